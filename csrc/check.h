@@ -1,0 +1,35 @@
+// The only macros of the project: a refused argument becomes std::invalid_argument (Python: ValueError), a failed
+// CUDA call std::runtime_error (Python: RuntimeError). Nothing below Python ever ends the process.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace sleepfm {
+
+template <typename... Args>
+std::string concatenate(Args const&... args) {
+    std::ostringstream out;
+    (out << ... << args);
+    return out.str();
+}
+
+}  // namespace sleepfm
+
+// SLEEPFM_CHECK(condition, "sentence with ", values, ".")
+#define SLEEPFM_CHECK(condition, ...)                                             \
+    do {                                                                          \
+        if (!(condition)) {                                                       \
+            throw std::invalid_argument(::sleepfm::concatenate(__VA_ARGS__));     \
+        }                                                                         \
+    } while (false)
+
+#define SLEEPFM_CUDA_CHECK(call)                                                                            \
+    do {                                                                                                    \
+        cudaError_t const status_ = (call);                                                                 \
+        if (status_ != cudaSuccess) {                                                                       \
+            throw std::runtime_error(::sleepfm::concatenate(#call, " failed: ", cudaGetErrorString(status_), \
+                                                            " (", cudaGetErrorName(status_), ")."));        \
+        }                                                                                                   \
+    } while (false)

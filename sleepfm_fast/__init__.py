@@ -1,0 +1,65 @@
+"""Contrastive learning on polysomnography, from EDF files to probes and retrieval.
+
+Importing the package does no work and does not import torch; the modules are in the order the data flows:
+``channels edf wfdb annotations epochs clips`` (recordings to clips), ``reference ops filters encoder feed rundir``
+(clips to a model) and the commands ``simulate preprocess train embed probe retrieve``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "build_info"]
+
+
+def _find_compiled_module() -> None:
+    # In a clone the working directory comes first on sys.path, so `python -m sleepfm_fast.train` finds these sources
+    # and not the installed package, where `pip install .` put the compiled module. Let the sources find it there.
+    if importlib.util.find_spec(f"{__name__}._C") is not None:
+        return
+    try:
+        installed = Path(str(importlib.metadata.distribution(__name__).locate_file(__name__)))
+    except importlib.metadata.PackageNotFoundError:
+        installed = None
+    if installed is not None and installed.is_dir() and any(installed.glob("_C.*")):
+        __path__.append(str(installed))
+        importlib.invalidate_caches()
+        return
+    raise ImportError(
+        f"the compiled module sleepfm_fast._C was found neither in {Path(__file__).parent} nor in an installed "
+        "sleepfm_fast. Run `pip install .` in the project's folder."
+    )
+
+
+_find_compiled_module()
+
+
+def build_info() -> dict[str, Any]:
+    """What this build contains and what this processor offers.
+
+    Returns
+    -------
+    dict
+        ``version``, ``compiler``, ``cpu_instruction_sets`` (slowest first), ``cpu_instruction_set_in_use``,
+        ``openmp``, ``cuda_architectures`` (empty for a CPU build) and ``cuda_compiler``.
+
+    Raises
+    ------
+    RuntimeError
+        When the compiled module belongs to another version than these sources.
+    """
+    compiled = importlib.import_module(f"{__name__}._C").build_info()
+    if compiled["version"] != __version__:
+        raise RuntimeError(
+            f"the compiled module is of version {compiled['version']}, the Python sources are of version "
+            f"{__version__}. Run `pip install .` again in the project's folder."
+        )
+    architectures = compiled["cuda_architectures"]
+    compiled["cuda_architectures"] = architectures.split(",") if architectures else []
+    return dict(compiled)

@@ -1,0 +1,32 @@
+"""``sleepfm-fast COMMAND``: the commands under one name; each is also ``python -m sleepfm_fast.COMMAND``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "simulate": "write a simulated cohort: EDF+ files with hypnograms and respiratory events, participants.csv",
+    "preprocess": "recordings (EDF, BDF) and their scoring -> clip store",
+    "train": "clip store -> trained model; without arguments, the demo on a simulated cohort",
+    "embed": "trained model + clip store -> embeddings",
+    "probe": "embeddings -> sleep staging or sleep-disordered breathing by logistic regression",
+    "retrieve": "embeddings -> recall@k and median rank between modalities",
+}
+
+
+def main() -> int:
+    """Forward to one command, or list them."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: sleepfm-fast COMMAND ...\n\n" + "\n".join(f"  {k:<11} {v}" for k, v in COMMANDS.items()))
+        return 0 if arguments else 2
+    if arguments[0] not in COMMANDS:
+        print(f"error: no command '{arguments[0]}'; choose one of: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    status: int = importlib.import_module(f"sleepfm_fast.{arguments[0]}").cli(arguments[1:])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The manners that every command shares: parse, say what was resolved, run, end with one JSON line, exit status."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sleepfm_fast.errors import SleepfmError
+
+__all__ = ["run", "say", "to_json"]
+
+Config = TypeVar("Config")
+
+
+def say(sentence: str) -> None:
+    """Print one line of progress or notice on standard error."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def plain(value: Any) -> Any:
+    """Reduce dataclasses, paths and NumPy scalars to what JSON knows; a number that is not finite becomes null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    elif hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Serialise configuration or results to strict JSON (no NaN)."""
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def run(config_type: type[Config], main: Callable[[Config], dict[str, Any]], argv: Sequence[str] | None = None) -> int:
+    """Parse ``argv`` into ``config_type``, run ``main`` and print its result as the last line of standard output.
+
+    Parameters
+    ----------
+    config_type : type
+        A frozen dataclass; its docstring is the help text.
+    main : callable
+        Takes the configuration, returns a dict of results. A key ``"exit_status"`` is taken out and returned.
+    argv : sequence of str, optional
+        Arguments without the program's name; the process's own by default.
+
+    Returns
+    -------
+    int
+        0 done, 1 failed (a :class:`SleepfmError` was reported), 2 wrong usage, 130 interrupted.
+    """
+    import tyro
+
+    module = sys.modules.get(main.__module__)
+    spec = getattr(module, "__spec__", None)
+    name = spec.name if spec is not None else main.__module__
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="tyro")
+            config = tyro.cli(
+                config_type, prog=f"python -m {name}", args=None if argv is None else list(argv), use_underscores=False
+            )
+    except SystemExit as stop:
+        return 0 if stop.code in (0, None) else 2
+    say(f"{name}: {to_json(config)}")
+    try:
+        result = main(config)
+    except SleepfmError as error:
+        say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; what was finished is kept, the same command goes on from there")
+        return 130
+    status = int(result.pop("exit_status", 0))
+    print(to_json(result), flush=True)
+    return status
