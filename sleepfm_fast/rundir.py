@@ -1,0 +1,177 @@
+"""A run on disk: ``config.json``, ``metrics.jsonl`` and safetensors checkpoints, each replaced atomically.
+
+A checkpoint is one safetensors file. Its tensors are the model, the optimiser's moments and the random number
+generators; everything that is not a tensor (step, sampler position, scheduler, best loss) is one JSON text in the
+file's metadata, so that one rename commits all of it together. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleepfm_fast.command import to_json
+from sleepfm_fast.errors import SleepfmError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["RunDirectory", "pack_optimiser", "read_checkpoint", "unpack_optimiser", "write_atomically", "write_checkpoint"]
+
+FORMAT = "sleepfm_fast run"
+VERSION = 1
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` under a temporary name, flush it to the disk and rename it to ``path``."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON state as one safetensors file, atomically.
+
+    Parameters
+    ----------
+    path : Path
+        Where the checkpoint will stand.
+    tensors : mapping of str to tensor
+        Any device; copied to the CPU.
+    state : mapping
+        What JSON can hold.
+    """
+    from safetensors.torch import save
+
+    data = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        metadata={"format": "pt", "state": to_json(state)},
+    )
+    write_atomically(path, data)
+
+
+def read_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what :func:`write_checkpoint` wrote.
+
+    Raises
+    ------
+    SleepfmError
+        When the file is missing, damaged, or lacks the state.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise SleepfmError(f"there is no checkpoint {path}; train the run first: python -m sleepfm_fast.train STORE RUN")
+    try:
+        with safe_open(str(path), framework="pt", device=device) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise SleepfmError(
+            f"the checkpoint {path} is damaged ({error}). Delete it; the run resumes from its other checkpoint or "
+            "from the start."
+        ) from error
+    if "state" not in metadata:
+        raise SleepfmError(f"the safetensors file {path} holds no sleepfm_fast state; it was not written by train.")
+    state: dict[str, Any] = json.loads(metadata["state"])
+    return tensors, state
+
+
+def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Split an optimiser's state into tensors named ``optimiser/<parameter>/<moment>`` and JSON."""
+    import torch
+
+    state = optimiser.state_dict()
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for index, moments in state["state"].items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimiser/{index}/{name}"] = value
+            else:
+                plain.setdefault(str(index), {})[name] = value
+    return tensors, {"groups": state["param_groups"], "plain": plain}
+
+
+def unpack_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    """Restore what :func:`pack_optimiser` took apart."""
+    moments: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in state["plain"].items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser/"):
+            _, index, moment = name.split("/", 2)
+            moments.setdefault(int(index), {})[moment] = tensor
+    optimiser.load_state_dict({"state": moments, "param_groups": state["groups"]})
+
+
+class RunDirectory:
+    """The folder of one training run.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; it need not exist before :meth:`create`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_path = path / "config.json"
+        self.metrics_path = path / "metrics.jsonl"
+        self.last_path = path / "last.safetensors"
+        self.best_path = path / "best.safetensors"
+
+    def exists(self) -> bool:
+        """Whether a run stands here."""
+        return self.config_path.is_file()
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        """Start a run; a folder that holds anything else is refused."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise SleepfmError(
+                f"{self.path} exists already. To go on with the run in it add --resume; to train anew name another folder."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = to_json({"format": FORMAT, "version": VERSION, **config}, indent=2)
+        write_atomically(self.config_path, text.encode() + b"\n")
+
+    def config(self) -> dict[str, Any]:
+        """Read ``config.json``."""
+        try:
+            config: dict[str, Any] = json.loads(self.config_path.read_text())
+        except FileNotFoundError:
+            raise SleepfmError(
+                f"{self.path} holds no run (config.json is missing). Give the folder that train wrote: "
+                "python -m sleepfm_fast.train STORE RUN"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise SleepfmError(f"{self.config_path} is damaged: {error}.") from error
+        if config.get("format") != FORMAT or config.get("version") != VERSION:
+            raise SleepfmError(
+                f"{self.config_path} says format '{config.get('format')}', version {config.get('version')}; this "
+                f"program reads '{FORMAT}', version {VERSION}."
+            )
+        return config
+
+    def append_metrics(self, row: Mapping[str, Any]) -> int:
+        """Append one line to ``metrics.jsonl``; returns the file's size in bytes, to be kept in the checkpoint."""
+        with self.metrics_path.open("ab") as file:
+            file.write(to_json(row).encode() + b"\n")
+            file.flush()
+            return file.tell()
+
+    def truncate_metrics(self, n_bytes: int) -> None:
+        """Forget lines written after the checkpoint that the run resumes from."""
+        if self.metrics_path.exists():
+            if self.metrics_path.stat().st_size < n_bytes:
+                raise SleepfmError(
+                    f"{self.metrics_path} is shorter ({self.metrics_path.stat().st_size} bytes) than when the checkpoint "
+                    f"was written ({n_bytes} bytes): it was changed by hand. Restore it, or train into another folder."
+                )
+            os.truncate(self.metrics_path, n_bytes)
+        elif n_bytes:
+            raise SleepfmError(f"{self.metrics_path} is missing; restore it, or train into another folder.")

@@ -1,0 +1,65 @@
+"""The order in which clips are seen: shuffled by (seed, epoch), and resumable at any batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ClipSampler", "fixed_blocks"]
+
+
+@dataclasses.dataclass
+class ClipSampler:
+    """Batches of clip numbers, without end.
+
+    Parameters
+    ----------
+    clips : int64 array [n]
+        The clips to draw from.
+    batch_size : int
+        Clips in a batch. The last, shorter batch of an epoch is dropped, because a contrastive loss over fewer
+        clips is another loss; a set smaller than one batch makes one batch of all of it.
+    seed : int
+        Seeds the order.
+    epoch, position : int
+        Where to go on: batches already drawn in that epoch.
+    """
+
+    clips: npt.NDArray[np.int64]
+    batch_size: int
+    seed: int
+    epoch: int = 0
+    position: int = 0
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches in one epoch."""
+        return max(len(self.clips) // self.batch_size, 1)
+
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The clips in the order of one epoch."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.clips)
+
+    def __iter__(self) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
+        """Yield (epoch, position, clips) from the current place on; the place itself is advanced by the caller."""
+        epoch, position = self.epoch, self.position
+        while True:
+            order = self.order(epoch)
+            for number in range(position, self.batches_per_epoch):
+                yield epoch, number, order[number * self.batch_size : (number + 1) * self.batch_size]
+            epoch, position = epoch + 1, 0
+
+
+def fixed_blocks(clips: npt.NDArray[np.int64], block_size: int, seed: int) -> list[npt.NDArray[np.int64]]:
+    """Cut ``clips`` into near-equal blocks in an order that mixes recordings and never changes.
+
+    A contrastive loss depends on which clips stand together; a validation loss is only comparable between epochs
+    when the blocks stay the same. Near-equal sizes keep the last block from having fewer negatives than the rest.
+    """
+    if len(clips) == 0:
+        return []
+    order = np.random.default_rng([seed, 0x7A11D]).permutation(clips)
+    return list(np.array_split(order, -(-len(clips) // block_size)))

@@ -1,0 +1,88 @@
+"""Which subjects train, validate and test: by a hash of the subject's name, so adding nights moves nobody."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["SPLITS", "Split", "assign_subjects"]
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The splitting rule; it is stored with a run, so every later command splits the same way."""
+
+    salt: str = "sleepfm_fast"
+    """Text hashed with every subject; another salt is another split."""
+    validation: float = 0.1
+    """Expected share of the subjects for validation."""
+    test: float = 0.2
+    """Expected share of the subjects for testing."""
+
+    def rule(self) -> str:
+        """The rule in words."""
+        return (
+            f"subjects by SHA-256 of '{self.salt}/<subject>' mapped to [0, 1): below {self.test:g} test, below "
+            f"{self.test + self.validation:g} validation, else train"
+        )
+
+
+def hash_fraction(salt: str, subject: str) -> float:
+    """Map a subject to [0, 1), the same on every machine."""
+    digest = hashlib.sha256(f"{salt}/{subject}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def assign_subjects(subjects: Sequence[str], split: Split) -> tuple[npt.NDArray[np.int8], tuple[str, ...]]:
+    """Assign each subject to a split.
+
+    Parameters
+    ----------
+    subjects : sequence of str
+        Distinct subject names.
+    split : Split
+        The rule.
+
+    Returns
+    -------
+    codes : int8 array [n_subjects]
+        Index into :data:`SPLITS`; -1 for every subject when there is only one (its clips serve all three purposes).
+    notices : tuple of str
+        Sentences the user must see. In a cohort so small that the hash leaves a split empty, the subject nearest to
+        that split is moved into it; that assignment may change as subjects are added, and the notice says so.
+    """
+    if len(subjects) == 1:
+        return np.full(1, -1, np.int8), (
+            f"there is only one subject ({subjects[0]}): the same clips serve for training, validation and testing, "
+            "so every figure describes memorisation, not generalisation.",
+        )
+    fractions = np.array([hash_fraction(split.salt, s) for s in subjects])
+    codes = np.where(fractions < split.test, 2, np.where(fractions < split.test + split.validation, 1, 0)).astype(np.int8)
+    order = np.argsort(fractions, kind="stable")
+    notices = []
+    wanted = (2, 0, 1) if len(subjects) > 2 else (2, 0)
+    for code in wanted:
+        if (codes == code).any():
+            continue
+        # The neighbour in hash order of the largest split that can spare a subject.
+        donor = max(range(3), key=lambda c: int((codes == c).sum()))
+        candidates = [i for i in order if codes[i] == donor]
+        chosen = candidates[0] if code > donor else candidates[-1]
+        codes[chosen] = code
+        notices.append(
+            f"the hash gave the {SPLITS[code]} split none of the {len(subjects)} subjects; {subjects[chosen]} was moved "
+            "there. In a cohort this small the splits may change when subjects are added."
+        )
+    if len(subjects) == 2:
+        codes[codes == 1] = 0
+        notices.append(
+            "there are only two subjects: the training subject also serves for validation, so the best checkpoint is "
+            "chosen on clips it was trained on."
+        )
+    return codes, tuple(notices)

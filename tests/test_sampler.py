@@ -1,0 +1,48 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from sleepfm_fast.sampler import ClipSampler, fixed_blocks
+
+CLIPS = np.arange(100, 203)
+
+
+def test_an_epoch_sees_each_clip_at_most_once_and_drops_the_short_batch():
+    sampler = ClipSampler(CLIPS, 10, seed=3)
+    batches = [clips for _, _, clips in islice(sampler, sampler.batches_per_epoch)]
+    seen = np.concatenate(batches)
+    assert [len(b) for b in batches] == [10] * 10
+    assert len(np.unique(seen)) == 100
+    assert set(seen) <= set(CLIPS)
+
+
+def test_resuming_anywhere_continues_the_same_sequence():
+    whole = list(islice(ClipSampler(CLIPS, 10, seed=3), 25))
+    resumed = list(islice(ClipSampler(CLIPS, 10, seed=3, epoch=1, position=4), 11))
+    for (e1, p1, c1), (e2, p2, c2) in zip(whole[14:], resumed, strict=True):
+        assert (e1, p1) == (e2, p2)
+        np.testing.assert_array_equal(c1, c2)
+
+
+def test_epochs_and_seeds_differ():
+    sampler = ClipSampler(CLIPS, 10, seed=3)
+    assert not np.array_equal(sampler.order(0), sampler.order(1))
+    assert not np.array_equal(sampler.order(0), ClipSampler(CLIPS, 10, seed=4).order(0))
+
+
+def test_fewer_clips_than_a_batch():
+    sampler = ClipSampler(CLIPS[:4], 10, seed=0)
+    assert sampler.batches_per_epoch == 1
+    (_, _, clips), (epoch, _, _) = islice(sampler, 2)
+    assert sorted(clips) == sorted(CLIPS[:4])
+    assert epoch == 1
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 103])
+def test_blocks_cover_everything_once_and_evenly(n):
+    blocks = fixed_blocks(np.arange(n), 32, seed=0)
+    assert sorted(np.concatenate([*blocks, np.zeros(0, int)])) == list(range(n))
+    sizes = [len(b) for b in blocks]
+    assert not sizes or max(sizes) - min(sizes) <= 1
+    assert not sizes or max(sizes) <= 32
