@@ -19,7 +19,14 @@ from sleepfm_fast.errors import SleepfmError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["RunDirectory", "pack_optimiser", "read_checkpoint", "unpack_optimiser", "write_atomically", "write_checkpoint"]
+__all__ = [
+    "RunDirectory",
+    "pack_optimiser",
+    "read_checkpoint",
+    "unpack_optimiser",
+    "write_atomically",
+    "write_checkpoint",
+]
 
 FORMAT = "sleepfm_fast run"
 VERSION = 1
@@ -67,7 +74,9 @@ def read_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Te
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise SleepfmError(f"there is no checkpoint {path}; train the run first: python -m sleepfm_fast.train STORE RUN")
+        raise SleepfmError(
+            f"there is no checkpoint {path}; train the run first: python -m sleepfm_fast.train STORE RUN"
+        )
     try:
         with safe_open(str(path), framework="pt", device=device) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -99,7 +108,9 @@ def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, torch.Te
     return tensors, {"groups": state["param_groups"], "plain": plain}
 
 
-def unpack_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+def unpack_optimiser(
+    optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
+) -> None:
     """Restore what :func:`pack_optimiser` took apart."""
     moments: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in state["plain"].items()}
     for name, tensor in tensors.items():
@@ -133,7 +144,7 @@ class RunDirectory:
         """Start a run; a folder that holds anything else is refused."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise SleepfmError(
-                f"{self.path} exists already. To go on with the run in it add --resume; to train anew name another folder."
+                f"{self.path} exists already. To go on with its run add --resume; to train anew name another folder."
             )
         self.path.mkdir(parents=True, exist_ok=True)
         text = to_json({"format": FORMAT, "version": VERSION, **config}, indent=2)
@@ -169,8 +180,8 @@ class RunDirectory:
         if self.metrics_path.exists():
             if self.metrics_path.stat().st_size < n_bytes:
                 raise SleepfmError(
-                    f"{self.metrics_path} is shorter ({self.metrics_path.stat().st_size} bytes) than when the checkpoint "
-                    f"was written ({n_bytes} bytes): it was changed by hand. Restore it, or train into another folder."
+                    f"{self.metrics_path} is shorter ({self.metrics_path.stat().st_size} bytes) than when the "
+                    f"checkpoint was written ({n_bytes} bytes): it was changed by hand. Restore it or train anew."
                 )
             os.truncate(self.metrics_path, n_bytes)
         elif n_bytes:

@@ -63,7 +63,9 @@ def assign_subjects(subjects: Sequence[str], split: Split) -> tuple[npt.NDArray[
             "so every figure describes memorisation, not generalisation.",
         )
     fractions = np.array([hash_fraction(split.salt, s) for s in subjects])
-    codes = np.where(fractions < split.test, 2, np.where(fractions < split.test + split.validation, 1, 0)).astype(np.int8)
+    codes = np.where(fractions < split.test, 2, np.where(fractions < split.test + split.validation, 1, 0)).astype(
+        np.int8
+    )
     order = np.argsort(fractions, kind="stable")
     notices = []
     wanted = (2, 0, 1) if len(subjects) > 2 else (2, 0)
@@ -76,8 +78,8 @@ def assign_subjects(subjects: Sequence[str], split: Split) -> tuple[npt.NDArray[
         chosen = candidates[0] if code > donor else candidates[-1]
         codes[chosen] = code
         notices.append(
-            f"the hash gave the {SPLITS[code]} split none of the {len(subjects)} subjects; {subjects[chosen]} was moved "
-            "there. In a cohort this small the splits may change when subjects are added."
+            f"the hash gave the {SPLITS[code]} split none of the {len(subjects)} subjects; {subjects[chosen]} was "
+            "moved there. In a cohort this small the splits may change when subjects are added."
         )
     if len(subjects) == 2:
         codes[codes == 1] = 0

@@ -1,0 +1,181 @@
+"""Clips of a store as the encoders' input: integers -> filter_resample -> one tensor a modality."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sleepfm_fast.channels import Montage
+from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.feed import gather
+from sleepfm_fast.filters import FilterBank
+from sleepfm_fast.ops import filter_resample
+from sleepfm_fast.scales import Scales, measure_scales
+
+__all__ = ["Batch", "ClipInput", "InputConfig", "prefetch"]
+
+FS_HZ = 256
+N_OUT = 30 * FS_HZ
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """How recorded integers become the encoders' input."""
+
+    filters: Literal["aasm", "seed", "clinical", "none"] = "aasm"
+    """Filter preset: aasm (bands of the AASM manual), seed (resampling only), clinical, none."""
+    notch_hz: Literal[0, 50, 60] = 0
+    """Mains frequency to remove, 0 for none."""
+    normalise: Literal["recording", "clip", "none"] = "recording"
+    """Scale each channel by its recording's typical amplitude, z-score every clip, or leave physical units."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One batch of clips.
+
+    Attributes
+    ----------
+    x : dict of str to float tensor [B, C, 7680]
+        The input of each modality.
+    present : dict of str to bool tensor [B, C]
+        Which channels the recording has; where False, ``x`` is zero and means nothing.
+    """
+
+    x: dict[str, torch.Tensor]
+    present: dict[str, torch.Tensor]
+
+    def to(self, device: torch.device) -> Batch:
+        """Move to a device."""
+        return Batch(
+            {k: v.to(device, non_blocking=True) for k, v in self.x.items()},
+            {k: v.to(device, non_blocking=True) for k, v in self.present.items()},
+        )
+
+
+class ClipInput:
+    """Turns clip numbers of a store into batches for a model with a given montage.
+
+    Parameters
+    ----------
+    store : ClipStore
+        Where the integers are.
+    montage : Montage
+        What the model was built for. Slots are found in the store by modality and name; a slot that the store lacks
+        is a channel that is not present.
+    config : InputConfig
+        Filter preset and normalisation.
+    device : torch.device
+        Where filtering runs and batches land.
+    """
+
+    def __init__(self, store: ClipStore, montage: Montage, config: InputConfig, device: torch.device) -> None:
+        self.store = store
+        self.config = config
+        self.device = device
+        self.bank = FilterBank(config.filters, fs_out_hz=FS_HZ, notch_hz=config.notch_hz or None)
+        numbers = {
+            (modality.name, slot.name): number
+            for number, (modality, slot) in enumerate(
+                (modality, slot) for modality in store.montage.modalities for slot in modality.slots
+            )
+        }
+        self.modalities = tuple(m.name for m in montage.modalities if m.slots)
+        wanted = [(m.name, s.name) for m in montage.modalities for s in m.slots]
+        columns = np.array([numbers.get(key, -1) for key in wanted], np.int64)
+        self.missing_slots = tuple(f"{m} {s}" for (m, s), c in zip(wanted, columns, strict=True) if c < 0)
+        if (columns < 0).all():
+            raise SleepfmError(
+                f"the store {store.path} has none of the model's channels ({', '.join(self.missing_slots)}); its "
+                f"montage is '{store.montage.name}'. Preprocess the recordings with the model's montage."
+            )
+        self.slots = columns[columns >= 0]
+        self.places = np.flatnonzero(columns >= 0)
+        self.n_columns = len(columns)
+        bounds = np.cumsum([0, *(len(m.slots) for m in montage.modalities if m.slots)])
+        self.spans = {
+            name: slice(int(a), int(b)) for name, a, b in zip(self.modalities, bounds[:-1], bounds[1:], strict=True)
+        }
+        self.scales = Scales.identity(len(store.recordings), len(self.slots))
+
+    def measure(self, recordings: npt.NDArray[np.int64], progress: Callable[[Iterable[int]], Iterable[int]]) -> None:
+        """Measure the scale of every channel of the given recordings (``normalise="recording"`` only)."""
+        if self.config.normalise == "recording":
+            measure_scales(self.store, self.bank, self.slots, recordings, self.scales, N_OUT, progress)
+
+    def __call__(self, clips: npt.NDArray[np.int64]) -> Batch:
+        """Read, filter, resample and scale the given clips."""
+        raw, table, calibration = gather(self.store, clips, self.slots, self.bank)
+        self.scales.apply(calibration, table, np.asarray(self.store.recording[clips], np.int64))
+        x = filter_resample(
+            torch.from_numpy(raw).to(self.device),
+            torch.from_numpy(table).to(self.device),
+            torch.from_numpy(calibration).to(self.device),
+            self.bank,
+            N_OUT,
+            normalise="zscore" if self.config.normalise == "clip" else "none",
+        )
+        present = torch.from_numpy(table[:, :, 1] > 0).to(self.device)
+        if len(self.places) < self.n_columns:
+            places = torch.from_numpy(self.places).to(self.device)
+            whole = x.new_zeros(len(clips), self.n_columns, N_OUT)
+            x, whole_present = whole.index_copy_(1, places, x), present.new_zeros(len(clips), self.n_columns)
+            present = whole_present.index_copy_(1, places, present)
+        return Batch(
+            {name: x[:, span] for name, span in self.spans.items()},
+            {name: present[:, span] for name, span in self.spans.items()},
+        )
+
+
+def prefetch(items: Iterable[Item], prepare: Callable[[Item], Result], depth: int = 2) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, prepare(item)) in order, preparing up to ``depth`` items ahead in a thread.
+
+    Reading and filtering release the interpreter lock, so they overlap with the training step. An exception in the
+    thread is raised here; leaving the loop stops the thread.
+    """
+    done = object()
+    results: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(value: Any) -> bool:
+        while not stop.is_set():
+            try:
+                results.put(value, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if stop.is_set() or not put((item, prepare(item))):
+                    return
+            put(done)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="sleepfm_fast-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            value = results.get()
+            if value is done:
+                return
+            if isinstance(value, BaseException):
+                raise value
+            yield value
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,120 @@
+"""Command: trained model + clip store -> embeddings of every clip."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sleepfm_fast import command
+from sleepfm_fast.command import say
+
+__all__ = ["Config", "main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Embed every clip of a store with the best model of a run: unit vectors, one a modality."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder written by train."""
+    store: Annotated[Path, tyro.conf.Positional]
+    """Clip store; its montage may differ from the one trained on: channels are matched by name."""
+    embeddings: Annotated[Path, tyro.conf.Positional]
+    """Folder to write."""
+
+    batch_size: int = 128
+    """Clips in a batch; it changes the speed, never the embeddings."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes CUDA where it is available."""
+    overwrite: bool = False
+    """Replace an existing EMBEDDINGS folder."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Embed; returns the results that end the command."""
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from sleepfm_fast.batches import ClipInput, InputConfig, prefetch
+    from sleepfm_fast.channels import Montage
+    from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.embeddings import EmbeddingWriter
+    from sleepfm_fast.rundir import RunDirectory
+    from sleepfm_fast.splits import Split, assign_subjects
+    from sleepfm_fast.training import choose_device, load_model
+
+    started = time.monotonic()
+    device = choose_device(config.device)
+    run = RunDirectory(config.run)
+    model, saved = load_model(run, device)
+    store = ClipStore(config.store)
+    clip_input = ClipInput(store, Montage.from_dict(saved["montage"]), InputConfig(**saved["input"]), device)
+    if clip_input.missing_slots:
+        say(f"notice: the store lacks {', '.join(clip_input.missing_slots)}; the model works without them")
+    split = Split(**saved["split"])
+    codes, notices = assign_subjects(list(store.subjects), split)
+    for notice in notices:
+        say(f"notice: {notice}")
+    n = len(store.recording)
+    clip_input.measure(
+        np.unique(np.asarray(store.recording)).astype(np.int64),
+        lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr),
+    )
+    batches = [np.arange(i, min(i + config.batch_size, n), dtype=np.int64) for i in range(0, n, config.batch_size)]
+    dim = model.config.dim
+    with (
+        EmbeddingWriter(config.embeddings, n, clip_input.modalities, dim, overwrite=config.overwrite) as writer,
+        tqdm(total=n, unit="clip", desc="embed", file=sys.stderr) as bar,
+        torch.inference_mode(),
+    ):
+        for clips, batch in prefetch(batches, clip_input):
+            embeddings, mask = model(batch.x, batch.present)
+            unit = torch.nn.functional.normalize(embeddings.float(), dim=2)
+            writer.append(unit.transpose(0, 1).cpu().numpy(), mask.T.cpu().numpy())
+            bar.update(len(clips))
+        subject = np.asarray(store.subject, np.int32)
+        writer.finish(
+            columns={
+                "recording": np.asarray(store.recording, np.int32),
+                "clip": np.asarray(store.clip, np.int32),
+                "onset_s": np.asarray(store.onset_s, np.float64),
+                "stage": np.asarray(store.stage, np.int8),
+                "sdb": np.asarray(store.sdb, np.int8),
+                "subject": subject,
+                "split": codes[subject],
+            },
+            names={
+                "subjects": list(store.subjects),
+                "recordings": [r.name for r in store.recordings],
+                "participants": {s: store.participants.get(s, {}) for s in store.subjects},
+                "run": str(config.run),
+                "store": str(config.store),
+                "split_rule": split.rule(),
+                "overlap": bool((codes < 0).any()),
+                "notices": list(notices),
+            },
+        )
+    return {
+        "embeddings": str(config.embeddings),
+        "clips": n,
+        "modalities": list(clip_input.modalities),
+        "dim": dim,
+        "overlap": bool((codes < 0).any()),
+        "elapsed_s": round(time.monotonic() - started, 1),
+    }
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return command.run(Config, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,98 @@
+"""The amplitude of every channel of a recording, so that two amplifiers speak the same language to one encoder.
+
+A clip's own z-score would erase what tells N3 from wake: how large the waves are within the night. So the scale is one
+number a channel and recording: the median, over clips spread evenly through the night, of the standard deviation within
+a clip (a few clips of artefact do not move a median, and rare sharp waves such as QRS complexes still count). Step-like
+channels keep their absolute meaning instead: saturation and pulse rate are mapped by fixed constants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.feed import gather
+from sleepfm_fast.filters import FilterBank
+from sleepfm_fast.ops import filter_resample
+
+__all__ = ["NOMINAL", "Scales", "measure_scales"]
+
+N_CLIPS = 32  # a standard error of the median of about 1.25/sqrt(32) = 22 % of the spread between clips
+
+# (centre, scale) of step-like channels by unit: a saturation of 95 % and a pulse of 60 a minute map to 0, a
+# desaturation of 5 % and a surge of 20 a minute to 1.
+NOMINAL = {"%": (95.0, 5.0), "bpm": (60.0, 20.0), "/min": (60.0, 20.0), "1/min": (60.0, 20.0), "bt/min": (60.0, 20.0)}
+
+
+@dataclasses.dataclass
+class Scales:
+    """Centre and scale of each channel of each recording: the op writes (filtered - centre) * scale.
+
+    Attributes
+    ----------
+    centre, scale : float32 arrays [n_recordings, n_slots]
+        A scale of 0 marks a channel that is flat throughout its recording: an electrode that was never connected. It is
+        treated as not present.
+    """
+
+    centre: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float32]
+
+    @classmethod
+    def identity(cls, n_recordings: int, n_slots: int) -> Scales:
+        """No change: physical units."""
+        return cls(np.zeros((n_recordings, n_slots), np.float32), np.ones((n_recordings, n_slots), np.float32))
+
+    def apply(
+        self, calibration: npt.NDArray[np.float32], table: npt.NDArray[np.int64], recordings: npt.NDArray[np.int64]
+    ) -> None:
+        """Write into the batch's calibration; flat channels lose their window in the batch's table."""
+        calibration[:, :, 2] = self.centre[recordings]
+        calibration[:, :, 3] = self.scale[recordings]
+        table[:, :, 1][self.scale[recordings] == 0] = 0
+
+
+def measure_scales(
+    store: ClipStore,
+    bank: FilterBank,
+    slots: npt.NDArray[np.int64],
+    recordings: npt.NDArray[np.int64],
+    scales: Scales,
+    n_out: int,
+    progress: Callable[[Iterable[int]], Iterable[int]],
+) -> None:
+    """Fill ``scales`` for the given recordings.
+
+    The result for a recording depends on that recording alone, whichever others are measured with it.
+    """
+    all_slots = store.montage.slots
+    order = np.argsort(np.asarray(store.recording), kind="stable")
+    starts = np.searchsorted(np.asarray(store.recording)[order], np.arange(len(store.recordings) + 1))
+    for recording in progress([int(r) for r in recordings]):
+        clips = order[starts[recording] : starts[recording + 1]]
+        if len(clips) == 0:
+            continue
+        chosen = clips[np.unique(np.linspace(0, len(clips) - 1, min(N_CLIPS, len(clips))).round().astype(np.int64))]
+        raw, table, calibration = gather(store, chosen, slots, bank)
+        x = filter_resample(
+            torch.from_numpy(raw), torch.from_numpy(table), torch.from_numpy(calibration), bank, n_out, normalise="none"
+        )
+        deviation, mean = torch.std_mean(x.double(), dim=2, correction=0)
+        centre = np.median(mean.numpy(), axis=0)
+        spread = np.median(deviation.numpy(), axis=0)
+        for column, slot_number in enumerate(slots):
+            slot = all_slots[int(slot_number)]
+            unit = store.recordings[recording].units[int(slot_number)]
+            if slot.kind == "step":
+                centre_, scale_ = NOMINAL.get(unit, (float(centre[column]), max(float(spread[column]), 1.0)))
+                scales.centre[recording, column], scales.scale[recording, column] = centre_, 1.0 / scale_
+            else:
+                scales.centre[recording, column] = centre[column]
+                # Below a millionth of the centre the deviation is the rounding of the filter, not a signal.
+                flat = spread[column] <= 1e-6 * abs(centre[column])
+                scales.scale[recording, column] = 0.0 if flat else 1.0 / spread[column]
