@@ -1,0 +1,361 @@
+"""Encoders: one 1-D convolutional network per modality, from a 30-s clip [C, 7680] to an embedding [dim].
+
+Two designs: ``efficientnet``, the network of SleepFM (Thapa et al., ICML 2024) with its layer order and state-dict
+names, so that its weights can be exchanged; ``strided``, a small network for demonstrations and tests on a CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["PRESETS", "EfficientNet1d", "Encoder", "EncoderConfig", "SleepModel", "StridedConvNet", "build_encoder"]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Shape of one encoder; the number of input channels comes from the modality."""
+
+    design: Literal["efficientnet", "strided"] = "efficientnet"
+    """``efficientnet`` (MBConv stages) or ``strided`` (plain strided convolutions)."""
+    dim: int = 512
+    """Length of the embedding."""
+    channels: tuple[int, ...] = (32, 16, 24, 40, 80, 112, 192, 320, 1280)
+    """Channels after the stem, after each stage and (efficientnet) after the last 1x1 convolution."""
+    depth: tuple[int, ...] = (1, 2, 2, 3, 3, 3, 3)
+    """Blocks in each MBConv stage (efficientnet)."""
+    expansion: int = 6
+    """Width of an MBConv block's depthwise convolution, in multiples of its input channels (efficientnet)."""
+    dropout: float = 0.5
+    """Dropout in the residual blocks and before the last layer."""
+    kernels: tuple[int, ...] = ()
+    """Kernel of each convolution, in samples of its input (strided)."""
+    strides: tuple[int, ...] = ()
+    """Stride of each convolution (strided)."""
+    segments: int = 1
+    """Equal parts of the clip that are pooled separately, so that the embedding knows when (strided)."""
+
+    def __post_init__(self) -> None:
+        """Refuse a shape that does not fit together; JSON's lists become tuples."""
+        for name in ("channels", "depth", "kernels", "strides"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.design == "efficientnet" and len(self.channels) != len(self.depth) + 2:
+            raise ValueError(
+                f"an efficientnet with {len(self.depth)} stages has {len(self.depth) + 2} entries in channels (stem, "
+                f"stages, last convolution); got {len(self.channels)}: {self.channels}."
+            )
+        if self.design == "strided" and not len(self.channels) == len(self.kernels) == len(self.strides) > 0:
+            raise ValueError(
+                "a strided network has as many kernels and strides as channels; got "
+                f"{len(self.channels)} channels, {len(self.kernels)} kernels, {len(self.strides)} strides."
+            )
+        if self.design not in ("efficientnet", "strided"):
+            raise ValueError(f"design is '{self.design}'; choose 'efficientnet' or 'strided'.")
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> EncoderConfig:
+        """Rebuild a configuration from ``dataclasses.asdict`` or its JSON."""
+        return cls(**fields)
+
+
+PRESETS: dict[str, EncoderConfig] = {
+    "seed": EncoderConfig(),
+    "tiny": EncoderConfig(
+        design="strided",
+        dim=128,
+        channels=(16, 32, 64, 96),
+        kernels=(24, 7, 5, 3),
+        strides=(8, 4, 4, 2),
+        dropout=0.1,
+        segments=5,
+    ),
+}
+
+
+class Encoder(nn.Module):
+    """What the designs share: absent channels are left out before the first convolution sees them.
+
+    An absent channel contributes nothing to the stem, and the channels that are there are scaled by
+    ``n_channels / n_present``, clip by clip, so that the stem's response keeps its expected size (the stem is linear:
+    scaling its input scales the response without its bias). With all channels present the factor is exactly 1 and
+    the network is the plain one. The samples of an absent channel are never read into the result: NaN there is safe.
+    """
+
+    n_channels: int
+    dim: int
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Run the network proper, [B, C, n] -> [B, dim]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+        """Embed clips of one modality.
+
+        Parameters
+        ----------
+        x : Tensor
+            Clips [B, C, n_samples], 7680 samples at 256 Hz.
+        present : Tensor, optional
+            bool [B, C], which channels each clip has; all of them by default. A clip without any channel gives the
+            embedding of a silent input, which means nothing: :class:`SleepModel` never asks for it.
+
+        Returns
+        -------
+        Tensor
+            Embeddings [B, dim], not normalised.
+        """
+        if x.dim() != 3 or x.shape[1] != self.n_channels:
+            raise ValueError(
+                f"expected clips of shape [batch, {self.n_channels} channels, samples], got {list(x.shape)}."
+            )
+        if present is not None:
+            if present.shape != x.shape[:2] or present.dtype != torch.bool:
+                raise ValueError(
+                    f"present must be bool of shape {list(x.shape[:2])}, got {present.dtype} {list(present.shape)}."
+                )
+            present = present.to(x.device, non_blocking=True)
+            scale = self.n_channels / present.sum(dim=1).clamp(min=1).to(x.dtype)
+            x = torch.where(present[:, :, None], x * scale[:, None, None], 0.0)
+        return self.embed(x)
+
+
+class MBConvBlock(nn.Module):
+    """Inverted bottleneck: 1x1 expansion, depthwise convolution of 3, 1x1 projection without norm or activation."""
+
+    def __init__(self, n_in: int, n_out: int, expansion: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        width = n_in * expansion
+        self.conv1 = nn.Conv1d(n_in, width, kernel_size=1)
+        self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=stride, padding=1, groups=width)
+        self.conv3 = nn.Conv1d(width, n_out, kernel_size=1)
+        self.b0 = nn.BatchNorm1d(width)
+        self.b1 = nn.BatchNorm1d(width)
+        self.act = nn.ReLU6()
+        self.drop = nn.Dropout(dropout)
+        self.residual = stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, n_in, n] -> [B, n_out, n / stride]."""
+        y: Tensor = self.act(self.b0(self.conv1(x)))
+        y = self.act(self.b1(self.conv2(y)))
+        y = self.conv3(y)
+        return x + self.drop(y) if self.residual else y
+
+
+class MBConvStage(nn.Module):
+    """Residual blocks that keep the channels, then one block that changes them and halves the length; batch norm."""
+
+    def __init__(self, n_in: int, n_out: int, expansion: int, n_blocks: int, dropout: float) -> None:
+        super().__init__()
+        blocks: OrderedDict[str, nn.Module] = OrderedDict(
+            (f"s{i}", MBConvBlock(n_in, n_in, expansion, 1, dropout)) for i in range(n_blocks - 1)
+        )
+        # The published state dict numbers the last block n_blocks + 1 and leaves a gap.
+        blocks[f"s{n_blocks + 1}"] = MBConvBlock(n_in, n_out, expansion, 2, dropout)
+        self.stack = nn.Sequential(blocks)
+        self.bn = nn.BatchNorm1d(n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, n_in, n] -> [B, n_out, n / 2]."""
+        y: Tensor = self.bn(self.stack(x))
+        return y
+
+
+class EfficientNet1d(Encoder):
+    """The encoder of SleepFM: stem, MBConv stages, 1x1 convolution, global average, linear layer.
+
+    The stem's batch norm has no activation after it, max pooling of 3 follows the second and the fifth MBConv stage
+    (``stage3``, ``stage6``), every convolution has a bias; lengths for 7680 samples: 3840 after the stem, then
+    1920, 960, 480, 240, 120, 60, 30.
+
+    Parameters
+    ----------
+    n_channels : int
+        Input channels.
+    config : EncoderConfig
+        ``PRESETS["seed"]`` gives 318 state-dict tensors with the published names.
+    """
+
+    def __init__(self, n_channels: int, config: EncoderConfig) -> None:
+        super().__init__()
+        stem, *stages, last = config.channels
+        self.n_channels = n_channels
+        self.dim = config.dim
+        self.stage1 = nn.Conv1d(n_channels, stem, kernel_size=3, stride=2, padding=1)
+        self.b0 = nn.BatchNorm1d(stem)
+        self.stage_names = [f"stage{i + 2}" for i in range(len(stages))]
+        n_in = stem
+        for name, n_out, n_blocks in zip(self.stage_names, stages, config.depth, strict=True):
+            self.add_module(name, MBConvStage(n_in, n_out, config.expansion, n_blocks, config.dropout))
+            n_in = n_out
+        self.pool = nn.MaxPool1d(3, stride=1, padding=1)
+        self.pooled_after = ("stage3", "stage6")
+        self.stage9 = nn.Conv1d(n_in, last, kernel_size=1)
+        self.drop = nn.Dropout(config.dropout)
+        self.fc = nn.Linear(last, config.dim)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """[B, C, n] -> [B, dim]."""
+        x = self.b0(self.stage1(x))
+        for name in self.stage_names:
+            x = getattr(self, name)(x)
+            if name in self.pooled_after:
+                x = self.pool(x)
+        y: Tensor = self.fc(self.drop(torch.relu(self.stage9(x).mean(dim=2))))
+        return y
+
+
+class StridedConvNet(Encoder):
+    """Strided convolutions with batch norm and ReLU, then mean and maximum over equal parts of the clip.
+
+    The first convolution works as a bank of band-pass filters (24 samples: 94 ms at 256 Hz); what follows its
+    rectification measures envelopes on ever coarser grids. Pooling parts of the clip separately keeps when
+    something happened, which is what tells clips of one night apart.
+    """
+
+    def __init__(self, n_channels: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.n_channels = n_channels
+        self.dim = config.dim
+        self.segments = config.segments
+        layers: list[nn.Module] = []
+        n_in = n_channels
+        for n_out, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
+            # The batch norm's shift makes a bias redundant.
+            layers += [
+                nn.Conv1d(n_in, n_out, kernel, stride=stride, padding=(kernel - stride + 1) // 2, bias=False),
+                nn.BatchNorm1d(n_out),
+                nn.ReLU(),
+            ]
+            n_in = n_out
+        self.layers = nn.Sequential(*layers)
+        self.drop = nn.Dropout(config.dropout)
+        self.fc = nn.Linear(2 * n_in * config.segments, config.dim)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """[B, C, n] -> [B, dim]."""
+        x = self.layers(x)
+        length = x.shape[2] // self.segments
+        if length == 0:
+            raise ValueError(f"a clip this short leaves {x.shape[2]} positions for {self.segments} segments.")
+        x = x[:, :, : length * self.segments].reshape(x.shape[0], -1, self.segments, length)
+        y: Tensor = self.fc(self.drop(torch.cat((x.mean(dim=3), x.amax(dim=3)), dim=1).flatten(1)))
+        return y
+
+
+def build_encoder(n_channels: int, config: EncoderConfig) -> Encoder:
+    """Make the encoder of one modality, with PyTorch's default initialisation from the global random state."""
+    return (EfficientNet1d if config.design == "efficientnet" else StridedConvNet)(n_channels, config)
+
+
+class SleepModel(nn.Module):
+    """One encoder per modality and the temperature of the contrastive loss.
+
+    Parameters
+    ----------
+    modalities : mapping
+        Modality name -> number of channels; the order is that of the stacked embeddings.
+    config : EncoderConfig
+        Shape of every encoder.
+
+    Attributes
+    ----------
+    encoders : ModuleDict
+        Keyed by modality.
+    log_temperature : Parameter
+        0-d, starts at 0; the logits are ``cosine * exp(log_temperature)``.
+    """
+
+    def __init__(self, modalities: Mapping[str, int], config: EncoderConfig) -> None:
+        super().__init__()
+        self.modalities = dict(modalities)
+        self.config = config
+        self.encoders = nn.ModuleDict({name: build_encoder(n, config) for name, n in self.modalities.items()})
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+
+    def embed_modality(self, name: str, x: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embed one modality where it exists.
+
+        Clips without any of its channels are not shown to the encoder, so batch norm never averages over invented
+        input. In training a modality that fewer than two clips of the batch have is left out altogether: it has no
+        negatives, and batch norm over a single clip would track that clip instead of the data. (Its parameters then
+        get no gradient; DistributedDataParallel needs ``find_unused_parameters=True`` where that can happen.)
+
+        Parameters
+        ----------
+        name : str
+            Modality.
+        x : Tensor
+            Clips [B, C, n_samples]; absent channels may hold anything, NaN included.
+        present : Tensor, optional
+            bool [B, C]; all present by default. Best on the CPU: choosing rows from a mask on the device
+            makes the host wait for the device.
+
+        Returns
+        -------
+        embeddings : Tensor
+            [B, dim], not normalised; zeros where the modality is missing.
+        mask : Tensor
+            bool [B] on the device of ``x``: the rows that hold an embedding.
+        """
+        encoder = self.encoders[name]
+        n = x.shape[0]
+        n_least = 2 if self.training else 1
+        have = torch.ones(n, dtype=torch.bool) if present is None else present.any(dim=1)
+        n_have = n if present is None else int(have.sum())
+        if n_have < n_least:
+            return x.new_zeros(n, self.config.dim), torch.zeros(n, dtype=torch.bool, device=x.device)
+        if present is None or n_have == n:
+            return encoder(x, present), have.to(x.device, non_blocking=True)
+        rows = have.nonzero().squeeze(1)
+        some = encoder(x[rows.to(x.device)], present[rows])
+        embeddings = some.new_zeros(n, self.config.dim).index_copy(0, rows.to(x.device), some)
+        return embeddings, have.to(x.device, non_blocking=True)
+
+    def forward(
+        self, batch: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Embed a batch of clips in all modalities.
+
+        Parameters
+        ----------
+        batch : mapping
+            Modality -> clips [B, C, n_samples].
+        present : mapping, optional
+            Modality -> bool [B, C]; a modality that it does not name is wholly present.
+
+        Returns
+        -------
+        embeddings : Tensor
+            [M, B, dim] in the order of ``modalities``, not normalised.
+        mask : Tensor
+            bool [M, B].
+        """
+        missing = [name for name in self.modalities if name not in batch]
+        if missing:
+            raise ValueError(
+                f"the batch has no clips for {', '.join(missing)}; it must name every modality of the model: "
+                f"{', '.join(self.modalities)} (with present all False where a clip has none)."
+            )
+        pairs = [self.embed_modality(name, batch[name], (present or {}).get(name)) for name in self.modalities]
+        return torch.stack([e for e, _ in pairs]), torch.stack([m for _, m in pairs])
+
+    def n_parameters(self) -> int:
+        """Count the trainable numbers."""
+        return sum(math.prod(p.shape) for p in self.parameters() if p.requires_grad)
+
+    def describe(self) -> dict[str, Any]:
+        """Say what rebuilds this model with :meth:`from_description`, as plain JSON values."""
+        return {"modalities": dict(self.modalities), "encoder": dataclasses.asdict(self.config)}
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> SleepModel:
+        """Build an untrained model from :meth:`describe`."""
+        return cls(description["modalities"], EncoderConfig.from_dict(description["encoder"]))
