@@ -1,0 +1,61 @@
+"""Fixtures that several test files share: real recordings, a simulated cohort, the rule for CUDA tests."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Folder of real recordings that are not part of the project."""
+    folder = Path(os.environ.get("SLEEPFM_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real recordings are missing: {folder} (set SLEEPFM_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _random_state():
+    """No test sees random numbers that depend on which tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries under test may use the global state
+    yield
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip CUDA tests where there is no GPU, unless this machine is said to have one."""
+    if item.get_closest_marker("cuda") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        if os.environ.get("SLEEPFM_REQUIRE_CUDA") == "1":
+            pytest.fail("SLEEPFM_REQUIRE_CUDA=1, but torch sees no CUDA device")
+        pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of eight simulated subjects, 20 minutes each."""
+    from sleepfm_fast import simulate
+
+    folder = tmp_path_factory.mktemp("cohort") / "edf"
+    assert simulate.cli([str(folder), "--subjects", "8", "--hours", "0.334", "--seed", "3"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cohort_store(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clip store of :func:`cohort`."""
+    from sleepfm_fast import preprocess
+
+    store = tmp_path_factory.mktemp("store") / "store"
+    assert preprocess.cli([str(cohort), str(store)]) == 0
+    return store

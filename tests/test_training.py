@@ -1,0 +1,206 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sleepfm_fast import train
+from sleepfm_fast.rundir import RunDirectory, read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+# Early stopping off; checkpoints within the epoch, so that a resume starts in the middle of one.
+SMALL = [
+    "--preset", "tiny", "--batch-size", "16", "--epochs", "3", "--optimiser", "adamw", "--checkpoint-steps", "3",
+    "--patience", "0", "--threads", "2",
+]  # fmt: skip
+
+
+def last_json(text):
+    return json.loads(text.strip().splitlines()[-1])
+
+
+def metrics(run, *, drop=("clips_per_s",)):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in drop} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def trained(cohort_store, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert train.cli([str(cohort_store), str(run), *SMALL]) == 0
+    return run
+
+
+def test_training_lowers_the_validation_loss(trained):
+    losses = [row["validation_loss"] for row in metrics(trained) if row["kind"] == "epoch"]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+
+
+def test_the_best_checkpoint_is_the_one_of_the_best_validation_loss(trained):
+    epochs = [row for row in metrics(trained) if row["kind"] == "epoch"]
+    best = min(epochs, key=lambda row: row["validation_loss"])
+    _, state = read_checkpoint(trained / "best.safetensors")
+    assert state["best_epoch"] == best["epoch"]
+    assert state["best_loss"] == best["validation_loss"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(trained, cohort_store, tmp_path):
+    assert train.cli([str(cohort_store), str(tmp_path / "same"), *SMALL]) == 0
+    assert_same_run(trained, tmp_path / "same")
+    assert train.cli([str(cohort_store), str(tmp_path / "other"), *SMALL, "--seed", "1", "--max-steps", "4"]) == 0
+    assert metrics(tmp_path / "other")[0] != metrics(trained)[0]
+
+
+def assert_same_run(one, other):
+    a, state_a = read_checkpoint(one / "last.safetensors")
+    b, state_b = read_checkpoint(other / "last.safetensors")
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert different == []
+    assert {k: v for k, v in state_a.items() if k != "metrics_bytes"} == {
+        k: v for k, v in state_b.items() if k != "metrics_bytes"
+    }
+    assert metrics(one) == metrics(other)
+
+
+@pytest.mark.parametrize("checkpoint", [0, 1, 2], ids=["at-once", "after-the-first-checkpoint", "after-an-epoch"])
+def test_kill_and_resume_reproduce_the_uninterrupted_run_bit_for_bit(trained, cohort_store, tmp_path, checkpoint):
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "sleepfm_fast.train", str(cohort_store), str(run), *SMALL]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wanted = [run / "config.json", run / "last.safetensors", run / "best.safetensors"][checkpoint]
+    deadline = time.monotonic() + 120
+    while not wanted.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert wanted.exists()
+    done = len(metrics(run)) if (run / "metrics.jsonl").exists() else 0
+    assert done < len(metrics(trained)), "the run had ended before it was killed"
+    result = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert_same_run(trained, run)
+
+
+def test_a_finished_run_resumes_to_nothing_more(trained, cohort_store, capsys):
+    before = (trained / "last.safetensors").read_bytes()
+    assert train.cli([str(cohort_store), str(trained), *SMALL, "--resume"]) == 0
+    assert (trained / "last.safetensors").read_bytes() == before
+    assert last_json(capsys.readouterr().out)["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (SMALL, "add --resume"),
+        ([*SMALL, "--resume", "--lr", "0.5"], "--lr was 0.001, is 0.5"),
+        ([*SMALL, "--resume", "--batch-size", "8"], "--batch-size was 16, is 8"),
+    ],
+)
+def test_a_run_is_neither_overwritten_nor_resumed_otherwise(trained, cohort_store, capsys, arguments, sentence):
+    assert train.cli([str(cohort_store), str(trained), *arguments]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--epochs", "0"], "--epochs is 0"),
+        (["--lr", "-1"], "--lr is -1"),
+        (["--test-share", "0.9", "--validation-share", "0.1"], "leave no subjects"),
+        (["--log-temperature", "9"], "--log-temperature is 9"),
+    ],
+)
+def test_impossible_options_are_refused_by_name(cohort_store, tmp_path, capsys, arguments, sentence):
+    assert train.cli([str(cohort_store), str(tmp_path / "run"), *arguments]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_that_is_not_there_is_refused(cohort_store, tmp_path, capsys):
+    assert train.cli([str(cohort_store), str(tmp_path / "run"), "--device", "cuda"]) == 1
+    assert "torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_wrong_usage_exits_with_2(capsys):
+    assert train.cli(["--no-such-option"]) == 2
+    assert train.cli(["a", "b", "c"]) == 2
+
+
+def test_options_of_a_training_without_a_store_are_refused(capsys):
+    assert train.cli(["--epochs", "3"]) == 1
+    assert "without a STORE" in capsys.readouterr().err
+
+
+def test_sgd_with_steps_is_the_default():
+    config = train.Config()
+    assert (config.preset, config.optimiser, config.schedule) == ("seed", "sgd", "step")
+    assert (config.lr, config.step_epochs, config.batch_size, config.epochs) == (1e-3, 5, 32, 20)
+
+
+def test_early_stopping(cohort_store, tmp_path, capsys):
+    arguments = [*SMALL, "--patience", "1", "--epochs", "30", "--lr", "1e-12"]
+    assert train.cli([str(cohort_store), str(tmp_path / "run"), *arguments]) == 0
+    result = last_json(capsys.readouterr().out)
+    assert result["stopped_early"]
+    assert result["epochs"] < 30
+
+
+def test_a_resumed_run_that_had_stopped_early_stays_stopped(cohort_store, tmp_path, capsys):
+    arguments = [str(cohort_store), str(tmp_path / "run"), *SMALL, "--patience", "1", "--epochs", "30", "--lr", "1e-12"]
+    assert train.cli(arguments) == 0
+    epochs = last_json(capsys.readouterr().out)["epochs"]
+    assert train.cli([*arguments, "--resume"]) == 0
+    assert last_json(capsys.readouterr().out)["epochs"] == epochs
+
+
+def test_pairwise_and_seed_preset_train(cohort_store, tmp_path):
+    arguments = ["--preset", "seed", "--mode", "pairwise", "--max-steps", "2", "--batch-size", "4"]
+    run = tmp_path / "run"
+    assert train.cli([str(cohort_store), str(run), *arguments, "--validation-block", "8"]) == 0
+    tensors, _ = read_checkpoint(run / "best.safetensors")
+    names = {k.split("/", 1)[1] for k in tensors if k.startswith("model/")}
+    assert sum(name.startswith("encoders.brain.") for name in names) == 318
+
+
+def test_config_json_holds_what_embed_needs(trained):
+    config = RunDirectory(trained).config()
+    assert set(config) >= {"config", "model", "montage", "input", "split", "store_digest"}
+    assert config["config"]["batch_size"] == 16
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys\nfrom sleepfm_fast import train\n"
+        "status = train.cli(['--help'])\nassert status == 0\nassert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "STORE" in result.stdout
+
+
+def test_every_option_has_a_help_text():
+    source = Path(train.__file__).read_text()
+    for field in dataclasses.fields(train.Config):
+        position = source.index(f"    {field.name}:")
+        assert source[position:].split("\n")[1].strip().startswith('"""'), field.name
+
+
+def test_order_of_clips_is_not_touched_by_the_device_or_threads(cohort_store, tmp_path):
+    # One thread and two give the same first loss: kernels partition their work independently of the thread count.
+    for threads in ("1", "2"):
+        env = {**os.environ, "OMP_NUM_THREADS": threads}
+        command = [sys.executable, "-m", "sleepfm_fast.train", str(cohort_store), str(tmp_path / threads)]
+        arguments = ["--preset", "tiny", "--max-steps", "10", "--batch-size", "8", "--threads", threads]
+        subprocess.run([*command, *arguments], cwd=ROOT, env=env, check=True, capture_output=True)
+    one, two = metrics(tmp_path / "1")[0], metrics(tmp_path / "2")[0]
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-3)
