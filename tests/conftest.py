@@ -26,7 +26,6 @@ def _random_state():
     """No test sees random numbers that depend on which tests ran before it."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - libraries under test may use the global state
-    yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,0 +1,106 @@
+"""The commands in the order a user runs them, on a simulated cohort and on a real recording."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sleepfm_fast import embed, preprocess, probe, retrieve, train
+from sleepfm_fast.__main__ import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--preset", "tiny", "--optimiser", "adamw", "--epochs", "2", "--batch-size", "16"]
+
+
+def run(command, arguments, capsys):
+    """Run a command in this process; returns its last line on standard output as JSON."""
+    status = command.cli([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    return json.loads(captured.out.strip().splitlines()[-1]), captured.err
+
+
+def test_from_store_to_retrieval(cohort_store, tmp_path, capsys):
+    trained, _ = run(train, [cohort_store, tmp_path / "run", *TINY], capsys)
+    assert trained["steps"] > 0
+    embedded, _ = run(embed, [tmp_path / "run", cohort_store, tmp_path / "embeddings"], capsys)
+    assert embedded["clips"] == 8 * 40
+    assert embedded["modalities"] == ["respiratory", "brain", "ecg"]
+    matrix = np.load(tmp_path / "embeddings" / "embeddings.npy")
+    mask = np.load(tmp_path / "embeddings" / "mask.npy")
+    np.testing.assert_allclose(np.linalg.norm(matrix[mask], axis=1), 1, rtol=1e-5)
+    staged, _ = run(probe, [tmp_path / "embeddings", "--task", "stage", "--bootstraps", "50"], capsys)
+    assert 0 <= staged["macro"]["auroc"] <= 1
+    found, _ = run(retrieve, [tmp_path / "embeddings"], capsys)
+    assert len(found["directions"]) == 6
+
+
+def test_embeddings_do_not_depend_on_the_batch_size(cohort_store, tmp_path, capsys):
+    run(train, [cohort_store, tmp_path / "run", *TINY, "--max-steps", "3"], capsys)
+    for size in ("7", "64"):
+        run(embed, [tmp_path / "run", cohort_store, tmp_path / size, "--batch-size", size], capsys)
+    a, b = (np.load(tmp_path / size / "embeddings.npy") for size in ("7", "64"))
+    # The convolution library may add in another order for another batch size: rounding, nothing more.
+    np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_a_real_recording_from_edf_to_retrieval(data_folder, tmp_path, capsys):
+    store = tmp_path / "store"
+    ingested, _ = run(
+        preprocess, [data_folder / "osas2002.edf", store, "--labels", data_folder / "osas2002-stages.csv"], capsys
+    )
+    assert ingested["nights"] == 1
+    assert ingested["clips"] == 40
+    trained, err = run(train, [store, tmp_path / "run", *TINY], capsys)
+    assert trained["overlap"]
+    assert "memorisation" in err
+    embedded, err = run(embed, [tmp_path / "run", store, tmp_path / "embeddings"], capsys)
+    assert embedded["clips"] == 40
+    assert embedded["modalities"] == ["respiratory", "brain", "ecg"]
+    assert np.load(tmp_path / "embeddings" / "mask.npy").all(), "all three modalities were recorded"
+    assert "memorisation" in err
+    staged, err = run(probe, [tmp_path / "embeddings", "--task", "stage", "--bootstraps", "20"], capsys)
+    assert staged["overlap"]
+    assert "memorisation" in err
+    found, err = run(retrieve, [tmp_path / "embeddings"], capsys)
+    assert found["overlap"]
+    assert "memorisation" in err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_quick_and_names_every_positional(name):
+    code = (
+        f"import sys\nfrom sleepfm_fast import {name} as c\nassert c.cli(['--help']) == 0\n"
+        "heavy = {'torch', 'sklearn', 'numba'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert f"sleepfm_fast.{name}" in result.stdout
+
+
+def test_the_one_name_for_all_commands():
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "sleepfm_fast", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    listing = call("--help")
+    assert listing.returncode == 0
+    assert all(name in listing.stdout for name in COMMANDS)
+    assert call().returncode == 2
+    wrong = call("trian")
+    assert wrong.returncode == 2
+    assert "no command 'trian'" in wrong.stderr
+    assert call("probe").returncode == 2
+    assert call("probe", "nowhere", "--task", "stage").returncode == 1
+
+
+def test_a_missing_run_or_store_is_a_sentence(tmp_path, capsys):
+    assert embed.cli([str(tmp_path / "run"), str(tmp_path / "store"), str(tmp_path / "e")]) == 1
+    assert "holds no run" in capsys.readouterr().err
+    assert train.cli([str(tmp_path / "store"), str(tmp_path / "run")]) == 1
+    assert "store" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
