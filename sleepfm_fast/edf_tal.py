@@ -20,7 +20,8 @@ __all__ = ["Annotation", "RecordStarts", "Tal", "read_tals"]
 
 CHUNK = re.compile(rb"[^\x00]+")
 ONSET = re.compile(rb"[+-]\d{1,15}(?:\.\d{0,15})?")
-LENIENT = re.compile(rb"[+-]?\d{1,15}(?:\.\d{0,15})?")
+DURATION = re.compile(rb"\d{1,15}(?:\.\d{0,15})?")
+LENIENT = re.compile(rb"[+-]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})")
 
 
 @dataclass(frozen=True)
@@ -157,11 +158,13 @@ def read_tals(
                 continue
         duration = None
         if length_text:
-            length_text = length_text.replace(b",", b".")
-            if LENIENT.fullmatch(length_text) and not length_text.startswith(b"-"):
-                duration = Decimal(length_text.decode("ascii"))
-            else:
-                faults.setdefault("with an unreadable duration are kept without it", []).append(repr(length_text[:24]))
+            if not DURATION.fullmatch(length_text):
+                length_text = length_text.replace(b",", b".")
+                readable = LENIENT.fullmatch(length_text) and not length_text.startswith(b"-")
+                kind = "of another form than 12.5 are kept" if readable else "that cannot be read are kept without it"
+                faults.setdefault(f"with a duration {kind}", []).append(repr(length_text[:24]))
+                length_text = length_text if readable else b""
+            duration = Decimal(length_text.decode("ascii")) if length_text else None
         if texts[-1] or not mark:
             faults.setdefault("without their closing mark are kept", []).append(repr(chunk.group()[:24]))
         for raw in texts:
