@@ -1,0 +1,241 @@
+"""EDF, EDF+, BDF and BDF+ recordings: header and annotations read, samples left where they are, memory-mapped.
+
+Times are seconds from the first sample. An EDF+ file may start its first record a fraction of a second after the
+start that its header states, and counts its annotations from the header's start; here that fraction is added to
+``Recording.start`` and taken off every annotation and segment, so that sample 0 lies at 0 s.
+
+What can be repaired safely is repaired and listed in ``issues``, of the recording and of each signal; nothing is
+changed silently. One bad signal never costs the night. ``strict=True`` raises at the first issue instead.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import stat
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sleepfm_fast.edf_header import BLOCK_BYTES, EdfError, Header, Issues, Signal, parse_header
+from sleepfm_fast.edf_tal import Annotation, read_tals
+
+__all__ = ["Annotation", "EdfError", "Recording", "Segment", "Signal", "read_recording"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One stretch of records without a gap; ``onset_s`` is counted from the first sample of the recording."""
+
+    first_record: int
+    n_records: int
+    onset_s: Fraction
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording's header, segments and annotations; :meth:`records` maps its samples.
+
+    Attributes
+    ----------
+    format : str
+        "EDF", "EDF+C", "EDF+D", "BDF", "BDF+C" or "BDF+D".
+    start : datetime or None
+        Time of the first sample; None where the header holds no valid date and time.
+    record_s : Fraction
+        Duration of a record, exact; 0 in files that hold annotations only.
+    sample_bytes : int
+        2 (EDF) or 3 (BDF), little-endian, two's complement.
+    signals : tuple of Signal
+        The ordinary signals. Those without samples or without a sampling rate are left out and named in ``issues``.
+    segments : tuple of Segment
+        One, unless the file is discontinuous; in the order of the file.
+    issues : tuple of str
+        What was repaired or must be known about the file; each signal has its own besides.
+    """
+
+    path: Path
+    format: str
+    start: datetime | None
+    patient: str
+    recording_id: str
+    n_records: int
+    record_s: Fraction
+    header_bytes: int
+    record_bytes: int
+    sample_bytes: int
+    signals: tuple[Signal, ...]
+    segments: tuple[Segment, ...]
+    annotations: tuple[Annotation, ...]
+    issues: tuple[str, ...]
+
+    @property
+    def duration_s(self) -> float:
+        """Time from the first sample to the end of the last segment, gaps included."""
+        return float(max((s.onset_s + s.n_records * self.record_s for s in self.segments), default=Fraction(0)))
+
+    def signal(self, label: str) -> Signal:
+        """Find a signal by its label.
+
+        Raises
+        ------
+        EdfError
+            When no signal, or more than one, carries the label.
+        """
+        found = [s for s in self.signals if s.label == label]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            places = ", ".join(str(self.signals.index(s)) for s in found)
+            raise EdfError(f"{self.path}: {len(found)} signals are called {label!r}; take one of signals[{places}].")
+        choices = ", ".join(repr(s.label) for s in self.signals) or "none at all"
+        raise EdfError(f"{self.path}: no signal is called {label!r}; the signals are: {choices}.")
+
+    @cached_property
+    def _mapped(self) -> NDArray[np.uint8]:
+        return map_records(self.path, self.header_bytes, self.n_records, self.record_bytes)
+
+    def records(self) -> NDArray[np.uint8]:
+        """Map the data records, read-only, ``uint8 [n_records, record_bytes]``; mapped once, kept with the object.
+
+        Raises
+        ------
+        EdfError
+            When the file has gone or has become shorter since it was read.
+        """
+        return self._mapped
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the mapping behind when the object is copied or sent to another process."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def map_records(path: Path, header_bytes: int, n_records: int, record_bytes: int) -> NDArray[np.uint8]:
+    """Map whole records read-only; an empty array where there are none."""
+    if n_records * record_bytes == 0:
+        return np.empty((n_records, record_bytes), np.uint8)
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), header_bytes + n_records * record_bytes, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise EdfError(f"{path}: the {n_records} records cannot be mapped ({error}); has the file changed?") from error
+    flat = np.frombuffer(mapped, np.uint8, n_records * record_bytes, header_bytes)
+    return flat.reshape(n_records, record_bytes)
+
+
+def read_recording(path: str | Path, *, strict: bool = False) -> Recording:
+    """Read the header and the annotations of an EDF, EDF+, BDF or BDF+ file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; its content decides the format, not its suffix.
+    strict : bool
+        Raise at the first issue instead of repairing it.
+
+    Returns
+    -------
+    Recording
+
+    Raises
+    ------
+    EdfError
+        When the file is missing, is no EDF or BDF file, or its layout cannot be known; in strict mode at any issue.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise EdfError(f"{path}: this is {kind}, expected an EDF or BDF file.")
+        with path.open("rb") as file:
+            content = file.read(BLOCK_BYTES)
+            if not content:
+                raise EdfError(f"{path}: the file is empty, expected an EDF or BDF file.")
+            count = content[BLOCK_BYTES - 4 :].lstrip(b"\0 ").split(b"\0", 1)[0].strip()
+            if count.isdigit():
+                content += file.read(int(count) * BLOCK_BYTES)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise EdfError(f"{path}: the file cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+    issues = Issues(str(path), strict=strict)
+    header = parse_header(path, content, status.st_size, issues)
+    shift_s = Decimal(0)
+    segments: tuple[Segment, ...] = (Segment(0, header.n_records, Fraction(0)),) if header.n_records else ()
+    annotations: tuple[Annotation, ...] = ()
+    if any(length for _, length in header.annotation_spans) and header.n_records:
+        records = map_records(path, header.header_bytes, header.n_records, header.record_bytes)
+        onsets, tals = read_tals(records, header.annotation_spans, issues)
+        if header.record_s > 0:
+            shift_s = onsets[0] or shift_s
+            segments = find_segments(header, onsets, shift_s, issues)
+        annotations = tuple(
+            Annotation(float(t.onset_s - shift_s), None if t.duration_s is None else float(t.duration_s), t.text)
+            for t in tals
+        )
+    return Recording(
+        path, header.format, shift_start(header.start, shift_s, issues), header.patient, header.recording_id,
+        header.n_records, header.record_s, header.header_bytes, header.record_bytes, header.sample_bytes,
+        header.signals, segments, annotations, tuple(issues.sentences),
+    )  # fmt: skip
+
+
+def shift_start(start: datetime | None, shift_s: Decimal, issues: Issues) -> datetime | None:
+    """Move the header's start to the first sample."""
+    if start is None or not shift_s:
+        return start
+    try:
+        return start + timedelta(seconds=float(shift_s))
+    except OverflowError:
+        issues.add(f"the first record starts {shift_s} s after the header's start, which is beyond the calendar")
+        return None
+
+
+def find_segments(
+    header: Header, onsets: list[Decimal | None], shift_s: Decimal, issues: Issues
+) -> tuple[Segment, ...]:
+    """Cut the records where their stated starts leave a gap, or go back.
+
+    A start counts as contiguous when it is less than one sample of the fastest signal, and never less than 1 ms, away
+    from the end of the record before: writers round the starts.
+    """
+    n_records = header.n_records
+    missing = sum(onset is None for onset in onsets)
+    if missing:
+        issues.add(f"{missing} of {n_records} records do not state their start; each is taken to follow the one before")
+    starts = np.array([math.nan if onset is None else float(onset) for onset in onsets])
+    record_s = float(header.record_s)
+    # A record without a start gets the last stated one plus the records since.
+    known = np.where(np.isnan(starts), -1, np.arange(n_records))
+    known = np.maximum.accumulate(known)
+    filled = (
+        np.where(known >= 0, starts[known], float(shift_s)) + (np.arange(n_records) - np.maximum(known, 0)) * record_s
+    )
+    tolerance_s = max(1e-3, min((float(1 / s.fs_hz) for s in header.signals), default=0.0))
+    jumps = np.flatnonzero(np.abs(np.diff(filled) - record_s) >= tolerance_s) + 1
+    if jumps.size == 0:
+        return (Segment(0, n_records, Fraction(0)),)
+    first = int(jumps[0])
+    where = (
+        f"record {first + 1} starts at {filled[first]:g} s, the one before ends at {filled[first - 1] + record_s:g} s"
+    )
+    if not header.format.endswith("D"):
+        issues.add(f"the file is marked continuous, but {jumps.size} records do not follow the one before ({where}); "
+                   "it is read as continuous")  # fmt: skip
+        return (Segment(0, n_records, Fraction(0)),)
+    backwards = int(np.sum(filled[jumps] < filled[jumps - 1] + record_s))
+    if backwards:
+        issues.add(f"{backwards} records start before the one before has ended; they are kept in the order of the file")
+    bounds = [0, *(int(j) for j in jumps), n_records]
+    segments = []
+    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        stated = onsets[begin]
+        onset_s = Fraction(stated - shift_s) if stated is not None else Fraction(0)
+        segments.append(Segment(begin, end - begin, onset_s))
+    return tuple(segments)
