@@ -1,0 +1,261 @@
+"""Labels of a recording, whatever they come in: EDF+ annotations, CSV, NSRR or Profusion XML, WFDB."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sleepfm_fast.labels import ClipGrid, clip_labels
+from sleepfm_fast.scoring import Event, Scoring, ScoringError
+from sleepfm_fast.scoring_csv import parse_csv
+from sleepfm_fast.scoring_xml import parse_xml
+from sleepfm_fast.stages import EPOCH_S, respiratory_event_of, stage_of
+from sleepfm_fast.wfdb import WfdbAnnotation, read_annotations, read_header
+
+if TYPE_CHECKING:
+    from sleepfm_fast.edf import Recording
+
+__all__ = [
+    "ClipGrid",
+    "Event",
+    "Scoring",
+    "ScoringError",
+    "clip_labels",
+    "find_scoring",
+    "read_scoring",
+    "respiratory_event_of",
+    "scoring_of",
+    "stage_of",
+]
+
+MAX_TEXT_BYTES = 1 << 28
+"""No night's scoring is as large as 256 MiB; a larger text file is something else."""
+
+# MIT-BIH Polysomnographic Database: what follows the stage in a note of a .st file.
+SLPDB_EVENTS = {
+    "H": "Hypopnea",
+    "HA": "Hypopnea with arousal",
+    "OA": "Obstructive apnea",
+    "X": "Obstructive apnea with arousal",
+    "CA": "Central apnea",
+    "CAA": "Central apnea with arousal",
+    "L": "Leg movement",
+    "LA": "Leg movement with arousal",
+    "A": "Arousal",
+}
+SLPDB_STAGES = frozenset(("W", "1", "2", "3", "4", "R", "M", "MT"))
+
+# Beside a recording, in this order: S is the recording's name without its suffix.
+BESIDE = (
+    *("-nsrr.xml", "-profusion.xml", ".xml", "-hypnogram.edf", "_hypnogram.edf", ".st"),
+    *(".csv", ".tsv", "-stages.csv", "_stages.csv", "-hypnogram.csv", "_hypnogram.csv", "-annotations.csv"),
+    *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
+)
+
+
+def read_scoring(path: str | Path, *, start: datetime | None = None) -> Scoring:
+    """Read a file of labels; the kind is told by its content.
+
+    Parameters
+    ----------
+    path : str or Path
+        EDF+ or BDF+ with annotations, CSV, NSRR ``PSGAnnotation`` or Profusion XML, or WFDB annotations (``.st``; the
+        header ``.hea`` of the same name beside it).
+    start : datetime, optional
+        The recording's start. Clock times of a CSV need it; an EDF+ hypnogram that started at another time of the
+        same night is shifted by the difference, and says so.
+
+    Returns
+    -------
+    Scoring
+        Events from the recording's start.
+
+    Raises
+    ------
+    SleepfmError
+        When the file is missing, of no known kind, or damaged.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+        size = path.stat().st_size
+    except OSError as error:
+        raise ScoringError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not head:
+        raise ScoringError(f"{path} is empty; expected labels as EDF+, CSV, NSRR or Profusion XML, or WFDB.")
+    if head.startswith(b"version https://git-lfs"):
+        raise ScoringError(f"{path} is a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`.")
+    if head[:8] == b"\xffBIOSEMI" or (head[:1] == b"0" and not head[1:8].strip(b" \0") and len(head) >= 256):
+        return edf_scoring(path, start)
+    if size > MAX_TEXT_BYTES:
+        raise ScoringError(f"{path} has {size} bytes; labels of one recording are far smaller. Is it a signal file?")
+    if head.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").startswith(b"<"):
+        return parse_xml(path.read_bytes(), str(path))
+    # A WFDB file has no signature: it has a header beside it, and is no text.
+    if path.suffix.lower() != ".csv" and path.with_suffix(".hea").is_file():
+        return wfdb_scoring(path)
+    if path.suffix.lower() == ".st":
+        raise ScoringError(
+            f"{path} is taken for WFDB annotations, but {path.with_suffix('.hea').name}, which states the sampling "
+            "frequency, is not beside it. Put it there."
+        )
+    return parse_csv(path.read_bytes(), str(path), start)
+
+
+def scoring_of(recording: Recording) -> Scoring:
+    """Annotations inside a recording, as :func:`read_scoring` gives those of a file."""
+    events = tuple(Event(a.onset_s, a.duration_s, a.text) for a in recording.annotations)
+    return Scoring(events, str(recording.path), (), events_scored=None)
+
+
+def edf_scoring(path: Path, start: datetime | None) -> Scoring:
+    """Annotations of an EDF+ or BDF+ file, moved to the clock of a recording that started at ``start``."""
+    from sleepfm_fast.edf import read_recording
+
+    recording = read_recording(path)
+    scoring = scoring_of(recording)
+    if not scoring.events:
+        raise ScoringError(
+            f"{path} holds no annotations; expected an EDF+ or BDF+ file with sleep stages as annotations."
+        )
+    issues = [*scoring.issues, *recording.issues]
+    shift_s = 0.0
+    if start is not None and recording.start is not None:
+        difference_s = (recording.start.replace(tzinfo=None) - start.replace(tzinfo=None)).total_seconds()
+        if abs(difference_s) >= 86_400:
+            issues.append(
+                f"{path} started on {recording.start}, the recording on {start}, more than a day apart; its "
+                "annotations were taken as counted from the recording's start."
+            )
+        elif difference_s:
+            shift_s = difference_s
+            issues.append(
+                f"{path} started {abs(difference_s):g} s {'after' if difference_s > 0 else 'before'} the recording; "
+                "its annotations were shifted accordingly."
+            )
+    events = tuple(Event(e.onset_s + shift_s, e.duration_s, e.text) for e in scoring.events)
+    return Scoring(events, str(path), tuple(issues), events_scored=None)
+
+
+def wfdb_scoring(path: Path) -> Scoring:
+    """Stages and events from the notes of a WFDB annotation file.
+
+    Two dialects: one note per 30-s epoch holding the stage and the events in it (MIT-BIH Polysomnographic Database),
+    and notes at each change of stage with events between ``(name`` and ``name)`` (CinC 2018).
+    """
+    annotations, frequency_hz = read_annotations(path)
+    frequency_hz = frequency_hz or read_header(path.with_suffix(".hea")).fs_hz
+    notes = [annotation for annotation in annotations if annotation.aux.strip()]
+    if not notes:
+        raise ScoringError(
+            f"{path} holds {len(annotations)} WFDB annotations without texts; expected notes with sleep stages, as in "
+            "the .st files of the MIT-BIH Polysomnographic Database."
+        )
+    issues: list[str] = []
+    if any(re.fullmatch(r"\(.+|[^(]+\)", note.aux.strip()) for note in notes):
+        events = [*bracketed_events(notes, frequency_hz, issues)]
+        return Scoring(tuple(events), str(path), tuple(issues), events_scored=True)
+    events = [*epoch_events(notes, frequency_hz, issues)]
+    return Scoring(tuple(events), str(path), tuple(issues), events_scored=True)
+
+
+def epoch_events(notes: Sequence[WfdbAnnotation], frequency_hz: float, issues: list[str]) -> Iterator[Event]:
+    """``4 LA H``: the epoch's stage, then its events, whose place inside the epoch is not given."""
+    unknown: dict[str, int] = {}
+    for note in notes:
+        # The format keeps sample 0 for its own notes, so an epoch that starts the recording stands at sample 1.
+        onset_s = 0.0 if note.sample <= 1 else note.sample / frequency_hz
+        for place, code in enumerate(note.aux.split()):
+            if place == 0 and code in SLPDB_STAGES:
+                yield Event(onset_s, float(EPOCH_S), f"Sleep stage {code}")
+            elif code in SLPDB_EVENTS:
+                yield Event(onset_s, float(EPOCH_S), SLPDB_EVENTS[code])
+            elif stage_of(code) is not None:
+                yield Event(onset_s, float(EPOCH_S), code)
+            else:
+                unknown[code] = unknown.get(code, 0) + 1
+    if unknown:
+        listed = ", ".join(f"'{code}' ({n})" for code, n in sorted(unknown.items())[:8])
+        issues.append(f"{sum(unknown.values())} codes in the notes are not known and were left out: {listed}.")
+
+
+def bracketed_events(notes: Sequence[WfdbAnnotation], frequency_hz: float, issues: list[str]) -> Iterator[Event]:
+    """Stages that last until the next one, and events from ``(name`` to ``name)``."""
+    opened: dict[str, float] = {}
+    n_unpaired = 0
+    for note in notes:
+        text, onset_s = note.aux.strip(), note.sample / frequency_hz
+        if text.startswith("(") and not text.endswith(")"):
+            n_unpaired += text[1:] in opened
+            opened[text[1:]] = onset_s
+        elif text.endswith(")") and not text.startswith("("):
+            begun_s = opened.pop(text[:-1], None)
+            n_unpaired += begun_s is None
+            if begun_s is not None:
+                yield Event(begun_s, onset_s - begun_s, text[:-1])
+        else:
+            yield Event(onset_s, None, text)
+    n_unpaired += len(opened)
+    if n_unpaired:
+        issues.append(f"{n_unpaired} events have a beginning without an end, or the reverse, and were left out.")
+
+
+def find_scoring(recording_path: str | Path, labels: str | Path | None = None) -> Path | None:
+    """Find the file of labels that belongs to a recording.
+
+    Parameters
+    ----------
+    recording_path : str or Path
+        The recording ``S.edf``.
+    labels : str or Path, optional
+        A file, which is taken as it is, or a folder, searched with all its subfolders. By default the recording's own
+        folder is searched, without subfolders.
+
+    Returns
+    -------
+    Path or None
+        Of the names that are there, the first of ``S-nsrr.xml``, ``S-profusion.xml``, ``S.xml``, ``S-Hypnogram.edf``,
+        ``S.st``, ``S.csv`` and the like; for Sleep-EDF, ``SC4001EC-Hypnogram.edf`` belongs to ``SC4001E0-PSG.edf``.
+        None where there is none: the recording's own annotations may still hold the scoring.
+
+    Raises
+    ------
+    SleepfmError
+        When ``labels`` does not exist.
+    """
+    recording_path = Path(recording_path)
+    if labels is None:
+        folder, deep = recording_path.parent, False
+    else:
+        labels = Path(labels)
+        if labels.is_file():
+            return labels
+        if not labels.is_dir():
+            raise ScoringError(f"labels {labels}: there is no such file or folder.")
+        folder, deep = labels, True
+    names = files_below(folder, deep, folder.stat().st_mtime_ns)
+    stem = recording_path.stem.casefold()
+    found: list[Path] = []
+    for name in [stem + suffix for suffix in BESIDE]:
+        found += names.get(name, ())
+    if sleep_edf := re.fullmatch(r"(s[ct]4\d{3}.)\w-psg", stem):
+        pattern = re.compile(re.escape(sleep_edf[1]) + r"\w-hypnogram\.edf")
+        found += [path for name in sorted(names) if pattern.fullmatch(name) for path in names[name]]
+    if bids := re.fullmatch(r"(.+)_(?:eeg|psg)", stem):
+        found += [p for s in ("_hypnogram.tsv", "_events.tsv", "_hypnogram.csv") for p in names.get(bids[1] + s, ())]
+    same = recording_path.resolve()
+    return next((path for path in found if path.resolve() != same), None)
+
+
+@lru_cache(maxsize=64)
+def files_below(folder: Path, deep: bool, modified_ns: int) -> dict[str, tuple[Path, ...]]:
+    """Paths by case-folded name; ``modified_ns`` makes the memory of a folder end when the folder changes."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
+        found.setdefault(path.name.casefold(), []).append(path)
+    return {name: tuple(path for path in paths if path.is_file()) for name, paths in found.items()}

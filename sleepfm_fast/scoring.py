@@ -1,0 +1,48 @@
+"""What every source of labels is reduced to: a list of timed texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sleepfm_fast.errors import SleepfmError
+
+__all__ = ["Event", "Scoring", "ScoringError"]
+
+
+class ScoringError(SleepfmError):
+    """A file of labels that cannot be read: which file, what was found, what was expected, what to do."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One annotation: ``onset_s`` from the recording's start, ``duration_s`` (None where not given), ``text``."""
+
+    onset_s: float
+    duration_s: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The annotations of one recording, in time order.
+
+    Attributes
+    ----------
+    events : tuple of Event
+        Sorted by onset; equal onsets keep the file's order.
+    source : str
+        The file, for messages.
+    issues : tuple of str
+        What was repaired, skipped or is doubtful, one sentence each.
+    events_scored : bool or None
+        Whether the source scored respiratory events; None where the file cannot tell.
+    """
+
+    events: tuple[Event, ...]
+    source: str
+    issues: tuple[str, ...] = ()
+    events_scored: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Sort the events by onset."""
+        object.__setattr__(self, "events", tuple(sorted(self.events, key=lambda event: event.onset_s)))

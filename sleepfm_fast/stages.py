@@ -1,0 +1,199 @@
+"""The words that scorers write for sleep stages and respiratory events, reduced to AASM names.
+
+Sources: the AASM manual (stage and event names), Rechtschaffen & Kales (S1-S4, movement time), the EDF+ standard
+texts (``Sleep stage W``), NSRR ``PSGAnnotation`` concepts (``Stage 2 sleep|2``, ``SRO:Stage2Sleep``), Profusion codes.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Literal
+
+__all__ = [
+    "EPOCH_S",
+    "NO_STAGE",
+    "STAGES",
+    "RespiratoryEvent",
+    "Stage",
+    "is_marker",
+    "respiratory_event_of",
+    "stage_of",
+]
+
+Stage = Literal["W", "N1", "N2", "N3", "R", "none"]
+RespiratoryEvent = Literal["obstructive_apnea", "central_apnea", "mixed_apnea", "hypopnea"]
+
+STAGES: tuple[Stage, ...] = ("W", "N1", "N2", "N3", "R")
+"""Stage names in the order of their codes 0..4."""
+NO_STAGE = -1
+"""Code of an epoch without a stage: movement, unscored, artefact, not covered."""
+EPOCH_S = 30
+"""Length of a scored epoch in seconds (AASM)."""
+
+STAGE_WORDS: dict[Stage, tuple[str, ...]] = {
+    "W": (
+        *("w", "0", "wake", "wk", "wak", "awake", "wakefulness", "waking", "wakestate", "s0", "n0", "stade0"),
+        *("wach", "wachzustand", "wachheit", "eveil", "eveille", "veille", "vigilia", "despierto", "veglia", "sveglio"),
+        *("wakker", "waak", "acordado", "vaken", "vigil"),
+    ),
+    "N1": ("n1", "1", "s1", "nrem1", "nonrem1", "nr1", "st1", "stage1nrem", "nonrapideyemovementn1"),
+    "N2": ("n2", "2", "s2", "nrem2", "nonrem2", "nr2", "st2", "stage2nrem", "nonrapideyemovementn2"),
+    "N3": (
+        *("n3", "3", "s3", "nrem3", "nonrem3", "nr3", "st3", "nonrapideyemovementn3"),
+        *("n4", "4", "s4", "nrem4", "nonrem4", "nr4", "st4", "nonrapideyemovementn4"),
+        *("34", "s34", "s3s4", "n34", "n3n4", "nrem34", "sws", "slowwave", "slowwavesleep", "sommeillentprofond"),
+    ),
+    "R": (
+        *("r", "5", "rem", "rapideyemovement", "rapideyemovementr", "stager", "rems", "sr", "paradoxal"),
+        *("paradoxical", "sommeilparadoxal", "suenorem", "sonnorem", "sonorem"),
+    ),
+    "none": (
+        *("?", "6", "9", "unscored", "notscored", "noscore", "unsc", "uns", "unknown", "undefined", "undetermined"),
+        *("nostage", "none", "nan", "na", "notavailable", "invalid", "unstaged", "sp", "m", "mt", "movement"),
+        *("movementtime", "bodymovement", "mov", "mvt", "art", "artifact", "artefact", "artifacts", "artefacts"),
+        *("mouvement", "mouvements", "tempsdemouvement", "bewegung", "bewegungszeit", "nonscore", "nonnote"),
+        *("inconnu", "indetermine", "artefakt", "unbekannt", "nichtbewertet", "ungescored", "movimiento", "movimento"),
+        *("desconocido", "sconosciuto", "nopuntuado", "unclassified", "nonclasse", "indeterminate"),
+    ),
+}
+
+MARKERS = frozenset(
+    (
+        *("m", "movement", "bodymovement", "mov", "mvt", "art", "artifact", "artefact", "artifacts", "artefacts"),
+        *("mouvement", "mouvements", "bewegung", "artefakt", "movimiento", "movimento", "unknown", "inconnu"),
+        *("unbekannt", "desconocido", "sconosciuto", "invalid", "na", "nan", "none", "sp", "undefined"),
+    )
+)
+"""Words of ``none`` that files also use for a moment's remark; without a duration they say nothing of an epoch."""
+
+PREFIXES = (
+    *(
+        "sleepstage",
+        "stagesleep",
+        "sleepstg",
+        "slpstg",
+        "slpstage",
+        "stage",
+        "stg",
+        "sleep",
+        "hypnogram",
+        "schlafstadium",
+    ),
+    *("schlafphase", "stadium", "stufe", "stadedesommeil", "stadesommeil", "stade", "phasedesommeil", "sommeil"),
+    *("estadio", "etapa", "fasedesueno", "fase", "stadio", "fasedisonno", "slaapstadium", "nremstage", "nonremstage"),
+)
+SUFFIXES = ("sleep", "stage", "state", "schlaf", "sommeil", "sleepstage", "nrem", "slaap", "sueno", "sonno", "sono")
+
+STAGE_OF_WORD: dict[str, Stage] = {word: stage for stage, words in STAGE_WORDS.items() for word in words}
+STAGE_OF_NUMBER: dict[int, Stage] = {
+    **{0: "W", 1: "N1", 2: "N2", 3: "N3", 4: "N3", 5: "R", 6: "none", 7: "none", 8: "none", 9: "none"},
+    **{-1: "none", -2: "none"},
+}
+
+OBSTRUCTIVE = r"obstructive?s?|obstructiva|obstruktive?|obstructieve|ostruttiva|obstrutiva|obstruct|obstr|obs"
+CENTRAL = r"centrale?s?|zentrale?|cent"
+MIXED = r"mixed|mixtes?|mixta|mista|gemischte?|gemengde?|mix"
+APNEA = r"apneas?|apnoeas?|apnees?|apnoen?|apneus?|apneias?|apn"
+HYPOPNEA = r"hypopneas?|hypopnoeas?|hypopnees?|hypopnoen?|hypopneus?|hipopneas?|hipopneias?|ipopneas?|ipopnee|hypop|hyp"
+# What may stand around the event's name without changing what it is: criteria and accompaniments.
+AROUND = (
+    r"(?:event|finding|evenement|ereignis|sleep|(?:with|w|and|avec|mit|con)?(?:arousals?|desaturations?|desat)|"
+    r"rule\d?[ab]?|aasm(?:19|20)?\d*|\d+(?:percent|pct)?)*"
+)
+RESPIRATORY = re.compile(
+    rf"(?:resp|respiratory|respiratoire)?(?:event)?(?P<before>{OBSTRUCTIVE}|{CENTRAL}|{MIXED})?(?:sleep)?"
+    rf"(?:(?P<apnea>{APNEA})|(?P<hypopnea>{HYPOPNEA}))(?:du)?(?:sommeil)?"
+    rf"(?P<after>{OBSTRUCTIVE}|{CENTRAL}|{MIXED})?{AROUND}"
+)
+ABBREVIATIONS: dict[str, RespiratoryEvent] = {
+    **{
+        "oa": "obstructive_apnea",
+        "oap": "obstructive_apnea",
+        "apo": "obstructive_apnea",
+        "apneao": "obstructive_apnea",
+    },
+    **{"cap": "central_apnea", "apc": "central_apnea", "apneac": "central_apnea"},
+    **{"map": "mixed_apnea", "apm": "mixed_apnea", "apneam": "mixed_apnea"},
+}
+
+
+def fold(text: str) -> str:
+    """Reduce a text to its letters, digits and question marks: no case, accents, spaces or punctuation."""
+    plain = unicodedata.normalize("NFKD", text.replace("ß", "ss")).casefold()
+    return "".join(c for c in plain if (c.isalnum() and c.isascii()) or c == "?")
+
+
+def variants(text: str) -> list[str]:
+    """Ways to read one annotation: as a whole, then each side of NSRR's ``concept|note``, ontology prefixes removed."""
+    parts = [text, *(text.split("|") if "|" in text else ())]
+    return [re.sub(r"^\s*(?:SRO|SDO)\s*:", "", part) for part in parts if part.strip()]
+
+
+def stage_word(text: str) -> str | None:
+    """Return the word of the vocabulary that ``text`` is, or None."""
+    for part in variants(text):
+        key = fold(part)
+        if key in STAGE_OF_WORD:
+            return key
+        cores = [key] + [key[len(p) :] for p in PREFIXES if key.startswith(p) and len(key) > len(p)]
+        cores += [core[: -len(s)] for core in cores for s in SUFFIXES if core.endswith(s) and len(core) > len(s)]
+        # "Stage N1": the prefix "stage" leaves "n1"; "nonrapideyemovementsleepn1": "sleep" stands inside.
+        cores += [core.replace("sleep", "") for core in cores if "rapideyemovement" in core]
+        for core in cores:
+            if core in STAGE_OF_WORD:
+                return core
+    return None
+
+
+def stage_of(text: str) -> Stage | None:
+    """AASM stage that an annotation's text names.
+
+    Parameters
+    ----------
+    text : str
+        For instance ``Sleep stage W``, ``Stage 4 sleep|4``, ``SRO:RapidEyeMovement``, ``N2``, ``3``, ``2.0``,
+        ``Éveil``. Bare numbers are Rechtschaffen & Kales' codes as Profusion writes them: 0 wake, 1-4, 5 REM,
+        6 movement, 9 unscored; -1 and -2 are artefact and unscored.
+
+    Returns
+    -------
+    str or None
+        ``"W"``, ``"N1"``, ``"N2"``, ``"N3"`` (S3 and S4 too), ``"R"``; ``"none"`` for movement, artefact and
+        unscored; None where the text names no stage at all.
+    """
+    stripped = text.strip()
+    if re.fullmatch(r"[+-]?\d+(?:\.0+)?", stripped):
+        return STAGE_OF_NUMBER.get(int(float(stripped)))
+    word = stage_word(stripped)
+    return None if word is None else STAGE_OF_WORD[word]
+
+
+def is_marker(text: str) -> bool:
+    """Whether a text that means "no stage" is also used for remarks of a moment (movement, artefact)."""
+    word = stage_word(text.strip())
+    return word is not None and word in MARKERS
+
+
+def respiratory_event_of(text: str) -> RespiratoryEvent | None:
+    """Respiratory event that an annotation's text names; None for RERA, desaturation, arousal and all else.
+
+    An apnoea whose type is not stated is returned as obstructive, the commonest. The text must be the event's name
+    and nothing more than its type and criteria: a remark such as ``post apnea arousal`` is not an event.
+    """
+    readings = variants(text)
+    readings += [re.sub(r"[(\[{].*?[)\]}]", " ", part) for part in readings]
+    for part in readings:
+        key = fold(part)
+        if key in ABBREVIATIONS:
+            return ABBREVIATIONS[key]
+        match = RESPIRATORY.fullmatch(key)
+        if match is None:
+            continue
+        if match["hypopnea"]:
+            return "hypopnea"
+        kind = match["before"] or match["after"] or ""
+        if re.fullmatch(CENTRAL, kind):
+            return "central_apnea"
+        return "mixed_apnea" if re.fullmatch(MIXED, kind) else "obstructive_apnea"
+    return None
