@@ -1,0 +1,84 @@
+"""Files and folders that are absent, old or whole: written under a temporary name, synchronised, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+__all__ = ["TEMPORARY_SUFFIX", "remove_leftovers", "replace_file", "replace_folder", "synchronise", "write_json"]
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def temporary_name(path: Path) -> Path:
+    # Two writers of one file (a worker that outlived its killed parent, say) must not share a temporary file.
+    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
+
+
+def synchronise(path: Path) -> None:
+    """Wait until the file or folder ``path`` is on the disk; a rename is only durable once its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes the name ``path`` only when the block ends without an exception."""
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    synchronise(path.parent)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yield a fresh folder that takes the name ``path`` only when the block ends without an exception.
+
+    A folder that already has the name is removed just before; the files written must be synchronised by the caller.
+    """
+    temporary = temporary_name(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        synchronise(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    synchronise(path.parent)
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = None) -> bytes:
+    """Write ``value`` as strict JSON (no NaN) to ``path``, all or nothing, and return the bytes written."""
+    content = (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n").encode()
+    with replace_file(path) as file:
+        file.write(content)
+    return content
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what an interrupted writer left under temporary names directly in ``folder``."""
+    for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,383 @@
+"""Writing a clip store: one recording at a time by :func:`write_recording`, then all at once by :func:`commit`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.atomic import replace_file, write_json
+from sleepfm_fast.channels import Assignment, Montage
+from sleepfm_fast.clips import FORMAT, INDEX_SCHEMA, INDEX_TEXTS, VERSION, sdb_counts, stage_counts
+from sleepfm_fast.columns import read_columns, write_columns
+from sleepfm_fast.edf import Recording, Segment, Signal
+from sleepfm_fast.epochs import read_digital
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.labels import ClipGrid
+from sleepfm_fast.stages import EPOCH_S
+
+__all__ = ["ALIGNMENT", "StoredChannel", "commit", "plan_channels", "read_record", "write_recording", "write_store_file"]
+
+Array = npt.NDArray[Any]
+
+ALIGNMENT = 64  # bytes: a cache line, and what AVX-512 loads at once
+RECORD_FORMAT = "sleepfm_fast recording"
+BLOCK = 1 << 20  # samples handled at a time while a channel is derived, to bound the temporary memory
+DIVISOR = 256  # a derived channel's step is the finer of the two gains over this: rounding adds < 0.2 % of that step
+
+
+@dataclass(frozen=True)
+class StoredChannel:
+    """How a slot is filled: ``signal``, or ``signal - minus``, as integers of ``dtype`` with ``gain`` and ``offset``.
+
+    ``factors`` are what the two signals' integers are multiplied with before they are subtracted and rounded; None
+    where the integers are stored as they are, or subtracted exactly.
+    """
+
+    assignment: Assignment
+    signal: Signal | None
+    minus: Signal | None
+    dtype: str
+    gain: float
+    offset: float
+    factors: tuple[float, float] | None
+    note: str
+
+
+def plan_channels(assignments: Sequence[Assignment], sample_bytes: int) -> list[StoredChannel]:
+    """Decide integer type, gain and offset of every slot.
+
+    A derived channel A - B is the exact int32 difference where A and B have one gain. Otherwise it is requantised to
+    int32 in steps of the finer gain over 256 (a coarser power of two where 24-bit signals would overflow), which its
+    note says.
+    """
+    return [plan_channel(a, sample_bytes) for a in assignments]
+
+
+def plan_channel(assignment: Assignment, sample_bytes: int) -> StoredChannel:
+    signal, minus, scale = assignment.signal, assignment.minus, assignment.unit_scale
+    if signal is None:
+        return StoredChannel(assignment, None, None, "", 0.0, 0.0, None, "")
+    gain, offset = signal.gain * scale, signal.offset * scale
+    if minus is None:
+        return StoredChannel(assignment, signal, None, "<i2" if sample_bytes == 2 else "<i4", gain, offset, None, "")
+    if minus.fs_hz != signal.fs_hz:
+        return StoredChannel(
+            assignment, None, None, "", 0.0, 0.0, None,
+            f"{assignment.slot.name}: {signal.label} has {float(signal.fs_hz):g} Hz and {minus.label} "
+            f"{float(minus.fs_hz):g} Hz, so their difference was not taken; the slot is left empty.",
+        )  # fmt: skip
+    minus_scale = scale
+    gain_minus, offset_minus = minus.gain * minus_scale, minus.offset * minus_scale
+    name = f"{signal.label} - {minus.label}"
+    if gain == gain_minus:
+        return StoredChannel(
+            assignment, signal, minus, "<i4", gain, offset - offset_minus, None, f"{name}: exact difference"
+        )
+    largest = 2.0 ** (8 * sample_bytes - 1)
+    divisor = DIVISOR
+    while divisor > 1 and (abs(gain) + abs(gain_minus)) * largest * divisor / min(abs(gain), abs(gain_minus)) >= 2**31:
+        divisor //= 2
+    step = min(abs(gain), abs(gain_minus)) / divisor
+    if (abs(gain) + abs(gain_minus)) * largest / step >= 2**31:
+        step = (abs(gain) + abs(gain_minus)) * largest / (2**31 - 1)
+    return StoredChannel(
+        assignment, signal, minus, "<i4", step, offset - offset_minus, (gain / step, gain_minus / step),
+        f"{name}: gains differ ({gain:g} and {gain_minus:g} {assignment.unit}), requantised in steps of "
+        f"{step:g} {assignment.unit}",
+    )  # fmt: skip
+
+
+def blocks(channel: StoredChannel, digital: dict[int, Array]) -> Iterator[Array]:
+    """Yield the integers of a channel, contiguous and little-endian, block by block."""
+    if channel.signal is None:
+        return
+    samples = digital[channel.signal.index]
+    for start in range(0, len(samples), BLOCK):
+        block = samples[start : start + BLOCK]
+        if channel.minus is not None:
+            other = digital[channel.minus.index][start : start + BLOCK]
+            if channel.factors is None:
+                block = block.astype(np.int32) - other.astype(np.int32)
+            else:
+                block = np.rint(channel.factors[0] * block - channel.factors[1] * other)
+        yield np.ascontiguousarray(block, dtype=channel.dtype)
+
+
+def write_samples(path: Path, recording: Recording, channels: Sequence[StoredChannel]) -> tuple[list[Any], int, str]:
+    """Write the ``.bin``: returns the runs [segment][slot] as (byte offset, n_samples), the size and the SHA-256."""
+    wanted = {s.index: s for c in channels if c.signal is not None for s in (c.signal, c.minus) if s is not None}
+    signals = list(wanted.values())
+    runs: list[list[list[int]]] = []
+    digest = hashlib.sha256()
+    position = 0
+    with replace_file(path) as file:
+
+        def write(content: Any) -> int:
+            digest.update(content)
+            file.write(content)
+            return len(content)
+
+        for segment in recording.segments:
+            digital = dict(zip(wanted, read_digital(recording, signals, segment), strict=True))
+            row = []
+            for channel in channels:
+                n_samples = 0
+                begin = position if channel.signal is not None else 0
+                for block in blocks(channel, digital):
+                    position += write(block.data.cast("B"))
+                    n_samples += len(block)
+                row.append([begin, n_samples])
+                position += write(bytes(-position % ALIGNMENT))
+            runs.append(row)
+    return runs, position, digest.hexdigest()
+
+
+def write_recording(
+    folder: Path,
+    name: str,
+    recording: Recording,
+    channels: Sequence[StoredChannel],
+    grid: ClipGrid,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Write ``<name>.bin`` and then ``<name>.json`` into ``folder``, each all or nothing.
+
+    Parameters
+    ----------
+    folder : Path
+        ``recordings`` of the store.
+    name : str
+        The recording's id.
+    recording : Recording
+    channels : sequence of StoredChannel
+        One per slot of the montage.
+    grid : ClipGrid
+        Onsets and labels of the clips.
+    facts : dict
+        JSON values added to the record: sources, subject, issues.
+
+    Returns
+    -------
+    dict
+        The record, as written to ``<name>.json``.
+    """
+    # A stale description must never stand beside new samples.
+    (folder / f"{name}.json").unlink(missing_ok=True)
+    runs, n_bytes, sha256 = write_samples(folder / f"{name}.bin", recording, channels)
+    record = {
+        "format": RECORD_FORMAT,
+        "version": VERSION,
+        "id": name,
+        **facts,
+        "segments": [
+            {
+                "onset_s": fraction_pair(s.onset_s),
+                "duration_s": fraction_pair(s.n_records * recording.record_s),
+                "runs": row,
+            }
+            for s, row in zip(recording.segments, runs, strict=True)
+        ],
+        "channels": [channel_facts(c) for c in channels],
+        "clips": {
+            "onset_s": [float(t) for t in grid.onsets_s],
+            "segment": segment_of(grid.onsets_s, recording.segments, recording.record_s).tolist(),
+            "stage": grid.stage.tolist(),
+            "sdb": grid.sdb.tolist(),
+        },
+        "n_bytes": n_bytes,
+        "sha256": sha256,
+    }
+    write_json(folder / f"{name}.json", record)
+    return record
+
+
+def fraction_pair(value: Fraction) -> list[int]:
+    return [value.numerator, value.denominator]
+
+
+def channel_facts(channel: StoredChannel) -> dict[str, Any]:
+    slot = channel.assignment.slot
+    if channel.signal is None:
+        return {"slot": slot.name, "kind": slot.kind, "present": False}
+    return {
+        "slot": slot.name,
+        "kind": slot.kind,
+        "present": True,
+        "labels": [channel.signal.label] + ([channel.minus.label] if channel.minus is not None else []),
+        "unit": channel.assignment.unit,
+        "fs_hz": fraction_pair(channel.signal.fs_hz),
+        "gain": channel.gain,
+        "offset": channel.offset,
+        "dtype": channel.dtype,
+        "note": channel.note,
+    }
+
+
+def segment_of(onsets_s: npt.NDArray[np.float64], segments: Sequence[Segment], record_s: Fraction) -> Array:
+    """Segment that holds each clip: the last whose start is not after the clip and whose end is not before its end."""
+    found = np.full(len(onsets_s), -1, dtype=np.int64)
+    for i, segment in enumerate(segments):
+        start_s = float(segment.onset_s)
+        end_s = float(segment.onset_s + segment.n_records * record_s)
+        found[(onsets_s >= start_s - 1e-6) & (onsets_s + EPOCH_S <= end_s + 1e-6)] = i
+    if np.any(found < 0):
+        raise ValueError(f"a clip at {onsets_s[found < 0][0]} s lies in no segment of the recording.")
+    return found
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read a ``<id>.json``; None where it is damaged or its ``.bin`` is missing or of another size."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        whole = (
+            record["format"] == RECORD_FORMAT
+            and record["version"] == VERSION
+            and record["id"] == path.stem
+            and path.with_suffix(".bin").stat().st_size == record["n_bytes"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if whole else None
+
+
+def write_store_file(
+    path: Path, montage: Montage, configuration: dict[str, Any], index: str | None, totals: dict[str, Any] | None
+) -> None:
+    """Replace ``store.json``: with an index this is the commit; without one the store counts as unfinished."""
+    write_json(
+        path / "store.json",
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "montage": montage.to_dict(),
+            "configuration": configuration,
+            "index": index,
+            "totals": totals,
+        },
+        indent=1,
+    )
+
+
+def commit(path: Path, montage: Montage, configuration: dict[str, Any], records: Sequence[Path]) -> dict[str, Any]:
+    """Make the index of ``records`` and put it in force.
+
+    Parameters
+    ----------
+    path : Path
+        The store.
+    montage : Montage
+    configuration : dict
+        What every recording was made with; JSON values.
+    records : sequence of Path
+        The ``recordings/<id>.json`` that belong to the store, in the order of their ids.
+
+    Returns
+    -------
+    dict
+        Totals: recordings, subjects, clips, hours, stages, sdb.
+    """
+    columns, texts, digest = gather_columns(records, len(montage.slots))
+    name = f"index-{digest}"
+    totals = {
+        "recordings": len(records),
+        "subjects": len(texts["subjects"]),
+        "clips": len(columns["clip"]),
+        "hours": len(columns["clip"]) * EPOCH_S / 3600,
+        "stages": stage_counts(columns["stage"]),
+        "sdb": sdb_counts(columns["sdb"]),
+        "channels_missing": int(np.sum(~columns["channel_present"])),
+    }
+    try:
+        read_columns(path / name, INDEX_SCHEMA, INDEX_TEXTS, remedy="")
+    except SleepfmError:
+        write_columns(path / name, columns, texts)
+    write_store_file(path, montage, configuration, name, totals)
+    for old in path.glob("index-*"):
+        if old.name != name:
+            shutil.rmtree(old, ignore_errors=True)
+    return totals
+
+
+def gather_columns(records: Sequence[Path], n_slots: int) -> tuple[dict[str, Array], dict[str, Any], str]:
+    """Columns and texts of the index, and the digest that names it. One record is held at a time."""
+    parts: dict[str, list[Array]] = {name: [] for name in INDEX_SCHEMA}
+    recordings: list[dict[str, Any]] = []
+    participants: dict[str, dict[str, Any]] = {}
+    units: dict[str, int] = {}
+    digest = hashlib.sha256()
+    n_clips = n_segments = 0
+
+    def add(name: str, values: Any) -> None:
+        parts[name].append(np.atleast_1d(np.asarray(values, dtype=INDEX_SCHEMA[name])))
+
+    for i, file in enumerate(records):
+        content = file.read_bytes()
+        digest.update(hashlib.sha256(content).digest())
+        record = json.loads(content)
+        channels, segments, clips = record["channels"], record["segments"], record["clips"]
+        if len(channels) != n_slots:
+            raise SleepfmError(
+                f"{file} has {len(channels)} slots, the store's montage has {n_slots}. Delete {file} and its .bin, and "
+                "run preprocess again."
+            )
+        n = len(clips["onset_s"])
+        add("recording", np.full(n, i))
+        add("clip", np.arange(n))
+        for name in ("segment", "onset_s", "stage", "sdb"):
+            add(name, clips[name])
+        add("recording_first_clip", n_clips)
+        add("recording_first_segment", n_segments)
+        add("recording_subject", participant(participants, record))
+        present = np.array([c["present"] for c in channels])
+        runs = np.array([s["runs"] for s in segments], dtype=np.int64).reshape(len(segments), n_slots, 2)
+        add("channel_present", present)
+        add("channel_fs_num", [c["fs_hz"][0] if c["present"] else 0 for c in channels])
+        add("channel_fs_den", [c["fs_hz"][1] if c["present"] else 1 for c in channels])
+        add("channel_gain", [c["gain"] if c["present"] else 0.0 for c in channels])
+        add("channel_offset", [c["offset"] if c["present"] else 0.0 for c in channels])
+        add("channel_itemsize", [np.dtype(c["dtype"]).itemsize if c["present"] else 0 for c in channels])
+        add("channel_unit", [units.setdefault(c["unit"] if c["present"] else "", len(units)) for c in channels])
+        add("channel_n_samples", runs[:, :, 1].sum(axis=0))
+        add("segment_onset_num", [s["onset_s"][0] for s in segments])
+        add("segment_onset_den", [s["onset_s"][1] for s in segments])
+        add("run_offset", runs[:, :, 0].ravel())
+        add("run_n_samples", runs[:, :, 1].ravel())
+        recordings.append(
+            {
+                "id": record["id"],
+                "source": record["source"]["path"],
+                "start": record["start"],
+                "n_bytes": record["n_bytes"],
+                "sha256": record["sha256"],
+            }
+        )
+        n_clips += n
+        n_segments += len(segments)
+    add("recording_first_clip", n_clips)
+    add("recording_first_segment", n_segments)
+    columns = {name: np.concatenate(chunks) for name, chunks in parts.items()}
+    texts = {
+        "recordings": recordings,
+        "subjects": [{"subject": s, "age": f["age"], "sex": f["sex"]} for s, f in participants.items()],
+        "units": list(units),
+    }
+    return columns, texts, digest.hexdigest()[:16]
+
+
+def participant(participants: dict[str, dict[str, Any]], record: dict[str, Any]) -> int:
+    """Position of the record's subject; facts that one recording lacks are taken from another of the subject."""
+    facts = participants.setdefault(record["subject"], {"position": len(participants), "age": None, "sex": None})
+    for name in ("age", "sex"):
+        if facts[name] is None:
+            facts[name] = record[name]
+    position: int = facts["position"]
+    return position

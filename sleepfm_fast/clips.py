@@ -1,0 +1,449 @@
+"""The clip store: integers as recorded, at their native rates, with labels; this module reads it, ``clip_writer`` writes it.
+
+A store is a folder (layout version 1)::
+
+    store.json              format, version, montage, configuration, name of the index in force; replaced last (the commit)
+    recordings/<id>.bin     for each segment, for each filled slot: its samples, contiguous, little-endian int16 or
+                            int32 (BDF and derived channels), every run starting at a multiple of 64 bytes
+    recordings/<id>.json    what the .bin holds and where it came from; written after the .bin
+    failures/<id>.json      a recording that could not be ingested, and why; tried again by the next run
+    index-<hash>/           columns of all recordings: one row a clip, a (recording, slot), a segment, a (segment, slot)
+
+Only the slots of the montage are stored. Physical value = gain * stored integer + offset, in the channel's unit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.channels import Montage
+from sleepfm_fast.columns import file_digest, read_columns
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.stages import EPOCH_S, STAGES
+
+__all__ = [
+    "FORMAT",
+    "INDEX_SCHEMA",
+    "INDEX_TEXTS",
+    "VERSION",
+    "ChannelColumns",
+    "ClipStore",
+    "ClipStoreError",
+    "RecordingEntry",
+    "Window",
+    "read_store_file",
+    "sdb_counts",
+    "stage_counts",
+]
+
+FORMAT = "sleepfm_fast clip store"
+VERSION = 1
+
+INDEX_SCHEMA = {
+    # one row a clip
+    "recording": "<i4",
+    "clip": "<i4",
+    "segment": "<i4",
+    "onset_s": "<f8",
+    "stage": "<i1",
+    "sdb": "<i1",
+    # one row a recording; the two "first" columns have one row more, the total
+    "recording_first_clip": "<i8",
+    "recording_first_segment": "<i8",
+    "recording_subject": "<i4",
+    # one row a (recording, slot)
+    "channel_present": "|b1",
+    "channel_fs_num": "<i8",
+    "channel_fs_den": "<i8",
+    "channel_gain": "<f8",
+    "channel_offset": "<f8",
+    "channel_itemsize": "|i1",
+    "channel_unit": "<i4",
+    "channel_n_samples": "<i8",
+    # one row a segment
+    "segment_onset_num": "<i8",
+    "segment_onset_den": "<i8",
+    # one row a (segment, slot)
+    "run_offset": "<i8",
+    "run_n_samples": "<i8",
+}
+INDEX_TEXTS = ("recordings", "subjects", "units")
+
+Array = npt.NDArray[Any]
+
+
+class ClipStoreError(SleepfmError):
+    """A store that is missing, unfinished, of another version or damaged."""
+
+
+@dataclass(frozen=True)
+class RecordingEntry:
+    """One recording of a store.
+
+    Attributes
+    ----------
+    id : str
+        Names its files in ``recordings/``.
+    subject : str
+    source : str
+        Path of the file it was made from.
+    start : str or None
+        Start of the recording, ISO 8601 local time.
+    first_clip, n_clips : int
+        Its rows among the store's clips.
+    first_segment, n_segments : int
+        Its rows among the store's segments.
+    n_bytes : int
+        Size of its ``.bin``.
+    sha256 : str
+        Digest of its ``.bin``.
+    """
+
+    id: str
+    subject: str
+    source: str
+    start: str | None
+    first_clip: int
+    n_clips: int
+    first_segment: int
+    n_segments: int
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ChannelColumns:
+    """The channels of a store, every array of shape [n_recordings, n_slots].
+
+    ``present`` bool; rate in hertz ``fs_num / fs_den`` (int64, 0/1 where missing); physical value = ``gain`` * integer
+    + ``offset`` (float64); ``itemsize`` 2 or 4 bytes, 0 where missing; ``unit`` a position in the store's ``units``;
+    ``n_samples`` over all segments.
+    """
+
+    present: Array
+    fs_num: Array
+    fs_den: Array
+    gain: Array
+    offset: Array
+    itemsize: Array
+    unit: Array
+    n_samples: Array
+
+
+class Window(NamedTuple):
+    """Contiguous native samples around a clip, cut at the ends of their segment.
+
+    ``samples`` (a read-only view, empty where the slot is missing) starts at sample ``start`` of the segment; the clip
+    starts at ``first + phase / up`` samples, 0 <= phase < up; the segment has ``n_segment`` samples.
+    """
+
+    samples: Array
+    start: int
+    first: int
+    phase: int
+    n_segment: int
+
+
+def read_store_file(path: Path) -> dict[str, Any]:
+    """Read and check ``store.json`` of the store ``path``."""
+    file = path / "store.json"
+    if not file.is_file():
+        what = "is not a clip store (it has no store.json)" if path.is_dir() else "does not exist"
+        raise ClipStoreError(
+            f"{path} {what}. Make one with `python -m sleepfm_fast.preprocess FILES-OR-FOLDER {path}`."
+        )
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ClipStoreError(
+            f"{file} is damaged: {error}. The recordings beside it are not lost, but the store must be made again: "
+            "run preprocess into a new folder."
+        ) from None
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise ClipStoreError(f"{file} does not describe a '{FORMAT}'. Choose the folder that preprocess wrote.")
+    if value.get("version") != VERSION:
+        raise ClipStoreError(
+            f"{path} is a clip store of version {value.get('version')}; this sleepfm_fast reads version {VERSION}. "
+            "Run preprocess again into a new folder, or use the version of sleepfm_fast that wrote it."
+        )
+    return value
+
+
+class ClipStore:
+    """A clip store, open for reading.
+
+    Every column is memory-mapped; recordings are mapped on first use and at most ``max_mapped`` at a time. An open store
+    may be used from several threads, and pickled (it opens itself again in the other process).
+
+    Parameters
+    ----------
+    path : path-like
+        The folder that preprocess wrote.
+    verify : bool
+        Compare the SHA-256 of every recording and column with what was written (reads the whole store).
+    max_mapped : int
+        How many recordings stay mapped at a time; each takes one file descriptor.
+
+    Attributes
+    ----------
+    montage : Montage
+    slots : tuple of Slot
+        The montage's slots, flat, in the order of the modalities.
+    recordings : list of RecordingEntry
+    subjects : list of str
+    participants : dict of str to dict
+        Subject to ``{"age": float or None, "sex": str or None}``.
+    units : list of str
+    recording, clip, segment : int32 [n_clips]
+        Recording, index of the clip and of its segment within the recording.
+    onset_s : float64 [n_clips]
+        From the start of the recording.
+    stage : int8 [n_clips]
+        0..4 for W, N1, N2, N3, R; -1 for none.
+    sdb : int8 [n_clips]
+        1 a respiratory event, 0 none, -1 unknown.
+    recording_subject : int32 [n_recordings]
+        Position in ``subjects``.
+    channels : ChannelColumns
+    segment_onset_s : float64 [n_segments]
+    run_offset, run_n_samples : int64 [n_segments, n_slots]
+        Byte offset in the ``.bin`` and number of samples of each run.
+
+    Raises
+    ------
+    ClipStoreError
+        When the store is missing, unfinished, of another version or damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, verify: bool = False, max_mapped: int = 256) -> None:
+        self.path = Path(path)
+        self.max_mapped = max(1, max_mapped)
+        self.store = read_store_file(self.path)
+        again = f"`python -m sleepfm_fast.preprocess FILES-OR-FOLDER {self.path}`"
+        if self.store["index"] is None:
+            raise ClipStoreError(
+                f"{self.path} is unfinished: preprocess was stopped before its first end, or could not ingest any "
+                f"recording. Run {again} again; it keeps what is finished."
+            )
+        self.digest: str = self.store["index"].removeprefix("index-")
+        columns, texts = read_columns(
+            self.path / self.store["index"],
+            INDEX_SCHEMA,
+            INDEX_TEXTS,
+            remedy=f"Delete the folder {self.path / self.store['index']} and run {again} again: it is made anew from "
+            "the recordings of the store.",
+            verify=verify,
+        )
+        self.montage = Montage.from_dict(self.store["montage"])
+        self.slots = self.montage.slots
+        self.subjects: list[str] = [s["subject"] for s in texts["subjects"]]
+        self.participants: dict[str, dict[str, Any]] = {
+            s["subject"]: {"age": s["age"], "sex": s["sex"]} for s in texts["subjects"]
+        }
+        self.units: list[str] = texts["units"]
+        self.recording = columns["recording"]
+        self.clip = columns["clip"]
+        self.segment = columns["segment"]
+        self.onset_s = columns["onset_s"]
+        self.stage = columns["stage"]
+        self.sdb = columns["sdb"]
+        self.recording_subject = columns["recording_subject"]
+        self.first_segment = columns["recording_first_segment"]
+        first_clip = columns["recording_first_clip"]
+        shape = (-1, len(self.slots))
+        self.channels = ChannelColumns(
+            *(
+                columns[f"channel_{name}"].reshape(shape)
+                for name in ("present", "fs_num", "fs_den", "gain", "offset", "itemsize", "unit", "n_samples")
+            )
+        )
+        self.segment_onset_s = columns["segment_onset_num"] / columns["segment_onset_den"]
+        self.run_offset = columns["run_offset"].reshape(shape)
+        self.run_n_samples = columns["run_n_samples"].reshape(shape)
+        self.recordings = [
+            RecordingEntry(
+                id=r["id"],
+                subject=self.subjects[self.recording_subject[i]],
+                source=r["source"],
+                start=r["start"],
+                first_clip=int(first_clip[i]),
+                n_clips=int(first_clip[i + 1] - first_clip[i]),
+                first_segment=int(self.first_segment[i]),
+                n_segments=int(self.first_segment[i + 1] - self.first_segment[i]),
+                n_bytes=r["n_bytes"],
+                sha256=r["sha256"],
+            )
+            for i, r in enumerate(texts["recordings"])
+        ]
+        self._mapped: OrderedDict[int, Array] = OrderedDict()
+        self._lock = threading.Lock()
+        self.feeds: dict[Any, Any] = {}
+        """Prepared :class:`sleepfm_fast.feed.Feed` objects; each keeps its filter bank alive, so ids stay unique."""
+        self.check(digests=verify)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ClipStore, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.recording)
+
+    def __repr__(self) -> str:
+        return (
+            f"ClipStore({str(self.path)!r}: {len(self)} clips, {len(self.recordings)} recordings, "
+            f"{len(self.subjects)} subjects, montage {self.montage.name})"
+        )
+
+    def subject(self, clip: int) -> str:
+        """Subject of clip number ``clip`` of the store."""
+        return self.subjects[self.recording_subject[self.recording[clip]]]
+
+    def slots_of(self, modality: str) -> list[int]:
+        """Flat slot numbers of a modality, in the montage's order."""
+        n = 0
+        for candidate in self.montage.modalities:
+            if candidate.name == modality:
+                return list(range(n, n + len(candidate.slots)))
+            n += len(candidate.slots)
+        names = ", ".join(m.name for m in self.montage.modalities)
+        raise ValueError(f"the montage '{self.montage.name}' has no modality '{modality}'; it has: {names}.")
+
+    def modality_present(self) -> npt.NDArray[np.bool_]:
+        """Whether a recording has any channel of a modality: bool [n_recordings, n_modalities], montage order."""
+        return np.stack(
+            [self.channels.present[:, self.slots_of(m.name)].any(axis=1) for m in self.montage.modalities], axis=1
+        )
+
+    def record(self, recording: int) -> dict[str, Any]:
+        """Everything the store knows about a recording: sources, digests, labels used, issues."""
+        value: dict[str, Any] = json.loads(self._file(recording, ".json").read_text(encoding="utf-8"))
+        return value
+
+    def fs_hz(self, recording: int, slot: int) -> Fraction | None:
+        """Native sampling rate, None where the slot is missing."""
+        if not self.channels.present[recording, slot]:
+            return None
+        return Fraction(int(self.channels.fs_num[recording, slot]), int(self.channels.fs_den[recording, slot]))
+
+    def samples(self, recording: int) -> Array:
+        """Map the ``.bin`` of a recording: read-only uint8 [n_bytes].
+
+        Raises
+        ------
+        ClipStoreError
+            When the file is missing or has another size than was written.
+        """
+        with self._lock:
+            mapped = self._mapped.get(recording)
+            if mapped is not None:
+                self._mapped.move_to_end(recording)
+                return mapped
+        file = self._file(recording, ".bin")
+        try:
+            mapped = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
+        except (OSError, ValueError) as error:
+            raise self._damaged(recording, str(error)) from None
+        if len(mapped) != self.recordings[recording].n_bytes:
+            raise self._damaged(
+                recording, f"it has {len(mapped)} bytes, {self.recordings[recording].n_bytes} were written"
+            )
+        with self._lock:
+            self._mapped[recording] = mapped
+            while len(self._mapped) > self.max_mapped:
+                self._mapped.popitem(last=False)
+        return mapped
+
+    def run(self, recording: int, slot: int, segment: int) -> Array:
+        """All samples of a slot in a segment: read-only int16 or int32 view; empty where the slot is missing."""
+        row = int(self.first_segment[recording]) + segment
+        if not 0 <= segment < self.first_segment[recording + 1] - self.first_segment[recording]:
+            raise ValueError(f"recording {self.recordings[recording].id} has no segment {segment}.")
+        itemsize = int(self.channels.itemsize[recording, slot])
+        if itemsize == 0:
+            return np.empty(0, np.int16)
+        start = int(self.run_offset[row, slot])
+        stop = start + itemsize * int(self.run_n_samples[row, slot])
+        return self.samples(recording)[start:stop].view(np.int16 if itemsize == 2 else np.int32)
+
+    def window(self, recording: int, slot: int, clip: int, n_before: int, n_after: int, *, up: int = 1) -> Window:
+        """Native samples of a clip with neighbours from the same segment.
+
+        Parameters
+        ----------
+        recording, slot, clip : int
+            Recording, flat slot number, index of the clip within the recording.
+        n_before, n_after : int
+            Samples wanted before the sample at or before the clip's start, and after the last sample at or before the
+            clip's end; fewer come back at the ends of the segment.
+        up : int
+            L of the resampling ratio L/M: the clip's start is rounded to a multiple of 1/L sample.
+
+        Returns
+        -------
+        Window
+        """
+        entry = self.recordings[recording]
+        if not 0 <= clip < entry.n_clips:
+            raise ValueError(f"recording {entry.id} has no clip {clip}; it has {entry.n_clips}.")
+        row = entry.first_clip + clip
+        segment = int(self.segment[row])
+        run = self.run(recording, slot, segment)
+        fs = self.fs_hz(recording, slot)
+        if fs is None:
+            return Window(run, 0, 0, 0, 0)
+        onset_s = float(self.onset_s[row] - self.segment_onset_s[entry.first_segment + segment])
+        first, phase = divmod(round(onset_s * float(fs * up)), up)
+        last = -((-phase * fs.denominator - EPOCH_S * up * fs.numerator) // (up * fs.denominator))
+        start = max(0, first - n_before)
+        stop = min(len(run), first + last + n_after)
+        return Window(run[start:stop], start, first, phase, len(run))
+
+    def check(self, *, digests: bool = False) -> None:
+        """Compare the size (and, with ``digests``, the SHA-256) of every recording's file with what was written."""
+        try:
+            with os.scandir(self.path / "recordings") as entries:
+                sizes = {e.name: e.stat().st_size for e in entries if e.name.endswith(".bin")}
+        except OSError:
+            sizes = {}
+        for i, entry in enumerate(self.recordings):
+            size = sizes.get(f"{entry.id}.bin")
+            if size is None:
+                raise self._damaged(i, "it is missing")
+            if size != entry.n_bytes:
+                raise self._damaged(i, f"it has {size} bytes, {entry.n_bytes} were written")
+            if digests and file_digest(self._file(i, ".bin")) != entry.sha256:
+                raise self._damaged(i, "its SHA-256 is not the one that was written")
+
+    def _file(self, recording: int, suffix: str) -> Path:
+        return self.path / "recordings" / f"{self.recordings[recording].id}{suffix}"
+
+    def _damaged(self, recording: int, what: str) -> ClipStoreError:
+        entry = self.recordings[recording]
+        file = self._file(recording, ".bin")
+        return ClipStoreError(
+            f"{file} is damaged: {what}. Delete {file} and {file.with_suffix('.json').name} beside it, then run "
+            f"`python -m sleepfm_fast.preprocess {entry.source} {self.path}` with the same options as before: it makes "
+            "what is missing and redoes nothing else."
+        )
+
+
+def stage_counts(stage: Sequence[int] | Array) -> dict[str, int]:
+    """Number of clips per stage name, ``none`` last."""
+    counts = np.bincount(np.asarray(stage, dtype=np.int64) + 1, minlength=len(STAGES) + 1)
+    return {**{name: int(counts[code + 1]) for code, name in enumerate(STAGES)}, "none": int(counts[0])}
+
+
+def sdb_counts(sdb: Sequence[int] | Array) -> dict[str, int]:
+    """Number of clips with a respiratory event, without one, and where it is unknown."""
+    counts = np.bincount(np.asarray(sdb, dtype=np.int64) + 1, minlength=3)
+    return {"event": int(counts[2]), "none": int(counts[1]), "unknown": int(counts[0])}

@@ -1,0 +1,214 @@
+"""The participants table: which subject a recording is of, with age and sex.
+
+A text table (comma, semicolon or tab; UTF-8 or Latin-1) with a header line. Column names are compared without case,
+spaces and punctuation:
+
+=========  ============================================================================================
+recording  ``recording``, ``file``, ``filename``, ``path``, ``record``, ``night``, ``edf``
+subject    ``subject``, ``participant``, ``patient``, ``id``, each also with ``id`` behind (``participant_id``)
+age        ``age``, ``age_years``, ``age_at_recording``, ``years``
+sex        ``sex``, ``gender``
+=========  ============================================================================================
+
+A recording is named by its path or the end of it, its file name, or its file name without suffix. Without a recording
+column a row counts for the recordings whose name is the subject, or begins with it and a separator
+(``sub-01`` for ``sub-01_ses-2.edf``). A recording that no row names is its own subject: the subject is then its whole
+file name without suffix, so that a subject with several nights and no table is several subjects.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from sleepfm_fast.errors import SleepfmError
+
+__all__ = ["Participant", "Participants", "read_participants"]
+
+COLUMNS = {
+    "recording": ("recording", "recordings", "recordingid", "file", "filename", "files", "path", "record", "night", "edf"),
+    "subject": ("subject", "participant", "patient", "person", "subjectid", "participantid", "patientid", "subjid", "id"),
+    "age": ("age", "ageyears", "ageyr", "ageatrecording", "years", "ageinyears"),
+    "sex": ("sex", "gender"),
+}
+SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "w": "F", "woman": "F"}
+MISSING = ("", "na", "nan", "n/a", "none", "null", "unknown", "?", ".", "-")
+
+
+@dataclass(frozen=True)
+class Participant:
+    """One row: ``recording`` as written (None without such a column), ``subject`` (None: derive it), age, sex."""
+
+    recording: str | None
+    subject: str | None
+    age: float | None
+    sex: str | None
+
+
+@dataclass
+class Participants:
+    """A participants table.
+
+    Attributes
+    ----------
+    path : Path or None
+        Where it was read; None for no table.
+    rows : tuple of Participant
+    issues : tuple of str
+        Cells that could not be understood.
+    """
+
+    path: Path | None = None
+    rows: tuple[Participant, ...] = ()
+    issues: tuple[str, ...] = ()
+    _by_name: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
+    _by_subject: dict[str, int] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for i, row in enumerate(self.rows):
+            if row.recording is not None:
+                name = parts_of(row.recording)[-1]
+                for key in {name.casefold(), stem_of(name).casefold()}:
+                    self._by_name.setdefault(key, []).append(i)
+            elif row.subject is not None:
+                self._by_subject.setdefault(row.subject.casefold(), i)
+
+    def find(self, path: Path) -> int | None:
+        """Row of the recording ``path``, None where no row names it; of several, the one naming most of its path."""
+        candidates = self._by_name.get(path.name.casefold(), []) + self._by_name.get(path.stem.casefold(), [])
+        whole = [p.casefold() for p in (*path.parent.parts, path.name)]
+        best: tuple[int, int] | None = None
+        for i in candidates:
+            parts = [p.casefold() for p in parts_of(self.rows[i].recording or "")]
+            ending = whole[-len(parts) :]
+            same_file = parts[-1] in (ending[-1], stem_of(ending[-1]))
+            if same_file and parts[:-1] == ending[:-1] and (best is None or len(parts) > best[0]):
+                best = len(parts), i
+        if best is not None:
+            return best[1]
+        stem = path.stem.casefold()
+        for end in [len(stem)] + [m.start() for m in reversed(list(re.finditer(r"[^a-z0-9]", stem)))]:
+            if stem[:end] in self._by_subject:
+                return self._by_subject[stem[:end]]
+        return None
+
+    def of(self, path: Path) -> Participant:
+        """Subject, age and sex of the recording ``path``; the subject is its file name's stem where no row names one."""
+        i = self.find(path)
+        row = Participant(None, None, None, None) if i is None else self.rows[i]
+        return Participant(row.recording, row.subject or path.stem, row.age, row.sex)
+
+    def unknown_recordings(self, paths: Iterable[Path]) -> list[str]:
+        """What the rows that match none of ``paths`` name."""
+        found = {self.find(path) for path in paths}
+        return [row.recording or row.subject or "" for i, row in enumerate(self.rows) if i not in found]
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    # Tables made on Windows write backslashes; a leading "./" or "/" says nothing about the folder's name.
+    return tuple(p for p in PurePosixPath(name.replace("\\", "/")).parts if p not in (".", "/")) or (name,)
+
+
+def stem_of(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and suffix.casefold() in ("edf", "bdf", "rec") else name
+
+
+def read_participants(path: Path) -> Participants:
+    """Read a participants table.
+
+    Parameters
+    ----------
+    path : Path
+        A CSV or TSV file with a header line.
+
+    Returns
+    -------
+    Participants
+
+    Raises
+    ------
+    SleepfmError
+        When the file cannot be read, has neither a recording nor a subject column, or names a recording twice.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SleepfmError(f"the participants table {path} cannot be read: {error.strerror or error}.") from None
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = content.decode("utf-16", errors="replace")
+    else:
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = content.decode("latin-1")
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise SleepfmError(f"the participants table {path} is empty; a header line with recording, subject, age, sex is expected.")
+    delimiter = max("\t;,", key=lambda d: lines[0].count(d))
+    reader = csv.reader(lines, delimiter=delimiter)
+    header = [cell.strip() for cell in next(reader)]
+    columns = find_columns(header)
+    if "recording" not in columns and "subject" not in columns:
+        raise SleepfmError(
+            f"the participants table {path} has the columns {', '.join(header)}; a column named recording (or file) or "
+            "subject is needed, and age and sex are understood."
+        )
+    issues: list[str] = []
+    rows: list[Participant] = []
+    seen: dict[str, int] = {}
+    for number, cells in enumerate(reader, start=2):
+        row = {name: cells[i].strip() if i < len(cells) else "" for name, i in columns.items()}
+        recording, subject = row.get("recording") or None, row.get("subject") or None
+        if recording is None and subject is None:
+            issues.append(f"{path.name}, row {number}: neither recording nor subject is given; the row is left out.")
+            continue
+        key = (recording or subject or "").casefold()
+        if key in seen:
+            raise SleepfmError(
+                f"the participants table {path} names '{recording or subject}' in rows {seen[key]} and {number}; "
+                "keep one row each."
+            )
+        seen[key] = number
+        rows.append(
+            Participant(
+                recording,
+                subject,
+                parse_age(row.get("age", ""), f"{path.name}, row {number}", issues),
+                parse_sex(row.get("sex", "")),
+            )
+        )
+    return Participants(path, tuple(rows), tuple(issues))
+
+
+def find_columns(header: list[str]) -> dict[str, int]:
+    """Which column of ``header`` is which; the first name of the list that occurs wins."""
+    folded = [re.sub(r"[^a-z0-9]", "", cell.casefold()) for cell in header]
+    return {
+        name: folded.index(match)
+        for name, names in COLUMNS.items()
+        if (match := next((n for n in names if n in folded), None)) is not None
+    }
+
+
+def parse_age(text: str, where: str, issues: list[str]) -> float | None:
+    if text.casefold() in MISSING:
+        return None
+    try:
+        age = float(text.replace(",", "."))
+    except ValueError:
+        age = math.nan
+    if not 0 <= age <= 130:
+        issues.append(f"{where}: the age '{text}' is not a number of years between 0 and 130; it is left out.")
+        return None
+    return age
+
+
+def parse_sex(text: str) -> str | None:
+    if text.casefold() in MISSING:
+        return None
+    return SEXES.get(text.casefold(), text)
