@@ -36,7 +36,7 @@ __all__ = [
 LANES = 16
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True, parallel=True)
 def _sweep(
     group: npt.NDArray[np.int32],
     positive: npt.NDArray[np.bool_],
@@ -246,7 +246,8 @@ def resampled_ratio(
     float64 [B]
         NaN where the drawn subjects have no clip.
     """
-    top, bottom = draws @ np.asarray(numerator, np.float64), draws @ np.asarray(denominator, np.float64)
+    drawn = draws.astype(np.float64)
+    top, bottom = drawn @ np.asarray(numerator, np.float64), drawn @ np.asarray(denominator, np.float64)
     return _ratio(top, bottom)
 
 
