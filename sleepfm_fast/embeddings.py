@@ -1,0 +1,267 @@
+"""The embeddings folder: unit vectors of every clip with the labels and subjects that probes and retrieval need.
+
+::
+
+    EMBEDDINGS/
+      embeddings.json   names, provenance, digests; written last
+      embeddings.npy    float32 [clip, modality, dim], unit norm; NaN where the modality is missing
+      mask.npy          bool    [clip, modality], true where present
+      recording.npy clip.npy subject.npy (int32), onset_s.npy (float64), stage.npy sdb.npy split.npy (int8)
+
+A folder under its own name is finished: :mod:`sleepfm_fast.embedding_writer` renames it when whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.errors import SleepfmError
+
+__all__ = ["COLUMNS", "SPLITS", "Description", "Embeddings", "ModalityRows", "range_problem"]
+
+FORMAT = "sleepfm_fast embeddings"
+VERSION = 1
+SPLITS = ("train", "validation", "test")
+COLUMNS: dict[str, str] = {
+    "recording": "int32",
+    "clip": "int32",
+    "onset_s": "float64",
+    "stage": "int8",
+    "sdb": "int8",
+    "subject": "int32",
+    "split": "int8",
+}
+# A float32 vector normalised in float64 and rounded has a norm within 2^-24 of 1; bfloat16 copies stay inside this too.
+UNIT_NORM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the numbers of an embeddings folder belong to.
+
+    ``subject`` and ``recording`` columns index ``subjects`` and ``recordings``; ``ages`` (years) and ``sexes`` have one
+    entry a subject, None where unknown. ``overlap`` says that training and test clips come from the same subjects (a
+    store with one subject); ``overlap_note`` is the sentence that every command then repeats.
+    """
+
+    subjects: tuple[str, ...]
+    recordings: tuple[str, ...]
+    ages: tuple[float | None, ...]
+    sexes: tuple[str | None, ...]
+    run: str
+    store: str
+    split_rule: str
+    presets: Mapping[str, Any] = field(default_factory=dict)
+    overlap: bool = False
+    overlap_note: str = ""
+
+
+def range_problem(name: str, values: npt.NDArray[Any], n_subjects: int, n_recordings: int) -> str:
+    """Return what is wrong with a column's values, or an empty string."""
+    limits: dict[str, tuple[float, float]] = {
+        "recording": (0, n_recordings - 1),
+        "clip": (0, np.iinfo(np.int32).max),
+        "onset_s": (0.0, float(np.finfo(np.float64).max)),
+        "stage": (-1, 4),
+        "sdb": (-1, 1),
+        "subject": (0, n_subjects - 1),
+        "split": (0, len(SPLITS) - 1),
+    }
+    low, high = limits[name]
+    lowest, highest = values.min(), values.max()
+    if low <= lowest and highest <= high:
+        return ""
+    return f"column {name} holds values from {lowest} to {highest}; expected {low:g} to {high:g}"
+
+
+class ModalityRows:
+    """Rows of one modality for chosen clips; a slice reads just those rows, as float32 [n, D].
+
+    It stands in for a matrix [N, D] wherever blocks are enough, so that the vectors stay on disk.
+    """
+
+    def __init__(self, embeddings: Embeddings, clips: npt.NDArray[np.int64], modality: str) -> None:
+        self.embeddings, self.clips, self.modality = embeddings, clips, modality
+        self.shape = (len(clips), embeddings.dim)
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[np.float32]:
+        """Read a slice of rows."""
+        return self.embeddings.read(self.clips[rows], (self.modality,))[:, 0]
+
+
+class Embeddings:
+    """Open a finished embeddings folder; every array is mapped, not read.
+
+    Attributes
+    ----------
+    vectors : float32 [n_clips, M, D]
+    mask : bool [n_clips, M]
+    recording, clip, onset_s, stage, sdb, subject, split : columns [n_clips]
+    modalities, dim, n_clips, description
+        As written by :class:`~sleepfm_fast.embedding_writer.EmbeddingWriter`.
+
+    Raises
+    ------
+    SleepfmError
+        When the folder is missing, unfinished, of another format, or damaged; the damaged file is named.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        record = _read_record(self.path)
+        try:
+            self.modalities: tuple[str, ...] = tuple(str(m) for m in record["modalities"])
+            self.dim, self.n_clips = int(record["dim"]), int(record["n_clips"])
+            self.digests: dict[str, str] = dict(record["blake2b_128"])
+            self.description = Description(
+                subjects=tuple(record["subjects"]),
+                recordings=tuple(record["recordings"]),
+                ages=tuple(record["ages"]),
+                sexes=tuple(record["sexes"]),
+                run=record["run"],
+                store=record["store"],
+                split_rule=record["split_rule"],
+                presets=record["presets"],
+                overlap=bool(record["overlap"]),
+                overlap_note=record["overlap_note"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damage("embeddings.json", f"the entry {error} is missing or of the wrong kind") from error
+        shape = (self.n_clips, len(self.modalities))
+        self.vectors: npt.NDArray[np.float32] = self._map("embeddings.npy", "float32", (*shape, self.dim))
+        self.mask: npt.NDArray[np.bool_] = self._map("mask.npy", "bool", shape)
+        columns = {name: self._map(f"{name}.npy", dtype, shape[:1]) for name, dtype in COLUMNS.items()}
+        for name, values in columns.items():
+            problem = range_problem(name, values, len(self.description.subjects), len(self.description.recordings))
+            if problem:
+                raise self._damage(f"{name}.npy", problem)
+        self.recording: npt.NDArray[np.int32] = columns["recording"]
+        self.clip: npt.NDArray[np.int32] = columns["clip"]
+        self.onset_s: npt.NDArray[np.float64] = columns["onset_s"]
+        self.stage: npt.NDArray[np.int8] = columns["stage"]
+        self.sdb: npt.NDArray[np.int8] = columns["sdb"]
+        self.subject: npt.NDArray[np.int32] = columns["subject"]
+        self.split: npt.NDArray[np.int8] = columns["split"]
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+        return self.n_clips
+
+    @property
+    def overlap_note(self) -> str:
+        """The sentence to repeat where training and test clips overlap, else an empty string."""
+        if not self.description.overlap:
+            return ""
+        return self.description.overlap_note or (
+            "Training and test clips come from the same subjects: these figures say nothing about new subjects."
+        )
+
+    def clips_of(self, *splits: str) -> npt.NDArray[np.int64]:
+        """Return the ascending indices of the clips of the named splits.
+
+        Where the folder says that splits overlap and a clip cannot carry two codes, a training or test split without
+        clips of its own means all clips.
+        """
+        unknown = [s for s in splits if s not in SPLITS]
+        if unknown:
+            raise ValueError(f"no split '{unknown[0]}'; the splits are {', '.join(SPLITS)}")
+        codes = np.asarray(self.split)
+        chosen = np.flatnonzero(np.isin(codes, [SPLITS.index(s) for s in splits]))
+        if not chosen.size and self.description.overlap and splits != ("validation",):
+            return np.arange(self.n_clips)
+        return chosen
+
+    def read(self, clips: npt.NDArray[np.int64], modalities: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
+        """Copy the vectors of chosen clips, all of which must have the modalities.
+
+        Parameters
+        ----------
+        clips : int array [n]
+        modalities : sequence of str, optional
+            All by default; the order given is the order returned.
+
+        Returns
+        -------
+        float32 [n, len(modalities), D]
+
+        Raises
+        ------
+        SleepfmError
+            When a vector is not of unit length: the file is damaged.
+        """
+        names = self.modalities if modalities is None else tuple(modalities)
+        columns = [self.modalities.index(m) for m in names]
+        x = np.empty((len(clips), len(columns), self.dim), np.float32)
+        for j, column in enumerate(columns):
+            x[:, j] = self.vectors[clips, column]
+        off = ~(np.abs(np.einsum("nmd,nmd->nm", x, x) - 1.0) <= UNIT_NORM_TOLERANCE)
+        if off.any():
+            i, j = np.argwhere(off)[0]
+            raise self._damage("embeddings.npy", f"the {names[j]} vector of clip {clips[i]} is not of unit length")
+        return x
+
+    def verify(self) -> None:
+        """Read every file and compare it with the digest taken when it was written.
+
+        Raises
+        ------
+        SleepfmError
+            Naming the first file that differs.
+        """
+        for name, digest in self.digests.items():
+            array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+            found = hashlib.blake2b(digest_size=16)
+            for start in range(0, len(array), 4096):
+                found.update(np.ascontiguousarray(array[start : start + 4096]).data.cast("B"))
+            if found.hexdigest() != digest:
+                raise self._damage(name, f"its digest is {found.hexdigest()}, expected {digest}")
+
+    def _damage(self, name: str, what: str) -> SleepfmError:
+        return SleepfmError(
+            f"{self.path / name} is damaged: {what}. Remove the folder and make it again with "
+            f"`python -m sleepfm_fast.embed RUN STORE {self.path}`."
+        )
+
+    def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        try:
+            array: npt.NDArray[Any] = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise self._damage(name, "the file is missing") from error
+        except (OSError, ValueError, EOFError) as error:
+            raise self._damage(name, f"it cannot be mapped ({error})") from error
+        if array.dtype != np.dtype(dtype) or array.shape != shape:
+            raise self._damage(name, f"it holds {array.dtype} {array.shape}, expected {dtype} {shape}")
+        return array
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        made = "make it with" if not path.exists() else "that is a file, not a folder; make one with"
+        raise SleepfmError(f"no embeddings folder at {path}: {made} `python -m sleepfm_fast.embed RUN STORE {path}`.")
+    try:
+        record = json.loads((path / "embeddings.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SleepfmError(
+            f"{path} is not a finished embeddings folder: it has no embeddings.json. Give the folder that "
+            "`python -m sleepfm_fast.embed RUN STORE EMBEDDINGS` made, or run that command (again)."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise SleepfmError(
+            f"{path / 'embeddings.json'} cannot be read ({error}). Remove the folder and run "
+            "`python -m sleepfm_fast.embed RUN STORE EMBEDDINGS` again."
+        ) from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+        found = f"{record.get('format')} {record.get('version')}" if isinstance(record, dict) else type(record).__name__
+        raise SleepfmError(
+            f"{path / 'embeddings.json'} says format '{found}'; this version reads '{FORMAT} {VERSION}'. "
+            "Embed again with this version of sleepfm_fast."
+        )
+    return record

@@ -1,0 +1,317 @@
+"""The embeddings folder: what is written is read back, what is not whole or not sound is refused by name."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_embeddings import MODALITIES, columns_of, description_of, unit, write_folder
+
+from sleepfm_fast.embedding_writer import EmbeddingWriter
+from sleepfm_fast.embeddings import COLUMNS, Embeddings
+from sleepfm_fast.errors import SleepfmError
+
+N, DIM = 103, 16
+
+
+@pytest.fixture
+def parts():
+    rng = np.random.default_rng(3)
+    subject = np.sort(rng.integers(0, 7, N))
+    subject[:7] = np.arange(7)
+    subject.sort()
+    columns = columns_of(
+        subject, np.array([0, 0, 0, 1, 1, 2, 2])[subject], stage=rng.integers(-1, 5, N), sdb=rng.integers(-1, 2, N)
+    )
+    mask = rng.random((N, 3)) < 0.8
+    return rng.standard_normal((N, 3, DIM)) * 5, columns, mask
+
+
+@pytest.fixture
+def folder(tmp_path, parts):
+    x, columns, mask = parts
+    return write_folder(tmp_path / "emb", x, columns, mask=mask, batch=10)
+
+
+def test_what_is_written_is_read_back(folder, parts):
+    x, columns, mask = parts
+    e = Embeddings(folder)
+    assert (len(e), e.dim, e.modalities) == (N, DIM, MODALITIES)
+    np.testing.assert_array_equal(e.mask, mask)
+    np.testing.assert_array_equal(np.isnan(e.vectors).all(2), ~mask)
+    np.testing.assert_array_equal(np.isnan(e.vectors).any(2), ~mask)
+    np.testing.assert_array_equal(e.vectors[mask], unit(x)[mask].astype(np.float32))
+    for name, dtype in COLUMNS.items():
+        assert getattr(e, name).dtype == dtype
+        np.testing.assert_array_equal(getattr(e, name), columns[name])
+    assert e.description == description_of(7)
+    assert e.overlap_note == ""
+    e.verify()
+
+
+def test_only_the_named_files_are_left(folder):
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"embeddings.json", "embeddings.npy", "mask.npy", *(f"{c}.npy" for c in COLUMNS)}
+    assert [p.name for p in folder.parent.iterdir()] == ["emb"]
+
+
+def test_batch_size_changes_no_byte(tmp_path, parts):
+    x, columns, mask = parts
+    one = write_folder(tmp_path / "one", x, columns, mask=mask, batch=1)
+    all_ = write_folder(tmp_path / "all", x, columns, mask=mask, batch=N)
+    for file in one.iterdir():
+        assert file.read_bytes() == (all_ / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_tensors_of_any_float_type_are_taken(tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    x = torch.randn(5, 3, DIM, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype)).requires_grad_()
+    mask = torch.ones(5, 3, dtype=torch.bool)
+    with EmbeddingWriter(tmp_path / "e", 5, MODALITIES, DIM) as writer:
+        writer.append(x, mask)
+        writer.finish(columns_of([0] * 5, [0] * 5), description_of(1))
+    expected = unit(x.detach().double().numpy()).astype(np.float32)
+    np.testing.assert_array_equal(Embeddings(tmp_path / "e").vectors, expected)
+
+
+def test_read_gives_the_modalities_in_the_order_asked(folder, parts):
+    x, _, mask = parts
+    e = Embeddings(folder)
+    clips = np.flatnonzero(mask.all(1))[::-3]
+    np.testing.assert_allclose(e.read(clips, ("ecg", "respiratory")), unit(x)[clips][:, [2, 0]], atol=1e-7)
+
+
+def test_clips_of_splits(folder, parts):
+    _, columns, _ = parts
+    e = Embeddings(folder)
+    np.testing.assert_array_equal(e.clips_of("test"), np.flatnonzero(columns["split"] == 2))
+    np.testing.assert_array_equal(e.clips_of("train", "validation"), np.flatnonzero(columns["split"] <= 1))
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        e.clips_of("dev")
+
+
+def test_overlap_without_own_test_clips_means_all_clips(tmp_path):
+    x = np.random.default_rng(0).standard_normal((9, 3, DIM))
+    columns = columns_of([0] * 9, [0] * 8 + [1])
+    e = Embeddings(write_folder(tmp_path / "e", x, columns, overlap=True))
+    assert "same subjects" in e.overlap_note
+    np.testing.assert_array_equal(e.clips_of("test"), np.arange(9))
+    np.testing.assert_array_equal(e.clips_of("train"), np.arange(8))
+    f = Embeddings(write_folder(tmp_path / "f", x, columns_of([0] * 9, [0] * 9)))
+    assert f.clips_of("test").size == 0
+
+
+def test_a_subject_in_two_splits_must_be_declared(tmp_path):
+    x = np.ones((4, 3, DIM))
+    columns = columns_of([0, 0, 1, 1], [0, 0, 0, 2])
+    with pytest.raises(ValueError, match="s001 is in more than one split"):
+        write_folder(tmp_path / "e", x, columns)
+    assert not any(tmp_path.iterdir())
+    assert Embeddings(write_folder(tmp_path / "e", x, columns, overlap=True, overlap_note="It overlaps.")).overlap_note
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_an_embedding_that_has_no_direction_is_refused(tmp_path, parts, value):
+    x, columns, mask = parts
+    mask[50, 1] = True
+    x[50, 1] = value
+    with pytest.raises(SleepfmError, match="the brain embedding of clip 50 has length"):
+        write_folder(tmp_path / "e", x, columns, mask=mask, batch=7)
+    assert not any(tmp_path.iterdir())
+    mask[50, 1] = False  # what stands where the modality is missing does not matter
+    write_folder(tmp_path / "e", x, columns, mask=mask, batch=7)
+
+
+def test_an_existing_folder_is_not_overwritten(folder, parts):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(SleepfmError, match="exists and is not overwritten"):
+        write_folder(folder, parts[0], parts[1])
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_an_empty_folder_is_taken(tmp_path, parts):
+    (tmp_path / "e").mkdir()
+    Embeddings(write_folder(tmp_path / "e", parts[0], parts[1]))
+
+
+def test_leaving_before_finish_keeps_nothing(tmp_path):
+    with (
+        pytest.raises(ValueError, match=r"closed before finish\(\)"),
+        EmbeddingWriter(tmp_path / "e", 2, MODALITIES, DIM) as writer,
+    ):
+        writer.append(np.ones((2, 3, DIM)))
+    assert not any(tmp_path.iterdir())
+
+
+def test_two_writers_of_one_folder(tmp_path):
+    with EmbeddingWriter(tmp_path / "e", 2, MODALITIES, DIM) as first:
+        first.append(np.ones((1, 3, DIM)))
+        with pytest.raises(SleepfmError, match="another process is writing"):
+            EmbeddingWriter(tmp_path / "e", 2, MODALITIES, DIM)
+        first.append(np.ones((1, 3, DIM)))
+        first.finish(columns_of([0, 0], [0, 0]), description_of(1))
+    assert len(Embeddings(tmp_path / "e")) == 2
+
+
+def _write_and_hang(path: str) -> None:
+    writer = EmbeddingWriter(path, 2, MODALITIES, DIM)
+    writer.append(np.ones((1, 3, DIM)))
+    writer._vectors.file.flush()
+    time.sleep(60)
+
+
+def test_a_killed_writer_leaves_no_folder_and_no_obstacle(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=_write_and_hang, args=(str(tmp_path / "e"),))
+    process.start()
+    file = tmp_path / ".e.partial" / "embeddings.npy"
+    deadline = time.monotonic() + 30
+    while not (file.exists() and file.stat().st_size > 128) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with pytest.raises(SleepfmError, match="no embeddings folder"):
+        Embeddings(tmp_path / "e")
+    with EmbeddingWriter(tmp_path / "e", 1, MODALITIES, DIM) as writer:
+        writer.append(np.ones((1, 3, DIM)))
+        writer.finish(columns_of([0], [2]), description_of(1))
+    Embeddings(tmp_path / "e").verify()
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "mask", "match"),
+    [
+        (np.ones((2, 2, DIM)), None, "expected"),
+        (np.ones((2, 3, DIM + 1)), None, "expected"),
+        (np.ones((2, 3, DIM)), np.ones((3, 3), bool), "mask of shape"),
+        (np.ones((4, 3, DIM)), None, "clip 4 of 3 announced"),
+        (np.array(1.0), None, "expected"),
+    ],
+)
+def test_append_checks_shapes(tmp_path, embeddings, mask, match):
+    with pytest.raises(ValueError, match=match), EmbeddingWriter(tmp_path / "e", 3, MODALITIES, DIM) as writer:
+        writer.append(embeddings, mask)
+
+
+def _write(path, x, n_clips, columns):
+    with EmbeddingWriter(path, n_clips, MODALITIES, DIM) as writer:
+        writer.append(x)
+        writer.finish(columns, description_of(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda c: c.pop("sdb"), "columns are"),
+        (lambda c: c.update(stage=np.array([0, 5])), "stage holds values from 0 to 5; expected -1 to 4"),
+        (lambda c: c.update(subject=np.array([0, 1])), "subject holds values"),
+        (lambda c: c.update(split=np.array([0, 3])), "split holds values"),
+        (lambda c: c.update(onset_s=np.array([0.0, np.nan])), "onset_s holds values"),
+        (lambda c: c.update(clip=np.array([0, 1, 2])), "clip has shape"),
+    ],
+)
+def test_finish_checks_columns(tmp_path, change, match):
+    columns = columns_of([0, 0], [0, 0])
+    change(columns)
+    with pytest.raises(ValueError, match=match):
+        _write(tmp_path / "e", np.ones((2, 3, DIM)), 2, columns)
+
+
+def test_finish_counts_clips(tmp_path):
+    with pytest.raises(ValueError, match="1 clips were appended; 2 were announced"):
+        _write(tmp_path / "e", np.ones((1, 3, DIM)), 2, columns_of([0, 0], [0, 0]))
+
+
+def _rewrite(name, change):
+    def act(folder: Path) -> None:
+        record = json.loads((folder / name).read_text())
+        change(record)
+        (folder / name).write_text(json.dumps(record))
+
+    return act
+
+
+def _flip_byte(folder: Path) -> None:
+    data = bytearray((folder / "stage.npy").read_bytes())
+    data[-1] = 77
+    (folder / "stage.npy").write_bytes(data)
+
+
+DAMAGES = {
+    "file gone": (lambda f: (f / "sdb.npy").unlink(), r"sdb\.npy is damaged: the file is missing"),
+    "cut short": (lambda f: os.truncate(f / "embeddings.npy", 4000), r"embeddings\.npy is damaged"),
+    "empty": (lambda f: os.truncate(f / "mask.npy", 0), r"mask\.npy is damaged"),
+    "not npy": (lambda f: (f / "clip.npy").write_text("hello"), r"clip\.npy is damaged"),
+    "pickled": (
+        lambda f: np.save(f / "clip.npy", np.array([{}] * N, dtype=object), allow_pickle=True),
+        r"clip\.npy is damaged",
+    ),
+    "other type": (lambda f: np.save(f / "split.npy", np.zeros(N, np.int64)), r"split\.npy is damaged.*int64"),
+    "other length": (lambda f: np.save(f / "split.npy", np.zeros(N + 1, np.int8)), r"split\.npy is damaged"),
+    "value out of range": (_flip_byte, r"stage\.npy is damaged: column stage holds values"),
+    "no json": (lambda f: (f / "embeddings.json").unlink(), "not a finished embeddings folder"),
+    "half a json": (lambda f: os.truncate(f / "embeddings.json", 40), r"embeddings\.json cannot be read"),
+    "entry gone": (_rewrite("embeddings.json", lambda r: r.pop("subjects")), r"embeddings\.json is damaged.*subjects"),
+    "later version": (_rewrite("embeddings.json", lambda r: r.update(version=9)), "this version reads"),
+    "other json": (lambda f: (f / "embeddings.json").write_text("[1]"), "this version reads"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named(folder, name):
+    act, match = DAMAGES[name]
+    act(folder)
+    with pytest.raises(SleepfmError, match=match):
+        Embeddings(folder)
+
+
+def test_damage_inside_the_vectors_is_named_when_they_are_read(folder, parts):
+    clip = int(np.flatnonzero(parts[2][:, 1])[4])
+    with (folder / "embeddings.npy").open("r+b") as file:
+        file.seek(-(N * 3 - clip * 3 - 1) * DIM * 4, os.SEEK_END)
+        file.write(np.full(DIM, 0.01, np.float32).tobytes())
+    e = Embeddings(folder)
+    e.read(np.flatnonzero(parts[2][:, 1])[:4], ("brain",))
+    with pytest.raises(SleepfmError, match=rf"embeddings\.npy is damaged: the brain vector of clip {clip} "):
+        e.read(np.flatnonzero(parts[2][:, 1])[:5], ("brain",))
+    with pytest.raises(SleepfmError, match=r"embeddings\.npy is damaged: its digest"):
+        e.verify()
+
+
+def test_missing_folder_and_file(tmp_path):
+    with pytest.raises(SleepfmError, match="no embeddings folder"):
+        Embeddings(tmp_path / "nothing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SleepfmError, match="a file, not a folder"):
+        Embeddings(tmp_path / "file")
+
+
+def test_a_full_disk_is_a_sentence(tmp_path):
+    # RLIMIT_FSIZE stands for the full disk: the write fails with EFBIG where it would with ENOSPC.
+    code = f"""
+import resource, signal, sys
+import numpy as np
+from sleepfm_fast.embedding_writer import EmbeddingWriter
+from sleepfm_fast.errors import SleepfmError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    with EmbeddingWriter({str(tmp_path / "e")!r}, 1000, ("brain",), 512) as w:
+        for _ in range(10):
+            w.append(np.ones((100, 1, 512)))
+except SleepfmError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "failed" in done.stdout, done.stderr
+    assert "Free space" in done.stdout
+    assert not any(tmp_path.iterdir())
