@@ -3,7 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
+
+#include "check.h"
 #include "cpu/cpu_features.h"
+#include "cpu/filter_resample.h"
 #include "params.h"
 
 namespace py = pybind11;
@@ -28,6 +32,42 @@ py::dict build_info() {
 
 // ---- filter_resample ------------------------------------------------------------------------------------------------
 
+// device: -1 for the CPU (n_threads is used), else the index of a CUDA device (stream is used).
+void filter_resample(std::uintptr_t raw, std::int64_t n_raw, int raw_bytes, std::uintptr_t table,
+                     std::uintptr_t calibration, std::int64_t n_clips, std::int64_t n_channels, std::uintptr_t filters,
+                     std::int64_t n_filters, std::uintptr_t taps, std::int64_t n_taps, std::uintptr_t out,
+                     int out_dtype, std::int64_t n_out, bool zscore, int n_threads, int device, std::uintptr_t stream) {
+    sleepfm::FilterResample p{};
+    p.raw = reinterpret_cast<void const*>(raw);
+    p.n_raw = n_raw;
+    p.raw_bytes = raw_bytes;
+    p.table = reinterpret_cast<sleepfm::WindowRow const*>(table);
+    p.calibration = reinterpret_cast<float const*>(calibration);
+    p.n_clips = n_clips;
+    p.n_channels = n_channels;
+    p.filters = reinterpret_cast<sleepfm::FilterRow const*>(filters);
+    p.n_filters = n_filters;
+    p.taps = reinterpret_cast<float const*>(taps);
+    p.n_taps = n_taps;
+    p.out = reinterpret_cast<void*>(out);
+    p.out_dtype = static_cast<sleepfm::DType>(out_dtype);
+    p.n_out = n_out;
+    p.zscore = zscore;
+    py::gil_scoped_release const release;
+    if (device < 0) {
+        sleepfm::filter_resample_cpu(p, n_threads);
+        return;
+    }
+#if defined(SLEEPFM_WITH_CUDA)
+    sleepfm::filter_resample_cuda(p, device, reinterpret_cast<void*>(stream));
+#else
+    static_cast<void>(stream);
+    SLEEPFM_CHECK(false,
+                  "filter_resample: this build has no CUDA kernels. Install the CUDA toolkit (nvcc) and run "
+                  "`pip install .` again, or move the tensors to the CPU.");
+#endif
+}
+
 // ---- contrastive_loss -----------------------------------------------------------------------------------------------
 
 }  // namespace
@@ -35,6 +75,10 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Compiled kernels of sleepfm_fast; call them through sleepfm_fast.ops.";
     module.def("build_info", &build_info, "What this build contains and what this processor offers.");
-    // filter_resample
+    module.def("filter_resample", &filter_resample, py::arg("raw"), py::arg("n_raw"), py::arg("raw_bytes"),
+               py::arg("table"), py::arg("calibration"), py::arg("n_clips"), py::arg("n_channels"), py::arg("filters"),
+               py::arg("n_filters"), py::arg("taps"), py::arg("n_taps"), py::arg("out"), py::arg("out_dtype"),
+               py::arg("n_out"), py::arg("zscore"), py::arg("n_threads"), py::arg("device"), py::arg("stream"),
+               "Filter, resample and normalise windows; addresses and sizes as in csrc/params.h.");
     // contrastive_loss
 }

@@ -11,6 +11,56 @@ enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, f64 = 3 };
 
 // ---- filter_resample ------------------------------------------------------------------------------------------------
 
+// One window of one channel: a row of `table`. Indices count native samples of the recording's segment.
+struct WindowRow {
+    std::int64_t offset;  // of the window's first sample, in raw
+    std::int64_t length;  // samples in the window; 0: the channel is missing
+    std::int64_t start;   // index of the window's first sample
+    std::int64_t first;   // index of the sample at or before the clip's start
+    std::int64_t phase;   // the clip starts at first + phase / up
+    std::int64_t filter;  // row of `filters`
+};
+static_assert(sizeof(WindowRow) == 6 * sizeof(std::int64_t), "rows of an int64 tensor");
+
+// One filter: a row of `filters`; sleepfm_fast/filters.py writes them. Offsets count floats of `taps`; every tap row is
+// padded with zeros to a multiple of filter_tap_padding.
+struct FilterRow {
+    std::int64_t up, down;     // output rate / native rate in lowest terms
+    std::int64_t phases;       // rows of the main table: up, or fewer (the time is then rounded to 1 / phases)
+    std::int64_t main_offset;  // main table [phases, main_stride]
+    std::int64_t main_taps;    // of main_stride in use
+    std::int64_t main_stride;
+    std::int64_t main_left;                         // row r's first tap meets sample q - main_left
+    std::int64_t dc;                                // gain of main at 0 Hz: 0 or 1
+    std::int64_t step;                              // 1: never z-scored
+    std::int64_t decimation;                        // of the low branch; 0: none
+    std::int64_t decimator_offset, decimator_half;  // [2 * half + 1]
+    std::int64_t low_offset, low_half;              // [2 * half + 1]
+    std::int64_t interpolator_offset;               // [interpolator_taps, interpolator_stride], decimation columns used
+    std::int64_t interpolator_taps, interpolator_left, interpolator_stride;
+};
+static_assert(sizeof(FilterRow) == 18 * sizeof(std::int64_t), "rows of an int64 tensor");
+
+constexpr std::int64_t filter_tap_padding = 16;
+
+struct FilterResample {
+    void const* raw;  // [n_raw] int16 or int32
+    std::int64_t n_raw;
+    int raw_bytes;             // 2 or 4
+    WindowRow const* table;    // [n_clips, n_channels]
+    float const* calibration;  // [n_clips, n_channels, 4]: gain, offset, center, scale
+    std::int64_t n_clips;
+    std::int64_t n_channels;
+    FilterRow const* filters;  // [n_filters]
+    std::int64_t n_filters;
+    float const* taps;  // [n_taps]
+    std::int64_t n_taps;
+    void* out;        // [n_clips, n_channels, n_out] out_dtype
+    DType out_dtype;  // f32, bf16 or f16
+    std::int64_t n_out;
+    bool zscore;
+};
+
 // ---- contrastive_loss -----------------------------------------------------------------------------------------------
 
 }  // namespace sleepfm

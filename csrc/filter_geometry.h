@@ -1,0 +1,137 @@
+// Index arithmetic of filter_resample, the same on the CPU and on the GPU: which samples an output needs, which rows of
+// the table make sense. Positions are relative to the clip's `first` sample unless said, so no product can overflow.
+#pragma once
+
+#include <cstdint>
+
+#include "params.h"
+
+#if defined(__CUDACC__)
+#define SLEEPFM_HOST_DEVICE __host__ __device__
+#else
+#define SLEEPFM_HOST_DEVICE
+#endif
+
+namespace sleepfm {
+
+// Half-open range of native samples or of decimated samples.
+struct Span {
+    std::int64_t begin, end;
+};
+
+// Where an output lies: sample q and row of the main table.
+struct Place {
+    std::int64_t q, row;
+};
+
+SLEEPFM_HOST_DEVICE inline std::int64_t floor_divide(std::int64_t a, std::int64_t b) {
+    std::int64_t const quotient = a / b;
+    return quotient - ((a % b != 0) && ((a < 0) != (b < 0)));
+}
+
+SLEEPFM_HOST_DEVICE inline std::int64_t padded_taps(std::int64_t n) {
+    return (n + filter_tap_padding - 1) / filter_tap_padding * filter_tap_padding;
+}
+
+SLEEPFM_HOST_DEVICE inline Place place_of(FilterRow const& f, std::int64_t phase, std::int64_t n) {
+    std::int64_t const u = phase + n * f.down;
+    Place place{u / f.up, u % f.up};
+    if (f.phases != f.up) {
+        place.row = (place.row * f.phases + f.up / 2) / f.up;
+        if (place.row == f.phases) {
+            place.row = 0;
+            ++place.q;
+        }
+    }
+    return place;
+}
+
+// Native samples (segment index) that main meets for outputs [begin, end).
+SLEEPFM_HOST_DEVICE inline Span main_span(FilterRow const& f, WindowRow const& w, std::int64_t begin,
+                                          std::int64_t end) {
+    std::int64_t const q0 = place_of(f, w.phase, begin).q;
+    std::int64_t const q1 = place_of(f, w.phase, end - 1).q;
+    return {w.first + q0 - f.main_left, w.first + q1 - f.main_left + f.main_taps};
+}
+
+// Decimated samples that the interpolator meets for the native samples `samples`; the grid lies on segment sample 0.
+SLEEPFM_HOST_DEVICE inline Span low_span(FilterRow const& f, Span samples) {
+    return {floor_divide(samples.begin, f.decimation) - f.interpolator_left,
+            floor_divide(samples.end - 1, f.decimation) - f.interpolator_left + f.interpolator_taps};
+}
+
+// Decimated samples before the low-pass.
+SLEEPFM_HOST_DEVICE inline Span decimated_span(FilterRow const& f, Span low) {
+    return {low.begin - f.low_half, low.end + f.low_half};
+}
+
+// Native samples that the decimator meets, together with `samples` itself.
+SLEEPFM_HOST_DEVICE inline Span native_span(FilterRow const& f, Span samples, Span decimated) {
+    std::int64_t const begin = decimated.begin * f.decimation - f.decimator_half;
+    std::int64_t const end = (decimated.end - 1) * f.decimation + f.decimator_half + 1;
+    return {begin < samples.begin ? begin : samples.begin, end > samples.end ? end : samples.end};
+}
+
+// Everything outputs [begin, end) read, before the edges of the window repeat.
+SLEEPFM_HOST_DEVICE inline Span needed_span(FilterRow const& f, WindowRow const& w, std::int64_t begin,
+                                            std::int64_t end) {
+    Span const samples = main_span(f, w, begin, end);
+    return f.decimation == 0 ? samples : native_span(f, samples, decimated_span(f, low_span(f, samples)));
+}
+
+enum class RowFault : int { none, filter, offset, first, phase };
+
+// Indices beyond these are no recordings: 2^40 samples are 17 years at 2,048 Hz.
+constexpr std::int64_t largest_index = std::int64_t{1} << 40;
+
+SLEEPFM_HOST_DEVICE inline RowFault check_row(WindowRow const& w, std::int64_t n_raw, std::int64_t n_filters,
+                                              FilterRow const* filters) {
+    if (w.length == 0) {
+        return RowFault::none;
+    }
+    if (w.length < 0 || w.offset < 0 || w.offset > n_raw || w.length > n_raw - w.offset) {
+        return RowFault::offset;
+    }
+    if (w.filter < 0 || w.filter >= n_filters) {
+        return RowFault::filter;
+    }
+    if (w.start < -largest_index || w.start > largest_index || w.first < w.start || w.first - w.start >= w.length) {
+        return RowFault::first;
+    }
+    if (w.phase < 0 || w.phase >= filters[w.filter].up) {
+        return RowFault::phase;
+    }
+    return RowFault::none;
+}
+
+SLEEPFM_HOST_DEVICE inline bool inside(std::int64_t offset, std::int64_t rows, std::int64_t stride, std::int64_t n) {
+    return offset >= 0 && rows >= 0 && stride >= 0 && (stride == 0 || rows <= n / stride) &&
+           offset <= n - rows * stride;
+}
+
+// True if every table of the filter lies inside taps[n_taps] and its factors make sense.
+SLEEPFM_HOST_DEVICE inline bool check_filter(FilterRow const& f, std::int64_t n_taps) {
+    constexpr std::int64_t largest = std::int64_t{1} << 31;
+    bool good = f.up >= 1 && f.up < largest && f.down >= 1 && f.down < largest && f.phases >= 1 && f.phases <= f.up &&
+                f.main_taps >= 1 && f.main_stride == padded_taps(f.main_taps) && f.main_left >= 0 &&
+                f.main_left < f.main_taps && inside(f.main_offset, f.phases, f.main_stride, n_taps) &&
+                f.decimation >= 0 && f.decimation < largest;
+    if (good && f.decimation > 0) {
+        good = f.decimator_half >= 0 && f.decimator_half < n_taps && f.low_half >= 0 && f.low_half < n_taps &&
+               inside(f.decimator_offset, 1, padded_taps(2 * f.decimator_half + 1), n_taps) &&
+               inside(f.low_offset, 1, padded_taps(2 * f.low_half + 1), n_taps) && f.interpolator_taps >= 1 &&
+               f.interpolator_left >= 0 && f.interpolator_left < f.interpolator_taps &&
+               f.interpolator_stride == padded_taps(f.decimation) &&
+               inside(f.interpolator_offset, f.interpolator_taps, f.interpolator_stride, n_taps);
+    }
+    return good;
+}
+
+// Below this standard deviation (in digital steps) a channel is flat and its z-score is 0: rounding noise of single
+// precision (relative to the largest deviation in the window) or a thousandth of a step.
+SLEEPFM_HOST_DEVICE inline double flat_below(double largest_deviation) {
+    double const rounding = 1e-6 * largest_deviation;
+    return rounding > 1.0 / 1024.0 ? rounding : 1.0 / 1024.0;
+}
+
+}  // namespace sleepfm

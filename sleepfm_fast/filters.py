@@ -1,0 +1,205 @@
+"""The filters of a preset as the tables that `sleepfm_fast.ops.filter_resample` runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.filter_design import KINDS, PRESETS, FilterDesign, design_filter, padded
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["KINDS", "NOTCHES_HZ", "PRESETS", "FilterBank", "FilterDesign"]
+
+NOTCHES_HZ = (50, 60)
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class FilterBank:
+    """The filters of one preset and output rate, designed when they are first asked for.
+
+    Parameters
+    ----------
+    preset
+        ``seed``: resample only, flat to 0.95 of the lower Nyquist frequency. ``none``: the same, flat to 0.9 (half
+        the arithmetic). ``clinical``: order-4 Butterworth low-pass at the new Nyquist frequency when the rate goes
+        down, forwards and backwards, then linear interpolation. ``aasm``: EEG and EOG 0.3-35, EMG 10-100, ECG 0.3-70,
+        respiration 0.1-15 Hz, snore up to the Nyquist frequency. In every preset the kind ``step`` is interpolated
+        linearly (up) or averaged with triangular weights (down) and never overshoots.
+    fs_out_hz
+        Output rate, Hz.
+    notch_hz
+        50, 60 or None: remove that mains frequency and its multiples where the pass band holds them (``aasm`` only).
+
+    Raises
+    ------
+    SleepfmError
+        For an unknown preset, an impossible rate or notch.
+
+    Notes
+    -----
+    Band edges are the ends of the flat band, as in MNE-Python: the low-pass is down 6 dB at 1.125 times its edge and
+    at least 80 dB from 1.25 times; the high-pass at half its edge, and nothing passes at 0 Hz.
+    """
+
+    def __init__(self, preset: str, fs_out_hz: int | Fraction = 256, notch_hz: int | None = None) -> None:
+        if preset not in PRESETS:
+            raise SleepfmError(f"the filter preset is '{preset}'; choose one of: {', '.join(PRESETS)}.")
+        self.preset = preset
+        self.fs_out_hz = _rate(fs_out_hz, "output rate")
+        if notch_hz is not None and notch_hz not in NOTCHES_HZ:
+            raise SleepfmError(f"notch_hz is {notch_hz}; expected 50, 60 or None (the mains frequency to remove).")
+        if notch_hz is not None and preset != "aasm":
+            raise SleepfmError(f"notch_hz is {notch_hz}, but the preset '{preset}' has no notch; only 'aasm' has one.")
+        self.notch_hz = notch_hz
+        self._index: dict[tuple[str, Fraction], int] = {}
+        self._designs: list[FilterDesign] = []
+        self._rows: list[list[int]] = []
+        self._taps: list[npt.NDArray[np.float32]] = []
+        self._n_taps = 0
+        self._tensors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of filters designed so far."""
+        return len(self._designs)
+
+    @property
+    def normalise(self) -> str:
+        """Normalisation that belongs to the preset: ``zscore`` for ``clinical`` and ``aasm``, else ``none``."""
+        return "zscore" if self.preset in ("clinical", "aasm") else "none"
+
+    def index(self, kind: str, fs_hz: int | Fraction) -> int:
+        """Return the number of the filter for a channel kind at a native rate; designs it on first use.
+
+        Parameters
+        ----------
+        kind
+            One of `KINDS`.
+        fs_hz
+            Native rate, Hz, exact (an ``int`` or a ``Fraction``: samples per record over record length).
+
+        Raises
+        ------
+        SleepfmError
+            For an unknown kind, a rate that is not positive, or a rate that would need an absurd filter.
+        """
+        if kind not in KINDS:
+            raise SleepfmError(f"the channel kind is '{kind}'; choose one of: {', '.join(KINDS)}.")
+        key = (kind, _rate(fs_hz, "native rate"))
+        if key not in self._index:
+            design = design_filter(self.preset, kind, key[1], self.fs_out_hz, self.notch_hz)
+            self._append(design)
+            self._index[key] = len(self._designs) - 1
+        return self._index[key]
+
+    def design(self, f: int) -> FilterDesign:
+        """Return the float64 design behind filter ``f``."""
+        return self._designs[f]
+
+    def up(self, f: int) -> int:
+        """Return ``L`` of the rate ``L / M`` = output rate / native rate of filter ``f``."""
+        return self._designs[f].up
+
+    def down(self, f: int) -> int:
+        """Return ``M`` of the rate ``L / M`` = output rate / native rate of filter ``f``."""
+        return self._designs[f].down
+
+    def context(self, f: int) -> int:
+        """Return the native samples that filter ``f`` needs on each side of a clip."""
+        return self._designs[f].context
+
+    def tensors(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tables on ``device``, cached: filters int64 [F, 18] and taps float32 [n].
+
+        The columns of ``filters`` are those of ``FilterRow`` in csrc/params.h.
+        """
+        import torch
+
+        key = str(device)
+        if key not in self._tensors:
+            filters = torch.tensor(self._rows, dtype=torch.int64).reshape(len(self._rows), 18)
+            taps = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *self._taps]))
+            self._tensors[key] = (filters.to(device), taps.to(device))
+        return self._tensors[key]
+
+    def describe(self, f: int) -> dict[str, Any]:
+        """Return plain facts of filter ``f`` for reports and provenance (JSON types only)."""
+        design = self._designs[f]
+        return {
+            "kind": design.kind,
+            "fs_hz": str(design.fs_hz),
+            "up": design.up,
+            "down": design.down,
+            "phases": design.phases,
+            "taps_per_output": design.main_table[0].shape[1],
+            "decimation": design.decimation,
+            "context_samples": design.context,
+            "pass_hz": list(design.pass_hz),
+            "stop_hz": list(design.stop_hz),
+            "notches_hz": list(design.notches_hz),
+            "issues": list(design.issues),
+        }
+
+    def digest(self) -> str:
+        """Return the SHA-256 over the preset, the rates and the taps designed so far, in any order of asking."""
+        digest = hashlib.sha256()
+        head = [self.preset, str(self.fs_out_hz), self.notch_hz]
+        digest.update(json.dumps(head).encode())
+        for key in sorted(self._index):
+            f = self._index[key]
+            digest.update(json.dumps(self.describe(f), sort_keys=True).encode())
+            digest.update(self._taps[f].tobytes())
+        return digest.hexdigest()
+
+    def _append(self, design: FilterDesign) -> None:
+        start = self._n_taps
+        parts: list[npt.NDArray[np.float32]] = []
+
+        def place(table: FloatArray) -> tuple[int, int]:
+            rows = np.atleast_2d(table)
+            wide = np.zeros((rows.shape[0], padded(rows.shape[1])), dtype=np.float32)
+            wide[:, : rows.shape[1]] = rows
+            offset = start + sum(part.size for part in parts)
+            parts.append(wide.reshape(-1))
+            return offset, wide.shape[1]
+
+        table, left = design.main_table
+        main_offset, main_stride = place(table)
+        row = [design.up, design.down, design.phases, main_offset, table.shape[1], main_stride, left, design.dc]
+        row += [int(design.step), design.decimation]
+        if design.decimation:
+            decimator_offset, _ = place(design.decimator)
+            low_offset, _ = place(design.low)
+            inter, inter_left = design.interpolator_table
+            # Transposed: the D samples between two decimated ones are computed side by side.
+            inter_offset, inter_stride = place(np.ascontiguousarray(inter.T))
+            row += [decimator_offset, (len(design.decimator) - 1) // 2, low_offset, (len(design.low) - 1) // 2]
+            row += [inter_offset, inter.shape[1], inter_left, inter_stride]
+        else:
+            row += [0] * 8
+        taps = np.concatenate(parts)
+        self._n_taps += taps.size
+        self._designs.append(design)
+        self._rows.append(row)
+        self._taps.append(taps)
+        self._tensors.clear()
+
+
+def _rate(fs_hz: int | Fraction, what: str) -> Fraction:
+    if isinstance(fs_hz, float):
+        if not math.isfinite(fs_hz):
+            raise SleepfmError(f"the {what} is {fs_hz} Hz; expected a positive number.")
+        fs_hz = Fraction(repr(fs_hz))
+    rate = Fraction(fs_hz)
+    if rate <= 0:
+        raise SleepfmError(f"the {what} is {fs_hz} Hz; expected a positive number.")
+    return rate

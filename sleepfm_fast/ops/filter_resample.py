@@ -1,0 +1,184 @@
+"""``filter_resample``: integers as recorded to filtered, resampled, normalised clips in one pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sleepfm_fast import _C
+from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
+
+if TYPE_CHECKING:
+    from sleepfm_fast.filters import FilterBank
+
+__all__ = ["NORMALISATIONS", "OUT_DTYPES", "filter_resample"]
+
+NORMALISATIONS = ("none", "zscore")
+OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+LIBRARY.define(
+    "filter_resample(Tensor raw, Tensor table, Tensor calibration, Tensor filters, Tensor taps, SymInt n_out, "
+    "ScalarType dtype, str normalise) -> Tensor"
+)
+
+
+def filter_resample(
+    raw: torch.Tensor,
+    table: torch.Tensor,
+    calibration: torch.Tensor,
+    bank: FilterBank,
+    n_out: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    normalise: str = "none",
+) -> torch.Tensor:
+    """Filter, resample and normalise a ragged batch of channel windows.
+
+    Parameters
+    ----------
+    raw : Tensor, int16 or int32, shape (n,)
+        The samples of all windows, as recorded, one window after the other.
+    table : Tensor, int64, shape (B, C, 6)
+        Per clip and channel: ``offset`` of the window in ``raw``; its ``length`` in samples (0: the channel is
+        missing, the output is exactly 0); ``start``, the index in its segment of the window's first sample; ``first``,
+        the index in its segment of the sample at or before the clip's start; ``phase``, 0 to ``bank.up(f) - 1``: the
+        clip starts at ``first + phase / up`` samples; ``filter``, from ``bank.index``.
+    calibration : Tensor, float32, shape (B, C, 4)
+        ``gain``, ``offset`` (physical value = gain * raw + offset), ``center``, ``scale``
+        (output = (filtered - center) * scale).
+    bank
+        The filters.
+    n_out
+        Samples per clip at the output rate.
+    dtype
+        ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``; all arithmetic is single precision or better.
+    normalise
+        ``"zscore"``: each clip and channel to mean 0 and (population) standard deviation 1 after filtering, instead of
+        center and scale; a flat channel gives 0, and channels of kind ``step`` keep center and scale. ``"none"``:
+        center and scale everywhere.
+
+    Returns
+    -------
+    Tensor, shape (B, C, n_out)
+        Output ``n`` of a clip lies at native sample ``first + (phase + n * down) / up`` of its segment. Beyond a
+        window's ends its edge sample repeats: a window with ``bank.context(f)`` samples on either side, or one that
+        reaches its segment's ends, gives what the whole recording gives.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape, device or range. On a CUDA device the rows of ``table`` are not read
+        back to be checked: an impossible row gives NaN there.
+    """
+    filters, taps = bank.tensors(raw.device)
+    out: torch.Tensor = torch.ops.sleepfm_fast.filter_resample(
+        raw, table, calibration, filters, taps, n_out, dtype, normalise
+    )
+    return out
+
+
+def _check(
+    raw: torch.Tensor,
+    table: torch.Tensor,
+    calibration: torch.Tensor,
+    filters: torch.Tensor,
+    taps: torch.Tensor,
+    n_out: int,
+    dtype: torch.dtype,
+    normalise: str,
+) -> None:
+    if raw.dtype not in (torch.int16, torch.int32) or raw.dim() != 1:
+        raise TypeError(
+            f"filter_resample: raw is {raw.dtype} of shape {tuple(raw.shape)}; expected int16 or int32, 1-D."
+        )
+    if table.dtype != torch.int64 or table.dim() != 3 or table.shape[2] != 6:
+        raise TypeError(
+            f"filter_resample: table is {table.dtype} of shape {tuple(table.shape)}; expected int64 [B, C, 6]."
+        )
+    if calibration.dtype != torch.float32 or calibration.dim() != 3 or calibration.shape[2] != 4:
+        raise TypeError(
+            f"filter_resample: calibration is {calibration.dtype} of shape {tuple(calibration.shape)}; expected "
+            "float32 [B, C, 4]: gain, offset, center, scale."
+        )
+    if calibration.shape[:2] != table.shape[:2]:
+        raise ValueError(
+            f"filter_resample: table is for {tuple(table.shape[:2])} clips and channels, calibration for "
+            f"{tuple(calibration.shape[:2])}."
+        )
+    if filters.dtype != torch.int64 or filters.dim() != 2 or filters.shape[1] != 18 or taps.dtype != torch.float32:
+        raise TypeError(
+            "filter_resample: filters and taps are not those of FilterBank.tensors() (int64 [F, 18], float32 [n])."
+        )
+    if dtype not in OUT_DTYPES:
+        raise TypeError(f"filter_resample: dtype is {dtype}; choose torch.float32, torch.bfloat16 or torch.float16.")
+    if normalise not in NORMALISATIONS:
+        raise ValueError(f"filter_resample: normalise is '{normalise}'; choose one of: {', '.join(NORMALISATIONS)}.")
+    if n_out < 0:
+        raise ValueError(f"filter_resample: n_out is {n_out}; expected the number of output samples, 0 or more.")
+    for name, tensor in (("table", table), ("calibration", calibration), ("filters", filters), ("taps", taps)):
+        if tensor.device != raw.device:
+            raise ValueError(
+                f"filter_resample: raw is on {raw.device}, {name} on {tensor.device}; move them to one device."
+            )
+
+
+def _run(
+    raw: torch.Tensor,
+    table: torch.Tensor,
+    calibration: torch.Tensor,
+    filters: torch.Tensor,
+    taps: torch.Tensor,
+    n_out: int,
+    dtype: torch.dtype,
+    normalise: str,
+) -> torch.Tensor:
+    _check(raw, table, calibration, filters, taps, n_out, dtype, normalise)
+    raw, table, calibration = raw.contiguous(), table.contiguous(), calibration.contiguous()
+    filters, taps = filters.contiguous(), taps.contiguous()
+    n_clips, n_channels = table.shape[:2]
+    out = torch.empty((n_clips, n_channels, n_out), dtype=dtype, device=raw.device)
+    device, stream = -1, 0
+    if raw.is_cuda:
+        device, stream = raw.device.index, torch.cuda.current_stream(raw.device).cuda_stream
+    _C.filter_resample(
+        raw.data_ptr(),
+        raw.numel(),
+        raw.element_size(),
+        table.data_ptr(),
+        calibration.data_ptr(),
+        n_clips,
+        n_channels,
+        filters.data_ptr(),
+        filters.shape[0],
+        taps.data_ptr(),
+        taps.numel(),
+        out.data_ptr(),
+        DTYPE_CODES[dtype],
+        n_out,
+        normalise == "zscore",
+        torch.get_num_threads(),
+        device,
+        stream,
+    )
+    return out
+
+
+LIBRARY.impl("filter_resample", _run, "CPU")
+LIBRARY.impl("filter_resample", _run, "CUDA")
+
+
+def _fake(
+    raw: torch.Tensor,
+    table: torch.Tensor,
+    calibration: torch.Tensor,
+    filters: torch.Tensor,
+    taps: torch.Tensor,
+    n_out: int,
+    dtype: torch.dtype,
+    normalise: str,
+) -> torch.Tensor:
+    return raw.new_empty((table.shape[0], table.shape[1], n_out), dtype=dtype)
+
+
+torch.library.register_fake("sleepfm_fast::filter_resample", _fake, lib=LIBRARY)
