@@ -1,0 +1,5 @@
+"""The compiled ops, each with a plain PyTorch twin of the same signature in :mod:`sleepfm_fast.reference`."""
+
+from __future__ import annotations
+
+from sleepfm_fast.ops.contrastive_loss import contrastive_loss as contrastive_loss
