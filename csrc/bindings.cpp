@@ -4,8 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <tuple>
 
 #include "check.h"
+#include "cpu/contrastive.h"
 #include "cpu/cpu_features.h"
 #include "cpu/filter_resample.h"
 #include "params.h"
@@ -70,6 +72,60 @@ void filter_resample(std::uintptr_t raw, std::int64_t n_raw, int raw_bytes, std:
 
 // ---- contrastive_loss -----------------------------------------------------------------------------------------------
 
+using Address = std::uintptr_t;  // of a tensor's first element; 0 stands for none
+
+template <typename T>
+T* pointer(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+using ContrastiveShape = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
+using Strides = std::tuple<std::int64_t, std::int64_t>;
+
+sleepfm::ContrastiveInput contrastive_input(Address x, int dtype, ContrastiveShape shape, Strides x_strides,
+                                            Address log_temperature, Address mask, Strides mask_strides, bool pairwise,
+                                            bool both_directions, int n_threads, Address workspace) {
+    sleepfm::ContrastiveInput input{};
+    input.x = pointer<void const>(x);
+    input.dtype = static_cast<sleepfm::DType>(dtype);
+    std::tie(input.n_modalities, input.n_samples, input.n_dim) = shape;
+    std::tie(input.stride_modality, input.stride_sample) = x_strides;
+    input.log_temperature = pointer<void const>(log_temperature);
+    input.mask = pointer<std::uint8_t const>(mask);
+    std::tie(input.mask_stride_modality, input.mask_stride_sample) = mask_strides;
+    input.pairwise = pairwise;
+    input.both_directions = both_directions;
+    input.n_threads = n_threads;
+    input.workspace = pointer<void>(workspace);
+    return input;
+}
+
+void contrastive_forward(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
+                         Address mask, Strides mask_strides, bool pairwise, bool both_directions, int n_threads,
+                         Address workspace, Address loss, Address losses, Address correct, Address ranks,
+                         Address n_valid, Address state) {
+    sleepfm::contrastive_forward({contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides,
+                                                    pairwise, both_directions, n_threads, workspace),
+                                  pointer<void>(loss), pointer<void>(losses), pointer<std::int64_t>(correct),
+                                  pointer<std::int32_t>(ranks), pointer<std::int64_t>(n_valid),
+                                  pointer<double>(state)});
+}
+
+void contrastive_backward(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
+                          Address mask, Strides mask_strides, bool pairwise, bool both_directions, int n_threads,
+                          Address workspace, Address gradient_loss, Address n_valid, Address state, Address gradient_x,
+                          Address gradient_log_temperature) {
+    sleepfm::contrastive_backward({contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides,
+                                                     pairwise, both_directions, n_threads, workspace),
+                                   pointer<void const>(gradient_loss), pointer<std::int64_t const>(n_valid),
+                                   pointer<double const>(state), pointer<void>(gradient_x),
+                                   pointer<void>(gradient_log_temperature)});
+}
+
+void contrastive_exponential(Address x, Address y, std::int64_t n, bool is_double) {
+    sleepfm::contrastive_exponential(pointer<void const>(x), pointer<void>(y), n, is_double);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -80,5 +136,9 @@ PYBIND11_MODULE(_C, module) {
                py::arg("n_filters"), py::arg("taps"), py::arg("n_taps"), py::arg("out"), py::arg("out_dtype"),
                py::arg("n_out"), py::arg("zscore"), py::arg("n_threads"), py::arg("device"), py::arg("stream"),
                "Filter, resample and normalise windows; addresses and sizes as in csrc/params.h.");
-    // contrastive_loss
+    using NoGil = py::call_guard<py::gil_scoped_release>;
+    module.def("contrastive_forward", &contrastive_forward, NoGil());
+    module.def("contrastive_backward", &contrastive_backward, NoGil());
+    module.def("contrastive_workspace_bytes", &sleepfm::contrastive_workspace_bytes);
+    module.def("contrastive_exponential", &contrastive_exponential, NoGil());
 }

@@ -25,3 +25,54 @@ def filter_resample(
 ) -> None: ...
 
 # ---- contrastive_loss ------------------------------------------------------------------------------------------------
+# Addresses are Tensor.data_ptr(), 0 for none; argument by argument the structs of csrc/params.h.
+def contrastive_forward(
+    x: int,
+    dtype: int,
+    shape: tuple[int, int, int],
+    x_strides: tuple[int, int],
+    log_temperature: int,
+    mask: int,
+    mask_strides: tuple[int, int],
+    pairwise: bool,
+    both_directions: bool,
+    n_threads: int,
+    workspace: int,
+    loss: int,
+    losses: int,
+    correct: int,
+    ranks: int,
+    n_valid: int,
+    state: int,
+    /,
+) -> None: ...
+def contrastive_backward(
+    x: int,
+    dtype: int,
+    shape: tuple[int, int, int],
+    x_strides: tuple[int, int],
+    log_temperature: int,
+    mask: int,
+    mask_strides: tuple[int, int],
+    pairwise: bool,
+    both_directions: bool,
+    n_threads: int,
+    workspace: int,
+    gradient_loss: int,
+    n_valid: int,
+    state: int,
+    gradient_x: int,
+    gradient_log_temperature: int,
+    /,
+) -> None: ...
+def contrastive_workspace_bytes(
+    n_modalities: int,
+    n_samples: int,
+    n_dim: int,
+    pairwise: bool,
+    is_double: bool,
+    backward: bool,
+    n_threads: int,
+    /,
+) -> int: ...
+def contrastive_exponential(x: int, y: int, n: int, is_double: bool, /) -> None: ...

@@ -1,5 +1,8 @@
-"""The fused ops, registered under ``torch.ops.sleepfm_fast``; `sleepfm_fast.reference` holds their plain twins."""
+"""The fused ops, registered under ``torch.ops.sleepfm_fast``; :mod:`sleepfm_fast.reference` holds their plain twins."""
 
+from __future__ import annotations
+
+from sleepfm_fast.ops.contrastive_loss import contrastive_loss
 from sleepfm_fast.ops.filter_resample import filter_resample
 
-__all__ = ["filter_resample"]
+__all__ = ["contrastive_loss", "filter_resample"]

@@ -1,0 +1,55 @@
+#include "cpu/contrastive.h"
+
+#include "check.h"
+#include "cpu/cpu_features.h"
+
+namespace sleepfm {
+
+namespace {
+
+ContrastiveKernels kernels() {
+#if defined(__x86_64__)
+    switch (best_isa()) {
+        case Isa::avx512: return avx512::contrastive_kernels();
+        case Isa::avx2: return avx2::contrastive_kernels();
+        case Isa::portable: break;
+    }
+#endif
+    return portable::contrastive_kernels();
+}
+
+void check(ContrastiveInput const& input) {
+    SLEEPFM_CHECK(input.n_modalities >= 2 && input.n_modalities <= 8, "x has ", input.n_modalities,
+                  " modalities; contrastive_loss takes 2 to 8.");
+    SLEEPFM_CHECK(input.n_dim >= 1, "x has no dimensions; contrastive_loss takes D >= 1.");
+    SLEEPFM_CHECK(input.n_samples >= 0 && input.n_samples < (std::int64_t{1} << 31), "x has ", input.n_samples,
+                  " samples; ranks are counted in 32 bits.");
+    SLEEPFM_CHECK(input.n_threads >= 1, "n_threads is ", input.n_threads, "; at least one is needed.");
+    SLEEPFM_CHECK(reinterpret_cast<std::uintptr_t>(input.workspace) % 64 == 0,
+                  "the workspace is not aligned to 64 bytes.");
+}
+
+}  // namespace
+
+void contrastive_forward(ContrastiveForward const& call) {
+    check(call.input);
+    auto const table = kernels();
+    (call.input.dtype == DType::f64 ? table.forward_f64 : table.forward_f32)(call);
+}
+
+void contrastive_backward(ContrastiveBackward const& call) {
+    check(call.input);
+    auto const table = kernels();
+    (call.input.dtype == DType::f64 ? table.backward_f64 : table.backward_f32)(call);
+}
+
+std::int64_t contrastive_workspace_bytes(std::int64_t n_modalities, std::int64_t n_samples, std::int64_t n_dim,
+                                         bool pairwise, bool is_double, bool backward, int n_threads) {
+    return kernels().workspace_bytes(n_modalities, n_samples, n_dim, pairwise, is_double, backward, n_threads);
+}
+
+void contrastive_exponential(void const* x, void* y, std::int64_t n, bool is_double) {
+    kernels().exponential(x, y, n, is_double);
+}
+
+}  // namespace sleepfm

@@ -1,0 +1,251 @@
+// Vector arithmetic of the contrastive loss, compiled once for each instruction set:
+// contrastive_{portable,avx2,avx512}.cpp define SLEEPFM_ISA (the namespace) and SLEEPFM_VECTOR_BYTES before they
+// include this. Everything lives in that namespace, so that the linker never replaces one instruction set's code by
+// another's.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+namespace sleepfm::SLEEPFM_ISA {
+
+template <typename T>
+struct Simd;
+
+// ROWS x COLUMN_VECTORS accumulators stay in registers: 24 of 32 with AVX-512, 12 of 16 elsewhere.
+#if SLEEPFM_VECTOR_BYTES == 64
+constexpr int ROWS = 8;
+#else
+constexpr int ROWS = 4;
+#endif
+constexpr int COLUMN_VECTORS = 3;
+
+template <>
+struct Simd<float> {
+    typedef float V __attribute__((vector_size(SLEEPFM_VECTOR_BYTES)));
+    typedef std::int32_t I __attribute__((vector_size(SLEEPFM_VECTOR_BYTES)));
+    using Integer = std::int32_t;
+    static constexpr int WIDTH = SLEEPFM_VECTOR_BYTES / 4;
+};
+
+template <>
+struct Simd<double> {
+    typedef double V __attribute__((vector_size(SLEEPFM_VECTOR_BYTES)));
+    typedef std::int64_t I __attribute__((vector_size(SLEEPFM_VECTOR_BYTES)));
+    using Integer = std::int64_t;
+    static constexpr int WIDTH = SLEEPFM_VECTOR_BYTES / 8;
+};
+
+template <typename T>
+using Vec = typename Simd<T>::V;
+template <typename T>
+using IntVec = typename Simd<T>::I;
+template <typename T>
+constexpr int WIDTH = Simd<T>::WIDTH;
+
+// All pointers given to load and store are aligned to the vector: the workspace is, and its rows are padded.
+template <typename T>
+inline Vec<T> load(T const* p) {
+    return *reinterpret_cast<Vec<T> const*>(p);
+}
+template <typename T>
+inline void store(T* p, Vec<T> v) {
+    *reinterpret_cast<Vec<T>*>(p) = v;
+}
+template <typename T>
+inline Vec<T> splat(T value) {
+    Vec<T> v;
+    for (int i = 0; i < WIDTH<T>; ++i) {
+        v[i] = value;
+    }
+    return v;
+}
+
+// Sums in a fixed tree: the same bits for the same lanes.
+template <typename T>
+inline T sum_of_lanes(Vec<T> v) {
+    alignas(64) T lane[WIDTH<T>];
+    store<T>(lane, v);
+    for (int half = WIDTH<T> / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) {
+            lane[i] += lane[i + half];
+        }
+    }
+    return lane[0];
+}
+template <typename T>
+inline T max_of_lanes(Vec<T> v) {
+    alignas(64) T lane[WIDTH<T>];
+    store<T>(lane, v);
+    for (int half = WIDTH<T> / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) {
+            lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+        }
+    }
+    return lane[0];
+}
+template <typename T>
+inline std::int32_t count_of_lanes(IntVec<T> v) {
+    std::int32_t total = 0;
+    for (int i = 0; i < WIDTH<T>; ++i) {
+        total += static_cast<std::int32_t>(v[i]);
+    }
+    return total;
+}
+
+// exp(x) for x <= 0 (a logit less its maximum); exactly 0 below `lowest`, where the sum, which holds a 1, cannot feel
+// it and where the products with the gradient's weights would be subnormal. NaN stays NaN. x = n ln 2 + r with |r| <=
+// ln(2)/2 and ln 2 split in two, exp(r) by a polynomial, 2^n added to the exponent bits.
+inline Vec<float> exponential(Vec<float> x) {
+    using V = Vec<float>;
+    using I = IntVec<float>;
+    constexpr float lowest = -64.0F;
+    constexpr float round_to_integer = 12582912.0F;  // 1.5 * 2^23: adding it leaves the integer in the low bits
+    V const shifted = x * 1.44269504088896341F + round_to_integer;
+    V const n = shifted - round_to_integer;
+    V const r = (x - n * 0.693359375F) - n * -2.12194440e-4F;
+    V p = r * 1.9875691500e-4F + 1.3981999507e-3F;
+    p = p * r + 8.3334519073e-3F;
+    p = p * r + 4.1665795894e-2F;
+    p = p * r + 1.6666665459e-1F;
+    p = p * r + 5.0000001201e-1F;
+    p = (p * (r * r) + r) + 1.0F;
+    I const bits = reinterpret_cast<I>(p) + (reinterpret_cast<I>(shifted) << 23);
+    V const value = reinterpret_cast<V>(bits);
+    V const nan_or_value = x != x ? x : value;
+    return x < lowest ? V{} : nan_or_value;
+}
+
+inline Vec<double> exponential(Vec<double> x) {
+    using V = Vec<double>;
+    using I = IntVec<double>;
+    constexpr double lowest = -700.0;
+    constexpr double round_to_integer = 6755399441055744.0;  // 1.5 * 2^52
+    V const shifted = x * 1.4426950408889634 + round_to_integer;
+    V const n = shifted - round_to_integer;
+    V const r = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
+    // Taylor to r^13: the remainder is 4e-18 at |r| = ln(2)/2.
+    V p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
+    p = p * r + 1.0 / 39916800.0;
+    p = p * r + 1.0 / 3628800.0;
+    p = p * r + 1.0 / 362880.0;
+    p = p * r + 1.0 / 40320.0;
+    p = p * r + 1.0 / 5040.0;
+    p = p * r + 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = (p * (r * r) + r) + 1.0;
+    I const bits = reinterpret_cast<I>(p) + (reinterpret_cast<I>(shifted) << 52);
+    V const value = reinterpret_cast<V>(bits);
+    V const nan_or_value = x != x ? x : value;
+    return x < lowest ? V{} : nan_or_value;
+}
+
+// ---- transpose of WIDTH x WIDTH elements ----------------------------------------------------------------------------
+
+template <typename T, std::size_t... lane>
+inline Vec<T> interleave_low(Vec<T> a, Vec<T> b, std::index_sequence<lane...>) {
+    return __builtin_shufflevector(a, b, static_cast<int>(lane / 2 + (lane % 2) * sizeof...(lane))...);
+}
+template <typename T, std::size_t... lane>
+inline Vec<T> interleave_high(Vec<T> a, Vec<T> b, std::index_sequence<lane...>) {
+    return __builtin_shufflevector(a, b,
+                                   static_cast<int>(lane / 2 + sizeof...(lane) / 2 + (lane % 2) * sizeof...(lane))...);
+}
+
+// Interleaving vector i with vector i + WIDTH/2, log2(WIDTH) times, is the transpose.
+template <typename T>
+inline void transpose(T const* from, std::int64_t from_stride, T* to) {
+    constexpr int width = WIDTH<T>;
+    constexpr auto lanes = std::make_index_sequence<static_cast<std::size_t>(width)>{};
+    Vec<T> v[width];
+#pragma GCC unroll 16
+    for (int i = 0; i < width; ++i) {
+        v[i] = load<T>(from + i * from_stride);
+    }
+#pragma GCC unroll 4
+    for (int stage = 1; stage < width; stage *= 2) {
+        Vec<T> w[width];
+#pragma GCC unroll 8
+        for (int i = 0; i < width / 2; ++i) {
+            w[2 * i] = interleave_low<T>(v[i], v[i + width / 2], lanes);
+            w[2 * i + 1] = interleave_high<T>(v[i], v[i + width / 2], lanes);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < width; ++i) {
+            v[i] = w[i];
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < width; ++i) {
+        store<T>(to + i * width, v[i]);
+    }
+}
+
+// ---- matrix product -------------------------------------------------------------------------------------------------
+
+// C[m, j] (+)= sum over k of a(m, k) b(k, j) for ROWS rows and VECTORS vectors of columns. The broadcast operand lies
+// at a[m*lda + k], or a[k*lda + m] when A_TRANSPOSED; vector w of row k of the other at b[k*b_row + w*b_vector]. Every
+// element is one chain of multiply-adds in the order of k, whatever its place: equal operands give equal bits, on which
+// the exact treatment of ties rests.
+template <typename T, int VECTORS, bool A_TRANSPOSED>
+inline void multiply_block(std::int64_t n_k, T const* a, std::int64_t lda, T const* b, std::int64_t b_row,
+                           std::int64_t b_vector, T* c, std::int64_t ldc, bool add) {
+    Vec<T> sum[ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; ++m) {
+#pragma GCC unroll 3
+        for (int w = 0; w < VECTORS; ++w) {
+            sum[m][w] = Vec<T>{};
+        }
+    }
+    for (std::int64_t k = 0; k < n_k; ++k) {
+        Vec<T> right[VECTORS];
+#pragma GCC unroll 3
+        for (int w = 0; w < VECTORS; ++w) {
+            right[w] = load<T>(b + k * b_row + w * b_vector);
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; ++m) {
+            T const left = A_TRANSPOSED ? a[k * lda + m] : a[m * lda + k];
+#pragma GCC unroll 3
+            for (int w = 0; w < VECTORS; ++w) {
+                sum[m][w] += left * right[w];
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; ++m) {
+#pragma GCC unroll 3
+        for (int w = 0; w < VECTORS; ++w) {
+            T* const out = c + m * ldc + w * WIDTH<T>;
+            store<T>(out, add ? load<T>(out) + sum[m][w] : sum[m][w]);
+        }
+    }
+}
+
+// n_rows is a multiple of ROWS; n_vectors counts vectors of columns.
+template <typename T, bool A_TRANSPOSED>
+inline void multiply(std::int64_t n_rows, std::int64_t n_vectors, std::int64_t n_k, T const* a, std::int64_t lda,
+                     T const* b, std::int64_t b_row, std::int64_t b_vector, T* c, std::int64_t ldc, bool add) {
+    std::int64_t const a_row = A_TRANSPOSED ? 1 : lda;
+    for (std::int64_t v = 0; v < n_vectors; v += COLUMN_VECTORS) {
+        T const* const panel = b + v * b_vector;
+        std::int64_t const left = n_vectors - v;
+        for (std::int64_t r = 0; r < n_rows; r += ROWS) {
+            T* const out = c + r * ldc + v * WIDTH<T>;
+            T const* const rows = a + r * a_row;
+            if (left >= 3) {
+                multiply_block<T, 3, A_TRANSPOSED>(n_k, rows, lda, panel, b_row, b_vector, out, ldc, add);
+            } else if (left == 2) {
+                multiply_block<T, 2, A_TRANSPOSED>(n_k, rows, lda, panel, b_row, b_vector, out, ldc, add);
+            } else {
+                multiply_block<T, 1, A_TRANSPOSED>(n_k, rows, lda, panel, b_row, b_vector, out, ldc, add);
+            }
+        }
+    }
+}
+
+}  // namespace sleepfm::SLEEPFM_ISA

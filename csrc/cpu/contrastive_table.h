@@ -1,0 +1,40 @@
+// The table of one instruction set's kernels; see contrastive_simd.h.
+#pragma once
+
+#include "cpu/contrastive.h"
+#include "cpu/contrastive_backward.h"
+#include "cpu/contrastive_forward.h"
+
+namespace sleepfm::SLEEPFM_ISA {
+
+inline std::int64_t workspace_bytes(std::int64_t M, std::int64_t N, std::int64_t D, bool pairwise, bool is_double,
+                                    bool for_backward, int n_threads) {
+    Shape const shape(M, N, D, pairwise);
+    return is_double ? Workspace<double>(nullptr, shape, for_backward, n_threads).bytes
+                     : Workspace<float>(nullptr, shape, for_backward, n_threads).bytes;
+}
+
+template <typename T>
+inline void exponential_of(T const* x, T* y, std::int64_t n) {
+    for (std::int64_t i = 0; i < n; i += WIDTH<T>) {
+        alignas(64) T lane[WIDTH<T>] = {};
+        std::int64_t const left = n - i < WIDTH<T> ? n - i : WIDTH<T>;
+        std::memcpy(lane, x + i, static_cast<std::size_t>(left) * sizeof(T));
+        store<T>(lane, exponential(load<T>(lane)));
+        std::memcpy(y + i, lane, static_cast<std::size_t>(left) * sizeof(T));
+    }
+}
+
+inline void exponential_any(void const* x, void* y, std::int64_t n, bool is_double) {
+    if (is_double) {
+        exponential_of(static_cast<double const*>(x), static_cast<double*>(y), n);
+    } else {
+        exponential_of(static_cast<float const*>(x), static_cast<float*>(y), n);
+    }
+}
+
+ContrastiveKernels contrastive_kernels() {
+    return {&forward<float>, &forward<double>, &backward<float>, &backward<double>, &workspace_bytes, &exponential_any};
+}
+
+}  // namespace sleepfm::SLEEPFM_ISA

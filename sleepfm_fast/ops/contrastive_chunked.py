@@ -1,0 +1,188 @@
+"""Interim CUDA path of the contrastive loss: torch operations over chunks of rows, in place of a kernel.
+
+Memory grows with N: at most ``CHUNK_ELEMENTS`` similarities exist at a time. It runs on every device (the tests run
+it on the CPU), waits for nothing, and keeps forward's results in the layout of the compiled op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["backward", "forward"]
+
+CHUNK_ELEMENTS = 1 << 26  # similarities at a time: 256 MB in float32
+NORM_FLOOR = 1e-12
+NEVER = -torch.inf
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Unit rows and what follows from them; absent entries are zero."""
+
+    unit: Tensor  # [M, N, D]
+    norm: Tensor  # [M, N]
+    shared: Tensor  # [M, N] present, and not alone
+    n_others: Tensor  # [N] number of other modalities present beside one
+    scale: Tensor  # []
+    mean: Tensor | None  # [M, N, D] of the others; leave-one-out only
+
+
+def prepare(x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str) -> Operands:
+    M, N, _ = x.shape
+    dtype = log_temperature.dtype
+    present = torch.ones(M, N, dtype=torch.bool, device=x.device) if mask is None else mask
+    n_present = present.sum(0)
+    shared = present & (n_present > 1)
+    values = torch.where(shared[..., None], x.to(dtype), 0)
+    norm = torch.linalg.vector_norm(values, dim=-1)
+    unit = values / norm.clamp_min(NORM_FLOOR)[..., None]
+    n_others = (n_present - 1).clamp_min(1)
+    mean = None
+    if mode != "pairwise":
+        others = [[k for k in range(M) if k != i] for i in range(M)]
+        mean = torch.stack([unit[group].sum(0) for group in others]) / n_others[None, :, None]
+        mean = torch.where(shared[..., None], mean, 0)
+    return Operands(unit, norm, shared, n_others, log_temperature.exp(), mean)
+
+
+def pairs(operands: Operands) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
+    """Per problem: modality of the rows, of the columns, both operands, and which samples are valid."""
+    M = operands.unit.shape[0]
+    if operands.mean is not None:
+        for i in range(M):
+            yield i, i, operands.unit[i], operands.mean[i], operands.shared[i]
+        return
+    for i in range(M):
+        for j in range(i + 1, M):
+            yield i, j, operands.unit[i], operands.unit[j], operands.shared[i] & operands.shared[j]
+
+
+def chunks(n_samples: int) -> Iterator[slice]:
+    size = max(1, CHUNK_ELEMENTS // max(n_samples, 1))
+    for start in range(0, n_samples, size):
+        yield slice(start, min(start + size, n_samples))
+
+
+def cosines(rows: Tensor, columns: Tensor, valid: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+    """Cosines of the chunk's rows with all others, -inf where a pair does not count, and with their own counterpart."""
+    matrix = rows[at] @ columns.T
+    own = matrix.diagonal(at.start)
+    counts = valid[at, None] & valid[None, :]
+    counts.diagonal(at.start).fill_(False)
+    return matrix.masked_fill(~counts, NEVER), own
+
+
+def one_direction(rows: Tensor, columns: Tensor, valid: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    """Loss, rank, own cosine, largest other cosine, inverse sum and probability missed of every row, each ``[N]``."""
+    N = len(valid)
+    number = torch.arange(N, device=valid.device)
+    results = []
+    for at in chunks(N):
+        matrix, own = cosines(rows, columns, valid, at)
+        ahead = (matrix > own[:, None]) | ((matrix == own[:, None]) & (number[None, :] < number[at, None]))
+        rank = ahead.sum(1, dtype=torch.int32).masked_fill(~valid[at], -1)
+        largest = matrix.amax(1)
+        alone = largest == NEVER
+        largest = torch.where(alone, 0, largest)
+        total = (matrix - largest[:, None]).mul_(scale).exp_().sum(1).double()
+        own, largest = own.double(), largest.double()
+        lead = scale.double() * (own - largest)
+        # log(1 + total exp(-lead)), without overflow on either side
+        loss = torch.nn.functional.softplus(total.log() - lead, threshold=1000.0)
+        inverse = 1 / (total + lead.exp())
+        missed = torch.sigmoid(total.log() - lead)
+        kept = (loss, own, largest, inverse, missed)
+        loss, own, largest, inverse, missed = (torch.where(alone, 0 * own, value) for value in kept)
+        results.append((loss, rank, own, largest, inverse, missed))
+    return tuple(torch.cat(column) for column in zip(*results, strict=True))
+
+
+def forward(
+    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Forward of the op by torch operations: loss, losses, correct, ranks, n_valid, state."""
+    operands = prepare(x, log_temperature, mask, mode)
+    N = x.shape[1]
+    dtype = log_temperature.dtype
+    sums, correct, ranks, n_valid, states = [], [], [], [], []
+    for _, _, rows, columns, valid in pairs(operands):
+        n_valid.append(valid.sum())
+        if N == 0:
+            sums.append(x.new_zeros(2, dtype=torch.float64))
+            correct.append(x.new_zeros(2, dtype=torch.int64))
+            ranks.append(x.new_zeros((2, 0), dtype=torch.int32))
+            states.append(x.new_zeros((7, 0), dtype=torch.float64))
+            continue
+        by_row = one_direction(rows, columns, valid, operands.scale)
+        by_column = one_direction(columns, rows, valid, operands.scale)
+        sums.append(torch.stack([by_row[0].sum(), by_column[0].sum()]))
+        ranks.append(torch.stack([by_row[1], by_column[1]]))
+        correct.append((ranks[-1] == 0).sum(1))
+        states.append(torch.stack([by_row[2], *by_row[3:], *by_column[3:]]))
+    every_sum, every_n = torch.stack(sums), torch.stack(n_valid)
+    counted = every_sum if directions == "both" else every_sum[:, :1]
+    loss = counted.sum() / (every_n.sum() * counted.shape[1]).clamp_min(1)
+    losses = every_sum / every_n.clamp_min(1)[:, None]
+    return loss.to(dtype), losses.to(dtype), torch.stack(correct), torch.stack(ranks), every_n, torch.stack(states)
+
+
+def backward(
+    gradient_loss: Tensor,
+    x: Tensor,
+    log_temperature: Tensor,
+    mask: Tensor | None,
+    n_valid: Tensor,
+    state: Tensor,
+    mode: str,
+    directions: str,
+) -> tuple[Tensor, Tensor]:
+    """Backward of the op by torch operations: gradients of x and of log_temperature."""
+    operands = prepare(x, log_temperature, mask, mode)
+    dtype = log_temperature.dtype
+    scale = operands.scale
+    n_directions = 2 if directions == "both" else 1
+    factor = (scale * gradient_loss).double() / (n_valid.sum() * n_directions).clamp_min(1)
+    d_unit = torch.zeros_like(operands.unit)
+    slope = torch.zeros((), dtype=torch.float64, device=x.device)
+    d_means = []
+    for p, (i, j, rows, columns, valid) in enumerate(pairs(operands)):
+        own, largest, inverse, missed, largest_c, inverse_c, missed_c = state[p]
+        pull = -(factor * missed)
+        weight = (factor * inverse).to(dtype)
+        weight_c = (factor * inverse_c).to(dtype)
+        if directions == "both":
+            pull = pull - factor * missed_c
+        pull, own, largest, largest_c = (value.to(dtype) for value in (pull, own, largest, largest_c))
+        d_rows, d_columns = torch.zeros_like(rows), torch.zeros_like(columns)
+        for at in chunks(len(valid)):
+            matrix, _ = cosines(rows, columns, valid, at)
+            gradient = (matrix - largest[at, None]).mul_(scale).exp_().mul_(weight[at, None])
+            # d loss / d log_temperature: each row's gradient sums to 0 (each column's, the other way), so the own
+            # cosine may be taken off. Excluded pairs, -inf, have the gradient 0 and must not become NaN here.
+            finite = matrix.clamp_min(-2.0)
+            slope = slope + (gradient * (finite - own[at, None])).sum(dtype=torch.float64)
+            if directions == "both":
+                by_column = (matrix - largest_c[None, :]).mul_(scale).exp_().mul_(weight_c[None, :])
+                slope = slope + (by_column * (finite - own[None, :])).sum(dtype=torch.float64)
+                gradient = gradient + by_column
+            gradient.diagonal(at.start).copy_(pull[at])
+            d_rows[at] = gradient @ columns
+            d_columns += gradient.T @ rows[at]
+        d_unit[i] += d_rows
+        if operands.mean is None:
+            d_unit[j] += d_columns
+        else:
+            d_means.append(d_columns / operands.n_others[:, None])
+    for i, d_mean in enumerate(d_means):
+        for k in range(len(d_means)):
+            if k != i:
+                d_unit[k] += d_mean
+    along = (operands.unit * d_unit).sum(-1, keepdim=True)
+    along = torch.where(operands.norm[..., None] < NORM_FLOOR, 0, along)
+    gradient_x = (d_unit - operands.unit * along) / operands.norm.clamp_min(NORM_FLOOR)[..., None]
+    gradient_x = torch.where(operands.shared[..., None], gradient_x, 0)
+    return gradient_x.to(x.dtype).contiguous(), slope.to(dtype)
