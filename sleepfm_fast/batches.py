@@ -15,7 +15,7 @@ import torch
 from sleepfm_fast.channels import Montage
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.feed import gather
+from sleepfm_fast.feed import Feed
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
 from sleepfm_fast.scales import Scales, measure_scales
@@ -101,6 +101,7 @@ class ClipInput:
                 f"montage is '{store.montage.name}'. Preprocess the recordings with the model's montage."
             )
         self.slots = columns[columns >= 0]
+        self.feed = Feed(store, [int(s) for s in self.slots], self.bank)
         self.places = np.flatnonzero(columns >= 0)
         self.n_columns = len(columns)
         bounds = np.cumsum([0, *(len(m.slots) for m in montage.modalities if m.slots)])
@@ -112,11 +113,11 @@ class ClipInput:
     def measure(self, recordings: npt.NDArray[np.int64], progress: Callable[[Iterable[int]], Iterable[int]]) -> None:
         """Measure the scale of every channel of the given recordings (``normalise="recording"`` only)."""
         if self.config.normalise == "recording":
-            measure_scales(self.store, self.bank, self.slots, recordings, self.scales, N_OUT, progress)
+            measure_scales(self.feed, self.bank, recordings, self.scales, N_OUT, progress)
 
     def __call__(self, clips: npt.NDArray[np.int64]) -> Batch:
         """Read, filter, resample and scale the given clips."""
-        raw, table, calibration = gather(self.store, clips, self.slots, self.bank)
+        raw, table, calibration = self.feed.gather(clips)
         self.scales.apply(calibration, table, np.asarray(self.store.recording[clips], np.int64))
         x = filter_resample(
             torch.from_numpy(raw).to(self.device),

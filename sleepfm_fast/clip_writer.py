@@ -24,7 +24,15 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.labels import ClipGrid
 from sleepfm_fast.stages import EPOCH_S
 
-__all__ = ["ALIGNMENT", "StoredChannel", "commit", "plan_channels", "read_record", "write_recording", "write_store_file"]
+__all__ = [
+    "ALIGNMENT",
+    "StoredChannel",
+    "commit",
+    "plan_channels",
+    "read_record",
+    "write_recording",
+    "write_store_file",
+]
 
 Array = npt.NDArray[Any]
 

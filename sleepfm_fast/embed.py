@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.batches import ClipInput, InputConfig, prefetch
     from sleepfm_fast.channels import Montage
     from sleepfm_fast.clips import ClipStore
-    from sleepfm_fast.embeddings import EmbeddingWriter
+    from sleepfm_fast.embedding_writer import EmbeddingWriter
+    from sleepfm_fast.embeddings import Description
     from sleepfm_fast.rundir import RunDirectory
     from sleepfm_fast.splits import Split, assign_subjects
     from sleepfm_fast.training import choose_device, load_model
@@ -59,10 +61,13 @@ def main(config: Config) -> dict[str, Any]:
     if clip_input.missing_slots:
         say(f"notice: the store lacks {', '.join(clip_input.missing_slots)}; the model works without them")
     split = Split(**saved["split"])
-    codes, notices = assign_subjects(list(store.subjects), split)
+    codes, notices = assign_subjects(store.subjects, split)
+    overlap = bool((codes < 0).any())
     for notice in notices:
         say(f"notice: {notice}")
-    n = len(store.recording)
+    n = len(store)
+    if config.overwrite and (config.embeddings / "embeddings.json").is_file():
+        shutil.rmtree(config.embeddings)
     clip_input.measure(
         np.unique(np.asarray(store.recording)).astype(np.int64),
         lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr),
@@ -70,43 +75,46 @@ def main(config: Config) -> dict[str, Any]:
     batches = [np.arange(i, min(i + config.batch_size, n), dtype=np.int64) for i in range(0, n, config.batch_size)]
     dim = model.config.dim
     with (
-        EmbeddingWriter(config.embeddings, n, clip_input.modalities, dim, overwrite=config.overwrite) as writer,
+        EmbeddingWriter(config.embeddings, n, clip_input.modalities, dim) as writer,
         tqdm(total=n, unit="clip", desc="embed", file=sys.stderr) as bar,
         torch.inference_mode(),
     ):
         for clips, batch in prefetch(batches, clip_input):
             embeddings, mask = model(batch.x, batch.present)
-            unit = torch.nn.functional.normalize(embeddings.float(), dim=2)
-            writer.append(unit.transpose(0, 1).cpu().numpy(), mask.T.cpu().numpy())
+            writer.append(embeddings.transpose(0, 1), mask.T)
             bar.update(len(clips))
-        subject = np.asarray(store.subject, np.int32)
+        subject = store.recording_subject[store.recording]
+        people = [store.participants[s] for s in store.subjects]
         writer.finish(
             columns={
-                "recording": np.asarray(store.recording, np.int32),
-                "clip": np.asarray(store.clip, np.int32),
-                "onset_s": np.asarray(store.onset_s, np.float64),
-                "stage": np.asarray(store.stage, np.int8),
-                "sdb": np.asarray(store.sdb, np.int8),
+                "recording": store.recording,
+                "clip": store.clip,
+                "onset_s": store.onset_s,
+                "stage": store.stage,
+                "sdb": store.sdb,
                 "subject": subject,
-                "split": codes[subject],
+                # One subject serves all splits; the folder then says that they overlap.
+                "split": np.maximum(codes, 0)[subject],
             },
-            names={
-                "subjects": list(store.subjects),
-                "recordings": [r.name for r in store.recordings],
-                "participants": {s: store.participants.get(s, {}) for s in store.subjects},
-                "run": str(config.run),
-                "store": str(config.store),
-                "split_rule": split.rule(),
-                "overlap": bool((codes < 0).any()),
-                "notices": list(notices),
-            },
+            description=Description(
+                subjects=tuple(store.subjects),
+                recordings=tuple(r.id for r in store.recordings),
+                ages=tuple(p["age"] for p in people),
+                sexes=tuple(p["sex"] for p in people),
+                run=str(config.run),
+                store=str(config.store),
+                split_rule=split.rule(),
+                presets={"train": saved["config"], "input": saved["input"]},
+                overlap=overlap,
+                overlap_note=" ".join(notices) if overlap else "",
+            ),
         )
     return {
         "embeddings": str(config.embeddings),
         "clips": n,
         "modalities": list(clip_input.modalities),
         "dim": dim,
-        "overlap": bool((codes < 0).any()),
+        "overlap": overlap,
         "elapsed_s": round(time.monotonic() - started, 1),
     }
 

@@ -30,8 +30,29 @@ from sleepfm_fast.errors import SleepfmError
 __all__ = ["Participant", "Participants", "read_participants"]
 
 COLUMNS = {
-    "recording": ("recording", "recordings", "recordingid", "file", "filename", "files", "path", "record", "night", "edf"),
-    "subject": ("subject", "participant", "patient", "person", "subjectid", "participantid", "patientid", "subjid", "id"),
+    "recording": (
+        "recording",
+        "recordings",
+        "recordingid",
+        "file",
+        "filename",
+        "files",
+        "path",
+        "record",
+        "night",
+        "edf",
+    ),
+    "subject": (
+        "subject",
+        "participant",
+        "patient",
+        "person",
+        "subjectid",
+        "participantid",
+        "patientid",
+        "subjid",
+        "id",
+    ),
     "age": ("age", "ageyears", "ageyr", "ageatrecording", "years", "ageinyears"),
     "sex": ("sex", "gender"),
 }
@@ -148,7 +169,9 @@ def read_participants(path: Path) -> Participants:
             text = content.decode("latin-1")
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
-        raise SleepfmError(f"the participants table {path} is empty; a header line with recording, subject, age, sex is expected.")
+        raise SleepfmError(
+            f"the participants table {path} is empty; a header line with recording, subject, age, sex is expected."
+        )
     delimiter = max("\t;,", key=lambda d: lines[0].count(d))
     reader = csv.reader(lines, delimiter=delimiter)
     header = [cell.strip() for cell in next(reader)]

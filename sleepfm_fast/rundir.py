@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleepfm_fast.atomic import replace_file
 from sleepfm_fast.command import to_json
 from sleepfm_fast.errors import SleepfmError
 
@@ -34,12 +35,8 @@ VERSION = 1
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` under a temporary name, flush it to the disk and rename it to ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with replace_file(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sleepfm_fast.clips import ClipStore
-from sleepfm_fast.feed import gather
+from sleepfm_fast.feed import Feed
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
 
@@ -58,9 +57,8 @@ class Scales:
 
 
 def measure_scales(
-    store: ClipStore,
+    feed: Feed,
     bank: FilterBank,
-    slots: npt.NDArray[np.int64],
     recordings: npt.NDArray[np.int64],
     scales: Scales,
     n_out: int,
@@ -70,29 +68,28 @@ def measure_scales(
 
     The result for a recording depends on that recording alone, whichever others are measured with it.
     """
-    all_slots = store.montage.slots
-    order = np.argsort(np.asarray(store.recording), kind="stable")
-    starts = np.searchsorted(np.asarray(store.recording)[order], np.arange(len(store.recordings) + 1))
+    store = feed.store
     for recording in progress([int(r) for r in recordings]):
-        clips = order[starts[recording] : starts[recording + 1]]
-        if len(clips) == 0:
+        entry = store.recordings[recording]
+        if entry.n_clips == 0:
             continue
-        chosen = clips[np.unique(np.linspace(0, len(clips) - 1, min(N_CLIPS, len(clips))).round().astype(np.int64))]
-        raw, table, calibration = gather(store, chosen, slots, bank)
-        x = filter_resample(
-            torch.from_numpy(raw), torch.from_numpy(table), torch.from_numpy(calibration), bank, n_out, normalise="none"
-        )
+        n = min(N_CLIPS, entry.n_clips)
+        clips = entry.first_clip + np.linspace(0, entry.n_clips - 1, n).round().astype(np.int64)
+        raw, table, calibration = (torch.from_numpy(part) for part in feed.gather(clips))
+        x = filter_resample(raw, table, calibration, bank, n_out, normalise="none")
         deviation, mean = torch.std_mean(x.double(), dim=2, correction=0)
         centre = np.median(mean.numpy(), axis=0)
         spread = np.median(deviation.numpy(), axis=0)
-        for column, slot_number in enumerate(slots):
-            slot = all_slots[int(slot_number)]
-            unit = store.recordings[recording].units[int(slot_number)]
-            if slot.kind == "step":
-                centre_, scale_ = NOMINAL.get(unit, (float(centre[column]), max(float(spread[column]), 1.0)))
-                scales.centre[recording, column], scales.scale[recording, column] = centre_, 1.0 / scale_
+        for column, slot in enumerate(feed.slots):
+            if not feed.present[recording, column]:
+                continue
+            if store.slots[slot].kind == "step":
+                unit = store.units[store.channels.unit[recording, slot]]
+                nominal = (float(centre[column]), max(float(spread[column]), 1.0))
+                scales.centre[recording, column], width = NOMINAL.get(unit, nominal)
+                scales.scale[recording, column] = 1.0 / width
             else:
-                scales.centre[recording, column] = centre[column]
                 # Below a millionth of the centre the deviation is the rounding of the filter, not a signal.
                 flat = spread[column] <= 1e-6 * abs(centre[column])
+                scales.centre[recording, column] = centre[column]
                 scales.scale[recording, column] = 0.0 if flat else 1.0 / spread[column]

@@ -72,9 +72,8 @@ class Trainer:
                 "(see: python -m sleepfm_fast.preprocess --inspect FOLDER)."
             )
         self.split = Split(config.split_salt, config.validation_share, config.test_share)
-        subjects = list(store.subjects)
-        codes, self.notices = assign_subjects(subjects, self.split)
-        of_clip = codes[np.asarray(store.subject)]
+        codes, self.notices = assign_subjects(store.subjects, self.split)
+        of_clip = codes[store.recording_subject[store.recording]]
         everything = np.arange(len(of_clip), dtype=np.int64)
         self.overlap = bool((codes < 0).any())
         self.train_clips = everything[(of_clip == 0) | (of_clip < 0)]
@@ -303,7 +302,7 @@ class Trainer:
 
     def end_epoch(self, epoch: int, n_batches: int) -> dict[str, Any]:
         """Validate, remember the best, write the checkpoints."""
-        row = {
+        row: dict[str, Any] = {
             "kind": "epoch",
             "epoch": epoch,
             "step": self.step,
