@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from sleepfm_fast.montages import (
     Montage,
     Slot,
 )
+from sleepfm_fast.units import unit_of
 
 if TYPE_CHECKING:
     from sleepfm_fast.edf import Signal
@@ -45,26 +47,19 @@ __all__ = [
     "unit_of",
 ]
 
-MICROVOLTS = {
-    **dict.fromkeys(("uv", "microv", "microvolt", "microvolts", "uvolt", "uvolts", "mcv", "mkv"), 1.0),
-    **dict.fromkeys(("mv", "millivolt", "millivolts", "mvolt", "mvolts"), 1e3),
-    **dict.fromkeys(("v", "volt", "volts"), 1e6),
-    **dict.fromkeys(("nv", "nanovolt", "nanovolts"), 1e-3),
-}
-"""Microvolts in one of the header's unit."""
-POTENTIALS = frozenset(("eeg", "eog", "emg", "ecg"))
-LARGEST_RANGE_UV = 1e6
-"""No biopotential amplifier resolves microvolts over a range of more than a volt."""
-SMALLEST_RANGE_UV = 10.0
-"""No electrode's potential fits a range as narrow: scalp EEG alone spans ten times as much."""
 AUTO_SHARE = 0.5
 """Part of a cohort's recordings that must have a channel for ``auto`` to give it a slot."""
 
+EXACT, DERIVED, SUBSTITUTE = range(3)
+"""How a signal comes to fill a slot, the best way first."""
+Offer = tuple[int, int, int, int, Fraction, int, int]
+"""Order in which signals are taken: way, prefix taken off, rank among the aliases, slot, rate, signal, subtracted."""
+
 # 10-20 names that changed (T3 -> T7 and so on) and the two names of the mastoid reference.
 RENAMED = {"a1": "m1", "a2": "m2", "t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8"}
-ELECTRODE = re.compile(r"(?:fp|af|fc|ft|cp|tp|po|f|c|t|p|o|i|n)(?:10|[1-9]|z)|[am][12]|e[12]|pg[12]")
-PREFIX = re.compile(r"(eeg|eog|ecg|ekg|emg|resp|resp\.|respiration)[\s_.:/-]+(?=\S)")
-REFERENCE = re.compile(r"[\s_.:/-]+(?:ref|reference|le|org)\d*$")
+ELECTRODE = re.compile(r"(?:fp|af|fc|ft|cp|tp|po|f|c|t|p|o)(?:10|[1-9]|z)|[ni]z|[am][12]|e[12]|pg[12]")
+PREFIX = re.compile(r"(eeg|eog|ecg|ekg|emg|resp|resp\.|respiration)[\s_.:/(-]+(?=\S)")
+REFERENCE = re.compile(r"[\s_.:/-]+(?:ref|reference|le)\d*$")
 KIND_OF_PREFIX = {
     **{"eeg": ("eeg", "eog"), "eog": ("eog",), "ecg": ("ecg",), "ekg": ("ecg",), "emg": ("emg",)},
     **{"resp": ("respiration", "snore", "step"), "respiration": ("respiration", "snore", "step")},
@@ -75,23 +70,23 @@ KIND_OF_PREFIX = {
 KIND_RULES: tuple[tuple[str | None, str], ...] = (
     (None, r"hypnogram|stages?|status|trigger|trig|marker|events?|annotations?|epoch|scoring|lights?|photic|battery"),
     (None, r"imp|impedance|temp|temperature|rectal|position|pos|body|posture|activity|actigraphy|acc|accel\w*|gravity"),
-    (None, r"(?:[xyz] axis|elevation|ambient|humidity|unused|dc ?\d*|off|none|empty|ptt|rr|rri|phase|quality|bp|abp)"),
+    (None, r"(?:[xyz] axis|elevation|ambient|humidity|unused|dc ?\d+|off|none|empty|ptt|rr|rri|phase|quality|bp|abp)"),
     (
         None,
-        r"(?:video|camera|cpap|leak|tidal|pleth\w* ?rate|derived|k ?flow|flow ?limit\w*|sum|ripsum|xsum|rmi|technical)",
+        r"(?:video|camera|cpap|leak|tidal|pleth\w* ?rate|derived|flow ?limit\w*|rmi|technical)",
     ),
     (
         "emg",
-        r"emg\w*|chin\w*|submental\w*|mentalis|masseter|leg\w*|tib\w*|lat|rat|plm\w*|limb\w*|kinn|menton|jambe\w*|bein\w*",
+        r"emg\w*|chin\w*|submental\w*|mentalis|masseter|[lr]?leg\w*|tib\w*|lat|rat|plm\w*|limb\w*|kinn|menton|jambe\w*|bein\w*",
     ),
     ("eog", r"eog\w*|loc|roc|leog|reog|e[12]|pg[12]|pos8|pos18"),
     ("ecg", r"[ex]?[ec][ck]g\w*|ekg\w*|lead|cardio|electrocardiogramme"),
     ("snore", r"snor\w*|ronfl\w*|schnarch\w*|mic\w*|sound|audio|larynx"),
     (
         "step",
-        r"sp ?o2\w*|sa ?o2\w*|o2 ?sat|sat|o2|osat|saturation|oxi\w*|oxym\w*|pulse ?rate|pulse?|pr|hr|heart\w*|bpm|pouls",
+        r"sp ?o2\w*|sa ?o2\w*|o2 ?sat\w*|sat|sat o2|osat|saturation|oxi\w*|oxym\w*|sattigung",
     ),
-    ("step", r"(?:et|tc|p)co2|co2|capno\w*|pulsfrequenz|herzfrequenz|sattigung"),
+    ("step", r"(?:et|tc|p)co2|co2|capno\w*|pulse?|pulse ?rate|pr|hr|heart\w*|bpm|pouls|\w*frequenz"),
     (
         "respiration",
         r"resp\w*|flow\w*|\w*flow|air|therm\w*|nasal|oronasal|oro|pres|press|pressure|cannula|canule|ptaf|pap",
@@ -100,14 +95,17 @@ KIND_RULES: tuple[tuple[str | None, str], ...] = (
         "respiration",
         r"chest|tho\w*|thx|abd\w*|rip\w*|effort\w*|belt|rib\w*|sangle|bauch|brust\w*|pleth\w*|flux|debit|naf",
     ),
-    ("respiration", r"npress|pes|esoph\w*|intercost\w*|diaphragm|atem\w*|torax|torace|addome|vth|vto|vab"),
+    (
+        "respiration",
+        r"npress|pes|sum|ripsum|xsum|esoph\w*|intercost\w*|diaphragm|atem\w*|torax|torace|addome|vth|vto|vab",
+    ),
     ("eeg", r"eeg\w*"),
 )
 
 
 @dataclass(frozen=True)
 class Name:
-    """A label without its spelling: the key, and the kinds that its prefix (``EEG ``) allows; () allows all."""
+    """A label without its spelling: the key, and, where a prefix such as ``EEG`` was taken off, the kinds it allows."""
 
     key: str
     kinds: tuple[str, ...] = ()
@@ -171,8 +169,16 @@ def present_names(word: str) -> str:
 
 def fits(label: str, alias: str, kind: str) -> bool:
     """Whether a label is a spelling of an alias of a slot of some kind."""
-    wanted = {name.key for name in canonical(alias)}
-    return any(name.key in wanted and (not name.kinds or kind in name.kinds) for name in canonical(label))
+    return matched_as(label, alias, kind) is not None
+
+
+def matched_as(label: str, alias: str, kind: str) -> int | None:
+    """0 where the whole label is a spelling of the alias, 1 where it is without its prefix, None where it is not."""
+    wanted = canonical(alias)[0].key
+    for place, name in enumerate(canonical(label)):
+        if name.key == wanted and (not name.kinds or kind in name.kinds):
+            return place
+    return None
 
 
 def montage_named(name: str) -> Montage:
@@ -198,10 +204,10 @@ def kind_of(label: str) -> str | None:
     # A prefix that the standard texts of EDF+ define overrules everything behind it.
     prefix = words[0] if len(words) > 1 else ""
     if prefix in ("eeg", "eog", "ecg", "ekg", "emg"):
-        return {"ekg": "ecg"}.get(prefix, prefix)
-    for kind, rule in KIND_RULES:
+        return "ecg" if prefix == "ekg" else prefix
+    for rule_kind, rule in KIND_RULES:
         if re.search(rf"(?:^| )(?:{rule})(?: |$)", text):
-            return kind
+            return rule_kind
     # any pair of electrodes: C3-M2, Fp1A2, Cz
     if words and all("".join(ELECTRODE.findall(word)) == word or word in REFERENCES for word in words):
         return "eeg" if any(ELECTRODE.match(word) for word in words) else None
@@ -212,50 +218,6 @@ def kind_of(label: str) -> str | None:
 
 
 REFERENCES = frozenset(("avg", "ave", "ar", "av", "lm", "ref", "le", "g1", "g2", "gnd"))
-
-
-def unit_of(signal: Signal, kind: str) -> tuple[str, float, tuple[str, ...]]:
-    """Unit in which a signal is kept, the factor to it, and what is doubtful about the header's unit.
-
-    Potentials (EEG, EOG, EMG, ECG) are converted to microvolts from V, mV, uV or nV. Where the header states no unit,
-    an unknown one, or one that its own range contradicts, the factor is 1, the header's unit is kept, and the issue
-    says which unit would fit.
-    """
-    unit = signal.unit.strip()
-    if kind not in POTENTIALS:
-        return unit, 1.0, ()
-    folded = unicodedata.normalize("NFKC", unit).replace("μ", "u").casefold().strip(" .")
-    scale = MICROVOLTS.get(folded)
-    low, high = signal.physical_min, signal.physical_max
-    largest = max(abs(float(low)), abs(float(high)))
-    where = f"signal '{signal.label}'"
-    if scale is None:
-        given = f"the unit '{unit}'" if unit else "no unit"
-        return (
-            unit,
-            1.0,
-            (
-                f"{where} is a potential with {given} and a range of {low:g} to {high:g}; expected uV, mV, V or nV. Its "
-                "numbers are kept as they are.",
-            ),
-        )
-    range_uv = largest * scale
-    if largest > 0 and not SMALLEST_RANGE_UV <= range_uv <= LARGEST_RANGE_UV:
-        fitting = [
-            name
-            for name, factor in (("uV", 1.0), ("mV", 1e3), ("V", 1e6))
-            if 50.0 <= largest * factor <= LARGEST_RANGE_UV and factor != scale
-        ]
-        suggestion = f" Most likely it is {fitting[0]}." if fitting else ""
-        return (
-            unit,
-            1.0,
-            (
-                f"{where} states a range of {low:g} to {high:g} {unit}, which no electrode gives.{suggestion} Its "
-                "numbers are kept as they are; correct the unit in the header to have them converted.",
-            ),
-        )
-    return "uV", scale, ()
 
 
 def assign(signals: Sequence[Signal], montage: Montage) -> tuple[Assignment, ...]:
@@ -271,36 +233,37 @@ def assign(signals: Sequence[Signal], montage: Montage) -> tuple[Assignment, ...
     tuple of Assignment
         One per slot, in the montage's order.
     """
-    offers: list[tuple[tuple[int, int, int, object, int, int], int, Signal, Signal | None]] = []
+    offers: list[tuple[Offer, int, Signal, Signal | None]] = []
     for place, slot in enumerate(montage.slots):
-        for rank, alias in enumerate(slot.aliases):
-            offers += [((0, rank, place, -s.fs_hz, s.index, 0), place, s, None) for s in matching(signals, alias, slot)]
-        for rank, (plus, minus) in enumerate(slot.derivations):
-            for s, t in itertools.product(matching(signals, plus, slot), matching(signals, minus, slot)):
+        for tier, aliases in ((EXACT, slot.aliases), (SUBSTITUTE, slot.substitutes)):
+            for rank, alias in enumerate(aliases):
+                for shortened, s in matching(signals, alias, slot):
+                    offers.append(((tier, shortened, rank, place, -s.fs_hz, s.index, 0), place, s, None))
+        for rank, pair in enumerate(slot.derivations):
+            for (_, s), (_, t) in itertools.product(*(matching(signals, label, slot) for label in pair)):
                 if s is not t and subtractable(s, t, slot.kind):
-                    offers.append(((1, rank, place, -s.fs_hz, s.index, t.index), place, s, t))
-        for rank, alias in enumerate(slot.substitutes):
-            offers += [((2, rank, place, -s.fs_hz, s.index, 0), place, s, None) for s in matching(signals, alias, slot)]
+                    offers.append(((DERIVED, 0, rank, place, -s.fs_hz, s.index, t.index), place, s, t))
     taken: dict[int, tuple[int, Signal, Signal | None]] = {}
     used: set[int] = set()
-    for order, place, signal, minus in sorted(offers, key=lambda offer: offer[0]):
-        if place not in taken and signal.index not in used:
-            taken[place] = (order[0], signal, minus)
-            used.add(signal.index)
+    for order, place, plus, minus in sorted(offers, key=lambda offer: offer[0]):
+        if place not in taken and plus.index not in used:
+            taken[place] = (order[0], plus, minus)
+            used.add(plus.index)
     assignments = []
     for place, slot in enumerate(montage.slots):
         if place not in taken:
             assignments.append(Assignment(slot, None, None, "", 1.0))
             continue
         tier, signal, minus = taken[place]
-        left = {s.index: s for o, p, s, _ in offers if p == place and o[0] == 0 and s.index not in used}
-        assignments.append(filled(slot, signal, minus, tier == 2, [*left.values()] if tier == 0 else []))
+        left = {s.index: s for o, p, s, _ in offers if p == place and o[0] == EXACT and s.index not in used}
+        assignments.append(filled(slot, signal, minus, tier == SUBSTITUTE, [*left.values()] if tier == EXACT else []))
     return tuple(assignments)
 
 
-def matching(signals: Sequence[Signal], alias: str, slot: Slot) -> list[Signal]:
-    """Signals whose label is a spelling of an alias."""
-    return [signal for signal in signals if fits(signal.label, alias, slot.kind)]
+def matching(signals: Sequence[Signal], alias: str, slot: Slot) -> list[tuple[int, Signal]]:
+    """Signals whose label is a spelling of an alias, each with whether its prefix had to be taken off."""
+    found = ((matched_as(signal.label, alias, slot.kind), signal) for signal in signals)
+    return [(shortened, signal) for shortened, signal in found if shortened is not None]
 
 
 def subtractable(signal: Signal, minus: Signal, kind: str) -> bool:
@@ -313,9 +276,6 @@ def filled(slot: Slot, signal: Signal, minus: Signal | None, stands_in: bool, le
     unit, unit_scale, issues = unit_of(signal, slot.kind)
     if minus is not None:
         issues += unit_of(minus, slot.kind)[2]
-    for part in (signal, minus):
-        if part is not None and not part.calibrated:
-            issues += (f"signal '{part.label}' is not calibrated: its numbers are the recorder's own.",)
     if stands_in:
         issues += (
             f"signal '{signal.label}' stands in for {slot.name}: its electrodes or reference differ or are not named.",
@@ -389,7 +349,7 @@ def channel_of(label: str) -> tuple[str, str | None]:
         if (kind is None or slot.kind == kind) and any(fits(label, alias, slot.kind) for alias in slot.aliases):
             return slot.name, kind
     names = canonical(label)
-    return f"={names[-1].key if names else label.casefold()}", kind
+    return f"={kind}:{names[-1].key if names else label.casefold()}", kind
 
 
 def auto_slot(name: str, kind: str, labels: Counter[str]) -> Slot:

@@ -8,7 +8,7 @@ Spelling (case, spaces, separators, ``EEG `` prefixes, A1/M1, T3/T7, ``-Ref``) i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -147,311 +147,142 @@ def check(montage: Montage) -> None:
         raise ChannelError(f"montage '{montage.name}' has two slots named {', '.join(repeated)}; names must differ.")
 
 
-def derived(electrode: str, reference: str, kind: str = "eeg", aliases: Iterable[str] = ()) -> Slot:
-    """Describe an electrode against its recommended reference; with another reference it may stand in."""
+def labels(listed: str) -> tuple[str, ...]:
+    """Split a list of labels."""
+    return tuple(listed.split(", "))
+
+
+def pairs(listed: str) -> tuple[tuple[str, str], ...]:
+    """Split a list of differences, ``A - B, C - D``."""
+    return tuple((plus, minus) for plus, minus in (pair.split(" - ") for pair in labels(listed)))
+
+
+def derived(electrode: str, reference: str, *unnamed: str) -> Slot:
+    """Describe an EEG electrode against its recommended reference; with another reference it may stand in.
+
+    ``unnamed`` are a cohort's labels for it that name no electrodes.
+    """
     others = [r for r in ("M1", "M2", "Cz", "Fpz", "M1M2", "Avg", "AVE", "AR", "LM", "G1", "G2") if r != reference]
     return Slot(
         f"{electrode}-{reference}",
-        kind,
-        (f"{electrode}-{reference}", *aliases),
+        "eeg",
+        (f"{electrode}-{reference}",),
         ((electrode, reference),),
-        (electrode, *(f"{electrode}-{other}" for other in others if other != electrode)),
+        (electrode, *(f"{electrode}-{other}" for other in others), *unnamed),
     )
 
 
-LEFT_EYE: tuple[str, ...] = (
-    *("E1", "LOC", "EOG L", "EOG left", "L EOG", "left EOG", "EOG1", "EOG(L)", "LEOG", "EOG gauche", "EOG links"),
-)
-RIGHT_EYE: tuple[str, ...] = (
-    *("E2", "ROC", "EOG R", "EOG right", "R EOG", "right EOG", "EOG2", "EOG(R)", "REOG", "EOG droit", "EOG droite"),
-    *("EOG rechts",),
-)
+LEFT_EYE = labels("E1, LOC, EOG L, EOG left, L EOG, left EOG, EOG1, EOG gauche, EOG links")
+RIGHT_EYE = labels("E2, ROC, EOG R, EOG right, R EOG, right EOG, EOG2, EOG droit, EOG droite, EOG rechts")
 
 
-def eye(name: str, labels: tuple[str, ...], reference: str, pairs: tuple[tuple[str, str], ...]) -> Slot:
+def eye(name: str, electrode: tuple[str, ...], reference: str, *differences: tuple[str, str]) -> Slot:
     """Describe an EOG electrode by its many names, first with, then without and with other references."""
-    named = tuple(f"{label}-{reference}" for label in labels)
+    named = tuple(f"{label}-{reference}" for label in electrode)
     other = "M1" if reference == "M2" else "M2"
-    references = (other, "Fpz", "Cz", "Avg", "M1M2")
-    contralateral = tuple(f"{label}-{r}" for r in references for label in labels)
-    if name == labels[0]:
-        return Slot(name, "eog", (*labels, *named, *contralateral))
-    return Slot(name, "eog", (name, *named), pairs, (*labels, *contralateral))
+    elsewhere = tuple(f"{label}-{r}" for r in (other, "Fpz", "Cz", "Avg", "M1M2") for label in electrode)
+    bipolar = labels("EOG horizontal, HEOG, EOG H, EOG") if electrode is LEFT_EYE else ()
+    if name == electrode[0]:
+        return Slot(name, "eog", (*electrode, *named, *elsewhere), (), bipolar)
+    return Slot(name, "eog", (name, *named), differences, (*electrode, *elsewhere, *bipolar))
 
 
 CHANNELS: dict[str, Slot] = {
     slot.name: slot
     for slot in (
-        # Respiration
         Slot(
             "Thermal Flow",
             "respiration",
-            (
-                *(
-                    "Thermal Flow",
-                    "Thermistor",
-                    "Therm",
-                    "Oral Therm",
-                    "Oral Thermistor",
-                    "Nasal Therm",
-                    "Thermistance",
-                ),
-                *(
-                    "Resp oro-nasal",
-                    "oro-nasal",
-                    "oronasal",
-                    "oronasal flow",
-                    "ORONASAL",
-                    "Flow",
-                    "Airflow",
-                    "Air flow",
-                ),
-                *("Resp Airflow", "Resp Flow", "FLOW_TH", "Flow Therm", "Flow Aux", "New Air", "NEWAIR", "AUX Flow"),
-                *("Thermocouple", "TFlow", "T Flow", "Therm Flow", "Flux nasal", "Flux", "Débit", "Flux oro-nasal"),
-                *("Atemfluss", "Luftfluss", "Resp nasal", "Naso-buccal", "Flujo", "Flusso", "Airflow1", "Flow1", "VTH"),
-                *("Resp FLOW-Ref", "Nasal/Oral", "Resp Flow Thermistor", "OroNasal Thermistor", "Flow oronasal"),
+            labels(
+                "Thermal Flow, Thermistor, Therm, Oral Therm, Oral Thermistor, Nasal Therm, Thermistance, Resp "
+                "oro-nasal, oro-nasal, oronasal flow, Flow, Airflow, Resp Airflow, Resp Flow, FLOW_TH, Flow Therm, "
+                "Flow Aux, New Air, AUX Flow, Thermocouple, TFlow, Therm Flow, Flux nasal, Flux, Débit, Flux "
+                "oro-nasal, Atemfluss, Luftfluss, Naso-buccal, Flujo, Flusso, Airflow1, Flow1, Nasal/Oral, Resp "
+                "Flow Thermistor, OroNasal Thermistor, Flow oronasal"
             ),
         ),
         Slot(
             "Nasal Pressure",
             "respiration",
-            (
-                *("Nasal Pressure", "NPress", "N Press", "Nasal Pres", "Nasal", "NAF", "Pressure", "Pres", "PNASAL"),
-                *(
-                    "Nasal Pressure Flow",
-                    "PTAF",
-                    "PAP",
-                    "NP",
-                    "Nasal Cannula",
-                    "Cannula",
-                    "Cannulaflow",
-                    "Cannula Flow",
-                ),
-                *(
-                    "Nasal Flow",
-                    "Naspr",
-                    "Nasendruck",
-                    "Pression nasale",
-                    "Pression",
-                    "Canule nasale",
-                    "Canule",
-                    "Druck",
-                ),
-                *(
-                    "PFlow",
-                    "P Flow",
-                    "Press",
-                    "Pressure Flow",
-                    "Nasal Airflow",
-                    "FLOW_P",
-                    "Presion nasal",
-                    "Pneumoflow",
-                ),
-                *("Pneumo flow", "Resp Nasal Pressure", "CAN", "Flow Cannula", "Nasal P", "Pnasal flow"),
+            labels(
+                "Nasal Pressure, NPress, Nasal Pres, Nasal, NAF, Pressure, Pres, PNASAL, Nasal Pressure Flow, PTAF, "
+                "Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, Pression nasale, Pression, "
+                "Canule nasale, Canule, Druck, PFlow, Press, Pressure Flow, Nasal Airflow, FLOW_P, Presion nasal, "
+                "Pneumoflow, Resp Nasal Pressure, Flow Cannula, Nasal P, Pnasal flow"
             ),
         ),
         Slot(
             "Chest",
             "respiration",
-            (
-                *("Chest", "Thorax", "Thor", "THO", "Thoracic", "Thoracic Effort", "Thor Effort", "Thorax Effort"),
-                *(
-                    "Chest Effort",
-                    "Effort Chest",
-                    "Effort Tho",
-                    "Effort Thorax",
-                    "THO Effort",
-                    "RIP Thorax",
-                    "RIP Thor",
-                ),
-                *("RIP Tho", "RIP Thoracic", "RIPThorax", "Thorax RIP", "Resp Thorax", "Resp chest", "THX", "THOR RES"),
-                *(
-                    "THOR_RES",
-                    "Thoracique",
-                    "Effort thoracique",
-                    "Sangle thorax",
-                    "Brustkorb",
-                    "Atmung Thorax",
-                    "Torax",
-                ),
-                *("Torace", "Inductance Thorax", "Thorax Belt", "Chest Belt", "Thor Belt", "Resp Rib", "RIBCAGE"),
-                *("Rib cage", "Chest Wall", "Thorax 1", "Thoracic Respiration", "VTO", "Resp Effort Thor", "Resp 1"),
-                *("Resp Tho", "Thoraxx", "XCHEST", "Thorax_DC"),
+            labels(
+                "Chest, Thorax, Thor, THO, Thoracic, Thoracic Effort, Thor Effort, Thorax Effort, Chest Effort, "
+                "Effort Chest, Effort Tho, Effort Thorax, THO Effort, RIP Thorax, RIP Thor, RIP Tho, RIP Thoracic, "
+                "Thorax RIP, Resp Thorax, Resp chest, THX, THOR RES, Thoracique, Effort thoracique, Sangle thorax, "
+                "Brustkorb, Atmung Thorax, Torax, Torace, Inductance Thorax, Thorax Belt, Chest Belt, Thor Belt, "
+                "Resp Rib, RIBCAGE, Chest Wall, Thorax 1, Thoracic Respiration, VTO, Resp Effort Thor, Resp "
+                "Tho, Thoraxx, XCHEST, Thorax_DC"
             ),
         ),
         Slot(
             "Abdomen",
             "respiration",
-            (
-                *("Abdomen", "Abd", "Abdo", "ABDM", "Abdominal", "Abdominal Effort", "Abdo Effort", "Abdomen Effort"),
-                *("Effort Abd", "Effort Abdo", "Effort Abdomen", "ABD Effort", "RIP Abdomen", "RIP Abdo", "RIP Abd"),
-                *(
-                    "RIP Abdominal",
-                    "RIPAbdomen",
-                    "Abdomen RIP",
-                    "Resp Abdomen",
-                    "Resp Abdominal",
-                    "ABDO RES",
-                    "ABDO_RES",
-                ),
-                *(
-                    "Abdominale",
-                    "Effort abdominal",
-                    "Sangle abdomen",
-                    "Bauch",
-                    "Atmung Abdomen",
-                    "Addome",
-                    "Abdomen Belt",
-                ),
-                *(
-                    "Inductance Abdomen",
-                    "Abdo Belt",
-                    "Abdominal Respiration",
-                    "VAB",
-                    "Abdomen_DC",
-                    "Resp Abd",
-                    "Resp 2",
-                ),
-                *("Resp Effort Abd", "Abdm Effort", "ABDOM", "Abdomn", "Abd Belt"),
+            labels(
+                "Abdomen, Abd, Abdo, ABDM, Abdominal, Abdominal Effort, Abdo Effort, Abdomen Effort, Effort Abd, "
+                "Effort Abdo, Effort Abdomen, ABD Effort, RIP Abdomen, RIP Abdo, RIP Abd, RIP Abdominal, Abdomen "
+                "RIP, Resp Abdomen, Resp Abdominal, ABDO RES, Abdominale, Effort abdominal, Sangle abdomen, Bauch, "
+                "Atmung Abdomen, Addome, Abdomen Belt, Inductance Abdomen, Abdo Belt, Abdominal Respiration, VAB, "
+                "Abdomen_DC, Resp Abd, Resp Effort Abd, Abdm Effort, ABDOM, Abdomn, Abd Belt"
             ),
         ),
         Slot(
             "Snore",
             "snore",
-            (
-                *("Snore", "Snoring", "SNOR", "Snore Sensor", "Snore_DC", "Ronflement", "Ronflements", "Schnarchen"),
-                *(
-                    "Microphone",
-                    "Mic",
-                    "Micro",
-                    "Mikro",
-                    "Sound",
-                    "Audio Volume",
-                    "Snore Mic",
-                    "Ronquido",
-                    "Russamento",
-                ),
-                *("Schnarch", "Audio", "Larynx", "Trachea Sound", "Snore Vibration", "DC Snore", "Ron"),
+            labels(
+                "Snore, Snoring, SNOR, Snore Sensor, Snore_DC, Ronflement, Ronflements, Schnarchen, Microphone, "
+                "Mic, Micro, Mikro, Sound, Audio Volume, Snore Mic, Ronquido, Russamento, Schnarch, Audio, Larynx, "
+                "Trachea Sound, Snore Vibration, DC Snore"
             ),
         ),
         Slot(
             "SpO2",
             "step",
-            (
-                *(
-                    "SpO2",
-                    "SaO2",
-                    "Sp O2",
-                    "Sa O2",
-                    "O2 Sat",
-                    "SAT",
-                    "O2Sat",
-                    "Oxygen Saturation",
-                    "Saturation",
-                    "SpO2 BB",
-                ),
-                *(
-                    "SpO2-OSAT",
-                    "OSAT",
-                    "SpO2_1",
-                    "Oximeter SpO2",
-                    "Ox Sat",
-                    "Oxi SpO2",
-                    "SaO2 SpO2",
-                    "Sättigung",
-                    "Sat O2",
-                ),
-                *(
-                    "Sauerstoffsättigung",
-                    "O2",
-                    "SaO2 1",
-                    "SpO2 1",
-                    "SpO2 Nonin",
-                    "Oximetry",
-                    "SpO2 B-B",
-                    "O2 saturation",
-                ),
-                *("Saturimetro", "Oxymetrie", "Sat. O2", "SPO2 Sat", "SpO2 Oximeter", "NONIN SpO2"),
+            labels(
+                "SpO2, SaO2, O2 Sat, SAT, Oxygen Saturation, Saturation, SpO2 BB, SpO2-OSAT, OSAT, SpO2_1, Oximeter "
+                "SpO2, Ox Sat, Oxi SpO2, SaO2 SpO2, Sättigung, Sat O2, Sauerstoffsättigung, SaO2 1, SpO2 Nonin, "
+                "Oximetry, O2 saturation, Saturimetro, Oxymetrie, SPO2 Sat, SpO2 Oximeter, NONIN SpO2"
             ),
         ),
         Slot(
             "Pulse Rate",
             "step",
-            (
-                *(
-                    "Pulse Rate",
-                    "PR",
-                    "Pulse",
-                    "Puls",
-                    "HR",
-                    "Heart Rate",
-                    "H.R.",
-                    "Heartrate",
-                    "BPM",
-                    "Pouls",
-                    "Pulso",
-                ),
-                *(
-                    "Pulsfrequenz",
-                    "Herzfrequenz",
-                    "Herzrate",
-                    "Fréquence cardiaque",
-                    "FC",
-                    "Pulse_Rate",
-                    "Oximeter Pulse",
-                ),
-                *("Pulsrate", "SpO2 Pulse", "Oxi Pulse", "DHR", "HRate", "NONIN Pulse", "Pulse Oximeter", "Frecuencia"),
-                *("Frequence de pouls", "Puls BB"),
+            labels(
+                "Pulse Rate, PR, Pulse, Puls, HR, Heart Rate, BPM, Pouls, Pulso, Pulsfrequenz, Herzfrequenz, "
+                "Herzrate, Fréquence cardiaque, FC, Oximeter Pulse, Pulsrate, SpO2 Pulse, Oxi Pulse, DHR, HRate, "
+                "NONIN Pulse, Pulse Oximeter, Frequence de pouls, Puls BB"
             ),
         ),
-        # ECG
         Slot(
             "ECG",
             "ecg",
-            (
-                *("ECG", "EKG", "ECG II", "EKG II", "ECG2 Lead", "Lead II", "ECG1-ECG2", "EKG1-EKG2", "ECG1", "EKG1"),
-                *("ECG 1", "EKG 1", "ECG I", "EKG I", "ECG L", "EKG L", "ECGL", "EKGL", "ECG L-ECG R", "ECG LA-RA"),
-                *("EKG L-EKG R", "ECG EKG", "ECG modif", "ECG 1-2", "ECG1-2", "EKG1-2", "EKG 1-2", "ECG+-ECG-"),
-                *("ECG Ableitung", "ECG V2", "ECG V1", "ECG V5", "EKG-R-EKG-L", "ECG LA", "ECGx", "ECG-II"),
-                *("LA-RA", "RA-LA", "Kardio", "Electrocardiogramme"),
+            labels(
+                "ECG, EKG, ECG II, EKG II, ECG2 Lead, Lead II, ECG1-ECG2, ECG2-ECG1, ECG1-2, ECG I, EKG I, "
+                "ECG L-ECG R, ECG R-ECG L, ECG LA-RA, ECG EKG, ECG modif, ECG+-ECG-, ECG Ableitung, ECG V2, ECG V1, ECG V5, "
+                "EKG1-EKG2, EKG2-EKG1, EKG1-2, EKG L-EKG R, EKG R-EKG L, ECGx, LA-RA, RA-LA, Kardio, Electrocardiogramme"
             ),
-            (("ECG1", "ECG2"), ("ECG L", "ECG R"), ("ECG LA", "ECG RA")),
-            ("ECG R", "EKG R", "ECG2", "EKG2", "ECG RA", "ECG III", "EKG III"),
+            pairs("ECG1 - ECG2, EKG1 - EKG2, ECG L - ECG R, EKG L - EKG R, ECG LA - ECG RA"),
+            labels("ECG1, EKG1, ECG L, EKG L, ECG LA, ECG2, EKG2, ECG R, EKG R, ECG RA, ECG III, EKG III"),
         ),
-        # Chin EMG
         Slot(
             "Chin EMG",
             "emg",
-            (
-                *(
-                    "Chin EMG",
-                    "EMG Chin",
-                    "Chin",
-                    "Chin1-Chin2",
-                    "Chin 1-Chin 2",
-                    "Chin1-2",
-                    "Chin3-Chin2",
-                    "Chin2-Chin1",
-                ),
-                *("Chin2-Chin3", "EMG submental", "submental", "EMG1-EMG2", "EMG", "EMG1", "EMG 1", "Lchin-Rchin"),
-                *("LChin", "Chin L", "Chin1", "EMG Menton", "Menton", "Kinn", "EMG Kinn", "EMG mentalis", "mentalis"),
-                *(
-                    "EMG1-2",
-                    "CHIN EMG1",
-                    "EMG chin 1",
-                    "Lchin-Cchin",
-                    "Cchin-Lchin",
-                    "Rchin-Lchin",
-                    "Cchin",
-                    "ChinL-ChinR",
-                ),
-                *("EMG Submentalis", "Subment", "EMG Mento", "Menton 1", "Chin Ctr", "EMG+-EMG-", "1-2 Chin", "U.Tip"),
+            labels(
+                "Chin EMG, EMG Chin, Chin, Chin1-Chin2, Chin1-2, Chin3-Chin2, Chin2-Chin1, Chin2-Chin3, EMG submental, "
+                "submental, EMG1-EMG2, EMG, EMG1, Lchin-Rchin, Lchin-Cchin, Cchin-Lchin, Rchin-Lchin, ChinL-ChinR, "
+                "EMG1-2, CHIN EMG1, EMG chin 1, EMG Menton, Menton, EMG Kinn, Kinn, EMG mentalis, mentalis, "
+                "EMG Submentalis, Subment, EMG Mento, Menton 1, Chin Ctr, EMG+-EMG-, 1-2 Chin"
             ),
-            (
-                *(("Chin1", "Chin2"), ("Lchin", "Rchin"), ("Lchin", "Cchin"), ("EMG1", "EMG2"), ("Chin L", "Chin R")),
-                *(("EMG L", "EMG R"), ("Chin3", "Chin2")),
-            ),
-            ("Chin2", "EMG2", "EMG 2", "Rchin", "Chin R", "EMG3", "EMG L", "EMG R"),
+            pairs("Chin1 - Chin2, Lchin - Rchin, Lchin - Cchin, Chin L - Chin R, EMG L - EMG R, Chin3 - Chin2"),
+            labels("Chin1, Lchin, Chin L, Cchin, Chin2, EMG2, Rchin, Chin R, EMG3, EMG L, EMG R"),
         ),
     )
 }
@@ -460,16 +291,14 @@ EEG_AASM = {
     slot.name: slot
     for slot in (
         derived("F4", "M1"),
-        derived("C4", "M1", aliases=("EEG3",)),
+        derived("C4", "M1", "EEG", "EEG3"),
         derived("O2", "M1"),
         derived("F3", "M2"),
-        derived("C3", "M2", aliases=("EEG(sec)",)),
+        derived("C3", "M2", "EEG(sec)"),
         derived("O1", "M2"),
     )
 }
-E1, E2 = eye("E1", LEFT_EYE, "M2", ()), eye("E2", RIGHT_EYE, "M2", ())
-E1_M2 = eye("E1-M2", LEFT_EYE, "M2", (("E1", "M2"), ("LOC", "M2")))
-CHANNELS |= {**EEG_AASM, "E1": E1, "E2": E2}
+CHANNELS |= {**EEG_AASM, "E1": eye("E1", LEFT_EYE, "M2"), "E2": eye("E2", RIGHT_EYE, "M2")}
 
 
 def paper_electrode(electrode: str) -> Slot:
@@ -484,32 +313,33 @@ def paper_electrode(electrode: str) -> Slot:
     )
 
 
-def renamed(name: str, channel: str, first: tuple[str, ...] = ()) -> Slot:
-    """Give a channel another name in a montage and put some of its aliases first."""
+def renamed(name: str, channel: str) -> Slot:
+    """Give a channel the name that a montage's authors use."""
     slot = CHANNELS[channel]
-    aliases = (name, *first, *(alias for alias in slot.aliases if alias not in (name, *first)))
-    return Slot(name, slot.kind, aliases, slot.derivations, slot.substitutes)
+    return Slot(name, slot.kind, (name, *slot.aliases), slot.derivations, slot.substitutes)
 
 
 PAPER_BRAIN = (
     *(paper_electrode(electrode) for electrode in ("M1", "Fp1", "Fz", "Fp2", "M2", "C3", "C4", "O1", "O2")),
-    eye("E1-Cz", LEFT_EYE, "Cz", (("E1", "Cz"), ("LOC", "Cz"))),
+    eye("E1-Cz", LEFT_EYE, "Cz", ("E1", "Cz"), ("LOC", "Cz")),
 )
 PAPER_ECG = (
     Slot(
         "EKG_L-Cz",
         "ecg",
-        (
-            *("EKG_L-Cz", "ECG L-Cz", "EKG L", "ECG L", "ECG", "EKG", "ECG1", "EKG1", "ECG I", "ECG LA", "ECG1-ECG2"),
-            *("EKG1-EKG2", "ECG L-ECG R", "EKG L-EKG R", "ECG LA-RA", "ECG EKG", "ECG II", "EKG II", "Lead II"),
+        labels("EKG_L-Cz, ECG_L-Cz"),
+        pairs("EKG L - Cz, ECG L - Cz"),
+        labels(
+            "EKG L, ECG L, ECG, EKG, ECG1, EKG1, ECG LA, ECG I, EKG I, ECG II, EKG II, Lead II, ECG1-ECG2, EKG1-EKG2, "
+            "ECG L-ECG R, EKG L-EKG R, ECG LA-RA, ECG EKG"
         ),
-        (("EKG L", "Cz"),),
     ),
     Slot(
         "EKG_R-Cz",
         "ecg",
-        ("EKG_R-Cz", "ECG R-Cz", "EKG R", "ECG R", "ECG2", "EKG2", "ECG RA", "ECG III", "EKG III"),
-        (("EKG R", "Cz"),),
+        labels("EKG_R-Cz, ECG_R-Cz"),
+        pairs("EKG R - Cz, ECG R - Cz"),
+        labels("EKG R, ECG R, ECG2, EKG2, ECG RA, ECG III, EKG III"),
     ),
 )
 
@@ -537,7 +367,13 @@ MONTAGES: dict[str, Montage] = {
         "cinc2018",
         (
             Modality("respiratory", (renamed("CHEST", "Chest"), renamed("SaO2", "SpO2"), renamed("ABD", "Abdomen"))),
-            Modality("brain", (*(EEG_AASM[name] for name in ("C3-M2", "C4-M1", "O1-M2", "O2-M1")), E1_M2)),
+            Modality(
+                "brain",
+                (
+                    *(EEG_AASM[name] for name in ("C3-M2", "C4-M1", "O1-M2", "O2-M1")),
+                    eye("E1-M2", LEFT_EYE, "M2", ("E1", "M2"), ("LOC", "M2")),
+                ),
+            ),
             Modality("ecg", (CHANNELS["ECG"],)),
         ),
     ),
@@ -551,7 +387,7 @@ MONTAGES: dict[str, Montage] = {
                     for name in ("Thermal Flow", "Nasal Pressure", "Chest", "Abdomen", "Snore", "SpO2", "Pulse Rate")
                 ),
             ),
-            Modality("brain", (*EEG_AASM.values(), E1, E2, CHANNELS["Chin EMG"])),
+            Modality("brain", (*EEG_AASM.values(), CHANNELS["E1"], CHANNELS["E2"], CHANNELS["Chin EMG"])),
             Modality("ecg", (CHANNELS["ECG"],)),
         ),
     ),
