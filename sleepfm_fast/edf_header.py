@@ -211,7 +211,8 @@ def parse_start(fields: dict[str, str], issues: Issues) -> datetime | None:
                 f"the start date is {date_text!r}, but the recording field says {stated[0]!r}; the first is used"
             )
     try:
-        return datetime(year, month, day, *(int(v) for v in time.groups()))
+        hour, minute, second = (int(v) for v in time.groups())
+        return datetime(year, month, day, hour, minute, second)
     except ValueError:
         issues.add(f"the start {date_text!r} {time_text!r} is no date and time; the start is taken as unknown")
         return None
@@ -353,7 +354,8 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
     header_bytes = BLOCK_BYTES * (n_signals + 1)
     if len(content) < header_bytes:
         raise EdfError(
-            f"{path}: the header of {n_signals} signals takes {header_bytes} bytes, but the file ends after {len(content)}."
+            f"{path}: the file ends after {len(content)} bytes, expected a header of {header_bytes} bytes for "
+            f"{n_signals} signals."
         )
     duration, comma = parse_decimal(text["record duration"])
     # The bounds keep the exact fraction small; the field could otherwise hold 1e999.
@@ -372,7 +374,8 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
         if not INTEGER.fullmatch(fields["samples per record"]) or int(fields["samples per record"]) < 0:
             raise EdfError(
                 f"{path}: the samples per record of {ordinal} ({fields['label']!r}) are "
-                f"{fields['samples per record']!r}, expected a whole number; the records' layout cannot be known without it."
+                f"{fields['samples per record']!r}, expected a whole number; the layout of the records cannot be known "
+                "without it."
             )
         n_samples = int(fields["samples per record"])
         n_bytes = n_samples * sample_bytes
