@@ -1,0 +1,397 @@
+"""The channels that sleep laboratories record, the names they go by, and the montages that models are fed.
+
+Names follow the AASM manual (electrodes of the 10-20 system, M1/M2, E1/E2, recommended derivations) and the headers
+of public cohorts: Sleep-EDF, SHHS, MESA, CFS and others of the NSRR, CinC 2018, STAGES, Noxturnal exports.
+Spelling (case, spaces, separators, ``EEG `` prefixes, A1/M1, T3/T7, ``-Ref``) is forgiven by
+:mod:`sleepfm_fast.channels`, so an alias stands for all its spellings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sleepfm_fast.errors import SleepfmError
+
+__all__ = [
+    "CHANNELS",
+    "KINDS",
+    "MODALITIES",
+    "MODALITY_OF_KIND",
+    "MONTAGES",
+    "ChannelError",
+    "Modality",
+    "Montage",
+    "Slot",
+]
+
+MODALITIES = ("respiratory", "brain", "ecg")
+"""Modalities in the order in which they are stacked."""
+KINDS = ("eeg", "eog", "emg", "ecg", "respiration", "snore", "step")
+"""Kinds of channel; they choose the filter. ``step`` is a trend in steps: oxygen saturation, pulse rate."""
+MODALITY_OF_KIND = {
+    **{"eeg": "brain", "eog": "brain", "emg": "brain", "ecg": "ecg"},
+    **{"respiration": "respiratory", "snore": "respiratory", "step": "respiratory"},
+}
+
+
+class ChannelError(SleepfmError):
+    """A montage or channel that does not exist or cannot be used, and the choices."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a montage for one signal.
+
+    Attributes
+    ----------
+    name : str
+        Canonical name.
+    kind : str
+        One of :data:`KINDS`.
+    aliases : tuple of str
+        Labels that mean this channel, best first; the name itself is always among them.
+    derivations : tuple of (str, str)
+        Pairs of labels whose difference is this channel, used where no alias is there.
+    substitutes : tuple of str
+        Labels of channels that may stand in, best first, at last; each use is reported.
+    """
+
+    name: str
+    kind: str
+    aliases: tuple[str, ...]
+    derivations: tuple[tuple[str, str], ...] = ()
+    substitutes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Modality:
+    """An ordered list of slots under one of the names in :data:`MODALITIES`."""
+
+    name: str
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Montage:
+    """The modalities that a model is fed, in the order respiratory, brain, ecg."""
+
+    name: str
+    modalities: tuple[Modality, ...]
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """All slots, modality by modality."""
+        return tuple(slot for modality in self.modalities for slot in modality.slots)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and strings, fit for JSON."""
+        plain = asdict(self)
+        for modality in plain["modalities"]:
+            for slot in modality["slots"]:
+                slot["aliases"], slot["substitutes"] = list(slot["aliases"]), list(slot["substitutes"])
+                slot["derivations"] = [list(pair) for pair in slot["derivations"]]
+            modality["slots"] = list(modality["slots"])
+        plain["modalities"] = list(plain["modalities"])
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Montage:
+        """Rebuild what :meth:`to_dict` gave.
+
+        Raises
+        ------
+        ChannelError
+            When a field is missing, a kind or modality does not exist, or two slots share a name.
+        """
+        try:
+            modalities = tuple(
+                Modality(
+                    str(modality["name"]),
+                    tuple(
+                        Slot(
+                            str(slot["name"]),
+                            str(slot["kind"]),
+                            tuple(map(str, slot["aliases"])),
+                            tuple((str(plus), str(minus)) for plus, minus in slot.get("derivations", ())),
+                            tuple(map(str, slot.get("substitutes", ()))),
+                        )
+                        for slot in modality["slots"]
+                    ),
+                )
+                for modality in plain["modalities"]
+            )
+            montage = cls(str(plain["name"]), modalities)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ChannelError(
+                f"a montage could not be rebuilt ({type(error).__name__}: {error}); expected a name and modalities, "
+                "each with slots of name, kind and aliases."
+            ) from error
+        check(montage)
+        return montage
+
+
+def check(montage: Montage) -> None:
+    """Raise ChannelError unless modalities, kinds and slot names are in order."""
+    names = [modality.name for modality in montage.modalities]
+    if [name for name in MODALITIES if name in names] != names:
+        raise ChannelError(
+            f"montage '{montage.name}' has the modalities {names}; expected {list(MODALITIES)}, in order."
+        )
+    for slot in montage.slots:
+        if slot.kind not in KINDS:
+            raise ChannelError(f"slot '{slot.name}' has the kind '{slot.kind}'; choose one of: {', '.join(KINDS)}.")
+    slots = [slot.name for slot in montage.slots]
+    if repeated := sorted({name for name in slots if slots.count(name) > 1}):
+        raise ChannelError(f"montage '{montage.name}' has two slots named {', '.join(repeated)}; names must differ.")
+
+
+def labels(listed: str) -> tuple[str, ...]:
+    """Split a list of labels."""
+    return tuple(listed.split(", "))
+
+
+def pairs(listed: str) -> tuple[tuple[str, str], ...]:
+    """Split a list of differences, ``A - B, C - D``."""
+    return tuple((plus, minus) for plus, minus in (pair.split(" - ") for pair in labels(listed)))
+
+
+def derived(electrode: str, reference: str, *unnamed: str) -> Slot:
+    """Describe an EEG electrode against its recommended reference; with another reference it may stand in.
+
+    ``unnamed`` are a cohort's labels for it that name no electrodes.
+    """
+    others = [r for r in ("M1", "M2", "Cz", "Fpz", "M1M2", "Avg", "AVE", "AR", "LM", "G1", "G2") if r != reference]
+    return Slot(
+        f"{electrode}-{reference}",
+        "eeg",
+        (f"{electrode}-{reference}",),
+        ((electrode, reference),),
+        (electrode, *(f"{electrode}-{other}" for other in others), *unnamed),
+    )
+
+
+LEFT_EYE = labels("E1, LOC, EOG L, EOG left, L EOG, left EOG, EOG1, EOG gauche, EOG links")
+RIGHT_EYE = labels("E2, ROC, EOG R, EOG right, R EOG, right EOG, EOG2, EOG droit, EOG droite, EOG rechts")
+
+
+def eye(name: str, electrode: tuple[str, ...], reference: str, *differences: tuple[str, str]) -> Slot:
+    """Describe an EOG electrode by its many names, first with, then without and with other references."""
+    named = tuple(f"{label}-{reference}" for label in electrode)
+    other = "M1" if reference == "M2" else "M2"
+    elsewhere = tuple(f"{label}-{r}" for r in (other, "Fpz", "Cz", "Avg", "M1M2") for label in electrode)
+    bipolar = labels("EOG horizontal, HEOG, EOG H, EOG") if electrode is LEFT_EYE else ()
+    if name == electrode[0]:
+        return Slot(name, "eog", (*electrode, *named, *elsewhere), (), bipolar)
+    return Slot(name, "eog", (name, *named), differences, (*electrode, *elsewhere, *bipolar))
+
+
+CHANNELS: dict[str, Slot] = {
+    slot.name: slot
+    for slot in (
+        Slot(
+            "Thermal Flow",
+            "respiration",
+            labels(
+                "Thermal Flow, Thermistor, Therm, Oral Therm, Oral Thermistor, Nasal Therm, Thermistance, Resp "
+                "oro-nasal, oro-nasal, oronasal flow, Flow, Airflow, Resp Airflow, Resp Flow, FLOW_TH, Flow Therm, "
+                "Flow Aux, New Air, AUX Flow, Thermocouple, TFlow, Therm Flow, Flux nasal, Flux, Débit, Flux "
+                "oro-nasal, Atemfluss, Luftfluss, Naso-buccal, Flujo, Flusso, Airflow1, Flow1, Nasal/Oral, Resp "
+                "Flow Thermistor, OroNasal Thermistor, Flow oronasal"
+            ),
+        ),
+        Slot(
+            "Nasal Pressure",
+            "respiration",
+            labels(
+                "Nasal Pressure, NPress, Nasal Pres, Nasal, NAF, Pressure, Pres, PNASAL, Nasal Pressure Flow, PTAF, "
+                "Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, Pression nasale, Pression, "
+                "Canule nasale, Canule, Druck, PFlow, Press, Pressure Flow, Nasal Airflow, FLOW_P, Presion nasal, "
+                "Pneumoflow, Resp Nasal Pressure, Flow Cannula, Nasal P, Pnasal flow"
+            ),
+        ),
+        Slot(
+            "Chest",
+            "respiration",
+            labels(
+                "Chest, Thorax, Thor, THO, Thoracic, Thoracic Effort, Thor Effort, Thorax Effort, Chest Effort, "
+                "Effort Chest, Effort Tho, Effort Thorax, THO Effort, RIP Thorax, RIP Thor, RIP Tho, RIP Thoracic, "
+                "Thorax RIP, Resp Thorax, Resp chest, THX, THOR RES, Thoracique, Effort thoracique, Sangle thorax, "
+                "Brustkorb, Atmung Thorax, Torax, Torace, Inductance Thorax, Thorax Belt, Chest Belt, Thor Belt, "
+                "Resp Rib, RIBCAGE, Chest Wall, Thorax 1, Thoracic Respiration, VTO, Resp Effort Thor, Resp "
+                "Tho, Thoraxx, XCHEST, Thorax_DC"
+            ),
+        ),
+        Slot(
+            "Abdomen",
+            "respiration",
+            labels(
+                "Abdomen, Abd, Abdo, ABDM, Abdominal, Abdominal Effort, Abdo Effort, Abdomen Effort, Effort Abd, "
+                "Effort Abdo, Effort Abdomen, ABD Effort, RIP Abdomen, RIP Abdo, RIP Abd, RIP Abdominal, Abdomen "
+                "RIP, Resp Abdomen, Resp Abdominal, ABDO RES, Abdominale, Effort abdominal, Sangle abdomen, Bauch, "
+                "Atmung Abdomen, Addome, Abdomen Belt, Inductance Abdomen, Abdo Belt, Abdominal Respiration, VAB, "
+                "Abdomen_DC, Resp Abd, Resp Effort Abd, Abdm Effort, ABDOM, Abdomn, Abd Belt"
+            ),
+        ),
+        Slot(
+            "Snore",
+            "snore",
+            labels(
+                "Snore, Snoring, SNOR, Snore Sensor, Snore_DC, Ronflement, Ronflements, Schnarchen, Microphone, "
+                "Mic, Micro, Mikro, Sound, Audio Volume, Snore Mic, Ronquido, Russamento, Schnarch, Audio, Larynx, "
+                "Trachea Sound, Snore Vibration, DC Snore"
+            ),
+        ),
+        Slot(
+            "SpO2",
+            "step",
+            labels(
+                "SpO2, SaO2, O2 Sat, SAT, Oxygen Saturation, Saturation, SpO2 BB, SpO2-OSAT, OSAT, SpO2_1, Oximeter "
+                "SpO2, Ox Sat, Oxi SpO2, SaO2 SpO2, Sättigung, Sat O2, Sauerstoffsättigung, SaO2 1, SpO2 Nonin, "
+                "Oximetry, O2 saturation, Saturimetro, Oxymetrie, SPO2 Sat, SpO2 Oximeter, NONIN SpO2"
+            ),
+        ),
+        Slot(
+            "Pulse Rate",
+            "step",
+            labels(
+                "Pulse Rate, PR, Pulse, Puls, HR, Heart Rate, BPM, Pouls, Pulso, Pulsfrequenz, Herzfrequenz, "
+                "Herzrate, Fréquence cardiaque, FC, Oximeter Pulse, Pulsrate, SpO2 Pulse, Oxi Pulse, DHR, HRate, "
+                "NONIN Pulse, Pulse Oximeter, Frequence de pouls, Puls BB"
+            ),
+        ),
+        Slot(
+            "ECG",
+            "ecg",
+            labels(
+                "ECG, EKG, ECG II, EKG II, ECG2 Lead, Lead II, ECG1-ECG2, ECG2-ECG1, ECG1-2, ECG I, EKG I, ECG L-ECG R, "
+                "ECG R-ECG L, ECG LA-RA, ECG EKG, ECG modif, ECG+-ECG-, ECG Ableitung, ECG V2, ECG V1, ECG V5, EKG1-EKG2, "
+                "EKG2-EKG1, EKG1-2, EKG L-EKG R, EKG R-EKG L, ECGx, LA-RA, RA-LA, Kardio, Electrocardiogramme"
+            ),
+            pairs("ECG1 - ECG2, EKG1 - EKG2, ECG L - ECG R, EKG L - EKG R, ECG LA - ECG RA"),
+            labels("ECG1, EKG1, ECG L, EKG L, ECG LA, ECG2, EKG2, ECG R, EKG R, ECG RA, ECG III, EKG III"),
+        ),
+        Slot(
+            "Chin EMG",
+            "emg",
+            labels(
+                "Chin EMG, EMG Chin, Chin, Chin1-Chin2, Chin1-2, Chin3-Chin2, Chin2-Chin1, Chin2-Chin3, EMG submental, "
+                "submental, EMG1-EMG2, EMG, EMG1, Lchin-Rchin, Lchin-Cchin, Cchin-Lchin, Rchin-Lchin, ChinL-ChinR, "
+                "EMG1-2, CHIN EMG1, EMG chin 1, EMG Menton, Menton, EMG Kinn, Kinn, EMG mentalis, mentalis, "
+                "EMG Submentalis, Subment, EMG Mento, Menton 1, Chin Ctr, EMG+-EMG-, 1-2 Chin"
+            ),
+            pairs("Chin1 - Chin2, Lchin - Rchin, Lchin - Cchin, Chin L - Chin R, EMG L - EMG R, Chin3 - Chin2"),
+            labels("Chin1, Lchin, Chin L, Cchin, Chin2, EMG2, Rchin, Chin R, EMG3, EMG L, EMG R"),
+        ),
+    )
+}
+
+EEG_AASM = {
+    slot.name: slot
+    for slot in (
+        derived("F4", "M1"),
+        derived("C4", "M1", "EEG", "EEG3"),
+        derived("O2", "M1"),
+        derived("F3", "M2"),
+        derived("C3", "M2", "EEG(sec)"),
+        derived("O1", "M2"),
+    )
+}
+CHANNELS |= {**EEG_AASM, "E1": eye("E1", LEFT_EYE, "M2"), "E2": eye("E2", RIGHT_EYE, "M2")}
+
+
+def paper_electrode(electrode: str) -> Slot:
+    """Describe an electrode of the paper's recordings, all of them against Cz."""
+    others = [r for r in ("M2", "M1", "Fpz", "M1M2", "Avg", "AVE", "AR", "LM") if r != electrode]
+    return Slot(
+        f"{electrode}-Cz",
+        "eeg",
+        (f"{electrode}-Cz",),
+        ((electrode, "Cz"),),
+        (electrode, *(f"{electrode}-{other}" for other in others)),
+    )
+
+
+def renamed(name: str, channel: str) -> Slot:
+    """Give a channel the name that a montage's authors use."""
+    slot = CHANNELS[channel]
+    return Slot(name, slot.kind, (name, *slot.aliases), slot.derivations, slot.substitutes)
+
+
+PAPER_BRAIN = (
+    *(paper_electrode(electrode) for electrode in ("M1", "Fp1", "Fz", "Fp2", "M2", "C3", "C4", "O1", "O2")),
+    eye("E1-Cz", LEFT_EYE, "Cz", ("E1", "Cz"), ("LOC", "Cz")),
+)
+PAPER_ECG = (
+    Slot(
+        "EKG_L-Cz",
+        "ecg",
+        labels("EKG_L-Cz, ECG_L-Cz"),
+        pairs("EKG L - Cz, ECG L - Cz"),
+        labels(
+            "EKG L, ECG L, ECG, EKG, ECG1, EKG1, ECG LA, ECG I, EKG I, ECG II, EKG II, Lead II, ECG1-ECG2, EKG1-EKG2, "
+            "ECG L-ECG R, EKG L-EKG R, ECG LA-RA, ECG EKG"
+        ),
+    ),
+    Slot(
+        "EKG_R-Cz",
+        "ecg",
+        labels("EKG_R-Cz, ECG_R-Cz"),
+        pairs("EKG R - Cz, ECG R - Cz"),
+        labels("EKG R, ECG R, ECG2, EKG2, ECG RA, ECG III, EKG III"),
+    ),
+)
+
+MONTAGES: dict[str, Montage] = {
+    "paper": Montage(
+        "paper",
+        (
+            Modality(
+                "respiratory",
+                (
+                    CHANNELS["Snore"],
+                    CHANNELS["Nasal Pressure"],
+                    renamed("Oral Therm", "Thermal Flow"),
+                    CHANNELS["Chest"],
+                    renamed("Abd", "Abdomen"),
+                    CHANNELS["SpO2"],
+                    CHANNELS["Pulse Rate"],
+                ),
+            ),
+            Modality("brain", PAPER_BRAIN),
+            Modality("ecg", PAPER_ECG),
+        ),
+    ),
+    "cinc2018": Montage(
+        "cinc2018",
+        (
+            Modality("respiratory", (renamed("CHEST", "Chest"), renamed("SaO2", "SpO2"), renamed("ABD", "Abdomen"))),
+            Modality(
+                "brain",
+                (
+                    *(EEG_AASM[name] for name in ("C3-M2", "C4-M1", "O1-M2", "O2-M1")),
+                    eye("E1-M2", LEFT_EYE, "M2", ("E1", "M2"), ("LOC", "M2")),
+                ),
+            ),
+            Modality("ecg", (CHANNELS["ECG"],)),
+        ),
+    ),
+    "aasm": Montage(
+        "aasm",
+        (
+            Modality(
+                "respiratory",
+                tuple(
+                    CHANNELS[name]
+                    for name in ("Thermal Flow", "Nasal Pressure", "Chest", "Abdomen", "Snore", "SpO2", "Pulse Rate")
+                ),
+            ),
+            Modality("brain", (*EEG_AASM.values(), CHANNELS["E1"], CHANNELS["E2"], CHANNELS["Chin EMG"])),
+            Modality("ecg", (CHANNELS["ECG"],)),
+        ),
+    ),
+}
+"""Montages by name: the paper's 10 brain, 2 ECG and 7 respiratory channels; the 5, 1 and 3 of the CinC 2018
+demonstration; the AASM's recommended montage. ``auto`` is made from a cohort by
+:func:`sleepfm_fast.channels.resolve_auto`."""
