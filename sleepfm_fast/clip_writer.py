@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.atomic import replace_file, write_json
 from sleepfm_fast.channels import Assignment, Montage
-from sleepfm_fast.clips import FORMAT, INDEX_SCHEMA, INDEX_TEXTS, VERSION, sdb_counts, stage_counts
+from sleepfm_fast.clip_layout import FORMAT, INDEX_SCHEMA, INDEX_TEXTS, VERSION, sdb_counts, stage_counts
 from sleepfm_fast.columns import read_columns, write_columns
 from sleepfm_fast.edf import Recording, Segment, Signal
 from sleepfm_fast.epochs import read_digital
@@ -24,7 +24,15 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.labels import ClipGrid
 from sleepfm_fast.stages import EPOCH_S
 
-__all__ = ["ALIGNMENT", "StoredChannel", "commit", "plan_channels", "read_record", "write_recording", "write_store_file"]
+__all__ = [
+    "ALIGNMENT",
+    "StoredChannel",
+    "commit",
+    "plan_channels",
+    "read_record",
+    "write_recording",
+    "write_store_file",
+]
 
 Array = npt.NDArray[Any]
 

@@ -33,7 +33,7 @@ class Header:
 
 
 def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
-    """Recordings among files and folders.
+    """Find the recordings among files and folders.
 
     Parameters
     ----------
@@ -150,6 +150,8 @@ class Plan:
         Ids in the store that are damaged and whose source was not given: what is wrong.
     known : dict of Path to dict
         Source and record of what the store holds intact.
+    outdated : dict of Path to str
+        Source and id of what the store holds from before its configuration was changed.
     excluded : list of Path
         Found in a folder, but holding annotations only.
     """
@@ -160,6 +162,7 @@ class Plan:
     changed: dict[Path, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     known: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    outdated: dict[Path, str] = field(default_factory=dict)
     excluded: list[Path] = field(default_factory=list)
 
 
@@ -199,12 +202,15 @@ def make_plan(
             damaged[file.stem] = f"{file} or the .bin beside it is damaged or missing"
         elif record["configuration_digest"] == configuration_digest:
             plan.known[Path(record["source"]["path"])] = record
+        else:
+            plan.outdated[Path(record["source"]["path"])] = record["id"]
     adopt_moved(plan, files)
     new = [path for path in files if path not in plan.known]
     headers = {header.path: header for header in read_headers(new)}
     plan.excluded = [path for path in new if headers[path].empty and path not in named]
     plan.todo = [path for path in new if path not in set(plan.excluded)]
-    plan.names = assign_names(plan.todo, {path: record["id"] for path, record in plan.known.items()})
+    known = {path: str(record["id"]) for path, record in plan.known.items()}
+    plan.names = assign_names(plan.todo, plan.outdated | known)
     for path in files:
         if path in plan.known:
             reason = changed_since(plan.known[path], path, labels)
@@ -218,7 +224,7 @@ def make_plan(
 
 
 def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
-    """A recording whose source is gone, and which stands under the same name at a new path, is that recording."""
+    """Take a recording whose source is gone, and which stands under the same name elsewhere, for that recording."""
     gone = {path: record for path, record in plan.known.items() if not path.exists()}
     if not gone:
         return

@@ -1,4 +1,4 @@
-"""One night: what its files hold for a montage (:func:`read_night`), and from there into a store (:func:`process_night`)."""
+"""One night: what its files hold for a montage (:func:`read_night`), and that into a store (:func:`process_night`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from sleepfm_fast.annotations import find_scoring, read_scoring, scoring_of
 from sleepfm_fast.channels import Montage, assign
 from sleepfm_fast.clip_writer import StoredChannel, plan_channels, write_recording
-from sleepfm_fast.clips import sdb_counts, stage_counts
+from sleepfm_fast.clip_layout import sdb_counts, stage_counts
 from sleepfm_fast.columns import file_digest
 from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.errors import SleepfmError
@@ -104,7 +104,7 @@ def read_night(path: Path, montage: Montage, labels: Path | None, *, events_scor
 def night_scoring(
     recording: Recording, labels: Path | None, issues: list[str]
 ) -> tuple[Scoring | None, Path | None, Path | None]:
-    """Scoring of a recording (given by ``labels``, else found beside it, else inside it), its file, a file passed over."""
+    """Scoring of a recording (by ``labels``, else beside it, else inside it), its file, and a file passed over."""
     inside = scoring_of(recording) if recording.annotations else None
     path = find_scoring(recording.path, labels)
     if path is None:
@@ -179,7 +179,9 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
         return NightRow(path, name, 0, {}, {}, (), str(error))
     except Exception as error:
         # The last line of our own code tells where to look; the night's failure must not stop the others.
-        place = next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if "sleepfm_fast" in f.filename), None)
+        place = next(
+            (f for f in reversed(traceback.extract_tb(error.__traceback__)) if "sleepfm_fast" in f.filename), None
+        )
         where = f" ({Path(place.filename).name}, line {place.lineno})" if place is not None else ""
         return NightRow(
             path, name, 0, {}, {}, (), f"{path} could not be ingested: {type(error).__name__}: {error}{where}."
@@ -200,16 +202,18 @@ def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
     """Raise where a night has no channel or no clip to store."""
     recording = night.recording
     if not recording.signals:
-        raise SleepfmError(f"{path} holds no signals ({len(recording.annotations)} annotations); it is not a recording.")
+        raise SleepfmError(
+            f"{path} holds no signals ({len(recording.annotations)} annotations); it is not a recording."
+        )
     if all(c.signal is None for c in night.channels):
         raise SleepfmError(
             f"{path}: none of its {len(recording.signals)} channels ({listed([s.label for s in recording.signals])}) "
             f"fills a slot of the montage '{montage.name}'. Look at `preprocess --inspect`, or choose another montage."
         )
     if len(night.grid.onsets_s) == 0:
+        held_s = float(recording.n_records * recording.record_s)
         raise SleepfmError(
-            f"{path}: no whole clip of {EPOCH_S} s fits; it holds {float(recording.n_records * recording.record_s):g} s "
-            f"in {len(recording.segments)} segment(s)."
+            f"{path}: no whole clip of {EPOCH_S} s fits; it holds {held_s:g} s in {len(recording.segments)} segment(s)."
         )
 
 
