@@ -10,7 +10,8 @@ A store is a folder (layout version 1)::
     failures/<id>.json      a recording that could not be ingested, and why; tried again by the next run
     index-<hash>/           columns of all recordings: one row a clip, a (recording, slot), a segment, a (segment, slot)
 
-``clip_writer`` writes it, ``clips`` reads it. Only the slots of the montage are stored. Physical value = gain * stored integer + offset, in the channel's unit.
+``clip_writer`` writes it, ``clips`` reads it. Only the slots of the montage are stored. Physical value = gain * stored
+integer + offset, in the channel's unit.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.channels import MONTAGES, Montage, resolve_auto, unassigned
-from sleepfm_fast.clip_writer import StoredChannel
 from sleepfm_fast.clip_layout import sdb_counts, stage_counts
+from sleepfm_fast.clip_writer import StoredChannel
 from sleepfm_fast.cohort import read_header
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.night import read_night, refuse_empty
@@ -159,7 +159,7 @@ def inspect(
         "hours": sum(report.n_clips for report in good) * EPOCH_S / 3600,
         "stages": dict(stages),
         "sdb": dict(sdb),
-        "montage": montage.to_dict(),
+        "montage": {"name": montage.name, **{m.name: [slot.name for slot in m.slots] for m in montage.modalities}},
         "files": reports,
         "failed": [{"path": str(report.path), "reason": report.failure} for report in reports if report.failure],
         "annotations_only": sorted(excluded),

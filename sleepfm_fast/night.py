@@ -11,8 +11,8 @@ from typing import Any
 
 from sleepfm_fast.annotations import find_scoring, read_scoring, scoring_of
 from sleepfm_fast.channels import Montage, assign
-from sleepfm_fast.clip_writer import StoredChannel, plan_channels, write_recording
 from sleepfm_fast.clip_layout import sdb_counts, stage_counts
+from sleepfm_fast.clip_writer import StoredChannel, plan_channels, write_recording
 from sleepfm_fast.columns import file_digest
 from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.errors import SleepfmError

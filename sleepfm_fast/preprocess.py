@@ -18,8 +18,8 @@ import tyro
 
 from sleepfm_fast.atomic import remove_leftovers, write_json
 from sleepfm_fast.channels import MONTAGES, Montage, resolve_auto
-from sleepfm_fast.clip_writer import commit, write_store_file
 from sleepfm_fast.clip_layout import VERSION, read_store_file
+from sleepfm_fast.clip_writer import commit, write_store_file
 from sleepfm_fast.cohort import Plan, find_recordings, make_plan, read_header
 from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
