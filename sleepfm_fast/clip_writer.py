@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.atomic import replace_file, write_json
 from sleepfm_fast.channels import Assignment, Montage
-from sleepfm_fast.clips import FORMAT, INDEX_SCHEMA, INDEX_TEXTS, VERSION, sdb_counts, stage_counts
+from sleepfm_fast.clip_layout import FORMAT, INDEX_SCHEMA, INDEX_TEXTS, VERSION, sdb_counts, stage_counts
 from sleepfm_fast.columns import read_columns, write_columns
 from sleepfm_fast.edf import Recording, Segment, Signal
 from sleepfm_fast.epochs import read_digital
@@ -77,14 +77,7 @@ def plan_channel(assignment: Assignment, sample_bytes: int) -> StoredChannel:
     gain, offset = signal.gain * scale, signal.offset * scale
     if minus is None:
         return StoredChannel(assignment, signal, None, "<i2" if sample_bytes == 2 else "<i4", gain, offset, None, "")
-    if minus.fs_hz != signal.fs_hz:
-        return StoredChannel(
-            assignment, None, None, "", 0.0, 0.0, None,
-            f"{assignment.slot.name}: {signal.label} has {float(signal.fs_hz):g} Hz and {minus.label} "
-            f"{float(minus.fs_hz):g} Hz, so their difference was not taken; the slot is left empty.",
-        )  # fmt: skip
-    minus_scale = scale
-    gain_minus, offset_minus = minus.gain * minus_scale, minus.offset * minus_scale
+    gain_minus, offset_minus = minus.gain * scale, minus.offset * scale  # assign() only pairs signals of one unit
     name = f"{signal.label} - {minus.label}"
     if gain == gain_minus:
         return StoredChannel(
@@ -231,9 +224,9 @@ def channel_facts(channel: StoredChannel) -> dict[str, Any]:
 
 
 def segment_of(onsets_s: npt.NDArray[np.float64], segments: Sequence[Segment], record_s: Fraction) -> Array:
-    """Segment that holds each clip: the last whose start is not after the clip and whose end is not before its end."""
+    """Segment that holds each clip; the first in the file where segments overlap."""
     found = np.full(len(onsets_s), -1, dtype=np.int64)
-    for i, segment in enumerate(segments):
+    for i, segment in reversed(list(enumerate(segments))):
         start_s = float(segment.onset_s)
         end_s = float(segment.onset_s + segment.n_records * record_s)
         found[(onsets_s >= start_s - 1e-6) & (onsets_s + EPOCH_S <= end_s + 1e-6)] = i

@@ -1,16 +1,4 @@
-"""The clip store: integers as recorded, at their native rates, with labels; this module reads it, ``clip_writer`` writes it.
-
-A store is a folder (layout version 1)::
-
-    store.json              format, version, montage, configuration, name of the index in force; replaced last (the commit)
-    recordings/<id>.bin     for each segment, for each filled slot: its samples, contiguous, little-endian int16 or
-                            int32 (BDF and derived channels), every run starting at a multiple of 64 bytes
-    recordings/<id>.json    what the .bin holds and where it came from; written after the .bin
-    failures/<id>.json      a recording that could not be ingested, and why; tried again by the next run
-    index-<hash>/           columns of all recordings: one row a clip, a (recording, slot), a segment, a (segment, slot)
-
-Only the slots of the montage are stored. Physical value = gain * stored integer + offset, in the channel's unit.
-"""
+"""Reading a clip store, whose layout ``clip_layout`` describes: labels and samples, memory-mapped."""
 
 from __future__ import annotations
 
@@ -18,7 +6,6 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -28,63 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.channels import Montage
+from sleepfm_fast.clip_layout import INDEX_SCHEMA, INDEX_TEXTS, ClipStoreError, read_store_file
 from sleepfm_fast.columns import file_digest, read_columns
-from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.stages import EPOCH_S, STAGES
+from sleepfm_fast.stages import EPOCH_S
 
-__all__ = [
-    "FORMAT",
-    "INDEX_SCHEMA",
-    "INDEX_TEXTS",
-    "VERSION",
-    "ChannelColumns",
-    "ClipStore",
-    "ClipStoreError",
-    "RecordingEntry",
-    "Window",
-    "read_store_file",
-    "sdb_counts",
-    "stage_counts",
-]
-
-FORMAT = "sleepfm_fast clip store"
-VERSION = 1
-
-INDEX_SCHEMA = {
-    # one row a clip
-    "recording": "<i4",
-    "clip": "<i4",
-    "segment": "<i4",
-    "onset_s": "<f8",
-    "stage": "<i1",
-    "sdb": "<i1",
-    # one row a recording; the two "first" columns have one row more, the total
-    "recording_first_clip": "<i8",
-    "recording_first_segment": "<i8",
-    "recording_subject": "<i4",
-    # one row a (recording, slot)
-    "channel_present": "|b1",
-    "channel_fs_num": "<i8",
-    "channel_fs_den": "<i8",
-    "channel_gain": "<f8",
-    "channel_offset": "<f8",
-    "channel_itemsize": "|i1",
-    "channel_unit": "<i4",
-    "channel_n_samples": "<i8",
-    # one row a segment
-    "segment_onset_num": "<i8",
-    "segment_onset_den": "<i8",
-    # one row a (segment, slot)
-    "run_offset": "<i8",
-    "run_n_samples": "<i8",
-}
-INDEX_TEXTS = ("recordings", "subjects", "units")
+__all__ = ["ChannelColumns", "ClipStore", "ClipStoreError", "RecordingEntry", "Window"]
 
 Array = npt.NDArray[Any]
-
-
-class ClipStoreError(SleepfmError):
-    """A store that is missing, unfinished, of another version or damaged."""
 
 
 @dataclass(frozen=True)
@@ -155,36 +92,11 @@ class Window(NamedTuple):
     n_segment: int
 
 
-def read_store_file(path: Path) -> dict[str, Any]:
-    """Read and check ``store.json`` of the store ``path``."""
-    file = path / "store.json"
-    if not file.is_file():
-        what = "is not a clip store (it has no store.json)" if path.is_dir() else "does not exist"
-        raise ClipStoreError(
-            f"{path} {what}. Make one with `python -m sleepfm_fast.preprocess FILES-OR-FOLDER {path}`."
-        )
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ClipStoreError(
-            f"{file} is damaged: {error}. The recordings beside it are not lost, but the store must be made again: "
-            "run preprocess into a new folder."
-        ) from None
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise ClipStoreError(f"{file} does not describe a '{FORMAT}'. Choose the folder that preprocess wrote.")
-    if value.get("version") != VERSION:
-        raise ClipStoreError(
-            f"{path} is a clip store of version {value.get('version')}; this sleepfm_fast reads version {VERSION}. "
-            "Run preprocess again into a new folder, or use the version of sleepfm_fast that wrote it."
-        )
-    return value
-
-
 class ClipStore:
     """A clip store, open for reading.
 
-    Every column is memory-mapped; recordings are mapped on first use and at most ``max_mapped`` at a time. An open store
-    may be used from several threads, and pickled (it opens itself again in the other process).
+    Every column is memory-mapped; recordings are mapped on first use and at most ``max_mapped`` at a time. An open
+    store may be used from several threads, and pickled (it opens itself again in the other process).
 
     Parameters
     ----------
@@ -293,12 +205,15 @@ class ClipStore:
         self.check(digests=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Send the path, not the maps, to another process."""
         return ClipStore, (self.path,)
 
     def __len__(self) -> int:
+        """Count the clips."""
         return len(self.recording)
 
     def __repr__(self) -> str:
+        """Say what is in it."""
         return (
             f"ClipStore({str(self.path)!r}: {len(self)} clips, {len(self.recordings)} recordings, "
             f"{len(self.subjects)} subjects, montage {self.montage.name})"
@@ -306,7 +221,7 @@ class ClipStore:
 
     def subject(self, clip: int) -> str:
         """Subject of clip number ``clip`` of the store."""
-        return self.subjects[self.recording_subject[self.recording[clip]]]
+        return self.subjects[int(self.recording_subject[self.recording[clip]])]
 
     def slots_of(self, modality: str) -> list[int]:
         """Flat slot numbers of a modality, in the montage's order."""
@@ -435,15 +350,3 @@ class ClipStore:
             f"`python -m sleepfm_fast.preprocess {entry.source} {self.path}` with the same options as before: it makes "
             "what is missing and redoes nothing else."
         )
-
-
-def stage_counts(stage: Sequence[int] | Array) -> dict[str, int]:
-    """Number of clips per stage name, ``none`` last."""
-    counts = np.bincount(np.asarray(stage, dtype=np.int64) + 1, minlength=len(STAGES) + 1)
-    return {**{name: int(counts[code + 1]) for code, name in enumerate(STAGES)}, "none": int(counts[0])}
-
-
-def sdb_counts(sdb: Sequence[int] | Array) -> dict[str, int]:
-    """Number of clips with a respiratory event, without one, and where it is unknown."""
-    counts = np.bincount(np.asarray(sdb, dtype=np.int64) + 1, minlength=3)
-    return {"event": int(counts[2]), "none": int(counts[1]), "unknown": int(counts[0])}

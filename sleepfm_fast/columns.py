@@ -1,4 +1,4 @@
-"""A table as a folder: one ``.npy`` file a column, memory-mapped on reading, with the digest of each in ``columns.json``."""
+"""A table as a folder: one ``.npy`` file a column, memory-mapped on reading; ``columns.json`` has their digests."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def write_columns(folder: Path, columns: Mapping[str, Array], texts: Mapping[str
         Each becomes ``<name>.json``; for strings, of which a table has few.
     """
     with replace_folder(folder) as temporary:
-        files = {}
+        files = []
         for name, column in columns.items():
             np.save(temporary / f"{name}.npy", np.ascontiguousarray(column), allow_pickle=False)
-            files[f"{name}.npy"] = None
+            files.append(f"{name}.npy")
         for name, value in texts.items():
             (temporary / f"{name}.json").write_text(
                 json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8"
             )
-            files[f"{name}.json"] = None
+            files.append(f"{name}.json")
         catalogue = {}
         for file in files:
             synchronise(temporary / file)
@@ -116,10 +116,8 @@ def read_columns(
         if column.dtype != np.dtype(dtype):
             raise damaged(f"{name}.npy", f"its type is {column.dtype}, {np.dtype(dtype)} was expected")
         columns[name] = column
-    values = {}
-    for name in texts:
-        try:
-            values[name] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise damaged(f"{name}.json", str(error)) from None
+    try:
+        values = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in texts}
+    except ValueError as error:
+        raise damaged("one of its .json files", str(error)) from None
     return columns, values

@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     calibration: npt.NDArray[np.float32]
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def copy_windows(
     source16: Any, source32: Any, raw: Any, rows: Any, itemsize: Any, begin: Any, offset: Any, length: Any
 ) -> None:

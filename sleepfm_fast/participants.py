@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 
 from sleepfm_fast.errors import SleepfmError
 
-__all__ = ["Participant", "Participants", "read_participants"]
+__all__ = ["Participant", "ParticipantTables", "Participants", "read_participants", "read_tables"]
 
 COLUMNS = {
     "recording": (
@@ -90,6 +90,7 @@ class Participants:
     _by_subject: dict[str, int] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Prepare the look-up by name."""
         for i, row in enumerate(self.rows):
             if row.recording is not None:
                 name = parts_of(row.recording)[-1]
@@ -118,13 +119,13 @@ class Participants:
         return None
 
     def of(self, path: Path) -> Participant:
-        """Subject, age and sex of the recording ``path``; the subject is its file name's stem where no row names one."""
+        """Subject, age and sex of the recording ``path``; its stem is the subject where no row names one."""
         i = self.find(path)
         row = Participant(None, None, None, None) if i is None else self.rows[i]
         return Participant(row.recording, row.subject or path.stem, row.age, row.sex)
 
     def unknown_recordings(self, paths: Iterable[Path]) -> list[str]:
-        """What the rows that match none of ``paths`` name."""
+        """List what the rows that match none of ``paths`` name."""
         found = {self.find(path) for path in paths}
         return [row.recording or row.subject or "" for i, row in enumerate(self.rows) if i not in found]
 
@@ -235,3 +236,56 @@ def parse_sex(text: str) -> str | None:
     if text.casefold() in MISSING:
         return None
     return SEXES.get(text.casefold(), text)
+
+
+@dataclass(frozen=True)
+class ParticipantTables:
+    """Several tables: one that was named counts for all recordings, one found in a folder for those below it."""
+
+    tables: tuple[tuple[Path | None, Participants], ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of all tables."""
+        return sum(len(table.rows) for _, table in self.tables)
+
+    @property
+    def issues(self) -> list[str]:
+        """Cells that could not be understood, of all tables."""
+        return [issue for _, table in self.tables for issue in table.issues]
+
+    def table_of(self, path: Path) -> Participants | None:
+        """Return the first table that counts for the recording and names it."""
+        for folder, table in self.tables:
+            if (folder is None or folder in path.parents) and table.find(path) is not None:
+                return table
+        return None
+
+    def names(self, path: Path) -> bool:
+        """Whether a table names the recording."""
+        return self.table_of(path) is not None
+
+    def of(self, path: Path) -> Participant:
+        """Subject, age and sex of a recording; see :meth:`Participants.of`."""
+        return (self.table_of(path) or Participants()).of(path)
+
+    def unknown_recordings(self, paths: Iterable[Path]) -> list[str]:
+        """List what the rows that match none of ``paths`` name."""
+        paths = list(paths)
+        return [
+            name
+            for folder, table in self.tables
+            for name in table.unknown_recordings(p for p in paths if folder is None or folder in p.parents)
+        ]
+
+
+def read_tables(participants: Path | None, inputs: Iterable[Path]) -> ParticipantTables:
+    """Read the table that was named, or else ``participants.csv`` or ``.tsv`` of every folder among ``inputs``."""
+    if participants is not None:
+        return ParticipantTables(((None, read_participants(participants)),))
+    found = []
+    for folder in inputs:
+        file = next((f for f in (folder / "participants.csv", folder / "participants.tsv") if f.is_file()), None)
+        if file is not None:
+            found.append((folder.resolve(), read_participants(file)))
+    return ParticipantTables(tuple(found))

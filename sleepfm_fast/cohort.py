@@ -1,0 +1,267 @@
+"""Which files a run of preprocess is about: found, named, and compared with what the store already has."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sleepfm_fast.annotations import find_scoring
+from sleepfm_fast.clip_writer import read_record
+from sleepfm_fast.columns import file_digest
+from sleepfm_fast.edf import Signal
+from sleepfm_fast.edf_header import BLOCK_BYTES, EdfError, Issues, parse_header
+from sleepfm_fast.errors import SleepfmError
+
+__all__ = ["Header", "Plan", "assign_names", "changed_since", "find_recordings", "make_plan", "read_header"]
+
+SUFFIXES = (".edf", ".bdf", ".rec")
+
+
+@dataclass(frozen=True)
+class Header:
+    """Signals of a file without its annotations: ``failure`` says why there are none, ``empty`` that it holds none."""
+
+    path: Path
+    signals: tuple[Signal, ...]
+    empty: bool
+    failure: str | None
+
+
+def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
+    """Find the recordings among files and folders.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Files, which are taken whatever their suffix, and folders, searched with their subfolders (links followed) for
+        ``.edf``, ``.bdf`` and ``.rec`` in any case. Hidden files and ``*-Hypnogram.edf`` are passed over.
+
+    Returns
+    -------
+    list of Path
+        Absolute, links resolved, sorted, each once.
+    set of Path
+        Those that were named one by one.
+
+    Raises
+    ------
+    SleepfmError
+        When a path does not exist, or nothing is found.
+    """
+    found: set[Path] = set()
+    named: set[Path] = set()
+    for path in paths:
+        if path.is_dir():
+            found |= {p.resolve() for p in files_under(path) if p.is_file()}
+        elif path.exists():
+            named.add(path.resolve())
+        else:
+            raise SleepfmError(f"{path}: there is no such file or folder.")
+    if not found | named:
+        raise SleepfmError(
+            f"no recordings were found in {', '.join(map(str, paths))}; files ending in "
+            f"{', '.join(SUFFIXES)} (upper or lower case) are looked for, in all subfolders."
+        )
+    return sorted(found | named), named
+
+
+def files_under(folder: Path) -> Iterable[Path]:
+    """Files in ``folder`` and below that may be recordings; a folder reached twice through links is read once."""
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for file in files:
+            stem, suffix = os.path.splitext(file)  # noqa: PTH122 - the walk gives strings
+            if suffix.lower() in SUFFIXES and not file.startswith(".") and not stem.lower().endswith("hypnogram"):
+                yield Path(root, file)
+
+
+def read_header(path: Path) -> Header:
+    """Read a file's signals only; unlike ``read_recording`` this does not touch the records."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(BLOCK_BYTES)
+            count = content[BLOCK_BYTES - 4 :].strip(b"\0 ")
+            if count.isdigit():
+                content += file.read(int(count) * BLOCK_BYTES)
+            header = parse_header(path, content, os.fstat(file.fileno()).st_size, Issues(str(path), strict=False))
+    except OSError as error:
+        return Header(path, (), False, f"{path}: the file cannot be read ({error.strerror or error}).")
+    except EdfError as error:
+        return Header(path, (), False, str(error))
+    except Exception as error:
+        return Header(path, (), False, f"{path}: the header cannot be read ({type(error).__name__}: {error}).")
+    return Header(path, header.signals, not header.signals and bool(header.annotation_spans), None)
+
+
+def safe_stem(path: Path) -> str:
+    """File name without suffix, with only what every file system takes."""
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "_", path.stem).strip(".")[:120] or "recording"
+
+
+def assign_names(paths: Iterable[Path], known: dict[Path, str]) -> dict[Path, str]:
+    """Give every recording an id: its stem, with a digest of its path behind where the stem alone is not unique.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+    known : dict of Path to str
+        Ids that the store has given already; they stay.
+    """
+    names = dict(known)
+    together = sorted(set(paths) | set(known))
+    shared: dict[str, int] = {}
+    for path in together:
+        # Names that differ only in case are one file on some file systems.
+        shared[safe_stem(path).casefold()] = shared.get(safe_stem(path).casefold(), 0) + 1
+    for path in together:
+        if path not in names:
+            stem = safe_stem(path)
+            unique = shared[stem.casefold()] == 1 and stem == path.stem
+            names[path] = stem if unique else f"{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:10]}"
+    return {path: names[path] for path in together}
+
+
+@dataclass
+class Plan:
+    """What a run has to do.
+
+    Attributes
+    ----------
+    names : dict of Path to str
+        Ids of all recordings, of the store and of this run.
+    todo : list of Path
+        To be ingested.
+    kept : list of Path
+        Given to this run, in the store and unchanged.
+    changed : dict of Path to str
+        Given to this run, in the store, but no longer what was ingested: why.
+    lost : dict of str to str
+        Ids in the store that are damaged and whose source was not given: what is wrong.
+    known : dict of Path to dict
+        Source and record of what the store holds intact.
+    outdated : dict of Path to str
+        Source and id of what the store holds from before its configuration was changed.
+    excluded : list of Path
+        Found in a folder, but holding annotations only.
+    """
+
+    names: dict[Path, str] = field(default_factory=dict)
+    todo: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    changed: dict[Path, str] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+    known: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    outdated: dict[Path, str] = field(default_factory=dict)
+    excluded: list[Path] = field(default_factory=list)
+
+
+def make_plan(
+    store: Path,
+    files: Sequence[Path],
+    named: set[Path],
+    labels: Path | None,
+    configuration_digest: str | None,
+    read_headers: Callable[[Sequence[Path]], Iterable[Header]],
+) -> tuple[Plan, list[Header]]:
+    """Compare the files of a run with the store.
+
+    Parameters
+    ----------
+    store : Path
+    files, named : list of Path, set of Path
+        As :func:`find_recordings` gives them.
+    labels : Path or None
+        Where the scoring is looked for.
+    configuration_digest : str or None
+        Records made with another one are made again; None where no configuration is in force yet.
+    read_headers : callable
+        Reads the headers of new files, in any order.
+
+    Returns
+    -------
+    Plan
+    list of Header
+        Of the files to ingest.
+    """
+    plan = Plan()
+    damaged: dict[str, str] = {}
+    for file in sorted((store / "recordings").glob("*.json")):
+        record = read_record(file)
+        if record is None:
+            damaged[file.stem] = f"{file} or the .bin beside it is damaged or missing"
+        elif record["configuration_digest"] == configuration_digest:
+            plan.known[Path(record["source"]["path"])] = record
+        else:
+            plan.outdated[Path(record["source"]["path"])] = record["id"]
+    adopt_moved(plan, files)
+    new = [path for path in files if path not in plan.known]
+    headers = {header.path: header for header in read_headers(new)}
+    plan.excluded = [path for path in new if headers[path].empty and path not in named]
+    plan.todo = [path for path in new if path not in set(plan.excluded)]
+    known = {path: str(record["id"]) for path, record in plan.known.items()}
+    plan.names = assign_names(plan.todo, plan.outdated | known)
+    for path in files:
+        if path in plan.known:
+            reason = changed_since(plan.known[path], path, labels)
+            if reason is None:
+                plan.kept.append(path)
+            else:
+                plan.changed[path] = reason
+    remade = {plan.names[path] for path in plan.todo}
+    plan.lost = {name: what for name, what in damaged.items() if name not in remade}
+    return plan, [headers[path] for path in plan.todo]
+
+
+def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
+    """Take a recording whose source is gone, and which stands under the same name elsewhere, for that recording."""
+    gone = {path: record for path, record in plan.known.items() if not path.exists()}
+    if not gone:
+        return
+    by_name: dict[str, list[Path]] = {}
+    for path in gone:
+        by_name.setdefault(path.name, []).append(path)
+    for path in files:
+        for old in by_name.get(path.name, ()) if path not in plan.known else ():
+            source = gone[old]["source"]
+            if path.stat().st_size == source["size"] and file_digest(path) == source["sha256"]:
+                plan.known[path] = plan.known.pop(old)
+                by_name[path.name].remove(old)
+                break
+
+
+def changed_since(record: dict[str, Any], path: Path, labels: Path | None) -> str | None:
+    """Why a recording or its scoring is no longer what the record was made from; None where it is."""
+    if is_other(record["source"], path):
+        return f"{path} has changed since it was ingested"
+    scoring = record["scoring"]
+    old = Path(scoring["path"]) if scoring["path"] is not None else None
+    found = find_scoring(path, labels)
+    if labels is None and found is None and old is not None and old.exists():
+        found = old  # it was given by --labels then; leaving the option out does not withdraw it
+    found = None if found is None else found.resolve()
+    if old is None and found is not None:
+        return None if str(found) == scoring["passed_over"] else f"{found} is a new scoring of it"
+    if old is not None and found is None:
+        return None if labels is None else f"{labels} holds no scoring of it any more (it had {old})"
+    if old is not None and found is not None and is_other(scoring, found):
+        return f"its scoring {found} is not what was ingested"
+    return None
+
+
+def is_other(facts: dict[str, Any], path: Path) -> bool:
+    """Whether a file differs in size or, where its modification time differs, in content."""
+    status = path.stat()
+    if status.st_size != facts["size"]:
+        return True
+    return bool(status.st_mtime_ns != facts["mtime_ns"] and file_digest(path) != facts["sha256"])

@@ -1,0 +1,231 @@
+"""One night: what its files hold for a montage (:func:`read_night`), and that into a store (:func:`process_night`)."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sleepfm_fast.annotations import find_scoring, read_scoring, scoring_of
+from sleepfm_fast.channels import Montage, assign
+from sleepfm_fast.clip_layout import sdb_counts, stage_counts
+from sleepfm_fast.clip_writer import StoredChannel, plan_channels, write_recording
+from sleepfm_fast.columns import file_digest
+from sleepfm_fast.edf import Recording, read_recording
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.labels import ClipGrid, clip_labels
+from sleepfm_fast.participants import Participant
+from sleepfm_fast.scoring import Scoring
+from sleepfm_fast.stages import EPOCH_S, stage_of
+
+__all__ = ["Night", "NightConfig", "NightRow", "process_night", "read_night", "source_facts"]
+
+
+@dataclass(frozen=True)
+class Night:
+    """What one recording gives: channels for the slots, scoring, clips.
+
+    ``scoring_path`` is the scoring's file, None where it stands in the recording or there is none; ``passed_over`` a
+    file that is named like a scoring but could not be read as one.
+    """
+
+    recording: Recording
+    channels: tuple[StoredChannel, ...]
+    scoring: Scoring | None
+    scoring_path: Path | None
+    passed_over: Path | None
+    grid: ClipGrid
+    issues: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NightConfig:
+    """What all nights of a run share."""
+
+    store: Path
+    montage: Montage
+    labels: Path | None
+    events_scored: bool
+    configuration_digest: str
+
+
+@dataclass(frozen=True)
+class NightRow:
+    """Outcome of a night: ``failure`` is the sentence why it could not be ingested, or None."""
+
+    path: Path
+    name: str
+    n_clips: int
+    stages: dict[str, int]
+    sdb: dict[str, int]
+    issues: tuple[str, ...]
+    failure: str | None
+
+
+def read_night(path: Path, montage: Montage, labels: Path | None, *, events_scored: bool = False) -> Night:
+    """Read a recording's header and scoring, fill the slots and cut the clips; no samples are read.
+
+    Parameters
+    ----------
+    path : Path
+        An EDF or BDF file.
+    montage : Montage
+    labels : Path or None
+        A scoring file, or a folder of them; None looks beside the recording and into it.
+    events_scored : bool
+        Respiratory events were scored, so that a clip without one has none.
+
+    Raises
+    ------
+    SleepfmError
+        When the recording, or a scoring given by ``labels``, cannot be read.
+    """
+    recording = read_recording(path)
+    channels = tuple(plan_channels(assign(recording.signals, montage), recording.sample_bytes))
+    issues = list(recording.issues)
+    for channel in channels:
+        issues += channel.assignment.issues
+    used = {s.index: s for c in channels for s in (c.signal, c.minus) if s is not None}
+    issues += [f"{s.label}: {issue}" for s in used.values() for issue in s.issues]
+    scoring, scoring_path, passed_over = night_scoring(recording, labels, issues)
+    grid = clip_labels(
+        scoring,
+        recording.n_records * recording.record_s,
+        recording.segments,
+        events_scored=True if events_scored else None,
+    )
+    issues += [*(scoring.issues if scoring is not None else ()), *grid.issues]
+    return Night(recording, channels, scoring, scoring_path, passed_over, grid, tuple(dict.fromkeys(issues)))
+
+
+def night_scoring(
+    recording: Recording, labels: Path | None, issues: list[str]
+) -> tuple[Scoring | None, Path | None, Path | None]:
+    """Scoring of a recording (by ``labels``, else beside it, else inside it), its file, and a file passed over."""
+    inside = scoring_of(recording) if recording.annotations else None
+    path = find_scoring(recording.path, labels)
+    if path is None:
+        if labels is not None:
+            where = "its own annotations were used" if inside is not None else "it has no annotations of its own"
+            issues.append(f"no scoring for this recording was found in {labels}; {where}.")
+        return inside, None, None
+    if labels is not None:
+        return read_scoring(path, start=recording.start), path, None
+    try:
+        beside = read_scoring(path, start=recording.start)
+    except SleepfmError as error:
+        # Only its name suggested that it belongs to the recording.
+        issues.append(f"the file {path.name} beside the recording was not used as its scoring: {error}")
+        return inside, None, path
+    if inside is not None and not names_stage(beside) and names_stage(inside):
+        issues.append(f"{path.name} names no sleep stage; it was joined with the recording's own annotations.")
+        return replace(beside, events=beside.events + inside.events), path, None
+    return beside, path, None
+
+
+def names_stage(scoring: Scoring) -> bool:
+    return any(stage_of(event.text) not in (None, "none") for event in scoring.events)
+
+
+def source_facts(path: Path) -> dict[str, Any]:
+    """Path, size, modification time and SHA-256 of the whole file."""
+    status = path.stat()
+    return {
+        "path": str(path),
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "sha256": file_digest(path),
+    }
+
+
+def process_night(path: Path, name: str, participant: Participant, config: NightConfig) -> NightRow:
+    """Ingest one night into the store; whatever goes wrong comes back as a sentence.
+
+    Parameters
+    ----------
+    path : Path
+        The recording.
+    name : str
+        Its id in the store.
+    participant : Participant
+        Its subject, age and sex.
+    config : NightConfig
+    """
+    try:
+        night = read_night(path, config.montage, config.labels, events_scored=config.events_scored)
+        refuse_empty(path, night, config.montage)
+        record = write_recording(
+            config.store / "recordings",
+            name,
+            night.recording,
+            night.channels,
+            night.grid,
+            {
+                "subject": participant.subject,
+                "age": participant.age,
+                "sex": participant.sex,
+                "configuration_digest": config.configuration_digest,
+                "source": source_facts(path),
+                "scoring": scoring_facts(night),
+                "format_of_source": night.recording.format,
+                "start": None if night.recording.start is None else night.recording.start.isoformat(),
+                "issues": list(night.issues),
+            },
+        )
+    except SleepfmError as error:
+        return NightRow(path, name, 0, {}, {}, (), str(error))
+    except Exception as error:
+        # The last line of our own code tells where to look; the night's failure must not stop the others.
+        place = next(
+            (f for f in reversed(traceback.extract_tb(error.__traceback__)) if "sleepfm_fast" in f.filename), None
+        )
+        where = f" ({Path(place.filename).name}, line {place.lineno})" if place is not None else ""
+        return NightRow(
+            path, name, 0, {}, {}, (), f"{path} could not be ingested: {type(error).__name__}: {error}{where}."
+        )
+    clips = record["clips"]
+    return NightRow(
+        path,
+        name,
+        len(clips["onset_s"]),
+        stage_counts(clips["stage"]),
+        sdb_counts(clips["sdb"]),
+        night.issues,
+        None,
+    )
+
+
+def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
+    """Raise where a night has no channel or no clip to store."""
+    recording = night.recording
+    if not recording.signals:
+        raise SleepfmError(
+            f"{path} holds no signals ({len(recording.annotations)} annotations); it is not a recording."
+        )
+    if all(c.signal is None for c in night.channels):
+        raise SleepfmError(
+            f"{path}: none of its {len(recording.signals)} channels ({listed([s.label for s in recording.signals])}) "
+            f"fills a slot of the montage '{montage.name}'. Look at `preprocess --inspect`, or choose another montage."
+        )
+    if len(night.grid.onsets_s) == 0:
+        held_s = float(recording.n_records * recording.record_s)
+        raise SleepfmError(
+            f"{path}: no whole clip of {EPOCH_S} s fits; it holds {held_s:g} s in {len(recording.segments)} segment(s)."
+        )
+
+
+def scoring_facts(night: Night) -> dict[str, Any]:
+    if night.scoring_path is not None:
+        return {"kind": "file", **source_facts(night.scoring_path.resolve())}
+    passed_over = None if night.passed_over is None else str(night.passed_over.resolve())
+    return {"kind": "none" if night.scoring is None else "inside", "path": None, "passed_over": passed_over}
+
+
+def listed(labels: Sequence[str], limit: int = 12) -> str:
+    """Join labels with commas, repeated ones counted, at most ``limit`` of them."""
+    counts = Counter(labels)
+    names = [f"{label} ({n})" if n > 1 else label for label, n in counts.items()]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
