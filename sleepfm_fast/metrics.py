@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "NO_VALUE",
     "Interval",
     "auprc",
     "auroc",
@@ -207,6 +208,9 @@ class Interval:
     n_resamples: int
 
 
+NO_VALUE = Interval(None, None, None, 0)
+
+
 def percentile_interval(value: float, resampled: npt.ArrayLike, n_subjects: int) -> Interval:
     """Summarise resampled values by their 2.5 and 97.5 percentiles.
 
@@ -222,7 +226,7 @@ def percentile_interval(value: float, resampled: npt.ArrayLike, n_subjects: int)
     values = np.asarray(resampled, np.float64)
     values = values[np.isfinite(values)]
     if not np.isfinite(value):
-        return Interval(None, None, None, 0)
+        return NO_VALUE
     if n_subjects < 2 or values.size < 2:
         return Interval(float(value), None, None, 0 if n_subjects < 2 else int(values.size))
     low, high = np.percentile(values, [2.5, 97.5])

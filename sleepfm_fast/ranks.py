@@ -9,7 +9,8 @@ the columns) come from one block of S.
 
 Blocks are float32 matrix products. Their error is at most gamma_D |a_r| |b_c| with gamma_D = D u / (1 - D u) and
 u = 2^-24, in whatever order the product sums; a comparison closer than that is decided by a float64 inner product
-summed in one fixed order. The ranks therefore depend neither on the block size nor on the BLAS, and duplicates tie exactly.
+summed in one fixed order. The ranks therefore depend neither on the block size nor on the BLAS, and duplicates tie
+exactly.
 """
 
 from __future__ import annotations

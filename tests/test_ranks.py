@@ -61,7 +61,7 @@ def test_duplicates_tie_exactly_whatever_the_blocks(blocks):
     own = np.diag(s)[:, None]
     turn = np.arange(300) // 20  # earlier copies of the same candidate
     np.testing.assert_array_equal(forward, 1 + 15 * (s > own).sum(1)[copies] + turn)
-    np.testing.assert_array_equal(backward, 1 + 15 * (s.T > own).sum(1)[copies] + turn)
+    np.testing.assert_array_equal(backward, 1 + 15 * (own < s.T).sum(1)[copies] + turn)
 
 
 def test_nearly_equal_similarities_are_ordered_as_in_float64():

@@ -1,0 +1,298 @@
+"""The probe on folders whose answer is known: planted classes, noise, absent classes, one subject, refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
+from synthetic_embeddings import columns_of, unit, write_folder
+
+from sleepfm_fast import probe
+
+DIM = 12
+SPLIT_OF = np.array([0] * 8 + [1] * 2 + [2] * 6)  # 16 subjects
+
+
+def planted(
+    tmp_path, *, signal, n_each=40, classes=5, seed=0, mask=None, change=None, split_of=SPLIT_OF, sdb=False, **more
+):
+    """Clips whose every modality points towards its class's axis with strength ``signal``, in noise."""
+    rng = np.random.default_rng(seed)
+    subject = np.repeat(np.arange(len(split_of)), n_each)
+    label = rng.integers(0, classes, subject.size)
+    if change is not None:
+        label = change(label, split_of[subject])
+    x = rng.standard_normal((subject.size, 3, DIM))
+    x[np.arange(subject.size), :, np.maximum(label, 0)] += signal * (label >= 0)[:, None]
+    columns = columns_of(subject, split_of[subject], **{"sdb" if sdb else "stage": label})
+    folder = write_folder(tmp_path / "emb", x, columns, mask=mask, **more)
+    return folder, unit(x), columns
+
+
+def run(capsys, folder, *arguments):
+    status = probe.cli([str(folder), *arguments])
+    out, err = capsys.readouterr()
+    return status, json.loads(out.splitlines()[-1]) if status == 0 else None, err
+
+
+def test_planted_classes_are_found(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=30.0)
+    status, result, err = run(capsys, folder, "--task", "stage", "--bootstraps", "50")
+    assert status == 0
+    assert result["macro"]["auroc"]["value"] == 1.0
+    assert result["macro"]["auprc"]["value"] == 1.0
+    assert result["macro"]["f1"]["value"] == 1.0
+    assert result["macro"]["n_classes"] == 5
+    assert result["accuracy"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n_resamples": 50}
+    assert "macro" in err
+    assert result["overlap"] is False
+
+
+def test_noise_is_at_chance(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=0.0, n_each=150)
+    _, result, _ = run(capsys, folder, "--task", "stage")
+    # 900 test clips: the standard error of a one-against-rest AUROC is about 0.022, less for the mean of five.
+    assert abs(result["macro"]["auroc"]["value"] - 0.5) < 0.06
+    assert result["macro"]["auroc"]["low"] < 0.5 + 0.05
+    assert abs(result["accuracy"]["value"] - 0.2) < 0.07
+
+
+@pytest.mark.parametrize("modality", ["all", "brain"])
+@pytest.mark.parametrize("fit_on", ["train", "train+validation"])
+def test_equals_scikit_learn_done_by_hand(tmp_path, capsys, modality, fit_on):
+    folder, x, columns = planted(tmp_path, signal=1.5)
+    x = x.astype(np.float32)
+    _, result, _ = run(
+        capsys, folder, "--task", "stage", "--modality", modality, "--fit-on", fit_on, "--c", "0.5", "--bootstraps", "0"
+    )
+    features = x.reshape(len(x), -1) if modality == "all" else x[:, 1]
+    train = columns["split"] <= (fit_on != "train")
+    test = columns["split"] == 2
+    model = LogisticRegression(C=0.5, class_weight="balanced", max_iter=10000)
+    model.fit(features[train], columns["stage"][train])
+    truth, p = columns["stage"][test], model.predict_proba(features[test].astype(np.float64))
+    for k, name in enumerate(("W", "N1", "N2", "N3", "R")):
+        entry = result["classes"][name]
+        assert entry["auroc"]["value"] == pytest.approx(roc_auc_score(truth == k, p[:, k]), abs=1e-5)
+        assert entry["auprc"]["value"] == pytest.approx(average_precision_score(truth == k, p[:, k]), abs=1e-4)
+        assert entry["prevalence"] == pytest.approx((truth == k).mean())
+        assert (entry["auroc"]["low"], entry["auroc"]["n_resamples"]) == (None, 0)
+    np.testing.assert_array_equal(result["confusion"]["counts"], confusion_matrix(truth, p.argmax(1)))
+    assert result["macro"]["f1"]["value"] == pytest.approx(f1_score(truth, p.argmax(1), average="macro"))
+    aurocs = [e["auroc"]["value"] for e in result["classes"].values()]
+    assert result["macro"]["auroc"]["value"] == pytest.approx(np.mean(aurocs))
+    assert result["train"]["n_subjects"] == (8 if fit_on == "train" else 10)
+
+
+def test_log_odds_order_as_probabilities_but_do_not_saturate():
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((300, 4)) * 60).astype(np.float32)
+    model = LogisticRegression(max_iter=1000)
+    for classes in (2, 4):
+        model.fit(x, np.arange(300) % classes)
+        model.coef_ *= 10
+        odds, p = probe._log_odds(model, x), model.predict_proba(x.astype(np.float64))
+        inside = (p > 1e-9) & (p < 1 - 1e-9)
+        assert inside.sum() > 10
+        np.testing.assert_allclose(odds[inside], np.log(p / (1 - p))[inside], rtol=1e-5, atol=1e-5)
+        assert len(np.unique(odds[:, 0])) == 300
+        np.testing.assert_array_equal(odds.argmax(1), p.argmax(1))
+
+
+def test_sdb_scores_the_event_class(tmp_path, capsys):
+    folder, _, _ = planted(
+        tmp_path, signal=0.8, classes=2, sdb=True, change=lambda y, s: np.where(np.arange(len(y)) % 5, 0, y)
+    )
+    status, result, _ = run(capsys, folder, "--task", "sdb")
+    assert status == 0
+    assert list(result["classes"]) == ["event"]
+    event = result["classes"]["event"]
+    assert 0.7 < event["auroc"]["low"] < event["auroc"]["value"] < event["auroc"]["high"] <= 1.0
+    assert event["prevalence"] == pytest.approx(0.1, abs=0.06)
+    assert result["macro"]["auprc"] == event["auprc"]
+    assert result["confusion"]["rows_true_columns_predicted"] == ["none", "event"]
+
+
+def test_the_interval_holds_the_estimate_and_is_seeded(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=1.0)
+    first = run(capsys, folder, "--task", "stage", "--bootstraps", "300")[1]
+    again = run(capsys, folder, "--task", "stage", "--bootstraps", "300")[1]
+    other = run(capsys, folder, "--task", "stage", "--bootstraps", "300", "--seed", "1")[1]
+    for figure in ("auroc", "auprc", "f1"):
+        interval = first["macro"][figure]
+        assert interval["low"] < interval["value"] < interval["high"]
+        assert interval == again["macro"][figure]
+        assert interval["low"] != other["macro"][figure]["low"]
+        assert interval["value"] == other["macro"][figure]["value"]
+
+
+def test_clips_without_label_are_dropped_and_counted(tmp_path, capsys):
+    folder, _, columns = planted(tmp_path, signal=3.0, change=lambda y, s: np.where(np.arange(len(y)) % 7 == 0, -1, y))
+    _, result, _ = run(capsys, folder, "--task", "stage", "--bootstraps", "0")
+    test = columns["split"] == 2
+    assert result["test"]["n_dropped_unlabelled"] == (test & (columns["stage"] < 0)).sum() > 0
+    assert result["test"]["n_clips"] == (test & (columns["stage"] >= 0)).sum()
+    assert np.sum(result["confusion"]["counts"]) == result["test"]["n_clips"]
+
+
+def test_clips_lacking_a_modality_are_dropped_and_counted(tmp_path, capsys):
+    mask = np.random.default_rng(0).random((16 * 40, 3)) < 0.8
+    folder, _, columns = planted(tmp_path, signal=3.0, mask=mask)
+    test = columns["split"] == 2
+    _, result, err = run(capsys, folder, "--task", "stage", "--bootstraps", "0")
+    lacking = int((test & ~mask.all(1)).sum())
+    assert result["test"]["n_dropped_lacking_modality"] == lacking
+    assert f"notice: {lacking} of {test.sum()} labelled test clips lack" in err
+    _, result, _ = run(capsys, folder, "--task", "stage", "--modality", "ecg", "--bootstraps", "0")
+    assert result["test"]["n_clips"] == (test & mask[:, 2]).sum()
+    assert result["modalities"] == ["ecg"]
+
+
+def test_a_class_absent_from_training(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=30.0, change=lambda y, s: np.where((s != 2) & (y == 1), 2, y))
+    _, result, err = run(capsys, folder, "--task", "stage", "--bootstraps", "20")
+    n1 = result["classes"]["N1"]
+    assert n1["auroc"]["value"] is None
+    assert n1["f1"]["value"] == 0.0
+    assert "absent from the training clips" in n1["note"]
+    assert "absent from the training clips" in err
+    assert result["macro"]["n_classes"] == 4
+    assert np.array(result["confusion"]["counts"])[:, 1].sum() == 0
+    assert result["macro"]["f1"]["value"] < 0.9
+
+
+def test_a_class_absent_from_the_test(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=30.0, change=lambda y, s: np.where((s == 2) & (y == 1), 2, y))
+    _, result, _ = run(capsys, folder, "--task", "stage", "--bootstraps", "20")
+    n1 = result["classes"]["N1"]
+    assert (n1["auroc"]["value"], n1["auprc"]["value"], n1["f1"]["value"], n1["n_test"]) == (None, None, None, 0)
+    assert n1["note"] == "absent from the test clips"
+    assert result["macro"]["auroc"]["value"] == 1.0
+    assert result["macro"]["f1"]["value"] == 1.0
+
+
+def test_only_one_class_in_the_test(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=30.0, change=lambda y, s: np.where(s == 2, 3, y))
+    status, result, _ = run(capsys, folder, "--task", "stage", "--bootstraps", "20")
+    assert status == 0
+    assert result["classes"]["N3"]["note"] == "the only class of the test clips"
+    assert result["macro"]["auroc"]["value"] is None
+    assert result["macro"]["n_classes"] == 0
+    assert result["accuracy"]["value"] == 1.0
+
+
+def test_resamples_that_lack_a_class_are_left_out_and_counted(tmp_path, capsys):
+    # Only subject 10 has R among the 6 test subjects; (1 - 1/6)^6 of the resamples, a third, do not draw it.
+    def change(label, split):
+        own = np.repeat(np.arange(16), 40)
+        return np.where((split == 2) & (own != 10) & (label == 4), 3, label)
+
+    folder, _, _ = planted(tmp_path, signal=2.0, change=change)
+    _, result, _ = run(capsys, folder, "--task", "stage", "--bootstraps", "500")
+    n = result["classes"]["R"]["auroc"]["n_resamples"]
+    assert abs(n / 500 - (1 - (5 / 6) ** 6)) < 0.11
+    assert result["macro"]["auroc"]["n_resamples"] == n
+    assert result["classes"]["R"]["f1"]["n_resamples"] == n
+    assert result["classes"]["W"]["auroc"]["n_resamples"] == 500
+
+
+def test_one_subject_overlaps_and_has_no_interval(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=30.0, n_each=60, split_of=np.array([0]), overlap=True)
+    status, result, err = run(capsys, folder, "--task", "stage")
+    assert status == 0
+    assert result["overlap"] is True
+    assert "same subjects" in result["overlap_note"]
+    assert f"notice: {result['overlap_note']}" in err
+    assert result["macro"]["auroc"] == {"value": 1.0, "low": None, "high": None, "n_resamples": 0}
+    assert "nothing to bootstrap over" in err
+
+
+def test_max_train_clips_and_iterations(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=1.0)
+    _, result, err = run(
+        capsys, folder, "--task", "stage", "--max-train-clips", "100", "--max-iter", "1", "--bootstraps", "0"
+    )
+    assert result["train"]["n_clips"] == 100
+    assert result["fit"]["n_iter"] == 1
+    assert result["fit"]["converged"] is False
+    assert "before it converged" in err
+
+
+def test_blocks_change_nothing(tmp_path, capsys, monkeypatch):
+    folder, _, _ = planted(tmp_path, signal=1.0)
+    whole = run(capsys, folder, "--task", "stage", "--bootstraps", "30")[1]
+    monkeypatch.setattr(probe, "TEST_BLOCK", 37)
+    blocks = run(capsys, folder, "--task", "stage", "--bootstraps", "30")[1]
+    for result in (whole, blocks):
+        result.pop("seconds")
+        result["fit"].pop("fit_seconds")
+    assert whole == blocks
+
+
+@pytest.mark.parametrize(
+    ("more", "arguments", "match"),
+    [
+        ({"split_of": np.array([0, 0, 1])}, ("--task", "stage"), "has no test subjects (clips: train 80, validation"),
+        ({"split_of": np.array([2, 2, 1])}, ("--task", "stage"), "has no train subjects"),
+        ({}, ("--task", "sdb"), "has a label for --task sdb"),
+        ({"change": lambda y, s: np.where(s == 2, -1, y)}, ("--task", "stage"), "none of the 240 test clips"),
+        ({"change": lambda y, s: np.where(s == 0, 2, y)}, ("--task", "stage"), "every labelled training clip is 'N2'"),
+        (
+            {"mask": np.tile([True, False, True], (640, 1))},
+            ("--task", "stage", "--modality", "brain"),
+            "Probe a single modality",
+        ),
+        ({}, ("--task", "stage", "--c", "0"), "--c is 0.0"),
+        ({}, ("--task", "stage", "--max-iter", "0"), "--max-iter is 0"),
+        ({}, ("--task", "stage", "--bootstraps", "-1"), "--bootstraps is -1"),
+    ],
+)
+def test_refusals(tmp_path, capsys, more, arguments, match):
+    folder, _, _ = planted(tmp_path, signal=1.0, **more)
+    status, _, err = run(capsys, folder, *arguments)
+    assert status == 1
+    assert match in err
+    assert "error: " in err.splitlines()[-1]
+
+
+def test_missing_modality_unfinished_and_missing_folder(tmp_path, capsys):
+    x = np.random.default_rng(0).standard_normal((4, 1, DIM))
+    folder = write_folder(tmp_path / "emb", x, columns_of([0, 0, 1, 1], [0, 0, 2, 2]), modalities=("brain",))
+    status, _, err = run(capsys, folder, "--task", "stage", "--modality", "ecg")
+    assert status == 1
+    assert "has no ecg embeddings; it has brain" in err
+    (folder / "embeddings.json").unlink()
+    status, _, err = run(capsys, folder, "--task", "stage")
+    assert status == 1
+    assert "not a finished embeddings folder" in err
+    status, _, err = run(capsys, tmp_path / "nothing", "--task", "stage")
+    assert status == 1
+    assert "no embeddings folder" in err
+
+
+@pytest.mark.parametrize("arguments", [("emb", "--task", "age"), ("emb",), ("emb", "--task", "stage", "--oops")])
+def test_wrong_usage_is_status_2(capsys, arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert probe.cli(list(arguments)) == 2
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", ["probe", "retrieve"])
+def test_help_imports_neither_torch_nor_scikit_learn(command):
+    code = (
+        "import sys\n"
+        f"from sleepfm_fast import {command}\n"
+        f"assert {command}.cli(['--help']) == 0\n"
+        "heavy = {'torch', 'sklearn', 'numba', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "EMBEDDINGS" in done.stdout or "Embeddings folder" in done.stdout
