@@ -3,6 +3,9 @@
 // instantiated: the linker must never pick a copy compiled for a newer processor for general use.
 #include <math.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "cpu/filter_resample.h"
 
@@ -18,35 +21,58 @@ inline Vector load(float const* from) {
     return v;
 }
 
-using Quad = float __attribute__((vector_size(4 * sizeof(float))));
+#if defined(__x86_64__)
 
 // The lanes of v folded onto four.
-inline Quad fold(Vector v) {
-    float lane[SLEEPFM_LANES];
-    memcpy(lane, &v, sizeof v);
-    Quad q;
-    memcpy(&q, lane, sizeof q);
-    for (int i = 4; i < SLEEPFM_LANES; i += 4) {
-        Quad more;
-        memcpy(&more, lane + i, sizeof more);
-        q += more;
-    }
-    return q;
+inline __m128 fold(Vector v) {
+#if SLEEPFM_LANES == 16
+    __m512 const wide = (__m512)v;
+    __m256 const half = _mm256_add_ps(_mm512_castps512_ps256(wide), _mm512_extractf32x8_ps(wide, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#elif SLEEPFM_LANES == 8
+    __m256 const half = (__m256)v;
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#else
+    return (__m128)v;
+#endif
 }
 
 inline float sum(Vector v) {
-    Quad const q = fold(v);
-    return (q[0] + q[2]) + (q[1] + q[3]);
+    __m128 const q = fold(v);
+    __m128 const pair = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
 }
 
 // Four sums at once: a transposition with additions.
-inline Quad sum4(Vector va, Vector vb, Vector vc, Vector vd) {
-    using Index = int __attribute__((vector_size(4 * sizeof(int))));
-    Quad const a = fold(va), b = fold(vb), c = fold(vc), d = fold(vd);
-    Quad const ab = __builtin_shuffle(a, b, Index{0, 4, 1, 5}) + __builtin_shuffle(a, b, Index{2, 6, 3, 7});
-    Quad const cd = __builtin_shuffle(c, d, Index{0, 4, 1, 5}) + __builtin_shuffle(c, d, Index{2, 6, 3, 7});
-    return __builtin_shuffle(ab, cd, Index{0, 1, 4, 5}) + __builtin_shuffle(ab, cd, Index{2, 3, 6, 7});
+inline void sum4(Vector va, Vector vb, Vector vc, Vector vd, float* out, std::int64_t stride) {
+    __m128 const a = fold(va), b = fold(vb), c = fold(vc), d = fold(vd);
+    __m128 const ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+    __m128 const cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+    float sums[4];
+    _mm_storeu_ps(sums, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
+    for (int i = 0; i < 4; ++i) {
+        out[i * stride] = sums[i];
+    }
 }
+
+#else
+
+inline float sum(Vector v) {
+    float total = 0;
+    for (int i = 0; i < SLEEPFM_LANES; ++i) {
+        total += v[i];
+    }
+    return total;
+}
+
+inline void sum4(Vector a, Vector b, Vector c, Vector d, float* out, std::int64_t stride) {
+    out[0] = sum(a);
+    out[stride] = sum(b);
+    out[2 * stride] = sum(c);
+    out[3 * stride] = sum(d);
+}
+
+#endif
 
 // n is a multiple of filter_tap_padding.
 inline float dot(float const* x, float const* h, std::int64_t n) {
@@ -77,11 +103,8 @@ inline void dot8(float const* x, std::int64_t step, float const* h, std::int64_t
         a6 += tap * load(x4 + i + 2 * step);
         a7 += tap * load(x4 + i + 3 * step);
     }
-    Quad const first = sum4(a0, a1, a2, a3), second = sum4(a4, a5, a6, a7);
-    for (int i = 0; i < 4; ++i) {
-        out[i * stride] = first[i];
-        out[(i + 4) * stride] = second[i];
-    }
+    sum4(a0, a1, a2, a3, out, stride);
+    sum4(a4, a5, a6, a7, out + 4 * stride, stride);
 }
 
 struct Window {
