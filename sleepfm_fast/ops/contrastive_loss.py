@@ -22,6 +22,9 @@ MODES = get_args(Mode)
 DIRECTIONS = get_args(Directions)
 N_MODALITIES = range(2, 9)
 
+# The leading arguments of the compiled functions, as in _C.pyi.
+Leading = tuple[int, int, tuple[int, int, int], tuple[int, int], int, int, tuple[int, int], bool, bool, int, int]
+
 
 def contrastive_loss(
     x: Tensor,
@@ -73,11 +76,13 @@ def contrastive_loss(
     Notes
     -----
     On the CPU the same arguments give the same bits, for every number of threads. On CUDA the interim path of
-    :mod:`sleepfm_fast.ops.contrastive_chunked` runs: torch operations over chunks of rows, linear memory, no kernel yet.
+    :mod:`sleepfm_fast.ops.contrastive_chunked` runs: torch operations over chunks of rows,
+    linear memory, no kernel yet.
     """
     validate(x, log_temperature, mode, mask, directions)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    loss, losses, correct, ranks, n_valid = _Loss.apply(x, log_temperature.to(dtype), mask, mode, directions)
+    results = _Loss.apply(x, log_temperature.to(dtype), mask, mode, directions)  # type: ignore[no-untyped-call]
+    loss, losses, correct, ranks, n_valid = results
     return loss, ContrastiveStatistics(losses, correct, ranks, n_valid)
 
 
@@ -156,7 +161,7 @@ class _Loss(torch.autograd.Function):
         x, log_temperature, mask, n_valid, state = ctx.saved_tensors
         arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, ctx.mode, ctx.directions)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            gradient_x, gradient_log_temperature = _Gradient.apply(*arguments)
+            gradient_x, gradient_log_temperature = _Gradient.apply(*arguments)  # type: ignore[no-untyped-call]
         else:
             gradient_x, gradient_log_temperature = torch.ops.sleepfm_fast.contrastive_loss_backward(*arguments)
         return gradient_x, gradient_log_temperature, None, None, None
@@ -180,12 +185,12 @@ class _Gradient(torch.autograd.Function):
 
 # ---- registration ----------------------------------------------------------------------------------------------------
 
-LIBRARY.define(
+LIBRARY.define(  # type: ignore[no-untyped-call]
     "contrastive_loss_forward(Tensor x, Tensor log_temperature, Tensor? mask, str mode, str directions) -> "
     "(Tensor loss, Tensor losses, Tensor correct, Tensor ranks, Tensor n_valid, Tensor state)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-LIBRARY.define(
+LIBRARY.define(  # type: ignore[no-untyped-call]
     "contrastive_loss_backward(Tensor gradient_loss, Tensor x, Tensor log_temperature, Tensor? mask, Tensor n_valid, "
     "Tensor state, str mode, str directions) -> (Tensor gradient_x, Tensor gradient_log_temperature)",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -214,14 +219,14 @@ def allocate_forward(x: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor, Tens
     )
 
 
-@torch.library.register_fake("sleepfm_fast::contrastive_loss_forward", lib=LIBRARY)
+@torch.library.register_fake("sleepfm_fast::contrastive_loss_forward", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _fake_forward(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return allocate_forward(x, mode)
 
 
-@torch.library.register_fake("sleepfm_fast::contrastive_loss_backward", lib=LIBRARY)
+@torch.library.register_fake("sleepfm_fast::contrastive_loss_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _fake_backward(
     gradient_loss: Tensor,
     x: Tensor,
@@ -244,7 +249,7 @@ def workspace_bytes(x: Tensor, mode: str, *, backward: bool, n_threads: int | No
 
 def _arguments(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, backward: bool
-) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+) -> tuple[Leading, tuple[Tensor, ...]]:
     """Leading arguments of the compiled functions, and the tensors that must outlive the call."""
     if x.stride(2) != 1:
         x = x.contiguous()
@@ -253,7 +258,7 @@ def _arguments(
     pairwise = mode == "pairwise"
     n_bytes = _C.contrastive_workspace_bytes(M, N, D, pairwise, x.dtype == torch.float64, backward, n_threads)
     workspace = torch.empty(n_bytes, dtype=torch.uint8)
-    arguments = (
+    arguments: Leading = (
         x.data_ptr(),
         DTYPE_CODES[x.dtype],
         (M, N, D),
@@ -274,7 +279,16 @@ def _forward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     arguments, _alive = _arguments(x, log_temperature, mask, mode, directions, backward=False)
     results = allocate_forward(x, mode)
-    _C.contrastive_forward(*arguments, *(result.data_ptr() for result in results))
+    loss, losses, correct, ranks, n_valid, state = results
+    _C.contrastive_forward(
+        *arguments,
+        loss.data_ptr(),
+        losses.data_ptr(),
+        correct.data_ptr(),
+        ranks.data_ptr(),
+        n_valid.data_ptr(),
+        state.data_ptr(),
+    )
     return results
 
 
@@ -303,7 +317,7 @@ def _backward_cpu(
     return gradient_x, gradient_log_temperature
 
 
-LIBRARY.impl("contrastive_loss_forward", _forward_cpu, "CPU")
-LIBRARY.impl("contrastive_loss_backward", _backward_cpu, "CPU")
-LIBRARY.impl("contrastive_loss_forward", contrastive_chunked.forward, "CUDA")
-LIBRARY.impl("contrastive_loss_backward", contrastive_chunked.backward, "CUDA")
+LIBRARY.impl("contrastive_loss_forward", _forward_cpu, "CPU")  # type: ignore[no-untyped-call]
+LIBRARY.impl("contrastive_loss_backward", _backward_cpu, "CPU")  # type: ignore[no-untyped-call]
+LIBRARY.impl("contrastive_loss_forward", contrastive_chunked.forward, "CUDA")  # type: ignore[no-untyped-call]
+LIBRARY.impl("contrastive_loss_backward", contrastive_chunked.backward, "CUDA")  # type: ignore[no-untyped-call]
