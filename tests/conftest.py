@@ -42,11 +42,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of eight simulated subjects, 20 minutes each."""
+    """A folder of eight simulated subjects, 21 minutes each."""
     from sleepfm_fast import simulate
 
     folder = tmp_path_factory.mktemp("cohort") / "edf"
-    assert simulate.cli([str(folder), "--subjects", "8", "--hours", "0.334", "--seed", "3"]) == 0
+    assert simulate.cli([str(folder), "--subjects", "8", "--hours", "0.35", "--seed", "3"]) == 0
     return folder
 
 

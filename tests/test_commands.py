@@ -27,13 +27,13 @@ def test_from_store_to_retrieval(cohort_store, tmp_path, capsys):
     trained, _ = run(train, [cohort_store, tmp_path / "run", *TINY], capsys)
     assert trained["steps"] > 0
     embedded, _ = run(embed, [tmp_path / "run", cohort_store, tmp_path / "embeddings"], capsys)
-    assert embedded["clips"] == 8 * 40
+    assert embedded["clips"] == 8 * 42
     assert embedded["modalities"] == ["respiratory", "brain", "ecg"]
     matrix = np.load(tmp_path / "embeddings" / "embeddings.npy")
     mask = np.load(tmp_path / "embeddings" / "mask.npy")
     np.testing.assert_allclose(np.linalg.norm(matrix[mask], axis=1), 1, rtol=1e-5)
     staged, _ = run(probe, [tmp_path / "embeddings", "--task", "stage", "--bootstraps", "50"], capsys)
-    assert 0 <= staged["macro"]["auroc"] <= 1
+    assert 0 <= staged["macro"]["auroc"]["value"] <= 1
     found, _ = run(retrieve, [tmp_path / "embeddings"], capsys)
     assert len(found["directions"]) == 6
 
@@ -74,7 +74,7 @@ def test_a_real_recording_from_edf_to_retrieval(data_folder, tmp_path, capsys):
 def test_help_is_quick_and_names_every_positional(name):
     code = (
         f"import sys\nfrom sleepfm_fast import {name} as c\nassert c.cli(['--help']) == 0\n"
-        "heavy = {'torch', 'sklearn', 'numba'} & set(sys.modules)\nassert not heavy, heavy"
+        "heavy = {'torch', 'sklearn'} & set(sys.modules)\nassert not heavy, heavy"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
