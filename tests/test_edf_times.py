@@ -146,6 +146,17 @@ def test_several_annotation_channels_anywhere(tmp_path, bdf):
     np.testing.assert_array_equal(samples(recording, 1), np.arange(-7, 2))
 
 
+def test_a_full_annotation_channel_does_not_run_into_the_next(tmp_path):
+    full = b"+0\x14\x14\0+1\x14abc\x14"  # 12 bytes: no room for the closing zero
+    path = write_edf(
+        tmp_path / "full.edf",
+        [annotation_channel([full, b""], 6), annotation_channel([b"+3\x14d\x14\0", b""], 6), Channel("C3", ramp(2, 2))],
+        reserved="EDF+C",
+    )
+    recording = read_recording(path)
+    assert [(a.onset_s, a.text) for a in recording.annotations] == [(1.0, "abc"), (3.0, "d")]
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 9, 12])
 def test_narrow_annotation_channels(tmp_path, width):
     lists = [t if len(t) <= 2 * width else b"" for t in starts(["0", "1", "12.500000001"])]
