@@ -232,6 +232,46 @@ def count_records(stated_text: str, available_bytes: int, record_bytes: int, iss
     return n_records
 
 
+def parse_signals(
+    path: Path, block: bytes, n_signals: int, sample_bytes: int, record_s: Fraction, texts: Fields, issues: Issues
+) -> tuple[list[Signal], list[tuple[int, int]], int]:
+    """Ordinary signals, spans of the annotation signals, and the bytes that a record takes."""
+    signals: list[Signal] = []
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for index, raw_fields in enumerate(split_fields(block, SIGNAL_FIELDS, n_signals)):
+        ordinal = f"signal {index + 1} of {n_signals}"
+        fields = {name: texts.text(value, f"{name} of {ordinal}") for name, value in raw_fields.items()}
+        if not INTEGER.fullmatch(fields["samples per record"]) or int(fields["samples per record"]) < 0:
+            raise EdfError(
+                f"{path}: the samples per record of {ordinal} ({fields['label']!r}) are "
+                f"{fields['samples per record']!r}, expected a whole number; the layout of the records cannot be known "
+                "without it."
+            )
+        n_samples = int(fields["samples per record"])
+        n_bytes = n_samples * sample_bytes
+        if fields["label"].casefold() in ("edf annotations", "bdf annotations"):
+            if n_bytes:
+                spans.append((position, n_bytes))
+        elif n_samples == 0 or record_s == 0:
+            why = "it has no samples" if n_samples == 0 else "the record duration is 0, so it has no sampling rate"
+            issues.add(f"{ordinal} ({fields['label']!r}) is left out: {why}")
+        else:
+            own = Issues(f"{path}, {ordinal} ({fields['label']!r})", strict=issues.strict)
+            if not fields["label"]:
+                own.add("the label is empty")
+            limits, gain, offset, calibrated = parse_calibration(fields, 1 << (8 * sample_bytes - 1), own)
+            rate = Fraction(n_samples) / record_s
+            signals.append(
+                Signal(
+                    index, fields["label"], fields["unit"], fields["transducer"], fields["prefilter"], *limits,
+                    n_samples, position, rate, gain, offset, calibrated, tuple(own.sentences),
+                )
+            )  # fmt: skip
+        position += n_bytes
+    return signals, spans, position
+
+
 def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) -> Header:
     """Parse and repair a header.
 
@@ -276,38 +316,8 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
         issues.add(f"the record duration is {text['record duration']!r}; the comma is read as a decimal point")
     record_s = Fraction(duration)
 
-    signals: list[Signal] = []
-    spans: list[tuple[int, int]] = []
-    position = 0
-    for index, raw_fields in enumerate(split_fields(content[BLOCK_BYTES:header_bytes], SIGNAL_FIELDS, n_signals)):
-        ordinal = f"signal {index + 1} of {n_signals}"
-        fields = {name: texts.text(value, f"{name} of {ordinal}") for name, value in raw_fields.items()}
-        if not INTEGER.fullmatch(fields["samples per record"]) or int(fields["samples per record"]) < 0:
-            raise EdfError(
-                f"{path}: the samples per record of {ordinal} ({fields['label']!r}) are "
-                f"{fields['samples per record']!r}, expected a whole number; the layout of the records cannot be known "
-                "without it."
-            )
-        n_samples = int(fields["samples per record"])
-        n_bytes = n_samples * sample_bytes
-        if fields["label"].casefold() in ("edf annotations", "bdf annotations"):
-            spans.append((position, n_bytes))
-        elif n_samples == 0 or record_s == 0:
-            why = "it has no samples" if n_samples == 0 else "the record duration is 0, so it has no sampling rate"
-            issues.add(f"{ordinal} ({fields['label']!r}) is left out: {why}")
-        else:
-            own = Issues(f"{path}, {ordinal} ({fields['label']!r})", strict=issues.strict)
-            if not fields["label"]:
-                own.add("the label is empty")
-            limits, gain, offset, calibrated = parse_calibration(fields, 1 << (8 * sample_bytes - 1), own)
-            rate = Fraction(n_samples) / record_s
-            signals.append(
-                Signal(
-                    index, fields["label"], fields["unit"], fields["transducer"], fields["prefilter"], *limits,
-                    n_samples, position, rate, gain, offset, calibrated, tuple(own.sentences),
-                )
-            )  # fmt: skip
-        position += n_bytes
+    block = content[BLOCK_BYTES:header_bytes]
+    signals, spans, record_bytes = parse_signals(path, block, n_signals, sample_bytes, record_s, texts, issues)
     if n_signals == 0:
         issues.add("the header describes no signals")
     texts.report(issues)
@@ -317,8 +327,8 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
     if stated != header_bytes:
         # A longer header is believed where the file's size agrees with it and with nothing else.
         count = int(text["record count"]) if INTEGER.fullmatch(text["record count"]) else -1
-        longer = stated > header_bytes and stated % BLOCK_BYTES == 0 and count > 0 and position > 0
-        believed = longer and file_bytes == stated + count * position
+        longer = stated > header_bytes and stated % BLOCK_BYTES == 0 and count > 0 and record_bytes > 0
+        believed = longer and file_bytes == stated + count * record_bytes
         issues.add(
             f"the header bytes are {text['header bytes']!r}, {n_signals} signals take {header_bytes}; "
             + (f"{stated} agrees with the file's size and is used" if believed else f"{header_bytes} is used")
@@ -327,9 +337,9 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
             header_bytes = stated
     start = parse_start(text, issues)
     name = parse_format(raw["version"], text["reserved"], bool(spans), issues)
-    n_records = count_records(text["record count"], file_bytes - header_bytes, position, issues)
+    n_records = count_records(text["record count"], file_bytes - header_bytes, record_bytes, issues)
     return Header(
-        name, start, text["patient"], text["recording"], header_bytes, position, sample_bytes,
+        name, start, text["patient"], text["recording"], header_bytes, record_bytes, sample_bytes,
         n_records, record_s, tuple(signals), tuple(spans),
     )  # fmt: skip
 

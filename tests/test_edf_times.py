@@ -170,6 +170,16 @@ def test_narrow_annotation_channels(tmp_path, width):
         assert recording.segments[1].onset_s == Fraction("12.500000001")
 
 
+def test_discontinuous_file_that_has_no_times_is_read_as_continuous(tmp_path):
+    channels = [annotation_channel([b"", b""], 0), Channel("C3", ramp(2, 4))]
+    recording = read_recording(write_edf(tmp_path / "d.edf", channels, reserved="EDF+D"))
+    assert recording.format == "EDF"
+    assert len(recording.segments) == 1
+    assert recording.issues == (
+        "the file is marked 'EDF+D' but has no annotation signal; it is read as continuous EDF",
+    )
+
+
 def test_unmarked_annotation_channel_is_read(tmp_path):
     recording = read_recording(plus(tmp_path, ["0", "1"], reserved="", more={0: b"+0\x14x\x14\0"}))
     assert recording.format == "EDF+C"
