@@ -272,8 +272,11 @@ def relative_s(moments: Sequence[float | Clock], source: str, start: datetime | 
         first_s = min(clock.of_day_s for clock in clocks)
         start_s = None if start is None else of_day(start)
         near_midnight = start_s is not None and min(start_s, DAY_S - start_s) < 3600
-        # hh:mm:ss counted from 00:00:00 although the recording did not start about midnight is time elapsed
-        if first_s < 60 and not near_midnight and not any(clock.of_day_s > DAY_S - 3600 for clock in clocks):
+        # hh:mm:ss from 00:00:00 on, of a recording that did not start about midnight, is time elapsed; the clock times
+        # of a night that passes midnight begin before it
+        from_zero = clocks[0].of_day_s == first_s or not any(clock.of_day_s > DAY_S - 3600 for clock in clocks)
+        beyond_a_day = any(clock.of_day_s >= DAY_S for clock in clocks)
+        if first_s < 60 and not near_midnight and (from_zero or beyond_a_day):
             issues.append(f"{source}: its times begin at 00:00:00 and were read as time since the recording's start.")
             return [clock.of_day_s for clock in clocks]
     if start is None:

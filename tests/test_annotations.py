@@ -1,0 +1,988 @@
+"""Scoring files of every kind, the words in them, and the labels of 30-s clips."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import random
+import struct
+import xml.etree.ElementTree as ET
+from collections import Counter
+from datetime import datetime
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sleepfm_fast.annotations import (
+    Event,
+    Scoring,
+    ScoringError,
+    clip_labels,
+    find_scoring,
+    read_scoring,
+    respiratory_event_of,
+    scoring_of,
+    stage_of,
+)
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.stages import STAGE_OF_WORD, STAGES
+
+DATA = Path(os.environ.get("SLEEPFM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def data(name: str) -> Path:
+    if not (DATA / name).is_file():
+        pytest.skip(f"{DATA / name} is not there; set SLEEPFM_TEST_DATA")
+    return DATA / name
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    first_record: int
+    n_records: int
+    onset_s: Fraction
+
+
+def scored(*events: tuple[float, float | None, str], events_scored: bool | None = None) -> Scoring:
+    return Scoring(tuple(Event(*event) for event in events), "test", (), events_scored)
+
+
+def counts(codes: np.ndarray) -> dict[int, int]:
+    return dict(sorted(Counter(codes.tolist()).items()))
+
+
+# Words
+
+STAGE_TEXTS = {
+    "W": [
+        "W",
+        "Wake",
+        "Wake|0",
+        "0",
+        "SlpStgWake",
+        "Sleep stage W",
+        "SDO:WakeState",
+        "SRO:Wake",
+        "Éveil",
+        "Wach",
+        "AWAKE",
+    ],
+    "N1": [
+        "N1",
+        "S1",
+        "1",
+        "Stage 1 sleep|1",
+        "Sleep stage 1",
+        "SRO:Stage1Sleep",
+        "NREM 1",
+        "nonrem1",
+        "1.0",
+        "Stage N1",
+    ],
+    "N2": ["N2", "S2", "2", "Sleep stage N2", "NREM stage 2", "Stade 2", "Schlafstadium 2", "Non-REM 2", " n2 "],
+    "N3": ["N3", "S3", "S4", "3", "4", "Stage 4 sleep|4", "Sleep stage 3/4", "SWS", "Stage 3 sleep|3", "Sleep stage 4"],
+    "R": [
+        "R",
+        "REM",
+        "5",
+        "REM sleep|5",
+        "SRO:RapidEyeMovement",
+        "Sleep stage R",
+        "Stage REM",
+        "Sommeil paradoxal",
+        "rem",
+    ],
+    "none": [
+        "?",
+        "Sleep stage ?",
+        "Movement time",
+        "M",
+        "MT",
+        "6",
+        "9",
+        "Unscored|9",
+        "Movement|6",
+        "Artifact",
+        "SP",
+        "undefined",
+        "UnknownStage",
+        "-1",
+        "-2",
+        "nan",
+        "Not scored",
+        "ART",
+        "UNS",
+    ],
+}
+
+
+@pytest.mark.parametrize(("stage", "text"), [(stage, text) for stage, many in STAGE_TEXTS.items() for text in many])
+def test_stage_words(stage, text):
+    assert stage_of(text) == stage
+    assert respiratory_event_of(text) is None
+
+
+@pytest.mark.parametrize("word", STAGE_OF_WORD)
+def test_every_word_of_the_vocabulary_in_every_spelling(word):
+    stage = STAGE_OF_WORD[word]
+    for text in (word.upper(), f" {word}\t", f"Sleep stage {word}", f"stage_{word}", f"{word}|7"):
+        if text.strip() == "34":
+            continue  # "3/4" is a stage, the number 34 is not
+        assert stage_of(text) == stage, text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Stage",
+        "Sleep",
+        "Micro-éveil",
+        "Notification",
+        "Avertissement",
+        "Lights off",
+        "Lights on",
+        "Arousal",
+        "QRS",
+        "10",
+        "Limb movement",
+        "SRO:SpO2Artifact",
+        "SRO:Arousal",
+        "Recording Start Time",
+        "Stages|Stages",
+        "Arousal|Wake",
+        "N12",
+        "Wake after sleep onset",
+        "R wave",
+        "1.5",
+        "W LA",
+    ],
+)
+def test_texts_that_are_no_stage(text):
+    assert stage_of(text) is None
+
+
+RESPIRATORY_TEXTS = {
+    "obstructive_apnea": [
+        "Obstructive Apnea",
+        "Obstructive apnea|Obstructive Apnea",
+        "SRO:ObstructiveApnea",
+        "Apnoea",
+        "resp_obstructiveapnea",
+        "apnea:obstructive",
+        "Apnée obstructive",
+        "Obstruktive Apnoe",
+        "Apnea",
+        "OA",
+        "Apnea Obstructive [A. O.]",
+        "Obstructive apnea with arousal",
+        "Apneia obstrutiva",
+        "Apnea ostruttiva",
+    ],
+    "central_apnea": [
+        "Central Apnea",
+        "Central apnea|Central Apnea",
+        "resp_centralapnea",
+        "Apnée centrale",
+        "Zentrale Apnoe",
+    ],
+    "mixed_apnea": ["Mixed Apnea", "Mixed apnea|Mixed Apnea", "resp_mixedapnea", "Apnée mixte", "Gemischte Apnoe"],
+    "hypopnea": [
+        "Hypopnea",
+        "Hypopnea|Hypopnea",
+        "SRO:Hypopnea",
+        "resp_hypopnea",
+        "Hypopnée",
+        "Hypopnoe",
+        "Obstructive Hypopnea",
+        "Hypopnea (4%)",
+        "Hypopnoea",
+        "Hypopnea with desaturation",
+        "hipopnea",
+        "Central hypopnea",
+        "hypopnea:obstructive",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("event", "text"), [(event, text) for event, many in RESPIRATORY_TEXTS.items() for text in many]
+)
+def test_respiratory_words(event, text):
+    assert respiratory_event_of(text) == event
+    assert respiratory_event_of(text.upper()) == event or "SRO" in text
+    assert stage_of(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RERA",
+        "Respiratory effort related arousal|RERA",
+        "SpO2 desaturation|SpO2 desaturation",
+        "Desaturation",
+        "Arousal",
+        "Post apnea arousal",
+        "no apnea",
+        "Apnea alarm",
+        "Unsure|Unsure",
+        "Arousal (Hypopnea)",
+        "Periodic breathing",
+        "CPAP",
+        "arousal_rera",
+        "Apnea-hypopnea index",
+        "Snore",
+        "SRO:SpO2Desaturation",
+        "Arousal|Hypopnea",
+        "",
+        "Obstructive",
+        "Hyperpnea",
+    ],
+)
+def test_texts_that_are_no_respiratory_event(text):
+    assert respiratory_event_of(text) is None
+
+
+# Files: delimited text
+
+
+def write(tmp_path: Path, text: str | bytes, name: str = "a.csv", encoding: str = "utf-8") -> Path:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return path
+
+
+ROWS = [(0.0, 30.0, "Wake"), (30.0, 30.0, "Sleep stage 4"), (41.5, 12.5, "Hypopnea"), (60.0, 30.0, "REM")]
+EXPECTED = tuple(Event(*row) for row in ROWS)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("onset", "duration", "description"),
+        ("onset_s", "duration_s", "stage"),
+        ("Start", "Duration", "Event"),
+        ("Start (sec)", "Duration [s]", "Event name"),
+        ("Heure de début", "Durée", "Événement"),
+        ("onset", "duration", "trial_type"),
+        None,
+    ],
+)
+def test_csv_headers_delimiters_encodings(tmp_path, delimiter, encoding, header):
+    lines = ([header] if header else []) + [(f"{a}", f"{b}", c) for a, b, c in ROWS]
+    path = write(tmp_path, "\r\n".join(delimiter.join(line) for line in lines), encoding=encoding)
+    assert read_scoring(path).events == EXPECTED
+
+
+def test_csv_columns_in_another_order_with_quotes_comments_and_blank_lines(tmp_path):
+    text = '# scored by hand\nEvent,Channel,Start,Duration\n"Wake, eyes open",C3,30,30\n\n"Sleep stage 2",C3,0,30\n'
+    scoring = read_scoring(write(tmp_path, text))
+    assert scoring.events == (Event(0, 30, "Sleep stage 2"), Event(30, 30, "Wake, eyes open"))
+    assert scoring.issues == ()
+    assert scoring.events_scored is None
+
+
+def test_csv_decimal_commas_and_clock_durations(tmp_path):
+    scoring = read_scoring(write(tmp_path, "onset;duration;stage\n0,5;00:00:30;N2\n30,5;1:00;N3\n"))
+    assert scoring.events[0] == Event(0.5, 30.0, "N2")
+    assert scoring.events[1].onset_s == 30.5
+
+
+def test_csv_with_ends_instead_of_durations(tmp_path):
+    assert read_scoring(write(tmp_path, "start,end,stage\n0,30,N2\n30,90,N3\n")).events[1] == Event(30, 60, "N3")
+    text = "start time,end time,stage\n23:59:30,00:00:00,N2\n00:00:00,00:00:30,R\n"
+    scoring = read_scoring(write(tmp_path, text), start=datetime(2020, 1, 1, 23, 59))
+    assert scoring.events == (Event(30, 30, "N2"), Event(60, 30, "R"))
+
+
+@pytest.mark.parametrize(
+    ("start", "first", "second"),
+    [
+        (datetime(2020, 3, 1, 22, 0, 0), "22:30:00", "01:00:30"),
+        (datetime(2020, 3, 1, 22, 0, 0), "10:30:00 PM", "1:00:30 am"),
+        (datetime(2020, 3, 1, 22, 0, 0), "01/03/2020 22:30:00", "02/03/2020 01:00:30"),
+        (datetime(2020, 3, 1, 22, 0, 0), "3/1/2020 22:30:00", "3/2/2020 01:00:30"),
+        (datetime(2020, 3, 1, 22, 0, 0), "2020-03-01T22:30:00", "2020-03-02T01:00:30.000"),
+        (datetime(2020, 3, 1, 22, 0, 0), "01.03.2020 22:30:00", "02.03.20 01:00:30".replace(".20 ", ".2020 ")),
+        (datetime(2020, 3, 31, 22, 0, 0), "31/03/2020 22:30:00", "01/04/2020 01:00:30"),
+        (datetime(2020, 3, 31, 22, 0, 0), "03/31/2020 22:30:00", "04/01/2020 01:00:30"),
+    ],
+)
+def test_clock_times(tmp_path, start, first, second):
+    path = write(tmp_path, f"onset,duration,stage\n{first},30,N2\n{second},30,R\n")
+    assert read_scoring(path, start=start).events == (Event(1800, 30, "N2"), Event(10_830, 30, "R"))
+    with pytest.raises(ScoringError, match="start"):
+        read_scoring(path)
+
+
+def test_clock_times_before_the_recording_started(tmp_path):
+    path = write(tmp_path, "onset,duration,stage\n21:59:45,30,N2\n22:00:15,30,R\n")
+    scoring = read_scoring(path, start=datetime(2020, 3, 1, 22, 0, 0, 500_000))
+    assert [event.onset_s for event in scoring.events] == [-15.5, 14.5]
+
+
+def test_times_that_count_from_zero_are_elapsed(tmp_path):
+    path = write(tmp_path, "onset,duration,stage\n00:00:00,30,N2\n00:00:30,30,R\n26:00:00,30,W\n")
+    for start in (None, datetime(2020, 3, 1, 22, 0)):
+        scoring = read_scoring(path, start=start)
+        assert [event.onset_s for event in scoring.events] == [0, 30, 93_600]
+        assert "since the recording's start" in scoring.issues[0]
+
+
+def test_a_night_that_passes_midnight_is_not_elapsed_time(tmp_path):
+    rows = "".join(f"{h:02}:{m:02}:00,30,N2\n" for h in (22, 23, 0, 1) for m in range(0, 60, 10))
+    scoring = read_scoring(write(tmp_path, "onset,duration,stage\n" + rows), start=datetime(2020, 3, 1, 21, 50))
+    assert [event.onset_s for event in scoring.events] == [600.0 * i for i in range(1, 25)]
+
+
+def test_dates_far_from_the_recording_are_reported(tmp_path):
+    path = write(tmp_path, "onset,duration,stage\n2019-03-01 22:00:00,30,N2\n")
+    (issue,) = read_scoring(path, start=datetime(2020, 3, 1, 22, 0)).issues
+    assert "-366 days" in issue
+
+
+def test_rows_that_cannot_be_read_are_counted(tmp_path):
+    text = "onset,duration,stage\n0,30,N2\nx,30,N2\n60,30,\n90,30,R\n120,30,R\n"
+    scoring = read_scoring(write(tmp_path, text))
+    assert len(scoring.events) == 3
+    assert "2 rows" in scoring.issues[0]
+    assert "line 3" in scoring.issues[0]
+
+
+def test_stage_numbers_of_another_convention_are_remarked(tmp_path):
+    assert "REM" in read_scoring(write(tmp_path, "onset,duration,stage\n0,30,2\n30,30,4\n")).issues[0]
+    assert read_scoring(write(tmp_path, "onset,duration,stage\n0,30,5\n30,30,4\n")).issues == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "is empty"),
+        ("\n\n", "is empty"),
+        ("onset,duration\n0,30\n", "stage or event"),
+        ("epoch,stage\n1,N2\n", "onset"),
+        ("W\nW\nN1\n", "separator"),
+        ("onset,duration,stage\n", "none of its 0 rows"),
+        ("onset,duration,stage\nx,y,z\n", "none of its 1 rows"),
+        ("onset,duration,stage\n0,30,N1\nx,y,z\nx,y,z\n", "2 of 3 rows"),
+        ("onset,duration,stage\n0,30,N1\n00:00:30,30,N1\n", "mixes"),
+        ("onset,duration,stage\n22:00:00,30,N1\n2020-01-01 22:00:30,30,N1\n", "carry a date"),
+        ("onset,duration,stage\n32/13/2020 22:00:00,30,N1\n", "does not exist"),
+        ("0,N2,30\n30,N2,30\n", "not a duration"),
+        (bytes(range(256)), "neither text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    ],
+)
+def test_refusals_are_sentences(tmp_path, text, said):
+    with pytest.raises(ScoringError, match=said):
+        read_scoring(write(tmp_path, text), start=datetime(2020, 1, 1))
+
+
+def test_missing_file_and_folder(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(ScoringError, match="cannot be read"):
+            read_scoring(path)
+
+
+# Files: XML
+
+PSG = """<?xml version="1.0" encoding="{encoding}"?><PSGAnnotation><EpochLength>30</EpochLength><ScoredEvents>
+<ScoredEvent><EventType/><EventConcept>Recording Start Time</EventConcept><Start>0</Start><Duration>90.0</Duration>
+</ScoredEvent>
+<ScoredEvent><EventType>Stages|Stages</EventType><EventConcept>Stage 4 sleep|4</EventConcept><Start>30.0</Start>
+<Duration>60.0</Duration></ScoredEvent>
+<ScoredEvent><EventType>Stages|Stages</EventType><EventConcept>Wake|0</EventConcept><Start>0</Start><Duration>30</Duration></ScoredEvent>
+<ScoredEvent><EventType>Respiratory|Respiratory</EventType><EventConcept>Hypopnea|Hypopnea</EventConcept><Start>31</Start>
+<Duration>14.5</Duration><Note>à</Note></ScoredEvent>
+<ScoredEvent><EventConcept>SpO2 desaturation|SpO2 desaturation</EventConcept><Start>5</Start>
+<Duration>20</Duration></ScoredEvent>
+</ScoredEvents></PSGAnnotation>"""
+
+PROFUSION = """<?xml version="1.0"?><CMPStudyConfig xmlns="http://www.cmp"><EpochLength>30</EpochLength><ScoredEvents>
+<ScoredEvent><Name>Obstructive Apnea</Name><Start>65.2</Start><Duration>11</Duration><Input>FLOW</Input></ScoredEvent>
+<ScoredEvent><Name>Arousal (ASDA)</Name><Start>1</Start><Duration>11</Duration></ScoredEvent>
+<ScoredEvent><Name>Lost</Name></ScoredEvent></ScoredEvents>
+<SleepStages><SleepStage>0</SleepStage><SleepStage>4</SleepStage><SleepStage>5</SleepStage><SleepStage>9</SleepStage>
+<SleepStage>77</SleepStage></SleepStages></CMPStudyConfig>"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "iso-8859-1"])
+def test_nsrr_xml(tmp_path, encoding):
+    path = write(tmp_path, PSG.format(encoding=encoding.replace("-sig", "")), "a.xml", encoding)
+    scoring = read_scoring(path)
+    assert scoring.events_scored is True
+    assert len(scoring.events) == 5
+    grid = clip_labels(scoring, 90)
+    assert grid.stage.tolist() == [0, 3, 3]
+    assert grid.sdb.tolist() == [0, 1, 0]
+
+
+def test_xml_in_another_encoding_than_declared(tmp_path):
+    for declared, actual in (("utf-16", "utf-8"), ("utf-8", "iso-8859-1")):
+        scoring = read_scoring(write(tmp_path, PSG.format(encoding=declared), "a.xml", actual))
+        assert len(scoring.events) == 5
+        assert "encoding" in scoring.issues[0]
+
+
+def test_profusion_xml(tmp_path):
+    scoring = read_scoring(write(tmp_path, PROFUSION, "a.anything"))
+    grid = clip_labels(scoring, 150)
+    assert grid.stage.tolist() == [0, 3, 4, -1, -1]
+    assert grid.sdb.tolist() == [0, 0, 1, 0, 0]
+    assert any("1 scored events" in issue for issue in scoring.issues)
+    assert any("1 of 5 sleep stage codes" in issue for issue in scoring.issues)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('<!DOCTYPE a [<!ENTITY x "y">]><PSGAnnotation>&x;</PSGAnnotation>', "document type"),
+        ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><PSGAnnotation/>', "document type"),
+        ("<PSGAnnotation><ScoredEvents>", "not well-formed"),
+        ("<html></html>", "<html>"),
+        ("<PSGAnnotation>&x;</PSGAnnotation>", "not well-formed"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_xml_refused(tmp_path, text, said, encoding):
+    with pytest.raises(ScoringError, match=said):
+        read_scoring(write(tmp_path, text, "a.xml", encoding))
+
+
+# Real files
+
+
+def test_osas2002_stages():
+    scoring = read_scoring(data("osas2002-stages.csv"))
+    assert scoring.issues == ()
+    grid = clip_labels(scoring, 1200)
+    lines = data("osas2002-stages.csv").read_text().splitlines()[1:]
+    assert [STAGES[code] for code in grid.stage] == [line.split(",")[2] for line in lines]
+    assert grid.onsets_s.tolist() == [30.0 * i for i in range(40)]
+    assert counts(grid.sdb) == {-1: 40}
+    assert grid.issues == ()
+
+
+def test_nsrr_100022():
+    path = data("annotations/nsrr-100022.xml")
+    scoring = read_scoring(path)
+    assert scoring.events_scored is True
+    seconds: Counter[str] = Counter()
+    names: Counter[str] = Counter()
+    for element in ET.parse(path).iter("ScoredEvent"):
+        name = element.findtext("EventConcept").removeprefix("SRO:")
+        seconds[name] += float(element.findtext("Duration"))
+        names[name] += 1
+    grid = clip_labels(scoring, 31_530)
+    assert len(grid.stage) == 1051
+    assert counts(grid.stage) == {
+        -1: (31_530 - 31_110) // 30,
+        0: seconds["Wake"] / 30,
+        1: seconds["Stage1Sleep"] / 30,
+        2: seconds["Stage2Sleep"] / 30,
+        3: seconds["Stage3Sleep"] / 30,
+        4: seconds["RapidEyeMovement"] / 30,
+    }
+    events = Counter(respiratory_event_of(event.text) for event in scoring.events)
+    assert events["hypopnea"] == names["Hypopnea"] == 175
+    assert events["obstructive_apnea"] == names["ObstructiveApnea"] == 23
+    assert 198 / 2 < counts(grid.sdb)[1] < 198 * 2
+
+
+@pytest.mark.parametrize(
+    ("record", "seconds", "stages", "n_events"),
+    [
+        ("slp01a", 7200, {-1: 1, 0: 7, 1: 1, 2: 105, 3: 113, 4: 13}, 37),
+        ("slp03", 21_600, {0: 151, 1: 105, 2: 312, 3: 78, 4: 74}, 241),
+        ("slp14", 21_600, {-1: 7, 0: 321, 1: 188, 2: 126, 3: 42, 4: 36}, 182),
+        ("slp41", 23_400, {0: 229, 1: 230, 2: 218, 3: 13, 4: 90}, 0),
+    ],
+)
+def test_slpdb(record, seconds, stages, n_events):
+    """Figures counted from a separate decoding of the notes: epochs by first word, epochs with H, HA, X, OA, CA, CAA."""
+    scoring = read_scoring(data(f"annotations/{record}.st"))
+    assert scoring.issues == ()
+    grid = clip_labels(scoring, seconds)
+    assert grid.onsets_s[0] == 0
+    assert len(grid.stage) == seconds // 30
+    assert counts(grid.stage) == stages
+    assert np.count_nonzero(grid.sdb == 1) == n_events
+    assert np.count_nonzero(grid.sdb == -1) == 0
+    assert grid.issues == ()
+
+
+def test_slp14_starts_late():
+    grid = clip_labels(read_scoring(data("annotations/slp14.st")), 21_600)
+    assert grid.stage[:7].tolist() == [-1] * 6 + [0]
+
+
+NOX_STAGES = {0: 213, 1: 66, 2: 466, 3: 364, 4: 249}
+
+
+@pytest.mark.parametrize(("start", "shift"), [(datetime(2016, 1, 15, 22, 30), 0), (datetime(2016, 1, 15, 22, 15), 900)])
+def test_noxturnal(start, shift):
+    path = data("annotations/noxturnal-events.csv")
+    scoring = read_scoring(path, start=start)
+    lines = path.read_bytes().decode("utf-16").splitlines()[2:]
+    assert len(scoring.events) == len(lines) == 1411
+    assert scoring.events[0] == Event(shift, 30, "Éveil")
+    assert next(event for event in scoring.events if event.text == "Micro-éveil").duration_s == 4.104
+    assert scoring.issues == ()
+    grid = clip_labels(scoring, shift + 44_910)
+    assert len(grid.stage) == (shift + 44_910) // 30
+    assert {code: n for code, n in counts(grid.stage).items() if code >= 0} == NOX_STAGES
+    assert counts(grid.sdb) == {-1: len(grid.sdb)}
+    assert counts(clip_labels(scoring, shift + 44_910, events_scored=True).sdb) == {0: len(grid.sdb)}
+
+
+def test_noxturnal_needs_a_start():
+    with pytest.raises(ScoringError, match="clock times"):
+        read_scoring(data("annotations/noxturnal-events.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "n_s", "unscored_s"),
+    [
+        ("annotations/ST7011JP-Hypnogram.edf", 32_760, 0),
+        ("SC4001EC-Hypnogram.edf", 86_400, 6900),
+        ("ucddb018_eeg.edf", 24_660, 0),
+    ],
+)
+def test_edf_annotations(name, n_s, unscored_s):
+    edfio = pytest.importorskip("edfio")
+    scoring = read_scoring(data(name))
+    oracle = edfio.read_edf(data(name)).annotations
+    assert [(e.onset_s, e.duration_s, e.text) for e in scoring.events] == [
+        (a.onset, a.duration, a.text) for a in oracle
+    ]
+    assert scoring.events_scored is None
+    seconds: Counter[int] = Counter()
+    codes = {"W": 0, "1": 1, "2": 2, "3": 3, "4": 3, "R": 4, "?": -1}
+    for annotation in oracle:
+        seconds[codes[annotation.text.removeprefix("Sleep stage ")]] += annotation.duration
+    grid = clip_labels(scoring, n_s)
+    assert counts(grid.stage) == {code: s / 30 for code, s in sorted(seconds.items())}
+    assert seconds[-1] == unscored_s
+    assert counts(grid.sdb) == {-1: len(grid.sdb)}
+
+
+def test_edf_hypnogram_of_another_start_is_shifted():
+    path = data("SC4001EC-Hypnogram.edf")
+    same = read_scoring(path, start=datetime(1989, 4, 24, 16, 13))
+    assert same.events == read_scoring(path).events
+    earlier = read_scoring(path, start=datetime(1989, 4, 24, 16, 12))
+    assert [e.onset_s - 60 for e in earlier.events] == [e.onset_s for e in same.events]
+    assert any("60 s after" in issue for issue in earlier.issues)
+    elsewhere = read_scoring(path, start=datetime(1999, 1, 1))
+    assert elsewhere.events == same.events
+    assert any("more than a day" in issue for issue in elsewhere.issues)
+
+
+def test_edf_without_annotations_is_refused():
+    with pytest.raises(ScoringError, match="no annotations"):
+        read_scoring(data("short_psg.edf"))
+
+
+def test_annotations_inside_a_recording():
+    from sleepfm_fast.edf import read_recording
+
+    recording = read_recording(data("ucddb018_eeg.edf"))
+    grid = clip_labels(scoring_of(recording), recording.duration_s, recording.segments)
+    assert counts(grid.stage) == {0: 328, 1: 58, 2: 280, 3: 137, 4: 19}
+    hearts = read_recording(data("osas2002.edf"))
+    grid = clip_labels(scoring_of(hearts), hearts.duration_s, hearts.segments)
+    assert counts(grid.stage) == {-1: 40}
+    assert any("names no sleep stage" in issue for issue in grid.issues)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((DATA / "annotations").glob("*")) or [None], ids=lambda p: getattr(p, "name", "none")
+)
+def test_every_annotation_file_is_read_or_refused_by_a_sentence(path):
+    if path is None:
+        pytest.skip(f"{DATA / 'annotations'} is not there; set SLEEPFM_TEST_DATA")
+    start = datetime(2016, 1, 15, 22, 30)
+    if path.suffix == ".hea":
+        with pytest.raises(SleepfmError, match=path.name):
+            read_scoring(path, start=start)
+    else:
+        assert any(stage_of(event.text) for event in read_scoring(path, start=start).events)
+
+
+# Files: WFDB notes
+
+
+def note(text: str, interval: int) -> bytes:
+    """A note after an interval, as SKIP, NOTE, AUX in MIT format."""
+    raw = text.encode()
+    skip = struct.pack("<HHH", 59 << 10, interval >> 16, interval & 0xFFFF)
+    return skip + struct.pack("<HH", 22 << 10, 63 << 10 | len(raw)) + raw + b"\0" * (len(raw) % 2)
+
+
+def wfdb_file(tmp_path: Path, notes: list[tuple[int, str]], name: str = "a.st") -> Path:
+    steps = [notes[0][0], *(b[0] - a[0] for a, b in itertools.pairwise(notes))]
+    path = write(
+        tmp_path, b"".join(note(text, step) for (_, text), step in zip(notes, steps, strict=True)) + b"\0\0", name
+    )
+    path.with_suffix(".hea").write_text("a 1 100 30000\n")
+    return path
+
+
+def test_notes_of_one_epoch_each(tmp_path):
+    notes = [
+        (1, "W LA"),
+        (3000, "2 H HA"),
+        (6000, "4"),
+        (9000, "R CAA X"),
+        (12_000, "MT"),
+        (15_000, "1 L A QQ"),
+        (18_000, "OA"),
+    ]
+    scoring = read_scoring(wfdb_file(tmp_path, notes))
+    grid = clip_labels(scoring, 300)
+    assert grid.onsets_s[0] == 0
+    assert grid.stage.tolist() == [0, 2, 3, 4, -1, 1, -1, -1, -1, -1]
+    assert grid.sdb.tolist() == [0, 1, 0, 1, 0, 0, 1, 0, 0, 0]
+    assert scoring.events_scored is True
+    (issue,) = scoring.issues
+    assert "'QQ' (1)" in issue
+    names = Counter(respiratory_event_of(event.text) for event in scoring.events)
+    assert (names["hypopnea"], names["central_apnea"], names["obstructive_apnea"]) == (2, 1, 2)
+
+
+def test_notes_with_brackets(tmp_path):
+    notes = [
+        (3000, "W"),
+        (9000, "N1"),
+        (12_000, "(resp_hypopnea"),
+        (12_500, "(arousal_rera"),
+        (13_500, "resp_hypopnea)"),
+    ]
+    notes += [(13_600, "arousal_rera)"), (15_000, "R"), (16_000, "resp_centralapnea)"), (17_000, "(resp_mixedapnea")]
+    scoring = read_scoring(wfdb_file(tmp_path, notes, "a.arousal"))
+    grid = clip_labels(scoring, 300)
+    assert grid.stage.tolist() == [-1, 0, 0, 1, 1, 4, -1, -1, -1, -1]
+    assert grid.sdb.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+    assert any("2 events have a beginning without an end" in issue for issue in scoring.issues)
+
+
+def test_wfdb_without_texts_or_header(tmp_path):
+    path = wfdb_file(tmp_path, [(1, "")])
+    with pytest.raises(ScoringError, match="without texts"):
+        read_scoring(path)
+    path.with_suffix(".hea").unlink()
+    with pytest.raises(ScoringError, match=r"a\.hea"):
+        read_scoring(path)
+    write(tmp_path, "a 1 100", "b.hea")
+    with pytest.raises(SleepfmError, match="MIT format"):
+        read_scoring(write(tmp_path, b"\x01", "b.st"))
+
+
+# Labels of clips
+
+
+def test_late_start_anchors_the_grid_and_extends_backwards():
+    grid = clip_labels(scored((75.0, 60.0, "N2")), 200)
+    assert grid.onsets_s.tolist() == [15, 45, 75, 105, 135, 165]
+    assert grid.stage.tolist() == [-1, -1, 2, 2, -1, -1]
+
+
+def test_the_grid_is_anchored_on_a_scored_stage():
+    grid = clip_labels(scored((3.0, 5.0, "Artifact"), (10.0, 30.0, "N2"), (40.0, 30.0, "?")), 100)
+    assert grid.onsets_s.tolist() == [10, 40, 70]
+    assert grid.stage.tolist() == [2, -1, -1]
+
+
+def test_a_scoring_that_began_before_the_recording():
+    grid = clip_labels(scored((-45.0, 30.0, "W"), (-15.0, 30.0, "N1"), (15.0, 30.0, "N2")), 60)
+    assert grid.onsets_s.tolist() == [15]
+    assert grid.stage.tolist() == [2]
+
+
+def test_no_stages_and_no_scoring():
+    for scoring in (None, scored(), scored((3.0, 1.0, "QRS"))):
+        grid = clip_labels(scoring, 95)
+        assert grid.onsets_s.tolist() == [0, 30, 60]
+        assert counts(grid.stage) == counts(grid.sdb) == {-1: 3}
+        assert grid.issues
+    assert len(clip_labels(None, 0).stage) == 0
+    assert len(clip_labels(None, 29.9).stage) == 0
+
+
+def test_overlap_goes_to_the_stage_that_covers_most():
+    grid = clip_labels(scored((0, 30, "W"), (25, 30, "S4"), (30, 30, "S3"), (60, 30, "R")), 90)
+    assert grid.stage.tolist() == [0, 3, 4]
+    assert any("overlap in 1 epochs" in issue for issue in grid.issues)
+
+
+def test_equal_coverage_goes_to_the_later_start():
+    assert clip_labels(scored((0, 60, "N2"), (30, 30, "N3")), 60).stage.tolist() == [2, 3]
+    assert clip_labels(scored((0, 30, "N2"), (30, 15, "N2"), (45, 15, "N3")), 60).stage.tolist() == [2, 3]
+    twice = clip_labels(scored((0, 30, "N2"), (0, 30, "N3"), (30, 30, "W")), 60)
+    assert twice.stage.tolist() == [-1, 0]
+    assert any("1 that stayed undecided" in issue for issue in twice.issues)
+
+
+def test_movement_covers_like_a_stage():
+    assert clip_labels(scored((0, 30, "N2"), (30, 20, "Movement time"), (50, 10, "N2")), 60).stage.tolist() == [2, -1]
+    assert clip_labels(scored((0, 30, "N2"), (30, 8, "Movement"), (38, 22, "N2")), 60).stage.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(("covered_s", "stage"), [(14.9, -1), (15.0, 1), (30.0, 1)])
+def test_half_of_an_epoch_must_be_covered(covered_s, stage):
+    grid = clip_labels(scored((0, 30, "W"), (30, covered_s, "N1")), 60)
+    assert grid.stage.tolist() == [0, stage]
+    assert any("less than half" in issue for issue in grid.issues) == (stage == -1)
+
+
+@pytest.mark.parametrize("duration_s", [0.0, None])
+def test_stages_without_duration_last_until_the_next(duration_s):
+    events = [
+        (0, duration_s, "Wake"),
+        (90, duration_s, "Stage2"),
+        (120, duration_s, "UnknownStage"),
+        (150, duration_s, "REM"),
+    ]
+    grid = clip_labels(scored(*events, (100, 1.0, "Arousal")), 240)
+    assert grid.stage.tolist() == [0, 0, 0, 2, -1, 4, -1, -1]
+    assert any("4 stage annotations have no duration" in issue for issue in grid.issues)
+
+
+def test_a_remark_without_duration_is_no_epoch():
+    grid = clip_labels(scored((0, 60, "W"), (35, 0.0, "Movement"), (60, 30, "N1")), 90)
+    assert grid.stage.tolist() == [0, 0, 1]
+
+
+def test_bad_durations_and_foreign_labels_are_reported():
+    grid = clip_labels(scored((0, -30, "W"), (30, 30, "N1"), (0, float("inf"), "N2")), 60)
+    assert grid.stage.tolist() == [-1, 1]
+    assert any("2 stage annotations with a negative or infinite" in issue for issue in grid.issues)
+    grid = clip_labels(scored((6000, 30, "N1")), 60)
+    assert any("belong to this recording" in issue for issue in grid.issues)
+
+
+def test_stages_off_the_grid_are_reported():
+    grid = clip_labels(scored((0, 50, "W"), (50, 40, "N1")), 90)
+    assert grid.stage.tolist() == [0, 0, 1]
+    assert any("1 of 2 stage annotations do not start on the 30-s grid" in issue for issue in grid.issues)
+
+
+SEGMENTS = (Stretch(0, 10, Fraction(0)), Stretch(10, 12, Fraction(205, 2)), Stretch(22, 2, Fraction(300)))
+
+
+def test_clips_are_whole_inside_one_segment():
+    # records of 10 s: 0-100, 102.5-222.5, 300-320
+    grid = clip_labels(scored((0, 300, "N2")), 320, SEGMENTS)
+    assert grid.onsets_s.tolist() == [0, 30, 60, 120, 150, 180]
+    assert counts(grid.stage) == {2: 6}
+    grid = clip_labels(scored((12.5, 30, "N2")), 320, SEGMENTS)
+    assert grid.onsets_s.tolist() == [12.5, 42.5, 102.5, 132.5, 162.5, 192.5]
+    assert len(clip_labels(None, 0, (Stretch(0, 0, Fraction(0)),)).stage) == 0
+
+
+def test_fractional_records_reach_the_end_exactly():
+    # 7 records of 30/7 s end at 30 s, though no float holds 30/7
+    segments = (Stretch(0, 7, Fraction(0)), Stretch(7, 7, Fraction(1, 3) + 30))
+    grid = clip_labels(None, float(Fraction(1, 3) + 60), segments)
+    assert grid.onsets_s.tolist() == [0]
+    grid = clip_labels(scored((1 / 3, 30, "W")), float(Fraction(1, 3) + 60), segments)
+    assert grid.onsets_s.tolist() == pytest.approx([30 + 1 / 3])
+
+
+def test_discontinuous_recording():
+    from sleepfm_fast.edf import read_recording
+
+    recording = read_recording(data("awkward/edfReader__edfPlusD.edf"))
+    assert len(recording.segments) > 1
+    grid = clip_labels(None, recording.duration_s, recording.segments)
+    for onset_s in grid.onsets_s:
+        inside = [
+            s
+            for s in recording.segments
+            if s.onset_s <= onset_s and onset_s + 30 <= s.onset_s + s.n_records * recording.record_s
+        ]
+        assert len(inside) == 1
+
+
+# Sleep-disordered breathing
+
+
+@pytest.mark.parametrize(
+    ("onset_s", "duration_s", "sdb"),
+    [
+        (35, 12, [0, 1, 0, 0]),
+        (20, 20, [1, 1, 0, 0]),
+        (20.5, 20, [0, 1, 0, 0]),
+        (19, 22, [1, 1, 0, 0]),
+        (26, 8, [1, 1, 0, 0]),
+        (27, 8, [0, 1, 0, 0]),
+        (20, 60, [1, 1, 1, 0]),
+        (35, 4, [0, 1, 0, 0]),
+        (-5, 14, [1, 0, 0, 0]),
+        (-9, 14, [0, 0, 0, 0]),
+        (110, 60, [0, 0, 0, 1]),
+        (111, 60, [0, 0, 0, 0]),
+        (60, None, [0, 0, 1, 0]),
+        (59.9, 0.0, [0, 1, 0, 0]),
+    ],
+)
+def test_sdb_rule(onset_s, duration_s, sdb):
+    events = ((0, 120, "N2"), (onset_s, duration_s, "Obstructive apnea"))
+    assert clip_labels(scored(*events), 120).sdb.tolist() == sdb
+
+
+def test_two_halves_do_not_add_up():
+    """Each event counts by itself: 6 s of one and 6 s of another, both longer than 12 s, are no event of 12 s."""
+    grid = clip_labels(scored((0, 90, "N2"), (11, 25, "Hypopnea"), (54, 25, "Hypopnea")), 90)
+    assert grid.sdb.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("text", ["RERA", "SpO2 desaturation", "Arousal", "Snore", "Unsure|Unsure"])
+def test_other_events_are_not_sdb(text):
+    events = ((0, 60, "N2"), (5, 20, text))
+    assert clip_labels(scored(*events), 60).sdb.tolist() == [-1, -1]
+    assert clip_labels(scored(*events, events_scored=True), 60).sdb.tolist() == [0, 0]
+    assert clip_labels(scored(*events), 60, events_scored=True).sdb.tolist() == [0, 0]
+
+
+def test_who_says_that_events_were_scored():
+    events = ((0, 60, "N2"), (5, 20, "Hypopnea"))
+    assert clip_labels(scored(*events), 60).sdb.tolist() == [1, 0]
+    assert clip_labels(scored(*events, events_scored=False), 60).sdb.tolist() == [1, -1]
+    assert clip_labels(scored((0, 60, "N2"), events_scored=True), 60).sdb.tolist() == [0, 0]
+
+
+# Properties over random scorings
+
+WORDS = ["W", "N1", "N2", "N3", "R", "?", "Obstructive apnea", "Hypopnea", "Arousal"]
+
+
+def random_scoring(rng: random.Random, n_s: int) -> list[tuple[float, float | None, str]]:
+    """Times on whole tenths, so that an independent count by tenths of a second is exact."""
+    events: list[tuple[float, float | None, str]] = [(rng.randrange(0, 60), 30, "W")]
+    for _ in range(rng.randrange(1, 40)):
+        text = rng.choice(WORDS)
+        duration_s = rng.choice([30, 60, 300, 7, 25]) if stage_of(text) else rng.randrange(20, 700) / 10
+        events.append((rng.randrange(-600, 10 * n_s) / 10, duration_s, text))
+    return events
+
+
+def by_tenths(events, onsets_s) -> tuple[list[int], list[int]]:
+    """Stages and SDB by counting tenths of a second, one clip at a time: the rule restated."""
+    stages, sdb = [], []
+    for onset_s in onsets_s:
+        clip = range(round(10 * onset_s), round(10 * onset_s) + 300)
+        covered: dict[int, set[int]] = {}
+        latest: dict[int, float] = {}
+        hit = 0
+        for start, duration, text in events:
+            ticks = set(range(max(round(10 * start), clip.start), min(round(10 * (start + duration)), clip.stop)))
+            stage = stage_of(text)
+            if stage is not None and ticks:
+                code = -1 if stage == "none" else STAGES.index(stage)
+                covered.setdefault(code, set()).update(ticks)
+                latest[code] = max(latest.get(code, -1e9), start)
+            if respiratory_event_of(text) is not None and len(ticks) >= min(100, 5 * duration):
+                hit = 1
+        sdb.append(hit)
+        best = sorted(((len(ticks), latest[code], code) for code, ticks in covered.items()), reverse=True)
+        if not best or len(set().union(*covered.values())) < 150 or (len(best) > 1 and best[0][:2] == best[1][:2]):
+            stages.append(-1)
+        else:
+            stages.append(best[0][2])
+    return stages, sdb
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_scorings_against_a_count_by_tenths(seed):
+    rng = random.Random(seed)
+    n_s = rng.randrange(60, 900)
+    events = random_scoring(rng, n_s)
+    grid = clip_labels(scored(*events), n_s, events_scored=True)
+    anchored = min(event[0] for event in events if stage_of(event[2]) not in (None, "none"))
+    assert all(((onset - anchored) / 30) == pytest.approx(round((onset - anchored) / 30)) for onset in grid.onsets_s)
+    assert len(grid.onsets_s) == int((n_s - anchored % 30 + 1e-9) // 30)
+    stages, sdb = by_tenths(events, grid.onsets_s)
+    assert grid.stage.tolist() == stages
+    assert grid.sdb.tolist() == sdb
+    assert grid.stage.dtype == grid.sdb.dtype == np.int8
+    assert grid.onsets_s.dtype == np.float64
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_order_does_not_matter(seed):
+    rng = random.Random(seed)
+    events = random_scoring(rng, 600)
+    first = clip_labels(scored(*events), 600)
+    second = clip_labels(scored(*rng.sample(events, len(events))), 600)
+    for name in ("onsets_s", "stage", "sdb"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    assert first.issues == second.issues
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_shifting_by_an_epoch_shifts_the_labels_by_one(seed):
+    events = random_scoring(random.Random(seed), 600)
+    first = clip_labels(scored(*events), 600, events_scored=True)
+    later = clip_labels(scored(*((a + 30, b, c) for a, b, c in events)), 600, events_scored=True)
+    np.testing.assert_allclose(first.onsets_s, later.onsets_s, atol=1e-6)
+    np.testing.assert_array_equal(first.stage[:-1], later.stage[1:])
+    np.testing.assert_array_equal(first.sdb[:-1], later.sdb[1:])
+
+
+def test_events_are_sorted_whatever_the_file_order(tmp_path):
+    rows = [
+        f"{onset},30,{stage}" for onset, stage in zip(range(0, 300, 30), itertools.cycle(["N2", "R"]), strict=False)
+    ]
+    text = "onset,duration,stage\n"
+    upward = read_scoring(write(tmp_path, text + "\n".join(rows), "a.csv"))
+    downward = read_scoring(write(tmp_path, text + "\n".join(reversed(rows)), "b.csv"))
+    assert upward.events == downward.events
+
+
+# Finding
+
+
+@pytest.mark.parametrize(
+    ("recording", "labels"),
+    [
+        ("SC4001E0-PSG.edf", "SC4001EC-Hypnogram.edf"),
+        ("ST7011J0-PSG.edf", "ST7011JP-Hypnogram.edf"),
+        ("shhs1-200001.edf", "shhs1-200001-nsrr.xml"),
+        ("shhs1-200001.edf", "shhs1-200001-profusion.xml"),
+        ("a.edf", "a.xml"),
+        ("a.EDF", "A.csv"),
+        ("a.edf", "a-Hypnogram.edf"),
+        ("osas2002.edf", "osas2002-stages.csv"),
+        ("slp01a.edf", "slp01a.st"),
+        ("sub-01_task-sleep_eeg.edf", "sub-01_task-sleep_events.tsv"),
+    ],
+)
+def test_find_scoring(tmp_path, recording, labels):
+    folder, elsewhere, foreign = tmp_path / "recordings", tmp_path / "labels" / "deep", tmp_path / "foreign" / "deep"
+    for made in (folder, elsewhere, foreign):
+        made.mkdir(parents=True)
+        write(made, b"0", "SC4002EC-Hypnogram.edf")
+    path = write(folder, b"0", recording)
+    assert find_scoring(path) is None
+    assert find_scoring(path, tmp_path / "foreign") is None
+    apart = write(elsewhere, b"0", labels)
+    assert find_scoring(path, tmp_path / "labels") == apart
+    assert find_scoring(path) is None
+    beside = write(folder, b"0", labels)
+    assert find_scoring(path) == beside
+    assert find_scoring(path, apart) == apart
+
+
+def test_find_scoring_prefers_and_refuses(tmp_path):
+    path = write(tmp_path, b"0", "a.edf")
+    for name in ("a.csv", "a-Hypnogram.edf", "a-profusion.xml", "a-nsrr.xml"):
+        written = write(tmp_path, b"0", name)
+        assert find_scoring(path) == written
+    with pytest.raises(ScoringError, match="no such file"):
+        find_scoring(path, tmp_path / "none")
