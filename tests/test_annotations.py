@@ -1,16 +1,13 @@
-"""Scoring files of every kind, the words in them, and the labels of 30-s clips."""
+"""Scoring files of every kind, read and refused, and how they are found."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
-import random
 import struct
 import xml.etree.ElementTree as ET
 from collections import Counter
 from datetime import datetime
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,6 @@ import pytest
 
 from sleepfm_fast.annotations import (
     Event,
-    Scoring,
     ScoringError,
     clip_labels,
     find_scoring,
@@ -28,7 +24,7 @@ from sleepfm_fast.annotations import (
     stage_of,
 )
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.stages import STAGE_OF_WORD, STAGES
+from sleepfm_fast.stages import STAGES
 
 DATA = Path(os.environ.get("SLEEPFM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -39,211 +35,8 @@ def data(name: str) -> Path:
     return DATA / name
 
 
-@dataclasses.dataclass(frozen=True)
-class Stretch:
-    first_record: int
-    n_records: int
-    onset_s: Fraction
-
-
-def scored(*events: tuple[float, float | None, str], events_scored: bool | None = None) -> Scoring:
-    return Scoring(tuple(Event(*event) for event in events), "test", (), events_scored)
-
-
 def counts(codes: np.ndarray) -> dict[int, int]:
     return dict(sorted(Counter(codes.tolist()).items()))
-
-
-# Words
-
-STAGE_TEXTS = {
-    "W": [
-        "W",
-        "Wake",
-        "Wake|0",
-        "0",
-        "SlpStgWake",
-        "Sleep stage W",
-        "SDO:WakeState",
-        "SRO:Wake",
-        "Éveil",
-        "Wach",
-        "AWAKE",
-    ],
-    "N1": [
-        "N1",
-        "S1",
-        "1",
-        "Stage 1 sleep|1",
-        "Sleep stage 1",
-        "SRO:Stage1Sleep",
-        "NREM 1",
-        "nonrem1",
-        "1.0",
-        "Stage N1",
-    ],
-    "N2": ["N2", "S2", "2", "Sleep stage N2", "NREM stage 2", "Stade 2", "Schlafstadium 2", "Non-REM 2", " n2 "],
-    "N3": ["N3", "S3", "S4", "3", "4", "Stage 4 sleep|4", "Sleep stage 3/4", "SWS", "Stage 3 sleep|3", "Sleep stage 4"],
-    "R": [
-        "R",
-        "REM",
-        "5",
-        "REM sleep|5",
-        "SRO:RapidEyeMovement",
-        "Sleep stage R",
-        "Stage REM",
-        "Sommeil paradoxal",
-        "rem",
-    ],
-    "none": [
-        "?",
-        "Sleep stage ?",
-        "Movement time",
-        "M",
-        "MT",
-        "6",
-        "9",
-        "Unscored|9",
-        "Movement|6",
-        "Artifact",
-        "SP",
-        "undefined",
-        "UnknownStage",
-        "-1",
-        "-2",
-        "nan",
-        "Not scored",
-        "ART",
-        "UNS",
-    ],
-}
-
-
-@pytest.mark.parametrize(("stage", "text"), [(stage, text) for stage, many in STAGE_TEXTS.items() for text in many])
-def test_stage_words(stage, text):
-    assert stage_of(text) == stage
-    assert respiratory_event_of(text) is None
-
-
-@pytest.mark.parametrize("word", STAGE_OF_WORD)
-def test_every_word_of_the_vocabulary_in_every_spelling(word):
-    stage = STAGE_OF_WORD[word]
-    for text in (word.upper(), f" {word}\t", f"Sleep stage {word}", f"stage_{word}", f"{word}|7"):
-        if text.strip() == "34":
-            continue  # "3/4" is a stage, the number 34 is not
-        assert stage_of(text) == stage, text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "Stage",
-        "Sleep",
-        "Micro-éveil",
-        "Notification",
-        "Avertissement",
-        "Lights off",
-        "Lights on",
-        "Arousal",
-        "QRS",
-        "10",
-        "Limb movement",
-        "SRO:SpO2Artifact",
-        "SRO:Arousal",
-        "Recording Start Time",
-        "Stages|Stages",
-        "Arousal|Wake",
-        "N12",
-        "Wake after sleep onset",
-        "R wave",
-        "1.5",
-        "W LA",
-    ],
-)
-def test_texts_that_are_no_stage(text):
-    assert stage_of(text) is None
-
-
-RESPIRATORY_TEXTS = {
-    "obstructive_apnea": [
-        "Obstructive Apnea",
-        "Obstructive apnea|Obstructive Apnea",
-        "SRO:ObstructiveApnea",
-        "Apnoea",
-        "resp_obstructiveapnea",
-        "apnea:obstructive",
-        "Apnée obstructive",
-        "Obstruktive Apnoe",
-        "Apnea",
-        "OA",
-        "Apnea Obstructive [A. O.]",
-        "Obstructive apnea with arousal",
-        "Apneia obstrutiva",
-        "Apnea ostruttiva",
-    ],
-    "central_apnea": [
-        "Central Apnea",
-        "Central apnea|Central Apnea",
-        "resp_centralapnea",
-        "Apnée centrale",
-        "Zentrale Apnoe",
-    ],
-    "mixed_apnea": ["Mixed Apnea", "Mixed apnea|Mixed Apnea", "resp_mixedapnea", "Apnée mixte", "Gemischte Apnoe"],
-    "hypopnea": [
-        "Hypopnea",
-        "Hypopnea|Hypopnea",
-        "SRO:Hypopnea",
-        "resp_hypopnea",
-        "Hypopnée",
-        "Hypopnoe",
-        "Obstructive Hypopnea",
-        "Hypopnea (4%)",
-        "Hypopnoea",
-        "Hypopnea with desaturation",
-        "hipopnea",
-        "Central hypopnea",
-        "hypopnea:obstructive",
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    ("event", "text"), [(event, text) for event, many in RESPIRATORY_TEXTS.items() for text in many]
-)
-def test_respiratory_words(event, text):
-    assert respiratory_event_of(text) == event
-    assert respiratory_event_of(text.upper()) == event or "SRO" in text
-    assert stage_of(text) is None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "RERA",
-        "Respiratory effort related arousal|RERA",
-        "SpO2 desaturation|SpO2 desaturation",
-        "Desaturation",
-        "Arousal",
-        "Post apnea arousal",
-        "no apnea",
-        "Apnea alarm",
-        "Unsure|Unsure",
-        "Arousal (Hypopnea)",
-        "Periodic breathing",
-        "CPAP",
-        "arousal_rera",
-        "Apnea-hypopnea index",
-        "Snore",
-        "SRO:SpO2Desaturation",
-        "Arousal|Hypopnea",
-        "",
-        "Obstructive",
-        "Hyperpnea",
-    ],
-)
-def test_texts_that_are_no_respiratory_event(text):
-    assert respiratory_event_of(text) is None
 
 
 # Files: delimited text
@@ -504,7 +297,7 @@ def test_nsrr_100022():
     ],
 )
 def test_slpdb(record, seconds, stages, n_events):
-    """Figures counted from a separate decoding of the notes: epochs by first word, epochs with H, HA, X, OA, CA, CAA."""
+    """Figures counted from a separate decoding: epochs by first word, epochs with H, HA, X, OA, CA or CAA."""
     scoring = read_scoring(data(f"annotations/{record}.st"))
     assert scoring.issues == ()
     grid = clip_labels(scoring, seconds)
@@ -618,7 +411,7 @@ def test_every_annotation_file_is_read_or_refused_by_a_sentence(path):
 
 
 def note(text: str, interval: int) -> bytes:
-    """A note after an interval, as SKIP, NOTE, AUX in MIT format."""
+    """Encode a note after an interval, as SKIP, NOTE, AUX in MIT format."""
     raw = text.encode()
     skip = struct.pack("<HHH", 59 << 10, interval >> 16, interval & 0xFFFF)
     return skip + struct.pack("<HH", 22 << 10, 63 << 10 | len(raw)) + raw + b"\0" * (len(raw) % 2)
@@ -681,258 +474,6 @@ def test_wfdb_without_texts_or_header(tmp_path):
     write(tmp_path, "a 1 100", "b.hea")
     with pytest.raises(SleepfmError, match="MIT format"):
         read_scoring(write(tmp_path, b"\x01", "b.st"))
-
-
-# Labels of clips
-
-
-def test_late_start_anchors_the_grid_and_extends_backwards():
-    grid = clip_labels(scored((75.0, 60.0, "N2")), 200)
-    assert grid.onsets_s.tolist() == [15, 45, 75, 105, 135, 165]
-    assert grid.stage.tolist() == [-1, -1, 2, 2, -1, -1]
-
-
-def test_the_grid_is_anchored_on_a_scored_stage():
-    grid = clip_labels(scored((3.0, 5.0, "Artifact"), (10.0, 30.0, "N2"), (40.0, 30.0, "?")), 100)
-    assert grid.onsets_s.tolist() == [10, 40, 70]
-    assert grid.stage.tolist() == [2, -1, -1]
-
-
-def test_a_scoring_that_began_before_the_recording():
-    grid = clip_labels(scored((-45.0, 30.0, "W"), (-15.0, 30.0, "N1"), (15.0, 30.0, "N2")), 60)
-    assert grid.onsets_s.tolist() == [15]
-    assert grid.stage.tolist() == [2]
-
-
-def test_no_stages_and_no_scoring():
-    for scoring in (None, scored(), scored((3.0, 1.0, "QRS"))):
-        grid = clip_labels(scoring, 95)
-        assert grid.onsets_s.tolist() == [0, 30, 60]
-        assert counts(grid.stage) == counts(grid.sdb) == {-1: 3}
-        assert grid.issues
-    assert len(clip_labels(None, 0).stage) == 0
-    assert len(clip_labels(None, 29.9).stage) == 0
-
-
-def test_overlap_goes_to_the_stage_that_covers_most():
-    grid = clip_labels(scored((0, 30, "W"), (25, 30, "S4"), (30, 30, "S3"), (60, 30, "R")), 90)
-    assert grid.stage.tolist() == [0, 3, 4]
-    assert any("overlap in 1 epochs" in issue for issue in grid.issues)
-
-
-def test_equal_coverage_goes_to_the_later_start():
-    assert clip_labels(scored((0, 60, "N2"), (30, 30, "N3")), 60).stage.tolist() == [2, 3]
-    assert clip_labels(scored((0, 30, "N2"), (30, 15, "N2"), (45, 15, "N3")), 60).stage.tolist() == [2, 3]
-    twice = clip_labels(scored((0, 30, "N2"), (0, 30, "N3"), (30, 30, "W")), 60)
-    assert twice.stage.tolist() == [-1, 0]
-    assert any("1 that stayed undecided" in issue for issue in twice.issues)
-
-
-def test_movement_covers_like_a_stage():
-    assert clip_labels(scored((0, 30, "N2"), (30, 20, "Movement time"), (50, 10, "N2")), 60).stage.tolist() == [2, -1]
-    assert clip_labels(scored((0, 30, "N2"), (30, 8, "Movement"), (38, 22, "N2")), 60).stage.tolist() == [2, 2]
-
-
-@pytest.mark.parametrize(("covered_s", "stage"), [(14.9, -1), (15.0, 1), (30.0, 1)])
-def test_half_of_an_epoch_must_be_covered(covered_s, stage):
-    grid = clip_labels(scored((0, 30, "W"), (30, covered_s, "N1")), 60)
-    assert grid.stage.tolist() == [0, stage]
-    assert any("less than half" in issue for issue in grid.issues) == (stage == -1)
-
-
-@pytest.mark.parametrize("duration_s", [0.0, None])
-def test_stages_without_duration_last_until_the_next(duration_s):
-    events = [
-        (0, duration_s, "Wake"),
-        (90, duration_s, "Stage2"),
-        (120, duration_s, "UnknownStage"),
-        (150, duration_s, "REM"),
-    ]
-    grid = clip_labels(scored(*events, (100, 1.0, "Arousal")), 240)
-    assert grid.stage.tolist() == [0, 0, 0, 2, -1, 4, -1, -1]
-    assert any("4 stage annotations have no duration" in issue for issue in grid.issues)
-
-
-def test_a_remark_without_duration_is_no_epoch():
-    grid = clip_labels(scored((0, 60, "W"), (35, 0.0, "Movement"), (60, 30, "N1")), 90)
-    assert grid.stage.tolist() == [0, 0, 1]
-
-
-def test_bad_durations_and_foreign_labels_are_reported():
-    grid = clip_labels(scored((0, -30, "W"), (30, 30, "N1"), (0, float("inf"), "N2")), 60)
-    assert grid.stage.tolist() == [-1, 1]
-    assert any("2 stage annotations with a negative or infinite" in issue for issue in grid.issues)
-    grid = clip_labels(scored((6000, 30, "N1")), 60)
-    assert any("belong to this recording" in issue for issue in grid.issues)
-
-
-def test_stages_off_the_grid_are_reported():
-    grid = clip_labels(scored((0, 50, "W"), (50, 40, "N1")), 90)
-    assert grid.stage.tolist() == [0, 0, 1]
-    assert any("1 of 2 stage annotations do not start on the 30-s grid" in issue for issue in grid.issues)
-
-
-SEGMENTS = (Stretch(0, 10, Fraction(0)), Stretch(10, 12, Fraction(205, 2)), Stretch(22, 2, Fraction(300)))
-
-
-def test_clips_are_whole_inside_one_segment():
-    # records of 10 s: 0-100, 102.5-222.5, 300-320
-    grid = clip_labels(scored((0, 300, "N2")), 320, SEGMENTS)
-    assert grid.onsets_s.tolist() == [0, 30, 60, 120, 150, 180]
-    assert counts(grid.stage) == {2: 6}
-    grid = clip_labels(scored((12.5, 30, "N2")), 320, SEGMENTS)
-    assert grid.onsets_s.tolist() == [12.5, 42.5, 102.5, 132.5, 162.5, 192.5]
-    assert len(clip_labels(None, 0, (Stretch(0, 0, Fraction(0)),)).stage) == 0
-
-
-def test_fractional_records_reach_the_end_exactly():
-    # 7 records of 30/7 s end at 30 s, though no float holds 30/7
-    segments = (Stretch(0, 7, Fraction(0)), Stretch(7, 7, Fraction(1, 3) + 30))
-    grid = clip_labels(None, float(Fraction(1, 3) + 60), segments)
-    assert grid.onsets_s.tolist() == [0]
-    grid = clip_labels(scored((1 / 3, 30, "W")), float(Fraction(1, 3) + 60), segments)
-    assert grid.onsets_s.tolist() == pytest.approx([30 + 1 / 3])
-
-
-def test_discontinuous_recording():
-    from sleepfm_fast.edf import read_recording
-
-    recording = read_recording(data("awkward/edfReader__edfPlusD.edf"))
-    assert len(recording.segments) > 1
-    grid = clip_labels(None, recording.duration_s, recording.segments)
-    for onset_s in grid.onsets_s:
-        inside = [
-            s
-            for s in recording.segments
-            if s.onset_s <= onset_s and onset_s + 30 <= s.onset_s + s.n_records * recording.record_s
-        ]
-        assert len(inside) == 1
-
-
-# Sleep-disordered breathing
-
-
-@pytest.mark.parametrize(
-    ("onset_s", "duration_s", "sdb"),
-    [
-        (35, 12, [0, 1, 0, 0]),
-        (20, 20, [1, 1, 0, 0]),
-        (20.5, 20, [0, 1, 0, 0]),
-        (19, 22, [1, 1, 0, 0]),
-        (26, 8, [1, 1, 0, 0]),
-        (27, 8, [0, 1, 0, 0]),
-        (20, 60, [1, 1, 1, 0]),
-        (35, 4, [0, 1, 0, 0]),
-        (-5, 14, [1, 0, 0, 0]),
-        (-9, 14, [0, 0, 0, 0]),
-        (110, 60, [0, 0, 0, 1]),
-        (111, 60, [0, 0, 0, 0]),
-        (60, None, [0, 0, 1, 0]),
-        (59.9, 0.0, [0, 1, 0, 0]),
-    ],
-)
-def test_sdb_rule(onset_s, duration_s, sdb):
-    events = ((0, 120, "N2"), (onset_s, duration_s, "Obstructive apnea"))
-    assert clip_labels(scored(*events), 120).sdb.tolist() == sdb
-
-
-def test_two_halves_do_not_add_up():
-    """Each event counts by itself: 6 s of one and 6 s of another, both longer than 12 s, are no event of 12 s."""
-    grid = clip_labels(scored((0, 90, "N2"), (11, 25, "Hypopnea"), (54, 25, "Hypopnea")), 90)
-    assert grid.sdb.tolist() == [1, 0, 1]
-
-
-@pytest.mark.parametrize("text", ["RERA", "SpO2 desaturation", "Arousal", "Snore", "Unsure|Unsure"])
-def test_other_events_are_not_sdb(text):
-    events = ((0, 60, "N2"), (5, 20, text))
-    assert clip_labels(scored(*events), 60).sdb.tolist() == [-1, -1]
-    assert clip_labels(scored(*events, events_scored=True), 60).sdb.tolist() == [0, 0]
-    assert clip_labels(scored(*events), 60, events_scored=True).sdb.tolist() == [0, 0]
-
-
-def test_who_says_that_events_were_scored():
-    events = ((0, 60, "N2"), (5, 20, "Hypopnea"))
-    assert clip_labels(scored(*events), 60).sdb.tolist() == [1, 0]
-    assert clip_labels(scored(*events, events_scored=False), 60).sdb.tolist() == [1, -1]
-    assert clip_labels(scored((0, 60, "N2"), events_scored=True), 60).sdb.tolist() == [0, 0]
-
-
-# Properties over random scorings
-
-WORDS = ["W", "N1", "N2", "N3", "R", "?", "Obstructive apnea", "Hypopnea", "Arousal"]
-
-
-def random_scoring(rng: random.Random, n_s: int) -> list[tuple[float, float | None, str]]:
-    """Times on whole tenths, so that an independent count by tenths of a second is exact."""
-    events: list[tuple[float, float | None, str]] = [(rng.randrange(0, 60), 30, "W")]
-    for _ in range(rng.randrange(1, 40)):
-        text = rng.choice(WORDS)
-        duration_s = rng.choice([30, 60, 300, 7, 25]) if stage_of(text) else rng.randrange(20, 700) / 10
-        events.append((rng.randrange(-600, 10 * n_s) / 10, duration_s, text))
-    return events
-
-
-def by_tenths(events, onsets_s) -> tuple[list[int], list[int]]:
-    """Stages and SDB by counting tenths of a second, one clip at a time: the rule restated."""
-    stages, sdb = [], []
-    for onset_s in onsets_s:
-        clip = range(round(10 * onset_s), round(10 * onset_s) + 300)
-        covered: dict[int, set[int]] = {}
-        latest: dict[int, float] = {}
-        hit = 0
-        for start, duration, text in events:
-            ticks = set(range(max(round(10 * start), clip.start), min(round(10 * (start + duration)), clip.stop)))
-            stage = stage_of(text)
-            if stage is not None and ticks:
-                code = -1 if stage == "none" else STAGES.index(stage)
-                covered.setdefault(code, set()).update(ticks)
-                latest[code] = max(latest.get(code, -1e9), start)
-            if respiratory_event_of(text) is not None and len(ticks) >= min(100, 5 * duration):
-                hit = 1
-        sdb.append(hit)
-        best = sorted(((len(ticks), latest[code], code) for code, ticks in covered.items()), reverse=True)
-        if not best or len(set().union(*covered.values())) < 150 or (len(best) > 1 and best[0][:2] == best[1][:2]):
-            stages.append(-1)
-        else:
-            stages.append(best[0][2])
-    return stages, sdb
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_random_scorings_against_a_count_by_tenths(seed):
-    rng = random.Random(seed)
-    n_s = rng.randrange(60, 900)
-    events = random_scoring(rng, n_s)
-    grid = clip_labels(scored(*events), n_s, events_scored=True)
-    anchored = min(event[0] for event in events if stage_of(event[2]) not in (None, "none"))
-    assert all(((onset - anchored) / 30) == pytest.approx(round((onset - anchored) / 30)) for onset in grid.onsets_s)
-    assert len(grid.onsets_s) == int((n_s - anchored % 30 + 1e-9) // 30)
-    stages, sdb = by_tenths(events, grid.onsets_s)
-    assert grid.stage.tolist() == stages
-    assert grid.sdb.tolist() == sdb
-    assert grid.stage.dtype == grid.sdb.dtype == np.int8
-    assert grid.onsets_s.dtype == np.float64
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_order_does_not_matter(seed):
-    rng = random.Random(seed)
-    events = random_scoring(rng, 600)
-    first = clip_labels(scored(*events), 600)
-    second = clip_labels(scored(*rng.sample(events, len(events))), 600)
-    for name in ("onsets_s", "stage", "sdb"):
-        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-    assert first.issues == second.issues
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_shifting_by_an_epoch_shifts_the_labels_by_one(seed):
-    events = random_scoring(random.Random(seed), 600)
-    first = clip_labels(scored(*events), 600, events_scored=True)
-    later = clip_labels(scored(*((a + 30, b, c) for a, b, c in events)), 600, events_scored=True)
-    np.testing.assert_allclose(first.onsets_s, later.onsets_s, atol=1e-6)
-    np.testing.assert_array_equal(first.stage[:-1], later.stage[1:])
-    np.testing.assert_array_equal(first.sdb[:-1], later.sdb[1:])
 
 
 def test_events_are_sorted_whatever_the_file_order(tmp_path):
