@@ -10,7 +10,7 @@ changed silently. One bad signal never costs the night. ``strict=True`` raises a
 
 from __future__ import annotations
 
-import math
+import itertools
 import mmap
 import stat
 from dataclasses import dataclass, fields
@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm_fast.edf_header import BLOCK_BYTES, EdfError, Header, Issues, Signal, parse_header
-from sleepfm_fast.edf_tal import Annotation, read_tals
+from sleepfm_fast.edf_fields import BLOCK_BYTES, EdfError, Issues
+from sleepfm_fast.edf_header import Header, Signal, parse_header
+from sleepfm_fast.edf_tal import Annotation, RecordStarts, read_tals
 
 __all__ = ["Annotation", "EdfError", "Recording", "Segment", "Signal", "read_recording"]
 
@@ -171,10 +172,10 @@ def read_recording(path: str | Path, *, strict: bool = False) -> Recording:
     annotations: tuple[Annotation, ...] = ()
     if any(length for _, length in header.annotation_spans) and header.n_records:
         records = map_records(path, header.header_bytes, header.n_records, header.record_bytes)
-        onsets, tals = read_tals(records, header.annotation_spans, issues)
+        starts, tals = read_tals(records, header.annotation_spans, issues)
         if header.record_s > 0:
-            shift_s = onsets[0] or shift_s
-            segments = find_segments(header, onsets, shift_s, issues)
+            shift_s = starts.exact(0) or shift_s
+            segments = find_segments(header, starts, shift_s, issues)
         annotations = tuple(
             Annotation(float(t.onset_s - shift_s), None if t.duration_s is None else float(t.duration_s), t.text)
             for t in tals
@@ -197,45 +198,39 @@ def shift_start(start: datetime | None, shift_s: Decimal, issues: Issues) -> dat
         return None
 
 
-def find_segments(
-    header: Header, onsets: list[Decimal | None], shift_s: Decimal, issues: Issues
-) -> tuple[Segment, ...]:
+def find_segments(header: Header, starts: RecordStarts, shift_s: Decimal, issues: Issues) -> tuple[Segment, ...]:
     """Cut the records where their stated starts leave a gap, or go back.
 
-    A start counts as contiguous when it is less than one sample of the fastest signal, and never less than 1 ms, away
-    from the end of the record before: writers round the starts.
+    A start counts as contiguous when it is less than one sample of the fastest signal, or than 1 ms, away from the
+    end of the record before: writers round the starts.
     """
     n_records = header.n_records
-    missing = sum(onset is None for onset in onsets)
+    stated = ~np.isnan(starts.seconds)
+    missing = n_records - int(stated.sum())
     if missing:
         issues.add(f"{missing} of {n_records} records do not state their start; each is taken to follow the one before")
-    starts = np.array([math.nan if onset is None else float(onset) for onset in onsets])
     record_s = float(header.record_s)
-    # A record without a start gets the last stated one plus the records since.
-    known = np.where(np.isnan(starts), -1, np.arange(n_records))
-    known = np.maximum.accumulate(known)
-    filled = (
-        np.where(known >= 0, starts[known], float(shift_s)) + (np.arange(n_records) - np.maximum(known, 0)) * record_s
-    )
+    index = np.arange(n_records)
+    last = np.maximum.accumulate(np.where(stated, index, -1))  # the last record up to here that states its start
+    begins_s = np.where(last >= 0, starts.seconds[last], float(shift_s)) + (index - np.maximum(last, 0)) * record_s
     tolerance_s = max(1e-3, min((float(1 / s.fs_hz) for s in header.signals), default=0.0))
-    jumps = np.flatnonzero(np.abs(np.diff(filled) - record_s) >= tolerance_s) + 1
+    jumps = np.flatnonzero(np.abs(np.diff(begins_s) - record_s) >= tolerance_s) + 1
+    whole = (Segment(0, n_records, Fraction(0)),)
     if jumps.size == 0:
-        return (Segment(0, n_records, Fraction(0)),)
-    first = int(jumps[0])
-    where = (
-        f"record {first + 1} starts at {filled[first]:g} s, the one before ends at {filled[first - 1] + record_s:g} s"
-    )
+        return whole
     if not header.format.endswith("D"):
-        issues.add(f"the file is marked continuous, but {jumps.size} records do not follow the one before ({where}); "
-                   "it is read as continuous")  # fmt: skip
-        return (Segment(0, n_records, Fraction(0)),)
-    backwards = int(np.sum(filled[jumps] < filled[jumps - 1] + record_s))
+        k = int(jumps[0])
+        issues.add(
+            f"the file is marked continuous and read so, but {jumps.size} records do not follow the one before: "
+            f"record {k + 1} states that it starts at {begins_s[k]:g} s, "
+            f"the one before ends at {begins_s[k - 1] + record_s:g} s"
+        )
+        return whole
+    backwards = int(np.sum(begins_s[jumps] < begins_s[jumps - 1] + record_s))
     if backwards:
         issues.add(f"{backwards} records start before the one before has ended; they are kept in the order of the file")
-    bounds = [0, *(int(j) for j in jumps), n_records]
     segments = []
-    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
-        stated = onsets[begin]
-        onset_s = Fraction(stated - shift_s) if stated is not None else Fraction(0)
-        segments.append(Segment(begin, end - begin, onset_s))
+    for first, end in itertools.pairwise([0, *jumps.tolist(), n_records]):
+        onset_s = starts.exact(first)
+        segments.append(Segment(first, end - first, Fraction(0 if onset_s is None else onset_s - shift_s)))
     return tuple(segments)

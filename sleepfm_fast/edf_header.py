@@ -1,6 +1,5 @@
-"""The header of EDF, EDF+, BDF and BDF+ files: what each field says, what was repaired, what cannot be read.
+"""The header of EDF, EDF+, BDF and BDF+ files: what it says, what was repaired, what cannot be read.
 
-Layout: 256 bytes for the file, then 256 bytes a signal, stored field by field (all labels, then all transducers, ...).
 Sources: Kemp et al., Electroencephalogr. Clin. Neurophysiol. 82 (1992) 391-393 (EDF); Kemp and Olivan, Clin.
 Neurophysiol. 114 (2003) 1755-1761 (EDF+); BioSemi's description of its 24-bit variant (BDF).
 """
@@ -11,42 +10,23 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.edf_fields import (
+    BLOCK_BYTES,
+    FILE_FIELDS,
+    INTEGER,
+    SIGNAL_FIELDS,
+    EdfError,
+    Fields,
+    Issues,
+    parse_decimal,
+    split_fields,
+)
 
-__all__ = ["EdfError", "Header", "Issues", "Signal", "parse_header"]
+__all__ = ["Header", "Signal", "parse_header"]
 
-FILE_FIELDS = {
-    "version": 8,
-    "patient": 80,
-    "recording": 80,
-    "start date": 8,
-    "start time": 8,
-    "header bytes": 8,
-    "reserved": 44,
-    "record count": 8,
-    "record duration": 8,
-    "signal count": 4,
-}
-SIGNAL_FIELDS = {
-    "label": 16,
-    "transducer": 80,
-    "unit": 8,
-    "physical minimum": 8,
-    "physical maximum": 8,
-    "digital minimum": 8,
-    "digital maximum": 8,
-    "prefilter": 80,
-    "samples per record": 8,
-    "reserved": 32,
-}
-BLOCK_BYTES = 256  # of the file's own header, and of each signal's
-
-NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
-INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 DATE = re.compile(r"(\d{1,2})\D(\d{1,2})\D(\d{4}|\d{2})", re.ASCII)
 TIME = re.compile(r"(\d{1,2})\D(\d{1,2})\D(\d{1,2})", re.ASCII)
 STARTDATE = re.compile(r"Startdate (\d{1,2})-([A-Z]{3})-(\d{4})(?!\d)", re.ASCII | re.IGNORECASE)
@@ -61,25 +41,6 @@ NOT_RECORDINGS = (
     (b"MATLAB", "a MATLAB file"),
     (b"<", "a page of XML or HTML, perhaps a failed download"),
 )
-
-
-class EdfError(SleepfmError):
-    """A recording that cannot be read: the file, the field, what was found and what was expected."""
-
-
-class Issues:
-    """Collects what was found wrong and repaired; in strict mode the first one is raised as :class:`EdfError`."""
-
-    def __init__(self, where: str, *, strict: bool) -> None:
-        self.where = where
-        self.strict = strict
-        self.sentences: list[str] = []
-
-    def add(self, sentence: str) -> None:
-        """Note one repaired fault, or raise it in strict mode."""
-        if self.strict:
-            raise EdfError(f"{self.where}: {sentence}")
-        self.sentences.append(sentence)
 
 
 @dataclass(frozen=True)
@@ -137,56 +98,6 @@ class Header:
     annotation_spans: tuple[tuple[int, int], ...]
 
 
-class Fields:
-    """Header fields as text: decoded, unpadded, with their formal faults counted by kind."""
-
-    def __init__(self) -> None:
-        self.faults: dict[str, list[str]] = {}
-
-    def text(self, raw: bytes, name: str) -> str:
-        body = raw.lstrip(b"\0 ").split(b"\0", 1)[0]  # C writers end the text with a NUL; what follows is noise
-        if b"\0" in raw:
-            self.faults.setdefault("NUL bytes", []).append(name)
-        if body and raw[:1] == b" ":
-            self.faults.setdefault("text that is not left-justified", []).append(name)
-        try:
-            text = body.decode("ascii")
-        except UnicodeDecodeError:
-            self.faults.setdefault("characters outside ASCII", []).append(name)
-            try:
-                text = body.decode("utf-8")
-            except UnicodeDecodeError:
-                text = body.decode("latin-1")
-        if not text.isprintable():
-            self.faults.setdefault("control characters", []).append(name)
-            text = "".join(c if c.isprintable() else " " for c in text)
-        return text.strip()
-
-    def report(self, issues: Issues) -> None:
-        for kind, names in self.faults.items():
-            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            issues.add(f"the header has {kind} in: {shown}")
-
-
-def split_fields(block: bytes, widths: dict[str, int], count: int) -> list[dict[str, bytes]]:
-    """Cut ``count`` interleaved sets of fields out of a header block."""
-    sets: list[dict[str, bytes]] = [{} for _ in range(count)]
-    position = 0
-    for name, width in widths.items():
-        for fields in sets:
-            fields[name] = block[position : position + width]
-            position += width
-    return sets
-
-
-def parse_decimal(text: str) -> tuple[Decimal | None, bool]:
-    """Read a number; the flag tells that a decimal comma was taken as a point."""
-    comma = "," in text and "." not in text
-    if comma:
-        text = text.replace(",", ".")
-    return (Decimal(text) if NUMBER.fullmatch(text) else None), comma
-
-
 def parse_start(fields: dict[str, str], issues: Issues) -> datetime | None:
     """Start of the recording; the year's century from the EDF+ `Startdate` where it agrees, else 1985-2084."""
     date_text, time_text = fields["start date"], fields["start time"]
@@ -211,7 +122,8 @@ def parse_start(fields: dict[str, str], issues: Issues) -> datetime | None:
                 f"the start date is {date_text!r}, but the recording field says {stated[0]!r}; the first is used"
             )
     try:
-        return datetime(year, month, day, *(int(v) for v in time.groups()))
+        hour, minute, second = (int(v) for v in time.groups())
+        return datetime(year, month, day, hour, minute, second)
     except ValueError:
         issues.add(f"the start {date_text!r} {time_text!r} is no date and time; the start is taken as unknown")
         return None
@@ -353,7 +265,8 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
     header_bytes = BLOCK_BYTES * (n_signals + 1)
     if len(content) < header_bytes:
         raise EdfError(
-            f"{path}: the header of {n_signals} signals takes {header_bytes} bytes, but the file ends after {len(content)}."
+            f"{path}: the file ends after {len(content)} bytes, expected a header of {header_bytes} bytes for "
+            f"{n_signals} signals."
         )
     duration, comma = parse_decimal(text["record duration"])
     # The bounds keep the exact fraction small; the field could otherwise hold 1e999.
@@ -372,7 +285,8 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
         if not INTEGER.fullmatch(fields["samples per record"]) or int(fields["samples per record"]) < 0:
             raise EdfError(
                 f"{path}: the samples per record of {ordinal} ({fields['label']!r}) are "
-                f"{fields['samples per record']!r}, expected a whole number; the records' layout cannot be known without it."
+                f"{fields['samples per record']!r}, expected a whole number; the layout of the records cannot be known "
+                "without it."
             )
         n_samples = int(fields["samples per record"])
         n_bytes = n_samples * sample_bytes

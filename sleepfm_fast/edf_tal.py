@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm_fast.edf_header import Issues
+from sleepfm_fast.edf_fields import Issues
 
-__all__ = ["Annotation", "Tal", "read_tals"]
+__all__ = ["Annotation", "RecordStarts", "Tal", "read_tals"]
 
 CHUNK = re.compile(rb"[^\x00]+")
 ONSET = re.compile(rb"[+-]\d{1,15}(?:\.\d{0,15})?")
-LENIENT = re.compile(rb"[+-]?\d{1,15}(?:\.\d{0,15})?")
+DURATION = re.compile(rb"\d{1,15}(?:\.\d{0,15})?")
+LENIENT = re.compile(rb"[+-]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})")
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,66 @@ class Tal(NamedTuple):
     text: str
 
 
+@dataclass
+class RecordStarts:
+    """When each record starts, from the start that the header states; NaN where the record does not say.
+
+    ``seconds`` is ``ticks / 10**decimals``, rounded once; ``written`` holds the rows that were read one by one.
+    """
+
+    seconds: NDArray[np.float64]
+    ticks: NDArray[np.int64]
+    decimals: NDArray[np.int64]
+    written: dict[int, Decimal]
+
+    def exact(self, record: int) -> Decimal | None:
+        """Start of one record as written, None where it is not stated."""
+        if record in self.written:
+            return self.written[record]
+        if np.isnan(self.seconds[record]):
+            return None
+        return Decimal(int(self.ticks[record])).scaleb(-int(self.decimals[record]))
+
+
+def take_starts(table: NDArray[np.uint8], width: int) -> RecordStarts:
+    r"""Parse the leading ``+1234.5\x14\x14\x00`` of all rows at once and blank it; other rows are left as they are.
+
+    A night has tens of thousands of them, and nothing else in most records.
+    """
+    n_records = table.shape[0]
+    ticks = np.zeros(n_records, np.int64)
+    decimals = np.zeros(n_records, np.int64)
+    width = min(width, 18)  # at most 15 digits, which a double holds exactly
+    lead = table[:, : width + 1]
+    marks = lead == 0x14
+    stop = np.argmax(marks, axis=1)
+    rows = np.arange(n_records)
+    following = lead[:, 1:]
+    plain = (stop > 1) & (stop + 2 <= width)
+    at = np.minimum(stop, max(width - 2, 0))
+    plain &= (following[rows, at] == 0x14) & (following[rows, np.minimum(at + 1, width - 1)] == 0)
+    plain &= (lead[:, 0] == ord("+")) | (lead[:, 0] == ord("-"))
+    fraction = np.zeros(n_records, np.bool_)
+    digits_before = np.zeros(n_records, np.bool_)
+    for column in range(1, int(stop[plain].max(initial=0))):
+        byte = lead[:, column].astype(np.int64)
+        inside = column < stop
+        digit = inside & (byte >= 48) & (byte <= 57)
+        dot = inside & (byte == ord(".")) & ~fraction & digits_before
+        plain &= ~inside | digit | dot
+        ticks = np.where(digit, ticks * 10 + byte - 48, ticks)
+        decimals += digit & fraction
+        digits_before |= digit
+        fraction |= dot
+    ticks = np.where(lead[:, 0] == ord("-"), -ticks, ticks)
+    seconds = np.where(plain, ticks / 10.0**decimals, np.nan)
+    lead[plain[:, None] & (np.arange(width + 1) <= stop[:, None] + 1)] = 0
+    return RecordStarts(seconds, ticks, decimals, {})
+
+
 def read_tals(
     records: NDArray[np.uint8], spans: tuple[tuple[int, int], ...], issues: Issues
-) -> tuple[list[Decimal | None], list[Tal]]:
+) -> tuple[RecordStarts, list[Tal]]:
     """Read every TAL of the annotation signals, in the order of the file.
 
     Parameters
@@ -56,8 +114,8 @@ def read_tals(
 
     Returns
     -------
-    record_onsets : list of Decimal or None
-        Start of each record, None where the record does not state it.
+    starts : RecordStarts
+        When each record starts.
     tals : list of Tal
         Annotations with a text.
     """
@@ -71,15 +129,18 @@ def read_tals(
         position += length + 1
     first_length = spans[0][1]
 
-    record_onsets: list[Decimal | None] = [None] * n_records
+    starts = take_starts(table, first_length)
     tals: list[Tal] = []
     faults: dict[str, list[str]] = {}
     last_record = -1
-    for chunk in CHUNK.finditer(table.tobytes()):
-        record, column = divmod(chunk.start(), width)
+    busy = np.flatnonzero(table.any(axis=1))  # most records hold nothing but their start
+    rows: list[int] = busy.tolist()
+    for chunk in CHUNK.finditer(table[busy].tobytes()):
+        row, column = divmod(chunk.start(), width)
+        record = rows[row]
         head, mark, body = chunk.group().partition(b"\x14")
         stamp, _, length_text = head.partition(b"\x15")
-        leads = record != last_record and column < first_length
+        leads = record != last_record and column < first_length and np.isnan(starts.seconds[record])
         last_record = record
         if not ONSET.fullmatch(stamp):
             if b"," in stamp and b"." not in stamp:
@@ -91,16 +152,19 @@ def read_tals(
         onset = Decimal(stamp.decode("ascii"))
         texts = body.split(b"\x14")
         if leads and not texts[0]:
-            record_onsets[record] = onset
+            starts.written[record] = onset
+            starts.seconds[record] = float(onset)
             if len(texts) <= 2 and not any(texts):
                 continue
         duration = None
         if length_text:
-            length_text = length_text.replace(b",", b".")
-            if LENIENT.fullmatch(length_text) and not length_text.startswith(b"-"):
-                duration = Decimal(length_text.decode("ascii"))
-            else:
-                faults.setdefault("with an unreadable duration are kept without it", []).append(repr(length_text[:24]))
+            if not DURATION.fullmatch(length_text):
+                length_text = length_text.replace(b",", b".")
+                readable = LENIENT.fullmatch(length_text) and not length_text.startswith(b"-")
+                kind = "of another form than 12.5 are kept" if readable else "that cannot be read are kept without it"
+                faults.setdefault(f"with a duration {kind}", []).append(repr(length_text[:24]))
+                length_text = length_text if readable else b""
+            duration = Decimal(length_text.decode("ascii")) if length_text else None
         if texts[-1] or not mark:
             faults.setdefault("without their closing mark are kept", []).append(repr(chunk.group()[:24]))
         for raw in texts:
@@ -114,4 +178,4 @@ def read_tals(
             tals.append(Tal(onset, duration, text.strip()))
     for kind, examples in faults.items():
         issues.add(f"annotations {kind}: {len(examples)}, the first is {examples[0]}")
-    return record_onsets, tals
+    return starts, tals

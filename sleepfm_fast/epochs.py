@@ -8,6 +8,7 @@ thread pool does not). ``NUMBA_NUM_THREADS`` sets how many.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,59 +29,61 @@ THREAD_BYTES = 1 << 20  # starting a thread costs what copying about 1 MB does
 SNAP_SAMPLES = 1e-3  # an onset this close to a sample is that sample: onsets are written in rounded decimals
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def as_pointer16(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
-    """Take an integer as the address of int16 samples; a list of arrays would cost Numba more than the copying."""
-    return types.CPointer(types.int16)(address), point
+def type_pointer(typing_context: Any, address: Any, like: Any) -> Any:
+    """Type an integer taken as the address of samples of the type of ``like``, whose value is not read."""
+    return types.CPointer(like)(address, like), emit_pointer  # type: ignore[no-untyped-call]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def as_pointer32(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
-    """Take an integer as the address of int32 samples."""
-    return types.CPointer(types.int32)(address), point
-
-
-def point(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """Emit the conversion of an integer to a pointer."""
+def emit_pointer(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Emit the conversion of the integer to a pointer."""
     return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def copy_records16(
-    records: Any, origin: int, begin: int, end: int, starts: Any, lengths: Any, addresses: Any, n_records: int
+# Outputs reach the kernel as addresses: a list of arrays would cost Numba more than the copying does.
+as_pointer: Any = intrinsic(type_pointer)
+
+
+# The loops below run over slices from 0: an index that Numba cannot prove non-negative costs the vector instructions.
+@numba.njit(cache=True, nogil=True)
+def copy16(source: Any, target: Any) -> None:
+    """Copy int16 samples."""
+    for i in range(target.size):
+        target[i] = source[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def widen24(source: Any, target: Any) -> None:
+    """Widen 24-bit little-endian bytes to int32, sign-extended."""
+    for i in range(target.size):
+        low = np.int32(source[3 * i]) | (np.int32(source[3 * i + 1]) << np.int32(8))
+        target[i] = low | (np.int32(np.int8(source[3 * i + 2])) << np.int32(16))
+
+
+@numba.njit(cache=True, nogil=True)
+def copy_records(
+    records: Any, sample_units: int, like: Any, begin: int, end: int, starts: Any, lengths: Any, addresses: Any
 ) -> None:
-    """Scatter records ``[origin + begin, origin + end)``, seen as int16 ``[record, sample]``, to one array a signal."""
+    """Scatter records ``[begin, end)`` to one array a signal; ``records`` starts at the segment's first record.
+
+    A sample takes ``sample_units`` elements of ``records``: 1 of int16, or 3 of uint8.
+    """
+    n_records = records.shape[0]
     for record in range(begin, end):
         for s in range(starts.size):
             length = lengths[s]
-            target = numba.carray(as_pointer16(addresses[s]), (n_records * length,))
-            source = starts[s]
-            position = record * length
-            for i in range(length):
-                target[position + i] = records[origin + record, source + i]
+            whole = numba.carray(as_pointer(addresses[s], like), (n_records * length,))  # type: ignore[attr-defined]
+            target = whole[record * length : (record + 1) * length]
+            source = records[record, sample_units * starts[s] : sample_units * (starts[s] + length)]
+            if sample_units == 1:
+                copy16(source, target)
+            else:
+                widen24(source, target)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def copy_records24(
-    records: Any, origin: int, begin: int, end: int, starts: Any, lengths: Any, addresses: Any, n_records: int
-) -> None:
-    """Scatter 24-bit records, seen as uint8 ``[record, byte]``, to one int32 array a signal, sign-extended."""
-    for record in range(begin, end):
-        for s in range(starts.size):
-            length = lengths[s]
-            target = numba.carray(as_pointer32(addresses[s]), (n_records * length,))
-            source = 3 * starts[s]
-            position = record * length
-            for i in range(length):
-                low = np.int32(records[origin + record, source + 3 * i])
-                middle = np.int32(records[origin + record, source + 3 * i + 1])
-                high = np.int32(np.int8(records[origin + record, source + 3 * i + 2]))
-                target[position + i] = low | (middle << 8) | (high << 16)
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def copy_epochs(
     records: Any,
+    sample_units: int,
     begin: int,
     end: int,
     starts: Any,
@@ -88,44 +91,40 @@ def copy_epochs(
     origins: Any,
     segment_samples: Any,
     firsts: Any,
-    wide: bool,
     out: Any,
 ) -> None:
     """Fill clips ``[begin, end)``; sample indices count within the segment, those beyond it repeat its edge."""
-    n_channels = starts.size
     n_out = out.shape[2]
     for clip in range(begin, end):
         low = firsts[clip]
         first = max(low, 0)
         last = min(low + n_out, segment_samples[clip])
-        record = first // per_record
-        while record * per_record < last:
+        for record in range(first // per_record, (last - 1) // per_record + 1):
             here = record * per_record
-            a = max(first, here) - here
-            b = min(last, here + per_record) - here
-            position = here + a - low
+            a = max(first, here)
+            b = min(last, here + per_record)
             row = origins[clip] + record
-            for channel in range(n_channels):
-                source = starts[channel] + a
-                if wide:
-                    for i in range(b - a):
-                        byte = 3 * (source + i)
-                        value = np.int32(records[row, byte]) | (np.int32(records[row, byte + 1]) << 8)
-                        out[clip, channel, position + i] = value | (np.int32(np.int8(records[row, byte + 2])) << 16)
+            for channel in range(starts.size):
+                at = starts[channel] + a - here
+                source = records[row, sample_units * at : sample_units * (at + b - a)]
+                target = out[clip, channel, a - low : b - low]
+                if sample_units == 1:
+                    copy16(source, target)
                 else:
-                    for i in range(b - a):
-                        out[clip, channel, position + i] = records[row, source + i]
-            record += 1
-        for channel in range(n_channels):
-            for i in range(first - low):
-                out[clip, channel, i] = out[clip, channel, first - low]
-            for i in range(last - low, n_out):
-                out[clip, channel, i] = out[clip, channel, last - low - 1]
+                    widen24(source, target)
+        for channel in range(starts.size):
+            out[clip, channel, : first - low] = out[clip, channel, first - low]
+            out[clip, channel, last - low :] = out[clip, channel, last - low - 1]
+
+
+def thread_limit() -> int:
+    """Return ``NUMBA_NUM_THREADS``, by default the processors; read without starting Numba's thread pool."""
+    return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
 def in_threads(work: Callable[[int, int], None], n_items: int, n_bytes: int) -> None:
     """Run ``work(begin, end)`` over blocks of items, in as many threads as the bytes are worth."""
-    n_threads = max(1, min(int(numba.config.NUMBA_NUM_THREADS), n_items, n_bytes // THREAD_BYTES))
+    n_threads = max(1, min(thread_limit(), n_items, n_bytes // THREAD_BYTES))
     if n_threads == 1:
         work(0, n_items)
         return
@@ -140,16 +139,18 @@ def sample_dtype(recording: Recording) -> np.dtype[Any]:
     return np.dtype(np.int16 if recording.sample_bytes == 2 else np.int32)
 
 
-def mapped_samples(recording: Recording) -> NDArray[Any]:
-    """Map the records as int16 ``[record, sample]`` (EDF) or as uint8 ``[record, byte]`` (BDF)."""
+def mapped_samples(recording: Recording) -> tuple[NDArray[Any], int]:
+    """Map the records as int16 ``[record, sample]``, or as uint8 ``[record, byte]``; with the elements a sample."""
     records = recording.records()
-    return records.view("<i2") if recording.sample_bytes == 2 else records
+    return (records.view("<i2"), 1) if recording.sample_bytes == 2 else (records, 3)
 
 
 def sample_starts(recording: Recording, signals: Sequence[Signal]) -> NDArray[np.int64]:
     """Place of each signal's first sample within a record, in samples; refuse signals of another recording."""
+    own = {s.index: s for s in recording.signals}
     for signal in signals:
-        if signal not in recording.signals:
+        known = own.get(signal.index)
+        if known is not signal and known != signal:
             raise ValueError(f"the signal {signal.label!r} does not belong to {recording.path}; take it from .signals")
     return np.array([s.offset_bytes // recording.sample_bytes for s in signals], np.int64)
 
@@ -193,7 +194,7 @@ def read_digital(
     if out is None:
         bounds = np.concatenate([[0], np.cumsum(lengths * n_records)])
         flat = np.empty(int(bounds[-1]), dtype)
-        out = [flat[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        out = [flat[a:b] for a, b in itertools.pairwise(bounds)]
     if len(out) != len(signals):
         raise ValueError(f"{len(out)} output arrays were given for {len(signals)} signals")
     for array, signal in zip(out, signals, strict=True):
@@ -205,12 +206,12 @@ def read_digital(
             )
     if not signals or n_records == 0:
         return out
-    source = mapped_samples(recording)
+    source, units = mapped_samples(recording)
+    source = source[segment.first_record : segment.first_record + n_records]
     addresses = np.array([array.ctypes.data for array in out], np.int64)
-    kernel = copy_records16 if recording.sample_bytes == 2 else copy_records24
 
     def work(begin: int, end: int) -> None:
-        kernel(source, segment.first_record, begin, end, starts, lengths, addresses, n_records)
+        copy_records(source, units, dtype.type(0), begin, end, starts, lengths, addresses)
 
     in_threads(work, n_records, n_records * int(lengths.sum()) * recording.sample_bytes)
     return out
@@ -342,12 +343,11 @@ def read_epochs(
     target, n_per_record = out, signals[0].samples_per_record
     origins = np.array([s.first_record for s in recording.segments], np.int64)[where.segment]
     segment_samples = np.array([s.n_records * n_per_record for s in recording.segments], np.int64)[where.segment]
-    source = mapped_samples(recording)
-    wide = recording.sample_bytes == 3
+    source, units = mapped_samples(recording)
     firsts = where.first - n_context
 
     def work(begin: int, end: int) -> None:
-        copy_epochs(source, begin, end, starts, n_per_record, origins, segment_samples, firsts, wide, target)
+        copy_epochs(source, units, begin, end, starts, n_per_record, origins, segment_samples, firsts, target)
 
     in_threads(work, where.first.size, target.nbytes)
     return target
