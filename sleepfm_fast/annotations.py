@@ -97,7 +97,9 @@ def read_scoring(path: str | Path, *, start: datetime | None = None) -> Scoring:
     if head.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").startswith(b"<"):
         return parse_xml(path.read_bytes(), str(path))
     # A WFDB file has no signature: it has a header beside it, and is no text.
-    if path.suffix.lower() != ".csv" and path.with_suffix(".hea").is_file():
+    if path.suffix.lower() == ".hea":
+        raise ScoringError(f"{path} is a WFDB header; give the annotation file, for instance {path.stem}.st, instead.")
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt") and path.with_suffix(".hea").is_file():
         return wfdb_scoring(path)
     if path.suffix.lower() == ".st":
         raise ScoringError(

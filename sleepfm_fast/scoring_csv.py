@@ -185,7 +185,10 @@ def table(text: str, source: str) -> list[tuple[int, list[str]]]:
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise ScoringError(f"{source}, line {reader.line_num}: {error}; expected delimited text.") from error
-    return [(n, row) for n, row in rows if any(cell.strip() for cell in row) and not row[0].startswith("#")]
+    rows = [(n, row) for n, row in rows if any(cell.strip() for cell in row) and not row[0].startswith("#")]
+    if not rows:
+        raise ScoringError(f"{source} has no row of its own; expected rows of onset, duration, description.")
+    return rows
 
 
 def layout(rows: list[tuple[int, list[str]]], source: str) -> tuple[Columns, list[tuple[int, list[str]]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import struct
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -157,6 +158,7 @@ def test_stage_numbers_of_another_convention_are_remarked(tmp_path):
     [
         (b"", "is empty"),
         ("\n\n", "is empty"),
+        (',,,\n"#,",\n', "no row"),
         ("onset,duration\n0,30\n", "stage or event"),
         ("epoch,stage\n1,N2\n", "onset"),
         ("W\nW\nN1\n", "separator"),
@@ -238,6 +240,7 @@ def test_profusion_xml(tmp_path):
         ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><PSGAnnotation/>', "document type"),
         ("<PSGAnnotation><ScoredEvents>", "not well-formed"),
         ("<html></html>", "<html>"),
+        ('<?xml version="1.0" encoding="utf-99"?><PSGAnnotation>', "not well-formed"),
         ("<PSGAnnotation>&x;</PSGAnnotation>", "not well-formed"),
     ],
 )
@@ -245,6 +248,44 @@ def test_profusion_xml(tmp_path):
 def test_xml_refused(tmp_path, text, said, encoding):
     with pytest.raises(ScoringError, match=said):
         read_scoring(write(tmp_path, text, "a.xml", encoding))
+
+
+# Damage
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("kind", ["csv", "xml", "profusion", "st"])
+def test_damaged_files_are_read_or_refused_by_a_sentence(tmp_path, kind, seed):
+    rng = random.Random(seed)
+    whole = {
+        "csv": "onset;duration;stage\n" + "".join(f"22:{m:02}:00;30,0;N2\n" for m in range(40)),
+        "xml": PSG.format(encoding="utf-8"),
+        "profusion": PROFUSION,
+    }
+    notes = [(1, "W"), (3000, "2 H"), (6000, "R")]
+    damaged = bytearray(whole[kind].encode() if kind in whole else wfdb_file(tmp_path, notes).read_bytes())
+    for _ in range(rng.choice([1, 3, 10])):
+        at = rng.randrange(len(damaged))
+        change = rng.randrange(4)
+        if change == 0:
+            damaged[at] = rng.randrange(256)
+        elif change == 1:
+            del damaged[at : at + rng.randrange(1, 20)]
+        elif change == 2:
+            damaged[at:at] = rng.choice([b";", b",", b'"', b"\n", b"\0", b"<", b"-1", b"1e999", b"nan", b":", b"/"])
+        else:
+            del damaged[at + 1 :]
+        damaged = damaged or bytearray(b" ")
+    path = write(tmp_path, bytes(damaged), "a.st" if kind == "st" else f"{kind}.txt")
+    try:
+        grid = clip_labels(read_scoring(path, start=datetime(2020, 1, 1, 22, 0)), 600)
+    except SleepfmError as error:
+        said = str(error)
+        assert path.name in said  # noqa: PT017
+        assert said.endswith((".", "?"))  # noqa: PT017
+    else:
+        assert len(grid.stage) in (19, 20)
+        assert set(grid.stage) <= {-1, 0, 1, 2, 3, 4}
 
 
 # Real files
