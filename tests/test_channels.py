@@ -185,19 +185,8 @@ def test_cinc2018_has_the_order_of_the_demonstration():
     names = [slot.name for slot in MONTAGES["cinc2018"].slots]
     assert names == ["CHEST", "SaO2", "ABD", "C3-M2", "C4-M1", "O1-M2", "O2-M1", "E1-M2", "ECG"]
     recorded = [
-        "F3-M2",
-        "F4-M1",
-        "C3-M2",
-        "C4-M1",
-        "O1-M2",
-        "O2-M1",
-        "E1-M2",
-        "Chin1-Chin2",
-        "ABD",
-        "CHEST",
-        "AIRFLOW",
-        "SaO2",
-        "ECG",
+        *("F3-M2", "F4-M1", "C3-M2", "C4-M1", "O1-M2", "O2-M1", "E1-M2"),
+        *("Chin1-Chin2", "ABD", "CHEST", "AIRFLOW", "SaO2", "ECG"),
     ]
     assert filled_by(recorded, "cinc2018") == {name: name for name in names}
 
