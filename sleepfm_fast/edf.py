@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm_fast.edf_header import BLOCK_BYTES, EdfError, Header, Issues, Signal, parse_header
+from sleepfm_fast.edf_fields import BLOCK_BYTES, EdfError, Issues
+from sleepfm_fast.edf_header import Header, Signal, parse_header
 from sleepfm_fast.edf_tal import Annotation, RecordStarts, read_tals
 
 __all__ = ["Annotation", "EdfError", "Recording", "Segment", "Signal", "read_recording"]
@@ -169,7 +170,7 @@ def read_recording(path: str | Path, *, strict: bool = False) -> Recording:
     shift_s = Decimal(0)
     segments: tuple[Segment, ...] = (Segment(0, header.n_records, Fraction(0)),) if header.n_records else ()
     annotations: tuple[Annotation, ...] = ()
-    if any(length for _, length in header.annotation_spans) and header.n_records:
+    if header.annotation_spans and header.n_records:
         records = map_records(path, header.header_bytes, header.n_records, header.record_bytes)
         starts, tals = read_tals(records, header.annotation_spans, issues)
         if header.record_s > 0:

@@ -1,6 +1,5 @@
-"""The header of EDF, EDF+, BDF and BDF+ files: what each field says, what was repaired, what cannot be read.
+"""The header of EDF, EDF+, BDF and BDF+ files: what it says, what was repaired, what cannot be read.
 
-Layout: 256 bytes for the file, then 256 bytes a signal, stored field by field (all labels, then all transducers, ...).
 Sources: Kemp et al., Electroencephalogr. Clin. Neurophysiol. 82 (1992) 391-393 (EDF); Kemp and Olivan, Clin.
 Neurophysiol. 114 (2003) 1755-1761 (EDF+); BioSemi's description of its 24-bit variant (BDF).
 """
@@ -11,42 +10,23 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.edf_fields import (
+    BLOCK_BYTES,
+    FILE_FIELDS,
+    INTEGER,
+    SIGNAL_FIELDS,
+    EdfError,
+    Fields,
+    Issues,
+    parse_decimal,
+    split_fields,
+)
 
-__all__ = ["EdfError", "Header", "Issues", "Signal", "parse_header"]
+__all__ = ["Header", "Signal", "parse_header"]
 
-FILE_FIELDS = {
-    "version": 8,
-    "patient": 80,
-    "recording": 80,
-    "start date": 8,
-    "start time": 8,
-    "header bytes": 8,
-    "reserved": 44,
-    "record count": 8,
-    "record duration": 8,
-    "signal count": 4,
-}
-SIGNAL_FIELDS = {
-    "label": 16,
-    "transducer": 80,
-    "unit": 8,
-    "physical minimum": 8,
-    "physical maximum": 8,
-    "digital minimum": 8,
-    "digital maximum": 8,
-    "prefilter": 80,
-    "samples per record": 8,
-    "reserved": 32,
-}
-BLOCK_BYTES = 256  # of the file's own header, and of each signal's
-
-NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
-INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 DATE = re.compile(r"(\d{1,2})\D(\d{1,2})\D(\d{4}|\d{2})", re.ASCII)
 TIME = re.compile(r"(\d{1,2})\D(\d{1,2})\D(\d{1,2})", re.ASCII)
 STARTDATE = re.compile(r"Startdate (\d{1,2})-([A-Z]{3})-(\d{4})(?!\d)", re.ASCII | re.IGNORECASE)
@@ -61,25 +41,6 @@ NOT_RECORDINGS = (
     (b"MATLAB", "a MATLAB file"),
     (b"<", "a page of XML or HTML, perhaps a failed download"),
 )
-
-
-class EdfError(SleepfmError):
-    """A recording that cannot be read: the file, the field, what was found and what was expected."""
-
-
-class Issues:
-    """Collects what was found wrong and repaired; in strict mode the first one is raised as :class:`EdfError`."""
-
-    def __init__(self, where: str, *, strict: bool) -> None:
-        self.where = where
-        self.strict = strict
-        self.sentences: list[str] = []
-
-    def add(self, sentence: str) -> None:
-        """Note one repaired fault, or raise it in strict mode."""
-        if self.strict:
-            raise EdfError(f"{self.where}: {sentence}")
-        self.sentences.append(sentence)
 
 
 @dataclass(frozen=True)
@@ -135,56 +96,6 @@ class Header:
     record_s: Fraction
     signals: tuple[Signal, ...]
     annotation_spans: tuple[tuple[int, int], ...]
-
-
-class Fields:
-    """Header fields as text: decoded, unpadded, with their formal faults counted by kind."""
-
-    def __init__(self) -> None:
-        self.faults: dict[str, list[str]] = {}
-
-    def text(self, raw: bytes, name: str) -> str:
-        body = raw.lstrip(b"\0 ").split(b"\0", 1)[0]  # C writers end the text with a NUL; what follows is noise
-        if b"\0" in raw:
-            self.faults.setdefault("NUL bytes", []).append(name)
-        if body and raw[:1] == b" ":
-            self.faults.setdefault("text that is not left-justified", []).append(name)
-        try:
-            text = body.decode("ascii")
-        except UnicodeDecodeError:
-            self.faults.setdefault("characters outside ASCII", []).append(name)
-            try:
-                text = body.decode("utf-8")
-            except UnicodeDecodeError:
-                text = body.decode("latin-1")
-        if not text.isprintable():
-            self.faults.setdefault("control characters", []).append(name)
-            text = "".join(c if c.isprintable() else " " for c in text)
-        return text.strip()
-
-    def report(self, issues: Issues) -> None:
-        for kind, names in self.faults.items():
-            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            issues.add(f"the header has {kind} in: {shown}")
-
-
-def split_fields(block: bytes, widths: dict[str, int], count: int) -> list[dict[str, bytes]]:
-    """Cut ``count`` interleaved sets of fields out of a header block."""
-    sets: list[dict[str, bytes]] = [{} for _ in range(count)]
-    position = 0
-    for name, width in widths.items():
-        for fields in sets:
-            fields[name] = block[position : position + width]
-            position += width
-    return sets
-
-
-def parse_decimal(text: str) -> tuple[Decimal | None, bool]:
-    """Read a number; the flag tells that a decimal comma was taken as a point."""
-    comma = "," in text and "." not in text
-    if comma:
-        text = text.replace(",", ".")
-    return (Decimal(text) if NUMBER.fullmatch(text) else None), comma
 
 
 def parse_start(fields: dict[str, str], issues: Issues) -> datetime | None:
@@ -321,6 +232,46 @@ def count_records(stated_text: str, available_bytes: int, record_bytes: int, iss
     return n_records
 
 
+def parse_signals(
+    path: Path, block: bytes, n_signals: int, sample_bytes: int, record_s: Fraction, texts: Fields, issues: Issues
+) -> tuple[list[Signal], list[tuple[int, int]], int]:
+    """Ordinary signals, spans of the annotation signals, and the bytes that a record takes."""
+    signals: list[Signal] = []
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for index, raw_fields in enumerate(split_fields(block, SIGNAL_FIELDS, n_signals)):
+        ordinal = f"signal {index + 1} of {n_signals}"
+        fields = {name: texts.text(value, f"{name} of {ordinal}") for name, value in raw_fields.items()}
+        if not INTEGER.fullmatch(fields["samples per record"]) or int(fields["samples per record"]) < 0:
+            raise EdfError(
+                f"{path}: the samples per record of {ordinal} ({fields['label']!r}) are "
+                f"{fields['samples per record']!r}, expected a whole number; the layout of the records cannot be known "
+                "without it."
+            )
+        n_samples = int(fields["samples per record"])
+        n_bytes = n_samples * sample_bytes
+        if fields["label"].casefold() in ("edf annotations", "bdf annotations"):
+            if n_bytes:
+                spans.append((position, n_bytes))
+        elif n_samples == 0 or record_s == 0:
+            why = "it has no samples" if n_samples == 0 else "the record duration is 0, so it has no sampling rate"
+            issues.add(f"{ordinal} ({fields['label']!r}) is left out: {why}")
+        else:
+            own = Issues(f"{path}, {ordinal} ({fields['label']!r})", strict=issues.strict)
+            if not fields["label"]:
+                own.add("the label is empty")
+            limits, gain, offset, calibrated = parse_calibration(fields, 1 << (8 * sample_bytes - 1), own)
+            rate = Fraction(n_samples) / record_s
+            signals.append(
+                Signal(
+                    index, fields["label"], fields["unit"], fields["transducer"], fields["prefilter"], *limits,
+                    n_samples, position, rate, gain, offset, calibrated, tuple(own.sentences),
+                )
+            )  # fmt: skip
+        position += n_bytes
+    return signals, spans, position
+
+
 def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) -> Header:
     """Parse and repair a header.
 
@@ -365,38 +316,8 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
         issues.add(f"the record duration is {text['record duration']!r}; the comma is read as a decimal point")
     record_s = Fraction(duration)
 
-    signals: list[Signal] = []
-    spans: list[tuple[int, int]] = []
-    position = 0
-    for index, raw_fields in enumerate(split_fields(content[BLOCK_BYTES:header_bytes], SIGNAL_FIELDS, n_signals)):
-        ordinal = f"signal {index + 1} of {n_signals}"
-        fields = {name: texts.text(value, f"{name} of {ordinal}") for name, value in raw_fields.items()}
-        if not INTEGER.fullmatch(fields["samples per record"]) or int(fields["samples per record"]) < 0:
-            raise EdfError(
-                f"{path}: the samples per record of {ordinal} ({fields['label']!r}) are "
-                f"{fields['samples per record']!r}, expected a whole number; the layout of the records cannot be known "
-                "without it."
-            )
-        n_samples = int(fields["samples per record"])
-        n_bytes = n_samples * sample_bytes
-        if fields["label"].casefold() in ("edf annotations", "bdf annotations"):
-            spans.append((position, n_bytes))
-        elif n_samples == 0 or record_s == 0:
-            why = "it has no samples" if n_samples == 0 else "the record duration is 0, so it has no sampling rate"
-            issues.add(f"{ordinal} ({fields['label']!r}) is left out: {why}")
-        else:
-            own = Issues(f"{path}, {ordinal} ({fields['label']!r})", strict=issues.strict)
-            if not fields["label"]:
-                own.add("the label is empty")
-            limits, gain, offset, calibrated = parse_calibration(fields, 1 << (8 * sample_bytes - 1), own)
-            rate = Fraction(n_samples) / record_s
-            signals.append(
-                Signal(
-                    index, fields["label"], fields["unit"], fields["transducer"], fields["prefilter"], *limits,
-                    n_samples, position, rate, gain, offset, calibrated, tuple(own.sentences),
-                )
-            )  # fmt: skip
-        position += n_bytes
+    block = content[BLOCK_BYTES:header_bytes]
+    signals, spans, record_bytes = parse_signals(path, block, n_signals, sample_bytes, record_s, texts, issues)
     if n_signals == 0:
         issues.add("the header describes no signals")
     texts.report(issues)
@@ -406,8 +327,8 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
     if stated != header_bytes:
         # A longer header is believed where the file's size agrees with it and with nothing else.
         count = int(text["record count"]) if INTEGER.fullmatch(text["record count"]) else -1
-        longer = stated > header_bytes and stated % BLOCK_BYTES == 0 and count > 0 and position > 0
-        believed = longer and file_bytes == stated + count * position
+        longer = stated > header_bytes and stated % BLOCK_BYTES == 0 and count > 0 and record_bytes > 0
+        believed = longer and file_bytes == stated + count * record_bytes
         issues.add(
             f"the header bytes are {text['header bytes']!r}, {n_signals} signals take {header_bytes}; "
             + (f"{stated} agrees with the file's size and is used" if believed else f"{header_bytes} is used")
@@ -416,9 +337,9 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
             header_bytes = stated
     start = parse_start(text, issues)
     name = parse_format(raw["version"], text["reserved"], bool(spans), issues)
-    n_records = count_records(text["record count"], file_bytes - header_bytes, position, issues)
+    n_records = count_records(text["record count"], file_bytes - header_bytes, record_bytes, issues)
     return Header(
-        name, start, text["patient"], text["recording"], header_bytes, position, sample_bytes,
+        name, start, text["patient"], text["recording"], header_bytes, record_bytes, sample_bytes,
         n_records, record_s, tuple(signals), tuple(spans),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm_fast.edf_header import Issues
+from sleepfm_fast.edf_fields import Issues
 
 __all__ = ["Annotation", "RecordStarts", "Tal", "read_tals"]
 

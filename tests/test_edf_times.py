@@ -146,6 +146,17 @@ def test_several_annotation_channels_anywhere(tmp_path, bdf):
     np.testing.assert_array_equal(samples(recording, 1), np.arange(-7, 2))
 
 
+def test_a_full_annotation_channel_does_not_run_into_the_next(tmp_path):
+    full = b"+0\x14\x14\0+1\x14abc\x14"  # 12 bytes: no room for the closing zero
+    path = write_edf(
+        tmp_path / "full.edf",
+        [annotation_channel([full, b""], 6), annotation_channel([b"+3\x14d\x14\0", b""], 6), Channel("C3", ramp(2, 2))],
+        reserved="EDF+C",
+    )
+    recording = read_recording(path)
+    assert [(a.onset_s, a.text) for a in recording.annotations] == [(1.0, "abc"), (3.0, "d")]
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 9, 12])
 def test_narrow_annotation_channels(tmp_path, width):
     lists = [t if len(t) <= 2 * width else b"" for t in starts(["0", "1", "12.500000001"])]
@@ -157,6 +168,16 @@ def test_narrow_annotation_channels(tmp_path, width):
     assert [s.first_record for s in recording.segments] == expected
     if width >= 9:
         assert recording.segments[1].onset_s == Fraction("12.500000001")
+
+
+def test_discontinuous_file_that_has_no_times_is_read_as_continuous(tmp_path):
+    channels = [annotation_channel([b"", b""], 0), Channel("C3", ramp(2, 4))]
+    recording = read_recording(write_edf(tmp_path / "d.edf", channels, reserved="EDF+D"))
+    assert recording.format == "EDF"
+    assert len(recording.segments) == 1
+    assert recording.issues == (
+        "the file is marked 'EDF+D' but has no annotation signal; it is read as continuous EDF",
+    )
 
 
 def test_unmarked_annotation_channel_is_read(tmp_path):
