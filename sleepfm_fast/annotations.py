@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -97,7 +97,9 @@ def read_scoring(path: str | Path, *, start: datetime | None = None) -> Scoring:
     if head.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").startswith(b"<"):
         return parse_xml(path.read_bytes(), str(path))
     # A WFDB file has no signature: it has a header beside it, and is no text.
-    if path.suffix.lower() != ".csv" and path.with_suffix(".hea").is_file():
+    if path.suffix.lower() == ".hea":
+        raise ScoringError(f"{path} is a WFDB header; give the annotation file, for instance {path.stem}.st, instead.")
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt") and path.with_suffix(".hea").is_file():
         return wfdb_scoring(path)
     if path.suffix.lower() == ".st":
         raise ScoringError(
@@ -230,20 +232,19 @@ def find_scoring(recording_path: str | Path, labels: str | Path | None = None) -
     """
     recording_path = Path(recording_path)
     if labels is None:
-        folder, deep = recording_path.parent, False
+        names = files_by_name(recording_path.parent.iterdir())
     else:
         labels = Path(labels)
         if labels.is_file():
             return labels
         if not labels.is_dir():
             raise ScoringError(f"labels {labels}: there is no such file or folder.")
-        folder, deep = labels, True
-    names = files_below(folder, deep, folder.stat().st_mtime_ns)
+        names = files_below(labels, labels.stat().st_mtime_ns)
     stem = recording_path.stem.casefold()
     found: list[Path] = []
     for name in [stem + suffix for suffix in BESIDE]:
         found += names.get(name, ())
-    if sleep_edf := re.fullmatch(r"(s[ct]4\d{3}.)\w-psg", stem):
+    if sleep_edf := re.fullmatch(r"(s[ct]\d{4}[a-z])\w-psg", stem):
         pattern = re.compile(re.escape(sleep_edf[1]) + r"\w-hypnogram\.edf")
         found += [path for name in sorted(names) if pattern.fullmatch(name) for path in names[name]]
     if bids := re.fullmatch(r"(.+)_(?:eeg|psg)", stem):
@@ -252,10 +253,17 @@ def find_scoring(recording_path: str | Path, labels: str | Path | None = None) -
     return next((path for path in found if path.resolve() != same), None)
 
 
-@lru_cache(maxsize=64)
-def files_below(folder: Path, deep: bool, modified_ns: int) -> dict[str, tuple[Path, ...]]:
-    """Paths by case-folded name; ``modified_ns`` makes the memory of a folder end when the folder changes."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
-        found.setdefault(path.name.casefold(), []).append(path)
-    return {name: tuple(path for path in paths if path.is_file()) for name, paths in found.items()}
+@lru_cache(maxsize=8)
+def files_below(folder: Path, modified_ns: int) -> dict[str, tuple[Path, ...]]:
+    """List a folder and its subfolders once for all recordings, or again when ``modified_ns`` has changed."""
+    return files_by_name(folder.rglob("*"))
+
+
+def files_by_name(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
+    """Files by case-folded name, those of one name in the order of their paths."""
+    found: dict[str, tuple[Path, ...]] = {}
+    for path in sorted(paths):
+        if path.is_file():
+            name = path.name.casefold()
+            found[name] = (*found.get(name, ()), path)
+    return found

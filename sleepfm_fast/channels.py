@@ -58,7 +58,7 @@ Offer = tuple[int, int, int, int, Fraction, int, int]
 # 10-20 names that changed (T3 -> T7 and so on) and the two names of the mastoid reference.
 RENAMED = {"a1": "m1", "a2": "m2", "t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8"}
 ELECTRODE = re.compile(r"(?:fp|af|fc|ft|cp|tp|po|f|c|t|p|o)(?:10|[1-9]|z)|[ni]z|[am][12]|e[12]|pg[12]")
-PREFIX = re.compile(r"(eeg|eog|ecg|ekg|emg|resp|resp\.|respiration)[\s_.:/-]+(?=\S)")
+PREFIX = re.compile(r"(eeg|eog|ecg|ekg|emg|resp|resp\.|respiration)[\s_.:/(-]+(?=\S)")
 REFERENCE = re.compile(r"[\s_.:/-]+(?:ref|reference|le)\d*$")
 KIND_OF_PREFIX = {
     **{"eeg": ("eeg", "eog"), "eog": ("eog",), "ecg": ("ecg",), "ekg": ("ecg",), "emg": ("emg",)},
@@ -77,7 +77,7 @@ KIND_RULES: tuple[tuple[str | None, str], ...] = (
     ),
     (
         "emg",
-        r"emg\w*|chin\w*|submental\w*|mentalis|masseter|leg\w*|tib\w*|lat|rat|plm\w*|limb\w*|kinn|menton|jambe\w*|bein\w*",
+        r"emg\w*|chin\w*|submental\w*|mentalis|masseter|[lr]?leg\w*|tib\w*|lat|rat|plm\w*|limb\w*|kinn|menton|jambe\w*|bein\w*",
     ),
     ("eog", r"eog\w*|loc|roc|leog|reog|e[12]|pg[12]|pos8|pos18"),
     ("ecg", r"[ex]?[ec][ck]g\w*|ekg\w*|lead|cardio|electrocardiogramme"),
@@ -276,9 +276,6 @@ def filled(slot: Slot, signal: Signal, minus: Signal | None, stands_in: bool, le
     unit, unit_scale, issues = unit_of(signal, slot.kind)
     if minus is not None:
         issues += unit_of(minus, slot.kind)[2]
-    for part in (signal, minus):
-        if part is not None and not part.calibrated:
-            issues += (f"signal '{part.label}' is not calibrated: its numbers are the recorder's own.",)
     if stands_in:
         issues += (
             f"signal '{signal.label}' stands in for {slot.name}: its electrodes or reference differ or are not named.",

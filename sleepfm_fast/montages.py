@@ -265,9 +265,10 @@ CHANNELS: dict[str, Slot] = {
             "ECG",
             "ecg",
             labels(
-                "ECG, EKG, ECG II, EKG II, ECG2 Lead, Lead II, ECG1-ECG2, ECG2-ECG1, ECG1-2, ECG I, EKG I, ECG L-ECG R, "
-                "ECG R-ECG L, ECG LA-RA, ECG EKG, ECG modif, ECG+-ECG-, ECG Ableitung, ECG V2, ECG V1, ECG V5, EKG1-EKG2, "
-                "EKG2-EKG1, EKG1-2, EKG L-EKG R, EKG R-EKG L, ECGx, LA-RA, RA-LA, Kardio, Electrocardiogramme"
+                "ECG, EKG, ECG II, EKG II, ECG2 Lead, Lead II, ECG1-ECG2, ECG2-ECG1, ECG1-2, ECG I, EKG I, "
+                "ECG L-ECG R, ECG R-ECG L, ECG LA-RA, ECG EKG, ECG modif, ECG+-ECG-, ECG Ableitung, ECG V2, ECG V1, "
+                "ECG V5, EKG1-EKG2, EKG2-EKG1, EKG1-2, EKG L-EKG R, EKG R-EKG L, ECGx, LA-RA, RA-LA, Kardio, "
+                "Electrocardiogramme"
             ),
             pairs("ECG1 - ECG2, EKG1 - EKG2, ECG L - ECG R, EKG L - EKG R, ECG LA - ECG RA"),
             labels("ECG1, EKG1, ECG L, EKG L, ECG LA, ECG2, EKG2, ECG R, EKG R, ECG RA, ECG III, EKG III"),

@@ -185,7 +185,10 @@ def table(text: str, source: str) -> list[tuple[int, list[str]]]:
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise ScoringError(f"{source}, line {reader.line_num}: {error}; expected delimited text.") from error
-    return [(n, row) for n, row in rows if any(cell.strip() for cell in row) and not row[0].startswith("#")]
+    rows = [(n, row) for n, row in rows if any(cell.strip() for cell in row) and not row[0].startswith("#")]
+    if not rows:
+        raise ScoringError(f"{source} has no row of its own; expected rows of onset, duration, description.")
+    return rows
 
 
 def layout(rows: list[tuple[int, list[str]]], source: str) -> tuple[Columns, list[tuple[int, list[str]]]]:
@@ -272,8 +275,11 @@ def relative_s(moments: Sequence[float | Clock], source: str, start: datetime | 
         first_s = min(clock.of_day_s for clock in clocks)
         start_s = None if start is None else of_day(start)
         near_midnight = start_s is not None and min(start_s, DAY_S - start_s) < 3600
-        # hh:mm:ss counted from 00:00:00 although the recording did not start about midnight is time elapsed
-        if first_s < 60 and not near_midnight and not any(clock.of_day_s > DAY_S - 3600 for clock in clocks):
+        # hh:mm:ss from 00:00:00 on, of a recording that did not start about midnight, is time elapsed; the clock times
+        # of a night that passes midnight begin before it
+        from_zero = clocks[0].of_day_s == first_s or not any(clock.of_day_s > DAY_S - 3600 for clock in clocks)
+        beyond_a_day = any(clock.of_day_s >= DAY_S for clock in clocks)
+        if first_s < 60 and not near_midnight and (from_zero or beyond_a_day):
             issues.append(f"{source}: its times begin at 00:00:00 and were read as time since the recording's start.")
             return [clock.of_day_s for clock in clocks]
     if start is None:

@@ -15,7 +15,8 @@ from sleepfm_fast.stages import EPOCH_S, respiratory_event_of, stage_of
 
 __all__ = ["parse_xml"]
 
-XML_ERROR_INVALID_TOKEN, XML_ERROR_UNKNOWN_ENCODING, XML_ERROR_INCORRECT_ENCODING = 4, 18, 19
+# Expat's codes for an invalid token, an unknown encoding and an encoding declared incorrectly.
+WRONG_ENCODING = (4, 18, 19)
 
 
 def parse_xml(data: bytes, source: str) -> Scoring:
@@ -51,6 +52,7 @@ def name_of(element: Element) -> str:
 
 def document(data: bytes, source: str, issues: list[str]) -> Element:
     """Parse without ever reading a document type: entities could expand without bound or name other files."""
+    reason = ""
     for encoding in (None, "utf-8", "iso-8859-1"):
         builder = TreeBuilder()
         parser = expat.ParserCreate(encoding)
@@ -68,22 +70,19 @@ def document(data: bytes, source: str, issues: list[str]) -> Element:
         parser.StartDoctypeDeclHandler = refuse
         try:
             parser.Parse(data, True)
+        except (LookupError, ValueError) as error:
+            # an encoding that does not exist, or that the parser cannot take
+            reason, declared_wrongly = str(error), True
         except expat.ExpatError as error:
-            declared_wrongly = error.code in (
-                XML_ERROR_INVALID_TOKEN,
-                XML_ERROR_UNKNOWN_ENCODING,
-                XML_ERROR_INCORRECT_ENCODING,
-            )
-            if declared_wrongly and encoding != "iso-8859-1":
-                continue
-            raise ScoringError(
-                f"{source} is not well-formed XML: {expat.ErrorString(error.code)} in line {error.lineno}, column "
-                f"{error.offset + 1}. Was the file transferred whole?"
-            ) from error
-        if encoding is not None:
-            issues.append(f"{source} is not in the encoding that it declares; it was read as {encoding}.")
-        return builder.close()
-    raise AssertionError("the last encoding either parses or raises")
+            reason = f"{expat.ErrorString(error.code)} in line {error.lineno}, column {error.offset + 1}"
+            declared_wrongly = error.code in WRONG_ENCODING
+        else:
+            if encoding is not None:
+                issues.append(f"{source} is not in the encoding that it declares; it was read as {encoding}.")
+            return builder.close()
+        if not declared_wrongly:
+            break
+    raise ScoringError(f"{source} is not well-formed XML: {reason}. Was the file transferred whole?")
 
 
 def child_text(element: Element, *names: str) -> str | None:

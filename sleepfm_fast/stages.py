@@ -124,26 +124,19 @@ def fold(text: str) -> str:
     return "".join(c for c in plain if (c.isalnum() and c.isascii()) or c == "?")
 
 
-def variants(text: str) -> list[str]:
-    """Ways to read one annotation: as a whole, then each side of NSRR's ``concept|note``, ontology prefixes removed."""
-    parts = [text, *(text.split("|") if "|" in text else ())]
-    return [re.sub(r"^\s*(?:SRO|SDO)\s*:", "", part) for part in parts if part.strip()]
+def concept(text: str) -> str:
+    """Take the concept out of NSRR's ``concept|note`` and ``SRO:Concept``."""
+    return re.sub(r"^\s*(?:SRO|SDO)\s*:", "", text.split("|")[0])
 
 
 def stage_word(text: str) -> str | None:
     """Return the word of the vocabulary that ``text`` is, or None."""
-    for part in variants(text):
-        key = fold(part)
-        if key in STAGE_OF_WORD:
-            return key
-        cores = [key] + [key[len(p) :] for p in PREFIXES if key.startswith(p) and len(key) > len(p)]
-        cores += [core[: -len(s)] for core in cores for s in SUFFIXES if core.endswith(s) and len(core) > len(s)]
-        # "Stage N1": the prefix "stage" leaves "n1"; "nonrapideyemovementsleepn1": "sleep" stands inside.
-        cores += [core.replace("sleep", "") for core in cores if "rapideyemovement" in core]
-        for core in cores:
-            if core in STAGE_OF_WORD:
-                return core
-    return None
+    key = fold(concept(text))
+    cores = [key] + [key[len(p) :] for p in PREFIXES if key.startswith(p) and len(key) > len(p)]
+    cores += [core[: -len(s)] for core in cores for s in SUFFIXES if core.endswith(s) and len(core) > len(s)]
+    # NonRapidEyeMovementSleep-N1
+    cores += [core.replace("sleep", "") for core in cores if "rapideyemovement" in core]
+    return next((core for core in cores if core in STAGE_OF_WORD), None)
 
 
 def stage_of(text: str) -> Stage | None:
@@ -181,9 +174,8 @@ def respiratory_event_of(text: str) -> RespiratoryEvent | None:
     An apnoea whose type is not stated is returned as obstructive, the commonest. The text must be the event's name
     and nothing more than its type and criteria: a remark such as ``post apnea arousal`` is not an event.
     """
-    readings = variants(text)
-    readings += [re.sub(r"[(\[{].*?[)\]}]", " ", part) for part in readings]
-    for part in readings:
+    named = concept(text)
+    for part in (named, re.sub(r"[(\[{].*?[)\]}]", " ", named)):
         key = fold(part)
         if key in ABBREVIATIONS:
             return ABBREVIATIONS[key]

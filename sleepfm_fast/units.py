@@ -32,6 +32,8 @@ def unit_of(signal: Signal, kind: str) -> tuple[str, float, tuple[str, ...]]:
     says which unit would fit.
     """
     unit = signal.unit.strip()
+    if not signal.calibrated:
+        return "", 1.0, (f"signal '{signal.label}' is not calibrated: its numbers are the recorder's own, of no unit.",)
     if kind not in POTENTIALS:
         return unit, 1.0, ()
     folded = unicodedata.normalize("NFKC", unit).replace("μ", "u").casefold().strip(" .")

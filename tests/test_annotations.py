@@ -1,0 +1,570 @@
+"""Scoring files of every kind, read and refused, and how they are found."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import struct
+import xml.etree.ElementTree as ET
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sleepfm_fast.annotations import (
+    Event,
+    ScoringError,
+    clip_labels,
+    find_scoring,
+    read_scoring,
+    respiratory_event_of,
+    scoring_of,
+    stage_of,
+)
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.stages import STAGES
+
+DATA = Path(os.environ.get("SLEEPFM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def data(name: str) -> Path:
+    if not (DATA / name).is_file():
+        pytest.skip(f"{DATA / name} is not there; set SLEEPFM_TEST_DATA")
+    return DATA / name
+
+
+def counts(codes: np.ndarray) -> dict[int, int]:
+    return dict(sorted(Counter(codes.tolist()).items()))
+
+
+# Files: delimited text
+
+
+def write(tmp_path: Path, text: str | bytes, name: str = "a.csv", encoding: str = "utf-8") -> Path:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return path
+
+
+ROWS = [(0.0, 30.0, "Wake"), (30.0, 30.0, "Sleep stage 4"), (41.5, 12.5, "Hypopnea"), (60.0, 30.0, "REM")]
+EXPECTED = tuple(Event(*row) for row in ROWS)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("onset", "duration", "description"),
+        ("onset_s", "duration_s", "stage"),
+        ("Start", "Duration", "Event"),
+        ("Start (sec)", "Duration [s]", "Event name"),
+        ("Heure de début", "Durée", "Événement"),
+        ("onset", "duration", "trial_type"),
+        None,
+    ],
+)
+def test_csv_headers_delimiters_encodings(tmp_path, delimiter, encoding, header):
+    lines = ([header] if header else []) + [(f"{a}", f"{b}", c) for a, b, c in ROWS]
+    path = write(tmp_path, "\r\n".join(delimiter.join(line) for line in lines), encoding=encoding)
+    assert read_scoring(path).events == EXPECTED
+
+
+def test_csv_columns_in_another_order_with_quotes_comments_and_blank_lines(tmp_path):
+    text = '# scored by hand\nEvent,Channel,Start,Duration\n"Wake, eyes open",C3,30,30\n\n"Sleep stage 2",C3,0,30\n'
+    scoring = read_scoring(write(tmp_path, text))
+    assert scoring.events == (Event(0, 30, "Sleep stage 2"), Event(30, 30, "Wake, eyes open"))
+    assert scoring.issues == ()
+    assert scoring.events_scored is None
+
+
+def test_csv_decimal_commas_and_clock_durations(tmp_path):
+    scoring = read_scoring(write(tmp_path, "onset;duration;stage\n0,5;00:00:30;N2\n30,5;1:00;N3\n"))
+    assert scoring.events[0] == Event(0.5, 30.0, "N2")
+    assert scoring.events[1].onset_s == 30.5
+
+
+def test_csv_with_ends_instead_of_durations(tmp_path):
+    assert read_scoring(write(tmp_path, "start,end,stage\n0,30,N2\n30,90,N3\n")).events[1] == Event(30, 60, "N3")
+    text = "start time,end time,stage\n23:59:30,00:00:00,N2\n00:00:00,00:00:30,R\n"
+    scoring = read_scoring(write(tmp_path, text), start=datetime(2020, 1, 1, 23, 59))
+    assert scoring.events == (Event(30, 30, "N2"), Event(60, 30, "R"))
+
+
+@pytest.mark.parametrize(
+    ("start", "first", "second"),
+    [
+        (datetime(2020, 3, 1, 22, 0, 0), "22:30:00", "01:00:30"),
+        (datetime(2020, 3, 1, 22, 0, 0), "10:30:00 PM", "1:00:30 am"),
+        (datetime(2020, 3, 1, 22, 0, 0), "01/03/2020 22:30:00", "02/03/2020 01:00:30"),
+        (datetime(2020, 3, 1, 22, 0, 0), "3/1/2020 22:30:00", "3/2/2020 01:00:30"),
+        (datetime(2020, 3, 1, 22, 0, 0), "2020-03-01T22:30:00", "2020-03-02T01:00:30.000"),
+        (datetime(2020, 3, 1, 22, 0, 0), "01.03.2020 22:30:00", "02.03.20 01:00:30".replace(".20 ", ".2020 ")),
+        (datetime(2020, 3, 31, 22, 0, 0), "31/03/2020 22:30:00", "01/04/2020 01:00:30"),
+        (datetime(2020, 3, 31, 22, 0, 0), "03/31/2020 22:30:00", "04/01/2020 01:00:30"),
+    ],
+)
+def test_clock_times(tmp_path, start, first, second):
+    path = write(tmp_path, f"onset,duration,stage\n{first},30,N2\n{second},30,R\n")
+    assert read_scoring(path, start=start).events == (Event(1800, 30, "N2"), Event(10_830, 30, "R"))
+    with pytest.raises(ScoringError, match="start"):
+        read_scoring(path)
+
+
+def test_clock_times_before_the_recording_started(tmp_path):
+    path = write(tmp_path, "onset,duration,stage\n21:59:45,30,N2\n22:00:15,30,R\n")
+    scoring = read_scoring(path, start=datetime(2020, 3, 1, 22, 0, 0, 500_000))
+    assert [event.onset_s for event in scoring.events] == [-15.5, 14.5]
+
+
+def test_times_that_count_from_zero_are_elapsed(tmp_path):
+    path = write(tmp_path, "onset,duration,stage\n00:00:00,30,N2\n00:00:30,30,R\n26:00:00,30,W\n")
+    for start in (None, datetime(2020, 3, 1, 22, 0)):
+        scoring = read_scoring(path, start=start)
+        assert [event.onset_s for event in scoring.events] == [0, 30, 93_600]
+        assert "since the recording's start" in scoring.issues[0]
+
+
+def test_a_night_that_passes_midnight_is_not_elapsed_time(tmp_path):
+    rows = "".join(f"{h:02}:{m:02}:00,30,N2\n" for h in (22, 23, 0, 1) for m in range(0, 60, 10))
+    scoring = read_scoring(write(tmp_path, "onset,duration,stage\n" + rows), start=datetime(2020, 3, 1, 21, 50))
+    assert [event.onset_s for event in scoring.events] == [600.0 * i for i in range(1, 25)]
+
+
+def test_dates_far_from_the_recording_are_reported(tmp_path):
+    path = write(tmp_path, "onset,duration,stage\n2019-03-01 22:00:00,30,N2\n")
+    (issue,) = read_scoring(path, start=datetime(2020, 3, 1, 22, 0)).issues
+    assert "-366 days" in issue
+
+
+def test_rows_that_cannot_be_read_are_counted(tmp_path):
+    text = "onset,duration,stage\n0,30,N2\nx,30,N2\n60,30,\n90,30,R\n120,30,R\n"
+    scoring = read_scoring(write(tmp_path, text))
+    assert len(scoring.events) == 3
+    assert "2 rows" in scoring.issues[0]
+    assert "line 3" in scoring.issues[0]
+
+
+def test_stage_numbers_of_another_convention_are_remarked(tmp_path):
+    assert "REM" in read_scoring(write(tmp_path, "onset,duration,stage\n0,30,2\n30,30,4\n")).issues[0]
+    assert read_scoring(write(tmp_path, "onset,duration,stage\n0,30,5\n30,30,4\n")).issues == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "is empty"),
+        ("\n\n", "is empty"),
+        (',,,\n"#,",\n', "no row"),
+        ("onset,duration\n0,30\n", "stage or event"),
+        ("epoch,stage\n1,N2\n", "onset"),
+        ("W\nW\nN1\n", "separator"),
+        ("onset,duration,stage\n", "none of its 0 rows"),
+        ("onset,duration,stage\nx,y,z\n", "none of its 1 rows"),
+        ("onset,duration,stage\n0,30,N1\nx,y,z\nx,y,z\n", "2 of 3 rows"),
+        ("onset,duration,stage\n0,30,N1\n00:00:30,30,N1\n", "mixes"),
+        ("onset,duration,stage\n22:00:00,30,N1\n2020-01-01 22:00:30,30,N1\n", "carry a date"),
+        ("onset,duration,stage\n32/13/2020 22:00:00,30,N1\n", "does not exist"),
+        ("0,N2,30\n30,N2,30\n", "not a duration"),
+        (bytes(range(256)), "neither text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    ],
+)
+def test_refusals_are_sentences(tmp_path, text, said):
+    with pytest.raises(ScoringError, match=said):
+        read_scoring(write(tmp_path, text), start=datetime(2020, 1, 1))
+
+
+def test_missing_file_and_folder(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(ScoringError, match="cannot be read"):
+            read_scoring(path)
+
+
+# Files: XML
+
+PSG = """<?xml version="1.0" encoding="{encoding}"?><PSGAnnotation><EpochLength>30</EpochLength><ScoredEvents>
+<ScoredEvent><EventType/><EventConcept>Recording Start Time</EventConcept><Start>0</Start><Duration>90.0</Duration>
+</ScoredEvent>
+<ScoredEvent><EventType>Stages|Stages</EventType><EventConcept>Stage 4 sleep|4</EventConcept><Start>30.0</Start>
+<Duration>60.0</Duration></ScoredEvent>
+<ScoredEvent><EventType>Stages|Stages</EventType><EventConcept>Wake|0</EventConcept><Start>0</Start><Duration>30</Duration></ScoredEvent>
+<ScoredEvent><EventType>Respiratory|Respiratory</EventType><EventConcept>Hypopnea|Hypopnea</EventConcept><Start>31</Start>
+<Duration>14.5</Duration><Note>à</Note></ScoredEvent>
+<ScoredEvent><EventConcept>SpO2 desaturation|SpO2 desaturation</EventConcept><Start>5</Start>
+<Duration>20</Duration></ScoredEvent>
+</ScoredEvents></PSGAnnotation>"""
+
+PROFUSION = """<?xml version="1.0"?><CMPStudyConfig xmlns="http://www.cmp"><EpochLength>30</EpochLength><ScoredEvents>
+<ScoredEvent><Name>Obstructive Apnea</Name><Start>65.2</Start><Duration>11</Duration><Input>FLOW</Input></ScoredEvent>
+<ScoredEvent><Name>Arousal (ASDA)</Name><Start>1</Start><Duration>11</Duration></ScoredEvent>
+<ScoredEvent><Name>Lost</Name></ScoredEvent></ScoredEvents>
+<SleepStages><SleepStage>0</SleepStage><SleepStage>4</SleepStage><SleepStage>5</SleepStage><SleepStage>9</SleepStage>
+<SleepStage>77</SleepStage></SleepStages></CMPStudyConfig>"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "iso-8859-1"])
+def test_nsrr_xml(tmp_path, encoding):
+    path = write(tmp_path, PSG.format(encoding=encoding.replace("-sig", "")), "a.xml", encoding)
+    scoring = read_scoring(path)
+    assert scoring.events_scored is True
+    assert len(scoring.events) == 5
+    grid = clip_labels(scoring, 90)
+    assert grid.stage.tolist() == [0, 3, 3]
+    assert grid.sdb.tolist() == [0, 1, 0]
+
+
+def test_xml_in_another_encoding_than_declared(tmp_path):
+    for declared, actual in (("utf-16", "utf-8"), ("utf-8", "iso-8859-1")):
+        scoring = read_scoring(write(tmp_path, PSG.format(encoding=declared), "a.xml", actual))
+        assert len(scoring.events) == 5
+        assert "encoding" in scoring.issues[0]
+
+
+def test_profusion_xml(tmp_path):
+    scoring = read_scoring(write(tmp_path, PROFUSION, "a.anything"))
+    grid = clip_labels(scoring, 150)
+    assert grid.stage.tolist() == [0, 3, 4, -1, -1]
+    assert grid.sdb.tolist() == [0, 0, 1, 0, 0]
+    assert any("1 scored events" in issue for issue in scoring.issues)
+    assert any("1 of 5 sleep stage codes" in issue for issue in scoring.issues)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('<!DOCTYPE a [<!ENTITY x "y">]><PSGAnnotation>&x;</PSGAnnotation>', "document type"),
+        ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><PSGAnnotation/>', "document type"),
+        ("<PSGAnnotation><ScoredEvents>", "not well-formed"),
+        ("<html></html>", "<html>"),
+        ('<?xml version="1.0" encoding="utf-99"?><PSGAnnotation>', "not well-formed"),
+        ("<PSGAnnotation>&x;</PSGAnnotation>", "not well-formed"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_xml_refused(tmp_path, text, said, encoding):
+    with pytest.raises(ScoringError, match=said):
+        read_scoring(write(tmp_path, text, "a.xml", encoding))
+
+
+# Damage
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("kind", ["csv", "xml", "profusion", "st"])
+def test_damaged_files_are_read_or_refused_by_a_sentence(tmp_path, kind, seed):
+    rng = random.Random(seed)
+    whole = {
+        "csv": "onset;duration;stage\n" + "".join(f"22:{m:02}:00;30,0;N2\n" for m in range(40)),
+        "xml": PSG.format(encoding="utf-8"),
+        "profusion": PROFUSION,
+    }
+    notes = [(1, "W"), (3000, "2 H"), (6000, "R")]
+    damaged = bytearray(whole[kind].encode() if kind in whole else wfdb_file(tmp_path, notes).read_bytes())
+    for _ in range(rng.choice([1, 3, 10])):
+        at = rng.randrange(len(damaged))
+        change = rng.randrange(4)
+        if change == 0:
+            damaged[at] = rng.randrange(256)
+        elif change == 1:
+            del damaged[at : at + rng.randrange(1, 20)]
+        elif change == 2:
+            damaged[at:at] = rng.choice([b";", b",", b'"', b"\n", b"\0", b"<", b"-1", b"1e999", b"nan", b":", b"/"])
+        else:
+            del damaged[at + 1 :]
+        damaged = damaged or bytearray(b" ")
+    path = write(tmp_path, bytes(damaged), "a.st" if kind == "st" else f"{kind}.txt")
+    try:
+        grid = clip_labels(read_scoring(path, start=datetime(2020, 1, 1, 22, 0)), 600)
+    except SleepfmError as error:
+        said = str(error)
+        assert path.name in said  # noqa: PT017
+        assert said.endswith((".", "?"))  # noqa: PT017
+    else:
+        assert len(grid.stage) in (19, 20)
+        assert set(grid.stage) <= {-1, 0, 1, 2, 3, 4}
+
+
+# Real files
+
+
+def test_osas2002_stages():
+    scoring = read_scoring(data("osas2002-stages.csv"))
+    assert scoring.issues == ()
+    grid = clip_labels(scoring, 1200)
+    lines = data("osas2002-stages.csv").read_text().splitlines()[1:]
+    assert [STAGES[code] for code in grid.stage] == [line.split(",")[2] for line in lines]
+    assert grid.onsets_s.tolist() == [30.0 * i for i in range(40)]
+    assert counts(grid.sdb) == {-1: 40}
+    assert grid.issues == ()
+
+
+def test_nsrr_100022():
+    path = data("annotations/nsrr-100022.xml")
+    scoring = read_scoring(path)
+    assert scoring.events_scored is True
+    seconds: Counter[str] = Counter()
+    names: Counter[str] = Counter()
+    for element in ET.parse(path).iter("ScoredEvent"):
+        name = element.findtext("EventConcept").removeprefix("SRO:")
+        seconds[name] += float(element.findtext("Duration"))
+        names[name] += 1
+    grid = clip_labels(scoring, 31_530)
+    assert len(grid.stage) == 1051
+    assert counts(grid.stage) == {
+        -1: (31_530 - 31_110) // 30,
+        0: seconds["Wake"] / 30,
+        1: seconds["Stage1Sleep"] / 30,
+        2: seconds["Stage2Sleep"] / 30,
+        3: seconds["Stage3Sleep"] / 30,
+        4: seconds["RapidEyeMovement"] / 30,
+    }
+    events = Counter(respiratory_event_of(event.text) for event in scoring.events)
+    assert events["hypopnea"] == names["Hypopnea"] == 175
+    assert events["obstructive_apnea"] == names["ObstructiveApnea"] == 23
+    assert 198 / 2 < counts(grid.sdb)[1] < 198 * 2
+
+
+@pytest.mark.parametrize(
+    ("record", "seconds", "stages", "n_events"),
+    [
+        ("slp01a", 7200, {-1: 1, 0: 7, 1: 1, 2: 105, 3: 113, 4: 13}, 37),
+        ("slp03", 21_600, {0: 151, 1: 105, 2: 312, 3: 78, 4: 74}, 241),
+        ("slp14", 21_600, {-1: 7, 0: 321, 1: 188, 2: 126, 3: 42, 4: 36}, 182),
+        ("slp41", 23_400, {0: 229, 1: 230, 2: 218, 3: 13, 4: 90}, 0),
+    ],
+)
+def test_slpdb(record, seconds, stages, n_events):
+    """Figures counted from a separate decoding: epochs by first word, epochs with H, HA, X, OA, CA or CAA."""
+    scoring = read_scoring(data(f"annotations/{record}.st"))
+    assert scoring.issues == ()
+    grid = clip_labels(scoring, seconds)
+    assert grid.onsets_s[0] == 0
+    assert len(grid.stage) == seconds // 30
+    assert counts(grid.stage) == stages
+    assert np.count_nonzero(grid.sdb == 1) == n_events
+    assert np.count_nonzero(grid.sdb == -1) == 0
+    assert grid.issues == ()
+
+
+def test_slp14_starts_late():
+    grid = clip_labels(read_scoring(data("annotations/slp14.st")), 21_600)
+    assert grid.stage[:7].tolist() == [-1] * 6 + [0]
+
+
+NOX_STAGES = {0: 213, 1: 66, 2: 466, 3: 364, 4: 249}
+
+
+@pytest.mark.parametrize(("start", "shift"), [(datetime(2016, 1, 15, 22, 30), 0), (datetime(2016, 1, 15, 22, 15), 900)])
+def test_noxturnal(start, shift):
+    path = data("annotations/noxturnal-events.csv")
+    scoring = read_scoring(path, start=start)
+    lines = path.read_bytes().decode("utf-16").splitlines()[2:]
+    assert len(scoring.events) == len(lines) == 1411
+    assert scoring.events[0] == Event(shift, 30, "Éveil")
+    assert next(event for event in scoring.events if event.text == "Micro-éveil").duration_s == 4.104
+    assert scoring.issues == ()
+    grid = clip_labels(scoring, shift + 44_910)
+    assert len(grid.stage) == (shift + 44_910) // 30
+    assert {code: n for code, n in counts(grid.stage).items() if code >= 0} == NOX_STAGES
+    assert counts(grid.sdb) == {-1: len(grid.sdb)}
+    assert counts(clip_labels(scoring, shift + 44_910, events_scored=True).sdb) == {0: len(grid.sdb)}
+
+
+def test_noxturnal_needs_a_start():
+    with pytest.raises(ScoringError, match="clock times"):
+        read_scoring(data("annotations/noxturnal-events.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "n_s", "unscored_s"),
+    [
+        ("annotations/ST7011JP-Hypnogram.edf", 32_760, 0),
+        ("SC4001EC-Hypnogram.edf", 86_400, 6900),
+        ("ucddb018_eeg.edf", 24_660, 0),
+    ],
+)
+def test_edf_annotations(name, n_s, unscored_s):
+    edfio = pytest.importorskip("edfio")
+    scoring = read_scoring(data(name))
+    oracle = edfio.read_edf(data(name)).annotations
+    assert [(e.onset_s, e.duration_s, e.text) for e in scoring.events] == [
+        (a.onset, a.duration, a.text) for a in oracle
+    ]
+    assert scoring.events_scored is None
+    seconds: Counter[int] = Counter()
+    codes = {"W": 0, "1": 1, "2": 2, "3": 3, "4": 3, "R": 4, "?": -1}
+    for annotation in oracle:
+        seconds[codes[annotation.text.removeprefix("Sleep stage ")]] += annotation.duration
+    grid = clip_labels(scoring, n_s)
+    assert counts(grid.stage) == {code: s / 30 for code, s in sorted(seconds.items())}
+    assert seconds[-1] == unscored_s
+    assert counts(grid.sdb) == {-1: len(grid.sdb)}
+
+
+def test_edf_hypnogram_of_another_start_is_shifted():
+    path = data("SC4001EC-Hypnogram.edf")
+    same = read_scoring(path, start=datetime(1989, 4, 24, 16, 13))
+    assert same.events == read_scoring(path).events
+    earlier = read_scoring(path, start=datetime(1989, 4, 24, 16, 12))
+    assert [e.onset_s - 60 for e in earlier.events] == [e.onset_s for e in same.events]
+    assert any("60 s after" in issue for issue in earlier.issues)
+    elsewhere = read_scoring(path, start=datetime(1999, 1, 1))
+    assert elsewhere.events == same.events
+    assert any("more than a day" in issue for issue in elsewhere.issues)
+
+
+def test_edf_without_annotations_is_refused():
+    with pytest.raises(ScoringError, match="no annotations"):
+        read_scoring(data("short_psg.edf"))
+
+
+def test_annotations_inside_a_recording():
+    from sleepfm_fast.edf import read_recording
+
+    recording = read_recording(data("ucddb018_eeg.edf"))
+    grid = clip_labels(scoring_of(recording), recording.duration_s, recording.segments)
+    assert counts(grid.stage) == {0: 328, 1: 58, 2: 280, 3: 137, 4: 19}
+    hearts = read_recording(data("osas2002.edf"))
+    grid = clip_labels(scoring_of(hearts), hearts.duration_s, hearts.segments)
+    assert counts(grid.stage) == {-1: 40}
+    assert any("names no sleep stage" in issue for issue in grid.issues)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((DATA / "annotations").glob("*")) or [None], ids=lambda p: getattr(p, "name", "none")
+)
+def test_every_annotation_file_is_read_or_refused_by_a_sentence(path):
+    if path is None:
+        pytest.skip(f"{DATA / 'annotations'} is not there; set SLEEPFM_TEST_DATA")
+    start = datetime(2016, 1, 15, 22, 30)
+    if path.suffix == ".hea":
+        with pytest.raises(SleepfmError, match=path.name):
+            read_scoring(path, start=start)
+    else:
+        assert any(stage_of(event.text) for event in read_scoring(path, start=start).events)
+
+
+# Files: WFDB notes
+
+
+def note(text: str, interval: int) -> bytes:
+    """Encode a note after an interval, as SKIP, NOTE, AUX in MIT format."""
+    raw = text.encode()
+    skip = struct.pack("<HHH", 59 << 10, interval >> 16, interval & 0xFFFF)
+    return skip + struct.pack("<HH", 22 << 10, 63 << 10 | len(raw)) + raw + b"\0" * (len(raw) % 2)
+
+
+def wfdb_file(tmp_path: Path, notes: list[tuple[int, str]], name: str = "a.st") -> Path:
+    steps = [notes[0][0], *(b[0] - a[0] for a, b in itertools.pairwise(notes))]
+    path = write(
+        tmp_path, b"".join(note(text, step) for (_, text), step in zip(notes, steps, strict=True)) + b"\0\0", name
+    )
+    path.with_suffix(".hea").write_text("a 1 100 30000\n")
+    return path
+
+
+def test_notes_of_one_epoch_each(tmp_path):
+    notes = [
+        (1, "W LA"),
+        (3000, "2 H HA"),
+        (6000, "4"),
+        (9000, "R CAA X"),
+        (12_000, "MT"),
+        (15_000, "1 L A QQ"),
+        (18_000, "OA"),
+    ]
+    scoring = read_scoring(wfdb_file(tmp_path, notes))
+    grid = clip_labels(scoring, 300)
+    assert grid.onsets_s[0] == 0
+    assert grid.stage.tolist() == [0, 2, 3, 4, -1, 1, -1, -1, -1, -1]
+    assert grid.sdb.tolist() == [0, 1, 0, 1, 0, 0, 1, 0, 0, 0]
+    assert scoring.events_scored is True
+    (issue,) = scoring.issues
+    assert "'QQ' (1)" in issue
+    names = Counter(respiratory_event_of(event.text) for event in scoring.events)
+    assert (names["hypopnea"], names["central_apnea"], names["obstructive_apnea"]) == (2, 1, 2)
+
+
+def test_notes_with_brackets(tmp_path):
+    notes = [
+        (3000, "W"),
+        (9000, "N1"),
+        (12_000, "(resp_hypopnea"),
+        (12_500, "(arousal_rera"),
+        (13_500, "resp_hypopnea)"),
+    ]
+    notes += [(13_600, "arousal_rera)"), (15_000, "R"), (16_000, "resp_centralapnea)"), (17_000, "(resp_mixedapnea")]
+    scoring = read_scoring(wfdb_file(tmp_path, notes, "a.arousal"))
+    grid = clip_labels(scoring, 300)
+    assert grid.stage.tolist() == [-1, 0, 0, 1, 1, 4, -1, -1, -1, -1]
+    assert grid.sdb.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+    assert any("2 events have a beginning without an end" in issue for issue in scoring.issues)
+
+
+def test_wfdb_without_texts_or_header(tmp_path):
+    path = wfdb_file(tmp_path, [(1, "")])
+    with pytest.raises(ScoringError, match="without texts"):
+        read_scoring(path)
+    path.with_suffix(".hea").unlink()
+    with pytest.raises(ScoringError, match=r"a\.hea"):
+        read_scoring(path)
+    write(tmp_path, "a 1 100", "b.hea")
+    with pytest.raises(SleepfmError, match="MIT format"):
+        read_scoring(write(tmp_path, b"\x01", "b.st"))
+
+
+def test_events_are_sorted_whatever_the_file_order(tmp_path):
+    rows = [
+        f"{onset},30,{stage}" for onset, stage in zip(range(0, 300, 30), itertools.cycle(["N2", "R"]), strict=False)
+    ]
+    text = "onset,duration,stage\n"
+    upward = read_scoring(write(tmp_path, text + "\n".join(rows), "a.csv"))
+    downward = read_scoring(write(tmp_path, text + "\n".join(reversed(rows)), "b.csv"))
+    assert upward.events == downward.events
+
+
+# Finding
+
+
+@pytest.mark.parametrize(
+    ("recording", "labels"),
+    [
+        ("SC4001E0-PSG.edf", "SC4001EC-Hypnogram.edf"),
+        ("ST7011J0-PSG.edf", "ST7011JP-Hypnogram.edf"),
+        ("shhs1-200001.edf", "shhs1-200001-nsrr.xml"),
+        ("shhs1-200001.edf", "shhs1-200001-profusion.xml"),
+        ("a.edf", "a.xml"),
+        ("a.EDF", "A.csv"),
+        ("a.edf", "a-Hypnogram.edf"),
+        ("osas2002.edf", "osas2002-stages.csv"),
+        ("slp01a.edf", "slp01a.st"),
+        ("sub-01_task-sleep_eeg.edf", "sub-01_task-sleep_events.tsv"),
+    ],
+)
+def test_find_scoring(tmp_path, recording, labels):
+    folder, elsewhere, foreign = tmp_path / "recordings", tmp_path / "labels" / "deep", tmp_path / "foreign" / "deep"
+    for made in (folder, elsewhere, foreign):
+        made.mkdir(parents=True)
+        write(made, b"0", "SC4002EC-Hypnogram.edf")
+    path = write(folder, b"0", recording)
+    assert find_scoring(path) is None
+    assert find_scoring(path, tmp_path / "foreign") is None
+    apart = write(elsewhere, b"0", labels)
+    assert find_scoring(path, tmp_path / "labels") == apart
+    assert find_scoring(path) is None
+    beside = write(folder, b"0", labels)
+    assert find_scoring(path) == beside
+    assert find_scoring(path, apart) == apart
+
+
+def test_find_scoring_prefers_and_refuses(tmp_path):
+    path = write(tmp_path, b"0", "a.edf")
+    for name in ("a.csv", "a-Hypnogram.edf", "a-profusion.xml", "a-nsrr.xml"):
+        written = write(tmp_path, b"0", name)
+        assert find_scoring(path) == written
+    with pytest.raises(ScoringError, match="no such file"):
+        find_scoring(path, tmp_path / "none")

@@ -1,0 +1,289 @@
+"""Labels of 30-s clips: the grid, stages, sleep-disordered breathing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sleepfm_fast.labels import clip_labels
+from sleepfm_fast.scoring import Event, Scoring
+from sleepfm_fast.stages import STAGES, respiratory_event_of, stage_of
+
+DATA = Path(os.environ.get("SLEEPFM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    first_record: int
+    n_records: int
+    onset_s: Fraction
+
+
+def scored(*events: tuple[float, float | None, str], events_scored: bool | None = None) -> Scoring:
+    return Scoring(tuple(Event(*event) for event in events), "test", (), events_scored)
+
+
+def counts(codes: np.ndarray) -> dict[int, int]:
+    return dict(sorted(Counter(codes.tolist()).items()))
+
+
+# Grid and stages
+
+
+def test_late_start_anchors_the_grid_and_extends_backwards():
+    grid = clip_labels(scored((75.0, 60.0, "N2")), 200)
+    assert grid.onsets_s.tolist() == [15, 45, 75, 105, 135, 165]
+    assert grid.stage.tolist() == [-1, -1, 2, 2, -1, -1]
+
+
+def test_the_grid_is_anchored_on_a_scored_stage():
+    grid = clip_labels(scored((3.0, 5.0, "Artifact"), (10.0, 30.0, "N2"), (40.0, 30.0, "?")), 100)
+    assert grid.onsets_s.tolist() == [10, 40, 70]
+    assert grid.stage.tolist() == [2, -1, -1]
+
+
+def test_a_scoring_that_began_before_the_recording():
+    grid = clip_labels(scored((-45.0, 30.0, "W"), (-15.0, 30.0, "N1"), (15.0, 30.0, "N2")), 60)
+    assert grid.onsets_s.tolist() == [15]
+    assert grid.stage.tolist() == [2]
+
+
+def test_no_stages_and_no_scoring():
+    for scoring in (None, scored(), scored((3.0, 1.0, "QRS"))):
+        grid = clip_labels(scoring, 95)
+        assert grid.onsets_s.tolist() == [0, 30, 60]
+        assert counts(grid.stage) == counts(grid.sdb) == {-1: 3}
+        assert grid.issues
+    assert len(clip_labels(None, 0).stage) == 0
+    assert len(clip_labels(None, 29.9).stage) == 0
+
+
+def test_overlap_goes_to_the_stage_that_covers_most():
+    grid = clip_labels(scored((0, 30, "W"), (25, 30, "S4"), (30, 30, "S3"), (60, 30, "R")), 90)
+    assert grid.stage.tolist() == [0, 3, 4]
+    assert any("overlap in 1 epochs" in issue for issue in grid.issues)
+
+
+def test_equal_coverage_goes_to_the_later_start():
+    assert clip_labels(scored((0, 60, "N2"), (30, 30, "N3")), 60).stage.tolist() == [2, 3]
+    assert clip_labels(scored((0, 30, "N2"), (30, 15, "N2"), (45, 15, "N3")), 60).stage.tolist() == [2, 3]
+    twice = clip_labels(scored((0, 30, "N2"), (0, 30, "N3"), (30, 30, "W")), 60)
+    assert twice.stage.tolist() == [-1, 0]
+    assert any("1 that stayed undecided" in issue for issue in twice.issues)
+
+
+def test_movement_covers_like_a_stage():
+    assert clip_labels(scored((0, 30, "N2"), (30, 20, "Movement time"), (50, 10, "N2")), 60).stage.tolist() == [2, -1]
+    assert clip_labels(scored((0, 30, "N2"), (30, 8, "Movement"), (38, 22, "N2")), 60).stage.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(("covered_s", "stage"), [(14.9, -1), (15.0, 1), (30.0, 1)])
+def test_half_of_an_epoch_must_be_covered(covered_s, stage):
+    grid = clip_labels(scored((0, 30, "W"), (30, covered_s, "N1")), 60)
+    assert grid.stage.tolist() == [0, stage]
+    assert any("less than half" in issue for issue in grid.issues) == (stage == -1)
+
+
+@pytest.mark.parametrize("duration_s", [0.0, None])
+def test_stages_without_duration_last_until_the_next(duration_s):
+    events = [
+        (0, duration_s, "Wake"),
+        (90, duration_s, "Stage2"),
+        (120, duration_s, "UnknownStage"),
+        (150, duration_s, "REM"),
+    ]
+    grid = clip_labels(scored(*events, (100, 1.0, "Arousal")), 240)
+    assert grid.stage.tolist() == [0, 0, 0, 2, -1, 4, -1, -1]
+    assert any("4 stage annotations have no duration" in issue for issue in grid.issues)
+
+
+def test_a_remark_without_duration_is_no_epoch():
+    grid = clip_labels(scored((0, 60, "W"), (35, 0.0, "Movement"), (60, 30, "N1")), 90)
+    assert grid.stage.tolist() == [0, 0, 1]
+
+
+def test_bad_durations_and_foreign_labels_are_reported():
+    grid = clip_labels(scored((0, -30, "W"), (30, 30, "N1"), (0, float("inf"), "N2")), 60)
+    assert grid.stage.tolist() == [-1, 1]
+    assert any("2 stage annotations with a negative or infinite" in issue for issue in grid.issues)
+    grid = clip_labels(scored((6000, 30, "N1")), 60)
+    assert any("belong to this recording" in issue for issue in grid.issues)
+
+
+def test_stages_off_the_grid_are_reported():
+    grid = clip_labels(scored((0, 50, "W"), (50, 40, "N1")), 90)
+    assert grid.stage.tolist() == [0, 0, 1]
+    assert any("1 of 2 stage annotations do not start on the 30-s grid" in issue for issue in grid.issues)
+
+
+SEGMENTS = (Stretch(0, 10, Fraction(0)), Stretch(10, 12, Fraction(205, 2)), Stretch(22, 2, Fraction(300)))
+
+
+def test_clips_are_whole_inside_one_segment():
+    # records of 10 s: 0-100, 102.5-222.5, 300-320
+    grid = clip_labels(scored((0, 300, "N2")), 320, SEGMENTS)
+    assert grid.onsets_s.tolist() == [0, 30, 60, 120, 150, 180]
+    assert counts(grid.stage) == {2: 6}
+    grid = clip_labels(scored((12.5, 30, "N2")), 320, SEGMENTS)
+    assert grid.onsets_s.tolist() == [12.5, 42.5, 102.5, 132.5, 162.5, 192.5]
+    assert len(clip_labels(None, 0, (Stretch(0, 0, Fraction(0)),)).stage) == 0
+
+
+def test_fractional_records_reach_the_end_exactly():
+    # 7 records of 30/7 s end at 30 s, though no float holds 30/7
+    segments = (Stretch(0, 7, Fraction(0)), Stretch(7, 7, Fraction(1, 3) + 30))
+    grid = clip_labels(None, float(Fraction(1, 3) + 60), segments)
+    assert grid.onsets_s.tolist() == [0]
+    grid = clip_labels(scored((1 / 3, 30, "W")), float(Fraction(1, 3) + 60), segments)
+    assert grid.onsets_s.tolist() == pytest.approx([30 + 1 / 3])
+
+
+def test_discontinuous_recording():
+    from sleepfm_fast.edf import read_recording
+
+    path = DATA / "awkward" / "edfReader__edfPlusD.edf"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there; set SLEEPFM_TEST_DATA")
+    recording = read_recording(path)
+    assert len(recording.segments) > 1
+    grid = clip_labels(None, recording.duration_s, recording.segments)
+    for onset_s in grid.onsets_s:
+        inside = [
+            s
+            for s in recording.segments
+            if s.onset_s <= onset_s and onset_s + 30 <= s.onset_s + s.n_records * recording.record_s
+        ]
+        assert len(inside) == 1
+
+
+# Sleep-disordered breathing
+
+
+@pytest.mark.parametrize(
+    ("onset_s", "duration_s", "sdb"),
+    [
+        (35, 12, [0, 1, 0, 0]),
+        (20, 20, [1, 1, 0, 0]),
+        (20.5, 20, [0, 1, 0, 0]),
+        (19, 22, [1, 1, 0, 0]),
+        (26, 8, [1, 1, 0, 0]),
+        (27, 8, [0, 1, 0, 0]),
+        (20, 60, [1, 1, 1, 0]),
+        (35, 4, [0, 1, 0, 0]),
+        (-5, 14, [1, 0, 0, 0]),
+        (-9, 14, [0, 0, 0, 0]),
+        (110, 60, [0, 0, 0, 1]),
+        (111, 60, [0, 0, 0, 0]),
+        (60, None, [0, 0, 1, 0]),
+        (59.9, 0.0, [0, 1, 0, 0]),
+    ],
+)
+def test_sdb_rule(onset_s, duration_s, sdb):
+    events = ((0, 120, "N2"), (onset_s, duration_s, "Obstructive apnea"))
+    assert clip_labels(scored(*events), 120).sdb.tolist() == sdb
+
+
+def test_two_halves_do_not_add_up():
+    """Each event counts by itself: 6 s of one and 6 s of another, both longer than 12 s, are no event of 12 s."""
+    grid = clip_labels(scored((0, 90, "N2"), (11, 25, "Hypopnea"), (54, 25, "Hypopnea")), 90)
+    assert grid.sdb.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("text", ["RERA", "SpO2 desaturation", "Arousal", "Snore", "Unsure|Unsure"])
+def test_other_events_are_not_sdb(text):
+    events = ((0, 60, "N2"), (5, 20, text))
+    assert clip_labels(scored(*events), 60).sdb.tolist() == [-1, -1]
+    assert clip_labels(scored(*events, events_scored=True), 60).sdb.tolist() == [0, 0]
+    assert clip_labels(scored(*events), 60, events_scored=True).sdb.tolist() == [0, 0]
+
+
+def test_who_says_that_events_were_scored():
+    events = ((0, 60, "N2"), (5, 20, "Hypopnea"))
+    assert clip_labels(scored(*events), 60).sdb.tolist() == [1, 0]
+    assert clip_labels(scored(*events, events_scored=False), 60).sdb.tolist() == [1, -1]
+    assert clip_labels(scored((0, 60, "N2"), events_scored=True), 60).sdb.tolist() == [0, 0]
+
+
+# Properties over random scorings
+
+WORDS = ["W", "N1", "N2", "N3", "R", "?", "Obstructive apnea", "Hypopnea", "Arousal"]
+
+
+def random_scoring(rng: random.Random, n_s: int) -> list[tuple[float, float | None, str]]:
+    """Draw times on whole tenths, so that an independent count by tenths of a second is exact."""
+    events: list[tuple[float, float | None, str]] = [(rng.randrange(0, 60), 30, "W")]
+    for _ in range(rng.randrange(1, 40)):
+        text = rng.choice(WORDS)
+        duration_s = rng.choice([30, 60, 300, 7, 25]) if stage_of(text) else rng.randrange(20, 700) / 10
+        events.append((rng.randrange(-600, 10 * n_s) / 10, duration_s, text))
+    return events
+
+
+def by_tenths(events, onsets_s) -> tuple[list[int], list[int]]:
+    """Stages and SDB by counting tenths of a second, one clip at a time: the rule restated."""
+    stages, sdb = [], []
+    for onset_s in onsets_s:
+        clip = range(round(10 * onset_s), round(10 * onset_s) + 300)
+        covered: dict[int, set[int]] = {}
+        latest: dict[int, float] = {}
+        hit = 0
+        for start, duration, text in events:
+            ticks = set(range(max(round(10 * start), clip.start), min(round(10 * (start + duration)), clip.stop)))
+            stage = stage_of(text)
+            if stage is not None and ticks:
+                code = -1 if stage == "none" else STAGES.index(stage)
+                covered.setdefault(code, set()).update(ticks)
+                latest[code] = max(latest.get(code, -1e9), start)
+            if respiratory_event_of(text) is not None and len(ticks) >= min(100, 5 * duration):
+                hit = 1
+        sdb.append(hit)
+        best = sorted(((len(ticks), latest[code], code) for code, ticks in covered.items()), reverse=True)
+        if not best or len(set().union(*covered.values())) < 150 or (len(best) > 1 and best[0][:2] == best[1][:2]):
+            stages.append(-1)
+        else:
+            stages.append(best[0][2])
+    return stages, sdb
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_scorings_against_a_count_by_tenths(seed):
+    rng = random.Random(seed)
+    n_s = rng.randrange(60, 900)
+    events = random_scoring(rng, n_s)
+    grid = clip_labels(scored(*events), n_s, events_scored=True)
+    anchored = min(event[0] for event in events if stage_of(event[2]) not in (None, "none"))
+    assert all(((onset - anchored) / 30) == pytest.approx(round((onset - anchored) / 30)) for onset in grid.onsets_s)
+    assert len(grid.onsets_s) == int((n_s - anchored % 30 + 1e-9) // 30)
+    stages, sdb = by_tenths(events, grid.onsets_s)
+    assert grid.stage.tolist() == stages
+    assert grid.sdb.tolist() == sdb
+    assert grid.stage.dtype == grid.sdb.dtype == np.int8
+    assert grid.onsets_s.dtype == np.float64
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_order_does_not_matter(seed):
+    rng = random.Random(seed)
+    events = random_scoring(rng, 600)
+    first = clip_labels(scored(*events), 600)
+    second = clip_labels(scored(*rng.sample(events, len(events))), 600)
+    for name in ("onsets_s", "stage", "sdb"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    assert first.issues == second.issues
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_shifting_by_an_epoch_shifts_the_labels_by_one(seed):
+    events = random_scoring(random.Random(seed), 600)
+    first = clip_labels(scored(*events), 600, events_scored=True)
+    later = clip_labels(scored(*((a + 30, b, c) for a, b, c in events)), 600, events_scored=True)
+    np.testing.assert_allclose(first.onsets_s, later.onsets_s, atol=1e-6)
+    np.testing.assert_array_equal(first.stage[:-1], later.stage[1:])
+    np.testing.assert_array_equal(first.sdb[:-1], later.sdb[1:])

@@ -1,0 +1,93 @@
+"""The words that name sleep stages and respiratory events."""
+
+from __future__ import annotations
+
+import pytest
+
+from sleepfm_fast.stages import STAGE_OF_WORD, is_marker, respiratory_event_of, stage_of
+
+STAGE_TEXTS = {
+    "W": "W, Wake, Wake|0, 0, SlpStgWake, Sleep stage W, SDO:WakeState, SRO:Wake, Éveil, Wach, AWAKE",
+    "N1": "N1, S1, 1, Stage 1 sleep|1, Sleep stage 1, SRO:Stage1Sleep, NREM 1, nonrem1, 1.0, Stage N1",
+    "N2": "N2, S2, 2, Sleep stage N2, NREM stage 2, Stade 2, Schlafstadium 2, Non-REM 2",
+    "N3": "N3, S3, S4, 3, 4, Stage 4 sleep|4, Sleep stage 3/4, SWS, Stage 3 sleep|3, Sleep stage 4",
+    "R": "R, REM, 5, REM sleep|5, SRO:RapidEyeMovement, Sleep stage R, Stage REM, Sommeil paradoxal, rem",
+    "none": (
+        "?, Sleep stage ?, Movement time, M, MT, 6, 9, Unscored|9, Movement|6, Artifact, SP, undefined, UnknownStage, "
+        "-1, -2, nan, Not scored, ART, UNS"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "text"), [(stage, text) for stage, texts in STAGE_TEXTS.items() for text in texts.split(", ")]
+)
+def test_stage_words(stage, text):
+    assert stage_of(text) == stage_of(f"  {text}\t") == stage
+    assert respiratory_event_of(text) is None
+
+
+@pytest.mark.parametrize("word", STAGE_OF_WORD)
+def test_every_word_of_the_vocabulary_in_every_spelling(word):
+    stage = STAGE_OF_WORD[word]
+    texts = [word.upper(), f"Sleep stage {word}", f"stage_{word}", f"{word}|7"]
+    # "3/4" is a stage, the number 34 is not
+    for text in texts[word == "34" :]:
+        assert stage_of(text) == stage, text
+
+
+NO_STAGE_TEXTS = (
+    "Stage, Sleep, Micro-éveil, Notification, Avertissement, Lights off, Lights on, Arousal, QRS, 10, Limb "
+    "movement, SRO:SpO2Artifact, SRO:Arousal, Recording Start Time, Stages|Stages, Arousal|Wake, N12, Wake after "
+    "sleep onset, R wave, 1.5, W LA"
+)
+
+
+@pytest.mark.parametrize("text", ["", *NO_STAGE_TEXTS.split(", ")])
+def test_texts_that_are_no_stage(text):
+    assert stage_of(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "marker"),
+    [("Movement", True), ("Artefact", True), ("?", False), ("9", False), ("W", False)],
+)
+def test_remarks_of_a_moment(text, marker):
+    assert is_marker(text) == marker
+
+
+RESPIRATORY_TEXTS = {
+    "obstructive_apnea": (
+        "Obstructive Apnea, Obstructive apnea|Obstructive Apnea, SRO:ObstructiveApnea, Apnoea, resp_obstructiveapnea, "
+        "apnea:obstructive, Apnée obstructive, Obstruktive Apnoe, Apnea, OA, Apnea Obstructive [A. O.], Obstructive "
+        "apnea with arousal, Apneia obstrutiva, Apnea ostruttiva"
+    ),
+    "central_apnea": "Central Apnea, Central apnea|Central Apnea, resp_centralapnea, Apnée centrale, Zentrale Apnoe",
+    "mixed_apnea": "Mixed Apnea, Mixed apnea|Mixed Apnea, resp_mixedapnea, Apnée mixte, Gemischte Apnoe",
+    "hypopnea": (
+        "Hypopnea, Hypopnea|Hypopnea, SRO:Hypopnea, resp_hypopnea, Hypopnée, Hypopnoe, Obstructive Hypopnea, Hypopnea "
+        "(4%), Hypopnoea, Hypopnea with desaturation, hipopnea, Central hypopnea, hypopnea:obstructive"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("event", "text"), [(event, text) for event, texts in RESPIRATORY_TEXTS.items() for text in texts.split(", ")]
+)
+def test_respiratory_words(event, text):
+    assert respiratory_event_of(text) == event
+    assert stage_of(text) is None
+    if not text.startswith("SRO"):
+        assert respiratory_event_of(text.upper()) == respiratory_event_of(text.lower()) == event
+
+
+OTHER_TEXTS = (
+    "RERA, Respiratory effort related arousal|RERA, SpO2 desaturation|SpO2 desaturation, Desaturation, Arousal, "
+    "Post apnea arousal, no apnea, Apnea alarm, Unsure|Unsure, Arousal (Hypopnea), Periodic breathing, CPAP, "
+    "arousal_rera, Apnea-hypopnea index, Snore, SRO:SpO2Desaturation, Arousal|Hypopnea, Obstructive, Hyperpnea"
+)
+
+
+@pytest.mark.parametrize("text", ["", *OTHER_TEXTS.split(", ")])
+def test_texts_that_are_no_respiratory_event(text):
+    assert respiratory_event_of(text) is None
