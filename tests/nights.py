@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,3 +98,23 @@ def contents(folder: Path) -> dict[str, bytes]:
 def state(folder: Path) -> dict[str, tuple[int, int]]:
     """Inode and modification time of every recording's files: what is rewritten changes them."""
     return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in sorted((folder / "recordings").iterdir())}
+
+
+def write_cohort(folder: Path) -> Path:
+    """Two subjects with two nights each and a table."""
+    folder.mkdir()
+    write_night(folder / "a1.edf", seed=1)
+    write_night(folder / "a2.edf", seed=2, leads=LEADS[:4], stages="-23?")
+    write_night(folder / "b1.edf", seed=3, events=[(35, 20, "Obstructive Apnea")])
+    write_night(folder / "b2.bdf", seed=4, bdf=True, stages="W-44")
+    (folder / "participants.csv").write_text(
+        "Recording,Subject ID,Age,Gender\na1.edf,A,61.5,female\na2,A,61.5,F\nb1.edf,B,,M\nb2,B,47,male\n"
+    )
+    return folder
+
+
+def run_preprocess(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sleepfm_fast.preprocess", *map(str, arguments)],
+        cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True, check=check, timeout=300,
+    )  # fmt: skip
