@@ -138,15 +138,20 @@ def inspect(
         raise SleepfmError(
             f"--labels {labels} is one file, but {len(files)} recordings were given. Give a folder, or one recording."
         )
+    unresolved = None
+    montage = MONTAGES.get(montage_name, MONTAGES["paper"])
     if montage_name == "auto":
-        montage = resolve_auto([header.signals for header in headers if header.signals])
-    else:
-        montage = MONTAGES[montage_name]
+        try:
+            montage = resolve_auto([header.signals for header in headers if header.signals])
+        except SleepfmError as error:
+            unresolved = f"{error} Shown here is the montage '{montage.name}'."
     arguments = [(path, montage, labels, events_scored) for path in files]
     reports = sorted(in_parallel(inspect_night, arguments, "files"), key=lambda report: report.path)
     for report in reports:
         print("\n".join(night_lines(report, tables)) + "\n")
     print("\n".join(cohort_lines(reports, montage, sorted(excluded), tables)))
+    if unresolved is not None:
+        print(f"  {unresolved}")
     stages = Counter[str]()
     sdb = Counter[str]()
     for report in reports:
@@ -164,7 +169,8 @@ def inspect(
         "failed": [{"path": str(report.path), "reason": report.failure} for report in reports if report.failure],
         "annotations_only": sorted(excluded),
         "participants_unknown": tables.unknown_recordings(files),
-        "exit_status": int(len(good) < len(reports) or not good),
+        "montage_unresolved": unresolved,
+        "exit_status": int(len(good) < len(reports) or not good or unresolved is not None),
     }
 
 

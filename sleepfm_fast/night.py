@@ -6,6 +6,7 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,10 @@ def read_night(path: Path, montage: Montage, labels: Path | None, *, events_scor
     used = {s.index: s for c in channels for s in (c.signal, c.minus) if s is not None}
     issues += [f"{s.label}: {issue}" for s in used.values() for issue in s.issues]
     scoring, scoring_path, passed_over = night_scoring(recording, labels, issues)
+    end_s = max((s.onset_s + s.n_records * recording.record_s for s in recording.segments), default=Fraction(0))
     grid = clip_labels(
         scoring,
-        recording.n_records * recording.record_s,
+        end_s,
         recording.segments,
         events_scored=True if events_scored else None,
     )

@@ -1,0 +1,374 @@
+"""The clip store: what was recorded comes back, integer for integer; damage is named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pyedflib
+import pytest
+from edf_files import Channel, annotation_channel, starts, write_edf
+from nights import Lead, preprocess, write_night
+
+from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.feed import Feed, gather
+
+
+class FakeBank:
+    """Rates in lowest terms and a context that differs from filter to filter."""
+
+    def __init__(self) -> None:
+        self.designs: list[tuple[str, Fraction]] = []
+
+    def index(self, kind: str, fs_hz: Fraction) -> int:
+        if (kind, fs_hz) not in self.designs:
+            self.designs.append((kind, fs_hz))
+        return self.designs.index((kind, fs_hz))
+
+    def up(self, f: int) -> int:
+        return (256 / self.designs[f][1]).numerator
+
+    def context(self, f: int) -> int:
+        return 40 + 7 * f
+
+
+def make(tmp_path: Path, capsys, *options: str, **nights: dict) -> ClipStore:
+    folder = tmp_path / "nights"
+    folder.mkdir()
+    for name, night in nights.items():
+        write_night(folder / f"{name}.{'bdf' if night.get('bdf') else 'edf'}", **night)
+    status, _ = preprocess(capsys, folder, tmp_path / "store", *options)
+    assert status == 0
+    return ClipStore(tmp_path / "store", verify=True)
+
+
+def slot_of(store: ClipStore, name: str) -> int:
+    return [slot.name for slot in store.slots].index(name)
+
+
+@pytest.mark.parametrize("bdf", [False, True])
+def test_samples_are_those_that_pyedflib_reads(tmp_path: Path, capsys, bdf: bool) -> None:
+    store = make(tmp_path, capsys, night={"bdf": bdf})
+    reader = pyedflib.EdfReader(store.recordings[0].source)
+    used = set()
+    for slot in range(len(store.slots)):
+        facts = store.record(0)["channels"][slot]
+        assert facts["present"]
+        signal = reader.getSignalLabels().index(facts["labels"][0])
+        used.add(signal)
+        run = store.run(0, slot, 0)
+        assert run.dtype == (np.int32 if bdf else np.int16)
+        assert store.run_offset[0, slot] % 64 == 0
+        np.testing.assert_array_equal(run, reader.readSignal(signal, digital=True))
+        scale = 1000.0 if reader.getPhysicalDimension(signal) == "mV" else 1.0
+        physical = store.channels.gain[0, slot] * run + store.channels.offset[0, slot]
+        np.testing.assert_allclose(physical, scale * reader.readSignal(signal), rtol=1e-9, atol=1e-9)
+        assert store.fs_hz(0, slot) == Fraction(reader.getSampleFrequency(signal))
+    reader.close()
+    assert used == set(range(6))
+    assert store.units[store.channels.unit[0, slot_of(store, "ECG")]] == "uV"
+    assert store.stage.tolist() == [0, 1, 2, 4]
+    assert store.sdb.tolist() == [-1] * 4
+    assert store.onset_s.tolist() == [0, 30, 60, 90]
+    assert [m.name for m in store.montage.modalities] == ["respiratory", "brain", "ecg"]
+    assert store.modality_present().tolist() == [[True] * 3]
+
+
+def test_only_the_slots_of_the_montage_are_stored(tmp_path: Path, capsys) -> None:
+    leads = (Lead("C3-M2"), Lead("ECG"), Lead("Position", 10, "", 10))
+    store = make(tmp_path, capsys, "--montage", "aasm", night={"leads": leads})
+    filled = [c["labels"] for c in store.record(0)["channels"] if c["present"]]
+    assert filled == [["C3-M2"], ["ECG"]]
+    # 120 s of two channels at 100 Hz, each run rounded up to 64 bytes
+    assert store.recordings[0].n_bytes == 2 * 64 * -(-120 * 100 * 2 // 64)
+    missing = slot_of(store, "SpO2")
+    assert store.window(0, missing, 0, 10, 10).samples.size == 0
+    assert store.fs_hz(0, missing) is None
+    assert store.modality_present().tolist() == [[False, True, True]]
+
+
+def test_window_has_neighbours_and_stops_at_the_ends(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    slot = slot_of(store, "C3-M2")
+    run = store.run(0, slot, 0)
+    first = store.window(0, slot, 0, 50, 70)
+    assert (first.start, first.first, first.phase, first.n_segment) == (0, 0, 0, 12000)
+    np.testing.assert_array_equal(first.samples, run[: 3000 + 70])
+    middle = store.window(0, slot, 2, 50, 70)
+    assert (middle.start, middle.first) == (6000 - 50, 6000)
+    np.testing.assert_array_equal(middle.samples, run[5950 : 9000 + 70])
+    last = store.window(0, slot, 3, 50, 70)
+    np.testing.assert_array_equal(last.samples, run[8950:])
+    assert not last.samples.flags.writeable
+    with pytest.raises(ValueError, match="has no clip 4"):
+        store.window(0, slot, 4, 0, 0)
+
+
+def test_phase_of_a_clip_between_samples(tmp_path: Path, capsys) -> None:
+    # The scoring starts at 0.25 s: sample 6.25 of 25 Hz, a quarter of a sample past sample 6.
+    store = make(tmp_path, capsys, night={"first_stage_s": 0.25, "seconds": 150})
+    slot = slot_of(store, "Thermal Flow")
+    assert store.fs_hz(0, slot) == 25
+    window = store.window(0, slot, 0, 3, 5, up=256)
+    assert (window.start, window.first, window.phase) == (3, 6, 64)
+    assert len(window.samples) == 3 + 751 + 5
+    # 0.25 s of a 1-Hz trend, to the nearest of L = 256; without upsampling to the nearest sample
+    trend = slot_of(store, "SpO2")
+    assert store.window(0, trend, 0, 0, 0, up=256)[1:4] == (0, 0, 64)
+    assert store.window(0, trend, 0, 0, 0)[1:4] == (0, 0, 0)
+
+
+def test_rounding_carries_a_full_phase_to_the_next_sample(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={"first_stage_s": 0.9999, "seconds": 150})
+    trend = slot_of(store, "SpO2")
+    assert store.window(0, trend, 0, 0, 0, up=256)[1:4] == (1, 1, 0)
+    bank = FakeBank()
+    table = gather(store, [0], [trend], bank).table
+    assert table[0, 0, 3:5].tolist() == [1, 0]
+
+
+def gap_night(path: Path) -> tuple[np.ndarray, list[int]]:
+    """70 s, a gap of 50 s, 45 s: clips at 0, 30 and 120 s."""
+    onsets = [*range(70), *range(120, 165)]
+    values = np.arange(len(onsets) * 100).reshape(-1, 100) - 5000
+    scored = {
+        0: b"".join(f"+{t}\x1530\x14Sleep stage {s}\x14\0".encode() for t, s in ((0, "W"), (30, "2"), (120, "R")))
+    }
+    channels = [Channel("C3-M2", values), annotation_channel(starts([str(t) for t in onsets], scored), 80)]
+    write_edf(path, channels, reserved="EDF+D")
+    return values.ravel(), onsets
+
+
+def test_gaps_are_never_bridged(tmp_path: Path, capsys) -> None:
+    values, _ = gap_night(tmp_path / "gap.edf")
+    status, result = preprocess(capsys, tmp_path / "gap.edf", tmp_path / "store")
+    assert (status, result["clips"]) == (0, 3)
+    store = ClipStore(tmp_path / "store", verify=True)
+    assert store.onset_s.tolist() == [0, 30, 120]
+    assert store.segment.tolist() == [0, 0, 1]
+    assert store.stage.tolist() == [0, 2, 4]
+    np.testing.assert_array_equal(store.run(0, 0, 0), values[:7000])
+    np.testing.assert_array_equal(store.run(0, 0, 1), values[7000:])
+    after_gap = store.window(0, 0, 2, 100, 100)
+    np.testing.assert_array_equal(after_gap.samples, values[7000 : 7000 + 3000 + 100])
+    before_gap = store.window(0, 0, 1, 100, 5000)
+    np.testing.assert_array_equal(before_gap.samples, values[2900:7000])
+    batch = gather(store, [2, 1], [0], FakeBank())
+    np.testing.assert_array_equal(batch.raw, np.concatenate([values[7000:10040], values[2960:6040]]))
+
+
+def test_equal_gains_subtract_exactly(tmp_path: Path, capsys) -> None:
+    leads = (Lead("C3", 100), Lead("M2", 100), Lead("ECG"))
+    store = make(tmp_path, capsys, "--montage", "aasm", night={"leads": leads})
+    slot = slot_of(store, "C3-M2")
+    c3, m2, _ = write_night(tmp_path / "same.edf", leads=leads)
+    run = store.run(0, slot, 0)
+    assert run.dtype == np.int32
+    np.testing.assert_array_equal(run, c3 - m2)
+    assert store.channels.gain[0, slot] == pytest.approx(1000 / 65535)
+    assert store.channels.offset[0, slot] == 0
+    assert "exact difference" in store.record(0)["channels"][slot]["note"]
+
+
+@pytest.mark.parametrize("bdf", [False, True])
+@pytest.mark.parametrize("ratio", [3.7, 400.0])
+def test_other_gains_are_requantised_within_half_a_step(tmp_path: Path, capsys, ratio: float, bdf: bool) -> None:
+    leads = (Lead("C3", physical=50.0), Lead("M2", physical=50.0 * ratio), Lead("ECG"))
+    store = make(tmp_path, capsys, "--montage", "aasm", night={"leads": leads, "bdf": bdf})
+    slot = slot_of(store, "C3-M2")
+    reader = pyedflib.EdfReader(store.recordings[0].source)
+    wanted = reader.readSignal(0) - reader.readSignal(1)
+    reader.close()
+    step = store.channels.gain[0, slot]
+    error = step * store.run(0, slot, 0) + store.channels.offset[0, slot] - wanted
+    # The offset of a difference is the difference of the offsets; half a step is what rounding may cost.
+    assert np.max(np.abs(error)) <= 0.5001 * step
+    finer_gain = 100 / (2**24 - 1 if bdf else 2**16 - 1)
+    assert step <= finer_gain * (1 if ratio < 100 or not bdf else 4)
+    assert "requantised" in store.record(0)["channels"][slot]["note"]
+
+
+def expected_batch(store: ClipStore, clips: list[int], slots: list[int], bank: FakeBank) -> list[list[np.ndarray]]:
+    return [
+        [
+            store.window(
+                int(store.recording[i]), s, int(store.clip[i]),
+                bank.context(f := bank.index(store.slots[s].kind, fs)), bank.context(f), up=bank.up(f),
+            ).samples
+            if (fs := store.fs_hz(int(store.recording[i]), s)) is not None
+            else np.empty(0)
+            for s in slots
+        ]
+        for i in clips
+    ]  # fmt: skip
+
+
+def mixed_store(tmp_path: Path, capsys) -> ClipStore:
+    return make(
+        tmp_path, capsys, "--montage", "aasm",
+        a={"first_stage_s": 0.37, "seconds": 200, "seed": 1},
+        b={"leads": (Lead("C3", 128), Lead("M2", 128), Lead("Airflow", 32, "", 10.0)), "seed": 2},
+        c={"leads": (Lead("C3-M2", 250), Lead("ECG", 500)), "seed": 3, "seconds": 95, "stages": "123"},
+    )  # fmt: skip
+
+
+def test_gathered_windows_are_the_recordings_own(tmp_path: Path, capsys) -> None:
+    store = mixed_store(tmp_path, capsys)
+    bank = FakeBank()
+    slots = list(range(len(store.slots)))
+    clips = [*np.random.default_rng(0).permutation(len(store)).tolist(), 0, 0]
+    batch = gather(store, clips, slots, bank)
+    expected = expected_batch(store, clips, slots, bank)
+    assert batch.raw.dtype == np.int32  # b's derived channel
+    assert batch.table.shape == (len(clips), len(slots), 6)
+    assert batch.calibration.dtype == np.float32
+    for b, clip in enumerate(clips):
+        recording = int(store.recording[clip])
+        for c, slot in enumerate(slots):
+            offset, length, start, first, phase, f = batch.table[b, c].tolist()
+            fs = store.fs_hz(recording, slot)
+            if fs is None:
+                assert [offset, length, start, first, phase, f] == [0] * 6
+                assert batch.calibration[b, c].tolist() == [0, 0, 0, 1]
+                continue
+            np.testing.assert_array_equal(batch.raw[offset : offset + length], expected[b][c])
+            up = bank.up(f)
+            onset = Fraction(float(store.onset_s[clip])) * fs
+            assert abs(first + Fraction(phase, up) - onset) <= Fraction(1, 2 * up) + Fraction(1, 10**6)
+            assert 0 <= phase < up
+            assert start == max(0, first - bank.context(f))
+            assert bank.designs[f] == (store.slots[slot].kind, fs)
+            np.testing.assert_allclose(
+                batch.calibration[b, c],
+                [store.channels.gain[recording, slot], store.channels.offset[recording, slot], 0, 1],
+                rtol=1e-7,
+            )
+
+
+def test_a_clip_does_not_depend_on_its_batch(tmp_path: Path, capsys) -> None:
+    store = mixed_store(tmp_path, capsys)
+    feed = Feed(store, store.slots_of("brain"), FakeBank())
+    together = feed.gather(np.arange(len(store)))
+    for i in range(len(store)):
+        alone = feed.gather([i])
+        for c in range(len(feed.slots)):
+            o, n = together.table[i, c, :2]
+            p, m = alone.table[0, c, :2]
+            np.testing.assert_array_equal(together.raw[o : o + n], alone.raw[p : p + m])
+        np.testing.assert_array_equal(together.table[i, :, 2:], alone.table[0, :, 2:])
+    only_int16 = feed.gather(np.flatnonzero(store.recording == 0))
+    assert only_int16.raw.dtype == np.int16
+
+
+def test_few_mapped_recordings_serve_many(tmp_path: Path, capsys) -> None:
+    store = mixed_store(tmp_path, capsys)
+    clips = np.arange(len(store))
+    wanted = gather(store, clips, [0, 1, 2], FakeBank())
+    frugal = ClipStore(store.path, max_mapped=1)
+    got = gather(frugal, clips, [0, 1, 2], FakeBank())
+    np.testing.assert_array_equal(got.raw, wanted.raw)
+    assert len(frugal._mapped) == 1
+
+
+def test_empty_batch_and_wrong_slots(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    batch = gather(store, [], [0, 1], FakeBank())
+    assert batch.raw.size == 0
+    assert batch.table.shape == (0, 2, 6)
+    with pytest.raises(ValueError, match="slots must be numbers"):
+        Feed(store, [len(store.slots)], FakeBank())
+    with pytest.raises(ValueError, match="it has: respiratory, brain, ecg"):
+        store.slots_of("emg")
+
+
+def test_a_store_goes_to_another_process(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    copy = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(copy.run(0, 0, 0), store.run(0, 0, 0))
+    assert copy.subject(0) == "night"
+
+
+def test_columns_are_memory_mapped(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    for column in (store.recording, store.clip, store.onset_s, store.stage, store.sdb):
+        assert isinstance(column, np.memmap)
+
+
+@pytest.mark.parametrize("what", ["missing", "truncated"])
+def test_a_damaged_recording_is_named(tmp_path: Path, capsys, what: str) -> None:
+    store = make(tmp_path, capsys, night={})
+    file = store.path / "recordings" / "night.bin"
+    if what == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-64])
+    with pytest.raises(ClipStoreError, match=r"night\.bin is damaged: it .*run.*preprocess .*night\.edf"):
+        ClipStore(store.path)
+
+
+def test_verify_finds_a_flipped_bit(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    file = store.path / "recordings" / "night.bin"
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+    ClipStore(store.path)
+    with pytest.raises(ClipStoreError, match=r"night\.bin is damaged: its SHA-256"):
+        ClipStore(store.path, verify=True)
+
+
+def test_the_remedy_for_a_damaged_recording_works(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={}, other={"seed": 5})
+    wanted = (store.path / "recordings" / "night.bin").read_bytes()
+    (store.path / "recordings" / "night.bin").write_bytes(wanted[:-64])
+    status, result = preprocess(capsys, store.recordings[0].source, store.path)
+    assert (status, result["added"], result["nights"]) == (0, 1, 2)
+    assert (store.path / "recordings" / "night.bin").read_bytes() == wanted
+    ClipStore(store.path, verify=True)
+
+
+def test_a_damaged_index_is_named_and_made_again(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    index = next(store.path.glob("index-*"))
+    stage = index / "stage.npy"
+    good = stage.read_bytes()
+    stage.write_bytes(good[:-1] + b"\x03")
+    ClipStore(store.path)
+    with pytest.raises(Exception, match=r"stage\.npy is damaged: its SHA-256.*Delete the folder"):
+        ClipStore(store.path, verify=True)
+    stage.unlink()
+    with pytest.raises(Exception, match=r"stage\.npy is damaged"):
+        ClipStore(store.path)
+    status, _ = preprocess(capsys, store.recordings[0].source, store.path)
+    assert status == 0
+    assert stage.read_bytes() == good
+
+
+def test_objects_in_a_column_are_refused(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    index = next(store.path.glob("index-*"))
+    np.save(index / "stage.npy", np.array([{"a": 1}] * 4, dtype=object), allow_pickle=True)
+    catalogue = json.loads((index / "columns.json").read_text())
+    catalogue["stage.npy"]["n_bytes"] = (index / "stage.npy").stat().st_size
+    (index / "columns.json").write_text(json.dumps(catalogue))
+    with pytest.raises(Exception, match=r"stage\.npy is damaged"):
+        ClipStore(store.path)
+
+
+def test_what_is_no_store_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ClipStoreError, match="does not exist"):
+        ClipStore(tmp_path / "nowhere")
+    with pytest.raises(ClipStoreError, match=r"has no store\.json"):
+        ClipStore(tmp_path)
+    (tmp_path / "store.json").write_text('{"format": "sleepfm_fast clip store", "version": 99}')
+    with pytest.raises(ClipStoreError, match="version 99; this sleepfm_fast reads version 1"):
+        ClipStore(tmp_path)
+    (tmp_path / "store.json").write_text("{")
+    with pytest.raises(ClipStoreError, match="is damaged"):
+        ClipStore(tmp_path)
+    (tmp_path / "store.json").write_text('{"format": "other"}')
+    with pytest.raises(ClipStoreError, match="does not describe"):
+        ClipStore(tmp_path)

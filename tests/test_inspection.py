@@ -1,0 +1,100 @@
+"""``preprocess --inspect``: what it says is what would be ingested; it writes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from nights import DATA, LEADS, Lead, contents, preprocess, write_night
+
+from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.preprocess import cli
+
+
+def inspect(capsys, *arguments: object) -> tuple[int, str]:
+    capsys.readouterr()
+    status = cli(["--inspect", *map(str, arguments), "--workers", "1", "--backend", "threading"])
+    return status, capsys.readouterr().out
+
+
+def test_what_is_shown_is_what_is_ingested(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "nights"
+    folder.mkdir()
+    leads = [Lead("C3", 128), Lead("M2", 128), Lead("EKG", 256, "mV", 5.0), Lead("Light", 1, "lx", 10)]
+    write_night(folder / "full.edf")
+    write_night(folder / "derived.edf", leads=leads, stages="W-2", first_stage_s=12, events=[(50, 20, "Hypopnea")])
+    (folder / "participants.csv").write_text("recording,subject,age,sex\nfull,S1,33,F\ngone,S2,,\n")
+    before = contents(tmp_path)
+    status, result = preprocess(capsys, "--inspect", folder, "--montage", "aasm")
+    assert status == 0
+    assert contents(tmp_path) == before
+    preprocess(capsys, folder, tmp_path / "store", "--montage", "aasm")
+    store = ClipStore(tmp_path / "store")
+    assert result["clips"] == len(store)
+    assert result["participants_unknown"] == ["gone"]
+    for i, (report, entry) in enumerate(zip(result["files"], store.recordings, strict=True)):
+        assert report["path"] == entry.source
+        assert report["n_clips"] == entry.n_clips
+        for slot, facts in zip(report["slots"], store.record(i)["channels"], strict=True):
+            assert slot["slot"] == facts["slot"]
+            assert slot["labels"] == facts.get("labels", [])
+            if facts["present"]:
+                assert slot["fs_hz"] == facts["fs_hz"][0] / facts["fs_hz"][1]
+                assert slot["unit"] == facts["unit"]
+
+
+def line(text: str, start: str) -> str:
+    found = [candidate.strip() for candidate in text.splitlines() if candidate.strip().startswith(start)]
+    assert len(found) == 1, text
+    return " ".join(found[0].split())
+
+
+def test_the_table_of_a_night(tmp_path: Path, capsys) -> None:
+    leads = [Lead("C3", 128), Lead("M2", 128), Lead("EKG", 256, "mV", 5.0), Lead("Light", 1, "lx", 10)]
+    write_night(tmp_path / "n.edf", leads=leads, stages="W-2", first_stage_s=12, events=[(50, 20, "Hypopnea")])
+    status, text = inspect(capsys, tmp_path / "n.edf", "--montage", "aasm")
+    assert status == 0
+    night = text.partition("\n\n")[0]
+    assert "EDF+C, 0:02:00 h" in night
+    assert "subject n" in night
+    assert "C3-M2 C3 - M2 128 Hz uV [exact difference]" in line(night, "C3-M2")
+    assert "ECG EKG 256 Hz uV (header's unit x 1000)" in line(night, "ecg")
+    assert line(night, "SpO2").endswith("missing")
+    assert line(night, "no channel of") == "no channel of: respiratory"
+    assert line(night, "not used") == "not used: Light (1 Hz, lx)"
+    assert line(night, "scoring") == "scoring: annotations inside the file"
+    assert line(night, "clips") == "clips: 3, 2 with a stage, 1 without"
+    assert "W 1 (33.3 %), N2 1 (33.3 %), none 1 (33.3 %)" in line(night, "stages")
+    assert "event" in line(night, "sleep-disordered")
+
+
+def test_the_summary_of_a_cohort(tmp_path: Path, capsys) -> None:
+    write_night(tmp_path / "a.edf")
+    write_night(tmp_path / "b.edf", leads=LEADS[:3])
+    (tmp_path / "c.edf").write_bytes(b"<html>")
+    status, text = inspect(capsys, tmp_path)
+    assert status == 1
+    assert "cannot be ingested" in text
+    summary = text.split("\n\n")[-1]
+    assert summary.startswith("3 files, 2 can be ingested; montage auto")
+    assert line(summary, "C3-M2") == "C3-M2 2 of 2 100 Hz C3-M2 (2)"
+    assert line(summary, "ECG") == "ECG 1 of 2 200 Hz ECG (1)"
+
+
+def test_a_montage_that_cannot_be_resolved_does_not_hide_the_files(tmp_path: Path, capsys) -> None:
+    write_night(tmp_path / "a.edf", leads=[Lead("Gen1")])
+    status, text = inspect(capsys, tmp_path)
+    assert status == 1
+    assert "not used: Gen1 (100 Hz, uV)" in text
+    assert "Shown here is the montage 'paper'" in text
+
+
+@pytest.mark.skipif(not (DATA / "awkward").is_dir(), reason=f"the real recordings are missing: {DATA}")
+def test_real_and_awkward_files_are_shown_or_refused_by_a_sentence(capsys) -> None:
+    _, result = preprocess(capsys, "--inspect", DATA, "--montage", "paper")
+    assert len(result["files"]) >= 18
+    for failure in result["failed"]:
+        assert "Error:" not in failure["reason"], failure
+    real = next(f for f in result["files"] if f["path"].endswith("osas2002.edf"))
+    assert real["n_clips"] == 40
+    assert "osas2002-stages.csv" in real["scoring"]

@@ -1,0 +1,300 @@
+"""Preprocess: cohorts with every flaw, runs that are killed, repeated and changed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nights import DATA, Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
+
+import sleepfm_fast.night
+from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.preprocess import cli
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    return write_cohort(tmp_path / "cohort")
+
+
+@pytest.mark.skipif(not (DATA / "osas2002.edf").is_file(), reason=f"the real recording is missing: {DATA}")
+def test_a_real_polysomnography(tmp_path: Path) -> None:
+    done = run_preprocess(DATA / "osas2002.edf", tmp_path / "store", "--labels", DATA / "osas2002-stages.csv")
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["nights"], result["clips"], result["failed"]) == (1, 40, [])
+    assert result["stages"] == {"W": 0, "N1": 0, "N2": 14, "N3": 12, "R": 14, "none": 0}
+    assert "40 clips" in done.stderr
+    store = ClipStore(tmp_path / "store", verify=True)
+    assert store.modality_present().tolist() == [[True, True, True]]
+    assert store.onset_s.tolist() == list(range(0, 1200, 30))
+    import pyedflib
+
+    reader = pyedflib.EdfReader(str(DATA / "osas2002.edf"))
+    labels = reader.getSignalLabels()
+    for slot, facts in enumerate(store.record(0)["channels"]):
+        digital = reader.readSignal(labels.index(facts["labels"][0]), digital=True)
+        np.testing.assert_array_equal(store.run(0, slot, 0), digital)
+    reader.close()
+
+
+def test_a_cohort(cohort: Path, tmp_path: Path, capsys) -> None:
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert status == 0
+    assert (result["nights"], result["subjects"], result["clips"]) == (4, 2, 16)
+    assert result["hours"] == pytest.approx(16 / 120)
+    assert result["stages"] == {"W": 3, "N1": 2, "N2": 3, "N3": 3, "R": 2, "none": 3}
+    assert result["sdb"] == {"event": 1, "none": 3, "unknown": 12}
+    store = ClipStore(tmp_path / "store", verify=True)
+    assert [r.id for r in store.recordings] == ["a1", "a2", "b1", "b2"]
+    assert [r.subject for r in store.recordings] == ["A", "A", "B", "B"]
+    assert store.participants == {"A": {"age": 61.5, "sex": "F"}, "B": {"age": 47.0, "sex": "M"}}
+    assert store.stage.reshape(4, 4).tolist() == [[0, 1, 2, 4], [-1, 2, 3, -1], [0, 1, 2, 4], [0, -1, 3, 3]]
+    assert store.sdb.reshape(4, 4).tolist() == [[-1] * 4, [-1] * 4, [0, 1, 0, 0], [-1] * 4]
+    # a2 has no respiration and no oximetry: mask bits, not a dropped night
+    assert store.modality_present().tolist() == [[True] * 3, [False, True, True], [True] * 3, [True] * 3]
+    assert {store.subject(i) for i in range(len(store))} == {"A", "B"}
+
+
+def test_events_scored_makes_their_absence_known(cohort: Path, tmp_path: Path, capsys) -> None:
+    _, result = preprocess(capsys, cohort, tmp_path / "store", "--events-scored")
+    assert result["sdb"] == {"event": 1, "none": 15, "unknown": 0}
+
+
+def test_processes_and_threads_give_the_same_bytes(cohort: Path, tmp_path: Path, capsys) -> None:
+    preprocess(capsys, cohort, tmp_path / "threads")
+    done = run_preprocess(cohort, tmp_path / "processes", "--workers", 2, "--backend", "loky")
+    assert json.loads(done.stdout.splitlines()[-1])["nights"] == 4
+    assert contents(tmp_path / "threads") == contents(tmp_path / "processes")
+
+
+def test_one_bad_night_does_not_stop_the_others(cohort: Path, tmp_path: Path, capsys) -> None:
+    (cohort / "broken.edf").write_bytes(b"0       " + bytes(100))
+    write_night(cohort / "short.edf", seconds=20, stages="")
+    write_night(cohort / "other.edf", leads=[Lead("Accelerometer")])
+    (cohort / "empty.edf").touch()
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (status, result["nights"]) == (1, 4)
+    reasons = {Path(f["path"]).name: f["reason"] for f in result["failed"]}
+    assert set(reasons) == {"broken.edf", "short.edf", "other.edf", "empty.edf"}
+    assert "no whole clip of 30 s fits; it holds 20 s" in reasons["short.edf"]
+    assert "Accelerometer" in reasons["other.edf"]
+    noted = json.loads((tmp_path / "store" / "failures" / "broken.json").read_text())
+    assert noted["sentence"] == reasons["broken.edf"]
+    assert len(ClipStore(tmp_path / "store", verify=True)) == 16
+    # a failed night is tried again, and its note goes when it works
+    write_night(cohort / "broken.edf", seed=8)
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (status, result["added"], len(result["failed"])) == (1, 1, 3)
+    assert not (tmp_path / "store" / "failures" / "broken.json").exists()
+
+
+def test_nothing_to_ingest_is_a_failure(tmp_path: Path, capsys) -> None:
+    write_night(tmp_path / "short.edf", seconds=20, stages="")
+    status, result = preprocess(capsys, tmp_path / "short.edf", tmp_path / "store")
+    assert (status, result["nights"], result["clips"]) == (1, 0, 0)
+    with pytest.raises(ClipStoreError, match="could not ingest any"):
+        ClipStore(tmp_path / "store")
+
+
+def test_an_unexpected_exception_is_a_sentence(cohort: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    original = sleepfm_fast.night.clip_labels
+
+    def fail_on_b1(scoring, *arguments, **options):
+        if "b1" in scoring.source:
+            raise ZeroDivisionError("division by zero")
+        return original(scoring, *arguments, **options)
+
+    monkeypatch.setattr(sleepfm_fast.night, "clip_labels", fail_on_b1)
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (status, result["nights"]) == (1, 3)
+    assert (
+        "b1.edf could not be ingested: ZeroDivisionError: division by zero (night.py" in result["failed"][0]["reason"]
+    )
+
+
+def test_a_worker_that_dies_costs_its_night_only(cohort: Path, tmp_path: Path) -> None:
+    # A worker killed by the system, as for want of memory: the run ends with a sentence and a store.
+    script = f"""
+import os, sys
+import sleepfm_fast.night as night, sleepfm_fast.preprocess as preprocess
+original = night.process_night
+def process(path, *rest):
+    if path.name == "b2.bdf":
+        import time
+        time.sleep(3)
+        os.kill(os.getpid(), 9)
+    return original(path, *rest)
+preprocess.process_night = process
+sys.exit(preprocess.cli([{str(cohort)!r}, {str(tmp_path / "store")!r}, "--workers", "2"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert "b2.bdf was not finished: a worker process died" in result["failed"][-1]["reason"]
+    assert len(ClipStore(tmp_path / "store", verify=True).recordings) == result["nights"] >= 1
+
+
+def test_same_names_in_two_folders(tmp_path: Path, capsys) -> None:
+    for i, site in enumerate(("one", "two", "three")):
+        (tmp_path / "in" / site).mkdir(parents=True)
+        write_night(tmp_path / "in" / site / ("N.edf" if i < 2 else "n.EDF"), seed=i)
+    status, _ = preprocess(capsys, tmp_path / "in" / "one", tmp_path / "store")
+    status, result = preprocess(capsys, tmp_path / "in", tmp_path / "store")
+    assert (status, result["added"], result["nights"]) == (0, 2, 3)
+    store = ClipStore(tmp_path / "store", verify=True)
+    ids = [r.id for r in store.recordings]
+    assert ids[0] == "N"
+    assert len({i.casefold() for i in ids}) == 3
+    assert [r.subject for r in store.recordings].count("N") == 2
+    before = state(tmp_path / "store")
+    preprocess(capsys, tmp_path / "in", tmp_path / "store")
+    assert state(tmp_path / "store") == before
+
+
+def test_awkward_file_names(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "Nächte 2021"
+    folder.mkdir()
+    write_night(tmp_path / "x.edf")
+    (tmp_path / "x.edf").rename(folder / "Müller, Jörg (1).edf")
+    status, _ = preprocess(capsys, folder, tmp_path / "store")
+    assert status == 0
+    entry = ClipStore(tmp_path / "store", verify=True).recordings[0]
+    assert entry.subject == "Müller, Jörg (1)"
+    assert entry.id.isascii()
+    assert " " not in entry.id
+
+
+def test_folders_are_searched_to_the_bottom(cohort: Path, tmp_path: Path, capsys) -> None:
+    deep = cohort / "x" / "y"
+    deep.mkdir(parents=True)
+    write_night(deep / "upper.EDF", seed=5)
+    write_night(deep / "medilog.rec", seed=6)
+    write_night(cohort / "._a1.edf", seed=7)
+    write_night(deep / "upper-Hypnogram.edf", stages="WWWW", leads=[Lead("C3-M2")])
+    (deep / "loop").symlink_to(cohort)
+    (tmp_path / "linked.edf").write_bytes((cohort / "a1.edf").read_bytes())
+    (deep / "link.edf").symlink_to(tmp_path / "linked.edf")
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert status == 0
+    ids = [r.id for r in ClipStore(tmp_path / "store").recordings]
+    assert ids == ["a1", "a2", "b1", "b2", "linked", "medilog", "upper"]
+    assert result["nights"] == 7
+
+
+@pytest.mark.skipif(not (DATA / "SC4001EC-Hypnogram.edf").is_file(), reason=f"the real hypnogram is missing: {DATA}")
+def test_files_of_annotations_only_are_not_recordings(cohort: Path, tmp_path: Path, capsys) -> None:
+    content = (DATA / "SC4001EC-Hypnogram.edf").read_bytes()
+    (cohort / "SC4001EC-Hypnogram.edf").write_bytes(content)
+    (cohort / "scored.edf").write_bytes(content)
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (status, result["nights"]) == (0, 4)
+    assert [Path(p).name for p in result["annotations_only"]] == ["scored.edf"]
+    # but one that is named is not passed over in silence
+    status, result = preprocess(capsys, cohort / "scored.edf", tmp_path / "store")
+    assert status == 1
+    assert "holds no signals" in result["failed"][0]["reason"]
+
+
+def test_participants(cohort: Path, tmp_path: Path, capsys) -> None:
+    table = tmp_path / "table.tsv"
+    table.write_text("participant_id\tfile\tage\tsex\nP1\tcohort/a1.edf\t50\tm\nP9\tzz.edf\tabc\t\n")
+    status, result = preprocess(capsys, cohort, tmp_path / "store", "--participants", table)
+    assert status == 0
+    assert result["participants_unknown"] == ["zz.edf"]
+    store = ClipStore(tmp_path / "store")
+    assert store.subjects == ["P1", "a2", "b1", "b2"]
+    assert store.participants["P1"] == {"age": 50.0, "sex": "M"}
+    assert store.participants["a2"] == {"age": None, "sex": None}
+    # a corrected table is taken over without redoing a night
+    before = state(tmp_path / "store")
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (status, result["kept"], result["subjects"]) == (0, 4, 2)
+    assert ClipStore(tmp_path / "store", verify=True).subjects == ["A", "B"]
+    after = state(tmp_path / "store")
+    assert {k: v for k, v in after.items() if k.endswith(".bin")} == {
+        k: v for k, v in before.items() if k.endswith(".bin")
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("age,sex\n1,m\n", "a column named recording"),
+        ("recording,age\na1.edf,1\nA1.edf,2\n", "in rows 2 and 3"),
+    ],
+)
+def test_a_useless_participants_table_is_refused(
+    cohort: Path, tmp_path: Path, capsys, content: str, message: str
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(content)
+    assert cli([str(cohort), str(tmp_path / "store"), "--participants", str(table)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_usage(cohort: Path, tmp_path: Path, capsys) -> None:
+    assert preprocess(capsys, cohort)[0] == 2
+    assert preprocess(capsys)[0] == 2
+    assert preprocess(capsys, cohort / "a1.edf", cohort / "a2.edf")[0] == 2
+    assert preprocess(capsys, "--inspect")[0] == 2
+    assert preprocess(capsys, cohort, tmp_path / "s", "--montage", "none-such")[0] == 2
+    assert preprocess(capsys, tmp_path / "nowhere", tmp_path / "s")[0] == 1
+    assert preprocess(capsys, cohort, tmp_path / "s", "--labels", tmp_path / "nowhere")[0] == 1
+    (tmp_path / "empty").mkdir()
+    assert preprocess(capsys, tmp_path / "empty", tmp_path / "s")[0] == 1
+    # one scoring cannot be that of four nights
+    (tmp_path / "one.csv").write_text("onset,duration,description\n0,30,N3\n")
+    assert preprocess(capsys, cohort, tmp_path / "s", "--labels", tmp_path / "one.csv")[0] == 1
+
+
+def test_a_folder_with_other_things_is_not_written_to(cohort: Path, capsys) -> None:
+    before = contents(cohort)
+    assert preprocess(capsys, cohort / "a1.edf", cohort)[0] == 1
+    assert contents(cohort) == before
+
+
+def test_help_does_not_import_torch() -> None:
+    script = (
+        "import sys; from sleepfm_fast.preprocess import cli; s = cli(['--help']); print(s, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
+    assert "--events-scored" in done.stdout
+
+
+@pytest.mark.slow
+def test_memory_is_about_a_night(tmp_path: Path) -> None:
+    leads = [Lead(name, 250) for name in ("C3", "C4", "M1", "M2", "E1-M2", "E2-M1", "F3-M2", "O1-M2", "ECG", "Chest")]
+    write_night(tmp_path / "long.edf", seconds=4 * 3600, leads=leads, stages="W")
+    size = (tmp_path / "long.edf").stat().st_size
+    script = f"""
+import resource, sys
+from pathlib import Path
+from sleepfm_fast.channels import MONTAGES
+from sleepfm_fast.night import NightConfig, process_night
+from sleepfm_fast.participants import Participants
+def peak():
+    return [int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")][0] * 1024
+def ingest(path, name):
+    config = NightConfig(Path({str(tmp_path)!r}), MONTAGES["aasm"], None, False, "x")
+    row = process_night(path, name, Participants().of(path), config)
+    assert row.failure is None, row.failure
+ingest(Path({str(tmp_path / "small.edf")!r}), "small")
+before = peak()
+ingest(Path({str(tmp_path / "long.edf")!r}), "long")
+print(peak() - before)
+"""
+    (tmp_path / "recordings").mkdir()
+    write_night(tmp_path / "small.edf", leads=leads)
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # The night's integers once, and once more as mapped pages of the file, which the system may take back.
+    print(f"peak {int(done.stdout) / size:.2f} times the file of {size / 1e6:.0f} MB")
+    assert int(done.stdout) < 2.4 * size

@@ -1,0 +1,201 @@
+"""Preprocess again: what is kept, what is added, what has changed; runs that are killed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nights import Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
+
+import sleepfm_fast.night
+from sleepfm_fast.clips import ClipStore, ClipStoreError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    return write_cohort(tmp_path / "cohort")
+
+
+def test_a_second_run_redoes_nothing_and_adds_what_is_new(cohort: Path, tmp_path: Path, capsys) -> None:
+    store = tmp_path / "store"
+    preprocess(capsys, cohort, store)
+    before, bytes_before = state(store), contents(store)
+    status, result = preprocess(capsys, cohort, store)
+    assert (status, result["added"], result["kept"]) == (0, 0, 4)
+    assert state(store) == before
+    assert contents(store) == bytes_before
+
+    write_night(cohort / "c1.edf", seed=9)
+    status, result = preprocess(capsys, cohort, store)
+    assert (status, result["added"], result["kept"], result["nights"]) == (0, 1, 4, 5)
+    after = state(store)
+    assert {name: after[name] for name in before} == before
+    assert len(ClipStore(store, verify=True)) == 20
+    assert len(list(store.glob("index-*"))) == 1
+
+    (cohort / "a1.edf").unlink()
+    status, result = preprocess(capsys, cohort, store)
+    assert (status, result["nights"]) == (0, 5)
+    assert "a1" in [r.id for r in ClipStore(store).recordings]
+
+
+def test_auto_is_resolved_once(cohort: Path, tmp_path: Path, capsys) -> None:
+    store = tmp_path / "store"
+    preprocess(capsys, cohort, store)
+    montage = ClipStore(store).montage
+    for i in range(8):
+        write_night(cohort / f"n{i}.edf", leads=[Lead("C3-M2"), Lead("O1-M2")], seed=i)
+    preprocess(capsys, cohort, store)
+    assert ClipStore(store).montage == montage
+    assert len(ClipStore(store).recordings) == 12
+
+
+def test_a_changed_source_is_noticed(cohort: Path, tmp_path: Path, capsys) -> None:
+    store = tmp_path / "store"
+    preprocess(capsys, cohort, store)
+    before = state(store)
+    write_night(cohort / "b1.edf", seed=33)  # as long as it was: only its content and time differ
+    os.utime(cohort / "b1.edf", ns=(1, 1))
+    status, result = preprocess(capsys, cohort, store)
+    assert status == 1
+    assert "b1.edf has changed since it was ingested" in result["changed"][0]["reason"]
+    assert "--overwrite" in result["changed"][0]["reason"]
+    assert state(store) == before
+    assert len(ClipStore(store, verify=True)) == 16
+
+    status, result = preprocess(capsys, cohort, store, "--overwrite")
+    assert (status, result["added"], result["kept"]) == (0, 1, 3)
+    wanted = write_night(tmp_path / "again.edf", seed=33)
+    opened = ClipStore(store, verify=True)
+    slot = [c["labels"] for c in opened.record(2)["channels"]].index(["C3-M2"])
+    np.testing.assert_array_equal(opened.run(2, slot, 0), wanted[0])
+    assert {k: v for k, v in state(store).items() if "b1" not in k} == {
+        k: v for k, v in before.items() if "b1" not in k
+    }
+
+
+def test_a_touched_source_is_still_the_same(cohort: Path, tmp_path: Path, capsys) -> None:
+    store = tmp_path / "store"
+    preprocess(capsys, cohort, store)
+    os.utime(cohort / "b1.edf")
+    status, result = preprocess(capsys, cohort, store)
+    assert (status, result["kept"], result["changed"]) == (0, 4, [])
+
+
+def test_a_moved_cohort_is_not_ingested_twice(cohort: Path, tmp_path: Path, capsys) -> None:
+    store = tmp_path / "store"
+    preprocess(capsys, cohort, store)
+    moved = cohort.rename(tmp_path / "elsewhere")
+    status, result = preprocess(capsys, moved, store)
+    assert (status, result["added"], result["kept"], result["nights"]) == (0, 0, 4, 4)
+    assert ClipStore(store).recordings[0].source == str(moved / "a1.edf")
+
+
+def test_changed_and_new_scorings_are_noticed(cohort: Path, tmp_path: Path, capsys) -> None:
+    store, labels = tmp_path / "store", tmp_path / "labels"
+    labels.mkdir()
+    (labels / "a1.csv").write_text("onset,duration,description\n0,30,N3\n30,30,N3\n")
+    status, result = preprocess(capsys, cohort, store, "--labels", labels)
+    assert status == 0
+    assert ClipStore(store).stage[:4].tolist() == [3, 3, -1, -1]
+    assert any("no scoring for this recording was found" in issue for issue in result["problems"]["a2"])
+    # leaving --labels out does not withdraw it
+    assert preprocess(capsys, cohort, store)[1]["kept"] == 4
+    (labels / "a1.csv").write_text("onset,duration,description\n0,30,N3\n30,30,N2\n60,30,N2\n")
+    status, result = preprocess(capsys, cohort, store, "--labels", labels)
+    assert (status, len(result["changed"])) == (1, 1)
+    assert "a1.csv is not what was ingested" in result["changed"][0]["reason"]
+    (labels / "b1.csv").write_text("onset,duration,description\n0,30,R\n")
+    status, result = preprocess(capsys, cohort, store, "--labels", labels)
+    assert len(result["changed"]) == 2
+    status, result = preprocess(capsys, cohort, store, "--labels", labels, "--overwrite")
+    assert (status, result["added"]) == (0, 2)
+    assert ClipStore(store).stage.reshape(4, 4)[[0, 2]].tolist() == [[3, 2, 2, -1], [4, -1, -1, -1]]
+
+
+def test_another_configuration_is_refused(cohort: Path, tmp_path: Path, capsys) -> None:
+    store = tmp_path / "store"
+    preprocess(capsys, cohort, store, "--montage", "aasm")
+    before = contents(store)
+    assert preprocess(capsys, cohort, store, "--montage", "paper")[0] == 1
+    assert preprocess(capsys, cohort, store, "--events-scored")[0] == 1
+    assert contents(store) == before
+    assert preprocess(capsys, cohort, store)[0] == 0  # auto takes what the store has
+    assert contents(store) == before
+    status, result = preprocess(capsys, cohort, store, "--montage", "paper", "--overwrite")
+    assert (status, result["added"]) == (0, 4)
+    assert ClipStore(store, verify=True).montage.name == "paper"
+    # recordings that are not given cannot be made again
+    assert preprocess(capsys, cohort / "a1.edf", store, "--montage", "aasm", "--overwrite")[0] == 1
+    assert ClipStore(store, verify=True).montage.name == "paper"
+
+
+def test_an_interrupted_overwrite_cannot_be_read_and_goes_on(cohort: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    store = tmp_path / "store"
+    preprocess(capsys, cohort, store, "--montage", "aasm")
+    done = []
+    original = sleepfm_fast.night.write_recording
+
+    def stop_at_the_third(*arguments):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(original(*arguments))
+        return done[-1]
+
+    monkeypatch.setattr(sleepfm_fast.night, "write_recording", stop_at_the_third)
+    assert preprocess(capsys, cohort, store, "--montage", "paper", "--overwrite") == (130, {})
+    monkeypatch.undo()
+    with pytest.raises(ClipStoreError, match="is unfinished"):
+        ClipStore(store)
+    status, result = preprocess(capsys, cohort, store, "--montage", "paper")
+    assert (status, result["added"], result["kept"]) == (0, 2, 2)
+    preprocess(capsys, cohort, tmp_path / "fresh", "--montage", "paper")
+    assert contents(store) == contents(tmp_path / "fresh")
+
+
+def test_two_at_once_are_refused(cohort: Path, tmp_path: Path, capsys) -> None:
+    store = tmp_path / "store"
+    preprocess(capsys, cohort, store)
+    with (store / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert preprocess(capsys, cohort, store)[0] == 1
+    assert preprocess(capsys, cohort, store)[0] == 0
+
+
+@pytest.mark.slow
+def test_kill_9_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    folder, store = tmp_path / "nights", tmp_path / "store"
+    folder.mkdir()
+    n_nights = 80
+    for i in range(n_nights):
+        write_night(folder / f"n{i:02d}.edf", seed=i)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sleepfm_fast.preprocess", str(folder), str(store), "--workers", "2"],
+        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while len(list((store / "recordings").glob("*.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(2)  # workers whose parent is gone finish what they hold
+    with pytest.raises(ClipStoreError, match="is unfinished"):
+        ClipStore(store)
+    survivors = {name: s for name, s in state(store).items() if name.endswith(".json")}
+    assert 2 <= len(survivors) < n_nights
+    done = json.loads(run_preprocess(folder, store, "--workers", 2).stdout.splitlines()[-1])
+    assert (done["nights"], done["kept"]) == (n_nights, len(survivors))
+    assert {name: state(store)[name] for name in survivors} == survivors
+    run_preprocess(folder, tmp_path / "uninterrupted", "--workers", 2)
+    assert contents(store) == contents(tmp_path / "uninterrupted")
+    ClipStore(store, verify=True)
