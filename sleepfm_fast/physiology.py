@@ -1,137 +1,24 @@
-"""The hidden physiology of one simulated sleeper: stages, breathing and its disorders, arousals, heart, oxygen.
+"""The hidden physiology of one simulated sleeper: breathing and its disorders, arousals, heart, oxygen.
 
 Everything here lives on a 16-Hz grid and is what no sensor shows directly; :mod:`sleepfm_fast.polysomnograph` turns
-it into channels. Every process draws from its own random stream, so that switching one coupling off leaves all other
-processes as they were, to the bit. ``docs/simulator.md`` lists the couplings, their sizes and where they come from.
+it into channels. Every process draws from its own random stream, so that switching one coupling off leaves what does
+not depend on it as it was, to the bit. ``docs/simulator.md`` lists the couplings and their sizes.
 """
 
 from __future__ import annotations
 
-import zlib
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, signal
+from scipy import signal
 
-__all__ = ["FS_HIDDEN_HZ", "Couplings", "Physiology", "Random", "RespiratoryEvent", "Subject", "band_noise"]
+from sleepfm_fast.sleeper import EPOCH_S, Array, Couplings, Random, Subject, W, band_noise, draw_hypnogram, float32
+
+__all__ = ["FS_HIDDEN_HZ", "Arousal", "Physiology", "RespiratoryEvent", "breath_volume"]
 
 FS_HIDDEN_HZ = 16
-EPOCH_S = 30
-W, N1, N2, N3, R = range(5)
-
-Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Couplings:
-    """Strength of each dependence between processes or sensors: 1 as in the model, 0 switched off."""
-
-    stage_eeg: float = 1.0
-    """EEG spectrum, spindles, K-complexes and slow waves follow the stage."""
-    stage_eye_movements: float = 1.0
-    """Rapid eye movements in R, slow ones in N1, blinks in W."""
-    stage_muscle_tone: float = 1.0
-    """Chin tone falls from W to N3 and is lowest in R."""
-    stage_heart_rate: float = 1.0
-    """Level and variability of the heart rate follow the stage."""
-    stage_breathing: float = 1.0
-    """Rate and regularity of breathing follow the stage."""
-    respiratory_sinus_arrhythmia: float = 1.0
-    """The heart rate rises with every breath in."""
-    ecg_derived_respiration: float = 1.0
-    """Lung volume changes the amplitude and the baseline of the ECG."""
-    pulse_oximeter: float = 1.0
-    """The oximeter's pulse rate follows the heart."""
-    cardiac_artefact: float = 1.0
-    """The QRS complex shows in EEG, EOG and chin EMG."""
-    cardioballistic: float = 1.0
-    """Every heart beat shakes the belts and the air column."""
-    respiratory_artefact: float = 1.0
-    """Breathing sways EEG and EOG; snoring and breathing in show in the chin EMG."""
-    desaturation: float = 1.0
-    """Oxygen saturation falls after a respiratory event."""
-    event_arousal: float = 1.0
-    """Respiratory events end in arousals."""
-    event_heart_rate: float = 1.0
-    """The heart slows during a respiratory event and speeds up after it."""
-    arousal_heart_rate: float = 1.0
-    """The heart speeds up in an arousal."""
-    movement: float = 1.0
-    """Body movements show in all sensors at once."""
-    traits: float = 1.0
-    """Age and sex change slow waves, spindles, heart rate, its variability and the number of events."""
-
-
-class Random:
-    """Independent random streams of one subject, one for each named process."""
-
-    def __init__(self, seed: int, subject: int) -> None:
-        self.key = (seed, subject)
-
-    def __call__(self, process: str) -> np.random.Generator:
-        """Return the stream of a process, from its start."""
-        return np.random.Generator(np.random.SFC64(np.random.SeedSequence((*self.key, zlib.crc32(process.encode())))))
-
-
-def band_noise(rng: np.random.Generator, n: int, fs_hz: float, low_hz: float, high_hz: float, order: int = 4) -> Array:
-    """Gaussian noise of unit variance with Butterworth-shaped band edges (``low_hz`` = 0: low-pass), [n]."""
-    m = fft.next_fast_len(n, real=True)
-    f = np.maximum(np.arange(m // 2 + 1, dtype=np.float32) * np.float32(fs_hz / m), np.float32(fs_hz / m / 2))
-    power = 1 / (1 + (f / high_hz) ** (2 * order))
-    if low_hz:
-        power /= 1 + np.minimum(low_hz / f, 1e4) ** (2 * order)
-    power[0] = 0
-    spectrum = rng.standard_normal(2 * f.size, dtype=np.float32).view(np.complex64) * np.sqrt(power)
-    x: Array = fft.irfft(spectrum, m)[:n]
-    return x / np.float32(np.sqrt(2 * power.sum()) * 1.4142135 / m)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """Who sleeps: what stays the same through the night."""
-
-    age: float
-    sex: str
-    heart_rate_bpm: float
-    sinus_arrhythmia_bpm: float
-    breathing_rate_hz: float
-    events_per_hour: float
-    saturation_percent: float
-    oximeter_delay_s: float
-    slow_wave_gain: float
-    spindle_hz: float
-    spindles_gain: float
-    alpha_hz: float
-    alpha_gain: float
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator, couplings: Couplings) -> Subject:
-        """Draw a subject of a sleep clinic: 18 to 85 years, more events in older and in male subjects."""
-        age = float(np.round(rng.uniform(18, 85)))
-        sex = "F" if rng.random() < 0.45 else "M"
-        effect = couplings.traits
-        decades = effect * (age - 45) / 10
-        female = effect * (sex == "F")
-        return cls(
-            age=age,
-            sex=sex,
-            heart_rate_bpm=float(np.clip(rng.normal(63 + 4 * female, 8), 45, 90)),
-            sinus_arrhythmia_bpm=float(np.clip(4.5 * np.exp(-0.16 * decades + 0.3 * rng.standard_normal()), 1.2, 9)),
-            breathing_rate_hz=float(np.clip(rng.normal(14.5 + 0.7 * female, 1.8), 10, 20) / 60),
-            events_per_hour=float(
-                np.clip(np.exp(np.log(20) + 0.12 * decades - 0.5 * female + 0.55 * rng.standard_normal()), 4, 60)
-            ),
-            saturation_percent=float(np.clip(rng.normal(96.2 - 0.25 * decades, 0.7), 93, 98.5)),
-            oximeter_delay_s=float(rng.uniform(20, 30)),
-            slow_wave_gain=float(np.exp(-0.14 * decades + 0.15 * rng.standard_normal())),
-            spindle_hz=float(rng.normal(13.1 + 0.3 * female, 0.5)),
-            spindles_gain=float(np.exp(-0.08 * decades + 0.2 * rng.standard_normal())),
-            alpha_hz=float(np.clip(rng.normal(9.9 - 0.12 * decades, 0.6), 8.2, 11.6)),
-            alpha_gain=float(np.exp(0.3 * rng.standard_normal())),
-        )
 
 
 class RespiratoryEvent(NamedTuple):
@@ -140,6 +27,21 @@ class RespiratoryEvent(NamedTuple):
     onset_s: float
     duration_s: float
     name: str
+
+
+class Arousal(NamedTuple):
+    """A few seconds of waking, with a surge of the heart rate and perhaps a body movement."""
+
+    onset_s: float
+    duration_s: float
+    surge_bpm: float
+    movement_s: float
+
+
+def _arousal(rng: np.random.Generator, onset_s: float) -> Arousal:
+    duration_s, surge_bpm = rng.uniform(3.5, 10), rng.uniform(5, 12)
+    movement_s = rng.uniform(1.5, 6) * (rng.random() < 0.35)
+    return Arousal(round(float(onset_s), 1), round(duration_s, 1), surge_bpm, float(movement_s))
 
 
 #            share, shortest and longest [s], flow that is left, effort that is left
@@ -181,21 +83,20 @@ class Physiology:
         self.duration_s = n_epochs * EPOCH_S
         self.n = self.duration_s * FS_HIDDEN_HZ + 1
         self.t_s = np.arange(self.n) / FS_HIDDEN_HZ
-        self.first_epoch, self.stages = _excerpt(random("hypnogram"), n_epochs, self.subject)
+        self.first_epoch, self.stages = draw_hypnogram(random("hypnogram"), n_epochs, self.subject)
 
     def slow_noise(self, process: str, low_hz: float, high_hz: float) -> Array:
         """Draw unit noise of a named process on the hidden grid."""
         return band_noise(self.random(process), self.n, FS_HIDDEN_HZ, low_hz, high_hz, 2)
 
-    def by_stage(self, values: tuple[float, float, float, float, float], strength: float = 1.0) -> Array:
-        """Value of the current stage (W, N1, N2, N3, R) with 3-s transitions; strength 0 gives their mean."""
+    def by_stage(self, values: tuple[float, ...], strength: float = 1.0, transition_s: int = 4) -> Array:
+        """Take the value of the current stage (W, N1, N2, N3, R), gliding between stages; strength 0: their mean."""
         table = np.asarray(values, dtype=np.float32)
         table = table.mean() + np.float32(strength) * (table - table.mean())
         steps = np.append(np.repeat(table[self.stages], EPOCH_S * FS_HIDDEN_HZ), table[self.stages[-1]])
-        window = signal.windows.hann(3 * FS_HIDDEN_HZ + 1).astype(np.float32)
+        window = signal.windows.hann(transition_s * FS_HIDDEN_HZ + 1).astype(np.float32)
         padded = np.pad(steps, window.size // 2, mode="edge")
-        smooth: Array = signal.fftconvolve(padded, window / window.sum(), mode="valid").astype(np.float32)
-        return smooth
+        return float32(signal.fftconvolve(padded, window / window.sum(), mode="valid"))
 
     def boxes(self, spans: list[tuple[float, float]], levels: list[float] | None = None, rise_s: float = 1.0) -> Array:
         """Sum of spans (onset, end; in s), each from 0 to its level, with sigmoid edges of about ``rise_s``."""
@@ -247,31 +148,37 @@ class Physiology:
         return tuple(events)
 
     @cached_property
-    def arousals(self) -> tuple[tuple[float, float], ...]:
-        """Arousals (onset, duration; in s): after most respiratory events, and 8 an hour of their own."""
-        rng = self.random("arousals")
+    def arousals(self) -> tuple[Arousal, ...]:
+        """Arousals in order: after most respiratory events, and 8 an hour of their own."""
+        rng = self.random("arousals after events")
         found = []
         for event in self.events:
-            follows, onset_s, duration_s = rng.random() < 0.85, rng.uniform(-0.5, 1.5), rng.uniform(4, 10)
-            if follows and rng.random() < self.couplings.event_arousal:
-                found.append((event.onset_s + event.duration_s + onset_s, duration_s))
-        own = np.sort(rng.uniform(0, self.duration_s, rng.poisson(8 / 3600 * self.duration_s)))
-        found += [(float(t), rng.uniform(3, 9)) for t in own if self.stages[int(t / EPOCH_S)] != W]
-        return tuple((round(a, 1), round(d, 1)) for a, d in sorted(found) if a + d < self.duration_s)
+            follows = rng.random() < 0.85 and rng.random() < self.couplings.event_arousal
+            arousal = _arousal(rng, event.onset_s + event.duration_s + rng.uniform(-0.5, 1.5))
+            if follows:
+                found.append(arousal)
+        rng = self.random("arousals")
+        for onset_s in rng.uniform(0, self.duration_s, rng.poisson(8 / 3600 * self.duration_s)):
+            arousal = _arousal(rng, onset_s)
+            if self.stages[int(onset_s / EPOCH_S)] != W:
+                found.append(arousal)
+        return tuple(sorted(a for a in found if a.onset_s + a.duration_s < self.duration_s))
 
     @cached_property
     def arousal(self) -> Array:
         """Arousal, 0 to 1."""
-        return np.minimum(self.boxes([(a, a + d) for a, d in self.arousals], rise_s=0.6), 1)
+        return np.minimum(self.boxes([(a.onset_s, a.onset_s + a.duration_s) for a in self.arousals], rise_s=0.6), 1)
 
     @cached_property
     def movement(self) -> Array:
         """Body movement, 0 to 1: with some arousals, often when awake."""
         rng = self.random("movement")
-        onsets = [a + 0.5 for a, _ in self.arousals if rng.random() < 0.35]
-        awake = rng.uniform(0, self.duration_s, rng.poisson(50 / 3600 * self.duration_s))
-        onsets += [float(t) for t in awake if self.stages[int(t / EPOCH_S)] == W]
-        return np.minimum(self.boxes([(t, t + rng.uniform(1.5, 6)) for t in onsets], rise_s=0.5), 1)
+        awake = rng.uniform(0, self.duration_s, (rng.poisson(50 / 3600 * self.duration_s), 2))
+        spans = [
+            (float(t), t + 1.5 + 4.5 * u / self.duration_s) for t, u in awake if self.stages[int(t / EPOCH_S)] == W
+        ]
+        spans += [(a.onset_s + 0.5, a.onset_s + 0.5 + a.movement_s) for a in self.arousals if a.movement_s]
+        return np.minimum(self.boxes(spans, rise_s=0.5), 1)
 
     @cached_property
     def breath_phase(self) -> NDArray[np.float64]:
@@ -295,8 +202,7 @@ class Physiology:
         # Breaths after an event make up for it.
         ends = [e.onset_s + e.duration_s for e in self.events]
         sizes = self.random("recovery").uniform(0.4, 1.1, len(ends)).tolist()
-        recovered: Array = (depth * (1 + self.response(ends, sizes, 0.8, 7))).astype(np.float32)
-        return recovered
+        return float32(depth * (1 + self.response(ends, sizes, 0.8, 7)))
 
     def _event_course(self, column: int) -> tuple[list[tuple[float, float]], list[float]]:
         rng = self.random("event depth")
@@ -314,29 +220,28 @@ class Physiology:
     @cached_property
     def airway(self) -> Array:
         """Share of the intended flow that passes: 1, reduced in hypopnoeas, almost 0 in apnoeas."""
-        return np.clip(1 - self.boxes(*self._event_course(0), rise_s=1.2), 0, 1)
+        return float32(np.clip(1 - self.boxes(*self._event_course(0), rise_s=1.2), 0, 1))
 
     @cached_property
     def drive(self) -> Array:
         """Share of the breathing effort that is made: 1, lower in hypopnoeas, almost 0 in central apnoeas."""
-        return np.clip(1 - self.boxes(*self._event_course(1), rise_s=1.2), 0, 1)
+        return float32(np.clip(1 - self.boxes(*self._event_course(1), rise_s=1.2), 0, 1))
 
     @cached_property
     def obstruction(self) -> Array:
         """Effort against a closed or narrow airway, 0 to 1."""
-        return np.clip(self.drive - self.airway, 0, 1)
+        return float32(np.clip(self.drive - self.airway, 0, 1))
 
     @cached_property
     def effort(self) -> Array:
         """Amplitude of the breathing movements; rises through an obstruction."""
         crescendo = self.response([e.onset_s for e in self.events], [0.5] * len(self.events), 25, 25)
-        grown: Array = self.breath_depth * self.drive * (1 + self.obstruction * crescendo)
-        return grown
+        return float32(self.breath_depth * self.drive * (1 + self.obstruction * crescendo))
 
     @cached_property
     def lung_volume(self) -> Array:
         """Movement of the chest around its mean, about -1 to 1: positive at the end of a breath in."""
-        return self.effort * _volume(self.breath_phase)
+        return self.effort * breath_volume(self.breath_phase)
 
     @cached_property
     def saturation_percent(self) -> Array:
@@ -352,8 +257,8 @@ class Physiology:
         lag = int(self.subject.oximeter_delay_s * FS_HIDDEN_HZ)
         delayed = np.append(np.zeros(lag, dtype=np.float32), deficit)[: self.n]
         drift = 0.4 * self.slow_noise("saturation drift", 0.0, 0.01)
-        seen: Array = self.subject.saturation_percent + drift - self.couplings.desaturation * delayed
-        return np.clip(seen, 55, 100)
+        seen = self.subject.saturation_percent + drift - self.couplings.desaturation * delayed
+        return float32(np.clip(seen, 55, 100))
 
     @cached_property
     def heart_rate_bpm(self) -> Array:
@@ -366,18 +271,17 @@ class Physiology:
         rate += spread * (1.0 * self.slow_noise("heart rate, low", 0.06, 0.12))
         vagal = self.by_stage((0.8, 1.0, 1.15, 1.3, 0.7), c.stage_heart_rate)
         # The rate leads the volume by about a tenth of a breath: it rises while air comes in.
-        inhaling = self.effort * _volume(self.breath_phase + 0.1)
+        inhaling = self.effort * breath_volume(self.breath_phase + 0.1)
         rate += c.respiratory_sinus_arrhythmia * subject.sinus_arrhythmia_bpm * vagal * np.clip(inhaling, -1.6, 1.6)
         ends = [e.onset_s + e.duration_s for e in self.events]
         rng = self.random("event heart rate")
         held = self.boxes([(e.onset_s + 4, e.onset_s + e.duration_s) for e in self.events], rise_s=4)
         surge = self.response(ends, [rng.uniform(5, 12) for _ in ends], 2.5, 6)
         rate += c.event_heart_rate * (surge - 5 * held)
-        onsets = [a for a, _ in self.arousals]
-        rng = self.random("arousal heart rate")
-        rate += c.arousal_heart_rate * self.response(onsets, [rng.uniform(5, 12) for _ in onsets], 2.0, 6)
+        woken = [a.onset_s for a in self.arousals], [a.surge_bpm for a in self.arousals]
+        rate += c.arousal_heart_rate * self.response(*woken, 2.0, 6)
         rate += c.movement * 6 * self.movement
-        return np.clip(rate, 32, 160)
+        return float32(np.clip(rate, 32, 160))
 
     @cached_property
     def beats_s(self) -> NDArray[np.float64]:
@@ -389,50 +293,7 @@ class Physiology:
         return beats
 
 
-def _volume(phase: NDArray[np.float64]) -> Array:
-    # Breathing in takes 40 % of the cycle.
+def breath_volume(phase: NDArray[np.float64]) -> Array:
+    """Chest movement over a breath, -1 (before breathing in) to 1; breathing in takes 40 % of the cycle."""
     p = (phase % 1.0).astype(np.float32)
-    inhaling = p < 0.4
-    return np.where(inhaling, -np.cos(np.pi / 0.4 * p), np.cos(np.pi / 0.6 * (p - 0.4))).astype(np.float32)
-
-
-def _night(rng: np.random.Generator, n_epochs: int, subject: Subject) -> NDArray[np.int8]:
-    """Ultradian cycles of some 90 min: slow waves early in the night, REM late; short interruptions."""
-    sequence: list[int] = []
-
-    def add(stage: int, minutes: float) -> None:
-        sequence.extend([stage] * round(2 * minutes))
-
-    add(W, rng.uniform(4, 18))
-    cycle = 0
-    while len(sequence) < n_epochs:
-        late = min(cycle, 4)
-        add(N1, rng.uniform(1.5, 5))
-        add(N2, rng.uniform(8, 18))
-        add(N3, (32, 24, 15, 8, 4)[late] * rng.uniform(0.7, 1.3) * min(max(subject.slow_wave_gain, 0.4), 1.4))
-        add(N2, rng.uniform(8, 18))
-        add(N1, rng.uniform(0, 2))
-        add(R, (6, 11, 16, 20, 24)[late] * rng.uniform(0.7, 1.3))
-        add(W, rng.uniform(1, 14))
-        cycle += 1
-    stages = np.array(sequence, dtype=np.int8)
-    breaks = 0.02 + 0.0012 * subject.events_per_hour
-    for i in np.flatnonzero((rng.random(stages.size) < breaks) & (stages != W)):
-        to = (W, N1)[int(rng.random() < 0.6)] if stages[i] != N3 else N2
-        stages[i : i + rng.integers(1, 4)] = to
-    return stages
-
-
-def _excerpt(rng: np.random.Generator, n_epochs: int, subject: Subject) -> tuple[int, NDArray[np.int8]]:
-    """Choose a stretch of the night: of 20 drawn, one with the most stages and at least 40 % asleep."""
-    night = _night(rng, max(n_epochs, 960), subject)
-    if n_epochs >= 960:
-        return 0, night[:n_epochs]
-    draws = rng.integers(0, 960 - n_epochs, 20)
-
-    def merit(first: int) -> int:
-        part = night[first : first + n_epochs]
-        return len(np.unique(part)) if (part != W).mean() >= 0.4 else 0
-
-    first = int(max(draws, key=lambda f: merit(int(f))))
-    return first, night[first : first + n_epochs]
+    return float32(np.where(p < 0.4, -np.cos(np.pi / 0.4 * p), np.cos(np.pi / 0.6 * (p - 0.4))))

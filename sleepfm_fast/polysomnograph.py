@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import signal
+from numpy.typing import NDArray
+from scipy import fft, signal
 
-from sleepfm_fast.physiology import FS_HIDDEN_HZ, Array, Physiology, band_noise
+from sleepfm_fast.physiology import FS_HIDDEN_HZ, Physiology, breath_volume
+from sleepfm_fast.sleeper import Array, band_noise, float32
 
 __all__ = ["Channel", "Polysomnograph"]
 
@@ -83,9 +85,8 @@ class Polysomnograph:
         """Interpolate a hidden process (16 Hz) linearly to a channel's rate."""
         step = fs_hz // FS_HIDDEN_HZ
         weight = (np.arange(step, dtype=np.float32) / np.float32(step))[None, :]
-        hidden = hidden.astype(np.float32)
-        fine: Array = hidden[:-1, None] + (hidden[1:] - hidden[:-1])[:, None] * weight
-        return fine.reshape(-1)
+        hidden = float32(hidden)
+        return float32(hidden[:-1, None] + (hidden[1:] - hidden[:-1])[:, None] * weight).reshape(-1)
 
     def noise(self, process: str, low_hz: float, high_hz: float, fs_hz: int = FS_EXG_HZ) -> Array:
         """Draw unit noise of a named process at a channel's rate."""
@@ -95,12 +96,12 @@ class Polysomnograph:
         """Draw unit noise whose power falls as 1/f above the knee, as that of background EEG."""
         n = self.n_samples(FS_EXG_HZ)
         white = self.random(process).standard_normal(n, dtype=np.float32)
-        spectrum = np.fft.rfft(white).astype(np.complex64)
+        spectrum = fft.rfft(white)
         f = np.arange(spectrum.size) * (FS_EXG_HZ / n)
-        spectrum *= (1 / np.sqrt(1 + f / knee_hz)).astype(np.float32)
+        spectrum *= float32(1 / np.sqrt(1 + f / knee_hz))
         spectrum[0] = 0
-        x = np.fft.irfft(spectrum, n).astype(np.float32)
-        return x / x.std()
+        x = float32(fft.irfft(spectrum, n))
+        return float32(x / x.std())
 
     def motion_artefact(self, process: str, fs_hz: int, low_hz: float = 0.3, high_hz: float = 4.0) -> Array:
         """Waveform of body movements in one sensor, about 1 while they last."""
@@ -112,32 +113,37 @@ class Polysomnograph:
     @cached_property
     def sources(self) -> tuple[Array, Array, Array, Array, Array]:
         """Delta, theta, alpha and spindle activity shared by the scalp [uV], and the gain of fast activity."""
-        body, c, subject = self.body, self.couplings, self.body.subject
-        vary = {
-            name: np.exp(0.2 * body.slow_noise(f"{name} waxing", 0.0, 0.05)) for name in ("delta", "theta", "alpha")
-        }
-        calm = 0.4 + 0.6 * (1 - body.arousal)
-        swa = subject.slow_wave_gain
-        #                          W    N1   N2    N3             R
-        delta_uv = body.by_stage((6.0, 8.0, 15.0, 14 + 30 * swa, 8.0), c.stage_eeg) * vary["delta"] * calm
-        theta_uv = body.by_stage((5.0, 10.0, 7.5, 6.0, 9.5), c.stage_eeg) * vary["theta"]
-        alpha_uv = body.by_stage((13.0, 4.0, 2.2, 1.5, 3.0), c.stage_eeg) * subject.alpha_gain * vary["alpha"]
+        body, subject, swa = self.body, self.body.subject, self.body.subject.slow_wave_gain
+        rng = self.random("EEG gains")
+
+        def amplitude_uv(name: str, *stages: float) -> Array:
+            # Sleep deepens and lightens within a stage, and over some 20 s from one stage to the next.
+            own = [v * np.exp(0.12 * rng.standard_normal()) for v in stages]
+            waxing = np.exp(0.28 * body.slow_noise(f"{name} waxing", 0.0, 0.04))
+            return float32(body.by_stage(tuple(own), self.couplings.stage_eeg, transition_s=20) * waxing)
+
+        #                              W    N1    N2    N3             R
+        delta_uv = amplitude_uv("delta", 6.0, 9.0, 16.0, 14 + 28 * swa, 9.0) * (1 - 0.6 * body.arousal)
+        theta_uv = amplitude_uv("theta", 5.5, 9.5, 7.5, 6.0, 9.0)
+        alpha_uv = amplitude_uv("alpha", 12.0, 4.5, 2.5, 1.8, 3.2) * subject.alpha_gain
         alpha_uv = alpha_uv + 9 * subject.alpha_gain * body.arousal
-        fast = body.by_stage((1.5, 1.0, 0.7, 0.5, 1.0), c.stage_eeg) + 1.2 * body.arousal
+        fast = amplitude_uv("fast", 1.4, 1.0, 0.75, 0.6, 1.0) + 1.2 * body.arousal
         band = FS_EXG_HZ
         delta = self.at(band, delta_uv) * self.noise("delta", 0.5, 2.0) + self.k_complexes
         theta = self.at(band, theta_uv) * self.noise("theta", 4.0, 7.0)
         alpha = self.at(band, alpha_uv) * self.noise("alpha", subject.alpha_hz - 0.9, subject.alpha_hz + 0.9)
         return delta, theta, alpha, self.spindles, self.at(band, fast)
 
-    def _times(self, process: str, per_minute: tuple[float, ...]) -> np.ndarray:
+    def _times(self, process: str, per_minute: tuple[float, ...]) -> NDArray[np.float64]:
         """Draw onsets of a graphoelement at stage-dependent rates [1/min]; mean rate when stages have no say."""
         rng = self.random(process)
         most = max(per_minute)
         times = np.sort(rng.uniform(0, self.body.duration_s - 2, rng.poisson(most / 60 * self.body.duration_s)))
         rates = np.asarray(per_minute)
         rates = rates.mean() + self.couplings.stage_eeg * (rates - rates.mean())
-        kept: np.ndarray = times[rng.random(times.size) * most < rates[self.body.stages[(times / 30).astype(int)]]]
+        kept: NDArray[np.float64] = times[
+            rng.random(times.size) * most < rates[self.body.stages[(times / 30).astype(int)]]
+        ]
         return kept
 
     @cached_property
@@ -176,7 +182,7 @@ class Polysomnograph:
         delta, theta, alpha, spindles, fast = self.sources
         x = delta_w * delta + theta_w * theta + alpha_w * alpha + spindle_w * spindles
         x += 5 * self.pink(f"{label} background") + 3.2 * fast * self.noise(f"{label} beta", 15, 32)
-        return x
+        return float32(x)
 
     @cached_property
     def _frontal(self) -> Array:
@@ -229,7 +235,7 @@ class Polysomnograph:
         blinks, saccades, rolling = self.eye_movements
         x = blink * blinks + rapid * saccades + slow * rolling + frontal * self._frontal
         x += 3 * self.pink(f"{label} background") + self.common_artefacts(qrs_uv, label)
-        return x
+        return float32(x)
 
     def chin_emg(self) -> Array:
         """Chin EMG [uV]: tone, twitches in R, breathing in, snoring, the heart."""
@@ -315,14 +321,14 @@ class Polysomnograph:
         body = self.body
         p = (body.breath_phase % 1.0).astype(np.float32)
         wave = np.where(p < 0.4, np.sin(np.pi / 0.4 * p), -0.67 * np.sin(np.pi / 0.6 * (p - 0.4)))
-        return (wave * body.effort * body.airway).astype(np.float32)
+        return float32(wave * body.effort * body.airway)
 
-    def respiration(self, label: str, hidden: Array, gain: float, shake: float, noise: float, move: float) -> Array:
+    def respiration(self, label: str, hidden: Any, gain: float, shake: float, noise: float, move: float) -> Array:
         """Sensor of breathing: scaled, with heart beats, noise and body movements."""
         rate = FS_RESPIRATION_HZ
         gain *= self.random(f"{label} gain").uniform(0.75, 1.3)
         x = self.at(rate, hidden) + shake * self.beat_shake + noise * self.noise(f"{label} noise", 0.02, 8, rate)
-        return gain * (x + move * self.motion_artefact(label, rate, 0.1, 1.5))
+        return float32(gain * (x + move * self.motion_artefact(label, rate, 0.1, 1.5)))
 
     def thermocouple(self) -> Array:
         """Oronasal thermal flow [uV]: a slow sensor, time constant 0.35 s."""
@@ -342,10 +348,10 @@ class Polysomnograph:
         body = self.body
         delay = (0.06, 0.0)[i] + (0.0, 0.38)[i] * body.obstruction
         phase = body.breath_phase - delay
-        p = (phase % 1.0).astype(np.float32)
-        wave = np.where(p < 0.4, -np.cos(np.pi / 0.4 * p), np.cos(np.pi / 0.6 * (p - 0.4))).astype(np.float32)
         drift = 0.25 * body.slow_noise(f"belt {i} drift", 0.0, 0.02)
-        return self.respiration(("Thor", "Abdo")[i], wave * body.effort + drift, 220, (0.06, 0.035)[i], 0.03, 1.2)
+        return self.respiration(
+            ("Thor", "Abdo")[i], breath_volume(phase) * body.effort + drift, 220, (0.06, 0.035)[i], 0.03, 1.2
+        )
 
     @cached_property
     def snoring(self) -> Array:
@@ -377,4 +383,4 @@ class Polysomnograph:
         seen = strength * body.heart_rate_bpm + (1 - strength) * own
         window = 4 * FS_HIDDEN_HZ
         mean = signal.lfilter(np.ones(window) / window, [1], np.concatenate((np.full(window, seen[0]), seen)))[window:]
-        return np.round(mean[:-1:FS_HIDDEN_HZ]).astype(np.float32)
+        return float32(np.round(mean[:-1:FS_HIDDEN_HZ]))

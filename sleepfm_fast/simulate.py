@@ -23,8 +23,9 @@ from tyro.conf import Positional
 
 from sleepfm_fast import command
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.physiology import EPOCH_S, Couplings, Physiology, Random
+from sleepfm_fast.physiology import Physiology
 from sleepfm_fast.polysomnograph import Channel, Polysomnograph
+from sleepfm_fast.sleeper import EPOCH_S, Couplings, Random
 
 __all__ = ["Config", "cli", "main", "write_recording"]
 
@@ -220,7 +221,7 @@ def _annotations(body: Physiology) -> list[tuple[float, float, str]]:
         (float(a * EPOCH_S), float((b - a) * EPOCH_S), STAGE_TEXTS[body.stages[a]])
         for a, b in itertools.pairwise(bounds)
     ]
-    arousals = [(onset_s, duration_s, "EEG arousal") for onset_s, duration_s in body.arousals]
+    arousals = [(arousal.onset_s, arousal.duration_s, "EEG arousal") for arousal in body.arousals]
     events = [(event.onset_s, event.duration_s, event.name) for event in body.events]
     return stages + events + arousals
 
