@@ -80,6 +80,17 @@ def test_nearly_equal_similarities_are_ordered_as_in_float64():
     assert (1 + (in_float32 > np.diag(in_float32)[:, None]).sum(1) != forward).any()
 
 
+@pytest.mark.parametrize("spread", [1.0, 0.1, 1e-3])
+def test_narrow_cones_around_different_axes(spread):
+    rng = np.random.default_rng(7)
+    shared = rng.standard_normal((500, 40))
+    a, b = (unit(rng.standard_normal(40) + spread * (shared + rng.standard_normal((500, 40)))) for _ in range(2))
+    forward, backward = pair_ranks(a, b, query_block=128, candidate_block=96)
+    np.testing.assert_array_equal(forward, dense_ranks(a, b))
+    np.testing.assert_array_equal(backward, dense_ranks(b, a))
+    assert len(np.unique(forward)) > 50
+
+
 def test_identical_modalities_are_always_first():
     x = unit(np.random.default_rng(3).standard_normal((500, 32)))
     for ranks in pair_ranks(x, x):
