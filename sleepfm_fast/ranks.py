@@ -194,8 +194,8 @@ def pair_ranks(
         f[rows], g[rows] = (y - wide_b) @ wide_a, x @ wide_b
         squares = np.square(x - mean_a).sum(1).max(), np.square(y - mean_b).sum(1).max()
         largest = np.maximum(largest, np.sqrt(squares))
-    # In a row, S_rc > S_rr is T_rc + f_c > S_rr - g_r; in a column, S_rc > S_cc is T_rc + h_r > S_cc - f_c - <m_a, m_b>.
-    # h is g without its mean, so that what is added to T in float32 is small too.
+    # In a row, S_rc > S_rr is T_rc + f_c > S_rr - g_r; in a column, S_rc > S_cc is
+    # T_rc + h_r > S_cc - f_c - <m_a, m_b>. h is g without its mean, so that what is added to T in float32 is small too.
     centre = float(wide_a @ wide_b)
     h = g - centre
     product = float(largest.prod())
