@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from sleepfm_fast.command import run, say
+from sleepfm_fast.command import plain, run, say
 from sleepfm_fast.errors import SleepfmError
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def _say_table(result: dict[str, Any]) -> None:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Fit, test and report; the result is what the command prints as JSON."""
+    """Fit, test and report; the result is what the command prints as JSON, intervals as dicts."""
     from sleepfm_fast.embeddings import Embeddings
 
     _check(config)
@@ -322,7 +322,7 @@ def main(config: Config) -> dict[str, Any]:
         "test": test.counts(names),
         "fit": {**fit, "c": config.c, "max_iter": config.max_iter},
         "n_bootstraps": config.bootstraps,
-        **result,
+        **plain(result),
         "seconds": round(time.perf_counter() - started, 3),
     }
 

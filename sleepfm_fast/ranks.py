@@ -7,10 +7,14 @@ With S_rc = <a_r, b_c>, the rank of query r among N candidates is
 so 1 is best, and of equal candidates the earlier one is preferred. Both directions (a -> b along the rows, b -> a along
 the columns) come from one block of S.
 
-Blocks are float32 matrix products. Their error is at most gamma_D |a_r| |b_c| with gamma_D = D u / (1 - D u) and
-u = 2^-24, in whatever order the product sums; a comparison closer than that is decided by a float64 inner product
-summed in one fixed order. The ranks therefore depend neither on the block size nor on the BLAS, and duplicates tie
-exactly.
+Blocks are float32 matrix products T of centred operands, a' = a - m_a and b' = b - m_b, because encoders put all
+embeddings into a narrow cone where float32 inner products hardly differ:
+
+    S_rc = T_rc + f_c + g_r,    f_c = <m_a, b_c - m_b>,    g_r = <a_r, m_b>.
+
+With u = 2^-24, the error of T is at most (D + 2) u max|a'| max|b'| to first order, in whatever order the product sums;
+a comparison closer than that is decided by a float64 inner product <a_r, b_c> summed in one fixed order. The ranks
+therefore depend neither on the block size nor on the BLAS, and duplicates tie exactly.
 """
 
 from __future__ import annotations
@@ -56,16 +60,9 @@ def _inner(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
 
 
 @numba.njit(cache=True, nogil=True, parallel=True)
-def _diagonal(
-    a: npt.NDArray[np.float32],
-    b: npt.NDArray[np.float32],
-    own: npt.NDArray[np.float64],
-    squares: npt.NDArray[np.float64],
-) -> None:
+def _diagonal(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], own: npt.NDArray[np.float64]) -> None:
     for r in numba.prange(len(a)):
         own[r] = _inner(a[r], b[r])
-        squares[r, 0] = _inner(a[r], a[r])
-        squares[r, 1] = _inner(b[r], b[r])
 
 
 @numba.njit(cache=True, nogil=True, parallel=True)
@@ -76,22 +73,25 @@ def _count_rows(
     first_row: int,
     first_column: int,
     own: npt.NDArray[np.float64],
+    shift: npt.NDArray[np.float32],
+    target: npt.NDArray[np.float64],
     margin: float,
     ahead: npt.NDArray[np.int64],
 ) -> None:
     n_rows, n_columns = s.shape
     for i in numba.prange(n_rows):
         r = first_row + i
-        low, high = np.float32(own[r] - margin), np.float32(own[r] + margin)
+        low, high = np.float32(target[r] - margin), np.float32(target[r] + margin)
         above = 0
         not_below = 0
         for j in range(n_columns):
-            above += s[i, j] > high
-            not_below += s[i, j] >= low
+            value = s[i, j] + shift[first_column + j]
+            above += value > high
+            not_below += value >= low
         if not_below > above:
             for j in range(n_columns):
                 c = first_column + j
-                if low <= s[i, j] <= high and c != r:
+                if low <= s[i, j] + shift[c] <= high and c != r:
                     exact = _inner(a[i], b[j])
                     above += exact > own[r] or (exact == own[r] and c < r)
         ahead[r] += above
@@ -105,6 +105,8 @@ def _count_columns(
     first_row: int,
     first_column: int,
     own: npt.NDArray[np.float64],
+    shift: npt.NDArray[np.float32],
+    target: npt.NDArray[np.float64],
     margin: float,
     ahead: npt.NDArray[np.int64],
 ) -> None:
@@ -116,27 +118,28 @@ def _count_columns(
         above = np.zeros(STRIP, np.int32)
         low, high = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
         for j in range(start, stop):
-            low[j - start] = own[first_column + j] - margin
-            high[j - start] = own[first_column + j] + margin
+            low[j - start] = target[first_column + j] - margin
+            high[j - start] = target[first_column + j] + margin
         for i in range(n_rows):
             r = first_row + i
             near = 0
             for j in range(start, stop):
-                over = s[i, j] > high[j - start]
+                value = s[i, j] + shift[r]
+                over = value > high[j - start]
                 above[j - start] += over
-                near += (s[i, j] >= low[j - start]) - over
+                near += (value >= low[j - start]) - over
             if near > 0:
                 for j in range(start, stop):
                     c = first_column + j
-                    if low[j - start] <= s[i, j] <= high[j - start] and c != r:
+                    if low[j - start] <= s[i, j] + shift[r] <= high[j - start] and c != r:
                         exact = _inner(a[i], b[j])
                         above[j - start] += exact > own[c] or (exact == own[c] and r < c)
         for j in range(start, stop):
             ahead[first_column + j] += above[j - start]
 
 
-def _block(rows: Rows, start: int, stop: int) -> npt.NDArray[np.float32]:
-    return np.ascontiguousarray(rows[start:stop], dtype=np.float32)
+def _block(rows: Rows, which: slice) -> npt.NDArray[np.float32]:
+    return np.ascontiguousarray(rows[which], dtype=np.float32)
 
 
 def pair_ranks(
@@ -149,7 +152,7 @@ def pair_ranks(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rank every clip's own embedding among all clips' embeddings of the other modality.
 
-    Memory is ``4 (query_block (D + candidate_block) + candidate_block D)`` bytes and a few numbers a clip; both
+    Memory is ``4 (query_block (2 D + candidate_block) + 2 candidate_block D)`` bytes and a few numbers a clip; both
     operands are read block by block.
 
     Parameters
@@ -174,27 +177,43 @@ def pair_ranks(
     if len(a.shape) != 2 or tuple(a.shape) != tuple(b.shape):
         raise ValueError(f"the two modalities have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected one [N, D]")
     n, dim = a.shape
+    blocks = [slice(start, min(start + query_block, n)) for start in range(0, n, query_block)]
     own = np.empty(n)
-    largest = 0.0
-    for start in range(0, n, query_block):
-        stop = min(start + query_block, n)
-        squares = np.empty((stop - start, 2))
-        _diagonal(_block(a, start, stop), _block(b, start, stop), own[start:stop], squares)
-        largest = max(largest, float(squares.max()))
-        if not np.isfinite(squares).all():
-            raise ValueError(f"rows {start} to {stop - 1} hold values that are not finite")
-    # gamma_D plus the rounding of the two limits to float32, which are at most |a||b| + margin in size.
-    margin = 1.01 * (dim + 4) * 2.0**-24 * largest
+    sums = np.zeros((2, dim))
+    for rows in blocks:
+        x, y = _block(a, rows), _block(b, rows)
+        _diagonal(x, y, own[rows])
+        sums += x.sum(0, dtype=np.float64), y.sum(0, dtype=np.float64)
+        if not np.isfinite(own[rows]).all():
+            raise ValueError(f"rows {rows.start} to {rows.stop - 1} hold values that are not finite")
+    mean_a, mean_b = (sums / n).astype(np.float32)
+    wide_a, wide_b = mean_a.astype(np.float64), mean_b.astype(np.float64)
+    f, g, largest = np.empty(n), np.empty(n), np.zeros(2)
+    for rows in blocks:
+        x, y = _block(a, rows), _block(b, rows)
+        f[rows], g[rows] = (y - wide_b) @ wide_a, x @ wide_b
+        squares = np.square(x - mean_a).sum(1).max(), np.square(y - mean_b).sum(1).max()
+        largest = np.maximum(largest, np.sqrt(squares))
+    # In a row, S_rc > S_rr is T_rc + f_c > S_rr - g_r; in a column, S_rc > S_cc is
+    # T_rc + h_r > S_cc - f_c - <m_a, m_b>. h is g without its mean, so that what is added to T in float32 is small too.
+    centre = float(wide_a @ wide_b)
+    h = g - centre
+    product = float(largest.prod())
+    # The error of T, then the float32 roundings of the shift, of the sum and of the limits.
+    margin = 1.01 * 2.0**-24 * ((dim + 8) * product + 4 * float(max(np.abs(f).max(), np.abs(h).max())))
+    target_a, target_b = own - g, own - f - centre
+    shift_a, shift_b = f.astype(np.float32), h.astype(np.float32)
     ahead_a, ahead_b = np.zeros(n, np.int64), np.zeros(n, np.int64)
     buffer = np.empty(min(query_block, n) * min(candidate_block, n), np.float32)
-    for row in range(0, n, query_block):
-        x = _block(a, row, min(row + query_block, n))
+    for rows in blocks:
+        x = _block(a, rows)
+        x_centred = x - mean_a
         for column in range(0, n, candidate_block):
-            y = _block(b, column, min(column + candidate_block, n))
+            y = _block(b, slice(column, min(column + candidate_block, n)))
             s = buffer[: len(x) * len(y)].reshape(len(x), len(y))
-            np.matmul(x, y.T, out=s)
-            _count_rows(s, x, y, row, column, own, margin, ahead_a)
-            _count_columns(s, x, y, row, column, own, margin, ahead_b)
+            np.matmul(x_centred, (y - mean_b).T, out=s)
+            _count_rows(s, x, y, rows.start, column, own, shift_a, target_a, margin, ahead_a)
+            _count_columns(s, x, y, rows.start, column, own, shift_b, target_b, margin, ahead_b)
             if progress is not None:
                 progress(s.size)
     return ahead_a + 1, ahead_b + 1

@@ -119,6 +119,15 @@ def test_sdb_scores_the_event_class(tmp_path, capsys):
     assert result["confusion"]["rows_true_columns_predicted"] == ["none", "event"]
 
 
+def test_main_gives_what_the_command_prints(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=1.0)
+    printed = run(capsys, folder, "--task", "stage", "--bootstraps", "20")[1]
+    returned = probe.main(probe.Config(folder, "stage", bootstraps=20))
+    assert returned["classes"] == printed["classes"]
+    assert returned["macro"] == printed["macro"]
+    assert returned["confusion"] == printed["confusion"]
+
+
 def test_the_interval_holds_the_estimate_and_is_seeded(tmp_path, capsys):
     folder, _, _ = planted(tmp_path, signal=1.0)
     first = run(capsys, folder, "--task", "stage", "--bootstraps", "300")[1]

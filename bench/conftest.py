@@ -1,0 +1,107 @@
+"""``pytest bench/`` measures; ``--quick`` runs each arm once for its result only; ``--store NAME`` keeps the figures.
+
+A benchmark takes the ``versus`` fixture (rivals in turns, see interleave.py) or pytest-benchmark's ``benchmark``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import machine
+import memory
+import pytest
+from interleave import Comparison, interleave
+
+HERE = Path(__file__).resolve().parent
+ROUNDS = 10
+RESULTS = pytest.StashKey[list[dict[str, Any]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("bench")
+    group.addoption("--quick", action="store_true", help="run every arm once; equality is still asserted, time is not")
+    group.addoption("--store", metavar="NAME", help="write bench/results/NAME.json (not with --quick)")
+    group.addoption("--results", default=str(HERE / "results"), help="folder of --store")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RESULTS] = []
+    name = config.getoption("store")
+    if name and config.getoption("quick"):
+        raise pytest.UsageError("--store keeps measurements and --quick takes none; give one of them.")
+    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise pytest.UsageError(f"--store {name}: letters, digits, '.', '_' and '-' make a file's name.")
+    # The project's addopts disable pytest-benchmark for the tests; here it is what is asked for. Its plugin reads the
+    # option in a pytest_configure that runs after this one.
+    only_bench = all(p == HERE or HERE in p.parents for p in (Path(a.split("::")[0]).resolve() for a in config.args))
+    if only_bench and not config.getoption("quick"):
+        config.option.benchmark_disable = False
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info.update(machine.record())
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    name = session.config.getoption("store")
+    results = session.config.stash[RESULTS]
+    if not name or not results:
+        return
+    folder = Path(session.config.getoption("results"))
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"name": name, "machine": machine.record(), "passed": exitstatus == 0, "results": results}
+    partial = folder / f".{name}.json.partial"
+    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / f"{name}.json")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    results = config.stash[RESULTS]
+    if not results:
+        return
+    if config.getoption("quick"):
+        terminalreporter.write_line(f"quick: {len(results)} comparisons agree; nothing was timed")
+        return
+    terminalreporter.section("rivals in turns: medians, per-round ratios [10 %, 90 %], peak memory")
+    for result in results:
+        medians = ", ".join(f"{arm} {1e3 * t:.4g} ms" for arm, t in result["medians_s"].items())
+        ratios = ", ".join(
+            f"{r['median']:.2f} [{r['low']:.2f}, {r['high']:.2f}] x {rival}" for rival, r in result["ratios"].items()
+        )
+        peaks = ", ".join(f"{arm} {mib:.0f} MiB" for arm, mib in result.get("peak_rss_mib", {}).items())
+        terminalreporter.write_line("; ".join(part for part in (f"{result['name']}: {medians}", ratios, peaks) if part))
+
+
+@pytest.fixture
+def quick(request: pytest.FixtureRequest) -> bool:
+    """Whether this run only checks that the benchmarks work."""
+    return bool(request.config.getoption("quick"))
+
+
+@pytest.fixture
+def versus(request: pytest.FixtureRequest, quick: bool) -> Callable[..., Comparison]:
+    """Compare arms: ``versus(name, {"ours": f, "rival": g}, agree=check, peak={"ours": (setup, body)})``.
+
+    ``peak`` adds each arm's peak memory (MiB above its set-up), measured in its own process; see memory.py.
+    """
+
+    def compare(
+        name: str,
+        arms: Mapping[str, Callable[[], Any]],
+        *,
+        agree: Callable[[dict[str, Any]], object],
+        rounds: int = ROUNDS,
+        peak: Mapping[str, tuple[str, str]] | None = None,
+    ) -> Comparison:
+        comparison = interleave(name, arms, rounds=rounds, agree=agree, quick=quick)
+        record = {**comparison.record(), "test": request.node.nodeid}
+        if peak:
+            record["peak_rss_mib"] = {arm: memory.peak_rss_mib(*source) for arm, source in peak.items()}
+        request.config.stash[RESULTS].append(record)
+        return comparison
+
+    return compare

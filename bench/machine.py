@@ -1,0 +1,67 @@
+"""What a measurement was taken on: processor, cores, versions, instruction set, commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import sleepfm_fast
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cpu_model() -> str:
+    """Return the processor's name as the kernel gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def commit(root: Path = ROOT) -> str:
+    """Return the commit of the sources, with ``+changes`` where tracked files differ from it, or ``unknown``."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!README.md"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip()[:12] + ("+changes" if changes.stdout.strip() else "")
+
+
+def record() -> dict[str, Any]:
+    """Describe this machine and build; plain values only."""
+    build = sleepfm_fast.build_info()
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    result: dict[str, Any] = {
+        "cpu_model": cpu_model(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory_bytes / 2**30, 1),
+        "instruction_set": build["cpu_instruction_set_in_use"],
+        "compiler": build["compiler"],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "sleepfm_fast": sleepfm_fast.__version__,
+        "commit": commit(),
+        "gpu": None,
+    }
+    for package in ("torch", "numpy", "scipy", "scikit-learn", "numba"):
+        result[package] = importlib.metadata.version(package)
+    if build["cuda_architectures"]:
+        import torch
+
+        if torch.cuda.is_available():
+            result["gpu"] = torch.cuda.get_device_name()
+            result["cuda"] = torch.version.cuda
+    return result

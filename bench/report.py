@@ -1,0 +1,110 @@
+"""Write the measurements of bench/results/*.json into README.md, between its two marks. Nothing there is typed by hand.
+
+``python bench/report.py`` rewrites the block; ``python bench/report.py --check`` only says whether it is up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+class ReportError(Exception):
+    """A sentence for whoever runs the report."""
+
+
+def time_text(seconds: float) -> str:
+    """Format a duration with three digits in the unit that suits it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def table(document: dict[str, Any]) -> list[str]:
+    """Return one stored run as a heading, a line on the machine and a table."""
+    m = document["machine"]
+    where = f"{m['gpu']}, {m['cpu_model']}" if m.get("gpu") else m["cpu_model"]
+    lines = [
+        f"**{document['name']}**: {where}, {m['cpu_cores']} cores, {m['instruction_set']}, torch {m['torch']}, "
+        f"Python {m['python']}, commit {m['commit']}.",
+        "",
+        "| what | ours | rival | rival's time | times faster (10-90 % of rounds) | peak memory, ours / rival |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in document["results"]:
+        ours, *rivals = result["medians_s"]
+        peaks = result.get("peak_rss_mib", {})
+        for rival in rivals or [None]:
+            start = f"| {result['name']} | {time_text(result['medians_s'][ours])}"
+            if rival is None:
+                lines.append(f"{start} | - | - | - | {f'{peaks[ours]:.0f} MiB' if ours in peaks else '-'} |")
+                continue
+            r = result["ratios"][rival]
+            both = f"{peaks[ours]:.0f} / {peaks[rival]:.0f} MiB" if ours in peaks and rival in peaks else "-"
+            lines.append(
+                f"{start} | {rival} | {time_text(result['medians_s'][rival])} | "
+                f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f}) | {both} |"
+            )
+    return lines
+
+
+def stored(path: Path) -> list[str]:
+    """Return the lines of one stored run, refusing one that failed or is something else."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        lines = table(document)
+        passed = bool(document["passed"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReportError(f"{path} is not a stored benchmark run ({error!r}); remove it or measure again.") from error
+    if not passed:
+        raise ReportError(f"{path} is of a run in which a benchmark failed; measure again before reporting it.")
+    return lines
+
+
+def block(results: Path) -> str:
+    """Return the text between the marks for every stored run, in the order of their names."""
+    runs = ["\n".join(stored(path)) for path in sorted(results.glob("*.json"))]
+    if not runs:
+        raise ReportError(f"no measurements in {results}; take some with `pytest bench/ --store NAME`.")
+    return "\n\n".join(runs)
+
+
+def rewritten(readme: str, text: str) -> str:
+    """Return the README with ``text`` between its marks."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
+        raise ReportError(f"the README needs one {BEGIN} followed by one {END}; the measurements go between them.")
+    head, rest = readme.split(BEGIN)
+    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rewrite or check the README; the exit status tells."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the block is out of date")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
+    arguments = parser.parse_args(argv)
+    try:
+        old = arguments.readme.read_text(encoding="utf-8")
+        new = rewritten(old, block(arguments.results))
+    except (ReportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if arguments.check:
+        if new != old:
+            print(f"error: {arguments.readme} is out of date; run `python bench/report.py`.", file=sys.stderr)
+        return int(new != old)
+    if new != old:
+        arguments.readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""The benchmark harness: turns, equality, storing, memory, and the report that writes the README's block."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sleepfm_fast
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCH = ROOT / "bench"
+if not BENCH.is_dir():
+    pytest.skip("the benchmarks are in the clone, not in the package", allow_module_level=True)
+sys.path.insert(0, str(BENCH))
+
+import interleave  # noqa: E402
+import machine  # noqa: E402
+import memory  # noqa: E402
+import report  # noqa: E402
+
+
+class Clock:
+    """Time that passes only where an arm says so."""
+
+    def __init__(self):
+        self.now, self.calls = 0.0, []
+
+    def arm(self, name, *seconds):
+        left = list(seconds)
+
+        def call():
+            self.calls.append(name)
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+            return name.upper()
+
+        return call
+
+    def __call__(self):
+        return self.now
+
+
+def test_arms_take_turns_in_alternating_order():
+    clock, seen = Clock(), []
+    arms = {"ours": clock.arm("ours", 9, 1, 2, 3, 4), "rival": clock.arm("rival", 9, 2, 2, 9, 8)}
+    c = interleave.interleave("x", arms, rounds=4, agree=seen.append, quick=False, clock=clock)
+    assert clock.calls == ["ours", "rival", "ours", "rival", "rival", "ours", "ours", "rival", "rival", "ours"]
+    assert seen == [{"ours": "OURS", "rival": "RIVAL"}]
+    assert c.seconds == {"ours": [1, 2, 3, 4], "rival": [2, 2, 9, 8]}  # the first call, 9 s, warms up
+    assert c.medians == {"ours": 2.5, "rival": 5.0}
+    assert c.ratios == {"rival": {"median": 2.0, "low": pytest.approx(1.3), "high": pytest.approx(2.7)}}
+    c.require("rival", at_least=2.0)
+    with pytest.raises(AssertionError, match=r"ours is 2\.00 times as fast as rival, expected 2\.1"):
+        c.require("rival", at_least=2.1)
+
+
+def test_quick_calls_each_arm_once_and_still_checks():
+    clock = Clock()
+    arms = {"ours": clock.arm("ours", 2), "rival": clock.arm("rival", 1)}
+    c = interleave.interleave("x", arms, rounds=4, agree=lambda results: None, quick=True, clock=clock)
+    assert clock.calls == ["ours", "rival"]
+    c.require("rival", at_least=100)  # a quick run does not judge time
+
+    def differ(results):
+        assert results["ours"] == results["rival"]
+
+    with pytest.raises(AssertionError):
+        interleave.interleave("x", arms, rounds=4, agree=differ, quick=True, clock=clock)
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_rounds_are_even(rounds):
+    with pytest.raises(ValueError, match="expected an even number"):
+        interleave.interleave("x", {"a": int}, rounds=rounds, agree=print, quick=False)
+
+
+def test_machine_record_names_what_it_ran_on():
+    record = machine.record()
+    assert record["cpu_cores"] == len(os.sched_getaffinity(0))
+    assert record["instruction_set"] == sleepfm_fast.build_info()["cpu_instruction_set_in_use"]
+    assert record["sleepfm_fast"] == sleepfm_fast.__version__
+    assert record["torch"].split(".")[0].isdigit()
+    json.dumps(record)
+
+
+def test_commit_says_when_the_sources_differ(tmp_path):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    assert machine.commit(tmp_path) == "unknown"
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "one")
+    assert len(machine.commit(tmp_path)) == 12
+    (tmp_path / "a").write_text("2")
+    assert machine.commit(tmp_path).endswith("+changes")
+
+
+def test_peak_memory_is_the_bodys():
+    setup = "import numpy as np\nbig = np.ones(30 * 2**17)\ndel big\n"  # 30 MiB, gone before the body
+    assert 38 < memory.peak_rss_mib(setup, "x = np.ones(40 * 2**17)") < 50
+    assert memory.peak_rss_mib(setup, "pass") < 5
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        memory.peak_rss_mib("", "1 / 0")
+
+
+BENCHMARK = """
+def test_sum(versus, quick):
+    c = versus("a sum", {"ours": lambda: sum(range(10)), "rival": lambda: 45}, agree=check, rounds=2,
+               peak={"ours": ("", "x = 1")})
+    assert len(c.seconds["ours"]) == (1 if quick else 2)
+
+def check(results):
+    assert results["ours"] == results["rival"] == EXPECTED
+
+def test_benchmark_fixture(benchmark):
+    benchmark(sum, [1, 2])
+"""
+
+
+@pytest.fixture
+def bench_run(tmp_path):
+    """Run the harness on a benchmark of its own, in a copy, as ``pytest bench/`` in the project is run."""
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    for path in BENCH.glob("*.py"):
+        if not path.name.startswith("test_"):
+            shutil.copy(path, folder)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+
+    def run(*arguments, expected=45):
+        (folder / "test_bench_sum.py").write_text(BENCHMARK.replace("EXPECTED", str(expected)))
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "bench/", "-p", "no:cacheprovider", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    run.results = folder / "results"
+    return run
+
+
+def test_bench_measures_and_stores(bench_run):
+    done = bench_run("--store", "here")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rivals in turns" in done.stdout
+    assert "Name (time in" in done.stdout  # pytest-benchmark is on although addopts turn it off
+    document = json.loads((bench_run.results / "here.json").read_text())
+    assert document["passed"] is True
+    assert document["machine"]["cpu_model"] == machine.cpu_model()
+    (result,) = document["results"]
+    assert (result["name"], len(result["seconds"]["ours"])) == ("a sum", 2)
+    assert set(result["peak_rss_mib"]) == {"ours"}
+    assert "| a sum | " in "\n".join(report.table(document))
+
+
+def test_bench_quick_checks_and_times_nothing(bench_run):
+    done = bench_run("--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "quick: 1 comparisons agree; nothing was timed" in done.stdout
+    assert "Name (time in" not in done.stdout
+    assert not bench_run.results.exists()
+    done = bench_run("--quick", expected=46)
+    assert done.returncode == 1
+    done = bench_run("--quick", "--store", "here")
+    assert done.returncode == 4
+    assert "--store keeps measurements" in done.stderr
+    assert bench_run("--store", "../here").returncode == 4
+
+
+def stored(folder, name="run", passed=True):
+    document = {
+        "name": name,
+        "machine": {
+            "cpu_model": "C",
+            "cpu_cores": 2,
+            "instruction_set": "avx2",
+            "torch": "2",
+            "python": "3",
+            "commit": "abc",
+            "gpu": None,
+        },
+        "passed": passed,
+        "results": [
+            {
+                "name": "a sum",
+                "seconds": {},
+                "medians_s": {"ours": 0.0123, "rival": 2.5},
+                "ratios": {"rival": {"median": 203.25, "low": 190, "high": 210.5}},
+                "peak_rss_mib": {"ours": 3.2, "rival": 400},
+            },
+            {"name": "alone", "seconds": {}, "medians_s": {"ours": 4e-6}, "ratios": {}},
+        ],
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(document))
+
+
+def report_run(tmp_path, *arguments):
+    return report.main(["--results", str(tmp_path / "results"), "--readme", str(tmp_path / "README.md"), *arguments])
+
+
+def test_report_rewrites_only_its_block(tmp_path, capsys):
+    stored(tmp_path / "results")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n")
+    assert report_run(tmp_path, "--check") == 1
+    assert "out of date" in capsys.readouterr().err
+    assert report_run(tmp_path) == 0
+    text = readme.read_text()
+    assert text.startswith(f"# Title\n\n{report.BEGIN}\n**run**: C, 2 cores, avx2, torch 2, Python 3, commit abc.")
+    assert text.endswith(f"\n{report.END}\n\nAfter.\n")
+    assert "| a sum | 12.3 ms | rival | 2.5 s | 203.25 (190.00-210.50) | 3 / 400 MiB |" in text
+    assert "| alone | 4 µs | - | - | - | - |" in text
+    assert "old" not in text
+    assert report_run(tmp_path, "--check") == 0
+    assert report_run(tmp_path) == 0
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize("case", ["no marks", "no results", "failed run", "other json", "no readme"])
+def test_report_refuses(tmp_path, capsys, case):
+    readme = tmp_path / "README.md"
+    before = f"{report.BEGIN}\n{report.END}\n" if case != "no marks" else "nothing"
+    if case != "no readme":
+        readme.write_text(before)
+    (tmp_path / "results").mkdir()
+    if case != "no results":
+        stored(tmp_path / "results", passed=case != "failed run")
+    if case == "other json":
+        (tmp_path / "results" / "z.json").write_text("[1]")
+    assert report_run(tmp_path) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert case == "no readme" or readme.read_text() == before
