@@ -195,7 +195,7 @@ def design_filter(preset: str, kind: str, fs_hz: Fraction, fs_out_hz: Fraction, 
         )
     if preset == "clinical":
         smooth = np.ones(1)
-        if fs_out < fs:
+        if fs_out < 0.98 * fs:
             smooth = fir.butterworth_forward_backward(4, fs_out / fs)
         phases = _phases(up, len(smooth) + 1, kind, fs_hz, fs_out_hz)
         upsampled = np.zeros((len(smooth) - 1) * phases + 1)
@@ -292,7 +292,7 @@ def _main(
         parts.append((-1.0, unit(fir.kaiser_lowpass(grid, folded_hz / 2.0, folded_hz, _MAIN_DB))))
     for center_hz in notches:
         width = (_NOTCH_FLAT_HZ + _NOTCH_REJECT_HZ) / 2.0
-        band = fir.kaiser_bandpass(grid, center_hz, width, _NOTCH_FLAT_HZ - _NOTCH_REJECT_HZ, _MAIN_DB)
+        band = phases * fir.kaiser_bandpass(grid, center_hz, width, _NOTCH_FLAT_HZ - _NOTCH_REJECT_HZ, _MAIN_DB)
         # The band-pass must let nothing of a constant through, at any phase.
         half = (len(band) - 1) // 2
         phase = (np.arange(len(band)) - half) % phases

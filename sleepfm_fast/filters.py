@@ -32,7 +32,7 @@ class FilterBank:
     preset
         ``seed``: resample only, flat to 0.95 of the lower Nyquist frequency. ``none``: the same, flat to 0.9 (half
         the arithmetic). ``clinical``: order-4 Butterworth low-pass at the new Nyquist frequency when the rate goes
-        down, forwards and backwards, then linear interpolation. ``aasm``: EEG and EOG 0.3-35, EMG 10-100, ECG 0.3-70,
+        down (by more than 2 %), forwards and backwards, then linear interpolation. ``aasm``: EEG and EOG 0.3-35, EMG 10-100, ECG 0.3-70,
         respiration 0.1-15 Hz, snore up to the Nyquist frequency. In every preset the kind ``step`` is interpolated
         linearly (up) or averaged with triangular weights (down) and never overshoots.
     fs_out_hz

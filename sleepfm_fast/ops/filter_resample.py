@@ -178,6 +178,7 @@ def _fake(
     dtype: torch.dtype,
     normalise: str,
 ) -> torch.Tensor:
+    _check(raw, table, calibration, filters, taps, n_out, dtype, normalise)
     return raw.new_empty((table.shape[0], table.shape[1], n_out), dtype=dtype)
 
 

@@ -1,0 +1,267 @@
+"""Filter designs: what they keep, what they remove, what they cost, what they refuse."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import scipy.signal
+
+from sleepfm_fast import fir
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.filters import KINDS, PRESETS, FilterBank, FilterDesign
+
+RATES_HZ = [Fraction(r) for r in ("1", "8", "10", "25", "32", "64", "100", "125", "128", "200", "204.85", "250", "256")]
+RATES_HZ += [Fraction(r) for r in (500, 512, 1000, 2048)]
+
+
+def design(preset: str, kind: str, fs_hz: float | Fraction, notch_hz: int | None = None) -> FilterDesign:
+    bank = FilterBank(preset, 256, notch_hz)
+    return bank.design(bank.index(kind, Fraction(fs_hz)))
+
+
+def gain_db(filt: FilterDesign, frequency_hz: float) -> float:
+    return float(20.0 * np.log10(np.abs(filt.gain(frequency_hz)) + 1e-30))
+
+
+# The stated responses: kind, native rate, frequency, gain in dB from, to.
+RESPONSES = [
+    ("eeg", 200, 0.0, -700.0, -200.0),
+    ("eeg", 200, 0.02, -700.0, -40.0),
+    ("eeg", 200, 0.15, -6.3, -5.8),
+    ("eeg", 200, 0.3, -0.05, 0.05),
+    ("eeg", 200, 1.0, -0.02, 0.02),
+    ("eeg", 200, 30.0, -0.01, 0.01),
+    ("eeg", 200, 35.0, -0.01, 0.01),
+    ("eeg", 200, 39.375, -6.3, -5.8),
+    ("eeg", 200, 43.75, -700.0, -80.0),
+    ("eeg", 200, 60.0, -700.0, -80.0),
+    ("eog", 512, 0.3, -0.05, 0.05),
+    ("eog", 512, 35.0, -0.01, 0.01),
+    ("eog", 512, 43.75, -700.0, -80.0),
+    ("emg", 256, 0.0, -700.0, -200.0),
+    ("emg", 256, 5.0, -700.0, -80.0),
+    ("emg", 256, 10.0, -0.01, 0.01),
+    ("emg", 256, 100.0, -0.01, 0.01),
+    ("emg", 512, 125.0, -700.0, -80.0),
+    ("ecg", 256, 0.0, -700.0, -200.0),
+    ("ecg", 256, 0.3, -0.05, 0.05),
+    ("ecg", 256, 70.0, -0.01, 0.01),
+    ("ecg", 256, 87.5, -700.0, -80.0),
+    ("respiration", 32, 0.0, -700.0, -200.0),
+    ("respiration", 32, 0.05, -6.3, -5.8),
+    ("respiration", 32, 0.1, -0.05, 0.05),
+    ("respiration", 100, 15.0, -0.01, 0.01),
+    ("respiration", 100, 18.75, -700.0, -80.0),
+    ("respiration", 10, 4.5, -0.01, 0.01),
+    ("snore", 500, 0.0, -0.01, 0.01),
+    ("snore", 500, 115.0, -0.01, 0.01),
+    ("snore", 500, 128.0, -700.0, -80.0),
+]
+
+
+@pytest.mark.parametrize(("kind", "fs_hz", "frequency_hz", "low_db", "high_db"), RESPONSES)
+def test_stated_response(kind: str, fs_hz: int, frequency_hz: float, low_db: float, high_db: float) -> None:
+    assert low_db <= gain_db(design("aasm", kind, fs_hz), frequency_hz) <= high_db
+
+
+@pytest.mark.parametrize("mains_hz", [50, 60])
+@pytest.mark.parametrize(("kind", "fs_hz"), [("ecg", 200), ("ecg", 256), ("emg", 200), ("emg", 256), ("emg", 512)])
+def test_notch_removes_mains_and_little_else(kind: str, fs_hz: int, mains_hz: int) -> None:
+    filt = design("aasm", kind, fs_hz, mains_hz)
+    assert mains_hz in filt.notches_hz
+    for offset_hz in (-0.5, 0.0, 0.5):
+        assert gain_db(filt, mains_hz + offset_hz) < -70.0
+    for offset_hz in (-4.0, 4.0):
+        assert abs(gain_db(filt, mains_hz + offset_hz)) < 0.02
+    assert gain_db(filt, 0.0) < -200.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "fs_hz", "mains_hz"), [("eeg", 200, 50), ("eeg", 100, 50), ("emg", 128, 60), ("emg", 200, 50)]
+)
+def test_low_pass_ends_below_mains_it_cannot_notch(kind: str, fs_hz: int, mains_hz: int) -> None:
+    filt = design("aasm", kind, fs_hz, mains_hz)
+    for multiple_hz in range(mains_hz, fs_hz // 2 + 1, mains_hz):
+        assert gain_db(filt, multiple_hz) < -70.0
+
+
+@pytest.mark.parametrize("fs_hz", RATES_HZ, ids=str)
+@pytest.mark.parametrize(
+    ("preset", "kind"), [("aasm", k) for k in KINDS if k != "step"] + [("none", "eeg"), ("seed", "ecg")]
+)
+def test_ripple_and_stop_band_of_the_whole_grid(preset: str, kind: str, fs_hz: Fraction) -> None:
+    """On the upsampled grid: images, aliases and the stop band are 80 dB down, the pass band is flat to 0.1 dB."""
+    filt = design(preset, kind, fs_hz)
+    grid_hz = float(fs_hz) * filt.phases
+    n = 1 << int(np.ceil(np.log2(8 * len(filt.main))))
+    response = np.abs(np.fft.rfft(filt.main, n)) / filt.phases
+    frequency_hz = np.arange(len(response)) * grid_hz / n
+    high, low = filt.pass_hz
+    assert low is not None
+    inside = frequency_hz <= low
+    if filt.dc == 0:
+        assert high is not None
+        inside &= frequency_hz >= high
+    assert np.abs(20.0 * np.log10(response[inside])).max() < 0.01
+    if filt.stop_hz[1] is not None:
+        assert 20.0 * np.log10(response[frequency_hz >= filt.stop_hz[1]].max()) < -80.0
+        assert filt.stop_hz[1] <= min(float(fs_hz), 256.0) / 2.0
+    if filt.decimation:
+        assert high is not None
+        band = np.geomspace(high, low, 400 if len(filt.main) < 100_000 else 20)
+        assert np.abs(20.0 * np.log10(filt.gain(band))).max() < 0.1
+
+
+@pytest.mark.parametrize("fs_hz", RATES_HZ, ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_phase_keeps_or_removes_a_constant_exactly(preset: str, fs_hz: Fraction) -> None:
+    for kind in KINDS:
+        filt = design(preset, kind, fs_hz)
+        table, _ = filt.main_table
+        np.testing.assert_allclose(table.sum(axis=1), filt.dc, atol=1e-12)
+        np.testing.assert_allclose(filt.main, filt.main[::-1], atol=1e-14)
+        if filt.decimation:
+            np.testing.assert_allclose(filt.interpolator_table[0].sum(axis=1), 1.0, atol=1e-12)
+            assert filt.decimator.sum() == pytest.approx(1.0, abs=1e-12)
+            assert filt.low.sum() == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("fs_hz", RATES_HZ, ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_step_taps_are_positive_and_sum_to_one(preset: str, fs_hz: Fraction) -> None:
+    filt = design(preset, "step", fs_hz)
+    table, _ = filt.main_table
+    assert table.min() >= 0.0
+    np.testing.assert_allclose(table.sum(axis=1), 1.0, atol=1e-12)
+    assert filt.step
+    assert filt.decimation == 0
+
+
+@pytest.mark.parametrize("fs_hz", [260, 300, 500, 512, 1000, 2048])
+def test_butterworth_both_ways_as_fir(fs_hz: int) -> None:
+    rng = np.random.default_rng(fs_hz)
+    x = rng.standard_normal(16000)
+    expected = scipy.signal.sosfiltfilt(scipy.signal.butter(4, 256.0 / fs_hz, output="sos"), x)
+    taps = fir.butterworth_forward_backward(4, 256.0 / fs_hz)
+    got = np.convolve(x, taps, mode="same")
+    margin = len(taps)
+    error = got[margin:-margin] - expected[margin:-margin]
+    assert np.abs(error).max() < 1e-7
+
+
+@pytest.mark.parametrize("fs_hz", [64, 100, 128, 200])
+def test_identity_and_linear_interpolation_of_clinical(fs_hz: int) -> None:
+    table, left = design("clinical", "eeg", fs_hz).main_table
+    up = len(table)
+    expected = np.stack([1.0 - np.arange(up) / up, np.arange(up) / up], axis=1)
+    np.testing.assert_allclose(table[:, left : left + 2], expected, atol=1e-12)
+
+
+def test_clinical_leaves_out_the_low_pass_within_two_percent_of_the_same_rate() -> None:
+    assert design("clinical", "eeg", Fraction("256.1")).main_table[0].shape[1] == 2
+    assert design("clinical", "eeg", 262).main_table[0].shape[1] > 2
+
+
+@pytest.mark.parametrize("preset", ["seed", "none", "clinical"])
+def test_same_rate_is_the_identity(preset: str) -> None:
+    np.testing.assert_array_equal(design(preset, "eeg", 256).main, [1.0])
+
+
+def test_kinds_that_the_rate_cannot_carry_say_so() -> None:
+    filt = design("aasm", "emg", 1)
+    assert filt.dc == 1
+    assert filt.pass_hz == (None, 0.45)
+    assert any("no 10 Hz high-pass" in issue for issue in filt.issues)
+    filt = design("aasm", "emg", 100)
+    assert filt.pass_hz == (10.0, 45.0)
+    assert any("100 Hz low-pass does not fit below 50 Hz" in issue for issue in filt.issues)
+    assert design("aasm", "eeg", 200).issues == ()
+
+
+def test_rate_of_odd_record_lengths_takes_a_bounded_table() -> None:
+    bank = FilterBank("aasm", 256)
+    f = bank.index("eeg", Fraction(1000 * 10**6, 9_997_558))
+    filt = bank.design(f)
+    assert filt.phases < filt.up
+    assert filt.phases >= 4096
+    assert filt.main_table[0].size <= 1 << 22
+
+
+def test_index_is_stable_and_rates_are_exact() -> None:
+    bank = FilterBank("aasm", 256)
+    f = bank.index("eeg", 200)
+    g = bank.index("eeg", Fraction("204.85"))
+    assert (f, g, bank.index("eeg", Fraction(200)), len(bank)) == (0, 1, 0, 2)
+    assert (bank.up(f), bank.down(f)) == (32, 25)
+    assert (bank.up(g), bank.down(g)) == (5120, 4097)
+
+
+def test_tensors_are_cached_until_a_filter_is_added() -> None:
+    bank = FilterBank("aasm", 256)
+    bank.index("eeg", 200)
+    first = bank.tensors("cpu")
+    assert bank.tensors("cpu")[1] is first[1]
+    bank.index("ecg", 200)
+    filters, taps = bank.tensors("cpu")
+    assert filters.shape == (2, 18)
+    assert taps.numel() > first[1].numel()
+    assert (filters[0] == first[0][0]).all()
+
+
+def test_digest_is_of_the_filters_not_of_the_order() -> None:
+    def digest(preset: str, requests: list[tuple[str, int]], notch_hz: int | None = None) -> str:
+        bank = FilterBank(preset, 256, notch_hz)
+        for kind, fs_hz in requests:
+            bank.index(kind, fs_hz)
+        return bank.digest()
+
+    both = digest("aasm", [("eeg", 200), ("ecg", 256)])
+    assert both == digest("aasm", [("ecg", 256), ("eeg", 200)])
+    others = [
+        digest("aasm", [("eeg", 200)]),
+        digest("aasm", [("eeg", 200), ("ecg", 256)], 50),
+        digest("none", [("eeg", 200), ("ecg", 256)]),
+        digest("seed", [("eeg", 200), ("ecg", 256)]),
+    ]
+    assert len({both, *others}) == 5
+    assert len(both) == 64
+
+
+def test_description_is_json() -> None:
+    bank = FilterBank("aasm", 256, 50)
+    text = json.dumps(bank.describe(bank.index("emg", 256)))
+    assert json.loads(text)["notches_hz"] == [50]
+
+
+def test_default_normalisation_follows_the_preset() -> None:
+    assert {p: FilterBank(p).normalise for p in PRESETS} == {
+        "seed": "none",
+        "clinical": "zscore",
+        "aasm": "zscore",
+        "none": "none",
+    }
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: FilterBank("butter"), "preset is 'butter'; choose one of: seed, clinical, aasm, none"),
+        (lambda: FilterBank("aasm", 0), "output rate is 0 Hz; expected a positive number"),
+        (lambda: FilterBank("aasm", 256, 55), "notch_hz is 55; expected 50, 60 or None"),
+        (lambda: FilterBank("none", 256, 50), "'none' has no notch"),
+        (lambda: FilterBank("aasm").index("ekg", 200), "kind is 'ekg'; choose one of: eeg"),
+        (lambda: FilterBank("aasm").index("eeg", -1), "native rate is -1 Hz; expected a positive number"),
+        (lambda: FilterBank("aasm").index("eeg", float("nan")), "native rate is nan Hz"),  # type: ignore[arg-type]
+        (lambda: FilterBank("aasm", 256, 50).index("emg", 16384), "taps an output at 256 Hz; at most 6000"),
+        (
+            lambda: FilterBank("aasm", 256, 50).index("emg", Fraction(2_999_999, 1250)),
+            "too large a table. Choose an output rate with a simpler ratio",
+        ),
+    ],
+)
+def test_refusals_are_sentences(call: object, sentence: str) -> None:
+    with pytest.raises(SleepfmError, match=sentence):
+        call()  # type: ignore[operator]
