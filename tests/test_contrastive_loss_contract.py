@@ -42,7 +42,7 @@ TAU = torch.tensor(0.0)
         (TypeError, r"mask is torch.float32; .* mask > 0", (X, TAU, "pairwise", torch.ones(3, 4))),
         (
             ValueError,
-            r"mask has shape \(4, 3\); x of shape \(3, 4, 8\) needs \[M, N\] = \(3, 4\)",
+            r"mask has shape \(4, 3\); x with shape \(3, 4, 8\) needs \[M, N\] = \(3, 4\)",
             (X, TAU, "pairwise", torch.ones(4, 3).bool()),
         ),
         (ValueError, r"mask is on meta, x on cpu", (X, TAU, "pairwise", torch.ones(3, 4, device="meta").bool())),
@@ -77,7 +77,7 @@ def test_problems_are_named_in_order():
     assert ops.problems(3, "pairwise") == ((0, 1), (0, 2), (1, 2))
 
 
-# ---- registration -----------------------------------------------------------------------------------------------------
+# ---- registration --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -94,6 +94,8 @@ def test_opcheck(mode, masked):
     )
 
 
+# Dynamo itself instantiates torch.autograd.Function while it traces one.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiles_without_graph_breaks():
     torch._dynamo.reset()
     mask = random_mask(3, 33)
@@ -119,7 +121,7 @@ def test_under_autocast():
     assert loss.dtype == torch.float32
 
 
-# ---- memory -----------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -159,7 +161,7 @@ print(peak_mb() - before)
     assert 5 < extra_mb < 150, f"{extra_mb:.0f} MB at N = 20,000; x and its gradient take 20 MB"
 
 
-# ---- every instruction set --------------------------------------------------------------------------------------------
+# ---- every instruction set -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -192,19 +194,18 @@ def test_every_instruction_set(name):
     if name not in sleepfm_fast.build_info()["cpu_instruction_sets"]:
         pytest.skip(f"this processor has no {name}")
     here = Path(__file__).parent
-    selection = "(agrees_with_float64 and (33 or 257) and 3-) or exponential or tie or dtype or dimension or threads"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        selection,
-        "test_contrastive_loss.py",
+    cases = [
+        "test_contrastive_loss.py::test_agrees_with_float64[33-3-leave_one_out]",
+        "test_contrastive_loss.py::test_agrees_with_float64[31-4-pairwise]",
+        "test_contrastive_loss.py::test_every_dimension[65-leave_one_out]",
+        "test_contrastive_loss.py::test_every_dimension[1000-pairwise]",
+        "test_contrastive_loss.py::test_every_dtype",
+        "test_contrastive_loss.py::test_equal_rows_tie_exactly_and_the_first_wins[200]",
+        "test_contrastive_loss.py::test_the_same_bits_for_every_number_of_threads[257-leave_one_out]",
+        "test_contrastive_loss.py::test_not_a_number_is_not_hidden",
+        f"{Path(__file__).name}::test_exponential_is_good_to_about_one_unit",
     ]
-    command += [f"{Path(__file__).name}::test_exponential_is_good_to_about_one_unit"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *cases]
     environment = {**os.environ, "SLEEPFM_CPU": name, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     seen = subprocess.run(
         [sys.executable, "-c", "import sleepfm_fast; print(sleepfm_fast.build_info()['cpu_instruction_set_in_use'])"],
@@ -216,10 +217,10 @@ def test_every_instruction_set(name):
     assert seen.stdout.strip() == name
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=here, check=False)
     assert run.returncode == 0, run.stdout[-4000:]
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 25
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) == 25
 
 
-# ---- the interim CUDA path --------------------------------------------------------------------------------------------
+# ---- the interim CUDA path -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
