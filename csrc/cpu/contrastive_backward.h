@@ -145,6 +145,7 @@ void backward(ContrastiveBackward const& call) {
     Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
     Workspace<T> const work(in.workspace, shape, true, in.n_threads);
     T const s = scale_of<T>(in);
+    [[maybe_unused]] int const n_threads = threads_for(shape, in.n_threads);
     Index total_valid = 0;
     for (Index p = 0; p < shape.P; ++p) {
         total_valid += call.n_valid[p];
@@ -154,7 +155,7 @@ void backward(ContrastiveBackward const& call) {
     double const factor = total_valid > 0 ? static_cast<double>(s) * upstream / n_terms : 0.0;
     auto const block_bytes = static_cast<std::size_t>(GROUP * shape.d_padded) * sizeof(T);
     Index const n_groups = shape.n_padded / GROUP;
-    SLEEPFM_OMP(omp parallel num_threads(in.n_threads)) {
+    SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
         prepare<T>(in, shape, work);
         SLEEPFM_OMP(omp for schedule(static))
         for (Index group = 0; group < n_groups; ++group) {

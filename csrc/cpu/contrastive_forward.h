@@ -161,8 +161,9 @@ void forward(ContrastiveForward const& call) {
     Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
     Workspace<T> const work(in.workspace, shape, false, in.n_threads);
     T const s = scale_of<T>(in);
+    [[maybe_unused]] int const n_threads = threads_for(shape, in.n_threads);
     Index const N = shape.N;
-    SLEEPFM_OMP(omp parallel num_threads(in.n_threads)) {
+    SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
         prepare<T>(in, shape, work);
         SLEEPFM_OMP(omp for schedule(static))
         for (Index p = 0; p < shape.P; ++p) {

@@ -92,6 +92,13 @@ class Carver {
     Index used_ = 0;
 };
 
+// As many threads as there is work for: below about 2^22 multiply-adds each (20 to 40 us), starting one costs more than
+// it saves. The results do not depend on it.
+inline int threads_for(Shape const& shape, int n_threads) {
+    Index const n_useful = 1 + ((shape.P * shape.N * shape.N * shape.D) >> 22);
+    return n_useful < n_threads ? static_cast<int>(n_useful) : n_threads;
+}
+
 template <typename T>
 struct Workspace {
     T* unit;          // [M, n_padded, d_padded] e; zero where absent

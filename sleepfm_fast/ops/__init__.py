@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sleepfm_fast.ops.contrastive_loss import contrastive_loss
+from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics, contrastive_loss, problems
 from sleepfm_fast.ops.filter_resample import filter_resample
 
-__all__ = ["contrastive_loss", "filter_resample"]
+__all__ = ["ContrastiveStatistics", "contrastive_loss", "filter_resample", "problems"]

@@ -95,8 +95,8 @@ def one_direction(rows: Tensor, columns: Tensor, valid: Tensor, scale: Tensor) -
         loss = torch.nn.functional.softplus(total.log() - lead, threshold=1000.0)
         inverse = 1 / (total + lead.exp())
         missed = torch.sigmoid(total.log() - lead)
-        kept = (loss, own, largest, inverse, missed)
-        loss, own, largest, inverse, missed = (torch.where(alone, 0 * own, value) for value in kept)
+        kept = (loss, largest, inverse, missed)
+        loss, largest, inverse, missed = (torch.where(alone, 0 * own, value) for value in kept)
         results.append((loss, rank, own, largest, inverse, missed))
     return tuple(torch.cat(column) for column in zip(*results, strict=True))
 

@@ -1,0 +1,105 @@
+"""Inputs, the float64 truth and the stated tolerance of the contrastive loss's tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from closeness import assert_close
+from torch import Tensor
+
+from sleepfm_fast import ops, reference
+from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics
+
+MODES = ("leave_one_out", "pairwise")
+DIRECTIONS = ("both", "row")
+LOG_TEMPERATURES = (0.0, math.log(14), math.log(100))
+
+
+class Result(NamedTuple):
+    loss: Tensor
+    d_x: Tensor
+    d_log_temperature: Tensor
+    statistics: ContrastiveStatistics
+
+
+def embeddings(kind: str, M: int, N: int, D: int, seed: int = 0) -> Tensor:
+    """[M, N, D] float32 of no unit length: "random", or "aligned" with a small angle between modalities."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(M, N, D, generator=generator)
+    if kind == "aligned":
+        x = torch.randn(N, D, generator=generator) + 0.1 * x
+    return x * (0.5 + torch.rand(M, N, 1, generator=generator))
+
+
+def random_mask(M: int, N: int, seed: int = 0) -> Tensor:
+    """[M, N] bool; about two thirds present."""
+    return torch.rand(M, N, generator=torch.Generator().manual_seed(seed)) > 0.35
+
+
+def evaluate(function: Callable[..., tuple[Tensor, ContrastiveStatistics]], x: Tensor, tau: Tensor, **kwargs) -> Result:
+    """Value, both gradients and statistics."""
+    x, tau = x.detach().requires_grad_(), tau.detach().clone().requires_grad_()
+    loss, statistics = function(x, tau, **kwargs)
+    loss.backward()
+    return Result(loss.detach(), x.grad, tau.grad, statistics)
+
+
+def check_against_truth(x: Tensor, log_temperature: float, **kwargs) -> None:
+    """Loss, gradients and statistics of ops.contrastive_loss against the twin in float64.
+
+    The stated term. A cosine of unit rows is uncertain by about eps, a logit by s eps, so what follows from it has a
+    relative error of about (1 + s) eps: 8 (1 + s) eps is allowed for the loss. A gradient is a difference of terms
+    whose size is that of the probability missed, at most min(1, loss), times s / (n |x|): the same factor, of that and
+    of the row's largest element. float16 and bfloat16 gradients are rounded once more, half a unit in the last place.
+    Below the smallest normal number nothing is promised.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    tau = torch.tensor(log_temperature, dtype=dtype)
+    ours = evaluate(ops.contrastive_loss, x, tau, **kwargs)
+    same = evaluate(reference.contrastive_loss, x, tau, **kwargs)
+    truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), **kwargs)
+    assert ours.loss.dtype == dtype
+    assert ours.d_x.dtype == x.dtype
+    s = math.exp(log_temperature)
+    factor = 8 * (1 + s) * torch.finfo(dtype).eps
+    smallest = torch.finfo(dtype).smallest_normal
+    missed = float(truth.loss.clamp_max(1.0))
+    what = f"{tuple(x.shape)} {x.dtype} log_temperature {log_temperature:.3g} {sorted(kwargs)}"
+    assert_close(ours.loss, same.loss, truth.loss, factor * truth.loss + smallest, f"loss of {what}")
+    slope_term = factor * (truth.d_log_temperature.abs() + missed) + smallest
+    assert_close(
+        ours.d_log_temperature, same.d_log_temperature, truth.d_log_temperature, slope_term, f"slope of {what}"
+    )
+    if x.numel():
+        n_valid = max(int(truth.statistics.n_valid.sum()), 1)
+        length = x.double().nan_to_num(1.0).norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        term = factor * (truth.d_x.abs().amax(-1, keepdim=True) + s * missed / n_valid / length) + smallest
+        if x.dtype in (torch.float16, torch.bfloat16):
+            info = torch.finfo(x.dtype)
+            term = term + truth.d_x.abs() * info.eps / 2 + info.smallest_normal * info.eps / 2
+        assert_close(ours.d_x, same.d_x, truth.d_x, term, f"gradient of {what}")
+    statistics_agree(ours.statistics, same.statistics, truth.statistics, factor)
+
+
+def statistics_agree(
+    ours: ContrastiveStatistics, same: ContrastiveStatistics, truth: ContrastiveStatistics, factor: float
+) -> None:
+    """Compare counts exactly, losses to the stated term, ranks but for neighbours that rounding may swap."""
+    assert_close(
+        ours.losses,
+        same.losses,
+        truth.losses,
+        factor * truth.losses + torch.finfo(ours.losses.dtype).smallest_normal,
+        "losses",
+    )
+    assert torch.equal(ours.n_valid, truth.n_valid)
+    assert ours.ranks.dtype == torch.int32
+    assert torch.equal(ours.ranks < 0, truth.ranks < 0)
+    N = max(ours.ranks.shape[-1], 1)
+    # Two of N cosines spread over [-1, 1] lie within rounding of each other with probability ~ N eps: a few swaps.
+    moved = (ours.ranks - truth.ranks).abs()
+    assert int(moved.sum()) <= 2 + ours.ranks.numel() * N * 1e-6
+    assert torch.equal(ours.correct, (ours.ranks == 0).sum(-1))

@@ -1,0 +1,272 @@
+"""What contrastive_loss refuses, what it registers, what memory it takes, and every instruction set it has."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from contrastive_cases import DIRECTIONS, MODES, embeddings, evaluate, random_mask
+
+import sleepfm_fast
+from sleepfm_fast import _C, ops, reference
+from sleepfm_fast.ops import contrastive_chunked
+from sleepfm_fast.ops.contrastive_loss import workspace_bytes
+
+X = torch.zeros(3, 4, 8)
+TAU = torch.tensor(0.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (TypeError, r"x is a list; contrastive_loss takes a tensor", ([1.0], TAU)),
+        (ValueError, r"x has shape \(4, 8\); .* \[M, N, D\]", (X[0], TAU)),
+        (TypeError, r"x is torch.int64; .* float32, bfloat16, float16 or float64", (X.long(), TAU)),
+        (TypeError, r"x has the layout torch.sparse_coo; .*to_dense", (X.to_sparse(), TAU)),
+        (ValueError, r"x has 1 modalities .* takes 2 to 8", (X[:1], TAU)),
+        (ValueError, r"x has 9 modalities .* takes 2 to 8", (X.repeat(3, 1, 1), TAU)),
+        (ValueError, r"x has shape \(3, 4, 0\); .* D >= 1", (X[..., :0], TAU)),
+        (TypeError, r"log_temperature is a float; .* torch.tensor\(0.0\)", (X, 0.0)),
+        (ValueError, r"log_temperature has shape \(1,\) .* shape \(\)", (X, TAU[None])),
+        (ValueError, r"log_temperature has shape \(\) and dtype torch.int64", (X, TAU.long())),
+        (ValueError, r"log_temperature is on meta, x on cpu; move both", (X, TAU.to("meta"))),
+        (ValueError, r"mode is 'loo'; choose 'leave_one_out' or 'pairwise'", (X, TAU, "loo")),
+        (ValueError, r"directions is 'column'; choose 'both' or 'row'", (X, TAU, "pairwise", None, "column")),
+        (TypeError, r"mask is a list; .* bool tensor \[M, N\]", (X, TAU, "pairwise", [True])),
+        (TypeError, r"mask is torch.float32; .* mask > 0", (X, TAU, "pairwise", torch.ones(3, 4))),
+        (
+            ValueError,
+            r"mask has shape \(4, 3\); x with shape \(3, 4, 8\) needs \[M, N\] = \(3, 4\)",
+            (X, TAU, "pairwise", torch.ones(4, 3).bool()),
+        ),
+        (ValueError, r"mask is on meta, x on cpu", (X, TAU, "pairwise", torch.ones(3, 4, device="meta").bool())),
+    ],
+)
+def test_refusals_are_sentences(error, message, arguments):
+    x, tau, mode, mask, directions = (*arguments, *("pairwise", None, "both")[len(arguments) - 2 :])
+    with pytest.raises(error, match=message):
+        ops.contrastive_loss(x, tau, mode, mask=mask, directions=directions)
+
+
+def test_second_derivative_is_refused():
+    x = embeddings("random", 3, 6, 8).requires_grad_()
+    loss, _ = ops.contrastive_loss(x, TAU)
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"no second derivative\. Use sleepfm_fast\.reference"):
+        gradient.sum().backward()
+
+
+def test_gradient_only_where_asked():
+    x, tau = embeddings("random", 3, 6, 8), torch.tensor(1.0)
+    assert not ops.contrastive_loss(x, tau)[0].requires_grad
+    y = x.clone().requires_grad_()
+    ops.contrastive_loss(y, tau)[0].backward()
+    assert y.grad is not None
+    statistics = ops.contrastive_loss(y, tau.clone().requires_grad_())[1]
+    assert not any(value.requires_grad for value in statistics)
+
+
+def test_problems_are_named_in_order():
+    assert ops.problems(3) == ((0, None), (1, None), (2, None))
+    assert ops.problems(3, "pairwise") == ((0, 1), (0, 2), (1, 2))
+
+
+# ---- registration --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_opcheck(mode, masked):
+    x, tau = embeddings("random", 3, 9, 8), torch.tensor(1.0)
+    mask = random_mask(3, 9) if masked else None
+    arguments = (x, tau, mask, mode, "both")
+    torch.library.opcheck(torch.ops.sleepfm_fast.contrastive_loss_forward.default, arguments)
+    *_, n_valid, state = torch.ops.sleepfm_fast.contrastive_loss_forward(*arguments)
+    torch.library.opcheck(
+        torch.ops.sleepfm_fast.contrastive_loss_backward.default,
+        (torch.tensor(0.3), x, tau, mask, n_valid, state, mode, "both"),
+    )
+
+
+# Dynamo itself instantiates torch.autograd.Function while it traces one.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiles_without_graph_breaks():
+    torch._dynamo.reset()
+    mask = random_mask(3, 33)
+
+    def step(x, tau):
+        loss, statistics = ops.contrastive_loss(2 * x, tau, "leave_one_out", mask=mask)
+        return loss * 3, statistics
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    x = embeddings("random", 3, 33, 16)
+    eager, traced = (evaluate(function, x, torch.tensor(1.5)) for function in (step, compiled))
+    assert torch.equal(eager.loss, traced.loss)
+    assert torch.equal(eager.d_x, traced.d_x)
+    assert torch.equal(eager.d_log_temperature, traced.d_log_temperature)
+    assert torch.equal(eager.statistics.ranks, traced.statistics.ranks)
+
+
+def test_under_autocast():
+    x = embeddings("random", 3, 33, 16).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = ops.contrastive_loss(x, torch.tensor(1.5))
+    assert torch.equal(loss, ops.contrastive_loss(x, torch.tensor(1.5))[0])
+    assert loss.dtype == torch.float32
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_workspace_grows_with_n(mode):
+    sizes = [
+        workspace_bytes(torch.empty(3, n, 64, device="meta"), mode, backward=True, n_threads=2)
+        for n in (10_000, 20_000, 40_000)
+    ]
+    assert sizes[2] - sizes[1] == pytest.approx(2 * (sizes[1] - sizes[0]), rel=0.01)
+    assert sizes[1] < 8 * 3 * 20_000 * 64 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status, which is Linux's")
+def test_peak_memory_is_linear():
+    """N = 20,000: one matrix of similarities alone would take 1.6 GB."""
+    script = """
+import torch
+from pathlib import Path
+from sleepfm_fast import ops
+def peak_mb():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+def step(n):
+    x = torch.randn(2, n, 64).requires_grad_()
+    loss, statistics = ops.contrastive_loss(x, torch.tensor(3.0), "pairwise")
+    loss.backward()
+    return float(loss)
+step(100)
+before = peak_mb()
+assert step(20_000) > 0
+print(peak_mb() - before)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr
+    extra_mb = float(run.stdout)
+    assert 5 < extra_mb < 150, f"{extra_mb:.0f} MB at N = 20,000; x and its gradient take 20 MB"
+
+
+# ---- every instruction set -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exponential_is_good_to_about_one_unit(dtype):
+    lowest = -64.0 if dtype is np.float32 else -700.0
+    x = np.concatenate([np.linspace(lowest, 0, 400_001), -np.geomspace(1e-30, 1, 1000), [0.0]]).astype(dtype)
+    y = np.empty_like(x)
+    _C.contrastive_exponential(x.ctypes.data, y.ctypes.data, x.size, dtype is np.float64)
+    truth = np.exp(x.astype(np.longdouble))
+    unit = np.spacing(truth.astype(dtype)).astype(np.longdouble)
+    error = np.abs(y - truth) / unit
+    assert float(error.max()) < 1.5, f"{error.max()} units at {x[error.argmax()]}"
+    assert y[-1] == 1.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exponential_at_its_ends(dtype):
+    x = np.array([-1e30, -np.inf, -1000.0, np.nan, -0.0], dtype=dtype)
+    y = np.empty_like(x)
+    _C.contrastive_exponential(x.ctypes.data, y.ctypes.data, x.size, dtype is np.float64)
+    np.testing.assert_array_equal(y, [0.0, 0.0, 0.0, np.nan, 1.0])
+
+
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+
+
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_every_instruction_set(name):
+    """The tests of values again, in a process that is told which variant to use."""
+    if name not in sleepfm_fast.build_info()["cpu_instruction_sets"]:
+        pytest.skip(f"this processor has no {name}")
+    here = Path(__file__).parent
+    cases = [
+        "test_contrastive_loss.py::test_agrees_with_float64[33-3-leave_one_out]",
+        "test_contrastive_loss.py::test_agrees_with_float64[31-4-pairwise]",
+        "test_contrastive_loss.py::test_every_dimension[65-leave_one_out]",
+        "test_contrastive_loss.py::test_every_dimension[1000-pairwise]",
+        "test_contrastive_loss.py::test_every_dtype",
+        "test_contrastive_loss.py::test_equal_rows_tie_exactly_and_the_first_wins[200]",
+        "test_contrastive_loss.py::test_the_same_bits_for_every_number_of_threads[257-leave_one_out]",
+        "test_contrastive_loss.py::test_not_a_number_is_not_hidden",
+        f"{Path(__file__).name}::test_exponential_is_good_to_about_one_unit",
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *cases]
+    environment = {**os.environ, "SLEEPFM_CPU": name, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    seen = subprocess.run(
+        [sys.executable, "-c", "import sleepfm_fast; print(sleepfm_fast.build_info()['cpu_instruction_set_in_use'])"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    assert seen.stdout.strip() == name
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=here, check=False)
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) == 25
+
+
+# ---- the interim CUDA path -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("directions", DIRECTIONS)
+@pytest.mark.parametrize("N", [0, 1, 75])
+def test_chunked_path_agrees_with_the_compiled_one(N, directions, mode, monkeypatch):
+    monkeypatch.setattr(contrastive_chunked, "CHUNK_ELEMENTS", 1000)  # chunks of 13 rows, the last of 10
+    x, tau = embeddings("aligned", 3, N, 32).double(), torch.tensor(3.0).double()
+    upstream = torch.tensor(0.7).double()
+    for mask in (None, random_mask(3, N)):
+        if mask is not None:
+            x = torch.where(mask[..., None], x, torch.nan)
+        compiled = torch.ops.sleepfm_fast.contrastive_loss_forward(x, tau, mask, mode, directions)
+        chunked = contrastive_chunked.forward(x, tau, mask, mode, directions)
+        for ours, theirs in zip(chunked, compiled, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-14)
+        arguments = (upstream, x, tau, mask, compiled[4], compiled[5], mode, directions)
+        compiled = torch.ops.sleepfm_fast.contrastive_loss_backward(*arguments)
+        chunked = contrastive_chunked.backward(*arguments)
+        for ours, theirs in zip(chunked, compiled, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_chunked_path_in_lower_precision(dtype):
+    x, tau = embeddings("random", 3, 60, 32).to(dtype), torch.tensor(2.0)
+    loss, *_, n_valid, state = contrastive_chunked.forward(x, tau, None, "leave_one_out", "both")
+    gradient, slope = contrastive_chunked.backward(
+        torch.tensor(1.0), x, tau, None, n_valid, state, "leave_one_out", "both"
+    )
+    truth = evaluate(reference.contrastive_loss, x.double(), tau.double())
+    assert loss.dtype == torch.float32
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(loss.double(), truth.loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(slope.double(), truth.d_log_temperature, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradient.double(), truth.d_x, rtol=torch.finfo(dtype).eps, atol=2e-7)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("mode", MODES)
+def test_cuda_agrees_with_the_cpu(mode):
+    if not torch.cuda.is_available() and os.environ.get("SLEEPFM_REQUIRE_CUDA") != "1":
+        pytest.skip("no CUDA device")
+    x, tau, mask = embeddings("random", 3, 500, 128), torch.tensor(2.0), random_mask(3, 500)
+    cpu = evaluate(ops.contrastive_loss, x, tau, mode=mode, mask=mask)
+    cuda = evaluate(ops.contrastive_loss, x.cuda(), tau.cuda(), mode=mode, mask=mask.cuda())
+    torch.testing.assert_close(cuda.loss.cpu(), cpu.loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(cuda.d_x.cpu(), cpu.d_x, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(cuda.d_log_temperature.cpu(), cpu.d_log_temperature, rtol=1e-4, atol=1e-6)
