@@ -249,7 +249,7 @@ class Physiology:
         rng = self.random("desaturation")
         deficit = np.zeros(self.n, dtype=np.float32)
         for event in self.events:
-            depth = (1 - np.mean(EVENT_KINDS[event.name][3])) * rng.uniform(0.14, 0.3) * event.duration_s
+            depth = (1 - np.mean(EVENT_KINDS[event.name][3])) * rng.uniform(0.2, 0.35) * event.duration_s
             a = int(event.onset_s * FS_HIDDEN_HZ)
             t = self.t_s[: max(self.n - a, 0)]
             fall = np.clip(t / event.duration_s, 0, 1)

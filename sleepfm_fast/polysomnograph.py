@@ -70,7 +70,7 @@ class Polysomnograph:
         yield Channel("ECG", "mV", FS_ECG_HZ, -8, 8, "AgCl electrode", self.ecg())
         rate = FS_RESPIRATION_HZ
         yield Channel("Flow", "uV", rate, -500, 500, "oronasal thermocouple", self.thermocouple())
-        yield Channel("Nasal Pressure", "cmH2O", rate, -4, 4, "nasal cannula", self.nasal_pressure())
+        yield Channel("Nasal Pressure", "cmH2O", rate, -6, 6, "nasal cannula", self.nasal_pressure())
         yield Channel("Thor", "uV", rate, -1500, 1500, "inductance belt", self.belt(0))
         yield Channel("Abdo", "uV", rate, -1500, 1500, "inductance belt", self.belt(1))
         yield Channel("Snore", "uV", FS_EXG_HZ, -300, 300, "microphone", self.microphone())
@@ -88,9 +88,9 @@ class Polysomnograph:
         hidden = float32(hidden)
         return float32(hidden[:-1, None] + (hidden[1:] - hidden[:-1])[:, None] * weight).reshape(-1)
 
-    def noise(self, process: str, low_hz: float, high_hz: float, fs_hz: int = FS_EXG_HZ) -> Array:
+    def noise(self, process: str, low_hz: float, high_hz: float, fs_hz: int = FS_EXG_HZ, order: int = 4) -> Array:
         """Draw unit noise of a named process at a channel's rate."""
-        return band_noise(self.random(process), self.n_samples(fs_hz), fs_hz, low_hz, high_hz)
+        return band_noise(self.random(process), self.n_samples(fs_hz), fs_hz, low_hz, high_hz, order)
 
     def pink(self, process: str, knee_hz: float = 1.0) -> Array:
         """Draw unit noise whose power falls as 1/f above the knee, as that of background EEG."""
@@ -131,7 +131,7 @@ class Polysomnograph:
         band = FS_EXG_HZ
         delta = self.at(band, delta_uv) * self.noise("delta", 0.5, 2.0) + self.k_complexes
         theta = self.at(band, theta_uv) * self.noise("theta", 4.0, 7.0)
-        alpha = self.at(band, alpha_uv) * self.noise("alpha", subject.alpha_hz - 0.9, subject.alpha_hz + 0.9)
+        alpha = self.at(band, alpha_uv) * self.noise("alpha", subject.alpha_hz - 0.9, subject.alpha_hz + 0.9, order=8)
         return delta, theta, alpha, self.spindles, self.at(band, fast)
 
     def _times(self, process: str, per_minute: tuple[float, ...]) -> NDArray[np.float64]:
@@ -160,7 +160,7 @@ class Polysomnograph:
             t = np.arange(n, dtype=np.float32) / FS_EXG_HZ
             f_hz = subject.spindle_hz + 0.3 * rng.standard_normal()
             burst = np.sin(2 * np.pi * (f_hz * t + rng.random())) * np.sin(np.pi * t * FS_EXG_HZ / n) ** 2
-            x[a : a + n] += (rng.uniform(18, 38) * burst)[: x.size - a]
+            x[a : a + n] += (rng.uniform(20, 42) * burst)[: x.size - a]
         return x
 
     @cached_property
@@ -181,7 +181,7 @@ class Polysomnograph:
         label, (delta_w, theta_w, alpha_w, spindle_w, _) = list(SCALP.items())[i]
         delta, theta, alpha, spindles, fast = self.sources
         x = delta_w * delta + theta_w * theta + alpha_w * alpha + spindle_w * spindles
-        x += 5 * self.pink(f"{label} background") + 3.2 * fast * self.noise(f"{label} beta", 15, 32)
+        x += 5 * self.pink(f"{label} background") + 3.2 * fast * self.noise(f"{label} beta", 17, 32)
         return float32(x)
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -142,7 +143,7 @@ def write_recording(path: Path, seed: int, subject: int, n_epochs: int, coupling
 
 
 def _epochs(config: Config) -> int:
-    n_epochs = round(config.hours * 3600 / EPOCH_S)
+    n_epochs = round(config.hours * 3600 / EPOCH_S) if math.isfinite(config.hours) else 0
     if config.subjects < 1:
         raise SleepfmError(f"--subjects is {config.subjects}; give at least 1.")
     if not 4 <= n_epochs <= 24 * 120 or abs(n_epochs * EPOCH_S - config.hours * 3600) > 0.5:

@@ -81,7 +81,7 @@ def band_noise(rng: np.random.Generator, n: int, fs_hz: float, low_hz: float, hi
     f = np.maximum(np.arange(m // 2 + 1, dtype=np.float32) * np.float32(fs_hz / m), np.float32(fs_hz / m / 2))
     power = 1 / (1 + (f / high_hz) ** (2 * order))
     if low_hz:
-        power /= 1 + np.minimum(low_hz / f, 1e4) ** (2 * order)
+        power /= 1 + np.minimum(low_hz / f, 100) ** (2 * order)
     power[0] = 0
     spectrum = rng.standard_normal(2 * f.size, dtype=np.float32).view(np.complex64) * np.sqrt(power)
     x: Array = fft.irfft(spectrum, m)[:n]
