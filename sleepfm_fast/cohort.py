@@ -14,7 +14,8 @@ from sleepfm_fast.annotations import find_scoring
 from sleepfm_fast.clip_writer import read_record
 from sleepfm_fast.columns import file_digest
 from sleepfm_fast.edf import Signal
-from sleepfm_fast.edf_header import BLOCK_BYTES, EdfError, Issues, parse_header
+from sleepfm_fast.edf_fields import BLOCK_BYTES, EdfError, Issues
+from sleepfm_fast.edf_header import parse_header
 from sleepfm_fast.errors import SleepfmError
 
 __all__ = ["Header", "Plan", "assign_names", "changed_since", "find_recordings", "make_plan", "read_header"]

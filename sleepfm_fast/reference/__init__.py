@@ -1,4 +1,4 @@
-"""Plain twins of the ops of :mod:`sleepfm_fast.ops`: same signatures, slow, readable, and the law where they disagree."""
+"""Plain twins of :mod:`sleepfm_fast.ops`: same signatures, slow, readable, and the law where the two disagree."""
 
 from __future__ import annotations
 
