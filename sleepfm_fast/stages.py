@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from typing import Literal
 
 __all__ = [
@@ -139,6 +140,7 @@ def stage_word(text: str) -> str | None:
     return next((core for core in cores if core in STAGE_OF_WORD), None)
 
 
+@lru_cache(maxsize=4096)
 def stage_of(text: str) -> Stage | None:
     """AASM stage that an annotation's text names.
 
@@ -168,6 +170,7 @@ def is_marker(text: str) -> bool:
     return word is not None and word in MARKERS
 
 
+@lru_cache(maxsize=4096)
 def respiratory_event_of(text: str) -> RespiratoryEvent | None:
     """Respiratory event that an annotation's text names; None for RERA, desaturation, arousal and all else.
 
