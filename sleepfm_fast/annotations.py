@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -231,8 +232,16 @@ def find_scoring(recording_path: str | Path, labels: str | Path | None = None) -
         When ``labels`` does not exist.
     """
     recording_path = Path(recording_path)
+    stem = recording_path.stem.casefold()
+    sleep_edf = re.fullmatch(r"(s[ct]\d{4}[a-z])\w-psg", stem)
+    bids = re.fullmatch(r"(.+)_(?:eeg|psg)", stem)
     if labels is None:
-        names = files_by_name(recording_path.parent.iterdir())
+        # A cohort may keep thousands of nights in one folder: only what is named like this one is looked at.
+        match = sleep_edf or bids
+        start = match[1] if match is not None else stem
+        folder = recording_path.parent
+        with os.scandir(folder) as entries:
+            names = files_by_name(folder / e.name for e in entries if e.name.casefold().startswith(start))
     else:
         labels = Path(labels)
         if labels.is_file():
@@ -240,14 +249,13 @@ def find_scoring(recording_path: str | Path, labels: str | Path | None = None) -
         if not labels.is_dir():
             raise ScoringError(f"labels {labels}: there is no such file or folder.")
         names = files_below(labels, labels.stat().st_mtime_ns)
-    stem = recording_path.stem.casefold()
     found: list[Path] = []
     for name in [stem + suffix for suffix in BESIDE]:
         found += names.get(name, ())
-    if sleep_edf := re.fullmatch(r"(s[ct]\d{4}[a-z])\w-psg", stem):
+    if sleep_edf:
         pattern = re.compile(re.escape(sleep_edf[1]) + r"\w-hypnogram\.edf")
         found += [path for name in sorted(names) if pattern.fullmatch(name) for path in names[name]]
-    if bids := re.fullmatch(r"(.+)_(?:eeg|psg)", stem):
+    if bids:
         found += [p for s in ("_hypnogram.tsv", "_events.tsv", "_hypnogram.csv") for p in names.get(bids[1] + s, ())]
     same = recording_path.resolve()
     return next((path for path in found if path.resolve() != same), None)

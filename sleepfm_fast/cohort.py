@@ -52,7 +52,7 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     Raises
     ------
     SleepfmError
-        When a path does not exist, or nothing is found.
+        When a path does not exist, nothing is found, or a name is not valid UTF-8.
     """
     found: set[Path] = set()
     named: set[Path] = set()
@@ -68,6 +68,12 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
             f"no recordings were found in {', '.join(map(str, paths))}; files ending in "
             f"{', '.join(SUFFIXES)} (upper or lower case) are looked for, in all subfolders."
         )
+    for path in found | named:
+        if os.fsencode(path).decode(errors="ignore") != str(path):
+            raise SleepfmError(
+                f"the name of {os.fsencode(path)!r} is not valid UTF-8, so that no table or index can hold it. Rename "
+                "the file or folder."
+            )
     return sorted(found | named), named
 
 

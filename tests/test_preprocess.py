@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,13 @@ def test_awkward_file_names(tmp_path: Path, capsys) -> None:
     assert entry.subject == "Müller, Jörg (1)"
     assert entry.id.isascii()
     assert " " not in entry.id
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(cohort: Path, tmp_path: Path, capsys) -> None:
+    os.rename(cohort / "a1.edf", os.fsencode(cohort) + b"/N\xe4chte.edf")  # noqa: PTH104 - bytes
+    assert cli([str(cohort), str(tmp_path / "store")]) == 1
+    assert "N\\xe4chte.edf' is not valid UTF-8" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
 
 
 def test_folders_are_searched_to_the_bottom(cohort: Path, tmp_path: Path, capsys) -> None:
