@@ -84,7 +84,13 @@ def main(config: Config) -> dict[str, Any]:
     files, named = find_recordings(inputs)
     tables = read_tables(config.participants, inputs)
     with locked(store):
-        return ingest(config, store.resolve(), files, named, tables)
+        try:
+            return ingest(config, store.resolve(), files, named, tables)
+        except OSError as error:
+            raise SleepfmError(
+                f"the store {store} could not be written ({error.filename or 'disk'}: {error.strerror or error}). What "
+                "was finished is kept; when that is mended, the same command goes on from there."
+            ) from None
 
 
 def wrong_usage(config: Config) -> str | None:
@@ -170,7 +176,10 @@ def ingest(
     night = NightConfig(store, montage, config.labels, config.events_scored, str(digest))
     rows = process(plan, tables, night, config)
     made = {row.path for row in rows if row.failure is None}
-    names = sorted(plan.names[path] for path in made | set(plan.known))
+    # A night that was to be made again and failed is still there, unless it failed while its samples were replaced.
+    failed = {row.path for row in rows if row.failure is not None}
+    kept = {p for p in plan.known if p not in failed or (store / "recordings" / f"{plan.names[p]}.json").exists()}
+    names = sorted(plan.names[path] for path in made | kept)
     totals = None
     if names:
         say(f"writing the index of {len(names)} nights")

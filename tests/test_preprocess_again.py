@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from nights import Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
 
+import sleepfm_fast.clip_writer
 import sleepfm_fast.night
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 
@@ -199,3 +200,51 @@ def test_kill_9_loses_and_repeats_nothing(tmp_path: Path) -> None:
     run_preprocess(folder, tmp_path / "uninterrupted", "--workers", 2)
     assert contents(store) == contents(tmp_path / "uninterrupted")
     ClipStore(store, verify=True)
+
+
+def test_a_night_that_fails_while_it_is_replaced_is_left_out(cohort: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    store = tmp_path / "store"
+    preprocess(capsys, cohort, store)
+    write_night(cohort / "b1.edf", seed=34)
+    original = sleepfm_fast.clip_writer.write_samples
+
+    def no_space(path, *arguments):
+        if path.stem == "b1":
+            raise OSError(28, "No space left on device")
+        return original(path, *arguments)
+
+    monkeypatch.setattr(sleepfm_fast.clip_writer, "write_samples", no_space)
+    status, result = preprocess(capsys, cohort, store, "--overwrite")
+    assert (status, result["nights"]) == (1, 3)
+    assert "No space left on device" in result["failed"][0]["reason"]
+    assert [r.id for r in ClipStore(store, verify=True).recordings] == ["a1", "a2", "b2"]
+    monkeypatch.undo()
+    status, result = preprocess(capsys, cohort, store)
+    assert (status, result["added"], result["nights"]) == (0, 1, 4)
+
+
+def test_an_index_that_cannot_be_written_is_a_sentence(cohort: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sleepfm_fast.clip_writer, "write_columns", no_space)
+    assert preprocess(capsys, cohort, tmp_path / "store")[0] == 1
+    monkeypatch.undo()
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (status, result["kept"], result["added"]) == (0, 4, 0)
+    ClipStore(tmp_path / "store", verify=True)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".bin"])
+def test_a_damaged_night_is_made_again_or_reported(cohort: Path, tmp_path: Path, capsys, suffix: str) -> None:
+    store = tmp_path / "store"
+    preprocess(capsys, cohort, store)
+    wanted = contents(store)
+    (store / "recordings" / f"b1{suffix}").write_bytes(b"{")
+    status, result = preprocess(capsys, cohort / "a1.edf", store)
+    assert (status, result["nights"]) == (1, 3)
+    assert "b1.json or the .bin beside it is damaged" in result["failed"][0]["reason"]
+    assert len(ClipStore(store, verify=True).recordings) == 3
+    status, result = preprocess(capsys, cohort, store)
+    assert (status, result["added"], result["kept"]) == (0, 1, 3)
+    assert contents(store) == wanted

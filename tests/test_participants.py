@@ -1,0 +1,91 @@
+"""The participants table: any header, any delimiter; which row is which recording."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sleepfm_fast.participants import Participant, Participants, read_participants, read_tables
+
+
+def table(tmp_path: Path, content: str | bytes) -> Participants:
+    path = tmp_path / "participants.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_participants(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "recording,subject,age,sex\nn1.edf,S,40.5,F\n",
+        "File Name;Subject_ID;AGE (years);Gender\nn1;S;40,5;female\n",
+        "\ufeffsex\tage\tparticipant_id\tfile\nw\t40.5\tS\tn1.edf\n",
+        "recording,subject,age,sex\nn1.edf,S,40.5,F\n".encode("utf-16"),
+        "\nrecording,subject,age,sex,remark\r\n\r\nn1.edf,S,40.5,F,\xe9\r\n".encode("latin-1"),
+    ],
+)
+def test_headers_delimiters_and_encodings(tmp_path: Path, content: str | bytes) -> None:
+    person = table(tmp_path, content).of(Path("/data/n1.edf"))
+    assert (person.subject, person.age, person.sex) == ("S", 40.5, "F")
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "found"),
+    [
+        ("n1", "/d/n1.edf", True),
+        ("N1.EDF", "/d/n1.edf", True),
+        ("d/n1.edf", "/d/n1.edf", True),
+        ("./d\\n1.edf", "/d/n1.edf", True),
+        ("/d/n1", "/d/n1.edf", True),
+        ("e/n1.edf", "/d/n1.edf", False),
+        ("n1.bdf", "/d/n1.edf", False),
+        ("n", "/d/n1.edf", False),
+        ("n.1", "/d/n.1.edf", True),
+        ("n.1", "/d/n.1", True),
+    ],
+)
+def test_a_recording_is_named_by_the_end_of_its_path(tmp_path: Path, name: str, path: str, found: bool) -> None:
+    rows = table(tmp_path, f"recording,subject\n{name},S\n")
+    assert rows.of(Path(path)).subject == ("S" if found else Path(path).stem)
+    assert rows.unknown_recordings([Path(path)]) == ([] if found else [name])
+
+
+def test_the_longest_name_wins(tmp_path: Path) -> None:
+    rows = table(tmp_path, "recording,subject\nn1,anywhere\nb/n1,in b\n")
+    assert rows.of(Path("/a/n1.edf")).subject == "anywhere"
+    assert rows.of(Path("/b/n1.edf")).subject == "in b"
+
+
+def test_subjects_alone_name_their_nights(tmp_path: Path) -> None:
+    rows = table(tmp_path, "participant_id,age,sex\nsub-1,30,M\nsub-10,60,F\nsub-1_ses-2,31,M\n")
+    assert rows.of(Path("sub-1_ses-1_eeg.edf")) == Participant(None, "sub-1", 30.0, "M")
+    assert rows.of(Path("sub-10_ses-1_eeg.edf")) == Participant(None, "sub-10", 60.0, "F")
+    assert rows.of(Path("sub-1_ses-2_eeg.edf")).age == 31
+    assert rows.of(Path("sub-2.edf")) == Participant(None, "sub-2", None, None)
+
+
+def test_cells_that_say_nothing_are_empty_and_wrong_ones_reported(tmp_path: Path) -> None:
+    rows = table(tmp_path, "recording,age,sex\na,n/a,?\nb,90+,x\nc,-4,\n,5,M\nd\n")
+    assert rows.rows == (
+        Participant("a", None, None, None),
+        Participant("b", None, None, "x"),
+        Participant("c", None, None, None),
+        Participant("d", None, None, None),
+    )
+    assert [("90+" in i, "-4" in i, "neither" in i) for i in rows.issues] == [
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+    ]
+
+
+def test_a_folders_table_counts_below_it_only(tmp_path: Path) -> None:
+    for site, subject in (("x", "SX"), ("y", "SY")):
+        (tmp_path / site).mkdir()
+        (tmp_path / site / "participants.csv").write_text(f"recording,subject\nn1,{subject}\n")
+    tables = read_tables(None, [tmp_path / "x", tmp_path / "y"])
+    assert tables.of(tmp_path / "x" / "n1.edf").subject == "SX"
+    assert tables.of(tmp_path / "y" / "sub" / "n1.edf").subject == "SY"
+    assert tables.of(tmp_path / "n1.edf").subject == "n1"
+    assert tables.unknown_recordings([tmp_path / "x" / "n1.edf"]) == ["n1"]
