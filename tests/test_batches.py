@@ -1,0 +1,146 @@
+"""From a file on disk to the encoders' input, checked against pyedflib and SciPy, which share no code with it."""
+
+import time
+
+import numpy as np
+import pyedflib
+import pytest
+import torch
+from scipy.signal import resample_poly
+
+from sleepfm_fast import preprocess
+from sleepfm_fast.batches import FS_HZ, N_OUT, ClipInput, InputConfig, prefetch
+from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.montages import Modality, Montage
+
+CPU = torch.device("cpu")
+
+
+def identity(items):
+    return items
+
+
+@pytest.fixture(scope="module")
+def real(data_folder, tmp_path_factory):
+    store = tmp_path_factory.mktemp("real") / "store"
+    labels = data_folder / "osas2002-stages.csv"
+    assert preprocess.cli([str(data_folder / "osas2002.edf"), str(store), "--labels", str(labels)]) == 0
+    return ClipStore(store)
+
+
+def test_a_real_night_equals_pyedflib_and_scipy(real, data_folder):
+    batch = ClipInput(real, real.montage, InputConfig("none", 0, "none"), CPU)(np.arange(40))
+    used = real.record(0)["channels"]
+    with pyedflib.EdfReader(str(data_folder / "osas2002.edf")) as reader:
+        labels = reader.getSignalLabels()
+        signals = {label: reader.readSignal(i) for i, label in enumerate(labels)}
+    ours = torch.cat([batch.x[name] for name in batch.x], dim=1).numpy()
+    assert ours.shape == (40, len(real.slots), N_OUT)
+    assert all(present.all() for present in batch.present.values())
+    compared = 0
+    for number, slot in enumerate(real.slots):
+        if slot.kind == "step":
+            continue
+        label = used[number]["labels"][0]
+        truth = resample_poly(signals[label], 64, 25)[: 40 * N_OUT]
+        whole = ours[:, number].reshape(-1)
+        # Away from the ends, two anti-alias filters of different steepness differ only near 50 Hz.
+        a, b = whole[1000:-1000] - whole.mean(), truth[1000:-1000] - truth.mean()
+        assert np.corrcoef(a, b)[0, 1] > 0.99, label
+        shifted = max(np.corrcoef(a[5:-5], np.roll(b, s)[5:-5])[0, 1] for s in (-2, -1, 1, 2))
+        assert np.corrcoef(a[5:-5], b[5:-5])[0, 1] > shifted, f"{label} is off in time"
+        compared += 1
+    assert compared >= 14
+
+
+def test_saturation_is_interpolated_and_never_overshoots(real, data_folder):
+    number = next(i for i, s in enumerate(real.slots) if s.kind == "step")
+    batch = ClipInput(real, real.montage, InputConfig("aasm", 0, "none"), CPU)(np.arange(40))
+    ours = torch.cat(list(batch.x.values()), dim=1)[:, number].numpy().astype(np.float64).reshape(-1)
+    with pyedflib.EdfReader(str(data_folder / "osas2002.edf")) as reader:
+        signal = reader.readSignal(reader.getSignalLabels().index("SaO2"))
+    truth = np.interp(np.arange(40 * N_OUT) / FS_HZ, np.arange(len(signal)) / 100, signal)
+    np.testing.assert_allclose(ours, truth, atol=1e-3)
+    assert ours.min() >= signal.min() - 1e-4
+    assert ours.max() <= signal.max() + 1e-4
+
+
+def test_a_clip_does_not_depend_on_its_batch_mates(real):
+    clip_input = ClipInput(real, real.montage, InputConfig(), CPU)
+    clip_input.measure(np.array([0]), identity)
+    together = clip_input(np.arange(40))
+    alone = clip_input(np.array([17]))
+    for name in together.x:
+        assert torch.equal(together.x[name][17:18], alone.x[name])
+
+
+def test_recording_scale_gives_unit_amplitudes_and_fixed_saturation(real):
+    clip_input = ClipInput(real, real.montage, InputConfig(), CPU)
+    clip_input.measure(np.array([0]), identity)
+    x = torch.cat(list(clip_input(np.arange(40)).x.values()), dim=1)
+    for number, slot in enumerate(real.slots):
+        if slot.kind == "step":
+            continue
+        spread = float(x[:, number].double().std(dim=1).median())
+        assert spread == pytest.approx(1, rel=0.35), slot.name
+    number = next(i for i, s in enumerate(real.slots) if s.kind == "step")
+    plain = ClipInput(real, real.montage, InputConfig("aasm", 0, "none"), CPU)(np.arange(40))
+    saturation = torch.cat(list(plain.x.values()), dim=1)[:, number]
+    torch.testing.assert_close(x[:, number], (saturation - 95) / 5, atol=1e-4, rtol=1e-5)
+
+
+def test_a_slot_the_store_lacks_is_absent_and_zero(cohort_store):
+    store = ClipStore(cohort_store)
+    wide = Montage(
+        "wide",
+        tuple(
+            Modality(m.name, (*m.slots, *(s for s in store.slots if m.name == "ecg" and s.name == "Chest")))
+            for m in store.montage.modalities
+        ),
+    )
+    clip_input = ClipInput(store, wide, InputConfig(), CPU)
+    batch = clip_input(np.arange(3))
+    assert clip_input.missing_slots == ("ecg Chest",)
+    assert batch.present["ecg"].tolist() == [[True, False]] * 3
+    assert not batch.x["ecg"][:, 1].any()
+    plain = ClipInput(store, store.montage, InputConfig(), CPU)(np.arange(3))
+    assert torch.equal(batch.x["ecg"][:, :1], plain.x["ecg"])
+    assert torch.equal(batch.x["brain"], plain.x["brain"])
+
+
+def test_a_store_without_any_of_the_models_channels_is_refused(cohort_store):
+    store = ClipStore(cohort_store)
+    other = Montage("other", tuple(Modality(m.name, ()) for m in store.montage.modalities[:2]))
+    brain = next(m for m in store.montage.modalities if m.name == "brain")
+    foreign = Montage("foreign", (Modality("respiratory", (brain.slots[0],)), *other.modalities[1:]))
+    with pytest.raises(SleepfmError, match="none of the model's channels"):
+        ClipInput(store, foreign, InputConfig(), CPU)
+
+
+def test_prefetch_keeps_the_order_and_hands_errors_over():
+    assert [r for _, r in prefetch(range(20), lambda i: i * i)] == [i * i for i in range(20)]
+
+    def fail(i):
+        if i == 3:
+            raise SleepfmError("the third is broken")
+        return i
+
+    with pytest.raises(SleepfmError, match="the third is broken"):
+        list(prefetch(range(10), fail))
+
+
+def test_prefetch_stops_when_the_consumer_does():
+    prepared = []
+
+    def prepare(i):
+        prepared.append(i)
+        return i
+
+    batches = prefetch(iter(int, 1), prepare)
+    next(batches)
+    batches.close()
+    n = len(prepared)
+    time.sleep(0.05)
+    assert len(prepared) == n
+    assert n <= 5
