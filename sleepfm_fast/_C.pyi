@@ -23,5 +23,8 @@ def filter_resample(
     device: int,
     stream: int,
 ) -> None: ...
+def filter_resample_launch(
+    n_clips: int, n_channels: int, n_out: int, zscore: bool, shared_limit_bytes: int
+) -> dict[str, int]: ...
 
 # ---- contrastive_loss ------------------------------------------------------------------------------------------------
