@@ -621,6 +621,29 @@ def test_every_instruction_set_agrees(isa: str, tmp_path: Path) -> None:
                     assert snr_db(got[i, b, c], truth[b, c]) > 100.0
 
 
+FORK_SCRIPT = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import torch, test_filter_resample as t
+torch.set_num_threads(2)
+batch = t.mixed_batch()
+expected = batch.run(n_channels=5)
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    os._exit(0 if torch.equal(batch.run(n_channels=5), expected) else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_forked_workers_with_one_thread() -> None:
+    """As data loader workers run it: forked from a process whose thread pool is in use, one thread each."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", FORK_SCRIPT, str(Path(__file__).parent)]
+    subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=120)
+
+
 # ---- a real recording -----------------------------------------------------------------------------------------------
 
 
