@@ -1,16 +1,12 @@
 // Index arithmetic of filter_resample, the same on the CPU and on the GPU: which samples an output needs, which rows of
 // the table make sense. Positions are relative to the clip's `first` sample unless said, so no product can overflow.
+// Everything is static: a copy compiled for a newer instruction set must not become the one copy of the program.
 #pragma once
 
 #include <cstdint>
 
+#include "host_device.h"
 #include "params.h"
-
-#if defined(__CUDACC__)
-#define SLEEPFM_HOST_DEVICE __host__ __device__
-#else
-#define SLEEPFM_HOST_DEVICE
-#endif
 
 namespace sleepfm {
 
@@ -24,16 +20,16 @@ struct Place {
     std::int64_t q, row;
 };
 
-SLEEPFM_HOST_DEVICE inline std::int64_t floor_divide(std::int64_t a, std::int64_t b) {
+SLEEPFM_HOST_DEVICE static inline std::int64_t floor_divide(std::int64_t a, std::int64_t b) {
     std::int64_t const quotient = a / b;
     return quotient - ((a % b != 0) && ((a < 0) != (b < 0)));
 }
 
-SLEEPFM_HOST_DEVICE inline std::int64_t padded_taps(std::int64_t n) {
+SLEEPFM_HOST_DEVICE static inline std::int64_t padded_taps(std::int64_t n) {
     return (n + filter_tap_padding - 1) / filter_tap_padding * filter_tap_padding;
 }
 
-SLEEPFM_HOST_DEVICE inline Place place_of(FilterRow const& f, std::int64_t phase, std::int64_t n) {
+SLEEPFM_HOST_DEVICE static inline Place place_of(FilterRow const& f, std::int64_t phase, std::int64_t n) {
     std::int64_t const u = phase + n * f.down;
     Place place{u / f.up, u % f.up};
     if (f.phases != f.up) {
@@ -47,34 +43,34 @@ SLEEPFM_HOST_DEVICE inline Place place_of(FilterRow const& f, std::int64_t phase
 }
 
 // Native samples (segment index) that main meets for outputs [begin, end).
-SLEEPFM_HOST_DEVICE inline Span main_span(FilterRow const& f, WindowRow const& w, std::int64_t begin,
-                                          std::int64_t end) {
+SLEEPFM_HOST_DEVICE static inline Span main_span(FilterRow const& f, WindowRow const& w, std::int64_t begin,
+                                                 std::int64_t end) {
     std::int64_t const q0 = place_of(f, w.phase, begin).q;
     std::int64_t const q1 = place_of(f, w.phase, end - 1).q;
     return {w.first + q0 - f.main_left, w.first + q1 - f.main_left + f.main_taps};
 }
 
 // Decimated samples that the interpolator meets for the native samples `samples`; the grid lies on segment sample 0.
-SLEEPFM_HOST_DEVICE inline Span low_span(FilterRow const& f, Span samples) {
+SLEEPFM_HOST_DEVICE static inline Span low_span(FilterRow const& f, Span samples) {
     return {floor_divide(samples.begin, f.decimation) - f.interpolator_left,
             floor_divide(samples.end - 1, f.decimation) - f.interpolator_left + f.interpolator_taps};
 }
 
 // Decimated samples before the low-pass.
-SLEEPFM_HOST_DEVICE inline Span decimated_span(FilterRow const& f, Span low) {
+SLEEPFM_HOST_DEVICE static inline Span decimated_span(FilterRow const& f, Span low) {
     return {low.begin - f.low_half, low.end + f.low_half};
 }
 
 // Native samples that the decimator meets, together with `samples` itself.
-SLEEPFM_HOST_DEVICE inline Span native_span(FilterRow const& f, Span samples, Span decimated) {
+SLEEPFM_HOST_DEVICE static inline Span native_span(FilterRow const& f, Span samples, Span decimated) {
     std::int64_t const begin = decimated.begin * f.decimation - f.decimator_half;
     std::int64_t const end = (decimated.end - 1) * f.decimation + f.decimator_half + 1;
     return {begin < samples.begin ? begin : samples.begin, end > samples.end ? end : samples.end};
 }
 
 // Everything outputs [begin, end) read, before the edges of the window repeat.
-SLEEPFM_HOST_DEVICE inline Span needed_span(FilterRow const& f, WindowRow const& w, std::int64_t begin,
-                                            std::int64_t end) {
+SLEEPFM_HOST_DEVICE static inline Span needed_span(FilterRow const& f, WindowRow const& w, std::int64_t begin,
+                                                   std::int64_t end) {
     Span const samples = main_span(f, w, begin, end);
     return f.decimation == 0 ? samples : native_span(f, samples, decimated_span(f, low_span(f, samples)));
 }
@@ -84,8 +80,8 @@ enum class RowFault : int { none, filter, offset, first, phase };
 // Indices beyond these are no recordings: 2^40 samples are 17 years at 2,048 Hz.
 constexpr std::int64_t largest_index = std::int64_t{1} << 40;
 
-SLEEPFM_HOST_DEVICE inline RowFault check_row(WindowRow const& w, std::int64_t n_raw, std::int64_t n_filters,
-                                              FilterRow const* filters) {
+SLEEPFM_HOST_DEVICE static inline RowFault check_row(WindowRow const& w, std::int64_t n_raw, std::int64_t n_filters,
+                                                     FilterRow const* filters) {
     if (w.length == 0) {
         return RowFault::none;
     }
@@ -104,13 +100,14 @@ SLEEPFM_HOST_DEVICE inline RowFault check_row(WindowRow const& w, std::int64_t n
     return RowFault::none;
 }
 
-SLEEPFM_HOST_DEVICE inline bool inside(std::int64_t offset, std::int64_t rows, std::int64_t stride, std::int64_t n) {
+SLEEPFM_HOST_DEVICE static inline bool inside(std::int64_t offset, std::int64_t rows, std::int64_t stride,
+                                              std::int64_t n) {
     return offset >= 0 && rows >= 0 && stride >= 0 && (stride == 0 || rows <= n / stride) &&
            offset <= n - rows * stride;
 }
 
 // True if every table of the filter lies inside taps[n_taps] and its factors make sense.
-SLEEPFM_HOST_DEVICE inline bool check_filter(FilterRow const& f, std::int64_t n_taps) {
+SLEEPFM_HOST_DEVICE static inline bool check_filter(FilterRow const& f, std::int64_t n_taps) {
     constexpr std::int64_t largest = std::int64_t{1} << 31;
     bool good = f.up >= 1 && f.up < largest && f.down >= 1 && f.down < largest && f.phases >= 1 && f.phases <= f.up &&
                 f.main_taps >= 1 && f.main_stride == padded_taps(f.main_taps) && f.main_left >= 0 &&
@@ -127,9 +124,31 @@ SLEEPFM_HOST_DEVICE inline bool check_filter(FilterRow const& f, std::int64_t n_
     return good;
 }
 
+// Floats that a block needs for a tile of n outputs: the outputs, the samples that main meets, and for a low branch
+// twice the decimated samples (before and after its low-pass).
+SLEEPFM_HOST_DEVICE static inline std::int64_t tile_floats(FilterRow const& f, std::int64_t n) {
+    std::int64_t const samples = (n - 1) * f.down / f.up + 2 + f.main_taps;
+    std::int64_t floats = n + samples + filter_tap_padding;
+    if (f.decimation > 0) {
+        floats += 2 * (samples / f.decimation + 2 + f.interpolator_taps) + 2 * f.low_half;
+    }
+    return floats;
+}
+
+// The largest tile that fits into `floats`, at most `limit` outputs; 0 if not even one output does.
+SLEEPFM_HOST_DEVICE static inline std::int64_t tile_outputs(FilterRow const& f, std::int64_t floats,
+                                                            std::int64_t limit) {
+    std::int64_t fits = 0, above = limit + 1;
+    while (above - fits > 1) {
+        std::int64_t const middle = fits + (above - fits) / 2;
+        (tile_floats(f, middle) <= floats ? fits : above) = middle;
+    }
+    return fits;
+}
+
 // Below this standard deviation (in digital steps) a channel is flat and its z-score is 0: rounding noise of single
 // precision (relative to the largest deviation in the window) or a thousandth of a step.
-SLEEPFM_HOST_DEVICE inline double flat_below(double largest_deviation) {
+SLEEPFM_HOST_DEVICE static inline double flat_below(double largest_deviation) {
     double const rounding = 1e-6 * largest_deviation;
     return rounding > 1.0 / 1024.0 ? rounding : 1.0 / 1024.0;
 }

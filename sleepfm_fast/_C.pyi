@@ -23,6 +23,9 @@ def filter_resample(
     device: int,
     stream: int,
 ) -> None: ...
+def filter_resample_launch(
+    n_clips: int, n_channels: int, n_out: int, zscore: bool, shared_limit_bytes: int
+) -> dict[str, int]: ...
 
 # ---- contrastive_loss ------------------------------------------------------------------------------------------------
 # Addresses are Tensor.data_ptr(), 0 for none; argument by argument the structs of csrc/params.h.

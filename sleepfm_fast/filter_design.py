@@ -58,7 +58,7 @@ def padded(n: int) -> int:
     return -(-n // PAD) * PAD
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FilterDesign:
     """One channel kind at one native rate; impulse responses in float64, centred, of odd length.
 

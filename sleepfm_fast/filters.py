@@ -32,9 +32,9 @@ class FilterBank:
     preset
         ``seed``: resample only, flat to 0.95 of the lower Nyquist frequency. ``none``: the same, flat to 0.9 (half
         the arithmetic). ``clinical``: order-4 Butterworth low-pass at the new Nyquist frequency when the rate goes
-        down (by more than 2 %), forwards and backwards, then linear interpolation. ``aasm``: EEG and EOG 0.3-35, EMG 10-100, ECG 0.3-70,
-        respiration 0.1-15 Hz, snore up to the Nyquist frequency. In every preset the kind ``step`` is interpolated
-        linearly (up) or averaged with triangular weights (down) and never overshoots.
+        down (by more than 2 %), forwards and backwards, then linear interpolation. ``aasm``: EEG and EOG 0.3-35, EMG
+        10-100, ECG 0.3-70, respiration 0.1-15 Hz, snore up to the Nyquist frequency. In every preset the kind
+        ``step`` is interpolated linearly (up) or averaged with triangular weights (down) and never overshoots.
     fs_out_hz
         Output rate, Hz.
     notch_hz
@@ -63,6 +63,7 @@ class FilterBank:
         self.notch_hz = notch_hz
         self._index: dict[tuple[str, Fraction], int] = {}
         self._designs: list[FilterDesign] = []
+        self._contexts: list[int] = []
         self._rows: list[list[int]] = []
         self._taps: list[npt.NDArray[np.float32]] = []
         self._n_taps = 0
@@ -115,7 +116,7 @@ class FilterBank:
 
     def context(self, f: int) -> int:
         """Return the native samples that filter ``f`` needs on each side of a clip."""
-        return self._designs[f].context
+        return self._contexts[f]
 
     def tensors(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
         """Return the tables on ``device``, cached: filters int64 [F, 18] and taps float32 [n].
@@ -189,6 +190,7 @@ class FilterBank:
         taps = np.concatenate(parts)
         self._n_taps += taps.size
         self._designs.append(design)
+        self._contexts.append(design.context)
         self._rows.append(row)
         self._taps.append(taps)
         self._tensors.clear()

@@ -8,6 +8,7 @@
 #endif
 
 #include "cpu/filter_resample.h"
+#include "half_precision.h"
 
 namespace sleepfm::cpu::SLEEPFM_ISA {
 
@@ -250,34 +251,6 @@ Moments moments(float const* y, std::int64_t n) {
         squares += value;
     }
     return {mean, sqrt(squares / static_cast<double>(n))};
-}
-
-// Round to nearest, ties to even. The outputs are finite or overflow to infinity; NaN does not occur.
-inline std::uint16_t to_bf16(float value) {
-    std::uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-inline std::uint16_t to_f16(float value) {
-    std::uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    std::uint32_t const sign = (bits >> 16) & 0x8000u;
-    bits &= 0x7fffffffu;
-    std::uint32_t half;
-    if (bits >= 0x47800000u) {  // 65536 and above
-        half = 0x7c00u;
-    } else if (bits < 0x38800000u) {  // below the smallest normal number: align the fraction by adding 0.5
-        float magnitude;
-        memcpy(&magnitude, &bits, sizeof magnitude);
-        magnitude += 0.5f;
-        std::uint32_t shifted;
-        memcpy(&shifted, &magnitude, sizeof shifted);
-        half = shifted - 0x3f000000u;
-    } else {  // 65520 and above carry into infinity by themselves
-        half = (bits + 0xc8000fffu + ((bits >> 13) & 1u)) >> 13;
-    }
-    return static_cast<std::uint16_t>(half | sign);
 }
 
 void write(FilterJob const& job, float const* y, float a, float b) {

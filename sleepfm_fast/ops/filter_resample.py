@@ -65,6 +65,12 @@ def filter_resample(
         window's ends its edge sample repeats: a window with ``bank.context(f)`` samples on either side, or one that
         reaches its segment's ends, gives what the whole recording gives.
 
+    Notes
+    -----
+    Runs over clips and channels with ``torch.get_num_threads()`` threads; the result does not depend on their number,
+    nor a clip's on the rest of its batch. In a forked worker set one thread (data loader workers have one), as for
+    every OpenMP program.
+
     Raises
     ------
     TypeError, ValueError
