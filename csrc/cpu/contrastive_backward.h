@@ -144,7 +144,7 @@ void backward(ContrastiveBackward const& call) {
     ContrastiveInput const& in = call.input;
     Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
     Workspace<T> const work(in.workspace, shape, true, in.n_threads);
-    T const s = scale_of<T>(in);
+    T const s = exponent_scale<T>(scale_of<T>(in));
     [[maybe_unused]] int const n_threads = threads_for(shape, in.n_threads);
     Index total_valid = 0;
     for (Index p = 0; p < shape.P; ++p) {
@@ -152,7 +152,7 @@ void backward(ContrastiveBackward const& call) {
     }
     double const n_terms = static_cast<double>(total_valid) * (in.both_directions ? 2.0 : 1.0);
     double const upstream = static_cast<double>(*static_cast<T const*>(call.gradient_loss));
-    double const factor = total_valid > 0 ? static_cast<double>(s) * upstream / n_terms : 0.0;
+    double const factor = total_valid > 0 ? scale_of<T>(in) * upstream / n_terms : 0.0;
     auto const block_bytes = static_cast<std::size_t>(GROUP * shape.d_padded) * sizeof(T);
     Index const n_groups = shape.n_padded / GROUP;
     SLEEPFM_OMP(omp parallel num_threads(n_threads)) {

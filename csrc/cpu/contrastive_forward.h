@@ -160,7 +160,7 @@ void forward(ContrastiveForward const& call) {
     ContrastiveInput const& in = call.input;
     Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
     Workspace<T> const work(in.workspace, shape, false, in.n_threads);
-    T const s = scale_of<T>(in);
+    T const s = exponent_scale<T>(scale_of<T>(in));
     [[maybe_unused]] int const n_threads = threads_for(shape, in.n_threads);
     Index const N = shape.N;
     SLEEPFM_OMP(omp parallel num_threads(n_threads)) {

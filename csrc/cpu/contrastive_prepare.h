@@ -56,9 +56,10 @@ struct Shape {
         if (d_padded % 1024 == 0) {
             d_padded += 16;  // rows a multiple of 4 KiB apart would share the cache's sets
         }
-        Index const smallest = N <= 32 ? 16 : 32;
-        block = round_up((N + 7) / 8, GROUP);
-        block = block < smallest ? smallest : block > 192 ? 192 : block;
+        // About eight blocks a side, so that threads find work; whole panels of the product, which is 48 columns wide
+        // with AVX-512; at most 192, so that a tile stays in the second cache.
+        block = N <= 32 ? n_padded : round_up((N + 7) / 8, 48);
+        block = block < GROUP ? GROUP : block > 192 ? 192 : block;
         n_blocks = (N + block - 1) / block;
         P = 0;
         for (int i = 0; i < M; ++i) {
@@ -168,9 +169,11 @@ inline double normalise_row(Element const* x, Index D, Index d_padded, T* out) {
     }
     double const norm = std::sqrt(lane[0]);
     double const divisor = norm < NORM_FLOOR ? NORM_FLOOR : norm;
-    // Far from the ends of T's range one rounded reciprocal costs half an ulp; near them the quotient must be whole.
+    // A float times a double reciprocal is right to the last place once rounded; a double needs the quotient itself.
+    double const inverse = 1.0 / divisor;
     for (k = 0; k < D; ++k) {
-        out[k] = static_cast<T>(static_cast<double>(out[k]) / divisor);
+        double const value = static_cast<double>(out[k]);
+        out[k] = static_cast<T>(sizeof(T) == 8 ? value / divisor : value * inverse);
     }
     for (; k < d_padded; ++k) {
         out[k] = T{0};
@@ -270,10 +273,16 @@ inline void prepare(ContrastiveInput const& in, Shape const& shape, Workspace<T>
     }
 }
 
-// s = exp(log_temperature), kept above 1e-25: there every logit is 0 to T's precision and s * EXCLUDED still excludes.
+// s = exp(log_temperature).
 template <typename T>
-inline T scale_of(ContrastiveInput const& in) {
-    double const s = std::exp(static_cast<double>(*static_cast<T const*>(in.log_temperature)));
+inline double scale_of(ContrastiveInput const& in) {
+    return std::exp(static_cast<double>(*static_cast<T const*>(in.log_temperature)));
+}
+
+// What the exponentials take for s: at least 1e-25, where every logit is 0 to T's precision and s * EXCLUDED still
+// excludes.
+template <typename T>
+inline T exponent_scale(double s) {
     return static_cast<T>(s < 1e-25 ? 1e-25 : s);
 }
 
