@@ -219,7 +219,7 @@ class Polysomnograph:
         blinks = signal.fftconvolve(impulses, np.exp(-(((t - 0.15) / 0.06) ** 2)).astype(np.float32))[:n]
         # Saccades come in bursts; AC-coupled, a shift of gaze decays within half a second.
         rng = self.random("rapid eye movements")
-        burst = self.at(FS_EXG_HZ, np.maximum(body.slow_noise("eye bursts", 0.02, 0.3), 0))
+        burst = self.at(FS_EXG_HZ, np.clip(body.slow_noise("eye bursts", 0.02, 0.3), 0, 1))
         stage = self.at(FS_EXG_HZ, body.by_stage((0.45, 0.05, 0.02, 0.0, 1.0), c.stage_eye_movements))
         impulses = np.zeros(n, dtype=np.float32)
         at = rng.integers(0, n, rng.poisson(1.2 * body.duration_s))

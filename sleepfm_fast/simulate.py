@@ -51,7 +51,7 @@ class Config:
     seed: int = 0
     """Chooses the cohort."""
     workers: int = 0
-    """Processes that simulate at the same time; 0 takes one for each processor core."""
+    """Recordings that are simulated at the same time; 0 takes one for each processor core."""
     couplings: Couplings = field(default_factory=Couplings)
     """Strength of every dependence that the simulator knows, 1 or (switched off) 0."""
 
@@ -85,7 +85,10 @@ def main(config: Config) -> dict[str, Any]:
         joblib.delayed(write_recording)(config.out / f"{names[i]}.edf", config.seed, i, n_epochs, config.couplings)
         for i in todo
     )
-    done = joblib.Parallel(n_jobs=workers, return_as="generator")(jobs)
+    # NumPy and SciPy let go of the interpreter lock most of the time: a few threads do as well as processes, which
+    # take seconds to start.
+    prefer = "threads" if workers <= 4 else "processes"
+    done = joblib.Parallel(n_jobs=workers, prefer=prefer, return_as="generator")(jobs)
     for _ in tqdm(done, total=len(todo), desc="simulate", unit="recording", disable=not todo, file=sys.stderr):
         pass
     # A sleeper's traits, stages and events come from their own random streams: cheap to draw again for the table.

@@ -118,7 +118,7 @@ class Subject:
             age=age,
             sex=sex,
             heart_rate_bpm=float(np.clip(rng.normal(63 + 4 * female, 8), 45, 90)),
-            sinus_arrhythmia_bpm=float(np.clip(4.5 * np.exp(-0.16 * decades + 0.3 * rng.standard_normal()), 1.2, 9)),
+            sinus_arrhythmia_bpm=float(np.clip(3.4 * np.exp(-0.16 * decades + 0.3 * rng.standard_normal()), 1.0, 8)),
             breathing_rate_hz=float(np.clip(rng.normal(14.5 + 0.7 * female, 1.8), 10, 20) / 60),
             events_per_hour=float(
                 np.clip(np.exp(np.log(20) + 0.12 * decades - 0.5 * female + 0.55 * rng.standard_normal()), 4, 60)
