@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filter_batch import snr_db
 
-from sleepfm_fast import _C
+from sleepfm_fast import _C, reference
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops.registry import DTYPE_CODES
 
@@ -85,14 +86,7 @@ class Kernel:
         return out
 
     def truth(self, n_out: int, normalise: str = "none") -> torch.Tensor:
-        from sleepfm_fast import reference
-
         return reference.filter_resample(*self.tensors(), self.bank, n_out, dtype=torch.float64, normalise=normalise)
-
-
-def snr_db(got: torch.Tensor, truth: torch.Tensor) -> float:
-    error = (got.double() - truth).square().sum()
-    return float(10.0 * torch.log10(truth.square().sum() / error)) if error > 0 else np.inf
 
 
 def mixed(library: ctypes.CDLL, dtype: type = np.int16) -> Kernel:

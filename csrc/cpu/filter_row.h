@@ -125,10 +125,24 @@ Window load_samples(FilterJob const& job, Span span, float* samples) {
     end_in = end_in < start + 1 ? start + 1 : end_in;
     std::int64_t const n = end_in - begin_in;
     Raw const* used = x + (begin_in - start);
+    // Short sums in 32 bits (65,536 int16 samples cannot overflow), separate loops: both are vectorised.
     std::int64_t total = 0;
+    if constexpr (sizeof(Raw) == 2) {
+        for (std::int64_t i = 0; i < n; i += 65536) {
+            std::int64_t const stop = n - i < 65536 ? n : i + 65536;
+            std::int32_t part = 0;
+            for (std::int64_t j = i; j < stop; ++j) {
+                part += used[j];
+            }
+            total += part;
+        }
+    } else {
+        for (std::int64_t i = 0; i < n; ++i) {
+            total += used[i];
+        }
+    }
     Raw low = used[0], high = used[0];
     for (std::int64_t i = 0; i < n; ++i) {
-        total += used[i];
         low = used[i] < low ? used[i] : low;
         high = used[i] > high ? used[i] : high;
     }

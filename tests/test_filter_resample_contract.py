@@ -1,0 +1,279 @@
+"""What filter_resample promises around its arithmetic: types, shapes, refusals, torch, processors, forks, GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filter_batch import N_OUT, Batch, mixed_batch, noise, snr_db
+
+import sleepfm_fast
+from sleepfm_fast import ops
+from sleepfm_fast.filters import FilterBank
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# ---- types, shapes, edges -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gain", [1e-9, 1e-7, 3e-6, 1e-3, 1.0, 4.0, 60.0])
+def test_half_precision_is_rounded_to_nearest_even(dtype: torch.dtype, gain: float) -> None:
+    """Bit for bit as torch rounds, from subnormal numbers to overflow."""
+    bank = FilterBank("none", 256)
+    batch = Batch(bank)
+    rng = np.random.default_rng(11)
+    f = bank.index("eeg", 256)  # the identity: values at and near rounding boundaries are easy to hit
+    batch.add(np.concatenate([np.arange(-4000, 3680)]), f, calibration=(gain, 0.0, 0.0, 1.0))
+    batch.add(noise(rng, N_OUT, 30000), f, calibration=(gain, gain / 3, 0.0, 1.0))
+    batch.add(noise(rng, 6000, 30000), bank.index("eeg", 200), calibration=(gain, 0.0, 0.0, 1.0))
+    assert torch.equal(batch.run(dtype=dtype), batch.run().to(dtype))
+
+
+@pytest.mark.parametrize("n_out", [0, 1, 2, 7, 31, 33, 255, 257, 1001])
+def test_any_number_of_outputs(n_out: int) -> None:
+    bank = FilterBank("aasm", 256)
+    batch = Batch(bank)
+    for fs_hz in (100, 200, 256, 512):
+        batch.add(noise(np.random.default_rng(12), 3000), bank.index("eeg", fs_hz), first=700)
+    got = batch.run(n_out)
+    assert got.shape == (4, 1, n_out)
+    if n_out:
+        assert snr_db(got, batch.truth(n_out)) > 100.0
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0, 0)])
+def test_empty_batches(shape: tuple[int, int]) -> None:
+    bank = FilterBank("aasm", 256)
+    y = ops.filter_resample(
+        torch.zeros(0, dtype=torch.int16),
+        torch.zeros(*shape, 6, dtype=torch.int64),
+        torch.zeros(*shape, 4),
+        bank,
+        N_OUT,
+    )
+    assert y.shape == (*shape, N_OUT)
+
+
+def test_missing_channels_need_no_filter() -> None:
+    raw, bank = torch.zeros(0, dtype=torch.int16), FilterBank("aasm", 256)
+    calibration = torch.full((2, 3, 4), float("nan"))
+    y = ops.filter_resample(raw, torch.zeros(2, 3, 6, dtype=torch.int64), calibration, bank, 5, normalise="zscore")
+    assert torch.equal(y, torch.zeros(2, 3, 5))
+
+
+def test_strided_arguments() -> None:
+    batch = mixed_batch()
+    raw, table, calibration = batch.tensors(5)
+    wide = torch.stack([raw, raw], dim=1)[:, 0]
+    assert not wide.is_contiguous()
+    turned = calibration.transpose(0, 1).contiguous().transpose(0, 1)
+    got = ops.filter_resample(wide, table, turned, batch.bank, 100)
+    assert torch.equal(got, batch.run(100, 5))
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+def refused(column: int, value: int) -> str:
+    batch = mixed_batch()
+    raw, table, calibration = batch.tensors(5)
+    table[1, 4, column] = value
+    with pytest.raises(ValueError) as error:
+        ops.filter_resample(raw, table, calibration, batch.bank, N_OUT)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "sentence"),
+    [
+        (0, -1, "table[1, 4] is a window of 22500 samples at offset -1, which does not lie inside raw"),
+        (0, 1 << 62, "does not lie inside raw"),
+        (1, -3, "is a window of -3 samples"),
+        (1, 1 << 62, "does not lie inside raw"),
+        (2, 1 << 50, "does not lie inside its window"),
+        (
+            3,
+            -1,
+            "table[1, 4] starts its clip at sample -1, which does not lie inside its window (22500 samples from 0)",
+        ),
+        (3, 22500, "starts its clip at sample 22500"),
+        (4, -1, "has phase -1; filter 4 has phases 0 to 63"),
+        (4, 64, "has phase 64; filter 4 has phases 0 to 63"),
+        (5, -1, "names filter -1; the bank holds filters 0 to 4"),
+        (5, 5, "names filter 5; the bank holds filters 0 to 4"),
+    ],
+)
+def test_bad_rows_are_refused(column: int, value: int, sentence: str) -> None:
+    assert sentence in refused(column, value)
+
+
+def test_bad_arguments_are_refused() -> None:
+    batch = mixed_batch()
+    raw, table, calibration = batch.tensors(5)
+    bank = batch.bank
+    with pytest.raises(TypeError, match=r"raw is torch.float32 .*; expected int16 or int32, 1-D"):
+        ops.filter_resample(raw.float(), table, calibration, bank, 10)
+    with pytest.raises(TypeError, match=r"raw is torch.int16 of shape \(1, .*expected int16 or int32, 1-D"):
+        ops.filter_resample(raw[None], table, calibration, bank, 10)
+    with pytest.raises(TypeError, match=r"table is torch.int32 .*; expected int64 \[B, C, 6\]"):
+        ops.filter_resample(raw, table.int(), calibration, bank, 10)
+    with pytest.raises(TypeError, match=r"table is torch.int64 of shape \(3, 5, 5\)"):
+        ops.filter_resample(raw, table[:, :, :5], calibration, bank, 10)
+    with pytest.raises(TypeError, match=r"calibration is torch.float64 .*gain, offset, center, scale"):
+        ops.filter_resample(raw, table, calibration.double(), bank, 10)
+    with pytest.raises(ValueError, match=r"table is for \(3, 5\) clips and channels, calibration for \(2, 5\)"):
+        ops.filter_resample(raw, table, calibration[:2], bank, 10)
+    with pytest.raises(TypeError, match=r"dtype is torch.float64; choose torch.float32, torch.bfloat16"):
+        ops.filter_resample(raw, table, calibration, bank, 10, dtype=torch.float64)
+    with pytest.raises(ValueError, match="normalise is 'minmax'; choose one of: none, zscore"):
+        ops.filter_resample(raw, table, calibration, bank, 10, normalise="minmax")
+    with pytest.raises(ValueError, match="n_out is -1; expected the number of output samples"):
+        ops.filter_resample(raw, table, calibration, bank, -1)
+    with pytest.raises(ValueError, match="raw is on cpu, table on meta; move them to one device"):
+        ops.filter_resample(raw, table.to("meta"), calibration, bank, 10)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (0, 0),
+        (2, 0),
+        (2, 65),
+        (3, -16),
+        (3, 1 << 40),
+        (4, 0),
+        (5, 15),
+        (6, -1),
+        (10, 1 << 40),
+        (13, 1 << 40),
+        (14, -1),
+    ],
+)
+def test_tables_that_are_no_filters_are_refused(column: int, value: int) -> None:
+    batch = mixed_batch()
+    raw, table, calibration = batch.tensors(5)
+    filters, taps = batch.bank.tensors()
+    filters = filters.clone()
+    filters[0, column] = value
+    with pytest.raises(ValueError, match="row 0 of filters does not describe tables inside taps"):
+        torch.ops.sleepfm_fast.filter_resample(raw, table, calibration, filters, taps, 10, torch.float32, "none")
+
+
+# ---- torch ----------------------------------------------------------------------------------------------------------
+
+
+def test_opcheck() -> None:
+    batch = mixed_batch()
+    raw, table, calibration = batch.tensors(5)
+    filters, taps = batch.bank.tensors()
+    op = torch.ops.sleepfm_fast.filter_resample.default
+    for dtype, normalise in ((torch.float32, "none"), (torch.bfloat16, "zscore")):
+        torch.library.opcheck(op, (raw, table, calibration, filters, taps, 96, dtype, normalise))
+
+
+def test_traces_under_compile() -> None:
+    batch = mixed_batch()
+    raw, table, calibration = batch.tensors(5)
+    batch.bank.tensors()
+
+    def step(raw: torch.Tensor, table: torch.Tensor, calibration: torch.Tensor) -> torch.Tensor:
+        return ops.filter_resample(raw, table, calibration, batch.bank, 512, normalise="zscore").square().sum(dim=2)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(raw, table, calibration), step(raw, table, calibration))
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    if not torch.cuda.is_available() or not sleepfm_fast.build_info()["cuda_architectures"]:
+        message = "no CUDA device, or a build without CUDA kernels"
+        if os.environ.get("SLEEPFM_REQUIRE_CUDA") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return torch.device("cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("normalise", ["none", "zscore"])
+def test_on_the_gpu(cuda: torch.device, dtype: torch.dtype, normalise: str) -> None:
+    """The CUDA kernel against float64 and against itself, on the current stream."""
+    batch = mixed_batch()
+    tensors = [t.to(cuda) for t in batch.tensors(5)]
+    truth = batch.truth(n_channels=5, normalise=normalise)
+    full = ops.filter_resample(*tensors, batch.bank, N_OUT, normalise=normalise)
+    for b in range(3):
+        for c in range(5):
+            if truth[b, c].any():
+                assert snr_db(full[b, c].cpu(), truth[b, c]) > 100.0
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        again = ops.filter_resample(*tensors, batch.bank, N_OUT, dtype=dtype, normalise=normalise)
+    stream.synchronize()
+    assert torch.equal(again, full.to(dtype))
+
+
+@pytest.mark.cuda
+def test_impossible_rows_give_nan_on_the_gpu(cuda: torch.device) -> None:
+    batch = mixed_batch()
+    raw, table, calibration = (t.to(cuda) for t in batch.tensors(5))
+    table[0, 0, 0] = 1 << 60
+    y = ops.filter_resample(raw, table, calibration, batch.bank, N_OUT)
+    assert torch.isnan(y[0, 0]).all()
+    assert torch.isfinite(y[0, 1:]).all()
+
+
+ISA_SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np, filter_batch as t
+batch = t.mixed_batch()
+np.save(sys.argv[2], np.stack([batch.run(n_channels=5, normalise=m).numpy() for m in ("none", "zscore")]))
+"""
+
+
+@pytest.mark.parametrize("isa", sleepfm_fast.build_info()["cpu_instruction_sets"])
+def test_every_instruction_set_agrees(isa: str, tmp_path: Path) -> None:
+    path = tmp_path / "out.npy"
+    environment = {**os.environ, "SLEEPFM_CPU": isa, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", ISA_SCRIPT, str(Path(__file__).parent), str(path)]
+    subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=300)
+    got = torch.from_numpy(np.load(path))
+    batch = mixed_batch()
+    for i, normalise in enumerate(("none", "zscore")):
+        truth = batch.truth(n_channels=5, normalise=normalise)
+        for b in range(3):
+            for c in range(5):
+                if truth[b, c].any():
+                    assert snr_db(got[i, b, c], truth[b, c]) > 100.0
+
+
+FORK_SCRIPT = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import torch, filter_batch as t
+torch.set_num_threads(2)
+batch = t.mixed_batch()
+expected = batch.run(n_channels=5)
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    os._exit(0 if torch.equal(batch.run(n_channels=5), expected) else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_forked_workers_with_one_thread() -> None:
+    """As data loader workers run it: forked from a process whose thread pool is in use, one thread each."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", FORK_SCRIPT, str(Path(__file__).parent)]
+    subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=120)
