@@ -257,7 +257,7 @@ def _arguments(
     n_threads = torch.get_num_threads()
     pairwise = mode == "pairwise"
     n_bytes = _C.contrastive_workspace_bytes(M, N, D, pairwise, x.dtype == torch.float64, backward, n_threads)
-    workspace = torch.empty(n_bytes, dtype=torch.uint8)
+    workspace = torch.empty(n_bytes, dtype=torch.uint8, device="cpu")
     arguments: Leading = (
         x.data_ptr(),
         DTYPE_CODES[x.dtype],
