@@ -264,21 +264,24 @@ class SleepModel(nn.Module):
         Modality name -> number of channels; the order is that of the stacked embeddings.
     config : EncoderConfig
         Shape of every encoder.
+    log_temperature : float
+        Where the temperature starts. 0 as published; short runs get much further from 2, because at 0 even perfectly
+        aligned embeddings have a loss near that of chance.
 
     Attributes
     ----------
     encoders : ModuleDict
         Keyed by modality.
     log_temperature : Parameter
-        0-d, starts at 0; the logits are ``cosine * exp(log_temperature)``.
+        0-d; the logits are ``cosine * exp(log_temperature)``.
     """
 
-    def __init__(self, modalities: Mapping[str, int], config: EncoderConfig) -> None:
+    def __init__(self, modalities: Mapping[str, int], config: EncoderConfig, log_temperature: float = 0.0) -> None:
         super().__init__()
         self.modalities = dict(modalities)
         self.config = config
         self.encoders = nn.ModuleDict({name: build_encoder(n, config) for name, n in self.modalities.items()})
-        self.log_temperature = nn.Parameter(torch.zeros(()))
+        self.log_temperature = nn.Parameter(torch.tensor(float(log_temperature)))
 
     def embed_modality(self, name: str, x: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embed one modality where it exists.

@@ -255,6 +255,7 @@ def test_model_is_rebuilt_from_its_description():
     assert rebuilt.config == model.config
     rebuilt.load_state_dict(model.state_dict())
     assert model.log_temperature.item() == 0
+    assert SleepModel({"ecg": 1}, PRESETS["tiny"], log_temperature=2).log_temperature.item() == 2
     assert model.n_parameters() == sum(p.numel() for p in model.parameters())
 
 
