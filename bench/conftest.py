@@ -76,6 +76,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line("; ".join(part for part in (f"{result['name']}: {medians}", ratios, peaks) if part))
 
 
+@pytest.fixture(scope="session")
+def clip_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a clip store of two simulated recordings of half an hour, once a session."""
+    from sleepfm_fast import preprocess, simulate
+
+    folder = tmp_path_factory.mktemp("cohort")
+    simulate.main(simulate.Config(folder / "edf", subjects=2, hours=0.5, workers=1))
+    preprocess.main(preprocess.Config((folder / "edf", folder / "store"), workers=1, backend="threading"))
+    return folder / "store"
+
+
 @pytest.fixture
 def quick(request: pytest.FixtureRequest) -> bool:
     """Whether this run only checks that the benchmarks work."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -12,6 +13,7 @@ from typing import Any
 import sleepfm_fast
 
 ROOT = Path(__file__).resolve().parent.parent
+RIVALS = ("edfio", "mne", "soxr")  # not needed by the package; compared with where they are installed
 
 
 def cpu_model() -> str:
@@ -54,10 +56,14 @@ def record() -> dict[str, Any]:
         "python": platform.python_version(),
         "sleepfm_fast": sleepfm_fast.__version__,
         "commit": commit(),
+        "load_average": round(os.getloadavg()[0], 1),
         "gpu": None,
     }
-    for package in ("torch", "numpy", "scipy", "scikit-learn", "numba"):
+    for package in ("torch", "numpy", "scipy", "scikit-learn", "numba", "pyedflib"):
         result[package] = importlib.metadata.version(package)
+    for package in RIVALS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            result[package] = importlib.metadata.version(package)
     if build["cuda_architectures"]:
         import torch
 

@@ -27,31 +27,43 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 1e-9:.3g} ns"
 
 
+def versions(machine: dict[str, Any]) -> str:
+    """Name the versions that the times depend on, as far as the run recorded them."""
+    names = ("torch", "numpy", "scipy", "scikit-learn", "numba", "pyedflib", "edfio", "mne", "soxr")
+    return ", ".join(f"{name} {machine[name]}" for name in names if name in machine)
+
+
 def table(document: dict[str, Any]) -> list[str]:
-    """Return one stored run as a heading, a line on the machine and a table."""
+    """Return one stored run as a table, one row a comparison, and a line on the machine.
+
+    Each row shows the fastest rival; the others, which a reader may look up, are in the stored file.
+    """
     m = document["machine"]
     where = f"{m['gpu']}, {m['cpu_model']}" if m.get("gpu") else m["cpu_model"]
     lines = [
-        f"**{document['name']}**: {where}, {m['cpu_cores']} cores, {m['instruction_set']}, torch {m['torch']}, "
-        f"Python {m['python']}, commit {m['commit']}.",
-        "",
-        "| what | ours | rival | rival's time | times faster (10-90 % of rounds) | peak memory, ours / rival |",
+        "| what | ours | fastest rival | its time | times faster (10-90 % of rounds) | extra memory, ours / rival |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for result in document["results"]:
         ours, *rivals = result["medians_s"]
         peaks = result.get("peak_rss_mib", {})
-        for rival in rivals or [None]:
-            start = f"| {result['name']} | {time_text(result['medians_s'][ours])}"
-            if rival is None:
-                lines.append(f"{start} | - | - | - | {f'{peaks[ours]:.0f} MiB' if ours in peaks else '-'} |")
-                continue
-            r = result["ratios"][rival]
-            both = f"{peaks[ours]:.0f} / {peaks[rival]:.0f} MiB" if ours in peaks and rival in peaks else "-"
-            lines.append(
-                f"{start} | {rival} | {time_text(result['medians_s'][rival])} | "
-                f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f}) | {both} |"
-            )
+        start = f"| {result['name']} | {time_text(result['medians_s'][ours])}"
+        if not rivals:
+            lines.append(f"{start} | - | - | - | {f'{peaks[ours]:.0f} MiB' if ours in peaks else '-'} |")
+            continue
+        rival = min(rivals, key=lambda arm: result["medians_s"][arm])
+        r = result["ratios"][rival]
+        both = f"{peaks[ours]:.0f} / {peaks[rival]:.0f} MiB" if ours in peaks and rival in peaks else "-"
+        lines.append(
+            f"{start} | {rival} | {time_text(result['medians_s'][rival])} | "
+            f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f}) | {both} |"
+        )
+    load = f", load average {m['load_average']} at the end" if "load_average" in m else ""
+    lines += [
+        "",
+        f"**{document['name']}**: {where}, {m['cpu_cores']} cores, {m['instruction_set']}, Python {m['python']}, "
+        f"{versions(m)}; commit {m['commit']}{load}. All rivals and rounds: `bench/results/{document['name']}.json`.",
+    ]
     return lines
 
 

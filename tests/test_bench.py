@@ -196,8 +196,8 @@ def stored(folder, name="run", passed=True):
             {
                 "name": "a sum",
                 "seconds": {},
-                "medians_s": {"ours": 0.0123, "rival": 2.5},
-                "ratios": {"rival": {"median": 203.25, "low": 190, "high": 210.5}},
+                "medians_s": {"ours": 0.0123, "slower": 2.6, "rival": 2.5},
+                "ratios": {"rival": {"median": 203.25, "low": 190, "high": 210.5}, "slower": {}},
                 "peak_rss_mib": {"ours": 3.2, "rival": 400},
             },
             {"name": "alone", "seconds": {}, "medians_s": {"ours": 4e-6}, "ratios": {}},
@@ -219,9 +219,11 @@ def test_report_rewrites_only_its_block(tmp_path, capsys):
     assert "out of date" in capsys.readouterr().err
     assert report_run(tmp_path) == 0
     text = readme.read_text()
-    assert text.startswith(f"# Title\n\n{report.BEGIN}\n**run**: C, 2 cores, avx2, torch 2, Python 3, commit abc.")
+    assert text.startswith(f"# Title\n\n{report.BEGIN}\n| what | ours | fastest rival |")
+    assert "\n\n**run**: C, 2 cores, avx2, Python 3, torch 2; commit abc. All rivals" in text
     assert text.endswith(f"\n{report.END}\n\nAfter.\n")
     assert "| a sum | 12.3 ms | rival | 2.5 s | 203.25 (190.00-210.50) | 3 / 400 MiB |" in text
+    assert "slower" not in text  # one row a comparison: the fastest rival
     assert "| alone | 4 µs | - | - | - | - |" in text
     assert "old" not in text
     assert report_run(tmp_path, "--check") == 0

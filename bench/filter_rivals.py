@@ -1,0 +1,145 @@
+"""Band-pass 0.3-35 Hz and resampling 200 -> 256 Hz of whole recordings, each as one would write it with its library.
+
+Every function takes integers ``[channel, sample]`` of one gain and gives float32 ``[channel, sample at 256 Hz]``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import scipy.signal
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
+
+from sleepfm_fast import ops
+from sleepfm_fast.filters import FilterBank, FilterDesign
+from sleepfm_fast.reference.filter_resample import filter_window
+
+FS_HZ, FS_OUT_HZ, UP, DOWN = 200, 256, 32, 25
+BAND_HZ = (0.3, 35.0)
+CLIP_S, N_OUT = 30, 7680
+GAIN = 0.1
+BANK = FilterBank("aasm", FS_OUT_HZ)
+FILTER = BANK.index("eeg", FS_HZ)
+
+
+def recording(n_channels: int, seconds: int) -> np.ndarray:
+    """Noise between 2 and 15 Hz, where every rival's band is flat: int16 ``[channel, sample]``.
+
+    A block of 10 min is repeated; it is periodic, so that its seams are no steps.
+    """
+    rng = np.random.default_rng(0)
+    n = 600 * FS_HZ
+    frequency_hz = np.fft.rfftfreq(n, 1 / FS_HZ)
+    spectrum = rng.standard_normal((n_channels, frequency_hz.size, 2)).view(complex)[..., 0]
+    spectrum[:, (frequency_hz < 2) | (frequency_hz > 15)] = 0
+    block = np.fft.irfft(spectrum, n)
+    block = np.rint(block * (3000 / block.std())).astype(np.int16)
+    return np.tile(block, math.ceil(seconds / 600))[:, : seconds * FS_HZ]
+
+
+def n_out(x: np.ndarray) -> int:
+    return x.shape[1] * UP // DOWN
+
+
+def ours(x: np.ndarray) -> torch.Tensor:
+    """One call for all clips ``[clip, channel, 7680]``, cut out of the recording with the context they need."""
+    n_channels, n_samples = x.shape
+    first = np.arange(0, n_samples, CLIP_S * FS_HZ)
+    context = BANK.context(FILTER)
+    start = np.maximum(first - context, 0)
+    stop = np.minimum(first + CLIP_S * FS_HZ + context, n_samples)
+    table = np.zeros((len(first), n_channels, 6), np.int64)
+    table[:, :, 0] = start[:, None] + n_samples * np.arange(n_channels)
+    table[:, :, 1] = (stop - start)[:, None]
+    table[:, :, 2] = start[:, None]
+    table[:, :, 3] = first[:, None]
+    table[:, :, 5] = FILTER
+    calibration = torch.tensor([GAIN, 0.0, 0.0, 1.0]).expand(len(first), n_channels, 4).contiguous()
+    raw = torch.from_numpy(x.reshape(-1))
+    return ops.filter_resample(raw, torch.from_numpy(table), calibration, BANK, N_OUT)
+
+
+def channel_by_channel(x: np.ndarray, one) -> np.ndarray:
+    out = np.empty((len(x), n_out(x)), np.float32)
+    for c, channel in enumerate(x):
+        out[c] = one(GAIN * channel)
+    return out
+
+
+def butterworth() -> np.ndarray:
+    return scipy.signal.butter(4, BAND_HZ, "bandpass", fs=FS_HZ, output="sos")
+
+
+def scipy_sosfiltfilt(x: np.ndarray) -> np.ndarray:
+    sos = butterworth()
+    return channel_by_channel(
+        x, lambda channel: scipy.signal.resample_poly(scipy.signal.sosfiltfilt(sos, channel), UP, DOWN)
+    )
+
+
+def scipy_upfirdn(x: np.ndarray) -> np.ndarray:
+    """The definition of ours, float64: the same taps over the whole channel."""
+    design = BANK.design(FILTER)
+    return channel_by_channel(x, lambda channel: filter_window(channel, design, 0, 0, 0, n_out(x)))
+
+
+def soxr_vhq(x: np.ndarray) -> np.ndarray:
+    import soxr
+
+    sos = butterworth()
+    return channel_by_channel(
+        x, lambda channel: soxr.resample(scipy.signal.sosfiltfilt(sos, channel), FS_HZ, FS_OUT_HZ, quality="VHQ")
+    )
+
+
+def mne_fir(x: np.ndarray) -> np.ndarray:
+    import mne
+
+    def one(channel: np.ndarray) -> np.ndarray:
+        filtered = mne.filter.filter_data(channel, FS_HZ, *BAND_HZ, verbose="error")
+        return mne.filter.resample(filtered, UP, DOWN, method="polyphase", verbose="error")
+
+    return channel_by_channel(x, one)
+
+
+def torch_conv1d(x: np.ndarray) -> torch.Tensor:
+    """The same taps as strided convolutions, float32, all channels in one batch."""
+    design = BANK.design(FILTER)
+    with torch.inference_mode():
+        samples = torch.from_numpy(x).float().mul_(GAIN)[:, None]
+        return resample(*without_low_branch(samples, design), design, n_out(x))
+
+
+def kernel(taps: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.atleast_2d(taps)[:, None]).float()
+
+
+def without_low_branch(x: torch.Tensor, design: FilterDesign) -> tuple[torch.Tensor, int]:
+    """``x - low(x)`` with its edges repeated, and how many samples it begins before the recording."""
+    d, n = design.decimation, x.shape[-1]
+    table, left = design.interpolator_table
+    half_decimator, half_low = (len(design.decimator) - 1) // 2, (len(design.low) - 1) // 2
+    margin = math.ceil(design.main_table[0].shape[1] / d) + 1  # decimated samples that the main filter reaches beyond
+    n_blocks = math.ceil(n / d) + 2 * margin
+    before = margin + left + half_low
+    n_decimated = n_blocks + table.shape[1] - 1 + 2 * half_low
+    after = (n_decimated - before) * d + half_decimator - n
+    wide = F.pad(x, (before * d + half_decimator, max(after, 0)), mode="replicate")
+    decimated = F.conv1d(wide, kernel(design.decimator), stride=d)[..., :n_decimated]
+    back = F.conv1d(F.conv1d(decimated, kernel(design.low)), kernel(table))
+    low = back.transpose(1, 2).reshape(len(x), 1, -1)
+    begin = before * d + half_decimator - margin * d
+    return wide[..., begin : begin + low.shape[-1]] - low, margin * d
+
+
+def resample(x: torch.Tensor, n_before: int, design: FilterDesign, n: int) -> torch.Tensor:
+    """Polyphase table as one convolution of stride ``down`` whose ``up`` output channels are consecutive samples."""
+    table, left = design.main_table
+    shift = np.arange(design.up) * design.down // design.up
+    weights = np.zeros((design.up, table.shape[1] + shift[-1]))
+    for j in range(design.up):
+        weights[j, shift[j] : shift[j] + table.shape[1]] = table[j * design.down % design.up]
+    y = F.conv1d(x[..., n_before - left :], kernel(weights), stride=design.down)
+    return y.transpose(1, 2).reshape(len(x), -1)[:, :n]

@@ -1,0 +1,69 @@
+"""Forward and backward of the contrastive loss, M = 3, D = 512, leave-one-out, both directions.
+
+Ours returns the ranks and counts of every clip as well; the rivals compute the loss only.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import loss_rivals
+import pytest
+import torch
+
+SETUP = """
+import sys
+sys.path.insert(0, {folder!r})
+import loss_rivals
+x, tau = loss_rivals.inputs({n})
+loss = loss_rivals.{loss}
+loss_rivals.step(loss, x, tau)
+x.grad = tau.grad = None
+"""
+# Above this one call costs seconds, and what it would say is known at the sizes below.
+LARGEST_BY_DEFINITION = LARGEST_COMPILED = 2048
+ROUNDS = {32: 100, 512: 10, 2048: 4, 4096: 2}
+
+
+@pytest.mark.parametrize("n", ROUNDS)
+def test_contrastive_loss(versus, quick, n):
+    if quick and n > 2048:
+        pytest.skip("not in quick mode: it takes seconds a call")
+    losses = {"ours": "fused", "PyTorch": "eager"}
+    if n <= LARGEST_BY_DEFINITION:
+        losses["reference"] = "by_definition"
+    if hasattr(torch.nn.functional, "linear_cross_entropy"):
+        losses["F.linear_cross_entropy"] = "linear_cross_entropy"
+    if n <= LARGEST_COMPILED and not quick:  # tens of seconds of compiling
+        losses["torch.compile"] = "compiled()"
+    x, tau = loss_rivals.inputs(n)
+    arms = {}
+    for arm, name in losses.items():
+        loss = loss_rivals.compiled() if name == "compiled()" else getattr(loss_rivals, name)
+        arms[arm] = partial(loss_rivals.step, loss, x, tau)
+
+    def agree(results):
+        # Float32 throughout. A gradient element sums N terms of both signs: 1e-5 of the largest element.
+        value, d_x, d_tau = results["ours"]
+        for other_value, other_d_x, other_d_tau in results.values():
+            torch.testing.assert_close(other_value, value, rtol=1e-5, atol=0)
+            torch.testing.assert_close(other_d_x, d_x, rtol=0, atol=1e-5 * float(d_x.abs().max()))
+            torch.testing.assert_close(other_d_tau, d_tau, rtol=1e-4, atol=1e-5)
+
+    measured = {arm: name for arm, name in losses.items() if arm != "reference" and (not quick or name != "compiled()")}
+    if quick:
+        measured = {arm: measured[arm] for arm in ("ours", "PyTorch")} if n == 512 else {}
+    folder = str(Path(__file__).parent)
+    peak = {
+        arm: (SETUP.format(folder=folder, n=n, loss=name), "loss_rivals.step(loss, x, tau)")
+        for arm, name in measured.items()
+        if n > 32  # below, the memory is that of a few pages
+    }
+    versus(
+        f"contrastive loss, forward + backward, N = {n}, D = {loss_rivals.D}, M = {loss_rivals.M}",
+        arms,
+        agree=agree,
+        rounds=ROUNDS[n],
+        peak=peak,
+    ).require("PyTorch", at_least=1.0)
