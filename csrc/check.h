@@ -18,18 +18,18 @@ std::string concatenate(Args const&... args) {
 }  // namespace sleepfm
 
 // SLEEPFM_CHECK(condition, "sentence with ", values, ".")
-#define SLEEPFM_CHECK(condition, ...)                                             \
-    do {                                                                          \
-        if (!(condition)) {                                                       \
-            throw std::invalid_argument(::sleepfm::concatenate(__VA_ARGS__));     \
-        }                                                                         \
+#define SLEEPFM_CHECK(condition, ...)                                         \
+    do {                                                                      \
+        if (!(condition)) {                                                   \
+            throw std::invalid_argument(::sleepfm::concatenate(__VA_ARGS__)); \
+        }                                                                     \
     } while (false)
 
-#define SLEEPFM_CUDA_CHECK(call)                                                                            \
-    do {                                                                                                    \
-        cudaError_t const status_ = (call);                                                                 \
-        if (status_ != cudaSuccess) {                                                                       \
-            throw std::runtime_error(::sleepfm::concatenate(#call, " failed: ", cudaGetErrorString(status_), \
-                                                            " (", cudaGetErrorName(status_), ")."));        \
-        }                                                                                                   \
+#define SLEEPFM_CUDA_CHECK(call)                                                                                   \
+    do {                                                                                                           \
+        cudaError_t const status_ = (call);                                                                        \
+        if (status_ != cudaSuccess) {                                                                              \
+            throw std::runtime_error(::sleepfm::concatenate(#call, " failed: ", cudaGetErrorString(status_), " (", \
+                                                            cudaGetErrorName(status_), ")."));                     \
+        }                                                                                                          \
     } while (false)

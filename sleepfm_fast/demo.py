@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["FOLDER", "demo"]
 
 FOLDER = Path("sleepfm_demo")
-SUBJECTS, HOURS = 24, 2.0
+SUBJECTS, HOURS = 40, 1.0
 
 
 def recipe(config: Config) -> Config:
@@ -28,8 +28,8 @@ def recipe(config: Config) -> Config:
         store=FOLDER / "store",
         run=FOLDER / "run",
         preset="tiny",
-        epochs=5,
-        batch_size=128,
+        epochs=6,
+        batch_size=64,
         optimiser="adamw",
         schedule="cosine",
         lr=2e-3,

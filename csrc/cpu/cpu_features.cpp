@@ -56,8 +56,8 @@ Isa best_isa() {
     for (auto const& name : available_isas()) {
         choices += " " + name;
     }
-    SLEEPFM_CHECK(false, "SLEEPFM_CPU is '", wanted, "', which this processor or build does not offer; choose one of:",
-                  choices, ".");
+    SLEEPFM_CHECK(false, "SLEEPFM_CPU is '", wanted,
+                  "', which this processor or build does not offer; choose one of:", choices, ".");
     return detected;
 }
 
