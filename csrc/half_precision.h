@@ -9,10 +9,13 @@
 
 namespace sleepfm {
 
-// Round to nearest, ties to even. The outputs are finite or overflow to infinity; NaN does not occur.
+// Round to nearest, ties to even; overflow becomes infinity, NaN stays NaN.
 SLEEPFM_HOST_DEVICE static inline std::uint16_t to_bf16(float value) {
     std::uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) {
+        return static_cast<std::uint16_t>((bits >> 16) | 0x40u);  // quiet NaN
+    }
     return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
@@ -22,7 +25,9 @@ SLEEPFM_HOST_DEVICE static inline std::uint16_t to_f16(float value) {
     std::uint32_t const sign = (bits >> 16) & 0x8000u;
     bits &= 0x7fffffffu;
     std::uint32_t half;
-    if (bits >= 0x47800000u) {  // 65536 and above
+    if (bits > 0x7f800000u) {
+        half = 0x7e00u;                // NaN
+    } else if (bits >= 0x47800000u) {  // 65536 and above
         half = 0x7c00u;
     } else if (bits < 0x38800000u) {  // below the smallest normal number: align the fraction by adding 0.5
         float magnitude;
