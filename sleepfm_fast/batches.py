@@ -15,6 +15,7 @@ import torch
 from sleepfm_fast.channels import Montage
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.feed import Batch as Windows
 from sleepfm_fast.feed import Feed
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
@@ -115,14 +116,19 @@ class ClipInput:
         if self.config.normalise == "recording":
             measure_scales(self.feed, self.bank, recordings, self.scales, N_OUT, progress)
 
-    def __call__(self, clips: npt.NDArray[np.int64]) -> Batch:
-        """Read, filter, resample and scale the given clips."""
-        raw, table, calibration = self.feed.gather(clips)
-        self.scales.apply(calibration, table, np.asarray(self.store.recording[clips], np.int64))
+    def read(self, clips: npt.NDArray[np.int64]) -> Windows:
+        """Read the recorded integers of the given clips; the disk is touched here only."""
+        windows = self.feed.gather(clips)
+        self.scales.apply(windows.calibration, windows.table, np.asarray(self.store.recording[clips], np.int64))
+        return windows
+
+    def filter(self, windows: Windows) -> Batch:
+        """Filter, resample and scale what :meth:`read` read."""
+        table = windows.table
         x = filter_resample(
-            torch.from_numpy(raw).to(self.device),
+            torch.from_numpy(windows.raw).to(self.device),
             torch.from_numpy(table).to(self.device),
-            torch.from_numpy(calibration).to(self.device),
+            torch.from_numpy(windows.calibration).to(self.device),
             self.bank,
             N_OUT,
             normalise="zscore" if self.config.normalise == "clip" else "none",
@@ -130,20 +136,30 @@ class ClipInput:
         present = torch.from_numpy(table[:, :, 1] > 0).to(self.device)
         if len(self.places) < self.n_columns:
             places = torch.from_numpy(self.places).to(self.device)
-            whole = x.new_zeros(len(clips), self.n_columns, N_OUT)
-            x, whole_present = whole.index_copy_(1, places, x), present.new_zeros(len(clips), self.n_columns)
-            present = whole_present.index_copy_(1, places, present)
+            x = x.new_zeros(len(x), self.n_columns, N_OUT).index_copy_(1, places, x)
+            present = present.new_zeros(len(x), self.n_columns).index_copy_(1, places, present)
         return Batch(
             {name: x[:, span] for name, span in self.spans.items()},
             {name: present[:, span] for name, span in self.spans.items()},
         )
 
+    def __call__(self, clips: npt.NDArray[np.int64]) -> Batch:
+        """Read and filter."""
+        return self.filter(self.read(clips))
+
+    def batches(self, items: Iterable[Item], clips_of: Callable[[Item], npt.NDArray[np.int64]]) -> Iterator[Any]:
+        """Yield (item, Batch) in order, reading and filtering ahead in a thread.
+
+        On two idle cores filtering between the steps instead would be faster (627 clips/s against 500 for the tiny
+        encoder), but any other work on the machine then stalls all threads at every barrier (51 against 221).
+        """
+        return prefetch(items, lambda item: self(clips_of(item)))
+
 
 def prefetch(items: Iterable[Item], prepare: Callable[[Item], Result], depth: int = 2) -> Iterator[tuple[Item, Result]]:
     """Yield (item, prepare(item)) in order, preparing up to ``depth`` items ahead in a thread.
 
-    Reading and filtering release the interpreter lock, so they overlap with the training step. An exception in the
-    thread is raised here; leaving the loop stops the thread.
+    An exception in the thread is raised here; leaving the loop stops the thread.
     """
     done = object()
     results: queue.Queue[Any] = queue.Queue(maxsize=depth)

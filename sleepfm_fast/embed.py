@@ -43,7 +43,7 @@ def main(config: Config) -> dict[str, Any]:
     import torch
     from tqdm import tqdm
 
-    from sleepfm_fast.batches import ClipInput, InputConfig, prefetch
+    from sleepfm_fast.batches import ClipInput, InputConfig
     from sleepfm_fast.channels import Montage
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embedding_writer import EmbeddingWriter
@@ -79,7 +79,7 @@ def main(config: Config) -> dict[str, Any]:
         tqdm(total=n, unit="clip", desc="embed", file=sys.stderr) as bar,
         torch.inference_mode(),
     ):
-        for clips, batch in prefetch(batches, clip_input):
+        for clips, batch in clip_input.batches(batches, lambda clips: clips):
             embeddings, mask = model(batch.x, batch.present)
             writer.append(embeddings.transpose(0, 1), mask.T)
             bar.update(len(clips))

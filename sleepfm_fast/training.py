@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sleepfm_fast.batches import Batch, ClipInput, InputConfig, prefetch
+from sleepfm_fast.batches import Batch, ClipInput, InputConfig
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.command import plain, say
 from sleepfm_fast.encoder import PRESETS, SleepModel
@@ -257,7 +257,7 @@ class Trainer:
         self.model.eval()
         total = terms = correct = 0.0
         with torch.inference_mode():
-            for _, batch in prefetch(self.blocks, self.input):
+            for _, batch in self.input.batches(self.blocks, lambda block: block):
                 loss, statistics = self.loss(batch)
                 n = 2.0 * float(statistics.n_valid.sum())
                 total += float(loss) * n
@@ -273,7 +273,7 @@ class Trainer:
             return
         self.model.train()
         per_epoch = self.sampler.batches_per_epoch
-        batches = prefetch(islice(iter(self.sampler), remaining), lambda item: self.input(item[2]))
+        batches = self.input.batches(islice(iter(self.sampler), remaining), lambda item: item[2])
         clock = time.perf_counter()
         for (epoch, position, clips), batch in batches:
             rate = learning_rate(self.config, self.step, per_epoch, self.total_steps)
@@ -296,7 +296,6 @@ class Trainer:
                 self.save()
             yield row
             if self.stopped_early:
-                batches.close()
                 return
             clock = time.perf_counter()
 
