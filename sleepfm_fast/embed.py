@@ -61,7 +61,7 @@ def main(config: Config) -> dict[str, Any]:
     if clip_input.missing_slots:
         say(f"notice: the store lacks {', '.join(clip_input.missing_slots)}; the model works without them")
     split = Split(**saved["split"])
-    codes, notices = assign_subjects(store.subjects, split)
+    codes, notices = assign_subjects(store.subjects, split, saved.get("subjects"))
     overlap = bool((codes < 0).any())
     for notice in notices:
         say(f"notice: {notice}")
