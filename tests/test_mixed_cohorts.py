@@ -9,6 +9,7 @@ from nights import LEADS, write_night
 from sleepfm_fast import embed, preprocess, train
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.embeddings import Embeddings
+from sleepfm_fast.training import Trainer
 
 FAST = ["--preset", "tiny", "--batch-size", "4", "--epochs", "1", "--max-steps", "2"]
 BRAIN = tuple(lead for lead in LEADS if lead.label in ("C3-M2", "C4-M1", "E1-M2"))
@@ -65,3 +66,28 @@ def test_a_run_keeps_its_subjects_apart_in_a_store_that_grew(make_store, tmp_pat
     split = {e.description.subjects[s]: int(c) for s, c in zip(e.subject, e.split, strict=True)}
     assert {s: c for s, c in split.items() if s in then} == config["subjects"]
     assert len(ClipStore(store).subjects) == 7
+
+
+def test_paths_that_cannot_be_written_or_read_are_sentences(make_store, tmp_path, capsys):
+    store = make_store({f"n{i}": LEADS for i in range(3)})
+    file = tmp_path / "file"
+    file.touch()
+    assert train.cli([str(store), str(file), *FAST]) == 1
+    assert train.cli([str(store), str(file / "run"), *FAST]) == 1
+    assert embed.cli([str(file), str(store), str(tmp_path / "emb")]) == 1
+    assert capsys.readouterr().err.count(f"error: {file}") == 3
+    assert embed.cli([str(file), str(store), str(tmp_path / "emb"), "--batch-size", "0"]) == 1
+    assert "--batch-size is 0" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(make_store, tmp_path, capsys, monkeypatch):
+    store = make_store({f"n{i}": LEADS for i in range(3)})
+
+    def interrupt(self, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "update", interrupt)
+    assert train.cli([str(store), str(tmp_path / "run"), *FAST]) == 130
+    assert "--resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert train.cli([str(store), str(tmp_path / "run"), *FAST, "--resume"]) == 0
