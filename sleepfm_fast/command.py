@@ -47,7 +47,13 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def run(config_type: type[Config], main: Callable[[Config], dict[str, Any]], argv: Sequence[str] | None = None) -> int:
+def run(
+    config_type: type[Config],
+    main: Callable[[Config], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+    *,
+    interrupted: str = "nothing was kept; the same command starts anew",
+) -> int:
     """Parse ``argv`` into ``config_type``, run ``main`` and print its result as the last line of standard output.
 
     Parameters
@@ -58,11 +64,14 @@ def run(config_type: type[Config], main: Callable[[Config], dict[str, Any]], arg
         Takes the configuration, returns a dict of results. A key ``"exit_status"`` is taken out and returned.
     argv : sequence of str, optional
         Arguments without the program's name; the process's own by default.
+    interrupted : str
+        What to tell the user after Ctrl-C: what was kept, and how to go on.
 
     Returns
     -------
     int
-        0 done, 1 failed (a :class:`SleepfmError` was reported), 2 wrong usage, 130 interrupted.
+        0 done, 1 failed (a :class:`SleepfmError`, or what the system refused, was reported), 2 wrong usage, 130
+        interrupted.
     """
     import tyro
 
@@ -83,8 +92,11 @@ def run(config_type: type[Config], main: Callable[[Config], dict[str, Any]], arg
     except SleepfmError as error:
         say(f"error: {error}")
         return 1
+    except OSError as error:
+        say(f"error: {error.filename or 'reading or writing'}: {error.strerror or error}.")
+        return 1
     except KeyboardInterrupt:
-        say("interrupted; what was finished is kept, the same command goes on from there")
+        say(f"interrupted; {interrupted}")
         return 130
     status = int(result.pop("exit_status", 0))
     print(to_json(result), flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import tyro
 
 from sleepfm_fast import command
 from sleepfm_fast.command import say
+from sleepfm_fast.errors import SleepfmError
 
 __all__ = ["Config", "main"]
 
@@ -34,7 +34,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes CUDA where it is available."""
     overwrite: bool = False
-    """Replace an existing EMBEDDINGS folder."""
+    """Replace an existing EMBEDDINGS folder, once the new one is whole."""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -53,6 +53,8 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.training import choose_device, load_model
 
     started = time.monotonic()
+    if config.batch_size < 1:
+        raise SleepfmError(f"--batch-size is {config.batch_size}; expected a number above 0.")
     device = choose_device(config.device)
     run = RunDirectory(config.run)
     model, saved = load_model(run, device)
@@ -61,13 +63,11 @@ def main(config: Config) -> dict[str, Any]:
     if clip_input.missing_slots:
         say(f"notice: the store lacks {', '.join(clip_input.missing_slots)}; the model works without them")
     split = Split(**saved["split"])
-    codes, notices = assign_subjects(store.subjects, split)
+    codes, notices = assign_subjects(store.subjects, split, saved.get("subjects"))
     overlap = bool((codes < 0).any())
     for notice in notices:
         say(f"notice: {notice}")
     n = len(store)
-    if config.overwrite and (config.embeddings / "embeddings.json").is_file():
-        shutil.rmtree(config.embeddings)
     clip_input.measure(
         np.unique(np.asarray(store.recording)).astype(np.int64),
         lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr),
@@ -75,7 +75,7 @@ def main(config: Config) -> dict[str, Any]:
     batches = [np.arange(i, min(i + config.batch_size, n), dtype=np.int64) for i in range(0, n, config.batch_size)]
     dim = model.config.dim
     with (
-        EmbeddingWriter(config.embeddings, n, clip_input.modalities, dim) as writer,
+        EmbeddingWriter(config.embeddings, n, clip_input.modalities, dim, overwrite=config.overwrite) as writer,
         tqdm(total=n, unit="clip", desc="embed", file=sys.stderr) as bar,
         torch.inference_mode(),
     ):

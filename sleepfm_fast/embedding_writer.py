@@ -68,6 +68,9 @@ class EmbeddingWriter:
         Names along axis 1, in the order respiratory, brain, ecg.
     dim : int
         Length of one embedding.
+    overwrite : bool
+        Let a finished embeddings folder stand at ``path``: it is replaced by :meth:`finish`, not before. Any other
+        folder is refused all the same.
 
     Raises
     ------
@@ -82,8 +85,10 @@ class EmbeddingWriter:
     ...     writer.finish(columns, description)
     """
 
-    def __init__(self, path: str | Path, n_clips: int, modalities: Sequence[str], dim: int) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path, n_clips: int, modalities: Sequence[str], dim: int, *, overwrite: bool = False
+    ) -> None:
+        self.path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
         self.modalities = tuple(modalities)
         self.n_clips, self.dim = int(n_clips), int(dim)
         self.n_written = 0
@@ -92,7 +97,10 @@ class EmbeddingWriter:
                 f"an embeddings folder needs at least one clip, modality and dimension; got {n_clips} clips, "
                 f"modalities {self.modalities}, dim {dim}"
             )
-        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+        free = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
+        if not free and not (overwrite and (self.path / "embeddings.json").is_file()):
+            if overwrite:
+                raise SleepfmError(f"{self.path} is not an embeddings folder and is not overwritten. Give another.")
             raise SleepfmError(f"{self.path} exists and is not overwritten. Give another folder, or remove this one.")
         self.partial = self.path.with_name(f".{self.path.name}.partial")
         try:
@@ -201,7 +209,12 @@ class EmbeddingWriter:
                 out.flush()
                 os.fsync(out.fileno())
             os.fsync(self._lock)
+            old = self.path.with_name(f".{self.path.name}.replaced")
+            if (self.path / "embeddings.json").is_file():  # allowed by overwrite
+                shutil.rmtree(old, ignore_errors=True)
+                self.path.rename(old)
             self.partial.rename(self.path)
+            shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise self._disk_error(error) from error
         self._release()

@@ -288,7 +288,7 @@ def in_parallel(
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return run(Config, main, argv)
+    return run(Config, main, argv, interrupted="what was finished is kept, the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 A clip's own z-score would erase what tells N3 from wake: how large the waves are within the night. So the scale is one
 number a channel and recording: the median, over clips spread evenly through the night, of the standard deviation within
-a clip (a few clips of artefact do not move a median, and rare sharp waves such as QRS complexes still count). Step-like
-channels keep their absolute meaning instead: saturation and pulse rate are mapped by fixed constants.
+a clip (a few clips of artefact do not move a median, and rare sharp waves such as QRS complexes still count). Flat
+clips are passed over, so that a sensor that fell off in the night still counts for the hours before. Step-like channels
+keep their absolute meaning instead: saturation and pulse rate are mapped by fixed constants.
 """
 
 from __future__ import annotations
@@ -77,9 +78,13 @@ def measure_scales(
         clips = entry.first_clip + np.linspace(0, entry.n_clips - 1, n).round().astype(np.int64)
         raw, table, calibration = (torch.from_numpy(part) for part in feed.gather(clips))
         x = filter_resample(raw, table, calibration, bank, n_out, normalise="none")
-        deviation, mean = torch.std_mean(x.double(), dim=2, correction=0)
-        centre = np.median(mean.numpy(), axis=0)
-        spread = np.median(deviation.numpy(), axis=0)
+        deviation, mean = (part.numpy() for part in torch.std_mean(x.double(), dim=2, correction=0))
+        # Below a millionth of the mean the deviation is the rounding of the filter, not a signal.
+        alive = deviation > 1e-6 * np.abs(mean)
+        centre, spread = np.median(mean, axis=0), np.zeros(mean.shape[1])
+        for living in np.flatnonzero(alive.any(axis=0)):
+            centre[living] = np.median(mean[alive[:, living], living])
+            spread[living] = np.median(deviation[alive[:, living], living])
         for column, slot in enumerate(feed.slots):
             if not feed.present[recording, column]:
                 continue
@@ -89,7 +94,5 @@ def measure_scales(
                 scales.centre[recording, column], width = NOMINAL.get(unit, nominal)
                 scales.scale[recording, column] = 1.0 / width
             else:
-                # Below a millionth of the centre the deviation is the rounding of the filter, not a signal.
-                flat = spread[column] <= 1e-6 * abs(centre[column])
                 scales.centre[recording, column] = centre[column]
-                scales.scale[recording, column] = 0.0 if flat else 1.0 / spread[column]
+                scales.scale[recording, column] = 1.0 / spread[column] if alive[:, column].any() else 0.0

@@ -232,7 +232,7 @@ def _annotations(body: Physiology) -> list[tuple[float, float, str]]:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return command.run(Config, main, argv)
+    return command.run(Config, main, argv, interrupted="what was finished is kept, the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,9 @@ def hash_fraction(salt: str, subject: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def assign_subjects(subjects: Sequence[str], split: Split) -> tuple[npt.NDArray[np.int8], tuple[str, ...]]:
+def assign_subjects(
+    subjects: Sequence[str], split: Split, known: Mapping[str, int] | None = None
+) -> tuple[npt.NDArray[np.int8], tuple[str, ...]]:
     """Assign each subject to a split.
 
     Parameters
@@ -48,6 +50,9 @@ def assign_subjects(subjects: Sequence[str], split: Split) -> tuple[npt.NDArray[
         Distinct subject names.
     split : Split
         The rule.
+    known : mapping of str to int, optional
+        Subjects whose split is settled (those a run was trained with), as index into :data:`SPLITS`. They keep it: a
+        subject the encoder has seen is never moved into the test split.
 
     Returns
     -------
@@ -66,15 +71,27 @@ def assign_subjects(subjects: Sequence[str], split: Split) -> tuple[npt.NDArray[
     codes = np.where(fractions < split.test, 2, np.where(fractions < split.test + split.validation, 1, 0)).astype(
         np.int8
     )
-    order = np.argsort(fractions, kind="stable")
+    if len(subjects) == 2:
+        codes[codes == 1] = 0
+    known = known or {}
+    for i, subject in enumerate(subjects):
+        codes[i] = known.get(subject, codes[i])
+    movable = [int(i) for i in np.argsort(fractions, kind="stable") if subjects[i] not in known]
     notices = []
     wanted = (2, 0, 1) if len(subjects) > 2 else (2, 0)
     for code in wanted:
         if (codes == code).any():
             continue
         # The neighbour in hash order of the largest split that can spare a subject.
-        donor = max(range(3), key=lambda c: int((codes == c).sum()))
-        candidates = [i for i in order if codes[i] == donor]
+        donors = [c for c in range(3) if (codes == c).sum() > 1 and any(codes[i] == c for i in movable)]
+        if not donors:
+            notices.append(
+                f"the {SPLITS[code]} split has none of the {len(subjects)} subjects, and none can be moved there: "
+                "those the run was trained with keep their split."
+            )
+            continue
+        donor = max(donors, key=lambda c: int((codes == c).sum()))
+        candidates = [i for i in movable if codes[i] == donor]
         chosen = candidates[0] if code > donor else candidates[-1]
         codes[chosen] = code
         notices.append(
@@ -82,7 +99,6 @@ def assign_subjects(subjects: Sequence[str], split: Split) -> tuple[npt.NDArray[
             "moved there. In a cohort this small the splits may change when subjects are added."
         )
     if len(subjects) == 2:
-        codes[codes == 1] = 0
         notices.append(
             "there are only two subjects: the training subject also serves for validation, so the best checkpoint is "
             "chosen on clips it was trained on."

@@ -167,7 +167,10 @@ def main(config: Config) -> dict[str, Any]:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return command.run(Config, main, argv)
+    kept = (
+        "what was finished is kept; with --resume the same command goes on from the last checkpoint (the demo as it is)"
+    )
+    return command.run(Config, main, argv, interrupted=kept)
 
 
 if __name__ == "__main__":

@@ -72,19 +72,33 @@ class Trainer:
                 "(see: python -m sleepfm_fast.preprocess --inspect FOLDER)."
             )
         self.split = Split(config.split_salt, config.validation_share, config.test_share)
-        codes, self.notices = assign_subjects(store.subjects, self.split)
+        codes, notices = assign_subjects(store.subjects, self.split)
+        self.subjects = dict(zip(store.subjects, np.maximum(codes, 0).tolist(), strict=True))
         of_clip = codes[store.recording_subject[store.recording]]
-        everything = np.arange(len(of_clip), dtype=np.int64)
+        # A clip with one modality has nothing to be contrasted with.
+        contrasting = store.modality_present().sum(axis=1) >= 2
+        everything = np.flatnonzero(contrasting[store.recording])
+        of_clip = of_clip[everything]
+        if not contrasting.all():
+            notices = (
+                *notices,
+                f"{int((~contrasting).sum())} of {len(contrasting)} recordings have channels of only one modality; "
+                "their clips cannot be contrasted and are left out of training and validation.",
+            )
         self.overlap = bool((codes < 0).any())
         self.train_clips = everything[(of_clip == 0) | (of_clip < 0)]
         self.validation_clips = everything[(of_clip == 1) | (of_clip < 0)]
-        if len(self.validation_clips) == 0:
-            self.validation_clips = self.train_clips
         if len(self.train_clips) < 2:
             raise SleepfmError(
-                f"the store {store.path} leaves {len(self.train_clips)} clips for training; contrasting needs two "
-                "or more. Add recordings, or lower --test-share and --validation-share."
+                f"the store {store.path} leaves {len(self.train_clips)} clips with two modalities or more for "
+                "training; contrasting needs two clips. Add recordings (see: python -m sleepfm_fast.preprocess "
+                "--inspect FOLDER), or lower --test-share and --validation-share."
             )
+        if len(self.validation_clips) == 0:
+            self.validation_clips = self.train_clips
+            if len(store.subjects) > 2:
+                notices = (*notices, "no clip is left for validation: the training clips also serve for it.")
+        self.notices = notices
         torch.manual_seed(config.seed)
         channels = {name: span.stop - span.start for name, span in self.input.spans.items()}
         self.model = SleepModel(channels, PRESETS[config.preset])
@@ -144,6 +158,7 @@ class Trainer:
             "input": plain(self.input.config),
             "split": plain(self.split),
             "overlap": self.overlap,
+            "subjects": self.subjects,
             "store_digest": self.store.digest,
         }
 

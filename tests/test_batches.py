@@ -90,6 +90,34 @@ def test_recording_scale_gives_unit_amplitudes_and_fixed_saturation(real):
     torch.testing.assert_close(x[:, number], (saturation - 95) / 5, atol=1e-4, rtol=1e-5)
 
 
+def test_a_sensor_that_fell_off_counts_for_the_hours_before_and_a_dead_one_not_at_all(cohort, tmp_path):
+    folder = tmp_path / "nights"
+    folder.mkdir()
+    with pyedflib.EdfReader(str(cohort / "sim-0000.edf")) as reader:
+        headers = reader.getSignalHeaders()
+        labels = [h["label"] for h in headers]
+        signals = [reader.readSignal(i, digital=True) for i in range(len(labels))]
+    for label, share in (("Nasal Pressure", 0.3), ("F4-M1", 0.0), ("ECG", 0.6)):
+        signal = signals[labels.index(label)]
+        signal[int(share * len(signal)) :] = 11
+    signals[labels.index("C4-M1")][:] = headers[labels.index("C4-M1")]["digital_max"]  # railed
+    with pyedflib.EdfWriter(str(folder / "night.edf"), len(headers), pyedflib.FILETYPE_EDFPLUS) as writer:
+        writer.setSignalHeaders(headers)
+        writer.writeSamples(signals, digital=True)
+    assert preprocess.cli([str(folder), str(tmp_path / "store")]) == 0
+    store = ClipStore(tmp_path / "store")
+    clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
+    clip_input.measure(np.array([0]), identity)
+    batch = clip_input(np.arange(len(store)))
+    x, present = (torch.cat(list(part.values()), dim=1) for part in (batch.x, batch.present))
+    at = {slot.name: number for number, slot in enumerate(store.slots)}
+    for name, there in (("Nasal Pressure", True), ("ECG", True), ("F4-M1", False), ("C4-M1", False), ("O2-M1", True)):
+        assert present[:, at[name]].tolist() == [there] * len(store), name
+        assert bool(x[:, at[name]].any()) == there, name
+    before = x[: int(0.3 * len(store)), at["Nasal Pressure"]]
+    assert float(before.std(dim=1).median()) == pytest.approx(1, rel=0.35)
+
+
 def test_a_slot_the_store_lacks_is_absent_and_zero(cohort_store):
     store = ClipStore(cohort_store)
     wide = Montage(

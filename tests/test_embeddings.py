@@ -138,6 +138,30 @@ def test_an_existing_folder_is_not_overwritten(folder, parts):
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+def test_overwriting_keeps_the_old_folder_until_the_new_one_is_whole(folder, parts):
+    x, columns, _ = parts
+    old = (folder / "embeddings.npy").read_bytes()
+    writer = EmbeddingWriter(folder, N, MODALITIES, DIM, overwrite=True)
+    writer.append(x[:10])
+    writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert (folder / "embeddings.npy").read_bytes() == old
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    with EmbeddingWriter(link, N, MODALITIES, DIM, overwrite=True) as writer:
+        writer.append(-x)
+        writer.finish(columns, description_of(7))
+    np.testing.assert_array_equal(Embeddings(link).vectors, unit(-x).astype(np.float32))
+    assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name, "link"]
+    assert link.is_symlink()
+
+
+def test_overwriting_spares_a_folder_of_other_things(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SleepfmError, match="not an embeddings folder"):
+        EmbeddingWriter(tmp_path, N, MODALITIES, DIM, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_an_empty_folder_is_taken(tmp_path, parts):
     (tmp_path / "e").mkdir()
     Embeddings(write_folder(tmp_path / "e", parts[0], parts[1]))

@@ -50,3 +50,26 @@ def test_another_salt_is_another_split():
     one, _ = assign_subjects(NAMES, Split())
     other, _ = assign_subjects(NAMES, Split(salt="other"))
     assert (one != other).mean() > 0.2
+
+
+def test_a_subject_that_a_run_was_trained_with_is_never_moved_into_the_test_split():
+    known = {name: int(code) for name, code in zip(NAMES, assign_subjects(NAMES, Split())[0], strict=True)}
+    trained = [name for name in NAMES if known[name] == 0][:4]
+    alone, _ = assign_subjects(trained, Split())
+    assert 2 in alone, "without the run's splits one of them would be tested on"
+    codes, notices = assign_subjects(trained, Split(), known)
+    assert set(codes) == {0}
+    assert any("test split has none of the 4 subjects" in notice for notice in notices)
+    # a new subject may be moved, the known ones may not
+    new = next(f"new-{i}" for i in range(99) if assign_subjects([*NAMES, f"new-{i}"], Split())[0][-1] == 0)
+    codes, _ = assign_subjects([*trained, new], Split(), known)
+    assert codes.tolist() == [0, 0, 0, 0, 2]
+
+
+def test_a_split_that_a_small_cohort_got_by_moving_stays_when_subjects_are_added():
+    for start in range(0, 200, 5):
+        few = NAMES[start : start + 5]
+        codes, _ = assign_subjects(few, Split())
+        known = dict(zip(few, codes.tolist(), strict=True))
+        more, _ = assign_subjects([*few, *NAMES[300:310]], Split(), known)
+        np.testing.assert_array_equal(more[:5], codes)
