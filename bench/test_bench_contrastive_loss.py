@@ -61,10 +61,12 @@ def test_contrastive_loss(versus, quick, n):
         for arm, name in measured.items()
         if n > 32  # below, the memory is that of a few pages
     }
-    versus(
+    result = versus(
         f"contrastive loss, forward + backward, N = {n}, D = {loss_rivals.D}, M = {loss_rivals.M}",
         arms,
         agree=agree,
         rounds=ROUNDS[n],
         peak=peak,
-    ).require("PyTorch", at_least=1.0)
+    )
+    # At 512 a busy machine measured from 1.08 to 2.4.
+    result.require("PyTorch", at_least=0.8 if n == 512 else 1.2)
