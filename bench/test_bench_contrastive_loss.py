@@ -22,21 +22,22 @@ loss_rivals.step(loss, x, tau)
 x.grad = tau.grad = None
 """
 # Above this one call costs seconds, and what it would say is known at the sizes below.
-LARGEST_BY_DEFINITION = LARGEST_COMPILED = 2048
+LARGEST_OF_ALL_RIVALS = 2048
 ROUNDS = {32: 100, 512: 10, 2048: 4, 4096: 2}
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch.compile's own
 @pytest.mark.parametrize("n", ROUNDS)
 def test_contrastive_loss(versus, quick, n):
     if quick and n > 2048:
         pytest.skip("not in quick mode: it takes seconds a call")
     losses = {"ours": "fused", "PyTorch": "eager"}
-    if n <= LARGEST_BY_DEFINITION:
+    if n <= LARGEST_OF_ALL_RIVALS:
         losses["reference"] = "by_definition"
-    if hasattr(torch.nn.functional, "linear_cross_entropy"):
-        losses["F.linear_cross_entropy"] = "linear_cross_entropy"
-    if n <= LARGEST_COMPILED and not quick:  # tens of seconds of compiling
-        losses["torch.compile"] = "compiled()"
+        if hasattr(torch.nn.functional, "linear_cross_entropy"):
+            losses["F.linear_cross_entropy"] = "linear_cross_entropy"
+        if not quick:  # tens of seconds of compiling
+            losses["torch.compile"] = "compiled()"
     x, tau = loss_rivals.inputs(n)
     arms = {}
     for arm, name in losses.items():
@@ -51,7 +52,7 @@ def test_contrastive_loss(versus, quick, n):
             torch.testing.assert_close(other_d_x, d_x, rtol=0, atol=1e-5 * float(d_x.abs().max()))
             torch.testing.assert_close(other_d_tau, d_tau, rtol=1e-4, atol=1e-5)
 
-    measured = {arm: name for arm, name in losses.items() if arm != "reference" and (not quick or name != "compiled()")}
+    measured = {arm: name for arm, name in losses.items() if arm != "reference"}
     if quick:
         measured = {arm: measured[arm] for arm in ("ours", "PyTorch")} if n == 512 else {}
     folder = str(Path(__file__).parent)
@@ -60,10 +61,12 @@ def test_contrastive_loss(versus, quick, n):
         for arm, name in measured.items()
         if n > 32  # below, the memory is that of a few pages
     }
-    versus(
+    result = versus(
         f"contrastive loss, forward + backward, N = {n}, D = {loss_rivals.D}, M = {loss_rivals.M}",
         arms,
         agree=agree,
         rounds=ROUNDS[n],
         peak=peak,
-    ).require("PyTorch", at_least=1.0)
+    )
+    # At 512 a busy machine has given 1.1 to 3.0.
+    result.require("PyTorch", at_least=0.8 if n == 512 else 1.2)

@@ -109,8 +109,7 @@ def test_whole_night(versus, quick, night):
         rounds=6,
         peak=peak,
     )
-    result.require("pyedflib", at_least=2.0)
-    result.require("NumPy memmap, by hand", at_least=0.8)
+    result.require("pyedflib", at_least=4.0)
 
 
 def test_random_epochs(versus, night):

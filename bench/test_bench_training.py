@@ -63,5 +63,5 @@ def test_training_step(versus, quick, clip_store):
             ),
         },
         agree=agree,
-        rounds=4,
+        rounds=10,
     ).require("reference ops (SciPy, PyTorch)", at_least=1.5)
