@@ -91,7 +91,17 @@ class Config:
 
 def check(config: Config) -> None:
     """Refuse values that cannot work, by name."""
-    positive = ("epochs", "batch_size", "lr", "step_epochs", "validation_block", "checkpoint_steps")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SleepfmError(f"--{field.name.replace('_', '-')} is {value}; expected a finite number.")
+    for name in ("batch_size", "validation_block"):
+        if getattr(config, name) < 2:
+            raise SleepfmError(
+                f"--{name.replace('_', '-')} is {getattr(config, name)}; expected 2 or more: a clip is contrasted with "
+                "the others of its batch."
+            )
+    positive = ("epochs", "lr", "step_epochs", "checkpoint_steps")
     for name in positive:
         if getattr(config, name) <= 0:
             raise SleepfmError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected a number above 0.")

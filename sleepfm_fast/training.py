@@ -323,6 +323,11 @@ class Trainer:
             "training_loss": self.loss_sum / n_batches,
             **self.validate(),
         }
+        if not math.isfinite(row["validation_loss"]):
+            raise SleepfmError(
+                f"the validation loss is {row['validation_loss']} after step {self.step}: the training has diverged. "
+                f"Earlier checkpoints are kept in {self.run.path}. Lower --lr, and train into another folder."
+            )
         self.loss_sum = 0.0
         best = row["validation_loss"] < self.best_loss
         if best:

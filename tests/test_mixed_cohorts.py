@@ -91,3 +91,18 @@ def test_ctrl_c_says_how_to_go_on(make_store, tmp_path, capsys, monkeypatch):
     assert "--resume" in capsys.readouterr().err
     monkeypatch.undo()
     assert train.cli([str(store), str(tmp_path / "run"), *FAST, "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("batch-size", "1"), ("validation-block", "1"), ("lr", "nan"), ("validation-share", "nan")]
+)
+def test_options_that_would_train_on_nothing_are_refused(tmp_path, capsys, option, value):
+    assert train.cli([str(tmp_path / "store"), str(tmp_path / "run"), *FAST, f"--{option}", value]) == 1
+    assert f"--{option} is {value}; expected" in capsys.readouterr().err
+
+
+def test_a_training_that_diverged_fails_instead_of_ending_without_a_model(make_store, tmp_path, capsys):
+    store = make_store({f"n{i}": LEADS for i in range(3)})
+    arguments = [*FAST, "--max-steps", "1", "--lr", "1e38", "--optimiser", "sgd"]
+    assert train.cli([str(store), str(tmp_path / "run"), *arguments]) == 1
+    assert "diverged" in capsys.readouterr().err
