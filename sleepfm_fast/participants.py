@@ -12,8 +12,8 @@ sex        ``sex``, ``gender``
 
 A recording is named by its path or the end of it, its file name, or its file name without suffix. Without a recording
 column a row counts for the recordings whose name is the subject, or begins with it and a separator
-(``sub-01`` for ``sub-01_ses-2.edf``). A recording that no row names is its own subject: the subject is then its whole
-file name without suffix, so that a subject with several nights and no table is several subjects.
+(``sub-01`` for ``sub-01_ses-2.edf``). The subject of a recording that no row names is its whole file name without
+suffix: a subject with several nights under several names is several subjects, and one name in several folders is one.
 """
 
 from __future__ import annotations

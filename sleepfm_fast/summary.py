@@ -75,6 +75,16 @@ def summarise(
         say(issue)
     if unknown:
         say(f"the participants table names {len(unknown)} recordings that were not given: {', '.join(unknown[:10])}")
+    folders: dict[str, set[Path]] = {}
+    for path in given:
+        if not tables.names(path):
+            folders.setdefault(path.stem, set()).add(path.parent)
+    shared = [stem for stem, places in folders.items() if len(places) > 1]
+    if shared:
+        say(
+            f"notice: {len(shared)} file names occur in several folders (such as {shared[0]}); the recordings of one "
+            "name were taken for nights of one subject. If they are not, name their subjects with --participants."
+        )
     if unnamed:
         say(f"{len(unnamed)} recordings are not in the participants table; their subject is their file's name")
     say(

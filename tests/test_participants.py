@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from nights import write_night
 
+from sleepfm_fast import preprocess
+from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.participants import Participant, Participants, read_participants, read_tables
 
 
@@ -89,3 +92,20 @@ def test_a_folders_table_counts_below_it_only(tmp_path: Path) -> None:
     assert tables.of(tmp_path / "y" / "sub" / "n1.edf").subject == "SY"
     assert tables.of(tmp_path / "n1.edf").subject == "n1"
     assert tables.unknown_recordings([tmp_path / "x" / "n1.edf"]) == ["n1"]
+
+
+def test_one_file_name_in_several_folders_is_one_subject_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("s1/psg", "s2/psg", "s3/psg", "s3/other"):
+        path = tmp_path / "nights" / f"{name}.edf"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_night(path)
+    assert preprocess.cli([str(tmp_path / "nights"), str(tmp_path / "store")]) == 0
+    assert "1 file names occur in several folders (such as psg)" in capsys.readouterr().err
+    assert sorted(ClipStore(tmp_path / "store").subjects) == ["other", "psg"]
+    people = tmp_path / "people.csv"
+    people.write_text("recording,subject\ns1/psg.edf,A\ns2/psg.edf,A\ns3/psg.edf,B\n")
+    assert preprocess.cli([str(tmp_path / "nights"), str(tmp_path / "store"), "--participants", str(people)]) == 0
+    assert sorted(ClipStore(tmp_path / "store").subjects) == ["A", "B", "other"]
+    assert "occur in several folders" not in capsys.readouterr().err
