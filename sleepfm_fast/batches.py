@@ -19,7 +19,7 @@ from sleepfm_fast.feed import Batch as Windows
 from sleepfm_fast.feed import Feed
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
-from sleepfm_fast.scales import Scales, measure_scales
+from sleepfm_fast.scales import Scales, measure_scales, nominal_scales
 
 __all__ = ["Batch", "ClipInput", "InputConfig", "prefetch"]
 
@@ -110,11 +110,29 @@ class ClipInput:
             name: slice(int(a), int(b)) for name, a, b in zip(self.modalities, bounds[:-1], bounds[1:], strict=True)
         }
         self.scales = Scales.identity(len(store.recordings), len(self.slots))
+        if config.normalise != "none":
+            nominal_scales(self.feed, self.scales)
 
-    def measure(self, recordings: npt.NDArray[np.int64], progress: Callable[[Iterable[int]], Iterable[int]]) -> None:
-        """Measure the scale of every channel of the given recordings (``normalise="recording"`` only)."""
-        if self.config.normalise == "recording":
-            measure_scales(self.feed, self.bank, recordings, self.scales, N_OUT, progress)
+    def measure(
+        self, recordings: npt.NDArray[np.int64], progress: Callable[[Iterable[int]], Iterable[int]]
+    ) -> tuple[str, ...]:
+        """Measure the scale of every channel of the given recordings (``normalise="recording"`` only).
+
+        Returns
+        -------
+        tuple of str
+            A sentence for each channel that is flat throughout some recordings and is treated as missing there.
+        """
+        if self.config.normalise != "recording":
+            return ()
+        measure_scales(self.feed, self.bank, recordings, self.scales, N_OUT, progress)
+        flat = (self.scales.scale[recordings] == 0) & self.feed.present[recordings]
+        return tuple(
+            f"{self.store.slots[slot].name} is flat throughout {n} of {len(recordings)} recordings "
+            f"(first: {self.store.recordings[recordings[flat[:, column].argmax()]].id}) and is treated as missing there"
+            for column, slot in enumerate(self.slots)
+            if (n := int(flat[:, column].sum()))
+        )
 
     def read(self, clips: npt.NDArray[np.int64]) -> Windows:
         """Read the recorded integers of the given clips; the disk is touched here only."""

@@ -68,10 +68,11 @@ def main(config: Config) -> dict[str, Any]:
     for notice in notices:
         say(f"notice: {notice}")
     n = len(store)
-    clip_input.measure(
+    for notice in clip_input.measure(
         np.unique(np.asarray(store.recording)).astype(np.int64),
         lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr),
-    )
+    ):
+        say(f"notice: {notice}")
     batches = [np.arange(i, min(i + config.batch_size, n), dtype=np.int64) for i in range(0, n, config.batch_size)]
     dim = model.config.dim
     with (

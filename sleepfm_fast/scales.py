@@ -20,7 +20,7 @@ from sleepfm_fast.feed import Feed
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
 
-__all__ = ["NOMINAL", "Scales", "measure_scales"]
+__all__ = ["NOMINAL", "Scales", "measure_scales", "nominal_scales"]
 
 N_CLIPS = 32  # a standard error of the median of about 1.25/sqrt(32) = 22 % of the spread between clips
 
@@ -57,6 +57,18 @@ class Scales:
         table[:, :, 1][self.scale[recordings] == 0] = 0
 
 
+def nominal_scales(feed: Feed, scales: Scales) -> None:
+    """Fill ``scales`` for the step-like channels whose unit has a fixed mapping."""
+    for column, slot in enumerate(feed.slots):
+        if feed.store.slots[slot].kind != "step":
+            continue
+        for recording in np.flatnonzero(feed.present[:, column]):
+            unit = feed.store.units[feed.store.channels.unit[recording, slot]]
+            if unit in NOMINAL:
+                scales.centre[recording, column], width = NOMINAL[unit]
+                scales.scale[recording, column] = 1.0 / width
+
+
 def measure_scales(
     feed: Feed,
     bank: FilterBank,
@@ -65,7 +77,7 @@ def measure_scales(
     n_out: int,
     progress: Callable[[Iterable[int]], Iterable[int]],
 ) -> None:
-    """Fill ``scales`` for the given recordings.
+    """Fill ``scales`` for the given recordings; step-like channels with a fixed mapping keep it.
 
     The result for a recording depends on that recording alone, whichever others are measured with it.
     """
@@ -89,10 +101,9 @@ def measure_scales(
             if not feed.present[recording, column]:
                 continue
             if store.slots[slot].kind == "step":
-                unit = store.units[store.channels.unit[recording, slot]]
-                nominal = (float(centre[column]), max(float(spread[column]), 1.0))
-                scales.centre[recording, column], width = NOMINAL.get(unit, nominal)
-                scales.scale[recording, column] = 1.0 / width
+                if store.units[store.channels.unit[recording, slot]] not in NOMINAL:
+                    scales.centre[recording, column] = centre[column]
+                    scales.scale[recording, column] = 1.0 / max(float(spread[column]), 1.0)
             else:
                 scales.centre[recording, column] = centre[column]
                 scales.scale[recording, column] = 1.0 / spread[column] if alive[:, column].any() else 0.0

@@ -78,9 +78,9 @@ def assign_subjects(
         codes[i] = known.get(subject, codes[i])
     movable = [int(i) for i in np.argsort(fractions, kind="stable") if subjects[i] not in known]
     notices = []
-    wanted = (2, 0, 1) if len(subjects) > 2 else (2, 0)
-    for code in wanted:
-        if (codes == code).any():
+    shares = (1.0, split.validation if len(subjects) > 2 else 0.0, split.test)
+    for code in (2, 0, 1):
+        if shares[code] == 0 or (codes == code).any():
             continue
         # The neighbour in hash order of the largest split that can spare a subject.
         donors = [c for c in range(3) if (codes == c).sum() > 1 and any(codes[i] == c for i in movable)]

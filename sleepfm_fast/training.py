@@ -146,7 +146,10 @@ class Trainer:
         )
         from tqdm import tqdm
 
-        trainer.input.measure(recordings.astype(np.int64), lambda r: tqdm(r, desc="measure amplitudes", unit="night"))
+        for notice in trainer.input.measure(
+            recordings.astype(np.int64), lambda r: tqdm(r, desc="measure amplitudes", unit="night")
+        ):
+            say(f"notice: {notice}")
         return trainer
 
     def description(self) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def test_a_sensor_that_fell_off_counts_for_the_hours_before_and_a_dead_one_not_a
     assert preprocess.cli([str(folder), str(tmp_path / "store")]) == 0
     store = ClipStore(tmp_path / "store")
     clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
-    clip_input.measure(np.array([0]), identity)
+    notices = clip_input.measure(np.array([0]), identity)
+    assert sorted(notice.split(" is flat")[0] for notice in notices) == ["C4-M1", "F4-M1"]
+    assert all("1 of 1 recordings (first: night)" in notice for notice in notices)
     batch = clip_input(np.arange(len(store)))
     x, present = (torch.cat(list(part.values()), dim=1) for part in (batch.x, batch.present))
     at = {slot.name: number for number, slot in enumerate(store.slots)}
@@ -116,6 +118,21 @@ def test_a_sensor_that_fell_off_counts_for_the_hours_before_and_a_dead_one_not_a
         assert bool(x[:, at[name]].any()) == there, name
     before = x[: int(0.3 * len(store)), at["Nasal Pressure"]]
     assert float(before.std(dim=1).median()) == pytest.approx(1, rel=0.35)
+
+
+def test_scaling_clip_by_clip_leaves_saturation_its_meaning(real):
+    number = next(i for i, s in enumerate(real.slots) if s.kind == "step")
+    by_clip, plain = (
+        torch.cat(
+            list(ClipInput(real, real.montage, InputConfig("aasm", 0, how), CPU)(np.arange(40)).x.values()), dim=1
+        )
+        for how in ("clip", "none")
+    )
+    torch.testing.assert_close(by_clip[:, number], (plain[:, number] - 95) / 5, atol=1e-4, rtol=1e-5)
+    others = [i for i in range(len(real.slots)) if i != number]
+    torch.testing.assert_close(
+        by_clip[:, others].double().std(dim=2, correction=0), torch.ones(40, len(others)).double(), atol=1e-3, rtol=0
+    )
 
 
 def test_a_slot_the_store_lacks_is_absent_and_zero(cohort_store):

@@ -46,6 +46,15 @@ def test_one_subject_overlaps_and_says_so():
     assert "memorisation" in notices[0]
 
 
+def test_a_share_of_nothing_stays_empty():
+    codes, notices = assign_subjects(NAMES[:30], Split(test=0))
+    assert 2 not in codes
+    assert notices == ()
+    codes, notices = assign_subjects(NAMES[:5], Split(test=0, validation=0))
+    assert set(codes) == {0}
+    assert notices == ()
+
+
 def test_another_salt_is_another_split():
     one, _ = assign_subjects(NAMES, Split())
     other, _ = assign_subjects(NAMES, Split(salt="other"))
