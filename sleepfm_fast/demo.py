@@ -28,7 +28,7 @@ def recipe(config: Config) -> Config:
         store=FOLDER / "store",
         run=FOLDER / "run",
         preset="tiny",
-        epochs=6,
+        epochs=8,
         batch_size=64,
         optimiser="adamw",
         schedule="cosine",
