@@ -24,12 +24,12 @@ SMALLEST_RANGE_UV = {"eeg": 10.0, "eog": 10.0, "ecg": 10.0, "emg": 1.0}
 """No electrode's potential fits a range as narrow: scalp EEG spans ten times as much. An EMG may be an envelope."""
 
 
-def unit_of(signal: Signal, kind: str) -> tuple[str, float, tuple[str, ...]]:
+def unit_of(signal: Signal, kind: str, *, trusted: bool = False) -> tuple[str, float, tuple[str, ...]]:
     """Tell the unit in which a signal is kept, the factor to it, and what is doubtful about the header's unit.
 
     Potentials (EEG, EOG, EMG, ECG) are converted to microvolts from V, mV, uV or nV. Where the header states no unit,
     an unknown one, or one that its own range contradicts, the factor is 1, the header's unit is kept, and the issue
-    says which unit would fit.
+    says which unit would fit. With ``trusted`` a known unit is converted whatever the range.
     """
     unit = signal.unit.strip()
     if not signal.calibrated:
@@ -52,7 +52,7 @@ def unit_of(signal: Signal, kind: str) -> tuple[str, float, tuple[str, ...]]:
             ),
         )
     range_uv = largest * scale
-    if largest > 0 and not SMALLEST_RANGE_UV[kind] <= range_uv <= LARGEST_RANGE_UV:
+    if not trusted and largest > 0 and not SMALLEST_RANGE_UV[kind] <= range_uv <= LARGEST_RANGE_UV:
         fitting = [
             name
             for name, factor in (("uV", 1.0), ("mV", 1e3), ("V", 1e6))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from nights import Lead, contents, preprocess, run_preprocess, state, write_coho
 
 import sleepfm_fast.clip_writer
 import sleepfm_fast.night
+from sleepfm_fast.claims import Claim
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -167,9 +167,16 @@ def test_an_interrupted_overwrite_cannot_be_read_and_goes_on(cohort: Path, tmp_p
 def test_two_at_once_are_refused(cohort: Path, tmp_path: Path, capsys) -> None:
     store = tmp_path / "store"
     preprocess(capsys, cohort, store)
-    with (store / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert preprocess(capsys, cohort, store)[0] == 1
+    claim = Claim(store / "running" / "all.claim")
+    assert preprocess(capsys, cohort, store)[0] == 1
+    assert preprocess(capsys, cohort, store, "--shard", "1/2")[0] == 1
+    claim.release()
+    claim = Claim(store / "running" / "shard-1-of-2.claim")
+    assert preprocess(capsys, cohort, store)[0] == 1
+    assert preprocess(capsys, cohort, store, "--shard", "1/2")[0] == 1
+    assert preprocess(capsys, cohort, store, "--shard", "1/3")[0] == 1
+    assert preprocess(capsys, cohort, store, "--shard", "2/2")[0] == 0
+    claim.release()
     assert preprocess(capsys, cohort, store)[0] == 0
 
 
