@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 
 LOG_EVERY_S = 30.0
 """How often progress is written where standard error is a file, as that of a job."""
+CONNECT_S = 10.0
+"""How long a dask scheduler may take to answer."""
 RAY_CHUNK = 8
 """Tasks a worker in one call: ray's joblib backend gives results only when a whole call is done."""
 
@@ -95,10 +97,11 @@ def open_dask(stack: ExitStack, workers: int, scheduler: str | None) -> Any:
         from distributed import Client, LocalCluster
     except ImportError:
         raise missing("distributed", "dask") from None
-    connect: Any = Client  # untyped
+    connect: Any = Client  # untyped, as is LocalCluster
+    start: Any = LocalCluster
     if scheduler is not None:
         try:
-            return stack.enter_context(connect(scheduler, timeout="20s", set_as_default=False))
+            return stack.enter_context(connect(scheduler, timeout=CONNECT_S, set_as_default=False))
         except (OSError, ValueError) as error:
             raise SleepfmError(
                 f"--dask-scheduler {scheduler} does not answer ({type(error).__name__}: {error}). Expected an address "
@@ -106,7 +109,7 @@ def open_dask(stack: ExitStack, workers: int, scheduler: str | None) -> Any:
             ) from None
     n_workers = workers or len(os.sched_getaffinity(0))
     cluster = stack.enter_context(
-        LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1")
+        start(n_workers=n_workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1")
     )
     return stack.enter_context(connect(cluster, set_as_default=False))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sleepfm_fast.edf import Signal
 
-__all__ = ["unit_of"]
+__all__ = ["MICROVOLTS_OF_UNIT", "microvolts", "unit_of"]
 
 MICROVOLTS = {
     **dict.fromkeys(("uv", "microv", "microvolt", "microvolts", "uvolt", "uvolts", "mcv", "mkv"), 1.0),
@@ -17,11 +17,18 @@ MICROVOLTS = {
     **dict.fromkeys(("nv", "nanovolt", "nanovolts"), 1e-3),
 }
 """Microvolts in one of the header's unit."""
+MICROVOLTS_OF_UNIT = {"uV": 1.0, "mV": 1e3, "V": 1e6}
+"""The units that potentials are mistaken for one another."""
 POTENTIALS = frozenset(("eeg", "eog", "emg", "ecg"))
 LARGEST_RANGE_UV = 1e6
 """No biopotential amplifier resolves microvolts over a range of more than a volt."""
 SMALLEST_RANGE_UV = {"eeg": 10.0, "eog": 10.0, "ecg": 10.0, "emg": 1.0}
 """No electrode's potential fits a range as narrow: scalp EEG spans ten times as much. An EMG may be an envelope."""
+
+
+def microvolts(unit: str) -> float | None:
+    """Microvolts in one of a header's unit of potential; None where the text is none."""
+    return MICROVOLTS.get(unicodedata.normalize("NFKC", unit).replace("μ", "u").casefold().strip(" ."))
 
 
 def unit_of(signal: Signal, kind: str, *, trusted: bool = False) -> tuple[str, float, tuple[str, ...]]:
@@ -36,8 +43,7 @@ def unit_of(signal: Signal, kind: str, *, trusted: bool = False) -> tuple[str, f
         return "", 1.0, (f"signal '{signal.label}' is not calibrated: its numbers are the recorder's own, of no unit.",)
     if kind not in POTENTIALS:
         return unit, 1.0, ()
-    folded = unicodedata.normalize("NFKC", unit).replace("μ", "u").casefold().strip(" .")
-    scale = MICROVOLTS.get(folded)
+    scale = microvolts(unit)
     low, high = signal.physical_min, signal.physical_max
     largest = max(abs(float(low)), abs(float(high)))
     where = f"signal '{signal.label}'"
