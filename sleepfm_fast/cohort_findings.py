@@ -1,4 +1,4 @@
-"""What is doubtful between the nights of a cohort: montages that differ, nights that are one, amplitudes that stick out."""
+"""What is doubtful between the nights of a cohort: montages that differ, nights that are one, odd amplitudes."""
 
 from __future__ import annotations
 

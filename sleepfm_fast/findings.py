@@ -20,7 +20,7 @@ from sleepfm_fast.units import MICROVOLTS_OF_UNIT, microvolts, unit_of
 __all__ = ["SEVERITIES", "Channel", "Finding", "channel_findings"]
 
 SEVERITIES = ("error", "warning", "note")
-"""``error``: the night cannot be ingested. ``warning``: what is stored is probably not what is meant. ``note``: to know."""
+"""``error``: the night cannot be ingested. ``warning``: what is stored may not be what is meant. ``note``: to know."""
 
 PLAUSIBLE_UV = {"eeg": (0.7, 500.0), "eog": (0.7, 690.0), "emg": (0.15, 140.0), "ecg": (40.0, 20_000.0)}
 """Amplitudes of potentials [uV]: medians over a night lie near 20 (EEG), 25 (EOG), 5 (EMG) and 1,000 (ECG, peak to
@@ -42,7 +42,8 @@ NO_BEAT_MATCH, NO_BEAT_CONTRAST = 0.8, 3.0
 DOWNWARD_SHARE = 0.2
 """At most one R peak in five points up. Leads such as aVR do so by nature: it is a suspicion."""
 ANTIPHASE = -0.5, 0.8
-"""Median correlation of the belts, and share of windows below 0. Paradoxical breathing of apnoeas turns single windows."""
+"""Median correlation of the belts, and share of windows below 0. Paradoxical breathing turns single windows, in severe
+obstruction most of them."""
 SATURATION_RANGE = (40.0, 100.5)
 """Oximeters do not report less [%]; a sensor that is off reads 0."""
 PULSE_RANGE = (20.0, 250.0)
@@ -139,7 +140,7 @@ def channel_findings(
                     text,
                     action,
                     figures,
-                )  # fmt: skip
+                )
             )
     found += duplicates(path, channels, measures)
     found += antiphase(path, channels, measures)
@@ -213,7 +214,7 @@ def units(path: Path, channel: Channel, m: ChannelMeasures, trusted: frozenset[i
     fitting = [name for name, factor in MICROVOLTS_OF_UNIT.items() if low <= m.amplitude * factor <= high]
     what = "peak to peak" if kind == "ecg" else "standard deviation"
     figures = {"amplitude": m.amplitude, "unit": unit, "fits": fitting[0] if fitting else None}
-    by_header, factor, _ = unit_of(signal, kind, trusted=signal.index in trusted)
+    by_header, _, _ = unit_of(signal, kind, trusted=signal.index in trusted)
     converted = by_header == "uV"
     if stated is not None and low <= m.amplitude * stated <= high:
         if not converted:
@@ -239,7 +240,7 @@ def beats(path: Path, channel: Channel, m: ChannelMeasures) -> Iterator[Judgemen
     shows = m.match >= BEAT_MATCH and m.contrast >= BEAT_CONTRAST
     if kind != "ecg":
         if shows:
-            text = f"is labelled {kind.upper() if kind else ''}, but shows heartbeats ({m.rate:.0f}/min, alike to {m.match:.2f})"
+            text = f"is labelled {str(kind).upper()}, but shows heartbeats ({m.rate:.0f}/min, alike to {m.match:.2f})"
             action = f"if it is an ECG: {override(path, label, alias='ECG')}; else know of the artefact"
             yield "wrong_kind", text, action, figures
         return

@@ -164,7 +164,7 @@ def slot_report(modality: str, channel: StoredChannel, measured: dict[int, Chann
 
 
 def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | None = None) -> dict[str, Any]:
-    """Print a table of each file, a summary of the cohort and the findings; returns the same for the JSON line.
+    """Print a table of each file, a summary of the cohort and the findings; returns the summary for the JSON line.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
         Montage, scoring and corrections, as they would be ingested.
     engine : Engine
     report : Path, optional
-        File for the whole report; the result then holds no nights but its path.
+        File for the whole report: the summary, every file with its channels, every finding.
 
     Raises
     ------
@@ -242,16 +242,15 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
         "overrides_unused": unused,
         "montage_unresolved": unresolved,
     }
-    whole = {**summary, "files": [facts_of(night) for night in reports], "findings": findings}
+    if report is not None:
+        whole = {**summary, "files": [facts_of(night) for night in reports], "findings": findings}
+        try:
+            with replace_file(report) as file:
+                file.write((to_json(whole, indent=1) + "\n").encode())
+        except OSError as error:
+            raise SleepfmError(f"--json {report} cannot be written: {error.strerror or error}.") from None
     status = int(len(good) < len(reports) or not good or unresolved is not None)
-    if report is None:
-        return {**whole, "exit_status": status}
-    try:
-        with replace_file(report) as file:
-            file.write((to_json(whole, indent=1) + "\n").encode())
-    except OSError as error:
-        raise SleepfmError(f"--json {report} cannot be written: {error.strerror or error}.") from None
-    return {**summary, "report": str(report), "exit_status": status}
+    return {**summary, "report": None if report is None else str(report), "exit_status": status}
 
 
 def facts_of(night: NightReport) -> dict[str, Any]:

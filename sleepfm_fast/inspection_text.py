@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,10 +108,12 @@ def finding_lines(findings: Sequence[Finding]) -> list[str]:
         return ["findings: none"]
     counts = Counter(finding.severity for finding in findings)
     lines = ["findings: " + ", ".join(f"{n} {severity}{'s' if n > 1 else ''}" for severity, n in counts.items())]
-    groups: dict[tuple[str, str, str], list[Finding]] = {}
+    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
     for finding in findings:
-        groups.setdefault((finding.severity, finding.code, finding.channel), []).append(finding)
-    for (severity, code, channel), same in groups.items():
+        # remarks are alike when they differ in numbers only
+        what = re.sub(r"[\d.,]+", "#", finding.text) if finding.code == "remark" else ""
+        groups.setdefault((finding.severity, finding.code, finding.channel, what), []).append(finding)
+    for (severity, code, channel, _), same in groups.items():
         shown = same if len(same) <= SAME_SHOWN else same[:1]
         for finding in shown:
             where = Path(finding.paths[0]).name if len(finding.paths) == 1 else f"{len(finding.paths)} recordings"

@@ -54,7 +54,7 @@ class ChannelMeasures:
     flat, railed : int
         Windows that hold one value (to one step); windows that stand at the header's digital limit half of the time.
     clipped : float
-        Share of samples that lie in runs at the signal's own extremes.
+        Share of samples, of windows that are not railed, that lie in runs at the signal's own extremes.
     amplitude : float
         In the header's unit, median over the live windows: of an ECG the peak-to-peak value in 2 s, otherwise the
         standard deviation that the central 95 % would have if they were Gaussian. NaN without a live window.
@@ -142,7 +142,8 @@ def measure_night(
         for signal, values in zip(signals, read_digital(recording, signals, window), strict=True):
             samples[signal.index].append(values)
             digest.update(f"{signal.samples_per_record}".encode())
-            digest.update(values.tobytes())
+            # the same integers in 16 and in 24 bits are the same recording
+            digest.update(values.astype("<i4").tobytes())
     channels = {s.index: measure(s, samples[s.index], kinds.get(s.index)) for s in signals} if windows else {}
     together = None
     if belts is not None and windows:
@@ -173,7 +174,7 @@ def measure(signal: Signal, windows: Sequence[NDArray[Any]], kind: str | None) -
         index=signal.index,
         flat=sum(f and not r for f, r in zip(flat, railed, strict=True)),
         railed=sum(railed),
-        clipped=clipped(windows),
+        clipped=clipped([w for w, r in zip(windows, railed, strict=True) if not r]),
         amplitude=float(np.median(amplitudes)) if amplitudes else math.nan,
         level=float(level),
         low=float(min(low, high)),
@@ -208,6 +209,8 @@ def peak_to_peak(x: Floats, fs_hz: float) -> float:
 
 def clipped(windows: Sequence[NDArray[Any]]) -> float:
     """Share of samples in runs of :data:`CLIP_RUN` or more at the largest or smallest value of all windows."""
+    if not windows:
+        return 0.0
     top, bottom = max(int(w.max()) for w in windows), min(int(w.min()) for w in windows)
     if top - bottom < CLIP_STEPS:
         return 0.0
