@@ -65,9 +65,10 @@ def process(
         while company and not attempt(company, alone=False):
             in_hand = [path for path in company if path not in rows and marks[path].exists()]
             unexplained = 0 if in_hand else unexplained + 1
+            held = ", ".join(plan.names[path] for path in in_hand[:10]) or "no night"
             say(
-                f"a worker process died with {len(in_hand)} nights in hand; the others go on, and these are tried "
-                "again at the end, one at a time"
+                f"a worker process died; in hand: {held}. The others go on, and what was in hand is tried again at the "
+                "end, one at a time"
             )
             suspects += in_hand
             company = [path for path in company if path not in rows and path not in set(in_hand)]

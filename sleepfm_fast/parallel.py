@@ -1,10 +1,11 @@
-"""Work fanned out over recordings through joblib: processes (loky), threads, a dask or a ray cluster; with progress.
+"""Work fanned out over recordings: processes (loky) and threads through joblib, a dask or a ray cluster; with progress.
 
 Work is a module-level function and arguments are paths and small values, never arrays: every worker reads its files.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sleepfm_fast.errors import SleepfmError
@@ -48,10 +50,6 @@ class Engine:
     @property
     def deaths(self) -> tuple[type[BaseException], ...]:
         """What is raised when a worker process dies."""
-        if self.backend == "dask":
-            from distributed import KilledWorker
-
-            return (BrokenExecutor, KilledWorker)
         if self.backend == "ray":
             from ray.exceptions import RayError
 
@@ -67,7 +65,9 @@ def missing(package: str, extra: str) -> SleepfmError:
 
 
 @contextmanager
-def open_engine(backend: Backend, workers: int, dask_scheduler: str | None = None) -> Iterator[Engine]:
+def open_engine(
+    backend: Backend, workers: int, dask_scheduler: str | None = None, *, folder: Path = Path("/")
+) -> Iterator[Engine]:
     """Start, or connect to, what the backend needs, and close it at the end of the block.
 
     Parameters
@@ -77,6 +77,8 @@ def open_engine(backend: Backend, workers: int, dask_scheduler: str | None = Non
         0 is one for every core that this process may use. Without meaning on a cluster that runs already.
     dask_scheduler : str, optional
         Address such as ``tcp://node1:8786``; without it a cluster is started on this machine.
+    folder : Path
+        One that every worker must see.
 
     Raises
     ------
@@ -87,6 +89,7 @@ def open_engine(backend: Backend, workers: int, dask_scheduler: str | None = Non
         client = None
         if backend == "dask":
             client = open_dask(stack, workers, dask_scheduler)
+            check_workers(client, folder)
         elif backend == "ray":
             open_ray(stack, workers)
         yield Engine(backend, workers, client)
@@ -196,16 +199,14 @@ def in_parallel(
     WorkersLost
         When a worker process died. Results that were not yielded yet may be lost.
     """
-    from joblib import Parallel, delayed, parallel_config
+    from joblib import Parallel, delayed
 
     if not arguments:
         return
     calls = [delayed(work)(*a) for a in arguments]
     try:
         if engine.backend == "dask":
-            with parallel_config(backend="dask", client=engine.client):
-                parallel = Parallel(n_jobs=-1, return_as="generator_unordered")
-            yield from parallel(calls)
+            yield from through_dask(work, arguments, engine.client)
         elif engine.backend == "ray":
             yield from through_ray(calls, engine)
         else:
@@ -216,6 +217,65 @@ def in_parallel(
             yield from Parallel(n_jobs=width, backend=backend, return_as="generator_unordered")(calls)
     except engine.deaths as error:
         raise WorkersLost(type(error).__name__) from error
+
+
+def through_dask(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], client: Any) -> Iterator[Result]:
+    """Work on a dask cluster, through its own futures: joblib's dask backend waits for ever for a task that failed.
+
+    dask repeats a task whose worker died, three times unless its scheduler is told otherwise.
+    """
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker, as_completed
+
+    waiting = iter(arguments)
+    # Two tasks a thread: the next one is there when one ends, and the rest stays here.
+    width = max(4, 2 * sum(client.ncores().values()))
+    n_lost = 0
+    try:
+        first = [client.submit(work, *a, pure=False) for a in itertools.islice(waiting, width)]
+        collect: Any = as_completed  # untyped
+        futures = collect(first, loop=client.loop)
+        for future in futures:
+            for a in itertools.islice(waiting, 1):
+                futures.add(client.submit(work, *a, pure=False))
+            error = future.exception() if future.status == "error" else None
+            if isinstance(error, KilledWorker):
+                n_lost += 1
+            elif error is not None:
+                raise error
+            else:
+                yield future.result()
+    except (CancelledError, OSError) as error:
+        raise SleepfmError(
+            f"the dask scheduler was lost ({type(error).__name__}: {error}). What was finished is kept; the same "
+            "command goes on from there."
+        ) from None
+    if n_lost:
+        raise WorkersLost(f"{n_lost} tasks")
+
+
+def probe(folder: str) -> bool:
+    """Whether a worker can import this module, which it does to get here, and sees a folder."""
+    return Path(folder).is_dir()
+
+
+def check_workers(client: Any, folder: Path) -> None:
+    """Refuse a cluster without workers, or whose workers lack this package or the files."""
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_S)
+        seen = client.run(probe, str(folder))
+    except Exception as error:
+        raise SleepfmError(
+            f"the workers of the dask cluster cannot be used ({type(error).__name__}: {error}). Start them with the "
+            "Python environment in which sleepfm_fast is installed, in the same version."
+        ) from None
+    blind = sorted(worker for worker, sees in seen.items() if not sees)
+    if blind:
+        raise SleepfmError(
+            f"{len(blind)} of {len(seen)} dask workers do not see the folder {folder} (such as {blind[0]}). Recordings "
+            "and store must lie on a file system that all of them mount at the same place."
+        )
 
 
 def through_ray(calls: Sequence[Any], engine: Engine) -> Iterable[Any]:

@@ -44,7 +44,7 @@ class Config:
     workers: int = 0
     """Nights at a time; 0 is one for every core this process may use."""
     backend: Backend = "loky"
-    """joblib's backend: processes (loky), threads, a dask or a ray cluster."""
+    """Processes (loky) or threads of this machine, a dask or a ray cluster."""
     dask_scheduler: str | None = None
     """Address of a running dask scheduler, such as tcp://node1:8786; by default dask starts workers on this machine."""
     shard: str | None = None
@@ -73,7 +73,7 @@ def main(config: Config) -> dict[str, Any]:
     files, named = find_recordings(inputs)
     tables = read_tables(config.participants, inputs)
     request = Request(config.montage, config.labels, config.events_scored, config.overwrite, shard, corrections)
-    with open_engine(config.backend, config.workers, config.dask_scheduler) as engine:
+    with open_engine(config.backend, config.workers, config.dask_scheduler, folder=files[0].parent) as engine:
         if config.inspect:
             from sleepfm_fast.inspection import inspect
 
