@@ -115,7 +115,8 @@ def describe_bug(error: Exception, command: str) -> str:
     own = [(frame, line) for frame, line in frames if "sleepfm_fast" in frame.f_code.co_filename]
     place = f" ({Path(own[-1][0].f_code.co_filename).name}, line {own[-1][1]})" if own else ""
     # The innermost function of ours that was given a file names what was being read.
-    paths = [v for frame, _ in reversed(own) for v in frame.f_locals.values() if isinstance(v, Path)]
+    held = [v for frame, _ in reversed(own) for v in frame.f_locals.values()]
+    paths = [p for v in held for p in (v, getattr(v, "__dict__", {}).get("path")) if isinstance(p, Path)]
     file = next((path for path in paths if path.is_file()), None) or next(iter(paths), None)
     text = "".join(traceback.format_exception(error))
     where = "it could not be written to a file"

@@ -126,7 +126,13 @@ def open_ray(stack: ExitStack, workers: int) -> None:
     if not ray.is_initialized():
         # ray.init() itself connects to the cluster that RAY_ADDRESS names.
         local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers or None}
-        ray.init(include_dashboard=False, log_to_driver=False, **local)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, **local)
+        except Exception as error:
+            raise SleepfmError(
+                f"ray could not be started or reached ({type(error).__name__}: {error}). For a cluster that runs, set "
+                "RAY_ADDRESS; on one machine --backend loky does the same work."
+            ) from None
         stack.callback(ray.shutdown)
     register: Any = register_ray  # untyped
     register()

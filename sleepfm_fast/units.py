@@ -70,7 +70,7 @@ def unit_of(signal: Signal, kind: str, *, trusted: bool = False) -> tuple[str, f
             1.0,
             (
                 f"{where} states a range of {low:g} to {high:g} {unit}, which no electrode gives.{suggestion} Its "
-                "numbers are kept as they are; correct the unit in the header to have them converted.",
+                "numbers are kept as they are; state the unit with --overrides to have them converted.",
             ),
         )
     return "uV", scale, ()

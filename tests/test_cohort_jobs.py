@@ -50,15 +50,16 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, dict, str]:
 # ------------------------------------------------------------------------------------------------------ dead workers
 
 
-def test_workers_killed_from_outside_cost_no_night(tmp_path: Path) -> None:
+def test_workers_killed_from_outside_cost_no_night(tmp_path: Path, capsys) -> None:
     folder, store = tmp_path / "nights", tmp_path / "store"
     folder.mkdir()
-    n_nights = 60
+    n_nights = 30
     for i in range(n_nights):
         write_night(folder / f"n{i:02d}.edf", seconds=600, stages="W12R" * 5, seed=i)
     process = start(folder, store, "--workers", "2")
     n_killed = 0
     while process.poll() is None and n_killed < 2:
+        time.sleep(0.005)
         for mark in sorted((store / "running" / "nights").glob("*")):
             try:
                 pid = int(mark.read_text().split()[-1])
@@ -74,7 +75,7 @@ def test_workers_killed_from_outside_cost_no_night(tmp_path: Path) -> None:
     assert "a worker process died" in err
     assert (status, result["nights"], result["added"], result["failed"]) == (0, n_nights, n_nights, []), err
     ClipStore(store, verify=True)
-    run_preprocess(folder, tmp_path / "undisturbed", "--backend", "threading")
+    preprocess(capsys, folder, tmp_path / "undisturbed")
     assert contents(store) == contents(tmp_path / "undisturbed")
     rows = rows_of(store)
     assert len(rows) == n_nights
@@ -101,7 +102,9 @@ sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "2"]))
     return subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
 
 
-def test_a_night_that_kills_its_worker_twice_has_failed_and_the_others_have_not(cohort: Path, tmp_path: Path) -> None:
+def test_a_night_that_kills_its_worker_twice_has_failed_and_the_others_have_not(
+    cohort: Path, tmp_path: Path, capsys
+) -> None:
     store = tmp_path / "store"
     for attempt in range(2):
         done = run_with_a_deadly_night(cohort, store)
@@ -114,7 +117,7 @@ def test_a_night_that_kills_its_worker_twice_has_failed_and_the_others_have_not(
         assert ("a worker process died" in done.stderr) == (attempt == 0)
     assert rows_of(store)["b2"]["status"] == "failed"
     assert len(ClipStore(store, verify=True).recordings) == 3
-    status, result, _ = finish(start(cohort, store))
+    status, result = preprocess(capsys, cohort, store)
     assert (status, result["nights"], result["added"]) == (0, 4, 1)
     assert rows_of(store)["b2"]["status"] == "ingested"
 
@@ -151,7 +154,7 @@ sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "1"]))
 # ------------------------------------------------------------------------------------------------------------ shards
 
 
-def test_shards_at_the_same_time_give_the_bytes_of_one_run(cohort: Path, tmp_path: Path) -> None:
+def test_shards_at_the_same_time_give_the_bytes_of_one_run(cohort: Path, tmp_path: Path, capsys) -> None:
     deep = cohort / "deep"
     deep.mkdir()
     for i in range(4):
@@ -166,7 +169,7 @@ def test_shards_at_the_same_time_give_the_bytes_of_one_run(cohort: Path, tmp_pat
     assert sum(result["index"] == "written" for _, result, _ in ended) >= 1
     last = max((result for _, result, _ in ended), key=lambda result: result["nights"])
     assert (last["nights"], last["index"]) == (9, "written")
-    assert run_preprocess(cohort, tmp_path / "whole", check=False).returncode == 1
+    assert preprocess(capsys, cohort, tmp_path / "whole")[0] == 1
     assert contents(store) == contents(tmp_path / "whole")
     ClipStore(store, verify=True)
     rows = rows_of(store)
@@ -175,7 +178,7 @@ def test_shards_at_the_same_time_give_the_bytes_of_one_run(cohort: Path, tmp_pat
     assert not list(store.glob("running/*"))
     assert not list(store.glob("manifest/*"))
     # nothing is left to do, for a shard as for the whole
-    status, result, _ = finish(start(cohort / "a1.edf", cohort / "a2.edf", store, "--shard", "2/2"))
+    status, result = preprocess(capsys, cohort / "a1.edf", cohort / "a2.edf", store, "--shard", "2/2")
     assert (status, result["kept"], result["added"]) == (0, 1, 0)
     assert contents(store) == contents(tmp_path / "whole")
 
