@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.atomic import write_json
+from sleepfm_fast.claims import file_system_time
 from sleepfm_fast.clip_writer import read_record
 from sleepfm_fast.cohort import Plan
 from sleepfm_fast.command import say
@@ -34,7 +35,7 @@ def process(
     """
     rows: dict[Path, NightRow] = {}
     progress = Progress("nights", len(plan.todo))
-    began_ns = time_of_files(night.store)
+    began_ns = file_system_time(night.store / "running")
 
     def note(row: NightRow) -> None:
         rows[row.path] = row
@@ -85,15 +86,6 @@ def process(
     finally:
         progress.close()
     return sorted(rows.values(), key=lambda row: row.path)
-
-
-def time_of_files(store: Path) -> int:
-    """Time by the clock of the store's file system [ns]."""
-    probe = store / "running" / "clock.tmp"
-    probe.write_bytes(b"")
-    moment = probe.stat().st_mtime_ns
-    probe.unlink(missing_ok=True)
-    return moment
 
 
 def finished_since(night: NightConfig, name: str, began_ns: int) -> NightRow | None:

@@ -20,7 +20,18 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["HEARTBEAT_S", "STALE_S", "Claim", "Claimed", "Holder", "beats", "holder_of", "is_live", "waited"]
+__all__ = [
+    "HEARTBEAT_S",
+    "STALE_S",
+    "Claim",
+    "Claimed",
+    "Holder",
+    "beats",
+    "file_system_time",
+    "holder_of",
+    "is_live",
+    "waited",
+]
 
 HEARTBEAT_S = 10.0
 """How often a holder renews its claim."""
@@ -93,16 +104,24 @@ def renewed(path: Path) -> float:
         return os.fstat(file.fileno()).st_mtime
 
 
+def file_system_time(folder: Path) -> int:
+    """Time by the clock of the file system that holds ``folder`` [ns]; that of this machine may be another."""
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".clock-")
+    try:
+        return os.fstat(descriptor).st_mtime_ns
+    finally:
+        os.close(descriptor)
+        Path(name).unlink(missing_ok=True)
+
+
 def is_live(path: Path) -> bool:
     """Whether the claim ``path`` exists and its holder lives."""
     holder = holder_of(path)
     if holder is not None and is_local(holder):
         return start_of(holder.pid) == holder.started
+    now_s = file_system_time(path.parent) / 1e9
     try:
-        renewed_s = renewed(path)
-        # The file system's own clock: that of this machine may be wrong.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".clock", suffix=".tmp") as probe:
-            return os.fstat(probe.fileno()).st_mtime - renewed_s < STALE_S
+        return now_s - renewed(path) < STALE_S
     except FileNotFoundError:
         return False
 

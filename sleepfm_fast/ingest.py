@@ -1,8 +1,8 @@
 """A cohort into a clip store: by one process, or by the jobs of an array that write the same store at the same time.
 
 Every night has files of its own, which appear when they are whole; what all runs share (the plan, ``store.json``, the
-index, the manifest) is written under the claim ``.lock``. A run's own claim, ``running/<run>.claim``, tells the others
-that it is at work: of the jobs of an array, the last one at work writes the index.
+index, the manifest) is written under the claim ``running/lock``. A run's own claim, ``running/<run>.claim``, tells the
+others that it is at work: of the jobs of an array, the last one at work writes the index.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def ours(path: Path) -> bool:
 
 def store_lock(store: Path) -> Any:
     """Hold the store's shared files for a moment."""
-    return waited(store / ".lock", say, f"the lock of {store}")
+    return waited(store / "running" / "lock", say, f"the lock of {store}")
 
 
 def other_claims(store: Path, own: Path | None = None) -> list[Path]:

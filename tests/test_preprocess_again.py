@@ -15,6 +15,7 @@ import pytest
 from nights import Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
 
 import sleepfm_fast.clip_writer
+import sleepfm_fast.columns
 import sleepfm_fast.night
 from sleepfm_fast.claims import Claim
 from sleepfm_fast.clips import ClipStore, ClipStoreError
@@ -234,7 +235,7 @@ def test_an_index_that_cannot_be_written_is_a_sentence(cohort: Path, tmp_path: P
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sleepfm_fast.clip_writer, "write_columns", no_space)
+    monkeypatch.setattr(sleepfm_fast.columns, "replace_folder", no_space)
     assert preprocess(capsys, cohort, tmp_path / "store")[0] == 1
     monkeypatch.undo()
     status, result = preprocess(capsys, cohort, tmp_path / "store")
