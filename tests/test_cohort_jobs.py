@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -230,6 +231,15 @@ def test_claims_of_other_machines_are_void_when_they_are_not_renewed(tmp_path: P
     path.write_text(json.dumps(claims.Holder("elsewhere", "another kernel", 1, "1").__dict__))
     monkeypatch.setattr(claims, "STALE_S", 1.5)
     assert not beats(path)
+
+
+def test_a_claim_of_another_machine_that_is_renewed_counts(tmp_path: Path) -> None:
+    path = tmp_path / "x.claim"
+    path.write_text(json.dumps(claims.Holder("elsewhere", "another kernel", 1, "1").__dict__))
+    timer = threading.Timer(0.3, os.utime, [path])
+    timer.start()
+    assert beats(path)
+    timer.join()
 
 
 def test_a_claim_is_renewed_and_its_loss_is_noticed(tmp_path: Path, monkeypatch) -> None:
