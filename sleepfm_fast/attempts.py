@@ -158,3 +158,6 @@ def note_unchanged(store: Path, plan: Plan, journal: Journal, shard: Shard | Non
         add(path, "changed", reason, plan.known[path])
     for path in plan.excluded:
         add(path, "annotations_only", "it holds annotations only", None)
+    for path in plan.left_out:
+        if path not in plan.changed:
+            add(path, "left_out", "--overrides leaves it out", None)

@@ -252,6 +252,9 @@ def make_plan(
                 plan.kept.append(path)
             else:
                 plan.changed[path] = reason
+    for path in plan.left_out:
+        if path in plan.known:
+            plan.changed[path] = f"--overrides leaves {path} out, but it was ingested"
     remade = {plan.names[path] for path in recordings}
     plan.lost = {name: what for name, what in damaged.items() if name not in remade}
     return plan, [header for header in headers if header.path not in excluded]

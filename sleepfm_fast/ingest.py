@@ -230,13 +230,18 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
     configuration = {"montage": request.montage, "events_scored": request.events_scored, "digest": digest}
     if existing is not None and existing["configuration"]["digest"] == digest:
         configuration = existing["configuration"]
+    removed: list[str] = []
     if request.overwrite:
-        plan.todo = sorted([*plan.todo, *plan.changed])
+        removed = [plan.known.pop(path)["id"] for path in plan.left_out if path in plan.known]
+        plan.todo = sorted([*plan.todo, *(path for path in plan.changed if path in plan.known)])
         plan.changed = {}
-    replacing = any(path in plan.known or path in plan.outdated for path in plan.todo)
+    replacing = bool(removed) or any(path in plan.known or path in plan.outdated for path in plan.todo)
     if existing is None or (existing["index"] is not None and replacing):
         # From here on the samples under the index in force may be replaced: it must not be read until the commit.
         write_store_file(store, montage, configuration, None, None)
+    for name in removed:
+        for suffix in (".json", ".bin"):
+            (store / "recordings" / f"{name}{suffix}").unlink(missing_ok=True)
     update_participants(store, plan, cohort, request.shard)
     unused = request.corrections.unused((h.path, h.signals) for h in headers) if len(headers) == len(given) else []
     return Settled(plan, montage, configuration, given, unused)

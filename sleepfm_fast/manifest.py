@@ -33,7 +33,8 @@ class Entry:
     path : str
         The recording.
     status : str
-        ``ingested``; ``failed``; ``changed``: the store keeps what it has of an older version; ``annotations_only``.
+        ``ingested``; ``failed``; ``changed``: the store keeps what it has of an older version; ``annotations_only``;
+        ``left_out``, as the user's corrections say.
     reason : str
         Why it is not ``ingested``.
     seconds : str
@@ -157,7 +158,7 @@ def merge_manifest(store: Path, stored: Mapping[str, Entry], merged: Iterable[st
     found = latest(rows)
     found = {path: entry for path, entry in found.items() if entry.status != "ingested" or path in stored}
     for path, entry in stored.items():
-        if path not in found or found[path].status == "annotations_only":
+        if path not in found or found[path].status in ("annotations_only", "left_out"):
             found[path] = entry
     text = lines_of([HEADER, *(astuple(entry) for _, entry in sorted(found.items()))])
     with replace_file(store / FILE) as file:

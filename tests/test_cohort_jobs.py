@@ -30,9 +30,13 @@ def cohort(tmp_path: Path) -> Path:
     return write_cohort(tmp_path / "cohort")
 
 
-def rows_of(store: Path) -> dict[str, dict[str, str]]:
+def manifest_rows(store: Path) -> list[dict[str, str]]:
     with (store / "manifest.csv").open(newline="", encoding="utf-8") as file:
-        return {row["id"]: row for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))
+
+
+def rows_of(store: Path) -> dict[str, dict[str, str]]:
+    return {row["id"]: row for row in manifest_rows(store)}
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -310,6 +314,27 @@ def test_the_manifest_has_one_row_a_night_and_follows_what_happens(cohort: Path,
     assert (rows_of(store)["b1"]["status"], rows_of(store)["b1"]["clips"]) == ("changed", "4")
     preprocess(capsys, cohort, store, "--overwrite")
     assert (rows_of(store)["b1"]["status"], rows_of(store)["b1"]["clips"]) == ("ingested", "5")
+
+
+def test_a_night_that_is_left_out_is_taken_out_when_told(cohort: Path, tmp_path: Path, capsys) -> None:
+    store, overrides = tmp_path / "store", tmp_path / "o.json"
+    overrides.write_text('{"b*.edf": "exclude"}')
+    status, result = preprocess(capsys, cohort, tmp_path / "without", "--overrides", overrides)
+    assert (status, result["nights"], [Path(p).name for p in result["left_out"]]) == (0, 3, ["b1.edf"])
+    assert {row["path"].rpartition("/")[2]: row["status"] for row in manifest_rows(tmp_path / "without")} == {
+        "a1.edf": "ingested", "a2.edf": "ingested", "b1.edf": "left_out", "b2.bdf": "ingested"
+    }  # fmt: skip
+    preprocess(capsys, cohort, store)
+    status, result = preprocess(capsys, cohort, store, "--overrides", overrides)
+    assert (status, result["nights"], len(result["changed"])) == (1, 4, 1)
+    assert "leaves" in result["changed"][0]["reason"]
+    status, result = preprocess(capsys, cohort, store, "--overrides", overrides, "--overwrite")
+    assert (status, result["nights"], result["kept"], result["added"]) == (0, 3, 3, 0)
+    assert contents(store) == contents(tmp_path / "without")
+    # and taken in again without the entry
+    status, result = preprocess(capsys, cohort, store)
+    assert (status, result["nights"], result["added"]) == (0, 4, 1)
+    assert {row["status"] for row in manifest_rows(store)} == {"ingested"}
 
 
 def test_a_torn_line_and_a_missing_row_do_no_harm(cohort: Path, tmp_path: Path, capsys) -> None:
