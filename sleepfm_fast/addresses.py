@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["announce_bytes", "as_pointer", "copy_bytes", "read_bytes"]
+__all__ = ["advise_file", "advise_memory", "as_pointer", "copy_bytes", "read_bytes"]
 
 
 def type_pointer(typing_context: Any, address: Any, like: Any) -> Any:
@@ -47,7 +47,8 @@ copy_bytes: Any = intrinsic(type_copy)
 read_bytes: Any = types.ExternalFunction("pread", types.intp(types.intc, types.intp, types.uintp, types.int64))
 """``read_bytes(descriptor, address, n_bytes, position)``: pread(2); the bytes read, or -1."""
 
-announce_bytes: Any = types.ExternalFunction(
-    "posix_fadvise", types.intc(types.intc, types.int64, types.int64, types.intc)
-)
-"""``announce_bytes(descriptor, position, n_bytes, advice)``: posix_fadvise(2)."""
+advise_file: Any = types.ExternalFunction("posix_fadvise", types.intc(types.intc, types.int64, types.int64, types.intc))
+"""``advise_file(descriptor, position, n_bytes, advice)``: posix_fadvise(2)."""
+
+advise_memory: Any = types.ExternalFunction("madvise", types.intc(types.intp, types.uintp, types.intc))
+"""``advise_memory(address, n_bytes, advice)``: madvise(2)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 from edf_files import Channel, annotation_channel, starts, write_edf
 from nights import Lead, preprocess, write_night
 
+from sleepfm_fast import open_files, threads
 from sleepfm_fast.clips import ClipStore, ClipStoreError
-from sleepfm_fast.feed import Feed, gather
+from sleepfm_fast.feed import Buffer, Feed, gather
 
 
 class FakeBank:
@@ -271,6 +273,96 @@ def test_few_mapped_recordings_serve_many(tmp_path: Path, capsys) -> None:
     got = gather(frugal, clips, [0, 1, 2], FakeBank())
     np.testing.assert_array_equal(got.raw, wanted.raw)
     assert len(frugal._mapped) == 1
+
+
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_pread_and_maps_give_the_same_bytes(tmp_path: Path, capsys, monkeypatch, n_threads: int) -> None:
+    monkeypatch.setattr(threads, "thread_limit", lambda: n_threads)
+    monkeypatch.setattr(threads, "THREAD_BYTES", 1)
+    path = mixed_store(tmp_path, capsys).path
+    bank, clips = FakeBank(), np.random.default_rng(1).permutation(np.tile(np.arange(13), 3))
+    stores = [ClipStore(path, read="mmap"), ClipStore(path, read="pread"), ClipStore(path, read="pread", max_mapped=1)]
+    assert ClipStore(path).read == "mmap"  # it fits in memory
+    slots = range(len(stores[0].slots))
+    for chosen in (slots, [0], stores[0].slots_of("ecg"), []):
+        feeds = [Feed(store, chosen, bank) for store in stores]
+        wanted = feeds[0].gather(clips)
+        assert wanted.raw.size or not chosen
+        for feed in feeds:
+            feed.announce(clips[:20])
+            for _ in range(2):
+                for got, expected in zip(feed.gather(clips), wanted, strict=True):
+                    assert got.dtype == expected.dtype
+                    np.testing.assert_array_equal(got, expected)
+    assert [len(store._files) for store in stores] == [0, 3, 1]
+    copy = pickle.loads(pickle.dumps(stores[2]))
+    assert (copy.read, copy._files.limit) == ("pread", 1)
+    with pytest.raises(ValueError, match="choose one of: auto, mmap, pread"):
+        ClipStore(path, read="direct")
+
+
+def test_a_store_larger_than_half_of_the_memory_is_read_by_pread(monkeypatch) -> None:
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 100}
+    monkeypatch.setattr(open_files.os, "sysconf", sizes.__getitem__)
+    assert open_files.choose_way(50 * 4096) == "mmap"
+    assert open_files.choose_way(50 * 4096 + 1) == "pread"
+
+
+def test_a_buffer_is_used_again_and_grows(tmp_path: Path, capsys) -> None:
+    store = mixed_store(tmp_path, capsys)
+    feed, buffer = Feed(store, range(len(store.slots)), FakeBank()), Buffer()
+    for clips in ([3], [0, 1], list(range(len(store))), [5], []):
+        fresh, reused = feed.gather(clips), feed.gather(clips, buffer)
+        for a, b in zip(fresh, reused, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+    first = feed.gather([3], buffer).raw
+    assert np.shares_memory(first, feed.gather([0], buffer).raw)
+    assert not np.shares_memory(feed.gather([3]).raw, feed.gather([3]).raw)
+
+
+def test_clips_are_counted_from_the_end_and_checked(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    feed = Feed(store, [0], FakeBank())
+    np.testing.assert_array_equal(feed.gather([-1]).raw, feed.gather([3]).raw)
+    for wrong in ([4], [-5], [0, 99]):
+        with pytest.raises(IndexError, match=f"clip {wrong[-1]} is out of the store's 4 clips"):
+            feed.gather(wrong)
+
+
+def test_an_index_that_leads_out_of_its_file_is_named(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    store.run_n_samples = store.run_n_samples + 10**9
+    with pytest.raises(ClipStoreError, match=r"index of .* is damaged: it places clip 3 outside .* Delete"):
+        Feed(store, [len(store.slots) - 1], Everything()).gather([3, 0])
+
+
+class Everything(FakeBank):
+    """Asks for all samples around."""
+
+    def context(self, f: int) -> int:
+        return 10**8
+
+
+def test_a_file_that_shrinks_under_pread_is_named(tmp_path: Path, capsys) -> None:
+    store = ClipStore(make(tmp_path, capsys, night={}).path, read="pread")
+    feed = Feed(store, range(len(store.slots)), FakeBank())
+    feed.gather([0])
+    file = store.path / "recordings" / "night.bin"
+    with file.open("r+b") as opened:
+        opened.truncate(1000)
+    with pytest.raises(ClipStoreError, match=r"night\.bin is damaged: it ends early or cannot be read"):
+        feed.gather([3])
+
+
+def test_few_open_recordings_serve_several_threads(tmp_path: Path, capsys) -> None:
+    path = mixed_store(tmp_path, capsys).path
+    wanted = Feed(ClipStore(path), [0, 1, 2], FakeBank()).gather(np.arange(13))
+    for read in ("mmap", "pread"):
+        feed = Feed(ClipStore(path, read=read, max_mapped=1), [0, 1, 2], FakeBank())
+        with ThreadPoolExecutor(4) as pool:
+            for got in pool.map(lambda _, feed=feed: feed.gather(np.arange(13)), range(40)):
+                np.testing.assert_array_equal(got.raw, wanted.raw)
 
 
 def test_empty_batch_and_wrong_slots(tmp_path: Path, capsys) -> None:
