@@ -154,10 +154,17 @@ class ClipStore:
             raise ValueError(f"read is {read!r}; choose one of: auto, mmap, pread")
         self.path = Path(path)
         self.store = read_store_file(self.path)
-        again = f"`python -m sleepfm_fast.preprocess FILES-OR-FOLDER {self.path}`"
+        origin = self.store["configuration"].get("from")
+        self.remake = (
+            f"`python -m sleepfm_fast.preprocess {{source}} {self.path}`"
+            if origin is None
+            else f"`python -m sleepfm_fast.convert {{source}} {self.path} --from {origin}`"
+        )
+        """The command that makes a recording of the store again, with ``{source}`` for what it is made from."""
+        again = self.remake.format(source="FILES-OR-FOLDER")
         if self.store["index"] is None:
             raise ClipStoreError(
-                f"{self.path} is unfinished: preprocess was stopped before its first end, or could not ingest any "
+                f"{self.path} is unfinished: its making was stopped before its first end, or could not ingest any "
                 f"recording. Run {again} again; it keeps what is finished."
             )
         self.digest: str = self.store["index"].removeprefix("index-")
@@ -379,8 +386,8 @@ class ClipStore:
         file = self._file(recording, ".bin")
         return ClipStoreError(
             f"{file} is damaged: {what}. Delete {file} and {file.with_suffix('.json').name} beside it, then run "
-            f"`python -m sleepfm_fast.preprocess {entry.source} {self.path}` with the same options as before: it makes "
-            "what is missing and redoes nothing else."
+            f"{self.remake.format(source=entry.source)} with the same options as before: it makes what is missing and "
+            "redoes nothing else."
         )
 
 
