@@ -221,8 +221,8 @@ class ClipStore:
             for i, r in enumerate(texts["recordings"])
         ]
         self.read: Way = choose_way(sum(r.n_bytes for r in self.recordings)) if read == "auto" else read
-        self._mapped: Recent[Array] = Recent(max_mapped, self._map)
-        self._files: Recent[Descriptor] = Recent(max_mapped, self._descriptor)
+        self._mapped: Recent[Array] = Recent(max_mapped)
+        self._files: Recent[Descriptor] = Recent(max_mapped)
         self.feeds: dict[Any, Any] = {}
         """Prepared :class:`sleepfm_fast.feed.Feed` objects; each keeps its filter bank alive, so ids stay unique."""
         self.check(digests=verify)
@@ -281,7 +281,7 @@ class ClipStore:
         ClipStoreError
             When the file is missing or has another size than was written.
         """
-        return self._mapped.get(recording)
+        return self._mapped.get(recording, self._map)
 
     def open_recordings(self, recordings: Sequence[int]) -> Opened:
         """Open recordings for reading, in the store's way, and keep them open while the result lives.
@@ -292,8 +292,8 @@ class ClipStore:
             When a file is missing or has another size than was written.
         """
         if self.read == "mmap":
-            return opened_maps(self._mapped.get_all(recordings))
-        return opened_files(self._files.get_all(recordings))
+            return opened_maps([self._mapped.get(r, self._map) for r in recordings])
+        return opened_files([self._files.get(r, self._descriptor) for r in recordings])
 
     def _map(self, recording: int) -> Array:
         try:

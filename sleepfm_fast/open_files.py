@@ -71,9 +71,8 @@ class Opened:
 class Recent(Generic[Item]):
     """The items used last, at most ``limit`` of them; may be used from several threads."""
 
-    def __init__(self, limit: int, make: Callable[[int], Item]) -> None:
+    def __init__(self, limit: int) -> None:
         self.limit = max(1, limit)
-        self._make = make
         self._items: OrderedDict[int, Item] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -81,23 +80,19 @@ class Recent(Generic[Item]):
         """Count what is open."""
         return len(self._items)
 
-    def get(self, key: int) -> Item:
-        """Return an item, made anew where it is not among the last ones."""
+    def get(self, key: int, make: Callable[[int], Item]) -> Item:
+        """Return an item, made by ``make(key)`` where it is not among the last ones."""
         with self._lock:
             item = self._items.get(key)
             if item is not None:
                 self._items.move_to_end(key)
                 return item
-        item = self._make(key)
+        item = make(key)
         with self._lock:
             self._items[key] = item
             while len(self._items) > self.limit:
                 self._items.popitem(last=False)
         return item
-
-    def get_all(self, keys: Sequence[int]) -> list[Item]:
-        """Return several items."""
-        return [self.get(key) for key in keys]
 
 
 def opened_maps(maps: Sequence[npt.NDArray[Any]]) -> Opened:

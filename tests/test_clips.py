@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -299,6 +300,28 @@ def test_pread_and_maps_give_the_same_bytes(tmp_path: Path, capsys, monkeypatch,
     assert (copy.read, copy._files.limit) == ("pread", 1)
     with pytest.raises(ValueError, match="choose one of: auto, mmap, pread"):
         ClipStore(path, read="direct")
+
+
+def test_a_store_closes_its_files_when_it_goes(tmp_path: Path, capsys) -> None:
+    path = make(tmp_path, capsys, night={}).path
+
+    def held() -> int:
+        return sum(str(path) in str(f.readlink()) for f in Path("/proc/self/fd").iterdir() if f.is_symlink())
+
+    gc.collect()
+    before = held()
+    gc.disable()
+    try:
+        for read in ("mmap", "pread"):
+            store = ClipStore(path, read=read)
+            feed = Feed(store, [0, 1], FakeBank())
+            batch = feed.gather([0, 3])
+            assert held() > before
+            del store, feed
+            assert held() == before, read
+            assert batch.raw.size
+    finally:
+        gc.enable()
 
 
 def test_a_store_larger_than_half_of_the_memory_is_read_by_pread(monkeypatch) -> None:
