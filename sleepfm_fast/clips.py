@@ -5,91 +5,33 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.channels import Montage
+from sleepfm_fast.clip_entries import ChannelColumns, RecordingEntry, Window
 from sleepfm_fast.clip_layout import INDEX_SCHEMA, INDEX_TEXTS, ClipStoreError, read_store_file
 from sleepfm_fast.columns import file_digest, read_columns
-from sleepfm_fast.open_files import Descriptor, Opened, Recent, Way, choose_way, map_file, opened_files, opened_maps
+from sleepfm_fast.open_files import (
+    Descriptor,
+    Opened,
+    Recent,
+    Way,
+    choose_way,
+    map_file,
+    open_limit,
+    opened_files,
+    opened_maps,
+)
 from sleepfm_fast.stages import EPOCH_S
 
 __all__ = ["ChannelColumns", "ClipStore", "ClipStoreError", "RecordingEntry", "Window"]
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class RecordingEntry:
-    """One recording of a store.
-
-    Attributes
-    ----------
-    id : str
-        Names its files in ``recordings/``.
-    subject : str
-    source : str
-        Path of the file it was made from.
-    start : str or None
-        Start of the recording, ISO 8601 local time.
-    first_clip, n_clips : int
-        Its rows among the store's clips.
-    first_segment, n_segments : int
-        Its rows among the store's segments.
-    n_bytes : int
-        Size of its ``.bin``.
-    sha256 : str
-        Digest of its ``.bin``.
-    """
-
-    id: str
-    subject: str
-    source: str
-    start: str | None
-    first_clip: int
-    n_clips: int
-    first_segment: int
-    n_segments: int
-    n_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ChannelColumns:
-    """The channels of a store, every array of shape [n_recordings, n_slots].
-
-    ``present`` bool; rate in hertz ``fs_num / fs_den`` (int64, 0/1 where missing); physical value = ``gain`` * integer
-    + ``offset`` (float64); ``itemsize`` 2 or 4 bytes, 0 where missing; ``unit`` a position in the store's ``units``;
-    ``n_samples`` over all segments.
-    """
-
-    present: Array
-    fs_num: Array
-    fs_den: Array
-    gain: Array
-    offset: Array
-    itemsize: Array
-    unit: Array
-    n_samples: Array
-
-
-class Window(NamedTuple):
-    """Contiguous native samples around a clip, cut at the ends of their segment.
-
-    ``samples`` (a read-only view, empty where the slot is missing) starts at sample ``start`` of the segment; the clip
-    starts at ``first + phase / up`` samples, 0 <= phase < up; the segment has ``n_segment`` samples.
-    """
-
-    samples: Array
-    start: int
-    first: int
-    phase: int
-    n_segment: int
 
 
 class ClipStore:
@@ -105,11 +47,11 @@ class ClipStore:
     verify : bool
         Compare the SHA-256 of every recording and column with what was written (reads the whole store).
     max_mapped : int
-        How many recordings stay open at a time; each takes one file descriptor. Opening one again costs some tens of
-        microseconds (docs/clip-store.md has the measurement).
+        How many recordings stay open at a time, the least recently used closed first; each takes one file descriptor.
+        By default half of what ``ulimit -n`` allows.
     read : {"auto", "mmap", "pread"}
         How batches are read: copied out of memory maps, or with pread(2). ``auto``: maps where the recordings fit in
-        half of the machine's memory, so that they are read from the disk once, else pread, which never faults.
+        half of the machine's memory and can all be open, so that each is mapped and read from the disk once.
 
     Attributes
     ----------
@@ -147,7 +89,7 @@ class ClipStore:
         path: str | os.PathLike[str],
         *,
         verify: bool = False,
-        max_mapped: int = 256,
+        max_mapped: int | None = None,
         read: Literal["auto", "mmap", "pread"] = "auto",
     ) -> None:
         if read not in ("auto", "mmap", "pread"):
@@ -220,9 +162,11 @@ class ClipStore:
             )
             for i, r in enumerate(texts["recordings"])
         ]
-        self.read: Way = choose_way(sum(r.n_bytes for r in self.recordings)) if read == "auto" else read
-        self._mapped: Recent[Array] = Recent(max_mapped)
-        self._files: Recent[Descriptor] = Recent(max_mapped)
+        limit = open_limit() if max_mapped is None else max_mapped
+        n_bytes = sum(entry.n_bytes for entry in self.recordings)
+        self.read: Way = choose_way(n_bytes, len(self.recordings), limit) if read == "auto" else read
+        self._mapped: Recent[Array] = Recent(limit)
+        self._files: Recent[Descriptor] = Recent(limit)
         self.feeds: dict[Any, Any] = {}
         """Prepared :class:`sleepfm_fast.feed.Feed` objects; each keeps its filter bank alive, so ids stay unique."""
         self.check(digests=verify)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,22 +15,33 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Descriptor", "Opened", "Recent", "choose_way", "map_file"]
+__all__ = ["Descriptor", "Opened", "Recent", "choose_way", "map_file", "open_limit"]
 
 Way = Literal["mmap", "pread"]
 Item = TypeVar("Item")
 
+LARGEST_LIMIT = 16384  # of the 65,530 maps that Linux allows a process by default
 MEMORY_SHARE = 0.5
 """Part of the machine's memory that a store may fill and still be read through maps."""
 
 
-def choose_way(n_bytes: int) -> Way:
-    """``mmap`` where so many bytes fit in half of the machine's memory, so that they stay there; else ``pread``."""
+def choose_way(n_bytes: int, n_files: int, limit: int) -> Way:
+    """``mmap`` where so many bytes fit in half of the machine's memory and all files may be open at a time.
+
+    Then everything is mapped once and stays. Else ``pread``: to open a file again costs it a sixth of what it costs a
+    map, whose pages must be found again.
+    """
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):
         return "pread"
-    return "mmap" if n_bytes <= MEMORY_SHARE * memory else "pread"
+    return "mmap" if n_bytes <= MEMORY_SHARE * memory and n_files <= limit else "pread"
+
+
+def open_limit() -> int:
+    """Half of the files that this process may have open (``ulimit -n``)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return LARGEST_LIMIT if soft == resource.RLIM_INFINITY else max(1, min(soft // 2, LARGEST_LIMIT))
 
 
 def map_file(path: Path) -> npt.NDArray[np.uint8]:

@@ -270,7 +270,7 @@ def test_few_mapped_recordings_serve_many(tmp_path: Path, capsys) -> None:
     store = mixed_store(tmp_path, capsys)
     clips = np.arange(len(store))
     wanted = gather(store, clips, [0, 1, 2], FakeBank())
-    frugal = ClipStore(store.path, max_mapped=1)
+    frugal = ClipStore(store.path, max_mapped=1, read="mmap")
     got = gather(frugal, clips, [0, 1, 2], FakeBank())
     np.testing.assert_array_equal(got.raw, wanted.raw)
     assert len(frugal._mapped) == 1
@@ -327,8 +327,15 @@ def test_a_store_closes_its_files_when_it_goes(tmp_path: Path, capsys) -> None:
 def test_a_store_larger_than_half_of_the_memory_is_read_by_pread(monkeypatch) -> None:
     sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 100}
     monkeypatch.setattr(open_files.os, "sysconf", sizes.__getitem__)
-    assert open_files.choose_way(50 * 4096) == "mmap"
-    assert open_files.choose_way(50 * 4096 + 1) == "pread"
+    assert open_files.choose_way(50 * 4096, 9, 9) == "mmap"
+    assert open_files.choose_way(50 * 4096 + 1, 9, 9) == "pread"
+    assert open_files.choose_way(50 * 4096, 10, 9) == "pread"
+
+
+def test_half_of_the_allowed_files_are_used(monkeypatch) -> None:
+    for soft, expected in ((1024, 512), (1, 1), (10**9, 16384), (open_files.resource.RLIM_INFINITY, 16384)):
+        monkeypatch.setattr(open_files.resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert open_files.open_limit() == expected
 
 
 def test_a_buffer_is_used_again_and_grows(tmp_path: Path, capsys) -> None:
