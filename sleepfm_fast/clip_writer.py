@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.atomic import replace_file, write_json
-from sleepfm_fast.channels import Assignment
-from sleepfm_fast.clip_index import commit, write_store_file
-from sleepfm_fast.clip_layout import VERSION
-from sleepfm_fast.edf import Recording, Segment, Signal
+from sleepfm_fast.channels import Montage
+from sleepfm_fast.clip_layout import FORMAT, INDEX_SCHEMA, INDEX_TEXTS, VERSION, sdb_counts, stage_counts
+from sleepfm_fast.columns import read_columns, write_columns
+from sleepfm_fast.edf import Recording, Segment
 from sleepfm_fast.epochs import read_digital
+from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.labels import ClipGrid
 from sleepfm_fast.stages import EPOCH_S
+from sleepfm_fast.stored_channels import StoredChannel, blocks, channel_facts, fraction_pair, plan_channels
 
 __all__ = [
     "ALIGNMENT",
@@ -37,78 +39,6 @@ Array = npt.NDArray[Any]
 
 ALIGNMENT = 64  # bytes: a cache line, and what AVX-512 loads at once
 RECORD_FORMAT = "sleepfm_fast recording"
-BLOCK = 1 << 20  # samples handled at a time while a channel is derived, to bound the temporary memory
-DIVISOR = 256  # a derived channel's step is the finer of the two gains over this: rounding adds < 0.2 % of that step
-
-
-@dataclass(frozen=True)
-class StoredChannel:
-    """How a slot is filled: ``signal``, or ``signal - minus``, as integers of ``dtype`` with ``gain`` and ``offset``.
-
-    ``factors`` are what the two signals' integers are multiplied with before they are subtracted and rounded; None
-    where the integers are stored as they are, or subtracted exactly.
-    """
-
-    assignment: Assignment
-    signal: Signal | None
-    minus: Signal | None
-    dtype: str
-    gain: float
-    offset: float
-    factors: tuple[float, float] | None
-    note: str
-
-
-def plan_channels(assignments: Sequence[Assignment], sample_bytes: int) -> list[StoredChannel]:
-    """Decide integer type, gain and offset of every slot.
-
-    A derived channel A - B is the exact int32 difference where A and B have one gain. Otherwise it is requantised to
-    int32 in steps of the finer gain over 256 (a coarser power of two where 24-bit signals would overflow), which its
-    note says.
-    """
-    return [plan_channel(a, sample_bytes) for a in assignments]
-
-
-def plan_channel(assignment: Assignment, sample_bytes: int) -> StoredChannel:
-    signal, minus, scale = assignment.signal, assignment.minus, assignment.unit_scale
-    if signal is None:
-        return StoredChannel(assignment, None, None, "", 0.0, 0.0, None, "")
-    gain, offset = signal.gain * scale, signal.offset * scale
-    if minus is None:
-        return StoredChannel(assignment, signal, None, "<i2" if sample_bytes == 2 else "<i4", gain, offset, None, "")
-    gain_minus, offset_minus = minus.gain * scale, minus.offset * scale  # assign() only pairs signals of one unit
-    name = f"{signal.label} - {minus.label}"
-    if gain == gain_minus:
-        return StoredChannel(
-            assignment, signal, minus, "<i4", gain, offset - offset_minus, None, f"{name}: exact difference"
-        )
-    largest = 2.0 ** (8 * sample_bytes - 1)
-    divisor = DIVISOR
-    while divisor > 1 and (abs(gain) + abs(gain_minus)) * largest * divisor / min(abs(gain), abs(gain_minus)) >= 2**31:
-        divisor //= 2
-    step = min(abs(gain), abs(gain_minus)) / divisor
-    if (abs(gain) + abs(gain_minus)) * largest / step >= 2**31:
-        step = (abs(gain) + abs(gain_minus)) * largest / (2**31 - 1)
-    return StoredChannel(
-        assignment, signal, minus, "<i4", step, offset - offset_minus, (gain / step, gain_minus / step),
-        f"{name}: gains differ ({gain:g} and {gain_minus:g} {assignment.unit}), requantised in steps of "
-        f"{step:g} {assignment.unit}",
-    )  # fmt: skip
-
-
-def blocks(channel: StoredChannel, digital: dict[int, Array]) -> Iterator[Array]:
-    """Yield the integers of a channel that is not missing, contiguous and little-endian, block by block."""
-    assert channel.signal is not None
-    samples = digital[channel.signal.index]
-    for start in range(0, len(samples), BLOCK):
-        block = samples[start : start + BLOCK]
-        if channel.minus is not None:
-            other = digital[channel.minus.index][start : start + BLOCK]
-            if channel.factors is None:
-                block = block.astype(np.int32) - other.astype(np.int32)
-            else:
-                block = np.rint(channel.factors[0] * block - channel.factors[1] * other)
-        yield np.ascontiguousarray(block, dtype=channel.dtype)
 
 
 def write_samples(
@@ -268,28 +198,6 @@ def write_night(
     return record
 
 
-def fraction_pair(value: Fraction) -> list[int]:
-    return [value.numerator, value.denominator]
-
-
-def channel_facts(channel: StoredChannel) -> dict[str, Any]:
-    slot = channel.assignment.slot
-    if channel.signal is None:
-        return {"slot": slot.name, "kind": slot.kind, "present": False}
-    return {
-        "slot": slot.name,
-        "kind": slot.kind,
-        "present": True,
-        "labels": [channel.signal.label] + ([channel.minus.label] if channel.minus is not None else []),
-        "unit": channel.assignment.unit,
-        "fs_hz": fraction_pair(channel.signal.fs_hz),
-        "gain": channel.gain,
-        "offset": channel.offset,
-        "dtype": channel.dtype,
-        "note": channel.note,
-    }
-
-
 def segment_of(onsets_s: npt.NDArray[np.float64], segments: Sequence[Segment], record_s: Fraction) -> Array:
     """Segment that holds each clip; the first in the file where segments overlap."""
     found = np.full(len(onsets_s), -1, dtype=np.int64)
@@ -315,3 +223,137 @@ def read_record(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if whole else None
+
+
+def write_store_file(
+    path: Path, montage: Montage, configuration: dict[str, Any], index: str | None, totals: dict[str, Any] | None
+) -> None:
+    """Replace ``store.json``: with an index this is the commit; without one the store counts as unfinished."""
+    write_json(
+        path / "store.json",
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "montage": montage.to_dict(),
+            "configuration": configuration,
+            "index": index,
+            "totals": totals,
+        },
+        indent=1,
+    )
+
+
+def commit(path: Path, montage: Montage, configuration: dict[str, Any], records: Sequence[Path]) -> dict[str, Any]:
+    """Make the index of ``records`` and put it in force.
+
+    Parameters
+    ----------
+    path : Path
+        The store.
+    montage : Montage
+    configuration : dict
+        What every recording was made with; JSON values.
+    records : sequence of Path
+        The ``recordings/<id>.json`` that belong to the store, in the order of their ids.
+
+    Returns
+    -------
+    dict
+        Totals: recordings, subjects, clips, hours, stages, sdb.
+    """
+    columns, texts, digest = gather_columns(records, len(montage.slots))
+    name = f"index-{digest}"
+    totals = {
+        "recordings": len(records),
+        "subjects": len(texts["subjects"]),
+        "clips": len(columns["clip"]),
+        "hours": len(columns["clip"]) * EPOCH_S / 3600,
+        "stages": stage_counts(columns["stage"]),
+        "sdb": sdb_counts(columns["sdb"]),
+        "channels_missing": int(np.sum(~columns["channel_present"])),
+    }
+    try:
+        read_columns(path / name, INDEX_SCHEMA, INDEX_TEXTS, remedy="")
+    except SleepfmError:
+        write_columns(path / name, columns, texts)
+    write_store_file(path, montage, configuration, name, totals)
+    for old in path.glob("index-*"):
+        if old.name != name:
+            shutil.rmtree(old, ignore_errors=True)
+    return totals
+
+
+def gather_columns(records: Sequence[Path], n_slots: int) -> tuple[dict[str, Array], dict[str, Any], str]:
+    """Columns and texts of the index, and the digest that names it. One record is held at a time."""
+    parts: dict[str, list[Array]] = {name: [] for name in INDEX_SCHEMA}
+    recordings: list[dict[str, Any]] = []
+    participants: dict[str, dict[str, Any]] = {}
+    units: dict[str, int] = {}
+    digest = hashlib.sha256()
+    n_clips = n_segments = 0
+
+    def add(name: str, values: Any) -> None:
+        parts[name].append(np.atleast_1d(np.asarray(values, dtype=INDEX_SCHEMA[name])))
+
+    for i, file in enumerate(records):
+        content = file.read_bytes()
+        digest.update(hashlib.sha256(content).digest())
+        record = json.loads(content)
+        channels, segments, clips = record["channels"], record["segments"], record["clips"]
+        if len(channels) != n_slots:
+            raise SleepfmError(
+                f"{file} has {len(channels)} slots, the store's montage has {n_slots}. Delete {file} and its .bin, and "
+                "run preprocess again."
+            )
+        n = len(clips["onset_s"])
+        add("recording", np.full(n, i))
+        add("clip", np.arange(n))
+        for name in ("segment", "onset_s", "stage", "sdb"):
+            add(name, clips[name])
+        add("recording_first_clip", n_clips)
+        add("recording_first_segment", n_segments)
+        add("recording_subject", participant(participants, record))
+        present = np.array([c["present"] for c in channels])
+        runs = np.array([s["runs"] for s in segments], dtype=np.int64).reshape(len(segments), n_slots, 2)
+        add("channel_present", present)
+        add("channel_fs_num", [c["fs_hz"][0] if c["present"] else 0 for c in channels])
+        add("channel_fs_den", [c["fs_hz"][1] if c["present"] else 1 for c in channels])
+        add("channel_gain", [c["gain"] if c["present"] else 0.0 for c in channels])
+        add("channel_offset", [c["offset"] if c["present"] else 0.0 for c in channels])
+        add("channel_itemsize", [np.dtype(c["dtype"]).itemsize if c["present"] else 0 for c in channels])
+        add("channel_unit", [units.setdefault(c["unit"] if c["present"] else "", len(units)) for c in channels])
+        add("channel_n_samples", runs[:, :, 1].sum(axis=0))
+        add("segment_onset_num", [s["onset_s"][0] for s in segments])
+        add("segment_onset_den", [s["onset_s"][1] for s in segments])
+        add("run_offset", runs[:, :, 0].ravel())
+        add("run_n_samples", runs[:, :, 1].ravel())
+        recordings.append(
+            {
+                "id": record["id"],
+                "source": record["source"]["path"],
+                "start": record["start"],
+                "n_bytes": record["n_bytes"],
+                "sha256": record["sha256"],
+            }
+        )
+        n_clips += n
+        n_segments += len(segments)
+    add("recording_first_clip", n_clips)
+    add("recording_first_segment", n_segments)
+    columns = {name: np.concatenate(chunks) for name, chunks in parts.items()}
+    texts = {
+        "recordings": recordings,
+        "subjects": [{"subject": s, "age": f["age"], "sex": f["sex"]} for s, f in participants.items()],
+        "units": list(units),
+    }
+    return columns, texts, digest.hexdigest()[:16]
+
+
+def participant(participants: dict[str, dict[str, Any]], record: dict[str, Any]) -> int:
+    """Position of the record's subject; facts that one recording lacks are taken from another of the subject."""
+    facts = participants.setdefault(record["subject"], {"position": len(participants), "age": None, "sex": None})
+    for name in ("age", "sex"):
+        if facts[name] is None:
+            facts[name] = record[name]
+    position: int = facts["position"]
+    return position
