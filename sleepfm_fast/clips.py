@@ -21,7 +21,7 @@ from sleepfm_fast.open_files import (
     Opened,
     Recent,
     Way,
-    choose_way,
+    fits_in_memory,
     map_file,
     open_limit,
     opened_files,
@@ -163,8 +163,11 @@ class ClipStore:
             for i, r in enumerate(texts["recordings"])
         ]
         limit = open_limit() if max_mapped is None else max_mapped
-        n_bytes = sum(entry.n_bytes for entry in self.recordings)
-        self.read: Way = choose_way(n_bytes, len(self.recordings), limit) if read == "auto" else read
+        self.fits = fits_in_memory(sum(entry.n_bytes for entry in self.recordings))
+        """Whether what was read once stays in the system's cache."""
+        # To open a file again costs pread a sixth of what it costs a map, whose pages must be found again.
+        auto: Way = "mmap" if self.fits and len(self.recordings) <= limit else "pread"
+        self.read: Way = auto if read == "auto" else read
         self._mapped: Recent[Array] = Recent(limit)
         self._files: Recent[Descriptor] = Recent(limit)
         self.feeds: dict[Any, Any] = {}

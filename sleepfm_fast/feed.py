@@ -150,12 +150,15 @@ class Feed:
                 if row >= 0:
                     failed.append(row)
 
-            # Who waits for a disk waits in parallel; from memory, one core copies as fast as a batch is used up.
-            in_threads(work, len(numbers), n_bytes) if cold else work(0, len(numbers))
+            # Who waits for a disk or for the system waits in parallel; out of maps, one core is fast enough.
+            if cold or opened.files is not None:
+                in_threads(work, len(numbers), n_bytes)
+            else:
+                work(0, len(numbers))
             if failed:
                 recording = int(self.store.recording[numbers[min(failed)]])
                 raise self.store.damaged(recording, "it ends early or cannot be read")
-            if self.store.read == "pread":
+            if not self.store.fits:
                 self._announced[numbers] = False
         return Batch(raw, table, self.calibration[np.asarray(self.store.recording[numbers])])
 

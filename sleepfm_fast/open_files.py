@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Descriptor", "Opened", "Recent", "choose_way", "map_file", "open_limit"]
+__all__ = ["Descriptor", "Opened", "Recent", "fits_in_memory", "map_file", "open_limit"]
 
 Way = Literal["mmap", "pread"]
 Item = TypeVar("Item")
@@ -25,17 +25,13 @@ MEMORY_SHARE = 0.5
 """Part of the machine's memory that a store may fill and still be read through maps."""
 
 
-def choose_way(n_bytes: int, n_files: int, limit: int) -> Way:
-    """``mmap`` where so many bytes fit in half of the machine's memory and all files may be open at a time.
-
-    Then everything is mapped once and stays. Else ``pread``: to open a file again costs it a sixth of what it costs a
-    map, whose pages must be found again.
-    """
+def fits_in_memory(n_bytes: int) -> bool:
+    """Whether so many bytes take at most half of the machine's memory, so that files once read stay in its cache."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):
-        return "pread"
-    return "mmap" if n_bytes <= MEMORY_SHARE * memory and n_files <= limit else "pread"
+        return False
+    return n_bytes <= MEMORY_SHARE * memory
 
 
 def open_limit() -> int:

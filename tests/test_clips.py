@@ -324,12 +324,28 @@ def test_a_store_closes_its_files_when_it_goes(tmp_path: Path, capsys) -> None:
         gc.enable()
 
 
-def test_a_store_larger_than_half_of_the_memory_is_read_by_pread(monkeypatch) -> None:
-    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 100}
-    monkeypatch.setattr(open_files.os, "sysconf", sizes.__getitem__)
-    assert open_files.choose_way(50 * 4096, 9, 9) == "mmap"
-    assert open_files.choose_way(50 * 4096 + 1, 9, 9) == "pread"
-    assert open_files.choose_way(50 * 4096, 10, 9) == "pread"
+def test_auto_maps_what_fits_in_half_of_the_memory_and_can_all_be_open(tmp_path: Path, capsys, monkeypatch) -> None:
+    path = mixed_store(tmp_path, capsys).path
+    n_bytes = sum(entry.n_bytes for entry in ClipStore(path).recordings)
+    for share, limit, fits, read in ((2, 3, True, "mmap"), (2, 2, True, "pread"), (1.9, 3, False, "pread")):
+        sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": share * n_bytes}
+        with monkeypatch.context() as patch:
+            patch.setattr(open_files.os, "sysconf", sizes.__getitem__)
+            store = ClipStore(path, max_mapped=limit)
+        assert (store.fits, store.read) == (fits, read)
+
+
+def test_clips_are_announced_once_where_they_stay_in_memory_and_else_every_time(tmp_path: Path, capsys) -> None:
+    path = mixed_store(tmp_path, capsys).path
+    for read in ("mmap", "pread"):
+        for fits in (True, False):
+            store = ClipStore(path, read=read)
+            store.fits = fits
+            feed = Feed(store, range(len(store.slots)), FakeBank())
+            feed.announce([1, 2])
+            assert np.flatnonzero(feed._announced).tolist() == [1, 2]
+            feed.gather([2, 3])
+            assert np.flatnonzero(feed._announced).tolist() == ([1, 2, 3] if fits else [1])
 
 
 def test_half_of_the_allowed_files_are_used(monkeypatch) -> None:
