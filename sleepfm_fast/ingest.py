@@ -32,7 +32,7 @@ from sleepfm_fast.parallel import Engine, Progress, in_parallel
 from sleepfm_fast.participants import ParticipantTables
 from sleepfm_fast.shards import Shard
 
-__all__ = ["Cohort", "Outcome", "Request", "ingest"]
+__all__ = ["Cohort", "Outcome", "Request", "claimed_run", "ingest", "prepare_folder"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
         When the store is something else, was made otherwise, or is being written by a run that this one cannot join.
     """
     prepare_folder(store)
-    with claimed_run(store, request) as claim:
+    with claimed_run(store, request.run, request.shard) as claim:
         with store_lock(store):
             settled = settle(store, cohort, request, engine)
         night = NightConfig(
@@ -160,18 +160,18 @@ def other_claims(store: Path, own: Path | None = None) -> list[Path]:
 
 
 @contextmanager
-def claimed_run(store: Path, request: Request) -> Iterator[Claim]:
+def claimed_run(store: Path, run: str, shard: Shard | None = None) -> Iterator[Claim]:
     """Tell that this run is at work; refuse where one is that it cannot join."""
-    path = store / "running" / f"{request.run}.claim"
+    path = store / "running" / f"{run}.claim"
     with store_lock(store):
         # The last of other runs may have removed the folder since it was made.
         (store / STARTED).mkdir(parents=True, exist_ok=True)
         at_work = [other for other in other_claims(store, path) if is_live(other)]
         for other in at_work:
-            count = "" if request.shard is None else f"-of-{request.shard.count}"
-            if request.shard is None or not other.stem.endswith(count):
+            count = "" if shard is None else f"-of-{shard.count}"
+            if shard is None or not other.stem.endswith(count):
                 raise SleepfmError(
-                    f"another preprocess ({holder_of(other) or 'which cannot be named'}, {other.stem}) is writing to "
+                    f"another run ({holder_of(other) or 'which cannot be named'}, {other.stem}) is writing to "
                     f"{store}. Wait for it, or choose another store; only the shards of one array, --shard i/n with "
                     "one n, write together."
                 )
@@ -179,7 +179,7 @@ def claimed_run(store: Path, request: Request) -> Iterator[Claim]:
             claim = Claim(path)
         except Claimed as busy:
             raise SleepfmError(
-                f"another preprocess ({busy.holder or 'which cannot be named'}, {path.stem}) is writing to {store}. "
+                f"another run ({busy.holder or 'which cannot be named'}, {path.stem}) is writing to {store}. "
                 "Wait for it, or choose another store."
             ) from None
         if not at_work:
