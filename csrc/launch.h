@@ -20,6 +20,7 @@ struct FilterResampleLaunch {
 };
 
 constexpr std::int64_t filter_resample_threads = 256;
+constexpr int filter_resample_blocks = 2;                        // on a multiprocessor: 128 registers a thread
 constexpr std::int64_t filter_resample_static_bytes = 6 * 1024;  // of shared memory, at most
 // One output of 6,000 taps (_MAX_TAPS_PER_OUTPUT in sleepfm_fast/filter_design.py) and its low branch: 40 KiB.
 constexpr std::int64_t filter_resample_least_floats = 10240;
@@ -41,19 +42,13 @@ inline FilterResampleLaunch filter_resample_launch(std::int64_t n_clips, std::in
     launch.rows = n_clips * n_channels;
     launch.threads = filter_resample_threads;
     launch.outputs_per_slice = n_out;
-    // Blocks on a multiprocessor: as many as leave each of them the tile of a 200 Hz clip (with its static memory and
-    // the 1 KiB that the system takes of each).
+    // Two blocks on a multiprocessor (with their static memory and the 1 KiB that the system takes of each), if that
+    // leaves each of them the tile of a 200 Hz clip.
     constexpr std::int64_t beside = filter_resample_static_bytes + 1024;
-    std::int64_t bytes = shared_limit_bytes;
-    for (std::int64_t blocks = 3; blocks > 1; --blocks) {
-        std::int64_t const share = (shared_limit_bytes + beside) / blocks - beside;
-        if (share >= 42 * 1024) {
-            bytes = share;
-            break;
-        }
-    }
+    std::int64_t const share = (shared_limit_bytes + beside) / filter_resample_blocks - beside;
+    std::int64_t bytes = share >= 42 * 1024 ? share : shared_limit_bytes;
     if (statistics) {
-        // Longer rows than a tile: all outputs (9 floats for 8 at most, and a last repeat) beside a small tile, where a
+        // Rows longer than a tile: all outputs (9 floats for 8 at most, and a last repeat) beside a small tile, where a
         // block may have that much.
         std::int64_t const keeping = 4 * (n_out / 8 * 9 + 320) + 32 * 1024;
         if (n_out > filter_resample_outputs_per_slice && keeping > bytes && keeping <= shared_limit_bytes) {

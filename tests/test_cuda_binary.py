@@ -1,4 +1,4 @@
-"""What the CUDA compiler made of the kernels: registers, memory, instructions; one line of GATES each, no GPU needed."""
+"""What the CUDA compiler made of the kernels: registers, memory, instructions; a line of GATES each, no GPU needed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,16 @@ class Gate:
     architectures: tuple[str, ...] = ()
 
 
-GATES = (Gate("filter_resample_kernel", registers=128, shared_bytes=4096, instructions={"FFMA": 16}),)
+GATES = (
+    # Ten products of at most 32 sums by four taps; taps and padded samples from shared memory by 16 bytes, and so are
+    # samples and outputs from and to device memory.
+    Gate(
+        "filter_resample_kernel",
+        registers=128,
+        shared_bytes=6144,
+        instructions={"FFMA": 1000, "LDS.128": 50, "LDG.E.128": 3, "STG.E.128": 3},
+    ),
+)
 # Local memory: spilled registers, or an array whose index the compiler does not know.
 FORBIDDEN = ("LDL", "STL")
 

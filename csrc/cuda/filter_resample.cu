@@ -45,7 +45,8 @@ void launch_kernel(FilterResample const& p, FilterResampleLaunch const& launch, 
 void filter_resample_cuda(FilterResample const& p, int device, void* stream) {
     SLEEPFM_CHECK(p.raw_bytes == 2 || p.raw_bytes == 4, "filter_resample: raw has samples of ", p.raw_bytes,
                   " bytes; expected int16 or int32.");
-    SLEEPFM_CHECK(p.n_out < (std::int64_t{1} << 31), "filter_resample: n_out is ", p.n_out, "; at most 2^31 - 1.");
+    constexpr std::int64_t most_outputs = (std::int64_t{1} << 31) - (std::int64_t{1} << 16);
+    SLEEPFM_CHECK(p.n_out <= most_outputs, "filter_resample: n_out is ", p.n_out, "; at most 2^31 - 2^16.");
     SLEEPFM_CHECK(
         p.normalise == Normalise::none || p.normalise == Normalise::zscore || p.normalise == Normalise::robust,
         "filter_resample: normalise is ", static_cast<int>(p.normalise), "; expected 0, 1 or 2.");

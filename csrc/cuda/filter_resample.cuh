@@ -68,6 +68,40 @@ __device__ Reference find_reference(Window<Raw> const& window, Span needed) {
     return {value, static_cast<double>(deviation)};
 }
 
+// What is done with the outputs: one pass over them each.
+enum class Pass : int { mean, variance, digit, neighbours, write };
+
+// What the block knows of its row; in shared memory, since the inner loops need the registers.
+struct Row {
+    WindowRow window;
+    FilterRow filter;
+    FilterPlan plan;
+    Reference reference;
+    double total, mean;
+    double a, b;     // what is written: a y + b
+    int begin, end;  // outputs of the block
+    int n_passes;    // over them: statistics, and the last one writes
+    // Floats of shared memory: [0, low) scratch, [low, ...) low branch, from y on outputs.
+    int low, y;
+    Phases phases;
+    // Of the slice: what the low branch needs.
+    std::int64_t low_begin, decimator_begin;  // index of low[0]; first sample that the decimator meets
+    int n_low, n_decimated;
+    // Of the tile.
+    std::int64_t tile_begin;
+    int tile_outputs;
+    std::int64_t first;        // sample at place 0
+    int start_row;             // of the main table, of the first output
+    int n_met;                 // samples that its taps meet
+    int low_place, low_phase;  // where `first` lies between the low branch's samples
+};
+
+template <typename Raw>
+__device__ Window<Raw> window_of(FilterResample const& p, Row const& row) {
+    return {static_cast<Raw const*>(p.raw) + row.window.offset, row.window.start, row.window.length,
+            row.reference.value};
+}
+
 // Two sums over k of h[k] x[at + k], from different places; h has 16-byte rows and is zero up to a multiple of 4.
 template <typename Sample>
 __device__ void two_sums(float const* h, int n, Sample sample, int at0, int at1, float& y0, float& y1) {
@@ -90,7 +124,7 @@ __device__ void two_sums(float const* h, int n, Sample sample, int at0, int at1,
 template <typename Sample>
 __device__ void convolve(float const* h, int n, Sample sample, int step, int count, float* y) {
     int const half = (count + 1) / 2;
-    for (int i = static_cast<int>(threadIdx.x); i < half; i += static_cast<int>(blockDim.x)) {
+    for (int i = ptx::thread_index(); i < half; i += static_cast<int>(blockDim.x)) {
         int const other = i + half < count ? i + half : i;
         float y0, y1;
         two_sums(h, n, sample, i * step, other * step, y0, y1);
@@ -103,11 +137,20 @@ __device__ void convolve(float const* h, int n, Sample sample, int step, int cou
 
 // The low branch that outputs [begin, begin + n) need, at the decimated rate. area: scratch.
 template <typename Raw>
-__device__ void low_branch(FilterRow const& f, WindowRow const& w, Window<Raw> const& window, float const* taps,
-                           std::int64_t begin, int n, float* area, int area_floats, float* low) {
-    Span const low_at = low_span(f, main_span(f, w, begin, begin + n)), before = decimated_span(f, low_at);
-    int const n_low = static_cast<int>(low_at.end - low_at.begin),
-              n_before = static_cast<int>(before.end - before.begin);
+__device__ void low_branch(FilterResample const& p, Row& row, std::int64_t begin, int n, float* area, int area_floats,
+                           float* low) {
+    FilterRow const& f = row.filter;
+    Window<Raw> const window = window_of<Raw>(p, row);
+    float const* const taps = p.taps;
+    if (ptx::thread_index() == 0) {  // 64-bit divisions: once a block
+        Span const low_at = low_span(f, main_span(f, row.window, begin, begin + n)), at = decimated_span(f, low_at);
+        row.low_begin = low_at.begin;
+        row.decimator_begin = at.begin * f.decimation - f.decimator_half;
+        row.n_low = static_cast<int>(low_at.end - low_at.begin);
+        row.n_decimated = static_cast<int>(at.end - at.begin);
+    }
+    ptx::sync_threads();  // also: the area has been used
+    int const n_before = row.n_decimated;
     int const step = static_cast<int>(f.decimation), n_taps = static_cast<int>(2 * f.decimator_half + 1);
     float* const decimated = area;
     float* const samples = area + round_up(n_before + 4, 4);
@@ -115,15 +158,12 @@ __device__ void low_branch(FilterRow const& f, WindowRow const& w, Window<Raw> c
     auto const place = [](int i) { return i + i / 32; };
     int const fits = (area_floats - round_up(n_before + 4, 4)) / 33 * 32 - 4 - n_taps;
     int const at_once = fits < 0 ? 0 : fits / step + 1;
-    ptx::sync_threads();  // the area has been used
-    for (int i = n_before + static_cast<int>(threadIdx.x); i < round_up(n_before + 4, 4);
-         i += static_cast<int>(blockDim.x)) {
+    for (int i = n_before + ptx::thread_index(); i < round_up(n_before + 4, 4); i += static_cast<int>(blockDim.x)) {
         decimated[i] = 0.0f;
     }
-    std::int64_t const first = before.begin * f.decimation - f.decimator_half;
     for (int m = 0; m < n_before; m += at_once > 0 ? at_once : n_before) {
         int const count = at_once > 0 && at_once < n_before - m ? at_once : n_before - m;
-        std::int64_t const from = first + static_cast<std::int64_t>(m) * step;
+        std::int64_t const from = row.decimator_begin + static_cast<std::int64_t>(m) * step;
         float const* const decimator = taps + f.decimator_offset;
         if (at_once > 0) {
             load_samples(window, from, (count - 1) * step + n_taps + 3, samples, place);
@@ -135,20 +175,20 @@ __device__ void low_branch(FilterRow const& f, WindowRow const& w, Window<Raw> c
         ptx::sync_threads();
     }
     convolve(
-        taps + f.low_offset, static_cast<int>(2 * f.low_half + 1), [&](int i) { return decimated[i]; }, 1, n_low, low);
+        taps + f.low_offset, static_cast<int>(2 * f.low_half + 1), [&](int i) { return decimated[i]; }, 1, row.n_low,
+        low);
     ptx::sync_threads();
 }
 
-// samples[place(i)] -= the low branch at sample first + i, i in [0, n); low_begin: index of low[0].
+// samples[place(i)] -= the low branch, at the n_met samples of the tile.
 template <typename Where>
-__device__ void subtract_low(FilterRow const& f, float const* taps, std::int64_t first, int n, float const* low,
-                             std::int64_t low_begin, float* samples, Where place) {
+__device__ void subtract_low(Row const& row, float const* taps, float const* low, float* samples, Where place) {
+    FilterRow const& f = row.filter;
     int const step = static_cast<int>(f.decimation), n_threads = static_cast<int>(blockDim.x);
-    int const thread = static_cast<int>(threadIdx.x), n_taps = static_cast<int>(f.interpolator_taps);
-    int const stride = static_cast<int>(f.interpolator_stride);
-    std::int64_t const first_low = floor_divide(first, f.decimation);
-    int const offset = static_cast<int>(first - first_low * f.decimation) + thread;
-    int d = offset % step, m = static_cast<int>(first_low - f.interpolator_left - low_begin) + offset / step;
+    int const thread = ptx::thread_index(), n_taps = static_cast<int>(f.interpolator_taps);
+    int const stride = static_cast<int>(f.interpolator_stride), offset = row.low_phase + thread, n = row.n_met;
+    int const rest = n_threads % step, whole = n_threads / step;
+    int d = offset % step, m = row.low_place + offset / step;
     for (int i = thread; i < n; i += n_threads) {
         float const* const h = taps + f.interpolator_offset + d;
         float sum = 0.0f;
@@ -156,8 +196,8 @@ __device__ void subtract_low(FilterRow const& f, float const* taps, std::int64_t
             sum = fmaf(low[m + t], h[t * stride], sum);
         }
         samples[place(i)] -= sum;
-        d += n_threads % step;
-        m += n_threads / step;
+        d += rest;
+        m += whole;
         if (d >= step) {
             d -= step;
             ++m;
@@ -165,194 +205,218 @@ __device__ void subtract_low(FilterRow const& f, float const* taps, std::int64_t
     }
 }
 
-// Outputs [begin, begin + n) of a tile to y.
+// Outputs [begin, begin + n) to y from output y_begin on; low: the low branch of the slice.
 template <typename Raw>
-__device__ void filter_tile(FilterRow const& f, WindowRow const& w, Window<Raw> const& window, FilterPlan const& plan,
-                            float const* taps, std::int64_t begin, int n, float* area, float const* low,
-                            std::int64_t low_begin, float* y, int y_begin) {
-    SLEEPFM_SHARED(Phases, phases, [1]);
-    sleepfm::Place const start = place_of(f, w.phase, begin);
-    std::int64_t const first = w.first + start.q - f.main_left;
-    bool const padded = plan.padded != 0;
-    int const n_repeats = (n + plan.period - 1) / plan.period;
-    int n_samples;  // all that is multiplied, if only by zero
-    if (plan.shape == 0) {
-        n_samples = static_cast<int>(place_of(f, w.phase, begin + n - 1).q - start.q + f.main_stride);
-    } else {
-        int const up = static_cast<int>(f.up), down = static_cast<int>(f.down);
-        for (int v = static_cast<int>(threadIdx.x); v < largest_period; v += static_cast<int>(blockDim.x)) {
-            int const u = static_cast<int>(start.row) + (v < plan.period ? v : plan.period - 1) * down;
-            phases[0].start[v] = u / up;
-            phases[0].row[v] = u % up * static_cast<int>(f.main_stride);
+__device__ void filter_tile(FilterResample const& p, Row& row, std::int64_t begin, int n, float* area) {
+    FilterRow const& f = row.filter;
+    FilterPlan const& plan = row.plan;
+    if (ptx::thread_index() == 0) {  // 64-bit divisions: once a block
+        sleepfm::Place const start = place_of(f, row.window.phase, begin);
+        Span const met = main_span(f, row.window, begin, begin + n);
+        row.tile_begin = begin;
+        row.tile_outputs = n;
+        row.first = met.begin;
+        row.start_row = static_cast<int>(start.row);
+        row.n_met = static_cast<int>(met.end - met.begin);
+        if (f.decimation > 0) {
+            std::int64_t const m = floor_divide(met.begin, f.decimation);
+            row.low_place = static_cast<int>(m - f.interpolator_left - row.low_begin);
+            row.low_phase = static_cast<int>(met.begin - m * f.decimation);
         }
+    }
+    ptx::sync_threads();                                                        // also: the tile before has been read
+    int n_samples = row.n_met + static_cast<int>(f.main_stride - f.main_taps);  // all that is multiplied, if by zero
+    if (plan.shape != 0) {
+        int const up = static_cast<int>(f.up), down = static_cast<int>(f.down);
+        for (int v = ptx::thread_index(); v < largest_period; v += static_cast<int>(blockDim.x)) {
+            int const u = row.start_row + (v < plan.period ? v : plan.period - 1) * down;
+            row.phases.start[v] = u / up;
+            row.phases.row[v] = u % up * static_cast<int>(f.main_stride);
+        }
+        int const n_repeats = (row.tile_outputs + plan.period - 1) / plan.period;
         n_samples = (n_repeats - 1) * plan.advance + (plan.period - 1) * down / up + 1 + plan.taps + 4;
     }
+    bool const padded = plan.padded != 0;
     auto const place = [padded](int i) { return place_of_sample(i, padded); };
-    load_samples(window, first, n_samples, area, place);
+    load_samples(window_of<Raw>(p, row), row.first, n_samples, area, place);
     ptx::sync_threads();
     if (f.decimation > 0) {
-        Span const used = main_span(f, w, begin, begin + n);
-        subtract_low(f, taps, first, static_cast<int>(used.end - used.begin), low, low_begin, area, place);
+        subtract_low(row, p.taps, area + row.low, area, place);
         ptx::sync_threads();
     }
-    float* const table = area + plan.sample_floats;
-    float* const tile_y = y + y_begin / plan.period * plan.row_floats;
-    switch (plan.shape) {
-        case 1: product_of_shape<8, 4>(f, plan, phases[0], taps, area, table, tile_y, n_repeats); break;
-        case 2: product_of_shape<16, 2>(f, plan, phases[0], taps, area, table, tile_y, n_repeats); break;
-        case 3: product_of_shape<8, 2>(f, plan, phases[0], taps, area, table, tile_y, n_repeats); break;
-        case 4: product_of_shape<32, 1>(f, plan, phases[0], taps, area, table, tile_y, n_repeats); break;
-        case 5: product_of_shape<8, 1>(f, plan, phases[0], taps, area, table, tile_y, n_repeats); break;
-        default:
-            single_outputs(f, w.phase, begin, n, taps, area, y,
-                           [&](int i) { return Cursor(plan, y_begin + i).place(); });
+    // Outputs that are kept lie behind those of the tiles before.
+    if (plan.shape != 0) {
+        int const before = plan.kept_floats > 0 ? static_cast<int>(row.tile_begin - row.begin) / plan.period : 0;
+        multiply_tile(f, plan, row.phases, p.taps, area, area + plan.sample_floats,
+                      area + row.y + before * plan.row_floats, row.tile_outputs);
+    } else {
+        int const before = plan.kept_floats > 0 ? static_cast<int>(row.tile_begin - row.begin) : 0;
+        single_outputs(f, row.window.phase, row.tile_begin, row.tile_outputs, p.taps, area, area + row.y,
+                       [&](int i) { return Cursor(plan, before + i).place(); });
     }
     ptx::sync_threads();
 }
 
-// What is done with the outputs: one pass over them each.
-enum class Pass : int { mean, variance, digit, neighbours, write };
+// The row's normalisation from the center and the deviation of its outputs. By one thread.
+__device__ inline void normalise_by(Row& row, double center, double deviation) {
+    bool const flat = row.a == 0.0 || !(deviation > flat_below(row.reference.largest_deviation));
+    row.a = flat ? 0.0 : (row.a > 0.0 ? 1.0 : -1.0) / deviation;
+    row.b = -center * row.a;
+}
 
-struct Scale {
-    double center, deviation;
-};
-
-template <typename Raw>
-__global__ void __launch_bounds__(filter_resample_threads, 3)
-    filter_resample_kernel(FilterResample const p, FilterResampleLaunch const launch) {
-    SLEEPFM_DYNAMIC_SHARED(float, area);
-    SLEEPFM_SHARED(FilterRow, filter, [1]);
-    SLEEPFM_SHARED(FilterPlan, plans, [1]);
-    SLEEPFM_SHARED(Quartiles, quartiles, [1]);
-
-    std::int64_t const row = blockIdx.x;
-    std::int64_t const begin = static_cast<std::int64_t>(blockIdx.y) * launch.outputs_per_slice;
-    std::int64_t const end = begin + launch.outputs_per_slice < p.n_out ? begin + launch.outputs_per_slice : p.n_out;
-    auto const with_out = [&](auto write) {
-        std::int64_t const first = row * p.n_out;
-        switch (p.out_dtype) {
-            case DType::bf16: write(static_cast<Bf16*>(p.out) + first); break;
-            case DType::f16: write(static_cast<F16*>(p.out) + first); break;
-            default: write(static_cast<float*>(p.out) + first);
+// Takes the outputs [0, n) of y into account; `finish` does what follows when all of the row's have been seen.
+__device__ inline void see_outputs(Pass pass, int digit, Row& row, Quartiles& quartiles, float const* y, int n) {
+    if (pass == Pass::digit) {
+        count_digits(quartiles, digit, row.plan, y, n);
+    } else if (pass == Pass::neighbours) {
+        count_neighbours(quartiles, row.plan, y, n);
+    } else {
+        bool const squares = pass == Pass::variance;
+        float const middle = squares ? static_cast<float>(row.mean) : 0.0f;
+        float sum = 0.0f;
+        for_each_output(row.plan, y, n, [&](float value) {
+            float const d = value - middle;
+            sum = squares ? fmaf(d, d, sum) : sum + d;
+        });
+        double const total = sum_over_block(static_cast<double>(sum));
+        if (ptx::thread_index() == 0) {
+            row.total += total;
         }
-    };
-    WindowRow const w = p.table[row];
-    if (w.length == 0) {
-        with_out([&](auto* out) { fill(out + begin, end - begin, 0.0f); });
-        return;
     }
-    if (threadIdx.x == 0) {
-        bool const good = check_row(w, p.n_raw, p.n_filters, p.filters) == RowFault::none &&
-                          check_filter(p.filters[w.filter], p.n_taps);
-        filter[0] = good ? p.filters[w.filter] : FilterRow{};
-        bool const statistics = p.normalise != Normalise::none && filter[0].step == 0;
-        plans[0] = good ? filter_plan(filter[0], end - begin, static_cast<int>(launch.workspace_floats), statistics,
-                                      static_cast<int>(launch.threads / 32))
-                        : FilterPlan{};
+}
+
+__device__ inline void finish(Pass pass, int digit, Row& row, Quartiles& quartiles, std::int64_t n) {
+    if (pass == Pass::digit) {
+        end_digit(quartiles, digit);
+    } else if (ptx::thread_index() == 0) {
+        if (pass == Pass::mean) {
+            row.mean = row.total / static_cast<double>(n);
+        } else if (pass == Pass::variance) {
+            double const rounding = static_cast<double>(static_cast<float>(row.mean)) - row.mean;
+            double const variance = row.total / static_cast<double>(n) - rounding * rounding;
+            normalise_by(row, row.mean, variance > 0.0 ? sqrt(variance) : 0.0);
+        } else if (pass == Pass::neighbours) {
+            double const low = quartile(quartiles, 0, n), high = quartile(quartiles, 2, n);
+            normalise_by(row, quartile(quartiles, 1, n), (high - low) / 1.349);
+        }
+        row.total = 0.0;
     }
     ptx::sync_threads();
-    FilterRow const& f = filter[0];
-    FilterPlan const& plan = plans[0];
-    if (plan.tile == 0) {
-        with_out([&](auto* out) { fill(out + begin, end - begin, nanf("")); });
+}
+
+template <typename Write>
+__device__ void with_outputs(FilterResample const& p, std::int64_t first, Write write) {
+    switch (p.out_dtype) {
+        case DType::bf16: write(static_cast<Bf16*>(p.out) + first); break;
+        case DType::f16: write(static_cast<F16*>(p.out) + first); break;
+        default: write(static_cast<float*>(p.out) + first);
+    }
+}
+
+// Reads the row's description, makes the plan and finds the reference; false if there is nothing to filter.
+template <typename Raw>
+__device__ bool prepare(FilterResample const& p, FilterResampleLaunch const& launch, Row& row) {
+    std::int64_t const index = blockIdx.x;
+    int const n_out = static_cast<int>(p.n_out), at_most = static_cast<int>(launch.outputs_per_slice);
+    int const begin = static_cast<int>(blockIdx.y) * at_most, end = at_most < n_out - begin ? begin + at_most : n_out;
+    if (ptx::thread_index() == 0) {
+        WindowRow const w = p.table[index];
+        bool const good = w.length != 0 && check_row(w, p.n_raw, p.n_filters, p.filters) == RowFault::none &&
+                          check_filter(p.filters[w.filter], p.n_taps);
+        row.window = w;
+        row.filter = good ? p.filters[w.filter] : FilterRow{};
+        row.plan = FilterPlan{};
+        bool const statistics = p.normalise != Normalise::none && row.filter.step == 0;
+        int const workspace = static_cast<int>(launch.workspace_floats);
+        if (good) {
+            row.plan =
+                filter_plan(row.filter, end - begin, workspace, statistics, static_cast<int>(launch.threads / 32));
+        }
+        FilterPlan const& plan = row.plan;
+        row.begin = begin;
+        row.end = end;
+        row.n_passes = !statistics ? 1 : p.normalise == Normalise::zscore ? 3 : 6;
+        row.low = workspace - plan.low_floats - plan.kept_floats;
+        row.y = plan.kept_floats > 0 ? workspace - plan.kept_floats : plan.shape == 0 ? plan.sample_floats : 0;
+    }
+    ptx::sync_threads();
+    if (row.plan.tile == 0) {
+        bool const missing = row.window.length == 0;
+        with_outputs(p, index * p.n_out + begin, [&](auto* out) { fill(out, end - begin, missing ? 0.0f : nanf("")); });
+        return false;
+    }
+    Window<Raw> const window{static_cast<Raw const*>(p.raw) + row.window.offset, row.window.start, row.window.length,
+                             0};
+    Reference const reference = find_reference(window, needed_span(row.filter, row.window, begin, end));
+    if (ptx::thread_index() == 0) {
+        float const* const calibration = p.calibration + 4 * index;
+        double const gain = calibration[0], offset = calibration[1], center = calibration[2], scale = calibration[3];
+        // The low branch takes the constant away exactly, as a main filter of dc = 0 does.
+        bool const constant = row.filter.dc != 0 && row.filter.decimation == 0;
+        row.reference = reference;
+        row.total = 0.0;
+        row.a = gain * scale;
+        row.b = ((constant ? gain * static_cast<double>(reference.value) + offset : 0.0) - center) * scale;
+    }
+    ptx::sync_threads();
+    return true;
+}
+
+__device__ inline Pass pass_of(int i, int n_passes) {
+    return i == n_passes - 1 ? Pass::write
+           : n_passes == 3   ? (i == 0 ? Pass::mean : Pass::variance)
+                             : (i < 4 ? Pass::digit : Pass::neighbours);
+}
+
+// Outputs [from, from + n) of the row, which lie at y, in pass i.
+__device__ inline void use_outputs(FilterResample const& p, int i, Row& row, Quartiles& quartiles, float const* y,
+                                   int from, int n) {
+    Pass const pass = pass_of(i, row.n_passes);
+    if (pass != Pass::write) {
+        see_outputs(pass, i, row, quartiles, y, n);
+    } else {
+        with_outputs(p, static_cast<std::int64_t>(blockIdx.x) * p.n_out + from, [&](auto* out) {
+            write_outputs(out, row.plan, y, n, static_cast<float>(row.a), static_cast<float>(row.b));
+        });
+    }
+}
+
+template <typename Raw>
+__global__ void __launch_bounds__(filter_resample_threads, filter_resample_blocks)
+    filter_resample_kernel(FilterResample const p, FilterResampleLaunch const launch) {
+    SLEEPFM_DYNAMIC_SHARED(float, area);
+    SLEEPFM_SHARED(Row, rows, [1]);
+    SLEEPFM_SHARED(Quartiles, quartiles, [1]);
+    Row& row = rows[0];
+    if (!prepare<Raw>(p, launch, row)) {
         return;
     }
-    Window<Raw> window{static_cast<Raw const*>(p.raw) + w.offset, w.start, w.length, 0};
-    Reference const reference = find_reference(window, needed_span(f, w, begin, end));
-    window.reference = reference.value;
-
-    int const area_floats = static_cast<int>(launch.workspace_floats) - plan.low_floats - plan.kept_floats;
-    float* const low = area + area_floats;
-    float* const kept = low + plan.low_floats;
-    float* const y = plan.kept_floats > 0 ? kept : plan.shape == 0 ? area + plan.sample_floats : area;
-
-    float const* const calibration = p.calibration + 4 * row;
-    double const gain = calibration[0], offset = calibration[1], center = calibration[2], scale = calibration[3];
-    bool const normalises = p.normalise != Normalise::none && f.step == 0;
-    double a = gain * scale;
-    double const constant = f.dc != 0 && f.decimation == 0 ? gain * static_cast<double>(reference.value) + offset : 0;
-    double b = (constant - center) * scale;
-    auto const apply = [&](Scale s) {
-        bool const flat = a == 0.0 || !(s.deviation > flat_below(reference.largest_deviation));
-        a = flat ? 0.0 : (a > 0.0 ? 1.0 : -1.0) / s.deviation;
-        b = -s.center * a;
-    };
-    double const n_all = static_cast<double>(end - begin);
-    double mean = 0.0, total = 0.0;
-    Neighbours neighbours;
-
-    int const n_passes = !normalises ? 1 : p.normalise == Normalise::zscore ? 3 : 6;
-    for (int pass_index = 0; pass_index < n_passes; ++pass_index) {
-        Pass const pass = pass_index == n_passes - 1         ? Pass::write
-                          : p.normalise == Normalise::zscore ? (pass_index == 0 ? Pass::mean : Pass::variance)
-                                                             : (pass_index < 4 ? Pass::digit : Pass::neighbours);
-        total = 0.0;
-        if (pass == Pass::digit) {
-            begin_digit(quartiles[0], pass_index, end - begin);
+    FilterPlan const& plan = row.plan;
+    for (int i = 0; i < row.n_passes; ++i) {
+        if (row.n_passes == 6 && i < 5) {
+            begin_pass(quartiles[0], i, row.end - row.begin);
         }
-        bool const filters = pass_index == 0 || plan.resident == 0;
-        for (std::int64_t slice = begin; slice < end; slice += plan.slice) {
-            int const in_slice = static_cast<int>(end - slice < plan.slice ? end - slice : plan.slice);
-            std::int64_t low_begin = 0;
-            if (filters && f.decimation > 0) {
-                low_begin = low_span(f, main_span(f, w, slice, slice + in_slice)).begin;
-                low_branch(f, w, window, p.taps, slice, in_slice, area, area_floats, low);
+        bool const filters = i == 0 || plan.resident == 0;
+        for (int slice = row.begin; slice < row.end; slice += plan.slice) {
+            int const in_slice = row.end - slice < plan.slice ? row.end - slice : plan.slice;
+            if (filters && row.filter.decimation > 0) {
+                low_branch<Raw>(p, row, slice, in_slice, area, row.low, area + row.low);
             }
             for (int done = 0; done < in_slice; done += plan.tile) {
-                int const tile = in_slice - done < plan.tile ? in_slice - done : plan.tile;
-                std::int64_t const n = slice + done;
+                int const n = in_slice - done < plan.tile ? in_slice - done : plan.tile;
                 if (filters) {
-                    ptx::sync_threads();  // the last tile has been read
-                    filter_tile(f, w, window, plan, p.taps, n, tile, area, low, low_begin, y,
-                                plan.kept_floats > 0 ? static_cast<int>(n - begin) : 0);
+                    filter_tile<Raw>(p, row, slice + done, n, area);
                 }
                 // With all outputs in shared memory, wait for the last tile and take them at once.
-                bool const last = n + tile == end;
-                if (plan.resident != 0 && !last) {
-                    continue;
-                }
-                std::int64_t const from = plan.resident != 0 ? begin : n;
-                int const count = static_cast<int>(n + tile - from);
-                switch (pass) {
-                    case Pass::mean: {
-                        float sum = 0.0f;
-                        for_each_output(plan, y, count, [&](float value) { sum += value; });
-                        total += static_cast<double>(sum);
-                        break;
-                    }
-                    case Pass::variance: {
-                        float sum = 0.0f;
-                        float const middle = static_cast<float>(mean);
-                        for_each_output(plan, y, count, [&](float value) {
-                            float const d = value - middle;
-                            sum = fmaf(d, d, sum);
-                        });
-                        total += static_cast<double>(sum);
-                        break;
-                    }
-                    case Pass::digit: count_digits(quartiles[0], pass_index, plan, y, count); break;
-                    case Pass::neighbours: count_neighbours(quartiles[0], plan, y, count, neighbours); break;
-                    case Pass::write:
-                        with_out([&](auto* out) {
-                            write_outputs(out + from, plan, y, count, static_cast<float>(a), static_cast<float>(b));
-                        });
-                        break;
+                if (plan.resident == 0 || slice + done + n == row.end) {
+                    bool const all = plan.resident != 0;
+                    use_outputs(p, i, row, quartiles[0], area + row.y, all ? row.begin : slice + done,
+                                all ? row.end - row.begin : n);
                 }
             }
         }
-        if (pass == Pass::mean) {
-            mean = sum_over_block(total) / n_all;
-        } else if (pass == Pass::variance) {
-            double const rounding = static_cast<double>(static_cast<float>(mean)) - mean;
-            double const variance = sum_over_block(total) / n_all - rounding * rounding;
-            apply({mean, variance > 0.0 ? sqrt(variance) : 0.0});
-        } else if (pass == Pass::digit) {
-            end_digit(quartiles[0], pass_index);
-        } else if (pass == Pass::neighbours) {
-            double const quarter = quartile(quartiles[0], neighbours, 0, end - begin);
-            double const median = quartile(quartiles[0], neighbours, 1, end - begin);
-            double const three_quarters = quartile(quartiles[0], neighbours, 2, end - begin);
-            apply({median, (three_quarters - quarter) / 1.349});
+        if (i < row.n_passes - 1) {
+            finish(pass_of(i, row.n_passes), i, row, quartiles[0], row.end - row.begin);
         }
     }
 }

@@ -132,11 +132,12 @@ SLEEPFM_HOST_DEVICE static inline FilterPlan best_tile(FilterRow const& f, int n
     FilterPlan plan{};
     std::int64_t const slice = n_outputs < filter_slice_outputs ? n_outputs : filter_slice_outputs;
     std::int64_t const low = (low_samples(f, slice) + 3) / 4 * 4;
-    if (low + 2 * f.low_half > workspace) {
+    std::int64_t const decimated = f.decimation == 0 ? 0 : low + 2 * f.low_half + 8;  // before the low-pass, in scratch
+    if (low + decimated > workspace) {
         return plan;
     }
     plan.low_floats = static_cast<int>(low);
-    int const room = workspace - plan.low_floats;
+    int const room = workspace - plan.low_floats, room_to_keep = room - static_cast<int>(decimated);
     FilterPlan best = plan;
     if (f.phases == f.up && f.up <= largest_period && f.down <= largest_advance / 8) {
         int const up = static_cast<int>(f.up);
@@ -149,10 +150,10 @@ SLEEPFM_HOST_DEVICE static inline FilterPlan best_tile(FilterRow const& f, int n
         plan.row_floats = output_row_floats(plan.period);
         std::int64_t const kept =
             static_cast<std::int64_t>((n_outputs + plan.period - 1) / plan.period) * plan.row_floats;
-        plan.kept_floats = keeps && kept < room ? static_cast<int>((kept + 3) / 4 * 4) : 0;
+        plan.kept_floats = keeps && kept + 4 < room_to_keep ? static_cast<int>((kept + 3) / 4 * 4) : 0;
         std::int64_t least = 0;
-        for (int shape = 1; shape < n_filter_shapes && plan.period <= largest_period && (!keeps || kept < room);
-             ++shape) {
+        for (int shape = 1;
+             shape < n_filter_shapes && plan.period <= largest_period && (!keeps || kept + 4 < room_to_keep); ++shape) {
             FilterPlan tried = plan;
             std::int64_t const cycles = try_shape(f, n_outputs, room - plan.kept_floats, !keeps, n_warps, shape, tried);
             if (cycles > 0 && (least == 0 || cycles < least)) {
@@ -163,8 +164,8 @@ SLEEPFM_HOST_DEVICE static inline FilterPlan best_tile(FilterRow const& f, int n
     }
     if (best.tile == 0) {
         std::int64_t const kept = (static_cast<std::int64_t>(n_outputs) + 31) / 32 * output_row_floats(32);
-        best.kept_floats = keeps && kept < room ? static_cast<int>((kept + 3) / 4 * 4) : 0;
-        if (!keeps || kept < room) {
+        best.kept_floats = keeps && kept + 4 < room_to_keep ? static_cast<int>((kept + 3) / 4 * 4) : 0;
+        if (!keeps || kept + 4 < room_to_keep) {
             plan_single_outputs(f, n_outputs, room - best.kept_floats, !keeps, best);
         }
     }
@@ -184,7 +185,7 @@ SLEEPFM_HOST_DEVICE static inline FilterPlan filter_plan(FilterRow const& f, std
     plan.resident = plan.tile >= n_outputs;
     if (statistics && plan.resident == 0) {
         FilterPlan const keeping = best_tile(f, n, workspace, true, n_warps);
-        if (keeping.tile > 0) {
+        if (keeping.tile > 0 && (keeping.shape > 0 || plan.shape == 0)) {
             plan = keeping;
             plan.resident = 1;
         }

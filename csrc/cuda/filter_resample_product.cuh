@@ -35,7 +35,7 @@ struct Window {
 template <typename Raw, typename One, typename Vector>
 __device__ void for_each_sample(Raw const* x, int begin, int end, One one, Vector vector) {
     constexpr int width = 16 / sizeof(Raw);
-    int const thread = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x);
+    int const thread = ptx::thread_index(), n_threads = static_cast<int>(blockDim.x);
     std::uintptr_t const address = reinterpret_cast<std::uintptr_t>(x + begin);
     int lead = static_cast<int>((16 - address % 16) % 16 / sizeof(Raw));
     lead = lead < end - begin ? lead : end - begin;
@@ -86,7 +86,7 @@ __device__ void load_samples(Window<Raw> const& window, std::int64_t begin, int 
                 to[place(i + (k ^ turn))] = value[k];
             }
         });
-    int const thread = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x);
+    int const thread = ptx::thread_index(), n_threads = static_cast<int>(blockDim.x);
     float const left = first > 0 ? window.relative(window.samples[0]) : 0.0f;
     for (int i = thread; i < first; i += n_threads) {
         to[place(i)] = left;
@@ -107,10 +107,10 @@ struct Phases {
 // none.
 __device__ inline void load_taps(FilterRow const& f, FilterPlan const& plan, Phases const& phases, float const* taps,
                                  int n_rows, int k0, float* table) {
-    int const lane = static_cast<int>(threadIdx.x) % 32, per_group = n_rows / plan.groups;
+    int const lane = ptx::thread_index() % 32, per_group = n_rows / plan.groups;
     float const* const main = taps + f.main_offset;
     int const n = static_cast<int>(f.main_taps);
-    for (int v = static_cast<int>(threadIdx.x) / 32; v < n_rows; v += static_cast<int>(blockDim.x) / 32) {
+    for (int v = ptx::thread_index() / 32; v < n_rows; v += static_cast<int>(blockDim.x) / 32) {
         bool const used = v < plan.period;
         int const group_start = phases.start[v / per_group * per_group];
         int const shift = used ? phases.start[v] - (plan.padded != 0 ? group_start / 4 * 4 : group_start) - k0 : 0;
@@ -122,9 +122,9 @@ __device__ inline void load_taps(FilterRow const& f, FilterPlan const& plan, Pha
     }
 }
 
-// y[p][i] += sum over k < n (a multiple of 4) of table[p][k] samples[base[i] + k].
+// sums[p J + i] += sum over k < n (a multiple of 4) of table[p][k] samples[base[i] + k].
 template <int P, int J, bool padded>
-__device__ __forceinline__ void multiply(float (&y)[P][J], float const* samples, int const (&base)[J],
+__device__ __forceinline__ void multiply(float (&sums)[32], float const* samples, int const (&base)[4],
                                          float const* table, int stride, int n) {
 #pragma unroll 1
     for (int k = 0; k < n; k += 4) {
@@ -147,70 +147,73 @@ __device__ __forceinline__ void multiply(float (&y)[P][J], float const* samples,
             for (int i = 0; i < J; ++i) {
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
-                    y[p][i] = fmaf(h.part[c], x[i].part[c], y[p][i]);
+                    sums[p * J + i] = fmaf(h.part[c], x[i].part[c], sums[p * J + i]);
                 }
             }
         }
     }
 }
 
-// The outputs of a tile. samples: the tile's, complete; table: shared memory behind them; y: where repeat 0 of the tile
-// goes, maybe over the samples.
-template <int P, int J, bool padded>
-__device__ void product(FilterRow const& f, FilterPlan const& plan, Phases const& phases, float const* taps,
-                        float const* samples, float* table, float* y, int n_repeats) {
-    int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    int const group = warp % plan.groups, lane_group = warp / plan.groups;
-    bool const works = lane_group * 32 * J < n_repeats;
-    int const start = phases.start[group * P];
-    int base[J];
-    for (int i = 0; i < J; ++i) {
-        int const j = lane_group * 32 * J + 32 * i + lane;
-        base[i] = (padded ? start / 4 * 4 : start) + (j < n_repeats ? j : n_repeats - 1) * plan.advance;
+// Where a thread's outputs lie: phases group P + p, repeats first + 32 i.
+struct ThreadPlace {
+    int group, first;
+
+    __device__ ThreadPlace(FilterPlan const& plan, FilterShape const& shape) {
+        int const thread = ptx::thread_index();
+        group = thread / 32 % plan.groups;
+        first = thread / 32 / plan.groups * 32 * shape.repeats + thread % 32;
     }
-    float sums[P][J] = {};
+};
+
+// The outputs of a tile of n_outputs. samples: the tile's, complete; table: shared memory behind them; y: where output
+// 0 goes, maybe over the samples.
+__device__ inline void multiply_tile(FilterRow const& f, FilterPlan const& plan, Phases const& phases,
+                                     float const* taps, float const* samples, float* table, float* y,
+                                     int const& n_outputs) {
+    float sums[32] = {};
     for (int k0 = 0; k0 < plan.taps; k0 += plan.chunk) {
         if (k0 > 0) {
             ptx::sync_threads();  // the table has been used
-            load_taps(f, plan, phases, taps, plan.groups * P, k0, table);
-            ptx::sync_threads();
         }
-        int const n = plan.taps - k0 < plan.chunk ? plan.taps - k0 : plan.chunk;
-        if (works) {
-            multiply<P, J, padded>(sums, samples + (padded ? 0 : k0), base, table + group * P * plan.chunk, plan.chunk,
-                                   n);
-        }
-        if (padded) {
-            for (int i = 0; i < J; ++i) {
-                base[i] += plan.chunk;
+        FilterShape const shape = filter_shape(plan.shape);
+        load_taps(f, plan, phases, taps, plan.groups * shape.phases, k0, table);
+        ptx::sync_threads();
+        ThreadPlace const at(plan, shape);
+        int const n_repeats = (n_outputs + plan.period - 1) / plan.period;
+        if (at.first / 32 * 32 < n_repeats) {
+            int const start = phases.start[at.group * shape.phases];
+            int base[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                int const j = at.first + 32 * i < n_repeats ? at.first + 32 * i : n_repeats - 1;
+                base[i] = (plan.padded != 0 ? start / 4 * 4 : start) + j * plan.advance + k0;
+            }
+            int const stride = plan.chunk, n = plan.taps - k0 < stride ? plan.taps - k0 : stride;
+            float const* const rows = table + at.group * shape.phases * stride;
+            switch (2 * plan.shape + plan.padded) {
+                case 2: multiply<8, 4, false>(sums, samples, base, rows, stride, n); break;
+                case 3: multiply<8, 4, true>(sums, samples, base, rows, stride, n); break;
+                case 4: multiply<16, 2, false>(sums, samples, base, rows, stride, n); break;
+                case 5: multiply<16, 2, true>(sums, samples, base, rows, stride, n); break;
+                case 6: multiply<8, 2, false>(sums, samples, base, rows, stride, n); break;
+                case 7: multiply<8, 2, true>(sums, samples, base, rows, stride, n); break;
+                case 8: multiply<32, 1, false>(sums, samples, base, rows, stride, n); break;
+                case 9: multiply<32, 1, true>(sums, samples, base, rows, stride, n); break;
+                case 10: multiply<8, 1, false>(sums, samples, base, rows, stride, n); break;
+                default: multiply<8, 1, true>(sums, samples, base, rows, stride, n); break;
             }
         }
     }
     ptx::sync_threads();  // the samples have been used
-    if (works) {
+    FilterShape const shape = filter_shape(plan.shape);
+    ThreadPlace const at(plan, shape);
+    int const n_repeats = (n_outputs + plan.period - 1) / plan.period;
 #pragma unroll
-        for (int p = 0; p < P; ++p) {
-            int const v = group * P + p;
-#pragma unroll
-            for (int i = 0; i < J; ++i) {
-                int const j = lane_group * 32 * J + 32 * i + lane;
-                if (v < plan.period && j < n_repeats) {
-                    y[j * plan.row_floats + place_in_row(v)] = sums[p][i];
-                }
-            }
+    for (int s = 0; s < 32; ++s) {
+        int const v = at.group * shape.phases + s / shape.repeats, j = at.first + s % shape.repeats * 32;
+        if (s < shape.phases * shape.repeats && v < plan.period && j < n_repeats) {
+            y[j * plan.row_floats + place_in_row(v)] = sums[s];
         }
-    }
-}
-
-template <int P, int J>
-__device__ void product_of_shape(FilterRow const& f, FilterPlan const& plan, Phases const& phases, float const* taps,
-                                 float const* samples, float* table, float* y, int n_repeats) {
-    load_taps(f, plan, phases, taps, plan.groups * P, 0, table);
-    ptx::sync_threads();
-    if (plan.padded != 0) {
-        product<P, J, true>(f, plan, phases, taps, samples, table, y, n_repeats);
-    } else {
-        product<P, J, false>(f, plan, phases, taps, samples, table, y, n_repeats);
     }
 }
 
@@ -219,7 +222,7 @@ template <typename Where>
 __device__ void single_outputs(FilterRow const& f, std::int64_t phase, std::int64_t begin, int n, float const* taps,
                                float const* samples, float* y, Where place) {
     std::int64_t const q0 = place_of(f, phase, begin).q;
-    for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
+    for (int i = ptx::thread_index(); i < n; i += static_cast<int>(blockDim.x)) {
         sleepfm::Place const at = place_of(f, phase, begin + i);
         float const* const h = taps + f.main_offset + at.row * f.main_stride;
         float const* const x = samples + (at.q - q0);

@@ -18,8 +18,8 @@ __device__ T reduce_block(T value, Combine combine) {
     for (int mask = 16; mask > 0; mask /= 2) {
         value = combine(value, ptx::shuffle_xor(value, mask));
     }
-    if (threadIdx.x % 32 == 0) {
-        of_warp[threadIdx.x / 32] = value;
+    if (ptx::thread_index() % 32 == 0) {
+        of_warp[ptx::thread_index() / 32] = value;
     }
     ptx::sync_threads();
     value = of_warp[0];
@@ -60,7 +60,7 @@ struct Cursor {
 // see(y) of outputs [0, n), those of a thread in increasing order.
 template <typename See>
 __device__ void for_each_output(FilterPlan const& plan, float const* y, int n, See see) {
-    int const n_threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+    int const n_threads = static_cast<int>(blockDim.x), thread = ptx::thread_index();
     int const whole_floats = n_threads / plan.period * plan.row_floats, rest = n_threads % plan.period;
     Cursor at(plan, thread);
     for (int i = thread; i < n; i += n_threads) {
@@ -89,15 +89,20 @@ struct Quartiles {
     std::uint32_t count[3][256];
     std::uint32_t prefix[3];  // bits found so far
     std::uint32_t rank[3];    // among the values that share them
+    std::int64_t up_to[3];    // values up to the quartile's lower neighbour, which prefix is in the end
+    std::uint32_t above[3];   // the least key above it
 };
 
-__device__ inline void begin_digit(Quartiles& q, int pass, std::int64_t n) {
-    for (int i = static_cast<int>(threadIdx.x); i < 3 * 256; i += static_cast<int>(blockDim.x)) {
+// pass: 0 to 3 for a digit each, 4 for the neighbours.
+__device__ inline void begin_pass(Quartiles& q, int pass, std::int64_t n) {
+    for (int i = ptx::thread_index(); i < 3 * 256; i += static_cast<int>(blockDim.x)) {
         q.count[i / 256][i % 256] = 0;
     }
-    if (pass == 0 && threadIdx.x == 0) {
+    if (pass == 0 && ptx::thread_index() == 0) {
         for (int k = 0; k < 3; ++k) {
             q.prefix[k] = 0;
+            q.up_to[k] = 0;
+            q.above[k] = 0xffffffffu;
             q.rank[k] = static_cast<std::uint32_t>(0.25 * (k + 1) * static_cast<double>(n - 1));
         }
     }
@@ -125,8 +130,8 @@ __device__ inline void count_digits(Quartiles& q, int pass, FilterPlan const& pl
 // One warp a quartile: its lanes add up eight counts each.
 __device__ inline void end_digit(Quartiles& q, int pass) {
     ptx::sync_threads();
-    int const lane = static_cast<int>(threadIdx.x) % 32, shift = 24 - 8 * pass;
-    for (int k = static_cast<int>(threadIdx.x) / 32; k < 3; k += static_cast<int>(blockDim.x) / 32) {
+    int const lane = ptx::thread_index() % 32, shift = 24 - 8 * pass;
+    for (int k = ptx::thread_index() / 32; k < 3; k += static_cast<int>(blockDim.x) / 32) {
         std::uint32_t const* const count = q.count[pass == 0 ? 0 : k];  // of the first digit: the same for all three
         std::uint32_t own = 0;
         for (int i = 0; i < 8; ++i) {
@@ -152,33 +157,32 @@ __device__ inline void end_digit(Quartiles& q, int pass) {
     ptx::sync_threads();
 }
 
-// What a thread counts in the fifth pass: values up to each quartile's lower neighbour, and the least one above it.
-struct Neighbours {
-    std::int64_t up_to[3] = {0, 0, 0};
-    std::uint32_t above[3] = {0xffffffffu, 0xffffffffu, 0xffffffffu};
-};
-
-__device__ inline void count_neighbours(Quartiles const& q, FilterPlan const& plan, float const* y, int n,
-                                        Neighbours& found) {
-    for_each_output(plan, y, n, [&](float value) {
-        std::uint32_t const key = order_key(value);
-#pragma unroll
-        for (int k = 0; k < 3; ++k) {
-            bool const above = key > q.prefix[k];
-            found.up_to[k] += above ? 0 : 1;
-            found.above[k] = above && key < found.above[k] ? key : found.above[k];
+__device__ inline void count_neighbours(Quartiles& q, FilterPlan const& plan, float const* y, int n) {
+#pragma unroll 1
+    for (int k = 0; k < 3; ++k) {
+        int up_to = 0;
+        std::uint32_t above = 0xffffffffu;
+        std::uint32_t const found = q.prefix[k];
+        for_each_output(plan, y, n, [&](float value) {
+            std::uint32_t const key = order_key(value);
+            up_to += key > found ? 0 : 1;
+            above = key > found && key < above ? key : above;
+        });
+        up_to = sum_over_block(up_to);
+        above = least_of_block(above);
+        if (ptx::thread_index() == 0) {
+            q.up_to[k] += up_to;
+            q.above[k] = above < q.above[k] ? above : q.above[k];
         }
-    });
+    }
 }
 
 // As numpy.quantile: linear between the two neighbours.
-__device__ inline double quartile(Quartiles const& q, Neighbours const& found, int k, std::int64_t n) {
+__device__ inline double quartile(Quartiles const& q, int k, std::int64_t n) {
     double const place = 0.25 * (k + 1) * static_cast<double>(n - 1);
     std::int64_t const rank = static_cast<std::int64_t>(place);
     double const share = place - static_cast<double>(rank), low = static_cast<double>(value_of_key(q.prefix[k]));
-    std::int64_t const up_to = sum_over_block(found.up_to[k]);
-    std::uint32_t const above = least_of_block(found.above[k]);
-    double const next = up_to > rank + 1 ? low : static_cast<double>(value_of_key(above));
+    double const next = q.up_to[k] > rank + 1 ? low : static_cast<double>(value_of_key(q.above[k]));
     return share > 0.0 ? low + share * (next - low) : low;
 }
 
@@ -221,7 +225,7 @@ __device__ inline ptx::Words4 pack(float const (&v)[8], F16 const*) {
 template <typename Out, typename Value>
 __device__ void write_values(Out* out, std::int64_t n, Value value) {
     constexpr int width = 16 / sizeof(Out);
-    int const thread = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x);
+    int const thread = ptx::thread_index(), n_threads = static_cast<int>(blockDim.x);
     std::uintptr_t const address = reinterpret_cast<std::uintptr_t>(out);
     std::int64_t lead = static_cast<std::int64_t>((16 - address % 16) % 16 / sizeof(Out));
     lead = lead < n ? lead : n;
@@ -245,12 +249,10 @@ __device__ void write_values(Out* out, std::int64_t n, Value value) {
 }
 
 template <typename Out>
-__device__ void fill(Out* out, std::int64_t n, float with) {
-    write_values(out, n, [with](std::int64_t, auto& values) {
-        for (float& value : values) {
-            value = with;
-        }
-    });
+__device__ void fill(Out* out, std::int64_t n, float value) {
+    for (std::int64_t i = ptx::thread_index(); i < n; i += blockDim.x) {
+        put(out + i, value);
+    }
 }
 
 // out[0 .. n) = a y + b.

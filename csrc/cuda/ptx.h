@@ -41,6 +41,18 @@ __device__ __forceinline__ unsigned shared_address(void const* pointer) {
 }
 #endif
 
+// threadIdx.x, read anew at every call: what is computed from it is not kept in registers across the loops of a long
+// kernel.
+__device__ __forceinline__ int thread_index() {
+#if defined(SLEEPFM_ON_HOST)
+    return static_cast<int>(threadIdx.x);
+#else
+    int index;
+    asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(index));
+    return index;
+#endif
+}
+
 // ---- tensor cores ---------------------------------------------------------------------------------------------------
 
 // Loads four 8 x 8 matrices of 16-bit elements. Lane i gives the address of row i % 8 of matrix i / 8 (16 bytes,
