@@ -135,9 +135,10 @@ def read_kernels(binary: Path) -> tuple[Compiled, ...]:
             architecture = match[1]
         elif match := re.match(r"\s*Function (\S+):", line):
             usage = {key: int(n) for key, n in re.findall(r"(\w+):(\d+)", next(lines))}
-            name = match[1]
-            kernels[name, architecture] = Compiled(
-                name, architecture, usage["REG"], usage["STACK"], usage["LOCAL"], usage["SHARED"]
+            # From compute capability 9.0 on, the kibibyte that the system takes of every block is counted too.
+            system = 1024 if int(re.sub(r"\D", "", architecture)) >= 90 else 0
+            kernels[match[1], architecture] = Compiled(
+                match[1], architecture, usage["REG"], usage["STACK"], usage["LOCAL"], usage["SHARED"] - system
             )
     kernel = Compiled("", "")
     for line in sass.splitlines():
