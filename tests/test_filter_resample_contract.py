@@ -202,7 +202,7 @@ def cuda() -> torch.device:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("normalise", ["none", "zscore"])
+@pytest.mark.parametrize("normalise", ["none", "zscore", "robust"])
 def test_on_the_gpu(cuda: torch.device, dtype: torch.dtype, normalise: str) -> None:
     """The CUDA kernel against float64 and against itself, on the current stream."""
     batch = mixed_batch()
