@@ -18,13 +18,13 @@ def filter_resample(
     out: int,
     out_dtype: int,
     n_out: int,
-    zscore: bool,
+    normalise: int,
     n_threads: int,
     device: int,
     stream: int,
 ) -> None: ...
 def filter_resample_launch(
-    n_clips: int, n_channels: int, n_out: int, zscore: bool, shared_limit_bytes: int
+    n_clips: int, n_channels: int, n_out: int, statistics: bool, shared_limit_bytes: int
 ) -> dict[str, int]: ...
 
 # ---- contrastive_loss ------------------------------------------------------------------------------------------------
