@@ -13,6 +13,7 @@ import scipy.signal
 
 __all__ = [
     "butterworth_forward_backward",
+    "grouped",
     "kaiser_bandpass",
     "kaiser_lowpass",
     "n_taps_for",
@@ -142,3 +143,40 @@ def polyphase(taps: FloatArray, up: int) -> tuple[FloatArray, int]:
     inside = (index >= 0) & (index < len(taps))
     table = np.where(inside, taps[np.clip(index, 0, len(taps) - 1)], 0.0)
     return table, left
+
+
+def grouped(table: FloatArray, down: int, group: int) -> tuple[FloatArray, int]:
+    """Taps of ``group`` outputs side by side, for outputs at ``len(table) / down`` times the rate of their samples.
+
+    Output ``i`` has row ``i * down % up`` of ``table`` and begins ``i * down // up`` samples after output 0. Groups of
+    consecutive outputs begin at the samples of their first one; a period of ``repeats * up`` outputs, after which taps
+    and places recur, is cut into groups, the last one filled up with zeros.
+
+    Parameters
+    ----------
+    table : ndarray, shape (up, n_taps)
+        As from `polyphase`.
+    down
+        Samples in which ``up`` outputs lie.
+    group
+        Outputs in a group.
+
+    Returns
+    -------
+    groups : ndarray, shape (n_groups, n_taps + reach, group)
+        ``groups[g, t, l]`` is the tap with which sample ``t`` of group ``g`` goes into its output ``l``.
+    repeats
+        Periods of ``up`` outputs that the groups hold: as few as leave at most 3 % of the last group empty.
+    """
+    up, n_taps = table.shape
+    repeats = next(r for r in range(1, group + 1) if -(r * up) % group <= 0.03 * r * up)
+    i = np.arange(repeats * up)
+    i = np.concatenate([i, np.full(-len(i) % group, -1)]).reshape(-1, group)
+    start = i * down // up - (i[:, :1] * down // up)
+    start[i < 0] = 0
+    groups = np.zeros((len(i), n_taps + int(start.max()), group))
+    taps = np.where((i >= 0)[..., None], table[i * down % up], 0.0)
+    g, lane = np.indices(i.shape)
+    for t in range(n_taps):
+        groups[g, start + t, lane] = taps[..., t]
+    return groups, repeats

@@ -9,6 +9,19 @@ void filter_resample_cpu(FilterResample const& p, int n_threads);
 
 namespace cpu {
 
+// How many outputs of a row are computed at a time, so that everything between the integers and the outputs stays in
+// the second cache, and the floats of scratch that they take.
+struct TilePlan {
+    std::int64_t outputs;
+    std::int64_t samples, decimated, low, clean, filtered;
+    std::int64_t floats() const { return samples + decimated + low + clean + filtered; }
+};
+
+// Samples around `clean` that a group of outputs may meet without using them: they must be numbers.
+static inline std::int64_t group_margin(FilterRow const& f) {
+    return (2 * filter_group * f.down / f.up + 2) + (f.decimation + filter_group);
+}
+
 // One (clip, channel) after validation, with scratch that nobody else uses.
 struct FilterJob {
     void const* window;  // first sample of the window
@@ -21,11 +34,10 @@ struct FilterJob {
     void* out;
     DType out_dtype;
     std::int64_t n_out;
-    float* samples;    // [padded native span]
-    float* decimated;  // [padded decimated span]
-    float* low;        // [padded low span]
-    float* lowpassed;  // [interpolator_stride]
-    float* filtered;   // [n_out]
+    TilePlan plan;
+    float* scratch;     // [plan.floats()]
+    float* whole;       // [n_out], where a normalised row takes several tiles and out does not hold float32; else null
+    float* candidates;  // [n_out], for Normalise::robust; else null
 };
 
 // The same source, compiled once per instruction set.

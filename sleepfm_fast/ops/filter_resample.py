@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sleepfm_fast import _C
+from sleepfm_fast.filters import FILTER_COLUMNS
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 
 if TYPE_CHECKING:
@@ -114,9 +115,14 @@ def _check(
             f"filter_resample: table is for {tuple(table.shape[:2])} clips and channels, calibration for "
             f"{tuple(calibration.shape[:2])}."
         )
-    if filters.dtype != torch.int64 or filters.dim() != 2 or filters.shape[1] != 18 or taps.dtype != torch.float32:
+    if (
+        filters.dtype != torch.int64
+        or filters.dim() != 2
+        or filters.shape[1] != FILTER_COLUMNS
+        or taps.dtype != torch.float32
+    ):
         raise TypeError(
-            "filter_resample: filters and taps are not those of FilterBank.tensors() (int64 [F, 18], float32 [n])."
+            "filter_resample: filters and taps are not those of FilterBank.tensors() (int64 [F, 22], float32 [n])."
         )
     if dtype not in OUT_DTYPES:
         raise TypeError(f"filter_resample: dtype is {dtype}; choose torch.float32, torch.bfloat16 or torch.float16.")
