@@ -207,8 +207,10 @@ class FilterBank:
         """Place the tables for outputs side by side; return their columns of ``FilterRow``."""
         table, _ = design.main_table
         row = [0, 0, 0]
-        # Sixteen outputs that lie far apart share few samples: an output at a time is then cheaper.
-        if design.phases == design.up and PAD * design.down <= 3 * table.shape[1] * design.up:
+        # Sixteen outputs that lie far apart share few samples: an output at a time, with the cost of some 128 taps for
+        # its horizontal sum, is then cheaper.
+        reach = (PAD - 1) * design.down / design.up
+        if design.phases == design.up and reach <= max(128, table.shape[1]):
             groups, repeats = fir.grouped(table, design.down, PAD)
             row = [repeats, place(groups.reshape(-1, PAD))[0], groups.shape[1]]
         low_offset = 0

@@ -78,6 +78,20 @@ def test_strided_arguments() -> None:
     assert torch.equal(got, batch.run(100, 5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_buffer_of_the_caller_takes_the_result(dtype: torch.dtype) -> None:
+    batch = mixed_batch()
+    tensors = batch.tensors(5)
+    expected = batch.run(n_channels=5, dtype=dtype, normalise="zscore")
+    pool = torch.full((3 * 5 * N_OUT + 2,), -3.0, dtype=dtype)
+    out = pool[1:-1].view(3, 5, N_OUT)  # not aligned to anything but its elements
+    for _ in range(2):
+        got = ops.filter_resample(*tensors, batch.bank, N_OUT, dtype=dtype, normalise="zscore", out=out)
+        assert got is out
+        assert torch.equal(out, expected)
+    assert pool[0] == pool[-1] == -3.0
+
+
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +150,18 @@ def test_bad_arguments_are_refused() -> None:
         ops.filter_resample(raw, table, calibration, bank, 10, normalise="minmax")
     with pytest.raises(ValueError, match="n_out is -1; expected the number of output samples"):
         ops.filter_resample(raw, table, calibration, bank, -1)
+    with pytest.raises(
+        TypeError, match=r"out is torch.float16 of shape \(3, 5, 10\); expected torch.float32 \[B, C, 10\]"
+    ):
+        ops.filter_resample(raw, table, calibration, bank, 10, out=torch.empty(3, 5, 10, dtype=torch.float16))
+    with pytest.raises(TypeError, match=r"out is torch.float32 of shape \(3, 5, 9\); expected"):
+        ops.filter_resample(raw, table, calibration, bank, 10, out=torch.empty(3, 5, 9))
+    with pytest.raises(ValueError, match=r"out is of shape \(3, 4, 10\), table for \(3, 5\) clips and channels"):
+        ops.filter_resample(raw, table, calibration, bank, 10, out=torch.empty(3, 4, 10))
+    with pytest.raises(ValueError, match=r"out has strides \(1, 3, 15\); expected a contiguous tensor"):
+        ops.filter_resample(raw, table, calibration, bank, 10, out=torch.empty(10, 5, 3).permute(2, 1, 0))
+    with pytest.raises(ValueError, match="raw is on cpu, out on meta; move them to one device"):
+        ops.filter_resample(raw, table, calibration, bank, 10, out=torch.empty(3, 5, 10, device="meta"))
     with pytest.raises(ValueError, match="raw is on cpu, table on meta; move them to one device"):
         ops.filter_resample(raw, table.to("meta"), calibration, bank, 10)
 
@@ -176,6 +202,8 @@ def test_opcheck() -> None:
     op = torch.ops.sleepfm_fast.filter_resample.default
     for dtype, normalise in ((torch.float32, "none"), (torch.bfloat16, "zscore"), (torch.float16, "robust")):
         torch.library.opcheck(op, (raw, table, calibration, filters, taps, 96, dtype, normalise))
+    op = torch.ops.sleepfm_fast.filter_resample_out.default
+    torch.library.opcheck(op, (raw, table, calibration, filters, taps, "zscore", torch.empty(3, 5, 96)))
 
 
 def test_traces_under_compile() -> None:

@@ -37,38 +37,52 @@ constexpr int most_groups = SLEEPFM_LANES == 16 ? 16 : SLEEPFM_LANES == 8 ? 6 : 
 // Long sums are made of pieces: their rounding error stays that of short ones.
 constexpr std::int64_t piece_taps = 256;
 
+template <int n_groups>
+using Sums = Vector[n_groups][vectors];
+
+template <int n_groups>
+inline void multiply_add(float const* x, std::int64_t step, float const* taps, std::int64_t stride, std::int64_t n_taps,
+                         Sums<n_groups>& sums) {
+    for (std::int64_t t = 0; t < n_taps; ++t, taps += stride, ++x) {
+        Vector tap[vectors];
+        for (int v = 0; v < vectors; ++v) {
+            tap[v] = load(taps + v * SLEEPFM_LANES);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < n_groups; ++i) {
+            float const sample = x[i * step];
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) {
+                sums[i][v] += tap[v] * sample;
+            }
+        }
+    }
+}
+
 // Sums of n_groups <= most_groups groups: put(group, vector, sums).
 template <int n_groups, typename Put>
 inline void product(float const* x, std::int64_t step, float const* taps, std::int64_t stride, std::int64_t n_taps,
                     Put put) {
-    Vector total[n_groups][vectors] = {};
-    std::int64_t const piece = n_taps <= 2 * piece_taps ? n_taps : piece_taps;
-    for (std::int64_t begin = 0; begin < n_taps; begin += piece) {
-        std::int64_t const end = n_taps - begin < piece ? n_taps : begin + piece;
-        Vector sum[n_groups][vectors] = {};
-        for (std::int64_t t = begin; t < end; ++t) {
-            Vector tap[vectors];
-            for (int v = 0; v < vectors; ++v) {
-                tap[v] = load(taps + t * stride + v * SLEEPFM_LANES);
-            }
-#pragma GCC unroll 16
+    Sums<n_groups> sums = {};
+    if (n_taps <= 2 * piece_taps) {
+        multiply_add<n_groups>(x, step, taps, stride, n_taps, sums);
+    } else {
+        Sums<n_groups> total = {};
+        for (std::int64_t begin = 0; begin < n_taps; begin += piece_taps) {
+            Sums<n_groups> piece = {};
+            multiply_add<n_groups>(x + begin, step, taps + begin * stride, stride,
+                                   n_taps - begin < piece_taps ? n_taps - begin : piece_taps, piece);
             for (int i = 0; i < n_groups; ++i) {
-                float const sample = x[i * step + t];
-#pragma GCC unroll 4
                 for (int v = 0; v < vectors; ++v) {
-                    sum[i][v] += tap[v] * sample;
+                    total[i][v] += piece[i][v];
                 }
             }
         }
-        for (int i = 0; i < n_groups; ++i) {
-            for (int v = 0; v < vectors; ++v) {
-                total[i][v] += sum[i][v];
-            }
-        }
+        memcpy(sums, total, sizeof sums);
     }
     for (int i = 0; i < n_groups; ++i) {
         for (int v = 0; v < vectors; ++v) {
-            put(i, v, total[i][v]);
+            put(i, v, sums[i][v]);
         }
     }
 }

@@ -144,14 +144,16 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
             }
         }
     }
-    std::int64_t const n_candidates = p.normalise == Normalise::robust ? p.n_out : 0;
+    std::int64_t const n_candidates = p.normalise == Normalise::robust ? (p.n_out + 15) / 16 * 16 : 0;
     n_threads = static_cast<int>(std::clamp<std::int64_t>(n_threads, 1, n_rows));
 #if !defined(_OPENMP)
     n_threads = 1;
 #endif
     // Memory is taken before the threads start: nothing inside them can throw.
-    std::int64_t const per_thread = (n_scratch + n_whole + n_candidates + 15) / 16 * 16;
+    std::int64_t const per_thread = (n_scratch + n_whole + 15) / 16 * 16;
     std::unique_ptr<float[]> const memory(new float[static_cast<std::size_t>(per_thread * n_threads)]);
+    std::unique_ptr<std::uint32_t[]> const candidates(
+        new std::uint32_t[static_cast<std::size_t>(n_candidates * n_threads)]);
     RowFunction const filter_row = row_function();
 
 #pragma omp parallel for schedule(dynamic) num_threads(n_threads)
@@ -181,7 +183,7 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
         job.plan = plans[w.filter];
         job.scratch = memory.get() + thread * per_thread;
         job.whole = n_whole != 0 ? job.scratch + n_scratch : nullptr;
-        job.candidates = n_candidates != 0 ? job.scratch + n_scratch + n_whole : nullptr;
+        job.candidates = candidates.get() + thread * n_candidates;
         filter_row(job);
     }
 }

@@ -35,9 +35,9 @@ struct FilterJob {
     DType out_dtype;
     std::int64_t n_out;
     TilePlan plan;
-    float* scratch;     // [plan.floats()]
-    float* whole;       // [n_out], where a normalised row takes several tiles and out does not hold float32; else null
-    float* candidates;  // [n_out], for Normalise::robust; else null
+    float* scratch;  // [plan.floats()]
+    float* whole;    // [n_out], where a normalised row takes several tiles and out does not hold float32; else null
+    std::uint32_t* candidates;  // [n_out], for Normalise::robust; else null
 };
 
 // The same source, compiled once per instruction set.
