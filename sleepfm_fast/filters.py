@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "NOTCHES_HZ", "PRESETS", "FilterBank", "FilterDesign"]
 
 NOTCHES_HZ = (50, 60)
-FILTER_COLUMNS = 22  # of FilterRow in csrc/params.h
+FILTER_COLUMNS = 23  # of FilterRow in csrc/params.h
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -124,7 +124,7 @@ class FilterBank:
         return self._contexts[f]
 
     def tensors(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the tables on ``device``, cached: filters int64 [F, 22] and taps float32 [n].
+        """Return the tables on ``device``, cached: filters int64 [F, 23] and taps float32 [n].
 
         The columns of ``filters`` are those of ``FilterRow`` in csrc/params.h.
         """
@@ -206,13 +206,16 @@ class FilterBank:
     def _place_groups(design: FilterDesign, place: Callable[[FloatArray], tuple[int, int]]) -> list[int]:
         """Place the tables for outputs side by side; return their columns of ``FilterRow``."""
         table, _ = design.main_table
-        row = [0, 0, 0]
+        row = [0, 0, 0, 0]
         # Sixteen outputs that lie far apart share few samples: an output at a time, with the cost of some 128 taps for
         # its horizontal sum, is then cheaper.
         reach = (PAD - 1) * design.down / design.up
         if design.phases == design.up and reach <= max(128, table.shape[1]):
             groups, repeats = fir.grouped(table, design.down, PAD)
-            row = [repeats, place(groups.reshape(-1, PAD))[0], groups.shape[1]]
+            row = [repeats, place(groups.reshape(-1, PAD))[0], groups.shape[1], 0]
+            pairs = fir.paired(groups, repeats * design.down)
+            if pairs.shape[1] < 0.9 * 2 * groups.shape[1]:
+                row[-1], _ = place(pairs.reshape(-1, PAD))
         low_offset = 0
         if design.decimation:
             groups, _ = fir.grouped(design.low[None, :], 1, PAD)

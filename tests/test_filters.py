@@ -206,7 +206,7 @@ def test_tensors_are_cached_until_a_filter_is_added() -> None:
     assert bank.tensors("cpu")[1] is first[1]
     bank.index("ecg", 200)
     filters, taps = bank.tensors("cpu")
-    assert filters.shape == (2, 22)
+    assert filters.shape == (2, 23)
     assert taps.numel() > first[1].numel()
     assert (filters[0] == first[0][0]).all()
 

@@ -55,6 +55,9 @@ cpu::TilePlan plan_of(FilterRow const& f, std::int64_t n) {
         plan.clean = n_main + 2 * margin + padding;
     }
     plan.samples += 2 * margin + padding;
+    if (f.pair_offset != 0) {
+        plan.paired = 3 * (n_main + 2 * margin);
+    }
     plan.filtered = n + padding;
     return plan;
 }
@@ -78,6 +81,11 @@ bool check_groups(FilterRow const& f, std::int64_t n_taps) {
                std::gcd(f.up, f.down) == 1 && f.group_taps >= f.main_taps && f.group_taps < largest;
         std::int64_t const n_groups = (f.group_repeats * f.up + filter_group - 1) / filter_group;
         good = good && inside(f.group_offset, n_groups, f.group_taps * filter_group, n_taps);
+        good = good && f.pair_offset >= 0;
+        if (good && f.pair_offset > 0) {
+            std::int64_t const rows = 3 * cpu::pair_taps(f) + cpu::last_pair_taps(f);
+            good = inside(f.pair_offset, n_groups, rows * filter_group, n_taps);
+        }
         // The first and the last output of a group are at most this many samples apart.
         good = good && f.group_taps <= f.main_taps + (filter_group - 1) * f.down / f.up + 1;
     }

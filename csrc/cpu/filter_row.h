@@ -103,9 +103,11 @@ void subtract_low(FilterJob const& job, Span main, Span native, float const* x, 
              job.taps + f.decimator_offset, n_decimator, decimated + m);
     }
     fill_zeros(decimated + n_decimated, 2 * filter_group);
-    products((n_low + filter_group - 1) / filter_group, decimated, filter_group, job.taps + f.low_group_offset,
-             filter_group, 2 * f.low_half + filter_group,
-             [low](std::int64_t i, int v, Vector sums) { store(low + i * filter_group + v * SLEEPFM_LANES, sums); });
+    products(
+        (n_low + filter_group - 1) / filter_group,
+        one_run(decimated, filter_group, job.taps + f.low_group_offset, filter_group, 2 * f.low_half + filter_group),
+        [low](std::int64_t i, int v, Vector sums)
+            SLEEPFM_INLINE_LAMBDA { store(low + i * filter_group + v * SLEEPFM_LANES, sums); });
     // The decimation columns between two decimated samples, in groups. What the last group has too many is overwritten
     // by the sample after, which is why that group goes first.
     std::int64_t const m0 = floor_divide(main.begin, f.decimation), m1 = floor_divide(main.end - 1, f.decimation);
@@ -114,8 +116,9 @@ void subtract_low(FilterJob const& job, Span main, Span native, float const* x, 
     for (std::int64_t g = f.interpolator_stride - filter_group; g >= 0; g -= filter_group) {
         float const* const from = x + (at + g - native.begin);
         float* const to = clean + (at + g - main.begin);
-        products(m1 - m0 + 1, v0, 1, job.taps + f.interpolator_offset + g, f.interpolator_stride, f.interpolator_taps,
-                 [from, to, &f](std::int64_t i, int v, Vector sums) {
+        products(m1 - m0 + 1,
+                 one_run(v0, 1, job.taps + f.interpolator_offset + g, f.interpolator_stride, f.interpolator_taps),
+                 [from, to, &f](std::int64_t i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA {
                      std::int64_t const k = i * f.decimation + v * SLEEPFM_LANES;
                      store(to + k, load(from + k) - sums);
                  });
@@ -157,12 +160,25 @@ std::int64_t output_of_phase(FilterRow const& f, std::int64_t phase) {
 }
 
 // Outputs in groups of filter_group. A group, the same place in every period, shares its taps between periods.
-void resample_by_group(FilterJob const& job, Span outputs, float const* x, std::int64_t x_index, float* y) {
+// x[0 .. n_samples) lies between group_margin(f) zeros on either side.
+void resample_by_group(FilterJob const& job, Span outputs, float const* x, std::int64_t x_index, std::int64_t n_samples,
+                       float* y) {
     FilterRow const& f = job.filter;
     std::int64_t const shift = output_of_phase(f, job.row.phase);
     std::int64_t const begin = outputs.begin + shift, end = outputs.end + shift;
     std::int64_t const period = f.group_repeats * f.up, step = f.group_repeats * f.down;
     float const* const first = x + (job.row.first - shift * f.down / f.up - f.main_left - x_index);
+    PairSamples pairs{};
+    float const* const pairs_from = x - group_margin(f);
+    std::int64_t const n_pair_taps = pair_taps(f), n_last_taps = last_pair_taps(f);
+    std::int64_t const pair_floats = (3 * n_pair_taps + n_last_taps) * filter_group;
+    if (f.pair_offset != 0) {
+        std::int64_t const n = job.plan.paired / 3;
+        float* const to = job.scratch + (job.plan.floats() - job.plan.filtered - job.plan.paired);
+        pairs = {to, to + n, to + 2 * n};
+        make_pair_samples(pairs_from, (n_samples + 2 * group_margin(f) - 2 * step) / filter_group * filter_group, step,
+                          pairs);
+    }
     // The last group of a period may be part padding, which the group after it overwrites: so it goes first.
     for (std::int64_t g = (period - 1) / filter_group; g >= 0; --g) {
         std::int64_t const at = g * filter_group;  // in the period
@@ -176,14 +192,22 @@ void resample_by_group(FilterJob const& job, Span outputs, float const* x, std::
         if (all_begin >= all_end) {
             all_begin = all_end = some_end;
         }
-        float* const to = y + (all_begin * period + at - begin);
-        products(
-            all_end - all_begin, first + all_begin * step + q, step, taps, filter_group, f.group_taps,
-            [to, period](std::int64_t i, int v, Vector sums) { store(to + i * period + v * SLEEPFM_LANES, sums); });
+        std::int64_t whole = all_begin;
+        auto const put = [&](std::int64_t i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA {
+            store(y + ((whole + i) * period + at - begin + v * SLEEPFM_LANES), sums);
+        };
+        if (f.pair_offset != 0) {
+            std::int64_t const n_pairs = (all_end - all_begin) / 2;
+            pair_products(n_pairs, pairs, first + all_begin * step + q - pairs_from, step,
+                          {job.taps + f.pair_offset + g * pair_floats, n_pair_taps, n_last_taps}, put);
+            whole += 2 * n_pairs;
+        }
+        products(all_end - whole, one_run(first + whole * step + q, step, taps, filter_group, f.group_taps), put);
         auto const compute_part = [&](std::int64_t p) {
             float sums[filter_group];
-            product<1>(first + p * step + q, 0, taps, filter_group, f.group_taps,
-                       [&sums](std::int64_t, int v, Vector part) { store(sums + v * SLEEPFM_LANES, part); });
+            product<1>(one_run(first + p * step + q, 0, taps, filter_group, f.group_taps),
+                       [&sums](std::int64_t, int v, Vector part)
+                           SLEEPFM_INLINE_LAMBDA { store(sums + v * SLEEPFM_LANES, part); });
             for (std::int64_t l = 0; l < n; ++l) {
                 std::int64_t const k = p * period + at + l;
                 if (k >= begin && k < end) {
@@ -224,7 +248,7 @@ void filter_tile(FilterJob const& job, std::int64_t reference, Span outputs, flo
         fill_zeros(clean + (main.end - main.begin), margin);
     }
     if (f.group_repeats != 0) {
-        resample_by_group(job, outputs, clean, main.begin, y);
+        resample_by_group(job, outputs, clean, main.begin, main.end - main.begin, y);
     } else {
         resample_by_row(job, outputs, clean, main.begin, y);
     }
