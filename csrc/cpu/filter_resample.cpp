@@ -38,6 +38,10 @@ RowFunction row_function() {
 constexpr std::int64_t most_tile_outputs = 32768, fewest_tile_outputs = 2048;
 constexpr std::int64_t tile_floats_wanted = 3 * 65536;
 
+// A result beyond any third cache's share of a core: it goes past the caches, which saves reading it before it is
+// written.
+constexpr std::size_t streamed_above_bytes = std::size_t{64} << 20;
+
 cpu::TilePlan plan_of(FilterRow const& f, std::int64_t n) {
     std::int64_t const margin = cpu::group_margin(f), padding = 2 * filter_group;
     std::int64_t const n_main = (n - 1) * f.down / f.up + 2 + f.main_taps;
@@ -162,6 +166,7 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
     std::unique_ptr<float[]> const memory(new float[static_cast<std::size_t>(per_thread * n_threads)]);
     std::unique_ptr<std::uint32_t[]> const candidates(
         new std::uint32_t[static_cast<std::size_t>(n_candidates * n_threads)]);
+    bool const streamed = static_cast<std::size_t>(n_rows * p.n_out) * out_bytes > streamed_above_bytes;
     RowFunction const filter_row = row_function();
 
 #pragma omp parallel for schedule(dynamic) num_threads(n_threads)
@@ -186,6 +191,7 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
         job.calibration = p.calibration + 4 * i;
         job.normalise = p.normalise;
         job.out = out;
+        job.streamed = streamed;
         job.out_dtype = p.out_dtype;
         job.n_out = p.n_out;
         job.plan = plans[w.filter];

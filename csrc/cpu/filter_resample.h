@@ -45,6 +45,7 @@ struct FilterJob {
     float const* calibration;  // gain, offset, center, scale
     Normalise normalise;
     void* out;
+    bool streamed;  // write float32 past the caches
     DType out_dtype;
     std::int64_t n_out;
     TilePlan plan;

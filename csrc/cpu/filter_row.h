@@ -258,7 +258,24 @@ void filter_tile(FilterJob const& job, std::int64_t reference, Span outputs, flo
 void write(FilterJob const& job, std::int64_t begin, float const* y, std::int64_t n, float a, float b) {
     if (job.out_dtype == DType::f32) {
         float* const out = static_cast<float*>(job.out) + begin;
-        for (std::int64_t i = 0; i < n; ++i) {
+        std::int64_t i = 0;
+#if SLEEPFM_LANES >= 8
+        if (job.streamed) {
+            for (; i < n && reinterpret_cast<std::uintptr_t>(out + i) % sizeof(Vector) != 0; ++i) {
+                out[i] = y[i] * a + b;
+            }
+            for (; i + SLEEPFM_LANES <= n; i += SLEEPFM_LANES) {
+                Vector const v = load(y + i) * a + b;
+#if SLEEPFM_LANES == 16
+                _mm512_stream_ps(out + i, (__m512)v);
+#else
+                _mm256_stream_ps(out + i, (__m256)v);
+#endif
+            }
+            _mm_sfence();  // before another thread reads the result
+        }
+#endif
+        for (; i < n; ++i) {
             out[i] = y[i] * a + b;
         }
     } else {
