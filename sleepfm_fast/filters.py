@@ -213,9 +213,11 @@ class FilterBank:
         if design.phases == design.up and reach <= max(128, table.shape[1]):
             groups, repeats = fir.grouped(table, design.down, PAD)
             row = [repeats, place(groups.reshape(-1, PAD))[0], groups.shape[1], 0]
-            pairs = fir.paired(groups, repeats * design.down)
-            if pairs.shape[1] < 0.9 * 2 * groups.shape[1]:
-                row[-1], _ = place(pairs.reshape(-1, PAD))
+            period = repeats * design.down
+            if groups.shape[1] > 2 * period:  # else there are no three runs of taps
+                pairs = fir.paired(groups, period)
+                if pairs.shape[1] < 0.9 * 2 * groups.shape[1]:
+                    row[-1], _ = place(pairs.reshape(-1, PAD))
         low_offset = 0
         if design.decimation:
             groups, _ = fir.grouped(design.low[None, :], 1, PAD)

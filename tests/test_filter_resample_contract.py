@@ -68,6 +68,40 @@ def test_missing_channels_need_no_filter() -> None:
     assert torch.equal(y, torch.zeros(2, 3, 5))
 
 
+@pytest.mark.parametrize("fs_hz", [100, 200, 250, 512])
+def test_every_way_to_the_outputs_agrees(fs_hz: int) -> None:
+    """Pairs of periods, groups alone and single outputs: what the filter's row offers decides."""
+    bank = FilterBank("aasm", 256)
+    f = bank.index("eeg", fs_hz)
+    batch = Batch(bank)
+    for phase in (0, bank.up(f) - 1):
+        batch.add(noise(np.random.default_rng(13), 40 * fs_hz), f, first=5 * fs_hz, phase=phase)
+    filters, taps = bank.tensors()
+    truth = batch.truth(2001)
+    for without in ((), (21,), (18, 19, 20, 21)):
+        row = filters.clone()
+        row[:, list(without)] = 0
+        y = torch.ops.sleepfm_fast.filter_resample(*batch.tensors(), row, taps, 2001, torch.float32, "none")
+        assert snr_db(y, truth) > 120.0
+
+
+def test_long_rows_are_cut_into_tiles() -> None:
+    """More outputs than a tile: kept in `out` (float32) or beside it (half precision) until the scale is known."""
+    bank = FilterBank("aasm", 256)
+    batch = Batch(bank)
+    rng = np.random.default_rng(14)
+    n_out = 2 * 32768 + 77
+    for kind, fs_hz in (("eeg", 100), ("snore", 200), ("step", 1)):
+        f = bank.index(kind, fs_hz)
+        batch.add(noise(rng, int(n_out / 256 * fs_hz) + 1), f, calibration=(0.5, 1.0, 2.0, 0.25))
+    for normalise in NORMALISATIONS:
+        y = batch.run(n_out, normalise=normalise)
+        truth = batch.truth(n_out, normalise=normalise)
+        for i in range(3):
+            assert snr_db(y[i], truth[i]) > 100.0, (normalise, i)
+        assert torch.equal(batch.run(n_out, normalise=normalise, dtype=torch.bfloat16), y.bfloat16())
+
+
 def test_strided_arguments() -> None:
     batch = mixed_batch()
     raw, table, calibration = batch.tensors(5)
@@ -180,6 +214,14 @@ def test_bad_arguments_are_refused() -> None:
         (10, 1 << 40),
         (13, 1 << 40),
         (14, -1),
+        (18, 17),
+        (18, -1),
+        (19, 1 << 40),
+        (20, 100),
+        (20, 1000),
+        (21, 1 << 40),
+        (21, -1),
+        (22, 1 << 40),
     ],
 )
 def test_tables_that_are_no_filters_are_refused(column: int, value: int) -> None:
