@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ from contrastive_cases import DIRECTIONS, MODES, embeddings, evaluate, random_ma
 import sleepfm_fast
 from sleepfm_fast import _C, ops, reference
 from sleepfm_fast.ops import contrastive_chunked
-from sleepfm_fast.ops.contrastive_loss import workspace_bytes
+from sleepfm_fast.ops.contrastive_cpu import workspace_bytes
 
 X = torch.zeros(3, 4, 8)
 TAU = torch.tensor(0.0)
@@ -85,12 +86,12 @@ def test_problems_are_named_in_order():
 def test_opcheck(mode, masked):
     x, tau = embeddings("random", 3, 9, 8), torch.tensor(1.0)
     mask = random_mask(3, 9) if masked else None
-    arguments = (x, tau, mask, mode, "both")
+    arguments = (x, tau, mask, mode, "both", "highest", 0, 9)
     torch.library.opcheck(torch.ops.sleepfm_fast.contrastive_loss_forward.default, arguments)
     *_, n_valid, state = torch.ops.sleepfm_fast.contrastive_loss_forward(*arguments)
     torch.library.opcheck(
         torch.ops.sleepfm_fast.contrastive_loss_backward.default,
-        (torch.tensor(0.3), x, tau, mask, n_valid, state, mode, "both"),
+        (torch.tensor(0.3), x, tau, mask, n_valid, state, mode, "both", "highest", 0, 9),
     )
 
 
@@ -220,6 +221,44 @@ def test_every_instruction_set(name):
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) == 25
 
 
+# ---- a range of samples at a time ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("directions", DIRECTIONS)
+@pytest.mark.parametrize("cuts", [(0, 75), (0, 0, 75), (0, 1, 75), (0, 16, 48, 75), (0, 37, 75)])
+def test_ranges_add_up_to_the_whole(cuts, directions, mode):
+    N = 75
+    x, tau = embeddings("aligned", 3, N, 32).double(), torch.tensor(3.0).double()
+    mask = random_mask(3, N)
+    x = torch.where(mask[..., None], x, torch.nan)
+    forward, backward = (
+        torch.ops.sleepfm_fast.contrastive_loss_forward,
+        torch.ops.sleepfm_fast.contrastive_loss_backward,
+    )
+    whole = forward(x, tau, mask, mode, directions, "highest", 0, N)
+    ranges = list(itertools.pairwise(cuts))
+    shares = [forward(x, tau, mask, mode, directions, "highest", *range_) for range_ in ranges]
+    for k in (0, 1, 2):  # loss, losses, correct
+        torch.testing.assert_close(sum(share[k] for share in shares), whole[k], rtol=1e-12, atol=1e-15)
+    for (begin, end), (_, _, _, ranks, n_valid, state) in zip(ranges, shares, strict=True):
+        torch.testing.assert_close(ranks[..., begin:end], whole[3][..., begin:end])
+        assert (ranks[..., :begin] == -1).all()
+        assert (ranks[..., end:] == -1).all()
+        torch.testing.assert_close(n_valid, whole[4])
+        torch.testing.assert_close(state[..., begin:end], whole[5][..., begin:end], rtol=1e-12, atol=1e-15)
+        assert not state[..., :begin].any()
+        assert not state[..., end:].any()
+    arguments = (torch.tensor(0.7).double(), x, tau, mask, whole[4], whole[5], mode, directions, "highest")
+    gradient, slope = backward(*arguments, 0, N)
+    shares = [backward(*arguments, *range_) for range_ in ranges]
+    torch.testing.assert_close(sum(share[0] for share in shares), gradient, rtol=1e-11, atol=1e-16)
+    torch.testing.assert_close(sum(share[1] for share in shares), slope, rtol=1e-11, atol=1e-15)
+    for (begin, end), (share, _) in zip(ranges, shares, strict=True):
+        assert not share[:, :begin].any()
+        assert not share[:, end:].any()
+
+
 # ---- the interim CUDA path -----------------------------------------------------------------------------------------
 
 
@@ -233,13 +272,13 @@ def test_chunked_path_agrees_with_the_compiled_one(N, directions, mode, monkeypa
     for mask in (None, random_mask(3, N)):
         if mask is not None:
             x = torch.where(mask[..., None], x, torch.nan)
-        compiled = torch.ops.sleepfm_fast.contrastive_loss_forward(x, tau, mask, mode, directions)
-        chunked = contrastive_chunked.forward(x, tau, mask, mode, directions)
+        compiled = torch.ops.sleepfm_fast.contrastive_loss_forward(x, tau, mask, mode, directions, "highest", 0, N)
+        chunked = contrastive_chunked.forward(x, tau, mask, mode, directions, 0, N)
         for ours, theirs in zip(chunked, compiled, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-14)
         arguments = (upstream, x, tau, mask, compiled[4], compiled[5], mode, directions)
-        compiled = torch.ops.sleepfm_fast.contrastive_loss_backward(*arguments)
-        chunked = contrastive_chunked.backward(*arguments)
+        compiled = torch.ops.sleepfm_fast.contrastive_loss_backward(*arguments, "highest", 0, N)
+        chunked = contrastive_chunked.backward(*arguments, 0, N)
         for ours, theirs in zip(chunked, compiled, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-16)
 
@@ -247,9 +286,9 @@ def test_chunked_path_agrees_with_the_compiled_one(N, directions, mode, monkeypa
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_chunked_path_in_lower_precision(dtype):
     x, tau = embeddings("random", 3, 60, 32).to(dtype), torch.tensor(2.0)
-    loss, *_, n_valid, state = contrastive_chunked.forward(x, tau, None, "leave_one_out", "both")
+    loss, *_, n_valid, state = contrastive_chunked.forward(x, tau, None, "leave_one_out", "both", 0, 60)
     gradient, slope = contrastive_chunked.backward(
-        torch.tensor(1.0), x, tau, None, n_valid, state, "leave_one_out", "both"
+        torch.tensor(1.0), x, tau, None, n_valid, state, "leave_one_out", "both", 0, 60
     )
     truth = evaluate(reference.contrastive_loss, x.double(), tau.double())
     assert loss.dtype == torch.float32

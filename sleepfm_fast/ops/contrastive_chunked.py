@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
 from torch import Tensor
 
 __all__ = ["backward", "forward"]
@@ -61,10 +62,10 @@ def pairs(operands: Operands) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor
             yield i, j, operands.unit[i], operands.unit[j], operands.shared[i] & operands.shared[j]
 
 
-def chunks(n_samples: int) -> Iterator[slice]:
+def chunks(n_samples: int, begin: int, end: int) -> Iterator[slice]:
     size = max(1, CHUNK_ELEMENTS // max(n_samples, 1))
-    for start in range(0, n_samples, size):
-        yield slice(start, min(start + size, n_samples))
+    for start in range(begin, end, size):
+        yield slice(start, min(start + size, end))
 
 
 def cosines(rows: Tensor, columns: Tensor, valid: Tensor, at: slice) -> tuple[Tensor, Tensor]:
@@ -76,12 +77,14 @@ def cosines(rows: Tensor, columns: Tensor, valid: Tensor, at: slice) -> tuple[Te
     return matrix.masked_fill(~counts, NEVER), own
 
 
-def one_direction(rows: Tensor, columns: Tensor, valid: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-    """Loss, rank, own cosine, largest other cosine, inverse sum and probability missed of every row, each ``[N]``."""
+def one_direction(
+    rows: Tensor, columns: Tensor, valid: Tensor, scale: Tensor, begin: int, end: int
+) -> tuple[Tensor, ...]:
+    """Loss, rank, own cosine, largest other cosine, inverse sum and probability missed of the rows [begin, end)."""
     N = len(valid)
     number = torch.arange(N, device=valid.device)
     results = []
-    for at in chunks(N):
+    for at in chunks(N, begin, end):
         matrix, own = cosines(rows, columns, valid, at)
         ahead = (matrix > own[:, None]) | ((matrix == own[:, None]) & (number[None, :] < number[at, None]))
         rank = ahead.sum(1, dtype=torch.int32).masked_fill(~valid[at], -1)
@@ -102,7 +105,7 @@ def one_direction(rows: Tensor, columns: Tensor, valid: Tensor, scale: Tensor) -
 
 
 def forward(
-    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
+    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, begin: int, end: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Forward of the op by torch operations: loss, losses, correct, ranks, n_valid, state."""
     operands = prepare(x, log_temperature, mask, mode)
@@ -111,23 +114,59 @@ def forward(
     sums, correct, ranks, n_valid, states = [], [], [], [], []
     for _, _, rows, columns, valid in pairs(operands):
         n_valid.append(valid.sum())
-        if N == 0:
+        if begin == end:
             sums.append(x.new_zeros(2, dtype=torch.float64))
             correct.append(x.new_zeros(2, dtype=torch.int64))
-            ranks.append(x.new_zeros((2, 0), dtype=torch.int32))
-            states.append(x.new_zeros((7, 0), dtype=torch.float64))
+            ranks.append(x.new_full((2, N), -1, dtype=torch.int32))
+            states.append(x.new_zeros((7, N), dtype=torch.float64))
             continue
-        by_row = one_direction(rows, columns, valid, operands.scale)
-        by_column = one_direction(columns, rows, valid, operands.scale)
+        by_row = one_direction(rows, columns, valid, operands.scale, begin, end)
+        by_column = one_direction(columns, rows, valid, operands.scale, begin, end)
+        outside = (begin, N - end)
         sums.append(torch.stack([by_row[0].sum(), by_column[0].sum()]))
-        ranks.append(torch.stack([by_row[1], by_column[1]]))
+        ranks.append(F.pad(torch.stack([by_row[1], by_column[1]]), outside, value=-1))
         correct.append((ranks[-1] == 0).sum(1))
-        states.append(torch.stack([by_row[2], *by_row[3:], *by_column[3:]]))
+        states.append(F.pad(torch.stack([by_row[2], *by_row[3:], *by_column[3:]]), outside))
     every_sum, every_n = torch.stack(sums), torch.stack(n_valid)
     counted = every_sum if directions == "both" else every_sum[:, :1]
     loss = counted.sum() / (every_n.sum() * counted.shape[1]).clamp_min(1)
     losses = every_sum / every_n.clamp_min(1)[:, None]
     return loss.to(dtype), losses.to(dtype), torch.stack(correct), torch.stack(ranks), every_n, torch.stack(states)
+
+
+def gradient_rows(
+    rows: Tensor,
+    columns: Tensor,
+    valid: Tensor,
+    scale: Tensor,
+    own: Tensor,
+    by_row: tuple[Tensor, Tensor] | None,
+    by_column: tuple[Tensor, Tensor] | None,
+    pull: Tensor,
+    begin: int,
+    end: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the rows [begin, end), and the row softmax's share of d loss / d log_temperature.
+
+    ``by_row`` and ``by_column`` hold the largest cosine and the weight of the exponential in s * dloss/dlogit.
+    """
+    gradients = torch.zeros_like(rows)
+    slope = torch.zeros((), dtype=torch.float64, device=rows.device)
+    for at in chunks(len(valid), begin, end):
+        matrix, _ = cosines(rows, columns, valid, at)
+        gradient = torch.zeros_like(matrix)
+        if by_row is not None:
+            largest, weight = by_row
+            gradient = (matrix - largest[at, None]).mul_(scale).exp_().mul_(weight[at, None])
+            # Each row's gradient sums to 0, so the own cosine may be taken off. Excluded pairs, -inf, have the gradient
+            # 0 and must not become NaN here.
+            slope = slope + (gradient * (matrix.clamp_min(-2.0) - own[at, None])).sum(dtype=torch.float64)
+        if by_column is not None:
+            largest, weight = by_column
+            gradient = gradient + (matrix - largest[None, :]).mul_(scale).exp_().mul_(weight[None, :])
+        gradient.diagonal(at.start).copy_(pull[at])
+        gradients[at] = gradient @ columns
+    return gradients, slope
 
 
 def backward(
@@ -139,6 +178,8 @@ def backward(
     state: Tensor,
     mode: str,
     directions: str,
+    begin: int,
+    end: int,
 ) -> tuple[Tensor, Tensor]:
     """Backward of the op by torch operations: gradients of x and of log_temperature."""
     operands = prepare(x, log_temperature, mask, mode)
@@ -152,26 +193,14 @@ def backward(
     for p, (i, j, rows, columns, valid) in enumerate(pairs(operands)):
         own, largest, inverse, missed, largest_c, inverse_c, missed_c = state[p]
         pull = -(factor * missed)
-        weight = (factor * inverse).to(dtype)
-        weight_c = (factor * inverse_c).to(dtype)
         if directions == "both":
             pull = pull - factor * missed_c
-        pull, own, largest, largest_c = (value.to(dtype) for value in (pull, own, largest, largest_c))
-        d_rows, d_columns = torch.zeros_like(rows), torch.zeros_like(columns)
-        for at in chunks(len(valid)):
-            matrix, _ = cosines(rows, columns, valid, at)
-            gradient = (matrix - largest[at, None]).mul_(scale).exp_().mul_(weight[at, None])
-            # d loss / d log_temperature: each row's gradient sums to 0 (each column's, the other way), so the own
-            # cosine may be taken off. Excluded pairs, -inf, have the gradient 0 and must not become NaN here.
-            finite = matrix.clamp_min(-2.0)
-            slope = slope + (gradient * (finite - own[at, None])).sum(dtype=torch.float64)
-            if directions == "both":
-                by_column = (matrix - largest_c[None, :]).mul_(scale).exp_().mul_(weight_c[None, :])
-                slope = slope + (by_column * (finite - own[None, :])).sum(dtype=torch.float64)
-                gradient = gradient + by_column
-            gradient.diagonal(at.start).copy_(pull[at])
-            d_rows[at] = gradient @ columns
-            d_columns += gradient.T @ rows[at]
+        pull, own = pull.to(dtype), own.to(dtype)
+        by_row = largest.to(dtype), (factor * inverse).to(dtype)
+        by_column = (largest_c.to(dtype), (factor * inverse_c).to(dtype)) if directions == "both" else None
+        d_rows, row_slope = gradient_rows(rows, columns, valid, scale, own, by_row, by_column, pull, begin, end)
+        d_columns, column_slope = gradient_rows(columns, rows, valid, scale, own, by_column, by_row, pull, begin, end)
+        slope = slope + row_slope + column_slope
         d_unit[i] += d_rows
         if operands.mean is None:
             d_unit[j] += d_columns

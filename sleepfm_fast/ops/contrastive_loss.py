@@ -6,24 +6,24 @@ The N x N similarity matrices are computed tile by tile and never stored; memory
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from sleepfm_fast import _C
-from sleepfm_fast.ops import contrastive_chunked
+from sleepfm_fast.ops import contrastive_cpu, contrastive_cuda
+from sleepfm_fast.ops.contrastive_results import allocate_forward
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 from sleepfm_fast.reference.contrastive_loss import ContrastiveStatistics, Directions, Mode, problems
 
 __all__ = ["ContrastiveStatistics", "Directions", "Mode", "contrastive_loss", "problems"]
 
+Precision = Literal["high", "highest"]
+
 MODES = get_args(Mode)
 DIRECTIONS = get_args(Directions)
+PRECISIONS = get_args(Precision)
 N_MODALITIES = range(2, 9)
-
-# The leading arguments of the compiled functions, as in _C.pyi.
-Leading = tuple[int, int, tuple[int, int, int], tuple[int, int], int, int, tuple[int, int], bool, bool, int, int]
 
 
 def contrastive_loss(
@@ -33,6 +33,7 @@ def contrastive_loss(
     *,
     mask: Tensor | None = None,
     directions: Directions = "both",
+    precision: Precision = "highest",
 ) -> tuple[Tensor, ContrastiveStatistics]:
     """Similarity softmax between modalities (Thapa et al. 2024, SleepFM, equations 1 and 2), fused.
 
@@ -58,6 +59,9 @@ def contrastive_loss(
         the gradient there is exactly 0.
     directions : {"both", "row"}
         ``"both"`` is the published code's symmetric loss, ``"row"`` the paper's equation. Statistics cover both.
+    precision : {"highest", "high"}
+        Of the products on CUDA, named as in :func:`torch.set_float32_matmul_precision`; the CPU computes in x's
+        precision either way.
 
     Returns
     -------
@@ -79,14 +83,16 @@ def contrastive_loss(
     :mod:`sleepfm_fast.ops.contrastive_chunked` runs: torch operations over chunks of rows,
     linear memory, no kernel yet.
     """
-    validate(x, log_temperature, mode, mask, directions)
+    validate(x, log_temperature, mode, mask, directions, precision)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    results = _Loss.apply(x, log_temperature.to(dtype), mask, mode, directions)  # type: ignore[no-untyped-call]
+    results = _Loss.apply(x, log_temperature.to(dtype), mask, mode, directions, precision)  # type: ignore[no-untyped-call]
     loss, losses, correct, ranks, n_valid = results
     return loss, ContrastiveStatistics(losses, correct, ranks, n_valid)
 
 
-def validate(x: Tensor, log_temperature: Tensor, mode: str, mask: Tensor | None, directions: str) -> None:
+def validate(
+    x: Tensor, log_temperature: Tensor, mode: str, mask: Tensor | None, directions: str, precision: str = "highest"
+) -> None:
     """Refuse what :func:`contrastive_loss` does not take, in a sentence."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; contrastive_loss takes a tensor [M, N, D].")
@@ -121,6 +127,8 @@ def validate(x: Tensor, log_temperature: Tensor, mode: str, mask: Tensor | None,
         raise ValueError(f"mode is {mode!r}; choose 'leave_one_out' or 'pairwise'.")
     if directions not in DIRECTIONS:
         raise ValueError(f"directions is {directions!r}; choose 'both' or 'row'.")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; choose 'highest' or 'high'.")
     if mask is None:
         return
     if not isinstance(mask, Tensor):
@@ -140,14 +148,15 @@ def validate(x: Tensor, log_temperature: Tensor, mode: str, mask: Tensor | None,
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
+        ctx: Any, x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, precision: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         loss, losses, correct, ranks, n_valid, state = torch.ops.sleepfm_fast.contrastive_loss_forward(
-            x, log_temperature, mask, mode, directions
+            x, log_temperature, mask, mode, directions, precision, 0, x.shape[1]
         )
         ctx.save_for_backward(x, log_temperature, mask, n_valid, state)
         ctx.mode = mode
         ctx.directions = directions
+        ctx.precision = precision
         ctx.mark_non_differentiable(losses, correct, ranks, n_valid)
         ctx.set_materialize_grads(False)
         return loss, losses, correct, ranks, n_valid
@@ -155,16 +164,17 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, gradient_loss: Tensor | None, *_: None
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         if gradient_loss is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         x, log_temperature, mask, n_valid, state = ctx.saved_tensors
-        arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, ctx.mode, ctx.directions)
+        options = (ctx.mode, ctx.directions, ctx.precision, 0, x.shape[1])
+        arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, *options)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             gradient_x, gradient_log_temperature = _Gradient.apply(*arguments)  # type: ignore[no-untyped-call]
         else:
             gradient_x, gradient_log_temperature = torch.ops.sleepfm_fast.contrastive_loss_backward(*arguments)
-        return gradient_x, gradient_log_temperature, None, None, None
+        return gradient_x, gradient_log_temperature, None, None, None, None
 
 
 class _Gradient(torch.autograd.Function):
@@ -184,44 +194,34 @@ class _Gradient(torch.autograd.Function):
 
 
 # ---- registration ----------------------------------------------------------------------------------------------------
+# [begin, end): the samples that are computed, as rows and as columns against all N. loss, losses, correct and
+# gradient_log_temperature are then their share, to be added up over ranges (the denominators are those of all N); ranks
+# are -1, state and gradient_x zero for the other samples. backward needs the state of all samples.
 
 LIBRARY.define(  # type: ignore[no-untyped-call]
-    "contrastive_loss_forward(Tensor x, Tensor log_temperature, Tensor? mask, str mode, str directions) -> "
+    "contrastive_loss_forward(Tensor x, Tensor log_temperature, Tensor? mask, str mode, str directions, "
+    "str precision, SymInt begin, SymInt end) -> "
     "(Tensor loss, Tensor losses, Tensor correct, Tensor ranks, Tensor n_valid, Tensor state)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(  # type: ignore[no-untyped-call]
     "contrastive_loss_backward(Tensor gradient_loss, Tensor x, Tensor log_temperature, Tensor? mask, Tensor n_valid, "
-    "Tensor state, str mode, str directions) -> (Tensor gradient_x, Tensor gradient_log_temperature)",
+    "Tensor state, str mode, str directions, str precision, SymInt begin, SymInt end) -> "
+    "(Tensor gradient_x, Tensor gradient_log_temperature)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-
-STATE_ROWS = 7  # CONTRASTIVE_STATE_ROWS in csrc/params.h
-
-
-def n_problems(n_modalities: int, mode: str) -> int:
-    """P of :func:`problems`."""
-    return n_modalities * (n_modalities - 1) // 2 if mode == "pairwise" else n_modalities
-
-
-def allocate_forward(x: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Uninitialised results of forward: loss, losses, correct, ranks, n_valid, state."""
-    P, N = n_problems(x.shape[0], mode), x.shape[1]
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    new = x.new_empty
-    return (
-        new((), dtype=dtype),
-        new((P, 2), dtype=dtype),
-        new((P, 2), dtype=torch.int64),
-        new((P, 2, N), dtype=torch.int32),
-        new((P,), dtype=torch.int64),
-        new((P, STATE_ROWS, N), dtype=torch.float64),
-    )
 
 
 @torch.library.register_fake("sleepfm_fast::contrastive_loss_forward", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _fake_forward(
-    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
+    x: Tensor,
+    log_temperature: Tensor,
+    mask: Tensor | None,
+    mode: str,
+    directions: str,
+    precision: str,
+    begin: int,
+    end: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return allocate_forward(x, mode)
 
@@ -236,88 +236,14 @@ def _fake_backward(
     state: Tensor,
     mode: str,
     directions: str,
+    precision: str,
+    begin: int,
+    end: int,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(log_temperature)
 
 
-def workspace_bytes(x: Tensor, mode: str, *, backward: bool, n_threads: int | None = None) -> int:
-    """Bytes of scratch memory that the CPU op takes for this x, by default with torch's number of threads."""
-    M, N, D = x.shape
-    n_threads = torch.get_num_threads() if n_threads is None else n_threads
-    return _C.contrastive_workspace_bytes(M, N, D, mode == "pairwise", x.dtype == torch.float64, backward, n_threads)
-
-
-def _arguments(
-    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, backward: bool
-) -> tuple[Leading, tuple[Tensor, ...]]:
-    """Leading arguments of the compiled functions, and the tensors that must outlive the call."""
-    if x.stride(2) != 1:
-        x = x.contiguous()
-    M, N, D = x.shape
-    n_threads = torch.get_num_threads()
-    pairwise = mode == "pairwise"
-    n_bytes = _C.contrastive_workspace_bytes(M, N, D, pairwise, x.dtype == torch.float64, backward, n_threads)
-    workspace = torch.empty(n_bytes, dtype=torch.uint8, device="cpu")
-    arguments: Leading = (
-        x.data_ptr(),
-        DTYPE_CODES[x.dtype],
-        (M, N, D),
-        (x.stride(0), x.stride(1)),
-        log_temperature.data_ptr(),
-        0 if mask is None else mask.data_ptr(),
-        (0, 0) if mask is None else (mask.stride(0), mask.stride(1)),
-        pairwise,
-        directions == "both",
-        n_threads,
-        workspace.data_ptr(),
-    )
-    return arguments, (x, workspace)
-
-
-def _forward_cpu(
-    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    arguments, _alive = _arguments(x, log_temperature, mask, mode, directions, backward=False)
-    results = allocate_forward(x, mode)
-    loss, losses, correct, ranks, n_valid, state = results
-    _C.contrastive_forward(
-        *arguments,
-        loss.data_ptr(),
-        losses.data_ptr(),
-        correct.data_ptr(),
-        ranks.data_ptr(),
-        n_valid.data_ptr(),
-        state.data_ptr(),
-    )
-    return results
-
-
-def _backward_cpu(
-    gradient_loss: Tensor,
-    x: Tensor,
-    log_temperature: Tensor,
-    mask: Tensor | None,
-    n_valid: Tensor,
-    state: Tensor,
-    mode: str,
-    directions: str,
-) -> tuple[Tensor, Tensor]:
-    arguments, _alive = _arguments(x, log_temperature, mask, mode, directions, backward=True)
-    gradient_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    gradient_log_temperature = torch.empty_like(log_temperature)
-    n_valid, state = n_valid.contiguous(), state.contiguous()
-    _C.contrastive_backward(
-        *arguments,
-        gradient_loss.data_ptr(),
-        n_valid.data_ptr(),
-        state.data_ptr(),
-        gradient_x.data_ptr(),
-        gradient_log_temperature.data_ptr(),
-    )
-    return gradient_x, gradient_log_temperature
-
-
-LIBRARY.impl("contrastive_loss_forward", _forward_cpu, "CPU")  # type: ignore[no-untyped-call]
-LIBRARY.impl("contrastive_loss_backward", _backward_cpu, "CPU")  # type: ignore[no-untyped-call]
-LIBRARY.impl("contrastive_loss_forward", contrastive_chunked.forward, "CUDA")  # type: ignore[no-untyped-call]
-LIBRARY.impl("contrastive_loss_backward", contrastive_chunked.backward, "CUDA")  # type: ignore[no-untyped-call]
+LIBRARY.impl("contrastive_loss_forward", contrastive_cpu.forward, "CPU")  # type: ignore[no-untyped-call]
+LIBRARY.impl("contrastive_loss_backward", contrastive_cpu.backward, "CPU")  # type: ignore[no-untyped-call]
+LIBRARY.impl("contrastive_loss_forward", contrastive_cuda.forward, "CUDA")  # type: ignore[no-untyped-call]
+LIBRARY.impl("contrastive_loss_backward", contrastive_cuda.backward, "CUDA")  # type: ignore[no-untyped-call]

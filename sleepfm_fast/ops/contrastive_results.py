@@ -1,0 +1,30 @@
+"""Shapes and types of what the contrastive loss returns, on every device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["STATE_ROWS", "allocate_forward", "n_problems"]
+
+STATE_ROWS = 7  # CONTRASTIVE_STATE_ROWS in csrc/params.h
+
+
+def n_problems(n_modalities: int, mode: str) -> int:
+    """P of :func:`problems`."""
+    return n_modalities * (n_modalities - 1) // 2 if mode == "pairwise" else n_modalities
+
+
+def allocate_forward(x: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Uninitialised results of forward: loss, losses, correct, ranks, n_valid, state."""
+    P, N = n_problems(x.shape[0], mode), x.shape[1]
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    new = x.new_empty
+    return (
+        new((), dtype=dtype),
+        new((P, 2), dtype=dtype),
+        new((P, 2), dtype=torch.int64),
+        new((P, 2, N), dtype=torch.int32),
+        new((P,), dtype=torch.int64),
+        new((P, STATE_ROWS, N), dtype=torch.float64),
+    )
