@@ -1,6 +1,8 @@
-"""Band-pass 0.3-35 Hz and resampling 200 -> 256 Hz of whole recordings, each as one would write it with its library.
+"""Band-pass 0.3-35 Hz, resampling 200 -> 256 Hz and a z-score of each clip, as one would write it with each library.
 
-Every function takes integers ``[channel, sample]`` of one gain and gives float32 ``[channel, sample at 256 Hz]``.
+Every function takes integers ``[channel, sample]`` of one gain and gives float32, ``[channel, sample at 256 Hz]`` or
+``[clip, channel, sample]``. Results go where the arm's last ones went: no arm pays for fresh memory.
+``..._resampled`` do nothing but change the rate.
 """
 
 from __future__ import annotations
@@ -22,6 +24,15 @@ CLIP_S, N_OUT = 30, 7680
 GAIN = 0.1
 BANK = FilterBank("aasm", FS_OUT_HZ)
 FILTER = BANK.index("eeg", FS_HZ)
+RESAMPLER = FilterBank("none", FS_OUT_HZ)
+KEPT: dict[tuple, np.ndarray] = {}
+
+
+def kept(arm: str, *shape: int) -> np.ndarray:
+    """Return the arm's output array, the same one at every call."""
+    if (arm, shape) not in KEPT:
+        KEPT[arm, shape] = np.empty(shape, np.float32)
+    return KEPT[arm, shape]
 
 
 def recording(n_channels: int, seconds: int) -> np.ndarray:
@@ -57,14 +68,30 @@ def ours(x: np.ndarray) -> torch.Tensor:
     table[:, :, 3] = first[:, None]
     table[:, :, 5] = FILTER
     calibration = torch.tensor([GAIN, 0.0, 0.0, 1.0]).expand(len(first), n_channels, 4).contiguous()
+    out = torch.from_numpy(kept("ours", len(first), n_channels, N_OUT))
     raw = torch.from_numpy(x.reshape(-1))
-    return ops.filter_resample(raw, torch.from_numpy(table), calibration, BANK, N_OUT)
+    return ops.filter_resample(raw, torch.from_numpy(table), calibration, BANK, N_OUT, normalise="zscore", out=out)
 
 
-def channel_by_channel(x: np.ndarray, one) -> np.ndarray:
-    out = np.empty((len(x), n_out(x)), np.float32)
+def ours_resampled(x: np.ndarray) -> np.ndarray:
+    n_channels, n_samples = x.shape
+    table = torch.zeros(1, n_channels, 6, dtype=torch.int64)
+    table[0, :, 0] = n_samples * torch.arange(n_channels)
+    table[0, :, 1] = n_samples
+    table[0, :, 5] = RESAMPLER.index("eeg", FS_HZ)
+    calibration = torch.tensor([GAIN, 0.0, 0.0, 1.0]).expand(1, n_channels, 4).contiguous()
+    out = torch.from_numpy(kept("ours resampled", 1, n_channels, n_out(x)))
+    return ops.filter_resample(torch.from_numpy(x.reshape(-1)), table, calibration, RESAMPLER, n_out(x), out=out)[0]
+
+
+def channel_by_channel(x: np.ndarray, one, *, scaled: bool = True) -> np.ndarray:
+    out = kept("rivals", len(x), n_out(x))
     for c, channel in enumerate(x):
-        out[c] = one(GAIN * channel)
+        y = one(GAIN * channel)
+        if scaled:
+            clips = y.reshape(-1, N_OUT)
+            y = ((clips - clips.mean(axis=1, keepdims=True)) / clips.std(axis=1, keepdims=True)).reshape(-1)
+        out[c] = y
     return out
 
 
@@ -85,12 +112,32 @@ def scipy_upfirdn(x: np.ndarray) -> np.ndarray:
     return channel_by_channel(x, lambda channel: filter_window(channel, design, 0, 0, 0, n_out(x)))
 
 
-def soxr_vhq(x: np.ndarray) -> np.ndarray:
+def scipy_resampled(x: np.ndarray) -> np.ndarray:
+    return channel_by_channel(x, lambda channel: scipy.signal.resample_poly(channel, UP, DOWN), scaled=False)
+
+
+def scipy_upfirdn_resampled(x: np.ndarray) -> np.ndarray:
+    design = RESAMPLER.design(RESAMPLER.index("eeg", FS_HZ))
+    return channel_by_channel(x, lambda channel: filter_window(channel, design, 0, 0, 0, n_out(x)), scaled=False)
+
+
+def soxr_hq(x: np.ndarray) -> np.ndarray:
     import soxr
 
     sos = butterworth()
+
+    def one(channel: np.ndarray) -> np.ndarray:
+        filtered = scipy.signal.sosfiltfilt(sos, channel).astype(np.float32)
+        return soxr.resample(filtered, FS_HZ, FS_OUT_HZ, quality="HQ")
+
+    return channel_by_channel(x, one)
+
+
+def soxr_hq_resampled(x: np.ndarray) -> np.ndarray:
+    import soxr
+
     return channel_by_channel(
-        x, lambda channel: soxr.resample(scipy.signal.sosfiltfilt(sos, channel), FS_HZ, FS_OUT_HZ, quality="VHQ")
+        x, lambda channel: soxr.resample(channel.astype(np.float32), FS_HZ, FS_OUT_HZ, quality="HQ"), scaled=False
     )
 
 
@@ -109,7 +156,9 @@ def torch_conv1d(x: np.ndarray) -> torch.Tensor:
     design = BANK.design(FILTER)
     with torch.inference_mode():
         samples = torch.from_numpy(x).float().mul_(GAIN)[:, None]
-        return resample(*without_low_branch(samples, design), design, n_out(x))
+        y = resample(*without_low_branch(samples, design), design, n_out(x)).reshape(len(x), -1, N_OUT)
+        deviation, mean = torch.std_mean(y, dim=2, correction=0, keepdim=True)
+        return y.sub_(mean).div_(deviation).reshape(len(x), -1)
 
 
 def kernel(taps: np.ndarray) -> torch.Tensor:

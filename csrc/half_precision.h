@@ -24,21 +24,17 @@ SLEEPFM_HOST_DEVICE static inline std::uint16_t to_f16(float value) {
     memcpy(&bits, &value, sizeof bits);
     std::uint32_t const sign = (bits >> 16) & 0x8000u;
     bits &= 0x7fffffffu;
-    std::uint32_t half;
-    if (bits > 0x7f800000u) {
-        half = 0x7e00u;                // NaN
-    } else if (bits >= 0x47800000u) {  // 65536 and above
-        half = 0x7c00u;
-    } else if (bits < 0x38800000u) {  // below the smallest normal number: align the fraction by adding 0.5
-        float magnitude;
-        memcpy(&magnitude, &bits, sizeof magnitude);
-        magnitude += 0.5f;
-        std::uint32_t shifted;
-        memcpy(&shifted, &magnitude, sizeof shifted);
-        half = shifted - 0x3f000000u;
-    } else {  // 65520 and above carry into infinity by themselves
-        half = (bits + 0xc8000fffu + ((bits >> 13) & 1u)) >> 13;
-    }
+    // All cases are computed and one is chosen: loops over this become vector code.
+    float magnitude;  // below the smallest normal number: adding 0.5 aligns the fraction
+    memcpy(&magnitude, &bits, sizeof magnitude);
+    magnitude += 0.5f;
+    std::uint32_t subnormal;
+    memcpy(&subnormal, &magnitude, sizeof subnormal);
+    subnormal -= 0x3f000000u;
+    std::uint32_t const normal = (bits + 0xc8000fffu + ((bits >> 13) & 1u)) >> 13;  // from 65520 carries into infinity
+    std::uint32_t half = bits < 0x38800000u ? subnormal : normal;
+    half = bits >= 0x47800000u ? 0x7c00u : half;  // 65536 and above
+    half = bits > 0x7f800000u ? 0x7e00u : half;   // NaN
     return static_cast<std::uint16_t>(half | sign);
 }
 

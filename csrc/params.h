@@ -46,10 +46,19 @@ struct FilterRow {
     std::int64_t low_offset, low_half;              // [2 * half + 1]
     std::int64_t interpolator_offset;               // [interpolator_taps, interpolator_stride], decimation columns used
     std::int64_t interpolator_taps, interpolator_left, interpolator_stride;
+    // The main table and `low` once more, for the CPU: filter_group outputs side by side, [group_taps][filter_group],
+    // column l holding the taps of output 16 g + l, moved to the first sample that the group meets. A period of
+    // group_repeats * up outputs has its groups one after the other, the last one filled up with zeros.
+    std::int64_t group_repeats, group_offset, group_taps;  // 0, 0, 0: there is none
+    // For two periods at a time, 0: there is none. With the group's taps cut into runs of a period's samples, and g0,
+    // g1, g2 three of them: per group g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2, each through all threes of runs.
+    std::int64_t pair_offset;
+    std::int64_t low_group_offset;  // [2 * half + filter_group][filter_group]
 };
-static_assert(sizeof(FilterRow) == 18 * sizeof(std::int64_t), "rows of an int64 tensor");
+static_assert(sizeof(FilterRow) == 23 * sizeof(std::int64_t), "rows of an int64 tensor");
 
 constexpr std::int64_t filter_tap_padding = 16;
+constexpr std::int64_t filter_group = 16;
 
 struct FilterResample {
     void const* raw;  // [n_raw] int16 or int32

@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast import fir
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.filter_design import KINDS, PRESETS, FilterDesign, design_filter, padded
+from sleepfm_fast.filter_design import KINDS, PAD, PRESETS, FilterDesign, design_filter, padded
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
 __all__ = ["KINDS", "NOTCHES_HZ", "PRESETS", "FilterBank", "FilterDesign"]
 
 NOTCHES_HZ = (50, 60)
+FILTER_COLUMNS = 23  # of FilterRow in csrc/params.h
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -66,6 +70,7 @@ class FilterBank:
         self._contexts: list[int] = []
         self._rows: list[list[int]] = []
         self._taps: list[npt.NDArray[np.float32]] = []
+        self._plain: list[npt.NDArray[np.float32]] = []  # the taps without those that are there twice
         self._n_taps = 0
         self._tensors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -119,7 +124,7 @@ class FilterBank:
         return self._contexts[f]
 
     def tensors(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the tables on ``device``, cached: filters int64 [F, 18] and taps float32 [n].
+        """Return the tables on ``device``, cached: filters int64 [F, 23] and taps float32 [n].
 
         The columns of ``filters`` are those of ``FilterRow`` in csrc/params.h.
         """
@@ -127,7 +132,7 @@ class FilterBank:
 
         key = str(device)
         if key not in self._tensors:
-            filters = torch.tensor(self._rows, dtype=torch.int64).reshape(len(self._rows), 18)
+            filters = torch.tensor(self._rows, dtype=torch.int64).reshape(len(self._rows), FILTER_COLUMNS)
             taps = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *self._taps]))
             self._tensors[key] = (filters.to(device), taps.to(device))
         return self._tensors[key]
@@ -158,7 +163,7 @@ class FilterBank:
         for key in sorted(self._index):
             f = self._index[key]
             digest.update(json.dumps(self.describe(f), sort_keys=True).encode())
-            digest.update(self._taps[f].tobytes())
+            digest.update(self._plain[f].tobytes())
         return digest.hexdigest()
 
     def _append(self, design: FilterDesign) -> None:
@@ -187,6 +192,8 @@ class FilterBank:
             row += [inter_offset, inter.shape[1], inter_left, inter_stride]
         else:
             row += [0] * 8
+        self._plain.append(np.concatenate(parts))
+        row += self._place_groups(design, place)
         taps = np.concatenate(parts)
         self._n_taps += taps.size
         self._designs.append(design)
@@ -194,6 +201,28 @@ class FilterBank:
         self._rows.append(row)
         self._taps.append(taps)
         self._tensors.clear()
+
+    @staticmethod
+    def _place_groups(design: FilterDesign, place: Callable[[FloatArray], tuple[int, int]]) -> list[int]:
+        """Place the tables for outputs side by side; return their columns of ``FilterRow``."""
+        table, _ = design.main_table
+        row = [0, 0, 0, 0]
+        # Sixteen outputs that lie far apart share few samples: an output at a time, with the cost of some 128 taps for
+        # its horizontal sum, is then cheaper.
+        reach = (PAD - 1) * design.down / design.up
+        if design.phases == design.up and reach <= max(128, table.shape[1]):
+            groups, repeats = fir.grouped(table, design.down, PAD)
+            row = [repeats, place(groups.reshape(-1, PAD))[0], groups.shape[1], 0]
+            period = repeats * design.down
+            if groups.shape[1] > 2 * period:  # else there are no three runs of taps
+                pairs = fir.paired(groups, period)
+                if pairs.shape[1] < 0.9 * 2 * groups.shape[1]:
+                    row[-1], _ = place(pairs.reshape(-1, PAD))
+        low_offset = 0
+        if design.decimation:
+            groups, _ = fir.grouped(design.low[None, :], 1, PAD)
+            low_offset, _ = place(groups[0])
+        return [*row, low_offset]
 
 
 def _rate(fs_hz: int | Fraction, what: str) -> Fraction:

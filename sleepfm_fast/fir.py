@@ -13,9 +13,11 @@ import scipy.signal
 
 __all__ = [
     "butterworth_forward_backward",
+    "grouped",
     "kaiser_bandpass",
     "kaiser_lowpass",
     "n_taps_for",
+    "paired",
     "polyphase",
     "triangle",
     "unit_gain_per_phase",
@@ -142,3 +144,74 @@ def polyphase(taps: FloatArray, up: int) -> tuple[FloatArray, int]:
     inside = (index >= 0) & (index < len(taps))
     table = np.where(inside, taps[np.clip(index, 0, len(taps) - 1)], 0.0)
     return table, left
+
+
+def grouped(table: FloatArray, down: int, group: int) -> tuple[FloatArray, int]:
+    """Taps of ``group`` outputs side by side, for outputs at ``len(table) / down`` times the rate of their samples.
+
+    Output ``i`` has row ``i * down % up`` of ``table`` and begins ``i * down // up`` samples after output 0. Groups of
+    consecutive outputs begin at the samples of their first one; a period of ``repeats * up`` outputs, after which taps
+    and places recur, is cut into groups, the last one filled up with zeros.
+
+    Parameters
+    ----------
+    table : ndarray, shape (up, n_taps)
+        As from `polyphase`.
+    down
+        Samples in which ``up`` outputs lie.
+    group
+        Outputs in a group.
+
+    Returns
+    -------
+    groups : ndarray, shape (n_groups, n_taps + reach, group)
+        ``groups[g, t, l]`` is the tap with which sample ``t`` of group ``g`` goes into its output ``l``.
+    repeats
+        Periods of ``up`` outputs that the groups hold: as few as leave at most 3 % of the last group empty.
+    """
+    up, n_taps = table.shape
+    repeats = next(r for r in range(1, group + 1) if -(r * up) % group <= 0.03 * r * up)
+    i = np.arange(repeats * up)
+    i = np.concatenate([i, np.full(-len(i) % group, -1)]).reshape(-1, group)
+    start = i * down // up - (i[:, :1] * down // up)
+    start[i < 0] = 0
+    groups = np.zeros((len(i), n_taps + int(start.max()), group))
+    taps = np.where((i >= 0)[..., None], table[i * down % up], 0.0)
+    g, lane = np.indices(i.shape)
+    for t in range(n_taps):
+        groups[g, start + t, lane] = taps[..., t]
+    return groups, repeats
+
+
+def paired(groups: FloatArray, period: int) -> FloatArray:
+    """Taps for two periods of outputs at a time, at two thirds of the multiplications.
+
+    Winograd's minimal filtering F(2, 3) over runs of ``period`` taps: with runs ``g0 g1 g2`` and the samples that they
+    meet, ``d0 d1 d2 d3``, ``p1 = (d0 - d2) g0``, ``p2 = (d1 + d2) (g0 + g1 + g2) / 2``,
+    ``p3 = (d2 - d1) (g0 - g1 + g2) / 2`` and ``p4 = (d1 - d3) g2``, the outputs are ``p1 + p2 + p3`` and
+    ``p2 - p3 - p4``.
+
+    Parameters
+    ----------
+    groups : ndarray, shape (n_groups, n_taps, group)
+        As from `grouped`.
+    period
+        Samples from a period of outputs to the next.
+
+    Returns
+    -------
+    ndarray, shape (n_groups, n, group)
+        The taps of p1, p2, p3 (all first runs of three, without what lies beyond ``n_taps``) and p4 (all third runs).
+    """
+    n_groups, n_taps, group = groups.shape
+    n_threes = -(-n_taps // (3 * period))
+    runs = np.zeros((n_groups, n_threes, 3, period, group))
+    runs.reshape(n_groups, -1, group)[:, :n_taps] = groups
+    g0, g1, g2 = runs[:, :, 0], runs[:, :, 1], runs[:, :, 2]
+    begin = 3 * period * (n_threes - 1)
+    n_first = period * (n_threes - 1) + min(period, n_taps - begin)
+    n_third = period * (n_threes - 1) + max(0, n_taps - begin - 2 * period)
+    taps = [g0, (g0 + g1 + g2) / 2.0, (g0 - g1 + g2) / 2.0, g2]
+    lengths = [n_first, n_first, n_first, n_third]
+    parts = [part.reshape(n_groups, -1, group)[:, :n] for part, n in zip(taps, lengths, strict=True)]
+    return np.concatenate(parts, axis=1)

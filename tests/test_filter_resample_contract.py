@@ -68,6 +68,40 @@ def test_missing_channels_need_no_filter() -> None:
     assert torch.equal(y, torch.zeros(2, 3, 5))
 
 
+@pytest.mark.parametrize("fs_hz", [100, 200, 250, 512])
+def test_every_way_to_the_outputs_agrees(fs_hz: int) -> None:
+    """Pairs of periods, groups alone and single outputs: what the filter's row offers decides."""
+    bank = FilterBank("aasm", 256)
+    f = bank.index("eeg", fs_hz)
+    batch = Batch(bank)
+    for phase in (0, bank.up(f) - 1):
+        batch.add(noise(np.random.default_rng(13), 40 * fs_hz), f, first=5 * fs_hz, phase=phase)
+    filters, taps = bank.tensors()
+    truth = batch.truth(2001)
+    for without in ((), (21,), (18, 19, 20, 21)):
+        row = filters.clone()
+        row[:, list(without)] = 0
+        y = torch.ops.sleepfm_fast.filter_resample(*batch.tensors(), row, taps, 2001, torch.float32, "none")
+        assert snr_db(y, truth) > 120.0
+
+
+def test_long_rows_are_cut_into_tiles() -> None:
+    """More outputs than a tile: kept in `out` (float32) or beside it (half precision) until the scale is known."""
+    bank = FilterBank("aasm", 256)
+    batch = Batch(bank)
+    rng = np.random.default_rng(14)
+    n_out = 2 * 32768 + 77
+    for kind, fs_hz in (("eeg", 100), ("snore", 200), ("step", 1)):
+        f = bank.index(kind, fs_hz)
+        batch.add(noise(rng, int(n_out / 256 * fs_hz) + 1), f, calibration=(0.5, 1.0, 2.0, 0.25))
+    for normalise in NORMALISATIONS:
+        y = batch.run(n_out, normalise=normalise)
+        truth = batch.truth(n_out, normalise=normalise)
+        for i in range(3):
+            assert snr_db(y[i], truth[i]) > 100.0, (normalise, i)
+        assert torch.equal(batch.run(n_out, normalise=normalise, dtype=torch.bfloat16), y.bfloat16())
+
+
 def test_strided_arguments() -> None:
     batch = mixed_batch()
     raw, table, calibration = batch.tensors(5)
@@ -76,6 +110,20 @@ def test_strided_arguments() -> None:
     turned = calibration.transpose(0, 1).contiguous().transpose(0, 1)
     got = ops.filter_resample(wide, table, turned, batch.bank, 100)
     assert torch.equal(got, batch.run(100, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_buffer_of_the_caller_takes_the_result(dtype: torch.dtype) -> None:
+    batch = mixed_batch()
+    tensors = batch.tensors(5)
+    expected = batch.run(n_channels=5, dtype=dtype, normalise="zscore")
+    pool = torch.full((3 * 5 * N_OUT + 2,), -3.0, dtype=dtype)
+    out = pool[1:-1].view(3, 5, N_OUT)  # not aligned to anything but its elements
+    for _ in range(2):
+        got = ops.filter_resample(*tensors, batch.bank, N_OUT, dtype=dtype, normalise="zscore", out=out)
+        assert got is out
+        assert torch.equal(out, expected)
+    assert pool[0] == pool[-1] == -3.0
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
@@ -136,6 +184,18 @@ def test_bad_arguments_are_refused() -> None:
         ops.filter_resample(raw, table, calibration, bank, 10, normalise="minmax")
     with pytest.raises(ValueError, match="n_out is -1; expected the number of output samples"):
         ops.filter_resample(raw, table, calibration, bank, -1)
+    with pytest.raises(
+        TypeError, match=r"out is torch.float16 of shape \(3, 5, 10\); expected torch.float32 \[B, C, 10\]"
+    ):
+        ops.filter_resample(raw, table, calibration, bank, 10, out=torch.empty(3, 5, 10, dtype=torch.float16))
+    with pytest.raises(TypeError, match=r"out is torch.float32 of shape \(3, 5, 9\); expected"):
+        ops.filter_resample(raw, table, calibration, bank, 10, out=torch.empty(3, 5, 9))
+    with pytest.raises(ValueError, match=r"out is of shape \(3, 4, 10\), table for \(3, 5\) clips and channels"):
+        ops.filter_resample(raw, table, calibration, bank, 10, out=torch.empty(3, 4, 10))
+    with pytest.raises(ValueError, match=r"out has strides \(1, 3, 15\); expected a contiguous tensor"):
+        ops.filter_resample(raw, table, calibration, bank, 10, out=torch.empty(10, 5, 3).permute(2, 1, 0))
+    with pytest.raises(ValueError, match="raw is on cpu, out on meta; move them to one device"):
+        ops.filter_resample(raw, table, calibration, bank, 10, out=torch.empty(3, 5, 10, device="meta"))
     with pytest.raises(ValueError, match="raw is on cpu, table on meta; move them to one device"):
         ops.filter_resample(raw, table.to("meta"), calibration, bank, 10)
 
@@ -154,6 +214,14 @@ def test_bad_arguments_are_refused() -> None:
         (10, 1 << 40),
         (13, 1 << 40),
         (14, -1),
+        (18, 17),
+        (18, -1),
+        (19, 1 << 40),
+        (20, 100),
+        (20, 1000),
+        (21, 1 << 40),
+        (21, -1),
+        (22, 1 << 40),
     ],
 )
 def test_tables_that_are_no_filters_are_refused(column: int, value: int) -> None:
@@ -176,6 +244,8 @@ def test_opcheck() -> None:
     op = torch.ops.sleepfm_fast.filter_resample.default
     for dtype, normalise in ((torch.float32, "none"), (torch.bfloat16, "zscore"), (torch.float16, "robust")):
         torch.library.opcheck(op, (raw, table, calibration, filters, taps, 96, dtype, normalise))
+    op = torch.ops.sleepfm_fast.filter_resample_out.default
+    torch.library.opcheck(op, (raw, table, calibration, filters, taps, "zscore", torch.empty(3, 5, 96)))
 
 
 def test_traces_under_compile() -> None:

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <exception>
+#include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -33,22 +34,70 @@ RowFunction row_function() {
     return &cpu::portable::filter_row;
 }
 
-// Floats of each scratch array, padding included.
-struct Scratch {
-    std::int64_t samples = 0, decimated = 0, low = 0, lowpassed = 0;
+// 128 KiB of outputs: long enough that the samples which neighbouring tiles both load cost little.
+constexpr std::int64_t most_tile_outputs = 32768, fewest_tile_outputs = 2048;
+constexpr std::int64_t tile_floats_wanted = 3 * 65536;
 
-    void cover(FilterRow const& f, WindowRow const& w, std::int64_t n_out) {
-        Span const native = needed_span(f, w, 0, n_out);
-        samples = std::max(samples, native.end - native.begin + filter_tap_padding);
-        if (f.decimation != 0) {
-            Span const grid = low_span(f, main_span(f, w, 0, n_out));
-            Span const before = decimated_span(f, grid);
-            low = std::max(low, grid.end - grid.begin + filter_tap_padding);
-            decimated = std::max(decimated, before.end - before.begin + filter_tap_padding);
-            lowpassed = std::max(lowpassed, f.interpolator_stride);
-        }
+// A result beyond any third cache's share of a core: it goes past the caches, which saves reading it before it is
+// written.
+constexpr std::size_t streamed_above_bytes = std::size_t{64} << 20;
+
+cpu::TilePlan plan_of(FilterRow const& f, std::int64_t n) {
+    std::int64_t const margin = cpu::group_margin(f), padding = 2 * filter_group;
+    std::int64_t const n_main = (n - 1) * f.down / f.up + 2 + f.main_taps;
+    cpu::TilePlan plan{};
+    plan.outputs = n;
+    plan.samples = n_main;
+    if (f.decimation != 0) {
+        std::int64_t const n_low = n_main / f.decimation + 2 + f.interpolator_taps;
+        std::int64_t const n_decimated = n_low + 2 * f.low_half;
+        plan.samples = std::max(n_main, (n_decimated - 1) * f.decimation + 2 * f.decimator_half + 1);
+        // The main filter's samples may lie to one side of what the decimator needs.
+        plan.samples += f.decimation;
+        plan.low = n_low + padding;
+        plan.decimated = n_decimated + padding;
+        plan.clean = n_main + 2 * margin + padding;
     }
-};
+    plan.samples += 2 * margin + padding;
+    if (f.pair_offset != 0) {
+        plan.paired = 3 * (n_main + 2 * margin);
+    }
+    plan.filtered = n + padding;
+    return plan;
+}
+
+cpu::TilePlan tile_plan(FilterRow const& f, std::int64_t n_out) {
+    std::int64_t n = std::min(n_out, most_tile_outputs);
+    cpu::TilePlan plan = plan_of(f, n);
+    while (n > fewest_tile_outputs && plan.floats() > tile_floats_wanted) {
+        n = std::max(n / 2, fewest_tile_outputs);
+        plan = plan_of(f, n);
+    }
+    return plan;
+}
+
+// True if the tables for groups lie inside taps[n_taps].
+bool check_groups(FilterRow const& f, std::int64_t n_taps) {
+    constexpr std::int64_t largest = std::int64_t{1} << 31;
+    bool good = true;
+    if (f.group_repeats != 0) {
+        good = f.group_repeats > 0 && f.group_repeats <= filter_group && f.phases == f.up &&
+               std::gcd(f.up, f.down) == 1 && f.group_taps >= f.main_taps && f.group_taps < largest;
+        std::int64_t const n_groups = (f.group_repeats * f.up + filter_group - 1) / filter_group;
+        good = good && inside(f.group_offset, n_groups, f.group_taps * filter_group, n_taps);
+        good = good && f.pair_offset >= 0;
+        if (good && f.pair_offset > 0) {
+            std::int64_t const rows = 3 * cpu::pair_taps(f) + cpu::last_pair_taps(f);
+            good = inside(f.pair_offset, n_groups, rows * filter_group, n_taps);
+        }
+        // The first and the last output of a group are at most this many samples apart.
+        good = good && f.group_taps <= f.main_taps + (filter_group - 1) * f.down / f.up + 1;
+    }
+    if (f.decimation != 0) {
+        good = good && inside(f.low_group_offset, 2 * f.low_half + filter_group, filter_group, n_taps);
+    }
+    return good;
+}
 
 void refuse(RowFault fault, FilterResample const& p, std::int64_t index) {
     WindowRow const& w = p.table[index];
@@ -88,29 +137,36 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
     SLEEPFM_CHECK(
         p.normalise == Normalise::none || p.normalise == Normalise::zscore || p.normalise == Normalise::robust,
         "filter_resample: normalise is ", static_cast<int>(p.normalise), "; expected 0, 1 or 2.");
+    std::vector<cpu::TilePlan> plans(static_cast<std::size_t>(p.n_filters));
     for (std::int64_t i = 0; i < p.n_filters; ++i) {
-        SLEEPFM_CHECK(check_filter(p.filters[i], p.n_taps), "filter_resample: row ", i,
-                      " of filters does not describe tables inside taps (", p.n_taps,
+        SLEEPFM_CHECK(check_filter(p.filters[i], p.n_taps) && check_groups(p.filters[i], p.n_taps),
+                      "filter_resample: row ", i, " of filters does not describe tables inside taps (", p.n_taps,
                       " values); pass the two tensors of FilterBank.tensors() together.");
+        plans[i] = tile_plan(p.filters[i], p.n_out);
     }
-    Scratch scratch;
+    std::size_t const out_bytes = p.out_dtype == DType::f32 ? 4 : 2;
+    std::int64_t n_scratch = 0, n_whole = 0;
     for (std::int64_t i = 0; i < n_rows; ++i) {
         refuse(check_row(p.table[i], p.n_raw, p.n_filters, p.filters), p, i);
         if (p.table[i].length != 0) {
-            scratch.cover(p.filters[p.table[i].filter], p.table[i], p.n_out);
+            cpu::TilePlan const& plan = plans[p.table[i].filter];
+            n_scratch = std::max(n_scratch, plan.floats());
+            if (p.normalise != Normalise::none && out_bytes != 4 && plan.outputs < p.n_out) {
+                n_whole = p.n_out;
+            }
         }
     }
-    if (p.normalise == Normalise::robust) {  // its order statistics reuse the samples' memory
-        scratch.samples = std::max(scratch.samples, p.n_out);
-    }
+    std::int64_t const n_candidates = p.normalise == Normalise::robust ? (p.n_out + 15) / 16 * 16 : 0;
     n_threads = static_cast<int>(std::clamp<std::int64_t>(n_threads, 1, n_rows));
 #if !defined(_OPENMP)
     n_threads = 1;
 #endif
     // Memory is taken before the threads start: nothing inside them can throw.
-    std::int64_t const per_thread = scratch.samples + scratch.decimated + scratch.low + scratch.lowpassed + p.n_out;
-    std::vector<float> memory(static_cast<std::size_t>(per_thread) * static_cast<std::size_t>(n_threads));
-    std::size_t const out_bytes = p.out_dtype == DType::f32 ? 4 : 2;
+    std::int64_t const per_thread = (n_scratch + n_whole + 15) / 16 * 16;
+    std::unique_ptr<float[]> const memory(new float[static_cast<std::size_t>(per_thread * n_threads)]);
+    std::unique_ptr<std::uint32_t[]> const candidates(
+        new std::uint32_t[static_cast<std::size_t>(n_candidates * n_threads)]);
+    bool const streamed = static_cast<std::size_t>(n_rows * p.n_out) * out_bytes > streamed_above_bytes;
     RowFunction const filter_row = row_function();
 
 #pragma omp parallel for schedule(dynamic) num_threads(n_threads)
@@ -126,10 +182,6 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
 #else
         std::int64_t const thread = 0;
 #endif
-        float* const samples = memory.data() + thread * per_thread;
-        float* const decimated = samples + scratch.samples;
-        float* const low = decimated + scratch.decimated;
-        float* const lowpassed = low + scratch.low;
         cpu::FilterJob job{};
         job.window = static_cast<char const*>(p.raw) + w.offset * p.raw_bytes;
         job.raw_bytes = p.raw_bytes;
@@ -139,13 +191,13 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
         job.calibration = p.calibration + 4 * i;
         job.normalise = p.normalise;
         job.out = out;
+        job.streamed = streamed;
         job.out_dtype = p.out_dtype;
         job.n_out = p.n_out;
-        job.samples = samples;
-        job.decimated = decimated;
-        job.low = low;
-        job.lowpassed = lowpassed;
-        job.filtered = lowpassed + scratch.lowpassed;
+        job.plan = plans[w.filter];
+        job.scratch = memory.get() + thread * per_thread;
+        job.whole = n_whole != 0 ? job.scratch + n_scratch : nullptr;
+        job.candidates = candidates.get() + thread * n_candidates;
         filter_row(job);
     }
 }

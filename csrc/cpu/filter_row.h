@@ -3,10 +3,8 @@
 // instantiated: the linker must never pick a copy compiled for a newer processor for general use.
 #include <math.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
+#include "cpu/filter_product.h"
 #include "cpu/filter_resample.h"
 #include "cpu/filter_statistics.h"
 #include "half_precision.h"
@@ -15,230 +13,273 @@ namespace sleepfm::cpu::SLEEPFM_ISA {
 
 namespace {
 
-using Vector = float __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
-
-inline Vector load(float const* from) {
-    Vector v;
-    memcpy(&v, from, sizeof v);
-    return v;
-}
-
-#if defined(__x86_64__)
-
-// The lanes of v folded onto four.
-inline __m128 fold(Vector v) {
-#if SLEEPFM_LANES == 16
-    __m512 const wide = (__m512)v;
-    __m256 const half = _mm256_add_ps(_mm512_castps512_ps256(wide), _mm512_extractf32x8_ps(wide, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-#elif SLEEPFM_LANES == 8
-    __m256 const half = (__m256)v;
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-#else
-    return (__m128)v;
-#endif
-}
-
-inline float sum(Vector v) {
-    __m128 const q = fold(v);
-    __m128 const pair = _mm_add_ps(q, _mm_movehl_ps(q, q));
-    return _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
-}
-
-// Four sums at once: a transposition with additions.
-inline void sum4(Vector va, Vector vb, Vector vc, Vector vd, float* out, std::int64_t stride) {
-    __m128 const a = fold(va), b = fold(vb), c = fold(vc), d = fold(vd);
-    __m128 const ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
-    __m128 const cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
-    float sums[4];
-    _mm_storeu_ps(sums, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
-    for (int i = 0; i < 4; ++i) {
-        out[i * stride] = sums[i];
-    }
-}
-
-#else
-
-inline float sum(Vector v) {
-    float total = 0;
-    for (int i = 0; i < SLEEPFM_LANES; ++i) {
-        total += v[i];
-    }
-    return total;
-}
-
-inline void sum4(Vector a, Vector b, Vector c, Vector d, float* out, std::int64_t stride) {
-    out[0] = sum(a);
-    out[stride] = sum(b);
-    out[2 * stride] = sum(c);
-    out[3 * stride] = sum(d);
-}
-
-#endif
-
-// n is a multiple of filter_tap_padding.
-inline float dot(float const* x, float const* h, std::int64_t n) {
-    Vector a{}, b{};
-    std::int64_t i = 0;
-    for (; i + 2 * SLEEPFM_LANES <= n; i += 2 * SLEEPFM_LANES) {
-        a += load(x + i) * load(h + i);
-        b += load(x + i + SLEEPFM_LANES) * load(h + i + SLEEPFM_LANES);
-    }
-    for (; i < n; i += SLEEPFM_LANES) {
-        a += load(x + i) * load(h + i);
-    }
-    return sum(a + b);
-}
-
-// Eight outputs of one phase: the taps are loaded once. x advances by `step` from output to output.
-inline void dot8(float const* x, std::int64_t step, float const* h, std::int64_t n, float* out, std::int64_t stride) {
-    Vector a0{}, a1{}, a2{}, a3{}, a4{}, a5{}, a6{}, a7{};
-    float const* x4 = x + 4 * step;
-    for (std::int64_t i = 0; i < n; i += SLEEPFM_LANES) {
-        Vector const tap = load(h + i);
-        a0 += tap * load(x + i);
-        a1 += tap * load(x + i + step);
-        a2 += tap * load(x + i + 2 * step);
-        a3 += tap * load(x + i + 3 * step);
-        a4 += tap * load(x4 + i);
-        a5 += tap * load(x4 + i + step);
-        a6 += tap * load(x4 + i + 2 * step);
-        a7 += tap * load(x4 + i + 3 * step);
-    }
-    sum4(a0, a1, a2, a3, out, stride);
-    sum4(a4, a5, a6, a7, out + 4 * stride, stride);
-}
-
-struct Window {
-    std::int64_t reference;    // integer near the mean: what the floats are relative to
-    double largest_deviation;  // from the reference
+struct Reference {
+    std::int64_t value;        // integer near the mean of the samples in use: what the floats are relative to
+    double largest_deviation;  // from it
 };
 
-// samples[i] = x[span.begin + i] - reference, with the window's edge samples repeated outside it.
+// Over the samples of the window that `needed` holds; an edge sample stands in for what lies outside, so there is one.
 template <typename Raw>
-Window load_samples(FilterJob const& job, Span span, float* samples) {
-    Raw const* x = static_cast<Raw const*>(job.window);
+Reference find_reference(FilterJob const& job, Span needed) {
     std::int64_t const start = job.row.start, end = start + job.row.length;
-    // The part of the window that is used; never empty, since an edge sample stands in for what lies outside.
-    std::int64_t begin_in = span.begin < start ? start : span.begin;
-    begin_in = begin_in > end - 1 ? end - 1 : begin_in;
-    std::int64_t end_in = span.end > end ? end : span.end;
-    end_in = end_in < start + 1 ? start + 1 : end_in;
-    std::int64_t const n = end_in - begin_in;
-    Raw const* used = x + (begin_in - start);
-    // Short sums in 32 bits (65,536 int16 samples cannot overflow), separate loops: both are vectorised.
+    std::int64_t begin = needed.begin < start ? start : needed.begin;
+    begin = begin > end - 1 ? end - 1 : begin;
+    std::int64_t stop = needed.end > end ? end : needed.end;
+    stop = stop < begin + 1 ? begin + 1 : stop;
+    Raw const* const used = static_cast<Raw const*>(job.window) + (begin - start);
+    std::int64_t const n = stop - begin;
+    Raw low = used[0], high = used[0];
     std::int64_t total = 0;
-    if constexpr (sizeof(Raw) == 2) {
-        for (std::int64_t i = 0; i < n; i += 65536) {
-            std::int64_t const stop = n - i < 65536 ? n : i + 65536;
+    // Pieces that stay in the first cache; 32 bits hold the sum of 65,536 int16 samples.
+    constexpr std::int64_t piece = 8192;
+    for (std::int64_t i = 0; i < n; i += piece) {
+        std::int64_t const last = n - i < piece ? n : i + piece;
+        if constexpr (sizeof(Raw) == 2) {
             std::int32_t part = 0;
-            for (std::int64_t j = i; j < stop; ++j) {
+            for (std::int64_t j = i; j < last; ++j) {
                 part += used[j];
             }
             total += part;
+        } else {
+            for (std::int64_t j = i; j < last; ++j) {
+                total += used[j];
+            }
         }
-    } else {
-        for (std::int64_t i = 0; i < n; ++i) {
-            total += used[i];
-        }
-    }
-    Raw low = used[0], high = used[0];
-    for (std::int64_t i = 0; i < n; ++i) {
-        low = used[i] < low ? used[i] : low;
-        high = used[i] > high ? used[i] : high;
-    }
-    std::int64_t const reference = total / n;
-    std::int64_t const before = begin_in - span.begin > 0 ? begin_in - span.begin : 0;
-    std::int64_t const size = span.end - span.begin;
-    float const left = static_cast<float>(static_cast<std::int64_t>(used[0]) - reference);
-    float const right = static_cast<float>(static_cast<std::int64_t>(used[n - 1]) - reference);
-    std::int64_t i = 0;
-    for (; i < before && i < size; ++i) {
-        samples[i] = left;
-    }
-    std::int64_t const inside_end = before + n < size ? before + n : size;
-    if constexpr (sizeof(Raw) == 2) {
-        std::int32_t const reference32 = static_cast<std::int32_t>(reference);
-        for (; i < inside_end; ++i) {
-            samples[i] = static_cast<float>(used[i - before] - reference32);
-        }
-    } else {
-        for (; i < inside_end; ++i) {
-            samples[i] = static_cast<float>(static_cast<std::int64_t>(used[i - before]) - reference);
+        for (std::int64_t j = i; j < last; ++j) {
+            low = used[j] < low ? used[j] : low;
+            high = used[j] > high ? used[j] : high;
         }
     }
-    for (; i < size; ++i) {
-        samples[i] = right;
-    }
-    memset(samples + size, 0, filter_tap_padding * sizeof(float));
-    double const below = static_cast<double>(reference - low), above = static_cast<double>(high - reference);
-    return {reference, below > above ? below : above};
+    std::int64_t const value = total / n;
+    double const below = static_cast<double>(value - low), above = static_cast<double>(high - value);
+    return {value, below > above ? below : above};
 }
 
-// samples -= low branch, over `main` (segment indices); samples[0] is segment sample native.begin.
-void subtract_low(FilterJob const& job, Span main, Span native, float* samples) {
+// x[i] = sample span.begin + i, relative to the reference; the window's edge samples repeat outside it.
+template <typename Raw>
+void load_samples(FilterJob const& job, std::int64_t reference, Span span, float* x) {
+    std::int64_t const start = job.row.start, end = start + job.row.length;
+    Raw const* const window = static_cast<Raw const*>(job.window);
+    std::int64_t const size = span.end - span.begin;
+    auto const inside = [size](std::int64_t i) { return i < 0 ? 0 : i > size ? size : i; };
+    std::int64_t const begin_in = inside(start - span.begin), end_in = inside(end - span.begin);
+    float const left = static_cast<float>(static_cast<std::int64_t>(window[0]) - reference);
+    float const right = static_cast<float>(static_cast<std::int64_t>(window[job.row.length - 1]) - reference);
+    for (std::int64_t i = 0; i < begin_in; ++i) {
+        x[i] = left;
+    }
+    Raw const* const used = window + (span.begin - start);
+    if constexpr (sizeof(Raw) == 2) {
+        std::int32_t const reference32 = static_cast<std::int32_t>(reference);
+        for (std::int64_t i = begin_in; i < end_in; ++i) {
+            x[i] = static_cast<float>(used[i] - reference32);
+        }
+    } else {
+        for (std::int64_t i = begin_in; i < end_in; ++i) {
+            x[i] = static_cast<float>(static_cast<std::int64_t>(used[i]) - reference);
+        }
+    }
+    for (std::int64_t i = end_in; i < size; ++i) {
+        x[i] = right;
+    }
+}
+
+void fill_zeros(float* to, std::int64_t n) {
+    memset(to, 0, static_cast<std::size_t>(n) * sizeof(float));
+}
+
+// clean = x - low branch over `main` (segment indices). x[0] is segment sample native.begin, clean[0] main.begin;
+// clean has group_margin(f) floats of room on either side.
+void subtract_low(FilterJob const& job, Span main, Span native, float const* x, float* decimated, float* low,
+                  float* clean) {
     FilterRow const& f = job.filter;
-    Span const low = low_span(f, main);
-    Span const decimated = decimated_span(f, low);
-    std::int64_t const n_decimated = decimated.end - decimated.begin, n_low = low.end - low.begin;
-    std::int64_t const n_decimator = padded_taps(2 * f.decimator_half + 1), n_lowpass = padded_taps(2 * f.low_half + 1);
-    float const* x = samples + (decimated.begin * f.decimation - f.decimator_half - native.begin);
-    for (std::int64_t m = 0; m < n_decimated; ++m) {
-        job.decimated[m] = dot(x + m * f.decimation, job.taps + f.decimator_offset, n_decimator);
+    Span const kept = low_span(f, main);
+    Span const before = decimated_span(f, kept);
+    std::int64_t const n_decimated = before.end - before.begin, n_low = kept.end - kept.begin;
+    std::int64_t const n_decimator = padded_taps(2 * f.decimator_half + 1);
+    float const* first = x + (before.begin * f.decimation - f.decimator_half - native.begin);
+    for (std::int64_t m = 0; m < n_decimated; m += 4) {
+        dot4(n_decimated - m < 4 ? n_decimated - m : 4, first + m * f.decimation, f.decimation,
+             job.taps + f.decimator_offset, n_decimator, decimated + m);
     }
-    memset(job.decimated + n_decimated, 0, filter_tap_padding * sizeof(float));
-    for (std::int64_t m = 0; m < n_low; ++m) {
-        job.low[m] = dot(job.decimated + m, job.taps + f.low_offset, n_lowpass);
-    }
-    float const* table = job.taps + f.interpolator_offset;
-    for (std::int64_t m = floor_divide(main.begin, f.decimation); m * f.decimation < main.end; ++m) {
-        float const* v = job.low + (m - f.interpolator_left - low.begin);
-        float* between = job.lowpassed;
-        for (std::int64_t d = 0; d < f.interpolator_stride; d += SLEEPFM_LANES) {
-            Vector a{};
-            for (std::int64_t t = 0; t < f.interpolator_taps; ++t) {
-                a += v[t] * load(table + t * f.interpolator_stride + d);
-            }
-            memcpy(between + d, &a, sizeof a);
-        }
-        std::int64_t const at = m * f.decimation;
-        std::int64_t const d0 = main.begin > at ? main.begin - at : 0;
-        std::int64_t const d1 = main.end - at < f.decimation ? main.end - at : f.decimation;
-        float* y = samples + (at - native.begin);
-        for (std::int64_t d = d0; d < d1; ++d) {
-            y[d] -= between[d];
-        }
+    fill_zeros(decimated + n_decimated, 2 * filter_group);
+    products(
+        (n_low + filter_group - 1) / filter_group,
+        one_run(decimated, filter_group, job.taps + f.low_group_offset, filter_group, 2 * f.low_half + filter_group),
+        [low](std::int64_t i, int v, Vector sums)
+            SLEEPFM_INLINE_LAMBDA { store(low + i * filter_group + v * SLEEPFM_LANES, sums); });
+    // The decimation columns between two decimated samples, in groups. What the last group has too many is overwritten
+    // by the sample after, which is why that group goes first.
+    std::int64_t const m0 = floor_divide(main.begin, f.decimation), m1 = floor_divide(main.end - 1, f.decimation);
+    float const* const v0 = low + (m0 - f.interpolator_left - kept.begin);
+    std::int64_t const at = m0 * f.decimation;
+    for (std::int64_t g = f.interpolator_stride - filter_group; g >= 0; g -= filter_group) {
+        float const* const from = x + (at + g - native.begin);
+        float* const to = clean + (at + g - main.begin);
+        products(m1 - m0 + 1,
+                 one_run(v0, 1, job.taps + f.interpolator_offset + g, f.interpolator_stride, f.interpolator_taps),
+                 [from, to, &f](std::int64_t i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA {
+                     std::int64_t const k = i * f.decimation + v * SLEEPFM_LANES;
+                     store(to + k, load(from + k) - sums);
+                 });
     }
 }
 
 // Outputs n, n + up, n + 2 up ... share a row of taps, `down` samples apart.
-void resample(FilterJob const& job, Span native, float const* samples, float* y) {
+void resample_by_row(FilterJob const& job, Span outputs, float const* x, std::int64_t x_index, float* y) {
     FilterRow const& f = job.filter;
-    std::int64_t const n_first = f.up < job.n_out ? f.up : job.n_out;
-    std::int64_t const base = job.row.first - f.main_left - native.begin;
-    for (std::int64_t n = 0; n < n_first; ++n) {
-        Place const place = place_of(f, job.row.phase, n);
-        float const* h = job.taps + f.main_offset + place.row * f.main_stride;
-        float const* x = samples + base + place.q;
-        std::int64_t k = n;
-        for (; k + 7 * f.up < job.n_out; k += 8 * f.up, x += 8 * f.down) {
-            dot8(x, f.down, h, f.main_stride, y + k, f.up);
-        }
-        for (; k < job.n_out; k += f.up, x += f.down) {
-            y[k] = dot(x, h, f.main_stride);
+    std::int64_t const n = outputs.end - outputs.begin;
+    for (std::int64_t k = 0; k < (f.up < n ? f.up : n); ++k) {
+        Place const place = place_of(f, job.row.phase, outputs.begin + k);
+        float const* const taps = job.taps + f.main_offset + place.row * f.main_stride;
+        float const* from = x + (job.row.first + place.q - f.main_left - x_index);
+        for (std::int64_t i = k; i < n; i += 4 * f.up, from += 4 * f.down) {
+            std::int64_t const left = (n - i + f.up - 1) / f.up;
+            float sums[4];
+            dot4(left < 4 ? left : 4, from, f.down, taps, f.main_stride, sums);
+            for (std::int64_t j = 0; j < 4 && j < left; ++j) {
+                y[i + j * f.up] = sums[j];
+            }
         }
     }
 }
 
-void write(FilterJob const& job, float const* y, float a, float b) {
-    std::int64_t const n = job.n_out;
+// i in [0, up) with i down = phase (mod up): the output of a period at which a clip of this phase begins.
+std::int64_t output_of_phase(FilterRow const& f, std::int64_t phase) {
+    // Extended Euclid: inverse * down = 1 (mod up).
+    std::int64_t a = f.up, b = f.down % f.up, inverse = 0, next = 1;
+    while (b != 0) {
+        std::int64_t const quotient = a / b, remainder = a % b, previous = inverse;
+        a = b;
+        b = remainder;
+        inverse = next;
+        next = previous - quotient * next;
+    }
+    inverse %= f.up;
+    return phase * (inverse < 0 ? inverse + f.up : inverse) % f.up;
+}
+
+// Outputs in groups of filter_group. A group, the same place in every period, shares its taps between periods.
+// x[0 .. n_samples) lies between group_margin(f) zeros on either side.
+void resample_by_group(FilterJob const& job, Span outputs, float const* x, std::int64_t x_index, std::int64_t n_samples,
+                       float* y) {
+    FilterRow const& f = job.filter;
+    std::int64_t const shift = output_of_phase(f, job.row.phase);
+    std::int64_t const begin = outputs.begin + shift, end = outputs.end + shift;
+    std::int64_t const period = f.group_repeats * f.up, step = f.group_repeats * f.down;
+    float const* const first = x + (job.row.first - shift * f.down / f.up - f.main_left - x_index);
+    PairSamples pairs{};
+    float const* const pairs_from = x - group_margin(f);
+    std::int64_t const n_pair_taps = pair_taps(f), n_last_taps = last_pair_taps(f);
+    std::int64_t const pair_floats = (3 * n_pair_taps + n_last_taps) * filter_group;
+    if (f.pair_offset != 0) {
+        std::int64_t const n = job.plan.paired / 3;
+        float* const to = job.scratch + (job.plan.floats() - job.plan.filtered - job.plan.paired);
+        pairs = {to, to + n, to + 2 * n};
+        make_pair_samples(pairs_from, (n_samples + 2 * group_margin(f) - 2 * step) / filter_group * filter_group, step,
+                          pairs);
+    }
+    // The last group of a period may be part padding, which the group after it overwrites: so it goes first.
+    for (std::int64_t g = (period - 1) / filter_group; g >= 0; --g) {
+        std::int64_t const at = g * filter_group;  // in the period
+        std::int64_t const n = period - at < filter_group ? period - at : filter_group;
+        std::int64_t const q = at * f.down / f.up;
+        float const* const taps = job.taps + f.group_offset + g * f.group_taps * filter_group;
+        // Periods in which the group holds outputs at all, and those in which nothing but outputs.
+        std::int64_t const some_begin = floor_divide(begin - at - n, period) + 1;
+        std::int64_t const some_end = floor_divide(end - at - 1, period) + 1;
+        std::int64_t all_begin = -floor_divide(at - begin, period), all_end = floor_divide(end - at - n, period) + 1;
+        if (all_begin >= all_end) {
+            all_begin = all_end = some_end;
+        }
+        std::int64_t whole = all_begin;
+        auto const put = [&](std::int64_t i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA {
+            store(y + ((whole + i) * period + at - begin + v * SLEEPFM_LANES), sums);
+        };
+        if (f.pair_offset != 0) {
+            std::int64_t const n_pairs = (all_end - all_begin) / 2;
+            pair_products(n_pairs, pairs, first + all_begin * step + q - pairs_from, step,
+                          {job.taps + f.pair_offset + g * pair_floats, n_pair_taps, n_last_taps}, put);
+            whole += 2 * n_pairs;
+        }
+        products(all_end - whole, one_run(first + whole * step + q, step, taps, filter_group, f.group_taps), put);
+        auto const compute_part = [&](std::int64_t p) {
+            float sums[filter_group];
+            product<1>(one_run(first + p * step + q, 0, taps, filter_group, f.group_taps),
+                       [&sums](std::int64_t, int v, Vector part)
+                           SLEEPFM_INLINE_LAMBDA { store(sums + v * SLEEPFM_LANES, part); });
+            for (std::int64_t l = 0; l < n; ++l) {
+                std::int64_t const k = p * period + at + l;
+                if (k >= begin && k < end) {
+                    y[k - begin] = sums[l];
+                }
+            }
+        };
+        for (std::int64_t p = some_begin; p < all_begin; ++p) {
+            compute_part(p);
+        }
+        for (std::int64_t p = all_end; p < some_end; ++p) {
+            compute_part(p);
+        }
+    }
+}
+
+// Outputs [outputs.begin, outputs.end) to y.
+void filter_tile(FilterJob const& job, std::int64_t reference, Span outputs, float* y) {
+    FilterRow const& f = job.filter;
+    Span const main = main_span(f, job.row, outputs.begin, outputs.end);
+    Span const native = needed_span(f, job.row, outputs.begin, outputs.end);
+    std::int64_t const margin = group_margin(f), n_native = native.end - native.begin;
+    float* const x = job.scratch + margin;
+    if (job.raw_bytes == 2) {
+        load_samples<std::int16_t>(job, reference, native, x);
+    } else {
+        load_samples<std::int32_t>(job, reference, native, x);
+    }
+    fill_zeros(job.scratch, margin);
+    fill_zeros(x + n_native, margin);
+    float* clean = x;
+    if (f.decimation != 0) {
+        float* const decimated = job.scratch + job.plan.samples;
+        float* const low = decimated + job.plan.decimated;
+        clean = low + job.plan.low + margin;
+        fill_zeros(clean - margin, margin);
+        subtract_low(job, main, native, x, decimated, low, clean);
+        fill_zeros(clean + (main.end - main.begin), margin);
+    }
+    if (f.group_repeats != 0) {
+        resample_by_group(job, outputs, clean, main.begin, main.end - main.begin, y);
+    } else {
+        resample_by_row(job, outputs, clean, main.begin, y);
+    }
+}
+
+// out[begin + i] = a y[i] + b for i < n; y may be where out is.
+void write(FilterJob const& job, std::int64_t begin, float const* y, std::int64_t n, float a, float b) {
     if (job.out_dtype == DType::f32) {
-        float* out = static_cast<float*>(job.out);
-        for (std::int64_t i = 0; i < n; ++i) {
+        float* const out = static_cast<float*>(job.out) + begin;
+        std::int64_t i = 0;
+#if SLEEPFM_LANES >= 8
+        if (job.streamed) {
+            for (; i < n && reinterpret_cast<std::uintptr_t>(out + i) % sizeof(Vector) != 0; ++i) {
+                out[i] = y[i] * a + b;
+            }
+            for (; i + SLEEPFM_LANES <= n; i += SLEEPFM_LANES) {
+                Vector const v = load(y + i) * a + b;
+#if SLEEPFM_LANES == 16
+                _mm512_stream_ps(out + i, (__m512)v);
+#else
+                _mm256_stream_ps(out + i, (__m256)v);
+#endif
+            }
+            _mm_sfence();  // before another thread reads the result
+        }
+#endif
+        for (; i < n; ++i) {
             out[i] = y[i] * a + b;
         }
     } else {
-        std::uint16_t* out = static_cast<std::uint16_t*>(job.out);
+        std::uint16_t* const out = static_cast<std::uint16_t*>(job.out) + begin;
         if (job.out_dtype == DType::bf16) {
             for (std::int64_t i = 0; i < n; ++i) {
                 out[i] = to_bf16(y[i] * a + b);
@@ -255,33 +296,39 @@ void write(FilterJob const& job, float const* y, float a, float b) {
 
 void filter_row(FilterJob const& job) {
     FilterRow const& f = job.filter;
-    Span const main = main_span(f, job.row, 0, job.n_out);
-    Span const native = needed_span(f, job.row, 0, job.n_out);
-    Window const window = job.raw_bytes == 2 ? load_samples<std::int16_t>(job, native, job.samples)
-                                             : load_samples<std::int32_t>(job, native, job.samples);
-    if (f.decimation != 0) {
-        subtract_low(job, main, native, job.samples);
-    }
-    resample(job, native, job.samples, job.filtered);
-
+    Span const needed = needed_span(f, job.row, 0, job.n_out);
+    Reference const reference =
+        job.raw_bytes == 2 ? find_reference<std::int16_t>(job, needed) : find_reference<std::int32_t>(job, needed);
+    float* const filtered = job.scratch + (job.plan.floats() - job.plan.filtered);
     double const gain = job.calibration[0], offset = job.calibration[1];
     double const center = job.calibration[2], scale = job.calibration[3];
+    bool const normalised = job.normalise != Normalise::none && f.step == 0;
+    bool const one_tile = job.n_out <= job.plan.outputs;
+    // A normalised row is kept until its statistics are known.
+    float* const kept = !normalised || one_tile       ? filtered
+                        : job.out_dtype == DType::f32 ? static_cast<float*>(job.out)
+                                                      : job.whole;
     double a = gain * scale;
-    double b = 0;
-    if (job.normalise != Normalise::none && f.step == 0) {
-        Location const y = job.normalise == Normalise::robust
-                               ? median_and_deviation(job.filtered, job.n_out, job.samples)
-                               : mean_and_deviation(job.filtered, job.n_out);
-        bool const flat = a == 0 || y.deviation <= flat_below(window.largest_deviation);
+    // The low branch takes the constant away exactly, as a main filter of dc = 0 does.
+    double const constant = f.dc != 0 && f.decimation == 0 ? gain * static_cast<double>(reference.value) + offset : 0;
+    double b = (constant - center) * scale;
+    for (std::int64_t n = 0; n < job.n_out; n += job.plan.outputs) {
+        std::int64_t const end = job.n_out - n < job.plan.outputs ? job.n_out : n + job.plan.outputs;
+        filter_tile(job, reference.value, {n, end}, filtered);
+        if (!normalised) {
+            write(job, n, filtered, end - n, static_cast<float>(a), static_cast<float>(b));
+        } else if (!one_tile) {
+            memcpy(kept + n, filtered, static_cast<std::size_t>(end - n) * sizeof(float));
+        }
+    }
+    if (normalised) {
+        Location const y = job.normalise == Normalise::robust ? median_and_deviation(kept, job.n_out, job.candidates)
+                                                              : mean_and_deviation(kept, job.n_out);
+        bool const flat = a == 0 || y.deviation <= flat_below(reference.largest_deviation);
         a = flat ? 0 : (a > 0 ? 1 : -1) / y.deviation;
         b = -y.center * a;
-    } else {
-        // The low branch takes the constant away exactly, as a main filter of dc = 0 does.
-        double const constant =
-            f.dc != 0 && f.decimation == 0 ? gain * static_cast<double>(window.reference) + offset : 0;
-        b = (constant - center) * scale;
+        write(job, 0, kept, job.n_out, static_cast<float>(a), static_cast<float>(b));
     }
-    write(job, job.filtered, static_cast<float>(a), static_cast<float>(b));
 }
 
 }  // namespace sleepfm::cpu::SLEEPFM_ISA

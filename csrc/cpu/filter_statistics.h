@@ -1,9 +1,13 @@
 // Statistics of a filtered row for its normalisation. Part of filter_row.h, under the same rules: included once per
 // instruction set, inside that namespace.
+#pragma once
+
 #include <math.h>
 #include <string.h>
 
 #include <cstdint>
+
+#include "cpu/filter_product.h"
 
 namespace sleepfm::cpu::SLEEPFM_ISA {
 
@@ -13,38 +17,49 @@ struct Location {
     double center, deviation;
 };
 
+// Sum and sum of squares of y - shift: single precision over at most `run` values a lane, double precision beyond.
+struct Moments {
+    double sum = 0, squares = 0;
+
+    void add(float const* y, std::int64_t n, float shift) {
+        constexpr std::int64_t run = 32, chains = 4, wide = chains * SLEEPFM_LANES;
+        std::int64_t const whole = n / wide * wide;
+        for (std::int64_t begin = 0; begin < whole; begin += run * wide) {
+            std::int64_t const end = whole - begin < run * wide ? whole : begin + run * wide;
+            Vector s[chains] = {}, q[chains] = {};
+            for (std::int64_t i = begin; i < end; i += wide) {
+                for (std::int64_t c = 0; c < chains; ++c) {
+                    Vector const d = load(y + i + c * SLEEPFM_LANES) - shift;
+                    s[c] += d;
+                    q[c] += d * d;
+                }
+            }
+            for (std::int64_t c = 0; c < chains; ++c) {
+                for (int l = 0; l < SLEEPFM_LANES; ++l) {
+                    sum += static_cast<double>(s[c][l]);
+                    squares += static_cast<double>(q[c][l]);
+                }
+            }
+        }
+        for (std::int64_t i = whole; i < n; ++i) {
+            double const d = static_cast<double>(y[i]) - static_cast<double>(shift);
+            sum += d;
+            squares += d * d;
+        }
+    }
+};
+
+// The second pass is relative to the first one's mean, so that nothing cancels.
 Location mean_and_deviation(float const* y, std::int64_t n) {
-    constexpr int lanes = 8;
-    double part[lanes] = {};
-    for (std::int64_t i = 0; i + lanes <= n; i += lanes) {
-        for (int l = 0; l < lanes; ++l) {
-            part[l] += static_cast<double>(y[i + l]);
-        }
-    }
-    double total = 0;
-    for (std::int64_t i = n / lanes * lanes; i < n; ++i) {
-        total += static_cast<double>(y[i]);
-    }
-    for (double const value : part) {
-        total += value;
-    }
-    double const mean = total / static_cast<double>(n);
-    double square[lanes] = {};
-    for (std::int64_t i = 0; i + lanes <= n; i += lanes) {
-        for (int l = 0; l < lanes; ++l) {
-            double const d = static_cast<double>(y[i + l]) - mean;
-            square[l] += d * d;
-        }
-    }
-    double squares = 0;
-    for (std::int64_t i = n / lanes * lanes; i < n; ++i) {
-        double const d = static_cast<double>(y[i]) - mean;
-        squares += d * d;
-    }
-    for (double const value : square) {
-        squares += value;
-    }
-    return {mean, sqrt(squares / static_cast<double>(n))};
+    double const count = static_cast<double>(n);
+    Moments first;
+    first.add(y, n, 0.0f);
+    float const shift = static_cast<float>(first.sum / count);
+    Moments second;
+    second.add(y, n, shift);
+    double const rest = second.sum / count;
+    double const variance = second.squares / count - rest * rest;
+    return {static_cast<double>(shift) + rest, variance > 0 ? sqrt(variance) : 0.0};
 }
 
 // Unsigned integers in the order of the floats.
@@ -54,75 +69,134 @@ inline std::uint32_t order_key(float value) {
     return bits ^ (static_cast<std::uint32_t>(-static_cast<std::int32_t>(bits >> 31)) | 0x80000000u);
 }
 
-// Order statistics of a row by radix selection: bits 31..21 of the key (sign, exponent and two bits of the fraction)
-// are counted once for all ranks; the few values that share them with the one looked for are copied and counted by
-// bits 20..10 and 9..0.
+// Order statistics of a row by radix selection. The first digit of the key (sign, exponent and two bits of the
+// fraction) is counted once for all ranks; the few values that share it with the one looked for are selected bit by
+// bit.
 struct OrderStatistics {
-    static constexpr int bins = 2048;
+    static constexpr int bins = 2048, shift = 21;
 
     float const* y;
     std::int64_t n;
-    float* candidates;  // [n]
-    std::int64_t n_candidates = 0, below = 0;
-    int bin = -1;                    // whose values `candidates` holds
-    std::uint32_t count[bins] = {};  // by the first digit
+    std::uint32_t* candidates;  // [n]
+    std::int64_t up_to[bins];   // values whose digit is at most this
 
-    OrderStatistics(float const* row, std::int64_t size, float* scratch) : y(row), n(size), candidates(scratch) {
-        for (std::int64_t i = 0; i < n; ++i) {
-            ++count[order_key(y[i]) >> 21];
+    OrderStatistics(float const* row, std::int64_t size, std::uint32_t* scratch)
+        : y(row), n(size), candidates(scratch) {
+        // Neighbours often share a digit: several counters, so that they do not wait for each other.
+        std::uint32_t count[4][bins] = {};
+        std::int64_t i = 0;
+        for (; i + 4 <= n; i += 4) {
+            for (int c = 0; c < 4; ++c) {
+                ++count[c][order_key(y[i + c]) >> shift];
+            }
+        }
+        for (; i < n; ++i) {
+            ++count[0][order_key(y[i]) >> shift];
+        }
+        std::int64_t total = 0;
+        for (int bin = 0; bin < bins; ++bin) {
+            total += static_cast<std::int64_t>(count[0][bin]) + count[1][bin] + count[2][bin] + count[3][bin];
+            up_to[bin] = total;
         }
     }
 
-    // The value that `rank` others precede; 0 <= rank < n.
-    float at(std::int64_t rank) {
-        if (bin < 0 || rank < below || rank >= below + n_candidates) {
-            bin = 0;
-            for (below = 0; rank >= below + count[bin]; ++bin) {
-                below += count[bin];
-            }
-            n_candidates = 0;
-            for (std::int64_t i = 0; i < n; ++i) {
-                candidates[n_candidates] = y[i];
-                n_candidates += static_cast<int>(order_key(y[i]) >> 21) == bin;
+    std::uint32_t digit_of(std::int64_t rank) const {
+        std::uint32_t below = 0, above = bins;  // the digit lies in [below, above)
+        while (above - below > 1) {
+            std::uint32_t const middle = (below + above) / 2;
+            (up_to[middle - 1] <= rank ? below : above) = middle;
+        }
+        return below;
+    }
+
+    // The values that `rank` and rank + 1 others precede; the first one twice at the end of the row.
+    void neighbours(std::int64_t rank, double& first, double& second) {
+        std::uint32_t const digit = digit_of(rank);
+        std::int64_t m = 0, i = 0;
+#if SLEEPFM_LANES == 16
+        for (; i + 16 <= n; i += 16) {
+            __m512i const bits = _mm512_loadu_si512(y + i);
+            __m512i const key =
+                _mm512_xor_si512(bits, _mm512_or_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(INT32_MIN)));
+            __mmask16 const same =
+                _mm512_cmpeq_epi32_mask(_mm512_srli_epi32(key, shift), _mm512_set1_epi32(static_cast<int>(digit)));
+            // m <= i: the whole register fits.
+            _mm512_storeu_si512(candidates + m, _mm512_maskz_compress_epi32(same, key));
+            m += __builtin_popcount(same);
+        }
+#endif
+        for (; i < n; ++i) {
+            std::uint32_t const key = order_key(y[i]);
+            candidates[m] = key;
+            m += (key >> shift) == digit;
+        }
+        std::uint32_t next = 0xffffffffu;  // the smallest key of a higher digit
+        if (rank + 1 == up_to[digit]) {
+            for (i = 0; i < n; ++i) {
+                std::uint32_t const key = order_key(y[i]);
+                std::uint32_t const higher = (key >> shift) > digit ? key : 0xffffffffu;
+                next = higher < next ? higher : next;
             }
         }
-        std::int64_t skipped = rank - below;
-        std::uint32_t const middle = digit(10, 0, 0, skipped);
-        std::uint32_t const last = digit(0, 0x1ffc00u, middle << 10, skipped);
-        std::uint32_t const key = (static_cast<std::uint32_t>(bin) << 21) | (middle << 10) | last;
+        std::uint32_t const key = select(rank - (digit > 0 ? up_to[digit - 1] : 0), m, next);
+        first = value_of(key);
+        second = rank + 1 < n ? value_of(next) : first;
+    }
+
+    // The key that `rank` of the m candidates precede; `next` becomes the one after it.
+    std::uint32_t select(std::int64_t rank, std::int64_t m, std::uint32_t& next) {
+        for (int bit = shift - 1; bit >= 0 && m > 1; --bit) {
+            // Those without the bit to the front, those with it to the back of what they leave.
+            std::int64_t zeros = 0, end = m;
+            for (std::int64_t i = 0; i < end;) {
+                std::uint32_t const key = candidates[i];
+                if ((key >> bit & 1u) == 0) {
+                    ++i;
+                    ++zeros;
+                } else {
+                    --end;
+                    candidates[i] = candidates[end];
+                    candidates[end] = key;
+                }
+            }
+            if (rank < zeros) {
+                for (std::int64_t i = zeros; i < m; ++i) {
+                    next = candidates[i] < next ? candidates[i] : next;
+                }
+                m = zeros;
+            } else {
+                candidates += zeros;
+                rank -= zeros;
+                m -= zeros;
+            }
+        }
+        // All that are left are equal.
+        std::uint32_t const key = candidates[0];
+        next = rank + 1 < m ? key : next;
+        return key;
+    }
+
+    static double value_of(std::uint32_t key) {
         std::uint32_t const bits = (key & 0x80000000u) != 0 ? key ^ 0x80000000u : ~key;
         float value;
         memcpy(&value, &bits, sizeof value);
-        return value;
-    }
-
-    // Bits from `shift` of the candidate that `rank` others precede, among those whose bits under `mask` are `prefix`.
-    std::uint32_t digit(int shift, std::uint32_t mask, std::uint32_t prefix, std::int64_t& rank) const {
-        std::uint32_t const digit_mask = shift == 10 ? 0x7ffu : 0x3ffu;
-        std::uint32_t part[bins] = {};
-        for (std::int64_t i = 0; i < n_candidates; ++i) {
-            std::uint32_t const key = order_key(candidates[i]);
-            part[(key >> shift) & digit_mask] += (key & mask) == prefix;
-        }
-        std::uint32_t found = 0;
-        for (; rank >= part[found]; ++found) {
-            rank -= part[found];
-        }
-        return found;
+        return static_cast<double>(value);
     }
 
     // As numpy.quantile: linear between the two neighbours.
     double quantile(double q) {
+        std::uint32_t* const scratch = candidates;
         double const place = q * static_cast<double>(n - 1);
         std::int64_t const rank = static_cast<std::int64_t>(place);
-        double const low = static_cast<double>(at(rank));
-        double const share = place - static_cast<double>(rank);
-        return share > 0 ? low + share * (static_cast<double>(at(rank + 1)) - low) : low;
+        double low, high;
+        neighbours(rank, low, high);
+        candidates = scratch;
+        return low + (place - static_cast<double>(rank)) * (high - low);
     }
 };
 
 // Median, and the interquartile range over that of a standard normal distribution. scratch: [n].
-Location median_and_deviation(float const* y, std::int64_t n, float* scratch) {
+Location median_and_deviation(float const* y, std::int64_t n, std::uint32_t* scratch) {
     OrderStatistics row(y, n, scratch);
     double const low = row.quantile(0.25), median = row.quantile(0.5), high = row.quantile(0.75);
     return {median, (high - low) / 1.349};

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sleepfm_fast import _C
+from sleepfm_fast.filters import FILTER_COLUMNS
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ LIBRARY.define(
     "filter_resample(Tensor raw, Tensor table, Tensor calibration, Tensor filters, Tensor taps, SymInt n_out, "
     "ScalarType dtype, str normalise) -> Tensor"
 )
+LIBRARY.define(
+    "filter_resample_out(Tensor raw, Tensor table, Tensor calibration, Tensor filters, Tensor taps, str normalise, "
+    "Tensor(a!) out) -> ()"
+)
 
 
 def filter_resample(
@@ -32,6 +37,7 @@ def filter_resample(
     *,
     dtype: torch.dtype = torch.float32,
     normalise: str = "none",
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Filter, resample and normalise a ragged batch of channel windows.
 
@@ -59,6 +65,9 @@ def filter_resample(
         distribution), quantiles as ``numpy.quantile`` has them; artefacts that fill less than a quarter of the clip do
         not change the scale. In both a flat channel gives 0 (``"robust"``: also one that is flat for more than half of
         the clip), and channels of kind ``step`` keep center and scale. ``"none"``: center and scale everywhere.
+    out
+        Where the result goes: shape (B, C, n_out), contiguous, of ``dtype``, on the device of ``raw``. The first touch
+        of fresh memory can take longer than the filter; a tensor that is used again does without.
 
     Returns
     -------
@@ -80,9 +89,16 @@ def filter_resample(
         back to be checked: an impossible row gives NaN there.
     """
     filters, taps = bank.tensors(raw.device)
-    out: torch.Tensor = torch.ops.sleepfm_fast.filter_resample(
-        raw, table, calibration, filters, taps, n_out, dtype, normalise
-    )
+    if out is None:
+        result: torch.Tensor = torch.ops.sleepfm_fast.filter_resample(
+            raw, table, calibration, filters, taps, n_out, dtype, normalise
+        )
+        return result
+    if out.dtype != dtype or out.dim() != 3 or out.shape[2] != n_out:
+        raise TypeError(
+            f"filter_resample: out is {out.dtype} of shape {tuple(out.shape)}; expected {dtype} [B, C, {n_out}]."
+        )
+    torch.ops.sleepfm_fast.filter_resample_out(raw, table, calibration, filters, taps, normalise, out)
     return out
 
 
@@ -114,9 +130,14 @@ def _check(
             f"filter_resample: table is for {tuple(table.shape[:2])} clips and channels, calibration for "
             f"{tuple(calibration.shape[:2])}."
         )
-    if filters.dtype != torch.int64 or filters.dim() != 2 or filters.shape[1] != 18 or taps.dtype != torch.float32:
+    if (
+        filters.dtype != torch.int64
+        or filters.dim() != 2
+        or filters.shape[1] != FILTER_COLUMNS
+        or taps.dtype != torch.float32
+    ):
         raise TypeError(
-            "filter_resample: filters and taps are not those of FilterBank.tensors() (int64 [F, 18], float32 [n])."
+            "filter_resample: filters and taps are not those of FilterBank.tensors() (int64 [F, 23], float32 [n])."
         )
     if dtype not in OUT_DTYPES:
         raise TypeError(f"filter_resample: dtype is {dtype}; choose torch.float32, torch.bfloat16 or torch.float16.")
@@ -131,21 +152,32 @@ def _check(
             )
 
 
-def _run(
+def _check_out(raw: torch.Tensor, table: torch.Tensor, out: torch.Tensor) -> None:
+    if out.dim() != 3 or out.shape[:2] != table.shape[:2]:
+        raise ValueError(
+            f"filter_resample: out is of shape {tuple(out.shape)}, table for {tuple(table.shape[:2])} clips and "
+            "channels."
+        )
+    if out.device != raw.device:
+        raise ValueError(f"filter_resample: raw is on {raw.device}, out on {out.device}; move them to one device.")
+    if not out.is_contiguous():
+        raise ValueError(f"filter_resample: out has strides {tuple(out.stride())}; expected a contiguous tensor.")
+
+
+def _run_into(
     raw: torch.Tensor,
     table: torch.Tensor,
     calibration: torch.Tensor,
     filters: torch.Tensor,
     taps: torch.Tensor,
-    n_out: int,
-    dtype: torch.dtype,
     normalise: str,
-) -> torch.Tensor:
-    _check(raw, table, calibration, filters, taps, n_out, dtype, normalise)
+    out: torch.Tensor,
+) -> None:
+    _check_out(raw, table, out)
+    n_clips, n_channels, n_out = out.shape
+    _check(raw, table, calibration, filters, taps, n_out, out.dtype, normalise)
     raw, table, calibration = raw.contiguous(), table.contiguous(), calibration.contiguous()
     filters, taps = filters.contiguous(), taps.contiguous()
-    n_clips, n_channels = table.shape[:2]
-    out = torch.empty((n_clips, n_channels, n_out), dtype=dtype, device=raw.device)
     device, stream = -1, 0
     if raw.is_cuda:
         device, stream = raw.device.index, torch.cuda.current_stream(raw.device).cuda_stream
@@ -162,18 +194,28 @@ def _run(
         taps.data_ptr(),
         taps.numel(),
         out.data_ptr(),
-        DTYPE_CODES[dtype],
+        DTYPE_CODES[out.dtype],
         n_out,
         NORMALISATIONS.index(normalise),
         torch.get_num_threads(),
         device,
         stream,
     )
+
+
+def _run(
+    raw: torch.Tensor,
+    table: torch.Tensor,
+    calibration: torch.Tensor,
+    filters: torch.Tensor,
+    taps: torch.Tensor,
+    n_out: int,
+    dtype: torch.dtype,
+    normalise: str,
+) -> torch.Tensor:
+    out = _fake(raw, table, calibration, filters, taps, n_out, dtype, normalise)
+    _run_into(raw, table, calibration, filters, taps, normalise, out)
     return out
-
-
-LIBRARY.impl("filter_resample", _run, "CPU")
-LIBRARY.impl("filter_resample", _run, "CUDA")
 
 
 def _fake(
@@ -190,4 +232,21 @@ def _fake(
     return raw.new_empty((table.shape[0], table.shape[1], n_out), dtype=dtype)
 
 
+def _fake_into(
+    raw: torch.Tensor,
+    table: torch.Tensor,
+    calibration: torch.Tensor,
+    filters: torch.Tensor,
+    taps: torch.Tensor,
+    normalise: str,
+    out: torch.Tensor,
+) -> None:
+    _check_out(raw, table, out)
+    _check(raw, table, calibration, filters, taps, out.shape[2], out.dtype, normalise)
+
+
+for _device in ("CPU", "CUDA"):
+    LIBRARY.impl("filter_resample", _run, _device)
+    LIBRARY.impl("filter_resample_out", _run_into, _device)
 torch.library.register_fake("sleepfm_fast::filter_resample", _fake, lib=LIBRARY)
+torch.library.register_fake("sleepfm_fast::filter_resample_out", _fake_into, lib=LIBRARY)

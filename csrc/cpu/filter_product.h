@@ -1,0 +1,286 @@
+// The multiply-adds of filter_row.h, under the same rules: included once per instruction set, inside that namespace.
+#pragma once
+
+#include <string.h>
+
+#include <cstdint>
+
+#include "params.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace sleepfm::cpu::SLEEPFM_ISA {
+
+namespace {
+
+// Calls with vectors as arguments would go through memory.
+#define SLEEPFM_INLINE_LAMBDA __attribute__((always_inline))
+#define SLEEPFM_INLINE inline SLEEPFM_INLINE_LAMBDA
+
+using Vector = float __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
+
+inline Vector load(float const* from) {
+    Vector v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+inline void store(float* to, Vector v) {
+    memcpy(to, &v, sizeof v);
+}
+
+// ---- groups of outputs ----------------------------------------------------------------------------------------------
+
+// A group is filter_group outputs that lie side by side in vectors. Every tap meets one sample, which all outputs of
+// the group share; several groups whose samples lie `step` apart share the taps, one load for all of them.
+constexpr int vectors = static_cast<int>(filter_group) / SLEEPFM_LANES;
+// Sums that stay in registers: 16 of 32 with AVX-512 (whose multiply-add takes the sample from memory), 12 of 16 with
+// AVX2, 8 of 16 where products need a register of their own.
+constexpr int most_groups = SLEEPFM_LANES == 16 ? 16 : SLEEPFM_LANES == 8 ? 6 : 2;
+// Longer sums are made of parts: their rounding error stays that of short ones.
+constexpr std::int64_t most_taps_in_a_sum = 512;
+
+template <int n_groups>
+using Sums = Vector[n_groups][vectors];
+
+// Keeps the compiler from expressing a value by others, which would take a register for each of up to 16 addresses.
+template <typename T>
+inline void hide(T& value) {
+    asm("" : "+r"(value));
+}
+
+template <int n_groups>
+SLEEPFM_INLINE void multiply_add(float const* x, std::int64_t step, float const* taps, std::int64_t stride,
+                                 std::int64_t n_taps, Sums<n_groups>& sums) {
+    // Addresses of eight groups from four registers, as base + index * 1, 2, 4 or 8.
+    std::int64_t s1 = step * static_cast<std::int64_t>(sizeof(float)), s3 = 3 * s1, s5 = 5 * s1, s7 = 7 * s1;
+    char const* low = reinterpret_cast<char const*>(x);
+    char const* high = low + (n_groups > 8 ? 8 * s1 : 0);
+    hide(s1);
+    hide(s3);
+    hide(s5);
+    hide(s7);
+    hide(high);
+    do {  // n_taps >= 1: a loop that may not run would keep the sums in memory
+        Vector tap[vectors];
+        for (int v = 0; v < vectors; ++v) {
+            tap[v] = load(taps + v * SLEEPFM_LANES);
+        }
+        std::int64_t const place[8] = {0, s1, 2 * s1, s3, 4 * s1, s5, 2 * s3, s7};
+#pragma GCC unroll 16
+        for (int i = 0; i < n_groups; ++i) {
+            float sample;
+            memcpy(&sample, (i < 8 ? low : high) + place[i % 8], sizeof sample);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) {
+                sums[i][v] += tap[v] * sample;
+            }
+        }
+        taps += stride;
+        low += sizeof(float);
+        high += sizeof(float);
+    } while (--n_taps > 0);
+}
+
+// What a product goes through: taps [n_taps][.. stride ..] meet samples in runs, run r of them beginning run_step r
+// samples after x; the next group begins `step` samples later.
+struct Operands {
+    float const* x;
+    std::int64_t step;
+    float const* taps;
+    std::int64_t stride, n_taps, run, run_step;
+};
+
+inline Operands one_run(float const* x, std::int64_t step, float const* taps, std::int64_t stride,
+                        std::int64_t n_taps) {
+    std::int64_t const run = n_taps <= most_taps_in_a_sum ? n_taps : most_taps_in_a_sum / 2;
+    return {x, step, taps, stride, n_taps, run, run};
+}
+
+template <int n_groups, typename Put>
+SLEEPFM_INLINE void put_all(Sums<n_groups> const& sums, Put put) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n_groups; ++i) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+            put(i, v, sums[i][v]);
+        }
+    }
+}
+
+// Sums of n_groups <= most_groups groups: put(group, vector, sums).
+template <int n_groups, typename Put>
+SLEEPFM_INLINE void product(Operands const& a, Put put) {
+    float const *x = a.x, *taps = a.taps;
+    std::int64_t left = a.n_taps;
+    if (a.n_taps <= most_taps_in_a_sum) {
+        Sums<n_groups> sums = {};
+        do {
+            multiply_add<n_groups>(x, a.step, taps, a.stride, left < a.run ? left : a.run, sums);
+            x += a.run_step;
+            taps += a.run * a.stride;
+            left -= a.run;
+        } while (left > 0);
+        put_all<n_groups>(sums, put);
+        return;
+    }
+    Sums<n_groups> total = {};
+    do {
+        Sums<n_groups> part = {};
+        multiply_add<n_groups>(x, a.step, taps, a.stride, left < a.run ? left : a.run, part);
+        put_all<n_groups>(part, [&](int i, int v, Vector sum) SLEEPFM_INLINE_LAMBDA { total[i][v] += sum; });
+        x += a.run_step;
+        taps += a.run * a.stride;
+        left -= a.run;
+    } while (left > 0);
+    put_all<n_groups>(total, put);
+}
+
+// Numbers of groups that are computed together: as many as fit, then what is left in ever smaller numbers.
+constexpr int fewer_groups(int n) {
+    return n > 8 ? 8 : n > 4 ? 4 : n / 2;
+}
+
+// Any number of groups, first to last: put(group, vector, sums).
+template <int n_groups = most_groups, typename Put>
+SLEEPFM_INLINE void products(std::int64_t n, Operands a, Put put, std::int64_t begin = 0) {
+    for (; n - begin >= n_groups; begin += n_groups, a.x += n_groups * a.step) {
+        product<n_groups>(a,
+                          [begin, put](int i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA { put(begin + i, v, sums); });
+    }
+    if constexpr (n_groups > 1) {
+        products<fewer_groups(n_groups)>(n, a, put, begin);
+    }
+}
+
+// ---- pairs of periods -----------------------------------------------------------------------------------------------
+
+// Outputs of two periods, `period_samples` apart, at two thirds of the multiplications (Winograd's F(2, 3)): with the
+// taps cut into runs g0 g1 g2 of a period and the samples into d0 d1 d2 d3,
+//   y0 = d0 g0 + d1 g1 + d2 g2 = p1 + p2 + p3        p1 = (d0 - d2) g0        p2 = (d1 + d2) (g0 + g1 + g2) / 2
+//   y1 = d1 g0 + d2 g1 + d3 g2 = p2 - p3 - p4        p4 = (d1 - d3) g2        p3 = (d2 - d1) (g0 - g1 + g2) / 2
+// The sums of taps stand in the table, those of samples are made once for all groups.
+struct PairSamples {
+    float *far, *sum, *near;  // x[i] - x[i + 2 period], x[i] + x[i + period], x[i + period] - x[i]
+};
+
+// n is a multiple of filter_group.
+inline void make_pair_samples(float const* x, std::int64_t n, std::int64_t period_samples, PairSamples const& to) {
+    for (std::int64_t i = 0; i < n; i += SLEEPFM_LANES) {
+        Vector const x0 = load(x + i), x1 = load(x + i + period_samples), x2 = load(x + i + 2 * period_samples);
+        store(to.far + i, x0 - x2);
+        store(to.sum + i, x0 + x1);
+        store(to.near + i, x1 - x0);
+    }
+}
+
+// The table of one group, as FilterRow.pair_offset says: n_taps rows of p1, p2 and p3 each, n_last_taps of p4.
+struct PairTaps {
+    float const* taps;
+    std::int64_t n_taps, n_last_taps;
+};
+
+// at: of the first pair's first sample in the three arrays; put(period, vector, sums) for 2 n periods.
+template <int n_groups = most_groups, typename Put>
+SLEEPFM_INLINE void pair_products(std::int64_t n, PairSamples const& samples, std::int64_t at,
+                                  std::int64_t period_samples, PairTaps const& table, Put put, std::int64_t begin = 0) {
+    std::int64_t const step = 2 * period_samples, rows = table.n_taps * filter_group;
+    Operands a{nullptr, step, nullptr, filter_group, table.n_taps, period_samples, 3 * period_samples};
+    for (; n - begin >= n_groups; begin += n_groups) {
+        std::int64_t const at0 = at + begin * step, at1 = at0 + period_samples;
+        Sums<n_groups> plus, minus;
+        a.n_taps = table.n_taps;
+        a.x = samples.sum + at1;
+        a.taps = table.taps + rows;
+        product<n_groups>(a, [&](int i, int v, Vector p2) SLEEPFM_INLINE_LAMBDA { plus[i][v] = p2; });
+        a.x = samples.near + at1;
+        a.taps = table.taps + 2 * rows;
+        product<n_groups>(a, [&](int i, int v, Vector p3) SLEEPFM_INLINE_LAMBDA {
+            minus[i][v] = plus[i][v] - p3;
+            plus[i][v] += p3;
+        });
+        a.x = samples.far + at0;
+        a.taps = table.taps;
+        product<n_groups>(
+            a, [&](int i, int v, Vector p1) SLEEPFM_INLINE_LAMBDA { put(2 * (begin + i), v, plus[i][v] + p1); });
+        if (table.n_last_taps > 0) {
+            a.x = samples.far + at1;
+            a.taps = table.taps + 3 * rows;
+            a.n_taps = table.n_last_taps;
+            product<n_groups>(a, [&](int i, int v, Vector p4)
+                                     SLEEPFM_INLINE_LAMBDA { put(2 * (begin + i) + 1, v, minus[i][v] - p4); });
+        } else {
+            put_all<n_groups>(
+                minus, [&](int i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA { put(2 * (begin + i) + 1, v, sums); });
+        }
+    }
+    if constexpr (n_groups > 1) {
+        pair_products<fewer_groups(n_groups)>(n, samples, at, period_samples, table, put, begin);
+    }
+}
+
+// ---- single outputs -------------------------------------------------------------------------------------------------
+
+#if defined(__x86_64__)
+
+// The lanes of v folded onto four.
+inline __m128 fold(Vector v) {
+#if SLEEPFM_LANES == 16
+    __m512 const wide = (__m512)v;
+    __m256 const half = _mm256_add_ps(_mm512_castps512_ps256(wide), _mm512_extractf32x8_ps(wide, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#elif SLEEPFM_LANES == 8
+    __m256 const half = (__m256)v;
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#else
+    return (__m128)v;
+#endif
+}
+
+// Four sums at once: a transposition with additions.
+inline void sum4(Vector va, Vector vb, Vector vc, Vector vd, float* out) {
+    __m128 const a = fold(va), b = fold(vb), c = fold(vc), d = fold(vd);
+    __m128 const ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+    __m128 const cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
+}
+
+#else
+
+inline void sum4(Vector a, Vector b, Vector c, Vector d, float* out) {
+    Vector const v[4] = {a, b, c, d};
+    for (int i = 0; i < 4; ++i) {
+        out[i] = 0;
+        for (int l = 0; l < SLEEPFM_LANES; ++l) {
+            out[i] += v[i][l];
+        }
+    }
+}
+
+#endif
+
+// out[i] = sum_t x[i * step + t] * taps[t] for n <= 4 outputs; n_taps is a multiple of filter_tap_padding.
+inline void dot4(std::int64_t n, float const* x, std::int64_t step, float const* taps, std::int64_t n_taps,
+                 float* out) {
+    float const* const x1 = x + (n > 1 ? step : 0);
+    float const* const x2 = x + (n > 2 ? 2 * step : 0);
+    float const* const x3 = x + (n > 3 ? 3 * step : 0);
+    Vector a{}, b{}, c{}, d{};
+    for (std::int64_t t = 0; t < n_taps; t += SLEEPFM_LANES) {
+        Vector const tap = load(taps + t);
+        a += tap * load(x + t);
+        b += tap * load(x1 + t);
+        c += tap * load(x2 + t);
+        d += tap * load(x3 + t);
+    }
+    float sums[4];
+    sum4(a, b, c, d, sums);
+    for (std::int64_t i = 0; i < n; ++i) {
+        out[i] = sums[i];
+    }
+}
+
+}  // namespace
+
+}  // namespace sleepfm::cpu::SLEEPFM_ISA
