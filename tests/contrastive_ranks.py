@@ -16,6 +16,10 @@ from contrastive_cases import embeddings, random_mask
 from safetensors.torch import save_file
 
 from sleepfm_fast import distributed
+from sleepfm_fast.batch_norm import SynchronisedBatchNorm, synchronise_batch_norm
+from sleepfm_fast.batches import Batch
+from sleepfm_fast.encoder import EncoderConfig, SleepModel
+from sleepfm_fast.objective import Objective, backward, wrap
 
 M, D, FEATURES = 3, 16, 6
 
@@ -114,6 +118,63 @@ def evaluate(case: Case, rank: int, group: dist.ProcessGroup) -> dict[str, torch
     return results
 
 
+NORMALISED = (4, 0, 3)  # samples of each rank for the batch norm below
+
+
+def normalised_input(rank: int | None = None) -> torch.Tensor:
+    """Input of the batch norm ``[n, 5, 6]``, of one rank or of all; far from zero mean."""
+    x = 100 + torch.randn(sum(NORMALISED), 5, 6, generator=torch.Generator().manual_seed(3)).double()
+    return x if rank is None else x.split(NORMALISED)[rank]
+
+
+def normalise(layer: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Two steps of a batch norm with affine parameters and gradients."""
+    with torch.no_grad():
+        layer.weight.copy_(torch.linspace(0.5, 2, 5))
+    x = x.clone().requires_grad_()
+    for _ in range(2):
+        y = layer(x)
+    (y * torch.linspace(-1, 1, 6).double() * x.detach()).sum().backward()
+    results = {"y": y.detach(), "d_x": x.grad, "d_weight": layer.weight.grad, "d_bias": layer.bias.grad}
+    return {**results, **layer.state_dict()}
+
+
+ENCODED = (5, 3, 4)  # clips of each rank; the second rank has none of the second modality
+CONFIGS = {
+    "efficientnet": EncoderConfig(channels=(4, 4, 6, 8, 16), depth=(1, 2, 1), expansion=2, dim=8, dropout=0.0),
+    "strided": EncoderConfig(
+        design="strided", channels=(4, 6), kernels=(8, 5), strides=(4, 4), segments=3, dim=8, dropout=0.0
+    ),
+}
+
+
+def clips(rank: int | None = None) -> Batch:
+    """Clips of two modalities, one of them missing in the second rank's share."""
+    generator = torch.Generator().manual_seed(4)
+    n = sum(ENCODED)
+    x = {name: torch.randn(n, c, 384, generator=generator).double() for name, c in (("a", 3), ("b", 2))}
+    present = {name: torch.ones(values.shape[:2], dtype=torch.bool) for name, values in x.items()}
+    present["b"][ENCODED[0] : ENCODED[0] + ENCODED[1]] = False
+    mine = slice(None) if rank is None else slice(sum(ENCODED[:rank]), sum(ENCODED[: rank + 1]))
+    return Batch({k: v[mine] for k, v in x.items()}, {k: v[mine] for k, v in present.items()})
+
+
+def objective(design: str) -> Objective:
+    """Two encoders of a small design, in float64 and in training mode."""
+    torch.manual_seed(6)
+    return Objective(SleepModel({"a": 3, "b": 2}, CONFIGS[design]).double().train(), "leave_one_out", "both")
+
+
+def encode(design: str, n_parts: int, rank: int, group: dist.ProcessGroup) -> dict[str, torch.Tensor]:
+    """Gradients and running statistics of a step with synchronised batch norm under DistributedDataParallel."""
+    whole = objective(design)
+    assert synchronise_batch_norm(whole.model, group) > 0
+    whole.model.count_everywhere = lambda n: int(distributed.gather_equal(torch.tensor([n]), 3, group).sum())
+    outcome = backward(whole, wrap(whole, unused=True), clips(rank), counts=ENCODED, n_parts=n_parts)
+    results = {"loss": outcome.loss, **whole.model.state_dict()}
+    return results | {f"gradient/{name}": p.grad for name, p in whole.model.named_parameters() if p.grad is not None}
+
+
 def refused(group: dist.ProcessGroup, rank: int) -> list[str]:
     """The sentences for arguments that do not fit between ranks."""
     sentences = []
@@ -144,6 +205,10 @@ def main(folder: Path, rank: int) -> None:
         if rank < size:
             results = evaluate(case, rank, groups[size])
             save_file({k: v.contiguous() for k, v in results.items()}, folder / f"{number}-{rank}.safetensors")
+    save_file(normalise(SynchronisedBatchNorm(5).double(), normalised_input(rank)), folder / f"norm-{rank}.safetensors")
+    group = dist.new_group()
+    for design in CONFIGS:
+        save_file(encode(design, 1, rank, group), folder / f"{design}-{rank}.safetensors")
     (folder / f"refused-{rank}").write_text("\n".join(refused(dist.group.WORLD, rank)))
     dist.destroy_process_group()
 

@@ -10,10 +10,23 @@ import pytest
 import torch
 from closeness import assert_close
 from contrastive_cases import evaluate
-from contrastive_ranks import CASES, LOG_TEMPERATURE, Network, features, problem, share
+from contrastive_ranks import (
+    CASES,
+    CONFIGS,
+    LOG_TEMPERATURE,
+    Network,
+    clips,
+    features,
+    normalise,
+    normalised_input,
+    objective,
+    problem,
+    share,
+)
 from safetensors.torch import load_file
 
 from sleepfm_fast import distributed, ops, reference
+from sleepfm_fast.objective import backward
 
 HERE = Path(__file__).resolve().parent
 
@@ -105,6 +118,34 @@ def test_arguments_that_differ_between_ranks_are_refused_on_all(computed):
         for sentence, word in zip(sentences, ("dtype", "dimensions", "mask", "mode", "counts", "counts"), strict=True):
             assert word in sentence
     assert every[0][:4] == every[1][:4] == every[2][:4]
+
+
+def test_synchronised_batch_norm_is_that_of_all_samples_together(computed):
+    ranks = [load_file(computed / f"norm-{rank}.safetensors") for rank in range(3)]
+    whole = normalise(torch.nn.BatchNorm1d(5).double(), normalised_input())
+    together = {
+        name: torch.cat([r[name] for r in ranks]) if name in ("y", "d_x") else sum(r[name] for r in ranks)
+        for name in ("y", "d_x", "d_weight", "d_bias")
+    }
+    for name, values in together.items():
+        torch.testing.assert_close(values, whole[name], rtol=1e-10, atol=1e-9, msg=name)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(ranks[0][name], whole[name], rtol=1e-13, atol=0)
+        assert all(torch.equal(r[name], ranks[0][name]) for r in ranks)
+
+
+@pytest.mark.parametrize("design", CONFIGS)
+def test_encoders_with_synchronised_batch_norm_get_the_gradient_of_one_process(computed, design):
+    # The second rank has no clip of one modality.
+    whole = objective(design)
+    outcome = backward(whole, whole, clips())
+    gradients = {f"gradient/{name}": p.grad for name, p in whole.model.named_parameters()}
+    for rank in range(3):
+        found = load_file(computed / f"{design}-{rank}.safetensors")
+        torch.testing.assert_close(found["loss"], outcome.loss, rtol=1e-12, atol=0)
+        for name, value in {**gradients, **whole.model.state_dict()}.items():
+            # A bias before batch norm has the gradient 0, of which rounding is left.
+            torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-12, msg=name)
 
 
 def test_without_a_process_group_it_is_the_op():
