@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -188,12 +189,16 @@ def wrap(objective: Objective, *, unused: bool) -> nn.Module:
     if not (dist.is_available() and dist.is_initialized()):
         return objective
     device = objective.model.log_temperature.device
+    # torch 2.13 renamed the option.
+    known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    # Running statistics are brought together where they are used: at validation and in checkpoints.
+    options: dict[str, Any] = {broadcast: False}
     return nn.parallel.DistributedDataParallel(
         objective,
         device_ids=[device.index] if device.type == "cuda" else None,
-        # Running statistics are brought together where they are used: at validation and in checkpoints.
-        broadcast_buffers=False,
         find_unused_parameters=unused,
+        **options,
     )
 
 

@@ -171,7 +171,7 @@ class Trainer:
         changes = self.world.on_main(lambda: reconcile(self.run, now))
         for change in changes:
             self.say(
-                f"notice: from step {change['step']} on {change['option']} is {change['is']}, no longer {change['was']}"
+                f"notice: from step {change['step']} on, {change['option']} is {change['is']}, was {change['was']}"
             )
         if not self.world.on_main(self.run.last_path.exists):
             self.say(f"{self.run.path} has no checkpoint yet: starting from the first step")
