@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ class Step:
     """Reads the step's result; called whatever the outcome."""
     skip: str = ""
     """Why the step cannot run here."""
+    beside: bool = False
+    """Runs at the same time as the steps next to it that do so too: nothing in it is timed."""
 
 
 def run_limited(command: list[str], limit_s: float, environment: dict[str, str], log: Path) -> tuple[int, bool]:
@@ -94,10 +98,10 @@ def steps(work: Path, rehearse: bool) -> list[Step]:
     required = {} if rehearse else {"SLEEPFM_REQUIRE_CUDA": "1"}
     small = ["tests/test_closeness.py", "tests/test_launch.py"] if rehearse else []
 
-    def tests(name: str, marks: str, limit_s: float, more: list[str]) -> Step:
+    def tests(name: str, marks: str, limit_s: float, more: list[str], *, beside: bool = False) -> Step:
         file = work / f"{name.replace(' ', '-')}.xml"
         command = [*pytest, "-m", marks, f"--junitxml={file}", *more]
-        return Step(name, command, limit_s, required, lambda: test_counts(file))
+        return Step(name, command, limit_s, required, lambda: test_counts(file), beside=beside)
 
     def bench(name: str, paths: list[str], limit_s: float) -> Step:
         mode = ["--quick"] if rehearse else ["--store", name, "--results", str(results)]
@@ -119,14 +123,15 @@ def steps(work: Path, rehearse: bool) -> list[Step]:
             Step(
                 f"sanitizer {tool}",
                 selection if rehearse else [str(sanitizer), "--tool", tool, "--error-exitcode", "9", *selection],
-                45,
+                90,
                 {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
                 None,
                 "" if rehearse and tool == "memcheck" else missing,
+                beside=True,
             )
             for tool in SANITIZERS
         ),
-        tests("tests on the cpu", "not cuda", 150, [*(parallel if have_xdist else []), *small]),
+        tests("tests on the cpu", "not cuda", 150, [*(parallel if have_xdist else []), *small], beside=True),
         bench("cpu", cpu_benches, 200),
     ]
 
@@ -154,33 +159,47 @@ def main(argv: list[str] | None = None) -> int:
     chosen = [step for step in steps(arguments.work, arguments.rehearse) if not only or step.name in only]
     if not chosen:
         parser.error(f"--only {arguments.only} names no step")
-    for step in chosen:
-        left = arguments.deadline - (time.monotonic() - start)
-        row: dict[str, Any] = {"name": step.name, "limit_s": step.limit_s}
-        if step.skip:
-            row |= {"outcome": "skipped", "why": step.skip}
-        elif left < 10:
-            row |= {"outcome": "failed", "why": "no time was left for it"}
-        else:
-            begun = time.monotonic()
-            status, late = run_limited(step.command, min(step.limit_s, left), step.environment, log)
-            row |= {
-                "outcome": "failed" if status or late else "passed",
-                "exit_status": status,
-                "out_of_time": late,
-                "seconds": round(time.monotonic() - begun, 1),
-            }
-            try:
-                row["result"] = step.collect() if step.collect else None
-            except (OSError, ValueError, KeyError, ET.ParseError) as error:
-                row |= {"outcome": "failed", "why": f"its result cannot be read: {error}"}
-        document["steps"].append(row)
-        write(file, document)
+    deadline = start + arguments.deadline
+    for together, group in itertools.groupby(chosen, key=lambda step: step.beside):
+        one_by_one = [list(group)] if together else [[step] for step in group]
+        for batch in one_by_one:
+            with ThreadPoolExecutor(len(batch)) as pool:
+                logs = [arguments.work / f"step-{len(document['steps']) + k}.log" for k in range(len(batch))]
+                document["steps"] += pool.map(perform, batch, logs, itertools.repeat(deadline))
+            with log.open("ab") as whole:
+                whole.writelines(path.read_bytes() for path in logs if path.is_file())
+            write(file, document)
     document["passed"] = all(row["outcome"] != "failed" for row in document["steps"])
     write(file, document)
     print("\n".join(table(document)))
     print(f"\n{file}: all results; {log}: what every step printed")
     return 0 if document["passed"] else 1
+
+
+def perform(step: Step, log: Path, deadline: float) -> dict[str, Any]:
+    """Run one step and say how it went."""
+    left = deadline - time.monotonic()
+    row: dict[str, Any] = {"name": step.name, "limit_s": step.limit_s}
+    if step.skip:
+        return {**row, "outcome": "skipped", "why": step.skip}
+    if left < 10:
+        return {**row, "outcome": "failed", "why": "no time was left for it"}
+    begun = time.monotonic()
+    try:
+        status, late = run_limited(step.command, min(step.limit_s, left), step.environment, log)
+    except OSError as error:
+        return {**row, "outcome": "failed", "why": f"it cannot be started: {error}"}
+    row |= {
+        "outcome": "failed" if status or late else "passed",
+        "exit_status": status,
+        "out_of_time": late,
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+    try:
+        row["result"] = step.collect() if step.collect else None
+    except (OSError, ValueError, KeyError, ET.ParseError) as error:
+        row |= {"outcome": "failed", "why": f"its result cannot be read: {error}"}
+    return row
 
 
 def write(file: Path, document: dict[str, Any]) -> None:

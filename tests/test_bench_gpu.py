@@ -102,22 +102,39 @@ def test_a_failing_step_stops_nothing_and_is_told(tmp_path, monkeypatch, capsys)
         step("broken", "raise SystemExit(3)"),
         step("endless", "import time; time.sleep(60)", limit_s=1),
         step("unreadable", "pass", collect=lambda: json.loads("{")),
-        step("absent", "pass", skip="it is not here"),
-        step("fine", "print('seen in the log')", collect=lambda: {"passed": 2, "failed": 0, "skipped": 1}),
+        gpu_steps.Step("unstartable", ["/does/not/exist"], 30, beside=True),
+        step("absent", "pass", skip="it is not here", beside=True),
+        step("fine", "print('seen in the log')", beside=True, collect=lambda: {"passed": 2, "failed": 0, "skipped": 1}),
     )
     assert status == 1
     assert not document["passed"]
     outcomes = {row["name"]: row["outcome"] for row in document["steps"]}
     assert outcomes == {
-        "broken": "failed", "endless": "failed", "unreadable": "failed", "absent": "skipped", "fine": "passed"
+        "broken": "failed", "endless": "failed", "unreadable": "failed", "unstartable": "failed",
+        "absent": "skipped", "fine": "passed"
     }  # fmt: skip
     assert document["steps"][0]["exit_status"] == 3
     assert document["steps"][1]["out_of_time"]
     assert "cannot be read" in document["steps"][2]["why"]
+    assert "cannot be started" in document["steps"][3]["why"]
     printed = capsys.readouterr().out
     assert "2 passed, 0 failed, 1 skipped" in printed
     assert "out of time" in printed
     assert "seen in the log" in (tmp_path / "gpu.log").read_text()
+
+
+def test_steps_beside_each_other_run_at_the_same_time(tmp_path, monkeypatch):
+    # Each waits for the other's file.
+    code = """
+import pathlib, time
+mine, other = (pathlib.Path(name) for name in {names!r})
+mine.touch()
+while not other.exists():
+    time.sleep(0.01)
+"""
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    steps = [step(str(k), code.format(names=names), beside=True) for k, names in enumerate(((a, b), (b, a)))]
+    assert run_steps(tmp_path, monkeypatch, *steps)[0] == 0
 
 
 def test_steps_after_the_deadline_are_failures(tmp_path, monkeypatch):
