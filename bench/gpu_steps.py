@@ -160,9 +160,9 @@ def main(argv: list[str] | None = None) -> int:
     if not chosen:
         parser.error(f"--only {arguments.only} names no step")
     deadline = start + arguments.deadline
-    for together, group in itertools.groupby(chosen, key=lambda step: step.beside):
-        one_by_one = [list(group)] if together else [[step] for step in group]
-        for batch in one_by_one:
+    for together, neighbours in itertools.groupby(chosen, key=lambda step: step.beside):
+        group = list(neighbours)
+        for batch in [group] if together else [[step] for step in group]:
             with ThreadPoolExecutor(len(batch)) as pool:
                 logs = [arguments.work / f"step-{len(document['steps']) + k}.log" for k in range(len(batch))]
                 document["steps"] += pool.map(perform, batch, logs, itertools.repeat(deadline))

@@ -22,11 +22,17 @@ for glibc in 28 27 24 17; do platforms+=(--platform "manylinux_2_${glibc}_x86_64
 platforms+=(--platform manylinux2014_x86_64 --platform manylinux1_x86_64)
 
 mkdir -p "$folder"
-failed=()
-for package in "${needed[@]}" "${building[@]}" "${rivals[@]}"; do
+fetch() {
   "${PYTHON:-python3}" -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" \
-    --implementation cp "${platforms[@]}" --dest "$folder" "$package" || failed+=("$package")
-done
+    --implementation cp "${platforms[@]}" --dest "$folder" "$@"
+}
+failed=()
+# One call is quicker; one that fails does not say for which packages there are wheels.
+if ! fetch "${needed[@]}" "${building[@]}" "${rivals[@]}"; then
+  for package in "${needed[@]}" "${building[@]}" "${rivals[@]}"; do
+    fetch "$package" || failed+=("$package")
+  done
+fi
 ls -l "$folder"
 if [ ${#failed[@]} -gt 0 ]; then
   echo "error: no wheel was found for: ${failed[*]}" >&2
