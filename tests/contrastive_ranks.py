@@ -197,7 +197,7 @@ def refused(group: dist.ProcessGroup, rank: int) -> list[str]:
 def main(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3, timeout=timedelta(seconds=300)
     )
     groups = {2: dist.new_group([0, 1]), 3: dist.group.WORLD}
     for number, case in enumerate(CASES):

@@ -48,7 +48,7 @@ def computed(tmp_path_factory):
         for rank in range(3)
     ]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=400)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

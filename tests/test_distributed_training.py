@@ -216,7 +216,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(cohort_store, 
 
 
 def test_epochs_may_be_raised_and_the_change_is_recorded(cohort_store, tmp_path, capsys):
-    run, arguments = tmp_path / "run", ["--preset", "tiny", "--batch-size", "64", "--patience", "0", "--threads", "2"]
+    run, arguments = tmp_path / "run", ["--preset", "tiny", "--test-share", "0.6", "--patience", "0", "--threads", "2"]
     assert train.cli([str(cohort_store), str(run), *arguments, "--epochs", "1"]) == 0
     assert train.cli([str(cohort_store), str(run), *arguments, "--epochs", "2", "--resume"]) == 0
     assert "--epochs is 2, was 1" in capsys.readouterr().err
