@@ -52,6 +52,7 @@ def computed(tmp_path_factory):
     finally:
         for process in processes:
             process.kill()
+            process.stdout.close()
     assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(outputs)[-6000:]
     return folder
 
