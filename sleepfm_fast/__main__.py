@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "simulate": "write a simulated cohort: EDF+ files with hypnograms and respiratory events, participants.csv",
     "preprocess": "recordings (EDF, BDF) and their scoring -> clip store",
+    "convert": "what other SleepFM code has prepared (.npy clips, HDF5 nights) -> clip store",
     "train": "clip store -> trained model; without arguments, the demo on a simulated cohort",
     "import_checkpoint": "checkpoint of the authors' code (best.pt) -> run folder",
     "embed": "trained model + clip store -> embeddings",
