@@ -97,7 +97,8 @@ def quick(request: pytest.FixtureRequest) -> bool:
 def versus(request: pytest.FixtureRequest, quick: bool) -> Callable[..., Comparison]:
     """Compare arms: ``versus(name, {"ours": f, "rival": g}, agree=check, peak={"ours": (setup, body)})``.
 
-    ``peak`` adds each arm's peak memory (MiB above its set-up), measured in its own process; see memory.py.
+    ``peak`` adds each arm's peak memory (MiB above its set-up), measured in its own process; see memory.py. ``measure``
+    times an arm in place of the clock, ``more`` is stored beside the times.
     """
 
     def compare(
@@ -107,9 +108,11 @@ def versus(request: pytest.FixtureRequest, quick: bool) -> Callable[..., Compari
         agree: Callable[[dict[str, Any]], object],
         rounds: int = ROUNDS,
         peak: Mapping[str, tuple[str, str]] | None = None,
+        measure: Callable[[Callable[[], Any]], float] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> Comparison:
-        comparison = interleave(name, arms, rounds=rounds, agree=agree, quick=quick)
-        record = {**comparison.record(), "test": request.node.nodeid}
+        comparison = interleave(name, arms, rounds=rounds, agree=agree, quick=quick, measure=measure)
+        record = {**comparison.record(), "test": request.node.nodeid, **(more or {})}
         if peak:
             record["peak_rss_mib"] = {arm: memory.peak_rss_mib(*source) for arm, source in peak.items()}
         request.config.stash[RESULTS].append(record)

@@ -68,6 +68,7 @@ def interleave(
     agree: Callable[[dict[str, Any]], object],
     quick: bool,
     clock: Callable[[], float] = time.perf_counter,
+    measure: Callable[[Callable[[], Any]], float] | None = None,
 ) -> Comparison:
     """Run every arm once, check that the results agree, then time rounds in alternating order (AB BA AB ...).
 
@@ -84,6 +85,10 @@ def interleave(
         mode too: a fast wrong answer is not a measurement.
     quick : bool
         The checked call is the only one, and its time stands for the arm's.
+    clock : callable
+        Seconds; read before and after a call.
+    measure : callable, optional
+        Takes an arm and returns the seconds of one call, in place of the clock: how a device's own events time it.
 
     Returns
     -------
@@ -102,11 +107,16 @@ def interleave(
     del results
     if quick:
         return Comparison(name, {arm: [t] for arm, t in first_seconds.items()}, quick)
+
+    def by_clock(call: Callable[[], Any]) -> float:
+        start = clock()
+        call()
+        return clock() - start
+
+    time_once = measure or by_clock
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for round_ in range(rounds):
         order = list(arms) if round_ % 2 == 0 else list(reversed(arms))
         for arm in order:
-            start = clock()
-            arms[arm]()
-            seconds[arm].append(clock() - start)
+            seconds[arm].append(time_once(arms[arm]))
     return Comparison(name, seconds, quick)

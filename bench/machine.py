@@ -13,7 +13,9 @@ from typing import Any
 import sleepfm_fast
 
 ROOT = Path(__file__).resolve().parent.parent
-RIVALS = ("edfio", "mne", "soxr")  # not needed by the package; compared with where they are installed
+# Not needed by the package; compared with where they are installed.
+RIVALS = ("edfio", "mne", "soxr", "triton", "memeff", "inf-cl", "cut-cross-entropy", "liger-kernel")
+RIVALS += ("torchaudio", "julius")
 
 
 def cpu_model() -> str:
@@ -38,8 +40,29 @@ def commit(root: Path = ROOT) -> str:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("SLEEPFM_COMMIT", "unknown") if root == ROOT else "unknown"
     return head.stdout.strip()[:12] + ("+changes" if changes.stdout.strip() else "")
+
+
+def driver() -> str | None:
+    """Return the NVIDIA driver's version, None where nvidia-smi does not say."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.splitlines()[0].strip() if done.stdout.strip() else None
+
+
+def gpu_facts(torch: Any) -> dict[str, Any]:
+    """Describe the current CUDA device."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "gpu_multiprocessors": properties.multi_processor_count,
+        "gpu_capability": f"{properties.major}.{properties.minor}",
+        "gpu_driver": driver(),
+    }
 
 
 def record() -> dict[str, Any]:
@@ -59,9 +82,7 @@ def record() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 1),
         "gpu": None,
     }
-    for package in ("torch", "numpy", "scipy", "scikit-learn", "numba", "pyedflib"):
-        result[package] = importlib.metadata.version(package)
-    for package in RIVALS:
+    for package in ("torch", "numpy", "scipy", "scikit-learn", "numba", "pyedflib", *RIVALS):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             result[package] = importlib.metadata.version(package)
     if build["cuda_architectures"]:
@@ -70,4 +91,5 @@ def record() -> dict[str, Any]:
         if torch.cuda.is_available():
             result["gpu"] = torch.cuda.get_device_name()
             result["cuda"] = torch.version.cuda
+            result |= gpu_facts(torch)
     return result

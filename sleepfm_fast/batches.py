@@ -129,6 +129,10 @@ class ClipInput:
         if self.config.normalise != "recording":
             return ()
         measure_scales(self.feed, self.bank, recordings, self.scales, N_OUT, progress)
+        return self.flat_channels(recordings)
+
+    def flat_channels(self, recordings: npt.NDArray[np.int64]) -> tuple[str, ...]:
+        """Say which channels :meth:`measure` found flat, a sentence each."""
         flat = (self.scales.scale[recordings] == 0) & self.feed.present[recordings]
         return tuple(
             f"{self.store.slots[slot].name} is flat throughout {n} of {len(recordings)} recordings "

@@ -56,6 +56,7 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     interrupted: str = "nothing was kept; the same command starts anew",
+    rank: int = 0,
 ) -> int:
     """Parse ``argv`` into ``config_type``, run ``main`` and print its result as the last line of standard output.
 
@@ -69,6 +70,8 @@ def run(
         Arguments without the program's name; the process's own by default.
     interrupted : str
         What to tell the user after Ctrl-C: what was kept, and how to go on.
+    rank : int
+        Number of this process among several that run the command together; those above 0 say only what went wrong.
 
     Returns
     -------
@@ -89,23 +92,27 @@ def run(
             )
     except SystemExit as stop:
         return 0 if stop.code in (0, None) else 2
-    say(f"{name}: {to_json(config)}")
+    who = f"process {rank}: " if rank else ""
+    if rank == 0:
+        say(f"{name}: {to_json(config)}")
     try:
         result = main(config)
     except SleepfmError as error:
-        say(f"error: {error}")
+        say(f"{who}error: {error}")
         return 1
     except OSError as error:
-        say(f"error: {error.filename or 'reading or writing'}: {error.strerror or error}.")
+        say(f"{who}error: {error.filename or 'reading or writing'}: {error.strerror or error}.")
         return 1
     except KeyboardInterrupt:
-        say(f"interrupted; {interrupted}")
+        if rank == 0:
+            say(f"interrupted; {interrupted}")
         return 130
     except Exception as error:
         say(f"error: {describe_bug(error, name)}")
         return 1
     status = int(result.pop("exit_status", 0))
-    print(to_json(result), flush=True)
+    if rank == 0:
+        print(to_json(result), flush=True)
     return status
 
 

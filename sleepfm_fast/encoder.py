@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -311,7 +311,7 @@ class StridedConvNet(Encoder):
         length = x.shape[2] // self.segments
         if length == 0:
             raise ValueError(f"a clip this short leaves {x.shape[2]} positions for {self.segments} segments.")
-        x = x[:, :, : length * self.segments].reshape(x.shape[0], -1, self.segments, length)
+        x = x[:, :, : length * self.segments].reshape(*x.shape[:2], self.segments, length)
         y: Tensor = self.fc(self.drop(torch.cat((x.mean(dim=3), x.amax(dim=3)), dim=1).flatten(1)))
         return y
 
@@ -341,6 +341,9 @@ class SleepModel(nn.Module):
     log_temperature : Parameter
         0-d; the logits are ``cosine * exp(log_temperature)``.
     """
+
+    count_everywhere: Callable[[int], int] | None = None
+    """Sums a count over all ranks, where batch norm is over all ranks: then their clips together must suffice."""
 
     def __init__(self, modalities: Mapping[str, int], config: EncoderConfig, log_temperature: float = 0.0) -> None:
         super().__init__()
@@ -379,7 +382,8 @@ class SleepModel(nn.Module):
         n_least = 2 if self.training else 1
         have = torch.ones(n, dtype=torch.bool) if present is None else present.any(dim=1)
         n_have = n if present is None else int(have.sum())
-        if n_have < n_least:
+        n_all = n_have if self.count_everywhere is None or not self.training else self.count_everywhere(n_have)
+        if n_all < n_least:
             return x.new_zeros(n, self.config.dim), torch.zeros(n, dtype=torch.bool, device=x.device)
         if present is None or n_have == n:
             return encoder(x, present), have.to(x.device, non_blocking=True)

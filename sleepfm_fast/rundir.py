@@ -24,6 +24,8 @@ __all__ = [
     "RunDirectory",
     "pack_optimiser",
     "read_checkpoint",
+    "read_state",
+    "reconcile",
     "unpack_optimiser",
     "write_atomically",
     "write_checkpoint",
@@ -31,6 +33,10 @@ __all__ = [
 
 FORMAT = "sleepfm_fast run"
 VERSION = 1
+
+# Options that may differ between a run's start and its resumption, and those of which the change is recorded.
+FREE = ("resume", "device", "threads", "store", "run", "checkpoint_steps", "skip_limit")
+RECORDED = ("epochs", "max_steps")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -89,6 +95,21 @@ def read_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Te
     return tensors, state
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """Read only the JSON state of a checkpoint."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            state: dict[str, Any] = json.loads((file.metadata() or {}).get("state", "{}"))
+    except SafetensorError as error:
+        raise SleepfmError(
+            f"the checkpoint {path} is damaged ({error}). Delete it; the run resumes from its other checkpoint or "
+            "from the start."
+        ) from error
+    return state
+
+
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Split an optimiser's state into tensors named ``optimiser/<parameter>/<moment>`` and JSON."""
     import torch
@@ -133,19 +154,26 @@ class RunDirectory:
         self.last_path = path / "last.safetensors"
         self.best_path = path / "best.safetensors"
 
+    def refuse_if_present(self) -> None:
+        """Refuse to start where anything stands already."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise SleepfmError(
+                f"{self.path} exists already. To go on with its run add --resume; to train anew name another folder."
+            )
+
     def exists(self) -> bool:
         """Whether a run stands here."""
         return self.config_path.is_file()
 
     def create(self, config: Mapping[str, Any]) -> None:
         """Start a run; a folder that holds anything else is refused."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise SleepfmError(
-                f"{self.path} exists already. To go on with its run add --resume; to train anew name another folder."
-            )
+        self.refuse_if_present()
         self.path.mkdir(parents=True, exist_ok=True)
-        text = to_json({"format": FORMAT, "version": VERSION, **config}, indent=2)
-        write_atomically(self.config_path, text.encode() + b"\n")
+        self.write_config({"format": FORMAT, "version": VERSION, **config})
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write ``config.json``."""
+        write_atomically(self.config_path, to_json(config, indent=2).encode() + b"\n")
 
     def config(self) -> dict[str, Any]:
         """Read ``config.json``."""
@@ -183,3 +211,54 @@ class RunDirectory:
             os.truncate(self.metrics_path, n_bytes)
         elif n_bytes:
             raise SleepfmError(f"{self.metrics_path} is missing; restore it, or train into another folder.")
+
+
+def reconcile(run: RunDirectory, now: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Make a run's folder ready to be resumed: compare, record what changed, forget metrics after the checkpoint.
+
+    Parameters
+    ----------
+    run : RunDirectory
+        The run.
+    now : mapping
+        ``config`` (the options as JSON), ``store_digest`` and ``ranks`` (number of processes) of the resumption.
+
+    Returns
+    -------
+    list of dict
+        ``step``, ``option``, ``was`` and ``is`` of each change, as appended to ``changes`` in ``config.json``.
+
+    Raises
+    ------
+    SleepfmError
+        When an option that defines the run differs, or the store does.
+    """
+    saved = run.config()
+    then, options = saved["config"], now["config"]
+    differing = [k for k in options if k not in FREE and options[k] != then.get(k, options[k])]
+    refused = [k for k in differing if k not in RECORDED]
+    if refused:
+        listed = ", ".join(f"--{k.replace('_', '-')} was {then[k]}, is {options[k]}" for k in refused)
+        raise SleepfmError(
+            f"the run in {run.path} was started otherwise: {listed}. Resume with the same options; only --epochs, "
+            "--max-steps and the number of processes may change."
+        )
+    if saved["store_digest"] != now["store_digest"]:
+        raise SleepfmError(
+            f"the store has changed since the run in {run.path} began, so it cannot be resumed exactly. Train into "
+            "another folder."
+        )
+    state = read_state(run.last_path) if run.last_path.exists() else {}
+    run.truncate_metrics(state.get("metrics_bytes", 0))
+    step = state.get("step", 0)
+    changes = [
+        {"step": step, "option": f"--{k.replace('_', '-')}", "was": then[k], "is": options[k]} for k in differing
+    ]
+    ranks = saved.get("ranks", 1)
+    if ranks != now["ranks"]:
+        changes.append({"step": step, "option": "the number of processes", "was": ranks, "is": now["ranks"]})
+    if changes:
+        config = {**then, **{k: options[k] for k in differing}}
+        recorded = [*saved.get("changes", []), *changes]
+        run.write_config({**saved, "config": config, "ranks": now["ranks"], "changes": recorded})
+    return changes

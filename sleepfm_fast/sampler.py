@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ClipSampler", "fixed_blocks"]
+__all__ = ["ClipSampler", "fixed_blocks", "shard", "shard_sizes"]
 
 
 @dataclasses.dataclass
@@ -51,6 +51,21 @@ class ClipSampler:
             for number in range(position, self.batches_per_epoch):
                 yield epoch, number, order[number * self.batch_size : (number + 1) * self.batch_size]
             epoch, position = epoch + 1, 0
+
+
+def shard_sizes(n: int, n_ranks: int) -> tuple[int, ...]:
+    """How many of a batch's n clips each rank takes: as equal as can be, the larger shards first."""
+    return tuple(n // n_ranks + (rank < n % n_ranks) for rank in range(n_ranks))
+
+
+def shard(clips: npt.NDArray[np.int64], rank: int, n_ranks: int) -> npt.NDArray[np.int64]:
+    """One rank's clips of a batch: consecutive, so that the ranks in order give the batch.
+
+    The batch, and with it the loss, is the same for every number of ranks; so is the order of clips of a whole run.
+    """
+    sizes = shard_sizes(len(clips), n_ranks)
+    begin = sum(sizes[:rank])
+    return clips[begin : begin + sizes[rank]]
 
 
 def fixed_blocks(clips: npt.NDArray[np.int64], block_size: int, seed: int) -> list[npt.NDArray[np.int64]]:

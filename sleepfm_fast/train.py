@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from sleepfm_fast.errors import SleepfmError
 
 if TYPE_CHECKING:
     from sleepfm_fast.training import Trainer
+    from sleepfm_fast.world import World
 
 __all__ = ["Config", "main"]
 
@@ -25,6 +27,8 @@ __all__ = ["Config", "main"]
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Train one encoder a modality by contrasting the modalities of each 30-second clip.
+
+    In several processes: torchrun --nproc-per-node 8 -m sleepfm_fast.train STORE RUN (see docs/distributed.md).
 
     Without STORE and RUN: simulate a small cohort, preprocess it, train the tiny preset and report staging,
     sleep-disordered breathing and retrieval on held-out subjects (about two minutes on two CPU cores).
@@ -44,7 +48,13 @@ class Config:
     epochs: int = 20
     """Passes over the training clips."""
     batch_size: int = 32
-    """Clips in a batch: each has batch_size - 1 negatives."""
+    """Clips in a batch, over all processes together: each has batch_size - 1 negatives."""
+    micro_batch: int = 0
+    """Clips that a process embeds at a time, to save memory; 0 for all. Negatives stay those of the whole batch."""
+    batch_norm: Literal["local", "synchronised"] = "local"
+    """Statistics of batch norm over a process's own clips, or over those of all processes."""
+    dropout: float | None = None
+    """Dropout of the encoder; the preset's own by default."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum as in the paper, or AdamW."""
     schedule: Literal["step", "cosine"] = "step"
@@ -63,6 +73,8 @@ class Config:
     """Stop after this many epochs without a better validation loss; 0 never stops early."""
     max_steps: int = 0
     """Stop after this many steps; 0 for no limit."""
+    skip_limit: int = 5
+    """Leave out a step whose loss or gradient is not finite; give up after more than this many in a row."""
     filters: Literal["aasm", "seed", "clinical", "none"] = "aasm"
     """Filter preset: aasm (bands of the AASM manual), seed (resampling only), clinical, none."""
     notch_hz: Literal[0, 50, 60] = 0
@@ -86,7 +98,7 @@ class Config:
     threads: int = 0
     """CPU threads; 0 for all cores."""
     resume: bool = False
-    """Go on with the run in RUN, exactly where its last checkpoint stands."""
+    """Go on with the run in RUN, exactly where its last checkpoint stands; --epochs and --max-steps may differ."""
 
 
 def check(config: Config) -> None:
@@ -101,11 +113,15 @@ def check(config: Config) -> None:
                 f"--{name.replace('_', '-')} is {getattr(config, name)}; expected 2 or more: a clip is contrasted with "
                 "the others of its batch."
             )
+    if config.micro_batch == 1 or config.micro_batch < 0:
+        raise SleepfmError(f"--micro-batch is {config.micro_batch}; expected 2 or more (batch norm needs two), or 0.")
+    if config.dropout is not None and not 0 <= config.dropout < 1:
+        raise SleepfmError(f"--dropout is {config.dropout:g}; expected 0 or more and less than 1.")
     positive = ("epochs", "lr", "step_epochs", "checkpoint_steps")
     for name in positive:
         if getattr(config, name) <= 0:
             raise SleepfmError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected a number above 0.")
-    for name in ("patience", "max_steps", "weight_decay", "momentum", "threads", "seed"):
+    for name in ("patience", "max_steps", "skip_limit", "weight_decay", "momentum", "threads", "seed"):
         if getattr(config, name) < 0:
             raise SleepfmError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected 0 or more.")
     if config.validation_share < 0 or config.test_share < 0 or config.validation_share + config.test_share >= 1:
@@ -121,17 +137,39 @@ def check(config: Config) -> None:
 
 def train(config: Config) -> dict[str, Any]:
     """Run or resume one training; returns the results that end the command."""
+    from sleepfm_fast.world import joined
+
+    check(config)
+    with joined(config.device) as world:
+        share_threads(config.threads, world.local_size)
+        return follow(config, world)
+
+
+def share_threads(threads: int, n_processes: int) -> None:
+    """Set the number of CPU threads; without a wish, the processes of a machine share its cores."""
     import torch
+
+    if not threads and n_processes > 1:
+        threads = max(len(os.sched_getaffinity(0)) // n_processes, 1)
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def follow(config: Config, world: World) -> dict[str, Any]:
+    """Train and show progress."""
     from tqdm import tqdm
 
     from sleepfm_fast.training import Trainer
 
-    check(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    trainer = Trainer.prepare(config)
+    trainer = Trainer.prepare(config, world)
     with tqdm(
-        total=trainer.total_steps, initial=trainer.step, unit="step", desc="train", file=sys.stderr, mininterval=0.5
+        total=trainer.total_steps,
+        initial=trainer.progress.step,
+        unit="step",
+        desc="train",
+        file=sys.stderr,
+        mininterval=0.5,
+        disable=not world.main,
     ) as bar:
         for row in trainer.steps():
             clips_per_s = trainer.clips_per_s
@@ -141,14 +179,14 @@ def train(config: Config) -> dict[str, Any]:
                 f"temperature {row['temperature']:.1f} {clips_per_s:.0f} clips/s",
                 refresh=False,
             )
-            if row["validated"] is not None:
+            if row["validated"] is not None and world.main:
                 bar.write(epoch_line(trainer, row["validated"]), file=sys.stderr)
     return trainer.finish()
 
 
 def epoch_line(trainer: Trainer, row: dict[str, Any]) -> str:
     """One readable line an epoch."""
-    best = " (best)" if row["epoch"] == trainer.best_epoch else ""
+    best = " (best)" if row["epoch"] == trainer.progress.best_epoch else ""
     return (
         f"epoch {row['epoch'] + 1}: training loss {row['training_loss']:.4f}, validation loss "
         f"{row['validation_loss']:.4f}{best}, validation top-1 {100 * row['validation_top1']:.1f} %"
@@ -160,6 +198,8 @@ def main(config: Config) -> dict[str, Any]:
     if config.store is None:
         from sleepfm_fast.demo import demo
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise SleepfmError("the demo runs in one process; name a STORE and a RUN to train in several.")
         if config != Config(device=config.device, seed=config.seed, threads=config.threads):
             raise SleepfmError(
                 "options were given without a STORE and a RUN. The demo (no positionals) takes only --device, --seed "
@@ -171,7 +211,8 @@ def main(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     result = train(config)
     result["elapsed_s"] = round(time.monotonic() - started, 1)
-    say(f"next: python -m sleepfm_fast.embed {config.run} {config.store} EMBEDDINGS")
+    if os.environ.get("RANK", "0") == "0":
+        say(f"next: python -m sleepfm_fast.embed {config.run} {config.store} EMBEDDINGS")
     return result
 
 
@@ -180,7 +221,8 @@ def cli(argv: Sequence[str] | None = None) -> int:
     kept = (
         "what was finished is kept; with --resume the same command goes on from the last checkpoint (the demo as it is)"
     )
-    return command.run(Config, main, argv, interrupted=kept)
+    rank = int(os.environ.get("RANK", "0"))
+    return command.run(Config, main, argv, interrupted=kept, rank=rank)
 
 
 if __name__ == "__main__":

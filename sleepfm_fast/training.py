@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.distributed as dist
+from tqdm import tqdm
 
+from sleepfm_fast.batch_norm import synchronise_batch_norm
 from sleepfm_fast.batches import Batch, ClipInput, InputConfig
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.command import plain, say
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.ops import contrastive_loss
-from sleepfm_fast.rundir import RunDirectory, pack_optimiser, read_checkpoint, unpack_optimiser, write_checkpoint
-from sleepfm_fast.sampler import ClipSampler, fixed_blocks
+from sleepfm_fast.objective import Objective, backward, not_finite, wrap
+from sleepfm_fast.optimiser import build_optimiser
+from sleepfm_fast.progress import Progress
+from sleepfm_fast.rundir import (
+    RunDirectory,
+    pack_optimiser,
+    read_checkpoint,
+    reconcile,
+    unpack_optimiser,
+    write_checkpoint,
+)
+from sleepfm_fast.sampler import ClipSampler, fixed_blocks, shard, shard_sizes
 from sleepfm_fast.schedule import learning_rate
-from sleepfm_fast.splits import Split, assign_subjects
+from sleepfm_fast.selection import select_clips
+from sleepfm_fast.splits import Split
+from sleepfm_fast.validation import validate
+from sleepfm_fast.world import World, choose_device
 
 if TYPE_CHECKING:
     from sleepfm_fast.train import Config
@@ -29,39 +47,21 @@ __all__ = ["Trainer", "choose_device", "load_model"]
 
 LOG_STEPS = 10  # a line of metrics.jsonl every so many steps
 MAX_LOG_TEMPERATURE = math.log(100)  # above, a softmax over unit vectors is an arg max in fp32 (CLIP's bound too)
-RESUMABLE = ("resume", "device", "threads", "store", "run", "checkpoint_steps")  # may differ between start and resume
-
-
-def choose_device(name: str) -> torch.device:
-    """Resolve ``auto``; CUDA that was asked for and is absent is refused."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SleepfmError(
-            "--device cuda was given, but torch sees no CUDA device here. Use --device cpu, or install a CUDA build of "
-            "torch and check nvidia-smi."
-        )
-    return torch.device(name)
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay kernels and matrices only: a decayed temperature or BatchNorm gain would be pulled towards 0."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    other = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
 
 
 class Trainer:
     """The state of one run, from the first step or from its last checkpoint.
 
-    Use :meth:`prepare`; iterate :meth:`steps`; end with :meth:`finish`.
+    Use :meth:`prepare`; iterate :meth:`steps`; end with :meth:`finish`. With several processes all of them do, in step;
+    the first alone writes.
     """
 
-    def __init__(self, config: Config, store: ClipStore, run: RunDirectory) -> None:
+    def __init__(self, config: Config, store: ClipStore, run: RunDirectory, world: World) -> None:
         self.config = config
         self.store = store
         self.run = run
-        self.device = choose_device(config.device)
+        self.world = world
+        self.device = world.device(config.device)
         self.input = ClipInput(
             store, store.montage, InputConfig(config.filters, config.notch_hz, config.normalise), self.device
         )
@@ -72,85 +72,83 @@ class Trainer:
                 "(see: python -m sleepfm_fast.preprocess --inspect FOLDER)."
             )
         self.split = Split(config.split_salt, config.validation_share, config.test_share)
-        codes, notices = assign_subjects(store.subjects, self.split)
-        self.subjects = dict(zip(store.subjects, np.maximum(codes, 0).tolist(), strict=True))
-        of_clip = codes[store.recording_subject[store.recording]]
-        # A clip with one modality has nothing to be contrasted with.
-        contrasting = store.modality_present().sum(axis=1) >= 2
-        everything = np.flatnonzero(contrasting[store.recording])
-        of_clip = of_clip[everything]
-        if not contrasting.all():
-            notices = (
-                *notices,
-                f"{int((~contrasting).sum())} of {len(contrasting)} recordings have channels of only one modality; "
-                "their clips cannot be contrasted and are left out of training and validation.",
-            )
-        self.overlap = bool((codes < 0).any())
-        self.train_clips = everything[(of_clip == 0) | (of_clip < 0)]
-        self.validation_clips = everything[(of_clip == 1) | (of_clip < 0)]
-        if len(self.train_clips) < 2:
-            raise SleepfmError(
-                f"the store {store.path} leaves {len(self.train_clips)} clips with two modalities or more for "
-                "training; contrasting needs two clips. Add recordings (see: python -m sleepfm_fast.preprocess "
-                "--inspect FOLDER), or lower --test-share and --validation-share."
-            )
-        if len(self.validation_clips) == 0:
-            self.validation_clips = self.train_clips
-            if len(store.subjects) > 2:
-                notices = (*notices, "no clip is left for validation: the training clips also serve for it.")
-        self.notices = notices
-        torch.manual_seed(config.seed)
+        self.clips = select_clips(store, self.split)
+        torch.manual_seed(config.seed)  # every rank makes the same weights
         channels = {name: span.stop - span.start for name, span in self.input.spans.items()}
-        self.model = SleepModel(channels, PRESETS[config.preset])
-        with torch.no_grad():
-            self.model.log_temperature.fill_(config.log_temperature)
+        encoder = PRESETS[config.preset]
+        if config.dropout is not None:
+            encoder = dataclasses.replace(encoder, dropout=config.dropout)
+        self.model = SleepModel(channels, encoder, config.log_temperature)
+        if config.batch_norm == "synchronised" and world.size > 1:
+            group = dist.new_group()
+            synchronise_batch_norm(self.model, group)
+            self.model.count_everywhere = partial(world.total, group=group)
+        self.seed_rank(0)
         self.model.to(self.device)
-        groups = parameter_groups(self.model, config.weight_decay)
-        self.optimiser: torch.optim.Optimizer = (
-            torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-            if config.optimiser == "sgd"
-            else torch.optim.AdamW(groups, lr=config.lr)
-        )
-        self.sampler = ClipSampler(self.train_clips, config.batch_size, config.seed)
-        self.blocks = fixed_blocks(self.validation_clips, config.validation_block, seed=0)
-        self.step = 0
-        self.best_epoch = -1
-        self.best_loss = math.inf
-        self.loss_sum = 0.0
+        self.objective = Objective(self.model, config.mode, config.directions)
+        self.wrapped: torch.nn.Module = self.objective
+        self.optimiser = build_optimiser(self.model, config)
+        self.sampler = ClipSampler(self.clips.train, config.batch_size, config.seed)
+        self.blocks = fixed_blocks(self.clips.validation, config.validation_block, seed=0)
+        # Clips of every rank in a batch, and in how many parts a rank embeds its own.
+        self.counts = shard_sizes(min(config.batch_size, len(self.clips.train)), world.size)
+        self.n_parts = -(-max(self.counts) // config.micro_batch) if config.micro_batch else 1
+        if min(self.counts) // self.n_parts < 2:
+            raise SleepfmError(
+                f"a batch of {sum(self.counts)} clips over {world.size} processes in {self.n_parts} parts leaves fewer "
+                "than two clips to a part; batch norm needs two. Raise --batch-size or --micro-batch, or use fewer "
+                "processes."
+            )
+        self.progress = Progress()
         self.clips_per_s = 0.0
-        self.stopped_early = False
 
     # ---- start and resume ----------------------------------------------------------------------------------------
 
     @classmethod
-    def prepare(cls, config: Config) -> Trainer:
+    def prepare(cls, config: Config, world: World | None = None) -> Trainer:
         """Start a new run, or restore one when ``config.resume``."""
+        world = world or World()
         if config.store is None or config.run is None:
             raise ValueError("prepare needs config.store and config.run")
         run = RunDirectory(config.run)
-        if not config.resume and config.run.exists() and any(config.run.iterdir()):
-            raise SleepfmError(
-                f"{config.run} exists already. To go on with its run add --resume; to train anew name another folder."
-            )
-        trainer = cls(config, ClipStore(config.store), run)
-        for notice in trainer.notices:
-            say(f"notice: {notice}")
-        resumed = config.resume and run.exists()
-        if resumed:
+        if not config.resume:
+            world.on_main(run.refuse_if_present)
+        trainer = cls(config, ClipStore(config.store), run, world)
+        for notice in trainer.clips.notices:
+            trainer.say(f"notice: {notice}")
+        if world.on_main(lambda: config.resume and run.exists()):
             trainer.restore()
         else:
-            run.create(trainer.description())
+            world.on_main(lambda: run.create(trainer.description()))
         trainer.announce()
-        recordings = np.unique(
-            np.asarray(trainer.store.recording)[np.concatenate([trainer.train_clips, trainer.validation_clips])]
-        )
-        from tqdm import tqdm
-
-        for notice in trainer.input.measure(
-            recordings.astype(np.int64), lambda r: tqdm(r, desc="measure amplitudes", unit="night")
-        ):
-            say(f"notice: {notice}")
+        for notice in trainer.measure():
+            trainer.say(f"notice: {notice}")
+        # Where every recording has every modality, no encoder is ever without clips.
+        present = trainer.input.feed.present & (trainer.input.scales.scale != 0)
+        used = np.unique(recordings_of(trainer.store, trainer.clips.clips))
+        whole = all(present[used][:, trainer.columns(name)].any(axis=1).all() for name in trainer.input.modalities)
+        trainer.wrapped = wrap(trainer.objective, unused=not whole)
         return trainer
+
+    def columns(self, modality: str) -> npt.NDArray[np.int64]:
+        """Columns of the store's channels that belong to a modality."""
+        span = self.input.spans[modality]
+        return np.flatnonzero((self.input.places >= span.start) & (self.input.places < span.stop))
+
+    def measure(self) -> tuple[str, ...]:
+        """Measure the amplitudes of all recordings in use, each rank its share."""
+        recordings = np.unique(recordings_of(self.store, self.clips.clips))
+        mine = recordings[self.world.rank :: self.world.size]
+        notices = self.input.measure(
+            mine, lambda r: tqdm(r, desc="measure amplitudes", unit="night", disable=not self.world.main)
+        )
+        if self.world.size == 1:
+            return notices
+        for name in ("centre", "scale"):
+            column = getattr(self.input.scales, name)
+            for rank, rows in enumerate(self.world.gather_rows(torch.from_numpy(column[mine]))):
+                column[recordings[rank :: self.world.size]] = rows.numpy()
+        return self.input.flat_channels(recordings) if self.config.normalise == "recording" else ()
 
     def description(self) -> dict[str, Any]:
         """What ``config.json`` holds: all that embed needs to do the same to other clips."""
@@ -160,77 +158,100 @@ class Trainer:
             "montage": self.store.montage.to_dict(),
             "input": plain(self.input.config),
             "split": plain(self.split),
-            "overlap": self.overlap,
-            "subjects": self.subjects,
+            "overlap": self.clips.overlap,
+            "subjects": self.clips.subjects,
             "store_digest": self.store.digest,
+            "ranks": self.world.size,
+            "changes": [],
         }
 
     def restore(self) -> None:
         """Load the last checkpoint; a run whose configuration differs is refused by the names that differ."""
-        saved = self.run.config()
-        then, now = saved["config"], plain(self.config)
-        different = [k for k in now if k not in RESUMABLE and now[k] != then.get(k)]
-        if different:
-            listed = ", ".join(f"--{k.replace('_', '-')} was {then.get(k)}, is {now[k]}" for k in different)
-            raise SleepfmError(
-                f"the run in {self.run.path} was started otherwise: {listed}. Resume with the same options."
+        now = {"config": plain(self.config), "store_digest": self.store.digest, "ranks": self.world.size}
+        changes = self.world.on_main(lambda: reconcile(self.run, now))
+        for change in changes:
+            self.say(
+                f"notice: from step {change['step']} on, {change['option']} is {change['is']}, was {change['was']}"
             )
-        if saved["store_digest"] != self.store.digest:
-            raise SleepfmError(
-                f"the store {self.store.path} has changed since the run in {self.run.path} began, so it cannot be "
-                "resumed exactly. Train into another folder."
-            )
-        if not self.run.last_path.exists():
-            self.run.truncate_metrics(0)
-            say(f"{self.run.path} has no checkpoint yet: starting from the first step")
+        if not self.world.on_main(self.run.last_path.exists):
+            self.say(f"{self.run.path} has no checkpoint yet: starting from the first step")
             return
         tensors, state = read_checkpoint(self.run.last_path)
         model = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
         self.model.load_state_dict(model)
         unpack_optimiser(self.optimiser, tensors, state["optimiser"])
-        torch.set_rng_state(tensors["rng/cpu"])
-        if self.device.type == "cuda" and "rng/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
-        self.step = state["step"]
+        self.progress = Progress.from_state(state)
         self.sampler.epoch, self.sampler.position = state["epoch"], state["position"]
-        self.best_epoch = state["best_epoch"]
-        self.best_loss = math.inf if state["best_loss"] is None else state["best_loss"]
-        self.loss_sum = state["loss_sum"]
-        self.stopped_early = state["stopped_early"]
-        self.run.truncate_metrics(state["metrics_bytes"])
-        say(f"resuming {self.run.path} at step {self.step} (epoch {self.sampler.epoch + 1})")
+        if state.get("ranks", 1) == self.world.size:
+            own = f"/{self.world.rank}" if self.world.rank else ""
+            torch.set_rng_state(tensors[f"rng/cpu{own}"])
+            if self.device.type == "cuda" and f"rng/cuda{own}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"rng/cuda{own}"], self.device)
+        else:
+            self.seed_rank(self.progress.step, always=True)
+        self.say(f"resuming {self.run.path} at step {self.progress.step} (epoch {self.sampler.epoch + 1})")
+
+    def seed_rank(self, step: int, *, always: bool = False) -> None:
+        """Give this rank random numbers of its own (dropout); the first goes on with those that made the weights."""
+        if self.world.rank or always:
+            numbers = np.random.SeedSequence([self.config.seed, self.world.rank, step]).generate_state(1, np.uint64)
+            torch.manual_seed(int(numbers[0] >> np.uint64(1)))
 
     def save(self, *, best: bool = False) -> None:
         """Write ``last`` (everything) and, when ``best``, ``best`` (the model)."""
+        self.unite_buffers()
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        generators = {
+            f"rng/{kind}/{rank}" if rank else f"rng/{kind}": own[0]
+            for kind, mine in rng.items()
+            for rank, own in enumerate(self.world.gather_rows(mine[None]))
+        }
+        if not self.world.main:
+            return
         model = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         state: dict[str, Any] = {
-            "step": self.step,
+            **self.progress.to_state(),
             "epoch": self.sampler.epoch,
             "position": self.sampler.position,
-            "best_epoch": self.best_epoch,
-            "best_loss": self.best_loss,
-            "loss_sum": self.loss_sum,
-            "stopped_early": self.stopped_early,
+            "ranks": self.world.size,
         }
         if best:
             write_checkpoint(self.run.best_path, model, state)
         moments, optimiser = pack_optimiser(self.optimiser)
-        rng = {"rng/cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["rng/cuda"] = torch.cuda.get_rng_state(self.device)
         size = self.run.metrics_path.stat().st_size if self.run.metrics_path.exists() else 0
         write_checkpoint(
-            self.run.last_path, {**model, **moments, **rng}, {**state, "optimiser": optimiser, "metrics_bytes": size}
+            self.run.last_path,
+            {**model, **moments, **generators},
+            {**state, "optimiser": optimiser, "metrics_bytes": size},
         )
+
+    def unite_buffers(self) -> None:
+        """Average the ranks' running statistics of batch norm; synchronised ones are equal already."""
+        if self.config.batch_norm == "local":
+            self.world.mean_in_place(list(self.model.buffers()))
+
+    def say(self, sentence: str) -> None:
+        """Say it once, whatever the number of processes."""
+        if self.world.main:
+            say(sentence)
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Write a line of ``metrics.jsonl``, once."""
+        if self.world.main:
+            self.run.append_metrics(row)
 
     def announce(self) -> None:
         """Say what runs where."""
         n = sum(p.numel() for p in self.model.parameters())
         backend = "C++ kernels" if self.device.type == "cpu" else "CUDA filter kernel, chunked torch loss"
-        say(
-            f"{len(self.train_clips)} training and {len(self.validation_clips)} validation clips, "
-            f"{n:,} parameters, {self.total_steps} steps on {self.device} "
-            f"({backend}, {torch.get_num_threads()} threads)"
+        together = f", {self.world.size} processes of {max(self.counts)} clips" if self.world.size > 1 else ""
+        parts = f", embedded in {self.n_parts} parts" if self.n_parts > 1 else ""
+        self.say(
+            f"{len(self.clips.train)} training and {len(self.clips.validation)} validation clips, "
+            f"{n:,} parameters, {self.total_steps} steps of {sum(self.counts)} clips on {self.device} "
+            f"({backend}, {torch.get_num_threads()} threads{together}{parts})"
         )
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -241,123 +262,134 @@ class Trainer:
         steps = self.config.epochs * self.sampler.batches_per_epoch
         return min(steps, self.config.max_steps) if self.config.max_steps else steps
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, Any]:
-        """Encode a batch and contrast it."""
-        embeddings, mask = self.model(batch.x, batch.present)
-        return contrastive_loss(
-            embeddings,
-            self.model.log_temperature,
-            self.config.mode,
-            mask=mask,
-            directions=self.config.directions,
-        )
-
-    def update(self, batch: Batch, rate: float) -> float:
-        """One step of the optimiser; returns the loss before it."""
+    def update(self, batch: Batch, rate: float) -> tuple[float, str]:
+        """One step of the optimiser: the loss before it, and why the step was left out if it was."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss, _ = self.loss(batch)
+        # A batch with impossible values must not leave them in the running statistics either.
+        kept = [buffer.clone() for buffer in self.model.buffers()]
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise SleepfmError(
-                f"the loss is {value} at step {self.step + 1}. Earlier checkpoints are kept in "
-                f"{self.run.path}. Lower --lr, or look for a channel with impossible values (preprocess --inspect)."
-            )
+        outcome = backward(self.objective, self.wrapped, batch, counts=self.counts, n_parts=self.n_parts)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # One wait for the device. Both numbers have the same bits on every rank, so all of them decide alike.
+        loss, size = torch.stack([outcome.loss.to(norm.dtype), norm]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(size)):
+            for buffer, before in zip(self.model.buffers(), kept, strict=True):
+                buffer.copy_(before)
+            return loss, not_finite(batch, outcome, loss, tuple(self.model.modalities), self.world)
         self.optimiser.step()
         with torch.no_grad():
             self.model.log_temperature.clamp_(0.0, MAX_LOG_TEMPERATURE)
-        return value
+        return loss, ""
 
-    def validate(self) -> dict[str, float]:
-        """Loss over the fixed validation blocks, and how often the true clip is the nearest."""
-        self.model.eval()
-        total = terms = correct = 0.0
-        with torch.inference_mode():
-            for _, batch in self.input.batches(self.blocks, lambda block: block):
-                loss, statistics = self.loss(batch)
-                n = 2.0 * float(statistics.n_valid.sum())
-                total += float(loss) * n
-                correct += float(statistics.correct.sum())
-                terms += n
-        self.model.train()
-        return {"validation_loss": total / max(terms, 1.0), "validation_top1": correct / max(terms, 1.0)}
+    def skip(self, reason: str, clips: npt.NDArray[np.int64]) -> None:
+        """Note a step that was left out; too many in a row end the training."""
+        self.progress.skipped += 1
+        self.progress.skipped_in_a_row += 1
+        step, in_a_row = self.progress.step + 1, self.progress.skipped_in_a_row
+        names = sorted({self.store.recordings[r].id for r in recordings_of(self.store, clips).tolist()})
+        row = {"kind": "skipped", "step": step, "reason": reason, "recordings": names, "clips": clips.tolist()}
+        self.append_metrics(row)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        self.say(f"notice: step {step} is skipped: {reason} (clips of {', '.join(names[:3])}{more}; see metrics.jsonl)")
+        if in_a_row > self.config.skip_limit:
+            raise SleepfmError(
+                f"{reason} at step {step}, which makes {in_a_row} in a row (--skip-limit {self.config.skip_limit}). "
+                f"Earlier checkpoints are kept in {self.run.path}. Lower --lr, or look for a channel with impossible "
+                "values (preprocess --inspect)."
+            )
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """Train; yields a row after every step, with the epoch's validation where one just ended."""
-        remaining = self.total_steps - self.step
-        if remaining <= 0 or self.stopped_early:
+        progress = self.progress
+        remaining = self.total_steps - progress.step
+        if remaining <= 0 or progress.stopped_early:
             return
         self.model.train()
         per_epoch = self.sampler.batches_per_epoch
-        batches = self.input.batches(islice(iter(self.sampler), remaining), lambda item: item[2])
+        batches = self.input.batches(
+            islice(iter(self.sampler), remaining), lambda item: shard(item[2], self.world.rank, self.world.size)
+        )
         clock = time.perf_counter()
         for (epoch, position, clips), batch in batches:
-            rate = learning_rate(self.config, self.step, per_epoch, self.total_steps)
-            loss = self.update(batch, rate)
-            self.step += 1
-            self.loss_sum += loss
+            rate = learning_rate(self.config, progress.step, per_epoch, self.total_steps)
+            loss, failure = self.update(batch, rate)
+            if failure:
+                self.skip(failure, clips)
+            else:
+                progress.skipped_in_a_row = 0
+                progress.loss_sum += loss
+                progress.loss_terms += 1
+            progress.step += 1
             now = time.perf_counter()
             speed = len(clips) / (now - clock)
             self.clips_per_s = speed if self.clips_per_s == 0 else 0.9 * self.clips_per_s + 0.1 * speed
             temperature = math.exp(float(self.model.log_temperature.detach()))
-            row: dict[str, Any] = {
-                "kind": "step", "epoch": epoch, "step": self.step, "loss": loss, "lr": rate, "temperature": temperature,
-            }  # fmt: skip
-            if self.step % LOG_STEPS == 0:
-                self.run.append_metrics({**row, "clips_per_s": round(self.clips_per_s, 1)})
+            row: dict[str, Any] = {"kind": "step", "epoch": epoch, "step": progress.step}
+            row |= {"loss": loss, "lr": rate, "temperature": temperature}
+            if progress.step % LOG_STEPS == 0:
+                self.append_metrics({**row, "clips_per_s": round(self.clips_per_s, 1)})
             last = position + 1 == per_epoch
             self.sampler.epoch, self.sampler.position = (epoch + 1, 0) if last else (epoch, position + 1)
-            row["validated"] = self.end_epoch(epoch, position + 1) if last or self.step == self.total_steps else None
-            if row["validated"] is None and self.step % self.config.checkpoint_steps == 0:
+            row["validated"] = self.end_epoch(epoch) if last or progress.step == self.total_steps else None
+            if row["validated"] is None and progress.step % self.config.checkpoint_steps == 0:
                 self.save()
             yield row
-            if self.stopped_early:
+            if progress.stopped_early:
                 return
             clock = time.perf_counter()
 
-    def end_epoch(self, epoch: int, n_batches: int) -> dict[str, Any]:
+    def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Validate, remember the best, write the checkpoints."""
+        progress = self.progress
+        self.unite_buffers()
         row: dict[str, Any] = {
             "kind": "epoch",
             "epoch": epoch,
-            "step": self.step,
-            "training_loss": self.loss_sum / n_batches,
-            **self.validate(),
+            "step": progress.step,
+            "training_loss": progress.loss_sum / max(progress.loss_terms, 1),
+            **validate(self.model, self.input, self.blocks, self.config.mode, self.config.directions, self.world),
         }
         if not math.isfinite(row["validation_loss"]):
             raise SleepfmError(
-                f"the validation loss is {row['validation_loss']} after step {self.step}: the training has diverged. "
-                f"Earlier checkpoints are kept in {self.run.path}. Lower --lr, and train into another folder."
+                f"the validation loss is {row['validation_loss']} after step {progress.step}: the training has "
+                f"diverged. Earlier checkpoints are kept in {self.run.path}. Lower --lr, and train into another folder."
             )
-        self.loss_sum = 0.0
-        best = row["validation_loss"] < self.best_loss
+        progress.loss_sum, progress.loss_terms = 0.0, 0
+        best = row["validation_loss"] < progress.best_loss
         if best:
-            self.best_epoch, self.best_loss = epoch, row["validation_loss"]
-        self.stopped_early = self.config.patience > 0 and epoch - self.best_epoch >= self.config.patience
-        self.run.append_metrics({**row, "clips_per_s": round(self.clips_per_s, 1)})
+            progress.best_epoch, progress.best_loss = epoch, row["validation_loss"]
+        progress.stopped_early = self.config.patience > 0 and epoch - progress.best_epoch >= self.config.patience
+        self.append_metrics({**row, "clips_per_s": round(self.clips_per_s, 1)})
         self.save(best=best)
         return row
 
     def finish(self) -> dict[str, Any]:
         """The results that end the command."""
-        if self.stopped_early:
-            say(f"stopped early: no better validation loss in {self.config.patience} epochs")
+        if self.progress.stopped_early:
+            self.say(f"stopped early: no better validation loss in {self.config.patience} epochs")
         return {
             "run": str(self.run.path),
-            "steps": self.step,
+            "steps": self.progress.step,
             "epochs": self.sampler.epoch,
-            "stopped_early": self.stopped_early,
-            "best_epoch": self.best_epoch + 1,
-            "best_validation_loss": self.best_loss,
+            "stopped_early": self.progress.stopped_early,
+            "skipped_steps": self.progress.skipped,
+            "best_epoch": self.progress.best_epoch + 1,
+            "best_validation_loss": self.progress.best_loss,
             "temperature": math.exp(float(self.model.log_temperature.detach())),
-            "training_clips": len(self.train_clips),
-            "validation_clips": len(self.validation_clips),
+            "training_clips": len(self.clips.train),
+            "validation_clips": len(self.clips.validation),
             "clips_per_s": round(self.clips_per_s, 1),
-            "overlap": self.overlap,
-            "notices": list(self.notices),
+            "ranks": self.world.size,
+            "overlap": self.clips.overlap,
+            "notices": list(self.clips.notices),
         }
+
+
+def recordings_of(store: ClipStore, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Recording of each clip."""
+    return np.asarray(store.recording[clips], np.int64)
 
 
 def load_model(run: RunDirectory, device: torch.device) -> tuple[SleepModel, dict[str, Any]]:

@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one command: build for the GPU found, tests with CUDA required, compute-sanitizer,
+# benchmarks with rivals, measurements of the machine. Writes OUT/gpu.json and OUT/gpu.log and prints a table last;
+# needs no network and about eight minutes on 16 cores. Exit status: 0 all passed, 1 something failed, 2 wrong usage.
+#
+#   bash bench/gpu.sh OUT               on a machine with a GPU
+#   bash bench/gpu.sh --rehearse OUT    without one: the same steps, small and on the CPU
+#
+# PYTHON               the interpreter with torch (python3)
+# SLEEPFM_WHEELS       a folder of wheels to install first, from bench/gpu_wheels.sh; nothing is installed without it
+# SLEEPFM_BUILD        cmake (default), pip (scikit-build-core, no build isolation) or none (what is built in place)
+# SLEEPFM_CUDA_ARCHITECTURES   instead of the compute capability of the GPU found
+# SLEEPFM_GPU_STEPS    only these steps, separated by commas, by their names in the table
+# SLEEPFM_GPU_SECONDS  for all steps and the build together (480)
+set -uo pipefail
+
+usage() {
+  echo "usage: bash bench/gpu.sh [--rehearse] OUT" >&2
+  exit 2
+}
+
+rehearse=()
+if [ "${1:-}" = --rehearse ]; then
+  rehearse=(--rehearse)
+  shift
+fi
+[ $# -eq 1 ] || usage
+case $1 in -*) usage ;; esac
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+log=$out/gpu.log
+: >"$log"
+python=${PYTHON:-python3}
+build=${SLEEPFM_BUILD:-cmake}
+seconds=${SLEEPFM_GPU_SECONDS:-480}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+
+fail() {
+  echo "error: $*" | tee -a "$log" >&2
+  failed=1
+}
+
+# ---- Python packages that the machine lacks -------------------------------------------------------------------------
+if [ -n "${SLEEPFM_WHEELS:-}" ]; then
+  if "$python" -m pip install --quiet --no-index --no-deps --no-compile --find-links "$SLEEPFM_WHEELS" \
+    --target "$work/site" "$SLEEPFM_WHEELS"/*.whl >>"$log" 2>&1; then
+    export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
+  else
+    fail "the wheels in $SLEEPFM_WHEELS could not be installed; see $log"
+  fi
+fi
+
+# ---- a copy of the sources, so that nothing built here stands beside them ---------------------------------------------
+tree=$work/tree
+mkdir -p "$tree"
+if listed=$(git -C "$root" ls-files --cached --others --exclude-standard 2>/dev/null) && [ -n "$listed" ]; then
+  (cd "$root" && git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
+    if [ -e "$file" ]; then printf '%s\0' "$file"; fi
+  done | xargs -0 cp --parents -t "$tree")
+  SLEEPFM_COMMIT=${SLEEPFM_COMMIT:-$(git -C "$root" rev-parse --short=12 HEAD)$(git -C "$root" diff --quiet HEAD || echo +changes)}
+else
+  (cd "$root" && tar --exclude=./build --exclude=./.git --exclude='*.so' -cf - .) | tar -xf - -C "$tree"
+  SLEEPFM_COMMIT=${SLEEPFM_COMMIT:-unknown}
+fi
+export SLEEPFM_COMMIT
+
+# ---- for which GPU ----------------------------------------------------------------------------------------------------
+architectures=${SLEEPFM_CUDA_ARCHITECTURES:-}
+if [ -z "$architectures" ]; then
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1)
+  if [ -z "$capability" ]; then
+    capability=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)
+  fi
+  architectures=${capability/./}
+  # wgmma and setmaxnreg belong to the architecture-specific target.
+  [ "$architectures" = 90 ] && architectures=90a
+fi
+cuda=ON
+if [ ${#rehearse[@]} -gt 0 ]; then
+  cuda=OFF
+elif [ -z "$architectures" ]; then
+  fail "neither nvidia-smi nor torch finds a GPU; to try the steps without one: bash bench/gpu.sh --rehearse $1"
+  exit 1
+fi
+
+# ---- build ------------------------------------------------------------------------------------------------------------
+started=$SECONDS
+by_cmake() {
+  local cmake=(cmake) generator=()
+  command -v cmake >/dev/null || cmake=("$python" -m cmake)
+  if command -v ninja >/dev/null; then generator=(-G Ninja); fi
+  local configure=(-DSLEEPFM_CUDA="$cuda" -DPython_EXECUTABLE="$("$python" -c 'import sys; print(sys.executable)')")
+  [ -n "$architectures" ] && configure+=("-DSLEEPFM_CUDA_ARCHITECTURES=$architectures")
+  "${cmake[@]}" -S "$tree" -B "$work/build" "${generator[@]}" "${configure[@]}" \
+    -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" &&
+    "${cmake[@]}" --build "$work/build" -j "$(nproc)" &&
+    "${cmake[@]}" --install "$work/build" --prefix "$tree"
+}
+by_pip() {
+  local options=(-C "cmake.define.SLEEPFM_CUDA=$cuda")
+  [ -n "$architectures" ] && options+=(-C "cmake.define.SLEEPFM_CUDA_ARCHITECTURES=$architectures")
+  "$python" -m pip wheel --no-index --no-deps --no-build-isolation -w "$work/wheel" "${options[@]}" "$tree" &&
+    "$python" -m zipfile -e "$work"/wheel/*.whl "$work/unpacked" &&
+    cp "$work"/unpacked/sleepfm_fast/_C.*.so "$tree/sleepfm_fast/"
+}
+case $build in
+  cmake) by_cmake >>"$log" 2>&1 ;;
+  pip) by_pip >>"$log" 2>&1 ;;
+  none) cp "$root"/sleepfm_fast/_C.*.so "$tree/sleepfm_fast/" >>"$log" 2>&1 || true ;; # or an installed one
+  *)
+    echo "SLEEPFM_BUILD is $build; choose cmake, pip or none" >&2
+    exit 2
+    ;;
+esac || fail "the build failed; see $log"
+took=$((SECONDS - started))
+
+# ---- the steps --------------------------------------------------------------------------------------------------------
+export PYTHONPATH=$tree${PYTHONPATH:+:$PYTHONPATH}
+export SLEEPFM_TEST_DATA=${SLEEPFM_TEST_DATA:-$root/../shared/data}
+if ! "$python" -c 'import sleepfm_fast.ops' >>"$log" 2>&1; then
+  tail -n 30 "$log" >&2
+  fail "sleepfm_fast cannot be imported after the build; see $log"
+  printf '{"format": "sleepfm_fast gpu run", "passed": false, "steps": [], "build": {"by": "%s", "seconds": %d}}\n' \
+    "$build" "$took" >"$out/gpu.json"
+  exit 1
+fi
+(cd "$tree" && "$python" bench/gpu_steps.py "$out" --work "$work" --deadline "$((seconds - SECONDS))" "${rehearse[@]}" \
+  --only "${SLEEPFM_GPU_STEPS:-}" --build "{\"by\": \"$build\", \"seconds\": $took, \"cuda\": \"$cuda\", \"architectures\": \"$architectures\"}") || failed=1
+exit "$failed"

@@ -1,0 +1,93 @@
+"""What the machine can do, measured beside the kernels: copies, matrix products of the loss's shapes, and gpu_probe.cu.
+
+``python bench/gpu_probe.py OUT.json`` writes numbers by name. Without a GPU the same code runs at toy sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cuda_events
+import torch
+
+HERE = Path(__file__).resolve().parent
+CUDA = torch.cuda.is_available()
+
+
+def products(n: int, chunk: int, dim: int) -> dict[str, float]:
+    """TFLOP/s of the three products of a loss by chunks of rows, on random float16 data."""
+    device = cuda_events.device()
+    dtype = torch.float16 if CUDA else torch.float32
+    results = {}
+    for rows, inner, columns in ((n, dim, n), (chunk, dim, n), (chunk, n, dim), (n, chunk, dim)):
+        a = torch.randn(rows, inner, device=device, dtype=dtype)
+        b = torch.randn(columns, inner, device=device, dtype=dtype).T
+        out = torch.empty(rows, columns, device=device, dtype=dtype)
+
+        def call(a: torch.Tensor = a, b: torch.Tensor = b, out: torch.Tensor = out) -> Any:
+            return torch.mm(a, b, out=out)
+
+        cuda_events.warmed_up(call)
+        name = f"product {rows} x {inner} x {columns}, {str(dtype)[6:]} (TFLOP/s)"
+        results[name] = 2e-12 * rows * inner * columns / cuda_events.measure(call)
+    return results
+
+
+def copies(n_bytes: int) -> dict[str, float]:
+    """TB/s read and written by a copy within the device."""
+    a = torch.randn(n_bytes // 4, device=cuda_events.device())
+    b = torch.empty_like(a)
+    cuda_events.warmed_up(lambda: b.copy_(a))
+    return {"copy within the device (TB/s)": 2e-12 * n_bytes / cuda_events.measure(lambda: b.copy_(a))}
+
+
+def launches() -> dict[str, float]:
+    """Microseconds of an empty-handed launch through torch, in a row of many."""
+    x = torch.zeros(1, device=cuda_events.device())
+    cuda_events.warmed_up(lambda: x.add_(1))
+    return {"a launch through torch (us)": 1e6 * cuda_events.measure(lambda: x.add_(1))}
+
+
+def probe() -> dict[str, Any]:
+    """Compile gpu_probe.cu for this GPU and run it; without a GPU compile it only."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return {"gpu_probe.cu": "not run: nvcc is not on the PATH"}
+    major, minor = torch.cuda.get_device_capability() if CUDA else (9, 0)
+    name = f"{major}{minor}{'a' if major == 9 else ''}"
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "probe")
+        target = ["-gencode", f"arch=compute_{name},code=sm_{name}", f"-DBULK={int(major >= 9)}"]
+        command = [nvcc, "-std=c++17", "-O3", *target, "-o", program, str(HERE / "gpu_probe.cu")]
+        subprocess.run(command, check=True, timeout=50)
+        if not CUDA:
+            return {"gpu_probe.cu": f"compiled for sm_{name}; there is no GPU to run it"}
+        done = subprocess.run([program], check=True, capture_output=True, text=True, timeout=30)
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.count("|") == 2]
+    return {f"{words} ({unit})": float(value) for words, value, unit in rows}
+
+
+def main(path: Path) -> int:
+    """Write what could be measured; 1 where something could not."""
+    results: dict[str, Any] = {}
+    status = 0
+    shapes = (32768, 8448, 512) if CUDA else (256, 64, 32)
+    for part in (lambda: copies(2**32 if CUDA else 2**22), launches, lambda: products(*shapes), probe):
+        try:
+            results |= part()
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            results[f"failed: {type(error).__name__}"] = str(error)[:300]
+            status = 1
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

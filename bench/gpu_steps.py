@@ -1,0 +1,250 @@
+"""The steps of bench/gpu.sh, each limited in time: tests, sanitizers, benchmarks, measurements; one JSON, one table.
+
+A step that fails or runs out of time is recorded and never stops the later ones; the exit status is 1 if any did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import machine
+import report
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+
+
+@dataclass
+class Step:
+    """One command and what is read from what it leaves."""
+
+    name: str
+    command: list[str]
+    limit_s: float
+    environment: dict[str, str] = field(default_factory=dict)
+    collect: Callable[[], Any] | None = None
+    """Reads the step's result; called whatever the outcome."""
+    skip: str = ""
+    """Why the step cannot run here."""
+    beside: bool = False
+    """Runs at the same time as the steps next to it that do so too: nothing in it is timed."""
+
+
+def run_limited(command: list[str], limit_s: float, environment: dict[str, str], log: Path) -> tuple[int, bool]:
+    """Run in a process group of its own: interrupt at the limit, kill ten seconds later. Exit status, out of time."""
+    with log.open("ab") as output:
+        output.write(f"\n==== {' '.join(command)}\n".encode())
+        output.flush()
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **environment}, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            return process.wait(limit_s), False
+        except subprocess.TimeoutExpired:
+            # The first interrupt lets pytest store what it has measured.
+            for number, patience_s in ((signal.SIGINT, 10), (signal.SIGKILL, 10)):
+                os.killpg(process.pid, number)
+                try:
+                    return process.wait(patience_s), True
+                except subprocess.TimeoutExpired:
+                    continue
+            return -int(signal.SIGKILL), True
+
+
+def test_counts(path: Path) -> dict[str, int]:
+    """Passed, failed, skipped of a JUnit file; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    totals = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    for suite in ET.parse(path).getroot().iter("testsuite"):
+        for name in totals:
+            totals[name] += int(suite.get(name, 0))
+    passed = totals["tests"] - totals["failures"] - totals["errors"] - totals["skipped"]
+    return {"passed": passed, "failed": totals["failures"] + totals["errors"], "skipped": totals["skipped"]}
+
+
+def stored_results(path: Path) -> list[dict[str, Any]]:
+    """Return the comparisons of one benchmark file written by ``--store``."""
+    return list(json.loads(path.read_text())["results"]) if path.is_file() else []
+
+
+def json_of(path: Path) -> Any:
+    """Return a JSON file's value, None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def steps(work: Path, rehearse: bool) -> list[Step]:
+    """What is run, in order of what matters most."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    parallel = ["-n", str(max(len(os.sched_getaffinity(0)) * 3 // 4, 1)), "--dist", "loadfile"]
+    have_xdist = importlib.util.find_spec("xdist") is not None and not rehearse
+    results = work / "results"
+    required = {} if rehearse else {"SLEEPFM_REQUIRE_CUDA": "1"}
+    small = ["tests/test_closeness.py", "tests/test_launch.py"] if rehearse else []
+
+    def tests(name: str, marks: str, limit_s: float, more: list[str], *, beside: bool = False) -> Step:
+        file = work / f"{name.replace(' ', '-')}.xml"
+        command = [*pytest, "-m", marks, f"--junitxml={file}", *more]
+        return Step(name, command, limit_s, required, lambda: test_counts(file), beside=beside)
+
+    def bench(name: str, paths: list[str], limit_s: float) -> Step:
+        mode = ["--quick"] if rehearse else ["--store", name, "--results", str(results)]
+        file = results / f"{name}.json"
+        return Step(f"benchmarks on {name}", [*pytest, *paths, *mode], limit_s, {}, lambda: stored_results(file))
+
+    sanitizer = shutil.which("compute-sanitizer")
+    probe = work / "probe.json"
+    selection = [sys.executable, str(HERE / "gpu_sanitize.py")]
+    cpu_benches = sorted(str(p.relative_to(ROOT)) for p in HERE.glob("test_bench_*.py") if "cuda" not in p.name)
+    if rehearse:
+        cpu_benches = ["bench/test_bench_clip_store.py"]
+    missing = "" if sanitizer else "compute-sanitizer is not on the PATH"
+    return [
+        tests("tests on cuda", "cuda", 120, ["tests/test_filter_resample_contract.py"] if rehearse else []),
+        bench("cuda", ["bench/test_bench_cuda.py"], 130),
+        Step("measurements", [sys.executable, str(HERE / "gpu_probe.py"), str(probe)], 60, {}, lambda: json_of(probe)),
+        *(
+            Step(
+                f"sanitizer {tool}",
+                selection if rehearse else [str(sanitizer), "--tool", tool, "--error-exitcode", "9", *selection],
+                90,
+                {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+                None,
+                "" if rehearse and tool == "memcheck" else missing,
+                beside=True,
+            )
+            for tool in SANITIZERS
+        ),
+        tests("tests on the cpu", "not cuda", 150, [*(parallel if have_xdist else []), *small], beside=True),
+        bench("cpu", cpu_benches, 200),
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all steps; 0 when all passed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of gpu.json and gpu.log")
+    parser.add_argument("--rehearse", action="store_true", help="no GPU: small selections, nothing timed")
+    parser.add_argument("--work", type=Path, required=True, help="folder for what may be deleted afterwards")
+    parser.add_argument("--deadline", type=float, required=True, help="seconds for all steps together")
+    parser.add_argument("--only", default="", help="names of steps, separated by commas; all by default")
+    parser.add_argument("--build", default="{}", help="JSON about the build, stored as it is")
+    arguments = parser.parse_args(argv)
+    start = time.monotonic()
+    log, file = arguments.out / "gpu.log", arguments.out / "gpu.json"
+    document: dict[str, Any] = {
+        "format": "sleepfm_fast gpu run",
+        "rehearsal": arguments.rehearse,
+        "machine": machine.record(),
+        "build": json.loads(arguments.build),
+        "steps": [],
+    }
+    only = {name.strip() for name in arguments.only.split(",") if name.strip()}
+    chosen = [step for step in steps(arguments.work, arguments.rehearse) if not only or step.name in only]
+    if not chosen:
+        parser.error(f"--only {arguments.only} names no step")
+    deadline = start + arguments.deadline
+    for together, neighbours in itertools.groupby(chosen, key=lambda step: step.beside):
+        group = list(neighbours)
+        for batch in [group] if together else [[step] for step in group]:
+            with ThreadPoolExecutor(len(batch)) as pool:
+                logs = [arguments.work / f"step-{len(document['steps']) + k}.log" for k in range(len(batch))]
+                document["steps"] += pool.map(perform, batch, logs, itertools.repeat(deadline))
+            with log.open("ab") as whole:
+                whole.writelines(path.read_bytes() for path in logs if path.is_file())
+            write(file, document)
+    document["passed"] = all(row["outcome"] != "failed" for row in document["steps"])
+    write(file, document)
+    print("\n".join(table(document)))
+    print(f"\n{file}: all results; {log}: what every step printed")
+    return 0 if document["passed"] else 1
+
+
+def perform(step: Step, log: Path, deadline: float) -> dict[str, Any]:
+    """Run one step and say how it went."""
+    left = deadline - time.monotonic()
+    row: dict[str, Any] = {"name": step.name, "limit_s": step.limit_s}
+    if step.skip:
+        return {**row, "outcome": "skipped", "why": step.skip}
+    if left < 10:
+        return {**row, "outcome": "failed", "why": "no time was left for it"}
+    begun = time.monotonic()
+    try:
+        status, late = run_limited(step.command, min(step.limit_s, left), step.environment, log)
+    except OSError as error:
+        return {**row, "outcome": "failed", "why": f"it cannot be started: {error}"}
+    row |= {
+        "outcome": "failed" if status or late else "passed",
+        "exit_status": status,
+        "out_of_time": late,
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+    try:
+        row["result"] = step.collect() if step.collect else None
+    except (OSError, ValueError, KeyError, ET.ParseError) as error:
+        row |= {"outcome": "failed", "why": f"its result cannot be read: {error}"}
+    return row
+
+
+def write(file: Path, document: dict[str, Any]) -> None:
+    """Replace the JSON, so that what was finished is kept whatever happens next."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def table(document: dict[str, Any]) -> list[str]:
+    """Format steps, comparisons and measurements for a terminal."""
+    m = document["machine"]
+    lines = [
+        f"{m.get('gpu') or 'no GPU'}, driver {m.get('gpu_driver') or '-'}, CUDA {m.get('cuda', '-')}, "
+        f"torch {m['torch']}, {m['cpu_cores']} cores, commit {m['commit']}",
+        "",
+        f"{'step':28} {'outcome':9} {'s':>6}  result",
+    ]
+    for row in document["steps"]:
+        result = row.get("result")
+        counts = result if isinstance(result, dict) and "passed" in result else {}
+        words = row.get("why") or ", ".join(f"{n} {word}" for word, n in counts.items())
+        words = words or ("out of time" if row.get("out_of_time") else "")
+        lines.append(f"{row['name']:28} {row['outcome']:9} {row.get('seconds', '-'):>6}  {words}")
+    for row in document["steps"]:
+        for result in row.get("result") or [] if isinstance(row.get("result"), list) else []:
+            lines += comparison(result)
+    for row in document["steps"]:
+        if row["name"] == "measurements" and isinstance(row.get("result"), dict):
+            lines += ["", *(f"{name:60} {value}" for name, value in row["result"].items())]
+    return lines
+
+
+def comparison(result: dict[str, Any]) -> list[str]:
+    """Format one comparison: a line an arm."""
+    predicted = result.get("predicted_s")
+    lines = ["", result["name"] + (f" (predicted {report.time_text(predicted)})" if predicted else "")]
+    peaks = result.get("peak_device_mib") or result.get("peak_rss_mib") or {}
+    for arm, seconds in result["medians_s"].items():
+        ratio = result["ratios"].get(arm)
+        times = f"{ratio['median']:8.2f} x" if ratio else " " * 10
+        memory = f"{peaks[arm]:9.0f} MiB" if peaks.get(arm) is not None else ""
+        lines.append(f"  {arm:44} {report.time_text(seconds):>10} {times} {memory}")
+    return lines + [f"  {arm:44} failed: {why}" for arm, why in (result.get("failed") or {}).items()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""One step's gradient: encoders and loss in one module, of a batch at once or of cached embeddings, part by part."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sleepfm_fast import distributed
+from sleepfm_fast.batches import Batch
+from sleepfm_fast.encoder import SleepModel
+from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics, Directions, Mode
+from sleepfm_fast.world import World
+
+__all__ = ["Objective", "Outcome", "backward", "not_finite", "wrap"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step computed besides gradients, all on the device.
+
+    Attributes
+    ----------
+    loss : Tensor
+        0-d, over the batch of all ranks.
+    statistics : ContrastiveStatistics
+        Of the batch; see :func:`sleepfm_fast.distributed.contrastive_loss`.
+    embeddings : Tensor
+        ``[M, n, dim]`` of this rank's clips, detached.
+    """
+
+    loss: Tensor
+    statistics: ContrastiveStatistics
+    embeddings: Tensor
+
+
+class Objective(nn.Module):
+    """Encoders, temperature and loss as one module, so that DistributedDataParallel sees all that a step uses."""
+
+    def __init__(self, model: SleepModel, mode: Mode, directions: Directions) -> None:
+        super().__init__()
+        self.model = model
+        self.mode: Mode = mode
+        self.directions: Directions = directions
+
+    def contrast(
+        self, embeddings: Tensor, log_temperature: Tensor, mask: Tensor, counts: Sequence[int] | None
+    ) -> tuple[Tensor, ContrastiveStatistics]:
+        """Loss of the embeddings of all ranks."""
+        return distributed.contrastive_loss(
+            embeddings, log_temperature, self.mode, mask=mask, directions=self.directions, counts=counts
+        )
+
+    def forward(
+        self,
+        x: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        counts: Sequence[int] | None = None,
+        gradient: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        """Loss, statistics and embeddings; or, with ``gradient``, a number whose derivative is the parameters' own.
+
+        Parameters
+        ----------
+        x, present : mapping
+            As :class:`SleepModel` takes them.
+        counts : sequence of int, optional
+            Clips of every rank.
+        gradient : (Tensor, Tensor), optional
+            The loss's derivative with respect to these clips' embeddings ``[M, n, dim]`` and, once a step, to the log
+            temperature (else 0).
+        """
+        embeddings, mask = self.model(x, present)
+        if gradient is not None:
+            d_embeddings, d_log_temperature = gradient
+            return (embeddings * d_embeddings).sum() + self.model.log_temperature * d_log_temperature
+        loss, statistics = self.contrast(embeddings, self.model.log_temperature, mask, counts)
+        return loss, statistics, embeddings.detach()
+
+
+def backward(
+    objective: Objective,
+    wrapped: nn.Module,
+    batch: Batch,
+    *,
+    counts: Sequence[int] | None = None,
+    n_parts: int = 1,
+) -> Outcome:
+    """Add the gradient of the loss of a batch to the parameters' ``grad``.
+
+    Parameters
+    ----------
+    objective : Objective
+        The module itself.
+    wrapped : nn.Module
+        The same, possibly inside DistributedDataParallel.
+    batch : Batch
+        This rank's clips.
+    counts : sequence of int, optional
+        Clips of every rank; see :func:`sleepfm_fast.distributed.contrastive_loss`.
+    n_parts : int
+        Parts in which the clips are embedded, the same on every rank. Activations of one part exist at a time.
+
+    Notes
+    -----
+    In parts, every clip still has all others of the batch as negatives (Gao et al. 2021, GradCache): embed all parts
+    without activations, take loss and derivatives of the embeddings, embed each part again and propagate. The second
+    embedding draws the same random numbers as the first, so dropout agrees. Batch norm in training takes the statistics
+    of a part instead of the batch, and updates its running ones once a part; with batch norm in evaluation the gradient
+    is that of the batch at once.
+    """
+    if n_parts == 1:
+        loss, statistics, embeddings = wrapped(batch.x, batch.present, counts)
+        loss.backward()
+        return Outcome(loss.detach(), statistics, embeddings)
+    model = objective.model
+    parts = split(batch, n_parts)
+    device = model.log_temperature.device
+    random = random_state(device)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    with torch.no_grad():
+        pairs = [model(part.x, part.present) for part in parts]
+    embeddings = torch.cat([e for e, _ in pairs], dim=1).requires_grad_()
+    mask = torch.cat([m for _, m in pairs], dim=1)
+    log_temperature = model.log_temperature.detach().clone().requires_grad_()
+    loss, statistics = objective.contrast(embeddings, log_temperature, mask, counts)
+    d_embeddings, d_log_temperature = torch.autograd.grad(loss, (embeddings, log_temperature))
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    set_random_state(device, random)
+    sizes = [part.shape[1] for part, _ in pairs]
+    for number, (part, d_part) in enumerate(zip(parts, d_embeddings.split(sizes, dim=1), strict=True)):
+        last = number == n_parts - 1
+        d_tau = d_log_temperature if last else torch.zeros_like(d_log_temperature)
+        with silence(wrapped) if not last else contextlib.nullcontext():
+            wrapped(part.x, part.present, None, (d_part, d_tau)).backward()
+    return Outcome(loss.detach(), statistics, embeddings.detach())
+
+
+def silence(wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Keep gradients to this rank; the next backward pass outside exchanges what has been added up."""
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        quiet: contextlib.AbstractContextManager[None] = wrapped.no_sync()
+        return quiet
+    return contextlib.nullcontext()
+
+
+def split(batch: Batch, n_parts: int) -> list[Batch]:
+    """Near-equal parts in order."""
+    columns = {
+        kind: {name: torch.tensor_split(values, n_parts) for name, values in getattr(batch, kind).items()}
+        for kind in ("x", "present")
+    }
+    return [
+        Batch(*({name: values[k] for name, values in columns[kind].items()} for kind in ("x", "present")))
+        for k in range(n_parts)
+    ]
+
+
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The generators that dropout draws from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    """Undo what was drawn since :func:`random_state`."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def wrap(objective: Objective, *, unused: bool) -> nn.Module:
+    """DistributedDataParallel around the objective where there are several ranks.
+
+    Parameters
+    ----------
+    objective : Objective
+        On its device.
+    unused : bool
+        Whether an encoder may have nothing to do in some batch on some rank.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return objective
+    device = objective.model.log_temperature.device
+    # torch 2.13 renamed the option.
+    known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    # Running statistics are brought together where they are used: at validation and in checkpoints.
+    options: dict[str, Any] = {broadcast: False}
+    return nn.parallel.DistributedDataParallel(
+        objective,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=unused,
+        **options,
+    )
+
+
+def not_finite(batch: Batch, outcome: Outcome, loss: float, modalities: Sequence[str], world: World) -> str:
+    """Say what was not finite: loss or gradient, and which modalities' inputs or embeddings, on any rank."""
+    what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+    inputs = [
+        name
+        for name, x in batch.x.items()
+        if not bool(torch.where(batch.present[name][..., None], x, 0.0).isfinite().all())
+    ]
+    finite = outcome.embeddings.isfinite().flatten(1).all(1).tolist()
+    embeddings = [name for name, fine in zip(modalities, finite, strict=True) if not fine]
+    every = world.gather([inputs, embeddings])
+    for kind, place in (("the input of", 0), ("the embeddings of", 1)):
+        if names := sorted({name for rank in every for name in rank[place]}):
+            return f"{what}; not finite: {kind} {', '.join(names)}"
+    return what

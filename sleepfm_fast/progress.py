@@ -1,0 +1,45 @@
+"""How far a run has come, as its checkpoints keep it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["Progress"]
+
+
+@dataclasses.dataclass
+class Progress:
+    """Counts and bests of a run; the sampler keeps its own place."""
+
+    step: int = 0
+    """Batches drawn so far."""
+    best_epoch: int = -1
+    """Epoch of the lowest validation loss, from 0; -1 before the first validation."""
+    best_loss: float = math.inf
+    """Lowest validation loss."""
+    loss_sum: float = 0.0
+    """Sum of the losses of the steps since the last validation."""
+    loss_terms: int = 0
+    """How many they are."""
+    skipped: int = 0
+    """Steps left out because loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """Those since the last step that was taken."""
+    stopped_early: bool = False
+    """Whether the validation loss has stopped falling."""
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        state = dataclasses.asdict(self)
+        return {**state, "best_loss": None if math.isinf(self.best_loss) else self.best_loss}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Progress:
+        """Undo :meth:`to_state`; what an older checkpoint lacks starts at its default."""
+        values = {field.name: state[field.name] for field in dataclasses.fields(cls) if field.name in state}
+        if values.get("best_loss") is None:
+            values.pop("best_loss", None)
+        return cls(**{"loss_terms": state.get("position", 0), **values})

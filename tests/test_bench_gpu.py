@@ -1,0 +1,185 @@
+"""The GPU run: its rehearsal without a GPU, and that no failure stops it or is hidden."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCH = ROOT / "bench"
+if not (BENCH / "gpu.sh").is_file():
+    pytest.skip("the benchmarks are in the clone, not in the package", allow_module_level=True)
+sys.path.insert(0, str(BENCH))
+
+import gpu_steps  # noqa: E402
+
+
+def gpu(*arguments, **environment):
+    environment = {"PYTHON": sys.executable, "SLEEPFM_BUILD": "none", **environment}
+    return subprocess.run(
+        ["bash", str(BENCH / "gpu.sh"), *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_rehearsal_of_two_steps(tmp_path):
+    # .ci/run rehearses all of them.
+    done = gpu("--rehearse", str(tmp_path / "out"), SLEEPFM_GPU_STEPS="sanitizer memcheck,tests on the cpu")
+    log = (tmp_path / "out" / "gpu.log").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr + log[-4000:]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"gpu.json", "gpu.log"}
+    document = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert document["passed"]
+    assert document["rehearsal"]
+    assert document["build"]["by"] == "none"
+    assert document["machine"]["commit"] != "unknown" or not (ROOT / ".git").exists()
+    memcheck, on_the_cpu = document["steps"]
+    assert (memcheck["name"], memcheck["outcome"]) == ("sanitizer memcheck", "passed")
+    assert on_the_cpu["result"]["passed"] > 5
+    assert on_the_cpu["result"]["failed"] == 0
+    last = done.stdout.splitlines()
+    assert any(line.startswith("tests on the cpu") for line in last)
+    assert "gpu.json: all results" in last[-1]
+
+
+def test_the_steps_are_all_there_and_require_cuda(tmp_path):
+    for rehearse in (False, True):
+        steps = gpu_steps.steps(tmp_path, rehearse)
+        assert {step.name for step in steps} == {
+            "tests on cuda", "benchmarks on cuda", "measurements", *(f"sanitizer {t}" for t in gpu_steps.SANITIZERS),
+            "tests on the cpu", "benchmarks on cpu",
+        }  # fmt: skip
+    requires = [step for step in gpu_steps.steps(tmp_path, False) if step.name.startswith("tests")]
+    assert all(step.environment == {"SLEEPFM_REQUIRE_CUDA": "1"} for step in requires)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--rehearse"], ["--help"], ["a", "b"]])
+def test_wrong_usage(arguments):
+    done = gpu(*arguments)
+    assert done.returncode == 2
+    assert "usage: bash bench/gpu.sh" in done.stderr
+
+
+def test_without_a_gpu_the_run_says_so(tmp_path):
+    import torch
+
+    if torch.cuda.is_available() or shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a GPU")
+    done = gpu(str(tmp_path))
+    assert done.returncode == 1
+    assert "finds a GPU" in done.stderr
+
+
+def test_an_unknown_way_to_build_is_refused(tmp_path):
+    done = gpu("--rehearse", str(tmp_path), SLEEPFM_BUILD="make")
+    assert done.returncode == 2
+    assert "choose cmake, pip or none" in done.stderr
+
+
+def step(name, code, limit_s=30, **more):
+    return gpu_steps.Step(name, [sys.executable, "-c", code], limit_s, **more)
+
+
+def run_steps(tmp_path, monkeypatch, *steps, deadline="100"):
+    monkeypatch.setattr(gpu_steps, "steps", lambda work, rehearse: list(steps))
+    status = gpu_steps.main([str(tmp_path), "--work", str(tmp_path), "--deadline", deadline])
+    return status, json.loads((tmp_path / "gpu.json").read_text())
+
+
+def test_a_failing_step_stops_nothing_and_is_told(tmp_path, monkeypatch, capsys):
+    status, document = run_steps(
+        tmp_path,
+        monkeypatch,
+        step("broken", "raise SystemExit(3)"),
+        step("endless", "import time; time.sleep(60)", limit_s=1),
+        step("unreadable", "pass", collect=lambda: json.loads("{")),
+        gpu_steps.Step("unstartable", ["/does/not/exist"], 30, beside=True),
+        step("absent", "pass", skip="it is not here", beside=True),
+        step("fine", "print('seen in the log')", beside=True, collect=lambda: {"passed": 2, "failed": 0, "skipped": 1}),
+    )
+    assert status == 1
+    assert not document["passed"]
+    outcomes = {row["name"]: row["outcome"] for row in document["steps"]}
+    assert outcomes == {
+        "broken": "failed", "endless": "failed", "unreadable": "failed", "unstartable": "failed",
+        "absent": "skipped", "fine": "passed"
+    }  # fmt: skip
+    assert document["steps"][0]["exit_status"] == 3
+    assert document["steps"][1]["out_of_time"]
+    assert "cannot be read" in document["steps"][2]["why"]
+    assert "cannot be started" in document["steps"][3]["why"]
+    printed = capsys.readouterr().out
+    assert "2 passed, 0 failed, 1 skipped" in printed
+    assert "out of time" in printed
+    assert "seen in the log" in (tmp_path / "gpu.log").read_text()
+
+
+def test_steps_beside_each_other_run_at_the_same_time(tmp_path, monkeypatch):
+    # Each waits for the other's file.
+    code = """
+import pathlib, time
+mine, other = (pathlib.Path(name) for name in {names!r})
+mine.touch()
+while not other.exists():
+    time.sleep(0.01)
+"""
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    steps = [step(str(k), code.format(names=names), beside=True) for k, names in enumerate(((a, b), (b, a)))]
+    assert run_steps(tmp_path, monkeypatch, *steps)[0] == 0
+
+
+def test_steps_after_the_deadline_are_failures(tmp_path, monkeypatch):
+    status, document = run_steps(tmp_path, monkeypatch, step("late", "pass"), deadline="5")
+    assert status == 1
+    assert document["steps"][0]["why"] == "no time was left for it"
+
+
+def test_all_passed_is_zero(tmp_path, monkeypatch):
+    assert run_steps(tmp_path, monkeypatch, step("fine", "pass"))[0] == 0
+
+
+def test_counts_of_a_junit_file(tmp_path):
+    code = "import pytest\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): pytest.skip('x')\n"
+    (tmp_path / "test_three.py").write_text(code)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml=counts.xml", "test_three.py"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert gpu_steps.test_counts(tmp_path / "counts.xml") == {"passed": 1, "failed": 1, "skipped": 1}
+    assert gpu_steps.test_counts(tmp_path / "none.xml") == {}
+
+
+def test_the_table_shows_arms_predictions_and_what_failed():
+    result = {
+        "name": "a loss",
+        "medians_s": {"ours": 0.03, "rival": 0.3},
+        "ratios": {"rival": {"median": 10.0, "low": 9, "high": 11}},
+        "peak_device_mib": {"ours": 120.0, "rival": None},
+        "predicted_s": 0.02,
+        "failed": {"other": "OutOfMemoryError: 190 GB"},
+    }
+    text = "\n".join(gpu_steps.comparison(result))
+    for words in ("a loss (predicted 20 ms)", "30 ms", "10.00 x", "120 MiB", "failed: OutOfMemoryError"):
+        assert words in text
+
+
+def test_wheels_usage():
+    done = subprocess.run(["bash", str(BENCH / "gpu_wheels.sh")], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "usage" in done.stderr
+
+
+def test_scripts_are_clean():
+    shellcheck = shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed (pip install --group dev)")
+    scripts = [*BENCH.glob("*.sh"), ROOT / ".ci" / "run"]
+    done = subprocess.run([shellcheck, *map(str, scripts)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,168 @@
+"""The contrastive loss over several processes against the op in one: loss, statistics, gradients, network under DDP."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from closeness import assert_close
+from contrastive_cases import evaluate
+from contrastive_ranks import (
+    CASES,
+    CONFIGS,
+    LOG_TEMPERATURE,
+    Network,
+    clips,
+    features,
+    normalise,
+    normalised_input,
+    objective,
+    problem,
+    share,
+)
+from safetensors.torch import load_file
+
+from sleepfm_fast import distributed, ops, reference
+from sleepfm_fast.objective import backward
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """Folder with the results of every case and rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "contrastive_ranks.py"), str(folder), str(rank)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    try:
+        outputs = [process.communicate(timeout=400)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.stdout.close()
+    assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(outputs)[-6000:]
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[case.name for case in CASES])
+def test_ranks_together_give_the_result_of_one_process(computed, number):
+    case = CASES[number]
+    ranks = [load_file(computed / f"{number}-{rank}.safetensors") for rank in range(len(case.counts))]
+    for other in ranks[1:]:
+        for name in ("loss", "losses", "correct", "n_valid"):
+            assert torch.equal(other[name], ranks[0][name]), f"{name} differs between ranks"
+    x, tau, mask = problem(case)
+    options = {"mode": case.mode, "directions": case.directions, "mask": mask}
+    whole = evaluate(ops.contrastive_loss, x, tau, **options)
+    factor = 1 if case.gradient == "sum" else len(ranks)
+    d_x = torch.cat([r["d_x"] for r in ranks], dim=1) / factor
+    d_tau = sum(r["d_tau"] for r in ranks) / factor
+    assert torch.equal(ranks[0]["n_valid"], whole.statistics.n_valid)
+    assert d_x.dtype == x.dtype
+    if case.dtype == "float64":
+        torch.testing.assert_close(ranks[0]["loss"], whole.loss, rtol=1e-13, atol=1e-16)
+        torch.testing.assert_close(d_x, whole.d_x, rtol=1e-11, atol=1e-15)
+        torch.testing.assert_close(d_tau, whole.d_log_temperature, rtol=1e-11, atol=1e-15)
+        torch.testing.assert_close(ranks[0]["losses"], whole.statistics.losses, rtol=1e-13, atol=1e-16)
+        assert torch.equal(ranks[0]["correct"], whole.statistics.correct)
+        assert torch.equal(torch.cat([r["ranks"] for r in ranks], dim=2), whole.statistics.ranks)
+        return
+    # As contrastive_cases.check_against_truth: a logit is uncertain by about s eps.
+    truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), **options)
+    s = math.exp(LOG_TEMPERATURE)
+    term = 8 * (1 + s) * torch.finfo(torch.float32).eps
+    assert_close(ranks[0]["loss"], whole.loss, truth.loss, term * truth.loss, "loss")
+    assert_close(ranks[0]["losses"], whole.statistics.losses, truth.statistics.losses, term * truth.loss, "losses")
+    assert_close(
+        d_tau, whole.d_log_temperature, truth.d_log_temperature, term * (truth.d_log_temperature.abs() + 1), "slope"
+    )
+    # Rounded to x's type after the multiplication by the number of ranks, and here once more.
+    rounding = truth.d_x.abs() * torch.finfo(x.dtype).eps
+    length = x.double().nan_to_num(1.0).norm(dim=-1, keepdim=True)
+    n_valid = int(truth.statistics.n_valid.sum())
+    scale = truth.d_x.abs().amax(-1, keepdim=True) + s / n_valid / length
+    assert_close(d_x, whole.d_x, truth.d_x, term * scale + rounding, "gradient")
+
+
+@pytest.mark.parametrize(
+    "number", [k for k, c in enumerate(CASES) if c.dtype == "float64" and c.gradient == "mean"],
+    ids=[c.name for c in CASES if c.dtype == "float64" and c.gradient == "mean"],
+)  # fmt: skip
+def test_a_network_under_ddp_gets_the_gradient_of_one_process(computed, number):
+    case = CASES[number]
+    network = Network(ops.contrastive_loss)
+    mask = problem(case)[2]
+    network(features(sum(case.counts)), mode=case.mode, directions=case.directions, mask=mask).backward()
+    for rank in range(len(case.counts)):
+        found = load_file(computed / f"{number}-{rank}.safetensors")
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(found[f"network/{name}"], parameter.grad, rtol=1e-10, atol=1e-14, msg=name)
+
+
+def test_arguments_that_differ_between_ranks_are_refused_on_all(computed):
+    every = [(computed / f"refused-{rank}").read_text().splitlines() for rank in range(3)]
+    for sentences in every:
+        assert len(sentences) == 6
+        for sentence, word in zip(sentences, ("dtype", "dimensions", "mask", "mode", "counts", "counts"), strict=True):
+            assert word in sentence
+    assert every[0][:4] == every[1][:4] == every[2][:4]
+
+
+def test_synchronised_batch_norm_is_that_of_all_samples_together(computed):
+    ranks = [load_file(computed / f"norm-{rank}.safetensors") for rank in range(3)]
+    whole = normalise(torch.nn.BatchNorm1d(5).double(), normalised_input())
+    together = {
+        name: torch.cat([r[name] for r in ranks]) if name in ("y", "d_x") else sum(r[name] for r in ranks)
+        for name in ("y", "d_x", "d_weight", "d_bias")
+    }
+    for name, values in together.items():
+        torch.testing.assert_close(values, whole[name], rtol=1e-10, atol=1e-9, msg=name)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(ranks[0][name], whole[name], rtol=1e-13, atol=0)
+        assert all(torch.equal(r[name], ranks[0][name]) for r in ranks)
+
+
+@pytest.mark.parametrize("design", CONFIGS)
+def test_encoders_with_synchronised_batch_norm_get_the_gradient_of_one_process(computed, design):
+    # The second rank has no clip of one modality.
+    whole = objective(design)
+    outcome = backward(whole, whole, clips())
+    gradients = {f"gradient/{name}": p.grad for name, p in whole.model.named_parameters()}
+    for rank in range(3):
+        found = load_file(computed / f"{design}-{rank}.safetensors")
+        torch.testing.assert_close(found["loss"], outcome.loss, rtol=1e-12, atol=0)
+        for name, value in {**gradients, **whole.model.state_dict()}.items():
+            # A bias before batch norm has the gradient 0, of which rounding is left.
+            torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-12, msg=name)
+
+
+def test_without_a_process_group_it_is_the_op():
+    x, tau, mask = problem(CASES[1])
+    ours = evaluate(distributed.contrastive_loss, x, tau, mask=mask, counts=[x.shape[1]])
+    op = evaluate(ops.contrastive_loss, x, tau, mask=mask)
+    assert torch.equal(ours.loss, op.loss)
+    assert torch.equal(ours.d_x, op.d_x)
+    with pytest.raises(ValueError, match="one process with 12 samples"):
+        distributed.contrastive_loss(x, tau, counts=[6, 6])
+    with pytest.raises(ValueError, match="choose 'mean' or 'sum'"):
+        distributed.contrastive_loss(x, tau, gradient="average")
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 0, 1), (0, 0)])
+def test_shares_cover_the_samples_once(sizes):
+    case = CASES[0]._replace(counts=sizes)
+    numbers = list(range(sum(sizes)))
+    assert [k for rank in range(len(sizes)) for k in numbers[share(case, rank)]] == numbers

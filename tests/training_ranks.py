@@ -1,0 +1,69 @@
+"""One process of tests/test_distributed_training.py: runs several trainings one after the other, with its rank."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from sleepfm_fast import train
+
+COMMON = [
+    "--preset", "tiny", "--optimiser", "adamw", "--batch-size", "16", "--epochs", "2", "--validation-block", "24",
+    "--checkpoint-steps", "3", "--patience", "0", "--threads", "1",
+]  # fmt: skip
+# SGD: AdamW's first steps have the size of the learning rate even where a gradient is nothing but rounding.
+SYNCHRONISED = [
+    *COMMON,
+    "--optimiser",
+    "sgd",
+    "--lr",
+    "0.05",
+    "--log-temperature",
+    "2",
+    "--batch-norm",
+    "synchronised",
+    "--dropout",
+    "0",
+]
+LOCAL = [*COMMON, "--micro-batch", "4"]
+# Name and options, in the order in which they run. The last but one starts anew where a run stands, the last diverges.
+RUNS = (
+    ("whole", [*SYNCHRONISED, "--max-steps", "10"]),
+    ("resumed", [*SYNCHRONISED, "--max-steps", "4"]),
+    ("resumed", [*SYNCHRONISED, "--max-steps", "10", "--resume"]),
+    ("parts", [*LOCAL, "--max-steps", "6"]),
+    ("parts-resumed", [*LOCAL, "--max-steps", "3"]),
+    ("parts-resumed", [*LOCAL, "--max-steps", "6", "--resume"]),
+    ("whole", SYNCHRONISED),
+    ("diverged", [*COMMON, "--optimiser", "sgd", "--lr", "1e30", "--skip-limit", "2"]),
+)
+
+
+def main(store: str, folder: Path, first_port: int) -> None:
+    rank = int(os.environ["RANK"])
+    outcomes = []
+    for number, (name, options) in enumerate(RUNS):
+        if number:  # torchrun's own store serves one process group; the later ones meet at a port of theirs
+            os.environ["MASTER_PORT"] = str(first_port + number)
+            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        output, errors = folder / f"{number}-{rank}.out", folder / f"{number}-{rank}.err"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(output.open("w"))))
+            stack.enter_context(contextlib.redirect_stderr(stack.enter_context(errors.open("w"))))
+            status = train.cli([store, str(folder / name), *options])
+        if dist.is_initialized():  # a command that fails leaves the group to torchrun
+            dist.destroy_process_group()
+        outcomes.append(status)
+        if rank == 0 and (number, name) == (1, "resumed"):
+            shutil.copytree(folder / name, folder / "stopped")  # to be resumed by one process
+    (folder / f"status-{rank}.json").write_text(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
