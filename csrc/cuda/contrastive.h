@@ -22,13 +22,13 @@ struct ContrastiveCudaOptions {
     void* stream;  // cudaStream_t
 };
 
-// Cuts one buffer into pieces aligned to 256 bytes; from a null base it only counts.
+// Cuts one buffer into pieces aligned to 256 bytes, null for none; from a null base it only counts.
 class DeviceArena {
   public:
     explicit DeviceArena(void* base) : base_(static_cast<char*>(base)) {}
     template <typename T>
     T* take(std::int64_t n) {
-        char* const piece = base_ == nullptr ? nullptr : base_ + used_;
+        char* const piece = base_ == nullptr || n == 0 ? nullptr : base_ + used_;
         used_ += (n * static_cast<std::int64_t>(sizeof(T)) + 255) / 256 * 256;
         return reinterpret_cast<T*>(piece);
     }
