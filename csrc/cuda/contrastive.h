@@ -91,8 +91,9 @@ inline ContrastiveOperands contrastive_operands(DeviceArena& arena, std::int64_t
 // Fills the operands from x. Rows that are absent are not read. stream is a cudaStream_t of the current device.
 void contrastive_prepare_cuda(ContrastiveInput const& input, ContrastiveOperands const& operands, void* stream);
 
-std::int64_t contrastive_cuda_workspace_bytes(std::int64_t n_modalities, std::int64_t n_samples, std::int64_t n_dim,
-                                              bool pairwise, bool backward, ContrastiveCudaOptions const& options);
+// Bytes of workspace for these sizes; sizes.workspace is null, addresses are not looked at.
+std::int64_t contrastive_forward_cuda_bytes(ContrastiveInput const& sizes, ContrastiveCudaOptions const& options);
+std::int64_t contrastive_backward_cuda_bytes(ContrastiveInput const& sizes, ContrastiveCudaOptions const& options);
 
 // gradient_x outside [begin, end) is not written.
 void contrastive_forward_cuda(ContrastiveForward const& call, ContrastiveCudaOptions const& options);

@@ -70,7 +70,7 @@ __device__ __forceinline__ SampleLoss finish_sample(Shares const& shares, Index 
 }
 
 // blockIdx.x: samples, blockIdx.y: problem.
-inline __global__ void __launch_bounds__(finish_threads) contrastive_finish_kernel(Finish f) {
+static __global__ void __launch_bounds__(finish_threads) contrastive_finish_kernel(Finish f) {
     SLEEPFM_SHARED(double, losses, [finish_threads]);
     SLEEPFM_SHARED(int, counts, [finish_threads]);
     Index const N = f.operands.n_samples, n_padded = f.operands.n_padded, P = f.operands.n_problems;
@@ -114,7 +114,7 @@ inline __global__ void __launch_bounds__(finish_threads) contrastive_finish_kern
 }
 
 // One block.
-inline __global__ void __launch_bounds__(finish_threads)
+static __global__ void __launch_bounds__(finish_threads)
     contrastive_total_kernel(BlockTotals totals, int n_blocks, int P, bool both_directions, float* loss, float* losses,
                              std::int64_t* correct, std::int64_t* n_valid) {
     SLEEPFM_SHARED(double, sums, [finish_threads]);

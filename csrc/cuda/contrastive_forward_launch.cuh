@@ -9,14 +9,6 @@
 
 namespace sleepfm::cuda {
 
-struct DeviceLimits {
-    int n_multiprocessors;
-    std::int64_t shared_bytes;  // the most a block may have
-};
-
-// 99 KB (compute capability 8.6, 8.9), 163 KB (8.0) and 227 KB (9.0) are what there is.
-constexpr std::int64_t shared_bytes_of_80 = 160 * 1024, shared_bytes_of_90 = 224 * 1024;
-
 // Calls use(Policy{}) with the tiles for the device.
 template <typename Use>
 void for_forward_policy(bool split, DeviceLimits limits, Use use) {
@@ -102,16 +94,6 @@ ForwardWorkspace forward_workspace(ContrastiveInput const& in, ContrastiveCudaOp
     w.totals = {losses, correct, arena.take<int>(P * w.n_blocks)};
     w.bytes = arena.used();
     return w;
-}
-
-inline void check_contrastive(ContrastiveInput const& in, ContrastiveCudaOptions const& options) {
-    SLEEPFM_CHECK(in.n_dim >= 1 && in.n_dim <= contrastive_largest_dim, "contrastive_loss: x has ", in.n_dim,
-                  " dimensions; the tensor-core kernels take 1 to ", contrastive_largest_dim, ".");
-    SLEEPFM_CHECK(in.n_samples >= 1 && in.n_samples <= (std::int64_t{1} << 30), "contrastive_loss: x has ",
-                  in.n_samples, " samples; the tensor-core kernels take 1 to 2^30.");
-    SLEEPFM_CHECK(options.begin >= 0 && options.begin <= options.end && options.end <= in.n_samples,
-                  "contrastive_loss: samples ", options.begin, " to ", options.end, " of ", in.n_samples,
-                  " were asked for; expected 0 <= begin <= end <= N.");
 }
 
 template <typename Queue>

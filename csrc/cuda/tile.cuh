@@ -26,7 +26,7 @@ __device__ __forceinline__ int swizzled(int row, int chunk) {
 // caller commits.
 template <int ROWS, int ROW_CHUNKS, int THREADS>
 __device__ __forceinline__ void copy_tile(Half* tile, Half const* from, std::int64_t row_stride, int n_valid) {
-#pragma unroll
+#pragma unroll 2  // more would keep every address in a register
     for (int i = 0; i < (ROWS * ROW_CHUNKS + THREADS - 1) / THREADS; ++i) {
         int const at = static_cast<int>(threadIdx.x) + i * THREADS;
         if (ROWS * ROW_CHUNKS % THREADS == 0 || at < ROWS * ROW_CHUNKS) {
