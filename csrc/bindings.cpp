@@ -75,17 +75,16 @@ void filter_resample(std::uintptr_t raw, std::int64_t n_raw, int raw_bytes, std:
 #endif
 }
 
-py::dict filter_resample_launch(std::int64_t n_clips, std::int64_t n_channels, std::int64_t n_out, bool zscore,
+py::dict filter_resample_launch(std::int64_t n_clips, std::int64_t n_channels, std::int64_t n_out, bool statistics,
                                 std::int64_t shared_limit_bytes) {
     sleepfm::FilterResampleLaunch const launch =
-        sleepfm::filter_resample_launch(n_clips, n_channels, n_out, zscore, shared_limit_bytes);
+        sleepfm::filter_resample_launch(n_clips, n_channels, n_out, statistics, shared_limit_bytes);
     py::dict geometry;
     geometry["rows"] = launch.rows;
     geometry["slices"] = launch.slices;
     geometry["outputs_per_slice"] = launch.outputs_per_slice;
     geometry["threads"] = launch.threads;
     geometry["workspace_floats"] = launch.workspace_floats;
-    geometry["kept_floats"] = launch.kept_floats;
     geometry["shared_bytes"] = launch.shared_bytes;
     return geometry;
 }
@@ -157,7 +156,7 @@ PYBIND11_MODULE(_C, module) {
                py::arg("n_out"), py::arg("normalise"), py::arg("n_threads"), py::arg("device"), py::arg("stream"),
                "Filter, resample and normalise windows; addresses and sizes as in csrc/params.h.");
     module.def("filter_resample_launch", &filter_resample_launch, py::arg("n_clips"), py::arg("n_channels"),
-               py::arg("n_out"), py::arg("zscore"), py::arg("shared_limit_bytes"),
+               py::arg("n_out"), py::arg("statistics"), py::arg("shared_limit_bytes"),
                "Launch geometry of the CUDA kernel; needs no GPU.");
     using NoGil = py::call_guard<py::gil_scoped_release>;
     module.def("contrastive_forward", &contrastive_forward, NoGil());

@@ -24,7 +24,7 @@ def filter_resample(
     stream: int,
 ) -> None: ...
 def filter_resample_launch(
-    n_clips: int, n_channels: int, n_out: int, zscore: bool, shared_limit_bytes: int
+    n_clips: int, n_channels: int, n_out: int, statistics: bool, shared_limit_bytes: int
 ) -> dict[str, int]: ...
 
 # ---- contrastive_loss ------------------------------------------------------------------------------------------------
