@@ -11,6 +11,7 @@
 #include "cpu/cpu_features.h"
 #include "cpu/filter_resample.h"
 #if defined(SLEEPFM_WITH_CUDA)
+#include "cuda/contrastive.h"
 #include "cuda/filter_resample.h"
 #endif
 #include "launch.h"
@@ -141,6 +142,75 @@ void contrastive_backward(Address x, int dtype, ContrastiveShape shape, Strides 
                                    pointer<void>(gradient_log_temperature)});
 }
 
+// Split operands, samples, device, stream.
+using ContrastiveDevice = std::tuple<bool, std::int64_t, std::int64_t, int, Address>;
+
+#if defined(SLEEPFM_WITH_CUDA)
+sleepfm::ContrastiveCudaOptions contrastive_options(ContrastiveDevice const& where) {
+    auto const& [split, begin, end, device, stream] = where;
+    return {split, begin, end, device, pointer<void>(stream)};
+}
+#else
+[[noreturn]] void refuse_cuda() {
+    throw std::invalid_argument(
+        "contrastive_loss: this build has no CUDA kernels. Install the CUDA toolkit (nvcc) and run `pip install .` "
+        "again, or move the tensors to the CPU.");
+}
+#endif
+
+std::int64_t contrastive_cuda_workspace_bytes(ContrastiveShape shape, bool pairwise, bool backward,
+                                              [[maybe_unused]] ContrastiveDevice const& where) {
+    [[maybe_unused]] sleepfm::ContrastiveInput const sizes =
+        contrastive_input(0, 0, shape, {0, 0}, 0, 0, {0, 0}, pairwise, true, 0, 0);
+    static_cast<void>(backward);
+#if defined(SLEEPFM_WITH_CUDA)
+    return backward ? sleepfm::contrastive_backward_cuda_bytes(sizes, contrastive_options(where))
+                    : sleepfm::contrastive_forward_cuda_bytes(sizes, contrastive_options(where));
+#else
+    refuse_cuda();
+#endif
+}
+
+void contrastive_cuda_forward(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
+                              Address mask, Strides mask_strides, bool pairwise, bool both_directions,
+                              [[maybe_unused]] ContrastiveDevice const& where, Address workspace, Address loss,
+                              Address losses, Address correct, Address ranks, Address n_valid, Address state) {
+    [[maybe_unused]] sleepfm::ContrastiveForward const call{
+        contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides, pairwise, both_directions, 0,
+                          workspace),
+        pointer<void>(loss),
+        pointer<void>(losses),
+        pointer<std::int64_t>(correct),
+        pointer<std::int32_t>(ranks),
+        pointer<std::int64_t>(n_valid),
+        pointer<double>(state)};
+#if defined(SLEEPFM_WITH_CUDA)
+    sleepfm::contrastive_forward_cuda(call, contrastive_options(where));
+#else
+    refuse_cuda();
+#endif
+}
+
+void contrastive_cuda_backward(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
+                               Address mask, Strides mask_strides, bool pairwise, bool both_directions,
+                               [[maybe_unused]] ContrastiveDevice const& where, Address workspace,
+                               Address gradient_loss, Address n_valid, Address state, Address gradient_x,
+                               Address gradient_log_temperature) {
+    [[maybe_unused]] sleepfm::ContrastiveBackward const call{
+        contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides, pairwise, both_directions, 0,
+                          workspace),
+        pointer<void const>(gradient_loss),
+        pointer<std::int64_t const>(n_valid),
+        pointer<double const>(state),
+        pointer<void>(gradient_x),
+        pointer<void>(gradient_log_temperature)};
+#if defined(SLEEPFM_WITH_CUDA)
+    sleepfm::contrastive_backward_cuda(call, contrastive_options(where));
+#else
+    refuse_cuda();
+#endif
+}
+
 void contrastive_exponential(Address x, Address y, std::int64_t n, bool is_double) {
     sleepfm::contrastive_exponential(pointer<void const>(x), pointer<void>(y), n, is_double);
 }
@@ -162,5 +232,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("contrastive_forward", &contrastive_forward, NoGil());
     module.def("contrastive_backward", &contrastive_backward, NoGil());
     module.def("contrastive_workspace_bytes", &sleepfm::contrastive_workspace_bytes);
+    module.def("contrastive_cuda_workspace_bytes", &contrastive_cuda_workspace_bytes);
+    module.def("contrastive_cuda_forward", &contrastive_cuda_forward, NoGil());
+    module.def("contrastive_cuda_backward", &contrastive_cuda_backward, NoGil());
     module.def("contrastive_exponential", &contrastive_exponential, NoGil());
 }
