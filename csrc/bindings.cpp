@@ -42,7 +42,8 @@ py::dict build_info() {
 void filter_resample(std::uintptr_t raw, std::int64_t n_raw, int raw_bytes, std::uintptr_t table,
                      std::uintptr_t calibration, std::int64_t n_clips, std::int64_t n_channels, std::uintptr_t filters,
                      std::int64_t n_filters, std::uintptr_t taps, std::int64_t n_taps, std::uintptr_t out,
-                     int out_dtype, std::int64_t n_out, bool zscore, int n_threads, int device, std::uintptr_t stream) {
+                     int out_dtype, std::int64_t n_out, int normalise, int n_threads, int device,
+                     std::uintptr_t stream) {
     sleepfm::FilterResample p{};
     p.raw = reinterpret_cast<void const*>(raw);
     p.n_raw = n_raw;
@@ -58,7 +59,7 @@ void filter_resample(std::uintptr_t raw, std::int64_t n_raw, int raw_bytes, std:
     p.out = reinterpret_cast<void*>(out);
     p.out_dtype = static_cast<sleepfm::DType>(out_dtype);
     p.n_out = n_out;
-    p.zscore = zscore;
+    p.normalise = static_cast<sleepfm::Normalise>(normalise);
     py::gil_scoped_release const release;
     if (device < 0) {
         sleepfm::filter_resample_cpu(p, n_threads);
@@ -153,7 +154,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("filter_resample", &filter_resample, py::arg("raw"), py::arg("n_raw"), py::arg("raw_bytes"),
                py::arg("table"), py::arg("calibration"), py::arg("n_clips"), py::arg("n_channels"), py::arg("filters"),
                py::arg("n_filters"), py::arg("taps"), py::arg("n_taps"), py::arg("out"), py::arg("out_dtype"),
-               py::arg("n_out"), py::arg("zscore"), py::arg("n_threads"), py::arg("device"), py::arg("stream"),
+               py::arg("n_out"), py::arg("normalise"), py::arg("n_threads"), py::arg("device"), py::arg("stream"),
                "Filter, resample and normalise windows; addresses and sizes as in csrc/params.h.");
     module.def("filter_resample_launch", &filter_resample_launch, py::arg("n_clips"), py::arg("n_channels"),
                py::arg("n_out"), py::arg("zscore"), py::arg("shared_limit_bytes"),

@@ -11,6 +11,14 @@ enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, f64 = 3 };
 
 // ---- filter_resample ------------------------------------------------------------------------------------------------
 
+// How each (clip, channel) is scaled after filtering; the numbers are the order of NORMALISATIONS in
+// sleepfm_fast/ops/filter_resample.py. Rows of a filter with step = 1 keep center and scale in every case.
+enum class Normalise : int {
+    none = 0,    // (y - center) * scale
+    zscore = 1,  // (y - mean) / standard deviation (of the population)
+    robust = 2   // (y - median) / (interquartile range / 1.349), quantiles interpolated linearly
+};
+
 // One window of one channel: a row of `table`. Indices count native samples of the recording's segment.
 struct WindowRow {
     std::int64_t offset;  // of the window's first sample, in raw
@@ -32,7 +40,7 @@ struct FilterRow {
     std::int64_t main_stride;
     std::int64_t main_left;                         // row r's first tap meets sample q - main_left
     std::int64_t dc;                                // gain of main at 0 Hz: 0 or 1
-    std::int64_t step;                              // 1: never z-scored
+    std::int64_t step;                              // 1: never normalised
     std::int64_t decimation;                        // of the low branch; 0: none
     std::int64_t decimator_offset, decimator_half;  // [2 * half + 1]
     std::int64_t low_offset, low_half;              // [2 * half + 1]
@@ -58,7 +66,7 @@ struct FilterResample {
     void* out;        // [n_clips, n_channels, n_out] out_dtype
     DType out_dtype;  // f32, bf16 or f16
     std::int64_t n_out;
-    bool zscore;
+    Normalise normalise;
 };
 
 // ---- contrastive_loss -----------------------------------------------------------------------------------------------

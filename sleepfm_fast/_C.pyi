@@ -18,7 +18,7 @@ def filter_resample(
     out: int,
     out_dtype: int,
     n_out: int,
-    zscore: bool,
+    normalise: int,
     n_threads: int,
     device: int,
     stream: int,

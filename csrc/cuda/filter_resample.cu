@@ -60,14 +60,17 @@ void filter_resample_cuda(FilterResample const& p, int device, void* stream) {
     SLEEPFM_CHECK(p.raw_bytes == 2 || p.raw_bytes == 4, "filter_resample: raw has samples of ", p.raw_bytes,
                   " bytes; expected int16 or int32.");
     SLEEPFM_CHECK(p.n_out < (std::int64_t{1} << 31), "filter_resample: n_out is ", p.n_out, "; at most 2^31 - 1.");
+    SLEEPFM_CHECK(p.normalise != Normalise::robust,
+                  "filter_resample: normalise='robust' has no CUDA kernel yet; choose "
+                  "'none' or 'zscore', or move the tensors to the CPU.");
     if (p.n_clips * p.n_channels == 0 || p.n_out == 0) {
         return;
     }
     DeviceGuard const guard(device);
     int shared_limit = 0;
     SLEEPFM_CUDA_CHECK(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    FilterResampleLaunch const launch =
-        filter_resample_launch(p.n_clips, p.n_channels, p.n_out, p.zscore, shared_limit - static_shared_bytes);
+    FilterResampleLaunch const launch = filter_resample_launch(
+        p.n_clips, p.n_channels, p.n_out, p.normalise != Normalise::none, shared_limit - static_shared_bytes);
     cudaStream_t const queue = static_cast<cudaStream_t>(stream);
     if (p.raw_bytes == 2) {
         launch_for<std::int16_t>(p, launch, queue);

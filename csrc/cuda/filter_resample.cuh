@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(filter_resample_threads)
     double const gain = calibration[0], offset = calibration[1], center = calibration[2], scale = calibration[3];
     double a = gain * scale;
     double b = 0.0;
-    bool const zscore = p.zscore && f.step == 0;
+    bool const zscore = p.normalise == Normalise::zscore && f.step == 0;
     if (zscore) {
         double total = 0.0, squares = 0.0;
         for (std::int64_t n = begin; n < end; n += tile) {

@@ -61,9 +61,9 @@ extern "C" int filter_resample_on_cpu(void const* raw, std::int64_t n_raw, int r
                                     out,
                                     static_cast<sleepfm::DType>(out_dtype),
                                     n_out,
-                                    zscore != 0};
+                                    static_cast<sleepfm::Normalise>(zscore)};
     sleepfm::FilterResampleLaunch launch =
-        sleepfm::filter_resample_launch(n_clips, n_channels, n_out, p.zscore, shared_limit_bytes);
+        sleepfm::filter_resample_launch(n_clips, n_channels, n_out, p.normalise != sleepfm::Normalise::none, shared_limit_bytes);
     launch.workspace_floats = workspace_floats;
     launch.shared_bytes = 4 * (workspace_floats + launch.kept_floats);
     launch.threads = threads;
