@@ -4,7 +4,7 @@
 
 #include "check.h"
 #include "cuda/contrastive_small.cuh"
-#include "cuda/device_guard.h"
+#include "cuda/cuda_queue.cuh"
 
 namespace sleepfm {
 
@@ -46,7 +46,7 @@ void launch_kernel(ContrastiveSmall const& p, int device, int n_multiprocessors,
 
 void contrastive_small_cuda(ContrastiveSmall const& p, int device, void* stream) {
     SLEEPFM_CHECK(p.input.dtype != DType::f64, "contrastive_loss: this kernel takes float32, bfloat16 or float16.");
-    DeviceGuard const guard(device);
+    cuda::DeviceGuard const guard(device);
     int n_multiprocessors = 0;
     SLEEPFM_CUDA_CHECK(cudaDeviceGetAttribute(&n_multiprocessors, cudaDevAttrMultiProcessorCount, device));
     cudaStream_t const queue = static_cast<cudaStream_t>(stream);

@@ -8,6 +8,7 @@
 
 #include <math.h>
 
+#include "cuda/contrastive_sample.cuh"
 #include "cuda/contrastive_small.h"
 #include "cuda/ptx.h"
 #include "half_precision.h"
@@ -17,14 +18,13 @@ namespace sleepfm::cuda {
 constexpr int small_threads = static_cast<int>(contrastive_small_threads), small_warps = small_threads / 32;
 constexpr int small_slab = static_cast<int>(contrastive_small_slab);
 constexpr int small_modalities = 8;
-constexpr double small_norm_floor = 1e-12;
 
 __device__ inline float load_element(void const* x, DType dtype, std::int64_t i) {
-    if (dtype == DType::f32) {
-        return static_cast<float const*>(x)[i];
+    switch (dtype) {
+        case DType::bf16: return load_element<DType::bf16>(x, i);
+        case DType::f16: return load_element<DType::f16>(x, i);
+        default: return load_element<DType::f32>(x, i);
     }
-    std::uint16_t const bits = static_cast<std::uint16_t const*>(x)[i];
-    return dtype == DType::bf16 ? ptx::from_bf16(bits) : ptx::from_f16(bits);
 }
 
 __device__ inline void store_element(void* x, DType dtype, std::int64_t i, float value) {
@@ -36,7 +36,7 @@ __device__ inline void store_element(void* x, DType dtype, std::int64_t i, float
 }
 
 template <typename T>
-__device__ T sum_of_warp(T value) {
+__device__ T sum_over_warp(T value) {
     for (int mask = 16; mask > 0; mask /= 2) {
         value += ptx::shuffle_xor(value, mask);
     }
@@ -101,7 +101,7 @@ __device__ inline void prepare_sample(ContrastiveInput const& p, ContrastiveSmal
                 square += value * value;
             }
         }
-        square = sum_of_warp(square);
+        square = sum_over_warp(square);
         if (lane == 0) {
             scratch[warp * small_modalities + m] = square;
         }
@@ -114,10 +114,10 @@ __device__ inline void prepare_sample(ContrastiveInput const& p, ContrastiveSmal
             square += scratch[k * small_modalities + m];
         }
         double const norm = sqrt(square);
-        inverse[m] = 1 / (norm < small_norm_floor ? small_norm_floor : norm);
+        inverse[m] = 1 / (norm < norm_floor ? norm_floor : norm);
         if (m < M && threadIdx.x == 0) {
             // Below the floor the normalisation is a division by a constant; backward is told by the sign.
-            w.inverse_norm[m * N + r] = norm < small_norm_floor ? -inverse[m] : inverse[m];
+            w.inverse_norm[m * N + r] = norm < norm_floor ? -inverse[m] : inverse[m];
             w.shared[m * N + r] = shared[m] ? 1 : 0;
         }
     }
@@ -277,7 +277,7 @@ __device__ inline RowSums sum_row(float const* cosine, std::int64_t N, std::int6
     for (int mask = 16; mask > 0; mask /= 2) {
         sums.largest = fmaxf(sums.largest, ptx::shuffle_xor(sums.largest, mask));
     }
-    sums.rank = sum_of_warp(sums.rank);
+    sums.rank = sum_over_warp(sums.rank);
     sums.alone = !ptx::any(counts);
     sums.largest = given_largest ? largest : sums.largest;
     float total = 0, moment = 0;
@@ -289,8 +289,8 @@ __device__ inline RowSums sum_row(float const* cosine, std::int64_t N, std::int6
             moment += exponential * (x - own);
         }
     }
-    sums.total = sum_of_warp(static_cast<double>(total));
-    sums.moment = sum_of_warp(static_cast<double>(moment));
+    sums.total = sum_over_warp(static_cast<double>(total));
+    sums.moment = sum_over_warp(static_cast<double>(moment));
     return sums;
 }
 
@@ -325,7 +325,7 @@ __device__ inline void find_statistics(ContrastiveSmall const& p, ContrastiveSma
             for (std::int64_t r = lane; r < N; r += 32) {
                 n += of.valid(r) ? 1 : 0;
             }
-            n = sum_of_warp(n);
+            n = sum_over_warp(n);
             if (lane == 0 && !p.given_state) {
                 p.n_valid[problem] = n;
             }
@@ -473,7 +473,7 @@ __device__ inline void normalisation_backward(ContrastiveSmall const& p, Contras
         for (std::int64_t d = lane; d < D; d += 32) {
             along += unit[d] * unit_gradient(input, w, m, r, d, share);
         }
-        along = sum_of_warp(along);
+        along = sum_over_warp(along);
         double const inverse = w.inverse_norm[task];
         float const projection = inverse < 0 ? 0.0f : static_cast<float>(along);
         double const multiplier = factor * fabs(inverse);
@@ -500,9 +500,9 @@ __device__ inline void add_up(ContrastiveSmall const& p, ContrastiveSmallArrays 
                 n_correct += p.ranks[q * N + r] == 0 ? 1 : 0;
             }
         }
-        loss = sum_of_warp(loss);
-        slope = sum_of_warp(slope);
-        n_correct = sum_of_warp(n_correct);
+        loss = sum_over_warp(loss);
+        slope = sum_over_warp(slope);
+        n_correct = sum_over_warp(n_correct);
         if (lane == 0) {
             scratch[2 * q] = loss;
             scratch[2 * q + 1] = slope;
