@@ -16,7 +16,6 @@
 namespace sleepfm::cuda {
 
 constexpr int small_threads = static_cast<int>(contrastive_small_threads), small_warps = small_threads / 32;
-constexpr int small_slab = static_cast<int>(contrastive_small_slab);
 constexpr int small_modalities = 8;
 
 __device__ inline float load_element(void const* x, DType dtype, std::int64_t i) {
@@ -78,7 +77,7 @@ struct SmallProblem {
     __device__ bool valid(std::int64_t r) const { return (rows_shared[r] & columns_shared[r]) != 0; }
 };
 
-// Unit rows, means of the others and norms; a block per sample.
+// Unit rows, means of the others and norms; a block per sample. scratch: a row of small_modalities for each warp.
 __device__ inline void prepare_sample(ContrastiveInput const& p, ContrastiveSmallArrays const& w, std::int64_t r,
                                       double* scratch) {
     int const M = static_cast<int>(p.n_modalities), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -87,66 +86,59 @@ __device__ inline void prepare_sample(ContrastiveInput const& p, ContrastiveSmal
     for (int m = 0; m < M; ++m) {
         n_present += is_present(p, m, r) ? 1 : 0;
     }
-    bool shared[small_modalities];
-    double inverse[small_modalities];
     ptx::sync_threads();  // scratch has been read
-#pragma unroll
-    for (int m = 0; m < small_modalities; ++m) {
-        shared[m] = m < M && n_present > 1 && is_present(p, m, r);
-        double square = 0;
-        if (shared[m]) {
+    for (int m = 0; m < M; ++m) {
+        double squares = 0;
+        if (n_present > 1 && is_present(p, m, r)) {
             std::int64_t const row = m * p.stride_modality + r * p.stride_sample;
             for (std::int64_t d = threadIdx.x; d < D; d += small_threads) {
                 double const value = load_element(p.x, p.dtype, row + d);
-                square += value * value;
+                squares += value * value;
             }
         }
-        square = sum_over_warp(square);
+        squares = sum_over_warp(squares);
         if (lane == 0) {
-            scratch[warp * small_modalities + m] = square;
+            scratch[warp * small_modalities + m] = squares;
         }
     }
     ptx::sync_threads();
-#pragma unroll
-    for (int m = 0; m < small_modalities; ++m) {
-        double square = 0;
+    int const m = static_cast<int>(threadIdx.x);
+    double inverse = 0;  // 0 where the modality does not take part
+    if (m < M) {
+        double squares = 0;
         for (int k = 0; k < small_warps; ++k) {
-            square += scratch[k * small_modalities + m];
+            squares += scratch[k * small_modalities + m];
         }
-        double const norm = sqrt(square);
-        inverse[m] = 1 / (norm < norm_floor ? norm_floor : norm);
-        if (m < M && threadIdx.x == 0) {
-            // Below the floor the normalisation is a division by a constant; backward is told by the sign.
-            w.inverse_norm[m * N + r] = norm < norm_floor ? -inverse[m] : inverse[m];
-            w.shared[m * N + r] = shared[m] ? 1 : 0;
-        }
+        bool const shared = n_present > 1 && is_present(p, m, r);
+        double const norm = sqrt(squares);
+        inverse = 1 / (norm < norm_floor ? norm_floor : norm);
+        // Below the floor the normalisation is a division by a constant; backward is told by the sign.
+        w.inverse_norm[m * N + r] = norm < norm_floor ? -inverse : inverse;
+        w.shared[m * N + r] = shared ? 1 : 0;
+        inverse = shared ? inverse : 0;
     }
-    float const share = n_present > 1 ? 1.0f / static_cast<float>(n_present - 1) : 0.0f;
+    ptx::sync_threads();
+    if (m < M) {
+        scratch[m] = inverse;
+    }
+    ptx::sync_threads();
+    auto const unit = [&](int k, std::int64_t d) {
+        return scratch[k] == 0 ? 0.0f
+                               : static_cast<float>(
+                                     load_element(p.x, p.dtype, k * p.stride_modality + r * p.stride_sample + d) *
+                                     scratch[k]);
+    };
+    float const n_others = static_cast<float>(n_present > 1 ? n_present - 1 : 1);
     for (std::int64_t d = threadIdx.x; d < D; d += small_threads) {
-        float value[small_modalities];
-#pragma unroll
-        for (int m = 0; m < small_modalities; ++m) {
-            value[m] = 0;
-            if (shared[m]) {
-                float const element = load_element(p.x, p.dtype, m * p.stride_modality + r * p.stride_sample + d);
-                value[m] = static_cast<float>(element * inverse[m]);
-            }
-            if (m < M) {
-                w.unit[(m * N + r) * D + d] = value[m];
-            }
-        }
-        if (p.pairwise) {
-            continue;
-        }
-#pragma unroll
-        for (int m = 0; m < small_modalities; ++m) {
-            float others = 0;
-#pragma unroll
-            for (int k = 0; k < small_modalities; ++k) {
-                others += k == m ? 0.0f : value[k];
-            }
-            if (m < M) {
-                w.mean[(m * N + r) * D + d] = shared[m] ? others * share : 0.0f;
+        for (int i = 0; i < M; ++i) {
+            std::int64_t const at = (i * N + r) * D + d;
+            w.unit[at] = unit(i, d);
+            if (!p.pairwise) {
+                float others = 0;
+                for (int k = 0; k < M; ++k) {
+                    others += k == i ? 0.0f : unit(k, d);
+                }
+                w.mean[at] = scratch[i] == 0 ? 0.0f : others / n_others;
             }
         }
     }
@@ -157,48 +149,50 @@ struct alignas(4 * n) Consecutive {
     float value[n];
 };
 
-// store(row, column, sum over k < n_k of a(row, k) b(k, column)) for a tile x tile matrix. Threads are four groups, each
-// with a quarter of every slab of k; a thread of a group has (tile / 8)^2 sums. by_row: neighbouring threads load
+// store(row, column, sum over k < n_k of convert(row, k, a(row, k)) b(k, column)) for a tile x tile matrix. Threads are
+// four groups, each with a quarter of every slab of k; a thread of a group has (tile / 8)^2 sums. by_row: neighbouring threads load
 // neighbouring k of a (of b), else neighbouring rows (columns). Every sum has the same order wherever it lies.
-template <int tile, bool a_by_row, bool b_by_row, typename A, typename B, typename Store>
-__device__ void multiply_tile(std::int64_t n_k, float* shared, A a, B b, Store store) {
-    constexpr int pitch = tile + 4, edge = tile / 8, quarter = small_slab / 4;
-    constexpr int n_loads = tile * small_slab / small_threads;
+template <int tile, bool a_by_row, bool b_by_row, typename A, typename Convert, typename B, typename Store>
+__device__ void multiply_tile(int n_k, float* shared, A a, Convert convert, B b, Store store) {
+    constexpr int slab = static_cast<int>(contrastive_small_slab(tile)), quarter = slab / 4;
+    constexpr int pitch = tile + 4, edge = tile / 8;
+    constexpr int n_loads = tile * slab / small_threads;
     float* const shared_a = shared;
-    float* const shared_b = shared + small_slab * pitch;
+    float* const shared_b = shared + slab * pitch;
     int const thread = static_cast<int>(threadIdx.x), group = thread / 64;
     int const row = thread % 64 / 8 * edge, column = thread % 8 * edge;
     auto const k_of = [&](bool by_row, int i) {
         int const index = thread + i * small_threads;
-        return by_row ? index % small_slab : index / tile;
+        return by_row ? index % slab : index / tile;
     };
     auto const line_of = [&](bool by_row, int i) {
         int const index = thread + i * small_threads;
-        return by_row ? index / small_slab : index % tile;
+        return by_row ? index / slab : index % tile;
     };
     float next_a[n_loads], next_b[n_loads];
-    auto const load = [&](std::int64_t k0) {
+    auto const load = [&](int k0) {
 #pragma unroll
         for (int i = 0; i < n_loads; ++i) {
-            std::int64_t const ka = k0 + k_of(a_by_row, i), kb = k0 + k_of(b_by_row, i);
+            int const ka = k0 + k_of(a_by_row, i), kb = k0 + k_of(b_by_row, i);
             next_a[i] = ka < n_k ? a(line_of(a_by_row, i), ka) : 0.0f;
             next_b[i] = kb < n_k ? b(kb, line_of(b_by_row, i)) : 0.0f;
         }
     };
     float sums[edge][edge] = {};
     load(0);
-    for (std::int64_t k0 = 0; k0 < n_k; k0 += small_slab) {
+    for (int k0 = 0; k0 < n_k; k0 += slab) {
         ptx::sync_threads();  // the last slab, or the last tile's sums, have been read
 #pragma unroll
         for (int i = 0; i < n_loads; ++i) {
-            shared_a[k_of(a_by_row, i) * pitch + line_of(a_by_row, i)] = next_a[i];
+            int const k = k_of(a_by_row, i), line = line_of(a_by_row, i);
+            shared_a[k * pitch + line] = k0 + k < n_k ? convert(line, k0 + k, next_a[i]) : 0.0f;
             shared_b[k_of(b_by_row, i) * pitch + line_of(b_by_row, i)] = next_b[i];
         }
         ptx::sync_threads();
-        if (k0 + small_slab < n_k) {
-            load(k0 + small_slab);
+        if (k0 + slab < n_k) {
+            load(k0 + slab);
         }
-#pragma unroll 4
+#pragma unroll 2
         for (int k = group * quarter; k < (group + 1) * quarter; ++k) {
             auto const x = *reinterpret_cast<Consecutive<edge> const*>(shared_a + k * pitch + row);
             auto const y = *reinterpret_cast<Consecutive<edge> const*>(shared_b + k * pitch + column);
@@ -229,24 +223,27 @@ __device__ void multiply_tile(std::int64_t n_k, float* shared, A a, B b, Store s
 
 template <int tile>
 __device__ void multiply_cosines(ContrastiveSmall const& p, ContrastiveSmallArrays const& w, float* shared) {
-    std::int64_t const N = p.input.n_samples, D = p.input.n_dim, strips = (N + tile - 1) / tile;
-    std::int64_t const n_tiles = contrastive_n_problems(p.input) * strips * strips;
-    for (std::int64_t index = blockIdx.x; index < n_tiles; index += gridDim.x) {
-        int const problem = static_cast<int>(index / (strips * strips));
-        std::int64_t const r0 = index / strips % strips * tile, c0 = index % strips * tile;
-        bool const rows_count = r0 < p.end && r0 + tile > p.begin, columns_count = c0 < p.end && c0 + tile > p.begin;
-        if (!rows_count && !columns_count) {
+    int const N = static_cast<int>(p.input.n_samples), D = static_cast<int>(p.input.n_dim);
+    int const strips = (N + tile - 1) / tile, begin = static_cast<int>(p.begin), end = static_cast<int>(p.end);
+    int const n_tiles = static_cast<int>(contrastive_n_problems(p.input)) * strips * strips;
+    for (int index = static_cast<int>(blockIdx.x); index < n_tiles; index += static_cast<int>(gridDim.x)) {
+        int const problem = index / (strips * strips), r0 = index / strips % strips * tile, c0 = index % strips * tile;
+        if ((r0 >= end || r0 + tile <= begin) && (c0 >= end || c0 + tile <= begin)) {
             continue;
         }
         SmallProblem const of(p.input, w, problem);
-        auto const a = [&](int i, std::int64_t k) { return r0 + i < N ? of.rows[(r0 + i) * D + k] : 0.0f; };
-        auto const b = [&](std::int64_t k, int j) { return c0 + j < N ? of.columns[(c0 + j) * D + k] : 0.0f; };
-        multiply_tile<tile, true, true>(D, shared, a, b, [&](int i, int j, float value) {
-            std::int64_t const r = r0 + i, c = c0 + j;
+        float const* const rows = of.rows + std::int64_t{r0} * D;
+        float const* const columns = of.columns + std::int64_t{c0} * D;
+        auto const a = [&](int i, int k) { return r0 + i < N ? rows[i * D + k] : 0.0f; };
+        auto const b = [&](int k, int j) { return c0 + j < N ? columns[j * D + k] : 0.0f; };
+        auto const same = [](int, int, float value) { return value; };
+        multiply_tile<tile, true, true>(D, shared, a, same, b, [&](int i, int j, float value) {
+            int const r = r0 + i, c = c0 + j;
             if (r < N && c < N) {
                 float const cosine = of.valid(r) && of.valid(c) ? value : -INFINITY;
-                w.cosine[(2 * problem * N + r) * N + c] = cosine;
-                w.cosine[((2 * problem + 1) * N + c) * N + r] = cosine;
+                float* const matrix = w.cosine + std::int64_t{2 * problem} * N * N;
+                matrix[std::int64_t{r} * N + c] = cosine;
+                matrix[std::int64_t{N + c} * N + r] = cosine;
             }
         });
     }
@@ -310,6 +307,26 @@ struct RowLoss {
         missed = 1 / (1 + exp(-excess));
     }
 };
+
+__device__ inline double temperature_scale(ContrastiveSmall const& p) {
+    return exp(static_cast<double>(*static_cast<float const*>(p.input.log_temperature)));
+}
+
+// Number of terms that the loss is the mean of; n_valid is there.
+__device__ inline double number_of_terms(ContrastiveSmall const& p) {
+    std::int64_t n = 0;
+    for (std::int64_t problem = 0; problem < contrastive_n_problems(p.input); ++problem) {
+        n += p.n_valid[problem];
+    }
+    n *= p.input.both_directions ? 2 : 1;
+    return static_cast<double>(n > 0 ? n : 1);
+}
+
+// Of all gradients.
+__device__ inline double common_factor(ContrastiveSmall const& p) {
+    double const upstream = p.gradient_loss == nullptr ? 1.0 : static_cast<double>(*p.gradient_loss);
+    return temperature_scale(p) * upstream / number_of_terms(p);
+}
 
 __device__ inline void find_statistics(ContrastiveSmall const& p, ContrastiveSmallArrays const& w, double scale) {
     std::int64_t const N = p.input.n_samples, P = contrastive_n_problems(p.input);
@@ -384,42 +401,44 @@ __device__ inline void find_statistics(ContrastiveSmall const& p, ContrastiveSma
     }
 }
 
+// What the rows of softmax q are compared with.
+__device__ inline float const* softmax_columns(ContrastiveInput const& p, ContrastiveSmallArrays const& w, int q) {
+    SmallProblem const of(p, w, q / 2);
+    return q % 2 == 0 ? of.columns : of.rows;
+}
+
 // Gradients of the similarities' operands, less the common factor.
 template <int tile>
 __device__ void multiply_gradients(ContrastiveSmall const& p, ContrastiveSmallArrays const& w, double scale,
                                    float* shared) {
-    std::int64_t const N = p.input.n_samples, D = p.input.n_dim;
-    std::int64_t const strips = (N + tile - 1) / tile, depth = (D + tile - 1) / tile;
-    std::int64_t const n_tiles = 2 * contrastive_n_problems(p.input) * strips * depth;
+    int const N = static_cast<int>(p.input.n_samples), D = static_cast<int>(p.input.n_dim);
+    int const strips = (N + tile - 1) / tile, depth = (D + tile - 1) / tile;
+    int const begin = static_cast<int>(p.begin), end = static_cast<int>(p.end);
+    int const n_tiles = 2 * static_cast<int>(contrastive_n_problems(p.input)) * strips * depth;
     float const scale_log2 = static_cast<float>(scale * 1.4426950408889634);
-    for (std::int64_t index = blockIdx.x; index < n_tiles; index += gridDim.x) {
-        std::int64_t const q = index / (strips * depth), r0 = index / depth % strips * tile;
-        std::int64_t const d0 = index % depth * tile;
-        if (r0 >= p.end || r0 + tile <= p.begin) {
+    for (int index = static_cast<int>(blockIdx.x); index < n_tiles; index += static_cast<int>(gridDim.x)) {
+        int const q = index / (strips * depth), r0 = index / depth % strips * tile, d0 = index % depth * tile;
+        if (r0 >= end || r0 + tile <= begin) {
             continue;
         }
-        SmallProblem const of(p.input, w, static_cast<int>(q / 2));
-        float const* const other = q % 2 == 0 ? of.columns : of.rows;
-        float const* const cosine = w.cosine + q * N * N;
-        float const *const largest = w.largest + q * N, *const weight = w.weight + q * N;
-        float const *const largest_c = w.largest + (q ^ 1) * N, *const weight_c = w.weight + (q ^ 1) * N;
-        auto const a = [&](int i, std::int64_t c) {
-            std::int64_t const r = r0 + i;
-            if (r < p.begin || r >= p.end) {
-                return 0.0f;
+        float const* const other = softmax_columns(p.input, w, q) + d0;
+        float const* const cosine = w.cosine + (std::int64_t{q} * N + r0) * N;
+        // of the row at q, of the column at q ^ 1
+        int const of_row = q * N + r0, of_column = (q ^ 1) * N;
+        // Rows before begin may hold anything; what becomes of them is not read.
+        auto const a = [&](int i, int c) { return r0 + i < end ? cosine[i * N + c] : -INFINITY; };
+        auto const convert = [&](int i, int c, float x) {
+            if (c == r0 + i) {
+                return c < end ? -(w.missed[of_row + i] + w.missed[of_column + c]) : 0.0f;
             }
-            if (c == r) {
-                return -(w.missed[q * N + r] + w.missed[(q ^ 1) * N + r]);
-            }
-            float const x = cosine[r * N + c];
             return x == -INFINITY ? 0.0f
-                                  : ptx::ex2((x - largest[r]) * scale_log2) * weight[r] +
-                                        ptx::ex2((x - largest_c[c]) * scale_log2) * weight_c[c];
+                                  : ptx::ex2((x - w.largest[of_row + i]) * scale_log2) * w.weight[of_row + i] +
+                                        ptx::ex2((x - w.largest[of_column + c]) * scale_log2) * w.weight[of_column + c];
         };
-        auto const b = [&](std::int64_t c, int j) { return d0 + j < D ? other[c * D + d0 + j] : 0.0f; };
-        multiply_tile<tile, true, false>(N, shared, a, b, [&](int i, int j, float value) {
+        auto const b = [&](int c, int j) { return d0 + j < D ? other[c * D + j] : 0.0f; };
+        multiply_tile<tile, true, false>(N, shared, a, convert, b, [&](int i, int j, float value) {
             if (r0 + i < N && d0 + j < D) {
-                w.gradient[(q * N + r0 + i) * D + d0 + j] = value;
+                w.gradient[(std::int64_t{q} * N + r0 + i) * D + d0 + j] = value;
             }
         });
     }
@@ -485,8 +504,8 @@ __device__ inline void normalisation_backward(ContrastiveSmall const& p, Contras
 }
 
 // Losses and counts, or the temperature's gradient: sums over all rows in a fixed order, by one block.
-__device__ inline void add_up(ContrastiveSmall const& p, ContrastiveSmallArrays const& w, double factor,
-                              double n_terms, double* scratch) {
+__device__ inline void add_up(ContrastiveSmall const& p, ContrastiveSmallArrays const& w,
+                              double* scratch) {
     std::int64_t const N = p.input.n_samples;
     int const n_rows = static_cast<int>(2 * contrastive_n_problems(p.input)), lane = threadIdx.x % 32;
     ptx::sync_threads();
@@ -521,22 +540,26 @@ __device__ inline void add_up(ContrastiveSmall const& p, ContrastiveSmallArrays 
             slope += scratch[2 * q + 1];
         }
         if (!p.given_state) {
-            *p.loss = static_cast<float>(loss / n_terms);
+            *p.loss = static_cast<float>(loss / number_of_terms(p));
         }
         if (p.gradient_x != nullptr) {
-            *p.gradient_log_temperature = static_cast<float>(factor * slope);
+            *p.gradient_log_temperature = static_cast<float>(common_factor(p) * slope);
         }
     }
 }
 
+// N and D below 2^15 and N D below 2^30, so that what lies within one matrix is counted in 32 bits.
 template <int tile>
 __global__ void __launch_bounds__(small_threads, 2) contrastive_small_kernel(ContrastiveSmall const p) {
     SLEEPFM_DYNAMIC_SHARED(float, shared);
     SLEEPFM_SHARED(double, scratch, [2 * small_modalities * small_modalities]);
-    ContrastiveSmallArrays w;
+    SLEEPFM_SHARED(ContrastiveSmallArrays, arrays, [1]);  // in registers they would crowd out the sums
+    ContrastiveSmallArrays& w = arrays[0];
     bool const gradient = p.gradient_x != nullptr;
-    contrastive_small_arrays(p.input, gradient, w);
-    std::int64_t const P = contrastive_n_problems(p.input);
+    if (threadIdx.x == 0) {
+        contrastive_small_arrays(p.input, gradient, w);
+    }
+    ptx::sync_threads();
     auto const barrier = [&] {
         if (gridDim.x == 1) {
             ptx::sync_threads();
@@ -547,27 +570,18 @@ __global__ void __launch_bounds__(small_threads, 2) contrastive_small_kernel(Con
     for (std::int64_t r = blockIdx.x; r < p.input.n_samples; r += gridDim.x) {
         prepare_sample(p.input, w, r, scratch);
     }
-    double const scale = exp(static_cast<double>(*static_cast<float const*>(p.input.log_temperature)));
     barrier();
     multiply_cosines<tile>(p, w, shared);
     barrier();
-    find_statistics(p, w, scale);
+    find_statistics(p, w, temperature_scale(p));
     barrier();
-    std::int64_t n_valid = 0;
-    for (std::int64_t problem = 0; problem < P; ++problem) {
-        n_valid += p.n_valid[problem];
-    }
-    n_valid *= p.input.both_directions ? 2 : 1;
-    double const n_terms = static_cast<double>(n_valid > 0 ? n_valid : 1);
-    double const upstream = p.gradient_loss == nullptr ? 1.0 : static_cast<double>(*p.gradient_loss);
-    double const factor = scale * upstream / n_terms;
     if (gradient) {
-        multiply_gradients<tile>(p, w, scale, shared);
+        multiply_gradients<tile>(p, w, temperature_scale(p), shared);
         barrier();
-        normalisation_backward(p, w, factor);
+        normalisation_backward(p, w, common_factor(p));
     }
     if (blockIdx.x == gridDim.x - 1) {
-        add_up(p, w, factor, n_terms, scratch);
+        add_up(p, w, scratch);
     }
 }
 

@@ -72,7 +72,10 @@ SLEEPFM_HOST_DEVICE inline std::int64_t contrastive_small_arrays(ContrastiveInpu
 }
 
 constexpr std::int64_t contrastive_small_threads = 256;
-constexpr std::int64_t contrastive_small_slab = 64;  // of the summed dimension, in shared memory at a time
+// Of the summed dimension, in shared memory at a time: a thread loads four elements of either operand.
+SLEEPFM_HOST_DEVICE constexpr std::int64_t contrastive_small_slab(std::int64_t tile) {
+    return 4 * contrastive_small_threads / tile;
+}
 
 struct ContrastiveSmallLaunch {
     std::int64_t tile;          // 16 or 32: edge of a tile of similarities or of gradients
@@ -82,7 +85,7 @@ struct ContrastiveSmallLaunch {
 
 // Two operands of a slab (rows padded by 16 bytes), or the partial sums of the four groups of threads.
 constexpr std::int64_t contrastive_small_shared_bytes(std::int64_t tile) {
-    std::int64_t const operands = 2 * contrastive_small_slab * (tile + 4), sums = 4 * tile * tile;
+    std::int64_t const operands = 2 * contrastive_small_slab(tile) * (tile + 4), sums = 4 * tile * tile;
     return 4 * (operands > sums ? operands : sums);
 }
 
