@@ -478,7 +478,7 @@ __device__ inline void normalisation_backward(ContrastiveSmall const& p, Contras
         std::int64_t const r = task % N;
         if (w.shared[task] == 0 || r < p.begin || r >= p.end) {
             for (std::int64_t d = lane; d < D; d += 32) {
-                store_element(p.gradient_x, input.dtype, task * D + d, 0.0f);
+                store_element(p.gradient_x, p.gradient_dtype, task * D + d, 0.0f);
             }
             continue;
         }
@@ -498,7 +498,7 @@ __device__ inline void normalisation_backward(ContrastiveSmall const& p, Contras
         double const multiplier = factor * fabs(inverse);
         for (std::int64_t d = lane; d < D; d += 32) {
             float const gradient = unit_gradient(input, w, m, r, d, share) - unit[d] * projection;
-            store_element(p.gradient_x, input.dtype, task * D + d, static_cast<float>(gradient * multiplier));
+            store_element(p.gradient_x, p.gradient_dtype, task * D + d, static_cast<float>(gradient * multiplier));
         }
     }
 }

@@ -20,7 +20,8 @@ struct ContrastiveSmall {
     std::int64_t* n_valid;    // [P]
     double* state;            // [P, CONTRASTIVE_STATE_ROWS, N]; null: not kept
     float const* gradient_loss;       // []; null: 1
-    void* gradient_x;                 // [M, N, D] contiguous; null: no gradient
+    void* gradient_x;                 // [M, N, D] contiguous, of gradient_dtype; null: no gradient
+    DType gradient_dtype;
     float* gradient_log_temperature;  // []
     unsigned* barrier;                // 0 before its first use; launches that may overlap need one each
 };
@@ -109,7 +110,11 @@ inline ContrastiveSmallLaunch contrastive_small_launch(ContrastiveInput const& p
     return {tile, blocks, contrastive_small_shared_bytes(tile)};
 }
 
-std::int64_t contrastive_small_workspace_bytes(ContrastiveInput const& p, bool gradient);
+inline std::int64_t contrastive_small_workspace_bytes(ContrastiveInput p, bool gradient) {
+    p.workspace = nullptr;
+    ContrastiveSmallArrays arrays{};
+    return contrastive_small_arrays(p, gradient, arrays);
+}
 
 // stream is a cudaStream_t. Returns before the kernel has run.
 void contrastive_small_cuda(ContrastiveSmall const& p, int device, void* stream);

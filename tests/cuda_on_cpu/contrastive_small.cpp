@@ -16,8 +16,7 @@ sleepfm::ContrastiveInput sizes_of(std::int64_t M, std::int64_t N, std::int64_t 
 
 extern "C" std::int64_t workspace_bytes(std::int64_t M, std::int64_t N, std::int64_t D, std::int64_t pairwise,
                                         std::int64_t gradient) {
-    sleepfm::ContrastiveSmallArrays arrays{};
-    return sleepfm::contrastive_small_arrays(sizes_of(M, N, D, pairwise), gradient != 0, arrays);
+    return sleepfm::contrastive_small_workspace_bytes(sizes_of(M, N, D, pairwise), gradient != 0);
 }
 
 // blocks: 0 for as many as on a device that runs 264.
@@ -27,8 +26,8 @@ extern "C" int contrastive_small(cuda_on_cpu::Options* options, void const* x, s
                                  std::int64_t pairwise, std::int64_t both, void* workspace, std::int64_t begin,
                                  std::int64_t end, std::int64_t given_state, float* loss, float* losses,
                                  std::int64_t* correct, std::int32_t* ranks, std::int64_t* n_valid, double* state,
-                                 float const* gradient_loss, void* gradient_x, float* gradient_log_temperature,
-                                 unsigned* barrier, std::int64_t tile, std::int64_t blocks) {
+                                 float const* gradient_loss, void* gradient_x, std::int64_t gradient_dtype,
+                                 float* gradient_log_temperature, unsigned* barrier, std::int64_t tile, std::int64_t blocks) {
     sleepfm::ContrastiveSmall p{};
     p.input = sizes_of(M, N, D, pairwise);
     p.input.x = x;
@@ -52,6 +51,7 @@ extern "C" int contrastive_small(cuda_on_cpu::Options* options, void const* x, s
     p.state = state;
     p.gradient_loss = gradient_loss;
     p.gradient_x = gradient_x;
+    p.gradient_dtype = static_cast<sleepfm::DType>(gradient_dtype);
     p.gradient_log_temperature = gradient_log_temperature;
     p.barrier = barrier;
     sleepfm::ContrastiveSmallLaunch const geometry =
