@@ -50,6 +50,9 @@ class Device:
     capability: str = "8.0"
 
 
+DEVICE, RUN = Device(), Run()
+
+
 def _problem(
     memory: Memory,
     x: Tensor,
@@ -99,8 +102,8 @@ def forward(
     precision: str = "highest",
     samples: tuple[int, int] | None = None,
     *,
-    device: Device = Device(),
-    run: Run = Run(),
+    device: Device = DEVICE,
+    run: Run = RUN,
     counts: list[Counts] | None = None,
 ) -> Forward:
     """Forward of the op: loss, losses, correct, ranks, n_valid, state."""
@@ -132,8 +135,8 @@ def backward(
     precision: str = "highest",
     samples: tuple[int, int] | None = None,
     *,
-    device: Device = Device(),
-    run: Run = Run(),
+    device: Device = DEVICE,
+    run: Run = RUN,
     counts: list[Counts] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Backward of the op: gradients of x (outside ``samples`` not written) and of log_temperature."""

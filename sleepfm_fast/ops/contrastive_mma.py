@@ -48,7 +48,7 @@ def _arguments(
         x = x.contiguous()
     M, N, D = x.shape
     n_bytes = workspace_bytes(x, mode, precision, backward=backward, samples=(begin, end))
-    # Freed when the call returns, while the kernels still run: the allocator gives it to later work of this stream only.
+    # Freed when the call returns, while the kernels still run: the allocator gives it to this stream's later work only.
     workspace = torch.empty(n_bytes, dtype=torch.uint8, device=x.device)
     stream = torch.cuda.current_stream(x.device).cuda_stream
     arguments: Leading = (

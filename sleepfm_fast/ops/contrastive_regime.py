@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
+from sleepfm_fast.ops import contrastive_small
 from sleepfm_fast.ops.contrastive_results import n_problems
 
 __all__ = ["REGIMES", "Regime", "regime"]
@@ -13,13 +14,12 @@ __all__ = ["REGIMES", "Regime", "regime"]
 Regime = Literal["small", "mma", "gemm", "chunked"]
 REGIMES: tuple[Regime, ...] = get_args(Regime)
 
-# All of these follow from the arithmetic in docs/kernels.md ("Which path runs"). None has been measured on a device yet.
+# These follow from the arithmetic in docs/kernels.md ("Which path runs"); none has been measured on a device yet.
 
-# Multiply-adds of one product for all problems, P N^2 D, below which one launch without tensor cores takes less time
-# than the launches of the tensor-core path alone.
-SMALL_WORK = 1 << 26
-# The one-launch kernel keeps its similarities in memory.
-SMALL_SAMPLES = 1024
+# Up to this many multiply-adds of the three products, 3 P N^2 D, one launch without tensor cores takes no longer than
+# the launches of the tensor-core path alone; it keeps its similarities in memory, hence the bound on N.
+SMALL_WORK = contrastive_small.MOST_MULTIPLY_ADDS
+SMALL_SAMPLES = contrastive_small.LARGEST_N
 # The tensor-core path pads D to 64, 128, 256 or this.
 MMA_DIM = 512
 MMA_CAPABILITY = (8, 0)
@@ -70,7 +70,7 @@ def regime(
     """
     if not kernels or dtype == torch.float64 or n_samples == 0 or compute_capability < MMA_CAPABILITY:
         return "chunked"
-    work = n_problems(n_modalities, mode) * n_samples**2 * n_dim
+    work = 3 * n_problems(n_modalities, mode) * n_samples**2 * n_dim
     if work <= SMALL_WORK and n_samples <= SMALL_SAMPLES:
         return "small"
     if n_dim > MMA_DIM:
