@@ -39,15 +39,21 @@ class _Problem(ctypes.Structure):
     _fields_ = [
         ("input", _Input),
         *((name, ctypes.c_int64) for name in ("split", "begin", "end", "n_multiprocessors", "shared_bytes")),
+        *((name, ctypes.c_int64) for name in ("chunk_bytes", "planted")),
     ]
 
 
 @dataclass(frozen=True)
 class Device:
-    """What the kernels ask of a device; few multiprocessors make a small problem be cut as a large one is."""
+    """What the kernels ask of a device; few multiprocessors make a small problem be cut as a large one is.
+
+    ``planted``: the launch that a `Run`'s faults are planted in, and whose barriers and waits are counted.
+    """
 
     n_multiprocessors: int = 4
     capability: str = "8.0"
+    chunk_bytes: int = 256 << 20
+    planted: int = -1
 
 
 DEVICE, RUN = Device(), Run()
@@ -81,7 +87,14 @@ def _problem(
         given.mask_stride_modality, given.mask_stride_sample = mask.contiguous().stride()
     given.pairwise, given.both_directions = mode == "pairwise", directions == "both"
     problem = _Problem(
-        given, precision == "highest", begin, end, device.n_multiprocessors, SHARED_BYTES[device.capability]
+        given,
+        precision == "highest",
+        begin,
+        end,
+        device.n_multiprocessors,
+        SHARED_BYTES[device.capability],
+        device.chunk_bytes,
+        device.planted,
     )
     function = getattr(memory.library, bytes_function)
     function.restype = ctypes.c_int64

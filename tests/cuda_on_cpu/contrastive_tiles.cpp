@@ -7,9 +7,11 @@ namespace {
 
 using sleepfm::DType;
 
-// Runs one launch after the other until one goes wrong.
+// Runs one launch after the other until one goes wrong. Faults are planted in launch number `planted` only.
 struct EmulatedQueue {
     cuda_on_cpu::Options& options;
+    std::int64_t planted;
+    std::int64_t n_launches = 0;
     int status = 0;
 
     template <typename... Parameters, typename... Arguments>
@@ -22,16 +24,28 @@ struct EmulatedQueue {
         launch.grid = {grid.x, grid.y};
         launch.block = {static_cast<unsigned>(threads)};
         launch.shared_bytes = static_cast<std::size_t>(shared_bytes);
+        cuda_on_cpu::Options const given = options;
+        if (n_launches++ != planted) {
+            options.skipped_barrier = options.skipped_wait = -1;
+        } else {
+            options.barriers = options.waits = 0;
+        }
         status = cuda_on_cpu::launch(options, launch, [=] { kernel(arguments...); });
+        options.skipped_barrier = given.skipped_barrier;
+        options.skipped_wait = given.skipped_wait;
+        if (n_launches - 1 != planted && planted >= 0) {  // the counts are those of the launch in question
+            options.barriers = given.barriers;
+            options.waits = given.waits;
+        }
     }
 };
 
 }  // namespace
 
-// As tests/test_contrastive_cuda_kernels.py fills them.
+// As tests/emulated_contrastive.py fills it.
 struct Problem {
     sleepfm::ContrastiveInput input;
-    std::int64_t split, begin, end, n_multiprocessors, shared_bytes;
+    std::int64_t split, begin, end, n_multiprocessors, shared_bytes, chunk_bytes, planted;
 
     sleepfm::ContrastiveCudaOptions options() const { return {split != 0, begin, end, 0, nullptr}; }
     sleepfm::cuda::DeviceLimits limits() const { return {static_cast<int>(n_multiprocessors), shared_bytes}; }
@@ -49,7 +63,7 @@ extern "C" std::int64_t forward_bytes(Problem const* problem) {
 
 extern "C" int forward(cuda_on_cpu::Options* options, Problem const* problem, float* loss, float* losses,
                        std::int64_t* correct, std::int32_t* ranks, std::int64_t* n_valid, double* state) {
-    EmulatedQueue queue{*options};
+    EmulatedQueue queue{*options, problem->planted};
     sleepfm::cuda::launch_forward(queue, {problem->input, loss, losses, correct, ranks, n_valid, state},
                                   problem->options(), problem->limits());
     return queue.status;
@@ -58,15 +72,15 @@ extern "C" int forward(cuda_on_cpu::Options* options, Problem const* problem, fl
 extern "C" std::int64_t backward_bytes(Problem const* problem) {
     sleepfm::ContrastiveInput sizes = problem->input;
     sizes.workspace = nullptr;
-    return sleepfm::cuda::backward_workspace(sizes, problem->options()).bytes;
+    return sleepfm::cuda::backward_workspace(sizes, problem->options(), problem->chunk_bytes).bytes;
 }
 
 extern "C" int backward(cuda_on_cpu::Options* options, Problem const* problem, float const* gradient_loss,
                         std::int64_t const* n_valid, double const* state, void* gradient_x,
                         float* gradient_log_temperature) {
-    EmulatedQueue queue{*options};
+    EmulatedQueue queue{*options, problem->planted};
     sleepfm::cuda::launch_backward(
         queue, {problem->input, gradient_loss, n_valid, state, gradient_x, gradient_log_temperature},
-        problem->options(), problem->limits());
+        problem->options(), problem->limits(), problem->chunk_bytes);
     return queue.status;
 }
