@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -33,7 +34,7 @@ def check(
 
     The stated term is that of `contrastive_cases.check_against_truth`: a cosine uncertain by e makes a logit uncertain
     by s e, and what follows from it relatively so; 8 (1 + s) e is allowed. e is float32's epsilon for "highest", and
-    for "high" that of two factors of 11 bits, which is only reached if all their errors have the same sign: 2 (1 + s) e.
+    for "high" that of two factors of 11 bits, reached only if all their errors have one sign: 2 (1 + s) e.
     """
     tau = torch.tensor(math.log(scale))
     kwargs = {"mode": mode, "mask": mask, "directions": directions}
@@ -74,17 +75,29 @@ def test_at_the_edges_of_tiles(N, precision):
     check(embeddings(kind, 3, N, 64), 14.0, mode=mode, precision=precision)
 
 
-@pytest.mark.parametrize("capability", ["8.0", "8.6", "9.0"])
 @pytest.mark.parametrize("precision", ["highest", "high"])
-@pytest.mark.parametrize("D", [1, 64, 100, 128, 256, 300, 512])
+@pytest.mark.parametrize(
+    ("D", "capability"),
+    [(1, "8.0"), (65, "8.6"), (128, "9.0"), (200, "8.6"), (256, "8.0"), (300, "8.6"), (512, "8.0"), (512, "9.0")],
+)
 def test_every_dimension_on_every_device(D, precision, capability):
-    N = 70 if D > 128 else 140
+    N = 70 if D > 128 else 130
     check(embeddings("random", 2, N, D), 20.0, mode="pairwise", precision=precision, device=Device(3, capability))
 
 
-@pytest.mark.parametrize("precision", ["highest", "high"])
-@pytest.mark.parametrize("log_temperature", [-5.0, 0.0, math.log(31.9), math.log(32.1), math.log(100), 5.5])
-@pytest.mark.parametrize("kind", ["random", "aligned"])
+@pytest.mark.parametrize(
+    ("kind", "log_temperature", "precision"),
+    [
+        ("random", -5.0, "highest"),
+        ("aligned", 0.0, "high"),
+        ("aligned", math.log(31.9), "highest"),
+        ("random", math.log(31.9), "high"),
+        ("random", math.log(32.1), "highest"),
+        ("aligned", math.log(100), "highest"),
+        ("aligned", math.log(100), "high"),
+        ("random", 5.5, "highest"),
+    ],
+)
 def test_every_temperature(kind, log_temperature, precision):
     """From 32 on maxima run along; opposite rows have cosines of -1, the furthest from a fixed maximum."""
     x = embeddings(kind, 3, 66, 64)
@@ -92,10 +105,18 @@ def test_every_temperature(kind, log_temperature, precision):
     check(x, math.exp(log_temperature), precision=precision)
 
 
-@pytest.mark.parametrize("scale", [14.0, 100.0])
-@pytest.mark.parametrize("directions", ["both", "row"])
-@pytest.mark.parametrize("mode", ["leave_one_out", "pairwise"])
-@pytest.mark.parametrize("M", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("M", "mode", "directions", "scale"),
+    [
+        (2, "leave_one_out", "row", 14.0),
+        (3, "leave_one_out", "both", 100.0),
+        (3, "pairwise", "row", 100.0),
+        (4, "leave_one_out", "row", 100.0),
+        (4, "pairwise", "both", 14.0),
+        (8, "leave_one_out", "both", 14.0),
+        (8, "pairwise", "both", 14.0),
+    ],
+)
 def test_masks(M, mode, directions, scale):
     N = 66
     mask = random_mask(M, N)
@@ -173,8 +194,7 @@ def test_equal_rows_tie_exactly_and_the_first_wins(capability, precision):
 # ---- how the work is cut ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("capability", ["8.0", "8.6"])
-@pytest.mark.parametrize("n_multiprocessors", [1, 3, 7, 132])
+@pytest.mark.parametrize(("n_multiprocessors", "capability"), [(1, "8.0"), (3, "8.6"), (7, "8.6"), (132, "8.0")])
 def test_any_number_of_multiprocessors(n_multiprocessors, capability):
     """Rows and columns are cut into other groups; only the rounding of sums may notice."""
     x, tau, mask = embeddings("random", 3, 330, 64), torch.tensor(4.0), random_mask(3, 330)
@@ -187,14 +207,14 @@ def test_any_number_of_multiprocessors(n_multiprocessors, capability):
 
 @pytest.mark.parametrize("mode", ["leave_one_out", "pairwise"])
 @pytest.mark.parametrize("directions", ["both", "row"])
-@pytest.mark.parametrize("cuts", [(0, 150), (0, 0, 150), (0, 1, 37, 128, 150)])
+@pytest.mark.parametrize("cuts", [(0, 0, 150), (0, 1, 37, 128, 150)])
 def test_ranges_of_samples_add_up(cuts, directions, mode):
     N = 150
     mask = random_mask(3, N)
     x, tau = torch.where(mask[..., None], embeddings("random", 3, N, 64), torch.nan), torch.tensor(3.0)
     arguments = (mask, mode, directions, "highest")
     whole = forward(x, tau, *arguments)
-    shares = [forward(x, tau, *arguments, samples) for samples in zip(cuts, cuts[1:], strict=False)]
+    shares = [forward(x, tau, *arguments, samples) for samples in itertools.pairwise(cuts)]
     for k in (0, 1):  # loss, losses
         torch.testing.assert_close(sum(share[k] for share in shares), whole[k], rtol=1e-6, atol=1e-9)
     assert torch.equal(sum(share[2] for share in shares), whole[2])
@@ -208,7 +228,7 @@ def test_ranges_of_samples_add_up(cuts, directions, mode):
         assert not state[..., end:].any()
     gradient, slope = backward(UPSTREAM, x, tau, whole[4], whole[5], *arguments)
     slopes = 0.0
-    for samples in zip(cuts, cuts[1:], strict=False):
+    for samples in itertools.pairwise(cuts):
         if samples[0] < samples[1]:
             share, share_slope = backward(UPSTREAM, x, tau, whole[4], whole[5], *arguments, samples)
             rows = slice(*samples)
@@ -307,10 +327,3 @@ def test_no_bank_conflicts_and_no_needless_products(capability, precision):
         own = N // 16 * 2 * (D // 16) * parts
         assert counts[0].mma == product + own
         assert counts[1].mma == 4 * product
-
-
-def test_refusals_are_sentences():
-    """What the caller is to keep away from the kernels is refused in the launch."""
-    from sleepfm_fast.ops import contrastive_mma
-
-    assert contrastive_mma.LARGEST_DIM == 512
