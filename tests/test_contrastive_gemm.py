@@ -46,7 +46,9 @@ class Emulator:
         run = self.run if self.faulty in ("", step) else Run(self.run.schedule, self.run.seed)
         kernels = compile_kernels("contrastive_epilogue.cpp")
         assert kernels.library.contrastive_gemm_bytes() == 8 * len(FIELDS)
-        written = {value.data_ptr() for name, value in fields.items() if name in WRITTEN[step] and torch.is_tensor(value)}
+        written = {
+            value.data_ptr() for name, value in fields.items() if name in WRITTEN[step] and torch.is_tensor(value)
+        }
         addresses: dict[int, int] = {}
         with kernels.call(run) as (memory, call):
             values = []

@@ -196,7 +196,9 @@ class _Problems:
 
     def each(self, **fields: Tensor | int) -> Iterator[int]:
         """Go through the problems; the operands of each are there while it lasts."""
-        for p, (i, j) in enumerate(problems(self.n_modalities, "pairwise" if self.mode == "pairwise" else "leave_one_out")):
+        for p, (i, j) in enumerate(
+            problems(self.n_modalities, "pairwise" if self.mode == "pairwise" else "leave_one_out")
+        ):
             self.fields.update(problem=p, i=i, j=i if j is None else j)
             self.launch("operands", **fields)
             yield p
@@ -296,7 +298,11 @@ def backward(
         gradient_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         slope = torch.empty_like(log_temperature)
         in_place = x.dtype == torch.float32
-        unit = gradient_x.zero_() if in_place else torch.zeros_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
+        unit = (
+            gradient_x.zero_()
+            if in_place
+            else torch.zeros_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
+        )
         names = ("own_scaled", "row_largest", "row_weight", "column_largest", "column_weight")
         weights: dict[str, Tensor] = dict(zip(names, x.new_empty((len(names), N), dtype=torch.float32), strict=True))
         n_slopes = -(-edge // STRIP) * -(-edge // SEGMENT)
