@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -16,7 +16,6 @@ from contrastive_cases import (
     Result,
     check_result,
     embeddings,
-    evaluate,
     random_mask,
 )
 from emulated_cuda import ADVERSARIAL, Run, compile_kernels, unnoticed
@@ -40,7 +39,7 @@ def extent(x: Tensor) -> int:
 class Kernel:
     """The kernel on the host: ``run`` chooses the schedule, ``blocks`` 0 as many as a device would run."""
 
-    run: Run = Run()
+    run: Run = field(default_factory=Run)
     tile: int = 16
     blocks: int = 3
     counts: object = None
