@@ -15,6 +15,7 @@
 #include "cuda/contrastive_epilogue.h"
 #include "cuda/contrastive_small.h"
 #if defined(SLEEPFM_WITH_CUDA)
+#include "cuda/contrastive.h"
 #include "cuda/filter_resample.h"
 #endif
 #include "launch.h"
@@ -79,17 +80,16 @@ void filter_resample(std::uintptr_t raw, std::int64_t n_raw, int raw_bytes, std:
 #endif
 }
 
-py::dict filter_resample_launch(std::int64_t n_clips, std::int64_t n_channels, std::int64_t n_out, bool zscore,
+py::dict filter_resample_launch(std::int64_t n_clips, std::int64_t n_channels, std::int64_t n_out, bool statistics,
                                 std::int64_t shared_limit_bytes) {
     sleepfm::FilterResampleLaunch const launch =
-        sleepfm::filter_resample_launch(n_clips, n_channels, n_out, zscore, shared_limit_bytes);
+        sleepfm::filter_resample_launch(n_clips, n_channels, n_out, statistics, shared_limit_bytes);
     py::dict geometry;
     geometry["rows"] = launch.rows;
     geometry["slices"] = launch.slices;
     geometry["outputs_per_slice"] = launch.outputs_per_slice;
     geometry["threads"] = launch.threads;
     geometry["workspace_floats"] = launch.workspace_floats;
-    geometry["kept_floats"] = launch.kept_floats;
     geometry["shared_bytes"] = launch.shared_bytes;
     return geometry;
 }
@@ -146,14 +146,77 @@ void contrastive_backward(Address x, int dtype, ContrastiveShape shape, Strides 
                                    pointer<void>(gradient_log_temperature)});
 }
 
-void contrastive_exponential(Address x, Address y, std::int64_t n, bool is_double) {
-    sleepfm::contrastive_exponential(pointer<void const>(x), pointer<void>(y), n, is_double);
+[[maybe_unused, noreturn]] void refuse_cuda() {
+    throw std::invalid_argument(
+        "contrastive_loss: this build has no CUDA kernels. Install the CUDA toolkit (nvcc) and run `pip install .` "
+        "again, or move the tensors to the CPU.");
 }
 
-[[maybe_unused]] void refuse_cuda() {
-    SLEEPFM_CHECK(false,
-                  "contrastive_loss: this build has no CUDA kernels. Install the CUDA toolkit (nvcc) and run "
-                  "`pip install .` again, or move the tensors to the CPU.");
+// Split operands, samples, device, stream.
+using ContrastiveDevice = std::tuple<bool, std::int64_t, std::int64_t, int, Address>;
+
+#if defined(SLEEPFM_WITH_CUDA)
+sleepfm::ContrastiveCudaOptions contrastive_options(ContrastiveDevice const& where) {
+    auto const& [split, begin, end, device, stream] = where;
+    return {split, begin, end, device, pointer<void>(stream)};
+}
+#endif
+
+std::int64_t contrastive_cuda_workspace_bytes(ContrastiveShape shape, bool pairwise, bool backward,
+                                              [[maybe_unused]] ContrastiveDevice const& where) {
+    [[maybe_unused]] sleepfm::ContrastiveInput const sizes =
+        contrastive_input(0, 0, shape, {0, 0}, 0, 0, {0, 0}, pairwise, true, 0, 0);
+    static_cast<void>(backward);
+#if defined(SLEEPFM_WITH_CUDA)
+    return backward ? sleepfm::contrastive_backward_cuda_bytes(sizes, contrastive_options(where))
+                    : sleepfm::contrastive_forward_cuda_bytes(sizes, contrastive_options(where));
+#else
+    refuse_cuda();
+#endif
+}
+
+void contrastive_cuda_forward(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
+                              Address mask, Strides mask_strides, bool pairwise, bool both_directions,
+                              [[maybe_unused]] ContrastiveDevice const& where, Address workspace, Address loss,
+                              Address losses, Address correct, Address ranks, Address n_valid, Address state) {
+    [[maybe_unused]] sleepfm::ContrastiveForward const call{
+        contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides, pairwise, both_directions, 0,
+                          workspace),
+        pointer<void>(loss),
+        pointer<void>(losses),
+        pointer<std::int64_t>(correct),
+        pointer<std::int32_t>(ranks),
+        pointer<std::int64_t>(n_valid),
+        pointer<double>(state)};
+#if defined(SLEEPFM_WITH_CUDA)
+    sleepfm::contrastive_forward_cuda(call, contrastive_options(where));
+#else
+    refuse_cuda();
+#endif
+}
+
+void contrastive_cuda_backward(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
+                               Address mask, Strides mask_strides, bool pairwise, bool both_directions,
+                               [[maybe_unused]] ContrastiveDevice const& where, Address workspace,
+                               Address gradient_loss, Address n_valid, Address state, Address gradient_x,
+                               Address gradient_log_temperature) {
+    [[maybe_unused]] sleepfm::ContrastiveBackward const call{
+        contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides, pairwise, both_directions, 0,
+                          workspace),
+        pointer<void const>(gradient_loss),
+        pointer<std::int64_t const>(n_valid),
+        pointer<double const>(state),
+        pointer<void>(gradient_x),
+        pointer<void>(gradient_log_temperature)};
+#if defined(SLEEPFM_WITH_CUDA)
+    sleepfm::contrastive_backward_cuda(call, contrastive_options(where));
+#else
+    refuse_cuda();
+#endif
+}
+
+void contrastive_exponential(Address x, Address y, std::int64_t n, bool is_double) {
+    sleepfm::contrastive_exponential(pointer<void const>(x), pointer<void>(y), n, is_double);
 }
 
 std::int64_t contrastive_small_workspace_bytes(std::int64_t n_modalities, std::int64_t n_samples, std::int64_t n_dim,
@@ -170,9 +233,9 @@ std::int64_t contrastive_small_workspace_bytes(std::int64_t n_modalities, std::i
 void contrastive_small(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
                        Address mask, Strides mask_strides, bool pairwise, bool both_directions, Address workspace,
                        std::tuple<std::int64_t, std::int64_t> range, bool given_state,
-                       std::tuple<Address, Address, Address, Address, Address, Address> results,
-                       Address gradient_loss, Address gradient_x, int gradient_dtype, Address gradient_log_temperature,
-                       Address barrier, int device, Address stream) {
+                       std::tuple<Address, Address, Address, Address, Address, Address> results, Address gradient_loss,
+                       Address gradient_x, int gradient_dtype, Address gradient_log_temperature, Address barrier,
+                       int device, Address stream) {
     sleepfm::ContrastiveSmall p{};
     p.input = contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides, pairwise,
                                 both_directions, 1, workspace);
@@ -225,12 +288,15 @@ PYBIND11_MODULE(_C, module) {
                py::arg("n_out"), py::arg("normalise"), py::arg("n_threads"), py::arg("device"), py::arg("stream"),
                "Filter, resample and normalise windows; addresses and sizes as in csrc/params.h.");
     module.def("filter_resample_launch", &filter_resample_launch, py::arg("n_clips"), py::arg("n_channels"),
-               py::arg("n_out"), py::arg("zscore"), py::arg("shared_limit_bytes"),
+               py::arg("n_out"), py::arg("statistics"), py::arg("shared_limit_bytes"),
                "Launch geometry of the CUDA kernel; needs no GPU.");
     using NoGil = py::call_guard<py::gil_scoped_release>;
     module.def("contrastive_forward", &contrastive_forward, NoGil());
     module.def("contrastive_backward", &contrastive_backward, NoGil());
     module.def("contrastive_workspace_bytes", &sleepfm::contrastive_workspace_bytes);
+    module.def("contrastive_cuda_workspace_bytes", &contrastive_cuda_workspace_bytes);
+    module.def("contrastive_cuda_forward", &contrastive_cuda_forward, NoGil());
+    module.def("contrastive_cuda_backward", &contrastive_cuda_backward, NoGil());
     module.def("contrastive_small_workspace_bytes", &contrastive_small_workspace_bytes);
     module.def("contrastive_small", &contrastive_small, NoGil());
     module.def("contrastive_gemm", &contrastive_gemm, NoGil());

@@ -24,7 +24,7 @@ def filter_resample(
     stream: int,
 ) -> None: ...
 def filter_resample_launch(
-    n_clips: int, n_channels: int, n_out: int, zscore: bool, shared_limit_bytes: int
+    n_clips: int, n_channels: int, n_out: int, statistics: bool, shared_limit_bytes: int
 ) -> dict[str, int]: ...
 
 # ---- contrastive_loss ------------------------------------------------------------------------------------------------
@@ -78,6 +78,48 @@ def contrastive_workspace_bytes(
     n_threads: int,
     /,
 ) -> int: ...
+def contrastive_cuda_workspace_bytes(
+    shape: tuple[int, int, int], pairwise: bool, backward: bool, where: tuple[bool, int, int, int, int], /
+) -> int: ...
+def contrastive_cuda_forward(
+    x: int,
+    dtype: int,
+    shape: tuple[int, int, int],
+    x_strides: tuple[int, int],
+    log_temperature: int,
+    mask: int,
+    mask_strides: tuple[int, int],
+    pairwise: bool,
+    both_directions: bool,
+    where: tuple[bool, int, int, int, int],
+    workspace: int,
+    loss: int,
+    losses: int,
+    correct: int,
+    ranks: int,
+    n_valid: int,
+    state: int,
+    /,
+) -> None: ...
+def contrastive_cuda_backward(
+    x: int,
+    dtype: int,
+    shape: tuple[int, int, int],
+    x_strides: tuple[int, int],
+    log_temperature: int,
+    mask: int,
+    mask_strides: tuple[int, int],
+    pairwise: bool,
+    both_directions: bool,
+    where: tuple[bool, int, int, int, int],
+    workspace: int,
+    gradient_loss: int,
+    n_valid: int,
+    state: int,
+    gradient_x: int,
+    gradient_log_temperature: int,
+    /,
+) -> None: ...
 def contrastive_exponential(x: int, y: int, n: int, is_double: bool, /) -> None: ...
 def contrastive_small_workspace_bytes(
     n_modalities: int, n_samples: int, n_dim: int, pairwise: bool, gradient: bool, /

@@ -240,17 +240,6 @@ def test_every_barrier_between_blocks_counts():
     assert unnoticed(4, "grid_barrier", lambda run: everything(Kernel(run, blocks=3))) == []
 
 
-# ---- the choice of tiles and blocks ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("M", "N", "D", "taken"), [(3, 32, 512, True), (3, 256, 512, True), (3, 300, 512, False), (4, 128, 128, True)]
-)
-def test_which_shapes_it_is_for(M, N, D, taken):
-    assert contrastive_small.applies(torch.empty(M, N, D, device="meta"), "leave_one_out") is taken
-    assert not contrastive_small.applies(torch.empty(M, N, D, device="meta", dtype=torch.float64), "leave_one_out")
-
-
 # ---- on a device -----------------------------------------------------------------------------------------------------
 
 needs_cuda = pytest.mark.skipif(

@@ -225,7 +225,7 @@ def test_a_planted_wrong_fragment_layout_gives_a_wrong_product() -> None:
         (Fault.wrong_mask, "shuffle_xor has .* expected the same in all lanes"),
         (Fault.ended_lanes, "lanes 0-6, 8-31 wait at shuffle_xor; lanes 7 have ended"),
         (Fault.barrier_in_branch, "no thread can go on.*wait at barrier 0"),
-        (Fault.streaming_from_output, "load_16_streaming reads buffer 'y', which this kernel may write"),
+        (Fault.streaming_from_output, "the read-only path reads buffer 'y', which this kernel may write"),
         (Fault.unaligned, "load_16: the address in global memory is not a multiple of 16"),
         (Fault.overrun_shared, "out of bounds: .*shared memory of 400 bytes"),
     ],

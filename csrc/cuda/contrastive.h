@@ -22,13 +22,13 @@ struct ContrastiveCudaOptions {
     void* stream;  // cudaStream_t
 };
 
-// Cuts one buffer into pieces aligned to 256 bytes; from a null base it only counts.
+// Cuts one buffer into pieces aligned to 256 bytes, null for none; from a null base it only counts.
 class DeviceArena {
   public:
     explicit DeviceArena(void* base) : base_(static_cast<char*>(base)) {}
     template <typename T>
     T* take(std::int64_t n) {
-        char* const piece = base_ == nullptr ? nullptr : base_ + used_;
+        char* const piece = base_ == nullptr || n == 0 ? nullptr : base_ + used_;
         used_ += (n * static_cast<std::int64_t>(sizeof(T)) + 255) / 256 * 256;
         return reinterpret_cast<T*>(piece);
     }
@@ -91,8 +91,9 @@ inline ContrastiveOperands contrastive_operands(DeviceArena& arena, std::int64_t
 // Fills the operands from x. Rows that are absent are not read. stream is a cudaStream_t of the current device.
 void contrastive_prepare_cuda(ContrastiveInput const& input, ContrastiveOperands const& operands, void* stream);
 
-std::int64_t contrastive_cuda_workspace_bytes(std::int64_t n_modalities, std::int64_t n_samples, std::int64_t n_dim,
-                                              bool pairwise, bool backward, ContrastiveCudaOptions const& options);
+// Bytes of workspace for these sizes; sizes.workspace is null, addresses are not looked at.
+std::int64_t contrastive_forward_cuda_bytes(ContrastiveInput const& sizes, ContrastiveCudaOptions const& options);
+std::int64_t contrastive_backward_cuda_bytes(ContrastiveInput const& sizes, ContrastiveCudaOptions const& options);
 
 // gradient_x outside [begin, end) is not written.
 void contrastive_forward_cuda(ContrastiveForward const& call, ContrastiveCudaOptions const& options);

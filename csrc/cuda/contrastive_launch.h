@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "check.h"
+#include "cuda/contrastive.h"
 #include "params.h"
 
 namespace sleepfm::cuda {
@@ -14,12 +15,28 @@ struct Grid {
     unsigned x, y;
 };
 
+struct DeviceLimits {
+    int n_multiprocessors;
+    std::int64_t shared_bytes;  // the most a block may have
+};
+
+// 99 KB (compute capability 8.6, 8.9), 163 KB (8.0) and 227 KB (9.0) are what there is.
+constexpr std::int64_t shared_bytes_of_80 = 160 * 1024, shared_bytes_of_90 = 224 * 1024;
+
+inline void check_contrastive(ContrastiveInput const& in, ContrastiveCudaOptions const& options) {
+    SLEEPFM_CHECK(in.n_dim >= 1 && in.n_dim <= contrastive_largest_dim, "contrastive_loss: x has ", in.n_dim,
+                  " dimensions; the tensor-core kernels take 1 to ", contrastive_largest_dim, ".");
+    SLEEPFM_CHECK(in.n_samples >= 1 && in.n_samples <= (std::int64_t{1} << 30), "contrastive_loss: x has ",
+                  in.n_samples, " samples; the tensor-core kernels take 1 to 2^30.");
+    SLEEPFM_CHECK(options.begin >= 0 && options.begin <= options.end && options.end <= in.n_samples,
+                  "contrastive_loss: samples ", options.begin, " to ", options.end, " of ", in.n_samples,
+                  " were asked for; expected 0 <= begin <= end <= N.");
+}
+
 template <DType type, typename Launch>
 void for_modalities(std::int64_t n_modalities, Launch launch) {
     std::integral_constant<DType, type> const element;
-    if (n_modalities <= 2) {
-        launch(element, std::integral_constant<int, 2>{});
-    } else if (n_modalities == 3) {
+    if (n_modalities <= 3) {
         launch(element, std::integral_constant<int, 3>{});
     } else if (n_modalities == 4) {
         launch(element, std::integral_constant<int, 4>{});

@@ -26,6 +26,13 @@ struct CudaQueue {
     }
 };
 
+inline DeviceLimits device_limits(int device) {
+    int n_multiprocessors = 0, shared_bytes = 0;
+    SLEEPFM_CUDA_CHECK(cudaDeviceGetAttribute(&n_multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    SLEEPFM_CUDA_CHECK(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    return {n_multiprocessors, shared_bytes};
+}
+
 // Makes `device` current and gives the old one back.
 class DeviceGuard {
   public:

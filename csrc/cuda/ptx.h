@@ -200,8 +200,8 @@ struct alignas(16) Words4 {
     std::uint32_t word[4];
 };
 
-// 16 bytes of global memory, aligned to 16. streaming: memory that no thread writes while the kernel runs (the
-// read-only path) and that is read once (not kept in L1).
+// 16 bytes of global memory, aligned to 16. read_only and streaming: memory that no thread writes while the kernel
+// runs; streaming: read once, not kept in L1.
 __device__ __forceinline__ Words4 load_16(void const* global) {
 #if defined(SLEEPFM_ON_HOST)
     return cuda_on_cpu::load_16<Words4>(global, false);
@@ -215,14 +215,26 @@ __device__ __forceinline__ Words4 load_16(void const* global) {
 #endif
 }
 
+__device__ __forceinline__ Words4 load_16_read_only(void const* global) {
+#if defined(SLEEPFM_ON_HOST)
+    return cuda_on_cpu::load_16<Words4>(global, true);
+#else
+    Words4 v;
+    asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+        : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+        : "l"(global));
+    return v;
+#endif
+}
+
 __device__ __forceinline__ Words4 load_16_streaming(void const* global) {
 #if defined(SLEEPFM_ON_HOST)
     return cuda_on_cpu::load_16<Words4>(global, true);
 #else
     Words4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-                 : "l"(global));
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+        : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+        : "l"(global));
     return v;
 #endif
 }
@@ -367,6 +379,15 @@ __device__ __forceinline__ unsigned atomic_add_u32(unsigned* global, unsigned va
     return cuda_on_cpu::atomic_add(global, value);
 #else
     return atomicAdd(global, value);
+#endif
+}
+
+// The same in shared memory; sums of integers do not depend on the order.
+__device__ __forceinline__ void add_shared_u32(unsigned* shared, unsigned value) {
+#if defined(SLEEPFM_ON_HOST)
+    *shared += value;
+#else
+    atomicAdd(shared, value);
 #endif
 }
 

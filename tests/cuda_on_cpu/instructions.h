@@ -288,8 +288,8 @@ Words load_16(void const* global, bool streaming) {
         Buffer const* const buffer = buffer_of(global);
         if (buffer != nullptr && buffer->writable) {
             fault(
-                "load_16_streaming reads buffer '%s', which this kernel may write: the read-only path may give old "
-                "bytes; use load_16",
+                "the read-only path reads buffer '%s', which this kernel may write: it may give old "
+                "bytes, use load_16",
                 buffer->name.c_str());
         }
     }
