@@ -30,7 +30,6 @@ from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics
 
 WRITTEN = {
     "operands": {"a", "b", "own", "valid", "rows", "columns"},
-    "diagonal": {"own_product"},
     "statistics": {"row_partials", "column_partials"},
     "merge": {"rows", "columns"},
     "finish": {"state", "ranks", "partial_losses", "partial_correct", "partial_valid"},

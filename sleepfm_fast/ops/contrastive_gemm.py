@@ -31,7 +31,7 @@ REST_SCALE = 2.0**-11
 
 # Steps and members of csrc/cuda/contrastive_epilogue.h, in their order.
 STEPS = (
-    *("operands", "diagonal", "statistics", "merge", "finish", "total"),
+    *("operands", "statistics", "merge", "finish", "total"),
     *("weights", "gradient", "accumulate", "finish_gradient"),
 )
 FIELDS = (
@@ -247,10 +247,11 @@ def forward(
         results = loss, losses, correct, ranks, n_valid, state = allocate_forward(x, mode)
         P, blocks = len(n_valid), math.ceil(N / FINISH_THREADS)
         rows, columns = x.new_empty((2, 3, N), dtype=torch.float32)
+        own_product = x.new_empty(N, dtype=torch.float32)
         buffers = {
             "rows": rows,
             "columns": columns,
-            "own_product": x.new_empty(N, dtype=torch.float32),
+            "own_product": own_product,
             "row_partials": x.new_empty(3 * math.ceil(edge / STRIP) * edge, dtype=torch.float32),
             "column_partials": x.new_empty(3 * math.ceil(edge / SEGMENT) * edge, dtype=torch.float32),
             "partial_losses": x.new_empty((P, 2, blocks), dtype=torch.float64),
@@ -264,7 +265,8 @@ def forward(
                 for place in call.products(swapped):
                     here = {**buffers, **both, **place}
                     if place["row"] == place["column"]:
-                        call.launch("diagonal", **here)
+                        n = place["n_rows"]
+                        own_product[place["row"] : place["row"] + n].copy_(call.tile[:n, :n].diagonal())
                     call.launch("statistics", **here)
                     call.launch("merge", **here)
             call.launch("finish", **buffers, state=state, ranks=ranks)
