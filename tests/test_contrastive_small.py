@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import math
 import os
 from dataclasses import dataclass, field
@@ -16,16 +17,20 @@ from contrastive_cases import (
     Result,
     check_result,
     embeddings,
+    evaluate,
     random_mask,
 )
 from emulated_cuda import ADVERSARIAL, Run, compile_kernels, unnoticed
 from torch import Tensor
 
-from sleepfm_fast import reference
+from sleepfm_fast import ops, reference
 from sleepfm_fast.ops import contrastive_chunked, contrastive_small
 from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics
 from sleepfm_fast.ops.contrastive_results import allocate_forward
 from sleepfm_fast.ops.registry import DTYPE_CODES
+
+# the module, whose name in the package is the function
+contrastive_loss = importlib.import_module("sleepfm_fast.ops.contrastive_loss")
 
 NOTHING = ctypes.c_void_p(0)
 
@@ -194,6 +199,28 @@ def test_backward_from_the_state_gives_the_same_gradients(mode, directions):
     scaled = contrastive_small.backward_kept(torch.tensor(2.0), x, tau, mask, *forward[4:], kept, mode, directions)
     assert torch.equal(scaled[0], 2 * gradient)
     assert torch.equal(scaled[1], 2 * slope)
+
+
+def test_the_op_keeps_the_gradients_of_the_forward_pass(monkeypatch):
+    """Through autograd, with the kernel on the host where the device would run it."""
+
+    def forward_keeping(x, tau, mask, mode, directions):
+        results, gradient, slope = Kernel()(x.detach(), tau.detach(), mask, mode, directions)
+        return *results, torch.cat([gradient.flatten(), slope[None]]).view(torch.uint8)
+
+    monkeypatch.setattr(contrastive_loss, "_keeps_gradients", lambda *_: True)
+    monkeypatch.setattr(contrastive_small, "forward_keeping", forward_keeping)
+    x = embeddings("random", 3, 12, 20)
+
+    def doubled(x: Tensor, tau: Tensor):
+        loss, statistics = ops.contrastive_loss(x, tau)
+        return 2 * loss, statistics
+
+    ours = evaluate(doubled, x, torch.tensor(WARM))
+    monkeypatch.undo()
+    truth = evaluate(doubled, x.double(), torch.tensor(WARM).double())
+    for a, b in zip(ours[:3], truth[:3], strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("mode", MODES)
