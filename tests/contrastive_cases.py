@@ -49,7 +49,12 @@ def evaluate(function: Callable[..., tuple[Tensor, ContrastiveStatistics]], x: T
 
 def check_against_truth(x: Tensor, log_temperature: float, **kwargs) -> None:
     """Check ops.contrastive_loss as :func:`check_result` does."""
-    check_result(lambda *arguments, **options: evaluate(ops.contrastive_loss, *arguments, **options), x, log_temperature, **kwargs)
+    check_result(
+        lambda *arguments, **options: evaluate(ops.contrastive_loss, *arguments, **options),
+        x,
+        log_temperature,
+        **kwargs,
+    )
 
 
 def check_result(result: Callable[..., Result], x: Tensor, log_temperature: float, **kwargs) -> None:

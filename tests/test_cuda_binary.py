@@ -43,7 +43,14 @@ class Gate:
     architectures: tuple[str, ...] = ()
 
 
-GATES = (Gate("filter_resample_kernel", registers=128, shared_bytes=4096, instructions={"FFMA": 16}),)
+GATES = (
+    Gate("filter_resample_kernel", registers=128, shared_bytes=4096, instructions={"FFMA": 16}),
+    Gate("contrastive_small_kernel", registers=128, shared_bytes=2304, instructions={"FFMA": 64, "MUFU.EX2": 4}),
+    Gate("gemm_statistics_kernel", registers=80, shared_bytes=13312, instructions={"MUFU.EX2": 36, "LDG.E.NA.128": 4}),
+    Gate("gemm_gradient_kernel", registers=80, shared_bytes=3072, instructions={"LDG.E.NA.128": 4, "STG.E.64": 8}),
+    Gate("gemm_(operands|accumulate|finish_gradient)_kernel", registers=128, shared_bytes=3072),
+    Gate("gemm_(merge|finish|total|weights)_kernel", registers=64, shared_bytes=17408),
+)
 # Local memory: spilled registers, or an array whose index the compiler does not know.
 FORBIDDEN = ("LDL", "STL")
 

@@ -108,13 +108,6 @@ __global__ void __launch_bounds__(epilogue_threads) gemm_operands_kernel(Contras
 
 // ---- one tile -------------------------------------------------------------------------------------------------------
 
-__global__ void __launch_bounds__(epilogue_threads) gemm_diagonal_kernel(ContrastiveGemm const g) {
-    Index const r = static_cast<Index>(blockIdx.x) * epilogue_threads + threadIdx.x, c = g.row + r - g.column;
-    if (r < g.n_rows && c >= 0 && c < g.n_columns) {
-        g.own_product[g.row + r] = g.tile[r * g.stride + c];
-    }
-}
-
 // Four rows of four columns of a lane; -inf where a pair does not count: the diagonal, what is not valid, what is
 // beyond the tile.
 struct Patch {
@@ -477,25 +470,26 @@ __global__ void __launch_bounds__(1024) gemm_weights_kernel(ContrastiveGemm cons
     }
 }
 
-struct alignas(8) Halves4 {
-    std::uint32_t word[2];
-};
+// One store of 8 bytes.
+__device__ __forceinline__ void store_halves(std::uint16_t* to, std::uint32_t low, std::uint32_t high) {
+    *reinterpret_cast<std::uint64_t*>(to) = static_cast<std::uint64_t>(high) << 32 | low;
+}
 
 // Four gradients in float16 and, where rest is not null, 2^11 times what the rounding leaves.
 __device__ __forceinline__ void store_gradients(std::uint16_t* high, std::uint16_t* rest, Index at,
                                                 float const (&value)[columns_of_lane]) {
-    Halves4 const rounded{{ptx::pack_f16(value[0], value[1]), ptx::pack_f16(value[2], value[3])}};
-    *reinterpret_cast<Halves4*>(high + at) = rounded;
+    std::uint32_t const rounded[2] = {ptx::pack_f16(value[0], value[1]), ptx::pack_f16(value[2], value[3])};
+    store_halves(high + at, rounded[0], rounded[1]);
     if (rest == nullptr) {
         return;
     }
     float left[columns_of_lane];
 #pragma unroll
     for (int j = 0; j < columns_of_lane; ++j) {
-        std::uint16_t const bits = static_cast<std::uint16_t>(rounded.word[j / 2] >> (16 * (j % 2)));
+        std::uint16_t const bits = static_cast<std::uint16_t>(rounded[j / 2] >> (16 * (j % 2)));
         left[j] = (value[j] - ptx::from_f16(bits)) * gemm_rest_scale;
     }
-    *reinterpret_cast<Halves4*>(rest + at) = {{ptx::pack_f16(left[0], left[1]), ptx::pack_f16(left[2], left[3])}};
+    store_halves(rest + at, ptx::pack_f16(left[0], left[1]), ptx::pack_f16(left[2], left[3]));
 }
 
 __global__ void __launch_bounds__(epilogue_threads, 3) gemm_gradient_kernel(ContrastiveGemm const g) {
@@ -684,9 +678,6 @@ void launch_gemm_step(Queue& queue, GemmStep step, ContrastiveGemm const& g) {
                       Grid{blocks_for(g.n_samples, epilogue_warps), 1}, epilogue_threads, 0, g);
             });
             return;
-        case GemmStep::diagonal:
-            queue(&gemm_diagonal_kernel, Grid{blocks_for(g.n_rows, epilogue_threads), 1}, epilogue_threads, 0, g);
-            return;
         case GemmStep::statistics: queue(&gemm_statistics_kernel, of_tile, epilogue_threads, 0, g); return;
         case GemmStep::merge:
             queue(&gemm_merge_kernel, Grid{blocks_for(g.n_rows + g.n_columns, epilogue_threads), 1}, epilogue_threads,
@@ -714,7 +705,7 @@ void launch_gemm_step(Queue& queue, GemmStep step, ContrastiveGemm const& g) {
             });
             return;
     }
-    SLEEPFM_CHECK(false, "contrastive_gemm: step ", static_cast<std::int64_t>(step), " is none of 0 to 9.");
+    SLEEPFM_CHECK(false, "contrastive_gemm: step ", static_cast<std::int64_t>(step), " is none of 0 to 8.");
 }
 
 }  // namespace sleepfm::cuda

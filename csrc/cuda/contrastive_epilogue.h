@@ -10,7 +10,6 @@ namespace sleepfm {
 
 enum class GemmStep : std::int64_t {
     operands,         // x -> a, b, own, valid of one problem; rows and columns emptied
-    diagonal,         // a tile that holds the diagonal -> own_product
     statistics,       // tile -> partial sums of its rows and columns
     merge,            // partial sums -> rows and columns
     finish,           // rows, columns -> state, ranks, partial losses of one problem

@@ -6,7 +6,8 @@ need, and in backward another turns it into the gradient of the similarities, wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from torch import Tensor
 from sleepfm_fast import _C
 from sleepfm_fast.ops.contrastive_results import allocate_forward
 from sleepfm_fast.ops.registry import DTYPE_CODES
-from sleepfm_fast.reference.contrastive_loss import problems
+from sleepfm_fast.reference.contrastive_loss import Mode, problems
 
 __all__ = ["FIELDS", "STEPS", "Launcher", "backward", "forward", "tile_edge"]
 
@@ -30,7 +31,7 @@ REST_SCALE = 2.0**-11
 
 # Steps and members of csrc/cuda/contrastive_epilogue.h, in their order.
 STEPS = (
-    *("operands", "diagonal", "statistics", "merge", "finish", "total"),
+    *("operands", "statistics", "merge", "finish", "total"),
     *("weights", "gradient", "accumulate", "finish_gradient"),
 )
 FIELDS = (
@@ -71,17 +72,15 @@ def _mixed_products(device: torch.device) -> tuple[bool, bool]:
     if device.type != "cuda":
         return False, False
     half, out = torch.ones(8, 8, dtype=torch.float16, device=device), torch.zeros(8, 8, device=device)
-    found = []
-    for product in (
-        lambda: torch.mm(half, half, out_dtype=torch.float32, out=out),
-        lambda: torch.addmm(out, half, half, out_dtype=torch.float32, out=out),
-    ):
+
+    def works(multiply: Callable[..., Tensor], *matrices: Tensor) -> bool:
         try:
-            product()
-            found.append(True)
-        except (RuntimeError, TypeError, NotImplementedError):
-            found.append(False)
-    return found[0], found[1]
+            multiply(*matrices, out_dtype=torch.float32, out=out)
+        except (RuntimeError, TypeError):
+            return False
+        return True
+
+    return works(torch.mm, half, half), works(torch.addmm, out, half, half)
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -122,8 +121,8 @@ class Tile:
 
 def tile_edge(n_samples: int) -> int:
     """Edge of the tiles: as few of them as TILE_EDGE allows, of about equal size, a multiple of 8."""
-    n_tiles = max(1, -(-n_samples // TILE_EDGE))
-    return -(-(-(-n_samples // n_tiles)) // 8) * 8
+    n_tiles = max(1, math.ceil(n_samples / TILE_EDGE))
+    return 8 * math.ceil(n_samples / n_tiles / 8)
 
 
 def tiles(n_samples: int, begin: int, end: int, edge: int) -> list[Tile]:
@@ -157,7 +156,7 @@ class _Problems:
         self.launcher, self.mode, self.n_samples, self.begin, self.end = launcher, mode, N, begin, end
         self.n_modalities = M
         self.split = precision == "highest"
-        self.width = -(-D // 8) * 8  # what rows of float16 need for aligned access
+        self.width = 8 * math.ceil(D / 8)  # what rows of float16 need for aligned access
         self.edge = tile_edge(N)
         depth = self.width * (3 if self.split else 1)
         self.a = x.new_empty((N, depth), dtype=torch.float16)
@@ -196,9 +195,8 @@ class _Problems:
 
     def each(self, **fields: Tensor | int) -> Iterator[int]:
         """Go through the problems; the operands of each are there while it lasts."""
-        for p, (i, j) in enumerate(
-            problems(self.n_modalities, "pairwise" if self.mode == "pairwise" else "leave_one_out")
-        ):
+        mode: Mode = "pairwise" if self.mode == "pairwise" else "leave_one_out"
+        for p, (i, j) in enumerate(problems(self.n_modalities, mode)):
             self.fields.update(problem=p, i=i, j=i if j is None else j)
             self.launch("operands", **fields)
             yield p
@@ -247,14 +245,15 @@ def forward(
         call = _Problems(launcher, x, log_temperature, mask, mode, directions, precision, begin, end)
         N, edge = call.n_samples, call.edge
         results = loss, losses, correct, ranks, n_valid, state = allocate_forward(x, mode)
-        P, blocks = len(n_valid), -(-N // FINISH_THREADS)
+        P, blocks = len(n_valid), math.ceil(N / FINISH_THREADS)
         rows, columns = x.new_empty((2, 3, N), dtype=torch.float32)
+        own_product = x.new_empty(N, dtype=torch.float32)
         buffers = {
             "rows": rows,
             "columns": columns,
-            "own_product": x.new_empty(N, dtype=torch.float32),
-            "row_partials": x.new_empty(3 * -(-edge // STRIP) * edge, dtype=torch.float32),
-            "column_partials": x.new_empty(3 * -(-edge // SEGMENT) * edge, dtype=torch.float32),
+            "own_product": own_product,
+            "row_partials": x.new_empty(3 * math.ceil(edge / STRIP) * edge, dtype=torch.float32),
+            "column_partials": x.new_empty(3 * math.ceil(edge / SEGMENT) * edge, dtype=torch.float32),
             "partial_losses": x.new_empty((P, 2, blocks), dtype=torch.float64),
             "partial_correct": x.new_empty((P, 2, blocks), dtype=torch.int64),
             "partial_valid": x.new_empty((P, blocks), dtype=torch.int64),
@@ -266,7 +265,8 @@ def forward(
                 for place in call.products(swapped):
                     here = {**buffers, **both, **place}
                     if place["row"] == place["column"]:
-                        call.launch("diagonal", **here)
+                        n = place["n_rows"]
+                        own_product[place["row"] : place["row"] + n].copy_(call.tile[:n, :n].diagonal())
                     call.launch("statistics", **here)
                     call.launch("merge", **here)
             call.launch("finish", **buffers, state=state, ranks=ranks)
@@ -305,7 +305,7 @@ def backward(
         )
         names = ("own_scaled", "row_largest", "row_weight", "column_largest", "column_weight")
         weights: dict[str, Tensor] = dict(zip(names, x.new_empty((len(names), N), dtype=torch.float32), strict=True))
-        n_slopes = -(-edge // STRIP) * -(-edge // SEGMENT)
+        n_slopes = math.ceil(edge / STRIP) * math.ceil(edge / SEGMENT)
         high = x.new_empty((edge, edge), dtype=torch.float16)
         low = torch.empty_like(high) if call.split else None
         sums = {"gradient_a": x.new_empty((N, width), dtype=torch.float32)}

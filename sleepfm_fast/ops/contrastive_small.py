@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops.contrastive_results import allocate_forward, n_problems
+from sleepfm_fast.ops.contrastive_results import allocate_forward
 from sleepfm_fast.ops.registry import DTYPE_CODES
 
-__all__ = ["applies", "backward", "backward_kept", "forward", "forward_keeping"]
+__all__ = ["LARGEST_N", "MOST_MULTIPLY_ADDS", "backward", "backward_kept", "forward", "forward_keeping"]
 
 # Multiply-adds of the three products that float32 units do in about 35 microseconds on an H200 (132 multiprocessors,
 # 128 a clock, 40 % of the peak, 1.7 GHz), which is what the launches of the other paths take: N = 295 for three
@@ -22,13 +22,6 @@ LARGEST_N = 1024  # cosines are kept, 2 P N^2 of them
 # State of the barrier between blocks, one for each stream: launches of one stream do not overlap, and each leaves the
 # state as the next one needs it.
 _barriers: dict[tuple[int, int], Tensor] = {}
-
-
-def applies(x: Tensor, mode: str) -> bool:
-    """Whether this path is the one for x's shape and type: ``[M, N, D]``, not float64, and little work."""
-    M, N, D = x.shape
-    work = 3 * n_problems(M, mode) * N * N * D
-    return x.dtype != torch.float64 and 1 <= N <= LARGEST_N and work <= MOST_MULTIPLY_ADDS
 
 
 def _barrier(device: torch.device, stream: int) -> Tensor:
