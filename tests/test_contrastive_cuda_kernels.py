@@ -256,9 +256,10 @@ def test_state_of_another_path_is_read(scale):
     theirs = contrastive_chunked.forward(x, tau, *arguments, 0, 66)
     expected = backward(UPSTREAM, x, tau, ours[4], ours[5], *arguments)
     got = backward(UPSTREAM, x, tau, theirs[4], theirs[5], *arguments)
-    torch.testing.assert_close(got[0], expected[0], rtol=1e-4, atol=1e-8)
+    allowed = 1e-5 * float(expected[0].abs().max())
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-4, atol=allowed)
     chunked = contrastive_chunked.backward(UPSTREAM, x, tau, mask, ours[4], ours[5], *arguments[1:], 0, 66)
-    torch.testing.assert_close(chunked[0], expected[0], rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(chunked[0], expected[0], rtol=1e-4, atol=allowed)
 
 
 # ---- order, barriers, memory -----------------------------------------------------------------------------------------
@@ -305,10 +306,8 @@ def test_every_barrier_and_wait_counts(direction, kind):
     counts: list[Counts] = []
     run_once(Run(), counts)
     n = counts[0].barriers if kind == "barrier" else counts[0].waits
-    assert n > 4
-    missed = unnoticed(n, kind, run_once)
-    # The last wait is for no copies at all.
-    assert missed == ([] if kind == "barrier" else [n - 1])
+    assert n > 3
+    assert unnoticed(n, kind, run_once) == []
 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])

@@ -450,7 +450,7 @@ __global__ void __launch_bounds__(Policy::THREADS, 1) contrastive_backward_kerne
             }
         }
     }
-    ptx::sync_threads();  // all slopes are there
+    // Every slope was written before the last barrier.
     for (int i = static_cast<int>(threadIdx.x); i < Policy::ROWS && first_row + i < tiles.end; i += Policy::THREADS) {
         double sum = 0.0;
         for (int w = 0; w < Policy::LOGIT_WARPS_N; ++w) {
