@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 PATHS = ("small", "mma", "gemm", "chunked")
-# Relative to the largest element: of a gradient whose similarities are uncertain by eps resp. by two factors of 11 bits.
+# Relative to the largest element: similarities are uncertain by float32's epsilon, or by two factors of 11 bits.
 TOLERANCE = {"highest": 2e-5, "high": 4e-3}
 
 

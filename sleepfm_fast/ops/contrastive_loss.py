@@ -61,8 +61,9 @@ def contrastive_loss(
     directions : {"both", "row"}
         ``"both"`` is the published code's symmetric loss, ``"row"`` the paper's equation. Statistics cover both.
     precision : {"highest", "high"}
-        Of the products on CUDA, named as in :func:`torch.set_float32_matmul_precision`; the CPU computes in x's
-        precision either way.
+        Of the products on CUDA, named as in :func:`torch.set_float32_matmul_precision`: ``"high"`` multiplies float16
+        factors once (a gradient's relative error is 1e-5 to 6e-4), ``"highest"`` splits them (below float32's in
+        PyTorch). The CPU computes in x's precision either way.
 
     Returns
     -------
@@ -80,9 +81,8 @@ def contrastive_loss(
 
     Notes
     -----
-    On the CPU the same arguments give the same bits, for every number of threads. On CUDA the interim path of
-    :mod:`sleepfm_fast.ops.contrastive_chunked` runs: torch operations over chunks of rows,
-    linear memory, no kernel yet.
+    The same arguments give the same bits: on the CPU for every number of threads, on CUDA on devices of one kind. Which
+    CUDA kernels run is chosen by :func:`sleepfm_fast.ops.contrastive_regime.regime`; all take memory that grows with N.
     """
     validate(x, log_temperature, mode, mask, directions, precision)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
