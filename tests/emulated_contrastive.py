@@ -17,37 +17,33 @@ SOURCE = "contrastive_tiles.cpp"
 SHARED_BYTES = {"8.0": 163 * 1024, "8.6": 99 * 1024, "9.0": 227 * 1024}
 
 
-class _Input(ctypes.Structure):
-    """ContrastiveInput of csrc/params.h."""
+class _Problem(ctypes.Structure):
+    """``Problem`` of tests/cuda_on_cpu/contrastive_tiles.cpp."""
 
     _fields_ = [
         ("x", ctypes.c_void_p),
-        ("dtype", ctypes.c_int),
-        *((name, ctypes.c_int64) for name in ("stride_modality", "stride_sample", "M", "N", "D")),
+        *((name, ctypes.c_int64) for name in ("dtype", "stride_modality", "stride_sample", "M", "N", "D")),
         ("log_temperature", ctypes.c_void_p),
         ("mask", ctypes.c_void_p),
-        ("mask_stride_modality", ctypes.c_int64),
-        ("mask_stride_sample", ctypes.c_int64),
-        ("pairwise", ctypes.c_bool),
-        ("both_directions", ctypes.c_bool),
-        ("n_threads", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("mask_stride_modality", "mask_stride_sample")),
+        *((name, ctypes.c_int64) for name in ("pairwise", "both_directions")),
         ("workspace", ctypes.c_void_p),
-    ]
-
-
-class _Problem(ctypes.Structure):
-    _fields_ = [
-        ("input", _Input),
         *((name, ctypes.c_int64) for name in ("split", "begin", "end", "n_multiprocessors", "shared_bytes")),
+        *((name, ctypes.c_int64) for name in ("chunk_bytes", "planted")),
     ]
 
 
 @dataclass(frozen=True)
 class Device:
-    """What the kernels ask of a device; few multiprocessors make a small problem be cut as a large one is."""
+    """What the kernels ask of a device; few multiprocessors make a small problem be cut as a large one is.
+
+    ``planted``: the launch that a `Run`'s faults are planted in, and whose barriers and waits are counted.
+    """
 
     n_multiprocessors: int = 4
     capability: str = "8.0"
+    chunk_bytes: int = 256 << 20
+    planted: int = -1
 
 
 DEVICE, RUN = Device(), Run()
@@ -70,7 +66,7 @@ def _problem(
     stored = torch.empty(x.untyped_storage().nbytes() // x.element_size(), dtype=x.dtype)
     stored.set_(x.untyped_storage())  # type: ignore[no-untyped-call]
     base = memory.read("x", stored).value or 0
-    given = _Input()
+    given = _Problem()
     given.x = base + x.storage_offset() * x.element_size()
     given.dtype = DTYPE_CODES[x.dtype]
     given.stride_modality, given.stride_sample = x.stride(0), x.stride(1)
@@ -80,14 +76,14 @@ def _problem(
         given.mask = memory.read("mask", mask).value
         given.mask_stride_modality, given.mask_stride_sample = mask.contiguous().stride()
     given.pairwise, given.both_directions = mode == "pairwise", directions == "both"
-    problem = _Problem(
-        given, precision == "highest", begin, end, device.n_multiprocessors, SHARED_BYTES[device.capability]
-    )
+    given.split, given.begin, given.end = precision == "highest", begin, end
+    given.n_multiprocessors, given.shared_bytes = device.n_multiprocessors, SHARED_BYTES[device.capability]
+    given.chunk_bytes, given.planted = device.chunk_bytes, device.planted
     function = getattr(memory.library, bytes_function)
     function.restype = ctypes.c_int64
-    workspace = torch.empty(function(ctypes.byref(problem)), dtype=torch.uint8)
-    problem.input.workspace = memory.write("workspace", workspace, alignment=256).value
-    return problem
+    workspace = torch.empty(function(ctypes.byref(given)), dtype=torch.uint8)
+    given.workspace = memory.write("workspace", workspace, alignment=256).value
+    return given
 
 
 Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]

@@ -58,7 +58,8 @@ struct BackwardWorkspace {
     std::int64_t bytes;
 };
 
-inline BackwardWorkspace backward_workspace(ContrastiveInput const& in, ContrastiveCudaOptions const& options) {
+inline BackwardWorkspace backward_workspace(ContrastiveInput const& in, ContrastiveCudaOptions const& options,
+                                            std::int64_t chunk_bytes = backward_chunk_bytes) {
     DeviceArena arena(in.workspace);
     BackwardWorkspace w{};
     w.operands = contrastive_operands(arena, in.n_modalities, in.n_samples, in.n_dim, in.pairwise, options.split);
@@ -69,7 +70,7 @@ inline BackwardWorkspace backward_workspace(ContrastiveInput const& in, Contrast
     w.weights.shift = arena.take<int>(P);
     w.slope = arena.take<double>(2 * P * n_padded);
     std::int64_t const n_rows = options.end - options.begin, row_bytes = 2 * P * w.operands.d_padded * 4;
-    std::int64_t const most = std::max<std::int64_t>(backward_chunk_bytes / row_bytes, contrastive_row_padding);
+    std::int64_t const most = std::max<std::int64_t>(chunk_bytes / row_bytes, contrastive_row_padding);
     std::int64_t const n_chunks = std::max<std::int64_t>((n_rows + most - 1) / most, 1);
     std::int64_t const even = (n_rows + n_chunks - 1) / n_chunks;
     w.chunk = std::max<std::int64_t>(
@@ -81,10 +82,10 @@ inline BackwardWorkspace backward_workspace(ContrastiveInput const& in, Contrast
 
 template <typename Queue>
 void launch_backward(Queue& queue, ContrastiveBackward const& call, ContrastiveCudaOptions const& options,
-                     DeviceLimits limits) {
+                     DeviceLimits limits, std::int64_t chunk_bytes = backward_chunk_bytes) {
     ContrastiveInput const& in = call.input;
     check_contrastive(in, options);
-    BackwardWorkspace const w = backward_workspace(in, options);
+    BackwardWorkspace const w = backward_workspace(in, options, chunk_bytes);
     unsigned const P = static_cast<unsigned>(w.operands.n_problems);
     launch_prepare(queue, in, w.operands);
     queue(&contrastive_shift_kernel, Grid{P, 1}, weight_threads, 0, w.operands, call.state, in.both_directions,
