@@ -14,6 +14,7 @@
 #include "cpu/filter_resample.h"
 #include "cuda/contrastive_epilogue.h"
 #include "cuda/contrastive_small.h"
+#include "cpu/mbconv.h"
 #if defined(SLEEPFM_WITH_CUDA)
 #include "cuda/contrastive.h"
 #include "cuda/filter_resample.h"
@@ -277,6 +278,69 @@ void contrastive_gemm(std::int64_t step, std::vector<std::int64_t> const& member
 #endif
 }
 
+// ---- mbconv ---------------------------------------------------------------------------------------------------------
+
+using MBConvDims = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, int>;
+using MBConvAddresses =
+    std::tuple<Address, Address, Address, Address, Address, Address, Address, Address, Address, Address>;
+
+sleepfm::MBConvShape mbconv_shape(MBConvDims dims, int n_threads, Address workspace) {
+    sleepfm::MBConvShape shape{};
+    std::tie(shape.n_clips, shape.n_in, shape.width, shape.n_out, shape.n_samples, shape.stride) = dims;
+    shape.n_threads = n_threads;
+    shape.workspace = pointer<void>(workspace);
+    return shape;
+}
+
+sleepfm::MBConvWeights mbconv_weights(MBConvAddresses const& addresses) {
+    return std::apply([](auto... address) { return sleepfm::MBConvWeights{pointer<float const>(address)...}; },
+                      addresses);
+}
+
+std::int64_t mbconv_workspace_bytes(MBConvDims dims, int n_threads, bool backward) {
+    return sleepfm::mbconv_workspace_bytes(mbconv_shape(dims, n_threads, 0), backward);
+}
+
+void mbconv_forward(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights, double eps,
+                    Address x, Address c1, Address c2, Address statistics, Address y) {
+    sleepfm::mbconv_forward({mbconv_shape(dims, n_threads, workspace), mbconv_weights(weights), eps,
+                             pointer<float const>(x), pointer<float>(c1), pointer<float>(c2),
+                             pointer<double>(statistics), pointer<float>(y)});
+}
+
+void mbconv_evaluate(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights, double eps,
+                     Address mean0, Address variance0, Address mean1, Address variance1, Address x, Address y) {
+    sleepfm::mbconv_evaluate({mbconv_shape(dims, n_threads, workspace), mbconv_weights(weights), eps,
+                              pointer<float const>(mean0), pointer<float const>(variance0), pointer<float const>(mean1),
+                              pointer<float const>(variance1), pointer<float const>(x), pointer<float>(y)});
+}
+
+void mbconv_backward(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights, double eps,
+                     Address x, Address c1, Address c2, Address statistics, Address dy, Address g0, Address g1,
+                     Address dx, std::tuple<Address, Address, Address, Address, Address, Address, Address, Address> d) {
+    sleepfm::MBConvBackward call{};
+    call.shape = mbconv_shape(dims, n_threads, workspace);
+    call.weights = mbconv_weights(weights);
+    call.eps = eps;
+    call.x = pointer<float const>(x);
+    call.c1 = pointer<float const>(c1);
+    call.c2 = pointer<float const>(c2);
+    call.statistics = pointer<double const>(statistics);
+    call.dy = pointer<float const>(dy);
+    call.g0 = pointer<float>(g0);
+    call.g1 = pointer<float>(g1);
+    call.dx = pointer<float>(dx);
+    call.dw1 = pointer<float>(std::get<0>(d));
+    call.dgamma0 = pointer<float>(std::get<1>(d));
+    call.dbeta0 = pointer<float>(std::get<2>(d));
+    call.dwd = pointer<float>(std::get<3>(d));
+    call.dgamma1 = pointer<float>(std::get<4>(d));
+    call.dbeta1 = pointer<float>(std::get<5>(d));
+    call.dw3 = pointer<float>(std::get<6>(d));
+    call.db3 = pointer<float>(std::get<7>(d));
+    sleepfm::mbconv_backward(call);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -301,4 +365,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("contrastive_small", &contrastive_small, NoGil());
     module.def("contrastive_gemm", &contrastive_gemm, NoGil());
     module.def("contrastive_exponential", &contrastive_exponential, NoGil());
+    module.def("mbconv_forward", &mbconv_forward, NoGil());
+    module.def("mbconv_evaluate", &mbconv_evaluate, NoGil());
+    module.def("mbconv_backward", &mbconv_backward, NoGil());
+    module.def("mbconv_workspace_bytes", &mbconv_workspace_bytes);
 }

@@ -114,4 +114,59 @@ struct ContrastiveBackward {
     void* gradient_log_temperature;  // [] T
 };
 
+// ---- mbconv ---------------------------------------------------------------------------------------------------------
+
+// B clips, T samples in, S = (T - 1) / stride + 1 samples out; all tensors contiguous float32.
+struct MBConvShape {
+    std::int64_t n_clips, n_in, width, n_out, n_samples;
+    int stride;  // 1 or 2
+    int n_threads;
+    void* workspace;  // mbconv_workspace_bytes(...), aligned to 64 bytes
+};
+
+struct MBConvWeights {
+    float const* w1;              // [width, n_in]
+    float const* b1;              // [width]
+    float const *gamma0, *beta0;  // [width]
+    float const* wd;              // [width, 3]
+    float const* bd;              // [width]
+    float const *gamma1, *beta1;  // [width]
+    float const* w3;              // [n_out, width]
+    float const* b3;              // [n_out]
+};
+
+struct MBConvForward {  // training: statistics of the batch
+    MBConvShape shape;
+    MBConvWeights weights;
+    double eps;
+    float const* x;      // [B, n_in, T]
+    float* c1;           // [B, width, T] what the first batch norm sees
+    float* c2;           // [B, width, S] what the second sees
+    double* statistics;  // [4, width] mean and population variance of c1, then of c2
+    float* y;            // [B, n_out, S]
+};
+
+struct MBConvEvaluate {  // running statistics
+    MBConvShape shape;
+    MBConvWeights weights;
+    double eps;
+    float const *mean0, *variance0, *mean1, *variance1;  // [width]
+    float const* x;                                      // [B, n_in, T]
+    float* y;                                            // [B, n_out, S]
+};
+
+struct MBConvBackward {
+    MBConvShape shape;
+    MBConvWeights weights;
+    double eps;
+    float const *x, *c1, *c2;
+    double const* statistics;
+    float const* dy;  // [B, n_out, S]
+    float* g0;        // [B, width, T] scratch
+    float* g1;        // [B, width, S] scratch
+    float* dx;        // [B, n_in, T]
+    // Gradients in the shape of the weights. Those of b1 and bd are zero: a batch norm takes constants away.
+    float *dw1, *dgamma0, *dbeta0, *dwd, *dgamma1, *dbeta1, *dw3, *db3;
+};
+
 }  // namespace sleepfm

@@ -148,3 +148,51 @@ def contrastive_small(
     /,
 ) -> None: ...
 def contrastive_gemm(step: int, members: list[int], device: int, stream: int, /) -> None: ...
+
+# ---- mbconv ----------------------------------------------------------------------------------------------------------
+# dims: clips, channels in, width, channels out, samples, stride. weights: the ten of MBConvWeights in csrc/params.h.
+def mbconv_workspace_bytes(dims: tuple[int, int, int, int, int, int], n_threads: int, backward: bool, /) -> int: ...
+def mbconv_forward(
+    dims: tuple[int, int, int, int, int, int],
+    n_threads: int,
+    workspace: int,
+    weights: tuple[int, ...],
+    eps: float,
+    x: int,
+    c1: int,
+    c2: int,
+    statistics: int,
+    y: int,
+    /,
+) -> None: ...
+def mbconv_evaluate(
+    dims: tuple[int, int, int, int, int, int],
+    n_threads: int,
+    workspace: int,
+    weights: tuple[int, ...],
+    eps: float,
+    mean0: int,
+    variance0: int,
+    mean1: int,
+    variance1: int,
+    x: int,
+    y: int,
+    /,
+) -> None: ...
+def mbconv_backward(
+    dims: tuple[int, int, int, int, int, int],
+    n_threads: int,
+    workspace: int,
+    weights: tuple[int, ...],
+    eps: float,
+    x: int,
+    c1: int,
+    c2: int,
+    statistics: int,
+    dy: int,
+    g0: int,
+    g1: int,
+    dx: int,
+    gradients: tuple[int, ...],
+    /,
+) -> None: ...
