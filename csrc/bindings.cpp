@@ -12,9 +12,9 @@
 #include "cpu/contrastive.h"
 #include "cpu/cpu_features.h"
 #include "cpu/filter_resample.h"
+#include "cpu/mbconv.h"
 #include "cuda/contrastive_epilogue.h"
 #include "cuda/contrastive_small.h"
-#include "cpu/mbconv.h"
 #if defined(SLEEPFM_WITH_CUDA)
 #include "cuda/contrastive.h"
 #include "cuda/filter_resample.h"
