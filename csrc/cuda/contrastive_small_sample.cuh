@@ -96,7 +96,6 @@ __device__ inline void prepare_sample(ContrastiveInput const& p, ContrastiveSmal
     }
     ptx::sync_threads();
     int const m = static_cast<int>(threadIdx.x);
-    double inverse = 0;  // 0 where the modality does not take part
     if (m < M) {
         double squares = 0;
         for (int k = 0; k < small_warps; ++k) {
@@ -104,15 +103,11 @@ __device__ inline void prepare_sample(ContrastiveInput const& p, ContrastiveSmal
         }
         bool const shared = n_present > 1 && is_present(p, m, r);
         double const norm = sqrt(squares);
-        inverse = 1 / (norm < norm_floor ? norm_floor : norm);
+        double const inverse = 1 / (norm < norm_floor ? norm_floor : norm);
         // Below the floor the normalisation is a division by a constant; backward is told by the sign.
         w.inverse_norm[m * N + r] = norm < norm_floor ? -inverse : inverse;
         w.shared[m * N + r] = shared ? 1 : 0;
-        inverse = shared ? inverse : 0;
-    }
-    ptx::sync_threads();
-    if (m < M) {
-        scratch[m] = inverse;
+        scratch[m] = shared ? inverse : 0;  // in place of the sum of squares that only this thread has read
     }
     ptx::sync_threads();
     auto const unit = [&](int k, std::int64_t d) {
