@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sleepfm_fast import reference
 from sleepfm_fast.ops import contrastive_chunked, contrastive_gemm
-from sleepfm_fast.ops.contrastive_gemm import FIELDS, STEPS
+from sleepfm_fast.ops.contrastive_gemm import FIELDS, STEPS, Bound, Fields
 from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics
 
 WRITTEN = {
@@ -47,11 +47,18 @@ class Emulator:
 
     run: Run = field(default_factory=Run)
     faulty: str = ""  # the step that `run`'s planted fault is for; all by default
-    steps: list[str] = field(default_factory=list)
     barriers: dict[str, int] = field(default_factory=dict)
 
-    def __call__(self, step: str, fields: dict[str, Tensor | int]) -> None:
-        self.steps.append(step)
+    def bind(self, fields: Fields) -> Bound:
+        fields = dict(fields)
+
+        def launch(step: str, changed: Fields) -> None:
+            fields.update(changed)
+            self.launch(step, fields)
+
+        return launch
+
+    def launch(self, step: str, fields: Fields) -> None:
         run = self.run if self.faulty in ("", step) else Run(self.run.schedule, self.run.seed)
         kernels = compile_kernels("contrastive_epilogue.cpp")
         assert kernels.library.contrastive_gemm_bytes() == 8 * len(FIELDS)
@@ -195,6 +202,23 @@ def test_ranges_are_their_share_of_the_whole(begin, end, mode, monkeypatch):
     torch.testing.assert_close(slope.double(), wanted[1], rtol=1e-4, atol=1e-7)
     assert not gradient[:, :begin].any()
     assert not gradient[:, end:].any()
+
+
+def test_backward_takes_exponentials_relative_to_anything():
+    """The state says what they are relative to; other paths take a cosine of 1 where this one takes the largest."""
+    x, tau = embeddings("random", 2, 40, 16), torch.tensor(math.log(60))
+    emulator, options = Emulator(), ("pairwise", "both", "highest", 0, 40)
+    *_, n_valid, state = contrastive_gemm.forward(x, tau, None, *options, launcher=emulator)
+    moved = state.clone()
+    for largest in (1, 4):
+        moved[:, largest] = 1
+        moved[:, largest + 1] *= (60 * (1 - state[:, largest])).exp()
+    upstream = torch.tensor(1.0)
+    expected = contrastive_gemm.backward(upstream, x, tau, None, n_valid, state, *options, launcher=emulator)
+    got = contrastive_gemm.backward(upstream, x, tau, None, n_valid, moved, *options, launcher=emulator)
+    for a, b in zip(got, expected, strict=True):
+        # a cosine less 1 is rounded to 6e-8, times 60
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()))
 
 
 # ---- determinism and synchronisation ---------------------------------------------------------------------------------

@@ -267,6 +267,17 @@ def test_every_barrier_between_blocks_counts():
     assert unnoticed(4, "grid_barrier", lambda run: everything(Kernel(run, blocks=3))) == []
 
 
+def test_a_missing_barrier_of_the_block_is_noticed():
+    """Of those around the preparation of two samples only the first two, which follow on each other, can be one."""
+    x, tau = embeddings("random", 2, 2, 40), torch.tensor(2.0)
+
+    def result(run: Run) -> list[bytes]:
+        results, gradient, slope = Kernel(run, blocks=1)(x, tau, mode="pairwise")
+        return [bytes(tensor.numpy().tobytes()) for tensor in (*results, gradient, slope)]
+
+    assert set(unnoticed(8, "barrier", result)) <= {0, 1}
+
+
 # ---- on a device -----------------------------------------------------------------------------------------------------
 
 needs_cuda = pytest.mark.skipif(

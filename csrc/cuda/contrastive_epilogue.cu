@@ -1,4 +1,4 @@
-#include "cuda/contrastive_epilogue.cuh"
+#include "cuda/contrastive_gemm_launch.cuh"
 
 #include "cuda/cuda_queue.cuh"
 

@@ -1,5 +1,6 @@
 // What surrounds the matrix products of the contrastive loss where a library computes them: operands, statistics of a
-// tile of similarities, its gradient, and what is left at the end. sleepfm_fast/ops/contrastive_gemm.py calls the steps.
+// tile of similarities, its gradient, and what is left at the end. sleepfm_fast/ops/contrastive_gemm.py calls the
+// steps.
 #pragma once
 
 #include <cstdint>

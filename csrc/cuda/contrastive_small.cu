@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 #include "check.h"
 #include "cuda/contrastive_small.cuh"
 #include "cuda/cuda_queue.cuh"
@@ -14,11 +16,11 @@ namespace {
 template <int tile>
 int resident_blocks(int device, int n_multiprocessors) {
     constexpr int n_devices = 64;
-    static int known[n_devices] = {};
-    if (device < n_devices && known[device] > 0) {
-        return known[device];
+    static std::atomic<int> known[n_devices];
+    int blocks = device < n_devices ? known[device].load() : 0;
+    if (blocks > 0) {
+        return blocks;
     }
-    int blocks = 0;
     SLEEPFM_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
         &blocks, &cuda::contrastive_small_kernel<tile>, static_cast<int>(contrastive_small_threads),
         static_cast<std::size_t>(contrastive_small_shared_bytes(tile))));
@@ -37,9 +39,9 @@ void launch_kernel(ContrastiveSmall const& p, int device, int n_multiprocessors,
     SLEEPFM_CHECK(launch.blocks >= 1, "contrastive_loss: device ", device, " runs no block of this kernel.");
     void* arguments[] = {const_cast<ContrastiveSmall*>(&p)};
     dim3 const grid(static_cast<unsigned>(launch.blocks)), block(static_cast<unsigned>(contrastive_small_threads));
-    SLEEPFM_CUDA_CHECK(cudaLaunchCooperativeKernel(
-        reinterpret_cast<void const*>(&cuda::contrastive_small_kernel<tile>), grid, block, arguments,
-        static_cast<std::size_t>(launch.shared_bytes), stream));
+    SLEEPFM_CUDA_CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<void const*>(&cuda::contrastive_small_kernel<tile>),
+                                                   grid, block, arguments,
+                                                   static_cast<std::size_t>(launch.shared_bytes), stream));
 }
 
 }  // namespace

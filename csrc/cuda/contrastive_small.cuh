@@ -6,220 +6,11 @@
 // Sums have a fixed order: the same bits for every number of blocks.
 #pragma once
 
-#include <math.h>
+#include <cmath>
 
-#include "cuda/contrastive_sample.cuh"
-#include "cuda/contrastive_small.h"
-#include "cuda/ptx.h"
-#include "half_precision.h"
+#include "cuda/contrastive_small_sample.cuh"
 
 namespace sleepfm::cuda {
-
-constexpr int small_threads = static_cast<int>(contrastive_small_threads), small_warps = small_threads / 32;
-constexpr int small_modalities = 8;
-
-__device__ inline float load_element(void const* x, DType dtype, std::int64_t i) {
-    switch (dtype) {
-        case DType::bf16: return load_element<DType::bf16>(x, i);
-        case DType::f16: return load_element<DType::f16>(x, i);
-        default: return load_element<DType::f32>(x, i);
-    }
-}
-
-__device__ inline void store_element(void* x, DType dtype, std::int64_t i, float value) {
-    if (dtype == DType::f32) {
-        static_cast<float*>(x)[i] = value;
-    } else {
-        static_cast<std::uint16_t*>(x)[i] = dtype == DType::bf16 ? to_bf16(value) : to_f16(value);
-    }
-}
-
-template <typename T>
-__device__ T sum_over_warp(T value) {
-    for (int mask = 16; mask > 0; mask /= 2) {
-        value += ptx::shuffle_xor(value, mask);
-    }
-    return value;
-}
-
-__device__ inline bool is_present(ContrastiveInput const& p, std::int64_t m, std::int64_t r) {
-    return p.mask == nullptr || p.mask[m * p.mask_stride_modality + r * p.mask_stride_sample] != 0;
-}
-
-// Problem number -> modality of the rows, of the columns (leave-one-out: the same).
-__device__ inline void problem_modalities(ContrastiveInput const& p, int problem, int& i, int& j) {
-    i = problem;
-    j = problem;
-    if (p.pairwise) {
-        int const M = static_cast<int>(p.n_modalities);
-        i = 0;
-        while (problem >= M - 1 - i) {
-            problem -= M - 1 - i;
-            ++i;
-        }
-        j = i + 1 + problem;
-    }
-}
-
-struct SmallProblem {
-    float const *rows, *columns;                      // [N, D]
-    std::uint8_t const *rows_shared, *columns_shared;  // [N]
-
-    __device__ SmallProblem(ContrastiveInput const& p, ContrastiveSmallArrays const& w, int problem) {
-        int i, j;
-        problem_modalities(p, problem, i, j);
-        std::int64_t const size = p.n_samples * p.n_dim;
-        rows = w.unit + i * size;
-        columns = (p.pairwise ? w.unit : w.mean) + j * size;
-        rows_shared = w.shared + i * p.n_samples;
-        columns_shared = w.shared + j * p.n_samples;
-    }
-    __device__ bool valid(std::int64_t r) const { return (rows_shared[r] & columns_shared[r]) != 0; }
-};
-
-// Unit rows, means of the others and norms; a block per sample. scratch: a row of small_modalities for each warp.
-__device__ inline void prepare_sample(ContrastiveInput const& p, ContrastiveSmallArrays const& w, std::int64_t r,
-                                      double* scratch) {
-    int const M = static_cast<int>(p.n_modalities), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    std::int64_t const N = p.n_samples, D = p.n_dim;
-    int n_present = 0;
-    for (int m = 0; m < M; ++m) {
-        n_present += is_present(p, m, r) ? 1 : 0;
-    }
-    ptx::sync_threads();  // scratch has been read
-    for (int m = 0; m < M; ++m) {
-        double squares = 0;
-        if (n_present > 1 && is_present(p, m, r)) {
-            std::int64_t const row = m * p.stride_modality + r * p.stride_sample;
-            for (std::int64_t d = threadIdx.x; d < D; d += small_threads) {
-                double const value = load_element(p.x, p.dtype, row + d);
-                squares += value * value;
-            }
-        }
-        squares = sum_over_warp(squares);
-        if (lane == 0) {
-            scratch[warp * small_modalities + m] = squares;
-        }
-    }
-    ptx::sync_threads();
-    int const m = static_cast<int>(threadIdx.x);
-    double inverse = 0;  // 0 where the modality does not take part
-    if (m < M) {
-        double squares = 0;
-        for (int k = 0; k < small_warps; ++k) {
-            squares += scratch[k * small_modalities + m];
-        }
-        bool const shared = n_present > 1 && is_present(p, m, r);
-        double const norm = sqrt(squares);
-        inverse = 1 / (norm < norm_floor ? norm_floor : norm);
-        // Below the floor the normalisation is a division by a constant; backward is told by the sign.
-        w.inverse_norm[m * N + r] = norm < norm_floor ? -inverse : inverse;
-        w.shared[m * N + r] = shared ? 1 : 0;
-        inverse = shared ? inverse : 0;
-    }
-    ptx::sync_threads();
-    if (m < M) {
-        scratch[m] = inverse;
-    }
-    ptx::sync_threads();
-    auto const unit = [&](int k, std::int64_t d) {
-        return scratch[k] == 0 ? 0.0f
-                               : static_cast<float>(
-                                     load_element(p.x, p.dtype, k * p.stride_modality + r * p.stride_sample + d) *
-                                     scratch[k]);
-    };
-    float const n_others = static_cast<float>(n_present > 1 ? n_present - 1 : 1);
-    for (std::int64_t d = threadIdx.x; d < D; d += small_threads) {
-        for (int i = 0; i < M; ++i) {
-            std::int64_t const at = (i * N + r) * D + d;
-            w.unit[at] = unit(i, d);
-            if (!p.pairwise) {
-                float others = 0;
-                for (int k = 0; k < M; ++k) {
-                    others += k == i ? 0.0f : unit(k, d);
-                }
-                w.mean[at] = scratch[i] == 0 ? 0.0f : others / n_others;
-            }
-        }
-    }
-}
-
-template <int n>
-struct alignas(4 * n) Consecutive {
-    float value[n];
-};
-
-// store(row, column, sum over k < n_k of convert(row, k, a(row, k)) b(k, column)) for a tile x tile matrix. Threads are
-// four groups, each with a quarter of every slab of k; a thread of a group has (tile / 8)^2 sums. by_row: neighbouring threads load
-// neighbouring k of a (of b), else neighbouring rows (columns). Every sum has the same order wherever it lies.
-template <int tile, bool a_by_row, bool b_by_row, typename A, typename Convert, typename B, typename Store>
-__device__ void multiply_tile(int n_k, float* shared, A a, Convert convert, B b, Store store) {
-    constexpr int slab = static_cast<int>(contrastive_small_slab(tile)), quarter = slab / 4;
-    constexpr int pitch = tile + 4, edge = tile / 8;
-    constexpr int n_loads = tile * slab / small_threads;
-    float* const shared_a = shared;
-    float* const shared_b = shared + slab * pitch;
-    int const thread = static_cast<int>(threadIdx.x), group = thread / 64;
-    int const row = thread % 64 / 8 * edge, column = thread % 8 * edge;
-    auto const k_of = [&](bool by_row, int i) {
-        int const index = thread + i * small_threads;
-        return by_row ? index % slab : index / tile;
-    };
-    auto const line_of = [&](bool by_row, int i) {
-        int const index = thread + i * small_threads;
-        return by_row ? index / slab : index % tile;
-    };
-    float next_a[n_loads], next_b[n_loads];
-    auto const load = [&](int k0) {
-#pragma unroll
-        for (int i = 0; i < n_loads; ++i) {
-            int const ka = k0 + k_of(a_by_row, i), kb = k0 + k_of(b_by_row, i);
-            next_a[i] = ka < n_k ? a(line_of(a_by_row, i), ka) : 0.0f;
-            next_b[i] = kb < n_k ? b(kb, line_of(b_by_row, i)) : 0.0f;
-        }
-    };
-    float sums[edge][edge] = {};
-    load(0);
-    for (int k0 = 0; k0 < n_k; k0 += slab) {
-        ptx::sync_threads();  // the last slab, or the last tile's sums, have been read
-#pragma unroll
-        for (int i = 0; i < n_loads; ++i) {
-            int const k = k_of(a_by_row, i), line = line_of(a_by_row, i);
-            shared_a[k * pitch + line] = k0 + k < n_k ? convert(line, k0 + k, next_a[i]) : 0.0f;
-            shared_b[k_of(b_by_row, i) * pitch + line_of(b_by_row, i)] = next_b[i];
-        }
-        ptx::sync_threads();
-        if (k0 + slab < n_k) {
-            load(k0 + slab);
-        }
-#pragma unroll 2
-        for (int k = group * quarter; k < (group + 1) * quarter; ++k) {
-            auto const x = *reinterpret_cast<Consecutive<edge> const*>(shared_a + k * pitch + row);
-            auto const y = *reinterpret_cast<Consecutive<edge> const*>(shared_b + k * pitch + column);
-#pragma unroll
-            for (int i = 0; i < edge; ++i) {
-#pragma unroll
-                for (int j = 0; j < edge; ++j) {
-                    sums[i][j] += x.value[i] * y.value[j];
-                }
-            }
-        }
-    }
-    ptx::sync_threads();  // the slab has been read; its memory takes the sums of the groups
-#pragma unroll
-    for (int i = 0; i < edge; ++i) {
-#pragma unroll
-        for (int j = 0; j < edge; ++j) {
-            shared[(group * tile + row + i) * tile + column + j] = sums[i][j];
-        }
-    }
-    ptx::sync_threads();
-    for (int index = thread; index < tile * tile; index += small_threads) {
-        float const low = shared[index] + shared[tile * tile + index];
-        float const high = shared[2 * tile * tile + index] + shared[3 * tile * tile + index];
-        store(index / tile, index % tile, low + high);
-    }
-}
 
 template <int tile>
 __device__ void multiply_cosines(ContrastiveSmall const& p, ContrastiveSmallArrays const& w, float* shared) {
@@ -352,8 +143,7 @@ __device__ inline void find_statistics(ContrastiveSmall const& p, ContrastiveSma
         bool const is_column = q % 2 == 1;
         SmallProblem const of(p.input, w, static_cast<int>(problem));
         bool const valid = of.valid(r), inside = r >= p.begin && r < p.end;
-        double* const state =
-            p.state == nullptr ? nullptr : p.state + problem * CONTRASTIVE_STATE_ROWS * N + r;
+        double* const state = p.state == nullptr ? nullptr : p.state + problem * CONTRASTIVE_STATE_ROWS * N + r;
         std::int64_t const at = is_column ? 4 : 1;  // of largest, inverse, missed in state
         if (p.given_state) {
             // of all samples: other rows' gradients need them
@@ -468,7 +258,8 @@ __device__ inline float unit_gradient(ContrastiveInput const& p, ContrastiveSmal
 }
 
 // dx = (de - e <e, de>) / |x|, a warp per row.
-__device__ inline void normalisation_backward(ContrastiveSmall const& p, ContrastiveSmallArrays const& w, double factor) {
+__device__ inline void normalisation_backward(ContrastiveSmall const& p, ContrastiveSmallArrays const& w,
+                                              double factor) {
     ContrastiveInput const& input = p.input;
     std::int64_t const N = input.n_samples, D = input.n_dim, M = input.n_modalities;
     int const lane = threadIdx.x % 32;
@@ -504,8 +295,7 @@ __device__ inline void normalisation_backward(ContrastiveSmall const& p, Contras
 }
 
 // Losses and counts, or the temperature's gradient: sums over all rows in a fixed order, by one block.
-__device__ inline void add_up(ContrastiveSmall const& p, ContrastiveSmallArrays const& w,
-                              double* scratch) {
+__device__ inline void add_up(ContrastiveSmall const& p, ContrastiveSmallArrays const& w, double* scratch) {
     std::int64_t const N = p.input.n_samples;
     int const n_rows = static_cast<int>(2 * contrastive_n_problems(p.input)), lane = threadIdx.x % 32;
     ptx::sync_threads();

@@ -10,17 +10,17 @@
 namespace sleepfm {
 
 struct ContrastiveSmall {
-    ContrastiveInput input;   // float32, bfloat16 or float16; n_threads is not used
-    std::int64_t begin, end;  // samples that are computed, as rows and as columns against all N
-    bool given_state;         // n_valid and state are read (backward), else written; ranks and the losses with them
-    float* loss;              // []
-    float* losses;            // [P, 2]
-    std::int64_t* correct;    // [P, 2]
-    std::int32_t* ranks;      // [P, 2, N]
-    std::int64_t* n_valid;    // [P]
-    double* state;            // [P, CONTRASTIVE_STATE_ROWS, N]; null: not kept
-    float const* gradient_loss;       // []; null: 1
-    void* gradient_x;                 // [M, N, D] contiguous, of gradient_dtype; null: no gradient
+    ContrastiveInput input;      // float32, bfloat16 or float16; n_threads is not used
+    std::int64_t begin, end;     // samples that are computed, as rows and as columns against all N
+    bool given_state;            // n_valid and state are read (backward), else written; ranks and the losses with them
+    float* loss;                 // []
+    float* losses;               // [P, 2]
+    std::int64_t* correct;       // [P, 2]
+    std::int32_t* ranks;         // [P, 2, N]
+    std::int64_t* n_valid;       // [P]
+    double* state;               // [P, CONTRASTIVE_STATE_ROWS, N]; null: not kept
+    float const* gradient_loss;  // []; null: 1
+    void* gradient_x;            // [M, N, D] contiguous, of gradient_dtype; null: no gradient
     DType gradient_dtype;
     float* gradient_log_temperature;  // []
     unsigned* barrier;                // 0 before its first use; launches that may overlap need one each
@@ -32,13 +32,13 @@ SLEEPFM_HOST_DEVICE inline std::int64_t contrastive_n_problems(ContrastiveInput 
 
 // Arrays of the workspace, by size of element. P problems have 2 P softmaxes: q = 2 problem + direction.
 struct ContrastiveSmallArrays {
-    double *losses, *slopes;            // [2P, N] of each row
-    double* inverse_norm;               // [M, N]
-    float *unit, *mean;                 // [M, N, D]; mean: of the other modalities, leave-one-out only
-    float* cosine;                      // [2P, N, N], direction 1 transposed; -inf where a pair does not count
-    float *largest, *weight, *missed;   // [2P, N]
-    float* gradient;                    // [2P, N, D]
-    std::uint8_t* shared;               // [M, N] present, and not alone
+    double *losses, *slopes;           // [2P, N] of each row
+    double* inverse_norm;              // [M, N]
+    float *unit, *mean;                // [M, N, D]; mean: of the other modalities, leave-one-out only
+    float* cosine;                     // [2P, N, N], direction 1 transposed; -inf where a pair does not count
+    float *largest, *weight, *missed;  // [2P, N]
+    float* gradient;                   // [2P, N, D]
+    std::uint8_t* shared;              // [M, N] present, and not alone
 };
 
 // Returns the bytes that the arrays take.

@@ -46,10 +46,19 @@ FIELDS = (
 )
 
 
-class Launcher(Protocol):
-    """Runs one of ``STEPS``; tensors stand for their addresses, what is not given for 0."""
+PLACE = {name: place for place, name in enumerate(FIELDS)}
 
-    def __call__(self, step: str, fields: dict[str, Tensor | int]) -> None: ...  # noqa: D102
+Fields = dict[str, Tensor | int]
+Bound = Callable[[str, Fields], None]
+
+
+class Launcher(Protocol):
+    """Runs the kernels: ``bind`` the fields, then call with one of ``STEPS`` and those that are new from then on.
+
+    Fields are members of the structure: tensors stand for their addresses, what is not given for 0.
+    """
+
+    def bind(self, fields: Fields) -> Bound: ...  # noqa: D102
 
 
 class _Device:
@@ -57,10 +66,18 @@ class _Device:
         self.device = torch.cuda.current_device() if device.index is None else device.index
         self.stream = torch.cuda.current_stream(device).cuda_stream
 
-    def __call__(self, step: str, fields: dict[str, Tensor | int]) -> None:
-        values = [fields.get(name, 0) for name in FIELDS]
-        addresses = [value.data_ptr() if isinstance(value, Tensor) else value for value in values]
-        _C.contrastive_gemm(STEPS.index(step), addresses, self.device, self.stream)
+    def bind(self, fields: Fields) -> Bound:
+        def address(value: Tensor | int) -> int:
+            return value.data_ptr() if isinstance(value, Tensor) else value
+
+        members = [address(fields.get(name, 0)) for name in FIELDS]
+
+        def launch(step: str, changed: Fields) -> None:
+            for name, value in changed.items():
+                members[PLACE[name]] = address(value)
+            _C.contrastive_gemm(STEPS.index(step), members, self.device, self.stream)
+
+        return launch
 
 
 # ---- products --------------------------------------------------------------------------------------------------------
@@ -164,7 +181,7 @@ class _Problems:
         self.own = x.new_empty(N, dtype=torch.float64)
         self.valid = x.new_empty(N, dtype=torch.uint8)
         self.tile = x.new_empty((self.edge, self.edge), dtype=torch.float32)
-        self.fields: dict[str, Tensor | int] = {
+        self.fields: Fields = {
             "x": x,
             "dtype": DTYPE_CODES[x.dtype],
             "n_modalities": M,
@@ -190,15 +207,19 @@ class _Problems:
             "stride": self.edge,
         }
 
-    def launch(self, step: str, **fields: Tensor | int) -> None:
-        self.launcher(step, {**self.fields, **fields})
+    def bind(self, **fields: Tensor | int) -> None:
+        """Give all members; the launches give what is new from then on."""
+        self.fields.update(fields)  # lives as long as the launches
+        self.bound = self.launcher.bind(self.fields)
 
-    def each(self, **fields: Tensor | int) -> Iterator[int]:
+    def launch(self, step: str, **changed: Tensor | int) -> None:
+        self.bound(step, changed)
+
+    def each(self) -> Iterator[int]:
         """Go through the problems; the operands of each are there while it lasts."""
         mode: Mode = "pairwise" if self.mode == "pairwise" else "leave_one_out"
         for p, (i, j) in enumerate(problems(self.n_modalities, mode)):
-            self.fields.update(problem=p, i=i, j=i if j is None else j)
-            self.launch("operands", **fields)
+            self.launch("operands", problem=p, i=i, j=i if j is None else j)
             yield p
 
     def sides(self) -> list[bool]:
@@ -248,29 +269,33 @@ def forward(
         P, blocks = len(n_valid), math.ceil(N / FINISH_THREADS)
         rows, columns = x.new_empty((2, 3, N), dtype=torch.float32)
         own_product = x.new_empty(N, dtype=torch.float32)
-        buffers = {
-            "rows": rows,
-            "columns": columns,
-            "own_product": own_product,
-            "row_partials": x.new_empty(3 * math.ceil(edge / STRIP) * edge, dtype=torch.float32),
-            "column_partials": x.new_empty(3 * math.ceil(edge / SEGMENT) * edge, dtype=torch.float32),
-            "partial_losses": x.new_empty((P, 2, blocks), dtype=torch.float64),
-            "partial_correct": x.new_empty((P, 2, blocks), dtype=torch.int64),
-            "partial_valid": x.new_empty((P, blocks), dtype=torch.int64),
-        }
+        call.bind(
+            rows=rows,
+            columns=columns,
+            own_product=own_product,
+            row_partials=x.new_empty(3 * math.ceil(edge / STRIP) * edge, dtype=torch.float32),
+            column_partials=x.new_empty(3 * math.ceil(edge / SEGMENT) * edge, dtype=torch.float32),
+            partial_losses=x.new_empty((P, 2, blocks), dtype=torch.float64),
+            partial_correct=x.new_empty((P, 2, blocks), dtype=torch.int64),
+            partial_valid=x.new_empty((P, blocks), dtype=torch.int64),
+            loss=loss,
+            losses=losses,
+            correct=correct,
+            ranks=ranks,
+            n_valid=n_valid,
+            state=state,
+        )
         whole = len(call.sides()) == 1
-        for _ in call.each(rows=rows, columns=columns):
+        for _ in call.each():
             for swapped in call.sides():
-                both = {"rows": columns if swapped else rows, "columns": columns if whole else 0}
                 for place in call.products(swapped):
-                    here = {**buffers, **both, **place}
                     if place["row"] == place["column"]:
                         n = place["n_rows"]
                         own_product[place["row"] : place["row"] + n].copy_(call.tile[:n, :n].diagonal())
-                    call.launch("statistics", **here)
-                    call.launch("merge", **here)
-            call.launch("finish", **buffers, state=state, ranks=ranks)
-        call.launch("total", **buffers, loss=loss, losses=losses, correct=correct, n_valid=n_valid)
+                    call.launch("statistics", **place)
+                    call.launch("merge", rows=columns if swapped else rows, columns=columns if whole else 0)
+            call.launch("finish", rows=rows, columns=columns)
+        call.launch("total")
     return results
 
 
@@ -297,45 +322,39 @@ def backward(
         P = state.shape[0]
         gradient_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         slope = torch.empty_like(log_temperature)
-        in_place = x.dtype == torch.float32
-        unit = (
-            gradient_x.zero_()
-            if in_place
-            else torch.zeros_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
-        )
-        names = ("own_scaled", "row_largest", "row_weight", "column_largest", "column_weight")
-        weights: dict[str, Tensor] = dict(zip(names, x.new_empty((len(names), N), dtype=torch.float32), strict=True))
+        unit = gradient_x if x.dtype == torch.float32 else torch.empty_like(gradient_x, dtype=torch.float32)
+        unit.zero_()
+        names = ("row_largest", "row_weight", "column_largest", "column_weight")
+        weights = dict(zip(names, x.new_empty((len(names), N), dtype=torch.float32), strict=True))
+        other = dict(zip(names, [*list(weights.values())[2:], *list(weights.values())[:2]], strict=True))
         n_slopes = math.ceil(edge / STRIP) * math.ceil(edge / SEGMENT)
         high = x.new_empty((edge, edge), dtype=torch.float16)
         low = torch.empty_like(high) if call.split else None
-        sums = {"gradient_a": x.new_empty((N, width), dtype=torch.float32)}
-        sums["gradient_b"] = torch.empty_like(sums["gradient_a"])
-        common: dict[str, Tensor | int] = {
-            "state": state.contiguous(),
-            "n_valid": n_valid.contiguous(),
-            "unscale": x.new_empty(P, dtype=torch.float64),
-            "slopes": x.new_empty((P, n_slopes), dtype=torch.float64),
-            "n_slopes": n_slopes,
-            "gradient_unit": unit,
-        }
+        sum_a, sum_b = (x.new_empty((N, width), dtype=torch.float32) for _ in range(2))
         whole = len(call.sides()) == 1
+        call.bind(
+            state=state.contiguous(),
+            n_valid=n_valid.contiguous(),
+            own_scaled=x.new_empty(N, dtype=torch.float32),
+            unscale=x.new_empty(P, dtype=torch.float64),
+            slopes=x.new_empty((P, n_slopes), dtype=torch.float64),
+            n_slopes=n_slopes,
+            slope_of_columns=int(whole),
+            gradient_high=high,
+            gradient_low=0 if low is None else low,
+            gradient_a=sum_a,
+            gradient_b=sum_b,
+            gradient_unit=unit,
+            gradient_loss=gradient_loss,
+            gradient_x=gradient_x,
+            gradient_log_temperature=slope,
+        )
         for _ in call.each():
-            call.launch("weights", **common, **weights)
+            call.launch("weights", **weights)
             for swapped in call.sides():
-                sides = {**weights}
-                if swapped:
-                    for quantity in ("largest", "weight"):
-                        sides[f"row_{quantity}"] = weights[f"column_{quantity}"]
-                        sides[f"column_{quantity}"] = weights[f"row_{quantity}"]
-                row_sum, column_sum = sums["gradient_b" if swapped else "gradient_a"], sums["gradient_b"]
+                row_sum = sum_b if swapped else sum_a
                 for place in call.products(swapped):
-                    call.launch(
-                        "gradient",
-                        **{**common, **sides, **place},
-                        gradient_high=high,
-                        gradient_low=0 if low is None else low,
-                        slope_of_columns=int(whole),
-                    )
+                    call.launch("gradient", **place, **(other if swapped else weights))
                     at_rows = slice(place["row"], place["row"] + place["n_rows"])
                     at_columns = slice(place["column"], place["column"] + place["n_columns"])
                     gradient = high[: place["n_rows"], : place["n_columns"]]
@@ -344,16 +363,10 @@ def backward(
                     _add_product(gradient, rest, call.parts(of_b=not swapped), at_columns, row_sum[at_rows], first)
                     if whole:
                         rest = None if rest is None else rest.T
-                        _add_product(gradient.T, rest, call.parts(of_b=False), at_rows, column_sum[at_columns], first)
+                        _add_product(gradient.T, rest, call.parts(of_b=False), at_rows, sum_b[at_columns], first)
             if begin < end:
-                call.launch("accumulate", **common, **sums)
-        call.launch(
-            "finish_gradient",
-            **common,
-            gradient_loss=gradient_loss,
-            gradient_x=gradient_x,
-            gradient_log_temperature=slope,
-        )
+                call.launch("accumulate")
+        call.launch("finish_gradient")
     return gradient_x, slope
 
 

@@ -1,5 +1,6 @@
-// The kernels of csrc/cuda/contrastive_epilogue.cuh, run on the host for tests/test_contrastive_gemm.py.
-#include "cuda/contrastive_epilogue.cuh"
+// The kernels of csrc/cuda/contrastive_epilogue.cuh and contrastive_gemm_ends.cuh, run on the host for
+// tests/test_contrastive_gemm.py.
+#include "cuda/contrastive_gemm_launch.cuh"
 
 namespace {
 

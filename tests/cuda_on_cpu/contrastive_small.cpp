@@ -27,7 +27,8 @@ extern "C" int contrastive_small(cuda_on_cpu::Options* options, void const* x, s
                                  std::int64_t end, std::int64_t given_state, float* loss, float* losses,
                                  std::int64_t* correct, std::int32_t* ranks, std::int64_t* n_valid, double* state,
                                  float const* gradient_loss, void* gradient_x, std::int64_t gradient_dtype,
-                                 float* gradient_log_temperature, unsigned* barrier, std::int64_t tile, std::int64_t blocks) {
+                                 float* gradient_log_temperature, unsigned* barrier, std::int64_t tile,
+                                 std::int64_t blocks) {
     sleepfm::ContrastiveSmall p{};
     p.input = sizes_of(M, N, D, pairwise);
     p.input.x = x;
