@@ -78,7 +78,76 @@ def contrastive_workspace_bytes(
     n_threads: int,
     /,
 ) -> int: ...
+def contrastive_cuda_workspace_bytes(
+    shape: tuple[int, int, int], pairwise: bool, backward: bool, where: tuple[bool, int, int, int, int], /
+) -> int: ...
+def contrastive_cuda_forward(
+    x: int,
+    dtype: int,
+    shape: tuple[int, int, int],
+    x_strides: tuple[int, int],
+    log_temperature: int,
+    mask: int,
+    mask_strides: tuple[int, int],
+    pairwise: bool,
+    both_directions: bool,
+    where: tuple[bool, int, int, int, int],
+    workspace: int,
+    loss: int,
+    losses: int,
+    correct: int,
+    ranks: int,
+    n_valid: int,
+    state: int,
+    /,
+) -> None: ...
+def contrastive_cuda_backward(
+    x: int,
+    dtype: int,
+    shape: tuple[int, int, int],
+    x_strides: tuple[int, int],
+    log_temperature: int,
+    mask: int,
+    mask_strides: tuple[int, int],
+    pairwise: bool,
+    both_directions: bool,
+    where: tuple[bool, int, int, int, int],
+    workspace: int,
+    gradient_loss: int,
+    n_valid: int,
+    state: int,
+    gradient_x: int,
+    gradient_log_temperature: int,
+    /,
+) -> None: ...
 def contrastive_exponential(x: int, y: int, n: int, is_double: bool, /) -> None: ...
+def contrastive_small_workspace_bytes(
+    n_modalities: int, n_samples: int, n_dim: int, pairwise: bool, gradient: bool, /
+) -> int: ...
+def contrastive_small(
+    x: int,
+    dtype: int,
+    shape: tuple[int, int, int],
+    x_strides: tuple[int, int],
+    log_temperature: int,
+    mask: int,
+    mask_strides: tuple[int, int],
+    pairwise: bool,
+    both_directions: bool,
+    workspace: int,
+    begin_and_end: tuple[int, int],
+    given_state: bool,
+    results: tuple[int, ...],
+    gradient_loss: int,
+    gradient_x: int,
+    gradient_dtype: int,
+    gradient_log_temperature: int,
+    barrier: int,
+    device: int,
+    stream: int,
+    /,
+) -> None: ...
+def contrastive_gemm(step: int, members: list[int], device: int, stream: int, /) -> None: ...
 
 # ---- mbconv ----------------------------------------------------------------------------------------------------------
 # dims: clips, channels in, width, channels out, samples, stride. weights: the ten of MBConvWeights in csrc/params.h.

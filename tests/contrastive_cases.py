@@ -48,7 +48,17 @@ def evaluate(function: Callable[..., tuple[Tensor, ContrastiveStatistics]], x: T
 
 
 def check_against_truth(x: Tensor, log_temperature: float, **kwargs) -> None:
-    """Loss, gradients and statistics of ops.contrastive_loss against the twin in float64.
+    """Check ops.contrastive_loss as :func:`check_result` does."""
+    check_result(
+        lambda *arguments, **options: evaluate(ops.contrastive_loss, *arguments, **options),
+        x,
+        log_temperature,
+        **kwargs,
+    )
+
+
+def check_result(result: Callable[..., Result], x: Tensor, log_temperature: float, **kwargs) -> None:
+    """Loss, gradients and statistics that ``result(x, tau, **kwargs)`` gives, against the twin in float64.
 
     The stated term. A cosine of unit rows is uncertain by about eps, a logit by s eps, so what follows from it has a
     relative error of about (1 + s) eps: 8 (1 + s) eps is allowed for the loss. A gradient is a difference of terms
@@ -58,7 +68,7 @@ def check_against_truth(x: Tensor, log_temperature: float, **kwargs) -> None:
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     tau = torch.tensor(log_temperature, dtype=dtype)
-    ours = evaluate(ops.contrastive_loss, x, tau, **kwargs)
+    ours = result(x, tau, **kwargs)
     same = evaluate(reference.contrastive_loss, x, tau, **kwargs)
     truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), **kwargs)
     assert ours.loss.dtype == dtype

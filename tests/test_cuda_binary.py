@@ -52,6 +52,33 @@ GATES = (
         shared_bytes=6144,
         instructions={"FFMA": 1000, "LDS.128": 50, "LDG.E.128": 3, "STG.E.128": 3},
     ),
+    Gate("contrastive_small_kernel", registers=128, shared_bytes=2304, instructions={"FFMA": 64, "MUFU.EX2": 4}),
+    Gate("contrastive_prepare_kernel", registers=208, shared_bytes=0),
+    Gate("contrastive_own_kernel", registers=80, shared_bytes=0, instructions={"HMMA": 8}),
+    Gate(
+        "contrastive_forward_kernel",
+        registers=255,
+        shared_bytes=0,
+        instructions={"HMMA": 48, "LDSM": 12, "LDGSTS": 2, "MUFU.EX2": 16},
+    ),
+    Gate(
+        "contrastive_forward_kernelINS.*Lb0E",  # "high": two blocks of 256 threads share a multiprocessor
+        registers=128,
+        shared_bytes=0,
+    ),
+    Gate("contrastive_(finish|total)_kernel", registers=64, shared_bytes=3072),
+    Gate("contrastive_(shift|weights|slope)_kernel", registers=40, shared_bytes=4096),
+    Gate(
+        "contrastive_backward_kernel",
+        registers=240,
+        shared_bytes=0,
+        instructions={"HMMA": 24, "LDSM": 12, "LDGSTS": 4, "MUFU.EX2": 6},
+    ),
+    Gate("contrastive_combine_kernel", registers=176, shared_bytes=8192),
+    Gate("gemm_statistics_kernel", registers=80, shared_bytes=13312, instructions={"MUFU.EX2": 36, "LDG.E.NA.128": 4}),
+    Gate("gemm_gradient_kernel", registers=80, shared_bytes=3072, instructions={"LDG.E.NA.128": 4, "STG.E.64": 8}),
+    Gate("gemm_(operands|accumulate|finish_gradient)_kernel", registers=128, shared_bytes=3072),
+    Gate("gemm_(merge|finish|total|weights)_kernel", registers=64, shared_bytes=17408),
 )
 # Local memory: spilled registers, or an array whose index the compiler does not know.
 FORBIDDEN = ("LDL", "STL")

@@ -1,12 +1,41 @@
-"""CUDA implementation of the contrastive loss."""
+"""CUDA implementation of the contrastive loss: which path runs is chosen from shape, type and device."""
 
 from __future__ import annotations
 
+import os
+
+import torch
 from torch import Tensor
 
-from sleepfm_fast.ops import contrastive_chunked
+from sleepfm_fast import _C
+from sleepfm_fast.ops import contrastive_chunked, contrastive_gemm, contrastive_mma, contrastive_small
+from sleepfm_fast.ops.contrastive_regime import REGIMES, Regime, regime
 
-__all__ = ["backward", "forward"]
+__all__ = ["VARIABLE", "backward", "chosen_regime", "forward"]
+
+# Environment variable that names the path instead, for benchmarks and tests.
+VARIABLE = "SLEEPFM_CONTRASTIVE_REGIME"
+
+HAS_KERNELS = bool(_C.build_info()["cuda_architectures"])
+
+
+def chosen_regime(x: Tensor, mode: str, precision: str) -> Regime:
+    """Path that the loss of x takes; ``SLEEPFM_CONTRASTIVE_REGIME`` goes first.
+
+    Raises
+    ------
+    ValueError
+        If the variable names no path.
+    """
+    name = os.environ.get(VARIABLE)
+    if name:
+        for known in REGIMES:
+            if name == known:
+                return known
+        raise ValueError(f"{VARIABLE} is {name!r}; choose one of {', '.join(REGIMES)}, or unset it.")
+    M, N, D = x.shape
+    capability = torch.cuda.get_device_capability(x.device)
+    return regime(N, D, M, x.dtype, precision, capability, mode, kernels=HAS_KERNELS)
 
 
 def forward(
@@ -20,6 +49,13 @@ def forward(
     end: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Forward of the op on a CUDA device: loss, losses, correct, ranks, n_valid, state."""
+    path = chosen_regime(x, mode, precision)
+    if path == "small":
+        return contrastive_small.forward(x, log_temperature, mask, mode, directions, precision, begin, end)
+    if path == "mma":
+        return contrastive_mma.forward(x, log_temperature, mask, mode, directions, precision, begin, end)
+    if path == "gemm":
+        return contrastive_gemm.forward(x, log_temperature, mask, mode, directions, precision, begin, end)
     return contrastive_chunked.forward(x, log_temperature, mask, mode, directions, begin, end)
 
 
@@ -36,7 +72,16 @@ def backward(
     begin: int,
     end: int,
 ) -> tuple[Tensor, Tensor]:
-    """Backward of the op on a CUDA device: gradients of x and of log_temperature."""
-    return contrastive_chunked.backward(
-        gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions, begin, end
-    )
+    """Backward of the op on a CUDA device: gradients of x and of log_temperature.
+
+    Every path reads the state of every other: the cosine that exponentials are relative to stands beside them.
+    """
+    arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions)
+    path = chosen_regime(x, mode, precision)
+    if path == "small":
+        return contrastive_small.backward(*arguments, precision, begin, end)
+    if path == "mma":
+        return contrastive_mma.backward(*arguments, precision, begin, end)
+    if path == "gemm":
+        return contrastive_gemm.backward(*arguments, precision, begin, end)
+    return contrastive_chunked.backward(*arguments, begin, end)

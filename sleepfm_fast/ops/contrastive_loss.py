@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from sleepfm_fast.ops import contrastive_cpu, contrastive_cuda
+from sleepfm_fast.ops import contrastive_cpu, contrastive_cuda, contrastive_small
 from sleepfm_fast.ops.contrastive_results import allocate_forward
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 from sleepfm_fast.reference.contrastive_loss import ContrastiveStatistics, Directions, Mode, problems
@@ -60,8 +61,9 @@ def contrastive_loss(
     directions : {"both", "row"}
         ``"both"`` is the published code's symmetric loss, ``"row"`` the paper's equation. Statistics cover both.
     precision : {"highest", "high"}
-        Of the products on CUDA, named as in :func:`torch.set_float32_matmul_precision`; the CPU computes in x's
-        precision either way.
+        Of the products on CUDA, named as in :func:`torch.set_float32_matmul_precision`: ``"high"`` multiplies float16
+        factors once (a gradient's relative error is 1e-5 to 6e-4), ``"highest"`` splits them (below float32's in
+        PyTorch). The CPU computes in x's precision either way.
 
     Returns
     -------
@@ -79,9 +81,8 @@ def contrastive_loss(
 
     Notes
     -----
-    On the CPU the same arguments give the same bits, for every number of threads. On CUDA the interim path of
-    :mod:`sleepfm_fast.ops.contrastive_chunked` runs: torch operations over chunks of rows,
-    linear memory, no kernel yet.
+    The same arguments give the same bits: on the CPU for every number of threads, on CUDA on devices of one kind. Which
+    CUDA kernels run is chosen by :func:`sleepfm_fast.ops.contrastive_regime.regime`; all take memory that grows with N.
     """
     validate(x, log_temperature, mode, mask, directions, precision)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -145,15 +146,29 @@ def validate(
         raise ValueError(f"mask is on {mask.device}, x on {x.device}; move both to one device.")
 
 
+def _keeps_gradients(ctx: Any, x: Tensor, mode: str, precision: str) -> bool:
+    """Whether forward computes the gradients as well: small batches on CUDA, past the dispatcher if nobody traces."""
+    if x.device.type != "cuda" or not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
+        return False
+    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(x) not in (Tensor, torch.nn.Parameter)
+    return not traced and contrastive_cuda.chosen_regime(x, mode, precision) == "small"
+
+
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, precision: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        loss, losses, correct, ranks, n_valid, state = torch.ops.sleepfm_fast.contrastive_loss_forward(
-            x, log_temperature, mask, mode, directions, precision, 0, x.shape[1]
-        )
-        ctx.save_for_backward(x, log_temperature, mask, n_valid, state)
+        kept = None
+        if _keeps_gradients(ctx, x, mode, precision):
+            loss, losses, correct, ranks, n_valid, state, kept = contrastive_small.forward_keeping(
+                x, log_temperature, mask, mode, directions
+            )
+        else:
+            loss, losses, correct, ranks, n_valid, state = torch.ops.sleepfm_fast.contrastive_loss_forward(
+                x, log_temperature, mask, mode, directions, precision, 0, x.shape[1]
+            )
+        ctx.save_for_backward(x, log_temperature, mask, n_valid, state, kept)
         ctx.mode = mode
         ctx.directions = directions
         ctx.precision = precision
@@ -167,11 +182,15 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         if gradient_loss is None:
             return None, None, None, None, None, None
-        x, log_temperature, mask, n_valid, state = ctx.saved_tensors
+        x, log_temperature, mask, n_valid, state, kept = ctx.saved_tensors
         options = (ctx.mode, ctx.directions, ctx.precision, 0, x.shape[1])
         arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, *options)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             gradient_x, gradient_log_temperature = _Gradient.apply(*arguments)  # type: ignore[no-untyped-call]
+        elif kept is not None:
+            gradient_x, gradient_log_temperature = contrastive_small.backward_kept(
+                gradient_loss, x, log_temperature, mask, n_valid, state, kept, ctx.mode, ctx.directions
+            )
         else:
             gradient_x, gradient_log_temperature = torch.ops.sleepfm_fast.contrastive_loss_backward(*arguments)
         return gradient_x, gradient_log_temperature, None, None, None, None

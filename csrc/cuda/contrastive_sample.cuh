@@ -1,0 +1,96 @@
+// One sample of the contrastive loss as a warp sees it: which modalities it has, and its unit rows, straight from x.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "cuda/ptx.h"
+#include "params.h"
+
+namespace sleepfm::cuda {
+
+using Index = std::int64_t;
+
+constexpr double norm_floor = 1e-12;  // torch.nn.functional.normalize's eps
+
+template <DType type>
+__device__ __forceinline__ float load_element(void const* x, Index i) {
+    if constexpr (type == DType::f32) {
+        return static_cast<float const*>(x)[i];
+    } else if constexpr (type == DType::bf16) {
+        return ptx::from_bf16(static_cast<std::uint16_t const*>(x)[i]);
+    } else {
+        return ptx::from_f16(static_cast<std::uint16_t const*>(x)[i]);
+    }
+}
+
+__device__ __forceinline__ double sum_of_warp(double value) {
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) {
+        value += ptx::shuffle_xor(value, mask);
+    }
+    return value;
+}
+
+// Number of the pair (i < j) among all pairs of M, in lexicographic order.
+__device__ __forceinline__ int number_of_pair(int i, int j, int M) {
+    return i * (2 * M - i - 1) / 2 + j - i - 1;
+}
+
+// At most LIMIT modalities. All lanes hold the same; the constructor is warp-collective.
+template <DType type, int LIMIT>
+struct Sample {
+    void const* x;
+    Index first[LIMIT];  // element of x
+    bool shared[LIMIT];  // present, and not alone
+    double norm[LIMIT];
+    double inverse[LIMIT];  // 1 / max(norm, norm_floor)
+    int n_dim;
+    int n_others;  // number of other modalities beside a shared one, at least 1
+
+    __device__ __forceinline__ Sample(ContrastiveInput const& in, Index r, int lane)
+        : x(in.x), n_dim(static_cast<int>(in.n_dim)) {
+        int n_present = 0;
+#pragma unroll
+        for (int m = 0; m < LIMIT; ++m) {
+            shared[m] = m < in.n_modalities && r < in.n_samples &&
+                        (in.mask == nullptr || in.mask[m * in.mask_stride_modality + r * in.mask_stride_sample] != 0);
+            n_present += shared[m] ? 1 : 0;
+            first[m] = m * in.stride_modality + r * in.stride_sample;
+        }
+        n_others = n_present > 1 ? n_present - 1 : 1;
+#pragma unroll
+        for (int m = 0; m < LIMIT; ++m) {
+            shared[m] = shared[m] && n_present > 1;
+            double squares = 0.0;
+            if (shared[m]) {
+                for (int k = lane; k < n_dim; k += 32) {
+                    double const value = load_element<type>(x, first[m] + k);
+                    squares += value * value;
+                }
+            }
+            norm[m] = sqrt(sum_of_warp(squares));
+            inverse[m] = 1.0 / (norm[m] < norm_floor ? norm_floor : norm[m]);
+        }
+    }
+
+    // Element k of every unit row; 0 where it is not shared, and beyond D.
+    __device__ __forceinline__ void unit_rows(int k, float (&e)[LIMIT]) const {
+#pragma unroll
+        for (int m = 0; m < LIMIT; ++m) {
+            e[m] = shared[m] && k < n_dim ? static_cast<float>(load_element<type>(x, first[m] + k) * inverse[m]) : 0.0f;
+        }
+    }
+
+    // Mean of the others beside modality i, of one element.
+    __device__ __forceinline__ float mean_of_others(int i, float const (&e)[LIMIT]) const {
+        float total = 0.0f;
+#pragma unroll
+        for (int m = 0; m < LIMIT; ++m) {
+            total += m == i ? 0.0f : e[m];
+        }
+        return total / static_cast<float>(n_others);
+    }
+};
+
+}  // namespace sleepfm::cuda

@@ -1,0 +1,82 @@
+"""Which implementation of the contrastive loss runs on a CUDA device."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+from sleepfm_fast.ops import contrastive_small
+from sleepfm_fast.ops.contrastive_results import n_problems
+
+__all__ = ["REGIMES", "Regime", "regime"]
+
+Regime = Literal["small", "mma", "gemm", "chunked"]
+REGIMES: tuple[Regime, ...] = get_args(Regime)
+
+# These follow from the arithmetic in docs/kernels.md ("Which path runs"); none has been measured on a device yet.
+
+# Up to this many multiply-adds of the three products, 3 P N^2 D, one launch without tensor cores takes no longer than
+# the launches of the tensor-core path alone; it keeps its similarities in memory, hence the bound on N.
+SMALL_WORK = contrastive_small.MOST_MULTIPLY_ADDS
+SMALL_SAMPLES = contrastive_small.LARGEST_N
+# The tensor-core path pads D to 64, 128, 256 or this.
+MMA_DIM = 512
+MMA_CAPABILITY = (8, 0)
+# From capability 9.0 on a library's products run at about twice the rate that mma.sync reaches, which pays for writing
+# and reading the similarities where D is large, and for more launches where N is.
+GEMM_CAPABILITY = (9, 0)
+GEMM_DIM = 128
+GEMM_SAMPLES = 3072
+# Where a block has 99 KB of shared memory, split operands of more dimensions leave most of its warps without work.
+SMALL_SHARED_CAPABILITIES = ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1))
+SMALL_SHARED_SPLIT_DIM = 256
+
+
+def regime(
+    n_samples: int,
+    n_dim: int,
+    n_modalities: int,
+    dtype: torch.dtype,
+    precision: str,
+    compute_capability: tuple[int, int],
+    mode: str = "leave_one_out",
+    *,
+    kernels: bool = True,
+) -> Regime:
+    """Choose how the loss is computed; the same arguments always give the same answer.
+
+    Parameters
+    ----------
+    n_samples, n_dim, n_modalities : int
+        N, D, M of x.
+    dtype : torch.dtype
+        Of x.
+    precision : {"highest", "high"}
+        Of the products.
+    compute_capability : tuple of int
+        Of the device, as :func:`torch.cuda.get_device_capability` gives it.
+    mode : {"leave_one_out", "pairwise"}
+        Decides the number of problems.
+    kernels : bool
+        Whether this build has CUDA kernels.
+
+    Returns
+    -------
+    {"small", "mma", "gemm", "chunked"}
+        ``small``: one launch without tensor cores. ``mma``: fused tiles on tensor cores. ``gemm``: the library's matrix
+        products and fused kernels between them. ``chunked``: torch operations, for what no kernel covers: float64, no
+        samples, devices before capability 8.0, builds without nvcc.
+    """
+    if not kernels or dtype == torch.float64 or n_samples == 0 or compute_capability < MMA_CAPABILITY:
+        return "chunked"
+    work = 3 * n_problems(n_modalities, mode) * n_samples**2 * n_dim
+    if work <= SMALL_WORK and n_samples <= SMALL_SAMPLES:
+        return "small"
+    if n_dim > MMA_DIM:
+        return "gemm"
+    if n_samples < GEMM_SAMPLES:
+        return "mma"
+    if compute_capability in SMALL_SHARED_CAPABILITIES:
+        return "gemm" if precision == "highest" and n_dim > SMALL_SHARED_SPLIT_DIM else "mma"
+    return "gemm" if compute_capability >= GEMM_CAPABILITY and n_dim > GEMM_DIM else "mma"

@@ -1,0 +1,196 @@
+"""The contrastive loss on a CUDA device, every path of it."""
+
+import math
+import os
+
+import pytest
+import torch
+from contrastive_cases import embeddings, evaluate, random_mask
+
+from sleepfm_fast import ops, reference
+from sleepfm_fast.ops import contrastive_cuda
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() and os.environ.get("SLEEPFM_REQUIRE_CUDA") != "1", reason="no CUDA device"
+    ),
+]
+
+PATHS = ("small", "mma", "gemm", "chunked")
+# Relative to the largest element: similarities are uncertain by float32's epsilon, or by two factors of 11 bits.
+TOLERANCE = {"highest": 2e-5, "high": 4e-3}
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    monkeypatch.setenv(contrastive_cuda.VARIABLE, request.param)
+    return request.param
+
+
+def case(N=300, D=128, M=3, dtype=torch.float32, masked=True, scale=14.0):
+    x, tau = embeddings("random", M, N, D).to(dtype), torch.tensor(math.log(scale))
+    return x, tau, random_mask(M, N) if masked else None
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("mode", ["leave_one_out", "pairwise"])
+@pytest.mark.parametrize(
+    ("N", "D", "dtype", "scale"),
+    [
+        (1, 64, torch.float32, 14.0),
+        (32, 512, torch.float32, 1.0),
+        (300, 128, torch.bfloat16, 14.0),
+        (513, 512, torch.float16, 14.0),
+        (700, 256, torch.float32, 100.0),
+        (257, 300, torch.float32, 14.0),
+    ],
+)
+def test_agrees_with_float64(path, N, D, dtype, scale, mode, precision):
+    x, tau, mask = case(N, D, dtype=dtype, scale=scale)
+    truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), mode=mode, mask=mask)
+    x = torch.where(mask[..., None], x, torch.nan)
+    ours = evaluate(ops.contrastive_loss, x.cuda(), tau.cuda(), mode=mode, mask=mask.cuda(), precision=precision)
+    tolerance = TOLERANCE[precision] if path in ("mma", "gemm") else TOLERANCE["highest"]
+    tolerance *= 1 + scale / 14
+    torch.testing.assert_close(ours.loss.cpu().double(), truth.loss, rtol=tolerance, atol=1e-9)
+    largest = truth.d_x.abs().max()
+    eps = torch.finfo(dtype).eps if dtype != torch.float32 else 0.0
+    error = (ours.d_x.cpu().double() - truth.d_x).abs()
+    assert bool((error <= tolerance * largest + eps * truth.d_x.abs()).all()), float(error.max() / largest)
+    torch.testing.assert_close(
+        ours.d_log_temperature.cpu().double(), truth.d_log_temperature, rtol=tolerance, atol=tolerance
+    )
+    assert torch.equal(ours.statistics.n_valid.cpu(), truth.statistics.n_valid)
+    moved = (ours.statistics.ranks.cpu() - truth.statistics.ranks).abs().sum()
+    assert int(moved) <= 2 + 3 * N * N * tolerance
+
+
+def test_the_same_bits_every_time(path):
+    x, tau, mask = (value.cuda() for value in case())
+    results = [evaluate(ops.contrastive_loss, x, tau, mask=mask) for _ in range(3)]
+    for other in results[1:]:
+        assert torch.equal(results[0].loss, other.loss)
+        assert torch.equal(results[0].d_x, other.d_x)
+        assert torch.equal(results[0].d_log_temperature, other.d_log_temperature)
+        assert torch.equal(results[0].statistics.ranks, other.statistics.ranks)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks the device")
+def test_equal_rows_tie_exactly(monkeypatch):
+    """Depends on every element of a product being the same chain of sums wherever it lies in a tile."""
+    for name in ("small", "mma"):
+        monkeypatch.setenv(contrastive_cuda.VARIABLE, name)
+        for precision in ("highest", "high"):
+            x = embeddings("aligned", 3, 7, 128)[:, torch.arange(500) % 7].cuda()
+            ranks = ops.contrastive_loss(x, torch.tensor(3.0).cuda(), precision=precision)[1].ranks
+            assert torch.equal(ranks.cpu(), (torch.arange(500) // 7).int().expand(3, 2, 500)), (name, precision)
+
+
+@pytest.mark.parametrize("path", ["small", "mma", "gemm"], indirect=True)
+def test_nothing_waits_for_the_device(path):
+    x, tau, mask = (value.cuda() for value in case())
+    evaluate(ops.contrastive_loss, x, tau, mask=mask)  # what is set up once
+    upstream = torch.ones((), device="cuda")
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        leaf = x.clone().requires_grad_()
+        loss, _ = ops.contrastive_loss(leaf, tau, mask=mask)
+        loss.backward(upstream)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize("path", ["small", "mma", "gemm"], indirect=True)
+def test_captured_in_a_graph(path):
+    x, tau, mask = (value.cuda() for value in case())
+    leaf, log_temperature = x.clone().requires_grad_(), tau.clone().requires_grad_()
+
+    def step():
+        leaf.grad = log_temperature.grad = None
+        loss, statistics = ops.contrastive_loss(leaf, log_temperature, mask=mask)
+        loss.backward()
+        return loss.detach(), statistics.ranks
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss, ranks = step()
+    for seed in (1, 2):
+        with torch.no_grad():
+            leaf.copy_(embeddings("random", 3, 300, 128, seed))
+            log_temperature.fill_(float(seed))
+        graph.replay()
+        eager = evaluate(ops.contrastive_loss, leaf.detach(), log_temperature.detach(), mask=mask)
+        assert torch.equal(loss, eager.loss)
+        assert torch.equal(leaf.grad, eager.d_x)
+        assert torch.equal(log_temperature.grad, eager.d_log_temperature)
+        assert torch.equal(ranks, eager.statistics.ranks)
+
+
+def test_runs_in_the_current_stream(path):
+    """The input is overwritten late in a side stream: whoever reads it in another one sees the old numbers."""
+    x, tau, mask = (value.cuda() for value in case())
+    expected = evaluate(ops.contrastive_loss, x, tau, mask=mask)
+    side = torch.cuda.Stream()
+    late = torch.zeros_like(x)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(x)
+        got = evaluate(ops.contrastive_loss, late, tau, mask=mask)
+    torch.cuda.synchronize()
+    assert torch.equal(got.loss, expected.loss)
+    assert torch.equal(got.d_x, expected.d_x)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device or none")
+def test_on_the_second_device(path):
+    x, tau, mask = case()
+    first = evaluate(ops.contrastive_loss, x.to("cuda:0"), tau.to("cuda:0"), mask=mask.to("cuda:0"))
+    second = evaluate(ops.contrastive_loss, x.to("cuda:1"), tau.to("cuda:1"), mask=mask.to("cuda:1"))
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(first.loss.cpu(), second.loss.cpu())
+    assert torch.equal(first.d_x.cpu(), second.d_x.cpu())
+
+
+# Dynamo itself instantiates torch.autograd.Function while it traces one.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("path", ["mma"], indirect=True)
+def test_compiles(path):
+    torch._dynamo.reset()
+    x, tau, mask = (value.cuda() for value in case())
+    compiled = torch.compile(
+        lambda x, tau, **kwargs: ops.contrastive_loss(2 * x, tau, **kwargs), fullgraph=True, backend="aot_eager"
+    )
+    eager = evaluate(lambda x, tau, **kwargs: ops.contrastive_loss(2 * x, tau, **kwargs), x, tau, mask=mask)
+    traced = evaluate(compiled, x, tau, mask=mask)
+    assert torch.equal(eager.loss, traced.loss)
+    assert torch.equal(eager.d_x, traced.d_x)
+
+
+@pytest.mark.parametrize("path", ["mma", "gemm"], indirect=True)
+def test_memory_grows_with_n(path):
+    """N = 20,000: one matrix of similarities alone would take 1.6 GB."""
+    x = torch.randn(2, 20_000, 64, device="cuda", requires_grad=True)
+    tau = torch.tensor(3.0, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ops.contrastive_loss(x, tau, "pairwise")[0].backward()
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before < (200e6 if path == "mma" else 900e6)
+
+
+def test_the_slope_of_a_row_only_loss(path):
+    x, tau, mask = case(N=100)
+    truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), mask=mask, directions="row")
+    ours = evaluate(ops.contrastive_loss, x.cuda(), tau.cuda(), mask=mask.cuda(), directions="row")
+    torch.testing.assert_close(ours.d_log_temperature.cpu().double(), truth.d_log_temperature, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(ours.d_x.cpu().double(), truth.d_x, rtol=1e-3, atol=1e-8)
