@@ -79,8 +79,10 @@ struct ContrastiveInput {
     std::int64_t mask_stride_sample;
     bool pairwise;         // problems (i < j) instead of one modality against the mean of the others
     bool both_directions;  // the loss counts rows and columns; else rows only
+    std::int64_t begin, end;  // samples that are computed, as rows and as columns against all n_samples
     int n_threads;
-    void* workspace;  // contrastive_workspace_bytes(...), aligned to 64 bytes
+    void* workspace;  // contrastive_bytes(...).workspace, aligned to 64 bytes
+    void* kept;       // null, or contrastive_bytes(...).kept, aligned to 64 bytes: from forward to backward
 };
 
 // What backward needs of forward, a row of N doubles each: the cosine of the pair that belongs together; then for rows

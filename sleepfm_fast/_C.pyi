@@ -47,6 +47,8 @@ def contrastive_forward(
     ranks: int,
     n_valid: int,
     state: int,
+    range_: tuple[int, int],
+    kept: int,
     /,
 ) -> None: ...
 def contrastive_backward(
@@ -66,16 +68,19 @@ def contrastive_backward(
     state: int,
     gradient_x: int,
     gradient_log_temperature: int,
+    range_: tuple[int, int],
+    kept: int,
     /,
 ) -> None: ...
-def contrastive_workspace_bytes(
+def contrastive_bytes(
     n_modalities: int,
     n_samples: int,
     n_dim: int,
     pairwise: bool,
     is_double: bool,
     backward: bool,
+    kept: bool,
     n_threads: int,
     /,
-) -> int: ...
+) -> tuple[int, int]: ...
 def contrastive_exponential(x: int, y: int, n: int, is_double: bool, /) -> None: ...

@@ -25,8 +25,11 @@ void check(ContrastiveInput const& input) {
     SLEEPFM_CHECK(input.n_samples >= 0 && input.n_samples < (std::int64_t{1} << 31), "x has ", input.n_samples,
                   " samples; ranks are counted in 32 bits.");
     SLEEPFM_CHECK(input.n_threads >= 1, "n_threads is ", input.n_threads, "; at least one is needed.");
-    SLEEPFM_CHECK(reinterpret_cast<std::uintptr_t>(input.workspace) % 64 == 0,
+    SLEEPFM_CHECK(reinterpret_cast<std::uintptr_t>(input.workspace) % 64 == 0 &&
+                      reinterpret_cast<std::uintptr_t>(input.kept) % 64 == 0,
                   "the workspace is not aligned to 64 bytes.");
+    SLEEPFM_CHECK(0 <= input.begin && input.begin <= input.end && input.end <= input.n_samples, "the range [",
+                  input.begin, ", ", input.end, ") is not one of ", input.n_samples, " samples.");
 }
 
 }  // namespace
@@ -43,9 +46,9 @@ void contrastive_backward(ContrastiveBackward const& call) {
     (call.input.dtype == DType::f64 ? table.backward_f64 : table.backward_f32)(call);
 }
 
-std::int64_t contrastive_workspace_bytes(std::int64_t n_modalities, std::int64_t n_samples, std::int64_t n_dim,
-                                         bool pairwise, bool is_double, bool backward, int n_threads) {
-    return kernels().workspace_bytes(n_modalities, n_samples, n_dim, pairwise, is_double, backward, n_threads);
+ContrastiveBytes contrastive_bytes(std::int64_t n_modalities, std::int64_t n_samples, std::int64_t n_dim, bool pairwise,
+                                   bool is_double, bool backward, bool kept, int n_threads) {
+    return kernels().bytes(n_modalities, n_samples, n_dim, pairwise, is_double, backward, kept, n_threads);
 }
 
 void contrastive_exponential(void const* x, void* y, std::int64_t n, bool is_double) {

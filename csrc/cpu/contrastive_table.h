@@ -7,11 +7,21 @@
 
 namespace sleepfm::SLEEPFM_ISA {
 
-inline std::int64_t workspace_bytes(std::int64_t M, std::int64_t N, std::int64_t D, bool pairwise, bool is_double,
-                                    bool for_backward, int n_threads) {
+template <typename T>
+inline ContrastiveBytes bytes_of(Shape const& shape, bool backward, bool kept, int n_threads) {
+    if (backward) {
+        BackwardWork<T> const work(Memory(kept, n_threads), shape);
+        return {work.workspace_bytes, work.kept_bytes};
+    }
+    ForwardWork<T> const work(Memory(kept, n_threads), shape);
+    return {work.workspace_bytes, work.kept_bytes};
+}
+
+inline ContrastiveBytes bytes(std::int64_t M, std::int64_t N, std::int64_t D, bool pairwise, bool is_double,
+                              bool backward, bool kept, int n_threads) {
     Shape const shape(M, N, D, pairwise);
-    return is_double ? Workspace<double>(nullptr, shape, for_backward, n_threads).bytes
-                     : Workspace<float>(nullptr, shape, for_backward, n_threads).bytes;
+    return is_double ? bytes_of<double>(shape, backward, kept, n_threads)
+                     : bytes_of<float>(shape, backward, kept, n_threads);
 }
 
 template <typename T>
@@ -34,7 +44,7 @@ inline void exponential_any(void const* x, void* y, std::int64_t n, bool is_doub
 }
 
 ContrastiveKernels contrastive_kernels() {
-    return {&forward<float>, &forward<double>, &backward<float>, &backward<double>, &workspace_bytes, &exponential_any};
+    return {&forward<float>, &forward<double>, &backward<float>, &backward<double>, &bytes, &exponential_any};
 }
 
 }  // namespace sleepfm::SLEEPFM_ISA

@@ -150,10 +150,16 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, precision: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        loss, losses, correct, ranks, n_valid, state = torch.ops.sleepfm_fast.contrastive_loss_forward(
-            x, log_temperature, mask, mode, directions, precision, 0, x.shape[1]
-        )
-        ctx.save_for_backward(x, log_temperature, mask, n_valid, state)
+        kept = None
+        if x.device.type == "cpu" and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
+            direct = contrastive_cpu.is_direct(x)
+            op = contrastive_cpu.forward_keeping if direct else torch.ops.sleepfm_fast.contrastive_loss_forward_keeping
+            loss, losses, correct, ranks, n_valid, state, kept = op(x, log_temperature, mask, mode, directions)
+        else:
+            loss, losses, correct, ranks, n_valid, state = torch.ops.sleepfm_fast.contrastive_loss_forward(
+                x, log_temperature, mask, mode, directions, precision, 0, x.shape[1]
+            )
+        ctx.save_for_backward(x, log_temperature, mask, n_valid, state, kept)
         ctx.mode = mode
         ctx.directions = directions
         ctx.precision = precision
@@ -167,13 +173,23 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         if gradient_loss is None:
             return None, None, None, None, None, None
-        x, log_temperature, mask, n_valid, state = ctx.saved_tensors
-        options = (ctx.mode, ctx.directions, ctx.precision, 0, x.shape[1])
-        arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, *options)
+        x, log_temperature, mask, n_valid, state, kept = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            gradient_x, gradient_log_temperature = _Gradient.apply(*arguments)  # type: ignore[no-untyped-call]
+            options = (ctx.mode, ctx.directions, ctx.precision, 0, x.shape[1])
+            gradient_x, gradient_log_temperature = _Gradient.apply(  # type: ignore[no-untyped-call]
+                gradient_loss, x, log_temperature, mask, n_valid, state, *options
+            )
+        elif kept is not None:
+            direct = contrastive_cpu.is_direct(x)
+            op = contrastive_cpu.backward_kept if direct else torch.ops.sleepfm_fast.contrastive_loss_backward_kept
+            gradient_x, gradient_log_temperature = op(
+                gradient_loss, x, log_temperature, mask, n_valid, state, kept, ctx.mode, ctx.directions
+            )
         else:
-            gradient_x, gradient_log_temperature = torch.ops.sleepfm_fast.contrastive_loss_backward(*arguments)
+            options = (ctx.mode, ctx.directions, ctx.precision, 0, x.shape[1])
+            gradient_x, gradient_log_temperature = torch.ops.sleepfm_fast.contrastive_loss_backward(
+                gradient_loss, x, log_temperature, mask, n_valid, state, *options
+            )
         return gradient_x, gradient_log_temperature, None, None, None, None
 
 
