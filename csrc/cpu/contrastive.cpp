@@ -1,5 +1,9 @@
 #include "cpu/contrastive.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "check.h"
 #include "cpu/cpu_features.h"
 
@@ -32,16 +36,41 @@ void check(ContrastiveInput const& input) {
                   input.begin, ", ", input.end, ") is not one of ", input.n_samples, " samples.");
 }
 
+// Fresh memory in pages of 2 MiB: faulting in pages of 4 KiB takes a tenth of the time that the products take.
+void use_huge_pages(void* memory, std::int64_t n_bytes) {
+#if defined(__linux__)
+    constexpr std::uintptr_t page = std::uintptr_t{2} << 20;
+    auto const first = (reinterpret_cast<std::uintptr_t>(memory) + page - 1) / page * page;
+    auto const last = (reinterpret_cast<std::uintptr_t>(memory) + static_cast<std::uintptr_t>(n_bytes)) / page * page;
+    if (memory != nullptr && last > first) {
+        madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: refusal changes nothing
+    }
+#else
+    static_cast<void>(memory);
+    static_cast<void>(n_bytes);
+#endif
+}
+
+void use_huge_pages(ContrastiveInput const& input, bool backward) {
+    auto const bytes =
+        contrastive_bytes(input.n_modalities, input.n_samples, input.n_dim, input.pairwise, input.dtype == DType::f64,
+                          backward, input.kept != nullptr, input.n_threads);
+    use_huge_pages(input.workspace, bytes.workspace);
+    use_huge_pages(input.kept, backward ? 0 : bytes.kept);
+}
+
 }  // namespace
 
 void contrastive_forward(ContrastiveForward const& call) {
     check(call.input);
+    use_huge_pages(call.input, false);
     auto const table = kernels();
     (call.input.dtype == DType::f64 ? table.forward_f64 : table.forward_f32)(call);
 }
 
 void contrastive_backward(ContrastiveBackward const& call) {
     check(call.input);
+    use_huge_pages(call.input, true);
     auto const table = kernels();
     (call.input.dtype == DType::f64 ? table.backward_f64 : table.backward_f32)(call);
 }

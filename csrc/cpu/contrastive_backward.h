@@ -166,19 +166,28 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
         }
         T const* const e = work.operands.unit + m * shape.matrix + at;
         T* const de = work.d_row + m * shape.matrix + at;
+        Vec<T> along_of_piece{};  // <e, de>, a few dimensions in T, their sums in double
         double along[width] = {};
         for (Index k = 0; k < shape.D; ++k) {
             Vec<T> sum = load<T>(de + k * PANEL);
             if (!shape.pairwise) {
+                Vec<T> means{};
                 for (Index other = 0; other < shape.M; ++other) {
                     if (other != m) {  // zero where absent
-                        sum += share * load<T>(work.d_column + other * shape.matrix + at + k * PANEL);
+                        means += load<T>(work.d_column + other * shape.matrix + at + k * PANEL);
                     }
                 }
+                sum += share * means;
                 store<T>(de + k * PANEL, sum);
             }
-            for (Index l = 0; l < width; ++l) {
-                along[l] += static_cast<double>(e[k * PANEL + l]) * static_cast<double>(de[k * PANEL + l]);
+            along_of_piece += load<T>(e + k * PANEL) * sum;
+            if (k % 16 == 15 || k + 1 == shape.D) {
+                alignas(64) T lane[width];
+                store<T>(lane, along_of_piece);
+                for (Index l = 0; l < width; ++l) {
+                    along[l] += static_cast<double>(lane[l]);
+                }
+                along_of_piece = Vec<T>{};
             }
         }
         alignas(64) T projection_of[width];
@@ -204,13 +213,16 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
                 }
                 auto* const out = static_cast<Element*>(call.gradient_x) + (m * shape.N + r + l) * shape.D + k;
                 T const* const row = turned + l * width;
+                double const factor = inverse[l];
                 if (n == width) {
+                    Element whole[width];
                     for (Index i = 0; i < width; ++i) {
-                        narrow(static_cast<T>(static_cast<double>(row[i]) * inverse[l]), out[i]);
+                        narrow(static_cast<T>(static_cast<double>(row[i]) * factor), whole[i]);
                     }
+                    std::memcpy(out, whole, sizeof whole);
                 } else {
                     for (Index i = 0; i < n; ++i) {
-                        narrow(static_cast<T>(static_cast<double>(row[i]) * inverse[l]), out[i]);
+                        narrow(static_cast<T>(static_cast<double>(row[i]) * factor), out[i]);
                     }
                 }
             }

@@ -259,6 +259,11 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
         return;
     }
     Vec<T> const share = load<T>(n_others);
+    bool exact = true;  // whether the reciprocals are: dividing is slow
+    for (Index l = 0; l < width; ++l) {
+        exact = exact && (n_others[l] == T{1} || n_others[l] == T{2} || n_others[l] == T{4});
+    }
+    Vec<T> const inverse = T{1} / share;
     for (Index m = 0; m < shape.M; ++m) {
         T* const o = operands.mean + m * shape.matrix + at;
         alignas(64) T here[width];
@@ -273,7 +278,8 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
                     sum += load<T>(operands.unit + other * shape.matrix + at + k * PANEL);
                 }
             }
-            store<T>(o + k * PANEL, is_here ? sum / share : Vec<T>{});
+            Vec<T> const mean = exact ? sum * inverse : sum / share;
+            store<T>(o + k * PANEL, is_here ? mean : Vec<T>{});
         }
     }
 }
