@@ -70,13 +70,26 @@ struct Accumulators {
     }
 };
 
+// Operands too large for the second cache come from memory, ahead of their use: what hardware prefetches of the
+// strided reads comes too late.
+template <typename T>
+inline void fetch(T const* from, Index n) {
+    for (Index i = 0; i < n; i += static_cast<Index>(64 / sizeof(T))) {
+        __builtin_prefetch(from + i, 0, 2);
+    }
+}
+
 // D is summed in pieces: a panel of them stays in the first cache (24 KB of float32), and the rounding error of long
 // rows stays that of short ones.
 constexpr Index PIECE = 128;
 
 template <typename T, int VECTORS>
-inline void cosines_of_panel(Index n_rows, Index n_k, Index panel_stride, T const* a, T const* b, T* c, bool add) {
+inline void cosines_of_panel(Index n_rows, Index n_k, Index panel_stride, T const* a, T const* b, T* c, bool add,
+                             bool cold) {
     for (Index r = 0; r < n_rows; r += ROWS) {
+        if (cold && r / PANEL * PANEL + PANEL < n_rows) {  // a share of the next panel of rows
+            fetch(a + (r / PANEL + 1) * panel_stride + r % PANEL * n_k, ROWS * n_k);
+        }
         Accumulators<T, VECTORS> sums;
         sums.clear();
         sums.template multiply_add<Left::by_step>(n_k, a + r / PANEL * panel_stride + r % PANEL, b);
@@ -97,10 +110,11 @@ inline void cosines(Index n_rows, Index n_columns, Index n_dim, Index panel_stri
                 T const* const right = b + panel * panel_stride + k * PANEL + v;
                 T* const out = tile + panel * n_rows * PANEL + v;
                 T const* const left = a + k * PANEL;
+                bool const cold = panel == 0 && v == 0;
                 switch ((in_panel - v) / width) {
-                    case 1: cosines_of_panel<T, 1>(n_rows, n_k, panel_stride, left, right, out, k > 0); break;
-                    case 2: cosines_of_panel<T, 2>(n_rows, n_k, panel_stride, left, right, out, k > 0); break;
-                    default: cosines_of_panel<T, 3>(n_rows, n_k, panel_stride, left, right, out, k > 0); break;
+                    case 1: cosines_of_panel<T, 1>(n_rows, n_k, panel_stride, left, right, out, k > 0, cold); break;
+                    case 2: cosines_of_panel<T, 2>(n_rows, n_k, panel_stride, left, right, out, k > 0, cold); break;
+                    default: cosines_of_panel<T, 3>(n_rows, n_k, panel_stride, left, right, out, k > 0, cold); break;
                 }
             }
         }
@@ -108,8 +122,17 @@ inline void cosines(Index n_rows, Index n_columns, Index n_dim, Index panel_stri
 }
 
 template <typename T, int VECTORS>
-inline void gather_panel(Index n_dim, Index n_k, Index panel_stride, T const* a, T const* b, T* c, bool add) {
+inline void gather_panel(Index n_dim, Index n_k, Index panel_stride, T const* a, T const* b, T* c, bool add,
+                         bool cold) {
     for (Index d = 0; d < n_dim; d += ROWS) {
+        if (d + ROWS < n_dim) {
+            if (add) {
+                fetch(c + (d + ROWS) * PANEL, ROWS * PANEL);
+            }
+            for (Index k = 0; cold && k < n_k; k += PANEL) {
+                fetch(a + k / PANEL * panel_stride + (d + ROWS) * PANEL, ROWS * PANEL);
+            }
+        }
         Accumulators<T, VECTORS> sums;
         sums.clear();
         for (Index k = 0; k < n_k; k += PANEL) {
@@ -131,10 +154,11 @@ inline void gather(Index n_rows, Index n_columns, Index n_dim, Index panel_strid
         for (Index v = 0; v < in_panel; v += COLUMN_VECTORS * width) {
             T const* const right = tile + panel * n_rows * PANEL + v;
             T* const sums = out + panel * panel_stride + v;
+            bool const cold = panel == 0 && v == 0;
             switch ((in_panel - v) / width) {
-                case 1: gather_panel<T, 1>(n_dim, n_rows, panel_stride, a, right, sums, add); break;
-                case 2: gather_panel<T, 2>(n_dim, n_rows, panel_stride, a, right, sums, add); break;
-                default: gather_panel<T, 3>(n_dim, n_rows, panel_stride, a, right, sums, add); break;
+                case 1: gather_panel<T, 1>(n_dim, n_rows, panel_stride, a, right, sums, add, cold); break;
+                case 2: gather_panel<T, 2>(n_dim, n_rows, panel_stride, a, right, sums, add, cold); break;
+                default: gather_panel<T, 3>(n_dim, n_rows, panel_stride, a, right, sums, add, cold); break;
             }
         }
     }
