@@ -158,6 +158,40 @@ void contrastive_exponential(Address x, Address y, std::int64_t n, bool is_doubl
     sleepfm::contrastive_exponential(pointer<void const>(x), pointer<void>(y), n, is_double);
 }
 
+// ---- retrieval ranks ------------------------------------------------------------------------------------------------
+
+using RankLimits = std::tuple<Address, Address, Address, Address>;  // low, high, own, shift
+
+void pair_ranks(std::tuple<Address, Address> operands, ContrastiveShape shape, SampleRange first,
+                std::tuple<Address, Address> means, RankLimits rows, RankLimits columns,
+                std::tuple<Address, Address> ahead, bool new_rows, int n_threads, Address workspace) {
+    sleepfm::PairRanks call{};
+    call.a = pointer<float const>(std::get<0>(operands));
+    call.b = pointer<float const>(std::get<1>(operands));
+    std::tie(call.n_rows, call.n_columns, call.n_dim) = shape;
+    std::tie(call.first_row, call.first_column) = first;
+    call.mean_a = pointer<float const>(std::get<0>(means));
+    call.mean_b = pointer<float const>(std::get<1>(means));
+    call.low_of_rows = pointer<float const>(std::get<0>(rows));
+    call.high_of_rows = pointer<float const>(std::get<1>(rows));
+    call.own_of_rows = pointer<double const>(std::get<2>(rows));
+    call.shift_of_columns = pointer<float const>(std::get<3>(rows));
+    call.low_of_columns = pointer<float const>(std::get<0>(columns));
+    call.high_of_columns = pointer<float const>(std::get<1>(columns));
+    call.own_of_columns = pointer<double const>(std::get<2>(columns));
+    call.shift_of_rows = pointer<float const>(std::get<3>(columns));
+    call.ahead_of_rows = pointer<std::int64_t>(std::get<0>(ahead));
+    call.ahead_of_columns = pointer<std::int64_t>(std::get<1>(ahead));
+    call.new_rows = new_rows;
+    call.n_threads = n_threads;
+    call.workspace = pointer<void>(workspace);
+    sleepfm::pair_ranks(call);
+}
+
+void own_inner_products(Address a, Address b, Address own, std::int64_t n_rows, std::int64_t n_dim) {
+    sleepfm::own_inner_products(pointer<float const>(a), pointer<float const>(b), pointer<double>(own), n_rows, n_dim);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -176,4 +210,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("contrastive_backward", &contrastive_backward, NoGil());
     module.def("contrastive_bytes", &contrastive_bytes);
     module.def("contrastive_exponential", &contrastive_exponential, NoGil());
+    module.def("pair_ranks", &pair_ranks, NoGil());
+    module.def("pair_ranks_bytes", &sleepfm::pair_ranks_bytes);
+    module.def("own_inner_products", &own_inner_products, NoGil());
 }

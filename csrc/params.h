@@ -108,4 +108,32 @@ struct ContrastiveBackward {
     void* gradient_log_temperature;  // [] T
 };
 
+// ---- retrieval ranks ------------------------------------------------------------------------------------------------
+
+// A block of queries a against a block of candidates b, in both directions. With t = <a_i - mean_a, b_j - mean_b>, b_j
+// comes before a_i's own where t + shift_of_rows[j] > high_of_rows[i], a_i before b_j's own where
+// t + shift_of_columns[i] > high_of_columns[j]; from low to high <a_i, b_j> decides in double, and where that is equal
+// to the own, the lower number.
+struct PairRanks {
+    float const* a;  // [n_rows, n_dim]
+    float const* b;  // [n_columns, n_dim]
+    std::int64_t n_rows, n_columns, n_dim;
+    std::int64_t first_row, first_column;  // numbers of the clips that the blocks start with
+    float const* mean_a;                   // [n_dim]
+    float const* mean_b;                   // [n_dim]
+    double const* own_of_rows;             // [n_rows] <a_i, b_i>
+    double const* own_of_columns;          // [n_columns]
+    float const* shift_of_rows;            // [n_columns]
+    float const* shift_of_columns;         // [n_rows]
+    float const* low_of_rows;              // [n_rows]
+    float const* high_of_rows;             // [n_rows]
+    float const* low_of_columns;           // [n_columns]
+    float const* high_of_columns;          // [n_columns]
+    std::int64_t* ahead_of_rows;           // [n_rows], added to
+    std::int64_t* ahead_of_columns;        // [n_columns], added to
+    bool new_rows;                         // false: a is that of the last call with this workspace
+    int n_threads;
+    void* workspace;  // pair_ranks_bytes(...), aligned to 64 bytes
+};
+
 }  // namespace sleepfm

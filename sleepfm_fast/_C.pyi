@@ -84,3 +84,22 @@ def contrastive_bytes(
     /,
 ) -> tuple[int, int]: ...
 def contrastive_exponential(x: int, y: int, n: int, is_double: bool, /) -> None: ...
+
+# ---- retrieval ranks -------------------------------------------------------------------------------------------------
+# Addresses as in the struct PairRanks of csrc/params.h; rows and columns: low, high, own, and the shift of each row
+# (column), which is added where a column (row) compares it.
+def pair_ranks(
+    operands: tuple[int, int],
+    shape: tuple[int, int, int],
+    first: tuple[int, int],
+    means: tuple[int, int],
+    rows: tuple[int, int, int, int],
+    columns: tuple[int, int, int, int],
+    ahead: tuple[int, int],
+    new_rows: bool,
+    n_threads: int,
+    workspace: int,
+    /,
+) -> None: ...
+def pair_ranks_bytes(n_rows: int, n_columns: int, n_dim: int, n_threads: int, /) -> int: ...
+def own_inner_products(a: int, b: int, own: int, n_rows: int, n_dim: int, /) -> None: ...

@@ -84,4 +84,20 @@ void contrastive_exponential(void const* x, void* y, std::int64_t n, bool is_dou
     kernels().exponential(x, y, n, is_double);
 }
 
+void pair_ranks(PairRanks const& call) {
+    SLEEPFM_CHECK(call.n_dim >= 1, "the embeddings have no dimensions; pair_ranks takes D >= 1.");
+    SLEEPFM_CHECK(call.n_threads >= 1, "n_threads is ", call.n_threads, "; at least one is needed.");
+    SLEEPFM_CHECK(reinterpret_cast<std::uintptr_t>(call.workspace) % 64 == 0,
+                  "the workspace is not aligned to 64 bytes.");
+    kernels().pair_ranks(call);
+}
+
+std::int64_t pair_ranks_bytes(std::int64_t n_rows, std::int64_t n_columns, std::int64_t n_dim, int n_threads) {
+    return kernels().pair_ranks_bytes(n_rows, n_columns, n_dim, n_threads);
+}
+
+void own_inner_products(float const* a, float const* b, double* own, std::int64_t n_rows, std::int64_t n_dim) {
+    kernels().own_inner_products(a, b, own, n_rows, n_dim);
+}
+
 }  // namespace sleepfm

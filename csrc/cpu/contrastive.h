@@ -25,6 +25,12 @@ ContrastiveBytes contrastive_bytes(std::int64_t n_modalities, std::int64_t n_sam
 // The kernels' own exp for x <= 0, for tests. `n` elements; double where is_double.
 void contrastive_exponential(void const* x, void* y, std::int64_t n, bool is_double);
 
+// Retrieval ranks: counts of the clips that come before each one's own.
+void pair_ranks(PairRanks const& call);
+std::int64_t pair_ranks_bytes(std::int64_t n_rows, std::int64_t n_columns, std::int64_t n_dim, int n_threads);
+// own[r] = <a_r, b_r> in double, summed as pair_ranks sums; a and b [n_rows, n_dim].
+void own_inner_products(float const* a, float const* b, double* own, std::int64_t n_rows, std::int64_t n_dim);
+
 // One instruction set's code.
 struct ContrastiveKernels {
     void (*forward_f32)(ContrastiveForward const&);
@@ -33,6 +39,9 @@ struct ContrastiveKernels {
     void (*backward_f64)(ContrastiveBackward const&);
     ContrastiveBytes (*bytes)(std::int64_t, std::int64_t, std::int64_t, bool, bool, bool, bool, int);
     void (*exponential)(void const*, void*, std::int64_t, bool);
+    void (*pair_ranks)(PairRanks const&);
+    std::int64_t (*pair_ranks_bytes)(std::int64_t, std::int64_t, std::int64_t, int);
+    void (*own_inner_products)(float const*, float const*, double*, std::int64_t, std::int64_t);
 };
 
 namespace portable {

@@ -271,7 +271,8 @@ void backward(ContrastiveBackward const& call) {
     Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
     BackwardWork<T> const work(Memory(in), shape);
     T const s = exponent_scale<T>(scale_of<T>(in));
-    [[maybe_unused]] int const n_threads = threads_for(shape, in.n_threads);
+    [[maybe_unused]] int const n_threads =
+        useful_threads(shape.P * shape.N * shape.N * shape.D, in.n_threads);
     Index total_valid = 0;
     for (Index p = 0; p < shape.P; ++p) {
         total_valid += call.n_valid[p];

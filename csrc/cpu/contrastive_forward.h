@@ -265,7 +265,8 @@ void forward(ContrastiveForward const& call) {
     Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
     ForwardWork<T> const work(Memory(in), shape);
     T const s = exponent_scale<T>(scale_of<T>(in));
-    [[maybe_unused]] int const n_threads = threads_for(shape, in.n_threads);
+    [[maybe_unused]] int const n_threads =
+        useful_threads(shape.P * shape.N * shape.N * shape.D, in.n_threads);
     Index const N = shape.N;
     SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
         prepare<T>(in, shape, work.operands, [&](Index r) { start_sample<T>(call, shape, work, r); });

@@ -96,8 +96,8 @@ class Carver {
 
 // As many threads as there is work for: below about 2^20 multiply-adds each (10 us), starting one costs more than it
 // saves. The results do not depend on it.
-inline int threads_for(Shape const& shape, int n_threads) {
-    Index const n_useful = 1 + ((shape.P * shape.N * shape.N * shape.D) >> 20);
+inline int useful_threads(Index n_multiply_adds, int n_threads) {
+    Index const n_useful = 1 + (n_multiply_adds >> 20);
     return n_useful < n_threads ? static_cast<int>(n_useful) : n_threads;
 }
 
