@@ -77,8 +77,8 @@ struct ContrastiveInput {
     std::uint8_t const* mask;     // [M, N] 1 where present; null: all present
     std::int64_t mask_stride_modality;
     std::int64_t mask_stride_sample;
-    bool pairwise;         // problems (i < j) instead of one modality against the mean of the others
-    bool both_directions;  // the loss counts rows and columns; else rows only
+    bool pairwise;            // problems (i < j) instead of one modality against the mean of the others
+    bool both_directions;     // the loss counts rows and columns; else rows only
     std::int64_t begin, end;  // samples that are computed, as rows and as columns against all n_samples
     int n_threads;
     void* workspace;  // contrastive_bytes(...).workspace, aligned to 64 bytes

@@ -59,8 +59,8 @@ def pair_ranks(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rank every clip's own embedding among all clips' embeddings of the other modality.
 
-    Memory is ``8 (query_block + candidate_block) D`` bytes, a tile a thread, and a few numbers a clip; both operands are
-    read block by block.
+    Memory is ``8 (query_block + candidate_block) D`` bytes, a tile a thread, and a few numbers a clip; both operands
+    are read block by block.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def pair_ranks(
     margin = 1.01 * 2.0**-24 * ((dim + 8) * product + 4 * float(max(np.abs(f).max(), np.abs(h).max())))
     target_a, target_b = own - g, own - f - centre
     # Of the rows (columns): limits, the own similarity, and what a row (column) adds where the other compares.
-    tables = [
+    tables: list[list[npt.NDArray[Any]]] = [
         [(target - margin).astype(np.float32), (target + margin).astype(np.float32), own, shift.astype(np.float32)]
         for target, shift in ((target_a, h), (target_b, f))
     ]

@@ -52,9 +52,8 @@ void use_huge_pages(void* memory, std::int64_t n_bytes) {
 }
 
 void use_huge_pages(ContrastiveInput const& input, bool backward) {
-    auto const bytes =
-        contrastive_bytes(input.n_modalities, input.n_samples, input.n_dim, input.pairwise, input.dtype == DType::f64,
-                          backward, input.kept != nullptr, input.n_threads);
+    auto const bytes = contrastive_bytes(input.n_modalities, input.n_samples, input.n_dim, input.pairwise,
+                                         input.dtype == DType::f64, backward, input.kept != nullptr, input.n_threads);
     use_huge_pages(input.workspace, bytes.workspace);
     use_huge_pages(input.kept, backward ? 0 : bytes.kept);
 }

@@ -152,9 +152,9 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
         bool any = false;
         for (Index l = 0; l < width; ++l) {
             Index const sample = r + l;
-            wanted[l] = sample >= in.begin && sample < in.end && work.operands.n_others[sample] > 0 &&
-                        (in.mask == nullptr ||
-                         in.mask[m * in.mask_stride_modality + sample * in.mask_stride_sample] != 0);
+            wanted[l] =
+                sample >= in.begin && sample < in.end && work.operands.n_others[sample] > 0 &&
+                (in.mask == nullptr || in.mask[m * in.mask_stride_modality + sample * in.mask_stride_sample] != 0);
             any = any || wanted[l];
             if (sample < shape.N && !wanted[l]) {
                 std::memset(static_cast<Element*>(call.gradient_x) + (m * shape.N + sample) * shape.D, 0,
@@ -191,20 +191,21 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
             }
         }
         alignas(64) T projection_of[width];
-        double inverse[width];
+        alignas(64) T inverse_of[width];
         for (Index l = 0; l < width; ++l) {
             double const norm = work.operands.norm[m * shape.n_padded + r + l];
             projection_of[l] = norm < NORM_FLOOR ? T{0} : static_cast<T>(along[l]);
-            inverse[l] = 1.0 / (norm < NORM_FLOOR ? NORM_FLOOR : norm);
+            inverse_of[l] = static_cast<T>(1.0 / (norm < NORM_FLOOR ? NORM_FLOOR : norm));
         }
         Vec<T> const projection = load<T>(projection_of);
+        Vec<T> const inverse = load<T>(inverse_of);
         alignas(64) T square[width * width];
         alignas(64) T turned[width * width];
         for (Index k = 0; k < shape.D; k += width) {
             Index const n = shape.D - k < width ? shape.D - k : width;
             for (Index i = 0; i < n; ++i) {
                 Index const from = (k + i) * PANEL;
-                store<T>(square + i * width, load<T>(de + from) - load<T>(e + from) * projection);
+                store<T>(square + i * width, (load<T>(de + from) - load<T>(e + from) * projection) * inverse);
             }
             transpose<T>(square, width, turned, width);
             for (Index l = 0; l < width; ++l) {
@@ -213,16 +214,15 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
                 }
                 auto* const out = static_cast<Element*>(call.gradient_x) + (m * shape.N + r + l) * shape.D + k;
                 T const* const row = turned + l * width;
-                double const factor = inverse[l];
                 if (n == width) {
                     Element whole[width];
                     for (Index i = 0; i < width; ++i) {
-                        narrow(static_cast<T>(static_cast<double>(row[i]) * factor), whole[i]);
+                        narrow(row[i], whole[i]);
                     }
                     std::memcpy(out, whole, sizeof whole);
                 } else {
                     for (Index i = 0; i < n; ++i) {
-                        narrow(static_cast<T>(static_cast<double>(row[i]) * factor), out[i]);
+                        narrow(row[i], out[i]);
                     }
                 }
             }
@@ -271,8 +271,7 @@ void backward(ContrastiveBackward const& call) {
     Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
     BackwardWork<T> const work(Memory(in), shape);
     T const s = exponent_scale<T>(scale_of<T>(in));
-    [[maybe_unused]] int const n_threads =
-        useful_threads(shape.P * shape.N * shape.N * shape.D, in.n_threads);
+    [[maybe_unused]] int const n_threads = useful_threads(shape.P * shape.N * shape.N * shape.D, in.n_threads);
     Index total_valid = 0;
     for (Index p = 0; p < shape.P; ++p) {
         total_valid += call.n_valid[p];

@@ -71,7 +71,8 @@ inline void scan_tile(Shape const& shape, ForwardWork<T> const& work, Index p, T
         Vec<T> sum{};
         IntVec<T> count{};
         for (Index c = 0; c < at.n_columns; c += width) {
-            Vec<T> const x = load<T>(tile + (c / PANEL * at.n_rows + r) * PANEL + c % PANEL) + load<T>(bias + at.c0 + c);
+            Vec<T> const x =
+                load<T>(tile + (c / PANEL * at.n_rows + r) * PANEL + c % PANEL) + load<T>(bias + at.c0 + c);
             largest = x > largest ? x : largest;
             Vec<T> const so_far = load<T>(column_max + c);
             store<T>(column_max + c, x > so_far ? x : so_far);
@@ -148,7 +149,8 @@ inline void sum_tile(Shape const& shape, ForwardWork<T> const& work, Index p, Ti
             raise_maximum<T>(largest_of_rows[row], sum_of_rows[row], row_max[r], static_cast<double>(s));
         Vec<T> sum{};
         for (Index c = 0; c < at.n_columns; c += width) {
-            Vec<T> const x = load<T>(tile + (c / PANEL * at.n_rows + r) * PANEL + c % PANEL) + load<T>(bias + at.c0 + c);
+            Vec<T> const x =
+                load<T>(tile + (c / PANEL * at.n_rows + r) * PANEL + c % PANEL) + load<T>(bias + at.c0 + c);
             sum += exponential(s * (x - reference));
             T* const place_of_sum = column_sum + c;
             store<T>(place_of_sum, load<T>(place_of_sum) + exponential(s * (x - load<T>(column_max + c))));
@@ -265,8 +267,7 @@ void forward(ContrastiveForward const& call) {
     Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
     ForwardWork<T> const work(Memory(in), shape);
     T const s = exponent_scale<T>(scale_of<T>(in));
-    [[maybe_unused]] int const n_threads =
-        useful_threads(shape.P * shape.N * shape.N * shape.D, in.n_threads);
+    [[maybe_unused]] int const n_threads = useful_threads(shape.P * shape.N * shape.N * shape.D, in.n_threads);
     Index const N = shape.N;
     SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
         prepare<T>(in, shape, work.operands, [&](Index r) { start_sample<T>(call, shape, work, r); });

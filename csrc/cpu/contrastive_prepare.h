@@ -229,8 +229,9 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
     for (Index l = 0; l < width; ++l) {
         Index n_present = 0;
         for (Index m = 0; m < shape.M; ++m) {
-            present[m][l] = r + l < shape.N && (in.mask == nullptr || in.mask[m * in.mask_stride_modality +
-                                                                             (r + l) * in.mask_stride_sample] != 0);
+            present[m][l] =
+                r + l < shape.N &&
+                (in.mask == nullptr || in.mask[m * in.mask_stride_modality + (r + l) * in.mask_stride_sample] != 0);
             n_present += present[m][l];
         }
         for (Index m = 0; m < shape.M; ++m) {

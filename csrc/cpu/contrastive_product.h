@@ -143,8 +143,8 @@ inline void gather_panel(Index n_dim, Index n_k, Index panel_stride, T const* a,
     }
 }
 
-// out(c, d) (+)= sum over r < n_rows of tile(r, c) a(r, d), where panels of out and a lie panel_stride apart; n_dim is a
-// multiple of ROWS.
+// out(c, d) (+)= sum over r < n_rows of tile(r, c) a(r, d), where panels of out and a lie panel_stride apart; n_dim is
+// a multiple of ROWS.
 template <typename T>
 inline void gather(Index n_rows, Index n_columns, Index n_dim, Index panel_stride, T const* a, T const* tile, T* out,
                    bool add) {

@@ -156,8 +156,7 @@ inline void pair_ranks(PairRanks const& call) {
     Index const n_row_blocks = (call.n_rows + RANK_BLOCK - 1) / RANK_BLOCK;
     Index const n_column_blocks = (call.n_columns + RANK_BLOCK - 1) / RANK_BLOCK;
     Index const n_counts = work.rows_padded + work.columns_padded;
-    [[maybe_unused]] int const n_threads =
-        useful_threads(call.n_rows * call.n_columns * call.n_dim, call.n_threads);
+    [[maybe_unused]] int const n_threads = useful_threads(call.n_rows * call.n_columns * call.n_dim, call.n_threads);
     SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
         SLEEPFM_OMP(omp for schedule(static) nowait)
         for (Index panel = 0; panel < (call.new_rows ? n_row_panels : 0); ++panel) {
@@ -177,7 +176,8 @@ inline void pair_ranks(PairRanks const& call) {
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (int thread = 0; thread < call.n_threads; ++thread) {
-            std::memset(work.of_block + thread * n_counts, 0, sizeof(std::int32_t) * static_cast<std::size_t>(n_counts));
+            std::memset(work.of_block + thread * n_counts, 0,
+                        sizeof(std::int32_t) * static_cast<std::size_t>(n_counts));
         }
         Index const thread = thread_number();
         float* const tile = work.tiles + thread * RANK_BLOCK * RANK_BLOCK;

@@ -49,7 +49,7 @@ inline std::int64_t pair_ranks_bytes(std::int64_t n_rows, std::int64_t n_columns
 }
 
 ContrastiveKernels contrastive_kernels() {
-    return {&forward<float>, &forward<double>, &backward<float>,  &backward<double>,    &bytes,
+    return {&forward<float>,  &forward<double>, &backward<float>,  &backward<double>,  &bytes,
             &exponential_any, &pair_ranks,      &pair_ranks_bytes, &own_inner_products};
 }
 

@@ -103,9 +103,15 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     arguments, _alive = _arguments(x, log_temperature, mask, mode, directions, False, kept is not None)
     results = allocate_forward(x, mode)
+    loss, losses, correct, ranks, n_valid, state = results
     _C.contrastive_forward(
         *arguments,
-        *(result.data_ptr() for result in results),
+        loss.data_ptr(),
+        losses.data_ptr(),
+        correct.data_ptr(),
+        ranks.data_ptr(),
+        n_valid.data_ptr(),
+        state.data_ptr(),
         (begin, end),
         0 if kept is None else kept.data_ptr(),
     )
@@ -170,9 +176,7 @@ def backward(
     end: int,
 ) -> tuple[Tensor, Tensor]:
     """Backward of the op on the CPU: gradients of x and of log_temperature."""
-    return _backward(
-        gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions, begin, end, None
-    )
+    return _backward(gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions, begin, end, None)
 
 
 # ---- the pair of ops of a training step: all samples, and what forward leaves to backward ----------------------------
