@@ -10,6 +10,7 @@
 #include "cpu/contrastive.h"
 #include "cpu/cpu_features.h"
 #include "cpu/filter_resample.h"
+#include "cpu/mbconv.h"
 #if defined(SLEEPFM_WITH_CUDA)
 #include "cuda/filter_resample.h"
 #endif
@@ -42,7 +43,8 @@ py::dict build_info() {
 void filter_resample(std::uintptr_t raw, std::int64_t n_raw, int raw_bytes, std::uintptr_t table,
                      std::uintptr_t calibration, std::int64_t n_clips, std::int64_t n_channels, std::uintptr_t filters,
                      std::int64_t n_filters, std::uintptr_t taps, std::int64_t n_taps, std::uintptr_t out,
-                     int out_dtype, std::int64_t n_out, bool zscore, int n_threads, int device, std::uintptr_t stream) {
+                     int out_dtype, std::int64_t n_out, int normalise, int n_threads, int device,
+                     std::uintptr_t stream) {
     sleepfm::FilterResample p{};
     p.raw = reinterpret_cast<void const*>(raw);
     p.n_raw = n_raw;
@@ -58,7 +60,7 @@ void filter_resample(std::uintptr_t raw, std::int64_t n_raw, int raw_bytes, std:
     p.out = reinterpret_cast<void*>(out);
     p.out_dtype = static_cast<sleepfm::DType>(out_dtype);
     p.n_out = n_out;
-    p.zscore = zscore;
+    p.normalise = static_cast<sleepfm::Normalise>(normalise);
     py::gil_scoped_release const release;
     if (device < 0) {
         sleepfm::filter_resample_cpu(p, n_threads);
@@ -74,17 +76,16 @@ void filter_resample(std::uintptr_t raw, std::int64_t n_raw, int raw_bytes, std:
 #endif
 }
 
-py::dict filter_resample_launch(std::int64_t n_clips, std::int64_t n_channels, std::int64_t n_out, bool zscore,
+py::dict filter_resample_launch(std::int64_t n_clips, std::int64_t n_channels, std::int64_t n_out, bool statistics,
                                 std::int64_t shared_limit_bytes) {
     sleepfm::FilterResampleLaunch const launch =
-        sleepfm::filter_resample_launch(n_clips, n_channels, n_out, zscore, shared_limit_bytes);
+        sleepfm::filter_resample_launch(n_clips, n_channels, n_out, statistics, shared_limit_bytes);
     py::dict geometry;
     geometry["rows"] = launch.rows;
     geometry["slices"] = launch.slices;
     geometry["outputs_per_slice"] = launch.outputs_per_slice;
     geometry["threads"] = launch.threads;
     geometry["workspace_floats"] = launch.workspace_floats;
-    geometry["kept_floats"] = launch.kept_floats;
     geometry["shared_bytes"] = launch.shared_bytes;
     return geometry;
 }
@@ -192,6 +193,69 @@ void own_inner_products(Address a, Address b, Address own, std::int64_t n_rows, 
     sleepfm::own_inner_products(pointer<float const>(a), pointer<float const>(b), pointer<double>(own), n_rows, n_dim);
 }
 
+// ---- mbconv ---------------------------------------------------------------------------------------------------------
+
+using MBConvDims = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, int>;
+using MBConvAddresses =
+    std::tuple<Address, Address, Address, Address, Address, Address, Address, Address, Address, Address>;
+
+sleepfm::MBConvShape mbconv_shape(MBConvDims dims, int n_threads, Address workspace) {
+    sleepfm::MBConvShape shape{};
+    std::tie(shape.n_clips, shape.n_in, shape.width, shape.n_out, shape.n_samples, shape.stride) = dims;
+    shape.n_threads = n_threads;
+    shape.workspace = pointer<void>(workspace);
+    return shape;
+}
+
+sleepfm::MBConvWeights mbconv_weights(MBConvAddresses const& addresses) {
+    return std::apply([](auto... address) { return sleepfm::MBConvWeights{pointer<float const>(address)...}; },
+                      addresses);
+}
+
+std::int64_t mbconv_workspace_bytes(MBConvDims dims, int n_threads, bool backward) {
+    return sleepfm::mbconv_workspace_bytes(mbconv_shape(dims, n_threads, 0), backward);
+}
+
+void mbconv_forward(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights, double eps,
+                    Address x, Address c1, Address c2, Address statistics, Address y) {
+    sleepfm::mbconv_forward({mbconv_shape(dims, n_threads, workspace), mbconv_weights(weights), eps,
+                             pointer<float const>(x), pointer<float>(c1), pointer<float>(c2),
+                             pointer<double>(statistics), pointer<float>(y)});
+}
+
+void mbconv_evaluate(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights, double eps,
+                     Address mean0, Address variance0, Address mean1, Address variance1, Address x, Address y) {
+    sleepfm::mbconv_evaluate({mbconv_shape(dims, n_threads, workspace), mbconv_weights(weights), eps,
+                              pointer<float const>(mean0), pointer<float const>(variance0), pointer<float const>(mean1),
+                              pointer<float const>(variance1), pointer<float const>(x), pointer<float>(y)});
+}
+
+void mbconv_backward(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights, double eps,
+                     Address x, Address c1, Address c2, Address statistics, Address dy, Address g0, Address g1,
+                     Address dx, std::tuple<Address, Address, Address, Address, Address, Address, Address, Address> d) {
+    sleepfm::MBConvBackward call{};
+    call.shape = mbconv_shape(dims, n_threads, workspace);
+    call.weights = mbconv_weights(weights);
+    call.eps = eps;
+    call.x = pointer<float const>(x);
+    call.c1 = pointer<float const>(c1);
+    call.c2 = pointer<float const>(c2);
+    call.statistics = pointer<double const>(statistics);
+    call.dy = pointer<float const>(dy);
+    call.g0 = pointer<float>(g0);
+    call.g1 = pointer<float>(g1);
+    call.dx = pointer<float>(dx);
+    call.dw1 = pointer<float>(std::get<0>(d));
+    call.dgamma0 = pointer<float>(std::get<1>(d));
+    call.dbeta0 = pointer<float>(std::get<2>(d));
+    call.dwd = pointer<float>(std::get<3>(d));
+    call.dgamma1 = pointer<float>(std::get<4>(d));
+    call.dbeta1 = pointer<float>(std::get<5>(d));
+    call.dw3 = pointer<float>(std::get<6>(d));
+    call.db3 = pointer<float>(std::get<7>(d));
+    sleepfm::mbconv_backward(call);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -200,10 +264,10 @@ PYBIND11_MODULE(_C, module) {
     module.def("filter_resample", &filter_resample, py::arg("raw"), py::arg("n_raw"), py::arg("raw_bytes"),
                py::arg("table"), py::arg("calibration"), py::arg("n_clips"), py::arg("n_channels"), py::arg("filters"),
                py::arg("n_filters"), py::arg("taps"), py::arg("n_taps"), py::arg("out"), py::arg("out_dtype"),
-               py::arg("n_out"), py::arg("zscore"), py::arg("n_threads"), py::arg("device"), py::arg("stream"),
+               py::arg("n_out"), py::arg("normalise"), py::arg("n_threads"), py::arg("device"), py::arg("stream"),
                "Filter, resample and normalise windows; addresses and sizes as in csrc/params.h.");
     module.def("filter_resample_launch", &filter_resample_launch, py::arg("n_clips"), py::arg("n_channels"),
-               py::arg("n_out"), py::arg("zscore"), py::arg("shared_limit_bytes"),
+               py::arg("n_out"), py::arg("statistics"), py::arg("shared_limit_bytes"),
                "Launch geometry of the CUDA kernel; needs no GPU.");
     using NoGil = py::call_guard<py::gil_scoped_release>;
     module.def("contrastive_forward", &contrastive_forward, NoGil());
@@ -213,4 +277,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("pair_ranks", &pair_ranks, NoGil());
     module.def("pair_ranks_bytes", &sleepfm::pair_ranks_bytes);
     module.def("own_inner_products", &own_inner_products, NoGil());
+    module.def("mbconv_forward", &mbconv_forward, NoGil());
+    module.def("mbconv_evaluate", &mbconv_evaluate, NoGil());
+    module.def("mbconv_backward", &mbconv_backward, NoGil());
+    module.def("mbconv_workspace_bytes", &mbconv_workspace_bytes);
 }

@@ -11,6 +11,14 @@ enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, f64 = 3 };
 
 // ---- filter_resample ------------------------------------------------------------------------------------------------
 
+// How each (clip, channel) is scaled after filtering; the numbers are the order of NORMALISATIONS in
+// sleepfm_fast/ops/filter_resample.py. Rows of a filter with step = 1 keep center and scale in every case.
+enum class Normalise : int {
+    none = 0,    // (y - center) * scale
+    zscore = 1,  // (y - mean) / standard deviation (of the population)
+    robust = 2   // (y - median) / (interquartile range / 1.349), quantiles interpolated linearly
+};
+
 // One window of one channel: a row of `table`. Indices count native samples of the recording's segment.
 struct WindowRow {
     std::int64_t offset;  // of the window's first sample, in raw
@@ -32,7 +40,7 @@ struct FilterRow {
     std::int64_t main_stride;
     std::int64_t main_left;                         // row r's first tap meets sample q - main_left
     std::int64_t dc;                                // gain of main at 0 Hz: 0 or 1
-    std::int64_t step;                              // 1: never z-scored
+    std::int64_t step;                              // 1: never normalised
     std::int64_t decimation;                        // of the low branch; 0: none
     std::int64_t decimator_offset, decimator_half;  // [2 * half + 1]
     std::int64_t low_offset, low_half;              // [2 * half + 1]
@@ -58,7 +66,7 @@ struct FilterResample {
     void* out;        // [n_clips, n_channels, n_out] out_dtype
     DType out_dtype;  // f32, bf16 or f16
     std::int64_t n_out;
-    bool zscore;
+    Normalise normalise;
 };
 
 // ---- contrastive_loss -----------------------------------------------------------------------------------------------
@@ -134,6 +142,61 @@ struct PairRanks {
     bool new_rows;                         // false: a is that of the last call with this workspace
     int n_threads;
     void* workspace;  // pair_ranks_bytes(...), aligned to 64 bytes
+};
+
+// ---- mbconv ---------------------------------------------------------------------------------------------------------
+
+// B clips, T samples in, S = (T - 1) / stride + 1 samples out; all tensors contiguous float32.
+struct MBConvShape {
+    std::int64_t n_clips, n_in, width, n_out, n_samples;
+    int stride;  // 1 or 2
+    int n_threads;
+    void* workspace;  // mbconv_workspace_bytes(...), aligned to 64 bytes
+};
+
+struct MBConvWeights {
+    float const* w1;              // [width, n_in]
+    float const* b1;              // [width]
+    float const *gamma0, *beta0;  // [width]
+    float const* wd;              // [width, 3]
+    float const* bd;              // [width]
+    float const *gamma1, *beta1;  // [width]
+    float const* w3;              // [n_out, width]
+    float const* b3;              // [n_out]
+};
+
+struct MBConvForward {  // training: statistics of the batch
+    MBConvShape shape;
+    MBConvWeights weights;
+    double eps;
+    float const* x;      // [B, n_in, T]
+    float* c1;           // [B, width, T] what the first batch norm sees
+    float* c2;           // [B, width, S] what the second sees
+    double* statistics;  // [4, width] mean and population variance of c1, then of c2
+    float* y;            // [B, n_out, S]
+};
+
+struct MBConvEvaluate {  // running statistics
+    MBConvShape shape;
+    MBConvWeights weights;
+    double eps;
+    float const *mean0, *variance0, *mean1, *variance1;  // [width]
+    float const* x;                                      // [B, n_in, T]
+    float* y;                                            // [B, n_out, S]
+};
+
+struct MBConvBackward {
+    MBConvShape shape;
+    MBConvWeights weights;
+    double eps;
+    float const *x, *c1, *c2;
+    double const* statistics;
+    float const* dy;  // [B, n_out, S]
+    float* g0;        // [B, width, T] scratch
+    float* g1;        // [B, width, S] scratch
+    float* dx;        // [B, n_in, T]
+    // Gradients in the shape of the weights. Those of b1 and bd are zero: a batch norm takes constants away.
+    float *dw1, *dgamma0, *dbeta0, *dwd, *dgamma1, *dbeta1, *dw3, *db3;
 };
 
 }  // namespace sleepfm

@@ -18,13 +18,13 @@ def filter_resample(
     out: int,
     out_dtype: int,
     n_out: int,
-    zscore: bool,
+    normalise: int,
     n_threads: int,
     device: int,
     stream: int,
 ) -> None: ...
 def filter_resample_launch(
-    n_clips: int, n_channels: int, n_out: int, zscore: bool, shared_limit_bytes: int
+    n_clips: int, n_channels: int, n_out: int, statistics: bool, shared_limit_bytes: int
 ) -> dict[str, int]: ...
 
 # ---- contrastive_loss ------------------------------------------------------------------------------------------------
@@ -103,3 +103,51 @@ def pair_ranks(
 ) -> None: ...
 def pair_ranks_bytes(n_rows: int, n_columns: int, n_dim: int, n_threads: int, /) -> int: ...
 def own_inner_products(a: int, b: int, own: int, n_rows: int, n_dim: int, /) -> None: ...
+
+# ---- mbconv ----------------------------------------------------------------------------------------------------------
+# dims: clips, channels in, width, channels out, samples, stride. weights: the ten of MBConvWeights in csrc/params.h.
+def mbconv_workspace_bytes(dims: tuple[int, int, int, int, int, int], n_threads: int, backward: bool, /) -> int: ...
+def mbconv_forward(
+    dims: tuple[int, int, int, int, int, int],
+    n_threads: int,
+    workspace: int,
+    weights: tuple[int, ...],
+    eps: float,
+    x: int,
+    c1: int,
+    c2: int,
+    statistics: int,
+    y: int,
+    /,
+) -> None: ...
+def mbconv_evaluate(
+    dims: tuple[int, int, int, int, int, int],
+    n_threads: int,
+    workspace: int,
+    weights: tuple[int, ...],
+    eps: float,
+    mean0: int,
+    variance0: int,
+    mean1: int,
+    variance1: int,
+    x: int,
+    y: int,
+    /,
+) -> None: ...
+def mbconv_backward(
+    dims: tuple[int, int, int, int, int, int],
+    n_threads: int,
+    workspace: int,
+    weights: tuple[int, ...],
+    eps: float,
+    x: int,
+    c1: int,
+    c2: int,
+    statistics: int,
+    dy: int,
+    g0: int,
+    g1: int,
+    dx: int,
+    gradients: tuple[int, ...],
+    /,
+) -> None: ...

@@ -8,7 +8,9 @@ import sys
 COMMANDS = {
     "simulate": "write a simulated cohort: EDF+ files with hypnograms and respiratory events, participants.csv",
     "preprocess": "recordings (EDF, BDF) and their scoring -> clip store",
+    "convert": "what other SleepFM code has prepared (.npy clips, HDF5 nights) -> clip store",
     "train": "clip store -> trained model; without arguments, the demo on a simulated cohort",
+    "import_checkpoint": "checkpoint of the authors' code (best.pt) -> run folder",
     "embed": "trained model + clip store -> embeddings",
     "probe": "embeddings -> sleep staging or sleep-disordered breathing by logistic regression",
     "retrieve": "embeddings -> recall@k and median rank between modalities",
@@ -19,7 +21,7 @@ def main() -> int:
     """Forward to one command, or list them."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: sleepfm-fast COMMAND ...\n\n" + "\n".join(f"  {k:<11} {v}" for k, v in COMMANDS.items()))
+        print("usage: sleepfm-fast COMMAND ...\n\n" + "\n".join(f"  {k:<17} {v}" for k, v in COMMANDS.items()))
         return 0 if arguments else 2
     if arguments[0] not in COMMANDS:
         print(f"error: no command '{arguments[0]}'; choose one of: {', '.join(COMMANDS)}.", file=sys.stderr)

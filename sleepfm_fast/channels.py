@@ -7,7 +7,7 @@ import re
 import statistics
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -220,13 +220,20 @@ def kind_of(label: str) -> str | None:
 REFERENCES = frozenset(("avg", "ave", "ar", "av", "lm", "ref", "le", "g1", "g2", "gnd"))
 
 
-def assign(signals: Sequence[Signal], montage: Montage) -> tuple[Assignment, ...]:
+def assign(signals: Sequence[Signal], montage: Montage, *, trusted: Collection[int] = ()) -> tuple[Assignment, ...]:
     """Fill the slots of a montage from a recording's signals.
 
     A slot takes the signal whose label is its earliest alias; else the difference of two signals of one rate and unit
     that are one of its derivations; else a substitute. A signal fills one slot at most (it may be subtracted in
     several); of signals with equally good labels the one with the highest rate is taken, then the first. The order of
     the recording's signals matters in nothing else.
+
+    Parameters
+    ----------
+    signals : sequence of Signal
+    montage : Montage
+    trusted : collection of int
+        Indices of the signals whose unit is known to be right, whatever their range.
 
     Returns
     -------
@@ -241,7 +248,7 @@ def assign(signals: Sequence[Signal], montage: Montage) -> tuple[Assignment, ...
                     offers.append(((tier, shortened, rank, place, -s.fs_hz, s.index, 0), place, s, None))
         for rank, pair in enumerate(slot.derivations):
             for (_, s), (_, t) in itertools.product(*(matching(signals, label, slot) for label in pair)):
-                if s is not t and subtractable(s, t, slot.kind):
+                if s is not t and subtractable(s, t, slot.kind, trusted):
                     offers.append(((DERIVED, 0, rank, place, -s.fs_hz, s.index, t.index), place, s, t))
     taken: dict[int, tuple[int, Signal, Signal | None]] = {}
     used: set[int] = set()
@@ -256,7 +263,8 @@ def assign(signals: Sequence[Signal], montage: Montage) -> tuple[Assignment, ...
             continue
         tier, signal, minus = taken[place]
         left = {s.index: s for o, p, s, _ in offers if p == place and o[0] == EXACT and s.index not in used}
-        assignments.append(filled(slot, signal, minus, tier == SUBSTITUTE, [*left.values()] if tier == EXACT else []))
+        others = [*left.values()] if tier == EXACT else []
+        assignments.append(filled(slot, signal, minus, tier == SUBSTITUTE, others, trusted))
     return tuple(assignments)
 
 
@@ -266,16 +274,24 @@ def matching(signals: Sequence[Signal], alias: str, slot: Slot) -> list[tuple[in
     return [(shortened, signal) for shortened, signal in found if shortened is not None]
 
 
-def subtractable(signal: Signal, minus: Signal, kind: str) -> bool:
+def subtractable(signal: Signal, minus: Signal, kind: str, trusted: Collection[int] = ()) -> bool:
     """Whether two signals share rate and unit, so that their difference has a meaning."""
-    return signal.fs_hz == minus.fs_hz and unit_of(signal, kind)[:2] == unit_of(minus, kind)[:2]
+    units = [unit_of(s, kind, trusted=s.index in trusted)[:2] for s in (signal, minus)]
+    return signal.fs_hz == minus.fs_hz and units[0] == units[1]
 
 
-def filled(slot: Slot, signal: Signal, minus: Signal | None, stands_in: bool, left: Sequence[Signal]) -> Assignment:
+def filled(
+    slot: Slot,
+    signal: Signal,
+    minus: Signal | None,
+    stands_in: bool,
+    left: Sequence[Signal],
+    trusted: Collection[int] = (),
+) -> Assignment:
     """Describe a filled slot: its unit and what is doubtful about it."""
-    unit, unit_scale, issues = unit_of(signal, slot.kind)
+    unit, unit_scale, issues = unit_of(signal, slot.kind, trusted=signal.index in trusted)
     if minus is not None:
-        issues += unit_of(minus, slot.kind)[2]
+        issues += unit_of(minus, slot.kind, trusted=minus.index in trusted)[2]
     if stands_in:
         issues += (
             f"signal '{signal.label}' stands in for {slot.name}: its electrodes or reference differ or are not named.",

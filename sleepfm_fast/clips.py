@@ -4,92 +4,34 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.channels import Montage
+from sleepfm_fast.clip_entries import ChannelColumns, RecordingEntry, Window
 from sleepfm_fast.clip_layout import INDEX_SCHEMA, INDEX_TEXTS, ClipStoreError, read_store_file
 from sleepfm_fast.columns import file_digest, read_columns
+from sleepfm_fast.open_files import (
+    Descriptor,
+    Opened,
+    Recent,
+    Way,
+    fits_in_memory,
+    map_file,
+    open_limit,
+    opened_files,
+    opened_maps,
+)
 from sleepfm_fast.stages import EPOCH_S
 
 __all__ = ["ChannelColumns", "ClipStore", "ClipStoreError", "RecordingEntry", "Window"]
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class RecordingEntry:
-    """One recording of a store.
-
-    Attributes
-    ----------
-    id : str
-        Names its files in ``recordings/``.
-    subject : str
-    source : str
-        Path of the file it was made from.
-    start : str or None
-        Start of the recording, ISO 8601 local time.
-    first_clip, n_clips : int
-        Its rows among the store's clips.
-    first_segment, n_segments : int
-        Its rows among the store's segments.
-    n_bytes : int
-        Size of its ``.bin``.
-    sha256 : str
-        Digest of its ``.bin``.
-    """
-
-    id: str
-    subject: str
-    source: str
-    start: str | None
-    first_clip: int
-    n_clips: int
-    first_segment: int
-    n_segments: int
-    n_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ChannelColumns:
-    """The channels of a store, every array of shape [n_recordings, n_slots].
-
-    ``present`` bool; rate in hertz ``fs_num / fs_den`` (int64, 0/1 where missing); physical value = ``gain`` * integer
-    + ``offset`` (float64); ``itemsize`` 2 or 4 bytes, 0 where missing; ``unit`` a position in the store's ``units``;
-    ``n_samples`` over all segments.
-    """
-
-    present: Array
-    fs_num: Array
-    fs_den: Array
-    gain: Array
-    offset: Array
-    itemsize: Array
-    unit: Array
-    n_samples: Array
-
-
-class Window(NamedTuple):
-    """Contiguous native samples around a clip, cut at the ends of their segment.
-
-    ``samples`` (a read-only view, empty where the slot is missing) starts at sample ``start`` of the segment; the clip
-    starts at ``first + phase / up`` samples, 0 <= phase < up; the segment has ``n_segment`` samples.
-    """
-
-    samples: Array
-    start: int
-    first: int
-    phase: int
-    n_segment: int
 
 
 class ClipStore:
@@ -105,7 +47,11 @@ class ClipStore:
     verify : bool
         Compare the SHA-256 of every recording and column with what was written (reads the whole store).
     max_mapped : int
-        How many recordings stay mapped at a time; each takes one file descriptor.
+        How many recordings stay open at a time, the least recently used closed first; each takes one file descriptor.
+        By default half of what ``ulimit -n`` allows.
+    read : {"auto", "mmap", "pread"}
+        How batches are read: copied out of memory maps, or with pread(2). ``auto``: maps where the recordings fit in
+        half of the machine's memory and can all be open, so that each is mapped and read from the disk once.
 
     Attributes
     ----------
@@ -138,23 +84,41 @@ class ClipStore:
         When the store is missing, unfinished, of another version or damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, verify: bool = False, max_mapped: int = 256) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        verify: bool = False,
+        max_mapped: int | None = None,
+        read: Literal["auto", "mmap", "pread"] = "auto",
+    ) -> None:
+        if read not in ("auto", "mmap", "pread"):
+            raise ValueError(f"read is {read!r}; choose one of: auto, mmap, pread")
         self.path = Path(path)
-        self.max_mapped = max(1, max_mapped)
         self.store = read_store_file(self.path)
-        again = f"`python -m sleepfm_fast.preprocess FILES-OR-FOLDER {self.path}`"
+        origin = self.store["configuration"].get("from")
+        self.remake = (
+            f"`python -m sleepfm_fast.preprocess {{source}} {self.path}`"
+            if origin is None
+            else f"`python -m sleepfm_fast.convert {{source}} {self.path} --from {origin}`"
+        )
+        """The command that makes a recording of the store again, with ``{source}`` for what it is made from."""
+        again = self.remake.format(source="FILES-OR-FOLDER")
         if self.store["index"] is None:
             raise ClipStoreError(
-                f"{self.path} is unfinished: preprocess was stopped before its first end, or could not ingest any "
+                f"{self.path} is unfinished: its making was stopped before its first end, or could not ingest any "
                 f"recording. Run {again} again; it keeps what is finished."
             )
         self.digest: str = self.store["index"].removeprefix("index-")
+        self.index_remedy = (
+            f"Delete the folder {self.path / self.store['index']} and run {again} again: it is made anew from the "
+            "recordings of the store."
+        )
         columns, texts = read_columns(
             self.path / self.store["index"],
             INDEX_SCHEMA,
             INDEX_TEXTS,
-            remedy=f"Delete the folder {self.path / self.store['index']} and run {again} again: it is made anew from "
-            "the recordings of the store.",
+            remedy=self.index_remedy,
             verify=verify,
         )
         self.montage = Montage.from_dict(self.store["montage"])
@@ -198,15 +162,21 @@ class ClipStore:
             )
             for i, r in enumerate(texts["recordings"])
         ]
-        self._mapped: OrderedDict[int, Array] = OrderedDict()
-        self._lock = threading.Lock()
+        limit = open_limit() if max_mapped is None else max_mapped
+        self.fits = fits_in_memory(sum(entry.n_bytes for entry in self.recordings))
+        """Whether what was read once stays in the system's cache."""
+        # To open a file again costs pread a sixth of what it costs a map, whose pages must be found again.
+        auto: Way = "mmap" if self.fits and len(self.recordings) <= limit else "pread"
+        self.read: Way = auto if read == "auto" else read
+        self._mapped: Recent[Array] = Recent(limit)
+        self._files: Recent[Descriptor] = Recent(limit)
         self.feeds: dict[Any, Any] = {}
         """Prepared :class:`sleepfm_fast.feed.Feed` objects; each keeps its filter bank alive, so ids stay unique."""
         self.check(digests=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send the path, not the maps, to another process."""
-        return ClipStore, (self.path,)
+        return reopen, (self.path, self._mapped.limit, self.read)
 
     def __len__(self) -> int:
         """Count the clips."""
@@ -258,25 +228,40 @@ class ClipStore:
         ClipStoreError
             When the file is missing or has another size than was written.
         """
-        with self._lock:
-            mapped = self._mapped.get(recording)
-            if mapped is not None:
-                self._mapped.move_to_end(recording)
-                return mapped
-        file = self._file(recording, ".bin")
+        return self._mapped.get(recording, self._map)
+
+    def open_recordings(self, recordings: Sequence[int]) -> Opened:
+        """Open recordings for reading, in the store's way, and keep them open while the result lives.
+
+        Raises
+        ------
+        ClipStoreError
+            When a file is missing or has another size than was written.
+        """
+        if self.read == "mmap":
+            return opened_maps([self._mapped.get(r, self._map) for r in recordings])
+        return opened_files([self._files.get(r, self._descriptor) for r in recordings])
+
+    def _map(self, recording: int) -> Array:
         try:
-            mapped = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
+            mapped = map_file(self._file(recording, ".bin"))
         except (OSError, ValueError) as error:
-            raise self._damaged(recording, str(error)) from None
-        if len(mapped) != self.recordings[recording].n_bytes:
-            raise self._damaged(
-                recording, f"it has {len(mapped)} bytes, {self.recordings[recording].n_bytes} were written"
-            )
-        with self._lock:
-            self._mapped[recording] = mapped
-            while len(self._mapped) > self.max_mapped:
-                self._mapped.popitem(last=False)
+            raise self.damaged(recording, str(error)) from None
+        self._check_size(recording, len(mapped))
         return mapped
+
+    def _descriptor(self, recording: int) -> Descriptor:
+        try:
+            file = Descriptor(self._file(recording, ".bin"))
+            n_bytes = os.fstat(file.number).st_size
+        except OSError as error:
+            raise self.damaged(recording, str(error)) from None
+        self._check_size(recording, n_bytes)
+        return file
+
+    def _check_size(self, recording: int, n_bytes: int) -> None:
+        if n_bytes != self.recordings[recording].n_bytes:
+            raise self.damaged(recording, f"it has {n_bytes} bytes, {self.recordings[recording].n_bytes} were written")
 
     def run(self, recording: int, slot: int, segment: int) -> Array:
         """All samples of a slot in a segment: read-only int16 or int32 view; empty where the slot is missing."""
@@ -333,20 +318,26 @@ class ClipStore:
         for i, entry in enumerate(self.recordings):
             size = sizes.get(f"{entry.id}.bin")
             if size is None:
-                raise self._damaged(i, "it is missing")
+                raise self.damaged(i, "it is missing")
             if size != entry.n_bytes:
-                raise self._damaged(i, f"it has {size} bytes, {entry.n_bytes} were written")
+                raise self.damaged(i, f"it has {size} bytes, {entry.n_bytes} were written")
             if digests and file_digest(self._file(i, ".bin")) != entry.sha256:
-                raise self._damaged(i, "its SHA-256 is not the one that was written")
+                raise self.damaged(i, "its SHA-256 is not the one that was written")
 
     def _file(self, recording: int, suffix: str) -> Path:
         return self.path / "recordings" / f"{self.recordings[recording].id}{suffix}"
 
-    def _damaged(self, recording: int, what: str) -> ClipStoreError:
+    def damaged(self, recording: int, what: str) -> ClipStoreError:
+        """Say what is wrong with the file of a recording, and what to do."""
         entry = self.recordings[recording]
         file = self._file(recording, ".bin")
         return ClipStoreError(
             f"{file} is damaged: {what}. Delete {file} and {file.with_suffix('.json').name} beside it, then run "
-            f"`python -m sleepfm_fast.preprocess {entry.source} {self.path}` with the same options as before: it makes "
-            "what is missing and redoes nothing else."
+            f"{self.remake.format(source=entry.source)} with the same options as before: it makes what is missing and "
+            "redoes nothing else."
         )
+
+
+def reopen(path: Path, max_mapped: int, read: Way) -> ClipStore:
+    """Open a store again in another process."""
+    return ClipStore(path, max_mapped=max_mapped, read=read)

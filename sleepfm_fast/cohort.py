@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -11,16 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.annotations import find_scoring
+from sleepfm_fast.atomic import write_json
 from sleepfm_fast.clip_writer import read_record
 from sleepfm_fast.columns import file_digest
+from sleepfm_fast.corrections import Corrections
 from sleepfm_fast.edf import Signal
 from sleepfm_fast.edf_fields import BLOCK_BYTES, EdfError, Issues
 from sleepfm_fast.edf_header import parse_header
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.shards import Shard
 
 __all__ = ["Header", "Plan", "assign_names", "changed_since", "find_recordings", "make_plan", "read_header"]
 
 SUFFIXES = (".edf", ".bdf", ".rec")
+HEADERS_READ = Path("running") / "headers.json"
+"""What the jobs of an array know of the files' headers, so that each header is read once and not once a job."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,9 @@ class Plan:
     Attributes
     ----------
     names : dict of Path to str
-        Ids of all recordings, of the store and of this run.
+        Ids of all recordings, of the store and of the files given, those of other jobs of the array too.
+    mine : set of Path
+        The share of this run among the files given: all of them unless it is a job of an array.
     todo : list of Path
         To be ingested.
     kept : list of Path
@@ -156,14 +164,17 @@ class Plan:
     lost : dict of str to str
         Ids in the store that are damaged and whose source was not given: what is wrong.
     known : dict of Path to dict
-        Source and record of what the store holds intact.
+        Source and record, without its samples and clips, of what the store holds intact.
     outdated : dict of Path to str
         Source and id of what the store holds from before its configuration was changed.
     excluded : list of Path
         Found in a folder, but holding annotations only.
+    left_out : list of Path
+        Not to be ingested, as the user's corrections say.
     """
 
     names: dict[Path, str] = field(default_factory=dict)
+    mine: set[Path] = field(default_factory=set)
     todo: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
     changed: dict[Path, str] = field(default_factory=dict)
@@ -171,6 +182,7 @@ class Plan:
     known: dict[Path, dict[str, Any]] = field(default_factory=dict)
     outdated: dict[Path, str] = field(default_factory=dict)
     excluded: list[Path] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
 
 
 def make_plan(
@@ -180,6 +192,9 @@ def make_plan(
     labels: Path | None,
     configuration_digest: str | None,
     read_headers: Callable[[Sequence[Path]], Iterable[Header]],
+    *,
+    shard: Shard | None = None,
+    corrections: Corrections | None = None,
 ) -> tuple[Plan, list[Header]]:
     """Compare the files of a run with the store.
 
@@ -194,40 +209,82 @@ def make_plan(
         Records made with another one are made again; None where no configuration is in force yet.
     read_headers : callable
         Reads the headers of new files, in any order.
+    shard : Shard, optional
+        The run takes this share of the files.
+    corrections : Corrections, optional
+        What the user corrects.
 
     Returns
     -------
     Plan
     list of Header
-        Of the files to ingest.
+        Of the new files whose headers were read, whoever ingests them.
     """
     plan = Plan()
+    corrections = corrections or Corrections()
+    plan.left_out = [path for path in files if corrections.excludes(path)]
+    files = [path for path in files if path not in set(plan.left_out)]
+    plan.mine = set(files if shard is None else shard.of(files))
     damaged: dict[str, str] = {}
     for file in sorted((store / "recordings").glob("*.json")):
         record = read_record(file)
         if record is None:
             damaged[file.stem] = f"{file} or the .bin beside it is damaged or missing"
         elif record["configuration_digest"] == configuration_digest:
-            plan.known[Path(record["source"]["path"])] = record
+            # Of 12,500 nights the clips alone would take gigabytes as Python objects.
+            facts = {name: value for name, value in record.items() if name not in ("clips", "segments", "channels")}
+            plan.known[Path(record["source"]["path"])] = {**facts, "n_clips": len(record["clips"]["onset_s"])}
         else:
             plan.outdated[Path(record["source"]["path"])] = record["id"]
     adopt_moved(plan, files)
     new = [path for path in files if path not in plan.known]
-    headers = {header.path: header for header in read_headers(new)}
-    plan.excluded = [path for path in new if headers[path].empty and path not in named]
-    plan.todo = [path for path in new if path not in set(plan.excluded)]
+    headers, empty = headers_of(store, new, read_headers, share=shard is not None and configuration_digest is not None)
+    excluded = {path for path in new if path in empty and path not in named}
+    recordings = [path for path in new if path not in excluded]
+    plan.excluded = [path for path in new if path in excluded and path in plan.mine]
+    plan.todo = [path for path in recordings if path in plan.mine]
     known = {path: str(record["id"]) for path, record in plan.known.items()}
-    plan.names = assign_names(plan.todo, plan.outdated | known)
+    plan.names = assign_names(recordings, plan.outdated | known)
     for path in files:
-        if path in plan.known:
-            reason = changed_since(plan.known[path], path, labels)
+        if path in plan.known and path in plan.mine:
+            reason = changed_since(plan.known[path], path, labels, corrections)
             if reason is None:
                 plan.kept.append(path)
             else:
                 plan.changed[path] = reason
-    remade = {plan.names[path] for path in plan.todo}
+    for path in plan.left_out:
+        if path in plan.known:
+            plan.changed[path] = f"--overrides leaves {path} out, but it was ingested"
+    remade = {plan.names[path] for path in recordings}
     plan.lost = {name: what for name, what in damaged.items() if name not in remade}
-    return plan, [headers[path] for path in plan.todo]
+    return plan, [header for header in headers if header.path not in excluded]
+
+
+def headers_of(
+    store: Path, paths: Sequence[Path], read_headers: Callable[[Sequence[Path]], Iterable[Header]], *, share: bool
+) -> tuple[list[Header], set[Path]]:
+    """Headers of files, and those that hold annotations only; with ``share``, headers that a job has read are left."""
+    file = store / HEADERS_READ
+    known: dict[str, list[int]] = {}
+    if share:
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+    facts = {path: facts_of(path) for path in paths}
+    headers = list(read_headers([path for path in paths if known.get(str(path), [])[:2] != facts[path]]))
+    known |= {str(header.path): [*facts[header.path], int(header.empty)] for header in headers}
+    if headers and file.parent.is_dir():
+        write_json(file, known)
+    return sorted(headers, key=lambda header: header.path), {path for path in paths if known[str(path)][2]}
+
+
+def facts_of(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return [-1, -1]
+    return [status.st_size, status.st_mtime_ns]
 
 
 def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
@@ -247,10 +304,14 @@ def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
                 break
 
 
-def changed_since(record: dict[str, Any], path: Path, labels: Path | None) -> str | None:
-    """Why a recording or its scoring is no longer what the record was made from; None where it is."""
+def changed_since(
+    record: dict[str, Any], path: Path, labels: Path | None, corrections: Corrections | None = None
+) -> str | None:
+    """Why a recording, its scoring or its corrections are no longer what the record was made from; None where it is."""
     if is_other(record["source"], path):
         return f"{path} has changed since it was ingested"
+    if (corrections or Corrections()).digest(path) != record.get("corrections_digest", ""):
+        return f"the --overrides of {path} are not those it was ingested with"
     scoring = record["scoring"]
     old = Path(scoring["path"]) if scoring["path"] is not None else None
     found = find_scoring(path, labels)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
+import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,8 +73,8 @@ def run(
     Returns
     -------
     int
-        0 done, 1 failed (a :class:`SleepfmError`, or what the system refused, was reported), 2 wrong usage, 130
-        interrupted.
+        0 done, 1 failed (a :class:`SleepfmError`, what the system refused, or an error of the program was reported),
+        2 wrong usage, 130 interrupted.
     """
     import tyro
 
@@ -98,6 +101,34 @@ def run(
     except KeyboardInterrupt:
         say(f"interrupted; {interrupted}")
         return 130
+    except Exception as error:
+        say(f"error: {describe_bug(error, name)}")
+        return 1
     status = int(result.pop("exit_status", 0))
     print(to_json(result), flush=True)
     return status
+
+
+def describe_bug(error: Exception, command: str) -> str:
+    """Sentence about an error nobody foresaw: the file in hand, the place, and where the traceback was written."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [(frame, line) for frame, line in frames if "sleepfm_fast" in frame.f_code.co_filename]
+    place = f" ({Path(own[-1][0].f_code.co_filename).name}, line {own[-1][1]})" if own else ""
+    # The innermost function of ours that was given a file names what was being read.
+    held = [v for frame, _ in reversed(own) for v in frame.f_locals.values()]
+    paths = [p for v in held for p in (v, getattr(v, "__dict__", {}).get("path")) if isinstance(p, Path)]
+    file = next((path for path in paths if path.is_file()), None) or next(iter(paths), None)
+    text = "".join(traceback.format_exception(error))
+    where = "it could not be written to a file"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="sleepfm_fast-", suffix=".traceback", delete=False, encoding="utf-8"
+        ) as report:
+            report.write(f"{command} {sys.argv[1:]}\nin {os.getcwd()}\n{text}")  # noqa: PTH109 - as the user sees it
+        where = f"the traceback is in {report.name}"
+    except OSError:
+        say(text)
+    return (
+        f"{command} failed by a bug in sleepfm_fast{f' while it worked on {file}' if file else ''}: "
+        f"{type(error).__name__}: {error}{place}. Please report it; {where}."
+    )

@@ -106,11 +106,24 @@ class Recording:
     def records(self) -> NDArray[np.uint8]:
         """Map the data records, read-only, ``uint8 [n_records, record_bytes]``; mapped once, kept with the object.
 
+        A file with annotations is mapped from the start on, so that its pages are looked up once. The map takes one
+        file descriptor until the object goes.
+
         Raises
         ------
         EdfError
             When the file has gone or has become shorter since it was read.
         """
+        expected = self.header_bytes + self.n_records * self.record_bytes
+        try:
+            found = self.path.stat().st_size
+        except OSError as error:
+            raise EdfError(f"{self.path}: the records cannot be mapped ({error}); has the file changed?") from error
+        if found < expected:
+            raise EdfError(
+                f"{self.path}: the {self.n_records} records need {expected} bytes, the file has {found}; has the file "
+                "changed?"
+            )
         return self._mapped
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,6 +183,7 @@ def read_recording(path: str | Path, *, strict: bool = False) -> Recording:
     shift_s = Decimal(0)
     segments: tuple[Segment, ...] = (Segment(0, header.n_records, Fraction(0)),) if header.n_records else ()
     annotations: tuple[Annotation, ...] = ()
+    records: NDArray[np.uint8] | None = None
     if header.annotation_spans and header.n_records:
         records = map_records(path, header.header_bytes, header.n_records, header.record_bytes)
         starts, tals = read_tals(records, header.annotation_spans, issues)
@@ -177,14 +191,21 @@ def read_recording(path: str | Path, *, strict: bool = False) -> Recording:
             shift_s = starts.exact(0) or shift_s
             segments = find_segments(header, starts, shift_s, issues)
         annotations = tuple(
-            Annotation(float(t.onset_s - shift_s), None if t.duration_s is None else float(t.duration_s), t.text)
+            Annotation(
+                float(t.onset_s - shift_s if shift_s else t.onset_s),
+                None if t.duration_s is None else float(t.duration_s),
+                t.text,
+            )
             for t in tals
         )
-    return Recording(
+    recording = Recording(
         path, header.format, shift_start(header.start, shift_s, issues), header.patient, header.recording_id,
         header.n_records, header.record_s, header.header_bytes, header.record_bytes, header.sample_bytes,
         header.signals, segments, annotations, tuple(issues.sentences),
     )  # fmt: skip
+    if records is not None:
+        recording.__dict__["_mapped"] = records
+    return recording
 
 
 def shift_start(start: datetime | None, shift_s: Decimal, issues: Issues) -> datetime | None:

@@ -9,18 +9,22 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm_fast.edf_fields import Issues
+from sleepfm_fast.threads import in_threads
 
 __all__ = ["Annotation", "RecordStarts", "Tal", "read_tals"]
 
 CHUNK = re.compile(rb"[^\x00]+")
 ONSET = re.compile(rb"[+-]\d{1,15}(?:\.\d{0,15})?")
 DURATION = re.compile(rb"\d{1,15}(?:\.\d{0,15})?")
+POWERS = 10.0 ** np.arange(16)
+FIRST_TOUCH_BYTES = 1024  # a record's first look costs a fault and misses, as much time as copying about so many bytes
 LENIENT = re.compile(rb"[+-]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})")
 
 
@@ -62,40 +66,50 @@ class RecordStarts:
         return Decimal(int(self.ticks[record])).scaleb(-int(self.decimals[record]))
 
 
-def take_starts(table: NDArray[np.uint8], width: int) -> RecordStarts:
-    r"""Parse the leading ``+1234.5\x14\x14\x00`` of all rows at once and blank it; other rows are left as they are.
+@numba.njit(cache=True, nogil=True)
+def any_byte(content: Any) -> bool:
+    """Whether a byte is not zero; without an early end, so that it takes vector instructions."""
+    found = np.uint8(0)
+    for i in range(content.size):
+        found |= content[i]
+    return bool(found != 0)
 
-    A night has tens of thousands of them, and nothing else in most records.
+
+@numba.njit(cache=True, nogil=True)
+def take_starts(
+    records: Any, begin: int, end: int, offsets: Any, lengths: Any, ticks: Any, decimals: Any, taken: Any, busy: Any
+) -> None:
+    r"""Parse the ``+1234.5\x14\x14\x00`` that begins the annotations of each of the records ``[begin, end)``.
+
+    A night has tens of thousands of them, and nothing else in most records. ``taken`` is how many bytes it took, 0
+    where the record begins otherwise; ``busy`` marks the records that hold more.
     """
-    n_records = table.shape[0]
-    ticks = np.zeros(n_records, np.int64)
-    decimals = np.zeros(n_records, np.int64)
-    width = min(width, 18)  # at most 15 digits, which a double holds exactly
-    lead = table[:, : width + 1]
-    marks = lead == 0x14
-    stop = np.argmax(marks, axis=1)
-    rows = np.arange(n_records)
-    following = lead[:, 1:]
-    plain = (stop > 1) & (stop + 2 <= width)
-    at = np.minimum(stop, max(width - 2, 0))
-    plain &= (following[rows, at] == 0x14) & (following[rows, np.minimum(at + 1, width - 1)] == 0)
-    plain &= (lead[:, 0] == ord("+")) | (lead[:, 0] == ord("-"))
-    fraction = np.zeros(n_records, np.bool_)
-    digits_before = np.zeros(n_records, np.bool_)
-    for column in range(1, int(stop[plain].max(initial=0))):
-        byte = lead[:, column].astype(np.int64)
-        inside = column < stop
-        digit = inside & (byte >= 48) & (byte <= 57)
-        dot = inside & (byte == ord(".")) & ~fraction & digits_before
-        plain &= ~inside | digit | dot
-        ticks = np.where(digit, ticks * 10 + byte - 48, ticks)
-        decimals += digit & fraction
-        digits_before |= digit
-        fraction |= dot
-    ticks = np.where(lead[:, 0] == ord("-"), -ticks, ticks)
-    seconds = np.where(plain, ticks / 10.0**decimals, np.nan)
-    lead[plain[:, None] & (np.arange(width + 1) <= stop[:, None] + 1)] = 0
-    return RecordStarts(seconds, ticks, decimals, {})
+    width = min(lengths[0], 18)  # at most 15 digits, which a double holds exactly
+    for record in range(begin, end):
+        row = records[record, offsets[0] : offsets[0] + lengths[0]]
+        stop = 0
+        while stop < width and row[stop] != 0x14:
+            stop += 1
+        plain = 1 < stop <= width - 2 and row[stop + 1] == 0x14 and row[stop + 2] == 0
+        plain = plain and (row[0] == 0x2B or row[0] == 0x2D)
+        number, after_point, point = np.int64(0), 0, False
+        for column in range(1, stop if plain else 0):
+            byte = row[column]
+            if 48 <= byte <= 57:
+                number = number * 10 + np.int64(byte) - 48
+                after_point += point
+            elif byte == 0x2E and not point and column > 1:
+                point = True
+            else:
+                plain = False
+                break
+        if plain:
+            ticks[record] = -number if row[0] == 0x2D else number
+            decimals[record] = after_point
+            taken[record] = stop + 2
+        busy[record] = any_byte(row[taken[record] :])
+        for span in range(1, offsets.size):
+            busy[record] |= any_byte(records[record, offsets[span] : offsets[span] + lengths[span]])
 
 
 def read_tals(
@@ -119,28 +133,36 @@ def read_tals(
     tals : list of Tal
         Annotations with a text.
     """
+    n_records = records.shape[0]
+    first_length = spans[0][1]
+    ticks, decimals, taken = np.zeros((3, n_records), np.int64)
+    busy = np.zeros(n_records, np.bool_)
+    offsets, lengths = np.array(spans, np.int64).T.copy()
+
+    def work(begin: int, end: int) -> None:
+        take_starts(records, begin, end, offsets, lengths, ticks, decimals, taken, busy)
+
+    in_threads(work, n_records, n_records * FIRST_TOUCH_BYTES)
+    starts = RecordStarts(np.where(taken > 0, ticks / POWERS[decimals], np.nan), ticks, decimals, {})
     # One zero byte behind each signal's part, so that no TAL can run on into the next one.
     width = sum(length + 1 for _, length in spans)
-    n_records = records.shape[0]
-    table = np.zeros((n_records, width), np.uint8)
+    rows: list[int] = np.flatnonzero(busy).tolist()
+    table = np.zeros((len(rows), width), np.uint8)
     position = 0
     for offset, length in spans:
-        table[:, position : position + length] = records[:, offset : offset + length]
+        table[:, position : position + length] = records[rows, offset : offset + length]
         position += length + 1
-    first_length = spans[0][1]
-
-    starts = take_starts(table, first_length)
+    table[np.arange(width) < taken[rows, None]] = 0
+    silent = (taken[rows] == 0).tolist()
     tals: list[Tal] = []
     faults: dict[str, list[str]] = {}
     last_record = -1
-    busy = np.flatnonzero(table.any(axis=1))  # most records hold nothing but their start
-    rows: list[int] = busy.tolist()
-    for chunk in CHUNK.finditer(table[busy].tobytes()):
+    for chunk in CHUNK.finditer(table.tobytes()):
         row, column = divmod(chunk.start(), width)
         record = rows[row]
         head, mark, body = chunk.group().partition(b"\x14")
         stamp, _, length_text = head.partition(b"\x15")
-        leads = record != last_record and column < first_length and np.isnan(starts.seconds[record])
+        leads = silent[row] and record != last_record and column < first_length
         last_record = record
         if not ONSET.fullmatch(stamp):
             if b"," in stamp and b"." not in stamp:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from sleepfm_fast.channels import Montage, assign
 from sleepfm_fast.clip_layout import sdb_counts, stage_counts
 from sleepfm_fast.clip_writer import StoredChannel, plan_channels, write_recording
 from sleepfm_fast.columns import file_digest
+from sleepfm_fast.corrections import Corrections
 from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.labels import ClipGrid, clip_labels
@@ -22,7 +27,10 @@ from sleepfm_fast.participants import Participant
 from sleepfm_fast.scoring import Scoring
 from sleepfm_fast.stages import EPOCH_S, stage_of
 
-__all__ = ["Night", "NightConfig", "NightRow", "process_night", "read_night", "source_facts"]
+__all__ = ["Night", "NightConfig", "NightRow", "attempt_night", "process_night", "read_night", "row_of", "source_facts"]
+
+STARTED = Path("running") / "nights"
+"""Folder of a store with one file for each night that is being worked on; what a killed worker held stays in it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Night:
     """What one recording gives: channels for the slots, scoring, clips.
 
     ``scoring_path`` is the scoring's file, None where it stands in the recording or there is none; ``passed_over`` a
-    file that is named like a scoring but could not be read as one.
+    file that is named like a scoring but could not be read as one; ``corrections`` what the user's corrections changed.
     """
 
     recording: Recording
@@ -40,6 +48,7 @@ class Night:
     passed_over: Path | None
     grid: ClipGrid
     issues: tuple[str, ...]
+    corrections: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,15 @@ class NightConfig:
     labels: Path | None
     events_scored: bool
     configuration_digest: str
+    corrections: Corrections = field(default_factory=Corrections)
 
 
 @dataclass(frozen=True)
 class NightRow:
-    """Outcome of a night: ``failure`` is the sentence why it could not be ingested, or None."""
+    """Outcome of a night: ``failure`` is the sentence why it could not be ingested, or None.
+
+    ``seconds`` is what it took, ``n_bytes`` what its samples take in the store.
+    """
 
     path: Path
     name: str
@@ -64,9 +77,19 @@ class NightRow:
     sdb: dict[str, int]
     issues: tuple[str, ...]
     failure: str | None
+    n_bytes: int = 0
+    seconds: float | None = None
+    host: str = ""
 
 
-def read_night(path: Path, montage: Montage, labels: Path | None, *, events_scored: bool = False) -> Night:
+def read_night(
+    path: Path,
+    montage: Montage,
+    labels: Path | None,
+    *,
+    events_scored: bool = False,
+    corrections: Corrections | None = None,
+) -> Night:
     """Read a recording's header and scoring, fill the slots and cut the clips; no samples are read.
 
     Parameters
@@ -78,14 +101,17 @@ def read_night(path: Path, montage: Montage, labels: Path | None, *, events_scor
         A scoring file, or a folder of them; None looks beside the recording and into it.
     events_scored : bool
         Respiratory events were scored, so that a clip without one has none.
+    corrections : Corrections, optional
+        What the user corrects in the header.
 
     Raises
     ------
     SleepfmError
         When the recording, or a scoring given by ``labels``, cannot be read.
     """
-    recording = read_recording(path)
-    channels = tuple(plan_channels(assign(recording.signals, montage), recording.sample_bytes))
+    recording, corrected = (corrections or Corrections()).apply_to(read_recording(path))
+    assignments = assign(recording.signals, montage, trusted=corrected.trusted)
+    channels = tuple(plan_channels(assignments, recording.sample_bytes))
     issues = list(recording.issues)
     for channel in channels:
         issues += channel.assignment.issues
@@ -100,7 +126,9 @@ def read_night(path: Path, montage: Montage, labels: Path | None, *, events_scor
         events_scored=True if events_scored else None,
     )
     issues += [*(scoring.issues if scoring is not None else ()), *grid.issues]
-    return Night(recording, channels, scoring, scoring_path, passed_over, grid, tuple(dict.fromkeys(issues)))
+    return Night(
+        recording, channels, scoring, scoring_path, passed_over, grid, tuple(dict.fromkeys(issues)), corrected.applied
+    )
 
 
 def night_scoring(
@@ -143,6 +171,17 @@ def source_facts(path: Path) -> dict[str, Any]:
     }
 
 
+def attempt_night(path: Path, name: str, participant: Participant, config: NightConfig) -> NightRow:
+    """Do :func:`process_night`, leaving a mark in the store while it lasts: it tells what a dead worker held."""
+    began_s = time.monotonic()
+    mark = config.store / STARTED / name
+    with suppress(OSError):  # without a mark a death costs more, nothing else
+        mark.write_text(f"{path}\n{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
+    row = process_night(path, name, participant, config)
+    mark.unlink(missing_ok=True)
+    return replace(row, seconds=time.monotonic() - began_s, host=socket.gethostname())
+
+
 def process_night(path: Path, name: str, participant: Participant, config: NightConfig) -> NightRow:
     """Ingest one night into the store; whatever goes wrong comes back as a sentence.
 
@@ -157,7 +196,9 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
     config : NightConfig
     """
     try:
-        night = read_night(path, config.montage, config.labels, events_scored=config.events_scored)
+        night = read_night(
+            path, config.montage, config.labels, events_scored=config.events_scored, corrections=config.corrections
+        )
         refuse_empty(path, night, config.montage)
         record = write_recording(
             config.store / "recordings",
@@ -175,6 +216,8 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
                 "format_of_source": night.recording.format,
                 "start": None if night.recording.start is None else night.recording.start.isoformat(),
                 "issues": list(night.issues),
+                "corrections": list(night.corrections),
+                "corrections_digest": config.corrections.digest(path),
             },
         )
     except SleepfmError as error:
@@ -188,15 +231,21 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
         return NightRow(
             path, name, 0, {}, {}, (), f"{path} could not be ingested: {type(error).__name__}: {error}{where}."
         )
+    return row_of(record)
+
+
+def row_of(record: dict[str, Any]) -> NightRow:
+    """Outcome of a night whose record is in the store."""
     clips = record["clips"]
     return NightRow(
-        path,
-        name,
+        Path(record["source"]["path"]),
+        record["id"],
         len(clips["onset_s"]),
         stage_counts(clips["stage"]),
         sdb_counts(clips["sdb"]),
-        night.issues,
+        tuple(record["issues"]),
         None,
+        record["n_bytes"],
     )
 
 

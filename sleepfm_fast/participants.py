@@ -261,6 +261,47 @@ class ParticipantTables:
                 return table
         return None
 
+    def shared_names(self, paths: Iterable[Path]) -> dict[str, list[Path]]:
+        """Recordings that are taken for nights of one subject only because their files have one name.
+
+        They lie in several folders, and no row of a table tells them apart: none names them, or one names all of them
+        by the file name alone.
+
+        Returns
+        -------
+        dict of str to list of Path
+            By file name without suffix.
+        """
+        groups: dict[tuple[str, object], list[Path]] = {}
+        for path in paths:
+            table = self.table_of(path)
+            row = None if table is None else table.find(path)
+            if table is not None and row is not None and table.rows[row].recording is None:
+                continue  # the row names a subject, of whom there may be many nights
+            groups.setdefault((path.stem, None if table is None else (id(table), row)), []).append(path)
+        return {stem: found for (stem, _), found in groups.items() if len({path.parent for path in found}) > 1}
+
+    def notices(self, paths: Iterable[Path]) -> list[str]:
+        """Sentences about recordings that share a name, about recordings without a row, and about wrong cells."""
+        paths = list(paths)
+        said = list(self.issues)
+        shared = self.shared_names(paths)
+        if shared:
+            stem, places = next(iter(shared.items()))
+            row = "the table names them by the file name alone" if self.names(places[0]) else "no table names them"
+            said.append(
+                f"notice: {len(shared)} file names occur in several folders (such as {stem}, in {len(places)}; {row}); "
+                "the recordings of one name were taken for nights of one subject. If they are not, name their subjects "
+                "with --participants, with the folder before the file name."
+            )
+        unnamed = [path for path in paths if not self.names(path)]
+        if self.rows and unnamed:
+            said.append(
+                f"{len(unnamed)} recordings are not in the participants table (such as {unnamed[0].name}); their "
+                "subject is their file's name"
+            )
+        return said
+
     def names(self, path: Path) -> bool:
         """Whether a table names the recording."""
         return self.table_of(path) is not None

@@ -20,6 +20,7 @@ import tyro
 
 from sleepfm_fast.command import plain, run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.tasks import TASKS, labels_of
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -27,17 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "cli", "main"]
 
-# Class names by code; the classes that get an AUROC and AUPRC. Of two complementary classes only the event is scored.
-TASKS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-    "stage": (("W", "N1", "N2", "N3", "R"), (0, 1, 2, 3, 4)),
-    "sdb": (("none", "event"), (1,)),
-}
 TEST_BLOCK = 16384  # clips whose features are in memory at a time when scoring
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sleep stages or sleep-disordered breathing from frozen embeddings by balanced logistic regression.
+    """Sleep stages, sleep-disordered breathing, age group or sex from frozen embeddings by logistic regression.
+
+    Class weights are balanced. Age and sex are asked of every clip, as in the paper; a subject's clips share the label.
 
     AUROC, AUPRC and F1 per class and macro, the confusion matrix and 95 % intervals bootstrapped over test subjects.
     Clips without a label are left out. So are, and are counted, clips that lack a modality the probe needs; to use
@@ -47,8 +45,8 @@ class Config:
 
     embeddings: tyro.conf.Positional[Path]
     """Embeddings folder, made by `python -m sleepfm_fast.embed`."""
-    task: Literal["stage", "sdb"]
-    """Sleep stage (W, N1, N2, N3, R) or respiratory event (event, none)."""
+    task: Literal["stage", "sdb", "age", "sex"]
+    """Sleep stage (W, N1, N2, N3, R), respiratory event (event, none), age group (0-18, 18-35, 35-50, 50+) or sex."""
     modality: Literal["all", "respiratory", "brain", "ecg"] = "all"
     """Embeddings the probe sees: every modality of the folder, concatenated, or one."""
     fit_on: Literal["train", "train+validation"] = "train"
@@ -114,13 +112,13 @@ def _part(embeddings: Embeddings, splits: tuple[str, ...], config: Config, modal
             f"{embeddings.description.split_rule}). The probe fits on training subjects and is tested on test "
             "subjects; embed a store with more subjects."
         )
-    labels = np.asarray(embeddings.stage if config.task == "stage" else embeddings.sdb)[clips]
+    labels = labels_of(embeddings, config.task, clips)
     labelled = labels >= 0
     if not labelled.any():
-        what = "sleep stage" if config.task == "stage" else "scored respiratory events"
+        task = TASKS[config.task]
         raise SleepfmError(
             f"none of the {clips.size} {side} clips of {config.embeddings} has a label for --task {config.task} "
-            f"({what}). Give the scoring to `python -m sleepfm_fast.preprocess ... --labels`, or choose another task."
+            f"({task.labels}). {task.remedy}, or choose another task."
         )
     columns = [embeddings.modalities.index(m) for m in modalities]
     whole = np.asarray(embeddings.mask)[clips][:, columns].all(1)
@@ -211,7 +209,7 @@ def _evaluate(
 
     from sleepfm_fast import metrics
 
-    names, scored = TASKS[config.task]
+    names, scored = TASKS[config.task].names, TASKS[config.task].scored
     subjects, group = np.unique(test.subject, return_inverse=True)
     n_subjects, n_clips = len(subjects), len(test.clips)
     draws = metrics.bootstrap_subjects(n_subjects, config.bootstraps, config.seed)
@@ -246,7 +244,7 @@ def _evaluate(
         # A resample that lacks one of the classes has no macro value: over other classes it would be another figure.
         mean = np.mean(rows, axis=0) if rows else np.full(1, np.nan)
         macro[name] = metrics.percentile_interval(mean[0], mean[1:], n_subjects)
-    macro["f1"] = figures["macro_f1"] if config.task == "stage" else f1[1]
+    macro["f1"] = figures["macro_f1"] if len(scored) > 1 else f1[scored[0]]
     return {
         "classes": classes,
         "macro": macro,
@@ -284,7 +282,7 @@ def main(config: Config) -> dict[str, Any]:
     _check(config)
     started = time.perf_counter()
     embeddings = Embeddings(config.embeddings)
-    names, _ = TASKS[config.task]
+    names = TASKS[config.task].names
     modalities = _modalities(embeddings, config)
     if embeddings.overlap_note:
         say(f"notice: {embeddings.overlap_note}")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sleepfm_fast.channels import Montage
 from sleepfm_fast.clip_layout import sdb_counts, stage_counts
-from sleepfm_fast.cohort import Plan
 from sleepfm_fast.command import say
-from sleepfm_fast.night import NightRow
+from sleepfm_fast.ingest import Outcome
 from sleepfm_fast.participants import ParticipantTables
+from sleepfm_fast.shards import Shard
 
 __all__ = ["percentages", "summarise"]
 
@@ -26,20 +24,15 @@ def percentages(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {n} ({100 * n / total:.1f} %)" for name, n in counts.items() if n) or "none"
 
 
-def summarise(
-    store: Path,
-    montage: Montage,
-    plan: Plan,
-    rows: Sequence[NightRow],
-    totals: dict[str, Any] | None,
-    tables: ParticipantTables,
-    given: Sequence[Path],
-) -> dict[str, Any]:
+def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: Shard | None) -> dict[str, Any]:
     """Say what was done and what was wrong, and return the same as a dict with the exit status.
 
     The exit status is 1 when the store holds no night, or any night of this run failed, has changed since it was
-    ingested, or is damaged; the store is usable nevertheless when it holds a night.
+    ingested, or is damaged; the store is usable nevertheless when it holds a night. A shard that leaves the index to
+    others answers for its own nights only.
     """
+    plan, rows, totals, given = outcome.plan, outcome.rows, outcome.totals, outcome.given
+    montage = outcome.montage
     failed = [{"path": str(row.path), "reason": row.failure} for row in rows if row.failure is not None]
     failed += [
         {"path": name, "reason": f"{what}, and its source was not given. Give it to make it again."}
@@ -51,8 +44,8 @@ def summarise(
     ]
     problems = {row.name: list(row.issues) for row in rows if row.issues}
     unknown = tables.unknown_recordings([*given, *plan.known])
-    unnamed = [str(path) for path in given if tables.rows and not tables.names(path)]
     added = [row for row in rows if row.failure is None]
+    index = f"left to {len(outcome.others)} other shards at work" if outcome.others else "written"
     totals = totals or {
         "recordings": 0, "subjects": 0, "clips": 0, "hours": 0.0, "stages": stage_counts([]), "sdb": sdb_counts([])
     }  # fmt: skip
@@ -71,33 +64,32 @@ def summarise(
         say(f"failed: {entry['reason']}")
     if len(failed) > NIGHTS_SHOWN:
         say(f"and {len(failed) - NIGHTS_SHOWN} more failed; the reasons are in {store / 'failures'}")
-    for issue in tables.issues:
-        say(issue)
+    for notice in tables.notices(given):
+        say(notice)
     if unknown:
         say(f"the participants table names {len(unknown)} recordings that were not given: {', '.join(unknown[:10])}")
-    folders: dict[str, set[Path]] = {}
-    for path in given:
-        if not tables.names(path):
-            folders.setdefault(path.stem, set()).add(path.parent)
-    shared = [stem for stem, places in folders.items() if len(places) > 1]
-    if shared:
+    if plan.left_out:
+        say(f"{len(plan.left_out)} recordings were left out, as --overrides says")
+    if outcome.unused_corrections:
+        say(f"notice: --overrides names what no file has: {', '.join(outcome.unused_corrections[:10])}")
+    share = f"{len(added)} nights added, {len(plan.kept)} unchanged, {len(failed)} failed"
+    if outcome.others:
         say(
-            f"notice: {len(shared)} file names occur in several folders (such as {shared[0]}); the recordings of one "
-            "name were taken for nights of one subject. If they are not, name their subjects with --participants."
+            f"{store}: shard {shard}: {share}; the last of the {len(outcome.others)} other shards that are still at "
+            f"work ({', '.join(outcome.others[:5])}) writes the index. Were they all killed, any shard's command, or "
+            "the same without --shard, writes it."
         )
-    if unnamed:
-        say(f"{len(unnamed)} recordings are not in the participants table; their subject is their file's name")
-    say(
-        f"{store}: {totals['recordings']} nights of {totals['subjects']} subjects, {totals['clips']} clips, "
-        f"{totals['hours']:.2f} hours ({len(added)} nights added, {len(plan.kept)} unchanged, {len(failed)} failed); "
-        f"montage {montage.name}"
-    )
+    else:
+        say(
+            f"{store}: {totals['recordings']} nights of {totals['subjects']} subjects, {totals['clips']} clips, "
+            f"{totals['hours']:.2f} hours ({share}); montage {montage.name}"
+        )
     if totals["clips"]:
         say(f"  stages: {percentages(totals['stages'])}")
         say(f"  sleep-disordered breathing: {percentages(totals['sdb'])}")
         if failed or changed:
             say("the store can be used as it is; the same command tries again what failed")
-    else:
+    elif not outcome.others and (shard is None or given):
         say("error: nothing could be ingested; the store holds no night yet")
     return {
         "store": str(store),
@@ -108,6 +100,9 @@ def summarise(
         "stages": totals["stages"],
         "sdb": totals["sdb"],
         "montage": montage.name,
+        "shard": None if shard is None else str(shard),
+        "index": index,
+        "manifest": str(store / "manifest.csv"),
         "added": len(added),
         "kept": len(plan.kept),
         "failed": failed,
@@ -115,6 +110,7 @@ def summarise(
         "problems": dict(list(problems.items())[:NIGHTS_IN_JSON]),
         "nights_with_problems": len(problems),
         "annotations_only": [str(path) for path in plan.excluded],
+        "left_out": [str(path) for path in plan.left_out],
         "participants_unknown": unknown,
-        "exit_status": int(bool(failed or changed or not totals["clips"])),
+        "exit_status": int(bool(failed or changed or not (totals["clips"] or outcome.others))),
     }

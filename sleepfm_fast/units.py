@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sleepfm_fast.edf import Signal
 
-__all__ = ["unit_of"]
+__all__ = ["MICROVOLTS_OF_UNIT", "microvolts", "unit_of"]
 
 MICROVOLTS = {
     **dict.fromkeys(("uv", "microv", "microvolt", "microvolts", "uvolt", "uvolts", "mcv", "mkv"), 1.0),
@@ -17,6 +17,8 @@ MICROVOLTS = {
     **dict.fromkeys(("nv", "nanovolt", "nanovolts"), 1e-3),
 }
 """Microvolts in one of the header's unit."""
+MICROVOLTS_OF_UNIT = {"uV": 1.0, "mV": 1e3, "V": 1e6}
+"""The units that potentials are mistaken for one another."""
 POTENTIALS = frozenset(("eeg", "eog", "emg", "ecg"))
 LARGEST_RANGE_UV = 1e6
 """No biopotential amplifier resolves microvolts over a range of more than a volt."""
@@ -24,20 +26,24 @@ SMALLEST_RANGE_UV = {"eeg": 10.0, "eog": 10.0, "ecg": 10.0, "emg": 1.0}
 """No electrode's potential fits a range as narrow: scalp EEG spans ten times as much. An EMG may be an envelope."""
 
 
-def unit_of(signal: Signal, kind: str) -> tuple[str, float, tuple[str, ...]]:
+def microvolts(unit: str) -> float | None:
+    """Microvolts in one of a header's unit of potential; None where the text is none."""
+    return MICROVOLTS.get(unicodedata.normalize("NFKC", unit).replace("μ", "u").casefold().strip(" ."))
+
+
+def unit_of(signal: Signal, kind: str, *, trusted: bool = False) -> tuple[str, float, tuple[str, ...]]:
     """Tell the unit in which a signal is kept, the factor to it, and what is doubtful about the header's unit.
 
     Potentials (EEG, EOG, EMG, ECG) are converted to microvolts from V, mV, uV or nV. Where the header states no unit,
     an unknown one, or one that its own range contradicts, the factor is 1, the header's unit is kept, and the issue
-    says which unit would fit.
+    says which unit would fit. With ``trusted`` a known unit is converted whatever the range.
     """
     unit = signal.unit.strip()
     if not signal.calibrated:
         return "", 1.0, (f"signal '{signal.label}' is not calibrated: its numbers are the recorder's own, of no unit.",)
     if kind not in POTENTIALS:
         return unit, 1.0, ()
-    folded = unicodedata.normalize("NFKC", unit).replace("μ", "u").casefold().strip(" .")
-    scale = MICROVOLTS.get(folded)
+    scale = microvolts(unit)
     low, high = signal.physical_min, signal.physical_max
     largest = max(abs(float(low)), abs(float(high)))
     where = f"signal '{signal.label}'"
@@ -52,7 +58,7 @@ def unit_of(signal: Signal, kind: str) -> tuple[str, float, tuple[str, ...]]:
             ),
         )
     range_uv = largest * scale
-    if largest > 0 and not SMALLEST_RANGE_UV[kind] <= range_uv <= LARGEST_RANGE_UV:
+    if not trusted and largest > 0 and not SMALLEST_RANGE_UV[kind] <= range_uv <= LARGEST_RANGE_UV:
         fitting = [
             name
             for name, factor in (("uV", 1.0), ("mV", 1e3), ("V", 1e6))
@@ -64,7 +70,7 @@ def unit_of(signal: Signal, kind: str) -> tuple[str, float, tuple[str, ...]]:
             1.0,
             (
                 f"{where} states a range of {low:g} to {high:g} {unit}, which no electrode gives.{suggestion} Its "
-                "numbers are kept as they are; correct the unit in the header to have them converted.",
+                "numbers are kept as they are; state the unit with --overrides to have them converted.",
             ),
         )
     return "uV", scale, ()

@@ -8,6 +8,9 @@ import torch
 
 from sleepfm_fast import ops, reference
 from sleepfm_fast.filters import FilterBank
+from sleepfm_fast.ops.filter_resample import NORMALISATIONS
+
+__all__ = ["IDENTITY", "NORMALISATIONS", "N_OUT", "Batch", "mixed_batch", "noise", "snr_db"]
 
 N_OUT = 7680
 IDENTITY = (1.0, 0.0, 0.0, 1.0)

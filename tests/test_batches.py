@@ -163,6 +163,26 @@ def test_a_store_without_any_of_the_models_channels_is_refused(cohort_store):
         ClipInput(store, foreign, InputConfig(), CPU)
 
 
+def test_batches_are_announced_ahead_and_come_in_order(real, monkeypatch):
+    clip_input = ClipInput(real, real.montage, InputConfig(), CPU)
+    seen = []
+    announce, gather = clip_input.feed.announce, clip_input.feed.gather
+    monkeypatch.setattr(clip_input.feed, "announce", lambda c: (seen.append(("announced", int(c[0]))), announce(c))[1])
+    monkeypatch.setattr(clip_input.feed, "gather", lambda c, out: (seen.append(("read", int(c[0]))), gather(c, out))[1])
+    found = list(clip_input.batches(range(8), lambda i: np.arange(5 * i, 5 * i + 5)))
+    assert [i for i, _ in found] == list(range(8))
+    for i, batch in found:
+        alone = clip_input(np.arange(5 * i, 5 * i + 5))
+        for name in batch.x:
+            assert torch.equal(batch.x[name], alone.x[name])
+    for i in range(8):
+        ahead = seen[: seen.index(("read", 5 * i))]
+        assert [5 * k for k in range(min(i + 3, 8))] == [c for what, c in ahead if what == "announced"]
+    stream = clip_input.batches(range(8), lambda i: np.arange(5))
+    next(stream)
+    stream.close()
+
+
 def test_prefetch_keeps_the_order_and_hands_errors_over():
     assert [r for _, r in prefetch(range(20), lambda i: i * i)] == [i * i for i in range(20)]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,8 +15,9 @@ import pytest
 from edf_files import Channel, annotation_channel, starts, write_edf
 from nights import Lead, preprocess, write_night
 
+from sleepfm_fast import open_files, threads
 from sleepfm_fast.clips import ClipStore, ClipStoreError
-from sleepfm_fast.feed import Feed, gather
+from sleepfm_fast.feed import Buffer, Feed, gather
 
 
 class FakeBank:
@@ -267,10 +270,145 @@ def test_few_mapped_recordings_serve_many(tmp_path: Path, capsys) -> None:
     store = mixed_store(tmp_path, capsys)
     clips = np.arange(len(store))
     wanted = gather(store, clips, [0, 1, 2], FakeBank())
-    frugal = ClipStore(store.path, max_mapped=1)
+    frugal = ClipStore(store.path, max_mapped=1, read="mmap")
     got = gather(frugal, clips, [0, 1, 2], FakeBank())
     np.testing.assert_array_equal(got.raw, wanted.raw)
     assert len(frugal._mapped) == 1
+
+
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_pread_and_maps_give_the_same_bytes(tmp_path: Path, capsys, monkeypatch, n_threads: int) -> None:
+    monkeypatch.setattr(threads, "thread_limit", lambda: n_threads)
+    monkeypatch.setattr(threads, "THREAD_BYTES", 1)
+    path = mixed_store(tmp_path, capsys).path
+    bank, clips = FakeBank(), np.random.default_rng(1).permutation(np.tile(np.arange(13), 3))
+    stores = [ClipStore(path, read="mmap"), ClipStore(path, read="pread"), ClipStore(path, read="pread", max_mapped=1)]
+    assert ClipStore(path).read == "mmap"  # it fits in memory
+    slots = range(len(stores[0].slots))
+    for chosen in (slots, [0], stores[0].slots_of("ecg"), []):
+        feeds = [Feed(store, chosen, bank) for store in stores]
+        wanted = feeds[0].gather(clips)
+        assert wanted.raw.size or not chosen
+        for feed in feeds:
+            feed.announce(clips[:20])
+            for _ in range(2):
+                for got, expected in zip(feed.gather(clips), wanted, strict=True):
+                    assert got.dtype == expected.dtype
+                    np.testing.assert_array_equal(got, expected)
+    assert [len(store._files) for store in stores] == [0, 3, 1]
+    copy = pickle.loads(pickle.dumps(stores[2]))
+    assert (copy.read, copy._files.limit) == ("pread", 1)
+    with pytest.raises(ValueError, match="choose one of: auto, mmap, pread"):
+        ClipStore(path, read="direct")
+
+
+def test_a_store_closes_its_files_when_it_goes(tmp_path: Path, capsys) -> None:
+    path = make(tmp_path, capsys, night={}).path
+
+    def held() -> int:
+        return sum(str(path) in str(f.readlink()) for f in Path("/proc/self/fd").iterdir() if f.is_symlink())
+
+    gc.collect()
+    before = held()
+    gc.disable()
+    try:
+        for read in ("mmap", "pread"):
+            store = ClipStore(path, read=read)
+            feed = Feed(store, [0, 1], FakeBank())
+            batch = feed.gather([0, 3])
+            assert held() > before
+            del store, feed
+            assert held() == before, read
+            assert batch.raw.size
+    finally:
+        gc.enable()
+
+
+def test_auto_maps_what_fits_in_half_of_the_memory_and_can_all_be_open(tmp_path: Path, capsys, monkeypatch) -> None:
+    path = mixed_store(tmp_path, capsys).path
+    n_bytes = sum(entry.n_bytes for entry in ClipStore(path).recordings)
+    for share, limit, fits, read in ((2, 3, True, "mmap"), (2, 2, True, "pread"), (1.9, 3, False, "pread")):
+        sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": share * n_bytes}
+        with monkeypatch.context() as patch:
+            patch.setattr(open_files.os, "sysconf", sizes.__getitem__)
+            store = ClipStore(path, max_mapped=limit)
+        assert (store.fits, store.read) == (fits, read)
+
+
+def test_clips_are_announced_once_where_they_stay_in_memory_and_else_every_time(tmp_path: Path, capsys) -> None:
+    path = mixed_store(tmp_path, capsys).path
+    for read in ("mmap", "pread"):
+        for fits in (True, False):
+            store = ClipStore(path, read=read)
+            store.fits = fits
+            feed = Feed(store, range(len(store.slots)), FakeBank())
+            feed.announce([1, 2])
+            assert np.flatnonzero(feed._announced).tolist() == [1, 2]
+            feed.gather([2, 3])
+            assert np.flatnonzero(feed._announced).tolist() == ([1, 2, 3] if fits else [1])
+
+
+def test_half_of_the_allowed_files_are_used(monkeypatch) -> None:
+    for soft, expected in ((1024, 512), (1, 1), (10**9, 16384), (open_files.resource.RLIM_INFINITY, 16384)):
+        monkeypatch.setattr(open_files.resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert open_files.open_limit() == expected
+
+
+def test_a_buffer_is_used_again_and_grows(tmp_path: Path, capsys) -> None:
+    store = mixed_store(tmp_path, capsys)
+    feed, buffer = Feed(store, range(len(store.slots)), FakeBank()), Buffer()
+    for clips in ([3], [0, 1], list(range(len(store))), [5], []):
+        fresh, reused = feed.gather(clips), feed.gather(clips, buffer)
+        for a, b in zip(fresh, reused, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+    first = feed.gather([3], buffer).raw
+    assert np.shares_memory(first, feed.gather([0], buffer).raw)
+    assert not np.shares_memory(feed.gather([3]).raw, feed.gather([3]).raw)
+
+
+def test_clips_are_counted_from_the_end_and_checked(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    feed = Feed(store, [0], FakeBank())
+    np.testing.assert_array_equal(feed.gather([-1]).raw, feed.gather([3]).raw)
+    for wrong in ([4], [-5], [0, 99]):
+        with pytest.raises(IndexError, match=f"clip {wrong[-1]} is out of the store's 4 clips"):
+            feed.gather(wrong)
+
+
+def test_an_index_that_leads_out_of_its_file_is_named(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    store.run_n_samples = store.run_n_samples + 10**9
+    with pytest.raises(ClipStoreError, match=r"index of .* is damaged: it places clip 3 outside .* Delete"):
+        Feed(store, [len(store.slots) - 1], Everything()).gather([3, 0])
+
+
+class Everything(FakeBank):
+    """Asks for all samples around."""
+
+    def context(self, f: int) -> int:
+        return 10**8
+
+
+def test_a_file_that_shrinks_under_pread_is_named(tmp_path: Path, capsys) -> None:
+    store = ClipStore(make(tmp_path, capsys, night={}).path, read="pread")
+    feed = Feed(store, range(len(store.slots)), FakeBank())
+    feed.gather([0])
+    file = store.path / "recordings" / "night.bin"
+    with file.open("r+b") as opened:
+        opened.truncate(1000)
+    with pytest.raises(ClipStoreError, match=r"night\.bin is damaged: it ends early or cannot be read"):
+        feed.gather([3])
+
+
+def test_few_open_recordings_serve_several_threads(tmp_path: Path, capsys) -> None:
+    path = mixed_store(tmp_path, capsys).path
+    wanted = Feed(ClipStore(path), [0, 1, 2], FakeBank()).gather(np.arange(13))
+    for read in ("mmap", "pread"):
+        feed = Feed(ClipStore(path, read=read, max_mapped=1), [0, 1, 2], FakeBank())
+        with ThreadPoolExecutor(4) as pool:
+            for got in pool.map(lambda _, feed=feed: feed.gather(np.arange(13)), range(40)):
+                np.testing.assert_array_equal(got.raw, wanted.raw)
 
 
 def test_empty_batch_and_wrong_slots(tmp_path: Path, capsys) -> None:

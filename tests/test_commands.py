@@ -104,3 +104,56 @@ def test_a_missing_run_or_store_is_a_sentence(tmp_path, capsys):
     assert train.cli([str(tmp_path / "store"), str(tmp_path / "run")]) == 1
     assert "store" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_unforeseen_error_is_a_sentence_with_the_file_and_a_traceback_in_a_file(tmp_path, capsys, monkeypatch):
+    from nights import write_night
+
+    import sleepfm_fast.cohort_findings
+
+    write_night(tmp_path / "a.edf")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def broken(path):
+        raise ZeroDivisionError("division by zero")
+
+    write_night(tmp_path / "b.edf")
+    monkeypatch.setattr(sleepfm_fast.cohort_findings, "read_recording", broken)
+    assert preprocess.cli(["--inspect", str(tmp_path), "--workers", "1", "--backend", "threading"]) == 1
+    captured = capsys.readouterr()
+    assert "preprocess failed by a bug in sleepfm_fast while it worked on" in captured.err
+    assert "ZeroDivisionError: division by zero (cohort_findings.py, line" in captured.err
+    assert "Traceback" not in captured.err
+    (report,) = tmp_path.glob("*.traceback")
+    assert str(report) in captured.err
+    assert "in broken" in report.read_text()
+
+
+def test_the_file_in_hand_is_named(tmp_path, capsys):
+    from dataclasses import dataclass
+
+    from sleepfm_fast import command
+    from sleepfm_fast.columns import file_digest
+
+    @dataclass(frozen=True)
+    class Config:
+        """Nothing."""
+
+    file = tmp_path / "x.edf"
+    file.touch()
+
+    class Odd(type(file)):
+        """A file whose opening fails as nobody foresaw."""
+
+        def open(self, *arguments, **options):
+            raise ValueError("odd")
+
+    def main(config):
+        file_digest(Odd(file))
+        return {}
+
+    assert command.run(Config, main, []) == 1
+    err = capsys.readouterr().err
+    assert f"while it worked on {file}: ValueError: odd (columns.py, line" in err
+    Path(err.partition("traceback is in ")[2].strip().rstrip(".")).unlink()

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from edf_files import Channel, annotation_channel, starts, write_edf
 
-from sleepfm_fast import epochs
+from sleepfm_fast import threads as block_threads
 from sleepfm_fast.edf import EdfError, Segment, read_recording
-from sleepfm_fast.epochs import locate_epochs, read_digital, read_epochs
+from sleepfm_fast.epochs import EpochReader, locate_epochs, read_digital, read_epochs, read_physical
 
 
 @pytest.fixture(params=[1, 4], ids=["1 thread", "4 threads"])
 def threads(request, monkeypatch):
     """Run with so many threads, however little there is to do."""
-    monkeypatch.setattr(epochs, "thread_limit", lambda: request.param)
-    monkeypatch.setattr(epochs, "THREAD_BYTES", 1)
+    monkeypatch.setattr(block_threads, "thread_limit", lambda: request.param)
+    monkeypatch.setattr(block_threads, "THREAD_BYTES", 1)
     return request.param
 
 
@@ -201,6 +201,97 @@ def test_misuse_of_epochs_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected writable, contiguous int16"):
         read_epochs(recording, one, [0.0], out=np.empty((1, 1, 299), np.int16))
     assert read_epochs(recording, one, []).shape == (0, 1, 300)
+
+
+# ---- epochs of mixed rates -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bdf", [False, True], ids=["EDF", "BDF"])
+@pytest.mark.parametrize("context_s", [0.0, 0.37, 5.5, 1000.0])
+@pytest.mark.parametrize("record_s", ["1", "7", "9.97"])
+def test_epochs_of_mixed_rates(tmp_path, threads, bdf, context_s, record_s):
+    widths, n_records = (211, 3, 24, 1), ceil(60 / float(record_s))
+    recording, values = write_random(tmp_path / "a", widths, n_records, bdf=bdf, record_s=record_s)
+    order = (3, 0, 2, 0)
+    signals = [recording.signals[k] for k in order]
+    reader = EpochReader(recording, signals, epoch_s=10, context_s=context_s)
+    onsets = np.array([float(recording.duration_s) - 10, 0.0, 10.0, 3.3, 41.0])
+    rows = reader.read_many(onsets)
+    assert rows.dtype == (np.int32 if bdf else np.int16)
+    assert rows.shape == (5, reader.offsets[-1])
+    for i, onset in enumerate(onsets):
+        np.testing.assert_array_equal(reader.read(onset), rows[i])
+        for k, signal, part, n in zip(order, signals, reader.split(rows[i]), reader.n_samples, strict=True):
+            where = locate_epochs(recording, signal.fs_hz, [onset], 10)
+            n_context = ceil(context_s * signal.fs_hz - 1e-3)
+            n_epoch = ceil(10 * signal.fs_hz - 1e-3)
+            assert part.size == n == n_epoch + 2 * n_context
+            expected = reference(values[k].ravel(), int(where.first[0]), n_epoch, n_context)
+            np.testing.assert_array_equal(part, expected)
+
+
+def test_a_reader_writes_in_place_and_stops_at_gaps(tmp_path, threads):
+    onsets = [str(k) for k in (0, 1, 2, 3, 10, 11, 12, 100, 101)]
+    recording, values = write_random(tmp_path / "a", (8, 2), 9, bdf=False, onsets=onsets)
+    reader = EpochReader(recording, recording.signals, epoch_s=2, context_s=4)
+    assert reader.offsets == (0, 80, 100)
+    around = np.full(120, 77, np.int16)
+    out = around[10:110]
+    assert reader.read(11.0, out) is out
+    assert (around[:10] == 77).all()
+    assert (around[110:] == 77).all()
+    for part, k, fs_hz in zip(reader.split(out), (0, 1), (8, 2), strict=True):
+        np.testing.assert_array_equal(part, reference(values[k][4:7].ravel(), fs_hz, 2 * fs_hz, 4 * fs_hz))
+    before = out.copy()
+    for onset in (-1.0, 2.5, 9.0, 11.5, 60.0, 100.5, np.nan, np.inf):
+        with pytest.raises(EdfError, match="1 of 1 epochs of 2 s do not lie wholly inside one segment"):
+            reader.read(onset, out)
+    with pytest.raises(
+        EdfError, match=r"2 of 3 epochs .* the first starts at 2\.5 s, the segments are: 0-4 s, 10-13 s"
+    ):
+        reader.read_many([0.0, 2.5, 60.0])
+    np.testing.assert_array_equal(out, before)
+    for bad in (np.empty(99, np.int16), np.empty(100, np.int32), np.empty(200, np.int16)[::2]):
+        with pytest.raises(ValueError, match="expected writable, contiguous int16"):
+            reader.read(0.0, bad)
+    with pytest.raises(ValueError, match="expected writable, contiguous int16"):
+        reader.read_many([0.0], np.empty(100, np.int16))
+    assert reader.read_many([]).shape == (0, 100)
+    assert EpochReader(recording, [], epoch_s=2).read(0.0).size == 0
+
+
+def test_an_epoch_of_a_millisecond_is_read(tmp_path):
+    recording, values = write_random(tmp_path / "a", (100,), 3, bdf=False)
+    for epoch_s, n in ((0.01, 1), (1e-9, 0)):
+        reader = EpochReader(recording, recording.signals, epoch_s=epoch_s)
+        assert reader.n_samples == (n,)
+        np.testing.assert_array_equal(reader.read(3.0 - epoch_s), values[0].ravel()[299 : 299 + n])
+
+
+@pytest.mark.parametrize("bdf", [False, True], ids=["EDF", "BDF"])
+def test_physical_values(tmp_path, threads, bdf):
+    limit = 1 << (23 if bdf else 15)
+    rng = np.random.default_rng(3)
+    limits = {"physical_min": "-3276.8", "physical_max": "3300.1"}
+    channels = [
+        Channel("C3", rng.integers(-limit, limit, (40, 9)), limits),
+        Channel("SpO2", rng.integers(-limit, limit, (40, 1)), {"physical_min": 0, "physical_max": 102.4}),
+    ]
+    recording = read_recording(write_edf(tmp_path / "a", channels, bdf=bdf))
+    segment = recording.segments[0]
+    digital = read_digital(recording, recording.signals, segment)
+    values = read_physical(recording, recording.signals, segment)
+    for signal, integers, found in zip(recording.signals, digital, values, strict=True):
+        scaled = signal.gain * integers.astype(np.float64)
+        assert found.dtype == np.float32
+        bound = 3 * 2.0**-24 * (np.abs(scaled) + abs(signal.offset))
+        assert (np.abs(found - (scaled + signal.offset)) <= bound).all()
+    out = [np.zeros_like(v) for v in values]
+    assert read_physical(recording, recording.signals, segment, out) is out
+    for array, expected in zip(out, values, strict=True):
+        np.testing.assert_array_equal(array, expected)
+    with pytest.raises(ValueError, match="expected writable, contiguous float32"):
+        read_physical(recording, recording.signals, segment, digital)
 
 
 def test_recordings_are_read_from_many_threads_at_once(tmp_path):

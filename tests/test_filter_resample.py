@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
-from filter_batch import N_OUT, Batch, mixed_batch, noise, snr_db
+from filter_batch import N_OUT, NORMALISATIONS, Batch, mixed_batch, noise, snr_db
 
 from sleepfm_fast import ops
 from sleepfm_fast.filters import FilterBank
@@ -159,8 +159,9 @@ def test_tones_keep_their_place_or_go(kind: str, fs_hz: int, tone_hz: float, gai
 
 @pytest.mark.parametrize("preset", ["seed", "clinical", "aasm", "none"])
 @pytest.mark.parametrize("fs_hz", [Fraction(1), Fraction(3), Fraction("204.85"), Fraction(512)], ids=str)
-def test_desaturation_never_overshoots(preset: str, fs_hz: Fraction) -> None:
-    """SpO2 from 97 to 85 % and back stays between 85 and 97 %, and is not z-scored."""
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+def test_desaturation_never_overshoots(normalise: str, preset: str, fs_hz: Fraction) -> None:
+    """SpO2 from 97 to 85 % and back stays between 85 and 97 %: no filter rings there, nothing scales it."""
     bank = FilterBank(preset, 256)
     f = bank.index("step", fs_hz)
     n = int(60 * fs_hz)
@@ -168,7 +169,7 @@ def test_desaturation_never_overshoots(preset: str, fs_hz: Fraction) -> None:
     x[n // 3 : n // 2] = 850
     batch = Batch(bank)
     batch.add(x, f, first=int(15 * fs_hz), calibration=(0.1, 0.0, 0.0, 1.0))
-    y = batch.run(normalise="zscore")
+    y = batch.run(normalise=normalise)
     assert y.max() == pytest.approx(97.0, abs=1e-4)
     assert y.min() == pytest.approx(85.0, abs=1e-4)
     assert y.max() < 97.0 + 1e-4
@@ -246,7 +247,7 @@ def test_what_lies_outside_the_windows_is_not_read() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("normalise", ["none", "zscore"])
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
 def test_a_clip_does_not_depend_on_its_batch_mates(dtype: torch.dtype, normalise: str) -> None:
     batch = mixed_batch()
     raw, table, calibration = batch.tensors(5)
@@ -273,7 +274,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         results = []
         for n_threads in (1, 2, 3, 8):
             torch.set_num_threads(n_threads)
-            results.append(batch.run(n_channels=5, normalise="zscore"))
+            results.append(torch.stack([batch.run(n_channels=5, normalise=m) for m in NORMALISATIONS]))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -295,6 +296,69 @@ def test_zscore() -> None:
     assert torch.equal(turned.run(n_channels=5, normalise="zscore")[:, :3].double(), -y[:, :3])
 
 
+@pytest.mark.parametrize("n_out", [1, 2, 3, 4, 5, 6, 1001, N_OUT])
+def test_robust_is_median_and_interquartile_range_as_numpy_has_them(n_out: int) -> None:
+    """On Gaussian, heavy-tailed, tied and one-sided values, of either sign; the identity filter keeps them exact."""
+    bank = FilterBank("none", 256)
+    f = bank.index("eeg", 256)
+    rng = np.random.default_rng(11)
+    batch = Batch(bank, np.int32)
+    for x in (
+        rng.normal(0, 900, n_out),
+        1e5 * rng.standard_cauchy(n_out).clip(-9, 9),
+        rng.integers(-1, 2, n_out),
+        np.exp(rng.normal(0, 3, n_out)),
+        -1e6 - np.exp2(rng.uniform(0, 19, n_out)),
+        np.arange(n_out) % 7 * 1000,
+    ):
+        for gain in (0.5, -2.0):
+            batch.add(x, f, calibration=(gain, 7.0, 1.0, 3.0))
+    filtered = batch.run(n_out)[:, 0].numpy().astype(np.float64)
+    low, median, high = np.quantile(filtered, [0.25, 0.5, 0.75], axis=1, keepdims=True)
+    deviation = (high - low) / 1.349
+    flat = deviation == 0
+    expected = np.where(flat, 0.0, (filtered - median) / np.where(flat, 1.0, deviation))
+    got = batch.run(n_out, normalise="robust")[:, 0].numpy()
+    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6 * max(1.0, np.abs(expected).max()))
+    if n_out > 3:
+        assert not flat.all()
+
+
+def test_robust() -> None:
+    batch = mixed_batch()
+    y = batch.run(n_channels=5, normalise="robust").double()
+    for b in range(3):
+        for c in (0, 1, 2, 4):
+            if (b, c) != (1, 2):
+                low, median, high = np.quantile(y[b, c].numpy(), [0.25, 0.5, 0.75])
+                assert abs(median) < 1e-5
+                assert high - low == pytest.approx(1.349, abs=1e-5)
+    assert torch.equal(y[:, 3], batch.run(n_channels=5, normalise="none").double()[:, 3])
+    truth = batch.truth(n_channels=5, normalise="robust")
+    for b in range(3):
+        for c in range(5):
+            if truth[b, c].any():
+                assert snr_db(y[b, c].float(), truth[b, c]) > 100.0
+
+
+def test_an_artefact_changes_the_standard_deviation_and_not_the_robust_scale() -> None:
+    bank = FilterBank("none", 256)
+    f = bank.index("eeg", 200)
+    rng = np.random.default_rng(12)
+    x = noise(rng, 8000, 300)
+    railed = x.copy()
+    railed[3000:3600] = 32767  # 3 of 30 s
+    results = {}
+    for normalise in ("zscore", "robust"):
+        batch = Batch(bank)
+        batch.add(x, f, first=1000)
+        batch.add(railed, f, first=1000)
+        y = batch.run(normalise=normalise)[:, 0, :2000]  # before the artefact
+        results[normalise] = float(y[1].std() / y[0].std())
+    assert results["zscore"] < 0.1
+    assert 0.8 < results["robust"] < 1.1
+
+
 def test_flat_channels_are_zero_not_amplified_rounding() -> None:
     bank = FilterBank("aasm", 256)
     batch = Batch(bank)
@@ -306,7 +370,8 @@ def test_flat_channels_are_zero_not_amplified_rounding() -> None:
         came_loose[: 15 * 200] = noise(rng, 15 * 200, 30000)  # a signal that ends long before the clip
         batch.add(came_loose, f, first=29 * 200)
         batch.add(noise(rng, 9000, 100), f, first=1500, calibration=(0.0, 5.0, 0.0, 1.0))
-    assert torch.equal(batch.run(normalise="zscore"), torch.zeros(6, 1, N_OUT))
+    for normalise in ("zscore", "robust"):
+        assert torch.equal(batch.run(normalise=normalise), torch.zeros(6, 1, N_OUT))
 
 
 # ---- a real recording -----------------------------------------------------------------------------------------------
@@ -333,7 +398,7 @@ def test_real_polysomnography(preset: str, notch_hz: int | None) -> None:
             shift = reader.getPhysicalMinimum(i) - gain * reader.getDigitalMinimum(i)
             for clip in (0, 17, int(len(x) / fs_hz) // 30 - 1):
                 batch.add(x, f, first=int(clip * 30 * fs_hz), calibration=(gain, shift, 0.0, 1.0))
-    for normalise in ("none", "zscore"):
+    for normalise in NORMALISATIONS:
         truth, got = batch.truth(normalise=normalise), batch.run(normalise=normalise)
         assert len(got) >= 42
         for i in range(len(got)):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filter_batch import N_OUT, Batch, mixed_batch, noise, snr_db
+from filter_batch import N_OUT, NORMALISATIONS, Batch, mixed_batch, noise, snr_db
 
 import sleepfm_fast
 from sleepfm_fast import ops
@@ -132,7 +132,7 @@ def test_bad_arguments_are_refused() -> None:
         ops.filter_resample(raw, table, calibration[:2], bank, 10)
     with pytest.raises(TypeError, match=r"dtype is torch.float64; choose torch.float32, torch.bfloat16"):
         ops.filter_resample(raw, table, calibration, bank, 10, dtype=torch.float64)
-    with pytest.raises(ValueError, match="normalise is 'minmax'; choose one of: none, zscore"):
+    with pytest.raises(ValueError, match="normalise is 'minmax'; choose one of: none, zscore, robust"):
         ops.filter_resample(raw, table, calibration, bank, 10, normalise="minmax")
     with pytest.raises(ValueError, match="n_out is -1; expected the number of output samples"):
         ops.filter_resample(raw, table, calibration, bank, -1)
@@ -174,7 +174,7 @@ def test_opcheck() -> None:
     raw, table, calibration = batch.tensors(5)
     filters, taps = batch.bank.tensors()
     op = torch.ops.sleepfm_fast.filter_resample.default
-    for dtype, normalise in ((torch.float32, "none"), (torch.bfloat16, "zscore")):
+    for dtype, normalise in ((torch.float32, "none"), (torch.bfloat16, "zscore"), (torch.float16, "robust")):
         torch.library.opcheck(op, (raw, table, calibration, filters, taps, 96, dtype, normalise))
 
 
@@ -202,7 +202,7 @@ def cuda() -> torch.device:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("normalise", ["none", "zscore"])
+@pytest.mark.parametrize("normalise", ["none", "zscore", "robust"])
 def test_on_the_gpu(cuda: torch.device, dtype: torch.dtype, normalise: str) -> None:
     """The CUDA kernel against float64 and against itself, on the current stream."""
     batch = mixed_batch()
@@ -236,7 +236,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np, filter_batch as t
 batch = t.mixed_batch()
-np.save(sys.argv[2], np.stack([batch.run(n_channels=5, normalise=m).numpy() for m in ("none", "zscore")]))
+np.save(sys.argv[2], np.stack([batch.run(n_channels=5, normalise=m).numpy() for m in t.NORMALISATIONS]))
 """
 
 
@@ -248,7 +248,7 @@ def test_every_instruction_set_agrees(isa: str, tmp_path: Path) -> None:
     subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=300)
     got = torch.from_numpy(np.load(path))
     batch = mixed_batch()
-    for i, normalise in enumerate(("none", "zscore")):
+    for i, normalise in enumerate(NORMALISATIONS):
         truth = batch.truth(n_channels=5, normalise=normalise)
         for b in range(3):
             for c in range(5):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,11 @@ def test_what_is_shown_is_what_is_ingested(tmp_path: Path, capsys) -> None:
     (folder / "participants.csv").write_text("recording,subject,age,sex\nfull,S1,33,F\ngone,S2,,\n")
     before = contents(tmp_path)
     status, result = preprocess(capsys, "--inspect", folder, "--montage", "aasm")
-    assert status == 0
+    assert (status, result["report"]) == (0, None)
     assert contents(tmp_path) == before
+    report_file = tmp_path / "report.json"
+    assert preprocess(capsys, "--inspect", folder, "--montage", "aasm", "--json", report_file)[1]["report"]
+    result = json.loads(report_file.read_text())
     preprocess(capsys, folder, tmp_path / "store", "--montage", "aasm")
     store = ClipStore(tmp_path / "store")
     assert result["clips"] == len(store)
@@ -75,7 +79,7 @@ def test_the_summary_of_a_cohort(tmp_path: Path, capsys) -> None:
     status, text = inspect(capsys, tmp_path)
     assert status == 1
     assert "cannot be ingested" in text
-    summary = text.split("\n\n")[-1]
+    summary = text.split("\n\n")[-2]
     assert summary.startswith("3 files, 2 can be ingested; montage auto")
     assert line(summary, "C3-M2") == "C3-M2 2 of 2 100 Hz C3-M2 (2)"
     assert line(summary, "ECG") == "ECG 1 of 2 200 Hz ECG (1)"
@@ -90,11 +94,22 @@ def test_a_montage_that_cannot_be_resolved_does_not_hide_the_files(tmp_path: Pat
 
 
 @pytest.mark.skipif(not (DATA / "awkward").is_dir(), reason=f"the real recordings are missing: {DATA}")
-def test_real_and_awkward_files_are_shown_or_refused_by_a_sentence(capsys) -> None:
-    _, result = preprocess(capsys, "--inspect", DATA, "--montage", "paper")
+def test_real_and_awkward_files_are_shown_or_refused_by_a_sentence(tmp_path: Path, capsys) -> None:
+    preprocess(capsys, "--inspect", DATA, "--montage", "paper", "--json", tmp_path / "r.json")
+    result = json.loads((tmp_path / "r.json").read_text())
     assert len(result["files"]) >= 18
     for failure in result["failed"]:
         assert "Error:" not in failure["reason"], failure
     real = next(f for f in result["files"] if f["path"].endswith("osas2002.edf"))
     assert real["n_clips"] == 40
     assert "osas2002-stages.csv" in real["scoring"]
+    found = {(f["code"], f["channel"]) for f in result["findings"] if f["paths"][0].endswith("osas2002.edf")}
+    # Its R peaks point down, in severe obstruction its belts move against each other, its leg EMG holds the ECG.
+    assert {("polarity", "ECG"), ("belts", "Resp chest"), ("wrong_kind", "EMG linked legs")} <= found
+    assert not {"unit", "flat", "railed", "mains", "clipped", "level"} & {code for code, _ in found}
+    # The same five minutes in 16 and in 24 bits; an EMG kept as an envelope at 1 Hz; an EEG without a unit.
+    pairs = [sorted(Path(p).name for p in f["paths"]) for f in result["findings"] if f["code"] == "identical"]
+    assert ["short_psg.bdf", "short_psg.edf"] in pairs
+    by_name = {(Path(f["paths"][0]).name, f["code"]): f for f in result["findings"]}
+    assert by_name["short_psg.edf", "slow"]["channel"] == "EMG submental"
+    assert by_name["ucddb018_eeg.edf", "unit"]["figures"]["fits"] == "mV"

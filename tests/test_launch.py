@@ -8,32 +8,40 @@ import torch
 import sleepfm_fast
 from sleepfm_fast import _C
 
-# Largest dynamic shared memory of a block by compute capability, less the kernel's 4 KiB of static shared memory.
-SHARED_LIMITS = {"80": 163 * 1024 - 4096, "86": 99 * 1024 - 4096, "89": 99 * 1024 - 4096, "90": 227 * 1024 - 4096}
+# Largest shared memory of a block and of a multiprocessor by compute capability, KiB.
+SHARED_KIB = {"80": (163, 164), "86": (99, 100), "89": (99, 100), "90": (227, 228)}
+STATIC_BYTES = 6 * 1024  # the kernel's own, at most (csrc/launch.h; tests/test_cuda_binary.py)
+SHARED_LIMITS = {name: kib[0] * 1024 - STATIC_BYTES for name, kib in SHARED_KIB.items()}
 
 
 @pytest.mark.parametrize("architecture", SHARED_LIMITS)
 @pytest.mark.parametrize("n_out", [1, 7, 2047, 2048, 2049, 7680, 30000, 7_372_800, 2**31 - 1])
-@pytest.mark.parametrize("zscore", [False, True])
-def test_every_output_is_covered_once(architecture: str, n_out: int, zscore: bool) -> None:
+@pytest.mark.parametrize("statistics", [False, True])
+def test_every_output_is_covered_once(architecture: str, n_out: int, statistics: bool) -> None:
     limit = SHARED_LIMITS[architecture]
-    g = _C.filter_resample_launch(32, 13, n_out, zscore, limit)
+    g = _C.filter_resample_launch(32, 13, n_out, statistics, limit)
     assert g["rows"] == 32 * 13
     assert (g["slices"] - 1) * g["outputs_per_slice"] < n_out <= g["slices"] * g["outputs_per_slice"]
     assert 1 <= g["slices"] <= 65535
-    assert g["shared_bytes"] == 4 * (g["workspace_floats"] + g["kept_floats"]) <= limit
-    assert g["threads"] & (g["threads"] - 1) == 0
-    if zscore:  # statistics need the whole row in one block
+    assert 40 * 1024 <= g["shared_bytes"] == 4 * g["workspace_floats"] <= limit
+    assert g["workspace_floats"] % 4 == 0
+    assert g["threads"] == 256
+    if statistics:  # they need the whole row in one block
         assert g["slices"] == 1
-        assert g["kept_floats"] in (0, n_out)
-    else:
-        assert g["kept_floats"] == 0
 
 
-def test_clips_of_thirty_seconds_stay_in_shared_memory_on_every_architecture() -> None:
-    for limit in SHARED_LIMITS.values():
-        assert _C.filter_resample_launch(32, 9, 7680, True, limit)["kept_floats"] == 7680
-    assert _C.filter_resample_launch(32, 9, 60000, True, SHARED_LIMITS["86"])["kept_floats"] == 0
+@pytest.mark.parametrize("architecture", SHARED_LIMITS)
+def test_two_blocks_share_a_multiprocessor(architecture: str) -> None:
+    """With their static memory and the KiB that the system takes of each."""
+    g = _C.filter_resample_launch(32, 13, 7680, True, SHARED_LIMITS[architecture])
+    assert 2 * (g["shared_bytes"] + STATIC_BYTES + 1024) <= SHARED_KIB[architecture][1] * 1024
+
+
+def test_rows_of_a_minute_get_a_larger_workspace_for_their_statistics() -> None:
+    limit = SHARED_LIMITS["80"]
+    usual = _C.filter_resample_launch(32, 13, 7680, True, limit)["workspace_floats"]
+    assert _C.filter_resample_launch(32, 13, 15360, True, limit)["workspace_floats"] > usual
+    assert _C.filter_resample_launch(32, 13, 15360, False, limit)["workspace_floats"] == usual
 
 
 @pytest.mark.parametrize(

@@ -102,10 +102,30 @@ def test_one_file_name_in_several_folders_is_one_subject_and_said(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_night(path)
     assert preprocess.cli([str(tmp_path / "nights"), str(tmp_path / "store")]) == 0
-    assert "1 file names occur in several folders (such as psg)" in capsys.readouterr().err
+    assert "1 file names occur in several folders (such as psg, in 3; no table names them)" in capsys.readouterr().err
     assert sorted(ClipStore(tmp_path / "store").subjects) == ["other", "psg"]
     people = tmp_path / "people.csv"
     people.write_text("recording,subject\ns1/psg.edf,A\ns2/psg.edf,A\ns3/psg.edf,B\n")
     assert preprocess.cli([str(tmp_path / "nights"), str(tmp_path / "store"), "--participants", str(people)]) == 0
     assert sorted(ClipStore(tmp_path / "store").subjects) == ["A", "B", "other"]
     assert "occur in several folders" not in capsys.readouterr().err
+    # a row that names them by the file name alone counts for all of them, and that is said
+    people.write_text("recording,subject\npsg,A\nother.edf,B\n")
+    assert preprocess.cli([str(tmp_path / "nights"), str(tmp_path / "store"), "--participants", str(people)]) == 0
+    assert sorted(ClipStore(tmp_path / "store").subjects) == ["A", "B"]
+    assert "psg, in 3; the table names them by the file name alone" in capsys.readouterr().err
+
+
+def test_shared_names_are_those_that_no_row_tells_apart(tmp_path: Path) -> None:
+    paths = [Path(f"/d/{name}.edf") for name in ("a/n1", "b/n1", "a/S7", "b/S7", "a/x", "b/y")]
+
+    def shared(content: str) -> list[str]:
+        (tmp_path / "p.csv").write_text(content)
+        return sorted(read_tables(tmp_path / "p.csv", []).shared_names(paths))
+
+    assert shared("recording,subject\nz,Z\n") == ["S7", "n1"]
+    assert shared("recording,subject\nn1,A\nS7,S7\n") == ["S7", "n1"]
+    assert shared("recording,subject\na/n1,A\nb/n1,B\n") == ["S7"]
+    assert shared("recording,subject\na/n1,A\n") == ["S7"]  # the other one is told apart by having no row
+    # a row of a subject, without a recording, is meant for all nights of that subject
+    assert shared("participant_id,age\nS7,40\n") == ["n1"]

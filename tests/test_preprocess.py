@@ -119,28 +119,6 @@ def test_an_unexpected_exception_is_a_sentence(cohort: Path, tmp_path: Path, cap
     )
 
 
-def test_a_worker_that_dies_costs_its_night_only(cohort: Path, tmp_path: Path) -> None:
-    # A worker killed by the system, as for want of memory: the run ends with a sentence and a store.
-    script = f"""
-import os, sys
-import sleepfm_fast.night as night, sleepfm_fast.preprocess as preprocess
-original = night.process_night
-def process(path, *rest):
-    if path.name == "b2.bdf":
-        import time
-        time.sleep(3)
-        os.kill(os.getpid(), 9)
-    return original(path, *rest)
-preprocess.process_night = process
-sys.exit(preprocess.cli([{str(cohort)!r}, {str(tmp_path / "store")!r}, "--workers", "2"]))
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert "b2.bdf was not finished: a worker process died" in result["failed"][-1]["reason"]
-    assert len(ClipStore(tmp_path / "store", verify=True).recordings) == result["nights"] >= 1
-
-
 def test_same_names_in_two_folders(tmp_path: Path, capsys) -> None:
     for i, site in enumerate(("one", "two", "three")):
         (tmp_path / "in" / site).mkdir(parents=True)

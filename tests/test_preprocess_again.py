@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -16,7 +15,9 @@ import pytest
 from nights import Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
 
 import sleepfm_fast.clip_writer
+import sleepfm_fast.columns
 import sleepfm_fast.night
+from sleepfm_fast.claims import Claim
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -167,9 +168,16 @@ def test_an_interrupted_overwrite_cannot_be_read_and_goes_on(cohort: Path, tmp_p
 def test_two_at_once_are_refused(cohort: Path, tmp_path: Path, capsys) -> None:
     store = tmp_path / "store"
     preprocess(capsys, cohort, store)
-    with (store / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert preprocess(capsys, cohort, store)[0] == 1
+    claim = Claim(store / "running" / "all.claim")
+    assert preprocess(capsys, cohort, store)[0] == 1
+    assert preprocess(capsys, cohort, store, "--shard", "1/2")[0] == 1
+    claim.release()
+    claim = Claim(store / "running" / "shard-1-of-2.claim")
+    assert preprocess(capsys, cohort, store)[0] == 1
+    assert preprocess(capsys, cohort, store, "--shard", "1/2")[0] == 1
+    assert preprocess(capsys, cohort, store, "--shard", "1/3")[0] == 1
+    assert preprocess(capsys, cohort, store, "--shard", "2/2")[0] == 0
+    claim.release()
     assert preprocess(capsys, cohort, store)[0] == 0
 
 
@@ -227,7 +235,7 @@ def test_an_index_that_cannot_be_written_is_a_sentence(cohort: Path, tmp_path: P
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sleepfm_fast.clip_writer, "write_columns", no_space)
+    monkeypatch.setattr(sleepfm_fast.columns, "replace_folder", no_space)
     assert preprocess(capsys, cohort, tmp_path / "store")[0] == 1
     monkeypatch.undo()
     status, result = preprocess(capsys, cohort, tmp_path / "store")

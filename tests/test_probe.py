@@ -285,7 +285,7 @@ def test_missing_modality_unfinished_and_missing_folder(tmp_path, capsys):
     assert "no embeddings folder" in err
 
 
-@pytest.mark.parametrize("arguments", [("emb", "--task", "age"), ("emb",), ("emb", "--task", "stage", "--oops")])
+@pytest.mark.parametrize("arguments", [("emb", "--task", "height"), ("emb",), ("emb", "--task", "stage", "--oops")])
 def test_wrong_usage_is_status_2(capsys, arguments):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -305,3 +305,51 @@ def test_help_imports_neither_torch_nor_scikit_learn(command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "EMBEDDINGS" in done.stdout or "Embeddings folder" in done.stdout
+
+
+# ---- age and sex -----------------------------------------------------------------------------------------------------
+
+
+def subjects_planted(tmp_path, ages, sexes, code, *, n_each=30, n_classes=4):
+    """Clips that point towards the axis of their subject's code."""
+    rng = np.random.default_rng(0)
+    subject = np.repeat(np.arange(len(ages)), n_each)
+    x = rng.standard_normal((subject.size, 3, DIM))
+    x[np.arange(subject.size), :, np.asarray(code)[subject]] += 20.0
+    split_of = (np.arange(len(ages)) >= len(ages) // 2) * 2
+    columns = columns_of(subject, split_of[subject])
+    return write_folder(tmp_path / "emb", x, columns, ages=tuple(ages), sexes=tuple(sexes))
+
+
+def test_age_groups_are_half_open_and_unknown_ages_left_out(tmp_path, capsys):
+    ages = [0.5, 17.9, 18.0, 34.9, 35.0, 49.9, 50.0, 91.0, None] * 2
+    folder = subjects_planted(tmp_path, ages, [None] * 18, [0, 0, 1, 1, 2, 2, 3, 3, 4] * 2)
+    status, result, _ = run(capsys, folder, "--task", "age", "--bootstraps", "20")
+    assert status == 0
+    assert result["test"]["class_counts"] == {"0-18": 60, "18-35": 60, "35-50": 60, "50+": 60}
+    assert result["test"]["n_dropped_unlabelled"] == 30
+    assert list(result["classes"]) == ["0-18", "18-35", "35-50", "50+"]
+    assert result["macro"]["auroc"]["value"] == 1.0
+    assert result["macro"]["f1"]["value"] == 1.0
+
+
+def test_sex_scores_one_class(tmp_path, capsys):
+    sexes = ["M", "F", None, "F", "M", "F"] * 2
+    code = [{"M": 0, "F": 1, None: 2}[s] for s in sexes]
+    folder = subjects_planted(tmp_path, [None] * 12, sexes, code)
+    status, result, _ = run(capsys, folder, "--task", "sex", "--bootstraps", "20")
+    assert status == 0
+    assert list(result["classes"]) == ["F"]
+    assert result["test"]["class_counts"] == {"M": 60, "F": 90}
+    assert result["classes"]["F"]["auroc"]["value"] == 1.0
+    assert result["macro"]["f1"] == result["classes"]["F"]["f1"]
+
+
+def test_subjects_without_age_are_refused_by_name(tmp_path, capsys):
+    folder = subjects_planted(tmp_path, [None] * 8, ["M"] * 8, [0] * 8)
+    status, _, err = run(capsys, folder, "--task", "age")
+    assert status == 1
+    assert "has a label for --task age (the subject's age). Give a table" in err
+    status, _, err = run(capsys, folder, "--task", "sex")
+    assert status == 1
+    assert "every labelled training clip is 'M'" in err

@@ -85,6 +85,9 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
     if (n_rows == 0 || p.n_out == 0) {
         return;
     }
+    SLEEPFM_CHECK(
+        p.normalise == Normalise::none || p.normalise == Normalise::zscore || p.normalise == Normalise::robust,
+        "filter_resample: normalise is ", static_cast<int>(p.normalise), "; expected 0, 1 or 2.");
     for (std::int64_t i = 0; i < p.n_filters; ++i) {
         SLEEPFM_CHECK(check_filter(p.filters[i], p.n_taps), "filter_resample: row ", i,
                       " of filters does not describe tables inside taps (", p.n_taps,
@@ -96,6 +99,9 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
         if (p.table[i].length != 0) {
             scratch.cover(p.filters[p.table[i].filter], p.table[i], p.n_out);
         }
+    }
+    if (p.normalise == Normalise::robust) {  // its order statistics reuse the samples' memory
+        scratch.samples = std::max(scratch.samples, p.n_out);
     }
     n_threads = static_cast<int>(std::clamp<std::int64_t>(n_threads, 1, n_rows));
 #if !defined(_OPENMP)
@@ -131,7 +137,7 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
         job.filter = p.filters[w.filter];
         job.taps = p.taps;
         job.calibration = p.calibration + 4 * i;
-        job.zscore = p.zscore;
+        job.normalise = p.normalise;
         job.out = out;
         job.out_dtype = p.out_dtype;
         job.n_out = p.n_out;

@@ -17,7 +17,7 @@ struct FilterJob {
     FilterRow filter;
     float const* taps;
     float const* calibration;  // gain, offset, center, scale
-    bool zscore;
+    Normalise normalise;
     void* out;
     DType out_dtype;
     std::int64_t n_out;

@@ -8,6 +8,7 @@
 #endif
 
 #include "cpu/filter_resample.h"
+#include "cpu/filter_statistics.h"
 #include "half_precision.h"
 
 namespace sleepfm::cpu::SLEEPFM_ISA {
@@ -229,44 +230,6 @@ void resample(FilterJob const& job, Span native, float const* samples, float* y)
     }
 }
 
-struct Moments {
-    double mean, deviation;
-};
-
-Moments moments(float const* y, std::int64_t n) {
-    constexpr int lanes = 8;
-    double part[lanes] = {};
-    for (std::int64_t i = 0; i + lanes <= n; i += lanes) {
-        for (int l = 0; l < lanes; ++l) {
-            part[l] += static_cast<double>(y[i + l]);
-        }
-    }
-    double total = 0;
-    for (std::int64_t i = n / lanes * lanes; i < n; ++i) {
-        total += static_cast<double>(y[i]);
-    }
-    for (double const value : part) {
-        total += value;
-    }
-    double const mean = total / static_cast<double>(n);
-    double square[lanes] = {};
-    for (std::int64_t i = 0; i + lanes <= n; i += lanes) {
-        for (int l = 0; l < lanes; ++l) {
-            double const d = static_cast<double>(y[i + l]) - mean;
-            square[l] += d * d;
-        }
-    }
-    double squares = 0;
-    for (std::int64_t i = n / lanes * lanes; i < n; ++i) {
-        double const d = static_cast<double>(y[i]) - mean;
-        squares += d * d;
-    }
-    for (double const value : square) {
-        squares += value;
-    }
-    return {mean, sqrt(squares / static_cast<double>(n))};
-}
-
 void write(FilterJob const& job, float const* y, float a, float b) {
     std::int64_t const n = job.n_out;
     if (job.out_dtype == DType::f32) {
@@ -305,11 +268,13 @@ void filter_row(FilterJob const& job) {
     double const center = job.calibration[2], scale = job.calibration[3];
     double a = gain * scale;
     double b = 0;
-    if (job.zscore && f.step == 0) {
-        Moments const m = moments(job.filtered, job.n_out);
-        bool const flat = a == 0 || m.deviation <= flat_below(window.largest_deviation);
-        a = flat ? 0 : (a > 0 ? 1 : -1) / m.deviation;
-        b = -m.mean * a;
+    if (job.normalise != Normalise::none && f.step == 0) {
+        Location const y = job.normalise == Normalise::robust
+                               ? median_and_deviation(job.filtered, job.n_out, job.samples)
+                               : mean_and_deviation(job.filtered, job.n_out);
+        bool const flat = a == 0 || y.deviation <= flat_below(window.largest_deviation);
+        a = flat ? 0 : (a > 0 ? 1 : -1) / y.deviation;
+        b = -y.center * a;
     } else {
         // The low branch takes the constant away exactly, as a main filter of dc = 0 does.
         double const constant =

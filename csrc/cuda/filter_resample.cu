@@ -10,9 +10,6 @@ namespace sleepfm {
 
 namespace {
 
-// The kernel's two reduction arrays count against what a block may ask for.
-constexpr std::int64_t static_shared_bytes = 2 * filter_resample_threads * 8;
-
 // Makes `device` current and gives the old one back.
 class DeviceGuard {
   public:
@@ -30,10 +27,10 @@ class DeviceGuard {
     int before_ = 0;
 };
 
-template <typename Raw, typename Out>
+template <typename Raw>
 void launch_kernel(FilterResample const& p, FilterResampleLaunch const& launch, cudaStream_t stream) {
-    auto const kernel = &cuda::filter_resample_kernel<Raw, Out>;
-    if (launch.shared_bytes + static_shared_bytes > 48 * 1024) {  // beyond what a block gets unasked
+    auto const kernel = &cuda::filter_resample_kernel<Raw>;
+    if (launch.shared_bytes + filter_resample_static_bytes > 48 * 1024) {  // beyond what a block gets unasked
         SLEEPFM_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                 static_cast<int>(launch.shared_bytes)));
     }
@@ -43,36 +40,33 @@ void launch_kernel(FilterResample const& p, FilterResampleLaunch const& launch, 
     SLEEPFM_CUDA_CHECK(cudaGetLastError());
 }
 
-template <typename Raw>
-void launch_for(FilterResample const& p, FilterResampleLaunch const& launch, cudaStream_t stream) {
-    switch (p.out_dtype) {
-        case DType::f32: launch_kernel<Raw, float>(p, launch, stream); return;
-        case DType::bf16: launch_kernel<Raw, cuda::Bf16>(p, launch, stream); return;
-        case DType::f16: launch_kernel<Raw, cuda::F16>(p, launch, stream); return;
-        case DType::f64: break;
-    }
-    SLEEPFM_CHECK(false, "filter_resample: the output type is not float32, bfloat16 or float16.");
-}
-
 }  // namespace
 
 void filter_resample_cuda(FilterResample const& p, int device, void* stream) {
     SLEEPFM_CHECK(p.raw_bytes == 2 || p.raw_bytes == 4, "filter_resample: raw has samples of ", p.raw_bytes,
                   " bytes; expected int16 or int32.");
-    SLEEPFM_CHECK(p.n_out < (std::int64_t{1} << 31), "filter_resample: n_out is ", p.n_out, "; at most 2^31 - 1.");
+    constexpr std::int64_t most_outputs = (std::int64_t{1} << 31) - (std::int64_t{1} << 16);
+    SLEEPFM_CHECK(p.n_out <= most_outputs, "filter_resample: n_out is ", p.n_out, "; at most 2^31 - 2^16.");
+    SLEEPFM_CHECK(
+        p.normalise == Normalise::none || p.normalise == Normalise::zscore || p.normalise == Normalise::robust,
+        "filter_resample: normalise is ", static_cast<int>(p.normalise), "; expected 0, 1 or 2.");
+    SLEEPFM_CHECK(p.out_dtype == DType::f32 || p.out_dtype == DType::bf16 || p.out_dtype == DType::f16,
+                  "filter_resample: the output type is not float32, bfloat16 or float16.");
+    SLEEPFM_CHECK(reinterpret_cast<std::uintptr_t>(p.taps) % 16 == 0,
+                  "filter_resample: taps are not aligned to 16 bytes; pass the tensors of FilterBank.tensors().");
     if (p.n_clips * p.n_channels == 0 || p.n_out == 0) {
         return;
     }
     DeviceGuard const guard(device);
     int shared_limit = 0;
     SLEEPFM_CUDA_CHECK(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    FilterResampleLaunch const launch =
-        filter_resample_launch(p.n_clips, p.n_channels, p.n_out, p.zscore, shared_limit - static_shared_bytes);
+    FilterResampleLaunch const launch = filter_resample_launch(
+        p.n_clips, p.n_channels, p.n_out, p.normalise != Normalise::none, shared_limit - filter_resample_static_bytes);
     cudaStream_t const queue = static_cast<cudaStream_t>(stream);
     if (p.raw_bytes == 2) {
-        launch_for<std::int16_t>(p, launch, queue);
+        launch_kernel<std::int16_t>(p, launch, queue);
     } else {
-        launch_for<std::int32_t>(p, launch, queue);
+        launch_kernel<std::int32_t>(p, launch, queue);
     }
 }
 

@@ -1,20 +1,25 @@
-// The kernel of filter_resample. One block filters one (clip, channel), or a slice of its outputs, tile by tile:
-//   samples -> shared memory -> minus the low branch -> polyphase main filter -> shared memory -> device memory.
-// A z-score keeps all filtered outputs of the row in shared memory, or filters twice where they do not fit.
-// No atomics and no warp intrinsics: sums are trees over the block, the same bits at every run. The file compiles for
-// the host as well (tests/cuda_on_cpu), where a block is a set of fibers.
+// The kernel of filter_resample. One block filters one (clip, channel), or a slice of its outputs:
+//   mean, least and largest sample                                            (device memory, first pass)
+//   low branch: samples -> shared memory -> decimated -> low-pass             (second pass, from the caches)
+//   tiles: samples -> shared memory -> minus the low branch -> outputs in registers -> shared memory
+//   statistics of the outputs, outputs -> device memory
+// Outputs that are read again for a normalisation stay in shared memory; where they do not fit, each pass filters anew.
+// No atomics but counts of integers: the same bits at every run. The file compiles for the host as well
+// (tests/cuda_on_cpu).
 #pragma once
 
 #include <math.h>
 
+#include <type_traits>
+
 #include "filter_geometry.h"
-#include "half_precision.h"
 #include "launch.h"
 #include "params.h"
 
-#if defined(__CUDACC__)
-#define SLEEPFM_DYNAMIC_SHARED(name) extern __shared__ __align__(16) float name[]
-#endif
+#include "cuda/filter_resample_plan.h"
+#include "cuda/filter_resample_product.cuh"
+#include "cuda/filter_resample_statistics.cuh"
+#include "cuda/ptx.h"
 
 namespace sleepfm::cuda {
 
@@ -23,251 +28,396 @@ struct Reference {
     double largest_deviation;  // from it
 };
 
-// Sum, minimum or maximum over the block; every thread gets the result. scratch: [blockDim.x].
-template <typename T, typename Combine>
-__device__ T reduce_block(T value, T* scratch, Combine combine) {
-    scratch[threadIdx.x] = value;
-    __syncthreads();
-    for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
-        if (threadIdx.x < half) {
-            scratch[threadIdx.x] = combine(scratch[threadIdx.x], scratch[threadIdx.x + half]);
-        }
-        __syncthreads();
-    }
-    T const result = scratch[0];
-    __syncthreads();  // scratch may be written again
-    return result;
-}
-
-template <typename Raw>
-struct Window {
-    Raw const* samples;
-    std::int64_t start, length;
-    std::int64_t reference;
-
-    // Sample at a segment index, relative to the reference; the edges repeat.
-    __device__ float at(std::int64_t index) const {
-        std::int64_t i = index - start;
-        i = i < 0 ? 0 : i > length - 1 ? length - 1 : i;
-        return static_cast<float>(static_cast<std::int64_t>(samples[i]) - reference);
-    }
-};
-
 template <typename Raw>
 __device__ Reference find_reference(Window<Raw> const& window, Span needed) {
-    __shared__ std::int64_t scratch[filter_resample_threads];
     std::int64_t const end = window.start + window.length;
-    std::int64_t const last = needed.end > end ? end : needed.end;
+    std::int64_t last = needed.end > end ? end : needed.end;
+    last = last < window.start + 1 ? window.start + 1 : last;
     std::int64_t first = needed.begin < window.start ? window.start : needed.begin;
     first = first > last - 1 ? last - 1 : first;
-    Raw const* x = window.samples + (first - window.start);
-    std::int64_t const n = last - first;
-    std::int64_t total = 0, low = x[0], high = x[0];
-    for (std::int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-        std::int64_t const value = x[i];
-        total += value;
-        low = value < low ? value : low;
-        high = value > high ? value : high;
+    Raw const* const x = window.samples + (first - window.start);
+    std::int64_t total = 0;
+    Raw low = x[0], high = x[0];
+    auto const see = [&](Raw sample) {
+        low = sample < low ? sample : low;
+        high = sample > high ? sample : high;
+    };
+    constexpr std::int64_t part = 1 << 30;
+    for (std::int64_t from = 0; from < last - first; from += part) {
+        std::int64_t const n = last - first - from;
+        for_each_sample(
+            x + from, 0, static_cast<int>(n < part ? n : part),
+            [&](int, Raw sample) {
+                total += sample;
+                see(sample);
+            },
+            [&](int, Raw const(&samples)[16 / sizeof(Raw)], int) {
+                std::conditional_t<sizeof(Raw) == 2, int, std::int64_t> sum = 0;
+                for (Raw const sample : samples) {
+                    sum += sample;
+                    see(sample);
+                }
+                total += sum;
+            });
     }
-    total = reduce_block(total, scratch, [](std::int64_t a, std::int64_t b) { return a + b; });
-    low = reduce_block(low, scratch, [](std::int64_t a, std::int64_t b) { return a < b ? a : b; });
-    high = reduce_block(high, scratch, [](std::int64_t a, std::int64_t b) { return a > b ? a : b; });
-    std::int64_t const value = total / n;
-    std::int64_t const deviation = value - low > high - value ? value - low : high - value;
+    total = sum_over_block(total);
+    std::int64_t const lowest = least_of_block(static_cast<std::int64_t>(low));
+    std::int64_t const highest = -least_of_block(-static_cast<std::int64_t>(high));
+    std::int64_t const value = total / (last - first);
+    std::int64_t const deviation = value - lowest > highest - value ? value - lowest : highest - value;
     return {value, static_cast<double>(deviation)};
 }
 
-// Outputs [begin, begin + n) to y[0 .. n), all in shared memory; samples: the rest of the tile.
+// What is done with the outputs: one pass over them each.
+enum class Pass : int { mean, variance, digit, neighbours, write };
+
+// What the block knows of its row; in shared memory, since the inner loops need the registers.
+struct Row {
+    WindowRow window;
+    FilterRow filter;
+    FilterPlan plan;
+    Reference reference;
+    double total, mean;
+    double a, b;     // what is written: a y + b
+    int begin, end;  // outputs of the block
+    int n_passes;    // over them: statistics, and the last one writes
+    // Floats of shared memory: [0, low) scratch, [low, ...) low branch, from y on outputs.
+    int low, y;
+    Phases phases;
+    // Of the slice: what the low branch needs.
+    std::int64_t low_begin, decimator_begin;  // index of low[0]; first sample that the decimator meets
+    int n_low, n_decimated;
+    // Of the tile.
+    std::int64_t tile_begin;
+    int tile_outputs;
+    std::int64_t first;        // sample at place 0
+    int start_row;             // of the main table, of the first output
+    int n_met;                 // samples that its taps meet
+    int low_place, low_phase;  // where `first` lies between the low branch's samples
+};
+
 template <typename Raw>
-__device__ void filter_tile(FilterRow const& f, WindowRow const& w, Window<Raw> const& window, float const* taps,
-                            std::int64_t begin, std::int64_t n, float* y, float* samples) {
-    int const thread = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x);
-    Span const span = main_span(f, w, begin, begin + n);
-    int const n_samples = static_cast<int>(span.end - span.begin);
-    __syncthreads();  // the last tile has been read
-    for (int i = thread; i < n_samples; i += n_threads) {
-        samples[i] = window.at(span.begin + i);
+__device__ Window<Raw> window_of(FilterResample const& p, Row const& row) {
+    return {static_cast<Raw const*>(p.raw) + row.window.offset, row.window.start, row.window.length,
+            row.reference.value};
+}
+
+// Two sums over k of h[k] x[at + k], from different places; h has 16-byte rows and is zero up to a multiple of 4.
+template <typename Sample>
+__device__ void two_sums(float const* h, int n, Sample sample, int at0, int at1, float& y0, float& y1) {
+    float a[4] = {}, b[4] = {};
+    for (int k = 0; k < n; k += 4) {
+        ptx::Words4 const words = ptx::load_16_read_only(h + k);
+        Four four;
+        memcpy(&four, &words, sizeof four);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+            a[c] = fmaf(four.part[c], sample(at0 + k + c), a[c]);
+            b[c] = fmaf(four.part[c], sample(at1 + k + c), b[c]);
+        }
     }
-    // Rows of taps are padded: what the padding meets must be a number.
-    for (int i = thread; i < filter_tap_padding; i += n_threads) {
-        samples[n_samples + i] = 0.0f;
+    y0 = (a[0] + a[1]) + (a[2] + a[3]);
+    y1 = (b[0] + b[1]) + (b[2] + b[3]);
+}
+
+// y[i] = sum over k < n of h[k] sample(i step + k), i in [0, count): a thread takes two.
+template <typename Sample>
+__device__ void convolve(float const* h, int n, Sample sample, int step, int count, float* y) {
+    int const half = (count + 1) / 2;
+    for (int i = ptx::thread_index(); i < half; i += static_cast<int>(blockDim.x)) {
+        int const other = i + half < count ? i + half : i;
+        float y0, y1;
+        two_sums(h, n, sample, i * step, other * step, y0, y1);
+        y[i] = y0;
+        if (other != i) {
+            y[other] = y1;
+        }
     }
-    if (f.decimation > 0) {
-        Span const low = low_span(f, span);
-        Span const before = decimated_span(f, low);
-        int const n_low = static_cast<int>(low.end - low.begin), n_before = static_cast<int>(before.end - before.begin);
-        float* const decimated = samples + n_samples + filter_tap_padding;
-        float* const lowpassed = decimated + n_before;
+}
+
+// The low branch that outputs [begin, begin + n) need, at the decimated rate. area: scratch.
+template <typename Raw>
+__device__ void low_branch(FilterResample const& p, Row& row, std::int64_t begin, int n, float* area, int area_floats,
+                           float* low) {
+    FilterRow const& f = row.filter;
+    Window<Raw> const window = window_of<Raw>(p, row);
+    float const* const taps = p.taps;
+    if (ptx::thread_index() == 0) {  // 64-bit divisions: once a block
+        Span const low_at = low_span(f, main_span(f, row.window, begin, begin + n)), at = decimated_span(f, low_at);
+        row.low_begin = low_at.begin;
+        row.decimator_begin = at.begin * f.decimation - f.decimator_half;
+        row.n_low = static_cast<int>(low_at.end - low_at.begin);
+        row.n_decimated = static_cast<int>(at.end - at.begin);
+    }
+    ptx::sync_threads();  // also: the area has been used
+    int const n_before = row.n_decimated;
+    int const step = static_cast<int>(f.decimation), n_taps = static_cast<int>(2 * f.decimator_half + 1);
+    float* const decimated = area;
+    float* const samples = area + round_up(n_before + 4, 4);
+    // A pad word after every 32 samples: 32, 64, ... samples apart would be in one bank.
+    auto const place = [](int i) { return i + i / 32; };
+    int const fits = (area_floats - round_up(n_before + 4, 4)) / 33 * 32 - 4 - n_taps;
+    int const at_once = fits < 0 ? 0 : fits / step + 1;
+    for (int i = n_before + ptx::thread_index(); i < round_up(n_before + 4, 4); i += static_cast<int>(blockDim.x)) {
+        decimated[i] = 0.0f;
+    }
+    for (int m = 0; m < n_before; m += at_once > 0 ? at_once : n_before) {
+        int const count = at_once > 0 && at_once < n_before - m ? at_once : n_before - m;
+        std::int64_t const from = row.decimator_begin + static_cast<std::int64_t>(m) * step;
         float const* const decimator = taps + f.decimator_offset;
-        for (int m = thread; m < n_before; m += n_threads) {
-            std::int64_t const at = (before.begin + m) * f.decimation - f.decimator_half;
-            float a = 0.0f, b = 0.0f;
-            std::int64_t const middle = f.decimator_half;
-            for (std::int64_t k = 0; k < middle; ++k) {
-                a += decimator[k] * window.at(at + k);
-                b += decimator[middle + 1 + k] * window.at(at + middle + 1 + k);
-            }
-            decimated[m] = a + b + decimator[middle] * window.at(at + middle);
+        if (at_once > 0) {
+            load_samples(window, from, (count - 1) * step + n_taps + 3, samples, place);
+            ptx::sync_threads();
+            convolve(decimator, n_taps, [&](int i) { return samples[place(i)]; }, step, count, decimated + m);
+        } else {
+            convolve(decimator, n_taps, [&](int i) { return window.at(from + i); }, step, count, decimated + m);
         }
-        __syncthreads();
-        float const* const lowpass = taps + f.low_offset;
-        for (int m = thread; m < n_low; m += n_threads) {
-            float a = 0.0f;
-            for (int k = 0; k <= 2 * f.low_half; ++k) {
-                a += lowpass[k] * decimated[m + k];
-            }
-            lowpassed[m] = a;
-        }
-        __syncthreads();
-        float const* const interpolator = taps + f.interpolator_offset;
-        for (int i = thread; i < n_samples; i += n_threads) {
-            std::int64_t const m = floor_divide(span.begin + i, f.decimation);
-            std::int64_t const d = span.begin + i - m * f.decimation;
-            float const* const v = lowpassed + (m - f.interpolator_left - low.begin);
-            float a = 0.0f;
-            for (int t = 0; t < f.interpolator_taps; ++t) {
-                a += v[t] * interpolator[t * f.interpolator_stride + d];
-            }
-            samples[i] -= a;
-        }
+        ptx::sync_threads();
     }
-    __syncthreads();
-    // Outputs `up` apart share a row of taps. With enough of them in the tile a warp works on one row, so that the
-    // taps are broadcast and the samples lie `down` apart.
-    std::int64_t const together = f.up * 32 <= n ? f.up : 1;
-    std::int64_t const groups = n / together;
-    for (std::int64_t i = thread; i < n; i += n_threads) {
-        std::int64_t const whole = groups * together;
-        std::int64_t const k = i < whole ? i % groups * together + i / groups : i;
-        Place const place = place_of(f, w.phase, begin + k);
-        float const* const h = taps + f.main_offset + place.row * f.main_stride;
-        float const* const x = samples + (w.first + place.q - f.main_left - span.begin);
-        float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
-        for (int t = 0; t < static_cast<int>(f.main_stride); t += 4) {
-            a += h[t] * x[t];
-            b += h[t + 1] * x[t + 1];
-            c += h[t + 2] * x[t + 2];
-            d += h[t + 3] * x[t + 3];
+    convolve(
+        taps + f.low_offset, static_cast<int>(2 * f.low_half + 1), [&](int i) { return decimated[i]; }, 1, row.n_low,
+        low);
+    ptx::sync_threads();
+}
+
+// samples[place(i)] -= the low branch, at the n_met samples of the tile.
+template <typename Where>
+__device__ void subtract_low(Row const& row, float const* taps, float const* low, float* samples, Where place) {
+    FilterRow const& f = row.filter;
+    int const step = static_cast<int>(f.decimation), n_threads = static_cast<int>(blockDim.x);
+    int const thread = ptx::thread_index(), n_taps = static_cast<int>(f.interpolator_taps);
+    int const stride = static_cast<int>(f.interpolator_stride), offset = row.low_phase + thread, n = row.n_met;
+    int const rest = n_threads % step, whole = n_threads / step;
+    int d = offset % step, m = row.low_place + offset / step;
+    for (int i = thread; i < n; i += n_threads) {
+        float const* const h = taps + f.interpolator_offset + d;
+        float sum = 0.0f;
+        for (int t = 0; t < n_taps; ++t) {
+            sum = fmaf(low[m + t], h[t * stride], sum);
         }
-        y[k] = (a + b) + (c + d);
-    }
-    __syncthreads();
-}
-
-__device__ inline void put(float* out, float value) {
-    *out = value;
-}
-
-struct Bf16 {
-    std::uint16_t bits;
-};
-struct F16 {
-    std::uint16_t bits;
-};
-
-__device__ inline void put(Bf16* out, float value) {
-    out->bits = to_bf16(value);
-}
-__device__ inline void put(F16* out, float value) {
-    out->bits = to_f16(value);
-}
-
-template <typename Out>
-struct alignas(4 * sizeof(Out)) Four {
-    Out part[4];
-};
-
-// out[0 .. n) = a y + b; four at a time where the address allows.
-template <typename Out>
-__device__ void write_outputs(Out* out, float const* y, std::int64_t n, float a, float b) {
-    std::int64_t const address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(out));
-    std::int64_t const whole = address % (4 * static_cast<std::int64_t>(sizeof(Out))) == 0 ? n / 4 * 4 : 0;
-    for (std::int64_t i = 4 * static_cast<std::int64_t>(threadIdx.x); i < whole; i += 4 * blockDim.x) {
-        Four<Out> four;
-        for (int j = 0; j < 4; ++j) {
-            put(&four.part[j], y[i + j] * a + b);
+        samples[place(i)] -= sum;
+        d += rest;
+        m += whole;
+        if (d >= step) {
+            d -= step;
+            ++m;
         }
-        *reinterpret_cast<Four<Out>*>(out + i) = four;
-    }
-    for (std::int64_t i = whole + threadIdx.x; i < n; i += blockDim.x) {
-        put(out + i, y[i] * a + b);
     }
 }
 
-template <typename Out>
-__device__ void fill(Out* out, std::int64_t n, float value) {
-    for (std::int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-        put(out + i, value);
-    }
-}
-
-template <typename Raw, typename Out>
-__global__ void __launch_bounds__(filter_resample_threads)
-    filter_resample_kernel(FilterResample const p, FilterResampleLaunch const launch) {
-    SLEEPFM_DYNAMIC_SHARED(shared);
-    __shared__ double sums[filter_resample_threads];
-    float* const workspace = shared;
-    float* const kept = shared + launch.workspace_floats;
-
-    std::int64_t const row = blockIdx.x;
-    std::int64_t const begin = static_cast<std::int64_t>(blockIdx.y) * launch.outputs_per_slice;
-    std::int64_t const end = begin + launch.outputs_per_slice < p.n_out ? begin + launch.outputs_per_slice : p.n_out;
-    Out* const out = static_cast<Out*>(p.out) + row * p.n_out;
-    WindowRow const w = p.table[row];
-    if (w.length == 0) {
-        fill(out + begin, end - begin, 0.0f);
-        return;
-    }
-    bool good =
-        check_row(w, p.n_raw, p.n_filters, p.filters) == RowFault::none && check_filter(p.filters[w.filter], p.n_taps);
-    FilterRow const f = good ? p.filters[w.filter] : FilterRow{};
-    std::int64_t const tile = good ? tile_outputs(f, launch.workspace_floats, end - begin) : 0;
-    if (tile == 0) {
-        fill(out + begin, end - begin, nanf(""));
-        return;
-    }
-    Window<Raw> window{static_cast<Raw const*>(p.raw) + w.offset, w.start, w.length, 0};
-    Reference const reference = find_reference(window, needed_span(f, w, begin, end));
-    window.reference = reference.value;
-
-    float const* const calibration = p.calibration + 4 * row;
-    double const gain = calibration[0], offset = calibration[1], center = calibration[2], scale = calibration[3];
-    double a = gain * scale;
-    double b = 0.0;
-    bool const zscore = p.zscore && f.step == 0;
-    if (zscore) {
-        double total = 0.0, squares = 0.0;
-        for (std::int64_t n = begin; n < end; n += tile) {
-            std::int64_t const count = end - n < tile ? end - n : tile;
-            float* const y = launch.kept_floats > 0 ? kept + (n - begin) : workspace;
-            filter_tile(f, w, window, p.taps, n, count, y, workspace + count);
-            for (std::int64_t i = threadIdx.x; i < count; i += blockDim.x) {
-                total += static_cast<double>(y[i]);
-                squares += static_cast<double>(y[i]) * static_cast<double>(y[i]);
-            }
+// Outputs [begin, begin + n) to y from output y_begin on; low: the low branch of the slice.
+template <typename Raw>
+__device__ void filter_tile(FilterResample const& p, Row& row, std::int64_t begin, int n, float* area) {
+    FilterRow const& f = row.filter;
+    FilterPlan const& plan = row.plan;
+    if (ptx::thread_index() == 0) {  // 64-bit divisions: once a block
+        sleepfm::Place const start = place_of(f, row.window.phase, begin);
+        Span const met = main_span(f, row.window, begin, begin + n);
+        row.tile_begin = begin;
+        row.tile_outputs = n;
+        row.first = met.begin;
+        row.start_row = static_cast<int>(start.row);
+        row.n_met = static_cast<int>(met.end - met.begin);
+        if (f.decimation > 0) {
+            std::int64_t const m = floor_divide(met.begin, f.decimation);
+            row.low_place = static_cast<int>(m - f.interpolator_left - row.low_begin);
+            row.low_phase = static_cast<int>(met.begin - m * f.decimation);
         }
-        total = reduce_block(total, sums, [](double u, double v) { return u + v; });
-        squares = reduce_block(squares, sums, [](double u, double v) { return u + v; });
-        double const n = static_cast<double>(end - begin);
-        double const mean = total / n;
-        double const variance = squares / n - mean * mean;
-        double const deviation = variance > 0.0 ? sqrt(variance) : 0.0;
-        bool const flat = a == 0.0 || deviation <= flat_below(reference.largest_deviation);
-        a = flat ? 0.0 : (a > 0.0 ? 1.0 : -1.0) / deviation;
-        b = -mean * a;
+    }
+    ptx::sync_threads();                                                        // also: the tile before has been read
+    int n_samples = row.n_met + static_cast<int>(f.main_stride - f.main_taps);  // all that is multiplied, if by zero
+    if (plan.shape != 0) {
+        int const up = static_cast<int>(f.up), down = static_cast<int>(f.down);
+        for (int v = ptx::thread_index(); v < largest_period; v += static_cast<int>(blockDim.x)) {
+            int const u = row.start_row + (v < plan.period ? v : plan.period - 1) * down;
+            row.phases.start[v] = u / up;
+            row.phases.row[v] = u % up * static_cast<int>(f.main_stride);
+        }
+        int const n_repeats = (row.tile_outputs + plan.period - 1) / plan.period;
+        n_samples = (n_repeats - 1) * plan.advance + (plan.period - 1) * down / up + 1 + plan.taps + 4;
+    }
+    bool const padded = plan.padded != 0;
+    auto const place = [padded](int i) { return place_of_sample(i, padded); };
+    load_samples(window_of<Raw>(p, row), row.first, n_samples, area, place);
+    ptx::sync_threads();
+    if (f.decimation > 0) {
+        subtract_low(row, p.taps, area + row.low, area, place);
+        ptx::sync_threads();
+    }
+    // Outputs that are kept lie behind those of the tiles before.
+    if (plan.shape != 0) {
+        int const before = plan.kept_floats > 0 ? static_cast<int>(row.tile_begin - row.begin) / plan.period : 0;
+        multiply_tile(f, plan, row.phases, p.taps, area, area + plan.sample_floats,
+                      area + row.y + before * plan.row_floats, row.tile_outputs);
     } else {
-        double const constant =
-            f.dc != 0 && f.decimation == 0 ? gain * static_cast<double>(reference.value) + offset : 0;
-        b = (constant - center) * scale;
+        int const before = plan.kept_floats > 0 ? static_cast<int>(row.tile_begin - row.begin) : 0;
+        single_outputs(f, row.window.phase, row.tile_begin, row.tile_outputs, p.taps, area, area + row.y,
+                       [&](int i) { return Cursor(plan, before + i).place(); });
     }
-    if (zscore && launch.kept_floats > 0) {
-        write_outputs(out + begin, kept, end - begin, static_cast<float>(a), static_cast<float>(b));
+    ptx::sync_threads();
+}
+
+// The row's normalisation from the center and the deviation of its outputs. By one thread.
+__device__ inline void normalise_by(Row& row, double center, double deviation) {
+    bool const flat = row.a == 0.0 || !(deviation > flat_below(row.reference.largest_deviation));
+    row.a = flat ? 0.0 : (row.a > 0.0 ? 1.0 : -1.0) / deviation;
+    row.b = -center * row.a;
+}
+
+// Takes the outputs [0, n) of y into account; `finish` does what follows when all of the row's have been seen.
+__device__ inline void see_outputs(Pass pass, int digit, Row& row, Quartiles& quartiles, float const* y, int n) {
+    if (pass == Pass::digit) {
+        count_digits(quartiles, digit, row.plan, y, n);
+    } else if (pass == Pass::neighbours) {
+        count_neighbours(quartiles, row.plan, y, n);
+    } else {
+        bool const squares = pass == Pass::variance;
+        float const middle = squares ? static_cast<float>(row.mean) : 0.0f;
+        float sum = 0.0f;
+        for_each_output(row.plan, y, n, [&](float value) {
+            float const d = value - middle;
+            sum = squares ? fmaf(d, d, sum) : sum + d;
+        });
+        double const total = sum_over_block(static_cast<double>(sum));
+        if (ptx::thread_index() == 0) {
+            row.total += total;
+        }
+    }
+}
+
+__device__ inline void finish(Pass pass, int digit, Row& row, Quartiles& quartiles, std::int64_t n) {
+    if (pass == Pass::digit) {
+        end_digit(quartiles, digit);
+    } else if (ptx::thread_index() == 0) {
+        if (pass == Pass::mean) {
+            row.mean = row.total / static_cast<double>(n);
+        } else if (pass == Pass::variance) {
+            double const rounding = static_cast<double>(static_cast<float>(row.mean)) - row.mean;
+            double const variance = row.total / static_cast<double>(n) - rounding * rounding;
+            normalise_by(row, row.mean, variance > 0.0 ? sqrt(variance) : 0.0);
+        } else if (pass == Pass::neighbours) {
+            double const low = quartile(quartiles, 0, n), high = quartile(quartiles, 2, n);
+            normalise_by(row, quartile(quartiles, 1, n), (high - low) / 1.349);
+        }
+        row.total = 0.0;
+    }
+    ptx::sync_threads();
+}
+
+template <typename Write>
+__device__ void with_outputs(FilterResample const& p, std::int64_t first, Write write) {
+    switch (p.out_dtype) {
+        case DType::bf16: write(static_cast<Bf16*>(p.out) + first); break;
+        case DType::f16: write(static_cast<F16*>(p.out) + first); break;
+        default: write(static_cast<float*>(p.out) + first);
+    }
+}
+
+// Reads the row's description, makes the plan and finds the reference; false if there is nothing to filter.
+template <typename Raw>
+__device__ bool prepare(FilterResample const& p, FilterResampleLaunch const& launch, Row& row) {
+    std::int64_t const index = blockIdx.x;
+    int const n_out = static_cast<int>(p.n_out), at_most = static_cast<int>(launch.outputs_per_slice);
+    int const begin = static_cast<int>(blockIdx.y) * at_most, end = at_most < n_out - begin ? begin + at_most : n_out;
+    if (ptx::thread_index() == 0) {
+        WindowRow const w = p.table[index];
+        bool const good = w.length != 0 && check_row(w, p.n_raw, p.n_filters, p.filters) == RowFault::none &&
+                          check_filter(p.filters[w.filter], p.n_taps);
+        row.window = w;
+        row.filter = good ? p.filters[w.filter] : FilterRow{};
+        row.plan = FilterPlan{};
+        bool const statistics = p.normalise != Normalise::none && row.filter.step == 0;
+        int const workspace = static_cast<int>(launch.workspace_floats);
+        if (good) {
+            row.plan =
+                filter_plan(row.filter, end - begin, workspace, statistics, static_cast<int>(launch.threads / 32));
+        }
+        FilterPlan const& plan = row.plan;
+        row.begin = begin;
+        row.end = end;
+        row.n_passes = !statistics ? 1 : p.normalise == Normalise::zscore ? 3 : 6;
+        row.low = workspace - plan.low_floats - plan.kept_floats;
+        row.y = plan.kept_floats > 0 ? workspace - plan.kept_floats : plan.shape == 0 ? plan.sample_floats : 0;
+    }
+    ptx::sync_threads();
+    if (row.plan.tile == 0) {
+        bool const missing = row.window.length == 0;
+        with_outputs(p, index * p.n_out + begin, [&](auto* out) { fill(out, end - begin, missing ? 0.0f : nanf("")); });
+        return false;
+    }
+    Window<Raw> const window{static_cast<Raw const*>(p.raw) + row.window.offset, row.window.start, row.window.length,
+                             0};
+    Reference const reference = find_reference(window, needed_span(row.filter, row.window, begin, end));
+    if (ptx::thread_index() == 0) {
+        float const* const calibration = p.calibration + 4 * index;
+        double const gain = calibration[0], offset = calibration[1], center = calibration[2], scale = calibration[3];
+        // The low branch takes the constant away exactly, as a main filter of dc = 0 does.
+        bool const constant = row.filter.dc != 0 && row.filter.decimation == 0;
+        row.reference = reference;
+        row.total = 0.0;
+        row.a = gain * scale;
+        row.b = ((constant ? gain * static_cast<double>(reference.value) + offset : 0.0) - center) * scale;
+    }
+    ptx::sync_threads();
+    return true;
+}
+
+__device__ inline Pass pass_of(int i, int n_passes) {
+    return i == n_passes - 1 ? Pass::write
+           : n_passes == 3   ? (i == 0 ? Pass::mean : Pass::variance)
+                             : (i < 4 ? Pass::digit : Pass::neighbours);
+}
+
+// Outputs [from, from + n) of the row, which lie at y, in pass i.
+__device__ inline void use_outputs(FilterResample const& p, int i, Row& row, Quartiles& quartiles, float const* y,
+                                   int from, int n) {
+    Pass const pass = pass_of(i, row.n_passes);
+    if (pass != Pass::write) {
+        see_outputs(pass, i, row, quartiles, y, n);
+    } else {
+        with_outputs(p, static_cast<std::int64_t>(blockIdx.x) * p.n_out + from, [&](auto* out) {
+            write_outputs(out, row.plan, y, n, static_cast<float>(row.a), static_cast<float>(row.b));
+        });
+    }
+}
+
+template <typename Raw>
+__global__ void __launch_bounds__(filter_resample_threads, filter_resample_blocks)
+    filter_resample_kernel(FilterResample const p, FilterResampleLaunch const launch) {
+    SLEEPFM_DYNAMIC_SHARED(float, area);
+    SLEEPFM_SHARED(Row, rows, [1]);
+    SLEEPFM_SHARED(Quartiles, quartiles, [1]);
+    Row& row = rows[0];
+    if (!prepare<Raw>(p, launch, row)) {
         return;
     }
-    for (std::int64_t n = begin; n < end; n += tile) {
-        std::int64_t const count = end - n < tile ? end - n : tile;
-        filter_tile(f, w, window, p.taps, n, count, workspace, workspace + count);
-        write_outputs(out + n, workspace, count, static_cast<float>(a), static_cast<float>(b));
+    FilterPlan const& plan = row.plan;
+    for (int i = 0; i < row.n_passes; ++i) {
+        if (row.n_passes == 6 && i < 5) {
+            begin_pass(quartiles[0], i, row.end - row.begin);
+        }
+        bool const filters = i == 0 || plan.resident == 0;
+        for (int slice = row.begin; slice < row.end; slice += plan.slice) {
+            int const in_slice = row.end - slice < plan.slice ? row.end - slice : plan.slice;
+            if (filters && row.filter.decimation > 0) {
+                low_branch<Raw>(p, row, slice, in_slice, area, row.low, area + row.low);
+            }
+            for (int done = 0; done < in_slice; done += plan.tile) {
+                int const n = in_slice - done < plan.tile ? in_slice - done : plan.tile;
+                if (filters) {
+                    filter_tile<Raw>(p, row, slice + done, n, area);
+                }
+                // With all outputs in shared memory, wait for the last tile and take them at once.
+                if (plan.resident == 0 || slice + done + n == row.end) {
+                    bool const all = plan.resident != 0;
+                    use_outputs(p, i, row, quartiles[0], area + row.y, all ? row.begin : slice + done,
+                                all ? row.end - row.begin : n);
+                }
+            }
+        }
+        if (i < row.n_passes - 1) {
+            finish(pass_of(i, row.n_passes), i, row, quartiles[0], row.end - row.begin);
+        }
     }
 }
 

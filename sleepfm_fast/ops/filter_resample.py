@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NORMALISATIONS", "OUT_DTYPES", "filter_resample"]
 
-NORMALISATIONS = ("none", "zscore")
+NORMALISATIONS = ("none", "zscore", "robust")  # in the order of `Normalise` in csrc/params.h
 OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 LIBRARY.define(
@@ -54,9 +54,11 @@ def filter_resample(
     dtype
         ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``; all arithmetic is single precision or better.
     normalise
-        ``"zscore"``: each clip and channel to mean 0 and (population) standard deviation 1 after filtering, instead of
-        center and scale; a flat channel gives 0, and channels of kind ``step`` keep center and scale. ``"none"``:
-        center and scale everywhere.
+        What replaces center and scale, per clip and channel, after filtering. ``"zscore"``: mean 0 and (population)
+        standard deviation 1. ``"robust"``: median 0 and interquartile range 1.349 (that of a standard normal
+        distribution), quantiles as ``numpy.quantile`` has them; artefacts that fill less than a quarter of the clip do
+        not change the scale. In both a flat channel gives 0 (``"robust"``: also one that is flat for more than half of
+        the clip), and channels of kind ``step`` keep center and scale. ``"none"``: center and scale everywhere.
 
     Returns
     -------
@@ -162,7 +164,7 @@ def _run(
         out.data_ptr(),
         DTYPE_CODES[dtype],
         n_out,
-        normalise == "zscore",
+        NORMALISATIONS.index(normalise),
         torch.get_num_threads(),
         device,
         stream,

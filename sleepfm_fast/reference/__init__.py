@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from sleepfm_fast.reference.contrastive_loss import contrastive_loss
 from sleepfm_fast.reference.filter_resample import filter_resample
+from sleepfm_fast.reference.mbconv import mbconv
 
-__all__ = ["contrastive_loss", "filter_resample"]
+__all__ = ["contrastive_loss", "filter_resample", "mbconv"]

@@ -36,10 +36,11 @@ def filter_resample(
             gain, shift, center, scale = (float(v) for v in calibration[b, c])
             design = bank.design(f)
             digital = samples[offset : offset + length].astype(np.float64)
-            if normalise == "zscore" and not design.step:
-                # The gain scales a z-score away; digital steps also say what is flat.
+            if normalise != "none" and not design.step:
+                # The normalisation takes the gain away; digital steps also say what is flat.
                 y = filter_window(digital, design, start, first, phase, n_out)
-                out[b, c] = _zscore(y, np.sign(gain * scale), float(np.abs(digital - digital.mean()).max()))
+                flat_below = max(1.0 / 1024.0, 1e-6 * float(np.abs(digital - digital.mean()).max()))
+                out[b, c] = _NORMALISE[normalise](y, np.sign(gain * scale), flat_below)
             else:
                 y = filter_window(gain * digital + shift, design, start, first, phase, n_out)
                 out[b, c] = (y - center) * scale
@@ -112,8 +113,15 @@ def _low(x: FloatArray, design: FilterDesign, start: int, begin: int, end: int) 
     return np.asarray(back[at : at + end - begin])
 
 
-def _zscore(y: FloatArray, sign: float, largest_deviation: float) -> FloatArray:
+def _zscore(y: FloatArray, sign: float, flat_below: float) -> FloatArray:
     deviation = float(y.std())
-    if deviation <= max(1.0 / 1024.0, 1e-6 * largest_deviation):
-        return np.zeros_like(y)
-    return np.asarray(sign * (y - y.mean()) / deviation)
+    return np.asarray(sign * (y - y.mean()) / deviation) if deviation > flat_below else np.zeros_like(y)
+
+
+def _robust(y: FloatArray, sign: float, flat_below: float) -> FloatArray:
+    low, median, high = np.quantile(y, [0.25, 0.5, 0.75])
+    deviation = (high - low) / 1.349  # of a normal distribution
+    return np.asarray(sign * (y - median) / deviation) if deviation > flat_below else np.zeros_like(y)
+
+
+_NORMALISE = {"zscore": _zscore, "robust": _robust}

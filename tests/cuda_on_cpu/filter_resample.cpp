@@ -1,72 +1,56 @@
-// The kernel of csrc/cuda/filter_resample.cuh, run on the host for tests/test_cuda_on_cpu.py.
-#include "shim.h"
-
+// The kernel of csrc/cuda/filter_resample.cuh for tests/test_cuda_on_cpu.py.
 #include "cuda/filter_resample.cuh"
 
-namespace {
+using namespace sleepfm;
 
-template <typename Raw, typename Out>
-int run(sleepfm::FilterResample const& p, sleepfm::FilterResampleLaunch const& launch, int order, int skipped_barrier,
-        int* n_barriers) {
-    cuda_on_cpu::Machine m;
-    m.skipped_barrier = skipped_barrier;
-    m.kernel = [&] { sleepfm::cuda::filter_resample_kernel<Raw, Out>(p, launch); };
-    std::mt19937 random(7);
-    gridDim = {static_cast<unsigned>(launch.rows), static_cast<unsigned>(launch.slices), 1};
-    for (unsigned x = 0; x < gridDim.x; ++x) {
-        for (unsigned y = 0; y < gridDim.y; ++y) {
-            blockIdx = {x, y, 0};
-            cuda_on_cpu::Outcome const outcome =
-                cuda_on_cpu::run_block(m, static_cast<unsigned>(launch.threads), static_cast<cuda_on_cpu::Order>(order),
-                                       static_cast<std::size_t>(launch.shared_bytes / 4), random);
-            if (outcome != cuda_on_cpu::Outcome::done) {
-                return static_cast<int>(outcome);
-            }
-        }
+// workspace_floats, threads: 0 for what filter_resample_launch chooses.
+extern "C" int filter_resample(cuda_on_cpu::Options* options, void const* raw, std::int64_t n_raw,
+                               std::int64_t raw_bytes, WindowRow const* table, float const* calibration,
+                               std::int64_t n_clips, std::int64_t n_channels, FilterRow const* filters,
+                               std::int64_t n_filters, float const* taps, std::int64_t n_taps, void* out,
+                               std::int64_t out_dtype, std::int64_t n_out, std::int64_t normalise,
+                               std::int64_t shared_limit_bytes, std::int64_t workspace_floats, std::int64_t threads) {
+    FilterResample const p{raw,
+                           n_raw,
+                           static_cast<int>(raw_bytes),
+                           table,
+                           calibration,
+                           n_clips,
+                           n_channels,
+                           filters,
+                           n_filters,
+                           taps,
+                           n_taps,
+                           out,
+                           static_cast<DType>(out_dtype),
+                           n_out,
+                           static_cast<Normalise>(normalise)};
+    FilterResampleLaunch geometry =
+        filter_resample_launch(n_clips, n_channels, n_out, p.normalise != Normalise::none, shared_limit_bytes);
+    if (workspace_floats > 0) {
+        geometry.workspace_floats = workspace_floats;
+        geometry.shared_bytes = 4 * workspace_floats;
     }
-    *n_barriers = m.barriers;
+    if (threads > 0) {
+        geometry.threads = threads;
+    }
+    cuda_on_cpu::Launch launch;
+    launch.grid = {static_cast<unsigned>(geometry.rows), static_cast<unsigned>(geometry.slices)};
+    launch.block = {static_cast<unsigned>(geometry.threads)};
+    launch.shared_bytes = static_cast<std::size_t>(geometry.shared_bytes);
+    return cuda_on_cpu::launch(*options, launch, [=] {
+        raw_bytes == 2 ? cuda::filter_resample_kernel<std::int16_t>(p, geometry)
+                       : cuda::filter_resample_kernel<std::int32_t>(p, geometry);
+    });
+}
+
+// The plan of a filter, field by field.
+extern "C" int filter_resample_plan(cuda_on_cpu::Options*, FilterRow const* filter, std::int64_t n_outputs,
+                                    std::int64_t workspace_floats, std::int64_t statistics, std::int64_t threads,
+                                    std::int32_t* fields) {
+    FilterPlan const plan = filter_plan(*filter, n_outputs, static_cast<int>(workspace_floats), statistics != 0,
+                                        static_cast<int>(threads / 32));
+    static_assert(sizeof plan == 15 * sizeof(std::int32_t), "fifteen int fields");
+    memcpy(fields, &plan, sizeof plan);
     return 0;
-}
-
-template <typename Raw>
-int run_for(sleepfm::FilterResample const& p, sleepfm::FilterResampleLaunch const& launch, int order,
-            int skipped_barrier, int* n_barriers) {
-    switch (p.out_dtype) {
-        case sleepfm::DType::bf16: return run<Raw, sleepfm::cuda::Bf16>(p, launch, order, skipped_barrier, n_barriers);
-        case sleepfm::DType::f16: return run<Raw, sleepfm::cuda::F16>(p, launch, order, skipped_barrier, n_barriers);
-        default: return run<Raw, float>(p, launch, order, skipped_barrier, n_barriers);
-    }
-}
-
-}  // namespace
-
-// Returns 0, or why the run is void: 1 a barrier that not all threads reach, 2 a write beyond the shared memory.
-extern "C" int filter_resample_on_cpu(void const* raw, std::int64_t n_raw, int raw_bytes, void const* table,
-                                      float const* calibration, std::int64_t n_clips, std::int64_t n_channels,
-                                      void const* filters, std::int64_t n_filters, float const* taps,
-                                      std::int64_t n_taps, void* out, int out_dtype, std::int64_t n_out, int zscore,
-                                      std::int64_t shared_limit_bytes, std::int64_t workspace_floats,
-                                      std::int64_t threads, int order, int skipped_barrier, int* n_barriers) {
-    sleepfm::FilterResample const p{raw,
-                                    n_raw,
-                                    raw_bytes,
-                                    static_cast<sleepfm::WindowRow const*>(table),
-                                    calibration,
-                                    n_clips,
-                                    n_channels,
-                                    static_cast<sleepfm::FilterRow const*>(filters),
-                                    n_filters,
-                                    taps,
-                                    n_taps,
-                                    out,
-                                    static_cast<sleepfm::DType>(out_dtype),
-                                    n_out,
-                                    zscore != 0};
-    sleepfm::FilterResampleLaunch launch =
-        sleepfm::filter_resample_launch(n_clips, n_channels, n_out, p.zscore, shared_limit_bytes);
-    launch.workspace_floats = workspace_floats;
-    launch.shared_bytes = 4 * (workspace_floats + launch.kept_floats);
-    launch.threads = threads;
-    return raw_bytes == 2 ? run_for<std::int16_t>(p, launch, order, skipped_barrier, n_barriers)
-                          : run_for<std::int32_t>(p, launch, order, skipped_barrier, n_barriers);
 }

@@ -1,0 +1,55 @@
+#include "cpu/mbconv.h"
+
+#include "check.h"
+#include "cpu/cpu_features.h"
+
+namespace sleepfm {
+
+namespace {
+
+MBConvKernels kernels() {
+#if defined(__x86_64__)
+    switch (best_isa()) {
+        case Isa::avx512: return avx512::mbconv_kernels();
+        case Isa::avx2: return avx2::mbconv_kernels();
+        case Isa::portable: break;
+    }
+#endif
+    return portable::mbconv_kernels();
+}
+
+void check(MBConvShape const& shape) {
+    SLEEPFM_CHECK(shape.n_clips >= 0 && shape.n_samples >= 1, "mbconv: ", shape.n_clips, " clips of ", shape.n_samples,
+                  " samples; at least one sample is needed.");
+    SLEEPFM_CHECK(shape.n_in >= 1 && shape.width >= 1 && shape.n_out >= 1, "mbconv: ", shape.n_in, " channels in, ",
+                  shape.width, " inside, ", shape.n_out, " out; at least one of each is needed.");
+    SLEEPFM_CHECK(shape.stride == 1 || shape.stride == 2, "mbconv: stride is ", shape.stride, "; 1 or 2.");
+    SLEEPFM_CHECK(shape.n_threads >= 1, "mbconv: n_threads is ", shape.n_threads, "; at least one is needed.");
+    SLEEPFM_CHECK(reinterpret_cast<std::uintptr_t>(shape.workspace) % 64 == 0,
+                  "mbconv: the workspace is not aligned to 64 bytes.");
+}
+
+}  // namespace
+
+void mbconv_forward(MBConvForward const& call) {
+    check(call.shape);
+    SLEEPFM_CHECK(call.shape.n_clips * call.shape.n_samples > 1,
+                  "mbconv: a batch norm needs more than one value a channel to train.");
+    kernels().forward(call);
+}
+
+void mbconv_evaluate(MBConvEvaluate const& call) {
+    check(call.shape);
+    kernels().evaluate(call);
+}
+
+void mbconv_backward(MBConvBackward const& call) {
+    check(call.shape);
+    kernels().backward(call);
+}
+
+std::int64_t mbconv_workspace_bytes(MBConvShape const& shape, bool backward) {
+    return kernels().workspace_bytes(shape, backward);
+}
+
+}  // namespace sleepfm

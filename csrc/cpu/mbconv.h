@@ -1,0 +1,39 @@
+// The MBConv block of the encoder on the CPU: 1x1 expansion, batch norm, ReLU6, depthwise convolution of 3, batch norm,
+// ReLU6, 1x1 projection; forward, evaluation and backward.
+#pragma once
+
+#include <cstdint>
+
+#include "params.h"
+
+namespace sleepfm {
+
+// Refuse (std::invalid_argument) what the kernels do not cover; otherwise run on shape.n_threads threads. The results
+// are the same bits for every number of threads.
+void mbconv_forward(MBConvForward const& call);
+void mbconv_evaluate(MBConvEvaluate const& call);
+void mbconv_backward(MBConvBackward const& call);
+
+std::int64_t mbconv_workspace_bytes(MBConvShape const& shape, bool backward);
+
+// One instruction set's code.
+struct MBConvKernels {
+    void (*forward)(MBConvForward const&);
+    void (*evaluate)(MBConvEvaluate const&);
+    void (*backward)(MBConvBackward const&);
+    std::int64_t (*workspace_bytes)(MBConvShape const&, bool);
+};
+
+namespace portable {
+MBConvKernels mbconv_kernels();
+}
+#if defined(__x86_64__)
+namespace avx2 {
+MBConvKernels mbconv_kernels();
+}
+namespace avx512 {
+MBConvKernels mbconv_kernels();
+}
+#endif
+
+}  // namespace sleepfm

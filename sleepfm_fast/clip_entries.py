@@ -1,0 +1,80 @@
+"""What an open clip store gives: its recordings, its channels, windows of samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+__all__ = ["ChannelColumns", "RecordingEntry", "Window"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RecordingEntry:
+    """One recording of a store.
+
+    Attributes
+    ----------
+    id : str
+        Names its files in ``recordings/``.
+    subject : str
+    source : str
+        Path of the file it was made from.
+    start : str or None
+        Start of the recording, ISO 8601 local time.
+    first_clip, n_clips : int
+        Its rows among the store's clips.
+    first_segment, n_segments : int
+        Its rows among the store's segments.
+    n_bytes : int
+        Size of its ``.bin``.
+    sha256 : str
+        Digest of its ``.bin``.
+    """
+
+    id: str
+    subject: str
+    source: str
+    start: str | None
+    first_clip: int
+    n_clips: int
+    first_segment: int
+    n_segments: int
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ChannelColumns:
+    """The channels of a store, every array of shape [n_recordings, n_slots].
+
+    ``present`` bool; rate in hertz ``fs_num / fs_den`` (int64, 0/1 where missing); physical value = ``gain`` * integer
+    + ``offset`` (float64); ``itemsize`` 2 or 4 bytes, 0 where missing; ``unit`` a position in the store's ``units``;
+    ``n_samples`` over all segments.
+    """
+
+    present: Array
+    fs_num: Array
+    fs_den: Array
+    gain: Array
+    offset: Array
+    itemsize: Array
+    unit: Array
+    n_samples: Array
+
+
+class Window(NamedTuple):
+    """Contiguous native samples around a clip, cut at the ends of their segment.
+
+    ``samples`` (a read-only view, empty where the slot is missing) starts at sample ``start`` of the segment; the clip
+    starts at ``first + phase / up`` samples, 0 <= phase < up; the segment has ``n_segment`` samples.
+    """
+
+    samples: Array
+    start: int
+    first: int
+    phase: int
+    n_segment: int

@@ -1,0 +1,282 @@
+"""Other SleepFM code's prepared data into a clip store: ``python -m sleepfm_fast.convert SOURCE STORE --from seed``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sleepfm_fast import import_clinical, import_seed
+from sleepfm_fast.atomic import write_json
+from sleepfm_fast.channels import MONTAGES, Montage, resolve_auto
+from sleepfm_fast.clip_layout import VERSION, read_store_file
+from sleepfm_fast.clip_writer import commit, read_record, write_store_file
+from sleepfm_fast.command import run, say
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.foreign import ForeignNight, signals_of, write_foreign
+from sleepfm_fast.ingest import claimed_run, prepare_folder
+from sleepfm_fast.participants import ParticipantTables, read_tables
+
+__all__ = ["Config", "cli", "main"]
+
+ISSUES_SHOWN = 5
+NIGHTS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """What other SleepFM code has prepared -> clip store. The samples are quantised, with at most half a step of error.
+
+    Recordings (EDF, BDF) give a better store: preprocess keeps their own integers, rates and units. Run again, it adds
+    what is missing and redoes nothing.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """seed: the folder that holds X and Y; clinical: an HDF5 file, or a folder of them."""
+    store: tyro.conf.Positional[Path]
+    """The clip store: a new or empty folder, or one that the same command has begun."""
+    origin: Annotated[Literal["seed", "clinical"], tyro.conf.arg(name="from")]
+    """seed: float64 .npy files, one a clip; clinical: float16 HDF5 files, one a night (needs h5py)."""
+    labels: Path | None = None
+    """Folder of stages, <name>.csv. seed: columns clip, stage (by default Y); clinical: Start, Stop, StageName."""
+    participants: Path | None = None
+    """CSV with recording, subject, age, sex."""
+    montage: Literal["auto", "paper", "cinc2018", "aasm"] = "auto"
+    """auto: what the store has, and for a new store what at least half of the nights have."""
+    fs_hz: float = 128.0
+    """clinical: rate of the channels, which the files do not state."""
+    joined: bool = False
+    """seed: clips with consecutive numbers touch, so that filters may look from one into the next."""
+    workers: int = 0
+    """Nights at a time; 0 is one for every core this process may use."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a night: ``failure`` is the sentence why it could not be converted, or None."""
+
+    path: Path
+    name: str
+    issues: tuple[str, ...]
+    failure: str | None
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run the command; the result is its JSON line."""
+    if not config.source.exists():
+        raise SleepfmError(f"{config.source}: there is no such file or folder.")
+    if config.origin == "seed" and not config.source.is_dir():
+        raise SleepfmError(f"{config.source} is a file; give the folder that holds X and Y.")
+    if config.labels is not None and not config.labels.exists():
+        raise SleepfmError(f"--labels {config.labels}: there is no such file or folder.")
+    if config.workers < 0:
+        raise SleepfmError(f"--workers {config.workers} is negative; 0 means one for every core.")
+    if not 0 < config.fs_hz < 1e6:
+        raise SleepfmError(f"--fs-hz {config.fs_hz} is no sampling rate; the clinical code writes 128 or 256.")
+    if config.origin == "clinical":
+        import_clinical.h5()
+    finder = import_seed.find_nights if config.origin == "seed" else import_clinical.find_nights
+    paths = [path.resolve() for path in finder(config.source)]
+    tables = read_tables(config.participants, [config.source])
+    store = config.store.resolve()
+    prepare_folder(store)
+    with claimed_run(store, "convert"):
+        return ingest(config, store, paths, tables)
+
+
+def look(path: Path, config: Config) -> ForeignNight:
+    """Look at a night without reading its samples."""
+    if config.origin == "seed":
+        return import_seed.read_night(path, config.labels, joined=config.joined)
+    return import_clinical.read_night(path, config.labels, Fraction(repr(config.fs_hz)))
+
+
+def convert_night(
+    path: Path, name: str, config: Config, montage: Montage, digest: str, person: dict[str, Any]
+) -> Outcome:
+    """Convert one night; whatever goes wrong comes back as a sentence."""
+    try:
+        facts = {
+            **person,
+            "configuration_digest": digest,
+            "source": source_facts(path, content=True),
+            "scoring": scoring_facts(path, config),
+            "format_of_source": f"SleepFM {config.origin}",
+            "start": None,
+        }
+        issues = write_foreign(config.store.resolve() / "recordings", name, look(path, config), montage, facts)
+    except SleepfmError as error:
+        return Outcome(path, name, (), str(error))
+    except Exception as error:
+        return Outcome(path, name, (), f"{path} could not be converted: {type(error).__name__}: {error}.")
+    return Outcome(path, name, tuple(issues), None)
+
+
+def source_facts(path: Path, *, content: bool) -> dict[str, Any]:
+    """Path, size, newest modification time and, with ``content``, SHA-256 of a file or of a folder's clips in order."""
+    files = [path] if path.is_file() else list(import_seed.clip_files(path).values())
+    digest = hashlib.sha256()
+    for file in files if content else ():
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    states = [file.stat() for file in files]
+    return {
+        "path": str(path),
+        "size": sum(s.st_size for s in states),
+        "mtime_ns": max((s.st_mtime_ns for s in states), default=0),
+        "sha256": digest.hexdigest() if content else "",
+    }
+
+
+def scoring_facts(path: Path, config: Config) -> dict[str, Any]:
+    """Path, size and modification time of a night's labels."""
+    importer = import_seed if config.origin == "seed" else import_clinical
+    file = importer.label_file(path, config.labels)
+    if file is None or not file.is_file():
+        return {"kind": "none", "path": None, "passed_over": None}
+    state = file.stat()
+    return {"kind": "file", "path": str(file.resolve()), "size": state.st_size, "mtime_ns": state.st_mtime_ns}
+
+
+def ingest(config: Config, store: Path, paths: list[Path], tables: ParticipantTables) -> dict[str, Any]:
+    """Convert what is missing, then put the index in force."""
+    existing = read_store_file(store) if (store / "store.json").exists() else None
+    if existing is not None:
+        montage = Montage.from_dict(existing["montage"])
+    elif config.montage != "auto":
+        montage = MONTAGES[config.montage]
+    else:
+        montage = resolve_auto(cohort_signals(paths, config))
+    content = [VERSION, config.origin, str(config.fs_hz), config.joined, montage.to_dict()]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    if existing is not None and existing["configuration"]["digest"] != digest:
+        raise SleepfmError(
+            f"{store} was made from other recordings or with other options; one store holds numbers of one kind. "
+            "Choose a new folder, or repeat the options that it was made with."
+        )
+    configuration = {"montage": config.montage, "from": config.origin, "events_scored": False, "digest": digest}
+    names = named(paths)
+    kept = {path for path in paths if unchanged(store, names[path], path, config, digest)}
+    todo = [path for path in paths if path not in kept]
+    if existing is None or (existing["index"] is not None and todo):
+        # From here on samples under the index in force may be replaced: it must not be read until the commit.
+        write_store_file(store, montage, configuration, None, None)
+    rows = convert_all(config, montage, digest, [(path, names[path]) for path in todo], tables)
+    for row in rows:
+        file = store / "failures" / f"{row.name}.json"
+        if row.failure is None:
+            file.unlink(missing_ok=True)
+        else:
+            write_json(file, {"id": row.name, "path": str(row.path), "sentence": row.failure})
+    records = sorted(f for f in (store / "recordings").glob("*.json") if belongs(f, digest))
+    totals = commit(store, montage, configuration, records) if records else None
+    return summarise(store, montage, rows, len(kept), totals)
+
+
+def cohort_signals(paths: Sequence[Path], config: Config) -> list[Any]:
+    """Channels of every night that can be looked at."""
+    if config.origin == "seed":
+        return [signals_of(import_seed.CHANNELS, Fraction(import_seed.FS_HZ))]
+    found = []
+    for path in paths:
+        try:
+            found.append(signals_of(import_clinical.read_night(path, None, Fraction(128)).labels, Fraction(128)))
+        except SleepfmError:
+            continue  # its own turn will say so
+    return found
+
+
+def named(paths: Sequence[Path]) -> dict[Path, str]:
+    """Ids of the nights: their names, with a digest of the path behind where a name occurs twice."""
+    counts: dict[str, int] = {}
+    for path in paths:
+        counts[path.stem] = counts.get(path.stem, 0) + 1
+    return {
+        path: path.stem
+        if counts[path.stem] == 1
+        else f"{path.stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:10]}"
+        for path in paths
+    }
+
+
+def unchanged(store: Path, name: str, path: Path, config: Config, digest: str) -> bool:
+    """Whether the store has this night, and its labels, as they are now."""
+    record = read_record(store / "recordings" / f"{name}.json")
+    if record is None or record["configuration_digest"] != digest:
+        return False
+    facts = source_facts(path, content=False)
+    same = all(record["source"][key] == facts[key] for key in ("path", "size", "mtime_ns"))
+    return same and bool(record["scoring"] == scoring_facts(path, config))
+
+
+def belongs(file: Path, digest: str) -> bool:
+    """Whether a description is whole and of this configuration."""
+    record = read_record(file)
+    return record is not None and bool(record["configuration_digest"] == digest)
+
+
+def convert_all(
+    config: Config, montage: Montage, digest: str, nights: Sequence[tuple[Path, str]], tables: ParticipantTables
+) -> list[Outcome]:
+    """Convert nights in worker processes, with a progress bar."""
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
+    people = [tables.of(path) for path, _ in nights]
+    n_workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), len(nights)))
+    results = Parallel(n_jobs=n_workers, return_as="generator_unordered")(
+        delayed(convert_night)(
+            path, name, config, montage, digest, {"subject": p.subject, "age": p.age, "sex": p.sex}
+        )
+        for (path, name), p in zip(nights, people, strict=True)
+    )  # fmt: skip
+    bar = tqdm(results, desc="nights", total=len(nights), unit="night", file=sys.stderr, disable=not nights)
+    return sorted(bar, key=lambda row: row.path)
+
+
+def summarise(
+    store: Path, montage: Montage, rows: Sequence[Outcome], n_kept: int, totals: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Say what was done, and return the same as a dict with the exit status."""
+    failed = [{"path": str(row.path), "reason": row.failure} for row in rows if row.failure is not None]
+    problems = {row.name: list(row.issues) for row in rows if row.issues}
+    for name, issues in list(problems.items())[:NIGHTS_SHOWN]:
+        say(f"{name}:")
+        for issue in issues[:ISSUES_SHOWN]:
+            say(f"  {issue}")
+    for entry in failed[:NIGHTS_SHOWN]:
+        say(f"failed: {entry['reason']}")
+    if totals is None:
+        say("error: nothing could be converted; the store holds no night yet")
+    else:
+        say(f"{store}: {totals['recordings']} nights, {totals['clips']} clips; montage {montage.name}")
+    return {
+        "store": str(store),
+        "nights": 0 if totals is None else totals["recordings"],
+        "clips": 0 if totals is None else totals["clips"],
+        "stages": {} if totals is None else totals["stages"],
+        "montage": montage.name,
+        "added": sum(row.failure is None for row in rows),
+        "kept": n_kept,
+        "failed": failed,
+        "problems": problems,
+        "exit_status": int(bool(failed) or totals is None),
+    }
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    return run(Config, main, argv, interrupted="what was finished is kept, the same command goes on from there")
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,60 @@
+"""Command: a checkpoint of the authors' code -> run folder (safetensors and JSON)."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sleepfm_fast import command
+from sleepfm_fast.command import say
+
+__all__ = ["Config", "main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Turn the authors' best.pt into a run folder that embed, probe and retrieve work with.
+
+    The file is read without running anything in it. The montage follows from the numbers of channels (7/10/2: paper,
+    3/5/1: cinc2018); filters and scaling are those of the authors' preprocessing: resampling only, no normalisation.
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """best.pt or checkpoint.pt, as written by the authors' pretraining."""
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder to write: config.json and best.safetensors."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Import; returns the results that end the command."""
+    from sleepfm_fast.rundir import RunDirectory
+    from sleepfm_fast.seed_checkpoint import read_seed_checkpoint, write_run
+
+    checkpoint = read_seed_checkpoint(config.checkpoint)
+    write_run(checkpoint, RunDirectory(config.run))
+    say(
+        "notice: the authors trained on the recorder's integers without gain (CinC 2018) or on their own units; clips "
+        "here are in uV. Embeddings are meaningful only where the amplitudes agree; check on labelled nights."
+    )
+    say(f"next: python -m sleepfm_fast.embed {config.run} STORE EMBEDDINGS")
+    return {
+        "run": str(config.run),
+        "montage": checkpoint.montage,
+        "modalities": dict(checkpoint.model.modalities),
+        "parameters": checkpoint.model.n_parameters(),
+        "epoch": checkpoint.epoch,
+    }
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return command.run(Config, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,115 @@
+"""A bounded number of open files, mapped or by descriptor, the least recently used closed first."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Descriptor", "Opened", "Recent", "fits_in_memory", "map_file", "open_limit"]
+
+Way = Literal["mmap", "pread"]
+Item = TypeVar("Item")
+
+LARGEST_LIMIT = 16384  # of the 65,530 maps that Linux allows a process by default
+MEMORY_SHARE = 0.5
+"""Part of the machine's memory that a store may fill and still be read through maps."""
+
+
+def fits_in_memory(n_bytes: int) -> bool:
+    """Whether so many bytes take at most half of the machine's memory, so that files once read stay in its cache."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return False
+    return n_bytes <= MEMORY_SHARE * memory
+
+
+def open_limit() -> int:
+    """Half of the files that this process may have open (``ulimit -n``)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return LARGEST_LIMIT if soft == resource.RLIM_INFINITY else max(1, min(soft // 2, LARGEST_LIMIT))
+
+
+def map_file(path: Path) -> npt.NDArray[np.uint8]:
+    """Map a whole file, read-only; an empty array where it is empty."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return np.empty(0, np.uint8)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+class Descriptor:
+    """An open file that closes when the last user lets go of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Without this the system reads far more than was asked for whenever two windows lie near each other.
+        os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __del__(self) -> None:
+        """Close."""
+        number = getattr(self, "number", -1)
+        if number >= 0:
+            os.close(number)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Recordings held open: addresses of the maps (0 where not mapped), descriptors (-1 where there is none).
+
+    ``maps`` or ``files`` keep them open as long as this object lives, whatever is closed meanwhile.
+    """
+
+    addresses: npt.NDArray[np.int64]
+    descriptors: npt.NDArray[np.int64]
+    maps: Sequence[npt.NDArray[np.uint8]] | None
+    files: Sequence[Descriptor] | None
+
+
+class Recent(Generic[Item]):
+    """The items used last, at most ``limit`` of them; may be used from several threads."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = max(1, limit)
+        self._items: OrderedDict[int, Item] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Count what is open."""
+        return len(self._items)
+
+    def get(self, key: int, make: Callable[[int], Item]) -> Item:
+        """Return an item, made by ``make(key)`` where it is not among the last ones."""
+        with self._lock:
+            item = self._items.get(key)
+            if item is not None:
+                self._items.move_to_end(key)
+                return item
+        item = make(key)
+        with self._lock:
+            self._items[key] = item
+            while len(self._items) > self.limit:
+                self._items.popitem(last=False)
+        return item
+
+
+def opened_maps(maps: Sequence[npt.NDArray[Any]]) -> Opened:
+    """Hold maps."""
+    addresses = np.array([m.ctypes.data for m in maps], np.int64)
+    return Opened(addresses, np.full(len(maps), -1, np.int64), maps, None)
+
+
+def opened_files(files: Sequence[Descriptor]) -> Opened:
+    """Hold descriptors."""
+    numbers = np.array([f.number for f in files], np.int64)
+    return Opened(np.zeros(len(files), np.int64), numbers, None, files)

@@ -1,0 +1,278 @@
+"""The MBConv block of the encoder as one compiled op on the CPU; other devices use the reference's operations.
+
+Of the block's six wide activations only the two that the batch norms see are written; ReLU6, normalisation and their
+gradients happen in registers on the way through the small matrix products. Derivation and figures: ``docs/kernels.md``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sleepfm_fast import _C
+from sleepfm_fast.ops.registry import LIBRARY
+
+__all__ = ["mbconv"]
+
+Dims = tuple[int, int, int, int, int, int]
+WEIGHTS = ("w1", "b1", "gamma0", "beta0", "wd", "bd", "gamma1", "beta1", "w3", "b3")
+
+
+def mbconv(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    gamma0: Tensor,
+    beta0: Tensor,
+    wd: Tensor,
+    bd: Tensor,
+    gamma1: Tensor,
+    beta1: Tensor,
+    w3: Tensor,
+    b3: Tensor,
+    *,
+    stride: int = 1,
+    running: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Inverted bottleneck of a 1-D EfficientNet (Sandler et al. 2018; as in SleepFM, Thapa et al. 2024), fused.
+
+    ``projection(relu6(norm1(depthwise(relu6(norm0(expansion(x)))))))``, without residual, dropout or a last norm.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``[B, n_in, T]`` float32 on the CPU.
+    w1, b1 : Tensor
+        ``[width, n_in]``, ``[width]`` of the 1x1 expansion.
+    gamma0, beta0 : Tensor
+        ``[width]`` of the batch norm after it.
+    wd, bd : Tensor
+        ``[width, 3]``, ``[width]`` of the depthwise convolution, padded with one zero on either side.
+    gamma1, beta1 : Tensor
+        ``[width]`` of the batch norm after it.
+    w3, b3 : Tensor
+        ``[n_out, width]``, ``[n_out]`` of the 1x1 projection.
+    stride : {1, 2}
+        Of the depthwise convolution.
+    running : tuple of four Tensor, optional
+        Means and variances ``[width]`` of the two batch norms for evaluation (mean0, variance0, mean1, variance1);
+        by default the batch's own, as in training.
+    eps : float
+        Added to the variances.
+
+    Returns
+    -------
+    y : Tensor
+        ``[B, n_out, (T - 1) // stride + 1]``.
+    statistics : Tensor
+        ``[4, width]``, the means and population variances that were used, in float64; no gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, device, shape or value.
+    NotImplementedError
+        When gradients are asked for with ``running``: there the block is only evaluated.
+
+    Notes
+    -----
+    The same arguments give the same bits, for every number of threads. In training the gradients of ``b1`` and
+    ``bd`` are exactly zero: the batch norms take constants away.
+    """
+    weights = (w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3)
+    validate(x, weights, stride, running)
+    if running is not None:
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
+            raise NotImplementedError(
+                "mbconv with running statistics has no gradient; call it under torch.no_grad(), or use "
+                "sleepfm_fast.reference.mbconv."
+            )
+        y = torch.ops.sleepfm_fast.mbconv_evaluate(x, list(weights), list(running), stride, eps)
+        return y, torch.stack([tensor.double() for tensor in running])
+    if len(x) * x.shape[2] < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; a batch norm needs more than one value a channel to train.")
+    y, statistics = _MBConv.apply(stride, eps, x, *weights)  # type: ignore[no-untyped-call]
+    return y, statistics
+
+
+def validate(
+    x: Tensor, weights: tuple[Tensor, ...], stride: int, running: tuple[Tensor, Tensor, Tensor, Tensor] | None
+) -> None:
+    """Refuse what :func:`mbconv` does not take, in a sentence."""
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}; mbconv takes [B, n_in, T]: clips, channels, samples.")
+    if x.shape[2] < 1:
+        raise ValueError(f"x has shape {tuple(x.shape)}; mbconv needs at least one sample.")
+    if stride not in (1, 2):
+        raise ValueError(f"stride is {stride}; choose 1 or 2.")
+    if weights[0].ndim != 2 or weights[8].ndim != 2:
+        raise ValueError(
+            f"w1 has shape {tuple(weights[0].shape)} and w3 {tuple(weights[8].shape)}; they are matrices, "
+            "[width, n_in] and [n_out, width]."
+        )
+    width, n_in, n_out = len(weights[0]), x.shape[1], len(weights[8])
+    shapes = [(width, n_in), *[(width,)] * 3, (width, 3), *[(width,)] * 3, (n_out, width), (n_out,)]
+    named = list(zip(WEIGHTS, weights, shapes, strict=True))
+    if running is not None:
+        named += [(f"running[{k}]", tensor, (width,)) for k, tensor in enumerate(running)]
+    for name, tensor, shape in named:
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; with x {tuple(x.shape)}, width {width} and {n_out} channels "
+                f"out it has shape {shape}."
+            )
+    for name, tensor in [("x", x), *[(name, tensor) for name, tensor, _ in named]]:
+        if tensor.dtype != torch.float32:
+            raise TypeError(f"{name} is {tensor.dtype}; mbconv takes float32. sleepfm_fast.reference.mbconv takes any.")
+        if tensor.device.type not in ("cpu", "meta"):
+            raise ValueError(f"{name} is on {tensor.device}; mbconv runs on cpu. Use sleepfm_fast.reference.mbconv.")
+
+
+class _MBConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, stride: int, eps: float, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        y, c1, c2, statistics = torch.ops.sleepfm_fast.mbconv_forward(x, list(weights), stride, eps)
+        ctx.save_for_backward(x, *weights, c1, c2, statistics)
+        ctx.stride, ctx.eps = stride, eps
+        ctx.mark_non_differentiable(statistics)
+        return y, statistics
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
+        x, *weights, c1, c2, statistics = ctx.saved_tensors
+        arguments = (dy, x, list(weights), c1, c2, statistics, ctx.stride, ctx.eps)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            raise NotImplementedError(
+                "mbconv has no second derivative; use sleepfm_fast.reference.mbconv where one is needed."
+            )
+        return (None, None, *torch.ops.sleepfm_fast.mbconv_backward(*arguments))
+
+
+# ---- registration ----------------------------------------------------------------------------------------------------
+
+LIBRARY.define(
+    "mbconv_forward(Tensor x, Tensor[] weights, int stride, float eps) -> "
+    "(Tensor y, Tensor c1, Tensor c2, Tensor statistics)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
+    "mbconv_evaluate(Tensor x, Tensor[] weights, Tensor[] running, int stride, float eps) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
+    "mbconv_backward(Tensor dy, Tensor x, Tensor[] weights, Tensor c1, Tensor c2, Tensor statistics, int stride, "
+    "float eps) -> (Tensor dx, Tensor dw1, Tensor db1, Tensor dgamma0, Tensor dbeta0, Tensor dwd, Tensor dbd, "
+    "Tensor dgamma1, Tensor dbeta1, Tensor dw3, Tensor db3)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def results_of_forward(x: Tensor, weights: list[Tensor], stride: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Uninitialised y, c1, c2, statistics."""
+    B, T = x.shape[0], x.shape[2]
+    S, width = (T - 1) // stride + 1, weights[0].shape[0]
+    return (
+        x.new_empty((B, weights[8].shape[0], S)),
+        x.new_empty((B, width, T)),
+        x.new_empty((B, width, S)),
+        x.new_empty((4, width), dtype=torch.float64),
+    )
+
+
+@torch.library.register_fake("sleepfm_fast::mbconv_forward", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _fake_forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return results_of_forward(x, weights, stride)
+
+
+@torch.library.register_fake("sleepfm_fast::mbconv_evaluate", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _fake_evaluate(x: Tensor, weights: list[Tensor], running: list[Tensor], stride: int, eps: float) -> Tensor:
+    return results_of_forward(x, weights, stride)[0]
+
+
+@torch.library.register_fake("sleepfm_fast::mbconv_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _fake_backward(
+    dy: Tensor,
+    x: Tensor,
+    weights: list[Tensor],
+    c1: Tensor,
+    c2: Tensor,
+    statistics: Tensor,
+    stride: int,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    return (x.new_empty(x.shape), *[weight.new_empty(weight.shape) for weight in weights])
+
+
+def call_arguments(
+    x: Tensor, weights: list[Tensor], stride: int, backward: bool
+) -> tuple[tuple[Dims, int, int, tuple[int, ...]], list[Tensor]]:
+    """Leading arguments of the compiled functions, and the tensors that must outlive the call."""
+    dims = (x.shape[0], x.shape[1], weights[0].shape[0], weights[8].shape[0], x.shape[2], stride)
+    n_threads = min(torch.get_num_threads(), max(x.shape[0], 1))
+    kept = [weight.contiguous() for weight in weights]
+    workspace = torch.empty(_C.mbconv_workspace_bytes(dims, n_threads, backward), dtype=torch.uint8, device="cpu")
+    return (dims, n_threads, workspace.data_ptr(), tuple(weight.data_ptr() for weight in kept)), [workspace, *kept]
+
+
+def _forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = x.contiguous()
+    results = results_of_forward(x, weights, stride)
+    y, c1, c2, statistics = results
+    leading, _alive = call_arguments(x, weights, stride, backward=False)
+    addresses = (x.data_ptr(), c1.data_ptr(), c2.data_ptr(), statistics.data_ptr(), y.data_ptr())
+    _C.mbconv_forward(*leading, eps, *addresses)
+    return results
+
+
+def _evaluate(x: Tensor, weights: list[Tensor], running: list[Tensor], stride: int, eps: float) -> Tensor:
+    x = x.contiguous()
+    S = (x.shape[2] - 1) // stride + 1
+    y = x.new_empty((x.shape[0], weights[8].shape[0], S))
+    kept = [tensor.contiguous() for tensor in running]
+    leading, _alive = call_arguments(x, weights, stride, backward=False)
+    mean0, variance0, mean1, variance1 = (tensor.data_ptr() for tensor in kept)
+    _C.mbconv_evaluate(*leading, eps, mean0, variance0, mean1, variance1, x.data_ptr(), y.data_ptr())
+    return y
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weights: list[Tensor],
+    c1: Tensor,
+    c2: Tensor,
+    statistics: Tensor,
+    stride: int,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    x, dy = x.contiguous(), dy.contiguous()
+    g0, g1, dx = torch.empty_like(c1), torch.empty_like(c2), torch.empty_like(x)
+    gradients = [
+        torch.zeros_like(weight, memory_format=torch.contiguous_format)
+        if name in ("b1", "bd")
+        else torch.empty_like(weight, memory_format=torch.contiguous_format)
+        for name, weight in zip(WEIGHTS, weights, strict=True)
+    ]
+    leading, _alive = call_arguments(x, weights, stride, backward=True)
+    _C.mbconv_backward(
+        *leading,
+        eps,
+        x.data_ptr(),
+        c1.data_ptr(),
+        c2.data_ptr(),
+        statistics.data_ptr(),
+        dy.data_ptr(),
+        g0.data_ptr(),
+        g1.data_ptr(),
+        dx.data_ptr(),
+        tuple(g.data_ptr() for name, g in zip(WEIGHTS, gradients, strict=True) if name not in ("b1", "bd")),
+    )
+    return (dx, *gradients)
+
+
+LIBRARY.impl("mbconv_forward", _forward, "CPU")
+LIBRARY.impl("mbconv_evaluate", _evaluate, "CPU")
+LIBRARY.impl("mbconv_backward", _backward, "CPU")

@@ -1,0 +1,296 @@
+"""Work fanned out over recordings: processes (loky) and threads through joblib, a dask or a ray cluster; with progress.
+
+Work is a module-level function and arguments are paths and small values, never arrays: every worker reads its files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from sleepfm_fast.errors import SleepfmError
+
+__all__ = ["Backend", "Engine", "Progress", "WorkersLost", "in_parallel", "open_engine"]
+
+Backend = Literal["loky", "threading", "dask", "ray"]
+Result = TypeVar("Result")
+
+LOG_EVERY_S = 30.0
+"""How often progress is written where standard error is a file, as that of a job."""
+CONNECT_S = 10.0
+"""How long a dask scheduler may take to answer."""
+RAY_CHUNK = 8
+"""Tasks a worker in one call: ray's joblib backend gives results only when a whole call is done."""
+
+
+class WorkersLost(Exception):  # noqa: N818 - it is dealt with, never shown
+    """A worker process died, and the rest of the call with it."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where work runs: a backend, how many workers (0: one a core that this process may use), a dask client."""
+
+    backend: Backend
+    workers: int = 0
+    client: Any = None
+
+    def width(self, n_tasks: int) -> int:
+        """How many workers a call of ``n_tasks`` uses."""
+        return max(1, min(self.workers or len(os.sched_getaffinity(0)), n_tasks))
+
+    @property
+    def deaths(self) -> tuple[type[BaseException], ...]:
+        """What is raised when a worker process dies."""
+        if self.backend == "ray":
+            from ray.exceptions import RayError
+
+            return (BrokenExecutor, RayError)
+        return (BrokenExecutor,)
+
+
+def missing(package: str, extra: str) -> SleepfmError:
+    return SleepfmError(
+        f"--backend {extra} needs the package {package}, which is not installed. Install it with "
+        f"`pip install 'sleepfm_fast[{extra}]'`, or choose --backend loky."
+    )
+
+
+@contextmanager
+def open_engine(
+    backend: Backend, workers: int, dask_scheduler: str | None = None, *, folder: Path = Path("/")
+) -> Iterator[Engine]:
+    """Start, or connect to, what the backend needs, and close it at the end of the block.
+
+    Parameters
+    ----------
+    backend : {"loky", "threading", "dask", "ray"}
+    workers : int
+        0 is one for every core that this process may use. Without meaning on a cluster that runs already.
+    dask_scheduler : str, optional
+        Address such as ``tcp://node1:8786``; without it a cluster is started on this machine.
+    folder : Path
+        One that every worker must see.
+
+    Raises
+    ------
+    SleepfmError
+        When the package is not installed, or the scheduler does not answer.
+    """
+    with ExitStack() as stack:
+        client = None
+        if backend == "dask":
+            client = open_dask(stack, workers, dask_scheduler)
+            check_workers(client, folder)
+        elif backend == "ray":
+            open_ray(stack, workers)
+        yield Engine(backend, workers, client)
+
+
+def open_dask(stack: ExitStack, workers: int, scheduler: str | None) -> Any:
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise missing("distributed", "dask") from None
+    connect: Any = Client  # untyped, as is LocalCluster
+    start: Any = LocalCluster
+    if scheduler is not None:
+        try:
+            return stack.enter_context(connect(scheduler, timeout=CONNECT_S, set_as_default=False))
+        except (OSError, ValueError) as error:
+            raise SleepfmError(
+                f"--dask-scheduler {scheduler} does not answer ({type(error).__name__}: {error}). Expected an address "
+                "such as tcp://node1:8786, as `dask scheduler` prints it."
+            ) from None
+    n_workers = workers or len(os.sched_getaffinity(0))
+    cluster = stack.enter_context(
+        start(n_workers=n_workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1")
+    )
+    return stack.enter_context(connect(cluster, set_as_default=False))
+
+
+def open_ray(stack: ExitStack, workers: int) -> None:
+    try:
+        import ray
+        from ray.util.joblib import register_ray
+    except ImportError:
+        raise missing("ray", "ray") from None
+    if not ray.is_initialized():
+        # ray.init() itself connects to the cluster that RAY_ADDRESS names.
+        local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers or None}
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, **local)
+        except Exception as error:
+            raise SleepfmError(
+                f"ray could not be started or reached ({type(error).__name__}: {error}). For a cluster that runs, set "
+                "RAY_ADDRESS; on one machine --backend loky does the same work."
+            ) from None
+        stack.callback(ray.shutdown)
+    register: Any = register_ray  # untyped
+    register()
+
+
+class Progress:
+    """Items done of ``total`` with their rate and the time left, on standard error; a line now and then in a log."""
+
+    def __init__(self, what: str, total: int) -> None:
+        from tqdm import tqdm
+
+        self.what, self.total = what, total
+        self.done = self.failed = 0
+        self.began_s = self.said_s = time.monotonic()
+        self.bar = None
+        if total and sys.stderr.isatty():
+            self.bar = tqdm(total=total, desc=what, unit=what[:-1], file=sys.stderr, smoothing=0.1)
+
+    def step(self, *, failed: bool = False) -> None:
+        """Count one item."""
+        self.done += 1
+        self.failed += failed
+        if self.bar is not None:
+            if failed:
+                self.bar.set_postfix_str(f"{self.failed} failed", refresh=False)
+            self.bar.update()
+        elif time.monotonic() - self.said_s >= LOG_EVERY_S or self.done == self.total:
+            self.said_s = time.monotonic()
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """Say how far the work is."""
+        seconds = max(time.monotonic() - self.began_s, 1e-9)
+        rate = self.done / seconds
+        failed = f", {self.failed} failed" if self.failed else ""
+        left = f"{clock((self.total - self.done) / rate)} left" if self.done < self.total else f"in {clock(seconds)}"
+        return f"{self.what}: {self.done} of {self.total}{failed}, {rate:.3g} {self.what}/s, {left}"
+
+    def close(self) -> None:
+        """End the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def in_parallel(
+    work: Callable[..., Result],
+    arguments: Sequence[tuple[Any, ...]],
+    engine: Engine,
+    *,
+    own_process: bool = False,
+) -> Iterator[Result]:
+    """Yield ``work(*arguments)`` as the results come, in no particular order.
+
+    Parameters
+    ----------
+    work : callable
+        A module-level function.
+    arguments : sequence of tuple
+    engine : Engine
+    own_process : bool
+        Never work in this process, so that a death of the worker is survived.
+
+    Raises
+    ------
+    WorkersLost
+        When a worker process died. Results that were not yielded yet may be lost.
+    """
+    from joblib import Parallel, delayed
+
+    if not arguments:
+        return
+    calls = [delayed(work)(*a) for a in arguments]
+    try:
+        if engine.backend == "dask":
+            yield from through_dask(work, arguments, engine.client)
+        elif engine.backend == "ray":
+            yield from through_ray(calls, engine)
+        else:
+            backend, width = engine.backend, engine.width(len(calls))
+            if own_process:
+                # joblib does not leave this process for one job at a time
+                backend, width = "loky", max(width, 2)
+            yield from Parallel(n_jobs=width, backend=backend, return_as="generator_unordered")(calls)
+    except engine.deaths as error:
+        raise WorkersLost(type(error).__name__) from error
+
+
+def through_dask(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], client: Any) -> Iterator[Result]:
+    """Work on a dask cluster, through its own futures: joblib's dask backend waits for ever for a task that failed.
+
+    dask repeats a task whose worker died, three times unless its scheduler is told otherwise.
+    """
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker, as_completed
+
+    waiting = iter(arguments)
+    # Two tasks a thread: the next one is there when one ends, and the rest stays here.
+    width = max(4, 2 * sum(client.ncores().values()))
+    n_lost = 0
+    try:
+        first = [client.submit(work, *a, pure=False) for a in itertools.islice(waiting, width)]
+        collect: Any = as_completed  # untyped
+        futures = collect(first, loop=client.loop)
+        for future in futures:
+            for a in itertools.islice(waiting, 1):
+                futures.add(client.submit(work, *a, pure=False))
+            error = future.exception() if future.status == "error" else None
+            if isinstance(error, KilledWorker):
+                n_lost += 1
+            elif error is not None:
+                raise error
+            else:
+                yield future.result()
+    except (CancelledError, OSError) as error:
+        raise SleepfmError(
+            f"the dask scheduler was lost ({type(error).__name__}: {error}). What was finished is kept; the same "
+            "command goes on from there."
+        ) from None
+    if n_lost:
+        raise WorkersLost(f"{n_lost} tasks")
+
+
+def probe(folder: str) -> bool:
+    """Whether a worker can import this module, which it does to get here, and sees a folder."""
+    return Path(folder).is_dir()
+
+
+def check_workers(client: Any, folder: Path) -> None:
+    """Refuse a cluster without workers, or whose workers lack this package or the files."""
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_S)
+        seen = client.run(probe, str(folder))
+    except Exception as error:
+        raise SleepfmError(
+            f"the workers of the dask cluster cannot be used ({type(error).__name__}: {error}). Start them with the "
+            "Python environment in which sleepfm_fast is installed, in the same version."
+        ) from None
+    blind = sorted(worker for worker, sees in seen.items() if not sees)
+    if blind:
+        raise SleepfmError(
+            f"{len(blind)} of {len(seen)} dask workers do not see the folder {folder} (such as {blind[0]}). Recordings "
+            "and store must lie on a file system that all of them mount at the same place."
+        )
+
+
+def through_ray(calls: Sequence[Any], engine: Engine) -> Iterable[Any]:
+    from joblib import Parallel, parallel_config
+
+    width = engine.workers or -1
+    size = RAY_CHUNK * (engine.workers or len(os.sched_getaffinity(0)))
+    with parallel_config(backend="ray"):
+        pool = Parallel(n_jobs=width)
+    with pool as parallel:
+        for begin in range(0, len(calls), size):
+            yield from parallel(calls[begin : begin + size])

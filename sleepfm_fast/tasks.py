@@ -1,0 +1,78 @@
+"""What a probe may be asked to read out of the embeddings: the classes, and every clip's label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from sleepfm_fast.embeddings import Embeddings
+
+__all__ = ["AGE_EDGES", "TASKS", "Task", "labels_of"]
+
+AGE_EDGES = (18.0, 35.0, 50.0)  # years; the groups of Thapa et al. (2024): 0-18, 18-35, 35-50, 50+
+
+
+@dataclass(frozen=True)
+class Task:
+    """One classification.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Class names by code.
+    scored : tuple of int
+        The classes that get an AUROC and AUPRC. Of two complementary classes only one is scored.
+    labels : str
+        What the labels are, for messages.
+    remedy : str
+        Where they come from, for messages.
+    """
+
+    names: tuple[str, ...]
+    scored: tuple[int, ...]
+    labels: str
+    remedy: str
+
+
+SCORING = "Give the scoring to `python -m sleepfm_fast.preprocess ... --labels`"
+PARTICIPANTS = "Give a table with the subjects' age and sex to `python -m sleepfm_fast.preprocess ... --participants`"
+
+TASKS = {
+    "stage": Task(("W", "N1", "N2", "N3", "R"), (0, 1, 2, 3, 4), "sleep stage", SCORING),
+    "sdb": Task(("none", "event"), (1,), "scored respiratory events", SCORING),
+    "age": Task(("0-18", "18-35", "35-50", "50+"), (0, 1, 2, 3), "the subject's age", PARTICIPANTS),
+    "sex": Task(("M", "F"), (1,), "the subject's sex", PARTICIPANTS),
+}
+
+
+def labels_of(embeddings: Embeddings, task: str, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+    """Every clip's class, -1 where it is not known.
+
+    Parameters
+    ----------
+    embeddings : Embeddings
+        The folder; age and sex are facts of the subject and are the same for all clips of it.
+    task : {"stage", "sdb", "age", "sex"}
+        A key of :data:`TASKS`. Age groups are half-open: 18.0 years is in 18-35.
+    clips : int64 [n]
+        Rows of the folder.
+
+    Returns
+    -------
+    int8 [n]
+        Index into the task's names, or -1.
+    """
+    if task in ("stage", "sdb"):
+        column: Any = embeddings.stage if task == "stage" else embeddings.sdb
+        return np.asarray(column)[clips]
+    description = embeddings.description
+    if task == "age":
+        of_subject = [-1 if age is None else int(np.searchsorted(AGE_EDGES, age, "right")) for age in description.ages]
+    else:
+        names = TASKS["sex"].names
+        of_subject = [names.index(sex) if sex in names else -1 for sex in description.sexes]
+    return np.asarray(of_subject, np.int8)[np.asarray(embeddings.subject)[clips]]

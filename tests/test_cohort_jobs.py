@@ -1,0 +1,389 @@
+"""Preprocess at the scale of cohorts: killed workers, shards that write together, dask, the manifest."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from nights import contents, preprocess, run_preprocess, write_cohort, write_night
+
+from sleepfm_fast import claims
+from sleepfm_fast.claims import Claim, Claimed, beats, is_live
+from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.manifest import read_manifest
+from sleepfm_fast.shards import Shard, parse_shard
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    return write_cohort(tmp_path / "cohort")
+
+
+def manifest_rows(store: Path) -> list[dict[str, str]]:
+    with (store / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def rows_of(store: Path) -> dict[str, dict[str, str]]:
+    return {row["id"]: row for row in manifest_rows(store)}
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sleepfm_fast.preprocess", *map(str, arguments)],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, dict, str]:
+    out, err = process.communicate(timeout=120)
+    assert out, err
+    return process.returncode, json.loads(out.splitlines()[-1]), err
+
+
+# ------------------------------------------------------------------------------------------------------ dead workers
+
+
+def test_workers_killed_from_outside_cost_no_night(tmp_path: Path, capsys) -> None:
+    folder, store = tmp_path / "nights", tmp_path / "store"
+    folder.mkdir()
+    n_nights = 30
+    for i in range(n_nights):
+        write_night(folder / f"n{i:02d}.edf", seconds=600, stages="W12R" * 5, seed=i)
+    process = start(folder, store, "--workers", "2")
+    n_killed = 0
+    while process.poll() is None and n_killed < 2:
+        time.sleep(0.005)
+        for mark in sorted((store / "running" / "nights").glob("*")):
+            try:
+                pid = int(mark.read_text().split()[-1])
+                if str(process.pid) in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]:
+                    os.kill(pid, signal.SIGKILL)
+                    n_killed += 1
+                    time.sleep(0.3)
+                    break
+            except (OSError, ValueError, IndexError):
+                continue  # the night was finished, or its mark is being written
+    status, result, err = finish(process)
+    assert n_killed >= 1
+    assert "a worker process died" in err
+    assert (status, result["nights"], result["added"], result["failed"]) == (0, n_nights, n_nights, []), err
+    ClipStore(store, verify=True)
+    preprocess(capsys, folder, tmp_path / "undisturbed")
+    assert contents(store) == contents(tmp_path / "undisturbed")
+    rows = rows_of(store)
+    assert len(rows) == n_nights
+    assert {row["status"] for row in rows.values()} == {"ingested"}
+
+
+def run_with_a_deadly_night(cohort: Path, store: Path) -> subprocess.CompletedProcess[str]:
+    """Run preprocess with workers that the system kills whenever they work on b2."""
+    script = f"""
+import os, sys
+import sleepfm_fast.attempts as attempts, sleepfm_fast.night as night, sleepfm_fast.preprocess as preprocess
+original = night.process_night
+def process(path, *rest):
+    if path.name == "b2.bdf":
+        os.kill(os.getpid(), 9)
+    return original(path, *rest)
+def attempt(*arguments):
+    import sleepfm_fast.night as night
+    night.process_night = process
+    return night.attempt_night(*arguments)
+attempts.attempt_night = attempt
+sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "2"]))
+"""
+    return subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+
+
+def test_a_night_that_kills_its_worker_twice_has_failed_and_the_others_have_not(
+    cohort: Path, tmp_path: Path, capsys
+) -> None:
+    store = tmp_path / "store"
+    for attempt in range(2):
+        done = run_with_a_deadly_night(cohort, store)
+        assert done.returncode == 1, done.stderr
+        result = json.loads(done.stdout.splitlines()[-1])
+        assert (result["nights"], result["added"]) == (3, 0 if attempt else 3)
+        assert len(result["failed"]) == 1
+        assert "b2.bdf was not finished: it ended its worker process, the second time" in result["failed"][0]["reason"]
+        # Known to be deadly, it is tried alone at once: nobody else is disturbed.
+        assert ("a worker process died" in done.stderr) == (attempt == 0)
+    assert rows_of(store)["b2"]["status"] == "failed"
+    assert len(ClipStore(store, verify=True).recordings) == 3
+    status, result = preprocess(capsys, cohort, store)
+    assert (status, result["nights"], result["added"]) == (0, 4, 1)
+    assert rows_of(store)["b2"]["status"] == "ingested"
+
+
+def test_what_a_killed_run_had_in_hand_is_tried_alone_and_out_of_this_process(cohort: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    script = f"""
+import os, sys
+import sleepfm_fast.attempts as attempts, sleepfm_fast.night as night, sleepfm_fast.preprocess as preprocess
+original, parent = night.process_night, os.getpid()
+def process(path, *rest):
+    if path.name == "b1.edf":
+        os.kill(os.getpid(), 9)
+    return original(path, *rest)
+def attempt(*arguments):
+    import sleepfm_fast.night as night
+    night.process_night = process
+    return night.attempt_night(*arguments)
+attempts.attempt_night = attempt
+sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "1"]))
+"""
+    command = [sys.executable, "-c", script]
+    first = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert first.returncode == -signal.SIGKILL  # one worker is the process itself
+    with pytest.raises(ClipStoreError, match="unfinished"):
+        ClipStore(store)
+    second = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert second.returncode == 1, second.stderr
+    result = json.loads(second.stdout.splitlines()[-1])
+    assert result["nights"] == 3
+    assert [Path(f["path"]).name for f in result["failed"]] == ["b1.edf"]
+
+
+# ------------------------------------------------------------------------------------------------------------ shards
+
+
+def test_shards_at_the_same_time_give_the_bytes_of_one_run(cohort: Path, tmp_path: Path, capsys) -> None:
+    deep = cohort / "deep"
+    deep.mkdir()
+    for i in range(4):
+        write_night(deep / f"c{i}.edf", seed=10 + i)
+    write_night(deep / "a1.edf", seed=20)  # a second a1: both get ids with a digest, whichever job comes first
+    (cohort / "broken.edf").write_bytes(b"0       " + bytes(100))
+    store = tmp_path / "store"
+    jobs = [start(cohort, store, "--shard", f"{i}/3", "--workers", "1") for i in (1, 2, 3)]
+    ended = [finish(job) for job in jobs]
+    assert sorted(status for status, _, _ in ended) == [0, 0, 1], ended
+    assert sum(result["added"] for _, result, _ in ended) == 9
+    assert sum(result["index"] == "written" for _, result, _ in ended) >= 1
+    last = max((result for _, result, _ in ended), key=lambda result: result["nights"])
+    assert (last["nights"], last["index"]) == (9, "written")
+    assert preprocess(capsys, cohort, tmp_path / "whole")[0] == 1
+    assert contents(store) == contents(tmp_path / "whole")
+    ClipStore(store, verify=True)
+    rows = rows_of(store)
+    assert {row["shard"] for row in rows.values()} == {"1/3", "2/3", "3/3"}
+    assert sorted(row["status"] for row in rows.values()) == ["failed"] + ["ingested"] * 9
+    assert not list(store.glob("running/*"))
+    assert not list(store.glob("manifest/*"))
+    # nothing is left to do, for a shard as for the whole
+    status, result = preprocess(capsys, cohort / "a1.edf", cohort / "a2.edf", store, "--shard", "2/2")
+    assert (status, result["kept"], result["added"]) == (0, 1, 0)
+    assert contents(store) == contents(tmp_path / "whole")
+
+
+def test_a_shard_leaves_the_index_to_those_still_at_work(cohort: Path, tmp_path: Path, capsys) -> None:
+    store = tmp_path / "store"
+    (store / "running").mkdir(parents=True)
+    other = Claim(store / "running" / "shard-2-of-2.claim")
+    status, result = preprocess(capsys, cohort, store, "--shard", "1/2")
+    assert (status, result["added"], result["index"]) == (0, 2, "left to 1 other shards at work")
+    with pytest.raises(ClipStoreError, match="unfinished"):
+        ClipStore(store)
+    assert {entry.id for entry in read_manifest(store)} == {"a1", "b1"}
+    other.release()
+    status, result = preprocess(capsys, cohort, store, "--shard", "2/2")
+    assert (status, result["added"], result["nights"], result["index"]) == (0, 2, 4, "written")
+    assert {entry.id for entry in read_manifest(store)} == {"a1", "a2", "b1", "b2"}
+
+
+def test_a_killed_shard_does_not_hold_the_others(cohort: Path, tmp_path: Path, capsys) -> None:
+    store = tmp_path / "store"
+    (store / "running").mkdir(parents=True)
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    claim = Claim(store / "running" / "shard-2-of-2.claim")
+    claim.release()
+    holder = claims.Holder(claim.holder.host, claim.holder.system, dead.pid, "1")
+    claim.path.write_text(json.dumps(holder.__dict__))
+    status, result = preprocess(capsys, cohort, store, "--shard", "1/2")
+    assert (status, result["nights"], result["index"]) == (0, 2, "written")
+    assert len(ClipStore(store)) == 8
+
+
+def test_claims_of_other_machines_are_void_when_they_are_not_renewed(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "x.claim"
+    path.write_text(json.dumps(claims.Holder("elsewhere", "another kernel", 1, "1").__dict__))
+    assert is_live(path)
+    with pytest.raises(Claimed, match="process 1 on elsewhere"):
+        Claim(path)
+    old = time.time() - claims.STALE_S - 5
+    os.utime(path, (old, old))
+    assert not is_live(path)
+    claim = Claim(path)
+    assert claim.holds()
+    assert beats(path)
+    claim.release()
+    assert not path.exists()
+    # a claim from elsewhere counts as alive at the end only when it is seen to be renewed
+    path.write_text(json.dumps(claims.Holder("elsewhere", "another kernel", 1, "1").__dict__))
+    monkeypatch.setattr(claims, "STALE_S", 1.5)
+    assert not beats(path)
+
+
+def test_a_claim_of_another_machine_that_is_renewed_counts(tmp_path: Path) -> None:
+    path = tmp_path / "x.claim"
+    path.write_text(json.dumps(claims.Holder("elsewhere", "another kernel", 1, "1").__dict__))
+    timer = threading.Timer(0.3, os.utime, [path])
+    timer.start()
+    assert beats(path)
+    timer.join()
+
+
+def test_a_claim_is_renewed_and_its_loss_is_noticed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(claims, "HEARTBEAT_S", 0.02)
+    claim = Claim(tmp_path / "x.claim")
+    os.utime(claim.path, (1, 1))
+    deadline = time.monotonic() + 20
+    while claim.path.stat().st_mtime == 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert claim.path.stat().st_mtime > 1
+    with pytest.raises(Claimed):
+        Claim(claim.path)
+    claim.path.write_text(json.dumps(claims.Holder("elsewhere", "another kernel", 1, "1").__dict__))
+    assert not claim.holds()
+    claim.release()
+    assert claim.path.exists(), "the claim of another process is not removed"
+
+
+@pytest.mark.parametrize("text", ["", "0/3", "4/3", "1", "a/b", "1/0", "-1/3", "slurm"])
+def test_a_wrong_shard_is_a_sentence(text: str) -> None:
+    with pytest.raises(SleepfmError, match="--shard"):
+        parse_shard(text, {})
+
+
+def test_shards_part_the_nights() -> None:
+    items = list(range(11))
+    parts = [Shard(i, 4).of(items) for i in range(1, 5)]
+    assert sorted(i for part in parts for i in part) == items
+    assert {len(part) for part in parts} == {2, 3}
+
+
+@pytest.mark.parametrize(
+    ("task", "count", "low", "high", "expected"),
+    [(1, 3, 1, 3, "1/3"), (0, 3, 0, 2, "1/3"), (9, 5, 1, 9, "5/5"), (7, 1, 7, 7, "1/1"), (4, 3, 1, 9, None)],
+)
+def test_the_place_in_a_job_array(task: int, count: int, low: int, high: int, expected: str | None) -> None:
+    names = ("ID", "COUNT", "MIN", "MAX")
+    environment = {f"SLURM_ARRAY_TASK_{n}": str(v) for n, v in zip(names, (task, count, low, high), strict=True)}
+    if expected is None:
+        with pytest.raises(SleepfmError, match="without gaps"):
+            parse_shard("slurm", environment)
+    else:
+        assert str(parse_shard("slurm", environment)) == expected
+
+
+# ---------------------------------------------------------------------------------------------- manifest and clusters
+
+
+def test_the_manifest_has_one_row_a_night_and_follows_what_happens(cohort: Path, tmp_path: Path, capsys) -> None:
+    store = tmp_path / "store"
+    (cohort / "broken.edf").write_bytes(b"0       " + bytes(100))
+    preprocess(capsys, cohort, store)
+    rows = rows_of(store)
+    assert set(rows) == {"a1", "a2", "b1", "b2", "broken"}
+    sizes = {p.stem: p.stat().st_size for p in (store / "recordings").glob("*.bin")}
+    assert {i: int(row["bytes"]) for i, row in rows.items() if i != "broken"} == sizes
+    assert [rows[i]["clips"] for i in ("a1", "broken")] == ["4", "0"]
+    assert all(float(row["seconds"]) >= 0 for row in rows.values())
+    assert "broken.edf" in rows["broken"]["reason"]
+    # a second run has nothing to say
+    before = (store / "manifest.csv").read_bytes()
+    (cohort / "broken.edf").unlink()
+    preprocess(capsys, cohort, store)
+    assert (store / "manifest.csv").read_bytes() == before
+    # a changed source, and the same made again
+    write_night(cohort / "b1.edf", seed=33, seconds=150)
+    preprocess(capsys, cohort, store)
+    assert (rows_of(store)["b1"]["status"], rows_of(store)["b1"]["clips"]) == ("changed", "4")
+    preprocess(capsys, cohort, store, "--overwrite")
+    assert (rows_of(store)["b1"]["status"], rows_of(store)["b1"]["clips"]) == ("ingested", "5")
+
+
+def test_a_night_that_is_left_out_is_taken_out_when_told(cohort: Path, tmp_path: Path, capsys) -> None:
+    store, overrides = tmp_path / "store", tmp_path / "o.json"
+    overrides.write_text('{"b*.edf": "exclude"}')
+    status, result = preprocess(capsys, cohort, tmp_path / "without", "--overrides", overrides)
+    assert (status, result["nights"], [Path(p).name for p in result["left_out"]]) == (0, 3, ["b1.edf"])
+    assert {row["path"].rpartition("/")[2]: row["status"] for row in manifest_rows(tmp_path / "without")} == {
+        "a1.edf": "ingested", "a2.edf": "ingested", "b1.edf": "left_out", "b2.bdf": "ingested"
+    }  # fmt: skip
+    preprocess(capsys, cohort, store)
+    status, result = preprocess(capsys, cohort, store, "--overrides", overrides)
+    assert (status, result["nights"], len(result["changed"])) == (1, 4, 1)
+    assert "leaves" in result["changed"][0]["reason"]
+    status, result = preprocess(capsys, cohort, store, "--overrides", overrides, "--overwrite")
+    assert (status, result["nights"], result["kept"], result["added"]) == (0, 3, 3, 0)
+    assert contents(store) == contents(tmp_path / "without")
+    # and taken in again without the entry
+    status, result = preprocess(capsys, cohort, store)
+    assert (status, result["nights"], result["added"]) == (0, 4, 1)
+    assert {row["status"] for row in manifest_rows(store)} == {"ingested"}
+
+
+def test_a_torn_line_and_a_missing_row_do_no_harm(cohort: Path, tmp_path: Path, capsys) -> None:
+    store = tmp_path / "store"
+    preprocess(capsys, cohort, store)
+    (store / "manifest.csv").unlink()
+    (store / "manifest").mkdir(exist_ok=True)
+    (store / "manifest" / "all.csv").write_text("id,path,status,reason,seconds,clips,bytes,shard,host,finished\na1,/x")
+    assert read_manifest(store) == []
+    preprocess(capsys, cohort, store)
+    rows = rows_of(store)
+    assert {i: row["status"] for i, row in rows.items()} == dict.fromkeys(("a1", "a2", "b1", "b2"), "ingested")
+
+
+@pytest.mark.parametrize("backend", ["dask", "ray"])
+def test_a_missing_cluster_package_is_a_sentence(
+    backend: str, cohort: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, {"dask": "distributed", "ray": "ray"}[backend], None)
+    from sleepfm_fast.preprocess import cli
+
+    assert cli([str(cohort), str(tmp_path / "store"), "--backend", backend]) == 1
+    assert f"pip install 'sleepfm_fast[{backend}]'" in capsys.readouterr().err
+
+
+def test_a_dask_cluster_on_this_machine(cohort: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("distributed", reason="dask is not installed: pip install 'sleepfm_fast[dask]'")
+    done = run_preprocess(cohort, tmp_path / "dask", "--backend", "dask", "--workers", "2")
+    assert json.loads(done.stdout.splitlines()[-1])["added"] == 4
+    preprocess(capsys, cohort, tmp_path / "here")
+    assert contents(tmp_path / "dask") == contents(tmp_path / "here")
+
+
+def test_a_dask_scheduler_that_does_not_answer_is_a_sentence() -> None:
+    pytest.importorskip("distributed", reason="dask is not installed: pip install 'sleepfm_fast[dask]'")
+    script = """
+from sleepfm_fast import parallel
+from sleepfm_fast.errors import SleepfmError
+parallel.CONNECT_S = 0.5
+try:
+    with parallel.open_engine("dask", 1, "tcp://127.0.0.1:9"):
+        pass
+except SleepfmError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert "tcp://127.0.0.1:9 does not answer" in done.stdout, done.stderr
+
+
+def test_dask_needs_its_backend(cohort: Path, tmp_path: Path, capsys) -> None:
+    assert preprocess(capsys, cohort, tmp_path / "s", "--dask-scheduler", "tcp://x:1")[0] == 2
+    assert preprocess(capsys, cohort, tmp_path / "s", "--json", tmp_path / "r.json")[0] == 2

@@ -1,0 +1,289 @@
+"""Clips and nights that other SleepFM code prepared: what they hold comes back within half a step, labels or none."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nights import state
+
+from sleepfm_fast import convert
+from sleepfm_fast.batches import ClipInput, InputConfig
+from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.import_seed import CHANNELS
+from sleepfm_fast.quantise import quantise
+
+FS_HZ, N = 256, 7680
+
+
+class Trap:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def run(capsys, *arguments: object) -> tuple[int, dict, str]:
+    capsys.readouterr()
+    status = convert.cli([*map(str, arguments), "--workers", "1"])
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    return status, json.loads(lines[-1]) if lines else {}, captured.err
+
+
+def seed_folder(path: Path, nights: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Write ``X/<record>/<record>_<number>.npy`` and the pickles; returns float64 [clip, 13, 7680] by record."""
+    written = {}
+    (path / "Y").mkdir(parents=True)
+    for k, (name, numbers) in enumerate(nights.items()):
+        rng = np.random.default_rng(k)
+        clips = rng.normal(0, 300, (len(numbers), 13, N))
+        clips[:, 3] = np.rint(clips[:, 3])  # whole numbers
+        clips[:, 11] = 4000 + 100 * rng.random((len(numbers), 1))  # saturation: steps far from zero
+        clips[0, 5, 10] = 3e5  # an artefact 1,000 times as large as the rest
+        (path / "X" / name).mkdir(parents=True)
+        for number, clip in zip(numbers, clips, strict=True):
+            np.save(path / "X" / name / f"{name}_{number}.npy", clip)
+        (path / "Y" / f"{name}.pickle").write_bytes(pickle.dumps({f"{name}_0.npy": Trap(path / "unpickled")}))
+        written[name] = clips
+    return written
+
+
+def all_samples(store: ClipStore, recording: int, slot: int) -> np.ndarray:
+    """Physical values of a slot, all segments."""
+    entry = store.recordings[recording]
+    run = np.concatenate([store.run(recording, slot, s) for s in range(entry.n_segments)])
+    return store.channels.gain[recording, slot] * run.astype(np.float64) + store.channels.offset[recording, slot]
+
+
+def test_seed_clips_come_back_within_half_a_step(tmp_path: Path, capsys) -> None:
+    written = seed_folder(tmp_path / "seed", {"tr03-0005": (0, 1, 2, 5), "tr03-0029": (3, 11)})
+    status, result, err = run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed")
+    assert status == 0, err
+    assert (result["nights"], result["clips"], result["stages"]["none"]) == (2, 6, 6)
+    assert not (tmp_path / "unpickled").exists()
+    assert "is a pickle, which can run any code and is not opened" in err
+    store = ClipStore(tmp_path / "store", verify=True)
+    assert store.onset_s.tolist() == [0, 30, 60, 150, 90, 330]
+    assert store.sdb.tolist() == [-1] * 6
+    assert [entry.n_segments for entry in store.recordings] == [4, 2]
+    assert store.subjects == ["tr03-0005", "tr03-0029"]
+    assert len(store.slots) == 13
+    for recording, clips in enumerate(written.values()):
+        facts = store.record(recording)["channels"]
+        for slot in range(13):
+            channel = CHANNELS.index(facts[slot]["labels"][0])
+            wanted = clips[:, channel].ravel()
+            step = store.channels.gain[recording, slot]
+            assert store.fs_hz(recording, slot) == FS_HZ
+            error = np.abs(all_samples(store, recording, slot) - wanted).max()
+            assert error <= 0.5 * step * (1 + 1e-6) + 1e-12 * np.abs(wanted).max()
+            assert step <= 300 / 200 or channel == 11
+            if channel == 3:
+                assert error == 0
+                assert step == 1
+            assert store.channels.itemsize[recording, slot] == (4 if channel == 5 else 2)
+    # 60 of 61 kB a clip and channel are gone, but for the channel with the artefact
+    assert store.recordings[0].n_bytes == 4 * N * (12 * 2 + 4)
+
+
+def test_clips_touch_only_where_that_is_said(tmp_path: Path, capsys) -> None:
+    written = seed_folder(tmp_path / "seed", {"a": (4, 5, 6, 9)})["a"]
+    for options, n_segments in (((), 4), (("--joined",), 2)):
+        folder = tmp_path / f"store{n_segments}"
+        assert run(capsys, tmp_path / "seed", folder, "--from", "seed", *options)[0] == 0
+        store = ClipStore(folder, verify=True)
+        assert store.recordings[0].n_segments == n_segments
+        slot = next(s for s in range(13) if store.record(0)["channels"][s]["labels"] == ["C4-M1"])
+        window = store.window(0, slot, 1, 500, 500)
+        assert len(window.samples) == (N + 1000 if options else N)
+        inside = window.first - window.start
+        np.testing.assert_array_equal(window.samples[inside : inside + N], written[1, 3])
+        batch = ClipInput(store, store.montage, InputConfig("seed", 0, "none"), torch.device("cpu"))(np.arange(4))
+        x = torch.cat(list(batch.x.values()), dim=1)[:, slot].numpy()
+        np.testing.assert_allclose(x[:, 400:-400], written[:, 3, 400:-400], atol=0.1 * 300)
+
+
+def test_stages_come_from_csv(tmp_path: Path, capsys) -> None:
+    seed_folder(tmp_path / "seed", {"a": (0, 1, 2, 3, 4, 5), "b": (0,)})
+    (tmp_path / "seed" / "Y" / "a.csv").write_text(
+        "clip,stage\na_0.npy,wake\na_1,nonrem1\n2,nonrem3\n3,rem\n4,undefined\n"
+    )
+    arguments = (tmp_path / "seed", tmp_path / "store", "--from", "seed")
+    status, _, err = run(capsys, *arguments)
+    assert status == 0
+    assert "1 of 6 clips have no row in a.csv" in err
+    assert ClipStore(tmp_path / "store").stage.tolist() == [0, 1, 3, 4, -1, -1, -1]
+    before = state(tmp_path / "store")
+    assert run(capsys, *arguments)[1]["kept"] == 2
+    assert state(tmp_path / "store") == before
+    (tmp_path / "seed" / "Y" / "b.csv").write_text("clip,stage\n0,R\n")
+    assert run(capsys, *arguments)[1]["added"] == 1
+    assert ClipStore(tmp_path / "store").stage.tolist() == [0, 1, 3, 4, -1, -1, 4]
+    after = state(tmp_path / "store")
+    assert {name for name in after if after[name] != before[name]} == {"b.bin", "b.json"}
+    for text, sentence in (("clip,stage\nx,W\n", "line 2: clip 'x'"), ("a,b\n1,2\n", "expected: clip, stage")):
+        (tmp_path / "seed" / "Y" / "b.csv").write_text(text)
+        status, _, err = run(capsys, *arguments)
+        assert status == 1
+        assert sentence in err
+
+
+def test_bad_clips_are_left_out_and_bad_nights_do_not_stop_the_others(tmp_path: Path, capsys) -> None:
+    seed_folder(tmp_path / "seed", {"a": (0, 1, 2, 3), "b": (0, 1)})
+    folder = tmp_path / "seed" / "X"
+    np.save(folder / "a" / "a_1.npy", np.zeros((5, N)))
+    np.save(folder / "a" / "a_2.npy", np.array([Trap(tmp_path / "unpickled")], object), allow_pickle=True)
+    for number in (0, 1):
+        content = (folder / "b" / f"b_{number}.npy").read_bytes()
+        (folder / "b" / f"b_{number}.npy").write_bytes(content[:-8])
+    status, result, err = run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed")
+    assert (status, result["nights"], result["clips"]) == (1, 1, 2)
+    assert not (tmp_path / "unpickled").exists()
+    assert "a_1.npy is left out: it holds float64[5, 7680], expected [13, 7680]" in err
+    assert "a_2.npy is left out" in err
+    assert result["failed"][0]["reason"].startswith(f"{folder / 'b'}: no clip can be used; b_0.npy is left out")
+    assert (tmp_path / "store" / "failures" / "b.json").exists()
+    assert ClipStore(tmp_path / "store").onset_s.tolist() == [0, 90]
+
+
+def test_what_cannot_be_converted_is_a_sentence(tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    seed_folder(tmp_path / "seed", {"a": (0,)})
+    for arguments, sentence in (
+        (("nowhere", "store", "--from", "seed"), "there is no such file or folder"),
+        (("empty", "store", "--from", "seed"), "holds no folders of clips"),
+        (("empty", "store", "--from", "clinical"), "holds no files ending in .hdf5 or .h5"),
+        (("seed", "other", "--from", "seed"), "is no clip store, but something else"),
+        (("seed", "store", "--from", "seed", "--fs-hz", "0.0"), "is no sampling rate"),
+        (("seed", "store", "--from", "seed", "--labels", "nowhere"), "--labels nowhere"),
+    ):
+        source, store, *options = arguments
+        status, _, err = run(capsys, tmp_path / source, tmp_path / store, *options)
+        assert status == 1, err
+        assert sentence in err
+    assert run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed")[0] == 0
+    status, _, err = run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed", "--joined")
+    assert status == 1
+    assert "was made from other recordings or with other options" in err
+    (tmp_path / "store" / "recordings" / "a.bin").unlink()
+    with pytest.raises(ClipStoreError, match=r"sleepfm_fast\.convert .*X/a .*store --from seed"):
+        ClipStore(tmp_path / "store")
+
+
+# ---- HDF5 of the clinical code -------------------------------------------------------------------------------------
+
+
+def clinical_file(path: Path, seconds: float = 100.0, fs_hz: int = 128) -> dict[str, np.ndarray]:
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    n = int(seconds * fs_hz)
+    channels = {name: rng.normal(0, 1, n).astype(np.float16) for name in ("C3-M2", "ECG", "SaO2", "Thor")}
+    channels["C4-M1"] = np.full(n, np.nan, np.float16)  # every later channel must keep its own name
+    channels["ECG"][:5] = np.nan
+    with h5py.File(path, "w") as file:
+        for name, values in channels.items():
+            file.create_dataset(name, data=values, chunks=(min(n, 300 * fs_hz),), compression="gzip")
+        file.create_dataset("E1-M2", data=np.zeros(7, np.float16))
+        file.create_group("more")
+    return channels
+
+
+@pytest.mark.parametrize("fs_hz", [128, 256])
+def test_clinical_nights_come_back_within_half_a_step(tmp_path: Path, capsys, fs_hz: int) -> None:
+    (tmp_path / "h5").mkdir()
+    channels = clinical_file(tmp_path / "h5" / "n.hdf5", fs_hz=fs_hz)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "n.csv").write_text("Start,Stop,StageName,StageNumber\n0,30,Wake,0\n30,60,Stage 2,2\n")
+    options = ("--from", "clinical", "--labels", tmp_path / "labels", "--fs-hz", fs_hz)
+    status, _, err = run(capsys, tmp_path / "h5", tmp_path / "store", *options)
+    assert status == 0, err
+    assert "C4-M1: none of its samples is finite; it counts as missing" in err
+    assert f"ECG: 5 of {100 * fs_hz} samples are not finite" in err
+    assert "E1-M2 is left out: it has 7 samples" in err
+    store = ClipStore(tmp_path / "store", verify=True)
+    assert store.stage.tolist() == [0, 2, -1]
+    found = set()
+    for slot in range(len(store.slots)):
+        facts = store.record(0)["channels"][slot]
+        if not facts["present"]:
+            continue
+        (name,) = facts["labels"]
+        found.add(name)
+        wanted = channels[name].astype(np.float64)
+        assert store.fs_hz(0, slot) == fs_hz
+        step = store.channels.gain[0, slot]
+        assert step < 2e-4  # a float16 near 1 is 10e-4 from the next
+        known = np.isfinite(wanted)
+        assert np.abs(all_samples(store, 0, slot) - wanted)[known].max() <= 0.5 * step * (1 + 1e-6)
+    assert found == {"C3-M2", "ECG", "SaO2", "Thor"}
+
+
+def test_a_file_that_is_no_hdf5_is_named(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("h5py")
+    (tmp_path / "n.hdf5").write_bytes(b"nothing" * 100)
+    status, _, err = run(capsys, tmp_path / "n.hdf5", tmp_path / "store", "--from", "clinical", "--montage", "aasm")
+    assert status == 1
+    assert "cannot be read as HDF5" in err
+
+
+def test_without_h5py_the_extra_is_named(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "n.hdf5").touch()
+    status, _, err = run(capsys, tmp_path / "n.hdf5", tmp_path / "store", "--from", "clinical")
+    assert status == 1
+    assert "pip install 'sleepfm_fast[clinical]'" in err
+
+
+# ---- quantisation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.linspace(-3.7, 12.1, 1001),
+        np.array([1e300, -1e300, 0.0]),
+        np.array([1.5]),
+        np.array([5e-324, 0.0]),
+        np.arange(-32768, 32768, dtype=float),
+        np.arange(-32769, 32768, dtype=float),
+        np.concatenate([np.random.default_rng(0).normal(0, 1, 5000), [1e6]]),
+        np.full(9, 1e-7),
+        np.zeros(0),
+    ],
+    ids=lambda v: f"{v.size} values to {abs(v).max(initial=0):g}",
+)
+def test_half_a_step(values: np.ndarray) -> None:
+    q = quantise(values, "x")
+    assert q is not None
+    back = q.gain * q.integers.astype(np.float64) + q.offset
+    # The rounding of float64 comes on top, and two numbers that it cannot tell apart are one.
+    bound = 0.5 * q.gain * (1 + 1e-9) + 4e-16 * np.abs(values)
+    assert (np.abs(back - values) <= bound).all()
+    if values.size and np.array_equal(values, np.rint(values)) and abs(values + 0.5).max() < 32768:
+        assert (q.gain, q.offset) == (1, 0)
+
+
+def test_spikes_take_32_bits_and_lost_samples_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    quiet = rng.normal(0, 1, 10000)
+    assert quantise(quiet, "x").integers.dtype == np.int16
+    quiet[77] = 1e4
+    spiked = quantise(quiet, "x")
+    assert spiked.integers.dtype == np.int32
+    assert spiked.gain < 1 / 256
+    quiet[5:9] = (np.nan, np.inf, -np.inf, np.nan)
+    assert quantise(quiet, "x").issues == (
+        "x: 4 of 10000 samples are not finite; the middle of the range stands for them",
+    )
+    assert quantise(np.array([np.nan, np.inf]), "x") is None

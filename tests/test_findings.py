@@ -1,0 +1,401 @@
+"""The doctor: a clean recording has no finding, and every planted defect is found and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edf_files import Channel, annotation_channel, starts, write_edf
+from nights import LEADS, Lead, contents, write_night
+from planted import plant, samples_of
+
+from sleepfm_fast import simulate
+from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.preprocess import cli
+
+EEG, FS = "C4-M1", 128
+
+
+@pytest.fixture(scope="module")
+def sleepers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two clean recordings of six minutes, which are read whole."""
+    folder = tmp_path_factory.mktemp("clean") / "edf"
+    assert simulate.cli([str(folder), "--subjects", "2", "--hours", "0.1", "--seed", "5", "--workers", "1"]) == 0
+    return sorted(folder.glob("*.edf"))
+
+
+@pytest.fixture
+def examine(tmp_path: Path, capsys):
+    """Run --inspect; returns the findings of the report and what was printed."""
+
+    def run(*arguments: object, status: int = 0) -> tuple[list[dict], str]:
+        report = tmp_path / "report.json"
+        capsys.readouterr()
+        given = ["--inspect", *map(str, arguments), "--workers", "1", "--backend", "threading", "--json", str(report)]
+        assert cli(given) == status
+        return json.loads(report.read_text())["findings"], capsys.readouterr().out
+
+    return run
+
+
+def codes(findings: list[dict]) -> list[tuple[str, str, str]]:
+    return sorted((f["severity"], f["code"], f["channel"]) for f in findings)
+
+
+def test_clean_recordings_have_no_finding(sleepers: list[Path], examine) -> None:
+    findings, text = examine(*sleepers)
+    assert findings == []
+    assert "findings: none" in text
+
+
+def tone(hz: float, amplitude: float, n: int, fs: float = FS) -> np.ndarray:
+    return amplitude * np.sin(2 * np.pi * hz * np.arange(n) / fs)
+
+
+def third(x: np.ndarray, value: int) -> np.ndarray:
+    out = x.copy()
+    out[: len(x) // 3] = value
+    return out
+
+
+DEFECTS = {
+    "flat": ({EEG: lambda x: np.full_like(x, 3)}, ("flat", EEG)),
+    "flat in part": ({EEG: lambda x: third(x, 3)}, ("flat", EEG)),
+    "flat trend": ({"SpO2": lambda x: np.full_like(x, x[0])}, ("flat", "SpO2")),
+    "railed": ({EEG: lambda x: third(x, -32768)}, ("railed", EEG)),
+    "clipped by the amplifier": ({EEG: lambda x: np.clip(x, -900, 900)}, ("clipped", EEG)),
+    "clipped breathing": ({"Thor": lambda x: np.clip(x, -4000, 4000)}, ("clipped", "Thor")),
+    "mains 50": ({EEG: lambda x: x + tone(50, 5000, len(x))}, ("mains", EEG)),
+    "mains 60": ({EEG: lambda x: x + tone(60, 5000, len(x))}, ("mains", EEG)),
+    "ECG upside down": ({"ECG": lambda x: -x}, ("polarity", "ECG")),
+    "belt upside down": ({"Abdo": lambda x: -x}, ("belts", "Thor")),
+    "oximeter off": ({"SpO2": lambda x: third(x, -32768) * 0 - 32000 + (np.arange(len(x)) % 7) * 9}, ("level", "SpO2")),
+    "a thousand times too small": ({EEG: lambda x: x // 300}, ("unit", EEG)),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_planted_defect_is_found_and_nothing_else(name: str, sleepers: list[Path], tmp_path: Path, examine) -> None:
+    samples, (code, channel) = DEFECTS[name]
+    findings, text = examine(plant(sleepers[0], tmp_path / "night.edf", samples))
+    assert codes(findings) == [("warning", code, channel)]
+    assert findings[0]["paths"] == [str(tmp_path / "night.edf")]
+    assert findings[0]["action"]
+    line = next(line for line in text.splitlines() if line.strip().startswith("warning"))
+    assert f"{channel}: {findings[0]['text']} -> " in line
+
+
+HEADERS = {
+    "uV called mV": (EEG, {"unit": "mV"}, "uV"),
+    "uV called V": (EEG, {"unit": "V"}, "uV"),
+    "no unit": (EEG, {"unit": ""}, "uV"),
+    "an unknown unit": (EEG, {"unit": "bits"}, "uV"),
+    "mV called uV": ("ECG", {"unit": "uV"}, "mV"),
+    "V called uV": ("ECG", {"unit": "uV", "physical minimum": "-.008", "physical maximum": ".008"}, "V"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_wrong_unit_is_found_with_the_one_that_fits(name: str, sleepers, tmp_path: Path, examine) -> None:
+    channel, fields, fits = HEADERS[name]
+    night = plant(sleepers[0], tmp_path / "night.edf", header={channel: fields})
+    findings, _ = examine(night)
+    assert codes(findings) == [("warning", "unit", channel)]
+    assert findings[0]["figures"]["fits"] == fits
+    # what is suggested mends it
+    assert json.dumps({"night.edf": {channel: {"unit": fits}}}) in findings[0]["action"]
+    (tmp_path / "o.json").write_text(json.dumps({"night.edf": {channel: {"unit": fits}}}))
+    assert examine(night, "--overrides", tmp_path / "o.json")[0] == []
+
+
+def test_a_range_that_contradicts_a_right_unit_is_found(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    # the digits of the range are those of the converter, but the samples are plausible in the stated unit
+    fields = {"physical minimum": -1200, "physical maximum": 1200}
+    night = plant(sleepers[0], tmp_path / "night.edf", {"ECG": lambda x: x / 150}, {"ECG": fields})
+    findings, _ = examine(night)
+    assert [f["code"] for f in findings] == ["unit"]
+    assert "contradicts its unit mV" in findings[0]["text"]
+
+
+def test_saturation_as_a_fraction(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    night = plant(
+        sleepers[0], tmp_path / "night.edf", header={"SpO2": {"physical minimum": 0, "physical maximum": 1, "unit": ""}}
+    )
+    findings, _ = examine(night)
+    assert codes(findings) == [("warning", "level", "SpO2")]
+    (tmp_path / "o.json").write_text(json.dumps({"night.edf": {"SpO2": {"unit": "%", "scale": 100}}}))
+    assert json.loads(findings[0]["action"].partition("--overrides ")[2]) == {
+        "night.edf": {"SpO2": {"unit": "%", "scale": 100}}
+    }
+    assert examine(night, "--overrides", tmp_path / "o.json")[0] == []
+
+
+def test_channels_under_wrong_names(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    ecg = samples_of(sleepers[0], "ECG")
+    eeg = samples_of(sleepers[0], EEG)
+    night = plant(
+        sleepers[0],
+        tmp_path / "night.edf",
+        {EEG: lambda x: ecg[::2][: len(x)], "ECG": lambda x: 1.3 * np.repeat(eeg, 2)[: len(x)]},
+    )
+    findings, _ = examine(night)
+    assert codes(findings) == [("warning", "wrong_kind", EEG), ("warning", "wrong_kind", "ECG")]
+    assert "shows heartbeats" in findings[0]["text"]
+    assert "shows no heartbeats" in findings[1]["text"]
+
+
+def test_one_channel_twice(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    eeg = samples_of(sleepers[0], EEG)
+    night = plant(sleepers[0], tmp_path / "night.edf", {"O2-M1": lambda x: eeg})
+    findings, _ = examine(night)
+    assert codes(findings) == [("warning", "duplicate_channel", EEG)]
+    assert findings[0]["figures"]["channels"] == [EEG, "O2-M1"]
+
+
+def test_one_label_twice(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    night = plant(sleepers[0], tmp_path / "night.edf", header={"O2-M1": {"label": EEG}})
+    findings, _ = examine(night)
+    assert ("note", "duplicate_label", EEG) in codes(findings)
+    assert {f["code"] for f in findings} == {"duplicate_label", "remark"}
+
+
+def test_an_envelope_is_no_waveform(tmp_path: Path, examine) -> None:
+    write_night(tmp_path / "night.edf", seconds=240, leads=[*LEADS, Lead("Chin EMG", 1)], stages="W12RW12R")
+    findings, _ = examine(tmp_path / "night.edf")
+    assert ("warning", "slow", "Chin EMG") in codes(findings)
+    assert [f for f in findings if f["code"] == "unit" and f["channel"] == "Chin EMG"] == []
+
+
+# ------------------------------------------------------------------------------------------------------------- nights
+
+
+@pytest.mark.parametrize(
+    ("code", "severity", "options"),
+    [
+        ("no_scoring", "warning", {"stages": ""}),
+        ("no_stages", "warning", {"stages": "", "events": [(35, 20, "Hypopnea")]}),
+        ("unscored_lead_in", "note", {"stages": "W12RW12R", "first_stage_s": 150}),
+        ("unscored_tail", "note", {"stages": "W12RWWRR"}),
+        ("scoring_beyond", "warning", {"stages": "W12R" * 6}),
+        ("mostly_unscored", "warning", {"stages": "-----------WW"}),
+        ("lights", "note", {"stages": "W12R" * 4, "events": [(150, 1, "Lights Off")]}),
+        ("lights", "note", {"stages": "W12R" * 4, "events": [(300, 0, "lights on")]}),
+        ("missing_modality", "warning", {"stages": "W12R" * 4, "leads": LEADS[:4]}),
+        ("missing_slot", "note", {"stages": "W12R" * 4}),
+        ("remark", "note", {"stages": "W12R" * 4, "events": [(3000, 20, "Hypopnea")]}),
+    ],
+)
+def test_what_is_doubtful_about_a_night(code: str, severity: str, options: dict, tmp_path: Path, examine) -> None:
+    write_night(tmp_path / "night.edf", seconds=480, **options)
+    findings, _ = examine(tmp_path / "night.edf", "--montage", "aasm")
+    assert (severity, code) in {(f["severity"], f["code"]) for f in findings}
+    # a night without that defect does not have it
+    brain = ["F4-M1", "C4-M1", "O2-M1", "F3-M2", "C3-M2", "O1-M2", "E1", "E2", "Chin"]
+    leads = [Lead(name) for name in [*brain, "ECG", "Flow", "NPress", "Chest", "Abd"]]
+    leads += [Lead("Snore"), Lead("SpO2", 1, "%", 100), Lead("Pulse", 1, "bpm", 100)]
+    write_night(tmp_path / "other.edf", seconds=480, stages="W12R" * 4, leads=leads)
+    findings, _ = examine(tmp_path / "other.edf", "--montage", "aasm")
+    assert code not in {f["code"] for f in findings}
+
+
+def test_figures_of_the_scoring(tmp_path: Path, examine) -> None:
+    write_night(tmp_path / "n.edf", seconds=480, stages="W" * 4, first_stage_s=180, events=[(240, 1, "Lights off")])
+    figures = {f["code"]: f["figures"] for f in examine(tmp_path / "n.edf")[0]}
+    assert figures["unscored_lead_in"] == {"seconds": 180}
+    assert figures["unscored_tail"] == {"seconds": 180}
+    assert figures["mostly_unscored"] == {"share": 0.75}
+    assert "lights" not in figures  # a minute of stages before lights off is within the tolerance
+    write_night(tmp_path / "n.edf", seconds=480, stages="W" * 20)
+    figures = {f["code"]: f["figures"] for f in examine(tmp_path / "n.edf")[0]}
+    assert figures["scoring_beyond"] == {"seconds": 120, "epochs": 4}
+
+
+def test_a_scoring_with_another_start(tmp_path: Path, examine) -> None:
+    write_night(tmp_path / "n.edf", seconds=480, stages="")
+    source = write_night
+    source(tmp_path / "n-hypnogram.edf", seconds=480, stages="W12R" * 4, leads=[Lead("C3-M2")])
+    from sleepfm_fast.edf import read_recording
+
+    start = read_recording(tmp_path / "n.edf").start
+    content = bytearray((tmp_path / "n-hypnogram.edf").read_bytes())
+    content[168:184] = start.strftime("%d.%m.%y%H.%M.%S").encode()
+    (tmp_path / "n-hypnogram.edf").write_bytes(content)
+    assert "scoring_start" not in {f["code"] for f in examine(tmp_path / "n.edf")[0]}
+    from datetime import timedelta
+
+    content[168:184] = (start + timedelta(seconds=60)).strftime("%d.%m.%y%H.%M.%S").encode()
+    (tmp_path / "n-hypnogram.edf").write_bytes(content)
+    found = [f for f in examine(tmp_path / "n.edf")[0] if f["code"] == "scoring_start"]
+    assert [f["figures"] for f in found] == [{"seconds": 60}]
+
+
+def test_gaps_of_a_discontinuous_file(tmp_path: Path, examine) -> None:
+    rng = np.random.default_rng(0)
+    onsets = [*range(60), *range(100, 160)]
+    more = {0: b"+0\x15120\x14Sleep stage W\x14\0"}
+    channels = [
+        Channel("C3-M2", rng.integers(-9000, 9000, (120, 100))),
+        annotation_channel(starts([str(t) for t in onsets], more), 30),
+    ]
+    write_edf(tmp_path / "d.edf", channels, reserved="EDF+D")
+    findings, _ = examine(tmp_path / "d.edf")
+    assert [f["figures"] for f in findings if f["code"] == "gaps"] == [{"gaps": 1, "seconds": 40}]
+
+
+def test_what_cannot_be_ingested_is_an_error_and_stands_first(sleepers, tmp_path: Path, examine) -> None:
+    plant(sleepers[0], tmp_path / "in" / "b.edf", {"ECG": lambda x: -x})
+    (tmp_path / "in" / "c.edf").write_bytes(b"<html>")
+    findings, text = examine(tmp_path / "in", status=1)
+    assert codes(findings) == [("error", "unreadable", ""), ("warning", "polarity", "ECG")]
+    lines = text[text.index("findings:") :].splitlines()
+    assert lines[0] == "findings: 1 error, 1 warning"
+    assert [line.split()[0] for line in lines[1:3]] == ["error", "warning"]
+
+
+# ------------------------------------------------------------------------------------------------------------ cohorts
+
+
+def test_recordings_that_are_one(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    plant(sleepers[0], tmp_path / "in" / "a.edf")
+    # another name and patient, as after a second anonymisation: the samples tell
+    plant(sleepers[0], tmp_path / "in" / "b.edf", file_header={8: b"SOMEBODY ELSE"})
+    plant(sleepers[1], tmp_path / "in" / "c.edf")
+    findings, _ = examine(tmp_path / "in")
+    assert codes(findings) == [("warning", "identical", "")]
+    assert [Path(p).name for p in findings[0]["paths"]] == ["a.edf", "b.edf"]
+    assert findings[0]["figures"]["subjects"] == ["a", "b"]
+    # the same windows, but not the same recording
+    plant(sleepers[0], tmp_path / "in" / "b.edf", {EEG: lambda x: np.concatenate([x[:-1], [x[-1] + 1]])})
+    assert examine(tmp_path / "in")[0] == []
+    # left out as suggested
+    plant(sleepers[0], tmp_path / "in" / "b.edf")
+    (tmp_path / "o.json").write_text('{"b.edf": "exclude"}')
+    assert examine(tmp_path / "in", "--overrides", tmp_path / "o.json")[0] == []
+
+
+def test_file_names_in_several_folders(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    for i, site in enumerate("ab"):
+        plant(sleepers[i], tmp_path / "in" / site / "psg.edf")
+    findings, text = examine(tmp_path / "in")
+    assert codes(findings) == [("warning", "shared_name", "")]
+    assert "1 file names occur in several folders (such as psg, in 2; no table names them)" in text
+    table = tmp_path / "p.csv"
+    table.write_text("recording,subject\npsg,X\n")
+    findings, text = examine(tmp_path / "in", "--participants", table)
+    assert codes(findings) == [("warning", "shared_name", "")]
+    assert "the table names them by the file name alone" in text
+    table.write_text("recording,subject\na/psg,X\nb/psg,Y\n")
+    assert examine(tmp_path / "in", "--participants", table)[0] == []
+
+
+def test_mixed_montages_and_rates(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    for i in range(3):
+        plant(sleepers[i % 2], tmp_path / "in" / f"n{i}.edf", {EEG: lambda x, i=i: np.roll(x, i)})
+    plant(sleepers[0], tmp_path / "in" / "x.edf", {EEG: lambda x: np.roll(x, 9)}, {"O2-M1": {"label": "Light"}})
+    findings, text = examine(tmp_path / "in")
+    assert codes(findings) == [("note", "missing_slot", "O2-M1"), ("note", "mixed_montages", "")]
+    groups = next(f for f in findings if f["code"] == "mixed_montages")["figures"]["groups"]
+    assert [group["nights"] for group in groups] == [3, 1]
+    assert "1 (x.edf) lack O2-M1" in text
+    assert "Light" in next(f for f in findings if f["code"] == "missing_slot")["action"]
+
+
+def test_an_amplitude_that_sticks_out_of_the_cohort(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    for i in range(6):
+        gain = 1 / 45 if i == 5 else 1.0  # still plausible by itself
+        plant(sleepers[0], tmp_path / "in" / f"n{i}.edf", {"Chin EMG": lambda x, i=i, g=gain: np.roll(x * g, i)})
+    findings, _ = examine(tmp_path / "in")
+    assert codes(findings) == [("warning", "outlier", "Chin EMG")]
+    assert Path(findings[0]["paths"][0]).name == "n5.edf"
+    assert findings[0]["figures"]["ratio"] == pytest.approx(1 / 45, rel=0.05)
+
+
+def test_a_finding_of_many_nights_takes_one_line(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    for i in range(5):
+        changes = {"ECG": lambda x: -x, EEG: lambda x, i=i: np.roll(x, i)}
+        plant(sleepers[i % 2], tmp_path / "in" / f"n{i}.edf", changes)
+    findings, text = examine(tmp_path / "in")
+    assert [f["code"] for f in findings] == ["polarity"] * 5
+    lines = [line for line in text.splitlines() if line.strip().startswith("warning")]
+    assert len(lines) == 1
+    assert "5 recordings, such as n0.edf  ECG: " in lines[0]
+
+
+# -------------------------------------------------------------------------------------------------------- corrections
+
+
+def test_corrections_are_applied_and_recorded(sleepers: list[Path], tmp_path: Path, capsys) -> None:
+    night = plant(sleepers[0], tmp_path / "in" / "night.edf", {"ECG": lambda x: -x}, {EEG: {"label": "Brain 1"}})
+    other = plant(sleepers[1], tmp_path / "in" / "other.edf")
+    overrides = tmp_path / "o.json"
+    overrides.write_text(
+        json.dumps(
+            {"*.edf": {"snore": {"exclude": True}}, "in/night.edf": {"ECG": {"invert": True}, "#1": {"alias": EEG}}}
+        )
+    )
+    arguments = [str(tmp_path / "in"), str(tmp_path / "store"), "--workers", "1", "--backend", "threading"]
+    assert cli([*arguments, "--overrides", str(overrides)]) == 0
+    store = ClipStore(tmp_path / "store", verify=True)
+    slots = [slot.name for slot in store.slots]
+    assert "Snore" not in slots
+    assert EEG in slots
+    ecg = slots.index("ECG")
+    record = store.record(0)
+    true = samples_of(sleepers[0], "ECG")
+    gain, offset = (record["channels"][ecg][name] for name in ("gain", "offset"))
+    clean = 16e3 / 65535 * (true.astype(float) + 32768) - 8000
+    np.testing.assert_allclose(gain * store.run(0, ecg, 0) + offset, clean, atol=0.3)  # one step of the integers
+    assert {c["label"]: c for c in record["corrections"]} == {
+        "Snore": {"index": 11, "label": "Snore", "exclude": True},
+        "ECG": {"index": 6, "label": "ECG", "invert": True},
+        "Brain 1": {"index": 1, "label": "Brain 1", "alias": EEG},
+    }
+    assert [c["label"] for c in store.record(1)["corrections"]] == ["Snore"]
+    # what no longer agrees is said, and made again when told, that night only
+    before = contents(tmp_path / "store")
+    overrides.write_text(json.dumps({"*.edf": {"Snore": {"exclude": True}}, "in/night.edf": {"#1": {"alias": EEG}}}))
+    capsys.readouterr()
+    assert cli([*arguments, "--overrides", str(overrides)]) == 1
+    changed = json.loads(capsys.readouterr().out.splitlines()[-1])["changed"]
+    assert {Path(c["path"]).name for c in changed} == {night.name, other.name}  # 'snore' was written otherwise
+    assert contents(tmp_path / "store") == before
+    assert cli([*arguments, "--overrides", str(overrides), "--overwrite"]) == 0
+    np.testing.assert_array_equal(ClipStore(tmp_path / "store").run(0, ecg, 0), -true)
+    gain = ClipStore(tmp_path / "store").record(0)["channels"][ecg]["gain"]
+    assert math.copysign(1, gain) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "holds a list; expected"),
+        ('{"a.edf": 3}', "'a.edf' has a number; expected channels"),
+        ('{"a.edf": {}}', "expected channels"),
+        ('{"": {"ECG": {"invert": true}}}', "is no pattern of recordings"),
+        ('{"a.edf": {"ECG": {"polarity": -1}}}', "has the key 'polarity'; choose from: alias"),
+        ('{"a.edf": {"ECG": {}}}', "expected one or more of: alias"),
+        ('{"a.edf": {"ECG": {"invert": 1}}}', "'invert' is 1; expected true or false"),
+        ('{"a.edf": {"ECG": {"scale": 0}}}', "'scale' is 0; expected a number other than 0"),
+        ('{"a.edf": {"ECG": {"unit": ""}}}', "'unit' is \"\"; expected a unit"),
+        ('{"a.edf": {"ECG": {"unit": "uV"}, "ECG": {"unit": "mV"}}}', "names 'ECG' twice"),
+    ],
+)
+def test_wrong_corrections_are_a_sentence(content: str, message: str, tmp_path: Path, capsys) -> None:
+    write_night(tmp_path / "a.edf")
+    (tmp_path / "o.json").write_text(content)
+    assert cli([str(tmp_path / "a.edf"), str(tmp_path / "s"), "--overrides", str(tmp_path / "o.json")]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_corrections_that_nothing_needs_are_said(tmp_path: Path, examine) -> None:
+    write_night(tmp_path / "a.edf")
+    (tmp_path / "o.json").write_text('{"*": {"Nothing": {"invert": true}}, "b.edf": "exclude"}')
+    _, text = examine(tmp_path / "a.edf", "--overrides", tmp_path / "o.json")
+    assert "--overrides names what no file has: 'b.edf', 'Nothing' of '*'" in text
+    assert examine(tmp_path / "a.edf")[0] != []
+    assert cli(["--inspect", str(tmp_path / "a.edf"), "--overrides", str(tmp_path / "none.json")]) == 1

@@ -1,0 +1,275 @@
+"""The fused MBConv block against its definition in float64: training, evaluation, gradients, and in the encoder."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from closeness import assert_close
+
+import sleepfm_fast
+from sleepfm_fast import ops, reference
+from sleepfm_fast.encoder import PRESETS, MBConvBlock, build_encoder
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("x", "w1", "b1", "gamma0", "beta0", "wd", "bd", "gamma1", "beta1", "w3", "b3")
+# clips, channels in, width, channels out, samples, stride: one value a channel and clip, less than a vector, one more
+# than a panel, rows that are no multiple of a register block, a stage of the network.
+DIMS = [
+    (2, 3, 4, 2, 1, 1),
+    (2, 3, 4, 2, 2, 2),
+    (1, 1, 1, 1, 2, 1),
+    (3, 5, 7, 6, 50, 1),
+    (3, 5, 7, 6, 51, 2),
+    (2, 4, 17, 33, 97, 2),
+    (17, 2, 9, 3, 129, 1),
+    (2, 16, 96, 24, 193, 2),
+    (5, 40, 240, 80, 30, 1),
+]
+
+
+def arguments(dims, seed=0):
+    n_clips, n_in, width, n_out, n_samples, _ = dims
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    return [
+        normal(n_clips, n_in, n_samples),
+        normal(width, n_in) / n_in**0.5,
+        normal(width),
+        1 + 0.3 * normal(width),
+        0.5 * normal(width),
+        normal(width, 3) / 2,
+        normal(width),
+        1 + 0.3 * normal(width),
+        0.5 * normal(width),
+        normal(n_out, width) / width**0.5,
+        normal(n_out),
+    ]
+
+
+def evaluate(function, values, dims, dtype=torch.float32):
+    """y, statistics and all gradients for one upstream gradient."""
+    leaves = [value.to(dtype).requires_grad_() for value in values]
+    y, used = function(*leaves, stride=dims[5])
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(9)).to(dtype)
+    gradients = torch.autograd.grad((y * upstream).sum(), leaves)
+    return [y.detach(), used.to(dtype), *gradients]
+
+
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+def test_training_agrees_with_the_definition(dims):
+    values = arguments(dims)
+    ours = evaluate(ops.mbconv, values, dims)
+    same = evaluate(reference.mbconv, values, dims)
+    truth = evaluate(reference.mbconv, values, dims, torch.float64)
+    # With two values a channel the batch norm's gradient is the small rest of large terms; what counts as large is seen
+    # in what torch itself makes of it.
+    for name, a, b, c in zip(("y", "statistics", *NAMES), ours, same, truth, strict=True):
+        scale = c.abs().max().clamp_min(1.0)
+        if name in ("b1", "bd"):  # a batch norm takes them away: exactly zero here, rounding noise in the others
+            assert not a.any()
+            assert c.abs().max() < 1e-9
+            continue
+        term = 3e-5 if dims[0] * dims[4] > 4 else 1e-2
+        assert_close(a, b, c, term * scale if name in ("w1", "wd", "gamma0", "x") else 1e-5 * scale, name)
+
+
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+def test_evaluation_agrees_with_the_definition(dims):
+    x, *weights = arguments(dims)
+    generator = torch.Generator().manual_seed(5)
+    running = [torch.rand(dims[2], generator=generator) + 0.2 for _ in range(4)]
+    with torch.no_grad():
+        ours, used = ops.mbconv(x, *weights, stride=dims[5], running=tuple(running))
+        same, _ = reference.mbconv(x, *weights, stride=dims[5], running=tuple(running))
+        doubles = [value.double() for value in (x, *weights)]
+        truth, _ = reference.mbconv(*doubles, stride=dims[5], running=tuple(value.double() for value in running))
+    assert_close(ours, same, truth, 3e-6 * truth.abs().max().clamp_min(1.0))
+    torch.testing.assert_close(used.float(), torch.stack(running))
+
+
+def test_the_reference_is_what_torch_computes():
+    dims = (3, 5, 7, 6, 50, 2)
+    block = MBConvBlock(5, 6, 1, 2, 0.0)
+    block.conv1 = torch.nn.Conv1d(5, 7, 1)
+    block.conv2 = torch.nn.Conv1d(7, 7, 3, stride=2, padding=1, groups=7)
+    block.conv3 = torch.nn.Conv1d(7, 6, 1)
+    block.b0, block.b1 = torch.nn.BatchNorm1d(7), torch.nn.BatchNorm1d(7)
+    x, *weights = (value.double() for value in arguments(dims))
+    block = block.double().train()
+    places = [block.conv1.weight, block.conv1.bias, block.b0.weight, block.b0.bias, block.conv2.weight]
+    places += [block.conv2.bias, block.b1.weight, block.b1.bias, block.conv3.weight, block.conv3.bias]
+    with torch.no_grad():
+        for place, value in zip(places, weights, strict=True):
+            place.copy_(value.reshape(place.shape))
+        y, _ = reference.mbconv(x, *weights, stride=2)
+        torch.testing.assert_close(block.conv3(block.wide(x)), y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_encoder_gives_what_it_gives_operation_by_operation(training):
+    """Embeddings, every parameter's gradient and the running statistics of the published network."""
+    results = {}
+    for dtype, fuse in ((torch.float32, True), (torch.float32, False), (torch.float64, False)):
+        torch.manual_seed(0)
+        encoder = build_encoder(3, PRESETS["seed"]).to(dtype).train(training)
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if isinstance(module, MBConvBlock):
+                module.fuse = fuse
+        x = torch.randn(4, 3, 1920, generator=torch.Generator().manual_seed(1)).to(dtype)
+        with torch.set_grad_enabled(training):
+            y = encoder(x)
+        if training:
+            (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
+        state = {f"gradient {n}": p.grad for n, p in encoder.named_parameters()} if training else {}
+        state |= {n: b for n, b in encoder.named_buffers() if b.is_floating_point()}
+        results[dtype, fuse] = {"y": y.detach(), **state}
+    ours, same, truth = results.values()
+    errors, torch_errors = [], []
+    for name, value in truth.items():
+        if not name.startswith("gradient"):
+            assert_close(ours[name], same[name], value, 3e-5 * value.abs().max(), name)
+        elif value.abs().max() < 1e-9:
+            assert ours[name].abs().max() < 1e-3, name  # of a bias that a batch norm takes away
+        else:
+            errors.append(float((ours[name] - value).norm() / value.norm()))
+            torch_errors.append(float((same[name] - value).norm() / value.norm()))
+    if training:
+        # A rounding error that moves one activation across a kink of ReLU6, or a maximum of the pooling, moves the
+        # gradients of everything before it by a percent: in float32 each implementation meets its own few.
+        assert max(errors) < 0.05
+        assert statistics.median(errors) < statistics.median(torch_errors) + 0.005
+
+
+def test_blocks_that_the_op_does_not_cover_go_the_long_way(monkeypatch):
+    block = MBConvBlock(4, 4, 2, 1, 0.0)
+    x = torch.randn(2, 4, 20)
+    assert block.can_fuse(x)
+    assert not block.can_fuse(x.double())
+    assert not MBConvBlock(4, 4, 2, 1, 0.0).double().can_fuse(x.double())
+    assert not block.eval().can_fuse(x)  # gradients through running statistics
+    with torch.no_grad():
+        assert block.can_fuse(x)
+    block.train()
+    block.b0.eval()  # frozen statistics
+    assert not block.can_fuse(x)
+    block = torch.nn.SyncBatchNorm.convert_sync_batchnorm(MBConvBlock(4, 4, 2, 1, 0.0))
+    assert not block.can_fuse(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not MBConvBlock(4, 4, 2, 1, 0.0).can_fuse(x)
+
+
+def test_same_bits_for_any_number_of_threads():
+    dims = (19, 8, 48, 16, 100, 2)
+    values = arguments(dims)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for n_threads in (1, 2, 5, 1):
+            torch.set_num_threads(n_threads)
+            results.append(evaluate(ops.mbconv, values, dims))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_evaluation_of_a_clip_does_not_depend_on_its_batch():
+    x, *weights = arguments((5, 8, 48, 16, 700, 2))
+    running = tuple(torch.rand(48) + 0.5 for _ in range(4))
+    with torch.no_grad():
+        together, _ = ops.mbconv(x, *weights, stride=2, running=running)
+        alone, _ = ops.mbconv(x[3:4], *weights, stride=2, running=running)
+    assert torch.equal(together[3:4], alone)
+
+
+def test_strided_arguments():
+    dims = (3, 5, 7, 6, 50, 1)
+    values = arguments(dims)
+    strided = [torch.stack([value, value], dim=-1)[..., 0] for value in values]
+    assert not strided[0].is_contiguous()
+    for a, b in zip(evaluate(ops.mbconv, strided, dims), evaluate(ops.mbconv, values, dims), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_nan_is_not_hidden_by_relu6():
+    x, *weights = arguments((2, 3, 8, 4, 40, 1))
+    x[1, 0, 20] = torch.nan
+    running = tuple(torch.rand(8) + 0.5 for _ in range(4))
+    with torch.no_grad():
+        y, _ = ops.mbconv(x, *weights, running=running)
+        expected, _ = reference.mbconv(x, *weights, running=running)
+        assert torch.equal(y.isnan(), expected.isnan())
+        assert y.isnan().any()
+        assert ops.mbconv(x, *weights)[0].isnan().all()
+
+
+def test_no_clips():
+    _, *weights = arguments((2, 3, 8, 4, 40, 1))
+    running = tuple(torch.rand(8) + 0.5 for _ in range(4))
+    with torch.no_grad():
+        assert ops.mbconv(torch.empty(0, 3, 40), *weights, running=running)[0].shape == (0, 4, 40)
+    with pytest.raises(ValueError, match="more than one value"):
+        ops.mbconv(torch.empty(0, 3, 40), *weights)
+
+
+def test_refusals():
+    x, *weights = arguments((2, 3, 8, 4, 40, 1))
+    with pytest.raises(ValueError, match=r"x has shape \(3, 40\)"):
+        ops.mbconv(x[0], *weights)
+    with pytest.raises(ValueError, match="stride is 3"):
+        ops.mbconv(x, *weights, stride=3)
+    with pytest.raises(ValueError, match=r"wd has shape \(8,\)"):
+        ops.mbconv(x, *weights[:4], weights[5], *weights[5:])
+    with pytest.raises(TypeError, match=r"x is torch\.float64"):
+        ops.mbconv(x.double(), *weights)
+    with pytest.raises(ValueError, match="more than one value"):
+        ops.mbconv(x[:1, :, :1], *weights)
+    running = tuple(torch.rand(8) for _ in range(4))
+    with pytest.raises(NotImplementedError, match="no gradient"):
+        ops.mbconv(x.requires_grad_(), *weights, running=running)
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        torch.autograd.grad(ops.mbconv(x, *weights)[0].sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_opcheck(stride):
+    x, *weights = arguments((2, 3, 8, 4, 40, stride))
+    running = [torch.rand(8) + 0.5 for _ in range(4)]
+    namespace = torch.ops.sleepfm_fast
+    torch.library.opcheck(namespace.mbconv_evaluate.default, (x, weights, running, stride, 1e-5))
+    torch.library.opcheck(namespace.mbconv_forward.default, (x, weights, stride, 1e-5))
+    y, c1, c2, used = namespace.mbconv_forward(x, weights, stride, 1e-5)
+    torch.library.opcheck(namespace.mbconv_backward.default, (y, x, weights, c1, c2, used, stride, 1e-5))
+
+
+ISA_SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch, test_mbconv as t
+from sleepfm_fast import ops
+torch.save([t.evaluate(ops.mbconv, t.arguments(dims), dims) for dims in t.DIMS], sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("isa", sleepfm_fast.build_info()["cpu_instruction_sets"])
+def test_every_instruction_set_agrees(isa, tmp_path):
+    path = tmp_path / "results.pt"
+    environment = {**os.environ, "SLEEPFM_CPU": isa, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", ISA_SCRIPT, str(Path(__file__).parent), str(path)]
+    subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=300)
+    for dims, found in zip(DIMS, torch.load(path, weights_only=True), strict=True):
+        truth = evaluate(reference.mbconv, arguments(dims), dims, torch.float64)
+        for name, a, c in zip(("y", "statistics", *NAMES), found, truth, strict=True):
+            allowed = (1e-4 if dims[0] * dims[4] > 4 else 2e-2) * c.abs().max().clamp_min(1.0)
+            assert (a.double() - c).abs().max() <= allowed, (dims, name)

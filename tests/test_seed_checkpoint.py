@@ -1,0 +1,130 @@
+"""Checkpoints in the authors' layout: read without running them, checked tensor by tensor, turned into run folders."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from sleepfm_fast import embed, import_checkpoint
+from sleepfm_fast.encoder import PRESETS, SleepModel
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.seed_checkpoint import read_seed_checkpoint
+
+STATES = {"respiratory": "respiratory_state_dict", "brain": "sleep_stages_state_dict", "ecg": "ekg_state_dict"}
+
+
+@pytest.fixture(scope="module")
+def model() -> SleepModel:
+    torch.manual_seed(0)
+    model = SleepModel({"respiratory": 3, "brain": 5, "ecg": 1}, PRESETS["seed"], log_temperature=1.25)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 2.0)
+    return model.eval()
+
+
+def content_of(model: SleepModel, prefix: str = "module.") -> dict:
+    """As the authors' pretraining script saves it, optimiser included."""
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    content = {
+        "epoch": 7,
+        "temperature": 1.25,
+        "optim_dict": optimiser.state_dict(),
+        "scheduler_dict": {"step_size": 5, "gamma": 0.1},
+        "best_loss": 2.5,
+        "loss": 2.6,
+    }
+    for modality, name in STATES.items():
+        content[name] = {prefix + key: value for key, value in model.encoders[modality].state_dict().items()}
+    return content
+
+
+def write(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_the_model_comes_back(model, tmp_path, prefix):
+    found = read_seed_checkpoint(write(tmp_path / "best.pt", content_of(model, prefix)))
+    assert (found.montage, found.epoch, found.best_loss) == ("cinc2018", 7, 2.5)
+    assert list(found.model.modalities) == ["respiratory", "brain", "ecg"]
+    assert not found.model.training
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_the_command_writes_a_run_that_embed_reads(model, tmp_path, cohort_store, capsys):
+    path = write(tmp_path / "best.pt", content_of(model))
+    run = tmp_path / "run"
+    assert import_checkpoint.cli([str(path), str(run)]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["montage"] == "cinc2018"
+    assert result["parameters"] == sum(p.numel() for p in model.parameters())
+    assert sorted(p.name for p in run.iterdir()) == ["best.safetensors", "config.json"]
+    assert embed.cli([str(run), str(cohort_store), str(tmp_path / "emb")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["dim"] == 512
+    # Nothing is written over.
+    assert import_checkpoint.cli([str(path), str(run)]) == 1
+
+
+class Harmful:
+    def __reduce__(self):
+        return (Path.touch, (Path("harm"),))
+
+
+def test_a_pickle_that_runs_code_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = content_of(model) | {"extra": Harmful()}
+    with pytest.raises(SleepfmError, match="can run any code"):
+        read_seed_checkpoint(write(tmp_path / "best.pt", content))
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Harmful()))
+    with pytest.raises(SleepfmError, match=r"plain\.pt"):
+        read_seed_checkpoint(tmp_path / "plain.pt")
+    assert not (tmp_path / "harm").exists()
+
+
+def without(content, state, name):
+    content[state] = {k: v for k, v in content[state].items() if k != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("temperature"), "lacks temperature"),
+        (lambda c: c.pop("ekg_state_dict"), "lacks ekg_state_dict; it has epoch"),
+        (lambda c: c.update(ekg_state_dict=[1]), "ekg_state_dict is not a mapping"),
+        (lambda c: without(c, "ekg_state_dict", "module.fc.bias"), r"lacks fc\.bias"),
+        (lambda c: without(c, "ekg_state_dict", "module.stage1.weight"), r"no tensor stage1\.weight"),
+        (lambda c: c["ekg_state_dict"].update(head=torch.ones(1)), "it has unknown head"),
+        (
+            lambda c: c["sleep_stages_state_dict"].update({"module.fc.bias": torch.ones(3)}),
+            r"sleep_stages_state_dict has fc\.bias of shape \[3\]; the published network has \[512\]",
+        ),
+        (
+            lambda c: c["ekg_state_dict"].update({"module.stage1.weight": torch.ones(32, 2, 3)}),
+            "3/5/2 respiratory/brain/ecg channels",
+        ),
+        (lambda c: c.update(temperature=float("nan")), "temperature is nan"),
+    ],
+)
+def test_what_differs_is_named(model, tmp_path, change, message):
+    content = content_of(model)
+    change(content)
+    with pytest.raises(SleepfmError, match=message):
+        read_seed_checkpoint(write(tmp_path / "best.pt", content))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"not a checkpoint"])
+def test_damaged_files(model, tmp_path, damage):
+    path = write(tmp_path / "best.pt", content_of(model))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(SleepfmError, match=r"best\.pt"):
+        read_seed_checkpoint(path)
+    with pytest.raises(SleepfmError, match="there is no file"):
+        read_seed_checkpoint(tmp_path / "absent.pt")
