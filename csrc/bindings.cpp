@@ -106,6 +106,7 @@ T* pointer(Address address) {
 
 using ContrastiveShape = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
 using Strides = std::tuple<std::int64_t, std::int64_t>;
+using SampleRange = std::tuple<std::int64_t, std::int64_t>;
 
 sleepfm::ContrastiveInput contrastive_input(Address x, int dtype, ContrastiveShape shape, Strides x_strides,
                                             Address log_temperature, Address mask, Strides mask_strides, bool pairwise,
@@ -128,10 +129,12 @@ sleepfm::ContrastiveInput contrastive_input(Address x, int dtype, ContrastiveSha
 void contrastive_forward(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
                          Address mask, Strides mask_strides, bool pairwise, bool both_directions, int n_threads,
                          Address workspace, Address loss, Address losses, Address correct, Address ranks,
-                         Address n_valid, Address state) {
-    sleepfm::contrastive_forward({contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides,
-                                                    pairwise, both_directions, n_threads, workspace),
-                                  pointer<void>(loss), pointer<void>(losses), pointer<std::int64_t>(correct),
+                         Address n_valid, Address state, SampleRange range, Address kept) {
+    auto input = contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides, pairwise,
+                                   both_directions, n_threads, workspace);
+    std::tie(input.begin, input.end) = range;
+    input.kept = pointer<void>(kept);
+    sleepfm::contrastive_forward({input, pointer<void>(loss), pointer<void>(losses), pointer<std::int64_t>(correct),
                                   pointer<std::int32_t>(ranks), pointer<std::int64_t>(n_valid),
                                   pointer<double>(state)});
 }
@@ -139,10 +142,12 @@ void contrastive_forward(Address x, int dtype, ContrastiveShape shape, Strides x
 void contrastive_backward(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
                           Address mask, Strides mask_strides, bool pairwise, bool both_directions, int n_threads,
                           Address workspace, Address gradient_loss, Address n_valid, Address state, Address gradient_x,
-                          Address gradient_log_temperature) {
-    sleepfm::contrastive_backward({contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides,
-                                                     pairwise, both_directions, n_threads, workspace),
-                                   pointer<void const>(gradient_loss), pointer<std::int64_t const>(n_valid),
+                          Address gradient_log_temperature, SampleRange range, Address kept) {
+    auto input = contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides, pairwise,
+                                   both_directions, n_threads, workspace);
+    std::tie(input.begin, input.end) = range;
+    input.kept = pointer<void>(kept);
+    sleepfm::contrastive_backward({input, pointer<void const>(gradient_loss), pointer<std::int64_t const>(n_valid),
                                    pointer<double const>(state), pointer<void>(gradient_x),
                                    pointer<void>(gradient_log_temperature)});
 }
@@ -216,6 +221,14 @@ void contrastive_cuda_backward(Address x, int dtype, ContrastiveShape shape, Str
 #endif
 }
 
+std::tuple<std::int64_t, std::int64_t> contrastive_bytes(std::int64_t n_modalities, std::int64_t n_samples,
+                                                         std::int64_t n_dim, bool pairwise, bool is_double,
+                                                         bool backward, bool kept, int n_threads) {
+    auto const bytes =
+        sleepfm::contrastive_bytes(n_modalities, n_samples, n_dim, pairwise, is_double, backward, kept, n_threads);
+    return {bytes.workspace, bytes.kept};
+}
+
 void contrastive_exponential(Address x, Address y, std::int64_t n, bool is_double) {
     sleepfm::contrastive_exponential(pointer<void const>(x), pointer<void>(y), n, is_double);
 }
@@ -276,6 +289,40 @@ void contrastive_gemm(std::int64_t step, std::vector<std::int64_t> const& member
     static_cast<void>(stream);
     refuse_cuda();
 #endif
+}
+
+// ---- retrieval ranks ------------------------------------------------------------------------------------------------
+
+using RankLimits = std::tuple<Address, Address, Address, Address>;  // low, high, own, shift
+
+void pair_ranks(std::tuple<Address, Address> operands, ContrastiveShape shape, SampleRange first,
+                std::tuple<Address, Address> means, RankLimits rows, RankLimits columns,
+                std::tuple<Address, Address> ahead, bool new_rows, int n_threads, Address workspace) {
+    sleepfm::PairRanks call{};
+    call.a = pointer<float const>(std::get<0>(operands));
+    call.b = pointer<float const>(std::get<1>(operands));
+    std::tie(call.n_rows, call.n_columns, call.n_dim) = shape;
+    std::tie(call.first_row, call.first_column) = first;
+    call.mean_a = pointer<float const>(std::get<0>(means));
+    call.mean_b = pointer<float const>(std::get<1>(means));
+    call.low_of_rows = pointer<float const>(std::get<0>(rows));
+    call.high_of_rows = pointer<float const>(std::get<1>(rows));
+    call.own_of_rows = pointer<double const>(std::get<2>(rows));
+    call.shift_of_columns = pointer<float const>(std::get<3>(rows));
+    call.low_of_columns = pointer<float const>(std::get<0>(columns));
+    call.high_of_columns = pointer<float const>(std::get<1>(columns));
+    call.own_of_columns = pointer<double const>(std::get<2>(columns));
+    call.shift_of_rows = pointer<float const>(std::get<3>(columns));
+    call.ahead_of_rows = pointer<std::int64_t>(std::get<0>(ahead));
+    call.ahead_of_columns = pointer<std::int64_t>(std::get<1>(ahead));
+    call.new_rows = new_rows;
+    call.n_threads = n_threads;
+    call.workspace = pointer<void>(workspace);
+    sleepfm::pair_ranks(call);
+}
+
+void own_inner_products(Address a, Address b, Address own, std::int64_t n_rows, std::int64_t n_dim) {
+    sleepfm::own_inner_products(pointer<float const>(a), pointer<float const>(b), pointer<double>(own), n_rows, n_dim);
 }
 
 // ---- mbconv ---------------------------------------------------------------------------------------------------------
@@ -357,7 +404,7 @@ PYBIND11_MODULE(_C, module) {
     using NoGil = py::call_guard<py::gil_scoped_release>;
     module.def("contrastive_forward", &contrastive_forward, NoGil());
     module.def("contrastive_backward", &contrastive_backward, NoGil());
-    module.def("contrastive_workspace_bytes", &sleepfm::contrastive_workspace_bytes);
+    module.def("contrastive_bytes", &contrastive_bytes);
     module.def("contrastive_cuda_workspace_bytes", &contrastive_cuda_workspace_bytes);
     module.def("contrastive_cuda_forward", &contrastive_cuda_forward, NoGil());
     module.def("contrastive_cuda_backward", &contrastive_cuda_backward, NoGil());
@@ -365,6 +412,9 @@ PYBIND11_MODULE(_C, module) {
     module.def("contrastive_small", &contrastive_small, NoGil());
     module.def("contrastive_gemm", &contrastive_gemm, NoGil());
     module.def("contrastive_exponential", &contrastive_exponential, NoGil());
+    module.def("pair_ranks", &pair_ranks, NoGil());
+    module.def("pair_ranks_bytes", &sleepfm::pair_ranks_bytes);
+    module.def("own_inner_products", &own_inner_products, NoGil());
     module.def("mbconv_forward", &mbconv_forward, NoGil());
     module.def("mbconv_evaluate", &mbconv_evaluate, NoGil());
     module.def("mbconv_backward", &mbconv_backward, NoGil());

@@ -94,10 +94,12 @@ struct ContrastiveInput {
     std::uint8_t const* mask;     // [M, N] 1 where present; null: all present
     std::int64_t mask_stride_modality;
     std::int64_t mask_stride_sample;
-    bool pairwise;         // problems (i < j) instead of one modality against the mean of the others
-    bool both_directions;  // the loss counts rows and columns; else rows only
+    bool pairwise;            // problems (i < j) instead of one modality against the mean of the others
+    bool both_directions;     // the loss counts rows and columns; else rows only
+    std::int64_t begin, end;  // samples that are computed, as rows and as columns against all n_samples
     int n_threads;
-    void* workspace;  // contrastive_workspace_bytes(...), aligned to 64 bytes
+    void* workspace;  // contrastive_bytes(...).workspace, aligned to 64 bytes
+    void* kept;       // null, or contrastive_bytes(...).kept, aligned to 64 bytes: from forward to backward
 };
 
 // What backward needs of forward, a row of N doubles each: the cosine of the pair that belongs together; then for rows
@@ -121,6 +123,34 @@ struct ContrastiveBackward {
     double const* state;             // [P, CONTRASTIVE_STATE_ROWS, N]
     void* gradient_x;                // [M, N, D] contiguous, elements of `dtype`
     void* gradient_log_temperature;  // [] T
+};
+
+// ---- retrieval ranks ------------------------------------------------------------------------------------------------
+
+// A block of queries a against a block of candidates b, in both directions. With t = <a_i - mean_a, b_j - mean_b>, b_j
+// comes before a_i's own where t + shift_of_rows[j] > high_of_rows[i], a_i before b_j's own where
+// t + shift_of_columns[i] > high_of_columns[j]; from low to high <a_i, b_j> decides in double, and where that is equal
+// to the own, the lower number.
+struct PairRanks {
+    float const* a;  // [n_rows, n_dim]
+    float const* b;  // [n_columns, n_dim]
+    std::int64_t n_rows, n_columns, n_dim;
+    std::int64_t first_row, first_column;  // numbers of the clips that the blocks start with
+    float const* mean_a;                   // [n_dim]
+    float const* mean_b;                   // [n_dim]
+    double const* own_of_rows;             // [n_rows] <a_i, b_i>
+    double const* own_of_columns;          // [n_columns]
+    float const* shift_of_rows;            // [n_columns]
+    float const* shift_of_columns;         // [n_rows]
+    float const* low_of_rows;              // [n_rows]
+    float const* high_of_rows;             // [n_rows]
+    float const* low_of_columns;           // [n_columns]
+    float const* high_of_columns;          // [n_columns]
+    std::int64_t* ahead_of_rows;           // [n_rows], added to
+    std::int64_t* ahead_of_columns;        // [n_columns], added to
+    bool new_rows;                         // false: a is that of the last call with this workspace
+    int n_threads;
+    void* workspace;  // pair_ranks_bytes(...), aligned to 64 bytes
 };
 
 // ---- mbconv ---------------------------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ def contrastive_forward(
     ranks: int,
     n_valid: int,
     state: int,
+    range_: tuple[int, int],
+    kept: int,
     /,
 ) -> None: ...
 def contrastive_backward(
@@ -66,18 +68,21 @@ def contrastive_backward(
     state: int,
     gradient_x: int,
     gradient_log_temperature: int,
+    range_: tuple[int, int],
+    kept: int,
     /,
 ) -> None: ...
-def contrastive_workspace_bytes(
+def contrastive_bytes(
     n_modalities: int,
     n_samples: int,
     n_dim: int,
     pairwise: bool,
     is_double: bool,
     backward: bool,
+    kept: bool,
     n_threads: int,
     /,
-) -> int: ...
+) -> tuple[int, int]: ...
 def contrastive_cuda_workspace_bytes(
     shape: tuple[int, int, int], pairwise: bool, backward: bool, where: tuple[bool, int, int, int, int], /
 ) -> int: ...
@@ -148,6 +153,25 @@ def contrastive_small(
     /,
 ) -> None: ...
 def contrastive_gemm(step: int, members: list[int], device: int, stream: int, /) -> None: ...
+
+# ---- retrieval ranks -------------------------------------------------------------------------------------------------
+# Addresses as in the struct PairRanks of csrc/params.h; rows and columns: low, high, own, and the shift of each row
+# (column), which is added where a column (row) compares it.
+def pair_ranks(
+    operands: tuple[int, int],
+    shape: tuple[int, int, int],
+    first: tuple[int, int],
+    means: tuple[int, int],
+    rows: tuple[int, int, int, int],
+    columns: tuple[int, int, int, int],
+    ahead: tuple[int, int],
+    new_rows: bool,
+    n_threads: int,
+    workspace: int,
+    /,
+) -> None: ...
+def pair_ranks_bytes(n_rows: int, n_columns: int, n_dim: int, n_threads: int, /) -> int: ...
+def own_inner_products(a: int, b: int, own: int, n_rows: int, n_dim: int, /) -> None: ...
 
 # ---- mbconv ----------------------------------------------------------------------------------------------------------
 # dims: clips, channels in, width, channels out, samples, stride. weights: the ten of MBConvWeights in csrc/params.h.

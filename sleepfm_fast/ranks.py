@@ -22,15 +22,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import numba
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from sleepfm_fast import _C
 
 __all__ = ["Rows", "pair_ranks"]
 
 QUERY_BLOCK = 4096
 CANDIDATE_BLOCK = 2048
-STRIP = 64  # columns of float32 a thread counts at a time: four cache lines
 
 
 class Rows(Protocol):
@@ -42,100 +43,6 @@ class Rows(Protocol):
 
     def __getitem__(self, rows: slice, /) -> Any:
         """Return the rows of a slice as float32 [n, D]."""
-
-
-@numba.njit(cache=True, nogil=True)
-def _inner(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    # Products of float32 are exact in float64. Four sums in a fixed order: equal vectors give equal bits.
-    s0 = s1 = s2 = s3 = 0.0
-    whole = a.size - a.size % 4
-    for i in range(0, whole, 4):
-        s0 += np.float64(a[i]) * np.float64(b[i])
-        s1 += np.float64(a[i + 1]) * np.float64(b[i + 1])
-        s2 += np.float64(a[i + 2]) * np.float64(b[i + 2])
-        s3 += np.float64(a[i + 3]) * np.float64(b[i + 3])
-    for i in range(whole, a.size):
-        s0 += np.float64(a[i]) * np.float64(b[i])
-    return (s0 + s1) + (s2 + s3)
-
-
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _diagonal(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], own: npt.NDArray[np.float64]) -> None:
-    for r in numba.prange(len(a)):
-        own[r] = _inner(a[r], b[r])
-
-
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _count_rows(
-    s: npt.NDArray[np.float32],
-    a: npt.NDArray[np.float32],
-    b: npt.NDArray[np.float32],
-    first_row: int,
-    first_column: int,
-    own: npt.NDArray[np.float64],
-    shift: npt.NDArray[np.float32],
-    target: npt.NDArray[np.float64],
-    margin: float,
-    ahead: npt.NDArray[np.int64],
-) -> None:
-    n_rows, n_columns = s.shape
-    for i in numba.prange(n_rows):
-        r = first_row + i
-        low, high = np.float32(target[r] - margin), np.float32(target[r] + margin)
-        above = 0
-        not_below = 0
-        for j in range(n_columns):
-            value = s[i, j] + shift[first_column + j]
-            above += value > high
-            not_below += value >= low
-        if not_below > above:
-            for j in range(n_columns):
-                c = first_column + j
-                if low <= s[i, j] + shift[c] <= high and c != r:
-                    exact = _inner(a[i], b[j])
-                    above += exact > own[r] or (exact == own[r] and c < r)
-        ahead[r] += above
-
-
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _count_columns(
-    s: npt.NDArray[np.float32],
-    a: npt.NDArray[np.float32],
-    b: npt.NDArray[np.float32],
-    first_row: int,
-    first_column: int,
-    own: npt.NDArray[np.float64],
-    shift: npt.NDArray[np.float32],
-    target: npt.NDArray[np.float64],
-    margin: float,
-    ahead: npt.NDArray[np.int64],
-) -> None:
-    n_rows, n_columns = s.shape
-    n_strips = (n_columns + STRIP - 1) // STRIP
-    for strip in numba.prange(n_strips):
-        start = strip * STRIP
-        stop = min(start + STRIP, n_columns)
-        above = np.zeros(STRIP, np.int32)
-        low, high = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
-        for j in range(start, stop):
-            low[j - start] = target[first_column + j] - margin
-            high[j - start] = target[first_column + j] + margin
-        for i in range(n_rows):
-            r = first_row + i
-            near = 0
-            for j in range(start, stop):
-                value = s[i, j] + shift[r]
-                over = value > high[j - start]
-                above[j - start] += over
-                near += (value >= low[j - start]) - over
-            if near > 0:
-                for j in range(start, stop):
-                    c = first_column + j
-                    if low[j - start] <= s[i, j] + shift[r] <= high[j - start] and c != r:
-                        exact = _inner(a[i], b[j])
-                        above[j - start] += exact > own[c] or (exact == own[c] and r < c)
-        for j in range(start, stop):
-            ahead[first_column + j] += above[j - start]
 
 
 def _block(rows: Rows, which: slice) -> npt.NDArray[np.float32]:
@@ -152,8 +59,8 @@ def pair_ranks(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rank every clip's own embedding among all clips' embeddings of the other modality.
 
-    Memory is ``4 (query_block (2 D + candidate_block) + 2 candidate_block D)`` bytes and a few numbers a clip; both
-    operands are read block by block.
+    Memory is ``8 (query_block + candidate_block) D`` bytes, a tile a thread, and a few numbers a clip; both operands
+    are read block by block.
 
     Parameters
     ----------
@@ -182,7 +89,7 @@ def pair_ranks(
     sums = np.zeros((2, dim))
     for rows in blocks:
         x, y = _block(a, rows), _block(b, rows)
-        _diagonal(x, y, own[rows])
+        _C.own_inner_products(x.ctypes.data, y.ctypes.data, own[rows].ctypes.data, len(x), dim)
         sums += x.sum(0, dtype=np.float64), y.sum(0, dtype=np.float64)
         if not np.isfinite(own[rows]).all():
             raise ValueError(f"rows {rows.start} to {rows.stop - 1} hold values that are not finite")
@@ -202,18 +109,35 @@ def pair_ranks(
     # The error of T, then the float32 roundings of the shift, of the sum and of the limits.
     margin = 1.01 * 2.0**-24 * ((dim + 8) * product + 4 * float(max(np.abs(f).max(), np.abs(h).max())))
     target_a, target_b = own - g, own - f - centre
-    shift_a, shift_b = f.astype(np.float32), h.astype(np.float32)
-    ahead_a, ahead_b = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    buffer = np.empty(min(query_block, n) * min(candidate_block, n), np.float32)
+    # Of the rows (columns): limits, the own similarity, and what a row (column) adds where the other compares.
+    tables: list[list[npt.NDArray[Any]]] = [
+        [(target - margin).astype(np.float32), (target + margin).astype(np.float32), own, shift.astype(np.float32)]
+        for target, shift in ((target_a, h), (target_b, f))
+    ]
+    ahead = np.zeros((2, n), np.int64)
+    n_threads = torch.get_num_threads()
+    n_bytes = _C.pair_ranks_bytes(min(query_block, n), min(candidate_block, n), dim, n_threads)
+    workspace = torch.empty(n_bytes, dtype=torch.uint8)
+
+    def addresses(arrays: list[npt.NDArray[Any]], first: int) -> Any:
+        return tuple(array[first:].ctypes.data for array in arrays)
+
     for rows in blocks:
         x = _block(a, rows)
-        x_centred = x - mean_a
         for column in range(0, n, candidate_block):
             y = _block(b, slice(column, min(column + candidate_block, n)))
-            s = buffer[: len(x) * len(y)].reshape(len(x), len(y))
-            np.matmul(x_centred, (y - mean_b).T, out=s)
-            _count_rows(s, x, y, rows.start, column, own, shift_a, target_a, margin, ahead_a)
-            _count_columns(s, x, y, rows.start, column, own, shift_b, target_b, margin, ahead_b)
+            _C.pair_ranks(
+                (x.ctypes.data, y.ctypes.data),
+                (len(x), len(y), dim),
+                (rows.start, column),
+                (mean_a.ctypes.data, mean_b.ctypes.data),
+                addresses(tables[0], rows.start),
+                addresses(tables[1], column),
+                (ahead[0, rows.start :].ctypes.data, ahead[1, column:].ctypes.data),
+                column == 0,
+                n_threads,
+                workspace.data_ptr(),
+            )
             if progress is not None:
-                progress(s.size)
-    return ahead_a + 1, ahead_b + 1
+                progress(len(x) * len(y))
+    return ahead[0] + 1, ahead[1] + 1

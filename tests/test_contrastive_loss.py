@@ -156,6 +156,17 @@ def test_far_temperatures(kind, log_temperature):
     assert bool(result.d_x.isfinite().all())
 
 
+@pytest.mark.parametrize("s", [31.4, 31.6])
+@pytest.mark.parametrize("mode", MODES)
+def test_where_the_maximum_begins_to_run(mode, s):
+    """Up to s = 31.5 exponentials are taken relative to 1; cosines of -1 are then furthest from it."""
+    x = embeddings("aligned", 3, 100, 32)
+    opposite = x * torch.tensor([1.0, -1.0, -1.0])[:, None, None]
+    for y in (x, opposite, embeddings("random", 3, 100, 32)):
+        check_against_truth(y, math.log(s), mode=mode)
+        check_against_truth(y.double(), math.log(s), mode=mode)
+
+
 def test_small_losses_keep_their_digits():
     """Aligned embeddings at s = 100: the loss is ~1e-20, where log-sum-exp less the diagonal gives 0."""
     x = embeddings("aligned", 3, 128, 64)

@@ -16,7 +16,7 @@ from contrastive_cases import DIRECTIONS, MODES, embeddings, evaluate, random_ma
 
 import sleepfm_fast
 from sleepfm_fast import _C, ops, reference
-from sleepfm_fast.ops import contrastive_chunked
+from sleepfm_fast.ops import contrastive_chunked, contrastive_cpu
 from sleepfm_fast.ops.contrastive_cpu import workspace_bytes
 
 X = torch.zeros(3, 4, 8)
@@ -93,6 +93,17 @@ def test_opcheck(mode, masked):
         torch.ops.sleepfm_fast.contrastive_loss_backward.default,
         (torch.tensor(0.3), x, tau, mask, n_valid, state, mode, "both", "highest", 0, 9),
     )
+    # Without the comparison of two calls: where kept holds padding, it holds whatever was there.
+    torch.library.opcheck(
+        torch.ops.sleepfm_fast.contrastive_loss_forward_keeping.default,
+        arguments[:5],
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+    *_, n_valid, state, kept = torch.ops.sleepfm_fast.contrastive_loss_forward_keeping(*arguments[:5])
+    torch.library.opcheck(
+        torch.ops.sleepfm_fast.contrastive_loss_backward_kept.default,
+        (torch.tensor(0.3), x, tau, mask, n_valid, state, kept, mode, "both"),
+    )
 
 
 # Dynamo itself instantiates torch.autograd.Function while it traces one.
@@ -133,6 +144,43 @@ def test_workspace_grows_with_n(mode):
     ]
     assert sizes[2] - sizes[1] == pytest.approx(2 * (sizes[1] - sizes[0]), rel=0.01)
     assert sizes[1] < 8 * 3 * 20_000 * 64 * 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("log_temperature", [2.0, 4.0])
+@pytest.mark.parametrize("N", [20, 300])
+def test_what_is_kept_changes_no_bit(N, log_temperature, mode, monkeypatch):
+    x, tau, mask = embeddings("random", 3, N, 40), torch.tensor(log_temperature), random_mask(3, N)
+    kept = evaluate(ops.contrastive_loss, x, tau, mode=mode, mask=mask)
+    assert contrastive_cpu.kept_bytes(x, mode) > 0
+    monkeypatch.setattr(contrastive_cpu, "KEEP_AT_MOST_BYTES", 1000)
+    assert contrastive_cpu.kept_bytes(x, mode) == 0
+    again = evaluate(ops.contrastive_loss, x, tau, mode=mode, mask=mask)
+    assert torch.equal(kept.loss, again.loss)
+    assert torch.equal(kept.d_x, again.d_x)
+    assert torch.equal(kept.d_log_temperature, again.d_log_temperature)
+
+
+def test_the_graph_can_be_walked_twice():
+    x, tau = embeddings("random", 3, 60, 16).requires_grad_(), torch.tensor(1.5, requires_grad=True)
+    loss, _ = ops.contrastive_loss(x, tau)
+    first = torch.autograd.grad(loss, (x, tau), retain_graph=True)
+    second = torch.autograd.grad(loss, (x, tau))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_kept_bytes_are_enough_and_bounded(dtype, mode):
+    for M, N, D in itertools.product((2, 3, 8), (0, 1, 16, 32, 47, 48, 49, 150, 385, 1000, 1537), (1, 8, 509, 512)):
+        n_bytes = contrastive_cpu.kept_bytes(torch.empty(M, N, D, dtype=dtype, device="meta"), mode)
+        is_double = dtype == torch.float64
+        needed = _C.contrastive_bytes(M, N, D, mode == "pairwise", is_double, False, True, 2)[1]
+        assert needed <= (n_bytes or needed)
+        assert n_bytes == 0 or n_bytes <= contrastive_cpu.KEEP_AT_MOST_BYTES
+        assert n_bytes > 0 or needed > 0.75 * contrastive_cpu.KEEP_AT_MOST_BYTES
+    assert contrastive_cpu.kept_bytes(torch.empty(3, 4096, 512, device="meta"), "leave_one_out") > 0
+    assert contrastive_cpu.kept_bytes(torch.empty(3, 8192, 512, device="meta"), "leave_one_out") == 0
 
 
 @pytest.mark.slow
@@ -226,10 +274,11 @@ def test_every_instruction_set(name):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("directions", DIRECTIONS)
-@pytest.mark.parametrize("cuts", [(0, 75), (0, 0, 75), (0, 1, 75), (0, 16, 48, 75), (0, 37, 75)])
-def test_ranges_add_up_to_the_whole(cuts, directions, mode):
-    N = 75
-    x, tau = embeddings("aligned", 3, N, 32).double(), torch.tensor(3.0).double()
+@pytest.mark.parametrize("log_temperature", [3.0, 4.0])
+@pytest.mark.parametrize("cuts", [(0, 75), (0, 0, 75), (0, 1, 75), (0, 16, 48, 75), (0, 37, 75), (0, 96, 97, 310)])
+def test_ranges_add_up_to_the_whole(cuts, log_temperature, directions, mode):
+    N = cuts[-1]
+    x, tau = embeddings("aligned", 3, N, 32).double(), torch.tensor(log_temperature).double()
     mask = random_mask(3, N)
     x = torch.where(mask[..., None], x, torch.nan)
     forward, backward = (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 
+import sleepfm_fast
 from sleepfm_fast.ranks import pair_ranks
 
 
@@ -132,6 +135,36 @@ def test_wrong_operands():
         pair_ranks(x, np.ones((4, 4), np.float32))
     with pytest.raises(ValueError, match="not finite"):
         pair_ranks(x, np.full((3, 4), np.nan, np.float32))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_nothing(threads):
+    rng = np.random.default_rng(8)
+    a, b = (unit(rng.standard_normal((900, 100))) for _ in range(2))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        ranks = pair_ranks(a, b, query_block=500, candidate_block=333)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(ranks[0], dense_ranks(a, b))
+    np.testing.assert_array_equal(ranks[1], dense_ranks(b, a))
+
+
+@pytest.mark.parametrize("name", ["portable", "avx2", "avx512"])
+def test_every_instruction_set(name):
+    if name not in sleepfm_fast.build_info()["cpu_instruction_sets"]:
+        pytest.skip(f"this processor has no {name}")
+    cases = ["equals_the_dense_definition and 257", "nearly_equal", "duplicates", "exact_ties"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", " or ".join(cases)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SLEEPFM_CPU": name, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert "14 passed" in run.stdout
 
 
 def test_memory_does_not_grow_with_the_square():

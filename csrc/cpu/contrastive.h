@@ -1,4 +1,4 @@
-// The contrastive loss on the CPU: normalisation, similarity softmax and its backward, without an N x N matrix.
+// The contrastive loss on the CPU: normalisation, similarity softmax and its backward, tile by tile.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +12,24 @@ namespace sleepfm {
 void contrastive_forward(ContrastiveForward const& call);
 void contrastive_backward(ContrastiveBackward const& call);
 
-// Linear in N: a few matrices of M x N x D elements, and one tile a thread.
-std::int64_t contrastive_workspace_bytes(std::int64_t n_modalities, std::int64_t n_samples, std::int64_t n_dim,
-                                         bool pairwise, bool is_double, bool backward, int n_threads);
+struct ContrastiveBytes {
+    std::int64_t workspace, kept;
+};
+
+// Sizes of the buffers. The workspace is linear in N: a few matrices of M x N x D elements, and two tiles a thread.
+// With `kept`, forward leaves the operands and all cosines, P x N x N, to backward, which then saves a third of its
+// products.
+ContrastiveBytes contrastive_bytes(std::int64_t n_modalities, std::int64_t n_samples, std::int64_t n_dim, bool pairwise,
+                                   bool is_double, bool backward, bool kept, int n_threads);
 
 // The kernels' own exp for x <= 0, for tests. `n` elements; double where is_double.
 void contrastive_exponential(void const* x, void* y, std::int64_t n, bool is_double);
+
+// Retrieval ranks: counts of the clips that come before each one's own.
+void pair_ranks(PairRanks const& call);
+std::int64_t pair_ranks_bytes(std::int64_t n_rows, std::int64_t n_columns, std::int64_t n_dim, int n_threads);
+// own[r] = <a_r, b_r> in double, summed as pair_ranks sums; a and b [n_rows, n_dim].
+void own_inner_products(float const* a, float const* b, double* own, std::int64_t n_rows, std::int64_t n_dim);
 
 // One instruction set's code.
 struct ContrastiveKernels {
@@ -25,8 +37,11 @@ struct ContrastiveKernels {
     void (*forward_f64)(ContrastiveForward const&);
     void (*backward_f32)(ContrastiveBackward const&);
     void (*backward_f64)(ContrastiveBackward const&);
-    std::int64_t (*workspace_bytes)(std::int64_t, std::int64_t, std::int64_t, bool, bool, bool, int);
+    ContrastiveBytes (*bytes)(std::int64_t, std::int64_t, std::int64_t, bool, bool, bool, bool, int);
     void (*exponential)(void const*, void*, std::int64_t, bool);
+    void (*pair_ranks)(PairRanks const&);
+    std::int64_t (*pair_ranks_bytes)(std::int64_t, std::int64_t, std::int64_t, int);
+    void (*own_inner_products)(float const*, float const*, double*, std::int64_t, std::int64_t);
 };
 
 namespace portable {

@@ -1,6 +1,6 @@
-// Backward pass of the contrastive loss: the tiles are computed again, turned into s * dloss/dlogit in place and
-// multiplied with both operands. The gradient of the pair that belongs together is minus the probability missed, not
-// probability - 1, which would cancel.
+// Backward pass of the contrastive loss: the tiles of cosines, kept or computed again, are turned into s *
+// dloss/dlogit and multiplied with both operands. The gradient of the pair that belongs together is minus the
+// probability missed, not probability - 1, which would cancel.
 #pragma once
 
 #include "cpu/contrastive_prepare.h"
@@ -8,144 +8,270 @@
 namespace sleepfm::SLEEPFM_ISA {
 
 template <typename T>
-inline void backward_tile(Shape const& shape, Workspace<T> const& work, Index p, Tile const& at, T s, T* tile) {
+struct BackwardWork {
+    Operands<T> operands;
+    T* diagonal;    // [P, n_padded] cosine of the pair that belongs together
+    T* reference;   // [P, 2, n_padded] what exponentials are relative to, by row and by column
+    T* weight;      // [P, 2, n_padded] factor of the exponential in s * dloss/dlogit
+    T* counted;     // [n_padded] 1 in the range: where the temperature's gradient counts
+    T* pull;        // [P, n_padded] s * dloss/dlogit of the pair that belongs together
+    double* slope;  // [P, n_padded] each row's part of dloss/dlog_temperature
+    T* d_row;       // [M, panels] gradient of e (pairwise: all of it)
+    T* d_column;    // [M, panels] gradient of o; leave-one-out only
+    T* tiles;       // [n_threads, 2, block, PANEL * panels of a block]: one and its transpose
+    Index workspace_bytes, kept_bytes;
+
+    BackwardWork(Memory memory, Shape const& shape) : operands(memory.operands<T>(shape)) {
+        Carver& carver = memory.workspace;
+        Index const samples = shape.P * shape.n_padded;
+        diagonal = carver.take<T>(samples);
+        reference = carver.take<T>(2 * samples);
+        weight = carver.take<T>(2 * samples);
+        counted = carver.take<T>(shape.n_padded);
+        pull = carver.take<T>(samples);
+        slope = carver.take<double>(samples);
+        d_row = carver.take<T>(shape.M * shape.matrix);
+        d_column = carver.take<T>(shape.pairwise ? 0 : shape.M * shape.matrix);
+        tiles = carver.take<T>(memory.n_threads * 2 * tile_size(shape));
+        workspace_bytes = carver.used();
+        kept_bytes = memory.kept.used();
+    }
+    static Index tile_size(Shape const& shape) { return shape.block * round_up(shape.block, PANEL); }
+};
+
+// From cosines to s * dloss/dlogit. `from` may be `gradient` itself.
+template <typename T, bool fixed_maximum>
+inline void differentiate_tile(Shape const& shape, BackwardWork<T> const& work, Index p, Tile const& at, T s,
+                               T const* from, T* gradient) {
     constexpr Index width = WIDTH<T>;
-    Index const ld = shape.d_padded;
-    cosine_tile(shape, work, p, at.r0, at.n_rows, at.c0, at.n_columns, tile);
-    T const* const bias = work.bias + p * shape.n_padded;
-    T const* const diagonal = work.diagonal + p * shape.n_padded;
-    T const* const largest_of_rows = work.largest + 2 * p * shape.n_padded;
-    T const* const largest_of_columns = largest_of_rows + shape.n_padded + at.c0;
-    T const* const weight_of_rows = work.weight + 2 * p * shape.n_padded;
+    Index const first = p * shape.n_padded;
+    T const* const bias = work.operands.bias + first;
+    T const* const diagonal = work.diagonal + first;
+    T const* const reference_of_rows = work.reference + 2 * first;
+    T const* const reference_of_columns = reference_of_rows + shape.n_padded + at.c0;
+    T const* const weight_of_rows = work.weight + 2 * first;
     T const* const weight_of_columns = weight_of_rows + shape.n_padded + at.c0;
-    Index const n_vectors = at.n_columns / width;
     for (Index r = 0; r < at.n_rows; ++r) {
         Index const row = at.r0 + r;
-        T* const gradient = tile + r * shape.block;
+        auto const in_tile = [&](Index c) { return (c / PANEL * at.n_rows + r) * PANEL + c % PANEL; };
         if (bias[row] != T{0}) {
-            std::memset(gradient, 0, static_cast<std::size_t>(at.n_columns) * sizeof(T));
+            for (Index c = 0; c < at.n_columns; c += width) {
+                store<T>(gradient + in_tile(c), Vec<T>{});
+            }
             continue;
-        }
-        if (at.i == at.j) {
-            gradient[r] = static_cast<T>(EXCLUDED);
         }
         T const own = diagonal[row];
-        T const reference = largest_of_rows[row];
+        T const reference = reference_of_rows[row];
         T const weight = weight_of_rows[row];
+        T const counted = work.counted[row];
+        Index const excluded = at.i == at.j ? r / width * width : -1;
         Vec<T> slope{};
-        for (Index v = 0; v < n_vectors; ++v) {
-            Vec<T> const x = load<T>(gradient + v * width) + load<T>(bias + at.c0 + v * width);
-            Vec<T> const by_row = exponential(s * (x - reference)) * weight;
-            Vec<T> const by_column =
-                exponential(s * (x - load<T>(largest_of_columns + v * width))) * load<T>(weight_of_columns + v * width);
+        for (Index c = 0; c < at.n_columns; c += width) {
+            Vec<T> x = load<T>(from + in_tile(c)) + load<T>(bias + at.c0 + c);
+            if (c == excluded) {
+                x[r % width] = static_cast<T>(EXCLUDED);
+            }
+            Vec<T> by_row, by_column;
+            if constexpr (fixed_maximum) {
+                Vec<T> const e = exponential(s * (x - T{1}));
+                by_row = e * weight;
+                by_column = e * load<T>(weight_of_columns + c);
+            } else {
+                by_row = exponential(s * (x - reference)) * weight;
+                by_column = exponential(s * (x - load<T>(reference_of_columns + c))) * load<T>(weight_of_columns + c);
+            }
             // dloss/dlog_temperature = sum of G S; as the sum of each row's (column's) G is 0, its own d may be taken
             // off.
-            slope += by_row * (x - own) + by_column * (x - load<T>(diagonal + at.c0 + v * width));
-            store<T>(gradient + v * width, by_row + by_column);
+            slope += counted * by_row * (x - own) +
+                     load<T>(work.counted + at.c0 + c) * by_column * (x - load<T>(diagonal + at.c0 + c));
+            store<T>(gradient + in_tile(c), by_row + by_column);
         }
         if (at.i == at.j) {
-            gradient[r] = work.pull[p * shape.n_padded + row];
+            gradient[in_tile(r)] = work.pull[first + row];
         }
-        work.slope[p * shape.n_padded + row] += static_cast<double>(sum_of_lanes<T>(slope));
+        work.slope[first + row] += static_cast<double>(sum_of_lanes<T>(slope));
     }
-    T const* const rows = work.unit + (shape.row_of[p] * shape.n_padded + at.r0) * ld;
-    T const* const columns =
-        (shape.pairwise ? work.unit : work.mean) + (shape.column_of[p] * shape.n_padded + at.c0) * ld;
-    T* const d_row = work.d_row + (shape.row_of[p] * shape.n_padded + at.r0) * ld;
-    T* const d_column =
-        (shape.pairwise ? work.d_row : work.d_column) + (shape.column_of[p] * shape.n_padded + at.c0) * ld;
-    Index const n_dim_vectors = round_up(shape.D, width) / width;
-    multiply<T, false>(at.n_rows, n_dim_vectors, at.n_columns, tile, shape.block, columns, ld, width, d_row, ld, true);
-    multiply<T, true>(at.n_columns, n_dim_vectors, at.n_rows, tile, shape.block, rows, ld, width, d_column, ld, true);
 }
 
-// Means back to embeddings, then through the normalisation: dx = (de - e <e, de>) / |x|.
+// [panel of columns][row] to [panel of rows][column].
+template <typename T>
+inline void transpose_tile(Index n_rows, Index n_columns, T const* tile, T* turned) {
+    constexpr Index width = WIDTH<T>;
+    for (Index c = 0; c < n_columns; c += width) {
+        for (Index r = 0; r < n_rows; r += width) {
+            transpose<T>(tile + (c / PANEL * n_rows + r) * PANEL + c % PANEL, PANEL,
+                         turned + (r / PANEL * n_columns + c) * PANEL + r % PANEL, PANEL);
+        }
+    }
+}
+
+template <typename T>
+inline void backward_tile(ContrastiveInput const& in, Shape const& shape, BackwardWork<T> const& work, Index p,
+                          Tile const& at, bool first_of_rows, bool first_of_columns, T s, T* tile) {
+    T const* from = tile;
+    if (in.kept == nullptr) {
+        at.multiply<T>(shape, work.operands, p, tile);
+    } else {
+        from = at.kept(shape, work.operands.cosines, p);
+    }
+    if (is_fixed_maximum(static_cast<double>(s))) {
+        differentiate_tile<T, true>(shape, work, p, at, s, from, tile);
+    } else {
+        differentiate_tile<T, false>(shape, work, p, at, s, from, tile);
+    }
+    if (at.rows_count) {
+        T* const turned = tile + BackwardWork<T>::tile_size(shape);
+        transpose_tile<T>(at.n_rows, at.n_columns, tile, turned);
+        gather<T>(at.n_columns, at.n_rows, shape.d_padded, shape.panel_stride,
+                  work.operands.columns(shape, p) + shape.place(at.c0), turned,
+                  work.d_row + shape.row_of[p] * shape.matrix + shape.place(at.r0), !first_of_rows);
+    }
+    if (at.columns_count) {
+        T* const d_column = shape.pairwise ? work.d_row : work.d_column;
+        gather<T>(at.n_rows, at.n_columns, shape.d_padded, shape.panel_stride,
+                  work.operands.rows(shape, p) + shape.place(at.r0), tile,
+                  d_column + shape.column_of[p] * shape.matrix + shape.place(at.c0), !first_of_columns);
+    }
+}
+
+// Means back to embeddings, then through the normalisation, dx = (de - e <e, de>) / |x|: WIDTH samples from r on.
 template <typename T, typename Element>
-inline void finish_row(ContrastiveBackward const& call, Shape const& shape, Workspace<T> const& work, Index r) {
-    Index const ld = shape.d_padded;
-    Index const matrix = shape.n_padded * ld;
+inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape, BackwardWork<T> const& work,
+                             Index r) {
+    constexpr Index width = WIDTH<T>;
+    ContrastiveInput const& in = call.input;
+    Index const at = shape.place(r);
+    alignas(64) T share_of[width];
+    for (Index l = 0; l < width; ++l) {
+        Index const n_others = work.operands.n_others[r + l];
+        share_of[l] = n_others > 0 ? T{1} / static_cast<T>(n_others) : T{0};
+    }
+    Vec<T> const share = load<T>(share_of);
     for (Index m = 0; m < shape.M; ++m) {
-        auto* const out = static_cast<Element*>(call.gradient_x) + (m * shape.N + r) * shape.D;
-        ContrastiveInput const& in = call.input;
-        bool const present =
-            work.n_others[r] > 0 &&
-            (in.mask == nullptr || in.mask[m * in.mask_stride_modality + r * in.mask_stride_sample] != 0);
-        if (!present) {
-            std::memset(out, 0, static_cast<std::size_t>(shape.D) * sizeof(Element));
+        bool wanted[width];
+        bool any = false;
+        for (Index l = 0; l < width; ++l) {
+            Index const sample = r + l;
+            wanted[l] =
+                sample >= in.begin && sample < in.end && work.operands.n_others[sample] > 0 &&
+                (in.mask == nullptr || in.mask[m * in.mask_stride_modality + sample * in.mask_stride_sample] != 0);
+            any = any || wanted[l];
+            if (sample < shape.N && !wanted[l]) {
+                std::memset(static_cast<Element*>(call.gradient_x) + (m * shape.N + sample) * shape.D, 0,
+                            static_cast<std::size_t>(shape.D) * sizeof(Element));
+            }
+        }
+        if (!any) {
             continue;
         }
-        T const* const e = work.unit + m * matrix + r * ld;
-        T* const de = work.d_row + m * matrix + r * ld;
-        if (!shape.pairwise) {
-            T const share = T{1} / static_cast<T>(work.n_others[r]);
-            for (Index other = 0; other < shape.M; ++other) {
-                if (other == m) {
+        T const* const e = work.operands.unit + m * shape.matrix + at;
+        T* const de = work.d_row + m * shape.matrix + at;
+        Vec<T> along_of_piece{};  // <e, de>, a few dimensions in T, their sums in double
+        double along[width] = {};
+        for (Index k = 0; k < shape.D; ++k) {
+            Vec<T> sum = load<T>(de + k * PANEL);
+            if (!shape.pairwise) {
+                Vec<T> means{};
+                for (Index other = 0; other < shape.M; ++other) {
+                    if (other != m) {  // zero where absent
+                        means += load<T>(work.d_column + other * shape.matrix + at + k * PANEL);
+                    }
+                }
+                sum += share * means;
+                store<T>(de + k * PANEL, sum);
+            }
+            along_of_piece += load<T>(e + k * PANEL) * sum;
+            if (k % 16 == 15 || k + 1 == shape.D) {
+                alignas(64) T lane[width];
+                store<T>(lane, along_of_piece);
+                for (Index l = 0; l < width; ++l) {
+                    along[l] += static_cast<double>(lane[l]);
+                }
+                along_of_piece = Vec<T>{};
+            }
+        }
+        alignas(64) T projection_of[width];
+        alignas(64) T inverse_of[width];
+        for (Index l = 0; l < width; ++l) {
+            double const norm = work.operands.norm[m * shape.n_padded + r + l];
+            projection_of[l] = norm < NORM_FLOOR ? T{0} : static_cast<T>(along[l]);
+            inverse_of[l] = static_cast<T>(1.0 / (norm < NORM_FLOOR ? NORM_FLOOR : norm));
+        }
+        Vec<T> const projection = load<T>(projection_of);
+        Vec<T> const inverse = load<T>(inverse_of);
+        alignas(64) T square[width * width];
+        alignas(64) T turned[width * width];
+        for (Index k = 0; k < shape.D; k += width) {
+            Index const n = shape.D - k < width ? shape.D - k : width;
+            for (Index i = 0; i < n; ++i) {
+                Index const from = (k + i) * PANEL;
+                store<T>(square + i * width, (load<T>(de + from) - load<T>(e + from) * projection) * inverse);
+            }
+            transpose<T>(square, width, turned, width);
+            for (Index l = 0; l < width; ++l) {
+                if (!wanted[l]) {
                     continue;
                 }
-                T const* const from = work.d_column + other * matrix + r * ld;  // zero where absent
-                for (Index k = 0; k < ld; ++k) {
-                    de[k] += share * from[k];
+                auto* const out = static_cast<Element*>(call.gradient_x) + (m * shape.N + r + l) * shape.D + k;
+                T const* const row = turned + l * width;
+                if (n == width) {
+                    Element whole[width];
+                    for (Index i = 0; i < width; ++i) {
+                        narrow(row[i], whole[i]);
+                    }
+                    std::memcpy(out, whole, sizeof whole);
+                } else {
+                    for (Index i = 0; i < n; ++i) {
+                        narrow(row[i], out[i]);
+                    }
                 }
             }
-        }
-        double const norm = work.norm[m * shape.n_padded + r];
-        double along = 0.0;
-        if (!(norm < NORM_FLOOR)) {
-            double lane[16] = {};
-            for (Index k = 0; k < ld; k += 16) {
-                for (int l = 0; l < 16; ++l) {
-                    lane[l] += static_cast<double>(e[k + l]) * static_cast<double>(de[k + l]);
-                }
-            }
-            for (int half = 8; half > 0; half /= 2) {
-                for (int l = 0; l < half; ++l) {
-                    lane[l] += lane[l + half];
-                }
-            }
-            along = lane[0];
-        }
-        T const projection = static_cast<T>(along);
-        double const inverse = 1.0 / (norm < NORM_FLOOR ? NORM_FLOOR : norm);
-        for (Index k = 0; k < shape.D; ++k) {
-            narrow(static_cast<T>(static_cast<double>(de[k] - e[k] * projection) * inverse), out[k]);
         }
     }
 }
 
-// From forward's state to the weights of this backward, one sample of one problem.
+// From forward's state to the weights of this backward, one sample.
 template <typename T>
-inline void load_state(ContrastiveBackward const& call, Shape const& shape, Workspace<T> const& work, Index p, Index r,
-                       double factor) {
+inline void load_state(ContrastiveBackward const& call, Shape const& shape, BackwardWork<T> const& work, double s,
+                       double factor, Index r) {
+    ContrastiveInput const& in = call.input;
     Index const N = shape.N;
     Index const padded = shape.n_padded;
-    double pull = 0.0;
-    if (r < N && work.bias[p * padded + r] == T{0}) {
+    work.counted[r] = r >= in.begin && r < in.end ? T{1} : T{0};
+    for (Index p = 0; p < shape.P; ++p) {
+        bool const valid = r < N && work.operands.bias[p * padded + r] == T{0};
         double const* const state = call.state + p * CONTRASTIVE_STATE_ROWS * N + r;
-        work.diagonal[p * padded + r] = static_cast<T>(state[0]);
+        double pull = 0.0;
+        work.diagonal[p * padded + r] = valid ? static_cast<T>(state[0]) : T{0};
         for (Index direction = 0; direction < 2; ++direction) {
-            double const share = direction == 0 || call.input.both_directions ? factor : 0.0;
-            double const* const kept = state + (1 + 3 * direction) * N;
-            work.largest[(2 * p + direction) * padded + r] = static_cast<T>(kept[0]);
-            work.weight[(2 * p + direction) * padded + r] = static_cast<T>(share * kept[N]);
-            pull -= share * kept[2 * N];
+            double reference = 0.0, weight = 0.0;
+            if (valid) {
+                double const* const kept = state + (1 + 3 * direction) * N;
+                double const share = direction == 0 || in.both_directions ? factor : 0.0;
+                reference = kept[0];
+                weight = share * kept[N];
+                pull -= share * kept[2 * N];
+                if (is_fixed_maximum(s)) {
+                    weight *= std::exp(s * (1.0 - reference));
+                    reference = 1.0;
+                }
+            }
+            work.reference[(2 * p + direction) * padded + r] = static_cast<T>(reference);
+            work.weight[(2 * p + direction) * padded + r] = static_cast<T>(weight);
         }
-    } else {
-        for (Index direction = 0; direction < 2; ++direction) {
-            work.largest[(2 * p + direction) * padded + r] = T{0};
-            work.weight[(2 * p + direction) * padded + r] = T{0};
-        }
+        work.pull[p * padded + r] = static_cast<T>(pull);
+        work.slope[p * padded + r] = 0.0;
     }
-    work.pull[p * padded + r] = static_cast<T>(pull);
-    work.slope[p * padded + r] = 0.0;
 }
 
 template <typename T>
 void backward(ContrastiveBackward const& call) {
+    constexpr Index width = WIDTH<T>;
     ContrastiveInput const& in = call.input;
     Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
-    Workspace<T> const work(in.workspace, shape, true, in.n_threads);
+    BackwardWork<T> const work(Memory(in), shape);
     T const s = exponent_scale<T>(scale_of<T>(in));
-    [[maybe_unused]] int const n_threads = threads_for(shape, in.n_threads);
+    [[maybe_unused]] int const n_threads = useful_threads(shape.P * shape.N * shape.N * shape.D, in.n_threads);
     Index total_valid = 0;
     for (Index p = 0; p < shape.P; ++p) {
         total_valid += call.n_valid[p];
@@ -153,48 +279,50 @@ void backward(ContrastiveBackward const& call) {
     double const n_terms = static_cast<double>(total_valid) * (in.both_directions ? 2.0 : 1.0);
     double const upstream = static_cast<double>(*static_cast<T const*>(call.gradient_loss));
     double const factor = total_valid > 0 ? scale_of<T>(in) * upstream / n_terms : 0.0;
-    auto const block_bytes = static_cast<std::size_t>(GROUP * shape.d_padded) * sizeof(T);
-    Index const n_groups = shape.n_padded / GROUP;
+    auto const load_sample = [&](Index r) { load_state<T>(call, shape, work, static_cast<double>(s), factor, r); };
+    Index const n_groups = shape.n_padded / width;
     SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
-        prepare<T>(in, shape, work);
-        SLEEPFM_OMP(omp for schedule(static))
-        for (Index group = 0; group < n_groups; ++group) {
-            for (Index m = 0; m < shape.M; ++m) {
-                Index const at = (m * shape.n_padded + group * GROUP) * shape.d_padded;
-                std::memset(work.d_row + at, 0, block_bytes);
-                if (!shape.pairwise) {
-                    std::memset(work.d_column + at, 0, block_bytes);
-                }
-            }
-            for (Index r = group * GROUP; r < (group + 1) * GROUP; ++r) {
-                for (Index p = 0; p < shape.P; ++p) {
-                    load_state<T>(call, shape, work, p, r, factor);
-                }
+        if (in.kept == nullptr) {
+            prepare<T>(in, shape, work.operands, load_sample);
+        } else {
+            SLEEPFM_OMP(omp for schedule(static))
+            for (Index r = 0; r < shape.n_padded; ++r) {
+                load_sample(r);
             }
         }
-        T* const tile = work.tiles + thread_number() * shape.block * shape.block;
+        T* const tile = work.tiles + thread_number() * 2 * BackwardWork<T>::tile_size(shape);
         // Leave-one-out problems write apart from each other; pairs share embeddings and take turns.
         Index const n_turns = shape.pairwise ? shape.P : 1;
         Index const n_together = shape.pairwise ? 1 : shape.P;
         for (Index turn = 0; turn < n_turns; ++turn) {
+            bool first_of_rows = true, first_of_columns = true;  // problem that writes this modality's gradient
+            for (Index before = 0; before < turn; ++before) {
+                for (int const m : {shape.row_of[before], shape.column_of[before]}) {
+                    first_of_rows = first_of_rows && m != shape.row_of[turn];
+                    first_of_columns = first_of_columns && m != shape.column_of[turn];
+                }
+            }
             for (Index step = 0; step < shape.n_blocks; ++step) {
                 SLEEPFM_OMP(omp for schedule(dynamic, 1))
                 for (Index task = 0; task < n_together * shape.n_blocks; ++task) {
-                    Tile const at(shape, task % shape.n_blocks, step);
-                    backward_tile<T>(shape, work, turn + task / shape.n_blocks, at, s, tile);
+                    Tile const at(shape, in, task % shape.n_blocks, step);
+                    if (at.rows_count || at.columns_count) {
+                        backward_tile<T>(in, shape, work, turn + task / shape.n_blocks, at, first_of_rows && step == 0,
+                                         first_of_columns && step == 0, s, tile);
+                    }
                 }
             }
         }
         SLEEPFM_OMP(omp for schedule(static))
-        for (Index r = 0; r < shape.N; ++r) {
+        for (Index group = 0; group < n_groups; ++group) {
             if constexpr (sizeof(T) == 8) {
-                finish_row<T, double>(call, shape, work, r);
+                finish_gradients<T, double>(call, shape, work, group * width);
             } else if (in.dtype == DType::bf16) {
-                finish_row<T, BFloat16>(call, shape, work, r);
+                finish_gradients<T, BFloat16>(call, shape, work, group * width);
             } else if (in.dtype == DType::f16) {
-                finish_row<T, Float16>(call, shape, work, r);
+                finish_gradients<T, Float16>(call, shape, work, group * width);
             } else {
-                finish_row<T, float>(call, shape, work, r);
+                finish_gradients<T, float>(call, shape, work, group * width);
             }
         }
     }

@@ -1,7 +1,9 @@
-// Forward pass of the contrastive loss, tile by tile, with a running maximum for every row and every column. With
-// x_rc the cosine, d_r = x_rr, m = max and u = sum exp(s (x - m)) over the others only:
+// Forward pass of the contrastive loss, tile by tile. With x_rc the cosine, d_r = x_rr, m = max and u = sum exp(s (x -
+// m)) over the others only:
 //   loss_r = log(1 + u exp(s (m - d_r))),
 // which keeps its relative accuracy where the pair that belongs together dominates (log(sum) - d would cancel).
+// Exponentials are taken relative to 1 where s allows it, one for the row and the column together; else relative to a
+// running maximum of each row and each column.
 #pragma once
 
 #include "cpu/contrastive_prepare.h"
@@ -10,24 +12,50 @@ namespace sleepfm::SLEEPFM_ISA {
 
 enum class Place { below, diagonal, above };  // columns before the rows, the same samples, columns after the rows
 
-// Maxima and counts of one tile; leaves cosine + bias in the tile. A tie counts for the rank when the other comes
-// first.
-template <typename T, Place place>
-inline void scan_tile(Shape const& shape, Workspace<T> const& work, Index p, Tile const& at, T* tile, T* row_max,
-                      T* column_max, IntVec<T>* column_count, std::int32_t* row_ranks) {
+template <typename T>
+struct ForwardWork {
+    Operands<T> operands;
+    T* diagonal;  // [P, n_padded] cosine of the pair that belongs together
+    T* largest;   // [P, 2, n_padded] largest cosine of the others, by row and by column
+    double* sum;  // [P, 2, n_padded] of exponentials, then the loss
+    T* tiles;     // [n_threads, block, PANEL * panels of a block]; not where cosines are kept
+    T* edges;     // [n_threads, 4, block]
+    Index workspace_bytes, kept_bytes;
+
+    ForwardWork(Memory memory, Shape const& shape) : operands(memory.operands<T>(shape)) {
+        Carver& carver = memory.workspace;
+        Index const samples = shape.P * shape.n_padded;
+        diagonal = carver.take<T>(samples);
+        largest = carver.take<T>(2 * samples);
+        sum = carver.take<double>(2 * samples);
+        tiles = carver.take<T>(memory.has_kept ? 0 : memory.n_threads * tile_size(shape));
+        edges = carver.take<T>(memory.n_threads * 4 * shape.block);
+        workspace_bytes = carver.used();
+        kept_bytes = memory.kept.used();
+    }
+    static Index tile_size(Shape const& shape) { return shape.block * round_up(shape.block, PANEL); }
+};
+
+// Maxima, counts and, with fixed_maximum, sums of exponentials of one tile. A tie counts for the rank when the other
+// comes first.
+template <typename T, Place place, bool fixed_maximum>
+inline void scan_tile(Shape const& shape, ForwardWork<T> const& work, Index p, Tile const& at, T s, T* tile, T* row_max,
+                      T* column_max, T* column_sum, IntVec<T>* column_count, std::int32_t* row_ranks) {
     constexpr Index width = WIDTH<T>;
-    Index const n_vectors = at.n_columns / width;
-    T const* const bias = work.bias + p * shape.n_padded;
+    T const* const bias = work.operands.bias + p * shape.n_padded;
     T* const diagonal = work.diagonal + p * shape.n_padded;
+    double* const sum_of_rows = work.sum + 2 * p * shape.n_padded;
     if constexpr (place == Place::diagonal) {
         for (Index r = 0; r < at.n_rows; ++r) {
-            diagonal[at.r0 + r] = bias[at.r0 + r] == T{0} ? tile[r * shape.block + r] : T{0};
-            tile[r * shape.block + r] = static_cast<T>(EXCLUDED);
+            T* const own = tile + (r / PANEL * at.n_rows + r) * PANEL + r % PANEL;
+            diagonal[at.r0 + r] = bias[at.r0 + r] == T{0} ? *own : T{0};
+            *own = static_cast<T>(EXCLUDED);
         }
     }
-    for (Index v = 0; v < n_vectors; ++v) {
-        store<T>(column_max + v * width, splat<T>(static_cast<T>(EXCLUDED)));
-        column_count[v] = IntVec<T>{};
+    for (Index c = 0; c < at.n_columns; c += width) {
+        store<T>(column_max + c, splat<T>(static_cast<T>(EXCLUDED)));
+        store<T>(column_sum + c, Vec<T>{});
+        column_count[c / width] = IntVec<T>{};
     }
     IntVec<T> lane{};
     for (int l = 0; l < width; ++l) {
@@ -40,34 +68,51 @@ inline void scan_tile(Shape const& shape, Workspace<T> const& work, Index p, Til
         }
         Vec<T> const own = splat<T>(diagonal[at.r0 + r]);
         Vec<T> largest = splat<T>(static_cast<T>(EXCLUDED));
+        Vec<T> sum{};
         IntVec<T> count{};
-        for (Index v = 0; v < n_vectors; ++v) {
-            Index const c = at.c0 + v * width;
-            T* const place_in_tile = tile + r * shape.block + v * width;
-            Vec<T> const x = load<T>(place_in_tile) + load<T>(bias + c);
-            store<T>(place_in_tile, x);
+        for (Index c = 0; c < at.n_columns; c += width) {
+            Vec<T> const x =
+                load<T>(tile + (c / PANEL * at.n_rows + r) * PANEL + c % PANEL) + load<T>(bias + at.c0 + c);
             largest = x > largest ? x : largest;
-            Vec<T> const so_far = load<T>(column_max + v * width);
-            store<T>(column_max + v * width, x > so_far ? x : so_far);
-            Vec<T> const theirs = load<T>(diagonal + c);
+            Vec<T> const so_far = load<T>(column_max + c);
+            store<T>(column_max + c, x > so_far ? x : so_far);
+            if constexpr (fixed_maximum) {
+                Vec<T> const e = exponential(s * (x - T{1}));
+                sum += e;
+                store<T>(column_sum + c, load<T>(column_sum + c) + e);
+            }
+            Vec<T> const theirs = load<T>(diagonal + at.c0 + c);
+            IntVec<T>& theirs_count = column_count[c / width];
             if constexpr (place == Place::below) {
                 count -= x >= own;
-                column_count[v] -= x > theirs;
+                theirs_count -= x > theirs;
             } else if constexpr (place == Place::above) {
                 count -= x > own;
-                column_count[v] -= x >= theirs;
+                theirs_count -= x >= theirs;
             } else {
                 using Integer = typename Simd<T>::Integer;
-                IntVec<T> const column = lane + static_cast<Integer>(v * width);
+                IntVec<T> const column = lane + static_cast<Integer>(c);
                 IntVec<T> const first = column < static_cast<Integer>(r);
                 IntVec<T> const second = column > static_cast<Integer>(r);
                 count -= (x > own) | ((x == own) & first);
-                column_count[v] -= (x > theirs) | ((x == theirs) & second);
+                theirs_count -= (x > theirs) | ((x == theirs) & second);
             }
         }
         row_max[r] = max_of_lanes<T>(largest);
         row_ranks[at.r0 + r] += count_of_lanes<T>(count);
+        if constexpr (fixed_maximum) {
+            sum_of_rows[at.r0 + r] += static_cast<double>(sum_of_lanes<T>(sum));
+        }
     }
+}
+
+template <typename T, bool fixed_maximum>
+inline void scan_any_tile(Shape const& shape, ForwardWork<T> const& work, Index p, Tile const& at, T s, T* tile,
+                          T* row_max, T* column_max, T* column_sum, IntVec<T>* column_count, std::int32_t* row_ranks) {
+    auto* const scan = at.i == at.j  ? &scan_tile<T, Place::diagonal, fixed_maximum>
+                       : at.j < at.i ? &scan_tile<T, Place::below, fixed_maximum>
+                                     : &scan_tile<T, Place::above, fixed_maximum>;
+    scan(shape, work, p, at, s, tile, row_max, column_max, column_sum, column_count, row_ranks);
 }
 
 // The running maximum takes in a tile's; the sum follows. Returns the maximum to subtract (0 while there is none).
@@ -81,40 +126,20 @@ inline T raise_maximum(T& largest, double& sum, T tile_max, double s) {
     return largest <= static_cast<T>(EXCLUDED) ? T{0} : largest;
 }
 
+// Sums of exponentials relative to the running maxima, after scan_tile.
 template <typename T>
-inline void forward_tile(Shape const& shape, Workspace<T> const& work, Index p, Tile const& at, T s, T* tile, T* edges,
-                         std::int32_t* ranks) {
+inline void sum_tile(Shape const& shape, ForwardWork<T> const& work, Index p, Tile const& at, T s, T const* tile,
+                     T const* row_max, T* column_max, T* column_sum) {
     constexpr Index width = WIDTH<T>;
-    cosine_tile(shape, work, p, at.r0, at.n_rows, at.c0, at.n_columns, tile);
-    T* const row_max = edges;
-    T* const column_max = edges + shape.block;
-    T* const column_sum = edges + 2 * shape.block;
-    auto* const column_count = reinterpret_cast<IntVec<T>*>(edges + 3 * shape.block);
-    std::int32_t* const row_ranks = ranks + 2 * p * shape.N;
-    std::int32_t* const column_ranks = row_ranks + shape.N;
-    if (at.i == at.j) {
-        scan_tile<T, Place::diagonal>(shape, work, p, at, tile, row_max, column_max, column_count, row_ranks);
-    } else if (at.j < at.i) {
-        scan_tile<T, Place::below>(shape, work, p, at, tile, row_max, column_max, column_count, row_ranks);
-    } else {
-        scan_tile<T, Place::above>(shape, work, p, at, tile, row_max, column_max, column_count, row_ranks);
-    }
-    T const* const bias = work.bias + p * shape.n_padded;
+    T const* const bias = work.operands.bias + p * shape.n_padded;
     T* const largest_of_rows = work.largest + 2 * p * shape.n_padded;
     T* const largest_of_columns = largest_of_rows + shape.n_padded;
     double* const sum_of_rows = work.sum + 2 * p * shape.n_padded;
     double* const sum_of_columns = sum_of_rows + shape.n_padded;
     for (Index c = 0; c < at.n_columns; ++c) {
-        Index const column = at.c0 + c;
-        if (bias[column] == T{0}) {
-            column_ranks[column] +=
-                static_cast<std::int32_t>(reinterpret_cast<typename Simd<T>::Integer const*>(column_count)[c]);
-        }
-        column_max[c] =
-            raise_maximum<T>(largest_of_columns[column], sum_of_columns[column], column_max[c], static_cast<double>(s));
-        column_sum[c] = T{0};
+        column_max[c] = raise_maximum<T>(largest_of_columns[at.c0 + c], sum_of_columns[at.c0 + c], column_max[c],
+                                         static_cast<double>(s));
     }
-    Index const n_vectors = at.n_columns / width;
     for (Index r = 0; r < at.n_rows; ++r) {
         Index const row = at.r0 + r;
         if (bias[row] != T{0}) {
@@ -123,27 +148,62 @@ inline void forward_tile(Shape const& shape, Workspace<T> const& work, Index p, 
         T const reference =
             raise_maximum<T>(largest_of_rows[row], sum_of_rows[row], row_max[r], static_cast<double>(s));
         Vec<T> sum{};
-        for (Index v = 0; v < n_vectors; ++v) {
-            Vec<T> const x = load<T>(tile + r * shape.block + v * width);
+        for (Index c = 0; c < at.n_columns; c += width) {
+            Vec<T> const x =
+                load<T>(tile + (c / PANEL * at.n_rows + r) * PANEL + c % PANEL) + load<T>(bias + at.c0 + c);
             sum += exponential(s * (x - reference));
-            T* const place_of_sum = column_sum + v * width;
-            store<T>(place_of_sum, load<T>(place_of_sum) + exponential(s * (x - load<T>(column_max + v * width))));
+            T* const place_of_sum = column_sum + c;
+            store<T>(place_of_sum, load<T>(place_of_sum) + exponential(s * (x - load<T>(column_max + c))));
         }
         sum_of_rows[row] += static_cast<double>(sum_of_lanes<T>(sum));
     }
+}
+
+template <typename T>
+inline void forward_tile(Shape const& shape, ForwardWork<T> const& work, Index p, Tile const& at, T s, T* tile,
+                         T* edges, std::int32_t* ranks) {
+    using Integer = typename Simd<T>::Integer;
+    at.multiply<T>(shape, work.operands, p, tile);
+    T* const row_max = edges;
+    T* const column_max = edges + shape.block;
+    T* const column_sum = edges + 2 * shape.block;
+    auto* const column_count = reinterpret_cast<IntVec<T>*>(edges + 3 * shape.block);
+    std::int32_t* const row_ranks = ranks + 2 * p * shape.N;
+    std::int32_t* const column_ranks = row_ranks + shape.N;
+    T const* const bias = work.operands.bias + p * shape.n_padded;
+    T* const largest_of_rows = work.largest + 2 * p * shape.n_padded;
+    T* const largest_of_columns = largest_of_rows + shape.n_padded;
+    double* const sum_of_columns = work.sum + (2 * p + 1) * shape.n_padded;
+    if (is_fixed_maximum(static_cast<double>(s))) {
+        scan_any_tile<T, true>(shape, work, p, at, s, tile, row_max, column_max, column_sum, column_count, row_ranks);
+        for (Index r = 0; r < at.n_rows; ++r) {
+            T& largest = largest_of_rows[at.r0 + r];
+            largest = row_max[r] > largest ? row_max[r] : largest;
+        }
+        for (Index c = 0; c < at.n_columns; ++c) {
+            T& largest = largest_of_columns[at.c0 + c];
+            largest = column_max[c] > largest ? column_max[c] : largest;
+        }
+    } else {
+        scan_any_tile<T, false>(shape, work, p, at, s, tile, row_max, column_max, column_sum, column_count, row_ranks);
+        sum_tile<T>(shape, work, p, at, s, tile, row_max, column_max, column_sum);
+    }
     for (Index c = 0; c < at.n_columns; ++c) {
         sum_of_columns[at.c0 + c] += static_cast<double>(column_sum[c]);
+        if (bias[at.c0 + c] == T{0}) {
+            column_ranks[at.c0 + c] += static_cast<std::int32_t>(reinterpret_cast<Integer const*>(column_count)[c]);
+        }
     }
 }
 
-// Loss and what backward needs, of one problem, one direction and one sample.
-template <typename T>
-inline double finish_sample(double d, double largest, double sum, double s, double* state_largest,
+// Loss and what backward needs, of one problem, one direction and one sample; `sum` is relative to `reference`.
+inline double finish_sample(double d, double largest, double reference, double sum, double s, double* state_largest,
                             double* state_inverse, double* state_missed) {
     if (sum == 0.0) {  // no other sample: nothing can be missed
         *state_largest = *state_inverse = *state_missed = 0.0;
         return 0.0 * d;
     }
+    sum *= std::exp(s * (reference - largest));
     double const lead = s * (d - largest);
     double const odds = sum * std::exp(-lead);  // of a miss
     *state_largest = largest;
@@ -156,67 +216,94 @@ inline double finish_sample(double d, double largest, double sum, double s, doub
 }
 
 template <typename T>
+inline void finish_samples(ContrastiveForward const& call, Shape const& shape, ForwardWork<T> const& work, double s,
+                           Index r) {
+    ContrastiveInput const& in = call.input;
+    Index const N = shape.N;
+    bool const inside = r >= in.begin && r < in.end;
+    for (Index p = 0; p < shape.P; ++p) {
+        double* const state = call.state + p * CONTRASTIVE_STATE_ROWS * N + r;
+        if (!inside) {
+            for (Index row = 0; row < CONTRASTIVE_STATE_ROWS; ++row) {
+                state[row * N] = 0.0;
+            }
+        }
+        double const d = static_cast<double>(work.diagonal[p * shape.n_padded + r]);
+        if (inside) {
+            state[0] = d;
+        }
+        for (Index direction = 0; direction < 2; ++direction) {
+            Index const at = (2 * p + direction) * shape.n_padded + r;
+            if (!inside) {
+                call.ranks[(2 * p + direction) * N + r] = -1;
+                work.sum[at] = 0.0;
+                continue;
+            }
+            double* const kept = state + (1 + 3 * direction) * N;
+            double const largest = static_cast<double>(work.largest[at]);
+            double const reference = is_fixed_maximum(s) ? 1.0 : largest;
+            work.sum[at] = finish_sample(d, largest, reference, work.sum[at], s, kept, kept + N, kept + 2 * N);
+        }
+    }
+}
+
+template <typename T>
+inline void start_sample(ContrastiveForward const& call, Shape const& shape, ForwardWork<T> const& work, Index r) {
+    for (Index p = 0; p < shape.P; ++p) {
+        work.diagonal[p * shape.n_padded + r] = T{0};
+        for (Index q = 2 * p; q < 2 * p + 2; ++q) {
+            work.largest[q * shape.n_padded + r] = static_cast<T>(EXCLUDED);
+            work.sum[q * shape.n_padded + r] = 0.0;
+            if (r < shape.N) {
+                call.ranks[q * shape.N + r] = work.operands.bias[p * shape.n_padded + r] == T{0} ? 0 : -1;
+            }
+        }
+    }
+}
+
+template <typename T>
 void forward(ContrastiveForward const& call) {
     ContrastiveInput const& in = call.input;
     Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
-    Workspace<T> const work(in.workspace, shape, false, in.n_threads);
+    ForwardWork<T> const work(Memory(in), shape);
     T const s = exponent_scale<T>(scale_of<T>(in));
-    [[maybe_unused]] int const n_threads = threads_for(shape, in.n_threads);
+    [[maybe_unused]] int const n_threads = useful_threads(shape.P * shape.N * shape.N * shape.D, in.n_threads);
     Index const N = shape.N;
     SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
-        prepare<T>(in, shape, work);
-        SLEEPFM_OMP(omp for schedule(static))
-        for (Index p = 0; p < shape.P; ++p) {
-            for (Index r = 0; r < shape.n_padded; ++r) {
-                for (Index direction = 0; direction < 2; ++direction) {
-                    Index const at = (2 * p + direction) * shape.n_padded + r;
-                    work.largest[at] = static_cast<T>(EXCLUDED);
-                    work.sum[at] = 0.0;
-                    if (r < N) {
-                        call.ranks[(2 * p + direction) * N + r] = work.bias[p * shape.n_padded + r] == T{0} ? 0 : -1;
-                    }
-                }
-            }
-        }
-        T* const tile = work.tiles + thread_number() * shape.block * shape.block;
+        prepare<T>(in, shape, work.operands, [&](Index r) { start_sample<T>(call, shape, work, r); });
+        T* const own_tile = work.tiles + thread_number() * ForwardWork<T>::tile_size(shape);
         T* const edges = work.edges + thread_number() * 4 * shape.block;
         for (Index step = 0; step < shape.n_blocks; ++step) {
             SLEEPFM_OMP(omp for schedule(dynamic, 1))
             for (Index task = 0; task < shape.P * shape.n_blocks; ++task) {
-                Tile const at(shape, task % shape.n_blocks, step);
-                forward_tile<T>(shape, work, task / shape.n_blocks, at, s, tile, edges, call.ranks);
+                Index const p = task / shape.n_blocks;
+                Tile const at(shape, in, task % shape.n_blocks, step);
+                if (at.rows_count || at.columns_count) {
+                    T* const tile = in.kept == nullptr ? own_tile : at.kept(shape, work.operands.cosines, p);
+                    forward_tile<T>(shape, work, p, at, s, tile, edges, call.ranks);
+                }
             }
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index r = 0; r < N; ++r) {
-            for (Index p = 0; p < shape.P; ++p) {
-                double* const state = call.state + p * CONTRASTIVE_STATE_ROWS * N + r;
-                double const d = static_cast<double>(work.diagonal[p * shape.n_padded + r]);
-                state[0] = d;
-                for (Index direction = 0; direction < 2; ++direction) {
-                    Index const at = (2 * p + direction) * shape.n_padded + r;
-                    double* const kept = state + (1 + 3 * direction) * N;
-                    work.sum[at] = finish_sample<T>(d, static_cast<double>(work.largest[at]), work.sum[at],
-                                                    static_cast<double>(s), kept, kept + N, kept + 2 * N);
-                }
-            }
+            finish_samples<T>(call, shape, work, static_cast<double>(s), r);
         }
     }
     double total = 0.0;
     Index total_valid = 0;
     for (Index p = 0; p < shape.P; ++p) {
         Index n_valid = 0;
+        for (Index r = 0; r < N; ++r) {
+            n_valid += work.operands.bias[p * shape.n_padded + r] == T{0};
+        }
         for (Index direction = 0; direction < 2; ++direction) {
             double sum = 0.0;
             Index n_correct = 0;
-            n_valid = 0;
-            for (Index r = 0; r < N; ++r) {
-                if (work.bias[p * shape.n_padded + r] != T{0}) {
-                    continue;
+            for (Index r = in.begin; r < in.end; ++r) {
+                if (work.operands.bias[p * shape.n_padded + r] == T{0}) {
+                    sum += work.sum[(2 * p + direction) * shape.n_padded + r];
+                    n_correct += call.ranks[(2 * p + direction) * N + r] == 0;
                 }
-                sum += work.sum[(2 * p + direction) * shape.n_padded + r];
-                n_correct += call.ranks[(2 * p + direction) * N + r] == 0;
-                ++n_valid;
             }
             static_cast<T*>(call.losses)[2 * p + direction] =
                 static_cast<T>(n_valid > 0 ? sum / static_cast<double>(n_valid) : 0.0);

@@ -12,14 +12,6 @@ namespace sleepfm::SLEEPFM_ISA {
 template <typename T>
 struct Simd;
 
-// ROWS x COLUMN_VECTORS accumulators stay in registers: 24 of 32 with AVX-512, 12 of 16 elsewhere.
-#if SLEEPFM_VECTOR_BYTES == 64
-constexpr int ROWS = 8;
-#else
-constexpr int ROWS = 4;
-#endif
-constexpr int COLUMN_VECTORS = 3;
-
 template <>
 struct Simd<float> {
     typedef float V __attribute__((vector_size(SLEEPFM_VECTOR_BYTES)));
@@ -157,7 +149,7 @@ inline Vec<T> interleave_high(Vec<T> a, Vec<T> b, std::index_sequence<lane...>) 
 
 // Interleaving vector i with vector i + WIDTH/2, log2(WIDTH) times, is the transpose.
 template <typename T>
-inline void transpose(T const* from, std::int64_t from_stride, T* to) {
+inline void transpose(T const* from, std::int64_t from_stride, T* to, std::int64_t to_stride) {
     constexpr int width = WIDTH<T>;
     constexpr auto lanes = std::make_index_sequence<static_cast<std::size_t>(width)>{};
     Vec<T> v[width];
@@ -180,71 +172,7 @@ inline void transpose(T const* from, std::int64_t from_stride, T* to) {
     }
 #pragma GCC unroll 16
     for (int i = 0; i < width; ++i) {
-        store<T>(to + i * width, v[i]);
-    }
-}
-
-// ---- matrix product -------------------------------------------------------------------------------------------------
-
-// C[m, j] (+)= sum over k of a(m, k) b(k, j) for ROWS rows and VECTORS vectors of columns. The broadcast operand lies
-// at a[m*lda + k], or a[k*lda + m] when A_TRANSPOSED; vector w of row k of the other at b[k*b_row + w*b_vector]. Every
-// element is one chain of multiply-adds in the order of k, whatever its place: equal operands give equal bits, on which
-// the exact treatment of ties rests.
-template <typename T, int VECTORS, bool A_TRANSPOSED>
-inline void multiply_block(std::int64_t n_k, T const* a, std::int64_t lda, T const* b, std::int64_t b_row,
-                           std::int64_t b_vector, T* c, std::int64_t ldc, bool add) {
-    Vec<T> sum[ROWS][VECTORS];
-#pragma GCC unroll 8
-    for (int m = 0; m < ROWS; ++m) {
-#pragma GCC unroll 3
-        for (int w = 0; w < VECTORS; ++w) {
-            sum[m][w] = Vec<T>{};
-        }
-    }
-    for (std::int64_t k = 0; k < n_k; ++k) {
-        Vec<T> right[VECTORS];
-#pragma GCC unroll 3
-        for (int w = 0; w < VECTORS; ++w) {
-            right[w] = load<T>(b + k * b_row + w * b_vector);
-        }
-#pragma GCC unroll 8
-        for (int m = 0; m < ROWS; ++m) {
-            T const left = A_TRANSPOSED ? a[k * lda + m] : a[m * lda + k];
-#pragma GCC unroll 3
-            for (int w = 0; w < VECTORS; ++w) {
-                sum[m][w] += left * right[w];
-            }
-        }
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < ROWS; ++m) {
-#pragma GCC unroll 3
-        for (int w = 0; w < VECTORS; ++w) {
-            T* const out = c + m * ldc + w * WIDTH<T>;
-            store<T>(out, add ? load<T>(out) + sum[m][w] : sum[m][w]);
-        }
-    }
-}
-
-// n_rows is a multiple of ROWS; n_vectors counts vectors of columns.
-template <typename T, bool A_TRANSPOSED>
-inline void multiply(std::int64_t n_rows, std::int64_t n_vectors, std::int64_t n_k, T const* a, std::int64_t lda,
-                     T const* b, std::int64_t b_row, std::int64_t b_vector, T* c, std::int64_t ldc, bool add) {
-    std::int64_t const a_row = A_TRANSPOSED ? 1 : lda;
-    for (std::int64_t v = 0; v < n_vectors; v += COLUMN_VECTORS) {
-        T const* const panel = b + v * b_vector;
-        std::int64_t const left = n_vectors - v;
-        for (std::int64_t r = 0; r < n_rows; r += ROWS) {
-            T* const out = c + r * ldc + v * WIDTH<T>;
-            T const* const rows = a + r * a_row;
-            if (left >= 3) {
-                multiply_block<T, 3, A_TRANSPOSED>(n_k, rows, lda, panel, b_row, b_vector, out, ldc, add);
-            } else if (left == 2) {
-                multiply_block<T, 2, A_TRANSPOSED>(n_k, rows, lda, panel, b_row, b_vector, out, ldc, add);
-            } else {
-                multiply_block<T, 1, A_TRANSPOSED>(n_k, rows, lda, panel, b_row, b_vector, out, ldc, add);
-            }
-        }
+        store<T>(to + i * to_stride, v[i]);
     }
 }
 

@@ -4,14 +4,25 @@
 #include "cpu/contrastive.h"
 #include "cpu/contrastive_backward.h"
 #include "cpu/contrastive_forward.h"
+#include "cpu/contrastive_ranks.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
-inline std::int64_t workspace_bytes(std::int64_t M, std::int64_t N, std::int64_t D, bool pairwise, bool is_double,
-                                    bool for_backward, int n_threads) {
+template <typename T>
+inline ContrastiveBytes bytes_of(Shape const& shape, bool backward, bool kept, int n_threads) {
+    if (backward) {
+        BackwardWork<T> const work(Memory(kept, n_threads), shape);
+        return {work.workspace_bytes, work.kept_bytes};
+    }
+    ForwardWork<T> const work(Memory(kept, n_threads), shape);
+    return {work.workspace_bytes, work.kept_bytes};
+}
+
+inline ContrastiveBytes bytes(std::int64_t M, std::int64_t N, std::int64_t D, bool pairwise, bool is_double,
+                              bool backward, bool kept, int n_threads) {
     Shape const shape(M, N, D, pairwise);
-    return is_double ? Workspace<double>(nullptr, shape, for_backward, n_threads).bytes
-                     : Workspace<float>(nullptr, shape, for_backward, n_threads).bytes;
+    return is_double ? bytes_of<double>(shape, backward, kept, n_threads)
+                     : bytes_of<float>(shape, backward, kept, n_threads);
 }
 
 template <typename T>
@@ -33,8 +44,13 @@ inline void exponential_any(void const* x, void* y, std::int64_t n, bool is_doub
     }
 }
 
+inline std::int64_t pair_ranks_bytes(std::int64_t n_rows, std::int64_t n_columns, std::int64_t n_dim, int n_threads) {
+    return RankWork(nullptr, n_rows, n_columns, n_dim, n_threads).bytes;
+}
+
 ContrastiveKernels contrastive_kernels() {
-    return {&forward<float>, &forward<double>, &backward<float>, &backward<double>, &workspace_bytes, &exponential_any};
+    return {&forward<float>,  &forward<double>, &backward<float>,  &backward<double>,  &bytes,
+            &exponential_any, &pair_ranks,      &pair_ranks_bytes, &own_inner_products};
 }
 
 }  // namespace sleepfm::SLEEPFM_ISA

@@ -1,39 +1,80 @@
-"""CPU implementation of the contrastive loss: allocates, and passes addresses to the compiled kernels."""
+"""CPU implementation of the contrastive loss: allocates, and passes addresses to the compiled kernels.
+
+Where a gradient is wanted and ``kept_bytes`` allows it, forward leaves the unit rows and all cosines to backward, which
+then makes two products instead of three.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops import contrastive_chunked
-from sleepfm_fast.ops.contrastive_results import allocate_forward
-from sleepfm_fast.ops.registry import DTYPE_CODES
+from sleepfm_fast.ops.contrastive_results import allocate_forward, n_problems
+from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 
-__all__ = ["backward", "forward", "workspace_bytes"]
+__all__ = [
+    "KEEP_AT_MOST_BYTES",
+    "backward",
+    "backward_kept",
+    "forward",
+    "forward_keeping",
+    "is_direct",
+    "kept_bytes",
+    "workspace_bytes",
+]
 
-# The leading arguments of the compiled functions, as in _C.pyi.
+KEEP_AT_MOST_BYTES = 256 << 20  # M = 3, D = 512, float32: N up to 4,100
+
+# The arguments of the compiled functions that both share, as in _C.pyi.
 Leading = tuple[int, int, tuple[int, int, int], tuple[int, int], int, int, tuple[int, int], bool, bool, int, int]
 
 
-def workspace_bytes(x: Tensor, mode: str, *, backward: bool, n_threads: int | None = None) -> int:
-    """Bytes of scratch memory that the CPU op takes for this x, by default with torch's number of threads."""
+def kept_bytes(x: Tensor, mode: str) -> int:
+    """Bytes that forward leaves to backward for this x; 0 where they would be more than ``KEEP_AT_MOST_BYTES``."""
+    M, N, D = x.shape
+    item = 8 if x.dtype == torch.float64 else 4
+    # An upper bound of contrastive_bytes(...).kept over the instruction sets, in operations that symbolic sizes know.
+    samples, in_panels, dimensions = (N + 15) // 16 * 16, (N + 47) // 48 * 48, (D + 7) // 8 * 8
+    P = n_problems(M, mode)
+    operands = (M if mode == "pairwise" else 2 * M) * in_panels * dimensions
+    tiles = P * samples * (in_panels + 192)
+    n_bytes = (operands + tiles + P * samples) * item + (M + 1) * samples * 8 + 6 * 64
+    return n_bytes if n_bytes <= KEEP_AT_MOST_BYTES else 0
+
+
+def workspace_bytes(
+    x: Tensor, mode: str, *, backward: bool, n_threads: int | None = None, kept: bool | None = None
+) -> int:
+    """Bytes of scratch memory that the CPU op takes for this x, beside what is kept from forward to backward.
+
+    By default with torch's number of threads, and with what a call that wants a gradient would keep.
+    """
     M, N, D = x.shape
     n_threads = torch.get_num_threads() if n_threads is None else n_threads
-    return _C.contrastive_workspace_bytes(M, N, D, mode == "pairwise", x.dtype == torch.float64, backward, n_threads)
+    kept = kept_bytes(x, mode) > 0 if kept is None else kept
+    return _C.contrastive_bytes(M, N, D, mode == "pairwise", x.dtype == torch.float64, backward, kept, n_threads)[0]
+
+
+def is_direct(x: Tensor) -> bool:
+    """Whether the functions here may be called past torch's dispatcher, which costs tens of microseconds: nobody is
+    tracing, and x is no subclass with an implementation of its own.
+    """  # noqa: D205
+    plain = type(x) is Tensor or type(x) is torch.nn.Parameter
+    return plain and x.device.type == "cpu" and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode())
 
 
 def _arguments(
-    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, backward: bool
+    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, backward: bool, kept: bool
 ) -> tuple[Leading, tuple[Tensor, ...]]:
     """Leading arguments of the compiled functions, and the tensors that must outlive the call."""
     if x.stride(2) != 1:
         x = x.contiguous()
-    M, N, D = x.shape
     n_threads = torch.get_num_threads()
-    pairwise = mode == "pairwise"
-    n_bytes = _C.contrastive_workspace_bytes(M, N, D, pairwise, x.dtype == torch.float64, backward, n_threads)
-    workspace = torch.empty(n_bytes, dtype=torch.uint8, device="cpu")
+    n_bytes = workspace_bytes(x, mode, backward=backward, n_threads=n_threads, kept=kept)
+    workspace = torch.empty(n_bytes, dtype=torch.uint8)
+    M, N, D = x.shape
     arguments: Leading = (
         x.data_ptr(),
         DTYPE_CODES[x.dtype],
@@ -42,12 +83,69 @@ def _arguments(
         log_temperature.data_ptr(),
         0 if mask is None else mask.data_ptr(),
         (0, 0) if mask is None else (mask.stride(0), mask.stride(1)),
-        pairwise,
+        mode == "pairwise",
         directions == "both",
         n_threads,
         workspace.data_ptr(),
     )
     return arguments, (x, workspace)
+
+
+def _forward(
+    x: Tensor,
+    log_temperature: Tensor,
+    mask: Tensor | None,
+    mode: str,
+    directions: str,
+    begin: int,
+    end: int,
+    kept: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    arguments, _alive = _arguments(x, log_temperature, mask, mode, directions, False, kept is not None)
+    results = allocate_forward(x, mode)
+    loss, losses, correct, ranks, n_valid, state = results
+    _C.contrastive_forward(
+        *arguments,
+        loss.data_ptr(),
+        losses.data_ptr(),
+        correct.data_ptr(),
+        ranks.data_ptr(),
+        n_valid.data_ptr(),
+        state.data_ptr(),
+        (begin, end),
+        0 if kept is None else kept.data_ptr(),
+    )
+    return results
+
+
+def _backward(
+    gradient_loss: Tensor,
+    x: Tensor,
+    log_temperature: Tensor,
+    mask: Tensor | None,
+    n_valid: Tensor,
+    state: Tensor,
+    mode: str,
+    directions: str,
+    begin: int,
+    end: int,
+    kept: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    arguments, _alive = _arguments(x, log_temperature, mask, mode, directions, True, kept is not None)
+    gradient_x = torch.empty(x.shape, dtype=x.dtype)
+    gradient_log_temperature = torch.empty((), dtype=log_temperature.dtype)
+    n_valid, state = n_valid.contiguous(), state.contiguous()
+    _C.contrastive_backward(
+        *arguments,
+        gradient_loss.data_ptr(),
+        n_valid.data_ptr(),
+        state.data_ptr(),
+        gradient_x.data_ptr(),
+        gradient_log_temperature.data_ptr(),
+        (begin, end),
+        0 if kept is None else kept.data_ptr(),
+    )
+    return gradient_x, gradient_log_temperature
 
 
 def forward(
@@ -61,21 +159,7 @@ def forward(
     end: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Forward of the op on the CPU: loss, losses, correct, ranks, n_valid, state."""
-    if (begin, end) != (0, x.shape[1]):
-        return contrastive_chunked.forward(x, log_temperature, mask, mode, directions, begin, end)
-    arguments, _alive = _arguments(x, log_temperature, mask, mode, directions, backward=False)
-    results = allocate_forward(x, mode)
-    loss, losses, correct, ranks, n_valid, state = results
-    _C.contrastive_forward(
-        *arguments,
-        loss.data_ptr(),
-        losses.data_ptr(),
-        correct.data_ptr(),
-        ranks.data_ptr(),
-        n_valid.data_ptr(),
-        state.data_ptr(),
-    )
-    return results
+    return _forward(x, log_temperature, mask, mode, directions, begin, end, None)
 
 
 def backward(
@@ -92,20 +176,71 @@ def backward(
     end: int,
 ) -> tuple[Tensor, Tensor]:
     """Backward of the op on the CPU: gradients of x and of log_temperature."""
-    if (begin, end) != (0, x.shape[1]):
-        return contrastive_chunked.backward(
-            gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions, begin, end
-        )
-    arguments, _alive = _arguments(x, log_temperature, mask, mode, directions, backward=True)
-    gradient_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    gradient_log_temperature = torch.empty_like(log_temperature)
-    n_valid, state = n_valid.contiguous(), state.contiguous()
-    _C.contrastive_backward(
-        *arguments,
-        gradient_loss.data_ptr(),
-        n_valid.data_ptr(),
-        state.data_ptr(),
-        gradient_x.data_ptr(),
-        gradient_log_temperature.data_ptr(),
-    )
-    return gradient_x, gradient_log_temperature
+    return _backward(gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions, begin, end, None)
+
+
+# ---- the pair of ops of a training step: all samples, and what forward leaves to backward ----------------------------
+
+
+def forward_keeping(
+    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Forward of all samples; a seventh result ``kept`` for :func:`backward_kept`, empty where that is too much."""
+    kept = torch.empty(kept_bytes(x, mode), dtype=torch.uint8)
+    results = _forward(x, log_temperature, mask, mode, directions, 0, x.shape[1], kept if kept.numel() else None)
+    return *results, kept
+
+
+def backward_kept(
+    gradient_loss: Tensor,
+    x: Tensor,
+    log_temperature: Tensor,
+    mask: Tensor | None,
+    n_valid: Tensor,
+    state: Tensor,
+    kept: Tensor,
+    mode: str,
+    directions: str,
+) -> tuple[Tensor, Tensor]:
+    """Backward of :func:`forward_keeping`."""
+    arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions, 0, x.shape[1])
+    return _backward(*arguments, kept if kept.numel() else None)
+
+
+LIBRARY.define(
+    "contrastive_loss_forward_keeping(Tensor x, Tensor log_temperature, Tensor? mask, str mode, str directions) -> "
+    "(Tensor loss, Tensor losses, Tensor correct, Tensor ranks, Tensor n_valid, Tensor state, Tensor kept)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
+    "contrastive_loss_backward_kept(Tensor gradient_loss, Tensor x, Tensor log_temperature, Tensor? mask, "
+    "Tensor n_valid, Tensor state, Tensor kept, str mode, str directions) -> "
+    "(Tensor gradient_x, Tensor gradient_log_temperature)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.register_fake("sleepfm_fast::contrastive_loss_forward_keeping", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _fake_forward_keeping(
+    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
+) -> tuple[Tensor, ...]:
+    return *allocate_forward(x, mode), x.new_empty(kept_bytes(x, mode), dtype=torch.uint8)
+
+
+@torch.library.register_fake("sleepfm_fast::contrastive_loss_backward_kept", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _fake_backward_kept(
+    gradient_loss: Tensor,
+    x: Tensor,
+    log_temperature: Tensor,
+    mask: Tensor | None,
+    n_valid: Tensor,
+    state: Tensor,
+    kept: Tensor,
+    mode: str,
+    directions: str,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(log_temperature)
+
+
+LIBRARY.impl("contrastive_loss_forward_keeping", forward_keeping, "CPU")
+LIBRARY.impl("contrastive_loss_backward_kept", backward_kept, "CPU")

@@ -1,7 +1,7 @@
 """Contrastive loss over modalities: normalisation, similarity softmax and backward in one compiled op.
 
-The N x N similarity matrices are computed tile by tile and never stored; memory grows with N. Derivation and figures:
-``docs/kernels.md``.
+The N x N similarity matrices are computed tile by tile; beyond a fixed budget nothing of them is stored and memory
+grows with N. Derivation and figures: ``docs/kernels.md``.
 """
 
 from __future__ import annotations
@@ -160,7 +160,11 @@ class _Loss(torch.autograd.Function):
         ctx: Any, x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, precision: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         kept = None
-        if _keeps_gradients(ctx, x, mode, precision):
+        if x.device.type == "cpu" and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
+            direct = contrastive_cpu.is_direct(x)
+            op = contrastive_cpu.forward_keeping if direct else torch.ops.sleepfm_fast.contrastive_loss_forward_keeping
+            loss, losses, correct, ranks, n_valid, state, kept = op(x, log_temperature, mask, mode, directions)
+        elif _keeps_gradients(ctx, x, mode, precision):
             loss, losses, correct, ranks, n_valid, state, kept = contrastive_small.forward_keeping(
                 x, log_temperature, mask, mode, directions
             )
@@ -183,16 +187,25 @@ class _Loss(torch.autograd.Function):
         if gradient_loss is None:
             return None, None, None, None, None, None
         x, log_temperature, mask, n_valid, state, kept = ctx.saved_tensors
-        options = (ctx.mode, ctx.directions, ctx.precision, 0, x.shape[1])
-        arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, *options)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            gradient_x, gradient_log_temperature = _Gradient.apply(*arguments)  # type: ignore[no-untyped-call]
+            options = (ctx.mode, ctx.directions, ctx.precision, 0, x.shape[1])
+            gradient_x, gradient_log_temperature = _Gradient.apply(  # type: ignore[no-untyped-call]
+                gradient_loss, x, log_temperature, mask, n_valid, state, *options
+            )
         elif kept is not None:
-            gradient_x, gradient_log_temperature = contrastive_small.backward_kept(
+            op: Any = torch.ops.sleepfm_fast.contrastive_loss_backward_kept
+            if x.device.type == "cuda":
+                op = contrastive_small.backward_kept
+            elif contrastive_cpu.is_direct(x):
+                op = contrastive_cpu.backward_kept
+            gradient_x, gradient_log_temperature = op(
                 gradient_loss, x, log_temperature, mask, n_valid, state, kept, ctx.mode, ctx.directions
             )
         else:
-            gradient_x, gradient_log_temperature = torch.ops.sleepfm_fast.contrastive_loss_backward(*arguments)
+            options = (ctx.mode, ctx.directions, ctx.precision, 0, x.shape[1])
+            gradient_x, gradient_log_temperature = torch.ops.sleepfm_fast.contrastive_loss_backward(
+                gradient_loss, x, log_temperature, mask, n_valid, state, *options
+            )
         return gradient_x, gradient_log_temperature, None, None, None, None
 
 

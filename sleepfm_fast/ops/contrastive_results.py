@@ -19,12 +19,12 @@ def allocate_forward(x: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor, Tens
     """Uninitialised results of forward: loss, losses, correct, ranks, n_valid, state."""
     P, N = n_problems(x.shape[0], mode), x.shape[1]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    new = x.new_empty
+    device = x.device
     return (
-        new((), dtype=dtype),
-        new((P, 2), dtype=dtype),
-        new((P, 2), dtype=torch.int64),
-        new((P, 2, N), dtype=torch.int32),
-        new((P,), dtype=torch.int64),
-        new((P, STATE_ROWS, N), dtype=torch.float64),
+        torch.empty((), dtype=dtype, device=device),
+        torch.empty((P, 2), dtype=dtype, device=device),
+        torch.empty((P, 2), dtype=torch.int64, device=device),
+        torch.empty((P, 2, N), dtype=torch.int32, device=device),
+        torch.empty((P,), dtype=torch.int64, device=device),
+        torch.empty((P, STATE_ROWS, N), dtype=torch.float64, device=device),
     )

@@ -1,0 +1,167 @@
+// Matrix products of the contrastive loss on panels: a matrix [samples, dimensions] is stored as panels of PANEL
+// samples, [panel][dimension][sample of the panel], a tile of similarities as [panel of columns][row][column of the
+// panel]. One such copy of an operand serves all three products: read along its panel as vectors, and element by
+// element as the factor that is broadcast, with constant strides and inside few pages.
+#pragma once
+
+#include "cpu/contrastive_simd.h"
+
+namespace sleepfm::SLEEPFM_ISA {
+
+using Index = std::int64_t;
+
+// ROWS x COLUMN_VECTORS accumulators stay in registers: 24 of 32 with AVX-512, 12 of 16 elsewhere.
+#if SLEEPFM_VECTOR_BYTES == 64
+constexpr Index ROWS = 8;
+#else
+constexpr Index ROWS = 4;
+#endif
+constexpr int COLUMN_VECTORS = 3;
+constexpr Index PANEL = 48;  // a multiple of COLUMN_VECTORS vectors of every kind, and of ROWS
+
+// The broadcast factor's element (row m, step k).
+enum class Left {
+    by_step,  // a[k * PANEL + m]
+    by_row    // a[m * PANEL + k]
+};
+
+template <typename T, int VECTORS>
+struct Accumulators {
+    Vec<T> sum[ROWS][VECTORS];
+
+    void clear() {
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; ++m) {
+#pragma GCC unroll 3
+            for (int w = 0; w < VECTORS; ++w) {
+                sum[m][w] = Vec<T>{};
+            }
+        }
+    }
+    // Every element is one chain of multiply-adds in the order of k, whatever its place: equal operands give equal
+    // bits, on which the exact treatment of ties rests.
+    template <Left left>
+    void multiply_add(Index n_k, T const* a, T const* b) {
+        for (Index k = 0; k < n_k; ++k) {
+            Vec<T> right[VECTORS];
+#pragma GCC unroll 3
+            for (int w = 0; w < VECTORS; ++w) {
+                right[w] = load<T>(b + k * PANEL + w * WIDTH<T>);
+            }
+#pragma GCC unroll 8
+            for (int m = 0; m < ROWS; ++m) {
+                T const factor = left == Left::by_step ? a[k * PANEL + m] : a[m * PANEL + k];
+#pragma GCC unroll 3
+                for (int w = 0; w < VECTORS; ++w) {
+                    sum[m][w] += factor * right[w];
+                }
+            }
+        }
+    }
+    void write(T* c, bool add) const {
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; ++m) {
+#pragma GCC unroll 3
+            for (int w = 0; w < VECTORS; ++w) {
+                T* const out = c + m * PANEL + w * WIDTH<T>;
+                store<T>(out, add ? load<T>(out) + sum[m][w] : sum[m][w]);
+            }
+        }
+    }
+};
+
+// Operands too large for the second cache come from memory, ahead of their use: what hardware prefetches of the
+// strided reads comes too late.
+template <typename T>
+inline void fetch(T const* from, Index n) {
+    for (Index i = 0; i < n; i += static_cast<Index>(64 / sizeof(T))) {
+        __builtin_prefetch(from + i, 0, 2);
+    }
+}
+
+// D is summed in pieces: a panel of them stays in the first cache (24 KB of float32), and the rounding error of long
+// rows stays that of short ones.
+constexpr Index PIECE = 128;
+
+template <typename T, int VECTORS>
+inline void cosines_of_panel(Index n_rows, Index n_k, Index panel_stride, T const* a, T const* b, T* c, bool add,
+                             bool cold) {
+    for (Index r = 0; r < n_rows; r += ROWS) {
+        if (cold && r / PANEL * PANEL + PANEL < n_rows) {  // a share of the next panel of rows
+            fetch(a + (r / PANEL + 1) * panel_stride + r % PANEL * n_k, ROWS * n_k);
+        }
+        Accumulators<T, VECTORS> sums;
+        sums.clear();
+        sums.template multiply_add<Left::by_step>(n_k, a + r / PANEL * panel_stride + r % PANEL, b);
+        sums.write(c + r * PANEL, add);
+    }
+}
+
+// tile[c / PANEL][r][c % PANEL] = sum over k < n_dim of a(r, k) b(c, k); panels of both lie panel_stride apart.
+// n_columns is a multiple of the vector, n_rows of ROWS.
+template <typename T>
+inline void cosines(Index n_rows, Index n_columns, Index n_dim, Index panel_stride, T const* a, T const* b, T* tile) {
+    constexpr Index width = WIDTH<T>;
+    for (Index k = 0; k < n_dim; k += PIECE) {
+        Index const n_k = n_dim - k < PIECE ? n_dim - k : PIECE;
+        for (Index panel = 0; panel * PANEL < n_columns; ++panel) {
+            Index const in_panel = n_columns - panel * PANEL < PANEL ? n_columns - panel * PANEL : PANEL;
+            for (Index v = 0; v < in_panel; v += COLUMN_VECTORS * width) {
+                T const* const right = b + panel * panel_stride + k * PANEL + v;
+                T* const out = tile + panel * n_rows * PANEL + v;
+                T const* const left = a + k * PANEL;
+                bool const cold = panel == 0 && v == 0;
+                switch ((in_panel - v) / width) {
+                    case 1: cosines_of_panel<T, 1>(n_rows, n_k, panel_stride, left, right, out, k > 0, cold); break;
+                    case 2: cosines_of_panel<T, 2>(n_rows, n_k, panel_stride, left, right, out, k > 0, cold); break;
+                    default: cosines_of_panel<T, 3>(n_rows, n_k, panel_stride, left, right, out, k > 0, cold); break;
+                }
+            }
+        }
+    }
+}
+
+template <typename T, int VECTORS>
+inline void gather_panel(Index n_dim, Index n_k, Index panel_stride, T const* a, T const* b, T* c, bool add,
+                         bool cold) {
+    for (Index d = 0; d < n_dim; d += ROWS) {
+        if (d + ROWS < n_dim) {
+            if (add) {
+                fetch(c + (d + ROWS) * PANEL, ROWS * PANEL);
+            }
+            for (Index k = 0; cold && k < n_k; k += PANEL) {
+                fetch(a + k / PANEL * panel_stride + (d + ROWS) * PANEL, ROWS * PANEL);
+            }
+        }
+        Accumulators<T, VECTORS> sums;
+        sums.clear();
+        for (Index k = 0; k < n_k; k += PANEL) {
+            sums.template multiply_add<Left::by_row>(n_k - k < PANEL ? n_k - k : PANEL,
+                                                     a + k / PANEL * panel_stride + d * PANEL, b + k * PANEL);
+        }
+        sums.write(c + d * PANEL, add);
+    }
+}
+
+// out(c, d) (+)= sum over r < n_rows of tile(r, c) a(r, d), where panels of out and a lie panel_stride apart; n_dim is
+// a multiple of ROWS.
+template <typename T>
+inline void gather(Index n_rows, Index n_columns, Index n_dim, Index panel_stride, T const* a, T const* tile, T* out,
+                   bool add) {
+    constexpr Index width = WIDTH<T>;
+    for (Index panel = 0; panel * PANEL < n_columns; ++panel) {
+        Index const in_panel = n_columns - panel * PANEL < PANEL ? n_columns - panel * PANEL : PANEL;
+        for (Index v = 0; v < in_panel; v += COLUMN_VECTORS * width) {
+            T const* const right = tile + panel * n_rows * PANEL + v;
+            T* const sums = out + panel * panel_stride + v;
+            bool const cold = panel == 0 && v == 0;
+            switch ((in_panel - v) / width) {
+                case 1: gather_panel<T, 1>(n_dim, n_rows, panel_stride, a, right, sums, add, cold); break;
+                case 2: gather_panel<T, 2>(n_dim, n_rows, panel_stride, a, right, sums, add, cold); break;
+                default: gather_panel<T, 3>(n_dim, n_rows, panel_stride, a, right, sums, add, cold); break;
+            }
+        }
+    }
+}
+
+}  // namespace sleepfm::SLEEPFM_ISA
