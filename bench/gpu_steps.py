@@ -111,13 +111,13 @@ def steps(work: Path, rehearse: bool) -> list[Step]:
     sanitizer = shutil.which("compute-sanitizer")
     probe = work / "probe.json"
     selection = [sys.executable, str(HERE / "gpu_sanitize.py")]
-    cpu_benches = sorted(str(p.relative_to(ROOT)) for p in HERE.glob("test_bench_*.py") if "cuda" not in p.name)
+    cpu_benches = sorted(str(p.relative_to(ROOT)) for p in HERE.glob("test_*.py") if "cuda" not in p.name)
     if rehearse:
-        cpu_benches = ["bench/test_bench_clip_store.py"]
+        cpu_benches = ["bench/test_clip_store.py"]
     missing = "" if sanitizer else "compute-sanitizer is not on the PATH"
     return [
         tests("tests on cuda", "cuda", 120, ["tests/test_filter_resample_contract.py"] if rehearse else []),
-        bench("cuda", ["bench/test_bench_cuda.py"], 130),
+        bench("cuda", ["bench/test_cuda.py"], 130),
         Step("measurements", [sys.executable, str(HERE / "gpu_probe.py"), str(probe)], 60, {}, lambda: json_of(probe)),
         *(
             Step(

@@ -14,7 +14,8 @@ from closeness import assert_close
 
 import sleepfm_fast
 from sleepfm_fast import ops, reference
-from sleepfm_fast.encoder import PRESETS, MBConvBlock, build_encoder
+from sleepfm_fast.encoder import PRESETS, build_encoder
+from sleepfm_fast.mbconv_blocks import MBConvBlock
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("x", "w1", "b1", "gamma0", "beta0", "wd", "bd", "gamma1", "beta1", "w3", "b3")

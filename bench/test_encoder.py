@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sleepfm_fast.encoder import PRESETS, EfficientNet1d, MBConvBlock
+from sleepfm_fast.encoder import PRESETS, EfficientNet1d
+from sleepfm_fast.mbconv_blocks import MBConvBlock
 
 N_CHANNELS = 7
 

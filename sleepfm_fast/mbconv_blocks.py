@@ -1,0 +1,118 @@
+"""Building blocks of SleepFM's encoder: inverted bottlenecks and stages of them, fused where the op covers them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from sleepfm_fast.ops.mbconv import mbconv
+
+__all__ = ["MBConvBlock", "MBConvStage"]
+
+
+def running_statistics(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Mean and variance that a batch norm uses in evaluation."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("this batch norm tracks no running statistics; the encoder needs them for evaluation.")
+    return norm.running_mean, norm.running_var
+
+
+def track(norm: nn.BatchNorm1d, statistics: Tensor, n_values: int) -> None:
+    """Let a batch norm's running statistics follow a batch's mean and population variance, as it would itself."""
+    mean, variance = running_statistics(norm)
+    momentum = 0.1 if norm.momentum is None else norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    mean.lerp_(statistics[0].to(mean.dtype), momentum)
+    variance.lerp_((statistics[1] * (n_values / (n_values - 1))).to(variance.dtype), momentum)
+
+
+class MBConvBlock(nn.Module):
+    """Inverted bottleneck: 1x1 expansion, depthwise convolution of 3, 1x1 projection without norm or activation."""
+
+    def __init__(self, n_in: int, n_out: int, expansion: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        width = n_in * expansion
+        self.conv1 = nn.Conv1d(n_in, width, kernel_size=1)
+        self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=stride, padding=1, groups=width)
+        self.conv3 = nn.Conv1d(width, n_out, kernel_size=1)
+        self.b0 = nn.BatchNorm1d(width)
+        self.b1 = nn.BatchNorm1d(width)
+        self.act = nn.ReLU6()
+        self.drop = nn.Dropout(dropout)
+        self.residual = stride == 1
+        self.fuse = True  # False: operation by operation, as published
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, n_in, n] -> [B, n_out, n / stride]."""
+        y: Tensor = self.fused(x) if self.can_fuse(x) else self.conv3(self.wide(x))
+        return x + self.drop(y) if self.residual else y
+
+    def wide(self, x: Tensor) -> Tensor:
+        """[B, n_in, n] -> [B, width, n / stride], operation by operation."""
+        y: Tensor = self.act(self.b1(self.conv2(self.act(self.b0(self.conv1(x))))))
+        return y
+
+    def can_fuse(self, x: Tensor) -> bool:
+        """Whether the compiled op covers this call; SyncBatchNorm, half precision and other devices go the long way."""
+        return (
+            self.fuse
+            and x.device.type == "cpu"
+            and x.dtype == self.conv1.weight.dtype == torch.float32
+            and type(self.b0) is nn.BatchNorm1d
+            and type(self.b1) is nn.BatchNorm1d
+            and self.b0.training == self.b1.training == self.training
+            and self.b0.track_running_stats
+            and self.b1.track_running_stats
+            and not torch.is_autocast_enabled("cpu")
+            and (self.training or not torch.is_grad_enabled())
+            and (not self.training or x.shape[0] * x.shape[2] > 1)
+        )
+
+    def fused(self, x: Tensor) -> Tensor:
+        """[B, n_in, n] -> [B, n_out, n / stride] in one op; updates the running statistics in training."""
+        norms = (self.b0, self.b1)
+        biases = [layer.bias for layer in (self.conv1, self.conv2, self.conv3)]
+        expanded, depthwise, projected = (bias if bias is not None else x.new_zeros(0) for bias in biases)
+        running = None if self.training else (*running_statistics(norms[0]), *running_statistics(norms[1]))
+        y, statistics = mbconv(
+            x,
+            self.conv1.weight[:, :, 0],
+            expanded,
+            norms[0].weight,
+            norms[0].bias,
+            self.conv2.weight[:, 0, :],
+            depthwise,
+            norms[1].weight,
+            norms[1].bias,
+            self.conv3.weight[:, :, 0],
+            projected,
+            stride=self.conv2.stride[0],
+            running=running,
+            eps=norms[0].eps,
+        )
+        if self.training:
+            track(norms[0], statistics[:2], x.shape[0] * x.shape[2])
+            track(norms[1], statistics[2:], y.shape[0] * y.shape[2])
+        return y
+
+
+class MBConvStage(nn.Module):
+    """Residual blocks that keep the channels, then one block that changes them and halves the length; batch norm."""
+
+    def __init__(self, n_in: int, n_out: int, expansion: int, n_blocks: int, dropout: float) -> None:
+        super().__init__()
+        blocks: OrderedDict[str, nn.Module] = OrderedDict(
+            (f"s{i}", MBConvBlock(n_in, n_in, expansion, 1, dropout)) for i in range(n_blocks - 1)
+        )
+        # The published state dict numbers the last block n_blocks + 1 and leaves a gap.
+        blocks[f"s{n_blocks + 1}"] = MBConvBlock(n_in, n_out, expansion, 2, dropout)
+        self.stack = nn.Sequential(blocks)
+        self.bn = nn.BatchNorm1d(n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, n_in, n] -> [B, n_out, n / 2]."""
+        y: Tensor = self.bn(self.stack(x))
+        return y
