@@ -50,7 +50,7 @@ __device__ __forceinline__ void store_element(void* x, Index i, float value) {
 }
 
 template <DType type, int LIMIT>
-__global__ void __launch_bounds__(32 * combine_warps) contrastive_combine_kernel(ContrastiveInput in, Combine c) {
+__global__ void __launch_bounds__(32 * combine_warps, 2) contrastive_combine_kernel(ContrastiveInput in, Combine c) {
     // One row a warp; a lane reads what it wrote itself.
     SLEEPFM_SHARED(float, rows, [combine_warps][contrastive_largest_dim]);
     int const lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(32 * combine_warps) contrastive_combine_kernel
         for (int k = lane; k < D; k += 32) {
             float value = 0.0f;
             if (sample.shared[i]) {
-                double const e = load_element<type>(sample.x, sample.first[i] + k) * sample.inverse[i];
+                double const e = sample.element(i, k) * sample.inverse[i];
                 value = static_cast<float>((static_cast<double>(rows[warp][k]) - e * along) * sample.inverse[i]);
             }
             store_element<type>(c.gradient_x, (i * N + r) * D + k, value);

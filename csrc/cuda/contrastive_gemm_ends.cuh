@@ -320,9 +320,7 @@ __global__ void __launch_bounds__(epilogue_threads, 2) gemm_finish_gradient_kern
         }
         float const* const gradient = g.gradient_unit + (m * N + r) * D;
         bool const counts = inside && sample.shared[m];
-        auto const unit = [&](Index k) {
-            return static_cast<float>(load_element<type>(g.x, sample.first[m] + k) * sample.inverse[m]);
-        };
+        auto const unit = [&](Index k) { return static_cast<float>(sample.element(m, k) * sample.inverse[m]); };
         double along = 0;
         if (counts && !(sample.norm[m] < norm_floor)) {
             for (Index k = lane; k < D; k += 32) {

@@ -24,7 +24,7 @@ __device__ __forceinline__ void store_operand(std::uint16_t* high, std::uint16_t
 }
 
 template <DType type, int LIMIT>
-__global__ void __launch_bounds__(32 * prepare_warps)
+__global__ void __launch_bounds__(32 * prepare_warps, 2)
     contrastive_prepare_kernel(ContrastiveInput in, ContrastiveOperands out) {
     constexpr int N_PAIRS = LIMIT * (LIMIT - 1) / 2;
     constexpr int N_OWN = N_PAIRS > LIMIT ? N_PAIRS : LIMIT;

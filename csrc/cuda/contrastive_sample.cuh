@@ -41,7 +41,7 @@ __device__ __forceinline__ int number_of_pair(int i, int j, int M) {
 template <DType type, int LIMIT>
 struct Sample {
     void const* x;
-    Index first[LIMIT];  // element of x
+    Index row, stride;   // in elements of x: the sample's first of modality 0, and from modality to modality
     bool shared[LIMIT];  // present, and not alone
     double norm[LIMIT];
     double inverse[LIMIT];  // 1 / max(norm, norm_floor)
@@ -49,14 +49,13 @@ struct Sample {
     int n_others;  // number of other modalities beside a shared one, at least 1
 
     __device__ __forceinline__ Sample(ContrastiveInput const& in, Index r, int lane)
-        : x(in.x), n_dim(static_cast<int>(in.n_dim)) {
+        : x(in.x), row(r * in.stride_sample), stride(in.stride_modality), n_dim(static_cast<int>(in.n_dim)) {
         int n_present = 0;
 #pragma unroll
         for (int m = 0; m < LIMIT; ++m) {
             shared[m] = m < in.n_modalities && r < in.n_samples &&
                         (in.mask == nullptr || in.mask[m * in.mask_stride_modality + r * in.mask_stride_sample] != 0);
             n_present += shared[m] ? 1 : 0;
-            first[m] = m * in.stride_modality + r * in.stride_sample;
         }
         n_others = n_present > 1 ? n_present - 1 : 1;
 #pragma unroll
@@ -65,7 +64,7 @@ struct Sample {
             double squares = 0.0;
             if (shared[m]) {
                 for (int k = lane; k < n_dim; k += 32) {
-                    double const value = load_element<type>(x, first[m] + k);
+                    double const value = element(m, k);
                     squares += value * value;
                 }
             }
@@ -74,11 +73,15 @@ struct Sample {
         }
     }
 
+    __device__ __forceinline__ float element(int m, Index k) const {
+        return load_element<type>(x, m * stride + row + k);
+    }
+
     // Element k of every unit row; 0 where it is not shared, and beyond D.
     __device__ __forceinline__ void unit_rows(int k, float (&e)[LIMIT]) const {
 #pragma unroll
         for (int m = 0; m < LIMIT; ++m) {
-            e[m] = shared[m] && k < n_dim ? static_cast<float>(load_element<type>(x, first[m] + k) * inverse[m]) : 0.0f;
+            e[m] = shared[m] && k < n_dim ? static_cast<float>(element(m, k) * inverse[m]) : 0.0f;
         }
     }
 
