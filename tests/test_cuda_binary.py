@@ -146,6 +146,7 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def dump(option: str, binary: Path) -> str:
+    tool("nvdisasm")  # which cuobjdump calls
     command = [tool("cuobjdump"), option, str(binary)]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
 
