@@ -20,11 +20,11 @@ import tyro
 
 from sleepfm_fast.command import plain, run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation import evaluate, say_table
 from sleepfm_fast.tasks import TASKS, labels_of
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.metrics import Interval
 
 __all__ = ["Config", "cli", "main"]
 
@@ -201,80 +201,6 @@ def _scores(embeddings: Embeddings, part: _Part, modalities: tuple[str, ...], mo
     return np.concatenate(blocks)
 
 
-def _evaluate(
-    scores: npt.NDArray[np.float64], trained: npt.NDArray[np.int8], test: _Part, config: Config
-) -> dict[str, Any]:
-    """Every figure of the test clips; classes without one get null and a note."""
-    from tqdm import tqdm
-
-    from sleepfm_fast import metrics
-
-    names, scored = TASKS[config.task].names, TASKS[config.task].scored
-    subjects, group = np.unique(test.subject, return_inverse=True)
-    n_subjects, n_clips = len(subjects), len(test.clips)
-    draws = metrics.bootstrap_subjects(n_subjects, config.bootstraps, config.seed)
-    # The first row is all test clips once: the point estimates come from the same sweep as the resamples.
-    weights = np.vstack([np.ones((1, n_subjects), np.int32), draws])
-    confusion = metrics.confusion_by_subject(test.labels, trained[scores.argmax(1)], group, len(names), n_subjects)
-    figures = metrics.confusion_figures(confusion, draws)
-    f1: Any = figures["f1"]
-    classes: dict[str, Any] = {}
-    curves: dict[str, list[npt.NDArray[np.float64]]] = {"auroc": [], "auprc": []}
-    for k in tqdm(scored, desc="bootstrap", unit="class", file=sys.stderr):
-        positive = test.labels == k
-        entry: dict[str, Any] = {"n_test": int(positive.sum()), "prevalence": float(positive.mean())}
-        note = ""
-        if k not in trained:
-            note = "absent from the training clips, so it is never predicted"
-        elif not positive.any():
-            note = "absent from the test clips"
-        elif positive.all():
-            note = "the only class of the test clips"
-        if note:
-            entry |= {"auroc": metrics.NO_VALUE, "auprc": metrics.NO_VALUE, "note": note}
-        else:
-            both = metrics.bootstrap_curves(positive, scores[:, list(trained).index(k)], group, weights)
-            for name, values in zip(("auroc", "auprc"), both, strict=True):
-                entry[name] = metrics.percentile_interval(values[0], values[1:], n_subjects)
-                curves[name].append(values)
-        entry["f1"] = f1[k]
-        classes[names[k]] = entry
-    macro: dict[str, Any] = {"n_classes": len(curves["auroc"])}
-    for name, rows in curves.items():
-        # A resample that lacks one of the classes has no macro value: over other classes it would be another figure.
-        mean = np.mean(rows, axis=0) if rows else np.full(1, np.nan)
-        macro[name] = metrics.percentile_interval(mean[0], mean[1:], n_subjects)
-    macro["f1"] = figures["macro_f1"] if len(scored) > 1 else f1[scored[0]]
-    return {
-        "classes": classes,
-        "macro": macro,
-        "accuracy": figures["accuracy"],
-        "cohen_kappa": figures["cohen_kappa"],
-        "confusion": {"rows_true_columns_predicted": names, "counts": confusion.sum(0), "n_clips": n_clips},
-    }
-
-
-def _cell(interval: Interval) -> str:
-    if interval.value is None:
-        return f"{'-':<21}"
-    limits = "" if interval.low is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
-    return f"{f'{interval.value:.3f}{limits}':<21}"
-
-
-def _say_table(result: dict[str, Any]) -> None:
-    say(f"{'class':<7}{'clips':>8}{'prev.':>7}  {'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}")
-    for name, entry in result["classes"].items():
-        figures = "".join(_cell(entry[f]) for f in ("auroc", "auprc", "f1"))
-        say(f"{name:<7}{entry['n_test']:>8}{entry['prevalence']:>7.3f}  {figures}{entry.get('note', '')}".rstrip())
-    macro = result["macro"]
-    say(f"{'macro':<22}  {''.join(_cell(macro[f]) for f in ('auroc', 'auprc', 'f1'))}".rstrip())
-    say(f"accuracy {_cell(result['accuracy']).strip()}  Cohen's kappa {_cell(result['cohen_kappa']).strip()}")
-    names, counts = result["confusion"]["rows_true_columns_predicted"], result["confusion"]["counts"]
-    say("true \\ predicted" + "".join(f"{n:>9}" for n in names))
-    for name, row in zip(names, counts, strict=True):
-        say(f"{name:<16}" + "".join(f"{int(n):>9}" for n in row))
-
-
 def main(config: Config) -> dict[str, Any]:
     """Fit, test and report; the result is what the command prints as JSON, intervals as dicts."""
     from sleepfm_fast.embeddings import Embeddings
@@ -302,8 +228,9 @@ def main(config: Config) -> dict[str, Any]:
             + " a store with more subjects."
         )
     model, fit = _fit(embeddings, train, modalities, config)
-    result = _evaluate(_scores(embeddings, test, modalities, model), trained, test, config)
-    _say_table(result)
+    scores = _scores(embeddings, test, modalities, model)
+    result = evaluate(scores, trained, test.labels, test.subject, TASKS[config.task], config.bootstraps, config.seed)
+    say_table(result)
     if test.counts(names)["n_subjects"] == 1 and config.bootstraps:
         say("notice: one test subject; there is nothing to bootstrap over, so no intervals.")
     if not fit["converged"]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SPLITS", "Split", "assign_subjects"]
+__all__ = ["SPLITS", "Split", "assign_subjects", "draw_subjects"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -104,3 +104,26 @@ def assign_subjects(
             "chosen on clips it was trained on."
         )
     return codes, tuple(notices)
+
+
+def draw_subjects(subjects: Sequence[str], n: int, replicate: int = 0) -> tuple[str, ...]:
+    """Draw ``n`` subjects for a few-shot or a pretraining-size experiment.
+
+    Draws are nested: those of a smaller ``n`` are among those of a larger one of the same replicate, as cohorts grow. A
+    hash decides, so the draw is the same on every machine and adding subjects to the cohort disturbs it little.
+
+    Parameters
+    ----------
+    subjects : sequence of str
+        Whom to draw from, such as the training subjects.
+    n : int
+        How many; all of them where there are fewer.
+    replicate : int
+        Another number is another draw.
+
+    Returns
+    -------
+    tuple of str
+        In the order of the draw.
+    """
+    return tuple(sorted(subjects, key=lambda subject: (hash_fraction(f"draw {replicate}", subject), subject))[:n])

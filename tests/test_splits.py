@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sleepfm_fast.splits import Split, assign_subjects
+from sleepfm_fast.splits import Split, assign_subjects, draw_subjects
 
 NAMES = [f"subject-{i}" for i in range(2000)]
 
@@ -82,3 +82,13 @@ def test_a_split_that_a_small_cohort_got_by_moving_stays_when_subjects_are_added
         known = dict(zip(few, codes.tolist(), strict=True))
         more, _ = assign_subjects([*few, *NAMES[300:310]], Split(), known)
         np.testing.assert_array_equal(more[:5], codes)
+
+
+def test_draws_are_nested_and_differ_between_replicates():
+    subjects = [f"s{i}" for i in range(50)]
+    larger = draw_subjects(subjects, 20)
+    assert draw_subjects(subjects[::-1], 8) == larger[:8]
+    assert set(draw_subjects(subjects, 20, replicate=1)) != set(larger)
+    assert set(draw_subjects(subjects, 99)) == set(subjects)
+    with_more = draw_subjects([*subjects, "new"], 20)
+    assert len(set(with_more) - set(larger)) <= 1

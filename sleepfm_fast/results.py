@@ -1,0 +1,154 @@
+"""A result on disk: what an evaluation printed, and the arrays behind it, so that a report can be traced to files.
+
+::
+
+    RESULT/
+      result.json   the command's last line of JSON with "format", "version" and the shapes of the arrays
+      NAME.npy      arrays with one row a test clip, such as clip, label, score (see each command)
+
+By convention a run keeps its results in ``RUN/results/``; :func:`find_results` looks there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.atomic import replace_folder
+from sleepfm_fast.command import plain, to_json
+from sleepfm_fast.errors import SleepfmError
+
+__all__ = ["FOLDER", "Result", "find_results", "read_result", "refuse_result", "write_result"]
+
+FORMAT = "sleepfm_fast result"
+VERSION = 1
+FOLDER = "results"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished result.
+
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    record : dict
+        The JSON; ``record["command"]`` says which command wrote it.
+    """
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def command(self) -> str:
+        """The command that wrote it."""
+        return str(self.record["command"])
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Map one of the arrays.
+
+        Raises
+        ------
+        SleepfmError
+            When the result has no such array, or the file is damaged.
+        """
+        expected = self.record["arrays"].get(name)
+        if expected is None:
+            has = ", ".join(self.record["arrays"]) or "none"
+            raise SleepfmError(f"the result {self.path} has no array '{name}'; it has {has}.")
+        file = self.path / f"{name}.npy"
+        try:
+            values: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise SleepfmError(f"{file} cannot be read ({error}). Run its command again.") from error
+        if [str(values.dtype), *values.shape] != expected:
+            raise SleepfmError(
+                f"{file} holds {values.dtype} {values.shape}, expected {expected[0]} {tuple(expected[1:])}. "
+                "Run its command again."
+            )
+        return values
+
+
+def refuse_result(path: Path | None, *, overwrite: bool = False) -> None:
+    """Refuse, before any work, a result folder that stands already, or anything else of that name."""
+    if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise SleepfmError(f"{path} exists and is not overwritten. Give another folder, or add --overwrite.")
+    if not (path / "result.json").is_file():
+        raise SleepfmError(f"{path} is not a result folder and is not overwritten. Give another folder.")
+
+
+def write_result(
+    path: Path, record: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], *, overwrite: bool = False
+) -> None:
+    """Write a result folder, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    record : mapping
+        What the command returns; ``"command"`` names it.
+    arrays : mapping of str to array
+        Any NumPy types but objects.
+    overwrite : bool
+        Replace a result that stands there.
+
+    Raises
+    ------
+    SleepfmError
+        Where something stands that is not to be replaced.
+    """
+    refuse_result(path, overwrite=overwrite)
+    shapes = {name: [str(values.dtype), *values.shape] for name, values in arrays.items()}
+    with replace_folder(path) as folder:
+        for name, values in arrays.items():
+            with (folder / f"{name}.npy").open("wb") as file:
+                np.save(file, values, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+        with (folder / "result.json").open("w", encoding="utf-8") as out:
+            out.write(
+                to_json({"format": FORMAT, "version": VERSION, "arrays": shapes, **plain(dict(record))}, indent=1)
+            )
+            out.write("\n")
+            out.flush()
+            os.fsync(out.fileno())
+
+
+def read_result(path: Path) -> Result:
+    """Open a result folder.
+
+    Raises
+    ------
+    SleepfmError
+        When it is missing, unfinished, or of another format.
+    """
+    try:
+        record = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SleepfmError(
+            f"{path} holds no result (result.json is missing). Give the folder that probe, retrieve or another "
+            "evaluation wrote."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise SleepfmError(f"{path / 'result.json'} cannot be read ({error}). Run its command again.") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+        found = f"{record.get('format')} {record.get('version')}" if isinstance(record, dict) else type(record).__name__
+        raise SleepfmError(f"{path / 'result.json'} says '{found}'; this version reads '{FORMAT} {VERSION}'.")
+    return Result(path, record)
+
+
+def find_results(run: Path) -> tuple[Result, ...]:
+    """All finished results in ``RUN/results/``, at any depth, by name."""
+    folder = run / FOLDER
+    return tuple(read_result(file.parent) for file in sorted(folder.rglob("result.json"))) if folder.is_dir() else ()

@@ -1,0 +1,53 @@
+"""Result folders: whole or not at all, never overwritten unasked, damage named."""
+
+import numpy as np
+import pytest
+
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.results import find_results, read_result, refuse_result, write_result
+
+
+def test_a_result_comes_back_as_it_was_written(tmp_path):
+    path = tmp_path / "results" / "stage"
+    arrays = {"clip": np.arange(3), "score": np.eye(3, dtype=np.float32)}
+    write_result(path, {"command": "probe", "value": float("nan"), "path": tmp_path}, arrays)
+    result = read_result(path)
+    assert result.command == "probe"
+    assert result.record["value"] is None
+    assert result.record["path"] == str(tmp_path)
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(result.array(name), values)
+    assert [r.path for r in find_results(tmp_path)] == [path]
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    write_result(tmp_path / "a", {"command": "probe"}, {})
+    with pytest.raises(SleepfmError, match="--overwrite"):
+        write_result(tmp_path / "a", {"command": "retrieve"}, {})
+    write_result(tmp_path / "a", {"command": "retrieve"}, {}, overwrite=True)
+    assert read_result(tmp_path / "a").command == "retrieve"
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").touch()
+    with pytest.raises(SleepfmError, match="not a result folder"):
+        refuse_result(tmp_path / "b", overwrite=True)
+    assert (tmp_path / "b" / "thesis.tex").exists()
+
+
+def test_damage_is_named(tmp_path):
+    with pytest.raises(SleepfmError, match=r"result\.json is missing"):
+        read_result(tmp_path)
+    write_result(tmp_path / "a", {"command": "probe"}, {"clip": np.arange(3)})
+    np.save(tmp_path / "a" / "clip.npy", np.arange(4))
+    with pytest.raises(SleepfmError, match=r"clip\.npy holds int64 \(4,\), expected int64 \(3,\)"):
+        read_result(tmp_path / "a").array("clip")
+    with pytest.raises(SleepfmError, match="no array 'label'; it has clip"):
+        read_result(tmp_path / "a").array("label")
+    (tmp_path / "a" / "result.json").write_text("{")
+    with pytest.raises(SleepfmError, match="cannot be read"):
+        read_result(tmp_path / "a")
+
+
+def test_a_result_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="allow_pickle"):
+        write_result(tmp_path / "a", {"command": "probe"}, {"clip": np.array([object()])})
+    assert list(tmp_path.iterdir()) == []
