@@ -18,7 +18,7 @@ __all__ = ["evaluate", "say_table"]
 
 
 def evaluate(
-    scores: npt.NDArray[np.float64],
+    scores: npt.NDArray[np.floating[Any]],
     trained: npt.NDArray[np.int8],
     labels: npt.NDArray[np.int8],
     subject: npt.NDArray[np.int32],
@@ -30,7 +30,7 @@ def evaluate(
 
     Parameters
     ----------
-    scores : float64 [n, len(trained)]
+    scores : float [n, len(trained)]
         One column a class that the classifier knows, any increasing function of its probability. The predicted class is
         that of the largest.
     trained : int8 [k]
