@@ -60,6 +60,12 @@ class Config:
     """Iterations of lbfgs at most."""
     c: float = 1.0
     """Inverse strength of the L2 penalty."""
+    solver: Literal["auto", "sklearn", "blocks"] = "auto"
+    """scikit-learn holds the training features in memory; blocks reads them from disk every pass and has the same
+    optimum; auto takes blocks above 4 GiB of features."""
+    standardise: bool = False
+    """Scale every feature to mean 0 and variance 1 on the training clips. Unit embeddings do without; hand-made
+    features in different units need it."""
     overwrite: bool = False
     """Replace a result that stands at RESULT."""
 
@@ -114,9 +120,14 @@ def main(config: Config) -> dict[str, Any]:
             + " a store with more subjects."
         )
     features = Features(embeddings, train.clips, modalities)
-    model, about = fit(features, train.labels, c=config.c, max_iter=config.max_iter)
-    if not about["converged"]:
-        say(f"notice: lbfgs stopped at --max-iter {config.max_iter} before it converged; give more iterations.")
+    model, about = fit(
+        features,
+        train.labels,
+        c=config.c,
+        max_iter=config.max_iter,
+        solver=config.solver,
+        standardise=config.standardise,
+    )
     odds = scores(Features(embeddings, test.clips, modalities), model)
     record = {
         "command": "probe",
@@ -128,7 +139,7 @@ def main(config: Config) -> dict[str, Any]:
         "overlap_note": embeddings.overlap_note,
         "train": train.counts(names),
         "test": test.counts(names),
-        "fit": {**about, "c": config.c, "max_iter": config.max_iter},
+        "fit": about,
         "seconds": round(time.perf_counter() - started, 3),
     }
     return conclude(
