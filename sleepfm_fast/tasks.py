@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
 
-__all__ = ["AGE_EDGES", "TASKS", "Task", "labels_of"]
+__all__ = ["AGE_EDGES", "TASKS", "Task", "age_groups", "labels_of", "sex_codes"]
 
 AGE_EDGES = (18.0, 35.0, 50.0)  # years; the groups of Thapa et al. (2024): 0-18, 18-35, 35-50, 50+
 
@@ -49,6 +50,18 @@ TASKS = {
 }
 
 
+def age_groups(ages: Sequence[float | None]) -> npt.NDArray[np.int8]:
+    """Every subject's age group from the age in years, -1 where it is not known; 18.0 years is in 18-35."""
+    known = (-1 if age is None or np.isnan(age) else int(np.searchsorted(AGE_EDGES, age, "right")) for age in ages)
+    return np.fromiter(known, np.int8, len(ages))
+
+
+def sex_codes(sexes: Sequence[str | None]) -> npt.NDArray[np.int8]:
+    """Every subject's sex as a class of the task, -1 where it is not known."""
+    names = TASKS["sex"].names
+    return np.fromiter((names.index(sex) if sex in names else -1 for sex in sexes), np.int8, len(sexes))
+
+
 def labels_of(embeddings: Embeddings, task: str, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
     """Every clip's class, -1 where it is not known.
 
@@ -70,9 +83,5 @@ def labels_of(embeddings: Embeddings, task: str, clips: npt.NDArray[np.int64]) -
         column: Any = embeddings.stage if task == "stage" else embeddings.sdb
         return np.asarray(column)[clips]
     description = embeddings.description
-    if task == "age":
-        of_subject = [-1 if age is None else int(np.searchsorted(AGE_EDGES, age, "right")) for age in description.ages]
-    else:
-        names = TASKS["sex"].names
-        of_subject = [names.index(sex) if sex in names else -1 for sex in description.sexes]
-    return np.asarray(of_subject, np.int8)[np.asarray(embeddings.subject)[clips]]
+    of_subject = age_groups(description.ages) if task == "age" else sex_codes(description.sexes)
+    return of_subject[np.asarray(embeddings.subject)[clips]]
