@@ -12,7 +12,8 @@ COMMANDS = {
     "train": "clip store -> trained model; without arguments, the demo on a simulated cohort",
     "import_checkpoint": "checkpoint of the authors' code (best.pt) -> run folder",
     "embed": "trained model + clip store -> embeddings",
-    "probe": "embeddings -> sleep staging or sleep-disordered breathing by logistic regression",
+    "probe": "embeddings -> sleep stage, sleep-disordered breathing, age group or sex by logistic regression",
+    "few_shot": "embeddings -> the probe's figures against the number of training subjects",
     "retrieve": "embeddings -> recall@k and median rank between modalities",
 }
 
