@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.calibration import calibration, say_calibration
 from sleepfm_fast.command import plain, say
 from sleepfm_fast.evaluation import evaluate, say_table
 from sleepfm_fast.results import write_result
+from sleepfm_fast.strata import by_stratum, say_strata
 from sleepfm_fast.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ def conclude(
     *,
     bootstraps: int,
     seed: int,
+    prior: npt.NDArray[np.float64] | None = None,
     path: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -129,6 +132,9 @@ def conclude(
         Class of each column, ascending.
     bootstraps, seed : int
         Resamples of test subjects for the intervals, and what draws them.
+    prior : float64 [k], optional
+        Of a classifier fitted with balanced class weights: how frequent each class was among its training clips.
+        Calibration is then also reported after correction to these frequencies.
     path : Path, optional
         The result folder; nothing is written without it.
     overwrite : bool
@@ -137,13 +143,21 @@ def conclude(
     Returns
     -------
     dict
-        The record with ``class_names``, ``trained_classes``, ``n_bootstraps`` and the figures of
-        :func:`sleepfm_fast.evaluation.evaluate`; the file has ``subjects`` and ``recordings`` (names) as well.
+        The record with ``class_names``, ``trained_classes``, ``n_bootstraps``, the figures of
+        :func:`sleepfm_fast.evaluation.evaluate`, ``strata`` (:mod:`sleepfm_fast.strata`) and ``calibration``
+        (:mod:`sleepfm_fast.calibration`); the file has ``subjects`` and ``recordings`` (names) as well.
     """
     task = TASKS[record["task"]]
     score = np.asarray(odds, np.float32)
+    probability = probability_of(score)
     figures = evaluate(score, trained, held_out.label, held_out.subject, task, bootstraps, seed)
     say_table(figures)
+    strata = by_stratum(held_out, score, trained, task, bootstraps, seed)
+    say_strata(strata)
+    reliability = calibration(
+        probability, trained, held_out.label, held_out.subject, task, bootstraps, seed, prior=prior
+    )
+    say_calibration(reliability)
     if len(np.unique(held_out.subject)) == 1 and bootstraps:
         say("notice: one test subject; there is nothing to bootstrap over, so no intervals.")
     full = {
@@ -153,6 +167,8 @@ def conclude(
         "n_bootstraps": bootstraps,
         "seed": seed,
         **figures,
+        "strata": strata,
+        "calibration": reliability,
     }
     if path is not None:
         arrays: dict[str, npt.NDArray[Any]] = {
@@ -162,7 +178,7 @@ def conclude(
             "recording": np.asarray(held_out.recording, np.int32),
             "onset_s": np.asarray(held_out.onset_s, np.float64),
             "score": score,
-            "probability": probability_of(score).astype(np.float32),
+            "probability": probability.astype(np.float32),
         }
         names = {"subjects": held_out.subjects, "recordings": held_out.recordings}
         write_result(path, {**full, **names}, arrays, overwrite=overwrite)

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,9 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.tasks import TASKS
 
 if TYPE_CHECKING:
-    from sleepfm_fast.logistic import Features, LogisticModel
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.labelled_clips import LabelledClips
+    from sleepfm_fast.logistic import LogisticModel
 
 __all__ = ["Config", "cli", "main"]
 
@@ -60,6 +62,18 @@ class Config:
     """Iterations of lbfgs at most."""
     c: float = 1.0
     """Inverse strength of the L2 penalty."""
+    choose_c: bool = False
+    """Take the C of --c-grid with the highest macro AUROC on the validation subjects, in place of --c. Every C is
+    fitted on the training subjects. With --fit-on train the best of these fits is the probe; with train+validation the
+    probe is fitted once more, on both."""
+    c_grid: Annotated[tuple[float, ...], tyro.conf.arg(metavar="C [C ...]")] = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
+    """Values that --choose-c tries."""
+    solver: Literal["auto", "sklearn", "blocks"] = "auto"
+    """scikit-learn holds the training features in memory; blocks reads them from disk every pass and has the same
+    optimum; auto takes blocks above 4 GiB of features."""
+    standardise: bool = False
+    """Scale every feature to mean 0 and variance 1 on the training clips. Unit embeddings do without; hand-made
+    features in different units need it."""
     overwrite: bool = False
     """Replace a result that stands at RESULT."""
 
@@ -71,17 +85,58 @@ def _check(config: Config) -> None:
             raise SleepfmError(f"--{name.replace('_', '-')} is {value}; give {lowest} or more.")
     if not (np.isfinite(config.c) and config.c > 0):
         raise SleepfmError(f"--c is {config.c}; the inverse penalty strength is a positive number.")
+    if not config.c_grid or not all(np.isfinite(c) and c > 0 for c in config.c_grid):
+        raise SleepfmError(f"--c-grid is {' '.join(map(str, config.c_grid)) or 'empty'}; give positive numbers.")
 
 
-def scores(features: Features, model: LogisticModel) -> npt.NDArray[np.float64]:
-    """Return the log-odds [n, k] of every class for every clip, read block by block."""
-    from tqdm import tqdm
+def prior_of(labels: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:
+    """Return how frequent each class that occurs is, in ascending order of the classes."""
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    frequency: npt.NDArray[np.float64] = counts / counts.sum()
+    return frequency
 
-    from sleepfm_fast import logistic
-    from sleepfm_fast.classification import log_odds
 
-    starts = tqdm(range(0, len(features), logistic.BLOCK), desc="scores", unit="block", file=sys.stderr)
-    return np.concatenate([log_odds(model.logits(features[start : start + logistic.BLOCK])) for start in starts])
+def _fitted(
+    embeddings: Embeddings, train: LabelledClips, modalities: tuple[str, ...], config: Config
+) -> tuple[LogisticModel, dict[str, Any]]:
+    """Fit on the clips given, with the C given or with the one that the validation subjects choose."""
+    from sleepfm_fast.labelled_clips import labelled_clips
+    from sleepfm_fast.logistic import Features, fit
+    from sleepfm_fast.penalty import CRITERION, choose_c
+
+    def fit_on(clips: LabelledClips, c: float) -> tuple[LogisticModel, dict[str, Any]]:
+        return fit(
+            Features(embeddings, clips.clips, modalities),
+            clips.labels,
+            c=c,
+            max_iter=config.max_iter,
+            solver=config.solver,
+            standardise=config.standardise,
+        )
+
+    if not config.choose_c:
+        return fit_on(train, config.c)
+    validation = labelled_clips(embeddings, ("validation",), config.task, modalities)
+    # Validation subjects must not choose the C of a model that has seen them.
+    training_only = train
+    if config.fit_on != "train":
+        training_only = train.of(np.isin(train.clips, validation.clips, invert=True))
+        if len(np.unique(training_only.labels)) < 2:
+            raise SleepfmError(
+                "--choose-c needs training subjects with two classes; only the validation subjects add one."
+            )
+    features = Features(embeddings, validation.clips, modalities)
+    choice = choose_c(config.c_grid, config.task, validation, features, lambda c: fit_on(training_only, c))
+    model, about = (choice.model, choice.about) if config.fit_on == "train" else fit_on(train, choice.c)
+    chosen = {
+        "criterion": CRITERION,
+        "n_validation_clips": len(validation),
+        "n_validation_subjects": len(np.unique(validation.subject)),
+        "tried": choice.tried,
+        "refitted": config.fit_on != "train",
+    }
+    return model, {**about, "choice": chosen}
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -89,7 +144,8 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.classification import HeldOut, conclude
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.labelled_clips import labelled_clips, modalities_of
-    from sleepfm_fast.logistic import Features, fit
+    from sleepfm_fast.logistic import Features
+    from sleepfm_fast.penalty import scores
     from sleepfm_fast.results import refuse_result
 
     _check(config)
@@ -113,10 +169,7 @@ def main(config: Config) -> dict[str, Any]:
             + ("Use --fit-on train+validation, or embed" if config.fit_on == "train" else "Embed")
             + " a store with more subjects."
         )
-    features = Features(embeddings, train.clips, modalities)
-    model, about = fit(features, train.labels, c=config.c, max_iter=config.max_iter)
-    if not about["converged"]:
-        say(f"notice: lbfgs stopped at --max-iter {config.max_iter} before it converged; give more iterations.")
+    model, about = _fitted(embeddings, train, modalities, config)
     odds = scores(Features(embeddings, test.clips, modalities), model)
     record = {
         "command": "probe",
@@ -128,7 +181,7 @@ def main(config: Config) -> dict[str, Any]:
         "overlap_note": embeddings.overlap_note,
         "train": train.counts(names),
         "test": test.counts(names),
-        "fit": {**about, "c": config.c, "max_iter": config.max_iter},
+        "fit": about,
         "seconds": round(time.perf_counter() - started, 3),
     }
     return conclude(
@@ -138,6 +191,7 @@ def main(config: Config) -> dict[str, Any]:
         model.classes,
         bootstraps=config.bootstraps,
         seed=config.seed,
+        prior=prior_of(train.labels),
         path=config.result,
         overwrite=config.overwrite,
     )

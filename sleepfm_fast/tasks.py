@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AGE_EDGES", "TASKS", "Labelled", "Task", "labels_of"]
+__all__ = ["AGE_EDGES", "TASKS", "Labelled", "Task", "age_groups", "labels_of", "sex_codes"]
 
 AGE_EDGES = (18.0, 35.0, 50.0)  # years; the groups of Thapa et al. (2024): 0-18, 18-35, 35-50, 50+
 
@@ -46,6 +47,18 @@ TASKS = {
 }
 
 
+def age_groups(ages: Sequence[float | None]) -> npt.NDArray[np.int8]:
+    """Every subject's age group from the age in years, -1 where it is not known; 18.0 years is in 18-35."""
+    known = (-1 if age is None or np.isnan(age) else int(np.searchsorted(AGE_EDGES, age, "right")) for age in ages)
+    return np.fromiter(known, np.int8, len(ages))
+
+
+def sex_codes(sexes: Sequence[str | None]) -> npt.NDArray[np.int8]:
+    """Every subject's sex as a class of the task, -1 where it is not known."""
+    names = TASKS["sex"].names
+    return np.fromiter((names.index(sex) if sex in names else -1 for sex in sexes), np.int8, len(sexes))
+
+
 class Labelled(Protocol):
     """Columns that labels are read from: of an embeddings folder, or of a clip store."""
 
@@ -77,10 +90,6 @@ def labels_of(clips_of: Labelled, task: str, clips: npt.NDArray[np.int64]) -> np
         codes: npt.NDArray[np.int8] = np.asarray(clips_of.stage if task == "stage" else clips_of.sdb)[clips]
         return codes
     description = clips_of.description
-    if task == "age":
-        of_subject = [-1 if age is None else int(np.searchsorted(AGE_EDGES, age, "right")) for age in description.ages]
-    else:
-        names = TASKS["sex"].names
-        of_subject = [names.index(sex) if sex in names else -1 for sex in description.sexes]
+    of_subject = age_groups(description.ages) if task == "age" else sex_codes(description.sexes)
     subject: npt.NDArray[np.int32] = np.asarray(clips_of.subject)[clips]
-    return np.asarray(of_subject, np.int8)[subject]
+    return of_subject[subject]

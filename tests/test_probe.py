@@ -397,3 +397,73 @@ def test_a_result_is_refused_before_any_work_and_replaced_when_asked(tmp_path, c
     status, _, _ = run(capsys, *asked, "--c", "2", "--overwrite")
     assert status == 0
     assert read_result(tmp_path / "result").record["fit"]["c"] == 2
+
+
+# ---- the penalty chosen on validation subjects -----------------------------------------------------------------------
+
+
+def test_c_is_chosen_on_the_validation_subjects(tmp_path, capsys):
+    folder, x, columns = planted(tmp_path, signal=0.9)
+    asked = (folder, "--task", "stage", "--bootstraps", "0", "--choose-c", "--c-grid", "0.3", "0.001", "30")
+    _, result, err = run(capsys, *asked)
+    choice = result["fit"]["choice"]
+    assert [t["c"] for t in choice["tried"]] == [0.001, 0.3, 30]
+    x = x.astype(np.float32).reshape(len(x), -1)
+    train, validation = columns["split"] == 0, columns["split"] == 1
+    for t in choice["tried"]:
+        model = LogisticRegression(C=t["c"], class_weight="balanced", max_iter=10000)
+        p = model.fit(x[train], columns["stage"][train]).predict_proba(x[validation].astype(np.float64))
+        truth = columns["stage"][validation]
+        expected = np.mean([roc_auc_score(truth == k, p[:, k]) for k in range(5)])
+        assert t["auroc"] == pytest.approx(expected, abs=1e-4)
+        assert t["log_loss"] == pytest.approx(-np.log(p[np.arange(len(p)), truth]).mean(), abs=1e-4)
+    best = max(choice["tried"], key=lambda t: t["auroc"])["c"]
+    assert result["fit"]["c"] == best
+    assert choice["refitted"] is False
+    assert choice["n_validation_subjects"] == 2
+    by_hand = run(capsys, folder, "--task", "stage", "--bootstraps", "0", "--c", best)[1]
+    assert by_hand["macro"] == result["macro"]
+    assert f"C = {best:g}: macro AUROC" in err
+    # Fitted on both, the choice is the same and the probe is the one that a given C fits on both.
+    both = run(capsys, *asked, "--fit-on", "train+validation")[1]
+    assert both["fit"]["choice"]["tried"] == choice["tried"]
+    assert both["fit"]["choice"]["refitted"] is True
+    by_hand = run(capsys, folder, "--task", "stage", "--bootstraps", "0", "--c", best, "--fit-on", "train+validation")[
+        1
+    ]
+    assert by_hand["macro"] == both["macro"] != result["macro"]
+
+
+def test_choosing_c_needs_validation_subjects_with_two_classes(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=1.0, change=lambda y, s: np.where(s == 1, 2, y))
+    status, _, err = run(capsys, folder, "--task", "stage", "--choose-c")
+    assert status == 1
+    assert "only the class N2" in err
+    status, _, err = run(capsys, folder, "--task", "stage", "--choose-c", "--c-grid", "1", "-1")
+    assert status == 1
+    assert "--c-grid is 1.0 -1.0" in err
+
+
+def test_strata_and_calibration_are_in_the_record(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=1.5)
+    _, result, err = run(capsys, folder, tmp_path / "result", "--task", "stage", "--bootstraps", "20")
+    assert set(result["strata"]["sex"]) == {"M", "F"}
+    assert set(result["strata"]["age"]) == {"50+", "unknown"}
+    assert sum(s["n_clips"] for s in result["strata"]["age"].values()) == result["test"]["n_clips"]
+    counts = np.array(list(result["train"]["class_counts"].values()))
+    assert list(result["calibration"]["prior"].values()) == pytest.approx(counts / counts.sum())
+    assert "age unknown" in err
+    p = read_result(tmp_path / "result").array("probability").astype(np.float64)
+    bins = result["calibration"]["as_fitted"]["classes"]["W"]["bins"]
+    for b in bins:
+        inside = (p[:, 0] >= b["low"]) & (p[:, 0] < b["high"])
+        assert b["n"] == inside.sum()
+
+
+@pytest.mark.parametrize("solver", ["sklearn", "blocks"])
+def test_either_solver_gives_the_figures(tmp_path, capsys, solver):
+    folder, _, _ = planted(tmp_path, signal=1.5)
+    _, result, _ = run(capsys, folder, "--task", "stage", "--bootstraps", "0", "--solver", solver)
+    default = run(capsys, folder, "--task", "stage", "--bootstraps", "0")[1]
+    assert result["fit"]["solver"] == solver
+    assert result["macro"]["auroc"]["value"] == pytest.approx(default["macro"]["auroc"]["value"], abs=1e-4)
