@@ -444,6 +444,7 @@ class SupervisedTrainer:
                 "clips_per_s": round(self.clips_per_s, 1),
             },
         }
+        counts = np.bincount(self.column[self.clips.train.clips], minlength=len(self.classes))
         return conclude(
             record,
             held_out,
@@ -451,6 +452,7 @@ class SupervisedTrainer:
             self.classes.astype(np.int8),
             bootstraps=config.bootstraps,
             seed=config.seed,
+            prior=counts / counts.sum() if config.class_weights == "balanced" else None,
             path=self.run.path / FOLDER / config.task,
             overwrite=True,
         )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from known_nights import ECG, EEG, FLOW, staged_night
 
-from sleepfm_fast import preprocess, supervise, train
+from sleepfm_fast import embed, preprocess, supervise, train
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.encoder import EfficientNet1d
 from sleepfm_fast.results import find_results, read_result
@@ -240,6 +240,11 @@ def test_draws_of_subjects_are_nested_and_the_validation_stays(planted, tmp_path
     everybody = [s for s, code in zip(store.subjects, codes, strict=True) if code == 0]
     assert three == draw_subjects(everybody, 3)
     assert subjects(3, replicate=1)[0] != three
+
+
+def test_it_gives_no_embeddings(learnt, planted, tmp_path, capsys):
+    assert embed.cli([str(learnt), str(planted), str(tmp_path / "embeddings")]) == 1
+    assert "holds a run of supervise" in capsys.readouterr().err
 
 
 def test_more_subjects_than_there_are_is_a_notice(planted, tmp_path, capsys):
