@@ -10,6 +10,7 @@ COMMANDS = {
     "preprocess": "recordings (EDF, BDF) and their scoring -> clip store",
     "convert": "what other SleepFM code has prepared (.npy clips, HDF5 nights) -> clip store",
     "train": "clip store -> trained model; without arguments, the demo on a simulated cohort",
+    "supervise": "clip store -> network trained end to end on labels, and its figures: the supervised baseline",
     "import_checkpoint": "checkpoint of the authors' code (best.pt) -> run folder",
     "embed": "trained model + clip store -> embeddings",
     "probe": "embeddings -> sleep stage, sleep-disordered breathing, age group or sex by logistic regression",
