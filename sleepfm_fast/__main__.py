@@ -16,6 +16,7 @@ COMMANDS = {
     "probe": "embeddings -> sleep stage, sleep-disordered breathing, age group or sex by logistic regression",
     "few_shot": "embeddings -> the probe's figures against the number of training subjects",
     "retrieve": "embeddings -> recall@k and median rank between modalities",
+    "report": "run folders -> one HTML page with every figure, and its numbers as JSON",
 }
 
 

@@ -48,7 +48,7 @@ class Config:
     """Retrieval examples drawn, of every direction in turn; 0 for none."""
     projection: Literal["tsne", "pca"] = "tsne"
     """How embeddings become two-dimensional: t-SNE, or PCA, which is faster and linear."""
-    projection_clips: int = 600
+    projection_clips: int = 400
     """Held-out clips projected, drawn at random."""
     seed: int = 0
     """Seed of that draw and of t-SNE."""
@@ -207,7 +207,8 @@ def subtitle(runs: Sequence[Run]) -> str:
             what = "no training configuration"
         parts.append(f"{r.name}: {what}" if len(runs) > 1 else what)
     text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}. Written by sleepfm_fast; a research tool, not a medical device."
+    text = text if len(runs) > 1 else text[0].upper() + text[1:]
+    return f"{text}. Written by sleepfm_fast; a research tool, not a medical device."
 
 
 def cli(argv: list[str] | None = None) -> int:

@@ -62,11 +62,12 @@ def array_file(result: Result, name: str) -> Path:
 def figures_table(name: str, result: Result) -> Figure:
     """AUROC, AUPRC and F1 per class with intervals."""
     record = result.record
-    rows = []
+    rows, notes = [], []
     for class_name, entry in record.get("classes", {}).items():
-        note = entry.get("note", "")
+        if entry.get("note"):
+            notes.append(f"{class_name}: {entry['note']}.")
         cells = [
-            f"{class_name} ({note})" if note else class_name,
+            class_name,
             count(entry.get("n_test", 0)),
             f"{entry.get('prevalence', 0):.3f}",
             *(with_interval(entry.get(f)) for f in ("auroc", "auprc", "f1")),
@@ -79,12 +80,13 @@ def figures_table(name: str, result: Result) -> Figure:
     about = (
         f"Accuracy {with_interval(record.get('accuracy'))}, Cohen's kappa {with_interval(record.get('cohen_kappa'))}. "
         "Brackets are 95 % intervals, bootstrapped over "
-        f"{count(test.get('n_subjects', 0))} test subjects. Chance is 0.5 for AUROC, the prevalence for AUPRC."
+        f"{count(test.get('n_subjects', 0))} test subjects. Chance is 0.5 for AUROC, the prevalence for AUPRC. "
+        + " ".join(notes)
     )
     head = ["class", "clips", "prevalence", "AUROC", "AUPRC", "F1"]
     keys = ("task", "classes", "macro", "accuracy", "cohen_kappa", "train", "test", "overlap_note")
     return Figure(
-        f"Figures: {name}", table(head, rows, f"Figures of {name}"), about, [record_file(result)],
+        "Figures of each class", table(head, rows, f"Figures of {name}"), about, [record_file(result)],
         {k: record[k] for k in keys if k in record}, wide=True,
     )  # fmt: skip
 
@@ -98,13 +100,13 @@ def confusion_figure(name: str, result: Result) -> Figure | None:
     counts = np.asarray(confusion["counts"], np.float64)
     head = element(
         "tr",
-        element("th", "true \\ predicted", scope="col"),
+        element("th", "true", scope="col"),
         *(element("th", escape(n), scope="col") for n in names),
     )
     lines = []
     for i, row in enumerate(counts):
         total = row.sum()
-        cells = [element("th", escape(names[i]), element("small", f" {count(total)}"), scope="row")]
+        cells = [element("th", escape(names[i]), element("small", count(total)), scope="row")]
         for j, n in enumerate(row):
             part = n / total if total else 0.0
             text = share(n, total) if total else "-"
@@ -124,7 +126,7 @@ def confusion_figure(name: str, result: Result) -> Figure | None:
     )
     shares = (counts / np.maximum(counts.sum(1, keepdims=True), 1)).round(6)
     return Figure(
-        f"Confusion: {name}",
+        "Confusion matrix",
         region,
         "Rows are the scorers' classes, columns the predicted ones: share of the row, and clips below. Framed cells "
         "are right.",
@@ -197,7 +199,7 @@ def curve_figures(name: str, result: Result, *, folded: bool) -> list[Figure | M
         )
         figures.append(
             Figure(
-                f"{kind}: {name}", plot, f"{what} The key gives the area below the curve.{note}",
+                f"{kind} curves", plot, f"{what} The key gives the area below the curve.{note}",
                 [*sources, record_file(result)], curves, key=legend(entries), folded=folded,
             )
         )  # fmt: skip
@@ -270,7 +272,7 @@ def calibration_figure(name: str, result: Result, *, folded: bool) -> Figure | N
         (f"s{i % N_SERIES}", n if (e := errors[n]) is None else f"{n} {e:.3f}") for i, n in enumerate(bins)
     ]  # fmt: skip
     return Figure(
-        f"Calibration: {name}",
+        "Calibration",
         plot,
         "Clips in ten bins of predicted probability; on the diagonal the probabilities can be taken at their word. The "
         f"key gives the mean distance from it (expected calibration error).{words}",
@@ -308,7 +310,7 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
             items = [Missing(f"{record_file(result)} is not as {result.command} writes it ({error!r}). Run it again.")]
         group.items = [item for item in items if item is not None]
         section.groups.append(group)
-    lacking = [run for run in runs if run not in [r for r, _ in found]]
+    lacking = [run for run in runs if not run.supervised and run not in [r for r, _ in found]]
     for run in lacking if (found or task in ("stage", "sdb")) else ():
         section.groups.append(
             Group(

@@ -52,7 +52,8 @@ def curves_of(runs: Sequence[Run], task: str) -> list[Curve]:
             saw = f", {modalities[0]}" if len(modalities) == 1 else ""
             curve = Curve(f"{run.name}: probe{saw}", files=[result.path / "result.json"])
             for entry in result.record.get("curve") or ():
-                curve.values[int(entry["subjects"])].append(entry.get("macro") or {})
+                macro = entry.get("macro_absent_at_chance") or entry.get("macro") or {}
+                curve.values[int(entry["subjects"])].append(macro)
             curves.append(curve)
         subjects = run.options.get("train_subjects")
         for result in run.results_of("supervise", task=task):
@@ -87,7 +88,7 @@ def curve_figure(curves: Sequence[Curve], task: str, figure: str) -> Figure | No
             f"{c.name}: {np.mean(v[0]):.3f} from {s[0]} and {np.mean(v[-1]):.3f} from {s[-1]} subjects."
             for c, s, v in drawn
         ),
-        x_label="labelled training subjects (each doubling is one step)",
+        x_label="labelled training subjects",
         y_label=FIGURES[figure],
     )
     data = {}
@@ -100,8 +101,8 @@ def curve_figure(curves: Sequence[Curve], task: str, figure: str) -> Figure | No
     return Figure(
         f"{TASK_TITLES.get(task, task)}: {FIGURES[figure]}",
         plot,
-        "Mean over replicates, that is over draws of subjects; the vertical lines go from the worst to the best of "
-        "them.",
+        "Mean over replicates, that is over draws of subjects; vertical lines go from the worst to the best. A class "
+        "that a probe's draw lacks counts at chance.",
         [file for curve, *_ in drawn for file in curve.files],
         data,
         key=legend([(f"s{i % N_SERIES}", curve.name) for i, (curve, *_) in enumerate(drawn)], "both"),

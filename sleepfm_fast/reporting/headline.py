@@ -99,10 +99,13 @@ def card(title: str, meaning: str, readings: Sequence[Reading], several: bool) -
     parts = []
     for reading in readings:
         limits = interval(reading.figure)
-        text = f" 95 % interval {limits[0]:.3f} to {limits[1]:.3f}" if limits else " no interval"
+        text = f" 95 % interval {limits[0]:.3f} to {limits[1]:.3f}" if limits else ""
         value = element("div", f"{reading.value:.3f}", element("small", text), class_="value")
         who = element("p", element("b", escape(reading.run.name)), class_="versus") if several else ""
-        parts += [who, value, spread(reading), element("p", element("small", escape(reading.note)))]
+        note = element("p", element("small", escape(reading.note)))
+        parts.append(
+            element("div", who, value, spread(reading), note, class_="reading several" if several else "reading")
+        )
     return Figure(
         title,
         element("div", *parts, class_="card"),
@@ -194,7 +197,7 @@ def headline_section(runs: Sequence[Run]) -> Section:
         ),
     ]
     for title, meaning, read in wanted:
-        readings = [reading for run in runs if (reading := read(run)) is not None]
+        readings = [reading for run in runs if (reading := attempted(read, run)) is not None]
         if readings:
             first = f"{readings[0].run.name}: " if len(runs) > 1 else ""
             group.items.append(card(title, first + meaning(readings[0]), readings, len(runs) > 1))
@@ -214,6 +217,15 @@ def headline_section(runs: Sequence[Run]) -> Section:
         )
     section.groups.append(group)
     return section
+
+
+def attempted(read: Callable[[Run], Reading | None], run: Run) -> Reading | None:
+    """Read a figure; a result of another shape is noted as a problem of the run."""
+    try:
+        return read(run)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        run.problems.append(f"a result of {run.path} is not as its command writes it ({error!r}); run it again.")
+        return None
 
 
 def hundred(reading: Reading) -> str:

@@ -124,6 +124,18 @@ def table(
     return element("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
+def named(files: Sequence[Path]) -> str:
+    """Name files, those of one folder together."""
+    folders: dict[Path, list[str]] = {}
+    for file in dict.fromkeys(files):
+        folders.setdefault(file.parent, []).append(file.name)
+    return "; ".join(
+        f"{element('code', escape(f'{folder}/{names[0]}'))}"
+        + "".join(f", {element('code', escape(name))}" for name in names[1:])
+        for folder, names in folders.items()
+    )
+
+
 class Writer:
     """Numbers the figures and writes the markup."""
 
@@ -135,8 +147,7 @@ class Writer:
         identity = f"f{self.count}"
         parts = [figure.body] if isinstance(figure.body, str | Plot) else list(figure.body)
         drawn = [part.render(f"{identity}-{i}") if isinstance(part, Plot) else part for i, part in enumerate(parts)]
-        files = ", ".join(element("code", escape(path)) for path in dict.fromkeys(figure.sources))
-        drawn_from = element("span", f"Drawn from {files}.", class_="source") if files else ""
+        drawn_from = element("span", f"From {named(figure.sources)}.", class_="source") if figure.sources else ""
         caption = element("figcaption", escape(figure.caption), " " if figure.caption else "", drawn_from)
         heading = element("h4", escape(figure.title), id=identity)
         classes = "wide" if figure.wide else None

@@ -160,7 +160,7 @@ def run_figures(run: Run, embeddings: Embeddings, n: int, method: Method, seed: 
             )
         )  # fmt: skip
     if m > 1:
-        few = clips[: max(n // m, 3)] if len(clips) <= n // m else np.sort(
+        few = clips if len(clips) <= max(n // m, 3) else np.sort(
             np.random.default_rng(seed).choice(clips, max(n // m, 3), replace=False)
         )  # fmt: skip
         z, how = project(embeddings.read(few).reshape(len(few) * m, -1), method, seed)
@@ -185,7 +185,7 @@ def projection_section(runs: Sequence[Run], n: int, method: Method, seed: int) -
         embeddings = run.embeddings
         if embeddings is not None:
             items = run_figures(run, embeddings, n, method, seed)
-        elif run.config:
+        elif run.config and not run.supervised:
             items = [
                 Missing(
                     f"{run.name} has no embeddings. This command makes them:",

@@ -23,13 +23,8 @@ __all__ = ["commands_of", "configuration_section", "files_section", "throughput_
 
 POSITIONALS = ("store", "run", "embeddings", "result")
 DIGEST_UP_TO = 64 * 2**20  # bytes of a file whose digest is taken
-# Options of a result's record that say how it was asked for, by command.
-OF_RECORD = {
-    "probe": ("task", "fit_on"),
-    "supervise": ("task",),
-    "few_shot": ("task",),
-    "retrieve": ("split", "scope"),
-}
+# Of a result's record, what is no option though an option has its name, or is resolved from it.
+NOT_OPTIONS = ("embeddings", "result", "examples", "solver", "k", "overwrite", "subjects", "modality")
 
 
 def throughput_section(runs: Sequence[Run]) -> Section:
@@ -135,11 +130,13 @@ def commands_of(run: Run) -> list[str]:
         if result.command not in ("probe", "retrieve", "few_shot"):
             continue
         record = result.record
-        asked = {name: record.get(name) for name in OF_RECORD[result.command]}
+        defaults = {"task": None, "modality": "all", **defaults_of(result.command)}
+        said = {"bootstraps": record.get("n_bootstraps"), **record, **(record.get("fit") or {})}
+        asked = {name: said[name] for name in defaults if name in said and name not in NOT_OPTIONS}
         modalities = list(record.get("modalities") or [])
         if result.command != "retrieve" and len(modalities) == 1:
             asked["modality"] = modalities[0]
-        options = options_text(asked, {"task": None, "modality": "all", **defaults_of(result.command)}, ())
+        options = options_text(asked, defaults, ())
         if result.command == "few_shot":
             sizes = dict.fromkeys(e["subjects"] for e in record.get("curve") or () if "subjects" in e)
             options += f" --subjects {' '.join(str(n) for n in sizes)}" if sizes else ""

@@ -45,7 +45,7 @@ def figures_table(name: str, result: Result) -> Figure:
     keys = recall_keys(record)
     head = ["query → found", "clips"]
     for key in keys:
-        head += [key, "chance", "times chance"]
+        head += [key, "chance", "× chance"]
     head += ["median rank", "mean rank", "chance"]
     rows = []
     for d in record["directions"]:
@@ -67,7 +67,7 @@ def figures_table(name: str, result: Result) -> Figure:
             cells += [with_interval(r), shown(r.get("chance"), 4), shown(r.get("times_chance"), 1)]
         rows.append([*cells, shown(mean.get("median_rank"), 1), "", ""])
     return Figure(
-        f"Retrieval figures: {name}",
+        "Figures of each direction",
         table(head, rows, f"Retrieval figures of {name}"),
         "recall@k: share of queries whose own clip is among the k nearest. Brackets are 95 % intervals, bootstrapped "
         "over the queries' subjects. Chance is what a random order would give.",
@@ -113,7 +113,7 @@ def ranks_figure(name: str, result: Result) -> Figure | None:
     plot.line(grid, np.minimum(grid / candidates, 1), "chance")
     plot.description = " ".join(f"{d}: half of the clips are found within {np.median(r):.0f}." for d, _, r in ranked)
     return Figure(
-        f"Recall at every k: {name}", plot,
+        "Recall at every k", plot,
         "Share of queries whose own clip is among the k nearest; the dashed line below is chance.",
         [result.path / f"{array}.npy" for _, array, _ in ranked], data,
         key=legend([(f"s{i % N_SERIES}", d) for i, (d, *_) in enumerate(ranked)]),
@@ -139,7 +139,7 @@ def retrieval_section(runs: Sequence[Run], n_examples: int) -> Section:
             except (KeyError, TypeError, ValueError, SleepfmError) as error:
                 group.items.append(Missing(f"{result.path} cannot be drawn: {error}"))
             section.groups.append(group)
-        if not results and (run.embeddings is not None or run.config):
+        if not results and not run.supervised and (run.embeddings is not None or run.config):
             section.groups.append(
                 Group(
                     items=[

@@ -79,7 +79,7 @@ def tick_text(value: float, step: float) -> str:
     decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
     if decimals < 6 and abs(round(step, decimals) - step) > 1e-9 * step:
         decimals += 1
-    return f"{value + 0.0:,.{decimals}f}".replace(",", "\u2009")
+    return f"{value + 0.0:,.{decimals}f}".replace(",", "\u202f")
 
 
 def covering(values: Sequence[float] | npt.NDArray[np.float64], *, log: bool = False, margin: float = 0.04) -> Scale:

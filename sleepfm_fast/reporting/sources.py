@@ -56,6 +56,11 @@ class Run:
         return options if isinstance(options, dict) else {}
 
     @property
+    def supervised(self) -> bool:
+        """Whether it is an end-to-end network, which has no embeddings."""
+        return "task" in self.options
+
+    @property
     def config_path(self) -> Path:
         """Its ``config.json``."""
         return self.path / "config.json"

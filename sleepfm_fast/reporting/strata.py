@@ -10,12 +10,12 @@ from sleepfm_fast.results import Result
 
 __all__ = ["strata_figure"]
 
-KEYS = ("strata", "stratified")
+HEAD = ("subjects", "subjects tested", "clips", "AUROC", "AUPRC", "F1", "accuracy")
 
 
 def strata_figure(name: str, result: Result) -> list[Figure]:
     """One table of all strata: {"age": {"18-35": {"n_subjects", "n_clips", "macro": {...}}}, "sex": ...}."""
-    strata: Any = next((result.record[k] for k in KEYS if result.record.get(k)), None)
+    strata: Any = result.record.get("strata")
     if not isinstance(strata, dict):
         return []
     rows = []
@@ -29,15 +29,16 @@ def strata_figure(name: str, result: Result) -> list[Figure]:
             scored, known = value_of((entry.get("macro") or {}).get("n_classes")), len(entry.get("classes") or ())
             note = f" (over {count(scored)} of {known} classes)" if scored is not None and scored < known else ""
             sizes = [count(n) if (n := value_of(entry.get(k))) is not None else "-" for k in ("n_subjects", "n_clips")]
-            rows.append(
-                [f"{by} {group}{note}", *sizes, *(with_interval(macro.get(f)) for f in ("auroc", "auprc", "f1"))]
-            )
+            figures = [with_interval(macro.get(f)) for f in ("auroc", "auprc", "f1")]
+            rows.append([f"{by} {group}{note}", *sizes, *figures, with_interval(entry.get("accuracy"))])
     if not rows:
         return []
     return [
         Figure(
-            f"By group of subjects: {name}",
-            table(["subjects", "subjects tested", "clips", "AUROC", "AUPRC", "F1"], rows, f"Strata of {name}"),
+            "By group of subjects",
+            table(
+                ["subjects", "subjects tested", "clips", "AUROC", "AUPRC", "F1", "accuracy"], rows, f"Strata of {name}"
+            ),
             "The same classifier, tested on one group of subjects at a time (means of classes). Groups of few subjects "
             "have wide intervals or none.",
             [result.path / "result.json"],

@@ -7,12 +7,12 @@ from typing import Any
 
 __all__ = ["clock", "count", "hours", "interval", "share", "value_of", "with_interval"]
 
-THIN = "\u2009"
+NARROW = "\u202f"  # narrow space that does not break
 
 
 def count(n: float) -> str:
     """A whole number with thin spaces."""
-    return f"{round(n):,}".replace(",", THIN)
+    return f"{round(n):,}".replace(",", NARROW)
 
 
 def hours(value: float) -> str:
@@ -31,7 +31,7 @@ def share(part: float, whole: float) -> str:
     if not whole:
         return "-"
     percent = 100 * part / whole
-    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.1f} %"
+    return f"{percent:.0f}{NARROW}%" if percent >= 10 or percent == 0 else f"{percent:.1f}{NARROW}%"
 
 
 def value_of(figure: Any) -> float | None:
