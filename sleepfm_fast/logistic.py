@@ -202,6 +202,7 @@ def fit(
     max_iter: int = 10000,
     solver: Solver = "auto",
     standardise: bool = False,
+    quiet: bool = False,
 ) -> tuple[LogisticModel, dict[str, Any]]:
     """Fit with balanced class weights: clips of class k weigh n / (K n_k).
 
@@ -221,6 +222,9 @@ def fit(
         Scale every feature to mean 0 and variance 1 over these clips; the model returned takes features as they are.
         Hand-made features are always scaled, and their holes filled with the median over these clips and marked.
 
+    quiet : bool
+        Say nothing of what is fitted; that it did not converge is said all the same.
+
     Returns
     -------
     model : LogisticModel
@@ -234,7 +238,8 @@ def fit(
         imputer = imputation.Imputer.fit(features.embeddings.matrix(looked_at, features.modalities))
     chosen = ("sklearn" if features.n_bytes <= LARGEST_IN_MEMORY else "blocks") if solver == "auto" else solver
     where = f"{features.n_bytes / 2**30:.2f} GiB in memory" if chosen == "sklearn" else "read block by block"
-    say(f"fitting on {len(features)} clips x {features.shape[1]} features ({where}), C = {c:g}")
+    if not quiet:
+        say(f"fitting on {len(features)} clips x {features.shape[1]} features ({where}), C = {c:g}")
     started = time.perf_counter()
     scaled = features
     if standardise:
