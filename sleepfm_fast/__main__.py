@@ -13,6 +13,7 @@ COMMANDS = {
     "import_checkpoint": "checkpoint of the authors' code (best.pt) -> run folder",
     "embed": "trained model + clip store -> embeddings",
     "probe": "embeddings -> sleep staging or sleep-disordered breathing by logistic regression",
+    "reproduce": "the paper's tables and figures, from a store or a simulated cohort, by all of the above",
     "retrieve": "embeddings -> recall@k and median rank between modalities",
 }
 
