@@ -181,6 +181,7 @@ def fit(
     max_iter: int = 10000,
     solver: Solver = "auto",
     standardise: bool = False,
+    quiet: bool = False,
 ) -> tuple[LogisticModel, dict[str, Any]]:
     """Fit with balanced class weights: clips of class k weigh n / (K n_k).
 
@@ -199,6 +200,9 @@ def fit(
     standardise : bool
         Scale every feature to mean 0 and variance 1 over these clips; the model returned takes features as they are.
 
+    quiet : bool
+        Say nothing of what is fitted; that it did not converge is said all the same.
+
     Returns
     -------
     model : LogisticModel
@@ -207,7 +211,8 @@ def fit(
     """
     chosen = ("sklearn" if features.n_bytes <= LARGEST_IN_MEMORY else "blocks") if solver == "auto" else solver
     where = f"{features.n_bytes / 2**30:.2f} GiB in memory" if chosen == "sklearn" else "read block by block"
-    say(f"fitting on {len(features)} clips x {features.shape[1]} features ({where}), C = {c:g}")
+    if not quiet:
+        say(f"fitting on {len(features)} clips x {features.shape[1]} features ({where}), C = {c:g}")
     started = time.perf_counter()
     scaled = features
     if standardise:

@@ -341,7 +341,8 @@ class Planner:
             numbers = tuple(k for k in self.preset.few_shot_subjects if k <= self.facts.subjects["train"])
             share = sum(numbers) / max(self.facts.subjects["train"], 1) * self.preset.few_shot_replicates
             options = {"embeddings": embeddings, "result": makes, "task": evaluation.task, "subjects": numbers}
-            options |= {"replicates": self.preset.few_shot_replicates, "seed": self.seed}
+            # All subjects are the probe's own result.
+            options |= {"replicates": self.preset.few_shot_replicates, "all_subjects": False}
             return self.add(
                 table, makes, "few_shot", options, Work("fitted numbers", fit * share, 2.0), (self.embed(table, run),)
             )
