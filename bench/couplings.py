@@ -3,7 +3,7 @@
 Each arm simulates the same sleepers (same seed) with some couplings switched off, preprocesses, trains the tiny preset
 for a short while, embeds, and probes and retrieves on the same held-out subjects. ``python bench/couplings.py WORK``
 runs the arms that WORK lacks and writes ``bench/results/simulator-couplings.json``; ``--doc`` redraws the tables of
-docs/simulator.md from that file, ``--check`` only says whether they are up to date.
+docs/simulator.md from that file.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sleepfm_fast.sleeper import Couplings
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "simulator-couplings.json"
+BEGIN, END = "<!-- couplings:begin -->", "<!-- couplings:end -->"
 DOC = HERE.parent / "docs" / "simulator.md"
 
 # Sleepers and hours of each. Age and sex are facts of a sleeper: many sleepers with little of each tell most.
@@ -45,6 +46,7 @@ TRAINING = {
     "threads": 1,
 }
 TASKS = {"clips": ("stage", "sdb"), "sleepers": ("age", "sex")}
+TRAIT_COLUMNS = {f"{task}, {m}": f"{task} {m}" for task in TASKS["sleepers"] for m in ("all", "respiratory", "ecg")}
 SEEN = ("all", "respiratory", "brain", "ecg")
 SEEDS = (0, 1, 2)  # of the trainings that compare the two losses
 
@@ -74,6 +76,10 @@ ARMS = {
     "many sleepers, no traits": Arm(("traits",), "age and sex reach no signal", "sleepers"),
     "RSA alone on": Arm(tuple(c for c in ALL if c != DIRECT[0]), "against everything off: sinus arrhythmia by itself"),
     "no stage in heart and breath": Arm(("stage_heart_rate", "stage_breathing"), "the two named routes of the stage"),
+    "no stage in heart, breath, snoring, movement": Arm(
+        ("stage_heart_rate", "stage_breathing", "stage_snoring", "movement"),
+        "all routes of the stage to ECG and respiration but that events come in sleep",
+    ),
     "no event in heart and arousals": Arm(
         ("event_arousal", "event_heart_rate", "arousal_heart_rate"), "the named routes from events to brain and heart"
     ),
@@ -202,13 +208,96 @@ def verdict(f: dict[str, Any]) -> str:
     return "above" if f["low"] > f["chance"] else "below"
 
 
+def cell(f: dict[str, Any], digits: int = 2) -> str:
+    """Write a figure with its interval, bold where the interval holds what guessing gives."""
+    text = f"{f['value']:.{digits}f} ({f['low']:.{digits}f}-{f['high']:.{digits}f})"
+    return f"**{text}**" if verdict(f) == "chance" else text
+
+
+def rows_of(arms: dict[str, Any], columns: dict[str, str], first: str) -> list[str]:
+    """Markdown table: an arm a row; ``columns`` are heads and the figures under them."""
+    lines = [f"| {first} | {' | '.join(columns)} |", f"|{' --- |' * (1 + len(columns))}"]
+    for name, arm in arms.items():
+        values = [cell(arm[key], 3 if "recall" in key else 2) for key in columns.values()]
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    return lines
+
+
+def loss_rows(losses: list[dict[str, Any]]) -> list[str]:
+    """Markdown table of the two losses, a seed a row."""
+    directions = [f"{a} -> {b}" for a, b in itertools.permutations(("respiratory", "brain", "ecg"), 2)]
+    lines = [
+        "| loss | seed | staging, all | staging, ECG | SDB, all | mean recall@10 of six directions |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in sorted(losses, key=lambda r: (r["mode"], r["seed"])):
+        recall = sum(run[f"{d} recall@10"]["value"] for d in directions) / len(directions)
+        figures = " | ".join(cell(run[key]) for key in ("stage all", "stage ecg", "sdb all"))
+        lines.append(f"| {run['mode'].replace('_', '-')} | {run['seed']} | {figures} | {recall:.3f} |")
+    return lines
+
+
+def tables(document: dict[str, Any]) -> str:
+    """Draw what docs/simulator.md shows of a stored experiment."""
+    arms = document["arms"]
+    clips = {name: arm for name, arm in arms.items() if arm["cohort"] == "clips"}
+    sleepers = {name: arm for name, arm in arms.items() if arm["cohort"] == "sleepers"}
+    one = next(iter(clips.values()))
+    short = {"respiratory": "respiration", "brain": "brain", "ecg": "ECG"}
+    lines = ["| arm | couplings switched off |", "| --- | --- |"]
+    for name, arm in arms.items():
+        n_off, n_all = len(arm["off"]), len(document["couplings"])
+        off = ", ".join(f"`{c}`" for c in arm["off"]) or "none"
+        if n_off > n_all - 3:
+            on = [c for c in document["couplings"] if c not in arm["off"]]
+            off = f"all but `{on[0]}`" if on else f"all {n_all}"
+        lines.append(f"| {name} | {off} |")
+    n_subjects, hours = document["cohorts"]["clips"]["subjects"], document["cohorts"]["clips"]["hours"]
+    lines += [
+        "",
+        f"Macro AUROC, {one['test_subjects']} test subjects, {one['test_clips']} clips ({n_subjects} sleepers of "
+        f"{60 * hours:g} min):",
+        "",
+    ]
+    heads = {f"{task}, {short[m]}": f"{key} {m}" for task, key in (("staging", "stage"), ("SDB", "sdb")) for m in short}
+    lines += rows_of(clips, heads, "arm")
+    pairs = (("ecg", "respiratory"), ("brain", "ecg"), ("respiratory", "brain"))
+    recall = {f"{short[a]} -> {short[b]}": f"{a} -> {b} recall@10" for a, b in pairs}
+    lines += ["", f"Recall@10 among those clips (chance {one['ecg -> brain recall@10']['chance']:.3f}):", ""]
+    lines += rows_of(clips, recall, "arm")
+    if sleepers:
+        few = next(iter(sleepers.values()))
+        n_subjects, hours = document["cohorts"]["sleepers"]["subjects"], document["cohorts"]["sleepers"]["hours"]
+        lines += ["", f"AUROC, {few['test_subjects']} test subjects ({n_subjects} sleepers of {60 * hours:g} min):", ""]
+        lines += rows_of(sleepers, TRAIT_COLUMNS, "arm")
+    lines += ["", "Leave-one-out against pairwise, everything on:", "", *loss_rows(document["losses"]), ""]
+    m = document["machine"]
+    lines.append(
+        f"`bench/results/{document['name']}.json`, made by `bench/couplings.py` at commit {m['commit']} "
+        f"({m['cpu_model']}, torch {m['torch']}); it holds all six directions and the ranks."
+    )
+    return "\n".join(lines)
+
+
+def redrawn(page: str, document: dict[str, Any]) -> str:
+    """Return a page with the tables between its marks."""
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n{tables(document)}\n{END}{rest.split(END)[1]}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run what is missing, or draw the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, nargs="?", help="folder for cohorts, runs and outcomes")
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="arms to run")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="seeds of the two losses")
+    parser.add_argument("--doc", action="store_true", help="redraw the tables of docs/simulator.md and stop")
     arguments = parser.parse_args(argv)
+    if arguments.doc:
+        DOC.write_text(redrawn(DOC.read_text(encoding="utf-8"), json.loads(RESULT.read_text())), encoding="utf-8")
+        return 0
+    if arguments.work is None:
+        parser.error("WORK, the folder for cohorts, runs and outcomes, is missing")
     arms = run_arms(arguments.work, arguments.arms)
     losses = run_losses(arguments.work, tuple(arguments.seeds)) if arguments.seeds else []
     document = {
@@ -217,6 +306,7 @@ def main(argv: list[str] | None = None) -> int:
         "machine": machine.record(),
         "cohorts": {name: {"subjects": n, "hours": h} for name, (n, h) in COHORTS.items()},
         "cohort_seed": COHORT_SEED,
+        "couplings": [c.replace("_", "-") for c in ALL],
         "training": TRAINING,
         "arms": arms,
         "losses": losses,

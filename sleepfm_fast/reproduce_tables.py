@@ -10,7 +10,7 @@ import numpy as np
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.experiments import Source
-from sleepfm_fast.paper_tables import Cell, PaperTable
+from sleepfm_fast.paper_tables import WITH_CHANCE, Cell, PaperTable
 from sleepfm_fast.reproduce_plan import Layout
 from sleepfm_fast.results import read_result
 
@@ -61,11 +61,23 @@ def look_up(record: Mapping[str, Any], path: tuple[str, ...]) -> tuple[list[Any]
             query, candidates = key.split(" -> ")
             value = next(d for d in value if (d["query"], d["candidates"]) == (query, candidates))
         elif isinstance(value, list):
-            points = [point["macro"][path[i + 1]] for point in value if point["subjects"] == int(key)]
-            return points, None
+            return [p[WITH_CHANCE][path[i + 1]] for p in value if p["subjects"] == int(key)], None
+        elif key == WITH_CHANCE:
+            return [with_chance(record, path[i + 1])], None
         else:
             value = value[key]
     return [value], record["macro"].get("n_classes") if path[0] == "macro" and "macro" in record else None
+
+
+def with_chance(record: Mapping[str, Any], figure: str) -> float | None:
+    """Average over the classes that the test clips have; one without a figure, never trained, is at chance."""
+    values = []
+    for entry in record["classes"].values():
+        if 0 < entry["prevalence"] < 1:
+            chance = 0.5 if figure == "auroc" else float(entry["prevalence"])
+            value = number(entry[figure])
+            values.append(chance if value is None else value)
+    return float(np.mean(values)) if values else None
 
 
 def number(value: Any) -> float | None:
