@@ -293,8 +293,8 @@ def few_shot_figure(subjects: tuple[int, ...], replicates: int, n_training: int)
         "subjects",
         tuple(cells),
         f"Mean over {replicates} draws of subjects; in brackets the least and the greatest. Classes that a draw "
-        "lacks count at chance. The paper's values are read off its plot, the last one of 1,265 subjects. Its embeddings, "
-        "like ours, were pretrained on all pretraining subjects.",
+        "lacks count at chance. The paper's values are read off its plot, the last one of 1,265 subjects. Its "
+        "embeddings, like ours, were pretrained on all pretraining subjects.",
     )
 
 

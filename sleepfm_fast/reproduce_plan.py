@@ -334,7 +334,8 @@ class Planner:
             n = min(n_test, PAPER_CANDIDATES)
             pairs = math.comb(len(run.modalities or MODALITIES), 2)
             options: dict[str, Any] = {"embeddings": embeddings, "result": makes, **common}
-            options["candidates"] = PAPER_CANDIDATES if n_test > PAPER_CANDIDATES else None
+            if n_test > PAPER_CANDIDATES:  # as the paper draws them: uniform over event types and participants
+                options |= {"candidates": PAPER_CANDIDATES, "sample": "balanced"}
             work = Work("compared numbers", pairs * n * n * self.dim, 2.0)
             return self.add(table, makes, "retrieve", options, work, (self.embed(table, run),), n * 72)
         if evaluation.kind == "few_shot":

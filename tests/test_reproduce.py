@@ -312,7 +312,7 @@ def interval(value, width=0.02):
 
 def stage_record(value, n_classes=5):
     one = {name: interval(value) for name in ("auroc", "auprc", "f1")}
-    classes = dict.fromkeys(paper_tables.STAGES, {**one, "prevalence": 0.2})
+    classes = {name: {**one, "prevalence": 0.2} for name in paper_tables.STAGES}
     return {"command": "probe", "classes": classes, "macro": {**one, "n_classes": n_classes}}
 
 
