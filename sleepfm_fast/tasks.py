@@ -1,18 +1,15 @@
-"""What a probe may be asked to read out of the embeddings: the classes, and every clip's label."""
+"""What a classifier may be asked to tell of a clip: the classes, and every clip's label."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from sleepfm_fast.embeddings import Embeddings
-
-__all__ = ["AGE_EDGES", "TASKS", "Task", "age_groups", "labels_of", "sex_codes"]
+__all__ = ["AGE_EDGES", "TASKS", "Labelled", "Task", "age_groups", "labels_of", "sex_codes"]
 
 AGE_EDGES = (18.0, 35.0, 50.0)  # years; the groups of Thapa et al. (2024): 0-18, 18-35, 35-50, 50+
 
@@ -62,17 +59,27 @@ def sex_codes(sexes: Sequence[str | None]) -> npt.NDArray[np.int8]:
     return np.fromiter((names.index(sex) if sex in names else -1 for sex in sexes), np.int8, len(sexes))
 
 
-def labels_of(embeddings: Embeddings, task: str, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+class Labelled(Protocol):
+    """Columns that labels are read from: of an embeddings folder, or of a clip store."""
+
+    stage: Any
+    sdb: Any
+    subject: Any
+    description: Any
+    """Has ``ages`` and ``sexes``, one entry a subject."""
+
+
+def labels_of(clips_of: Labelled, task: str, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
     """Every clip's class, -1 where it is not known.
 
     Parameters
     ----------
-    embeddings : Embeddings
-        The folder; age and sex are facts of the subject and are the same for all clips of it.
+    clips_of : Embeddings or StoreFacts
+        Where the clips are; age and sex are facts of the subject and are the same for all clips of it.
     task : {"stage", "sdb", "age", "sex"}
         A key of :data:`TASKS`. Age groups are half-open: 18.0 years is in 18-35.
     clips : int64 [n]
-        Rows of the folder.
+        Rows of it.
 
     Returns
     -------
@@ -80,8 +87,9 @@ def labels_of(embeddings: Embeddings, task: str, clips: npt.NDArray[np.int64]) -
         Index into the task's names, or -1.
     """
     if task in ("stage", "sdb"):
-        column: Any = embeddings.stage if task == "stage" else embeddings.sdb
-        return np.asarray(column)[clips]
-    description = embeddings.description
+        codes: npt.NDArray[np.int8] = np.asarray(clips_of.stage if task == "stage" else clips_of.sdb)[clips]
+        return codes
+    description = clips_of.description
     of_subject = age_groups(description.ages) if task == "age" else sex_codes(description.sexes)
-    return of_subject[np.asarray(embeddings.subject)[clips]]
+    subject: npt.NDArray[np.int32] = np.asarray(clips_of.subject)[clips]
+    return of_subject[subject]

@@ -395,6 +395,11 @@ def recordings_of(store: ClipStore, clips: npt.NDArray[np.int64]) -> npt.NDArray
 def load_model(run: RunDirectory, device: torch.device) -> tuple[SleepModel, dict[str, Any]]:
     """The best model of a run, in evaluation mode, and the run's configuration."""
     config = run.config()
+    if config.get("command", "train") != "train":
+        raise SleepfmError(
+            f"{run.path} holds a run of {config['command']}, whose network gives classes and no embeddings. Give a run "
+            "of train."
+        )
     model = SleepModel.from_description(config["model"])
     tensors, _ = read_checkpoint(run.best_path)
     model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
