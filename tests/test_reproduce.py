@@ -339,7 +339,7 @@ def test_our_figures_stand_beside_the_papers(tmp_path):
     assert "<sub>0.906</sub>" in simulated
     assert "patients, for orientation" in simulated
     assert "patients" not in "\n".join(patients)
-    assert "Not computed: W supervised CNN AUROC" in simulated
+    assert "Not computed: supervised CNN, hand-made features." in simulated
     # Every row of a Markdown table has as many cells as its head.
     for block in simulated.split("\n\n"):
         counts = {line.count("|") for line in block.splitlines() if line.startswith("|")}
