@@ -14,23 +14,25 @@ if TYPE_CHECKING:
     from sleepfm_fast.metrics import Interval
     from sleepfm_fast.tasks import Task
 
-__all__ = ["evaluate", "say_table"]
+__all__ = ["cell", "evaluate", "say_table"]
 
 
 def evaluate(
-    scores: npt.NDArray[np.float64],
+    scores: npt.NDArray[np.floating[Any]],
     trained: npt.NDArray[np.int8],
     labels: npt.NDArray[np.int8],
     subject: npt.NDArray[np.int32],
     task: Task,
     bootstraps: int,
     seed: int,
+    *,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Score a classifier on test clips; classes without a figure get null and a note.
 
     Parameters
     ----------
-    scores : float64 [n, len(trained)]
+    scores : float [n, len(trained)]
         One column a class that the classifier knows, any increasing function of its probability. The predicted class is
         that of the largest.
     trained : int8 [k]
@@ -43,6 +45,8 @@ def evaluate(
         Names the classes and says which of them are scored.
     bootstraps, seed : int
         Resamples of subjects, and what draws them.
+    progress : bool
+        Show a bar over the classes.
 
     Returns
     -------
@@ -65,7 +69,7 @@ def evaluate(
     f1: Any = figures["f1"]
     classes: dict[str, Any] = {}
     curves: dict[str, list[npt.NDArray[np.float64]]] = {"auroc": [], "auprc": []}
-    for k in tqdm(scored, desc="bootstrap", unit="class", file=sys.stderr):
+    for k in tqdm(scored, desc="bootstrap", unit="class", file=sys.stderr, disable=not progress):
         positive = labels == k
         entry: dict[str, Any] = {"n_test": int(positive.sum()), "prevalence": float(positive.mean())}
         note = ""
@@ -99,7 +103,8 @@ def evaluate(
     }
 
 
-def _cell(interval: Interval) -> str:
+def cell(interval: Interval) -> str:
+    """Format a figure with its interval for a table, 21 characters wide."""
     if interval.value is None:
         return f"{'-':<21}"
     limits = "" if interval.low is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
@@ -110,11 +115,11 @@ def say_table(result: dict[str, Any]) -> None:
     """Print what :func:`evaluate` returned."""
     say(f"{'class':<7}{'clips':>8}{'prev.':>7}  {'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}")
     for name, entry in result["classes"].items():
-        figures = "".join(_cell(entry[f]) for f in ("auroc", "auprc", "f1"))
+        figures = "".join(cell(entry[f]) for f in ("auroc", "auprc", "f1"))
         say(f"{name:<7}{entry['n_test']:>8}{entry['prevalence']:>7.3f}  {figures}{entry.get('note', '')}".rstrip())
     macro = result["macro"]
-    say(f"{'macro':<22}  {''.join(_cell(macro[f]) for f in ('auroc', 'auprc', 'f1'))}".rstrip())
-    say(f"accuracy {_cell(result['accuracy']).strip()}  Cohen's kappa {_cell(result['cohen_kappa']).strip()}")
+    say(f"{'macro':<22}  {''.join(cell(macro[f]) for f in ('auroc', 'auprc', 'f1'))}".rstrip())
+    say(f"accuracy {cell(result['accuracy']).strip()}  Cohen's kappa {cell(result['cohen_kappa']).strip()}")
     names, counts = result["confusion"]["rows_true_columns_predicted"], result["confusion"]["counts"]
     say("true \\ predicted" + "".join(f"{n:>9}" for n in names))
     for name, row in zip(names, counts, strict=True):

@@ -84,11 +84,22 @@ def read_pretrained(path: Path) -> Pretrained:
         return Pretrained(path, "the authors' checkpoint", tensors, checkpoint.description())
     if path.suffix == ".safetensors":
         run = RunDirectory(path.parent)
-        config = run.config() if run.exists() else None
+        config = trained_config(run) if run.exists() else None
         return Pretrained(path, "a checkpoint", model_tensors(path), config)
     run = RunDirectory(path)
-    config = run.config()
+    config = trained_config(run)
     return Pretrained(run.best_path, "the best checkpoint of a run", model_tensors(run.best_path), config)
+
+
+def trained_config(run: RunDirectory) -> dict[str, Any]:
+    """The configuration of a run of train; another command's is refused."""
+    config = run.config()
+    if config.get("command", "train") != "train":
+        raise SleepfmError(
+            f"{run.path} holds a run of {config['command']}, whose network gives classes and no embeddings. Give a run "
+            "of train."
+        )
+    return config
 
 
 def model_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""``python -m sleepfm_fast.retrieve EMBEDDINGS``: find each clip's other modalities among all clips.
+"""``python -m sleepfm_fast.retrieve EMBEDDINGS [RESULT]``: find each clip's other modalities among all clips.
 
 Every directed pair of modalities is one task: the query is a clip's embedding in one modality, the candidates are all
 clips' embeddings in the other, and the rank of the clip's own is what counts (:mod:`sleepfm_fast.ranks`). Chance
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ import tyro
 
 from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
+
+if TYPE_CHECKING:
+    from sleepfm_fast.embeddings import Embeddings
 
 __all__ = ["Config", "cli", "main"]
 
@@ -35,6 +38,9 @@ class Config:
 
     embeddings: tyro.conf.Positional[Path]
     """Embeddings folder, made by `python -m sleepfm_fast.embed`."""
+    result: tyro.conf.Positional[Path | None] = None
+    """Result folder to write, such as RUN/results/retrieval: every figure, and the rank of every query; nothing is
+    written when omitted."""
     split: Literal["train", "validation", "test", "all"] = "test"
     """Clips that are queries and candidates."""
     candidates: int | None = None
@@ -45,7 +51,11 @@ class Config:
     bootstraps: int = 1000
     """Resamples of subjects for the intervals; 0 for none."""
     seed: int = 0
-    """Seed of the draw of candidates and of the resamples."""
+    """Seed of the draw of candidates, of the examples and of the resamples."""
+    examples: int = 4
+    """Queries of each direction whose best candidates are kept in RESULT, drawn at random."""
+    overwrite: bool = False
+    """Replace a result that stands at RESULT."""
 
 
 def _check(config: Config) -> None:
@@ -55,6 +65,8 @@ def _check(config: Config) -> None:
         raise SleepfmError(f"--k is {config.k}; give whole numbers from 1 on.")
     if config.bootstraps < 0:
         raise SleepfmError(f"--bootstraps is {config.bootstraps}; give 0 (no intervals) or more.")
+    if config.examples < 0:
+        raise SleepfmError(f"--examples is {config.examples}; give 0 (none) or more.")
 
 
 def _pairs(
@@ -94,13 +106,17 @@ def _direction(ranks: npt.NDArray[np.int64], subject: npt.NDArray[np.int32], con
     return result
 
 
-def _ranked(embeddings: Any, chosen: dict[tuple[str, str], npt.NDArray[np.int64]], config: Config) -> list[Any]:
+def _ranked(
+    embeddings: Embeddings, chosen: dict[tuple[str, str], npt.NDArray[np.int64]], config: Config
+) -> tuple[list[dict[str, Any]], dict[tuple[str, str], npt.NDArray[np.int64]]]:
+    """Return the summaries and the ranks of every direction that has any."""
     from tqdm import tqdm
 
     from sleepfm_fast.embeddings import ModalityRows
     from sleepfm_fast.ranks import pair_ranks
 
-    directions = []
+    directions: list[dict[str, Any]] = []
+    ranks = {}
     total = sum(len(clips) ** 2 for clips in chosen.values())
     with tqdm(total=total, unit="similarity", unit_scale=True, desc="ranks", file=sys.stderr) as bar:
         update: Callable[[int], object] = bar.update
@@ -114,10 +130,11 @@ def _ranked(embeddings: Any, chosen: dict[tuple[str, str], npt.NDArray[np.int64]
             a, b = (ModalityRows(embeddings, clips, m) for m in (first, second))
             forward, backward = pair_ranks(a, b, progress=update)
             subject = np.asarray(embeddings.subject[clips])
-            directions.append({"query": first, "candidates": second, **_direction(forward, subject, config)})
-            directions.append({"query": second, "candidates": first, **_direction(backward, subject, config)})
+            for query, candidates, found in ((first, second, forward), (second, first, backward)):
+                directions.append({"query": query, "candidates": candidates, **_direction(found, subject, config)})
+                ranks[query, candidates] = found
     order = {m: i for i, m in enumerate(embeddings.modalities)}
-    return sorted(directions, key=lambda d: (order[d["query"]], order[d["candidates"]]))
+    return sorted(directions, key=lambda d: (order[d["query"]], order[d["candidates"]])), ranks
 
 
 def _mean(directions: list[dict[str, Any]], config: Config) -> dict[str, Any]:
@@ -153,8 +170,11 @@ def _say_table(directions: list[dict[str, Any]], config: Config) -> None:
 def main(config: Config) -> dict[str, Any]:
     """Rank, summarise and report; the result is what the command prints as JSON."""
     from sleepfm_fast.embeddings import SPLITS, Embeddings
+    from sleepfm_fast.found_clips import clips_of_pair, examples
+    from sleepfm_fast.results import refuse_result, write_result
 
     _check(config)
+    refuse_result(config.result, overwrite=config.overwrite)
     started = time.perf_counter()
     embeddings = Embeddings(config.embeddings)
     if len(embeddings.modalities) < 2:
@@ -178,14 +198,15 @@ def main(config: Config) -> dict[str, Any]:
     short = [c for c in chosen.values() if config.candidates is not None and len(c) < config.candidates]
     if short:
         say(f"notice: --candidates {config.candidates} is more than the clips there are; all of them are used.")
-    directions = _ranked(embeddings, chosen, config)
+    directions, ranks = _ranked(embeddings, chosen, config)
     _say_table(directions, config)
     if any(d.get("n_subjects") == 1 for d in directions) and config.bootstraps:
         say("notice: one subject; there is nothing to bootstrap over, so no intervals.")
-    return {
+    record: dict[str, Any] = {
         "command": "retrieve",
         "embeddings": config.embeddings,
         "split": config.split,
+        "scope": "cohort",
         "n_clips": int(clips.size),
         "modalities": embeddings.modalities,
         "overlap": overlaps,
@@ -194,6 +215,21 @@ def main(config: Config) -> dict[str, Any]:
         "mean": _mean(directions, config),
         "seconds": round(time.perf_counter() - started, 3),
     }
+    if config.result is not None:
+        about = embeddings.description
+        written = {
+            **record,
+            "subjects": about.subjects,
+            "recordings": about.recordings,
+            "examples": examples(embeddings, chosen, ranks, config.examples, config.seed),
+        }
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for (query, candidates), found in ranks.items():
+            arrays[f"rank_{query}_{candidates}"] = found.astype(np.int32)
+            arrays[f"clip_{query}_{candidates}"] = clips_of_pair(chosen, query, candidates)
+        write_result(config.result, written, arrays, overwrite=config.overwrite)
+        say(f"wrote {config.result}")
+    return record
 
 
 def cli(argv: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from synthetic_embeddings import MODALITIES, columns_of, unit, write_folder
 
 from sleepfm_fast import retrieve
 from sleepfm_fast.embeddings import Embeddings
+from sleepfm_fast.results import read_result
 
 DIM = 24
 N = 600
@@ -28,7 +29,7 @@ def folder_of(tmp_path, *, alignment, n=N, n_subjects=12, mask=None, split_of=No
 
 
 def run(capsys, folder, *arguments):
-    status = retrieve.cli([str(folder), *arguments])
+    status = retrieve.cli([str(folder), *map(str, arguments)])
     out, err = capsys.readouterr()
     return status, json.loads(out.splitlines()[-1]) if status == 0 else None, err
 
@@ -203,3 +204,34 @@ def test_a_damaged_vector_stops_with_its_name(tmp_path, capsys):
 def test_wrong_usage_is_status_2(capsys, arguments):
     assert retrieve.cli(list(arguments)) == 2
     capsys.readouterr()
+
+
+# ---- the result folder -----------------------------------------------------------------------------------------------
+
+
+def test_the_result_folder_holds_ranks_and_examples(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sleepfm_fast.found_clips.BLOCK", 77)
+    mask = np.random.default_rng(1).random((N, 3)) < 0.8
+    folder, x, _ = folder_of(tmp_path, alignment=0.7, mask=mask)
+    _, printed, _ = run(capsys, folder, tmp_path / "result", "--examples", "3")
+    result = read_result(tmp_path / "result")
+    assert {k: v for k, v in result.record.items() if k in printed} == printed
+    assert result.record["scope"] == "cohort"
+    assert len(result.record["examples"]) == 6 * 3
+    for d in result.record["directions"]:
+        name = f"{d['query']}_{d['candidates']}"
+        i, j = (MODALITIES.index(d[side]) for side in ("query", "candidates"))
+        clips = result.array(f"clip_{name}")
+        np.testing.assert_array_equal(clips, np.flatnonzero(mask[:, i] & mask[:, j]))
+        np.testing.assert_array_equal(result.array(f"rank_{name}"), dense(x[clips, i], x[clips, j]))
+    for e in result.record["examples"]:
+        i, j = (MODALITIES.index(e[side]) for side in ("query", "candidates"))
+        clips = np.flatnonzero(mask[:, i] & mask[:, j])
+        similarity = x[clips, j].astype(np.float32).astype(np.float64) @ x[e["clip"], i].astype(np.float32)
+        best = np.argsort(-similarity, kind="stable")[:5]
+        assert e["found"] == clips[best].tolist()
+        np.testing.assert_allclose(e["found_similarity"], similarity[best])
+        if e["rank"] <= 5:
+            assert e["found"][e["rank"] - 1] == e["clip"]
+    status, _, err = run(capsys, tmp_path / "no embeddings", tmp_path / "result")
+    assert (status, "--overwrite" in err) == (1, True)
