@@ -20,7 +20,9 @@ from sleepfm_fast.feed import Batch as Windows
 from sleepfm_fast.feed import Buffer, Feed
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
+from sleepfm_fast.ops.cuda_kernels import has_kernels
 from sleepfm_fast.scales import Scales, measure_scales, nominal_scales
+from sleepfm_fast.side_stream import PinnedBuffer, SideStream, upload
 
 __all__ = ["Batch", "ClipInput", "InputConfig", "prefetch"]
 
@@ -78,13 +80,16 @@ class ClipInput:
     config : InputConfig
         Filter preset and normalisation.
     device : torch.device
-        Where filtering runs and batches land.
+        Where batches land, and where filtering runs: on a CUDA device if this build has kernels for it, else on the
+        CPU.
     """
 
     def __init__(self, store: ClipStore, montage: Montage, config: InputConfig, device: torch.device) -> None:
         self.store = store
         self.config = config
         self.device = device
+        self.filter_device = device if has_kernels(device) else torch.device("cpu")
+        self.side = SideStream(device) if device.type == "cuda" else None
         self.bank = FilterBank(config.filters, fs_out_hz=FS_HZ, notch_hz=config.notch_hz or None)
         numbers = {
             (modality.name, slot.name): number
@@ -145,17 +150,18 @@ class ClipInput:
         self.scales.apply(windows.calibration, windows.table, np.asarray(self.store.recording[clips], np.int64))
         return windows
 
-    def filter(self, windows: Windows) -> Batch:
-        """Filter, resample and scale what :meth:`read` read."""
+    def filter(self, windows: Windows, raw: torch.Tensor | None = None) -> Batch:
+        """Filter, resample and scale what :meth:`read` read, in the current stream; ``raw``: its integers, pinned."""
         table = windows.table
         x = filter_resample(
-            torch.from_numpy(windows.raw).to(self.device),
-            torch.from_numpy(table).to(self.device),
-            torch.from_numpy(windows.calibration).to(self.device),
+            upload(torch.from_numpy(windows.raw) if raw is None else raw, self.filter_device),
+            upload(torch.from_numpy(table), self.filter_device),
+            upload(torch.from_numpy(windows.calibration), self.filter_device),
             self.bank,
             N_OUT,
             normalise="zscore" if self.config.normalise == "clip" else "none",
         )
+        x = upload(x, self.device) if self.filter_device != self.device else x
         present = torch.from_numpy(table[:, :, 1] > 0)
         if len(self.places) < self.n_columns:
             places = torch.from_numpy(self.places)
@@ -167,7 +173,11 @@ class ClipInput:
         )
 
     def __call__(self, clips: npt.NDArray[np.int64]) -> Batch:
-        """Read and filter; the integers pass through memory that each thread keeps."""
+        """Read and filter; on the CPU the integers pass through memory that each thread keeps."""
+        if self.filter_device.type == "cuda":
+            pinned = PinnedBuffer()
+            windows = self.read(clips, pinned)
+            return self.filter(windows, pinned.tensor.view(torch.int16 if windows.raw.itemsize == 2 else torch.int32))
         buffer: Buffer | None = getattr(self._memory, "buffer", None)
         if buffer is None:
             buffer = self._memory.buffer = Buffer()
@@ -175,6 +185,9 @@ class ClipInput:
 
     def batches(self, items: Iterable[Item], clips_of: Callable[[Item], npt.NDArray[np.int64]]) -> Iterator[Any]:
         """Yield (item, Batch) in order, reading and filtering ahead in a thread.
+
+        On CUDA the thread works on a stream of its own, beside what the caller computes, and each batch is handed to
+        the stream that is current where it is asked for.
 
         Clips are announced to the system two batches before they are read, so that a disk is kept busy meanwhile.
 
@@ -193,9 +206,19 @@ class ClipInput:
                     yield waiting.popleft()
             yield from waiting
 
-        stream = prefetch(announced(), lambda pair: self(pair[1]))
+        side = self.side
+
+        def prepare(pair: tuple[Item, npt.NDArray[np.int64]]) -> tuple[Batch, torch.cuda.Event | None]:
+            if side is None:
+                return self(pair[1]), None
+            with side.work():
+                return self(pair[1]), side.mark()
+
+        stream = prefetch(announced(), prepare)
         try:
-            for (item, _), batch in stream:
+            for (item, _), (batch, made) in stream:
+                if side is not None and made is not None:
+                    side.receive(made, [*batch.x.values(), *batch.present.values()])
                 yield item, batch
         finally:
             stream.close()

@@ -73,7 +73,7 @@ class Config:
     optimum; auto takes blocks above 4 GiB of features."""
     standardise: bool = False
     """Scale every feature to mean 0 and variance 1 on the training clips. Unit embeddings do without; hand-made
-    features in different units need it."""
+    features, in different units, always are (and their holes are filled with the training clips' median)."""
     overwrite: bool = False
     """Replace a result that stands at RESULT."""
 
