@@ -55,18 +55,16 @@ class Batch:
     x : dict of str to float tensor [B, C, 7680]
         The input of each modality.
     present : dict of str to bool tensor [B, C]
-        Which channels the recording has; where False, ``x`` is zero and means nothing.
+        Which channels the recording has; where False, ``x`` is zero and means nothing. On the CPU, where the model
+        chooses the clips of each encoder without waiting for the device.
     """
 
     x: dict[str, torch.Tensor]
     present: dict[str, torch.Tensor]
 
     def to(self, device: torch.device) -> Batch:
-        """Move to a device."""
-        return Batch(
-            {k: v.to(device, non_blocking=True) for k, v in self.x.items()},
-            {k: v.to(device, non_blocking=True) for k, v in self.present.items()},
-        )
+        """Move the clips to a device."""
+        return Batch({k: v.to(device, non_blocking=True) for k, v in self.x.items()}, self.present)
 
 
 def places_of(wanted: list[tuple[str, str]], held: list[tuple[str, str]]) -> list[int]:
@@ -188,10 +186,10 @@ class ClipInput:
             normalise="zscore" if self.config.normalise == "clip" else "none",
         )
         x = upload(x, self.device) if self.filter_device != self.device else x
-        present = torch.from_numpy(table[:, :, 1] > 0).to(self.device)
+        present = torch.from_numpy(table[:, :, 1] > 0)
         if len(self.places) < self.n_columns:
-            places = torch.from_numpy(self.places).to(self.device)
-            x = x.new_zeros(len(x), self.n_columns, N_OUT).index_copy_(1, places, x)
+            places = torch.from_numpy(self.places)
+            x = x.new_zeros(len(x), self.n_columns, N_OUT).index_copy_(1, places.to(x.device), x)
             present = present.new_zeros(len(x), self.n_columns).index_copy_(1, places, present)
         return Batch(
             {name: x[:, span] for name, span in self.spans.items()},
