@@ -13,8 +13,7 @@ A folder under its own name is finished: :mod:`sleepfm_fast.embedding_writer` re
 There are two kinds. ``embedding``: what a model made, unit vectors, every modality of the same width. ``feature``: what
 ``python -m sleepfm_fast.features`` measured, numbers with units in their names; a modality has as many as it has names,
 ``dim`` is the largest number, and beyond a modality's own width stands NaN. A feature that could not be measured in a
-clip is NaN too; who reads them fills and scales them with what training clips say
-(:mod:`sleepfm_fast.standardise`).
+clip is NaN too; a classifier fills and scales them with what its training clips say (:mod:`sleepfm_fast.imputation`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Logistic regression with an L2 penalty and balanced class weights, on embeddings that stay on disk until needed."""
+"""Logistic regression with an L2 penalty and balanced class weights, on embeddings or features read from disk."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast import imputation
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.imputation import Imputer
 
 __all__ = ["BLOCK", "Features", "LogisticModel", "Solver", "fit"]
 
@@ -27,18 +29,29 @@ Solver = Literal["auto", "sklearn", "blocks"]
 
 
 class Features:
-    """Clips of an embeddings folder as a matrix [n, n_modalities x dim] that is read block by block.
+    """Clips of an embeddings folder as a matrix [n, F] that is read block by block.
+
+    Of embeddings, F is n_modalities x dim; of hand-made features, as many as the modalities have, and NaN where one
+    could not be measured, unless an imputer fills (and marks) it.
 
     Attributes
     ----------
     shape : (int, int)
+    imputer : Imputer or None
     centre, scale : float32 [F] or None
         A block is read as (x - centre) * scale where they are set; see :meth:`standardised`.
     """
 
-    def __init__(self, embeddings: Embeddings, clips: npt.NDArray[np.int64], modalities: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        clips: npt.NDArray[np.int64],
+        modalities: tuple[str, ...],
+        imputer: Imputer | None = None,
+    ) -> None:
         self.embeddings, self.clips, self.modalities = embeddings, clips, modalities
-        self.shape = (len(clips), len(modalities) * embeddings.dim)
+        self.imputer = imputer
+        self.shape = (len(clips), embeddings.width(modalities) if imputer is None else imputer.width)
         self.centre: npt.NDArray[np.float32] | None = None
         self.scale: npt.NDArray[np.float32] | None = None
         self._n_checked = 0  # rows from the first on whose vectors have been checked
@@ -62,7 +75,7 @@ class Features:
         """
         start, stop, _ = rows.indices(len(self))
         clips = self.clips[start:stop]
-        if stop <= self._n_checked:
+        if stop <= self._n_checked and self.embeddings.kind == "embedding":
             columns = [self.embeddings.modalities.index(m) for m in self.modalities]
             whole = columns == list(range(len(self.embeddings.modalities)))
             vectors = np.asarray(self.embeddings.vectors)
@@ -72,15 +85,19 @@ class Features:
             x = self._checked(clips)
             if start <= self._n_checked:
                 self._n_checked = stop
+        if self.imputer is not None:
+            x = self.imputer(x)
         if self.centre is not None and self.scale is not None:
             x -= self.centre
             x *= self.scale
         return x
 
     def _checked(self, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        x = self.embeddings.read(clips, self.modalities).reshape(len(clips), -1)
-        if not np.isfinite(x).all():
-            i, j = np.argwhere(~np.isfinite(x))[0]
+        x = self.embeddings.matrix(clips, self.modalities)
+        # A hole among features is no damage.
+        bad = np.isinf(x) if self.embeddings.kind == "feature" else ~np.isfinite(x)
+        if bad.any():
+            i, j = np.argwhere(bad)[0]
             raise SleepfmError(
                 f"{self.embeddings.path}: feature {j} of clip {clips[i]} is {x[i, j]}; a classifier needs finite "
                 "numbers. Make the folder again."
@@ -119,15 +136,19 @@ class LogisticModel:
     coef : float64 [k, F]
         One row a class; of two classes, the first has zeros.
     intercept : float64 [k]
+    imputer : Imputer or None
+        Fills the holes of rows of hand-made features before anything else; F then counts its marks.
     """
 
     classes: npt.NDArray[np.int8]
     coef: npt.NDArray[np.float64]
     intercept: npt.NDArray[np.float64]
+    imputer: Imputer | None = None
 
     def logits(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return the logits [n, k] of rows [n, F], computed in float64."""
-        z: npt.NDArray[np.float64] = np.asarray(x, np.float64) @ self.coef.T + self.intercept
+        filled = x if self.imputer is None else self.imputer(x)
+        z: npt.NDArray[np.float64] = np.asarray(filled, np.float64) @ self.coef.T + self.intercept
         return z
 
 
@@ -199,6 +220,7 @@ def fit(
         "auto" takes blocks for features of more than :data:`LARGEST_IN_MEMORY` bytes.
     standardise : bool
         Scale every feature to mean 0 and variance 1 over these clips; the model returned takes features as they are.
+        Hand-made features are always scaled, and their holes filled with the median over these clips and marked.
 
     quiet : bool
         Say nothing of what is fitted; that it did not converge is said all the same.
@@ -209,6 +231,11 @@ def fit(
     about : dict
         ``solver``, ``c``, ``max_iter``, ``standardise``, ``n_iter``, ``converged``, ``fit_seconds``.
     """
+    standardise = standardise or features.embeddings.kind == "feature"
+    imputer = None
+    if features.embeddings.kind == "feature":
+        looked_at = imputation.sample(features.clips)
+        imputer = imputation.Imputer.fit(features.embeddings.matrix(looked_at, features.modalities))
     chosen = ("sklearn" if features.n_bytes <= LARGEST_IN_MEMORY else "blocks") if solver == "auto" else solver
     where = f"{features.n_bytes / 2**30:.2f} GiB in memory" if chosen == "sklearn" else "read block by block"
     if not quiet:
@@ -216,7 +243,7 @@ def fit(
     started = time.perf_counter()
     scaled = features
     if standardise:
-        scaled = Features(features.embeddings, features.clips, features.modalities)
+        scaled = Features(features.embeddings, features.clips, features.modalities, imputer)
         centre, scale = scaled.standardise()
     how = _fit_in_memory if chosen == "sklearn" else _fit_blocks
     coef, intercept, n_iter, converged = how(scaled, labels, c, max_iter)
@@ -234,4 +261,4 @@ def fit(
         "converged": converged,
         "fit_seconds": round(time.perf_counter() - started, 3),
     }
-    return LogisticModel(np.unique(labels).astype(np.int8), coef, intercept), about
+    return LogisticModel(np.unique(labels).astype(np.int8), coef, intercept, imputer), about
