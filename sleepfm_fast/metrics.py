@@ -30,6 +30,7 @@ __all__ = [
     "confusion_by_subject",
     "confusion_figures",
     "percentile_interval",
+    "resampled_median",
     "resampled_ratio",
 ]
 
@@ -253,6 +254,38 @@ def resampled_ratio(
     drawn = draws.astype(np.float64)
     top, bottom = drawn @ np.asarray(numerator, np.float64), drawn @ np.asarray(denominator, np.float64)
     return _ratio(top, bottom)
+
+
+def resampled_median(
+    values: npt.ArrayLike, subject: npt.NDArray[np.int64], draws: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float64]:
+    """Return the median over clips in each resample of subjects, from one sort.
+
+    Parameters
+    ----------
+    values : float [N]
+        One a clip.
+    subject : int [N]
+        Column of ``draws`` of each clip's subject.
+    draws : int32 [B, S]
+        From :func:`bootstrap_subjects`.
+
+    Returns
+    -------
+    float64 [B]
+        The mean of the two middle values where they are two; NaN where the drawn subjects have no clip.
+    """
+    v = np.asarray(values, np.float64)
+    order = np.argsort(v, kind="stable")
+    v, g = v[order], np.asarray(subject)[order]
+    out = np.full(len(draws), np.nan)
+    for b, drawn in enumerate(draws):
+        # Clips up to each place, each counted as often as its subject was drawn.
+        upto = np.cumsum(drawn[g], dtype=np.int64)
+        if v.size and upto[-1]:
+            middle = np.searchsorted(upto, [(upto[-1] - 1) // 2, upto[-1] // 2], side="right")
+            out[b] = v[middle].mean()
+    return out
 
 
 def confusion_by_subject(
