@@ -41,15 +41,18 @@ def summary(document: dict[str, Any]) -> str:
         cells = [cell for cell in table["cells"] if shown(cell, table["name"])]
         rows = {"Table 4": "query -> candidates", "Table 5": "query -> candidates", "Figure 3": "pretrained on"}
         head = PaperTable(
-            table["name"], table["title"], rows.get(table["name"], "class" if "Table" in table["name"] else "subjects"), ()
+            table["name"],
+            table["title"],
+            rows.get(table["name"], "class" if "Table" in table["name"] else "subjects"),
+            (),
         )
         drawn = draw(head, cells, simulated=document["cohort"]["simulated"])
         lines += [f"#{drawn[0]}", *drawn[1:]]
     m, steps = document["machine"], document["steps"].values()
     spent = sum(step["seconds"] for step in steps)
     lines.append(
-        f"`bench/results/{document['name']}.json`: {len(steps)} steps, {spent / 60:.0f} min in all, commit {m['commit']}, "
-        f"{m['cpu_model']}, {m['cpu_cores']} cores (load average {m['load_average']}), torch {m['torch']}."
+        f"`bench/results/{document['name']}.json`: {len(steps)} steps, {spent / 60:.0f} min in all, commit "
+        f"{m['commit']}, {m['cpu_model']}, {m['cpu_cores']} cores (load average {m['load_average']}), torch {m['torch']}."
     )
     return "\n".join(lines)
 

@@ -37,7 +37,8 @@ def test_every_coupling_is_switched_off_in_some_arm():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"), [(0.4, 0.6, "chance"), (0.51, 0.6, "above"), (0.3, 0.49, "below"), (None, None, "chance")]
+    ("low", "high", "expected"),
+    [(0.4, 0.6, "chance"), (0.51, 0.6, "above"), (0.3, 0.49, "below"), (None, None, "chance")],
 )
 def test_the_verdict_is_the_place_of_the_interval(low, high, expected):
     assert couplings.verdict({"value": 0.5, "low": low, "high": high, "chance": 0.5}) == expected
