@@ -52,7 +52,8 @@ def summary(document: dict[str, Any]) -> str:
     spent = sum(step["seconds"] for step in steps)
     lines.append(
         f"`bench/results/{document['name']}.json`: {len(steps)} steps, {spent / 60:.0f} min in all, commit "
-        f"{m['commit']}, {m['cpu_model']}, {m['cpu_cores']} cores (load average {m['load_average']}), torch {m['torch']}."
+        f"{m['commit']}, {m['cpu_model']}, {m['cpu_cores']} cores (load average {m['load_average']}), "
+        f"torch {m['torch']}."
     )
     return "\n".join(lines)
 
