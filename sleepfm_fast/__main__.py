@@ -10,6 +10,7 @@ COMMANDS = {
     "preprocess": "recordings (EDF, BDF) and their scoring -> clip store",
     "convert": "what other SleepFM code has prepared (.npy clips, HDF5 nights) -> clip store",
     "train": "clip store -> trained model; without arguments, the demo on a simulated cohort",
+    "features": "clip store -> hand-made features, which probe and few_shot read in place of embeddings",
     "supervise": "clip store -> network trained end to end on labels, and its figures: the supervised baseline",
     "import_checkpoint": "checkpoint of the authors' code (best.pt) -> run folder",
     "embed": "trained model + clip store -> embeddings",
