@@ -1,6 +1,7 @@
-"""Write the measurements of bench/results/*.json into README.md, between its two marks. Nothing there is typed by hand.
+"""Write the measurements of bench/results/*.json between two marks. Nothing there is typed by hand.
 
-``python bench/report.py`` rewrites the block; ``python bench/report.py --check`` only says whether it is up to date.
+``python bench/report.py`` writes every comparison into docs/benchmarks.md and the headlines into README.md;
+``python bench/report.py --check`` only says whether both are up to date.
 """
 
 from __future__ import annotations
@@ -13,6 +14,19 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+# The README's rows, by how their names begin: one or two a stage of the pipeline, in the order of the data's flow.
+HEADLINES = (
+    "read 8 h of EDF+, 15 signals, in microvolts",
+    "filter 0.3-35 Hz",
+    "EDF file to model input as the original",
+    "contrastive loss, forward + backward, N = 512,",
+    "contrastive loss, forward + backward, N = 4096,",
+    "embedding, published encoder",
+    "training step, published encoder",
+    "AUROC and AUPRC",
+    "ranks in both directions",
+)
 
 
 class ReportError(Exception):
@@ -33,8 +47,13 @@ def versions(machine: dict[str, Any]) -> str:
     return ", ".join(f"{name} {machine[name]}" for name in names if name in machine)
 
 
-def table(document: dict[str, Any]) -> list[str]:
-    """Return one stored run as a table, one row a comparison, and a line on the machine.
+def headlines(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the results that the README shows, in its order."""
+    return [result for start in HEADLINES for result in results if result["name"].startswith(start)]
+
+
+def table(document: dict[str, Any], *, whole: bool = True) -> list[str]:
+    """Return one stored run as a table, one row a comparison or a headline, and a line on the machine.
 
     Each row shows the fastest rival; the others, which a reader may look up, are in the stored file.
     """
@@ -44,7 +63,7 @@ def table(document: dict[str, Any]) -> list[str]:
         "| what | ours | fastest rival | its time | times faster (10-90 % of rounds) | extra memory, ours / rival |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for result in document["results"]:
+    for result in document["results"] if whole else headlines(document["results"]):
         ours, *others = result["medians_s"]
         rivals = [arm for arm in others if not arm.startswith("ours,")]  # our own variants are no rivals
         peaks = result.get("peak_rss_mib", {})
@@ -68,11 +87,11 @@ def table(document: dict[str, Any]) -> list[str]:
     return lines
 
 
-def stored(path: Path) -> list[str]:
+def stored(path: Path, *, whole: bool) -> list[str]:
     """Return the lines of one stored run, refusing one that failed or is something else."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        lines = table(document)
+        lines = table(document, whole=whole)
         passed = bool(document["passed"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{path} is not a stored benchmark run ({error!r}); remove it or measure again.") from error
@@ -81,42 +100,52 @@ def stored(path: Path) -> list[str]:
     return lines
 
 
-def block(results: Path) -> str:
+def is_experiment(path: Path) -> bool:
+    """Whether a stored file is an experiment, which has a page of its own, and no benchmark."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("kind") == "experiment")
+    except (ValueError, AttributeError):
+        return False
+
+
+def block(results: Path, *, whole: bool) -> str:
     """Return the text between the marks for every stored run, in the order of their names."""
-    runs = ["\n".join(stored(path)) for path in sorted(results.glob("*.json"))]
+    files = [path for path in sorted(results.glob("*.json")) if not is_experiment(path)]
+    runs = ["\n".join(stored(path, whole=whole)) for path in files]
     if not runs:
         raise ReportError(f"no measurements in {results}; take some with `pytest bench/ --store NAME`.")
     return "\n\n".join(runs)
 
 
-def rewritten(readme: str, text: str) -> str:
-    """Return the README with ``text`` between its marks."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ReportError(f"the README needs one {BEGIN} followed by one {END}; the measurements go between them.")
-    head, rest = readme.split(BEGIN)
+def rewritten(page: str, text: str) -> str:
+    """Return a page with ``text`` between its marks."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ReportError(f"the page needs one {BEGIN} followed by one {END}; the measurements go between them.")
+    head, rest = page.split(BEGIN)
     return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Rewrite or check the README; the exit status tells."""
+    """Rewrite or check both pages; the exit status tells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the block is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is out of date")
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
+    parser.add_argument("--root", type=Path, default=HERE.parent, help="folder of README.md and docs/")
     arguments = parser.parse_args(argv)
+    pages = {arguments.root / "README.md": False, arguments.root / "docs" / "benchmarks.md": True}
     try:
-        old = arguments.readme.read_text(encoding="utf-8")
-        new = rewritten(old, block(arguments.results))
+        old = {page: page.read_text(encoding="utf-8") for page in pages}
+        new = {page: rewritten(old[page], block(arguments.results, whole=whole)) for page, whole in pages.items()}
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if arguments.check:
-        if new != old:
-            print(f"error: {arguments.readme} is out of date; run `python bench/report.py`.", file=sys.stderr)
-        return int(new != old)
-    if new != old:
-        arguments.readme.write_text(new, encoding="utf-8")
-    return 0
+    stale = [page for page in pages if new[page] != old[page]]
+    for page in stale:
+        if arguments.check:
+            print(f"error: {page} is out of date; run `python bench/report.py`.", file=sys.stderr)
+        else:
+            page.write_text(new[page], encoding="utf-8")
+    return int(arguments.check and bool(stale))
 
 
 if __name__ == "__main__":

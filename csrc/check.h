@@ -25,11 +25,17 @@ std::string concatenate(Args const&... args) {
         }                                                                     \
     } while (false)
 
-#define SLEEPFM_CUDA_CHECK(call)                                                                                   \
-    do {                                                                                                           \
-        cudaError_t const status_ = (call);                                                                        \
-        if (status_ != cudaSuccess) {                                                                              \
-            throw std::runtime_error(::sleepfm::concatenate(#call, " failed: ", cudaGetErrorString(status_), " (", \
-                                                            cudaGetErrorName(status_), ")."));                     \
-        }                                                                                                          \
+// The runtime's memory of the failure is cleared: the next launch of this thread would be told of it otherwise.
+#define SLEEPFM_CUDA_CHECK(call)                                                                         \
+    do {                                                                                                 \
+        cudaError_t const status_ = (call);                                                              \
+        if (status_ != cudaSuccess) {                                                                    \
+            static_cast<void>(cudaGetLastError());                                                       \
+            throw std::runtime_error(::sleepfm::concatenate(                                             \
+                #call, " failed: ", cudaGetErrorString(status_), " (", cudaGetErrorName(status_), ").",  \
+                status_ == cudaErrorNoKernelImageForDevice                                               \
+                    ? " This build has no kernels for this GPU: build again there, or with its compute " \
+                      "capability in SLEEPFM_CUDA_ARCHITECTURES."                                        \
+                    : ""));                                                                              \
+        }                                                                                                \
     } while (false)

@@ -13,14 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sleepfm_fast.channels import Montage
+from sleepfm_fast.channels import Montage, channel_of
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.feed import Batch as Windows
 from sleepfm_fast.feed import Buffer, Feed
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
+from sleepfm_fast.ops.cuda_kernels import has_kernels
 from sleepfm_fast.scales import Scales, measure_scales, nominal_scales
+from sleepfm_fast.side_stream import PinnedBuffer, SideStream, upload
 
 __all__ = ["Batch", "ClipInput", "InputConfig", "prefetch"]
 
@@ -53,18 +55,41 @@ class Batch:
     x : dict of str to float tensor [B, C, 7680]
         The input of each modality.
     present : dict of str to bool tensor [B, C]
-        Which channels the recording has; where False, ``x`` is zero and means nothing.
+        Which channels the recording has; where False, ``x`` is zero and means nothing. On the CPU, where the model
+        chooses the clips of each encoder without waiting for the device.
     """
 
     x: dict[str, torch.Tensor]
     present: dict[str, torch.Tensor]
 
     def to(self, device: torch.device) -> Batch:
-        """Move to a device."""
-        return Batch(
-            {k: v.to(device, non_blocking=True) for k, v in self.x.items()},
-            {k: v.to(device, non_blocking=True) for k, v in self.present.items()},
-        )
+        """Move the clips to a device."""
+        return Batch({k: v.to(device, non_blocking=True) for k, v in self.x.items()}, self.present)
+
+
+def places_of(wanted: list[tuple[str, str]], held: list[tuple[str, str]]) -> list[int]:
+    """Find slots of one montage in another: by modality and name, else by the channel that both names mean.
+
+    Parameters
+    ----------
+    wanted, held : list of (str, str)
+        Modality and name of each slot. Montages name one channel differently: ``Chest``, ``CHEST``.
+
+    Returns
+    -------
+    list of int
+        Position in ``held``, -1 where it is missing; no position twice.
+    """
+    by_name = {key: i for i, key in enumerate(held)}
+    places = [by_name.get(key, -1) for key in wanted]
+    free: dict[tuple[str, str], int] = {}
+    for i, (modality, name) in enumerate(held):
+        if i not in places:
+            free.setdefault((modality, channel_of(name)[0]), i)
+    for j, (modality, name) in enumerate(wanted):
+        if places[j] < 0:
+            places[j] = free.pop((modality, channel_of(name)[0]), -1)
+    return places
 
 
 class ClipInput:
@@ -75,28 +100,30 @@ class ClipInput:
     store : ClipStore
         Where the integers are.
     montage : Montage
-        What the model was built for. Slots are found in the store by modality and name; a slot that the store lacks
-        is a channel that is not present.
+        What the model was built for. Slots are found in the store by modality and name, or by the channel that the
+        name means; a slot that the store lacks is a channel that is not present.
     config : InputConfig
         Filter preset and normalisation.
     device : torch.device
-        Where filtering runs and batches land.
+        Where batches land, and where filtering runs: on a CUDA device if this build has kernels for it, else on the
+        CPU.
     """
 
     def __init__(self, store: ClipStore, montage: Montage, config: InputConfig, device: torch.device) -> None:
         self.store = store
         self.config = config
         self.device = device
+        self.filter_device = device if has_kernels(device) else torch.device("cpu")
+        self.side = SideStream(device) if device.type == "cuda" else None
         self.bank = FilterBank(config.filters, fs_out_hz=FS_HZ, notch_hz=config.notch_hz or None)
-        numbers = {
-            (modality.name, slot.name): number
-            for number, (modality, slot) in enumerate(
-                (modality, slot) for modality in store.montage.modalities for slot in modality.slots
-            )
-        }
+        held = [(m.name, s.name) for m in store.montage.modalities for s in m.slots]
         self.modalities = tuple(m.name for m in montage.modalities if m.slots)
         wanted = [(m.name, s.name) for m in montage.modalities for s in m.slots]
-        columns = np.array([numbers.get(key, -1) for key in wanted], np.int64)
+        columns = np.array(places_of(wanted, held), np.int64)
+        self.renamed_slots = tuple(
+            f"{held[c][1]} as {s}" for (_, s), c in zip(wanted, columns, strict=True) if c >= 0 and held[c][1] != s
+        )
+        """Channels that the store's montage calls otherwise than the model's: ``CHEST as Chest``."""
         self.missing_slots = tuple(f"{m} {s}" for (m, s), c in zip(wanted, columns, strict=True) if c < 0)
         if (columns < 0).all():
             raise SleepfmError(
@@ -147,21 +174,22 @@ class ClipInput:
         self.scales.apply(windows.calibration, windows.table, np.asarray(self.store.recording[clips], np.int64))
         return windows
 
-    def filter(self, windows: Windows) -> Batch:
-        """Filter, resample and scale what :meth:`read` read."""
+    def filter(self, windows: Windows, raw: torch.Tensor | None = None) -> Batch:
+        """Filter, resample and scale what :meth:`read` read, in the current stream; ``raw``: its integers, pinned."""
         table = windows.table
         x = filter_resample(
-            torch.from_numpy(windows.raw).to(self.device),
-            torch.from_numpy(table).to(self.device),
-            torch.from_numpy(windows.calibration).to(self.device),
+            upload(torch.from_numpy(windows.raw) if raw is None else raw, self.filter_device),
+            upload(torch.from_numpy(table), self.filter_device),
+            upload(torch.from_numpy(windows.calibration), self.filter_device),
             self.bank,
             N_OUT,
             normalise="zscore" if self.config.normalise == "clip" else "none",
         )
-        present = torch.from_numpy(table[:, :, 1] > 0).to(self.device)
+        x = upload(x, self.device) if self.filter_device != self.device else x
+        present = torch.from_numpy(table[:, :, 1] > 0)
         if len(self.places) < self.n_columns:
-            places = torch.from_numpy(self.places).to(self.device)
-            x = x.new_zeros(len(x), self.n_columns, N_OUT).index_copy_(1, places, x)
+            places = torch.from_numpy(self.places)
+            x = x.new_zeros(len(x), self.n_columns, N_OUT).index_copy_(1, places.to(x.device), x)
             present = present.new_zeros(len(x), self.n_columns).index_copy_(1, places, present)
         return Batch(
             {name: x[:, span] for name, span in self.spans.items()},
@@ -169,7 +197,11 @@ class ClipInput:
         )
 
     def __call__(self, clips: npt.NDArray[np.int64]) -> Batch:
-        """Read and filter; the integers pass through memory that each thread keeps."""
+        """Read and filter; on the CPU the integers pass through memory that each thread keeps."""
+        if self.filter_device.type == "cuda":
+            pinned = PinnedBuffer()
+            windows = self.read(clips, pinned)
+            return self.filter(windows, pinned.tensor.view(torch.int16 if windows.raw.itemsize == 2 else torch.int32))
         buffer: Buffer | None = getattr(self._memory, "buffer", None)
         if buffer is None:
             buffer = self._memory.buffer = Buffer()
@@ -177,6 +209,9 @@ class ClipInput:
 
     def batches(self, items: Iterable[Item], clips_of: Callable[[Item], npt.NDArray[np.int64]]) -> Iterator[Any]:
         """Yield (item, Batch) in order, reading and filtering ahead in a thread.
+
+        On CUDA the thread works on a stream of its own, beside what the caller computes, and each batch is handed to
+        the stream that is current where it is asked for.
 
         Clips are announced to the system two batches before they are read, so that a disk is kept busy meanwhile.
 
@@ -195,9 +230,19 @@ class ClipInput:
                     yield waiting.popleft()
             yield from waiting
 
-        stream = prefetch(announced(), lambda pair: self(pair[1]))
+        side = self.side
+
+        def prepare(pair: tuple[Item, npt.NDArray[np.int64]]) -> tuple[Batch, torch.cuda.Event | None]:
+            if side is None:
+                return self(pair[1]), None
+            with side.work():
+                return self(pair[1]), side.mark()
+
+        stream = prefetch(announced(), prepare)
         try:
-            for (item, _), batch in stream:
+            for (item, _), (batch, made) in stream:
+                if side is not None and made is not None:
+                    side.receive(made, [*batch.x.values(), *batch.present.values()])
                 yield item, batch
         finally:
             stream.close()

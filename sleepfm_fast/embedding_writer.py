@@ -1,4 +1,4 @@
-"""Write the embeddings folder batch by batch: ``.NAME.partial`` is filled in clip order and renamed when whole."""
+"""Write a folder of embeddings or features batch by batch: ``.NAME.partial`` is filled in order, renamed when whole."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ class EmbeddingWriter:
     modalities : sequence of str
         Names along axis 1, in the order respiratory, brain, ecg.
     dim : int
-        Length of one embedding.
+        Length of one embedding; of features, the largest number of names.
+    features : mapping of str to sequence of str, optional
+        Names of every modality's features: the folder then holds features, which are not normalised.
     overwrite : bool
         Let a finished embeddings folder stand at ``path``: it is replaced by :meth:`finish`, not before. Any other
         folder is refused all the same.
@@ -86,7 +88,14 @@ class EmbeddingWriter:
     """
 
     def __init__(
-        self, path: str | Path, n_clips: int, modalities: Sequence[str], dim: int, *, overwrite: bool = False
+        self,
+        path: str | Path,
+        n_clips: int,
+        modalities: Sequence[str],
+        dim: int,
+        *,
+        features: Mapping[str, Sequence[str]] | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
         self.modalities = tuple(modalities)
@@ -97,6 +106,11 @@ class EmbeddingWriter:
                 f"an embeddings folder needs at least one clip, modality and dimension; got {n_clips} clips, "
                 f"modalities {self.modalities}, dim {dim}"
             )
+        self.features = None if features is None else {m: tuple(features[m]) for m in self.modalities}
+        if self.features is not None:
+            widths = [len(names) for names in self.features.values()]
+            if max(widths) != self.dim or min(widths) < 1:
+                raise ValueError(f"the modalities have {widths} features; the largest must be dim = {self.dim}")
         free = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
         if not free and not (overwrite and (self.path / "embeddings.json").is_file()):
             if overwrite:
@@ -123,12 +137,12 @@ class EmbeddingWriter:
         self._open = True
 
     def append(self, embeddings: Any, mask: Any = None) -> None:
-        """Add the next clips, normalised here to unit length in float64.
+        """Add the next clips: embeddings are normalised here to unit length in float64, features stay as they are.
 
         Parameters
         ----------
         embeddings : array or tensor [B, M, D] of any float type
-            Not necessarily normalised; what stands where ``mask`` is false is ignored.
+            Not necessarily normalised; what stands where ``mask`` is false is ignored. Features may be NaN.
         mask : array or tensor of bool [B, M], optional
             Modalities present; all by default.
 
@@ -137,7 +151,7 @@ class EmbeddingWriter:
         ValueError
             For a wrong shape or more clips than announced.
         SleepfmError
-            For a present embedding that is zero, infinite or NaN, or a disk that refuses.
+            For a present embedding that is zero, infinite or NaN, a feature that is infinite, or a disk that refuses.
         """
         x = _plain_array(embeddings).astype(np.float64)
         n = x.shape[0] if x.ndim else 0
@@ -150,6 +164,16 @@ class EmbeddingWriter:
         if self.n_written + n > self.n_clips:
             raise ValueError(f"append got clip {self.n_written + n} of {self.n_clips} announced")
         x[~present] = np.nan
+        x = self._unit(x, present) if self.features is None else self._measured(x, self.features)
+        try:
+            self._vectors.write(x.astype(np.float32))
+            self._mask.write(present)
+        except OSError as error:
+            raise self._disk_error(error) from error
+        self.n_written += n
+
+    def _unit(self, x: npt.NDArray[np.float64], present: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        """Divide present embeddings by their lengths."""
         norm = np.sqrt(np.einsum("bmd,bmd->bm", x, x))
         bad = present & ~((norm > 0) & np.isfinite(norm))
         if bad.any():
@@ -159,12 +183,22 @@ class EmbeddingWriter:
                 f"{norm[clip, modality]:g} and cannot be normalised. The model's weights or this clip's input are not "
                 "finite; look at the run's metrics.jsonl, or embed from an earlier checkpoint."
             )
-        try:
-            self._vectors.write((x / norm[:, :, None]).astype(np.float32))
-            self._mask.write(present)
-        except OSError as error:
-            raise self._disk_error(error) from error
-        self.n_written += n
+        unit: npt.NDArray[np.float64] = x / norm[:, :, None]
+        return unit
+
+    def _measured(self, x: npt.NDArray[np.float64], features: Mapping[str, Sequence[str]]) -> npt.NDArray[np.float64]:
+        """Empty the places beyond each modality's features; a feature is a finite float32 or NaN."""
+        for modality, names in enumerate(features.values()):
+            x[:, modality, len(names) :] = np.nan
+        bad = np.abs(x) > np.finfo(np.float32).max
+        if bad.any():
+            clip, modality, column = np.argwhere(bad)[0]
+            raise SleepfmError(
+                f"the feature '{features[self.modalities[modality]][column]}' of clip {self.n_written + clip} is "
+                f"{x[clip, modality, column]:g}, which is no measurement. Look at the channel with `preprocess "
+                "--inspect`, and report it where the channel is sound."
+            )
+        return x
 
     def finish(self, columns: Mapping[str, Any], description: Description) -> Path:
         """Write the columns and ``embeddings.json`` and give the folder its name.
@@ -201,6 +235,8 @@ class EmbeddingWriter:
                 "n_clips": self.n_clips,
                 "modalities": self.modalities,
                 "dim": self.dim,
+                "kind": "embedding" if self.features is None else "feature",
+                "features": self.features or {},
                 **asdict(description),
                 "blake2b_128": digests,
             }

@@ -1,20 +1,26 @@
-"""The embeddings folder: unit vectors of every clip with the labels and subjects that probes and retrieval need.
+"""The embeddings folder: vectors of every clip with the labels and subjects that probes and retrieval need.
 
 ::
 
     EMBEDDINGS/
-      embeddings.json   names, provenance, digests; written last
-      embeddings.npy    float32 [clip, modality, dim], unit norm; NaN where the modality is missing
+      embeddings.json   kind, names, provenance, digests; written last
+      embeddings.npy    float32 [clip, modality, dim]; NaN where the modality is missing
       mask.npy          bool    [clip, modality], true where present
       recording.npy clip.npy subject.npy (int32), onset_s.npy (float64), stage.npy sdb.npy split.npy (int8)
 
 A folder under its own name is finished: :mod:`sleepfm_fast.embedding_writer` renames it when whole.
+
+There are two kinds. ``embedding``: what a model made, unit vectors, every modality of the same width. ``feature``: what
+``python -m sleepfm_fast.features`` measured, numbers with units in their names; a modality has as many as it has names,
+``dim`` is the largest number, and beyond a modality's own width stands NaN. A feature that could not be measured in a
+clip is NaN too; a classifier fills and scales them with what its training clips say (:mod:`sleepfm_fast.imputation`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +34,9 @@ from sleepfm_fast.errors import SleepfmError
 __all__ = ["COLUMNS", "SPLITS", "Description", "Embeddings", "ModalityRows", "range_problem"]
 
 FORMAT = "sleepfm_fast embeddings"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # version 1 had no kind: all of its folders hold embeddings of one width
+KINDS = ("embedding", "feature")
 SPLITS = ("train", "validation", "test")
 COLUMNS: dict[str, str] = {
     "recording": "int32",
@@ -41,6 +49,7 @@ COLUMNS: dict[str, str] = {
 }
 # A float32 vector normalised in float64 and rounded has a norm within 2^-24 of 1; bfloat16 copies stay inside this too.
 UNIT_NORM_TOLERANCE = 1e-3
+RELEASE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,11 @@ class ModalityRows:
     """
 
     def __init__(self, embeddings: Embeddings, clips: npt.NDArray[np.int64], modality: str) -> None:
+        if embeddings.kind != "embedding":
+            raise SleepfmError(
+                f"{embeddings.path} holds hand-made features, whose modalities share no space in which clips could be "
+                "compared. Give a folder that `python -m sleepfm_fast.embed RUN STORE EMBEDDINGS` made."
+            )
         self.embeddings, self.clips, self.modality = embeddings, clips, modality
         self.shape = (len(clips), embeddings.dim)
 
@@ -107,6 +121,11 @@ class Embeddings:
     recording, clip, onset_s, stage, sdb, subject, split : columns [n_clips]
     modalities, dim, n_clips, description
         As written by :class:`~sleepfm_fast.embedding_writer.EmbeddingWriter`.
+    kind : {"embedding", "feature"}
+    features : dict of str to tuple of str
+        Names of every modality's features; empty for embeddings.
+    widths : dict of str to int
+        How many of the ``dim`` numbers each modality has.
 
     Raises
     ------
@@ -121,6 +140,13 @@ class Embeddings:
             self.modalities: tuple[str, ...] = tuple(str(m) for m in record["modalities"])
             self.dim, self.n_clips = int(record["dim"]), int(record["n_clips"])
             self.digests: dict[str, str] = dict(record["blake2b_128"])
+            self.kind: str = str(record.get("kind", "embedding"))
+            self.features: dict[str, tuple[str, ...]] = {
+                str(m): tuple(map(str, names)) for m, names in record.get("features", {}).items()
+            }
+            self.widths: dict[str, int] = {
+                m: len(self.features[m]) if self.kind == "feature" else self.dim for m in self.modalities
+            }
             self.description = Description(
                 subjects=tuple(record["subjects"]),
                 recordings=tuple(record["recordings"]),
@@ -135,6 +161,11 @@ class Embeddings:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise self._damage("embeddings.json", f"the entry {error} is missing or of the wrong kind") from error
+        if self.kind not in KINDS or any(not 0 < width <= self.dim for width in self.widths.values()):
+            raise self._damage(
+                "embeddings.json", f"it says kind '{self.kind}' and widths {self.widths} of {self.dim} numbers"
+            )
+        self._n_touched = 0  # bytes of the mapped vectors read since their pages were handed back
         shape = (self.n_clips, len(self.modalities))
         self.vectors: npt.NDArray[np.float32] = self._map("embeddings.npy", "float32", (*shape, self.dim))
         self.mask: npt.NDArray[np.bool_] = self._map("mask.npy", "bool", shape)
@@ -191,22 +222,68 @@ class Embeddings:
         Returns
         -------
         float32 [n, len(modalities), D]
+            Features of a modality are followed by NaN where another has more; :meth:`matrix` leaves that out.
 
         Raises
         ------
         SleepfmError
-            When a vector is not of unit length: the file is damaged.
+            When an embedding is not of unit length: the file is damaged.
         """
         names = self.modalities if modalities is None else tuple(modalities)
-        columns = [self.modalities.index(m) for m in names]
-        x = np.empty((len(clips), len(columns), self.dim), np.float32)
-        for j, column in enumerate(columns):
-            x[:, j] = self.vectors[clips, column]
+        x = self.copy(clips, names)
+        if self.kind == "feature":
+            return x
         off = ~(np.abs(np.einsum("nmd,nmd->nm", x, x) - 1.0) <= UNIT_NORM_TOLERANCE)
         if off.any():
             i, j = np.argwhere(off)[0]
             raise self._damage("embeddings.npy", f"the {names[j]} vector of clip {clips[i]} is not of unit length")
         return x
+
+    def copy(self, clips: npt.NDArray[np.int64], modalities: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Copy vectors as :meth:`read` does, unchecked, for passes over what has been read before.
+
+        Pages of the mapped file would stay resident as long as the machine has memory to spare. They are handed back
+        every :data:`RELEASE_BYTES`, so that a pass over any number of clips holds no more; they stay in the system's
+        page cache.
+        """
+        columns = [self.modalities.index(m) for m in modalities]
+        vectors = np.asarray(self.vectors)
+        x = np.empty((len(clips), len(columns), self.dim), np.float32)
+        if len(clips) and not (clips.min() >= 0 and clips.max() < self.n_clips):
+            raise IndexError(f"clips run from {clips.min()} to {clips.max()}; the folder has {self.n_clips}")
+        if columns == list(range(len(self.modalities))):
+            np.take(vectors, clips, axis=0, out=x, mode="clip")  # any other mode buffers the output
+        else:
+            for j, column in enumerate(columns):
+                x[:, j] = vectors[clips, column]
+        self._n_touched += len(clips) * vectors[:1].nbytes
+        if self._n_touched > RELEASE_BYTES:
+            self._n_touched = 0
+            if isinstance(self.vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                self.vectors.base.madvise(mmap.MADV_DONTNEED)
+        return x
+
+    def width(self, modalities: Sequence[str]) -> int:
+        """Columns of :meth:`matrix`."""
+        return sum(self.widths[m] for m in modalities)
+
+    def matrix(self, clips: npt.NDArray[np.int64], modalities: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Copy what a classifier sees of chosen clips: the modalities' numbers side by side, in the order given.
+
+        Parameters
+        ----------
+        clips : int array [n]
+        modalities : sequence of str
+
+        Returns
+        -------
+        float32 [n, width(modalities)]
+            NaN where a feature could not be measured; embeddings have none.
+        """
+        x = self.read(clips, modalities)
+        if self.kind == "embedding":
+            return x.reshape(len(clips), -1)
+        return np.concatenate([x[:, j, : self.widths[m]] for j, m in enumerate(modalities)], axis=1)
 
     def verify(self) -> None:
         """Read every file and compare it with the digest taken when it was written.
@@ -227,7 +304,7 @@ class Embeddings:
     def _damage(self, name: str, what: str) -> SleepfmError:
         return SleepfmError(
             f"{self.path / name} is damaged: {what}. Remove the folder and make it again with "
-            f"`python -m sleepfm_fast.embed RUN STORE {self.path}`."
+            f"`python -m sleepfm_fast.embed RUN STORE {self.path}` (or `features STORE {self.path}`)."
         )
 
     def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -258,10 +335,10 @@ def _read_record(path: Path) -> dict[str, Any]:
             f"{path / 'embeddings.json'} cannot be read ({error}). Remove the folder and run "
             "`python -m sleepfm_fast.embed RUN STORE EMBEDDINGS` again."
         ) from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") not in READABLE:
         found = f"{record.get('format')} {record.get('version')}" if isinstance(record, dict) else type(record).__name__
         raise SleepfmError(
-            f"{path / 'embeddings.json'} says format '{found}'; this version reads '{FORMAT} {VERSION}'. "
-            "Embed again with this version of sleepfm_fast."
+            f"{path / 'embeddings.json'} says format '{found}'; this version reads '{FORMAT}', version "
+            f"{' and '.join(map(str, READABLE))}. Embed again with this version of sleepfm_fast."
         )
     return record

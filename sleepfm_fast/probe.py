@@ -1,34 +1,32 @@
-"""``python -m sleepfm_fast.probe EMBEDDINGS --task stage``: what a linear classifier reads out of the embeddings.
+"""``python -m sleepfm_fast.probe EMBEDDINGS [RESULT] --task stage``: what a linear classifier reads out of embeddings.
 
-Logistic regression (L2, lbfgs, balanced class weights; scikit-learn) on the unit embeddings of a clip, concatenated in
-the order respiratory, brain, ecg; fitted on the training subjects, tested on the test subjects. Every class is scored
-against the rest; intervals are bootstrapped over test subjects (:mod:`sleepfm_fast.metrics`).
+Logistic regression (L2, lbfgs, balanced class weights) on the unit embeddings of a clip, concatenated in the order
+respiratory, brain, ecg; fitted on the training subjects, tested on the test subjects. Every class is scored against the
+rest; intervals are bootstrapped over test subjects (:mod:`sleepfm_fast.metrics`).
 """
 
 from __future__ import annotations
 
 import sys
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import tyro
 
-from sleepfm_fast.command import plain, run, say
+from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.evaluation import evaluate, say_table
-from sleepfm_fast.tasks import TASKS, labels_of
+from sleepfm_fast.tasks import TASKS
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.labelled_clips import LabelledClips
+    from sleepfm_fast.logistic import LogisticModel
 
 __all__ = ["Config", "cli", "main"]
-
-TEST_BLOCK = 16384  # clips whose features are in memory at a time when scoring
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,17 @@ class Config:
 
     AUROC, AUPRC and F1 per class and macro, the confusion matrix and 95 % intervals bootstrapped over test subjects.
     Clips without a label are left out. So are, and are counted, clips that lack a modality the probe needs; to use
-    them, probe one modality (--modality), which asks for no other. The training features are held in memory as
-    float32: clips x modalities x dim x 4 bytes (--max-train-clips bounds it); test features are read in blocks.
+    them, probe one modality (--modality), which asks for no other. Training features of more than 4 GiB are read from
+    disk in every pass of the fit, smaller ones are held in memory; test features are read in blocks.
     """
 
     embeddings: tyro.conf.Positional[Path]
     """Embeddings folder, made by `python -m sleepfm_fast.embed`."""
     task: Literal["stage", "sdb", "age", "sex"]
     """Sleep stage (W, N1, N2, N3, R), respiratory event (event, none), age group (0-18, 18-35, 35-50, 50+) or sex."""
+    result: tyro.conf.Positional[Path | None] = None
+    """Result folder to write, such as RUN/results/stage: every figure, and of every test clip its label, scores and
+    probabilities; nothing is written when omitted."""
     modality: Literal["all", "respiratory", "brain", "ecg"] = "all"
     """Embeddings the probe sees: every modality of the folder, concatenated, or one."""
     fit_on: Literal["train", "train+validation"] = "train"
@@ -61,6 +62,20 @@ class Config:
     """Iterations of lbfgs at most."""
     c: float = 1.0
     """Inverse strength of the L2 penalty."""
+    choose_c: bool = False
+    """Take the C of --c-grid with the highest macro AUROC on the validation subjects, in place of --c. Every C is
+    fitted on the training subjects. With --fit-on train the best of these fits is the probe; with train+validation the
+    probe is fitted once more, on both."""
+    c_grid: Annotated[tuple[float, ...], tyro.conf.arg(metavar="C [C ...]")] = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
+    """Values that --choose-c tries."""
+    solver: Literal["auto", "sklearn", "blocks"] = "auto"
+    """scikit-learn holds the training features in memory; blocks reads them from disk every pass and has the same
+    optimum; auto takes blocks above 4 GiB of features."""
+    standardise: bool = False
+    """Scale every feature to mean 0 and variance 1 on the training clips. Unit embeddings do without; hand-made
+    features, in different units, always are (and their holes are filled with the training clips' median)."""
+    overwrite: bool = False
+    """Replace a result that stands at RESULT."""
 
 
 def _check(config: Config) -> None:
@@ -70,156 +85,83 @@ def _check(config: Config) -> None:
             raise SleepfmError(f"--{name.replace('_', '-')} is {value}; give {lowest} or more.")
     if not (np.isfinite(config.c) and config.c > 0):
         raise SleepfmError(f"--c is {config.c}; the inverse penalty strength is a positive number.")
+    if not config.c_grid or not all(np.isfinite(c) and c > 0 for c in config.c_grid):
+        raise SleepfmError(f"--c-grid is {' '.join(map(str, config.c_grid)) or 'empty'}; give positive numbers.")
 
 
-def _modalities(embeddings: Embeddings, config: Config) -> tuple[str, ...]:
-    if config.modality == "all":
-        return embeddings.modalities
-    if config.modality not in embeddings.modalities:
-        raise SleepfmError(
-            f"{config.embeddings} has no {config.modality} embeddings; it has {', '.join(embeddings.modalities)}."
+def prior_of(labels: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:
+    """Return how frequent each class that occurs is, in ascending order of the classes."""
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    frequency: npt.NDArray[np.float64] = counts / counts.sum()
+    return frequency
+
+
+def _fitted(
+    embeddings: Embeddings, train: LabelledClips, modalities: tuple[str, ...], config: Config
+) -> tuple[LogisticModel, dict[str, Any]]:
+    """Fit on the clips given, with the C given or with the one that the validation subjects choose."""
+    from sleepfm_fast.labelled_clips import labelled_clips
+    from sleepfm_fast.logistic import Features, fit
+    from sleepfm_fast.penalty import CRITERION, choose_c
+
+    def fit_on(clips: LabelledClips, c: float) -> tuple[LogisticModel, dict[str, Any]]:
+        return fit(
+            Features(embeddings, clips.clips, modalities),
+            clips.labels,
+            c=c,
+            max_iter=config.max_iter,
+            solver=config.solver,
+            standardise=config.standardise,
         )
-    return (config.modality,)
 
-
-@dataclass(frozen=True)
-class _Part:
-    """The clips of one side of the split that can be used, and how many could not."""
-
-    clips: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int8]
-    subject: npt.NDArray[np.int32]
-    n_unlabelled: int
-    n_lacking_modality: int
-
-    def counts(self, names: tuple[str, ...]) -> dict[str, Any]:
-        return {
-            "n_clips": len(self.clips),
-            "n_subjects": len(np.unique(self.subject)),
-            "n_dropped_unlabelled": self.n_unlabelled,
-            "n_dropped_lacking_modality": self.n_lacking_modality,
-            "class_counts": dict(zip(names, np.bincount(self.labels, minlength=len(names)).tolist(), strict=True)),
-        }
-
-
-def _part(embeddings: Embeddings, splits: tuple[str, ...], config: Config, modalities: tuple[str, ...]) -> _Part:
-    clips = embeddings.clips_of(*splits)
-    side = " or ".join(splits)
-    if not clips.size:
-        sizes = ", ".join(f"{s} {embeddings.clips_of(s).size}" for s in ("train", "validation", "test"))
-        raise SleepfmError(
-            f"{config.embeddings} has no {side} subjects (clips: {sizes}; split rule: "
-            f"{embeddings.description.split_rule}). The probe fits on training subjects and is tested on test "
-            "subjects; embed a store with more subjects."
-        )
-    labels = labels_of(embeddings, config.task, clips)
-    labelled = labels >= 0
-    if not labelled.any():
-        task = TASKS[config.task]
-        raise SleepfmError(
-            f"none of the {clips.size} {side} clips of {config.embeddings} has a label for --task {config.task} "
-            f"({task.labels}). {task.remedy}, or choose another task."
-        )
-    columns = [embeddings.modalities.index(m) for m in modalities]
-    whole = np.asarray(embeddings.mask)[clips][:, columns].all(1)
-    use = labelled & whole
-    if not use.any():
-        raise SleepfmError(
-            f"none of the {int(labelled.sum())} labelled {side} clips has all of {', '.join(modalities)}. "
-            "Probe a single modality with --modality."
-        )
-    lacking = int((labelled & ~whole).sum())
-    if lacking:
-        say(
-            f"notice: {lacking} of {int(labelled.sum())} labelled {side} clips lack one of {', '.join(modalities)} "
-            "and are left out; --modality NAME uses every clip that has that one."
-        )
-    kept = clips[use]
-    return _Part(kept, labels[use], np.asarray(embeddings.subject[kept]), int((~labelled).sum()), lacking)
-
-
-def _features(embeddings: Embeddings, clips: npt.NDArray[np.int64], modalities: tuple[str, ...]) -> Any:
-    return embeddings.read(clips, modalities).reshape(len(clips), -1)
-
-
-def _fit(
-    embeddings: Embeddings, part: _Part, modalities: tuple[str, ...], config: Config
-) -> tuple[Any, dict[str, Any]]:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    n_features = len(modalities) * embeddings.dim
-    say(
-        f"fitting on {len(part.clips)} clips x {n_features} features "
-        f"({len(part.clips) * n_features * 4 / 2**30:.2f} GiB in memory)"
-    )
-    started = time.perf_counter()
-    try:
-        features = np.empty((len(part.clips), n_features), np.float32)
-    except MemoryError as error:
-        raise SleepfmError(
-            f"the training features need {len(part.clips) * n_features * 4 / 2**30:.1f} GiB of memory, which this "
-            "machine does not give. Bound them with --max-train-clips."
-        ) from error
-    for start in range(0, len(part.clips), TEST_BLOCK):
-        features[start : start + TEST_BLOCK] = _features(embeddings, part.clips[start : start + TEST_BLOCK], modalities)
-    model = LogisticRegression(C=config.c, class_weight="balanced", max_iter=config.max_iter)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.fit(features, part.labels)
-    converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-    for w in caught:
-        say(f"notice: scikit-learn: {str(w.message).splitlines()[0]}")
-    n_iter = int(np.max(model.n_iter_))
-    return model, {"n_iter": n_iter, "converged": converged, "fit_seconds": round(time.perf_counter() - started, 3)}
-
-
-def _log_odds(model: Any, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return log p_k / (1 - p_k) [n, K of training].
-
-    It orders clips as the probability p_k does, without the ties that p_k gets where it rounds to 0 or 1.
-    """
-    coefficients = np.asarray(model.coef_, np.float64)
-    z: npt.NDArray[np.float64] = features.astype(np.float64) @ coefficients.T + np.asarray(model.intercept_, np.float64)
-    if z.shape[1] == 1:
-        return np.hstack([-z, z])
-    out = np.empty_like(z)
-    for k in range(z.shape[1]):
-        rest = np.delete(z, k, axis=1)
-        highest = rest.max(1)
-        out[:, k] = z[:, k] - highest - np.log(np.exp(rest - highest[:, None]).sum(1))
-    return out
-
-
-def _scores(embeddings: Embeddings, part: _Part, modalities: tuple[str, ...], model: Any) -> npt.NDArray[np.float64]:
-    from tqdm import tqdm
-
-    blocks = [
-        _log_odds(model, _features(embeddings, part.clips[start : start + TEST_BLOCK], modalities))
-        for start in tqdm(range(0, len(part.clips), TEST_BLOCK), desc="scores", unit="block", file=sys.stderr)
-    ]
-    return np.concatenate(blocks)
+    if not config.choose_c:
+        return fit_on(train, config.c)
+    validation = labelled_clips(embeddings, ("validation",), config.task, modalities)
+    # Validation subjects must not choose the C of a model that has seen them.
+    training_only = train
+    if config.fit_on != "train":
+        training_only = train.of(np.isin(train.clips, validation.clips, invert=True))
+        if len(np.unique(training_only.labels)) < 2:
+            raise SleepfmError(
+                "--choose-c needs training subjects with two classes; only the validation subjects add one."
+            )
+    features = Features(embeddings, validation.clips, modalities)
+    choice = choose_c(config.c_grid, config.task, validation, features, lambda c: fit_on(training_only, c))
+    model, about = (choice.model, choice.about) if config.fit_on == "train" else fit_on(train, choice.c)
+    chosen = {
+        "criterion": CRITERION,
+        "n_validation_clips": len(validation),
+        "n_validation_subjects": len(np.unique(validation.subject)),
+        "tried": choice.tried,
+        "refitted": config.fit_on != "train",
+    }
+    return model, {**about, "choice": chosen}
 
 
 def main(config: Config) -> dict[str, Any]:
     """Fit, test and report; the result is what the command prints as JSON, intervals as dicts."""
+    from sleepfm_fast.classification import HeldOut, conclude
     from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.labelled_clips import labelled_clips, modalities_of
+    from sleepfm_fast.logistic import Features
+    from sleepfm_fast.penalty import scores
+    from sleepfm_fast.results import refuse_result
 
     _check(config)
+    refuse_result(config.result, overwrite=config.overwrite)
     started = time.perf_counter()
     embeddings = Embeddings(config.embeddings)
     names = TASKS[config.task].names
-    modalities = _modalities(embeddings, config)
+    modalities = modalities_of(embeddings, config.modality)
     if embeddings.overlap_note:
         say(f"notice: {embeddings.overlap_note}")
-    train = _part(embeddings, ("train",) if config.fit_on == "train" else ("train", "validation"), config, modalities)
-    test = _part(embeddings, ("test",), config, modalities)
-    if config.max_train_clips is not None and len(train.clips) > config.max_train_clips:
-        drawn = np.random.default_rng(config.seed).choice(len(train.clips), config.max_train_clips, replace=False)
-        drawn.sort()
-        train = _Part(
-            train.clips[drawn], train.labels[drawn], train.subject[drawn], train.n_unlabelled, train.n_lacking_modality
-        )
+    fit_on = ("train",) if config.fit_on == "train" else ("train", "validation")
+    train = labelled_clips(embeddings, fit_on, config.task, modalities)
+    test = labelled_clips(embeddings, ("test",), config.task, modalities)
+    if config.max_train_clips is not None and len(train) > config.max_train_clips:
+        drawn = np.random.default_rng(config.seed).choice(len(train), config.max_train_clips, replace=False)
+        train = train.of(np.sort(drawn))
     trained = np.unique(train.labels)
     if len(trained) < 2:
         raise SleepfmError(
@@ -227,15 +169,9 @@ def main(config: Config) -> dict[str, Any]:
             + ("Use --fit-on train+validation, or embed" if config.fit_on == "train" else "Embed")
             + " a store with more subjects."
         )
-    model, fit = _fit(embeddings, train, modalities, config)
-    scores = _scores(embeddings, test, modalities, model)
-    result = evaluate(scores, trained, test.labels, test.subject, TASKS[config.task], config.bootstraps, config.seed)
-    say_table(result)
-    if test.counts(names)["n_subjects"] == 1 and config.bootstraps:
-        say("notice: one test subject; there is nothing to bootstrap over, so no intervals.")
-    if not fit["converged"]:
-        say(f"notice: lbfgs stopped at --max-iter {config.max_iter} before it converged; give more iterations.")
-    return {
+    model, about = _fitted(embeddings, train, modalities, config)
+    odds = scores(Features(embeddings, test.clips, modalities), model)
+    record = {
         "command": "probe",
         "embeddings": config.embeddings,
         "task": config.task,
@@ -245,11 +181,20 @@ def main(config: Config) -> dict[str, Any]:
         "overlap_note": embeddings.overlap_note,
         "train": train.counts(names),
         "test": test.counts(names),
-        "fit": {**fit, "c": config.c, "max_iter": config.max_iter},
-        "n_bootstraps": config.bootstraps,
-        **plain(result),
+        "fit": about,
         "seconds": round(time.perf_counter() - started, 3),
     }
+    return conclude(
+        record,
+        HeldOut.of(embeddings, test.clips, test.labels),
+        odds,
+        model.classes,
+        bootstraps=config.bootstraps,
+        seed=config.seed,
+        prior=prior_of(train.labels),
+        path=config.result,
+        overwrite=config.overwrite,
+    )
 
 
 def cli(argv: list[str] | None = None) -> int:

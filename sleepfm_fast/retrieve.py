@@ -1,28 +1,33 @@
-"""``python -m sleepfm_fast.retrieve EMBEDDINGS``: find each clip's other modalities among all clips.
+"""``python -m sleepfm_fast.retrieve EMBEDDINGS [RESULT]``: find each clip's other modalities among all clips.
 
-Every directed pair of modalities is one task: the query is a clip's embedding in one modality, the candidates are all
+Every directed pair of modalities is one task: the query is a clip's embedding in one modality, the candidates are
 clips' embeddings in the other, and the rank of the clip's own is what counts (:mod:`sleepfm_fast.ranks`). Chance
 recall@k among N candidates is k / N.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import tyro
 
-from sleepfm_fast.command import run, say
+from sleepfm_fast.command import plain, run, say
 from sleepfm_fast.errors import SleepfmError
 
+if TYPE_CHECKING:
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.retrieval_figures import Direction
+    from sleepfm_fast.scopes import Ranked
+
 __all__ = ["Config", "cli", "main"]
+
+Chosen = dict[tuple[str, str], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -35,126 +40,123 @@ class Config:
 
     embeddings: tyro.conf.Positional[Path]
     """Embeddings folder, made by `python -m sleepfm_fast.embed`."""
+    result: tyro.conf.Positional[Path | None] = None
+    """Result folder to write, such as RUN/results/retrieval: every figure, and the rank of every query; nothing is
+    written when omitted."""
     split: Literal["train", "validation", "test", "all"] = "test"
     """Clips that are queries and candidates."""
+    scope: Literal["cohort", "night", "other-subjects"] = "cohort"
+    """Candidates of a query: all clips; those of its own recording; or its own clip and all clips of other subjects,
+    so that recognising the person does not count against it."""
     candidates: int | None = None
-    """Use N clips drawn uniformly, without replacement, among the split's clips that have both modalities; all when
-    omitted or when there are fewer. The draw keeps to one seeded order of the clips, so that pairs share clips."""
+    """Use N clips drawn without replacement among the split's clips that have both modalities; all when omitted or when
+    there are fewer. The draw keeps to one seeded order of the clips, so that pairs share clips."""
+    sample: Literal["uniform", "balanced"] = "uniform"
+    """How --candidates draws: every clip equally likely; or as even as can be over event types (sleep stage x
+    respiratory event) and, in each, over subjects, among the clips that have a sleep stage."""
     k: Annotated[tuple[int, ...], tyro.conf.arg(metavar="K [K ...]")] = (1, 10)
     """Ranks up to which a query counts as answered."""
     bootstraps: int = 1000
     """Resamples of subjects for the intervals; 0 for none."""
     seed: int = 0
-    """Seed of the draw of candidates and of the resamples."""
+    """Seed of the draw of candidates, of the examples and of the resamples."""
+    examples: int = 4
+    """Queries of each direction whose best candidates are kept in RESULT, drawn at random."""
+    overwrite: bool = False
+    """Replace a result that stands at RESULT."""
 
 
 def _check(config: Config) -> None:
     if config.candidates is not None and config.candidates < 2:
         raise SleepfmError(f"--candidates is {config.candidates}; retrieval needs at least 2 candidates.")
+    if config.sample == "balanced" and config.candidates is None:
+        raise SleepfmError("--sample balanced says how candidates are drawn; give their number with --candidates.")
     if not config.k or min(config.k) < 1:
-        raise SleepfmError(f"--k is {config.k}; give whole numbers from 1 on.")
+        raise SleepfmError(f"--k is {' '.join(map(str, config.k)) or 'empty'}; give whole numbers from 1 on.")
     if config.bootstraps < 0:
         raise SleepfmError(f"--bootstraps is {config.bootstraps}; give 0 (no intervals) or more.")
+    if config.examples < 0:
+        raise SleepfmError(f"--examples is {config.examples}; give 0 (none) or more.")
 
 
-def _pairs(
-    mask: npt.NDArray[np.bool_], clips: npt.NDArray[np.int64], modalities: tuple[str, ...], config: Config
-) -> dict[tuple[str, str], npt.NDArray[np.int64]]:
-    """Choose the clips of every undirected pair: those with both modalities, or the seeded draw among them."""
-    drawn = np.random.default_rng(config.seed).permutation(clips) if config.candidates is not None else clips
-    have = mask[drawn]
-    chosen = {}
-    for (i, first), (j, second) in itertools.combinations(enumerate(modalities), 2):
-        both = drawn[have[:, i] & have[:, j]]
-        chosen[first, second] = np.sort(both[: config.candidates])
-    return chosen
-
-
-def _direction(ranks: npt.NDArray[np.int64], subject: npt.NDArray[np.int32], config: Config) -> dict[str, Any]:
-    """Summarise the ranks of one direction."""
-    from sleepfm_fast.metrics import bootstrap_subjects, percentile_interval, resampled_ratio
-
-    n = len(ranks)
-    names, group = np.unique(subject, return_inverse=True)
-    draws = bootstrap_subjects(len(names), config.bootstraps, config.seed)
-    counts = np.bincount(group, minlength=len(names))
-
-    def mean_over_clips(values: npt.NDArray[Any]) -> dict[str, float | None]:
-        sums = np.bincount(group, weights=values, minlength=len(names))
-        interval = percentile_interval(float(values.mean()), resampled_ratio(sums, counts, draws), len(names))
-        return {"value": interval.value, "low": interval.low, "high": interval.high}
-
-    result: dict[str, Any] = {"n_clips": n, "n_subjects": len(names)}
-    for k in config.k:
-        chance = min(k, n) / n
-        recall = mean_over_clips(ranks <= k)
-        result[f"recall@{k}"] = {**recall, "chance": chance, "times_chance": float((ranks <= k).mean()) / chance}
-    result["median_rank"] = {"value": float(np.median(ranks)), "chance": (n + 1) / 2}
-    result["mean_rank"] = {**mean_over_clips(ranks), "chance": (n + 1) / 2}
-    return result
-
-
-def _ranked(embeddings: Any, chosen: dict[tuple[str, str], npt.NDArray[np.int64]], config: Config) -> list[Any]:
+def _rank(embeddings: Embeddings, chosen: Chosen, config: Config) -> dict[tuple[str, str], Ranked]:
+    """Rank every pair that has at least two clips."""
     from tqdm import tqdm
 
-    from sleepfm_fast.embeddings import ModalityRows
-    from sleepfm_fast.ranks import pair_ranks
+    from sleepfm_fast.scopes import n_similarities, ranks_in_scope
 
-    directions = []
-    total = sum(len(clips) ** 2 for clips in chosen.values())
+    whole = {pair: clips for pair, clips in chosen.items() if len(clips) > 1}
+    total = sum(n_similarities(embeddings, clips, config.scope) for clips in whole.values())
     with tqdm(total=total, unit="similarity", unit_scale=True, desc="ranks", file=sys.stderr) as bar:
-        update: Callable[[int], object] = bar.update
-        for (first, second), clips in chosen.items():
-            if len(clips) < 2:
-                directions += [
-                    {"query": q, "candidates": c, "n_clips": len(clips), "note": "fewer than two clips have both"}
-                    for q, c in ((first, second), (second, first))
-                ]
-                continue
-            a, b = (ModalityRows(embeddings, clips, m) for m in (first, second))
-            forward, backward = pair_ranks(a, b, progress=update)
-            subject = np.asarray(embeddings.subject[clips])
-            directions.append({"query": first, "candidates": second, **_direction(forward, subject, config)})
-            directions.append({"query": second, "candidates": first, **_direction(backward, subject, config)})
-    order = {m: i for i, m in enumerate(embeddings.modalities)}
-    return sorted(directions, key=lambda d: (order[d["query"]], order[d["candidates"]]))
-
-
-def _mean(directions: list[dict[str, Any]], config: Config) -> dict[str, Any]:
-    done = [d for d in directions if "median_rank" in d]
-    recalls = {
-        f"recall@{k}": {
-            name: float(np.mean([d[f"recall@{k}"][name] for d in done])) for name in ("value", "chance", "times_chance")
+        return {
+            pair: ranks_in_scope(embeddings, clips, pair, config.scope, bar.update) for pair, clips in whole.items()
         }
-        for k in config.k
-    }
-    return {
-        "n_directions": len(done),
-        **recalls,
-        "median_rank": float(np.mean([d["median_rank"]["value"] for d in done])),
-    }
 
 
-def _say_table(directions: list[dict[str, Any]], config: Config) -> None:
-    heads = "".join(f"{f'recall@{k}':>11}  {'95 % interval':<15}{'x chance':>9}" for k in config.k)
-    say(f"{'query':<12} {'candidates':<12}{'clips':>8}{heads}{'median':>9}{'chance':>9}")
-    for d in directions:
-        line = f"{d['query']:<12} {d['candidates']:<12}{d['n_clips']:>8}"
-        if "note" in d:
-            say(f"{line}  {d['note']}")
-            continue
-        for k in config.k:
-            r = d[f"recall@{k}"]
-            limits = "" if r["low"] is None else f"{r['low']:.4f}-{r['high']:.4f}"
-            line += f"{r['value']:>11.4f}  {limits:<15}{r['times_chance']:>9.1f}"
-        say(f"{line}{d['median_rank']['value']:>9.1f}{d['median_rank']['chance']:>9.1f}")
+def _summarise(
+    embeddings: Embeddings, chosen: Chosen, ranked: dict[tuple[str, str], Ranked], config: Config
+) -> tuple[list[dict[str, Any]], list[Direction]]:
+    """Return the records of all directions, in the modalities' order, and the figures of those that have any."""
+    from tqdm import tqdm
+
+    from sleepfm_fast.candidates import event_types
+    from sleepfm_fast.found_clips import company
+    from sleepfm_fast.metrics import bootstrap_subjects
+    from sleepfm_fast.retrieval_figures import summarise
+
+    subject = np.asarray(embeddings.subject)
+    subjects = np.unique(np.concatenate([subject[r.clips] for r in ranked.values()]))
+    draws = bootstrap_subjects(len(subjects), config.bootstraps, config.seed)
+    records, directions = [], []
+    n_compared = sum(2 * len(clips) for pair, clips in chosen.items() if pair in ranked) * (config.scope == "cohort")
+    with tqdm(total=n_compared, unit="clip", unit_scale=True, desc="best candidates", file=sys.stderr) as bar:
+        for (first, second), clips in chosen.items():
+            result = ranked.get((first, second))
+            for query, candidates in ((first, second), (second, first)):
+                names: dict[str, Any] = {"query": query, "candidates": candidates}
+                if result is None or not len(result.clips):
+                    note = "fewer than two clips have both"
+                    if result is not None:
+                        note = "no clip has another candidate in this scope"
+                    records.append({**names, "n_clips": len(clips) if result is None else 0, "note": note})
+                    continue
+                ranks = result.forward if query == first else result.backward
+                group = np.searchsorted(subjects, subject[result.clips])
+                found = summarise(ranks, result.n_candidates, group, draws, config.k)
+                record = {**names, **found.record}
+                if config.scope == "cohort":
+                    k = min(max(config.k), len(clips))
+                    record["company"] = company(embeddings, clips, (query, candidates), k, config.seed, bar.update)
+                if config.sample == "balanced":
+                    event, types = event_types(embeddings, clips)
+                    counts = np.bincount(event, minlength=len(types))
+                    record["event_types"] = {t: int(n) for t, n in zip(types, counts, strict=True) if n}
+                records.append(record)
+                directions.append(found)
+    order = {m: i for i, m in enumerate(embeddings.modalities)}
+    return sorted(records, key=lambda d: (order[d["query"]], order[d["candidates"]])), directions
+
+
+def _arrays(ranked: dict[tuple[str, str], Ranked]) -> dict[str, npt.NDArray[Any]]:
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for (first, second), result in ranked.items():
+        for name, ranks in ((f"{first}_{second}", result.forward), (f"{second}_{first}", result.backward)):
+            arrays[f"rank_{name}"] = ranks.astype(np.int32)
+            arrays[f"clip_{name}"] = result.clips
+            arrays[f"n_candidates_{name}"] = result.n_candidates.astype(np.int32)
+    return arrays
 
 
 def main(config: Config) -> dict[str, Any]:
     """Rank, summarise and report; the result is what the command prints as JSON."""
+    from sleepfm_fast.candidates import draw_pairs
     from sleepfm_fast.embeddings import SPLITS, Embeddings
+    from sleepfm_fast.found_clips import examples
+    from sleepfm_fast.results import refuse_result, write_result
+    from sleepfm_fast.retrieval_figures import mean_of_directions, say_directions
 
     _check(config)
+    refuse_result(config.result, overwrite=config.overwrite)
     started = time.perf_counter()
     embeddings = Embeddings(config.embeddings)
     if len(embeddings.modalities) < 2:
@@ -172,28 +174,52 @@ def main(config: Config) -> dict[str, Any]:
     overlaps = bool(embeddings.overlap_note)
     if overlaps:
         say(f"notice: {embeddings.overlap_note}")
-    chosen = _pairs(np.asarray(embeddings.mask), clips, embeddings.modalities, config)
+    chosen = draw_pairs(embeddings, clips, config.candidates, config.sample, config.seed)
     if max(len(c) for c in chosen.values()) < 2:
         raise SleepfmError(f"no two modalities occur together in two clips of the {config.split} split.")
     short = [c for c in chosen.values() if config.candidates is not None and len(c) < config.candidates]
     if short:
         say(f"notice: --candidates {config.candidates} is more than the clips there are; all of them are used.")
-    directions = _ranked(embeddings, chosen, config)
-    _say_table(directions, config)
-    if any(d.get("n_subjects") == 1 for d in directions) and config.bootstraps:
+    ranked = _rank(embeddings, chosen, config)
+    if not any(len(result.clips) for result in ranked.values()):
+        raise SleepfmError(
+            f"no clip has another candidate with --scope {config.scope}: "
+            + ("every recording has one clip." if config.scope == "night" else "there is one subject.")
+            + " Choose another scope."
+        )
+    records, directions = _summarise(embeddings, chosen, ranked, config)
+    say_directions(records, config.k)
+    if any(d.get("n_subjects") == 1 for d in records) and config.bootstraps:
         say("notice: one subject; there is nothing to bootstrap over, so no intervals.")
-    return {
-        "command": "retrieve",
-        "embeddings": config.embeddings,
-        "split": config.split,
-        "n_clips": int(clips.size),
-        "modalities": embeddings.modalities,
-        "overlap": overlaps,
-        "overlap_note": embeddings.overlap_note if overlaps else "",
-        "directions": directions,
-        "mean": _mean(directions, config),
-        "seconds": round(time.perf_counter() - started, 3),
-    }
+    record: dict[str, Any] = plain(
+        {
+            "command": "retrieve",
+            "embeddings": config.embeddings,
+            "split": config.split,
+            "scope": config.scope,
+            "sample": config.sample if config.candidates is not None else "all",
+            "n_clips": clips.size,
+            "modalities": embeddings.modalities,
+            "overlap": overlaps,
+            "overlap_note": embeddings.overlap_note if overlaps else "",
+            "n_bootstraps": config.bootstraps,
+            "seed": config.seed,
+            "directions": records,
+            "mean": mean_of_directions(directions, config.k),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+    )
+    if config.result is not None:
+        about = embeddings.description
+        written = {
+            **record,
+            "subjects": about.subjects,
+            "recordings": about.recordings,
+            "examples": examples(embeddings, chosen, ranked, config.scope, config.examples, config.seed),
+        }
+        write_result(config.result, written, _arrays(ranked), overwrite=config.overwrite)
+        say(f"wrote {config.result}")
+    return record
 
 
 def cli(argv: list[str] | None = None) -> int:

@@ -1,17 +1,15 @@
-"""What a probe may be asked to read out of the embeddings: the classes, and every clip's label."""
+"""What a classifier may be asked to tell of a clip: the classes, and every clip's label."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from sleepfm_fast.embeddings import Embeddings
-
-__all__ = ["AGE_EDGES", "TASKS", "Task", "labels_of"]
+__all__ = ["AGE_EDGES", "TASKS", "Labelled", "Task", "age_groups", "labels_of", "sex_codes"]
 
 AGE_EDGES = (18.0, 35.0, 50.0)  # years; the groups of Thapa et al. (2024): 0-18, 18-35, 35-50, 50+
 
@@ -49,17 +47,39 @@ TASKS = {
 }
 
 
-def labels_of(embeddings: Embeddings, task: str, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+def age_groups(ages: Sequence[float | None]) -> npt.NDArray[np.int8]:
+    """Every subject's age group from the age in years, -1 where it is not known; 18.0 years is in 18-35."""
+    known = (-1 if age is None or np.isnan(age) else int(np.searchsorted(AGE_EDGES, age, "right")) for age in ages)
+    return np.fromiter(known, np.int8, len(ages))
+
+
+def sex_codes(sexes: Sequence[str | None]) -> npt.NDArray[np.int8]:
+    """Every subject's sex as a class of the task, -1 where it is not known."""
+    names = TASKS["sex"].names
+    return np.fromiter((names.index(sex) if sex in names else -1 for sex in sexes), np.int8, len(sexes))
+
+
+class Labelled(Protocol):
+    """Columns that labels are read from: of an embeddings folder, or of a clip store."""
+
+    stage: Any
+    sdb: Any
+    subject: Any
+    description: Any
+    """Has ``ages`` and ``sexes``, one entry a subject."""
+
+
+def labels_of(clips_of: Labelled, task: str, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
     """Every clip's class, -1 where it is not known.
 
     Parameters
     ----------
-    embeddings : Embeddings
-        The folder; age and sex are facts of the subject and are the same for all clips of it.
+    clips_of : Embeddings or StoreFacts
+        Where the clips are; age and sex are facts of the subject and are the same for all clips of it.
     task : {"stage", "sdb", "age", "sex"}
         A key of :data:`TASKS`. Age groups are half-open: 18.0 years is in 18-35.
     clips : int64 [n]
-        Rows of the folder.
+        Rows of it.
 
     Returns
     -------
@@ -67,12 +87,9 @@ def labels_of(embeddings: Embeddings, task: str, clips: npt.NDArray[np.int64]) -
         Index into the task's names, or -1.
     """
     if task in ("stage", "sdb"):
-        column: Any = embeddings.stage if task == "stage" else embeddings.sdb
-        return np.asarray(column)[clips]
-    description = embeddings.description
-    if task == "age":
-        of_subject = [-1 if age is None else int(np.searchsorted(AGE_EDGES, age, "right")) for age in description.ages]
-    else:
-        names = TASKS["sex"].names
-        of_subject = [names.index(sex) if sex in names else -1 for sex in description.sexes]
-    return np.asarray(of_subject, np.int8)[np.asarray(embeddings.subject)[clips]]
+        codes: npt.NDArray[np.int8] = np.asarray(clips_of.stage if task == "stage" else clips_of.sdb)[clips]
+        return codes
+    description = clips_of.description
+    of_subject = age_groups(description.ages) if task == "age" else sex_codes(description.sexes)
+    subject: npt.NDArray[np.int32] = np.asarray(clips_of.subject)[clips]
+    return of_subject[subject]

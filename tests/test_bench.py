@@ -208,35 +208,56 @@ def stored(folder, name="run", passed=True):
 
 
 def report_run(tmp_path, *arguments):
-    return report.main(["--results", str(tmp_path / "results"), "--readme", str(tmp_path / "README.md"), *arguments])
+    return report.main(["--results", str(tmp_path / "results"), "--root", str(tmp_path), *arguments])
 
 
-def test_report_rewrites_only_its_block(tmp_path, capsys):
+def pages(tmp_path, text):
+    (tmp_path / "docs").mkdir(exist_ok=True)
+    both = tmp_path / "README.md", tmp_path / "docs" / "benchmarks.md"
+    for page in both:
+        page.write_text(text)
+    return both
+
+
+def test_report_rewrites_only_its_blocks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "HEADLINES", ("alone",))
     stored(tmp_path / "results")
-    readme = tmp_path / "README.md"
-    readme.write_text(f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n")
+    readme, page = pages(tmp_path, f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n")
     assert report_run(tmp_path, "--check") == 1
-    assert "out of date" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("out of date") == 2
     assert report_run(tmp_path) == 0
-    text = readme.read_text()
-    assert text.startswith(f"# Title\n\n{report.BEGIN}\n| what | ours | fastest rival |")
-    assert "\n\n**run**: C, 2 cores, avx2, Python 3, torch 2; commit abc. All rivals" in text
-    assert text.endswith(f"\n{report.END}\n\nAfter.\n")
-    assert "| a sum | 12.3 ms | rival | 2.5 s | 203.25 (190.00-210.50) | 3 / 400 MiB |" in text
-    assert "slower" not in text  # one row a comparison: the fastest rival
-    assert "| alone | 4 µs | - | - | - | - |" in text
-    assert "old" not in text
+    for text in (readme.read_text(), page.read_text()):
+        assert text.startswith(f"# Title\n\n{report.BEGIN}\n| what | ours | fastest rival |")
+        assert "\n\n**run**: C, 2 cores, avx2, Python 3, torch 2; commit abc. All rivals" in text
+        assert text.endswith(f"\n{report.END}\n\nAfter.\n")
+        assert "| alone | 4 µs | - | - | - | - |" in text
+        assert "slower" not in text  # one row a comparison: the fastest rival
+        assert "old" not in text
+    assert "| a sum | 12.3 ms | rival | 2.5 s | 203.25 (190.00-210.50) | 3 / 400 MiB |" in page.read_text()
+    assert "a sum" not in readme.read_text()
     assert report_run(tmp_path, "--check") == 0
+    before = readme.read_text(), page.read_text()
     assert report_run(tmp_path) == 0
-    assert readme.read_text() == text
+    assert (readme.read_text(), page.read_text()) == before
+
+
+def test_every_headline_is_measured():
+    for path in (ROOT / "bench" / "results").glob("*.json"):
+        names = [result["name"] for result in json.loads(path.read_text())["results"]]
+        unknown = [start for start in report.HEADLINES if not any(name.startswith(start) for name in names)]
+        assert not unknown, path
+
+
+def test_the_pages_show_what_is_stored(capsys):
+    assert report.main(["--check"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", ["no marks", "no results", "failed run", "other json", "no readme"])
 def test_report_refuses(tmp_path, capsys, case):
-    readme = tmp_path / "README.md"
     before = f"{report.BEGIN}\n{report.END}\n" if case != "no marks" else "nothing"
-    if case != "no readme":
-        readme.write_text(before)
+    readme, page = pages(tmp_path, before)
+    if case == "no readme":
+        readme.unlink()
     (tmp_path / "results").mkdir()
     if case != "no results":
         stored(tmp_path / "results", passed=case != "failed run")
@@ -244,4 +265,5 @@ def test_report_refuses(tmp_path, capsys, case):
         (tmp_path / "results" / "z.json").write_text("[1]")
     assert report_run(tmp_path) == 1
     assert capsys.readouterr().err.startswith("error: ")
+    assert page.read_text() == before
     assert case == "no readme" or readme.read_text() == before

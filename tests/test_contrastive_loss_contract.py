@@ -308,7 +308,7 @@ def test_ranges_add_up_to_the_whole(cuts, log_temperature, directions, mode):
         assert not share[:, end:].any()
 
 
-# ---- the interim CUDA path -----------------------------------------------------------------------------------------
+# ---- the path where no CUDA kernel runs ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -330,6 +330,20 @@ def test_chunked_path_agrees_with_the_compiled_one(N, directions, mode, monkeypa
         chunked = contrastive_chunked.backward(*arguments, 0, N)
         for ours, theirs in zip(chunked, compiled, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-16)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_chunked_path_under_autocast(mode):
+    """Its products are of torch, which autocast would round to 16 bits."""
+    x, tau, upstream = embeddings("random", 3, 60, 32), torch.tensor(2.0), torch.tensor(1.0)
+    expected = contrastive_chunked.forward(x, tau, None, mode, "both", 0, 60)
+    arguments = (upstream, x, tau, None, expected[4], expected[5], mode, "both", 0, 60)
+    gradients = contrastive_chunked.backward(*arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = contrastive_chunked.forward(x, tau, None, mode, "both", 0, 60)
+        lowered_gradients = contrastive_chunked.backward(*arguments)
+    for ours, theirs in zip((*lowered, *lowered_gradients), (*expected, *gradients), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

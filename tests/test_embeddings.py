@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from synthetic_embeddings import MODALITIES, columns_of, description_of, unit, write_folder
 
 from sleepfm_fast.embedding_writer import EmbeddingWriter
-from sleepfm_fast.embeddings import COLUMNS, Embeddings
+from sleepfm_fast.embeddings import COLUMNS, Embeddings, ModalityRows
 from sleepfm_fast.errors import SleepfmError
 
 N, DIM = 103, 16
@@ -309,6 +310,78 @@ def test_damage_inside_the_vectors_is_named_when_they_are_read(folder, parts):
         e.read(np.flatnonzero(parts[2][:, 1])[:5], ("brain",))
     with pytest.raises(SleepfmError, match=r"embeddings\.npy is damaged: its digest"):
         e.verify()
+
+
+def test_a_folder_of_version_1_is_read(folder):
+    _rewrite("embeddings.json", lambda r: (r.update(version=1), r.pop("kind"), r.pop("features")))(folder)
+    e = Embeddings(folder)
+    assert (e.kind, e.features, e.widths) == ("embedding", {}, dict.fromkeys(MODALITIES, DIM))
+    assert e.read(np.arange(0)).shape == (0, 3, DIM)
+
+
+NAMES = {"respiratory": ("rate_per_min", "sd_uv", "spo2_mean_percent"), "ecg": ("hr_per_min",)}
+
+
+def write_features(path, x, mask=None):
+    with EmbeddingWriter(path, len(x), tuple(NAMES), 3, features=NAMES) as writer:
+        writer.append(x, mask)
+        writer.finish(columns_of([0] * len(x), [0] * len(x)), description_of(1))
+    return Embeddings(path)
+
+
+def test_features_keep_their_values_and_their_names(tmp_path):
+    x = np.arange(12.0).reshape(2, 2, 3) * 100
+    x[1, 0, 1] = np.nan  # a channel that this clip lacks
+    e = write_features(tmp_path / "f", x)
+    assert (e.kind, e.features, e.widths, e.dim) == ("feature", NAMES, {"respiratory": 3, "ecg": 1}, 3)
+    assert np.isnan(e.read(np.arange(2))[:, 1, 1:]).all(), "beyond a modality's own features stands nothing"
+    both = e.matrix(np.arange(2), ("ecg", "respiratory"))
+    assert e.width(("ecg", "respiratory")) == 4
+    np.testing.assert_array_equal(both, [[300, 0, 100, 200], [900, 600, np.nan, 800]])
+    e.verify()
+
+
+def test_embeddings_side_by_side(folder, parts):
+    e, clips = Embeddings(folder), np.flatnonzero(parts[2].all(1))
+    np.testing.assert_array_equal(e.matrix(clips, MODALITIES), e.read(clips).reshape(len(clips), -1))
+    assert e.width(("brain",)) == DIM
+
+
+def test_an_infinite_feature_is_refused_by_name(tmp_path):
+    x = np.zeros((5, 2, 3))
+    x[3, 0, 1] = np.inf
+    with pytest.raises(SleepfmError, match="the feature 'sd_uv' of clip 3 is inf"):
+        write_features(tmp_path / "f", x)
+    mask = np.ones((5, 2), bool)
+    mask[3, 0] = False
+    assert np.isnan(write_features(tmp_path / "f", x, mask).vectors[3, 0]).all()
+
+
+def test_the_names_must_fit_the_width(tmp_path):
+    with pytest.raises(ValueError, match="the largest must be dim = 4"):
+        EmbeddingWriter(tmp_path / "f", 1, tuple(NAMES), 4, features=NAMES)
+    with pytest.raises(ValueError, match="the largest must be dim = 3"):
+        EmbeddingWriter(tmp_path / "f", 1, ("ecg", "brain"), 3, features={"ecg": ("a", "b", "c"), "brain": ()})
+
+
+def test_features_cannot_be_compared_across_modalities(tmp_path):
+    e = write_features(tmp_path / "f", np.zeros((2, 2, 3)))
+    with pytest.raises(SleepfmError, match="share no space"):
+        ModalityRows(e, np.arange(2), "ecg")
+
+
+def test_a_kind_or_names_that_do_not_fit_are_damage(tmp_path):
+    for change in (
+        lambda r: r.update(kind="picture"),
+        lambda r: r["features"].update(ecg=["a", "b", "c", "d"]),
+        lambda r: r["features"].pop("ecg"),
+    ):
+        path = tmp_path / "f"
+        shutil.rmtree(path, ignore_errors=True)
+        write_features(path, np.zeros((2, 2, 3)))
+        _rewrite("embeddings.json", change)(path)
+        with pytest.raises(SleepfmError, match=r"embeddings\.json is damaged"):
+            Embeddings(path)
 
 
 def test_missing_folder_and_file(tmp_path):

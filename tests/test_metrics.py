@@ -176,3 +176,14 @@ def test_confusion_figures_of_one_class():
     assert figures["cohen_kappa"].value is None
     assert figures["f1"][0].value == 1.0
     assert figures["f1"][0].low is None
+
+
+def test_resampled_median_equals_resampling_by_hand():
+    rng = np.random.default_rng(3)
+    for n in (1, 2, 7, 200):
+        values, subject = rng.integers(1, 30, n), rng.integers(0, 5, n)
+        draws = metrics.bootstrap_subjects(5, 60, seed=n)
+        found = metrics.resampled_median(values, subject, draws)
+        for b, drawn in enumerate(draws):
+            clips = np.concatenate([np.repeat(np.flatnonzero(subject == s), t) for s, t in enumerate(drawn)])
+            assert found[b] == pytest.approx(np.median(values[clips]) if clips.size else np.nan, nan_ok=True)

@@ -13,7 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
 from synthetic_embeddings import columns_of, unit, write_folder
 
-from sleepfm_fast import probe
+from sleepfm_fast import logistic, probe
+from sleepfm_fast.classification import log_odds, probability_of
+from sleepfm_fast.results import find_results, read_result
 
 DIM = 12
 SPLIT_OF = np.array([0] * 8 + [1] * 2 + [2] * 6)  # 16 subjects
@@ -36,7 +38,7 @@ def planted(
 
 
 def run(capsys, folder, *arguments):
-    status = probe.cli([str(folder), *arguments])
+    status = probe.cli([str(folder), *map(str, arguments)])
     out, err = capsys.readouterr()
     return status, json.loads(out.splitlines()[-1]) if status == 0 else None, err
 
@@ -97,10 +99,12 @@ def test_log_odds_order_as_probabilities_but_do_not_saturate():
     for classes in (2, 4):
         model.fit(x, np.arange(300) % classes)
         model.coef_ *= 10
-        odds, p = probe._log_odds(model, x), model.predict_proba(x.astype(np.float64))
+        z = x.astype(np.float64) @ model.coef_.T + model.intercept_
+        odds, p = log_odds(np.hstack([0 * z, z]) if classes == 2 else z), model.predict_proba(x.astype(np.float64))
         inside = (p > 1e-9) & (p < 1 - 1e-9)
         assert inside.sum() > 10
         np.testing.assert_allclose(odds[inside], np.log(p / (1 - p))[inside], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(probability_of(odds), p, atol=1e-12)
         assert len(np.unique(odds[:, 0])) == 300
         np.testing.assert_array_equal(odds.argmax(1), p.argmax(1))
 
@@ -236,7 +240,7 @@ def test_max_train_clips_and_iterations(tmp_path, capsys):
 def test_blocks_change_nothing(tmp_path, capsys, monkeypatch):
     folder, _, _ = planted(tmp_path, signal=1.0)
     whole = run(capsys, folder, "--task", "stage", "--bootstraps", "30")[1]
-    monkeypatch.setattr(probe, "TEST_BLOCK", 37)
+    monkeypatch.setattr(logistic, "BLOCK", 37)
     blocks = run(capsys, folder, "--task", "stage", "--bootstraps", "30")[1]
     for result in (whole, blocks):
         result.pop("seconds")
@@ -353,3 +357,113 @@ def test_subjects_without_age_are_refused_by_name(tmp_path, capsys):
     status, _, err = run(capsys, folder, "--task", "sex")
     assert status == 1
     assert "every labelled training clip is 'M'" in err
+
+
+# ---- the result folder -----------------------------------------------------------------------------------------------
+
+
+def test_the_result_folder_holds_what_the_figures_were_computed_from(tmp_path, capsys):
+    folder, _, columns = planted(tmp_path, signal=1.5, change=lambda y, s: np.where((s != 2) & (y == 1), 2, y))
+    _, printed, _ = run(capsys, folder, tmp_path / "run" / "results" / "stage", "--task", "stage", "--bootstraps", "20")
+    (result,) = find_results(tmp_path / "run")
+    record = result.record
+    assert result.command == "probe"
+    assert {k: v for k, v in record.items() if k in printed} == printed
+    assert record["class_names"] == ["W", "N1", "N2", "N3", "R"]
+    assert record["trained_classes"] == [0, 2, 3, 4]
+    assert record["subjects"][10] == "s010"
+    test = np.flatnonzero(columns["split"] == 2)
+    np.testing.assert_array_equal(result.array("clip"), test)
+    np.testing.assert_array_equal(result.array("label"), columns["stage"][test])
+    for name in ("subject", "recording", "onset_s"):
+        np.testing.assert_array_equal(result.array(name), columns[name][test])
+    p, score = result.array("probability"), result.array("score")
+    assert p.shape == score.shape == (len(test), 4)
+    np.testing.assert_allclose(p.sum(1), 1, atol=1e-6)
+    for column, k in enumerate(record["trained_classes"]):
+        entry = record["classes"][record["class_names"][k]]
+        assert entry["auroc"]["value"] == pytest.approx(roc_auc_score(columns["stage"][test] == k, score[:, column]))
+    expected = np.array([p.argmax(1) == i for i in range(4)]).sum(1)
+    np.testing.assert_array_equal(np.array(record["confusion"]["counts"]).sum(0)[[0, 2, 3, 4]], expected)
+
+
+def test_a_result_is_refused_before_any_work_and_replaced_when_asked(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=1.5)
+    asked = (folder, tmp_path / "result", "--task", "stage", "--bootstraps", "0")
+    assert run(capsys, *asked)[0] == 0
+    status, _, err = run(capsys, tmp_path / "no embeddings", tmp_path / "result", "--task", "stage")
+    assert status == 1
+    assert "--overwrite" in err
+    status, _, _ = run(capsys, *asked, "--c", "2", "--overwrite")
+    assert status == 0
+    assert read_result(tmp_path / "result").record["fit"]["c"] == 2
+
+
+# ---- the penalty chosen on validation subjects -----------------------------------------------------------------------
+
+
+def test_c_is_chosen_on_the_validation_subjects(tmp_path, capsys):
+    folder, x, columns = planted(tmp_path, signal=0.9)
+    asked = (folder, "--task", "stage", "--bootstraps", "0", "--choose-c", "--c-grid", "0.3", "0.001", "30")
+    _, result, err = run(capsys, *asked)
+    choice = result["fit"]["choice"]
+    assert [t["c"] for t in choice["tried"]] == [0.001, 0.3, 30]
+    x = x.astype(np.float32).reshape(len(x), -1)
+    train, validation = columns["split"] == 0, columns["split"] == 1
+    for t in choice["tried"]:
+        model = LogisticRegression(C=t["c"], class_weight="balanced", max_iter=10000)
+        p = model.fit(x[train], columns["stage"][train]).predict_proba(x[validation].astype(np.float64))
+        truth = columns["stage"][validation]
+        expected = np.mean([roc_auc_score(truth == k, p[:, k]) for k in range(5)])
+        assert t["auroc"] == pytest.approx(expected, abs=1e-4)
+        assert t["log_loss"] == pytest.approx(-np.log(p[np.arange(len(p)), truth]).mean(), abs=1e-4)
+    best = max(choice["tried"], key=lambda t: t["auroc"])["c"]
+    assert result["fit"]["c"] == best
+    assert choice["refitted"] is False
+    assert choice["n_validation_subjects"] == 2
+    by_hand = run(capsys, folder, "--task", "stage", "--bootstraps", "0", "--c", best)[1]
+    assert by_hand["macro"] == result["macro"]
+    assert f"C = {best:g}: macro AUROC" in err
+    # Fitted on both, the choice is the same and the probe is the one that a given C fits on both.
+    both = run(capsys, *asked, "--fit-on", "train+validation")[1]
+    assert both["fit"]["choice"]["tried"] == choice["tried"]
+    assert both["fit"]["choice"]["refitted"] is True
+    by_hand = run(capsys, folder, "--task", "stage", "--bootstraps", "0", "--c", best, "--fit-on", "train+validation")[
+        1
+    ]
+    assert by_hand["macro"] == both["macro"] != result["macro"]
+
+
+def test_choosing_c_needs_validation_subjects_with_two_classes(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=1.0, change=lambda y, s: np.where(s == 1, 2, y))
+    status, _, err = run(capsys, folder, "--task", "stage", "--choose-c")
+    assert status == 1
+    assert "only the class N2" in err
+    status, _, err = run(capsys, folder, "--task", "stage", "--choose-c", "--c-grid", "1", "-1")
+    assert status == 1
+    assert "--c-grid is 1.0 -1.0" in err
+
+
+def test_strata_and_calibration_are_in_the_record(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=1.5)
+    _, result, err = run(capsys, folder, tmp_path / "result", "--task", "stage", "--bootstraps", "20")
+    assert set(result["strata"]["sex"]) == {"M", "F"}
+    assert set(result["strata"]["age"]) == {"50+", "unknown"}
+    assert sum(s["n_clips"] for s in result["strata"]["age"].values()) == result["test"]["n_clips"]
+    counts = np.array(list(result["train"]["class_counts"].values()))
+    assert list(result["calibration"]["prior"].values()) == pytest.approx(counts / counts.sum())
+    assert "age unknown" in err
+    p = read_result(tmp_path / "result").array("probability").astype(np.float64)
+    bins = result["calibration"]["as_fitted"]["classes"]["W"]["bins"]
+    for b in bins:
+        inside = (p[:, 0] >= b["low"]) & (p[:, 0] < b["high"])
+        assert b["n"] == inside.sum()
+
+
+@pytest.mark.parametrize("solver", ["sklearn", "blocks"])
+def test_either_solver_gives_the_figures(tmp_path, capsys, solver):
+    folder, _, _ = planted(tmp_path, signal=1.5)
+    _, result, _ = run(capsys, folder, "--task", "stage", "--bootstraps", "0", "--solver", solver)
+    default = run(capsys, folder, "--task", "stage", "--bootstraps", "0")[1]
+    assert result["fit"]["solver"] == solver
+    assert result["macro"]["auroc"]["value"] == pytest.approx(default["macro"]["auroc"]["value"], abs=1e-4)

@@ -49,8 +49,7 @@ void launch_kernel(ContrastiveSmall const& p, int device, int n_multiprocessors,
 void contrastive_small_cuda(ContrastiveSmall const& p, int device, void* stream) {
     SLEEPFM_CHECK(p.input.dtype != DType::f64, "contrastive_loss: this kernel takes float32, bfloat16 or float16.");
     cuda::DeviceGuard const guard(device);
-    int n_multiprocessors = 0;
-    SLEEPFM_CUDA_CHECK(cudaDeviceGetAttribute(&n_multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    int const n_multiprocessors = cuda::device_attribute(cudaDevAttrMultiProcessorCount, device);
     cudaStream_t const queue = static_cast<cudaStream_t>(stream);
     if (contrastive_small_tile(p.input, n_multiprocessors) == 16) {
         launch_kernel<16>(p, device, n_multiprocessors, queue);

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "check.h"
+#include "cuda/device.h"
 #include "cuda/filter_resample.cuh"
 #include "launch.h"
 
@@ -10,30 +11,11 @@ namespace sleepfm {
 
 namespace {
 
-// Makes `device` current and gives the old one back.
-class DeviceGuard {
-  public:
-    explicit DeviceGuard(int device) {
-        SLEEPFM_CUDA_CHECK(cudaGetDevice(&before_));
-        if (device != before_) {
-            SLEEPFM_CUDA_CHECK(cudaSetDevice(device));
-        }
-    }
-    ~DeviceGuard() { static_cast<void>(cudaSetDevice(before_)); }
-    DeviceGuard(DeviceGuard const&) = delete;
-    DeviceGuard& operator=(DeviceGuard const&) = delete;
-
-  private:
-    int before_ = 0;
-};
-
 template <typename Raw>
-void launch_kernel(FilterResample const& p, FilterResampleLaunch const& launch, cudaStream_t stream) {
+void launch_kernel(FilterResample const& p, FilterResampleLaunch const& launch, std::int64_t shared_limit,
+                   cudaStream_t stream) {
     auto const kernel = &cuda::filter_resample_kernel<Raw>;
-    if (launch.shared_bytes + filter_resample_static_bytes > 48 * 1024) {  // beyond what a block gets unasked
-        SLEEPFM_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                static_cast<int>(launch.shared_bytes)));
-    }
+    cuda::allow_shared_bytes(kernel, shared_limit);
     dim3 const grid(static_cast<unsigned>(launch.rows), static_cast<unsigned>(launch.slices));
     kernel<<<grid, static_cast<unsigned>(launch.threads), static_cast<std::size_t>(launch.shared_bytes), stream>>>(
         p, launch);
@@ -57,16 +39,16 @@ void filter_resample_cuda(FilterResample const& p, int device, void* stream) {
     if (p.n_clips * p.n_channels == 0 || p.n_out == 0) {
         return;
     }
-    DeviceGuard const guard(device);
-    int shared_limit = 0;
-    SLEEPFM_CUDA_CHECK(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    FilterResampleLaunch const launch = filter_resample_launch(
-        p.n_clips, p.n_channels, p.n_out, p.normalise != Normalise::none, shared_limit - filter_resample_static_bytes);
+    cuda::DeviceGuard const guard(device);
+    std::int64_t const shared_limit =
+        cuda::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - filter_resample_static_bytes;
+    FilterResampleLaunch const launch =
+        filter_resample_launch(p.n_clips, p.n_channels, p.n_out, p.normalise != Normalise::none, shared_limit);
     cudaStream_t const queue = static_cast<cudaStream_t>(stream);
     if (p.raw_bytes == 2) {
-        launch_kernel<std::int16_t>(p, launch, queue);
+        launch_kernel<std::int16_t>(p, launch, shared_limit, queue);
     } else {
-        launch_kernel<std::int32_t>(p, launch, queue);
+        launch_kernel<std::int32_t>(p, launch, shared_limit, queue);
     }
 }
 

@@ -1,4 +1,4 @@
-"""Interim CUDA path of the contrastive loss: torch operations over chunks of rows, in place of a kernel.
+"""The contrastive loss on CUDA where no kernel runs: torch operations over chunks of rows.
 
 Memory grows with N: at most ``CHUNK_ELEMENTS`` similarities exist at a time. It runs on every device (the tests run
 it on the CPU), waits for nothing, and keeps forward's results in the layout of the compiled op.
@@ -6,8 +6,10 @@ it on the CPU), waits for nothing, and keeps forward's results in the layout of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
@@ -18,6 +20,22 @@ __all__ = ["backward", "forward"]
 CHUNK_ELEMENTS = 1 << 26  # similarities at a time: 256 MB in float32
 NORM_FLOOR = 1e-12
 NEVER = -torch.inf
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def without_autocast(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Keep the products in the type of their operands, as a compiled op does: autocast would round them to 16 bits."""
+
+    @wraps(function)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        first = args[0]
+        assert isinstance(first, Tensor)
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -104,6 +122,7 @@ def one_direction(
     return tuple(torch.cat(column) for column in zip(*results, strict=True))
 
 
+@without_autocast
 def forward(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, begin: int, end: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -169,6 +188,7 @@ def gradient_rows(
     return gradients, slope
 
 
+@without_autocast
 def backward(
     gradient_loss: Tensor,
     x: Tensor,

@@ -7,16 +7,14 @@ import os
 import torch
 from torch import Tensor
 
-from sleepfm_fast import _C
 from sleepfm_fast.ops import contrastive_chunked, contrastive_gemm, contrastive_mma, contrastive_small
 from sleepfm_fast.ops.contrastive_regime import REGIMES, Regime, regime
+from sleepfm_fast.ops.cuda_kernels import has_kernels
 
 __all__ = ["VARIABLE", "backward", "chosen_regime", "forward"]
 
 # Environment variable that names the path instead, for benchmarks and tests.
 VARIABLE = "SLEEPFM_CONTRASTIVE_REGIME"
-
-HAS_KERNELS = bool(_C.build_info()["cuda_architectures"])
 
 
 def chosen_regime(x: Tensor, mode: str, precision: str) -> Regime:
@@ -35,7 +33,7 @@ def chosen_regime(x: Tensor, mode: str, precision: str) -> Regime:
         raise ValueError(f"{VARIABLE} is {name!r}; choose one of {', '.join(REGIMES)}, or unset it.")
     M, N, D = x.shape
     capability = torch.cuda.get_device_capability(x.device)
-    return regime(N, D, M, x.dtype, precision, capability, mode, kernels=HAS_KERNELS)
+    return regime(N, D, M, x.dtype, precision, capability, mode, kernels=has_kernels(x.device))
 
 
 def forward(

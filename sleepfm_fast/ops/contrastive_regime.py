@@ -59,14 +59,14 @@ def regime(
     mode : {"leave_one_out", "pairwise"}
         Decides the number of problems.
     kernels : bool
-        Whether this build has CUDA kernels.
+        Whether this build has CUDA kernels for the device.
 
     Returns
     -------
     {"small", "mma", "gemm", "chunked"}
         ``small``: one launch without tensor cores. ``mma``: fused tiles on tensor cores. ``gemm``: the library's matrix
         products and fused kernels between them. ``chunked``: torch operations, for what no kernel covers: float64, no
-        samples, devices before capability 8.0, builds without nvcc.
+        samples, devices before capability 8.0 or that this build has no kernels for.
     """
     if not kernels or dtype == torch.float64 or n_samples == 0 or compute_capability < MMA_CAPABILITY:
         return "chunked"

@@ -1,0 +1,241 @@
+"""``python -m sleepfm_fast.few_shot EMBEDDINGS RESULT --task stage``: the probe fitted on 1, 2, 4, ... subjects.
+
+Subjects are drawn among those of the training split that have a clip with a label. Draws of a replicate are nested: the
+subjects of a smaller number are among those of a larger one (:func:`sleepfm_fast.splits.draw_subjects`). Every point is
+tested on all test subjects.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import tyro
+
+from sleepfm_fast.command import run, say
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.tasks import TASKS
+
+if TYPE_CHECKING:
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.labelled_clips import LabelledClips
+
+__all__ = ["Config", "cli", "main"]
+
+FIGURES = ("auroc", "auprc", "f1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """How well a linear classifier does with few labelled subjects, against their number.
+
+    For every number of training subjects and every replicate: AUROC, AUPRC and F1 per class and macro on the test
+    subjects; over the replicates their mean and 95 % interval. A run that was stopped goes on with the same command;
+    its finished points are in RESULT.partial.jsonl. Numbers and replicates may then be added.
+    """
+
+    embeddings: tyro.conf.Positional[Path]
+    """Embeddings folder, made by `python -m sleepfm_fast.embed`."""
+    result: tyro.conf.Positional[Path]
+    """Result folder to write, such as RUN/results/few_shot_stage."""
+    task: Literal["stage", "sdb", "age", "sex"]
+    """Sleep stage (W, N1, N2, N3, R), respiratory event (event, none), age group (0-18, 18-35, 35-50, 50+) or sex."""
+    subjects: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N ...]")] = (1, 2, 4, 8, 16, 32, 64, 128)
+    """Numbers of training subjects. Those above the number there are stand for all of them."""
+    all_subjects: bool = True
+    """Add the point of all training subjects."""
+    replicates: int = 3
+    """Draws of subjects for every number; all subjects are one draw."""
+    modality: Literal["all", "respiratory", "brain", "ecg"] = "all"
+    """Embeddings the probe sees: every modality of the folder, concatenated, or one."""
+    fit_on: Literal["train", "train+validation"] = "train"
+    """Subjects to draw from. The validation subjects are used for nothing else here."""
+    max_iter: int = 10000
+    """Iterations of L-BFGS at most."""
+    c: float = 1.0
+    """Inverse strength of the L2 penalty."""
+    solver: Literal["auto", "sklearn", "blocks"] = "auto"
+    """As for `probe`: in memory, or read from disk every pass; auto by size."""
+    standardise: bool = False
+    """Scale every feature to mean 0 and variance 1 on the clips of the draw; hand-made features need it."""
+    overwrite: bool = False
+    """Replace a result that stands at RESULT, and points kept beside it."""
+
+
+def _check(config: Config) -> None:
+    for name, value in (("replicates", config.replicates), ("max-iter", config.max_iter)):
+        if value < 1:
+            raise SleepfmError(f"--{name} is {value}; give 1 or more.")
+    if min(config.subjects, default=1) < 1:
+        raise SleepfmError(f"--subjects is {' '.join(map(str, config.subjects))}; give whole numbers from 1 on.")
+    if not config.subjects and not config.all_subjects:
+        raise SleepfmError("--subjects is empty and --no-all-subjects is given; there is no point to measure.")
+    if not (np.isfinite(config.c) and config.c > 0):
+        raise SleepfmError(f"--c is {config.c}; the inverse penalty strength is a positive number.")
+
+
+def _numbers(config: Config, available: int) -> list[int]:
+    """Resolve the numbers of subjects, ascending, those that are too large as all."""
+    numbers = {min(n, available) for n in config.subjects}
+    beyond = sorted(n for n in set(config.subjects) if n > available)
+    if beyond:
+        say(
+            f"notice: there are {available} subjects to draw from; {', '.join(map(str, beyond))} "
+            f"{'stand' if len(beyond) > 1 else 'stands'} for all of them."
+        )
+    return sorted(numbers | ({available} if config.all_subjects else set()))
+
+
+def _measure(
+    embeddings: Embeddings, drawn: LabelledClips, test: LabelledClips, modalities: tuple[str, ...], config: Config
+) -> dict[str, Any]:
+    """Fit on the clips of some subjects and evaluate on the test clips."""
+    from sleepfm_fast.evaluation import evaluate
+    from sleepfm_fast.logistic import Features, fit
+    from sleepfm_fast.penalty import scores
+
+    task = TASKS[config.task]
+    classes = np.unique(drawn.labels)
+    note = ""
+    about: dict[str, Any] = {}
+    odds: npt.NDArray[np.float64]
+    if len(classes) > 1:
+        model, about = fit(
+            Features(embeddings, drawn.clips, modalities),
+            drawn.labels,
+            c=config.c,
+            max_iter=config.max_iter,
+            solver=config.solver,
+            standardise=config.standardise,
+            quiet=True,
+        )
+        odds = scores(Features(embeddings, test.clips, modalities), model, progress=False)
+    else:
+        note = f"every clip drawn is '{task.names[classes[0]]}': there is nothing to fit, and every clip is called so"
+        odds = np.zeros((len(test), 1))
+    # The same precision as the scores that the probe writes and evaluates.
+    score = odds.astype(np.float32)
+    figures = evaluate(score, classes.astype(np.int8), test.labels, test.subject, task, 0, 0, progress=False)
+    of_class: dict[str, Any] = {}
+    for name, entry in figures["classes"].items():
+        of_class[name] = {figure: entry[figure].value for figure in FIGURES}
+        if "note" in entry:
+            of_class[name]["note"] = entry["note"]
+    return {
+        "n_clips": len(drawn),
+        "class_counts": drawn.counts(task.names)["class_counts"],
+        "macro": {figure: figures["macro"][figure].value for figure in FIGURES}
+        | {"n_classes": figures["macro"]["n_classes"]},
+        "macro_absent_at_chance": _with_chance(figures),
+        "classes": of_class,
+        "accuracy": figures["accuracy"].value,
+        "cohen_kappa": figures["cohen_kappa"].value,
+        **({"converged": about["converged"], "n_iter": about["n_iter"]} if about else {}),
+        **({"note": note} if note else {}),
+    }
+
+
+def _with_chance(figures: dict[str, Any]) -> dict[str, float | None]:
+    """Average over all classes that the test clips have, those never trained at chance: AUROC 0.5, AUPRC prevalence."""
+    found: dict[str, list[float]] = {"auroc": [], "auprc": []}
+    for entry in figures["classes"].values():
+        if 0 < entry["prevalence"] < 1:
+            for name, chance in (("auroc", 0.5), ("auprc", entry["prevalence"])):
+                value = entry[name].value
+                found[name].append(chance if value is None else value)
+    # F1 needs no chance: a class that is never predicted has F1 = 0 and is averaged as such.
+    return {name: float(np.mean(values)) if values else None for name, values in found.items()} | {
+        "f1": figures["macro"]["f1"].value
+    }
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Fit, test and summarise; the result is what the command prints as JSON and writes."""
+    from tqdm import tqdm
+
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.few_shot_points import Points, partial_path
+    from sleepfm_fast.few_shot_summary import say_curve, summarise
+    from sleepfm_fast.labelled_clips import labelled_clips, modalities_of
+    from sleepfm_fast.results import refuse_result, write_result
+    from sleepfm_fast.splits import draw_subjects
+
+    _check(config)
+    refuse_result(config.result, overwrite=config.overwrite)
+    started = time.perf_counter()
+    embeddings = Embeddings(config.embeddings)
+    modalities = modalities_of(embeddings, config.modality)
+    if embeddings.overlap_note:
+        say(f"notice: {embeddings.overlap_note}")
+    fit_on = ("train",) if config.fit_on == "train" else ("train", "validation")
+    train = labelled_clips(embeddings, fit_on, config.task, modalities)
+    test = labelled_clips(embeddings, ("test",), config.task, modalities)
+    names = embeddings.description.subjects
+    available = [names[s] for s in np.unique(train.subject)]
+    numbers = _numbers(config, len(available))
+    partial = partial_path(config.result)
+    if config.overwrite:
+        partial.unlink(missing_ok=True)
+    key = {
+        "embeddings": embeddings.digests,
+        "task": config.task,
+        "modalities": modalities,
+        "fit_on": config.fit_on,
+        "c": config.c,
+        "max_iter": config.max_iter,
+        "solver": config.solver,
+        "standardise": config.standardise,
+    }
+    points = Points(partial, key)
+    plan = [(n, r) for n in numbers for r in range(1 if n == len(available) else config.replicates)]
+    kept = sum(points.get(n, r) is not None for n, r in plan)
+    if kept:
+        say(f"going on: {kept} of {len(plan)} points are finished.")
+    curve = []
+    for n, replicate in tqdm(plan, desc="few-shot", unit="point", file=sys.stderr):
+        point = points.get(n, replicate)
+        if point is None:
+            drawn = draw_subjects(available, n, replicate)
+            here = train.of(np.isin(train.subject, [names.index(s) for s in drawn]))
+            found = _measure(embeddings, here, test, modalities, config)
+            point = points.add({"subjects": n, "replicate": replicate, "drawn": sorted(drawn), **found})
+        curve.append(point)
+    summary = summarise(curve)
+    say_curve(summary)
+    record = {
+        "command": "few_shot",
+        "embeddings": config.embeddings,
+        "task": config.task,
+        "class_names": TASKS[config.task].names,
+        "modalities": modalities,
+        "fit_on": config.fit_on,
+        "c": config.c,
+        "standardise": config.standardise,
+        "overlap": bool(embeddings.overlap_note),
+        "overlap_note": embeddings.overlap_note,
+        "n_subjects_to_draw_from": len(available),
+        "replicates": config.replicates,
+        "test": test.counts(TASKS[config.task].names),
+        "curve": curve,
+        "summary": summary,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    write_result(config.result, record, {}, overwrite=config.overwrite)
+    partial.unlink(missing_ok=True)
+    say(f"wrote {config.result}")
+    return record
+
+
+def cli(argv: list[str] | None = None) -> int:
+    """Run the command with ``argv`` or the process's own arguments."""
+    kept = "finished points are kept beside RESULT; the same command goes on"
+    return run(Config, main, argv, interrupted=kept)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

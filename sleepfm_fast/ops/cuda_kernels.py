@@ -1,0 +1,50 @@
+"""Whether the compiled module holds CUDA kernels that a device can run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from sleepfm_fast import _C
+
+__all__ = ["architectures_serve", "has_kernels"]
+
+LEAST_CAPABILITY = (8, 0)  # cp.async and bfloat16 on tensor cores
+
+
+def architectures_serve(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether code for CMake's ``architectures`` runs on a device of compute capability ``capability``.
+
+    ``"86"`` is machine code for 8.6 (newer devices of the same generation run it) and PTX that any newer driver
+    compiles; ``"86-real"`` and ``"86-virtual"`` are one of the two; ``"90a"`` runs on 9.0 alone.
+    """
+    for name in architectures:
+        number, _, kind = name.partition("-")
+        of_one_device = not number.isdigit()
+        number = number.rstrip("af")
+        if not number.isdigit():
+            continue
+        built = int(number[:-1]), int(number[-1])
+        if of_one_device:
+            serves = built == capability
+        else:
+            serves = built <= capability and (kind != "real" or built[0] == capability[0])
+        if serves:
+            return True
+    return False
+
+
+@cache
+def _device_has_kernels(index: int) -> bool:
+    capability = torch.cuda.get_device_capability(index)
+    architectures = str(_C.build_info()["cuda_architectures"]).split(",")
+    return capability >= LEAST_CAPABILITY and architectures_serve(architectures, capability)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether this build's CUDA kernels run on ``device``; False for a device that is not CUDA."""
+    if device.type != "cuda" or not _C.build_info()["cuda_architectures"]:
+        return False
+    return _device_has_kernels(torch.cuda.current_device() if device.index is None else device.index)

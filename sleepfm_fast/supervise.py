@@ -1,0 +1,180 @@
+"""Command: clip store -> a network trained end to end on labels, and its figures on held-out subjects."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from sleepfm_fast import command
+from sleepfm_fast.errors import SleepfmError
+
+if TYPE_CHECKING:
+    from sleepfm_fast.supervised_training import SupervisedTrainer
+
+__all__ = ["Config", "main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train one network from signals to labels: the paper's supervised baseline.
+
+    It is the encoder of train over the channels of all modalities stacked (or of one), with an output for each class.
+    Subjects are split as train splits them; the epoch with the lowest validation loss is tested and its figures stand
+    in RUN/results/TASK, as those of probe do. Clips without a label are left out and counted; a missing channel is
+    masked, and only a clip without any channel is left out.
+    """
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Clip store written by preprocess."""
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder to write: config.json, metrics.jsonl, checkpoints, results/TASK."""
+    task: Literal["stage", "sdb", "age", "sex"]
+    """Sleep stage (W, N1, N2, N3, R), respiratory event (event, none), age group (0-18, 18-35, 35-50, 50+) or sex."""
+
+    modality: Literal["all", "respiratory", "brain", "ecg"] = "all"
+    """Channels the network sees: those of every modality, stacked, or of one."""
+    train_subjects: int = 0
+    """Train on so many of the training subjects (draws are nested: those of 4 are among those of 8); 0 for all."""
+    replicate: int = 0
+    """Another number is another draw of --train-subjects."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weight of a clip in the loss: 1 (the paper states no weights), or inverse to how frequent its class is."""
+    preset: Literal["seed", "tiny"] = "seed"
+    """Network: seed is SleepFM's 1-D EfficientNet, tiny trains in a minute on two cores."""
+    epochs: int = 20
+    """Passes over the training clips."""
+    batch_size: int = 32
+    """Clips in a batch."""
+    dropout: float | None = None
+    """Dropout of the network; the preset's own by default."""
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum as in the paper, or AdamW."""
+    schedule: Literal["step", "cosine"] = "step"
+    """Learning rate times 0.1 every step-epochs, or warm-up and cosine decay to zero."""
+    lr: float = 1e-3
+    """Learning rate."""
+    step_epochs: int = 5
+    """Epochs between steps of the step schedule."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 0.0
+    """Weight decay of matrices and convolution kernels; biases and BatchNorm are never decayed."""
+    patience: int = 5
+    """Stop after this many epochs without a better validation loss; 0 never stops early."""
+    max_steps: int = 0
+    """Stop after this many steps; 0 for no limit."""
+    skip_limit: int = 5
+    """Leave out a step whose loss or gradient is not finite; give up after more than this many in a row."""
+    filters: Literal["aasm", "seed", "clinical", "none"] = "aasm"
+    """Filter preset: aasm (bands of the AASM manual), seed (resampling only), clinical, none."""
+    notch_hz: Literal[0, 50, 60] = 0
+    """Mains frequency to remove; 0 for none."""
+    normalise: Literal["recording", "clip", "none"] = "recording"
+    """Scale by each recording's typical amplitude, z-score every clip, or leave physical units (as the seed)."""
+    validation_share: float = 0.1
+    """Expected share of subjects for validation."""
+    test_share: float = 0.2
+    """Expected share of subjects kept for testing."""
+    split_salt: str = "sleepfm_fast"
+    """Text hashed with each subject; another text is another split."""
+    checkpoint_steps: int = 200
+    """Steps between checkpoints within an epoch (one is always written at an epoch's end)."""
+    bootstraps: int = 1000
+    """Resamples of test subjects for the intervals; 0 for none."""
+    seed: int = 0
+    """Seeds weights, order, dropout and resamples."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes CUDA where it is available."""
+    threads: int = 0
+    """CPU threads; 0 for all cores."""
+    resume: bool = False
+    """Go on with the run in RUN, exactly where its last checkpoint stands; --epochs and --max-steps may differ."""
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot work, by name."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SleepfmError(f"--{field.name.replace('_', '-')} is {value}; expected a finite number.")
+    if config.batch_size < 2:
+        raise SleepfmError(f"--batch-size is {config.batch_size}; expected 2 or more: batch norm needs two clips.")
+    if config.dropout is not None and not 0 <= config.dropout < 1:
+        raise SleepfmError(f"--dropout is {config.dropout:g}; expected 0 or more and less than 1.")
+    for name in ("epochs", "lr", "step_epochs", "checkpoint_steps"):
+        if getattr(config, name) <= 0:
+            raise SleepfmError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected a number above 0.")
+    natural = ("patience", "max_steps", "skip_limit", "weight_decay", "momentum", "threads", "seed", "bootstraps")
+    for name in (*natural, "train_subjects", "replicate"):
+        if getattr(config, name) < 0:
+            raise SleepfmError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected 0 or more.")
+    if config.replicate and not config.train_subjects:
+        raise SleepfmError("--replicate chooses the draw of --train-subjects; give that too.")
+    if config.validation_share < 0 or config.test_share <= 0 or config.validation_share + config.test_share >= 1:
+        raise SleepfmError(
+            f"--validation-share {config.validation_share:g} and --test-share {config.test_share:g} do not leave "
+            "subjects for training and testing; expected a test share above 0 and a sum below 1."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SleepfmError("supervise runs in one process; start it without torchrun.")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train or resume, test the best epoch; the result is what the command prints as JSON."""
+    check(config)
+    import torch
+    from tqdm import tqdm
+
+    from sleepfm_fast.supervised_training import SupervisedTrainer
+
+    started = time.monotonic()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    trainer = SupervisedTrainer.prepare(config)
+    with tqdm(
+        total=trainer.total_steps,
+        initial=trainer.progress.step,
+        unit="step",
+        desc="supervise",
+        file=sys.stderr,
+        mininterval=0.5,
+    ) as bar:
+        for row in trainer.steps():
+            bar.update()
+            bar.set_postfix_str(
+                f"epoch {row['epoch'] + 1}/{config.epochs} loss {row['loss']:.3f} {trainer.clips_per_s:.0f} clips/s",
+                refresh=False,
+            )
+            if row["validated"] is not None:
+                bar.write(epoch_line(trainer, row["validated"]), file=sys.stderr)
+    result = trainer.finish()
+    result["elapsed_s"] = round(time.monotonic() - started, 1)
+    return result
+
+
+def epoch_line(trainer: SupervisedTrainer, row: dict[str, Any]) -> str:
+    """One readable line an epoch."""
+    best = " (best)" if row["epoch"] == trainer.progress.best_epoch else ""
+    return (
+        f"epoch {row['epoch'] + 1}: training loss {row['training_loss']:.4f}, validation loss "
+        f"{row['validation_loss']:.4f}{best}, validation accuracy {100 * row['validation_accuracy']:.1f} % "
+        f"(mean over classes {100 * row['validation_balanced_accuracy']:.1f} %)"
+    )
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    kept = "what was finished is kept; with --resume the same command goes on from the last checkpoint"
+    return command.run(Config, main, argv, interrupted=kept)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
