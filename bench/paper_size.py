@@ -67,20 +67,20 @@ def write(folder: Path, n_train: int, n_test: int, dim: int) -> None:
 
 
 def watched(arguments: list[str]) -> dict[str, Any]:
-    """Run a command to the end; its JSON, seconds, and the peak of its own memory (MiB; mapped files not counted)."""
+    """Run a command to the end: its JSON, seconds, and peak memory, without and with pages of mapped files."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True)
-    peak = 0
+    peak = {"RssAnon": 0, "VmRSS": 0}
 
     def watch() -> None:
-        nonlocal peak
         status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
             try:
                 lines = status.read_text(encoding="utf-8").splitlines()
             except OSError:
                 return
-            peak = max([peak, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))])
+            for name in peak:
+                peak[name] = max([peak[name], *(int(x.split()[1]) for x in lines if x.startswith(f"{name}:"))])
             time.sleep(0.05)
 
     watcher = threading.Thread(target=watch)
@@ -92,7 +92,8 @@ def watched(arguments: list[str]) -> dict[str, Any]:
     return {
         "command": " ".join(["python -m", *arguments]),
         "seconds": round(time.perf_counter() - started, 1),
-        "peak_anonymous_mib": round(peak / 1024),
+        "peak_anonymous_mib": round(peak["RssAnon"] / 1024),
+        "peak_resident_mib": round(peak["VmRSS"] / 1024),
         "result": json.loads(out.splitlines()[-1]),
     }
 
