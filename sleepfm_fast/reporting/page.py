@@ -68,6 +68,7 @@ class Group:
     title: str = ""
     note: str = ""
     items: list[Figure | Missing] = field(default_factory=list)
+    folded: bool = False
 
 
 @dataclass
@@ -164,7 +165,10 @@ class Writer:
         title = element("h3", escape(group.title)) if group.title else ""
         note = element("p", escape(group.note), class_="lead") if group.note else ""
         items = [self.figure(item) if isinstance(item, Figure) else self.missing(item) for item in group.items]
-        return element("div", title, note, element("div", *items, class_="grid"), class_="group")
+        grid = element("div", *items, class_="grid")
+        if group.folded:
+            return element("details", element("summary", escape(group.title)), note, grid, class_="group")
+        return element("div", title, note, grid, class_="group")
 
     def section(self, section: Section) -> str:
         lead = element("p", escape(section.lead), class_="lead") if section.lead else ""
