@@ -155,6 +155,7 @@ def run_figures(run: Run, embeddings: Embeddings, n: int, method: Method, seed: 
     sources = [embeddings.path / "embeddings.npy", embeddings.path / "embeddings.json"]
     what = f"{len(clips)} {words} clips".replace("  ", " ")
     data: dict[str, Any] = {"clip": clips, "xy": y.round(4), "method": how, "seed": seed}
+    kind = "" if embeddings.kind == "embedding" else " and standardised"
     figures: list[Figure | Missing] = []
     plots: list[tuple[str, Any, str, dict[str, Any]]] = [
         ("by sleep stage", by_stage(stage), "stage", {"stage": stage}),
@@ -170,7 +171,7 @@ def run_figures(run: Run, embeddings: Embeddings, n: int, method: Method, seed: 
         figures.append(
             Figure(
                 f"Clips {title}", svg,
-                f"{what[0].upper()}{what[1:]}, all modalities concatenated; {how}. {note}",
+                f"{what[0].upper()}{what[1:]}, all modalities concatenated{kind}; {how}. {note}",
                 [*sources, embeddings.path / f"{key}.npy"], {**data, **column}, key=names,
             )
         )  # fmt: skip
