@@ -100,9 +100,18 @@ def stored(path: Path, *, whole: bool) -> list[str]:
     return lines
 
 
+def is_experiment(path: Path) -> bool:
+    """Whether a stored file is an experiment, which has a page of its own, and no benchmark."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("kind") == "experiment")
+    except (ValueError, AttributeError):
+        return False
+
+
 def block(results: Path, *, whole: bool) -> str:
     """Return the text between the marks for every stored run, in the order of their names."""
-    runs = ["\n".join(stored(path, whole=whole)) for path in sorted(results.glob("*.json"))]
+    files = [path for path in sorted(results.glob("*.json")) if not is_experiment(path)]
+    runs = ["\n".join(stored(path, whole=whole)) for path in files]
     if not runs:
         raise ReportError(f"no measurements in {results}; take some with `pytest bench/ --store NAME`.")
     return "\n\n".join(runs)

@@ -16,6 +16,7 @@ COMMANDS = {
     "probe": "embeddings -> sleep stage, sleep-disordered breathing, age group or sex by logistic regression",
     "few_shot": "embeddings -> the probe's figures against the number of training subjects",
     "retrieve": "embeddings -> recall@k and median rank between modalities",
+    "reproduce": "the paper's tables and figures, from a store or a simulated cohort, by all of the above",
 }
 
 

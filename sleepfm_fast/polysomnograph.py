@@ -359,7 +359,7 @@ class Polysomnograph:
         body = self.body
         rng = self.random("snoring")
         habit = rng.uniform(0.1, 1.0)
-        asleep = body.by_stage((0.0, 0.4, 1.0, 1.0, 0.5))
+        asleep = body.by_stage((0.0, 0.4, 1.0, 1.0, 0.5), self.couplings.stage_snoring)
         ends = [e.onset_s + e.duration_s for e in body.events if e.name != "Central apnea"]
         louder = 1 + body.response(ends, [3.0] * len(ends), 0.7, 5) + 2 * body.obstruction
         inhaling = np.maximum(self.air_flow, 0)

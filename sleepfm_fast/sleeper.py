@@ -38,6 +38,8 @@ class Couplings:
     """Level and variability of the heart rate follow the stage."""
     stage_breathing: float = 1.0
     """Rate and regularity of breathing follow the stage."""
+    stage_snoring: float = 1.0
+    """Snoring is silent in W, faint in N1 and loudest in N2 and N3."""
     respiratory_sinus_arrhythmia: float = 1.0
     """The heart rate rises with every breath in."""
     ecg_derived_respiration: float = 1.0

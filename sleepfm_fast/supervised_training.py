@@ -276,7 +276,7 @@ class SupervisedTrainer:
         inputs = [
             name
             for name, x in batch.x.items()
-            if not bool(torch.where(batch.present[name][..., None], x, 0.0).isfinite().all())
+            if not bool(torch.where(batch.present[name].to(x.device)[..., None], x, 0.0).isfinite().all())
         ]
         return value, f"{what}; not finite: the input of {', '.join(inputs)}" if inputs else what
 

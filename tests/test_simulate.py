@@ -46,6 +46,7 @@ REACH = {
     "stage_muscle_tone": {"Chin EMG"},
     "stage_heart_rate": BEATS,
     "stage_breathing": BEATS | AIR,
+    "stage_snoring": {"Snore", "Nasal Pressure", "Chin EMG"},
     "respiratory_sinus_arrhythmia": BEATS,
     "ecg_derived_respiration": {"ECG"},
     "pulse_oximeter": {"Pulse"},

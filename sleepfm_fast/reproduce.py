@@ -1,0 +1,393 @@
+"""``python -m sleepfm_fast.reproduce [STORE] OUT``: the paper's tables and figures, from a store or a simulated cohort.
+
+Everything is done by the commands that a user would run; this one plans them, goes on where it was killed, and lays the
+figures out. OUT holds ``runs/NAME/`` (run folders with ``embeddings/`` and ``results/``), ``reproduction.json`` (plan,
+states, every cell and the folder it is read from) and ``tables.md``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from sleepfm_fast import command
+from sleepfm_fast.command import say
+from sleepfm_fast.errors import SleepfmError
+
+if TYPE_CHECKING:
+    from sleepfm_fast.paper_tables import PaperTable
+    from sleepfm_fast.reproduce_plan import Facts, Layout, Planner, Step
+    from sleepfm_fast.reproduce_presets import Preset
+    from sleepfm_fast.reproduce_steps import Outcome
+
+__all__ = ["Config", "cli", "main", "parse_numbers"]
+
+RECORD, TABLES = "reproduction.json", "tables.md"
+FORMAT, VERSION = "sleepfm_fast reproduction", 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train, evaluate and tabulate what the paper's tables and figures show, with the paper's figures beside.
+
+    Without a STORE a cohort is simulated. The plan and its cost are printed before anything starts. Killed or run
+    again, the same command goes on; a step that fails stops only what needs it, and the exit status is then 1.
+    """
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[STORE] OUT")]
+    """Clip store written by preprocess (a cohort is simulated without one), and the folder to write."""
+    tables: str = "2-8"
+    """Tables of the paper, such as 2-8 or 6,7 or none. 2 age, 3 sex, 4 and 5 retrieval, 6 stages, 7 sleep-disordered
+    breathing, 8 external validation, 11-18 single modalities, 29 and 30 supervised single modalities."""
+    figures: str = "2,3"
+    """Figures of the paper: 2 few-shot curves, 3 modalities of the pretraining; or none."""
+    preset: Literal["smoke", "study"] = "smoke"
+    """smoke: tiny encoders, minutes on two cores; study: SleepFM's encoders, overnight."""
+    external: Path | None = None
+    """Second clip store for Table 8; where the first is simulated, so is this one, with another montage."""
+    sizes: tuple[int, ...] | None = None
+    """Numbers of pretraining subjects for performance against pretraining size; the preset's by default."""
+    epochs: int | None = None
+    """Epochs of every training; the preset's by default."""
+    plan: bool = False
+    """Print the plan and what it costs, and stop."""
+    seed: int = 0
+    """Seed of simulation, training, draws and resamples."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train and embed."""
+    threads: int = 0
+    """CPU threads of training; 0 for all cores."""
+
+
+def parse_numbers(text: str, known: Sequence[int], option: str) -> tuple[int, ...]:
+    """Read numbers and ranges such as ``2-4,8``.
+
+    Parameters
+    ----------
+    text : str
+        ``none`` for no numbers.
+    known : sequence of int
+        What may be asked for.
+    option : str
+        For messages.
+
+    Returns
+    -------
+    tuple of int
+        In the order given, each once.
+
+    Raises
+    ------
+    SleepfmError
+        For anything else; the sentence lists the choices.
+    """
+    if text.strip().lower() == "none":
+        return ()
+    numbers: list[int] = []
+    choices = ", ".join(map(str, known))
+    for part in text.split(","):
+        first, dash, last = (p.strip() for p in part.strip().partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise SleepfmError(
+                f"{option} {text}: '{part.strip()}' is not a number or a range such as 2-8. Choose from {choices}, or "
+                "give none."
+            )
+        low, high = int(first), int(last) if dash else int(first)
+        if low > high:
+            raise SleepfmError(f"{option} {text}: the range {low}-{high} runs backwards; give {high}-{low}.")
+        # A range takes what there is between its ends: 2-30 passes over 9 and 10.
+        chosen = [n for n in known if low <= n <= high]
+        if not chosen or (not dash and low not in known):
+            raise SleepfmError(f"{option} {text}: there is no {part.strip()} to reproduce; choose from {choices}.")
+        numbers += chosen
+    return tuple(dict.fromkeys(numbers))
+
+
+def chosen_preset(config: Config) -> Preset:
+    """The preset with what the options change."""
+    from sleepfm_fast.reproduce_presets import PRESETS
+
+    preset = PRESETS[config.preset]
+    if config.epochs is not None:
+        if config.epochs < 1:
+            raise SleepfmError(f"--epochs is {config.epochs}; give 1 or more.")
+        epochs = {"epochs": config.epochs}
+        preset = dataclasses.replace(
+            preset, training={**preset.training, **epochs}, supervised={**preset.supervised, **epochs}
+        )
+    if config.sizes is not None:
+        if any(n < 1 for n in config.sizes):
+            raise SleepfmError(f"--sizes is {' '.join(map(str, config.sizes))}; give numbers of subjects from 1 on.")
+        preset = dataclasses.replace(preset, sizes=tuple(sorted(set(config.sizes))))
+    return preset
+
+
+def chosen_tables(config: Config, preset: Preset, facts: Facts, *, external: bool) -> list[PaperTable]:
+    """Tables and figures to make, in the order asked for."""
+    from sleepfm_fast import paper_tables
+
+    numbers = parse_numbers(config.tables, paper_tables.TABLES, "--tables")
+    figures = parse_numbers(config.figures, paper_tables.FIGURES, "--figures")
+    if config.external is not None and 8 not in numbers:
+        raise SleepfmError(f"--external {config.external} serves Table 8, which --tables {config.tables} leaves out.")
+    if 8 in numbers and not external:
+        say("notice: Table 8 needs a second store, --external STORE2; it is left out.")
+        numbers = tuple(n for n in numbers if n != 8)
+    n_training = facts.subjects["train"]
+    tables = [paper_tables.make_table(n) for n in numbers]
+    if 2 in figures:
+        tables.append(paper_tables.few_shot_figure(preset.few_shot_subjects, preset.few_shot_replicates, n_training))
+    if 3 in figures:
+        tables.append(paper_tables.pretraining_figure())
+    if preset.sizes:
+        tables.append(paper_tables.size_table(preset.sizes, n_training))
+    if not tables:
+        raise SleepfmError("--tables, --figures and --sizes leave nothing to reproduce.")
+    return tables
+
+
+def claim(layout: Layout, settings: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else, or a reproduction of other things."""
+    import json
+
+    file = layout.out / RECORD
+    if not layout.out.exists():
+        return
+    if not layout.out.is_dir() or (any(layout.out.iterdir()) and not file.is_file()):
+        raise SleepfmError(f"{layout.out} exists and is no reproduction; name a new folder.")
+    if not file.is_file():
+        return
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SleepfmError(f"{file} is damaged ({error}). Delete it; what is finished beside it is kept.") from error
+    if saved.get("format") != FORMAT or saved.get("version") != VERSION:
+        raise SleepfmError(f"{file} says '{saved.get('format')} {saved.get('version')}'; name a new folder.")
+    differing = [
+        f"{k} was {saved['settings'].get(k)}, is {v}" for k, v in settings.items() if saved["settings"].get(k) != v
+    ]
+    if differing:
+        raise SleepfmError(
+            f"{layout.out} holds a reproduction of other settings: {'; '.join(differing)}. Go on with the same ones "
+            "(--tables, --figures and --sizes may differ), or name another folder."
+        )
+
+
+def print_plan(steps: Sequence[Step], states: dict[str, str], rates: dict[str, float]) -> None:
+    """Show what will be done, for what, and what it costs."""
+    from sleepfm_fast.reproduce_cost import clock_text, seconds, total_seconds
+
+    width = max(len(step.name) for step in steps)
+    everything = {table for step in steps for table in step.serves}
+    say(f"\n{'step':<{width}}  {'command':<11}{'state':<10}{'time':>7}{'disk':>9}  for")
+    for step in steps:
+        state = states[step.name]
+        cost = "-" if state == "finished" else clock_text(seconds(step.work, rates))
+        say(
+            f"{step.name:<{width}}  {step.command:<11}{state:<10}{cost:>7}{step.disk_bytes / 1e6:>6.0f} MB  "
+            f"{'everything' if set(step.serves) == everything else ', '.join(step.serves)}"
+        )
+    todo = [step for step in steps if states[step.name] != "finished"]
+    say(
+        f"\n{len(todo)} of {len(steps)} steps to do: about {clock_text(total_seconds(todo, rates))} and "
+        f"{sum(step.disk_bytes for step in todo) / 1e9:.1f} GB. Networks timed here on noise: training "
+        f"{rates['training clips, 3 modalities']:.0f}, embedding {rates['embedded clips']:.0f}, supervised training "
+        f"{rates['supervised clips']:.0f} clips/s; the other steps by rates of one core (half or twice as long is "
+        "possible)."
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What the reproduction ran on."""
+    import os
+    import platform
+
+    import torch
+
+    import sleepfm_fast
+
+    build = sleepfm_fast.build_info()
+    return {
+        "sleepfm_fast": sleepfm_fast.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "instruction_set": build["cpu_instruction_set_in_use"],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def prepared(config: Config) -> tuple[Planner, list[PaperTable], dict[str, float], Facts]:
+    """Look at the stores, choose the tables and time the networks."""
+    from sleepfm_fast import reproduce_cost, reproduce_plan
+
+    store, out = (config.paths[0], config.paths[1]) if len(config.paths) == 2 else (None, config.paths[0])
+    if store is None and config.external is not None:
+        raise SleepfmError("--external was given without a STORE; a simulated cohort brings its own second one.")
+    preset = chosen_preset(config)
+    split = preset.split
+    facts = (
+        reproduce_plan.store_facts(store, split)
+        if store is not None
+        else reproduce_plan.simulated_facts(preset.subjects, preset.hours, split)
+    )
+    external: Facts | None = None
+    if config.external is not None:
+        external = reproduce_plan.store_facts(config.external, split)
+    elif store is None:
+        external = reproduce_plan.simulated_facts(preset.external_subjects, preset.hours, split)
+    tables = chosen_tables(config, preset, facts, external=external is not None)
+    if config.threads:
+        import torch
+
+        torch.set_num_threads(config.threads)
+    rates = reproduce_cost.measure(preset.encoder, facts.channels, preset.training["batch_size"], config.device)
+    dim, parameters = reproduce_cost.network_sizes(preset.encoder, facts.channels)
+    planner = reproduce_plan.Planner(
+        reproduce_plan.Layout(out),
+        preset,
+        facts,
+        external,
+        store=store,
+        external_store=config.external,
+        seed=config.seed,
+        device=config.device,
+        threads=config.threads,
+        dim=dim,
+        parameters=parameters,
+    )
+    return planner, tables, rates, facts
+
+
+def settings_of(config: Config, preset: Preset) -> dict[str, Any]:
+    """What defines a reproduction; a folder holds one."""
+    store = str(config.paths[0].resolve()) if len(config.paths) == 2 else None
+    return {
+        "store": store,
+        "external": None if config.external is None else str(config.external.resolve()),
+        "preset": config.preset,
+        "epochs": preset.training["epochs"],
+        "seed": config.seed,
+    }
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Plan, carry out, tabulate; returns the results that end the command."""
+    from sleepfm_fast import reproduce_plan, reproduce_steps, reproduce_tables
+    from sleepfm_fast.atomic import replace_file, write_json
+
+    if len(config.paths) not in (1, 2):
+        say("error: give [STORE] OUT. See `python -m sleepfm_fast.reproduce --help`.")
+        return {"error": f"{len(config.paths)} paths were given; expected [STORE] OUT", "exit_status": 2}
+    started = time.monotonic()
+    layout = reproduce_plan.Layout(config.paths[-1])
+    settings = settings_of(config, chosen_preset(config))
+    claim(layout, settings)
+    planner, tables, rates, facts = prepared(config)
+    steps = reproduce_plan.make_plan(planner, tables)
+    states = {step.name: reproduce_steps.state_of(step) for step in steps}
+    say(reproduce_tables.warning(simulated=facts.simulated))
+    print_plan(steps, states, rates)
+    todo = [step.name for step in steps if states[step.name] != "finished"]
+    if config.plan:
+        return {"out": layout.out, "steps": len(steps), "to_do": todo, "tables": [table.name for table in tables]}
+    layout.out.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": settings,
+        "machine": machine(),
+        "cohort": {
+            "simulated": facts.simulated,
+            "subjects": facts.subjects,
+            "clips": facts.clips,
+            "hours": facts.hours,
+        },
+        "warning": reproduce_tables.warning(simulated=facts.simulated),
+        "rates": rates,
+        "steps": {},
+        "tables": [],
+    }
+    record["steps"] = earlier_steps(layout)
+
+    def note(step: Step, outcome: Outcome) -> None:
+        entry = {"command": step.command, "state": outcome.state, "seconds": outcome.seconds, "error": outcome.error}
+        before = record["steps"].get(step.name, {})
+        if outcome.state == "found" and before.get("state") == "done":
+            entry = before  # it was this reproduction that made it
+        record["steps"][step.name] = {**entry, "serves": step.serves}
+        write_json(layout.out / RECORD, command.plain(record))
+
+    write_json(layout.out / RECORD, command.plain(record))
+    outcomes = reproduce_steps.carry_out(steps, note)
+    cells = {table.name: reproduce_tables.collect(table, layout) for table in tables}
+    record["tables"] = [{"name": t.name, "title": t.title, "note": t.note, "cells": cells[t.name]} for t in tables]
+    record["seconds"] = round(time.monotonic() - started, 1)
+    write_json(layout.out / RECORD, command.plain(record))
+    lines = ["# Reproduction", "", reproduce_tables.warning(simulated=facts.simulated), ""]
+    lines += ["In brackets: 95 % intervals over test subjects, unless a note says otherwise.", ""]
+    for table in tables:
+        lines += reproduce_tables.draw(table, cells[table.name], simulated=facts.simulated)
+    with replace_file(layout.out / TABLES) as file:
+        file.write("\n".join(lines).encode())
+    say("\n".join(["", *lines]))
+    broken = {name: outcome.error for name, outcome in outcomes.items() if outcome.state in ("failed", "blocked")}
+    for name, error in broken.items():
+        say(f"error: {name}: {error}")
+    page = write_report(layout, broken)
+    return {
+        "out": layout.out,
+        "tables": layout.out / TABLES,
+        "report": page,
+        "steps": {s: sum(o.state == s for o in outcomes.values()) for s in ("found", "done", "failed", "blocked")},
+        "broken": broken,
+        "seconds": round(time.monotonic() - started, 1),
+        "exit_status": 1 if broken else 0,
+    }
+
+
+def earlier_steps(layout: Layout) -> dict[str, Any]:
+    """What an earlier call has noted."""
+    import json
+
+    file = layout.out / RECORD
+    return dict(json.loads(file.read_text(encoding="utf-8"))["steps"]) if file.is_file() else {}
+
+
+def write_report(layout: Layout, broken: dict[str, str]) -> Path | None:
+    """Show all runs on one page; a report that cannot be made is one more broken step."""
+    if importlib.util.find_spec("sleepfm_fast.report") is None:
+        return None
+    report = importlib.import_module("sleepfm_fast.report")
+    page = layout.out / "report.html"
+    folders = sorted(p for p in layout.runs.iterdir() if p.is_dir()) if layout.runs.is_dir() else []
+    # Draws of few subjects are points of curves; the runs themselves are what a reader compares.
+    runs = tuple(p for p in folders if "-replicate-" not in p.name and (p / "config.json").is_file())
+    if not runs:
+        return None
+    try:
+        report.main(report.Config(runs, out=page, overwrite=True))
+    except SleepfmError as error:
+        say(f"error: report: {error}")
+        broken["report"] = str(error)
+        return None
+    return page
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return command.run(
+        Config, main, argv, interrupted="what was finished is kept, and the same command goes on from there"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

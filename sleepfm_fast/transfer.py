@@ -1,0 +1,91 @@
+"""Embeddings of two stores as one folder, so that a probe is fitted on one laboratory and tested on another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sleepfm_fast.errors import SleepfmError
+
+__all__ = ["Config", "main"]
+
+BLOCK = 4096  # clips in memory at a time
+
+
+@dataclass(frozen=True)
+class Config:
+    """Training and validation clips of one embeddings folder with the test clips of another."""
+
+    training: Path
+    """Embeddings whose training and validation clips are taken."""
+    testing: Path
+    """Embeddings by the same run, of another store, whose test clips are taken."""
+    embeddings: Path
+    """Folder to write."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Join; subjects and recordings are named after their side, so that equal names in two stores stay two subjects.
+
+    Raises
+    ------
+    SleepfmError
+        When a side has no clips to give, both are of one store, or their embeddings cannot stand in one matrix.
+    """
+    from sleepfm_fast.embedding_writer import EmbeddingWriter
+    from sleepfm_fast.embeddings import COLUMNS, Description, Embeddings
+
+    sides = (Embeddings(config.training), Embeddings(config.testing))
+    first, second = sides
+    if (first.modalities, first.dim) != (second.modalities, second.dim):
+        raise SleepfmError(
+            f"{config.training} holds {', '.join(first.modalities)} of length {first.dim}, {config.testing} "
+            f"{', '.join(second.modalities)} of length {second.dim}; embed both stores with the same run."
+        )
+    if first.description.run != second.description.run:
+        raise SleepfmError(
+            f"{config.training} was embedded by {first.description.run}, {config.testing} by "
+            f"{second.description.run}; embed both stores with the same run."
+        )
+    if first.description.store == second.description.store:
+        raise SleepfmError(
+            f"both folders are of the store {first.description.store}; external validation is between two stores."
+        )
+    rows = (first.clips_of("train", "validation"), second.clips_of("test"))
+    for split, clips, path in zip(("training", "test"), rows, (config.training, config.testing), strict=True):
+        if not clips.size:
+            raise SleepfmError(f"{path} has no {split} clips to give; its split rule left that side empty.")
+    columns: dict[str, Any] = {
+        name: np.concatenate([np.asarray(getattr(e, name))[clips] for e, clips in zip(sides, rows, strict=True)])
+        for name in COLUMNS
+    }
+    n = len(rows[0])
+    # A store with one subject serves all splits; here its side decides.
+    columns["split"][n:] = 2
+    if first.description.overlap:
+        columns["split"][:n] = 0
+    columns["subject"][n:] += len(first.description.subjects)
+    columns["recording"][n:] += len(first.description.recordings)
+    a, b = first.description, second.description
+    with EmbeddingWriter(config.embeddings, sum(map(len, rows)), first.modalities, first.dim) as writer:
+        for side, clips in zip(sides, rows, strict=True):
+            for start in range(0, len(clips), BLOCK):
+                chosen = clips[start : start + BLOCK]
+                writer.append(side.vectors[chosen], side.mask[chosen])
+        writer.finish(
+            columns,
+            Description(
+                subjects=(*(f"training/{s}" for s in a.subjects), *(f"external/{s}" for s in b.subjects)),
+                recordings=(*(f"training/{r}" for r in a.recordings), *(f"external/{r}" for r in b.recordings)),
+                ages=(*a.ages, *b.ages),
+                sexes=(*a.sexes, *b.sexes),
+                run=a.run,
+                store=f"{a.store} (training), {b.store} (test)",
+                split_rule=f"training and validation: {a.split_rule}; test: the test subjects of {b.store}",
+                presets=a.presets,
+            ),
+        )
+    return {"embeddings": config.embeddings, "training_clips": n, "test_clips": len(rows[1])}
