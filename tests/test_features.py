@@ -164,6 +164,17 @@ def test_workers_change_no_byte(known, folder, tmp_path, capsys):
             assert file.read_bytes() == (tmp_path / "f" / file.name).read_bytes(), file.name
 
 
+def test_a_store_that_has_grown_is_opened_again(tmp_path, capsys):
+    # In one process, as a notebook or reproduce would.
+    for n, name in enumerate(("a", "b"), start=1):
+        (tmp_path / "edf").mkdir(exist_ok=True)
+        write_known_night(tmp_path / "edf" / f"{name}.edf", known_signals(), stages=["W", "2"] * MINUTES)
+        assert preprocess.cli([str(tmp_path / "edf"), str(tmp_path / "store"), "--workers", "1"]) == 0
+        capsys.readouterr()
+        result, _ = call(capsys, tmp_path / "store", tmp_path / "f", "--overwrite")
+        assert result["clips"] == 10 * n
+
+
 def test_a_folder_is_not_overwritten_unasked(known, tmp_path, capsys):
     call(capsys, known, tmp_path / "f")
     assert features.cli([str(known), str(tmp_path / "f"), "--backend", "threading"]) == 1
