@@ -39,6 +39,8 @@ def affordable(arm: str, n: int, bytes_needed: float) -> bool:
         before, seconds = LAST_SEEN[arm]
         if seconds * (n / before) ** 2 > LONGEST_S:
             return False
+    if CUDA:
+        torch.cuda.empty_cache()  # what earlier sizes left is free too
     return not CUDA or bytes_needed < 0.8 * torch.cuda.mem_get_info()[0]
 
 
