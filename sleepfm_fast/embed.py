@@ -64,6 +64,8 @@ def main(config: Config) -> dict[str, Any]:
         say(f"notice: {UNITS} The subjects it was trained on are not known: a test subject may be one of them.")
     store = ClipStore(config.store)
     clip_input = ClipInput(store, Montage.from_dict(saved["montage"]), InputConfig(**saved["input"]), device)
+    if clip_input.renamed_slots:
+        say(f"notice: the montages have different names for one channel; taken: {', '.join(clip_input.renamed_slots)}")
     if clip_input.missing_slots:
         say(f"notice: the store lacks {', '.join(clip_input.missing_slots)}; the model works without them")
     split = Split(**saved["split"])
