@@ -31,7 +31,8 @@ class Config:
 
     FIRST and SECOND are result folders of `probe` or `supervise` for one task, or of `retrieve` for one scope. Clips
     are matched by recording and onset; those that only one result has are left out and counted. An interval that
-    excludes 0 is a difference that other test subjects of this kind would show too; other training seeds are not accounted for.
+    excludes 0 is a difference that other test subjects of this kind would show too; other training seeds are not
+    accounted for.
     """
 
     first: tyro.conf.Positional[Path]
