@@ -269,6 +269,25 @@ def test_tiles_fit_their_budget(N):
     assert edge >= min(N, contrastive_gemm.TILE_EDGE // 2)
 
 
+def test_products_that_torch_gets_wrong_are_not_used():
+    cpu = torch.device("cpu")
+
+    def product(*matrices, out_dtype, out):
+        return out.copy_(matrices[-2].float() @ matrices[-1].float() + (matrices[0] if len(matrices) == 3 else 0))
+
+    def without_addition(self, a, b, *, out_dtype, out):
+        return out.copy_(a.float() @ b.float())
+
+    def wrong_in_one_row(self, a, b, *, out_dtype, out):
+        return product(self, a, b, out_dtype=out_dtype, out=out) if len(a) > 1 else out
+
+    assert contrastive_gemm.gives_float32(product, cpu, added=False)
+    assert contrastive_gemm.gives_float32(product, cpu, added=True)
+    assert not contrastive_gemm.gives_float32(without_addition, cpu, added=True)
+    assert not contrastive_gemm.gives_float32(wrong_in_one_row, cpu, added=True)
+    assert not contrastive_gemm.gives_float32(torch.mm, cpu, added=False)  # of CUDA only
+
+
 def test_steps_and_members_are_those_of_the_header():
     header = (ROOT / "csrc" / "cuda" / "contrastive_epilogue.h").read_text()
     enumerators = re.search(r"enum class GemmStep.*?\{(.*?)\};", header, re.DOTALL)
