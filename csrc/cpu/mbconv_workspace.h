@@ -80,6 +80,7 @@ struct MBConvWorkspace {
     float* expand_t;  // packed w1 transposed [n_in / ROWS, width, ROWS], times scale0
     float* project_t;
     float *scale0, *shift0, *scale1, *shift1;  // [width] the batch norms as a multiplication and an addition
+    float* batch_norm;                         // [width, 4] backward: BatchNormGradient of the second
     float* taps;                               // [width, 3] evaluation: wd times the second batch norm's factor
     double* sums;                              // [B, width, 5] and [B, n_out]; forward: [B, 2, width]
     double* moments;     // forward: [groups + 1, n_in, ld_in] products of the input's samples; the last: of all groups
@@ -115,6 +116,7 @@ struct MBConvWorkspace {
         shift0 = floats(s.width);
         scale1 = floats(s.width);
         shift1 = floats(s.width);
+        batch_norm = floats(backward ? 4 * s.width : 0);
         taps = floats(3 * s.width);
         sums = doubles(s.n_clips * (5 * s.width + s.n_out + s.n_in));
         moments = doubles(backward ? 0 : (n_groups(s) + 1) * s.n_in * ld_in);
@@ -152,13 +154,20 @@ inline void pack(float const* w, Index row_stride, Index k_stride, float const* 
     }
 }
 
-// The sum over a row.
+// The sum over a row, in four chains of additions.
 inline double row_sum(float const* x, Index n) {
-    Vector sum{};
-    for (Index t = 0; t < n; t += LANES) {
-        sum += load_first(x + t, n - t);
+    Vector sum[4] = {};
+    Index t = 0;
+    for (; t + 4 * LANES <= n; t += 4 * LANES) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            sum[i] += load(x + t + i * LANES);
+        }
     }
-    return total(sum);
+    for (; t < n; t += LANES) {
+        sum[0] += load_first(x + t, n - t);
+    }
+    return total((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 inline void affine(MBConvShape const& s, double const* mean, double const* variance, float const* gamma,
