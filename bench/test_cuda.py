@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import cuda_events
 import cuda_loss_rivals as rivals
@@ -39,17 +41,19 @@ def affordable(arm: str, n: int, bytes_needed: float) -> bool:
         before, seconds = LAST_SEEN[arm]
         if seconds * (n / before) ** 2 > LONGEST_S:
             return False
+    if CUDA:
+        torch.cuda.empty_cache()  # what earlier sizes left is free too
     return not CUDA or bytes_needed < 0.8 * torch.cuda.mem_get_info()[0]
 
 
-def tf32(loss: rivals.Loss) -> rivals.Loss:
-    """The loss with float32 products on tensor cores."""
+def tf32(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call with float32 products on tensor cores, those of the backward pass too."""
 
-    def run(x, log_temperature):
+    def run():
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high")
         try:
-            return loss(x, log_temperature)
+            return call()
         finally:
             torch.set_float32_matmul_precision(before)
 
@@ -73,7 +77,7 @@ def plain_losses(n: int, quick: bool) -> dict[str, rivals.Loss]:
             "ours, high": (rivals.high, 0.0),
             "ours, highest": (rivals.highest, 0.0),
             "PyTorch, float32": (rivals.eager, full),
-            "PyTorch, tf32": (tf32(rivals.eager), full),
+            "PyTorch, tf32": (rivals.eager, full),
         },
     )
 
@@ -83,7 +87,7 @@ def rival_losses(n: int, quick: bool) -> dict[str, rivals.Loss]:
     full = FULL_BYTES * n * n + 24.0 * n * rivals.M * rivals.D
     candidates: dict[str, tuple[rivals.Loss, float]] = {"ours, highest": (rivals.highest, 0.0)}
     if CUDA and not quick and n <= 32768:
-        candidates["torch.compile, tf32"] = (tf32(torch.compile(rivals.eager, dynamic=False)), full)
+        candidates["torch.compile, tf32"] = (torch.compile(rivals.eager, dynamic=False), full)
     candidates |= {name: (loss, 0.0) for name, loss in rivals.libraries().items()}
     return affordable_losses(n, candidates)
 
@@ -109,6 +113,7 @@ def compare_losses(versus, quick, n, choose, words):
     arms, failed, peaks = {}, {}, {}
     for arm, loss in choose(n, quick).items():
         call = partial(rivals.step, loss, x, tau)
+        call = tf32(call) if arm.endswith("tf32") else call
         try:
             LAST_SEEN[arm] = (n, cuda_events.warmed_up(call) if CUDA else 0.0)
             if "ours, highest" in arms:

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "clip store -> trained model; without arguments, the demo on a simulated cohort",
     "features": "clip store -> hand-made features, which probe and few_shot read in place of embeddings",
     "supervise": "clip store -> network trained end to end on labels, and its figures: the supervised baseline",
+    "classify": "supervised run + clip store -> every clip's class, and the figures where there are labels",
     "import_checkpoint": "checkpoint of the authors' code (best.pt) -> run folder",
     "embed": "trained model + clip store -> embeddings",
     "probe": "embeddings -> sleep stage, sleep-disordered breathing, age group or sex by logistic regression",

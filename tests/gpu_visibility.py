@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["show_gpu"]
+__all__ = ["gpu_is_here", "show_gpu"]
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 _hidden: list[tuple[Callable[[], bool], str | None]] = []  # what stood there before, while it is hidden
@@ -24,3 +24,8 @@ def show_gpu(shown: bool) -> None:
         _hidden.append((torch.cuda.is_available, os.environ.get(VARIABLE)))
         torch.cuda.is_available = lambda: False
         os.environ[VARIABLE] = ""
+
+
+def gpu_is_here() -> bool:
+    """Whether this process could use a GPU, hidden or not."""
+    return bool(_hidden) or torch.cuda.is_available()

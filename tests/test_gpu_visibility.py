@@ -7,7 +7,7 @@ import os
 import gpu_visibility
 import pytest
 import torch
-from gpu_visibility import VARIABLE, show_gpu
+from gpu_visibility import VARIABLE, gpu_is_here, show_gpu
 
 from sleepfm_fast.world import choose_device
 
@@ -24,6 +24,7 @@ def test_a_gpu_is_hidden_and_shown_again(monkeypatch, before):
         show_gpu(False)
         assert choose_device("auto").type == "cpu"
         assert os.environ[VARIABLE] == ""
+        assert gpu_is_here()
     for _ in range(2):
         show_gpu(True)
         assert choose_device("auto").type == "cuda"
@@ -36,3 +37,4 @@ def test_without_a_gpu_nothing_changes(monkeypatch):
     monkeypatch.setenv(VARIABLE, "0")
     show_gpu(False)
     assert os.environ[VARIABLE] == "0"
+    assert not gpu_is_here()

@@ -21,7 +21,8 @@ from sleepfm_fast.mbconv_blocks import MBConvBlock
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("x", "w1", "b1", "gamma0", "beta0", "wd", "bd", "gamma1", "beta1", "w3", "b3")
 # clips, channels in, width, channels out, samples, stride: one value a channel and clip, less than a vector, one more
-# than a panel, rows that are no multiple of a register block, a stage of the network.
+# than a panel, rows that are no multiple of a register block, a stage of the network, several tiles with the expansion
+# kept and computed again, one more sample than two tiles, more channels than a tile of the weights' products.
 DIMS = [
     (2, 3, 4, 2, 1, 1),
     (2, 3, 4, 2, 2, 2),
@@ -32,6 +33,10 @@ DIMS = [
     (17, 2, 9, 3, 129, 1),
     (2, 16, 96, 24, 193, 2),
     (5, 40, 240, 80, 30, 1),
+    (2, 34, 70, 9, 1001, 1),
+    (2, 34, 70, 9, 1001, 2),
+    (3, 5, 30, 5, 385, 1),
+    (2, 300, 33, 20, 70, 1),
 ]
 
 
@@ -96,6 +101,28 @@ def test_evaluation_agrees_with_the_definition(dims):
         truth, _ = reference.mbconv(*doubles, stride=dims[5], running=tuple(value.double() for value in running))
     assert_close(ours, same, truth, 3e-6 * truth.abs().max().clamp_min(1.0))
     torch.testing.assert_close(used.float(), torch.stack(running))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", ["far from zero", "silent, then loud", "gains of zero"])
+def test_statistics_of_awkward_inputs(kind, stride):
+    """Means much larger than deviations, a first tile unlike the rest, channels that a batch norm switches off."""
+    dims = (3, 6, 30, 6, 1000, stride)
+    values = arguments(dims)
+    if kind == "far from zero":
+        values[0] += 30.0
+    elif kind == "silent, then loud":
+        values[0][:, :, :500] = 0.0
+        values[0][:, :, 500:] = 40.0 + 0.1 * values[0][:, :, 500:]
+    else:
+        values[3][::2] = 0.0
+        values[7][::3] = 0.0
+    ours = evaluate(ops.mbconv, values, dims)
+    same = evaluate(reference.mbconv, values, dims)
+    truth = evaluate(reference.mbconv, values, dims, torch.float64)
+    for name, a, b, c in zip(("y", "statistics"), ours, same, truth, strict=False):
+        assert_close(a, b, c, 1e-5 * c.abs().max().clamp_min(1.0), name)
+    assert all(bool(value.isfinite().all()) for value in ours)
 
 
 def test_the_reference_is_what_torch_computes():

@@ -6,6 +6,7 @@ Nothing here is compared to the bit: convolutions on a device add in another ord
 from __future__ import annotations
 
 import json
+import warnings
 from copy import deepcopy
 
 import numpy as np
@@ -30,9 +31,16 @@ def validation_losses(run):
 
 
 @pytest.fixture
-def exact_convolutions(monkeypatch):
+def exact_convolutions():
     """Float32 on a device as on the CPU: torch lets cuDNN round factors to tf32 otherwise."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # from 2.9 on torch would have the setting written otherwise
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = before
 
 
 LOWERED = ["--precision", "bfloat16", "--micro-batch", "8"]
@@ -69,15 +77,19 @@ def test_trains_resumes_and_embeds(cohort_store, tmp_path, device, options):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_first_steps_are_those_of_the_cpu(cohort_store, tmp_path, device, exact_convolutions):
-    """Same weights, clips and batches; dropout, which draws other numbers on a device, is off."""
+    """Same weights, clips and batches; dropout, which draws other numbers on a device, is off.
+
+    SGD: AdamW's first steps are as long for a gradient of rounding noise as for any other.
+    """
+    options = ["--preset", "tiny", "--batch-size", "16", "--optimiser", "sgd", "--lr", "0.01", "--patience", "0"]
     losses = []
     for where in ("cpu", device):
         run = tmp_path / f"run-{len(losses)}"
-        arguments = [*SMALL, "--dropout", "0", "--max-steps", "10", "--device", where]
+        arguments = [*options, "--dropout", "0", "--max-steps", "10", "--device", where]
         assert train.cli([str(cohort_store), str(run), *arguments]) == 0
         (row,) = [row for row in metrics(run) if row["kind"] == "step"]
         losses.append(row["loss"])
-    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("device", DEVICES)

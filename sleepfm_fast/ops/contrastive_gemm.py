@@ -245,7 +245,7 @@ class _Problems:
         operand, w = (self.b if of_b else self.a), self.width
         if not self.split:
             return operand, None
-        return operand[:, :w], operand[:, 2 * w :] if of_b else operand[:, w : 2 * w]
+        return operand[:, 2 * w :], operand[:, w : 2 * w] if of_b else operand[:, :w]
 
 
 # ---- the op ----------------------------------------------------------------------------------------------------------
