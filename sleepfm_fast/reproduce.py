@@ -283,7 +283,7 @@ def write_report(layout: Layout, broken: dict[str, str]) -> Path | None:
     page = layout.out / "report.html"
     folders = sorted(p for p in layout.runs.iterdir() if p.is_dir()) if layout.runs.is_dir() else []
     # Draws of few subjects are points of curves; the runs themselves are what a reader compares.
-    runs = tuple(p for p in folders if "-replicate-" not in p.name and (p / "config.json").is_file())
+    runs = tuple(p for p in folders if "-replicate-" not in p.name and (p / "results").is_dir())
     if not runs:
         return None
     try:
