@@ -195,27 +195,34 @@ def test_probe_fit(versus, quick, tmp_path):
     def ours():
         return fit(Features(embeddings, clips, embeddings.modalities), labels, solver="blocks", quiet=True)[0].logits(x)
 
-    def scikit_learn():
-        features = embeddings.read(clips).reshape(n, -1)
+    def scikit_learn(dtype):
+        features = embeddings.read(clips).reshape(n, -1).astype(dtype, copy=False)
         model = LogisticRegression(class_weight="balanced", max_iter=10_000).fit(features, labels)
-        return model.decision_function(x)
+        return model.decision_function(x.astype(dtype)).astype(np.float64)
 
     def agree(results):
-        # Both stop where no entry of the gradient of the mean loss exceeds 1e-4.
-        centred = [z - z.mean(1, keepdims=True) for z in results.values()]
-        np.testing.assert_allclose(centred[0], centred[1], atol=0.02)
+        # All stop where no entry of the gradient of the mean loss exceeds 1e-4, which is well before the optimum.
+        # scikit-learn sums float32 rows in float32 and gets there on another path.
+        ours, exact, rounded = (z - z.mean(1, keepdims=True) for z in results.values())
+        np.testing.assert_allclose(ours, exact, atol=5e-3)
+        np.testing.assert_allclose(ours, rounded, atol=0.5)
+        assert (ours.argmax(1) == rounded.argmax(1)).mean() > 0.99
 
     folder = str(tmp_path / "embeddings")
     held = {
         arm: memory.peak_anonymous_mib(FIT_SETUP.format(folder=folder, solver=solver), FIT_BODY.format(solver=solver))
-        for arm, solver in (("ours, blocks", "blocks"), ("scikit-learn", "sklearn"))
+        for arm, solver in (("ours, blocks", "blocks"), ("scikit-learn, float32", "sklearn"))
     }
     versus(
         f"probe fitted on {n} clips x {3 * dim} from disk",
-        {"ours, blocks": ours, "scikit-learn": scikit_learn},
+        {
+            "ours, blocks": ours,
+            "scikit-learn, float64": lambda: scikit_learn(np.float64),
+            "scikit-learn, float32": lambda: scikit_learn(np.float32),
+        },
         agree=agree,
         rounds=4,
         more={"peak_anonymous_mib": held, "features_mib": n * 3 * dim * 4 / 2**20},
     )
     if not quick:
-        assert held["ours, blocks"] < 0.4 * held["scikit-learn"]
+        assert held["ours, blocks"] < 0.4 * held["scikit-learn, float32"]

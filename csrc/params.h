@@ -179,9 +179,11 @@ struct MBConvForward {  // training: statistics of the batch
     MBConvWeights weights;
     double eps;
     float const* x;      // [B, n_in, T]
-    float* c1;           // [B, width, T] what the first batch norm sees
+    float* c1;           // [B, width, T] what the first batch norm sees, less its mean; even samples before odd ones
+                         // with stride 2. Null: not kept
     float* c2;           // [B, width, S] what the second sees
     double* statistics;  // [4, width] mean and population variance of c1, then of c2
+    double* moments;     // [1 + n_in, n_in] mean of x, then sums of products of x less its mean
     float* y;            // [B, n_out, S]
 };
 
@@ -198,10 +200,9 @@ struct MBConvBackward {
     MBConvShape shape;
     MBConvWeights weights;
     double eps;
-    float const *x, *c1, *c2;
-    double const* statistics;
+    float const *x, *c1, *c2;  // c1: null where forward did not keep it
+    double const *statistics, *moments;
     float const* dy;  // [B, n_out, S]
-    float* g0;        // [B, width, T] scratch
     float* g1;        // [B, width, S] scratch
     float* dx;        // [B, n_in, T]
     // Gradients in the shape of the weights. Those of b1 and bd are zero: a batch norm takes constants away.

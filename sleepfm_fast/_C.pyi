@@ -186,6 +186,7 @@ def mbconv_forward(
     c1: int,
     c2: int,
     statistics: int,
+    moments: int,
     y: int,
     /,
 ) -> None: ...
@@ -213,10 +214,17 @@ def mbconv_backward(
     c1: int,
     c2: int,
     statistics: int,
+    moments: int,
     dy: int,
-    g0: int,
     g1: int,
     dx: int,
     gradients: tuple[int, ...],
     /,
 ) -> None: ...
+
+# ---- pages -----------------------------------------------------------------------------------------------------------
+class Pages:
+    def __init__(self, n_bytes: int) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def release_pages() -> int: ...

@@ -18,6 +18,7 @@ COMMANDS = {
     "few_shot": "embeddings -> the probe's figures against the number of training subjects",
     "compare": "two results of probe or supervise -> the difference of their figures, paired over subjects",
     "retrieve": "embeddings -> recall@k and median rank between modalities",
+    "report": "run folders -> one HTML page with every figure, and its numbers as JSON",
     "reproduce": "the paper's tables and figures, from a store or a simulated cohort, by all of the above",
 }
 

@@ -250,8 +250,8 @@ def test_opcheck(stride):
     namespace = torch.ops.sleepfm_fast
     torch.library.opcheck(namespace.mbconv_evaluate.default, (x, weights, running, stride, 1e-5))
     torch.library.opcheck(namespace.mbconv_forward.default, (x, weights, stride, 1e-5))
-    y, c1, c2, used = namespace.mbconv_forward(x, weights, stride, 1e-5)
-    torch.library.opcheck(namespace.mbconv_backward.default, (y, x, weights, c1, c2, used, stride, 1e-5))
+    y, c1, c2, used, moments = namespace.mbconv_forward(x, weights, stride, 1e-5)
+    torch.library.opcheck(namespace.mbconv_backward.default, (y, x, weights, c1, c2, used, moments, stride, 1e-5))
 
 
 ISA_SCRIPT = """

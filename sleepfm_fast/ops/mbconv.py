@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
+from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 
 __all__ = ["mbconv"]
@@ -134,16 +135,16 @@ def validate(
 class _MBConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, stride: int, eps: float, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        y, c1, c2, statistics = torch.ops.sleepfm_fast.mbconv_forward(x, list(weights), stride, eps)
-        ctx.save_for_backward(x, *weights, c1, c2, statistics)
+        y, c1, c2, statistics, moments = torch.ops.sleepfm_fast.mbconv_forward(x, list(weights), stride, eps)
+        ctx.save_for_backward(x, *weights, c1, c2, statistics, moments)
         ctx.stride, ctx.eps = stride, eps
         ctx.mark_non_differentiable(statistics)
         return y, statistics
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
-        x, *weights, c1, c2, statistics = ctx.saved_tensors
-        arguments = (dy, x, list(weights), c1, c2, statistics, ctx.stride, ctx.eps)
+        x, *weights, c1, c2, statistics, moments = ctx.saved_tensors
+        arguments = (dy, x, list(weights), c1, c2, statistics, moments, ctx.stride, ctx.eps)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             raise NotImplementedError(
                 "mbconv has no second derivative; use sleepfm_fast.reference.mbconv where one is needed."
@@ -155,7 +156,7 @@ class _MBConv(torch.autograd.Function):
 
 LIBRARY.define(
     "mbconv_forward(Tensor x, Tensor[] weights, int stride, float eps) -> "
-    "(Tensor y, Tensor c1, Tensor c2, Tensor statistics)",
+    "(Tensor y, Tensor c1, Tensor c2, Tensor statistics, Tensor moments)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
@@ -163,27 +164,35 @@ LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
-    "mbconv_backward(Tensor dy, Tensor x, Tensor[] weights, Tensor c1, Tensor c2, Tensor statistics, int stride, "
-    "float eps) -> (Tensor dx, Tensor dw1, Tensor db1, Tensor dgamma0, Tensor dbeta0, Tensor dwd, Tensor dbd, "
-    "Tensor dgamma1, Tensor dbeta1, Tensor dw3, Tensor db3)",
+    "mbconv_backward(Tensor dy, Tensor x, Tensor[] weights, Tensor c1, Tensor c2, Tensor statistics, Tensor moments, "
+    "int stride, float eps) -> (Tensor dx, Tensor dw1, Tensor db1, Tensor dgamma0, Tensor dbeta0, Tensor dwd, "
+    "Tensor dbd, Tensor dgamma1, Tensor dbeta1, Tensor dw3, Tensor db3)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-def results_of_forward(x: Tensor, weights: list[Tensor], stride: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Uninitialised y, c1, c2, statistics."""
-    B, T = x.shape[0], x.shape[2]
+def keeps_expansion(n_in: int) -> bool:
+    """Whether forward keeps the expanded activation for backward; computing few channels again costs less."""
+    return n_in > 32
+
+
+def results_of_forward(x: Tensor, weights: list[Tensor], stride: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Uninitialised y, c1, c2, statistics, moments."""
+    B, n_in, T = x.shape
     S, width = (T - 1) // stride + 1, weights[0].shape[0]
     return (
         x.new_empty((B, weights[8].shape[0], S)),
-        x.new_empty((B, width, T)),
-        x.new_empty((B, width, S)),
+        empty(x, (B, width, T) if keeps_expansion(n_in) else (0,)),
+        empty(x, (B, width, S)),
         x.new_empty((4, width), dtype=torch.float64),
+        x.new_empty((1 + n_in, n_in), dtype=torch.float64),
     )
 
 
 @torch.library.register_fake("sleepfm_fast::mbconv_forward", lib=LIBRARY)  # type: ignore[untyped-decorator]
-def _fake_forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_forward(
+    x: Tensor, weights: list[Tensor], stride: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return results_of_forward(x, weights, stride)
 
 
@@ -200,6 +209,7 @@ def _fake_backward(
     c1: Tensor,
     c2: Tensor,
     statistics: Tensor,
+    moments: Tensor,
     stride: int,
     eps: float,
 ) -> tuple[Tensor, ...]:
@@ -217,13 +227,15 @@ def call_arguments(
     return (dims, n_threads, workspace.data_ptr(), tuple(weight.data_ptr() for weight in kept)), [workspace, *kept]
 
 
-def _forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(
+    x: Tensor, weights: list[Tensor], stride: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x = x.contiguous()
     results = results_of_forward(x, weights, stride)
-    y, c1, c2, statistics = results
+    y, c1, c2, statistics, moments = results
     leading, _alive = call_arguments(x, weights, stride, backward=False)
-    addresses = (x.data_ptr(), c1.data_ptr(), c2.data_ptr(), statistics.data_ptr(), y.data_ptr())
-    _C.mbconv_forward(*leading, eps, *addresses)
+    tensors = (x, c1, c2, statistics, moments, y)
+    _C.mbconv_forward(*leading, eps, *(tensor.data_ptr() for tensor in tensors))
     return results
 
 
@@ -245,11 +257,12 @@ def _backward(
     c1: Tensor,
     c2: Tensor,
     statistics: Tensor,
+    moments: Tensor,
     stride: int,
     eps: float,
 ) -> tuple[Tensor, ...]:
     x, dy = x.contiguous(), dy.contiguous()
-    g0, g1, dx = torch.empty_like(c1), torch.empty_like(c2), torch.empty_like(x)
+    g1, dx = empty(c2, tuple(c2.shape)), torch.empty_like(x)
     gradients = [
         torch.zeros_like(weight, memory_format=torch.contiguous_format)
         if name in ("b1", "bd")
@@ -264,8 +277,8 @@ def _backward(
         c1.data_ptr(),
         c2.data_ptr(),
         statistics.data_ptr(),
+        moments.data_ptr(),
         dy.data_ptr(),
-        g0.data_ptr(),
         g1.data_ptr(),
         dx.data_ptr(),
         tuple(g.data_ptr() for name, g in zip(WEIGHTS, gradients, strict=True) if name not in ("b1", "bd")),
