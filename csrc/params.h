@@ -174,9 +174,17 @@ struct MBConvWeights {
     float const* b3;              // [n_out]
 };
 
+// y = x + dropout(projection): for as many channels out as in and stride 1.
+struct MBConvResidual {
+    bool add;
+    double dropout;      // probability, 0 in evaluation
+    std::uint64_t seed;  // what is dropped: csrc/cpu/mbconv_dropout.h
+};
+
 struct MBConvForward {  // training: statistics of the batch
     MBConvShape shape;
     MBConvWeights weights;
+    MBConvResidual residual;
     double eps;
     float const* x;      // [B, n_in, T]
     float* c1;           // [B, width, T] what the first batch norm sees, less its mean; even samples before odd ones
@@ -190,6 +198,7 @@ struct MBConvForward {  // training: statistics of the batch
 struct MBConvEvaluate {  // running statistics
     MBConvShape shape;
     MBConvWeights weights;
+    MBConvResidual residual;
     double eps;
     float const *mean0, *variance0, *mean1, *variance1;  // [width]
     float const* x;                                      // [B, n_in, T]
@@ -199,6 +208,7 @@ struct MBConvEvaluate {  // running statistics
 struct MBConvBackward {
     MBConvShape shape;
     MBConvWeights weights;
+    MBConvResidual residual;
     double eps;
     float const *x, *c1, *c2;  // c1: null where forward did not keep it
     double const *statistics, *moments;

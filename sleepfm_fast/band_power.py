@@ -55,6 +55,7 @@ largest over median."""
 
 SMALLEST_UV2 = 1e-6  # a billionth of an EEG's power; no amplifier is as quiet
 SACCADE_S = 0.1
+LOWEST_RATE_HZ = 8.0  # of EEG and EOG: below, not even delta is there
 
 
 def spectrogram(x: Array, fs_hz: float, window_s: float) -> tuple[Array, Array]:
@@ -103,7 +104,7 @@ def eeg_features(x: Array, fs_hz: float) -> Array:
     """
     out = np.full((len(x), len(EEG_NAMES)), np.nan)
     use = usable(x)
-    if not use.any():
+    if not use.any() or fs_hz < LOWEST_RATE_HZ:
         return out
     f, density = spectrogram(x[use], fs_hz, 4.0)
     in_windows = {name: band(f, density, *edges, fs_hz) for name, edges in EEG_BANDS_HZ.items()}
@@ -130,7 +131,7 @@ def eog_features(x: Array, fs_hz: float) -> Array:
     """Measure one EOG channel: clips [n, samples] in microvolts -> float64 [n, len(EOG_NAMES)]."""
     out = np.full((len(x), len(EOG_NAMES)), np.nan)
     use = usable(x)
-    if not use.any():
+    if not use.any() or fs_hz < LOWEST_RATE_HZ:
         return out
     x = x[use]
     f, density = spectrogram(x, fs_hz, 4.0)
@@ -152,7 +153,7 @@ def eog_correlation(x: Array, y: Array, fs_hz: float) -> Array:
     """
     out = np.full(len(x), np.nan)
     use = usable(x) & usable(y)
-    if not use.any():
+    if not use.any() or fs_hz < LOWEST_RATE_HZ:
         return out
     f = np.fft.rfftfreq(x.shape[1], 1 / fs_hz)
     inside = (f >= 0.5) & (f <= 5.0)

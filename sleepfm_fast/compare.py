@@ -1,4 +1,4 @@
-"""``python -m sleepfm_fast.compare FIRST SECOND``: how far one classifier is better than another on the same clips.
+"""``python -m sleepfm_fast.compare FIRST SECOND``: how far one result is better than another on the same clips.
 
 Both results are resampled together: a resample draws the same subjects for both, and the figure is the difference. What
 makes a subject easy or hard for both cancels, so the interval of the difference is narrower than the two intervals
@@ -12,30 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import tyro
 
 from sleepfm_fast.command import plain, run, say
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.tasks import TASKS
 
 if TYPE_CHECKING:
-    from sleepfm_fast.evaluation import Resampled
     from sleepfm_fast.results import Result
 
 __all__ = ["Config", "cli", "main"]
 
-COMPARED = ("probe", "supervise")
+CLASSIFIERS = ("probe", "supervise")
 
 
 @dataclass(frozen=True)
 class Config:
-    """The difference of two classifiers' figures, FIRST minus SECOND, with 95 % intervals over the shared subjects.
+    """The difference of two results' figures, FIRST minus SECOND, with 95 % intervals over the shared subjects.
 
-    FIRST and SECOND are result folders of `probe` or `supervise` for one task. Clips are matched by recording and
-    onset; those that only one result has are left out and counted. An interval that excludes 0 is a difference that
-    other test subjects of this kind would show too; other training seeds are not accounted for.
+    FIRST and SECOND are result folders of `probe` or `supervise` for one task, or of `retrieve` for one scope. Clips
+    are matched by recording and onset; those that only one result has are left out and counted. An interval that
+    excludes 0 is a difference that other test subjects of this kind would show too; other training seeds are not
+    accounted for.
     """
 
     first: tyro.conf.Positional[Path]
@@ -52,121 +49,82 @@ class Config:
     """Replace a result that stands at RESULT."""
 
 
-def _read(path: Path) -> Result:
-    from sleepfm_fast.results import read_result
-
-    result = read_result(path)
-    if result.command not in COMPARED:
-        raise SleepfmError(f"{path} is a result of {result.command}; give results of {' or '.join(COMPARED)}.")
-    return result
-
-
-def _figures(one: Resampled, other: Resampled, task_name: str, bootstraps: int) -> dict[str, Any]:
-    """Pair up the figures that both have: name -> two arrays [1 + B]."""
-    from sleepfm_fast.evaluation import macro_of
-
-    task = TASKS[task_name]
-    both = [k for k in task.scored if k in one.auroc and k in other.auroc]
-    pairs: dict[str, Any] = {"n_classes": len(both), "macro": {}, "classes": {}}
-    for name in ("auroc", "auprc"):
-        of_class = getattr(one, name), getattr(other, name)
-        pairs["macro"][name] = tuple(macro_of(values, bootstraps, both) for values in of_class)
-        for k in both:
-            pairs["classes"].setdefault(task.names[k], {})[name] = (of_class[0][k], of_class[1][k])
-    for k in task.scored:
-        pairs["classes"].setdefault(task.names[k], {})["f1"] = (one.f1[:, k], other.f1[:, k])
-    k = task.scored[0]
-    pairs["macro"]["f1"] = (one.macro_f1, other.macro_f1) if len(task.scored) > 1 else (one.f1[:, k], other.f1[:, k])
-    for name in ("accuracy", "cohen_kappa"):
-        pairs[name] = (getattr(one, name), getattr(other, name))
-    return pairs
-
-
-def _difference(pair: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]], n_subjects: int) -> dict[str, Any]:
-    from sleepfm_fast.metrics import percentile_interval
-
-    difference = pair[0] - pair[1]
-    found = percentile_interval(float(difference[0]), difference[1:], n_subjects)
-    return {
-        "first": float(pair[0][0]),
-        "second": float(pair[1][0]),
-        "difference": found.value,
-        "low": found.low,
-        "high": found.high,
-        "n_resamples": found.n_resamples,
-    }
-
-
 def _say_table(record: dict[str, Any]) -> None:
-    say(f"{'figure':<20}{'first':>8}{'second':>8}  difference [95 %]")
-    rows = [(f"macro {name}", entry) for name, entry in record["macro"].items()]
-    rows += [(f"{c} {name}", entry) for c, figures in record["classes"].items() for name, entry in figures.items()]
-    rows += [(name.replace("_", " "), record[name]) for name in ("accuracy", "cohen_kappa")]
+    rows: list[tuple[str, dict[str, Any]]] = []
+    if "macro" in record:
+        rows += [(f"macro {name}", entry) for name, entry in record["macro"].items()]
+        rows += [(f"{c} {name}", entry) for c, figures in record["classes"].items() for name, entry in figures.items()]
+        rows += [(name.replace("_", " "), record[name]) for name in ("accuracy", "cohen_kappa")]
+    else:
+        for d in record["directions"]:
+            start = f"{d['query']} -> {d['candidates']}"
+            rows += [(f"{start} {f.replace('_', ' ')}", d[f]) for f in record["mean"]]
+        rows += [(f"mean {f.replace('_', ' ')}", entry) for f, entry in record["mean"].items()]
+    width = max(len(name) for name, _ in rows) + 2
+    say(f"{'figure':<{width}}{'first':>10}{'second':>10}  difference [95 %]")
     for name, d in rows:
         if d["difference"] is None:
-            say(f"{name:<20}{'-':>8}{'-':>8}")
+            say(f"{name:<{width}}{'-':>10}{'-':>10}")
             continue
         limits = "" if d["low"] is None else f" [{d['low']:+.3f}, {d['high']:+.3f}]"
-        say(f"{name:<20}{d['first']:>8.3f}{d['second']:>8.3f}  {d['difference']:+.3f}{limits}")
+        say(f"{name:<{width}}{d['first']:>10.3f}{d['second']:>10.3f}  {d['difference']:+.3f}{limits}")
+
+
+def _read_both(config: Config) -> tuple[Result, Result]:
+    """Open two results of one kind."""
+    from sleepfm_fast.results import read_result
+
+    first, second = results = read_result(config.first), read_result(config.second)
+    for result in results:
+        if result.command not in (*CLASSIFIERS, "retrieve"):
+            raise SleepfmError(
+                f"{result.path} is a result of {result.command}; give two results of probe or supervise, or two of "
+                "retrieve."
+            )
+    if (first.command == "retrieve") != (second.command == "retrieve"):
+        raise SleepfmError(
+            f"{first.path} is a result of {first.command}, {second.path} of {second.command}; they share no figure."
+        )
+    for setting in ("task",) if first.command in CLASSIFIERS else ("scope", "split"):
+        values = first.record[setting], second.record[setting]
+        if values[0] != values[1]:
+            raise SleepfmError(f"{first.path} is of --{setting} {values[0]}, {second.path} of --{setting} {values[1]}.")
+    return results
 
 
 def main(config: Config) -> dict[str, Any]:
     """Match, resample and report; the result is what the command prints as JSON."""
-    from sleepfm_fast.evaluation import resample
     from sleepfm_fast.metrics import bootstrap_subjects
+    from sleepfm_fast.paired_figures import of_classifiers, of_retrievals
     from sleepfm_fast.results import refuse_result, write_result
     from sleepfm_fast.shared_clips import shared_clips
 
     if config.bootstraps < 0:
         raise SleepfmError(f"--bootstraps is {config.bootstraps}; give 0 (no intervals) or more.")
     refuse_result(config.result, overwrite=config.overwrite)
-    results = _read(config.first), _read(config.second)
-    tasks = [str(result.record["task"]) for result in results]
-    if tasks[0] != tasks[1]:
-        raise SleepfmError(
-            f"{config.first} is of --task {tasks[0]}, {config.second} of --task {tasks[1]}; give one task."
-        )
+    results = _read_both(config)
     shared = shared_clips(*results)
     for path, only in zip((config.first, config.second), shared.n_only, strict=True):
         if only:
             say(f"notice: {only} test clips are only in {path} and are left out.")
     draws = bootstrap_subjects(shared.n_subjects, config.bootstraps, config.seed)
-    one, other = (
-        resample(
-            np.asarray(result.array("score"))[rows],
-            np.asarray(result.record["trained_classes"], np.int8),
-            shared.label,
-            shared.group,
-            draws,
-            TASKS[tasks[0]],
-        )
-        for result, rows in zip(results, shared.rows, strict=True)
-    )
-    pairs = _figures(one, other, tasks[0], config.bootstraps)
-    n = shared.n_subjects
+    compared = of_retrievals if results[0].command == "retrieve" else of_classifiers
     record: dict[str, Any] = plain(
         {
             "command": "compare",
-            "task": tasks[0],
             "first": config.first,
             "second": config.second,
-            "n_clips": len(shared.label),
-            "n_subjects": n,
+            "compared": [result.command for result in results],
+            "n_clips": len(shared.group),
+            "n_subjects": shared.n_subjects,
             "n_clips_only_in": shared.n_only,
             "n_bootstraps": config.bootstraps,
             "seed": config.seed,
-            "n_classes": pairs["n_classes"],
-            "macro": {name: _difference(pair, n) for name, pair in pairs["macro"].items()},
-            "classes": {
-                c: {name: _difference(pair, n) for name, pair in figures.items()}
-                for c, figures in pairs["classes"].items()
-            },
-            "accuracy": _difference(pairs["accuracy"], n),
-            "cohen_kappa": _difference(pairs["cohen_kappa"], n),
+            **compared(results, shared, draws),
         }
     )
     _say_table(record)
-    if n == 1 and config.bootstraps:
+    if shared.n_subjects == 1 and config.bootstraps:
         say("notice: one test subject; there is nothing to bootstrap over, so no intervals.")
     if config.result is not None:
         write_result(config.result, record, {}, overwrite=config.overwrite)

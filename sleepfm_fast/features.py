@@ -67,25 +67,27 @@ def check(config: Config) -> None:
         raise SleepfmError(f"--workers {config.workers} is negative; 0 means one for every core.")
 
 
-def measured(path: str, recording: int) -> tuple[int, dict[str, npt.NDArray[np.float32]]]:
+def measured(path: str, digest: str, recording: int) -> tuple[int, dict[str, npt.NDArray[np.float32]]]:
     """Measure one recording of the store at ``path``, in whatever process."""
     from sleepfm_fast.recording_features import measure_recording
 
-    columns = measure_recording(opened(path), recording)
+    columns = measure_recording(opened(path, digest), recording)
     return recording, {name: values.astype(np.float32) for name, values in columns.items()}
 
 
-def opened(path: str) -> ClipStore:
-    """Open a store, once a process."""
+def opened(path: str, digest: str) -> ClipStore:
+    """Open a store once a process, and again where it has changed since: workers outlive a call."""
     from sleepfm_fast.clips import ClipStore
 
-    if path not in STORES:
-        STORES.clear()
-        STORES[path] = ClipStore(path)
-    return STORES[path]
+    store = OPEN.get((path, digest))
+    if store is None:
+        store = ClipStore(path)
+        OPEN.clear()
+        OPEN[path, digest] = store
+    return store
 
 
-STORES: dict[str, ClipStore] = {}
+OPEN: dict[tuple[str, str], ClipStore] = {}
 
 
 def in_order(store: ClipStore, engine: Engine) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
@@ -98,7 +100,9 @@ def in_order(store: ClipStore, engine: Engine) -> Iterator[dict[str, npt.NDArray
     following = iter(recordings)
     wanted = next(following, None)
     try:
-        for recording, columns in in_parallel(measured, [(str(store.path), i) for i in recordings], engine):
+        for recording, columns in in_parallel(
+            measured, [(str(store.path.resolve()), store.digest, i) for i in recordings], engine
+        ):
             progress.step()
             waiting[recording] = columns
             while wanted in waiting:
@@ -125,6 +129,8 @@ def main(config: Config) -> dict[str, Any]:
     check(config)
     started = time.monotonic()
     store = ClipStore(config.store)
+    if not len(store):
+        raise SleepfmError(f"the store {config.store} has no clips; add recordings of 30 s or more with preprocess.")
     split, known = Split(config.split_salt, config.validation_share, config.test_share), None
     if config.like is not None:
         saved = RunDirectory(config.like).config()

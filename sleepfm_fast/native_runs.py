@@ -70,9 +70,9 @@ class NativeRun:
 
 
 def native_run(store: ClipStore, recording: int, slot: int, segment: int) -> NativeRun | None:
-    """Open a channel's run; None where the recording lacks the channel."""
+    """Open a channel's run; None where the recording lacks the channel, or samples it less than once a clip."""
     fs = store.fs_hz(recording, slot)
-    if fs is None:
+    if fs is None or fs * EPOCH_S < 1:
         return None
     columns = store.channels
     return NativeRun(

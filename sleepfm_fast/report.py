@@ -164,7 +164,7 @@ def main(config: Config) -> dict[str, Any]:
     sections = sections_of(runs, config)
     notices = notices_of(runs)
     title = config.title or f"Report on {', '.join(r.name for r in runs)}"
-    html = render(title, subtitle(runs), notices, sections)
+    html = render(title, subtitle(runs), notices, sections, page.parent)
     record: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -203,6 +203,8 @@ def subtitle(runs: Sequence[Run]) -> str:
             what = f"end-to-end network for {o['task']}"
         elif "mode" in o:
             what = f"{str(o['mode']).replace('_', '-')} contrast, encoder '{o.get('preset', '-')}'"
+        elif r.embeddings is not None and r.embeddings.kind == "feature":
+            what = "hand-made features"
         else:
             what = "no training configuration"
         parts.append(f"{r.name}: {what}" if len(runs) > 1 else what)

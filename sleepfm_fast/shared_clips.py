@@ -1,9 +1,9 @@
-"""The test clips that two classifiers' results have in common, whatever their order."""
+"""The clips that two results have in common, whatever their order."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,6 @@ class SharedClips:
     ----------
     rows : two int64 [n]
         Rows of each result's arrays.
-    label : int8 [n]
     group : int64 [n]
         Number of the clip's subject, from 0 to ``n_subjects`` - 1.
     n_subjects : int
@@ -33,7 +32,6 @@ class SharedClips:
     """
 
     rows: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-    label: npt.NDArray[np.int8]
     group: npt.NDArray[np.int64]
     n_subjects: int
     n_only: tuple[int, int]
@@ -51,10 +49,15 @@ def _keys(result: Result, recordings: dict[str, int]) -> npt.NDArray[np.int64]:
 def shared_clips(first: Result, second: Result) -> SharedClips:
     """Match the clips of two results by the name of their recording and their onset.
 
+    Parameters
+    ----------
+    first, second : Result
+        With arrays ``recording``, ``onset_s`` and ``subject``, and the names in the record.
+
     Raises
     ------
     SleepfmError
-        When there is no shared clip, or when shared clips carry other labels or subjects.
+        When there is no shared clip, or when shared clips carry other subjects.
     """
     recordings: dict[str, int] = {}
     keys = [_keys(result, recordings) for result in (first, second)]
@@ -67,20 +70,10 @@ def shared_clips(first: Result, second: Result) -> SharedClips:
             f"{first.path} and {second.path} share no test clip (matched by recording and onset). Compare results of "
             "one test set."
         )
-
-    def of_both(name: str) -> tuple[Any, Any]:
-        return np.asarray(first.array(name))[rows[0]], np.asarray(second.array(name))[rows[1]]
-
-    label, other = of_both("label")
-    if (label != other).any():
-        raise SleepfmError(
-            f"{int((label != other).sum())} of the {len(label)} clips that {first.path} and {second.path} share carry "
-            "another label in each; compare results of one scoring."
-        )
-    subject, other = of_both("subject")
-    names = [np.asarray(result.record["subjects"])[s] for result, s in ((first, subject), (second, other))]
+    subjects = [np.asarray(result.array("subject"))[r] for result, r in zip((first, second), rows, strict=True)]
+    names = [np.asarray(r.record["subjects"])[s] for r, s in zip((first, second), subjects, strict=True)]
     if (names[0] != names[1]).any():
         raise SleepfmError(f"{first.path} and {second.path} name the subjects of the shared recordings differently.")
-    subjects, group = np.unique(subject, return_inverse=True)
-    n_only = (len(keys[0]) - len(label), len(keys[1]) - len(label))
-    return SharedClips((rows[0], rows[1]), label, group, len(subjects), n_only)
+    known, group = np.unique(subjects[0], return_inverse=True)
+    n_only = (len(keys[0]) - len(group), len(keys[1]) - len(group))
+    return SharedClips((rows[0], rows[1]), group, len(known), n_only)

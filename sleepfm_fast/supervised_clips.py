@@ -133,7 +133,8 @@ def select_labelled(
                 "are taken.",
             )
         drawn = draw_subjects(drawn, n_subjects, replicate)
-        train = side(0, np.array([store.subjects.index(name) for name in drawn], np.int64))
+        number = {name: i for i, name in enumerate(store.subjects)}
+        train = side(0, np.array([number[name] for name in drawn], np.int64))
     names = TASKS[task].names
     classes = np.unique(train.labels)
     if len(classes) < 2:

@@ -25,6 +25,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.modality_dropout import draw, without
 from sleepfm_fast.neighbours import clips_of
 from sleepfm_fast.objective import Objective, backward, not_finite, wrap
+from sleepfm_fast.ops.cuda_kernels import has_kernels
 from sleepfm_fast.optimiser import build_optimiser
 from sleepfm_fast.plan import make_plan
 from sleepfm_fast.pretrained import initialise, read_pretrained
@@ -267,7 +268,9 @@ class Trainer:
     def announce(self) -> None:
         """Say what runs where."""
         n = sum(p.numel() for p in self.model.parameters())
-        backend = "C++ kernels" if self.device.type == "cpu" else "CUDA filter kernel, chunked torch loss"
+        backend = "C++ kernels" if self.device.type == "cpu" else "CUDA kernels"
+        if self.device.type == "cuda" and not has_kernels(self.device):
+            backend = "this build has no kernels for this GPU: filters on the CPU, loss of torch operations"
         sizes = shard_sizes(self.sampler.batch_sizes[0], self.world.size)
         item = "pairs of neighbouring clips" if len(self.input.modalities) == 1 else "clips"
         together = f", {self.world.size} processes of {sizes[0]} {item}" if self.world.size > 1 else ""

@@ -6,8 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from synthetic_embeddings import columns_of, write_folder
 
-from sleepfm_fast import compare
+from sleepfm_fast import compare, retrieve
 from sleepfm_fast.classification import HeldOut, conclude, log_odds
 from sleepfm_fast.metrics import auprc, auroc, bootstrap_subjects
 from sleepfm_fast.results import read_result
@@ -151,4 +152,86 @@ def test_refusals(tmp_path, capsys):
     assert (status, "--overwrite" in err) == (1, True)
     assert run(capsys, tmp_path / "a", tmp_path / "a", tmp_path / "out")[0] == 0
     status, _, err = run(capsys, tmp_path / "a", tmp_path / "out")
-    assert (status, "is a result of compare; give results of probe or supervise" in err) == (1, True)
+    assert (status, "is a result of compare; give two results" in err) == (1, True)
+
+
+# ---- retrieval -------------------------------------------------------------------------------------------------------
+
+
+def retrieved(tmp_path, name, alignment, seed, *, keep=None, arguments=(), mask=None):
+    """Write embeddings of the same nights in which modalities share more or less, and retrieve."""
+    rng = np.random.default_rng(seed)
+    rows = np.arange(240) if keep is None else keep
+    subject = np.repeat(np.arange(8), 30)[rows]
+    shared = np.random.default_rng(9).standard_normal((240, 1, 16))
+    x = (alignment * shared + rng.standard_normal((240, 3, 16)))[rows]
+    columns = columns_of(subject, np.full(len(rows), 2))
+    columns["clip"] = (np.arange(240) % 30)[rows].astype(np.int32)
+    columns["onset_s"] = columns["clip"] * 30.0
+    folder = write_folder(tmp_path / f"{name}-embeddings", x, columns, mask=mask)
+    assert retrieve.cli([str(folder), str(tmp_path / name), "--k", "1", "5", *arguments]) == 0
+    return read_result(tmp_path / name)
+
+
+def test_retrievals_are_compared_query_by_query(tmp_path, capsys):
+    mask = np.ones((240, 3), bool)
+    mask[::9, 2] = False
+    a, b = retrieved(tmp_path, "a", 1.2, 1, mask=mask), retrieved(tmp_path, "b", 0.8, 2, mask=mask)
+    capsys.readouterr()
+    status, record, err = run(capsys, a.path, b.path, "--bootstraps", 50)
+    assert status == 0
+    draws = bootstrap_subjects(8, 50, 0)
+    figures = {"recall@5": lambda r: (r <= 5).mean(), "median_rank": np.median, "mean_rank": np.mean}
+    sums = {name: np.zeros(51) for name in figures}
+    for d in record["directions"]:
+        name = f"{d['query']}_{d['candidates']}"
+        clips = a.array(f"clip_{name}")
+        assert d["n_clips"] == len(clips)
+        ranks = [r.array(f"rank_{name}").astype(float) for r in (a, b)]
+        subject = np.repeat(np.arange(8), 30)[clips]
+        resamples = [np.arange(len(clips))]
+        resamples += [
+            np.concatenate([np.repeat(np.flatnonzero(subject == s), t) for s, t in enumerate(w)]) for w in draws
+        ]
+        for figure, compute in figures.items():
+            values = np.array([compute(ranks[0][rows]) - compute(ranks[1][rows]) for rows in resamples])
+            sums[figure] += values
+            assert d[figure]["difference"] == pytest.approx(values[0])
+            assert (d[figure]["low"], d[figure]["high"]) == pytest.approx(tuple(np.percentile(values[1:], [2.5, 97.5])))
+    for figure, total in sums.items():
+        found = record["mean"][figure]
+        assert found["difference"] == pytest.approx(total[0] / 6)
+        assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(total[1:] / 6, [2.5, 97.5])))
+    assert record["mean"]["recall@5"]["low"] > 0
+    assert record["mean"]["mean_rank"]["high"] < 0
+    assert "respiratory -> brain recall@5" in err
+
+
+def test_retrievals_within_nights_match_whatever_the_rows(tmp_path, capsys):
+    a = retrieved(tmp_path, "a", 1.2, 1, arguments=("--scope", "night"))
+    # The same nights but the first, so that rows and numbers of subjects differ.
+    b = retrieved(tmp_path, "b", 1.2, 1, keep=np.arange(30, 240), arguments=("--scope", "night"))
+    capsys.readouterr()
+    status, record, _ = run(capsys, a.path, b.path)
+    assert status == 0
+    assert record["n_clips"] == 210
+    assert record["n_clips_only_in"] == [30, 0]
+    for entry in record["mean"].values():
+        assert (entry["difference"], entry["low"], entry["high"]) == (0, 0, 0)
+
+
+def test_retrievals_among_other_candidates_do_not_compare(tmp_path, capsys):
+    a, b = retrieved(tmp_path, "a", 1.2, 1), retrieved(tmp_path, "b", 1.2, 1, arguments=("--candidates", "100"))
+    other_draw = retrieved(tmp_path, "d", 1.2, 1, arguments=("--candidates", "100", "--seed", "5"))
+    night = retrieved(tmp_path, "c", 1.2, 1, arguments=("--scope", "night"))
+    result_of(tmp_path / "stage", 1.5, 2)
+    capsys.readouterr()
+    for first, second, match in (
+        (a.path, b.path, "among other candidates (of 240 and 100 clips they share 100)"),
+        (b.path, other_draw.path, "among other candidates (of 100 and 100 clips they share "),
+        (a.path, night.path, "is of --scope cohort"),
+        (a.path, tmp_path / "stage", "they share no figure"),
+    ):
+        status, _, err = run(capsys, first, second)
+        assert status == 1
+        assert match in err.splitlines()[-1]

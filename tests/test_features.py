@@ -11,10 +11,12 @@ from test_breathing import breaths
 from test_heart_rate import ecg_of, rhythm
 
 from sleepfm_fast import features, few_shot, preprocess, probe, retrieve, train
+from sleepfm_fast.breathing import against_median
 from sleepfm_fast.channels import MONTAGES
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.embeddings import Embeddings
-from sleepfm_fast.recording_features import METERS, feature_names, measure_recording
+from sleepfm_fast.native_runs import NativeRun
+from sleepfm_fast.recording_features import METERS, feature_names, measure_recording, together
 from sleepfm_fast.splits import Split, assign_subjects
 
 SPO2 = Lead("SpO2", 1, "%", 127.0)
@@ -164,6 +166,17 @@ def test_workers_change_no_byte(known, folder, tmp_path, capsys):
             assert file.read_bytes() == (tmp_path / "f" / file.name).read_bytes(), file.name
 
 
+def test_a_store_that_has_grown_is_opened_again(tmp_path, capsys):
+    # In one process, as a notebook or reproduce would.
+    for n, name in enumerate(("a", "b"), start=1):
+        (tmp_path / "edf").mkdir(exist_ok=True)
+        write_known_night(tmp_path / "edf" / f"{name}.edf", known_signals(), stages=["W", "2"] * MINUTES)
+        assert preprocess.cli([str(tmp_path / "edf"), str(tmp_path / "store"), "--workers", "1"]) == 0
+        capsys.readouterr()
+        result, _ = call(capsys, tmp_path / "store", tmp_path / "f", "--overwrite")
+        assert result["clips"] == 10 * n
+
+
 def test_a_folder_is_not_overwritten_unasked(known, tmp_path, capsys):
     call(capsys, known, tmp_path / "f")
     assert features.cli([str(known), str(tmp_path / "f"), "--backend", "threading"]) == 1
@@ -201,6 +214,33 @@ def test_a_real_recording_has_nearly_every_feature(data_folder, tmp_path):
         assert values.shape[0] == len(opened)
         assert np.isfinite(values).any(axis=0).mean() > 0.8
         assert not np.isinf(values).any()
+
+
+@pytest.mark.parametrize("fs_hz", [0.05, 0.5, 1, 3.3, 8, 16.6, 41, 99.7, 512])
+def test_no_signal_at_any_rate_stops_a_cohort(fs_hz):
+    rng = np.random.default_rng(0)
+    for duration_s in (30, 95):
+        n = int(duration_s * fs_hz)
+        signals = {
+            "nothing": np.zeros(n),
+            "constant": np.full(n, 77),
+            "noise over the whole range": rng.integers(-32768, 32768, n),
+            "one impulse": np.where(np.arange(n) == n // 2, 32767, 0),
+            "railed": np.where(rng.random(n) < 0.5, 32767, -32768),
+            "plausible saturation": rng.integers(800, 1000, n),
+            "silent from the middle on": np.where(np.arange(n) < n // 2, rng.integers(-100, 100, n), 0),
+        }
+        onset_s = 30.0 * np.arange(duration_s // 30)
+        for name, x in signals.items():
+            run = NativeRun(x.astype(np.int16), 0.1, 0.0, fs_hz, "uV")
+            for kind, meter in METERS.items():
+                found = meter.measure(run, onset_s)
+                if meter.compared >= 0:
+                    found = against_median(found, meter.compared)
+                assert found.shape == (len(onset_s), len(meter.names)), (name, kind)
+                assert not np.isinf(found).any(), (name, kind)
+            for kind in ("eog", "respiration"):
+                assert together(kind, run, run, onset_s).shape == onset_s.shape
 
 
 @pytest.fixture(scope="module")

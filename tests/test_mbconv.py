@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,15 @@ import torch
 from closeness import assert_close
 
 import sleepfm_fast
-from sleepfm_fast import ops, reference
+from sleepfm_fast import _C, ops, reference
 from sleepfm_fast.encoder import PRESETS, build_encoder
 from sleepfm_fast.mbconv_blocks import MBConvBlock
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("x", "w1", "b1", "gamma0", "beta0", "wd", "bd", "gamma1", "beta1", "w3", "b3")
 # clips, channels in, width, channels out, samples, stride: one value a channel and clip, less than a vector, one more
-# than a panel, rows that are no multiple of a register block, a stage of the network.
+# than a panel, rows that are no multiple of a register block, a stage of the network, several tiles with the expansion
+# kept and computed again, one more sample than two tiles, more channels than a tile of the weights' products.
 DIMS = [
     (2, 3, 4, 2, 1, 1),
     (2, 3, 4, 2, 2, 2),
@@ -31,6 +33,10 @@ DIMS = [
     (17, 2, 9, 3, 129, 1),
     (2, 16, 96, 24, 193, 2),
     (5, 40, 240, 80, 30, 1),
+    (2, 34, 70, 9, 1001, 1),
+    (2, 34, 70, 9, 1001, 2),
+    (3, 5, 30, 5, 385, 1),
+    (2, 300, 33, 20, 70, 1),
 ]
 
 
@@ -97,6 +103,28 @@ def test_evaluation_agrees_with_the_definition(dims):
     torch.testing.assert_close(used.float(), torch.stack(running))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", ["far from zero", "silent, then loud", "gains of zero"])
+def test_statistics_of_awkward_inputs(kind, stride):
+    """Means much larger than deviations, a first tile unlike the rest, channels that a batch norm switches off."""
+    dims = (3, 6, 30, 6, 1000, stride)
+    values = arguments(dims)
+    if kind == "far from zero":
+        values[0] += 30.0
+    elif kind == "silent, then loud":
+        values[0][:, :, :500] = 0.0
+        values[0][:, :, 500:] = 40.0 + 0.1 * values[0][:, :, 500:]
+    else:
+        values[3][::2] = 0.0
+        values[7][::3] = 0.0
+    ours = evaluate(ops.mbconv, values, dims)
+    same = evaluate(reference.mbconv, values, dims)
+    truth = evaluate(reference.mbconv, values, dims, torch.float64)
+    for name, a, b, c in zip(("y", "statistics"), ours, same, truth, strict=False):
+        assert_close(a, b, c, 1e-5 * c.abs().max().clamp_min(1.0), name)
+    assert all(bool(value.isfinite().all()) for value in ours)
+
+
 def test_the_reference_is_what_torch_computes():
     dims = (3, 5, 7, 6, 50, 2)
     block = MBConvBlock(5, 6, 1, 2, 0.0)
@@ -150,6 +178,66 @@ def test_the_encoder_gives_what_it_gives_operation_by_operation(training):
         # gradients of everything before it by a percent: in float32 each implementation meets its own few.
         assert max(errors) < 0.05
         assert statistics.median(errors) < statistics.median(torch_errors) + 0.005
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("dims", [(2, 5, 7, 5, 1, 1), (3, 16, 96, 16, 45, 1), (2, 40, 240, 40, 203, 1)], ids=str)
+def test_residual_and_dropout_agree_with_the_definition(dims, dropout):
+    values = arguments(dims)
+    seed = torch.tensor(1 << 61 | 12345)
+
+    def both(function, dtype):
+        return evaluate(partial(function, residual=True, dropout=dropout, seed=seed), values, dims, dtype)
+
+    ours, same = both(ops.mbconv, torch.float32), both(reference.mbconv, torch.float32)
+    truth = both(reference.mbconv, torch.float64)
+    for name, a, b, c in zip(("y", "statistics", *NAMES), ours, same, truth, strict=True):
+        if name not in ("b1", "bd"):
+            assert_close(a, b, c, (3e-5 if dims[0] * dims[4] > 4 else 1e-2) * c.abs().max().clamp_min(1.0), name)
+
+
+def test_dropout_follows_torchs_generator_and_its_probability():
+    values = arguments((16, 8, 48, 8, 500, 1))
+    kept = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        y, _ = ops.mbconv(*values, residual=True, dropout=0.3)
+        plain, _ = ops.mbconv(*values)
+        kept.append((y - values[0]).abs() > 1e-6 * plain.abs())
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[0], kept[2])
+    share = kept[0].float()
+    # 64,000 draws: four standard deviations; a row, a sample and a lag have their share too.
+    assert abs(share.mean() - 0.7) < 4 * (0.21 / 64_000) ** 0.5
+    assert (share.mean((0, 2)) - 0.7).abs().max() < 5 * (0.21 / 8_000) ** 0.5
+    assert (share.mean((0, 1)) - 0.7).abs().max() < 5 * (0.21 / 128) ** 0.5
+    centred = share - 0.7
+    for lag in (1, 2, 4, 8, 16):
+        assert abs((centred[:, :, lag:] * centred[:, :, :-lag]).mean()) < 5 * 0.21 / 60_000**0.5
+    assert abs((centred[1:] * centred[:-1]).mean()) < 5 * 0.21 / 60_000**0.5
+    assert abs((centred[:, 1:] * centred[:, :-1]).mean()) < 5 * 0.21 / 56_000**0.5
+
+
+def test_evaluation_adds_the_residual():
+    x, *weights = arguments((3, 8, 48, 8, 300, 1))
+    running = tuple(torch.rand(48) + 0.5 for _ in range(4))
+    with torch.no_grad():
+        y, _ = ops.mbconv(x, *weights, running=running, residual=True)
+        plain, _ = ops.mbconv(x, *weights, running=running)
+    torch.testing.assert_close(y, x + plain)
+
+
+def test_memory_is_used_again():
+    values = arguments((8, 16, 96, 16, 1000, 1))
+    _C.release_pages()
+    for _ in range(3):
+        y, _ = ops.mbconv(*[value.requires_grad_() for value in values])
+        y.sum().backward()
+    wide = 8 * 96 * 1000 * 4
+    del y
+    held = _C.release_pages()
+    assert 2 * wide <= held <= 2 * wide + (4 << 20)  # c2 and g1, each rounded up to whole pages of 2 MiB
+    assert _C.release_pages() == 0
 
 
 def test_blocks_that_the_op_does_not_cover_go_the_long_way(monkeypatch):
@@ -236,6 +324,10 @@ def test_refusals():
         ops.mbconv(x.double(), *weights)
     with pytest.raises(ValueError, match="more than one value"):
         ops.mbconv(x[:1, :, :1], *weights)
+    with pytest.raises(ValueError, match="as many channels out as in"):
+        ops.mbconv(x, *weights, residual=True)
+    with pytest.raises(ValueError, match=r"dropout is 0\.5"):
+        ops.mbconv(x, *weights, dropout=0.5)
     running = tuple(torch.rand(8) for _ in range(4))
     with pytest.raises(NotImplementedError, match="no gradient"):
         ops.mbconv(x.requires_grad_(), *weights, running=running)
@@ -248,10 +340,12 @@ def test_opcheck(stride):
     x, *weights = arguments((2, 3, 8, 4, 40, stride))
     running = [torch.rand(8) + 0.5 for _ in range(4)]
     namespace = torch.ops.sleepfm_fast
-    torch.library.opcheck(namespace.mbconv_evaluate.default, (x, weights, running, stride, 1e-5))
-    torch.library.opcheck(namespace.mbconv_forward.default, (x, weights, stride, 1e-5))
-    y, c1, c2, used, moments = namespace.mbconv_forward(x, weights, stride, 1e-5)
-    torch.library.opcheck(namespace.mbconv_backward.default, (y, x, weights, c1, c2, used, moments, stride, 1e-5))
+    options = (stride, 1e-5, False, 0.0)
+    seed = torch.tensor(1)
+    torch.library.opcheck(namespace.mbconv_evaluate.default, (x, weights, running, stride, 1e-5, False))
+    torch.library.opcheck(namespace.mbconv_forward.default, (x, weights, seed, *options))
+    y, *kept = namespace.mbconv_forward(x, weights, seed, *options)
+    torch.library.opcheck(namespace.mbconv_backward.default, (y, x, weights, seed, *kept, *options))
 
 
 ISA_SCRIPT = """

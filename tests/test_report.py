@@ -405,3 +405,61 @@ def test_few_shot_whiskers_span_the_replicates(tmp_path):
     assert curve["subjects"] == [1, 2, 4]
     assert [len(r) for r in curve["replicates"]] == [3, 3, 3]
     assert curve["mean"] == pytest.approx([np.mean(r) for r in curve["replicates"]])
+
+
+def test_classifiers_of_a_task_stand_in_one_table_with_their_differences(tmp_path):
+    from sleepfm_fast import compare
+
+    folder = tmp_path / "run"
+    start(folder)
+    embeddings = embed(folder / "embeddings")
+    for seed, name in enumerate(("stage", "stage-brain", "stage-ecg")):
+        modalities = list(embeddings.modalities) if name == "stage" else [name.partition("-")[2]]
+        classify(folder / "results" / name, embeddings, "stage", seed=seed, modalities=modalities)
+    first, second = (folder / "results" / name for name in ("stage", "stage-brain"))
+    compare.main(compare.Config(first, second, folder / "results" / "difference", bootstraps=20))
+    _, page, numbers, _ = make(folder)
+    figures = figures_of(numbers)
+    (together,) = [f for (_, _, t), f in figures.items() if t == "All classifiers of this task"]
+    assert [row["classifier"] for row in together["data"]] == ["Probe, all modalities", "Probe, brain", "Probe, ecg"]
+    (differences,) = [f for (_, _, t), f in figures.items() if t == "Differences"]
+    record = json.loads((folder / "results" / "difference" / "result.json").read_text())
+    assert differences["data"][0]["macro"] == record["macro"]
+    assert f"{record['macro']['auroc']['difference']:+.3f}" in "".join(page.text)
+    # The headline is of the classifier that sees most.
+    (card,) = [f for (_, _, t), f in figures.items() if t == "Sleep staging: AUROC, mean of stages"]
+    assert card["files"] == [str(first / "result.json")]
+
+
+def test_many_runs_stay_readable(tmp_path):
+    runs = []
+    for i in range(6):
+        runs.append(tmp_path / f"run{i}")
+        start(runs[-1])
+        embeddings = embed(runs[-1] / "embeddings", seed=i, clips_each=20)
+        classify(runs[-1] / "results" / "stage", embeddings, "stage", seed=i)
+        retrieve(runs[-1] / "results" / "retrieve", embeddings)
+    text, page, numbers, _ = make(runs[0], runs=runs)
+    figures = figures_of(numbers)
+    assert len([1 for (_, _, t) in figures if t == "Clips by modality"]) == 4
+    night = next(f for (s, _, _), f in figures.items() if s.startswith("Nights"))
+    assert len(night["data"]["stages"]) == 4
+    assert len([1 for (s, _, t) in figures if s == "Sleep staging" and t == "Confusion matrix"]) == 6
+    assert len(text.encode()) < 5 * 2**20
+    assert "The first 4 runs" in "".join(page.text)
+
+
+def test_hand_made_features_have_a_plane_too(cohort_store, tmp_path):
+    from sleepfm_fast import features
+
+    features.main(features.Config(cohort_store, tmp_path / "run" / "embeddings"))
+    _, _, numbers, _ = make(tmp_path / "run", examples=0)
+    figures = figures_of(numbers)
+    titles = {t for (s, _, t) in figures if s.startswith("Embeddings")}
+    assert titles == {"Clips by sleep stage", "Clips by subject"}
+    (people,) = [f for (_, _, t), f in figures.items() if t == "Subjects and recordings"]
+    assert people["data"]["all"]["subjects"] == 8
+    assert people["data"]["all"]["hours"] == pytest.approx(8 * 0.35, abs=0.01)
+    (channels,) = [f for (_, _, t), f in figures.items() if t == "Channels"]
+    assert {c["slot"]: c["rates_hz"] for c in channels["data"]}["SpO2"] == {"1": 8}
+    assert "simulated" in " ".join(numbers["notices"])

@@ -210,7 +210,7 @@ def test_signals_are_those_of_the_edf_file(cohort, cohort_store):
             np.testing.assert_allclose(strip.values[:n], expected, atol=1e-6)
             drawn = re.findall(r"-?\d+", envelope(strip))
             assert len(drawn) <= 2 * (2 * 420 + 1)
-            assert f"{expected.max():.3g}" in strip_markup(strip)
+            assert f"{float(f'{expected.max():.3g}'):.7g}" in strip_markup(strip)
 
 
 def test_a_flat_and_an_empty_signal_are_drawn():

@@ -29,12 +29,15 @@ inline BatchNormGradient gradient_of(double gamma, double mean, double variance,
 
 // row[k] = sum over the groups of [groups][size] at `from`, in float64.
 inline void sum_groups(float const* from, Index groups, Index size, Index n, float* row) {
-    for (Index k = 0; k < round_up(n, LANES); k += WIDE_LANES) {
-        Doubles sum{};
+    for (Index k = 0; k < round_up(n, LANES); k += LANES) {
+        Doubles sum{}, more{};
         for (Index group = 0; group < groups; ++group) {
-            sum += load_widened(from + group * size + k);
+            float const* const at = from + group * size + k;
+            sum += load_widened(at);
+            more += load_widened(at + WIDE_LANES);
         }
         store_narrowed(row + k, sum);
+        store_narrowed(row + k + WIDE_LANES, more);
     }
 }
 
@@ -43,6 +46,7 @@ struct Backward {
     MBConvShape const& s = call.shape;
     MBConvWeights const& w = call.weights;
     MBConvWorkspace const work{s, true};
+    Dropout const dropout{call.residual};
     Index const B = s.n_clips, T = s.n_samples, S = samples_out(s), width = s.width, n_in = s.n_in, n_out = s.n_out;
     Index const width_padded = round_up(width, ROWS);
     Index const groups = n_groups(s), per_group = clips_per_group(s);
@@ -85,40 +89,58 @@ struct Backward {
         }
     }
 
+    // g1 and what the projection saw, for C vectors of a channel.
+    template <int C>
+    void project_rows(Scratch const& t, Strips const& strips, Index c, Index at, Vector const (&vectors)[C], Index n,
+                      float const* c2, float* g1) const {
+        float const scale = work.scale1[c], shift = work.shift1[c], mean = static_cast<float>(mean1[c]);
+        Vector sum{}, product{};
+        float* const panel = t.panel + strips.place(width_padded, c, at);
+#pragma GCC unroll 3
+        for (int k = 0; k < C; ++k) {
+            Index const left = n - k * LANES, place = c * S + at + k * LANES;
+            Vector const x = load_first(c2 + place, left);
+            Vector const u = x * scale + shift;
+            Vector const g = first_lanes(relu6_gradient(u, vectors[k]), left);
+            store_first(g1 + place, g, left);
+            store(panel + k * LANES, first_lanes(relu6(u), left));
+            sum += g;
+            product += g * (x - mean);
+        }
+        float* const lanes = t.lanes + c * 2 * LANES;
+        store(lanes, load(lanes) + sum);
+        store(lanes + LANES, load(lanes + LANES) + product);
+    }
+
     // g1, its sums and the projection's gradient (transposed) from one clip.
     void project(Scratch const& t, Index b, float* dw) const {
         memset(t.lanes, 0, static_cast<std::size_t>(2 * width * LANES) * sizeof(float));
         float const* const dy = call.dy + b * n_out * S;
         for (Index o = 0; o < n_out; ++o) {
-            bias_sums[b * n_out + o] = row_sum(dy + o * S, S);
+            std::uint64_t const key = dropout.active ? dropout.key(b * n_out + o) : 0;
+            Vector sum{};
+            for (Index i = 0; i < S; i += LANES) {
+                sum += first_lanes(dropout(load_first(dy + o * S + i, S - i), key, i), S - i);
+            }
+            bias_sums[b * n_out + o] = total(sum);
         }
         for (Index t0 = 0; t0 < S; t0 += columns) {
             Strips const strips(least(S - t0, columns));
             float const* const c2 = call.c2 + b * width * S + t0;
             float* const g1 = call.g1 + b * width * S + t0;
-            fill_panel(strips, n_out, t.narrow,
-                       [&](Index o, Index at, Index n) { return load_first(dy + o * S + t0 + at, n); });
-            product_rows(
-                strips, width, n_out, work.project_t, t.narrow, [&](Index c, Index at, auto const& vectors, Index n) {
-                    constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
-                    float const scale = work.scale1[c], shift = work.shift1[c];
-                    float const mean = static_cast<float>(mean1[c]);
-                    Vector sum{}, product{};
-#pragma GCC unroll 3
-                    for (int k = 0; k < C; ++k) {
-                        Index const left = n - k * LANES, place = c * S + at + k * LANES;
-                        Vector const x = load_first(c2 + place, left);
-                        Vector const u = x * scale + shift;
-                        Vector const g = first_lanes(relu6_gradient(u, vectors[k]), left);
-                        store_first(g1 + place, g, left);
-                        store(t.panel + strips.place(width_padded, c, at + k * LANES), first_lanes(relu6(u), left));
-                        sum += g;
-                        product += g * (x - mean);
-                    }
-                    float* const lanes = t.lanes + c * 2 * LANES;
-                    store(lanes, load(lanes) + sum);
-                    store(lanes + LANES, load(lanes + LANES) + product);
-                });
+            fill_panel(strips, n_out, t.narrow, [&](Index o, Index at, Index n) {
+                std::uint64_t const key = dropout.active ? dropout.key(b * n_out + o) : 0;
+                return dropout(load_first(dy + o * S + t0 + at, n), key, t0 + at);
+            });
+            for (Index block = 0; block < width; block += ROWS) {
+                for (Index c = block + ROWS; c < least(block + 2 * ROWS, width); ++c) {
+                    prefetch(c2 + c * S, strips.n);
+                }
+                product_rows(strips, least(width - block, ROWS), n_out, work.project_t + block * n_out, t.narrow,
+                             [&](Index r, Index at, auto const& vectors, Index n) {
+                                 project_rows(t, strips, block + r, at, vectors, n, c2, g1);
+                             });
+            }
             clear_padding(t, strips);
             transpose_panel(strips, t.narrow, n_out, ld_out, t.transposed);
             accumulate(strips, width_padded, t.panel, t.transposed, ld_out, dw);
@@ -131,12 +153,14 @@ struct Backward {
 
     // One channel of a tile: g0 into the panel, from v (what the first batch norm saw, less its mean).
     void channel(Scratch const& t, Columns const& at, Strips const& strips, Index b, Index c, float const* v) const {
-        BatchNormGradient const to_c2 =
-            gradient_of(static_cast<double>(w.gamma1[c]), mean1[c], variance1[c], call.eps,
-                        static_cast<double>(call.dbeta1[c]), static_cast<double>(call.dgamma1[c]), n1);
+        BatchNormGradient const to_c2 = reinterpret_cast<BatchNormGradient const*>(work.batch_norm)[c];
         float const* const c2 = call.c2 + (b * width + c) * S + at.first;
         float const* const g1 = call.g1 + (b * width + c) * S + at.first;
         Index const left = S - at.first;
+        if (c + ROWS < width) {
+            prefetch(c2 + ROWS * S, at.n);
+            prefetch(g1 + ROWS * S, at.n);
+        }
         float* const d = t.d;
         d[-1] = at.first == 0 ? 0.0f : to_c2(g1[-1], c2[-1]);
         Index i = 0;
@@ -239,7 +263,9 @@ struct Backward {
                        [&](Index k, Index at, Index n) { return load_first(x + k * T + at, n) - work.centre[k]; });
             product(strips, n_in, n_in, square, t.narrow, [&](Index k, Index at, Vector v, Index n) {
                 float* const to = dx + k * T + at;
-                store_first(to, load_first(to, n) + (v + offset[k]), n);
+                Vector const direct =
+                    call.residual.add ? load_first(call.dy + (b * n_in + k) * T + t0 + at, n) : Vector{};
+                store_first(to, direct + (load_first(to, n) + (v + offset[k])), n);
             });
         }
     }
@@ -294,6 +320,8 @@ struct Backward {
                     }
                     call.dbeta1[c] = static_cast<float>(sum);
                     call.dgamma1[c] = static_cast<float>(product);
+                    reinterpret_cast<BatchNormGradient*>(work.batch_norm)[c] = gradient_of(
+                        static_cast<double>(w.gamma1[c]), mean1[c], variance1[c], call.eps, sum, product, n1);
                 }
                 for (Index o = 0; o < n_out; ++o) {
                     for (Index c = 0; c < n; ++c) {

@@ -60,6 +60,9 @@ inline void fill_columns(Columns const& at, Strips const& strips, float const* r
     for (Index k = 0; k < n_k; ++k) {
         float const* const row = rows + k * n_row + at.first * at.stride;
         float const shift = centre == nullptr ? 0.0f : centre[k];
+        if (k + 1 < n_k) {
+            prefetch(row + n_row, at.n * at.stride);
+        }
         if (at.stride == 1) {
             for (Index t = 0; t < at.n; t += LANES) {
                 store(panel + strips.place(n_k, k, t), first_lanes(load_first(row + t, at.n - t) - shift, at.n - t));

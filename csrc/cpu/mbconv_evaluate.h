@@ -14,6 +14,7 @@ inline void evaluate(MBConvEvaluate const& call) {
     MBConvWorkspace const work(s, false);
     Index const T = s.n_samples, S = samples_out(s), width = s.width;
     Index const tile = evaluation_tile(s), ldx = odd_vectors(tile * s.stride);
+    Dropout const dropout(call.residual);
     // The batch norms are folded: scale into the weights before them, the rest into the biases.
     for (Index c = 0; c < width; ++c) {
         double const factor0 =
@@ -59,8 +60,11 @@ inline void evaluate(MBConvEvaluate const& call) {
                                     taps[2] * load(after + t)));
                     }
                 });
-            product(out_strips, s.n_out, width, work.project, panel,
-                    [&](Index o, Index t, Vector v, Index n) { store_first(y + o * S + done + t, v + w.b3[o], n); });
+            product_rows(out_strips, s.n_out, width, work.project, panel,
+                         [&](Index o, Index t, auto const& vectors, Index n) {
+                             finish_rows(call.residual, dropout, b * s.n_out + o, w.b3[o], done + t, vectors, n,
+                                         call.x + (b * s.n_out + o) * S, y + o * S);
+                         });
             done = now;
         }
     }

@@ -2,30 +2,34 @@
 // stays in the first cache; shared by training and evaluation.
 #pragma once
 
+#include "cpu/mbconv_dropout.h"
 #include "cpu/mbconv_workspace.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// out[t] = bias + a before[t] + b at[t] + c after[t].
-inline void depthwise(float const* before, float const* at, float const* after, Index n, float const* taps, float bias,
-                      float* out) {
-    float const a = taps[0], b = taps[1], c = taps[2];
-    Index t = 0;
-    for (; t + LANES <= n; t += LANES) {
-        store(out + t, bias + a * load(before + t) + b * load(at + t) + c * load(after + t));
-    }
-    if (t < n) {
-        store_first(out + t, bias + a * load(before + t) + b * load(at + t) + c * load(after + t), n - t);
-    }
-}
-
 // The depthwise convolution needs a sample of the tile before and, with stride 1, one of the tile after: the last
 // samples of every channel are kept, and with stride 1 a tile gives the outputs that end one before its last sample.
 struct Carry {
     float last, before;
 };
+
+// The end of a block: bias, dropout and residual for C vectors of a row of the projection, from sample t on.
+template <int C>
+inline void finish_rows(MBConvResidual const& residual, Dropout const& dropout, Index row, float bias, Index t,
+                        Vector const (&vectors)[C], Index n, float const* x, float* y) {
+    std::uint64_t const key = dropout.active ? dropout.key(row) : 0;
+#pragma GCC unroll 3
+    for (int c = 0; c < C; ++c) {
+        Index const at = t + c * LANES, left = n - c * LANES;
+        Vector v = dropout(vectors[c] + bias, key, at);
+        if (residual.add) {
+            v += load_first(x + at, left);
+        }
+        store_first(y + at, v, left);
+    }
+}
 
 // How many outputs are done after a tile, of S.
 inline Index expand_end(Columns const& at, Index S) {

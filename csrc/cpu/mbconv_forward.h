@@ -3,107 +3,61 @@
 #pragma once
 
 #include "cpu/mbconv_expand.h"
+#include "cpu/mbconv_moments.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// Mean and squares around it in every lane, merged a run of vectors at a time (Chan, Golub and LeVeque).
-struct LaneMoments {
-    float mean[LANES], squares[LANES];
-
-    void add(float const* x, Index n, Index before) {  // n and before: vectors, n > 0
-        Vector sum{}, around{};
-        for (Index t = 0; t < n; ++t) {
-            sum += load(x + t * LANES);
-        }
-        Vector const m = sum * (1.0f / static_cast<float>(n));
-        for (Index t = 0; t < n; ++t) {
-            Vector const d = load(x + t * LANES) - m;
-            around += d * d;
-        }
-        if (before == 0) {
-            store(mean, m);
-            store(squares, around);
-            return;
-        }
-        float const share = static_cast<float>(n) / static_cast<float>(before + n);
-        Vector const so_far = load(mean), step = m - so_far;
-        store(mean, so_far + step * share);
-        store(squares, load(squares) + around + step * step * (share * static_cast<float>(before)));
-    }
-
-    // Over all lanes of n vectors and the samples x[0 .. n_rest) after them.
-    void merge(Index n, float const* x, Index n_rest, double& all_mean, double& all_squares) const {
-        double sum = 0.0, around = 0.0;
-        for (int i = 0; i < SLEEPFM_LANES && n > 0; ++i) {
-            sum += static_cast<double>(mean[i]) * static_cast<double>(n);
-        }
-        for (Index t = 0; t < n_rest; ++t) {
-            sum += static_cast<double>(x[t]);
-        }
-        double const m = sum / static_cast<double>(n * LANES + n_rest);
-        for (int i = 0; i < SLEEPFM_LANES && n > 0; ++i) {
-            double const d = static_cast<double>(mean[i]) - m;
-            around += static_cast<double>(squares[i]) + d * d * static_cast<double>(n);
-        }
-        for (Index t = 0; t < n_rest; ++t) {
-            double const d = static_cast<double>(x[t]) - m;
-            around += d * d;
-        }
-        all_mean = m;
-        all_squares = around;
-    }
+// Sums of a channel of one clip around a pivot, the mean of its first tile. That is near enough: with n of N samples in
+// the first tile, the square of its distance from the clip's mean is at most N / n variances.
+struct PivotSums {
+    float sum[LANES], squares[LANES];
 };
 
-// products[i][k] += sum_t x[i][t] x[k][t] for k >= i, over one clip, x centred; rows of ldo.
-inline void add_products(MBConvShape const& s, float const* x, float const* centre, float* scratch, double* products) {
-    Index const n_in = s.n_in, rows = round_up(n_in, ROWS), ldo = odd_vectors(n_in);
-    float* const panel = scratch;                          // rows rows
-    float* const transposed = panel + rows * MOMENT_SPAN;  // [columns, ldo]
-    float* const sums = transposed + MOMENT_SPAN * ldo;    // [rows, ldo]
-    for (Index t0 = 0; t0 < s.n_samples; t0 += MOMENT_SPAN) {
-        Strips const strips(least(s.n_samples - t0, MOMENT_SPAN));
-        fill_panel(strips, rows, panel, [&](Index k, Index t, Index left) {
-            return k < n_in ? load_first(x + k * s.n_samples + t0 + t, left) - centre[k] : Vector{};
-        });
-        transpose_panel(strips, panel, rows, ldo, transposed);
-        memset(sums, 0, static_cast<std::size_t>(rows * ldo) * sizeof(float));
-        accumulate(strips, rows, panel, transposed, ldo, sums, true);
-        for (Index i = 0; i < n_in; ++i) {
-            for (Index k = i / LANES * LANES; k < ldo; k += WIDE_LANES) {
-                double* const to = products + i * ldo + k;
-                store_wide(to, load_wide(to) + load_widened(sums + i * ldo + k));
-            }
-        }
+// out[t] = bias + a before[t] + b at[t] + c after[t]; adds the outputs to the sums, and finds the pivot where it is
+// first.
+inline void depthwise(float const* before, float const* at, float const* after, Index n, float const* taps, float bias,
+                      float* out, bool first, float& pivot, PivotSums& sums) {
+    float const a = taps[0], b = taps[1], c = taps[2];
+    float const around = first ? 0.0f : pivot;
+    Vector sum{}, squares{};
+    Index t = 0;
+    for (; t + LANES <= n; t += LANES) {
+        Vector const y = bias + a * load(before + t) + b * load(at + t) + c * load(after + t);
+        store(out + t, y);
+        Vector const d = y - around;
+        sum += d;
+        squares += d * d;
     }
-}
-
-// 2 sum_ik w[i] half[i][k] w[k] for n_rows rows of w [n_rows][ld]; half: see below, nothing before k = i / LANES *
-// LANES.
-inline void quadratic_forms(Index n_rows, Index n, double const* half, Index ld, double const* w, double* forms) {
-    Doubles sum[4] = {};
-    for (Index i = 0; i < n; ++i) {
-        Doubles row[4] = {};
-        for (Index k = i / LANES * LANES; k < n; k += WIDE_LANES) {
-            Doubles const h = load_wide(half + i * ld + k);
-#pragma GCC unroll 4
-            for (int r = 0; r < 4; ++r) {
-                row[r] += h * load_wide(w + r * ld + k);
-            }
-        }
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) {
-            sum[r] += row[r] * w[r * ld + i];
-        }
+    if (t < n) {
+        Vector const y = bias + a * load(before + t) + b * load(at + t) + c * load(after + t);
+        store_first(out + t, y, n - t);
+        Vector const d = first_lanes(y - around, n - t);
+        sum += d;
+        squares += d * d;
     }
-    for (Index r = 0; r < n_rows; ++r) {
-        double form = 0.0;
-        for (int i = 0; i < SLEEPFM_LANES / 2; ++i) {
-            form += sum[r][i];
-        }
-        forms[r] = 2.0 * form;
+    if (!first) {
+        store(sums.sum, load(sums.sum) + sum);
+        store(sums.squares, load(sums.squares) + squares);
+        return;
     }
+    pivot = n > 0 ? static_cast<float>(total(sum) / static_cast<double>(n)) : bias;
+    Vector sum_a{}, sum_b{}, squares_a{}, squares_b{};
+    for (t = 0; t + 2 * LANES <= n; t += 2 * LANES) {
+        Vector const d = load(out + t) - pivot, e = load(out + t + LANES) - pivot;
+        sum_a += d;
+        sum_b += e;
+        squares_a += d * d;
+        squares_b += e * e;
+    }
+    for (; t < n; t += LANES) {
+        Vector const d = first_lanes(load_first(out + t, n - t) - pivot, n - t);
+        sum_a += d;
+        squares_a += d * d;
+    }
+    store(sums.sum, sum_a + sum_b);
+    store(sums.squares, squares_a + squares_b);
 }
 
 inline void forward(MBConvForward const& call) {
@@ -122,13 +76,16 @@ inline void forward(MBConvForward const& call) {
     Index const groups = n_groups(s), per_group = clips_per_group(s), ld_in = odd_vectors(n_in);
     Index const tile = forward_tile(s), ldx = odd_vectors(tile * s.stride);
     Index const columns = panel_width(s);
-    double* const input_sums = work.sums + 2 * B * width;       // [B, n_in]
-    double* const half = work.moments + groups * n_in * ld_in;  // [n_in, ld_in] upper triangle, half of its diagonal
+    Dropout const dropout(call.residual);
+    double* const input_sums = work.sums + 2 * B * width;  // [B, n_in]
+    Index const ldm = moments_width(n_in), n_moments = round_up(n_in, ROWS) * ldm;
+    double* const half = work.moments + groups * n_moments;  // [n_in, ld_in] upper triangle, half of its diagonal
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
         float* const scratch = work.thread + thread_number() * work.per_thread;
-        auto* const lanes = reinterpret_cast<LaneMoments*>(scratch);                // [width]
+        auto* const lanes = reinterpret_cast<PivotSums*>(scratch);                  // [width]
+        float* const pivots = scratch + (2 * LANES + 2) * width;                    // [width]
         auto* const carry = reinterpret_cast<Carry*>(scratch + 2 * LANES * width);  // [width]
-        float* const x_panel = scratch + round_up((2 * LANES + 2) * width, 16);     // [n_in, ldx]
+        float* const x_panel = scratch + round_up((2 * LANES + 3) * width, 16);     // [n_in, ldx]
         float* const rows = x_panel + n_in * ldx;                                   // [ROWS, ...]
         float* const panel = rows + ROWS * (ldx + 4 * LANES);                       // width rows
 
@@ -149,24 +106,26 @@ inline void forward(MBConvForward const& call) {
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index group = 0; group < groups; ++group) {
-            double* const products = work.moments + group * n_in * ld_in;
-            memset(products, 0, static_cast<std::size_t>(n_in * ld_in) * sizeof(double));
+            double* const products = work.moments + group * n_moments;
+            memset(products, 0, static_cast<std::size_t>(n_moments) * sizeof(double));
             for (Index b = group * per_group; b < least((group + 1) * per_group, B); ++b) {
-                add_products(s, call.x + b * n_in * T, work.centre, panel, products);
+                add_moments(s, call.x + b * n_in * T, work.centre, panel, products);
             }
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index i = 0; i < n_in; ++i) {
-            for (Index k = 0; k < ld_in; ++k) {
-                double sum = 0.0;
-                for (Index group = 0; group < groups && k >= i && k < n_in; ++group) {
-                    sum += work.moments[(group * n_in + i) * ld_in + k];
-                }
-                half[i * ld_in + k] = k == i ? 0.5 * sum : sum;
-                if (k >= i && k < n_in) {
-                    covariance[i * n_in + k] = covariance[k * n_in + i] = sum;
+            double* const to = half + i * ld_in;
+            memset(to, 0, static_cast<std::size_t>(ld_in) * sizeof(double));
+            for (Index group = 0; group < groups; ++group) {
+                double const* const from = work.moments + group * n_moments + i * ldm;
+                for (Index k = i; k < n_in; ++k) {
+                    to[k] += from[k];
                 }
             }
+            for (Index k = i; k < n_in; ++k) {
+                covariance[i * n_in + k] = covariance[k * n_in + i] = to[k];
+            }
+            to[i] *= 0.5;
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index block = 0; block < (width + 3) / 4; ++block) {
@@ -198,13 +157,11 @@ inline void forward(MBConvForward const& call) {
         for (Index b = 0; b < B; ++b) {
             float* const c1 = call.c1 == nullptr ? nullptr : call.c1 + b * width * T;
             float* const c2 = call.c2 + b * width * S;
-            Index done = 0, vectors = 0;
+            Index done = 0;
             for (Index from = 0; from < S; from += tile) {
                 Columns const at(s, from, tile);
                 Strips const strips(at.count);
                 fill_columns(at, strips, call.x + b * n_in * T, T, n_in, work.centre, rows, x_panel);
-                Index const now = expand_end(at, S);
-                Index const more = now / LANES - vectors;
                 expand_tile(
                     s, at, strips, work.expand, x_panel, carry, rows,
                     [&](Index c, Index t, Vector v, float* to) {
@@ -214,18 +171,16 @@ inline void forward(MBConvForward const& call) {
                         store(to, relu6(v * work.scale0[c] + w.beta0[c]));
                     },
                     [&](Index c, Index n, float const* before, float const* middle, float const* after) {
-                        float* const out = c2 + c * S;
-                        depthwise(before, middle, after, n, w.wd + 3 * c, w.bd[c], out + done);
-                        if (more > 0) {
-                            lanes[c].add(out + vectors * LANES, more, vectors);
-                        }
+                        depthwise(before, middle, after, n, w.wd + 3 * c, w.bd[c], c2 + c * S + done, from == 0,
+                                  pivots[c], lanes[c]);
                     });
-                done = now;
-                vectors += more;
+                done = expand_end(at, S);
             }
             for (Index c = 0; c < width; ++c) {
-                lanes[c].merge(vectors, c2 + c * S + vectors * LANES, S - vectors * LANES,
-                               work.sums[(b * 2) * width + c], work.sums[(b * 2 + 1) * width + c]);
+                double const step = total(load(lanes[c].sum)) / static_cast<double>(S);
+                work.sums[(b * 2) * width + c] = static_cast<double>(pivots[c]) + step;
+                work.sums[(b * 2 + 1) * width + c] =
+                    total(load(lanes[c].squares)) - step * step * static_cast<double>(S);
             }
         }
         SLEEPFM_OMP(omp for schedule(static))
@@ -240,7 +195,7 @@ inline void forward(MBConvForward const& call) {
                 squares += work.sums[(b * 2 + 1) * width + c] + d * d * static_cast<double>(S);
             }
             mean1[c] = mean;
-            variance1[c] = squares / static_cast<double>(B * S);
+            variance1[c] = squares < 0.0 ? 0.0 : squares / static_cast<double>(B * S);
         }
         SLEEPFM_OMP(omp single)
         affine(s, mean1, variance1, w.gamma1, w.beta1, call.eps, work.scale1, work.shift1);
@@ -252,10 +207,15 @@ inline void forward(MBConvForward const& call) {
             for (Index t0 = 0; t0 < S; t0 += columns) {
                 Strips const strips(least(S - t0, columns));
                 fill_panel(strips, width, panel, [&](Index k, Index t, Index n) {
-                    return relu6(load_first(c2 + k * S + t0 + t, n) * work.scale1[k] + work.shift1[k]);
+                    float const* const from = c2 + k * S + t0 + t;
+                    __builtin_prefetch(from + 2 * S);
+                    return relu6(load_first(from, n) * work.scale1[k] + work.shift1[k]);
                 });
-                product(strips, s.n_out, width, work.project, panel,
-                        [&](Index o, Index t, Vector v, Index n) { store_first(y + o * S + t0 + t, v + w.b3[o], n); });
+                product_rows(strips, s.n_out, width, work.project, panel,
+                             [&](Index o, Index t, auto const& vectors, Index n) {
+                                 finish_rows(call.residual, dropout, b * s.n_out + o, w.b3[o], t0 + t, vectors, n,
+                                             call.x + (b * s.n_out + o) * S, y + o * S);
+                             });
             }
         }
     }

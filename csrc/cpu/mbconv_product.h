@@ -37,6 +37,13 @@ inline void store(float* to, Vector v) {
     memcpy(to, &v, sizeof v);
 }
 
+// Ask for n floats that are read soon.
+inline void prefetch(float const* from, Index n) {
+    for (Index i = 0; i < n; i += 16) {
+        __builtin_prefetch(from + i);
+    }
+}
+
 // The first n lanes; the others are zero.
 inline Vector load_first(float const* from, Index n) {
     if (n >= LANES) {
@@ -243,10 +250,10 @@ inline void accumulate(Strips const& strips, Index n_rows, float const* a, float
 // Row k, columns from t on of a panel of n_k rows = value(k, t, n) with n valid lanes; zero beyond.
 template <typename Value>
 inline void fill_panel(Strips const& strips, Index n_k, float* panel, Value value) {
-    for (Index strip = 0; strip < strips.n_strips; ++strip) {
-        Index const first = strips.first(strip), width = strips.width(strip);
-        bool const whole = first + width <= strips.n;
-        for (Index k = 0; k < n_k; ++k) {
+    for (Index k = 0; k < n_k; ++k) {
+        for (Index strip = 0; strip < strips.n_strips; ++strip) {
+            Index const first = strips.first(strip), width = strips.width(strip);
+            bool const whole = first + width <= strips.n;
             float* const row = panel + first * n_k + k * width;
             for (Index t = 0; t < width; t += LANES) {
                 Index const n = strips.n - first - t;

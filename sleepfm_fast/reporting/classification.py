@@ -10,6 +10,7 @@ import numpy as np
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting import suggestions
+from sleepfm_fast.reporting.comparison import difference_figures, overview
 from sleepfm_fast.reporting.curves import calibration, precision_recall, roc, thin
 from sleepfm_fast.reporting.markup import element, escape, number
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
@@ -29,7 +30,7 @@ TASK_TITLES = {
     "sex": "Sex",
 }
 UNIT = Scale(0.0, 1.0, ticks=tuple((t, number(t)) for t in (0.0, 0.25, 0.5, 0.75, 1.0)))
-SHOWN = 4  # results of a task whose curves stand open; those of further ones are folded
+SHOWN = 4  # results of a task that stand open; further ones are folded
 
 
 def describe_result(run: Run, result: Result, runs: Sequence[Run]) -> str:
@@ -143,7 +144,7 @@ def scored_classes(result: Result) -> list[tuple[int, str]]:
     return [(names.index(n), n) for n in result.record.get("classes", {}) if n in names]
 
 
-def curve_figures(name: str, result: Result, *, folded: bool) -> list[Figure | Missing]:
+def curve_figures(name: str, result: Result) -> list[Figure | Missing]:
     """ROC and precision-recall of every class."""
     if not {"label", "score"} <= set(result.record.get("arrays", {})):
         return [
@@ -200,7 +201,7 @@ def curve_figures(name: str, result: Result, *, folded: bool) -> list[Figure | M
         figures.append(
             Figure(
                 f"{kind} curves", plot, f"{what} The key gives the area below the curve.{note}",
-                [*sources, record_file(result)], curves, key=legend(entries), folded=folded,
+                [*sources, record_file(result)], curves, key=legend(entries),
             )
         )  # fmt: skip
     return figures
@@ -253,7 +254,7 @@ def calibration_of(result: Result) -> tuple[dict[str, Any], str, list[Path]]:
     return bins, "", [array_file(result, "label"), array_file(result, "probability")]
 
 
-def calibration_figure(name: str, result: Result, *, folded: bool) -> Figure | None:
+def calibration_figure(name: str, result: Result) -> Figure | None:
     """Predicted probability against observed share, in ten bins a class."""
     bins, words, sources = calibration_of(result)
     if not bins:
@@ -279,7 +280,6 @@ def calibration_figure(name: str, result: Result, *, folded: bool) -> Figure | N
         sources,
         bins,
         key=legend(entries, "both"),
-        folded=folded,
     )
 
 
@@ -287,6 +287,12 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
     """Draw all results of a task, run by run."""
     section = Section(f"task-{task}", TASK_TITLES[task])
     found = [(run, result) for run in runs for result in run.results_of("probe", "supervise", task=task)]
+    together: list[Figure | Missing] = []
+    if len(found) > 1:
+        together.append(overview([(describe_result(run, result, runs), result) for run, result in found]))
+    together += difference_figures(runs, task)
+    if together:
+        section.groups.append(Group(items=together))
     for i, (run, result) in enumerate(found):
         name = describe_result(run, result, runs)
         modalities = ", ".join(str(m) for m in result.record.get("modalities") or ())
@@ -302,13 +308,14 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
             items: list[Figure | Missing | None] = [
                 figures_table(name, result),
                 confusion_figure(name, result),
-                *curve_figures(name, result, folded=i >= SHOWN),
-                calibration_figure(name, result, folded=i >= SHOWN),
+                *curve_figures(name, result),
+                calibration_figure(name, result),
                 *strata_figure(name, result),
             ]
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             items = [Missing(f"{record_file(result)} is not as {result.command} writes it ({error!r}). Run it again.")]
         group.items = [item for item in items if item is not None]
+        group.folded = i >= SHOWN
         section.groups.append(group)
     lacking = [run for run in runs if not run.supervised and run not in [r for r, _ in found]]
     for run in lacking if (found or task in ("stage", "sdb")) else ():

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.reporting import suggestions
-from sleepfm_fast.reporting.markup import element, escape, percent
+from sleepfm_fast.reporting.comparison import spread
+from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
 from sleepfm_fast.reporting.retrieval import recall_keys
 from sleepfm_fast.reporting.sources import Run
@@ -27,6 +28,7 @@ class Reading:
     chance: float | None
     note: str
     file: Path
+    k: int = 0
 
     @property
     def value(self) -> float:
@@ -72,26 +74,8 @@ def retrieval_reading(run: Run) -> Reading | None:
         times = value_of(entry.get("times_chance"))
         factor = f", {times:.1f} times chance" if times is not None else ""
         note = f"recall@{k}{factor}; mean of {result.record['mean'].get('n_directions', '-')} directions"
-        return Reading(run, entry, value_of(entry.get("chance")), note, result.path / "result.json")
+        return Reading(run, entry, value_of(entry.get("chance")), note, result.path / "result.json", k)
     return None
-
-
-def spread(reading: Reading) -> str:
-    """Value, interval and chance on a line from 0 to 1."""
-    limits = interval(reading.figure)
-    parts = [element("line", x1="0", x2="100%", y1="8", y2="8", class_="track")]
-    if reading.chance is not None and 0 <= reading.chance <= 1:
-        at = percent(reading.chance)
-        parts.append(element("line", x1=at, x2=at, y1="0", y2="16", class_="chance"))
-    if limits is not None:
-        parts.append(element("line", x1=percent(limits[0]), x2=percent(limits[1]), y1="8", y2="8", class_="span"))
-    parts.append(element("circle", cx=percent(min(max(reading.value, 0), 1)), cy="8", r="4.5"))
-    words = f"{reading.value:.3f} on a line from 0 to 1" + (
-        f", interval {limits[0]:.3f} to {limits[1]:.3f}" if limits else ""
-    )
-    if reading.chance is not None:
-        words += f", chance {reading.chance:.3f}"
-    return element("svg", element("title", escape(words)), *parts, class_="range", role="img")
 
 
 def card(title: str, meaning: str, readings: Sequence[Reading], several: bool) -> Figure:
@@ -104,7 +88,14 @@ def card(title: str, meaning: str, readings: Sequence[Reading], several: bool) -
         who = element("p", element("b", escape(reading.run.name)), class_="versus") if several else ""
         note = element("p", element("small", escape(reading.note)))
         parts.append(
-            element("div", who, value, spread(reading), note, class_="reading several" if several else "reading")
+            element(
+                "div",
+                who,
+                value,
+                spread(reading.figure, reading.chance),
+                note,
+                class_="reading several" if several else "reading",
+            )
         )
     return Figure(
         title,
@@ -191,7 +182,8 @@ def headline_section(runs: Sequence[Run]) -> Section:
             "Retrieval between modalities",
             lambda r: (
                 f"Asked with a clip of one modality, {hundred(r)} times in 100 the clip recorded at the same time with "
-                f"another modality is among the nearest few; a random order gets {100 * (r.chance or 0):.1f}."
+                f"another modality is among the {r.k} nearest{candidates(r)}; a random order gets "
+                f"{100 * (r.chance or 0):.1f}."
             ),
             retrieval_reading,
         ),
@@ -226,6 +218,11 @@ def attempted(read: Callable[[Run], Reading | None], run: Run) -> Reading | None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         run.problems.append(f"a result of {run.path} is not as its command writes it ({error!r}); run it again.")
         return None
+
+
+def candidates(reading: Reading) -> str:
+    """Among how many clips was searched: chance recall@k is k / N."""
+    return f" of {count(reading.k / reading.chance)}" if reading.chance else ""
 
 
 def hundred(reading: Reading) -> str:

@@ -25,6 +25,8 @@ __all__ = ["choose_recordings", "hypnogram_section"]
 
 Floats = npt.NDArray[np.float64]
 
+MOST_RUNS = 4  # whose predictions stand under the scorer's
+
 # From the top of a hypnogram down: wake, REM, then sleep of growing depth.
 ORDER = ("W", "R", "N1", "N2", "N3")
 HEIGHT_OF = {STAGES.index(name): len(ORDER) - 1 - i for i, name in enumerate(ORDER)}
@@ -72,9 +74,10 @@ def nights_of(result: Result) -> dict[str, Night]:
     if not isinstance(names, list) or not isinstance(classes, list) or len(classes) != probability.shape[1]:
         raise SleepfmError(f"{result.path / 'result.json'} lacks the names of recordings or classes; write it again.")
     nights = {}
-    for r in np.unique(recording).tolist():
-        rows = np.flatnonzero(recording == r)
-        rows = rows[np.argsort(onset[rows], kind="stable")]
+    order = np.lexsort((onset, recording))
+    starts = np.flatnonzero(np.r_[True, np.diff(recording[order]) != 0])
+    for rows in np.split(order, starts[1:]):
+        r = int(recording[rows[0]])
         nights[str(names[r])] = Night(
             result, str(names[r]), onset[rows] / 3600, label[rows], probability[rows], tuple(int(c) for c in classes)
         )
@@ -237,7 +240,7 @@ def hypnogram_section(runs: Sequence[Run], n: int) -> Section:
     for task, found in by_task.items():
         for run in runs:
             result = run.classified(task)
-            if result is None:
+            if result is None or len(found) == MOST_RUNS:
                 continue
             try:
                 found.append((run, nights_of(result)))
@@ -251,6 +254,8 @@ def hypnogram_section(runs: Sequence[Run], n: int) -> Section:
                 f"{len(chosen)} of {len(first)} recordings, chosen by the agreement of the first run's prediction: "
                 "from the best to the worst. Ask for more with --recordings."
             )
+        if sum(run.classified("stage") is not None for run in runs) > MOST_RUNS:
+            group.note += f" The first {MOST_RUNS} runs are drawn."
         for name in chosen:
             staged = [(run, nights[name]) for run, nights in by_task["stage"] if name in nights]
             breathing = [(run, nights[name]) for run, nights in by_task["sdb"] if name in nights]

@@ -68,6 +68,7 @@ class Group:
     title: str = ""
     note: str = ""
     items: list[Figure | Missing] = field(default_factory=list)
+    folded: bool = False
 
 
 @dataclass
@@ -124,13 +125,14 @@ def table(
     return element("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
-def named(files: Sequence[Path]) -> str:
-    """Name files, those of one folder together."""
+def named(files: Sequence[Path], base: Path) -> str:
+    """Name files, those of one folder together; within the page's folder as seen from there."""
     folders: dict[Path, list[str]] = {}
     for file in dict.fromkeys(files):
-        folders.setdefault(file.parent, []).append(file.name)
+        near = file.relative_to(base) if file.is_relative_to(base) else file
+        folders.setdefault(near.parent, []).append(near.name)
     return "; ".join(
-        f"{element('code', escape(f'{folder}/{names[0]}'))}"
+        f"{element('code', escape(folder / names[0]))}"
         + "".join(f", {element('code', escape(name))}" for name in names[1:])
         for folder, names in folders.items()
     )
@@ -139,15 +141,17 @@ def named(files: Sequence[Path]) -> str:
 class Writer:
     """Numbers the figures and writes the markup."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, base: Path) -> None:
+        self.count, self.base = 0, base
 
     def figure(self, figure: Figure) -> str:
         self.count += 1
         identity = f"f{self.count}"
         parts = [figure.body] if isinstance(figure.body, str | Plot) else list(figure.body)
         drawn = [part.render(f"{identity}-{i}") if isinstance(part, Plot) else part for i, part in enumerate(parts)]
-        drawn_from = element("span", f"From {named(figure.sources)}.", class_="source") if figure.sources else ""
+        drawn_from = (
+            element("span", f"From {named(figure.sources, self.base)}.", class_="source") if figure.sources else ""
+        )
         caption = element("figcaption", escape(figure.caption), " " if figure.caption else "", drawn_from)
         heading = element("h4", escape(figure.title), id=identity)
         classes = "wide" if figure.wide else None
@@ -164,7 +168,10 @@ class Writer:
         title = element("h3", escape(group.title)) if group.title else ""
         note = element("p", escape(group.note), class_="lead") if group.note else ""
         items = [self.figure(item) if isinstance(item, Figure) else self.missing(item) for item in group.items]
-        return element("div", title, note, element("div", *items, class_="grid"), class_="group")
+        grid = element("div", *items, class_="grid")
+        if group.folded:
+            return element("details", element("summary", escape(group.title)), note, grid, class_="group")
+        return element("div", title, note, grid, class_="group")
 
     def section(self, section: Section) -> str:
         lead = element("p", escape(section.lead), class_="lead") if section.lead else ""
@@ -177,7 +184,7 @@ class Writer:
         )
 
 
-def render(title: str, subtitle: str, notices: Sequence[str], sections: Sequence[Section]) -> str:
+def render(title: str, subtitle: str, notices: Sequence[str], sections: Sequence[Section], base: Path) -> str:
     """Write the page.
 
     Parameters
@@ -187,13 +194,15 @@ def render(title: str, subtitle: str, notices: Sequence[str], sections: Sequence
     notices : sequence of str
         What a reader must know before the first figure.
     sections : sequence of Section
+    base : Path
+        Folder of the page, from which captions name their files.
 
     Returns
     -------
     str
         A whole HTML document.
     """
-    writer = Writer()
+    writer = Writer(base)
     style = importlib.resources.files("sleepfm_fast.reporting").joinpath("page.css").read_text(encoding="utf-8")
     links = [element("li", element("a", escape(s.title), href=f"#{s.identity}")) for s in sections]
     warned = [element("p", escape(n)) for n in notices]

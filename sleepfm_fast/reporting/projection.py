@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["project", "projection_section", "sample_clips"]
 
 Method = Literal["tsne", "pca"]
+MOST_RUNS = 4
 SPAN = 1000  # units of a scatter plot
 MAX_SUBJECTS = 8  # that get a look of their own; the others are drawn as one
 LEAST_FOR_TSNE = 10
@@ -49,6 +50,21 @@ def sample_clips(embeddings: Embeddings, n: int, seed: int) -> tuple[npt.NDArray
     if len(clips) > n:
         clips = np.sort(np.random.default_rng(seed).choice(clips, n, replace=False))
     return clips, words
+
+
+def vectors_of(embeddings: Embeddings, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """All modalities of each clip [n, F]; features, which have units, are standardised, and holes are their medians."""
+    x = embeddings.matrix(clips, embeddings.modalities)
+    if embeddings.kind == "embedding":
+        return x
+    known = np.isfinite(x)
+    x = x[:, known.any(0)]
+    known = np.isfinite(x)
+    middle = np.array([np.median(column[here]) for column, here in zip(x.T, known.T, strict=True)], np.float32)
+    x = np.where(known, x, middle)
+    spread = x.std(0)
+    standard: npt.NDArray[np.float32] = ((x - x.mean(0)) / np.where(spread > 0, spread, 1)).astype(np.float32)
+    return standard
 
 
 def project(x: npt.NDArray[np.float32], method: Method, seed: int) -> tuple[Floats, str]:
@@ -133,13 +149,13 @@ def run_figures(run: Run, embeddings: Embeddings, n: int, method: Method, seed: 
     clips, words = sample_clips(embeddings, n, seed)
     if len(clips) < 3:
         return [Missing(f"{embeddings.path} has {len(clips)} clips with every modality: too few for a plane.")]
-    vectors = embeddings.read(clips)
     m = len(embeddings.modalities)
-    y, how = project(vectors.reshape(len(clips), -1), method, seed)
+    y, how = project(vectors_of(embeddings, clips), method, seed)
     stage, subject = np.asarray(embeddings.stage)[clips], np.asarray(embeddings.subject)[clips]
     sources = [embeddings.path / "embeddings.npy", embeddings.path / "embeddings.json"]
     what = f"{len(clips)} {words} clips".replace("  ", " ")
     data: dict[str, Any] = {"clip": clips, "xy": y.round(4), "method": how, "seed": seed}
+    kind = "" if embeddings.kind == "embedding" else " and standardised"
     figures: list[Figure | Missing] = []
     plots: list[tuple[str, Any, str, dict[str, Any]]] = [
         ("by sleep stage", by_stage(stage), "stage", {"stage": stage}),
@@ -155,11 +171,11 @@ def run_figures(run: Run, embeddings: Embeddings, n: int, method: Method, seed: 
         figures.append(
             Figure(
                 f"Clips {title}", svg,
-                f"{what[0].upper()}{what[1:]}, all modalities concatenated; {how}. {note}",
+                f"{what[0].upper()}{what[1:]}, all modalities concatenated{kind}; {how}. {note}",
                 [*sources, embeddings.path / f"{key}.npy"], {**data, **column}, key=names,
             )
         )  # fmt: skip
-    if m > 1:
+    if m > 1 and embeddings.kind == "embedding":
         few = clips if len(clips) <= max(n // m, 3) else np.sort(
             np.random.default_rng(seed).choice(clips, max(n // m, 3), replace=False)
         )  # fmt: skip
@@ -181,9 +197,14 @@ def run_figures(run: Run, embeddings: Embeddings, n: int, method: Method, seed: 
 def projection_section(runs: Sequence[Run], n: int, method: Method, seed: int) -> Section:
     """Draw every run's embeddings."""
     section = Section("plane", "Embeddings in two dimensions")
+    n_drawn = 0
     for run in runs:
         embeddings = run.embeddings
+        if embeddings is not None and n_drawn == MOST_RUNS:
+            section.lead = f"The first {MOST_RUNS} runs that have embeddings are drawn; name another first to see its."
+            continue
         if embeddings is not None:
+            n_drawn += 1
             items = run_figures(run, embeddings, n, method, seed)
         elif run.config and not run.supervised:
             items = [

@@ -63,7 +63,7 @@ def throughput_section(runs: Sequence[Run]) -> Section:
         group.items.append(
             Figure(
                 "How long it took", table(["what", "speed or time", "of"], rows, "Throughput", numeric=False),
-                "Training: median over the logged steps, reading and filtering included.", files, data,
+                "Training: median over the logged steps, reading and filtering included.", files, data, wide=True,
             )
         )  # fmt: skip
     section.groups.append(group)
@@ -223,7 +223,10 @@ def files_section(sections: Sequence[Section]) -> Section:
         rows.append([str(path), count(size), digest, str(used[path])])
         data.append({"file": str(path), "bytes": size, "sha256": digest, "figures": used[path]})
     body = table(["file", "bytes", "SHA-256, first 16 digits", "figures"], rows, "Files", numeric=False)
-    note = "Every figure names the files it was drawn from; the JSON beside this page holds the numbers of each."
+    note = (
+        "Captions name the files that a figure was drawn from, those in the folder of this page as seen from there. "
+        "The JSON beside it holds the numbers of each."
+    )
     group = Group(items=[Figure(f"Files ({len(rows)})", body, note, [], data, wide=True, folded=True)])
     return Section("files", "Files behind the figures", "", [group])
 

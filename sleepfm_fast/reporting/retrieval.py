@@ -19,6 +19,8 @@ from sleepfm_fast.results import Result
 
 __all__ = ["recall_keys", "retrieval_section"]
 
+MOST_RUNS = 4  # results whose examples are drawn
+
 
 def recall_keys(record: dict[str, Any]) -> list[str]:
     """The recall@k entries of a record, by k."""
@@ -123,6 +125,7 @@ def ranks_figure(name: str, result: Result) -> Figure | None:
 def retrieval_section(runs: Sequence[Run], n_examples: int) -> Section:
     """Draw every retrieval result."""
     section = Section("retrieval", "Retrieval between modalities")
+    n_shown = 0
     for run in runs:
         results = run.results_of("retrieve")
         for result in results:
@@ -135,7 +138,8 @@ def retrieval_section(runs: Sequence[Run], n_examples: int) -> Section:
             try:
                 items = [figures_table(name, result), ranks_figure(name, result)]
                 group.items = [item for item in items if item is not None]
-                group.items += example_figures(run, result, n_examples)
+                group.items += example_figures(run, result, n_examples if n_shown < MOST_RUNS else 0)
+                n_shown += 1
             except (KeyError, TypeError, ValueError, SleepfmError) as error:
                 group.items.append(Missing(f"{result.path} cannot be drawn: {error}"))
             section.groups.append(group)

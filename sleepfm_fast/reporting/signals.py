@@ -46,7 +46,7 @@ def strips_of(store: ClipStore, clip: int, modality: str, most: int) -> list[Str
         gain, offset = (float(c[recording, slot]) for c in (store.channels.gain, store.channels.offset))
         first = window.first - window.start
         values = np.asarray(window.samples[max(first, 0) :], np.float64) * gain + offset
-        unit = store.units[int(store.channels.unit[recording, slot])]
+        unit = store.units[int(store.channels.unit[recording, slot])].replace("uV", "µV")
         strips.append(Strip(store.slots[slot].name, unit, float(fs), values))
     return strips
 
@@ -78,10 +78,15 @@ def envelope(strip: Strip) -> str:
     return path
 
 
+def rounded(value: float) -> str:
+    """Three significant digits, without an exponent where there are few others."""
+    return f"{float(f'{value:.3g}'):.7g}"
+
+
 def strip_markup(strip: Strip) -> str:
     """Name, range and drawing of one channel."""
     v = strip.values
-    limits = f"{v.min():.3g} to {v.max():.3g} {strip.unit}" if v.size else "no samples"
+    limits = f"{rounded(v.min())} to {rounded(v.max())} {strip.unit}" if v.size else "no samples"
     words = f"{strip.name}: {EPOCH_S:g} seconds, {limits}"
     svg = element(
         "svg",
