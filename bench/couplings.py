@@ -285,11 +285,14 @@ def tables(document: dict[str, Any]) -> str:
     lines += rows_of(embedded, recall, "arm")
     lines += ["", "Macro AUROC of age group and sex from hand-made features:", ""]
     lines += rows_of(measured, TRAIT_COLUMNS, "arm")
-    lines += ["", "Leave-one-out against pairwise, everything on:", "", *loss_rows(document["losses"]), ""]
+    if document["losses"]:
+        lines += ["", "Leave-one-out against pairwise, everything on:", "", *loss_rows(document["losses"])]
+    lines.append("")
     m = document["machine"]
     lines.append(
         f"`bench/results/{document['name']}.json`, made by `bench/couplings.py` at commit {m['commit']} "
-        f"({m['cpu_model']}, torch {m['torch']}); it holds all six directions and the ranks."
+        f"({m['cpu_model']}, torch {m['torch']}); it holds all six directions and the ranks. "
+        f"{document['note']}".rstrip()
     )
     return "\n".join(lines)
 
@@ -306,6 +309,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("work", type=Path, nargs="?", help="folder for cohorts, runs and outcomes")
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="arms to run")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="seeds of the two losses")
+    parser.add_argument(
+        "--note", default="", help="what a reader of the stored file should know, such as other commits"
+    )
     parser.add_argument("--doc", action="store_true", help="redraw the tables of docs/simulator.md and stop")
     arguments = parser.parse_args(argv)
     if arguments.doc:
@@ -322,6 +328,7 @@ def main(argv: list[str] | None = None) -> int:
         "cohort": {"subjects": SUBJECTS, "hours": HOURS, "seed": COHORT_SEED},
         "couplings": [c.replace("_", "-") for c in ALL],
         "training": TRAINING,
+        "note": arguments.note,
         "arms": arms,
         "losses": losses,
     }

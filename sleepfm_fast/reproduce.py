@@ -58,6 +58,8 @@ class Config:
     """Numbers of pretraining subjects for performance against pretraining size; the preset's by default."""
     epochs: int | None = None
     """Epochs of every training; the preset's by default."""
+    report: bool = True
+    """Show all runs on one page, OUT/report.html, at the end."""
     plan: bool = False
     """Print the plan and what it costs, and stop."""
     seed: int = 0
@@ -255,7 +257,7 @@ def main(config: Config) -> dict[str, Any]:
     broken = {name: outcome.error for name, outcome in outcomes.items() if outcome.state in ("failed", "blocked")}
     for name, error in broken.items():
         say(f"error: {name}: {error}")
-    page = write_report(layout, broken)
+    page = write_report(layout, broken) if config.report else None
     return {
         "out": layout.out,
         "tables": layout.out / TABLES,
