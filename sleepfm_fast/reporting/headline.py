@@ -12,7 +12,7 @@ from sleepfm_fast.reporting.comparison import spread
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
 from sleepfm_fast.reporting.retrieval import recall_keys
-from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.wording import count, interval, value_of
 from sleepfm_fast.results import Result
 
@@ -215,7 +215,7 @@ def attempted(read: Callable[[Run], Reading | None], run: Run) -> Reading | None
     """Read a figure; a result of another shape is noted as a problem of the run."""
     try:
         return read(run)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except MISSHAPEN as error:
         run.problems.append(f"a result of {run.path} is not as its command writes it ({error!r}); run it again.")
         return None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.markup import element
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
@@ -205,7 +206,10 @@ def projection_section(runs: Sequence[Run], n: int, method: Method, seed: int) -
             continue
         if embeddings is not None:
             n_drawn += 1
-            items = run_figures(run, embeddings, n, method, seed)
+            try:
+                items = run_figures(run, embeddings, n, method, seed)
+            except SleepfmError as error:
+                items = [Missing(str(error))]
         elif run.config and not run.supervised:
             items = [
                 Missing(
