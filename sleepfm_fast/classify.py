@@ -172,9 +172,9 @@ def tested(
     odds: npt.NDArray[np.float64],
 ) -> dict[str, Any]:
     """Score those of the classified ``clips`` that have a label and write the result folder."""
-    from sleepfm_fast.classification import HeldOut, conclude
+    from sleepfm_fast.classification import conclude
     from sleepfm_fast.labelled_clips import LabelledClips
-    from sleepfm_fast.supervised_clips import StoreFacts
+    from sleepfm_fast.supervised_clips import StoreFacts, held_out_of
     from sleepfm_fast.tasks import TASKS, labels_of
 
     store, task = classifier.clip_input.store, TASKS[classifier.task]
@@ -190,17 +190,6 @@ def tested(
     n_lacking = len(asked) - n_unlabelled - int(known.sum())
     clips = clips[known]
     test = LabelledClips(clips, labels[known], facts.subject[clips], n_unlabelled, n_lacking)
-    held_out = HeldOut(
-        clip=clips,
-        label=test.labels,
-        subject=test.subject,
-        recording=np.asarray(store.recording, np.int32)[clips],
-        onset_s=np.asarray(store.onset_s)[clips],
-        subjects=tuple(store.subjects),
-        recordings=tuple(r.id for r in store.recordings),
-        ages=facts.description.ages,
-        sexes=facts.description.sexes,
-    )
     return conclude(
         {
             **record,
@@ -209,7 +198,7 @@ def tested(
             "trained_on": classifier.config["config"]["store"],
             "test": test.counts(task.names),
         },
-        held_out,
+        held_out_of(store, test),
         odds[known],
         classifier.classes,
         bootstraps=config.bootstraps,

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from sleepfm_fast.batches import Batch, ClipInput, InputConfig
-from sleepfm_fast.classification import HeldOut, conclude, log_odds
+from sleepfm_fast.classification import conclude, log_odds
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.command import plain, say
 from sleepfm_fast.encoder import PRESETS, Encoder, build_encoder
@@ -37,7 +37,7 @@ from sleepfm_fast.rundir import (
 from sleepfm_fast.sampler import ClipSampler
 from sleepfm_fast.schedule import learning_rate
 from sleepfm_fast.splits import Split
-from sleepfm_fast.supervised_clips import montage_of, select_labelled
+from sleepfm_fast.supervised_clips import held_out_of, in_words, montage_of, select_labelled
 from sleepfm_fast.supervised_network import finite, load_weights, logits_of, refuse_other_runs, scored
 from sleepfm_fast.tasks import TASKS
 from sleepfm_fast.world import choose_device
@@ -207,17 +207,7 @@ class SupervisedTrainer:
         n = sum(p.numel() for p in self.model.parameters())
         names = TASKS[self.config.task].names
         for side, clips in self.sides.items():
-            counts = clips.counts(names)
-            classes = ", ".join(f"{k} {v}" for k, v in counts["class_counts"].items())
-            left = ", ".join(
-                f"{counts[f'n_dropped_{key}']} left out for want of {what}"
-                for key, what in (("unlabelled", "a label"), ("lacking_modality", "a channel"))
-                if counts[f"n_dropped_{key}"]
-            )
-            say(
-                f"{side}: {counts['n_clips']} clips of {counts['n_subjects']} subjects ({classes})"
-                + (f"; {left}" if left else "")
-            )
+            say(f"{side}: {in_words(clips, names)}")
         say(
             f"{n:,} parameters, {self.input.n_columns} channels of {', '.join(self.input.modalities)}, "
             f"{self.total_steps} steps of {min(self.config.batch_size, len(self.clips.train))} clips on {self.device} "
@@ -380,23 +370,10 @@ class SupervisedTrainer:
         if progress.stopped_early:
             say(f"stopped early: no better validation loss in {config.patience} epochs")
         names = TASKS[config.task].names
-        test, store = self.clips.test, self.store
-        people = [store.participants[s] for s in store.subjects]
-        held_out = HeldOut(
-            clip=test.clips,
-            label=test.labels,
-            subject=test.subject,
-            recording=np.asarray(store.recording[test.clips], np.int32),
-            onset_s=np.asarray(store.onset_s[test.clips]),
-            subjects=tuple(store.subjects),
-            recordings=tuple(r.id for r in store.recordings),
-            ages=tuple(p["age"] for p in people),
-            sexes=tuple(p["sex"] for p in people),
-        )
         record = {
             "command": "supervise",
             "run": self.run.path,
-            "store": store.path,
+            "store": self.store.path,
             "task": config.task,
             "modalities": self.input.modalities,
             "preset": config.preset,
@@ -419,7 +396,7 @@ class SupervisedTrainer:
         counts = np.bincount(self.column[self.clips.train.clips], minlength=len(self.classes))
         return conclude(
             record,
-            held_out,
+            held_out_of(self.store, self.clips.test),
             self.test(),
             self.classes.astype(np.int8),
             bootstraps=config.bootstraps,

@@ -331,6 +331,15 @@ def test_bfloat16_trains_with_float32_weights(cohort_store, tmp_path, capsys):
     assert {t.dtype for t in tensors.values()} <= {torch.float32, torch.int64}
 
 
+def test_the_seed_preset_trains_and_tests(planted, tmp_path, capsys):
+    options = ["--task", "stage", "--modality", "brain", "--max-steps", "2", "--batch-size", "4", "--bootstraps", "0"]
+    result, _ = call(capsys, planted, tmp_path / "run", *options)
+    assert result["preset"] == "seed"
+    assert result["fit"]["steps"] == 2
+    tensors, _ = read_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert len(tensors) == 318
+
+
 def test_every_option_has_a_help_text():
     source = Path(supervise.__file__).read_text()
     for field in dataclasses.fields(supervise.Config):
