@@ -17,7 +17,7 @@ import sys
 sys.path.insert(0, "bench")
 import torch
 from encoder_rivals import embedder, networks, trainer
-network = networks(compiled=False)[{arm!r}][0]
+network = networks(timed=False)[{arm!r}][0]
 run = {make}(network, False, torch.randn(32, 7, 7680))
 """
 
@@ -32,7 +32,7 @@ def peaks(make: str) -> dict[str, tuple[str, str]]:
 
 def test_embedding(versus, quick):
     x = clips(2 if quick else 32)
-    arms = networks(compiled=not quick)
+    arms = networks(timed=not quick)
 
     def agree(results):
         for arm, y in results.items():
@@ -50,7 +50,7 @@ def test_embedding(versus, quick):
 
 def test_training_step(versus, quick):
     x = clips(2 if quick else 32)
-    arms = networks(compiled=not quick)
+    arms = networks(timed=not quick)
 
     def agree(results):  # with dropout, every arm draws for itself; what they compute without is compared below
         assert all(math.isfinite(loss) for loss in results.values())
@@ -69,7 +69,7 @@ def test_arms_train_alike_without_dropout():
     """Three steps without dropout: the losses of every arm follow the same curve."""
     x = clips(2)
     curves = {}
-    for arm, (network, bfloat16) in networks(compiled=False, dropout=0.0).items():
+    for arm, (network, bfloat16) in networks(timed=False, dropout=0.0).items():
         step = trainer(network, bfloat16, x)
         curves[arm] = [step() for _ in range(3)]
     for arm, curve in curves.items():

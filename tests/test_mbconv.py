@@ -85,8 +85,9 @@ def test_training_agrees_with_the_definition(dims):
             assert not a.any()
             assert c.abs().max() < 1e-9
             continue
-        term = 3e-5 if dims[0] * dims[4] > 4 else 1e-2
-        assert_close(a, b, c, term * scale if name in ("w1", "wd", "gamma0", "x") else 1e-5 * scale, name)
+        loose, tight = (1e-2, 1e-4) if dims[0] * dims[4] <= 4 else (3e-5, 1e-5)
+        term = loose if name in ("w1", "wd", "gamma0", "x") else tight
+        assert_close(a, b, c, term * scale, name)
 
 
 @pytest.mark.parametrize("dims", DIMS, ids=str)
@@ -120,8 +121,9 @@ def test_statistics_of_awkward_inputs(kind, stride):
     ours = evaluate(ops.mbconv, values, dims)
     same = evaluate(reference.mbconv, values, dims)
     truth = evaluate(reference.mbconv, values, dims, torch.float64)
+    # What rounding leaves of the loud part is divided by a deviation of 0.04; moments in float32 would be off by 5e-3.
     for name, a, b, c in zip(("y", "statistics"), ours, same, truth, strict=False):
-        assert_close(a, b, c, 1e-5 * c.abs().max().clamp_min(1.0), name)
+        assert_close(a, b, c, (5e-5 if name == "y" else 1e-5) * c.abs().max().clamp_min(1.0), name)
     assert all(bool(value.isfinite().all()) for value in ours)
 
 

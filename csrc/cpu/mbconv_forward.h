@@ -171,6 +171,9 @@ inline void forward(MBConvForward const& call) {
                         store(to, relu6(v * work.scale0[c] + w.beta0[c]));
                     },
                     [&](Index c, Index n, float const* before, float const* middle, float const* after) {
+                        if (c + ROWS < width) {
+                            prefetch_to_write(c2 + (c + ROWS) * S + done, n);
+                        }
                         depthwise(before, middle, after, n, w.wd + 3 * c, w.bd[c], c2 + c * S + done, from == 0,
                                   pivots[c], lanes[c]);
                     });
