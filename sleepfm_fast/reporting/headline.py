@@ -60,7 +60,7 @@ def mean_prevalence(result: Result) -> float | None:
 
 
 def retrieval_reading(run: Run) -> Reading | None:
-    """Mean recall at the largest k of 10 or less, over the directions of ``results/retrieve``, else the first result."""
+    """Mean recall at the largest k of 10 or less, over the directions of ``results/retrieve`` or the first result."""
     results = run.results_of("retrieve")
 
     def order(result: Result) -> tuple[bool, bool, str]:
