@@ -77,9 +77,12 @@ def project(x: npt.NDArray[np.float32], method: Method, seed: int) -> tuple[Floa
 
     if method == "tsne" and len(x) >= LEAST_FOR_TSNE and np.ptp(x, axis=0).any():
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
 
         perplexity = min(30.0, (len(x) - 1) / 3)
-        with warnings.catch_warnings():
+        # TSNE takes all OpenMP threads whatever n_jobs says; on a busy machine they spend ten times the work waiting
+        # for each other at the end of every short step. One thread also gives the same bits everywhere.
+        with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore")
             y = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(x)
         words = f"t-SNE (perplexity {perplexity:g}, seed {seed}): neighbours mean something, distances and axes do not"
