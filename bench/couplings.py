@@ -3,7 +3,7 @@
 Each arm simulates the same sleepers (same seed) with some couplings switched off, preprocesses, trains the tiny preset
 for a short while, embeds, and probes and retrieves on the same held-out subjects. ``python bench/couplings.py WORK``
 runs the arms that WORK lacks and writes ``bench/results/simulator-couplings.json``; ``--doc`` redraws the tables of
-docs/simulator.md from that file.
+docs/simulator.md from that file. The package that Python imports must be that of this clone (``pip install -e .``).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -46,7 +46,7 @@ class Config:
     """CSV to write: recording, onset_s, duration_s, class and the probability of each class, a row a clip."""
     subjects: Literal["test", "all"] = "test"
     """Test subjects by the run's rule (those it was trained with never are), or everybody: right for nights of people
-    whom the run has not seen."""
+    whom the run has not seen. Subjects that it has seen, by name, are counted in a notice and in the record."""
     bootstraps: int = 1000
     """Resamples of subjects for the intervals; 0 for none."""
     seed: int = 0
@@ -93,19 +93,40 @@ def chosen(config: Config, store: ClipStore, saved: dict[str, Any]) -> tuple[npt
     """Which clips of the store are asked for, bool [n_clips], and the sentence to repeat where sides overlap."""
     from sleepfm_fast.splits import Split, assign_subjects
 
+    known: dict[str, int] = saved["subjects"]
+    subject = np.asarray(store.recording_subject)[np.asarray(store.recording)]
     if config.subjects == "all":
-        return np.ones(len(store), np.bool_), ""
-    split = Split(**saved["split"])
-    codes, notices = assign_subjects(store.subjects, split, saved["subjects"])
-    for notice in notices:
-        say(f"notice: {notice}")
-    mine = ((codes == 2) | (codes < 0))[np.asarray(store.recording_subject)[np.asarray(store.recording)]]
+        mine = np.ones(len(store), np.bool_)
+    elif len(store.subjects) == 1:
+        # One person cannot be split: strangers are tested, and who served a run of one person for all three purposes.
+        mine = np.full(len(store), saved["overlap"] or known.get(store.subjects[0], 2) == 2)
+    else:
+        codes, notices = assign_subjects(store.subjects, Split(**saved["split"]), known)
+        for notice in notices:
+            say(f"notice: {notice}")
+        mine = (codes == 2)[subject]
     if not mine.any():
         raise SleepfmError(
-            f"no subject of {config.store} is a test subject of {config.run} ({split.rule()}; those it was trained "
-            "with keep their side). --subjects all takes everybody."
+            f"no subject of {config.store} is a test subject of {config.run} ({Split(**saved['split']).rule()}; those "
+            "it was trained with keep their side). --subjects all takes everybody."
         )
-    return mine, " ".join(notices) if (codes < 0).any() else ""
+    return mine, overlap_of([store.subjects[s] for s in np.unique(subject[mine])], known, config.run)
+
+
+def overlap_of(names: Sequence[str], known: Mapping[str, int], run: Path) -> str:
+    """Say how many of the classified subjects the run was trained or validated with; empty where none is."""
+    from sleepfm_fast.splits import SPLITS
+
+    seen = [name for name in names if known.get(name, 2) != 2]
+    if not seen:
+        return ""
+    counts = [(SPLITS[code], sum(known[name] == code for name in seen)) for code in (0, 1)]
+    sides = " and ".join(f"{n} {side}" for side, n in counts if n)
+    shown = ", ".join(seen[:3]) + (f" and {len(seen) - 3} more" if len(seen) > 3 else "")
+    return (
+        f"{len(seen)} of the {len(names)} subjects classified are subjects that {run} has seen ({sides}: {shown}), so "
+        "their clips describe memorisation, not generalisation."
+    )
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -132,6 +153,8 @@ def main(config: Config) -> dict[str, Any]:
     if clip_input.missing_slots:
         say(f"notice: the store lacks {', '.join(clip_input.missing_slots)}; the network works without them")
     mine, overlap_note = chosen(config, store, classifier.config)
+    if overlap_note:
+        say(f"notice: {overlap_note}")
     recording = np.asarray(store.recording, np.int64)
     for notice in clip_input.measure(
         np.unique(recording[mine]), lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr)
@@ -154,10 +177,11 @@ def main(config: Config) -> dict[str, Any]:
         "task": classifier.task,
         "clips": len(clips),
         "clips_without_channels": int(mine.sum()) - len(clips),
+        "overlap": bool(overlap_note),
+        "overlap_note": overlap_note,
     }
     if config.result is not None:
-        overlap = {"overlap": bool(overlap_note), "overlap_note": overlap_note}
-        result = tested({**result, **overlap}, config, classifier, np.flatnonzero(mine), clips, odds)
+        result = tested(result, config, classifier, np.flatnonzero(mine), clips, odds)
     result["table"] = None if config.table is None else str(config.table)
     result["elapsed_s"] = round(time.monotonic() - started, 1)
     return result

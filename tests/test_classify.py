@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from known_nights import ECG, EEG, FLOW, staged_night
 from nights import Lead
 from test_supervise import LEARN, last_json
 
-from sleepfm_fast import classify, preprocess, supervise, train
+from sleepfm_fast import classify, compare, preprocess, supervise, train
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.results import read_result
+from sleepfm_fast.splits import hash_fraction
 
 STAGES = ["W"] * 6 + ["2"] * 6
 
@@ -98,19 +100,59 @@ def test_what_cannot_be_is_refused_in_a_sentence(learnt, planted, cohort_store, 
     assert "holds a run of train, not of supervise" in refused(capsys, run, cohort_store, tmp_path / "r")
 
 
-def test_trained_subjects_are_never_tested(learnt, planted, tmp_path, capsys):
-    split = json.loads((learnt / "config.json").read_text())["subjects"]
-    (tmp_path / "edf").mkdir()
-    name = next(s for s, code in split.items() if code == 0)
-    staged_night(tmp_path / "edf" / f"{name}.edf", STAGES, seed=0)
-    staged_night(tmp_path / "edf" / "p01-again.edf", STAGES, seed=1)
-    assert preprocess.cli([str(tmp_path / "edf"), str(tmp_path / "store"), "--workers", "1"]) == 0
-    capsys.readouterr()
-    status = classify.cli([str(learnt), str(tmp_path / "store"), str(tmp_path / "r"), "--bootstraps", "0"])
-    err = capsys.readouterr().err
-    if status == 0:
-        record = read_result(tmp_path / "r").record
-        tested = {record["subjects"][s] for s in np.unique(read_result(tmp_path / "r").array("subject"))}
-        assert name not in tested
-    else:
-        assert "is a test subject" in err
+def copy_with(learnt, folder, subjects):
+    """Copy the run; it then says that these subjects had these sides."""
+    shutil.copytree(learnt, folder)
+    saved = json.loads((folder / "config.json").read_text())
+    saved["subjects"] |= subjects
+    (folder / "config.json").write_text(json.dumps(saved))
+    return folder
+
+
+def nights_of(folder, *names):
+    (folder / "edf").mkdir(parents=True)
+    for i, name in enumerate(names):
+        staged_night(folder / "edf" / f"{name}.edf", STAGES, seed=i)
+    assert preprocess.cli([str(folder / "edf"), str(folder / "store"), "--workers", "1"]) == 0
+    return folder / "store"
+
+
+def test_trained_subjects_are_never_tested(learnt, tmp_path, capsys):
+    assert hash_fraction("sleepfm_fast", "stranger") < 0.2, "a test subject by the rule"
+    assert hash_fraction("sleepfm_fast", "visitor") > 0.3, "a training subject by the rule, unknown to the run"
+    mine = next(s for s, code in json.loads((learnt / "config.json").read_text())["subjects"].items() if code == 2)
+    # By the rule `mine` is a test subject too; that the run was trained with it decides.
+    run = copy_with(learnt, tmp_path / "run", {mine: 0})
+    store = nights_of(tmp_path / "cohort", mine, "stranger", "visitor")
+    result, _ = call(capsys, run, store, tmp_path / "r")
+    record = read_result(tmp_path / "r").record
+    assert {record["subjects"][s] for s in np.unique(read_result(tmp_path / "r").array("subject"))} == {"stranger"}
+    assert (result["overlap"], result["test"]["n_subjects"]) == (False, 1)
+    # A store of one person has no split of its own, but the run knows whom it has seen.
+    alone = nights_of(tmp_path / "alone", mine)
+    assert "is a test subject" in refused(capsys, run, alone, tmp_path / "a")
+    result, err = call(capsys, run, nights_of(tmp_path / "visit", "visitor"), tmp_path / "v")
+    assert (result["overlap"], "memorisation" in err) == (False, False)
+
+
+def test_subjects_that_the_run_has_seen_are_counted(learnt, planted, tmp_path, capsys):
+    codes = json.loads((learnt / "config.json").read_text())["subjects"].values()
+    seen = sum(code != 2 for code in codes)
+    assert 0 < seen < 12
+    result, err = call(capsys, learnt, planted, tmp_path / "all", "--subjects", "all")
+    assert result["overlap"] is True
+    assert f"{seen} of the 12 subjects classified are subjects that {learnt} has seen" in result["overlap_note"]
+    assert f"({sum(code == 0 for code in codes)} train and {sum(code == 1 for code in codes)} validation: " in err
+    assert f"notice: {result['overlap_note']}" in err
+    assert read_result(tmp_path / "all").record["overlap_note"] == result["overlap_note"]
+    # The table alone says it too, and a comparison repeats it.
+    table, err = call(capsys, learnt, planted, "--table", tmp_path / "all.csv", "--subjects", "all")
+    assert table["overlap"] is True
+    assert result["overlap_note"] in err
+    assert compare.cli([str(learnt / "results" / "stage"), str(tmp_path / "all"), "--bootstraps", "20"]) == 0
+    out, err = capsys.readouterr()
+    compared = last_json(out)
+    assert (compared["compared"], compared["overlap"]) == (["supervise", "classify"], True)
+    assert compared["overlap_note"] == f"{tmp_path / 'all'}: {result['overlap_note']}"
+    assert f"notice: {compared['overlap_note']}" in err
+    assert compared["accuracy"]["difference"] == 0
