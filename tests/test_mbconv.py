@@ -294,6 +294,19 @@ def test_memory_is_used_again():
     assert _C.release_pages() == 0
 
 
+@pytest.mark.parametrize("n_in", [16, 34])
+def test_without_a_backward_the_expansion_is_not_kept(n_in):
+    """Statistics are made from many batches in training mode without gradients, as torch's update_bn does."""
+    values = arguments((8, n_in, 96, 16, 1000, 2))
+    expected = [value.detach() for value in ops.mbconv(*[value.requires_grad_() for value in values], stride=2)]
+    ops.release_pages()
+    with torch.no_grad():
+        found = ops.mbconv(*values, stride=2)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not found[0].requires_grad
+    assert ops.release_pages() == 2 << 20  # c2: 8 x 96 x 500 float32 are 1.5 MB
+
+
 def test_blocks_that_the_op_does_not_cover_go_the_long_way(monkeypatch):
     block = MBConvBlock(4, 4, 2, 1, 0.0)
     x = torch.randn(2, 4, 20)
@@ -462,8 +475,9 @@ def test_opcheck(stride):
     options = (stride, 1e-5, False, 0.0)
     seed = torch.tensor(1)
     torch.library.opcheck(namespace.mbconv_evaluate.default, (x, weights, running, stride, 1e-5, False))
-    torch.library.opcheck(namespace.mbconv_forward.default, (x, weights, seed, *options))
-    y, *kept = namespace.mbconv_forward(x, weights, seed, *options)
+    for for_backward in (True, False):
+        torch.library.opcheck(namespace.mbconv_forward.default, (x, weights, seed, *options, for_backward))
+    y, *kept = namespace.mbconv_forward(x, weights, seed, *options, True)
     torch.library.opcheck(namespace.mbconv_backward.default, (y, x, weights, seed, *kept, *options))
 
 
