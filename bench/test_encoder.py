@@ -36,8 +36,10 @@ def test_embedding(versus, quick):
 
     def agree(results):
         for arm, y in results.items():
-            close = {"rtol": 0.1, "atol": 0.02} if arm == BFLOAT16 else {"rtol": 1e-3, "atol": 1e-4}
-            torch.testing.assert_close(y, results["ours"], **close)
+            if arm == BFLOAT16:  # 8 bits through 40 convolutions
+                assert (y - results["ours"]).norm() < 0.25 * results["ours"].norm()
+            else:
+                torch.testing.assert_close(y, results["ours"], rtol=1e-3, atol=1e-4)
 
     versus(
         f"embedding, published encoder, {len(x)} clips of {N_CHANNELS} channels",
