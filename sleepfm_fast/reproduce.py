@@ -158,7 +158,7 @@ def prepared(config: Config) -> tuple[Planner, list[PaperTable], dict[str, float
         external = store_facts(config.external, split)
     elif store is None:
         external = simulated_facts(preset.external_subjects, preset.hours, split)
-    tables = chosen_tables(config, preset, facts, external=external is not None)
+    tables = chosen_tables(config, preset, facts, external)
     if config.threads:
         import torch
 
