@@ -5,6 +5,7 @@ A benchmark takes the ``versus`` fixture (rivals in turns, see interleave.py) or
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -46,17 +47,25 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info.update(machine.record())
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    name = session.config.getoption("store")
-    results = session.config.stash[RESULTS]
+this_machine = functools.cache(machine.record)
+
+
+def store(config: pytest.Config, passed: bool) -> None:
+    """Write what was measured so far where ``--store`` says; a run that is killed keeps the rest."""
+    name = config.getoption("store")
+    results = config.stash[RESULTS]
     if not name or not results:
         return
-    folder = Path(session.config.getoption("results"))
+    folder = Path(config.getoption("results"))
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"name": name, "machine": machine.record(), "passed": exitstatus == 0, "results": results}
+    document = {"name": name, "machine": this_machine(), "passed": passed, "results": results}
     partial = folder / f".{name}.json.partial"
     partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     partial.replace(folder / f"{name}.json")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    store(session.config, exitstatus == 0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -116,6 +125,7 @@ def versus(request: pytest.FixtureRequest, quick: bool) -> Callable[..., Compari
         if peak:
             record["peak_rss_mib"] = {arm: memory.peak_rss_mib(*source) for arm, source in peak.items()}
         request.config.stash[RESULTS].append(record)
+        store(request.config, passed=False)
         return comparison
 
     return compare

@@ -10,7 +10,7 @@
 # SLEEPFM_WHEELS       a folder of wheels to install first, from bench/gpu_wheels.sh; nothing is installed without it
 # SLEEPFM_BUILD        cmake (default), pip (scikit-build-core, no build isolation) or none (what is built in place)
 # SLEEPFM_CUDA_ARCHITECTURES   instead of the compute capability of the GPU found
-# SLEEPFM_GPU_STEPS    only these steps, separated by commas, by their names in the table
+# SLEEPFM_GPU_STEPS    only these steps, separated by commas, by their names in the table (or what stands before a colon)
 # SLEEPFM_GPU_SECONDS  for all steps and the build together (480)
 set -uo pipefail
 
@@ -26,6 +26,16 @@ if [ "${1:-}" = --rehearse ]; then
 fi
 [ $# -eq 1 ] || usage
 case $1 in -*) usage ;; esac
+
+# The CUDA toolkit where it is usually installed, if it is not on the PATH.
+if ! command -v nvcc >/dev/null; then
+  for toolkit in "${CUDA_HOME:-}" /usr/local/cuda; do
+    if [ -x "$toolkit/bin/nvcc" ]; then
+      export PATH=$PATH:$toolkit/bin
+      break
+    fi
+  done
+fi
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mkdir -p "$1" || exit 2
@@ -49,6 +59,7 @@ if [ -n "${SLEEPFM_WHEELS:-}" ]; then
   if "$python" -m pip install --quiet --no-index --no-deps --no-compile --find-links "$SLEEPFM_WHEELS" \
     --target "$work/site" "$SLEEPFM_WHEELS"/*.whl >>"$log" 2>&1; then
     export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
+    unset SLEEPFM_WHEELS # a run within the tests finds them installed
   else
     fail "the wheels in $SLEEPFM_WHEELS could not be installed; see $log"
   fi

@@ -1,4 +1,4 @@
-"""What the machine can do, measured beside the kernels: copies, matrix products of the loss's shapes, and gpu_probe.cu.
+"""What the machine can do and how exactly: errors of the loss, copies, products of its shapes, and gpu_probe.cu.
 
 ``python bench/gpu_probe.py OUT.json`` writes numbers by name. Without a GPU the same code runs at toy sizes.
 """
@@ -6,15 +6,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cuda_events
+import cuda_loss_rivals as rivals
 import torch
+
+from sleepfm_fast.ops import contrastive_cuda, contrastive_small
 
 HERE = Path(__file__).resolve().parent
 CUDA = torch.cuda.is_available()
@@ -54,6 +59,30 @@ def launches() -> dict[str, float]:
     return {"a launch through torch (us)": 1e6 * cuda_events.measure(lambda: x.add_(1))}
 
 
+def errors(n: int) -> dict[str, float]:
+    """Relative error of a loss and of its gradients (norm for x's) against float64, path by path and for PyTorch.
+
+    What tensor cores leave out where they add is seen here alone: the same kernels on a CPU round every sum.
+    """
+    x, tau = rivals.inputs(n, cuda_events.device())
+    os.environ[contrastive_cuda.VARIABLE] = "chunked"
+    wide = rivals.step(rivals.highest, x.detach().double().requires_grad_(), tau.detach().double().requires_grad_())
+    arms = {"PyTorch, float32": ("chunked", rivals.eager)}
+    for path in ("small", "mma", "gemm") if n <= contrastive_small.LARGEST_N else ("mma", "gemm"):
+        for name, loss in (("highest", rivals.highest), ("high", rivals.high)):
+            if (path, name) != ("small", "high"):  # one and the same
+                arms[f"{path}, {name}"] = path, loss
+    results = {}
+    for arm, (path, loss) in arms.items():
+        os.environ[contrastive_cuda.VARIABLE] = path
+        value, d_x, d_tau = rivals.step(loss, x, tau)
+        for what, ours, truth in zip(("loss", "gradient", "slope"), (value, d_x, d_tau), wide, strict=True):
+            error = (ours.double() - truth).norm() / truth.norm()
+            results[f"error of the {what}, N = {n}: {arm}"] = float(f"{float(error):.2g}")
+    del os.environ[contrastive_cuda.VARIABLE]
+    return results
+
+
 def probe() -> dict[str, Any]:
     """Compile gpu_probe.cu for this GPU and run it; without a GPU compile it only."""
     nvcc = shutil.which("nvcc")
@@ -78,7 +107,14 @@ def main(path: Path) -> int:
     results: dict[str, Any] = {}
     status = 0
     shapes = (32768, 8448, 512) if CUDA else (256, 64, 32)
-    for part in (lambda: copies(2**32 if CUDA else 2**22), launches, lambda: products(*shapes), probe):
+    sizes = (512, 8192) if CUDA else (64,)
+    for part in (
+        *(partial(errors, n) for n in sizes),
+        partial(copies, 2**32 if CUDA else 2**22),
+        launches,
+        partial(products, *shapes),
+        probe,
+    ):
         try:
             results |= part()
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:

@@ -1,7 +1,11 @@
-"""A few calls of every kernel at sizes beside tile boundaries, to be run under compute-sanitizer."""
+"""A few calls of every kernel at sizes beside tile boundaries, to be run under compute-sanitizer.
+
+``python bench/gpu_sanitize.py small mma gemm`` runs these paths of the loss (all by default) and the filter.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,31 +15,40 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from contrastive_cases import MODES, embeddings, random_mask  # noqa: E402
-from filter_batch import mixed_batch  # noqa: E402
+from filter_batch import NORMALISATIONS, mixed_batch  # noqa: E402
 
 from sleepfm_fast import ops  # noqa: E402
+from sleepfm_fast.ops import contrastive_cuda  # noqa: E402
 
-SIZES = ((1, 64), (33, 128), (130, 512), (1100, 128))  # N, D: a launch of its own, tiles, their remainders
+# N, D: one sample, remainders of tiles, every padded D. A checked launch takes some hundred times as long.
+SIZES = {
+    "small": ((1, 64), (33, 128), (130, 512)),
+    "mma": ((1, 64), (65, 256), (130, 512), (300, 128)),
+    "gemm": ((33, 128), (300, 200)),
+}
 
 
-def main() -> None:
+def main(paths: list[str]) -> None:
     """Run on the GPU, or on the CPU where there is none."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for N, D in SIZES:
-        for mode in MODES:
-            x = embeddings("random", 3, N, D).to(device).requires_grad_()
-            tau = torch.tensor(2.0, device=device, requires_grad=True)
-            mask = random_mask(3, N).to(device)
-            loss, _ = ops.contrastive_loss(x, tau, mode, mask=mask, precision="high" if N == 130 else "highest")
-            loss.backward()
-            assert bool(x.grad.isfinite().all())
+    n_losses = 0
+    for path in paths or SIZES:
+        os.environ[contrastive_cuda.VARIABLE] = path
+        for N, D in SIZES[path]:
+            for mode, precision in zip(MODES, ("highest", "high"), strict=True):
+                x = embeddings("random", 3, N, D).to(device).requires_grad_()
+                tau = torch.tensor(2.0, device=device, requires_grad=True)
+                loss, _ = ops.contrastive_loss(x, tau, mode, mask=random_mask(3, N).to(device), precision=precision)
+                loss.backward()
+                assert bool(x.grad.isfinite().all()), (path, N, D, mode)
+                n_losses += 1
     batch = mixed_batch()
     arguments = [tensor.to(device) for tensor in batch.tensors(n_channels=5)]
-    for normalise in ("none", "zscore"):
+    for normalise in NORMALISATIONS:
         out = ops.filter_resample(*arguments, batch.bank, 7680, normalise=normalise)
-        assert bool(out.isfinite().all())
-    print(f"{len(SIZES) * len(MODES)} losses and 2 filters on {device}")
+        assert bool(out.isfinite().all()), normalise
+    print(f"{n_losses} losses and {len(NORMALISATIONS)} filters on {device}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

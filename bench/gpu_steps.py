@@ -10,6 +10,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,36 @@ import report
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+# Only this project's kernels are checked: the libraries' are many, slow to instrument, and not ours to repair.
+# initcheck must see who writes, so it sees all kernels, and does without the path whose products are a library's.
+OWN_KERNELS = ["--kernel-name", "kernel_substring=sleepfm"]
+SANITIZER_OPTIONS = {
+    "memcheck": [*OWN_KERNELS, "--report-api-errors", "no"],  # torch tries calls that fail; ours check their own
+    "racecheck": OWN_KERNELS,
+    "synccheck": OWN_KERNELS,
+    "initcheck": [],
+}
+SANITIZER_PATHS = {"initcheck": ["small", "mma"]}
+# Tests that need a GPU, in processes of their own: an illegal access ends its process's use of the GPU, and a kernel
+# that never returns ends the process.
+LOSS_TESTS = ("tests/test_contrastive_cuda.py", "tests/test_contrastive_small.py", "tests/test_contrastive_gemm.py")
+CUDA_TESTS = {
+    "small": ["tests/test_contrastive_cuda.py", "tests/test_contrastive_small.py", "-k", "small"],
+    "mma": ["tests/test_contrastive_cuda.py", "-k", "mma"],
+    "gemm": ["tests/test_contrastive_cuda.py", "tests/test_contrastive_gemm.py", "-k", "gemm"],
+    "other losses": ["tests/test_contrastive_cuda.py", "-k", "not (small or mma or gemm)"],
+    "all else": ["tests", *(f"--ignore={file}" for file in LOSS_TESTS)],
+}
+# Without a GPU "all else" would collect every file to skip nearly every test.
+REHEARSED = {**CUDA_TESTS, "all else": ["tests/test_filter_resample_contract.py", "tests/test_side_stream.py"]}
+CUDA_BENCHES = {
+    "loss": "test_contrastive_loss_cuda",
+    "filter": "test_filter_resample_cuda",
+    "graph": "test_graph_replay_cuda",
+    "rivals": "test_contrastive_loss_rivals_cuda",
+}
+HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}  # what is said of the CPU is done there
+LAST_LINES = 40  # of the log of a step that fails, kept in the JSON
 
 
 @dataclass
@@ -90,23 +121,31 @@ def json_of(path: Path) -> Any:
 
 
 def steps(work: Path, rehearse: bool) -> list[Step]:
-    """What is run, in order of what matters most."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    """What is run, in order of what matters most: right or wrong, our times, rivals' times, the rest."""
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     parallel = ["-n", str(max(len(os.sched_getaffinity(0)) * 3 // 4, 1)), "--dist", "loadfile"]
     have_xdist = importlib.util.find_spec("xdist") is not None and not rehearse
     results = work / "results"
-    required = {} if rehearse else {"SLEEPFM_REQUIRE_CUDA": "1"}
     small = ["tests/test_closeness.py", "tests/test_launch.py"] if rehearse else []
 
-    def tests(name: str, marks: str, limit_s: float, more: list[str], *, beside: bool = False) -> Step:
-        file = work / f"{name.replace(' ', '-')}.xml"
-        command = [*pytest, "-m", marks, f"--junitxml={file}", *more]
-        return Step(name, command, limit_s, required, lambda: test_counts(file), beside=beside)
+    def tests(name: str, arguments: list[str], limit_s: float, environment: dict[str, str]) -> Step:
+        file = work / f"{re.sub('[^a-z]+', '-', name)}.xml"
+        command = [*pytest, f"--junitxml={file}", *arguments]
+        return Step(name, command, limit_s, environment, lambda: test_counts(file), beside=True)
 
-    def bench(name: str, paths: list[str], limit_s: float) -> Step:
-        mode = ["--quick"] if rehearse else ["--store", name, "--results", str(results)]
-        file = results / f"{name}.json"
-        return Step(f"benchmarks on {name}", [*pytest, *paths, *mode], limit_s, {}, lambda: stored_results(file))
+    def tests_on_cuda(name: str, arguments: list[str]) -> Step:
+        # The name of each test stands in the log before it runs; a test that hangs is killed with its process.
+        verbose = ["-v", "--timeout", "60", "--timeout-method", "thread", "-m", "cuda"]
+        threads = {"OMP_NUM_THREADS": str(max(len(os.sched_getaffinity(0)) // len(CUDA_TESTS), 1))}
+        environment = threads if rehearse else {**threads, "SLEEPFM_REQUIRE_CUDA": "1"}
+        return tests(f"tests on cuda: {name}", [*verbose, *arguments], 120, environment)
+
+    def bench(name: str, paths: list[str], limit_s: float, environment: dict[str, str]) -> Step:
+        stored = name.replace(" ", "-").replace(":", "")
+        mode = ["--quick"] if rehearse else ["--store", stored, "--results", str(results)]
+        file = results / f"{stored}.json"
+        command = [*pytest, "-q", *paths, *mode]
+        return Step(f"benchmarks on {name}", command, limit_s, environment, lambda: stored_results(file))
 
     sanitizer = shutil.which("compute-sanitizer")
     probe = work / "probe.json"
@@ -115,24 +154,32 @@ def steps(work: Path, rehearse: bool) -> list[Step]:
     if rehearse:
         cpu_benches = ["bench/test_clip_store.py"]
     missing = "" if sanitizer else "compute-sanitizer is not on the PATH"
+
+    def sanitize(tool: str) -> Step:
+        checked = [str(sanitizer), "--tool", tool, "--error-exitcode", "9", "--launch-timeout", "120"]
+        return Step(
+            f"sanitizer {tool}",
+            [*([] if rehearse else [*checked, *SANITIZER_OPTIONS[tool]]), *selection, *SANITIZER_PATHS.get(tool, [])],
+            120,
+            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "2"},
+            None,
+            "" if rehearse and tool == "memcheck" else missing,
+            beside=True,
+        )
+
+    def bench_on_cuda(name: str, limit_s: float) -> Step:
+        return bench(f"cuda: {name}", [f"bench/test_cuda.py::{CUDA_BENCHES[name]}"], limit_s, {})
+
     return [
-        tests("tests on cuda", "cuda", 120, ["tests/test_filter_resample_contract.py"] if rehearse else []),
-        bench("cuda", ["bench/test_cuda.py"], 130),
+        *(tests_on_cuda(name, words) for name, words in (REHEARSED if rehearse else CUDA_TESTS).items()),
+        bench_on_cuda("loss", 100),
+        bench_on_cuda("filter", 50),
+        bench_on_cuda("graph", 30),
         Step("measurements", [sys.executable, str(HERE / "gpu_probe.py"), str(probe)], 60, {}, lambda: json_of(probe)),
-        *(
-            Step(
-                f"sanitizer {tool}",
-                selection if rehearse else [str(sanitizer), "--tool", tool, "--error-exitcode", "9", *selection],
-                90,
-                {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-                None,
-                "" if rehearse and tool == "memcheck" else missing,
-                beside=True,
-            )
-            for tool in SANITIZERS
-        ),
-        tests("tests on the cpu", "not cuda", 150, [*(parallel if have_xdist else []), *small], beside=True),
-        bench("cpu", cpu_benches, 200),
+        *(sanitize(tool) for tool in SANITIZERS),
+        tests("tests on the cpu", ["-q", "-m", "not cuda", *(parallel if have_xdist else []), *small], 150, HIDDEN),
+        bench_on_cuda("rivals", 130),
+        bench("cpu", cpu_benches, 200, HIDDEN),
     ]
 
 
@@ -143,7 +190,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="no GPU: small selections, nothing timed")
     parser.add_argument("--work", type=Path, required=True, help="folder for what may be deleted afterwards")
     parser.add_argument("--deadline", type=float, required=True, help="seconds for all steps together")
-    parser.add_argument("--only", default="", help="names of steps, separated by commas; all by default")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="names of steps, or what they have before a colon, separated by commas; all by default",
+    )
     parser.add_argument("--build", default="{}", help="JSON about the build, stored as it is")
     arguments = parser.parse_args(argv)
     start = time.monotonic()
@@ -156,7 +207,11 @@ def main(argv: list[str] | None = None) -> int:
         "steps": [],
     }
     only = {name.strip() for name in arguments.only.split(",") if name.strip()}
-    chosen = [step for step in steps(arguments.work, arguments.rehearse) if not only or step.name in only]
+    chosen = [
+        step
+        for step in steps(arguments.work, arguments.rehearse)
+        if not only or step.name in only or step.name.partition(":")[0] in only
+    ]
     if not chosen:
         parser.error(f"--only {arguments.only} names no step")
     deadline = start + arguments.deadline
@@ -195,6 +250,8 @@ def perform(step: Step, log: Path, deadline: float) -> dict[str, Any]:
         "out_of_time": late,
         "seconds": round(time.monotonic() - begun, 1),
     }
+    if row["outcome"] == "failed" and log.is_file():
+        row["last_lines"] = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
     try:
         row["result"] = step.collect() if step.collect else None
     except (OSError, ValueError, KeyError, ET.ParseError) as error:
@@ -216,14 +273,14 @@ def table(document: dict[str, Any]) -> list[str]:
         f"{m.get('gpu') or 'no GPU'}, driver {m.get('gpu_driver') or '-'}, CUDA {m.get('cuda', '-')}, "
         f"torch {m['torch']}, {m['cpu_cores']} cores, commit {m['commit']}",
         "",
-        f"{'step':28} {'outcome':9} {'s':>6}  result",
+        f"{'step':30} {'outcome':9} {'s':>6}  result",
     ]
     for row in document["steps"]:
         result = row.get("result")
         counts = result if isinstance(result, dict) and "passed" in result else {}
         words = row.get("why") or ", ".join(f"{n} {word}" for word, n in counts.items())
         words = words or ("out of time" if row.get("out_of_time") else "")
-        lines.append(f"{row['name']:28} {row['outcome']:9} {row.get('seconds', '-'):>6}  {words}")
+        lines.append(f"{row['name']:30} {row['outcome']:9} {row.get('seconds', '-'):>6}  {words}")
     for row in document["steps"]:
         for result in row.get("result") or [] if isinstance(row.get("result"), list) else []:
             lines += comparison(result)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
+import memory
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from sleepfm_fast.embedding_writer import EmbeddingWriter
+from sleepfm_fast.embeddings import Description, Embeddings
+from sleepfm_fast.logistic import Features, fit
 from sleepfm_fast.metrics import bootstrap_curves, bootstrap_subjects
 from sleepfm_fast.ranks import pair_ranks
 
@@ -116,3 +124,106 @@ def test_retrieval_ranks(versus, quick):
     )
     for rival in ("NumPy, dense", "torch.mm in chunks"):
         result.require(rival, at_least=1.5)
+
+
+def test_recall_against_a_nearest_neighbour_index(versus, quick):
+    """What one writes with faiss: the ten nearest of every query. It gives recall@10 and no rank beyond."""
+    n, dim = (500, 64) if quick else (8_000, 512)
+    rng = np.random.default_rng(0)
+    shared = rng.standard_normal((n, dim))
+    a, b = (shared + 2 * rng.standard_normal((n, dim)) for _ in range(2))
+    a, b = ((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in (a, b))
+
+    def ours():
+        return [(ranks <= 10).mean() for ranks in pair_ranks(a, b)]
+
+    arms = {"ours": ours}
+    if importlib.util.find_spec("faiss") is not None:
+        import faiss
+
+        faiss.omp_set_num_threads(torch.get_num_threads())
+
+        def nearest(queries, candidates):
+            index = faiss.IndexFlatIP(dim)
+            index.add(candidates)
+            return (index.search(queries, 10)[1] == np.arange(n)[:, None]).any(1).mean()
+
+        arms["faiss, the ten nearest"] = lambda: [nearest(a, b), nearest(b, a)]
+
+    def agree(results):
+        for recalls in results.values():
+            np.testing.assert_allclose(recalls, results["ours"], atol=2 / n)
+
+    versus(f"recall@10 in both directions among {n} clips, D = {dim}", arms, agree=agree, rounds=4)
+
+
+FIT_SETUP = """
+import numpy as np
+import sklearn.linear_model, scipy.optimize
+from sleepfm_fast.embeddings import Embeddings
+from sleepfm_fast.logistic import Features, fit
+embeddings = Embeddings({folder!r})
+labels = np.asarray(embeddings.stage)
+clips = np.arange(len(labels))
+fit(Features(embeddings, clips[:500], embeddings.modalities), labels[:500], solver={solver!r}, quiet=True)
+"""
+FIT_BODY = "fit(Features(embeddings, clips, embeddings.modalities), labels, solver={solver!r}, quiet=True)"
+
+
+def written(folder: Path, n: int, dim: int) -> Embeddings:
+    """Write clips whose vectors lean towards their stage's axis."""
+    rng = np.random.default_rng(0)
+    stage = rng.choice(5, n, p=(0.21, 0.07, 0.51, 0.09, 0.12))
+    with EmbeddingWriter(folder, n, ("respiratory", "brain", "ecg"), dim) as writer:
+        for start in range(0, n, 4096):
+            rows = stage[start : start + 4096]
+            x = rng.standard_normal((len(rows), 3, dim), dtype=np.float32)
+            x[np.arange(len(rows)), :, rows] += 2.0
+            writer.append(x)
+        columns = {name: np.zeros(n) for name in ("recording", "subject", "split")}
+        columns |= {"clip": np.arange(n), "onset_s": 30.0 * np.arange(n), "stage": stage, "sdb": np.full(n, -1)}
+        writer.finish(columns, Description(("s",), ("r",), (None,), (None,), "run", "store", "none"))
+    return Embeddings(folder)
+
+
+def test_probe_fit(versus, quick, tmp_path):
+    n, dim = (3_000, 64) if quick else (40_000, 512)
+    embeddings = written(tmp_path / "embeddings", n, dim)
+    clips, labels = np.arange(n), np.asarray(embeddings.stage)
+    x = Features(embeddings, clips[:2000], embeddings.modalities)[:].astype(np.float64)
+
+    def ours():
+        return fit(Features(embeddings, clips, embeddings.modalities), labels, solver="blocks", quiet=True)[0].logits(x)
+
+    def scikit_learn(dtype):
+        features = embeddings.read(clips).reshape(n, -1).astype(dtype, copy=False)
+        model = LogisticRegression(class_weight="balanced", max_iter=10_000).fit(features, labels)
+        return model.decision_function(x.astype(dtype)).astype(np.float64)
+
+    def agree(results):
+        # All stop where no entry of the gradient of the mean loss exceeds 1e-4, which is well before the optimum.
+        # scikit-learn sums float32 rows in float32 and gets there on another path.
+        ours, exact, rounded = (z - z.mean(1, keepdims=True) for z in results.values())
+        np.testing.assert_allclose(ours, exact, atol=5e-3)
+        np.testing.assert_allclose(ours, rounded, atol=0.5)
+        assert (ours.argmax(1) == rounded.argmax(1)).mean() > 0.99
+
+    folder = str(tmp_path / "embeddings")
+    held = {}
+    if not quick:
+        for arm, solver in (("ours, blocks", "blocks"), ("scikit-learn, float32", "sklearn")):
+            setup, body = (source.format(folder=folder, solver=solver) for source in (FIT_SETUP, FIT_BODY))
+            held[arm] = memory.peak_anonymous_mib(setup, body)
+    versus(
+        f"probe fitted on {n} clips x {3 * dim} from disk",
+        {
+            "ours, blocks": ours,
+            "scikit-learn, float64": lambda: scikit_learn(np.float64),
+            "scikit-learn, float32": lambda: scikit_learn(np.float32),
+        },
+        agree=agree,
+        rounds=4,
+        more={"peak_anonymous_mib": held, "features_mib": n * 3 * dim * 4 / 2**20},
+    )
+    if not quick:
+        assert held["ours, blocks"] < 0.4 * held["scikit-learn, float32"]

@@ -1,4 +1,4 @@
-"""One training step of the tiny preset, from the clip store to the optimiser: our ops against their plain twins."""
+"""Training: a step of the tiny preset from clip store to optimiser, the feed, a step of the published encoder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ from sleepfm_fast import ops, reference
 from sleepfm_fast.batches import N_OUT, ClipInput, InputConfig
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.encoder import PRESETS, SleepModel
+from sleepfm_fast.objective import Objective, backward
+from sleepfm_fast.optimiser import build_optimiser
+from sleepfm_fast.reference.seed_training import PublishedNetwork, SeedTraining
+from sleepfm_fast.settings import resolve
+from sleepfm_fast.train import Config
+
+
+@pytest.fixture
+def source(clip_store):
+    """The clips of the benchmark's store as the encoders' input, scaled by recording."""
+    store = ClipStore(clip_store)
+    source = ClipInput(store, store.montage, InputConfig(), torch.device("cpu"))
+    source.measure(np.arange(len(store.recordings)), lambda recordings: recordings)
+    return source
+
+
+def some_clips(source: ClipInput, n: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(len(source.store))[:n]
 
 
 class Step:
@@ -42,11 +60,8 @@ class Step:
         return float(loss.detach()), gradient
 
 
-def test_training_step(versus, quick, clip_store):
-    store = ClipStore(clip_store)
-    source = ClipInput(store, store.montage, InputConfig(), torch.device("cpu"))
-    source.measure(np.arange(len(store.recordings)), lambda recordings: recordings)
-    clips = np.random.default_rng(0).permutation(len(store))[: 8 if quick else 32]
+def test_training_step(versus, quick, source):
+    clips = some_clips(source, 8 if quick else 32)
 
     def agree(results):
         # Float32 through four convolutions and batch normalisation.
@@ -65,3 +80,76 @@ def test_training_step(versus, quick, clip_store):
         agree=agree,
         rounds=10,
     ).require("reference ops (SciPy, PyTorch)", at_least=1.5)
+
+
+def published_step(source: ClipInput):
+    """Forward, backward and update of the three published encoders, as train does it."""
+    torch.manual_seed(0)
+    settings = resolve(Config(compat="seed"))
+    model = SleepModel({k: v.stop - v.start for k, v in source.spans.items()}, PRESETS["seed"]).train()
+    objective = Objective(model, settings.mode, settings.directions)
+    optimiser = build_optimiser(model, settings)
+
+    def step(batch) -> float:
+        torch.manual_seed(1)  # dropout
+        optimiser.zero_grad(set_to_none=True)
+        outcome = backward(objective, objective, batch)
+        optimiser.step()
+        return float(outcome.loss)
+
+    return model, step
+
+
+def test_the_published_encoder_never_waits_for_clips(versus, quick, source):
+    clips = some_clips(source, 4 if quick else 32)
+    batch = source(clips)
+    model, step = published_step(source)
+    embedder = SleepModel(model.modalities, PRESETS["seed"]).eval()
+
+    def embed() -> int:
+        with torch.inference_mode():
+            return embedder(batch.x, batch.present)[0].shape[1]
+
+    def train() -> int:
+        step(batch)
+        return len(clips)
+
+    def load() -> int:
+        return len(next(iter(source(clips).x.values())))
+
+    def agree(results):
+        assert set(results.values()) == {len(clips)}
+
+    trained, embedded = "ours, training step of the published encoder", "ours, embedding with the published encoder"
+    comparison = versus(
+        f"loading and filtering {len(clips)} clips of {source.n_columns} channels",
+        {"ours": load, trained: train, embedded: embed},
+        agree=agree,
+        rounds=4,
+    )
+    comparison.require(trained, at_least=4)
+    comparison.require(embedded, at_least=4)
+
+
+def test_training_step_of_the_published_encoder(versus, quick, source):
+    batch = source(some_clips(source, 4 if quick else 32))
+    model, step = published_step(source)
+    twins = {name: PublishedNetwork(n) for name, n in model.modalities.items()}
+    for name, twin in twins.items():
+        twin.load_state_dict(model.encoders[name].state_dict())
+    authors = SeedTraining(twins)
+    stored = {name: x.double() for name, x in batch.x.items()}  # as the original's loader hands them over
+
+    def theirs() -> float:
+        torch.manual_seed(1)
+        return authors.step(stored).loss
+
+    def agree(results):
+        assert results["ours"] == pytest.approx(results["authors' loop, restated"], rel=1e-3)
+
+    versus(
+        f"training step, preset seed, three modalities, {len(next(iter(stored.values())))} clips",
+        {"ours": lambda: step(batch), "authors' loop, restated": theirs},
+        agree=agree,
+        rounds=4,
+    ).require("authors' loop, restated", at_least=1.3)

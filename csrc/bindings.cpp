@@ -13,6 +13,7 @@
 #include "cpu/cpu_features.h"
 #include "cpu/filter_resample.h"
 #include "cpu/mbconv.h"
+#include "cpu/pages.h"
 #include "cuda/contrastive_epilogue.h"
 #include "cuda/contrastive_small.h"
 #if defined(SLEEPFM_WITH_CUDA)
@@ -348,33 +349,45 @@ std::int64_t mbconv_workspace_bytes(MBConvDims dims, int n_threads, bool backwar
     return sleepfm::mbconv_workspace_bytes(mbconv_shape(dims, n_threads, 0), backward);
 }
 
-void mbconv_forward(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights, double eps,
-                    Address x, Address c1, Address c2, Address statistics, Address y) {
-    sleepfm::mbconv_forward({mbconv_shape(dims, n_threads, workspace), mbconv_weights(weights), eps,
-                             pointer<float const>(x), pointer<float>(c1), pointer<float>(c2),
-                             pointer<double>(statistics), pointer<float>(y)});
+using MBConvResidual = std::tuple<bool, double, std::uint64_t>;
+
+sleepfm::MBConvResidual mbconv_residual(MBConvResidual const& r) {
+    return {std::get<0>(r), std::get<1>(r), std::get<2>(r)};
 }
 
-void mbconv_evaluate(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights, double eps,
-                     Address mean0, Address variance0, Address mean1, Address variance1, Address x, Address y) {
-    sleepfm::mbconv_evaluate({mbconv_shape(dims, n_threads, workspace), mbconv_weights(weights), eps,
-                              pointer<float const>(mean0), pointer<float const>(variance0), pointer<float const>(mean1),
+void mbconv_forward(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights,
+                    MBConvResidual const& residual, double eps, Address x, Address c1, Address c2, Address statistics,
+                    Address moments, Address y) {
+    sleepfm::mbconv_forward({mbconv_shape(dims, n_threads, workspace), mbconv_weights(weights),
+                             mbconv_residual(residual), eps, pointer<float const>(x), pointer<float>(c1),
+                             pointer<float>(c2), pointer<double>(statistics), pointer<double>(moments),
+                             pointer<float>(y)});
+}
+
+void mbconv_evaluate(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights,
+                     MBConvResidual const& residual, double eps, Address mean0, Address variance0, Address mean1,
+                     Address variance1, Address x, Address y) {
+    sleepfm::mbconv_evaluate({mbconv_shape(dims, n_threads, workspace), mbconv_weights(weights),
+                              mbconv_residual(residual), eps, pointer<float const>(mean0),
+                              pointer<float const>(variance0), pointer<float const>(mean1),
                               pointer<float const>(variance1), pointer<float const>(x), pointer<float>(y)});
 }
 
-void mbconv_backward(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights, double eps,
-                     Address x, Address c1, Address c2, Address statistics, Address dy, Address g0, Address g1,
-                     Address dx, std::tuple<Address, Address, Address, Address, Address, Address, Address, Address> d) {
+void mbconv_backward(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights,
+                     MBConvResidual const& residual, double eps, Address x, Address c1, Address c2, Address statistics,
+                     Address moments, Address dy, Address g1, Address dx,
+                     std::tuple<Address, Address, Address, Address, Address, Address, Address, Address> d) {
     sleepfm::MBConvBackward call{};
     call.shape = mbconv_shape(dims, n_threads, workspace);
     call.weights = mbconv_weights(weights);
+    call.residual = mbconv_residual(residual);
     call.eps = eps;
     call.x = pointer<float const>(x);
     call.c1 = pointer<float const>(c1);
     call.c2 = pointer<float const>(c2);
     call.statistics = pointer<double const>(statistics);
+    call.moments = pointer<double const>(moments);
     call.dy = pointer<float const>(dy);
-    call.g0 = pointer<float>(g0);
     call.g1 = pointer<float>(g1);
     call.dx = pointer<float>(dx);
     call.dw1 = pointer<float>(std::get<0>(d));
@@ -419,4 +432,10 @@ PYBIND11_MODULE(_C, module) {
     module.def("mbconv_evaluate", &mbconv_evaluate, NoGil());
     module.def("mbconv_backward", &mbconv_backward, NoGil());
     module.def("mbconv_workspace_bytes", &mbconv_workspace_bytes);
+    py::class_<sleepfm::Pages>(module, "Pages", py::buffer_protocol(), "Memory that a pool takes back and hands out.")
+        .def(py::init<std::size_t>(), py::arg("n_bytes"))
+        .def_buffer([](sleepfm::Pages& pages) {
+            return py::buffer_info(static_cast<std::uint8_t*>(pages.data()), static_cast<py::ssize_t>(pages.size()));
+        });
+    module.def("release_pages", &sleepfm::release_pages, "Give idle pages back to the system; returns their bytes.");
 }

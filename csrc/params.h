@@ -174,20 +174,31 @@ struct MBConvWeights {
     float const* b3;              // [n_out]
 };
 
+// y = x + dropout(projection): for as many channels out as in and stride 1.
+struct MBConvResidual {
+    bool add;
+    double dropout;      // probability, 0 in evaluation
+    std::uint64_t seed;  // what is dropped: csrc/cpu/mbconv_dropout.h
+};
+
 struct MBConvForward {  // training: statistics of the batch
     MBConvShape shape;
     MBConvWeights weights;
+    MBConvResidual residual;
     double eps;
     float const* x;      // [B, n_in, T]
-    float* c1;           // [B, width, T] what the first batch norm sees
+    float* c1;           // [B, width, T] what the first batch norm sees, less its mean; even samples before odd ones
+                         // with stride 2. Null: not kept
     float* c2;           // [B, width, S] what the second sees
     double* statistics;  // [4, width] mean and population variance of c1, then of c2
+    double* moments;     // [1 + n_in, n_in] mean of x, then sums of products of x less its mean
     float* y;            // [B, n_out, S]
 };
 
 struct MBConvEvaluate {  // running statistics
     MBConvShape shape;
     MBConvWeights weights;
+    MBConvResidual residual;
     double eps;
     float const *mean0, *variance0, *mean1, *variance1;  // [width]
     float const* x;                                      // [B, n_in, T]
@@ -197,11 +208,11 @@ struct MBConvEvaluate {  // running statistics
 struct MBConvBackward {
     MBConvShape shape;
     MBConvWeights weights;
+    MBConvResidual residual;
     double eps;
-    float const *x, *c1, *c2;
-    double const* statistics;
+    float const *x, *c1, *c2;  // c1: null where forward did not keep it
+    double const *statistics, *moments;
     float const* dy;  // [B, n_out, S]
-    float* g0;        // [B, width, T] scratch
     float* g1;        // [B, width, S] scratch
     float* dx;        // [B, n_in, T]
     // Gradients in the shape of the weights. Those of b1 and bd are zero: a batch norm takes constants away.

@@ -181,11 +181,13 @@ def mbconv_forward(
     n_threads: int,
     workspace: int,
     weights: tuple[int, ...],
+    residual: tuple[bool, float, int],
     eps: float,
     x: int,
     c1: int,
     c2: int,
     statistics: int,
+    moments: int,
     y: int,
     /,
 ) -> None: ...
@@ -194,6 +196,7 @@ def mbconv_evaluate(
     n_threads: int,
     workspace: int,
     weights: tuple[int, ...],
+    residual: tuple[bool, float, int],
     eps: float,
     mean0: int,
     variance0: int,
@@ -208,15 +211,23 @@ def mbconv_backward(
     n_threads: int,
     workspace: int,
     weights: tuple[int, ...],
+    residual: tuple[bool, float, int],
     eps: float,
     x: int,
     c1: int,
     c2: int,
     statistics: int,
+    moments: int,
     dy: int,
-    g0: int,
     g1: int,
     dx: int,
     gradients: tuple[int, ...],
     /,
 ) -> None: ...
+
+# ---- pages -----------------------------------------------------------------------------------------------------------
+class Pages:
+    def __init__(self, n_bytes: int) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def release_pages() -> int: ...

@@ -10,12 +10,15 @@ COMMANDS = {
     "preprocess": "recordings (EDF, BDF) and their scoring -> clip store",
     "convert": "what other SleepFM code has prepared (.npy clips, HDF5 nights) -> clip store",
     "train": "clip store -> trained model; without arguments, the demo on a simulated cohort",
+    "features": "clip store -> hand-made features, which probe and few_shot read in place of embeddings",
     "supervise": "clip store -> network trained end to end on labels, and its figures: the supervised baseline",
     "import_checkpoint": "checkpoint of the authors' code (best.pt) -> run folder",
     "embed": "trained model + clip store -> embeddings",
     "probe": "embeddings -> sleep stage, sleep-disordered breathing, age group or sex by logistic regression",
     "few_shot": "embeddings -> the probe's figures against the number of training subjects",
+    "compare": "two results (probe, supervise; retrieve) -> the difference of their figures, paired over subjects",
     "retrieve": "embeddings -> recall@k and median rank between modalities",
+    "report": "run folders -> one HTML page with every figure, and its numbers as JSON",
     "reproduce": "the paper's tables and figures, from a store or a simulated cohort, by all of the above",
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sleepfm_fast.channels import Montage
+from sleepfm_fast.channels import Montage, channel_of
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.feed import Batch as Windows
@@ -55,18 +55,41 @@ class Batch:
     x : dict of str to float tensor [B, C, 7680]
         The input of each modality.
     present : dict of str to bool tensor [B, C]
-        Which channels the recording has; where False, ``x`` is zero and means nothing.
+        Which channels the recording has; where False, ``x`` is zero and means nothing. On the CPU, where the model
+        chooses the clips of each encoder without waiting for the device.
     """
 
     x: dict[str, torch.Tensor]
     present: dict[str, torch.Tensor]
 
     def to(self, device: torch.device) -> Batch:
-        """Move to a device."""
-        return Batch(
-            {k: v.to(device, non_blocking=True) for k, v in self.x.items()},
-            {k: v.to(device, non_blocking=True) for k, v in self.present.items()},
-        )
+        """Move the clips to a device."""
+        return Batch({k: v.to(device, non_blocking=True) for k, v in self.x.items()}, self.present)
+
+
+def places_of(wanted: list[tuple[str, str]], held: list[tuple[str, str]]) -> list[int]:
+    """Find slots of one montage in another: by modality and name, else by the channel that both names mean.
+
+    Parameters
+    ----------
+    wanted, held : list of (str, str)
+        Modality and name of each slot. Montages name one channel differently: ``Chest``, ``CHEST``.
+
+    Returns
+    -------
+    list of int
+        Position in ``held``, -1 where it is missing; no position twice.
+    """
+    by_name = {key: i for i, key in enumerate(held)}
+    places = [by_name.get(key, -1) for key in wanted]
+    free: dict[tuple[str, str], int] = {}
+    for i, (modality, name) in enumerate(held):
+        if i not in places:
+            free.setdefault((modality, channel_of(name)[0]), i)
+    for j, (modality, name) in enumerate(wanted):
+        if places[j] < 0:
+            places[j] = free.pop((modality, channel_of(name)[0]), -1)
+    return places
 
 
 class ClipInput:
@@ -77,8 +100,8 @@ class ClipInput:
     store : ClipStore
         Where the integers are.
     montage : Montage
-        What the model was built for. Slots are found in the store by modality and name; a slot that the store lacks
-        is a channel that is not present.
+        What the model was built for. Slots are found in the store by modality and name, or by the channel that the
+        name means; a slot that the store lacks is a channel that is not present.
     config : InputConfig
         Filter preset and normalisation.
     device : torch.device
@@ -93,15 +116,14 @@ class ClipInput:
         self.filter_device = device if has_kernels(device) else torch.device("cpu")
         self.side = SideStream(device) if device.type == "cuda" else None
         self.bank = FilterBank(config.filters, fs_out_hz=FS_HZ, notch_hz=config.notch_hz or None)
-        numbers = {
-            (modality.name, slot.name): number
-            for number, (modality, slot) in enumerate(
-                (modality, slot) for modality in store.montage.modalities for slot in modality.slots
-            )
-        }
+        held = [(m.name, s.name) for m in store.montage.modalities for s in m.slots]
         self.modalities = tuple(m.name for m in montage.modalities if m.slots)
         wanted = [(m.name, s.name) for m in montage.modalities for s in m.slots]
-        columns = np.array([numbers.get(key, -1) for key in wanted], np.int64)
+        columns = np.array(places_of(wanted, held), np.int64)
+        self.renamed_slots = tuple(
+            f"{held[c][1]} as {s}" for (_, s), c in zip(wanted, columns, strict=True) if c >= 0 and held[c][1] != s
+        )
+        """Channels that the store's montage calls otherwise than the model's: ``CHEST as Chest``."""
         self.missing_slots = tuple(f"{m} {s}" for (m, s), c in zip(wanted, columns, strict=True) if c < 0)
         if (columns < 0).all():
             raise SleepfmError(
@@ -164,10 +186,10 @@ class ClipInput:
             normalise="zscore" if self.config.normalise == "clip" else "none",
         )
         x = upload(x, self.device) if self.filter_device != self.device else x
-        present = torch.from_numpy(table[:, :, 1] > 0).to(self.device)
+        present = torch.from_numpy(table[:, :, 1] > 0)
         if len(self.places) < self.n_columns:
-            places = torch.from_numpy(self.places).to(self.device)
-            x = x.new_zeros(len(x), self.n_columns, N_OUT).index_copy_(1, places, x)
+            places = torch.from_numpy(self.places)
+            x = x.new_zeros(len(x), self.n_columns, N_OUT).index_copy_(1, places.to(x.device), x)
             present = present.new_zeros(len(x), self.n_columns).index_copy_(1, places, present)
         return Batch(
             {name: x[:, span] for name, span in self.spans.items()},

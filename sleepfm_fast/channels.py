@@ -40,6 +40,7 @@ __all__ = [
     "Slot",
     "assign",
     "canonical",
+    "channel_of",
     "kind_of",
     "montage_named",
     "resolve_auto",

@@ -1,4 +1,4 @@
-"""The demo: simulated EDF files -> clip store -> tiny model -> embeddings -> probes and retrieval on held-out subjects.
+"""The demo: simulated EDF files -> clip store -> tiny model -> embeddings -> probes, retrieval and a report.
 
 Every step is the command a user would run, called with the same configuration object; nothing here knows a figure.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sleepfm_fast.command import say
 
@@ -19,6 +19,7 @@ __all__ = ["FOLDER", "demo"]
 
 FOLDER = Path("sleepfm_demo")
 SUBJECTS, HOURS = 40, 1.0
+TASKS: tuple[Literal["stage", "sdb"], ...] = ("stage", "sdb")
 
 
 def recipe(config: Config) -> Config:
@@ -42,11 +43,12 @@ def recipe(config: Config) -> Config:
 
 def demo(config: Config) -> dict[str, Any]:
     """Run the demo in ``sleepfm_demo/``; a second run goes on where the first stopped."""
-    from sleepfm_fast import embed, preprocess, probe, retrieve, simulate
+    from sleepfm_fast import embed, preprocess, probe, report, retrieve, simulate
     from sleepfm_fast.train import train
 
     started = time.monotonic()
-    recordings, store, run, embeddings = (FOLDER / name for name in ("edf", "store", "run", "embeddings"))
+    recordings, store, run = (FOLDER / name for name in ("edf", "store", "run"))
+    embeddings, found = run / "embeddings", run / "results"
     cohort = simulate.Config(recordings, subjects=SUBJECTS, hours=HOURS, seed=config.seed)
 
     def step(words: str) -> None:
@@ -69,19 +71,20 @@ def demo(config: Config) -> dict[str, Any]:
     results["train"] = train(training)
     step(f"embed {run} {store} {embeddings}")
     results["embed"] = embed.main(embed.Config(run, store, embeddings, device=config.device, overwrite=True))
-    step(f"probe {embeddings} --task stage")
-    results["stage"] = probe.main(probe.Config(embeddings, task="stage"))
-    step(f"probe {embeddings} --task sdb")
-    results["sdb"] = probe.main(probe.Config(embeddings, task="sdb"))
-    step(f"retrieve {embeddings}")
-    results["retrieve"] = retrieve.main(retrieve.Config(embeddings))
+    for task in TASKS:
+        step(f"probe {embeddings} {found / task} --task {task}")
+        results[task] = probe.main(probe.Config(embeddings, task=task, result=found / task, overwrite=True))
+    step(f"retrieve {embeddings} {found / 'retrieve'}")
+    results["retrieve"] = retrieve.main(retrieve.Config(embeddings, found / "retrieve", overwrite=True))
+    step(f"report {run}")
+    results["report"] = report.main(report.Config((run,), overwrite=True))
 
-    found = results["retrieve"]["mean"]["recall@10"]
+    recall = results["retrieve"]["mean"]["recall@10"]
     figures = {
         "stage_macro_auroc": results["stage"]["macro"]["auroc"]["value"],
         "sdb_auroc": results["sdb"]["macro"]["auroc"]["value"],
-        "recall_at_10": found["value"],
-        "recall_at_10_times_chance": found["times_chance"],
+        "recall_at_10": recall["value"],
+        "recall_at_10_times_chance": recall["times_chance"],
     }
     elapsed_s = round(time.monotonic() - started, 1)
     say(
@@ -90,6 +93,7 @@ def demo(config: Config) -> dict[str, Any]:
         f"  sleep-disordered breathing   AUROC {figures['sdb_auroc']:.3f}\n"
         f"  retrieval                    recall@10 {figures['recall_at_10']:.3f}, "
         f"{figures['recall_at_10_times_chance']:.0f} times chance\n"
-        "The subjects are simulated: the figures say that the pipeline works, nothing about patients."
+        "The subjects are simulated: the figures say that the pipeline works, nothing about patients.\n"
+        f"All figures, nights and signals on one page: {run / 'report.html'}"
     )
     return {"demo": str(FOLDER), **figures, "elapsed_s": elapsed_s, "steps": results}

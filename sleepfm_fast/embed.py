@@ -23,7 +23,7 @@ class Config:
     """Embed every clip of a store with the best model of a run: unit vectors, one a modality."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder written by train."""
+    """Run folder written by train, one of its .safetensors checkpoints, or the authors' best.pt."""
     store: Annotated[Path, tyro.conf.Positional]
     """Clip store; its montage may differ from the one trained on: channels are matched by name."""
     embeddings: Annotated[Path, tyro.conf.Positional]
@@ -31,6 +31,8 @@ class Config:
 
     batch_size: int = 128
     """Clips in a batch; it changes the speed, never the embeddings."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the encoders; embeddings are stored as float32 either way."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes CUDA where it is available."""
     overwrite: bool = False
@@ -48,18 +50,22 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embedding_writer import EmbeddingWriter
     from sleepfm_fast.embeddings import Description
-    from sleepfm_fast.rundir import RunDirectory
+    from sleepfm_fast.precision import arithmetic
+    from sleepfm_fast.pretrained import SEED_SUFFIXES, UNITS, load_model
     from sleepfm_fast.splits import Split, assign_subjects
-    from sleepfm_fast.training import choose_device, load_model
+    from sleepfm_fast.world import choose_device
 
     started = time.monotonic()
     if config.batch_size < 1:
         raise SleepfmError(f"--batch-size is {config.batch_size}; expected a number above 0.")
     device = choose_device(config.device)
-    run = RunDirectory(config.run)
-    model, saved = load_model(run, device)
+    model, saved, weights = load_model(config.run, device)
+    if config.run.suffix in SEED_SUFFIXES:
+        say(f"notice: {UNITS} The subjects it was trained on are not known: a test subject may be one of them.")
     store = ClipStore(config.store)
     clip_input = ClipInput(store, Montage.from_dict(saved["montage"]), InputConfig(**saved["input"]), device)
+    if clip_input.renamed_slots:
+        say(f"notice: the montages have different names for one channel; taken: {', '.join(clip_input.renamed_slots)}")
     if clip_input.missing_slots:
         say(f"notice: the store lacks {', '.join(clip_input.missing_slots)}; the model works without them")
     split = Split(**saved["split"])
@@ -81,7 +87,8 @@ def main(config: Config) -> dict[str, Any]:
         torch.inference_mode(),
     ):
         for clips, batch in clip_input.batches(batches, lambda clips: clips):
-            embeddings, mask = model(batch.x, batch.present)
+            with arithmetic(config.precision, device):
+                embeddings, mask = model(batch.x, batch.present)
             writer.append(embeddings.transpose(0, 1), mask.T)
             bar.update(len(clips))
         subject = store.recording_subject[store.recording]
@@ -105,7 +112,12 @@ def main(config: Config) -> dict[str, Any]:
                 run=str(config.run),
                 store=str(config.store),
                 split_rule=split.rule(),
-                presets={"train": saved["config"], "input": saved["input"]},
+                presets={
+                    "train": saved["config"],
+                    "input": saved["input"],
+                    "weights": weights,
+                    "precision": config.precision,
+                },
                 overlap=overlap,
                 overlap_note=" ".join(notices) if overlap else "",
             ),
@@ -115,6 +127,8 @@ def main(config: Config) -> dict[str, Any]:
         "clips": n,
         "modalities": list(clip_input.modalities),
         "dim": dim,
+        "weights": weights,
+        "precision": config.precision,
         "overlap": overlap,
         "elapsed_s": round(time.monotonic() - started, 1),
     }

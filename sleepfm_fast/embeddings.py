@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ COLUMNS: dict[str, str] = {
 }
 # A float32 vector normalised in float64 and rounded has a norm within 2^-24 of 1; bfloat16 copies stay inside this too.
 UNIT_NORM_TOLERANCE = 1e-3
+RELEASE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ class Embeddings:
             raise self._damage(
                 "embeddings.json", f"it says kind '{self.kind}' and widths {self.widths} of {self.dim} numbers"
             )
+        self._n_touched = 0  # bytes of the mapped vectors read since their pages were handed back
         shape = (self.n_clips, len(self.modalities))
         self.vectors: npt.NDArray[np.float32] = self._map("embeddings.npy", "float32", (*shape, self.dim))
         self.mask: npt.NDArray[np.bool_] = self._map("mask.npy", "bool", shape)
@@ -227,16 +230,37 @@ class Embeddings:
             When an embedding is not of unit length: the file is damaged.
         """
         names = self.modalities if modalities is None else tuple(modalities)
-        columns = [self.modalities.index(m) for m in names]
-        x = np.empty((len(clips), len(columns), self.dim), np.float32)
-        for j, column in enumerate(columns):
-            x[:, j] = self.vectors[clips, column]
+        x = self.copy(clips, names)
         if self.kind == "feature":
             return x
         off = ~(np.abs(np.einsum("nmd,nmd->nm", x, x) - 1.0) <= UNIT_NORM_TOLERANCE)
         if off.any():
             i, j = np.argwhere(off)[0]
             raise self._damage("embeddings.npy", f"the {names[j]} vector of clip {clips[i]} is not of unit length")
+        return x
+
+    def copy(self, clips: npt.NDArray[np.int64], modalities: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Copy vectors as :meth:`read` does, unchecked, for passes over what has been read before.
+
+        Pages of the mapped file would stay resident as long as the machine has memory to spare. They are handed back
+        every :data:`RELEASE_BYTES`, so that a pass over any number of clips holds no more; they stay in the system's
+        page cache.
+        """
+        columns = [self.modalities.index(m) for m in modalities]
+        vectors = np.asarray(self.vectors)
+        x = np.empty((len(clips), len(columns), self.dim), np.float32)
+        if len(clips) and not (clips.min() >= 0 and clips.max() < self.n_clips):
+            raise IndexError(f"clips run from {clips.min()} to {clips.max()}; the folder has {self.n_clips}")
+        if columns == list(range(len(self.modalities))):
+            np.take(vectors, clips, axis=0, out=x, mode="clip")  # any other mode buffers the output
+        else:
+            for j, column in enumerate(columns):
+                x[:, j] = vectors[clips, column]
+        self._n_touched += len(clips) * vectors[:1].nbytes
+        if self._n_touched > RELEASE_BYTES:
+            self._n_touched = 0
+            if isinstance(self.vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                self.vectors.base.madvise(mmap.MADV_DONTNEED)
         return x
 
     def width(self, modalities: Sequence[str]) -> int:

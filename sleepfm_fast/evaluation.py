@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +16,90 @@ if TYPE_CHECKING:
     from sleepfm_fast.metrics import Interval
     from sleepfm_fast.tasks import Task
 
-__all__ = ["cell", "evaluate", "say_table"]
+__all__ = ["Resampled", "cell", "evaluate", "macro_of", "resample", "say_table"]
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Every figure of a classifier on all test clips, first, and in each resample of subjects.
+
+    Attributes
+    ----------
+    auroc, auprc : dict of int to float64 [1 + B]
+        By class; the classes that cannot be scored are missing.
+    f1 : float64 [1 + B, K]
+    macro_f1, accuracy, cohen_kappa : float64 [1 + B]
+    confusion : int64 [K, K]
+    notes : dict of int to str
+        Why a class is missing.
+    """
+
+    auroc: dict[int, npt.NDArray[np.float64]]
+    auprc: dict[int, npt.NDArray[np.float64]]
+    f1: npt.NDArray[np.float64]
+    macro_f1: npt.NDArray[np.float64]
+    accuracy: npt.NDArray[np.float64]
+    cohen_kappa: npt.NDArray[np.float64]
+    confusion: npt.NDArray[np.int64]
+    notes: dict[int, str]
+
+
+def resample(
+    scores: npt.NDArray[np.floating[Any]],
+    trained: npt.NDArray[np.int8],
+    labels: npt.NDArray[np.int8],
+    group: npt.NDArray[np.int64],
+    draws: npt.NDArray[np.int32],
+    task: Task,
+    *,
+    progress: bool = True,
+) -> Resampled:
+    """Compute every figure under every resample of subjects.
+
+    Parameters
+    ----------
+    scores, trained, labels, task, progress
+        As for :func:`evaluate`.
+    group : int64 [n]
+        Column of ``draws`` of each clip's subject.
+    draws : int32 [B, S]
+        From :func:`sleepfm_fast.metrics.bootstrap_subjects`.
+    """
+    from tqdm import tqdm
+
+    from sleepfm_fast import metrics
+
+    n_subjects = draws.shape[1]
+    # The first row is all test clips once: the point estimates come from the same sweep as the resamples.
+    weights = np.vstack([np.ones((1, n_subjects), np.int32), draws])
+    confusion = metrics.confusion_by_subject(labels, trained[scores.argmax(1)], group, len(task.names), n_subjects)
+    auroc, auprc, notes = {}, {}, {}
+    for k in tqdm(task.scored, desc="bootstrap", unit="class", file=sys.stderr, disable=not progress):
+        positive = labels == k
+        if k not in trained:
+            notes[k] = "absent from the training clips, so it is never predicted"
+        elif not positive.any():
+            notes[k] = "absent from the test clips"
+        elif positive.all():
+            notes[k] = "the only class of the test clips"
+        else:
+            score = scores[:, list(trained).index(k)]
+            auroc[k], auprc[k] = metrics.bootstrap_curves(positive, score, group, weights)
+    return Resampled(
+        auroc, auprc, **metrics.confusion_curves(confusion, weights), confusion=confusion.sum(0), notes=notes
+    )
+
+
+def macro_of(
+    of_class: Mapping[int, npt.NDArray[np.float64]], n_resamples: int, classes: Iterable[int] | None = None
+) -> npt.NDArray[np.float64]:
+    """Average a figure over classes, on all clips and in each resample: float64 [1 + n_resamples].
+
+    A resample that lacks one of the classes has no macro value: over other classes it would be another figure.
+    """
+    rows = [of_class[k] for k in (of_class if classes is None else classes)]
+    mean: npt.NDArray[np.float64] = np.mean(rows, axis=0) if rows else np.full(1 + n_resamples, np.nan)
+    return mean
 
 
 def evaluate(
@@ -54,52 +139,40 @@ def evaluate(
         ``classes`` (name -> n_test, prevalence, auroc, auprc, f1, note), ``macro``, ``accuracy``, ``cohen_kappa``,
         ``confusion``; intervals as :class:`sleepfm_fast.metrics.Interval`.
     """
-    from tqdm import tqdm
-
     from sleepfm_fast import metrics
 
-    names, scored = task.names, task.scored
     subjects, group = np.unique(subject, return_inverse=True)
-    n_subjects, n_clips = len(subjects), len(labels)
-    draws = metrics.bootstrap_subjects(n_subjects, bootstraps, seed)
-    # The first row is all test clips once: the point estimates come from the same sweep as the resamples.
-    weights = np.vstack([np.ones((1, n_subjects), np.int32), draws])
-    confusion = metrics.confusion_by_subject(labels, trained[scores.argmax(1)], group, len(names), n_subjects)
-    figures = metrics.confusion_figures(confusion, draws)
-    f1: Any = figures["f1"]
+    draws = metrics.bootstrap_subjects(len(subjects), bootstraps, seed)
+    found = resample(scores, trained, labels, group, draws, task, progress=progress)
+
+    def interval(values: npt.NDArray[np.float64]) -> Interval:
+        return metrics.percentile_interval(float(values[0]), values[1:], len(subjects))
+
     classes: dict[str, Any] = {}
-    curves: dict[str, list[npt.NDArray[np.float64]]] = {"auroc": [], "auprc": []}
-    for k in tqdm(scored, desc="bootstrap", unit="class", file=sys.stderr, disable=not progress):
+    for k in task.scored:
         positive = labels == k
         entry: dict[str, Any] = {"n_test": int(positive.sum()), "prevalence": float(positive.mean())}
-        note = ""
-        if k not in trained:
-            note = "absent from the training clips, so it is never predicted"
-        elif not positive.any():
-            note = "absent from the test clips"
-        elif positive.all():
-            note = "the only class of the test clips"
-        if note:
-            entry |= {"auroc": metrics.NO_VALUE, "auprc": metrics.NO_VALUE, "note": note}
+        if k in found.notes:
+            entry |= {"auroc": metrics.NO_VALUE, "auprc": metrics.NO_VALUE, "note": found.notes[k]}
         else:
-            both = metrics.bootstrap_curves(positive, scores[:, list(trained).index(k)], group, weights)
-            for name, values in zip(("auroc", "auprc"), both, strict=True):
-                entry[name] = metrics.percentile_interval(values[0], values[1:], n_subjects)
-                curves[name].append(values)
-        entry["f1"] = f1[k]
-        classes[names[k]] = entry
-    macro: dict[str, Any] = {"n_classes": len(curves["auroc"])}
-    for name, rows in curves.items():
-        # A resample that lacks one of the classes has no macro value: over other classes it would be another figure.
-        mean = np.mean(rows, axis=0) if rows else np.full(1, np.nan)
-        macro[name] = metrics.percentile_interval(mean[0], mean[1:], n_subjects)
-    macro["f1"] = figures["macro_f1"] if len(scored) > 1 else f1[scored[0]]
+            entry |= {"auroc": interval(found.auroc[k]), "auprc": interval(found.auprc[k])}
+        entry["f1"] = interval(found.f1[:, k])
+        classes[task.names[k]] = entry
     return {
         "classes": classes,
-        "macro": macro,
-        "accuracy": figures["accuracy"],
-        "cohen_kappa": figures["cohen_kappa"],
-        "confusion": {"rows_true_columns_predicted": names, "counts": confusion.sum(0), "n_clips": n_clips},
+        "macro": {
+            "n_classes": len(found.auroc),
+            "auroc": interval(macro_of(found.auroc, bootstraps)),
+            "auprc": interval(macro_of(found.auprc, bootstraps)),
+            "f1": interval(found.macro_f1 if len(task.scored) > 1 else found.f1[:, task.scored[0]]),
+        },
+        "accuracy": interval(found.accuracy),
+        "cohen_kappa": interval(found.cohen_kappa),
+        "confusion": {
+            "rows_true_columns_predicted": task.names,
+            "counts": found.confusion,
+            "n_clips": len(labels),
+        },
     }
 
 

@@ -32,15 +32,13 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Import; returns the results that end the command."""
+    from sleepfm_fast.pretrained import UNITS
     from sleepfm_fast.rundir import RunDirectory
     from sleepfm_fast.seed_checkpoint import read_seed_checkpoint, write_run
 
     checkpoint = read_seed_checkpoint(config.checkpoint)
     write_run(checkpoint, RunDirectory(config.run))
-    say(
-        "notice: the authors trained on the recorder's integers without gain (CinC 2018) or on their own units; clips "
-        "here are in uV. Embeddings are meaningful only where the amplitudes agree; check on labelled nights."
-    )
+    say(f"notice: {UNITS}")
     say(f"next: python -m sleepfm_fast.embed {config.run} STORE EMBEDDINGS")
     return {
         "run": str(config.run),

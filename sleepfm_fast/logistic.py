@@ -76,11 +76,7 @@ class Features:
         start, stop, _ = rows.indices(len(self))
         clips = self.clips[start:stop]
         if stop <= self._n_checked and self.embeddings.kind == "embedding":
-            columns = [self.embeddings.modalities.index(m) for m in self.modalities]
-            whole = columns == list(range(len(self.embeddings.modalities)))
-            vectors = np.asarray(self.embeddings.vectors)
-            x: npt.NDArray[np.float32] = vectors[clips] if whole else vectors[clips[:, None], columns]
-            x = x.reshape(len(clips), -1)
+            x = self.embeddings.copy(clips, self.modalities).reshape(len(clips), -1)
         else:
             x = self._checked(clips)
             if start <= self._n_checked:

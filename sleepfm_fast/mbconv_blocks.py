@@ -6,10 +6,11 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sleepfm_fast.ops.mbconv import mbconv
 
-__all__ = ["MBConvBlock", "MBConvStage"]
+__all__ = ["MBConvBlock", "MBConvStage", "convolve_and_normalise"]
 
 
 def running_statistics(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -27,6 +28,35 @@ def track(norm: nn.BatchNorm1d, statistics: Tensor, n_values: int) -> None:
         norm.num_batches_tracked.add_(1)
     mean.lerp_(statistics[0].to(mean.dtype), momentum)
     variance.lerp_((statistics[1] * (n_values / (n_values - 1))).to(variance.dtype), momentum)
+
+
+def is_affine(norm: nn.Module) -> bool:
+    """Whether a batch norm is just a multiplication and an addition, and nobody asks for its gradient."""
+    return (
+        type(norm) is nn.BatchNorm1d
+        and norm.affine
+        and norm.track_running_stats
+        and not norm.training
+        and not torch.is_grad_enabled()
+    )
+
+
+def affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C] of a batch norm in evaluation, in float64."""
+    mean, variance = running_statistics(norm)
+    scale = norm.weight.double() / (variance.double() + norm.eps).sqrt()
+    return scale, norm.bias.double() - mean.double() * scale
+
+
+def convolve_and_normalise(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+    """``norm(conv(x))``; in evaluation the batch norm is folded into the convolution."""
+    if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type) or not is_affine(norm):
+        y: Tensor = norm(conv(x))
+        return y
+    scale, shift = affine(norm)
+    weight = (conv.weight * scale[:, None, None]).to(conv.weight.dtype)
+    bias = (shift if conv.bias is None else conv.bias * scale + shift).to(conv.weight.dtype)
+    return functional.conv1d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class MBConvBlock(nn.Module):
@@ -47,7 +77,9 @@ class MBConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, n_in, n] -> [B, n_out, n / stride]."""
-        y: Tensor = self.fused(x) if self.can_fuse(x) else self.conv3(self.wide(x))
+        if self.can_fuse(x):
+            return self.fused(x)
+        y: Tensor = self.conv3(self.wide(x))
         return x + self.drop(y) if self.residual else y
 
     def wide(self, x: Tensor) -> Tensor:
@@ -64,6 +96,7 @@ class MBConvBlock(nn.Module):
             and type(self.b0) is nn.BatchNorm1d
             and type(self.b1) is nn.BatchNorm1d
             and self.b0.training == self.b1.training == self.training
+            and (self.training or not self.drop.training)
             and self.b0.track_running_stats
             and self.b1.track_running_stats
             and not torch.is_autocast_enabled("cpu")
@@ -71,11 +104,19 @@ class MBConvBlock(nn.Module):
             and (not self.training or x.shape[0] * x.shape[2] > 1)
         )
 
-    def fused(self, x: Tensor) -> Tensor:
-        """[B, n_in, n] -> [B, n_out, n / stride] in one op; updates the running statistics in training."""
+    def fused(self, x: Tensor, after: nn.BatchNorm1d | None = None) -> Tensor:
+        """[B, n_in, n] -> [B, n_out, n / stride] in one op; updates the running statistics in training.
+
+        In evaluation the batch norm that comes ``after`` can be folded into the projection of a block without residual.
+        """
         norms = (self.b0, self.b1)
         biases = [layer.bias for layer in (self.conv1, self.conv2, self.conv3)]
         expanded, depthwise, projected = (bias if bias is not None else x.new_zeros(0) for bias in biases)
+        weight = self.conv3.weight[:, :, 0]
+        if after is not None:
+            scale, shift = affine(after)
+            weight = (weight * scale[:, None]).to(weight.dtype)
+            projected = (projected * scale + shift).to(weight.dtype)
         running = None if self.training else (*running_statistics(norms[0]), *running_statistics(norms[1]))
         y, statistics = mbconv(
             x,
@@ -87,11 +128,13 @@ class MBConvBlock(nn.Module):
             depthwise,
             norms[1].weight,
             norms[1].bias,
-            self.conv3.weight[:, :, 0],
+            weight,
             projected,
             stride=self.conv2.stride[0],
             running=running,
             eps=norms[0].eps,
+            residual=self.residual,
+            dropout=self.drop.p if self.residual and self.drop.training else 0.0,
         )
         if self.training:
             track(norms[0], statistics[:2], x.shape[0] * x.shape[2])
@@ -114,5 +157,10 @@ class MBConvStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, n_in, n] -> [B, n_out, n / 2]."""
-        y: Tensor = self.bn(self.stack(x))
+        *blocks, last = self.stack
+        for block in blocks:
+            x = block(x)
+        if isinstance(last, MBConvBlock) and last.can_fuse(x) and is_affine(self.bn):
+            return last.fused(x, after=self.bn)
+        y: Tensor = self.bn(last(x))
         return y

@@ -13,7 +13,6 @@ TP_i = sum w [y = 1, s >= t_i] and FP_i likewise:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numba
@@ -28,6 +27,7 @@ __all__ = [
     "bootstrap_curves",
     "bootstrap_subjects",
     "confusion_by_subject",
+    "confusion_curves",
     "confusion_figures",
     "percentile_interval",
     "resampled_median",
@@ -318,10 +318,35 @@ def _kappa(confusion: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return _ratio(total * hits - expected, below)
 
 
+def confusion_curves(
+    confusion: npt.NDArray[np.int64], weights: npt.NDArray[np.int32]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """F1 of each class and their mean, accuracy and Cohen's kappa under many weightings of subjects.
+
+    Parameters
+    ----------
+    confusion : int64 [S, K, K]
+        From :func:`confusion_by_subject`.
+    weights : int [B, S]
+
+    Returns
+    -------
+    dict
+        ``f1`` [B, K], ``macro_f1`` (mean over the classes that occur as truth), ``accuracy``, ``cohen_kappa`` [B].
+        A resample whose truth lacks a class has no F1 for it, as it has no AUROC: NaN.
+    """
+    weighted = np.tensordot(np.asarray(weights, np.float64), confusion.astype(np.float64), axes=1)
+    present = confusion.sum((0, 2)) > 0
+    f1 = np.where(weighted.sum(-1) == 0, np.nan, _f1(weighted))
+    f1[:, ~present] = np.nan
+    macro = f1[:, present].mean(1) if present.any() else np.full(len(f1), np.nan)
+    return {"f1": f1, "macro_f1": macro, "accuracy": _accuracy(weighted), "cohen_kappa": _kappa(weighted)}
+
+
 def confusion_figures(
     confusion: npt.NDArray[np.int64], draws: npt.NDArray[np.int32]
 ) -> dict[str, Interval | list[Interval]]:
-    """F1 of each class and their mean, accuracy and Cohen's kappa, with intervals over subjects.
+    """Point estimates of :func:`confusion_curves` with intervals over subjects.
 
     Parameters
     ----------
@@ -333,26 +358,13 @@ def confusion_figures(
     Returns
     -------
     dict
-        ``f1`` (one :class:`Interval` a class), ``macro_f1`` (mean over the classes that occur as truth),
-        ``accuracy``, ``cohen_kappa``.
+        ``f1`` (one :class:`Interval` a class), ``macro_f1``, ``accuracy``, ``cohen_kappa``.
     """
     n_subjects = len(confusion)
-    total = confusion.sum(0).astype(np.float64)
-    # Resamples whose truth lacks a class have no F1 for it, as they have no AUROC.
-    resampled = np.tensordot(draws.astype(np.float64), confusion.astype(np.float64), axes=1)
-    present = total.sum(1) > 0
-    lacks = resampled.sum(-1) == 0
-    f1, f1_resampled = _f1(total), np.where(lacks, np.nan, _f1(resampled))
-    f1[~present] = np.nan
+    curves = confusion_curves(confusion, np.vstack([np.ones((1, n_subjects), np.int32), draws]))
 
-    def interval(figure: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> Interval:
-        return percentile_interval(float(figure(total)), figure(resampled), n_subjects)
+    def interval(values: npt.NDArray[np.float64]) -> Interval:
+        return percentile_interval(float(values[0]), values[1:], n_subjects)
 
-    return {
-        "f1": [percentile_interval(float(f), f1_resampled[:, k], n_subjects) for k, f in enumerate(f1)],
-        "macro_f1": percentile_interval(
-            float(f1[present].mean()) if present.any() else np.nan, f1_resampled[:, present].mean(1), n_subjects
-        ),
-        "accuracy": interval(_accuracy),
-        "cohen_kappa": interval(_kappa),
-    }
+    result: dict[str, Interval | list[Interval]] = {"f1": [interval(values) for values in curves.pop("f1").T]}
+    return result | {name: interval(values) for name, values in curves.items()}

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,9 +17,12 @@ from sleepfm_fast import distributed
 from sleepfm_fast.batches import Batch
 from sleepfm_fast.encoder import SleepModel
 from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics, Directions, Mode
+from sleepfm_fast.precision import Precision, arithmetic
 from sleepfm_fast.world import World
 
-__all__ = ["Objective", "Outcome", "backward", "not_finite", "wrap"]
+__all__ = ["Objective", "Outcome", "as_pairs", "backward", "not_finite", "wrap"]
+
+Scale = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,55 @@ class Outcome:
 
 
 class Objective(nn.Module):
-    """Encoders, temperature and loss as one module, so that DistributedDataParallel sees all that a step uses."""
+    """Encoders, temperature and loss as one module, so that DistributedDataParallel sees all that a step uses.
 
-    def __init__(self, model: SleepModel, mode: Mode, directions: Directions) -> None:
+    A model of one modality is contrasted with itself: its clips are all first ones of pairs, then all second ones, and
+    the loss is that of two modalities.
+
+    Parameters
+    ----------
+    model : SleepModel
+    mode, directions
+        As in :func:`sleepfm_fast.ops.contrastive_loss`.
+    scale : {"mean", "sum"}
+        The loss as the op gives it, or times the number of its terms.
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the encoders.
+    """
+
+    def __init__(
+        self,
+        model: SleepModel,
+        mode: Mode,
+        directions: Directions,
+        scale: Scale = "mean",
+        precision: Precision = "float32",
+    ) -> None:
         super().__init__()
         self.model = model
         self.mode: Mode = mode
         self.directions: Directions = directions
+        self.scale: Scale = scale
+        self.precision: Precision = precision
+
+    def embed(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Embeddings ``[M, n, dim]`` and mask, in the arithmetic asked for."""
+        with arithmetic(self.precision, self.model.log_temperature.device):
+            embeddings, mask = self.model(x, present)
+        return embeddings, mask
 
     def contrast(
         self, embeddings: Tensor, log_temperature: Tensor, mask: Tensor, counts: Sequence[int] | None
     ) -> tuple[Tensor, ContrastiveStatistics]:
         """Loss of the embeddings of all ranks."""
-        return distributed.contrastive_loss(
+        embeddings, mask = as_pairs(embeddings, mask)
+        loss, statistics = distributed.contrastive_loss(
             embeddings, log_temperature, self.mode, mask=mask, directions=self.directions, counts=counts
         )
+        if self.scale == "sum":
+            n_directions = 2 if self.directions == "both" else 1
+            loss = loss * (n_directions * statistics.n_valid.sum())
+        return loss, statistics
 
     def forward(
         self,
@@ -77,12 +114,19 @@ class Objective(nn.Module):
             The loss's derivative with respect to these clips' embeddings ``[M, n, dim]`` and, once a step, to the log
             temperature (else 0).
         """
-        embeddings, mask = self.model(x, present)
+        embeddings, mask = self.embed(x, present)
         if gradient is not None:
             d_embeddings, d_log_temperature = gradient
             return (embeddings * d_embeddings).sum() + self.model.log_temperature * d_log_temperature
         loss, statistics = self.contrast(embeddings, self.model.log_temperature, mask, counts)
         return loss, statistics, embeddings.detach()
+
+
+def as_pairs(embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """One modality's clips ``[1, 2n, dim]``, first ones of pairs and then second ones, as two modalities' of n."""
+    if embeddings.shape[0] > 1:
+        return embeddings, mask
+    return embeddings.reshape(2, -1, embeddings.shape[2]), mask.reshape(2, -1)
 
 
 def backward(
@@ -104,7 +148,7 @@ def backward(
     batch : Batch
         This rank's clips.
     counts : sequence of int, optional
-        Clips of every rank; see :func:`sleepfm_fast.distributed.contrastive_loss`.
+        Clips (pairs of clips) of every rank; see :func:`sleepfm_fast.distributed.contrastive_loss`.
     n_parts : int
         Parts in which the clips are embedded, the same on every rank. Activations of one part exist at a time.
 
@@ -126,7 +170,7 @@ def backward(
     random = random_state(device)
     buffers = [buffer.clone() for buffer in model.buffers()]
     with torch.no_grad():
-        pairs = [model(part.x, part.present) for part in parts]
+        pairs = [objective.embed(part.x, part.present) for part in parts]
     embeddings = torch.cat([e for e, _ in pairs], dim=1).requires_grad_()
     mask = torch.cat([m for _, m in pairs], dim=1)
     log_temperature = model.log_temperature.detach().clone().requires_grad_()
@@ -208,7 +252,7 @@ def not_finite(batch: Batch, outcome: Outcome, loss: float, modalities: Sequence
     inputs = [
         name
         for name, x in batch.x.items()
-        if not bool(torch.where(batch.present[name][..., None], x, 0.0).isfinite().all())
+        if not bool(torch.where(batch.present[name].to(x.device)[..., None], x, 0.0).isfinite().all())
     ]
     finite = outcome.embeddings.isfinite().flatten(1).all(1).tolist()
     embeddings = [name for name, fine in zip(modalities, finite, strict=True) if not fine]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from sleepfm_fast.train import Config
+    from sleepfm_fast.settings import Settings
 
 __all__ = ["build_optimiser"]
 
@@ -19,7 +19,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
 
 
-def build_optimiser(model: torch.nn.Module, config: Config) -> torch.optim.Optimizer:
+def build_optimiser(model: torch.nn.Module, config: Settings) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW, as ``config.optimiser`` says."""
     lower = sorted({str(p.dtype) for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)})
     if lower:

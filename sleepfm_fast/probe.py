@@ -37,8 +37,8 @@ class Config:
 
     AUROC, AUPRC and F1 per class and macro, the confusion matrix and 95 % intervals bootstrapped over test subjects.
     Clips without a label are left out. So are, and are counted, clips that lack a modality the probe needs; to use
-    them, probe one modality (--modality), which asks for no other. The training features are held in memory as
-    float32: clips x modalities x dim x 4 bytes (--max-train-clips bounds it); test features are read in blocks.
+    them, probe one modality (--modality), which asks for no other. Training features of more than 4 GiB are read from
+    disk in every pass of the fit, smaller ones are held in memory; test features are read in blocks.
     """
 
     embeddings: tyro.conf.Positional[Path]

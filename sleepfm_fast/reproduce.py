@@ -24,11 +24,12 @@ from sleepfm_fast.errors import SleepfmError
 
 if TYPE_CHECKING:
     from sleepfm_fast.paper_tables import PaperTable
-    from sleepfm_fast.reproduce_plan import Facts, Layout, Planner, Step
+    from sleepfm_fast.reproduce_facts import Facts
+    from sleepfm_fast.reproduce_plan import Layout, Planner, Step
     from sleepfm_fast.reproduce_presets import Preset
     from sleepfm_fast.reproduce_steps import Outcome
 
-__all__ = ["Config", "cli", "main", "parse_numbers"]
+__all__ = ["Config", "cli", "main"]
 
 RECORD, TABLES = "reproduction.json", "tables.md"
 FORMAT, VERSION = "sleepfm_fast reproduction", 1
@@ -65,93 +66,6 @@ class Config:
     """Where to train and embed."""
     threads: int = 0
     """CPU threads of training; 0 for all cores."""
-
-
-def parse_numbers(text: str, known: Sequence[int], option: str) -> tuple[int, ...]:
-    """Read numbers and ranges such as ``2-4,8``.
-
-    Parameters
-    ----------
-    text : str
-        ``none`` for no numbers.
-    known : sequence of int
-        What may be asked for.
-    option : str
-        For messages.
-
-    Returns
-    -------
-    tuple of int
-        In the order given, each once.
-
-    Raises
-    ------
-    SleepfmError
-        For anything else; the sentence lists the choices.
-    """
-    if text.strip().lower() == "none":
-        return ()
-    numbers: list[int] = []
-    choices = ", ".join(map(str, known))
-    for part in text.split(","):
-        first, dash, last = (p.strip() for p in part.strip().partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise SleepfmError(
-                f"{option} {text}: '{part.strip()}' is not a number or a range such as 2-8. Choose from {choices}, or "
-                "give none."
-            )
-        low, high = int(first), int(last) if dash else int(first)
-        if low > high:
-            raise SleepfmError(f"{option} {text}: the range {low}-{high} runs backwards; give {high}-{low}.")
-        # A range takes what there is between its ends: 2-30 passes over 9 and 10.
-        chosen = [n for n in known if low <= n <= high]
-        if not chosen or (not dash and low not in known):
-            raise SleepfmError(f"{option} {text}: there is no {part.strip()} to reproduce; choose from {choices}.")
-        numbers += chosen
-    return tuple(dict.fromkeys(numbers))
-
-
-def chosen_preset(config: Config) -> Preset:
-    """The preset with what the options change."""
-    from sleepfm_fast.reproduce_presets import PRESETS
-
-    preset = PRESETS[config.preset]
-    if config.epochs is not None:
-        if config.epochs < 1:
-            raise SleepfmError(f"--epochs is {config.epochs}; give 1 or more.")
-        epochs = {"epochs": config.epochs}
-        preset = dataclasses.replace(
-            preset, training={**preset.training, **epochs}, supervised={**preset.supervised, **epochs}
-        )
-    if config.sizes is not None:
-        if any(n < 1 for n in config.sizes):
-            raise SleepfmError(f"--sizes is {' '.join(map(str, config.sizes))}; give numbers of subjects from 1 on.")
-        preset = dataclasses.replace(preset, sizes=tuple(sorted(set(config.sizes))))
-    return preset
-
-
-def chosen_tables(config: Config, preset: Preset, facts: Facts, *, external: bool) -> list[PaperTable]:
-    """Tables and figures to make, in the order asked for."""
-    from sleepfm_fast import paper_tables
-
-    numbers = parse_numbers(config.tables, paper_tables.TABLES, "--tables")
-    figures = parse_numbers(config.figures, paper_tables.FIGURES, "--figures")
-    if config.external is not None and 8 not in numbers:
-        raise SleepfmError(f"--external {config.external} serves Table 8, which --tables {config.tables} leaves out.")
-    if 8 in numbers and not external:
-        say("notice: Table 8 needs a second store, --external STORE2; it is left out.")
-        numbers = tuple(n for n in numbers if n != 8)
-    n_training = facts.subjects["train"]
-    tables = [paper_tables.make_table(n) for n in numbers]
-    if 2 in figures:
-        tables.append(paper_tables.few_shot_figure(preset.few_shot_subjects, preset.few_shot_replicates, n_training))
-    if 3 in figures:
-        tables.append(paper_tables.pretraining_figure())
-    if preset.sizes:
-        tables.append(paper_tables.size_table(preset.sizes, n_training))
-    if not tables:
-        raise SleepfmError("--tables, --figures and --sizes leave nothing to reproduce.")
-    return tables
 
 
 def claim(layout: Layout, settings: dict[str, Any]) -> None:
@@ -228,22 +142,20 @@ def machine() -> dict[str, Any]:
 def prepared(config: Config) -> tuple[Planner, list[PaperTable], dict[str, float], Facts]:
     """Look at the stores, choose the tables and time the networks."""
     from sleepfm_fast import reproduce_cost, reproduce_plan
+    from sleepfm_fast.reproduce_choice import chosen_preset, chosen_tables
+    from sleepfm_fast.reproduce_facts import simulated_facts, store_facts
 
     store, out = (config.paths[0], config.paths[1]) if len(config.paths) == 2 else (None, config.paths[0])
     if store is None and config.external is not None:
         raise SleepfmError("--external was given without a STORE; a simulated cohort brings its own second one.")
     preset = chosen_preset(config)
     split = preset.split
-    facts = (
-        reproduce_plan.store_facts(store, split)
-        if store is not None
-        else reproduce_plan.simulated_facts(preset.subjects, preset.hours, split)
-    )
+    facts = store_facts(store, split) if store is not None else simulated_facts(preset.subjects, preset.hours, split)
     external: Facts | None = None
     if config.external is not None:
-        external = reproduce_plan.store_facts(config.external, split)
+        external = store_facts(config.external, split)
     elif store is None:
-        external = reproduce_plan.simulated_facts(preset.external_subjects, preset.hours, split)
+        external = simulated_facts(preset.external_subjects, preset.hours, split)
     tables = chosen_tables(config, preset, facts, external=external is not None)
     if config.threads:
         import torch
@@ -283,6 +195,7 @@ def main(config: Config) -> dict[str, Any]:
     """Plan, carry out, tabulate; returns the results that end the command."""
     from sleepfm_fast import reproduce_plan, reproduce_steps, reproduce_tables
     from sleepfm_fast.atomic import replace_file, write_json
+    from sleepfm_fast.reproduce_choice import chosen_preset
 
     if len(config.paths) not in (1, 2):
         say("error: give [STORE] OUT. See `python -m sleepfm_fast.reproduce --help`.")

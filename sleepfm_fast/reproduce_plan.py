@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sleepfm_fast.experiments import MODALITIES, Run, Source
 from sleepfm_fast.paper_tables import PAPER_CANDIDATES, PaperTable
+from sleepfm_fast.reproduce_facts import Facts
 from sleepfm_fast.reproduce_presets import Preset
-from sleepfm_fast.splits import Split, assign_subjects
 
-__all__ = ["Facts", "Layout", "Planner", "Step", "Work", "make_plan", "simulated_facts", "store_facts"]
+__all__ = ["Layout", "Planner", "Step", "Work", "make_plan"]
 
-EPOCHS_PER_HOUR = 120
 COHORT_SEED, EXTERNAL_SEED = 0, 1
 
 
@@ -43,73 +40,6 @@ class Layout:
     def result(self, source: Source) -> Path:
         """Folder of a result."""
         return self.run(source.run) / "results" / source.evaluation.name
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Size of a cohort.
-
-    Attributes
-    ----------
-    clips, subjects : dict of str to int
-        By split.
-    hours : float
-    channels : dict of str to int
-        Channels of each modality.
-    simulated : bool
-        Whether the sleepers are ours and not patients.
-    """
-
-    clips: Mapping[str, int]
-    subjects: Mapping[str, int]
-    hours: float
-    channels: Mapping[str, int]
-    simulated: bool
-
-    @property
-    def n_clips(self) -> int:
-        """All clips."""
-        return sum(self.clips.values())
-
-
-SPLITS = ("train", "validation", "test")
-SIMULATED_CHANNELS = {"respiratory": 7, "brain": 6, "ecg": 1}
-CINC_CHANNELS = {"respiratory": 3, "brain": 5, "ecg": 1}
-
-
-def count(codes: Any, clips_of_subject: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Clips and subjects of every split."""
-    clips = {name: int(clips_of_subject[codes == i].sum()) for i, name in enumerate(SPLITS)}
-    subjects = {name: int((codes == i).sum()) for i, name in enumerate(SPLITS)}
-    if (codes < 0).any():  # one subject serves all three
-        clips = dict.fromkeys(SPLITS, int(clips_of_subject.sum()))
-        subjects = dict.fromkeys(SPLITS, 1)
-    return clips, subjects
-
-
-def simulated_facts(n_subjects: int, hours: float, split: Split) -> Facts:
-    """Size of a cohort that is yet to be simulated."""
-    codes, _ = assign_subjects([f"sim-{i:04d}" for i in range(n_subjects)], split)
-    each = round(hours * EPOCHS_PER_HOUR)
-    clips, subjects = count(codes, np.full(n_subjects, each))
-    return Facts(clips, subjects, n_subjects * hours, SIMULATED_CHANNELS, simulated=True)
-
-
-def store_facts(path: Path, split: Split) -> Facts:
-    """Size of a clip store; it is a simulated one where its recordings lie beside a ``simulation.json``."""
-    from sleepfm_fast.clips import ClipStore
-
-    store = ClipStore(path)
-    codes, _ = assign_subjects(store.subjects, split)
-    of_subject = np.bincount(store.recording_subject[store.recording], minlength=len(store.subjects))
-    clips, subjects = count(codes, of_subject)
-    present: Any = store.channels.present.any(axis=0)
-    channels = {m.name: n for m in store.montage.modalities if (n := int(present[store.slots_of(m.name)].sum())) > 0}
-    folders = {Path(r.source).parent for r in store.recordings}
-    simulated = any((folder / "simulation.json").is_file() for folder in folders) or all(
-        r.id.startswith("sim-") for r in store.recordings
-    )
-    return Facts(clips, subjects, len(store) / EPOCHS_PER_HOUR, channels, simulated)
 
 
 @dataclass(frozen=True)

@@ -56,15 +56,15 @@ RECIPE: dict[str, Any] = {
 }
 PRESETS = {
     "smoke": Preset(
-        subjects=60,
+        subjects=40,
         hours=0.25,
-        external_subjects=24,
+        external_subjects=16,
         encoder="tiny",
         training={**RECIPE, "epochs": 5, "batch_size": 64, "log_temperature": 2.0},
         supervised={**RECIPE, "epochs": 5, "batch_size": 64},
-        few_shot_subjects=(1, 4, 16),
+        few_shot_subjects=(1, 8),
         few_shot_replicates=2,
-        sizes=(8, 20),
+        sizes=(8,),
         bootstraps=500,
         split=Split(test=0.3),
     ),

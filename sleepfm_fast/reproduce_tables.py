@@ -164,6 +164,22 @@ def paper_text(value: float | None, *, simulated: bool) -> str:
     return f"<sub>{shown(value)}</sub>" if simulated else shown(value)
 
 
+def remarks(cells: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Notes and the cells they are about; a method all of whose cells have the note is named alone."""
+    found = []
+    for note in dict.fromkeys(c["note"] for c in cells if c["note"]):
+        places: list[str] = []
+        for method in dict.fromkeys(c["method"] for c in cells):
+            of_method = [c for c in cells if c["method"] == method]
+            noted = [c for c in of_method if c["note"] == note]
+            if len(noted) == len(of_method):
+                places.append(method)
+            else:
+                places += [f"{method} {c['row']} {c['figure']}" for c in noted]
+        found.append((note, ", ".join(places)))
+    return found
+
+
 def draw(table: PaperTable, cells: Iterable[Mapping[str, Any]], *, simulated: bool) -> list[str]:
     """Lay a table out, one Markdown table for each figure that it measures."""
     cells = list(cells)
@@ -187,9 +203,5 @@ def draw(table: PaperTable, cells: Iterable[Mapping[str, Any]], *, simulated: bo
             lines.append(f"| {' | '.join(texts)} |")
         lines.append("")
     notes = [table.note] if table.note else []
-    by_note: dict[str, list[str]] = {}
-    for cell in cells:
-        if cell["note"]:
-            by_note.setdefault(cell["note"], []).append(f"{cell['row']} {cell['method']} {cell['figure']}")
-    notes += [f"{note[0].upper()}{note[1:]}: {', '.join(places)}." for note, places in by_note.items()]
+    notes += [f"{note[0].upper()}{note[1:]}: {places}." for note, places in remarks(cells)]
     return [*lines, *(line for note in notes for line in (note, ""))]

@@ -137,8 +137,15 @@ def _summarise(
     return sorted(records, key=lambda d: (order[d["query"]], order[d["candidates"]])), directions
 
 
-def _arrays(ranked: dict[tuple[str, str], Ranked]) -> dict[str, npt.NDArray[Any]]:
-    arrays: dict[str, npt.NDArray[Any]] = {}
+def _arrays(embeddings: Embeddings, ranked: dict[tuple[str, str], Ranked]) -> dict[str, npt.NDArray[Any]]:
+    """Return the ranks of every direction, and of every clip that asks in any whose it is and when it begins."""
+    clips = np.unique(np.concatenate([result.clips for result in ranked.values()]))
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "clip": clips,
+        "subject": np.asarray(embeddings.subject)[clips],
+        "recording": np.asarray(embeddings.recording)[clips],
+        "onset_s": np.asarray(embeddings.onset_s)[clips],
+    }
     for (first, second), result in ranked.items():
         for name, ranks in ((f"{first}_{second}", result.forward), (f"{second}_{first}", result.backward)):
             arrays[f"rank_{name}"] = ranks.astype(np.int32)
@@ -217,7 +224,7 @@ def main(config: Config) -> dict[str, Any]:
             "recordings": about.recordings,
             "examples": examples(embeddings, chosen, ranked, config.scope, config.examples, config.seed),
         }
-        write_result(config.result, written, _arrays(ranked), overwrite=config.overwrite)
+        write_result(config.result, written, _arrays(embeddings, ranked), overwrite=config.overwrite)
         say(f"wrote {config.result}")
     return record
 

@@ -25,6 +25,7 @@ __all__ = [
     "pack_optimiser",
     "read_checkpoint",
     "read_state",
+    "read_tensors",
     "reconcile",
     "unpack_optimiser",
     "write_atomically",
@@ -74,6 +75,26 @@ def read_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Te
     SleepfmError
         When the file is missing, damaged, or lacks the state.
     """
+    tensors, metadata = read_safetensors(path, device)
+    if "state" not in metadata:
+        raise SleepfmError(f"the safetensors file {path} holds no sleepfm_fast state; it was not written by train.")
+    state: dict[str, Any] = json.loads(metadata["state"])
+    return tensors, state
+
+
+def read_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Read the tensors of any safetensors file.
+
+    Raises
+    ------
+    SleepfmError
+        When the file is missing or damaged.
+    """
+    return read_safetensors(path, device)[0]
+
+
+def read_safetensors(path: Path, device: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read tensors and metadata."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -83,16 +104,12 @@ def read_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Te
     try:
         with safe_open(str(path), framework="pt", device=device) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            metadata = file.metadata() or {}
+            return tensors, file.metadata() or {}
     except SafetensorError as error:
         raise SleepfmError(
             f"the checkpoint {path} is damaged ({error}). Delete it; the run resumes from its other checkpoint or "
             "from the start."
         ) from error
-    if "state" not in metadata:
-        raise SleepfmError(f"the safetensors file {path} holds no sleepfm_fast state; it was not written by train.")
-    state: dict[str, Any] = json.loads(metadata["state"])
-    return tensors, state
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["ClipSampler", "fixed_blocks", "shard", "shard_sizes"]
+
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclasses.dataclass
@@ -20,12 +23,14 @@ class ClipSampler:
     clips : int64 array [n]
         The clips to draw from.
     batch_size : int
-        Clips in a batch. The last, shorter batch of an epoch is dropped, because a contrastive loss over fewer
-        clips is another loss; a set smaller than one batch makes one batch of all of it.
+        Clips in a batch. A set smaller than one batch makes one batch of all of it.
     seed : int
         Seeds the order.
     epoch, position : int
         Where to go on: batches already drawn in that epoch.
+    keep_last : bool
+        Whether the last, shorter batch of an epoch is kept. By default it is dropped, because a contrastive loss over
+        fewer clips is another loss. A single clip, which has no negatives, is always dropped.
     """
 
     clips: npt.NDArray[np.int64]
@@ -33,11 +38,26 @@ class ClipSampler:
     seed: int
     epoch: int = 0
     position: int = 0
+    keep_last: bool = False
+
+    @property
+    def n_items(self) -> int:
+        """What an epoch draws from."""
+        return len(self.clips)
 
     @property
     def batches_per_epoch(self) -> int:
         """Number of batches in one epoch."""
-        return max(len(self.clips) // self.batch_size, 1)
+        whole, left = divmod(self.n_items, self.batch_size)
+        return max(whole + (self.keep_last and left > 1), 1)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes that occur: of the whole batches, and of the last one where it is shorter and kept."""
+        whole, left = divmod(self.n_items, self.batch_size)
+        if not whole:
+            return (left,)
+        return (self.batch_size, left) if self.keep_last and left > 1 else (self.batch_size,)
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """The clips in the order of one epoch."""
@@ -58,7 +78,7 @@ def shard_sizes(n: int, n_ranks: int) -> tuple[int, ...]:
     return tuple(n // n_ranks + (rank < n % n_ranks) for rank in range(n_ranks))
 
 
-def shard(clips: npt.NDArray[np.int64], rank: int, n_ranks: int) -> npt.NDArray[np.int64]:
+def shard(clips: npt.NDArray[Number], rank: int, n_ranks: int) -> npt.NDArray[Number]:
     """One rank's clips of a batch: consecutive, so that the ranks in order give the batch.
 
     The batch, and with it the loss, is the same for every number of ranks; so is the order of clips of a whole run.

@@ -6,17 +6,17 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sleepfm_fast.train import Config
+    from sleepfm_fast.settings import Settings
 
 __all__ = ["learning_rate"]
 
 
-def learning_rate(config: Config, step: int, steps_per_epoch: int, total_steps: int) -> float:
+def learning_rate(config: Settings, step: int, steps_per_epoch: int, total_steps: int) -> float:
     """The learning rate of one step.
 
     Parameters
     ----------
-    config : Config
+    config : Settings
         ``lr``, ``schedule`` and ``step_epochs`` are used.
     step : int
         Steps already taken.

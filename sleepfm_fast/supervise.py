@@ -95,6 +95,8 @@ class Config:
     """Where to train; auto takes CUDA where it is available."""
     threads: int = 0
     """CPU threads; 0 for all cores."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the network; weights, loss and optimiser are float32 in both."""
     resume: bool = False
     """Go on with the run in RUN, exactly where its last checkpoint stands; --epochs and --max-steps may differ."""
 

@@ -24,6 +24,7 @@ from sleepfm_fast.command import plain, say
 from sleepfm_fast.encoder import PRESETS, Encoder, build_encoder
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.optimiser import build_optimiser
+from sleepfm_fast.precision import arithmetic
 from sleepfm_fast.progress import Progress
 from sleepfm_fast.results import FOLDER
 from sleepfm_fast.rundir import (
@@ -248,8 +249,9 @@ class SupervisedTrainer:
         """[B, K] in float32."""
         x = torch.cat([batch.x[name] for name in self.input.modalities], dim=1)
         present = torch.cat([batch.present[name] for name in self.input.modalities], dim=1)
-        logits: Tensor = self.model(x, present).float()
-        return logits
+        with arithmetic(self.config.precision, self.device):
+            logits: Tensor = self.model(x, present)
+        return logits.float()
 
     def losses(self, logits: Tensor, clips: npt.NDArray[np.int64]) -> Tensor:
         """Weighted cross-entropy of every clip, [B]; its mean is the loss."""
@@ -276,7 +278,7 @@ class SupervisedTrainer:
         inputs = [
             name
             for name, x in batch.x.items()
-            if not bool(torch.where(batch.present[name][..., None], x, 0.0).isfinite().all())
+            if not bool(torch.where(batch.present[name].to(x.device)[..., None], x, 0.0).isfinite().all())
         ]
         return value, f"{what}; not finite: the input of {', '.join(inputs)}" if inputs else what
 

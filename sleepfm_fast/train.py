@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 import time
@@ -18,10 +17,16 @@ from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
 
 if TYPE_CHECKING:
+    from sleepfm_fast.settings import Settings
     from sleepfm_fast.training import Trainer
     from sleepfm_fast.world import World
 
 __all__ = ["Config", "main"]
+
+
+def decided(default: object, metavar: str) -> Any:
+    """Help of an option that stays open, None, until ``--compat`` has been asked."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default}, or what --compat says)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,55 +44,79 @@ class Config:
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder to write: config.json, metrics.jsonl, checkpoints."""
 
+    compat: Literal["none", "seed", "paper"] = "none"
+    """Train as the authors' code does (seed) or as their paper describes it (paper); see docs/training.md."""
     preset: Literal["seed", "tiny"] = "seed"
     """Encoder: seed is SleepFM's 1-D EfficientNet, tiny trains in a minute on two cores."""
+    init_from: Path | None = None
+    """Start from these encoders: a run folder, its .safetensors, or the authors' best.pt."""
+    modalities: tuple[Literal["respiratory", "brain", "ecg"], ...] = ()
+    """Modalities to train, all of the montage by default. One alone is contrasted with itself 30 seconds later."""
     mode: Literal["leave_one_out", "pairwise"] = "leave_one_out"
     """Each modality against the mean of the others, or every pair."""
-    directions: Literal["both", "row"] = "both"
+    directions: Annotated[Literal["both", "row"] | None, decided("both", "{both,row}")] = None
     """Softmax over rows and columns (the authors' code) or over rows only (the paper's equation)."""
-    epochs: int = 20
+    loss_scale: Annotated[Literal["mean", "sum"] | None, decided("mean", "{mean,sum}")] = None
+    """Mean over clips, directions and modalities (the authors' code), or their sum (the paper's equation)."""
+    epochs: Annotated[int | None, decided(20, "INT")] = None
     """Passes over the training clips."""
-    batch_size: int = 32
-    """Clips in a batch, over all processes together: each has batch_size - 1 negatives."""
+    batch_size: Annotated[int | None, decided(32, "INT")] = None
+    """Clips in a batch (pairs of clips with one modality), over all processes: each has batch_size - 1 negatives."""
+    last_batch: Annotated[Literal["drop", "keep"] | None, decided("drop", "{drop,keep}")] = None
+    """The shorter batch that ends an epoch: leave it out, or train on it with its fewer negatives."""
     micro_batch: int = 0
     """Clips that a process embeds at a time, to save memory; 0 for all. Negatives stay those of the whole batch."""
     batch_norm: Literal["local", "synchronised"] = "local"
     """Statistics of batch norm over a process's own clips, or over those of all processes."""
     dropout: float | None = None
     """Dropout of the encoder; the preset's own by default."""
-    optimiser: Literal["sgd", "adamw"] = "sgd"
+    modality_dropout: float = 0.0
+    """Probability that a clip goes without one of its modalities in a step; two always stay."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the encoders; the loss, the weights and the optimiser are float32 either way."""
+    optimiser: Annotated[Literal["sgd", "adamw"] | None, decided("sgd", "{sgd,adamw}")] = None
     """SGD with momentum as in the paper, or AdamW."""
-    schedule: Literal["step", "cosine"] = "step"
+    schedule: Annotated[Literal["step", "cosine"] | None, decided("step", "{step,cosine}")] = None
     """Learning rate times 0.1 every step-epochs, or warm-up and cosine decay to zero."""
-    lr: float = 1e-3
+    lr: Annotated[float | None, decided(0.001, "FLOAT")] = None
     """Learning rate."""
-    step_epochs: int = 5
+    step_epochs: Annotated[int | None, decided(5, "INT")] = None
     """Epochs between steps of the step schedule."""
-    momentum: float = 0.9
+    momentum: Annotated[float | None, decided(0.9, "FLOAT")] = None
     """Momentum of SGD."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float | None, decided(0, "FLOAT")] = None
     """Weight decay of matrices and convolution kernels; biases, BatchNorm and the temperature are never decayed."""
-    log_temperature: float = 0.0
-    """Initial log temperature; it is learned and kept within [0, log 100]."""
-    patience: int = 5
+    log_temperature: Annotated[float | None, decided("0 or that of --init-from", "FLOAT")] = None
+    """Initial log temperature; it is learned and kept within 0 and log(max-temperature)."""
+    max_temperature: Annotated[float | None, decided(100, "FLOAT")] = None
+    """Largest temperature, the factor of the cosines in the softmax; 0 for no limit."""
+    patience: Annotated[int | None, decided(5, "INT")] = None
     """Stop after this many epochs without a better validation loss; 0 never stops early."""
     max_steps: int = 0
     """Stop after this many steps; 0 for no limit."""
     skip_limit: int = 5
     """Leave out a step whose loss or gradient is not finite; give up after more than this many in a row."""
-    filters: Literal["aasm", "seed", "clinical", "none"] = "aasm"
+    filters: Annotated[
+        Literal["aasm", "seed", "clinical", "none"] | None, decided("aasm", "{aasm,seed,clinical,none}")
+    ] = None
     """Filter preset: aasm (bands of the AASM manual), seed (resampling only), clinical, none."""
-    notch_hz: Literal[0, 50, 60] = 0
+    notch_hz: Annotated[Literal[0, 50, 60] | None, decided(0, "{0,50,60}")] = None
     """Mains frequency to remove; 0 for none."""
-    normalise: Literal["recording", "clip", "none"] = "recording"
+    normalise: Annotated[Literal["recording", "clip", "none"] | None, decided("recording", "{recording,clip,none}")] = (
+        None
+    )
     """Scale by each recording's typical amplitude, z-score every clip, or leave physical units (as the seed)."""
+    train_subjects: int = 0
+    """Train on so many of the training subjects, drawn by a hash (nested: fewer are among more); 0 for all."""
+    replicate: int = 0
+    """Which draw of --train-subjects; another number is another draw."""
     validation_share: float = 0.1
     """Expected share of subjects for validation."""
     test_share: float = 0.2
     """Expected share of subjects kept for testing."""
     split_salt: str = "sleepfm_fast"
     """Text hashed with each subject; another text is another split."""
-    validation_block: int = 256
+    validation_block: Annotated[int | None, decided(256, "INT")] = None
     """Clips that stand together in the validation loss."""
     checkpoint_steps: int = 200
     """Steps between checkpoints within an epoch (one is always written at an epoch's end)."""
@@ -101,48 +130,17 @@ class Config:
     """Go on with the run in RUN, exactly where its last checkpoint stands; --epochs and --max-steps may differ."""
 
 
-def check(config: Config) -> None:
-    """Refuse values that cannot work, by name."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SleepfmError(f"--{field.name.replace('_', '-')} is {value}; expected a finite number.")
-    for name in ("batch_size", "validation_block"):
-        if getattr(config, name) < 2:
-            raise SleepfmError(
-                f"--{name.replace('_', '-')} is {getattr(config, name)}; expected 2 or more: a clip is contrasted with "
-                "the others of its batch."
-            )
-    if config.micro_batch == 1 or config.micro_batch < 0:
-        raise SleepfmError(f"--micro-batch is {config.micro_batch}; expected 2 or more (batch norm needs two), or 0.")
-    if config.dropout is not None and not 0 <= config.dropout < 1:
-        raise SleepfmError(f"--dropout is {config.dropout:g}; expected 0 or more and less than 1.")
-    positive = ("epochs", "lr", "step_epochs", "checkpoint_steps")
-    for name in positive:
-        if getattr(config, name) <= 0:
-            raise SleepfmError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected a number above 0.")
-    for name in ("patience", "max_steps", "skip_limit", "weight_decay", "momentum", "threads", "seed"):
-        if getattr(config, name) < 0:
-            raise SleepfmError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected 0 or more.")
-    if config.validation_share < 0 or config.test_share < 0 or config.validation_share + config.test_share >= 1:
-        raise SleepfmError(
-            f"--validation-share {config.validation_share:g} and --test-share {config.test_share:g} leave no subjects "
-            "for training; expected two shares of 0 or more that sum to less than 1."
-        )
-    if not 0 <= config.log_temperature <= math.log(100):
-        raise SleepfmError(
-            f"--log-temperature is {config.log_temperature:g}; expected 0 to log(100) = {math.log(100):.3f}."
-        )
-
-
 def train(config: Config) -> dict[str, Any]:
     """Run or resume one training; returns the results that end the command."""
+    from sleepfm_fast.settings import resolve, spelled
     from sleepfm_fast.world import joined
 
-    check(config)
+    settings = resolve(config)
     with joined(config.device) as world:
         share_threads(config.threads, world.local_size)
-        return follow(config, world)
+        if world.main:
+            say(f"resolved: {spelled(settings)}")
+        return follow(settings, world)
 
 
 def share_threads(threads: int, n_processes: int) -> None:
@@ -155,13 +153,13 @@ def share_threads(threads: int, n_processes: int) -> None:
         torch.set_num_threads(threads)
 
 
-def follow(config: Config, world: World) -> dict[str, Any]:
+def follow(settings: Settings, world: World) -> dict[str, Any]:
     """Train and show progress."""
     from tqdm import tqdm
 
     from sleepfm_fast.training import Trainer
 
-    trainer = Trainer.prepare(config, world)
+    trainer = Trainer.prepare(settings, world)
     with tqdm(
         total=trainer.total_steps,
         initial=trainer.progress.step,
@@ -175,7 +173,7 @@ def follow(config: Config, world: World) -> dict[str, Any]:
             clips_per_s = trainer.clips_per_s
             bar.update()
             bar.set_postfix_str(
-                f"epoch {row['epoch'] + 1}/{config.epochs} loss {row['loss']:.3f} "
+                f"epoch {row['epoch'] + 1}/{settings.epochs} loss {row['loss']:.3f} "
                 f"temperature {row['temperature']:.1f} {clips_per_s:.0f} clips/s",
                 refresh=False,
             )

@@ -22,8 +22,13 @@ from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.command import plain, say
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.modality_dropout import draw, without
+from sleepfm_fast.neighbours import clips_of
 from sleepfm_fast.objective import Objective, backward, not_finite, wrap
+from sleepfm_fast.ops.cuda_kernels import has_kernels
 from sleepfm_fast.optimiser import build_optimiser
+from sleepfm_fast.plan import make_plan
+from sleepfm_fast.pretrained import initialise, read_pretrained
 from sleepfm_fast.progress import Progress
 from sleepfm_fast.rundir import (
     RunDirectory,
@@ -33,20 +38,19 @@ from sleepfm_fast.rundir import (
     unpack_optimiser,
     write_checkpoint,
 )
-from sleepfm_fast.sampler import ClipSampler, fixed_blocks, shard, shard_sizes
+from sleepfm_fast.sampler import shard, shard_sizes
 from sleepfm_fast.schedule import learning_rate
-from sleepfm_fast.selection import select_clips
+from sleepfm_fast.selection import chosen_montage, select_clips
 from sleepfm_fast.splits import Split
 from sleepfm_fast.validation import validate
-from sleepfm_fast.world import World, choose_device
+from sleepfm_fast.world import World
 
 if TYPE_CHECKING:
-    from sleepfm_fast.train import Config
+    from sleepfm_fast.settings import Settings
 
-__all__ = ["Trainer", "choose_device", "load_model"]
+__all__ = ["Trainer"]
 
 LOG_STEPS = 10  # a line of metrics.jsonl every so many steps
-MAX_LOG_TEMPERATURE = math.log(100)  # above, a softmax over unit vectors is an arg max in fp32 (CLIP's bound too)
 
 
 class Trainer:
@@ -56,56 +60,50 @@ class Trainer:
     the first alone writes.
     """
 
-    def __init__(self, config: Config, store: ClipStore, run: RunDirectory, world: World) -> None:
+    def __init__(self, config: Settings, store: ClipStore, run: RunDirectory, world: World) -> None:
         self.config = config
         self.store = store
         self.run = run
         self.world = world
         self.device = world.device(config.device)
+        self.montage = chosen_montage(store, config.modalities)
         self.input = ClipInput(
-            store, store.montage, InputConfig(config.filters, config.notch_hz, config.normalise), self.device
+            store, self.montage, InputConfig(config.filters, config.notch_hz, config.normalise), self.device
         )
-        if len(self.input.modalities) < 2:
-            raise SleepfmError(
-                f"the montage of {store.path} has channels of only one modality ({', '.join(self.input.modalities)}); "
-                "contrasting needs two or more. Preprocess with a montage that covers more modalities "
-                "(see: python -m sleepfm_fast.preprocess --inspect FOLDER)."
-            )
         self.split = Split(config.split_salt, config.validation_share, config.test_share)
-        self.clips = select_clips(store, self.split)
+        self.clips = select_clips(
+            store, self.split, self.montage, n_subjects=config.train_subjects, replicate=config.replicate
+        )
+        if config.modality_dropout and len(self.input.modalities) < 3:
+            raise SleepfmError(
+                f"--modality-dropout leaves every clip two modalities, so it needs three; {store.path} has "
+                f"{', '.join(self.input.modalities)}."
+            )
         torch.manual_seed(config.seed)  # every rank makes the same weights
         channels = {name: span.stop - span.start for name, span in self.input.spans.items()}
         encoder = PRESETS[config.preset]
         if config.dropout is not None:
             encoder = dataclasses.replace(encoder, dropout=config.dropout)
-        self.model = SleepModel(channels, encoder, config.log_temperature)
+        self.model = SleepModel(channels, encoder, config.log_temperature or 0.0)
+        self.origin: dict[str, Any] | None = None
         if config.batch_norm == "synchronised" and world.size > 1:
             group = dist.new_group()
             synchronise_batch_norm(self.model, group)
             self.model.count_everywhere = partial(world.total, group=group)
         self.seed_rank(0)
         self.model.to(self.device)
-        self.objective = Objective(self.model, config.mode, config.directions)
+        self.objective = Objective(self.model, config.mode, config.directions, config.loss_scale, config.precision)
         self.wrapped: torch.nn.Module = self.objective
         self.optimiser = build_optimiser(self.model, config)
-        self.sampler = ClipSampler(self.clips.train, config.batch_size, config.seed)
-        self.blocks = fixed_blocks(self.clips.validation, config.validation_block, seed=0)
-        # Clips of every rank in a batch, and in how many parts a rank embeds its own.
-        self.counts = shard_sizes(min(config.batch_size, len(self.clips.train)), world.size)
-        self.n_parts = -(-max(self.counts) // config.micro_batch) if config.micro_batch else 1
-        if min(self.counts) // self.n_parts < 2:
-            raise SleepfmError(
-                f"a batch of {sum(self.counts)} clips over {world.size} processes in {self.n_parts} parts leaves fewer "
-                "than two clips to a part; batch norm needs two. Raise --batch-size or --micro-batch, or use fewer "
-                "processes."
-            )
+        plan = make_plan(config, store, self.clips, len(self.input.modalities), world.size)
+        self.sampler, self.blocks, self.n_parts = plan.sampler, plan.blocks, plan.n_parts
         self.progress = Progress()
         self.clips_per_s = 0.0
 
     # ---- start and resume ----------------------------------------------------------------------------------------
 
     @classmethod
-    def prepare(cls, config: Config, world: World | None = None) -> Trainer:
+    def prepare(cls, config: Settings, world: World | None = None) -> Trainer:
         """Start a new run, or restore one when ``config.resume``."""
         world = world or World()
         if config.store is None or config.run is None:
@@ -119,6 +117,7 @@ class Trainer:
         if world.on_main(lambda: config.resume and run.exists()):
             trainer.restore()
         else:
+            trainer.initialise()
             world.on_main(lambda: run.create(trainer.description()))
         trainer.announce()
         for notice in trainer.measure():
@@ -127,8 +126,24 @@ class Trainer:
         present = trainer.input.feed.present & (trainer.input.scales.scale != 0)
         used = np.unique(recordings_of(trainer.store, trainer.clips.clips))
         whole = all(present[used][:, trainer.columns(name)].any(axis=1).all() for name in trainer.input.modalities)
-        trainer.wrapped = wrap(trainer.objective, unused=not whole)
+        trainer.wrapped = wrap(trainer.objective, unused=not whole or config.modality_dropout > 0)
         return trainer
+
+    def initialise(self) -> None:
+        """Take over the encoders of ``--init-from``, where it was given."""
+        if self.config.init_from is None:
+            return
+        found = read_pretrained(self.config.init_from)
+        sentences = initialise(self.model, found, self.montage, self.config)
+        for sentence in sentences:
+            self.say(sentence)
+        self.origin = {
+            "path": str(self.config.init_from),
+            "file": str(found.file),
+            "sha256": found.sha256(),
+            "modalities": list(self.model.modalities),
+            "log_temperature": float(self.model.log_temperature.detach()),
+        }
 
     def columns(self, modality: str) -> npt.NDArray[np.int64]:
         """Columns of the store's channels that belong to a modality."""
@@ -155,11 +170,13 @@ class Trainer:
         return {
             "config": plain(self.config),
             "model": self.model.describe(),
-            "montage": self.store.montage.to_dict(),
+            "montage": self.montage.to_dict(),
             "input": plain(self.input.config),
             "split": plain(self.split),
             "overlap": self.clips.overlap,
             "subjects": self.clips.subjects,
+            "trained_subjects": list(self.clips.trained),
+            "initialised_from": self.origin,
             "store_digest": self.store.digest,
             "ranks": self.world.size,
             "changes": [],
@@ -175,6 +192,12 @@ class Trainer:
             )
         if not self.world.on_main(self.run.last_path.exists):
             self.say(f"{self.run.path} has no checkpoint yet: starting from the first step")
+            self.initialise()
+            if self.origin != self.world.on_main(self.run.config).get("initialised_from"):
+                raise SleepfmError(
+                    f"--init-from {self.config.init_from} is not the file that {self.run.path} was started from. "
+                    "Restore it, or train into another folder."
+                )
             return
         tensors, state = read_checkpoint(self.run.last_path)
         model = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
@@ -245,13 +268,19 @@ class Trainer:
     def announce(self) -> None:
         """Say what runs where."""
         n = sum(p.numel() for p in self.model.parameters())
-        backend = "C++ kernels" if self.device.type == "cpu" else "CUDA filter kernel, chunked torch loss"
-        together = f", {self.world.size} processes of {max(self.counts)} clips" if self.world.size > 1 else ""
+        backend = "C++ kernels" if self.device.type == "cpu" else "CUDA kernels"
+        if self.device.type == "cuda" and not has_kernels(self.device):
+            backend = "this build has no kernels for this GPU: filters on the CPU, loss of torch operations"
+        sizes = shard_sizes(self.sampler.batch_sizes[0], self.world.size)
+        item = "pairs of neighbouring clips" if len(self.input.modalities) == 1 else "clips"
+        together = f", {self.world.size} processes of {sizes[0]} {item}" if self.world.size > 1 else ""
         parts = f", embedded in {self.n_parts} parts" if self.n_parts > 1 else ""
+        subjects = len(self.clips.trained)
         self.say(
-            f"{len(self.clips.train)} training and {len(self.clips.validation)} validation clips, "
-            f"{n:,} parameters, {self.total_steps} steps of {sum(self.counts)} clips on {self.device} "
-            f"({backend}, {torch.get_num_threads()} threads{together}{parts})"
+            f"{len(self.clips.train)} training clips of {subjects} subject{'' if subjects == 1 else 's'} and "
+            f"{len(self.clips.validation)} validation clips, "
+            f"{', '.join(self.input.modalities)}, {n:,} parameters, {self.total_steps} steps of {sum(sizes)} {item} on "
+            f"{self.device} ({backend}, {self.config.precision}, {torch.get_num_threads()} threads{together}{parts})"
         )
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -262,14 +291,17 @@ class Trainer:
         steps = self.config.epochs * self.sampler.batches_per_epoch
         return min(steps, self.config.max_steps) if self.config.max_steps else steps
 
-    def update(self, batch: Batch, rate: float) -> tuple[float, str]:
-        """One step of the optimiser: the loss before it, and why the step was left out if it was."""
+    def update(self, batch: Batch, rate: float, counts: tuple[int, ...]) -> tuple[float, str]:
+        """One step of the optimiser: the loss before it, and why the step was left out if it was.
+
+        ``counts`` are the clips (pairs) of every rank.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         # A batch with impossible values must not leave them in the running statistics either.
         kept = [buffer.clone() for buffer in self.model.buffers()]
         self.optimiser.zero_grad(set_to_none=True)
-        outcome = backward(self.objective, self.wrapped, batch, counts=self.counts, n_parts=self.n_parts)
+        outcome = backward(self.objective, self.wrapped, batch, counts=counts, n_parts=self.n_parts)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         # One wait for the device. Both numbers have the same bits on every rank, so all of them decide alike.
@@ -280,7 +312,7 @@ class Trainer:
             return loss, not_finite(batch, outcome, loss, tuple(self.model.modalities), self.world)
         self.optimiser.step()
         with torch.no_grad():
-            self.model.log_temperature.clamp_(0.0, MAX_LOG_TEMPERATURE)
+            self.model.log_temperature.clamp_(0.0, self.config.max_log_temperature)
         return loss, ""
 
     def skip(self, reason: str, clips: npt.NDArray[np.int64]) -> None:
@@ -308,13 +340,18 @@ class Trainer:
             return
         self.model.train()
         per_epoch = self.sampler.batches_per_epoch
+        rank, n_ranks = self.world.rank, self.world.size
         batches = self.input.batches(
-            islice(iter(self.sampler), remaining), lambda item: shard(item[2], self.world.rank, self.world.size)
+            islice(iter(self.sampler), remaining), lambda item: clips_of(shard(item[2], rank, n_ranks))
         )
         clock = time.perf_counter()
-        for (epoch, position, clips), batch in batches:
+        for (epoch, position, items), batch in batches:
+            clips = clips_of(items)
             rate = learning_rate(self.config, progress.step, per_epoch, self.total_steps)
-            loss, failure = self.update(batch, rate)
+            if self.config.modality_dropout:
+                numbers = draw(self.config.seed, epoch, position, len(clips), len(self.input.modalities))
+                batch = without(batch, numbers, self.config.modality_dropout, rank, n_ranks)
+            loss, failure = self.update(batch, rate, shard_sizes(len(items), n_ranks))
             if failure:
                 self.skip(failure, clips)
             else:
@@ -349,7 +386,10 @@ class Trainer:
             "epoch": epoch,
             "step": progress.step,
             "training_loss": progress.loss_sum / max(progress.loss_terms, 1),
-            **validate(self.model, self.input, self.blocks, self.config.mode, self.config.directions, self.world),
+            **validate(
+                *(self.model, self.input, self.blocks, self.config.mode, self.config.directions, self.world),
+                precision=self.config.precision,
+            ),
         }
         if not math.isfinite(row["validation_loss"]):
             raise SleepfmError(
@@ -378,6 +418,7 @@ class Trainer:
             "best_epoch": self.progress.best_epoch + 1,
             "best_validation_loss": self.progress.best_loss,
             "temperature": math.exp(float(self.model.log_temperature.detach())),
+            "trained_subjects": len(self.clips.trained),
             "training_clips": len(self.clips.train),
             "validation_clips": len(self.clips.validation),
             "clips_per_s": round(self.clips_per_s, 1),
@@ -390,17 +431,3 @@ class Trainer:
 def recordings_of(store: ClipStore, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Recording of each clip."""
     return np.asarray(store.recording[clips], np.int64)
-
-
-def load_model(run: RunDirectory, device: torch.device) -> tuple[SleepModel, dict[str, Any]]:
-    """The best model of a run, in evaluation mode, and the run's configuration."""
-    config = run.config()
-    if config.get("command", "train") != "train":
-        raise SleepfmError(
-            f"{run.path} holds a run of {config['command']}, whose network gives classes and no embeddings. Give a run "
-            "of train."
-        )
-    model = SleepModel.from_description(config["model"])
-    tensors, _ = read_checkpoint(run.best_path)
-    model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
-    return model.to(device).eval(), config

@@ -8,8 +8,11 @@ import torch
 
 from sleepfm_fast.batches import ClipInput
 from sleepfm_fast.encoder import SleepModel
+from sleepfm_fast.neighbours import clips_of
+from sleepfm_fast.objective import as_pairs
 from sleepfm_fast.ops import contrastive_loss
 from sleepfm_fast.ops.contrastive_loss import Directions, Mode
+from sleepfm_fast.precision import Precision, arithmetic
 from sleepfm_fast.world import World
 
 __all__ = ["validate"]
@@ -22,6 +25,7 @@ def validate(
     mode: Mode,
     directions: Directions,
     world: World,
+    precision: Precision = "float32",
 ) -> dict[str, float]:
     """Mean loss over the blocks, and how often the true clip is the nearest.
 
@@ -31,19 +35,23 @@ def validate(
         With the same weights and running statistics on every rank; in training mode again afterwards.
     clip_input : ClipInput
         Makes the batches.
-    blocks : list of int64 arrays
-        Clips that stand together. Each rank takes every so many-th block, whole.
+    blocks : list of int64 arrays [n] or [n, 2]
+        Clips, or pairs of neighbours, that stand together. Each rank takes every so many-th block, whole.
     mode, directions
         As in :func:`sleepfm_fast.ops.contrastive_loss`.
     world : World
         The processes; all call together.
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the encoders.
     """
     model.eval()
     results = torch.zeros(len(blocks), 3, dtype=torch.float64)
     mine = range(world.rank, len(blocks), world.size)
     with torch.inference_mode():
-        for number, batch in clip_input.batches(mine, lambda number: blocks[number]):
-            embeddings, mask = model(batch.x, batch.present)
+        for number, batch in clip_input.batches(mine, lambda number: clips_of(blocks[number])):
+            with arithmetic(precision, model.log_temperature.device):
+                embeddings, mask = model(batch.x, batch.present)
+            embeddings, mask = as_pairs(embeddings, mask)
             loss, statistics = contrastive_loss(
                 embeddings, model.log_temperature, mode, mask=mask, directions=directions
             )

@@ -28,9 +28,14 @@ def _random_state():
     np.random.seed(0)  # noqa: NPY002 - libraries under test may use the global state
 
 
+@pytest.hookimpl(tryfirst=True)  # before fixtures, those of a module included
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip CUDA tests where there is no GPU, unless this machine is said to have one."""
-    if item.get_closest_marker("cuda") is None:
+    """Skip CUDA tests where there is no GPU, unless this machine is said to have one; hide it from all others."""
+    from gpu_visibility import show_gpu
+
+    marked = item.get_closest_marker("cuda") is not None
+    show_gpu(marked)
+    if not marked:
         return
     import torch
 

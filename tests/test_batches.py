@@ -9,10 +9,10 @@ import torch
 from scipy.signal import resample_poly
 
 from sleepfm_fast import preprocess
-from sleepfm_fast.batches import FS_HZ, N_OUT, ClipInput, InputConfig, prefetch
+from sleepfm_fast.batches import FS_HZ, N_OUT, ClipInput, InputConfig, places_of, prefetch
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.montages import Modality, Montage
+from sleepfm_fast.montages import MONTAGES, Modality, Montage
 
 CPU = torch.device("cpu")
 
@@ -209,3 +209,28 @@ def test_prefetch_stops_when_the_consumer_does():
     time.sleep(0.05)
     assert len(prepared) == n
     assert n <= 5
+
+
+def test_montages_that_name_a_channel_differently_meet():
+    wanted = [(m.name, s.name) for m in MONTAGES["aasm"].modalities for s in m.slots]
+    held = [(m.name, s.name) for m in MONTAGES["cinc2018"].modalities for s in m.slots]
+    places = places_of(wanted, held)
+    found = {name: held[p][1] for (_, name), p in zip(wanted, places, strict=True) if p >= 0}
+    assert found == {
+        "Chest": "CHEST",
+        "Abdomen": "ABD",
+        "SpO2": "SaO2",
+        "C4-M1": "C4-M1",
+        "C3-M2": "C3-M2",
+        "O2-M1": "O2-M1",
+        "O1-M2": "O1-M2",
+        "E1": "E1-M2",
+        "ECG": "ECG",
+    }
+    taken = [p for p in places if p >= 0]
+    assert len(set(taken)) == len(taken)
+    assert places_of(held, held) == list(range(len(held)))
+    # An exact name wins over a synonym, another modality is another channel, another reference another signal.
+    assert places_of([("respiratory", "Chest")], [("respiratory", "CHEST"), ("respiratory", "Chest")]) == [1]
+    assert places_of([("ecg", "Chest")], [("respiratory", "Chest")]) == [-1]
+    assert places_of([("brain", "C3-M2")], [("brain", "C3-Cz")]) == [-1]

@@ -88,6 +88,7 @@ def test_machine_record_names_what_it_ran_on():
     json.dumps(record)
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_commit_says_when_the_sources_differ(tmp_path):
     def git(*arguments):
         identity = ("-c", "user.name=a", "-c", "user.email=a@b")

@@ -55,11 +55,47 @@ def test_the_steps_are_all_there_and_require_cuda(tmp_path):
     for rehearse in (False, True):
         steps = gpu_steps.steps(tmp_path, rehearse)
         assert {step.name for step in steps} == {
-            "tests on cuda", "benchmarks on cuda", "measurements", *(f"sanitizer {t}" for t in gpu_steps.SANITIZERS),
-            "tests on the cpu", "benchmarks on cpu",
+            *(f"tests on cuda: {name}" for name in ("small", "mma", "gemm", "other losses", "all else")),
+            *(f"benchmarks on cuda: {name}" for name in ("loss", "filter", "graph", "rivals")), "measurements",
+            *(f"sanitizer {t}" for t in gpu_steps.SANITIZERS), "tests on the cpu", "benchmarks on cpu",
         }  # fmt: skip
-    requires = [step for step in gpu_steps.steps(tmp_path, False) if step.name.startswith("tests")]
-    assert all(step.environment == {"SLEEPFM_REQUIRE_CUDA": "1"} for step in requires)
+        assert not any("," in step.name for step in steps)  # which separates them in --only
+    by_name = {step.name: step for step in gpu_steps.steps(tmp_path, False)}
+    for name, step in by_name.items():
+        assert (step.environment.get("SLEEPFM_REQUIRE_CUDA") == "1") == name.startswith("tests on cuda"), name
+        assert (step.environment.get("CUDA_VISIBLE_DEVICES") == "") == name.endswith("cpu"), name
+
+
+@pytest.mark.slow
+def test_the_tests_on_cuda_leave_none_out_and_run_none_twice():
+    """What is marked cuda, collected at once and by the steps."""
+
+    def collected(*arguments):
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", "-m", "cuda"]
+        done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.splitlines() if "::" in line]
+
+    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.cuda" in path.read_text()]
+    names = [str(path.relative_to(ROOT)) for path in files if path != Path(__file__)]
+    everything = collected(*names)
+    by_step = []
+    for name, arguments in gpu_steps.CUDA_TESTS.items():
+        if name == "all else":
+            arguments = [*(file for file in names if file not in gpu_steps.LOSS_TESTS), *arguments[1:]]
+        by_step += collected(*arguments)
+    assert len(everything) > 100
+    assert sorted(by_step) == sorted(everything)
+
+
+def test_steps_are_chosen_by_name_or_by_kind(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        gpu_steps, "steps", lambda work, rehearse: [step(name, "pass") for name in ("a: one", "a: two", "b")]
+    )
+    for only, names in (("a", ["a: one", "a: two"]), ("a: two,b", ["a: two", "b"])):
+        arguments = [str(tmp_path), "--work", str(tmp_path), "--deadline", "100", "--only", only]
+        assert gpu_steps.main(arguments) == 0
+        document = json.loads((tmp_path / "gpu.json").read_text())
+        assert [row["name"] for row in document["steps"]] == names
 
 
 @pytest.mark.parametrize("arguments", [[], ["--rehearse"], ["--help"], ["a", "b"]])
@@ -114,6 +150,7 @@ def test_a_failing_step_stops_nothing_and_is_told(tmp_path, monkeypatch, capsys)
         "absent": "skipped", "fine": "passed"
     }  # fmt: skip
     assert document["steps"][0]["exit_status"] == 3
+    assert any("SystemExit(3)" in line for line in document["steps"][0]["last_lines"])
     assert document["steps"][1]["out_of_time"]
     assert "cannot be read" in document["steps"][2]["why"]
     assert "cannot be started" in document["steps"][3]["why"]

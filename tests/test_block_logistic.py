@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,3 +195,36 @@ def test_memory_is_bounded(tmp_path):
     refused = call("sklearn")
     assert refused.returncode != 0
     assert "--solver blocks" in refused.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and counts on MADV_DONTNEED")
+def test_pages_of_the_folder_are_handed_back(tmp_path, monkeypatch):
+    n, dim = 20_000, 128
+    x = np.random.default_rng(0).standard_normal((n, 3, dim), dtype=np.float32)
+    write_folder(tmp_path / "emb", x, columns_of(np.arange(n) // 1000, np.zeros(n)), batch=4096)
+
+    def resident_mib():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssFile:")) / 1024
+
+    def held_after_two_passes():
+        embeddings = Embeddings(tmp_path / "emb")
+        features = Features(embeddings, np.arange(n), embeddings.modalities)
+        before, most = resident_mib(), 0.0
+        for start in [*range(0, n, 1000)] * 2:
+            assert np.abs(features[start : start + 1000]).max() > 0
+            most = max(most, resident_mib() - before)
+        return most
+
+    file_mib = x.nbytes / 2**20  # 29
+    assert held_after_two_passes() > 0.9 * file_mib  # less than RELEASE_BYTES: nothing is handed back
+    monkeypatch.setattr("sleepfm_fast.embeddings.RELEASE_BYTES", 2**22)
+    assert held_after_two_passes() < 0.35 * file_mib
+
+
+def test_clips_outside_the_folder_are_an_error(tmp_path):
+    embeddings, _ = folder_of(tmp_path)
+    for clips in ([-1], [900]):
+        with pytest.raises(IndexError, match="the folder has 900"):
+            embeddings.copy(np.array(clips), embeddings.modalities)
+    assert embeddings.copy(np.zeros(0, np.int64), ("ecg",)).shape == (0, 1, 6)

@@ -269,6 +269,44 @@ def test_tiles_fit_their_budget(N):
     assert edge >= min(N, contrastive_gemm.TILE_EDGE // 2)
 
 
+def test_the_small_products_come_first(monkeypatch):
+    """What tensor cores truncate is of the size of the sum so far: two thirds of it is summed while it is small."""
+    seen = []
+    multiply = contrastive_gemm.multiply
+
+    def noted(a, b, out):
+        seen.append((a.float(), b.float()))
+        multiply(a, b, out)
+
+    monkeypatch.setattr(contrastive_gemm, "multiply", noted)
+    x = embeddings("random", 2, 33, 24)
+    contrastive_gemm.forward(x, torch.tensor(1.0), None, "pairwise", "both", "highest", 0, 33, launcher=Emulator())
+    ((a, b),) = seen
+    assert a.shape == (33, 3 * 24)
+    small, all_of_it = a[:, :48] @ b[:48], a @ b
+    assert float(small.norm()) < 2.0**-10 * float(all_of_it.norm())
+    assert float((all_of_it - a[:, 48:] @ b[48:] - small).norm()) <= 1e-6 * float(all_of_it.norm())
+
+
+def test_products_that_torch_gets_wrong_are_not_used():
+    cpu = torch.device("cpu")
+
+    def product(*matrices, out_dtype, out):
+        return out.copy_(matrices[-2].float() @ matrices[-1].float() + (matrices[0] if len(matrices) == 3 else 0))
+
+    def without_addition(self, a, b, *, out_dtype, out):
+        return out.copy_(a.float() @ b.float())
+
+    def wrong_in_one_row(self, a, b, *, out_dtype, out):
+        return product(self, a, b, out_dtype=out_dtype, out=out) if len(a) > 1 else out
+
+    assert contrastive_gemm.gives_float32(product, cpu, added=False)
+    assert contrastive_gemm.gives_float32(product, cpu, added=True)
+    assert not contrastive_gemm.gives_float32(without_addition, cpu, added=True)
+    assert not contrastive_gemm.gives_float32(wrong_in_one_row, cpu, added=True)
+    assert not contrastive_gemm.gives_float32(torch.mm, cpu, added=False)  # of CUDA only
+
+
 def test_steps_and_members_are_those_of_the_header():
     header = (ROOT / "csrc" / "cuda" / "contrastive_epilogue.h").read_text()
     enumerators = re.search(r"enum class GemmStep.*?\{(.*?)\};", header, re.DOTALL)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_ranks import RUNS, SYNCHRONISED
+from training_ranks import LEFT_OUT, NEIGHBOURS, RUNS, SYNCHRONISED
 
 from sleepfm_fast import train
 from sleepfm_fast.clips import ClipStore
@@ -93,6 +93,14 @@ def test_two_ranks_train_as_one_does(two, one):
     for name, value in single.items():
         torch.testing.assert_close(model[name], value, rtol=BOUND, atol=BOUND, msg=name)
     assert RunDirectory(two / "whole").config()["ranks"] == 2
+
+
+@pytest.mark.parametrize(("name", "options"), [("neighbours", NEIGHBOURS), ("left-out", LEFT_OUT)])
+def test_two_ranks_share_pairs_of_neighbours_and_modality_dropout(two, cohort_store, tmp_path, name, options):
+    assert train.cli([str(cohort_store), str(tmp_path / name), *options]) == 0
+    ours, theirs = metrics(two / name)[-1], metrics(tmp_path / name)[-1]
+    for key in ("training_loss", "validation_loss"):
+        assert ours[key] == pytest.approx(theirs[key], rel=BOUND), key
 
 
 def test_resuming_with_the_same_ranks_gives_the_same_bits(two):

@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from closeness import assert_close
 
 import sleepfm_fast
-from sleepfm_fast import ops, reference
+from sleepfm_fast import _C, ops, reference
 from sleepfm_fast.encoder import PRESETS, build_encoder
 from sleepfm_fast.mbconv_blocks import MBConvBlock
 
@@ -152,6 +153,66 @@ def test_the_encoder_gives_what_it_gives_operation_by_operation(training):
         assert statistics.median(errors) < statistics.median(torch_errors) + 0.005
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("dims", [(2, 5, 7, 5, 1, 1), (3, 16, 96, 16, 45, 1), (2, 40, 240, 40, 203, 1)], ids=str)
+def test_residual_and_dropout_agree_with_the_definition(dims, dropout):
+    values = arguments(dims)
+    seed = torch.tensor(1 << 61 | 12345)
+
+    def both(function, dtype):
+        return evaluate(partial(function, residual=True, dropout=dropout, seed=seed), values, dims, dtype)
+
+    ours, same = both(ops.mbconv, torch.float32), both(reference.mbconv, torch.float32)
+    truth = both(reference.mbconv, torch.float64)
+    for name, a, b, c in zip(("y", "statistics", *NAMES), ours, same, truth, strict=True):
+        if name not in ("b1", "bd"):
+            assert_close(a, b, c, (3e-5 if dims[0] * dims[4] > 4 else 1e-2) * c.abs().max().clamp_min(1.0), name)
+
+
+def test_dropout_follows_torchs_generator_and_its_probability():
+    values = arguments((16, 8, 48, 8, 500, 1))
+    kept = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        y, _ = ops.mbconv(*values, residual=True, dropout=0.3)
+        plain, _ = ops.mbconv(*values)
+        kept.append((y - values[0]).abs() > 1e-6 * plain.abs())
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[0], kept[2])
+    share = kept[0].float()
+    # 64,000 draws: four standard deviations; a row, a sample and a lag have their share too.
+    assert abs(share.mean() - 0.7) < 4 * (0.21 / 64_000) ** 0.5
+    assert (share.mean((0, 2)) - 0.7).abs().max() < 5 * (0.21 / 8_000) ** 0.5
+    assert (share.mean((0, 1)) - 0.7).abs().max() < 5 * (0.21 / 128) ** 0.5
+    centred = share - 0.7
+    for lag in (1, 2, 4, 8, 16):
+        assert abs((centred[:, :, lag:] * centred[:, :, :-lag]).mean()) < 5 * 0.21 / 60_000**0.5
+    assert abs((centred[1:] * centred[:-1]).mean()) < 5 * 0.21 / 60_000**0.5
+    assert abs((centred[:, 1:] * centred[:, :-1]).mean()) < 5 * 0.21 / 56_000**0.5
+
+
+def test_evaluation_adds_the_residual():
+    x, *weights = arguments((3, 8, 48, 8, 300, 1))
+    running = tuple(torch.rand(48) + 0.5 for _ in range(4))
+    with torch.no_grad():
+        y, _ = ops.mbconv(x, *weights, running=running, residual=True)
+        plain, _ = ops.mbconv(x, *weights, running=running)
+    torch.testing.assert_close(y, x + plain)
+
+
+def test_memory_is_used_again():
+    values = arguments((8, 16, 96, 16, 1000, 1))
+    _C.release_pages()
+    for _ in range(3):
+        y, _ = ops.mbconv(*[value.requires_grad_() for value in values])
+        y.sum().backward()
+    wide = 8 * 96 * 1000 * 4
+    del y
+    held = _C.release_pages()
+    assert 2 * wide <= held <= 2 * wide + (4 << 20)  # c2 and g1, each rounded up to whole pages of 2 MiB
+    assert _C.release_pages() == 0
+
+
 def test_blocks_that_the_op_does_not_cover_go_the_long_way(monkeypatch):
     block = MBConvBlock(4, 4, 2, 1, 0.0)
     x = torch.randn(2, 4, 20)
@@ -236,6 +297,10 @@ def test_refusals():
         ops.mbconv(x.double(), *weights)
     with pytest.raises(ValueError, match="more than one value"):
         ops.mbconv(x[:1, :, :1], *weights)
+    with pytest.raises(ValueError, match="as many channels out as in"):
+        ops.mbconv(x, *weights, residual=True)
+    with pytest.raises(ValueError, match=r"dropout is 0\.5"):
+        ops.mbconv(x, *weights, dropout=0.5)
     running = tuple(torch.rand(8) for _ in range(4))
     with pytest.raises(NotImplementedError, match="no gradient"):
         ops.mbconv(x.requires_grad_(), *weights, running=running)
@@ -248,10 +313,12 @@ def test_opcheck(stride):
     x, *weights = arguments((2, 3, 8, 4, 40, stride))
     running = [torch.rand(8) + 0.5 for _ in range(4)]
     namespace = torch.ops.sleepfm_fast
-    torch.library.opcheck(namespace.mbconv_evaluate.default, (x, weights, running, stride, 1e-5))
-    torch.library.opcheck(namespace.mbconv_forward.default, (x, weights, stride, 1e-5))
-    y, c1, c2, used = namespace.mbconv_forward(x, weights, stride, 1e-5)
-    torch.library.opcheck(namespace.mbconv_backward.default, (y, x, weights, c1, c2, used, stride, 1e-5))
+    options = (stride, 1e-5, False, 0.0)
+    seed = torch.tensor(1)
+    torch.library.opcheck(namespace.mbconv_evaluate.default, (x, weights, running, stride, 1e-5, False))
+    torch.library.opcheck(namespace.mbconv_forward.default, (x, weights, seed, *options))
+    y, *kept = namespace.mbconv_forward(x, weights, seed, *options)
+    torch.library.opcheck(namespace.mbconv_backward.default, (y, x, weights, seed, *kept, *options))
 
 
 ISA_SCRIPT = """

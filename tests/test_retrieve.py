@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -424,3 +427,33 @@ def test_balanced_sample_option(tmp_path, capsys):
     again = run(capsys, *asked, "--overwrite")[1]
     assert again["directions"] == result["directions"]
     assert run(capsys, *asked, "--overwrite", "--seed", "1")[1]["directions"] != result["directions"]
+
+
+BOUNDED = """
+import resource, sys
+from pathlib import Path
+from sleepfm_fast import retrieve
+from sleepfm_fast.command import to_json
+
+small, large = (Path(p) for p in sys.argv[1:3])
+retrieve.main(retrieve.Config(small, small.parent / "a", bootstraps=10))
+# RLIMIT_DATA bounds private writable memory; pages of the mapped file, which the system may drop, do not count.
+held = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData:"))
+resource.setrlimit(resource.RLIMIT_DATA, (held + int(sys.argv[3]) * 2**20,) * 2)
+record = retrieve.main(retrieve.Config(large, large.parent / "b", bootstraps=10))
+print(to_json(record["mean"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA bounds mapped memory on Linux only")
+def test_memory_is_bounded(tmp_path):
+    # One matrix of 12,000 x 12,000 float32 similarities is 550 MiB.
+    n = 12_000
+    x = np.random.default_rng(0).standard_normal((n, 3, 16), dtype=np.float32)
+    write_folder(tmp_path / "large", x, columns_of(np.arange(n) // 600, np.full(n, 2)), batch=4096)
+    write_folder(tmp_path / "small", x[:50], columns_of(np.arange(50) // 10, np.full(50, 2)))
+    arguments = [sys.executable, "-c", BOUNDED, str(tmp_path / "small"), str(tmp_path / "large"), "250"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert abs(json.loads(done.stdout)["mean_rank"]["value"] / (n / 2) - 1) < 0.03

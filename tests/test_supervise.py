@@ -339,6 +339,14 @@ def test_the_seed_preset_is_the_published_network_with_an_output_a_class(cohort_
     assert (config.optimiser, config.momentum, config.schedule, config.batch_size) == ("sgd", 0.9, "step", 32)
 
 
+def test_bfloat16_trains_with_float32_weights(cohort_store, tmp_path, capsys):
+    options = [*SMALL, "--max-steps", "2", "--precision", "bfloat16"]
+    result, _ = call(capsys, cohort_store, tmp_path / "run", *options)
+    assert 0 <= result["macro"]["auroc"]["value"] <= 1
+    tensors, _ = read_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert {t.dtype for t in tensors.values()} <= {torch.float32, torch.int64}
+
+
 def test_every_option_has_a_help_text():
     source = Path(supervise.__file__).read_text()
     for field in dataclasses.fields(supervise.Config):

@@ -13,6 +13,7 @@ import torch
 
 from sleepfm_fast import train
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
+from sleepfm_fast.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 # Early stopping off; checkpoints within the epoch, so that a resume starts in the middle of one.
@@ -142,7 +143,7 @@ def test_options_of_a_training_without_a_store_are_refused(capsys):
 
 
 def test_sgd_with_steps_is_the_default():
-    config = train.Config()
+    config = resolve(train.Config())
     assert (config.preset, config.optimiser, config.schedule) == ("seed", "sgd", "step")
     assert (config.lr, config.step_epochs, config.batch_size, config.epochs) == (1e-3, 5, 32, 20)
 

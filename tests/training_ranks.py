@@ -33,6 +33,8 @@ SYNCHRONISED = [
     "0",
 ]
 LOCAL = [*COMMON, "--micro-batch", "4"]
+NEIGHBOURS = [*SYNCHRONISED, "--modalities", "brain", "--max-steps", "3"]
+LEFT_OUT = [*SYNCHRONISED, "--modality-dropout", "0.4", "--last-batch", "keep", "--max-steps", "3"]
 # Name and options, in the order in which they run. The last but one starts anew where a run stands, the last diverges.
 RUNS = (
     ("whole", [*SYNCHRONISED, "--max-steps", "10"]),
@@ -41,6 +43,8 @@ RUNS = (
     ("parts", [*LOCAL, "--max-steps", "6"]),
     ("parts-resumed", [*LOCAL, "--max-steps", "3"]),
     ("parts-resumed", [*LOCAL, "--max-steps", "6", "--resume"]),
+    ("neighbours", NEIGHBOURS),
+    ("left-out", LEFT_OUT),
     ("whole", SYNCHRONISED),
     ("diverged", [*COMMON, "--optimiser", "sgd", "--lr", "1e30", "--skip-limit", "2"]),
 )

@@ -18,7 +18,12 @@ MBConvKernels kernels() {
     return portable::mbconv_kernels();
 }
 
-void check(MBConvShape const& shape) {
+void check(MBConvShape const& shape, MBConvResidual const& residual) {
+    SLEEPFM_CHECK(!residual.add || (shape.n_in == shape.n_out && shape.stride == 1), "mbconv: a residual from ",
+                  shape.n_in, " to ", shape.n_out, " channels with stride ", shape.stride,
+                  "; it needs as many out as in and stride 1.");
+    SLEEPFM_CHECK(residual.dropout >= 0.0 && residual.dropout <= 1.0 && (residual.add || residual.dropout == 0.0),
+                  "mbconv: dropout is ", residual.dropout, "; between 0 and 1, and 0 without a residual.");
     SLEEPFM_CHECK(shape.n_clips >= 0 && shape.n_samples >= 1, "mbconv: ", shape.n_clips, " clips of ", shape.n_samples,
                   " samples; at least one sample is needed.");
     SLEEPFM_CHECK(shape.n_in >= 1 && shape.width >= 1 && shape.n_out >= 1, "mbconv: ", shape.n_in, " channels in, ",
@@ -32,19 +37,19 @@ void check(MBConvShape const& shape) {
 }  // namespace
 
 void mbconv_forward(MBConvForward const& call) {
-    check(call.shape);
+    check(call.shape, call.residual);
     SLEEPFM_CHECK(call.shape.n_clips * call.shape.n_samples > 1,
                   "mbconv: a batch norm needs more than one value a channel to train.");
     kernels().forward(call);
 }
 
 void mbconv_evaluate(MBConvEvaluate const& call) {
-    check(call.shape);
+    check(call.shape, call.residual);
     kernels().evaluate(call);
 }
 
 void mbconv_backward(MBConvBackward const& call) {
-    check(call.shape);
+    check(call.shape, call.residual);
     kernels().backward(call);
 }
 

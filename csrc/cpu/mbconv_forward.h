@@ -1,151 +1,104 @@
-// Forward and evaluation of an MBConv block. In training each batch norm waits for the whole batch, so the two wide
-// activations are written once (c1, c2); in evaluation they exist a tile at a time.
+// Forward of an MBConv block in training. The first batch norm's statistics follow from the moments of the input, since
+// the expansion is linear; the second's need the whole batch, so what it sees (c2) is written.
 #pragma once
 
-#include <math.h>
-
-#if defined(_OPENMP)
-#include <omp.h>
-#define SLEEPFM_OMP(directive) _Pragma(#directive)
-#else
-#define SLEEPFM_OMP(directive)
-#endif
-
-#include "cpu/mbconv_product.h"
-#include "params.h"
+#include "cpu/mbconv_expand.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-inline int thread_number() {
-#if defined(_OPENMP)
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-inline Index samples_out(MBConvShape const& s) {
-    return (s.n_samples - 1) / s.stride + 1;
-}
-
-// Clips whose share of a weight's gradient is summed together: at most 16 sums, whatever the number of threads.
-inline Index clips_per_group(MBConvShape const& s) {
-    return s.n_clips <= 16 ? 1 : (s.n_clips + 15) / 16;
-}
-
-inline Index n_groups(MBConvShape const& s) {
-    Index const n = clips_per_group(s);
-    return (s.n_clips + n - 1) / n;
-}
-
-// Samples out of a tile of evaluation: the expanded tile takes at most 384 KB, so that it stays in the second cache.
-inline Index evaluation_tile(MBConvShape const& s) {
-    Index const n = 98304 / s.width / TILE * TILE;
-    Index const whole = round_up(samples_out(s), TILE);
-    return n < TILE ? TILE : n > whole ? whole : n;
-}
-
-struct MBConvWorkspace {
-    float* expand;    // packed w1 [width / ROWS, n_in, ROWS]
-    float* project;   // packed w3 [n_out / ROWS, width, ROWS]
-    float* expand_t;  // packed w1 transposed [n_in / ROWS, width, ROWS]
-    float* project_t;
-    float *scale0, *shift0, *scale1, *shift1;  // [width] the batch norms as a multiplication and an addition
-    float* batch_norm;                         // [width, 4] backward: see BatchNormGradient
-    double* sums;                              // [B, 5, width] and [B, n_in + n_out]
-    float* weight_sums;                        // [groups, ...] of dw1 or of dw3
-    float* thread;                             // [n_threads, per_thread]
-    Index per_thread;
-    Index bytes;
-
-    MBConvWorkspace(MBConvShape const& s, bool backward) {
-        Index used = 0;
-        auto const base = static_cast<char*>(s.workspace);
-        auto const take = [&](Index n_bytes) {
-            char* const piece = base + used;
-            used += round_up(n_bytes, 64);
-            return static_cast<void*>(piece);
-        };
-        auto const floats = [&](Index n) { return static_cast<float*>(take(n * 4)); };
-        Index const T = s.n_samples, S = samples_out(s);
-        expand = floats(round_up(s.width, ROWS) * s.n_in);
-        project = floats(round_up(s.n_out, ROWS) * s.width);
-        expand_t = floats(backward ? round_up(s.n_in, ROWS) * s.width : 0);
-        project_t = floats(backward ? round_up(s.width, ROWS) * s.n_out : 0);
-        scale0 = floats(s.width);
-        shift0 = floats(s.width);
-        scale1 = floats(s.width);
-        shift1 = floats(s.width);
-        batch_norm = floats(backward ? 4 * s.width : 0);
-        sums = static_cast<double*>(take(8 * s.n_clips * (5 * s.width + s.n_out + s.n_in)));
-        Index const widest = s.n_in > s.n_out ? s.n_in : s.n_out;
-        weight_sums = floats(backward ? n_groups(s) * round_up(s.width, ROWS) * round_up(widest, LANES) : 0);
-        Index const rows = 4 * (round_up(T > 2 * S ? T : 2 * S, LANES) + 2 * LANES);
-        Index const lanes = 2 * LANES * round_up(s.width, ROWS);
-        Index const panels = WIDEST_PANEL * (round_up(s.width, ROWS) + 2 * round_up(widest, LANES));
-        Index const tile = evaluation_tile(s);
-        Index const input = round_up(tile * s.stride + 2, TILE) + TILE;
-        Index const evaluation =
-            s.n_in * input + s.width * (tile + TILE) + ROWS * (input + LANES) + 4 * (input + LANES);
-        Index const training = rows + lanes + panels;
-        per_thread = round_up(training > evaluation ? training : evaluation, 16);
-        thread = floats(s.n_threads * per_thread);
-        bytes = used;
-    }
+// Sums of a channel of one clip around a pivot, the mean of its first tile. That is near enough: with n of N samples in
+// the first tile, the square of its distance from the clip's mean is at most N / n variances.
+struct PivotSums {
+    float sum[LANES], squares[LANES];
 };
 
-inline void pack(float const* w, Index row_stride, Index k_stride, float const* scale, Index n_rows, Index n_k,
-                 float* packed) {
-    for (Index block = 0; block * ROWS < n_rows; ++block) {
-        pack_block(w, row_stride, k_stride, scale, n_rows, n_k, block, packed);
+// out[t] = bias + a before[t] + b at[t] + c after[t]; adds the outputs to the sums, and finds the pivot where it is
+// first.
+inline void depthwise(float const* before, float const* at, float const* after, Index n, float const* taps, float bias,
+                      float* out, bool first, float& pivot, PivotSums& sums) {
+    float const a = taps[0], b = taps[1], c = taps[2];
+    float const around = first ? 0.0f : pivot;
+    Vector sum{}, squares{};
+    Index t = 0;
+    for (; t + LANES <= n; t += LANES) {
+        Vector const y = bias + a * load(before + t) + b * load(at + t) + c * load(after + t);
+        store(out + t, y);
+        Vector const d = y - around;
+        sum += d;
+        squares += d * d;
     }
-}
-
-// out[t] = sum_k w[k] h[stride t + k] for h with one zero before the first sample; n_out samples.
-inline void depthwise(float const* __restrict__ h, Index n_out, int stride, float const* w, float bias,
-                      float* __restrict__ even, float* __restrict__ odd, float* __restrict__ out) {
-    float const a = w[0], b = w[1], c = w[2];
-    if (stride == 1) {
-        for (Index t = 0; t < n_out; ++t) {
-            out[t] = bias + a * h[t] + b * h[t + 1] + c * h[t + 2];
-        }
+    if (t < n) {
+        Vector const y = bias + a * load(before + t) + b * load(at + t) + c * load(after + t);
+        store_first(out + t, y, n - t);
+        Vector const d = first_lanes(y - around, n - t);
+        sum += d;
+        squares += d * d;
+    }
+    if (!first) {
+        store(sums.sum, load(sums.sum) + sum);
+        store(sums.squares, load(sums.squares) + squares);
         return;
     }
-    for (Index t = 0; t <= n_out; ++t) {
-        even[t] = h[2 * t];
-        odd[t] = h[2 * t + 1];
+    pivot = n > 0 ? static_cast<float>(total(sum) / static_cast<double>(n)) : bias;
+    Vector rest[2] = {}, around_it[2] = {};
+    for (t = 0; t < n; t += LANES) {
+        Vector const d = first_lanes(load_first(out + t, n - t) - pivot, n - t);
+        rest[t / LANES % 2] += d;
+        around_it[t / LANES % 2] += d * d;
     }
-    for (Index t = 0; t < n_out; ++t) {
-        out[t] = bias + a * even[t] + b * odd[t] + c * even[t + 1];
+    store(sums.sum, rest[0] + rest[1]);
+    store(sums.squares, around_it[0] + around_it[1]);
+}
+
+// products[i][k] += sum_t x[i][t] x[k][t] for k >= i, over one clip, x centred; rows of ldo.
+inline void add_products(MBConvShape const& s, float const* x, float const* centre, float* scratch, double* products) {
+    Index const n_in = s.n_in, rows = round_up(n_in, ROWS), ldo = odd_vectors(n_in);
+    float* const panel = scratch;                          // rows rows
+    float* const transposed = panel + rows * MOMENT_SPAN;  // [columns, ldo]
+    float* const sums = transposed + MOMENT_SPAN * ldo;    // [rows, ldo]
+    for (Index t0 = 0; t0 < s.n_samples; t0 += MOMENT_SPAN) {
+        Strips const strips(least(s.n_samples - t0, MOMENT_SPAN));
+        fill_panel(strips, rows, panel, [&](Index k, Index t, Index left) {
+            return k < n_in ? load_first(x + k * s.n_samples + t0 + t, left) - centre[k] : Vector{};
+        });
+        transpose_panel(strips, panel, rows, ldo, transposed);
+        memset(sums, 0, static_cast<std::size_t>(rows * ldo) * sizeof(float));
+        accumulate(strips, rows, panel, transposed, ldo, sums, true);
+        for (Index i = 0; i < n_in; ++i) {
+            for (Index k = i / LANES * LANES; k < ldo; k += WIDE_LANES) {
+                double* const to = products + i * ldo + k;
+                store_wide(to, load_wide(to) + load_widened(sums + i * ldo + k));
+            }
+        }
     }
 }
 
-// The sum over a row, and the sum of squares around a mean.
-inline double row_sum(float const* x, Index n) {
-    Vector sum{};
-    for (Index t = 0; t < n; t += LANES) {
-        sum += load_first(x + t, n - t);
+// 2 sum_ik w[i] half[i][k] w[k] for n_rows rows of w [n_rows][ld]; half: see below, nothing before k = i / LANES *
+// LANES.
+inline void quadratic_forms(Index n_rows, Index n, double const* half, Index ld, double const* w, double* forms) {
+    Doubles sum[4] = {};
+    for (Index i = 0; i < n; ++i) {
+        Doubles row[4] = {};
+        for (Index k = i / LANES * LANES; k < n; k += WIDE_LANES) {
+            Doubles const h = load_wide(half + i * ld + k);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; ++r) {
+                row[r] += h * load_wide(w + r * ld + k);
+            }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+            sum[r] += row[r] * w[r * ld + i];
+        }
     }
-    return total(sum);
-}
-
-inline double row_squares(float const* x, Index n, float mean) {
-    Vector sum{};
-    for (Index t = 0; t < n; t += LANES) {
-        Vector const d = first_lanes(load_first(x + t, n - t) - mean, n - t);
-        sum += d * d;
-    }
-    return total(sum);
-}
-
-inline void affine(MBConvShape const& s, double const* mean, double const* variance, float const* gamma,
-                   float const* beta, double eps, float* scale, float* shift) {
-    for (Index c = 0; c < s.width; ++c) {
-        double const factor = static_cast<double>(gamma[c]) / sqrt(variance[c] + eps);
-        scale[c] = static_cast<float>(factor);
-        shift[c] = static_cast<float>(static_cast<double>(beta[c]) - mean[c] * factor);
+    for (Index r = 0; r < n_rows; ++r) {
+        double form = 0.0;
+        for (int i = 0; i < SLEEPFM_LANES / 2; ++i) {
+            form += sum[r][i];
+        }
+        forms[r] = 2.0 * form;
     }
 }
 
@@ -153,89 +106,120 @@ inline void forward(MBConvForward const& call) {
     MBConvShape const& s = call.shape;
     MBConvWeights const& w = call.weights;
     MBConvWorkspace const work(s, false);
-    Index const B = s.n_clips, T = s.n_samples, S = samples_out(s), width = s.width;
+    Index const B = s.n_clips, T = s.n_samples, S = samples_out(s), width = s.width, n_in = s.n_in;
     double* const mean0 = call.statistics;
     double* const variance0 = mean0 + width;
     double* const mean1 = variance0 + width;
     double* const variance1 = mean1 + width;
-    pack(w.w1, s.n_in, 1, nullptr, width, s.n_in, work.expand);
+    double* const input_mean = call.moments;
+    double* const covariance = input_mean + n_in;
+    pack(w.w1, n_in, 1, nullptr, width, n_in, work.expand);
     pack(w.w3, width, 1, nullptr, s.n_out, width, work.project);
-    Index const ldt = panel_width(T), lds = panel_width(S);
-    double* const input_sums = work.sums + 5 * B * width;  // [B, n_in]
+    Index const groups = n_groups(s), per_group = clips_per_group(s), ld_in = odd_vectors(n_in);
+    Index const tile = forward_tile(s), ldx = odd_vectors(tile * s.stride);
+    Index const columns = panel_width(s);
+    Dropout const dropout(call.residual);
+    double* const input_sums = work.sums + 2 * B * width;       // [B, n_in]
+    double* const half = work.moments + groups * n_in * ld_in;  // [n_in, ld_in] upper triangle, half of its diagonal
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
         float* const scratch = work.thread + thread_number() * work.per_thread;
-        float* const lanes = scratch;  // [width, LANES]
-        float* const panel = lanes + 2 * LANES * round_up(width, ROWS);
-        float* const row =
-            panel + WIDEST_PANEL * (round_up(width, ROWS) + 2 * round_up(s.n_in > s.n_out ? s.n_in : s.n_out, LANES));
-        Index const row_size = round_up(T > 2 * S ? T : 2 * S, LANES) + 2 * LANES;
+        auto* const lanes = reinterpret_cast<PivotSums*>(scratch);                  // [width]
+        float* const pivots = scratch + (2 * LANES + 2) * width;                    // [width]
+        auto* const carry = reinterpret_cast<Carry*>(scratch + 2 * LANES * width);  // [width]
+        float* const x_panel = scratch + round_up((2 * LANES + 3) * width, 16);     // [n_in, ldx]
+        float* const rows = x_panel + n_in * ldx;                                   // [ROWS, ...]
+        float* const panel = rows + ROWS * (ldx + 4 * LANES);                       // width rows
 
-        // The mean of c1 follows from that of x: the expansion is linear.
         SLEEPFM_OMP(omp for schedule(static))
         for (Index b = 0; b < B; ++b) {
-            for (Index k = 0; k < s.n_in; ++k) {
-                input_sums[b * s.n_in + k] = row_sum(call.x + (b * s.n_in + k) * T, T);
+            for (Index k = 0; k < n_in; ++k) {
+                input_sums[b * n_in + k] = row_sum(call.x + (b * n_in + k) * T, T);
             }
         }
-        SLEEPFM_OMP(omp for schedule(static))
-        for (Index c = 0; c < width; ++c) {
-            double mean = 0.0;
-            for (Index k = 0; k < s.n_in; ++k) {
-                double sum = 0.0;
-                for (Index b = 0; b < B; ++b) {
-                    sum += input_sums[b * s.n_in + k];
-                }
-                mean += static_cast<double>(w.w1[c * s.n_in + k]) * (sum / static_cast<double>(B * T));
-            }
-            mean0[c] = mean + static_cast<double>(w.b1[c]);
-        }
-        SLEEPFM_OMP(omp for schedule(static))
-        for (Index b = 0; b < B; ++b) {
-            memset(lanes, 0, static_cast<std::size_t>(width * LANES) * sizeof(float));
-            float const* const x = call.x + b * s.n_in * T;
-            float* const c1 = call.c1 + b * width * T;
-            for (Index t0 = 0; t0 < T; t0 += ldt) {
-                Index const n_t = T - t0 < ldt ? T - t0 : ldt;
-                fill_panel(s.n_in, n_t, ldt, panel,
-                           [&](Index k, Index t, Index n) { return load_first(x + k * T + t0 + t, n); });
-                product(width, s.n_in, n_t, work.expand, panel, ldt, [&](Index c, Index t, Vector v, Index n) {
-                    v += w.b1[c];
-                    store_first(c1 + c * T + t0 + t, v, n);
-                    Vector const d = first_lanes(v - static_cast<float>(mean0[c]), n);
-                    store(lanes + c * LANES, load(lanes + c * LANES) + d * d);
-                });
-            }
-            for (Index c = 0; c < width; ++c) {
-                work.sums[b * width + c] = total(load(lanes + c * LANES));
-            }
-        }
-        SLEEPFM_OMP(omp for schedule(static))
-        for (Index c = 0; c < width; ++c) {
-            double squares = 0.0;
+        SLEEPFM_OMP(omp single)
+        for (Index k = 0; k < n_in; ++k) {
+            double sum = 0.0;
             for (Index b = 0; b < B; ++b) {
-                squares += work.sums[b * width + c];
+                sum += input_sums[b * n_in + k];
             }
-            variance0[c] = squares / static_cast<double>(B * T);
+            input_mean[k] = sum / static_cast<double>(B * T);
+            work.centre[k] = static_cast<float>(input_mean[k]);
+        }
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index group = 0; group < groups; ++group) {
+            double* const products = work.moments + group * n_in * ld_in;
+            memset(products, 0, static_cast<std::size_t>(n_in * ld_in) * sizeof(double));
+            for (Index b = group * per_group; b < least((group + 1) * per_group, B); ++b) {
+                add_products(s, call.x + b * n_in * T, work.centre, panel, products);
+            }
+        }
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index i = 0; i < n_in; ++i) {
+            for (Index k = 0; k < ld_in; ++k) {
+                double sum = 0.0;
+                for (Index group = 0; group < groups && k >= i && k < n_in; ++group) {
+                    sum += work.moments[(group * n_in + i) * ld_in + k];
+                }
+                half[i * ld_in + k] = k == i ? 0.5 * sum : sum;
+                if (k >= i && k < n_in) {
+                    covariance[i * n_in + k] = covariance[k * n_in + i] = sum;
+                }
+            }
+        }
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index block = 0; block < (width + 3) / 4; ++block) {
+            auto* const wide = reinterpret_cast<double*>(panel);  // [4, ld_in]
+            Index const n_rows = least(width - 4 * block, 4);
+            for (Index r = 0; r < 4; ++r) {
+                double mean = 0.0;
+                for (Index k = 0; k < ld_in; ++k) {
+                    double const v =
+                        r < n_rows && k < n_in ? static_cast<double>(w.w1[(4 * block + r) * n_in + k]) : 0.0;
+                    wide[r * ld_in + k] = v;
+                    mean += k < n_in ? v * input_mean[k] : 0.0;
+                }
+                if (r < n_rows) {
+                    mean0[4 * block + r] = mean + static_cast<double>(w.b1[4 * block + r]);
+                }
+            }
+            double forms[4];
+            quadratic_forms(n_rows, n_in, half, ld_in, wide, forms);
+            for (Index r = 0; r < n_rows; ++r) {
+                // Written so that NaN stays NaN.
+                variance0[4 * block + r] = forms[r] < 0.0 ? 0.0 : forms[r] / static_cast<double>(B * T);
+            }
         }
         SLEEPFM_OMP(omp single)
         affine(s, mean0, variance0, w.gamma0, w.beta0, call.eps, work.scale0, work.shift0);
 
-        // Means first, squares around each row's own mean: combined below without cancellation.
         SLEEPFM_OMP(omp for schedule(static))
         for (Index b = 0; b < B; ++b) {
-            float *const h = row, *const even = row + row_size, *const odd = even + row_size;
+            float* const c1 = call.c1 == nullptr ? nullptr : call.c1 + b * width * T;
+            float* const c2 = call.c2 + b * width * S;
+            Index done = 0;
+            for (Index from = 0; from < S; from += tile) {
+                Columns const at(s, from, tile);
+                Strips const strips(at.count);
+                fill_columns(at, strips, call.x + b * n_in * T, T, n_in, work.centre, rows, x_panel);
+                expand_tile(
+                    s, at, strips, work.expand, x_panel, carry, rows,
+                    [&](Index c, Index t, Vector v, float* to) {
+                        if (c1 != nullptr) {
+                            store_column(at, c1 + c * T, S, t, v);
+                        }
+                        store(to, relu6(v * work.scale0[c] + w.beta0[c]));
+                    },
+                    [&](Index c, Index n, float const* before, float const* middle, float const* after) {
+                        depthwise(before, middle, after, n, w.wd + 3 * c, w.bd[c], c2 + c * S + done, from == 0,
+                                  pivots[c], lanes[c]);
+                    });
+                done = expand_end(at, S);
+            }
             for (Index c = 0; c < width; ++c) {
-                float const* const c1 = call.c1 + (b * width + c) * T;
-                float* const c2 = call.c2 + (b * width + c) * S;
-                h[0] = 0.0f;
-                for (Index t = 0; t < T; t += LANES) {
-                    store_first(h + 1 + t, relu6(load_first(c1 + t, T - t) * work.scale0[c] + work.shift0[c]), T - t);
-                }
-                h[T + 1] = h[T + 2] = h[T + 3] = 0.0f;
-                depthwise(h, S, s.stride, w.wd + 3 * c, w.bd[c], even, odd, c2);
-                double const mean = row_sum(c2, S) / static_cast<double>(S);
-                work.sums[(b * 2) * width + c] = mean;
-                work.sums[(b * 2 + 1) * width + c] = row_squares(c2, S, static_cast<float>(mean));
+                double const step = total(load(lanes[c].sum)) / static_cast<double>(S);
+                work.sums[(b * 2) * width + c] = static_cast<double>(pivots[c]) + step;
+                work.sums[(b * 2 + 1) * width + c] =
+                    total(load(lanes[c].squares)) - step * step * static_cast<double>(S);
             }
         }
         SLEEPFM_OMP(omp for schedule(static))
@@ -246,11 +230,11 @@ inline void forward(MBConvForward const& call) {
             }
             mean /= static_cast<double>(B);
             for (Index b = 0; b < B; ++b) {
-                double const d = static_cast<double>(static_cast<float>(work.sums[(b * 2) * width + c])) - mean;
+                double const d = work.sums[(b * 2) * width + c] - mean;
                 squares += work.sums[(b * 2 + 1) * width + c] + d * d * static_cast<double>(S);
             }
             mean1[c] = mean;
-            variance1[c] = squares / static_cast<double>(B * S);
+            variance1[c] = squares < 0.0 ? 0.0 : squares / static_cast<double>(B * S);
         }
         SLEEPFM_OMP(omp single)
         affine(s, mean1, variance1, w.gamma1, w.beta1, call.eps, work.scale1, work.shift1);
@@ -259,98 +243,19 @@ inline void forward(MBConvForward const& call) {
         for (Index b = 0; b < B; ++b) {
             float const* const c2 = call.c2 + b * width * S;
             float* const y = call.y + b * s.n_out * S;
-            for (Index t0 = 0; t0 < S; t0 += lds) {
-                Index const n_t = S - t0 < lds ? S - t0 : lds;
-                fill_panel(width, n_t, lds, panel, [&](Index k, Index t, Index n) {
-                    return relu6(load_first(c2 + k * S + t0 + t, n) * work.scale1[k] + work.shift1[k]);
+            for (Index t0 = 0; t0 < S; t0 += columns) {
+                Strips const strips(least(S - t0, columns));
+                fill_panel(strips, width, panel, [&](Index k, Index t, Index n) {
+                    float const* const from = c2 + k * S + t0 + t;
+                    __builtin_prefetch(from + 2 * S);
+                    return relu6(load_first(from, n) * work.scale1[k] + work.shift1[k]);
                 });
-                product(s.n_out, width, n_t, work.project, panel, lds,
-                        [&](Index o, Index t, Vector v, Index n) { store_first(y + o * S + t0 + t, v + w.b3[o], n); });
+                product_rows(strips, s.n_out, width, work.project, panel,
+                             [&](Index o, Index t, auto const& vectors, Index n) {
+                                 finish_rows(call.residual, dropout, b * s.n_out + o, w.b3[o], t0 + t, vectors, n,
+                                             call.x + (b * s.n_out + o) * S, y + o * S);
+                             });
             }
-        }
-    }
-}
-
-inline void evaluate(MBConvEvaluate const& call) {
-    MBConvShape const& s = call.shape;
-    MBConvWeights const& w = call.weights;
-    MBConvWorkspace const work(s, false);
-    Index const T = s.n_samples, S = samples_out(s), width = s.width;
-    Index const tile = evaluation_tile(s);
-    // The batch norms are folded: scale into the weights before them, the rest into the biases.
-    for (Index c = 0; c < width; ++c) {
-        double const factor0 =
-            static_cast<double>(w.gamma0[c]) / sqrt(static_cast<double>(call.variance0[c]) + call.eps);
-        double const factor1 =
-            static_cast<double>(w.gamma1[c]) / sqrt(static_cast<double>(call.variance1[c]) + call.eps);
-        work.scale0[c] = static_cast<float>(factor0);
-        work.shift0[c] =
-            static_cast<float>(static_cast<double>(w.beta0[c]) +
-                               (static_cast<double>(w.b1[c]) - static_cast<double>(call.mean0[c])) * factor0);
-        work.scale1[c] = static_cast<float>(factor1);
-        work.shift1[c] =
-            static_cast<float>(static_cast<double>(w.beta1[c]) +
-                               (static_cast<double>(w.bd[c]) - static_cast<double>(call.mean1[c])) * factor1);
-    }
-    pack(w.w1, s.n_in, 1, work.scale0, width, s.n_in, work.expand);
-    pack(w.w3, width, 1, nullptr, s.n_out, width, work.project);
-    Index const n_tiles = (S + tile - 1) / tile;
-    SLEEPFM_OMP(omp parallel for schedule(static) num_threads(s.n_threads))
-    for (Index item = 0; item < s.n_clips * n_tiles; ++item) {
-        Index const b = item / n_tiles, s0 = item % n_tiles * tile;
-        Index const n_s = S - s0 < tile ? S - s0 : tile;
-        // The tile's samples of x, from one before the first to one after the last; outside the clip h is zero.
-        Index const first = s.stride * s0 - 1;
-        Index const n_t = s.stride * (n_s - 1) + 3;
-        Index const from = first < 0 ? 0 : first;
-        Index const to = first + n_t < T ? first + n_t : T;
-        Index const n_x = to - from;
-        Index const input = round_up(tile * s.stride + 2, TILE) + TILE;
-        float* const panels = work.thread + thread_number() * work.per_thread;  // [n_x / TILE, n_in, TILE]
-        float* const expanded = panels + s.n_in * input;                        // [n_s / TILE, width, TILE]
-        float* const rows = expanded + width * (tile + TILE);                   // [ROWS, input + LANES]
-        float* const even = rows + ROWS * (input + LANES);
-        float* const odd = even + input + LANES;
-        float* const out = odd + input + LANES;
-        Index const ld = input + LANES;
-        float const* const x = call.x + b * s.n_in * T + from;
-        for (Index t0 = 0; t0 < n_x; t0 += TILE) {
-            fill_panel(s.n_in, n_x - t0 < TILE ? n_x - t0 : TILE, TILE, panels + t0 * s.n_in,
-                       [&](Index k, Index t, Index n) { return load_first(x + k * T + t0 + t, n); });
-        }
-        Index const lead = from - first;
-        for (Index row = 0; row < width; row += ROWS) {
-            Index const n_rows = width - row < ROWS ? width - row : ROWS;
-            for (Index t0 = 0; t0 < n_x; t0 += TILE) {
-                Index const n = n_x - t0 < TILE ? n_x - t0 : TILE;
-                product(n_rows, s.n_in, n, work.expand + row * s.n_in, panels + t0 * s.n_in, TILE,
-                        [&](Index r, Index t, Vector v, Index) {
-                            store(rows + r * ld + lead + t0 + t, relu6(v + work.shift0[row + r]));
-                        });
-            }
-            for (Index r = 0; r < n_rows; ++r) {
-                float* const h = rows + r * ld;
-                Index const c = row + r;
-                if (lead > 0) {
-                    h[0] = 0.0f;
-                }
-                for (Index t = lead + n_x; t < n_t + 2; ++t) {
-                    h[t] = 0.0f;
-                }
-                float const taps[3] = {w.wd[3 * c] * work.scale1[c], w.wd[3 * c + 1] * work.scale1[c],
-                                       w.wd[3 * c + 2] * work.scale1[c]};
-                depthwise(h, n_s, s.stride, taps, work.shift1[c], even, odd, out);
-                for (Index t = 0; t < n_s; t += LANES) {
-                    store(expanded + t / TILE * (width * TILE) + c * TILE + t % TILE, relu6(load(out + t)));
-                }
-            }
-        }
-        float* const y = call.y + b * s.n_out * S + s0;
-        for (Index t0 = 0; t0 < n_s; t0 += TILE) {
-            Index const n = n_s - t0 < TILE ? n_s - t0 : TILE;
-            product(
-                s.n_out, width, n, work.project, expanded + t0 * width, TILE,
-                [&](Index o, Index t, Vector v, Index left) { store_first(y + o * S + t0 + t, v + w.b3[o], left); });
         }
     }
 }

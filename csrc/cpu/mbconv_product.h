@@ -18,14 +18,6 @@ constexpr Index LANES = SLEEPFM_LANES;
 constexpr Index ROWS = SLEEPFM_LANES == 16 ? 8 : 4;
 constexpr Index COLUMNS = 3;
 constexpr Index TILE = COLUMNS * LANES;
-constexpr Index WIDEST_PANEL = 8 * LANES;
-
-// Samples of a panel, a multiple of LANES, for rows of n samples: two register blocks, or the whole row where it fits
-// into little more; few samples are then left over, and sums over a panel run long.
-inline Index panel_width(Index n) {
-    Index const whole = (n + LANES - 1) / LANES * LANES;
-    return whole <= WIDEST_PANEL ? whole : 2 * TILE;
-}
 
 inline Index round_up(Index value, Index multiple) {
     return (value + multiple - 1) / multiple * multiple;
@@ -45,6 +37,13 @@ inline void store(float* to, Vector v) {
     memcpy(to, &v, sizeof v);
 }
 
+// Ask for n floats that are read soon.
+inline void prefetch(float const* from, Index n) {
+    for (Index i = 0; i < n; i += 16) {
+        __builtin_prefetch(from + i);
+    }
+}
+
 // The first n lanes; the others are zero.
 inline Vector load_first(float const* from, Index n) {
     if (n >= LANES) {
@@ -56,7 +55,11 @@ inline Vector load_first(float const* from, Index n) {
 }
 
 inline void store_first(float* to, Vector v, Index n) {
-    memcpy(to, &v, static_cast<std::size_t>(n >= LANES ? LANES : n) * sizeof(float));
+    if (n >= LANES) {
+        store(to, v);
+        return;
+    }
+    memcpy(to, &v, static_cast<std::size_t>(n) * sizeof(float));
 }
 
 inline Vector first_lanes(Vector v, Index n) {
@@ -76,6 +79,32 @@ inline double total(Vector v) {
         sum += static_cast<double>(v[i]);
     }
     return sum;
+}
+
+// Half as many lanes in float64, a register's worth.
+constexpr Index WIDE_LANES = SLEEPFM_LANES / 2;
+using Doubles = double __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
+using HalfVector = float __attribute__((vector_size(SLEEPFM_LANES / 2 * sizeof(float))));
+
+inline Doubles load_wide(double const* from) {
+    Doubles v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+inline void store_wide(double* to, Doubles v) {
+    memcpy(to, &v, sizeof v);
+}
+
+inline Doubles load_widened(float const* from) {
+    HalfVector v;
+    memcpy(&v, from, sizeof v);
+    return __builtin_convertvector(v, Doubles);
+}
+
+inline void store_narrowed(float* to, Doubles v) {
+    HalfVector const half = __builtin_convertvector(v, HalfVector);
+    memcpy(to, &half, sizeof half);
 }
 
 // Both comparisons are false for NaN, which stays NaN as in torch.
@@ -102,18 +131,43 @@ inline void pack_block(float const* w, Index row_stride, Index k_stride, float c
     }
 }
 
+// How a panel's columns lie in memory: strips of as many vectors as a register block is wide, each [k][columns of the
+// strip], so that a product reads memory in order. The last strips are narrower: 2 + 2 vectors rather than 3 + 1.
+struct Strips {
+    Index n, n_vectors, tail, n_strips;  // n: columns that count; tail: first vector of the narrower strips
+
+    explicit Strips(Index n_columns) : n(n_columns), n_vectors((n_columns + LANES - 1) / LANES) {
+        static_assert(COLUMNS == 3, "2 + 2 = 3 + 1");
+        Index const over = n_vectors % 3;
+        tail = n_vectors - (over == 1 && n_vectors > 1 ? 4 : over);
+        n_strips = tail / 3 + (n_vectors - tail + 1) / 2;
+    }
+
+    Index first(Index strip) const { return LANES * (strip < tail / 3 ? 3 * strip : tail + 2 * (strip - tail / 3)); }
+    Index width(Index strip) const { return LANES * (strip < tail / 3 ? 3 : n_vectors == 1 ? 1 : 2); }
+
+    // Where the vector at column t of row k is, in a panel of n_k rows.
+    Index place(Index n_k, Index k, Index t) const {
+        Index const v = t / LANES;
+        bool const narrow = v >= tail;
+        Index const start = LANES * (narrow ? v - (v - tail) % 2 : v - v % 3);
+        return start * n_k + k * LANES * (narrow ? (n_vectors == 1 ? 1 : 2) : 3) + t - start;
+    }
+};
+
 template <int C>
 using Block = Vector[ROWS][C];
 
-// block = w x panel: w [n_k][ROWS], panel [n_k][ld].
+// block = w x strip: w [n_k][ROWS], strip [n_k][C vectors]. A function of its own: where it is inlined into more, the
+// compiler runs out of registers and keeps sums in memory (two thirds of the speed).
 template <int C>
-inline void multiply(Index n_k, float const* w, float const* panel, Index ld, Block<C>& block) {
+[[gnu::noinline]] void multiply(Index n_k, float const* w, float const* strip, Block<C>& block) {
     Vector sum[ROWS][C] = {};
     for (Index k = 0; k < n_k; ++k) {
         Vector x[C];
 #pragma GCC unroll 3
         for (int c = 0; c < C; ++c) {
-            x[c] = load(panel + k * ld + c * LANES);
+            x[c] = load(strip + (k * C + c) * LANES);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
@@ -133,9 +187,10 @@ inline void multiply(Index n_k, float const* w, float const* panel, Index ld, Bl
     }
 }
 
-// out [ROWS rows of ldo] += a x b over n_t samples: a [ROWS][lda], b [n_t][ldo].
+// out [ROWS rows of ldo] += a x b over all columns: rows row .. row + ROWS of the panel a, b [columns][ldo].
 template <int C>
-inline void accumulate_block(Index n_t, float const* a, Index lda, float const* b, Index ldo, float* out) {
+[[gnu::noinline]] void accumulate_block(Strips const& strips, Index n_rows, Index row, float const* a, float const* b,
+                                        Index ldo, float* out) {
     Vector sum[ROWS][C];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
@@ -144,18 +199,23 @@ inline void accumulate_block(Index n_t, float const* a, Index lda, float const* 
             sum[r][c] = load(out + r * ldo + c * LANES);
         }
     }
-    for (Index t = 0; t < n_t; ++t) {
-        Vector y[C];
-#pragma GCC unroll 3
-        for (int c = 0; c < C; ++c) {
-            y[c] = load(b + t * ldo + c * LANES);
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            Vector const x = splat(a[r * lda + t]);
+    for (Index strip = 0; strip < strips.n_strips; ++strip) {
+        Index const width = strips.width(strip), first = strips.first(strip);
+        float const* const rows = a + first * n_rows + row * width;
+        Index const n_t = strips.n - first < width ? strips.n - first : width;
+        for (Index t = 0; t < n_t; ++t) {
+            Vector y[C];
 #pragma GCC unroll 3
             for (int c = 0; c < C; ++c) {
-                sum[r][c] += x * y[c];
+                y[c] = load(b + (first + t) * ldo + c * LANES);
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; ++r) {
+                Vector const x = splat(rows[r * width + t]);
+#pragma GCC unroll 3
+                for (int c = 0; c < C; ++c) {
+                    sum[r][c] += x * y[c];
+                }
             }
         }
     }
@@ -168,86 +228,80 @@ inline void accumulate_block(Index n_t, float const* a, Index lda, float const* 
     }
 }
 
-// out [n_rows][ldo] += a [n_rows][lda] x b [n_t][ldo]; n_rows a multiple of ROWS, ldo of LANES.
-inline void accumulate(Index n_rows, Index n_t, float const* a, Index lda, float const* b, Index ldo, float* out) {
+// out [n_rows][ldo] += a x b over all columns: panel a of n_rows rows, a multiple of ROWS; b [columns][ldo], ldo a
+// multiple of LANES. Of a symmetric product only what lies on the diagonal and above is needed.
+inline void accumulate(Strips const& strips, Index n_rows, float const* a, float const* b, Index ldo, float* out,
+                       bool symmetric = false) {
     for (Index column = 0; column < ldo; column += TILE) {
         Index const left = (ldo - column) / LANES;
-        for (Index row = 0; row < n_rows; row += ROWS) {
-            float const* const rows = a + row * lda;
+        for (Index row = 0; row < n_rows && !(symmetric && row >= column + TILE); row += ROWS) {
             float* const to = out + row * ldo + column;
             if (left >= 3) {
-                accumulate_block<3>(n_t, rows, lda, b + column, ldo, to);
+                accumulate_block<3>(strips, n_rows, row, a, b + column, ldo, to);
             } else if (left == 2) {
-                accumulate_block<2>(n_t, rows, lda, b + column, ldo, to);
+                accumulate_block<2>(strips, n_rows, row, a, b + column, ldo, to);
             } else {
-                accumulate_block<1>(n_t, rows, lda, b + column, ldo, to);
+                accumulate_block<1>(strips, n_rows, row, a, b + column, ldo, to);
             }
         }
     }
 }
 
-// panel[k][0..ld) = value(k, t, n) for the vector at sample t with n valid lanes, zero beyond n_t.
+// Row k, columns from t on of a panel of n_k rows = value(k, t, n) with n valid lanes; zero beyond.
 template <typename Value>
-inline void fill_panel(Index n_k, Index n_t, Index ld, float* panel, Value value) {
-    Index const full = n_t / LANES * LANES;
+inline void fill_panel(Strips const& strips, Index n_k, float* panel, Value value) {
     for (Index k = 0; k < n_k; ++k) {
-        float* const row = panel + k * ld;
-        for (Index t = 0; t < full; t += LANES) {
-            store(row + t, value(k, t, LANES));
-        }
-        if (full < n_t) {
-            store(row + full, first_lanes(value(k, full, n_t - full), n_t - full));
-        }
-        for (Index t = full + (full < n_t ? LANES : 0); t < ld; t += LANES) {
-            store(row + t, Vector{});
+        for (Index strip = 0; strip < strips.n_strips; ++strip) {
+            Index const first = strips.first(strip), width = strips.width(strip);
+            bool const whole = first + width <= strips.n;
+            float* const row = panel + first * n_k + k * width;
+            for (Index t = 0; t < width; t += LANES) {
+                Index const n = strips.n - first - t;
+                store(row + t, whole ? value(k, first + t, LANES) : first_lanes(value(k, first + t, n), n));
+            }
         }
     }
 }
 
-// Calls body(row, t, vector, valid lanes) for w x panel, C vectors from sample t0 on.
+// Calls body(row, t, vectors, n) for w x strip: C vectors of a row from column t on, of which n columns count.
 template <int C, typename Body>
-inline void product_columns(Index n_rows, Index n_k, Index n_t, float const* packed, float const* panel, Index ld,
-                            Index t0, Body body) {
-    bool const whole = n_t - t0 >= C * LANES;
+inline void product_strip(Index n_rows, Index n_k, Index t, Index n, float const* packed, float const* strip,
+                          Body& body) {
     for (Index row = 0; row < n_rows; row += ROWS) {
         Vector block[ROWS][C];
-        multiply<C>(n_k, packed + row * n_k, panel + t0, ld, block);
-        Index const n = n_rows - row < ROWS ? n_rows - row : ROWS;
-        for (Index r = 0; r < n; ++r) {
-            if (whole) {
-#pragma GCC unroll 3
-                for (int c = 0; c < C; ++c) {
-                    body(row + r, t0 + c * LANES, block[r][c], LANES);
-                }
-                continue;
-            }
-            for (int c = 0; c < C; ++c) {
-                Index const t = t0 + c * LANES;
-                if (t < n_t) {
-                    body(row + r, t, block[r][c], n_t - t);
-                }
-            }
+        multiply<C>(n_k, packed + row * n_k, strip, block);
+        Index const n_valid = n_rows - row < ROWS ? n_rows - row : ROWS;
+        for (Index r = 0; r < n_valid; ++r) {
+            body(row + r, t, block[r], n);
         }
     }
 }
 
-// w x panel: packed w [n_rows / ROWS][n_k][ROWS], panel [n_k][ld], of which n_t samples count.
+// w x panel: packed w [n_rows / ROWS][n_k][ROWS], panel of n_k rows.
 template <typename Body>
-inline void product(Index n_rows, Index n_k, Index n_t, float const* packed, float const* panel, Index ld, Body body) {
-    Index const n_vectors = (n_t + LANES - 1) / LANES;
-    for (Index v = 0; v < n_vectors;) {
-        Index const left = n_vectors - v;
-        if (left >= 3 && left != 4) {
-            product_columns<3>(n_rows, n_k, n_t, packed, panel, ld, v * LANES, body);
-            v += 3;
-        } else if (left >= 2) {
-            product_columns<2>(n_rows, n_k, n_t, packed, panel, ld, v * LANES, body);
-            v += 2;
-        } else {
-            product_columns<1>(n_rows, n_k, n_t, packed, panel, ld, v * LANES, body);
-            v += 1;
+inline void product_rows(Strips const& strips, Index n_rows, Index n_k, float const* packed, float const* panel,
+                         Body body) {
+    for (Index i = 0; i < strips.n_strips; ++i) {
+        Index const t = strips.first(i);
+        float const* const strip = panel + t * n_k;
+        switch (strips.width(i) / LANES) {
+            case 3: product_strip<3>(n_rows, n_k, t, strips.n - t, packed, strip, body); break;
+            case 2: product_strip<2>(n_rows, n_k, t, strips.n - t, packed, strip, body); break;
+            default: product_strip<1>(n_rows, n_k, t, strips.n - t, packed, strip, body);
         }
     }
+}
+
+// The same, a vector at a time: body(row, t, vector, valid lanes).
+template <typename Body>
+inline void product(Strips const& strips, Index n_rows, Index n_k, float const* packed, float const* panel, Body body) {
+    product_rows(strips, n_rows, n_k, packed, panel, [&](Index row, Index t, auto const& vectors, Index n) {
+        constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
+#pragma GCC unroll 3
+        for (int c = 0; c < C; ++c) {
+            body(row, t + c * LANES, vectors[c], n - c * LANES);
+        }
+    });
 }
 
 }  // namespace

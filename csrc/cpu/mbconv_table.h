@@ -2,6 +2,7 @@
 // register).
 #include "cpu/mbconv.h"
 #include "cpu/mbconv_backward.h"
+#include "cpu/mbconv_evaluate.h"
 #include "cpu/mbconv_forward.h"
 
 namespace sleepfm::SLEEPFM_ISA {

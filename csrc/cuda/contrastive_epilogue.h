@@ -44,10 +44,12 @@ struct ContrastiveGemm {
     std::int64_t problem, i, j;  // modalities of rows and columns; leave-one-out: j = i
     std::int64_t split;          // operands are sums of two float16 numbers
     std::int64_t width;          // elements of an operand's row, D and zeros; split: three times that,
-    std::uint16_t *a, *b;        // [N, width] or [N, 3 width]: a = high, low, high; b = high, high, low
-    double* own;                 // [N] cosine of the pair that belongs together, from float32 rows
-    std::uint8_t* valid;         // [N]
-    float* own_product;          // [N] the same, as the product has it
+    // [N, width] or [N, 3 width]: a = low, high, high; b = high, low, high. The small products come first in a row's
+    // sum: tensor cores truncate where they add, by the size of the sum so far.
+    std::uint16_t *a, *b;
+    double* own;          // [N] cosine of the pair that belongs together, from float32 rows
+    std::uint8_t* valid;  // [N]
+    float* own_product;   // [N] the same, as the product has it
     // the tile: similarities times gemm_product_scale of n_rows rows from `row` and n_columns columns from `column`
     float* tile;
     std::int64_t stride, row, column, n_rows, n_columns;

@@ -38,9 +38,9 @@ __device__ __forceinline__ void store_operand(ContrastiveGemm const& g, std::uin
     }
     std::uint16_t const low = to_f16(scaled - ptx::from_f16(high));
     std::uint16_t* const row = operand + r * 3 * g.width + k;
-    row[0] = high;
-    row[g.width] = is_row ? low : high;
-    row[2 * g.width] = is_row ? high : low;
+    row[0] = is_row ? low : high;
+    row[g.width] = is_row ? high : low;
+    row[2 * g.width] = high;
 }
 
 template <DType type, int LIMIT>

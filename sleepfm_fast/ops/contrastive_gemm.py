@@ -83,21 +83,27 @@ class _Device:
 # ---- products --------------------------------------------------------------------------------------------------------
 
 
+def gives_float32(multiply: Callable[..., Tensor], device: torch.device, *, added: bool) -> bool:
+    """Whether float16 factors give their float32 product, alone or added to what is there; one row is a case apart."""
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    factor = torch.ones(8, 8, dtype=torch.float16, device=device)
+    for n_rows in (8, 1):
+        out = torch.ones(n_rows, 8, device=device)
+        try:
+            multiply(*([out] if added else []), factor[:n_rows], factor, out_dtype=torch.float32, out=out)
+        except (RuntimeError, TypeError):
+            return False
+        if not capturing and not bool((out == (9.0 if added else 8.0)).all()):  # waits for the device, once
+            return False
+    return True
+
+
 @cache
 def _mixed_products(device: torch.device) -> tuple[bool, bool]:
     """Whether torch multiplies float16 to float32 there (2.8), and adds such a product to float32 (2.10)."""
     if device.type != "cuda":
         return False, False
-    half, out = torch.ones(8, 8, dtype=torch.float16, device=device), torch.zeros(8, 8, device=device)
-
-    def works(multiply: Callable[..., Tensor], *matrices: Tensor) -> bool:
-        try:
-            multiply(*matrices, out_dtype=torch.float32, out=out)
-        except (RuntimeError, TypeError):
-            return False
-        return True
-
-    return works(torch.mm, half, half), works(torch.addmm, out, half, half)
+    return gives_float32(torch.mm, device, added=False), gives_float32(torch.addmm, device, added=True)
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -239,7 +245,7 @@ class _Problems:
         operand, w = (self.b if of_b else self.a), self.width
         if not self.split:
             return operand, None
-        return operand[:, :w], operand[:, 2 * w :] if of_b else operand[:, w : 2 * w]
+        return operand[:, 2 * w :], operand[:, w : 2 * w] if of_b else operand[:, :w]
 
 
 # ---- the op ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
+from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 
 __all__ = ["mbconv"]
@@ -36,10 +37,13 @@ def mbconv(
     stride: int = 1,
     running: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
     eps: float = 1e-5,
+    residual: bool = False,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Inverted bottleneck of a 1-D EfficientNet (Sandler et al. 2018; as in SleepFM, Thapa et al. 2024), fused.
 
-    ``projection(relu6(norm1(depthwise(relu6(norm0(expansion(x)))))))``, without residual, dropout or a last norm.
+    ``projection(relu6(norm1(depthwise(relu6(norm0(expansion(x)))))))``; with ``residual``, x plus dropout of that.
 
     Parameters
     ----------
@@ -62,6 +66,12 @@ def mbconv(
         by default the batch's own, as in training.
     eps : float
         Added to the variances.
+    residual : bool
+        Add x; needs as many channels out as in and stride 1.
+    dropout : float
+        Probability that a value of the projection is dropped before x is added; only with ``residual``.
+    seed : Tensor, optional
+        0-d int64 that says what is dropped; drawn from torch's generator by default.
 
     Returns
     -------
@@ -84,17 +94,28 @@ def mbconv(
     """
     weights = (w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3)
     validate(x, weights, stride, running)
+    if residual and (stride != 1 or x.shape[1] != len(w3)):
+        raise ValueError(
+            f"a residual needs stride 1 and as many channels out as in; got stride {stride}, {x.shape[1]} channels in "
+            f"and {len(w3)} out."
+        )
+    if not 0.0 <= dropout <= 1.0 or (dropout > 0.0 and not residual):
+        raise ValueError(f"dropout is {dropout}; it lies between 0 and 1, and is 0 without a residual.")
     if running is not None:
+        if dropout > 0.0:
+            raise ValueError("running statistics are for evaluation, which drops nothing; leave dropout at 0.")
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
             raise NotImplementedError(
                 "mbconv with running statistics has no gradient; call it under torch.no_grad(), or use "
                 "sleepfm_fast.reference.mbconv."
             )
-        y = torch.ops.sleepfm_fast.mbconv_evaluate(x, list(weights), list(running), stride, eps)
+        y = torch.ops.sleepfm_fast.mbconv_evaluate(x, list(weights), list(running), stride, eps, residual)
         return y, torch.stack([tensor.double() for tensor in running])
     if len(x) * x.shape[2] < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; a batch norm needs more than one value a channel to train.")
-    y, statistics = _MBConv.apply(stride, eps, x, *weights)  # type: ignore[no-untyped-call]
+    if seed is None:
+        seed = torch.randint(1 << 62, ()) if dropout > 0.0 else torch.zeros((), dtype=torch.int64)
+    y, statistics = _MBConv.apply(stride, eps, residual, dropout, seed, x, *weights)  # type: ignore[no-untyped-call]
     return y, statistics
 
 
@@ -133,62 +154,75 @@ def validate(
 
 class _MBConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, stride: int, eps: float, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        y, c1, c2, statistics = torch.ops.sleepfm_fast.mbconv_forward(x, list(weights), stride, eps)
-        ctx.save_for_backward(x, *weights, c1, c2, statistics)
-        ctx.stride, ctx.eps = stride, eps
+    def forward(
+        ctx: Any, stride: int, eps: float, residual: bool, dropout: float, seed: Tensor, x: Tensor, *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        options = (stride, eps, residual, dropout)
+        y, c1, c2, statistics, moments = torch.ops.sleepfm_fast.mbconv_forward(x, list(weights), seed, *options)
+        ctx.save_for_backward(x, *weights, seed, c1, c2, statistics, moments)
+        ctx.options = options
         ctx.mark_non_differentiable(statistics)
         return y, statistics
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
-        x, *weights, c1, c2, statistics = ctx.saved_tensors
-        arguments = (dy, x, list(weights), c1, c2, statistics, ctx.stride, ctx.eps)
+        x, *weights, seed, c1, c2, statistics, moments = ctx.saved_tensors
+        arguments = (dy, x, list(weights), seed, c1, c2, statistics, moments, *ctx.options)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             raise NotImplementedError(
                 "mbconv has no second derivative; use sleepfm_fast.reference.mbconv where one is needed."
             )
-        return (None, None, *torch.ops.sleepfm_fast.mbconv_backward(*arguments))
+        return (None, None, None, None, None, *torch.ops.sleepfm_fast.mbconv_backward(*arguments))
 
 
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 LIBRARY.define(
-    "mbconv_forward(Tensor x, Tensor[] weights, int stride, float eps) -> "
-    "(Tensor y, Tensor c1, Tensor c2, Tensor statistics)",
+    "mbconv_forward(Tensor x, Tensor[] weights, Tensor seed, int stride, float eps, bool residual, float dropout) -> "
+    "(Tensor y, Tensor c1, Tensor c2, Tensor statistics, Tensor moments)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
-    "mbconv_evaluate(Tensor x, Tensor[] weights, Tensor[] running, int stride, float eps) -> Tensor",
+    "mbconv_evaluate(Tensor x, Tensor[] weights, Tensor[] running, int stride, float eps, bool residual) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
-    "mbconv_backward(Tensor dy, Tensor x, Tensor[] weights, Tensor c1, Tensor c2, Tensor statistics, int stride, "
-    "float eps) -> (Tensor dx, Tensor dw1, Tensor db1, Tensor dgamma0, Tensor dbeta0, Tensor dwd, Tensor dbd, "
-    "Tensor dgamma1, Tensor dbeta1, Tensor dw3, Tensor db3)",
+    "mbconv_backward(Tensor dy, Tensor x, Tensor[] weights, Tensor seed, Tensor c1, Tensor c2, Tensor statistics, "
+    "Tensor moments, int stride, float eps, bool residual, float dropout) -> (Tensor dx, Tensor dw1, Tensor db1, "
+    "Tensor dgamma0, Tensor dbeta0, Tensor dwd, Tensor dbd, Tensor dgamma1, Tensor dbeta1, Tensor dw3, Tensor db3)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-def results_of_forward(x: Tensor, weights: list[Tensor], stride: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Uninitialised y, c1, c2, statistics."""
-    B, T = x.shape[0], x.shape[2]
+def keeps_expansion(n_in: int) -> bool:
+    """Whether forward keeps the expanded activation for backward; computing few channels again costs less."""
+    return n_in > 32
+
+
+def results_of_forward(x: Tensor, weights: list[Tensor], stride: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Uninitialised y, c1, c2, statistics, moments."""
+    B, n_in, T = x.shape
     S, width = (T - 1) // stride + 1, weights[0].shape[0]
     return (
         x.new_empty((B, weights[8].shape[0], S)),
-        x.new_empty((B, width, T)),
-        x.new_empty((B, width, S)),
+        empty(x, (B, width, T) if keeps_expansion(n_in) else (0,)),
+        empty(x, (B, width, S)),
         x.new_empty((4, width), dtype=torch.float64),
+        x.new_empty((1 + n_in, n_in), dtype=torch.float64),
     )
 
 
 @torch.library.register_fake("sleepfm_fast::mbconv_forward", lib=LIBRARY)  # type: ignore[untyped-decorator]
-def _fake_forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_forward(
+    x: Tensor, weights: list[Tensor], seed: Tensor, stride: int, eps: float, residual: bool, dropout: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return results_of_forward(x, weights, stride)
 
 
 @torch.library.register_fake("sleepfm_fast::mbconv_evaluate", lib=LIBRARY)  # type: ignore[untyped-decorator]
-def _fake_evaluate(x: Tensor, weights: list[Tensor], running: list[Tensor], stride: int, eps: float) -> Tensor:
+def _fake_evaluate(
+    x: Tensor, weights: list[Tensor], running: list[Tensor], stride: int, eps: float, residual: bool
+) -> Tensor:
     return results_of_forward(x, weights, stride)[0]
 
 
@@ -197,11 +231,15 @@ def _fake_backward(
     dy: Tensor,
     x: Tensor,
     weights: list[Tensor],
+    seed: Tensor,
     c1: Tensor,
     c2: Tensor,
     statistics: Tensor,
+    moments: Tensor,
     stride: int,
     eps: float,
+    residual: bool,
+    dropout: float,
 ) -> tuple[Tensor, ...]:
     return (x.new_empty(x.shape), *[weight.new_empty(weight.shape) for weight in weights])
 
@@ -217,24 +255,29 @@ def call_arguments(
     return (dims, n_threads, workspace.data_ptr(), tuple(weight.data_ptr() for weight in kept)), [workspace, *kept]
 
 
-def _forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(
+    x: Tensor, weights: list[Tensor], seed: Tensor, stride: int, eps: float, residual: bool, dropout: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x = x.contiguous()
     results = results_of_forward(x, weights, stride)
-    y, c1, c2, statistics = results
+    y, c1, c2, statistics, moments = results
     leading, _alive = call_arguments(x, weights, stride, backward=False)
-    addresses = (x.data_ptr(), c1.data_ptr(), c2.data_ptr(), statistics.data_ptr(), y.data_ptr())
-    _C.mbconv_forward(*leading, eps, *addresses)
+    tensors = (x, c1, c2, statistics, moments, y)
+    _C.mbconv_forward(*leading, (residual, dropout, int(seed)), eps, *(tensor.data_ptr() for tensor in tensors))
     return results
 
 
-def _evaluate(x: Tensor, weights: list[Tensor], running: list[Tensor], stride: int, eps: float) -> Tensor:
+def _evaluate(
+    x: Tensor, weights: list[Tensor], running: list[Tensor], stride: int, eps: float, residual: bool
+) -> Tensor:
     x = x.contiguous()
     S = (x.shape[2] - 1) // stride + 1
     y = x.new_empty((x.shape[0], weights[8].shape[0], S))
     kept = [tensor.contiguous() for tensor in running]
     leading, _alive = call_arguments(x, weights, stride, backward=False)
     mean0, variance0, mean1, variance1 = (tensor.data_ptr() for tensor in kept)
-    _C.mbconv_evaluate(*leading, eps, mean0, variance0, mean1, variance1, x.data_ptr(), y.data_ptr())
+    statistics = (mean0, variance0, mean1, variance1)
+    _C.mbconv_evaluate(*leading, (residual, 0.0, 0), eps, *statistics, x.data_ptr(), y.data_ptr())
     return y
 
 
@@ -242,14 +285,18 @@ def _backward(
     dy: Tensor,
     x: Tensor,
     weights: list[Tensor],
+    seed: Tensor,
     c1: Tensor,
     c2: Tensor,
     statistics: Tensor,
+    moments: Tensor,
     stride: int,
     eps: float,
+    residual: bool,
+    dropout: float,
 ) -> tuple[Tensor, ...]:
     x, dy = x.contiguous(), dy.contiguous()
-    g0, g1, dx = torch.empty_like(c1), torch.empty_like(c2), torch.empty_like(x)
+    g1, dx = empty(c2, tuple(c2.shape)), torch.empty_like(x)
     gradients = [
         torch.zeros_like(weight, memory_format=torch.contiguous_format)
         if name in ("b1", "bd")
@@ -259,13 +306,14 @@ def _backward(
     leading, _alive = call_arguments(x, weights, stride, backward=True)
     _C.mbconv_backward(
         *leading,
+        (residual, dropout, int(seed)),
         eps,
         x.data_ptr(),
         c1.data_ptr(),
         c2.data_ptr(),
         statistics.data_ptr(),
+        moments.data_ptr(),
         dy.data_ptr(),
-        g0.data_ptr(),
         g1.data_ptr(),
         dx.data_ptr(),
         tuple(g.data_ptr() for name, g in zip(WEIGHTS, gradients, strict=True) if name not in ("b1", "bd")),

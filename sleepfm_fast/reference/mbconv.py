@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["mbconv"]
@@ -25,8 +27,11 @@ def mbconv(
     stride: int = 1,
     running: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
     eps: float = 1e-5,
+    residual: bool = False,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """1x1 expansion, batch norm, ReLU6, depthwise convolution of 3, batch norm, ReLU6, 1x1 projection.
+    """1x1 expansion, batch norm, ReLU6, depthwise convolution of 3, batch norm, ReLU6, 1x1 projection, residual.
 
     Arguments and results as in :func:`sleepfm_fast.ops.mbconv`.
     """
@@ -43,4 +48,25 @@ def mbconv(
         y = F.hardtanh(y, 0.0, 6.0)
         if kernel is not None:
             y = F.conv1d(y, kernel[:, None, :], bias, stride=stride, padding=1, groups=len(kernel))
-    return F.conv1d(y, w3[:, :, None], b3), torch.stack(statistics).detach()
+    projected = F.conv1d(y, w3[:, :, None], b3)
+    if dropout > 0.0:
+        drawn = int(torch.randint(1 << 62, ()) if seed is None else seed)
+        kept = torch.from_numpy(hashes(projected.shape, drawn) >= np.uint32(min(dropout * 2.0**32, 2.0**32 - 1.0)))
+        projected = torch.where(kept.to(x.device), projected * (1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0), 0.0)
+    return x + projected if residual else projected, torch.stack(statistics).detach()
+
+
+def hashes(shape: torch.Size, seed: int) -> NDArray[np.uint32]:
+    """Numbers of 32 bits that say what is dropped: SplitMix64 of a row, then MurmurHash3 of a sample."""
+    n_clips, n_rows, n_samples = shape
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, n_clips * n_rows + 1, dtype=np.uint64)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+        low, high = z.astype(np.uint32), (z >> np.uint64(32)).astype(np.uint32)
+        h = np.arange(n_samples, dtype=np.uint32)[None] + low[:, None]
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
+        h = (h ^ (h >> np.uint32(16)) ^ high[:, None]) * np.uint32(0x9E3779B1)
+        return (h ^ (h >> np.uint32(15))).reshape(n_clips, n_rows, n_samples)

@@ -1,0 +1,82 @@
+"""Keep a reproduction with machine and commit, and draw its summary into docs/reproduce.md.
+
+``python bench/reproduction.py OUT NAME`` takes OUT/reproduction.json to ``bench/results/NAME.json`` and redraws the
+page; without arguments it only redraws it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import machine
+
+from sleepfm_fast.paper_tables import PaperTable
+from sleepfm_fast.reproduce_tables import draw
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "reproduce-smoke.json"
+DOC = HERE.parent / "docs" / "reproduce.md"
+BEGIN, END = "<!-- reproduction:begin -->", "<!-- reproduction:end -->"
+
+
+def stored(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """Add what the reproduction cannot know: the commit and the processor."""
+    return {**record, "kind": "experiment", "name": name, "machine": machine.record()}
+
+
+def shown(cell: dict[str, Any], table: str) -> bool:
+    """Whether a cell is in the summary: of tables by class the macro figures, of retrieval recall."""
+    if table in ("Table 4", "Table 5"):
+        return bool(cell["figure"] == "recall@10")
+    return bool(cell["row"] == "macro") if table.startswith("Table") else True
+
+
+def summary(document: dict[str, Any]) -> str:
+    """Draw the page's tables."""
+    lines: list[str] = []
+    for table in document["tables"]:
+        cells = [cell for cell in table["cells"] if shown(cell, table["name"])]
+        rows = {"Table 4": "query -> candidates", "Table 5": "query -> candidates", "Figure 3": "pretrained on"}
+        head = PaperTable(
+            table["name"],
+            table["title"],
+            rows.get(table["name"], "class" if "Table" in table["name"] else "subjects"),
+            (),
+        )
+        drawn = draw(head, cells, simulated=document["cohort"]["simulated"])
+        lines += [f"#{drawn[0]}", *drawn[1:]]
+    m, steps = document["machine"], document["steps"].values()
+    spent = sum(step["seconds"] for step in steps)
+    lines.append(
+        f"`bench/results/{document['name']}.json`: {len(steps)} steps, {spent / 60:.0f} min in all, commit "
+        f"{m['commit']}, {m['cpu_model']}, {m['cpu_cores']} cores (load average {m['load_average']}), "
+        f"torch {m['torch']}."
+    )
+    return "\n".join(lines)
+
+
+def redrawn(page: str, document: dict[str, Any]) -> str:
+    """Return a page with the summary between its marks."""
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n{summary(document)}\n{END}{rest.split(END)[1]}"
+
+
+def main(arguments: list[str]) -> int:
+    """Store and redraw."""
+    if len(arguments) not in (0, 2):
+        print(__doc__, file=sys.stderr)
+        return 2
+    if arguments:
+        record = json.loads((Path(arguments[0]) / "reproduction.json").read_text(encoding="utf-8"))
+        document = stored(record, arguments[1])
+        (HERE / "results" / f"{arguments[1]}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    document = json.loads(RESULT.read_text(encoding="utf-8"))
+    DOC.write_text(redrawn(DOC.read_text(encoding="utf-8"), document), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,165 @@
+// Panels of samples: rows are channels, columns are the samples of a tile. A tile is a run of units; with stride 1 a
+// unit is a sample, with stride 2 a pair, and the even samples of all pairs come before the odd ones, so that the
+// depthwise convolution and its gradient read neighbours only.
+#pragma once
+
+#include "cpu/mbconv_product.h"
+#include "params.h"
+
+namespace sleepfm::SLEEPFM_ISA {
+
+namespace {
+
+inline Index samples_out(MBConvShape const& s) {
+    return (s.n_samples - 1) / s.stride + 1;
+}
+
+// Floats of a panel's row: an odd number of vectors, so that rows do not meet in few sets of the cache.
+inline Index odd_vectors(Index n) {
+    Index const vectors = (n + LANES - 1) / LANES;
+    return (vectors + (vectors % 2 == 0)) * LANES;
+}
+
+using Four = float __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define SLEEPFM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+using FourLanes = std::int32_t __attribute__((vector_size(16)));
+#define SLEEPFM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, FourLanes{__VA_ARGS__})
+#endif
+
+inline Four load_four(float const* from) {
+    Four v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+inline void store_four(float* to, Four v) {
+    memcpy(to, &v, sizeof v);
+}
+
+// A tile of a clip: units [first, first + n) of samples_out; columns [0, n) and, with stride 2, [offset, offset +
+// n_odd).
+struct Columns {
+    Index first, n, n_odd, offset, count;  // count: of all columns, whole vectors
+    int stride;
+
+    Columns(MBConvShape const& s, Index from, Index tile) : first(from), stride(s.stride) {
+        Index const units = samples_out(s);
+        n = units - from < tile ? units - from : tile;
+        offset = round_up(n, LANES);
+        Index const odd = s.n_samples / 2 - from;
+        n_odd = stride == 1 ? 0 : odd < n ? odd : n;
+        count = offset * stride;
+    }
+};
+
+// Row k of a panel = rows[k] (of n_row samples) - centre[k]; zero where there is no sample. line: scratch for a row.
+inline void fill_columns(Columns const& at, Strips const& strips, float const* rows, Index n_row, Index n_k,
+                         float const* centre, float* line, float* panel) {
+    for (Index k = 0; k < n_k; ++k) {
+        float const* const row = rows + k * n_row + at.first * at.stride;
+        float const shift = centre == nullptr ? 0.0f : centre[k];
+        if (k + 1 < n_k) {
+            prefetch(row + n_row, at.n * at.stride);
+        }
+        if (at.stride == 1) {
+            for (Index t = 0; t < at.n; t += LANES) {
+                store(panel + strips.place(n_k, k, t), first_lanes(load_first(row + t, at.n - t) - shift, at.n - t));
+            }
+            continue;
+        }
+        Index const whole = at.n_odd / 4 * 4;
+        float* const odd = line + at.offset;
+        for (Index t = 0; t < whole; t += 4) {
+            Four const a = load_four(row + 2 * t), b = load_four(row + 2 * t + 4);
+            store_four(line + t, SLEEPFM_SHUFFLE(a, b, 0, 2, 4, 6) - shift);
+            store_four(odd + t, SLEEPFM_SHUFFLE(a, b, 1, 3, 5, 7) - shift);
+        }
+        for (Index t = whole; t < at.offset; ++t) {
+            line[t] = t < at.n ? row[2 * t] - shift : 0.0f;
+            odd[t] = t < at.n_odd ? row[2 * t + 1] - shift : 0.0f;
+        }
+        for (Index t = 0; t < at.count; t += LANES) {
+            store(panel + strips.place(n_k, k, t), load(line + t));
+        }
+    }
+}
+
+// One vector of columns into a row of the clip that keeps this order: all even samples (n_even of them), all odd ones.
+inline void store_column(Columns const& at, float* row, Index n_even, Index t, Vector v) {
+    if (t < at.offset) {
+        store_first(row + at.first + t, v, at.n - t);
+    } else if (t - at.offset < at.n_odd) {
+        store_first(row + n_even + at.first + t - at.offset, v, at.n_odd - (t - at.offset));
+    }
+}
+
+inline Vector load_column(Columns const& at, float const* row, Index n_even, Index t) {
+    if (t < at.offset) {
+        return load_first(row + at.first + t, at.n - t);
+    }
+    Index const odd = t - at.offset;
+    return odd < at.n_odd ? load_first(row + n_even + at.first + odd, at.n_odd - odd) : Vector{};
+}
+
+// The other way: rows[k] = panel[k].
+inline void spill_columns(Columns const& at, float const* panel, Index ld, Index n_k, Index n_row, float* rows) {
+    for (Index k = 0; k < n_k; ++k) {
+        float const* const in = panel + k * ld;
+        float* const row = rows + k * n_row + at.first * at.stride;
+        if (at.stride == 1) {
+            memcpy(row, in, static_cast<std::size_t>(at.n) * sizeof(float));
+            continue;
+        }
+        float const* const odd = in + at.offset;
+        Index const whole = at.n_odd / 4 * 4;
+        for (Index t = 0; t < whole; t += 4) {
+            Four const a = load_four(in + t), b = load_four(odd + t);
+            store_four(row + 2 * t, SLEEPFM_SHUFFLE(a, b, 0, 4, 1, 5));
+            store_four(row + 2 * t + 4, SLEEPFM_SHUFFLE(a, b, 2, 6, 3, 7));
+        }
+        for (Index t = whole; t < at.n_odd; ++t) {
+            row[2 * t] = in[t];
+            row[2 * t + 1] = odd[t];
+        }
+        if (at.n_odd < at.n) {
+            row[2 * at.n_odd] = in[at.n_odd];
+        }
+    }
+}
+
+// transposed[t][k] of rows [n_k][ld]; zero for n_k <= k < ldo.
+inline void transpose_rows(float const* panel, Index ld, Index n_k, Index n_t, Index ldo, float* transposed) {
+    Index const whole_k = n_k / 4 * 4, whole_t = n_t / 4 * 4;
+    for (Index t = 0; t < whole_t; t += 4) {
+        for (Index k = 0; k < whole_k; k += 4) {
+            float const* const from = panel + k * ld + t;
+            float* const to = transposed + t * ldo + k;
+            Four const a = load_four(from), b = load_four(from + ld), c = load_four(from + 2 * ld),
+                       d = load_four(from + 3 * ld);
+            Four const ab = SLEEPFM_SHUFFLE(a, b, 0, 4, 1, 5), cd = SLEEPFM_SHUFFLE(c, d, 0, 4, 1, 5);
+            Four const ba = SLEEPFM_SHUFFLE(a, b, 2, 6, 3, 7), dc = SLEEPFM_SHUFFLE(c, d, 2, 6, 3, 7);
+            store_four(to, SLEEPFM_SHUFFLE(ab, cd, 0, 1, 4, 5));
+            store_four(to + ldo, SLEEPFM_SHUFFLE(ab, cd, 2, 3, 6, 7));
+            store_four(to + 2 * ldo, SLEEPFM_SHUFFLE(ba, dc, 0, 1, 4, 5));
+            store_four(to + 3 * ldo, SLEEPFM_SHUFFLE(ba, dc, 2, 3, 6, 7));
+        }
+    }
+    for (Index t = 0; t < n_t; ++t) {
+        for (Index k = t < whole_t ? whole_k : 0; k < ldo; ++k) {
+            transposed[t * ldo + k] = k < n_k ? panel[k * ld + t] : 0.0f;
+        }
+    }
+}
+
+inline void transpose_panel(Strips const& strips, float const* panel, Index n_k, Index ldo, float* transposed) {
+    for (Index strip = 0; strip < strips.n_strips; ++strip) {
+        Index const first = strips.first(strip), width = strips.width(strip);
+        transpose_rows(panel + first * n_k, width, n_k, width, ldo, transposed + first * ldo);
+    }
+}
+
+}  // namespace
+
+}  // namespace sleepfm::SLEEPFM_ISA

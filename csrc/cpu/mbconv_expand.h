@@ -1,0 +1,85 @@
+// Expansion and depthwise convolution of a clip, a tile and a few channels at a time, so that what lies between them
+// stays in the first cache; shared by training and evaluation.
+#pragma once
+
+#include "cpu/mbconv_dropout.h"
+#include "cpu/mbconv_workspace.h"
+
+namespace sleepfm::SLEEPFM_ISA {
+
+namespace {
+
+// The depthwise convolution needs a sample of the tile before and, with stride 1, one of the tile after: the last
+// samples of every channel are kept, and with stride 1 a tile gives the outputs that end one before its last sample.
+struct Carry {
+    float last, before;
+};
+
+// The end of a block: bias, dropout and residual for C vectors of a row of the projection, from sample t on.
+template <int C>
+inline void finish_rows(MBConvResidual const& residual, Dropout const& dropout, Index row, float bias, Index t,
+                        Vector const (&vectors)[C], Index n, float const* x, float* y) {
+    std::uint64_t const key = dropout.active ? dropout.key(row) : 0;
+#pragma GCC unroll 3
+    for (int c = 0; c < C; ++c) {
+        Index const at = t + c * LANES, left = n - c * LANES;
+        Vector v = dropout(vectors[c] + bias, key, at);
+        if (residual.add) {
+            v += load_first(x + at, left);
+        }
+        store_first(y + at, v, left);
+    }
+}
+
+// How many outputs are done after a tile, of S.
+inline Index expand_end(Columns const& at, Index S) {
+    Index const end = at.first + at.n;
+    return at.stride == 1 && end < S ? end - 1 : end;
+}
+
+// For every block of ROWS channels: activation(c, t, vectors, n, row) stores what the depthwise convolution reads,
+// LANES * C floats at row; convolve(c, n, before, at, after) gets the three samples around each of n outputs, the
+// first of which is the first that was not done before.
+template <typename Activation, typename Convolve>
+inline void expand_tile(MBConvShape const& s, Columns const& at, Strips const& strips, float const* packed,
+                        float const* x, Carry* carry, float* rows, Activation activation, Convolve convolve) {
+    Index const first = at.first == 0, last = at.first + at.n == samples_out(s);
+    Index const gap = 2 * LANES;  // room before every run of columns, for the samples before it
+    Index const ld_row = at.count + 2 * gap;
+    for (Index block = 0; block < s.width; block += ROWS) {
+        Index const n_rows = least(s.width - block, ROWS);
+        product_rows(strips, n_rows, s.n_in, packed + block * s.n_in, x,
+                     [&](Index r, Index t, auto const& vectors, Index) {
+                         constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
+#pragma GCC unroll 3
+                         for (int c = 0; c < C; ++c) {
+                             Index const column = t + c * LANES;
+                             float* const to = rows + r * ld_row + gap + column + (column >= at.offset ? gap : 0);
+                             activation(block + r, column, vectors[c], to);
+                         }
+                     });
+        for (Index r = 0; r < n_rows; ++r) {
+            Index const c = block + r;
+            float* const h = rows + r * ld_row + gap;
+            if (at.stride == 1) {
+                h[-2] = first ? 0.0f : carry[c].before;
+                h[-1] = first ? 0.0f : carry[c].last;
+                h[at.n] = 0.0f;
+                carry[c] = {h[at.n - 1], h[at.n - 2]};
+                convolve(c, at.n - first + last, h - 2 + first, h - 1 + first, h + first);
+            } else {
+                float* const odd = h + at.offset + gap;
+                odd[-1] = first ? 0.0f : carry[c].last;
+                if (at.n_odd < at.n) {
+                    odd[at.n_odd] = 0.0f;
+                }
+                carry[c].last = odd[at.n - 1];
+                convolve(c, at.n, odd - 1, h, odd);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+}  // namespace sleepfm::SLEEPFM_ISA

@@ -1,0 +1,184 @@
+// Tiles and scratch memory of an MBConv block.
+#pragma once
+
+#include <math.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#define SLEEPFM_OMP(directive) _Pragma(#directive)
+#else
+#define SLEEPFM_OMP(directive)
+#endif
+
+#include "cpu/mbconv_columns.h"
+
+namespace sleepfm::SLEEPFM_ISA {
+
+namespace {
+
+inline int thread_number() {
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+inline Index least(Index a, Index b) {
+    return a < b ? a : b;
+}
+
+inline Index most(Index a, Index b) {
+    return a > b ? a : b;
+}
+
+// Clips whose share of a weight's gradient is summed together: at most 16 sums, whatever the number of threads.
+inline Index clips_per_group(MBConvShape const& s) {
+    return s.n_clips <= 16 ? 1 : (s.n_clips + 15) / 16;
+}
+
+inline Index n_groups(MBConvShape const& s) {
+    Index const n = clips_per_group(s);
+    return (s.n_clips + n - 1) / n;
+}
+
+// Units of a tile of at most `columns` columns, a whole number of vectors.
+inline Index units(MBConvShape const& s, Index columns) {
+    Index const vectors = most(columns / LANES / s.stride, 1);
+    return least(vectors * LANES, round_up(samples_out(s), LANES));
+}
+
+// Forward: the tile's input, which every four or eight channels of the expansion read again, stays in the first cache.
+inline Index forward_tile(MBConvShape const& s) {
+    return units(s, least(most(6144 / s.n_in, 16 * LANES), 24 * LANES));
+}
+
+// Backward: a tile of the wide gradient stays in the second cache.
+inline Index backward_tile(MBConvShape const& s) {
+    return units(s, least(most(73728 / s.width, 6 * LANES), 24 * LANES));
+}
+
+// Evaluation: the expanded tile stays in the second cache.
+inline Index evaluation_tile(MBConvShape const& s) {
+    return least(units(s, least(most(6144 / s.n_in, 16 * LANES), 24 * LANES)),
+                 most(98304 / s.width / LANES, 1) * LANES);
+}
+
+// Columns of a panel for a projection over S samples: the panel stays in the second cache, few samples are left over.
+inline Index panel_width(MBConvShape const& s) {
+    Index const widest = least(most(65536 / s.width / TILE, 2), 8) * TILE;
+    Index const whole = round_up(samples_out(s), LANES);
+    return whole <= most(widest, 8 * LANES) ? whole : widest;
+}
+
+// Samples whose products are added in float32 before they go into a sum in float64.
+constexpr Index MOMENT_SPAN = 4 * TILE;
+
+struct MBConvWorkspace {
+    float* expand;    // packed w1 [width / ROWS, n_in, ROWS]
+    float* project;   // packed w3 [n_out / ROWS, width, ROWS]
+    float* expand_t;  // packed w1 transposed [n_in / ROWS, width, ROWS], times scale0
+    float* project_t;
+    float *scale0, *shift0, *scale1, *shift1;  // [width] the batch norms as a multiplication and an addition
+    float* batch_norm;                         // [width, 4] backward: BatchNormGradient of the second
+    float* taps;                               // [width, 3] evaluation: wd times the second batch norm's factor
+    double* sums;                              // [B, width, 5] and [B, n_out]; forward: [B, 2, width]
+    double* moments;     // forward: [groups + 1, n_in, ld_in] products of the input's samples; the last: of all groups
+    float* centre;       // [n_in] the input's mean
+    float* weight_sums;  // [groups, ...] of dw1 or of dw3
+    float* bent;         // [width, ld_in] w1 times what the batch norm's gradient makes of it
+    float* factor;       // [width] that factor
+    double* mean_gradient;  // [width] minus the mean of the first batch norm's gradient
+    float* square;          // [n_in, ld_in] packed, and [n_in] behind it
+    float* covariance;      // [n_in, ld_in]
+    float* thread;          // [n_threads, per_thread]
+    Index per_thread;
+    Index bytes;
+
+    MBConvWorkspace(MBConvShape const& s, bool backward) {
+        Index used = 0;
+        auto const base = static_cast<char*>(s.workspace);
+        auto const take = [&](Index n_bytes) {
+            char* const piece = base + used;
+            used += round_up(n_bytes, 64);
+            return static_cast<void*>(piece);
+        };
+        auto const floats = [&](Index n) { return static_cast<float*>(take(n * 4)); };
+        auto const doubles = [&](Index n) { return static_cast<double*>(take(n * 8)); };
+        Index const width = round_up(s.width, ROWS), n_in = round_up(s.n_in, ROWS), n_out = round_up(s.n_out, ROWS);
+        Index const ld_in = odd_vectors(s.n_in), ld_out = odd_vectors(s.n_out);
+        Index const widest = most(n_in, n_out), ld_widest = most(ld_in, ld_out);
+        expand = floats(width * s.n_in);
+        project = floats(n_out * s.width);
+        expand_t = floats(backward ? n_in * width : 0);
+        project_t = floats(backward ? width * s.n_out : 0);
+        scale0 = floats(s.width);
+        shift0 = floats(s.width);
+        scale1 = floats(s.width);
+        shift1 = floats(s.width);
+        batch_norm = floats(backward ? 4 * s.width : 0);
+        taps = floats(3 * s.width);
+        sums = doubles(s.n_clips * (5 * s.width + s.n_out + s.n_in));
+        moments = doubles(backward ? 0 : (n_groups(s) + 1) * s.n_in * ld_in);
+        centre = floats(s.n_in);
+        weight_sums = floats(backward ? n_groups(s) * width * ld_widest : 0);
+        bent = floats(backward ? width * ld_in : 0);
+        factor = floats(backward ? s.width : 0);
+        mean_gradient = doubles(backward ? s.width : 0);
+        square = floats(backward ? n_in * ld_in + n_in : 0);
+        covariance = floats(backward ? n_in * ld_in : 0);
+
+        Index const panel = odd_vectors(most(panel_width(s), MOMENT_SPAN));
+        if (backward) {
+            Index const columns = odd_vectors(most(backward_tile(s) * s.stride, panel_width(s)));
+            Index const rows = (ROWS + 1) * columns + 4 * LANES;
+            per_thread = 5 * LANES * width + columns * (width + 2 * widest + ld_widest) + rows;
+            per_thread = most(per_thread, 5 * LANES * width + columns * (width + widest) + LANES * ld_widest);
+        } else {
+            Index const columns = odd_vectors(most(forward_tile(s), evaluation_tile(s)) * s.stride);
+            Index const rows = ROWS * (columns + 4 * LANES) + 2 * columns;
+            Index const tile = (width + 2) * odd_vectors(most(panel, evaluation_tile(s) + 1));
+            Index const products = n_in * ld_in + panel * (n_in + ld_in);
+            per_thread = 4 * LANES * width + n_in * columns + rows + most(tile, products);
+        }
+        per_thread = round_up(per_thread, 16);
+        thread = floats(s.n_threads * per_thread);
+        bytes = used;
+    }
+};
+
+inline void pack(float const* w, Index row_stride, Index k_stride, float const* scale, Index n_rows, Index n_k,
+                 float* packed) {
+    for (Index block = 0; block * ROWS < n_rows; ++block) {
+        pack_block(w, row_stride, k_stride, scale, n_rows, n_k, block, packed);
+    }
+}
+
+// The sum over a row, in four chains of additions.
+inline double row_sum(float const* x, Index n) {
+    Vector sum[4] = {};
+    Index t = 0;
+    for (; t + 4 * LANES <= n; t += 4 * LANES) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            sum[i] += load(x + t + i * LANES);
+        }
+    }
+    for (; t < n; t += LANES) {
+        sum[0] += load_first(x + t, n - t);
+    }
+    return total((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+inline void affine(MBConvShape const& s, double const* mean, double const* variance, float const* gamma,
+                   float const* beta, double eps, float* scale, float* shift) {
+    for (Index c = 0; c < s.width; ++c) {
+        double const factor = static_cast<double>(gamma[c]) / sqrt(variance[c] + eps);
+        scale[c] = static_cast<float>(factor);
+        shift[c] = static_cast<float>(static_cast<double>(beta[c]) - mean[c] * factor);
+    }
+}
+
+}  // namespace
+
+}  // namespace sleepfm::SLEEPFM_ISA

@@ -1,0 +1,141 @@
+"""``python -m sleepfm_fast.compare FIRST SECOND``: how far one result is better than another on the same clips.
+
+Both results are resampled together: a resample draws the same subjects for both, and the figure is the difference. What
+makes a subject easy or hard for both cancels, so the interval of the difference is narrower than the two intervals
+suggest, and it is the one that answers the question.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from sleepfm_fast.command import plain, run, say
+from sleepfm_fast.errors import SleepfmError
+
+if TYPE_CHECKING:
+    from sleepfm_fast.results import Result
+
+__all__ = ["Config", "cli", "main"]
+
+CLASSIFIERS = ("probe", "supervise")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The difference of two results' figures, FIRST minus SECOND, with 95 % intervals over the shared subjects.
+
+    FIRST and SECOND are result folders of `probe` or `supervise` for one task, or of `retrieve` for one scope. Clips
+    are matched by recording and onset; those that only one result has are left out and counted. An interval that
+    excludes 0 is a difference that other test subjects of this kind would show too; other training seeds are not
+    accounted for.
+    """
+
+    first: tyro.conf.Positional[Path]
+    """Result folder, such as RUN/results/stage."""
+    second: tyro.conf.Positional[Path]
+    """Result folder to compare it with."""
+    result: tyro.conf.Positional[Path | None] = None
+    """Result folder to write; nothing is written when omitted."""
+    bootstraps: int = 1000
+    """Resamples of the shared test subjects; 0 for none."""
+    seed: int = 0
+    """Seed of the resamples."""
+    overwrite: bool = False
+    """Replace a result that stands at RESULT."""
+
+
+def _say_table(record: dict[str, Any]) -> None:
+    rows: list[tuple[str, dict[str, Any]]] = []
+    if "macro" in record:
+        rows += [(f"macro {name}", entry) for name, entry in record["macro"].items()]
+        rows += [(f"{c} {name}", entry) for c, figures in record["classes"].items() for name, entry in figures.items()]
+        rows += [(name.replace("_", " "), record[name]) for name in ("accuracy", "cohen_kappa")]
+    else:
+        for d in record["directions"]:
+            start = f"{d['query']} -> {d['candidates']}"
+            rows += [(f"{start} {f.replace('_', ' ')}", d[f]) for f in record["mean"]]
+        rows += [(f"mean {f.replace('_', ' ')}", entry) for f, entry in record["mean"].items()]
+    width = max(len(name) for name, _ in rows) + 2
+    say(f"{'figure':<{width}}{'first':>10}{'second':>10}  difference [95 %]")
+    for name, d in rows:
+        if d["difference"] is None:
+            say(f"{name:<{width}}{'-':>10}{'-':>10}")
+            continue
+        limits = "" if d["low"] is None else f" [{d['low']:+.3f}, {d['high']:+.3f}]"
+        say(f"{name:<{width}}{d['first']:>10.3f}{d['second']:>10.3f}  {d['difference']:+.3f}{limits}")
+
+
+def _read_both(config: Config) -> tuple[Result, Result]:
+    """Open two results of one kind."""
+    from sleepfm_fast.results import read_result
+
+    first, second = results = read_result(config.first), read_result(config.second)
+    for result in results:
+        if result.command not in (*CLASSIFIERS, "retrieve"):
+            raise SleepfmError(
+                f"{result.path} is a result of {result.command}; give two results of probe or supervise, or two of "
+                "retrieve."
+            )
+    if (first.command == "retrieve") != (second.command == "retrieve"):
+        raise SleepfmError(
+            f"{first.path} is a result of {first.command}, {second.path} of {second.command}; they share no figure."
+        )
+    for setting in ("task",) if first.command in CLASSIFIERS else ("scope", "split"):
+        values = first.record[setting], second.record[setting]
+        if values[0] != values[1]:
+            raise SleepfmError(f"{first.path} is of --{setting} {values[0]}, {second.path} of --{setting} {values[1]}.")
+    return results
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Match, resample and report; the result is what the command prints as JSON."""
+    from sleepfm_fast.metrics import bootstrap_subjects
+    from sleepfm_fast.paired_figures import of_classifiers, of_retrievals
+    from sleepfm_fast.results import refuse_result, write_result
+    from sleepfm_fast.shared_clips import shared_clips
+
+    if config.bootstraps < 0:
+        raise SleepfmError(f"--bootstraps is {config.bootstraps}; give 0 (no intervals) or more.")
+    refuse_result(config.result, overwrite=config.overwrite)
+    results = _read_both(config)
+    shared = shared_clips(*results)
+    for path, only in zip((config.first, config.second), shared.n_only, strict=True):
+        if only:
+            say(f"notice: {only} test clips are only in {path} and are left out.")
+    draws = bootstrap_subjects(shared.n_subjects, config.bootstraps, config.seed)
+    compared = of_retrievals if results[0].command == "retrieve" else of_classifiers
+    record: dict[str, Any] = plain(
+        {
+            "command": "compare",
+            "first": config.first,
+            "second": config.second,
+            "compared": [result.command for result in results],
+            "n_clips": len(shared.group),
+            "n_subjects": shared.n_subjects,
+            "n_clips_only_in": shared.n_only,
+            "n_bootstraps": config.bootstraps,
+            "seed": config.seed,
+            **compared(results, shared, draws),
+        }
+    )
+    _say_table(record)
+    if shared.n_subjects == 1 and config.bootstraps:
+        say("notice: one test subject; there is nothing to bootstrap over, so no intervals.")
+    if config.result is not None:
+        write_result(config.result, record, {}, overwrite=config.overwrite)
+        say(f"wrote {config.result}")
+    return record
+
+
+def cli(argv: list[str] | None = None) -> int:
+    """Run the command with ``argv`` or the process's own arguments."""
+    return run(Config, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,204 @@
+"""Command: clip store -> hand-made features of every clip, which probe and few_shot read in place of embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import tyro
+
+from sleepfm_fast import command
+from sleepfm_fast.command import plain, say
+from sleepfm_fast.errors import SleepfmError
+
+if TYPE_CHECKING:
+    from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.parallel import Engine
+
+__all__ = ["Config", "main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Measure what a sleep researcher would: band powers, heart rate and its variability, breathing, saturation.
+
+    Every channel of the montage is measured by its kind, at its native rate, in the units that the features' names say
+    (docs/baselines.md lists them). A feature that cannot be measured in a clip is left empty; a probe fills it with the
+    median of its training clips and marks it. Each recording is measured by itself.
+    """
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """Clip store written by preprocess."""
+    features: Annotated[Path, tyro.conf.Positional]
+    """Folder to write; give it to probe and few_shot as EMBEDDINGS."""
+
+    like: Path | None = None
+    """Split subjects as this run of train did, so that its embeddings and these features share test subjects."""
+    validation_share: float = 0.1
+    """Expected share of subjects for validation."""
+    test_share: float = 0.2
+    """Expected share of subjects kept for testing."""
+    split_salt: str = "sleepfm_fast"
+    """Text hashed with each subject; another text is another split."""
+    workers: int = 0
+    """Recordings at a time; 0 is one for every core this process may use."""
+    backend: Literal["loky", "threading"] = "loky"
+    """Processes (loky) or threads."""
+    overwrite: bool = False
+    """Replace an existing FEATURES folder, once the new one is whole."""
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot work, by name."""
+    shares = (config.validation_share, config.test_share)
+    if not all(math.isfinite(s) and s >= 0 for s in shares) or sum(shares) >= 1:
+        raise SleepfmError(
+            f"--validation-share {config.validation_share:g} and --test-share {config.test_share:g} leave no subjects "
+            "for training; expected two shares of 0 or more that sum to less than 1."
+        )
+    if config.workers < 0:
+        raise SleepfmError(f"--workers {config.workers} is negative; 0 means one for every core.")
+
+
+def measured(path: str, digest: str, recording: int) -> tuple[int, dict[str, npt.NDArray[np.float32]]]:
+    """Measure one recording of the store at ``path``, in whatever process."""
+    from sleepfm_fast.recording_features import measure_recording
+
+    columns = measure_recording(opened(path, digest), recording)
+    return recording, {name: values.astype(np.float32) for name, values in columns.items()}
+
+
+def opened(path: str, digest: str) -> ClipStore:
+    """Open a store once a process, and again where it has changed since: workers outlive a call."""
+    from sleepfm_fast.clips import ClipStore
+
+    store = OPEN.get((path, digest))
+    if store is None:
+        store = ClipStore(path)
+        OPEN.clear()
+        OPEN[path, digest] = store
+    return store
+
+
+OPEN: dict[tuple[str, str], ClipStore] = {}
+
+
+def in_order(store: ClipStore, engine: Engine) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
+    """Every recording's features in the store's order, whichever is finished first."""
+    from sleepfm_fast.parallel import Progress, WorkersLost, in_parallel
+
+    recordings = [i for i, entry in enumerate(store.recordings) if entry.n_clips]
+    progress = Progress("nights", len(recordings))
+    waiting: dict[int, dict[str, npt.NDArray[np.float32]]] = {}
+    following = iter(recordings)
+    wanted = next(following, None)
+    try:
+        for recording, columns in in_parallel(
+            measured, [(str(store.path.resolve()), store.digest, i) for i in recordings], engine
+        ):
+            progress.step()
+            waiting[recording] = columns
+            while wanted in waiting:
+                yield waiting.pop(wanted)
+                wanted = next(following, None)
+    except WorkersLost:
+        raise SleepfmError(
+            "a worker process died, most likely for want of memory. Give fewer with --workers; nothing was kept."
+        ) from None
+    finally:
+        progress.close()
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measure all recordings; returns the results that end the command."""
+    from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.embedding_writer import EmbeddingWriter
+    from sleepfm_fast.embeddings import Description
+    from sleepfm_fast.parallel import open_engine
+    from sleepfm_fast.recording_features import feature_names
+    from sleepfm_fast.rundir import RunDirectory
+    from sleepfm_fast.splits import Split, assign_subjects
+
+    check(config)
+    started = time.monotonic()
+    store = ClipStore(config.store)
+    if not len(store):
+        raise SleepfmError(f"the store {config.store} has no clips; add recordings of 30 s or more with preprocess.")
+    split, known = Split(config.split_salt, config.validation_share, config.test_share), None
+    if config.like is not None:
+        saved = RunDirectory(config.like).config()
+        split, known = Split(**saved["split"]), saved.get("subjects")
+    codes, notices = assign_subjects(store.subjects, split, known)
+    for notice in notices:
+        say(f"notice: {notice}")
+    names = feature_names(store.montage)
+    dim = max(map(len, names.values()))
+    holes = dict.fromkeys(names, 0)
+    overlap = bool((codes < 0).any())
+    with (
+        open_engine(config.backend, config.workers) as engine,
+        EmbeddingWriter(
+            config.features, len(store), tuple(names), dim, features=names, overwrite=config.overwrite
+        ) as writer,
+    ):
+        for columns in in_order(store, engine):
+            n = len(next(iter(columns.values())))
+            block = np.full((n, len(names), dim), np.nan, np.float32)
+            mask = np.zeros((n, len(names)), bool)
+            for m, (name, values) in enumerate(columns.items()):
+                block[:, m, : values.shape[1]] = values
+                # As for an encoder: a recording has a modality where any of its channels shows anything.
+                mask[:, m] = np.isfinite(values).any()
+                holes[name] += int(np.isnan(values).sum())
+            writer.append(block, mask)
+        subject = store.recording_subject[store.recording]
+        people = [store.participants[s] for s in store.subjects]
+        writer.finish(
+            columns={
+                "recording": store.recording,
+                "clip": store.clip,
+                "onset_s": store.onset_s,
+                "stage": store.stage,
+                "sdb": store.sdb,
+                "subject": subject,
+                # One subject serves all splits; the folder then says that they overlap.
+                "split": np.maximum(codes, 0)[subject],
+            },
+            description=Description(
+                subjects=tuple(store.subjects),
+                recordings=tuple(r.id for r in store.recordings),
+                ages=tuple(p["age"] for p in people),
+                sexes=tuple(p["sex"] for p in people),
+                run="" if config.like is None else str(config.like),
+                store=str(config.store),
+                split_rule=split.rule(),
+                presets={"features": plain(config)},
+                overlap=overlap,
+                overlap_note=" ".join(notices) if overlap else "",
+            ),
+        )
+    return {
+        "features": str(config.features),
+        "clips": len(store),
+        "modalities": list(names),
+        "widths": {name: len(own) for name, own in names.items()},
+        "empty_percent": {m: round(100 * holes[m] / (len(store) * len(own)), 2) for m, own in names.items()},
+        "overlap": overlap,
+        "elapsed_s": round(time.monotonic() - started, 1),
+    }
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return command.run(Config, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

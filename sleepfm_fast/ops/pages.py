@@ -1,0 +1,27 @@
+"""Large tensors whose memory is used again: the first touch of a fresh page costs more than a pass over a used one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from sleepfm_fast import _C
+
+__all__ = ["empty"]
+
+SMALL_BYTES = 1 << 20
+
+
+def empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Uninitialised contiguous tensor of the type and device of ``like``; on the CPU from pages that were freed before.
+
+    The memory goes back to the pool when the last tensor that uses it is gone. The pool never holds more than was in
+    use at one time; ``_C.release_pages()`` gives what is idle back to the system.
+    """
+    n_bytes = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or n_bytes < SMALL_BYTES or isinstance(like, FakeTensor):
+        return like.new_empty(shape)
+    return torch.frombuffer(_C.Pages(n_bytes), dtype=like.dtype).view(shape)

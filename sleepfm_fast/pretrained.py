@@ -1,0 +1,250 @@
+"""Trained models: of a run folder, of one of its checkpoints, or of the authors' code; to embed with, or to start from.
+
+What a model was trained on travels with it: the names of its channels in their order, its filters and scaling. Weights
+are taken over only where the encoders are the same, tensor by tensor, and the channels are too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sleepfm_fast.encoder import SleepModel
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.montages import MODALITIES, Montage
+from sleepfm_fast.rundir import RunDirectory, read_tensors
+from sleepfm_fast.seed_checkpoint import read_seed_checkpoint
+
+if TYPE_CHECKING:
+    from sleepfm_fast.settings import Settings
+
+__all__ = ["SEED_SUFFIXES", "UNITS", "Pretrained", "initialise", "load_model", "read_pretrained"]
+
+SEED_SUFFIXES = (".pt", ".pth")
+UNITS = (
+    "the authors trained on the recorder's integers without gain (CinC 2018) or on their own units; clips here are in "
+    "uV. Embeddings are meaningful only where the amplitudes agree; check on labelled nights."
+)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a training left behind.
+
+    Attributes
+    ----------
+    file : Path
+        The file that holds the weights.
+    kind : str
+        In words.
+    tensors : dict of str to Tensor
+        Under the names of :class:`SleepModel`'s state dict.
+    config : dict or None
+        As in a run's ``config.json``: ``model``, ``montage``, ``input`` and more; None where only weights are known.
+    """
+
+    file: Path
+    kind: str
+    tensors: dict[str, Tensor]
+    config: dict[str, Any] | None
+
+    def sha256(self) -> str:
+        """Digest of the file."""
+        with self.file.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those with an encoder."""
+        found = {name.split(".")[1] for name in self.tensors if name.startswith("encoders.")}
+        return tuple(sorted(found, key=MODALITIES.index)) if found <= set(MODALITIES) else tuple(sorted(found))
+
+
+def read_pretrained(path: Path) -> Pretrained:
+    """Read a run folder (its best checkpoint), a ``.safetensors`` checkpoint, or the authors' ``.pt`` file.
+
+    Raises
+    ------
+    SleepfmError
+        When it is missing, damaged, or nothing of the kind.
+    """
+    if path.suffix in SEED_SUFFIXES:
+        checkpoint = read_seed_checkpoint(path)
+        tensors = dict(checkpoint.model.state_dict())
+        return Pretrained(path, "the authors' checkpoint", tensors, checkpoint.description())
+    if path.suffix == ".safetensors":
+        run = RunDirectory(path.parent)
+        config = trained_config(run) if run.exists() else None
+        return Pretrained(path, "a checkpoint", model_tensors(path), config)
+    run = RunDirectory(path)
+    config = trained_config(run)
+    return Pretrained(run.best_path, "the best checkpoint of a run", model_tensors(run.best_path), config)
+
+
+def trained_config(run: RunDirectory) -> dict[str, Any]:
+    """The configuration of a run of train; another command's is refused."""
+    config = run.config()
+    if config.get("command", "train") != "train":
+        raise SleepfmError(
+            f"{run.path} holds a run of {config['command']}, whose network gives classes and no embeddings. Give a run "
+            "of train."
+        )
+    return config
+
+
+def model_tensors(path: Path) -> dict[str, Tensor]:
+    """The model's tensors of a checkpoint, with the names of its state dict; optimiser and generators are left out."""
+    found = read_tensors(path)
+    if any(name.startswith("model/") for name in found):
+        found = {name.removeprefix("model/"): t for name, t in found.items() if name.startswith("model/")}
+    if not any(name.startswith("encoders.") for name in found):
+        listed = ", ".join(list(found)[:3]) or "nothing"
+        raise SleepfmError(
+            f"{path} holds no tensors named encoders.<modality>.*, as train writes them; it has {listed}."
+        )
+    return found
+
+
+def load_model(path: Path, device: torch.device) -> tuple[SleepModel, dict[str, Any], dict[str, str]]:
+    """A trained model, in evaluation mode, the configuration of its run, and the file and SHA-256 of its weights.
+
+    Parameters
+    ----------
+    path : Path
+        As :func:`read_pretrained` takes it.
+    device : torch.device
+
+    Raises
+    ------
+    SleepfmError
+        As :func:`read_pretrained`; and for a checkpoint without the ``config.json`` of its run.
+    """
+    found = read_pretrained(path)
+    if found.config is None:
+        raise SleepfmError(
+            f"{found.file} has no config.json beside it, which says what its channels and filters are. Give the run "
+            "folder that train wrote, or a checkpoint inside it."
+        )
+    model = SleepModel.from_description(found.config["model"])
+    refuse_differences(found, dict(model.state_dict()), found.tensors)
+    model.load_state_dict(found.tensors)
+    return model.to(device).eval(), found.config, {"file": str(found.file), "sha256": found.sha256()}
+
+
+def initialise(model: SleepModel, found: Pretrained, montage: Montage, settings: Settings) -> tuple[str, ...]:
+    """Give a new model the encoders of a trained one, and its temperature unless another was asked for.
+
+    Parameters
+    ----------
+    model : SleepModel
+        Just made.
+    found : Pretrained
+        It may have more modalities than the model.
+    montage : Montage
+        Of the model; each modality's channels must be those that its encoder was trained on, in their order.
+    settings : Settings
+        ``log_temperature`` None takes the trained one, within the limits.
+
+    Returns
+    -------
+    tuple of str
+        Sentences: what was initialised, and what the user should know.
+
+    Raises
+    ------
+    SleepfmError
+        For the first modality, channel or tensor that differs.
+    """
+    wanted = tuple(model.modalities)
+    if lacking := [name for name in wanted if name not in found.modalities]:
+        raise SleepfmError(
+            f"--init-from {found.file} has encoders for {', '.join(found.modalities)}, none for {', '.join(lacking)}. "
+            f"Train the others alone (--modalities {' '.join(n for n in wanted if n in found.modalities)}), or start "
+            "without --init-from."
+        )
+    if found.config is not None:
+        refuse_other_channels(found, montage)
+    ours = {name: t for name, t in model.state_dict().items() if name.startswith("encoders.")}
+    prefixes = tuple(f"encoders.{name}." for name in wanted)
+    theirs = {name: t for name, t in found.tensors.items() if name.startswith(prefixes)}
+    refuse_differences(found, ours, theirs, why=f" (--preset {settings.preset} was asked for)")
+    sentences = []
+    tau = found.tensors.get("log_temperature")
+    state = {**model.state_dict(), **theirs}
+    if settings.log_temperature is None and tau is not None:
+        value = min(max(float(tau), 0.0), settings.max_log_temperature)
+        state["log_temperature"] = torch.tensor(value)
+    model.load_state_dict(state)
+    temperature = math.exp(float(model.log_temperature.detach()))
+    own = settings.log_temperature is None and tau is not None
+    sentences.append(
+        f"{', '.join(wanted)} start from {found.kind} ({found.file}): {len(theirs)} tensors; the temperature starts "
+        f"at {temperature:.3g}, {'the trained one' if own else 'as asked for'}; the optimiser starts anew"
+    )
+    if unused := [name for name in found.modalities if name not in wanted]:
+        sentences.append(f"the encoders of {', '.join(unused)} in {found.file} are not used")
+    if found.config is None:
+        sentences.append(
+            f"notice: {found.file} does not say which channels it was trained on; their number fits, their order is "
+            "for you to check"
+        )
+    else:
+        sentences += other_input(found, settings)
+    return tuple(sentences)
+
+
+def other_input(found: Pretrained, settings: Settings) -> list[str]:
+    """Say where the trained encoders were fed otherwise."""
+    assert found.config is not None
+    trained: Mapping[str, Any] = found.config["input"]
+    differing = [name for name in ("filters", "notch_hz", "normalise") if trained[name] != getattr(settings, name)]
+    if not differing:
+        return []
+    listed = ", ".join(
+        f"--{name.replace('_', '-')} {trained[name]} (now {getattr(settings, name)})" for name in differing
+    )
+    return [f"notice: {found.file} was trained with {listed}; its encoders meet other amplitudes or bands here"]
+
+
+def refuse_other_channels(found: Pretrained, montage: Montage) -> None:
+    """Refuse an encoder for channels that were other ones, or in another order, in its training."""
+    assert found.config is not None
+    trained = {m.name: [s.name for s in m.slots] for m in Montage.from_dict(found.config["montage"]).modalities}
+    for modality in montage.modalities:
+        ours = [slot.name for slot in modality.slots]
+        if ours and ours != trained[modality.name]:
+            theirs = ", ".join(trained[modality.name])
+            raise SleepfmError(
+                f"--init-from {found.file}: its {modality.name} encoder was trained on {theirs} (montage "
+                f"{found.config['montage']['name']}); the store has {', '.join(ours)} (montage "
+                f"{montage.name}). Preprocess the recordings with that montage."
+            )
+
+
+def refuse_differences(
+    found: Pretrained, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], why: str = ""
+) -> None:
+    """Refuse tensors that are missing, unknown, or of another shape, by name."""
+    for words, names in (
+        ("lacks", [n for n in ours if n not in theirs]),
+        ("has, and the model lacks,", [n for n in theirs if n not in ours]),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise SleepfmError(f"{found.file} holds another network{why}: it {words} {', '.join(names[:3])}{more}.")
+    for name, tensor in ours.items():
+        if theirs[name].shape != tensor.shape:
+            raise SleepfmError(
+                f"{found.file} holds another network{why}: {name} has the shape {list(theirs[name].shape)} there, "
+                f"{list(tensor.shape)} in the model."
+            )

@@ -1,0 +1,222 @@
+"""``python -m sleepfm_fast.report RUN...``: one self-contained HTML page about runs, and its numbers as JSON.
+
+The page is drawn from what the run folders hold (see :mod:`sleepfm_fast.reporting`); nothing is computed anew but the
+plane of the embeddings. Every figure names its files; what is missing is named with the command that makes it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from sleepfm_fast.command import plain, run, say, to_json
+from sleepfm_fast.errors import SleepfmError
+
+if TYPE_CHECKING:
+    from sleepfm_fast.reporting.page import Section
+    from sleepfm_fast.reporting.sources import Run
+
+__all__ = ["Config", "cli", "main"]
+
+FORMAT = "sleepfm_fast report"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write one HTML page that needs no network and no script: figures, curves, nights, embeddings, retrieval, sources.
+
+    Several runs are put side by side. Beside the page stands a JSON with every number shown and the files it came from.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    """Run folders with their results in RUN/results, such as leave-one-out, pairwise and the supervised baseline."""
+    out: Path | None = None
+    """The page, ending in .html; report.html in the first RUN when omitted."""
+    title: str = ""
+    """Heading of the page; made from the runs' names when omitted."""
+    recordings: int = 3
+    """Nights drawn, from the best predicted to the worst; 0 for none."""
+    examples: int = 6
+    """Retrieval examples drawn, of every direction in turn; 0 for none."""
+    projection: Literal["tsne", "pca"] = "tsne"
+    """How embeddings become two-dimensional: t-SNE, or PCA, which is faster and linear."""
+    projection_clips: int = 400
+    """Held-out clips projected, drawn at random."""
+    seed: int = 0
+    """Seed of that draw and of t-SNE."""
+    overwrite: bool = False
+    """Replace a report that stands at --out."""
+
+
+def check(config: Config) -> tuple[Path, Path]:
+    """Refuse what cannot work; returns the page's path and the JSON's."""
+    if not config.runs:
+        raise SleepfmError("no run was named; give one or more folders that train wrote.")
+    for name, lowest in (("recordings", 0), ("examples", 0), ("projection_clips", 10), ("seed", 0)):
+        if getattr(config, name) < lowest:
+            raise SleepfmError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected {lowest} or more.")
+    page = config.out if config.out is not None else config.runs[0] / "report.html"
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise SleepfmError(f"--out is {page}; expected a file that ends in .html.")
+    if page.is_dir():
+        raise SleepfmError(f"{page} is a folder; give a file that ends in .html.")
+    numbers = page.with_suffix(".json")
+    for file in (page, numbers):
+        if file.exists() and not config.overwrite:
+            raise SleepfmError(f"{file} exists and is not overwritten. Give another --out, or add --overwrite.")
+    if config.out is not None and not page.parent.is_dir():
+        raise SleepfmError(f"the folder {page.parent} does not exist; make it, or give another --out.")
+    return page, numbers
+
+
+def sections_of(runs: Sequence[Run], config: Config) -> list[Section]:
+    """Make every section, in the order of the page."""
+    from tqdm import tqdm
+
+    from sleepfm_fast.reporting.classification import task_section
+    from sleepfm_fast.reporting.cohort import cohort_section
+    from sleepfm_fast.reporting.few_shot import few_shot_section
+    from sleepfm_fast.reporting.headline import headline_section
+    from sleepfm_fast.reporting.hypnogram import hypnogram_section
+    from sleepfm_fast.reporting.projection import projection_section
+    from sleepfm_fast.reporting.reproduction import configuration_section, files_section, throughput_section
+    from sleepfm_fast.reporting.retrieval import retrieval_section
+    from sleepfm_fast.reporting.training_curves import training_section
+    from sleepfm_fast.tasks import TASKS
+
+    makers: list[tuple[str, Callable[[], Section]]] = [
+        ("headline figures", lambda: headline_section(runs)),
+        ("recordings", lambda: cohort_section(runs)),
+        ("training", lambda: training_section(runs)),
+        *([("nights", lambda: hypnogram_section(runs, config.recordings))] if config.recordings else []),
+        (
+            "embeddings",
+            lambda: projection_section(runs, config.projection_clips, config.projection, config.seed),
+        ),
+        *((f"task {task}", lambda task=task: task_section(runs, task)) for task in TASKS),
+        ("few-shot", lambda: few_shot_section(runs)),
+        ("retrieval", lambda: retrieval_section(runs, config.examples)),
+        ("throughput", lambda: throughput_section(runs)),
+        ("configuration", lambda: configuration_section(runs, typed(config))),
+    ]
+    sections = []
+    with tqdm(makers, desc="report", unit="section", file=sys.stderr) as bar:
+        for name, make in bar:
+            bar.set_postfix_str(name)
+            section = make()
+            if any(group.items for group in section.groups):
+                sections.append(section)
+    return [*sections, files_section(sections)]
+
+
+def typed(config: Config) -> str:
+    """The command that makes this report."""
+    words = ["python -m sleepfm_fast.report", *(shlex.quote(str(r)) for r in config.runs)]
+    defaults = Config(runs=())
+    for name in ("out", "title", "recordings", "examples", "projection", "projection_clips", "seed"):
+        value = getattr(config, name)
+        if value != getattr(defaults, name):
+            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
+    return " ".join(words)
+
+
+def notices_of(runs: Sequence[Run]) -> list[str]:
+    """What a reader must know before the first figure."""
+    from sleepfm_fast.reporting.cohort import is_simulated
+
+    notices = []
+    if any(r.store is not None and is_simulated(r.store) for r in runs):
+        notices.append("The recordings are simulated: the figures say that the pipeline works, nothing about patients.")
+    notes = [str(result.record.get("overlap_note") or "") for r in runs for result in r.results]
+    notes += [r.embeddings.overlap_note for r in runs if r.embeddings is not None]
+    notices += [note[0].upper() + note[1:] for note in notes if note]
+    stores = {str(r.store.path.resolve()) for r in runs if r.store is not None}
+    if len(stores) > 1:
+        notices.append(
+            f"The runs stand on {len(stores)} different clip stores; their figures compare only as far as those do."
+        )
+    salts = {to_json(r.config["split"]) for r in runs if r.config.get("split")}
+    if len(salts) > 1:
+        notices.append("The runs split their subjects by different rules, so they were not tested on the same people.")
+    for r in runs:
+        notices += [f"{r.name}: {problem}" for problem in r.problems]
+    return list(dict.fromkeys(notices))
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Write page and JSON; returns where they are."""
+    from sleepfm_fast import __version__
+    from sleepfm_fast.atomic import replace_file
+    from sleepfm_fast.reporting.page import render, to_record
+    from sleepfm_fast.reporting.sources import open_runs
+
+    started = time.monotonic()
+    page, numbers = check(config)
+    runs = open_runs(config.runs)
+    sections = sections_of(runs, config)
+    notices = notices_of(runs)
+    title = config.title or f"Report on {', '.join(r.name for r in runs)}"
+    html = render(title, subtitle(runs), notices, sections, page.parent)
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "sleepfm_fast": __version__,
+        "title": title,
+        "runs": [{"name": r.name, "path": str(r.path)} for r in runs],
+        "notices": notices,
+        "sections": to_record(sections),
+    }
+    for file, text in ((numbers, to_json(record, indent=None) + "\n"), (page, html)):
+        with replace_file(file) as out:
+            out.write(text.encode("utf-8"))
+    for notice in notices:
+        say(f"notice: {notice}")
+    missing = [item for section in record["sections"] for item in section["missing"]]
+    say(f"wrote {page} ({len(html.encode()) / 2**20:.2f} MiB)")
+    result: dict[str, Any] = plain(
+        {
+            "report": page,
+            "numbers": numbers,
+            "bytes": len(html.encode()),
+            "figures": sum(len(section["figures"]) for section in record["sections"]),
+            "missing": [item["what"] for item in missing],
+            "elapsed_s": round(time.monotonic() - started, 1),
+        }
+    )
+    return result
+
+
+def subtitle(runs: Sequence[Run]) -> str:
+    """What the runs are, in a line."""
+    parts = []
+    for r in runs:
+        o = r.options
+        if "task" in o:
+            what = f"end-to-end network for {o['task']}"
+        elif "mode" in o:
+            what = f"{str(o['mode']).replace('_', '-')} contrast, encoder '{o.get('preset', '-')}'"
+        elif r.embeddings is not None and r.embeddings.kind == "feature":
+            what = "hand-made features"
+        else:
+            what = "no training configuration"
+        parts.append(f"{r.name}: {what}" if len(runs) > 1 else what)
+    text = "; ".join(parts)
+    text = text if len(runs) > 1 else text[0].upper() + text[1:]
+    return f"{text}. Written by sleepfm_fast; a research tool, not a medical device."
+
+
+def cli(argv: list[str] | None = None) -> int:
+    """Run the command with ``argv`` or the process's own arguments."""
+    return run(Config, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,89 @@
+"""All classifiers of a task in one table and one plot, and their differences where ``compare`` has measured them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sleepfm_fast.reporting.markup import element, escape, percent
+from sleepfm_fast.reporting.page import Figure, table
+from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.wording import count, interval, value_of, with_interval
+from sleepfm_fast.results import Result
+
+__all__ = ["difference_figures", "overview"]
+
+FIGURES = ("auroc", "auprc", "f1")
+
+
+def spread(figure: Any, chance: float | None = None) -> str:
+    """Draw a value with its interval, and chance, on a line from 0 to 1."""
+    value, limits = value_of(figure), interval(figure)
+    if value is None:
+        return ""
+    parts = [element("line", x1="0", x2="100%", y1="8", y2="8", class_="track")]
+    if chance is not None and 0 <= chance <= 1:
+        parts.append(element("line", x1=percent(chance), x2=percent(chance), y1="0", y2="16", class_="chance"))
+    words = f"{value:.3f} on a line from 0 to 1"
+    if limits is not None:
+        low, high = (min(max(v, 0.0), 1.0) for v in limits)
+        parts.append(element("line", x1=percent(low), x2=percent(high), y1="8", y2="8", class_="span"))
+        words += f", interval {limits[0]:.3f} to {limits[1]:.3f}"
+    if chance is not None:
+        words += f", chance {chance:.3f}"
+    parts.append(element("circle", cx=percent(min(max(value, 0.0), 1.0)), cy="8", r="4.5"))
+    return element("svg", element("title", escape(words)), *parts, class_="range", role="img")
+
+
+def overview(named: Sequence[tuple[str, Result]]) -> Figure:
+    """One row a classifier."""
+    head = ["classifier", "test clips", "AUROC", "AUROC from 0 to 1", "AUPRC", "F1", "accuracy", "Cohen's kappa"]
+    rows, data = [], []
+    for name, result in named:
+        record = result.record
+        macro = record.get("macro") or {}
+        figures = {f: macro.get(f) for f in FIGURES} | {f: record.get(f) for f in ("accuracy", "cohen_kappa")}
+        n = (record.get("test") or {}).get("n_clips", 0)
+        cells = {f: escape(with_interval(figure)) for f, figure in figures.items()}
+        drawn = spread(figures["auroc"], 0.5)
+        rows.append([escape(name), count(n), cells["auroc"], drawn, *(cells[f] for f in figures if f != "auroc")])
+        data.append({"classifier": name, "test_clips": n, **figures})
+    return Figure(
+        "All classifiers of this task", table(head, rows, "All classifiers of this task", escaped=True),
+        "Means of classes, with 95 % intervals over test subjects. Intervals that overlap do not show that "
+        "classifiers are alike: the same subjects are hard for all of them. `compare` measures the difference itself.",
+        [result.path / "result.json" for _, result in named], data, wide=True,
+    )  # fmt: skip
+
+
+def difference_figures(runs: Sequence[Run], task: str) -> list[Figure]:
+    """Every paired difference of the task that ``compare`` has written."""
+    found = list({r.path.resolve(): r for run in runs for r in run.results_of("compare", task=task)}.values())
+    if not found:
+        return []
+    head = ["first - second", "subjects", "AUROC", "AUPRC", "F1", "accuracy", "Cohen's kappa"]
+    rows = []
+    for result in found:
+        record = result.record
+        macro = record.get("macro") or {}
+        entries = [*(macro.get(f) for f in FIGURES), record.get("accuracy"), record.get("cohen_kappa")]
+        names = f"{record.get('first')} - {record.get('second')}"
+        rows.append([names, count(record.get("n_subjects", 0)), *(difference(entry) for entry in entries)])
+    keys = ("first", "second", "n_subjects", "n_clips", "macro", "classes", "accuracy", "cohen_kappa")
+    return [
+        Figure(
+            "Differences", table(head, rows, "Paired differences"),
+            "Both classifiers on the same clips of the same subjects. An interval that excludes 0 is a difference "
+            "that other test subjects would show too; other trainings are not accounted for.",
+            [r.path / "result.json" for r in found], [{k: r.record.get(k) for k in keys} for r in found], wide=True,
+        )
+    ]  # fmt: skip
+
+
+def difference(entry: Any) -> str:
+    """A signed difference and its interval."""
+    value = value_of(entry.get("difference")) if isinstance(entry, dict) else None
+    if value is None:
+        return "-"
+    limits = interval(entry)
+    return f"{value:+.3f}" + ("" if limits is None else f" [{limits[0]:+.3f}, {limits[1]:+.3f}]")

@@ -1,0 +1,161 @@
+"""Section: what few labelled subjects suffice for: the probe's few-shot curves beside networks trained from scratch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sleepfm_fast.reporting import suggestions
+from sleepfm_fast.reporting.classification import TASK_TITLES
+from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
+from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
+from sleepfm_fast.reporting.scale import Scale, covering
+from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.wording import value_of
+
+__all__ = ["few_shot_section"]
+
+FIGURES = {"auroc": "macro AUROC", "auprc": "macro AUPRC", "f1": "macro F1"}
+
+
+@dataclass
+class Curve:
+    """One method's figures by number of subjects: several replicates at each."""
+
+    name: str
+    values: dict[int, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    files: list[Path] = field(default_factory=list)
+
+    def of(self, figure: str) -> tuple[list[int], list[list[float]]]:
+        """Numbers of subjects, ascending, and the replicates' values at each."""
+        sizes, values = [], []
+        for n in sorted(self.values):
+            found = [v for macro in self.values[n] if (v := value_of(macro.get(figure))) is not None]
+            if found:
+                sizes.append(n)
+                values.append(found)
+        return sizes, values
+
+
+def curves_of(runs: Sequence[Run], task: str) -> list[Curve]:
+    """Collect the curves of a task: ``few_shot`` results, and networks trained with ``--train-subjects``."""
+    curves: list[Curve] = []
+    scratch: dict[str, Curve] = {}
+    for run in runs:
+        for result in run.results_of("few_shot", task=task):
+            modalities = list(result.record.get("modalities") or [])
+            saw = f", {modalities[0]}" if len(modalities) == 1 else ""
+            curve = Curve(f"{run.name}: probe{saw}", files=[result.path / "result.json"])
+            for entry in result.record.get("curve") or ():
+                macro = entry.get("macro_absent_at_chance") or entry.get("macro") or {}
+                curve.values[int(entry["subjects"])].append(macro)
+            curves.append(curve)
+        subjects = run.options.get("train_subjects")
+        for result in run.results_of("supervise", task=task):
+            size = subjects or result.record.get("train_subjects") or result.record.get("train", {}).get("n_subjects")
+            if not isinstance(size, int):
+                continue
+            modalities = list(result.record.get("modalities") or [])
+            saw = f", {modalities[0]}" if len(modalities) == 1 else ""
+            curve = scratch.setdefault(saw, Curve(f"end-to-end network{saw}"))
+            curve.values[size].append(result.record.get("macro") or {})
+            curve.files.append(result.path / "result.json")
+    if not curves and sum(len(c.values) for c in scratch.values()) < 2:
+        return []
+    return [c for c in (*curves, *scratch.values()) if c.values]
+
+
+def curve_figure(curves: Sequence[Curve], task: str, figure: str) -> Figure | None:
+    """One figure of all methods over the number of subjects."""
+    drawn = [(curve, *curve.of(figure)) for curve in curves]
+    drawn = [(curve, sizes, values) for curve, sizes, values in drawn if sizes]
+    if not drawn:
+        return None
+    all_sizes = sorted({n for _, sizes, _ in drawn for n in sizes})
+    x = covering(np.array(all_sizes, float), log=True)
+    if len(all_sizes) <= 7:
+        x = Scale(x.low, x.high, log=True, ticks=tuple((float(n), str(n)) for n in all_sizes))
+    plot = Plot(
+        x,
+        covering(np.array([v for *_, values in drawn for found in values for v in found])),
+        f"{FIGURES[figure]} by number of labelled subjects",
+        " ".join(
+            f"{c.name}: {np.mean(v[0]):.3f} from {s[0]} and {np.mean(v[-1]):.3f} from {s[-1]} subjects."
+            for c, s, v in drawn
+        ),
+        x_label="labelled training subjects",
+        y_label=FIGURES[figure],
+    )
+    data = {}
+    for i, (curve, sizes, values) in enumerate(drawn):
+        mean = [float(np.mean(found)) for found in values]
+        plot.whiskers(sizes, [min(f) for f in values], [max(f) for f in values], i)
+        plot.line(sizes, mean, f"s{i % N_SERIES}")
+        plot.points(sizes, mean, i, [f"{curve.name}, {n} subjects: {m:.3f}" for n, m in zip(sizes, mean, strict=True)])
+        data[curve.name] = {"subjects": sizes, "replicates": values, "mean": mean}
+    return Figure(
+        f"{TASK_TITLES.get(task, task)}: {FIGURES[figure]}",
+        plot,
+        "Mean over replicates, that is over draws of subjects; vertical lines go from the worst to the best. A class "
+        "that a probe's draw lacks counts at chance.",
+        [file for curve, *_ in drawn for file in curve.files],
+        data,
+        key=legend([(f"s{i % N_SERIES}", curve.name) for i, (curve, *_) in enumerate(drawn)], "both"),
+    )
+
+
+def curve_table(curves: Sequence[Curve], task: str) -> Figure:
+    """The same as numbers."""
+    rows = [
+        [f"{curve.name}, {n}", str(len(curve.values[n])), *(means(curve.values[n], f) for f in FIGURES)]
+        for curve in curves
+        for n in sorted(curve.values)
+    ]
+    return Figure(
+        f"{TASK_TITLES.get(task, task)}: few-shot figures",
+        table(["method, subjects", "replicates", *FIGURES.values()], rows, "Few-shot figures"),
+        "Means over replicates.",
+        [file for curve in curves for file in curve.files],
+        [{"method": c.name, "subjects": n, "macro": c.values[n]} for c in curves for n in sorted(c.values)],
+        wide=True,
+        folded=True,
+    )
+
+
+def means(replicates: Sequence[dict[str, Any]], figure: str) -> str:
+    """Mean of what the replicates have."""
+    found = [v for macro in replicates if (v := value_of(macro.get(figure))) is not None]
+    return f"{np.mean(found):.3f}" if found else "-"
+
+
+def few_shot_section(runs: Sequence[Run]) -> Section:
+    """Draw the curves of every task that has some."""
+    section = Section("few-shot", "Few labelled subjects")
+    tasks = dict.fromkeys(str(r.record.get("task")) for run in runs for r in run.results_of("few_shot", "supervise"))
+    for task in tasks:
+        try:
+            curves = curves_of(runs, task)
+        except (KeyError, TypeError, ValueError) as error:
+            section.groups.append(Group(items=[Missing(f"A few-shot result for {task} is not as written: {error!r}.")]))
+            continue
+        if curves:
+            figures = [curve_figure(curves, task, f) for f in ("auroc", "f1")]
+            section.groups.append(Group(items=[*(f for f in figures if f is not None), curve_table(curves, task)]))
+    if not section.groups:
+        run = runs[0]
+        section.groups.append(
+            Group(
+                items=[
+                    Missing(
+                        "No few-shot result. This command fits the probe on 1, 2, 4, ... subjects:",
+                        suggestions.few_shot(run, "stage"),
+                    )
+                ]
+            )
+        )
+    return section

@@ -1,0 +1,231 @@
+"""Section: the figures that are asked for first, with intervals, chance and a sentence on what each one means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sleepfm_fast.reporting import suggestions
+from sleepfm_fast.reporting.comparison import spread
+from sleepfm_fast.reporting.markup import element, escape
+from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
+from sleepfm_fast.reporting.retrieval import recall_keys
+from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.wording import count, interval, value_of
+from sleepfm_fast.results import Result
+
+__all__ = ["headline_section"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One run's value of a figure."""
+
+    run: Run
+    figure: Any
+    chance: float | None
+    note: str
+    file: Path
+    k: int = 0
+
+    @property
+    def value(self) -> float:
+        value = value_of(self.figure)
+        assert value is not None
+        return value
+
+
+def classifier_reading(run: Run, task: str, key: str, chance: Callable[[Result], float | None]) -> Reading | None:
+    """Read a figure of the result that speaks for a task."""
+    result = run.classified(task)
+    if result is None:
+        return None
+    figure = result.record.get(key) if key in result.record else (result.record.get("macro") or {}).get(key)
+    if value_of(figure) is None:
+        return None
+    modalities = result.record.get("modalities") or ()
+    saw = "all modalities" if len(modalities) > 1 else ", ".join(modalities)
+    test = result.record.get("test") or {}
+    how = "end-to-end network" if result.command == "supervise" else "probe"
+    note = f"{how}, {saw}, {count(test.get('n_subjects', 0))} test subjects, {count(test.get('n_clips', 0))} clips"
+    return Reading(run, figure, chance(result), note, result.path / "result.json")
+
+
+def mean_prevalence(result: Result) -> float | None:
+    """Chance level of a mean of AUPRC."""
+    shares = [v for c in result.record["classes"].values() if (v := value_of(c.get("prevalence"))) is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
+def retrieval_reading(run: Run) -> Reading | None:
+    """Mean recall at the largest k of 10 or less, over the directions of the first retrieval result."""
+    results = run.results_of("retrieve")
+    for result in sorted(
+        results, key=lambda r: (str(r.record.get("scope") or "") not in ("", "all", "cohort"), str(r.path))
+    ):
+        keys = recall_keys(result.record)
+        keys = [k for k in keys if int(k.partition("@")[2]) <= 10] or keys[:1]
+        entry = (result.record.get("mean") or {}).get(keys[-1]) if keys else None
+        if value_of(entry) is None or entry is None:
+            continue
+        k = int(keys[-1].partition("@")[2])
+        times = value_of(entry.get("times_chance"))
+        factor = f", {times:.1f} times chance" if times is not None else ""
+        note = f"recall@{k}{factor}; mean of {result.record['mean'].get('n_directions', '-')} directions"
+        return Reading(run, entry, value_of(entry.get("chance")), note, result.path / "result.json", k)
+    return None
+
+
+def card(title: str, meaning: str, readings: Sequence[Reading], several: bool) -> Figure:
+    """One figure of all runs."""
+    parts = []
+    for reading in readings:
+        limits = interval(reading.figure)
+        text = f" 95 % interval {limits[0]:.3f} to {limits[1]:.3f}" if limits else ""
+        value = element("div", f"{reading.value:.3f}", element("small", text), class_="value")
+        who = element("p", element("b", escape(reading.run.name)), class_="versus") if several else ""
+        note = element("p", element("small", escape(reading.note)))
+        parts.append(
+            element(
+                "div",
+                who,
+                value,
+                spread(reading.figure, reading.chance),
+                note,
+                class_="reading several" if several else "reading",
+            )
+        )
+    return Figure(
+        title,
+        element("div", *parts, class_="card"),
+        meaning,
+        [r.file for r in readings],
+        {r.run.name: {"figure": r.figure, "chance": r.chance, "note": r.note} for r in readings},
+    )
+
+
+def headline_section(runs: Sequence[Run]) -> Section:
+    """Draw a card for every figure that any run has."""
+    section = Section(
+        "headline",
+        "Headline figures",
+        "On subjects that neither the encoder nor the classifier was trained on. Bars are 95 % intervals, bootstrapped "
+        "over subjects; dashed marks are chance.",
+    )
+
+    def half(_: Result) -> float | None:
+        return 0.5
+
+    def nothing(_: Result) -> float | None:
+        return 0.0
+
+    group = Group()
+    wanted: list[tuple[str, Callable[[Reading], str], Callable[[Run], Reading | None]]] = [
+        (
+            "Sleep staging: AUROC, mean of stages",
+            lambda r: (
+                f"Of a clip of one stage and a clip of another, the right one gets the higher score {hundred(r)} "
+                "times in 100; guessing gets 50."
+            ),
+            lambda run: classifier_reading(run, "stage", "auroc", half),
+        ),
+        (
+            "Sleep staging: AUPRC, mean of stages",
+            lambda r: (
+                "Precision averaged over all recalls, every stage counting alike; guessing gets a stage's share of the "
+                f"clips, {r.chance or 0:.2f} on average."
+            ),
+            lambda run: classifier_reading(run, "stage", "auprc", mean_prevalence),
+        ),
+        (
+            "Sleep staging: F1, mean of stages",
+            lambda r: (
+                "Harmonic mean of precision and recall when each clip gets its most probable stage, every stage "
+                "counting alike; 1 is perfect."
+            ),
+            lambda run: classifier_reading(run, "stage", "f1", lambda _: None),
+        ),
+        (
+            "Sleep staging: Cohen's kappa",
+            lambda r: f"Of the agreement with the scorer that chance leaves open, {hundred(r)} % is reached.",
+            lambda run: classifier_reading(run, "stage", "cohen_kappa", nothing),
+        ),
+        (
+            "Sleep-disordered breathing: AUROC",
+            lambda r: (
+                f"Of a clip with a respiratory event and one without, the first gets the higher score {hundred(r)} "
+                "times in 100; guessing gets 50."
+            ),
+            lambda run: classifier_reading(run, "sdb", "auroc", half),
+        ),
+        (
+            "Sleep-disordered breathing: AUPRC",
+            lambda r: (
+                "Precision averaged over all recalls; guessing gets the share of clips with an event, "
+                f"{r.chance or 0:.2f}."
+            ),
+            lambda run: classifier_reading(run, "sdb", "auprc", mean_prevalence),
+        ),
+        (
+            "Age group: AUROC, mean of groups",
+            lambda r: f"Of clips of two age groups, the right one gets the higher score {hundred(r)} times in 100.",
+            lambda run: classifier_reading(run, "age", "auroc", half),
+        ),
+        (
+            "Sex: AUROC",
+            lambda r: f"Of a woman's clip and a man's, hers gets the higher score {hundred(r)} times in 100.",
+            lambda run: classifier_reading(run, "sex", "auroc", half),
+        ),
+        (
+            "Retrieval between modalities",
+            lambda r: (
+                f"Asked with a clip of one modality, {hundred(r)} times in 100 the clip recorded at the same time with "
+                f"another modality is among the {r.k} nearest{candidates(r)}; a random order gets "
+                f"{100 * (r.chance or 0):.1f}."
+            ),
+            retrieval_reading,
+        ),
+    ]
+    for title, meaning, read in wanted:
+        readings = [reading for run in runs if (reading := attempted(read, run)) is not None]
+        if readings:
+            first = f"{readings[0].run.name}: " if len(runs) > 1 else ""
+            group.items.append(card(title, first + meaning(readings[0]), readings, len(runs) > 1))
+    if not group.items:
+        run = runs[0]
+        group.items.append(
+            Missing(
+                "No results yet. These commands make them:",
+                "\n".join(
+                    [
+                        suggestions.embed(run),
+                        *(suggestions.probe(run, t) for t in ("stage", "sdb")),
+                        suggestions.retrieve(run),
+                    ]
+                ),
+            )
+        )
+    section.groups.append(group)
+    return section
+
+
+def attempted(read: Callable[[Run], Reading | None], run: Run) -> Reading | None:
+    """Read a figure; a result of another shape is noted as a problem of the run."""
+    try:
+        return read(run)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        run.problems.append(f"a result of {run.path} is not as its command writes it ({error!r}); run it again.")
+        return None
+
+
+def candidates(reading: Reading) -> str:
+    """Among how many clips was searched: chance recall@k is k / N."""
+    return f" of {count(reading.k / reading.chance)}" if reading.chance else ""
+
+
+def hundred(reading: Reading) -> str:
+    """A share in hundredths, with a decimal below 10."""
+    value = 100 * reading.value
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.1f}"

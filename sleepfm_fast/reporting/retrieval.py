@@ -1,0 +1,157 @@
+"""Section: one modality's clip found by another's: figures with intervals, ranks, and examples drawn from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.reporting import suggestions
+from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
+from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
+from sleepfm_fast.reporting.retrieval_examples import example_figures
+from sleepfm_fast.reporting.scale import Scale
+from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.wording import count, value_of, with_interval
+from sleepfm_fast.results import Result
+
+__all__ = ["recall_keys", "retrieval_section"]
+
+MOST_RUNS = 4  # results whose examples are drawn
+
+
+def recall_keys(record: dict[str, Any]) -> list[str]:
+    """The recall@k entries of a record, by k."""
+    keys = {k for d in record.get("directions") or () for k in d if str(k).startswith("recall@")}
+    return sorted(keys, key=lambda k: int(k.partition("@")[2]))
+
+
+def scope_of(result: Result) -> str:
+    """Say among which clips was searched."""
+    scope = str(result.record.get("scope") or "")
+    return {
+        "": "among all clips of the split",
+        "cohort": "among all clips of the split",
+        "all": "among all clips of the split",
+        "within-night": "within the query's own night",
+        "night": "within the query's own night",
+        "across-subjects": "among clips of other subjects and the true one",
+    }.get(scope, f"scope: {scope}")
+
+
+def figures_table(name: str, result: Result) -> Figure:
+    """Every direction: recall with intervals and chance, median and mean rank."""
+    record = result.record
+    keys = recall_keys(record)
+    head = ["query → found", "clips"]
+    for key in keys:
+        head += [key, "chance", "× chance"]
+    head += ["median rank", "mean rank", "chance"]
+    rows = []
+    for d in record["directions"]:
+        cells = [f"{d['query']} → {d['candidates']}", count(d["n_clips"])]
+        if "median_rank" not in d:
+            rows.append([f"{cells[0]} ({d.get('note', 'no figures')})", cells[1], *("-" for _ in head[2:])])
+            continue
+        for key in keys:
+            r = d.get(key) or {}
+            cells += [with_interval(r), shown(r.get("chance"), 4), shown(r.get("times_chance"), 1)]
+        median, mean = d["median_rank"], d.get("mean_rank") or {}
+        cells += [rank_with_interval(median), rank_with_interval(mean), shown(median.get("chance"), 1)]
+        rows.append(cells)
+    mean = record.get("mean") or {}
+    if mean and keys:
+        cells = ["mean of directions", ""]
+        for key in keys:
+            r = mean.get(key) or {}
+            cells += [with_interval(r), shown(r.get("chance"), 4), shown(r.get("times_chance"), 1)]
+        rows.append([*cells, shown(mean.get("median_rank"), 1), "", ""])
+    return Figure(
+        "Figures of each direction",
+        table(head, rows, f"Retrieval figures of {name}"),
+        "recall@k: share of queries whose own clip is among the k nearest. Brackets are 95 % intervals, bootstrapped "
+        "over the queries' subjects. Chance is what a random order would give.",
+        [result.path / "result.json"],
+        {k: record[k] for k in ("scope", "split", "n_clips", "directions", "mean") if k in record},
+        wide=True,
+    )
+
+
+def shown(figure: Any, digits: int) -> str:
+    """A number or a dash."""
+    value = value_of(figure)
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def rank_with_interval(figure: Any) -> str:
+    """A rank with one decimal."""
+    return with_interval(figure, 1)
+
+
+def ranks_figure(name: str, result: Result) -> Figure | None:
+    """Recall at every k: the distribution of the ranks of all directions."""
+    arrays = result.record.get("arrays", {})
+    ranked = []
+    for d in result.record["directions"]:
+        array = f"rank_{d['query']}_{d['candidates']}"
+        if array in arrays and arrays[array][1:] and arrays[array][1] > 1:
+            ranked.append((f"{d['query']} → {d['candidates']}", array, np.sort(np.asarray(result.array(array)))))
+    if not ranked:
+        return None
+    n = max(int(ranks[-1]) for *_, ranks in ranked)
+    plot = Plot(
+        Scale(1.0, float(max(n, 2)), log=True), Scale(0.0, 1.0), f"Recall at every k: {name}", "",
+        x_label="k (logarithmic)", y_label="recall@k",
+    )  # fmt: skip
+    grid = np.unique(np.rint(np.geomspace(1, max(n, 2), 120)).astype(int))
+    data: dict[str, Any] = {"k": grid}
+    for i, (direction, _, ranks) in enumerate(ranked):
+        recall = np.searchsorted(ranks, grid, "right") / len(ranks)
+        plot.line(grid, recall, f"s{i % N_SERIES}")
+        data[direction] = recall.round(4)
+    candidates = max(len(ranks) for *_, ranks in ranked)
+    plot.line(grid, np.minimum(grid / candidates, 1), "chance")
+    plot.description = " ".join(f"{d}: half of the clips are found within {np.median(r):.0f}." for d, _, r in ranked)
+    return Figure(
+        "Recall at every k", plot,
+        "Share of queries whose own clip is among the k nearest; the dashed line below is chance.",
+        [result.path / f"{array}.npy" for _, array, _ in ranked], data,
+        key=legend([(f"s{i % N_SERIES}", d) for i, (d, *_) in enumerate(ranked)]),
+    )  # fmt: skip
+
+
+def retrieval_section(runs: Sequence[Run], n_examples: int) -> Section:
+    """Draw every retrieval result."""
+    section = Section("retrieval", "Retrieval between modalities")
+    n_shown = 0
+    for run in runs:
+        results = run.results_of("retrieve")
+        for result in results:
+            name = f"{run.name}, {result.path.name}" if len(runs) > 1 or len(results) > 1 else run.name
+            group = Group(
+                f"{name}: {scope_of(result)}" if len(runs) > 1 or len(results) > 1 else "",
+                "A clip of one modality asks for the clip of another modality that was recorded at the same time, "
+                f"{scope_of(result)} ({result.record.get('split', 'test')}).",
+            )
+            try:
+                items = [figures_table(name, result), ranks_figure(name, result)]
+                group.items = [item for item in items if item is not None]
+                group.items += example_figures(run, result, n_examples if n_shown < MOST_RUNS else 0)
+                n_shown += 1
+            except (KeyError, TypeError, ValueError, SleepfmError) as error:
+                group.items.append(Missing(f"{result.path} cannot be drawn: {error}"))
+            section.groups.append(group)
+        if not results and not run.supervised and (run.embeddings is not None or run.config):
+            section.groups.append(
+                Group(
+                    items=[
+                        Missing(
+                            f"{run.name} has no retrieval result. This command makes one:",
+                            suggestions.retrieve(run),
+                        )
+                    ]
+                )
+            )
+    return section

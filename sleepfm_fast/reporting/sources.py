@@ -1,0 +1,206 @@
+"""What a report is drawn from: run folders with metrics, results, embeddings and stores, whatever of it exists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.results import FOLDER, Result, read_result
+from sleepfm_fast.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.embeddings import Embeddings
+
+__all__ = ["Run", "open_runs"]
+
+EMBEDDINGS = "embeddings"
+
+
+@dataclass
+class Run:
+    """One run folder, read as far as it goes.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    name : str
+        What the report calls it: the shortest end of its path that no other run shares.
+    config : dict
+        ``config.json``; empty where there is none (a folder of hand-made features has only results).
+    metrics : list of dict
+        The rows of ``metrics.jsonl``.
+    results : tuple of Result
+        Every finished result below ``results/``.
+    problems : list of str
+        Sentences about files that are there and cannot be read.
+    """
+
+    path: Path
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    results: tuple[Result, ...] = ()
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the command that made the run."""
+        options = self.config.get("config", {})
+        return options if isinstance(options, dict) else {}
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it is an end-to-end network, which has no embeddings."""
+        return "task" in self.options
+
+    @property
+    def config_path(self) -> Path:
+        """Its ``config.json``."""
+        return self.path / "config.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Its ``metrics.jsonl``."""
+        return self.path / "metrics.jsonl"
+
+    def results_of(self, *commands: str, task: str | None = None) -> list[Result]:
+        """Results that one of the commands wrote, for one task or all of them."""
+        return [r for r in self.results if r.command in commands and task in (None, r.record.get("task"))]
+
+    def classified(self, task: str) -> Result | None:
+        """The result that speaks for a task: that of all modalities, of those the first by name."""
+        results = self.results_of("probe", "supervise", task=task)
+        return min(results, key=lambda r: (-len(r.record.get("modalities") or ()), str(r.path)), default=None)
+
+    @cached_property
+    def embeddings(self) -> Embeddings | None:
+        """The embeddings folder: ``RUN/embeddings``, or the one its results were made from."""
+        from sleepfm_fast.embeddings import Embeddings
+
+        named = [str(r.record["embeddings"]) for r in self.results if r.record.get("embeddings")]
+        candidates = [self.path / EMBEDDINGS, self.path, *(p for n in dict.fromkeys(named) for p in self.places(n))]
+        for folder in candidates:
+            if (folder / "embeddings.json").is_file():
+                try:
+                    return Embeddings(folder)
+                except SleepfmError as error:
+                    self.problems.append(str(error))
+        return None
+
+    @cached_property
+    def store(self) -> ClipStore | None:
+        """The clip store of the embeddings, else the one trained on, where it can still be found."""
+        from sleepfm_fast.clips import ClipStore
+
+        embedded = self.embeddings.description.store if self.embeddings is not None else None
+        for named in dict.fromkeys(n for n in (embedded, self.options.get("store")) if n):
+            for folder in self.places(str(named)):
+                if (folder / "store.json").is_file():
+                    try:
+                        return ClipStore(folder)
+                    except SleepfmError as error:
+                        self.problems.append(str(error))
+        return None
+
+    @property
+    def store_named(self) -> str:
+        """How the run's files name its store, STORE where they do not."""
+        embedded = self.embeddings.description.store if self.embeddings is not None else ""
+        return str(self.options.get("store") or embedded or "STORE")
+
+    @property
+    def embeddings_named(self) -> str:
+        """Where its embeddings are, or would be by convention."""
+        return str(self.embeddings.path if self.embeddings is not None else self.path / EMBEDDINGS)
+
+    def places(self, named: str) -> list[Path]:
+        """Where a folder may be that the run's files name: as written, or beside the run if both were moved."""
+        path = Path(named)
+        return [path, *(parent / path for parent in self.path.resolve().parents)] if not path.is_absolute() else [path]
+
+
+def open_runs(paths: Sequence[Path]) -> list[Run]:
+    """Open run folders in the order given.
+
+    Raises
+    ------
+    SleepfmError
+        When one of them is missing or holds nothing that a report can show.
+    """
+    if len({p.resolve() for p in paths}) != len(paths):
+        raise SleepfmError("a run is named twice; name each run once.")
+    return [open_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+
+
+def open_run(path: Path, name: str) -> Run:
+    """Read what one folder holds."""
+    if not path.is_dir():
+        raise SleepfmError(
+            f"there is no run folder {path}. Give the folder that train wrote: python -m sleepfm_fast.train STORE RUN"
+        )
+    run = Run(path, name)
+    if run.config_path.is_file():
+        try:
+            run.config = RunDirectory(path).config()
+        except (SleepfmError, OSError, ValueError) as error:
+            run.problems.append(str(error))
+    run.metrics = read_rows(run)
+    run.results = tuple(read_results(run))
+    files = ("config.json", "metrics.jsonl", FOLDER, EMBEDDINGS, "embeddings.json")
+    if not any((path / file).exists() for file in files):
+        raise SleepfmError(
+            f"{path} is not a run folder: it has none of {', '.join(files)}. Give the folder that train wrote, or one "
+            "with results/."
+        )
+    return run
+
+
+def read_rows(run: Run) -> list[dict[str, Any]]:
+    """Read ``metrics.jsonl``; a last line that is being written is no problem, another bad line is named."""
+    try:
+        lines = run.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        run.problems.append(f"{run.metrics_path} cannot be read ({error}).")
+        return []
+    rows: list[dict[str, Any]] = []
+    for i, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+        except ValueError:
+            if i + 1 < len(lines):
+                run.problems.append(f"line {i + 1} of {run.metrics_path} is not JSON and is left out.")
+    return rows
+
+
+def read_results(run: Run) -> list[Result]:
+    """Read every result that can be read; the others become problems."""
+    folder = run.path / FOLDER
+    results = []
+    for file in sorted(folder.rglob("result.json")) if folder.is_dir() else ():
+        try:
+            results.append(read_result(file.parent))
+        except SleepfmError as error:
+            run.problems.append(str(error))
+    return results
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Name each path by its shortest end that tells it from the others."""
+    parts = [p.resolve().parts for p in paths]
+    deepest = max(len(p) for p in parts) if parts else 0
+    for n in range(1, deepest + 1):
+        names = ["/".join(p[-n:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(p) for p in paths]

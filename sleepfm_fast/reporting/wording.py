@@ -1,0 +1,60 @@
+"""Numbers in words: values with intervals, hours, counts, and what a figure means in a sentence."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["clock", "count", "hours", "interval", "share", "value_of", "with_interval"]
+
+NARROW = "\u202f"  # narrow space that does not break
+
+
+def count(n: float) -> str:
+    """A whole number with thin spaces."""
+    return f"{round(n):,}".replace(",", NARROW)
+
+
+def hours(value: float) -> str:
+    """Hours, with a decimal below a hundred."""
+    return f"{value:.1f} h" if value < 100 else f"{count(value)} h"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds since the start of a recording."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def share(part: float, whole: float) -> str:
+    """A part of a whole in percent."""
+    if not whole:
+        return "-"
+    percent = 100 * part / whole
+    return f"{percent:.0f}{NARROW}%" if percent >= 10 or percent == 0 else f"{percent:.1f}{NARROW}%"
+
+
+def value_of(figure: Any) -> float | None:
+    """The point estimate of a figure as results store it, a number or a dict with ``value``; None where it has none."""
+    value = figure.get("value") if isinstance(figure, dict) else figure
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def interval(figure: Any) -> tuple[float, float] | None:
+    """The limits of a figure, None where it has none."""
+    if not isinstance(figure, dict):
+        return None
+    low, high = value_of(figure.get("low")), value_of(figure.get("high"))
+    return None if low is None or high is None else (low, high)
+
+
+def with_interval(figure: Any, digits: int = 3) -> str:
+    """A value and its limits; a dash where there is no value."""
+    value = value_of(figure)
+    if value is None:
+        return "-"
+    limits = interval(figure)
+    text = f"{value:.{digits}f}"
+    return text if limits is None else f"{text} [{limits[0]:.{digits}f}, {limits[1]:.{digits}f}]"

@@ -1,0 +1,79 @@
+"""The clips that two results have in common, whatever their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.errors import SleepfmError
+
+if TYPE_CHECKING:
+    from sleepfm_fast.results import Result
+
+__all__ = ["SharedClips", "shared_clips"]
+
+
+@dataclass(frozen=True)
+class SharedClips:
+    """Clips that both results have, by recording and onset.
+
+    Attributes
+    ----------
+    rows : two int64 [n]
+        Rows of each result's arrays.
+    group : int64 [n]
+        Number of the clip's subject, from 0 to ``n_subjects`` - 1.
+    n_subjects : int
+    n_only : (int, int)
+        Clips that only one of the results has.
+    """
+
+    rows: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    group: npt.NDArray[np.int64]
+    n_subjects: int
+    n_only: tuple[int, int]
+
+
+def _keys(result: Result, recordings: dict[str, int]) -> npt.NDArray[np.int64]:
+    """Return one number a clip: its recording, numbered alike for both results, and its onset in milliseconds."""
+    of_recording = np.array([recordings.setdefault(name, len(recordings)) for name in result.record["recordings"]])
+    onset_ms = np.round(np.asarray(result.array("onset_s")) * 1000).astype(np.int64)
+    # 2^40 ms are 35 years.
+    keys: npt.NDArray[np.int64] = of_recording[result.array("recording")].astype(np.int64) * 2**40 + onset_ms
+    return keys
+
+
+def shared_clips(first: Result, second: Result) -> SharedClips:
+    """Match the clips of two results by the name of their recording and their onset.
+
+    Parameters
+    ----------
+    first, second : Result
+        With arrays ``recording``, ``onset_s`` and ``subject``, and the names in the record.
+
+    Raises
+    ------
+    SleepfmError
+        When there is no shared clip, or when shared clips carry other subjects.
+    """
+    recordings: dict[str, int] = {}
+    keys = [_keys(result, recordings) for result in (first, second)]
+    for result, values in zip((first, second), keys, strict=True):
+        if len(np.unique(values)) < len(values):
+            raise SleepfmError(f"the result {result.path} has two clips of one recording and onset; make it again.")
+    _, *rows = np.intersect1d(keys[0], keys[1], assume_unique=True, return_indices=True)
+    if not rows[0].size:
+        raise SleepfmError(
+            f"{first.path} and {second.path} share no test clip (matched by recording and onset). Compare results of "
+            "one test set."
+        )
+    subjects = [np.asarray(result.array("subject"))[r] for result, r in zip((first, second), rows, strict=True)]
+    names = [np.asarray(r.record["subjects"])[s] for r, s in zip((first, second), subjects, strict=True)]
+    if (names[0] != names[1]).any():
+        raise SleepfmError(f"{first.path} and {second.path} name the subjects of the shared recordings differently.")
+    known, group = np.unique(subjects[0], return_inverse=True)
+    n_only = (len(keys[0]) - len(group), len(keys[1]) - len(group))
+    return SharedClips((rows[0], rows[1]), group, len(known), n_only)

@@ -1,0 +1,152 @@
+"""Breathing, snoring and the oximeter against signals of known rate, amplitude and falls."""
+
+import numpy as np
+import pytest
+
+from sleepfm_fast.breathing import (
+    BREATHING_NAMES,
+    Breaths,
+    against_median,
+    breathing_amplitudes,
+    correlation,
+    snore_amplitudes,
+)
+from sleepfm_fast.native_runs import NativeRun
+from sleepfm_fast.oximetry import SPO2_NAMES, pulse_features, spo2_features, trend_features
+
+
+def run_of(x, fs_hz, unit="", gain=1e-3):
+    return NativeRun(np.rint(np.asarray(x) / gain).astype(np.int32), gain, 0.0, fs_hz, unit)
+
+
+def clips(n):
+    return 30.0 * np.arange(n)
+
+
+def breaths(minutes, fs_hz, per_min, amplitude=1.0, noise=0.0, seed=0):
+    t = np.arange(int(60 * minutes * fs_hz)) / fs_hz
+    return amplitude * np.sin(2 * np.pi * per_min / 60 * t) + noise * np.random.default_rng(seed).standard_normal(
+        t.size
+    )
+
+
+def measured(x, fs_hz, n):
+    rows = against_median(breathing_amplitudes(run_of(x, fs_hz), clips(n)), 2)
+    return {name: rows[:, k] for k, name in enumerate(BREATHING_NAMES)}
+
+
+@pytest.mark.parametrize("fs_hz", [4, 10, 25, 32, 204.85, 500])
+@pytest.mark.parametrize("per_min", [8.0, 15.0, 21.3, 35.0])
+def test_the_rate_of_a_sine_is_found_at_every_sampling_rate_up_to_the_edges(fs_hz, per_min):
+    found = measured(breaths(5, fs_hz, per_min, noise=0.05), fs_hz, 10)
+    np.testing.assert_allclose(found["rate_per_min"], per_min, atol=0.25)
+    assert (found["regularity"] > 0.9).all()
+    np.testing.assert_allclose(found["amplitude_log2_ratio"], 0, atol=0.1)
+
+
+def test_noise_is_less_regular_than_breaths():
+    rng = np.random.default_rng(1)
+    noise = measured(rng.standard_normal(32 * 300), 32, 10)["regularity"]
+    assert np.nanmax(noise) < 0.75
+
+
+def test_half_the_amplitude_is_minus_one_and_an_apnoea_shows_in_its_ten_seconds():
+    x = breaths(10, 25, 15, amplitude=2.0)
+    t = np.arange(x.size) / 25
+    x[(t >= 120) & (t < 150)] *= 0.5  # clip 4
+    x[(t >= 245) & (t < 259)] *= 0.02  # 14 s of clip 8
+    x[(t >= 259) & (t < 270)] *= 1.5  # and the breaths after it
+    found = measured(x, 25, 20)
+    assert found["amplitude_log2_ratio"][4] == pytest.approx(-1, abs=0.1)
+    assert found["lowest_10s_log2_ratio"][8] < -2.5
+    assert found["highest_10s_log2_ratio"][8] > 0.4
+    others = np.delete(np.arange(20), [3, 4, 5, 7, 8, 9])
+    for name in ("amplitude_log2_ratio", "lowest_10s_log2_ratio", "highest_10s_log2_ratio"):
+        np.testing.assert_allclose(found[name][others], 0, atol=0.1)
+
+
+def test_gain_and_offset_of_the_sensor_do_not_matter():
+    x = breaths(5, 25, 15, noise=0.1)
+    a, b = measured(x, 25, 10), measured(4000 + 37 * x, 25, 10)
+    for name in BREATHING_NAMES:
+        np.testing.assert_allclose(a[name], b[name], atol=0.01)
+
+
+def test_a_dead_sensor_has_no_features():
+    for x in (np.zeros(25 * 120), np.full(25 * 120, 7.0), np.zeros(0)):
+        assert np.isnan(against_median(breathing_amplitudes(run_of(x, 25), clips(4)), 2)).all()
+    assert np.isnan(breathing_amplitudes(run_of(np.ones(120), 1), clips(4))).all(), "one sample a second is too few"
+
+
+def test_chest_and_abdomen():
+    belt = Breaths(run_of(breaths(2, 32, 15), 32)).windows(clips(4))
+    against = Breaths(run_of(-breaths(2, 10, 15), 10)).windows(clips(4))  # another rate
+    np.testing.assert_allclose(correlation(belt, belt), 1)
+    np.testing.assert_allclose(correlation(belt, against), -1, atol=0.02)
+    assert np.isnan(correlation(belt, np.zeros_like(belt))).all()
+
+
+def test_snoring_is_loud_against_the_nights_median():
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal(128 * 300)
+    x[128 * 60 : 128 * 90] *= 4  # clip 2
+    x[128 * 130 : 128 * 131] *= 8  # a second of clip 4
+    found = against_median(snore_amplitudes(run_of(x, 128), clips(10)), 0)
+    assert found[2, 0] == pytest.approx(2, abs=0.1)
+    assert found[4, 1] == pytest.approx(3, abs=0.3)
+    assert abs(found[0, 0]) < 0.1
+
+
+SPO2 = np.full(300, 96.0)
+SPO2[160:175] = 90.0  # clip 5
+
+
+def test_a_fall_of_saturation_within_the_clip_and_against_the_two_minutes_before():
+    found = spo2_features(run_of(SPO2, 1, "%"), clips(10))
+    rows = {name: found[:, k] for k, name in enumerate(SPO2_NAMES)}
+    assert rows["mean_percent"][5] == pytest.approx((15 * 96 + 15 * 90) / 30)
+    assert (rows["min_percent"][5], rows["fall_percent"][5]) == (90, 6)
+    assert rows["below_120s_before_percent"][5] == 6
+    others = [1, 2, 3, 4, 6, 7, 8, 9]
+    assert (rows["min_percent"][others] == 96).all()
+    assert (rows["fall_percent"][others] == 0).all()
+    np.testing.assert_array_equal(rows["below_120s_before_percent"][others], 0)
+    assert np.isnan(rows["below_120s_before_percent"][0]), "nothing stands before the first clip"
+
+
+def test_a_rise_is_no_fall():
+    found = spo2_features(run_of(np.linspace(85, 97, 30), 1), clips(1))
+    assert found[0, SPO2_NAMES.index("fall_percent")] == pytest.approx(0)
+
+
+def test_a_finger_out_of_the_sensor_is_not_a_desaturation():
+    x = SPO2.copy()
+    x[62:72] = 0.0  # ten seconds of clip 2
+    x[90:120] = 127.0  # all of clip 3
+    found = spo2_features(run_of(x, 1), clips(10))
+    assert found[2, :3].tolist() == [96, 96, 0]
+    assert np.isnan(found[3]).all()
+    assert found[4, 3] == 0
+
+
+@pytest.mark.parametrize("fs_hz", [1, 4, 16, 200])
+def test_pulse_and_trends_at_any_rate(fs_hz):
+    x = np.repeat(np.repeat([60.0, 70.0, 0.0, 65.0], 30), fs_hz)
+    found = pulse_features(run_of(x, fs_hz), clips(4))
+    np.testing.assert_allclose(found[[0, 1, 3]], [[60, 0, 0], [70, 0, 0], [65, 0, 0]], atol=1e-9)
+    assert np.isnan(found[2]).all()
+    trend = against_median(trend_features(run_of(np.repeat([5.0, 5.0, 10.0], 30 * fs_hz), fs_hz), clips(3)), 0)
+    np.testing.assert_allclose(trend[:, 0], [0, 0, 1], atol=1e-9)
+
+
+def test_windows_keep_to_the_run():
+    run = run_of(np.arange(100.0), 1)
+    np.testing.assert_array_equal(run.windows(np.array([0.0, 70.4]))[:, [0, -1]], [[0, 29], [70, 99]])
+    beyond = run.windows(np.array([-5.0, 90.0]))
+    assert np.isnan(beyond[0, :5]).all()
+    assert beyond[0, 5] == 0
+    assert np.isnan(beyond[1, 10:]).all()
+    # 30 s at 204.85 Hz are 6145.5 samples: the last clip's window may round one beyond the end.
+    odd = run_of(np.arange(12291.0), 204.85)
+    assert np.isfinite(odd.windows(np.array([0.0, 30.0]))).all()
+    assert run_of(np.zeros(0), 8).windows(np.zeros(2)).shape == (2, 240)

@@ -1,0 +1,136 @@
+"""Beats and their intervals in synthetic ECGs whose intervals are known."""
+
+import numpy as np
+import pytest
+
+from sleepfm_fast import heart_rate
+from sleepfm_fast.heart_rate import ECG_NAMES, ecg_features, find_beats
+from sleepfm_fast.native_runs import NativeRun
+
+GAIN = 1 / 4096  # mV
+
+
+def ecg_of(beats_s, duration_s, fs_hz, *, noise_mv=0.02, seed=0, height_mv=1.0):
+    """P, QRS and T waves at given times, baseline wander and noise, in mV."""
+    t = np.arange(int(duration_s * fs_hz)) / fs_hz
+    x = noise_mv * np.random.default_rng(seed).standard_normal(t.size) + 0.2 * np.sin(2 * np.pi * 0.25 * t)
+    for place, width, height in ((0.0, 0.012, 1.0), (-0.16, 0.022, 0.12), (0.28, 0.045, 0.3)):
+        for beat in beats_s:
+            near = slice(max(int((beat + place - 0.3) * fs_hz), 0), int((beat + place + 0.3) * fs_hz))
+            x[near] += height_mv * height * np.exp(-0.5 * ((t[near] - beat - place) / width) ** 2)
+    return x
+
+
+def run_of(x, fs_hz, unit="mV"):
+    return NativeRun(np.rint(x / GAIN).astype(np.int32), GAIN, 0.0, fs_hz, unit)
+
+
+def rhythm(duration_s, mean_s=0.9, depth_s=0.04, f_hz=0.25):
+    """Beats whose intervals swing with the breath."""
+    beats = [0.5]
+    while beats[-1] < duration_s - 1.5:
+        beats.append(beats[-1] + mean_s + depth_s * np.sin(2 * np.pi * f_hz * beats[-1]))
+    return np.array(beats)
+
+
+def clips(n):
+    return 30.0 * np.arange(n)
+
+
+@pytest.mark.parametrize(("fs_hz", "sign"), [(100, 1), (128, -1), (200, 1), (256, -1), (500, 1)])
+def test_beats_are_found_where_they_are(fs_hz, sign):
+    beats = rhythm(300)
+    found = find_beats(run_of(sign * ecg_of(beats, 300, fs_hz), fs_hz))
+    assert len(found.time_s) == len(beats)
+    np.testing.assert_allclose(found.time_s, beats, atol=0.006)
+    assert np.abs(np.diff(found.time_s) - np.diff(beats)).mean() < 0.002
+    np.testing.assert_allclose(found.amplitude, 1.0, atol=0.35)
+
+
+@pytest.mark.parametrize("fs_hz", [128, 256])
+def test_rate_and_variability_are_those_of_the_known_intervals(fs_hz):
+    beats = rhythm(300)
+    found = ecg_features(run_of(ecg_of(beats, 300, fs_hz, noise_mv=0.005), fs_hz), clips(10))
+    for i, row in enumerate(found):
+        own = beats[(beats >= 30 * i) & (beats < 30 * i + 30)]
+        rr_ms = 1000 * np.diff(own)
+        values = dict(zip(ECG_NAMES, row, strict=True))
+        assert values["heart_rate_per_min"] == pytest.approx(60000 / rr_ms.mean(), abs=0.15)
+        assert values["sdnn_ms"] == pytest.approx(rr_ms.std(ddof=1), abs=1.5)
+        assert values["rmssd_ms"] == pytest.approx(np.sqrt(np.mean(np.diff(rr_ms) ** 2)), abs=2.5)
+        assert values["rejected_percent"] == 0
+        # A swing of 40 ms has a power of 800 ms2, all of it at 0.25 Hz.
+        assert values["hf_120s_log10_ms2"] == pytest.approx(np.log10(800), abs=0.15)
+        assert values["lf_to_hf_120s_log10"] < -1
+        assert values["qrs_peak_to_peak_mv"] == pytest.approx(1.0, abs=0.12)
+        assert values["qrs_variation_percent"] < 5
+
+
+def test_slow_swings_are_low_frequency():
+    found = ecg_features(run_of(ecg_of(rhythm(300, f_hz=0.1), 300, 256), 256), clips(10))
+    assert (found[:, ECG_NAMES.index("lf_to_hf_120s_log10")] > 1).all()
+    np.testing.assert_allclose(found[:, ECG_NAMES.index("lf_120s_log10_ms2")], np.log10(800), atol=0.2)
+
+
+def test_clips_at_the_edges_have_all_features_and_a_short_run_no_slow_ones():
+    found = ecg_features(run_of(ecg_of(rhythm(120), 120, 256), 256), clips(4))
+    assert np.isfinite(found).all()
+    found = ecg_features(run_of(ecg_of(rhythm(60), 60, 256), 256), clips(2))
+    assert np.isnan(found[:, 4:7]).all()
+    assert np.isfinite(found[:, :4]).all()
+
+
+def test_a_premature_beat_is_left_out_and_counted():
+    beats = rhythm(90, depth_s=0.0)
+    early = beats.copy()
+    early[50] -= 0.35  # at 45 s: one short and one long interval
+    found = ecg_features(run_of(ecg_of(early, 90, 256), 256), clips(3))
+    rejected = found[:, ECG_NAMES.index("rejected_percent")]
+    assert rejected[1] > 4
+    assert rejected[[0, 2]].tolist() == [0, 0]
+    assert found[1, ECG_NAMES.index("rmssd_ms")] < 5
+    assert found[1, 0] == pytest.approx(60 / 0.9, abs=0.2)
+
+
+def test_an_electrode_that_falls_off_leaves_its_own_clips_empty():
+    x = ecg_of(rhythm(150), 150, 256)
+    x[60 * 256 : 90 * 256] = 0.0
+    found = ecg_features(run_of(x, 256), clips(5))
+    assert np.isnan(found[2, :4]).all()
+    assert np.isfinite(found[[0, 1, 3, 4], :4]).all()
+
+
+def test_units():
+    x = ecg_of(rhythm(120), 120, 256)
+    column = ECG_NAMES.index("qrs_peak_to_peak_mv")
+    mv = ecg_features(run_of(x, 256), clips(4))
+    uv = ecg_features(NativeRun(np.rint(1000 * x).astype(np.int32), 1.0, 0.0, 256, "uV"), clips(4))
+    np.testing.assert_allclose(uv[:, column], mv[:, column], rtol=0.01)
+    unknown = ecg_features(run_of(x, 256, unit=""), clips(4))
+    assert np.isnan(unknown[:, column]).all()
+    np.testing.assert_array_equal(np.delete(unknown, column, 1), np.delete(mv, column, 1))
+
+
+def test_long_recordings_are_read_in_pieces_without_a_seam(monkeypatch):
+    run = run_of(ecg_of(rhythm(180), 180, 256), 256)
+    whole = find_beats(run)
+    monkeypatch.setattr(heart_rate, "PIECE_S", 40.0)
+    pieces = find_beats(run)
+    assert len(pieces.time_s) == len(whole.time_s)
+    np.testing.assert_allclose(pieces.time_s, whole.time_s, atol=1e-3)
+
+
+@pytest.mark.parametrize("x", [np.zeros(30 * 256), np.full(30 * 256, 3.0), np.zeros(0), np.ones(100)])
+def test_nothing_there(x):
+    run = run_of(x, 256)
+    assert len(find_beats(run).time_s) == 0
+    assert np.isnan(ecg_features(run, clips(1))).all()
+
+
+def test_a_rate_too_low_for_beats():
+    assert np.isnan(ecg_features(run_of(np.random.default_rng(0).standard_normal(1200), 40), clips(1))).all()
+
+
+def test_noise_alone_does_not_fail():
+    found = ecg_features(run_of(np.random.default_rng(0).standard_normal(256 * 150), 256), clips(5))
+    assert not np.isinf(found).any()
