@@ -104,6 +104,57 @@ def test_evaluation_agrees_with_the_definition(dims):
     torch.testing.assert_close(used.float(), torch.stack(running))
 
 
+@pytest.fixture
+def poisoned():
+    """A function that calls another one while what torch.empty gives holds NaN."""
+
+    def call(function):
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        try:
+            return function()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    return call
+
+
+# Samples out that end a vector of 4, 8 or 16 lanes, and that do not, in the only tile and in the last of several.
+@pytest.mark.parametrize("n_samples", [1, 2, 7, 8, 15, 16, 17, 30, 33, 60, 64, 120, 193, 385])
+@pytest.mark.parametrize("channels", [(3, 5, 7, 5), (2, 40, 24, 40), (17, 3, 9, 2)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_results_do_not_depend_on_memory_that_nobody_has_written(channels, n_samples, stride, poisoned):
+    check_poisoned((*channels, n_samples, stride), poisoned)
+
+
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+def test_no_dimensions_read_unwritten_memory(dims, poisoned):
+    check_poisoned(dims, poisoned)
+
+
+def check_poisoned(dims, poisoned):
+    values = arguments(dims)
+    _, n_in, width, n_out, _, stride = dims
+    residual = stride == 1 and n_in == n_out
+    training = partial(ops.mbconv, residual=residual, dropout=0.3 * residual, seed=torch.tensor(5))
+    running = tuple(torch.rand(width, generator=torch.Generator().manual_seed(5)) + 0.5 for _ in range(4))
+
+    def every():
+        with torch.no_grad():
+            evaluation, _ = ops.mbconv(*values, stride=stride, running=running, residual=residual)
+        return [*evaluate(training, values, dims), evaluation]
+
+    for name, a, b in zip(("y", "statistics", *NAMES, "evaluation"), every(), poisoned(every), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_encoder_trains_where_memory_holds_nan(poisoned):
+    torch.manual_seed(0)
+    encoder = build_encoder(3, PRESETS["seed"]).train()
+    poisoned(lambda: encoder(torch.randn(2, 3, 7680)).square().mean().backward())
+    assert [name for name, p in encoder.named_parameters() if not p.grad.isfinite().all()] == []
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kind", ["far from zero", "silent, then loud", "gains of zero"])
 def test_statistics_of_awkward_inputs(kind, stride):

@@ -164,10 +164,11 @@ struct Backward {
         float* const d = t.d;
         d[-1] = at.first == 0 ? 0.0f : to_c2(g1[-1], c2[-1]);
         Index i = 0;
-        for (; i <= at.n && i + LANES <= left; i += LANES) {
+        for (; i <= at.offset && i + LANES <= left; i += LANES) {
             store(d + i, to_c2(load(g1 + i), load(c2 + i)));
         }
-        if (i <= at.n) {
+        // The neighbour after the last vector too: h is zero there, but zero times the NaN that memory may hold is NaN.
+        for (; i <= at.offset; i += LANES) {
             store(d + i, i < left
                              ? first_lanes(to_c2(load_first(g1 + i, left - i), load_first(c2 + i, left - i)), left - i)
                              : Vector{});

@@ -60,11 +60,14 @@ def mean_prevalence(result: Result) -> float | None:
 
 
 def retrieval_reading(run: Run) -> Reading | None:
-    """Mean recall at the largest k of 10 or less, over the directions of the first retrieval result."""
+    """Mean recall at the largest k of 10 or less, over the directions of ``results/retrieve`` or the first result."""
     results = run.results_of("retrieve")
-    for result in sorted(
-        results, key=lambda r: (str(r.record.get("scope") or "") not in ("", "all", "cohort"), str(r.path))
-    ):
+
+    def order(result: Result) -> tuple[bool, bool, str]:
+        scope = str(result.record.get("scope") or "")
+        return scope not in ("", "all", "cohort"), result.path.name != "retrieve", str(result.path)
+
+    for result in sorted(results, key=order):
         keys = recall_keys(result.record)
         keys = [k for k in keys if int(k.partition("@")[2]) <= 10] or keys[:1]
         entry = (result.record.get("mean") or {}).get(keys[-1]) if keys else None

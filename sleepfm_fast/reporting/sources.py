@@ -78,9 +78,17 @@ class Run:
         return [r for r in self.results if r.command in commands and task in (None, r.record.get("task"))]
 
     def classified(self, task: str) -> Result | None:
-        """The result that speaks for a task: that of all modalities, of those the first by name."""
+        """The result that speaks for a task: ``results/TASK``, else the one of most modalities, else the first by name.
+
+        Others, such as of a second laboratory's store, stand in the task's section only.
+        """
         results = self.results_of("probe", "supervise", task=task)
-        return min(results, key=lambda r: (-len(r.record.get("modalities") or ()), str(r.path)), default=None)
+
+        def order(result: Result) -> tuple[bool, int, str]:
+            modalities = result.record.get("modalities")
+            return result.path.name != task, -len(modalities if isinstance(modalities, list) else ()), str(result.path)
+
+        return min(results, key=order, default=None)
 
     @cached_property
     def embeddings(self) -> Embeddings | None:
