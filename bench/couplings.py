@@ -3,7 +3,7 @@
 Each arm simulates the same sleepers (same seed) with some couplings switched off, preprocesses, trains the tiny preset
 for a short while, embeds, and probes and retrieves on the same held-out subjects. ``python bench/couplings.py WORK``
 runs the arms that WORK lacks and writes ``bench/results/simulator-couplings.json``; ``--doc`` redraws the tables of
-docs/simulator.md from that file.
+docs/simulator.md from that file. The package that Python imports must be that of this clone (``pip install -e .``).
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ RESULT = HERE / "results" / "simulator-couplings.json"
 BEGIN, END = "<!-- couplings:begin -->", "<!-- couplings:end -->"
 DOC = HERE.parent / "docs" / "simulator.md"
 
-# Sleepers and hours of each. Age and sex are facts of a sleeper: many sleepers with little of each tell most.
-COHORTS = {"clips": (120, 0.25), "sleepers": (320, 0.15)}
+SUBJECTS, HOURS = 120, 0.25
 COHORT_SEED = 11
 TRAINING = {
     "preset": "tiny",
@@ -45,8 +44,10 @@ TRAINING = {
     "test_share": 0.3,
     "threads": 1,
 }
-TASKS = {"clips": ("stage", "sdb"), "sleepers": ("age", "sex")}
-TRAIT_COLUMNS = {f"{task}, {m}": f"{task} {m}" for task in TASKS["sleepers"] for m in ("all", "respiratory", "ecg")}
+TASKS = {"embeddings": ("stage", "sdb"), "features": ("age", "sex")}
+TRAIT_COLUMNS = {
+    f"{task}, {m}": f"{task} {m}" for task in TASKS["features"] for m in ("all", "respiratory", "brain", "ecg")
+}
 SEEN = ("all", "respiratory", "brain", "ecg")
 SEEDS = (0, 1, 2)  # of the trainings that compare the two losses
 
@@ -54,16 +55,18 @@ COMPLETE = "everything on"
 ALL = tuple(f.name for f in fields(Couplings))
 DIRECT = ("respiratory_sinus_arrhythmia", "ecg_derived_respiration", "pulse_oximeter", "cardioballistic")
 HEART_FROM_ELSEWHERE = ("stage_heart_rate", "event_heart_rate", "arousal_heart_rate", "movement", "traits")
-STAGE_IN_BRAIN = ("stage_eeg", "stage_eye_movements", "stage_muscle_tone")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A cohort: the couplings that are off, and what that is meant to show."""
+    """A cohort: the couplings that are off, what that is meant to show, and what the probe reads.
+
+    Age and sex, facts of few sleepers, are asked of hand-made features, which name heart rate, breathing and EEG power.
+    """
 
     off: tuple[str, ...]
     shows: str
-    cohort: str = "clips"
+    reads: str = "embeddings"
 
 
 ARMS = {
@@ -72,9 +75,8 @@ ARMS = {
     "heart on its own": Arm(
         (*DIRECT, *HEART_FROM_ELSEWHERE), "the ECG knows nothing of breath, stage, event or sleeper; QRS stays in EEG"
     ),
-    "many sleepers, everything on": Arm((), "what age and sex leave in the signals", "sleepers"),
-    "many sleepers, no traits": Arm(("traits",), "age and sex reach no signal", "sleepers"),
-    "RSA alone on": Arm(tuple(c for c in ALL if c != DIRECT[0]), "against everything off: sinus arrhythmia by itself"),
+    "everything on, hand-made features": Arm((), "what age and sex leave in the signals", "features"),
+    "no traits, hand-made features": Arm(("traits",), "age and sex reach no signal", "features"),
     "no stage in heart and breath": Arm(("stage_heart_rate", "stage_breathing"), "the two named routes of the stage"),
     "no stage in heart, breath, snoring, movement": Arm(
         ("stage_heart_rate", "stage_breathing", "stage_snoring", "movement"),
@@ -83,12 +85,7 @@ ARMS = {
     "no event in heart and arousals": Arm(
         ("event_arousal", "event_heart_rate", "arousal_heart_rate"), "the named routes from events to brain and heart"
     ),
-    "brain on its own": Arm(
-        (*STAGE_IN_BRAIN, "cardiac_artefact", "respiratory_artefact", "event_arousal", "movement", "traits"),
-        "EEG, EOG and chin know nothing of stage, heart, breath or event",
-    ),
     "no heart-breath couplings": Arm(DIRECT, "the four direct ones; what stage, events and movement share stays"),
-    "no stage in EEG, eyes, chin": Arm(STAGE_IN_BRAIN, "the three named routes of the stage to the brain channels"),
 }
 
 
@@ -97,14 +94,23 @@ def figure(interval: dict[str, Any], chance: float) -> dict[str, Any]:
     return {"value": interval["value"], "low": interval["low"], "high": interval["high"], "chance": chance}
 
 
-def evaluate(embeddings: Path, tasks: tuple[str, ...]) -> dict[str, Any]:
-    """Probe and retrieve on the held-out subjects: figures by task and modality, and by direction."""
-    from sleepfm_fast import probe, retrieve
+def probed(embeddings: Path, tasks: tuple[str, ...]) -> dict[str, Any]:
+    """Probe on the held-out subjects: figures by task and modality."""
+    from sleepfm_fast import probe
 
     found: dict[str, Any] = {}
     for task, modality in itertools.product(tasks, SEEN):
         result = probe.main(probe.Config(embeddings=embeddings, task=task, modality=modality))
         found[f"{task} {modality}"] = figure(result["macro"]["auroc"], 0.5)
+        found["test_subjects"], found["test_clips"] = result["test"]["n_subjects"], result["test"]["n_clips"]
+    return found
+
+
+def evaluate(embeddings: Path, tasks: tuple[str, ...]) -> dict[str, Any]:
+    """Probe and retrieve on the held-out subjects: figures by task and modality, and by direction."""
+    from sleepfm_fast import retrieve
+
+    found = probed(embeddings, tasks)
     result = retrieve.main(retrieve.Config(embeddings=embeddings))
     for d in result["directions"]:
         name = f"{d['query']} -> {d['candidates']}"
@@ -113,8 +119,6 @@ def evaluate(embeddings: Path, tasks: tuple[str, ...]) -> dict[str, Any]:
         n = d["n_clips"]
         scaled = {k: None if d["mean_rank"][k] is None else (d["mean_rank"][k] - 1) / (n - 1) for k in BOUNDS}
         found[f"{name} mean rank"] = figure(scaled, 0.5)
-    found["test_subjects"] = result["directions"][0]["n_subjects"]
-    found["test_clips"] = result["directions"][0]["n_clips"]
     return found
 
 
@@ -132,16 +136,29 @@ def train_and_evaluate(store: Path, run: Path, tasks: tuple[str, ...], **options
     return {"training_clips": trained["training_clips"], "steps": trained["steps"], **evaluate(embeddings, tasks)}
 
 
+def measure_and_evaluate(store: Path, folder: Path, tasks: tuple[str, ...]) -> dict[str, Any]:
+    """Probe hand-made features, on the split of the trainings."""
+    from sleepfm_fast import features
+
+    shares = {name: TRAINING[name] for name in ("validation_share", "test_share")}
+    features.main(features.Config(store, folder, workers=1, backend="threading", overwrite=True, **shares))
+    return probed(folder, tasks)
+
+
 def cohort(arm: Arm, folder: Path) -> Path:
     """Simulate and preprocess the sleepers of an arm; what is finished is kept."""
     from sleepfm_fast import preprocess, simulate
 
     recordings, store = folder / "edf", folder / "store"
     couplings = Couplings(**dict.fromkeys(arm.off, 0.0))
-    subjects, hours = COHORTS[arm.cohort]
-    simulate.main(simulate.Config(recordings, subjects, hours, COHORT_SEED, workers=1, couplings=couplings))
+    simulate.main(simulate.Config(recordings, SUBJECTS, HOURS, COHORT_SEED, workers=1, couplings=couplings))
     preprocess.main(preprocess.Config((recordings, store), workers=1, backend="threading"))
     return store
+
+
+def folder_name(arm: str) -> str:
+    """Folder of an arm."""
+    return arm.replace(" ", "_")
 
 
 def kept(path: Path, make: Any) -> dict[str, Any]:
@@ -159,14 +176,17 @@ def kept(path: Path, make: Any) -> dict[str, Any]:
 
 def run_arm(arm: Arm, folder: Path, **options: Any) -> dict[str, Any]:
     """Carry one arm out."""
-    return train_and_evaluate(cohort(arm, folder), folder / "run", TASKS[arm.cohort], **options)
+    store = cohort(arm, folder if arm.off else folder.with_name(folder_name(COMPLETE)))
+    if arm.reads == "features":
+        return measure_and_evaluate(store, folder / "features", TASKS["features"])
+    return train_and_evaluate(store, folder / "run", TASKS["embeddings"], **options)
 
 
 def run_arms(work: Path, names: list[str]) -> dict[str, Any]:
     """Run the arms that are missing; returns the document of those there are."""
     work.mkdir(parents=True, exist_ok=True)
     for name in names:
-        folder = work / name.replace(" ", "_")
+        folder = work / folder_name(name)
         folder.mkdir(exist_ok=True)
         arm = ARMS[name]
         make = partial(run_arm, arm, folder)
@@ -176,12 +196,12 @@ def run_arms(work: Path, names: list[str]) -> dict[str, Any]:
             shutil.rmtree(folder / "store", ignore_errors=True)
     arms = {}
     for name, arm in ARMS.items():
-        file = work / name.replace(" ", "_") / "outcome.json"
+        file = work / folder_name(name) / "outcome.json"
         if file.exists():
             arms[name] = {
                 "off": [c.replace("_", "-") for c in arm.off],
                 "shows": arm.shows,
-                "cohort": arm.cohort,
+                "reads": arm.reads,
                 **json.loads(file.read_text()),
             }
     return arms
@@ -189,14 +209,12 @@ def run_arms(work: Path, names: list[str]) -> dict[str, Any]:
 
 def run_losses(work: Path, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
     """Train both losses with several seeds on the cohort that has every coupling."""
-    folder = work / COMPLETE.replace(" ", "_")
-    store = cohort(ARMS[COMPLETE], folder)
+    folder = work / folder_name(COMPLETE)
     found = []
     for seed in seeds:
         for mode in ("leave_one_out", "pairwise"):
             file = folder / f"{mode}-{seed}.json"
-            run = folder / f"run-{mode}-{seed}"
-            outcome = kept(file, partial(train_and_evaluate, store, run, TASKS["clips"], mode=mode, seed=seed))
+            outcome = kept(file, partial(run_arm, ARMS[COMPLETE], folder, mode=mode, seed=seed))
             found.append({"mode": mode, "seed": seed, **outcome})
     return found
 
@@ -240,9 +258,9 @@ def loss_rows(losses: list[dict[str, Any]]) -> list[str]:
 def tables(document: dict[str, Any]) -> str:
     """Draw what docs/simulator.md shows of a stored experiment."""
     arms = document["arms"]
-    clips = {name: arm for name, arm in arms.items() if arm["cohort"] == "clips"}
-    sleepers = {name: arm for name, arm in arms.items() if arm["cohort"] == "sleepers"}
-    one = next(iter(clips.values()))
+    embedded = {name: arm for name, arm in arms.items() if arm["reads"] == "embeddings"}
+    measured = {name: arm for name, arm in arms.items() if arm["reads"] == "features"}
+    one = next(iter(embedded.values()))
     short = {"respiratory": "respiration", "brain": "brain", "ecg": "ECG"}
     lines = ["| arm | couplings switched off |", "| --- | --- |"]
     for name, arm in arms.items():
@@ -252,7 +270,7 @@ def tables(document: dict[str, Any]) -> str:
             on = [c for c in document["couplings"] if c not in arm["off"]]
             off = f"all but `{on[0]}`" if on else f"all {n_all}"
         lines.append(f"| {name} | {off} |")
-    n_subjects, hours = document["cohorts"]["clips"]["subjects"], document["cohorts"]["clips"]["hours"]
+    n_subjects, hours = document["cohort"]["subjects"], document["cohort"]["hours"]
     lines += [
         "",
         f"Macro AUROC, {one['test_subjects']} test subjects, {one['test_clips']} clips ({n_subjects} sleepers of "
@@ -260,21 +278,21 @@ def tables(document: dict[str, Any]) -> str:
         "",
     ]
     heads = {f"{task}, {short[m]}": f"{key} {m}" for task, key in (("staging", "stage"), ("SDB", "sdb")) for m in short}
-    lines += rows_of(clips, heads, "arm")
+    lines += rows_of(embedded, heads, "arm")
     pairs = (("ecg", "respiratory"), ("brain", "ecg"), ("respiratory", "brain"))
     recall = {f"{short[a]} -> {short[b]}": f"{a} -> {b} recall@10" for a, b in pairs}
     lines += ["", f"Recall@10 among those clips (chance {one['ecg -> brain recall@10']['chance']:.3f}):", ""]
-    lines += rows_of(clips, recall, "arm")
-    if sleepers:
-        few = next(iter(sleepers.values()))
-        n_subjects, hours = document["cohorts"]["sleepers"]["subjects"], document["cohorts"]["sleepers"]["hours"]
-        lines += ["", f"AUROC, {few['test_subjects']} test subjects ({n_subjects} sleepers of {60 * hours:g} min):", ""]
-        lines += rows_of(sleepers, TRAIT_COLUMNS, "arm")
-    lines += ["", "Leave-one-out against pairwise, everything on:", "", *loss_rows(document["losses"]), ""]
+    lines += rows_of(embedded, recall, "arm")
+    lines += ["", "Macro AUROC of age group and sex from hand-made features:", ""]
+    lines += rows_of(measured, TRAIT_COLUMNS, "arm")
+    if document["losses"]:
+        lines += ["", "Leave-one-out against pairwise, everything on:", "", *loss_rows(document["losses"])]
+    lines.append("")
     m = document["machine"]
     lines.append(
         f"`bench/results/{document['name']}.json`, made by `bench/couplings.py` at commit {m['commit']} "
-        f"({m['cpu_model']}, torch {m['torch']}); it holds all six directions and the ranks."
+        f"({m['cpu_model']}, torch {m['torch']}); it holds all six directions and the ranks. "
+        f"{document['note']}".rstrip()
     )
     return "\n".join(lines)
 
@@ -291,6 +309,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("work", type=Path, nargs="?", help="folder for cohorts, runs and outcomes")
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="arms to run")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="seeds of the two losses")
+    parser.add_argument(
+        "--note", default="", help="what a reader of the stored file should know, such as other commits"
+    )
     parser.add_argument("--doc", action="store_true", help="redraw the tables of docs/simulator.md and stop")
     arguments = parser.parse_args(argv)
     if arguments.doc:
@@ -304,10 +325,10 @@ def main(argv: list[str] | None = None) -> int:
         "kind": "experiment",
         "name": "simulator-couplings",
         "machine": machine.record(),
-        "cohorts": {name: {"subjects": n, "hours": h} for name, (n, h) in COHORTS.items()},
-        "cohort_seed": COHORT_SEED,
+        "cohort": {"subjects": SUBJECTS, "hours": HOURS, "seed": COHORT_SEED},
         "couplings": [c.replace("_", "-") for c in ALL],
         "training": TRAINING,
+        "note": arguments.note,
         "arms": arms,
         "losses": losses,
     }

@@ -1,7 +1,7 @@
 """Keep a reproduction with machine and commit, and draw its summary into docs/reproduce.md.
 
-``python bench/reproduction.py OUT NAME`` takes OUT/reproduction.json to ``bench/results/NAME.json`` and redraws the
-page; without arguments it only redraws it.
+``python bench/reproduction.py OUT NAME [COMMIT]`` takes OUT/reproduction.json to ``bench/results/NAME.json`` (of the
+sources at COMMIT, by default the present ones) and redraws the page; without arguments it only redraws it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ DOC = HERE.parent / "docs" / "reproduce.md"
 BEGIN, END = "<!-- reproduction:begin -->", "<!-- reproduction:end -->"
 
 
-def stored(record: dict[str, Any], name: str) -> dict[str, Any]:
+def stored(record: dict[str, Any], name: str, commit: str | None = None) -> dict[str, Any]:
     """Add what the reproduction cannot know: the commit and the processor."""
-    return {**record, "kind": "experiment", "name": name, "machine": machine.record()}
+    facts = machine.record()
+    return {**record, "kind": "experiment", "name": name, "machine": {**facts, "commit": commit or facts["commit"]}}
 
 
 def shown(cell: dict[str, Any], table: str) -> bool:
@@ -66,12 +67,12 @@ def redrawn(page: str, document: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Store and redraw."""
-    if len(arguments) not in (0, 2):
+    if len(arguments) not in (0, 2, 3):
         print(__doc__, file=sys.stderr)
         return 2
     if arguments:
         record = json.loads((Path(arguments[0]) / "reproduction.json").read_text(encoding="utf-8"))
-        document = stored(record, arguments[1])
+        document = stored(record, *arguments[1:])
         (HERE / "results" / f"{arguments[1]}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     document = json.loads(RESULT.read_text(encoding="utf-8"))
     DOC.write_text(redrawn(DOC.read_text(encoding="utf-8"), document), encoding="utf-8")

@@ -8,13 +8,14 @@ but clips are ranked differently within a class against the rest.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.command import say
-from sleepfm_fast.metrics import bootstrap_subjects, percentile_interval, resampled_ratio
+from sleepfm_fast.metrics import Interval, bootstrap_subjects, percentile_interval, resampled_ratio
 
 if TYPE_CHECKING:
     from sleepfm_fast.tasks import Task
@@ -41,6 +42,18 @@ def correct_for_prior(probability: npt.NDArray[Any], prior: npt.NDArray[Any]) ->
     q = np.asarray(probability, np.float64) * np.asarray(prior, np.float64)
     corrected: npt.NDArray[np.float64] = q / q.sum(1, keepdims=True)
     return corrected
+
+
+def _reflected(percentiles: Interval) -> Interval:
+    """Turn the percentiles of a figure that sampling pushes upwards into the basic bootstrap's interval.
+
+    A sum of absolute gaps v exceeds the truth by the sample's noise, and a resample's q exceeds v by about as much
+    again: 2 v - q takes both out. Cut at 0, and widened to hold v.
+    """
+    v, low, high = percentiles.value, percentiles.low, percentiles.high
+    if v is None or low is None or high is None:
+        return percentiles
+    return replace(percentiles, low=min(max(2 * v - high, 0.0), v), high=max(2 * v - low, v))
 
 
 def _reliability(
@@ -76,8 +89,8 @@ def _reliability(
             }
             for b in range(N_BINS)
         ],
-        "expected_calibration_error": percentile_interval(
-            float(np.abs(observed - mean_p).sum() / len(p)), gaps, n_subjects
+        "expected_calibration_error": _reflected(
+            percentile_interval(float(np.abs(observed - mean_p).sum() / len(p)), gaps, n_subjects)
         ),
         "brier": percentile_interval(float(squares.sum() / len(p)), resampled_ratio(squares, clips, draws), n_subjects),
     }

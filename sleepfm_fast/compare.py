@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "cli", "main"]
 
-CLASSIFIERS = ("probe", "supervise")
+CLASSIFIERS = ("probe", "supervise", "classify")
 
 
 @dataclass(frozen=True)
 class Config:
     """The difference of two results' figures, FIRST minus SECOND, with 95 % intervals over the shared subjects.
 
-    FIRST and SECOND are result folders of `probe` or `supervise` for one task, or of `retrieve` for one scope. Clips
-    are matched by recording and onset; those that only one result has are left out and counted. An interval that
-    excludes 0 is a difference that other test subjects of this kind would show too; other training seeds are not
-    accounted for.
+    FIRST and SECOND are result folders of `probe`, `supervise` or `classify` for one task, or of `retrieve` for one
+    scope. Clips are matched by recording and onset; those that only one result has are left out and counted. An
+    interval that excludes 0 is a difference that other test subjects of this kind would show too; other training seeds
+    are not accounted for.
     """
 
     first: tyro.conf.Positional[Path]
@@ -78,8 +78,8 @@ def _read_both(config: Config) -> tuple[Result, Result]:
     for result in results:
         if result.command not in (*CLASSIFIERS, "retrieve"):
             raise SleepfmError(
-                f"{result.path} is a result of {result.command}; give two results of probe or supervise, or two of "
-                "retrieve."
+                f"{result.path} is a result of {result.command}; give two results of probe, supervise or classify, or "
+                "two of retrieve."
             )
     if (first.command == "retrieve") != (second.command == "retrieve"):
         raise SleepfmError(
@@ -90,6 +90,15 @@ def _read_both(config: Config) -> tuple[Result, Result]:
         if values[0] != values[1]:
             raise SleepfmError(f"{first.path} is of --{setting} {values[0]}, {second.path} of --{setting} {values[1]}.")
     return results
+
+
+def _overlap_of(results: tuple[Result, Result]) -> str:
+    """Say which of the results were tested on subjects that their training has seen; empty where neither was."""
+    return " ".join(
+        f"{result.path}: {result.record.get('overlap_note') or 'training and test subjects overlap.'}"
+        for result in results
+        if result.record.get("overlap")
+    )
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -103,6 +112,9 @@ def main(config: Config) -> dict[str, Any]:
         raise SleepfmError(f"--bootstraps is {config.bootstraps}; give 0 (no intervals) or more.")
     refuse_result(config.result, overwrite=config.overwrite)
     results = _read_both(config)
+    overlap_note = _overlap_of(results)
+    if overlap_note:
+        say(f"notice: {overlap_note}")
     shared = shared_clips(*results)
     for path, only in zip((config.first, config.second), shared.n_only, strict=True):
         if only:
@@ -115,6 +127,8 @@ def main(config: Config) -> dict[str, Any]:
             "first": config.first,
             "second": config.second,
             "compared": [result.command for result in results],
+            "overlap": bool(overlap_note),
+            "overlap_note": overlap_note,
             "n_clips": len(shared.group),
             "n_subjects": shared.n_subjects,
             "n_clips_only_in": shared.n_only,

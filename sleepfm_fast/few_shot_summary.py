@@ -17,6 +17,10 @@ FIGURES = ("auroc", "auprc", "f1")
 def mean_interval(values: Sequence[float | None]) -> dict[str, Any]:
     """Return the mean of replicates and its 95 % interval by Student's t, cut at 0 and 1.
 
+    Student's t takes the replicates for independent. They are draws of k from the same N training subjects: as k nears
+    N they share most subjects and the interval shrinks towards nothing, which is not precision. It is the spread of
+    the draw within this cohort, small numbers of subjects being those where it is near that between cohorts.
+
     Parameters
     ----------
     values : sequence of float or None

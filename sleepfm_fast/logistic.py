@@ -24,6 +24,7 @@ __all__ = ["BLOCK", "Features", "LogisticModel", "Solver", "fit"]
 BLOCK = 16384  # clips whose features are in memory at a time when they are copied or scored
 # Features larger than this are fitted block by block. scikit-learn wants them in memory at once.
 LARGEST_IN_MEMORY = 4 * 2**30  # bytes
+N_STRONGEST = 10
 
 Solver = Literal["auto", "sklearn", "blocks"]
 
@@ -225,7 +226,8 @@ def fit(
     -------
     model : LogisticModel
     about : dict
-        ``solver``, ``c``, ``max_iter``, ``standardise``, ``n_iter``, ``converged``, ``fit_seconds``.
+        ``solver``, ``c``, ``max_iter``, ``standardise``, ``n_iter``, ``converged``, ``fit_seconds``; of hand-made
+        features also ``strongest``: for each class's code the names and weights of :data:`N_STRONGEST` features.
     """
     standardise = standardise or features.embeddings.kind == "feature"
     imputer = None
@@ -243,6 +245,8 @@ def fit(
         centre, scale = scaled.standardise()
     how = _fit_in_memory if chosen == "sklearn" else _fit_blocks
     coef, intercept, n_iter, converged = how(scaled, labels, c, max_iter)
+    classes = np.unique(labels).astype(np.int8)
+    named = {} if imputer is None else {"strongest": strongest(features, imputer, classes, coef)}
     if standardise:
         coef = coef * scale
         intercept = intercept - coef @ centre
@@ -256,5 +260,25 @@ def fit(
         "n_iter": n_iter,
         "converged": converged,
         "fit_seconds": round(time.perf_counter() - started, 3),
+        **named,
     }
-    return LogisticModel(np.unique(labels).astype(np.int8), coef, intercept, imputer), about
+    return LogisticModel(classes, coef, intercept, imputer), about
+
+
+def strongest(
+    features: Features, imputer: Imputer, classes: npt.NDArray[np.int8], coef: npt.NDArray[np.float64]
+) -> dict[int, list[tuple[str, float]]]:
+    """Names and weights of the features with the largest weights, for each class.
+
+    A weight is the change of the class's logit by one standard deviation of the feature. Features that go together
+    share their weight, so a small one does not say that a feature is useless.
+    """
+    columns = [name for m in features.modalities for name in features.embeddings.features[m]]
+    names = imputer.names(columns)
+    order = np.argsort(-np.abs(coef), axis=1, kind="stable")[:, :N_STRONGEST]
+    # Of two classes the first has no weights of its own.
+    return {
+        int(k): [(names[j], round(float(row[j]), 4)) for j in best]
+        for k, row, best in zip(classes, coef, order, strict=True)
+        if row.any()
+    }

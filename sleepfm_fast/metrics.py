@@ -198,7 +198,7 @@ def _ratio(top: npt.NDArray[np.float64], bottom: npt.NDArray[np.float64]) -> npt
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate with its 95 % percentile interval; None where it does not exist.
+    """A point estimate with its 95 % interval; None where it does not exist.
 
     ``n_resamples`` counts the resamples the interval rests on: those that lack a class have no value and are left out.
     """

@@ -50,7 +50,8 @@ class Config:
     shard: str | None = None
     """i/n: every n-th recording from the i-th; slurm: the place of this task in its job array."""
     events_scored: bool = False
-    """Respiratory events were scored, so that a night without one has none (instead of: unknown)."""
+    """Respiratory events were scored in all nights, so that a scored night without one has none (instead of: unknown,
+    which leaves sleepers without events out of the labels)."""
     overwrite: bool = False
     """Make recordings again whose file, scoring, corrections or configuration has changed."""
     inspect: bool = False

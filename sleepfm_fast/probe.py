@@ -170,6 +170,10 @@ def main(config: Config) -> dict[str, Any]:
             + " a store with more subjects."
         )
     model, about = _fitted(embeddings, train, modalities, config)
+    if "strongest" in about:
+        about["strongest"] = {names[k]: best for k, best in about["strongest"].items()}
+        for name, best in about["strongest"].items():
+            say(f"{name}: " + ", ".join(f"{feature} {weight:+.2f}" for feature, weight in best[:4]))
     odds = scores(Features(embeddings, test.clips, modalities), model)
     record = {
         "command": "probe",

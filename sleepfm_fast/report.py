@@ -163,7 +163,8 @@ def main(config: Config) -> dict[str, Any]:
     runs = open_runs(config.runs)
     sections = sections_of(runs, config)
     notices = notices_of(runs)
-    title = config.title or f"Report on {', '.join(r.name for r in runs)}"
+    names = ", ".join(r.name for r in runs) if len(runs) <= 4 else f"{len(runs)} runs"
+    title = config.title or f"Report on {names}"
     html = render(title, subtitle(runs), notices, sections, page.parent)
     record: dict[str, Any] = {
         "format": FORMAT,

@@ -58,6 +58,8 @@ class Config:
     """Numbers of pretraining subjects for performance against pretraining size; the preset's by default."""
     epochs: int | None = None
     """Epochs of every training; the preset's by default."""
+    report: bool = True
+    """Show all runs on one page, OUT/report.html, at the end."""
     plan: bool = False
     """Print the plan and what it costs, and stop."""
     seed: int = 0
@@ -255,7 +257,7 @@ def main(config: Config) -> dict[str, Any]:
     broken = {name: outcome.error for name, outcome in outcomes.items() if outcome.state in ("failed", "blocked")}
     for name, error in broken.items():
         say(f"error: {name}: {error}")
-    page = write_report(layout, broken)
+    page = write_report(layout, broken) if config.report else None
     return {
         "out": layout.out,
         "tables": layout.out / TABLES,
@@ -283,7 +285,7 @@ def write_report(layout: Layout, broken: dict[str, str]) -> Path | None:
     page = layout.out / "report.html"
     folders = sorted(p for p in layout.runs.iterdir() if p.is_dir()) if layout.runs.is_dir() else []
     # Draws of few subjects are points of curves; the runs themselves are what a reader compares.
-    runs = tuple(p for p in folders if "-replicate-" not in p.name and (p / "config.json").is_file())
+    runs = tuple(p for p in folders if "-replicate-" not in p.name and (p / "results").is_dir())
     if not runs:
         return None
     try:

@@ -73,7 +73,7 @@ def measure(encoder: str, channels: Mapping[str, int], batch_size: int, device_n
     config = PRESETS[encoder]
     generator = torch.Generator().manual_seed(0)
     x = {m: torch.randn(batch_size, n, 7680, generator=generator).to(device) for m, n in channels.items()}
-    present = {m: torch.ones(batch_size, n, dtype=torch.bool, device=device) for m, n in channels.items()}
+    present = {m: torch.ones(batch_size, n, dtype=torch.bool) for m, n in channels.items()}
 
     def wait() -> None:
         if device.type == "cuda":

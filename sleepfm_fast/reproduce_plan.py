@@ -282,6 +282,8 @@ class Planner:
         work = Work("fitted numbers", fit, 1.0)
         if evaluation.kind == "probe":
             return self.add(table, makes, "probe", options, work, (self.embed(table, run),), n_test * 80)
+        if run.kind == "supervised":
+            return self.classify_external(table, run, makes)
         embedded, folder = self.embed_external(table, run)
         if evaluation.kind == "external_own":
             assert self.external is not None
@@ -299,6 +301,20 @@ class Planner:
             n_train * 3 * self.dim * 4,
         )
         return self.add(table, makes, "probe", {**options, "embeddings": both}, work, (joined,), n_test * 80)
+
+    def classify_external(self, table: str, run: Run, makes: Path) -> str:
+        """Plan the test of a supervised network on the external store."""
+        assert self.external is not None
+        store, needs = self.cohort(table, external=True)
+        trained = self.train(table, run)
+        options: dict[str, Any] = {"run": self.layout.run(run), "store": store, "result": makes}
+        options |= {"bootstraps": self.preset.bootstraps, "seed": self.seed}
+        options |= {"device": self.device, "threads": self.threads}
+        n = self.external.clips["test"]
+        # Without a backward pass: a third of a training step.
+        return self.add(
+            table, makes, "classify", options, Work("supervised clips", n / 3, 1.0), (trained, *needs), n * 80
+        )
 
     def finished(self) -> tuple[Step, ...]:
         """All steps in an order in which each comes after what it needs."""

@@ -140,28 +140,22 @@ def folder_of(source: Source, layout: Layout) -> str:
     return layout.result(source).relative_to(layout.out).as_posix()
 
 
-def shown(value: float | None) -> str:
-    """Three digits for shares, one for ranks and multiples."""
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if abs(value) >= 2 else f"{value:.3f}"
-
-
 def ours_text(cell: Mapping[str, Any]) -> str:
-    """Our figure with its interval."""
+    """Our figure with its interval: three digits for shares, one for ranks and multiples of chance."""
     if cell["value"] is None:
         return "-"
-    text = shown(cell["value"])
+    digits = 1 if "rank" in cell["figure"] or "times chance" in cell["method"] else 3
+    text = f"{cell['value']:.{digits}f}"
     if cell["low"] is not None and cell["high"] is not None:
-        text += f" [{shown(cell['low'])}, {shown(cell['high'])}]"
+        text += f" [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
     return text
 
 
 def paper_text(value: float | None, *, simulated: bool) -> str:
-    """The paper's figure, small where it is for orientation only."""
+    """The paper's figure in its own digits, small where it is for orientation only."""
     if value is None:
         return ""
-    return f"<sub>{shown(value)}</sub>" if simulated else shown(value)
+    return f"<sub>{value:g}</sub>" if simulated else f"{value:g}"
 
 
 def remarks(cells: list[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.channels import Montage
+from sleepfm_fast.classification import HeldOut
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.labelled_clips import LabelledClips
 from sleepfm_fast.splits import Split, assign_subjects, draw_subjects
 from sleepfm_fast.tasks import TASKS, labels_of
 
-__all__ = ["StoreFacts", "SupervisedClips", "montage_of", "select_labelled"]
+__all__ = ["StoreFacts", "SupervisedClips", "held_out_of", "in_words", "montage_of", "select_labelled"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def select_labelled(
                 "are taken.",
             )
         drawn = draw_subjects(drawn, n_subjects, replicate)
-        train = side(0, np.array([store.subjects.index(name) for name in drawn], np.int64))
+        number = {name: i for i, name in enumerate(store.subjects)}
+        train = side(0, np.array([number[name] for name in drawn], np.int64))
     names = TASKS[task].names
     classes = np.unique(train.labels)
     if len(classes) < 2:
@@ -171,4 +174,32 @@ def refuse_empty(store: ClipStore, side: str, clips: LabelledClips, task: str) -
     raise SleepfmError(
         f"the split leaves {store.path} without {side} subjects (it has {len(store.subjects)}). Add recordings, or "
         "change --test-share and --validation-share."
+    )
+
+
+def in_words(clips: LabelledClips, names: Sequence[str]) -> str:
+    """Say how many clips, subjects and clips of each class a side has, and what was left out."""
+    counts = clips.counts(names)
+    classes = ", ".join(f"{k} {v}" for k, v in counts["class_counts"].items())
+    left = ", ".join(
+        f"{counts[f'n_dropped_{key}']} left out for want of {what}"
+        for key, what in (("unlabelled", "a label"), ("lacking_modality", "a channel"))
+        if counts[f"n_dropped_{key}"]
+    )
+    return f"{counts['n_clips']} clips of {counts['n_subjects']} subjects ({classes})" + (f"; {left}" if left else "")
+
+
+def held_out_of(store: ClipStore, test: LabelledClips) -> HeldOut:
+    """Describe test clips of a store as results want them."""
+    people = StoreFacts(store).description
+    return HeldOut(
+        clip=test.clips,
+        label=test.labels,
+        subject=test.subject,
+        recording=np.asarray(store.recording, np.int32)[test.clips],
+        onset_s=np.asarray(store.onset_s)[test.clips],
+        subjects=tuple(store.subjects),
+        recordings=tuple(r.id for r in store.recordings),
+        ages=people.ages,
+        sexes=people.sexes,
     )

@@ -18,13 +18,12 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from sleepfm_fast.batches import Batch, ClipInput, InputConfig
-from sleepfm_fast.classification import HeldOut, conclude, log_odds
+from sleepfm_fast.classification import conclude, log_odds
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.command import plain, say
 from sleepfm_fast.encoder import PRESETS, Encoder, build_encoder
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.optimiser import build_optimiser
-from sleepfm_fast.precision import arithmetic
 from sleepfm_fast.progress import Progress
 from sleepfm_fast.results import FOLDER
 from sleepfm_fast.rundir import (
@@ -38,7 +37,8 @@ from sleepfm_fast.rundir import (
 from sleepfm_fast.sampler import ClipSampler
 from sleepfm_fast.schedule import learning_rate
 from sleepfm_fast.splits import Split
-from sleepfm_fast.supervised_clips import montage_of, select_labelled
+from sleepfm_fast.supervised_clips import held_out_of, in_words, montage_of, select_labelled
+from sleepfm_fast.supervised_network import finite, load_weights, logits_of, refuse_other_runs, scored
 from sleepfm_fast.tasks import TASKS
 from sleepfm_fast.world import choose_device
 
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["SupervisedTrainer"]
 
 LOG_STEPS = 10  # a line of metrics.jsonl every so many steps
-BLOCK = 256  # clips scored at a time
 
 
 class SupervisedTrainer:
@@ -133,12 +132,8 @@ class SupervisedTrainer:
         store = ClipStore(config.store)
         resumed = config.resume and run.exists()
         if resumed:
-            command = run.config().get("command", "train")
-            if command != "supervise":
-                raise SleepfmError(
-                    f"{config.run} holds a run of {command}, not of supervise. Resume it with "
-                    f"`python -m sleepfm_fast.{command}`, or name another folder."
-                )
+            remedy = "Resume it with `python -m sleepfm_fast.{command}`, or name another folder."
+            refuse_other_runs(run, run.config(), remedy)
             for change in reconcile(run, {"config": kept_options(config), "store_digest": store.digest, "ranks": 1}):
                 say(f"notice: from step {change['step']} on, {change['option']} is {change['is']}, was {change['was']}")
         trainer = cls(config, store, run)
@@ -180,7 +175,7 @@ class SupervisedTrainer:
             say(f"{self.run.path} has no checkpoint yet: starting from the first step")
             return
         tensors, state = read_checkpoint(self.run.last_path)
-        self.load(tensors)
+        load_weights(self.model, tensors)
         unpack_optimiser(self.optimiser, tensors, state["optimiser"])
         self.progress = Progress.from_state(state)
         self.sampler.epoch, self.sampler.position = state["epoch"], state["position"]
@@ -188,10 +183,6 @@ class SupervisedTrainer:
         if self.device.type == "cuda" and "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
         say(f"resuming {self.run.path} at step {self.progress.step} (epoch {self.sampler.epoch + 1})")
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take the network's weights out of a checkpoint's tensors."""
-        self.model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
 
     def save(self, *, best: bool = False) -> None:
         """Write ``last`` (everything) and, when ``best``, ``best`` (the network)."""
@@ -216,17 +207,7 @@ class SupervisedTrainer:
         n = sum(p.numel() for p in self.model.parameters())
         names = TASKS[self.config.task].names
         for side, clips in self.sides.items():
-            counts = clips.counts(names)
-            classes = ", ".join(f"{k} {v}" for k, v in counts["class_counts"].items())
-            left = ", ".join(
-                f"{counts[f'n_dropped_{key}']} left out for want of {what}"
-                for key, what in (("unlabelled", "a label"), ("lacking_modality", "a channel"))
-                if counts[f"n_dropped_{key}"]
-            )
-            say(
-                f"{side}: {counts['n_clips']} clips of {counts['n_subjects']} subjects ({classes})"
-                + (f"; {left}" if left else "")
-            )
+            say(f"{side}: {in_words(clips, names)}")
         say(
             f"{n:,} parameters, {self.input.n_columns} channels of {', '.join(self.input.modalities)}, "
             f"{self.total_steps} steps of {min(self.config.batch_size, len(self.clips.train))} clips on {self.device} "
@@ -245,14 +226,6 @@ class SupervisedTrainer:
         """Recording of each clip."""
         return np.asarray(self.store.recording[clips], np.int64)
 
-    def logits(self, batch: Batch) -> Tensor:
-        """[B, K] in float32."""
-        x = torch.cat([batch.x[name] for name in self.input.modalities], dim=1)
-        present = torch.cat([batch.present[name] for name in self.input.modalities], dim=1)
-        with arithmetic(self.config.precision, self.device):
-            logits: Tensor = self.model(x, present)
-        return logits.float()
-
     def losses(self, logits: Tensor, clips: npt.NDArray[np.int64]) -> Tensor:
         """Weighted cross-entropy of every clip, [B]; its mean is the loss."""
         columns = torch.from_numpy(self.column[clips]).to(self.device)
@@ -265,7 +238,7 @@ class SupervisedTrainer:
         # A batch with impossible values must not leave them in the running statistics either.
         kept = [buffer.clone() for buffer in self.model.buffers()]
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self.losses(self.logits(batch), clips).mean()
+        loss = self.losses(logits_of(self.model, batch, self.config.precision), clips).mean()
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         value, size = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device
@@ -361,13 +334,8 @@ class SupervisedTrainer:
         return row
 
     def scored(self, clips: npt.NDArray[np.int64], what: str = "") -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
-        """Yield blocks of clips in order with their logits [B, K], in evaluation mode; ``what`` names a bar."""
-        blocks = [clips[i : i + BLOCK] for i in range(0, len(clips), BLOCK)]
-        self.model.eval()
-        with torch.inference_mode(), tqdm(total=len(clips), unit="clip", desc=what, disable=not what) as bar:
-            for block, batch in self.input.batches(blocks, lambda block: block):
-                yield block, self.logits(batch)
-                bar.update(len(block))
+        """As :func:`sleepfm_fast.supervised_network.scored`; the network is in training mode again afterwards."""
+        yield from scored(self.model, self.input, clips, self.config.precision, what)
         self.model.train()
 
     def validate(self) -> dict[str, float]:
@@ -391,18 +359,10 @@ class SupervisedTrainer:
     def test(self) -> npt.NDArray[np.float64]:
         """Log-odds [n, K] of the test clips by the best network."""
         tensors, _ = read_checkpoint(self.run.best_path)
-        self.load(tensors)
-        parts = [logits.double().cpu().numpy() for _, logits in self.scored(self.clips.test.clips, "test")]
-        logits = np.concatenate(parts)
-        bad = ~np.isfinite(logits).all(1)
-        if bad.any():
-            clip = int(self.clips.test.clips[bad.argmax()])
-            name = self.store.recordings[int(self.store.recording[clip])].id
-            raise SleepfmError(
-                f"the network's output for clip {clip} (recording {name}) is not finite. Look for a channel with "
-                "impossible values there (preprocess --inspect)."
-            )
-        return log_odds(logits)
+        load_weights(self.model, tensors)
+        clips = self.clips.test.clips
+        parts = [logits.double().cpu().numpy() for _, logits in self.scored(clips, "test")]
+        return log_odds(finite(np.concatenate(parts), self.store, clips))
 
     def finish(self) -> dict[str, Any]:
         """Test the best epoch, write ``RUN/results/TASK`` and return the results that end the command."""
@@ -410,23 +370,10 @@ class SupervisedTrainer:
         if progress.stopped_early:
             say(f"stopped early: no better validation loss in {config.patience} epochs")
         names = TASKS[config.task].names
-        test, store = self.clips.test, self.store
-        people = [store.participants[s] for s in store.subjects]
-        held_out = HeldOut(
-            clip=test.clips,
-            label=test.labels,
-            subject=test.subject,
-            recording=np.asarray(store.recording[test.clips], np.int32),
-            onset_s=np.asarray(store.onset_s[test.clips]),
-            subjects=tuple(store.subjects),
-            recordings=tuple(r.id for r in store.recordings),
-            ages=tuple(p["age"] for p in people),
-            sexes=tuple(p["sex"] for p in people),
-        )
         record = {
             "command": "supervise",
             "run": self.run.path,
-            "store": store.path,
+            "store": self.store.path,
             "task": config.task,
             "modalities": self.input.modalities,
             "preset": config.preset,
@@ -449,7 +396,7 @@ class SupervisedTrainer:
         counts = np.bincount(self.column[self.clips.train.clips], minlength=len(self.classes))
         return conclude(
             record,
-            held_out,
+            held_out_of(self.store, self.clips.test),
             self.test(),
             self.classes.astype(np.int8),
             bootstraps=config.bootstraps,

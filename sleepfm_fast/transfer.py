@@ -1,30 +1,46 @@
-"""Embeddings of two stores as one folder, so that a probe is fitted on one laboratory and tested on another."""
+"""``python -m sleepfm_fast.transfer TRAINING TESTING EMBEDDINGS``: two laboratories' embeddings as one folder.
+
+A probe of that folder is fitted on the first laboratory and tested on the second: the external validation of a probe.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tyro
 
+from sleepfm_fast.command import run
 from sleepfm_fast.errors import SleepfmError
 
-__all__ = ["Config", "main"]
+if TYPE_CHECKING:
+    from sleepfm_fast.embeddings import Embeddings
+
+__all__ = ["Config", "cli", "main"]
 
 BLOCK = 4096  # clips in memory at a time
 
 
 @dataclass(frozen=True)
 class Config:
-    """Training and validation clips of one embeddings folder with the test clips of another."""
+    """Training and validation clips of one embeddings folder with the test clips of another, for probe and few_shot.
 
-    training: Path
+    Both are embedded by one run, each from its own store; the embeddings of the other laboratory's training subjects
+    are not taken. Hand-made features are joined likewise.
+    """
+
+    training: tyro.conf.Positional[Path]
     """Embeddings whose training and validation clips are taken."""
-    testing: Path
+    testing: tyro.conf.Positional[Path]
     """Embeddings by the same run, of another store, whose test clips are taken."""
-    embeddings: Path
+    embeddings: tyro.conf.Positional[Path]
     """Folder to write."""
+    overwrite: bool = False
+    """Replace an existing EMBEDDINGS folder, once the new one is whole."""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -40,6 +56,11 @@ def main(config: Config) -> dict[str, Any]:
 
     sides = (Embeddings(config.training), Embeddings(config.testing))
     first, second = sides
+    if (first.kind, first.features) != (second.kind, second.features):
+        raise SleepfmError(
+            f"{config.training} holds {_content(first)}, {config.testing} {_content(second)}; a probe needs the same "
+            "of both."
+        )
     if (first.modalities, first.dim) != (second.modalities, second.dim):
         raise SleepfmError(
             f"{config.training} holds {', '.join(first.modalities)} of length {first.dim}, {config.testing} "
@@ -70,7 +91,14 @@ def main(config: Config) -> dict[str, Any]:
     columns["subject"][n:] += len(first.description.subjects)
     columns["recording"][n:] += len(first.description.recordings)
     a, b = first.description, second.description
-    with EmbeddingWriter(config.embeddings, sum(map(len, rows)), first.modalities, first.dim) as writer:
+    with EmbeddingWriter(
+        config.embeddings,
+        sum(map(len, rows)),
+        first.modalities,
+        first.dim,
+        features=first.features or None,
+        overwrite=config.overwrite,
+    ) as writer:
         for side, clips in zip(sides, rows, strict=True):
             for start in range(0, len(clips), BLOCK):
                 chosen = clips[start : start + BLOCK]
@@ -89,3 +117,18 @@ def main(config: Config) -> dict[str, Any]:
             ),
         )
     return {"embeddings": config.embeddings, "training_clips": n, "test_clips": len(rows[1])}
+
+
+def _content(embeddings: Embeddings) -> str:
+    if embeddings.kind != "feature":
+        return "embeddings"
+    return "features (" + ", ".join(f"{len(names)} {m}" for m, names in embeddings.features.items()) + ")"
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Run the command with ``argv`` or the process's own arguments."""
+    return run(Config, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -63,3 +63,22 @@ def cohort_store(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     store = tmp_path_factory.mktemp("store") / "store"
     assert preprocess.cli([str(cohort), str(store)]) == 0
     return store
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip store of twelve subjects of 16 clips. EEG tells the stage; a third has no ECG, a quarter no flow."""
+    from known_nights import ECG, EEG, FLOW, staged_night
+
+    from sleepfm_fast import preprocess
+
+    folder = tmp_path_factory.mktemp("planted") / "edf"
+    folder.mkdir()
+    for i in range(12):
+        leads = [EEG, *([ECG] if i % 3 else []), *([FLOW] if i % 4 else [])]
+        stages = np.random.default_rng(i).permutation(["W"] * 8 + ["2"] * 8)
+        stages = [s if j else "?" for j, s in enumerate(stages)]  # the first clip is not scored
+        staged_night(folder / f"p{i:02d}.edf", stages, seed=i, leads=leads)
+    store = folder.parent / "store"
+    assert preprocess.cli([str(folder), str(store), "--workers", "1"]) == 0
+    return store

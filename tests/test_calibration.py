@@ -60,7 +60,36 @@ def test_the_intervals_are_those_of_resampling_by_hand():
         one = calibration(p[clips], STAGES, labels[clips], subject[clips], TASKS["stage"], 0, 0)
         errors.append(one["as_fitted"]["classes"]["N2"]["expected_calibration_error"].value)
     interval = found["expected_calibration_error"]
-    assert (interval.low, interval.high) == pytest.approx(tuple(np.percentile(errors, [2.5, 97.5])))
+    low, high = np.percentile(errors, [2.5, 97.5])
+    v = interval.value
+    assert (interval.low, interval.high) == pytest.approx((max(2 * v - high, 0), 2 * v - low))
+    assert 0 <= interval.low < v < interval.high
+
+
+def test_the_error_of_right_probabilities_may_be_none():
+    covered = 0
+    for seed in range(40):
+        p, labels, subject = case(n=2000, seed=seed)
+        found = calibration(p, STAGES, labels, subject, TASKS["stage"], 100, 0)["as_fitted"]["predicted_class"]
+        interval = found["expected_calibration_error"]
+        assert 0 <= interval.low <= interval.value <= interval.high
+        covered += interval.low == 0
+    # The truth is 0, which percentiles of resampled errors never reach. (30 of 40, docs/evaluation.md.)
+    assert covered >= 24
+
+
+def test_the_error_of_overconfident_probabilities_is_covered():
+    # Far from 0 the error is a mean like any other: over many clips it is known, and intervals of few clips cover it.
+    def overconfident(n, seed):
+        p, labels, subject = case(n=n, seed=seed)
+        sure = p**3 / (p**3).sum(1, keepdims=True)
+        found = calibration(sure, STAGES, labels, subject, TASKS["stage"], 200, 0)["as_fitted"]["predicted_class"]
+        return found["expected_calibration_error"]
+
+    truth = overconfident(400_000, 99).value
+    intervals = [overconfident(1000, seed) for seed in range(40)]
+    assert truth > 0.05
+    assert sum(i.low <= truth <= i.high for i in intervals) >= 33
 
 
 def test_the_prior_undoes_balanced_weights():

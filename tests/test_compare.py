@@ -62,6 +62,7 @@ def test_the_difference_is_resampled_pairwise(tmp_path, capsys):
     two, _, _ = result_of(tmp_path / "b", 1.2, 3)
     status, record, err = run(capsys, tmp_path / "a", tmp_path / "b", tmp_path / "out", "--bootstraps", 60)
     assert status == 0
+    assert (record["overlap"], record["overlap_note"]) == (False, "")
     assert read_result(tmp_path / "out").record["macro"] == record["macro"]
     draws = bootstrap_subjects(SUBJECTS, 60, 0)
     for name, figure in (("auroc", auroc), ("auprc", auprc)):

@@ -150,6 +150,65 @@ def test_runs_in_the_current_stream(path):
     assert torch.equal(got.d_x, expected.d_x)
 
 
+def test_any_strides(path):
+    """Views of x and of the mask, the last dimension not dense, an address that is no multiple of 16."""
+    x, tau, mask = (value.cuda() for value in case(N=130))
+    expected = evaluate(ops.contrastive_loss, x, tau, mask=mask)
+    padded = torch.full((3, 130, 131), torch.nan, device="cuda")
+    padded[..., 1:129] = x
+    views = (
+        x.transpose(0, 1).contiguous().transpose(0, 1),
+        x.transpose(1, 2).contiguous().transpose(1, 2),
+        padded[..., 1:129],
+    )
+    for view in views:
+        got = evaluate(ops.contrastive_loss, view, tau, mask=mask.T.contiguous().T)
+        for a, b in ((got.loss, expected.loss), (got.d_x, expected.d_x)):
+            if path == "chunked":  # torch adds in the order of its operands' layout
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+            else:
+                assert torch.equal(a, b)
+
+
+def shares(x, tau, mask, ranges):
+    """What forward and backward give for each range of samples; backward has the state of all of them."""
+    ops_ = torch.ops.sleepfm_fast
+    N, options = x.shape[1], ("leave_one_out", "both", "highest")
+    *_, n_valid, state = ops_.contrastive_loss_forward(x, tau, mask, *options, 0, N)
+    upstream = torch.tensor(0.7, device=x.device)
+    forward = [ops_.contrastive_loss_forward(x, tau, mask, *options, *at) for at in ranges]
+    backward = [ops_.contrastive_loss_backward(upstream, x, tau, mask, n_valid, state, *options, *at) for at in ranges]
+    return forward, backward
+
+
+def check_ranges(x, tau, mask, path):
+    N = x.shape[1]
+    ranges = [(0, 0), (0, 131), (131, 132), (132, N)]
+    (whole,), ((gradient, slope),) = shares(x, tau, mask, [(0, N)])
+    forward, backward = shares(x, tau, mask, ranges)
+    for k in (0, 1):  # loss, losses
+        torch.testing.assert_close(sum(part[k] for part in forward), whole[k], rtol=1e-5, atol=1e-7)
+    for (begin, end), (_, _, _, ranks, n_valid, state) in zip(ranges, forward, strict=True):
+        assert torch.equal(n_valid, whole[4])
+        torch.testing.assert_close(state[..., begin:end], whole[5][..., begin:end], rtol=2e-5, atol=1e-6)
+        moved = (ranks[..., begin:end] - whole[3][..., begin:end]).abs().sum()
+        assert int(moved) <= (20 if path == "gemm" else 2)  # a range's columns are the rows of another product
+        assert bool((ranks[..., :begin] == -1).all())
+        assert bool((ranks[..., end:] == -1).all())
+    torch.testing.assert_close(
+        sum(d for d, _ in backward), gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())
+    )
+    torch.testing.assert_close(sum(s for _, s in backward), slope, rtol=1e-4, atol=1e-6)
+    for (begin, end), (d, _) in zip(ranges, backward, strict=True):
+        assert not d[:, :begin].any()
+        assert not d[:, end:].any()
+
+
+def test_ranges_of_samples_add_up(path):
+    """As ranks of a process group share the work."""
+    check_ranges(*(value.cuda() for value in case()), path)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device or none")
 def test_on_the_second_device(path):
     x, tau, mask = case()

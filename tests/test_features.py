@@ -8,9 +8,10 @@ import pytest
 from known_nights import ECG, EEG, FLOW, write_known_night
 from nights import Lead
 from test_breathing import breaths
+from test_convert import seed_folder
 from test_heart_rate import ecg_of, rhythm
 
-from sleepfm_fast import features, few_shot, preprocess, probe, retrieve, train
+from sleepfm_fast import convert, features, few_shot, preprocess, probe, retrieve, train
 from sleepfm_fast.breathing import against_median
 from sleepfm_fast.channels import MONTAGES
 from sleepfm_fast.clips import ClipStore
@@ -214,6 +215,21 @@ def test_a_real_recording_has_nearly_every_feature(data_folder, tmp_path):
         assert values.shape[0] == len(opened)
         assert np.isfinite(values).any(axis=0).mean() > 0.8
         assert not np.isinf(values).any()
+
+
+def test_clips_that_stand_alone_have_what_thirty_seconds_tell(tmp_path, capsys):
+    # As the original code prepares them: 256 Hz, no neighbours, amplifier counts without a unit.
+    seed_folder(tmp_path / "seed", {"tr03-0005": (0, 2, 4), "tr03-0029": (1, 7)})
+    assert convert.cli([str(tmp_path / "seed"), str(tmp_path / "store"), "--from", "seed", "--workers", "1"]) == 0
+    capsys.readouterr()
+    result, _ = call(capsys, tmp_path / "store", tmp_path / "f")
+    assert result["clips"] == 5
+    e = Embeddings(tmp_path / "f")
+    values = dict(zip(e.features["brain"], e.read(np.arange(5), ("brain",))[:, 0].T, strict=False))
+    assert np.isfinite(values["C3-M2 delta_share"]).all()
+    assert np.isnan(values["C3-M2 delta_log10_uv2"]).all()
+    ecg = dict(zip(e.features["ecg"], e.read(np.arange(5), ("ecg",))[:, 0].T, strict=False))
+    assert np.isnan(ecg["ECG lf_120s_log10_ms2"]).all()
 
 
 @pytest.mark.parametrize("fs_hz", [0.05, 0.5, 1, 3.3, 8, 16.6, 41, 99.7, 512])

@@ -91,6 +91,12 @@ def test_a_probe_of_features_scales_them_and_fills_holes_unasked(tmp_path, capsy
     folder = features_folder(tmp_path / "f")
     result = probe.main(probe.Config(folder, "stage", bootstraps=0))
     assert result["fit"]["standardise"]
+    # Two classes share one row of weights; "b" tells N1 where it is there.
+    ((name, weight), *others) = result["fit"]["strongest"]["N1"]
+    assert list(result["fit"]["strongest"]) == ["N1"]
+    assert name == "b"
+    assert weight > 1
+    assert {n for n, _ in others} == {"a", "c", "d", "b missing"}
     auroc = result["classes"]["W"]["auroc"]["value"]
     assert 0.8 < auroc < 1.0
     blocks = probe.main(probe.Config(folder, "stage", bootstraps=0, solver="blocks"))

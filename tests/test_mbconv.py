@@ -21,7 +21,8 @@ from sleepfm_fast.mbconv_blocks import MBConvBlock
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("x", "w1", "b1", "gamma0", "beta0", "wd", "bd", "gamma1", "beta1", "w3", "b3")
 # clips, channels in, width, channels out, samples, stride: one value a channel and clip, less than a vector, one more
-# than a panel, rows that are no multiple of a register block, a stage of the network.
+# than a panel, rows that are no multiple of a register block, a stage of the network, several tiles with the expansion
+# kept and computed again, one more sample than two tiles, more channels than a tile of the weights' products.
 DIMS = [
     (2, 3, 4, 2, 1, 1),
     (2, 3, 4, 2, 2, 2),
@@ -32,6 +33,10 @@ DIMS = [
     (17, 2, 9, 3, 129, 1),
     (2, 16, 96, 24, 193, 2),
     (5, 40, 240, 80, 30, 1),
+    (2, 34, 70, 9, 1001, 1),
+    (2, 34, 70, 9, 1001, 2),
+    (3, 5, 30, 5, 385, 1),
+    (2, 300, 33, 20, 70, 1),
 ]
 
 
@@ -80,8 +85,9 @@ def test_training_agrees_with_the_definition(dims):
             assert not a.any()
             assert c.abs().max() < 1e-9
             continue
-        term = 3e-5 if dims[0] * dims[4] > 4 else 1e-2
-        assert_close(a, b, c, term * scale if name in ("w1", "wd", "gamma0", "x") else 1e-5 * scale, name)
+        loose, tight = (1e-2, 1e-4) if dims[0] * dims[4] <= 4 else (3e-5, 1e-5)
+        term = loose if name in ("w1", "wd", "gamma0", "x") else tight
+        assert_close(a, b, c, term * scale, name)
 
 
 @pytest.mark.parametrize("dims", DIMS, ids=str)
@@ -96,6 +102,80 @@ def test_evaluation_agrees_with_the_definition(dims):
         truth, _ = reference.mbconv(*doubles, stride=dims[5], running=tuple(value.double() for value in running))
     assert_close(ours, same, truth, 3e-6 * truth.abs().max().clamp_min(1.0))
     torch.testing.assert_close(used.float(), torch.stack(running))
+
+
+@pytest.fixture
+def poisoned():
+    """A function that calls another one while what torch.empty gives holds NaN."""
+
+    def call(function):
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        try:
+            return function()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    return call
+
+
+# Samples out that end a vector of 4, 8 or 16 lanes, and that do not, in the only tile and in the last of several.
+@pytest.mark.parametrize("n_samples", [1, 2, 7, 8, 15, 16, 17, 30, 33, 60, 64, 120, 193, 385])
+@pytest.mark.parametrize("channels", [(3, 5, 7, 5), (2, 40, 24, 40), (17, 3, 9, 2)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_results_do_not_depend_on_memory_that_nobody_has_written(channels, n_samples, stride, poisoned):
+    check_poisoned((*channels, n_samples, stride), poisoned)
+
+
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+def test_no_dimensions_read_unwritten_memory(dims, poisoned):
+    check_poisoned(dims, poisoned)
+
+
+def check_poisoned(dims, poisoned):
+    values = arguments(dims)
+    _, n_in, width, n_out, _, stride = dims
+    residual = stride == 1 and n_in == n_out
+    training = partial(ops.mbconv, residual=residual, dropout=0.3 * residual, seed=torch.tensor(5))
+    running = tuple(torch.rand(width, generator=torch.Generator().manual_seed(5)) + 0.5 for _ in range(4))
+
+    def every():
+        with torch.no_grad():
+            evaluation, _ = ops.mbconv(*values, stride=stride, running=running, residual=residual)
+        return [*evaluate(training, values, dims), evaluation]
+
+    for name, a, b in zip(("y", "statistics", *NAMES, "evaluation"), every(), poisoned(every), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_encoder_trains_where_memory_holds_nan(poisoned):
+    torch.manual_seed(0)
+    encoder = build_encoder(3, PRESETS["seed"]).train()
+    poisoned(lambda: encoder(torch.randn(2, 3, 7680)).square().mean().backward())
+    assert [name for name, p in encoder.named_parameters() if not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", ["far from zero", "silent, then loud", "gains of zero"])
+def test_statistics_of_awkward_inputs(kind, stride):
+    """Means much larger than deviations, a first tile unlike the rest, channels that a batch norm switches off."""
+    dims = (3, 6, 30, 6, 1000, stride)
+    values = arguments(dims)
+    if kind == "far from zero":
+        values[0] += 30.0
+    elif kind == "silent, then loud":
+        values[0][:, :, :500] = 0.0
+        values[0][:, :, 500:] = 40.0 + 0.1 * values[0][:, :, 500:]
+    else:
+        values[3][::2] = 0.0
+        values[7][::3] = 0.0
+    ours = evaluate(ops.mbconv, values, dims)
+    same = evaluate(reference.mbconv, values, dims)
+    truth = evaluate(reference.mbconv, values, dims, torch.float64)
+    # What rounding leaves of the loud part is divided by a deviation of 0.04; moments in float32 would be off by 5e-3.
+    for name, a, b, c in zip(("y", "statistics"), ours, same, truth, strict=False):
+        assert_close(a, b, c, (5e-5 if name == "y" else 1e-5) * c.abs().max().clamp_min(1.0), name)
+    assert all(bool(value.isfinite().all()) for value in ours)
 
 
 def test_the_reference_is_what_torch_computes():

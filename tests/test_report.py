@@ -463,3 +463,14 @@ def test_hand_made_features_have_a_plane_too(cohort_store, tmp_path):
     (channels,) = [f for (_, _, t), f in figures.items() if t == "Channels"]
     assert {c["slot"]: c["rates_hz"] for c in channels["data"]}["SpO2"] == {"1": 8}
     assert "simulated" in " ".join(numbers["notices"])
+
+
+def test_a_second_store_does_not_speak_for_the_run(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    embeddings = embed(folder / "embeddings")
+    for seed, name in enumerate(("external-stage", "stage")):
+        classify(folder / "results" / name, embeddings, "stage", seed=seed)
+    _, _, numbers, _ = make(folder)
+    (card,) = [f for (_, _, t), f in figures_of(numbers).items() if t == "Sleep staging: AUROC, mean of stages"]
+    assert card["files"] == [str(folder / "results" / "stage" / "result.json")]

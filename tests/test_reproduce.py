@@ -409,7 +409,7 @@ def test_a_simulated_cohort_comes_with_its_sentence():
 def test_from_store_to_tables_and_again(cohort_store, tmp_path, capsys):
     out = tmp_path / "out"
     command = [str(cohort_store), str(out), "--tables", "4,11,13", "--figures", "none", "--sizes", "--epochs", "1"]
-    command += ["--threads", "1"]
+    command += ["--threads", "1", "--no-report"]
     assert reproduce.cli([*command, "--plan"]) == 0
     planned = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert not out.exists()

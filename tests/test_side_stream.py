@@ -11,6 +11,7 @@ import torch
 
 from sleepfm_fast.batches import ClipInput, InputConfig
 from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.ops import cuda_kernels
 from sleepfm_fast.ops.cuda_kernels import architectures_serve, has_kernels
 from sleepfm_fast.side_stream import SideStream, upload
 
@@ -164,6 +165,17 @@ def test_copies_to_a_device_go_through_pinned_memory_and_wait_for_nothing():
 )
 def test_which_devices_a_build_serves(architectures, capability, serves):
     assert architectures_serve(architectures, capability) == serves
+
+
+def test_a_build_without_code_for_the_device_is_noticed(monkeypatch):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(cuda_kernels, "_device_has_kernels", cuda_kernels._device_has_kernels.__wrapped__)  # not kept
+    monkeypatch.setattr(cuda_kernels, "ARCHITECTURES", ("80", "90a"))
+    for capability, expected in (((9, 0), True), ((8, 0), True), ((7, 5), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, known=capability: known)
+        assert has_kernels(device) == expected
+    monkeypatch.setattr(cuda_kernels, "ARCHITECTURES", ())
+    assert not has_kernels(device)
 
 
 def test_no_kernels_run_on_a_cpu():

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from known_nights import ECG, EEG, FLOW, staged_night
+from known_nights import EEG, FLOW, staged_night
 
-from sleepfm_fast import embed, preprocess, supervise, train
+from sleepfm_fast import embed, preprocess, supervise, supervised_training, train
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.encoder import EfficientNet1d
 from sleepfm_fast.results import find_results, read_result
@@ -48,21 +48,6 @@ def call(capsys, *arguments):
 def refused(capsys, *arguments):
     assert supervise.cli([str(a) for a in arguments]) == 1
     return capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    """Twelve subjects of 16 clips; the EEG tells the stage. Every third lacks the ECG, every fourth the flow."""
-    folder = tmp_path_factory.mktemp("planted") / "edf"
-    folder.mkdir()
-    for i in range(12):
-        leads = [EEG, *([ECG] if i % 3 else []), *([FLOW] if i % 4 else [])]
-        stages = np.random.default_rng(i).permutation(["W"] * 8 + ["2"] * 8)
-        stages = [s if j else "?" for j, s in enumerate(stages)]  # the first clip is not scored
-        staged_night(folder / f"p{i:02d}.edf", stages, seed=i, leads=leads)
-    store = folder.parent / "store"
-    assert preprocess.cli([str(folder), str(store), "--workers", "1"]) == 0
-    return store
 
 
 @pytest.fixture(scope="module")
@@ -296,15 +281,14 @@ def test_impossible_options_are_refused_by_name(cohort_store, tmp_path, capsys, 
 
 
 def test_a_step_that_is_not_finite_is_left_out(cohort_store, tmp_path, capsys, monkeypatch):
-    plain = SupervisedTrainer.logits
+    plain = supervised_training.logits_of
     calls = []
 
-    def broken(self, batch):
+    def broken(network, batch, precision):
         calls.append(0)
-        logits = plain(self, batch)
-        return logits * float("nan") if len(calls) == 2 and self.model.training else logits
+        return plain(network, batch, precision) * (float("nan") if len(calls) == 2 else 1)
 
-    monkeypatch.setattr(SupervisedTrainer, "logits", broken)
+    monkeypatch.setattr(supervised_training, "logits_of", broken)
     result, err = call(capsys, cohort_store, tmp_path / "run", *SMALL, "--max-steps", "4")
     assert result["fit"]["skipped_steps"] == 1
     assert "step 2 is skipped: the loss is nan" in err
@@ -314,8 +298,8 @@ def test_a_step_that_is_not_finite_is_left_out(cohort_store, tmp_path, capsys, m
 
 
 def test_too_many_of_them_end_the_training(cohort_store, tmp_path, capsys, monkeypatch):
-    plain = SupervisedTrainer.logits
-    monkeypatch.setattr(SupervisedTrainer, "logits", lambda self, batch: plain(self, batch) * float("inf"))
+    plain = supervised_training.logits_of
+    monkeypatch.setattr(supervised_training, "logits_of", lambda *a: plain(*a) * float("inf"))
     err = refused(capsys, cohort_store, tmp_path / "run", *SMALL, "--skip-limit", "2")
     assert "3 in a row (--skip-limit 2)" in err
 
@@ -345,6 +329,15 @@ def test_bfloat16_trains_with_float32_weights(cohort_store, tmp_path, capsys):
     assert 0 <= result["macro"]["auroc"]["value"] <= 1
     tensors, _ = read_checkpoint(tmp_path / "run" / "best.safetensors")
     assert {t.dtype for t in tensors.values()} <= {torch.float32, torch.int64}
+
+
+def test_the_seed_preset_trains_and_tests(planted, tmp_path, capsys):
+    options = ["--task", "stage", "--modality", "brain", "--max-steps", "2", "--batch-size", "4", "--bootstraps", "0"]
+    result, _ = call(capsys, planted, tmp_path / "run", *options)
+    assert result["preset"] == "seed"
+    assert result["fit"]["steps"] == 2
+    tensors, _ = read_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert len(tensors) == 318
 
 
 def test_every_option_has_a_help_text():

@@ -1,4 +1,6 @@
+import ast
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -190,10 +192,14 @@ def test_help_does_not_import_torch():
 
 
 def test_every_option_has_a_help_text():
-    source = Path(train.__file__).read_text()
-    for field in dataclasses.fields(train.Config):
-        position = source.index(f"    {field.name}:")
-        assert source[position:].split("\n")[1].strip().startswith('"""'), field.name
+    module = ast.parse(Path(train.__file__).read_text())
+    (config,) = [node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Config"]
+    described = {
+        field.target.id
+        for field, after in itertools.pairwise(config.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value.value, str)
+    }
+    assert described == {field.name for field in dataclasses.fields(train.Config)}
 
 
 def test_order_of_clips_is_not_touched_by_the_device_or_threads(cohort_store, tmp_path):

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from synthetic_embeddings import columns_of, unit, write_folder
 
-from sleepfm_fast import transfer
+from sleepfm_fast import features, probe, transfer
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def folder(path, split, *, seed, dim=8, **description):
@@ -56,3 +64,54 @@ def test_what_cannot_be_joined_is_refused(tmp_path):
     with pytest.raises(SleepfmError, match="no test clips to give"):
         transfer.main(transfer.Config(a, untested, tmp_path / "both"))
     assert not (tmp_path / "both").exists()
+
+
+def test_a_probe_is_validated_externally_through_the_command_line(tmp_path, capsys):
+    # The modalities carry the stage in both laboratories, so a probe of the one must work in the other.
+    rng = np.random.default_rng(4)
+    direction = rng.standard_normal((5, 3, 16))
+    folders = []
+    for name, split in (("here", [0, 0, 1, 2]), ("there", [2, 0, 2])):
+        subject = np.repeat(np.arange(len(split)), 40)
+        stage = rng.integers(0, 5, subject.size)
+        x = unit(2 * direction[stage] + rng.standard_normal((subject.size, 3, 16)))
+        folders.append(
+            write_folder(tmp_path / name, x, columns_of(subject, np.repeat(split, 40), stage=stage), store=name)
+        )
+    arguments = [str(p) for p in (*folders, tmp_path / "both")]
+    done = subprocess.run(
+        [sys.executable, "-m", "sleepfm_fast", "transfer", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "embeddings": arguments[2], "training_clips": 120, "test_clips": 80
+    }  # fmt: skip
+    assert probe.cli([arguments[2], str(tmp_path / "result"), "--task", "stage", "--bootstraps", "0"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["train"]["n_subjects"], result["test"]["n_subjects"], result["overlap"]) == (2, 2, False)
+    assert result["macro"]["auroc"]["value"] > 0.95
+    assert transfer.cli(arguments) == 1
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert transfer.cli([*arguments, "--overwrite"]) == 0
+
+
+def test_a_stores_embeddings_and_features_do_not_mix(cohort_store, tmp_path, capsys):
+    features_of, joined = tmp_path / "features", tmp_path / "joined"
+    assert features.cli([str(cohort_store), str(features_of), "--workers", "1"]) == 0
+    own = Embeddings(features_of)
+    x = folder(tmp_path / "x", [0, 2], seed=0, store="there")
+    capsys.readouterr()
+    assert transfer.cli([str(features_of), str(x), str(joined)]) == 1
+    assert "holds features (" in capsys.readouterr().err
+    other = tmp_path / "other"
+    shutil.copytree(features_of, other)
+    record = json.loads((other / "embeddings.json").read_text())
+    (other / "embeddings.json").write_text(json.dumps({**record, "store": "there"}))
+    assert transfer.cli([str(features_of), str(other), str(joined)]) == 0
+    both = Embeddings(joined)
+    assert (both.kind, both.features) == ("feature", own.features)
+    np.testing.assert_array_equal(both.vectors[both.clips_of("test")], own.vectors[own.clips_of("test")])

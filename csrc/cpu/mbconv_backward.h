@@ -29,12 +29,15 @@ inline BatchNormGradient gradient_of(double gamma, double mean, double variance,
 
 // row[k] = sum over the groups of [groups][size] at `from`, in float64.
 inline void sum_groups(float const* from, Index groups, Index size, Index n, float* row) {
-    for (Index k = 0; k < round_up(n, LANES); k += WIDE_LANES) {
-        Doubles sum{};
+    for (Index k = 0; k < round_up(n, LANES); k += LANES) {
+        Doubles sum{}, more{};
         for (Index group = 0; group < groups; ++group) {
-            sum += load_widened(from + group * size + k);
+            float const* const at = from + group * size + k;
+            sum += load_widened(at);
+            more += load_widened(at + WIDE_LANES);
         }
         store_narrowed(row + k, sum);
+        store_narrowed(row + k + WIDE_LANES, more);
     }
 }
 
@@ -115,11 +118,11 @@ struct Backward {
         float const* const dy = call.dy + b * n_out * S;
         for (Index o = 0; o < n_out; ++o) {
             std::uint64_t const key = dropout.active ? dropout.key(b * n_out + o) : 0;
-            Vector sum[2] = {};
+            Vector sum{};
             for (Index i = 0; i < S; i += LANES) {
-                sum[i / LANES % 2] += first_lanes(dropout(load_first(dy + o * S + i, S - i), key, i), S - i);
+                sum += first_lanes(dropout(load_first(dy + o * S + i, S - i), key, i), S - i);
             }
-            bias_sums[b * n_out + o] = total(sum[0] + sum[1]);
+            bias_sums[b * n_out + o] = total(sum);
         }
         for (Index t0 = 0; t0 < S; t0 += columns) {
             Strips const strips(least(S - t0, columns));
@@ -161,10 +164,11 @@ struct Backward {
         float* const d = t.d;
         d[-1] = at.first == 0 ? 0.0f : to_c2(g1[-1], c2[-1]);
         Index i = 0;
-        for (; i <= at.n && i + LANES <= left; i += LANES) {
+        for (; i <= at.offset && i + LANES <= left; i += LANES) {
             store(d + i, to_c2(load(g1 + i), load(c2 + i)));
         }
-        if (i <= at.n) {
+        // The neighbour after the last vector too: h is zero there, but zero times the NaN that memory may hold is NaN.
+        for (; i <= at.offset; i += LANES) {
             store(d + i, i < left
                              ? first_lanes(to_c2(load_first(g1 + i, left - i), load_first(c2 + i, left - i)), left - i)
                              : Vector{});

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/mbconv_expand.h"
+#include "cpu/mbconv_moments.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
@@ -42,64 +43,21 @@ inline void depthwise(float const* before, float const* at, float const* after, 
         return;
     }
     pivot = n > 0 ? static_cast<float>(total(sum) / static_cast<double>(n)) : bias;
-    Vector rest[2] = {}, around_it[2] = {};
-    for (t = 0; t < n; t += LANES) {
+    Vector sum_a{}, sum_b{}, squares_a{}, squares_b{};
+    for (t = 0; t + 2 * LANES <= n; t += 2 * LANES) {
+        Vector const d = load(out + t) - pivot, e = load(out + t + LANES) - pivot;
+        sum_a += d;
+        sum_b += e;
+        squares_a += d * d;
+        squares_b += e * e;
+    }
+    for (; t < n; t += LANES) {
         Vector const d = first_lanes(load_first(out + t, n - t) - pivot, n - t);
-        rest[t / LANES % 2] += d;
-        around_it[t / LANES % 2] += d * d;
+        sum_a += d;
+        squares_a += d * d;
     }
-    store(sums.sum, rest[0] + rest[1]);
-    store(sums.squares, around_it[0] + around_it[1]);
-}
-
-// products[i][k] += sum_t x[i][t] x[k][t] for k >= i, over one clip, x centred; rows of ldo.
-inline void add_products(MBConvShape const& s, float const* x, float const* centre, float* scratch, double* products) {
-    Index const n_in = s.n_in, rows = round_up(n_in, ROWS), ldo = odd_vectors(n_in);
-    float* const panel = scratch;                          // rows rows
-    float* const transposed = panel + rows * MOMENT_SPAN;  // [columns, ldo]
-    float* const sums = transposed + MOMENT_SPAN * ldo;    // [rows, ldo]
-    for (Index t0 = 0; t0 < s.n_samples; t0 += MOMENT_SPAN) {
-        Strips const strips(least(s.n_samples - t0, MOMENT_SPAN));
-        fill_panel(strips, rows, panel, [&](Index k, Index t, Index left) {
-            return k < n_in ? load_first(x + k * s.n_samples + t0 + t, left) - centre[k] : Vector{};
-        });
-        transpose_panel(strips, panel, rows, ldo, transposed);
-        memset(sums, 0, static_cast<std::size_t>(rows * ldo) * sizeof(float));
-        accumulate(strips, rows, panel, transposed, ldo, sums, true);
-        for (Index i = 0; i < n_in; ++i) {
-            for (Index k = i / LANES * LANES; k < ldo; k += WIDE_LANES) {
-                double* const to = products + i * ldo + k;
-                store_wide(to, load_wide(to) + load_widened(sums + i * ldo + k));
-            }
-        }
-    }
-}
-
-// 2 sum_ik w[i] half[i][k] w[k] for n_rows rows of w [n_rows][ld]; half: see below, nothing before k = i / LANES *
-// LANES.
-inline void quadratic_forms(Index n_rows, Index n, double const* half, Index ld, double const* w, double* forms) {
-    Doubles sum[4] = {};
-    for (Index i = 0; i < n; ++i) {
-        Doubles row[4] = {};
-        for (Index k = i / LANES * LANES; k < n; k += WIDE_LANES) {
-            Doubles const h = load_wide(half + i * ld + k);
-#pragma GCC unroll 4
-            for (int r = 0; r < 4; ++r) {
-                row[r] += h * load_wide(w + r * ld + k);
-            }
-        }
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) {
-            sum[r] += row[r] * w[r * ld + i];
-        }
-    }
-    for (Index r = 0; r < n_rows; ++r) {
-        double form = 0.0;
-        for (int i = 0; i < SLEEPFM_LANES / 2; ++i) {
-            form += sum[r][i];
-        }
-        forms[r] = 2.0 * form;
-    }
+    store(sums.sum, sum_a + sum_b);
+    store(sums.squares, squares_a + squares_b);
 }
 
 inline void forward(MBConvForward const& call) {
@@ -119,8 +77,9 @@ inline void forward(MBConvForward const& call) {
     Index const tile = forward_tile(s), ldx = odd_vectors(tile * s.stride);
     Index const columns = panel_width(s);
     Dropout const dropout(call.residual);
-    double* const input_sums = work.sums + 2 * B * width;       // [B, n_in]
-    double* const half = work.moments + groups * n_in * ld_in;  // [n_in, ld_in] upper triangle, half of its diagonal
+    double* const input_sums = work.sums + 2 * B * width;  // [B, n_in]
+    Index const ldm = moments_width(n_in), n_moments = round_up(n_in, ROWS) * ldm;
+    double* const half = work.moments + groups * n_moments;  // [n_in, ld_in] upper triangle, half of its diagonal
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
         float* const scratch = work.thread + thread_number() * work.per_thread;
         auto* const lanes = reinterpret_cast<PivotSums*>(scratch);                  // [width]
@@ -147,24 +106,26 @@ inline void forward(MBConvForward const& call) {
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index group = 0; group < groups; ++group) {
-            double* const products = work.moments + group * n_in * ld_in;
-            memset(products, 0, static_cast<std::size_t>(n_in * ld_in) * sizeof(double));
+            double* const products = work.moments + group * n_moments;
+            memset(products, 0, static_cast<std::size_t>(n_moments) * sizeof(double));
             for (Index b = group * per_group; b < least((group + 1) * per_group, B); ++b) {
-                add_products(s, call.x + b * n_in * T, work.centre, panel, products);
+                add_moments(s, call.x + b * n_in * T, work.centre, panel, products);
             }
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index i = 0; i < n_in; ++i) {
-            for (Index k = 0; k < ld_in; ++k) {
-                double sum = 0.0;
-                for (Index group = 0; group < groups && k >= i && k < n_in; ++group) {
-                    sum += work.moments[(group * n_in + i) * ld_in + k];
-                }
-                half[i * ld_in + k] = k == i ? 0.5 * sum : sum;
-                if (k >= i && k < n_in) {
-                    covariance[i * n_in + k] = covariance[k * n_in + i] = sum;
+            double* const to = half + i * ld_in;
+            memset(to, 0, static_cast<std::size_t>(ld_in) * sizeof(double));
+            for (Index group = 0; group < groups; ++group) {
+                double const* const from = work.moments + group * n_moments + i * ldm;
+                for (Index k = i; k < n_in; ++k) {
+                    to[k] += from[k];
                 }
             }
+            for (Index k = i; k < n_in; ++k) {
+                covariance[i * n_in + k] = covariance[k * n_in + i] = to[k];
+            }
+            to[i] *= 0.5;
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index block = 0; block < (width + 3) / 4; ++block) {
@@ -210,6 +171,9 @@ inline void forward(MBConvForward const& call) {
                         store(to, relu6(v * work.scale0[c] + w.beta0[c]));
                     },
                     [&](Index c, Index n, float const* before, float const* middle, float const* after) {
+                        if (c + ROWS < width) {
+                            prefetch_to_write(c2 + (c + ROWS) * S + done, n);
+                        }
                         depthwise(before, middle, after, n, w.wd + 3 * c, w.bd[c], c2 + c * S + done, from == 0,
                                   pivots[c], lanes[c]);
                     });

@@ -5,6 +5,10 @@
 
 #include <cstdint>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
@@ -41,6 +45,13 @@ inline void store(float* to, Vector v) {
 inline void prefetch(float const* from, Index n) {
     for (Index i = 0; i < n; i += 16) {
         __builtin_prefetch(from + i);
+    }
+}
+
+// Ask for n floats that are written soon.
+inline void prefetch_to_write(float* to, Index n) {
+    for (Index i = 0; i < n; i += 16) {
+        __builtin_prefetch(to + i, 1);
     }
 }
 
@@ -107,14 +118,29 @@ inline void store_narrowed(float* to, Doubles v) {
     memcpy(to, &half, sizeof half);
 }
 
-// Both comparisons are false for NaN, which stays NaN as in torch.
+// NaN stays NaN, as in torch: the processor's maximum and minimum give their second operand then. Written as two
+// comparisons, the compiler takes four instructions.
 inline Vector relu6(Vector v) {
+#if SLEEPFM_LANES == 16 && defined(__AVX512F__)
+    return _mm512_min_ps(splat(6.0f), _mm512_max_ps(Vector{}, v));
+#elif SLEEPFM_LANES == 8 && defined(__AVX__)
+    return _mm256_min_ps(splat(6.0f), _mm256_max_ps(Vector{}, v));
+#elif SLEEPFM_LANES == 4 && defined(__SSE2__)
+    return _mm_min_ps(splat(6.0f), _mm_max_ps(Vector{}, v));
+#else
     v = v < 0.0f ? Vector{} : v;
     return v > 6.0f ? splat(6.0f) : v;
+#endif
 }
 
 inline Vector relu6_gradient(Vector at, Vector gradient) {
-    return ((at <= 0.0f) | (at >= 6.0f)) != 0 ? Vector{} : gradient;
+    Mask const outside = (at <= 0.0f) | (at >= 6.0f);
+    Mask bits;
+    memcpy(&bits, &gradient, sizeof bits);
+    bits &= ~outside;
+    Vector result;
+    memcpy(&result, &bits, sizeof result);
+    return result;
 }
 
 // Rows of a weight matrix [n_rows, n_k] in blocks of ROWS, [block][k][ROWS], zero beyond n_rows; `row(r)[k * stride]`

@@ -71,8 +71,12 @@ inline Index panel_width(MBConvShape const& s) {
     return whole <= most(widest, 8 * LANES) ? whole : widest;
 }
 
-// Samples whose products are added in float32 before they go into a sum in float64.
-constexpr Index MOMENT_SPAN = 4 * TILE;
+// Samples of a clip's input that stand transposed in float64 at a time, and the length of such a row.
+constexpr Index MOMENT_SPAN = 2 * TILE;
+
+inline Index moments_width(Index n_in) {
+    return round_up(n_in, 3 * LANES);
+}
 
 struct MBConvWorkspace {
     float* expand;    // packed w1 [width / ROWS, n_in, ROWS]
@@ -83,11 +87,11 @@ struct MBConvWorkspace {
     float* batch_norm;                         // [width, 4] backward: BatchNormGradient of the second
     float* taps;                               // [width, 3] evaluation: wd times the second batch norm's factor
     double* sums;                              // [B, width, 5] and [B, n_out]; forward: [B, 2, width]
-    double* moments;     // forward: [groups + 1, n_in, ld_in] products of the input's samples; the last: of all groups
-    float* centre;       // [n_in] the input's mean
-    float* weight_sums;  // [groups, ...] of dw1 or of dw3
-    float* bent;         // [width, ld_in] w1 times what the batch norm's gradient makes of it
-    float* factor;       // [width] that factor
+    double* moments;        // forward: products of the input's samples, of each group and of all: mbconv_moments.h
+    float* centre;          // [n_in] the input's mean
+    float* weight_sums;     // [groups, ...] of dw1 or of dw3
+    float* bent;            // [width, ld_in] w1 times what the batch norm's gradient makes of it
+    float* factor;          // [width] that factor
     double* mean_gradient;  // [width] minus the mean of the first batch norm's gradient
     float* square;          // [n_in, ld_in] packed, and [n_in] behind it
     float* covariance;      // [n_in, ld_in]
@@ -119,7 +123,7 @@ struct MBConvWorkspace {
         batch_norm = floats(backward ? 4 * s.width : 0);
         taps = floats(3 * s.width);
         sums = doubles(s.n_clips * (5 * s.width + s.n_out + s.n_in));
-        moments = doubles(backward ? 0 : (n_groups(s) + 1) * s.n_in * ld_in);
+        moments = doubles(backward ? 0 : n_groups(s) * n_in * moments_width(s.n_in) + s.n_in * ld_in);
         centre = floats(s.n_in);
         weight_sums = floats(backward ? n_groups(s) * width * ld_widest : 0);
         bent = floats(backward ? width * ld_in : 0);
@@ -128,7 +132,7 @@ struct MBConvWorkspace {
         square = floats(backward ? n_in * ld_in + n_in : 0);
         covariance = floats(backward ? n_in * ld_in : 0);
 
-        Index const panel = odd_vectors(most(panel_width(s), MOMENT_SPAN));
+        Index const panel = odd_vectors(panel_width(s));
         if (backward) {
             Index const columns = odd_vectors(most(backward_tile(s) * s.stride, panel_width(s)));
             Index const rows = (ROWS + 1) * columns + 4 * LANES;
@@ -138,7 +142,7 @@ struct MBConvWorkspace {
             Index const columns = odd_vectors(most(forward_tile(s), evaluation_tile(s)) * s.stride);
             Index const rows = ROWS * (columns + 4 * LANES) + 2 * columns;
             Index const tile = (width + 2) * odd_vectors(most(panel, evaluation_tile(s) + 1));
-            Index const products = n_in * ld_in + panel * (n_in + ld_in);
+            Index const products = MOMENT_SPAN * (3 * moments_width(s.n_in) + n_in);
             per_thread = 4 * LANES * width + n_in * columns + rows + most(tile, products);
         }
         per_thread = round_up(per_thread, 16);

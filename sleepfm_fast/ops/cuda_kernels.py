@@ -12,6 +12,7 @@ from sleepfm_fast import _C
 __all__ = ["architectures_serve", "has_kernels"]
 
 LEAST_CAPABILITY = (8, 0)  # cp.async and bfloat16 on tensor cores
+ARCHITECTURES = tuple(name for name in str(_C.build_info()["cuda_architectures"]).split(",") if name)  # of this build
 
 
 def architectures_serve(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
@@ -39,12 +40,11 @@ def architectures_serve(architectures: Sequence[str], capability: tuple[int, int
 @cache
 def _device_has_kernels(index: int) -> bool:
     capability = torch.cuda.get_device_capability(index)
-    architectures = str(_C.build_info()["cuda_architectures"]).split(",")
-    return capability >= LEAST_CAPABILITY and architectures_serve(architectures, capability)
+    return capability >= LEAST_CAPABILITY and architectures_serve(ARCHITECTURES, capability)
 
 
 def has_kernels(device: torch.device) -> bool:
     """Whether this build's CUDA kernels run on ``device``; False for a device that is not CUDA."""
-    if device.type != "cuda" or not _C.build_info()["cuda_architectures"]:
+    if device.type != "cuda" or not ARCHITECTURES:
         return False
     return _device_has_kernels(torch.cuda.current_device() if device.index is None else device.index)

@@ -16,7 +16,7 @@ from sleepfm_fast.reporting.markup import element, escape, number
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
 from sleepfm_fast.reporting.scale import Scale
-from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.strata import strata_figure
 from sleepfm_fast.reporting.wording import count, share, value_of, with_interval
 from sleepfm_fast.results import Result
@@ -36,7 +36,8 @@ SHOWN = 4  # results of a task that stand open; further ones are folded
 def describe_result(run: Run, result: Result, runs: Sequence[Run]) -> str:
     """Name a result within the report: its run where there are several, and what it saw."""
     record = result.record
-    modalities = record.get("modalities") or ()
+    modalities = record.get("modalities")
+    modalities = modalities if isinstance(modalities, list) else []
     saw = "all modalities" if len(modalities) > 1 else str(modalities[0]) if modalities else result.path.name
     how = "end-to-end network" if result.command == "supervise" else "probe"
     name = f"{how}, {saw}"
@@ -283,36 +284,48 @@ def calibration_figure(name: str, result: Result) -> Figure | None:
     )
 
 
+def sizes(result: Result) -> str:
+    """What a classifier saw, and how many clips and subjects it was fitted and tested on."""
+    record = result.record
+    parts = [", ".join(str(m) for m in record.get("modalities") or ())]
+    train, test = record.get("train"), record.get("test")
+    if train and test:
+        parts.append(
+            f"fitted on {count(train['n_clips'])} clips of {count(train['n_subjects'])} subjects, tested on "
+            f"{count(test['n_clips'])} clips of {count(test['n_subjects'])} others"
+        )
+    return "; ".join(part for part in parts if part)
+
+
 def task_section(runs: Sequence[Run], task: str) -> Section:
     """Draw all results of a task, run by run."""
     section = Section(f"task-{task}", TASK_TITLES[task])
     found = [(run, result) for run in runs for result in run.results_of("probe", "supervise", task=task)]
     together: list[Figure | Missing] = []
-    if len(found) > 1:
-        together.append(overview([(describe_result(run, result, runs), result) for run, result in found]))
-    together += difference_figures(runs, task)
+    try:
+        if len(found) > 1:
+            together.append(overview([(describe_result(run, result, runs), result) for run, result in found]))
+        together += difference_figures(runs, task)
+    except MISSHAPEN as error:
+        together.append(Missing(f"The classifiers of this task cannot be tabulated ({error!r}). Write them again."))
+    if len(together) == 1 and len(found) > 1:
+        (run, first), (_, second) = found[:2]
+        command = suggestions.compare(run, task, first, second)
+        together.append(Missing("No difference of two of them has been measured. This command measures one:", command))
     if together:
         section.groups.append(Group(items=together))
     for i, (run, result) in enumerate(found):
-        name = describe_result(run, result, runs)
-        modalities = ", ".join(str(m) for m in result.record.get("modalities") or ())
-        train, test = result.record.get("train", {}), result.record.get("test", {})
-        note = f"{modalities}; " if modalities else ""
-        if train and test:
-            note += (
-                f"fitted on {count(train.get('n_clips', 0))} clips of {count(train.get('n_subjects', 0))} subjects, "
-                f"tested on {count(test.get('n_clips', 0))} clips of {count(test.get('n_subjects', 0))} others."
-            )
-        group = Group(name, note)
+        group = Group(describe_result(run, result, runs))
         try:
+            group.note = sizes(result)
             items: list[Figure | Missing | None] = [
-                figures_table(name, result),
-                confusion_figure(name, result),
-                *curve_figures(name, result),
-                calibration_figure(name, result),
-                *strata_figure(name, result),
+                figures_table(group.title, result),
+                confusion_figure(group.title, result),
+                *curve_figures(group.title, result),
+                calibration_figure(group.title, result),
+                *strata_figure(group.title, result),
             ]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except MISSHAPEN as error:
             items = [Missing(f"{record_file(result)} is not as {result.command} writes it ({error!r}). Run it again.")]
         group.items = [item for item in items if item is not None]
         group.folded = i >= SHOWN

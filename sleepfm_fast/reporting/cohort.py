@@ -39,16 +39,18 @@ def index_file(store: ClipStore, column: str) -> Path:
 
 
 def splits_of(run: Run) -> dict[str, str]:
-    """Subject -> its split, as the run's configuration or the embeddings say."""
-    subjects = run.config.get("subjects")
-    if isinstance(subjects, dict):
-        return {str(s): SPLITS[c] for s, c in subjects.items() if c in range(len(SPLITS))}
+    """Subject -> its split, as the embeddings say (of what store they are), else the run's configuration."""
     embeddings = run.embeddings
-    if embeddings is None:
-        return {}
-    names = embeddings.description.subjects
-    pairs = np.unique(np.stack([embeddings.subject, embeddings.split], axis=1), axis=0).tolist()
-    return {names[s]: SPLITS[c] for s, c in pairs}
+    if embeddings is not None:
+        codes = np.full(len(embeddings.description.subjects), -1)
+        codes[np.asarray(embeddings.subject)] = np.asarray(embeddings.split)
+        pairs = zip(embeddings.description.subjects, codes.tolist(), strict=True)
+    else:
+        subjects = run.config.get("subjects")
+        pairs = (
+            zip(subjects, subjects.values(), strict=True) if isinstance(subjects, dict) else zip((), (), strict=True)
+        )
+    return {str(name): SPLITS[code] for name, code in pairs if code in range(len(SPLITS))}
 
 
 def people_figure(run: Run, store: ClipStore) -> Figure:

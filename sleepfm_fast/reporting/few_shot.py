@@ -15,7 +15,7 @@ from sleepfm_fast.reporting.classification import TASK_TITLES
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
 from sleepfm_fast.reporting.scale import Scale, covering
-from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.wording import value_of
 
 __all__ = ["few_shot_section"]
@@ -140,12 +140,11 @@ def few_shot_section(runs: Sequence[Run]) -> Section:
     for task in tasks:
         try:
             curves = curves_of(runs, task)
-        except (KeyError, TypeError, ValueError) as error:
+            if curves:
+                figures = [curve_figure(curves, task, f) for f in ("auroc", "f1")]
+                section.groups.append(Group(items=[*(f for f in figures if f is not None), curve_table(curves, task)]))
+        except MISSHAPEN as error:
             section.groups.append(Group(items=[Missing(f"A few-shot result for {task} is not as written: {error!r}.")]))
-            continue
-        if curves:
-            figures = [curve_figure(curves, task, f) for f in ("auroc", "f1")]
-            section.groups.append(Group(items=[*(f for f in figures if f is not None), curve_table(curves, task)]))
     if not section.groups:
         run = runs[0]
         section.groups.append(

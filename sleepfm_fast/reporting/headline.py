@@ -12,7 +12,7 @@ from sleepfm_fast.reporting.comparison import spread
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
 from sleepfm_fast.reporting.retrieval import recall_keys
-from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.wording import count, interval, value_of
 from sleepfm_fast.results import Result
 
@@ -60,11 +60,14 @@ def mean_prevalence(result: Result) -> float | None:
 
 
 def retrieval_reading(run: Run) -> Reading | None:
-    """Mean recall at the largest k of 10 or less, over the directions of the first retrieval result."""
+    """Mean recall at the largest k of 10 or less, over the directions of ``results/retrieve`` or the first result."""
     results = run.results_of("retrieve")
-    for result in sorted(
-        results, key=lambda r: (str(r.record.get("scope") or "") not in ("", "all", "cohort"), str(r.path))
-    ):
+
+    def order(result: Result) -> tuple[bool, bool, str]:
+        scope = str(result.record.get("scope") or "")
+        return scope not in ("", "all", "cohort"), result.path.name != "retrieve", str(result.path)
+
+    for result in sorted(results, key=order):
         keys = recall_keys(result.record)
         keys = [k for k in keys if int(k.partition("@")[2]) <= 10] or keys[:1]
         entry = (result.record.get("mean") or {}).get(keys[-1]) if keys else None
@@ -215,7 +218,7 @@ def attempted(read: Callable[[Run], Reading | None], run: Run) -> Reading | None
     """Read a figure; a result of another shape is noted as a problem of the run."""
     try:
         return read(run)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except MISSHAPEN as error:
         run.problems.append(f"a result of {run.path} is not as its command writes it ({error!r}); run it again.")
         return None
 

@@ -15,7 +15,7 @@ from sleepfm_fast.reporting.classification import array_file
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
 from sleepfm_fast.reporting.plot import Plot, legend
 from sleepfm_fast.reporting.scale import Scale
-from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.wording import count, share
 from sleepfm_fast.results import Result
 from sleepfm_fast.stages import EPOCH_S, STAGES
@@ -244,8 +244,8 @@ def hypnogram_section(runs: Sequence[Run], n: int) -> Section:
                 continue
             try:
                 found.append((run, nights_of(result)))
-            except SleepfmError as error:
-                group.items.append(Missing(str(error)))
+            except MISSHAPEN as error:
+                group.items.append(Missing(f"{result.path} cannot be drawn: {error}"))
     if by_task["stage"]:
         _, first = by_task["stage"][0]
         chosen = choose_recordings(first, n)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.markup import element
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
@@ -76,9 +77,12 @@ def project(x: npt.NDArray[np.float32], method: Method, seed: int) -> tuple[Floa
 
     if method == "tsne" and len(x) >= LEAST_FOR_TSNE and np.ptp(x, axis=0).any():
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
 
         perplexity = min(30.0, (len(x) - 1) / 3)
-        with warnings.catch_warnings():
+        # TSNE takes all OpenMP threads whatever n_jobs says; on a busy machine they spend ten times the work waiting
+        # for each other at the end of every short step. One thread also gives the same bits everywhere.
+        with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore")
             y = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(x)
         words = f"t-SNE (perplexity {perplexity:g}, seed {seed}): neighbours mean something, distances and axes do not"
@@ -205,7 +209,10 @@ def projection_section(runs: Sequence[Run], n: int, method: Method, seed: int) -
             continue
         if embeddings is not None:
             n_drawn += 1
-            items = run_figures(run, embeddings, n, method, seed)
+            try:
+                items = run_figures(run, embeddings, n, method, seed)
+            except SleepfmError as error:
+                items = [Missing(str(error))]
         elif run.config and not run.supervised:
             items = [
                 Missing(

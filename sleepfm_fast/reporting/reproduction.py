@@ -15,9 +15,10 @@ from sleepfm_fast.command import to_json
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
-from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.training_curves import column, compared, of_kind
 from sleepfm_fast.reporting.wording import count, value_of
+from sleepfm_fast.results import Result
 
 __all__ = ["commands_of", "configuration_section", "files_section", "throughput_section"]
 
@@ -42,7 +43,8 @@ def throughput_section(runs: Sequence[Run]) -> Section:
         for result in run.results:
             seconds = value_of(result.record.get("seconds"))
             if seconds is not None:
-                n = (result.record.get("test") or {}).get("n_clips") or result.record.get("n_clips")
+                test = result.record.get("test")
+                n = test.get("n_clips") if isinstance(test, dict) else result.record.get("n_clips")
                 size = f"{count(n)} clips" if isinstance(n, int) else ""
                 rows.append([f"{run.name}: {result.command} {result.path.name}", f"{seconds:.1f} s", size])
                 data.append({"run": run.name, "what": result.path.name, "seconds": seconds, "clips": n})
@@ -127,25 +129,30 @@ def commands_of(run: Run) -> list[str]:
     if run.embeddings is not None and run.options and not supervised:
         commands.append(suggestions.typed("embed", run.path, run.embeddings.description.store, run.embeddings.path))
     for result in run.results:
-        if result.command not in ("probe", "retrieve", "few_shot"):
-            continue
-        record = result.record
-        defaults = {"task": None, "modality": "all", **defaults_of(result.command)}
-        said = {"bootstraps": record.get("n_bootstraps"), **record, **(record.get("fit") or {})}
-        asked = {name: said[name] for name in defaults if name in said and name not in NOT_OPTIONS}
-        modalities = list(record.get("modalities") or [])
-        if result.command != "retrieve" and len(modalities) == 1:
-            asked["modality"] = modalities[0]
-        options = options_text(asked, defaults, ())
-        if result.command == "few_shot":
-            sizes = dict.fromkeys(e["subjects"] for e in record.get("curve") or () if "subjects" in e)
-            options += f" --subjects {' '.join(str(n) for n in sizes)}" if sizes else ""
-        commands.append(
-            suggestions.typed(
-                result.command, record.get("embeddings", run.embeddings_named), result.path, options=options
-            )
-        )
+        try:
+            commands += evaluation_command(run, result)
+        except MISSHAPEN as error:
+            run.problems.append(f"the command of {result.path} cannot be told ({error!r}).")
     return commands
+
+
+def evaluation_command(run: Run, result: Result) -> list[str]:
+    """The command that makes a result of a probe, a few-shot curve or a retrieval again."""
+    if result.command not in ("probe", "retrieve", "few_shot"):
+        return []
+    record = result.record
+    defaults = {"task": None, "modality": "all", **defaults_of(result.command)}
+    said = {"bootstraps": record.get("n_bootstraps"), **record, **(record.get("fit") or {})}
+    asked = {name: said[name] for name in defaults if name in said and name not in NOT_OPTIONS}
+    modalities = list(record.get("modalities") or [])
+    if result.command != "retrieve" and len(modalities) == 1:
+        asked["modality"] = modalities[0]
+    options = options_text(asked, defaults, ())
+    if result.command == "few_shot":
+        sizes = dict.fromkeys(e["subjects"] for e in record.get("curve") or () if "subjects" in e)
+        options += f" --subjects {' '.join(str(n) for n in sizes)}" if sizes else ""
+    source = record.get("embeddings", run.embeddings_named)
+    return [suggestions.typed(result.command, source, result.path, options=options)]
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
 from sleepfm_fast.reporting.retrieval_examples import example_figures
 from sleepfm_fast.reporting.scale import Scale
-from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.wording import count, value_of, with_interval
 from sleepfm_fast.results import Result
 
@@ -140,7 +139,7 @@ def retrieval_section(runs: Sequence[Run], n_examples: int) -> Section:
                 group.items = [item for item in items if item is not None]
                 group.items += example_figures(run, result, n_examples if n_shown < MOST_RUNS else 0)
                 n_shown += 1
-            except (KeyError, TypeError, ValueError, SleepfmError) as error:
+            except MISSHAPEN as error:
                 group.items.append(Missing(f"{result.path} cannot be drawn: {error}"))
             section.groups.append(group)
         if not results and not run.supervised and (run.embeddings is not None or run.config):

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Missing
 from sleepfm_fast.reporting.signals import strip_markup, strips_of
-from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.wording import clock, count
 from sleepfm_fast.results import Result
 from sleepfm_fast.stages import STAGES
@@ -113,8 +112,8 @@ def example_figures(run: Run, result: Result, most: int) -> list[Figure | Missin
             continue
         try:
             figure = example_figure(run, result, store, e)
-        except SleepfmError as error:
-            figures.append(Missing(str(error)))
+        except MISSHAPEN as error:
+            figures.append(Missing(f"an example of {result.path} cannot be drawn: {error}"))
             continue
         figure.folded = i >= 3
         figures.append(figure)

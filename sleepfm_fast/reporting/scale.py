@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 __all__ = ["Scale", "covering", "tick_text"]
 
+LARGEST = 1e100  # beyond, differences and margins overflow
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -85,7 +87,7 @@ def tick_text(value: float, step: float) -> str:
 def covering(values: Sequence[float] | npt.NDArray[np.float64], *, log: bool = False, margin: float = 0.04) -> Scale:
     """Return the axis that holds all finite values with a margin; a single value gets room on both sides."""
     v = np.asarray(values, np.float64)
-    v = v[np.isfinite(v) & (v > 0)] if log else v[np.isfinite(v)]
+    v = np.clip(v[np.isfinite(v) & (v > 0)] if log else v[np.isfinite(v)], -LARGEST, LARGEST)
     if not v.size:
         return Scale(0.1, 1.0, log=True) if log else Scale(0.0, 1.0)
     low, high = float(v.min()), float(v.max())

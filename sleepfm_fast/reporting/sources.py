@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embeddings import Embeddings
 
-__all__ = ["Run", "open_runs"]
+__all__ = ["MISSHAPEN", "Run", "open_runs"]
+
+# What reading a record raises whose keys or kinds are not those that its command writes: edited, or of another version.
+MISSHAPEN = (SleepfmError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 EMBEDDINGS = "embeddings"
 
@@ -75,9 +78,17 @@ class Run:
         return [r for r in self.results if r.command in commands and task in (None, r.record.get("task"))]
 
     def classified(self, task: str) -> Result | None:
-        """The result that speaks for a task: that of all modalities, of those the first by name."""
+        """The result that speaks for a task: ``results/TASK``, else the one of most modalities, else the first by name.
+
+        Others, such as of a second laboratory's store, stand in the task's section only.
+        """
         results = self.results_of("probe", "supervise", task=task)
-        return min(results, key=lambda r: (-len(r.record.get("modalities") or ()), str(r.path)), default=None)
+
+        def order(result: Result) -> tuple[bool, int, str]:
+            modalities = result.record.get("modalities")
+            return result.path.name != task, -len(modalities if isinstance(modalities, list) else ()), str(result.path)
+
+        return min(results, key=order, default=None)
 
     @cached_property
     def embeddings(self) -> Embeddings | None:
@@ -92,6 +103,8 @@ class Run:
                     return Embeddings(folder)
                 except SleepfmError as error:
                     self.problems.append(str(error))
+                except MISSHAPEN as error:
+                    self.problems.append(f"the embeddings folder {folder} cannot be opened ({error!r}).")
         return None
 
     @cached_property
@@ -100,13 +113,15 @@ class Run:
         from sleepfm_fast.clips import ClipStore
 
         embedded = self.embeddings.description.store if self.embeddings is not None else None
-        for named in dict.fromkeys(n for n in (embedded, self.options.get("store")) if n):
-            for folder in self.places(str(named)):
+        for named in dict.fromkeys(str(n) for n in (embedded, self.options.get("store")) if n):
+            for folder in self.places(named):
                 if (folder / "store.json").is_file():
                     try:
                         return ClipStore(folder)
                     except SleepfmError as error:
                         self.problems.append(str(error))
+                    except (*MISSHAPEN, OSError) as error:
+                        self.problems.append(f"the clip store {folder} cannot be opened ({error!r}).")
         return None
 
     @property
@@ -189,7 +204,12 @@ def read_results(run: Run) -> list[Result]:
     results = []
     for file in sorted(folder.rglob("result.json")) if folder.is_dir() else ():
         try:
-            results.append(read_result(file.parent))
+            result = read_result(file.parent)
+            if not isinstance(result.record.get("command"), str) or not isinstance(result.record.get("arrays"), dict):
+                raise SleepfmError(
+                    f"{file} does not say which command wrote it, or what arrays it has; write it again."
+                )
+            results.append(result)
         except SleepfmError as error:
             run.problems.append(str(error))
     return results

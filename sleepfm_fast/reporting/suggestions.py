@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 
 from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.results import Result
 
-__all__ = ["embed", "few_shot", "preprocess", "probe", "retrieve", "train", "typed"]
+__all__ = ["compare", "embed", "few_shot", "preprocess", "probe", "retrieve", "train", "typed"]
 
 
 def typed(command: str, *paths: object, options: str = "") -> str:
@@ -39,6 +40,11 @@ def few_shot(run: Run, task: str) -> str:
     """Make the few-shot curve of a task."""
     result = run.path / "results" / f"few_shot-{task}"
     return typed("few_shot", run.embeddings_named, result, options=f"--task {task} --subjects 1 2 4 8 --replicates 3")
+
+
+def compare(run: Run, task: str, first: Result, second: Result) -> str:
+    """Measure the difference of two results."""
+    return typed("compare", first.path, second.path, run.path / "results" / f"difference-{task}")
 
 
 def retrieve(run: Run) -> str:

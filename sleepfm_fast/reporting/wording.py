@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 __all__ = ["clock", "count", "hours", "interval", "share", "value_of", "with_interval"]
@@ -10,8 +11,10 @@ __all__ = ["clock", "count", "hours", "interval", "share", "value_of", "with_int
 NARROW = "\u202f"  # narrow space that does not break
 
 
-def count(n: float) -> str:
-    """A whole number with thin spaces."""
+def count(n: Any) -> str:
+    """A whole number with narrow spaces; a dash for what is no number."""
+    if value_of(n) is None:
+        return "-"
     return f"{round(n):,}".replace(",", NARROW)
 
 
@@ -37,7 +40,7 @@ def share(part: float, whole: float) -> str:
 def value_of(figure: Any) -> float | None:
     """The point estimate of a figure as results store it, a number or a dict with ``value``; None where it has none."""
     value = figure.get("value") if isinstance(figure, dict) else figure
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         return None
     return float(value)
 

@@ -1,0 +1,123 @@
+"""The published encoder as a user of PyTorch could run it: as it is, compiled, or in 2-D, channels last."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sleepfm_fast.encoder import PRESETS, EfficientNet1d
+from sleepfm_fast.reference.encoder import PublishedEncoder
+
+N_CHANNELS = 7
+PLAIN = "PyTorch, operation by operation"
+COMPILED = "torch.compile"
+CHANNELS_LAST = "PyTorch, 2-D channels last"
+BFLOAT16 = "PyTorch, 2-D channels last, bfloat16 autocast"
+
+
+def two_dimensional(network: nn.Module) -> nn.Module:
+    """Return a copy whose 1-D layers are 2-D layers of height 1; its input and output stay as they are."""
+    network = copy.deepcopy(network)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv1d):
+                layer: nn.Module = nn.Conv2d(
+                    child.in_channels,
+                    child.out_channels,
+                    (1, child.kernel_size[0]),
+                    stride=(1, child.stride[0]),
+                    padding=(0, int(child.padding[0])),
+                    groups=child.groups,
+                )
+                layer.load_state_dict(
+                    {"weight": child.weight.detach()[:, :, None], "bias": child.bias.detach()}  # type: ignore[union-attr]
+                )
+            elif isinstance(child, nn.BatchNorm1d):
+                layer = nn.BatchNorm2d(child.num_features)
+                layer.load_state_dict(child.state_dict())
+            elif isinstance(child, nn.MaxPool1d):
+                layer = nn.MaxPool2d((1, 3), stride=1, padding=(0, 1))
+            else:
+                continue
+            setattr(module, name, layer)
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network.to(memory_format=torch.channels_last)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = self.network
+            x = n.b0(n.stage1(x[:, :, None].contiguous(memory_format=torch.channels_last)))
+            for name in n.names:
+                x = getattr(n, name)(x)
+                if name in ("stage3", "stage6"):
+                    x = n.pool(x)
+            return n.fc(n.drop(torch.relu(n.stage9(x).mean(dim=(2, 3)))))  # type: ignore[no-any-return]
+
+    return Wrapped()
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; elsewhere it is emulated, 6 to 8 times slower than float32."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in text or "amx_bf16" in text
+
+
+def networks(*, timed: bool, dropout: float = 0.5) -> dict[str, tuple[nn.Module, bool]]:
+    """Arms with the same weights, ours first, and whether they run under bfloat16 autocast.
+
+    Where nothing is timed, torch.compile is left out, as it takes minutes; where it is, emulated bfloat16.
+    """
+    torch.manual_seed(0)
+    plain = PublishedEncoder(N_CHANNELS, dropout=dropout)
+    ours = EfficientNet1d(N_CHANNELS, PRESETS["seed"])
+    ours.load_state_dict(plain.state_dict())
+    for module in ours.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    arms: dict[str, tuple[nn.Module, bool]] = {
+        "ours": (ours, False),
+        PLAIN: (plain, False),
+        CHANNELS_LAST: (two_dimensional(plain), False),
+    }
+    if not timed or has_bfloat16():
+        arms[BFLOAT16] = (two_dimensional(plain), True)
+    if timed:
+        arms[COMPILED] = (torch.compile(copy.deepcopy(plain)), False)  # type: ignore[assignment]
+    return arms
+
+
+def embedder(network: nn.Module, bfloat16: bool, x: Tensor) -> Callable[[], Tensor]:
+    """Embed x in evaluation."""
+    network.eval()
+
+    def run() -> Tensor:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return network(x).float()  # type: ignore[no-any-return]
+
+    return run
+
+
+def trainer(network: nn.Module, bfloat16: bool, x: Tensor) -> Callable[[], float]:
+    """One step of SGD with momentum; returns the loss before it."""
+    network.train()
+    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+
+    def run() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            embeddings = network(x)
+        loss = embeddings.float().square().mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        return float(loss.detach())
+
+    return run

@@ -1,0 +1,102 @@
+// Second moments of a block's input, from which the variance of its expansion follows: w C w for every channel. Where
+// the input's channels go together (an artefact in all leads) and w takes the difference, what is left is a small part
+// of C; hence float64.
+#pragma once
+
+#include "cpu/mbconv_workspace.h"
+
+namespace sleepfm::SLEEPFM_ISA {
+
+namespace {
+
+// out [ROWS][ldm] += sum_t at[t][0..ROWS) x at[t][columns ..), a register block of 3 vectors; at [n_t][ldm].
+[[gnu::noinline]] void add_moments_block(Index n_t, double const* rows, double const* columns, Index ldm, double* out) {
+    Doubles sum[ROWS][3];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 3
+        for (int c = 0; c < 3; ++c) {
+            sum[r][c] = load_wide(out + r * ldm + c * WIDE_LANES);
+        }
+    }
+    for (Index t = 0; t < n_t; ++t) {
+        Doubles y[3];
+#pragma GCC unroll 3
+        for (int c = 0; c < 3; ++c) {
+            y[c] = load_wide(columns + t * ldm + c * WIDE_LANES);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+            Doubles const x = rows[t * ldm + r] - Doubles{};
+#pragma GCC unroll 3
+            for (int c = 0; c < 3; ++c) {
+                sum[r][c] += x * y[c];
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 3
+        for (int c = 0; c < 3; ++c) {
+            store_wide(out + r * ldm + c * WIDE_LANES, sum[r][c]);
+        }
+    }
+}
+
+// products[i][k] += sum_t x[i][t] x[k][t] for k >= i, over one clip, x centred; rows of moments_width(n_in).
+inline void add_moments(MBConvShape const& s, float const* x, float const* centre, float* scratch, double* products) {
+    Index const n_in = s.n_in, ldm = moments_width(n_in);
+    auto* const samples = reinterpret_cast<double*>(scratch);  // [MOMENT_SPAN, ldm]
+    float* const panel = scratch + 2 * MOMENT_SPAN * ldm;      // n_in rows
+    float* const transposed = panel + n_in * MOMENT_SPAN;      // [MOMENT_SPAN, ldm]
+    for (Index t0 = 0; t0 < s.n_samples; t0 += MOMENT_SPAN) {
+        Strips const strips(least(s.n_samples - t0, MOMENT_SPAN));
+        fill_panel(strips, n_in, panel, [&](Index k, Index t, Index left) {
+            return load_first(x + k * s.n_samples + t0 + t, left) - centre[k];
+        });
+        transpose_panel(strips, panel, n_in, ldm, transposed);
+        for (Index i = 0; i < strips.n * ldm; i += WIDE_LANES) {
+            store_wide(samples + i, load_widened(transposed + i));
+        }
+        for (Index column = 0; column < n_in; column += 3 * WIDE_LANES) {
+            for (Index row = 0; row < least(n_in, column + 3 * WIDE_LANES); row += ROWS) {
+                add_moments_block(strips.n, samples + row, samples + column, ldm, products + row * ldm + column);
+            }
+        }
+    }
+}
+
+// 2 sum_ik w[i] half[i][k] w[k] for n_rows rows of w [n_rows][ld]; half: see below, nothing before k = i / LANES *
+// LANES.
+[[gnu::noinline]] void quadratic_forms(Index n_rows, Index n, double const* half, Index ld, double const* w,
+                                       double* forms) {
+    Doubles sum[4] = {};
+    for (Index i = 0; i < n; ++i) {
+        Doubles row[4] = {}, more[4] = {};
+        double const* const h = half + i * ld;
+        Index k = i / LANES * LANES;
+        for (; k < n; k += LANES) {  // two registers' worth: eight chains of additions
+            Doubles const a = load_wide(h + k), b = load_wide(h + k + WIDE_LANES);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; ++r) {
+                row[r] += a * load_wide(w + r * ld + k);
+                more[r] += b * load_wide(w + r * ld + k + WIDE_LANES);
+            }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+            sum[r] += (row[r] + more[r]) * w[r * ld + i];
+        }
+    }
+    for (Index r = 0; r < n_rows; ++r) {
+        double form = 0.0;
+        for (int i = 0; i < SLEEPFM_LANES / 2; ++i) {
+            form += sum[r][i];
+        }
+        forms[r] = 2.0 * form;
+    }
+}
+
+}  // namespace
+
+}  // namespace sleepfm::SLEEPFM_ISA

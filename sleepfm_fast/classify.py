@@ -1,0 +1,241 @@
+"""Command: supervised run + clip store -> every clip's class as a table, and the figures where there are labels."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import tyro
+
+from sleepfm_fast import command
+from sleepfm_fast.command import say
+from sleepfm_fast.errors import SleepfmError
+
+if TYPE_CHECKING:
+    from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.supervised_network import Classifier
+
+__all__ = ["Config", "main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Classify the clips of other recordings with the network that supervise trained.
+
+    The store may have another montage: channels are matched by name and missing ones are masked. Scored recordings of
+    test subjects give an external validation, in the layout of probe's results; --table gives every clip's class,
+    scored or not, such as a hypnogram of nights that nobody has scored.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder written by supervise."""
+    store: Annotated[Path, tyro.conf.Positional]
+    """Clip store written by preprocess."""
+    result: Annotated[Path | None, tyro.conf.Positional] = None
+    """Result folder to write; it needs labelled clips."""
+
+    table: Path | None = None
+    """CSV to write: recording, onset_s, duration_s, class and the probability of each class, a row a clip."""
+    subjects: Literal["test", "all"] = "test"
+    """Test subjects by the run's rule (those it was trained with never are), or everybody: right for nights of people
+    whom the run has not seen. Subjects that it has seen, by name, are counted in a notice and in the record."""
+    bootstraps: int = 1000
+    """Resamples of subjects for the intervals; 0 for none."""
+    seed: int = 0
+    """Seed of the resamples."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes CUDA where it is available."""
+    threads: int = 0
+    """CPU threads; 0 for all cores."""
+    overwrite: bool = False
+    """Replace a RESULT or a table that stands there."""
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot work, by name."""
+    from sleepfm_fast.results import refuse_result
+
+    if config.result is None and config.table is None:
+        raise SleepfmError("nothing would be written: name a RESULT folder, or a --table FILE.csv.")
+    for name in ("bootstraps", "seed", "threads"):
+        if getattr(config, name) < 0:
+            raise SleepfmError(f"--{name} is {getattr(config, name)}; expected 0 or more.")
+    if config.table is not None and config.table.exists() and not config.overwrite:
+        raise SleepfmError(f"--table {config.table} exists and is not overwritten. Give another name, or --overwrite.")
+    refuse_result(config.result, overwrite=config.overwrite)
+
+
+def table_text(
+    store: ClipStore, clips: npt.NDArray[np.int64], names: Sequence[str], probability: npt.NDArray[np.float64]
+) -> str:
+    """CSV of the clips in their order: the most probable class, and every class's probability."""
+    from sleepfm_fast.stages import EPOCH_S
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["recording", "onset_s", "duration_s", "class", *(f"p_{name}" for name in names)])
+    recording, onset = np.asarray(store.recording)[clips], np.asarray(store.onset_s)[clips]
+    for r, start, p in zip(recording.tolist(), onset.tolist(), probability, strict=True):
+        row = [store.recordings[r].id, f"{start:g}", EPOCH_S, names[int(p.argmax())]]
+        writer.writerow([*row, *(f"{value:.4f}" for value in p)])
+    return text.getvalue()
+
+
+def chosen(config: Config, store: ClipStore, saved: dict[str, Any]) -> tuple[npt.NDArray[np.bool_], str]:
+    """Which clips of the store are asked for, bool [n_clips], and the sentence to repeat where sides overlap."""
+    from sleepfm_fast.splits import Split, assign_subjects
+
+    known: dict[str, int] = saved["subjects"]
+    subject = np.asarray(store.recording_subject)[np.asarray(store.recording)]
+    if config.subjects == "all":
+        mine = np.ones(len(store), np.bool_)
+    elif len(store.subjects) == 1:
+        # One person cannot be split: strangers are tested, and who served a run of one person for all three purposes.
+        mine = np.full(len(store), saved["overlap"] or known.get(store.subjects[0], 2) == 2)
+    else:
+        codes, notices = assign_subjects(store.subjects, Split(**saved["split"]), known)
+        for notice in notices:
+            say(f"notice: {notice}")
+        mine = (codes == 2)[subject]
+    if not mine.any():
+        raise SleepfmError(
+            f"no subject of {config.store} is a test subject of {config.run} ({Split(**saved['split']).rule()}; those "
+            "it was trained with keep their side). --subjects all takes everybody."
+        )
+    return mine, overlap_of([store.subjects[s] for s in np.unique(subject[mine])], known, config.run)
+
+
+def overlap_of(names: Sequence[str], known: Mapping[str, int], run: Path) -> str:
+    """Say how many of the classified subjects the run was trained or validated with; empty where none is."""
+    from sleepfm_fast.splits import SPLITS
+
+    seen = [name for name in names if known.get(name, 2) != 2]
+    if not seen:
+        return ""
+    counts = [(SPLITS[code], sum(known[name] == code for name in seen)) for code in (0, 1)]
+    sides = " and ".join(f"{n} {side}" for side, n in counts if n)
+    shown = ", ".join(seen[:3]) + (f" and {len(seen) - 3} more" if len(seen) > 3 else "")
+    return (
+        f"{len(seen)} of the {len(names)} subjects classified are subjects that {run} has seen ({sides}: {shown}), so "
+        "their clips describe memorisation, not generalisation."
+    )
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Classify; returns the results that end the command."""
+    check(config)
+    import torch
+    from tqdm import tqdm
+
+    from sleepfm_fast.classification import log_odds, probability_of
+    from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.rundir import RunDirectory, write_atomically
+    from sleepfm_fast.supervised_network import load_classifier
+    from sleepfm_fast.tasks import TASKS
+    from sleepfm_fast.world import choose_device
+
+    started = time.monotonic()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    store = ClipStore(config.store)
+    classifier = load_classifier(RunDirectory(config.run), store, choose_device(config.device))
+    clip_input = classifier.clip_input
+    if clip_input.renamed_slots:
+        say(f"notice: the montages have different names for one channel; taken: {', '.join(clip_input.renamed_slots)}")
+    if clip_input.missing_slots:
+        say(f"notice: the store lacks {', '.join(clip_input.missing_slots)}; the network works without them")
+    mine, overlap_note = chosen(config, store, classifier.config)
+    if overlap_note:
+        say(f"notice: {overlap_note}")
+    recording = np.asarray(store.recording, np.int64)
+    for notice in clip_input.measure(
+        np.unique(recording[mine]), lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr)
+    ):
+        say(f"notice: {notice}")
+    living = (clip_input.feed.present & (clip_input.scales.scale != 0)).any(axis=1)
+    clips = np.flatnonzero(mine & living[recording])
+    if not len(clips):
+        raise SleepfmError(f"none of these recordings of {config.store} has a channel that the network reads.")
+    odds = log_odds(classifier.logits(clips))
+    if config.table is not None:
+        names = [TASKS[classifier.task].names[k] for k in classifier.classes]
+        config.table.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(config.table, table_text(store, clips, names, probability_of(odds)).encode())
+        say(f"wrote {config.table}")
+    result: dict[str, Any] = {
+        "command": "classify",
+        "run": str(config.run),
+        "store": str(config.store),
+        "task": classifier.task,
+        "clips": len(clips),
+        "clips_without_channels": int(mine.sum()) - len(clips),
+        "overlap": bool(overlap_note),
+        "overlap_note": overlap_note,
+    }
+    if config.result is not None:
+        result = tested(result, config, classifier, np.flatnonzero(mine), clips, odds)
+    result["table"] = None if config.table is None else str(config.table)
+    result["elapsed_s"] = round(time.monotonic() - started, 1)
+    return result
+
+
+def tested(
+    record: dict[str, Any],
+    config: Config,
+    classifier: Classifier,
+    asked: npt.NDArray[np.int64],
+    clips: npt.NDArray[np.int64],
+    odds: npt.NDArray[np.float64],
+) -> dict[str, Any]:
+    """Score those of the classified ``clips`` that have a label and write the result folder."""
+    from sleepfm_fast.classification import conclude
+    from sleepfm_fast.labelled_clips import LabelledClips
+    from sleepfm_fast.supervised_clips import StoreFacts, held_out_of
+    from sleepfm_fast.tasks import TASKS, labels_of
+
+    store, task = classifier.clip_input.store, TASKS[classifier.task]
+    facts = StoreFacts(store)
+    labels = labels_of(facts, classifier.task, clips)
+    known = labels >= 0
+    if not known.any():
+        raise SleepfmError(
+            f"none of the {len(clips)} clips has a label for --task {classifier.task} ({task.labels}), so there is "
+            "nothing to test. Leave RESULT out; --table writes the classes."
+        )
+    n_unlabelled = int((labels_of(facts, classifier.task, asked) < 0).sum())
+    n_lacking = len(asked) - n_unlabelled - int(known.sum())
+    clips = clips[known]
+    test = LabelledClips(clips, labels[known], facts.subject[clips], n_unlabelled, n_lacking)
+    return conclude(
+        {
+            **record,
+            "modalities": classifier.clip_input.modalities,
+            "tested": config.subjects,
+            "trained_on": classifier.config["config"]["store"],
+            "test": test.counts(task.names),
+        },
+        held_out_of(store, test),
+        odds[known],
+        classifier.classes,
+        bootstraps=config.bootstraps,
+        seed=config.seed,
+        path=config.result,
+        overwrite=config.overwrite,
+    )
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return command.run(Config, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,158 @@
+"""A supervised network on other recordings: another montage, nights without labels, and what is refused."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from known_nights import ECG, EEG, FLOW, staged_night
+from nights import Lead
+from test_supervise import LEARN, last_json
+
+from sleepfm_fast import classify, compare, preprocess, supervise, train
+from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.results import read_result
+from sleepfm_fast.splits import hash_fraction
+
+STAGES = ["W"] * 6 + ["2"] * 6
+
+
+@pytest.fixture(scope="module")
+def learnt(planted, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "run"
+    assert supervise.cli([str(planted), str(run), *LEARN]) == 0
+    return run
+
+
+def store_of(folder, leads, stages, n=3):
+    folder.mkdir()
+    for i in range(n):
+        staged_night(folder / f"new{i}.edf", stages, seed=100 + i, leads=leads)
+    store = folder.parent / f"{folder.name}-store"
+    assert preprocess.cli([str(folder), str(store), "--workers", "1"]) == 0
+    return store
+
+
+def call(capsys, *arguments):
+    capsys.readouterr()
+    status = classify.cli([str(a) for a in (*arguments, "--bootstraps", "20", "--threads", "1")])
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    return last_json(captured.out), captured.err
+
+
+def refused(capsys, *arguments):
+    capsys.readouterr()
+    assert classify.cli([str(a) for a in arguments]) == 1
+    return capsys.readouterr().err
+
+
+def test_on_its_own_store_it_repeats_the_runs_test(planted, learnt, tmp_path, capsys):
+    result, _ = call(capsys, learnt, planted, tmp_path / "result")
+    own, again = read_result(learnt / "results" / "stage"), read_result(tmp_path / "result")
+    assert (again.command, again.record["task"]) == ("classify", "stage")
+    for name in ("clip", "label", "subject", "recording", "onset_s", "score", "probability"):
+        np.testing.assert_array_equal(own.array(name), again.array(name))
+    assert result["macro"] == own.record["macro"]
+    assert again.record["test"] == own.record["test"]
+
+
+def test_another_montage_is_an_external_validation(learnt, tmp_path, capsys):
+    store = store_of(tmp_path / "edf", [EEG, Lead("E1-M2", 100), FLOW], STAGES)
+    result, err = call(capsys, learnt, store, tmp_path / "result", "--subjects", "all")
+    assert "the store lacks ecg ECG" in err
+    assert result["macro"]["auroc"]["value"] > 0.95
+    assert result["test"]["n_clips"] == 36
+    assert result["test"]["n_subjects"] == 3
+
+
+def test_nights_without_labels_get_a_table(learnt, tmp_path, capsys):
+    # Scored nowhere: the file has the signals of STAGES and no annotation that tells them.
+    store = store_of(tmp_path / "edf", [EEG, ECG, FLOW], ["?"] * 6)
+    result, _ = call(capsys, learnt, store, "--table", tmp_path / "out" / "stages.csv", "--subjects", "all")
+    assert result["clips"] == 18
+    rows = list(csv.DictReader((tmp_path / "out" / "stages.csv").read_text().splitlines()))
+    opened = ClipStore(store)
+    assert [row["recording"] for row in rows] == [opened.recordings[r].id for r in opened.recording]
+    assert [float(row["onset_s"]) for row in rows] == np.asarray(opened.onset_s).tolist()
+    assert {row["class"] for row in rows} == {"N2"}, "staged_night draws what is not W as large slow waves"
+    for row in rows:
+        assert float(row["p_W"]) + float(row["p_N2"]) == pytest.approx(1, abs=1e-3)
+    assert "nothing to test" in refused(capsys, learnt, store, tmp_path / "result", "--subjects", "all")
+    assert not (tmp_path / "result").exists()
+
+
+def test_nothing_is_overwritten_unasked(learnt, planted, tmp_path, capsys):
+    table = tmp_path / "stages.csv"
+    table.write_text("mine")
+    assert "exists and is not overwritten" in refused(capsys, learnt, planted, "--table", table)
+    assert table.read_text() == "mine"
+    call(capsys, learnt, planted, "--table", table, "--overwrite")
+    assert table.read_text().startswith("recording,onset_s,duration_s,class,p_W,p_N2\n")
+
+
+def test_what_cannot_be_is_refused_in_a_sentence(learnt, planted, cohort_store, tmp_path, capsys):
+    assert "nothing would be written" in refused(capsys, learnt, planted)
+    assert "--bootstraps is -1" in refused(capsys, learnt, planted, tmp_path / "r", "--bootstraps", "-1")
+    run = tmp_path / "contrastive"
+    assert train.cli([str(cohort_store), str(run), "--preset", "tiny", "--max-steps", "1"]) == 0
+    assert "holds a run of train, not of supervise" in refused(capsys, run, cohort_store, tmp_path / "r")
+
+
+def copy_with(learnt, folder, subjects):
+    """Copy the run; it then says that these subjects had these sides."""
+    shutil.copytree(learnt, folder)
+    saved = json.loads((folder / "config.json").read_text())
+    saved["subjects"] |= subjects
+    (folder / "config.json").write_text(json.dumps(saved))
+    return folder
+
+
+def nights_of(folder, *names):
+    (folder / "edf").mkdir(parents=True)
+    for i, name in enumerate(names):
+        staged_night(folder / "edf" / f"{name}.edf", STAGES, seed=i)
+    assert preprocess.cli([str(folder / "edf"), str(folder / "store"), "--workers", "1"]) == 0
+    return folder / "store"
+
+
+def test_trained_subjects_are_never_tested(learnt, tmp_path, capsys):
+    assert hash_fraction("sleepfm_fast", "stranger") < 0.2, "a test subject by the rule"
+    assert hash_fraction("sleepfm_fast", "visitor") > 0.3, "a training subject by the rule, unknown to the run"
+    mine = next(s for s, code in json.loads((learnt / "config.json").read_text())["subjects"].items() if code == 2)
+    # By the rule `mine` is a test subject too; that the run was trained with it decides.
+    run = copy_with(learnt, tmp_path / "run", {mine: 0})
+    store = nights_of(tmp_path / "cohort", mine, "stranger", "visitor")
+    result, _ = call(capsys, run, store, tmp_path / "r")
+    record = read_result(tmp_path / "r").record
+    assert {record["subjects"][s] for s in np.unique(read_result(tmp_path / "r").array("subject"))} == {"stranger"}
+    assert (result["overlap"], result["test"]["n_subjects"]) == (False, 1)
+    # A store of one person has no split of its own, but the run knows whom it has seen.
+    alone = nights_of(tmp_path / "alone", mine)
+    assert "is a test subject" in refused(capsys, run, alone, tmp_path / "a")
+    result, err = call(capsys, run, nights_of(tmp_path / "visit", "visitor"), tmp_path / "v")
+    assert (result["overlap"], "memorisation" in err) == (False, False)
+
+
+def test_subjects_that_the_run_has_seen_are_counted(learnt, planted, tmp_path, capsys):
+    codes = json.loads((learnt / "config.json").read_text())["subjects"].values()
+    seen = sum(code != 2 for code in codes)
+    assert 0 < seen < 12
+    result, err = call(capsys, learnt, planted, tmp_path / "all", "--subjects", "all")
+    assert result["overlap"] is True
+    assert f"{seen} of the 12 subjects classified are subjects that {learnt} has seen" in result["overlap_note"]
+    assert f"({sum(code == 0 for code in codes)} train and {sum(code == 1 for code in codes)} validation: " in err
+    assert f"notice: {result['overlap_note']}" in err
+    assert read_result(tmp_path / "all").record["overlap_note"] == result["overlap_note"]
+    # The table alone says it too, and a comparison repeats it.
+    table, err = call(capsys, learnt, planted, "--table", tmp_path / "all.csv", "--subjects", "all")
+    assert table["overlap"] is True
+    assert result["overlap_note"] in err
+    assert compare.cli([str(learnt / "results" / "stage"), str(tmp_path / "all"), "--bootstraps", "20"]) == 0
+    out, err = capsys.readouterr()
+    compared = last_json(out)
+    assert (compared["compared"], compared["overlap"]) == (["supervise", "classify"], True)
+    assert compared["overlap_note"] == f"{tmp_path / 'all'}: {result['overlap_note']}"
+    assert f"notice: {compared['overlap_note']}" in err
+    assert compared["accuracy"]["difference"] == 0
