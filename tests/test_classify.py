@@ -155,3 +155,12 @@ def test_subjects_that_the_run_has_seen_are_counted(learnt, planted, tmp_path, c
     assert compared["overlap_note"] == f"{tmp_path / 'all'}: {result['overlap_note']}"
     assert f"notice: {compared['overlap_note']}" in err
     assert compared["accuracy"]["difference"] == 0
+
+
+def test_a_run_of_one_subject_says_that_it_has_seen_it(tmp_path, capsys):
+    store = nights_of(tmp_path / "one", "only")
+    assert supervise.cli([str(store), str(tmp_path / "run"), *LEARN, "--max-steps", "1"]) == 0
+    result, err = call(capsys, tmp_path / "run", store, tmp_path / "r")
+    assert (result["overlap"], result["test"]["n_clips"]) == (True, 12)
+    assert "1 of the 1 subjects classified" in err
+    assert "(1 train: only)" in result["overlap_note"]
