@@ -37,7 +37,7 @@ def test_embedding(versus, quick):
     def agree(results):
         for arm, y in results.items():
             if arm == BFLOAT16:  # 8 bits through 40 convolutions
-                assert (y - results["ours"]).norm() < 0.25 * results["ours"].norm()
+                assert (y - results["ours"]).norm() < 0.35 * results["ours"].norm()
             else:
                 torch.testing.assert_close(y, results["ours"], rtol=1e-3, atol=1e-4)
 
