@@ -13,6 +13,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.findings import Finding, override
 from sleepfm_fast.measures import POTENTIALS, identical_samples
 from sleepfm_fast.participants import ParticipantTables
+from sleepfm_fast.silent_nights import REMEDY, is_scored, is_silent, sentence
 
 __all__ = ["cohort_findings"]
 
@@ -42,10 +43,20 @@ class Examined(Protocol):
     def amplitudes(self) -> dict[str, tuple[str, str, float]]:
         """By slot: label, kind, amplitude as stored."""
 
+    @property
+    def stages(self) -> dict[str, int]:
+        """Clips by stage."""
+
+    @property
+    def sdb(self) -> dict[str, int]:
+        """Clips with a respiratory event, without one, and where it is unknown."""
+
 
 def cohort_findings(nights: Sequence[Examined], tables: ParticipantTables) -> list[Finding]:
     """Compare the nights that can be ingested."""
-    return [*mixed_montages(nights), *identical(nights, tables), *shared(nights, tables), *outlying(nights)]
+    return [
+        *mixed_montages(nights), *silent(nights), *identical(nights, tables), *shared(nights, tables), *outlying(nights)
+    ]  # fmt: skip
 
 
 def listed(nights: Sequence[Any], limit: int = 3) -> str:
@@ -80,6 +91,18 @@ def mixed_montages(nights: Sequence[Examined]) -> Iterator[Finding]:
         "really missing",
         {"groups": [{"nights": len(members), "slots": dict(key)} for key, members in ordered]},
     )  # fmt: skip
+
+
+def silent(nights: Sequence[Examined]) -> Iterator[Finding]:
+    """Scored nights without a respiratory event: a bias where others have some, else perhaps nobody scored events."""
+    scored = [night for night in nights if is_scored(night.stages)]
+    found = [night for night in scored if is_silent(night.stages, night.sdb)]
+    if found:
+        yield Finding(
+            "warning" if len(found) < len(scored) else "note", "no_events", tuple(str(n.path) for n in found), "",
+            f"{sentence(len(found), len(scored))}: {listed(found)}", REMEDY,
+            {"nights": len(found), "scored": len(scored)},
+        )  # fmt: skip
 
 
 def identical(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from sleepfm_fast.atomic import remove_leftovers, write_json
 from sleepfm_fast.attempts import note_unchanged, process
 from sleepfm_fast.channels import MONTAGES, Montage, resolve_auto
 from sleepfm_fast.claims import Claim, Claimed, beats, holder_of, is_live, waited
-from sleepfm_fast.clip_layout import VERSION, read_store_file
+from sleepfm_fast.clip_layout import VERSION, read_store_file, sdb_counts, stage_counts
 from sleepfm_fast.clip_writer import commit, read_record, write_store_file
 from sleepfm_fast.cohort import Header, Plan, make_plan, read_header
 from sleepfm_fast.command import say
@@ -31,6 +31,7 @@ from sleepfm_fast.night import STARTED, NightConfig, NightRow
 from sleepfm_fast.parallel import Engine, Progress, in_parallel
 from sleepfm_fast.participants import ParticipantTables
 from sleepfm_fast.shards import Shard
+from sleepfm_fast.silent_nights import is_scored, is_silent
 
 __all__ = ["Cohort", "Outcome", "Request", "claimed_run", "ingest", "prepare_folder"]
 
@@ -63,7 +64,11 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did: ``totals`` is None where the index was left to other runs, or there is nothing to index."""
+    """What a run did: ``totals`` is None where the index was left to other runs, or there is nothing to index.
+
+    ``n_scored`` and ``n_silent`` count the indexed nights that have stages, and those of them without any word on
+    respiratory events.
+    """
 
     montage: Montage
     plan: Plan
@@ -72,6 +77,8 @@ class Outcome:
     given: list[Path]
     others: list[str]
     unused_corrections: list[str]
+    n_scored: int = 0
+    n_silent: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,10 +128,13 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
             journal.close()
         with store_lock(store) as lock:
             others = [path.stem for path in other_claims(store, claim.path) if beats(path)]
-            totals = None if others else finish(store, settled, lock)
+            totals, n_scored, n_silent = (None, 0, 0) if others else finish(store, settled, lock)
             # Released under the lock: of two jobs that end together, one sees that it is the last.
             claim.release()
-    return Outcome(settled.montage, settled.plan, rows, totals, settled.given, others, settled.unused_corrections)
+    return Outcome(
+        settled.montage, settled.plan, rows, totals, settled.given, others, settled.unused_corrections,
+        n_scored, n_silent,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ who writes the store
@@ -310,9 +320,13 @@ def update_participants(store: Path, plan: Plan, cohort: Cohort, shard: Shard | 
 # --------------------------------------------------------------------------------------------------------- the index
 
 
-def finish(store: Path, settled: Settled, lock: Claim) -> dict[str, Any] | None:
-    """Index every whole night of the configuration in force, merge the manifest, and remove the traces of runs."""
+def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] | None, int, int]:
+    """Index every whole night of the configuration in force, merge the manifest, and remove the traces of runs.
+
+    Returns the store's totals, and how many of its nights are scored and silent on respiratory events.
+    """
     files: list[Path] = []
+    n_scored = n_silent = 0
     entries: dict[str, Entry] = {}
     for file in sorted((store / "recordings").glob("*.json"), key=lambda path: path.stem):
         record = read_record(file)
@@ -320,6 +334,9 @@ def finish(store: Path, settled: Settled, lock: Claim) -> dict[str, Any] | None:
             files.append(file)
             path = record["source"]["path"]
             n_clips = len(record["clips"]["onset_s"])
+            stages, sdb = stage_counts(record["clips"]["stage"]), sdb_counts(record["clips"]["sdb"])
+            n_scored += is_scored(stages)
+            n_silent += is_silent(stages, sdb)
             entries[path] = Entry(record["id"], path, "ingested", "", "", n_clips, record["n_bytes"])
     totals = None
     if files:
@@ -334,4 +351,4 @@ def finish(store: Path, settled: Settled, lock: Claim) -> dict[str, Any] | None:
     sweep(store)
     shutil.rmtree(store / STARTED, ignore_errors=True)
     (store / "running" / "headers.json").unlink(missing_ok=True)
-    return totals
+    return totals, n_scored, n_silent

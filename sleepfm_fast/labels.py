@@ -100,7 +100,8 @@ def clip_labels(
     segments : sequence of Segment
         Contiguous stretches; their records share one duration. Empty: one stretch from 0 to ``n_s``.
     events_scored : bool, optional
-        Overrules ``scoring.events_scored``. Where both are None, events count as scored if there is at least one.
+        Overrules ``scoring.events_scored``, of a night that has a stage or an event: one that nobody scored has no
+        label. Where both are None, events count as scored if there is at least one.
 
     Returns
     -------
@@ -134,8 +135,8 @@ def clip_labels(
 
     stage = stage_codes(onsets_s, spans, issues)
     respiratory = [event for event in events if respiratory_event_of(event.text) is not None]
-    if events_scored is None and scoring is not None:
-        events_scored = scoring.events_scored
+    if events_scored is None or not (scored or respiratory):
+        events_scored = None if scoring is None else scoring.events_scored
     if events_scored is None:
         events_scored = bool(respiratory)
     sdb = sdb_codes(onsets_s, respiratory, events_scored, issues)

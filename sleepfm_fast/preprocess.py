@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -31,7 +31,7 @@ class Config:
     Run again, it adds what is missing and redoes nothing; killed at any moment, it goes on from there.
     """
 
-    paths: tyro.conf.Positional[tuple[Path, ...]]
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH... [STORE]")]
     """FILES-OR-FOLDER... STORE: EDF or BDF files, or folders of them, and last the store (with --inspect: no store)."""
     labels: Path | None = None
     """Scoring: a file (for one recording) or a folder; by default it is looked for beside and inside each recording."""
@@ -50,7 +50,8 @@ class Config:
     shard: str | None = None
     """i/n: every n-th recording from the i-th; slurm: the place of this task in its job array."""
     events_scored: bool = False
-    """Respiratory events were scored, so that a night without one has none (instead of: unknown)."""
+    """Respiratory events were scored in all nights, so that a scored night without one has none (instead of: unknown,
+    which leaves sleepers without events out of the labels)."""
     overwrite: bool = False
     """Make recordings again whose file, scoring, corrections or configuration has changed."""
     inspect: bool = False

@@ -10,6 +10,7 @@ from sleepfm_fast.command import say
 from sleepfm_fast.ingest import Outcome
 from sleepfm_fast.participants import ParticipantTables
 from sleepfm_fast.shards import Shard
+from sleepfm_fast.silent_nights import REMEDY, sentence
 
 __all__ = ["percentages", "summarise"]
 
@@ -87,6 +88,8 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
     if totals["clips"]:
         say(f"  stages: {percentages(totals['stages'])}")
         say(f"  sleep-disordered breathing: {percentages(totals['sdb'])}")
+        if outcome.n_silent:
+            say(f"notice: {sentence(outcome.n_silent, outcome.n_scored)}: {REMEDY}")
         if failed or changed:
             say("the store can be used as it is; the same command tries again what failed")
     elif not outcome.others and (shard is None or given):
@@ -99,6 +102,8 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
         "hours": totals["hours"],
         "stages": totals["stages"],
         "sdb": totals["sdb"],
+        "nights_scored": outcome.n_scored,
+        "nights_without_events": outcome.n_silent,
         "montage": montage.name,
         "shard": None if shard is None else str(shard),
         "index": index,

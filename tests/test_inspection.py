@@ -85,6 +85,29 @@ def test_the_summary_of_a_cohort(tmp_path: Path, capsys) -> None:
     assert line(summary, "ECG") == "ECG 1 of 2 200 Hz ECG (1)"
 
 
+def test_nights_without_an_event_are_a_finding(tmp_path: Path, capsys) -> None:
+    def found(*arguments: object) -> list[dict]:
+        report = tmp_path / "report.json"
+        inspect(capsys, tmp_path / "nights", "--json", report, *arguments)
+        return [f for f in json.loads(report.read_text())["findings"] if f["code"] == "no_events"]
+
+    folder = tmp_path / "nights"
+    folder.mkdir()
+    write_night(folder / "a.edf", seed=1)
+    write_night(folder / "b.edf", seed=2)
+    write_night(folder / "unscored.edf", seed=3, stages="")
+    (only_stages,) = found()
+    assert (only_stages["severity"], only_stages["figures"]) == ("note", {"nights": 2, "scored": 2})
+    write_night(folder / "c.edf", seed=4, events=[(35, 20, "Hypopnea")])
+    (some,) = found()
+    assert (some["severity"], some["figures"]) == ("warning", {"nights": 2, "scored": 3})
+    assert some["paths"] == [str(folder / "a.edf"), str(folder / "b.edf")]
+    assert some["text"].startswith("2 of 3 scored nights have no respiratory event; they are taken as not scored")
+    assert "--events-scored" in some["action"]
+    assert "no respiratory event" in inspect(capsys, folder)[1]
+    assert found("--events-scored") == []
+
+
 def test_a_montage_that_cannot_be_resolved_does_not_hide_the_files(tmp_path: Path, capsys) -> None:
     write_night(tmp_path / "a.edf", leads=[Lead("Gen1")])
     status, text = inspect(capsys, tmp_path)

@@ -67,6 +67,34 @@ def test_events_scored_makes_their_absence_known(cohort: Path, tmp_path: Path, c
     assert result["sdb"] == {"event": 1, "none": 15, "unknown": 0}
 
 
+def notices(capsys, *arguments: object) -> tuple[list[str], dict]:
+    capsys.readouterr()
+    assert cli([*map(str, arguments), "--backend", "threading", "--workers", "1"]) == 0
+    out, err = capsys.readouterr()
+    said = [line for line in err.splitlines() if "no respiratory event" in line]
+    return said, json.loads(out.splitlines()[-1])
+
+
+def test_nights_without_an_event_are_said_at_every_run(cohort: Path, tmp_path: Path, capsys) -> None:
+    write_night(cohort / "unscored.edf", stages="", seed=9)
+    said, result = notices(capsys, cohort, tmp_path / "store")
+    assert len(said) == 1
+    assert said[0].startswith("notice: 3 of 4 scored nights have no respiratory event; they are taken as not scored")
+    assert "--events-scored" in said[0]
+    assert (result["nights_without_events"], result["nights_scored"]) == (3, 4)
+    again, result = notices(capsys, cohort, tmp_path / "store")
+    assert (again, result["kept"]) == (said, 5)
+    none, result = notices(capsys, cohort, tmp_path / "store", "--events-scored", "--overwrite")
+    assert (none, result["nights_without_events"], result["nights_scored"]) == ([], 0, 4)
+
+
+def test_nobody_scored_events_in_a_night_without_scoring(cohort: Path, tmp_path: Path, capsys) -> None:
+    write_night(cohort / "unscored.edf", stages="", seed=9)
+    write_night(cohort / "lights.edf", stages="", seed=9, events=[(10, 0, "Lights off")])
+    _, result = preprocess(capsys, cohort, tmp_path / "store", "--events-scored")
+    assert result["sdb"] == {"event": 1, "none": 15, "unknown": 8}
+
+
 def test_processes_and_threads_give_the_same_bytes(cohort: Path, tmp_path: Path, capsys) -> None:
     preprocess(capsys, cohort, tmp_path / "threads")
     done = run_preprocess(cohort, tmp_path / "processes", "--workers", 2, "--backend", "loky")
