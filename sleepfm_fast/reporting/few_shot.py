@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.classification import TASK_TITLES
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
@@ -70,6 +71,8 @@ def curves_of(runs: Sequence[Run], task: str) -> list[Curve]:
             at_chance = {figure: with_chance(result.record, figure) for figure in ("auroc", "auprc")}
             curve.values[size].append({**(result.record.get("macro") or {}), **at_chance})
             curve.files.append(result.path / "result.json")
+    if strange := [n for curve in (*curves, *scratch.values()) for n in curve.values if not 0 < n < 2**31]:
+        raise SleepfmError(f"a curve has {strange[0]} subjects")
     if not curves and sum(len(c.values) for c in scratch.values()) < 2:
         return []
     return [c for c in (*curves, *scratch.values()) if c.values]
