@@ -161,16 +161,31 @@ def folder_name(arm: str) -> str:
     return arm.replace(" ", "_")
 
 
-def kept(path: Path, make: Any) -> dict[str, Any]:
-    """Read an outcome that is finished, or make and write it."""
+def settings_of(arm: Arm, **options: Any) -> dict[str, Any]:
+    """All that an outcome depends on but the sources."""
+    cohort = {"subjects": SUBJECTS, "hours": HOURS, "seed": COHORT_SEED}
+    everything = {"cohort": cohort, "training": TRAINING, "off": arm.off, "reads": arm.reads, "options": options}
+    plain: dict[str, Any] = json.loads(json.dumps(everything))
+    return plain
+
+
+def stored_outcome(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Read an outcome; None where there is none of these settings."""
     if not path.exists():
+        return None
+    outcome: dict[str, Any] = json.loads(path.read_text())
+    return outcome if outcome.pop("settings", None) == settings else None
+
+
+def kept(path: Path, settings: dict[str, Any], make: Any) -> dict[str, Any]:
+    """Read an outcome of these settings, or make and write it; one of others is replaced."""
+    outcome = stored_outcome(path, settings)
+    if outcome is None:
         started = time.monotonic()
         outcome = {**make(), "seconds": round(time.monotonic() - started, 1)}
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(outcome, indent=1))
+        temporary.write_text(json.dumps({"settings": settings, **outcome}, indent=1))
         temporary.replace(path)
-    outcome = json.loads(path.read_text())
-    assert isinstance(outcome, dict)
     return outcome
 
 
@@ -190,19 +205,22 @@ def run_arms(work: Path, names: list[str]) -> dict[str, Any]:
         folder.mkdir(exist_ok=True)
         arm = ARMS[name]
         make = partial(run_arm, arm, folder)
-        kept(folder / "outcome.json", make)
+        kept(folder / "outcome.json", settings_of(arm), make)
         if name != COMPLETE:  # the cohort with everything on serves the comparison of the losses too
             shutil.rmtree(folder / "edf", ignore_errors=True)
             shutil.rmtree(folder / "store", ignore_errors=True)
     arms = {}
     for name, arm in ARMS.items():
         file = work / folder_name(name) / "outcome.json"
-        if file.exists():
+        outcome = stored_outcome(file, settings_of(arm))
+        if outcome is None and file.exists():
+            raise SystemExit(f"error: {file} was made with other settings; name its arm in --arms too, or remove it.")
+        if outcome is not None:
             arms[name] = {
                 "off": [c.replace("_", "-") for c in arm.off],
                 "shows": arm.shows,
                 "reads": arm.reads,
-                **json.loads(file.read_text()),
+                **outcome,
             }
     return arms
 
@@ -214,7 +232,8 @@ def run_losses(work: Path, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
     for seed in seeds:
         for mode in ("leave_one_out", "pairwise"):
             file = folder / f"{mode}-{seed}.json"
-            outcome = kept(file, partial(run_arm, ARMS[COMPLETE], folder, mode=mode, seed=seed))
+            arm, options = ARMS[COMPLETE], {"mode": mode, "seed": seed}
+            outcome = kept(file, settings_of(arm, **options), partial(run_arm, arm, folder, **options))
             found.append({"mode": mode, "seed": seed, **outcome})
     return found
 

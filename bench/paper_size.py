@@ -98,6 +98,15 @@ def watched(arguments: list[str]) -> dict[str, Any]:
     }
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """Read what a folder of embeddings holds; it may be an older one of other sizes than are asked for."""
+    from sleepfm_fast.embeddings import Embeddings
+
+    embeddings = Embeddings(folder)
+    clips = {f"{split}_clips": int(embeddings.clips_of(split).size) for split in ("train", "test")}
+    return {**clips, "dim": embeddings.dim}
+
+
 def bootstraps() -> dict[str, Any]:
     """Time 1,000 resamples of the paper's test subjects for five classes."""
     from sleepfm_fast.evaluation import evaluate
@@ -121,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--train-clips", type=int, default=TRAIN_CLIPS)
+    parser.add_argument("--train-clips", type=int, default=TRAIN_CLIPS, help="of a folder that is yet to be written")
     parser.add_argument("--test-clips", type=int, default=CANDIDATES)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--only", choices=("retrieve", "probe", "bootstraps"))
@@ -129,7 +138,7 @@ def main() -> None:
     if not arguments.folder.exists():
         write(arguments.folder, arguments.train_clips, arguments.test_clips, arguments.dim)
     document = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    document |= {"clips": [arguments.train_clips, arguments.test_clips], "dim": arguments.dim}
+    held = sizes(arguments.folder)
     steps = {
         "bootstraps": bootstraps,
         "retrieve": lambda: watched(["sleepfm_fast.retrieve", str(arguments.folder)]),
@@ -139,7 +148,8 @@ def main() -> None:
     }
     for name, step in steps.items():
         if arguments.only in (None, name):
-            document[name] = {**step(), "machine": machine.record()}
+            about = {} if name == "bootstraps" else {"sizes": held}
+            document[name] = {**about, **step(), "machine": machine.record()}
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

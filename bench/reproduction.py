@@ -47,7 +47,8 @@ def summary(document: dict[str, Any]) -> str:
             rows.get(table["name"], "class" if "Table" in table["name"] else "subjects"),
             (),
         )
-        drawn = draw(head, cells, simulated=document["cohort"]["simulated"])
+        encoder = document.get("encoder", "tiny")  # not kept at first, when all was tiny
+        drawn = draw(head, cells, simulated=document["cohort"]["simulated"], encoder=encoder)
         lines += [f"#{drawn[0]}", *drawn[1:]]
     m, steps = document["machine"], document["steps"].values()
     spent = sum(step["seconds"] for step in steps)

@@ -31,7 +31,7 @@ ROUNDS: dict[str, list[dict[str, Any]]] = {
 
 
 class Experiment:
-    """Trains each setting once a seed; what was trained is kept in ``figures.json``.
+    """Trains each setting once a seed; what was trained is kept in ``figures.json`` with all that it depends on.
 
     Parameters
     ----------
@@ -41,6 +41,11 @@ class Experiment:
     epochs, subjects : int
     hours : float
         Of every recording.
+
+    Raises
+    ------
+    SystemExit
+        When the folder holds another cohort.
     """
 
     def __init__(self, folder: Path, preset: str, epochs: int, subjects: int, hours: float) -> None:
@@ -48,15 +53,26 @@ class Experiment:
         self.store = folder / "store"
         self.path = folder / "figures.json"
         self.figures: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        if not self.store.exists():
-            from sleepfm_fast import preprocess, simulate
+        self.about = {"preset": preset, "epochs": epochs, "subjects": subjects, "hours": hours, **SHARES}
+        self.make_store(subjects, hours)
 
-            simulate.main(simulate.Config(folder / "edf", subjects=subjects, hours=hours, workers=1))
-            preprocess.main(preprocess.Config((folder / "edf", self.store), workers=1, backend="threading"))
+    def make_store(self, subjects: int, hours: float) -> None:
+        """Simulate and preprocess what is missing; simulate refuses a folder of another cohort."""
+        from sleepfm_fast import preprocess, simulate
+        from sleepfm_fast.errors import SleepfmError
+
+        edf = self.folder / "edf"
+        if self.store.exists() and not edf.exists():
+            raise SystemExit(f"error: {self.store} has lost its recordings, {edf}: nobody knows its size. Remove it.")
+        try:
+            simulate.main(simulate.Config(edf, subjects=subjects, hours=hours, workers=1))
+        except SleepfmError as error:
+            raise SystemExit(f"error: {error}") from error
+        preprocess.main(preprocess.Config((edf, self.store), workers=1, backend="threading"))
 
     def trained(self, options: dict[str, Any], seed: int) -> dict[str, Any]:
         """Figures of one training on the validation and the test subjects; only those who report look at the latter."""
-        key = json.dumps({**options, "seed": seed}, sort_keys=True)
+        key = json.dumps({**self.about, **options, "seed": seed}, sort_keys=True)
         if key not in self.figures:
             from sleepfm_fast import embed, train
 

@@ -35,11 +35,11 @@ class Config:
     scored or not, such as a hypnogram of nights that nobody has scored.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder written by supervise."""
-    store: Annotated[Path, tyro.conf.Positional]
+    store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
     """Clip store written by preprocess."""
-    result: Annotated[Path | None, tyro.conf.Positional] = None
+    result: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RESULT]")] = None
     """Result folder to write; it needs labelled clips."""
 
     table: Path | None = None

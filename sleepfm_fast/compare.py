@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -35,11 +35,11 @@ class Config:
     are not accounted for.
     """
 
-    first: tyro.conf.Positional[Path]
+    first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
     """Result folder, such as RUN/results/stage."""
-    second: tyro.conf.Positional[Path]
+    second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
     """Result folder to compare it with."""
-    result: tyro.conf.Positional[Path | None] = None
+    result: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RESULT]")] = None
     """Result folder to write; nothing is written when omitted."""
     bootstraps: int = 1000
     """Resamples of the shared test subjects; 0 for none."""

@@ -39,9 +39,9 @@ class Config:
     what is missing and redoes nothing.
     """
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """seed: the folder that holds X and Y; clinical: an HDF5 file, or a folder of them."""
-    store: tyro.conf.Positional[Path]
+    store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
     """The clip store: a new or empty folder, or one that the same command has begun."""
     origin: Annotated[Literal["seed", "clinical"], tyro.conf.arg(name="from")]
     """seed: float64 .npy files, one a clip; clinical: float16 HDF5 files, one a night (needs h5py)."""

@@ -22,11 +22,11 @@ __all__ = ["Config", "main"]
 class Config:
     """Embed every clip of a store with the best model of a run: unit vectors, one a modality."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder written by train, one of its .safetensors checkpoints, or the authors' best.pt."""
-    store: Annotated[Path, tyro.conf.Positional]
+    store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
     """Clip store; its montage may differ from the one trained on: channels are matched by name."""
-    embeddings: Annotated[Path, tyro.conf.Positional]
+    embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
     """Folder to write."""
 
     batch_size: int = 128

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sleepfm_fast.mbconv_blocks import MBConvStage, convolve_and_normalise
+from sleepfm_fast.mbconv_blocks import MBConvStage, convolve_and_normalise, has_hooks
 
 __all__ = ["PRESETS", "EfficientNet1d", "Encoder", "EncoderConfig", "SleepModel", "StridedConvNet", "build_encoder"]
 
@@ -168,8 +168,10 @@ class EfficientNet1d(Encoder):
             x = getattr(self, name)(x)
             if name in self.pooled_after:
                 x = self.pool(x)
-        # Convolution and average are both linear: averaging first gives the same for a thirtieth of the work.
-        pooled = functional.linear(x.mean(dim=2), self.stage9.weight[:, :, 0], self.stage9.bias)
+        if has_hooks(self.stage9):
+            pooled = self.stage9(x).mean(dim=2)
+        else:  # convolution and average are both linear: averaging first gives the same for a thirtieth of the work
+            pooled = functional.linear(x.mean(dim=2), self.stage9.weight[:, :, 0], self.stage9.bias)
         y: Tensor = self.fc(self.drop(torch.relu(pooled)))
         return y
 

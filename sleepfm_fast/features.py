@@ -34,9 +34,9 @@ class Config:
     median of its training clips and marks it. Each recording is measured by itself.
     """
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
     """Clip store written by preprocess."""
-    features: Annotated[Path, tyro.conf.Positional]
+    features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")]
     """Folder to write; give it to probe and few_shot as EMBEDDINGS."""
 
     like: Path | None = None

@@ -39,9 +39,9 @@ class Config:
     its finished points are in RESULT.partial.jsonl. Numbers and replicates may then be added.
     """
 
-    embeddings: tyro.conf.Positional[Path]
+    embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
     """Embeddings folder, made by `python -m sleepfm_fast.embed`."""
-    result: tyro.conf.Positional[Path]
+    result: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULT")]
     """Result folder to write, such as RUN/results/few_shot_stage."""
     task: Literal["stage", "sdb", "age", "sex"]
     """Sleep stage (W, N1, N2, N3, R), respiratory event (event, none), age group (0-18, 18-35, 35-50, 50+) or sex."""

@@ -24,9 +24,9 @@ class Config:
     3/5/1: cinc2018); filters and scaling are those of the authors' preprocessing: resampling only, no normalisation.
     """
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """best.pt or checkpoint.pt, as written by the authors' pretraining."""
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder to write: config.json and best.safetensors."""
 
 

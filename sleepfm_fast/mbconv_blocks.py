@@ -10,7 +10,21 @@ from torch.nn import functional
 
 from sleepfm_fast.ops.mbconv import mbconv
 
-__all__ = ["MBConvBlock", "MBConvStage", "convolve_and_normalise"]
+__all__ = ["MBConvBlock", "MBConvStage", "convolve_and_normalise", "has_hooks"]
+
+
+def has_hooks(*layers: nn.Module) -> bool:
+    """Whether calling one of the layers also calls somebody's hook (Grad-CAM, pruning, feature extraction)."""
+    return any(
+        len(hooks) > 0
+        for layer in layers
+        for hooks in (
+            layer._forward_pre_hooks,
+            layer._forward_hooks,
+            layer._backward_pre_hooks,
+            layer._backward_hooks,
+        )
+    )
 
 
 def running_statistics(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -23,20 +37,25 @@ def running_statistics(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 def track(norm: nn.BatchNorm1d, statistics: Tensor, n_values: int) -> None:
     """Let a batch norm's running statistics follow a batch's mean and population variance, as it would itself."""
     mean, variance = running_statistics(norm)
-    momentum = 0.1 if norm.momentum is None else norm.momentum
+    momentum = norm.momentum
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
+        if momentum is None:  # the plain average of all batches
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    if momentum is None:  # torch keeps what is there when it cannot count
+        return
     mean.lerp_(statistics[0].to(mean.dtype), momentum)
     variance.lerp_((statistics[1] * (n_values / (n_values - 1))).to(variance.dtype), momentum)
 
 
 def is_affine(norm: nn.Module) -> bool:
-    """Whether a batch norm is just a multiplication and an addition, and nobody asks for its gradient."""
+    """Whether a batch norm is just a multiplication and an addition, and nobody asks for its gradient or output."""
     return (
         type(norm) is nn.BatchNorm1d
         and norm.affine
         and norm.track_running_stats
         and not norm.training
+        and not has_hooks(norm)
         and not torch.is_grad_enabled()
     )
 
@@ -50,7 +69,8 @@ def affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 
 def convolve_and_normalise(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     """``norm(conv(x))``; in evaluation the batch norm is folded into the convolution."""
-    if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type) or not is_affine(norm):
+    half = x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
+    if half or has_hooks(conv) or not is_affine(norm):
         y: Tensor = norm(conv(x))
         return y
     scale, shift = affine(norm)
@@ -88,7 +108,10 @@ class MBConvBlock(nn.Module):
         return y
 
     def can_fuse(self, x: Tensor) -> bool:
-        """Whether the compiled op covers this call; SyncBatchNorm, half precision and other devices go the long way."""
+        """Whether the compiled op covers this call.
+
+        SyncBatchNorm, half precision, other devices and layers with hooks go the long way.
+        """
         return (
             self.fuse
             and x.device.type == "cpu"
@@ -99,6 +122,8 @@ class MBConvBlock(nn.Module):
             and (self.training or not self.drop.training)
             and self.b0.track_running_stats
             and self.b1.track_running_stats
+            and self.b0.eps == self.b1.eps
+            and not has_hooks(self.conv1, self.b0, self.conv2, self.b1, self.act, self.conv3, self.drop)
             and not torch.is_autocast_enabled("cpu")
             and (self.training or not torch.is_grad_enabled())
             and (not self.training or x.shape[0] * x.shape[2] > 1)
@@ -158,9 +183,10 @@ class MBConvStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, n_in, n] -> [B, n_out, n / 2]."""
         *blocks, last = self.stack
-        for block in blocks:
-            x = block(x)
-        if isinstance(last, MBConvBlock) and last.can_fuse(x) and is_affine(self.bn):
-            return last.fused(x, after=self.bn)
-        y: Tensor = self.bn(last(x))
-        return y
+        if is_affine(self.bn) and isinstance(last, MBConvBlock) and not has_hooks(self.stack, last):
+            for block in blocks:
+                x = block(x)
+            if last.can_fuse(x):
+                return last.fused(x, after=self.bn)
+            return self.bn(last(x))  # type: ignore[no-any-return]
+        return self.bn(self.stack(x))  # type: ignore[no-any-return]

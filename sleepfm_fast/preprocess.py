@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -31,7 +31,7 @@ class Config:
     Run again, it adds what is missing and redoes nothing; killed at any moment, it goes on from there.
     """
 
-    paths: tyro.conf.Positional[tuple[Path, ...]]
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH... [STORE]")]
     """FILES-OR-FOLDER... STORE: EDF or BDF files, or folders of them, and last the store (with --inspect: no store)."""
     labels: Path | None = None
     """Scoring: a file (for one recording) or a folder; by default it is looked for beside and inside each recording."""

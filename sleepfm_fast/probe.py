@@ -41,11 +41,11 @@ class Config:
     disk in every pass of the fit, smaller ones are held in memory; test features are read in blocks.
     """
 
-    embeddings: tyro.conf.Positional[Path]
+    embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
     """Embeddings folder, made by `python -m sleepfm_fast.embed`."""
     task: Literal["stage", "sdb", "age", "sex"]
     """Sleep stage (W, N1, N2, N3, R), respiratory event (event, none), age group (0-18, 18-35, 35-50, 50+) or sex."""
-    result: tyro.conf.Positional[Path | None] = None
+    result: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RESULT]")] = None
     """Result folder to write, such as RUN/results/stage: every figure, and of every test clip its label, scores and
     probabilities; nothing is written when omitted."""
     modality: Literal["all", "respiratory", "brain", "ecg"] = "all"

@@ -158,7 +158,7 @@ def prepared(config: Config) -> tuple[Planner, list[PaperTable], dict[str, float
         external = store_facts(config.external, split)
     elif store is None:
         external = simulated_facts(preset.external_subjects, preset.hours, split)
-    tables = chosen_tables(config, preset, facts, external=external is not None)
+    tables = chosen_tables(config, preset, facts, external)
     if config.threads:
         import torch
 
@@ -209,7 +209,12 @@ def main(config: Config) -> dict[str, Any]:
     planner, tables, rates, facts = prepared(config)
     steps = reproduce_plan.make_plan(planner, tables)
     states = {step.name: reproduce_steps.state_of(step) for step in steps}
-    say(reproduce_tables.warning(simulated=facts.simulated))
+    encoder = planner.preset.encoder
+    about = (
+        reproduce_tables.size_line(config.preset, planner.preset, facts),
+        reproduce_tables.warning(simulated=facts.simulated, encoder=encoder),
+    )
+    say("\n".join(about))
     print_plan(steps, states, rates)
     todo = [step.name for step in steps if states[step.name] != "finished"]
     if config.plan:
@@ -226,7 +231,8 @@ def main(config: Config) -> dict[str, Any]:
             "clips": facts.clips,
             "hours": facts.hours,
         },
-        "warning": reproduce_tables.warning(simulated=facts.simulated),
+        "encoder": encoder,
+        "warning": about[1],
         "rates": rates,
         "steps": {},
         "tables": [],
@@ -247,10 +253,10 @@ def main(config: Config) -> dict[str, Any]:
     record["tables"] = [{"name": t.name, "title": t.title, "note": t.note, "cells": cells[t.name]} for t in tables]
     record["seconds"] = round(time.monotonic() - started, 1)
     write_json(layout.out / RECORD, command.plain(record))
-    lines = ["# Reproduction", "", reproduce_tables.warning(simulated=facts.simulated), ""]
+    lines = ["# Reproduction", "", about[0], "", about[1], ""]
     lines += ["In brackets: 95 % intervals over test subjects, unless a note says otherwise.", ""]
     for table in tables:
-        lines += reproduce_tables.draw(table, cells[table.name], simulated=facts.simulated)
+        lines += reproduce_tables.draw(table, cells[table.name], simulated=facts.simulated, encoder=encoder)
     with replace_file(layout.out / TABLES) as file:
         file.write("\n".join(lines).encode())
     say("\n".join(["", *lines]))

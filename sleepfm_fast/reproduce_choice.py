@@ -11,6 +11,7 @@ from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.paper_tables import PaperTable
 from sleepfm_fast.reproduce_facts import Facts
+from sleepfm_fast.reproduce_omissions import answerable
 from sleepfm_fast.reproduce_presets import PRESETS, Preset
 
 if TYPE_CHECKING:
@@ -80,13 +81,13 @@ def chosen_preset(config: Config) -> Preset:
     return preset
 
 
-def chosen_tables(config: Config, preset: Preset, facts: Facts, *, external: bool) -> list[PaperTable]:
-    """Tables and figures to make, in the order asked for."""
+def chosen_tables(config: Config, preset: Preset, facts: Facts, external: Facts | None) -> list[PaperTable]:
+    """Tables and figures to make, in the order asked for, without what the stores cannot answer."""
     numbers = parse_numbers(config.tables, paper_tables.TABLES, "--tables")
     figures = parse_numbers(config.figures, paper_tables.FIGURES, "--figures")
     if config.external is not None and 8 not in numbers:
         raise SleepfmError(f"--external {config.external} serves Table 8, which --tables {config.tables} leaves out.")
-    if 8 in numbers and not external:
+    if 8 in numbers and external is None:
         say("notice: Table 8 needs a second store, --external STORE2; it is left out.")
         numbers = tuple(n for n in numbers if n != 8)
     n_training = facts.subjects["train"]
@@ -99,4 +100,11 @@ def chosen_tables(config: Config, preset: Preset, facts: Facts, *, external: boo
         tables.append(paper_tables.size_table(preset.sizes, n_training))
     if not tables:
         raise SleepfmError("--tables, --figures and --sizes leave nothing to reproduce.")
+    tables, notices = answerable(tables, facts, external)
+    for notice in notices:
+        say(notice)
+    if not tables:
+        raise SleepfmError(
+            "the store has nothing that these tables and figures ask for; the notices say what it lacks."
+        )
     return tables

@@ -69,6 +69,8 @@ def measure(encoder: str, channels: Mapping[str, int], batch_size: int, device_n
     from sleepfm_fast.objective import Objective, backward
     from sleepfm_fast.world import choose_device
 
+    if len(channels) == 1:
+        batch_size += batch_size % 2
     device = choose_device(device_name)
     config = PRESETS[encoder]
     generator = torch.Generator().manual_seed(0)
@@ -79,6 +81,8 @@ def measure(encoder: str, channels: Mapping[str, int], batch_size: int, device_n
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
+    # One modality alone is trained on pairs of neighbouring clips, and pairs are what is counted.
+    contrasted = batch_size // 2 if len(channels) == 1 else batch_size
     with torch.random.fork_rng(devices=[]):
         model = SleepModel(dict(channels), config, 0.0).to(device)
         whole = build_encoder(sum(channels.values()), config).to(device)
@@ -86,7 +90,7 @@ def measure(encoder: str, channels: Mapping[str, int], batch_size: int, device_n
 
     def train() -> None:
         model.zero_grad(set_to_none=True)
-        backward(objective, objective, Batch(x, present), counts=[batch_size])
+        backward(objective, objective, Batch(x, present), counts=[contrasted])
         wait()
 
     together = torch.cat(list(x.values()), dim=1)

@@ -1,15 +1,19 @@
-"""How large the cohorts of a reproduction are, on disk or yet to be simulated."""
+"""What the cohorts of a reproduction hold, on disk or yet to be simulated: clips, subjects, channels and labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sleepfm_fast.splits import SPLITS, Split, assign_subjects
+from sleepfm_fast.tasks import TASKS, labels_of
+
+if TYPE_CHECKING:
+    from sleepfm_fast.clips import ClipStore
 
 __all__ = ["Facts", "simulated_facts", "store_facts"]
 
@@ -18,7 +22,7 @@ EPOCHS_PER_HOUR = 120
 
 @dataclass(frozen=True)
 class Facts:
-    """Size of a cohort.
+    """Size and contents of a cohort.
 
     Attributes
     ----------
@@ -26,9 +30,11 @@ class Facts:
         By split.
     hours : float
     channels : dict of str to int
-        Channels of each modality.
+        Channels of each modality that any recording has.
     simulated : bool
         Whether the sleepers are ours and not patients.
+    tasks : tuple of str
+        What can be learned and tested: at least two classes in the training clips, and labelled test clips.
     """
 
     clips: Mapping[str, int]
@@ -36,6 +42,7 @@ class Facts:
     hours: float
     channels: Mapping[str, int]
     simulated: bool
+    tasks: tuple[str, ...] = tuple(TASKS)
 
     @property
     def n_clips(self) -> int:
@@ -64,6 +71,21 @@ def simulated_facts(n_subjects: int, hours: float, split: Split) -> Facts:
     return Facts(clips, subjects, n_subjects * hours, SIMULATED_CHANNELS, simulated=True)
 
 
+def learnable_tasks(store: ClipStore, codes: Any) -> tuple[str, ...]:
+    """Tasks with two classes in the training clips and labelled test clips."""
+    from sleepfm_fast.supervised_clips import StoreFacts
+
+    columns = StoreFacts(store)
+    code = codes[columns.subject]
+    found = []
+    for task in TASKS:
+        labels = labels_of(columns, task, np.arange(len(store)))
+        train, test = (labels[((code == side) | (code < 0)) & (labels >= 0)] for side in (0, SPLITS.index("test")))
+        if len(np.unique(train)) > 1 and len(test):
+            found.append(task)
+    return tuple(found)
+
+
 def store_facts(path: Path, split: Split) -> Facts:
     """Size of a clip store; it is a simulated one where its recordings lie beside a ``simulation.json``."""
     from sleepfm_fast.clips import ClipStore
@@ -78,4 +100,4 @@ def store_facts(path: Path, split: Split) -> Facts:
     simulated = any((folder / "simulation.json").is_file() for folder in folders) or all(
         r.id.startswith("sim-") for r in store.recordings
     )
-    return Facts(clips, subjects, len(store) / EPOCHS_PER_HOUR, channels, simulated)
+    return Facts(clips, subjects, len(store) / EPOCHS_PER_HOUR, channels, simulated, learnable_tasks(store, codes))

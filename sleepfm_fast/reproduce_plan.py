@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sleepfm_fast.experiments import MODALITIES, Run, Source
+from sleepfm_fast.experiments import Run, Source
 from sleepfm_fast.paper_tables import PAPER_CANDIDATES, PaperTable
 from sleepfm_fast.reproduce_facts import Facts
 from sleepfm_fast.reproduce_presets import Preset
@@ -164,6 +164,10 @@ class Planner:
         )
         return store, (made,)
 
+    def modalities(self, run: Run) -> tuple[str, ...]:
+        """What a contrastive run pretrains: those it names, or all that the store has."""
+        return run.modalities or tuple(self.facts.channels)
+
     # ---- runs ----------------------------------------------------------------------------------------------------
 
     def training_share(self, run: Run) -> float:
@@ -202,7 +206,7 @@ class Planner:
             options |= {"task": run.task, "modality": run.modality}
             speed, copies = "supervised clips", self.parameters["supervised"]
         else:
-            modalities = run.modalities or MODALITIES
+            modalities = self.modalities(run)
             options["mode"] = run.mode
             if run.modalities:
                 options["modalities"] = run.modalities
@@ -228,9 +232,9 @@ class Planner:
             options = {"store": store, "features": makes, **self.split_options()}
             return self.add(table, makes, "features", options, Work("clips of features", n, 2.0), needs, n * 1000)
         trained = self.train(table, run)
-        modalities = len(run.modalities or MODALITIES)
+        modalities = len(self.modalities(run))
         options = {"run": self.layout.run(run), "store": store, "embeddings": makes, "device": self.device}
-        work = Work("embedded clips", n * modalities / len(MODALITIES), 1.0)
+        work = Work("embedded clips", n * modalities / len(self.facts.channels), 1.0)
         return self.add(table, makes, "embed", options, work, (trained,), n * modalities * self.dim * 4)
 
     def embed_external(self, table: str, run: Run) -> tuple[str, Path]:
@@ -242,7 +246,13 @@ class Planner:
         n = self.external.n_clips
         options = {"run": self.layout.run(run), "store": store, "embeddings": makes, "device": self.device}
         name = self.add(
-            table, makes, "embed", options, Work("embedded clips", n, 1.0), (trained, *needs), n * 3 * self.dim * 4
+            table,
+            makes,
+            "embed",
+            options,
+            Work("embedded clips", n, 1.0),
+            (trained, *needs),
+            n * len(self.modalities(run)) * self.dim * 4,
         )
         return name, makes
 
@@ -255,14 +265,14 @@ class Planner:
         if evaluation.kind == "supervised":
             return self.train(table, run)
         n_train, n_test = self.facts.clips["train"], self.facts.clips["test"]
-        width = self.dim * (len(run.modalities or MODALITIES) if evaluation.modality == "all" else 1)
+        width = self.dim * (len(self.modalities(run)) if evaluation.modality == "all" else 1)
         classes = {"stage": 5, "age": 4}.get(evaluation.task, 1)
         fit = n_train * width * classes
         embeddings = self.layout.embeddings(run)
         common = {"bootstraps": self.preset.bootstraps, "seed": self.seed}
         if evaluation.kind == "retrieve":
             n = min(n_test, PAPER_CANDIDATES)
-            pairs = math.comb(len(run.modalities or MODALITIES), 2)
+            pairs = math.comb(len(self.modalities(run)), 2)
             options: dict[str, Any] = {"embeddings": embeddings, "result": makes, **common}
             if n_test > PAPER_CANDIDATES:  # as the paper draws them: uniform over event types and participants
                 options |= {"candidates": PAPER_CANDIDATES, "sample": "balanced"}
@@ -298,7 +308,7 @@ class Planner:
             join,
             Work("embedded clips", n_train / 100),
             (self.embed(table, run), embedded),
-            n_train * 3 * self.dim * 4,
+            n_train * len(self.modalities(run)) * self.dim * 4,
         )
         return self.add(table, makes, "probe", {**options, "embeddings": both}, work, (joined,), n_test * 80)
 

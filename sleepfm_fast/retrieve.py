@@ -38,9 +38,9 @@ class Config:
     blocks on all cores. Intervals (95 %) are bootstrapped over the queries' subjects with the candidates held fixed.
     """
 
-    embeddings: tyro.conf.Positional[Path]
+    embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
     """Embeddings folder, made by `python -m sleepfm_fast.embed`."""
-    result: tyro.conf.Positional[Path | None] = None
+    result: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RESULT]")] = None
     """Result folder to write, such as RUN/results/retrieval: every figure, and the rank of every query; nothing is
     written when omitted."""
     split: Literal["train", "validation", "test", "all"] = "test"

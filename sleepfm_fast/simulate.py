@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import joblib
 import numpy as np
 import pyedflib
+import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
-from tyro.conf import Positional
 
 from sleepfm_fast import command
 from sleepfm_fast.errors import SleepfmError
@@ -42,7 +42,7 @@ class Config:
     it. The same options give the same bytes. Interrupted, the same command goes on from there.
     """
 
-    out: Positional[Path]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write; must be new, empty, or an unfinished one of the same options."""
     subjects: int = 20
     """Number of subjects; each has one recording."""

@@ -32,9 +32,9 @@ class Config:
     masked, and only a clip without any channel is left out.
     """
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
     """Clip store written by preprocess."""
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder to write: config.json, metrics.jsonl, checkpoints, results/TASK."""
     task: Literal["stage", "sdb", "age", "sex"]
     """Sleep stage (W, N1, N2, N3, R), respiratory event (event, none), age group (0-18, 18-35, 35-50, 50+) or sex."""

@@ -23,6 +23,7 @@ from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.command import plain, say
 from sleepfm_fast.encoder import PRESETS, Encoder, build_encoder
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.ops.pages import release_pages
 from sleepfm_fast.optimiser import build_optimiser
 from sleepfm_fast.progress import Progress
 from sleepfm_fast.results import FOLDER
@@ -366,6 +367,7 @@ class SupervisedTrainer:
 
     def finish(self) -> dict[str, Any]:
         """Test the best epoch, write ``RUN/results/TASK`` and return the results that end the command."""
+        release_pages()  # kept for further steps
         config, progress = self.config, self.progress
         if progress.stopped_early:
             say(f"stopped early: no better validation loss in {config.patience} epochs")

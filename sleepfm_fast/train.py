@@ -39,9 +39,9 @@ class Config:
     sleep-disordered breathing and retrieval on held-out subjects (about two minutes on two CPU cores).
     """
 
-    store: Annotated[Path | None, tyro.conf.Positional] = None
+    store: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[STORE]")] = None
     """Clip store written by preprocess."""
-    run: Annotated[Path | None, tyro.conf.Positional] = None
+    run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     """Folder to write: config.json, metrics.jsonl, checkpoints."""
 
     compat: Literal["none", "seed", "paper"] = "none"

@@ -26,6 +26,7 @@ from sleepfm_fast.modality_dropout import draw, without
 from sleepfm_fast.neighbours import clips_of
 from sleepfm_fast.objective import Objective, backward, not_finite, wrap
 from sleepfm_fast.ops.cuda_kernels import has_kernels
+from sleepfm_fast.ops.pages import release_pages
 from sleepfm_fast.optimiser import build_optimiser
 from sleepfm_fast.origin import UNKNOWN_SUBJECTS, Seen, seen_by, split_before
 from sleepfm_fast.plan import make_plan
@@ -425,7 +426,8 @@ class Trainer:
         return row
 
     def finish(self) -> dict[str, Any]:
-        """The results that end the command."""
+        """The results that end the command; the memory kept for further steps goes back to the system."""
+        release_pages()
         if self.progress.stopped_early:
             self.say(f"stopped early: no better validation loss in {self.config.patience} epochs")
         return {

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
@@ -33,11 +33,11 @@ class Config:
     are not taken. Hand-made features are joined likewise.
     """
 
-    training: tyro.conf.Positional[Path]
+    training: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRAINING")]
     """Embeddings whose training and validation clips are taken."""
-    testing: tyro.conf.Positional[Path]
+    testing: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TESTING")]
     """Embeddings by the same run, of another store, whose test clips are taken."""
-    embeddings: tyro.conf.Positional[Path]
+    embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
     """Folder to write."""
     overwrite: bool = False
     """Replace an existing EMBEDDINGS folder, once the new one is whole."""

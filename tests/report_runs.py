@@ -34,7 +34,9 @@ def embed(path: Path, *, n_subjects=6, clips_each=40, seed=0, names=None, **desc
     return Embeddings(write_folder(path, x, columns, **description))
 
 
-def classify(path: Path, embeddings: Embeddings, task: str, *, trained=None, seed=1, command="probe", **record):
+def classify(
+    path: Path, embeddings: Embeddings, task: str, *, trained=None, seed=1, command="probe", prior=None, **record
+):
     """A result as a classifier writes it, right in most clips."""
     rng = np.random.default_rng(seed)
     clips = embeddings.clips_of("test")
@@ -48,7 +50,8 @@ def classify(path: Path, embeddings: Embeddings, task: str, *, trained=None, see
     said = {"command": command, "task": task, "modalities": list(MODALITIES), "embeddings": str(embeddings.path)}
     said |= {"train": counts, "test": counts, "seconds": 1.5, "overlap_note": "", **record}
     conclude(
-        said, HeldOut.of(embeddings, clips, labels), log_odds(logits), trained, bootstraps=20, seed=0, path=path
+        said, HeldOut.of(embeddings, clips, labels), log_odds(logits), trained, bootstraps=20, seed=0, path=path,
+        prior=prior,
     )  # fmt: skip
 
 

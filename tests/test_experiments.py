@@ -14,8 +14,10 @@ if not BENCH.is_dir():
 sys.path.insert(0, str(BENCH))
 
 import couplings  # noqa: E402
+import paper_size  # noqa: E402
 import report  # noqa: E402
 import reproduction  # noqa: E402
+import training_defaults  # noqa: E402
 
 
 @pytest.mark.parametrize("experiment", [couplings, reproduction])
@@ -68,3 +70,70 @@ def test_removing_a_coupling_removed_its_result():
     assert judged("everything on", *pairs, "stage ecg", "stage brain", "sdb ecg", "sdb brain") == {"above"}
     assert judged("heart on its own", *heart_breath, "stage ecg", "sdb ecg") == {"chance"}
     assert judged("heart on its own", "stage brain", "sdb respiratory", "respiratory -> brain recall@10") == {"above"}
+
+
+def test_an_outcome_of_other_settings_is_made_again(tmp_path, monkeypatch):
+    made = []
+
+    def outcome():
+        made.append(couplings.TRAINING["epochs"])
+        return {"stage all": 0.5 + len(made)}
+
+    arm, file = couplings.ARMS[couplings.COMPLETE], tmp_path / "outcome.json"
+    first = couplings.kept(file, couplings.settings_of(arm), outcome)
+    assert couplings.kept(file, couplings.settings_of(arm), outcome) == first
+    assert len(made) == 1
+    monkeypatch.setitem(couplings.TRAINING, "epochs", 99)
+    assert couplings.kept(file, couplings.settings_of(arm), outcome)["stage all"] == 2.5
+    monkeypatch.setattr(couplings, "SUBJECTS", 7)
+    assert couplings.kept(file, couplings.settings_of(arm), outcome)["stage all"] == 3.5
+    assert couplings.kept(file, couplings.settings_of(arm, seed=1), outcome)["stage all"] == 4.5
+
+
+def test_arms_of_other_settings_are_not_mixed(tmp_path, monkeypatch):
+    monkeypatch.setattr(couplings, "run_arm", lambda arm, folder: {"stage all": 0.5})
+    one, other = list(couplings.ARMS)[:2]
+    couplings.run_arms(tmp_path, [one, other])
+    assert set(couplings.run_arms(tmp_path, [one])) == {one, other}
+    monkeypatch.setitem(couplings.TRAINING, "epochs", 99)
+    with pytest.raises(SystemExit, match="other settings"):
+        couplings.run_arms(tmp_path, [one])
+
+
+def test_kept_figures_are_of_one_cohort_and_one_training(tmp_path, monkeypatch):
+    from sleepfm_fast import embed, preprocess, train
+
+    outcome = {"best_validation_loss": 1.0, "best_epoch": 1, "temperature": 1.0, "elapsed_s": 1.0}
+    trained = []
+    monkeypatch.setattr(preprocess, "main", lambda config: {})
+    monkeypatch.setattr(embed, "main", lambda config: {})
+    monkeypatch.setattr(train, "main", lambda config: trained.append(config) or outcome)
+    monkeypatch.setattr(training_defaults, "figures", lambda path, split: {})
+    small = {"subjects": 1, "hours": 0.05}
+    for epochs, n in ((1, 1), (1, 1), (2, 2), (1, 2)):
+        training_defaults.Experiment(tmp_path, "tiny", epochs, **small).trained({}, 0)
+        assert len(trained) == n
+    training_defaults.Experiment(tmp_path, "seed", 1, **small).trained({}, 0)
+    assert [config.preset for config in trained] == ["tiny", "tiny", "seed"]
+    with pytest.raises(SystemExit, match="other options"):
+        training_defaults.Experiment(tmp_path, "tiny", 1, subjects=2, hours=0.05)
+
+
+def test_each_reading_at_the_papers_size_says_what_the_folder_holds(tmp_path, monkeypatch):
+    folder, out = tmp_path / "embeddings", tmp_path / "out.json"
+    paper_size.write(folder, 40, 20, 8)
+    monkeypatch.setattr(paper_size, "watched", lambda arguments: {"command": arguments[0]})
+
+    def measured(*options):
+        monkeypatch.setattr(sys, "argv", ["paper_size.py", str(folder), str(out), *options])
+        paper_size.main()
+        return json.loads(out.read_text())
+
+    # The folder stands: its sizes count, not those asked for.
+    first = measured("--only", "retrieve", "--test-clips", "999")
+    assert first["retrieve"]["sizes"] == {"train_clips": 40, "test_clips": 20, "dim": 8}
+    folder = tmp_path / "smaller"
+    paper_size.write(folder, 30, 10, 8)
+    second = measured("--only", "probe")
+    assert second["probe"]["sizes"]["test_clips"] == 10
+    assert second["retrieve"] == first["retrieve"]

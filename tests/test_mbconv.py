@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from closeness import assert_close
+from torch.nn.utils import prune
 
 import sleepfm_fast
 from sleepfm_fast import _C, ops, reference
@@ -293,6 +294,19 @@ def test_memory_is_used_again():
     assert _C.release_pages() == 0
 
 
+@pytest.mark.parametrize("n_in", [16, 34])
+def test_without_a_backward_the_expansion_is_not_kept(n_in):
+    """Statistics are made from many batches in training mode without gradients, as torch's update_bn does."""
+    values = arguments((8, n_in, 96, 16, 1000, 2))
+    expected = [value.detach() for value in ops.mbconv(*[value.requires_grad_() for value in values], stride=2)]
+    ops.release_pages()
+    with torch.no_grad():
+        found = ops.mbconv(*values, stride=2)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not found[0].requires_grad
+    assert ops.release_pages() == 2 << 20  # c2: 8 x 96 x 500 float32 are 1.5 MB
+
+
 def test_blocks_that_the_op_does_not_cover_go_the_long_way(monkeypatch):
     block = MBConvBlock(4, 4, 2, 1, 0.0)
     x = torch.randn(2, 4, 20)
@@ -309,6 +323,71 @@ def test_blocks_that_the_op_does_not_cover_go_the_long_way(monkeypatch):
     assert not block.can_fuse(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not MBConvBlock(4, 4, 2, 1, 0.0).can_fuse(x)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.1, 1.0])
+def test_running_statistics_follow_as_torchs_own(momentum):
+    """``momentum=None``, which torch's update_bn sets, is the plain average of all batches."""
+    found = []
+    for fuse in (True, False):
+        torch.manual_seed(0)
+        block = MBConvBlock(4, 4, 2, 1, 0.0).train()
+        block.fuse = fuse
+        block.b0.momentum = block.b1.momentum = momentum
+        for k in range(3):
+            block(3 + k + torch.randn(8, 4, 100, generator=torch.Generator().manual_seed(k)))
+        found.append([buffer.clone() for buffer in block.buffers()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norms_with_different_eps_both_count(training):
+    block = MBConvBlock(4, 4, 2, 1, 0.0).train(training)
+    block.b1.eps = 0.1
+    x = torch.randn(8, 4, 100)
+    with torch.no_grad():
+        together = block(x)
+        block.fuse = False
+        torch.testing.assert_close(together, block(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_hooks_of_every_layer_are_called(training):
+    torch.manual_seed(0)
+    encoder = build_encoder(2, PRESETS["seed"]).train(training)
+    x = torch.randn(2, 2, 1920, generator=torch.Generator().manual_seed(1))
+    seed = 3  # of dropout
+    with torch.no_grad():
+        torch.manual_seed(seed)
+        expected = encoder(x)
+        for name, layer in encoder.named_modules():
+            # A block without residual has a dropout that it does not use.
+            if name.endswith("drop") and not getattr(encoder.get_submodule(name.rpartition(".")[0]), "residual", True):
+                continue
+            seen = []
+            hook = layer.register_forward_hook(lambda *arguments, seen=seen: seen.append(arguments))
+            torch.manual_seed(seed)
+            y = encoder(x)
+            hook.remove()
+            assert seen, name
+            if not training:  # other bits of a dropout in a block that goes the long way
+                torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_pruned_layers_train():
+    """Pruning makes the weight anew in a hook before every forward."""
+    torch.manual_seed(0)
+    encoder = build_encoder(2, PRESETS["seed"]).train()
+    for layer in encoder.modules():
+        if isinstance(layer, torch.nn.Conv1d):
+            prune.l1_unstructured(layer, "weight", amount=0.3)
+    optimiser = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        encoder(torch.randn(2, 2, 960)).square().mean().backward()
+        optimiser.step()
+    assert encoder.stage9.weight_orig.grad.any()
 
 
 def test_same_bits_for_any_number_of_threads():
@@ -396,8 +475,9 @@ def test_opcheck(stride):
     options = (stride, 1e-5, False, 0.0)
     seed = torch.tensor(1)
     torch.library.opcheck(namespace.mbconv_evaluate.default, (x, weights, running, stride, 1e-5, False))
-    torch.library.opcheck(namespace.mbconv_forward.default, (x, weights, seed, *options))
-    y, *kept = namespace.mbconv_forward(x, weights, seed, *options)
+    for for_backward in (True, False):
+        torch.library.opcheck(namespace.mbconv_forward.default, (x, weights, seed, *options, for_backward))
+    y, *kept = namespace.mbconv_forward(x, weights, seed, *options, True)
     torch.library.opcheck(namespace.mbconv_backward.default, (y, x, weights, seed, *kept, *options))
 
 

@@ -290,7 +290,7 @@ def test_runs_side_by_side(tmp_path):
     start(two, mode="pairwise")
     embeddings = embed(two / "embeddings", seed=4)
     classify(two / "results" / "stage", embeddings, "stage", seed=9)
-    retrieve(two / "results" / "retrieve", embeddings, scope="within-night")
+    retrieve(two / "results" / "retrieve", embeddings, scope="night")
     deep = tmp_path / "supervised"
     start(deep, task="stage", train_subjects=3)
     classify(deep / "results" / "stage", embeddings, "stage", seed=3, command="supervise")

@@ -101,11 +101,17 @@ def test_the_papers_class_figures_average_to_its_macro_figures():
             np.testing.assert_allclose(np.mean(classes, axis=0), rows["macro"], atol=0.0011)
 
 
-def test_no_figure_of_the_paper_is_taken_from_its_abstract():
-    # The abstract's eight figures are those of Tables 2 and 3; as staging and breathing they would be far off.
-    assert paper_tables.CLASSES["stage"]["AUROC"]["macro"][0] == 0.906
-    assert paper_tables.CLASSES["sdb"]["AUPRC"]["macro"][0] == 0.711
-    assert paper_tables.CLASSES["age"]["AUROC"]["macro"][0] == 0.883
+def test_tables_of_one_task_agree_where_the_paper_prints_a_figure_twice():
+    # Figure 2 ends, and Figure 3 begins, with figures of Tables 6, 7, 11 and 12; the abstract's are of age and sex.
+    for task, (figure, curves) in paper_tables.FEW_SHOT.items():
+        macro = dict(zip(("leave-one-out", "pairwise"), paper_tables.CLASSES[task][figure]["macro"], strict=False))
+        for method, value in macro.items():
+            assert curves[method][-1] == value, (task, method)
+    brain, respiratory = (paper_tables.PAPER_ORDER.index(m) for m in ("brain", "respiratory"))
+    everything = paper_tables.PRETRAINED_ON[()]
+    for i, figure in enumerate(("AUROC", "AUPRC")):
+        assert everything[i] == pytest.approx(paper_tables.SINGLE[11][2][figure][brain], abs=0.0021)
+        assert everything[2 + i] == pytest.approx(paper_tables.SINGLE[12][2][figure][respiratory], abs=0.0011)
 
 
 def test_every_cell_has_a_place_of_its_own_and_a_plausible_paper_figure():
@@ -402,6 +408,92 @@ def test_a_simulated_cohort_comes_with_its_sentence():
     assert "cannot be compared" not in reproduce_tables.warning(simulated=False)
 
 
+def single_record(task, n_classes, n_clips=300, n_subjects=25):
+    one = {name: interval(0.7) for name in ("auroc", "auprc", "f1")}
+    sides = {"train": {"n_subjects": n_subjects}, "test": {"n_clips": n_clips}}
+    return {"task": task, "macro": {**one, "n_classes": n_classes}, "classes": {}, **sides}
+
+
+@pytest.mark.parametrize(("number", "task", "n_all"), [(15, "age", 4), (11, "stage", 5)])
+def test_a_mean_over_other_classes_is_noted_in_tables_by_modality_too(tmp_path, number, task, n_all):
+    layout = reproduce_plan.Layout(tmp_path)
+    for modality, n in (("ecg", n_all), ("brain", n_all - 1)):
+        source = Source(Run("contrastive"), Evaluation("probe", task, modality))
+        write_result(layout.result(source), single_record(task, n), {})
+    table = paper_tables.make_table(number)
+    cells = {(c["row"], c["figure"]): c for c in reproduce_tables.collect(table, layout)}
+    printed = {(c.row, c.figure): c.paper for c in table.cells}
+    assert cells["ecg", "AUROC"]["paper"] == printed["ecg", "AUROC"]
+    assert cells["ecg", "AUROC"]["note"] == ""
+    other = cells["brain", "AUROC"]
+    assert (other["value"], other["paper"]) == (0.7, None)
+    assert other["note"] == f"ours is the mean of {n_all - 1} classes, the paper's of {n_all}"
+
+
+def test_figure_3_and_the_few_shot_curve_are_guarded_too(tmp_path):
+    layout = reproduce_plan.Layout(tmp_path)
+    source = Source(Run("contrastive"), Evaluation("probe", "stage", "brain"))
+    write_result(layout.result(source), single_record("stage", 4), {})
+    cells = reproduce_tables.collect(paper_tables.pretraining_figure(), layout)
+    ours = next(c for c in cells if c["row"] == "all three" and c["figure"] == "AUROC" and c["value"] is not None)
+    assert ours["paper"] is None
+    assert "4 classes, the paper's of 5" in ours["note"]
+    curve = [{"subjects": 1, "replicate": 0, "macro_absent_at_chance": {"auroc": 0.6, "auprc": 0.2}}]
+    test = {"n_clips": 9, "class_counts": {"W": 3, "N1": 2, "N2": 2, "N3": 0, "R": 2}}
+    source = Source(Run("contrastive"), Evaluation("few_shot"))
+    record = {"task": "stage", "curve": curve, "test": test, "n_subjects_to_draw_from": 5}
+    write_result(layout.result(source), record, {})
+    cells = reproduce_tables.collect(paper_tables.few_shot_figure((1,), 1, 9), layout)
+    ours = next(c for c in cells if (c["row"], c["method"]) == ("1", "leave-one-out"))
+    assert (ours["value"], ours["paper"]) == (0.6, None)
+
+
+def test_more_subjects_than_are_labelled_are_said_so(tmp_path):
+    layout = reproduce_plan.Layout(tmp_path)
+    curve = [{"subjects": 6, "replicate": 0, "macro_absent_at_chance": {"auroc": 0.6, "auprc": 0.2}}]
+    record = {"task": "stage", "curve": curve, "n_subjects_to_draw_from": 6}
+    write_result(layout.result(Source(Run("contrastive"), Evaluation("few_shot"))), record, {})
+    network = Source(Run("supervised", subjects=8), Evaluation("supervised"))
+    write_result(layout.result(network), {**stage_record(0.7), "train": {"n_subjects": 6}}, {})
+    cells = reproduce_tables.collect(paper_tables.few_shot_figure((8,), 1, 9), layout)
+    for method in ("leave-one-out", "supervised CNN"):
+        cell = next(c for c in cells if (c["row"], c["method"]) == ("8", method))
+        assert cell["value"] is None
+        assert cell["note"] == "fewer than 8 labelled training subjects: there are 6"
+
+
+def test_other_test_clips_are_noted(tmp_path):
+    layout = reproduce_plan.Layout(tmp_path)
+    table = paper_tables.make_table(7)
+    probe = Source(Run("contrastive"), Evaluation("probe", "sdb"))
+    network = Source(Run("supervised", task="sdb"), Evaluation("supervised", "sdb"))
+    write_result(layout.result(probe), single_record("sdb", 1, 300), {})
+    write_result(layout.result(network), single_record("sdb", 1, 300), {})
+    cells = reproduce_tables.collect(table, layout)
+    assert "different clips" not in "\n".join(reproduce_tables.draw(table, cells, simulated=False))
+    write_result(layout.result(network), single_record("sdb", 1, 345), {}, overwrite=True)
+    cells = reproduce_tables.collect(table, layout)
+    assert {c["method"]: c["n_test"] for c in cells}["supervised CNN"] == 345
+    drawn = "\n".join(reproduce_tables.draw(table, cells, simulated=False))
+    assert "what each reads: leave-one-out 300, supervised CNN 345 clips." in drawn
+
+
+def test_the_size_stands_above_the_tables_and_a_tiny_encoder_is_not_the_papers():
+    facts = planner().facts
+    line = reproduce_tables.size_line("smoke", SMOKE, facts)
+    assert "\n" not in line
+    assert line.startswith("Preset smoke: encoder tiny, 5 epochs, 25 training and 11 test subjects")
+    cell = {"row": "macro", "method": "pairwise", "figure": "AUROC", "value": 0.7, "low": None, "high": None}
+    cells = [{**cell, "paper": 0.902, "note": ""}]
+    table = paper_tables.make_table(7)
+    tiny = "\n".join(reproduce_tables.draw(table, cells, simulated=False, encoder="tiny"))
+    assert "paper (another encoder, for orientation)" in tiny
+    assert "<sub>0.902</sub>" in tiny
+    assert "orientation" not in "\n".join(reproduce_tables.draw(table, cells, simulated=False, encoder="seed"))
+    assert "orientation" in reproduce_tables.warning(simulated=False, encoder="tiny")
+    assert "orientation" not in reproduce_tables.warning(simulated=False, encoder="seed")
+
+
 # ---- all of it -----------------------------------------------------------------------------------------------------
 
 
@@ -420,6 +512,7 @@ def test_from_store_to_tables_and_again(cohort_store, tmp_path, capsys):
     text = (out / "tables.md").read_text()
     assert "cannot be compared with figures of patients" in text
     assert "<sub>0.891</sub>" in text
+    assert text.splitlines()[2].startswith("Preset smoke: encoder tiny, 1 epoch, ")
     record = json.loads((out / "reproduction.json").read_text())
     cells = [cell for table in record["tables"] for cell in table["cells"]]
     for cell in cells:

@@ -32,15 +32,34 @@ Pool& pool() {
     return *all;
 }
 
-// The oldest idle blocks go until `room` more bytes fit below the most that was ever in use.
-void make_room(Pool& all, std::size_t room) {
+// The oldest idle blocks go until no more than `bytes` of them are left; returns what was freed.
+std::size_t free_idle(Pool& all, std::size_t bytes) {
+    std::size_t const before = all.idle_bytes;
     std::size_t freed = 0;
-    while (freed < all.idle.size() && all.used_bytes + all.idle_bytes + room > all.most_used_bytes) {
+    while (all.idle_bytes > bytes) {
         std::free(all.idle[freed].address);
         all.idle_bytes -= all.idle[freed].size;
         ++freed;
     }
     all.idle.erase(all.idle.begin(), all.idle.begin() + static_cast<std::ptrdiff_t>(freed));
+    return before - all.idle_bytes;
+}
+
+void* allocate(Pool& all, std::size_t bytes) {
+    // Together with what is in use, idle blocks stay below the most that was ever in use.
+    std::size_t const used = all.used_bytes + bytes;
+    free_idle(all, std::max(all.most_used_bytes, used) - used);
+    void* block = std::aligned_alloc(HUGE_PAGE, bytes);
+    if (block == nullptr && free_idle(all, 0) > 0) {
+        block = std::aligned_alloc(HUGE_PAGE, bytes);
+    }
+    if (block == nullptr) {
+        throw std::bad_alloc();
+    }
+#if defined(__linux__)
+    madvise(block, bytes, MADV_HUGEPAGE);
+#endif
+    return block;
 }
 
 }  // namespace
@@ -61,20 +80,11 @@ Pages::Pages(std::size_t n_bytes) : block_(nullptr), n_bytes_(n_bytes) {
         held_ = best->size;
         all.idle_bytes -= held_;
         all.idle.erase(best);
+    } else {
+        block_ = allocate(all, held_);
     }
     all.used_bytes += held_;
     all.most_used_bytes = std::max(all.most_used_bytes, all.used_bytes);
-    if (block_ == nullptr) {
-        make_room(all, 0);
-        block_ = std::aligned_alloc(HUGE_PAGE, held_);
-        if (block_ == nullptr) {
-            all.used_bytes -= held_;
-            throw std::bad_alloc();
-        }
-#if defined(__linux__)
-        madvise(block_, held_, MADV_HUGEPAGE);
-#endif
-    }
 }
 
 Pages::~Pages() {
@@ -88,12 +98,7 @@ Pages::~Pages() {
 std::size_t release_pages() {
     Pool& all = pool();
     std::lock_guard<std::mutex> const lock(all.mutex);
-    std::size_t const bytes = all.idle_bytes;
-    for (Block const& block : all.idle) {
-        std::free(block.address);
-    }
-    all.idle.clear();
-    all.idle_bytes = 0;
+    std::size_t const bytes = free_idle(all, 0);
     all.most_used_bytes = all.used_bytes;
     return bytes;
 }

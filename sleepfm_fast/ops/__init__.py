@@ -5,5 +5,6 @@ from __future__ import annotations
 from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics, contrastive_loss, problems
 from sleepfm_fast.ops.filter_resample import filter_resample
 from sleepfm_fast.ops.mbconv import mbconv
+from sleepfm_fast.ops.pages import release_pages
 
-__all__ = ["ContrastiveStatistics", "contrastive_loss", "filter_resample", "mbconv", "problems"]
+__all__ = ["ContrastiveStatistics", "contrastive_loss", "filter_resample", "mbconv", "problems", "release_pages"]

@@ -89,7 +89,8 @@ def mbconv(
 
     Notes
     -----
-    The same arguments give the same bits, for every number of threads. In training the gradients of ``b1`` and
+    The same arguments give the same bits, for every number of threads. One clip runs on one thread, so threads beyond
+    the number of clips are idle; backward uses at most 16. In training the gradients of ``b1`` and
     ``bd`` are exactly zero: the batch norms take constants away.
     """
     weights = (w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3)
@@ -115,7 +116,11 @@ def mbconv(
         raise ValueError(f"x has shape {tuple(x.shape)}; a batch norm needs more than one value a channel to train.")
     if seed is None:
         seed = torch.randint(1 << 62, ()) if dropout > 0.0 else torch.zeros((), dtype=torch.int64)
-    y, statistics = _MBConv.apply(stride, eps, residual, dropout, seed, x, *weights)  # type: ignore[no-untyped-call]
+    options = (stride, eps, residual, dropout)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
+        y, statistics = _MBConv.apply(*options, seed, x, *weights)  # type: ignore[no-untyped-call]
+    else:
+        y, _, _, statistics, _ = torch.ops.sleepfm_fast.mbconv_forward(x, list(weights), seed, *options, False)
     return y, statistics
 
 
@@ -158,7 +163,7 @@ class _MBConv(torch.autograd.Function):
         ctx: Any, stride: int, eps: float, residual: bool, dropout: float, seed: Tensor, x: Tensor, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         options = (stride, eps, residual, dropout)
-        y, c1, c2, statistics, moments = torch.ops.sleepfm_fast.mbconv_forward(x, list(weights), seed, *options)
+        y, c1, c2, statistics, moments = torch.ops.sleepfm_fast.mbconv_forward(x, list(weights), seed, *options, True)
         ctx.save_for_backward(x, *weights, seed, c1, c2, statistics, moments)
         ctx.options = options
         ctx.mark_non_differentiable(statistics)
@@ -178,8 +183,8 @@ class _MBConv(torch.autograd.Function):
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 LIBRARY.define(
-    "mbconv_forward(Tensor x, Tensor[] weights, Tensor seed, int stride, float eps, bool residual, float dropout) -> "
-    "(Tensor y, Tensor c1, Tensor c2, Tensor statistics, Tensor moments)",
+    "mbconv_forward(Tensor x, Tensor[] weights, Tensor seed, int stride, float eps, bool residual, float dropout, "
+    "bool for_backward) -> (Tensor y, Tensor c1, Tensor c2, Tensor statistics, Tensor moments)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
@@ -199,13 +204,15 @@ def keeps_expansion(n_in: int) -> bool:
     return n_in > 32
 
 
-def results_of_forward(x: Tensor, weights: list[Tensor], stride: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def results_of_forward(
+    x: Tensor, weights: list[Tensor], stride: int, for_backward: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Uninitialised y, c1, c2, statistics, moments."""
     B, n_in, T = x.shape
     S, width = (T - 1) // stride + 1, weights[0].shape[0]
     return (
         x.new_empty((B, weights[8].shape[0], S)),
-        empty(x, (B, width, T) if keeps_expansion(n_in) else (0,)),
+        empty(x, (B, width, T) if for_backward and keeps_expansion(n_in) else (0,)),
         empty(x, (B, width, S)),
         x.new_empty((4, width), dtype=torch.float64),
         x.new_empty((1 + n_in, n_in), dtype=torch.float64),
@@ -214,16 +221,23 @@ def results_of_forward(x: Tensor, weights: list[Tensor], stride: int) -> tuple[T
 
 @torch.library.register_fake("sleepfm_fast::mbconv_forward", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _fake_forward(
-    x: Tensor, weights: list[Tensor], seed: Tensor, stride: int, eps: float, residual: bool, dropout: float
+    x: Tensor,
+    weights: list[Tensor],
+    seed: Tensor,
+    stride: int,
+    eps: float,
+    residual: bool,
+    dropout: float,
+    for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return results_of_forward(x, weights, stride)
+    return results_of_forward(x, weights, stride, for_backward)
 
 
 @torch.library.register_fake("sleepfm_fast::mbconv_evaluate", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _fake_evaluate(
     x: Tensor, weights: list[Tensor], running: list[Tensor], stride: int, eps: float, residual: bool
 ) -> Tensor:
-    return results_of_forward(x, weights, stride)[0]
+    return results_of_forward(x, weights, stride, False)[0]
 
 
 @torch.library.register_fake("sleepfm_fast::mbconv_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
@@ -256,10 +270,17 @@ def call_arguments(
 
 
 def _forward(
-    x: Tensor, weights: list[Tensor], seed: Tensor, stride: int, eps: float, residual: bool, dropout: float
+    x: Tensor,
+    weights: list[Tensor],
+    seed: Tensor,
+    stride: int,
+    eps: float,
+    residual: bool,
+    dropout: float,
+    for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x = x.contiguous()
-    results = results_of_forward(x, weights, stride)
+    results = results_of_forward(x, weights, stride, for_backward)
     y, c1, c2, statistics, moments = results
     leading, _alive = call_arguments(x, weights, stride, backward=False)
     tensors = (x, c1, c2, statistics, moments, y)

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sleepfm_fast import _C
 
-__all__ = ["empty"]
+__all__ = ["empty", "release_pages"]
 
 SMALL_BYTES = 1 << 20
 
@@ -19,9 +19,23 @@ def empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Uninitialised contiguous tensor of the type and device of ``like``; on the CPU from pages that were freed before.
 
     The memory goes back to the pool when the last tensor that uses it is gone. The pool never holds more than was in
-    use at one time; ``_C.release_pages()`` gives what is idle back to the system.
+    use at one time; :func:`release_pages` gives what is idle back to the system.
     """
     n_bytes = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or n_bytes < SMALL_BYTES or isinstance(like, FakeTensor):
         return like.new_empty(shape)
     return torch.frombuffer(_C.Pages(n_bytes), dtype=like.dtype).view(shape)
+
+
+def release_pages() -> int:
+    """Give the memory that the ops keep for their next call back to the system; what tensors use stays.
+
+    The commands call it when a training ends. A program of your own that goes on after training can do the same; the
+    next step of a training takes a little longer, as it must ask for its memory again.
+
+    Returns
+    -------
+    int
+        Bytes that were given back.
+    """
+    return _C.release_pages()

@@ -30,6 +30,7 @@ TASK_TITLES = {
     "sex": "Sex",
 }
 UNIT = Scale(0.0, 1.0, ticks=tuple((t, number(t)) for t in (0.0, 0.25, 0.5, 0.75, 1.0)))
+CLASSIFIERS = ("probe", "supervise", "classify")  # commands whose results are a classifier's test
 SHOWN = 4  # results of a task that stand open; further ones are folded
 
 
@@ -39,11 +40,13 @@ def describe_result(run: Run, result: Result, runs: Sequence[Run]) -> str:
     modalities = record.get("modalities")
     modalities = modalities if isinstance(modalities, list) else []
     saw = "all modalities" if len(modalities) > 1 else str(modalities[0]) if modalities else result.path.name
-    how = "end-to-end network" if result.command == "supervise" else "probe"
+    how = "probe" if result.command == "probe" else "end-to-end network"
     name = f"{how}, {saw}"
+    if store := run.external_store(result):
+        name += f", external: tested on {store}"
     same = [
         r
-        for r in run.results_of("probe", "supervise", task=record.get("task"))
+        for r in run.results_of(*CLASSIFIERS, task=record.get("task"))
         if (r.command, r.record.get("modalities")) == (result.command, record.get("modalities"))
     ]
     if len(same) > 1:
@@ -294,13 +297,16 @@ def sizes(result: Result) -> str:
             f"fitted on {count(train['n_clips'])} clips of {count(train['n_subjects'])} subjects, tested on "
             f"{count(test['n_clips'])} clips of {count(test['n_subjects'])} others"
         )
+    elif test:  # `classify` fits nothing
+        parts.append(f"tested on {count(test['n_clips'])} clips of {count(test['n_subjects'])} subjects")
     return "; ".join(part for part in parts if part)
 
 
 def task_section(runs: Sequence[Run], task: str) -> Section:
     """Draw all results of a task, run by run."""
     section = Section(f"task-{task}", TASK_TITLES[task])
-    found = [(run, result) for run in runs for result in run.results_of("probe", "supervise", task=task)]
+    found = [(run, result) for run in runs for result in run.results_of(*CLASSIFIERS, task=task)]
+    own = [(run, result) for run, result in found if not run.external_store(result)]
     together: list[Figure | Missing] = []
     try:
         if len(found) > 1:
@@ -308,8 +314,8 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
         together += difference_figures(runs, task)
     except MISSHAPEN as error:
         together.append(Missing(f"The classifiers of this task cannot be tabulated ({error!r}). Write them again."))
-    if len(together) == 1 and len(found) > 1:
-        (run, first), (_, second) = found[:2]
+    if len(together) == 1 and len(own) > 1:
+        (run, first), (_, second) = own[:2]
         command = suggestions.compare(run, task, first, second)
         together.append(Missing("No difference of two of them has been measured. This command measures one:", command))
     if together:
@@ -330,13 +336,14 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
         group.items = [item for item in items if item is not None]
         group.folded = i >= SHOWN
         section.groups.append(group)
-    lacking = [run for run in runs if not run.supervised and run not in [r for r, _ in found]]
+    lacking = [run for run in runs if not run.supervised and run not in [r for r, _ in own]]
     for run in lacking if (found or task in ("stage", "sdb")) else ():
         section.groups.append(
             Group(
                 items=[
                     Missing(
-                        f"{run.name} has no result for {TASK_TITLES[task].lower()}. This command makes one:",
+                        f"{run.name} has no result for {TASK_TITLES[task].lower()} on its own store. This command "
+                        "makes one:",
                         suggestions.probe(run, task),
                     )
                 ]

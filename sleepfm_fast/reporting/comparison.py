@@ -48,10 +48,16 @@ def overview(named: Sequence[tuple[str, Result]]) -> Figure:
         drawn = spread(figures["auroc"], 0.5)
         rows.append([escape(name), count(n), cells["auroc"], drawn, *(cells[f] for f in figures if f != "auroc")])
         data.append({"classifier": name, "test_clips": n, **figures})
+    external = (
+        " Those named external were tested on another store and do not compare with the others."
+        if any("external: " in name for name, _ in named)
+        else ""
+    )
     return Figure(
         "All classifiers of this task", table(head, rows, "All classifiers of this task", escaped=True),
         "Means of classes, with 95 % intervals over test subjects. Intervals that overlap do not show that "
-        "classifiers are alike: the same subjects are hard for all of them. `compare` measures the difference itself.",
+        "classifiers are alike: the same subjects are hard for all of them. `compare` measures the difference itself."
+        f"{external}",
         [result.path / "result.json" for _, result in named], data, wide=True,
     )  # fmt: skip
 

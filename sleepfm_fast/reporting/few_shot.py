@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.classification import TASK_TITLES
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
 from sleepfm_fast.reporting.scale import Scale, covering
-from sleepfm_fast.reporting.sources import MISSHAPEN, Run
+from sleepfm_fast.reporting.sources import MISSHAPEN, Run, replicates_beside
 from sleepfm_fast.reporting.wording import value_of
+from sleepfm_fast.reproduce_tables import with_chance
 
 __all__ = ["few_shot_section"]
 
@@ -43,7 +45,10 @@ class Curve:
 
 
 def curves_of(runs: Sequence[Run], task: str) -> list[Curve]:
-    """Collect the curves of a task: ``few_shot`` results, and networks trained with ``--train-subjects``."""
+    """Collect the curves of a task: ``few_shot`` results, and networks trained with ``--train-subjects``.
+
+    In both, a class that the draw lacks counts at chance: left out, a draw of fewer classes would look better.
+    """
     curves: list[Curve] = []
     scratch: dict[str, Curve] = {}
     for run in runs:
@@ -63,8 +68,11 @@ def curves_of(runs: Sequence[Run], task: str) -> list[Curve]:
             modalities = list(result.record.get("modalities") or [])
             saw = f", {modalities[0]}" if len(modalities) == 1 else ""
             curve = scratch.setdefault(saw, Curve(f"end-to-end network{saw}"))
-            curve.values[size].append(result.record.get("macro") or {})
+            at_chance = {figure: with_chance(result.record, figure) for figure in ("auroc", "auprc")}
+            curve.values[size].append({**(result.record.get("macro") or {}), **at_chance})
             curve.files.append(result.path / "result.json")
+    if strange := [n for curve in (*curves, *scratch.values()) for n in curve.values if not 0 < n < 2**31]:
+        raise SleepfmError(f"a curve has {strange[0]} subjects")
     if not curves and sum(len(c.values) for c in scratch.values()) < 2:
         return []
     return [c for c in (*curves, *scratch.values()) if c.values]
@@ -102,7 +110,8 @@ def curve_figure(curves: Sequence[Curve], task: str, figure: str) -> Figure | No
         f"{TASK_TITLES.get(task, task)}: {FIGURES[figure]}",
         plot,
         "Mean over replicates, that is over draws of subjects; vertical lines go from the worst to the best. A class "
-        "that a probe's draw lacks counts at chance.",
+        "that a draw lacks counts at chance for probes and networks alike (AUROC 0.5, AUPRC its prevalence; F1 0), so "
+        "the network's figures can lie below those of its own section, which are means of the classes it knows.",
         [file for curve, *_ in drawn for file in curve.files],
         data,
         key=legend([(f"s{i % N_SERIES}", curve.name) for i, (curve, *_) in enumerate(drawn)], "both"),
@@ -119,7 +128,7 @@ def curve_table(curves: Sequence[Curve], task: str) -> Figure:
     return Figure(
         f"{TASK_TITLES.get(task, task)}: few-shot figures",
         table(["method, subjects", "replicates", *FIGURES.values()], rows, "Few-shot figures"),
-        "Means over replicates.",
+        "Means over replicates; a class that a draw lacks counts at chance.",
         [file for curve in curves for file in curve.files],
         [{"method": c.name, "subjects": n, "macro": c.values[n]} for c in curves for n in sorted(c.values)],
         wide=True,
@@ -136,6 +145,7 @@ def means(replicates: Sequence[dict[str, Any]], figure: str) -> str:
 def few_shot_section(runs: Sequence[Run]) -> Section:
     """Draw the curves of every task that has some."""
     section = Section("few-shot", "Few labelled subjects")
+    runs = [*runs, *replicates_beside(runs)]
     tasks = dict.fromkeys(str(r.record.get("task")) for run in runs for r in run.results_of("few_shot", "supervise"))
     for task in tasks:
         try:

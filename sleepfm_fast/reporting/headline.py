@@ -60,8 +60,11 @@ def mean_prevalence(result: Result) -> float | None:
 
 
 def retrieval_reading(run: Run) -> Reading | None:
-    """Mean recall at the largest k of 10 or less, over the directions of ``results/retrieve`` or the first result."""
-    results = run.results_of("retrieve")
+    """Mean recall at the largest k of 10 or less, over the directions of ``results/retrieve`` or the first result.
+
+    Only held-out clips speak for a run; retrieval among training clips stands in its own section.
+    """
+    results = [r for r in run.results_of("retrieve") if on_test_clips(run, r)]
 
     def order(result: Result) -> tuple[bool, bool, str]:
         scope = str(result.record.get("scope") or "")
@@ -79,6 +82,45 @@ def retrieval_reading(run: Run) -> Reading | None:
         note = f"recall@{k}{factor}; mean of {result.record['mean'].get('n_directions', '-')} directions"
         return Reading(run, entry, value_of(entry.get("chance")), note, result.path / "result.json", k)
     return None
+
+
+def on_test_clips(run: Run, result: Result) -> bool:
+    """Whether a retrieval result is of the test split of the run's own store."""
+    return result.record.get("split") == "test" and not run.external_store(result)
+
+
+def lead(runs: Sequence[Run]) -> str:
+    """Say on whom the figures were measured, as far as the runs' files tell."""
+    shared = [run for run in runs if run.overlaps]
+    unknown = [(run, why) for run in runs if (why := run.unknown_training)]
+    if not shared and not unknown:
+        words = ["On subjects that neither the encoder nor the classifier was trained on."]
+    else:
+        words = ["On test clips."]
+        if shared:
+            names = ", ".join(run.name for run in shared)
+            words.append(
+                f"Training and test clips of {names} come from the same people, so the figures describe memorisation, "
+                "not generalisation."
+            )
+        words += [
+            f"The classifier of {run.name} was not trained on the test subjects, but {why}, so the encoder may have "
+            "seen them."
+            for run, why in unknown
+            if run not in shared
+        ]
+    return " ".join([*words, "Bars are 95 % intervals, bootstrapped over subjects; dashed marks are chance."])
+
+
+def not_shown(runs: Sequence[Run]) -> str:
+    """Say which runs have retrieval results, but none of the test split."""
+    left = []
+    for run in runs:
+        results = run.results_of("retrieve")
+        if results and not any(on_test_clips(run, r) for r in results):
+            splits = ", ".join(dict.fromkeys(str(r.record.get("split")) for r in results))
+            left.append(f"{run.name} (clips: {splits})")
+    return f"No retrieval on the run's own test clips: {'; '.join(left)}. See the section on retrieval." if left else ""
 
 
 def card(title: str, meaning: str, readings: Sequence[Reading], several: bool) -> Figure:
@@ -114,8 +156,7 @@ def headline_section(runs: Sequence[Run]) -> Section:
     section = Section(
         "headline",
         "Headline figures",
-        "On subjects that neither the encoder nor the classifier was trained on. Bars are 95 % intervals, bootstrapped "
-        "over subjects; dashed marks are chance.",
+        lead(runs),
     )
 
     def half(_: Result) -> float | None:
@@ -124,7 +165,7 @@ def headline_section(runs: Sequence[Run]) -> Section:
     def nothing(_: Result) -> float | None:
         return 0.0
 
-    group = Group()
+    group = Group(note=not_shown(runs))
     wanted: list[tuple[str, Callable[[Reading], str], Callable[[Run], Reading | None]]] = [
         (
             "Sleep staging: AUROC, mean of stages",
@@ -200,7 +241,7 @@ def headline_section(runs: Sequence[Run]) -> Section:
         run = runs[0]
         group.items.append(
             Missing(
-                "No results yet. These commands make them:",
+                "No results on the run's own test clips yet. These commands make them:",
                 "\n".join(
                     [
                         suggestions.embed(run),

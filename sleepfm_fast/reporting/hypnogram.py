@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.calibration import correct_for_prior
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.classification import array_file
@@ -36,7 +37,11 @@ UNIT = Scale(0.0, 1.0, ticks=((0.0, "0"), (0.5, ".5"), (1.0, "1")))
 
 @dataclass(frozen=True)
 class Night:
-    """The test clips of one recording in one result, in time order; times in hours."""
+    """The test clips of one recording in one result, in time order; times in hours.
+
+    ``probability`` is as fitted, of which the result's figures are; ``prior`` has the frequencies of the training
+    clips' classes where the classifier was fitted as if all were equally frequent.
+    """
 
     result: Result
     name: str
@@ -44,6 +49,7 @@ class Night:
     label: npt.NDArray[np.int64]
     probability: Floats
     classes: tuple[int, ...]
+    prior: Floats | None = None
 
     @property
     def stop(self) -> Floats:
@@ -53,6 +59,11 @@ class Night:
     def predicted(self) -> npt.NDArray[np.int64]:
         codes: npt.NDArray[np.int64] = np.asarray(self.classes, np.int64)[self.probability.argmax(1)]
         return codes
+
+    @property
+    def believed(self) -> Floats:
+        """Probabilities that can be taken at their word: corrected for the prior where there is one."""
+        return self.probability if self.prior is None else correct_for_prior(self.probability, self.prior)
 
     @property
     def accuracy(self) -> float:
@@ -73,14 +84,18 @@ def nights_of(result: Result) -> dict[str, Night]:
     classes = result.record.get("trained_classes")
     if not isinstance(names, list) or not isinstance(classes, list) or len(classes) != probability.shape[1]:
         raise SleepfmError(f"{result.path / 'result.json'} lacks the names of recordings or classes; write it again.")
+    class_names = result.record["class_names"]
+    recorded = (result.record.get("calibration") or {}).get("prior")
+    prior = np.array([recorded[class_names[k]] for k in classes], np.float64) if recorded else None
     nights = {}
     order = np.lexsort((onset, recording))
     starts = np.flatnonzero(np.r_[True, np.diff(recording[order]) != 0])
     for rows in np.split(order, starts[1:]):
         r = int(recording[rows[0]])
         nights[str(names[r])] = Night(
-            result, str(names[r]), onset[rows] / 3600, label[rows], probability[rows], tuple(int(c) for c in classes)
-        )
+            result, str(names[r]), onset[rows] / 3600, label[rows], probability[rows], tuple(int(c) for c in classes),
+            prior,
+        )  # fmt: skip
     return nights
 
 
@@ -111,12 +126,13 @@ def staircase(plot: Plot, night: Night, stage: npt.NDArray[np.int64], class_: st
 def ribbon(plot: Plot, night: Night) -> None:
     """Stack the probabilities of the stages; where clips are missing the ribbon is cut."""
     breaks = np.flatnonzero(night.start[1:] > night.stop[:-1] + 1e-6) + 1
+    believed = night.believed
     order = [n for n in reversed(ORDER) if STAGES.index(n) in night.classes]
     for rows in np.split(np.arange(len(night.start)), breaks):
         edges = np.repeat(np.r_[night.start[rows], night.stop[rows[-1]]], 2)[1:-1]
         below = np.zeros(len(rows))
         for name in order:
-            above = below + night.probability[rows, night.classes.index(STAGES.index(name))]
+            above = below + believed[rows, night.classes.index(STAGES.index(name))]
             if name == order[-1]:
                 above = np.ones(len(rows))
             plot.area(edges, np.repeat(below, 2), np.repeat(above, 2), name.lower())
@@ -134,7 +150,7 @@ def predicted_plots(night: Night, x: Scale, who: str) -> list[str | Plot]:
     )  # fmt: skip
     staircase(plot, night, night.predicted, "s0 solid")
     plot.blocks(night.start[wrong], night.stop[wrong], -0.5, -0.3, "wrong")
-    uncertainty = entropy(night.probability)
+    uncertainty = entropy(night.believed)
     sure = Plot(
         x, UNIT, f"Probabilities of {night.name}",
         f"Stacked probabilities of the stages over the night. The entropy is {uncertainty.mean():.2f} on average, "
@@ -164,7 +180,7 @@ def breathing_plot(night: Night, x: Scale, who: str) -> Plot:
     )  # fmt: skip
     plot.blocks(night.start[truth], night.stop[truth], -0.3, -0.08, "event")
     if event in night.classes:
-        p = night.probability[:, night.classes.index(event)]
+        p = night.believed[:, night.classes.index(event)]
         plot.steps(night.start, night.stop, p, "s0 solid")
     return plot
 
@@ -177,7 +193,8 @@ def rounded(night: Night) -> dict[str, Any]:
         "truth": [names[k] for k in night.label.tolist()],
         "predicted": [names[k] for k in night.predicted.tolist()],
         "classes": [names[k] for k in night.classes],
-        "probability": night.probability.round(3).tolist(),
+        "probability": night.believed.round(3).tolist(),
+        "corrected_for_prior": night.prior is not None,
         "accuracy": night.accuracy,
     }
 
@@ -215,12 +232,19 @@ def night_figure(
         "stages": {run.name: rounded(night) for run, night in staged},
         "respiratory_events": {run.name: rounded(night) for run, night in breathing},
     }
+    corrected = (
+        " Probabilities and entropy are corrected to the class frequencies of the training clips, since the classifier "
+        "was fitted as if all classes were equally frequent; the predicted stages are those of the fit, of which the "
+        "figures elsewhere are, so that the widest band is not always the predicted stage."
+        if any(night.prior is not None for _, night in (*staged, *breathing))
+        else ""
+    )
     key = legend([(n.lower(), n) for n in ORDER] + [("wrong", "differs, or event")], "area")
     return Figure(
         name,
         parts,
         f"{count(len(truth.label))} scored clips of 30 s. Marks below the prediction are clips where it differs from "
-        "the scorer. In the probability band, from the bottom up: N3, N2, N1, R, W.",
+        f"the scorer. In the probability band, from the bottom up: N3, N2, N1, R, W.{corrected}",
         sources,
         data,
         wide=True,
@@ -259,7 +283,10 @@ def hypnogram_section(runs: Sequence[Run], n: int) -> Section:
         for name in chosen:
             staged = [(run, nights[name]) for run, nights in by_task["stage"] if name in nights]
             breathing = [(run, nights[name]) for run, nights in by_task["sdb"] if name in nights]
-            group.items.append(night_figure(name, staged, breathing, len(runs) > 1))
+            try:
+                group.items.append(night_figure(name, staged, breathing, len(runs) > 1))
+            except MISSHAPEN as error:
+                group.items.append(Missing(f"The night {name} cannot be drawn from its results ({error!r})."))
     else:
         run = runs[0]
         group.items.append(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
@@ -34,9 +35,8 @@ def scope_of(result: Result) -> str:
         "": "among all clips of the split",
         "cohort": "among all clips of the split",
         "all": "among all clips of the split",
-        "within-night": "within the query's own night",
         "night": "within the query's own night",
-        "across-subjects": "among clips of other subjects and the true one",
+        "other-subjects": "among clips of other subjects and the true one",
     }.get(scope, f"scope: {scope}")
 
 
@@ -89,33 +89,55 @@ def rank_with_interval(figure: Any) -> str:
     return with_interval(figure, 1)
 
 
+def candidates_of(result: Result, direction: dict[str, Any]) -> npt.NDArray[np.float64]:
+    """How many candidates each query of a direction had; empty where the result does not say."""
+    array = f"n_candidates_{direction['query']}_{direction['candidates']}"
+    if array in result.record.get("arrays", {}):
+        return np.asarray(result.array(array), np.float64)
+    low, high = direction.get("n_candidates") or (0, 1)
+    return np.full(int(direction["n_clips"]) if low == high else 0, float(low))
+
+
+def chance_curve(n_candidates: npt.NDArray[np.float64], k: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Expected recall at each k of random orders: the mean over queries of min(k, n) / n, n the query's candidates."""
+    sizes, counts = np.unique(n_candidates, return_counts=True)
+    found: npt.NDArray[np.float64] = np.minimum(k[:, None] / sizes, 1.0) @ counts / counts.sum()
+    return found
+
+
 def ranks_figure(name: str, result: Result) -> Figure | None:
     """Recall at every k: the distribution of the ranks of all directions."""
     arrays = result.record.get("arrays", {})
-    ranked = []
+    ranked, sizes = [], []
     for d in result.record["directions"]:
         array = f"rank_{d['query']}_{d['candidates']}"
         if array in arrays and arrays[array][1:] and arrays[array][1] > 1:
             ranked.append((f"{d['query']} → {d['candidates']}", array, np.sort(np.asarray(result.array(array)))))
+            sizes.append(candidates_of(result, d))
     if not ranked:
         return None
-    n = max(int(ranks[-1]) for *_, ranks in ranked)
+    n_candidates = np.concatenate(sizes) if all(len(s) for s in sizes) else np.empty(0)
+    n = max(2, int(n_candidates.max(initial=2)), *(int(ranks[-1]) for *_, ranks in ranked))
     plot = Plot(
-        Scale(1.0, float(max(n, 2)), log=True), Scale(0.0, 1.0), f"Recall at every k: {name}", "",
+        Scale(1.0, float(n), log=True), Scale(0.0, 1.0), f"Recall at every k: {name}", "",
         x_label="k (logarithmic)", y_label="recall@k",
     )  # fmt: skip
-    grid = np.unique(np.rint(np.geomspace(1, max(n, 2), 120)).astype(int))
+    grid = np.unique(np.rint(np.geomspace(1, n, 120)).astype(int))
     data: dict[str, Any] = {"k": grid}
     for i, (direction, _, ranks) in enumerate(ranked):
         recall = np.searchsorted(ranks, grid, "right") / len(ranks)
         plot.line(grid, recall, f"s{i % N_SERIES}")
         data[direction] = recall.round(4)
-    candidates = max(len(ranks) for *_, ranks in ranked)
-    plot.line(grid, np.minimum(grid / candidates, 1), "chance")
+    words = ""
+    if n_candidates.size:
+        chance = chance_curve(n_candidates, grid)
+        plot.line(grid, chance, "chance")
+        data["chance"] = chance.round(6)
+        words = "; the dashed line below is chance, the mean over all queries of k / (their number of candidates)"
     plot.description = " ".join(f"{d}: half of the clips are found within {np.median(r):.0f}." for d, _, r in ranked)
     return Figure(
         "Recall at every k", plot,
-        "Share of queries whose own clip is among the k nearest; the dashed line below is chance.",
+        f"Share of queries whose own clip is among the k nearest{words}.",
         [result.path / f"{array}.npy" for _, array, _ in ranked], data,
         key=legend([(f"s{i % N_SERIES}", d) for i, (d, *_) in enumerate(ranked)]),
     )  # fmt: skip

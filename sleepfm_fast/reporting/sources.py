@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embeddings import Embeddings
 
-__all__ = ["MISSHAPEN", "Run", "open_runs"]
+__all__ = ["MISSHAPEN", "Run", "open_runs", "replicates_beside"]
 
 # What reading a record raises whose keys or kinds are not those that its command writes: edited, or of another version.
 MISSHAPEN = (SleepfmError, AttributeError, IndexError, KeyError, TypeError, ValueError)
@@ -80,9 +80,9 @@ class Run:
     def classified(self, task: str) -> Result | None:
         """The result that speaks for a task: ``results/TASK``, else the one of most modalities, else the first by name.
 
-        Others, such as of a second laboratory's store, stand in the task's section only.
+        Tests on another store stand in the task's section only, named as external.
         """
-        results = self.results_of("probe", "supervise", task=task)
+        results = [r for r in self.results_of("probe", "supervise", task=task) if not self.external_store(r)]
 
         def order(result: Result) -> tuple[bool, int, str]:
             modalities = result.record.get("modalities")
@@ -90,12 +90,68 @@ class Run:
 
         return min(results, key=order, default=None)
 
+    def external_store(self, result: Result) -> str:
+        """The store that a classifier was tested on, where it is another than the run's own; else an empty string."""
+        if result.command == "classify":
+            store, own = str(result.record.get("store") or ""), str(result.record.get("trained_on") or self.store_named)
+            return "" if self.same_place(store, own) else store or "another store"
+        named = result.record.get("embeddings") if result.command != "supervise" else None
+        if not isinstance(named, str) or self.same_place(named, str(self.path / EMBEDDINGS)):
+            return ""
+        own_store = (describe(self.path / EMBEDDINGS) or {}).get("store") or self.options.get("store")
+        found = next((d for place in self.places(named) if (d := describe(place)) is not None), None)
+        if found is None:
+            # Moved or deleted: names are what is left, such as those that `reproduce` gives.
+            words = f"{Path(named).name} {result.path.name}"
+            return f"the store of {named}" if "external" in words or "transfer" in words else ""
+        store = str(found.get("store") or "")
+        return "" if own_store is None or self.same_place(store, str(own_store)) else store or f"the store of {named}"
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a result that speaks for the run was tested on people whom it was trained on."""
+        own = [r for r in self.results if not self.external_store(r)]
+        noted = self.embeddings is not None and self.embeddings.description.overlap
+        return noted or self.config.get("overlap") is True or any(r.record.get("overlap") is True for r in own)
+
+    @property
+    def unknown_training(self) -> str:
+        """Why it cannot be told on whom the encoder was trained; empty where its ``config.json`` says so."""
+        config = self.config
+        if not config and self.embeddings is not None and self.embeddings.kind == "embedding":
+            places = self.places(str(self.embeddings.description.run))
+            folder = next((place for place in places if (place / "config.json").is_file()), None)
+            if folder is None:
+                return f"the run of its embeddings, {self.embeddings.description.run}, is not to be found"
+            try:
+                config = RunDirectory(folder).config()
+            except (SleepfmError, OSError, ValueError) as error:
+                return f"the run of its embeddings cannot be read ({error})"
+        options = config.get("config")
+        imported = options.get("imported_from") if isinstance(options, dict) else None
+        if imported:
+            return f"its weights were imported from {imported}, which does not say whom they were trained on"
+        origin = config.get("initialised_from")
+        if isinstance(origin, dict) and origin:
+            return (
+                f"its weights started from those of {origin.get('path', 'another run')}, whose subjects it does not say"
+            )
+        return ""
+
+    def same_place(self, one: str, other: str) -> bool:
+        """Whether two names that the run's files give to folders can mean one folder."""
+        try:
+            return bool({p.resolve() for p in self.places(one)} & {p.resolve() for p in self.places(other)})
+        except (OSError, ValueError):  # no name that a folder can have
+            return False
+
     @cached_property
     def embeddings(self) -> Embeddings | None:
         """The embeddings folder: ``RUN/embeddings``, or the one its results were made from."""
         from sleepfm_fast.embeddings import Embeddings
 
-        named = [str(r.record["embeddings"]) for r in self.results if r.record.get("embeddings")]
+        ordered = sorted(self.results, key=lambda r: bool(self.external_store(r)))  # those of its own store first
+        named = [str(r.record["embeddings"]) for r in ordered if r.record.get("embeddings")]
         candidates = [self.path / EMBEDDINGS, self.path, *(p for n in dict.fromkeys(named) for p in self.places(n))]
         for folder in candidates:
             if (folder / "embeddings.json").is_file():
@@ -154,6 +210,25 @@ def open_runs(paths: Sequence[Path]) -> list[Run]:
     return [open_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
+def replicates_beside(runs: Sequence[Run]) -> list[Run]:
+    """Networks trained on draws of few subjects of a run's store, in ``*-replicate-*`` folders beside it.
+
+    They are points of few-shot curves and not runs that a reader compares, so the report is not asked for them.
+    """
+    known = {run.path.resolve() for run in runs}
+    found = []
+    for parent in dict.fromkeys(path.parent for path in known):
+        for path in sorted(parent.glob("*-replicate-*")):
+            if path not in known and (path / FOLDER).is_dir():
+                try:
+                    run = open_run(path, path.name)
+                except (SleepfmError, OSError):
+                    continue
+                if any(run.same_place(str(run.options.get("store")), r.store_named) for r in runs):
+                    found.append(run)
+    return found
+
+
 def open_run(path: Path, name: str) -> Run:
     """Read what one folder holds."""
     if not path.is_dir():
@@ -175,6 +250,15 @@ def open_run(path: Path, name: str) -> Run:
             "with results/."
         )
     return run
+
+
+def describe(folder: Path) -> dict[str, Any] | None:
+    """Read ``embeddings.json`` of a folder without its arrays; None where there is none that can be read."""
+    try:
+        found = json.loads((folder / "embeddings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def read_rows(run: Run) -> list[dict[str, Any]]:

@@ -1,0 +1,90 @@
+"""The pool of large blocks: never more idle than was once in use, also where the system refuses memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sleepfm_fast import _C, ops
+from sleepfm_fast.ops.pages import empty
+
+ROOT = Path(__file__).resolve().parent.parent
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def empty_pool():
+    ops.release_pages()
+    yield
+    ops.release_pages()
+
+
+def use_and_free(*sizes):
+    for size in sizes:
+        block = _C.Pages(size)
+        del block
+
+
+def test_a_block_is_used_again():
+    first = empty(torch.empty(0), (MIB,))
+    address = first.data_ptr()
+    del first
+    assert empty(torch.empty(0), (MIB,)).data_ptr() == address
+
+
+def test_idle_blocks_stay_below_what_was_once_in_use():
+    use_and_free(10 * MIB, 20 * MIB, 40 * MIB)
+    assert ops.release_pages() == 40 * MIB
+    assert ops.release_pages() == 0
+
+
+def test_what_is_in_use_is_not_released():
+    values = empty(torch.empty(0), (MIB,)).fill_(3.0)
+    assert ops.release_pages() == 0
+    assert bool((values == 3.0).all())
+
+
+def test_a_refused_block_does_not_count_as_used():
+    with pytest.raises(MemoryError):
+        _C.Pages(1 << 46)
+    use_and_free(10 * MIB, 20 * MIB, 40 * MIB)
+    assert ops.release_pages() == 40 * MIB
+
+
+SCARCE = """
+import resource
+from sleepfm_fast import _C
+MIB = 1 << 20
+kept = [_C.Pages(400 * MIB), _C.Pages(400 * MIB)]
+del kept  # 800 MiB may stay idle from here on
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() - 200 * MIB
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+block = _C.Pages(300 * MIB)  # one idle block goes because of the bound, the other because nothing else would fit
+print(_C.release_pages())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits of memory as Linux has them")
+def test_idle_blocks_go_where_the_system_has_no_more_memory():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCARCE], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "0"
+
+
+@pytest.mark.parametrize("module", ["training.Trainer", "supervised_training.SupervisedTrainer"])
+def test_a_training_gives_its_memory_back_when_it_ends(module):
+    name, trainer = module.split(".")
+    finish = getattr(__import__(f"sleepfm_fast.{name}", fromlist=[trainer]), trainer).finish
+    use_and_free(10 * MIB)
+    with pytest.raises(AttributeError):  # of a training that never began
+        finish(object())
+    assert ops.release_pages() == 0

@@ -1,0 +1,235 @@
+"""What a report claims: on whom a figure was measured, what chance is, and what was done to the numbers drawn."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from report_runs import classify, embed, few_shot, full_run, start
+from test_report import figures_of, make
+
+from sleepfm_fast import reproduce
+from sleepfm_fast.calibration import correct_for_prior
+from sleepfm_fast.reporting.retrieval import chance_curve
+from sleepfm_fast.reporting.sources import open_runs
+
+AUROC = "Sleep staging: AUROC, mean of stages"
+
+
+def lead_of(text):
+    """The sentence under the first section's title."""
+    return text[text.index('id="headline"') :].partition("Bars are 95")[0]
+
+
+def change(result, **values):
+    file = result / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def external_run(folder, *, own=True):
+    """A run that was tested on a second store in all three ways."""
+    start(folder)
+    if own:
+        classify(folder / "results" / "stage", embed(folder / "embeddings", store="store"), "stage", seed=1)
+    else:
+        embed(folder / "embeddings", store="store")
+    other = embed(folder / "other_nights", store="hospital", names=[f"h{i}" for i in range(6)])
+    for task in ("stage", "sdb"):
+        classify(folder / "results" / f"a-{task}", other, task, seed=2)
+    classify(folder / "results" / "b-stage", other, "stage", seed=3, command="classify")
+    change(folder / "results" / "b-stage", store="hospital", trained_on="store", embeddings=None, train=None)
+    return folder
+
+
+def test_another_store_never_speaks_for_the_run(tmp_path):
+    folder = external_run(tmp_path / "run")
+    _, _, numbers, _ = make(folder)
+    figures = figures_of(numbers)
+    (card,) = [f for (_, _, t), f in figures.items() if t == AUROC]
+    assert card["files"] == [str(folder / "results" / "stage" / "result.json")]
+    nights = {t: f for (s, _, t), f in figures.items() if s.startswith("Nights")}
+    assert nights
+    for title, night in nights.items():
+        assert not title.startswith("h")
+        # The own run has no result for breathing, whatever was measured elsewhere.
+        assert night["data"]["respiratory_events"] == {}
+    assert not any(t.startswith("Sleep-disordered") for (s, _, t) in figures if s.startswith("Headline"))
+
+
+def test_without_an_own_result_there_is_no_card(tmp_path):
+    _, _, numbers, _ = make(external_run(tmp_path / "run", own=False))
+    figures = figures_of(numbers)
+    assert not any(s.startswith(("Headline", "Nights")) for (s, _, _) in figures)
+
+
+def test_external_tests_stand_in_their_section_by_name(tmp_path):
+    _, _, numbers, _ = make(external_run(tmp_path / "run"))
+    figures = figures_of(numbers)
+    groups = [g for (s, g, t) in figures if s == "Sleep staging" and t == "Confusion matrix"]
+    assert len(groups) == 3
+    external = [g for g in groups if "external: tested on hospital" in g]
+    assert len(external) == 2
+    assert sum("End-to-end network" in g for g in external) == 1
+    (together,) = [f for (s, _, t), f in figures.items() if s == "Sleep staging" and t.startswith("All classifiers")]
+    assert "do not compare with the others" in together["caption"]
+
+
+def test_results_of_the_own_store_are_not_external(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    for name in ("embeddings", "elsewhere"):
+        classify(folder / "results" / f"stage-{name}", embed(folder / name, store="store"), "stage")
+    (run,) = open_runs([folder])
+    assert [run.external_store(r) for r in run.results] == ["", ""]
+    # The folder was deleted: nothing says that it was of another store.
+    (folder / "elsewhere" / "embeddings.json").unlink()
+    assert [run.external_store(r) for r in run.results] == ["", ""]
+
+
+@pytest.mark.parametrize("scope", ["cohort", "night", "other-subjects"])
+def test_chance_counts_the_candidates_of_each_query(tmp_path, scope):
+    from sleepfm_fast import retrieve as command
+
+    folder = tmp_path / "run"
+    start(folder)
+    embeddings = embed(folder / "embeddings", clips_each=30)
+    result = folder / "results" / "retrieve"
+    command.main(command.Config(embeddings.path, result, scope=scope, bootstraps=20, examples=1))
+    text, _, numbers, _ = make(folder)
+    assert "scope:" not in text
+    (figure,) = [f for (_, _, t), f in figures_of(numbers).items() if t == "Recall at every k"]
+    counts = np.concatenate([np.load(f) for f in sorted(result.glob("n_candidates_*.npy"))])
+    k = np.array(figure["data"]["k"])
+    assert figure["data"]["chance"] == pytest.approx([(np.minimum(n, counts) / counts).mean() for n in k], abs=1e-6)
+    # With the number of queries (60) for the number of candidates, that of a night (30) would be half of what it is.
+    record = json.loads((result / "result.json").read_text())
+    place = int(np.flatnonzero(k == 10)[0])
+    assert figure["data"]["chance"][place] == pytest.approx(record["mean"]["recall@10"]["chance"], abs=1e-6)
+
+
+def test_chance_of_unequal_queries():
+    found = chance_curve(np.array([2.0, 4.0]), np.array([1, 2, 3, 4]))
+    assert found == pytest.approx([3 / 8, 3 / 4, 7 / 8, 1])
+
+
+def test_retrieval_among_training_clips_is_no_headline(tmp_path):
+    folder = full_run(tmp_path / "run")
+    assert any(t.startswith("Retrieval between") for (s, _, t) in figures_of(make(folder)[2]) if s.startswith("Head"))
+    change(folder / "results" / "retrieve", split="train")
+    text, _, numbers, _ = make(folder)
+    assert not any(t.startswith("Retrieval between") for (s, _, t) in figures_of(numbers) if s.startswith("Head"))
+    assert "No retrieval on the run&#x27;s own test clips: run (clips: train)" in text.replace("&#39;", "&#x27;")
+
+
+UNSEEN = "neither the encoder nor the classifier was trained on"
+
+
+def test_the_lead_claims_unseen_subjects_only_where_that_is_known(tmp_path):
+    folder = full_run(tmp_path / "run")
+    assert UNSEEN in lead_of(make(folder)[0])
+    config = json.loads((folder / "config.json").read_text())
+    for changes, words in (
+        ({"overlap": True}, "memorisation"),
+        ({"config": {**config["config"], "imported_from": "best.pt"}}, "imported from best.pt"),
+        ({"initialised_from": {"path": "first"}}, "started from those of first"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        lead = lead_of(make(folder)[0])
+        assert UNSEEN not in lead
+        assert words in lead
+    (folder / "config.json").write_text(json.dumps(config))
+    change(folder / "results" / "stage", overlap=True, overlap_note="the same people")
+    assert UNSEEN not in lead_of(make(folder)[0])
+
+
+def test_an_imported_encoder_is_known_from_its_embeddings(tmp_path):
+    start(tmp_path / "authors", imported_from="best.pt")
+    embeddings = embed(tmp_path / "emb", run=str(tmp_path / "authors"))
+    classify(tmp_path / "run" / "results" / "stage", embeddings, "stage")
+    assert "imported from best.pt" in lead_of(make(tmp_path / "run")[0])
+
+
+def test_networks_and_probes_count_absent_classes_alike(tmp_path):
+    folder, deep = tmp_path / "run", tmp_path / "supervised-stage"
+    start(folder)
+    few_shot(folder / "results" / "few_shot-stage")
+    embeddings = embed(tmp_path / "embeddings")
+    trained = [0, 2]
+    start(deep, task="stage", train_subjects=2)
+    classify(deep / "results" / "stage", embeddings, "stage", trained=trained, command="supervise")
+    _, _, numbers, _ = make(folder, runs=(folder, deep))
+    (figure,) = [f for (_, _, t), f in figures_of(numbers).items() if t == "Sleep staging: macro AUROC"]
+    (drawn,) = figure["data"]["end-to-end network"]["mean"]
+    record = json.loads((deep / "results" / "stage" / "result.json").read_text())
+    values = [(entry["auroc"] or {}).get("value") for entry in record["classes"].values()]
+    assert drawn == pytest.approx(np.mean([0.5 if v is None else v for v in values]))
+    assert drawn < record["macro"]["auroc"]["value"]
+    assert "probes and networks alike" in figure["caption"]
+
+
+def test_draws_beside_a_run_are_points_and_not_runs(tmp_path):
+    layout = type("Layout", (), {"out": tmp_path, "runs": tmp_path / "runs"})
+    embeddings = embed(tmp_path / "embeddings")
+    full_run(layout.runs / "leave_one_out")
+    for n, r in ((1, 0), (1, 1), (2, 0)):
+        folder = layout.runs / f"supervised-stage-subjects-{n}-replicate-{r}"
+        start(folder, task="stage", train_subjects=n, replicate=r)
+        classify(folder / "results" / "stage", embeddings, "stage", seed=10 * n + r, command="supervise")
+    strange = layout.runs / "supervised-stage-subjects-4-replicate-0"
+    start(strange, store="another", task="stage", train_subjects=4)
+    classify(strange / "results" / "stage", embeddings, "stage", command="supervise")
+    assert reproduce.write_report(layout, {}) == tmp_path / "report.html"
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    assert [r["name"] for r in numbers["runs"]] == ["leave_one_out"]
+    (figure,) = [f for (_, _, t), f in figures_of(numbers).items() if t == "Sleep staging: macro AUROC"]
+    network = figure["data"]["end-to-end network"]
+    assert network["subjects"] == [1, 2], "that of another store is not this run's"
+    assert [len(r) for r in network["replicates"]] == [2, 1]
+
+
+def test_nights_show_probabilities_corrected_for_balanced_weights(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    embeddings = embed(folder / "embeddings")
+    prior, rare = np.array([0.1, 0.05, 0.6, 0.1, 0.15]), np.array([0.9, 0.1])
+    classify(folder / "results" / "stage", embeddings, "stage", prior=prior)
+    classify(folder / "results" / "sdb", embeddings, "sdb", prior=rare)
+    _, _, numbers, _ = make(folder, recordings=9)
+    result = folder / "results" / "stage"
+    names = json.loads((result / "result.json").read_text())["recordings"]
+    recording, onset = np.load(result / "recording.npy"), np.load(result / "onset_s.npy")
+    nights = {t: f for (s, _, t), f in figures_of(numbers).items() if s.startswith("Nights")}
+    assert len(nights) == 2
+    for title, night in nights.items():
+        rows = np.flatnonzero(recording == names.index(title))
+        rows = rows[np.argsort(onset[rows])]
+        for kind, task, frequencies in (("stages", "stage", prior), ("respiratory_events", "sdb", rare)):
+            drawn = night["data"][kind]["run"]
+            fitted = np.load(folder / "results" / task / "probability.npy")
+            assert np.abs(np.array(drawn["probability"]) - correct_for_prior(fitted[rows], frequencies)).max() < 1e-3
+            # The predicted class is the one that confusion matrix and accuracy count.
+            assert drawn["predicted"] == [drawn["classes"][k] for k in fitted[rows].argmax(1)]
+        assert "corrected to the class frequencies" in night["caption"]
+
+
+def test_nights_without_a_prior_are_as_fitted(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    classify(folder / "results" / "stage", embed(folder / "embeddings"), "stage")
+    _, _, numbers, _ = make(folder)
+    night = next(f for (s, _, _), f in figures_of(numbers).items() if s.startswith("Nights"))
+    assert night["data"]["stages"]["run"]["corrected_for_prior"] is False
+    assert "corrected" not in night["caption"]
+
+
+@pytest.mark.parametrize(("scale", "plots"), [("mean", 1), ("sum", 2)])
+def test_summed_losses_have_an_axis_of_their_own(tmp_path, scale, plots):
+    folder = tmp_path / "run"
+    start(folder, loss_scale=scale)
+    text, _, numbers, _ = make(folder)
+    (figure,) = [f for (_, _, t), f in figures_of(numbers).items() if t == "Loss of run"]
+    assert len(re.findall("<title[^>]*>Loss of run", text)) == plots
+    assert ("do not compare." in figure["caption"]) == (scale == "sum")
+    assert text.count("training loss (--loss-scale sum)") == (scale == "sum")
