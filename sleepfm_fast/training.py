@@ -28,8 +28,9 @@ from sleepfm_fast.objective import Objective, backward, not_finite, wrap
 from sleepfm_fast.ops.cuda_kernels import has_kernels
 from sleepfm_fast.ops.pages import release_pages
 from sleepfm_fast.optimiser import build_optimiser
+from sleepfm_fast.origin import UNKNOWN_SUBJECTS, Seen, seen_by, split_before
 from sleepfm_fast.plan import make_plan
-from sleepfm_fast.pretrained import initialise, read_pretrained
+from sleepfm_fast.pretrained import Pretrained, initialise, read_pretrained
 from sleepfm_fast.progress import Progress
 from sleepfm_fast.rundir import (
     RunDirectory,
@@ -61,7 +62,7 @@ class Trainer:
     the first alone writes.
     """
 
-    def __init__(self, config: Settings, store: ClipStore, run: RunDirectory, world: World) -> None:
+    def __init__(self, config: Settings, store: ClipStore, run: RunDirectory, world: World, seen: Seen) -> None:
         self.config = config
         self.store = store
         self.run = run
@@ -72,9 +73,16 @@ class Trainer:
             store, self.montage, InputConfig(config.filters, config.notch_hz, config.normalise), self.device
         )
         self.split = Split(config.split_salt, config.validation_share, config.test_share)
+        self.seen = seen
         self.clips = select_clips(
-            store, self.split, self.montage, n_subjects=config.train_subjects, replicate=config.replicate
+            *(store, self.split, self.montage),
+            n_subjects=config.train_subjects,
+            replicate=config.replicate,
+            known=seen.subjects,
         )
+        self.notices = self.clips.notices
+        if not seen.complete:
+            self.notices += (f"{config.init_from}: {UNKNOWN_SUBJECTS}",)
         if config.modality_dropout and len(self.input.modalities) < 3:
             raise SleepfmError(
                 f"--modality-dropout leaves every clip two modalities, so it needs three; {store.path} has "
@@ -112,13 +120,22 @@ class Trainer:
         run = RunDirectory(config.run)
         if not config.resume:
             world.on_main(run.refuse_if_present)
-        trainer = cls(config, ClipStore(config.store), run, world)
-        for notice in trainer.clips.notices:
+        found = None
+        if resumed := world.on_main(lambda: config.resume and run.exists()):
+            seen = split_before(world.on_main(run.config).get("initialised_from"))
+        elif config.init_from is None:
+            seen = Seen()
+        else:
+            found = read_pretrained(config.init_from)
+            seen = seen_by(found.config)
+        trainer = cls(config, ClipStore(config.store), run, world, seen)
+        for notice in trainer.notices:
             trainer.say(f"notice: {notice}")
-        if world.on_main(lambda: config.resume and run.exists()):
+        if resumed:
             trainer.restore()
         else:
-            trainer.initialise()
+            if found is not None:
+                trainer.initialise(found)
             world.on_main(lambda: run.create(trainer.description()))
         trainer.announce()
         for notice in trainer.measure():
@@ -130,11 +147,8 @@ class Trainer:
         trainer.wrapped = wrap(trainer.objective, unused=not whole or config.modality_dropout > 0)
         return trainer
 
-    def initialise(self) -> None:
-        """Take over the encoders of ``--init-from``, where it was given."""
-        if self.config.init_from is None:
-            return
-        found = read_pretrained(self.config.init_from)
+    def initialise(self, found: Pretrained) -> None:
+        """Take over the encoders of ``--init-from``."""
         sentences = initialise(self.model, found, self.montage, self.config)
         for sentence in sentences:
             self.say(sentence)
@@ -144,6 +158,8 @@ class Trainer:
             "sha256": found.sha256(),
             "modalities": list(self.model.modalities),
             "log_temperature": float(self.model.log_temperature.detach()),
+            "subjects": self.seen.subjects,
+            "subjects_known": self.seen.complete,
         }
 
     def columns(self, modality: str) -> npt.NDArray[np.int64]:
@@ -193,8 +209,11 @@ class Trainer:
             )
         if not self.world.on_main(self.run.last_path.exists):
             self.say(f"{self.run.path} has no checkpoint yet: starting from the first step")
-            self.initialise()
-            if self.origin != self.world.on_main(self.run.config).get("initialised_from"):
+            if self.config.init_from is None:
+                return
+            self.initialise(read_pretrained(self.config.init_from))
+            before = self.world.on_main(self.run.config)["initialised_from"]
+            if self.origin is None or self.origin["sha256"] != before["sha256"]:
                 raise SleepfmError(
                     f"--init-from {self.config.init_from} is not the file that {self.run.path} was started from. "
                     "Restore it, or train into another folder."
@@ -426,7 +445,7 @@ class Trainer:
             "clips_per_s": round(self.clips_per_s, 1),
             "ranks": self.world.size,
             "overlap": self.clips.overlap,
-            "notices": list(self.clips.notices),
+            "notices": list(self.notices),
         }
 
 
