@@ -71,7 +71,7 @@ class Config:
     dropout: float | None = None
     """Dropout of the encoder; the preset's own by default."""
     modality_dropout: float = 0.0
-    """Probability that a clip goes without one of its modalities in a step; two always stay."""
+    """Probability that a clip with three modalities or more goes without one of them, chosen evenly, in a step."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the encoders; the loss, the weights and the optimiser are float32 either way."""
     optimiser: Annotated[Literal["sgd", "adamw"] | None, decided("sgd", "{sgd,adamw}")] = None

@@ -369,7 +369,7 @@ class Trainer:
             clips = clips_of(items)
             rate = learning_rate(self.config, progress.step, per_epoch, self.total_steps)
             if self.config.modality_dropout:
-                numbers = draw(self.config.seed, epoch, position, len(clips), len(self.input.modalities))
+                numbers = draw(self.config.seed, epoch, position, len(clips))
                 batch = without(batch, numbers, self.config.modality_dropout, rank, n_ranks)
             loss, failure = self.update(batch, rate, shard_sizes(len(items), n_ranks))
             if failure:
