@@ -57,7 +57,8 @@ class Config:
     directions: Annotated[Literal["both", "row"] | None, decided("both", "{both,row}")] = None
     """Softmax over rows and columns (the authors' code) or over rows only (the paper's equation)."""
     loss_scale: Annotated[Literal["mean", "sum"] | None, decided("mean", "{mean,sum}")] = None
-    """Mean over clips, directions and modalities (the authors' code), or their sum (the paper's equation)."""
+    """Mean over clips, directions and modalities (the authors' code), or their sum (the paper's equation). What is
+    shown and logged is the mean either way."""
     epochs: Annotated[int | None, decided(20, "INT")] = None
     """Passes over the training clips."""
     batch_size: Annotated[int | None, decided(32, "INT")] = None

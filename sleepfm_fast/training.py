@@ -312,7 +312,7 @@ class Trainer:
         return min(steps, self.config.max_steps) if self.config.max_steps else steps
 
     def update(self, batch: Batch, rate: float, counts: tuple[int, ...]) -> tuple[float, str]:
-        """One step of the optimiser: the loss before it, and why the step was left out if it was.
+        """One step of the optimiser: the mean loss before it, and why the step was left out if it was.
 
         ``counts`` are the clips (pairs) of every rank.
         """
@@ -325,7 +325,7 @@ class Trainer:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         # One wait for the device. Both numbers have the same bits on every rank, so all of them decide alike.
-        loss, size = torch.stack([outcome.loss.to(norm.dtype), norm]).tolist()
+        loss, size = torch.stack([self.objective.mean(outcome).to(norm.dtype), norm]).tolist()
         if not (math.isfinite(loss) and math.isfinite(size)):
             for buffer, before in zip(self.model.buffers(), kept, strict=True):
                 buffer.copy_(before)
