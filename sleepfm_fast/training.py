@@ -25,7 +25,6 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.modality_dropout import draw, without
 from sleepfm_fast.neighbours import clips_of
 from sleepfm_fast.objective import Objective, backward, not_finite, wrap
-from sleepfm_fast.ops.cuda_kernels import has_kernels
 from sleepfm_fast.ops.pages import release_pages
 from sleepfm_fast.optimiser import build_optimiser
 from sleepfm_fast.origin import UNKNOWN_SUBJECTS, Seen, seen_by, split_before
@@ -44,6 +43,7 @@ from sleepfm_fast.sampler import shard, shard_sizes
 from sleepfm_fast.schedule import learning_rate
 from sleepfm_fast.selection import chosen_montage, select_clips
 from sleepfm_fast.splits import Split
+from sleepfm_fast.training_facts import announcement, description, results
 from sleepfm_fast.validation import validate
 from sleepfm_fast.world import World
 
@@ -136,8 +136,8 @@ class Trainer:
         else:
             if found is not None:
                 trainer.initialise(found)
-            world.on_main(lambda: run.create(trainer.description()))
-        trainer.announce()
+            world.on_main(lambda: run.create(description(trainer)))
+        trainer.say(announcement(trainer))
         for notice in trainer.measure():
             trainer.say(f"notice: {notice}")
         # Where every recording has every modality, no encoder is ever without clips.
@@ -181,23 +181,6 @@ class Trainer:
             for rank, rows in enumerate(self.world.gather_rows(torch.from_numpy(column[mine]))):
                 column[recordings[rank :: self.world.size]] = rows.numpy()
         return self.input.flat_channels(recordings) if self.config.normalise == "recording" else ()
-
-    def description(self) -> dict[str, Any]:
-        """What ``config.json`` holds: all that embed needs to do the same to other clips."""
-        return {
-            "config": plain(self.config),
-            "model": self.model.describe(),
-            "montage": self.montage.to_dict(),
-            "input": plain(self.input.config),
-            "split": plain(self.split),
-            "overlap": self.clips.overlap,
-            "subjects": self.clips.subjects,
-            "trained_subjects": list(self.clips.trained),
-            "initialised_from": self.origin,
-            "store_digest": self.store.digest,
-            "ranks": self.world.size,
-            "changes": [],
-        }
 
     def restore(self) -> None:
         """Load the last checkpoint; a run whose configuration differs is refused by the names that differ."""
@@ -285,24 +268,6 @@ class Trainer:
         if self.world.main:
             self.run.append_metrics(row)
 
-    def announce(self) -> None:
-        """Say what runs where."""
-        n = sum(p.numel() for p in self.model.parameters())
-        backend = "C++ kernels" if self.device.type == "cpu" else "CUDA kernels"
-        if self.device.type == "cuda" and not has_kernels(self.device):
-            backend = "this build has no kernels for this GPU: filters on the CPU, loss of torch operations"
-        sizes = shard_sizes(self.sampler.batch_sizes[0], self.world.size)
-        item = "pairs of neighbouring clips" if len(self.input.modalities) == 1 else "clips"
-        together = f", {self.world.size} processes of {sizes[0]} {item}" if self.world.size > 1 else ""
-        parts = f", embedded in {self.n_parts} parts" if self.n_parts > 1 else ""
-        subjects = len(self.clips.trained)
-        self.say(
-            f"{len(self.clips.train)} training clips of {subjects} subject{'' if subjects == 1 else 's'} and "
-            f"{len(self.clips.validation)} validation clips, "
-            f"{', '.join(self.input.modalities)}, {n:,} parameters, {self.total_steps} steps of {sum(sizes)} {item} on "
-            f"{self.device} ({backend}, {self.config.precision}, {torch.get_num_threads()} threads{together}{parts})"
-        )
-
     # ---- the loop ------------------------------------------------------------------------------------------------
 
     @property
@@ -312,7 +277,7 @@ class Trainer:
         return min(steps, self.config.max_steps) if self.config.max_steps else steps
 
     def update(self, batch: Batch, rate: float, counts: tuple[int, ...]) -> tuple[float, str]:
-        """One step of the optimiser: the loss before it, and why the step was left out if it was.
+        """One step of the optimiser: the mean loss before it, and why the step was left out if it was.
 
         ``counts`` are the clips (pairs) of every rank.
         """
@@ -325,7 +290,7 @@ class Trainer:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         # One wait for the device. Both numbers have the same bits on every rank, so all of them decide alike.
-        loss, size = torch.stack([outcome.loss.to(norm.dtype), norm]).tolist()
+        loss, size = torch.stack([self.objective.mean(outcome).to(norm.dtype), norm]).tolist()
         if not (math.isfinite(loss) and math.isfinite(size)):
             for buffer, before in zip(self.model.buffers(), kept, strict=True):
                 buffer.copy_(before)
@@ -369,7 +334,7 @@ class Trainer:
             clips = clips_of(items)
             rate = learning_rate(self.config, progress.step, per_epoch, self.total_steps)
             if self.config.modality_dropout:
-                numbers = draw(self.config.seed, epoch, position, len(clips), len(self.input.modalities))
+                numbers = draw(self.config.seed, epoch, position, len(clips))
                 batch = without(batch, numbers, self.config.modality_dropout, rank, n_ranks)
             loss, failure = self.update(batch, rate, shard_sizes(len(items), n_ranks))
             if failure:
@@ -430,23 +395,7 @@ class Trainer:
         release_pages()
         if self.progress.stopped_early:
             self.say(f"stopped early: no better validation loss in {self.config.patience} epochs")
-        return {
-            "run": str(self.run.path),
-            "steps": self.progress.step,
-            "epochs": self.sampler.epoch,
-            "stopped_early": self.progress.stopped_early,
-            "skipped_steps": self.progress.skipped,
-            "best_epoch": self.progress.best_epoch + 1,
-            "best_validation_loss": self.progress.best_loss,
-            "temperature": math.exp(float(self.model.log_temperature.detach())),
-            "trained_subjects": len(self.clips.trained),
-            "training_clips": len(self.clips.train),
-            "validation_clips": len(self.clips.validation),
-            "clips_per_s": round(self.clips_per_s, 1),
-            "ranks": self.world.size,
-            "overlap": self.clips.overlap,
-            "notices": list(self.notices),
-        }
+        return results(self)
 
 
 def recordings_of(store: ClipStore, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
