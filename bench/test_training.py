@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_training_step(versus, quick, source):
 
 
 def published_step(source: ClipInput):
-    """Forward, backward and update of the three published encoders, as train does it."""
+    """One step of the three published encoders, with all the work of ``Trainer.update``."""
     torch.manual_seed(0)
     settings = resolve(Config(compat="seed"))
     model = SleepModel({k: v.stop - v.start for k, v in source.spans.items()}, PUBLISHED).train()
@@ -97,10 +98,18 @@ def published_step(source: ClipInput):
     optimiser = build_optimiser(model, settings)
 
     def step(batch) -> float:
+        kept = [buffer.clone() for buffer in model.buffers()]
         optimiser.zero_grad(set_to_none=True)
         outcome = backward(objective, objective, batch)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        loss, size = torch.stack([outcome.loss.to(norm.dtype), norm]).tolist()
+        assert math.isfinite(loss)
+        assert math.isfinite(size)
         optimiser.step()
-        return float(outcome.loss)
+        with torch.no_grad():
+            model.log_temperature.clamp_(0.0, settings.max_log_temperature)
+        del kept
+        return float(loss)
 
     return model, step
 

@@ -50,6 +50,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embedding_writer import EmbeddingWriter
     from sleepfm_fast.embeddings import Description
+    from sleepfm_fast.origin import UNKNOWN_SUBJECTS, seen_by
     from sleepfm_fast.precision import arithmetic
     from sleepfm_fast.pretrained import SEED_SUFFIXES, UNITS, load_model
     from sleepfm_fast.splits import Split, assign_subjects
@@ -61,7 +62,10 @@ def main(config: Config) -> dict[str, Any]:
     device = choose_device(config.device)
     model, saved, weights = load_model(config.run, device)
     if config.run.suffix in SEED_SUFFIXES:
-        say(f"notice: {UNITS} The subjects it was trained on are not known: a test subject may be one of them.")
+        say(f"notice: {UNITS}")
+    seen = seen_by(saved)
+    if not seen.complete:
+        say(f"notice: {config.run}: {UNKNOWN_SUBJECTS}")
     store = ClipStore(config.store)
     clip_input = ClipInput(store, Montage.from_dict(saved["montage"]), InputConfig(**saved["input"]), device)
     if clip_input.renamed_slots:
@@ -69,7 +73,7 @@ def main(config: Config) -> dict[str, Any]:
     if clip_input.missing_slots:
         say(f"notice: the store lacks {', '.join(clip_input.missing_slots)}; the model works without them")
     split = Split(**saved["split"])
-    codes, notices = assign_subjects(store.subjects, split, saved.get("subjects"))
+    codes, notices = assign_subjects(store.subjects, split, seen.subjects)
     overlap = bool((codes < 0).any())
     for notice in notices:
         say(f"notice: {notice}")
@@ -117,6 +121,7 @@ def main(config: Config) -> dict[str, Any]:
                     "input": saved["input"],
                     "weights": weights,
                     "precision": config.precision,
+                    "subjects_known": seen.complete,
                 },
                 overlap=overlap,
                 overlap_note=" ".join(notices) if overlap else "",

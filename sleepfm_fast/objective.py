@@ -32,7 +32,7 @@ class Outcome:
     Attributes
     ----------
     loss : Tensor
-        0-d, over the batch of all ranks.
+        0-d, over the batch of all ranks; what was differentiated.
     statistics : ContrastiveStatistics
         Of the batch; see :func:`sleepfm_fast.distributed.contrastive_loss`.
     embeddings : Tensor
@@ -91,9 +91,18 @@ class Objective(nn.Module):
             embeddings, log_temperature, self.mode, mask=mask, directions=self.directions, counts=counts
         )
         if self.scale == "sum":
-            n_directions = 2 if self.directions == "both" else 1
-            loss = loss * (n_directions * statistics.n_valid.sum())
+            loss = loss * self.n_terms(statistics)
         return loss, statistics
+
+    def n_terms(self, statistics: ContrastiveStatistics) -> Tensor:
+        """How many terms the mean is over: clips times directions times modalities (or pairs of them); 0-d."""
+        return (2 if self.directions == "both" else 1) * statistics.n_valid.sum()
+
+    def mean(self, outcome: Outcome) -> Tensor:
+        """The loss of a step as a mean over its terms, whatever the scale that was differentiated; 0-d."""
+        if self.scale == "mean":
+            return outcome.loss
+        return outcome.loss / self.n_terms(outcome.statistics).clamp(min=1)
 
     def forward(
         self,

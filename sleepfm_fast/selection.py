@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ class Selection:
     train, validation : int64 arrays
         Clip numbers, ascending.
     subjects : dict of str to int
-        Split code of every subject of the store.
+        Split code of every subject of the store, and of those that were settled before.
     trained : tuple of str
         Subjects whose clips are in ``train``.
     overlap : bool
@@ -75,7 +75,13 @@ def chosen_montage(store: ClipStore, names: Sequence[str]) -> Montage:
 
 
 def select_clips(
-    store: ClipStore, split: Split, montage: Montage, *, n_subjects: int = 0, replicate: int = 0
+    store: ClipStore,
+    split: Split,
+    montage: Montage,
+    *,
+    n_subjects: int = 0,
+    replicate: int = 0,
+    known: Mapping[str, int] | None = None,
 ) -> Selection:
     """Choose the clips for training and validation.
 
@@ -91,13 +97,23 @@ def select_clips(
         Train on so many of the training subjects that have such clips; 0 for all.
     replicate : int
         Which draw of them (:func:`sleepfm_fast.splits.draw_subjects`).
+    known : mapping of str to int, optional
+        Subjects whose split the training that this one starts from has settled; they keep it.
 
     Raises
     ------
     SleepfmError
         Where fewer than two clips (pairs of neighbours) are left for training, or subjects fewer than asked for.
     """
-    codes, notices = assign_subjects(store.subjects, split)
+    known = known or {}
+    codes, notices = assign_subjects(store.subjects, split, known)
+    kept = np.array([name in known for name in store.subjects], np.bool_)
+    if moved := int((kept & (codes != assign_subjects(store.subjects, split)[0])).sum()):
+        notices = (
+            *notices,
+            f"{moved} of {len(kept)} subjects keep the split of the training that --init-from names, where the rule "
+            "here has another one: whom those weights have seen is never tested.",
+        )
     names = [m.name for m in montage.modalities]
     of_store = [m.name for m in store.montage.modalities]
     present = store.modality_present()[:, [of_store.index(name) for name in names]].sum(axis=1)
@@ -142,13 +158,15 @@ def select_clips(
     n_items = Stretches(train, stretch_numbers(store)[train]).n_pairs if single else len(train)
     if n_items < 2:
         what = "pairs of neighbouring clips" if single else "clips with two modalities or more"
+        settled = " Subjects of the training that --init-from names keep its split." if kept.any() else ""
         raise SleepfmError(
             f"the store {store.path} leaves {n_items} {what} for training; contrasting needs two. Add recordings (see: "
             "python -m sleepfm_fast.preprocess --inspect FOLDER), or lower --test-share and --validation-share."
+            f"{settled}"
         )
     if len(validation) == 0:
         validation = train
         if len(store.subjects) > 2:
             notices = (*notices, "no clip is left for validation: the training clips also serve for it.")
     subjects = dict(zip(store.subjects, np.maximum(codes, 0).tolist(), strict=True))
-    return Selection(train, validation, subjects, trained, bool((codes < 0).any()), notices)
+    return Selection(train, validation, {**known, **subjects}, trained, bool((codes < 0).any()), notices)

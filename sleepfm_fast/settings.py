@@ -171,8 +171,8 @@ def check_modalities(settings: Settings) -> None:
     names = settings.modalities
     if len(set(names)) < len(names):
         raise SleepfmError(f"--modalities names one twice: {' '.join(names)}.")
-    if not 0 <= settings.modality_dropout < 1:
-        raise SleepfmError(f"--modality-dropout is {settings.modality_dropout:g}; expected 0 or more and less than 1.")
+    if not 0 <= settings.modality_dropout <= 1:
+        raise SleepfmError(f"--modality-dropout is {settings.modality_dropout:g}; expected a number from 0 to 1.")
     if settings.modality_dropout and 0 < len(names) < 3:
         raise SleepfmError(
             f"--modality-dropout leaves every clip two modalities, so it needs three; --modalities names {len(names)}."

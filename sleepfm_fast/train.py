@@ -57,7 +57,8 @@ class Config:
     directions: Annotated[Literal["both", "row"] | None, decided("both", "{both,row}")] = None
     """Softmax over rows and columns (the authors' code) or over rows only (the paper's equation)."""
     loss_scale: Annotated[Literal["mean", "sum"] | None, decided("mean", "{mean,sum}")] = None
-    """Mean over clips, directions and modalities (the authors' code), or their sum (the paper's equation)."""
+    """Mean over clips, directions and modalities (the authors' code), or their sum (the paper's equation). What is
+    shown and logged is the mean either way."""
     epochs: Annotated[int | None, decided(20, "INT")] = None
     """Passes over the training clips."""
     batch_size: Annotated[int | None, decided(32, "INT")] = None
@@ -71,7 +72,7 @@ class Config:
     dropout: float | None = None
     """Dropout of the encoder; the preset's own by default."""
     modality_dropout: float = 0.0
-    """Probability that a clip goes without one of its modalities in a step; two always stay."""
+    """Probability that a clip with three modalities or more goes without one of them, chosen evenly, in a step."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the encoders; the loss, the weights and the optimiser are float32 either way."""
     optimiser: Annotated[Literal["sgd", "adamw"] | None, decided("sgd", "{sgd,adamw}")] = None

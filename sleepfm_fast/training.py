@@ -25,11 +25,11 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.modality_dropout import draw, without
 from sleepfm_fast.neighbours import clips_of
 from sleepfm_fast.objective import Objective, backward, not_finite, wrap
-from sleepfm_fast.ops.cuda_kernels import has_kernels
 from sleepfm_fast.ops.pages import release_pages
 from sleepfm_fast.optimiser import build_optimiser
+from sleepfm_fast.origin import UNKNOWN_SUBJECTS, Seen, seen_by, split_before
 from sleepfm_fast.plan import make_plan
-from sleepfm_fast.pretrained import initialise, read_pretrained
+from sleepfm_fast.pretrained import Pretrained, initialise, read_pretrained
 from sleepfm_fast.progress import Progress
 from sleepfm_fast.rundir import (
     RunDirectory,
@@ -43,6 +43,7 @@ from sleepfm_fast.sampler import shard, shard_sizes
 from sleepfm_fast.schedule import learning_rate
 from sleepfm_fast.selection import chosen_montage, select_clips
 from sleepfm_fast.splits import Split
+from sleepfm_fast.training_facts import announcement, description, results
 from sleepfm_fast.validation import validate
 from sleepfm_fast.world import World
 
@@ -61,7 +62,7 @@ class Trainer:
     the first alone writes.
     """
 
-    def __init__(self, config: Settings, store: ClipStore, run: RunDirectory, world: World) -> None:
+    def __init__(self, config: Settings, store: ClipStore, run: RunDirectory, world: World, seen: Seen) -> None:
         self.config = config
         self.store = store
         self.run = run
@@ -72,9 +73,16 @@ class Trainer:
             store, self.montage, InputConfig(config.filters, config.notch_hz, config.normalise), self.device
         )
         self.split = Split(config.split_salt, config.validation_share, config.test_share)
+        self.seen = seen
         self.clips = select_clips(
-            store, self.split, self.montage, n_subjects=config.train_subjects, replicate=config.replicate
+            *(store, self.split, self.montage),
+            n_subjects=config.train_subjects,
+            replicate=config.replicate,
+            known=seen.subjects,
         )
+        self.notices = self.clips.notices
+        if not seen.complete:
+            self.notices += (f"{config.init_from}: {UNKNOWN_SUBJECTS}",)
         if config.modality_dropout and len(self.input.modalities) < 3:
             raise SleepfmError(
                 f"--modality-dropout leaves every clip two modalities, so it needs three; {store.path} has "
@@ -112,15 +120,24 @@ class Trainer:
         run = RunDirectory(config.run)
         if not config.resume:
             world.on_main(run.refuse_if_present)
-        trainer = cls(config, ClipStore(config.store), run, world)
-        for notice in trainer.clips.notices:
+        found = None
+        if resumed := world.on_main(lambda: config.resume and run.exists()):
+            seen = split_before(world.on_main(run.config).get("initialised_from"))
+        elif config.init_from is None:
+            seen = Seen()
+        else:
+            found = read_pretrained(config.init_from)
+            seen = seen_by(found.config)
+        trainer = cls(config, ClipStore(config.store), run, world, seen)
+        for notice in trainer.notices:
             trainer.say(f"notice: {notice}")
-        if world.on_main(lambda: config.resume and run.exists()):
+        if resumed:
             trainer.restore()
         else:
-            trainer.initialise()
-            world.on_main(lambda: run.create(trainer.description()))
-        trainer.announce()
+            if found is not None:
+                trainer.initialise(found)
+            world.on_main(lambda: run.create(description(trainer)))
+        trainer.say(announcement(trainer))
         for notice in trainer.measure():
             trainer.say(f"notice: {notice}")
         # Where every recording has every modality, no encoder is ever without clips.
@@ -130,11 +147,8 @@ class Trainer:
         trainer.wrapped = wrap(trainer.objective, unused=not whole or config.modality_dropout > 0)
         return trainer
 
-    def initialise(self) -> None:
-        """Take over the encoders of ``--init-from``, where it was given."""
-        if self.config.init_from is None:
-            return
-        found = read_pretrained(self.config.init_from)
+    def initialise(self, found: Pretrained) -> None:
+        """Take over the encoders of ``--init-from``."""
         sentences = initialise(self.model, found, self.montage, self.config)
         for sentence in sentences:
             self.say(sentence)
@@ -144,6 +158,8 @@ class Trainer:
             "sha256": found.sha256(),
             "modalities": list(self.model.modalities),
             "log_temperature": float(self.model.log_temperature.detach()),
+            "subjects": self.seen.subjects,
+            "subjects_known": self.seen.complete,
         }
 
     def columns(self, modality: str) -> npt.NDArray[np.int64]:
@@ -166,23 +182,6 @@ class Trainer:
                 column[recordings[rank :: self.world.size]] = rows.numpy()
         return self.input.flat_channels(recordings) if self.config.normalise == "recording" else ()
 
-    def description(self) -> dict[str, Any]:
-        """What ``config.json`` holds: all that embed needs to do the same to other clips."""
-        return {
-            "config": plain(self.config),
-            "model": self.model.describe(),
-            "montage": self.montage.to_dict(),
-            "input": plain(self.input.config),
-            "split": plain(self.split),
-            "overlap": self.clips.overlap,
-            "subjects": self.clips.subjects,
-            "trained_subjects": list(self.clips.trained),
-            "initialised_from": self.origin,
-            "store_digest": self.store.digest,
-            "ranks": self.world.size,
-            "changes": [],
-        }
-
     def restore(self) -> None:
         """Load the last checkpoint; a run whose configuration differs is refused by the names that differ."""
         now = {"config": plain(self.config), "store_digest": self.store.digest, "ranks": self.world.size}
@@ -193,8 +192,11 @@ class Trainer:
             )
         if not self.world.on_main(self.run.last_path.exists):
             self.say(f"{self.run.path} has no checkpoint yet: starting from the first step")
-            self.initialise()
-            if self.origin != self.world.on_main(self.run.config).get("initialised_from"):
+            if self.config.init_from is None:
+                return
+            self.initialise(read_pretrained(self.config.init_from))
+            before = self.world.on_main(self.run.config)["initialised_from"]
+            if self.origin is None or self.origin["sha256"] != before["sha256"]:
                 raise SleepfmError(
                     f"--init-from {self.config.init_from} is not the file that {self.run.path} was started from. "
                     "Restore it, or train into another folder."
@@ -266,24 +268,6 @@ class Trainer:
         if self.world.main:
             self.run.append_metrics(row)
 
-    def announce(self) -> None:
-        """Say what runs where."""
-        n = sum(p.numel() for p in self.model.parameters())
-        backend = "C++ kernels" if self.device.type == "cpu" else "CUDA kernels"
-        if self.device.type == "cuda" and not has_kernels(self.device):
-            backend = "this build has no kernels for this GPU: filters on the CPU, loss of torch operations"
-        sizes = shard_sizes(self.sampler.batch_sizes[0], self.world.size)
-        item = "pairs of neighbouring clips" if len(self.input.modalities) == 1 else "clips"
-        together = f", {self.world.size} processes of {sizes[0]} {item}" if self.world.size > 1 else ""
-        parts = f", embedded in {self.n_parts} parts" if self.n_parts > 1 else ""
-        subjects = len(self.clips.trained)
-        self.say(
-            f"{len(self.clips.train)} training clips of {subjects} subject{'' if subjects == 1 else 's'} and "
-            f"{len(self.clips.validation)} validation clips, "
-            f"{', '.join(self.input.modalities)}, {n:,} parameters, {self.total_steps} steps of {sum(sizes)} {item} on "
-            f"{self.device} ({backend}, {self.config.precision}, {torch.get_num_threads()} threads{together}{parts})"
-        )
-
     # ---- the loop ------------------------------------------------------------------------------------------------
 
     @property
@@ -293,7 +277,7 @@ class Trainer:
         return min(steps, self.config.max_steps) if self.config.max_steps else steps
 
     def update(self, batch: Batch, rate: float, counts: tuple[int, ...]) -> tuple[float, str]:
-        """One step of the optimiser: the loss before it, and why the step was left out if it was.
+        """One step of the optimiser: the mean loss before it, and why the step was left out if it was.
 
         ``counts`` are the clips (pairs) of every rank.
         """
@@ -306,7 +290,7 @@ class Trainer:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         # One wait for the device. Both numbers have the same bits on every rank, so all of them decide alike.
-        loss, size = torch.stack([outcome.loss.to(norm.dtype), norm]).tolist()
+        loss, size = torch.stack([self.objective.mean(outcome).to(norm.dtype), norm]).tolist()
         if not (math.isfinite(loss) and math.isfinite(size)):
             for buffer, before in zip(self.model.buffers(), kept, strict=True):
                 buffer.copy_(before)
@@ -350,7 +334,7 @@ class Trainer:
             clips = clips_of(items)
             rate = learning_rate(self.config, progress.step, per_epoch, self.total_steps)
             if self.config.modality_dropout:
-                numbers = draw(self.config.seed, epoch, position, len(clips), len(self.input.modalities))
+                numbers = draw(self.config.seed, epoch, position, len(clips))
                 batch = without(batch, numbers, self.config.modality_dropout, rank, n_ranks)
             loss, failure = self.update(batch, rate, shard_sizes(len(items), n_ranks))
             if failure:
@@ -411,23 +395,7 @@ class Trainer:
         release_pages()
         if self.progress.stopped_early:
             self.say(f"stopped early: no better validation loss in {self.config.patience} epochs")
-        return {
-            "run": str(self.run.path),
-            "steps": self.progress.step,
-            "epochs": self.sampler.epoch,
-            "stopped_early": self.progress.stopped_early,
-            "skipped_steps": self.progress.skipped,
-            "best_epoch": self.progress.best_epoch + 1,
-            "best_validation_loss": self.progress.best_loss,
-            "temperature": math.exp(float(self.model.log_temperature.detach())),
-            "trained_subjects": len(self.clips.trained),
-            "training_clips": len(self.clips.train),
-            "validation_clips": len(self.clips.validation),
-            "clips_per_s": round(self.clips_per_s, 1),
-            "ranks": self.world.size,
-            "overlap": self.clips.overlap,
-            "notices": list(self.clips.notices),
-        }
+        return results(self)
 
 
 def recordings_of(store: ClipStore, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -150,6 +150,30 @@ def test_compat_paper_adds_up_the_rows(trainer):
     assert float(outcome.loss) == pytest.approx(float(mean.detach()) * 32 * 3, rel=1e-4)
 
 
+@pytest.mark.parametrize(("mode", "directions"), [("leave_one_out", "row"), ("pairwise", "both")])
+def test_losses_are_logged_as_means_whatever_is_differentiated(trainer, mode, directions):
+    rows, epochs = {}, {}
+    for scale in ("mean", "sum"):
+        one = trainer(scale, loss_scale=scale, mode=mode, directions=directions, lr=1e-30, max_steps=3)
+        steps = list(one.steps())
+        rows[scale], epochs[scale] = [row["loss"] for row in steps], steps[-1]["validated"]
+    assert rows["sum"] == pytest.approx(rows["mean"], rel=1e-5)
+    for name in ("training_loss", "validation_loss"):
+        assert epochs["sum"][name] == pytest.approx(epochs["mean"][name], rel=1e-5), name
+    assert epochs["sum"]["training_loss"] == pytest.approx(np.mean(rows["mean"]), rel=1e-5)
+    assert 2 < epochs["sum"]["training_loss"] < 5, "32 clips: log 32 = 3.47"
+
+
+def test_a_sum_without_terms_is_no_failure(trainer):
+    one = trainer(compat="paper", max_steps=1)
+    clips = next(iter(one.sampler))[2]
+    batch = one.input(clips)
+    for name in ("brain", "ecg"):
+        batch.present[name][:] = False
+    one.model.train()
+    assert one.update(batch, 1e-30, (len(clips),)) == (0.0, "")
+
+
 @pytest.mark.parametrize("compat", ["seed", "paper"])
 def test_contradictions_are_refused_by_name_and_agreement_is_not(cohort_store, tmp_path, capsys, compat):
     run = tmp_path / "run"

@@ -155,7 +155,7 @@ def test_a_run_of_two_modalities_embeds_and_retrieves(cohort_store, tmp_path, ca
     [
         (["--modalities", "brain", "brain"], "names one twice"),
         (["--modalities", "brain", "ecg", "--modality-dropout", "0.1"], "--modalities names 2"),
-        (["--modality-dropout", "1"], "--modality-dropout is 1"),
+        (["--modality-dropout", "1.5"], "--modality-dropout is 1.5"),
         (["--replicate", "1"], "--train-subjects does not say"),
         (["--train-subjects", "99"], "training subjects with clips to contrast"),
         (["--train-subjects", "-1"], "--train-subjects is -1"),

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from sleepfm_fast import embed, import_checkpoint, train
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.origin import seen_by
 from sleepfm_fast.pretrained import initialise, read_pretrained
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 from sleepfm_fast.selection import chosen_montage
@@ -112,6 +113,85 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint_or_the_same_file(source, 
     assert "is not the file that" in capsys.readouterr().err
 
 
+def config_of(run):
+    return RunDirectory(run).config()
+
+
+def test_whom_the_first_training_has_seen_is_never_tested(source, cohort_store, tmp_path, capsys):
+    first = config_of(source)["subjects"]
+    rules = (["--split-salt", "b"], ["--test-share", "0.6"])
+    for number, rule in enumerate(rules):
+        alone, run, third = (tmp_path / f"{kind}{number}" for kind in ("alone", "run", "third"))
+        assert train.cli([str(cohort_store), str(alone), *TINY, *rule]) == 0
+        moved = {s for s, code in config_of(alone)["subjects"].items() if code == 2 and first[s] != 2}
+        assert moved, "by the rule itself, subjects that were trained on would be tested"
+        capsys.readouterr()
+        assert train.cli([str(cohort_store), str(run), *TINY, *rule, "--init-from", str(source)]) == 0
+        captured = capsys.readouterr()
+        assert "keep the split of the training that --init-from names" in captured.err
+        assert "are not known" not in captured.err
+        assert "keep the split" in json.loads(captured.out.splitlines()[-1])["notices"][-1]
+        second = config_of(run)
+        assert second["subjects"] == first
+        assert second["initialised_from"]["subjects"] == first
+        assert second["initialised_from"]["subjects_known"] is True
+        assert embed.cli([str(run), str(cohort_store), str(tmp_path / f"embeddings{number}")]) == 0
+        record = json.loads((tmp_path / f"embeddings{number}" / "embeddings.json").read_text())
+        assert record["presets"]["subjects_known"] is True
+        columns = [np.load(tmp_path / f"embeddings{number}" / f"{name}.npy") for name in ("subject", "split")]
+        tested = {record["subjects"][s] for s, split in zip(*columns, strict=True) if split == 2}
+        assert tested == {s for s, code in first.items() if code == 2}
+        # From that one in turn, and resumed before and after its first checkpoint.
+        options = [*TINY, "--split-salt", "c", "--init-from", str(run)]
+        assert train.cli([str(cohort_store), str(third), *options]) == 0
+        assert config_of(third)["subjects"] == first
+        whole = model_of(third)
+        for name in ("last.safetensors", "best.safetensors", "metrics.jsonl"):
+            (third / name).unlink()
+        for _ in range(2):
+            assert train.cli([str(cohort_store), str(third), *options, "--resume"]) == 0
+            assert all(torch.equal(value, whole[name]) for name, value in model_of(third).items())
+
+
+def test_subjects_of_another_store_stay_settled(source, cohort_store, tmp_path):
+    # As if the first training had been on others: whoever embeds them with the second run finds them seen.
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    config = json.loads((other / "config.json").read_text())
+    config["subjects"] = {"x": 0, "y": 1, "z": 2}
+    (other / "config.json").write_text(json.dumps(config))
+    run = tmp_path / "run"
+    assert train.cli([str(cohort_store), str(run), *TINY, "--init-from", str(other)]) == 0
+    assert config_of(run)["subjects"] == config["subjects"] | config_of(source)["subjects"]
+    for code in (1, 2):
+        config["subjects"] = dict.fromkeys(config_of(source)["subjects"], code)
+        (other / "config.json").write_text(json.dumps(config))
+        with pytest.raises(SleepfmError, match=r"leaves 0 clips .* keep its split"):
+            train.main(train.Config(cohort_store, tmp_path / "none", preset="tiny", init_from=other))
+
+
+def test_weights_that_do_not_say_whom_they_have_seen_are_noticed(source, cohort_store, tmp_path, capsys):
+    bare = tmp_path / "w.safetensors"
+    save_file(model_of(source, "best"), bare)
+    second, third = tmp_path / "second", tmp_path / "third"
+    for path, run in ((bare, second), (second, third)):
+        options = [str(cohort_store), str(run), *TINY, "--init-from", str(path)]
+        assert train.cli(options) == 0
+        captured = capsys.readouterr()
+        assert f"{path}: The subjects it was trained on are not known" in captured.err
+        assert "are not known" in json.loads(captured.out.splitlines()[-1])["notices"][-1]
+        assert config_of(run)["initialised_from"]["subjects_known"] is False
+        assert train.cli([*options, "--resume"]) == 0
+        assert "are not known" in capsys.readouterr().err
+    assert embed.cli([str(third), str(cohort_store), str(tmp_path / "embeddings")]) == 0
+    assert "are not known" in capsys.readouterr().err
+    # A run that was started from others before their subjects were recorded does not say either.
+    config = config_of(second)
+    del config["initialised_from"]["subjects"], config["initialised_from"]["subjects_known"]
+    assert not seen_by(config).complete
+    assert seen_by(config_of(source)).complete
+
+
 def refusal(path, store_path, **options):
     from sleepfm_fast.clips import ClipStore
 
@@ -156,6 +236,7 @@ def test_the_authors_checkpoint_starts_a_training(best_pt, cinc_store, tmp_path,
     assert train.cli([str(cinc_store), str(run), *arguments]) == 0
     err = capsys.readouterr().err
     assert "start from the authors' checkpoint" in err
+    assert "a test subject may be one of them" in err
     assert "was trained with --filters seed (now aasm), --normalise none (now recording)" in err
     theirs = read_pretrained(best_pt).tensors
     ours = model_of(run)
@@ -171,7 +252,9 @@ def test_embedding_with_the_authors_file_equals_importing_it_first(best_pt, cinc
     weights = json.loads(captured.out.splitlines()[-1])["weights"]
     assert weights["file"] == str(best_pt)
     assert import_checkpoint.cli([str(best_pt), str(tmp_path / "run")]) == 0
+    capsys.readouterr()
     assert embed.cli([str(tmp_path / "run"), str(cinc_store), str(tmp_path / "imported")]) == 0
+    assert "a test subject may be one of them" in capsys.readouterr().err
     a, b = (np.load(tmp_path / name / "embeddings.npy") for name in ("direct", "imported"))
     np.testing.assert_array_equal(a, b)
     record = json.loads((tmp_path / "direct" / "embeddings.json").read_text())

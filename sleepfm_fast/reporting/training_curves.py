@@ -58,64 +58,47 @@ def of_kind(run: Run, kind: str) -> Rows:
 
 
 def loss_figure(run: Run) -> Figure | None:
-    """Step, training and validation loss of one run.
-
-    Trained on the sum over a batch's clips (``--loss-scale sum``), the losses of training are of another size than the
-    validation loss, which is a mean over clips; they then stand on an axis of their own.
-    """
+    """Step, training and validation loss of one run."""
     steps, epochs = of_kind(run, "step"), of_kind(run, "epoch")
     x, loss = thinned(column(steps, "step"), column(steps, "loss"))
     at = column(epochs, "step")
     curves = {key: column(epochs, key) for key in ("training_loss", "validation_loss")}
-    if not np.isfinite(np.concatenate([loss, *curves.values()])).any():
+    everything = np.concatenate([loss, *curves.values()])
+    if not np.isfinite(everything).any():
         return None
     last = float(np.nanmax(np.concatenate([x, at])))
-    summed = run.options.get("loss_scale") == "sum"
-    drawn = (("loss", "training_loss"), ("validation_loss",)) if summed else (("loss", *curves),)
-    parts: list[str | Plot] = []
-    entries = {}
-    for keys in drawn:
-        values = np.concatenate([loss if key == "loss" else curves[key] for key in keys])
-        if not np.isfinite(values).any():
-            continue
-        whose = " training" if "validation_loss" not in keys else " validation" if "loss" not in keys else ""
-        plot = Plot(
-            covering([0.0, last], margin=0.0),
-            covering(values),
-            f"Loss of {run.name}" + (f":{whose}" if whose else ""),
-            f"Line plot over {last:.0f} steps. " + (trend(curves[keys[-1]], NAMES[keys[-1]])),
-            x_label="step",
-            y_label="training loss (--loss-scale sum)" if whose == " training" else f"{whose} loss".strip(),
-        )
-        for key in keys:
-            if key == "loss" and np.isfinite(loss).any():
-                plot.line(x, loss, "s7 thin")
-                entries["s7 thin"] = "batches"
-            elif key != "loss" and np.isfinite(curves[key]).any():
-                series = list(curves).index(key)
-                plot.line(at, curves[key], f"s{series}")
-                plot.points(at, curves[key], series, [f"{NAMES[key]} {v:.4g}" for v in curves[key]])
-                entries[f"s{series}"] = NAMES[key]
-        parts.append(plot)
+    plot = Plot(
+        covering([0.0, last], margin=0.0),
+        covering(everything),
+        f"Loss of {run.name}",
+        f"Line plot over {last:.0f} steps of the loss on training batches, and its mean over each epoch for training "
+        f"and validation subjects. {trend(curves['validation_loss'], 'validation loss')}",
+        x_label="step",
+        y_label="loss",
+    )
+    entries = []
+    if np.isfinite(loss).any():
+        plot.line(x, loss, "s7 thin")
+        entries.append(("s7 thin", "batches"))
+    for series, (key, values) in enumerate(curves.items()):
+        if np.isfinite(values).any():
+            plot.line(at, values, f"s{series}")
+            plot.points(at, values, series, [f"{NAMES[key]} {v:.4g}" for v in values])
+            entries.append((f"s{series}", NAMES[key]))
     best = ""
     if np.isfinite(curves["validation_loss"]).any():
         k = int(np.nanargmin(curves["validation_loss"]))
         best = f" The best validation loss is {curves['validation_loss'][k]:.4g}, after step {at[k]:.0f}."
     skipped = sum(row.get("kind") == "skipped" for row in run.metrics)
     left_out = f" {skipped} steps were skipped because loss or gradient was not finite." if skipped else ""
-    compare = (
-        "The run was trained on the sum over a batch's clips and validated on the mean over clips: the two plots have "
-        "axes of different sizes and do not compare."
-        if summed
-        else "Training and validation losses compare only where they are taken over equally many clips at a time."
-    )
     return Figure(
         f"Loss of {run.name}",
-        parts,
-        f"Loss of single batches, and means over epochs.{best}{left_out} {compare}",
+        plot,
+        f"Loss of single batches, and means over epochs.{best}{left_out} Training and validation losses compare only "
+        "where they are taken over equally many clips at a time.",
         [run.metrics_path],
         {"step": x, "loss": loss, "epoch_step": at, **curves, "skipped_steps": skipped},
-        key=legend(list(entries.items()), "both") if len(entries) > 1 else "",
+        key=legend(entries, "both") if len(entries) > 1 else "",
     )
 
 
