@@ -108,6 +108,9 @@ def pair_ranks(
     product = float(largest.prod())
     # The error of T, then the float32 roundings of the shift, of the sum and of the limits.
     margin = 1.01 * 2.0**-24 * ((dim + 8) * product + 4 * float(max(np.abs(f).max(), np.abs(h).max())))
+    # The float64 roundings of own, f, g and centre, which count where T itself is (nearly) zero, as for a single clip.
+    lengths = largest + np.linalg.norm((wide_a, wide_b), axis=1)
+    margin += 4 * 2.0**-53 * (dim + 8) * float(lengths.prod())
     target_a, target_b = own - g, own - f - centre
     # Of the rows (columns): limits, the own similarity, and what a row (column) adds where the other compares.
     tables: list[list[npt.NDArray[Any]]] = [

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from sleepfm_fast.schedule import learning_rate
+from sleepfm_fast.settings import resolve
 from sleepfm_fast.train import Config
 
 
 def test_step_schedule_equals_torch_steplr():
-    config = Config(lr=0.01, step_epochs=2)
+    config = resolve(Config(lr=0.01, step_epochs=2))
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
     rival = torch.optim.lr_scheduler.StepLR(optimiser, step_size=2, gamma=0.1)
     for epoch in range(7):
@@ -19,7 +20,7 @@ def test_step_schedule_equals_torch_steplr():
 
 
 def test_cosine_warms_up_then_decays_to_nearly_nothing():
-    config = Config(lr=1.0, schedule="cosine")
+    config = resolve(Config(lr=1.0, schedule="cosine"))
     rates = [learning_rate(config, step, 10, 100) for step in range(100)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert all(a >= b for a, b in pairwise(rates[4:]))
@@ -27,4 +28,4 @@ def test_cosine_warms_up_then_decays_to_nearly_nothing():
 
 
 def test_cosine_of_one_step():
-    assert learning_rate(Config(schedule="cosine"), 0, 1, 1) == pytest.approx(1e-3)
+    assert learning_rate(resolve(Config(schedule="cosine")), 0, 1, 1) == pytest.approx(1e-3)
