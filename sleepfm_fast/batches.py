@@ -62,6 +62,14 @@ class Batch:
     x: dict[str, torch.Tensor]
     present: dict[str, torch.Tensor]
 
+    def not_finite(self) -> list[str]:
+        """The modalities with a sample of a present channel that is not finite."""
+        return [
+            name
+            for name, x in self.x.items()
+            if not bool(torch.where(self.present[name].to(x.device)[..., None], x, 0.0).isfinite().all())
+        ]
+
     def to(self, device: torch.device) -> Batch:
         """Move the clips to a device."""
         return Batch({k: v.to(device, non_blocking=True) for k, v in self.x.items()}, self.present)

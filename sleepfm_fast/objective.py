@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -255,18 +254,12 @@ def wrap(objective: Objective, *, unused: bool) -> nn.Module:
     )
 
 
-def not_finite(batch: Batch, outcome: Outcome, loss: float, modalities: Sequence[str], world: World) -> str:
-    """Say what was not finite: loss or gradient, and which modalities' inputs or embeddings, on any rank."""
-    what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
-    inputs = [
-        name
-        for name, x in batch.x.items()
-        if not bool(torch.where(batch.present[name].to(x.device)[..., None], x, 0.0).isfinite().all())
-    ]
+def not_finite(batch: Batch, outcome: Outcome, modalities: Sequence[str], world: World) -> str:
+    """Name the modalities whose inputs, or else whose embeddings, are not finite on any rank; empty where all are."""
     finite = outcome.embeddings.isfinite().flatten(1).all(1).tolist()
     embeddings = [name for name, fine in zip(modalities, finite, strict=True) if not fine]
-    every = world.gather([inputs, embeddings])
+    every = world.gather([batch.not_finite(), embeddings])
     for kind, place in (("the input of", 0), ("the embeddings of", 1)):
         if names := sorted({name for rank in every for name in rank[place]}):
-            return f"{what}; not finite: {kind} {', '.join(names)}"
-    return what
+            return f"{kind} {', '.join(names)}"
+    return ""

@@ -1,14 +1,11 @@
-"""One end-to-end supervised training: its state, its loop, its checkpoints. ``supervise.py`` shows it to the user."""
+"""One end-to-end supervised training: network, clips, a step, a validation, the test. ``supervise.py`` shows it."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
-import time
-from collections.abc import Iterator
-from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,54 +20,40 @@ from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.command import plain, say
 from sleepfm_fast.encoder import PRESETS, Encoder, build_encoder
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.ops.pages import release_pages
 from sleepfm_fast.optimiser import build_optimiser
-from sleepfm_fast.progress import Progress
 from sleepfm_fast.results import FOLDER
-from sleepfm_fast.rundir import (
-    RunDirectory,
-    pack_optimiser,
-    read_checkpoint,
-    reconcile,
-    unpack_optimiser,
-    write_checkpoint,
-)
+from sleepfm_fast.rundir import RunDirectory, read_checkpoint, reconcile
 from sleepfm_fast.sampler import ClipSampler
-from sleepfm_fast.schedule import learning_rate
 from sleepfm_fast.splits import Split
 from sleepfm_fast.supervised_clips import held_out_of, in_words, montage_of, select_labelled
-from sleepfm_fast.supervised_network import finite, load_weights, logits_of, refuse_other_runs, scored
+from sleepfm_fast.supervised_network import finite, logits_of, refuse_other_runs, scored
 from sleepfm_fast.tasks import TASKS
-from sleepfm_fast.world import choose_device
+from sleepfm_fast.training_loop import TrainingLoop, recordings_of
+from sleepfm_fast.world import World
 
 if TYPE_CHECKING:
     from sleepfm_fast.supervise import Config
 
 __all__ = ["SupervisedTrainer"]
 
-LOG_STEPS = 10  # a line of metrics.jsonl every so many steps
 
-
-class SupervisedTrainer:
-    """The state of one run, from the first step or from its last checkpoint.
+class SupervisedTrainer(TrainingLoop):
+    """One supervised training, in one process.
 
     Use :meth:`prepare`; iterate :meth:`steps`; end with :meth:`finish`. The network is one encoder over the channels of
     all modalities stacked, with one output a class; absent channels are left out by the encoder itself.
     """
 
     def __init__(self, config: Config, store: ClipStore, run: RunDirectory) -> None:
+        super().__init__(config, store, run, World())
         self.config = config
-        self.store = store
-        self.run = run
-        self.options = cast("Any", config)  # has the fields that a schedule and an optimiser read
-        self.device = choose_device(config.device)
         self.montage = montage_of(store, config.modality)
         self.input = ClipInput(
             store, self.montage, InputConfig(config.filters, config.notch_hz, config.normalise), self.device
         )
         self.split = Split(config.split_salt, config.validation_share, config.test_share)
         self.select(self.recordings_with(self.input.feed.present))
-        recordings = np.unique(np.concatenate([self.recordings_of(side.clips) for side in self.sides.values()]))
+        recordings = np.unique(np.concatenate([recordings_of(store, side.clips) for side in self.sides.values()]))
         for notice in self.input.measure(
             recordings, lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr)
         ):
@@ -88,8 +71,6 @@ class SupervisedTrainer:
         self.model = self.build().to(self.device)
         self.optimiser = build_optimiser(self.model, self.options)
         self.sampler = ClipSampler(self.clips.train.clips, config.batch_size, config.seed)
-        self.progress = Progress()
-        self.clips_per_s = 0.0
 
     @staticmethod
     def recordings_with(channels: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -141,7 +122,7 @@ class SupervisedTrainer:
         for notice in trainer.clips.notices:
             say(f"notice: {notice}")
         if resumed:
-            trainer.restore()
+            trainer.load_last()
         else:
             run.create(trainer.description())
         trainer.announce()
@@ -170,39 +151,6 @@ class SupervisedTrainer:
             "changes": [],
         }
 
-    def restore(self) -> None:
-        """Load the last checkpoint."""
-        if not self.run.last_path.exists():
-            say(f"{self.run.path} has no checkpoint yet: starting from the first step")
-            return
-        tensors, state = read_checkpoint(self.run.last_path)
-        load_weights(self.model, tensors)
-        unpack_optimiser(self.optimiser, tensors, state["optimiser"])
-        self.progress = Progress.from_state(state)
-        self.sampler.epoch, self.sampler.position = state["epoch"], state["position"]
-        torch.set_rng_state(tensors["rng/cpu"])
-        if self.device.type == "cuda" and "rng/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
-        say(f"resuming {self.run.path} at step {self.progress.step} (epoch {self.sampler.epoch + 1})")
-
-    def save(self, *, best: bool = False) -> None:
-        """Write ``last`` (everything) and, when ``best``, ``best`` (the network)."""
-        model = {f"model/{k}": v for k, v in self.model.state_dict().items()}
-        place = {"epoch": self.sampler.epoch, "position": self.sampler.position, "ranks": 1}
-        state: dict[str, Any] = {**self.progress.to_state(), **place}
-        if best:
-            write_checkpoint(self.run.best_path, model, state)
-        generators = {"rng/cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            generators["rng/cuda"] = torch.cuda.get_rng_state(self.device)
-        moments, optimiser = pack_optimiser(self.optimiser)
-        size = self.run.metrics_path.stat().st_size if self.run.metrics_path.exists() else 0
-        write_checkpoint(
-            self.run.last_path,
-            {**model, **moments, **generators},
-            {**state, "optimiser": optimiser, "metrics_bytes": size},
-        )
-
     def announce(self) -> None:
         """Say what is trained on what."""
         n = sum(p.numel() for p in self.model.parameters())
@@ -215,131 +163,25 @@ class SupervisedTrainer:
             f"({torch.get_num_threads()} threads)"
         )
 
-    # ---- the loop ------------------------------------------------------------------------------------------------
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole training."""
-        steps = self.config.epochs * self.sampler.batches_per_epoch
-        return min(steps, self.config.max_steps) if self.config.max_steps else steps
-
-    def recordings_of(self, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Recording of each clip."""
-        return np.asarray(self.store.recording[clips], np.int64)
+    # ---- a step and a validation ---------------------------------------------------------------------------------
 
     def losses(self, logits: Tensor, clips: npt.NDArray[np.int64]) -> Tensor:
         """Weighted cross-entropy of every clip, [B]; its mean is the loss."""
         columns = torch.from_numpy(self.column[clips]).to(self.device)
         return cross_entropy(logits, columns, reduction="none") * self.weights[columns]
 
-    def update(self, batch: Batch, clips: npt.NDArray[np.int64], rate: float) -> tuple[float, str]:
-        """One step of the optimiser: the loss before it, and why the step was left out if it was."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        # A batch with impossible values must not leave them in the running statistics either.
-        kept = [buffer.clone() for buffer in self.model.buffers()]
-        self.optimiser.zero_grad(set_to_none=True)
-        loss = self.losses(logits_of(self.model, batch, self.config.precision), clips).mean()
+    def gradient(self, batch: Batch, items: npt.NDArray[np.int64]) -> tuple[Tensor, Callable[[], str]]:
+        """Add the gradient of the cross-entropy."""
+        loss = self.losses(logits_of(self.model, batch, self.config.precision), items).mean()
         loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        value, size = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device
-        if math.isfinite(value) and math.isfinite(size):
-            self.optimiser.step()
-            return value, ""
-        for buffer, before in zip(self.model.buffers(), kept, strict=True):
-            buffer.copy_(before)
-        what = "the gradient is not finite" if math.isfinite(value) else f"the loss is {value}"
-        inputs = [
-            name
-            for name, x in batch.x.items()
-            if not bool(torch.where(batch.present[name].to(x.device)[..., None], x, 0.0).isfinite().all())
-        ]
-        return value, f"{what}; not finite: the input of {', '.join(inputs)}" if inputs else what
-
-    def skip(self, reason: str, clips: npt.NDArray[np.int64]) -> None:
-        """Note a step that was left out; too many in a row end the training."""
-        self.progress.skipped += 1
-        self.progress.skipped_in_a_row += 1
-        step, in_a_row = self.progress.step + 1, self.progress.skipped_in_a_row
-        names = sorted({self.store.recordings[r].id for r in self.recordings_of(clips).tolist()})
-        row = {"kind": "skipped", "step": step, "reason": reason, "recordings": names, "clips": clips.tolist()}
-        self.run.append_metrics(row)
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        say(f"notice: step {step} is skipped: {reason} (clips of {', '.join(names[:3])}{more}; see metrics.jsonl)")
-        if in_a_row > self.config.skip_limit:
-            raise SleepfmError(
-                f"{reason} at step {step}, which makes {in_a_row} in a row (--skip-limit {self.config.skip_limit}). "
-                f"Earlier checkpoints are kept in {self.run.path}. Lower --lr, or look for a channel with impossible "
-                "values (preprocess --inspect)."
-            )
-
-    def steps(self) -> Iterator[dict[str, Any]]:
-        """Train; yields a row after every step, with the epoch's validation where one just ended."""
-        progress = self.progress
-        remaining = self.total_steps - progress.step
-        if remaining <= 0 or progress.stopped_early:
-            return
-        self.model.train()
-        per_epoch = self.sampler.batches_per_epoch
-        clock = time.perf_counter()
-        for (epoch, position, clips), batch in self.input.batches(
-            islice(iter(self.sampler), remaining), lambda item: item[2]
-        ):
-            rate = learning_rate(self.options, progress.step, per_epoch, self.total_steps)
-            loss, failure = self.update(batch, clips, rate)
-            if failure:
-                self.skip(failure, clips)
-            else:
-                progress.skipped_in_a_row = 0
-                progress.loss_sum += loss
-                progress.loss_terms += 1
-            progress.step += 1
-            now = time.perf_counter()
-            speed = len(clips) / (now - clock)
-            self.clips_per_s = speed if self.clips_per_s == 0 else 0.9 * self.clips_per_s + 0.1 * speed
-            row: dict[str, Any] = {"kind": "step", "epoch": epoch, "step": progress.step, "loss": loss, "lr": rate}
-            if progress.step % LOG_STEPS == 0:
-                self.run.append_metrics({**row, "clips_per_s": round(self.clips_per_s, 1)})
-            last = position + 1 == per_epoch
-            self.sampler.epoch, self.sampler.position = (epoch + 1, 0) if last else (epoch, position + 1)
-            row["validated"] = self.end_epoch(epoch) if last or progress.step == self.total_steps else None
-            if row["validated"] is None and progress.step % self.config.checkpoint_steps == 0:
-                self.save()
-            yield row
-            if progress.stopped_early:
-                return
-            clock = time.perf_counter()
-
-    def end_epoch(self, epoch: int) -> dict[str, Any]:
-        """Validate, remember the best, write the checkpoints."""
-        progress = self.progress
-        row: dict[str, Any] = {
-            "kind": "epoch",
-            "epoch": epoch,
-            "step": progress.step,
-            "training_loss": progress.loss_sum / max(progress.loss_terms, 1),
-            **self.validate(),
-        }
-        if not math.isfinite(row["validation_loss"]):
-            raise SleepfmError(
-                f"the validation loss is {row['validation_loss']} after step {progress.step}: the training has "
-                f"diverged. Earlier checkpoints are kept in {self.run.path}. Lower --lr, and train into another folder."
-            )
-        progress.loss_sum, progress.loss_terms = 0.0, 0
-        best = row["validation_loss"] < progress.best_loss
-        if best:
-            progress.best_epoch, progress.best_loss = epoch, row["validation_loss"]
-        progress.stopped_early = self.config.patience > 0 and epoch - progress.best_epoch >= self.config.patience
-        self.run.append_metrics({**row, "clips_per_s": round(self.clips_per_s, 1)})
-        self.save(best=best)
-        return row
+        return loss.detach(), lambda: f"the input of {', '.join(names)}" if (names := batch.not_finite()) else ""
 
     def scored(self, clips: npt.NDArray[np.int64], what: str = "") -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
         """As :func:`sleepfm_fast.supervised_network.scored`; the network is in training mode again afterwards."""
         yield from scored(self.model, self.input, clips, self.config.precision, what)
         self.model.train()
 
-    def validate(self) -> dict[str, float]:
+    def validation(self) -> dict[str, float]:
         """Mean loss, accuracy, and accuracy averaged over the classes that occur, on the validation clips."""
         k = len(self.classes)
         total = 0.0
@@ -359,18 +201,15 @@ class SupervisedTrainer:
 
     def test(self) -> npt.NDArray[np.float64]:
         """Log-odds [n, K] of the test clips by the best network."""
-        tensors, _ = read_checkpoint(self.run.best_path)
-        load_weights(self.model, tensors)
+        self.load(read_checkpoint(self.run.best_path)[0])
         clips = self.clips.test.clips
         parts = [logits.double().cpu().numpy() for _, logits in self.scored(clips, "test")]
         return log_odds(finite(np.concatenate(parts), self.store, clips))
 
     def finish(self) -> dict[str, Any]:
         """Test the best epoch, write ``RUN/results/TASK`` and return the results that end the command."""
-        release_pages()  # kept for further steps
+        self.wind_up()
         config, progress = self.config, self.progress
-        if progress.stopped_early:
-            say(f"stopped early: no better validation loss in {config.patience} epochs")
         names = TASKS[config.task].names
         record = {
             "command": "supervise",

@@ -1,13 +1,11 @@
-"""One training run: its state, its loop, its checkpoints. The command in ``train.py`` shows it to the user."""
+"""One contrastive training: model, clips, a step, a validation. The command in ``train.py`` shows it to the user."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,31 +17,21 @@ from tqdm import tqdm
 from sleepfm_fast.batch_norm import synchronise_batch_norm
 from sleepfm_fast.batches import Batch, ClipInput, InputConfig
 from sleepfm_fast.clips import ClipStore
-from sleepfm_fast.command import plain, say
+from sleepfm_fast.command import plain
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.modality_dropout import draw, without
-from sleepfm_fast.neighbours import clips_of
 from sleepfm_fast.objective import Objective, backward, not_finite, wrap
-from sleepfm_fast.ops.pages import release_pages
 from sleepfm_fast.optimiser import build_optimiser
 from sleepfm_fast.origin import UNKNOWN_SUBJECTS, Seen, seen_by, split_before
 from sleepfm_fast.plan import make_plan
 from sleepfm_fast.pretrained import Pretrained, initialise, read_pretrained
-from sleepfm_fast.progress import Progress
-from sleepfm_fast.rundir import (
-    RunDirectory,
-    pack_optimiser,
-    read_checkpoint,
-    reconcile,
-    unpack_optimiser,
-    write_checkpoint,
-)
-from sleepfm_fast.sampler import shard, shard_sizes
-from sleepfm_fast.schedule import learning_rate
+from sleepfm_fast.rundir import RunDirectory, reconcile
+from sleepfm_fast.sampler import shard_sizes
 from sleepfm_fast.selection import chosen_montage, select_clips
 from sleepfm_fast.splits import Split
 from sleepfm_fast.training_facts import announcement, description, results
+from sleepfm_fast.training_loop import TrainingLoop, recordings_of
 from sleepfm_fast.validation import validate
 from sleepfm_fast.world import World
 
@@ -52,22 +40,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer"]
 
-LOG_STEPS = 10  # a line of metrics.jsonl every so many steps
 
-
-class Trainer:
-    """The state of one run, from the first step or from its last checkpoint.
+class Trainer(TrainingLoop):
+    """One contrastive training.
 
     Use :meth:`prepare`; iterate :meth:`steps`; end with :meth:`finish`. With several processes all of them do, in step;
     the first alone writes.
     """
 
+    model: SleepModel
+
     def __init__(self, config: Settings, store: ClipStore, run: RunDirectory, world: World, seen: Seen) -> None:
+        super().__init__(config, store, run, world)
         self.config = config
-        self.store = store
-        self.run = run
-        self.world = world
-        self.device = world.device(config.device)
         self.montage = chosen_montage(store, config.modalities)
         self.input = ClipInput(
             store, self.montage, InputConfig(config.filters, config.notch_hz, config.normalise), self.device
@@ -106,8 +91,6 @@ class Trainer:
         self.optimiser = build_optimiser(self.model, config)
         plan = make_plan(config, store, self.clips, len(self.input.modalities), world.size)
         self.sampler, self.blocks, self.n_parts = plan.sampler, plan.blocks, plan.n_parts
-        self.progress = Progress()
-        self.clips_per_s = 0.0
 
     # ---- start and resume ----------------------------------------------------------------------------------------
 
@@ -190,214 +173,54 @@ class Trainer:
             self.say(
                 f"notice: from step {change['step']} on, {change['option']} is {change['is']}, was {change['was']}"
             )
-        if not self.world.on_main(self.run.last_path.exists):
-            self.say(f"{self.run.path} has no checkpoint yet: starting from the first step")
-            if self.config.init_from is None:
-                return
-            self.initialise(read_pretrained(self.config.init_from))
-            before = self.world.on_main(self.run.config)["initialised_from"]
-            if self.origin is None or self.origin["sha256"] != before["sha256"]:
-                raise SleepfmError(
-                    f"--init-from {self.config.init_from} is not the file that {self.run.path} was started from. "
-                    "Restore it, or train into another folder."
-                )
+        if self.load_last() or self.config.init_from is None:
             return
-        tensors, state = read_checkpoint(self.run.last_path)
-        model = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
-        self.model.load_state_dict(model)
-        unpack_optimiser(self.optimiser, tensors, state["optimiser"])
-        self.progress = Progress.from_state(state)
-        self.sampler.epoch, self.sampler.position = state["epoch"], state["position"]
-        if state.get("ranks", 1) == self.world.size:
-            own = f"/{self.world.rank}" if self.world.rank else ""
-            torch.set_rng_state(tensors[f"rng/cpu{own}"])
-            if self.device.type == "cuda" and f"rng/cuda{own}" in tensors:
-                torch.cuda.set_rng_state(tensors[f"rng/cuda{own}"], self.device)
-        else:
-            self.seed_rank(self.progress.step, always=True)
-        self.say(f"resuming {self.run.path} at step {self.progress.step} (epoch {self.sampler.epoch + 1})")
-
-    def seed_rank(self, step: int, *, always: bool = False) -> None:
-        """Give this rank random numbers of its own (dropout); the first goes on with those that made the weights."""
-        if self.world.rank or always:
-            numbers = np.random.SeedSequence([self.config.seed, self.world.rank, step]).generate_state(1, np.uint64)
-            torch.manual_seed(int(numbers[0] >> np.uint64(1)))
-
-    def save(self, *, best: bool = False) -> None:
-        """Write ``last`` (everything) and, when ``best``, ``best`` (the model)."""
-        self.unite_buffers()
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        generators = {
-            f"rng/{kind}/{rank}" if rank else f"rng/{kind}": own[0]
-            for kind, mine in rng.items()
-            for rank, own in enumerate(self.world.gather_rows(mine[None]))
-        }
-        if not self.world.main:
-            return
-        model = {f"model/{k}": v for k, v in self.model.state_dict().items()}
-        state: dict[str, Any] = {
-            **self.progress.to_state(),
-            "epoch": self.sampler.epoch,
-            "position": self.sampler.position,
-            "ranks": self.world.size,
-        }
-        if best:
-            write_checkpoint(self.run.best_path, model, state)
-        moments, optimiser = pack_optimiser(self.optimiser)
-        size = self.run.metrics_path.stat().st_size if self.run.metrics_path.exists() else 0
-        write_checkpoint(
-            self.run.last_path,
-            {**model, **moments, **generators},
-            {**state, "optimiser": optimiser, "metrics_bytes": size},
-        )
+        self.initialise(read_pretrained(self.config.init_from))
+        before = self.world.on_main(self.run.config)["initialised_from"]
+        if self.origin is None or self.origin["sha256"] != before["sha256"]:
+            raise SleepfmError(
+                f"--init-from {self.config.init_from} is not the file that {self.run.path} was started from. "
+                "Restore it, or train into another folder."
+            )
 
     def unite_buffers(self) -> None:
         """Average the ranks' running statistics of batch norm; synchronised ones are equal already."""
         if self.config.batch_norm == "local":
-            self.world.mean_in_place(list(self.model.buffers()))
+            super().unite_buffers()
 
-    def say(self, sentence: str) -> None:
-        """Say it once, whatever the number of processes."""
-        if self.world.main:
-            say(sentence)
+    # ---- a step and a validation ---------------------------------------------------------------------------------
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
-        """Write a line of ``metrics.jsonl``, once."""
-        if self.world.main:
-            self.run.append_metrics(row)
+    def prepared(self, batch: Batch, epoch: int, position: int, n_clips: int) -> Batch:
+        """Leave modalities out (``--modality-dropout``)."""
+        if not self.config.modality_dropout:
+            return batch
+        numbers = draw(self.config.seed, epoch, position, n_clips)
+        return without(batch, numbers, self.config.modality_dropout, self.world.rank, self.world.size)
 
-    # ---- the loop ------------------------------------------------------------------------------------------------
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole training."""
-        steps = self.config.epochs * self.sampler.batches_per_epoch
-        return min(steps, self.config.max_steps) if self.config.max_steps else steps
-
-    def update(self, batch: Batch, rate: float, counts: tuple[int, ...]) -> tuple[float, str]:
-        """One step of the optimiser: the mean loss before it, and why the step was left out if it was.
-
-        ``counts`` are the clips (pairs) of every rank.
-        """
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        # A batch with impossible values must not leave them in the running statistics either.
-        kept = [buffer.clone() for buffer in self.model.buffers()]
-        self.optimiser.zero_grad(set_to_none=True)
+    def gradient(self, batch: Batch, items: npt.NDArray[np.int64]) -> tuple[torch.Tensor, Callable[[], str]]:
+        """Add the gradient of the contrastive loss; the loss itself is a mean whatever its scale."""
+        counts = shard_sizes(len(items), self.world.size)
         outcome = backward(self.objective, self.wrapped, batch, counts=counts, n_parts=self.n_parts)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        # One wait for the device. Both numbers have the same bits on every rank, so all of them decide alike.
-        loss, size = torch.stack([self.objective.mean(outcome).to(norm.dtype), norm]).tolist()
-        if not (math.isfinite(loss) and math.isfinite(size)):
-            for buffer, before in zip(self.model.buffers(), kept, strict=True):
-                buffer.copy_(before)
-            return loss, not_finite(batch, outcome, loss, tuple(self.model.modalities), self.world)
-        self.optimiser.step()
+        modalities = tuple(self.model.modalities)
+        return self.objective.mean(outcome), lambda: not_finite(batch, outcome, modalities, self.world)
+
+    def after_step(self) -> None:
+        """Keep the temperature in its range."""
         with torch.no_grad():
             self.model.log_temperature.clamp_(0.0, self.config.max_log_temperature)
-        return loss, ""
 
-    def skip(self, reason: str, clips: npt.NDArray[np.int64]) -> None:
-        """Note a step that was left out; too many in a row end the training."""
-        self.progress.skipped += 1
-        self.progress.skipped_in_a_row += 1
-        step, in_a_row = self.progress.step + 1, self.progress.skipped_in_a_row
-        names = sorted({self.store.recordings[r].id for r in recordings_of(self.store, clips).tolist()})
-        row = {"kind": "skipped", "step": step, "reason": reason, "recordings": names, "clips": clips.tolist()}
-        self.append_metrics(row)
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        self.say(f"notice: step {step} is skipped: {reason} (clips of {', '.join(names[:3])}{more}; see metrics.jsonl)")
-        if in_a_row > self.config.skip_limit:
-            raise SleepfmError(
-                f"{reason} at step {step}, which makes {in_a_row} in a row (--skip-limit {self.config.skip_limit}). "
-                f"Earlier checkpoints are kept in {self.run.path}. Lower --lr, or look for a channel with impossible "
-                "values (preprocess --inspect)."
-            )
+    def facts(self) -> dict[str, float]:
+        """The temperature."""
+        return {"temperature": math.exp(float(self.model.log_temperature.detach()))}
 
-    def steps(self) -> Iterator[dict[str, Any]]:
-        """Train; yields a row after every step, with the epoch's validation where one just ended."""
-        progress = self.progress
-        remaining = self.total_steps - progress.step
-        if remaining <= 0 or progress.stopped_early:
-            return
-        self.model.train()
-        per_epoch = self.sampler.batches_per_epoch
-        rank, n_ranks = self.world.rank, self.world.size
-        batches = self.input.batches(
-            islice(iter(self.sampler), remaining), lambda item: clips_of(shard(item[2], rank, n_ranks))
+    def validation(self) -> dict[str, float]:
+        """The contrastive loss over fixed blocks of clips."""
+        return validate(
+            *(self.model, self.input, self.blocks, self.config.mode, self.config.directions, self.world),
+            precision=self.config.precision,
         )
-        clock = time.perf_counter()
-        for (epoch, position, items), batch in batches:
-            clips = clips_of(items)
-            rate = learning_rate(self.config, progress.step, per_epoch, self.total_steps)
-            if self.config.modality_dropout:
-                numbers = draw(self.config.seed, epoch, position, len(clips))
-                batch = without(batch, numbers, self.config.modality_dropout, rank, n_ranks)
-            loss, failure = self.update(batch, rate, shard_sizes(len(items), n_ranks))
-            if failure:
-                self.skip(failure, clips)
-            else:
-                progress.skipped_in_a_row = 0
-                progress.loss_sum += loss
-                progress.loss_terms += 1
-            progress.step += 1
-            now = time.perf_counter()
-            speed = len(clips) / (now - clock)
-            self.clips_per_s = speed if self.clips_per_s == 0 else 0.9 * self.clips_per_s + 0.1 * speed
-            temperature = math.exp(float(self.model.log_temperature.detach()))
-            row: dict[str, Any] = {"kind": "step", "epoch": epoch, "step": progress.step}
-            row |= {"loss": loss, "lr": rate, "temperature": temperature}
-            if progress.step % LOG_STEPS == 0:
-                self.append_metrics({**row, "clips_per_s": round(self.clips_per_s, 1)})
-            last = position + 1 == per_epoch
-            self.sampler.epoch, self.sampler.position = (epoch + 1, 0) if last else (epoch, position + 1)
-            row["validated"] = self.end_epoch(epoch) if last or progress.step == self.total_steps else None
-            if row["validated"] is None and progress.step % self.config.checkpoint_steps == 0:
-                self.save()
-            yield row
-            if progress.stopped_early:
-                return
-            clock = time.perf_counter()
-
-    def end_epoch(self, epoch: int) -> dict[str, Any]:
-        """Validate, remember the best, write the checkpoints."""
-        progress = self.progress
-        self.unite_buffers()
-        row: dict[str, Any] = {
-            "kind": "epoch",
-            "epoch": epoch,
-            "step": progress.step,
-            "training_loss": progress.loss_sum / max(progress.loss_terms, 1),
-            **validate(
-                *(self.model, self.input, self.blocks, self.config.mode, self.config.directions, self.world),
-                precision=self.config.precision,
-            ),
-        }
-        if not math.isfinite(row["validation_loss"]):
-            raise SleepfmError(
-                f"the validation loss is {row['validation_loss']} after step {progress.step}: the training has "
-                f"diverged. Earlier checkpoints are kept in {self.run.path}. Lower --lr, and train into another folder."
-            )
-        progress.loss_sum, progress.loss_terms = 0.0, 0
-        best = row["validation_loss"] < progress.best_loss
-        if best:
-            progress.best_epoch, progress.best_loss = epoch, row["validation_loss"]
-        progress.stopped_early = self.config.patience > 0 and epoch - progress.best_epoch >= self.config.patience
-        self.append_metrics({**row, "clips_per_s": round(self.clips_per_s, 1)})
-        self.save(best=best)
-        return row
 
     def finish(self) -> dict[str, Any]:
-        """The results that end the command; the memory kept for further steps goes back to the system."""
-        release_pages()
-        if self.progress.stopped_early:
-            self.say(f"stopped early: no better validation loss in {self.config.patience} epochs")
+        """The results that end the command."""
+        self.wind_up()
         return results(self)
-
-
-def recordings_of(store: ClipStore, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Recording of each clip."""
-    return np.asarray(store.recording[clips], np.int64)

@@ -132,7 +132,7 @@ def test_the_temperature_is_clamped_below_and_under_compat_not_above(trainer):
                 one.model.log_temperature.fill_(start)
             items = next(iter(one.sampler))[2]
             one.model.train()
-            _, failure = one.update(one.input(clips_of(items)), 1e-30, (len(items),))
+            _, failure = one.update(one.input(clips_of(items)), items, 1e-30)
             assert not failure
             value = float(one.model.log_temperature.detach())
             assert value == pytest.approx(start if bound is None else bound, abs=1e-3)
@@ -171,7 +171,7 @@ def test_a_sum_without_terms_is_no_failure(trainer):
     for name in ("brain", "ecg"):
         batch.present[name][:] = False
     one.model.train()
-    assert one.update(batch, 1e-30, (len(clips),)) == (0.0, "")
+    assert one.update(batch, clips, 1e-30) == (0.0, "")
 
 
 @pytest.mark.parametrize("compat", ["seed", "paper"])

@@ -69,15 +69,13 @@ def test_what_was_not_finite_is_named():
     batch = clips()
     names = tuple(whole.model.modalities)
     fine = backward(copy.deepcopy(whole), whole, batch)
-    assert not_finite(batch, fine, float("nan"), names, World()) == "the loss is nan"
-    assert not_finite(batch, fine, 1.0, names, World()) == "the gradient is not finite"
+    assert not_finite(batch, fine, names, World()) == ""
     batch.x["b"][0, 1, 7] = torch.inf
     infinite = backward(whole, whole, batch)
-    sentence = not_finite(batch, infinite, float(infinite.loss), names, World())
-    assert sentence == "the loss is nan; not finite: the input of b"
+    assert not_finite(batch, infinite, names, World()) == "the input of b"
     batch.present["b"][0, 1] = False  # then it is not read
     assert backward(whole, whole, batch).loss.isfinite()
     with torch.no_grad():
         whole.model.encoders["a"].fc.bias.fill_(torch.nan)
     broken = backward(whole, whole, batch)
-    assert "the embeddings of a" in not_finite(batch, broken, float("nan"), names, World())
+    assert not_finite(batch, broken, names, World()) == "the embeddings of a"
