@@ -47,6 +47,7 @@ def main(config: Config) -> dict[str, Any]:
 
     from sleepfm_fast.batches import ClipInput, InputConfig
     from sleepfm_fast.channels import Montage
+    from sleepfm_fast.clip_facts import columns_of, people_of
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embedding_writer import EmbeddingWriter
     from sleepfm_fast.embeddings import Description
@@ -95,24 +96,10 @@ def main(config: Config) -> dict[str, Any]:
                 embeddings, mask = model(batch.x, batch.present)
             writer.append(embeddings.transpose(0, 1), mask.T)
             bar.update(len(clips))
-        subject = store.recording_subject[store.recording]
-        people = [store.participants[s] for s in store.subjects]
         writer.finish(
-            columns={
-                "recording": store.recording,
-                "clip": store.clip,
-                "onset_s": store.onset_s,
-                "stage": store.stage,
-                "sdb": store.sdb,
-                "subject": subject,
-                # One subject serves all splits; the folder then says that they overlap.
-                "split": np.maximum(codes, 0)[subject],
-            },
+            columns=columns_of(store, codes),
             description=Description(
-                subjects=tuple(store.subjects),
-                recordings=tuple(r.id for r in store.recordings),
-                ages=tuple(p["age"] for p in people),
-                sexes=tuple(p["sex"] for p in people),
+                **people_of(store),
                 run=str(config.run),
                 store=str(config.store),
                 split_rule=split.rule(),

@@ -118,6 +118,7 @@ def in_order(store: ClipStore, engine: Engine) -> Iterator[dict[str, npt.NDArray
 
 def main(config: Config) -> dict[str, Any]:
     """Measure all recordings; returns the results that end the command."""
+    from sleepfm_fast.clip_facts import columns_of, people_of
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embedding_writer import EmbeddingWriter
     from sleepfm_fast.embeddings import Description
@@ -158,24 +159,10 @@ def main(config: Config) -> dict[str, Any]:
                 mask[:, m] = np.isfinite(values).any()
                 holes[name] += int(np.isnan(values).sum())
             writer.append(block, mask)
-        subject = store.recording_subject[store.recording]
-        people = [store.participants[s] for s in store.subjects]
         writer.finish(
-            columns={
-                "recording": store.recording,
-                "clip": store.clip,
-                "onset_s": store.onset_s,
-                "stage": store.stage,
-                "sdb": store.sdb,
-                "subject": subject,
-                # One subject serves all splits; the folder then says that they overlap.
-                "split": np.maximum(codes, 0)[subject],
-            },
+            columns=columns_of(store, codes),
             description=Description(
-                subjects=tuple(store.subjects),
-                recordings=tuple(r.id for r in store.recordings),
-                ages=tuple(p["age"] for p in people),
-                sexes=tuple(p["sex"] for p in people),
+                **people_of(store),
                 run="" if config.like is None else str(config.like),
                 store=str(config.store),
                 split_rule=split.rule(),
