@@ -7,6 +7,7 @@ import math
 from typing import Any, Literal
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.option_ranges import option, refuse_dropout, refuse_negative, refuse_not_finite, refuse_not_positive
 from sleepfm_fast.train import Config
 
 __all__ = ["COMPAT", "Settings", "resolve", "spelled"]
@@ -106,17 +107,9 @@ def spelled(settings: Settings) -> str:
     )
 
 
-def option(name: str) -> str:
-    """A field's name as the user writes it."""
-    return f"--{name.replace('_', '-')}"
-
-
 def check(settings: Settings) -> None:
     """Refuse values that cannot work, by name."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SleepfmError(f"{option(field.name)} is {value}; expected a finite number.")
+    refuse_not_finite(settings)
     for name in ("batch_size", "validation_block"):
         if getattr(settings, name) < 2:
             raise SleepfmError(
@@ -125,17 +118,10 @@ def check(settings: Settings) -> None:
             )
     if settings.micro_batch == 1 or settings.micro_batch < 0:
         raise SleepfmError(f"--micro-batch is {settings.micro_batch}; expected 2 or more (batch norm needs two), or 0.")
-    if settings.dropout is not None and not 0 <= settings.dropout < 1:
-        raise SleepfmError(f"--dropout is {settings.dropout:g}; expected 0 or more and less than 1.")
-    for name in ("epochs", "lr", "step_epochs", "checkpoint_steps"):
-        if getattr(settings, name) <= 0:
-            raise SleepfmError(f"{option(name)} is {getattr(settings, name)}; expected a number above 0.")
-    for name in (
-        *("patience", "max_steps", "skip_limit", "weight_decay", "momentum", "threads", "seed"),
-        *("train_subjects", "replicate"),
-    ):
-        if getattr(settings, name) < 0:
-            raise SleepfmError(f"{option(name)} is {getattr(settings, name)}; expected 0 or more.")
+    refuse_dropout(settings.dropout)
+    refuse_not_positive(settings, ("epochs", "lr", "step_epochs", "checkpoint_steps"))
+    natural = ("patience", "max_steps", "skip_limit", "weight_decay", "momentum", "threads", "seed")
+    refuse_negative(settings, (*natural, "train_subjects", "replicate"))
     if settings.replicate and not settings.train_subjects:
         raise SleepfmError(
             f"--replicate {settings.replicate} is a draw of training subjects, but --train-subjects does not say how "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ import tyro
 
 from sleepfm_fast import command
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.option_ranges import refuse_dropout, refuse_negative, refuse_not_finite, refuse_not_positive
 
 if TYPE_CHECKING:
     from sleepfm_fast.supervised_training import SupervisedTrainer
@@ -103,21 +103,13 @@ class Config:
 
 def check(config: Config) -> None:
     """Refuse values that cannot work, by name."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SleepfmError(f"--{field.name.replace('_', '-')} is {value}; expected a finite number.")
+    refuse_not_finite(config)
     if config.batch_size < 2:
         raise SleepfmError(f"--batch-size is {config.batch_size}; expected 2 or more: batch norm needs two clips.")
-    if config.dropout is not None and not 0 <= config.dropout < 1:
-        raise SleepfmError(f"--dropout is {config.dropout:g}; expected 0 or more and less than 1.")
-    for name in ("epochs", "lr", "step_epochs", "checkpoint_steps"):
-        if getattr(config, name) <= 0:
-            raise SleepfmError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected a number above 0.")
+    refuse_dropout(config.dropout)
+    refuse_not_positive(config, ("epochs", "lr", "step_epochs", "checkpoint_steps"))
     natural = ("patience", "max_steps", "skip_limit", "weight_decay", "momentum", "threads", "seed", "bootstraps")
-    for name in (*natural, "train_subjects", "replicate"):
-        if getattr(config, name) < 0:
-            raise SleepfmError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected 0 or more.")
+    refuse_negative(config, (*natural, "train_subjects", "replicate"))
     if config.replicate and not config.train_subjects:
         raise SleepfmError("--replicate chooses the draw of --train-subjects; give that too.")
     if config.validation_share < 0 or config.test_share <= 0 or config.validation_share + config.test_share >= 1:

@@ -1,0 +1,45 @@
+"""Refusals that the options of several commands share: which option, its value, and what was expected."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from sleepfm_fast.errors import SleepfmError
+
+__all__ = ["option", "refuse_dropout", "refuse_negative", "refuse_not_finite", "refuse_not_positive"]
+
+
+def option(name: str) -> str:
+    """A field's name as the user writes it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def refuse_not_finite(config: Any) -> None:
+    """Refuse NaN and infinity in any field of a configuration."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SleepfmError(f"{option(field.name)} is {value}; expected a finite number.")
+
+
+def refuse_not_positive(config: Any, names: Iterable[str]) -> None:
+    """Refuse 0 and below."""
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise SleepfmError(f"{option(name)} is {getattr(config, name)}; expected a number above 0.")
+
+
+def refuse_negative(config: Any, names: Iterable[str]) -> None:
+    """Refuse what is below 0."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise SleepfmError(f"{option(name)} is {getattr(config, name)}; expected 0 or more.")
+
+
+def refuse_dropout(dropout: float | None) -> None:
+    """Refuse a share outside [0, 1); None is the preset's own."""
+    if dropout is not None and not 0 <= dropout < 1:
+        raise SleepfmError(f"--dropout is {dropout:g}; expected 0 or more and less than 1.")
