@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sleepfm_fast import _C
+from sleepfm_fast.ops import pages
 from sleepfm_fast.ops.contrastive_results import allocate_forward, n_problems
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 KEEP_AT_MOST_BYTES = 256 << 20  # M = 3, D = 512, float32: N up to 4,100
+
+BYTE = torch.empty(0, dtype=torch.uint8)
 
 # The arguments of the compiled functions that both share, as in _C.pyi.
 Leading = tuple[int, int, tuple[int, int, int], tuple[int, int], int, int, tuple[int, int], bool, bool, int, int]
@@ -73,7 +76,7 @@ def _arguments(
         x = x.contiguous()
     n_threads = torch.get_num_threads()
     n_bytes = workspace_bytes(x, mode, backward=backward, n_threads=n_threads, kept=kept)
-    workspace = torch.empty(n_bytes, dtype=torch.uint8)
+    workspace = pages.empty(BYTE, (n_bytes,))
     M, N, D = x.shape
     arguments: Leading = (
         x.data_ptr(),
@@ -186,7 +189,7 @@ def forward_keeping(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Forward of all samples; a seventh result ``kept`` for :func:`backward_kept`, empty where that is too much."""
-    kept = torch.empty(kept_bytes(x, mode), dtype=torch.uint8)
+    kept = pages.empty(BYTE, (kept_bytes(x, mode),))
     results = _forward(x, log_temperature, mask, mode, directions, 0, x.shape[1], kept if kept.numel() else None)
     return *results, kept
 
