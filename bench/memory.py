@@ -6,17 +6,24 @@ import os
 import subprocess
 import sys
 
+RELEASE = """
+_gc.collect()
+# What our ops keep for their next call is memory of the body that uses it, not of the set-up.
+if "sleepfm_fast.ops.pages" in _sys.modules:
+    _sys.modules["sleepfm_fast.ops.pages"].release_pages()
+"""
+
 # Writing 5 to clear_refs sets the peak (VmHWM) back to what is resident now; where the kernel lacks that file the peak
 # of the set-up counts as well, and the difference is a lower bound.
 PROGRAM = """
-import gc as _gc
+import gc as _gc, sys as _sys
 
 def _peak_kib():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 {setup}
-_gc.collect()
+{release}
 try:
     with open("/proc/self/clear_refs", "w") as _refs:
         _refs.write("5")
@@ -30,14 +37,14 @@ print("peak_kib", _peak_kib() - _before)
 # Pages of a mapped file are resident while nobody needs the memory; what a program cannot give back is anonymous. There
 # is no peak of it to read, so a thread looks every 2 ms.
 ANONYMOUS_PROGRAM = """
-import gc as _gc, threading as _threading, time as _time
+import gc as _gc, sys as _sys, threading as _threading, time as _time
 
 def _held_kib():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon:"))
 
 {setup}
-_gc.collect()
+{release}
 _before = _peak = _held_kib()
 _done = _threading.Event()
 
@@ -73,7 +80,7 @@ def _measured(program: str, setup: str, body: str) -> float:
     # A fixed threshold makes glibc hand what the set-up frees back to the system, instead of keeping it for the body.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     done = subprocess.run(
-        [sys.executable, "-c", program.format(setup=setup, body=body)],
+        [sys.executable, "-c", program.format(setup=setup, release=RELEASE, body=body)],
         env=environment,
         capture_output=True,
         text=True,

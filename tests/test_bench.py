@@ -112,6 +112,13 @@ def test_peak_memory_is_the_bodys():
         memory.peak_rss_mib("", "1 / 0")
 
 
+def test_memory_that_our_ops_keep_counts_for_the_body_that_uses_it():
+    setup = "import torch\nfrom sleepfm_fast.ops.pages import empty\n"
+    setup += "use = lambda: empty(torch.empty(0), (10 * 2**20,)).fill_(1.0)\nuse()"
+    assert 38 < memory.peak_rss_mib(setup, "use()") < 50
+    assert 38 < memory.peak_anonymous_mib(setup, "kept = use(); _time.sleep(0.1)") < 50
+
+
 BENCHMARK = """
 def test_sum(versus, quick):
     c = versus("a sum", {"ours": lambda: sum(range(10)), "rival": lambda: 45}, agree=check, rounds=2,
