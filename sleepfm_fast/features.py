@@ -173,7 +173,7 @@ def main(config: Config) -> dict[str, Any]:
                 # As for an encoder: a recording has a modality where any of its channels shows anything.
                 mask[:, m] = np.isfinite(values).any()
             writer.append(block, mask)
-        writer.finish(
+        finished = writer.finish(
             columns=columns_of(store, codes),
             description=Description(
                 **people_of(store),
@@ -190,7 +190,7 @@ def main(config: Config) -> dict[str, Any]:
         "clips": len(store),
         "modalities": list(names),
         "widths": {name: len(own) for name, own in names.items()},
-        "empty_percent": empty_percent(Embeddings(config.features)),
+        "empty_percent": empty_percent(Embeddings(finished)),
         "overlap": overlap,
         "elapsed_s": round(time.monotonic() - started, 1),
     }
