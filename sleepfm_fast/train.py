@@ -136,10 +136,12 @@ class Config:
 def train(config: Config) -> dict[str, Any]:
     """Run or resume one training; returns the results that end the command."""
     from sleepfm_fast.settings import resolve, spelled
-    from sleepfm_fast.world import joined
+    from sleepfm_fast.world import claimed_run, joined
 
+    if config.run is None:
+        raise ValueError("train needs config.run")
     settings = resolve(config)
-    with joined(config.device) as world:
+    with joined(config.device) as world, claimed_run(config.run, world):
         share_threads(config.threads, world.local_size)
         if world.main:
             say(f"resolved: {spelled(settings)}")
