@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sleepfm_fast.atomic import replace_file
 from sleepfm_fast.command import is_encodable, to_json
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.run_config import damaged_entry
 
 if TYPE_CHECKING:
     import torch
@@ -210,8 +211,10 @@ class RunDirectory:
                 f"{self.path} holds no run (config.json is missing). Give the folder that train wrote: "
                 "python -m sleepfm_fast.train STORE RUN"
             ) from None
-        except json.JSONDecodeError as error:
-            raise SleepfmError(f"{self.config_path} is damaged: {error}.") from error
+        except ValueError as error:
+            raise SleepfmError(f"{self.config_path} is damaged: {error}. Restore it, or train anew.") from error
+        if not isinstance(config, dict):
+            raise SleepfmError(f"{self.config_path} is damaged: it holds no object. Restore it, or train anew.")
         if config.get("format") != FORMAT or config.get("version") != VERSION:
             raise SleepfmError(
                 f"{self.config_path} says format '{config.get('format')}', version {config.get('version')}; this "
@@ -260,6 +263,9 @@ def reconcile(run: RunDirectory, now: Mapping[str, Any]) -> list[dict[str, Any]]
         When an option that defines the run differs, or the store does.
     """
     saved = run.config()
+    for entry in ("config", "store_digest"):
+        if not isinstance(saved.get(entry), type(now[entry])):
+            raise damaged_entry(run.config_path, entry, saved.get(entry))
     then, options = saved["config"], now["config"]
     differing = [k for k in options if k not in FREE and options[k] != then.get(k, options[k])]
     refused = [k for k in differing if k not in RECORDED]
