@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from sleepfm_fast.errors import SleepfmError
+
 __all__ = [
     "HEARTBEAT_S",
     "STALE_S",
@@ -27,6 +29,7 @@ __all__ = [
     "Claimed",
     "Holder",
     "beats",
+    "claim_to_write",
     "file_system_time",
     "holder_of",
     "is_live",
@@ -177,10 +180,14 @@ class Claim:
     def create(self) -> None:
         """Write the file, which must not exist."""
         descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(self.holder)))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(self.holder)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # a full disk: an empty claim would count as alive until it is stale
+            self.path.unlink(missing_ok=True)
+            raise
 
     def renew(self) -> None:
         """Set the file's time again and again until the claim is released."""
@@ -200,6 +207,30 @@ class Claim:
         self.thread.join()
         if self.holds():
             self.path.unlink(missing_ok=True)
+
+
+def claim_to_write(path: Path) -> Claim:
+    """Claim the file or folder ``path`` for this process, in a hidden file beside it; ``path`` need not exist.
+
+    Raises
+    ------
+    SleepfmError
+        When another living process is writing it, or the folder around it cannot be written.
+    """
+    path = path.resolve()
+    file = path.with_name(f".{path.name}.claim")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return Claim(file)
+    except Claimed as busy:
+        raise SleepfmError(
+            f"another process ({busy.holder or 'which cannot be named'}) is writing {path}. Wait for it, or give "
+            "another folder."
+        ) from None
+    except OSError as error:
+        raise SleepfmError(
+            f"{path} cannot be written ({error.filename or file}: {error.strerror or error}). Give another folder."
+        ) from None
 
 
 def discard(path: Path) -> None:

@@ -156,17 +156,24 @@ def _with_chance(figures: dict[str, Any]) -> dict[str, float | None]:
 
 def main(config: Config) -> dict[str, Any]:
     """Fit, test and summarise; the result is what the command prints as JSON and writes."""
+    from sleepfm_fast.results import claimed_result
+
+    _check(config)
+    with claimed_result(config.result, overwrite=config.overwrite):
+        return _drawn(config)
+
+
+def _drawn(config: Config) -> dict[str, Any]:
+    """Go on with the curve to its end and write the result."""
     from tqdm import tqdm
 
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.few_shot_points import Points, partial_path
     from sleepfm_fast.few_shot_summary import say_curve, summarise
     from sleepfm_fast.labelled_clips import labelled_clips, modalities_of
-    from sleepfm_fast.results import refuse_result, write_result
+    from sleepfm_fast.results import write_result
     from sleepfm_fast.splits import draw_subjects
 
-    _check(config)
-    refuse_result(config.result, overwrite=config.overwrite)
     started = time.perf_counter()
     embeddings = Embeddings(config.embeddings)
     modalities = modalities_of(embeddings, config.modality)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 
 import numpy as np
 import pytest
 from scipy import stats
 from synthetic_embeddings import columns_of, write_folder
 
-from sleepfm_fast import few_shot, probe
+from sleepfm_fast import claims, few_shot, probe
 from sleepfm_fast.few_shot_points import partial_path
 from sleepfm_fast.few_shot_summary import mean_interval
-from sleepfm_fast.results import read_result
+from sleepfm_fast.results import claimed_result, read_result
 
 DIM = 12
 SPLIT_OF = np.array([0] * 9 + [1] * 2 + [2] * 5)
@@ -120,6 +122,23 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, capsys, monkeypatch):
     whole.pop("seconds")
     resumed.pop("seconds")
     assert resumed == whole
+
+
+def test_two_processes_do_not_write_one_curve(tmp_path, capsys):
+    folder = planted(tmp_path)
+    asked = (folder, tmp_path / "new" / "out", "--task", "stage", "--subjects", 1, "--replicates", 1)
+    with claimed_result(tmp_path / "new" / "out"):
+        status, _, err = run(capsys, *asked)
+        assert status == 1
+        assert f"another process (process {os.getpid()} on " in err
+        assert f"is writing {tmp_path / 'new' / 'out'}. Wait for it, or give another folder." in err
+    # A holder that was killed holds nobody up.
+    claim = tmp_path / "new" / ".out.claim"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    claim.write_text(json.dumps({**claims.this_process().__dict__, "pid": dead.pid, "started": "1"}))
+    assert run(capsys, *asked)[0] == 0
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
 
 
 def test_points_of_another_experiment_are_not_mixed_in(tmp_path, capsys, monkeypatch):
