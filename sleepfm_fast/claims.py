@@ -20,12 +20,15 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from sleepfm_fast.errors import SleepfmError
+
 __all__ = [
     "HEARTBEAT_S",
     "STALE_S",
     "Claim",
     "Claimed",
     "Holder",
+    "alone",
     "beats",
     "file_system_time",
     "holder_of",
@@ -231,6 +234,29 @@ def waited(path: Path, say: Callable[[str], None], what: str) -> Iterator[Claim]
                 told = True
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 1.0)
+    try:
+        yield claim
+    finally:
+        claim.release()
+
+
+@contextmanager
+def alone(path: Path, what: str) -> Iterator[Claim]:
+    """Hold the claim ``path`` for the length of the block, or refuse where another process works on ``what``.
+
+    Raises
+    ------
+    SleepfmError
+        When a living process holds it; the claim of one that was killed is taken over.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        claim = Claim(path)
+    except Claimed as busy:
+        raise SleepfmError(
+            f"{busy.holder or 'another process'} is at work on {what}. Wait for it, or name another folder. "
+            f"(If that process is gone from another machine, wait {STALE_S / 60:.0f} minutes, or remove {path}.)"
+        ) from None
     try:
         yield claim
     finally:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "cli", "main"]
 
-RECORD, TABLES = "reproduction.json", "tables.md"
+RECORD, TABLES, CLAIM = "reproduction.json", "tables.md", "running.claim"
 FORMAT, VERSION = "sleepfm_fast reproduction", 1
 
 
@@ -77,7 +77,8 @@ def claim(layout: Layout, settings: dict[str, Any]) -> None:
     file = layout.out / RECORD
     if not layout.out.exists():
         return
-    if not layout.out.is_dir() or (any(layout.out.iterdir()) and not file.is_file()):
+    # The claim of a process that was killed before it wrote anything else is no stranger.
+    if not layout.out.is_dir() or (any(p.name != CLAIM for p in layout.out.iterdir()) and not file.is_file()):
         raise SleepfmError(f"{layout.out} exists and is no reproduction; name a new folder.")
     if not file.is_file():
         return
@@ -196,7 +197,7 @@ def settings_of(config: Config, preset: Preset) -> dict[str, Any]:
 def main(config: Config) -> dict[str, Any]:
     """Plan, carry out, tabulate; returns the results that end the command."""
     from sleepfm_fast import reproduce_plan, reproduce_steps, reproduce_tables
-    from sleepfm_fast.atomic import replace_file, write_json
+    from sleepfm_fast.claims import alone
     from sleepfm_fast.reproduce_choice import chosen_preset
 
     if len(config.paths) not in (1, 2):
@@ -219,11 +220,28 @@ def main(config: Config) -> dict[str, Any]:
     todo = [step.name for step in steps if states[step.name] != "finished"]
     if config.plan:
         return {"out": layout.out, "steps": len(steps), "to_do": todo, "tables": [table.name for table in tables]}
-    layout.out.mkdir(parents=True, exist_ok=True)
+    with alone(layout.out / CLAIM, f"the reproduction in {layout.out}"):
+        return carried_out(config, planner, tables, steps, rates, about, started)
+
+
+def carried_out(
+    config: Config,
+    planner: Planner,
+    tables: Sequence[PaperTable],
+    steps: Sequence[Step],
+    rates: dict[str, float],
+    about: tuple[str, str],
+    started: float,
+) -> dict[str, Any]:
+    """Carry the plan out and lay the figures out; returns the results that end the command."""
+    from sleepfm_fast import reproduce_steps, reproduce_tables
+    from sleepfm_fast.atomic import replace_file, write_json
+
+    layout, facts, encoder = planner.layout, planner.facts, planner.preset.encoder
     record: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "settings": settings,
+        "settings": settings_of(config, planner.preset),
         "machine": machine(),
         "cohort": {
             "simulated": facts.simulated,

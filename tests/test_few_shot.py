@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from scipy import stats
 from synthetic_embeddings import columns_of, write_folder
 
-from sleepfm_fast import few_shot, probe
-from sleepfm_fast.few_shot_points import partial_path
+from sleepfm_fast import claims, few_shot, probe
+from sleepfm_fast.few_shot_points import claim_path, partial_path
 from sleepfm_fast.few_shot_summary import mean_interval
 from sleepfm_fast.results import read_result
 
@@ -249,3 +252,21 @@ def test_intervals_are_cut_at_0_and_1_and_leave_out_what_is_unknown():
     assert entry["high"] == 1.0
     assert mean_interval([None]) == {"mean": None, "low": None, "high": None, "n": 0}
     assert mean_interval([0.25]) == {"mean": 0.25, "low": None, "high": None, "n": 1}
+
+
+def test_a_second_process_is_refused_and_a_killed_one_is_not_waited_for(tmp_path, capsys):
+    folder, out = planted(tmp_path), tmp_path / "results" / "curve"
+    arguments = (folder, out, "--task", "stage", "--subjects", 1, "--replicates", 1)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        out.parent.mkdir()
+        holder = {**dataclasses.asdict(claims.this_process()), "pid": other.pid, "started": claims.start_of(other.pid)}
+        claim_path(out).write_text(json.dumps(holder))
+        status, _, err = run(capsys, *arguments)
+        assert status == 1
+        assert f"process {other.pid} on " in err
+        assert "is at work on the few-shot curve" in err
+        assert not out.exists()
+        other.kill()
+    status, _, _ = run(capsys, *arguments)
+    assert status == 0
+    assert sorted(p.name for p in out.parent.iterdir()) == ["curve"]
