@@ -133,7 +133,7 @@ def embedder(network: nn.Module, bfloat16: bool, x: Tensor) -> Callable[[], Tens
     network.eval()
 
     def run() -> Tensor:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             return network(x).float()  # type: ignore[no-any-return]
 
     return run
@@ -145,7 +145,7 @@ def trainer(network: nn.Module, bfloat16: bool, x: Tensor) -> Callable[[], float
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
 
     def run() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             embeddings = network(x)
         loss = embeddings.float().square().mean()
         optimiser.zero_grad(set_to_none=True)

@@ -52,10 +52,12 @@ CUDA_TESTS = {
 # Without a GPU "all else" would collect every file to skip nearly every test.
 REHEARSED = {**CUDA_TESTS, "all else": ["tests/test_filter_resample_contract.py", "tests/test_side_stream.py"]}
 CUDA_BENCHES = {
-    "loss": "test_contrastive_loss_cuda",
-    "filter": "test_filter_resample_cuda",
-    "graph": "test_graph_replay_cuda",
-    "rivals": "test_contrastive_loss_rivals_cuda",
+    "loss": ["bench/test_cuda.py::test_contrastive_loss_cuda"],
+    "filter": ["bench/test_cuda.py::test_filter_resample_cuda"],
+    "encoder": ["bench/test_cuda_encoder.py", "-k", "eager"],
+    "graph": ["bench/test_cuda.py::test_graph_replay_cuda"],
+    "rivals": ["bench/test_cuda.py::test_contrastive_loss_rivals_cuda"],
+    "compiled encoder": ["bench/test_cuda_encoder.py", "-k", "compiled"],
 }
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}  # what is said of the CPU is done there
 LAST_LINES = 40  # of the log of a step that fails, kept in the JSON
@@ -168,17 +170,19 @@ def steps(work: Path, rehearse: bool) -> list[Step]:
         )
 
     def bench_on_cuda(name: str, limit_s: float) -> Step:
-        return bench(f"cuda: {name}", [f"bench/test_cuda.py::{CUDA_BENCHES[name]}"], limit_s, {})
+        return bench(f"cuda: {name}", CUDA_BENCHES[name], limit_s, {})
 
     return [
         *(tests_on_cuda(name, words) for name, words in (REHEARSED if rehearse else CUDA_TESTS).items()),
         bench_on_cuda("loss", 100),
         bench_on_cuda("filter", 50),
+        bench_on_cuda("encoder", 60),
         bench_on_cuda("graph", 30),
         Step("measurements", [sys.executable, str(HERE / "gpu_probe.py"), str(probe)], 60, {}, lambda: json_of(probe)),
         *(sanitize(tool) for tool in SANITIZERS),
         tests("tests on the cpu", ["-q", "-m", "not cuda", *(parallel if have_xdist else []), *small], 150, HIDDEN),
         bench_on_cuda("rivals", 130),
+        bench_on_cuda("compiled encoder", 130),
         bench("cpu", cpu_benches, 200, HIDDEN),
     ]
 

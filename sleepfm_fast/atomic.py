@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["TEMPORARY_SUFFIX", "remove_leftovers", "replace_file", "replace_folder", "synchronise", "write_json"]
+__all__ = [
+    "TEMPORARY_SUFFIX",
+    "remove_leftovers",
+    "remove_leftovers_of",
+    "replace_file",
+    "replace_folder",
+    "synchronise",
+    "write_json",
+]
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -50,21 +59,25 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a fresh folder that takes the name ``path`` only when the block ends without an exception.
 
-    A folder that already has the name is removed just before; the files written must be synchronised by the caller.
+    A folder that already has the name is removed behind it; where the name is a link, what it points to is replaced.
+    The files written must be synchronised by the caller.
     """
+    path = path.resolve()
     temporary = temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         synchronise(temporary)
+        old = temporary.with_name(f"old-{temporary.name}")
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(old)
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     synchronise(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> bytes:
@@ -75,10 +88,24 @@ def write_json(path: Path, value: Any, *, indent: int | None = None) -> bytes:
     return content
 
 
+def remove_leftovers_of(path: Path) -> None:
+    """Delete what killed writers of the file or folder ``path`` left beside it; only while nobody else writes it."""
+    pattern = re.compile(rf"(old-)?{re.escape(path.name)}\.\d+-\d+{re.escape(TEMPORARY_SUFFIX)}")
+    if path.parent.is_dir():
+        for leftover in path.parent.iterdir():
+            if pattern.fullmatch(leftover.name):
+                remove(leftover)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what an interrupted writer left under temporary names directly in ``folder``."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, whatever is in it."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

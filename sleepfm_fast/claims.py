@@ -28,8 +28,8 @@ __all__ = [
     "Claim",
     "Claimed",
     "Holder",
-    "alone",
     "beats",
+    "claim_to_write",
     "file_system_time",
     "holder_of",
     "is_live",
@@ -180,10 +180,14 @@ class Claim:
     def create(self) -> None:
         """Write the file, which must not exist."""
         descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(self.holder)))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(self.holder)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # a full disk: an empty claim would count as alive until it is stale
+            self.path.unlink(missing_ok=True)
+            raise
 
     def renew(self) -> None:
         """Set the file's time again and again until the claim is released."""
@@ -203,6 +207,30 @@ class Claim:
         self.thread.join()
         if self.holds():
             self.path.unlink(missing_ok=True)
+
+
+def claim_to_write(path: Path) -> Claim:
+    """Claim the file or folder ``path`` for this process, in a hidden file beside it; ``path`` need not exist.
+
+    Raises
+    ------
+    SleepfmError
+        When another living process is writing it, or the folder around it cannot be written.
+    """
+    path = path.resolve()
+    file = path.with_name(f".{path.name}.claim")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return Claim(file)
+    except Claimed as busy:
+        raise SleepfmError(
+            f"another process ({busy.holder or 'which cannot be named'}) is writing {path}. Wait for it, or give "
+            "another folder."
+        ) from None
+    except OSError as error:
+        raise SleepfmError(
+            f"{path} cannot be written ({error.filename or file}: {error.strerror or error}). Give another folder."
+        ) from None
 
 
 def discard(path: Path) -> None:
@@ -234,29 +262,6 @@ def waited(path: Path, say: Callable[[str], None], what: str) -> Iterator[Claim]
                 told = True
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 1.0)
-    try:
-        yield claim
-    finally:
-        claim.release()
-
-
-@contextmanager
-def alone(path: Path, what: str) -> Iterator[Claim]:
-    """Hold the claim ``path`` for the length of the block, or refuse where another process works on ``what``.
-
-    Raises
-    ------
-    SleepfmError
-        When a living process holds it; the claim of one that was killed is taken over.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        claim = Claim(path)
-    except Claimed as busy:
-        raise SleepfmError(
-            f"{busy.holder or 'another process'} is at work on {what}. Wait for it, or name another folder. "
-            f"(If that process is gone from another machine, wait {STALE_S / 60:.0f} minutes, or remove {path}.)"
-        ) from None
     try:
         yield claim
     finally:

@@ -61,8 +61,6 @@ class Config:
 
 def check(config: Config) -> None:
     """Refuse what cannot work, by name."""
-    from sleepfm_fast.results import refuse_result
-
     if config.result is None and config.table is None:
         raise SleepfmError("nothing would be written: name a RESULT folder, or a --table FILE.csv.")
     for name in ("bootstraps", "seed", "threads"):
@@ -70,7 +68,6 @@ def check(config: Config) -> None:
             raise SleepfmError(f"--{name} is {getattr(config, name)}; expected 0 or more.")
     if config.table is not None and config.table.exists() and not config.overwrite:
         raise SleepfmError(f"--table {config.table} exists and is not overwritten. Give another name, or --overwrite.")
-    refuse_result(config.result, overwrite=config.overwrite)
 
 
 def table_text(
@@ -131,7 +128,15 @@ def overlap_of(names: Sequence[str], known: Mapping[str, int], run: Path) -> str
 
 def main(config: Config) -> dict[str, Any]:
     """Classify; returns the results that end the command."""
+    from sleepfm_fast.results import claimed_result
+
     check(config)
+    with claimed_result(config.result, overwrite=config.overwrite):
+        return classified(config)
+
+
+def classified(config: Config) -> dict[str, Any]:
+    """Classify, write the table and the result."""
     import torch
     from tqdm import tqdm
 

@@ -103,14 +103,21 @@ def _overlap_of(results: tuple[Result, Result]) -> str:
 
 def main(config: Config) -> dict[str, Any]:
     """Match, resample and report; the result is what the command prints as JSON."""
-    from sleepfm_fast.metrics import bootstrap_subjects
-    from sleepfm_fast.paired_figures import of_classifiers, of_retrievals
-    from sleepfm_fast.results import refuse_result, write_result
-    from sleepfm_fast.shared_clips import shared_clips
+    from sleepfm_fast.results import claimed_result
 
     if config.bootstraps < 0:
         raise SleepfmError(f"--bootstraps is {config.bootstraps}; give 0 (no intervals) or more.")
-    refuse_result(config.result, overwrite=config.overwrite)
+    with claimed_result(config.result, overwrite=config.overwrite):
+        return _compared(config)
+
+
+def _compared(config: Config) -> dict[str, Any]:
+    """Match, resample and write the result."""
+    from sleepfm_fast.metrics import bootstrap_subjects
+    from sleepfm_fast.paired_figures import of_classifiers, of_retrievals
+    from sleepfm_fast.results import write_result
+    from sleepfm_fast.shared_clips import shared_clips
+
     results = _read_both(config)
     overlap_note = _overlap_of(results)
     if overlap_note:

@@ -1,25 +1,37 @@
-"""Write a folder of embeddings or features batch by batch: ``.NAME.partial`` is filled in order, renamed when whole."""
+"""Write a folder of embeddings or features batch by batch: ``.NAME.partial`` is filled in order, renamed when whole.
+
+A writer that is told what its numbers depend on keeps, in ``progress.json`` of that folder, how many clips are on the
+disk; another one that is told the same goes on from there.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
+import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sleepfm_fast.command import to_json
+from sleepfm_fast.array_file import ArrayFile
+from sleepfm_fast.atomic import synchronise, write_json
+from sleepfm_fast.claims import claim_to_write
+from sleepfm_fast.command import plain, say, to_json
 from sleepfm_fast.embeddings import COLUMNS, FORMAT, SPLITS, VERSION, Description, range_problem
 from sleepfm_fast.errors import SleepfmError
 
 __all__ = ["EmbeddingWriter"]
+
+PROGRESS = "progress.json"
+CHECKPOINT_S = 10.0
+"""At most so much work is lost to a kill; a checkpoint waits for the disk."""
 
 
 def _plain_array(values: Any) -> npt.NDArray[Any]:
@@ -28,31 +40,6 @@ def _plain_array(values: Any) -> npt.NDArray[Any]:
         values = values.detach()
         values = (values.float() if values.is_floating_point() else values).cpu().numpy()
     return np.asarray(values)
-
-
-class _ArrayFile:
-    """One ``.npy`` file written front to back, so that a full disk is an error and not a signal."""
-
-    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
-        self.path = path
-        self.dtype = np.dtype(dtype)
-        self.digest = hashlib.blake2b(digest_size=16)
-        self.file: BinaryIO = path.open("wb")
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self.file, header)
-
-    def write(self, block: npt.NDArray[Any]) -> None:
-        if not block.size:
-            return
-        data = np.ascontiguousarray(block, dtype=self.dtype).data.cast("B")
-        self.digest.update(data)
-        self.file.write(data)
-
-    def close(self) -> str:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        return self.digest.hexdigest()
 
 
 class EmbeddingWriter:
@@ -73,6 +60,14 @@ class EmbeddingWriter:
     overwrite : bool
         Let a finished embeddings folder stand at ``path``: it is replaced by :meth:`finish`, not before. Any other
         folder is refused all the same.
+    key : mapping, optional
+        Everything that the vectors depend on, as JSON. What a writer with the same key left unfinished is then kept,
+        and so is what this one leaves; without a key nothing is.
+
+    Attributes
+    ----------
+    n_written : int
+        Clips so far; above 0 from the start where a writer goes on.
 
     Raises
     ------
@@ -96,8 +91,9 @@ class EmbeddingWriter:
         *,
         features: Mapping[str, Sequence[str]] | None = None,
         overwrite: bool = False,
+        key: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+        self.path = Path(path).resolve()
         self.modalities = tuple(modalities)
         self.n_clips, self.dim = int(n_clips), int(dim)
         self.n_written = 0
@@ -111,30 +107,65 @@ class EmbeddingWriter:
             widths = [len(names) for names in self.features.values()]
             if max(widths) != self.dim or min(widths) < 1:
                 raise ValueError(f"the modalities have {widths} features; the largest must be dim = {self.dim}")
+        self.partial = self.path.with_name(f".{self.path.name}.partial")
+        shape = (self.n_clips, len(self.modalities))
+        self.key = None if key is None else {**plain(dict(key)), "shape": [*shape, self.dim]}
+        self._claim = claim_to_write(self.path)
+        self._open = True
+        self._files: dict[str, ArrayFile] = {}
+        try:
+            self._refuse(overwrite=overwrite)
+            kept = self._kept()
+            for name, dtype, of in (("embeddings", "float32", (*shape, self.dim)), ("mask", "bool", shape)):
+                self._files[name] = ArrayFile(self.partial / f"{name}.npy", dtype, of, kept.get("clips", 0))
+            if kept and {name: file.digest() for name, file in self._files.items()} != kept["digests"]:
+                raise SleepfmError(
+                    f"{self.partial} is damaged: it does not hold what was written. Remove it and start anew."
+                )
+        except OSError as error:
+            self._release()
+            raise SleepfmError(f"{self.partial} cannot be written: {error.strerror or error}.") from error
+        except BaseException:
+            self._release()
+            raise
+        self.n_written = kept.get("clips", 0)
+        self._saved_s = time.monotonic()
+        if self.n_written:
+            say(f"going on: {self.n_written} of {self.n_clips} clips were finished before.")
+
+    def _refuse(self, *, overwrite: bool) -> None:
+        """Refuse to write where anything stands that is not to be replaced."""
         free = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
         if not free and not (overwrite and (self.path / "embeddings.json").is_file()):
             if overwrite:
                 raise SleepfmError(f"{self.path} is not an embeddings folder and is not overwritten. Give another.")
             raise SleepfmError(f"{self.path} exists and is not overwritten. Give another folder, or remove this one.")
-        self.partial = self.path.with_name(f".{self.path.name}.partial")
+
+    def _kept(self) -> dict[str, Any]:
+        """What an unfinished writer with the same key left: clips and digests; anything else is removed."""
+        self.partial.mkdir(parents=True, exist_ok=True)
         try:
-            self.partial.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.partial, os.O_RDONLY)
-        except OSError as error:
-            raise SleepfmError(f"the folder {self.partial} cannot be made: {error.strerror}.") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise SleepfmError(
-                f"another process is writing {self.path} (it holds {self.partial}). Wait, or give another folder."
-            ) from error
-        for leftover in self.partial.iterdir():  # of a writer that was killed
+            found: dict[str, Any] = json.loads((self.partial / PROGRESS).read_text(encoding="utf-8"))
+            if self.key is not None and found["key"] == self.key:
+                return found
+            differ = sorted(name for name, value in (self.key or {}).items() if found["key"].get(name) != value)
+            say(
+                f"notice: {found['clips']} clips that an unfinished run left in {self.partial} were made otherwise "
+                f"({', '.join(differ) or 'in another way'}); starting anew."
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # no writer got so far as to keep anything
+        for leftover in self.partial.iterdir():
             leftover.unlink()
-        shape = (self.n_clips, len(self.modalities))
-        self._vectors = _ArrayFile(self.partial / "embeddings.npy", "float32", (*shape, self.dim))
-        self._mask = _ArrayFile(self.partial / "mask.npy", "bool", shape)
-        self._open = True
+        return {}
+
+    def _checkpoint(self) -> None:
+        """Bring what was appended to the disk, then say so in ``progress.json``."""
+        for file in self._files.values():
+            file.synchronise()
+        digests = {name: file.digest() for name, file in self._files.items()}
+        write_json(self.partial / PROGRESS, {"key": self.key, "clips": self.n_written, "digests": digests})
+        self._saved_s = time.monotonic()
 
     def append(self, embeddings: Any, mask: Any = None) -> None:
         """Add the next clips: embeddings are normalised here to unit length in float64, features stay as they are.
@@ -166,11 +197,13 @@ class EmbeddingWriter:
         x[~present] = np.nan
         x = self._unit(x, present) if self.features is None else self._measured(x, self.features)
         try:
-            self._vectors.write(x.astype(np.float32))
-            self._mask.write(present)
+            self._files["embeddings"].write(x.astype(np.float32))
+            self._files["mask"].write(present)
+            self.n_written += n
+            if self.key is not None and time.monotonic() - self._saved_s > CHECKPOINT_S:
+                self._checkpoint()
         except OSError as error:
             raise self._disk_error(error) from error
-        self.n_written += n
 
     def _unit(self, x: npt.NDArray[np.float64], present: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
         """Divide present embeddings by their lengths."""
@@ -224,9 +257,11 @@ class EmbeddingWriter:
             raise ValueError(f"{self.n_written} clips were appended; {self.n_clips} were announced")
         arrays = _checked_columns(columns, self.n_clips, description)
         try:
-            digests = {"embeddings.npy": self._vectors.close(), "mask.npy": self._mask.close()}
+            if self.key is not None:
+                self._checkpoint()
+            digests = {f"{name}.npy": file.close() for name, file in self._files.items()}
             for name, values in arrays.items():
-                file = _ArrayFile(self.partial / f"{name}.npy", COLUMNS[name], (self.n_clips,))
+                file = ArrayFile(self.partial / f"{name}.npy", COLUMNS[name], (self.n_clips,))
                 file.write(values)
                 digests[f"{name}.npy"] = file.close()
             record = {
@@ -244,12 +279,14 @@ class EmbeddingWriter:
                 out.write(to_json(record, indent=1) + "\n")
                 out.flush()
                 os.fsync(out.fileno())
-            os.fsync(self._lock)
+            synchronise(self.partial)
             old = self.path.with_name(f".{self.path.name}.replaced")
             if (self.path / "embeddings.json").is_file():  # allowed by overwrite
                 shutil.rmtree(old, ignore_errors=True)
                 self.path.rename(old)
             self.partial.rename(self.path)
+            # Last: killed before the rename, the next writer must still find it.
+            (self.path / PROGRESS).unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise self._disk_error(error) from error
@@ -257,16 +294,17 @@ class EmbeddingWriter:
         return self.path
 
     def _disk_error(self, error: OSError) -> SleepfmError:
+        then = "" if self.key is None else " What is on the disk is kept: the same command goes on from there."
         return SleepfmError(
-            f"writing {self.partial} failed: {error.strerror or error}. Free space or give another folder."
+            f"writing {self.partial} failed: {error.strerror or error}. Free space or give another folder.{then}"
         )
 
     def _release(self) -> None:
         if self._open:
             self._open = False
-            self._vectors.file.close()
-            self._mask.file.close()
-            os.close(self._lock)
+            for file in self._files.values():
+                file.abandon()
+            self._claim.release()
 
     def __enter__(self) -> EmbeddingWriter:
         """Return the writer."""
@@ -275,10 +313,14 @@ class EmbeddingWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove what was written unless :meth:`finish` gave it its name."""
+        """Keep what was written for the next writer, if this one has a key, unless :meth:`finish` gave it its name."""
         if not self._open:
             return
-        shutil.rmtree(self.partial, ignore_errors=True)
+        if self.key is not None and self.n_written:
+            with suppress(OSError, ValueError):  # a full disk, or files that are closed: the last checkpoint counts
+                self._checkpoint()
+        if not (self.partial / PROGRESS).exists():
+            shutil.rmtree(self.partial, ignore_errors=True)
         self._release()
         if kind is None:
             raise ValueError(f"the writer of {self.path} was closed before finish(); nothing was kept")

@@ -14,15 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from sleepfm_fast import command
+from sleepfm_fast import __version__, command
 from sleepfm_fast.command import plain, say
 from sleepfm_fast.errors import SleepfmError
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.parallel import Engine
 
 __all__ = ["Config", "main"]
+
+BLOCK = 4096  # clips in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Config:
 
     Every channel of the montage is measured by its kind, at its native rate, in the units that the features' names say
     (docs/baselines.md lists them). A feature that cannot be measured in a clip is left empty; a probe fills it with the
-    median of its training clips and marks it. Each recording is measured by itself.
+    median of its training clips and marks it. Each recording is measured by itself. Killed or interrupted, the same
+    command goes on from there, to the same bytes.
     """
 
     store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
@@ -90,11 +94,11 @@ def opened(path: str, digest: str) -> ClipStore:
 OPEN: dict[tuple[str, str], ClipStore] = {}
 
 
-def in_order(store: ClipStore, engine: Engine) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-    """Every recording's features in the store's order, whichever is finished first."""
+def in_order(store: ClipStore, engine: Engine, n_done: int) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
+    """Features of the recordings behind ``n_done`` clips, in the store's order whichever is finished first."""
     from sleepfm_fast.parallel import Progress, WorkersLost, in_parallel
 
-    recordings = [i for i, entry in enumerate(store.recordings) if entry.n_clips]
+    recordings = [i for i, entry in enumerate(store.recordings) if entry.n_clips and entry.first_clip >= n_done]
     progress = Progress("nights", len(recordings))
     waiting: dict[int, dict[str, npt.NDArray[np.float32]]] = {}
     following = iter(recordings)
@@ -110,10 +114,21 @@ def in_order(store: ClipStore, engine: Engine) -> Iterator[dict[str, npt.NDArray
                 wanted = next(following, None)
     except WorkersLost:
         raise SleepfmError(
-            "a worker process died, most likely for want of memory. Give fewer with --workers; nothing was kept."
+            "a worker process died, most likely for want of memory. Give fewer with --workers; the same command goes "
+            "on from there."
         ) from None
     finally:
         progress.close()
+
+
+def empty_percent(features: Embeddings) -> dict[str, float]:
+    """Share of each modality's numbers that could not be measured [%]."""
+    holes = dict.fromkeys(features.modalities, 0)
+    for start in range(0, len(features), BLOCK):
+        x = features.copy(np.arange(start, min(start + BLOCK, len(features))), features.modalities)
+        for m, name in enumerate(features.modalities):
+            holes[name] += int(np.isnan(x[:, m, : features.widths[name]]).sum())
+    return {m: round(100 * n / (len(features) * features.widths[m]), 2) for m, n in holes.items()}
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -121,7 +136,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.clip_facts import columns_of, people_of
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embedding_writer import EmbeddingWriter
-    from sleepfm_fast.embeddings import Description
+    from sleepfm_fast.embeddings import Description, Embeddings
     from sleepfm_fast.parallel import open_engine
     from sleepfm_fast.recording_features import feature_names
     from sleepfm_fast.rundir import RunDirectory
@@ -141,23 +156,22 @@ def main(config: Config) -> dict[str, Any]:
         say(f"notice: {notice}")
     names = feature_names(store.montage)
     dim = max(map(len, names.values()))
-    holes = dict.fromkeys(names, 0)
     overlap = bool((codes < 0).any())
+    key = {"command": "features", "version": __version__, "store": store.digest, "names": names}
     with (
         open_engine(config.backend, config.workers) as engine,
         EmbeddingWriter(
-            config.features, len(store), tuple(names), dim, features=names, overwrite=config.overwrite
+            config.features, len(store), tuple(names), dim, features=names, overwrite=config.overwrite, key=key
         ) as writer,
     ):
-        for columns in in_order(store, engine):
+        for columns in in_order(store, engine, writer.n_written):
             n = len(next(iter(columns.values())))
             block = np.full((n, len(names), dim), np.nan, np.float32)
             mask = np.zeros((n, len(names)), bool)
-            for m, (name, values) in enumerate(columns.items()):
+            for m, values in enumerate(columns.values()):
                 block[:, m, : values.shape[1]] = values
                 # As for an encoder: a recording has a modality where any of its channels shows anything.
                 mask[:, m] = np.isfinite(values).any()
-                holes[name] += int(np.isnan(values).sum())
             writer.append(block, mask)
         writer.finish(
             columns=columns_of(store, codes),
@@ -176,7 +190,7 @@ def main(config: Config) -> dict[str, Any]:
         "clips": len(store),
         "modalities": list(names),
         "widths": {name: len(own) for name, own in names.items()},
-        "empty_percent": {m: round(100 * holes[m] / (len(store) * len(own)), 2) for m, own in names.items()},
+        "empty_percent": empty_percent(Embeddings(config.features)),
         "overlap": overlap,
         "elapsed_s": round(time.monotonic() - started, 1),
     }
@@ -184,7 +198,8 @@ def main(config: Config) -> dict[str, Any]:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return command.run(Config, main, argv)
+    kept = "finished recordings are kept beside FEATURES; the same command goes on from there"
+    return command.run(Config, main, argv, interrupted=kept)
 
 
 if __name__ == "__main__":

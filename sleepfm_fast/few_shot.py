@@ -154,19 +154,37 @@ def _with_chance(figures: dict[str, Any]) -> dict[str, float | None]:
     }
 
 
-def _points(
-    embeddings: Embeddings, train: LabelledClips, test: LabelledClips, numbers: list[int], config: Config
-) -> list[dict[str, Any]]:
-    """Measure the points of the curve; those that an earlier run finished are read."""
+def main(config: Config) -> dict[str, Any]:
+    """Fit, test and summarise; the result is what the command prints as JSON and writes."""
+    from sleepfm_fast.results import claimed_result
+
+    _check(config)
+    with claimed_result(config.result, overwrite=config.overwrite):
+        return _drawn(config)
+
+
+def _drawn(config: Config) -> dict[str, Any]:
+    """Go on with the curve to its end and write the result."""
     from tqdm import tqdm
 
+    from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.few_shot_points import Points, partial_path
-    from sleepfm_fast.labelled_clips import modalities_of
+    from sleepfm_fast.few_shot_summary import say_curve, summarise
+    from sleepfm_fast.labelled_clips import labelled_clips, modalities_of
+    from sleepfm_fast.results import write_result
     from sleepfm_fast.splits import draw_subjects
 
+    started = time.perf_counter()
+    embeddings = Embeddings(config.embeddings)
     modalities = modalities_of(embeddings, config.modality)
+    if embeddings.overlap_note:
+        say(f"notice: {embeddings.overlap_note}")
+    fit_on = ("train",) if config.fit_on == "train" else ("train", "validation")
+    train = labelled_clips(embeddings, fit_on, config.task, modalities)
+    test = labelled_clips(embeddings, ("test",), config.task, modalities)
     names = embeddings.description.subjects
     available = [names[s] for s in np.unique(train.subject)]
+    numbers = _numbers(config, len(available))
     partial = partial_path(config.result)
     if config.overwrite:
         partial.unlink(missing_ok=True)
@@ -194,56 +212,29 @@ def _points(
             found = _measure(embeddings, here, test, modalities, config)
             point = points.add({"subjects": n, "replicate": replicate, "drawn": sorted(drawn), **found})
         curve.append(point)
-    return curve
-
-
-def main(config: Config) -> dict[str, Any]:
-    """Fit, test and summarise; the result is what the command prints as JSON and writes."""
-    from sleepfm_fast.claims import alone
-    from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.few_shot_points import claim_path, partial_path
-    from sleepfm_fast.few_shot_summary import say_curve, summarise
-    from sleepfm_fast.labelled_clips import labelled_clips, modalities_of
-    from sleepfm_fast.results import refuse_result, write_result
-
-    _check(config)
-    refuse_result(config.result, overwrite=config.overwrite)
-    started = time.perf_counter()
-    embeddings = Embeddings(config.embeddings)
-    modalities = modalities_of(embeddings, config.modality)
-    if embeddings.overlap_note:
-        say(f"notice: {embeddings.overlap_note}")
-    fit_on = ("train",) if config.fit_on == "train" else ("train", "validation")
-    train = labelled_clips(embeddings, fit_on, config.task, modalities)
-    test = labelled_clips(embeddings, ("test",), config.task, modalities)
-    names = embeddings.description.subjects
-    available = [names[s] for s in np.unique(train.subject)]
-    numbers = _numbers(config, len(available))
-    with alone(claim_path(config.result), f"the few-shot curve {config.result}"):
-        curve = _points(embeddings, train, test, numbers, config)
-        summary = summarise(curve)
-        say_curve(summary)
-        record = {
-            "command": "few_shot",
-            "embeddings": config.embeddings,
-            "task": config.task,
-            "class_names": TASKS[config.task].names,
-            "modalities": modalities,
-            "fit_on": config.fit_on,
-            "c": config.c,
-            "standardise": config.standardise,
-            "overlap": bool(embeddings.overlap_note),
-            "overlap_note": embeddings.overlap_note,
-            "n_subjects_to_draw_from": len(available),
-            "replicates": config.replicates,
-            "test": test.counts(TASKS[config.task].names),
-            "curve": curve,
-            "summary": summary,
-            "seconds": round(time.perf_counter() - started, 3),
-        }
-        write_result(config.result, record, {}, overwrite=config.overwrite)
-        partial_path(config.result).unlink(missing_ok=True)
-        say(f"wrote {config.result}")
+    summary = summarise(curve)
+    say_curve(summary)
+    record = {
+        "command": "few_shot",
+        "embeddings": config.embeddings,
+        "task": config.task,
+        "class_names": TASKS[config.task].names,
+        "modalities": modalities,
+        "fit_on": config.fit_on,
+        "c": config.c,
+        "standardise": config.standardise,
+        "overlap": bool(embeddings.overlap_note),
+        "overlap_note": embeddings.overlap_note,
+        "n_subjects_to_draw_from": len(available),
+        "replicates": config.replicates,
+        "test": test.counts(TASKS[config.task].names),
+        "curve": curve,
+        "summary": summary,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    write_result(config.result, record, {}, overwrite=config.overwrite)
+    partial.unlink(missing_ok=True)
+    say(f"wrote {config.result}")
     return record
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from sleepfm_fast.command import plain, to_json
 from sleepfm_fast.errors import SleepfmError
 
-__all__ = ["Points", "claim_path", "partial_path"]
+__all__ = ["Points", "partial_path"]
 
 FORMAT = "sleepfm_fast few-shot points 1"
 
@@ -19,11 +19,6 @@ FORMAT = "sleepfm_fast few-shot points 1"
 def partial_path(result: Path) -> Path:
     """Name the file of a result that is not finished."""
     return result.with_name(f"{result.name}.partial.jsonl")
-
-
-def claim_path(result: Path) -> Path:
-    """Name the file that tells other processes that one is at work on a result."""
-    return result.with_name(f"{result.name}.claim")
 
 
 class Points:

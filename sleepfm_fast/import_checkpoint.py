@@ -39,7 +39,7 @@ def main(config: Config) -> dict[str, Any]:
     checkpoint = read_seed_checkpoint(config.checkpoint)
     write_run(checkpoint, RunDirectory(config.run))
     say(f"notice: {UNITS}")
-    say(f"next: python -m sleepfm_fast.embed {config.run} STORE EMBEDDINGS")
+    say(f"next: python -m sleepfm_fast.embed {config.run} STORE {config.run / 'embeddings'}")
     return {
         "run": str(config.run),
         "montage": checkpoint.montage,

@@ -141,15 +141,21 @@ def _fitted(
 
 def main(config: Config) -> dict[str, Any]:
     """Fit, test and report; the result is what the command prints as JSON, intervals as dicts."""
+    from sleepfm_fast.results import claimed_result
+
+    _check(config)
+    with claimed_result(config.result, overwrite=config.overwrite):
+        return _probed(config)
+
+
+def _probed(config: Config) -> dict[str, Any]:
+    """Fit, test and write the result."""
     from sleepfm_fast.classification import HeldOut, conclude
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.labelled_clips import labelled_clips, modalities_of
     from sleepfm_fast.logistic import Features
     from sleepfm_fast.penalty import scores
-    from sleepfm_fast.results import refuse_result
 
-    _check(config)
-    refuse_result(config.result, overwrite=config.overwrite)
     started = time.perf_counter()
     embeddings = Embeddings(config.embeddings)
     names = TASKS[config.task].names

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "cli", "main"]
 
-RECORD, TABLES, CLAIM = "reproduction.json", "tables.md", "running.claim"
+RECORD, TABLES = "reproduction.json", "tables.md"
 FORMAT, VERSION = "sleepfm_fast reproduction", 1
 
 
@@ -77,8 +77,7 @@ def claim(layout: Layout, settings: dict[str, Any]) -> None:
     file = layout.out / RECORD
     if not layout.out.exists():
         return
-    # The claim of a process that was killed before it wrote anything else is no stranger.
-    if not layout.out.is_dir() or (any(p.name != CLAIM for p in layout.out.iterdir()) and not file.is_file()):
+    if not layout.out.is_dir() or (any(layout.out.iterdir()) and not file.is_file()):
         raise SleepfmError(f"{layout.out} exists and is no reproduction; name a new folder.")
     if not file.is_file():
         return
@@ -197,7 +196,7 @@ def settings_of(config: Config, preset: Preset) -> dict[str, Any]:
 def main(config: Config) -> dict[str, Any]:
     """Plan, carry out, tabulate; returns the results that end the command."""
     from sleepfm_fast import reproduce_plan, reproduce_steps, reproduce_tables
-    from sleepfm_fast.claims import alone
+    from sleepfm_fast.claims import claim_to_write
     from sleepfm_fast.reproduce_choice import chosen_preset
 
     if len(config.paths) not in (1, 2):
@@ -220,8 +219,12 @@ def main(config: Config) -> dict[str, Any]:
     todo = [step.name for step in steps if states[step.name] != "finished"]
     if config.plan:
         return {"out": layout.out, "steps": len(steps), "to_do": todo, "tables": [table.name for table in tables]}
-    with alone(layout.out / CLAIM, f"the reproduction in {layout.out}"):
+    held = claim_to_write(layout.out)
+    try:
+        layout.out.mkdir(parents=True, exist_ok=True)
         return carried_out(config, planner, tables, steps, rates, about, started)
+    finally:
+        held.release()
 
 
 def carried_out(

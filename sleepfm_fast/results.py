@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sleepfm_fast.atomic import replace_folder
+from sleepfm_fast.atomic import TEMPORARY_SUFFIX, remove_leftovers_of, replace_folder
+from sleepfm_fast.claims import claim_to_write
 from sleepfm_fast.command import plain, to_json
 from sleepfm_fast.errors import SleepfmError
 
-__all__ = ["FOLDER", "Result", "find_results", "read_result", "refuse_result", "write_result"]
+__all__ = ["FOLDER", "Result", "claimed_result", "find_results", "read_result", "refuse_result", "write_result"]
 
 FORMAT = "sleepfm_fast result"
 VERSION = 1
@@ -85,6 +87,29 @@ def refuse_result(path: Path | None, *, overwrite: bool = False) -> None:
         raise SleepfmError(f"{path} exists and is not overwritten. Give another folder, or add --overwrite.")
     if not (path / "result.json").is_file():
         raise SleepfmError(f"{path} is not a result folder and is not overwritten. Give another folder.")
+
+
+@contextmanager
+def claimed_result(path: Path | None, *, overwrite: bool = False) -> Iterator[None]:
+    """Keep a result folder for this process while it computes what will stand there; None needs no keeping.
+
+    Raises
+    ------
+    SleepfmError
+        When another process computes it, or something stands there that is not to be replaced.
+    """
+    refuse_result(path, overwrite=overwrite)
+    if path is None:
+        yield
+        return
+    claim = claim_to_write(path)
+    try:
+        # Whoever held the claim until now may have finished.
+        refuse_result(path, overwrite=overwrite)
+        remove_leftovers_of(path.resolve())
+        yield
+    finally:
+        claim.release()
 
 
 def write_result(
@@ -150,5 +175,6 @@ def read_result(path: Path) -> Result:
 
 def find_results(run: Path) -> tuple[Result, ...]:
     """All finished results in ``RUN/results/``, at any depth, by name."""
-    folder = run / FOLDER
-    return tuple(read_result(file.parent) for file in sorted(folder.rglob("result.json"))) if folder.is_dir() else ()
+    files = sorted((run / FOLDER).rglob("result.json"))
+    # What a killed writer left under a temporary name is no result.
+    return tuple(read_result(file.parent) for file in files if file.parent.suffix != TEMPORARY_SUFFIX)

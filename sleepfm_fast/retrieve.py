@@ -156,14 +156,21 @@ def _arrays(embeddings: Embeddings, ranked: dict[tuple[str, str], Ranked]) -> di
 
 def main(config: Config) -> dict[str, Any]:
     """Rank, summarise and report; the result is what the command prints as JSON."""
+    from sleepfm_fast.results import claimed_result
+
+    _check(config)
+    with claimed_result(config.result, overwrite=config.overwrite):
+        return _retrieved(config)
+
+
+def _retrieved(config: Config) -> dict[str, Any]:
+    """Rank, summarise and write the result."""
     from sleepfm_fast.candidates import draw_pairs
     from sleepfm_fast.embeddings import SPLITS, Embeddings
     from sleepfm_fast.found_clips import examples
-    from sleepfm_fast.results import refuse_result, write_result
+    from sleepfm_fast.results import write_result
     from sleepfm_fast.retrieval_figures import mean_of_directions, say_directions
 
-    _check(config)
-    refuse_result(config.result, overwrite=config.overwrite)
     started = time.perf_counter()
     embeddings = Embeddings(config.embeddings)
     if len(embeddings.modalities) < 2:

@@ -36,7 +36,7 @@ FORMAT = "sleepfm_fast run"
 VERSION = 1
 
 # Options that may differ between a run's start and its resumption, and those of which the change is recorded.
-FREE = ("resume", "device", "threads", "store", "run", "checkpoint_steps", "skip_limit")
+FREE = ("resume", "device", "threads", "compile", "store", "run", "checkpoint_steps", "skip_limit")
 RECORDED = ("epochs", "max_steps")
 
 

@@ -125,13 +125,24 @@ def main(config: Config) -> dict[str, Any]:
     """Train or resume, test the best epoch; the result is what the command prints as JSON."""
     check(config)
     import torch
-    from tqdm import tqdm
 
-    from sleepfm_fast.supervised_training import SupervisedTrainer
+    from sleepfm_fast.world import World, claimed_run
 
     started = time.monotonic()
     if config.threads:
         torch.set_num_threads(config.threads)
+    with claimed_run(config.run, World()):
+        result = follow(config)
+    result["elapsed_s"] = round(time.monotonic() - started, 1)
+    return result
+
+
+def follow(config: Config) -> dict[str, Any]:
+    """Train and show progress; then the test."""
+    from tqdm import tqdm
+
+    from sleepfm_fast.supervised_training import SupervisedTrainer
+
     trainer = SupervisedTrainer.prepare(config)
     with tqdm(
         total=trainer.total_steps,
@@ -149,9 +160,7 @@ def main(config: Config) -> dict[str, Any]:
             )
             if row["validated"] is not None:
                 bar.write(epoch_line(trainer, row["validated"]), file=sys.stderr)
-    result = trainer.finish()
-    result["elapsed_s"] = round(time.monotonic() - started, 1)
-    return result
+    return trainer.finish()
 
 
 def epoch_line(trainer: SupervisedTrainer, row: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from sleepfm_fast.batch_norm import synchronise_batch_norm
 from sleepfm_fast.batches import Batch, ClipInput, InputConfig
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.command import plain
+from sleepfm_fast.compilation import compile_encoders
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.modality_dropout import draw, without
@@ -86,6 +87,8 @@ class Trainer(TrainingLoop):
             self.model.count_everywhere = partial(world.total, group=group)
         self.seed_rank(0)
         self.model.to(self.device)
+        if config.compile:
+            compile_encoders(self.model)
         self.objective = Objective(self.model, config.mode, config.directions, config.loss_scale, config.precision)
         self.wrapped: torch.nn.Module = self.objective
         self.optimiser = build_optimiser(self.model, config)

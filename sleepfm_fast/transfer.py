@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
-from sleepfm_fast.command import run
+from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
 
 if TYPE_CHECKING:
@@ -30,15 +30,18 @@ class Config:
     """Training and validation clips of one embeddings folder with the test clips of another, for probe and few_shot.
 
     Both are embedded by one run, each from its own store; the embeddings of the other laboratory's training subjects
-    are not taken. Hand-made features are joined likewise.
+    are not taken unless --subjects all asks for them. Hand-made features are joined likewise.
     """
 
     training: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRAINING")]
     """Embeddings whose training and validation clips are taken."""
     testing: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TESTING")]
-    """Embeddings by the same run, of another store, whose test clips are taken."""
+    """Embeddings by the same run, of another store, of which clips are taken to test on."""
     embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
     """Folder to write."""
+    subjects: Literal["test", "all"] = "test"
+    """Of TESTING: test subjects by the split that it was embedded with, or everybody: right for a store that nothing
+    was ever trained on. Subjects whom the run has trained on, by name, are counted in a notice and in the record."""
     overwrite: bool = False
     """Replace an existing EMBEDDINGS folder, once the new one is whole."""
 
@@ -75,10 +78,12 @@ def main(config: Config) -> dict[str, Any]:
         raise SleepfmError(
             f"both folders are of the store {first.description.store}; external validation is between two stores."
         )
-    rows = (first.clips_of("train", "validation"), second.clips_of("test"))
+    tested = np.arange(len(second)) if config.subjects == "all" else second.clips_of("test")
+    rows = (first.clips_of("train", "validation"), tested)
     for split, clips, path in zip(("training", "test"), rows, (config.training, config.testing), strict=True):
         if not clips.size:
-            raise SleepfmError(f"{path} has no {split} clips to give; its split rule left that side empty.")
+            more = " --subjects all takes everybody." if split == "test" else ""
+            raise SleepfmError(f"{path} has no {split} clips to give; its split rule left that side empty.{more}")
     columns: dict[str, Any] = {
         name: np.concatenate([np.asarray(getattr(e, name))[clips] for e, clips in zip(sides, rows, strict=True)])
         for name in COLUMNS
@@ -91,6 +96,11 @@ def main(config: Config) -> dict[str, Any]:
     columns["subject"][n:] += len(first.description.subjects)
     columns["recording"][n:] += len(first.description.recordings)
     a, b = first.description, second.description
+    trained_names = {a.subjects[s] for s in np.unique(np.asarray(first.subject)[rows[0]])}
+    tested_names = [b.subjects[s] for s in np.unique(np.asarray(second.subject)[rows[1]])]
+    note = _shared_note(trained_names, tested_names)
+    if note:
+        say(f"notice: {note}")
     with EmbeddingWriter(
         config.embeddings,
         sum(map(len, rows)),
@@ -112,11 +122,33 @@ def main(config: Config) -> dict[str, Any]:
                 sexes=(*a.sexes, *b.sexes),
                 run=a.run,
                 store=f"{a.store} (training), {b.store} (test)",
-                split_rule=f"training and validation: {a.split_rule}; test: the test subjects of {b.store}",
+                split_rule=f"training and validation: {a.split_rule}; test: "
+                f"{'all subjects' if config.subjects == 'all' else 'the test subjects'} of {b.store}",
                 presets=a.presets,
+                overlap=bool(note),
+                overlap_note=note,
             ),
         )
-    return {"embeddings": config.embeddings, "training_clips": n, "test_clips": len(rows[1])}
+    return {
+        "embeddings": config.embeddings,
+        "training_clips": n,
+        "test_clips": len(rows[1]),
+        "test_subjects": len(tested_names),
+        "overlap": bool(note),
+        "overlap_note": note,
+    }
+
+
+def _shared_note(trained: set[str], tested: Sequence[str]) -> str:
+    """Say how many of those who are tested have the name of somebody on the training side; empty where none has."""
+    seen = [name for name in tested if name in trained]
+    if not seen:
+        return ""
+    shown = ", ".join(seen[:3]) + (f" and {len(seen) - 3} more" if len(seen) > 3 else "")
+    return (
+        f"{len(seen)} of the {len(tested)} subjects tested have the names of training or validation subjects "
+        f"({shown}). If they are the same people, their clips describe memorisation, not generalisation."
+    )
 
 
 def _content(embeddings: Embeddings) -> str:

@@ -8,16 +8,18 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sleepfm_fast.claims import Claim, claim_to_write
 from sleepfm_fast.distributed import gather_equal, gather_rows
 from sleepfm_fast.errors import SleepfmError
 
-__all__ = ["World", "choose_device", "joined"]
+__all__ = ["World", "choose_device", "claimed_run", "joined"]
 
 TIMEOUT = timedelta(minutes=30)  # rank 0 may write a large checkpoint to a slow disk while the others wait
 
@@ -112,6 +114,24 @@ class World:
         sizes = [t.numel() for t in tensors]
         for tensor, a, b in zip(tensors, mean.split(sizes), largest.split(sizes), strict=True):
             tensor.copy_((a if tensor.is_floating_point() else b).view_as(tensor))
+
+
+@contextmanager
+def claimed_run(path: Path, world: World) -> Iterator[None]:
+    """Keep a run folder for these processes while they train into it.
+
+    Raises
+    ------
+    SleepfmError
+        On every rank alike, when other processes are writing it or it cannot be written.
+    """
+    claims: list[Claim] = []
+    world.on_main(lambda: claims.append(claim_to_write(path)))
+    try:
+        yield
+    finally:
+        for claim in claims:
+            claim.release()
 
 
 @contextmanager

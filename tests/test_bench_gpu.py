@@ -56,7 +56,7 @@ def test_the_steps_are_all_there_and_require_cuda(tmp_path):
         steps = gpu_steps.steps(tmp_path, rehearse)
         assert {step.name for step in steps} == {
             *(f"tests on cuda: {name}" for name in ("small", "mma", "gemm", "other losses", "all else")),
-            *(f"benchmarks on cuda: {name}" for name in ("loss", "filter", "graph", "rivals")), "measurements",
+            *(f"benchmarks on cuda: {name}" for name in gpu_steps.CUDA_BENCHES), "measurements",
             *(f"sanitizer {t}" for t in gpu_steps.SANITIZERS), "tests on the cpu", "benchmarks on cpu",
         }  # fmt: skip
         assert not any("," in step.name for step in steps)  # which separates them in --only

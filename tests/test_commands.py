@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sleepfm_fast import embed, preprocess, probe, retrieve, train
+from sleepfm_fast import embed, preprocess, probe, retrieve, supervise, train
 from sleepfm_fast.__main__ import COMMANDS
+from sleepfm_fast.claims import claim_to_write
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--preset", "tiny", "--optimiser", "adamw", "--epochs", "2", "--batch-size", "16"]
@@ -45,6 +46,42 @@ def test_embeddings_do_not_depend_on_the_batch_size(cohort_store, tmp_path, caps
     a, b = (np.load(tmp_path / size / "embeddings.npy") for size in ("7", "64"))
     # The convolution library may add in another order for another batch size: rounding, nothing more.
     np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_a_stopped_embed_goes_on_to_the_same_bytes(cohort_store, tmp_path, capsys, monkeypatch):
+    from sleepfm_fast.encoder import SleepModel
+
+    run(train, [cohort_store, tmp_path / "run", *TINY, "--max-steps", "3"], capsys)
+    asked = [str(tmp_path / "run"), str(cohort_store), "--batch-size", "50"]
+    run(embed, [*asked, tmp_path / "whole"], capsys)
+    forward, calls = SleepModel.forward, []
+
+    def stop_after_three(self, x, present):
+        calls.append(1)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return forward(self, x, present)
+
+    monkeypatch.setattr(SleepModel, "forward", stop_after_three)
+    assert embed.cli([*asked, str(tmp_path / "stopped")]) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    monkeypatch.undo()
+    _, err = run(embed, [*asked, tmp_path / "stopped"], capsys)
+    assert "going on: 150 of 336 clips were finished before" in err
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "stopped" / file.name).read_bytes(), file.name
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("command", [train, supervise])
+def test_a_run_that_another_process_writes_is_refused(command, cohort_store, tmp_path, capsys):
+    claim = claim_to_write(tmp_path / "run")
+    options = ["--task", "stage"] if command is supervise else []
+    for more in ([], ["--resume"]):
+        assert command.cli([str(cohort_store), str(tmp_path / "run"), "--preset", "tiny", *options, *more]) == 1
+        assert f"is writing {tmp_path / 'run'}. Wait for it, or give another folder." in capsys.readouterr().err
+    claim.release()
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_real_recording_from_edf_to_retrieval(data_folder, tmp_path, capsys):

@@ -180,7 +180,7 @@ def test_leaving_before_finish_keeps_nothing(tmp_path):
 def test_two_writers_of_one_folder(tmp_path):
     with EmbeddingWriter(tmp_path / "e", 2, MODALITIES, DIM) as first:
         first.append(np.ones((1, 3, DIM)))
-        with pytest.raises(SleepfmError, match="another process is writing"):
+        with pytest.raises(SleepfmError, match=r"another process \(.*\) is writing"):
             EmbeddingWriter(tmp_path / "e", 2, MODALITIES, DIM)
         first.append(np.ones((1, 3, DIM)))
         first.finish(columns_of([0, 0], [0, 0]), description_of(1))
@@ -210,6 +210,72 @@ def test_a_killed_writer_leaves_no_folder_and_no_obstacle(tmp_path):
         writer.append(np.ones((1, 3, DIM)))
         writer.finish(columns_of([0], [2]), description_of(1))
     Embeddings(tmp_path / "e").verify()
+
+
+def _stopped_after(path, parts, n, key, error=KeyboardInterrupt):
+    x, _, mask = parts
+    writer = EmbeddingWriter(path, N, MODALITIES, DIM, key=key)
+    for i in range(writer.n_written, n, 10):
+        writer.append(x[i : i + 10], mask[i : i + 10])
+    writer.__exit__(error, error(), None)
+
+
+def _gone_on(path, parts, key):
+    x, columns, mask = parts
+    with EmbeddingWriter(path, N, MODALITIES, DIM, key=key) as writer:
+        begun = writer.n_written
+        for i in range(begun, N, 10):
+            writer.append(x[i : i + 10], mask[i : i + 10])
+        writer.finish(columns, description_of(7))
+    return begun
+
+
+def test_a_stopped_writer_goes_on_to_the_same_bytes(tmp_path, folder, parts, capsys):
+    path = tmp_path / "stopped"
+    _stopped_after(path, parts, 30, {"weights": "a"})
+    _stopped_after(path, parts, 60, {"weights": "a"}, SleepfmError)
+    # What a kill leaves behind the last checkpoint is cut off.
+    with (tmp_path / ".stopped.partial" / "embeddings.npy").open("ab") as file:
+        file.write(b"torn")
+    assert _gone_on(path, parts, {"weights": "a"}) == 60
+    assert "going on: 60 of 103 clips were finished before" in capsys.readouterr().err
+    assert {f.name: f.read_bytes() for f in path.iterdir()} == {f.name: f.read_bytes() for f in folder.iterdir()}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["emb", "stopped"]
+
+
+def test_what_was_made_otherwise_is_not_gone_on_with(tmp_path, folder, parts, capsys):
+    path = tmp_path / "stopped"
+    _stopped_after(path, parts, 30, {"weights": "a", "store": "s"})
+    assert _gone_on(path, parts, {"weights": "b", "store": "s"}) == 0
+    assert "30 clips that an unfinished run left" in (err := capsys.readouterr().err)
+    assert "were made otherwise (weights); starting anew" in err
+    assert (path / "embeddings.npy").read_bytes() == (folder / "embeddings.npy").read_bytes()
+
+
+def test_an_unfinished_part_that_was_changed_is_refused(tmp_path, parts):
+    path = tmp_path / "stopped"
+    _stopped_after(path, parts, 30, {"weights": "a"})
+    file = tmp_path / ".stopped.partial" / "embeddings.npy"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(SleepfmError, match=r"stopped.partial is damaged"):
+        _gone_on(path, parts, {"weights": "a"})
+    file.write_bytes(content[:-40])
+    with pytest.raises(SleepfmError, match="shorter than the 30 rows"):
+        _gone_on(path, parts, {"weights": "a"})
+    assert not (tmp_path / ".stopped.claim").exists()
+
+
+def test_checkpoints_are_written_while_it_works(tmp_path, parts, monkeypatch):
+    monkeypatch.setattr("sleepfm_fast.embedding_writer.CHECKPOINT_S", 0)
+    writer = EmbeddingWriter(tmp_path / "e", N, MODALITIES, DIM, key={})
+    writer.append(parts[0][:10])
+    assert json.loads((writer.partial / "progress.json").read_text())["clips"] == 10
+    writer._release()  # as if killed
+    writer = EmbeddingWriter(tmp_path / "e", N, MODALITIES, DIM, key={})
+    assert writer.n_written == 10
+    writer._release()
 
 
 @pytest.mark.parametrize(

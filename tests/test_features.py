@@ -312,3 +312,31 @@ def test_impossible_options_are_refused(known, tmp_path, capsys, arguments, sent
     assert features.cli([str(known), str(tmp_path / "f"), *arguments]) == 1
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "f").exists()
+
+
+def test_a_stopped_command_goes_on_to_the_same_bytes(known, folder, tmp_path, capsys, monkeypatch):
+    from sleepfm_fast import recording_features
+
+    measure, calls = recording_features.measure_recording, []
+
+    def stop_after_four(store, recording):
+        calls.append(recording)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return measure(store, recording)
+
+    monkeypatch.setattr(recording_features, "measure_recording", stop_after_four)
+    arguments = [str(known), str(tmp_path / "f"), "--backend", "threading", "--workers", "1"]
+    assert features.cli(arguments) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert not (tmp_path / "f").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(recording_features, "measure_recording", lambda s, r: calls.append(r) or measure(s, r))
+    result, err = call(capsys, known, tmp_path / "f", "--workers", "1")
+    assert "going on: 40 of 60 clips were finished before" in err
+    assert calls == [0, 1, 2, 3, 4, 4, 5]
+    assert result["empty_percent"]["ecg"] > 10, "holes of all recordings count, whenever they were measured"
+    for file in folder.iterdir():
+        ours = (tmp_path / "f" / file.name).read_bytes()
+        assert ours == file.read_bytes() or file.name == "embeddings.json", file.name
+    Embeddings(tmp_path / "f").verify()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,9 +12,9 @@ from scipy import stats
 from synthetic_embeddings import columns_of, write_folder
 
 from sleepfm_fast import claims, few_shot, probe
-from sleepfm_fast.few_shot_points import claim_path, partial_path
+from sleepfm_fast.few_shot_points import partial_path
 from sleepfm_fast.few_shot_summary import mean_interval
-from sleepfm_fast.results import read_result
+from sleepfm_fast.results import claimed_result, read_result
 
 DIM = 12
 SPLIT_OF = np.array([0] * 9 + [1] * 2 + [2] * 5)
@@ -123,6 +122,23 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, capsys, monkeypatch):
     whole.pop("seconds")
     resumed.pop("seconds")
     assert resumed == whole
+
+
+def test_two_processes_do_not_write_one_curve(tmp_path, capsys):
+    folder = planted(tmp_path)
+    asked = (folder, tmp_path / "new" / "out", "--task", "stage", "--subjects", 1, "--replicates", 1)
+    with claimed_result(tmp_path / "new" / "out"):
+        status, _, err = run(capsys, *asked)
+        assert status == 1
+        assert f"another process (process {os.getpid()} on " in err
+        assert f"is writing {tmp_path / 'new' / 'out'}. Wait for it, or give another folder." in err
+    # A holder that was killed holds nobody up.
+    claim = tmp_path / "new" / ".out.claim"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    claim.write_text(json.dumps({**claims.this_process().__dict__, "pid": dead.pid, "started": "1"}))
+    assert run(capsys, *asked)[0] == 0
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
 
 
 def test_points_of_another_experiment_are_not_mixed_in(tmp_path, capsys, monkeypatch):
@@ -252,21 +268,3 @@ def test_intervals_are_cut_at_0_and_1_and_leave_out_what_is_unknown():
     assert entry["high"] == 1.0
     assert mean_interval([None]) == {"mean": None, "low": None, "high": None, "n": 0}
     assert mean_interval([0.25]) == {"mean": 0.25, "low": None, "high": None, "n": 1}
-
-
-def test_a_second_process_is_refused_and_a_killed_one_is_not_waited_for(tmp_path, capsys):
-    folder, out = planted(tmp_path), tmp_path / "results" / "curve"
-    arguments = (folder, out, "--task", "stage", "--subjects", 1, "--replicates", 1)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        out.parent.mkdir()
-        holder = {**dataclasses.asdict(claims.this_process()), "pid": other.pid, "started": claims.start_of(other.pid)}
-        claim_path(out).write_text(json.dumps(holder))
-        status, _, err = run(capsys, *arguments)
-        assert status == 1
-        assert f"process {other.pid} on " in err
-        assert "is at work on the few-shot curve" in err
-        assert not out.exists()
-        other.kill()
-    status, _, _ = run(capsys, *arguments)
-    assert status == 0
-    assert sorted(p.name for p in out.parent.iterdir()) == ["curve"]

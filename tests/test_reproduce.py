@@ -307,8 +307,6 @@ def test_a_folder_holds_one_reproduction(tmp_path):
     with pytest.raises(SleepfmError, match="is damaged"):
         reproduce.claim(layout, {"seed": 0})
     record.unlink()
-    (layout.out / reproduce.CLAIM).touch()  # all that a process killed at once leaves behind
-    reproduce.claim(layout, {"seed": 0})
     (layout.out / "thesis.tex").touch()
     with pytest.raises(SleepfmError, match="is no reproduction"):
         reproduce.claim(layout, {"seed": 0})
@@ -320,7 +318,7 @@ def test_one_process_at_a_time_works_on_a_folder(tmp_path, monkeypatch):
     config, refusals = reproduce.Config((tmp_path / "out",)), []
 
     def meanwhile(steps, note):
-        with pytest.raises(SleepfmError, match=r"process \d+ on .* is at work on the reproduction in .*out") as refused:
+        with pytest.raises(SleepfmError, match=r"process \d+ on .* is writing .*out") as refused:
             reproduce.main(config)
         refusals.append(refused)
         return {}
@@ -330,7 +328,7 @@ def test_one_process_at_a_time_works_on_a_folder(tmp_path, monkeypatch):
         reproduce.main(config)
     assert len(refusals) == 2
     assert reproduce.main(dataclasses.replace(config, plan=True))["steps"] == len(plan.steps)
-    assert not (tmp_path / "out" / reproduce.CLAIM).exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------

@@ -50,6 +50,35 @@ def test_training_clips_of_one_and_test_clips_of_the_other(tmp_path):
     assert both.description.ages[5] == second.description.ages[1]
 
 
+def test_everybody_of_the_other_laboratory(tmp_path, capsys):
+    a = folder(tmp_path / "a", [0, 1, 2, 0], seed=0, store="here")
+    others = ("x", "y", "z")
+    b = folder(tmp_path / "b", [0, 0, 1], seed=1, store="there", subjects=others)
+    assert transfer.cli([str(a), str(b), str(tmp_path / "none")]) == 1
+    assert "--subjects all takes everybody" in capsys.readouterr().err
+    result = transfer.main(transfer.Config(a, b, tmp_path / "all", subjects="all"))
+    assert (result["test_clips"], result["test_subjects"], result["overlap"]) == (9, 3, False)
+    joined = Embeddings(tmp_path / "all")
+    assert joined.clips_of("test").tolist() == list(range(9, 18))
+    assert joined.clips_of("train").tolist() == [0, 1, 2, 6, 7, 8]
+    assert "test: all subjects of there" in joined.description.split_rule
+    assert {joined.description.subjects[i] for i in joined.subject[9:]} == {f"external/{name}" for name in others}
+
+
+def test_people_who_may_be_on_both_sides_are_counted(tmp_path, capsys):
+    a = folder(tmp_path / "a", [0, 1, 2, 0], seed=0, store="here")
+    # s000 and s001 were trained and validated on, s002 was not.
+    b = folder(tmp_path / "b", [0, 1, 2, 2, 2], seed=1, store="there", subjects=("s000", "s001", "s002", "p", "q"))
+    result = transfer.main(transfer.Config(a, b, tmp_path / "all", subjects="all"))
+    assert result["overlap"]
+    assert "2 of the 5 subjects tested have the names of training or validation subjects (s000, s001)" in (
+        capsys.readouterr().err
+    )
+    assert probe.cli([str(tmp_path / "all"), "--task", "stage", "--bootstraps", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["overlap_note"] == result["overlap_note"]
+    assert not transfer.main(transfer.Config(a, b, tmp_path / "test"))["overlap"]
+
+
 def test_what_cannot_be_joined_is_refused(tmp_path):
     a = folder(tmp_path / "a", [0, 2], seed=0, store="here")
     for name, options, words in (
@@ -76,7 +105,13 @@ def test_a_probe_is_validated_externally_through_the_command_line(tmp_path, caps
         stage = rng.integers(0, 5, subject.size)
         x = unit(2 * direction[stage] + rng.standard_normal((subject.size, 3, 16)))
         folders.append(
-            write_folder(tmp_path / name, x, columns_of(subject, np.repeat(split, 40), stage=stage), store=name)
+            write_folder(
+                tmp_path / name,
+                x,
+                columns_of(subject, np.repeat(split, 40), stage=stage),
+                store=name,
+                subjects=tuple(f"{name}-{i}" for i in range(len(split))),
+            )
         )
     arguments = [str(p) for p in (*folders, tmp_path / "both")]
     done = subprocess.run(
@@ -88,7 +123,8 @@ def test_a_probe_is_validated_externally_through_the_command_line(tmp_path, caps
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {
-        "embeddings": arguments[2], "training_clips": 120, "test_clips": 80
+        "embeddings": arguments[2], "training_clips": 120, "test_clips": 80, "test_subjects": 2,
+        "overlap": False, "overlap_note": "",
     }  # fmt: skip
     assert probe.cli([arguments[2], str(tmp_path / "result"), "--task", "stage", "--bootstraps", "0"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

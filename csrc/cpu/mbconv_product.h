@@ -133,7 +133,15 @@ inline Vector relu6(Vector v) {
 #endif
 }
 
+// The gradient where 0 < at < 6, and where `at` is NaN; else zero.
 inline Vector relu6_gradient(Vector at, Vector gradient) {
+#if SLEEPFM_LANES == 16 && defined(__AVX512F__)
+    __mmask16 const above = _mm512_cmp_ps_mask(at, Vector{}, _CMP_NLE_UQ);
+    return _mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, at, splat(6.0f), _CMP_NGE_UQ), gradient);
+#elif SLEEPFM_LANES == 8 && defined(__AVX__)
+    return _mm256_and_ps(
+        gradient, _mm256_and_ps(_mm256_cmp_ps(at, Vector{}, _CMP_NLE_UQ), _mm256_cmp_ps(at, splat(6.0f), _CMP_NGE_UQ)));
+#else
     Mask const outside = (at <= 0.0f) | (at >= 6.0f);
     Mask bits;
     memcpy(&bits, &gradient, sizeof bits);
@@ -141,7 +149,21 @@ inline Vector relu6_gradient(Vector at, Vector gradient) {
     Vector result;
     memcpy(&result, &bits, sizeof result);
     return result;
+#endif
 }
+
+// For loops of which all turns but the last meet whole vectors: of those, n is no matter.
+struct Whole {
+    static Vector load(float const* from, Index) { return SLEEPFM_ISA::load(from); }
+    static void store(float* to, Vector v, Index) { SLEEPFM_ISA::store(to, v); }
+    static Vector first(Vector v, Index) { return v; }
+};
+
+struct Part {
+    static Vector load(float const* from, Index n) { return load_first(from, n); }
+    static void store(float* to, Vector v, Index n) { store_first(to, v, n); }
+    static Vector first(Vector v, Index n) { return first_lanes(v, n); }
+};
 
 // Rows of a weight matrix [n_rows, n_k] in blocks of ROWS, [block][k][ROWS], zero beyond n_rows; `row(r)[k * stride]`
 // times scale[r].
@@ -254,20 +276,24 @@ template <int C>
     }
 }
 
-// out [n_rows][ldo] += a x b over all columns: panel a of n_rows rows, a multiple of ROWS; b [columns][ldo], ldo a
-// multiple of LANES. Of a symmetric product only what lies on the diagonal and above is needed.
-inline void accumulate(Strips const& strips, Index n_rows, float const* a, float const* b, Index ldo, float* out,
-                       bool symmetric = false) {
-    for (Index column = 0; column < ldo; column += TILE) {
-        Index const left = (ldo - column) / LANES;
-        for (Index row = 0; row < n_rows && !(symmetric && row >= column + TILE); row += ROWS) {
+// out [n_rows][ldo] += a x b over all columns of the panel a of n_rows rows, a multiple of ROWS; b [columns][ldo], of
+// which n columns count.
+inline void accumulate(Strips const& strips, Index n_rows, float const* a, float const* b, Index n, Index ldo,
+                       float* out) {
+    Strips const columns(n);
+    for (Index i = 0; i < columns.n_strips; ++i) {
+        Index const column = columns.first(i), width = columns.width(i);
+        for (Index row = 0; row < n_rows; row += ROWS) {
             float* const to = out + row * ldo + column;
-            if (left >= 3) {
-                accumulate_block<3>(strips, n_rows, row, a, b + column, ldo, to);
-            } else if (left == 2) {
-                accumulate_block<2>(strips, n_rows, row, a, b + column, ldo, to);
-            } else {
-                accumulate_block<1>(strips, n_rows, row, a, b + column, ldo, to);
+            if (row + ROWS < n_rows) {  // the sums are larger than the second cache where the samples are few
+                for (Index r = 0; r < ROWS; ++r) {
+                    prefetch_to_write(to + (ROWS + r) * ldo, width);
+                }
+            }
+            switch (width / LANES) {
+                case 3: accumulate_block<3>(strips, n_rows, row, a, b + column, ldo, to); break;
+                case 2: accumulate_block<2>(strips, n_rows, row, a, b + column, ldo, to); break;
+                default: accumulate_block<1>(strips, n_rows, row, a, b + column, ldo, to);
             }
         }
     }
@@ -285,6 +311,17 @@ inline void fill_panel(Strips const& strips, Index n_k, float* panel, Value valu
                 Index const n = strips.n - first - t;
                 store(row + t, whole ? value(k, first + t, LANES) : first_lanes(value(k, first + t, n), n));
             }
+        }
+    }
+}
+
+// Row k of a panel of n_k rows from `row`, which has whole vectors.
+inline void place_row(Strips const& strips, Index n_k, Index k, float const* row, float* panel) {
+    for (Index strip = 0; strip < strips.n_strips; ++strip) {
+        Index const first = strips.first(strip), width = strips.width(strip);
+        float* const to = panel + first * n_k + k * width;
+        for (Index t = 0; t < width; t += LANES) {
+            store(to + t, load(row + first + t));
         }
     }
 }

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleepfm_fast.atomic import TEMPORARY_SUFFIX
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.results import FOLDER, Result, read_result
 from sleepfm_fast.rundir import RunDirectory
@@ -287,6 +288,8 @@ def read_results(run: Run) -> list[Result]:
     folder = run.path / FOLDER
     results = []
     for file in sorted(folder.rglob("result.json")) if folder.is_dir() else ():
+        if file.parent.suffix == TEMPORARY_SUFFIX:
+            continue  # what a killed writer left
         try:
             result = read_result(file.parent)
             if not isinstance(result.record.get("command"), str) or not isinstance(result.record.get("arrays"), dict):

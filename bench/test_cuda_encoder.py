@@ -1,0 +1,214 @@
+"""The published encoder on a GPU, one modality: what embed and train run there, and what a user of PyTorch could.
+
+Without a GPU ``--quick`` runs the arms that are not compiled on the CPU, so that they work on the day there is one.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import cuda_events
+import pytest
+import torch
+from encoder_rivals import CHANNELS_LAST, FOLDED, N_CHANNELS, PLAIN, embedder, folded, networks, two_dimensional
+from torch import Tensor, nn
+
+from sleepfm_fast import inference
+from sleepfm_fast.batches import Batch
+from sleepfm_fast.encoder import PRESETS, SleepModel
+
+CUDA = torch.cuda.is_available()
+pytestmark = [
+    # torch.compile's own
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+N_EMBEDDED, N_TRAINED = 512, 256
+# Clips a second of three encoders that were predicted for an H200, before any GPU was at hand: here is one of them.
+PREDICTED_EMBEDDED, PREDICTED_TRAINED = 3 * 60_000, 3 * 15_000
+BFLOAT16 = ", bfloat16"
+Arms = dict[str, Callable[[], Tensor]]
+
+
+def clips(n_clips: int) -> Tensor:
+    return torch.randn(n_clips, N_CHANNELS, 7680, generator=torch.Generator().manual_seed(1)).to(cuda_events.device())
+
+
+def captured(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The call as a CUDA graph: the kernels without the launches."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def working(makers: dict[str, Callable[[], Callable[[], Tensor]]]) -> tuple[Arms, dict[str, str]]:
+    """Build and call every arm; a rival that fails is a finding, ours must not."""
+    arms: Arms = {}
+    failed: dict[str, str] = {}
+    for arm, make in makers.items():
+        try:
+            call = make()
+            assert bool(call().isfinite().all()), "its result is not finite"
+        except Exception as error:
+            if arm in ("ours", "ours" + BFLOAT16):
+                raise
+            failed[arm] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            continue
+        arms[arm] = call
+    return arms, failed
+
+
+def compare(versus: Any, name: str, makers: Any, agree: Any, n_clips: int, predicted: float) -> None:
+    arms, failed = working(makers)
+    result = versus(
+        f"CUDA: {name}, published encoder, {n_clips} clips of {N_CHANNELS} channels",
+        arms,
+        agree=agree,
+        rounds=4,
+        measure=cuda_events.measure,
+        more={
+            "predicted_s": n_clips / predicted,
+            "peak_device_mib": {arm: cuda_events.peak_mib(call) for arm, call in arms.items()},
+            "failed": failed,
+            "device": str(cuda_events.device()),
+        },
+    )
+    for arm, seconds in result.seconds.items():
+        print(f"{arm}: {n_clips / min(seconds):.4g} clips/s" if seconds else arm)
+
+
+# ---- embedding ------------------------------------------------------------------------------------------------------
+
+
+def embedding_arms(x: Tensor, compiled: bool) -> dict[str, Callable[[], Callable[[], Tensor]]]:
+    plain = networks(timed=False, training=False)[PLAIN][0].to(x.device).eval()
+    model = SleepModel({"respiratory": N_CHANNELS}, PRESETS["seed"])
+    model.encoders["respiratory"].load_state_dict(plain.state_dict())
+    model.to(x.device)
+    batch = Batch({"respiratory": x}, {"respiratory": torch.ones(len(x), N_CHANNELS, dtype=torch.bool)})
+
+    def ours(precision: str, compile_it: bool = False) -> Callable[[], Tensor]:
+        embed = inference.embedder(model, precision, compiled=compile_it, folded=True)  # type: ignore[arg-type]
+
+        def run() -> Tensor:
+            with torch.inference_mode():
+                return embed(batch)[0][0]
+
+        return run
+
+    flat = two_dimensional(folded(plain)).to(x.device)
+    if not compiled:
+        return {
+            "ours": lambda: ours("float32"),
+            "ours" + BFLOAT16: lambda: ours("bfloat16"),
+            PLAIN: lambda: embedder(plain, False, x),
+            PLAIN + BFLOAT16: lambda: embedder(plain, True, x),
+            FOLDED + BFLOAT16: lambda: embedder(flat, True, x),
+        }
+    return {
+        "ours" + BFLOAT16: lambda: ours("bfloat16"),
+        "ours, compiled" + BFLOAT16: lambda: ours("bfloat16", True),
+        "ours, captured" + BFLOAT16: lambda: captured(ours("bfloat16")),
+        "torch.compile" + BFLOAT16: lambda: embedder(compiled_copy(plain), True, x),
+        FOLDED + ", torch.compile" + BFLOAT16: lambda: embedder(compiled_copy(flat), True, x),
+    }
+
+
+def compiled_copy(network: nn.Module) -> nn.Module:
+    return torch.compile(copy.deepcopy(network), dynamic=False)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_embedding_cuda(versus, quick, compiled):
+    if not CUDA and (compiled or not quick):
+        pytest.skip("no CUDA device")
+
+    def agree(results):
+        exact = results.get(PLAIN, results["ours" + BFLOAT16])
+        for arm, y in results.items():
+            error = float((y - exact).norm() / exact.norm())
+            # Convolutions multiply with 10 bits in TF32 and with 8 in bfloat16, forty times in a row.
+            assert error < (0.35 if BFLOAT16 in arm else 0.02), f"{arm}: {error:.2g}"
+
+    n_clips = N_EMBEDDED if CUDA else 2
+    arms = embedding_arms(clips(n_clips), compiled)
+    words = "embedding, compiled" if compiled else "embedding"
+    compare(versus, words, arms, agree, n_clips, PREDICTED_EMBEDDED)
+
+
+# ---- a training step ------------------------------------------------------------------------------------------------
+
+
+def step_of(network: nn.Module, bfloat16: bool, x: Tensor) -> Callable[[], Tensor]:
+    """Forward, backward and SGD with momentum; returns the loss, for which nothing waits."""
+    network.train()
+    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+
+    def run() -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+            embeddings = network(x)
+        loss = embeddings.float().square().mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
+
+    return run
+
+
+def training_arms(x: Tensor, compiled: bool) -> dict[str, Callable[[], Callable[[], Tensor]]]:
+    arms = networks(timed=False)
+    model = SleepModel({"respiratory": N_CHANNELS}, dataclasses.replace(PRESETS["seed"]))
+    encoder = model.encoders["respiratory"]
+    encoder.load_state_dict(arms[PLAIN][0].state_dict())
+    plain, flat = arms[PLAIN][0], arms[CHANNELS_LAST][0]
+    for network in (encoder, plain, flat):
+        network.to(x.device)
+
+    def ours(bfloat16: bool) -> Callable[[], Tensor]:
+        return step_of(copy.deepcopy(encoder), bfloat16, x)
+
+    if not compiled:
+        return {
+            "ours": lambda: ours(False),
+            "ours" + BFLOAT16: lambda: ours(True),
+            PLAIN: lambda: step_of(plain, False, x),
+            CHANNELS_LAST + BFLOAT16: lambda: step_of(flat, True, x),
+        }
+    return {
+        "ours" + BFLOAT16: lambda: ours(True),
+        "ours, compiled" + BFLOAT16: lambda: step_of(compiled_copy(encoder), True, x),
+        "ours, captured" + BFLOAT16: lambda: captured(ours(True)),
+        CHANNELS_LAST + ", torch.compile" + BFLOAT16: lambda: step_of(compiled_copy(flat), True, x),
+    }
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_training_step_cuda(versus, quick, compiled):
+    if not CUDA and (compiled or not quick):
+        pytest.skip("no CUDA device")
+
+    def agree(results):  # every arm draws its own dropout, and has made a step or two
+        exact = float(results["ours" + BFLOAT16])
+        for arm, loss in results.items():
+            assert float(loss) == pytest.approx(exact, rel=0.5), arm
+
+    n_clips = N_TRAINED if CUDA else 2
+    words = "training step, compiled" if compiled else "training step"
+    compare(versus, words, training_arms(clips(n_clips), compiled), agree, n_clips, PREDICTED_TRAINED)

@@ -1,0 +1,284 @@
+// What one clip gives to the gradients of an MBConv block: the passes over its wide activations. The sums over the
+// batch between them are in mbconv_backward.h, which also has the equations.
+#pragma once
+
+#include "cpu/mbconv_expand.h"
+
+namespace sleepfm::SLEEPFM_ISA {
+
+namespace {
+
+// dc = a g + b (c - mean) + d for every channel.
+struct BatchNormGradient {
+    float a, b, d, mean;
+    Vector operator()(Vector g, Vector c) const { return a * g + (b * (c - mean) + d); }
+    float operator()(float g, float c) const { return a * g + (b * (c - mean) + d); }
+};
+
+inline BatchNormGradient gradient_of(double gamma, double mean, double variance, double eps, double sum, double product,
+                                     double n) {
+    double const inverse = 1.0 / sqrt(variance + eps);
+    double const a = gamma * inverse;
+    return {static_cast<float>(a), static_cast<float>(-a * inverse * product / n), static_cast<float>(-a * sum / n),
+            static_cast<float>(mean)};
+}
+
+struct ClipBackward {
+    MBConvBackward const& call;
+    MBConvShape const& s = call.shape;
+    MBConvWeights const& w = call.weights;
+    MBConvWorkspace const work{s, true};
+    Dropout const dropout{call.residual};
+    Index const B = s.n_clips, T = s.n_samples, S = samples_out(s), width = s.width, n_in = s.n_in, n_out = s.n_out;
+    Index const width_padded = round_up(width, ROWS);
+    Index const groups = n_groups(s), per_group = clips_per_group(s);
+    Index const ld_in = odd_vectors(n_in), ld_out = odd_vectors(n_out);
+    double const* const mean0 = call.statistics;
+    double const* const variance0 = mean0 + width;
+    double const* const mean1 = variance0 + width;
+    double const* const variance1 = mean1 + width;
+    double* const clip_sums = work.sums;                  // [B, 2, width], later [B, width, 5]
+    double* const bias_sums = work.sums + B * 5 * width;  // [B, n_out]
+    Index const columns = panel_width(s), tile = backward_tile(s);
+    Index const ld = odd_vectors(most(tile * s.stride, columns));
+    double const n0 = static_cast<double>(B * T), n1 = static_cast<double>(B * S);
+
+    struct Scratch {
+        float *lanes, *panel, *narrow, *result, *transposed, *rows, *d;
+    };
+
+    Scratch scratch() const {
+        Index const widest = round_up(most(n_in, n_out), ROWS);
+        Scratch t;
+        t.lanes = work.thread + thread_number() * work.per_thread;  // [width, 5, LANES]
+        t.panel = t.lanes + 5 * LANES * width_padded;               // [width, ld]
+        t.narrow = t.panel + width_padded * ld;                     // [n_in or n_out, ld]
+        t.result = t.narrow + widest * ld;                          // [n_in, ld]
+        t.transposed = t.result + widest * ld;                      // [ld, n_in or n_out]
+        t.rows = t.transposed + ld * most(ld_in, ld_out);           // [ROWS, ld]
+        t.d = t.rows + ROWS * ld + LANES;                           // one sample before, some after
+        return t;
+    }
+
+    double inverse(double variance) const { return 1.0 / sqrt(variance + call.eps); }
+
+    // Rows of the wide panel beyond the last channel.
+    void clear_padding(Scratch const& t, Strips const& strips) const {
+        for (Index c = width; c < width_padded; ++c) {
+            for (Index v = 0; v < strips.n_vectors; ++v) {
+                store(t.panel + strips.place(width_padded, c, v * LANES), Vector{});
+            }
+        }
+    }
+
+    // g1 and what the projection saw, for C vectors of a channel.
+    template <typename Extent, int C>
+    void project_rows(Scratch const& t, Strips const& strips, Index c, Index at, Vector const (&vectors)[C], Index n,
+                      float const* c2, float* g1) const {
+        float const scale = work.scale1[c], shift = work.shift1[c], mean = static_cast<float>(mean1[c]);
+        Vector sum{}, product{};
+        float* const panel = t.panel + strips.place(width_padded, c, at);
+        Index const place = c * S + at;
+#pragma GCC unroll 3
+        for (int k = 0; k < C; ++k) {
+            Index const left = n - k * LANES;
+            Vector const x = Extent::load(c2 + place + k * LANES, left);
+            Vector const u = x * scale + shift;
+            Vector const g = Extent::first(relu6_gradient(u, vectors[k]), left);
+            Extent::store(g1 + place + k * LANES, g, left);
+            store(panel + k * LANES, Extent::first(relu6(u), left));
+            sum += g;
+            product += g * (x - mean);
+        }
+        float* const lanes = t.lanes + c * 2 * LANES;
+        store(lanes, load(lanes) + sum);
+        store(lanes + LANES, load(lanes + LANES) + product);
+    }
+
+    // g1, its sums and the projection's gradient (transposed) from one clip.
+    void project(Scratch const& t, Index b, float* dw) const {
+        memset(t.lanes, 0, static_cast<std::size_t>(2 * width * LANES) * sizeof(float));
+        float const* const dy = call.dy + b * n_out * S;
+        for (Index o = 0; o < n_out; ++o) {
+            std::uint64_t const key = dropout.active ? dropout.key(b * n_out + o) : 0;
+            Vector sum{};
+            for (Index i = 0; i < S; i += LANES) {
+                sum += first_lanes(dropout(load_first(dy + o * S + i, S - i), key, i), S - i);
+            }
+            bias_sums[b * n_out + o] = total(sum);
+        }
+        for (Index t0 = 0; t0 < S; t0 += columns) {
+            Strips const strips(least(S - t0, columns));
+            float const* const c2 = call.c2 + b * width * S + t0;
+            float* const g1 = call.g1 + b * width * S + t0;
+            fill_panel(strips, n_out, t.narrow, [&](Index o, Index at, Index n) {
+                std::uint64_t const key = dropout.active ? dropout.key(b * n_out + o) : 0;
+                return dropout(load_first(dy + o * S + t0 + at, n), key, t0 + at);
+            });
+            for (Index block = 0; block < width; block += ROWS) {
+                for (Index c = block + ROWS; c < least(block + 2 * ROWS, width); ++c) {
+                    prefetch(c2 + c * S, strips.n);
+                }
+                product_rows(strips, least(width - block, ROWS), n_out, work.project_t + block * n_out, t.narrow,
+                             [&](Index r, Index at, auto const& vectors, Index n) {
+                                 constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
+                                 if (n >= C * LANES) {
+                                     project_rows<Whole>(t, strips, block + r, at, vectors, n, c2, g1);
+                                 } else {
+                                     project_rows<Part>(t, strips, block + r, at, vectors, n, c2, g1);
+                                 }
+                             });
+            }
+            clear_padding(t, strips);
+            transpose_panel(strips, t.narrow, n_out, ld_out, t.transposed);
+            accumulate(strips, width_padded, t.panel, t.transposed, n_out, ld_out, dw);
+        }
+        for (Index c = 0; c < width; ++c) {
+            clip_sums[(b * 2) * width + c] = total(load(t.lanes + c * 2 * LANES));
+            clip_sums[(b * 2 + 1) * width + c] = total(load(t.lanes + c * 2 * LANES + LANES)) * inverse(variance1[c]);
+        }
+    }
+
+    // dc2 of a channel of a tile, from one sample before it to a vector after it.
+    void gradient_of_c2(Scratch const& t, Columns const& at, Index b, Index c) const {
+        BatchNormGradient const to_c2 = reinterpret_cast<BatchNormGradient const*>(work.batch_norm)[c];
+        float const* const c2 = call.c2 + (b * width + c) * S + at.first;
+        float const* const g1 = call.g1 + (b * width + c) * S + at.first;
+        Index const left = S - at.first;
+        if (c + ROWS < width) {
+            prefetch(c2 + ROWS * S, at.n);
+            prefetch(g1 + ROWS * S, at.n);
+        }
+        float* const d = t.d;
+        d[-1] = at.first == 0 ? 0.0f : to_c2(g1[-1], c2[-1]);
+        Index const end = least(at.offset, left - LANES);
+        Index i = 0;
+        for (; i <= end; i += LANES) {
+            store(d + i, to_c2(load(g1 + i), load(c2 + i)));
+        }
+        // The neighbour after the last vector too: h is zero there, but zero times the NaN that memory may hold is NaN.
+        for (; i <= at.offset; i += LANES) {
+            store(d + i, i < left
+                             ? first_lanes(to_c2(load_first(g1 + i, left - i), load_first(c2 + i, left - i)), left - i)
+                             : Vector{});
+        }
+    }
+
+    // g0 of one channel of a tile from v, what the first batch norm saw, less its mean: of the even samples and of the
+    // odd ones where the stride is 2. g0 may be where v is.
+    template <int STRIDE>
+    void channel(Scratch const& t, Columns const& at, Index c, float const* v, float const* v_odd, float* g0) const {
+        float const scale = work.scale0[c], shift = w.beta0[c];
+        float const a0 = w.wd[3 * c], a1 = w.wd[3 * c + 1], a2 = w.wd[3 * c + 2];
+        float const* const d = t.d;
+        Vector sum{}, product{}, tap0{}, tap1{}, tap2{};
+        // g0 of a vector and h, what the depthwise convolution saw.
+        auto const through = [&](auto extent, float const* from, Vector dh, Index n, float* to) {
+            using Extent = decltype(extent);
+            Vector const at_v = Extent::load(from, n);
+            Vector const u = at_v * scale + shift;
+            Vector const g = Extent::first(relu6_gradient(u, dh), n);
+            store(to, g);
+            sum += g;
+            product += g * at_v;
+            return Extent::first(relu6(u), n);
+        };
+        auto const both = [&](auto extent, Index k) {
+            Vector const here = load(d + k), after = load(d + k + 1);
+            if constexpr (STRIDE == 1) {
+                Vector const before = load(d + k - 1);
+                Vector const h = through(extent, v + k, a0 * after + a1 * here + a2 * before, at.n - k, g0 + k);
+                tap0 += h * after;
+                tap1 += h * here;
+                tap2 += h * before;
+            } else {
+                Vector const even = through(extent, v + k, a1 * here, at.n - k, g0 + k);
+                Vector const odd =
+                    through(extent, v_odd + k, a2 * here + a0 * after, most(at.n_odd - k, 0), g0 + at.offset + k);
+                tap0 += odd * after;
+                tap1 += even * here;
+                tap2 += odd * here;
+            }
+        };
+        Index const whole = STRIDE == 1 ? at.n : at.n_odd;
+        Index k = 0;
+        for (; k + LANES <= whole; k += LANES) {
+            both(Whole{}, k);
+        }
+        for (; k < at.offset; k += LANES) {
+            both(Part{}, k);
+        }
+        float* const lanes = t.lanes + c * 5 * LANES;
+        Vector const sums[] = {sum, product, tap0, tap1, tap2};
+#pragma GCC unroll 5
+        for (int i = 0; i < 5; ++i) {
+            float* const kept = lanes + LANES * i;
+            store(kept, at.first == 0 ? sums[i] : load(kept) + sums[i]);
+        }
+    }
+
+    // g0 of one clip, its sums, and what it gives to dx and dw1.
+    void expand(Scratch const& t, Index b, float* dw) const {
+        for (Index from = 0; from < S; from += tile) {
+            Columns const at(s, from, tile);
+            Strips const strips(at.count);
+            fill_columns(at, strips, call.x + b * n_in * T, T, n_in, work.centre, t.rows, t.narrow);
+            for (Index block = 0; block < width; block += ROWS) {
+                Index const n_rows = least(width - block, ROWS);
+                if (call.c1 == nullptr) {
+                    product(strips, n_rows, n_in, work.expand + block * n_in, t.narrow,
+                            [&](Index r, Index k, Vector v, Index) { store(t.rows + r * ld + k, v); });
+                }
+                for (Index r = 0; r < n_rows; ++r) {
+                    Index const c = block + r;
+                    float* const row = t.rows + r * ld;
+                    float const* const c1 = call.c1 == nullptr ? nullptr : call.c1 + (b * width + c) * T + at.first;
+                    float const* const v = c1 == nullptr ? row : c1;
+                    float const* const v_odd = c1 == nullptr ? row + at.offset : c1 + S;
+                    gradient_of_c2(t, at, b, c);
+                    if (s.stride == 1) {
+                        channel<1>(t, at, c, v, v_odd, row);
+                    } else {
+                        channel<2>(t, at, c, v, v_odd, row);
+                    }
+                    place_row(strips, width_padded, c, row, t.panel);
+                }
+            }
+            clear_padding(t, strips);
+            product(strips, n_in, width_padded, work.expand_t, t.panel,
+                    [&](Index k, Index column, Vector v, Index) { store(t.result + k * ld + column, v); });
+            spill_columns(at, t.result, ld, n_in, T, call.dx + b * n_in * T);
+            transpose_panel(strips, t.narrow, n_in, ld_in, t.transposed);
+            accumulate(strips, width_padded, t.panel, t.transposed, n_in, ld_in, dw);
+        }
+        for (Index c = 0; c < width; ++c) {
+            double* const kept = clip_sums + (b * width + c) * 5;
+            for (Index k = 0; k < 5; ++k) {
+                kept[k] = total(load(t.lanes + (c * 5 + k) * LANES));
+            }
+            kept[1] *= inverse(variance0[c]);
+        }
+    }
+
+    // The batch norm's share of dx: square x (x - mean) + offset.
+    void correct(Scratch const& t, Index b, float const* square, float const* offset) const {
+        Index const span = most(columns, LANES);
+        for (Index t0 = 0; t0 < T; t0 += span) {
+            Strips const strips(least(T - t0, span));
+            float const* const x = call.x + b * n_in * T + t0;
+            float* const dx = call.dx + b * n_in * T + t0;
+            fill_panel(strips, n_in, t.narrow,
+                       [&](Index k, Index at, Index n) { return load_first(x + k * T + at, n) - work.centre[k]; });
+            product(strips, n_in, n_in, square, t.narrow, [&](Index k, Index at, Vector v, Index n) {
+                float* const to = dx + k * T + at;
+                Vector const direct =
+                    call.residual.add ? load_first(call.dy + (b * n_in + k) * T + t0 + at, n) : Vector{};
+                store_first(to, direct + (load_first(to, n) + (v + offset[k])), n);
+            });
+        }
+    }
+};
+
+}  // namespace
+
+}  // namespace sleepfm::SLEEPFM_ISA
