@@ -215,9 +215,14 @@ def claim_to_write(path: Path) -> Claim:
     Raises
     ------
     SleepfmError
-        When another living process is writing it, or the folder around it cannot be written.
+        When another living process is writing it, the folder around it cannot be written, or a name is not UTF-8.
     """
     path = path.resolve()
+    if os.fsencode(path).decode(errors="ignore") != str(path):
+        raise SleepfmError(
+            f"the name {os.fsencode(path)!r} is not valid UTF-8, so that no record of it can be read again. Give "
+            "another, or rename the folder it lies in."
+        )
     file = path.with_name(f".{path.name}.claim")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

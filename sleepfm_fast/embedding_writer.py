@@ -294,7 +294,8 @@ class EmbeddingWriter:
         return self.path
 
     def _disk_error(self, error: OSError) -> SleepfmError:
-        then = "" if self.key is None else " What is on the disk is kept: the same command goes on from there."
+        kept = (self.partial / PROGRESS).exists()
+        then = " What is on the disk is kept: the same command goes on from there." if kept else ""
         return SleepfmError(
             f"writing {self.partial} failed: {error.strerror or error}. Free space or give another folder.{then}"
         )

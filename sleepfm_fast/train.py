@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -215,7 +216,8 @@ def main(config: Config) -> dict[str, Any]:
     result = train(config)
     result["elapsed_s"] = round(time.monotonic() - started, 1)
     if os.environ.get("RANK", "0") == "0":
-        say(f"next: python -m sleepfm_fast.embed {config.run} {config.store} {config.run / 'embeddings'}")
+        folders = (config.run, config.store, config.run / "embeddings")
+        say(f"next: python -m sleepfm_fast.embed {shlex.join(map(str, folders))}")
     return result
 
 
