@@ -23,6 +23,7 @@ from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.foreign import ForeignNight, signals_of, write_foreign
 from sleepfm_fast.ingest import claimed_run, prepare_folder
+from sleepfm_fast.parallel import dispatched
 from sleepfm_fast.participants import ParticipantTables, read_tables
 
 __all__ = ["Config", "cli", "main"]
@@ -233,12 +234,13 @@ def convert_all(
 
     people = [tables.of(path) for path, _ in nights]
     n_workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), len(nights)))
-    results = Parallel(n_jobs=n_workers, return_as="generator_unordered")(
+    calls = [
         delayed(convert_night)(
             path, name, config, montage, digest, {"subject": p.subject, "age": p.age, "sex": p.sex}
         )
         for (path, name), p in zip(nights, people, strict=True)
-    )  # fmt: skip
+    ]  # fmt: skip
+    results = dispatched(Parallel(n_jobs=n_workers, return_as="generator_unordered"), calls)
     bar = tqdm(results, desc="nights", total=len(nights), unit="night", file=sys.stderr, disable=not nights)
     return sorted(bar, key=lambda row: row.path)
 
