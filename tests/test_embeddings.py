@@ -237,6 +237,7 @@ def test_a_stopped_writer_goes_on_to_the_same_bytes(tmp_path, folder, parts, cap
     # What a kill leaves behind the last checkpoint is cut off.
     with (tmp_path / ".stopped.partial" / "embeddings.npy").open("ab") as file:
         file.write(b"torn")
+    (tmp_path / ".stopped.partial" / "progress.json.12-34.tmp").write_text("{")
     assert _gone_on(path, parts, {"weights": "a"}) == 60
     assert "going on: 60 of 103 clips were finished before" in capsys.readouterr().err
     assert {f.name: f.read_bytes() for f in path.iterdir()} == {f.name: f.read_bytes() for f in folder.iterdir()}
