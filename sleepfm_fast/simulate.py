@@ -27,6 +27,7 @@ from sleepfm_fast.atomic import TEMPORARY_SUFFIX, remove_leftovers, replace_file
 from sleepfm_fast.claims import claim_to_write
 from sleepfm_fast.edf import read_recording
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.parallel import dispatched
 from sleepfm_fast.physiology import Physiology
 from sleepfm_fast.polysomnograph import Channel, Polysomnograph
 from sleepfm_fast.sleeper import EPOCH_S, Couplings, Random
@@ -100,7 +101,7 @@ def _written(config: Config, n_epochs: int, started: float) -> dict[str, Any]:
     # NumPy and SciPy let go of the interpreter lock most of the time: a few threads do as well as processes, which
     # take seconds to start.
     prefer = "threads" if workers <= 4 else "processes"
-    done = joblib.Parallel(n_jobs=workers, prefer=prefer, return_as="generator")(jobs)
+    done = dispatched(joblib.Parallel(n_jobs=workers, prefer=prefer, return_as="generator"), jobs)
     for _ in tqdm(done, total=len(todo), desc="simulate", unit="recording", disable=not todo, file=sys.stderr):
         pass
     # A sleeper's traits, stages and events come from their own random streams: cheap to draw again for the table.

@@ -478,3 +478,18 @@ except SleepfmError as error:
     assert "failed" in done.stdout, done.stderr
     assert "Free space" in done.stdout
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("ages", [50.0], "it has 7 subjects and 1 ages"),
+        ("ages", ["x"] * 7, "one of its ages is 'x'"),
+        ("sexes", [1] * 7, "one of its sexes is 1"),
+    ],
+)
+def test_people_changed_by_hand_are_damage(folder, name, value, sentence):
+    file = folder / "embeddings.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    with pytest.raises(SleepfmError, match=f"embeddings.json is damaged: {sentence}"):
+        Embeddings(folder)

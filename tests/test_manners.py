@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sleepfm_fast.__main__
 from sleepfm_fast import command, simulate
 from sleepfm_fast.atomic import replace_file, replace_folder, write_json
 from sleepfm_fast.claims import Claim, claim_to_write
+from sleepfm_fast.compiled import compiled
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.parallel import Engine, in_parallel
 from sleepfm_fast.results import claimed_result, find_results, write_result
 from sleepfm_fast.rundir import RunDirectory, read_state, read_tensors, write_checkpoint
 
@@ -222,3 +227,42 @@ def test_a_damaged_checkpoint_is_never_to_be_deleted_for_nothing(tmp_path, name,
             read(tmp_path / name)
         assert str(other) in str(caught.value)
         assert ("delete it" in str(caught.value)) == (name == "last.safetensors")
+
+
+def test_workers_leave_an_interruption_to_the_process_that_the_user_sees():
+    before = signal.getsignal(signal.SIGINT)
+    found = list(in_parallel(signal.getsignal, [(signal.SIGINT,)] * 3, Engine("loky", 2), own_process=True))
+    assert found == [signal.SIG_IGN] * 3
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interruption_while_a_command_is_imported_is_a_sentence(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    monkeypatch.setattr(sys, "argv", ["sleepfm-fast", "probe"])
+    assert sleepfm_fast.__main__.main() == 130
+    assert "interrupted before anything was done" in capsys.readouterr().err
+
+
+def test_compiled_functions_work_where_no_folder_can_be_written():
+    names = {}
+    exec("def following(x):\n    return x + 1\n", names)  # has no file, beside which numba could write
+    assert compiled()(names["following"])(3) == 4
+
+
+def test_compiled_functions_work_where_the_quota_is_used_up(tmp_path, monkeypatch):
+    (tmp_path / "kernel_of_test.py").write_text(
+        "from sleepfm_fast.compiled import compiled\n\n\n@compiled()\ndef following(x):\n    return x + 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    calls = []
+
+    def full(*_):
+        calls.append(1)
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    assert importlib.import_module("kernel_of_test").following(3) == 4
+    assert calls
