@@ -139,7 +139,7 @@ class EmbeddingWriter:
         if not free and not (overwrite and (self.path / "embeddings.json").is_file()):
             if overwrite:
                 raise SleepfmError(f"{self.path} is not an embeddings folder and is not overwritten. Give another.")
-            raise SleepfmError(f"{self.path} exists and is not overwritten. Give another folder, or remove this one.")
+            raise SleepfmError(f"{self.path} exists and is not overwritten. Give another folder, or add --overwrite.")
 
     def _kept(self) -> dict[str, Any]:
         """What an unfinished writer with the same key left: clips and digests; anything else is removed."""
