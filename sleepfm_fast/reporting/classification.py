@@ -307,6 +307,7 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
     section = Section(f"task-{task}", TASK_TITLES[task])
     found = [(run, result) for run in runs for result in run.results_of(*CLASSIFIERS, task=task)]
     own = [(run, result) for run, result in found if not run.external_store(result)]
+    found = [*own, *(entry for entry in found if entry not in own)]
     together: list[Figure | Missing] = []
     try:
         if len(found) > 1:
