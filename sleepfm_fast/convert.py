@@ -184,15 +184,18 @@ def ingest(config: Config, store: Path, paths: list[Path], tables: ParticipantTa
 
 
 def cohort_signals(paths: Sequence[Path], config: Config) -> list[Any]:
-    """Channels of every night that can be looked at."""
+    """Channels of every night that can be looked at; where none can, why the first cannot."""
     if config.origin == "seed":
         return [signals_of(import_seed.CHANNELS, Fraction(import_seed.FS_HZ))]
     found = []
+    failure: SleepfmError | None = None
     for path in paths:
         try:
             found.append(signals_of(import_clinical.read_night(path, None, Fraction(128)).labels, Fraction(128)))
-        except SleepfmError:
-            continue  # its own turn will say so
+        except SleepfmError as error:
+            failure = failure or error  # its own turn will say so
+    if not found and failure is not None:
+        raise failure
     return found
 
 

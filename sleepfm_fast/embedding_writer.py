@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.array_file import ArrayFile
-from sleepfm_fast.atomic import synchronise, write_json
+from sleepfm_fast.atomic import remove_leftovers, synchronise, write_json
 from sleepfm_fast.claims import claim_to_write
 from sleepfm_fast.command import plain, say, to_json
 from sleepfm_fast.embeddings import COLUMNS, FORMAT, SPLITS, VERSION, Description, range_problem
@@ -144,6 +144,7 @@ class EmbeddingWriter:
     def _kept(self) -> dict[str, Any]:
         """What an unfinished writer with the same key left: clips and digests; anything else is removed."""
         self.partial.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.partial)  # of a checkpoint that a kill cut off
         try:
             found: dict[str, Any] = json.loads((self.partial / PROGRESS).read_text(encoding="utf-8"))
             if self.key is not None and found["key"] == self.key:

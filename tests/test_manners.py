@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import sleepfm_fast.__main__
-from sleepfm_fast import command, simulate
+from sleepfm_fast import claims, command, simulate
 from sleepfm_fast.atomic import replace_file, replace_folder, write_json
 from sleepfm_fast.claims import Claim, claim_to_write
 from sleepfm_fast.compiled import compiled
@@ -266,3 +267,28 @@ def test_compiled_functions_work_where_the_quota_is_used_up(tmp_path, monkeypatc
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
     assert importlib.import_module("kernel_of_test").following(3) == 4
     assert calls
+
+
+def foreign_claim(path):
+    path.write_text(json.dumps(claims.Holder("elsewhere", "another kernel", 1, "1").__dict__))
+    return path
+
+
+def test_a_killed_job_goes_on_on_another_node(tmp_path, monkeypatch, capsys):
+    file = foreign_claim(tmp_path / ".run.claim")
+    monkeypatch.setattr(claims, "STALE_S", 1.2)
+    claim = claim_to_write(tmp_path / "run")
+    assert "looking whether process 1 on elsewhere still writes" in capsys.readouterr().err
+    assert claim.holds()
+    claim.release()
+    assert not file.exists()
+
+
+def test_a_living_job_on_another_node_is_not_disturbed(tmp_path, monkeypatch):
+    file = foreign_claim(tmp_path / ".run.claim")
+    timer = threading.Timer(0.3, os.utime, [file])
+    timer.start()
+    with pytest.raises(SleepfmError, match="process 1 on elsewhere"):
+        claim_to_write(tmp_path / "run")
+    timer.join()
+    assert file.exists()
