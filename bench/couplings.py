@@ -53,7 +53,8 @@ SEEDS = (0, 1, 2)  # of the trainings that compare the two losses
 
 COMPLETE = "everything on"
 ALL = tuple(f.name for f in fields(Couplings))
-DIRECT = ("respiratory_sinus_arrhythmia", "ecg_derived_respiration", "pulse_oximeter", "cardioballistic")
+RSA = "respiratory_sinus_arrhythmia"
+DIRECT = (RSA, "ecg_derived_respiration", "pulse_oximeter", "cardioballistic")
 HEART_FROM_ELSEWHERE = ("stage_heart_rate", "event_heart_rate", "arousal_heart_rate", "movement", "traits")
 
 
@@ -86,6 +87,11 @@ ARMS = {
         ("event_arousal", "event_heart_rate", "arousal_heart_rate"), "the named routes from events to brain and heart"
     ),
     "no heart-breath couplings": Arm(DIRECT, "the four direct ones; what stage, events and movement share stays"),
+    "no sinus arrhythmia": Arm((RSA,), "the other ties between heart and breath stay"),
+    "sinus arrhythmia as the only tie of the heart": Arm(
+        (*(c for c in DIRECT if c != RSA), *HEART_FROM_ELSEWHERE),
+        "heart on its own, but for sinus arrhythmia: what this one coupling makes possible",
+    ),
 }
 
 

@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sleepfm_fast.command import is_encodable
+
 __all__ = [
     "TEMPORARY_SUFFIX",
+    "named_errors",
     "remove_leftovers",
     "remove_leftovers_of",
     "replace_file",
@@ -30,6 +33,17 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
 
 
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Give an error of the system that names no file, such as a full disk while writing, the name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
 def synchronise(path: Path) -> None:
     """Wait until the file or folder ``path`` is on the disk; a rename is only durable once its folder is."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -44,7 +58,7 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes the name ``path`` only when the block ends without an exception."""
     temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as file:
+        with named_errors(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -67,8 +81,9 @@ def replace_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        synchronise(temporary)
+        with named_errors(path):
+            yield temporary
+            synchronise(temporary)
         old = temporary.with_name(f"old-{temporary.name}")
         if path.exists():
             path.rename(old)
@@ -82,7 +97,10 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> bytes:
     """Write ``value`` as strict JSON (no NaN) to ``path``, all or nothing, and return the bytes written."""
-    content = (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n").encode()
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    if not is_encodable(text, "utf-8"):  # a file name in another encoding
+        text = json.dumps(value, allow_nan=False, indent=indent)
+    content = (text + "\n").encode()
     with replace_file(path) as file:
         file.write(content)
     return content

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
 
 __all__ = [
@@ -212,16 +213,32 @@ class Claim:
 def claim_to_write(path: Path) -> Claim:
     """Claim the file or folder ``path`` for this process, in a hidden file beside it; ``path`` need not exist.
 
+    Where a process of another machine holds it, this waits until that one is seen to live, or not to: a job that was
+    killed and starts again on another node goes on.
+
     Raises
     ------
     SleepfmError
-        When another living process is writing it, or the folder around it cannot be written.
+        When another living process is writing it, the folder around it cannot be written, or a name is not UTF-8.
     """
     path = path.resolve()
+    if os.fsencode(path).decode(errors="ignore") != str(path):
+        raise SleepfmError(
+            f"the name {os.fsencode(path)!r} is not valid UTF-8, so that no record of it can be read again. Give "
+            "another, or rename the folder it lies in."
+        )
     file = path.with_name(f".{path.name}.claim")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        return Claim(file)
+        try:
+            return Claim(file)
+        except Claimed as held:
+            if is_local(held.holder):
+                raise
+            say(f"looking whether {held.holder or 'another process'} still writes {path}; at most {STALE_S:.0f} s")
+            if beats(file):
+                raise
+            return Claim(file)
     except Claimed as busy:
         raise SleepfmError(
             f"another process ({busy.holder or 'which cannot be named'}) is writing {path}. Wait for it, or give "

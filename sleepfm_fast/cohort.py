@@ -64,7 +64,8 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     named: set[Path] = set()
     for path in paths:
         if path.is_dir():
-            found |= {p.resolve() for p in files_under(path) if p.is_file()}
+            # A link to nothing is a night that is missing, as of a data set whose content was not fetched: it fails.
+            found |= {Path(os.path.realpath(p)) for p in files_under(path) if p.is_file() or is_dangling(p)}
         elif path.exists():
             named.add(path.resolve())
         else:
@@ -81,6 +82,11 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
                 "the file or folder."
             )
     return sorted(found | named), named
+
+
+def is_dangling(path: Path) -> bool:
+    """Whether the path is a link to what does not exist."""
+    return path.is_symlink() and not os.path.exists(path)  # noqa: PTH110 - Path.exists raises where links go round
 
 
 def files_under(folder: Path) -> Iterable[Path]:

@@ -11,6 +11,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,8 +23,9 @@ Config = TypeVar("Config")
 
 
 def say(sentence: str) -> None:
-    """Print one line of progress or notice on standard error."""
-    print(sentence, file=sys.stderr, flush=True)
+    """Print one line of progress or notice on standard error; where that is closed or full, the work goes on."""
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def plain(value: Any) -> Any:
@@ -46,8 +48,40 @@ def plain(value: Any) -> Any:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Serialise configuration or results to strict JSON (no NaN)."""
-    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Serialise configuration or results to strict JSON (no NaN), which UTF-8 can always hold."""
+    text = json.dumps(value := plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text if is_encodable(text, "utf-8") else json.dumps(value, indent=indent, allow_nan=False)
+
+
+def is_encodable(text: str, encoding: str) -> bool:
+    """Whether an encoding has all characters; UTF-8 lacks those of a file name in another encoding."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def show(result: dict[str, Any]) -> bool:
+    """Print the result as one line of JSON on standard output; False where that cannot be written."""
+    line = to_json(result)
+    if not is_encodable(line, getattr(sys.stdout, "encoding", None) or "utf-8"):
+        line = json.dumps(plain(result), allow_nan=False)
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # as of `| head`: the reader has what it wanted
+        silence_output()
+    except OSError as error:
+        silence_output()
+        say(f"error: standard output: {error.strerror or error}. The result was: {line}")
+        return False
+    return True
+
+
+def silence_output() -> None:
+    """Forget what standard output did not take, which the interpreter would complain of at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(
@@ -79,12 +113,12 @@ def run(
         0 done, 1 failed (a :class:`SleepfmError`, what the system refused, or an error of the program was reported),
         2 wrong usage, 130 interrupted.
     """
-    import tyro
-
     module = sys.modules.get(main.__module__)
     spec = getattr(module, "__spec__", None)
     name = spec.name if spec is not None else main.__module__
     try:
+        import tyro
+
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="tyro")
             config = tyro.cli(
@@ -92,6 +126,12 @@ def run(
             )
     except SystemExit as stop:
         return 0 if stop.code in (0, None) else 2
+    except BrokenPipeError:  # of the help
+        silence_output()
+        return 0
+    except KeyboardInterrupt:
+        say("interrupted before anything was done")
+        return 130
     who = f"process {rank}: " if rank else ""
     if rank == 0:
         say(f"{name}: {to_json(config)}")
@@ -108,12 +148,26 @@ def run(
             say(f"interrupted; {interrupted}")
         return 130
     except Exception as error:
-        say(f"error: {describe_bug(error, name)}")
+        say(f"{who}error: {describe_shortage(error) or describe_bug(error, name)}")
         return 1
     status = int(result.pop("exit_status", 0))
-    if rank == 0:
-        print(to_json(result), flush=True)
+    if rank == 0 and not show(result):
+        return status or 1
     return status
+
+
+def describe_shortage(error: Exception) -> str:
+    """Sentence about memory that the system or the GPU did not give; empty for any other error."""
+    text = str(error).partition("\n")[0]
+    # torch's errors, which cannot be imported here: of the GPU by type, of the processor by text.
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"the GPU's memory is not enough ({text}) Lower --batch-size (train: --micro-batch, which keeps the "
+            "negatives), or end what else uses the GPU."
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"the memory is not enough ({text}). Lower --batch-size or --workers, or end what else uses it."
+    return ""
 
 
 def describe_bug(error: Exception, command: str) -> str:

@@ -23,6 +23,7 @@ from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.foreign import ForeignNight, signals_of, write_foreign
 from sleepfm_fast.ingest import claimed_run, prepare_folder
+from sleepfm_fast.parallel import dispatched
 from sleepfm_fast.participants import ParticipantTables, read_tables
 
 __all__ = ["Config", "cli", "main"]
@@ -183,15 +184,18 @@ def ingest(config: Config, store: Path, paths: list[Path], tables: ParticipantTa
 
 
 def cohort_signals(paths: Sequence[Path], config: Config) -> list[Any]:
-    """Channels of every night that can be looked at."""
+    """Channels of every night that can be looked at; where none can, why the first cannot."""
     if config.origin == "seed":
         return [signals_of(import_seed.CHANNELS, Fraction(import_seed.FS_HZ))]
     found = []
+    failure: SleepfmError | None = None
     for path in paths:
         try:
             found.append(signals_of(import_clinical.read_night(path, None, Fraction(128)).labels, Fraction(128)))
-        except SleepfmError:
-            continue  # its own turn will say so
+        except SleepfmError as error:
+            failure = failure or error  # its own turn will say so
+    if not found and failure is not None:
+        raise failure
     return found
 
 
@@ -233,12 +237,13 @@ def convert_all(
 
     people = [tables.of(path) for path, _ in nights]
     n_workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), len(nights)))
-    results = Parallel(n_jobs=n_workers, return_as="generator_unordered")(
+    calls = [
         delayed(convert_night)(
             path, name, config, montage, digest, {"subject": p.subject, "age": p.age, "sex": p.sex}
         )
         for (path, name), p in zip(nights, people, strict=True)
-    )  # fmt: skip
+    ]  # fmt: skip
+    results = dispatched(Parallel(n_jobs=n_workers, return_as="generator_unordered"), calls)
     bar = tqdm(results, desc="nights", total=len(nights), unit="night", file=sys.stderr, disable=not nights)
     return sorted(bar, key=lambda row: row.path)
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from sleepfm_fast.compiled import compiled
 from sleepfm_fast.edf_fields import Issues
 from sleepfm_fast.threads import in_threads
 
@@ -66,7 +66,7 @@ class RecordStarts:
         return Decimal(int(self.ticks[record])).scaleb(-int(self.decimals[record]))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def any_byte(content: Any) -> bool:
     """Whether a byte is not zero; without an early end, so that it takes vector instructions."""
     found = np.uint8(0)
@@ -75,7 +75,7 @@ def any_byte(content: Any) -> bool:
     return bool(found != 0)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def take_starts(
     records: Any, begin: int, end: int, offsets: Any, lengths: Any, ticks: Any, decimals: Any, taken: Any, busy: Any
 ) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.array_file import ArrayFile
-from sleepfm_fast.atomic import synchronise, write_json
+from sleepfm_fast.atomic import remove_leftovers, synchronise, write_json
 from sleepfm_fast.claims import claim_to_write
 from sleepfm_fast.command import plain, say, to_json
 from sleepfm_fast.embeddings import COLUMNS, FORMAT, SPLITS, VERSION, Description, range_problem
@@ -139,11 +139,12 @@ class EmbeddingWriter:
         if not free and not (overwrite and (self.path / "embeddings.json").is_file()):
             if overwrite:
                 raise SleepfmError(f"{self.path} is not an embeddings folder and is not overwritten. Give another.")
-            raise SleepfmError(f"{self.path} exists and is not overwritten. Give another folder, or remove this one.")
+            raise SleepfmError(f"{self.path} exists and is not overwritten. Give another folder, or add --overwrite.")
 
     def _kept(self) -> dict[str, Any]:
         """What an unfinished writer with the same key left: clips and digests; anything else is removed."""
         self.partial.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.partial)  # of a checkpoint that a kill cut off
         try:
             found: dict[str, Any] = json.loads((self.partial / PROGRESS).read_text(encoding="utf-8"))
             if self.key is not None and found["key"] == self.key:
@@ -294,7 +295,8 @@ class EmbeddingWriter:
         return self.path
 
     def _disk_error(self, error: OSError) -> SleepfmError:
-        then = "" if self.key is None else " What is on the disk is kept: the same command goes on from there."
+        kept = (self.partial / PROGRESS).exists()
+        then = " What is on the disk is kept: the same command goes on from there." if kept else ""
         return SleepfmError(
             f"writing {self.partial} failed: {error.strerror or error}. Free space or give another folder.{then}"
         )

@@ -91,6 +91,17 @@ def range_problem(name: str, values: npt.NDArray[Any], n_subjects: int, n_record
     return f"column {name} holds values from {lowest} to {highest}; expected {low:g} to {high:g}"
 
 
+def people_problem(about: Description) -> str:
+    """Return what is wrong with the subjects' ages and sexes, or an empty string."""
+    for name, values, kinds in (("ages", about.ages, (int, float)), ("sexes", about.sexes, (str,))):
+        if len(values) != len(about.subjects):
+            return f"it has {len(about.subjects)} subjects and {len(values)} {name}"
+        wrong = [value for value in values if value is not None and not isinstance(value, kinds)]
+        if wrong:
+            return f"one of its {name} is {wrong[0]!r}"
+    return ""
+
+
 class ModalityRows:
     """Rows of one modality for chosen clips; a slice reads just those rows, as float32 [n, D].
 
@@ -161,6 +172,9 @@ class Embeddings:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise self._damage("embeddings.json", f"the entry {error} is missing or of the wrong kind") from error
+        problem = people_problem(self.description)
+        if problem:
+            raise self._damage("embeddings.json", problem)
         if self.kind not in KINDS or any(not 0 < width <= self.dim for width in self.widths.values()):
             raise self._damage(
                 "embeddings.json", f"it says kind '{self.kind}' and widths {self.widths} of {self.dim} numbers"

@@ -139,6 +139,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.embeddings import Description, Embeddings
     from sleepfm_fast.parallel import open_engine
     from sleepfm_fast.recording_features import feature_names
+    from sleepfm_fast.run_config import refuse_damaged
     from sleepfm_fast.rundir import RunDirectory
     from sleepfm_fast.splits import Split, assign_subjects
 
@@ -149,7 +150,9 @@ def main(config: Config) -> dict[str, Any]:
         raise SleepfmError(f"the store {config.store} has no clips; add recordings of 30 s or more with preprocess.")
     split, known = Split(config.split_salt, config.validation_share, config.test_share), None
     if config.like is not None:
-        saved = RunDirectory(config.like).config()
+        run = RunDirectory(config.like)
+        saved = run.config()
+        refuse_damaged(run.config_path, saved, {})
         split, known = Split(**saved["split"]), saved.get("subjects")
     codes, notices = assign_subjects(store.subjects, split, known)
     for notice in notices:
@@ -173,7 +176,7 @@ def main(config: Config) -> dict[str, Any]:
                 # As for an encoder: a recording has a modality where any of its channels shows anything.
                 mask[:, m] = np.isfinite(values).any()
             writer.append(block, mask)
-        writer.finish(
+        finished = writer.finish(
             columns=columns_of(store, codes),
             description=Description(
                 **people_of(store),
@@ -190,7 +193,7 @@ def main(config: Config) -> dict[str, Any]:
         "clips": len(store),
         "modalities": list(names),
         "widths": {name: len(own) for name, own in names.items()},
-        "empty_percent": empty_percent(Embeddings(config.features)),
+        "empty_percent": empty_percent(Embeddings(finished)),
         "overlap": overlap,
         "elapsed_s": round(time.monotonic() - started, 1),
     }

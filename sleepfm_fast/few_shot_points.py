@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sleepfm_fast.atomic import named_errors
 from sleepfm_fast.command import plain, to_json
 from sleepfm_fast.errors import SleepfmError
 
@@ -18,6 +19,7 @@ FORMAT = "sleepfm_fast few-shot points 1"
 
 def partial_path(result: Path) -> Path:
     """Name the file of a result that is not finished."""
+    result = result.resolve()
     return result.with_name(f"{result.name}.partial.jsonl")
 
 
@@ -81,7 +83,7 @@ class Points:
         """Keep a point, on the disk before this returns, and return it as it will be read."""
         kept: dict[str, Any] = json.loads(to_json(dict(point)))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        with named_errors(self.path), self.path.open("ab") as file:
             if file.tell() == 0:
                 file.write((to_json({"format": FORMAT, "key": self.key}) + "\n").encode())
             file.write((to_json(kept) + "\n").encode())

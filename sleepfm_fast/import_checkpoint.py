@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,8 @@ def main(config: Config) -> dict[str, Any]:
     checkpoint = read_seed_checkpoint(config.checkpoint)
     write_run(checkpoint, RunDirectory(config.run))
     say(f"notice: {UNITS}")
-    say(f"next: python -m sleepfm_fast.embed {config.run} STORE EMBEDDINGS")
+    run = shlex.quote(str(config.run))
+    say(f"next: python -m sleepfm_fast.embed {run} STORE {run}/embeddings")
     return {
         "run": str(config.run),
         "montage": checkpoint.montage,

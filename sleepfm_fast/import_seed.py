@@ -77,7 +77,7 @@ def read_night(folder: Path, labels: Path | None, *, joined: bool) -> ForeignNig
     for number, path in clip_files(folder).items():
         try:
             clip = mapped(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             issues.append(f"{path.name} is left out: {error}")
             continue
         if clip.shape != SHAPE or clip.dtype.kind != "f":

@@ -220,7 +220,7 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
     print("\n".join(finding_lines(findings)))
 
     stages, sdb = Counter[str](), Counter[str]()
-    for night in reports:
+    for night in good:
         stages.update(night.stages)
         sdb.update(night.sdb)
     counts = Counter(finding.severity for finding in findings)

@@ -19,6 +19,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.compiled import compiled
+
 __all__ = [
     "NO_VALUE",
     "Interval",
@@ -38,7 +40,7 @@ __all__ = [
 LANES = 16
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
+@compiled(parallel=True)
 def _sweep(
     group: npt.NDArray[np.int32],
     positive: npt.NDArray[np.bool_],

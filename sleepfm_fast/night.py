@@ -222,6 +222,9 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
         )
     except SleepfmError as error:
         return NightRow(path, name, 0, {}, {}, (), str(error))
+    except OSError as error:
+        what = f"{error.filename or 'reading or writing'}: {error.strerror or error}"
+        return NightRow(path, name, 0, {}, {}, (), f"{path} could not be ingested ({what}).")
     except Exception as error:
         # The last line of our own code tells where to look; the night's failure must not stop the others.
         place = next(

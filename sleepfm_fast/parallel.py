@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
@@ -18,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from sleepfm_fast.errors import SleepfmError
 
-__all__ = ["Backend", "Engine", "Progress", "WorkersLost", "in_parallel", "open_engine"]
+__all__ = ["Backend", "Engine", "Progress", "WorkersLost", "dispatched", "in_parallel", "open_engine"]
 
 Backend = Literal["loky", "threading", "dask", "ray"]
 Result = TypeVar("Result")
@@ -220,9 +222,23 @@ def in_parallel(
             if own_process:
                 # joblib does not leave this process for one job at a time
                 backend, width = "loky", max(width, 2)
-            yield from Parallel(n_jobs=width, backend=backend, return_as="generator_unordered")(calls)
+            yield from dispatched(Parallel(n_jobs=width, backend=backend, return_as="generator_unordered"), calls)
     except engine.deaths as error:
         raise WorkersLost(type(error).__name__) from error
+
+
+def dispatched(parallel: Callable[..., Any], calls: Iterable[Any]) -> Any:
+    """Call a :class:`joblib.Parallel` whose workers leave Ctrl-C, which a terminal sends to all, to this process.
+
+    A worker inherits what this process ignores while it is started; otherwise each would end with a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return parallel(calls)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return parallel(calls)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def through_dask(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], client: Any) -> Iterator[Result]:

@@ -21,8 +21,9 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from sleepfm_fast.errors import SleepfmError
@@ -185,6 +186,7 @@ def read_participants(path: Path) -> Participants:
     issues: list[str] = []
     rows: list[Participant] = []
     seen: dict[str, int] = {}
+    without_suffix: dict[str, str] = {}
     for number, cells in enumerate(reader, start=2):
         row = {name: cells[i].strip() if i < len(cells) else "" for name, i in columns.items()}
         recording, subject = row.get("recording") or None, row.get("subject") or None
@@ -192,20 +194,25 @@ def read_participants(path: Path) -> Participants:
             issues.append(f"{path.name}, row {number}: neither recording nor subject is given; the row is left out.")
             continue
         key = (recording or subject or "").casefold()
-        if key in seen:
+        # A name without suffix names the same recording as one with it; two suffixes are two recordings.
+        stem = stem_of(key) if recording else key
+        other = key if key in seen else stem if stem in seen else without_suffix.get(key)
+        if other is not None:
             raise SleepfmError(
-                f"the participants table {path} names '{recording or subject}' in rows {seen[key]} and {number}; "
+                f"the participants table {path} names '{recording or subject}' in rows {seen[other]} and {number}; "
                 "keep one row each."
             )
         seen[key] = number
+        without_suffix[stem] = key
         rows.append(
             Participant(
                 recording,
                 subject,
                 parse_age(row.get("age", ""), f"{path.name}, row {number}", issues),
-                parse_sex(row.get("sex", "")),
+                row.get("sex", ""),
             )
         )
+    rows = with_sexes(rows, path.name, issues)
     return Participants(path, tuple(rows), tuple(issues))
 
 
@@ -232,10 +239,35 @@ def parse_age(text: str, where: str, issues: list[str]) -> float | None:
     return age
 
 
-def parse_sex(text: str) -> str | None:
-    if text.casefold() in MISSING:
+def with_sexes(rows: Sequence[Participant], name: str, issues: list[str]) -> list[Participant]:
+    """Rows with their sex as M or F where it can be understood, None where it is not given."""
+    given = {(row.sex or "").casefold() for row in rows}
+    sexes = SEXES
+    if "2" in given:
+        # ISO 5218. Without a 2 the code is another one: where it is 0 and 1, tables differ in what they mean.
+        sexes = SEXES | {"1": "M", "2": "F"}
+        issues.append(f"{name}: the sexes are coded; 1 is taken as male and 2 as female (ISO 5218).")
+    parsed = [replace(row, sex=parse_sex(row.sex or "", sexes)) for row in rows]
+    unknown = Counter(row.sex for row in parsed if row.sex not in (None, *SEXES.values()))
+    for sex, n in unknown.items():
+        issues.append(
+            f"{name}: the sex '{sex}' of {n} rows is neither male nor female; it is kept, and these subjects have no "
+            "label of sex."
+        )
+    of_subject: dict[str, set[str]] = {}
+    for row in parsed:
+        if row.subject is not None and row.sex is not None:
+            of_subject.setdefault(row.subject, set()).add(row.sex)
+    for subject, found in of_subject.items():
+        if len(found) > 1:
+            issues.append(f"{name}: the subject {subject} has the sexes {' and '.join(sorted(found))} in several rows.")
+    return parsed
+
+
+def parse_sex(text: str, sexes: Mapping[str, str]) -> str | None:
+    if text.casefold() in MISSING or (text == "0" and "2" in sexes):
         return None
-    return SEXES.get(text.casefold(), text)
+    return sexes.get(text.casefold(), text)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sleepfm_fast.encoder import SleepModel
+from sleepfm_fast.batches import InputConfig
+from sleepfm_fast.encoder import EncoderConfig, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.montages import MODALITIES, Montage
+from sleepfm_fast.run_config import refuse_damaged
 from sleepfm_fast.rundir import RunDirectory, read_tensors
 from sleepfm_fast.seed_checkpoint import read_seed_checkpoint
 
@@ -99,6 +101,7 @@ def trained_config(run: RunDirectory) -> dict[str, Any]:
             f"{run.path} holds a run of {config['command']}, whose network gives classes and no embeddings. Give a run "
             "of train."
         )
+    refuse_damaged(run.config_path, config, {"input": InputConfig, "model.encoder": EncoderConfig})
     return config
 
 

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 
 from sleepfm_fast.addresses import as_pointer
+from sleepfm_fast.compiled import compiled
 
 __all__ = ["EPOCH_COLUMNS", "SNAP_SAMPLES", "copy_epochs", "copy_records", "find_segment", "scale_records"]
 
@@ -23,7 +24,7 @@ epoch with its context, and its place in the output, all in samples."""
 
 
 # The loops run over slices from 0: an index that Numba cannot prove non-negative costs the vector instructions.
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def widen24(source: Any, target: Any) -> None:
     """Widen 24-bit little-endian bytes to int32, sign-extended."""
     for i in range(target.size):
@@ -31,14 +32,14 @@ def widen24(source: Any, target: Any) -> None:
         target[i] = low | (np.int32(np.int8(source[3 * i + 2])) << np.int32(16))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def copy16(source: Any, target: Any) -> None:
     """Copy int16 samples: for the short pieces of a record this loop takes two thirds of memcpy's time."""
     for i in range(target.size):
         target[i] = source[i]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def copy_records(
     records: Any, sample_units: int, like: Any, begin: int, end: int, starts: Any, lengths: Any, addresses: Any
 ) -> None:
@@ -60,14 +61,14 @@ def copy_records(
                 widen24(source, target)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def scale16(source: Any, target: Any, gain: Any, offset: Any) -> None:
     """Scale int16 samples to float32."""
     for i in range(target.size):
         target[i] = gain * np.float32(source[i]) + offset
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def scale24(source: Any, target: Any, gain: Any, offset: Any) -> None:
     """Scale 24-bit little-endian bytes to float32, which holds them exactly."""
     for i in range(target.size):
@@ -75,7 +76,7 @@ def scale24(source: Any, target: Any, gain: Any, offset: Any) -> None:
         target[i] = gain * np.float32(low | (np.int32(np.int8(source[3 * i + 2])) << np.int32(16))) + offset
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def scale_records(
     records: Any, sample_units: int, begin: int, end: int, starts: Any, lengths: Any, addresses: Any, scales: Any
 ) -> None:
@@ -94,7 +95,7 @@ def scale_records(
                 scale24(source, target, scales[s, 0], scales[s, 1])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def find_segment(onset_s: float, epoch_s: float, slack_s: float, begins_s: Any, lengths_s: Any) -> int:
     """Find the first segment that an epoch lies wholly inside; -1 where there is none."""
     for segment in range(begins_s.size):
@@ -104,7 +105,7 @@ def find_segment(onset_s: float, epoch_s: float, slack_s: float, begins_s: Any, 
     return -1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def copy_epochs(
     records: Any,
     sample_units: int,

@@ -196,7 +196,7 @@ def settings_of(config: Config, preset: Preset) -> dict[str, Any]:
 def main(config: Config) -> dict[str, Any]:
     """Plan, carry out, tabulate; returns the results that end the command."""
     from sleepfm_fast import reproduce_plan, reproduce_steps, reproduce_tables
-    from sleepfm_fast.atomic import replace_file, write_json
+    from sleepfm_fast.claims import claim_to_write
     from sleepfm_fast.reproduce_choice import chosen_preset
 
     if len(config.paths) not in (1, 2):
@@ -219,11 +219,32 @@ def main(config: Config) -> dict[str, Any]:
     todo = [step.name for step in steps if states[step.name] != "finished"]
     if config.plan:
         return {"out": layout.out, "steps": len(steps), "to_do": todo, "tables": [table.name for table in tables]}
-    layout.out.mkdir(parents=True, exist_ok=True)
+    held = claim_to_write(layout.out)
+    try:
+        layout.out.mkdir(parents=True, exist_ok=True)
+        return carried_out(config, planner, tables, steps, rates, about, started)
+    finally:
+        held.release()
+
+
+def carried_out(
+    config: Config,
+    planner: Planner,
+    tables: Sequence[PaperTable],
+    steps: Sequence[Step],
+    rates: dict[str, float],
+    about: tuple[str, str],
+    started: float,
+) -> dict[str, Any]:
+    """Carry the plan out and lay the figures out; returns the results that end the command."""
+    from sleepfm_fast import reproduce_steps, reproduce_tables
+    from sleepfm_fast.atomic import replace_file, write_json
+
+    layout, facts, encoder = planner.layout, planner.facts, planner.preset.encoder
     record: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "settings": settings,
+        "settings": settings_of(config, planner.preset),
         "machine": machine(),
         "cohort": {
             "simulated": facts.simulated,

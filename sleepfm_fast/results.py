@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ def claimed_result(path: Path | None, *, overwrite: bool = False) -> Iterator[No
     if path is None:
         yield
         return
+    made = [folder for folder in path.resolve().parents if not folder.exists()]
     claim = claim_to_write(path)
     try:
         # Whoever held the claim until now may have finished.
@@ -110,6 +111,10 @@ def claimed_result(path: Path | None, *, overwrite: bool = False) -> Iterator[No
         yield
     finally:
         claim.release()
+        # A refusal leaves no RUN/results behind: training would refuse a RUN that exists.
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def write_result(

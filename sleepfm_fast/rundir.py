@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepfm_fast.atomic import replace_file
-from sleepfm_fast.command import to_json
+from sleepfm_fast.command import is_encodable, to_json
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.run_config import damaged_entry
 
 if TYPE_CHECKING:
     import torch
@@ -101,15 +102,27 @@ def read_safetensors(path: Path, device: str) -> tuple[dict[str, torch.Tensor], 
         raise SleepfmError(
             f"there is no checkpoint {path}; train the run first: python -m sleepfm_fast.train STORE RUN"
         )
+    if not is_encodable(str(path), "utf-8"):  # safetensors takes no other name
+        raise SleepfmError(f"the name {os.fsencode(path)!r} is not valid UTF-8. Rename the folder.")
     try:
         with safe_open(str(path), framework="pt", device=device) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return tensors, file.metadata() or {}
-    except SafetensorError as error:
-        raise SleepfmError(
-            f"the checkpoint {path} is damaged ({error}). Delete it; the run resumes from its other checkpoint or "
-            "from the start."
-        ) from error
+    except (SafetensorError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> SleepfmError:
+    """Say that a checkpoint cannot be read, and what the run's other one is good for."""
+    other = path.with_name("last.safetensors" if path.name == "best.safetensors" else "best.safetensors")
+    if path.name == "last.safetensors":
+        remedy = "Restore it, or delete it: --resume then begins at the first step."
+        remedy += f" The best model so far is in {other}." if other.is_file() else ""
+    elif other.is_file():
+        remedy = f"Restore it; {other} holds the model of the last checkpoint, which embed and --init-from take too."
+    else:
+        remedy = "Restore it, or train anew."
+    return SleepfmError(f"the checkpoint {path} is damaged ({error}). {remedy}")
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -119,11 +132,8 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         with safe_open(str(path), framework="pt") as file:
             state: dict[str, Any] = json.loads((file.metadata() or {}).get("state", "{}"))
-    except SafetensorError as error:
-        raise SleepfmError(
-            f"the checkpoint {path} is damaged ({error}). Delete it; the run resumes from its other checkpoint or "
-            "from the start."
-        ) from error
+    except (SafetensorError, ValueError) as error:
+        raise damaged(path, error) from error
     return state
 
 
@@ -195,14 +205,16 @@ class RunDirectory:
     def config(self) -> dict[str, Any]:
         """Read ``config.json``."""
         try:
-            config: dict[str, Any] = json.loads(self.config_path.read_text())
+            config: dict[str, Any] = json.loads(self.config_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise SleepfmError(
                 f"{self.path} holds no run (config.json is missing). Give the folder that train wrote: "
                 "python -m sleepfm_fast.train STORE RUN"
             ) from None
-        except json.JSONDecodeError as error:
-            raise SleepfmError(f"{self.config_path} is damaged: {error}.") from error
+        except ValueError as error:
+            raise SleepfmError(f"{self.config_path} is damaged: {error}. Restore it, or train anew.") from error
+        if not isinstance(config, dict):
+            raise SleepfmError(f"{self.config_path} is damaged: it holds no object. Restore it, or train anew.")
         if config.get("format") != FORMAT or config.get("version") != VERSION:
             raise SleepfmError(
                 f"{self.config_path} says format '{config.get('format')}', version {config.get('version')}; this "
@@ -251,6 +263,9 @@ def reconcile(run: RunDirectory, now: Mapping[str, Any]) -> list[dict[str, Any]]
         When an option that defines the run differs, or the store does.
     """
     saved = run.config()
+    for entry in ("config", "store_digest"):
+        if not isinstance(saved.get(entry), type(now[entry])):
+            raise damaged_entry(run.config_path, entry, saved.get(entry))
     then, options = saved["config"], now["config"]
     differing = [k for k in options if k not in FREE and options[k] != then.get(k, options[k])]
     refused = [k for k in differing if k not in RECORDED]

@@ -23,7 +23,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sleepfm_fast import command
+from sleepfm_fast.atomic import TEMPORARY_SUFFIX, remove_leftovers, replace_file, synchronise
+from sleepfm_fast.claims import claim_to_write
+from sleepfm_fast.edf import read_recording
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.parallel import dispatched
 from sleepfm_fast.physiology import Physiology
 from sleepfm_fast.polysomnograph import Channel, Polysomnograph
 from sleepfm_fast.sleeper import EPOCH_S, Couplings, Random
@@ -77,7 +81,16 @@ def main(config: Config) -> dict[str, Any]:
     """
     started = time.perf_counter()
     n_epochs = _epochs(config)
-    _claim(config)
+    claim = claim_to_write(config.out)
+    try:
+        return _written(config, n_epochs, started)
+    finally:
+        claim.release()
+
+
+def _written(config: Config, n_epochs: int, started: float) -> dict[str, Any]:
+    """Write what is missing and describe the cohort."""
+    _take(config)
     names = [f"sim-{i:04d}" for i in range(config.subjects)]
     todo = [i for i, name in enumerate(names) if not (config.out / f"{name}.edf").exists()]
     workers = min(config.workers or os.cpu_count() or 1, max(len(todo), 1))
@@ -88,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
     # NumPy and SciPy let go of the interpreter lock most of the time: a few threads do as well as processes, which
     # take seconds to start.
     prefer = "threads" if workers <= 4 else "processes"
-    done = joblib.Parallel(n_jobs=workers, prefer=prefer, return_as="generator")(jobs)
+    done = dispatched(joblib.Parallel(n_jobs=workers, prefer=prefer, return_as="generator"), jobs)
     for _ in tqdm(done, total=len(todo), desc="simulate", unit="recording", disable=not todo, file=sys.stderr):
         pass
     # A sleeper's traits, stages and events come from their own random streams: cheap to draw again for the table.
@@ -127,7 +140,8 @@ def write_recording(path: Path, seed: int, subject: int, n_epochs: int, coupling
     channels = list(Polysomnograph(body).channels())
     duration_s = n_epochs * EPOCH_S
     records = np.concatenate([_digital(channel).reshape(duration_s, channel.fs_hz) for channel in channels], axis=1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    annotations = sorted(_annotations(body))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     writer = pyedflib.EdfWriter(str(temporary), len(channels), file_type=pyedflib.FILETYPE_EDFPLUS)
     try:
         writer.setSignalHeaders([_signal_header(channel) for channel in channels])
@@ -138,11 +152,30 @@ def write_recording(path: Path, seed: int, subject: int, n_epochs: int, coupling
         writer.setEquipment("sleepfm_fast_simulator")
         for row in records:
             writer.blockWriteDigitalShortSamples(row)
-        for onset_s, length_s, text in sorted(_annotations(body)):
+        for onset_s, length_s, text in annotations:
             writer.writeAnnotation(onset_s, length_s, text)
     finally:
         writer.close()
+    # The writer says nothing of a full disk.
+    if not _is_whole(temporary, records, len(annotations)):
+        temporary.unlink(missing_ok=True)
+        raise SleepfmError(
+            f"{path} could not be written whole; the disk is full or failing. Free space; the same command goes on."
+        )
     temporary.replace(path)
+
+
+def _is_whole(file: Path, records: NDArray[np.int16], n_annotations: int) -> bool:
+    """Whether the file holds all records and annotations, on the disk."""
+    try:
+        synchronise(file)
+        found = read_recording(file)
+        width = found.record_bytes // 2
+        written = np.fromfile(file, "<i2", found.n_records * width, offset=found.header_bytes).reshape(-1, width)
+    except (OSError, ValueError, SleepfmError):
+        return False
+    same = np.array_equal(written[:, : records.shape[1]], records)
+    return same and len(found.annotations) == n_annotations
 
 
 def _epochs(config: Config) -> int:
@@ -161,7 +194,7 @@ def _epochs(config: Config) -> int:
     return n_epochs
 
 
-def _claim(config: Config) -> None:
+def _take(config: Config) -> None:
     """Take the folder for these options, or refuse it."""
     options = dataclasses.asdict(dataclasses.replace(config, out=Path(), workers=0))
     options = {name: value for name, value in options.items() if name not in ("out", "workers")}
@@ -178,8 +211,7 @@ def _claim(config: Config) -> None:
                 f"{config.out} holds a cohort with other options ({command.to_json(found)}); give another folder, "
                 "the same options, or remove it."
             )
-        for stale in config.out.glob(".sim-*.tmp"):
-            stale.unlink(missing_ok=True)
+        remove_leftovers(config.out)
         return
     if config.out.exists() and any(config.out.iterdir()):
         raise SleepfmError(f"{config.out} is not empty and not a simulated cohort; give a new or empty folder.")
@@ -188,9 +220,8 @@ def _claim(config: Config) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replace_file(path) as file:
+        file.write(text.encode())
 
 
 def _start(seed: int, subject: int, first_epoch: int) -> datetime:

@@ -18,6 +18,7 @@ from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.encoder import Encoder, EncoderConfig, build_encoder
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.precision import Precision, arithmetic
+from sleepfm_fast.run_config import damaged_entry, refuse_damaged
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 from sleepfm_fast.tasks import TASKS
 
@@ -121,18 +122,21 @@ def load_classifier(run: RunDirectory, store: ClipStore, device: torch.device) -
     """
     config = run.config()
     refuse_other_runs(run, config, "For embeddings: python -m sleepfm_fast.embed RUN STORE EMBEDDINGS.")
+    refuse_damaged(run.config_path, config, {"input": InputConfig, "model.encoder": EncoderConfig})
+    task, classes = config["model"].get("task"), config["model"].get("classes")
+    if task not in TASKS or not isinstance(classes, list) or not set(classes) <= set(TASKS[task].names):
+        raise damaged_entry(run.config_path, "model", config["model"])
     montage = Montage.from_dict(config["montage"])
     clip_input = ClipInput(store, montage, InputConfig(**config["input"]), device)
     network = build_encoder(clip_input.n_columns, EncoderConfig.from_dict(config["model"]["encoder"]))
     tensors, _ = read_checkpoint(run.best_path)
     load_weights(network, tensors)
-    task = config["model"]["task"]
     names = TASKS[task].names
     return Classifier(
         network.to(device).eval(),
         clip_input,
         task,
-        np.array([names.index(name) for name in config["model"]["classes"]], np.int8),
+        np.array([names.index(name) for name in classes], np.int8),
         config["config"].get("precision", "float32"),
         config,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -215,15 +216,14 @@ def main(config: Config) -> dict[str, Any]:
     result = train(config)
     result["elapsed_s"] = round(time.monotonic() - started, 1)
     if os.environ.get("RANK", "0") == "0":
-        say(f"next: python -m sleepfm_fast.embed {config.run} {config.store} EMBEDDINGS")
+        folders = (config.run, config.store, config.run / "embeddings")
+        say(f"next: python -m sleepfm_fast.embed {shlex.join(map(str, folders))}")
     return result
 
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    kept = (
-        "what was finished is kept; with --resume the same command goes on from the last checkpoint (the demo as it is)"
-    )
+    kept = "what was finished is kept; the same command with --resume goes on from there (the demo without it)"
     rank = int(os.environ.get("RANK", "0"))
     return command.run(Config, main, argv, interrupted=kept, rank=rank)
 

@@ -108,7 +108,13 @@ class Trainer(TrainingLoop):
             world.on_main(run.refuse_if_present)
         found = None
         if resumed := world.on_main(lambda: config.resume and run.exists()):
-            seen = split_before(world.on_main(run.config).get("initialised_from"))
+            saved = world.on_main(run.config)
+            if (made_by := saved.get("command", "train")) != "train":
+                raise SleepfmError(
+                    f"{run.path} holds a run of {made_by}, not of train. Resume it with `python -m "
+                    f"sleepfm_fast.{made_by}`, or name another folder."
+                )
+            seen = split_before(saved.get("initialised_from"))
         elif config.init_from is None:
             seen = Seen()
         else:

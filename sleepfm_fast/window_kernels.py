@@ -11,6 +11,7 @@ import numba
 import numpy as np
 
 from sleepfm_fast.addresses import advise_file, advise_memory, as_pointer, copy_bytes, read_bytes
+from sleepfm_fast.compiled import compiled
 from sleepfm_fast.stages import EPOCH_S
 
 __all__ = ["CHANNEL_COLUMNS", "announce_windows", "copy_windows", "locate_windows", "read_windows"]
@@ -21,7 +22,7 @@ WILL_NEED = 3  # POSIX_FADV_WILLNEED and MADV_WILLNEED
 PAGE_BYTES = 4096  # where an advice must start; on larger pages the call is refused, which costs time only
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def locate_windows(
     clips: Any,
     recording: Any,
@@ -82,7 +83,7 @@ def locate_windows(
     return total, widest, -1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def announce_windows(table: Any, places: Any, source: Any, addresses: Any, files: Any, begin: int, end: int) -> None:
     """Ask the kernel to read the windows of the rows ``[begin, end)`` into the page cache, without waiting for them.
 
@@ -102,7 +103,7 @@ def announce_windows(table: Any, places: Any, source: Any, addresses: Any, files
                 advise_file(np.int32(file), places[row, c, 0], n_bytes, np.int32(WILL_NEED))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def widen(source: int, target: int, n_samples: int) -> None:
     """Widen int16 samples to int32; ``source`` may be the second half of ``target``."""
     narrow = numba.carray(as_pointer(source, np.int16(0)), (n_samples,))  # type: ignore[attr-defined]
@@ -111,7 +112,7 @@ def widen(source: int, target: int, n_samples: int) -> None:
         wide[i] = narrow[i]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def copy_windows(
     table: Any, places: Any, source: Any, addresses: Any, raw: int, raw_itemsize: int, begin: int, end: int
 ) -> None:
@@ -127,7 +128,7 @@ def copy_windows(
                 widen(address + places[row, c, 0], target, n_samples)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def read_windows(
     table: Any, places: Any, source: Any, files: Any, raw: int, raw_itemsize: int, begin: int, end: int
 ) -> int:

@@ -6,6 +6,13 @@ import os
 import random
 from pathlib import Path
 
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Before libraries with threads are imported: the threads of workers side by side wait for each other at barriers.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Processes that compile the same function for different types at once may mix up Numba's files of the two.
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).resolve().parents[1] / "build" / "numba" / worker))
+
 import numpy as np
 import pytest
 
@@ -26,6 +33,16 @@ def _random_state():
     """No test sees random numbers that depend on which tests ran before it."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - libraries under test may use the global state
+
+
+MOST_WORKERS = 8  # each needs up to 2.5 GB; from here on the longest file decides how long the tests take
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which the tests do not need
+def pytest_xdist_auto_num_workers() -> int:
+    """Answer ``-n auto``: the processors that this process may use, hyperthreads included."""
+    given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
+    return int(given) if given else min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures, those of a module included

@@ -146,6 +146,7 @@ def bench_run(tmp_path):
     def run(*arguments, expected=45):
         (folder / "test_bench_sum.py").write_text(BENCHMARK.replace("EXPECTED", str(expected)))
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        environment.pop("PYTEST_XDIST_WORKER", None)  # with it pytest-benchmark takes itself for a worker's
         return subprocess.run(
             [sys.executable, "-m", "pytest", "bench/", "-p", "no:cacheprovider", *arguments],
             cwd=tmp_path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -66,25 +67,37 @@ def test_the_steps_are_all_there_and_require_cuda(tmp_path):
         assert (step.environment.get("CUDA_VISIBLE_DEVICES") == "") == name.endswith("cpu"), name
 
 
+COLLECT = """
+import json, sys, pytest
+options = ["-p", "no:cacheprovider", "--collect-only", "-q", "-m", "cuda"]
+for selection in json.loads(sys.argv[1]):
+    assert pytest.main([*options, *selection]) == 0, selection
+    print("end of a selection")
+"""
+
+
+def collected(selections):
+    """Names of the tests marked cuda that each selection collects, in one process that imports their modules once."""
+    command = [sys.executable, "-c", COLLECT, json.dumps(selections)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    *parts, _ = done.stdout.split("end of a selection\n")
+    assert len(parts) == len(selections)
+    return [[line for line in part.splitlines() if "::" in line] for part in parts]
+
+
 @pytest.mark.slow
 def test_the_tests_on_cuda_leave_none_out_and_run_none_twice():
     """What is marked cuda, collected at once and by the steps."""
-
-    def collected(*arguments):
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", "-m", "cuda"]
-        done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-        return [line for line in done.stdout.splitlines() if "::" in line]
-
     files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.cuda" in path.read_text()]
     names = [str(path.relative_to(ROOT)) for path in files if path != Path(__file__)]
-    everything = collected(*names)
-    by_step = []
+    selections = [names]
     for name, arguments in gpu_steps.CUDA_TESTS.items():
         if name == "all else":
             arguments = [*(file for file in names if file not in gpu_steps.LOSS_TESTS), *arguments[1:]]
-        by_step += collected(*arguments)
+        selections.append(arguments)
+    everything, *by_step = collected(selections)
     assert len(everything) > 100
-    assert sorted(by_step) == sorted(everything)
+    assert sorted(itertools.chain(*by_step)) == sorted(everything)
 
 
 def test_steps_are_chosen_by_name_or_by_kind(tmp_path, monkeypatch, capsys):

@@ -84,6 +84,15 @@ def test_a_run_that_another_process_writes_is_refused(command, cohort_store, tmp
     assert not any(tmp_path.iterdir())
 
 
+def test_a_run_of_supervise_is_not_resumed_as_one_of_train(cohort_store, tmp_path, capsys):
+    options = ["--preset", "tiny", "--max-steps", "1"]
+    run(supervise, [cohort_store, tmp_path / "run", "--task", "stage", "--bootstraps", "0", *options], capsys)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    assert train.cli([str(cohort_store), str(tmp_path / "run"), *options, "--resume"]) == 1
+    assert "holds a run of supervise, not of train" in capsys.readouterr().err
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+
+
 def test_a_real_recording_from_edf_to_retrieval(data_folder, tmp_path, capsys):
     store = tmp_path / "store"
     ingested, _ = run(

@@ -287,3 +287,19 @@ def test_spikes_take_32_bits_and_lost_samples_are_counted() -> None:
         "x: 4 of 10000 samples are not finite; the middle of the range stands for them",
     )
     assert quantise(np.array([np.nan, np.inf]), "x") is None
+
+
+def test_an_empty_clip_costs_itself_and_not_its_night(tmp_path, capsys):
+    seed_folder(tmp_path / "seed", {"tr03-0005": (0, 2, 4), "tr03-0029": (1, 7)})
+    next((tmp_path / "seed" / "X").rglob("tr03-0005_2.npy")).write_bytes(b"")
+    assert convert.cli([str(tmp_path / "seed"), str(tmp_path / "store"), "--from", "seed", "--workers", "1"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["clips"] == 4
+    assert "tr03-0005_2.npy" in captured.err
+
+
+def test_a_cohort_of_which_nothing_can_be_read_says_why(tmp_path, capsys):
+    pytest.importorskip("h5py")
+    (tmp_path / "night.h5").write_text("no HDF5")
+    assert convert.cli([str(tmp_path / "night.h5"), str(tmp_path / "store"), "--from", "clinical"]) == 1
+    assert "night.h5" in capsys.readouterr().err.splitlines()[-1]

@@ -237,6 +237,7 @@ def test_a_stopped_writer_goes_on_to_the_same_bytes(tmp_path, folder, parts, cap
     # What a kill leaves behind the last checkpoint is cut off.
     with (tmp_path / ".stopped.partial" / "embeddings.npy").open("ab") as file:
         file.write(b"torn")
+    (tmp_path / ".stopped.partial" / "progress.json.12-34.tmp").write_text("{")
     assert _gone_on(path, parts, {"weights": "a"}) == 60
     assert "going on: 60 of 103 clips were finished before" in capsys.readouterr().err
     assert {f.name: f.read_bytes() for f in path.iterdir()} == {f.name: f.read_bytes() for f in folder.iterdir()}
@@ -478,3 +479,18 @@ except SleepfmError as error:
     assert "failed" in done.stdout, done.stderr
     assert "Free space" in done.stdout
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("ages", [50.0], "it has 7 subjects and 1 ages"),
+        ("ages", ["x"] * 7, "one of its ages is 'x'"),
+        ("sexes", [1] * 7, "one of its sexes is 1"),
+    ],
+)
+def test_people_changed_by_hand_are_damage(folder, name, value, sentence):
+    file = folder / "embeddings.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    with pytest.raises(SleepfmError, match=f"embeddings.json is damaged: {sentence}"):
+        Embeddings(folder)

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
@@ -17,10 +18,11 @@ import couplings  # noqa: E402
 import paper_size  # noqa: E402
 import report  # noqa: E402
 import reproduction  # noqa: E402
+import sinus_arrhythmia  # noqa: E402
 import training_defaults  # noqa: E402
 
 
-@pytest.mark.parametrize("experiment", [couplings, reproduction])
+@pytest.mark.parametrize("experiment", [couplings, reproduction, sinus_arrhythmia])
 def test_the_page_shows_the_stored_experiment(experiment):
     document = json.loads(experiment.RESULT.read_text())
     page = experiment.DOC.read_text()
@@ -70,6 +72,32 @@ def test_removing_a_coupling_removed_its_result():
     assert judged("everything on", *pairs, "stage ecg", "stage brain", "sdb ecg", "sdb brain") == {"above"}
     assert judged("heart on its own", *heart_breath, "stage ecg", "sdb ecg") == {"chance"}
     assert judged("heart on its own", "stage brain", "sdb respiratory", "respiratory -> brain recall@10") == {"above"}
+
+
+def test_without_sinus_arrhythmia_heart_rate_does_not_find_the_breath():
+    """The claims of docs/simulator.md about the matcher that reads heart rate and nothing else."""
+    arms = json.loads(sinus_arrhythmia.RESULT.read_text())["arms"]
+    assert list(arms) == list(sinus_arrhythmia.ARMS)
+    directions = ("heart rate -> breath recall@10", "breath -> heart rate recall@10")
+    for name, arm in arms.items():
+        assert arm["off"] == [c.replace("_", "-") for c in couplings.ARMS[name].off]
+        expected = "chance" if "respiratory-sinus-arrhythmia" in arm["off"] else "above"
+        assert {couplings.verdict(arm[d]) for d in directions} == {expected}, name
+    # The trained encoders do not use it, as the page says.
+    trained = json.loads(couplings.RESULT.read_text())["arms"]
+    both = ("ecg -> respiratory recall@10", "respiratory -> ecg recall@10")
+    assert {couplings.verdict(trained["no sinus arrhythmia"][d]) for d in both} == {"above"}
+    only = trained["sinus arrhythmia as the only tie of the heart"]
+    assert "above" not in {couplings.verdict(only[d]) for d in both}
+
+
+def test_the_matcher_finds_a_shifted_copy_and_nothing_in_noise():
+    rng = np.random.default_rng(0)
+    belt = rng.standard_normal((40, 120))
+    rate = np.roll(belt, 3, axis=1) + 0.3 * rng.standard_normal((40, 120))
+    assert (sinus_arrhythmia.similarity(rate, belt).argmax(axis=1) == np.arange(40)).all()
+    hits = sinus_arrhythmia.similarity(rng.standard_normal((40, 120)), belt).argmax(axis=1) == np.arange(40)
+    assert hits.sum() < 6
 
 
 def test_an_outcome_of_other_settings_is_made_again(tmp_path, monkeypatch):

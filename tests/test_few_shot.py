@@ -136,6 +136,7 @@ def test_two_processes_do_not_write_one_curve(tmp_path, capsys):
     claim = tmp_path / "new" / ".out.claim"
     dead = subprocess.Popen(["true"])
     dead.wait()
+    claim.parent.mkdir()  # the empty folder went with the claim
     claim.write_text(json.dumps({**claims.this_process().__dict__, "pid": dead.pid, "started": "1"}))
     assert run(capsys, *asked)[0] == 0
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
@@ -268,3 +269,14 @@ def test_intervals_are_cut_at_0_and_1_and_leave_out_what_is_unknown():
     assert entry["high"] == 1.0
     assert mean_interval([None]) == {"mean": None, "low": None, "high": None, "n": 0}
     assert mean_interval([0.25]) == {"mean": 0.25, "low": None, "high": None, "n": 1}
+
+
+def test_a_refusal_leaves_no_folder_that_training_would_refuse(tmp_path, capsys):
+    run_folder = tmp_path / "run"
+    status, _, _ = run(capsys, run_folder / "embeddings", run_folder / "results" / "curve", "--task", "stage")
+    assert status == 1
+    assert not run_folder.exists()
+    run_folder.mkdir()
+    (run_folder / "results").mkdir()
+    assert run(capsys, run_folder / "embeddings", run_folder / "results" / "curve", "--task", "stage")[0] == 1
+    assert (run_folder / "results").is_dir(), "what stood before stays"

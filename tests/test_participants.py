@@ -9,6 +9,7 @@ from nights import write_night
 
 from sleepfm_fast import preprocess
 from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.participants import Participant, Participants, read_participants, read_tables
 
 
@@ -80,7 +81,9 @@ def test_cells_that_say_nothing_are_empty_and_wrong_ones_reported(tmp_path: Path
         (True, False, False),
         (False, True, False),
         (False, False, True),
+        (False, False, True),
     ]
+    assert "the sex 'x' of 1 rows is neither male nor female" in rows.issues[-1]
 
 
 def test_a_folders_table_counts_below_it_only(tmp_path: Path) -> None:
@@ -129,3 +132,41 @@ def test_shared_names_are_those_that_no_row_tells_apart(tmp_path: Path) -> None:
     assert shared("recording,subject\na/n1,A\n") == ["S7"]  # the other one is told apart by having no row
     # a row of a subject, without a recording, is meant for all nights of that subject
     assert shared("participant_id,age\nS7,40\n") == ["n1"]
+
+
+@pytest.mark.parametrize(
+    ("sexes", "expected", "said"),
+    [
+        ("1 2 2 0", ["M", "F", "F", None], "1 is taken as male and 2 as female (ISO 5218)"),
+        ("0 1 1 0", ["0", "1", "1", "0"], "the sex '0' of 2 rows is neither male nor female"),
+        ("male F x M", ["M", "F", "x", "M"], "the sex 'x' of 1 rows is neither male nor female"),
+        ("m f Female n/a", ["M", "F", "F", None], ""),
+    ],
+)
+def test_sexes_that_are_coded_or_not_understood_are_said(tmp_path, sexes, expected, said):
+    rows = [f"n{i},s{i},{sex}" for i, sex in enumerate(sexes.split())]
+    (tmp_path / "p.csv").write_text("\n".join(["recording,subject,sex", *rows]))
+    table = read_participants(tmp_path / "p.csv")
+    assert [row.sex for row in table.rows] == expected
+    assert said in " ".join(table.issues)
+    assert bool(table.issues) == bool(said)
+
+
+def test_a_subject_of_two_sexes_is_said(tmp_path):
+    (tmp_path / "p.csv").write_text("recording,subject,sex\na,A,m\nb,A,f\nc,B,f\nd,B,F\n")
+    assert read_participants(tmp_path / "p.csv").issues == (
+        "p.csv: the subject A has the sexes F and M in several rows.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "twice"),
+    [("n1 n1.edf", True), ("n1.EDF N1", True), ("n1.edf n1.bdf", False), ("a/n1.edf n1.edf", False)],
+)
+def test_a_recording_named_with_and_without_its_suffix_is_named_twice(tmp_path, names, twice):
+    (tmp_path / "p.csv").write_text("recording,subject\n" + "\n".join(f"{n},S{i}" for i, n in enumerate(names.split())))
+    if twice:
+        with pytest.raises(SleepfmError, match="in rows 2 and 3; keep one row each"):
+            read_participants(tmp_path / "p.csv")
+    else:
+        assert len(read_participants(tmp_path / "p.csv").rows) == 2

@@ -201,6 +201,19 @@ def test_folders_are_searched_to_the_bottom(cohort: Path, tmp_path: Path, capsys
     assert result["nights"] == 7
 
 
+def test_a_link_to_nothing_is_a_night_that_failed(cohort: Path, tmp_path: Path, capsys) -> None:
+    (cohort / "gone.edf").symlink_to("annex/SHA256-gone.edf")
+    (cohort / "round.edf").symlink_to("round.edf")
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (status, result["nights"], len(result["failed"])) == (1, 4, 2)
+    assert "SHA256-gone.edf: the file cannot be read (No such file or directory)" in result["failed"][0]["reason"]
+    (cohort / "annex").mkdir()
+    write_night(cohort / "annex" / "SHA256-gone.edf", seed=9)
+    (cohort / "round.edf").unlink()
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (status, result["nights"]) == (0, 5)
+
+
 @pytest.mark.skipif(not (DATA / "SC4001EC-Hypnogram.edf").is_file(), reason=f"the real hypnogram is missing: {DATA}")
 def test_files_of_annotations_only_are_not_recordings(cohort: Path, tmp_path: Path, capsys) -> None:
     content = (DATA / "SC4001EC-Hypnogram.edf").read_bytes()

@@ -187,6 +187,26 @@ def test_names_are_text_and_nothing_else(tmp_path, capsys):
     assert names == {f"{name}_night" for name in evil[-2:]}
 
 
+def test_stages_are_told_apart_in_greyscale():
+    style = (report.Path(report.__file__).parent / "reporting" / "page.css").read_text()
+    colours = re.findall(r"--stage-(\w+): #(\w\w)(\w\w)(\w\w);", style)
+    assert len(colours) == 15, "light, dark and print"
+    for palette in (colours[:5], colours[5:10], colours[10:]):
+        lightness = sorted(np.dot([int(v, 16) for v in rgb], (0.299, 0.587, 0.114)) for _, *rgb in palette)
+        assert np.diff(lightness).min() > 30, palette
+
+
+def test_the_own_store_comes_before_other_stores(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    classify(folder / "results" / "stage", embed(folder / "embeddings", store="store"), "stage")
+    other = embed(folder / "elsewhere", store="hospital", names=[f"h{i}" for i in range(6)])
+    classify(folder / "results" / "external-stage", other, "stage", seed=2)
+    _, _, numbers, _ = make(folder)
+    groups = [g for (s, g, t) in figures_of(numbers) if s == "Sleep staging" and t == "Confusion matrix"]
+    assert ["external" in g.partition(" (")[0] for g in groups] == [False, True]
+
+
 def test_an_untrained_run_says_what_to_do(tmp_path):
     start(tmp_path / "run", store="my nights")
     (tmp_path / "run" / "metrics.jsonl").unlink()

@@ -230,3 +230,28 @@ def test_losses_share_an_axis_since_both_scales_log_means(tmp_path, scale):
     start(folder, loss_scale=scale)
     text, _, _, _ = make(folder)
     assert len(re.findall("<title[^>]*>Loss of run", text)) == 1
+
+
+def test_one_subject_is_not_called_held_out(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    embeddings = embed(folder / "embeddings", n_subjects=1, overlap=True)
+    classify(folder / "results" / "stage", embeddings, "stage", overlap=True, overlap_note="one subject")
+    text, _, numbers, _ = make(folder)
+    assert "eld-out" not in re.sub("<[^>]*>", "", text.partition("Files behind")[0])
+    assert any(s == "Nights of test subjects" for (s, _, _) in figures_of(numbers))
+    assert "subjects, not all of them others" in text
+    assert "One test subject, so no intervals." in text
+    assert "of 1 others" not in text
+
+
+def test_a_task_without_labels_is_not_suggested(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    embed(folder / "embeddings")
+    np.save(folder / "embeddings" / "sdb.npy", np.full(240, -1, np.int8))
+    _, _, numbers, _ = make(folder)
+    missing = [m for s in numbers["sections"] for m in s["missing"] if "sleep-disordered" in m["what"]]
+    assert [bool(m["command"]) for m in missing] == [False]
+    assert "has a label" in missing[0]["what"]
+    assert "--labels" in missing[0]["what"]

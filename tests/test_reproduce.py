@@ -312,6 +312,25 @@ def test_a_folder_holds_one_reproduction(tmp_path):
         reproduce.claim(layout, {"seed": 0})
 
 
+def test_one_process_at_a_time_works_on_a_folder(tmp_path, monkeypatch):
+    plan = planner(tmp_path / "out")
+    monkeypatch.setattr(reproduce, "prepared", lambda config: (plan, [paper_tables.make_table(4)], RATES, plan.facts))
+    config, refusals = reproduce.Config((tmp_path / "out",)), []
+
+    def meanwhile(steps, note):
+        with pytest.raises(SleepfmError, match=r"process \d+ on .* is writing .*out") as refused:
+            reproduce.main(config)
+        refusals.append(refused)
+        return {}
+
+    monkeypatch.setattr(reproduce_steps, "carry_out", meanwhile)
+    for _ in range(2):  # what is released can be taken again
+        reproduce.main(config)
+    assert len(refusals) == 2
+    assert reproduce.main(dataclasses.replace(config, plan=True))["steps"] == len(plan.steps)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
 # ---- tables --------------------------------------------------------------------------------------------------------
 
 

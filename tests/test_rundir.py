@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.rundir import RunDirectory, pack_optimiser, read_checkpoint, unpack_optimiser, write_checkpoint
+from sleepfm_fast.rundir import (
+    RunDirectory,
+    pack_optimiser,
+    read_checkpoint,
+    reconcile,
+    unpack_optimiser,
+    write_checkpoint,
+)
 
 
 def small_model():
@@ -87,3 +94,74 @@ def test_metrics_go_back_to_the_checkpoint(tmp_path):
     assert [json.loads(line) for line in run.metrics_path.read_text().splitlines()] == [{"step": 1, "loss": None}]
     with pytest.raises(SleepfmError, match="changed by hand"):
         run.truncate_metrics(10_000)
+
+
+CONFIG = {
+    "config": {"lr": 0.1},
+    "model": {"modalities": {"brain": 3}, "encoder": {"dim": 8, "channels": [1, 2], "design": "strided", "dropout": 0}},
+    "montage": {"name": "x", "modalities": []},
+    "input": {"filters": "aasm", "notch_hz": 0, "normalise": "clip"},
+    "split": {"salt": "s", "validation": 0.1, "test": 0},
+    "subjects": {"a": 0, "b": 2},
+    "store_digest": "x",
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("montage", None, "the entry 'montage' is missing"),
+        ("model", None, "the entry 'model' is missing"),
+        ("model.modalities", {"brain": "3"}, "the entry 'model.modalities' is"),
+        ("model.encoder", None, "the entry 'model.encoder' is missing"),
+        ("model.encoder.dim", "a", "the entry 'model.encoder.dim' is 'a', which it cannot be"),
+        ("model.encoder.channels", [1, None], "the entry 'model.encoder.channels' is"),
+        ("input.extra", 1, "has the entry 'input.extra', which this version does not know; it knows filters, notch_hz"),
+        ("split.test", "x", "the entry 'split.test' is 'x'"),
+        ("subjects", 5, "the entry 'subjects' is '5'"),
+        ("subjects.a", 3, "the entry 'subjects.a' is '3'"),
+        ("config", [], "the entry 'config' is"),
+    ],
+)
+def test_a_configuration_changed_by_hand_is_refused_by_name(tmp_path, path, value, sentence):
+    from sleepfm_fast.pretrained import read_pretrained
+
+    config = json.loads(json.dumps(CONFIG))
+    place = config
+    *folders, name = path.split(".")
+    for folder in folders:
+        place = place[folder]
+    if value is None:
+        del place[name]
+    else:
+        place[name] = value
+    RunDirectory(tmp_path / "run").create(config)
+    with pytest.raises(SleepfmError) as caught:
+        read_pretrained(tmp_path / "run")
+    assert sentence in str(caught.value)
+    assert str(tmp_path / "run" / "config.json") in str(caught.value)
+
+
+def test_a_configuration_that_was_not_changed_is_taken(tmp_path):
+    from sleepfm_fast.pretrained import read_pretrained
+
+    RunDirectory(tmp_path / "run").create(CONFIG)
+    with pytest.raises(SleepfmError, match="there is no checkpoint"):
+        read_pretrained(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", '{"format": ', b"\xff\xfe"])
+def test_a_configuration_that_is_no_object_is_damaged(tmp_path, content):
+    run = RunDirectory(tmp_path / "run")
+    run.create(CONFIG)
+    run.config_path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SleepfmError, match=r"config.json is damaged: .* Restore it, or train anew"):
+        run.config()
+
+
+@pytest.mark.parametrize("entry", ["config", "store_digest"])
+def test_a_run_without_its_options_is_not_resumed(tmp_path, entry):
+    run = RunDirectory(tmp_path / "run")
+    run.create({name: value for name, value in CONFIG.items() if name != entry})
+    with pytest.raises(SleepfmError, match=f"the entry '{entry}' is missing"):
+        reconcile(run, {"config": {"lr": 0.1}, "store_digest": "x", "ranks": 1})

@@ -20,6 +20,7 @@ from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.strata import strata_figure
 from sleepfm_fast.reporting.wording import count, share, value_of, with_interval
 from sleepfm_fast.results import Result
+from sleepfm_fast.tasks import TASKS, labels_of
 
 __all__ = ["TASK_TITLES", "describe_result", "task_section"]
 
@@ -82,11 +83,15 @@ def figures_table(name: str, result: Result) -> Figure:
     if len(rows) > 1:
         rows.append(["mean of classes", "", "", *(with_interval(macro.get(f)) for f in ("auroc", "auprc", "f1"))])
     test = record.get("test", {})
+    n_subjects = test.get("n_subjects", 0)
+    brackets = (
+        "One test subject, so no intervals."
+        if n_subjects == 1
+        else f"Brackets are 95 % intervals, bootstrapped over {count(n_subjects)} test subjects."
+    )
     about = (
         f"Accuracy {with_interval(record.get('accuracy'))}, Cohen's kappa {with_interval(record.get('cohen_kappa'))}. "
-        "Brackets are 95 % intervals, bootstrapped over "
-        f"{count(test.get('n_subjects', 0))} test subjects. Chance is 0.5 for AUROC, the prevalence for AUPRC. "
-        + " ".join(notes)
+        f"{brackets} Chance is 0.5 for AUROC, the prevalence for AUPRC. " + " ".join(notes)
     )
     head = ["class", "clips", "prevalence", "AUROC", "AUPRC", "F1"]
     keys = ("task", "classes", "macro", "accuracy", "cohen_kappa", "train", "test", "overlap_note")
@@ -293,9 +298,10 @@ def sizes(result: Result) -> str:
     parts = [", ".join(str(m) for m in record.get("modalities") or ())]
     train, test = record.get("train"), record.get("test")
     if train and test:
+        whom = "subjects, not all of them others" if record.get("overlap") else "others"
         parts.append(
             f"fitted on {count(train['n_clips'])} clips of {count(train['n_subjects'])} subjects, tested on "
-            f"{count(test['n_clips'])} clips of {count(test['n_subjects'])} others"
+            f"{count(test['n_clips'])} clips of {count(test['n_subjects'])} {whom}"
         )
     elif test:  # `classify` fits nothing
         parts.append(f"tested on {count(test['n_clips'])} clips of {count(test['n_subjects'])} subjects")
@@ -307,6 +313,7 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
     section = Section(f"task-{task}", TASK_TITLES[task])
     found = [(run, result) for run in runs for result in run.results_of(*CLASSIFIERS, task=task)]
     own = [(run, result) for run, result in found if not run.external_store(result)]
+    found = [*own, *(entry for entry in found if entry not in own)]
     together: list[Figure | Missing] = []
     try:
         if len(found) > 1:
@@ -338,15 +345,17 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
         section.groups.append(group)
     lacking = [run for run in runs if not run.supervised and run not in [r for r, _ in own]]
     for run in lacking if (found or task in ("stage", "sdb")) else ():
-        section.groups.append(
-            Group(
-                items=[
-                    Missing(
-                        f"{run.name} has no result for {TASK_TITLES[task].lower()} on its own store. This command "
-                        "makes one:",
-                        suggestions.probe(run, task),
-                    )
-                ]
-            )
-        )
+        section.groups.append(Group(items=[lacking_result(run, task)]))
     return section
+
+
+def lacking_result(run: Run, task: str) -> Missing:
+    """Name the command that makes the result of a task, or what its clips lack for it."""
+    embeddings = run.embeddings
+    if embeddings is not None and (labels_of(embeddings, task, np.arange(len(embeddings))) < 0).all():
+        words = f"No clip of {run.name} has a label for {TASK_TITLES[task].lower()} ({TASKS[task].labels})."
+        return Missing(f"{words} {TASKS[task].remedy}.")
+    return Missing(
+        f"{run.name} has no result for {TASK_TITLES[task].lower()} on its own store. This command makes one:",
+        suggestions.probe(run, task),
+    )

@@ -256,7 +256,7 @@ def hypnogram_section(runs: Sequence[Run], n: int) -> Section:
     """Draw ``n`` nights, chosen by how well the first run that staged them did."""
     section = Section(
         "nights",
-        "Nights of held-out subjects",
+        "Nights of test subjects" if any(run.overlaps for run in runs) else "Nights of held-out subjects",
         "The scorer's hypnogram with the predicted one under it, how sure the prediction is, and breathing below.",
     )
     group = Group()

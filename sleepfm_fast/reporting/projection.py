@@ -44,7 +44,7 @@ SHAPES = (
 def sample_clips(embeddings: Embeddings, n: int, seed: int) -> tuple[npt.NDArray[np.int64], str]:
     """Draw at most ``n`` clips with every modality: of test subjects, of all where there are none."""
     whole = np.asarray(embeddings.mask.all(axis=1))
-    clips, words = embeddings.clips_of("test"), "held-out"
+    clips, words = embeddings.clips_of("test"), "test" if embeddings.description.overlap else "held-out"
     clips = clips[whole[clips]]
     if len(clips) < 3:
         clips, words = np.flatnonzero(whole), ""

@@ -27,6 +27,8 @@ NAMES = {
     "lr": "learning rate",
 }
 NOTES = {
+    "validation_loss": "Losses compare where they are of one kind (contrast, classification) and over blocks of one "
+    "size.",
     "validation_top1": "Share of validation clips whose own clip is the nearest, in blocks of clips.",
     "temperature": "What cosine similarities are multiplied with before the softmax; it is learned.",
     "lr": "Learning rate of the step.",

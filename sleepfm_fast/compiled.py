@@ -1,0 +1,45 @@
+"""Numba functions that are kept compiled where a folder can be written, and work where none can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import numba
+
+__all__ = ["compiled"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
+    """Compile a function that needs no Python, and keep it on the disk for later processes.
+
+    It is kept beside the source, in the user's cache folder, or in ``NUMBA_CACHE_DIR``. In a container or on a cluster
+    none of them may be writable, or the quota may be used up: then every process compiles for itself, some seconds.
+    """
+
+    def decorate(function: Function) -> Function:
+        options: dict[str, Any] = {"nogil": True, "parallel": parallel}
+        found: Any
+        try:
+            found = numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # numba finds no folder to write
+            found = numba.njit(**options)(function)
+        else:
+            found._cache.save_overload = forgiving(found._cache.save_overload)
+        compiled_function: Function = found
+        return compiled_function
+
+    return decorate
+
+
+def forgiving(save: Callable[..., None]) -> Callable[..., None]:
+    """Save what can be saved."""
+
+    def save_if_possible(*arguments: Any) -> None:
+        with suppress(OSError):
+            save(*arguments)
+
+    return save_if_possible

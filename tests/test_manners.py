@@ -1,0 +1,294 @@
+"""What a command does where its output is closed, full or in another encoding, and where memory or disk runs out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sleepfm_fast.__main__
+from sleepfm_fast import claims, command, simulate
+from sleepfm_fast.atomic import replace_file, replace_folder, write_json
+from sleepfm_fast.claims import Claim, claim_to_write
+from sleepfm_fast.compiled import compiled
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.parallel import Engine, in_parallel
+from sleepfm_fast.results import claimed_result, find_results, write_result
+from sleepfm_fast.rundir import RunDirectory, read_state, read_tensors, write_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = """
+import sys
+from dataclasses import dataclass
+from sleepfm_fast import command
+@dataclass(frozen=True)
+class Config:
+    "Nothing."
+def main(config):
+    return {"name": "zw\\u00f6lf \\udce9"}
+sys.exit(command.run(Config, main))
+"""
+
+
+def start(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_a_reader_that_has_enough_is_no_error(arguments):
+    process = start(*arguments, stdout=subprocess.PIPE)
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 0, err
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_result_that_cannot_be_printed_is_a_sentence():
+    with Path("/dev/full").open("w") as full:
+        process = start(stdout=full)
+        err = process.communicate()[1]
+    assert process.returncode == 1
+    assert "error: standard output: No space left on device" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_log_that_is_full_does_not_end_the_work():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], cwd=ROOT, stdout=subprocess.PIPE, stderr=full, text=True, check=False
+        )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_a_name_in_any_encoding_is_printed(encoding):
+    process = start(stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": encoding})
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert json.loads(out) == {"name": "zw\u00f6lf \udce9"}
+    assert len(out.splitlines()) == 1
+
+
+def test_json_files_hold_names_that_are_not_utf8(tmp_path):
+    write_json(tmp_path / "x.json", {"path": "caf\udce9", "name": "zw\u00f6lf"})
+    assert json.loads((tmp_path / "x.json").read_bytes()) == {"path": "caf\udce9", "name": "zw\u00f6lf"}
+    assert json.loads(command.to_json({"path": Path("caf\udce9")})) == {"path": "caf\udce9"}
+    assert "zw\u00f6lf" in command.to_json({"name": "zw\u00f6lf"})
+
+
+def test_what_could_not_be_read_again_is_refused_before_any_work(tmp_path):
+    with pytest.raises(SleepfmError, match=r"caf\\xe9.* is not valid UTF-8"):
+        claim_to_write(tmp_path / "caf\udce9" / "result")
+    assert not any(tmp_path.iterdir())
+    path = tmp_path / "caf\udce9"
+    path.mkdir()
+    write_checkpoint(path / "best.safetensors", {}, {})
+    with pytest.raises(SleepfmError, match=r"not valid UTF-8\. Rename the folder"):
+        read_tensors(path / "best.safetensors")
+
+
+def test_the_subjects_of_a_run_are_the_same_in_every_locale(tmp_path):
+    RunDirectory(tmp_path / "run").create({"subjects": {"J\u00fcrgen": 0}})
+    code = (
+        "import sys, pathlib; from sleepfm_fast.rundir import RunDirectory; "
+        "print(ascii(RunDirectory(pathlib.Path(sys.argv[1])).config()['subjects']))"
+    )
+    environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "{'J\\xfcrgen': 0}"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """Has the name of torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "the GPU's memory is not enough"),
+        (MemoryError("Unable to allocate 8 GiB"), "the memory is not enough (Unable to allocate 8 GiB)"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "the memory is not"),
+        (OSError(28, "No space left on device", "/x/y"), "/x/y: No space left on device."),
+    ],
+)
+def test_a_shortage_is_no_bug(error, sentence, capsys):
+    def main(config):
+        raise error
+
+    assert command.run(Config, main, []) == 1
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert "bug in" not in err
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    for writer in (replace_file, replace_folder):
+        with pytest.raises(OSError, match="No space left") as caught, writer(tmp_path / "x"):
+            raise OSError(28, "No space left on device")
+        assert caught.value.filename == str(tmp_path / "x")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_claim_that_could_not_be_written_holds_nobody_up(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SleepfmError, match="No space left on device"):
+        claim_to_write(tmp_path / "x")
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_killed_writers_left_is_no_result_and_is_swept(tmp_path):
+    results = tmp_path / "run" / "results"
+    write_result(results / "stage", {"command": "probe"}, {"clip": np.arange(3)})
+    for name in ("stage.12-34.tmp", "old-stage.12-34.tmp", "stage.2.12-34.tmp"):
+        write_result(results / name, {"command": "probe"}, {})
+    assert [r.path.name for r in find_results(tmp_path / "run")] == ["stage"]
+    with claimed_result(results / "stage", overwrite=True):
+        # The third is of another result, `stage.2`, which another process may be writing.
+        assert {p.name for p in results.iterdir()} == {"stage", ".stage.claim", "stage.2.12-34.tmp"}
+    assert {p.name for p in results.iterdir()} == {"stage", "stage.2.12-34.tmp"}
+
+
+def test_a_result_in_the_current_folder_and_through_a_link(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with claimed_result(Path()):
+        write_result(Path(), {"command": "probe"}, {})
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    write_result(tmp_path / "link", {"command": "retrieve"}, {}, overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "here" / "result.json").read_text())["command"] == "retrieve"
+
+
+def test_a_result_that_was_finished_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "r"
+    create = Claim.create
+
+    def finished_meanwhile(claim):
+        create(claim)
+        write_result(path, {"command": "probe"}, {})
+
+    monkeypatch.setattr(Claim, "create", finished_meanwhile)
+    with pytest.raises(SleepfmError, match="exists and is not overwritten"), claimed_result(path):
+        pass
+    assert not (tmp_path / ".r.claim").exists()
+
+
+def test_a_recording_that_the_disk_cut_short_is_not_kept(tmp_path, monkeypatch):
+    """Pyedflib writes past a full disk without a word."""
+    monkeypatch.setattr(simulate, "synchronise", lambda file: os.truncate(file, 100_000))
+    config = simulate.Config(tmp_path / "edf", subjects=1, hours=0.05)
+    with pytest.raises(SleepfmError, match=r"sim-0000.edf could not be written whole"):
+        simulate.main(config)
+    assert [p.name for p in (tmp_path / "edf").iterdir()] == ["simulation.json"]
+    monkeypatch.undo()
+    assert simulate.main(config)["written"] == 1
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors"])
+@pytest.mark.parametrize("n_bytes", [0, 7, 100])
+def test_a_damaged_checkpoint_is_never_to_be_deleted_for_nothing(tmp_path, name, n_bytes):
+    torch = pytest.importorskip("torch")
+    for file in ("best.safetensors", "last.safetensors"):
+        write_checkpoint(tmp_path / file, {"model/x": torch.zeros(9)}, {"step": 1})
+    os.truncate(tmp_path / name, n_bytes)
+    other = tmp_path / ("last.safetensors" if name == "best.safetensors" else "best.safetensors")
+    for read in (read_tensors, read_state):
+        with pytest.raises(SleepfmError, match="is damaged") as caught:
+            read(tmp_path / name)
+        assert str(other) in str(caught.value)
+        assert ("delete it" in str(caught.value)) == (name == "last.safetensors")
+
+
+def test_workers_leave_an_interruption_to_the_process_that_the_user_sees():
+    before = signal.getsignal(signal.SIGINT)
+    found = list(in_parallel(signal.getsignal, [(signal.SIGINT,)] * 3, Engine("loky", 2), own_process=True))
+    assert found == [signal.SIG_IGN] * 3
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interruption_while_a_command_is_imported_is_a_sentence(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    monkeypatch.setattr(sys, "argv", ["sleepfm-fast", "probe"])
+    assert sleepfm_fast.__main__.main() == 130
+    assert "interrupted before anything was done" in capsys.readouterr().err
+
+
+def test_compiled_functions_work_where_no_folder_can_be_written():
+    names = {}
+    exec("def following(x):\n    return x + 1\n", names)  # has no file, beside which numba could write
+    assert compiled()(names["following"])(3) == 4
+
+
+def test_compiled_functions_work_where_the_quota_is_used_up(tmp_path, monkeypatch):
+    (tmp_path / "kernel_of_test.py").write_text(
+        "from sleepfm_fast.compiled import compiled\n\n\n@compiled()\ndef following(x):\n    return x + 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    calls = []
+
+    def full(*_):
+        calls.append(1)
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    assert importlib.import_module("kernel_of_test").following(3) == 4
+    assert calls
+
+
+def foreign_claim(path):
+    path.write_text(json.dumps(claims.Holder("elsewhere", "another kernel", 1, "1").__dict__))
+    return path
+
+
+def test_a_killed_job_goes_on_on_another_node(tmp_path, monkeypatch, capsys):
+    file = foreign_claim(tmp_path / ".run.claim")
+    monkeypatch.setattr(claims, "STALE_S", 1.2)
+    claim = claim_to_write(tmp_path / "run")
+    assert "looking whether process 1 on elsewhere still writes" in capsys.readouterr().err
+    assert claim.holds()
+    claim.release()
+    assert not file.exists()
+
+
+def test_a_living_job_on_another_node_is_not_disturbed(tmp_path, monkeypatch):
+    file = foreign_claim(tmp_path / ".run.claim")
+    timer = threading.Timer(0.3, os.utime, [file])
+    timer.start()
+    with pytest.raises(SleepfmError, match="process 1 on elsewhere"):
+        claim_to_write(tmp_path / "run")
+    timer.join()
+    assert file.exists()
