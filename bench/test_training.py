@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 from sleepfm_fast import ops, reference
-from sleepfm_fast.batches import N_OUT, ClipInput, InputConfig
+from sleepfm_fast.batches import N_OUT, Batch, ClipInput, InputConfig
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.objective import Objective, backward
@@ -31,10 +32,6 @@ def source(clip_store):
 
 def some_clips(source: ClipInput, n: int) -> np.ndarray:
     return np.random.default_rng(0).permutation(len(source.store))[:n]
-
-
-# Dropout is off: the fused blocks draw other numbers than PyTorch, and the arms' losses are to agree.
-PUBLISHED = dataclasses.replace(PRESETS["seed"], dropout=0.0)
 
 
 class Step:
@@ -89,11 +86,12 @@ def test_training_step(versus, quick, source):
     ).require("reference ops (SciPy, PyTorch)", at_least=1.5)
 
 
-def published_step(source: ClipInput):
+def published_step(source: ClipInput, dropout: float = PRESETS["seed"].dropout):
     """One step of the three published encoders, with all the work of ``Trainer.update``."""
     torch.manual_seed(0)
     settings = resolve(Config(compat="seed"))
-    model = SleepModel({k: v.stop - v.start for k, v in source.spans.items()}, PUBLISHED).train()
+    config = dataclasses.replace(PRESETS["seed"], dropout=dropout)
+    model = SleepModel({k: v.stop - v.start for k, v in source.spans.items()}, config).train()
     objective = Objective(model, settings.mode, settings.directions)
     optimiser = build_optimiser(model, settings)
 
@@ -118,7 +116,7 @@ def test_the_published_encoder_never_waits_for_clips(versus, quick, source):
     clips = some_clips(source, 4 if quick else 32)
     batch = source(clips)
     model, step = published_step(source)
-    embedder = SleepModel(model.modalities, PUBLISHED).eval()
+    embedder = SleepModel(model.modalities, PRESETS["seed"]).eval()
 
     def embed() -> int:
         with torch.inference_mode():
@@ -145,24 +143,38 @@ def test_the_published_encoder_never_waits_for_clips(versus, quick, source):
     comparison.require(embedded, at_least=4)
 
 
-def test_training_step_of_the_published_encoder(versus, quick, source):
-    batch = source(some_clips(source, 4 if quick else 32))
-    model, step = published_step(source)
-    twins = {name: PublishedNetwork(n, dropout=0.0) for name, n in model.modalities.items()}
+def authors_step(model: SleepModel, batch: Batch, dropout: float) -> Callable[[], float]:
+    """The authors' loop from the same weights, on the clips as the original's loader hands them over."""
+    twins = {name: PublishedNetwork(n, dropout=dropout) for name, n in model.modalities.items()}
     for name, twin in twins.items():
         twin.load_state_dict(model.encoders[name].state_dict())
     authors = SeedTraining(twins)
-    stored = {name: x.double() for name, x in batch.x.items()}  # as the original's loader hands them over
+    stored = {name: x.double() for name, x in batch.x.items()}
+    return lambda: authors.step(stored).loss
 
-    def theirs() -> float:
-        return authors.step(stored).loss
 
-    def agree(results):
-        assert results["ours"] == pytest.approx(results["authors' loop, restated"], rel=1e-3)
+def test_training_step_of_the_published_encoder(versus, quick, source):
+    batch = source(some_clips(source, 4 if quick else 32))
+    model, step = published_step(source)
+
+    def agree(results):  # every arm draws its own dropout; without, they are compared below
+        assert results["ours"] == pytest.approx(results["authors' loop, restated"], rel=0.3)
 
     versus(
-        f"training step, preset seed, three modalities, {len(next(iter(stored.values())))} clips",
-        {"ours": lambda: step(batch), "authors' loop, restated": theirs},
+        f"training step, preset seed, three modalities, {len(next(iter(batch.x.values())))} clips",
+        {
+            "ours": lambda: step(batch),
+            "authors' loop, restated": authors_step(model, batch, PRESETS["seed"].dropout),
+        },
         agree=agree,
         rounds=4,
     ).require("authors' loop, restated", at_least=1.3)
+
+
+def test_the_published_steps_agree_without_dropout(source):
+    batch = source(some_clips(source, 4))
+    model, step = published_step(source, dropout=0.0)
+    theirs = authors_step(model, batch, 0.0)
+    # From the second step on, the gradients' rounding at the kinks of ReLU6 has moved the weights.
+    for rel in (1e-3, 5e-3, 5e-3):
+        assert step(batch) == pytest.approx(theirs(), rel=rel)

@@ -219,4 +219,44 @@ struct MBConvBackward {
     float *dw1, *dgamma0, *dbeta0, *dwd, *dgamma1, *dbeta1, *dw3, *db3;
 };
 
+// ---- narrow layers of the encoder: stem and maximum of three
+// ----------------------------------------------------------
+
+// B clips, T samples in, S = (T - 1) / 2 + 1 samples out; all tensors contiguous float32.
+struct StemShape {
+    std::int64_t n_clips, n_in, n_out, n_samples;
+    int n_threads;
+    void* workspace;  // stem_workspace_bytes(...), aligned to 64 bytes
+};
+
+struct StemForward {  // convolution of 3 with stride 2 and a zero on either side, batch norm with the batch's
+                      // statistics
+    StemShape shape;
+    double eps;
+    float const* x;             // [B, n_in, T]
+    float const* w;             // [n_out, n_in, 3]
+    float const* bias;          // [n_out]
+    float const *gamma, *beta;  // [n_out]
+    float* c;                   // [B, n_out, S] what the batch norm sees
+    double* statistics;         // [2, n_out] mean and population variance of c
+    float* y;                   // [B, n_out, S]
+};
+
+struct StemBackward {
+    StemShape shape;
+    double eps;
+    float const *x, *c, *gamma, *dy;
+    double const* statistics;
+    float *dw, *dgamma, *dbeta;  // that of the bias is zero: the batch norm takes constants away
+};
+
+// Maximum of each sample and its two neighbours; rows are independent.
+struct MaxPool {
+    std::int64_t n_rows, n_samples;
+    int n_threads;
+    float const* x;   // [n_rows, n_samples]
+    float const* dy;  // backward
+    float* result;    // y or dx
+};
+
 }  // namespace sleepfm

@@ -225,6 +225,42 @@ def mbconv_backward(
     /,
 ) -> None: ...
 
+# ---- narrow layers ---------------------------------------------------------------------------------------------------
+
+def stem_workspace_bytes(dims: tuple[int, int, int, int], n_threads: int, /) -> int: ...
+def stem_forward(
+    dims: tuple[int, int, int, int],
+    n_threads: int,
+    workspace: int,
+    eps: float,
+    x: int,
+    w: int,
+    bias: int,
+    gamma: int,
+    beta: int,
+    c: int,
+    statistics: int,
+    y: int,
+    /,
+) -> None: ...
+def stem_backward(
+    dims: tuple[int, int, int, int],
+    n_threads: int,
+    workspace: int,
+    eps: float,
+    x: int,
+    c: int,
+    gamma: int,
+    dy: int,
+    statistics: int,
+    dw: int,
+    dgamma: int,
+    dbeta: int,
+    /,
+) -> None: ...
+def max_pool_forward(n_rows: int, n_samples: int, n_threads: int, x: int, y: int, /) -> None: ...
+def max_pool_backward(n_rows: int, n_samples: int, n_threads: int, x: int, dy: int, dx: int, /) -> None: ...
+
 # ---- pages -----------------------------------------------------------------------------------------------------------
 class Pages:
     def __init__(self, n_bytes: int) -> None: ...

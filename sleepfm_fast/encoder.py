@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sleepfm_fast.mbconv_blocks import MBConvStage, convolve_and_normalise, has_hooks
+from sleepfm_fast.mbconv_blocks import MBConvStage, convolve_and_normalise, has_hooks, pool
 
 __all__ = ["PRESETS", "EfficientNet1d", "Encoder", "EncoderConfig", "SleepModel", "StridedConvNet", "build_encoder"]
 
@@ -167,7 +167,7 @@ class EfficientNet1d(Encoder):
         for name in self.stage_names:
             x = getattr(self, name)(x)
             if name in self.pooled_after:
-                x = self.pool(x)
+                x = pool(self.pool, x)
         if has_hooks(self.stage9):
             pooled = self.stage9(x).mean(dim=2)
         else:  # convolution and average are both linear: averaging first gives the same for a thirtieth of the work

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sleepfm_fast.ops.max_pool import max_pool
 from sleepfm_fast.ops.mbconv import mbconv
+from sleepfm_fast.ops.stem import stem
 
-__all__ = ["MBConvBlock", "MBConvStage", "convolve_and_normalise", "has_hooks"]
+__all__ = ["MBConvBlock", "MBConvStage", "convolve_and_normalise", "has_hooks", "pool"]
 
 
 def has_hooks(*layers: nn.Module) -> bool:
@@ -68,15 +70,48 @@ def affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 
 
 def convolve_and_normalise(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-    """``norm(conv(x))``; in evaluation the batch norm is folded into the convolution."""
+    """``norm(conv(x))``, the stem; in evaluation the batch norm is folded into the convolution, in training one op."""
     half = x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
-    if half or has_hooks(conv) or not is_affine(norm):
+    if half or has_hooks(conv):
         y: Tensor = norm(conv(x))
         return y
-    scale, shift = affine(norm)
-    weight = (conv.weight * scale[:, None, None]).to(conv.weight.dtype)
-    bias = (shift if conv.bias is None else conv.bias * scale + shift).to(conv.weight.dtype)
-    return functional.conv1d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    if is_affine(norm):
+        scale, shift = affine(norm)
+        weight = (conv.weight * scale[:, None, None]).to(conv.weight.dtype)
+        bias = (shift if conv.bias is None else conv.bias * scale + shift).to(conv.weight.dtype)
+        return functional.conv1d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    if not is_stem(conv, norm, x):
+        return norm(conv(x))  # type: ignore[no-any-return]
+    bias = x.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
+    y, statistics = stem(x, conv.weight, bias, norm.weight, norm.bias, eps=norm.eps)
+    track(norm, statistics, y.shape[0] * y.shape[2])
+    return y
+
+
+def is_stem(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> bool:
+    """Whether the compiled op covers this call; float32 without hooks of the convolution is known."""
+    return (
+        x.device.type == "cpu"
+        and conv.weight.dtype == torch.float32
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3,), (2,), (1,), (1,))
+        and conv.groups == 1
+        and type(norm) is nn.BatchNorm1d
+        and norm.affine
+        and norm.training
+        and norm.track_running_stats
+        and not has_hooks(norm)
+        and x.shape[0] * x.shape[2] > 2
+    )
+
+
+def pool(layer: nn.MaxPool1d, x: Tensor) -> Tensor:
+    """``layer(x)``; with the compiled op where it covers the call."""
+    plain = type(layer) is nn.MaxPool1d and not has_hooks(layer) and not layer.ceil_mode and not layer.return_indices
+    of_three = (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == (3, 1, 1, 1)
+    if plain and of_three and x.device.type == "cpu" and x.dtype == torch.float32:
+        return max_pool(x)
+    return layer(x)  # type: ignore[no-any-return]
 
 
 class MBConvBlock(nn.Module):

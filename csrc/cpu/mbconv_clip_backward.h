@@ -2,26 +2,12 @@
 // batch between them are in mbconv_backward.h, which also has the equations.
 #pragma once
 
+#include "cpu/mbconv_batch_norm.h"
 #include "cpu/mbconv_expand.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
-
-// dc = a g + b (c - mean) + d for every channel.
-struct BatchNormGradient {
-    float a, b, d, mean;
-    Vector operator()(Vector g, Vector c) const { return a * g + (b * (c - mean) + d); }
-    float operator()(float g, float c) const { return a * g + (b * (c - mean) + d); }
-};
-
-inline BatchNormGradient gradient_of(double gamma, double mean, double variance, double eps, double sum, double product,
-                                     double n) {
-    double const inverse = 1.0 / sqrt(variance + eps);
-    double const a = gamma * inverse;
-    return {static_cast<float>(a), static_cast<float>(-a * inverse * product / n), static_cast<float>(-a * sum / n),
-            static_cast<float>(mean)};
-}
 
 struct ClipBackward {
     MBConvBackward const& call;

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics, contrastive_loss, problems
 from sleepfm_fast.ops.filter_resample import filter_resample
+from sleepfm_fast.ops.max_pool import max_pool
 from sleepfm_fast.ops.mbconv import mbconv
 from sleepfm_fast.ops.pages import release_pages
+from sleepfm_fast.ops.stem import stem
 
-__all__ = ["ContrastiveStatistics", "contrastive_loss", "filter_resample", "mbconv", "problems", "release_pages"]
+__all__ = [
+    "ContrastiveStatistics",
+    "contrastive_loss",
+    "filter_resample",
+    "max_pool",
+    "mbconv",
+    "problems",
+    "release_pages",
+    "stem",
+]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sleepfm_fast.reference.contrastive_loss import contrastive_loss
 from sleepfm_fast.reference.filter_resample import filter_resample
+from sleepfm_fast.reference.max_pool import max_pool
 from sleepfm_fast.reference.mbconv import mbconv
+from sleepfm_fast.reference.stem import stem
 
-__all__ = ["contrastive_loss", "filter_resample", "mbconv"]
+__all__ = ["contrastive_loss", "filter_resample", "max_pool", "mbconv", "stem"]

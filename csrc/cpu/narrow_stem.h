@@ -1,0 +1,241 @@
+// The stem in training: convolution of 3 with stride 2, batch norm with the batch's statistics; backward for the
+// weights (the input is data and has no gradient). A tile's samples are a panel of 3 n_in rows, one for each tap, so
+// that the convolution and its weights' gradient are the products of the MBConv blocks.
+#pragma once
+
+#include "cpu/mbconv_batch_norm.h"
+#include "cpu/mbconv_workspace.h"
+
+namespace sleepfm::SLEEPFM_ISA {
+
+namespace {
+
+constexpr Index STEM_TILE = 192;  // samples out: the tile's taps, and what comes of them, stay in the second cache
+
+struct StemWorkspace {
+    float* weights;               // packed [n_out / ROWS, taps, ROWS]
+    float* scale;                 // [n_out] gamma / deviation
+    BatchNormGradient* gradient;  // [n_out]
+    double* sums;                 // [B, 2, n_out]
+    float* weight_sums;           // [groups, n_out, ld]
+    float* thread;                // [n_threads, per_thread]
+    Index taps, ld, n_padded, groups, per_group, per_thread, bytes;
+
+    explicit StemWorkspace(StemShape const& s) {
+        Index used = 0;
+        auto const take = [&](Index n_bytes) {
+            char* const piece = static_cast<char*>(s.workspace) + used;
+            used += round_up(n_bytes, 64);
+            return static_cast<void*>(piece);
+        };
+        taps = 3 * s.n_in;
+        ld = odd_vectors(taps);
+        n_padded = round_up(s.n_out, ROWS);
+        per_group = s.n_clips <= 16 ? 1 : (s.n_clips + 15) / 16;
+        groups = (s.n_clips + per_group - 1) / per_group;
+        weights = static_cast<float*>(take(n_padded * taps * 4));
+        scale = static_cast<float*>(take(s.n_out * 4));
+        gradient = static_cast<BatchNormGradient*>(take(s.n_out * static_cast<Index>(sizeof(BatchNormGradient))));
+        sums = static_cast<double*>(take(s.n_clips * 2 * s.n_out * 8));
+        weight_sums = static_cast<float*>(take(groups * n_padded * ld * 4));
+        // lines of even and of odd samples, taps, the convolution's gradient, the taps transposed
+        per_thread = round_up(2 * (STEM_TILE + 2 * LANES) + (taps + n_padded + ld) * STEM_TILE, 16);
+        thread = static_cast<float*>(take(s.n_threads * per_thread * 4));
+        bytes = used;
+    }
+};
+
+// What the first lanes of a thread's memory hold.
+struct StemScratch {
+    float *even, *odd, *panel, *gradient, *transposed;
+
+    explicit StemScratch(StemWorkspace const& work) {
+        even = work.thread + thread_number() * work.per_thread;
+        odd = even + STEM_TILE + 2 * LANES;  // one sample before
+        panel = even + 2 * (STEM_TILE + 2 * LANES);
+        gradient = panel + work.taps * STEM_TILE;
+        transposed = gradient + work.n_padded * STEM_TILE;
+    }
+};
+
+// The taps of n outputs from `from` on: rows before, at and after the even sample, for every channel of a clip.
+inline void fill_taps(StemShape const& s, Strips const& strips, float const* x, Index from, StemScratch const& t) {
+    Index const T = s.n_samples, n = strips.n, n_odd = least(T / 2 - from, n);
+    for (Index c = 0; c < s.n_in; ++c) {
+        float const* const row = x + c * T + 2 * from;
+        Index const whole = n_odd / 4 * 4;
+        for (Index i = 0; i < whole; i += 4) {
+            Four const a = load_four(row + 2 * i), b = load_four(row + 2 * i + 4);
+            store_four(t.even + i, SLEEPFM_SHUFFLE(a, b, 0, 2, 4, 6));
+            store_four(t.odd + i, SLEEPFM_SHUFFLE(a, b, 1, 3, 5, 7));
+        }
+        for (Index i = whole; i < strips.n_vectors * LANES; ++i) {
+            t.even[i] = i < n ? row[2 * i] : 0.0f;
+            t.odd[i] = i < n_odd ? row[2 * i + 1] : 0.0f;
+        }
+        t.odd[-1] = from > 0 ? row[-1] : 0.0f;
+        place_row(strips, 3 * s.n_in, 3 * c, t.odd - 1, t.panel);
+        place_row(strips, 3 * s.n_in, 3 * c + 1, t.even, t.panel);
+        place_row(strips, 3 * s.n_in, 3 * c + 2, t.odd, t.panel);
+    }
+}
+
+// The sum of a row's squares around its mean, which it makes exact.
+inline double squares_around(float const* x, Index n, double& mean) {
+    float const around = static_cast<float>(mean);
+    Vector sum{}, more{}, squares{}, more_squares{};
+    Index t = 0;
+    for (; t + 2 * LANES <= n; t += 2 * LANES) {
+        Vector const a = load(x + t) - around, b = load(x + t + LANES) - around;
+        sum += a;
+        more += b;
+        squares += a * a;
+        more_squares += b * b;
+    }
+    for (; t < n; t += LANES) {
+        Vector const a = first_lanes(load_first(x + t, n - t) - around, n - t);
+        sum += a;
+        squares += a * a;
+    }
+    double const step = total(sum + more) / static_cast<double>(n);
+    mean = static_cast<double>(around) + step;
+    return total(squares + more_squares) - step * step * static_cast<double>(n);
+}
+
+inline void stem_forward(StemForward const& call) {
+    StemShape const& s = call.shape;
+    StemWorkspace const work(s);
+    Index const B = s.n_clips, T = s.n_samples, S = (T - 1) / 2 + 1, n_out = s.n_out;
+    pack(call.w, work.taps, 1, nullptr, n_out, work.taps, work.weights);
+    SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
+        StemScratch const t(work);
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index b = 0; b < B; ++b) {
+            float* const c = call.c + b * n_out * S;
+            for (Index from = 0; from < S; from += STEM_TILE) {
+                Strips const strips(least(S - from, STEM_TILE));
+                fill_taps(s, strips, call.x + b * s.n_in * T, from, t);
+                product(strips, n_out, work.taps, work.weights, t.panel, [&](Index o, Index at, Vector v, Index n) {
+                    store_first(c + o * S + from + at, v + call.bias[o], n);
+                });
+            }
+            for (Index o = 0; o < n_out; ++o) {
+                double mean = row_sum(c + o * S, S) / static_cast<double>(S);
+                work.sums[(b * 2 + 1) * n_out + o] = squares_around(c + o * S, S, mean);
+                work.sums[(b * 2) * n_out + o] = mean;
+            }
+        }
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index o = 0; o < n_out; ++o) {
+            double mean = 0.0, squares = 0.0;
+            for (Index b = 0; b < B; ++b) {
+                mean += work.sums[(b * 2) * n_out + o];
+            }
+            mean /= static_cast<double>(B);
+            for (Index b = 0; b < B; ++b) {
+                double const d = work.sums[(b * 2) * n_out + o] - mean;
+                squares += work.sums[(b * 2 + 1) * n_out + o] + d * d * static_cast<double>(S);
+            }
+            // Written so that NaN stays NaN.
+            double const variance = squares < 0.0 ? 0.0 : squares / static_cast<double>(B * S);
+            call.statistics[o] = mean;
+            call.statistics[n_out + o] = variance;
+            work.scale[o] = static_cast<float>(static_cast<double>(call.gamma[o]) / sqrt(variance + call.eps));
+        }
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index row = 0; row < B * n_out; ++row) {
+            Index const o = row % n_out;
+            float const* const c = call.c + row * S;
+            float* const y = call.y + row * S;
+            float const mean = static_cast<float>(call.statistics[o]), scale = work.scale[o], shift = call.beta[o];
+            Index i = 0;
+            for (; i + LANES <= S; i += LANES) {
+                store(y + i, (load(c + i) - mean) * scale + shift);
+            }
+            if (i < S) {
+                store_first(y + i, (load_first(c + i, S - i) - mean) * scale + shift, S - i);
+            }
+        }
+    }
+}
+
+inline void stem_backward(StemBackward const& call) {
+    StemShape const& s = call.shape;
+    StemWorkspace const work(s);
+    Index const B = s.n_clips, T = s.n_samples, S = (T - 1) / 2 + 1, n_out = s.n_out;
+    double const* const mean = call.statistics;
+    double const* const variance = mean + n_out;
+    SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
+        StemScratch const t(work);
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index row = 0; row < B * n_out; ++row) {
+            Index const o = row % n_out, b = row / n_out;
+            float const* const c = call.c + row * S;
+            float const* const dy = call.dy + row * S;
+            float const around = static_cast<float>(mean[o]);
+            Vector sum{}, more{}, product{}, more_product{};
+            Index i = 0;
+            for (; i + 2 * LANES <= S; i += 2 * LANES) {
+                Vector const g = load(dy + i), h = load(dy + i + LANES);
+                sum += g;
+                more += h;
+                product += g * (load(c + i) - around);
+                more_product += h * (load(c + i + LANES) - around);
+            }
+            for (; i < S; i += LANES) {
+                Vector const g = load_first(dy + i, S - i);
+                sum += g;
+                product += g * first_lanes(load_first(c + i, S - i) - around, S - i);
+            }
+            work.sums[(b * 2) * n_out + o] = total(sum + more);
+            work.sums[(b * 2 + 1) * n_out + o] = total(product + more_product);
+        }
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index o = 0; o < n_out; ++o) {
+            double sum = 0.0, product = 0.0;
+            for (Index b = 0; b < B; ++b) {
+                sum += work.sums[(b * 2) * n_out + o];
+                product += work.sums[(b * 2 + 1) * n_out + o];
+            }
+            product /= sqrt(variance[o] + call.eps);
+            call.dbeta[o] = static_cast<float>(sum);
+            call.dgamma[o] = static_cast<float>(product);
+            work.gradient[o] = gradient_of(static_cast<double>(call.gamma[o]), mean[o], variance[o], call.eps, sum,
+                                           product, static_cast<double>(B * S));
+        }
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index group = 0; group < work.groups; ++group) {
+            float* const dw = work.weight_sums + group * work.n_padded * work.ld;
+            memset(dw, 0, static_cast<std::size_t>(work.n_padded * work.ld) * sizeof(float));
+            for (Index b = group * work.per_group; b < least((group + 1) * work.per_group, B); ++b) {
+                float const* const c = call.c + b * n_out * S;
+                float const* const dy = call.dy + b * n_out * S;
+                for (Index from = 0; from < S; from += STEM_TILE) {
+                    Strips const strips(least(S - from, STEM_TILE));
+                    fill_taps(s, strips, call.x + b * s.n_in * T, from, t);
+                    transpose_panel(strips, t.panel, work.taps, work.ld, t.transposed);
+                    fill_panel(strips, work.n_padded, t.gradient, [&](Index o, Index at, Index n) {
+                        Index const place = o * S + from + at;
+                        return o < n_out ? work.gradient[o](load_first(dy + place, n), load_first(c + place, n))
+                                         : Vector{};
+                    });
+                    accumulate(strips, work.n_padded, t.gradient, t.transposed, work.taps, work.ld, dw);
+                }
+            }
+        }
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index o = 0; o < n_out; ++o) {
+            for (Index k = 0; k < work.taps; ++k) {
+                double sum = 0.0;
+                for (Index group = 0; group < work.groups; ++group) {
+                    sum += static_cast<double>(work.weight_sums[(group * work.n_padded + o) * work.ld + k]);
+                }
+                call.dw[o * work.taps + k] = static_cast<float>(sum);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+}  // namespace sleepfm::SLEEPFM_ISA
