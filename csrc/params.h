@@ -50,15 +50,17 @@ struct FilterRow {
     // column l holding the taps of output 16 g + l, moved to the first sample that the group meets. A period of
     // group_repeats * up outputs has its groups one after the other, the last one filled up with zeros.
     std::int64_t group_repeats, group_offset, group_taps;  // 0, 0, 0: there is none
-    // For two periods at a time, 0: there is none. With the group's taps cut into runs of a period's samples, and g0,
-    // g1, g2 three of them: per group g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2, each through all threes of runs.
-    std::int64_t pair_offset;
-    std::int64_t low_group_offset;  // [2 * half + filter_group][filter_group]
+    std::int64_t low_group_offset;                         // [2 * half + filter_group][filter_group]
+    // The main table by its spectrum, for the CPU: see sleepfm_fast/period_blocks.py. With U = block_repeats * up and
+    // D = block_repeats * down, [block_periods / 2][U / filter_group][D][filter_group]; an output needs block_reach
+    // periods on either side of its own.
+    std::int64_t block_repeats, block_offset, block_reach;  // 0, 0, 0: there is none
 };
-static_assert(sizeof(FilterRow) == 23 * sizeof(std::int64_t), "rows of an int64 tensor");
+static_assert(sizeof(FilterRow) == 25 * sizeof(std::int64_t), "rows of an int64 tensor");
 
 constexpr std::int64_t filter_tap_padding = 16;
 constexpr std::int64_t filter_group = 16;
+constexpr std::int64_t block_periods = 32;
 
 struct FilterResample {
     void const* raw;  // [n_raw] int16 or int32

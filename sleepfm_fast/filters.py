@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sleepfm_fast import fir
+from sleepfm_fast import fir, period_blocks
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.filter_design import KINDS, PAD, PRESETS, FilterDesign, design_filter, padded
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "NOTCHES_HZ", "PRESETS", "FilterBank", "FilterDesign"]
 
 NOTCHES_HZ = (50, 60)
-FILTER_COLUMNS = 23  # of FilterRow in csrc/params.h
+FILTER_COLUMNS = 25  # of FilterRow in csrc/params.h
+
+_BLOCKS_BELOW = 0.9  # of the cost of groups: where they win a little, simpler is better
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -124,7 +126,7 @@ class FilterBank:
         return self._contexts[f]
 
     def tensors(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the tables on ``device``, cached: filters int64 [F, 23] and taps float32 [n].
+        """Return the tables on ``device``, cached: filters int64 [F, 25] and taps float32 [n].
 
         The columns of ``filters`` are those of ``FilterRow`` in csrc/params.h.
         """
@@ -204,25 +206,26 @@ class FilterBank:
 
     @staticmethod
     def _place_groups(design: FilterDesign, place: Callable[[FloatArray], tuple[int, int]]) -> list[int]:
-        """Place the tables for outputs side by side; return their columns of ``FilterRow``."""
+        """Place the tables for many outputs at a time; return their columns of ``FilterRow``."""
         table, _ = design.main_table
-        row = [0, 0, 0, 0]
+        row, cost = [0, 0, 0], table.shape[1] + 128.0
         # Sixteen outputs that lie far apart share few samples: an output at a time, with the cost of some 128 taps for
         # its horizontal sum, is then cheaper.
         reach = (PAD - 1) * design.down / design.up
         if design.phases == design.up and reach <= max(128, table.shape[1]):
             groups, repeats = fir.grouped(table, design.down, PAD)
-            row = [repeats, place(groups.reshape(-1, PAD))[0], groups.shape[1], 0]
-            period = repeats * design.down
-            if groups.shape[1] > 2 * period:  # else there are no three runs of taps
-                pairs = fir.paired(groups, period)
-                if pairs.shape[1] < 0.9 * 2 * groups.shape[1]:
-                    row[-1], _ = place(pairs.reshape(-1, PAD))
+            row, cost = [repeats, place(groups.reshape(-1, PAD))[0], groups.shape[1]], float(groups.shape[1])
         low_offset = 0
         if design.decimation:
             groups, _ = fir.grouped(design.low[None, :], 1, PAD)
             low_offset, _ = place(groups[0])
-        return [*row, low_offset]
+        blocks = [0, 0, 0]
+        main, up, down = design.main, design.up, design.down
+        repeats = period_blocks.choose_repeats(len(main), up, down) if design.phases == up else 0
+        if repeats and period_blocks.block_cost(len(main), up, down, repeats) < _BLOCKS_BELOW * cost:
+            offset, _ = place(period_blocks.block_table(main, up, down, repeats).reshape(-1, PAD))
+            blocks = [repeats, offset, period_blocks.reach_of(len(main), up, down, repeats)]
+        return [*row, low_offset, *blocks]
 
 
 def _rate(fs_hz: int | Fraction, what: str) -> Fraction:

@@ -17,7 +17,6 @@ __all__ = [
     "kaiser_bandpass",
     "kaiser_lowpass",
     "n_taps_for",
-    "paired",
     "polyphase",
     "triangle",
     "unit_gain_per_phase",
@@ -181,37 +180,3 @@ def grouped(table: FloatArray, down: int, group: int) -> tuple[FloatArray, int]:
     for t in range(n_taps):
         groups[g, start + t, lane] = taps[..., t]
     return groups, repeats
-
-
-def paired(groups: FloatArray, period: int) -> FloatArray:
-    """Taps for two periods of outputs at a time, at two thirds of the multiplications.
-
-    Winograd's minimal filtering F(2, 3) over runs of ``period`` taps: with runs ``g0 g1 g2`` and the samples that they
-    meet, ``d0 d1 d2 d3``, ``p1 = (d0 - d2) g0``, ``p2 = (d1 + d2) (g0 + g1 + g2) / 2``,
-    ``p3 = (d2 - d1) (g0 - g1 + g2) / 2`` and ``p4 = (d1 - d3) g2``, the outputs are ``p1 + p2 + p3`` and
-    ``p2 - p3 - p4``.
-
-    Parameters
-    ----------
-    groups : ndarray, shape (n_groups, n_taps, group)
-        As from `grouped`.
-    period
-        Samples from a period of outputs to the next.
-
-    Returns
-    -------
-    ndarray, shape (n_groups, n, group)
-        The taps of p1, p2, p3 (all first runs of three, without what lies beyond ``n_taps``) and p4 (all third runs).
-    """
-    n_groups, n_taps, group = groups.shape
-    n_threes = -(-n_taps // (3 * period))
-    runs = np.zeros((n_groups, n_threes, 3, period, group))
-    runs.reshape(n_groups, -1, group)[:, :n_taps] = groups
-    g0, g1, g2 = runs[:, :, 0], runs[:, :, 1], runs[:, :, 2]
-    begin = 3 * period * (n_threes - 1)
-    n_first = period * (n_threes - 1) + min(period, n_taps - begin)
-    n_third = period * (n_threes - 1) + max(0, n_taps - begin - 2 * period)
-    taps = [g0, (g0 + g1 + g2) / 2.0, (g0 - g1 + g2) / 2.0, g2]
-    lengths = [n_first, n_first, n_first, n_third]
-    parts = [part.reshape(n_groups, -1, group)[:, :n] for part, n in zip(taps, lengths, strict=True)]
-    return np.concatenate(parts, axis=1)

@@ -68,9 +68,12 @@ def test_missing_channels_need_no_filter() -> None:
     assert torch.equal(y, torch.zeros(2, 3, 5))
 
 
+BLOCKS, GROUPS = (22, 23, 24), (18, 19, 20)  # columns of FilterRow
+
+
 @pytest.mark.parametrize("fs_hz", [100, 200, 250, 512])
 def test_every_way_to_the_outputs_agrees(fs_hz: int) -> None:
-    """Pairs of periods, groups alone and single outputs: what the filter's row offers decides."""
+    """Blocks of periods, groups and single outputs: what the filter's row offers decides."""
     bank = FilterBank("aasm", 256)
     f = bank.index("eeg", fs_hz)
     batch = Batch(bank)
@@ -78,7 +81,7 @@ def test_every_way_to_the_outputs_agrees(fs_hz: int) -> None:
         batch.add(noise(np.random.default_rng(13), 40 * fs_hz), f, first=5 * fs_hz, phase=phase)
     filters, taps = bank.tensors()
     truth = batch.truth(2001)
-    for without in ((), (21,), (18, 19, 20, 21)):
+    for without in ((), GROUPS, BLOCKS, (*GROUPS, *BLOCKS)):
         row = filters.clone()
         row[:, list(without)] = 0
         y = torch.ops.sleepfm_fast.filter_resample(*batch.tensors(), row, taps, 2001, torch.float32, "none")
@@ -220,8 +223,15 @@ def test_bad_arguments_are_refused() -> None:
         (20, 100),
         (20, 1000),
         (21, 1 << 40),
-        (21, -1),
+        (22, -1),
+        (22, 0),
+        (22, 17),
         (22, 1 << 40),
+        (23, 0),
+        (23, -1),
+        (23, 1 << 40),
+        (24, -1),
+        (24, 16),
     ],
 )
 def test_tables_that_are_no_filters_are_refused(column: int, value: int) -> None:

@@ -30,6 +30,10 @@ inline void store(float* to, Vector v) {
     memcpy(to, &v, sizeof v);
 }
 
+inline void fill_zeros(float* to, std::int64_t n) {
+    memset(to, 0, static_cast<std::size_t>(n) * sizeof(float));
+}
+
 // ---- groups of outputs ----------------------------------------------------------------------------------------------
 
 // A group is filter_group outputs that lie side by side in vectors. Every tap meets one sample, which all outputs of
@@ -151,72 +155,6 @@ SLEEPFM_INLINE void products(std::int64_t n, Operands a, Put put, std::int64_t b
     }
     if constexpr (n_groups > 1) {
         products<fewer_groups(n_groups)>(n, a, put, begin);
-    }
-}
-
-// ---- pairs of periods -----------------------------------------------------------------------------------------------
-
-// Outputs of two periods, `period_samples` apart, at two thirds of the multiplications (Winograd's F(2, 3)): with the
-// taps cut into runs g0 g1 g2 of a period and the samples into d0 d1 d2 d3,
-//   y0 = d0 g0 + d1 g1 + d2 g2 = p1 + p2 + p3        p1 = (d0 - d2) g0        p2 = (d1 + d2) (g0 + g1 + g2) / 2
-//   y1 = d1 g0 + d2 g1 + d3 g2 = p2 - p3 - p4        p4 = (d1 - d3) g2        p3 = (d2 - d1) (g0 - g1 + g2) / 2
-// The sums of taps stand in the table, those of samples are made once for all groups.
-struct PairSamples {
-    float *far, *sum, *near;  // x[i] - x[i + 2 period], x[i] + x[i + period], x[i + period] - x[i]
-};
-
-// n is a multiple of filter_group.
-inline void make_pair_samples(float const* x, std::int64_t n, std::int64_t period_samples, PairSamples const& to) {
-    for (std::int64_t i = 0; i < n; i += SLEEPFM_LANES) {
-        Vector const x0 = load(x + i), x1 = load(x + i + period_samples), x2 = load(x + i + 2 * period_samples);
-        store(to.far + i, x0 - x2);
-        store(to.sum + i, x0 + x1);
-        store(to.near + i, x1 - x0);
-    }
-}
-
-// The table of one group, as FilterRow.pair_offset says: n_taps rows of p1, p2 and p3 each, n_last_taps of p4.
-struct PairTaps {
-    float const* taps;
-    std::int64_t n_taps, n_last_taps;
-};
-
-// at: of the first pair's first sample in the three arrays; put(period, vector, sums) for 2 n periods.
-template <int n_groups = most_groups, typename Put>
-SLEEPFM_INLINE void pair_products(std::int64_t n, PairSamples const& samples, std::int64_t at,
-                                  std::int64_t period_samples, PairTaps const& table, Put put, std::int64_t begin = 0) {
-    std::int64_t const step = 2 * period_samples, rows = table.n_taps * filter_group;
-    Operands a{nullptr, step, nullptr, filter_group, table.n_taps, period_samples, 3 * period_samples};
-    for (; n - begin >= n_groups; begin += n_groups) {
-        std::int64_t const at0 = at + begin * step, at1 = at0 + period_samples;
-        Sums<n_groups> plus, minus;
-        a.n_taps = table.n_taps;
-        a.x = samples.sum + at1;
-        a.taps = table.taps + rows;
-        product<n_groups>(a, [&](int i, int v, Vector p2) SLEEPFM_INLINE_LAMBDA { plus[i][v] = p2; });
-        a.x = samples.near + at1;
-        a.taps = table.taps + 2 * rows;
-        product<n_groups>(a, [&](int i, int v, Vector p3) SLEEPFM_INLINE_LAMBDA {
-            minus[i][v] = plus[i][v] - p3;
-            plus[i][v] += p3;
-        });
-        a.x = samples.far + at0;
-        a.taps = table.taps;
-        product<n_groups>(
-            a, [&](int i, int v, Vector p1) SLEEPFM_INLINE_LAMBDA { put(2 * (begin + i), v, plus[i][v] + p1); });
-        if (table.n_last_taps > 0) {
-            a.x = samples.far + at1;
-            a.taps = table.taps + 3 * rows;
-            a.n_taps = table.n_last_taps;
-            product<n_groups>(a, [&](int i, int v, Vector p4)
-                                     SLEEPFM_INLINE_LAMBDA { put(2 * (begin + i) + 1, v, minus[i][v] - p4); });
-        } else {
-            put_all<n_groups>(
-                minus, [&](int i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA { put(2 * (begin + i) + 1, v, sums); });
-        }
-    }
-    if constexpr (n_groups > 1) {
-        pair_products<fewer_groups(n_groups)>(n, samples, at, period_samples, table, put, begin);
     }
 }
 

@@ -59,10 +59,10 @@ cpu::TilePlan plan_of(FilterRow const& f, std::int64_t n) {
         plan.clean = n_main + 2 * margin + padding;
     }
     plan.samples += 2 * margin + padding;
-    if (f.pair_offset != 0) {
-        plan.paired = 3 * (n_main + 2 * margin);
+    if (f.block_offset != 0) {
+        plan.block = cpu::BlockScratch(cpu::BlockShape(f)).floats;
     }
-    plan.filtered = n + padding;
+    plan.filtered = n + padding + 2 * f.block_repeats * f.up;
     return plan;
 }
 
@@ -72,6 +72,11 @@ cpu::TilePlan tile_plan(FilterRow const& f, std::int64_t n_out) {
     while (n > fewest_tile_outputs && plan.floats() > tile_floats_wanted) {
         n = std::max(n / 2, fewest_tile_outputs);
         plan = plan_of(f, n);
+    }
+    if (n < n_out && f.block_offset != 0) {  // whole strips of blocks; the first and the last period share one
+        cpu::BlockShape const shape(f);
+        std::int64_t const strip = shape.strip * shape.periods * shape.outputs;
+        plan = plan_of(f, std::max(n / strip, std::int64_t{1}) * strip - shape.outputs);
     }
     return plan;
 }
@@ -85,13 +90,19 @@ bool check_groups(FilterRow const& f, std::int64_t n_taps) {
                std::gcd(f.up, f.down) == 1 && f.group_taps >= f.main_taps && f.group_taps < largest;
         std::int64_t const n_groups = (f.group_repeats * f.up + filter_group - 1) / filter_group;
         good = good && inside(f.group_offset, n_groups, f.group_taps * filter_group, n_taps);
-        good = good && f.pair_offset >= 0;
-        if (good && f.pair_offset > 0) {
-            std::int64_t const rows = 3 * cpu::pair_taps(f) + cpu::last_pair_taps(f);
-            good = inside(f.pair_offset, n_groups, rows * filter_group, n_taps);
-        }
         // The first and the last output of a group are at most this many samples apart.
         good = good && f.group_taps <= f.main_taps + (filter_group - 1) * f.down / f.up + 1;
+    }
+    if (f.block_repeats != 0 || f.block_offset != 0) {
+        constexpr std::int64_t most_entries = std::int64_t{1} << 20;
+        good = good && f.phases == f.up && f.block_repeats > 0 && f.block_repeats <= most_entries / f.up &&
+               f.block_repeats <= most_entries / f.down && f.block_offset > 0 && f.block_reach >= 0 &&
+               2 * f.block_reach < block_periods;
+        if (good) {
+            std::int64_t const outputs = f.block_repeats * f.up, samples = f.block_repeats * f.down;
+            good = outputs % (2 * filter_group) == 0 && outputs * samples <= most_entries &&
+                   inside(f.block_offset, cpu::frequencies * outputs, samples, n_taps);
+        }
     }
     if (f.decimation != 0) {
         good = good && inside(f.low_group_offset, 2 * f.low_half + filter_group, filter_group, n_taps);

@@ -13,27 +13,59 @@ namespace cpu {
 // the second cache, and the floats of scratch that they take.
 struct TilePlan {
     std::int64_t outputs;
-    std::int64_t samples, decimated, low, clean, paired, filtered;
-    std::int64_t floats() const { return samples + decimated + low + clean + paired + filtered; }
+    std::int64_t samples, decimated, low, clean, block, filtered;
+    std::int64_t floats() const { return samples + decimated + low + clean + block + filtered; }
+    std::int64_t before_block() const { return samples + decimated + low + clean; }
 };
-
-// Rows of the table for pairs of periods: the first of every three runs of taps, and the third.
-static inline std::int64_t pair_taps(FilterRow const& f) {
-    std::int64_t const run = f.group_repeats * f.down, cycle = 3 * run;
-    std::int64_t const rest = f.group_taps % (cycle > 0 ? cycle : 1);
-    return cycle > 0 ? f.group_taps / cycle * run + (rest < run ? rest : run) : 0;
-}
-static inline std::int64_t last_pair_taps(FilterRow const& f) {
-    std::int64_t const run = f.group_repeats * f.down, cycle = 3 * run;
-    std::int64_t const rest = f.group_taps % (cycle > 0 ? cycle : 1);
-    return cycle > 0 ? f.group_taps / cycle * run + (rest > 2 * run ? rest - 2 * run : 0) : 0;
-}
 
 // Samples around `clean` that a group of outputs may meet without using them: they must be numbers.
 static inline std::int64_t group_margin(FilterRow const& f) {
-    std::int64_t const pairs = f.pair_offset != 0 ? 4 * f.group_repeats * f.down : 0;
-    return (2 * filter_group * f.down / f.up + 2) + (f.decimation + filter_group) + pairs;
+    return (2 * filter_group * f.down / f.up + 2) + (f.decimation + filter_group);
 }
+
+constexpr int frequencies = static_cast<int>(block_periods) / 2;
+
+// Sizes of a block of periods: U outputs and D samples a period.
+struct BlockShape {
+    std::int64_t outputs, samples, reach;
+    std::int64_t periods;  // of the 32 that are right after a cyclic convolution
+    std::int64_t strip;    // blocks that share a reading of the table; few enough that they stay in the second cache
+
+    explicit BlockShape(FilterRow const& f)
+        : outputs(f.block_repeats * f.up),
+          samples(f.block_repeats * f.down),
+          reach(f.block_reach),
+          periods(block_periods - 2 * f.block_reach),
+          strip(outputs + samples <= 128 ? 12 : 6) {}
+
+    // s_0 .. and d_1 .. of a period, side by side for the transforms and then as a column.
+    std::int64_t sums() const { return samples / 2 + 1; }
+    std::int64_t differences() const { return (samples - 1) / 2; }
+    std::int64_t padded_sums() const { return padded_taps(sums() + 1); }
+    std::int64_t folded() const { return padded_sums() + padded_taps(sums()); }
+    std::int64_t column() const { return sums() + padded_taps(differences() + 1); }
+    std::int64_t columns_of_frequency() const { return 2 * strip * column(); }
+    // Of a column at all frequencies; products of neighbouring columns must not share a set of the first cache.
+    std::int64_t spectrum() const { return frequencies * outputs + filter_group; }
+};
+
+// Scratch of a strip of blocks, in floats from its beginning.
+struct BlockScratch {
+    std::int64_t window;   // [32 D] and a vector's length on either side
+    std::int64_t folded;   // [32][shape.folded()]
+    std::int64_t columns;  // [16][2 strip][shape.column()]
+    std::int64_t spectra;  // [2 strip][shape.spectrum()]
+    std::int64_t halves;   // [32][filter_group]
+    std::int64_t floats;
+
+    explicit BlockScratch(BlockShape const& s)
+        : window(0),
+          folded(window + padded_taps(block_periods * s.samples) + 2 * filter_group),
+          columns(folded + block_periods * s.folded()),
+          spectra(columns + frequencies * s.columns_of_frequency()),
+          halves(spectra + 2 * s.strip * s.spectrum()),
+          floats(halves + block_periods * filter_group) {}
+};
 
 // One (clip, channel) after validation, with scratch that nobody else uses.
 struct FilterJob {

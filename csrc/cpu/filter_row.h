@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "cpu/filter_block.h"
 #include "cpu/filter_product.h"
 #include "cpu/filter_resample.h"
 #include "cpu/filter_statistics.h"
@@ -84,10 +85,6 @@ void load_samples(FilterJob const& job, std::int64_t reference, Span span, float
     }
 }
 
-void fill_zeros(float* to, std::int64_t n) {
-    memset(to, 0, static_cast<std::size_t>(n) * sizeof(float));
-}
-
 // clean = x - low branch over `main` (segment indices). x[0] is segment sample native.begin, clean[0] main.begin;
 // clean has group_margin(f) floats of room on either side.
 void subtract_low(FilterJob const& job, Span main, Span native, float const* x, float* decimated, float* low,
@@ -144,41 +141,14 @@ void resample_by_row(FilterJob const& job, Span outputs, float const* x, std::in
     }
 }
 
-// i in [0, up) with i down = phase (mod up): the output of a period at which a clip of this phase begins.
-std::int64_t output_of_phase(FilterRow const& f, std::int64_t phase) {
-    // Extended Euclid: inverse * down = 1 (mod up).
-    std::int64_t a = f.up, b = f.down % f.up, inverse = 0, next = 1;
-    while (b != 0) {
-        std::int64_t const quotient = a / b, remainder = a % b, previous = inverse;
-        a = b;
-        b = remainder;
-        inverse = next;
-        next = previous - quotient * next;
-    }
-    inverse %= f.up;
-    return phase * (inverse < 0 ? inverse + f.up : inverse) % f.up;
-}
-
 // Outputs in groups of filter_group. A group, the same place in every period, shares its taps between periods.
-// x[0 .. n_samples) lies between group_margin(f) zeros on either side.
-void resample_by_group(FilterJob const& job, Span outputs, float const* x, std::int64_t x_index, std::int64_t n_samples,
-                       float* y) {
+// x lies between group_margin(f) zeros on either side.
+void resample_by_group(FilterJob const& job, Span outputs, float const* x, std::int64_t x_index, float* y) {
     FilterRow const& f = job.filter;
     std::int64_t const shift = output_of_phase(f, job.row.phase);
     std::int64_t const begin = outputs.begin + shift, end = outputs.end + shift;
     std::int64_t const period = f.group_repeats * f.up, step = f.group_repeats * f.down;
     float const* const first = x + (job.row.first - shift * f.down / f.up - f.main_left - x_index);
-    PairSamples pairs{};
-    float const* const pairs_from = x - group_margin(f);
-    std::int64_t const n_pair_taps = pair_taps(f), n_last_taps = last_pair_taps(f);
-    std::int64_t const pair_floats = (3 * n_pair_taps + n_last_taps) * filter_group;
-    if (f.pair_offset != 0) {
-        std::int64_t const n = job.plan.paired / 3;
-        float* const to = job.scratch + (job.plan.floats() - job.plan.filtered - job.plan.paired);
-        pairs = {to, to + n, to + 2 * n};
-        make_pair_samples(pairs_from, (n_samples + 2 * group_margin(f) - 2 * step) / filter_group * filter_group, step,
-                          pairs);
-    }
     // The last group of a period may be part padding, which the group after it overwrites: so it goes first.
     for (std::int64_t g = (period - 1) / filter_group; g >= 0; --g) {
         std::int64_t const at = g * filter_group;  // in the period
@@ -192,17 +162,10 @@ void resample_by_group(FilterJob const& job, Span outputs, float const* x, std::
         if (all_begin >= all_end) {
             all_begin = all_end = some_end;
         }
-        std::int64_t whole = all_begin;
-        auto const put = [&](std::int64_t i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA {
-            store(y + ((whole + i) * period + at - begin + v * SLEEPFM_LANES), sums);
-        };
-        if (f.pair_offset != 0) {
-            std::int64_t const n_pairs = (all_end - all_begin) / 2;
-            pair_products(n_pairs, pairs, first + all_begin * step + q - pairs_from, step,
-                          {job.taps + f.pair_offset + g * pair_floats, n_pair_taps, n_last_taps}, put);
-            whole += 2 * n_pairs;
-        }
-        products(all_end - whole, one_run(first + whole * step + q, step, taps, filter_group, f.group_taps), put);
+        products(all_end - all_begin, one_run(first + all_begin * step + q, step, taps, filter_group, f.group_taps),
+                 [&](std::int64_t i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA {
+                     store(y + ((all_begin + i) * period + at - begin + v * SLEEPFM_LANES), sums);
+                 });
         auto const compute_part = [&](std::int64_t p) {
             float sums[filter_group];
             product<1>(one_run(first + p * step + q, 0, taps, filter_group, f.group_taps),
@@ -247,10 +210,17 @@ void filter_tile(FilterJob const& job, std::int64_t reference, Span outputs, flo
         subtract_low(job, main, native, x, decimated, low, clean);
         fill_zeros(clean + (main.end - main.begin), margin);
     }
-    if (f.group_repeats != 0) {
-        resample_by_group(job, outputs, clean, main.begin, main.end - main.begin, y);
-    } else {
-        resample_by_row(job, outputs, clean, main.begin, y);
+    std::int64_t const in_blocks = outputs_in_blocks(job, outputs);
+    Span const rest{outputs.begin + in_blocks, outputs.end};
+    if (in_blocks > 0) {
+        resample_by_block(job, {outputs.begin, rest.begin}, clean, main.begin, main.end - main.begin, y);
+    }
+    if (rest.begin < rest.end) {
+        if (f.group_repeats != 0) {
+            resample_by_group(job, rest, clean, main.begin, y + in_blocks);
+        } else {
+            resample_by_row(job, rest, clean, main.begin, y + in_blocks);
+        }
     }
 }
 
@@ -299,7 +269,8 @@ void filter_row(FilterJob const& job) {
     Span const needed = needed_span(f, job.row, 0, job.n_out);
     Reference const reference =
         job.raw_bytes == 2 ? find_reference<std::int16_t>(job, needed) : find_reference<std::int32_t>(job, needed);
-    float* const filtered = job.scratch + (job.plan.floats() - job.plan.filtered);
+    // A block of periods may write a period too many on either side.
+    float* const filtered = job.scratch + (job.plan.floats() - job.plan.filtered) + f.block_repeats * f.up;
     double const gain = job.calibration[0], offset = job.calibration[1];
     double const center = job.calibration[2], scale = job.calibration[3];
     bool const normalised = job.normalise != Normalise::none && f.step == 0;

@@ -137,7 +137,7 @@ def _check(
         or taps.dtype != torch.float32
     ):
         raise TypeError(
-            "filter_resample: filters and taps are not those of FilterBank.tensors() (int64 [F, 23], float32 [n])."
+            "filter_resample: filters and taps are not those of FilterBank.tensors() (int64 [F, 25], float32 [n])."
         )
     if dtype not in OUT_DTYPES:
         raise TypeError(f"filter_resample: dtype is {dtype}; choose torch.float32, torch.bfloat16 or torch.float16.")

@@ -1,0 +1,317 @@
+// Whole blocks of periods by their spectra, part of filter_row.h under the same rules: included once per instruction
+// set, inside that namespace. sleepfm_fast/period_blocks.py derives what is computed here and makes the tables.
+#pragma once
+
+#include <string.h>
+
+#include <cstdint>
+
+#include "cpu/filter_product.h"
+#include "cpu/filter_resample.h"
+
+namespace sleepfm::cpu::SLEEPFM_ISA {
+
+namespace {
+
+// ---- transforms of 32 real sequences values at the frequencies 2 pi (2 l + 1/2) / 32 --------------------------------
+
+// With z_j = (x_j - i x_(j+16)) exp(-i pi j / 32) they are the complex transform of 16 values z.
+constexpr float twist_cos[frequencies] = {
+    1.000000000f, 0.995184727f, 0.980785280f, 0.956940336f, 0.923879533f, 0.881921264f, 0.831469612f, 0.773010453f,
+    0.707106781f, 0.634393284f, 0.555570233f, 0.471396737f, 0.382683432f, 0.290284677f, 0.195090322f, 0.098017140f};
+constexpr float twist_sin[frequencies] = {
+    0.000000000f, 0.098017140f, 0.195090322f, 0.290284677f, 0.382683432f, 0.471396737f, 0.555570233f, 0.634393284f,
+    0.707106781f, 0.773010453f, 0.831469612f, 0.881921264f, 0.923879533f, 0.956940336f, 0.980785280f, 0.995184727f};
+constexpr float half_step_cos[frequencies] = {0.998795456f,  0.970031253f,  0.903989293f,  0.803207531f,
+                                              0.671558955f,  0.514102744f,  0.336889853f,  0.146730474f,
+                                              -0.049067674f, -0.242980180f, -0.427555093f, -0.595699304f,
+                                              -0.740951125f, -0.857728610f, -0.941544065f, -0.989176510f};
+constexpr float half_step_sin[frequencies] = {
+    0.049067674f, 0.242980180f, 0.427555093f, 0.595699304f, 0.740951125f, 0.857728610f, 0.941544065f, 0.989176510f,
+    0.998795456f, 0.970031253f, 0.903989293f, 0.803207531f, 0.671558955f, 0.514102744f, 0.336889853f, 0.146730474f};
+
+struct Complex {
+    Vector re, im;
+};
+
+SLEEPFM_INLINE Complex turned(Complex z, float cosine, float sine) {
+    return {z.re * cosine - z.im * sine, z.re * sine + z.im * cosine};
+}
+
+// Four values in place, direction -1 or +1: z_k = sum_j z_j exp(direction 2 pi i j k / 4).
+template <int direction>
+SLEEPFM_INLINE void transform4(Complex (&z)[4]) {
+    Complex const even{z[0].re + z[2].re, z[0].im + z[2].im}, rest{z[0].re - z[2].re, z[0].im - z[2].im};
+    Complex const odd{z[1].re + z[3].re, z[1].im + z[3].im};
+    Vector const re = direction > 0 ? z[3].im - z[1].im : z[1].im - z[3].im;  // of direction i (z_1 - z_3)
+    Vector const im = direction > 0 ? z[1].re - z[3].re : z[3].re - z[1].re;
+    z[0] = {even.re + odd.re, even.im + odd.im};
+    z[1] = {rest.re + re, rest.im + im};
+    z[2] = {even.re - odd.re, even.im - odd.im};
+    z[3] = {rest.re - re, rest.im - im};
+}
+
+// exp(direction 2 pi i n / 16) for n = b c, both below 4.
+template <int direction>
+SLEEPFM_INLINE Complex turned16(Complex z, int n) {
+    constexpr float c1 = 0.923879533f, s1 = 0.382683432f, half = 0.707106781f;
+    constexpr float cosines[10] = {1.0f, c1, half, s1, 0.0f, -s1, -half, -c1, -1.0f, -c1};
+    constexpr float sines[10] = {0.0f, s1, half, c1, 1.0f, c1, half, s1, 0.0f, -s1};
+    return n == 0 ? z : turned(z, cosines[n], static_cast<float>(direction) * sines[n]);
+}
+
+// A vector of sequences, value j at x[j * step]; put(l, value at frequency l).
+template <typename Put>
+SLEEPFM_INLINE void transform(float const* x, std::int64_t step, Put put) {
+    Complex part[4][4];
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) {
+        Complex z[4];
+#pragma GCC unroll 4
+        for (int a = 0; a < 4; ++a) {
+            int const j = 4 * a + b;
+            Vector const early = load(x + j * step), late = load(x + (j + 16) * step);
+            z[a] = {early * twist_cos[j] - late * twist_sin[j], -(early * twist_sin[j] + late * twist_cos[j])};
+        }
+        transform4<-1>(z);
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; ++c) {
+            part[c][b] = turned16<-1>(z[c], b * c);
+        }
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+        transform4<-1>(part[c]);
+#pragma GCC unroll 4
+        for (int e = 0; e < 4; ++e) {
+            put(c + 4 * e, part[c][e]);
+        }
+    }
+}
+
+// Back, sixteen times too large, from frequency l at re[l * step] and im[l * step]: put(j, values j and j + 16), as
+// real and negative imaginary part.
+template <typename Put>
+SLEEPFM_INLINE void transform_back(float const* re, float const* im, std::int64_t step, Put put) {
+    Complex part[4][4];
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+        Complex z[4];
+#pragma GCC unroll 4
+        for (int e = 0; e < 4; ++e) {
+            z[e] = {load(re + (c + 4 * e) * step), load(im + (c + 4 * e) * step)};
+        }
+        transform4<1>(z);
+#pragma GCC unroll 4
+        for (int b = 0; b < 4; ++b) {
+            part[b][c] = turned16<1>(z[b], b * c);
+        }
+    }
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) {
+        transform4<1>(part[b]);
+#pragma GCC unroll 4
+        for (int a = 0; a < 4; ++a) {
+            int const j = 4 * a + b;
+            put(j, turned(part[b][a], twist_cos[j], twist_sin[j]));
+        }
+    }
+}
+
+// ---- sums and differences about the middle --------------------------------------------------------------------------
+
+SLEEPFM_INLINE Vector reversed(Vector v) {
+#if SLEEPFM_LANES == 16
+    return __builtin_shufflevector(v, v, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+#elif SLEEPFM_LANES == 8
+    return __builtin_shufflevector(v, v, 7, 6, 5, 4, 3, 2, 1, 0);
+#else
+    return __builtin_shufflevector(v, v, 3, 2, 1, 0);
+#endif
+}
+
+// Samples D / 2 before and after x[0] to their sums and differences. Up to a vector's length around them is read, up to
+// a vector's length after what is asked for written.
+inline void fold(BlockShape const& shape, float const* x, float* sums, float* differences) {
+    for (std::int64_t t = 0; t < shape.sums(); t += SLEEPFM_LANES) {
+        Vector const after = load(x + t), before = reversed(load(x - t - (SLEEPFM_LANES - 1)));
+        store(sums + t, after + before);  // of x[0] twice: the table halves it
+        store(differences + t - 1, after - before);
+    }
+    if (shape.samples % 2 == 0) {  // half a period before and after are one sequence
+        sums[shape.samples / 2] = x[-shape.samples / 2];
+    }
+}
+
+// The spectra of a block's sums and differences, [32][shape.folded()], to its two columns: (Re s, Im d), (Im s, -Re d).
+inline void make_columns(BlockShape const& shape, float const* folded, float* column) {
+    std::int64_t const next_frequency = shape.columns_of_frequency(), next_column = shape.column();
+    for (std::int64_t r = 0; r < shape.sums(); r += SLEEPFM_LANES) {
+        float* const to = column + r;
+        transform(folded + r, shape.folded(), [&](int l, Complex z) SLEEPFM_INLINE_LAMBDA {
+            store(to + l * next_frequency, z.re);
+            store(to + l * next_frequency + next_column, z.im);
+        });
+    }
+    for (std::int64_t r = 0; r < shape.differences(); r += SLEEPFM_LANES) {
+        float* const to = column + shape.sums() + r;
+        transform(folded + shape.padded_sums() + r, shape.folded(), [&](int l, Complex z) SLEEPFM_INLINE_LAMBDA {
+            store(to + l * next_frequency, z.im);
+            store(to + l * next_frequency + next_column, -z.re);
+        });
+    }
+    if (shape.samples % 2 == 0) {
+        for (int l = 0; l < frequencies; ++l) {
+            float *const re = column + shape.samples / 2 + l * next_frequency, *const im = re + next_column;
+            float const c = half_step_cos[l], s = half_step_sin[l];
+            float const turned_re = *re * c - *im * s, turned_im = *im * c + *re * s;
+            *re = turned_re;
+            *im = turned_im;
+        }
+    }
+}
+
+// The products of a block's two columns, [16][U] each, to `n_periods` times U outputs.
+inline void unfold(BlockShape const& shape, float const* re, float const* im, std::int64_t n_periods, float* halves,
+                   float* y) {
+    std::int64_t const U = shape.outputs, half = U / 2;
+    auto const period_of = [&](int j) { return j - shape.reach; };
+    for (std::int64_t l = 0; l < half; l += SLEEPFM_LANES) {
+        // Half differences are i times what the products are.
+        transform_back(re + half + l, im + half + l, U, [halves](int j, Complex z) SLEEPFM_INLINE_LAMBDA {
+            store(halves + j * SLEEPFM_LANES, -z.im);
+            store(halves + (j + 16) * SLEEPFM_LANES, -z.re);
+        });
+        Vector kept = Vector{} + 1.0f;
+        kept[0] = l == 0 ? 0.0f : 1.0f;
+        transform_back(re + l, im + l, U, [&](int j, Complex z) SLEEPFM_INLINE_LAMBDA {
+            auto const put = [&](std::int64_t p, Vector sum, Vector difference) SLEEPFM_INLINE_LAMBDA {
+                if (p >= 0 && p < n_periods) {
+                    float* const to = y + p * U;
+                    if (l == 0) {  // lane 0 is the output half a period away, not a difference
+                        to[U - 1] = difference[0];
+                    }
+                    difference *= kept;
+                    store(to + half - SLEEPFM_LANES - l, reversed(sum - difference));
+                    store(to + half - 1 + l, sum + difference);
+                }
+            };
+            put(period_of(j), z.re, load(halves + j * SLEEPFM_LANES));
+            put(period_of(j + 16), -z.im, load(halves + (j + 16) * SLEEPFM_LANES));
+        });
+    }
+}
+
+// ---- blocks ---------------------------------------------------------------------------------------------------------
+
+// i in [0, up) with i down = phase (mod up): the output of a period at which a clip of this phase begins.
+std::int64_t output_of_phase(FilterRow const& f, std::int64_t phase) {
+    // Extended Euclid: inverse * down = 1 (mod up).
+    std::int64_t a = f.up, b = f.down % f.up, inverse = 0, next = 1;
+    while (b != 0) {
+        std::int64_t const quotient = a / b, remainder = a % b, previous = inverse;
+        a = b;
+        b = remainder;
+        inverse = next;
+        next = previous - quotient * next;
+    }
+    inverse %= f.up;
+    return phase * (inverse < 0 ? inverse + f.up : inverse) % f.up;
+}
+
+// First output of a period p, counted as the row's outputs are. Output k of the row's grid, on which output 0 meets a
+// sample, is place k + U / 2 - 1 of period 0.
+inline std::int64_t grid_shift(FilterJob const& job, BlockShape const& shape) {
+    return output_of_phase(job.filter, job.row.phase) + shape.outputs / 2 - 1;
+}
+
+// How many of the outputs, from the first, are for blocks: a last block that is less than half full is no less work in
+// groups.
+inline std::int64_t outputs_in_blocks(FilterJob const& job, Span outputs) {
+    if (job.filter.block_offset == 0) {
+        return 0;
+    }
+    BlockShape const shape(job.filter);
+    std::int64_t const shift = grid_shift(job, shape), U = shape.outputs;
+    std::int64_t const first = floor_divide(outputs.begin + shift, U);
+    std::int64_t const n_periods = floor_divide(outputs.end - 1 + shift, U) + 1 - first;
+    std::int64_t const rest = n_periods % shape.periods;
+    if (2 * rest >= shape.periods || rest == 0) {
+        return outputs.end - outputs.begin;
+    }
+    std::int64_t const end = (first + n_periods - rest) * U - shift;
+    return n_periods > rest ? end - outputs.begin : 0;
+}
+
+// The outputs, in blocks of as many periods as are right after a cyclic convolution. x[0 .. n_samples) is what outputs
+// use: beyond it lie zeros, so that an output's rounding never depends on more.
+// y has a period's room on either side.
+void resample_by_block(FilterJob const& job, Span outputs, float const* x, std::int64_t x_index, std::int64_t n_samples,
+                       float* y) {
+    FilterRow const& f = job.filter;
+    BlockShape const shape(f);
+    std::int64_t const U = shape.outputs, D = shape.samples;
+    std::int64_t const shift = output_of_phase(f, job.row.phase);
+    std::int64_t const begin = outputs.begin + grid_shift(job, shape), end = outputs.end + grid_shift(job, shape);
+    std::int64_t const first_period = floor_divide(begin, U), last_period = floor_divide(end - 1, U);
+    std::int64_t const middle = job.row.first - shift * f.down / f.up - x_index;  // sample of output 0, in x
+    BlockScratch const at(shape);
+    float* const scratch = job.scratch + job.plan.before_block();
+    float *const staged = scratch + at.window + filter_group, *const folded = scratch + at.folded;
+    float *const columns = scratch + at.columns, *const spectra = scratch + at.spectra;
+    float* const halves = scratch + at.halves;
+    for (std::int64_t strip = first_period; strip <= last_period; strip += shape.strip * shape.periods) {
+        std::int64_t const left = (last_period - strip) / shape.periods + 1;
+        std::int64_t const n_blocks = left < shape.strip ? left : shape.strip;
+        for (std::int64_t b = 0; b < n_blocks; ++b) {
+            std::int64_t const from = middle + D * (strip + b * shape.periods - shape.reach) - D / 2;
+            std::int64_t const n = block_periods * D;
+            float const* window = x + from;
+            if (from < filter_group || from + n + filter_group > n_samples) {
+                std::int64_t const skip = from >= 0 ? 0 : -from < n ? -from : n;
+                std::int64_t stop = n_samples - from;
+                stop = stop > n ? n : stop < skip ? skip : stop;
+                fill_zeros(staged, skip);
+                memcpy(staged + skip, x + (from + skip), static_cast<std::size_t>(stop - skip) * sizeof(float));
+                fill_zeros(staged + stop, n - stop);
+                window = staged;
+            }
+            for (int j = 0; j < block_periods; ++j) {
+                float* const row = folded + j * shape.folded();
+                fold(shape, window + j * D + D / 2, row, row + shape.padded_sums());
+            }
+            make_columns(shape, folded, columns + 2 * b * shape.column());
+        }
+        for (int l = 0; l < frequencies; ++l) {
+            float const* const taps = job.taps + f.block_offset + l * U * D;
+            float* const of_frequency = spectra + l * U;
+            for (std::int64_t g = 0; g < U; g += filter_group) {
+                float* const to = of_frequency + g;
+                products(
+                    2 * n_blocks,
+                    one_run(columns + l * shape.columns_of_frequency(), shape.column(), taps + g * D, filter_group, D),
+                    [to, stride = shape.spectrum()](std::int64_t i, int v, Vector sums)
+                        SLEEPFM_INLINE_LAMBDA { store(to + i * stride + v * SLEEPFM_LANES, sums); });
+            }
+            // The output half a period away: -i exp(i w / 2) times the product, as it is then taken for a difference.
+            float const c = half_step_cos[l], s = half_step_sin[l];
+            for (std::int64_t b = 0; b < n_blocks; ++b) {
+                float *const re = of_frequency + 2 * b * shape.spectrum() + U / 2, *const im = re + shape.spectrum();
+                float const turned_re = *re * s + *im * c, turned_im = *im * s - *re * c;
+                *re = turned_re;
+                *im = turned_im;
+            }
+        }
+        for (std::int64_t b = 0; b < n_blocks; ++b) {
+            std::int64_t const period = strip + b * shape.periods;
+            std::int64_t const some = last_period - period + 1;
+            float const* const re = spectra + 2 * b * shape.spectrum();
+            unfold(shape, re, re + shape.spectrum(), some < shape.periods ? some : shape.periods, halves,
+                   y + (period * U - begin));
+        }
+    }
+}
+
+}  // namespace
+
+}  // namespace sleepfm::cpu::SLEEPFM_ISA

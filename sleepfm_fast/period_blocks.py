@@ -1,0 +1,125 @@
+"""Tables for filtering periods of outputs by their spectrum: 32 periods at a time, two real matrices a frequency.
+
+A *period* is ``U`` outputs that lie in ``D`` samples; in the next one taps and places recur. Sample ``r`` and output
+``n`` of all periods are sequences, and each output sequence is the sum of ``D`` sample sequences, each convolved with
+taps ``D`` samples apart. Over 32 periods that is a product at every frequency ``w`` of a discrete Fourier transform,
+
+    y_n(w) = sum_r A_nr(w) x_r(w),   A_nr(w) = sum_k h(n M / L - r + k D) exp(-i w k).
+
+Outputs and samples are counted from a sample on which an output lies, so that a symmetric ``h`` makes
+``A_(-n, -r)`` the conjugate of ``A_nr``. With ``s_r = x_r + x_-r`` and ``d_r = x_r - x_-r``, then
+
+    (y_n + y_-n) / 2 = sum_r  g s_r + i e d_r        g, e = (Re A_nr + Re A_(n,-r)) / 2, (Im A_nr - Im A_(n,-r)) / 2
+    (y_n - y_-n) / 2 = sum_r  a d_r + i b s_r        a, b = (Re A_nr - Re A_(n,-r)) / 2, (Im A_nr + Im A_(n,-r)) / 2
+
+with real g, e, a, b: half the multiplications. The output half a period away mirrors into its own neighbour, as does a
+sample half a period away; half a step of phase, ``exp(i w / 2)``, makes both their own mirror images.
+
+The frequencies are ``w = 2 pi (2 l + 1/2) / 32``, ``l = 0 .. 15``: a transform of real sequences at half-integer
+frequencies is a complex one of half the length, with none that is real.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["BLOCK_PERIODS", "FREQUENCIES", "block_cost", "block_table", "choose_repeats", "reach_of"]
+
+FloatArray = npt.NDArray[np.float64]
+
+BLOCK_PERIODS = 32  # block_periods in csrc/params.h
+FREQUENCIES = BLOCK_PERIODS // 2
+GROUP = 16  # filter_group in csrc/params.h
+_LARGEST_MATRIX = 8192  # entries D U of a frequency's matrices; sixteen of them are 512 KiB
+_LONGEST_REACH = 10  # periods: 12 of 32 are then left
+
+
+def reach_of(n_main: int, up: int, down: int, repeats: int) -> int:
+    """Return how many periods before and after its own an output needs.
+
+    Parameters
+    ----------
+    n_main
+        Taps of the filter on the ``up``-fold grid; odd.
+    up, down
+        Output rate over native rate in lowest terms.
+    repeats
+        Periods of ``up`` outputs in a period here.
+    """
+    n_outputs, n_samples = repeats * up, repeats * down
+    farthest = (n_outputs // 2) * down + (n_samples // 2) * up  # an output's first tap from its last sample
+    return ((n_main - 1) // 2 + farthest) // (n_samples * up)
+
+
+def block_cost(n_main: int, up: int, down: int, repeats: int) -> float:
+    """Return the arithmetic of an output, in multiply-adds of a direct sum."""
+    left = BLOCK_PERIODS - 2 * reach_of(n_main, up, down, repeats)
+    # 32 D multiply-adds a period for each output; two transforms of 224 additions or multiplications a sequence, of
+    # which a processor does more at a time; folding and unfolding.
+    return 2.0 * FREQUENCIES * repeats * down / left + 170.0 * (1.0 + down / up) / left + 6.0
+
+
+def choose_repeats(n_main: int, up: int, down: int) -> int:
+    """Return the ``repeats`` of least cost; 0 where a period would hold too much or the filter be too long.
+
+    A period's outputs must fill whole vectors twice over: its size is a multiple of 32.
+    """
+    best, least = 0, np.inf
+    step = 2 * GROUP // int(np.gcd(up, 2 * GROUP))
+    for repeats in range(step, _LARGEST_MATRIX // max(1, up * down) + 1, step):
+        if repeats * repeats * up * down > _LARGEST_MATRIX:
+            break
+        if reach_of(n_main, up, down, repeats) <= _LONGEST_REACH:
+            cost = block_cost(n_main, up, down, repeats)
+            if cost < least:
+                best, least = repeats, cost
+    return best
+
+
+def block_table(main: FloatArray, up: int, down: int, repeats: int) -> FloatArray:
+    """Return the real matrices of all frequencies.
+
+    Parameters
+    ----------
+    main : ndarray, shape (odd,)
+        Symmetric impulse response on the ``up``-fold grid.
+    up, down, repeats
+        As in `reach_of`; ``repeats * up`` is a multiple of 32.
+
+    Returns
+    -------
+    ndarray, shape (16, U / 16, D, 16)
+        For each frequency and group of 16 lanes the weights of a column of ``D`` numbers: of ``s_0, s_1 ..`` and then
+        of ``d_1, d_2 ..``. The columns are ``(Re s, Im d)`` and ``(Im s, -Re d)``. The first ``U / 2`` lanes make them
+        real and imaginary part of ``(y_n + y_-n) / 2``, ``n = 0, 1 ..``; the others of ``(y_n - y_-n) / 2i``, and
+        lane 0 of those of the output half a period away, half a step early. All are divided by 16 for the transforms.
+    """
+    lanes, n_samples = repeats * up // 2, repeats * down
+    half, reach = (len(main) - 1) // 2, reach_of(len(main), up, down, repeats)
+    w = 2.0 * np.pi * (2.0 * np.arange(FREQUENCIES) + 0.5) / BLOCK_PERIODS
+    half_step = np.exp(0.5j * w)[:, None]
+    zero = (n_samples - 1) // 2  # sample r is number zero + r
+    n = np.arange(lanes + 1)[:, None]
+    r = np.arange(-zero, n_samples // 2 + 1)[None, :]
+    place = n * down - r * up + half
+    a = np.zeros((FREQUENCIES, lanes + 1, n_samples), complex)
+    for k in range(-reach, reach + 1):
+        index = place + k * n_samples * up
+        inside = (index >= 0) & (index < len(main))
+        taps = np.where(inside, main[np.clip(index, 0, len(main) - 1)], 0.0)
+        a += np.exp(-1j * w * k)[:, None, None] * taps
+    a[:, :, zero] /= 2.0  # s_0 is twice x_0
+    a[:, :, 2 * zero + 1 :] *= half_step[:, :, None]  # the sample half a period away, if there is one
+
+    def weights(sums: FloatArray, differences: FloatArray) -> FloatArray:
+        middle, after, before = sums[:, :, zero : zero + 1], sums[:, :, zero + 1 :], sums[:, :, :zero][:, :, ::-1]
+        both = [middle, (after[:, :, :zero] + before) / 2.0, after[:, :, zero:]]
+        after, before = differences[:, :, zero + 1 : 2 * zero + 1], differences[:, :, :zero][:, :, ::-1]
+        return np.concatenate([*both, (after - before) / 2.0], axis=2)
+
+    table = np.stack([weights(a.real, -a.imag), weights(a.imag, a.real)], axis=1)[:, :, :lanes]
+    far = a[:, lanes:] * half_step.conj()[:, :, None]
+    table[:, 1, 0] = weights(far.real, -far.imag)[:, 0]
+    groups = table.reshape(FREQUENCIES, 2 * lanes // GROUP, GROUP, n_samples) / FREQUENCIES
+    return np.ascontiguousarray(groups.transpose(0, 1, 3, 2))
