@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import report
 
 from sleepfm_fast.sleeper import Couplings
 
@@ -324,8 +325,7 @@ def tables(document: dict[str, Any]) -> str:
 
 def redrawn(page: str, document: dict[str, Any]) -> str:
     """Return a page with the tables between its marks."""
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n{tables(document)}\n{END}{rest.split(END)[1]}"
+    return report.rewritten(page, tables(document), BEGIN, END)
 
 
 def main(argv: list[str] | None = None) -> int:

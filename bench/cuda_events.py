@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 SPAN_S = 0.02  # one reading lasts about this long, so that events resolve it and launches overlap as in use
 
@@ -20,6 +22,25 @@ def synchronise() -> None:
     """Wait for the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def captured(call: Callable[[], Result]) -> Callable[[], Result]:
+    """Capture the call as a CUDA graph: the kernels without the launches; every replay fills the same result."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+
+    def replay() -> Result:
+        graph.replay()
+        return result
+
+    return replay
 
 
 def seconds_of(call: Callable[[], Any], calls: int) -> float:

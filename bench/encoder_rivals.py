@@ -139,18 +139,24 @@ def embedder(network: nn.Module, bfloat16: bool, x: Tensor) -> Callable[[], Tens
     return run
 
 
-def trainer(network: nn.Module, bfloat16: bool, x: Tensor) -> Callable[[], float]:
-    """One step of SGD with momentum; returns the loss before it."""
+def step_of(network: nn.Module, bfloat16: bool, x: Tensor) -> Callable[[], Tensor]:
+    """One step of SGD with momentum; returns the loss before it, for which nothing waits."""
     network.train()
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
 
-    def run() -> float:
+    def run() -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
             embeddings = network(x)
         loss = embeddings.float().square().mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        return float(loss.detach())
+        return loss.detach()
 
     return run
+
+
+def trainer(network: nn.Module, bfloat16: bool, x: Tensor) -> Callable[[], float]:
+    """One step; returns the loss as a number."""
+    step = step_of(network, bfloat16, x)
+    return lambda: float(step())

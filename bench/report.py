@@ -117,12 +117,12 @@ def block(results: Path, *, whole: bool) -> str:
     return "\n\n".join(runs)
 
 
-def rewritten(page: str, text: str) -> str:
+def rewritten(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """Return a page with ``text`` between its marks."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ReportError(f"the page needs one {BEGIN} followed by one {END}; the measurements go between them.")
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ReportError(f"the page needs one {begin} followed by one {end}; the measurements go between them.")
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import report
 
 from sleepfm_fast.paper_tables import PaperTable
 from sleepfm_fast.reproduce_tables import draw
@@ -62,8 +63,7 @@ def summary(document: dict[str, Any]) -> str:
 
 def redrawn(page: str, document: dict[str, Any]) -> str:
     """Return a page with the summary between its marks."""
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n{summary(document)}\n{END}{rest.split(END)[1]}"
+    return report.rewritten(page, summary(document), BEGIN, END)
 
 
 def main(arguments: list[str]) -> int:

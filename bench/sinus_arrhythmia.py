@@ -18,6 +18,7 @@ import couplings
 import machine
 import numpy as np
 import numpy.typing as npt
+import report
 from scipy import signal
 from tqdm import tqdm
 
@@ -112,8 +113,7 @@ def tables(document: dict[str, Any]) -> str:
 
 def redrawn(page: str, document: dict[str, Any]) -> str:
     """Return a page with the table between its marks."""
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n{tables(document)}\n{END}{rest.split(END)[1]}"
+    return report.rewritten(page, tables(document), BEGIN, END)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,14 +6,23 @@ Without a GPU ``--quick`` runs the arms that are not compiled on the CPU, so tha
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import cuda_events
 import pytest
 import torch
-from encoder_rivals import CHANNELS_LAST, FOLDED, N_CHANNELS, PLAIN, embedder, folded, networks, two_dimensional
+from encoder_rivals import (
+    CHANNELS_LAST,
+    FOLDED,
+    N_CHANNELS,
+    PLAIN,
+    embedder,
+    folded,
+    networks,
+    step_of,
+    two_dimensional,
+)
 from torch import Tensor, nn
 
 from sleepfm_fast import inference
@@ -36,25 +45,6 @@ Arms = dict[str, Callable[[], Tensor]]
 
 def clips(n_clips: int) -> Tensor:
     return torch.randn(n_clips, N_CHANNELS, 7680, generator=torch.Generator().manual_seed(1)).to(cuda_events.device())
-
-
-def captured(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The call as a CUDA graph: the kernels without the launches."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return result
-
-    return replay
 
 
 def working(makers: dict[str, Callable[[], Callable[[], Tensor]]]) -> tuple[Arms, dict[str, str]]:
@@ -124,7 +114,7 @@ def embedding_arms(x: Tensor, compiled: bool) -> dict[str, Callable[[], Callable
     return {
         "ours" + BFLOAT16: lambda: ours("bfloat16"),
         "ours, compiled" + BFLOAT16: lambda: ours("bfloat16", True),
-        "ours, captured" + BFLOAT16: lambda: captured(ours("bfloat16")),
+        "ours, captured" + BFLOAT16: lambda: cuda_events.captured(ours("bfloat16")),
         "torch.compile" + BFLOAT16: lambda: embedder(compiled_copy(plain), True, x),
         FOLDED + ", torch.compile" + BFLOAT16: lambda: embedder(compiled_copy(flat), True, x),
     }
@@ -155,26 +145,9 @@ def test_embedding_cuda(versus, quick, compiled):
 # ---- a training step ------------------------------------------------------------------------------------------------
 
 
-def step_of(network: nn.Module, bfloat16: bool, x: Tensor) -> Callable[[], Tensor]:
-    """Forward, backward and SGD with momentum; returns the loss, for which nothing waits."""
-    network.train()
-    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-
-    def run() -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-            embeddings = network(x)
-        loss = embeddings.float().square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        return loss.detach()
-
-    return run
-
-
 def training_arms(x: Tensor, compiled: bool) -> dict[str, Callable[[], Callable[[], Tensor]]]:
     arms = networks(timed=False)
-    model = SleepModel({"respiratory": N_CHANNELS}, dataclasses.replace(PRESETS["seed"]))
+    model = SleepModel({"respiratory": N_CHANNELS}, PRESETS["seed"])
     encoder = model.encoders["respiratory"]
     encoder.load_state_dict(arms[PLAIN][0].state_dict())
     plain, flat = arms[PLAIN][0], arms[CHANNELS_LAST][0]
@@ -194,7 +167,7 @@ def training_arms(x: Tensor, compiled: bool) -> dict[str, Callable[[], Callable[
     return {
         "ours" + BFLOAT16: lambda: ours(True),
         "ours, compiled" + BFLOAT16: lambda: step_of(compiled_copy(encoder), True, x),
-        "ours, captured" + BFLOAT16: lambda: captured(ours(True)),
+        "ours, captured" + BFLOAT16: lambda: cuda_events.captured(ours(True)),
         CHANNELS_LAST + ", torch.compile" + BFLOAT16: lambda: step_of(compiled_copy(flat), True, x),
     }
 

@@ -33,11 +33,11 @@ class Config:
     """Folder to write."""
 
     batch_size: int = 128
-    """Clips in a batch; it changes the speed, never the embeddings."""
+    """Clips in a batch; it changes the speed, and the embeddings by rounding at most."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the encoders; embeddings are stored as float32 either way."""
     compile: bool = False
-    """Run the encoders through torch.compile, for a GPU: a minute or two at the start, faster batches after it."""
+    """Run the encoders through torch.compile, for a GPU; compiling can take minutes at the start."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes CUDA where it is available."""
     overwrite: bool = False

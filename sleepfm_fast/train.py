@@ -77,7 +77,7 @@ class Config:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the encoders; the loss, the weights and the optimiser are float32 either way."""
     compile: bool = False
-    """Run the encoders through torch.compile, for a GPU: minutes at the start, faster steps after it."""
+    """Run the encoders through torch.compile, for a GPU; compiling can take minutes at the start."""
     optimiser: Annotated[Literal["sgd", "adamw"] | None, decided("sgd", "{sgd,adamw}")] = None
     """SGD with momentum as in the paper, or AdamW."""
     schedule: Annotated[Literal["step", "cosine"] | None, decided("step", "{step,cosine}")] = None

@@ -151,6 +151,19 @@ def test_compiled_trains_alike(traced, fuse):
             torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-3, atol=1e-4 * scale, msg=name)
 
 
+def test_every_encoder_stays_compiled(traced):
+    """Three encoders, training and evaluation, full and smaller batches: beyond a limit torch compiles no more."""
+    channels = {"respiratory": 5, "brain": 3, "ecg": 1}
+    model = SleepModel(channels, CONFIGS["short"])
+    compile_encoders(model)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for n_clips in (4, 6, 3):
+            x = {name: torch.randn(n_clips, n, N) for name, n in channels.items()}
+            model.train()(x)[0].sum().backward()
+            with torch.no_grad():
+                model.eval()(x)
+
+
 @pytest.mark.slow
 def test_compiled_to_machine_code():
     model = trained("short")
