@@ -11,6 +11,11 @@ namespace {
 
 Isa detect() {
 #if defined(__x86_64__)
+    // For tests on an emulated processor (tests/emulated_avx512): this one would stop at the first instruction it lacks.
+    char const* emulated = std::getenv("SLEEPFM_EMULATED_CPU");
+    if (emulated != nullptr && std::strcmp(emulated, "avx512") == 0) {
+        return Isa::avx512;
+    }
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl")) {
         return Isa::avx512;

@@ -1,0 +1,103 @@
+"""The AVX-512 kernels where no processor has AVX-512: the other tests again, their kernels on an emulated processor."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sleepfm_fast
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+
+pytestmark = [
+    pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="emulates Linux on x86-64"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("bochscpu") is None, reason="`pip install bochscpu-python` brings the processor"
+    ),
+]
+HAS_AVX512 = "avx512" in sleepfm_fast.build_info()["cpu_instruction_sets"]
+
+# Which tests of a file: an emulated processor does some ten million multiply-adds a second.
+SELECTIONS = {
+    "test_stem": "not every_instruction_set",
+    "test_max_pool": "",
+    "test_filter_resample_blocks": "",
+}
+
+SCRIPT = """
+import ctypes
+import os
+import sys
+from emulated_avx512.processor import EmulationError, Processor
+library = ctypes.CDLL(sys.argv[1])
+address = lambda function: ctypes.cast(function, ctypes.c_void_p).value
+processor = Processor()
+a, b = (ctypes.c_float * 100)(*range(100)), (ctypes.c_float * 100)(*range(100, 200))
+for _ in range(2):  # the processor's second call is like its first
+    assert processor.call(address(library.dot), ctypes.addressof(a), ctypes.addressof(b), 100) == 823350
+assert processor.call(address(library.process)) == library.process() > 0
+try:
+    processor.call(address(library.first), 8)
+except EmulationError as error:
+    assert "exception 14" in str(error) and "cr2 0x8" in str(error), error
+else:
+    raise AssertionError("a read of address 8 went through")
+assert processor.call(address(library.process)) == library.process()
+sys.stdout.flush()
+os._exit(0)
+"""
+
+SOURCE = """
+#include <unistd.h>
+long dot(float const* a, float const* b, long n) {
+    float sum = 0;
+    for (long i = 0; i < n; ++i) sum += a[i] * b[i];
+    return (long)sum;
+}
+long first(long const* x) { return *x; }
+long process(void) { return getpid(); }
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(TESTS), *(p for p in sys.path if p)])
+    return {
+        **os.environ,
+        "PYTHONPATH": path,
+        "LD_BIND_NOW": "1",
+        "OMP_THREAD_LIMIT": "1",
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+
+
+def test_the_processor(tmp_path):
+    """Arithmetic of 512 bits, a system call, a fault that ends the call, and life after it."""
+    source, library = tmp_path / "functions.c", tmp_path / "functions.so"
+    source.write_text(SOURCE)
+    flags = ["-O3", "-ffast-math", "-mavx512f", "-mprefer-vector-width=512", "-shared", "-fPIC"]
+    subprocess.run([os.environ.get("CC", "cc"), *flags, source, "-o", library], check=True)
+    assert b"\x62" in library.read_bytes()  # the prefix of AVX-512's instructions
+    subprocess.run([sys.executable, "-c", SCRIPT, library], env=environment(), check=True, timeout=300)
+
+
+@pytest.mark.skipif(HAS_AVX512, reason="this processor has AVX-512: the other tests run these kernels")
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_kernels(name):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "emulated_avx512.plugin", "-p", "no:cacheprovider"]
+    command += ["-p", "no:xdist", str(TESTS / f"{name}.py"), "-k", SELECTIONS[name]]
+    run = subprocess.run(
+        command, env=environment(SLEEPFM_EMULATED_CPU="avx512"), cwd=ROOT, capture_output=True, text=True, timeout=590
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    found = re.search(r"on the emulated processor: (\d+) calls", run.stdout)
+    assert found, run.stdout[-2000:]
+    assert int(found[1]) > 10
