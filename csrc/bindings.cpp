@@ -300,20 +300,21 @@ void contrastive_gemm(std::int64_t step, std::vector<std::int64_t> const& member
 using RankAddresses = std::array<Address, 11>;
 
 sleepfm::RankOperand rank_operand(RankAddresses const& at, std::int64_t n, std::int64_t first) {
-    auto const floats = [&](std::size_t i) { return pointer<float const>(at[i]); };
-    return {floats(0),
-            n,
-            first,
-            floats(1),
-            floats(2),
-            floats(3),
-            floats(4),
-            floats(5),
-            floats(6),
-            floats(7),
-            floats(8),
-            pointer<double const>(at[9]),
-            pointer<std::int64_t>(at[10])};
+    sleepfm::RankOperand operand{};
+    operand.n = n;
+    operand.first = first;
+    operand.x = pointer<float const>(at[0]);
+    operand.mean = pointer<float const>(at[1]);
+    operand.factor = pointer<float const>(at[2]);
+    operand.step = pointer<float const>(at[3]);
+    operand.length = pointer<float const>(at[4]);
+    operand.loss = pointer<float const>(at[5]);
+    operand.shift = pointer<float const>(at[6]);
+    operand.low = pointer<float const>(at[7]);
+    operand.high = pointer<float const>(at[8]);
+    operand.own = pointer<double const>(at[9]);
+    operand.ahead = pointer<std::int64_t>(at[10]);
+    return operand;
 }
 
 void pair_ranks(RankAddresses const& rows, RankAddresses const& columns, ContrastiveShape shape, SampleRange first,
@@ -324,13 +325,21 @@ void pair_ranks(RankAddresses const& rows, RankAddresses const& columns, Contras
                          pointer<void>(workspace)});
 }
 
-// factor, step, length, residue, inner
-void measure_rank_rows(Address x, std::tuple<Address, Address> means, std::int64_t n_rows, std::int64_t n_dim,
+// shape: rows, dimensions. out: factor, step, length, residue, inner
+void measure_rank_rows(Address x, std::tuple<Address, Address> means, std::tuple<std::int64_t, std::int64_t> shape,
                        std::array<Address, 5> const& out, int n_threads) {
-    sleepfm::measure_rank_rows({pointer<float const>(x), pointer<float const>(std::get<0>(means)),
-                                pointer<float const>(std::get<1>(means)), n_rows, n_dim, pointer<float>(out[0]),
-                                pointer<double>(out[1]), pointer<double>(out[2]), pointer<double>(out[3]),
-                                pointer<double>(out[4]), n_threads});
+    sleepfm::RankRows call{};
+    call.x = pointer<float const>(x);
+    call.mean = pointer<float const>(std::get<0>(means));
+    call.other_mean = pointer<float const>(std::get<1>(means));
+    std::tie(call.n_rows, call.n_dim) = shape;
+    call.factor = pointer<float>(out[0]);
+    call.step = pointer<double>(out[1]);
+    call.length = pointer<double>(out[2]);
+    call.residue = pointer<double>(out[3]);
+    call.inner = pointer<double>(out[4]);
+    call.n_threads = n_threads;
+    sleepfm::measure_rank_rows(call);
 }
 
 void own_inner_products(Address a, Address b, Address own, std::int64_t n_rows, std::int64_t n_dim) {

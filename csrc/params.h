@@ -144,8 +144,8 @@ struct RankRows {
     int n_threads;
 };
 
-// A block of one modality. All but factor, own and x's own scale are in units of the caller's choice, so that float
-// holds them.
+// A block of one modality. step, length and loss are in a unit of the caller's choice, shift, low and high in the
+// product of both modalities' units, so that float holds them.
 struct RankOperand {
     float const* x;  // [n, n_dim]
     std::int64_t n;

@@ -12,16 +12,16 @@ narrow cone where inner products hardly differ, so the operands are centred, A =
 
     S_rc - <m_a, m_b> = <A_r, B_c> + h_r + f_c,    h_r = <A_r, m_b>,    f_c = <B_c, m_a>.
 
-Each vector becomes whole numbers q of 16 bits, in steps d of its own length: A_r = d_r q_r + e_r, where |q_r| < 2^15.5 and
-|e_r| is about sqrt(D / 12) d_r, but computed from the q that are used. Then <q_r, q_c> is a product of integers, without
-error and inside 32 bits (Cauchy-Schwarz), and
+Each vector becomes whole numbers q of 16 bits in steps d of its own length, A_r = d_r q_r + e_r, with |q_r| < 2^15.5.
+The |e_r|, about sqrt(D / 12) d_r, are computed from the q that are used. Then <q_r, q_c> is a product of integers,
+without error and inside 32 bits (Cauchy-Schwarz), and
 
     |<A_r, B_c> - d_r d_c <q_r, q_c>| <= |e_r| |B_c| + |d_r q_r| |e_c|.
 
-What remains is rounding to float32 (u = 2^-24): of the integer, its two factors and the sum, at most 12 u |A_r| |B_c| +
-5 u (|h_r| + |f_c|); the first part is added to the |e|, the second widens the limits of S_rr - <m_a, m_b>. A pair closer
-than these bounds is decided by a float64 inner product <a_r, b_c> summed in one fixed order. The ranks therefore depend
-neither on the blocks nor on the processor, and duplicates tie exactly.
+What remains is rounding to float32 (u = 2^-24) of the integer, of the products with d_r and d_c, of the shifts and of
+the sums: at most 6 u |A_r| |B_c| + 5 u (|h_r| + |f_c|). The first part is added to the |e|, the second widens the
+limits of S_rr - <m_a, m_b>. A pair closer than these bounds is decided by a float64 inner product <a_r, b_c> summed in
+one fixed order. The ranks therefore depend neither on the blocks nor on the processor, and duplicates tie exactly.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ def _block(rows: Rows, which: slice) -> npt.NDArray[np.float32]:
 class _Modality:
     """What the kernel needs of every clip of one modality, beside its embedding: see RankOperand in csrc/params.h."""
 
-    def __init__(self, rows: Rows, mean: npt.NDArray[np.float32]) -> None:
-        n = rows.shape[0]
-        self.rows, self.mean = rows, mean
+    def __init__(self, n: int, mean: npt.NDArray[np.float32]) -> None:
+        self.mean = mean
         self.factor = np.empty(n, np.float32)
         self.step, self.length, self.residue, self.shift = np.empty((4, n))
         self.ahead = np.zeros(n, np.int64)
@@ -73,7 +72,7 @@ class _Modality:
         _C.measure_rank_rows(
             x.ctypes.data,
             (self.mean.ctypes.data, other.mean.ctypes.data),
-            *x.shape,
+            (len(x), len(self.mean)),
             tuple(each[which].ctypes.data for each in results),
             n_threads,
         )
@@ -124,6 +123,8 @@ def pair_ranks(
     if len(a.shape) != 2 or tuple(a.shape) != tuple(b.shape):
         raise ValueError(f"the two modalities have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected one [N, D]")
     n, dim = a.shape
+    if n == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     blocks = [slice(start, min(start + query_block, n)) for start in range(0, n, query_block)]
     own = np.empty(n)
     sums = np.zeros((2, dim))
@@ -134,7 +135,7 @@ def pair_ranks(
         if not np.isfinite(own[rows]).all():
             raise ValueError(f"rows {rows.start} to {rows.stop - 1} hold values that are not finite")
     mean_a, mean_b = (sums / n).astype(np.float32)
-    queries, candidates = _Modality(a, mean_a), _Modality(b, mean_b)
+    queries, candidates = _Modality(n, mean_a), _Modality(n, mean_b)
     n_threads = torch.get_num_threads()
     for rows in blocks:
         queries.measure(rows, _block(a, rows), candidates, n_threads)
@@ -180,7 +181,7 @@ def _tables(
         each.bound()
     shifts = np.abs(queries.shift).max() + np.abs(candidates.shift).max()
     margin += 5 * _U * shifts
-    # Powers of two, so that no similarity exceeds 4 and no length 2; what is then too small for float32 is below 2^-100.
+    # Powers of two, so that no similarity exceeds 4 and no length 2. What float32 cannot hold then is below 2^-100.
     longest = queries.length.max(), candidates.length.max()
     unit = 2.0 ** float(np.frexp(max(longest[0] * longest[1], shifts, np.abs(target).max()))[1])
     unit_a = 2.0 ** float(np.frexp(longest[0])[1])

@@ -8,14 +8,34 @@ namespace sleepfm::SLEEPFM_ISA {
 
 constexpr Index RANK_BLOCK = 192;  // a tile and its operands at D = 512 fill the second cache
 
+inline Vec<double> load_widened(float const* from) {
+#if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    return _mm512_cvtps_pd(_mm256_loadu_ps(from));
+#elif SLEEPFM_VECTOR_BYTES == 32 && defined(__AVX2__)
+    return _mm256_cvtps_pd(_mm_loadu_ps(from));
+#else
+    Vec<double> v;
+    for (int l = 0; l < WIDTH<double>; ++l) {
+        v[l] = static_cast<double>(from[l]);
+    }
+    return v;
+#endif
+}
+
 // <a, b> in double, where products of floats are exact: sixteen sums in a fixed order, equal vectors give equal bits.
 inline double exact_inner(float const* a, float const* b, Index n) {
-    double lane[16] = {};
+    constexpr Index width = WIDTH<double>;
+    Vec<double> sums[16 / width] = {};
     Index i = 0;
     for (; i + 16 <= n; i += 16) {
-        for (int l = 0; l < 16; ++l) {
-            lane[l] += static_cast<double>(a[i + l]) * static_cast<double>(b[i + l]);
+#pragma GCC unroll 8
+        for (Index l = 0; l < 16 / width; ++l) {
+            sums[l] += load_widened(a + i + l * width) * load_widened(b + i + l * width);
         }
+    }
+    alignas(64) double lane[16];
+    for (Index l = 0; l < 16 / width; ++l) {
+        store<double>(lane + l * width, sums[l]);
     }
     for (int l = 0; i < n; ++i, ++l) {
         lane[l] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
@@ -70,18 +90,36 @@ inline void pack_columns(PairRanks const& call, RankWork const& work, Index firs
     }
 }
 
-// Which of a pair's comparisons, in the row and in the column, double says are ahead.
-struct Ahead {
-    bool row, column;
+// Pairs of a tile that integers cannot tell: row << 16 | column << 2 | open in the column << 1 | open in the row.
+struct OpenPairs {
+    static constexpr Index CAPACITY = 1024;
+    Index n = 0;
+    std::uint32_t pair[CAPACITY + WIDTH<float>];
 };
-inline Ahead decide(PairRanks const& call, Index i, Index j) {
-    Index const a = call.rows.first + i, b = call.columns.first + j;
-    if (a == b) {
-        return {false, false};
+
+// Embeddings lie in memory: those of a pair are fetched while two others are decided.
+inline void fetch_pair(PairRanks const& call, Index r0, Index c0, std::uint32_t pair) {
+    fetch(call.rows.x + (r0 + (pair >> 16)) * call.n_dim, call.n_dim);
+    fetch(call.columns.x + (c0 + (pair >> 2 & 0x3FFF)) * call.n_dim, call.n_dim);
+}
+
+inline void decide(PairRanks const& call, Index r0, Index c0, OpenPairs& open, std::int32_t* ahead_rows,
+                   std::int32_t* ahead_columns) {
+    for (Index at = 0; at < open.n; ++at) {
+        if (at + 2 < open.n) {
+            fetch_pair(call, r0, c0, open.pair[at + 2]);
+        }
+        std::uint32_t const pair = open.pair[at];
+        Index const i = r0 + (pair >> 16), j = c0 + (pair >> 2 & 0x3FFF);
+        Index const a = call.rows.first + i, b = call.columns.first + j;
+        if (a != b) {
+            double const inner = exact_inner(call.rows.x + i * call.n_dim, call.columns.x + j * call.n_dim, call.n_dim);
+            double const own_a = call.rows.own[i], own_b = call.columns.own[j];
+            ahead_rows[i] += (pair & 1) != 0 && (inner > own_a || (inner == own_a && b < a));
+            ahead_columns[j] += (pair & 2) != 0 && (inner > own_b || (inner == own_b && a < b));
+        }
     }
-    double const inner = exact_inner(call.rows.x + i * call.n_dim, call.columns.x + j * call.n_dim, call.n_dim);
-    double const own_a = call.rows.own[i], own_b = call.columns.own[j];
-    return {inner > own_a || (inner == own_a && b < a), inner > own_b || (inner == own_b && a < b)};
+    open.n = 0;
 }
 
 inline void count_tile(PairRanks const& call, RankWork const& work, Index r0, Index n_rows, Index c0, Index n_columns,
@@ -91,12 +129,16 @@ inline void count_tile(PairRanks const& call, RankWork const& work, Index r0, In
     using I = IntVec<float>;
     constexpr Index width = WIDTH<float>;
     std::memset(of_tile, 0, sizeof(std::int32_t) * RANK_BLOCK);
+    I lanes;
+    for (int l = 0; l < width; ++l) {
+        lanes[l] = l << 2;
+    }
+    OpenPairs open;
     Index const n_real = n_rows < call.rows.n - r0 ? n_rows : call.rows.n - r0;
     for (Index r = 0; r < n_real; ++r) {
         Index const i = r0 + r;
         float const step = call.rows.step[i], length = call.rows.length[i], loss = call.rows.loss[i];
         float const shift = call.rows.shift[i], low = call.rows.low[i], high = call.rows.high[i];
-        std::int32_t decided = 0;
         I above{};
         for (Index c = 0; c < n_columns; c += width) {
             Index const j = c0 + c;
@@ -109,21 +151,25 @@ inline void count_tile(PairRanks const& call, RankWork const& work, Index r0, In
             I const open_in_row = in_row ^ (most >= low), open_in_column = in_column ^ (most >= load(work.low + j));
             above -= in_row;
             *reinterpret_cast<I*>(of_tile + c) -= in_column;
-            if (any_lane(open_in_row | open_in_column)) {
-                for (Index l = 0; l < width; ++l) {
-                    if ((open_in_row[l] | open_in_column[l]) != 0) {
-                        Ahead const ahead = decide(call, i, j + l);
-                        decided += open_in_row[l] != 0 && ahead.row;
-                        of_tile[c + l] += open_in_column[l] != 0 && ahead.column;
-                    }
+            I const either = open_in_row | open_in_column;
+            if (any_lane(either)) {
+                I const pairs =
+                    (lanes + static_cast<std::int32_t>(r << 16 | c << 2)) | (open_in_row & 1) | (open_in_column & 2);
+                for (int l = 0; l < width; ++l) {
+                    open.pair[open.n] = static_cast<std::uint32_t>(pairs[l]);
+                    open.n -= either[l];
+                }
+                if (open.n >= OpenPairs::CAPACITY - width) {
+                    decide(call, r0, c0, open, ahead_rows, ahead_columns);
                 }
             }
         }
-        ahead_rows[i] += count_of_lanes<float>(above) + decided;
+        ahead_rows[i] += count_of_lanes<float>(above);
     }
     for (Index c = 0; c < n_columns; ++c) {
         ahead_columns[c0 + c] += of_tile[c];
     }
+    decide(call, r0, c0, open, ahead_rows, ahead_columns);
 }
 
 inline void pair_ranks(PairRanks const& call) {
