@@ -18,9 +18,11 @@
 #include "cpu/pages.h"
 #include "cuda/contrastive_epilogue.h"
 #include "cuda/contrastive_small.h"
+#include "cuda/mbconv_evaluate_policy.h"
 #if defined(SLEEPFM_WITH_CUDA)
 #include "cuda/contrastive.h"
 #include "cuda/filter_resample.h"
+#include "cuda/mbconv_evaluate.h"
 #endif
 #include "launch.h"
 #include "params.h"
@@ -421,6 +423,35 @@ void mbconv_backward(MBConvDims dims, int n_threads, Address workspace, MBConvAd
     sleepfm::mbconv_backward(call);
 }
 
+bool mbconv_evaluate_covers(std::int64_t n_in, std::int64_t width, std::int64_t n_out, int stride) {
+    return sleepfm::cuda::for_mbconv_policy(n_in, width, n_out, stride, [](auto) {});
+}
+
+void mbconv_evaluate_cuda(MBConvDims dims, int dtype, bool residual, Address x, Address packed, Address bias, Address y,
+                          int device, Address stream) {
+    sleepfm::MBConvPacked p{};
+    std::tie(p.n_clips, p.n_in, p.width, p.n_out, p.n_samples, p.stride) = dims;
+    p.x = pointer<void const>(x);
+    p.packed = pointer<void const>(packed);
+    p.bias = pointer<float const>(bias);
+    p.y = pointer<void>(y);
+    p.dtype = static_cast<sleepfm::DType>(dtype);
+    p.residual = residual;
+#if defined(SLEEPFM_WITH_CUDA)
+    SLEEPFM_CHECK(p.dtype == sleepfm::DType::bf16 || p.dtype == sleepfm::DType::f16,
+                  "mbconv_evaluate: x is neither bfloat16 nor float16.");
+    auto const launch =
+        p.dtype == sleepfm::DType::bf16 ? &sleepfm::mbconv_evaluate_cuda_bf16 : &sleepfm::mbconv_evaluate_cuda_f16;
+    launch(p, device, pointer<void>(stream));
+#else
+    static_cast<void>(device);
+    static_cast<void>(stream);
+    SLEEPFM_CHECK(false,
+                  "mbconv_evaluate: this build has no CUDA kernels. Install the CUDA toolkit (nvcc) and run "
+                  "`pip install .` again, or leave the blocks to torch.");
+#endif
+}
+
 // ---- narrow layers --------------------------------------------------------------------------------------------------
 
 using StemDims = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
@@ -491,6 +522,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("mbconv_evaluate", &mbconv_evaluate, NoGil());
     module.def("mbconv_backward", &mbconv_backward, NoGil());
     module.def("mbconv_workspace_bytes", &mbconv_workspace_bytes);
+    module.def("mbconv_evaluate_covers", &mbconv_evaluate_covers);
+    module.def("mbconv_evaluate_cuda", &mbconv_evaluate_cuda, NoGil());
     module.def("stem_forward", &stem_forward, NoGil());
     module.def("stem_backward", &stem_backward, NoGil());
     module.def("stem_workspace_bytes", &stem_workspace_bytes);

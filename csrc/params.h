@@ -241,6 +241,18 @@ struct MBConvBackward {
     float *dw1, *dgamma0, *dbeta0, *dwd, *dgamma1, *dbeta1, *dw3, *db3;
 };
 
+// The same block on a CUDA device, in evaluation, its batch norms folded. Channels last: [B, T, channels], contiguous.
+struct MBConvPacked {
+    void const* x;       // [B, T, n_in]
+    void const* packed;  // width / 16 chunks as the tensor cores read them: sleepfm_fast/ops/mbconv_evaluate.py
+    float const* bias;   // [n_out rounded up to a multiple of 16]
+    void* y;             // [B, S, n_out]
+    DType dtype;         // of x, y and the matrices: bf16 or f16
+    std::int64_t n_clips, n_samples, n_in, width, n_out;
+    int stride;
+    bool residual;
+};
+
 // ---- narrow layers of the encoder: stem and maximum of three
 // ----------------------------------------------------------
 

@@ -224,6 +224,19 @@ def mbconv_backward(
     gradients: tuple[int, ...],
     /,
 ) -> None: ...
+def mbconv_evaluate_covers(n_in: int, width: int, n_out: int, stride: int, /) -> bool: ...
+def mbconv_evaluate_cuda(
+    dims: tuple[int, int, int, int, int, int],
+    dtype: int,
+    residual: bool,
+    x: int,
+    packed: int,
+    bias: int,
+    y: int,
+    device: int,
+    stream: int,
+    /,
+) -> None: ...
 
 # ---- narrow layers ---------------------------------------------------------------------------------------------------
 
