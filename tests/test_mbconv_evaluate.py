@@ -6,7 +6,7 @@ import pytest
 import torch
 from closeness import assert_close
 from emulated_cuda import ADVERSARIAL, Counts, KernelError, Run, compile_kernels, unnoticed
-from emulated_mbconv import emulate, random_weights
+from emulated_mbconv import emulate, random_weights, unpack
 from torch import Tensor
 
 from sleepfm_fast import reference
@@ -184,6 +184,13 @@ def test_covers_the_published_network_up_to_its_last_stage() -> None:
     assert not covers(16, 80, 16, 1)
     assert not covers(16, 96, 16, 3)
     assert not covers(0, 0, 0, 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_packing_loses_nothing_but_digits(shape: tuple[int, int, int]) -> None:
+    case = Case(*shape, 1, width=144)
+    for ours, given in zip(unpack(case.block), case.weights, strict=True):
+        torch.testing.assert_close(ours, given, rtol=2.0**-8, atol=1e-7)
 
 
 @pytest.mark.parametrize(
