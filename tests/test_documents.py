@@ -9,9 +9,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
+from torch.nn import functional
 
 from sleepfm_fast.__main__ import COMMANDS
+from sleepfm_fast.ops import contrastive_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -94,10 +97,35 @@ def test_every_file_that_a_page_names_exists():
     assert missing == []
 
 
-def test_the_readme_s_example_of_the_loss_runs():
-    (example,) = blocks((ROOT / "README.md").read_text(), "python")
+def example(word):
+    """What the README's Python block with a word in it leaves behind."""
+    (block,) = [block for block in blocks((ROOT / "README.md").read_text(), "python") if word in block]
     names = {}
-    exec(example, names)
+    exec(block, names)
+    return names
+
+
+def test_the_readme_s_example_of_the_filter_runs():
+    clip = example("filter_resample")["clip"]
+    assert clip.shape == (1, 1, 7680)
+    assert abs(clip.mean()) < 1e-4
+    assert abs(clip.std() - 1) < 1e-3
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_two_modalities_pairwise_are_clip_s_loss(masked):
+    a, b = torch.randn(2, 40, 32, dtype=torch.float64)
+    logit_scale = torch.tensor(2.0, dtype=torch.float64)
+    kept = torch.rand(40) < 0.7 if masked else torch.ones(40, dtype=torch.bool)
+    loss, _ = contrastive_loss(torch.stack([a, b]), logit_scale, mode="pairwise", mask=kept.expand(2, 40))
+    logits = logit_scale.exp() * functional.normalize(a[kept]) @ functional.normalize(b[kept]).T
+    labels = torch.arange(len(logits))
+    clip = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+    torch.testing.assert_close(loss, clip, rtol=1e-12, atol=0)
+
+
+def test_the_readme_s_example_of_the_loss_runs():
+    names = example("contrastive_loss")
     assert names["x"].grad.shape == (3, 512, 128)
     assert names["log_temperature"].grad.abs() > 0
     assert names["statistics"].ranks.shape == (3, 2, 512)
