@@ -19,6 +19,7 @@ import sleepfm_fast.columns
 import sleepfm_fast.night
 from sleepfm_fast.claims import Claim
 from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.preprocess import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -49,6 +50,27 @@ def test_a_second_run_redoes_nothing_and_adds_what_is_new(cohort: Path, tmp_path
     status, result = preprocess(capsys, cohort, store)
     assert (status, result["nights"]) == (0, 5)
     assert "a1" in [r.id for r in ClipStore(store).recordings]
+
+
+def test_a_cohort_without_scoring_is_told_what_to_do_and_many_changes_are_a_few_lines(tmp_path: Path, capsys) -> None:
+    nights, labels, store = tmp_path / "nights", tmp_path / "labels", tmp_path / "store"
+    nights.mkdir()
+    labels.mkdir()
+    for i in range(12):
+        write_night(nights / f"n{i:02d}.edf", stages="----", seed=i)
+        (labels / f"n{i:02d}.csv").write_text("onset,duration,description\n0,30,N3\n30,30,N3\n")
+    command = [str(nights), str(store), "--workers", "1", "--backend", "threading"]
+    assert cli(command) == 0
+    assert "notice: no night has a sleep stage" in capsys.readouterr().err
+    assert cli([*command, "--labels", str(labels)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("changed: ") == 10
+    assert "and 2 more have changed; --overwrite makes all of them again" in said
+    assert "tries again what failed" not in said
+    assert cli([*command, "--labels", str(labels), "--overwrite"]) == 0
+    said = capsys.readouterr().err
+    assert "N3 24" in said
+    assert "no night has a sleep stage" not in said
 
 
 def test_auto_is_resolved_once(cohort: Path, tmp_path: Path, capsys) -> None:
