@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -278,3 +279,20 @@ def test_a_damaged_night_is_made_again_or_reported(cohort: Path, tmp_path: Path,
     status, result = preprocess(capsys, cohort, store)
     assert (status, result["added"], result["kept"]) == (0, 1, 3)
     assert contents(store) == wanted
+
+
+def test_unknown_channel_names_are_answered_with_a_correction_that_works(tmp_path: Path, capsys) -> None:
+    nights, overrides = tmp_path / "nights", tmp_path / "overrides.json"
+    nights.mkdir()
+    write_night(nights / "x.edf", leads=[Lead("Ch 1"), Lead("Ch 2")])
+    assert cli([str(nights), str(tmp_path / "alone")]) == 1
+    assert '--overrides, such as {"*": {"EEG 1": {"alias": "C3-M2"}}}' in capsys.readouterr().err
+    for i in range(3):
+        write_night(nights / f"known{i}.edf", seed=i)
+    assert cli([str(nights), str(tmp_path / "store")]) == 1
+    said = capsys.readouterr().err
+    (correction,) = re.findall(r"--overrides (\{.*\}) \(the slots: ", said)
+    assert json.loads(correction) == {"x.edf": {"Ch 1": {"alias": "C3-M2"}}}
+    overrides.write_text(correction)
+    assert preprocess(capsys, nights, tmp_path / "store", "--overrides", overrides)[0] == 0
+    assert "x" in [r.id for r in ClipStore(tmp_path / "store").recordings]
