@@ -144,9 +144,15 @@ def mbconv_evaluate(x: Tensor, block: PackedMBConv) -> Tensor:
     ------
     TypeError, ValueError
         For an x of another type, shape or device; :func:`sleepfm_fast.reference.mbconv_evaluate` takes any.
+    NotImplementedError
+        Where a gradient of x is wanted.
     """
     if x.dtype != block.dtype:
         raise TypeError(f"mbconv_evaluate: x is {x.dtype}, the block was packed for {block.dtype}.")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(
+            "mbconv_evaluate has no gradient; call it under torch.no_grad(), or use the reference's."
+        )
     y: Tensor = torch.ops.sleepfm_fast.mbconv_evaluate_packed(
         x, block.packed, block.bias, block.width, block.n_out, block.stride, block.residual
     )
