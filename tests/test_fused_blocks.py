@@ -121,7 +121,7 @@ def test_batch_norms_are_not_forgotten() -> None:
 def test_compiled_embeds_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler sees the network around the blocks; the kernel itself is an op like any other to it."""
     monkeypatch.setattr(fused_blocks, "mbconv_evaluate", in_torch)
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     torch.compiler.reset()
     model = fused(trained("short"))
     batch = with_gaps(batch_of(4))
