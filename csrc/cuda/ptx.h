@@ -285,6 +285,29 @@ __device__ __forceinline__ float lg2(float x) {
 #endif
 }
 
+// x + y and x y + z, rounded once and brought between 0 and 1; NaN becomes 0.
+__device__ __forceinline__ float add_saturated(float x, float y) {
+    float sum;
+#if defined(SLEEPFM_ON_HOST)
+    sum = x + y;
+    sum = sum > 0.0f ? (sum < 1.0f ? sum : 1.0f) : 0.0f;
+#else
+    asm("add.sat.f32 %0, %1, %2;\n" : "=f"(sum) : "f"(x), "f"(y));
+#endif
+    return sum;
+}
+
+__device__ __forceinline__ float multiply_add_saturated(float x, float y, float z) {
+    float sum;
+#if defined(SLEEPFM_ON_HOST)
+    sum = static_cast<float>(static_cast<double>(x) * static_cast<double>(y) + static_cast<double>(z));
+    sum = sum > 0.0f ? (sum < 1.0f ? sum : 1.0f) : 0.0f;
+#else
+    asm("fma.rn.sat.f32 %0, %1, %2, %3;\n" : "=f"(sum) : "f"(x), "f"(y), "f"(z));
+#endif
+    return sum;
+}
+
 // ---- exchange within a warp -----------------------------------------------------------------------------------------
 
 // The value of lane (lane ^ mask), of lane + delta (own value beyond the warp), of lane `source`. T: 4 or 8 bytes.
