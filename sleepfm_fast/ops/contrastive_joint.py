@@ -104,13 +104,12 @@ def loss_and_gradients(
     """Loss; losses, correct, ranks, n_valid; gradients of x and log_temperature for an upstream gradient of 1."""
     M, N, _ = x.shape
     P, dtype = n_problems(M, mode), log_temperature.dtype
-    loss = torch.empty((), dtype=dtype)
+    loss, slope = torch.empty_like(log_temperature), torch.empty_like(log_temperature)  # half as long as empty(())
     losses = torch.empty((P, 2), dtype=dtype)
     correct = torch.empty((P, 2), dtype=torch.int64)
     ranks = torch.empty((P, 2, N), dtype=torch.int32)
     n_valid = torch.empty((P,), dtype=torch.int64)
-    gradient_x = torch.empty(x.shape, dtype=x.dtype) if wants_x else None
-    slope = torch.empty((), dtype=dtype)
+    gradient_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else None
     results = loss.data_ptr(), losses.data_ptr(), correct.data_ptr(), ranks.data_ptr(), n_valid.data_ptr(), 0
     at = 0 if gradient_x is None else gradient_x.data_ptr(), slope.data_ptr()
     _run(x, log_temperature, mask, mode, directions, results, 1.0, *at)
