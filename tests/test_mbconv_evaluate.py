@@ -263,4 +263,6 @@ def test_op_is_registered_as_torch_wants_it() -> None:
     case = Case(24, 40, 2, 100)
     x, block = case.x.cuda(), on(case.block, "cuda")
     arguments = (x, block.packed, block.bias, block.width, block.n_out, block.stride, block.residual)
-    torch.library.opcheck(torch.ops.sleepfm_fast.mbconv_evaluate_packed.default, arguments)
+    registered = torch.ops.sleepfm_fast.mbconv_evaluate_packed.default
+    torch.library.opcheck(registered, arguments)
+    assert torch.equal(registered(*arguments), mbconv_evaluate(x, block))
