@@ -237,6 +237,21 @@ def test_workers_leave_an_interruption_to_the_process_that_the_user_sees():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_work_that_is_given_up_is_one_sentence():
+    script = (
+        "import sys, joblib\nfrom dataclasses import dataclass\nfrom sleepfm_fast import command\n"
+        "from sleepfm_fast.errors import SleepfmError\n@dataclass(frozen=True)\nclass Config:\n    'Nothing.'\n"
+        "def main(config):\n"
+        "    calls = (joblib.delayed(__import__('time').sleep)(n) for n in (0, 0.3, 0.3, 0.3))\n"
+        "    for _ in joblib.Parallel(2, prefer='threads', return_as='generator')(calls):\n"
+        "        raise SleepfmError('the disk is full.')\n"
+        "sys.exit(command.run(Config, main))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == ["error: the disk is full."]
+
+
 INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
 
 
