@@ -152,9 +152,9 @@ class PoolChannelsLast(nn.Module):
     def __init__(self, pool: nn.MaxPool1d) -> None:
         super().__init__()
         kernel, stride, padding = (int(n) for n in (pool.kernel_size, pool.stride, pool.padding))  # type: ignore[arg-type]
-        self.pool = nn.MaxPool2d((kernel, 1), stride=(stride, 1), padding=(padding, 0))
+        self.pool = nn.MaxPool2d((1, kernel), stride=(1, stride), padding=(0, padding))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, n, C] -> [B, n, C]."""
-        y: Tensor = self.pool(x.transpose(1, 2)[..., None])
-        return y[..., 0].transpose(1, 2)
+        """[B, n, C] -> [B, n, C], contiguous both."""
+        y: Tensor = self.pool(x.transpose(1, 2)[:, :, None])  # an image of one row, channels last in memory
+        return y[:, :, 0].transpose(1, 2)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import torch
-from emulated_cuda import Counts, Run, compile_kernels
+from emulated_cuda import Counts, Kernels, Run, compile_kernels
 from torch import Tensor
 
 from sleepfm_fast.ops.mbconv_evaluate import PackedMBConv, lane_channels, steps
-from sleepfm_fast.ops.registry import DTYPE_CODES
 
-__all__ = ["emulate", "random_weights", "unpack"]
+__all__ = ["emulate", "kernels", "random_weights", "unpack"]
 
 AHEAD = Run()
+
+
+def kernels(dtype: torch.dtype) -> Kernels:
+    """The kernels of one type, compiled for the host."""
+    return compile_kernels("mbconv_evaluate.cpp", "TYPE=bf16" if dtype == torch.bfloat16 else "TYPE=f16")
 
 
 def emulate(x: Tensor, block: PackedMBConv, run: Run = AHEAD, counts: list[Counts] | None = None) -> Tensor:
     """What the kernel makes of ``x`` [B, T, n_in]; appends what was counted."""
     B, T, n_in = x.shape
     y = torch.zeros(B, (T - 1) // block.stride + 1, block.n_out, dtype=x.dtype)
-    with compile_kernels("mbconv_evaluate.cpp").call(run) as (memory, call):
+    with kernels(x.dtype).call(run) as (memory, call):
         given = [memory.read("x", x), memory.read("packed", block.packed), memory.read("bias", block.bias)]
         sizes = (B, T, n_in, block.width, block.n_out, block.stride, int(block.residual))
-        counted = call("mbconv_evaluate", *given, memory.write("y", y), DTYPE_CODES[x.dtype], *sizes)
+        counted = call("mbconv_evaluate", *given, memory.write("y", y), *sizes)
     if counts is not None:
         counts.append(counted)
     return y

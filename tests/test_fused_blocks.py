@@ -18,7 +18,7 @@ from sleepfm_fast.batches import Batch
 from sleepfm_fast.compilation import compile_encoders
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.fused_blocks import ChannelsFirst, FusedBlock, check_fused_blocks, fuse_blocks
+from sleepfm_fast.fused_blocks import ChannelsFirst, FusedBlock, PoolChannelsLast, check_fused_blocks, fuse_blocks
 from sleepfm_fast.inference import embedder, fold_batch_norms
 from sleepfm_fast.ops.mbconv_evaluate import PackedMBConv
 
@@ -113,6 +113,16 @@ def test_blocks_with_hooks_stay_layers_of_torch() -> None:
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("n_samples", [1, 2, 9])
+def test_pooling_keeps_channels_last(n_samples: int) -> None:
+    """A copy before and after would cost as much as the pooling."""
+    x = torch.randn(3, n_samples, 8, dtype=torch.bfloat16)
+    layer = nn.MaxPool1d(3, stride=1, padding=1)
+    y = PoolChannelsLast(layer)(x)
+    assert torch.equal(y, layer(x.transpose(1, 2)).transpose(1, 2))
+    assert y.is_contiguous()
+
+
 def test_batch_norms_are_not_forgotten() -> None:
     with pytest.raises(ValueError, match="fold them first"):
         fuse_blocks(trained("short"), torch.bfloat16)
@@ -121,7 +131,7 @@ def test_batch_norms_are_not_forgotten() -> None:
 def test_compiled_embeds_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler sees the network around the blocks; the kernel itself is an op like any other to it."""
     monkeypatch.setattr(fused_blocks, "mbconv_evaluate", in_torch)
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     torch.compiler.reset()
     model = fused(trained("short"))
     batch = with_gaps(batch_of(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -15,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import sleepfm_fast.__main__
-from sleepfm_fast import claims, command, simulate
+from sleepfm_fast import claims, command, interruption, probe, simulate
 from sleepfm_fast.atomic import replace_file, replace_folder, write_json
 from sleepfm_fast.claims import Claim, claim_to_write
 from sleepfm_fast.compiled import compiled
@@ -237,14 +237,91 @@ def test_workers_leave_an_interruption_to_the_process_that_the_user_sees():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_interruption_while_a_command_is_imported_is_a_sentence(monkeypatch, capsys):
-    def interrupted(name):
-        raise KeyboardInterrupt
+def test_work_that_is_given_up_is_one_sentence():
+    script = (
+        "import sys, joblib\nfrom dataclasses import dataclass\nfrom sleepfm_fast import command\n"
+        "from sleepfm_fast.errors import SleepfmError\n@dataclass(frozen=True)\nclass Config:\n    'Nothing.'\n"
+        "def main(config):\n"
+        "    calls = (joblib.delayed(__import__('time').sleep)(n) for n in (0, 0.3, 0.3, 0.3))\n"
+        "    for _ in joblib.Parallel(2, prefer='threads', return_as='generator')(calls):\n"
+        "        raise SleepfmError('the disk is full.')\n"
+        "sys.exit(command.run(Config, main))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == ["error: the disk is full."]
 
-    monkeypatch.setattr("importlib.import_module", interrupted)
-    monkeypatch.setattr(sys, "argv", ["sleepfm-fast", "probe"])
-    assert sleepfm_fast.__main__.main() == 130
-    assert "interrupted before anything was done" in capsys.readouterr().err
+
+INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+
+
+@pytest.mark.parametrize("imported", ["sleepfm_fast", "tyro", "numpy"])
+@pytest.mark.parametrize("started", [["-m", "sleepfm_fast.probe"], ["-m", "sleepfm_fast", "probe"], ["sleepfm-fast"]])
+def test_an_interruption_while_a_command_is_imported_is_a_sentence(tmp_path, imported, started):
+    if imported == "sleepfm_fast":
+        (tmp_path / "sitecustomize.py").write_text(
+            "import importlib.util\ndef find_spec(name, package=None, found=importlib.util.find_spec):\n"
+            f"    if name == 'sleepfm_fast._C':\n        exec({INTERRUPTED!r})\n    return found(name, package)\n"
+            "importlib.util.find_spec = find_spec\n"
+        )
+    else:
+        (tmp_path / f"{imported}.py").write_text(INTERRUPTED)
+    if started == ["sleepfm-fast"]:
+        script = tmp_path / "sleepfm-fast"  # as pip writes it
+        script.write_text("import sys\nfrom sleepfm_fast.__main__ import main\nsys.exit(main())\n")
+        started = [str(script), "probe"]
+    done = subprocess.run(
+        [sys.executable, *started, "EMBEDDINGS", "--task", "stage"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted before anything was done\n"
+
+
+ANSWER = "import signal, sleepfm_fast.interruption as own; print(signal.getsignal(signal.SIGINT) is own._end)\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "started"),
+    [
+        ("tool.py", ANSWER, ["tool.py"]),
+        ("tool/__init__.py", ANSWER, ["-m", "tool"]),  # the program's name is -m here as well
+        # A shell starts what runs behind it, with & or nohup, so that Ctrl-C does not reach it.
+        ("sitecustomize.py", f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{ANSWER}", ["-c", ""]),
+    ],
+    ids=["library", "library of a program started with -m", "ignored"],
+)
+def test_a_program_that_imports_the_package_answers_ctrl_c_itself(tmp_path, file, text, started):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    (tmp_path / file).with_name("__main__.py").write_text("")
+    done = subprocess.run(
+        [sys.executable, *started],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
+def test_a_command_that_has_begun_is_interrupted_as_python_does(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, interruption._end)
+        monkeypatch.setattr(sys, "argv", ["probe", "--help"])
+        with contextlib.suppress(SystemExit):
+            assert probe.cli(["--help"]) == 0
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_compiled_functions_work_where_no_folder_can_be_written():

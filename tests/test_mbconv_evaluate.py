@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from closeness import assert_close
-from emulated_cuda import ADVERSARIAL, Counts, KernelError, Run, compile_kernels, unnoticed
-from emulated_mbconv import emulate, random_weights, unpack
+from emulated_cuda import ADVERSARIAL, Counts, KernelError, Run, unnoticed
+from emulated_mbconv import emulate, kernels, random_weights, unpack
 from torch import Tensor
 
 from sleepfm_fast import reference
@@ -142,12 +142,12 @@ def test_reads_and_writes_beyond_a_buffer_would_be_caught() -> None:
     for name in ("x", "packed", "y"):
         given = {"x": x.flatten(), "packed": case.block.packed.flatten(), "bias": case.block.bias, "y": y.flatten()}
         given[name] = given[name].view(torch.uint8)[:-16]
-        with compile_kernels("mbconv_evaluate.cpp").call() as (memory, call):
+        with kernels(torch.bfloat16).call() as (memory, call):
             addresses = [
                 (memory.write if key == "y" else memory.read)(key, tensor.clone()) for key, tensor in given.items()
             ]
             with pytest.raises(KernelError, match=rf"out of bounds: (read|write) .* buffer '{name}'"):
-                call("mbconv_evaluate", *addresses, 1, 1, 40, 16, 96, 16, 1, 1)
+                call("mbconv_evaluate", *addresses, 1, 40, 16, 96, 16, 1, 1)
 
 
 def test_work_is_what_was_counted() -> None:
@@ -213,6 +213,9 @@ def test_the_op_refuses_what_it_cannot_run_in_a_sentence() -> None:
         mbconv_evaluate(case.x, case.block)
     with pytest.raises(TypeError, match=r"x is torch\.float32, the block was packed for torch\.bfloat16"):
         mbconv_evaluate(case.x.float(), case.block)
+    with pytest.raises(NotImplementedError, match="has no gradient"):
+        mbconv_evaluate(case.x.requires_grad_(), case.block)
+    case.x.requires_grad_(False)
     block = on(case.block, "meta")
     assert mbconv_evaluate(case.x.to("meta"), block).shape == (2, 5, 24)
     with pytest.raises(TypeError, match=r"expected bfloat16 or float16 \[B, T, n_in\]"):
@@ -260,4 +263,6 @@ def test_op_is_registered_as_torch_wants_it() -> None:
     case = Case(24, 40, 2, 100)
     x, block = case.x.cuda(), on(case.block, "cuda")
     arguments = (x, block.packed, block.bias, block.width, block.n_out, block.stride, block.residual)
-    torch.library.opcheck(torch.ops.sleepfm_fast.mbconv_evaluate_packed.default, arguments)
+    registered = torch.ops.sleepfm_fast.mbconv_evaluate_packed.default
+    torch.library.opcheck(registered, arguments)
+    assert torch.equal(registered(*arguments), mbconv_evaluate(x, block))

@@ -56,9 +56,14 @@ inline bool any_lane(Pairs lanes) {
 #endif
 }
 
+struct TwoSteps {
+    static Pairs add(Pairs sum, Pairs a, Pairs b) { return sum + multiply_pairs(a, b); }
+};
+
 // tile[r][c] (+)= sum over n_pairs of the products of rows and of one panel of columns.
-inline void integer_products_of_panel(Index n_rows, Index n_pairs, Index row_stride, std::int32_t const* a,
-                                      std::int32_t const* b, std::int32_t* tile, bool add) {
+template <typename Step>
+inline void products_of_panel(Index n_rows, Index n_pairs, Index row_stride, std::int32_t const* a,
+                              std::int32_t const* b, std::int32_t* tile, bool add) {
     constexpr Index width = WIDTH<float>;
     for (Index r = 0; r < n_rows; r += RANK_ROWS, a += row_stride) {
         Pairs sum[RANK_ROWS][RANK_VECTORS] = {};
@@ -73,7 +78,7 @@ inline void integer_products_of_panel(Index n_rows, Index n_pairs, Index row_str
                 Pairs const left = a[k * RANK_ROWS + m] - Pairs{};
 #pragma GCC unroll 3
                 for (int w = 0; w < RANK_VECTORS; ++w) {
-                    sum[m][w] += multiply_pairs(left, right[w]);
+                    sum[m][w] = Step::add(sum[m][w], left, right[w]);
                 }
             }
         }
@@ -88,17 +93,43 @@ inline void integer_products_of_panel(Index n_rows, Index n_pairs, Index row_str
     }
 }
 
+using PanelProducts = void (*)(Index, Index, Index, std::int32_t const*, std::int32_t const*, std::int32_t*, bool);
+
+#if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+// Multiply and add in one instruction, where the processor has it: AVX-512 alone does not say so.
+struct OneStep {
+    __attribute__((target("avx512vnni"))) static Pairs add(Pairs sum, Pairs a, Pairs b) {
+        return reinterpret_cast<Pairs>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(a),
+                                                           reinterpret_cast<__m512i>(b)));
+    }
+};
+__attribute__((target("avx512vnni"), flatten)) inline void products_in_one_step(Index n_rows, Index n_pairs,
+                                                                                Index row_stride, std::int32_t const* a,
+                                                                                std::int32_t const* b,
+                                                                                std::int32_t* tile, bool add) {
+    products_of_panel<OneStep>(n_rows, n_pairs, row_stride, a, b, tile, add);
+}
+inline PanelProducts panel_products() {
+    return __builtin_cpu_supports("avx512vnni") ? &products_in_one_step : &products_of_panel<TwoSteps>;
+}
+#else
+inline PanelProducts panel_products() {
+    return &products_of_panel<TwoSteps>;
+}
+#endif
+
 // tile[c / RANK_PANEL][r][c % RANK_PANEL] = <q_r, q_c>. Rows lie in panels of RANK_ROWS samples, columns in panels of
 // RANK_PANEL, both n_pairs long; n_rows and n_columns are multiples of these. No sum leaves 32 bits on its way, since
 // the squares of a sample sum to less than 2^31 (quantise): by the inequality of Cauchy and Schwarz, that bounds the
 // sum of any of the products of two samples.
 inline void integer_products(Index n_rows, Index n_columns, Index n_pairs, std::int32_t const* a, std::int32_t const* b,
                              std::int32_t* tile) {
+    PanelProducts const products = panel_products();
     for (Index k = 0; k < n_pairs; k += RANK_PIECE) {
         Index const n_k = n_pairs - k < RANK_PIECE ? n_pairs - k : RANK_PIECE;
         for (Index c = 0; c < n_columns; c += RANK_PANEL) {
-            integer_products_of_panel(n_rows, n_k, n_pairs * RANK_ROWS, a + k * RANK_ROWS,
-                                      b + c * n_pairs + k * RANK_PANEL, tile + c * n_rows, k > 0);
+            products(n_rows, n_k, n_pairs * RANK_ROWS, a + k * RANK_ROWS, b + c * n_pairs + k * RANK_PANEL,
+                     tile + c * n_rows, k > 0);
         }
     }
 }

@@ -96,10 +96,10 @@ __device__ __forceinline__ void mbconv_load(std::uint32_t (&x)[Policy::ROW_TILES
         }
         if constexpr (Policy::K % 2 != 0) {
             int const channel = mbconv_channel<Policy::K>(Policy::K / 2, t);
-            std::uint64_t const words =
-                inside && channel < n_in ? *reinterpret_cast<std::uint64_t const*>(row + channel) : 0;
-            x[i][Policy::K - 1][half] = static_cast<std::uint32_t>(words);
-            x[i][Policy::K - 1][2 + half] = static_cast<std::uint32_t>(words >> 32);
+            bool const reads = inside && channel < n_in;
+            // Two loads: one of 8 bytes would have its words moved to where the tensor cores want them in every chunk.
+            x[i][Policy::K - 1][half] = reads ? ptx::load_4_read_only(row + channel) : 0u;
+            x[i][Policy::K - 1][2 + half] = reads ? ptx::load_4_read_only(row + channel + 2) : 0u;
         }
     }
 }

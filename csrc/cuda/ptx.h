@@ -251,6 +251,17 @@ __device__ __forceinline__ Words4 load_16_streaming(void const* global) {
 #endif
 }
 
+// 4 bytes, which the compiler leaves apart from its neighbours: those of a wider load come in consecutive registers.
+__device__ __forceinline__ std::uint32_t load_4_read_only(void const* global) {
+    std::uint32_t word;
+#if defined(SLEEPFM_ON_HOST)
+    memcpy(&word, global, sizeof word);
+#else
+    asm("ld.global.nc.u32 %0, [%1];\n" : "=r"(word) : "l"(global));
+#endif
+    return word;
+}
+
 __device__ __forceinline__ void store_16(void* global, Words4 v) {
 #if defined(SLEEPFM_ON_HOST)
     cuda_on_cpu::store_16(global, v);

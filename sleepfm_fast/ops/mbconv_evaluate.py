@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sleepfm_fast import _C
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
@@ -144,12 +145,20 @@ def mbconv_evaluate(x: Tensor, block: PackedMBConv) -> Tensor:
     ------
     TypeError, ValueError
         For an x of another type, shape or device; :func:`sleepfm_fast.reference.mbconv_evaluate` takes any.
+    NotImplementedError
+        Where a gradient of x is wanted.
     """
     if x.dtype != block.dtype:
         raise TypeError(f"mbconv_evaluate: x is {x.dtype}, the block was packed for {block.dtype}.")
-    y: Tensor = torch.ops.sleepfm_fast.mbconv_evaluate_packed(
-        x, block.packed, block.bias, block.width, block.n_out, block.stride, block.residual
-    )
+    if x.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(
+            "mbconv_evaluate has no gradient; call it under torch.no_grad(), or use the reference's."
+        )
+    arguments = (x, block.packed, block.bias, block.width, block.n_out, block.stride, block.residual)
+    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(x) is not Tensor
+    if x.is_cuda and not traced:  # past torch's dispatcher, which costs as much again as the call
+        return _run(*arguments)
+    y: Tensor = torch.ops.sleepfm_fast.mbconv_evaluate_packed(*arguments)
     return y
 
 

@@ -1,4 +1,4 @@
-// The kernel of csrc/cuda/mbconv_evaluate.cuh for tests/test_mbconv_evaluate.py.
+// The kernel of csrc/cuda/mbconv_evaluate.cuh for tests/test_mbconv_evaluate.py; TYPE: bf16 or f16, compiled apart.
 #include "cuda/mbconv_evaluate_launch.cuh"
 
 using namespace sleepfm;
@@ -23,16 +23,21 @@ struct EmulatedQueue {
 }  // namespace
 
 extern "C" int mbconv_evaluate(cuda_on_cpu::Options* options, void const* x, void const* packed, float const* bias,
-                               void* y, std::int64_t dtype, std::int64_t n_clips, std::int64_t n_samples,
-                               std::int64_t n_in, std::int64_t width, std::int64_t n_out, std::int64_t stride,
-                               std::int64_t residual) {
-    MBConvPacked const p{x,         packed, bias,  y,     static_cast<DType>(dtype), n_clips,
-                         n_samples, n_in,   width, n_out, static_cast<int>(stride),  residual != 0};
+                               void* y, std::int64_t n_clips, std::int64_t n_samples, std::int64_t n_in,
+                               std::int64_t width, std::int64_t n_out, std::int64_t stride, std::int64_t residual) {
+    MBConvPacked const p{x,
+                         packed,
+                         bias,
+                         y,
+                         DType::TYPE,
+                         n_clips,
+                         n_samples,
+                         n_in,
+                         width,
+                         n_out,
+                         static_cast<int>(stride),
+                         residual != 0};
     EmulatedQueue queue{*options};
-    if (p.dtype == DType::bf16) {
-        cuda::launch_mbconv_evaluate<DType::bf16>(queue, p);
-    } else {
-        cuda::launch_mbconv_evaluate<DType::f16>(queue, p);
-    }
+    cuda::launch_mbconv_evaluate<DType::TYPE>(queue, p);
     return queue.status;
 }
