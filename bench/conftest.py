@@ -10,12 +10,17 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import machine
 import memory
+import numpy as np
 import pytest
 from interleave import Comparison, interleave
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from sleepfm_fast.batches import ClipInput
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = 10
@@ -94,6 +99,26 @@ def clip_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     simulate.main(simulate.Config(folder / "edf", subjects=2, hours=0.5, workers=1))
     preprocess.main(preprocess.Config((folder / "edf", folder / "store"), workers=1, backend="threading"))
     return folder / "store"
+
+
+@pytest.fixture
+def source(clip_store: Path) -> ClipInput:
+    """Clips of that store as the encoders' input, on the CPU, scaled by recording."""
+    import torch
+
+    from sleepfm_fast.batches import ClipInput, InputConfig
+    from sleepfm_fast.clips import ClipStore
+
+    store = ClipStore(clip_store)
+    source = ClipInput(store, store.montage, InputConfig(), torch.device("cpu"))
+    source.measure(np.arange(len(store.recordings)), lambda recordings: recordings)
+    return source
+
+
+@pytest.fixture
+def some_clips(source: ClipInput) -> Callable[[int], NDArray[np.int64]]:
+    """Return a function from a number to as many clips of ``source``, scattered, the same at every call."""
+    return lambda n: np.random.default_rng(0).permutation(len(source.store))[:n]
 
 
 @pytest.fixture

@@ -159,7 +159,11 @@ def cohort(arm: Arm, folder: Path) -> Path:
     recordings, store = folder / "edf", folder / "store"
     couplings = Couplings(**dict.fromkeys(arm.off, 0.0))
     simulate.main(simulate.Config(recordings, SUBJECTS, HOURS, COHORT_SEED, workers=1, couplings=couplings))
-    preprocess.main(preprocess.Config((recordings, store), workers=1, backend="threading"))
+    # Splits go by subjects' names. The stored results are from when sleepers of every seed were called sim-0000, ...
+    people = folder / "participants.csv"
+    table = (recordings / "participants.csv").read_text(encoding="utf-8")
+    people.write_text(table.replace(f",sim-{COHORT_SEED}-", ",sim-"), encoding="utf-8")
+    preprocess.main(preprocess.Config((recordings, store), participants=people, workers=1, backend="threading"))
     return store
 
 

@@ -23,6 +23,26 @@ CHANNELS_LAST = "PyTorch, 2-D channels last"
 FOLDED = "PyTorch, 2-D channels last, batch norms folded"
 BFLOAT16 = "PyTorch, 2-D channels last, bfloat16 autocast"
 
+# Each arm's memory above what the network, the clips and (training) one step's gradients and momenta take.
+PEAK_SETUP = """
+import sys
+sys.path.insert(0, "bench")
+import torch
+from encoder_rivals import embedder, networks, trainer
+network = networks(timed=False)[{arm!r}][0]
+run = {make}(network, False, torch.randn(32, 7, 7680))
+"""
+
+
+def random_clips(n_clips: int) -> Tensor:
+    """Clips of one modality, the same at every call."""
+    return torch.randn(n_clips, N_CHANNELS, 7680, generator=torch.Generator().manual_seed(1))
+
+
+def peaks(make: str) -> dict[str, tuple[str, str]]:
+    """Set-up and body of the processes that measure the memory of ``embedder`` or ``trainer``; see memory.py."""
+    return {arm: (PEAK_SETUP.format(arm=arm, make=make), "run()") for arm in ("ours", PLAIN)}
+
 
 def two_dimensional(network: nn.Module) -> nn.Module:
     """Return a copy whose 1-D layers are 2-D layers of height 1; its input and output stay as they are."""
@@ -93,6 +113,22 @@ def has_bfloat16() -> bool:
     return "avx512_bf16" in text or "amx_bf16" in text
 
 
+def set_running_statistics(network: nn.Module, forward: Callable[[], object]) -> None:
+    """Give a fresh network the running statistics of one forward pass in training.
+
+    Its own, 0 and 1, do not fit its activations: in evaluation the embedding would be almost the same for every clip,
+    whatever an arm did wrong.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm1d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    network.train()
+    with torch.no_grad():
+        forward()
+    for norm in norms:
+        norm.momentum = 0.1
+
+
 def networks(*, timed: bool, dropout: float = 0.5, training: bool = True) -> dict[str, tuple[nn.Module, bool]]:
     """Arms with the same weights, ours first, and whether they run under bfloat16 autocast.
 
@@ -100,15 +136,7 @@ def networks(*, timed: bool, dropout: float = 0.5, training: bool = True) -> dic
     """
     torch.manual_seed(0)
     plain = PublishedEncoder(N_CHANNELS, dropout=0.0)
-    # A fresh network's running statistics, 0 and 1, do not fit its activations: in evaluation the embedding would be
-    # almost the same for every clip, whatever an arm did wrong.
-    norms = [module for module in plain.modules() if isinstance(module, nn.BatchNorm1d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        plain(torch.randn(2, N_CHANNELS, 7680))
-    for norm in norms:
-        norm.momentum = 0.1
+    set_running_statistics(plain, lambda: plain(torch.randn(2, N_CHANNELS, 7680)))
     ours = EfficientNet1d(N_CHANNELS, PRESETS["seed"])
     ours.load_state_dict(plain.state_dict())
     for module in (*plain.modules(), *ours.modules()):

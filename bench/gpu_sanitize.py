@@ -1,6 +1,7 @@
 """A few calls of every kernel at sizes beside tile boundaries, to be run under compute-sanitizer.
 
-``python bench/gpu_sanitize.py small mma gemm`` runs these paths of the loss (all by default) and the filter.
+``python bench/gpu_sanitize.py small mma gemm`` runs these paths of the loss (all by default), the filter and the
+encoder's blocks.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from contrastive_cases import MODES, embeddings, random_mask  # noqa: E402
+from emulated_mbconv import random_weights  # noqa: E402
 from filter_batch import NORMALISATIONS, mixed_batch  # noqa: E402
 
-from sleepfm_fast import ops  # noqa: E402
+from sleepfm_fast import ops, reference  # noqa: E402
 from sleepfm_fast.ops import contrastive_cuda  # noqa: E402
+from sleepfm_fast.ops.mbconv_evaluate import pack  # noqa: E402
 
 # N, D: one sample, remainders of tiles, every padded D. A checked launch takes some hundred times as long.
 SIZES = {
@@ -26,6 +29,21 @@ SIZES = {
     "mma": ((1, 64), (65, 256), (130, 512), (300, 128)),
     "gemm": ((33, 128), (300, 200)),
 }
+# Channels in and out, stride; more samples than a warp's stretch.
+BLOCKS = ((32, 16, 2), (16, 16, 1), (40, 80, 2), (80, 80, 1), (112, 192, 2))
+
+
+def evaluate_blocks(device: torch.device) -> None:
+    """Blocks in evaluation; the twin where there is no GPU."""
+    for n_in, n_out, stride in BLOCKS:
+        weights, options = random_weights(n_in, 96, n_out), {"stride": stride, "residual": stride == 1}
+        x = torch.randn(3, 135, n_in, dtype=torch.bfloat16)
+        if device.type == "cuda":
+            block = pack(*weights, **options, dtype=x.dtype).to(device)
+            y = ops.mbconv_evaluate(x.to(device), block)
+        else:
+            y = reference.mbconv_evaluate(x.float(), *weights, **options)
+        assert bool(y.isfinite().all()), (n_in, n_out, stride)
 
 
 def main(paths: list[str]) -> None:
@@ -47,7 +65,8 @@ def main(paths: list[str]) -> None:
     for normalise in NORMALISATIONS:
         out = ops.filter_resample(*arguments, batch.bank, 7680, normalise=normalise)
         assert bool(out.isfinite().all()), normalise
-    print(f"{n_losses} losses and {len(NORMALISATIONS)} filters on {device}")
+    evaluate_blocks(device)
+    print(f"{n_losses} losses, {len(NORMALISATIONS)} filters and {len(BLOCKS)} blocks on {device}")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ REHEARSED = {**CUDA_TESTS, "all else": ["tests/test_filter_resample_contract.py"
 CUDA_BENCHES = {
     "loss": ["bench/test_cuda.py::test_contrastive_loss_cuda"],
     "filter": ["bench/test_cuda.py::test_filter_resample_cuda"],
-    "encoder": ["bench/test_cuda_encoder.py", "-k", "eager"],
+    "encoder": ["bench/test_cuda_encoder.py", "bench/test_cuda_blocks.py", "-k", "eager"],
     "graph": ["bench/test_cuda.py::test_graph_replay_cuda"],
     "rivals": ["bench/test_cuda.py::test_contrastive_loss_rivals_cuda"],
     "compiled encoder": ["bench/test_cuda_encoder.py", "-k", "compiled"],
@@ -176,7 +176,7 @@ def steps(work: Path, rehearse: bool) -> list[Step]:
         *(tests_on_cuda(name, words) for name, words in (REHEARSED if rehearse else CUDA_TESTS).items()),
         bench_on_cuda("loss", 100),
         bench_on_cuda("filter", 50),
-        bench_on_cuda("encoder", 60),
+        bench_on_cuda("encoder", 90),
         bench_on_cuda("graph", 30),
         Step("measurements", [sys.executable, str(HERE / "gpu_probe.py"), str(probe)], 60, {}, lambda: json_of(probe)),
         *(sanitize(tool) for tool in SANITIZERS),

@@ -1,6 +1,7 @@
 """Write the measurements of bench/results/*.json between two marks. Nothing there is typed by hand.
 
-``python bench/report.py`` writes every comparison into docs/benchmarks.md and the headlines into README.md;
+``python bench/report.py`` writes every comparison into docs/benchmarks.md and the headlines into README.md, there only
+of runs that measured them all, as a run of older code, or of a part of the benchmarks, did not;
 ``python bench/report.py --check`` only says whether both are up to date.
 """
 
@@ -24,6 +25,7 @@ HEADLINES = (
     "contrastive loss, forward + backward, N = 4096,",
     "embedding, published encoder",
     "training step, published encoder",
+    "training step, preset seed",
     "AUROC and AUPRC",
     "ranks in both directions",
 )
@@ -111,10 +113,20 @@ def is_experiment(path: Path) -> bool:
 def block(results: Path, *, whole: bool) -> str:
     """Return the text between the marks for every stored run, in the order of their names."""
     files = [path for path in sorted(results.glob("*.json")) if not is_experiment(path)]
-    runs = ["\n".join(stored(path, whole=whole)) for path in files]
-    if not runs:
+    if not files:
         raise ReportError(f"no measurements in {results}; take some with `pytest bench/ --store NAME`.")
-    return "\n\n".join(runs)
+    lines = {path: stored(path, whole=whole) for path in files}
+    shown = [path for path in files if whole or not missing_headlines(path)]
+    if not shown:
+        lacks = "; ".join(f"{path.name} lacks {', '.join(missing_headlines(path))}" for path in files)
+        raise ReportError(f"no run has every headline: {lacks}. Measure with `pytest bench/ --store NAME`.")
+    return "\n\n".join("\n".join(lines[path]) for path in shown)
+
+
+def missing_headlines(path: Path) -> list[str]:
+    """Return the headlines that a stored run did not measure."""
+    names = [str(result["name"]) for result in json.loads(path.read_text(encoding="utf-8"))["results"]]
+    return [start for start in HEADLINES if not any(name.startswith(start) for name in names)]
 
 
 def rewritten(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:

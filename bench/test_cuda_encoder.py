@@ -93,8 +93,14 @@ def embedding_arms(x: Tensor, compiled: bool) -> dict[str, Callable[[], Callable
     model.to(x.device)
     batch = Batch({"respiratory": x}, {"respiratory": torch.ones(len(x), N_CHANNELS, dtype=torch.bool)})
 
-    def ours(precision: str, compile_it: bool = False) -> Callable[[], Tensor]:
-        embed = inference.embedder(model, precision, compiled=compile_it, folded=True)  # type: ignore[arg-type]
+    def ours(precision: str, compile_it: bool = False, fused_blocks: bool = False) -> Callable[[], Tensor]:
+        embed = inference.embedder(
+            model,
+            precision,  # type: ignore[arg-type]
+            compiled=compile_it,
+            folded=True,
+            fused_blocks=fused_blocks,
+        )
 
         def run() -> Tensor:
             with torch.inference_mode():
@@ -104,9 +110,16 @@ def embedding_arms(x: Tensor, compiled: bool) -> dict[str, Callable[[], Callable
 
     flat = two_dimensional(folded(plain)).to(x.device)
     if not compiled:
+        fused = {
+            "ours, fused blocks" + BFLOAT16: lambda: ours("bfloat16", fused_blocks=True),
+            "ours, fused blocks, captured" + BFLOAT16: lambda: cuda_events.captured(
+                ours("bfloat16", fused_blocks=True)
+            ),
+        }
         return {
             "ours": lambda: ours("float32"),
             "ours" + BFLOAT16: lambda: ours("bfloat16"),
+            **(fused if CUDA else {}),
             PLAIN: lambda: embedder(plain, False, x),
             PLAIN + BFLOAT16: lambda: embedder(plain, True, x),
             FOLDED + BFLOAT16: lambda: embedder(flat, True, x),
@@ -115,6 +128,7 @@ def embedding_arms(x: Tensor, compiled: bool) -> dict[str, Callable[[], Callable
         "ours" + BFLOAT16: lambda: ours("bfloat16"),
         "ours, compiled" + BFLOAT16: lambda: ours("bfloat16", True),
         "ours, captured" + BFLOAT16: lambda: cuda_events.captured(ours("bfloat16")),
+        "ours, fused blocks, compiled" + BFLOAT16: lambda: ours("bfloat16", True, fused_blocks=True),
         "torch.compile" + BFLOAT16: lambda: embedder(compiled_copy(plain), True, x),
         FOLDED + ", torch.compile" + BFLOAT16: lambda: embedder(compiled_copy(flat), True, x),
     }

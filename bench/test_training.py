@@ -11,27 +11,13 @@ import pytest
 import torch
 
 from sleepfm_fast import ops, reference
-from sleepfm_fast.batches import N_OUT, Batch, ClipInput, InputConfig
-from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.batches import N_OUT, Batch, ClipInput
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.objective import Objective, backward
 from sleepfm_fast.optimiser import build_optimiser
 from sleepfm_fast.reference.seed_training import PublishedNetwork, SeedTraining
 from sleepfm_fast.settings import resolve
 from sleepfm_fast.train import Config
-
-
-@pytest.fixture
-def source(clip_store):
-    """The clips of the benchmark's store as the encoders' input, scaled by recording."""
-    store = ClipStore(clip_store)
-    source = ClipInput(store, store.montage, InputConfig(), torch.device("cpu"))
-    source.measure(np.arange(len(store.recordings)), lambda recordings: recordings)
-    return source
-
-
-def some_clips(source: ClipInput, n: int) -> np.ndarray:
-    return np.random.default_rng(0).permutation(len(source.store))[:n]
 
 
 class Step:
@@ -64,8 +50,8 @@ class Step:
         return float(loss.detach()), gradient
 
 
-def test_training_step(versus, quick, source):
-    clips = some_clips(source, 8 if quick else 32)
+def test_training_step(versus, quick, source, some_clips):
+    clips = some_clips(8 if quick else 32)
 
     def agree(results):
         # Float32 through four convolutions and batch normalisation.
@@ -112,8 +98,8 @@ def published_step(source: ClipInput, dropout: float = PRESETS["seed"].dropout):
     return model, step
 
 
-def test_the_published_encoder_never_waits_for_clips(versus, quick, source):
-    clips = some_clips(source, 4 if quick else 32)
+def test_the_published_encoder_never_waits_for_clips(versus, quick, source, some_clips):
+    clips = some_clips(4 if quick else 32)
     batch = source(clips)
     model, step = published_step(source)
     embedder = SleepModel(model.modalities, PRESETS["seed"]).eval()
@@ -153,8 +139,8 @@ def authors_step(model: SleepModel, batch: Batch, dropout: float) -> Callable[[]
     return lambda: authors.step(stored).loss
 
 
-def test_training_step_of_the_published_encoder(versus, quick, source):
-    batch = source(some_clips(source, 4 if quick else 32))
+def test_training_step_of_the_published_encoder(versus, quick, source, some_clips):
+    batch = source(some_clips(4 if quick else 32))
     model, step = published_step(source)
 
     def agree(results):  # every arm draws its own dropout; without, they are compared below
@@ -171,10 +157,11 @@ def test_training_step_of_the_published_encoder(versus, quick, source):
     ).require("authors' loop, restated", at_least=1.3)
 
 
-def test_the_published_steps_agree_without_dropout(source):
-    batch = source(some_clips(source, 4))
+def test_the_published_steps_agree_without_dropout(source, some_clips):
+    batch = source(some_clips(4))
     model, step = published_step(source, dropout=0.0)
     theirs = authors_step(model, batch, 0.0)
-    # From the second step on, the gradients' rounding at the kinks of ReLU6 has moved the weights.
-    for rel in (1e-3, 5e-3, 5e-3):
-        assert step(batch) == pytest.approx(theirs(), rel=rel)
+    # The second loss shows the first update, which takes 3 % off it. Rounding at the kinks of ReLU6 moves it by 0.2 %
+    # between one thread and two of PyTorch alone, and a third loss by 0.6 %, which would show nothing.
+    assert step(batch) == pytest.approx(theirs(), rel=1e-5)
+    assert step(batch) == pytest.approx(theirs(), rel=1e-2)

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <tuple>
@@ -17,9 +18,11 @@
 #include "cpu/pages.h"
 #include "cuda/contrastive_epilogue.h"
 #include "cuda/contrastive_small.h"
+#include "cuda/mbconv_evaluate_policy.h"
 #if defined(SLEEPFM_WITH_CUDA)
 #include "cuda/contrastive.h"
 #include "cuda/filter_resample.h"
+#include "cuda/mbconv_evaluate.h"
 #endif
 #include "launch.h"
 #include "params.h"
@@ -295,32 +298,50 @@ void contrastive_gemm(std::int64_t step, std::vector<std::int64_t> const& member
 
 // ---- retrieval ranks ------------------------------------------------------------------------------------------------
 
-using RankLimits = std::tuple<Address, Address, Address, Address>;  // low, high, own, shift
+// x, mean, factor, step, length, loss, shift, low, high, own, ahead
+using RankAddresses = std::array<Address, 11>;
 
-void pair_ranks(std::tuple<Address, Address> operands, ContrastiveShape shape, SampleRange first,
-                std::tuple<Address, Address> means, RankLimits rows, RankLimits columns,
-                std::tuple<Address, Address> ahead, bool new_rows, int n_threads, Address workspace) {
-    sleepfm::PairRanks call{};
-    call.a = pointer<float const>(std::get<0>(operands));
-    call.b = pointer<float const>(std::get<1>(operands));
-    std::tie(call.n_rows, call.n_columns, call.n_dim) = shape;
-    std::tie(call.first_row, call.first_column) = first;
-    call.mean_a = pointer<float const>(std::get<0>(means));
-    call.mean_b = pointer<float const>(std::get<1>(means));
-    call.low_of_rows = pointer<float const>(std::get<0>(rows));
-    call.high_of_rows = pointer<float const>(std::get<1>(rows));
-    call.own_of_rows = pointer<double const>(std::get<2>(rows));
-    call.shift_of_columns = pointer<float const>(std::get<3>(rows));
-    call.low_of_columns = pointer<float const>(std::get<0>(columns));
-    call.high_of_columns = pointer<float const>(std::get<1>(columns));
-    call.own_of_columns = pointer<double const>(std::get<2>(columns));
-    call.shift_of_rows = pointer<float const>(std::get<3>(columns));
-    call.ahead_of_rows = pointer<std::int64_t>(std::get<0>(ahead));
-    call.ahead_of_columns = pointer<std::int64_t>(std::get<1>(ahead));
-    call.new_rows = new_rows;
+sleepfm::RankOperand rank_operand(RankAddresses const& at, std::int64_t n, std::int64_t first) {
+    sleepfm::RankOperand operand{};
+    operand.n = n;
+    operand.first = first;
+    operand.x = pointer<float const>(at[0]);
+    operand.mean = pointer<float const>(at[1]);
+    operand.factor = pointer<float const>(at[2]);
+    operand.step = pointer<float const>(at[3]);
+    operand.length = pointer<float const>(at[4]);
+    operand.loss = pointer<float const>(at[5]);
+    operand.shift = pointer<float const>(at[6]);
+    operand.low = pointer<float const>(at[7]);
+    operand.high = pointer<float const>(at[8]);
+    operand.own = pointer<double const>(at[9]);
+    operand.ahead = pointer<std::int64_t>(at[10]);
+    return operand;
+}
+
+void pair_ranks(RankAddresses const& rows, RankAddresses const& columns, ContrastiveShape shape, SampleRange first,
+                bool new_rows, int n_threads, Address workspace) {
+    auto const& [n_rows, n_columns, n_dim] = shape;
+    sleepfm::pair_ranks({rank_operand(rows, n_rows, std::get<0>(first)),
+                         rank_operand(columns, n_columns, std::get<1>(first)), n_dim, new_rows, n_threads,
+                         pointer<void>(workspace)});
+}
+
+// shape: rows, dimensions. out: factor, step, length, residue, inner
+void measure_rank_rows(Address x, std::tuple<Address, Address> means, std::tuple<std::int64_t, std::int64_t> shape,
+                       std::array<Address, 5> const& out, int n_threads) {
+    sleepfm::RankRows call{};
+    call.x = pointer<float const>(x);
+    call.mean = pointer<float const>(std::get<0>(means));
+    call.other_mean = pointer<float const>(std::get<1>(means));
+    std::tie(call.n_rows, call.n_dim) = shape;
+    call.factor = pointer<float>(out[0]);
+    call.step = pointer<double>(out[1]);
+    call.length = pointer<double>(out[2]);
+    call.residue = pointer<double>(out[3]);
+    call.inner = pointer<double>(out[4]);
     call.n_threads = n_threads;
-    call.workspace = pointer<void>(workspace);
-    sleepfm::pair_ranks(call);
+    sleepfm::measure_rank_rows(call);
 }
 
 void own_inner_products(Address a, Address b, Address own, std::int64_t n_rows, std::int64_t n_dim) {
@@ -402,6 +423,35 @@ void mbconv_backward(MBConvDims dims, int n_threads, Address workspace, MBConvAd
     sleepfm::mbconv_backward(call);
 }
 
+bool mbconv_evaluate_covers(std::int64_t n_in, std::int64_t width, std::int64_t n_out, int stride) {
+    return sleepfm::cuda::for_mbconv_policy(n_in, width, n_out, stride, [](auto) {});
+}
+
+void mbconv_evaluate_cuda(MBConvDims dims, int dtype, bool residual, Address x, Address packed, Address bias, Address y,
+                          int device, Address stream) {
+    sleepfm::MBConvPacked p{};
+    std::tie(p.n_clips, p.n_in, p.width, p.n_out, p.n_samples, p.stride) = dims;
+    p.x = pointer<void const>(x);
+    p.packed = pointer<void const>(packed);
+    p.bias = pointer<float const>(bias);
+    p.y = pointer<void>(y);
+    p.dtype = static_cast<sleepfm::DType>(dtype);
+    p.residual = residual;
+#if defined(SLEEPFM_WITH_CUDA)
+    SLEEPFM_CHECK(p.dtype == sleepfm::DType::bf16 || p.dtype == sleepfm::DType::f16,
+                  "mbconv_evaluate: x is neither bfloat16 nor float16.");
+    auto const launch =
+        p.dtype == sleepfm::DType::bf16 ? &sleepfm::mbconv_evaluate_cuda_bf16 : &sleepfm::mbconv_evaluate_cuda_f16;
+    launch(p, device, pointer<void>(stream));
+#else
+    static_cast<void>(device);
+    static_cast<void>(stream);
+    SLEEPFM_CHECK(false,
+                  "mbconv_evaluate: this build has no CUDA kernels. Install the CUDA toolkit (nvcc) and run "
+                  "`pip install .` again, or leave the blocks to torch.");
+#endif
+}
+
 // ---- narrow layers --------------------------------------------------------------------------------------------------
 
 using StemDims = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
@@ -466,11 +516,14 @@ PYBIND11_MODULE(_C, module) {
     module.def("contrastive_exponential", &contrastive_exponential, NoGil());
     module.def("pair_ranks", &pair_ranks, NoGil());
     module.def("pair_ranks_bytes", &sleepfm::pair_ranks_bytes);
+    module.def("measure_rank_rows", &measure_rank_rows, NoGil());
     module.def("own_inner_products", &own_inner_products, NoGil());
     module.def("mbconv_forward", &mbconv_forward, NoGil());
     module.def("mbconv_evaluate", &mbconv_evaluate, NoGil());
     module.def("mbconv_backward", &mbconv_backward, NoGil());
     module.def("mbconv_workspace_bytes", &mbconv_workspace_bytes);
+    module.def("mbconv_evaluate_covers", &mbconv_evaluate_covers);
+    module.def("mbconv_evaluate_cuda", &mbconv_evaluate_cuda, NoGil());
     module.def("stem_forward", &stem_forward, NoGil());
     module.def("stem_backward", &stem_backward, NoGil());
     module.def("stem_workspace_bytes", &stem_workspace_bytes);

@@ -129,28 +129,48 @@ struct ContrastiveBackward {
 
 // ---- retrieval ranks ------------------------------------------------------------------------------------------------
 
-// A block of queries a against a block of candidates b, in both directions. With t = <a_i - mean_a, b_j - mean_b>, b_j
-// comes before a_i's own where t + shift_of_rows[j] > high_of_rows[i], a_i before b_j's own where
-// t + shift_of_columns[i] > high_of_columns[j]; from low to high <a_i, b_j> decides in double, and where that is equal
-// to the own, the lower number.
+// Rows x of one modality, measured for RankOperand. x - mean = step q + what is left, q the whole numbers nearest to
+// (x - mean) factor / 2.
+struct RankRows {
+    float const* x;           // [n_rows, n_dim]
+    float const* mean;        // [n_dim]
+    float const* other_mean;  // [n_dim] of the other modality
+    std::int64_t n_rows, n_dim;
+    float* factor;    // [n_rows]
+    double* step;     // [n_rows]
+    double* length;   // [n_rows] |x - mean|
+    double* residue;  // [n_rows] length of what is left
+    double* inner;    // [n_rows] <x - mean, other_mean>
+    int n_threads;
+};
+
+// A block of one modality. step, length and loss are in a unit of the caller's choice, shift, low and high in the
+// product of both modalities' units, so that float holds them.
+struct RankOperand {
+    float const* x;  // [n, n_dim]
+    std::int64_t n;
+    std::int64_t first;   // number of the clip that the block starts with
+    float const* mean;    // [n_dim]
+    float const* factor;  // [n] of RankRows
+    float const* step;    // [n]
+    float const* length;  // [n] at least |x - mean| and |step q|
+    float const* loss;    // [n] at least the residue, and the rounding errors of a product
+    float const* shift;   // [n] what x adds to every similarity
+    float const* low;     // [n] limits of the own similarity
+    float const* high;
+    double const* own;    // [n] <a_i, b_i>
+    std::int64_t* ahead;  // [n], added to
+};
+
+// A block of queries a against a block of candidates b, in both directions. With
+//     s = step_i step_j <q_i, q_j> + shift_i + shift_j,    e = loss_i length_j + length_i loss_j,
+// b_j comes before a_i's own where s - e > high_i, and behind it where s + e < low_i; in between <a_i, b_j> decides in
+// double, and where that is equal to the own, the lower number. The same for a_i before b_j's own with the limits of j.
 struct PairRanks {
-    float const* a;  // [n_rows, n_dim]
-    float const* b;  // [n_columns, n_dim]
-    std::int64_t n_rows, n_columns, n_dim;
-    std::int64_t first_row, first_column;  // numbers of the clips that the blocks start with
-    float const* mean_a;                   // [n_dim]
-    float const* mean_b;                   // [n_dim]
-    double const* own_of_rows;             // [n_rows] <a_i, b_i>
-    double const* own_of_columns;          // [n_columns]
-    float const* shift_of_rows;            // [n_columns]
-    float const* shift_of_columns;         // [n_rows]
-    float const* low_of_rows;              // [n_rows]
-    float const* high_of_rows;             // [n_rows]
-    float const* low_of_columns;           // [n_columns]
-    float const* high_of_columns;          // [n_columns]
-    std::int64_t* ahead_of_rows;           // [n_rows], added to
-    std::int64_t* ahead_of_columns;        // [n_columns], added to
-    bool new_rows;                         // false: a is that of the last call with this workspace
+    RankOperand rows;     // a
+    RankOperand columns;  // b
+    std::int64_t n_dim;
+    bool new_rows;  // false: a is that of the last call with this workspace
     int n_threads;
     void* workspace;  // pair_ranks_bytes(...), aligned to 64 bytes
 };
@@ -219,6 +239,18 @@ struct MBConvBackward {
     float* dx;        // [B, n_in, T]
     // Gradients in the shape of the weights. Those of b1 and bd are zero: a batch norm takes constants away.
     float *dw1, *dgamma0, *dbeta0, *dwd, *dgamma1, *dbeta1, *dw3, *db3;
+};
+
+// The same block on a CUDA device, in evaluation, its batch norms folded. Channels last: [B, T, channels], contiguous.
+struct MBConvPacked {
+    void const* x;       // [B, T, n_in]
+    void const* packed;  // width / 16 chunks as the tensor cores read them: sleepfm_fast/ops/mbconv_evaluate.py
+    float const* bias;   // [n_out rounded up to a multiple of 16]
+    void* y;             // [B, S, n_out]
+    DType dtype;         // of x, y and the matrices: bf16 or f16
+    std::int64_t n_clips, n_samples, n_in, width, n_out;
+    int stride;
+    bool residual;
 };
 
 // ---- narrow layers of the encoder: stem and maximum of three

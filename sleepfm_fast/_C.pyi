@@ -155,20 +155,20 @@ def contrastive_small(
 def contrastive_gemm(step: int, members: list[int], device: int, stream: int, /) -> None: ...
 
 # ---- retrieval ranks -------------------------------------------------------------------------------------------------
-# Addresses as in the struct PairRanks of csrc/params.h; rows and columns: low, high, own, and the shift of each row
-# (column), which is added where a column (row) compares it.
+# Addresses as in the structs PairRanks and RankRows of csrc/params.h; rows and columns: x, mean, factor, step, length,
+# loss, shift, low, high, own, ahead. out: factor, step, length, residue, inner.
 def pair_ranks(
-    operands: tuple[int, int],
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
     shape: tuple[int, int, int],
     first: tuple[int, int],
-    means: tuple[int, int],
-    rows: tuple[int, int, int, int],
-    columns: tuple[int, int, int, int],
-    ahead: tuple[int, int],
     new_rows: bool,
     n_threads: int,
     workspace: int,
     /,
+) -> None: ...
+def measure_rank_rows(
+    x: int, means: tuple[int, int], shape: tuple[int, int], out: tuple[int, ...], n_threads: int, /
 ) -> None: ...
 def pair_ranks_bytes(n_rows: int, n_columns: int, n_dim: int, n_threads: int, /) -> int: ...
 def own_inner_products(a: int, b: int, own: int, n_rows: int, n_dim: int, /) -> None: ...
@@ -222,6 +222,19 @@ def mbconv_backward(
     g1: int,
     dx: int,
     gradients: tuple[int, ...],
+    /,
+) -> None: ...
+def mbconv_evaluate_covers(n_in: int, width: int, n_out: int, stride: int, /) -> bool: ...
+def mbconv_evaluate_cuda(
+    dims: tuple[int, int, int, int, int, int],
+    dtype: int,
+    residual: bool,
+    x: int,
+    packed: int,
+    bias: int,
+    y: int,
+    device: int,
+    stream: int,
     /,
 ) -> None: ...
 

@@ -9,10 +9,11 @@ with the baselines ``supervise`` (``classify``) and ``features``; ``reproduce`` 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 from pathlib import Path
 from typing import Any
+
+from sleepfm_fast.interruption import say_while_importing
 
 __version__ = "0.1.0"
 
@@ -24,9 +25,11 @@ def _find_compiled_module() -> None:
     # and not the installed package, where `pip install .` put the compiled module. Let the sources find it there.
     if importlib.util.find_spec(f"{__name__}._C") is not None:
         return
+    from importlib import metadata
+
     try:
-        installed = Path(str(importlib.metadata.distribution(__name__).locate_file(__name__)))
-    except importlib.metadata.PackageNotFoundError:
+        installed = Path(str(metadata.distribution(__name__).locate_file(__name__)))
+    except metadata.PackageNotFoundError:
         installed = None
     if installed is not None and installed.is_dir() and any(installed.glob("_C.*")):
         __path__.append(str(installed))
@@ -38,6 +41,7 @@ def _find_compiled_module() -> None:
     )
 
 
+say_while_importing()
 _find_compiled_module()
 
 

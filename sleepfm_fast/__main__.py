@@ -34,11 +34,7 @@ def main() -> int:
     if arguments[0] not in COMMANDS:
         print(f"error: no command '{arguments[0]}'; choose one of: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    try:
-        status: int = importlib.import_module(f"sleepfm_fast.{arguments[0]}").cli(arguments[1:])
-    except KeyboardInterrupt:  # while it was imported
-        print("interrupted before anything was done", file=sys.stderr)
-        return 130
+    status: int = importlib.import_module(f"sleepfm_fast.{arguments[0]}").cli(arguments[1:])
     return status
 
 

@@ -344,7 +344,8 @@ def resolve_auto(recordings: Sequence[Sequence[Signal]]) -> Montage:
         seen = ", ".join(sorted({f"'{s.label}'" for signals in recordings for s in signals})[:20]) or "none"
         raise ChannelError(
             f"no channel with a known kind is in half of the {len(recordings)} recordings; their labels are: {seen}. "
-            f"Choose a montage by name: {', '.join(MONTAGES)}."
+            'Say what they are in a file for --overrides, such as {"*": {"EEG 1": {"alias": "C3-M2"}}}, or choose a '
+            f"montage by name: {', '.join(MONTAGES)}."
         )
     kept.sort(key=lambda name: (KINDS.index(kinds[name]), statistics.median(places[name]), name))
     slots = [auto_slot(name, kinds[name], labels[name]) for name in kept]

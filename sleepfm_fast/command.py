@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.interruption import SENTENCE, leave_to_python
 
 __all__ = ["run", "say", "to_json"]
 
@@ -113,6 +114,7 @@ def run(
         0 done, 1 failed (a :class:`SleepfmError`, what the system refused, or an error of the program was reported),
         2 wrong usage, 130 interrupted.
     """
+    leave_to_python()
     module = sys.modules.get(main.__module__)
     spec = getattr(module, "__spec__", None)
     name = spec.name if spec is not None else main.__module__
@@ -130,7 +132,7 @@ def run(
         silence_output()
         return 0
     except KeyboardInterrupt:
-        say("interrupted before anything was done")
+        say(SENTENCE)
         return 130
     who = f"process {rank}: " if rank else ""
     if rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -260,9 +261,12 @@ def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
             f"{path} holds no signals ({len(recording.annotations)} annotations); it is not a recording."
         )
     if all(c.signal is None for c in night.channels):
+        slots = [slot.name for modality in montage.modalities for slot in modality.slots]
+        example = {path.name: {recording.signals[0].label: {"alias": "C3-M2" if "C3-M2" in slots else slots[0]}}}
         raise SleepfmError(
             f"{path}: none of its {len(recording.signals)} channels ({listed([s.label for s in recording.signals])}) "
-            f"fills a slot of the montage '{montage.name}'. Look at `preprocess --inspect`, or choose another montage."
+            f"fills a slot of the montage '{montage.name}'. Say what they are, as with --overrides "
+            f"{json.dumps(example, ensure_ascii=False)} (the slots: {listed(slots, 40)}), or choose another --montage."
         )
     if len(night.grid.onsets_s) == 0:
         held_s = float(recording.n_records * recording.record_s)

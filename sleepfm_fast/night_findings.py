@@ -157,4 +157,6 @@ def minutes(seconds: float) -> str:
 
 def unreadable(path: Path, sentence: str) -> Finding:
     """A night that cannot be ingested."""
-    return Finding("error", "unreadable", (str(path),), "", sentence, "mend or remove the file; the others go on")
+    return Finding(
+        "error", "unreadable", (str(path),), "", sentence, "if that cannot be mended, remove the file; the others go on"
+    )

@@ -228,26 +228,26 @@ def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) 
         torch.cuda.set_rng_state(state[1], device)
 
 
-def wrap(objective: Objective, *, unused: bool) -> nn.Module:
-    """DistributedDataParallel around the objective where there are several ranks.
+def wrap(module: nn.Module, *, unused: bool) -> nn.Module:
+    """DistributedDataParallel around what a step differentiates, where there are several ranks.
 
     Parameters
     ----------
-    objective : Objective
+    module : nn.Module
         On its device.
     unused : bool
         Whether an encoder may have nothing to do in some batch on some rank.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        return objective
-    device = objective.model.log_temperature.device
+        return module
+    device = next(module.parameters()).device
     # torch 2.13 renamed the option.
     known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
     broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     # Running statistics are brought together where they are used: at validation and in checkpoints.
     options: dict[str, Any] = {broadcast: False}
     return nn.parallel.DistributedDataParallel(
-        objective,
+        module,
         device_ids=[device.index] if device.type == "cuda" else None,
         find_unused_parameters=unused,
         **options,

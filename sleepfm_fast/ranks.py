@@ -7,14 +7,21 @@ With S_rc = <a_r, b_c>, the rank of query r among N candidates is
 so 1 is best, and of equal candidates the earlier one is preferred. Both directions (a -> b along the rows, b -> a along
 the columns) come from one block of S.
 
-Blocks are float32 matrix products T of centred operands, a' = a - m_a and b' = b - m_b, because encoders put all
-embeddings into a narrow cone where float32 inner products hardly differ:
+Most pairs are told apart by a coarse similarity with a proven bound of its error. Encoders put all embeddings into a
+narrow cone where inner products hardly differ, so the operands are centred, A = a - m_a and B = b - m_b:
 
-    S_rc = T_rc + f_c + g_r,    f_c = <m_a, b_c - m_b>,    g_r = <a_r, m_b>.
+    S_rc - <m_a, m_b> = <A_r, B_c> + h_r + f_c,    h_r = <A_r, m_b>,    f_c = <B_c, m_a>.
 
-With u = 2^-24, the error of T is at most (D + 2) u max|a'| max|b'| to first order, in whatever order the product sums;
-a comparison closer than that is decided by a float64 inner product <a_r, b_c> summed in one fixed order. The ranks
-therefore depend neither on the block size nor on the BLAS, and duplicates tie exactly.
+Each vector becomes whole numbers q of 16 bits in steps d of its own length, A_r = d_r q_r + e_r, with |q_r| < 2^15.5.
+The |e_r|, about sqrt(D / 12) d_r, are computed from the q that are used. Then <q_r, q_c> is a product of integers,
+without error and inside 32 bits (Cauchy-Schwarz), and
+
+    |<A_r, B_c> - d_r d_c <q_r, q_c>| <= |e_r| |B_c| + |d_r q_r| |e_c|.
+
+What remains is rounding to float32 (u = 2^-24) of the integer, of the products with d_r and d_c, of the shifts and of
+the sums: at most 6 u |A_r| |B_c| + 5 u (|h_r| + |f_c|). The first part is added to the |e|, the second widens the
+limits of S_rr - <m_a, m_b>. A pair closer than these bounds is decided by a float64 inner product <a_r, b_c> summed in
+one fixed order. The ranks therefore depend neither on the blocks nor on the processor, and duplicates tie exactly.
 """
 
 from __future__ import annotations
@@ -32,6 +39,7 @@ __all__ = ["Rows", "pair_ranks"]
 
 QUERY_BLOCK = 4096
 CANDIDATE_BLOCK = 2048
+_U = 2.0**-24
 
 
 class Rows(Protocol):
@@ -49,6 +57,37 @@ def _block(rows: Rows, which: slice) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(rows[which], dtype=np.float32)
 
 
+class _Modality:
+    """What the kernel needs of every clip of one modality, beside its embedding: see RankOperand in csrc/params.h."""
+
+    def __init__(self, n: int, mean: npt.NDArray[np.float32]) -> None:
+        self.mean = mean
+        self.factor = np.empty(n, np.float32)
+        self.step, self.length, self.residue, self.shift = np.empty((4, n))
+        self.ahead = np.zeros(n, np.int64)
+
+    def measure(self, which: slice, x: npt.NDArray[np.float32], other: _Modality, n_threads: int) -> None:
+        """Measure one block of the embeddings."""
+        results = (self.factor, self.step, self.length, self.residue, self.shift)
+        _C.measure_rank_rows(
+            x.ctypes.data,
+            (self.mean.ctypes.data, other.mean.ctypes.data),
+            (len(x), len(self.mean)),
+            tuple(each[which].ctypes.data for each in results),
+            n_threads,
+        )
+
+    def bound(self) -> None:
+        """Turn lengths and residues into bounds that hold whatever was rounded, below and in float64 sums."""
+        self.length = (1 + 2.0**-20 + len(self.mean) * 2.0**-50) * (self.length + self.residue)
+        self.residue = 1.0001 * self.residue + 6 * _U * self.length
+
+    def tables(self, unit: float, limits: tuple[npt.NDArray[Any], ...]) -> tuple[npt.NDArray[Any], ...]:
+        """Return what the kernel reads of every clip: lengths in ``unit``, and the limits and counts."""
+        lengths = ((each / unit).astype(np.float32) for each in (self.step, self.length, self.residue))
+        return (self.factor, *lengths, self.shift.astype(np.float32), *limits, self.ahead)
+
+
 def pair_ranks(
     a: Rows,
     b: Rows,
@@ -59,7 +98,7 @@ def pair_ranks(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rank every clip's own embedding among all clips' embeddings of the other modality.
 
-    Memory is ``8 (query_block + candidate_block) D`` bytes, a tile a thread, and a few numbers a clip; both operands
+    Memory is ``6 (query_block + candidate_block) D`` bytes, a tile a thread, and a few numbers a clip; both operands
     are read block by block.
 
     Parameters
@@ -84,6 +123,8 @@ def pair_ranks(
     if len(a.shape) != 2 or tuple(a.shape) != tuple(b.shape):
         raise ValueError(f"the two modalities have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected one [N, D]")
     n, dim = a.shape
+    if n == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     blocks = [slice(start, min(start + query_block, n)) for start in range(0, n, query_block)]
     own = np.empty(n)
     sums = np.zeros((2, dim))
@@ -94,53 +135,60 @@ def pair_ranks(
         if not np.isfinite(own[rows]).all():
             raise ValueError(f"rows {rows.start} to {rows.stop - 1} hold values that are not finite")
     mean_a, mean_b = (sums / n).astype(np.float32)
-    wide_a, wide_b = mean_a.astype(np.float64), mean_b.astype(np.float64)
-    f, g, largest = np.empty(n), np.empty(n), np.zeros(2)
-    for rows in blocks:
-        x, y = _block(a, rows), _block(b, rows)
-        f[rows], g[rows] = (y - wide_b) @ wide_a, x @ wide_b
-        squares = np.square(x - mean_a).sum(1).max(), np.square(y - mean_b).sum(1).max()
-        largest = np.maximum(largest, np.sqrt(squares))
-    # In a row, S_rc > S_rr is T_rc + f_c > S_rr - g_r; in a column, S_rc > S_cc is
-    # T_rc + h_r > S_cc - f_c - <m_a, m_b>. h is g without its mean, so that what is added to T in float32 is small too.
-    centre = float(wide_a @ wide_b)
-    h = g - centre
-    product = float(largest.prod())
-    # The error of T, then the float32 roundings of the shift, of the sum and of the limits.
-    margin = 1.01 * 2.0**-24 * ((dim + 8) * product + 4 * float(max(np.abs(f).max(), np.abs(h).max())))
-    # The float64 roundings of own, f, g and centre, which count where T itself is (nearly) zero, as for a single clip.
-    lengths = largest + np.linalg.norm((wide_a, wide_b), axis=1)
-    margin += 4 * 2.0**-53 * (dim + 8) * float(lengths.prod())
-    target_a, target_b = own - g, own - f - centre
-    # Of the rows (columns): limits, the own similarity, and what a row (column) adds where the other compares.
-    tables: list[list[npt.NDArray[Any]]] = [
-        [(target - margin).astype(np.float32), (target + margin).astype(np.float32), own, shift.astype(np.float32)]
-        for target, shift in ((target_a, h), (target_b, f))
-    ]
-    ahead = np.zeros((2, n), np.int64)
+    queries, candidates = _Modality(n, mean_a), _Modality(n, mean_b)
     n_threads = torch.get_num_threads()
+    for rows in blocks:
+        queries.measure(rows, _block(a, rows), candidates, n_threads)
+        candidates.measure(rows, _block(b, rows), queries, n_threads)
+    tables = _tables(queries, candidates, own)
     n_bytes = _C.pair_ranks_bytes(min(query_block, n), min(candidate_block, n), dim, n_threads)
     workspace = torch.empty(n_bytes, dtype=torch.uint8)
 
-    def addresses(arrays: list[npt.NDArray[Any]], first: int) -> Any:
-        return tuple(array[first:].ctypes.data for array in arrays)
+    def addresses(side: int, x: npt.NDArray[np.float32], first: int) -> tuple[int, ...]:
+        mean = (mean_a, mean_b)[side]
+        return (x.ctypes.data, mean.ctypes.data, *(table[first:].ctypes.data for table in tables[side]))
 
     for rows in blocks:
         x = _block(a, rows)
         for column in range(0, n, candidate_block):
             y = _block(b, slice(column, min(column + candidate_block, n)))
             _C.pair_ranks(
-                (x.ctypes.data, y.ctypes.data),
+                addresses(0, x, rows.start),
+                addresses(1, y, column),
                 (len(x), len(y), dim),
                 (rows.start, column),
-                (mean_a.ctypes.data, mean_b.ctypes.data),
-                addresses(tables[0], rows.start),
-                addresses(tables[1], column),
-                (ahead[0, rows.start :].ctypes.data, ahead[1, column:].ctypes.data),
                 column == 0,
                 n_threads,
                 workspace.data_ptr(),
             )
             if progress is not None:
                 progress(len(x) * len(y))
-    return ahead[0] + 1, ahead[1] + 1
+    return queries.ahead + 1, candidates.ahead + 1
+
+
+def _tables(
+    queries: _Modality, candidates: _Modality, own: npt.NDArray[np.float64]
+) -> tuple[tuple[npt.NDArray[Any], ...], ...]:
+    """Of the queries and of the candidates, the arrays of RankOperand, in units in which float32 holds them."""
+    wide_a, wide_b = queries.mean.astype(np.float64), candidates.mean.astype(np.float64)
+    centre = float(wide_a @ wide_b)
+    target = own - centre
+    # The float64 roundings of own, the shifts and the centre, which count where lengths are (nearly) zero, as for a
+    # single clip.
+    lengths = [each.length.max() + np.linalg.norm(each.mean.astype(np.float64)) for each in (queries, candidates)]
+    margin = 4 * 2.0**-53 * (len(wide_a) + 8) * float(np.prod(lengths))
+    for each in (queries, candidates):
+        each.bound()
+    shifts = np.abs(queries.shift).max() + np.abs(candidates.shift).max()
+    margin += 5 * _U * shifts
+    # Powers of two, so that no similarity exceeds 4 and no length 2. What float32 cannot hold then is below 2^-100.
+    longest = queries.length.max(), candidates.length.max()
+    unit = 2.0 ** float(np.frexp(max(longest[0] * longest[1], shifts, np.abs(target).max()))[1])
+    unit_a = 2.0 ** float(np.frexp(longest[0])[1])
+    margin += 2.0**-100 * unit
+    low = np.nextafter(((target - margin) / unit).astype(np.float32), np.float32(-np.inf))
+    high = np.nextafter(((target + margin) / unit).astype(np.float32), np.float32(np.inf))
+    for each in (queries, candidates):
+        each.shift /= unit
+    limits = (low, high, own)
+    return queries.tables(unit_a, limits), candidates.tables(unit / unit_a, limits)

@@ -146,18 +146,25 @@ def prepared(config: Config) -> tuple[Planner, list[PaperTable], dict[str, float
     from sleepfm_fast import reproduce_cost, reproduce_plan
     from sleepfm_fast.reproduce_choice import chosen_preset, chosen_tables
     from sleepfm_fast.reproduce_facts import simulated_facts, store_facts
+    from sleepfm_fast.simulate import name_prefix
 
     store, out = (config.paths[0], config.paths[1]) if len(config.paths) == 2 else (None, config.paths[0])
     if store is None and config.external is not None:
         raise SleepfmError("--external was given without a STORE; a simulated cohort brings its own second one.")
     preset = chosen_preset(config)
     split = preset.split
-    facts = store_facts(store, split) if store is not None else simulated_facts(preset.subjects, preset.hours, split)
+    layout = reproduce_plan.Layout(out)
+
+    def to_simulate(n_subjects: int, *, external: bool) -> Facts:
+        seed = reproduce_plan.cohort_seed(config.seed, external=external)
+        return simulated_facts(n_subjects, preset.hours, split, name_prefix(layout.recordings(external=external), seed))
+
+    facts = store_facts(store, split) if store is not None else to_simulate(preset.subjects, external=False)
     external: Facts | None = None
     if config.external is not None:
         external = store_facts(config.external, split)
     elif store is None:
-        external = simulated_facts(preset.external_subjects, preset.hours, split)
+        external = to_simulate(preset.external_subjects, external=True)
     tables = chosen_tables(config, preset, facts, external)
     if config.threads:
         import torch
@@ -166,7 +173,7 @@ def prepared(config: Config) -> tuple[Planner, list[PaperTable], dict[str, float
     rates = reproduce_cost.measure(preset.encoder, facts.channels, preset.training["batch_size"], config.device)
     dim, parameters = reproduce_cost.network_sizes(preset.encoder, facts.channels)
     planner = reproduce_plan.Planner(
-        reproduce_plan.Layout(out),
+        layout,
         preset,
         facts,
         external,

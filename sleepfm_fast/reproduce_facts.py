@@ -63,9 +63,9 @@ def count(codes: Any, clips_of_subject: Any) -> tuple[dict[str, int], dict[str, 
     return clips, subjects
 
 
-def simulated_facts(n_subjects: int, hours: float, split: Split) -> Facts:
-    """Size of a cohort that is yet to be simulated."""
-    codes, _ = assign_subjects([f"sim-{i:04d}" for i in range(n_subjects)], split)
+def simulated_facts(n_subjects: int, hours: float, split: Split, prefix: str) -> Facts:
+    """Size of a cohort yet to be simulated; its subjects' names, which decide the split, begin with ``prefix``."""
+    codes, _ = assign_subjects([f"{prefix}{i:04d}" for i in range(n_subjects)], split)
     each = round(hours * EPOCHS_PER_HOUR)
     clips, subjects = count(codes, np.full(n_subjects, each))
     return Facts(clips, subjects, n_subjects * hours, SIMULATED_CHANNELS, simulated=True)

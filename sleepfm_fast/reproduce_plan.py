@@ -13,9 +13,14 @@ from sleepfm_fast.paper_tables import PAPER_CANDIDATES, PaperTable
 from sleepfm_fast.reproduce_facts import Facts
 from sleepfm_fast.reproduce_presets import Preset
 
-__all__ = ["Layout", "Planner", "Step", "Work", "make_plan"]
+__all__ = ["Layout", "Planner", "Step", "Work", "cohort_seed", "make_plan"]
 
 COHORT_SEED, EXTERNAL_SEED = 0, 1
+
+
+def cohort_seed(seed: int, *, external: bool) -> int:
+    """Seed of a simulated cohort."""
+    return seed + (EXTERNAL_SEED if external else COHORT_SEED)
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,10 @@ class Layout:
     """Where things are below OUT."""
 
     out: Path
+
+    def recordings(self, *, external: bool) -> Path:
+        """Folder of a simulated cohort."""
+        return self.out / ("external_cohort" if external else "cohort") / "edf"
 
     @property
     def runs(self) -> Path:
@@ -138,10 +147,10 @@ class Planner:
             return given, ()
         facts = self.external if external else self.facts
         assert facts is not None
-        folder = self.layout.out / ("external_cohort" if external else "cohort")
-        recordings, store = folder / "edf", folder / "store"
+        recordings = self.layout.recordings(external=external)
+        store = recordings.parent / "store"
         n = self.preset.external_subjects if external else self.preset.subjects
-        seed = self.seed + (EXTERNAL_SEED if external else COHORT_SEED)
+        seed = cohort_seed(self.seed, external=external)
         # An hour of 14 channels: 3.7 MB of EDF and as much in the store.
         size = 9.3e6 * facts.hours
         simulated = self.add(

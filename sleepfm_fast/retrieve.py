@@ -22,6 +22,7 @@ from sleepfm_fast.errors import SleepfmError
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.kept_ranks import KeptRanks
     from sleepfm_fast.retrieval_figures import Direction
     from sleepfm_fast.scopes import Ranked
 
@@ -36,6 +37,7 @@ class Config:
 
     Ranks are exact (those of float64 similarities; of equal candidates the earlier clip is preferred) and computed in
     blocks on all cores. Intervals (95 %) are bootstrapped over the queries' subjects with the candidates held fixed.
+    Killed or interrupted, the same command goes on after the last pair of modalities whose ranks were finished.
     """
 
     embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
@@ -79,18 +81,23 @@ def _check(config: Config) -> None:
         raise SleepfmError(f"--examples is {config.examples}; give 0 (none) or more.")
 
 
-def _rank(embeddings: Embeddings, chosen: Chosen, config: Config) -> dict[tuple[str, str], Ranked]:
-    """Rank every pair that has at least two clips."""
+def _rank(embeddings: Embeddings, chosen: Chosen, config: Config, kept: KeptRanks) -> dict[tuple[str, str], Ranked]:
+    """Rank every pair that has at least two clips and is not ranked already."""
     from tqdm import tqdm
 
     from sleepfm_fast.scopes import n_similarities, ranks_in_scope
 
     whole = {pair: clips for pair, clips in chosen.items() if len(clips) > 1}
-    total = sum(n_similarities(embeddings, clips, config.scope) for clips in whole.values())
+    ranked = {pair: ranks for pair in whole if (ranks := kept.get(pair)) is not None}
+    if ranked:
+        say(f"going on: {len(ranked)} of {len(whole)} pairs of modalities are ranked.")
+    left = [pair for pair in whole if pair not in ranked]
+    total = sum(n_similarities(embeddings, whole[pair], config.scope) for pair in left)
     with tqdm(total=total, unit="similarity", unit_scale=True, desc="ranks", file=sys.stderr) as bar:
-        return {
-            pair: ranks_in_scope(embeddings, clips, pair, config.scope, bar.update) for pair, clips in whole.items()
-        }
+        for pair in left:
+            ranked[pair] = ranks_in_scope(embeddings, whole[pair], pair, config.scope, bar.update)
+            kept.keep(pair, ranked[pair])
+    return {pair: ranked[pair] for pair in whole}
 
 
 def _summarise(
@@ -168,6 +175,7 @@ def _retrieved(config: Config) -> dict[str, Any]:
     from sleepfm_fast.candidates import draw_pairs
     from sleepfm_fast.embeddings import SPLITS, Embeddings
     from sleepfm_fast.found_clips import examples
+    from sleepfm_fast.kept_ranks import KeptRanks
     from sleepfm_fast.results import write_result
     from sleepfm_fast.retrieval_figures import mean_of_directions, say_directions
 
@@ -194,7 +202,8 @@ def _retrieved(config: Config) -> dict[str, Any]:
     short = [c for c in chosen.values() if config.candidates is not None and len(c) < config.candidates]
     if short:
         say(f"notice: --candidates {config.candidates} is more than the clips there are; all of them are used.")
-    ranked = _rank(embeddings, chosen, config)
+    kept = KeptRanks(config.result, embeddings, chosen, config.scope)
+    ranked = _rank(embeddings, chosen, config, kept)
     if not any(len(result.clips) for result in ranked.values()):
         raise SleepfmError(
             f"no clip has another candidate with --scope {config.scope}: "
@@ -232,13 +241,15 @@ def _retrieved(config: Config) -> dict[str, Any]:
             "examples": examples(embeddings, chosen, ranked, config.scope, config.examples, config.seed),
         }
         write_result(config.result, written, _arrays(embeddings, ranked), overwrite=config.overwrite)
+        kept.remove()
         say(f"wrote {config.result}")
     return record
 
 
 def cli(argv: list[str] | None = None) -> int:
     """Run the command with ``argv`` or the process's own arguments."""
-    return run(Config, main, argv)
+    kept = "ranks of finished pairs of modalities are kept beside RESULT, if it was given; the same command goes on"
+    return run(Config, main, argv, interrupted=kept)
 
 
 if __name__ == "__main__":

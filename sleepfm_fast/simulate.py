@@ -32,7 +32,7 @@ from sleepfm_fast.physiology import Physiology
 from sleepfm_fast.polysomnograph import Channel, Polysomnograph
 from sleepfm_fast.sleeper import EPOCH_S, Couplings, Random
 
-__all__ = ["Config", "cli", "main", "write_recording"]
+__all__ = ["Config", "cli", "main", "name_prefix", "write_recording"]
 
 STAGE_TEXTS = ("Sleep stage W", "Sleep stage N1", "Sleep stage N2", "Sleep stage N3", "Sleep stage R")
 DIGITAL = (-32768, 32767)
@@ -53,7 +53,7 @@ class Config:
     hours: float = 1.0
     """Length of every recording [h], in steps of 30 s. Below 8 h it is an excerpt from anywhere in the night."""
     seed: int = 0
-    """Chooses the cohort."""
+    """Chooses the sleepers; those of another number have other names (sim-0000, ... of 0, sim-7-0000, ... of 7)."""
     workers: int = 0
     """Recordings that are simulated at the same time; 0 takes one for each processor core."""
     couplings: Couplings = field(default_factory=Couplings)
@@ -90,8 +90,8 @@ def main(config: Config) -> dict[str, Any]:
 
 def _written(config: Config, n_epochs: int, started: float) -> dict[str, Any]:
     """Write what is missing and describe the cohort."""
-    _take(config)
-    names = [f"sim-{i:04d}" for i in range(config.subjects)]
+    prefix = _take(config)
+    names = [f"{prefix}{i:04d}" for i in range(config.subjects)]
     todo = [i for i, name in enumerate(names) if not (config.out / f"{name}.edf").exists()]
     workers = min(config.workers or os.cpu_count() or 1, max(len(todo), 1))
     jobs = (
@@ -194,29 +194,56 @@ def _epochs(config: Config) -> int:
     return n_epochs
 
 
-def _take(config: Config) -> None:
-    """Take the folder for these options, or refuse it."""
+PREFIX = "sim-"  # of names of seed 0, and of any seed in a folder that an earlier version began
+
+
+def name_prefix(out: Path, seed: int) -> str:
+    """What the names of the sleepers in a cohort's folder begin with, whether it is there already or not."""
+    found = _card(out)
+    return _prefix_of(seed) if found is None else str(found.get("prefix", PREFIX))
+
+
+def _prefix_of(seed: int) -> str:
+    # Splits go by names: those of seed 0 stayed what they were when other seeds got names of their own.
+    return f"{PREFIX}{seed}-" if seed else PREFIX
+
+
+def _card(out: Path) -> dict[str, Any] | None:
+    """Options of the cohort in a folder; None where there is none, or its record is damaged."""
+    try:
+        found = json.loads((out / "simulation.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _take(config: Config) -> str:
+    """Take the folder for these options, or refuse it; returns what names in it begin with."""
+    own, prefix = _prefix_of(config.seed), name_prefix(config.out, config.seed)
     options = dataclasses.asdict(dataclasses.replace(config, out=Path(), workers=0))
     options = {name: value for name, value in options.items() if name not in ("out", "workers")}
     card = config.out / "simulation.json"
     if config.out.exists() and not config.out.is_dir():
         raise SleepfmError(f"{config.out} is a file; give the name of a new or empty folder.")
     if card.exists():
-        try:
-            found = json.loads(card.read_text(encoding="utf-8"))
-        except ValueError:
-            found = None
-        if found != options:
+        found = _card(config.out)
+        if found is None or {**found, "prefix": prefix} != {**options, "prefix": prefix} or prefix not in (own, PREFIX):
             raise SleepfmError(
                 f"{config.out} holds a cohort with other options ({command.to_json(found)}); give another folder, "
                 "the same options, or remove it."
             )
         remove_leftovers(config.out)
-        return
+        if prefix != own:
+            command.say(
+                f"notice: {config.out} was begun by an earlier version and goes on with its names, {prefix}0000, ..., "
+                "which other cohorts of that version have too."
+            )
+        return prefix
     if config.out.exists() and any(config.out.iterdir()):
         raise SleepfmError(f"{config.out} is not empty and not a simulated cohort; give a new or empty folder.")
     config.out.mkdir(parents=True, exist_ok=True)
-    _write_text(card, command.to_json(options, indent=1) + "\n")
+    _write_text(card, command.to_json({**options, "prefix": prefix}, indent=1) + "\n")
+    return prefix
 
 
 def _write_text(path: Path, text: str) -> None:

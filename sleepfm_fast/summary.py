@@ -59,8 +59,10 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
             say(f"  and {len(issues) - ISSUES_SHOWN} more in {store / 'recordings' / name}.json")
     if len(problems) > NIGHTS_SHOWN:
         say(f"remarks on {len(problems) - NIGHTS_SHOWN} more nights are in {store / 'recordings'}/*.json, under issues")
-    for entry in changed:
+    for entry in changed[:NIGHTS_SHOWN]:
         say(f"changed: {entry['reason']}")
+    if len(changed) > NIGHTS_SHOWN:
+        say(f"and {len(changed) - NIGHTS_SHOWN} more have changed; --overwrite makes all of them again")
     for entry in failed[:NIGHTS_SHOWN]:
         say(f"failed: {entry['reason']}")
     if len(failed) > NIGHTS_SHOWN:
@@ -68,7 +70,8 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
     for notice in tables.notices(given):
         say(notice)
     if unknown:
-        say(f"the participants table names {len(unknown)} recordings that were not given: {', '.join(unknown[:10])}")
+        recordings = "1 recording that was" if len(unknown) == 1 else f"{len(unknown)} recordings that were"
+        say(f"the participants table names {recordings} not given: {', '.join(unknown[:10])}")
     if plan.left_out:
         say(f"{len(plan.left_out)} recordings were left out, as --overrides says")
     if outcome.unused_corrections:
@@ -90,7 +93,12 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
         say(f"  sleep-disordered breathing: {percentages(totals['sdb'])}")
         if outcome.n_silent:
             say(f"notice: {sentence(outcome.n_silent, outcome.n_scored)}: {REMEDY}")
-        if failed or changed:
+        if not outcome.n_scored:
+            say(
+                "notice: no night has a sleep stage. The encoders need none; for the probes name the scoring's file or "
+                "folder with --labels (and --overwrite, which makes the nights that stand again)"
+            )
+        if failed:
             say("the store can be used as it is; the same command tries again what failed")
     elif not outcome.others and (shard is None or given):
         say("error: nothing could be ingested; the store holds no night yet")

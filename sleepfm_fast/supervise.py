@@ -18,6 +18,7 @@ from sleepfm_fast.option_ranges import refuse_dropout, refuse_negative, refuse_n
 
 if TYPE_CHECKING:
     from sleepfm_fast.supervised_training import SupervisedTrainer
+    from sleepfm_fast.world import World
 
 __all__ = ["Config", "main"]
 
@@ -30,6 +31,8 @@ class Config:
     Subjects are split as train splits them; the epoch with the lowest validation loss is tested and its figures stand
     in RUN/results/TASK, as those of probe do. Clips without a label are left out and counted; a missing channel is
     masked, and only a clip without any channel is left out.
+
+    In several processes: torchrun --nproc-per-node 8 -m sleepfm_fast.supervise STORE RUN (see docs/distributed.md).
     """
 
     store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
@@ -52,7 +55,9 @@ class Config:
     epochs: int = 20
     """Passes over the training clips."""
     batch_size: int = 32
-    """Clips in a batch."""
+    """Clips in a batch, over all processes."""
+    batch_norm: Literal["local", "synchronised"] = "local"
+    """Statistics of batch norm over a process's own clips, or over those of all processes."""
     dropout: float | None = None
     """Dropout of the network; the preset's own by default."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
@@ -117,33 +122,28 @@ def check(config: Config) -> None:
             f"--validation-share {config.validation_share:g} and --test-share {config.test_share:g} do not leave "
             "subjects for training and testing; expected a test share above 0 and a sum below 1."
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SleepfmError("supervise runs in one process; start it without torchrun.")
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train or resume, test the best epoch; the result is what the command prints as JSON."""
     check(config)
-    import torch
-
-    from sleepfm_fast.world import World, claimed_run
+    from sleepfm_fast.world import claimed_run, joined
 
     started = time.monotonic()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    with claimed_run(config.run, World()):
-        result = follow(config)
+    with joined(config.device) as world, claimed_run(config.run, world):
+        world.share_threads(config.threads)
+        result = follow(config, world)
     result["elapsed_s"] = round(time.monotonic() - started, 1)
     return result
 
 
-def follow(config: Config) -> dict[str, Any]:
+def follow(config: Config, world: World) -> dict[str, Any]:
     """Train and show progress; then the test."""
     from tqdm import tqdm
 
     from sleepfm_fast.supervised_training import SupervisedTrainer
 
-    trainer = SupervisedTrainer.prepare(config)
+    trainer = SupervisedTrainer.prepare(config, world)
     with tqdm(
         total=trainer.total_steps,
         initial=trainer.progress.step,
@@ -151,6 +151,7 @@ def follow(config: Config) -> dict[str, Any]:
         desc="supervise",
         file=sys.stderr,
         mininterval=0.5,
+        disable=not world.main,
     ) as bar:
         for row in trainer.steps():
             bar.update()
@@ -158,7 +159,7 @@ def follow(config: Config) -> dict[str, Any]:
                 f"epoch {row['epoch'] + 1}/{config.epochs} loss {row['loss']:.3f} {trainer.clips_per_s:.0f} clips/s",
                 refresh=False,
             )
-            if row["validated"] is not None:
+            if row["validated"] is not None and world.main:
                 bar.write(epoch_line(trainer, row["validated"]), file=sys.stderr)
     return trainer.finish()
 
@@ -176,7 +177,8 @@ def epoch_line(trainer: SupervisedTrainer, row: dict[str, Any]) -> str:
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     kept = "what was finished is kept; with --resume the same command goes on from the last checkpoint"
-    return command.run(Config, main, argv, interrupted=kept)
+    rank = int(os.environ.get("RANK", "0"))
+    return command.run(Config, main, argv, interrupted=kept, rank=rank)
 
 
 if __name__ == "__main__":

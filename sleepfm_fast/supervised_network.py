@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,16 @@ from sleepfm_fast.run_config import damaged_entry, refuse_damaged
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 from sleepfm_fast.tasks import TASKS
 
-__all__ = ["BLOCK", "Classifier", "load_classifier", "load_weights", "logits_of", "refuse_other_runs", "scored"]
+__all__ = [
+    "BLOCK",
+    "Classifier",
+    "blocks_of",
+    "load_classifier",
+    "load_weights",
+    "logits_of",
+    "refuse_other_runs",
+    "scored",
+]
 
 BLOCK = 256  # clips scored at a time
 
@@ -36,15 +45,24 @@ def logits_of(network: torch.nn.Module, batch: Batch, precision: Precision) -> T
     return logits.float()
 
 
+def blocks_of(clips: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Cut clips, in order, into what is scored at a time."""
+    return [clips[i : i + BLOCK] for i in range(0, len(clips), BLOCK)]
+
+
 def scored(
-    network: torch.nn.Module, clip_input: ClipInput, clips: npt.NDArray[np.int64], precision: Precision, what: str = ""
-) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
-    """Yield blocks of clips in order with their logits [B, K], the network in evaluation mode; ``what`` names a bar."""
-    blocks = [clips[i : i + BLOCK] for i in range(0, len(clips), BLOCK)]
+    network: torch.nn.Module,
+    clip_input: ClipInput,
+    blocks: Sequence[npt.NDArray[np.int64]],
+    precision: Precision,
+    what: str = "",
+) -> Iterator[Tensor]:
+    """Yield the logits [B, K] of each block, the network in evaluation mode; ``what`` names a bar of progress."""
     network.eval()
-    with torch.inference_mode(), tqdm(total=len(clips), unit="clip", desc=what, disable=not what) as bar:
+    total = sum(len(block) for block in blocks)
+    with torch.inference_mode(), tqdm(total=total, unit="clip", desc=what, disable=not what) as bar:
         for block, batch in clip_input.batches(blocks, lambda block: block):
-            yield block, logits_of(network, batch, precision)
+            yield logits_of(network, batch, precision)
             bar.update(len(block))
 
 
@@ -107,8 +125,8 @@ class Classifier:
         SleepfmError
             When one is not finite.
         """
-        parts = scored(self.network, self.clip_input, clips, self.precision, "classify")
-        rows = [logits.double().cpu().numpy() for _, logits in parts]
+        parts = scored(self.network, self.clip_input, blocks_of(clips), self.precision, "classify")
+        rows = [logits.double().cpu().numpy() for logits in parts]
         return finite(np.concatenate(rows), self.clip_input.store, clips)
 
 

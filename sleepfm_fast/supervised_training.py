@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
+from sleepfm_fast.batch_norm import synchronise_batch_norm
 from sleepfm_fast.batches import Batch, ClipInput, InputConfig
 from sleepfm_fast.classification import conclude, log_odds
 from sleepfm_fast.clips import ClipStore
-from sleepfm_fast.command import plain, say
+from sleepfm_fast.command import plain
+from sleepfm_fast.distributed import gather_rows
 from sleepfm_fast.encoder import PRESETS, Encoder, build_encoder
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.objective import wrap
 from sleepfm_fast.optimiser import build_optimiser
 from sleepfm_fast.results import FOLDER
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint, reconcile
-from sleepfm_fast.sampler import ClipSampler
+from sleepfm_fast.sampler import ClipSampler, shard, shard_sizes
 from sleepfm_fast.splits import Split
 from sleepfm_fast.supervised_clips import held_out_of, in_words, montage_of, select_labelled
-from sleepfm_fast.supervised_network import finite, logits_of, refuse_other_runs, scored
+from sleepfm_fast.supervised_network import blocks_of, finite, logits_of, refuse_other_runs, scored
 from sleepfm_fast.tasks import TASKS
 from sleepfm_fast.training_loop import TrainingLoop, recordings_of
 from sleepfm_fast.world import World
@@ -38,14 +40,15 @@ __all__ = ["SupervisedTrainer"]
 
 
 class SupervisedTrainer(TrainingLoop):
-    """One supervised training, in one process.
+    """One supervised training.
 
-    Use :meth:`prepare`; iterate :meth:`steps`; end with :meth:`finish`. The network is one encoder over the channels of
+    Use :meth:`prepare`; iterate :meth:`steps`; end with :meth:`finish`. With several processes all of them do, in step;
+    the first alone writes. The network is one encoder over the channels of
     all modalities stacked, with one output a class; absent channels are left out by the encoder itself.
     """
 
-    def __init__(self, config: Config, store: ClipStore, run: RunDirectory) -> None:
-        super().__init__(config, store, run, World())
+    def __init__(self, config: Config, store: ClipStore, run: RunDirectory, world: World) -> None:
+        super().__init__(config, store, run, world)
         self.config = config
         self.montage = montage_of(store, config.modality)
         self.input = ClipInput(
@@ -54,10 +57,8 @@ class SupervisedTrainer(TrainingLoop):
         self.split = Split(config.split_salt, config.validation_share, config.test_share)
         self.select(self.recordings_with(self.input.feed.present))
         recordings = np.unique(np.concatenate([recordings_of(store, side.clips) for side in self.sides.values()]))
-        for notice in self.input.measure(
-            recordings, lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr)
-        ):
-            say(f"notice: {notice}")
+        for notice in self.measure(recordings):
+            self.say(f"notice: {notice}")
         # A channel that is flat throughout a recording is none.
         self.select(self.recordings_with(self.input.feed.present & (self.input.scales.scale != 0)))
         self.classes = np.unique(self.clips.train.labels)
@@ -67,10 +68,14 @@ class SupervisedTrainer(TrainingLoop):
             place = np.searchsorted(self.classes, side.labels).clip(max=len(self.classes) - 1)
             self.column[side.clips] = np.where(self.classes[place] == side.labels, place, -1)
         self.weights = self.class_weights().to(self.device)
-        torch.manual_seed(config.seed)
-        self.model = self.build().to(self.device)
+        torch.manual_seed(config.seed)  # every rank makes the same weights
+        self.model = self.build()
+        if config.batch_norm == "synchronised" and world.size > 1:
+            synchronise_batch_norm(self.model, dist.new_group())
+        self.seed_rank(0)
+        self.model.to(self.device)
+        self.wrapped = wrap(self.model, unused=False)
         self.optimiser = build_optimiser(self.model, self.options)
-        self.sampler = ClipSampler(self.clips.train.clips, config.batch_size, config.seed)
 
     @staticmethod
     def recordings_with(channels: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -85,6 +90,13 @@ class SupervisedTrainer(TrainingLoop):
         )
         if len(self.clips.train) < 2:
             raise SleepfmError("one labelled training clip is left; batch norm needs two. Raise --train-subjects.")
+        self.sampler = ClipSampler(self.clips.train.clips, config.batch_size, config.seed)
+        (size,) = self.sampler.batch_sizes
+        if min(shard_sizes(size, self.world.size)) < 2:
+            raise SleepfmError(
+                f"a batch of {size} clips over {self.world.size} processes leaves fewer than two clips to one; batch "
+                "norm needs two. Raise --batch-size, or use fewer processes."
+            )
         self.sides = {"train": self.clips.train, "validation": self.clips.validation, "test": self.clips.test}
 
     def class_weights(self) -> Tensor:
@@ -106,25 +118,30 @@ class SupervisedTrainer(TrainingLoop):
     # ---- start and resume ----------------------------------------------------------------------------------------
 
     @classmethod
-    def prepare(cls, config: Config) -> SupervisedTrainer:
+    def prepare(cls, config: Config, world: World | None = None) -> SupervisedTrainer:
         """Start a new run, or restore one when ``config.resume``."""
+        world = world or World()
         run = RunDirectory(config.run)
         if not config.resume:
-            run.refuse_if_present()
+            world.on_main(run.refuse_if_present)
         store = ClipStore(config.store)
-        resumed = config.resume and run.exists()
-        if resumed:
+        changes: list[dict[str, Any]] = []
+        if resumed := world.on_main(lambda: config.resume and run.exists()):
             remedy = "Resume it with `python -m sleepfm_fast.{command}`, or name another folder."
-            refuse_other_runs(run, run.config(), remedy)
-            for change in reconcile(run, {"config": kept_options(config), "store_digest": store.digest, "ranks": 1}):
-                say(f"notice: from step {change['step']} on, {change['option']} is {change['is']}, was {change['was']}")
-        trainer = cls(config, store, run)
+            refuse_other_runs(run, world.on_main(run.config), remedy)
+            now = {"config": kept_options(config), "store_digest": store.digest, "ranks": world.size}
+            changes = world.on_main(lambda: reconcile(run, now))
+        trainer = cls(config, store, run, world)
+        for change in changes:
+            trainer.say(
+                f"notice: from step {change['step']} on, {change['option']} is {change['is']}, was {change['was']}"
+            )
         for notice in trainer.clips.notices:
-            say(f"notice: {notice}")
+            trainer.say(f"notice: {notice}")
         if resumed:
             trainer.load_last()
         else:
-            run.create(trainer.description())
+            world.on_main(lambda: run.create(trainer.description()))
         trainer.announce()
         return trainer
 
@@ -147,7 +164,7 @@ class SupervisedTrainer(TrainingLoop):
             "subjects": self.clips.subjects,
             "training_subjects": self.clips.drawn,
             "store_digest": self.store.digest,
-            "ranks": 1,
+            "ranks": self.world.size,
             "changes": [],
         }
 
@@ -156,11 +173,13 @@ class SupervisedTrainer(TrainingLoop):
         n = sum(p.numel() for p in self.model.parameters())
         names = TASKS[self.config.task].names
         for side, clips in self.sides.items():
-            say(f"{side}: {in_words(clips, names)}")
-        say(
+            self.say(f"{side}: {in_words(clips, names)}")
+        (size,) = self.sampler.batch_sizes
+        share = shard_sizes(size, self.world.size)[0]
+        together = f", {self.world.size} processes of {share} clips" if self.world.size > 1 else ""
+        self.say(
             f"{n:,} parameters, {self.input.n_columns} channels of {', '.join(self.input.modalities)}, "
-            f"{self.total_steps} steps of {min(self.config.batch_size, len(self.clips.train))} clips on {self.device} "
-            f"({torch.get_num_threads()} threads)"
+            f"{self.total_steps} steps of {size} clips on {self.device} ({torch.get_num_threads()} threads{together})"
         )
 
     # ---- a step and a validation ---------------------------------------------------------------------------------
@@ -171,24 +190,46 @@ class SupervisedTrainer(TrainingLoop):
         return cross_entropy(logits, columns, reduction="none") * self.weights[columns]
 
     def gradient(self, batch: Batch, items: npt.NDArray[np.int64]) -> tuple[Tensor, Callable[[], str]]:
-        """Add the gradient of the cross-entropy."""
-        loss = self.losses(logits_of(self.model, batch, self.config.precision), items).mean()
-        loss.backward()
-        return loss.detach(), lambda: f"the input of {', '.join(names)}" if (names := batch.not_finite()) else ""
+        """Add the gradient of the cross-entropy, whose mean is over the clips of all ranks."""
+        rank, n_ranks = self.world.rank, self.world.size
+        losses = self.losses(logits_of(self.wrapped, batch, self.config.precision), shard(items, rank, n_ranks))
+        # DistributedDataParallel takes the mean over ranks, so each rank's share is n_ranks times its part of the sum.
+        (losses.sum() / (len(items) / n_ranks)).backward()
+        every = losses.detach()
+        if n_ranks > 1:
+            every = gather_rows(every, shard_sizes(len(items), n_ranks), None)
+        return every.mean(), lambda: self.not_finite(batch)
 
-    def scored(self, clips: npt.NDArray[np.int64], what: str = "") -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
-        """As :func:`sleepfm_fast.supervised_network.scored`; the network is in training mode again afterwards."""
-        yield from scored(self.model, self.input, clips, self.config.precision, what)
+    def not_finite(self, batch: Batch) -> str:
+        """Name the modalities whose input is not finite on any rank; empty where all are."""
+        names = sorted({name for rank in self.world.gather(batch.not_finite()) for name in rank})
+        return f"the input of {', '.join(names)}" if names else ""
+
+    def logits(self, clips: npt.NDArray[np.int64], what: str = "") -> npt.NDArray[np.float32]:
+        """Logits [n, K] of clips, on every rank; each scores some of the blocks. ``what`` names a bar of progress."""
+        blocks = blocks_of(clips)
+        rank, n_ranks = self.world.rank, self.world.size
+        what = what if self.world.main else ""
+        mine = [
+            part.cpu() for part in scored(self.model, self.input, blocks[rank::n_ranks], self.config.precision, what)
+        ]
         self.model.train()
+        logits = np.empty((len(clips), len(self.classes)), np.float32)
+        place = np.arange(len(clips))
+        rows = self.world.gather_rows(torch.cat(mine) if mine else torch.empty(0, logits.shape[1]))
+        for of_rank, values in enumerate(rows):
+            if len(values):
+                logits[np.concatenate(blocks_of(place)[of_rank::n_ranks])] = values.numpy()
+        return logits
 
     def validation(self) -> dict[str, float]:
         """Mean loss, accuracy, and accuracy averaged over the classes that occur, on the validation clips."""
         k = len(self.classes)
-        total = 0.0
+        clips = self.clips.validation.clips
+        logits = self.logits(clips)
+        total = float(self.losses(torch.from_numpy(logits).to(self.device), clips).double().sum())
         confusion = np.zeros((k, k), np.int64)
-        for clips, logits in self.scored(self.clips.validation.clips):
-            total += float(self.losses(logits, clips).double().sum())
-            np.add.at(confusion, (self.column[clips], logits.argmax(1).cpu().numpy()), 1)
+        np.add.at(confusion, (self.column[clips], logits.argmax(1)), 1)
         n = confusion.sum(1)
         recall = np.diag(confusion)[n > 0] / n[n > 0]
         return {
@@ -201,14 +242,21 @@ class SupervisedTrainer(TrainingLoop):
 
     def test(self) -> npt.NDArray[np.float64]:
         """Log-odds [n, K] of the test clips by the best network."""
-        self.load(read_checkpoint(self.run.best_path)[0])
+        # Only the rank that wrote the file reads it: elsewhere a shared file system may still show an earlier one.
+        self.world.on_main(lambda: self.load(read_checkpoint(self.run.best_path)[0]))
+        self.world.copy_from_main(self.model.state_dict().values())
         clips = self.clips.test.clips
-        parts = [logits.double().cpu().numpy() for _, logits in self.scored(clips, "test")]
-        return log_odds(finite(np.concatenate(parts), self.store, clips))
+        return log_odds(finite(self.logits(clips, "test").astype(np.float64), self.store, clips))
 
     def finish(self) -> dict[str, Any]:
-        """Test the best epoch, write ``RUN/results/TASK`` and return the results that end the command."""
+        """Test the best epoch, write ``RUN/results/TASK`` and return the results that end the command.
+
+        On ranks other than the first, which writes, the results are empty.
+        """
         self.wind_up()
+        odds = self.test()
+        if not self.world.main:
+            return {}
         config, progress = self.config, self.progress
         names = TASKS[config.task].names
         record = {
@@ -232,13 +280,14 @@ class SupervisedTrainer(TrainingLoop):
                 "best_epoch": progress.best_epoch + 1,
                 "best_validation_loss": progress.best_loss,
                 "clips_per_s": round(self.clips_per_s, 1),
+                "ranks": self.world.size,
             },
         }
         counts = np.bincount(self.column[self.clips.train.clips], minlength=len(self.classes))
         return conclude(
             record,
             held_out_of(self.store, self.clips.test),
-            self.test(),
+            odds,
             self.classes.astype(np.int8),
             bootstraps=config.bootstraps,
             seed=config.seed,

@@ -143,20 +143,10 @@ def train(config: Config) -> dict[str, Any]:
         raise ValueError("train needs config.run")
     settings = resolve(config)
     with joined(config.device) as world, claimed_run(config.run, world):
-        share_threads(config.threads, world.local_size)
+        world.share_threads(config.threads)
         if world.main:
             say(f"resolved: {spelled(settings)}")
         return follow(settings, world)
-
-
-def share_threads(threads: int, n_processes: int) -> None:
-    """Set the number of CPU threads; without a wish, the processes of a machine share its cores."""
-    import torch
-
-    if not threads and n_processes > 1:
-        threads = max(len(os.sched_getaffinity(0)) // n_processes, 1)
-    if threads:
-        torch.set_num_threads(threads)
 
 
 def follow(settings: Settings, world: World) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from sleepfm_fast.batch_norm import synchronise_batch_norm
 from sleepfm_fast.batches import Batch, ClipInput, InputConfig
@@ -130,11 +129,11 @@ class Trainer(TrainingLoop):
                 trainer.initialise(found)
             world.on_main(lambda: run.create(description(trainer)))
         trainer.say(announcement(trainer))
-        for notice in trainer.measure():
+        used = np.unique(recordings_of(trainer.store, trainer.clips.clips))
+        for notice in trainer.measure(used):
             trainer.say(f"notice: {notice}")
         # Where every recording has every modality, no encoder is ever without clips.
         present = trainer.input.feed.present & (trainer.input.scales.scale != 0)
-        used = np.unique(recordings_of(trainer.store, trainer.clips.clips))
         whole = all(present[used][:, trainer.columns(name)].any(axis=1).all() for name in trainer.input.modalities)
         trainer.wrapped = wrap(trainer.objective, unused=not whole or config.modality_dropout > 0)
         return trainer
@@ -159,21 +158,6 @@ class Trainer(TrainingLoop):
         span = self.input.spans[modality]
         return np.flatnonzero((self.input.places >= span.start) & (self.input.places < span.stop))
 
-    def measure(self) -> tuple[str, ...]:
-        """Measure the amplitudes of all recordings in use, each rank its share."""
-        recordings = np.unique(recordings_of(self.store, self.clips.clips))
-        mine = recordings[self.world.rank :: self.world.size]
-        notices = self.input.measure(
-            mine, lambda r: tqdm(r, desc="measure amplitudes", unit="night", disable=not self.world.main)
-        )
-        if self.world.size == 1:
-            return notices
-        for name in ("centre", "scale"):
-            column = getattr(self.input.scales, name)
-            for rank, rows in enumerate(self.world.gather_rows(torch.from_numpy(column[mine]))):
-                column[recordings[rank :: self.world.size]] = rows.numpy()
-        return self.input.flat_channels(recordings) if self.config.normalise == "recording" else ()
-
     def restore(self) -> None:
         """Load the last checkpoint; a run whose configuration differs is refused by the names that differ."""
         now = {"config": plain(self.config), "store_digest": self.store.digest, "ranks": self.world.size}
@@ -191,11 +175,6 @@ class Trainer(TrainingLoop):
                 f"--init-from {self.config.init_from} is not the file that {self.run.path} was started from. "
                 "Restore it, or train into another folder."
             )
-
-    def unite_buffers(self) -> None:
-        """Average the ranks' running statistics of batch norm; synchronised ones are equal already."""
-        if self.config.batch_norm == "local":
-            super().unite_buffers()
 
     # ---- a step and a validation ---------------------------------------------------------------------------------
 

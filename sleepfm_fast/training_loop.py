@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from sleepfm_fast.batches import Batch, ClipInput
 from sleepfm_fast.clips import ClipStore
@@ -105,9 +107,25 @@ class TrainingLoop(ABC):
         """What else belongs into a step's row."""
         return {}
 
+    def measure(self, recordings: Int64) -> tuple[str, ...]:
+        """Measure the amplitudes of recordings, each rank its share; returns a sentence for each flat channel."""
+        mine = recordings[self.world.rank :: self.world.size]
+        notices = self.input.measure(
+            mine,
+            lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr, disable=not self.world.main),
+        )
+        if self.world.size == 1:
+            return notices
+        for name in ("centre", "scale"):
+            column = getattr(self.input.scales, name)
+            for rank, rows in enumerate(self.world.gather_rows(torch.from_numpy(column[mine]))):
+                column[recordings[rank :: self.world.size]] = rows.numpy()
+        return self.input.flat_channels(recordings) if self.options.normalise == "recording" else ()
+
     def unite_buffers(self) -> None:
-        """Average the ranks' running statistics of batch norm."""
-        self.world.mean_in_place(list(self.model.buffers()))
+        """Average the ranks' running statistics of batch norm; synchronised ones are equal already."""
+        if self.options.batch_norm == "local":
+            self.world.mean_in_place(list(self.model.buffers()))
 
     # ---- saying and writing, once ----------------------------------------------------------------------------------
 

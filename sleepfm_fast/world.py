@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -65,6 +65,13 @@ class World:
             torch.cuda.set_device(device)
         return device
 
+    def share_threads(self, threads: int) -> None:
+        """Set the number of CPU threads; without a wish (0), the processes of a machine share its cores."""
+        if not threads and self.local_size > 1:
+            threads = max(len(os.sched_getaffinity(0)) // self.local_size, 1)
+        if threads:
+            torch.set_num_threads(threads)
+
     def gather_rows(self, rows: Tensor) -> list[Tensor]:
         """``[n, ...]`` of every rank; n may differ."""
         if self.size == 1:
@@ -103,6 +110,12 @@ class World:
             return count
         counts = torch.tensor([count], dtype=torch.int64)
         return int(gather_equal(counts, self.size, group).sum())
+
+    def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Give tensors the values that they have on rank 0."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def mean_in_place(self, tensors: list[Tensor]) -> None:
         """Replace floating-point tensors by their mean over ranks, others by their largest; all get the same bits."""

@@ -93,7 +93,7 @@ def test_recording_scale_gives_unit_amplitudes_and_fixed_saturation(real):
 def test_a_sensor_that_fell_off_counts_for_the_hours_before_and_a_dead_one_not_at_all(cohort, tmp_path):
     folder = tmp_path / "nights"
     folder.mkdir()
-    with pyedflib.EdfReader(str(cohort / "sim-0000.edf")) as reader:
+    with pyedflib.EdfReader(str(cohort / "sim-3-0000.edf")) as reader:
         headers = reader.getSignalHeaders()
         labels = [h["label"] for h in headers]
         signals = [reader.readSignal(i, digital=True) for i in range(len(labels))]

@@ -250,12 +250,21 @@ def test_report_rewrites_only_its_blocks(tmp_path, capsys, monkeypatch):
     assert (readme.read_text(), page.read_text()) == before
 
 
-def test_every_headline_is_measured():
-    files = (ROOT / "bench" / "results").glob("*.json")
-    for path in (path for path in files if not report.is_experiment(path)):
-        names = [result["name"] for result in json.loads(path.read_text())["results"]]
-        unknown = [start for start in report.HEADLINES if not any(name.startswith(start) for name in names)]
-        assert not unknown, path
+def test_the_readme_shows_runs_with_every_headline(tmp_path, capsys, monkeypatch):
+    readme, page = pages(tmp_path, f"{report.BEGIN}\n{report.END}\n")
+    stored(tmp_path / "results")
+    part = json.loads((tmp_path / "results" / "run.json").read_text())
+    part.update(name="part", results=[r for r in part["results"] if r["name"] != "alone"])
+    (tmp_path / "results" / "part.json").write_text(json.dumps(part))
+    monkeypatch.setattr(report, "HEADLINES", ("a sum", "alone"))
+    assert report_run(tmp_path) == 0
+    assert "**run**" in readme.read_text()
+    assert "**part**" not in readme.read_text()
+    assert "**run**" in page.read_text()
+    assert "**part**" in page.read_text()
+    monkeypatch.setattr(report, "HEADLINES", ("a sum", "a product"))
+    assert report_run(tmp_path) == 1
+    assert "run.json lacks a product" in capsys.readouterr().err
 
 
 def test_the_pages_show_what_is_stored(capsys):

@@ -79,6 +79,18 @@ GATES = (
     Gate("gemm_gradient_kernel", registers=80, shared_bytes=3072, instructions={"LDG.E.NA.128": 4, "STG.E.64": 8}),
     Gate("gemm_(operands|accumulate|finish_gradient)_kernel", registers=128, shared_bytes=3072),
     Gate("gemm_(merge|finish|total|weights)_kernel", registers=64, shared_bytes=17408),
+    # Both ReLU6 are saturation within the addition of the bias and the last multiply-add; weights by 16 bytes.
+    Gate(
+        "mbconv_evaluate_kernel",
+        registers=240,
+        shared_bytes=0,
+        instructions={
+            **{"HMMA": 20, "FADD.SAT": 16, "FFMA": 24, "FFMA.SAT": 8, "SHFL": 6, "LDGSTS.E.BYPASS.128": 2},
+            **{"LDS.128": 7, "STG.E": 4},
+        },
+    ),
+    Gate("mbconv_evaluate_kernel.*PolicyILi.ELi.*ELi.ELi.ELi12E", registers=168, shared_bytes=0),
+    Gate("mbconv_evaluate_kernel.*PolicyILi.ELi.*ELi.ELi.ELi8ELi2E", registers=128, shared_bytes=0),
 )
 # Local memory: spilled registers, or an array whose index the compiler does not know.
 FORBIDDEN = ("LDL", "STL")

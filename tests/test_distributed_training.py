@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from free_ports import free_ports
 from training_ranks import LEFT_OUT, NEIGHBOURS, RUNS, SYNCHRONISED
 
 from sleepfm_fast import train
@@ -26,19 +26,6 @@ HERE = Path(__file__).resolve().parent
 def environment():
     path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-
-
-def free_ports(n):
-    """First of n consecutive ports that nobody has at the moment."""
-    for first in range(29600, 60000, 50):
-        try:
-            for port in range(first, first + n):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports")
 
 
 def metrics(run):

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import sleepfm_fast.__main__
 from sleepfm_fast import claims, command, simulate
 from sleepfm_fast.atomic import replace_file, replace_folder, write_json
 from sleepfm_fast.claims import Claim, claim_to_write
@@ -237,14 +236,55 @@ def test_workers_leave_an_interruption_to_the_process_that_the_user_sees():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_interruption_while_a_command_is_imported_is_a_sentence(monkeypatch, capsys):
-    def interrupted(name):
-        raise KeyboardInterrupt
+INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
 
-    monkeypatch.setattr("importlib.import_module", interrupted)
-    monkeypatch.setattr(sys, "argv", ["sleepfm-fast", "probe"])
-    assert sleepfm_fast.__main__.main() == 130
-    assert "interrupted before anything was done" in capsys.readouterr().err
+
+@pytest.mark.parametrize("imported", ["sleepfm_fast", "tyro", "numpy"])
+@pytest.mark.parametrize("started", [["-m", "sleepfm_fast.probe"], ["-m", "sleepfm_fast", "probe"], ["sleepfm-fast"]])
+def test_an_interruption_while_a_command_is_imported_is_a_sentence(tmp_path, imported, started):
+    if imported == "sleepfm_fast":
+        (tmp_path / "sitecustomize.py").write_text(
+            "import importlib.util\ndef find_spec(name, package=None, found=importlib.util.find_spec):\n"
+            f"    if name == 'sleepfm_fast._C':\n        exec({INTERRUPTED!r})\n    return found(name, package)\n"
+            "importlib.util.find_spec = find_spec\n"
+        )
+    else:
+        (tmp_path / f"{imported}.py").write_text(INTERRUPTED)
+    if started == ["sleepfm-fast"]:
+        script = tmp_path / "sleepfm-fast"  # as pip writes it
+        script.write_text("import sys\nfrom sleepfm_fast.__main__ import main\nsys.exit(main())\n")
+        started = [str(script), "probe"]
+    done = subprocess.run(
+        [sys.executable, *started, "EMBEDDINGS", "--task", "stage"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted before anything was done\n"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import signal, sleepfm_fast; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler",
+        # A shell starts what runs behind it, with & or nohup, so that Ctrl-C does not reach it.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.argv[0] = '-m'\n"
+        "import sleepfm_fast; assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN",
+        "import signal, sys; sys.argv[0] = '-m'; from sleepfm_fast import command, interruption\n"
+        "assert signal.getsignal(signal.SIGINT) is interruption._end\n"
+        "command.run(int, int, ['--help']); assert signal.getsignal(signal.SIGINT) is signal.default_int_handler",
+    ],
+    ids=["library", "ignored", "command"],
+)
+def test_only_a_command_that_is_being_imported_answers_ctrl_c(script):
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=50
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_compiled_functions_work_where_no_folder_can_be_written():

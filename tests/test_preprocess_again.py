@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import sleepfm_fast.columns
 import sleepfm_fast.night
 from sleepfm_fast.claims import Claim
 from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.preprocess import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -49,6 +51,27 @@ def test_a_second_run_redoes_nothing_and_adds_what_is_new(cohort: Path, tmp_path
     status, result = preprocess(capsys, cohort, store)
     assert (status, result["nights"]) == (0, 5)
     assert "a1" in [r.id for r in ClipStore(store).recordings]
+
+
+def test_a_cohort_without_scoring_is_told_what_to_do_and_many_changes_are_a_few_lines(tmp_path: Path, capsys) -> None:
+    nights, labels, store = tmp_path / "nights", tmp_path / "labels", tmp_path / "store"
+    nights.mkdir()
+    labels.mkdir()
+    for i in range(12):
+        write_night(nights / f"n{i:02d}.edf", stages="----", seed=i)
+        (labels / f"n{i:02d}.csv").write_text("onset,duration,description\n0,30,N3\n30,30,N3\n")
+    command = [str(nights), str(store), "--workers", "1", "--backend", "threading"]
+    assert cli(command) == 0
+    assert "notice: no night has a sleep stage" in capsys.readouterr().err
+    assert cli([*command, "--labels", str(labels)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("changed: ") == 10
+    assert "and 2 more have changed; --overwrite makes all of them again" in said
+    assert "tries again what failed" not in said
+    assert cli([*command, "--labels", str(labels), "--overwrite"]) == 0
+    said = capsys.readouterr().err
+    assert "N3 24" in said
+    assert "no night has a sleep stage" not in said
 
 
 def test_auto_is_resolved_once(cohort: Path, tmp_path: Path, capsys) -> None:
@@ -256,3 +279,20 @@ def test_a_damaged_night_is_made_again_or_reported(cohort: Path, tmp_path: Path,
     status, result = preprocess(capsys, cohort, store)
     assert (status, result["added"], result["kept"]) == (0, 1, 3)
     assert contents(store) == wanted
+
+
+def test_unknown_channel_names_are_answered_with_a_correction_that_works(tmp_path: Path, capsys) -> None:
+    nights, overrides = tmp_path / "nights", tmp_path / "overrides.json"
+    nights.mkdir()
+    write_night(nights / "x.edf", leads=[Lead("Ch 1"), Lead("Ch 2")])
+    assert cli([str(nights), str(tmp_path / "alone")]) == 1
+    assert '--overrides, such as {"*": {"EEG 1": {"alias": "C3-M2"}}}' in capsys.readouterr().err
+    for i in range(3):
+        write_night(nights / f"known{i}.edf", seed=i)
+    assert cli([str(nights), str(tmp_path / "store")]) == 1
+    said = capsys.readouterr().err
+    (correction,) = re.findall(r"--overrides (\{.*\}) \(the slots: ", said)
+    assert json.loads(correction) == {"x.edf": {"Ch 1": {"alias": "C3-M2"}}}
+    overrides.write_text(correction)
+    assert preprocess(capsys, nights, tmp_path / "store", "--overrides", overrides)[0] == 0
+    assert "x" in [r.id for r in ClipStore(tmp_path / "store").recordings]

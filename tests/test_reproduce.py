@@ -29,8 +29,8 @@ RATES = {
 
 
 def planner(out=Path("/nowhere"), store=None, external_store=None, preset=SMOKE):
-    facts = simulated_facts(preset.subjects, preset.hours, preset.split)
-    external = simulated_facts(preset.external_subjects, preset.hours, preset.split)
+    facts = simulated_facts(preset.subjects, preset.hours, preset.split, "sim-")
+    external = simulated_facts(preset.external_subjects, preset.hours, preset.split, "sim-1-")
     return reproduce_plan.Planner(
         reproduce_plan.Layout(out),
         preset,

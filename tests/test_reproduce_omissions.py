@@ -15,7 +15,7 @@ from sleepfm_fast.reproduce_omissions import answerable
 from sleepfm_fast.reproduce_presets import PRESETS
 
 SMOKE = PRESETS["smoke"]
-WHOLE = simulated_facts(40, 0.25, SMOKE.split)
+WHOLE = simulated_facts(40, 0.25, SMOKE.split, "sim-")
 NUMBERED = {n: paper_tables.make_table(n) for n in paper_tables.TABLES}
 PRETRAINING = paper_tables.pretraining_figure()
 

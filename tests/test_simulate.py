@@ -105,7 +105,7 @@ def test_files_are_read_by_pyedflib_and_edfio(cohort):
 def test_digital_steps_keep_the_simulated_signal(cohort):
     out, _ = cohort
     _, channels = record(1, 60, seed=7)
-    with pyedflib.EdfReader(str(out / "sim-0001.edf")) as reader:
+    with pyedflib.EdfReader(str(out / "sim-7-0001.edf")) as reader:
         for i, (label, channel) in enumerate(channels.items()):
             step = (channel.high - channel.low) / 65535
             clipped = np.clip(channel.samples, channel.low, channel.high)
@@ -165,14 +165,14 @@ def test_same_seed_same_bytes_and_workers_do_not_matter(cohort, tmp_path):
 def test_other_seeds_and_subjects_differ(cohort, tmp_path):
     out, _ = cohort
     simulate.main(Config(tmp_path / "other", subjects=1, hours=0.5, seed=8, workers=1))
-    files = [digests(out)[f"sim-{i:04d}.edf"] for i in range(3)]
-    assert len({*files, digests(tmp_path / "other")["sim-0000.edf"]}) == 4
+    files = [digests(out)[f"sim-7-{i:04d}.edf"] for i in range(3)]
+    assert len({*files, digests(tmp_path / "other")["sim-8-0000.edf"]}) == 4
 
 
 def test_a_subject_does_not_depend_on_the_size_of_the_cohort(cohort, tmp_path):
     out, _ = cohort
     simulate.main(Config(tmp_path / "fewer", subjects=2, hours=0.5, seed=7, workers=1))
-    assert digests(tmp_path / "fewer")["sim-0001.edf"] == digests(out)["sim-0001.edf"]
+    assert digests(tmp_path / "fewer")["sim-7-0001.edf"] == digests(out)["sim-7-0001.edf"]
 
 
 def test_complete_cohort_is_left_alone(cohort):
@@ -199,11 +199,56 @@ def test_goes_on_after_a_kill(tmp_path):
     process.wait()
     finished = len(list(out.glob("sim-*.edf")))
     assert 1 <= finished < 6
-    (out / ".sim-0005.edf.1.tmp").write_bytes(b"half a recording")
+    (out / ".sim-5-0005.edf.1.tmp").write_bytes(b"half a recording")
     resumed = simulate.main(Config(out, subjects=6, hours=0.25, seed=5, workers=1))
     assert resumed["written"] == 6 - finished
     simulate.main(Config(tmp_path / "whole", subjects=6, hours=0.25, seed=5, workers=1))
     assert digests(out) == digests(tmp_path / "whole")
+
+
+def names_in(out):
+    rows = (out / "participants.csv").read_text().splitlines()[1:]
+    names = [row.split(",")[1] for row in rows]
+    assert sorted(path.stem for path in out.glob("*.edf")) == names == [row.split(",")[0] for row in rows]
+    return names
+
+
+def test_cohorts_of_two_seeds_share_no_name_and_those_of_one_seed_do(tmp_path):
+    options = {"subjects": 2, "hours": 0.05, "workers": 1}
+    for name, seed in (("zero", 0), ("one", 1), ("ten", 10)):
+        simulate.main(Config(tmp_path / name, seed=seed, **options))
+    assert names_in(tmp_path / "zero") == ["sim-0000", "sim-0001"]
+    assert names_in(tmp_path / "one") == ["sim-1-0000", "sim-1-0001"]
+    assert names_in(tmp_path / "ten") == ["sim-10-0000", "sim-10-0001"]
+    # The same sleepers with a coupling switched off keep their names, and so their split.
+    simulate.main(Config(tmp_path / "off", seed=1, couplings=Couplings(stage_eeg=0), **options))
+    assert names_in(tmp_path / "off") == names_in(tmp_path / "one")
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_a_folder_that_an_earlier_version_began_goes_on_with_its_names(tmp_path, capsys, seed):
+    out = tmp_path / "edf"
+    config = Config(out, subjects=2, hours=0.05, seed=seed, workers=1)
+    simulate.main(config)
+    card = out / "simulation.json"
+    written = json.loads(card.read_text())
+    assert written.pop("prefix") == simulate.name_prefix(tmp_path / "none", seed)
+    card.write_text(
+        json.dumps(written, indent=1)
+    )  # as it was, of a killed run: sim-0000.edf is whole, sim-0001 missing
+    for path in sorted(out.glob("*.edf")):
+        path.rename(out / f"sim-{path.stem[-4:]}.edf")
+    kept = (out / "sim-0000.edf").read_bytes()
+    (out / "sim-0001.edf").unlink()
+    capsys.readouterr()
+    assert simulate.main(config)["written"] == 1
+    assert names_in(out) == ["sim-0000", "sim-0001"]
+    assert (out / "sim-0000.edf").read_bytes() == kept
+    said = f"{out} was begun by an earlier version and goes on with its names, sim-0000"
+    assert (said in capsys.readouterr().err) == (seed > 0)
+    card.write_text(json.dumps({**written, "prefix": "sim-9-"}))
+    with pytest.raises(SleepfmError, match="other options"):
+        simulate.main(config)
 
 
 def test_refuses_what_is_not_its_own(cohort, tmp_path):

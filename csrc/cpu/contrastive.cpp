@@ -91,6 +91,13 @@ void pair_ranks(PairRanks const& call) {
     kernels().pair_ranks(call);
 }
 
+void measure_rank_rows(RankRows const& call) {
+    // Far beyond, rounding to whole numbers could make a vector longer than 32-bit sums allow.
+    SLEEPFM_CHECK(call.n_dim <= (std::int64_t{1} << 30), "the embeddings have ", call.n_dim,
+                  " dimensions; ranks take up to 2^30.");
+    kernels().measure_rank_rows(call);
+}
+
 std::int64_t pair_ranks_bytes(std::int64_t n_rows, std::int64_t n_columns, std::int64_t n_dim, int n_threads) {
     return kernels().pair_ranks_bytes(n_rows, n_columns, n_dim, n_threads);
 }

@@ -28,6 +28,7 @@ void contrastive_exponential(void const* x, void* y, std::int64_t n, bool is_dou
 // Retrieval ranks: counts of the clips that come before each one's own.
 void pair_ranks(PairRanks const& call);
 std::int64_t pair_ranks_bytes(std::int64_t n_rows, std::int64_t n_columns, std::int64_t n_dim, int n_threads);
+void measure_rank_rows(RankRows const& call);
 // own[r] = <a_r, b_r> in double, summed as pair_ranks sums; a and b [n_rows, n_dim].
 void own_inner_products(float const* a, float const* b, double* own, std::int64_t n_rows, std::int64_t n_dim);
 
@@ -41,6 +42,7 @@ struct ContrastiveKernels {
     void (*exponential)(void const*, void*, std::int64_t, bool);
     void (*pair_ranks)(PairRanks const&);
     std::int64_t (*pair_ranks_bytes)(std::int64_t, std::int64_t, std::int64_t, int);
+    void (*measure_rank_rows)(RankRows const&);
     void (*own_inner_products)(float const*, float const*, double*, std::int64_t, std::int64_t);
 };
 

@@ -1,178 +1,192 @@
-// Counts of candidates that come before a clip's own, in both directions, from one tile of products: the tile loop of
-// the contrastive loss with comparisons in place of exponentials. See sleepfm_fast/ranks.py for the inequalities.
+// Counts of candidates that come before a clip's own, in both directions, from one tile of integer products; pairs that
+// these cannot tell are decided in double. See sleepfm_fast/ranks.py for the inequalities.
 #pragma once
 
-#include "cpu/contrastive_prepare.h"
+#include "cpu/rank_operands.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
-constexpr Index RANK_BLOCK = 192;  // as in the loss
+constexpr Index RANK_BLOCK = 192;  // a tile and its operands at D = 512 fill the second cache
 
-// <a, b> in double, where products of floats are exact: four sums in a fixed order, equal vectors give equal bits.
+inline Vec<double> load_widened(float const* from) {
+#if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    return _mm512_cvtps_pd(_mm256_loadu_ps(from));
+#elif SLEEPFM_VECTOR_BYTES == 32 && defined(__AVX2__)
+    return _mm256_cvtps_pd(_mm_loadu_ps(from));
+#else
+    Vec<double> v;
+    for (int l = 0; l < WIDTH<double>; ++l) {
+        v[l] = static_cast<double>(from[l]);
+    }
+    return v;
+#endif
+}
+
+// <a, b> in double, where products of floats are exact: sixteen sums in a fixed order, equal vectors give equal bits.
 inline double exact_inner(float const* a, float const* b, Index n) {
-    double lane[4] = {};
+    constexpr Index width = WIDTH<double>;
+    Vec<double> sums[16 / width] = {};
     Index i = 0;
-    for (; i + 4 <= n; i += 4) {
-        for (int l = 0; l < 4; ++l) {
-            lane[l] += static_cast<double>(a[i + l]) * static_cast<double>(b[i + l]);
+    for (; i + 16 <= n; i += 16) {
+#pragma GCC unroll 8
+        for (Index l = 0; l < 16 / width; ++l) {
+            sums[l] += load_widened(a + i + l * width) * load_widened(b + i + l * width);
         }
     }
-    for (; i < n; ++i) {
-        lane[0] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+    alignas(64) double lane[16];
+    for (Index l = 0; l < 16 / width; ++l) {
+        store<double>(lane + l * width, sums[l]);
     }
-    return (lane[0] + lane[1]) + (lane[2] + lane[3]);
+    for (int l = 0; i < n; ++i, ++l) {
+        lane[l] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+    }
+    for (int half = 8; half > 0; half /= 2) {
+        for (int l = 0; l < half; ++l) {
+            lane[l] += lane[l + half];
+        }
+    }
+    return lane[0];
 }
 
 struct RankWork {
-    Index d_padded, panel_stride;
+    Index n_pairs;  // of dimensions
     Index rows_padded, columns_padded;
-    float* rows;             // panels of a - mean_a
-    float* columns;          // panels of b - mean_b
-    float* shift;            // [columns_padded] of the comparison in a row; -inf beyond the last column
-    float* limits;           // [2, columns_padded] of the comparison in a column
-    float* tiles;            // [n_threads, RANK_BLOCK * RANK_BLOCK]
-    std::int32_t* of_tile;   // [n_threads, 2, RANK_BLOCK] comparisons passed by the columns of a tile
-    std::int32_t* of_block;  // [n_threads, rows_padded + columns_padded] ahead
+    std::int32_t* rows;                                // panels of a - mean_a
+    std::int32_t* columns;                             // panels of b - mean_b
+    float *step, *length, *loss, *shift, *low, *high;  // [columns_padded] of columns; never ahead beyond the last one
+    std::int32_t* tiles;                               // [n_threads, RANK_BLOCK * RANK_BLOCK]
+    std::int32_t* of_tile;                             // [n_threads, RANK_BLOCK] ahead in the columns of a tile
+    std::int32_t* of_block;                            // [n_threads, rows_padded + columns_padded] ahead
     Index bytes;
 
     RankWork(void* base, Index n_rows, Index n_columns, Index n_dim, int n_threads) {
-        d_padded = round_up(n_dim, ROWS);
-        panel_stride = d_padded * PANEL;
-        rows_padded = round_up(n_rows, PANEL);
-        columns_padded = round_up(n_columns, PANEL);
+        n_pairs = (n_dim + 1) / 2;
+        rows_padded = round_up(n_rows, RANK_ROWS);
+        columns_padded = round_up(n_columns, RANK_PANEL);
         Carver carver(base);
-        rows = carver.take<float>(rows_padded * d_padded);
-        columns = carver.take<float>(columns_padded * d_padded);
-        shift = carver.take<float>(columns_padded);
-        limits = carver.take<float>(2 * columns_padded);
-        tiles = carver.take<float>(n_threads * RANK_BLOCK * RANK_BLOCK);
-        of_tile = carver.take<std::int32_t>(n_threads * 2 * RANK_BLOCK);
+        rows = carver.take<std::int32_t>(rows_padded * n_pairs);
+        columns = carver.take<std::int32_t>(columns_padded * n_pairs);
+        for (float** const each : {&step, &length, &loss, &shift, &low, &high}) {
+            *each = carver.take<float>(columns_padded);
+        }
+        tiles = carver.take<std::int32_t>(n_threads * RANK_BLOCK * RANK_BLOCK);
+        of_tile = carver.take<std::int32_t>(n_threads * RANK_BLOCK);
         of_block = carver.take<std::int32_t>(n_threads * (rows_padded + columns_padded));
         bytes = carver.used();
     }
 };
 
-// One panel of x - mean; zero beyond the last row.
-inline void pack_centred(float const* x, Index n_rows, Index n_dim, float const* mean, Index first, float* panel) {
-    constexpr Index width = WIDTH<float>;
-    alignas(64) float square[width * width];
-    for (Index r = 0; r < PANEL; r += width) {
-        for (Index k = 0; k < n_dim; k += width) {
-            Index const n = n_dim - k < width ? n_dim - k : width;
-            for (Index l = 0; l < width; ++l) {
-                float* const row = square + l * width;
-                if (first + r + l >= n_rows || n < width) {
-                    std::memset(row, 0, sizeof(float) * width);
-                }
-                if (first + r + l < n_rows) {
-                    float const* const from = x + (first + r + l) * n_dim + k;
-                    for (Index i = 0; i < n; ++i) {
-                        row[i] = from[i] - mean[k + i];
-                    }
-                }
-            }
-            if (n == width) {
-                transpose<float>(square, width, panel + k * PANEL + r, PANEL);
-            } else {
-                for (Index i = 0; i < n; ++i) {
-                    for (Index l = 0; l < width; ++l) {
-                        panel[(k + i) * PANEL + r + l] = square[l * width + i];
-                    }
-                }
-            }
-        }
+inline void pack_columns(PairRanks const& call, RankWork const& work, Index first) {
+    RankOperand const& columns = call.columns;
+    pack_integers(columns, call.n_dim, first, RANK_PANEL, work.columns + first * work.n_pairs);
+    for (Index j = first; j < first + RANK_PANEL; ++j) {
+        bool const real = j < columns.n;
+        work.step[j] = real ? columns.step[j] : 0.0F;
+        work.length[j] = real ? columns.length[j] : 0.0F;
+        work.loss[j] = real ? columns.loss[j] : 0.0F;
+        work.shift[j] = real ? columns.shift[j] : -__builtin_inff();
+        work.low[j] = real ? columns.low[j] : __builtin_inff();
+        work.high[j] = real ? columns.high[j] : __builtin_inff();
     }
 }
 
-// Comparisons closer than the limits are left to double. `exact(i, j)` is <a_i, b_j> less the own of the query.
+// Pairs of a tile that integers cannot tell: row << 16 | column << 2 | open in the column << 1 | open in the row.
+struct OpenPairs {
+    static constexpr Index CAPACITY = 1024;
+    Index n = 0;
+    std::uint32_t pair[CAPACITY + WIDTH<float>];
+};
+
+// Embeddings lie in memory: those of a pair are fetched while two others are decided.
+inline void fetch_pair(PairRanks const& call, Index r0, Index c0, std::uint32_t pair) {
+    fetch(call.rows.x + (r0 + (pair >> 16)) * call.n_dim, call.n_dim);
+    fetch(call.columns.x + (c0 + (pair >> 2 & 0x3FFF)) * call.n_dim, call.n_dim);
+}
+
+inline void decide(PairRanks const& call, Index r0, Index c0, OpenPairs& open, std::int32_t* ahead_rows,
+                   std::int32_t* ahead_columns) {
+    for (Index at = 0; at < open.n; ++at) {
+        if (at + 2 < open.n) {
+            fetch_pair(call, r0, c0, open.pair[at + 2]);
+        }
+        std::uint32_t const pair = open.pair[at];
+        Index const i = r0 + (pair >> 16), j = c0 + (pair >> 2 & 0x3FFF);
+        Index const a = call.rows.first + i, b = call.columns.first + j;
+        if (a != b) {
+            double const inner = exact_inner(call.rows.x + i * call.n_dim, call.columns.x + j * call.n_dim, call.n_dim);
+            double const own_a = call.rows.own[i], own_b = call.columns.own[j];
+            ahead_rows[i] += (pair & 1) != 0 && (inner > own_a || (inner == own_a && b < a));
+            ahead_columns[j] += (pair & 2) != 0 && (inner > own_b || (inner == own_b && a < b));
+        }
+    }
+    open.n = 0;
+}
+
 inline void count_tile(PairRanks const& call, RankWork const& work, Index r0, Index n_rows, Index c0, Index n_columns,
-                       float const* tile, std::int32_t* of_tile, std::int32_t* ahead_rows,
+                       std::int32_t const* tile, std::int32_t* of_tile, std::int32_t* ahead_rows,
                        std::int32_t* ahead_columns) {
     using V = Vec<float>;
     using I = IntVec<float>;
     constexpr Index width = WIDTH<float>;
-    Index const padded = round_up(n_columns, width);
-    I* const above_columns = reinterpret_cast<I*>(of_tile);
-    I* const reach_columns = reinterpret_cast<I*>(of_tile + RANK_BLOCK);
-    for (Index v = 0; v < padded / width; ++v) {
-        above_columns[v] = reach_columns[v] = I{};
+    std::memset(of_tile, 0, sizeof(std::int32_t) * RANK_BLOCK);
+    I lanes;
+    for (int l = 0; l < width; ++l) {
+        lanes[l] = l << 2;
     }
-    float const* const low_of_columns = work.limits + c0;
-    float const* const high_of_columns = low_of_columns + work.columns_padded;
-    auto const in_tile = [&](Index r, Index c) { return (c / PANEL * n_rows + r) * PANEL + c % PANEL; };
-    auto const is_ahead = [&](Index i, Index j, Index query, Index candidate, double own) {
-        double const inner = exact_inner(call.a + i * call.n_dim, call.b + j * call.n_dim, call.n_dim);
-        return inner > own || (inner == own && candidate < query);
-    };
-    Index const n_real = n_rows < call.n_rows - r0 ? n_rows : call.n_rows - r0;
+    OpenPairs open;
+    Index const n_real = n_rows < call.rows.n - r0 ? n_rows : call.rows.n - r0;
     for (Index r = 0; r < n_real; ++r) {
         Index const i = r0 + r;
-        float const low = call.low_of_rows[i], high = call.high_of_rows[i];
-        float const shift = call.shift_of_columns[i];
-        I above{}, reach{};
-        for (Index c = 0; c < padded; c += width) {
-            V const product = load<float>(tile + in_tile(r, c));
-            V const in_row = product + load<float>(work.shift + c0 + c);
-            above -= in_row > high;
-            reach -= in_row >= low;
-            V const in_column = product + shift;
-            above_columns[c / width] -= in_column > load<float>(high_of_columns + c);
-            reach_columns[c / width] -= in_column >= load<float>(low_of_columns + c);
-        }
-        std::int32_t n_above = count_of_lanes<float>(above);
-        if (count_of_lanes<float>(reach) > n_above) {
-            Index const query = call.first_row + i;
-            for (Index c = 0; c < n_columns; ++c) {
-                Index const j = c0 + c;
-                float const value = tile[in_tile(r, c)] + work.shift[j];
-                if (value >= low && value <= high && call.first_column + j != query) {
-                    n_above += is_ahead(i, j, query, call.first_column + j, call.own_of_rows[i]);
+        float const step = call.rows.step[i], length = call.rows.length[i], loss = call.rows.loss[i];
+        float const shift = call.rows.shift[i], low = call.rows.low[i], high = call.rows.high[i];
+        I above{};
+        for (Index c = 0; c < n_columns; c += width) {
+            Index const j = c0 + c;
+            auto const* const products = tile + (c / RANK_PANEL * n_rows + r) * RANK_PANEL + c % RANK_PANEL;
+            V const product = __builtin_convertvector(*reinterpret_cast<I const*>(products), V);
+            V const value = product * load(work.step + j) * step + (load(work.shift + j) + shift);
+            V const error = loss * load(work.length + j) + length * load(work.loss + j);
+            V const least = value - error, most = value + error;
+            I const in_row = least > high, in_column = least > load(work.high + j);
+            I const open_in_row = in_row ^ (most >= low), open_in_column = in_column ^ (most >= load(work.low + j));
+            above -= in_row;
+            *reinterpret_cast<I*>(of_tile + c) -= in_column;
+            I const either = open_in_row | open_in_column;
+            if (any_lane(either)) {
+                I const pairs =
+                    (lanes + static_cast<std::int32_t>(r << 16 | c << 2)) | (open_in_row & 1) | (open_in_column & 2);
+                for (int l = 0; l < width; ++l) {
+                    open.pair[open.n] = static_cast<std::uint32_t>(pairs[l]);
+                    open.n -= either[l];
+                }
+                if (open.n >= OpenPairs::CAPACITY - width) {
+                    decide(call, r0, c0, open, ahead_rows, ahead_columns);
                 }
             }
         }
-        ahead_rows[i] += n_above;
+        ahead_rows[i] += count_of_lanes<float>(above);
     }
     for (Index c = 0; c < n_columns; ++c) {
-        Index const j = c0 + c;
-        std::int32_t n_above = of_tile[c];
-        if (of_tile[RANK_BLOCK + c] > n_above) {
-            Index const query = call.first_column + j;
-            for (Index r = 0; r < n_real; ++r) {
-                Index const i = r0 + r;
-                float const value = tile[in_tile(r, c)] + call.shift_of_columns[i];
-                if (value >= low_of_columns[c] && value <= high_of_columns[c] && call.first_row + i != query) {
-                    n_above += is_ahead(i, j, query, call.first_row + i, call.own_of_columns[j]);
-                }
-            }
-        }
-        ahead_columns[j] += n_above;
+        ahead_columns[c0 + c] += of_tile[c];
     }
+    decide(call, r0, c0, open, ahead_rows, ahead_columns);
 }
 
 inline void pair_ranks(PairRanks const& call) {
-    RankWork const work(call.workspace, call.n_rows, call.n_columns, call.n_dim, call.n_threads);
-    Index const n_row_panels = work.rows_padded / PANEL;
-    Index const n_column_panels = work.columns_padded / PANEL;
-    Index const n_row_blocks = (call.n_rows + RANK_BLOCK - 1) / RANK_BLOCK;
-    Index const n_column_blocks = (call.n_columns + RANK_BLOCK - 1) / RANK_BLOCK;
+    Index const n_rows = call.rows.n, n_columns = call.columns.n;
+    RankWork const work(call.workspace, n_rows, n_columns, call.n_dim, call.n_threads);
+    Index const n_row_blocks = (n_rows + RANK_BLOCK - 1) / RANK_BLOCK;
+    Index const n_column_blocks = (n_columns + RANK_BLOCK - 1) / RANK_BLOCK;
     Index const n_counts = work.rows_padded + work.columns_padded;
-    [[maybe_unused]] int const n_threads = useful_threads(call.n_rows * call.n_columns * call.n_dim, call.n_threads);
+    [[maybe_unused]] int const n_threads = useful_threads(n_rows * n_columns * call.n_dim, call.n_threads);
     SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
         SLEEPFM_OMP(omp for schedule(static) nowait)
-        for (Index panel = 0; panel < (call.new_rows ? n_row_panels : 0); ++panel) {
-            pack_centred(call.a, call.n_rows, call.n_dim, call.mean_a, panel * PANEL,
-                         work.rows + panel * work.panel_stride);
+        for (Index first = 0; first < (call.new_rows ? work.rows_padded : 0); first += RANK_ROWS) {
+            pack_integers(call.rows, call.n_dim, first, RANK_ROWS, work.rows + first * work.n_pairs);
         }
         SLEEPFM_OMP(omp for schedule(static) nowait)
-        for (Index panel = 0; panel < n_column_panels; ++panel) {
-            pack_centred(call.b, call.n_columns, call.n_dim, call.mean_b, panel * PANEL,
-                         work.columns + panel * work.panel_stride);
-            for (Index j = panel * PANEL; j < (panel + 1) * PANEL; ++j) {
-                bool const real = j < call.n_columns;
-                work.shift[j] = real ? call.shift_of_rows[j] : -__builtin_inff();
-                work.limits[j] = real ? call.low_of_columns[j] : __builtin_inff();
-                work.limits[work.columns_padded + j] = real ? call.high_of_columns[j] : __builtin_inff();
-            }
+        for (Index first = 0; first < work.columns_padded; first += RANK_PANEL) {
+            pack_columns(call, work, first);
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (int thread = 0; thread < call.n_threads; ++thread) {
@@ -180,28 +194,27 @@ inline void pair_ranks(PairRanks const& call) {
                         sizeof(std::int32_t) * static_cast<std::size_t>(n_counts));
         }
         Index const thread = thread_number();
-        float* const tile = work.tiles + thread * RANK_BLOCK * RANK_BLOCK;
+        std::int32_t* const tile = work.tiles + thread * RANK_BLOCK * RANK_BLOCK;
         std::int32_t* const ahead_rows = work.of_block + thread * n_counts;
         SLEEPFM_OMP(omp for schedule(dynamic, 1))
         for (Index task = 0; task < n_row_blocks * n_column_blocks; ++task) {
             Index const r0 = task / n_column_blocks * RANK_BLOCK, c0 = task % n_column_blocks * RANK_BLOCK;
-            Index const left = round_up(call.n_rows - r0, SAMPLES);
-            Index const n_rows = left < RANK_BLOCK ? left : RANK_BLOCK;
-            Index const n_columns = call.n_columns - c0 < RANK_BLOCK ? call.n_columns - c0 : RANK_BLOCK;
-            cosines<float>(n_rows, round_up(n_columns, SAMPLES), call.n_dim, work.panel_stride,
-                           work.rows + r0 / PANEL * work.panel_stride, work.columns + c0 / PANEL * work.panel_stride,
-                           tile);
-            count_tile(call, work, r0, n_rows, c0, n_columns, tile, work.of_tile + thread * 2 * RANK_BLOCK, ahead_rows,
-                       ahead_rows + work.rows_padded);
+            Index const rows_left = work.rows_padded - r0, columns_left = work.columns_padded - c0;
+            Index const tile_rows = rows_left < RANK_BLOCK ? rows_left : RANK_BLOCK;
+            Index const tile_columns = columns_left < RANK_BLOCK ? columns_left : RANK_BLOCK;
+            integer_products(tile_rows, tile_columns, work.n_pairs, work.rows + r0 * work.n_pairs,
+                             work.columns + c0 * work.n_pairs, tile);
+            count_tile(call, work, r0, tile_rows, c0, tile_columns, tile, work.of_tile + thread * RANK_BLOCK,
+                       ahead_rows, ahead_rows + work.rows_padded);
         }
     }
     for (int thread = 0; thread < call.n_threads; ++thread) {  // whole numbers: any order gives the same sum
         std::int32_t const* const counts = work.of_block + thread * n_counts;
-        for (Index i = 0; i < call.n_rows; ++i) {
-            call.ahead_of_rows[i] += counts[i];
+        for (Index i = 0; i < n_rows; ++i) {
+            call.rows.ahead[i] += counts[i];
         }
-        for (Index j = 0; j < call.n_columns; ++j) {
-            call.ahead_of_columns[j] += counts[work.rows_padded + j];
+        for (Index j = 0; j < n_columns; ++j) {
+            call.columns.ahead[j] += counts[work.rows_padded + j];
         }
     }
 }

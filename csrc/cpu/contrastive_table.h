@@ -49,8 +49,8 @@ inline std::int64_t pair_ranks_bytes(std::int64_t n_rows, std::int64_t n_columns
 }
 
 ContrastiveKernels contrastive_kernels() {
-    return {&forward<float>,  &forward<double>, &backward<float>,  &backward<double>,  &bytes,
-            &exponential_any, &pair_ranks,      &pair_ranks_bytes, &own_inner_products};
+    return {&forward<float>,  &forward<double>, &backward<float>,  &backward<double>, &bytes,
+            &exponential_any, &pair_ranks,      &pair_ranks_bytes, &measure_rows,     &own_inner_products};
 }
 
 }  // namespace sleepfm::SLEEPFM_ISA

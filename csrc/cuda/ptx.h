@@ -251,6 +251,17 @@ __device__ __forceinline__ Words4 load_16_streaming(void const* global) {
 #endif
 }
 
+// 4 bytes, which the compiler leaves apart from its neighbours: those of a wider load come in consecutive registers.
+__device__ __forceinline__ std::uint32_t load_4_read_only(void const* global) {
+    std::uint32_t word;
+#if defined(SLEEPFM_ON_HOST)
+    memcpy(&word, global, sizeof word);
+#else
+    asm("ld.global.nc.u32 %0, [%1];\n" : "=r"(word) : "l"(global));
+#endif
+    return word;
+}
+
 __device__ __forceinline__ void store_16(void* global, Words4 v) {
 #if defined(SLEEPFM_ON_HOST)
     cuda_on_cpu::store_16(global, v);
@@ -283,6 +294,29 @@ __device__ __forceinline__ float lg2(float x) {
     asm("lg2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
     return y;
 #endif
+}
+
+// x + y and x y + z, rounded once and brought between 0 and 1; NaN becomes 0.
+__device__ __forceinline__ float add_saturated(float x, float y) {
+    float sum;
+#if defined(SLEEPFM_ON_HOST)
+    sum = x + y;
+    sum = sum > 0.0f ? (sum < 1.0f ? sum : 1.0f) : 0.0f;
+#else
+    asm("add.sat.f32 %0, %1, %2;\n" : "=f"(sum) : "f"(x), "f"(y));
+#endif
+    return sum;
+}
+
+__device__ __forceinline__ float multiply_add_saturated(float x, float y, float z) {
+    float sum;
+#if defined(SLEEPFM_ON_HOST)
+    sum = static_cast<float>(static_cast<double>(x) * static_cast<double>(y) + static_cast<double>(z));
+    sum = sum > 0.0f ? (sum < 1.0f ? sum : 1.0f) : 0.0f;
+#else
+    asm("fma.rn.sat.f32 %0, %1, %2, %3;\n" : "=f"(sum) : "f"(x), "f"(y), "f"(z));
+#endif
+    return sum;
 }
 
 // ---- exchange within a warp -----------------------------------------------------------------------------------------

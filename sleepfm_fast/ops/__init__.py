@@ -6,6 +6,7 @@ from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics, contrastive
 from sleepfm_fast.ops.filter_resample import filter_resample
 from sleepfm_fast.ops.max_pool import max_pool
 from sleepfm_fast.ops.mbconv import mbconv
+from sleepfm_fast.ops.mbconv_evaluate import mbconv_evaluate
 from sleepfm_fast.ops.pages import release_pages
 from sleepfm_fast.ops.stem import stem
 
@@ -15,6 +16,7 @@ __all__ = [
     "filter_resample",
     "max_pool",
     "mbconv",
+    "mbconv_evaluate",
     "problems",
     "release_pages",
     "stem",

@@ -50,7 +50,7 @@ def contrastive_loss(
         ``[M, N, D]`` embeddings, not normalised; M modalities (2 to 8), N samples, D dimensions. float16, bfloat16 and
         float32 are computed in float32, float64 in float64. Any strides.
     log_temperature : Tensor
-        0-d, floating point, on x's device; the logits' scale is its exponential.
+        0-d, floating point, on x's device; the logits' scale is its exponential (CLIP's ``logit_scale``).
     mode : {"leave_one_out", "pairwise"}
         Which problems.
     mask : Tensor, optional

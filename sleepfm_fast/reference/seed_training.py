@@ -1,8 +1,9 @@
 """The authors' pretraining, restated in plain PyTorch: their network operation by operation, their loop step by step.
 
-``train --compat seed`` is compared with it, and the benchmarks measure against it. Of the original it keeps the loss
-and its scale, the statistics it takes from the device at every step, the optimiser, the schedule, and the temperature
-that is held at 0 from below and by nothing from above. Files, progress and the parallel wrapper are left out.
+``train --compat seed`` is compared with it, and the benchmarks of training and embedding measure against it. Of the
+original it keeps the loss and its scale, the statistics it takes from the device at every step, the optimiser, the
+schedule, and the temperature that is held at 0 from below and by nothing from above. Files, progress and the parallel
+wrapper are left out.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["PublishedNetwork", "SeedTraining", "StepResult"]
+__all__ = ["PublishedNetwork", "SeedTraining", "StepResult", "seed_embeddings"]
 
 # Stage, its number of blocks, output channels; expansion 6 and kernel 3 throughout.
 STAGES = ((2, 1, 16), (3, 2, 24), (4, 2, 40), (5, 3, 80), (6, 3, 112), (7, 3, 192), (8, 3, 320))
@@ -166,3 +169,22 @@ class SeedTraining:
     def end_epoch(self) -> None:
         """Lower the rate where it is due."""
         self.schedule.step()
+
+
+@torch.no_grad()
+def seed_embeddings(encoders: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """Unit embeddings [B, dim] of one batch as the authors' generator makes them, modality by modality.
+
+    Parameters
+    ----------
+    encoders : mapping
+        Modality -> module [B, C, n] -> [B, dim]; put into evaluation.
+    batch : mapping
+        Modality -> clips [B, C, n] of any float type (the original's files are float64).
+    """
+    found = {}
+    for name, encoder in encoders.items():
+        encoder.eval()
+        device = next(encoder.parameters()).device
+        found[name] = F.normalize(encoder(batch[name].to(device, torch.float32))).cpu().numpy()
+    return found

@@ -1,0 +1,77 @@
+"""Embedding with the published encoders on the CPU: one against PyTorch's ways, all three against the authors'."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
+from encoder_rivals import (
+    BFLOAT16,
+    N_CHANNELS,
+    PLAIN,
+    embedder,
+    networks,
+    peaks,
+    random_clips,
+    set_running_statistics,
+)
+
+from sleepfm_fast import inference
+from sleepfm_fast.encoder import PRESETS, SleepModel
+from sleepfm_fast.reference.seed_training import PublishedNetwork, seed_embeddings
+
+# What torch.compile itself calls.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+
+AUTHORS = "authors' generator, restated"
+
+
+def test_embedding(versus, quick):
+    x = random_clips(2 if quick else 32)
+    arms = networks(timed=not quick, training=False)
+
+    def agree(results):
+        for arm, y in results.items():
+            if arm == BFLOAT16:  # 8 bits through 40 convolutions
+                assert (y - results["ours"]).norm() < 0.35 * results["ours"].norm()
+            else:
+                torch.testing.assert_close(y, results["ours"], rtol=1e-3, atol=1e-4)
+
+    versus(
+        f"embedding, published encoder, {len(x)} clips of {N_CHANNELS} channels",
+        {arm: embedder(network, bfloat16, x) for arm, (network, bfloat16) in arms.items()},
+        agree=agree,
+        rounds=6,
+        peak=None if quick else peaks("embedder"),
+    ).require(PLAIN, at_least=1.5)
+
+
+def test_embedding_of_three_modalities(versus, quick, source, some_clips):
+    """From clips filtered and in memory to unit embeddings as NumPy arrays."""
+    batch = source(some_clips(4 if quick else 32))
+    torch.manual_seed(0)
+    model = SleepModel({name: span.stop - span.start for name, span in source.spans.items()}, PRESETS["seed"])
+    set_running_statistics(model, lambda: model(batch.x, batch.present))
+    twins = {name: PublishedNetwork(n) for name, n in model.modalities.items()}
+    for name, twin in twins.items():
+        twin.load_state_dict(model.encoders[name].state_dict())
+    stored = {name: x.double() for name, x in batch.x.items()}
+    embed = inference.embedder(model, "float32")
+
+    def ours() -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            embeddings, _ = embed(batch)
+            return dict(zip(model.modalities, F.normalize(embeddings, dim=-1).numpy(), strict=True))
+
+    def agree(results):
+        for name, found in results[AUTHORS].items():
+            assert np.ptp(found, axis=0).max() > 0.02, f"{name}: all clips have almost the same embedding"
+            np.testing.assert_allclose(results["ours"][name], found, atol=2e-5, err_msg=name)
+
+    versus(
+        f"embedding, preset seed, three modalities, {len(next(iter(stored.values())))} clips",
+        {"ours": ours, AUTHORS: lambda: seed_embeddings(twins, stored)},
+        agree=agree,
+        rounds=6,
+    ).require(AUTHORS, at_least=1.5)

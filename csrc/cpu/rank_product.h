@@ -1,0 +1,137 @@
+// Integer products of retrieval ranks: two 16-bit factors a lane, multiplied and added in one instruction. Compiled
+// once for each instruction set, see contrastive_simd.h.
+//
+// An operand is stored in panels, [panel][pair of dimensions][sample of the panel], a tile of products as
+// [panel of columns][row][column of the panel].
+#pragma once
+
+#include "cpu/contrastive_simd.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace sleepfm::SLEEPFM_ISA {
+
+using Index = std::int64_t;
+using Pairs = IntVec<float>;  // of int16, dimensions 2 k and 2 k + 1 of one sample in a lane
+
+// RANK_ROWS x RANK_VECTORS sums, the vectors, one broadcast factor and one product: 28 of 32 registers with AVX-512, 16
+// of 16 elsewhere.
+#if SLEEPFM_VECTOR_BYTES == 64
+constexpr Index RANK_ROWS = 8;
+constexpr int RANK_VECTORS = 3;
+#else
+constexpr Index RANK_ROWS = 6;
+constexpr int RANK_VECTORS = 2;
+#endif
+constexpr Index RANK_PANEL = RANK_VECTORS * WIDTH<float>;
+// Pairs of dimensions at a time: 24 KiB of a panel of columns stay in the first cache.
+constexpr Index RANK_PIECE = 24 * 1024 / (RANK_PANEL * 4);
+
+// In every lane, the first factor of a times that of b plus the second of a times that of b. No factor is -32768, so
+// that the sum fits.
+inline Pairs multiply_pairs(Pairs a, Pairs b) {
+#if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+    return reinterpret_cast<Pairs>(_mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif SLEEPFM_VECTOR_BYTES == 32 && defined(__AVX2__)
+    return reinterpret_cast<Pairs>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#elif SLEEPFM_VECTOR_BYTES == 16 && defined(__SSE2__)
+    return reinterpret_cast<Pairs>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+    return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+// Is any lane not zero, where lanes are 0 or -1?
+inline bool any_lane(Pairs lanes) {
+#if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512DQ__)
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(lanes)) != 0;
+#elif SLEEPFM_VECTOR_BYTES == 32 && defined(__AVX2__)
+    return _mm256_movemask_epi8(reinterpret_cast<__m256i>(lanes)) != 0;
+#elif SLEEPFM_VECTOR_BYTES == 16 && defined(__SSE2__)
+    return _mm_movemask_epi8(reinterpret_cast<__m128i>(lanes)) != 0;
+#else
+    return count_of_lanes<float>(lanes) != 0;
+#endif
+}
+
+struct TwoSteps {
+    static Pairs add(Pairs sum, Pairs a, Pairs b) { return sum + multiply_pairs(a, b); }
+};
+
+// tile[r][c] (+)= sum over n_pairs of the products of rows and of one panel of columns.
+template <typename Step>
+inline void products_of_panel(Index n_rows, Index n_pairs, Index row_stride, std::int32_t const* a,
+                              std::int32_t const* b, std::int32_t* tile, bool add) {
+    constexpr Index width = WIDTH<float>;
+    for (Index r = 0; r < n_rows; r += RANK_ROWS, a += row_stride) {
+        Pairs sum[RANK_ROWS][RANK_VECTORS] = {};
+        for (Index k = 0; k < n_pairs; ++k) {
+            Pairs right[RANK_VECTORS];
+#pragma GCC unroll 3
+            for (int w = 0; w < RANK_VECTORS; ++w) {
+                right[w] = *reinterpret_cast<Pairs const*>(b + k * RANK_PANEL + w * width);
+            }
+#pragma GCC unroll 8
+            for (int m = 0; m < RANK_ROWS; ++m) {
+                Pairs const left = a[k * RANK_ROWS + m] - Pairs{};
+#pragma GCC unroll 3
+                for (int w = 0; w < RANK_VECTORS; ++w) {
+                    sum[m][w] = Step::add(sum[m][w], left, right[w]);
+                }
+            }
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < RANK_ROWS; ++m) {
+#pragma GCC unroll 3
+            for (int w = 0; w < RANK_VECTORS; ++w) {
+                Pairs* const out = reinterpret_cast<Pairs*>(tile + (r + m) * RANK_PANEL + w * width);
+                *out = add ? *out + sum[m][w] : sum[m][w];
+            }
+        }
+    }
+}
+
+using PanelProducts = void (*)(Index, Index, Index, std::int32_t const*, std::int32_t const*, std::int32_t*, bool);
+
+#if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+// Multiply and add in one instruction, where the processor has it: AVX-512 alone does not say so.
+struct OneStep {
+    __attribute__((target("avx512vnni"))) static Pairs add(Pairs sum, Pairs a, Pairs b) {
+        return reinterpret_cast<Pairs>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(a),
+                                                           reinterpret_cast<__m512i>(b)));
+    }
+};
+__attribute__((target("avx512vnni"), flatten)) inline void products_in_one_step(Index n_rows, Index n_pairs,
+                                                                                Index row_stride, std::int32_t const* a,
+                                                                                std::int32_t const* b,
+                                                                                std::int32_t* tile, bool add) {
+    products_of_panel<OneStep>(n_rows, n_pairs, row_stride, a, b, tile, add);
+}
+inline PanelProducts panel_products() {
+    return __builtin_cpu_supports("avx512vnni") ? &products_in_one_step : &products_of_panel<TwoSteps>;
+}
+#else
+inline PanelProducts panel_products() {
+    return &products_of_panel<TwoSteps>;
+}
+#endif
+
+// tile[c / RANK_PANEL][r][c % RANK_PANEL] = <q_r, q_c>. Rows lie in panels of RANK_ROWS samples, columns in panels of
+// RANK_PANEL, both n_pairs long; n_rows and n_columns are multiples of these. No sum leaves 32 bits on its way, since
+// the squares of a sample sum to less than 2^31 (quantise): by the inequality of Cauchy and Schwarz, that bounds the
+// sum of any of the products of two samples.
+inline void integer_products(Index n_rows, Index n_columns, Index n_pairs, std::int32_t const* a, std::int32_t const* b,
+                             std::int32_t* tile) {
+    PanelProducts const products = panel_products();
+    for (Index k = 0; k < n_pairs; k += RANK_PIECE) {
+        Index const n_k = n_pairs - k < RANK_PIECE ? n_pairs - k : RANK_PIECE;
+        for (Index c = 0; c < n_columns; c += RANK_PANEL) {
+            products(n_rows, n_k, n_pairs * RANK_ROWS, a + k * RANK_ROWS, b + c * n_pairs + k * RANK_PANEL,
+                     tile + c * n_rows, k > 0);
+        }
+    }
+}
+
+}  // namespace sleepfm::SLEEPFM_ISA

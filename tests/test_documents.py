@@ -1,0 +1,131 @@
+"""What README and docs say can be typed: every command parses, every option and file exists, the examples run."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+from torch.nn import functional
+
+from sleepfm_fast.__main__ import COMMANDS
+from sleepfm_fast.ops import contrastive_loss
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Options of other programs, and what stands for an option.
+FOREIGN = {"--help", "--nproc-per-node", "--array"}
+
+
+def blocks(text, *languages):
+    return [m[2] for m in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if m[1] in languages]
+
+
+def commands_of(page):
+    """(command, arguments) of every call of one of our commands in a page's shell blocks."""
+    for block in blocks(page.read_text(), "sh", "bash", ""):
+        for line in block.replace("\\\n", " ").splitlines():
+            if not re.search(r"-m sleepfm_fast\.\w+", line) or '"$' in line:
+                continue
+            words = shlex.split(line, comments=True)
+            while "-m" in words:
+                words = words[words.index("-m") + 1 :]
+                own = words[1:]
+                for stop in ("&&", "|", ">", "&", "-m"):
+                    own = own[: own.index(stop)] if stop in own else own
+                if words[0].startswith("sleepfm_fast."):
+                    yield words[0].removeprefix("sleepfm_fast."), own
+
+
+CALLS = [(page.name, command, own) for page in PAGES for command, own in commands_of(page)]
+
+
+def test_the_pages_have_been_read():
+    assert len(CALLS) > 50
+    assert {command for _, command, _ in CALLS} >= set(COMMANDS) - {"import_checkpoint", "convert"}
+
+
+@pytest.mark.parametrize(
+    ("page", "command", "arguments"), CALLS, ids=[f"{page}-{n}-{command}" for n, (page, command, _) in enumerate(CALLS)]
+)
+def test_a_command_of_the_pages_parses(page, command, arguments, capsys):
+    module = importlib.import_module(f"sleepfm_fast.{command}")
+    if arguments == ["--help"]:
+        return
+    try:
+        tyro.cli(module.Config, args=arguments, use_underscores=False)
+    except SystemExit:
+        pytest.fail(f"{page}: python -m sleepfm_fast.{command} {shlex.join(arguments)}\n{capsys.readouterr().err}")
+
+
+def options_of(config, prefix=""):
+    for field in dataclasses.fields(config):
+        name = prefix + field.name.replace("_", "-")
+        yield f"--{name}"
+        if dataclasses.is_dataclass(default := field.default_factory):
+            yield from options_of(default, f"{name}.")
+
+
+def test_every_option_that_a_page_names_exists():
+    known = set(FOREIGN)
+    for command in COMMANDS:
+        known |= set(options_of(importlib.import_module(f"sleepfm_fast.{command}").Config))
+    sources = "".join(path.read_text() for folder in ("bench", "tests") for path in (ROOT / folder).glob("*.*"))
+    missing = [
+        f"{page.name}: {option}"
+        for page in PAGES
+        for code in re.findall(r"`([^`\n]+)`", page.read_text())
+        for option in re.findall(r"(?<![\w-])--[a-z](?:[a-z0-9.-]*[a-z0-9])?(?!\w)", code)
+        if option not in known and f'"{option}"' not in sources
+    ]
+    assert missing == []
+
+
+def test_every_file_that_a_page_names_exists():
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+    missing = [
+        f"{page.name}: {name}"
+        for page in PAGES
+        for name in re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)`", page.read_text())
+        if "NAME" not in name and not (ROOT / name).exists()
+    ]
+    assert missing == []
+
+
+def example(word):
+    """What the README's Python block with a word in it leaves behind."""
+    (block,) = [block for block in blocks((ROOT / "README.md").read_text(), "python") if word in block]
+    names = {}
+    exec(block, names)
+    return names
+
+
+def test_the_readme_s_example_of_the_filter_runs():
+    clip = example("filter_resample")["clip"]
+    assert clip.shape == (1, 1, 7680)
+    assert abs(clip.mean()) < 1e-4
+    assert abs(clip.std() - 1) < 1e-3
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_two_modalities_pairwise_are_clip_s_loss(masked):
+    a, b = torch.randn(2, 40, 32, dtype=torch.float64)
+    logit_scale = torch.tensor(2.0, dtype=torch.float64)
+    kept = torch.rand(40) < 0.7 if masked else torch.ones(40, dtype=torch.bool)
+    loss, _ = contrastive_loss(torch.stack([a, b]), logit_scale, mode="pairwise", mask=kept.expand(2, 40))
+    logits = logit_scale.exp() * functional.normalize(a[kept]) @ functional.normalize(b[kept]).T
+    labels = torch.arange(len(logits))
+    clip = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+    torch.testing.assert_close(loss, clip, rtol=1e-12, atol=0)
+
+
+def test_the_readme_s_example_of_the_loss_runs():
+    names = example("contrastive_loss")
+    assert names["x"].grad.shape == (3, 512, 128)
+    assert names["log_temperature"].grad.abs() > 0
+    assert names["statistics"].ranks.shape == (3, 2, 512)
