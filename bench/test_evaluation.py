@@ -123,7 +123,7 @@ def test_retrieval_ranks(versus, quick):
         },
     )
     for rival in ("NumPy, dense", "torch.mm in chunks"):
-        result.require(rival, at_least=1.5)
+        result.require(rival, at_least=2)
 
 
 def test_recall_against_a_nearest_neighbour_index(versus, quick):

@@ -157,6 +157,21 @@ void contrastive_backward(Address x, int dtype, ContrastiveShape shape, Strides 
                                    pointer<void>(gradient_log_temperature)});
 }
 
+// results: loss, losses, correct, ranks, n_valid, state or 0.
+void contrastive_joint(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
+                       Address mask, Strides mask_strides, bool pairwise, bool both_directions, int n_threads,
+                       std::tuple<Address, Address, Address, Address, Address, Address> results, double upstream,
+                       Address gradient_x, Address gradient_log_temperature) {
+    auto const input = contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides, pairwise,
+                                         both_directions, n_threads, 0);
+    auto const [loss, losses, correct, ranks, n_valid, state] = results;
+    sleepfm::contrastive_joint({{input, pointer<void>(loss), pointer<void>(losses), pointer<std::int64_t>(correct),
+                                 pointer<std::int32_t>(ranks), pointer<std::int64_t>(n_valid), pointer<double>(state)},
+                                upstream,
+                                pointer<void>(gradient_x),
+                                pointer<void>(gradient_log_temperature)});
+}
+
 [[maybe_unused, noreturn]] void refuse_cuda() {
     throw std::invalid_argument(
         "contrastive_loss: this build has no CUDA kernels. Install the CUDA toolkit (nvcc) and run `pip install .` "
@@ -506,6 +521,7 @@ PYBIND11_MODULE(_C, module) {
     using NoGil = py::call_guard<py::gil_scoped_release>;
     module.def("contrastive_forward", &contrastive_forward, NoGil());
     module.def("contrastive_backward", &contrastive_backward, NoGil());
+    module.def("contrastive_joint", &contrastive_joint, NoGil());
     module.def("contrastive_bytes", &contrastive_bytes);
     module.def("contrastive_cuda_workspace_bytes", &contrastive_cuda_workspace_bytes);
     module.def("contrastive_cuda_forward", &contrastive_cuda_forward, NoGil());

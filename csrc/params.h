@@ -127,6 +127,18 @@ struct ContrastiveBackward {
     void* gradient_log_temperature;  // [] T
 };
 
+// Loss, statistics and gradients of all samples in one call, for small batches on the CPU. input.begin, end and kept
+// are not read; forward.state may be null.
+struct ContrastiveJoint {
+    ContrastiveForward forward;
+    double upstream;                 // gradient of the loss
+    void* gradient_x;                // null, or as in ContrastiveBackward
+    void* gradient_log_temperature;  // [] T; null: no gradients at all
+};
+
+// Up to this, of either sign, gradients are exactly those of upstream 1, rounded, times upstream.
+constexpr double JOINT_UPSTREAM = 1048576.0;
+
 // ---- retrieval ranks ------------------------------------------------------------------------------------------------
 
 // Rows x of one modality, measured for RankOperand. x - mean = step q + what is left, q the whole numbers nearest to

@@ -72,6 +72,23 @@ def contrastive_backward(
     kept: int,
     /,
 ) -> None: ...
+def contrastive_joint(
+    x: int,
+    dtype: int,
+    shape: tuple[int, ...],
+    x_strides: tuple[int, ...],
+    log_temperature: int,
+    mask: int,
+    mask_strides: tuple[int, ...],
+    pairwise: bool,
+    both_directions: bool,
+    n_threads: int,
+    results: tuple[int, int, int, int, int, int],
+    upstream: float,
+    gradient_x: int,
+    gradient_log_temperature: int,
+    /,
+) -> None: ...
 def contrastive_bytes(
     n_modalities: int,
     n_samples: int,

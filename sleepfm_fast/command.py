@@ -134,6 +134,8 @@ def run(
     except KeyboardInterrupt:
         say(SENTENCE)
         return 130
+    # joblib's, of work that was given up: the command says why in a sentence of its own.
+    warnings.filterwarnings("ignore", message=r"\d+ tasks which were still being processed")
     who = f"process {rank}: " if rank else ""
     if rank == 0:
         say(f"{name}: {to_json(config)}")

@@ -340,6 +340,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads((path / "embeddings.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if (path / "embeddings" / "embeddings.json").is_file():
+            raise SleepfmError(f"{path} is a run, not its embeddings folder; give {path / 'embeddings'}.") from error
         raise SleepfmError(
             f"{path} is not a finished embeddings folder: it has no embeddings.json. Give the folder that "
             "`python -m sleepfm_fast.embed RUN STORE EMBEDDINGS` made, or run that command (again)."

@@ -163,6 +163,17 @@ def test_overwriting_spares_a_folder_of_other_things(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_run_in_place_of_its_embeddings_is_answered_with_their_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(SleepfmError, match="run is not a finished embeddings folder"):
+        Embeddings(tmp_path / "run")
+    rng = np.random.default_rng(0)
+    write_folder(tmp_path / "run" / "embeddings", rng.standard_normal((6, 3, 4)), columns_of(np.arange(6), np.zeros(6)))
+    with pytest.raises(SleepfmError, match=r"run is a run, not its embeddings folder; give .*run/embeddings"):
+        Embeddings(tmp_path / "run")
+    assert len(Embeddings(tmp_path / "run" / "embeddings")) == 6
+
+
 def test_an_empty_folder_is_taken(tmp_path, parts):
     (tmp_path / "e").mkdir()
     Embeddings(write_folder(tmp_path / "e", parts[0], parts[1]))

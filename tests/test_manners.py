@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sleepfm_fast import claims, command, simulate
+from sleepfm_fast import claims, command, interruption, probe, simulate
 from sleepfm_fast.atomic import replace_file, replace_folder, write_json
 from sleepfm_fast.claims import Claim, claim_to_write
 from sleepfm_fast.compiled import compiled
@@ -236,6 +237,21 @@ def test_workers_leave_an_interruption_to_the_process_that_the_user_sees():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_work_that_is_given_up_is_one_sentence():
+    script = (
+        "import sys, joblib\nfrom dataclasses import dataclass\nfrom sleepfm_fast import command\n"
+        "from sleepfm_fast.errors import SleepfmError\n@dataclass(frozen=True)\nclass Config:\n    'Nothing.'\n"
+        "def main(config):\n"
+        "    calls = (joblib.delayed(__import__('time').sleep)(n) for n in (0, 0.3, 0.3, 0.3))\n"
+        "    for _ in joblib.Parallel(2, prefer='threads', return_as='generator')(calls):\n"
+        "        raise SleepfmError('the disk is full.')\n"
+        "sys.exit(command.run(Config, main))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == ["error: the disk is full."]
+
+
 INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
 
 
@@ -267,24 +283,45 @@ def test_an_interruption_while_a_command_is_imported_is_a_sentence(tmp_path, imp
     assert done.stderr == "interrupted before anything was done\n"
 
 
+ANSWER = "import signal, sleepfm_fast.interruption as own; print(signal.getsignal(signal.SIGINT) is own._end)\n"
+
+
 @pytest.mark.parametrize(
-    "script",
+    ("file", "text", "started"),
     [
-        "import signal, sleepfm_fast; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler",
+        ("tool.py", ANSWER, ["tool.py"]),
+        ("tool/__init__.py", ANSWER, ["-m", "tool"]),  # the program's name is -m here as well
         # A shell starts what runs behind it, with & or nohup, so that Ctrl-C does not reach it.
-        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.argv[0] = '-m'\n"
-        "import sleepfm_fast; assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN",
-        "import signal, sys; sys.argv[0] = '-m'; from sleepfm_fast import command, interruption\n"
-        "assert signal.getsignal(signal.SIGINT) is interruption._end\n"
-        "command.run(int, int, ['--help']); assert signal.getsignal(signal.SIGINT) is signal.default_int_handler",
+        ("sitecustomize.py", f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{ANSWER}", ["-c", ""]),
     ],
-    ids=["library", "ignored", "command"],
+    ids=["library", "library of a program started with -m", "ignored"],
 )
-def test_only_a_command_that_is_being_imported_answers_ctrl_c(script):
+def test_a_program_that_imports_the_package_answers_ctrl_c_itself(tmp_path, file, text, started):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    (tmp_path / file).with_name("__main__.py").write_text("")
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=50
+        [sys.executable, *started],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
+def test_a_command_that_has_begun_is_interrupted_as_python_does(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, interruption._end)
+        monkeypatch.setattr(sys, "argv", ["probe", "--help"])
+        with contextlib.suppress(SystemExit):
+            assert probe.cli(["--help"]) == 0
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_compiled_functions_work_where_no_folder_can_be_written():

@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "cpu/cpu_features.h"
+#include "cpu/pages.h"
 
 namespace sleepfm {
 
@@ -72,6 +73,21 @@ void contrastive_backward(ContrastiveBackward const& call) {
     use_huge_pages(call.input, true);
     auto const table = kernels();
     (call.input.dtype == DType::f64 ? table.backward_f64 : table.backward_f32)(call);
+}
+
+void contrastive_joint(ContrastiveJoint const& call) {
+    auto const table = kernels();
+    ContrastiveJoint own = call;
+    ContrastiveInput& input = own.forward.input;
+    input.begin = 0;
+    input.end = input.n_samples;
+    input.kept = nullptr;
+    check(input);
+    SLEEPFM_CHECK(call.gradient_x == nullptr || call.gradient_log_temperature != nullptr,
+                  "the gradient of x comes with that of log_temperature.");
+    Pages const workspace(static_cast<std::size_t>(table.joint_bytes(input)));
+    input.workspace = workspace.data();
+    table.joint(own);
 }
 
 ContrastiveBytes contrastive_bytes(std::int64_t n_modalities, std::int64_t n_samples, std::int64_t n_dim, bool pairwise,

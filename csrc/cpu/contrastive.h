@@ -12,6 +12,9 @@ namespace sleepfm {
 void contrastive_forward(ContrastiveForward const& call);
 void contrastive_backward(ContrastiveBackward const& call);
 
+// As both in turn, of all samples, to rounding; quick where there are few. The workspace is its own.
+void contrastive_joint(ContrastiveJoint const& call);
+
 struct ContrastiveBytes {
     std::int64_t workspace, kept;
 };
@@ -39,6 +42,8 @@ struct ContrastiveKernels {
     void (*backward_f32)(ContrastiveBackward const&);
     void (*backward_f64)(ContrastiveBackward const&);
     ContrastiveBytes (*bytes)(std::int64_t, std::int64_t, std::int64_t, bool, bool, bool, bool, int);
+    void (*joint)(ContrastiveJoint const&);
+    std::int64_t (*joint_bytes)(ContrastiveInput const&);
     void (*exponential)(void const*, void*, std::int64_t, bool);
     void (*pair_ranks)(PairRanks const&);
     std::int64_t (*pair_ranks_bytes)(std::int64_t, std::int64_t, std::int64_t, int);

@@ -21,6 +21,7 @@ struct BackwardWork {
     T* tiles;       // [n_threads, 2, block, PANEL * panels of a block]: one and its transpose
     Index workspace_bytes, kept_bytes;
 
+    BackwardWork() = default;  // for who cuts the memory itself
     BackwardWork(Memory memory, Shape const& shape) : operands(memory.operands<T>(shape)) {
         Carver& carver = memory.workspace;
         Index const samples = shape.P * shape.n_padded;
@@ -93,6 +94,16 @@ inline void differentiate_tile(Shape const& shape, BackwardWork<T> const& work, 
     }
 }
 
+template <typename T>
+inline void differentiate_any_tile(Shape const& shape, BackwardWork<T> const& work, Index p, Tile const& at, T s,
+                                   T const* from, T* gradient) {
+    if (is_fixed_maximum(static_cast<double>(s))) {
+        differentiate_tile<T, true>(shape, work, p, at, s, from, gradient);
+    } else {
+        differentiate_tile<T, false>(shape, work, p, at, s, from, gradient);
+    }
+}
+
 // [panel of columns][row] to [panel of rows][column].
 template <typename T>
 inline void transpose_tile(Index n_rows, Index n_columns, T const* tile, T* turned) {
@@ -114,11 +125,7 @@ inline void backward_tile(ContrastiveInput const& in, Shape const& shape, Backwa
     } else {
         from = at.kept(shape, work.operands.cosines, p);
     }
-    if (is_fixed_maximum(static_cast<double>(s))) {
-        differentiate_tile<T, true>(shape, work, p, at, s, from, tile);
-    } else {
-        differentiate_tile<T, false>(shape, work, p, at, s, from, tile);
-    }
+    differentiate_any_tile<T>(shape, work, p, at, s, from, tile);
     if (at.rows_count) {
         T* const turned = tile + BackwardWork<T>::tile_size(shape);
         transpose_tile<T>(at.n_rows, at.n_columns, tile, turned);
@@ -230,38 +237,34 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
     }
 }
 
-// From forward's state to the weights of this backward, one sample.
+// From forward's state to the weights of this backward, a problem's sample r.
 template <typename T>
-inline void load_state(ContrastiveBackward const& call, Shape const& shape, BackwardWork<T> const& work, double s,
-                       double factor, Index r) {
-    ContrastiveInput const& in = call.input;
+inline void load_state(ContrastiveInput const& in, double const* all_states, Shape const& shape,
+                       BackwardWork<T> const& work, double s, double factor, Index p, Index r) {
     Index const N = shape.N;
     Index const padded = shape.n_padded;
-    work.counted[r] = r >= in.begin && r < in.end ? T{1} : T{0};
-    for (Index p = 0; p < shape.P; ++p) {
-        bool const valid = r < N && work.operands.bias[p * padded + r] == T{0};
-        double const* const state = call.state + p * CONTRASTIVE_STATE_ROWS * N + r;
-        double pull = 0.0;
-        work.diagonal[p * padded + r] = valid ? static_cast<T>(state[0]) : T{0};
-        for (Index direction = 0; direction < 2; ++direction) {
-            double reference = 0.0, weight = 0.0;
-            if (valid) {
-                double const* const kept = state + (1 + 3 * direction) * N;
-                double const share = direction == 0 || in.both_directions ? factor : 0.0;
-                reference = kept[0];
-                weight = share * kept[N];
-                pull -= share * kept[2 * N];
-                if (is_fixed_maximum(s)) {
-                    weight *= std::exp(s * (1.0 - reference));
-                    reference = 1.0;
-                }
+    bool const valid = r < N && work.operands.bias[p * padded + r] == T{0};
+    double const* const state = all_states + p * CONTRASTIVE_STATE_ROWS * N + r;
+    double pull = 0.0;
+    work.diagonal[p * padded + r] = valid ? static_cast<T>(state[0]) : T{0};
+    for (Index direction = 0; direction < 2; ++direction) {
+        double reference = 0.0, weight = 0.0;
+        if (valid) {
+            double const* const kept = state + (1 + 3 * direction) * N;
+            double const share = direction == 0 || in.both_directions ? factor : 0.0;
+            reference = kept[0];
+            weight = share * kept[N];
+            pull -= share * kept[2 * N];
+            if (is_fixed_maximum(s)) {
+                weight *= std::exp(s * (1.0 - reference));
+                reference = 1.0;
             }
-            work.reference[(2 * p + direction) * padded + r] = static_cast<T>(reference);
-            work.weight[(2 * p + direction) * padded + r] = static_cast<T>(weight);
         }
-        work.pull[p * padded + r] = static_cast<T>(pull);
-        work.slope[p * padded + r] = 0.0;
+        work.reference[(2 * p + direction) * padded + r] = static_cast<T>(reference);
+        work.weight[(2 * p + direction) * padded + r] = static_cast<T>(weight);
     }
+    work.pull[p * padded + r] = static_cast<T>(pull);
+    work.slope[p * padded + r] = 0.0;
 }
 
 template <typename T>
@@ -279,7 +282,12 @@ void backward(ContrastiveBackward const& call) {
     double const n_terms = static_cast<double>(total_valid) * (in.both_directions ? 2.0 : 1.0);
     double const upstream = static_cast<double>(*static_cast<T const*>(call.gradient_loss));
     double const factor = total_valid > 0 ? scale_of<T>(in) * upstream / n_terms : 0.0;
-    auto const load_sample = [&](Index r) { load_state<T>(call, shape, work, static_cast<double>(s), factor, r); };
+    auto const load_sample = [&](Index r) {
+        work.counted[r] = r >= in.begin && r < in.end ? T{1} : T{0};
+        for (Index p = 0; p < shape.P; ++p) {
+            load_state<T>(in, call.state, shape, work, static_cast<double>(s), factor, p, r);
+        }
+    };
     Index const n_groups = shape.n_padded / width;
     SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
         if (in.kept == nullptr) {

@@ -22,6 +22,7 @@ struct ForwardWork {
     T* edges;     // [n_threads, 4, block]
     Index workspace_bytes, kept_bytes;
 
+    ForwardWork() = default;  // for who cuts the memory itself
     ForwardWork(Memory memory, Shape const& shape) : operands(memory.operands<T>(shape)) {
         Carver& carver = memory.workspace;
         Index const samples = shape.P * shape.n_padded;
@@ -159,11 +160,11 @@ inline void sum_tile(Shape const& shape, ForwardWork<T> const& work, Index p, Ti
     }
 }
 
+// From a tile of cosines to its part of sums, maxima and ranks.
 template <typename T>
-inline void forward_tile(Shape const& shape, ForwardWork<T> const& work, Index p, Tile const& at, T s, T* tile,
-                         T* edges, std::int32_t* ranks) {
+inline void gather_statistics(Shape const& shape, ForwardWork<T> const& work, Index p, Tile const& at, T s, T* tile,
+                              T* edges, std::int32_t* ranks) {
     using Integer = typename Simd<T>::Integer;
-    at.multiply<T>(shape, work.operands, p, tile);
     T* const row_max = edges;
     T* const column_max = edges + shape.block;
     T* const column_sum = edges + 2 * shape.block;
@@ -215,35 +216,34 @@ inline double finish_sample(double d, double largest, double reference, double s
     return std::log1p(odds);
 }
 
+// The same for both directions of a problem's sample r, from the work's sums to the state.
 template <typename T>
-inline void finish_samples(ContrastiveForward const& call, Shape const& shape, ForwardWork<T> const& work, double s,
-                           Index r) {
+inline void finish_sample_of(ContrastiveForward const& call, Shape const& shape, ForwardWork<T> const& work, double s,
+                             Index p, Index r) {
     ContrastiveInput const& in = call.input;
     Index const N = shape.N;
     bool const inside = r >= in.begin && r < in.end;
-    for (Index p = 0; p < shape.P; ++p) {
-        double* const state = call.state + p * CONTRASTIVE_STATE_ROWS * N + r;
+    double* const state = call.state + p * CONTRASTIVE_STATE_ROWS * N + r;
+    if (!inside) {
+        for (Index row = 0; row < CONTRASTIVE_STATE_ROWS; ++row) {
+            state[row * N] = 0.0;
+        }
+    }
+    double const d = static_cast<double>(work.diagonal[p * shape.n_padded + r]);
+    if (inside) {
+        state[0] = d;
+    }
+    for (Index direction = 0; direction < 2; ++direction) {
+        Index const at = (2 * p + direction) * shape.n_padded + r;
         if (!inside) {
-            for (Index row = 0; row < CONTRASTIVE_STATE_ROWS; ++row) {
-                state[row * N] = 0.0;
-            }
+            call.ranks[(2 * p + direction) * N + r] = -1;
+            work.sum[at] = 0.0;
+            continue;
         }
-        double const d = static_cast<double>(work.diagonal[p * shape.n_padded + r]);
-        if (inside) {
-            state[0] = d;
-        }
-        for (Index direction = 0; direction < 2; ++direction) {
-            Index const at = (2 * p + direction) * shape.n_padded + r;
-            if (!inside) {
-                call.ranks[(2 * p + direction) * N + r] = -1;
-                work.sum[at] = 0.0;
-                continue;
-            }
-            double* const kept = state + (1 + 3 * direction) * N;
-            double const largest = static_cast<double>(work.largest[at]);
-            double const reference = is_fixed_maximum(s) ? 1.0 : largest;
-            work.sum[at] = finish_sample(d, largest, reference, work.sum[at], s, kept, kept + N, kept + 2 * N);
-        }
+        double* const kept = state + (1 + 3 * direction) * N;
+        double const largest = static_cast<double>(work.largest[at]);
+        double const reference = is_fixed_maximum(s) ? 1.0 : largest;
+        work.sum[at] = finish_sample(d, largest, reference, work.sum[at], s, kept, kept + N, kept + 2 * N);
     }
 }
 
@@ -261,34 +261,11 @@ inline void start_sample(ContrastiveForward const& call, Shape const& shape, For
     }
 }
 
+// Losses, counts and the loss itself, from the losses of all samples.
 template <typename T>
-void forward(ContrastiveForward const& call) {
+inline void sum_losses(ContrastiveForward const& call, Shape const& shape, ForwardWork<T> const& work) {
     ContrastiveInput const& in = call.input;
-    Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
-    ForwardWork<T> const work(Memory(in), shape);
-    T const s = exponent_scale<T>(scale_of<T>(in));
-    [[maybe_unused]] int const n_threads = useful_threads(shape.P * shape.N * shape.N * shape.D, in.n_threads);
     Index const N = shape.N;
-    SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
-        prepare<T>(in, shape, work.operands, [&](Index r) { start_sample<T>(call, shape, work, r); });
-        T* const own_tile = work.tiles + thread_number() * ForwardWork<T>::tile_size(shape);
-        T* const edges = work.edges + thread_number() * 4 * shape.block;
-        for (Index step = 0; step < shape.n_blocks; ++step) {
-            SLEEPFM_OMP(omp for schedule(dynamic, 1))
-            for (Index task = 0; task < shape.P * shape.n_blocks; ++task) {
-                Index const p = task / shape.n_blocks;
-                Tile const at(shape, in, task % shape.n_blocks, step);
-                if (at.rows_count || at.columns_count) {
-                    T* const tile = in.kept == nullptr ? own_tile : at.kept(shape, work.operands.cosines, p);
-                    forward_tile<T>(shape, work, p, at, s, tile, edges, call.ranks);
-                }
-            }
-        }
-        SLEEPFM_OMP(omp for schedule(static))
-        for (Index r = 0; r < N; ++r) {
-            finish_samples<T>(call, shape, work, static_cast<double>(s), r);
-        }
-    }
     double total = 0.0;
     Index total_valid = 0;
     for (Index p = 0; p < shape.P; ++p) {
@@ -317,6 +294,40 @@ void forward(ContrastiveForward const& call) {
     }
     double const n_terms = static_cast<double>(total_valid) * (in.both_directions ? 2.0 : 1.0);
     *static_cast<T*>(call.loss) = static_cast<T>(total_valid > 0 ? total / n_terms : 0.0);
+}
+
+template <typename T>
+void forward(ContrastiveForward const& call) {
+    ContrastiveInput const& in = call.input;
+    Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
+    ForwardWork<T> const work(Memory(in), shape);
+    T const s = exponent_scale<T>(scale_of<T>(in));
+    [[maybe_unused]] int const n_threads = useful_threads(shape.P * shape.N * shape.N * shape.D, in.n_threads);
+    Index const N = shape.N;
+    SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
+        prepare<T>(in, shape, work.operands, [&](Index r) { start_sample<T>(call, shape, work, r); });
+        T* const own_tile = work.tiles + thread_number() * ForwardWork<T>::tile_size(shape);
+        T* const edges = work.edges + thread_number() * 4 * shape.block;
+        for (Index step = 0; step < shape.n_blocks; ++step) {
+            SLEEPFM_OMP(omp for schedule(dynamic, 1))
+            for (Index task = 0; task < shape.P * shape.n_blocks; ++task) {
+                Index const p = task / shape.n_blocks;
+                Tile const at(shape, in, task % shape.n_blocks, step);
+                if (at.rows_count || at.columns_count) {
+                    T* const tile = in.kept == nullptr ? own_tile : at.kept(shape, work.operands.cosines, p);
+                    at.multiply<T>(shape, work.operands, p, tile);
+                    gather_statistics<T>(shape, work, p, at, s, tile, edges, call.ranks);
+                }
+            }
+        }
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index r = 0; r < N; ++r) {
+            for (Index p = 0; p < shape.P; ++p) {
+                finish_sample_of<T>(call, shape, work, static_cast<double>(s), p, r);
+            }
+        }
+    }
+    sum_losses<T>(call, shape, work);
 }
 
 }  // namespace sleepfm::SLEEPFM_ISA

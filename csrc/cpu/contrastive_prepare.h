@@ -111,6 +111,7 @@ struct Operands {
     T* bias;          // [P, n_padded] 0 where the sample takes part, else EXCLUDED
     T* cosines;       // [P, n_padded * n_padded] tile after tile, in `kept` only
 
+    Operands() = default;
     Operands(Carver& carver, Shape const& shape, bool with_cosines) {
         unit = carver.take<T>(shape.M * shape.matrix);
         mean = carver.take<T>(shape.pairwise ? 0 : shape.M * shape.matrix);

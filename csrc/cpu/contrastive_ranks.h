@@ -97,17 +97,12 @@ struct OpenPairs {
     std::uint32_t pair[CAPACITY + WIDTH<float>];
 };
 
-// Embeddings lie in memory: those of a pair are fetched while two others are decided.
-inline void fetch_pair(PairRanks const& call, Index r0, Index c0, std::uint32_t pair) {
-    fetch(call.rows.x + (r0 + (pair >> 16)) * call.n_dim, call.n_dim);
-    fetch(call.columns.x + (c0 + (pair >> 2 & 0x3FFF)) * call.n_dim, call.n_dim);
-}
-
+// Rows come in turn; the columns' embeddings are fetched while two other pairs are decided.
 inline void decide(PairRanks const& call, Index r0, Index c0, OpenPairs& open, std::int32_t* ahead_rows,
                    std::int32_t* ahead_columns) {
     for (Index at = 0; at < open.n; ++at) {
         if (at + 2 < open.n) {
-            fetch_pair(call, r0, c0, open.pair[at + 2]);
+            fetch(call.columns.x + (c0 + (open.pair[at + 2] >> 2 & 0x3FFF)) * call.n_dim, call.n_dim);
         }
         std::uint32_t const pair = open.pair[at];
         Index const i = r0 + (pair >> 16), j = c0 + (pair >> 2 & 0x3FFF);

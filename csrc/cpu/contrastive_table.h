@@ -4,6 +4,7 @@
 #include "cpu/contrastive.h"
 #include "cpu/contrastive_backward.h"
 #include "cpu/contrastive_forward.h"
+#include "cpu/contrastive_joint.h"
 #include "cpu/contrastive_ranks.h"
 
 namespace sleepfm::SLEEPFM_ISA {
@@ -49,8 +50,8 @@ inline std::int64_t pair_ranks_bytes(std::int64_t n_rows, std::int64_t n_columns
 }
 
 ContrastiveKernels contrastive_kernels() {
-    return {&forward<float>,  &forward<double>, &backward<float>,  &backward<double>, &bytes,
-            &exponential_any, &pair_ranks,      &pair_ranks_bytes, &measure_rows,     &own_inner_products};
+    return {&forward<float>, &forward<double>, &backward<float>, &backward<double>, &bytes,        &joint,
+            &joint_bytes,    &exponential_any, &pair_ranks,      &pair_ranks_bytes, &measure_rows, &own_inner_products};
 }
 
 }  // namespace sleepfm::SLEEPFM_ISA

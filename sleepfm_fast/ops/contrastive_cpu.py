@@ -1,7 +1,8 @@
 """CPU implementation of the contrastive loss: allocates, and passes addresses to the compiled kernels.
 
-Where a gradient is wanted and ``kept_bytes`` allows it, forward leaves the unit rows and all cosines to backward, which
-then makes two products instead of three.
+Small batches go to :mod:`sleepfm_fast.ops.contrastive_joint`. Beyond them, where a gradient is wanted and
+``kept_bytes`` allows it, forward leaves the unit rows and all cosines to backward, which then makes two products
+instead of three.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops import pages
+from sleepfm_fast.ops import contrastive_joint, pages
 from sleepfm_fast.ops.contrastive_results import allocate_forward, n_problems
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 
@@ -162,6 +163,8 @@ def forward(
     end: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Forward of the op on the CPU: loss, losses, correct, ranks, n_valid, state."""
+    if (begin, end) == (0, x.shape[1]) and contrastive_joint.is_joint(x.shape, mode):
+        return contrastive_joint.forward(x, log_temperature, mask, mode, directions)
     return _forward(x, log_temperature, mask, mode, directions, begin, end, None)
 
 
@@ -189,6 +192,8 @@ def forward_keeping(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Forward of all samples; a seventh result ``kept`` for :func:`backward_kept`, empty where that is too much."""
+    if contrastive_joint.is_joint(x.shape, mode):
+        return contrastive_joint.forward_keeping(x, log_temperature, mask, mode, directions)
     kept = pages.empty(BYTE, (kept_bytes(x, mode),))
     results = _forward(x, log_temperature, mask, mode, directions, 0, x.shape[1], kept if kept.numel() else None)
     return *results, kept
@@ -206,6 +211,8 @@ def backward_kept(
     directions: str,
 ) -> tuple[Tensor, Tensor]:
     """Backward of :func:`forward_keeping`."""
+    if contrastive_joint.is_joint(x.shape, mode):
+        return contrastive_joint.backward_kept(gradient_loss, x, log_temperature, mask, kept, mode, directions)
     arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions, 0, x.shape[1])
     return _backward(*arguments, kept if kept.numel() else None)
 
@@ -227,7 +234,9 @@ LIBRARY.define(
 def _fake_forward_keeping(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
 ) -> tuple[Tensor, ...]:
-    return *allocate_forward(x, mode), x.new_empty(kept_bytes(x, mode), dtype=torch.uint8)
+    is_joint = contrastive_joint.is_joint(x.shape, mode)
+    n_bytes = contrastive_joint.kept_bytes(x) if is_joint else kept_bytes(x, mode)
+    return *allocate_forward(x, mode), x.new_empty(n_bytes, dtype=torch.uint8)
 
 
 @torch.library.register_fake("sleepfm_fast::contrastive_loss_backward_kept", lib=LIBRARY)  # type: ignore[untyped-decorator]

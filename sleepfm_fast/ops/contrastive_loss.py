@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from sleepfm_fast.ops import contrastive_cpu, contrastive_cuda, contrastive_small
+from sleepfm_fast.ops import contrastive_cpu, contrastive_cuda, contrastive_joint, contrastive_small
 from sleepfm_fast.ops.contrastive_results import allocate_forward
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 from sleepfm_fast.reference.contrastive_loss import ContrastiveStatistics, Directions, Mode, problems
@@ -86,7 +86,12 @@ def contrastive_loss(
     """
     validate(x, log_temperature, mode, mask, directions, precision)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    results = _Loss.apply(x, log_temperature.to(dtype), mask, mode, directions, precision)  # type: ignore[no-untyped-call]
+    log_temperature = log_temperature.to(dtype)
+    if _is_joint(x, log_temperature, mode):
+        statistics: list[Tensor] = []
+        loss = _JointLoss.apply(x, log_temperature, mask, mode, directions, statistics)  # type: ignore[no-untyped-call]
+        return loss, ContrastiveStatistics(*statistics)
+    results = _Loss.apply(x, log_temperature, mask, mode, directions, precision)  # type: ignore[no-untyped-call]
     loss, losses, correct, ranks, n_valid = results
     return loss, ContrastiveStatistics(losses, correct, ranks, n_valid)
 
@@ -152,6 +157,68 @@ def _keeps_gradients(ctx: Any, x: Tensor, mode: str, precision: str) -> bool:
         return False
     traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(x) not in (Tensor, torch.nn.Parameter)
     return not traced and contrastive_cuda.chosen_regime(x, mode, precision) == "small"
+
+
+def _is_joint(x: Tensor, log_temperature: Tensor, mode: str) -> bool:
+    """Whether one call makes loss and gradients: small batches on the CPU, past the dispatcher if nobody traces."""
+    if not (x.requires_grad or log_temperature.requires_grad) or not torch.is_grad_enabled():
+        return False
+    return contrastive_cpu.is_direct(x) and contrastive_joint.is_joint(x.shape, mode)
+
+
+class _JointLoss(torch.autograd.Function):
+    """The loss of a small batch on the CPU. Its gradients are made in forward and given away in the first backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        log_temperature: Tensor,
+        mask: Tensor | None,
+        mode: str,
+        directions: str,
+        statistics: list[Tensor],  # filled here: four results more would cost autograd 10 us
+    ) -> Tensor:
+        loss, others, ctx.gradients = contrastive_joint.loss_and_gradients(
+            x, log_temperature, mask, mode, directions, wants_x=ctx.needs_input_grad[0]
+        )
+        statistics.extend(others)
+        ctx.save_for_backward(x, log_temperature, mask)  # autograd refuses if they are changed in place
+        ctx.options = mode, directions
+        ctx.set_materialize_grads(False)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient_loss: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        if gradient_loss is None:
+            return None, None, None, None, None, None
+        x, log_temperature, mask = ctx.saved_tensors
+        mode, directions = ctx.options
+        arguments = x, log_temperature, mask, mode, directions
+        if torch.is_grad_enabled() or not contrastive_cpu.is_direct(gradient_loss):
+            return *_from_the_state(gradient_loss, *arguments), None, None, None, None
+        (gradient_x, slope), ctx.gradients = ctx.gradients or (None, None), None
+        upstream = gradient_loss.item()
+        if slope is None or not contrastive_joint.can_be_scaled(x.dtype, upstream):
+            gradient_x, slope = contrastive_joint.gradients(*arguments, upstream)
+        elif upstream != 1.0:
+            slope *= upstream
+            if gradient_x is not None:
+                gradient_x *= upstream
+        return gradient_x, slope, None, None, None, None
+
+
+def _from_the_state(
+    gradient_loss: Tensor, x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients by the registered ops: where backward is traced, or is to be differentiated (which is refused)."""
+    options = mode, directions, "highest", 0, x.shape[1]
+    with torch.no_grad():
+        *_, n_valid, state = torch.ops.sleepfm_fast.contrastive_loss_forward(x, log_temperature, mask, *options)
+    arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, *options)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+        return _Gradient.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
+    return torch.ops.sleepfm_fast.contrastive_loss_backward(*arguments)  # type: ignore[no-any-return]
 
 
 class _Loss(torch.autograd.Function):

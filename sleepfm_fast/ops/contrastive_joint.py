@@ -1,0 +1,180 @@
+"""The contrastive loss of a small batch on the CPU: loss, statistics and gradients in one compiled call.
+
+The loss is one number, so its gradients are those for an upstream gradient of 1, times what comes from above. They are
+made in the forward pass, where everything they need still lies in the caches, and handed out in the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sleepfm_fast import _C
+from sleepfm_fast.ops.contrastive_results import allocate_forward, n_problems
+from sleepfm_fast.ops.registry import DTYPE_CODES
+
+__all__ = [
+    "LARGEST_UPSTREAM",
+    "backward_kept",
+    "can_be_scaled",
+    "forward",
+    "forward_keeping",
+    "gradients",
+    "is_joint",
+    "kept_bytes",
+    "loss_and_gradients",
+]
+
+LARGEST_UPSTREAM = 2.0**20  # JOINT_UPSTREAM in csrc/params.h
+
+# Measured on a Zen 3 core with D = 512 (docs/kernels.md). With three modalities both make as many products; where there
+# are more samples, the blocks that the other kernels cut them into stay in the caches. Here products are between all
+# pairs of modalities: from four modalities on they are more than the leave-one-out problems.
+LARGEST_N = 128
+LARGEST_D = 1024
+MOST_WORK_FOR_PAIRS = 24
+
+# Of loss, losses, correct, ranks, n_valid, state; 0 for none.
+Addresses = tuple[int, int, int, int, int, int]
+
+
+def is_joint(shape: tuple[int, ...], mode: str) -> bool:
+    """Whether one call is faster than forward and backward in turn. The sizes ``[M, N, D]`` of x decide, nothing else,
+    so that what is kept for backward is found again.
+    """  # noqa: D205
+    M, N, D = shape
+    more_pairs = M * (M - 1) // 2 - n_problems(M, mode)
+    return N <= LARGEST_N and D <= LARGEST_D and N * more_pairs <= MOST_WORK_FOR_PAIRS * M
+
+
+def can_be_scaled(dtype: torch.dtype, upstream: float) -> bool:
+    """Whether gradients for 1, rounded to x's ``dtype``, times ``upstream`` are the gradients for ``upstream``.
+
+    A 16-bit product would be rounded twice, a large factor bring up what had been rounded below the smallest normal
+    number, and one that is not finite would not leave masked embeddings at 0.
+    """
+    return upstream == 1.0 or (abs(upstream) <= LARGEST_UPSTREAM and dtype in (torch.float32, torch.float64))
+
+
+def addresses(results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]) -> Addresses:
+    """Where the kernel writes them."""
+    loss, losses, correct, ranks, n_valid, state = (result.data_ptr() for result in results)
+    return loss, losses, correct, ranks, n_valid, state
+
+
+def _run(
+    x: Tensor,
+    log_temperature: Tensor,
+    mask: Tensor | None,
+    mode: str,
+    directions: str,
+    results: Addresses,
+    upstream: float,
+    gradient_x: int,
+    gradient_log_temperature: int,
+) -> None:
+    """Call the kernel. The gradients are addresses, 0 for what is not wanted."""
+    if x.stride(2) != 1:
+        x = x.contiguous()
+    stride = x.stride()
+    _C.contrastive_joint(
+        x.data_ptr(),
+        DTYPE_CODES[x.dtype],
+        x.shape,
+        stride[:2],
+        log_temperature.data_ptr(),
+        0 if mask is None else mask.data_ptr(),
+        (0, 0) if mask is None else mask.stride(),
+        mode == "pairwise",
+        directions == "both",
+        torch.get_num_threads(),
+        results,
+        upstream,
+        gradient_x,
+        gradient_log_temperature,
+    )
+
+
+# ---- past the dispatcher ---------------------------------------------------------------------------------------------
+
+
+def loss_and_gradients(
+    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, *, wants_x: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor]]:
+    """Loss; losses, correct, ranks, n_valid; gradients of x and log_temperature for an upstream gradient of 1."""
+    M, N, _ = x.shape
+    P, dtype = n_problems(M, mode), log_temperature.dtype
+    loss, slope = torch.empty_like(log_temperature), torch.empty_like(log_temperature)  # half as long as empty(())
+    losses = torch.empty((P, 2), dtype=dtype)
+    correct = torch.empty((P, 2), dtype=torch.int64)
+    ranks = torch.empty((P, 2, N), dtype=torch.int32)
+    n_valid = torch.empty((P,), dtype=torch.int64)
+    gradient_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else None
+    results = loss.data_ptr(), losses.data_ptr(), correct.data_ptr(), ranks.data_ptr(), n_valid.data_ptr(), 0
+    at = 0 if gradient_x is None else gradient_x.data_ptr(), slope.data_ptr()
+    _run(x, log_temperature, mask, mode, directions, results, 1.0, *at)
+    return loss, (losses, correct, ranks, n_valid), (gradient_x, slope)
+
+
+def gradients(
+    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, upstream: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and log_temperature for any upstream gradient, from x anew."""
+    results = allocate_forward(x, mode)  # written as well, and dropped
+    gradient_x = torch.empty(x.shape, dtype=x.dtype)
+    slope = torch.empty((), dtype=log_temperature.dtype)
+    at = gradient_x.data_ptr(), slope.data_ptr()
+    _run(x, log_temperature, mask, mode, directions, addresses(results), upstream, *at)
+    return gradient_x, slope
+
+
+# ---- behind the dispatcher: what is kept are the gradients for an upstream gradient of 1, as bytes -------------------
+
+
+def _place_of_slope(x: Tensor) -> int:
+    """Bytes of x's gradient, up to where an element of any type may lie."""
+    return (x.numel() * x.element_size() + 7) // 8 * 8
+
+
+def kept_bytes(x: Tensor) -> int:
+    """Bytes that :func:`forward_keeping` leaves to :func:`backward_kept`."""
+    return _place_of_slope(x) + 8
+
+
+def forward(
+    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Forward of all samples: loss, losses, correct, ranks, n_valid, state."""
+    results = allocate_forward(x, mode)
+    _run(x, log_temperature, mask, mode, directions, addresses(results), 1.0, 0, 0)
+    return results
+
+
+def forward_keeping(
+    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Forward of all samples, and the gradients as a seventh result ``kept``."""
+    results = allocate_forward(x, mode)
+    kept = torch.empty(kept_bytes(x), dtype=torch.uint8)
+    at = kept.data_ptr()
+    _run(x, log_temperature, mask, mode, directions, addresses(results), 1.0, at, at + _place_of_slope(x))
+    return *results, kept
+
+
+def backward_kept(
+    gradient_loss: Tensor,
+    x: Tensor,
+    log_temperature: Tensor,
+    mask: Tensor | None,
+    kept: Tensor,
+    mode: str,
+    directions: str,
+) -> tuple[Tensor, Tensor]:
+    """Backward of :func:`forward_keeping`."""
+    upstream = gradient_loss.item()
+    if not can_be_scaled(x.dtype, upstream):
+        return gradients(x, log_temperature, mask, mode, directions, upstream)
+    dtype, place = log_temperature.dtype, _place_of_slope(x)
+    gradient_x = kept[: x.numel() * x.element_size()].view(x.dtype).view(x.shape)
+    slope = kept[place : place + dtype.itemsize].view(dtype).view(())
+    return gradient_x * upstream, slope * upstream
