@@ -329,8 +329,8 @@ class ParticipantTables:
         unnamed = [path for path in paths if not self.names(path)]
         if self.rows and unnamed:
             said.append(
-                f"{len(unnamed)} recordings are not in the participants table (such as {unnamed[0].name}); their "
-                "subject is their file's name"
+                f"recordings that are not in the participants table: {len(unnamed)} (such as {unnamed[0].name}); the "
+                "subject of each is its file's name"
             )
         return said
 

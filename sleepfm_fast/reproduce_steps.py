@@ -17,6 +17,8 @@ from sleepfm_fast.reproduce_plan import Step
 
 __all__ = ["Outcome", "carry_out", "is_finished", "state_of"]
 
+PARTIAL = (".{}.partial", "{}.partial.jsonl")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -80,7 +82,10 @@ def state_of(step: Step) -> str:
     if is_finished(step):
         return "finished"
     begun = step.command in ("train", "supervise") and (step.makes / "last.safetensors").is_file()
-    return "begun" if begun or (step.command in ("simulate", "preprocess") and step.makes.exists()) else "to do"
+    begun |= step.command in ("simulate", "preprocess") and step.makes.exists()
+    # What embed, features, retrieve and few_shot keep until their folder is whole.
+    begun |= any(step.makes.with_name(name.format(step.makes.name)).exists() for name in PARTIAL)
+    return "begun" if begun else "to do"
 
 
 def call(step: Step) -> dict[str, Any]:

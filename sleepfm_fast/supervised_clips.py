@@ -186,7 +186,8 @@ def in_words(clips: LabelledClips, names: Sequence[str]) -> str:
         for key, what in (("unlabelled", "a label"), ("lacking_modality", "a channel"))
         if counts[f"n_dropped_{key}"]
     )
-    return f"{counts['n_clips']} clips of {counts['n_subjects']} subjects ({classes})" + (f"; {left}" if left else "")
+    subjects = "1 subject" if counts["n_subjects"] == 1 else f"{counts['n_subjects']} subjects"
+    return f"{counts['n_clips']} clips of {subjects} ({classes})" + (f"; {left}" if left else "")
 
 
 def held_out_of(store: ClipStore, test: LabelledClips) -> HeldOut:

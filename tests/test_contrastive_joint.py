@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from contrastive_cases import MODES, check_against_truth, embeddings, evaluate, random_mask
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from sleepfm_fast import ops
 from sleepfm_fast.ops import contrastive_joint
@@ -252,6 +254,26 @@ def test_a_loss_that_is_not_used_has_no_gradient():
     (gradient,) = torch.autograd.grad(tau * 2, x, allow_unused=True)
     assert gradient is None
     assert loss.requires_grad
+
+
+def test_many_threads_at_once():
+    x, tau = problem()
+    (expected,) = torch.autograd.grad(ops.contrastive_loss(x, tau)[0], x)
+
+    def agrees(_: int) -> bool:
+        own = x.detach().clone().requires_grad_()
+        ops.contrastive_loss(own, tau.detach())[0].backward()
+        return torch.equal(own.grad, expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(agrees, range(100)))
+
+
+def test_where_forward_runs_again_for_backward():
+    x, tau = problem()
+    expected = torch.autograd.grad(ops.contrastive_loss(x, tau)[0], (x, tau))
+    loss = checkpoint(lambda *arguments: ops.contrastive_loss(*arguments)[0], x, tau, use_reentrant=False)
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(loss, (x, tau)), expected, strict=True))
 
 
 def test_second_derivatives_are_refused():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from synthetic_embeddings import columns_of, write_folder
 
 from sleepfm_fast import paper_tables, reproduce, reproduce_cost, reproduce_plan, reproduce_steps, reproduce_tables
 from sleepfm_fast.errors import SleepfmError
@@ -291,6 +292,30 @@ def test_a_training_is_finished_at_its_last_epoch_or_when_it_stopped_early(tmp_p
     assert reproduce_steps.state_of(step) == "finished"
     (step.makes / "last.safetensors").write_bytes(b"damaged")
     assert reproduce_steps.state_of(step) == "begun"
+
+
+def test_what_a_killed_command_keeps_beside_its_folder_has_begun(tmp_path, monkeypatch):
+    from sleepfm_fast import scopes
+
+    rng = np.random.default_rng(0)
+    vectors = write_folder(tmp_path / "emb", rng.standard_normal((9, 3, 4)), columns_of(np.arange(9), np.full(9, 2)))
+    ranks_in_scope, result = scopes.ranks_in_scope, tmp_path / "results" / "retrieval"
+    step = reproduce_plan.make_plan(planner(tmp_path), [paper_tables.make_table(4)])[4]
+    step = dataclasses.replace(step, makes=result, options={"embeddings": vectors, "result": result})
+
+    def interrupted(embeddings, clips, pair, *rest):
+        if pair == ("respiratory", "ecg"):
+            raise KeyboardInterrupt
+        return ranks_in_scope(embeddings, clips, pair, *rest)
+
+    assert (step.command, reproduce_steps.state_of(step)) == ("retrieve", "to do")
+    monkeypatch.setattr(scopes, "ranks_in_scope", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce_steps.call(step)
+    assert reproduce_steps.state_of(step) == "begun"
+    monkeypatch.setattr(scopes, "ranks_in_scope", ranks_in_scope)
+    reproduce_steps.call(step)
+    assert reproduce_steps.state_of(step) == "finished"
 
 
 def test_a_folder_holds_one_reproduction(tmp_path):
