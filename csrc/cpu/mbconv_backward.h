@@ -12,32 +12,49 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// row[k] = sum over the groups of [groups][size] at `from`, in float64.
-inline void sum_groups(float const* from, Index groups, Index size, Index n, float* row) {
-    for (Index k = 0; k < round_up(n, LANES); k += LANES) {
-        Doubles sum{}, more{};
+// to[k] = sum over the groups of [groups][size] at `from`, in float64; n a multiple of LANES. A stretch of one group at
+// a time: the same place of all groups may be the same place of the first cache.
+inline void sum_groups(float const* from, Index groups, Index size, Index n, float* to) {
+    constexpr Index SPAN = 256;
+    alignas(64) double sums[SPAN];
+    for (Index start = 0; start < n; start += SPAN) {
+        Index const span = least(n - start, SPAN);
+        memset(sums, 0, sizeof sums);
         for (Index group = 0; group < groups; ++group) {
-            float const* const at = from + group * size + k;
-            sum += load_widened(at);
-            more += load_widened(at + WIDE_LANES);
+            float const* const at = from + group * size + start;
+            for (Index k = 0; k < span; k += WIDE_LANES) {
+                store_wide(sums + k, load_wide(sums + k) + load_widened(at + k));
+            }
         }
-        store_narrowed(row + k, sum);
-        store_narrowed(row + k + WIDE_LANES, more);
+        for (Index k = 0; k < span; k += WIDE_LANES) {
+            store_narrowed(to + start + k, load_wide(sums + k));
+        }
     }
 }
 
 struct Backward : ClipBackward {
+    // Work shared by a team of threads.
+    void pack_weights() const {
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index block = 0; block < width_padded / ROWS; ++block) {
+            pack_block(w.w1, n_in, 1, nullptr, width, n_in, block, work.expand);
+            pack_block(w.w3, 1, width, nullptr, width, n_out, block, work.project_t);
+        }
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index block = 0; block < n_in; block += ROWS) {
+            float* const to = work.expand_t + block * width_padded;
+            for (Index c = 0; c < width_padded; ++c) {
+                for (Index r = 0; r < ROWS; ++r) {
+                    bool const valid = block + r < n_in && c < width;
+                    to[c * ROWS + r] = valid ? w.w1[c * n_in + block + r] * work.scale0[c] : 0.0f;
+                }
+            }
+        }
+    }
+
     void run() const {
         affine(s, mean0, variance0, w.gamma0, w.beta0, call.eps, work.scale0, work.shift0);
         affine(s, mean1, variance1, w.gamma1, w.beta1, call.eps, work.scale1, work.shift1);
-        pack(w.w1, n_in, 1, nullptr, width, n_in, work.expand);
-        pack(w.w3, 1, width, nullptr, width, n_out, work.project_t);
-        for (Index k = 0; k < round_up(n_in, ROWS); ++k) {
-            float* const to = work.expand_t + k / ROWS * width_padded * ROWS + k % ROWS;
-            for (Index c = 0; c < width_padded; ++c) {
-                to[c * ROWS] = k < n_in && c < width ? w.w1[c * n_in + k] * work.scale0[c] : 0.0f;
-            }
-        }
         double const* const input_mean = call.moments;
         double const* const products = input_mean + n_in;
         for (Index k = 0; k < n_in; ++k) {
@@ -56,20 +73,20 @@ struct Backward : ClipBackward {
 
         SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
             Scratch const t = scratch();
+            pack_weights();
 
             SLEEPFM_OMP(omp for schedule(static))
             for (Index group = 0; group < groups; ++group) {
-                float* const dw = work.weight_sums + group * size_out;
-                memset(dw, 0, static_cast<std::size_t>(size_out) * sizeof(float));
-                for (Index b = group * per_group; b < least((group + 1) * per_group, B); ++b) {
-                    project(t, b, dw);
+                Index const first = group * per_group;
+                for (Index b = first; b < least(first + per_group, B); ++b) {
+                    project(t, b, b == first, work.weight_sums + group * size_out);
                 }
             }
             SLEEPFM_OMP(omp for schedule(static))
             for (Index block = 0; block < width; block += LANES) {
                 Index const n = least(width - block, LANES);
+                sum_groups(work.weight_sums + block * ld_out, groups, size_out, n * ld_out, t.result);
                 for (Index c = block; c < block + n; ++c) {
-                    sum_groups(work.weight_sums + c * ld_out, groups, size_out, n_out, t.result + (c - block) * ld_out);
                     double sum = 0.0, product = 0.0;
                     for (Index b = 0; b < B; ++b) {
                         sum += clip_sums[(b * 2) * width + c];
@@ -97,10 +114,9 @@ struct Backward : ClipBackward {
 
             SLEEPFM_OMP(omp for schedule(static))
             for (Index group = 0; group < groups; ++group) {
-                float* const dw = work.weight_sums + group * size_in;
-                memset(dw, 0, static_cast<std::size_t>(size_in) * sizeof(float));
-                for (Index b = group * per_group; b < least((group + 1) * per_group, B); ++b) {
-                    expand(t, b, dw);
+                Index const first = group * per_group;
+                for (Index b = first; b < least(first + per_group, B); ++b) {
+                    expand(t, b, b == first, work.weight_sums + group * size_in);
                 }
             }
             SLEEPFM_OMP(omp for schedule(static))
@@ -127,12 +143,11 @@ struct Backward : ClipBackward {
             SLEEPFM_OMP(omp for schedule(static))
             for (Index block = 0; block < width_padded; block += ROWS) {
                 Index const n_rows = least(width - block, ROWS);
+                sum_groups(work.weight_sums + block * ld_in, groups, size_in, ROWS * ld_in, t.result);
                 product(inputs, n_rows, n_in, work.expand + block * n_in, work.covariance,
                         [&](Index r, Index k, Vector v, Index n) {
                             Index const c = block + r;
-                            Vector sum;
-                            sum_groups(work.weight_sums + c * ld_in + k, groups, size_in, 1,
-                                       reinterpret_cast<float*>(&sum));
+                            Vector const sum = load(t.result + r * ld_in + k);
                             store_first(call.dw1 + c * n_in + k, work.scale0[c] * (sum + work.factor[c] * v), n);
                         });
             }

@@ -9,6 +9,20 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
+// Where the vectors of a backward tile lie in a panel.
+struct Places {
+    Index start[24], step[24];
+
+    Places(Strips const& strips, Index n_k) {
+        for (Index v = 0; v < strips.n_vectors; ++v) {
+            start[v] = strips.place(n_k, 0, v * LANES);
+            step[v] = strips.place(n_k, 1, v * LANES) - start[v];
+        }
+    }
+
+    Index operator()(Index row, Index column) const { return start[column / LANES] + row * step[column / LANES]; }
+};
+
 struct ClipBackward {
     MBConvBackward const& call;
     MBConvShape const& s = call.shape;
@@ -81,8 +95,8 @@ struct ClipBackward {
         store(lanes + LANES, load(lanes + LANES) + product);
     }
 
-    // g1, its sums and the projection's gradient (transposed) from one clip.
-    void project(Scratch const& t, Index b, float* dw) const {
+    // g1, its sums and the projection's gradient (transposed) from one clip, the first that dw is made of or not.
+    void project(Scratch const& t, Index b, bool first, float* dw) const {
         memset(t.lanes, 0, static_cast<std::size_t>(2 * width * LANES) * sizeof(float));
         float const* const dy = call.dy + b * n_out * S;
         for (Index o = 0; o < n_out; ++o) {
@@ -117,7 +131,7 @@ struct ClipBackward {
             }
             clear_padding(t, strips);
             transpose_panel(strips, t.narrow, n_out, ld_out, t.transposed);
-            accumulate(strips, width_padded, t.panel, t.transposed, n_out, ld_out, dw);
+            accumulate(strips, width_padded, t.panel, t.transposed, n_out, ld_out, first && t0 == 0, dw);
         }
         for (Index c = 0; c < width; ++c) {
             clip_sums[(b * 2) * width + c] = total(load(t.lanes + c * 2 * LANES));
@@ -150,21 +164,22 @@ struct ClipBackward {
         }
     }
 
-    // g0 of one channel of a tile from v, what the first batch norm saw, less its mean: of the even samples and of the
-    // odd ones where the stride is 2. g0 may be where v is.
+    // g0 of one channel of a tile, into the panel, from v, what the first batch norm saw, less its mean: of the even
+    // samples and of the odd ones where the stride is 2.
     template <int STRIDE>
-    void channel(Scratch const& t, Columns const& at, Index c, float const* v, float const* v_odd, float* g0) const {
+    void channel(Scratch const& t, Columns const& at, Places const& places, Index c, float const* v,
+                 float const* v_odd) const {
         float const scale = work.scale0[c], shift = w.beta0[c];
         float const a0 = w.wd[3 * c], a1 = w.wd[3 * c + 1], a2 = w.wd[3 * c + 2];
         float const* const d = t.d;
         Vector sum{}, product{}, tap0{}, tap1{}, tap2{};
         // g0 of a vector and h, what the depthwise convolution saw.
-        auto const through = [&](auto extent, float const* from, Vector dh, Index n, float* to) {
+        auto const through = [&](auto extent, float const* from, Vector dh, Index n, Index column) {
             using Extent = decltype(extent);
             Vector const at_v = Extent::load(from, n);
             Vector const u = at_v * scale + shift;
             Vector const g = Extent::first(relu6_gradient(u, dh), n);
-            store(to, g);
+            store(t.panel + places(c, column), g);
             sum += g;
             product += g * at_v;
             return Extent::first(relu6(u), n);
@@ -173,14 +188,14 @@ struct ClipBackward {
             Vector const here = load(d + k), after = load(d + k + 1);
             if constexpr (STRIDE == 1) {
                 Vector const before = load(d + k - 1);
-                Vector const h = through(extent, v + k, a0 * after + a1 * here + a2 * before, at.n - k, g0 + k);
+                Vector const h = through(extent, v + k, a0 * after + a1 * here + a2 * before, at.n - k, k);
                 tap0 += h * after;
                 tap1 += h * here;
                 tap2 += h * before;
             } else {
-                Vector const even = through(extent, v + k, a1 * here, at.n - k, g0 + k);
+                Vector const even = through(extent, v + k, a1 * here, at.n - k, k);
                 Vector const odd =
-                    through(extent, v_odd + k, a2 * here + a0 * after, most(at.n_odd - k, 0), g0 + at.offset + k);
+                    through(extent, v_odd + k, a2 * here + a0 * after, most(at.n_odd - k, 0), at.offset + k);
                 tap0 += odd * after;
                 tap1 += even * here;
                 tap2 += odd * here;
@@ -204,10 +219,11 @@ struct ClipBackward {
     }
 
     // g0 of one clip, its sums, and what it gives to dx and dw1.
-    void expand(Scratch const& t, Index b, float* dw) const {
+    void expand(Scratch const& t, Index b, bool first, float* dw) const {
         for (Index from = 0; from < S; from += tile) {
             Columns const at(s, from, tile);
             Strips const strips(at.count);
+            Places const places(strips, width_padded);
             fill_columns(at, strips, call.x + b * n_in * T, T, n_in, work.centre, t.rows, t.narrow);
             for (Index block = 0; block < width; block += ROWS) {
                 Index const n_rows = least(width - block, ROWS);
@@ -217,17 +233,16 @@ struct ClipBackward {
                 }
                 for (Index r = 0; r < n_rows; ++r) {
                     Index const c = block + r;
-                    float* const row = t.rows + r * ld;
+                    float const* const row = t.rows + r * ld;
                     float const* const c1 = call.c1 == nullptr ? nullptr : call.c1 + (b * width + c) * T + at.first;
                     float const* const v = c1 == nullptr ? row : c1;
                     float const* const v_odd = c1 == nullptr ? row + at.offset : c1 + S;
                     gradient_of_c2(t, at, b, c);
                     if (s.stride == 1) {
-                        channel<1>(t, at, c, v, v_odd, row);
+                        channel<1>(t, at, places, c, v, v_odd);
                     } else {
-                        channel<2>(t, at, c, v, v_odd, row);
+                        channel<2>(t, at, places, c, v, v_odd);
                     }
-                    place_row(strips, width_padded, c, row, t.panel);
                 }
             }
             clear_padding(t, strips);
@@ -235,7 +250,7 @@ struct ClipBackward {
                     [&](Index k, Index column, Vector v, Index) { store(t.result + k * ld + column, v); });
             spill_columns(at, t.result, ld, n_in, T, call.dx + b * n_in * T);
             transpose_panel(strips, t.narrow, n_in, ld_in, t.transposed);
-            accumulate(strips, width_padded, t.panel, t.transposed, n_in, ld_in, dw);
+            accumulate(strips, width_padded, t.panel, t.transposed, n_in, ld_in, first && from == 0, dw);
         }
         for (Index c = 0; c < width; ++c) {
             double* const kept = clip_sums + (b * width + c) * 5;

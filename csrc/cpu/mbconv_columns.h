@@ -95,12 +95,22 @@ inline void store_column(Columns const& at, float* row, Index n_even, Index t, V
     }
 }
 
-inline Vector load_column(Columns const& at, float const* row, Index n_even, Index t) {
-    if (t < at.offset) {
-        return load_first(row + at.first + t, at.n - t);
+// The same for several; whole vectors of one kind at once.
+template <int C>
+inline void store_columns(Columns const& at, float* row, Index n_even, Index t, Vector const (&vectors)[C]) {
+    bool const odd = t >= at.offset;
+    Index const left = odd ? at.offset + at.n_odd - t : at.n - t;
+    if (left >= C * LANES) {
+        float* const to = row + at.first + (odd ? n_even - at.offset : 0) + t;
+#pragma GCC unroll 3
+        for (int c = 0; c < C; ++c) {
+            store(to + c * LANES, vectors[c]);
+        }
+        return;
     }
-    Index const odd = t - at.offset;
-    return odd < at.n_odd ? load_first(row + n_even + at.first + odd, at.n_odd - odd) : Vector{};
+    for (int c = 0; c < C; ++c) {
+        store_column(at, row, n_even, t + c * LANES, vectors[c]);
+    }
 }
 
 // The other way: rows[k] = panel[k].

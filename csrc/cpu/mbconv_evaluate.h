@@ -51,7 +51,14 @@ inline void evaluate(MBConvEvaluate const& call) {
             fill_columns(at, strips, call.x + b * s.n_in * T, T, s.n_in, nullptr, rows, x_panel);
             expand_tile(
                 s, at, strips, work.expand, x_panel, carry, rows,
-                [&](Index c, Index, Vector v, float* to) { store(to, relu6(v + work.shift0[c])); },
+                [shift0 = work.shift0](Index c, Index, auto& vectors) {
+                    constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
+                    float const shift = shift0[c];
+#pragma GCC unroll 3
+                    for (int k = 0; k < C; ++k) {
+                        vectors[k] = relu6(vectors[k] + shift);
+                    }
+                },
                 [&](Index c, Index n, float const* before, float const* middle, float const* after) {
                     float const* const taps = work.taps + 3 * c;
                     for (Index t = 0; t < n; t += LANES) {

@@ -37,9 +37,9 @@ inline Index expand_end(Columns const& at, Index S) {
     return at.stride == 1 && end < S ? end - 1 : end;
 }
 
-// For every block of ROWS channels: activation(c, t, vectors, n, row) stores what the depthwise convolution reads,
-// LANES * C floats at row; convolve(c, n, before, at, after) gets the three samples around each of n outputs, the
-// first of which is the first that was not done before.
+// For every block of ROWS channels: activation(c, t, vectors) turns vectors of channel c, columns from t on, into what
+// the depthwise convolution reads; convolve(c, n, before, at, after) gets the three samples around each of n outputs,
+// the first of which is the first that was not done before.
 template <typename Activation, typename Convolve>
 inline void expand_tile(MBConvShape const& s, Columns const& at, Strips const& strips, float const* packed,
                         float const* x, Carry* carry, float* rows, Activation activation, Convolve convolve) {
@@ -49,13 +49,13 @@ inline void expand_tile(MBConvShape const& s, Columns const& at, Strips const& s
     for (Index block = 0; block < s.width; block += ROWS) {
         Index const n_rows = least(s.width - block, ROWS);
         product_rows(strips, n_rows, s.n_in, packed + block * s.n_in, x,
-                     [&](Index r, Index t, auto const& vectors, Index) {
+                     [=, offset = at.offset](Index r, Index t, auto& vectors, Index) {
                          constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
+                         activation(block + r, t, vectors);
+                         float* const to = rows + r * ld_row + gap + t;
 #pragma GCC unroll 3
                          for (int c = 0; c < C; ++c) {
-                             Index const column = t + c * LANES;
-                             float* const to = rows + r * ld_row + gap + column + (column >= at.offset ? gap : 0);
-                             activation(block + r, column, vectors[c], to);
+                             store(to + c * LANES + (t + c * LANES >= offset ? gap : 0), vectors[c]);
                          }
                      });
         for (Index r = 0; r < n_rows; ++r) {

@@ -21,22 +21,28 @@ inline void depthwise(float const* before, float const* at, float const* after, 
                       float* out, bool first, float& pivot, PivotSums& sums) {
     float const a = taps[0], b = taps[1], c = taps[2];
     float const around = first ? 0.0f : pivot;
-    Vector sum{}, squares{};
+    Vector sum{}, squares{}, more{}, more_squares{};  // two chains of additions
+    auto const output = [&](Index t) { return bias + a * load(before + t) + b * load(at + t) + c * load(after + t); };
     Index t = 0;
-    for (; t + LANES <= n; t += LANES) {
-        Vector const y = bias + a * load(before + t) + b * load(at + t) + c * load(after + t);
+    for (; t + 2 * LANES <= n; t += 2 * LANES) {
+        Vector const y = output(t), z = output(t + LANES);
         store(out + t, y);
-        Vector const d = y - around;
+        store(out + t + LANES, z);
+        Vector const d = y - around, e = z - around;
         sum += d;
+        more += e;
         squares += d * d;
+        more_squares += e * e;
     }
-    if (t < n) {
-        Vector const y = bias + a * load(before + t) + b * load(at + t) + c * load(after + t);
+    for (; t < n; t += LANES) {
+        Vector const y = output(t);
         store_first(out + t, y, n - t);
         Vector const d = first_lanes(y - around, n - t);
         sum += d;
         squares += d * d;
     }
+    sum += more;
+    squares += more_squares;
     if (!first) {
         store(sums.sum, load(sums.sum) + sum);
         store(sums.squares, load(sums.squares) + squares);
@@ -71,8 +77,6 @@ inline void forward(MBConvForward const& call) {
     double* const variance1 = mean1 + width;
     double* const input_mean = call.moments;
     double* const covariance = input_mean + n_in;
-    pack(w.w1, n_in, 1, nullptr, width, n_in, work.expand);
-    pack(w.w3, width, 1, nullptr, s.n_out, width, work.project);
     Index const groups = n_groups(s), per_group = clips_per_group(s), ld_in = odd_vectors(n_in);
     Index const tile = forward_tile(s), ldx = odd_vectors(tile * s.stride);
     Index const columns = panel_width(s);
@@ -89,6 +93,14 @@ inline void forward(MBConvForward const& call) {
         float* const rows = x_panel + n_in * ldx;                                   // [ROWS, ...]
         float* const panel = rows + ROWS * (ldx + 4 * LANES);                       // width rows
 
+        SLEEPFM_OMP(omp for schedule(static) nowait)
+        for (Index block = 0; block < (width + ROWS - 1) / ROWS; ++block) {
+            pack_block(w.w1, n_in, 1, nullptr, width, n_in, block, work.expand);
+        }
+        SLEEPFM_OMP(omp for schedule(static) nowait)
+        for (Index block = 0; block < (s.n_out + ROWS - 1) / ROWS; ++block) {
+            pack_block(w.w3, width, 1, nullptr, s.n_out, width, block, work.project);
+        }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index b = 0; b < B; ++b) {
             for (Index k = 0; k < n_in; ++k) {
@@ -164,11 +176,16 @@ inline void forward(MBConvForward const& call) {
                 fill_columns(at, strips, call.x + b * n_in * T, T, n_in, work.centre, rows, x_panel);
                 expand_tile(
                     s, at, strips, work.expand, x_panel, carry, rows,
-                    [&](Index c, Index t, Vector v, float* to) {
+                    [=, scale0 = work.scale0, beta0 = w.beta0](Index c, Index t, auto& vectors) {
+                        constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
                         if (c1 != nullptr) {
-                            store_column(at, c1 + c * T, S, t, v);
+                            store_columns(at, c1 + c * T, S, t, vectors);
                         }
-                        store(to, relu6(v * work.scale0[c] + w.beta0[c]));
+                        float const scale = scale0[c], shift = beta0[c];
+#pragma GCC unroll 3
+                        for (int k = 0; k < C; ++k) {
+                            vectors[k] = relu6(vectors[k] * scale + shift);
+                        }
                     },
                     [&](Index c, Index n, float const* before, float const* middle, float const* after) {
                         if (c + ROWS < width) {

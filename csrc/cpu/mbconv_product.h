@@ -31,14 +31,16 @@ inline Vector splat(float value) {
     return value - Vector{};  // a broadcast: x - 0 is x, where x + 0 would be an addition for the sake of -0
 }
 
+// Vectors where floats are. Not memcpy, which may change anything: the compiler would read every pointer again after a
+// store.
+using Unaligned = float __attribute__((vector_size(SLEEPFM_LANES * sizeof(float)), aligned(alignof(float))));
+
 inline Vector load(float const* from) {
-    Vector v;
-    memcpy(&v, from, sizeof v);
-    return v;
+    return *reinterpret_cast<Unaligned const*>(from);
 }
 
 inline void store(float* to, Vector v) {
-    memcpy(to, &v, sizeof v);
+    *reinterpret_cast<Unaligned*>(to) = v;
 }
 
 // Ask for n floats that are read soon.
@@ -55,14 +57,34 @@ inline void prefetch_to_write(float* to, Index n) {
     }
 }
 
-// The first n lanes; the others are zero.
+// All bits of the first n lanes.
+inline Mask lanes_before(Index n) {
+    Mask lane;
+    for (int i = 0; i < SLEEPFM_LANES; ++i) {
+        lane[i] = i;
+    }
+    return lane < static_cast<std::int32_t>(n);
+}
+
+// The first n lanes; the others are zero and their memory is not touched.
 inline Vector load_first(float const* from, Index n) {
     if (n >= LANES) {
         return load(from);
     }
+#if SLEEPFM_LANES == 16 && defined(__AVX512F__)
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << (n < 0 ? 0 : n)) - 1u), from);
+#elif SLEEPFM_LANES == 8 && defined(__AVX__)
+    Mask const lanes = lanes_before(n);
+    return _mm256_maskload_ps(from, reinterpret_cast<__m256i const&>(lanes));
+#else
     Vector v{};
-    memcpy(&v, from, static_cast<std::size_t>(n) * sizeof(float));
+    for (int i = 0; i < SLEEPFM_LANES; ++i) {
+        if (i < n) {
+            v[i] = from[i];
+        }
+    }
     return v;
+#endif
 }
 
 inline void store_first(float* to, Vector v, Index n) {
@@ -70,18 +92,38 @@ inline void store_first(float* to, Vector v, Index n) {
         store(to, v);
         return;
     }
-    memcpy(to, &v, static_cast<std::size_t>(n) * sizeof(float));
+#if SLEEPFM_LANES == 16 && defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << (n < 0 ? 0 : n)) - 1u), v);
+#elif SLEEPFM_LANES == 8 && defined(__AVX__)
+    // Halves: a masked store takes some processors 40 operations.
+    __m128 part = _mm256_castps256_ps128(v);
+    if (n & 4) {
+        _mm_storeu_ps(to, part);
+        part = _mm256_extractf128_ps(v, 1);
+        to += 4;
+    }
+    if (n & 2) {
+        _mm_storel_pi(reinterpret_cast<__m64*>(to), part);
+        part = _mm_movehl_ps(part, part);
+        to += 2;
+    }
+    if (n & 1) {
+        _mm_store_ss(to, part);
+    }
+#else
+    for (int i = 0; i < SLEEPFM_LANES; ++i) {
+        if (i < n) {
+            to[i] = v[i];
+        }
+    }
+#endif
 }
 
 inline Vector first_lanes(Vector v, Index n) {
     if (n >= LANES) {
         return v;
     }
-    Mask lane;
-    for (int i = 0; i < SLEEPFM_LANES; ++i) {
-        lane[i] = i;
-    }
-    return lane < static_cast<std::int32_t>(n) ? v : Vector{};
+    return lanes_before(n) ? v : Vector{};
 }
 
 inline double total(Vector v) {
@@ -170,11 +212,11 @@ struct Part {
 inline void pack_block(float const* w, Index row_stride, Index k_stride, float const* scale, Index n_rows, Index n_k,
                        Index block, float* packed) {
     float* const out = packed + block * n_k * ROWS;
-    for (Index r = 0; r < ROWS; ++r) {
-        Index const row = block * ROWS + r;
-        float const factor = row >= n_rows ? 0.0f : scale == nullptr ? 1.0f : scale[row];
-        for (Index k = 0; k < n_k; ++k) {
-            out[k * ROWS + r] = row < n_rows ? w[row * row_stride + k * k_stride] * factor : 0.0f;
+    Index const first = block * ROWS, n_valid = n_rows - first < ROWS ? n_rows - first : ROWS;
+    for (Index k = 0; k < n_k; ++k) {
+        for (Index r = 0; r < ROWS; ++r) {
+            float const factor = scale == nullptr || r >= n_valid ? 1.0f : scale[first + r];
+            out[k * ROWS + r] = r < n_valid ? w[(first + r) * row_stride + k * k_stride] * factor : 0.0f;
         }
     }
 }
@@ -203,13 +245,11 @@ struct Strips {
     }
 };
 
-template <int C>
-using Block = Vector[ROWS][C];
-
-// block = w x strip: w [n_k][ROWS], strip [n_k][C vectors]. A function of its own: where it is inlined into more, the
-// compiler runs out of registers and keeps sums in memory (two thirds of the speed).
-template <int C>
-[[gnu::noinline]] void multiply(Index n_k, float const* w, float const* strip, Block<C>& block) {
+// w x strip: w [n_k][ROWS], strip [n_k][C vectors]; body as for product_rows, from a row on. A function of its own:
+// where it is inlined into more, the compiler runs out of registers and keeps sums in memory (two thirds of the speed).
+template <int C, typename Body>
+[[gnu::noinline]] void multiply(Index n_k, float const* w, float const* strip, Index row, Index n_rows, Index t,
+                                Index n, Body& body) {
     Vector sum[ROWS][C] = {};
     for (Index k = 0; k < n_k; ++k) {
         Vector x[C];
@@ -228,23 +268,27 @@ template <int C>
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
+        if (r < n_rows) {
+            Vector vectors[C];  // a copy: the sums have no address and stay in registers
 #pragma GCC unroll 3
-        for (int c = 0; c < C; ++c) {
-            block[r][c] = sum[r][c];
+            for (int c = 0; c < C; ++c) {
+                vectors[c] = sum[r][c];
+            }
+            body(row + r, t, vectors, n);
         }
     }
 }
 
-// out [ROWS rows of ldo] += a x b over all columns: rows row .. row + ROWS of the panel a, b [columns][ldo].
-template <int C>
+// out [R rows of ldo] (+)= a x b over all columns: rows row .. row + R of the panel a, b [columns][ldo].
+template <int R, int C>
 [[gnu::noinline]] void accumulate_block(Strips const& strips, Index n_rows, Index row, float const* a, float const* b,
-                                        Index ldo, float* out) {
-    Vector sum[ROWS][C];
+                                        Index ldo, bool fresh, float* out) {
+    Vector sum[R][C];
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 3
         for (int c = 0; c < C; ++c) {
-            sum[r][c] = load(out + r * ldo + c * LANES);
+            sum[r][c] = fresh ? Vector{} : load(out + r * ldo + c * LANES);
         }
     }
     for (Index strip = 0; strip < strips.n_strips; ++strip) {
@@ -258,7 +302,7 @@ template <int C>
                 y[c] = load(b + (first + t) * ldo + c * LANES);
             }
 #pragma GCC unroll 8
-            for (int r = 0; r < ROWS; ++r) {
+            for (int r = 0; r < R; ++r) {
                 Vector const x = splat(rows[r * width + t]);
 #pragma GCC unroll 3
                 for (int c = 0; c < C; ++c) {
@@ -268,7 +312,7 @@ template <int C>
         }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 3
         for (int c = 0; c < C; ++c) {
             store(out + r * ldo + c * LANES, sum[r][c]);
@@ -276,25 +320,39 @@ template <int C>
     }
 }
 
-// out [n_rows][ldo] += a x b over all columns of the panel a of n_rows rows, a multiple of ROWS; b [columns][ldo], of
-// which n columns count.
+template <int R, int C>
+inline void accumulate_rows(Strips const& strips, Index n_rows, float const* a, float const* b, Index ldo, bool fresh,
+                            float* out) {
+    for (Index row = 0; row < n_rows; row += R) {
+        if (!fresh && row + R < n_rows) {  // the sums are larger than the second cache where the samples are few
+            for (Index r = 0; r < R; ++r) {
+                prefetch_to_write(out + (row + R + r) * ldo, C * LANES);
+            }
+        }
+        accumulate_block<R, C>(strips, n_rows, row, a, b, ldo, fresh, out + row * ldo);
+    }
+}
+
+// out [n_rows][ldo] = a x b over all columns of the panel a of n_rows rows, a multiple of ROWS; b [columns][ldo], of
+// which n columns count; added to what is there unless `fresh`.
 inline void accumulate(Strips const& strips, Index n_rows, float const* a, float const* b, Index n, Index ldo,
-                       float* out) {
+                       bool fresh, float* out) {
+    constexpr int R = static_cast<int>(ROWS);
     Strips const columns(n);
     for (Index i = 0; i < columns.n_strips; ++i) {
-        Index const column = columns.first(i), width = columns.width(i);
-        for (Index row = 0; row < n_rows; row += ROWS) {
-            float* const to = out + row * ldo + column;
-            if (row + ROWS < n_rows) {  // the sums are larger than the second cache where the samples are few
-                for (Index r = 0; r < ROWS; ++r) {
-                    prefetch_to_write(to + (ROWS + r) * ldo, width);
+        Index const column = columns.first(i);
+        float const* const from = b + column;
+        float* const to = out + column;
+        switch (columns.width(i) / LANES) {
+            case 3: accumulate_rows<R, 3>(strips, n_rows, a, from, ldo, fresh, to); break;
+            case 2:
+                if (ROWS == 4 && n_rows % 6 == 0) {  // 12 sums, as many as keep the multipliers busy
+                    accumulate_rows<6, 2>(strips, n_rows, a, from, ldo, fresh, to);
+                } else {
+                    accumulate_rows<R, 2>(strips, n_rows, a, from, ldo, fresh, to);
                 }
-            }
-            switch (width / LANES) {
-                case 3: accumulate_block<3>(strips, n_rows, row, a, b + column, ldo, to); break;
-                case 2: accumulate_block<2>(strips, n_rows, row, a, b + column, ldo, to); break;
-                default: accumulate_block<1>(strips, n_rows, row, a, b + column, ldo, to);
-            }
+                break;
+            default: accumulate_rows<R, 1>(strips, n_rows, a, from, ldo, fresh, to);
         }
     }
 }
@@ -331,12 +389,7 @@ template <int C, typename Body>
 inline void product_strip(Index n_rows, Index n_k, Index t, Index n, float const* packed, float const* strip,
                           Body& body) {
     for (Index row = 0; row < n_rows; row += ROWS) {
-        Vector block[ROWS][C];
-        multiply<C>(n_k, packed + row * n_k, strip, block);
-        Index const n_valid = n_rows - row < ROWS ? n_rows - row : ROWS;
-        for (Index r = 0; r < n_valid; ++r) {
-            body(row + r, t, block[r], n);
-        }
+        multiply<C>(n_k, packed + row * n_k, strip, row, n_rows - row, t, n, body);
     }
 }
 

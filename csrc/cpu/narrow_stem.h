@@ -206,8 +206,8 @@ inline void stem_backward(StemBackward const& call) {
         SLEEPFM_OMP(omp for schedule(static))
         for (Index group = 0; group < work.groups; ++group) {
             float* const dw = work.weight_sums + group * work.n_padded * work.ld;
-            memset(dw, 0, static_cast<std::size_t>(work.n_padded * work.ld) * sizeof(float));
-            for (Index b = group * work.per_group; b < least((group + 1) * work.per_group, B); ++b) {
+            Index const first = group * work.per_group;
+            for (Index b = first; b < least(first + work.per_group, B); ++b) {
                 float const* const c = call.c + b * n_out * S;
                 float const* const dy = call.dy + b * n_out * S;
                 for (Index from = 0; from < S; from += STEM_TILE) {
@@ -219,7 +219,8 @@ inline void stem_backward(StemBackward const& call) {
                         return o < n_out ? work.gradient[o](load_first(dy + place, n), load_first(c + place, n))
                                          : Vector{};
                     });
-                    accumulate(strips, work.n_padded, t.gradient, t.transposed, work.taps, work.ld, dw);
+                    accumulate(strips, work.n_padded, t.gradient, t.transposed, work.taps, work.ld,
+                               b == first && from == 0, dw);
                 }
             }
         }
