@@ -25,9 +25,10 @@ x.grad = tau.grad = None
 # Above this one call of the slow rivals costs seconds, and what it would say is known at the sizes below.
 LARGEST_OF_ALL_RIVALS = 2048
 ROUNDS = {32: 100, 512: 10, 2048: 4, 4096: 2}
-# Times as fast as the fastest rival, measured on two cores of Zen 4: 2.0, 1.25 to 1.4, 1.35, 1.35. Three products at
-# this processor's peak, 230 GFLOP/s, would be 1.6 times as fast as it at N = 512 and 2.0 times at 4096.
-AT_LEAST = {32: 1.6, 512: 1.1, 2048: 1.1, 4096: 1.1}
+# Times as fast as the fastest rival, measured on two cores of Zen 4: 1.25 to 1.4, 1.35, 1.35 from N = 512 on. Three
+# products at this processor's peak, 230 GFLOP/s, would be 1.6 times as fast as it at N = 512 and 2.0 times at 4096.
+# N = 32, gradients in the forward pass: 2.7 on two busy cores of Zen 3.
+AT_LEAST = {32: 2.0, 512: 1.1, 2048: 1.1, 4096: 1.1}
 MEMORY_N = 8192
 
 
