@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import shutil
 import sys
 from pathlib import Path
 
-import torch.distributed as dist
+from two_ranks import run_each
 
 from sleepfm_fast import supervise
 
@@ -35,25 +32,10 @@ RUNS = (
 N_REFUSED = 3
 
 
-def main(store: str, folder: Path, first_port: int) -> None:
-    rank = int(os.environ["RANK"])
-    outcomes = []
-    for number, (name, options) in enumerate(RUNS):
-        if number:  # torchrun's own store serves one process group; the later ones meet at a port of theirs
-            os.environ["MASTER_PORT"] = str(first_port + number)
-            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-        output, errors = folder / f"{number}-{rank}.out", folder / f"{number}-{rank}.err"
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(output.open("w"))))
-            stack.enter_context(contextlib.redirect_stderr(stack.enter_context(errors.open("w"))))
-            status = supervise.cli([store, str(folder / name), *options])
-        if dist.is_initialized():  # a command that fails leaves the group to torchrun
-            dist.destroy_process_group()
-        outcomes.append(status)
-        if rank == 0 and name == "stopped":
-            shutil.copytree(folder / name, folder / "copy")
-    (folder / f"status-{rank}.json").write_text(json.dumps(outcomes))
+def keep(number: int, name: str, folder: Path) -> None:
+    if name == "stopped":
+        shutil.copytree(folder / name, folder / "copy")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    run_each(supervise.cli, RUNS, keep, sys.argv[1:])

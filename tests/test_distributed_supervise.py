@@ -1,16 +1,12 @@
 """The supervised baseline in two processes against one: figures, scores, resumption, who writes, what is refused."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from free_ports import free_ports
 from supervised_ranks import N_REFUSED, RUNS, SYNCHRONISED
+from two_ranks import launch
 
 from sleepfm_fast import supervise
 from sleepfm_fast.results import read_result
@@ -18,24 +14,13 @@ from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 
 # Of figures and weights after 10 steps, relative and absolute, as in tests/test_distributed_training.py.
 BOUND = 1e-5
-HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
 def two(cohort_store, tmp_path_factory):
     """Folder of the trainings of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, str(HERE / "supervised_ranks.py"), str(cohort_store), str(folder), str(free_ports(len(RUNS)))],
-        env={**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    launch("supervised_ranks.py", RUNS, cohort_store, folder, timeout_s=200)
     return folder
 
 

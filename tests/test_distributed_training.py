@@ -2,16 +2,12 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from free_ports import free_ports
 from training_ranks import LEFT_OUT, NEIGHBOURS, RUNS, SYNCHRONISED
+from two_ranks import launch
 
 from sleepfm_fast import train
 from sleepfm_fast.clips import ClipStore
@@ -20,12 +16,6 @@ from sleepfm_fast.sampler import ClipSampler, shard, shard_sizes
 
 # Of figures and weights after 10 steps, relative and absolute: 2e-7 was seen in the weights.
 BOUND = 1e-5
-HERE = Path(__file__).resolve().parent
-
-
-def environment():
-    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
 def metrics(run):
@@ -46,17 +36,7 @@ def assert_same_bits(one, other):
 def two(cohort_store, tmp_path_factory):
     """Folder of the trainings of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    port = free_ports(len(RUNS))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, str(HERE / "training_ranks.py"), str(cohort_store), str(folder), str(port)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    launch("training_ranks.py", RUNS, cohort_store, folder, timeout_s=400)
     return folder
 
 
