@@ -5,15 +5,17 @@ spaces and punctuation:
 
 =========  ============================================================================================
 recording  ``recording``, ``file``, ``filename``, ``path``, ``record``, ``night``, ``edf``
-subject    ``subject``, ``participant``, ``patient``, ``id``, each also with ``id`` behind (``participant_id``)
-age        ``age``, ``age_years``, ``age_at_recording``, ``years``
-sex        ``sex``, ``gender``
+subject    ``subject``, ``participant``, ``patient``, ``id``, also with ``id`` behind (``patient_id``); ``nsrrid``
+age        ``age``, ``age_years``, ``age_at_recording``, ``years``, ``nsrr_age``
+sex        ``sex``, ``gender``, ``nsrr_sex``
 =========  ============================================================================================
 
 A recording is named by its path or the end of it, its file name, or its file name without suffix. Without a recording
 column a row counts for the recordings whose name is the subject, or begins with it and a separator
-(``sub-01`` for ``sub-01_ses-2.edf``). The subject of a recording that no row names is its whole file name without
-suffix: a subject with several nights under several names is several subjects, and one name in several folders is one.
+(``sub-01`` for ``sub-01_ses-2.edf``); an ``nsrrid`` also for those whose name ends with a separator and it
+(``200001`` for ``shhs1-200001.edf``), as the files of the National Sleep Research Resource are called. The subject of a
+recording that no row names is its whole file name without suffix: a subject with several nights under several names is
+several subjects, and one name in several folders is one.
 """
 
 from __future__ import annotations
@@ -53,9 +55,10 @@ COLUMNS = {
         "patientid",
         "subjid",
         "id",
+        "nsrrid",
     ),
-    "age": ("age", "ageyears", "ageyr", "ageatrecording", "years", "ageinyears"),
-    "sex": ("sex", "gender"),
+    "age": ("age", "ageyears", "ageyr", "ageatrecording", "years", "ageinyears", "nsrrage"),
+    "sex": ("sex", "gender", "nsrrsex"),
 }
 SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "w": "F", "woman": "F"}
 MISSING = ("", "na", "nan", "n/a", "none", "null", "unknown", "?", ".", "-")
@@ -82,11 +85,14 @@ class Participants:
     rows : tuple of Participant
     issues : tuple of str
         Cells that could not be understood.
+    ends_names : bool
+        A subject also names the recordings whose name ends with it.
     """
 
     path: Path | None = None
     rows: tuple[Participant, ...] = ()
     issues: tuple[str, ...] = ()
+    ends_names: bool = False
     _by_name: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
     _by_subject: dict[str, int] = field(init=False, repr=False, default_factory=dict)
 
@@ -114,10 +120,11 @@ class Participants:
         if best is not None:
             return best[1]
         stem = path.stem.casefold()
-        for end in [len(stem)] + [m.start() for m in reversed(list(re.finditer(r"[^a-z0-9]", stem)))]:
-            if stem[:end] in self._by_subject:
-                return self._by_subject[stem[:end]]
-        return None
+        separators = list(re.finditer(r"[^a-z0-9]", stem))
+        names = [stem] + [stem[: m.start()] for m in reversed(separators)]
+        if self.ends_names:
+            names += [stem[m.end() :] for m in separators]
+        return next((self._by_subject[name] for name in names if name in self._by_subject), None)
 
     def of(self, path: Path) -> Participant:
         """Subject, age and sex of the recording ``path``; its stem is the subject where no row names one."""
@@ -213,16 +220,21 @@ def read_participants(path: Path) -> Participants:
             )
         )
     rows = with_sexes(rows, path.name, issues)
-    return Participants(path, tuple(rows), tuple(issues))
+    ends_names = "subject" in columns and folded(header[columns["subject"]]) == "nsrrid"
+    return Participants(path, tuple(rows), tuple(issues), ends_names)
+
+
+def folded(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
 def find_columns(header: list[str]) -> dict[str, int]:
     """Which column of ``header`` is which; the first name of the list that occurs wins."""
-    folded = [re.sub(r"[^a-z0-9]", "", cell.casefold()) for cell in header]
+    given = [folded(cell) for cell in header]
     return {
-        name: folded.index(match)
+        name: given.index(match)
         for name, names in COLUMNS.items()
-        if (match := next((n for n in names if n in folded), None)) is not None
+        if (match := next((n for n in names if n in given), None)) is not None
     }
 
 

@@ -69,6 +69,20 @@ def test_subjects_alone_name_their_nights(tmp_path: Path) -> None:
     assert rows.of(Path("sub-2.edf")) == Participant(None, "sub-2", None, None)
 
 
+def test_an_nsrrid_also_ends_the_names_of_its_nights(tmp_path: Path) -> None:
+    rows = "nsrrid,visitnumber,nsrr_age,nsrr_sex\n200001,1,55,male\naa0002,1,71.5,female\n1,1,40,female\n"
+    nights = table(tmp_path, rows)
+    one, two = nights.of(Path("edfs/shhs1/shhs1-200001.edf")), nights.of(Path("mros-visit1-aa0002.edf"))
+    assert (one.subject, one.age, one.sex) == ("200001", 55, "M")
+    assert (two.subject, two.age, two.sex) == ("aa0002", 71.5, "F")
+    assert nights.find(Path("shhs1-1200001.edf")) is None, "the whole of what follows a separator"
+    # Elsewhere the end of a name tells the night, not the subject.
+    other = table(tmp_path, rows.replace("nsrrid", "subject"))
+    assert other.find(Path("shhs1-200001.edf")) is None
+    assert other.find(Path("200001_1.edf")) == 0
+    assert nights.find(Path("200001_1.edf")) == 0, "the beginning comes first"
+
+
 def test_cells_that_say_nothing_are_empty_and_wrong_ones_reported(tmp_path: Path) -> None:
     rows = table(tmp_path, "recording,age,sex\na,n/a,?\nb,90+,x\nc,-4,\n,5,M\nd\n")
     assert rows.rows == (
