@@ -75,7 +75,8 @@ def test_every_option_that_a_page_names_exists():
     known = set(FOREIGN)
     for command in COMMANDS:
         known |= set(options_of(importlib.import_module(f"sleepfm_fast.{command}").Config))
-    sources = "".join(path.read_text() for folder in ("bench", "tests") for path in (ROOT / folder).glob("*.*"))
+    files = [path for folder in ("bench", "tests") for path in (ROOT / folder).glob("*.*") if path.is_file()]
+    sources = "".join(path.read_text() for path in files)
     missing = [
         f"{page.name}: {option}"
         for page in PAGES

@@ -56,6 +56,14 @@ def trained(preset: str) -> SleepModel:
     return model.eval()
 
 
+def layer_by_layer(model: SleepModel) -> SleepModel:
+    """A copy that torch runs one layer after the other: a layer with a hook is not part of a fused block."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        module.register_forward_hook(lambda *_: None)
+    return model
+
+
 def batch_of(n_clips: int) -> Batch:
     x = {name: torch.randn(n_clips, n, N) for name, n in CHANNELS.items()}
     present = {name: torch.ones(n_clips, n, dtype=torch.bool) for name, n in CHANNELS.items()}
@@ -78,14 +86,14 @@ def test_folding_changes_nothing_but_rounding(preset):
     before = copy.deepcopy(model.state_dict())
     with torch.inference_mode():
         truth, mask = copy.deepcopy(model).double()({k: v.double() for k, v in batch.x.items()}, batch.present)
-        plain = model(batch.x, batch.present)[0]
+        layers = layer_by_layer(model)(batch.x, batch.present)[0]
         ours, our_mask = embedder(model, "float32", folded=True)(batch)
     assert torch.equal(our_mask, mask)
     assert not mask[1, 1]
     assert ours.dtype == torch.float32
     assert bool((ours[~mask] == 0).all())
     scale = truth.abs().max()
-    error, theirs = ((value.double() - truth).abs().max() / scale for value in (ours, plain))
+    error, theirs = ((value.double() - truth).abs().max() / scale for value in (ours, layers))
     assert error <= theirs + 2e-6
     assert theirs < 1e-4
     folded = fold_batch_norms(model)

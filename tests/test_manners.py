@@ -278,6 +278,8 @@ def test_an_interruption_while_a_command_is_imported_is_a_sentence(tmp_path, imp
         text=True,
         check=False,
         timeout=50,
+        # Where the tests run behind a shell, Ctrl-C is ignored, and what they start inherits it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "interrupted before anything was done\n"
