@@ -24,6 +24,7 @@ HEADLINES = (
     "contrastive loss, forward + backward, N = 512,",
     "contrastive loss, forward + backward, N = 4096,",
     "embedding, published encoder",
+    "embedding, preset seed",
     "training step, published encoder",
     "training step, preset seed",
     "AUROC and AUPRC",
