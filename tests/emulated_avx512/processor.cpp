@@ -128,6 +128,10 @@ void show_process() {
             Address const begin = std::strtoull(line, &after, 16);
             Address const end = std::strtoull(after + 1, &after, 16);
             char const* const next = std::strchr(after, '\n');
+            if (next == nullptr) {
+                std::fputs("the process has more mappings than fit into `maps`\n", stderr);
+                std::abort();
+            }
             bool const readable = after[1] == 'r';
             // The kernel's own pages (vvar, vsyscall) cannot be looked into like others.
             bool const special = std::memchr(after, '[', static_cast<std::size_t>(next - after)) != nullptr &&
