@@ -52,7 +52,9 @@ class Case:
         eps = torch.finfo(self.block.dtype).eps
         flipped = eps * self.weights[4].abs().amax() * 6
         assert_close(y, twin, truth, eps * truth.abs() + flipped, "y")
-        assert float((y.double() != twin).double().mean()) < 0.02
+        # One factor on the other side of a tie moves the last bit of up to a quarter of its sample's results (seen in
+        # 150 draws), which in a clip of one or two samples is far more than the share that long clips keep to.
+        assert int((y.double() != twin).sum()) <= 0.02 * y.numel() + y.shape[-1] // 2
         assert float((y.double() - truth).norm()) < 0.7 * eps * float(truth.norm())
 
 
