@@ -25,7 +25,7 @@ from sleepfm_fast.foreign import ForeignNight, signals_of, write_foreign
 from sleepfm_fast.ingest import claimed_run, prepare_folder
 from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.parallel import dispatched
-from sleepfm_fast.participants import ParticipantTables, read_tables
+from sleepfm_fast.participant_tables import ParticipantTables, read_tables
 
 __all__ = ["Config", "cli", "main"]
 
@@ -94,6 +94,7 @@ def main(config: Config) -> dict[str, Any]:
     finder = import_seed.find_nights if config.origin == "seed" else import_clinical.find_nights
     paths = [path.resolve() for path in finder(config.source)]
     tables = read_tables(config.participants, [config.source])
+    tables.refuse_untold_visits(paths)
     store = config.store.resolve()
     prepare_folder(store)
     with claimed_run(store, "convert"):
@@ -246,7 +247,7 @@ def convert_all(
     n_workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), len(nights)))
     calls = [
         delayed(convert_night)(
-            path, name, config, montage, digest, {"subject": p.subject, "age": p.age, "sex": p.sex}
+            path, name, config, montage, digest, p.facts()
         )
         for (path, name), p in zip(nights, people, strict=True)
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.ingest import Cohort, Request, ingest
 from sleepfm_fast.option_effects import Effect, only_with, only_without, refuse_without_effect
 from sleepfm_fast.parallel import Backend, open_engine
-from sleepfm_fast.participants import read_tables
+from sleepfm_fast.participant_tables import read_tables
 from sleepfm_fast.shards import parse_shard
 
 __all__ = ["Config", "cli", "main"]
@@ -82,6 +82,7 @@ def main(config: Config) -> dict[str, Any]:
     inputs = config.paths if config.inspect else config.paths[:-1]
     files, named = find_recordings(inputs)
     tables = read_tables(config.participants, inputs)
+    tables.refuse_untold_visits(files)
     request = Request(config.montage, config.labels, config.events_scored, config.overwrite, shard, corrections)
     with open_engine(config.backend, config.workers, config.dask_scheduler, folder=files[0].parent) as engine:
         if config.inspect:
