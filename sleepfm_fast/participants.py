@@ -12,7 +12,8 @@ sex        ``sex``, ``gender``, ``nsrr_sex``
 
 A recording is named by its path or the end of it, its file name, or its file name without suffix. Without a recording
 column a row counts for the recordings whose name is the subject, or begins with it and a separator
-(``sub-01`` for ``sub-01_ses-2.edf``); an ``nsrrid`` also for those whose name ends with a separator and it
+(``sub-01`` for ``sub-01_ses-2.edf``), and then for those in a folder of that name (``sub-01/night1.edf``; the three
+nearest folders are looked at); an ``nsrrid`` also for those whose name ends with a separator and it
 (``200001`` for ``shhs1-200001.edf``), as the files of the National Sleep Research Resource are called. The subject of a
 recording that no row names is its whole file name without suffix: a subject with several nights under several names is
 several subjects, and one name in several folders is one.
@@ -62,6 +63,9 @@ COLUMNS = {
 }
 SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "w": "F", "woman": "F"}
 MISSING = ("", "na", "nan", "n/a", "none", "null", "unknown", "?", ".", "-")
+
+FOLDERS = 3
+"""How many folders from the recording up may be named like its subject: night, session, subject."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class Participants:
         names = [stem] + [stem[: m.start()] for m in reversed(separators)]
         if self.ends_names:
             names += [stem[m.end() :] for m in separators]
+        names += [folder.name.casefold() for folder in path.parents[:FOLDERS]]
         return next((self._by_subject[name] for name in names if name in self._by_subject), None)
 
     def of(self, path: Path) -> Participant:
@@ -336,7 +341,8 @@ class ParticipantTables:
             said.append(
                 f"notice: {len(shared)} file names occur in several folders (such as {stem}, in {len(places)}; {row}); "
                 "the recordings of one name were taken for nights of one subject. If they are not, name their subjects "
-                "with --participants, with the folder before the file name."
+                "with --participants: a column recording with the folder before the file name, or, where folders "
+                "have the subjects' names, a column subject alone."
             )
         unnamed = [path for path in paths if not self.names(path)]
         if self.rows and unnamed:
