@@ -65,7 +65,8 @@ class ParticipantTables:
             said.append(
                 f"notice: {len(shared)} file names occur in several folders (such as {stem}, in {len(places)}; {row}); "
                 "the recordings of one name were taken for nights of one subject. If they are not, name their subjects "
-                "with --participants, with the folder before the file name."
+                "with --participants: a column recording with the folder before the file name, or, where folders "
+                "have the subjects' names, a column subject alone."
             )
         ageless = [path for path in paths if (table := self.table_of(path)) is not None and table.lacks_visit(path)]
         if ageless:

@@ -14,12 +14,13 @@ sex        ``sex``, ``gender``, ``nsrr_sex``
 
 A recording is named by its path or the end of it, its file name, or its file name without suffix. Without a recording
 column a row counts for the recordings whose name is the subject, or begins with it and a separator
-(``sub-01`` for ``sub-01_ses-2.edf``); an ``nsrrid`` (``mesaid``, ``wsc_id``) also for those whose name ends with a
-separator and it (``200001`` for ``shhs1-200001.edf``, ``10119`` for ``wsc-visit1-10119-nsrr.edf``), as the files of the
-National Sleep Research Resource are called. A subject may have a row for every visit: the visit that the recording's
-name or folder tells (:mod:`sleepfm_fast.visits`) chooses the row, and its age is the recording's; the subject is one
-person all the same. The subject of a recording that no row names is its whole file name without suffix: a subject with
-several nights under several names is several subjects, and one name in several folders is one.
+(``sub-01`` for ``sub-01_ses-2.edf``), and then for those in a folder of that name (``sub-01/night1.edf``; the three
+nearest folders are looked at); an ``nsrrid`` (``mesaid``, ``wsc_id``) also for those whose name ends with a separator
+and it (``200001`` for ``shhs1-200001.edf``, ``10119`` for ``wsc-visit1-10119-nsrr.edf``), as the files of the National
+Sleep Research Resource are called. A subject may have a row for every visit: the visit that the recording's name or
+folder tells (:mod:`sleepfm_fast.visits`) chooses the row, and its age is the recording's; the subject is one person all
+the same. The subject of a recording that no row names is its whole file name without suffix: a subject with several
+nights under several names is several subjects, and one name in several folders is one.
 """
 
 from __future__ import annotations
@@ -73,6 +74,9 @@ NSRR_IDS = ("nsrrid", "mesaid", "wscid")
 """Columns whose subjects end the names of their recordings."""
 SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "w": "F", "woman": "F"}
 MISSING = ("", "na", "nan", "n/a", "none", "null", "unknown", "not reported", "?", ".", "-")
+
+FOLDERS = 3
+"""How many folders from the recording up may be named like its subject: night, session, subject."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ class Participants:
             whole_id = stem.removesuffix("-nsrr")
             ends = [whole_id[m.end() :] for m in separators if m.end() < len(whole_id)]
             names += [name for end in ends for name in (end, end.lstrip("0"))]
+        names += [folder.name.casefold() for folder in path.parents[:FOLDERS]]
         rows = next((self._by_subject[name] for name in names if name in self._by_subject), None)
         return None if rows is None else self._of_visit(path, rows)
 

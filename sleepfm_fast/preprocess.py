@@ -18,6 +18,7 @@ from sleepfm_fast.ingest import Cohort, Request, ingest
 from sleepfm_fast.option_effects import Effect, only_with, only_without, refuse_without_effect
 from sleepfm_fast.parallel import Backend, open_engine
 from sleepfm_fast.participant_tables import read_tables
+from sleepfm_fast.scoring_texts import parse_meanings
 from sleepfm_fast.shards import parse_shard
 
 __all__ = ["Config", "cli", "main"]
@@ -53,6 +54,9 @@ class Config:
     events_scored: bool = False
     """Respiratory events were scored in all nights, so that a scored night without one has none (instead of: unknown,
     which leaves sleepers without events out of the labels)."""
+    meanings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT=MEANING ...")] = ()
+    """What texts of the scoring mean that are not known, or numbers of another convention: 4=R 'light sleep=N2'. Of W,
+    N1, N2, N3, R, none (not scored), apnea, hypopnea, ignore."""
     overwrite: bool = False
     """Make recordings again whose file, scoring, corrections or configuration has changed."""
     inspect: bool = False
@@ -83,7 +87,15 @@ def main(config: Config) -> dict[str, Any]:
     files, named = find_recordings(inputs)
     tables = read_tables(config.participants, inputs)
     tables.refuse_untold_visits(files)
-    request = Request(config.montage, config.labels, config.events_scored, config.overwrite, shard, corrections)
+    request = Request(
+        config.montage,
+        config.labels,
+        config.events_scored,
+        config.overwrite,
+        shard,
+        corrections,
+        parse_meanings(config.meanings),
+    )
     with open_engine(config.backend, config.workers, config.dask_scheduler, folder=files[0].parent) as engine:
         if config.inspect:
             from sleepfm_fast.inspection import inspect

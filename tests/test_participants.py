@@ -70,6 +70,14 @@ def test_subjects_alone_name_their_nights(tmp_path: Path) -> None:
     assert rows.of(Path("sub-2.edf")) == Participant(None, "sub-2", None, None)
 
 
+def test_subjects_alone_name_the_nights_of_their_folders(tmp_path: Path) -> None:
+    rows = table(tmp_path, "subject;age;sex\ns1;61,5;w\ns2;31;m\nsite;9;m\n")
+    assert rows.of(Path("/data/site/s1/night1.edf")) == Participant(None, "s1", 61.5, "F")
+    assert rows.of(Path("/data/site/S2/visit/night1.edf")).subject == "s2"
+    assert rows.of(Path("/s1/a/b/c/night1.edf")).subject == "night1", "three folders are looked at"
+    assert rows.of(Path("/data/s1/s2.edf")).subject == "s2", "the file's own name comes first"
+
+
 def test_an_nsrrid_also_ends_the_names_of_its_nights(tmp_path: Path) -> None:
     rows = "nsrrid,visitnumber,nsrr_age,nsrr_sex\n200001,1,55,male\naa0002,1,71.5,female\n1,1,40,female\n"
     nights = table(tmp_path, rows)
