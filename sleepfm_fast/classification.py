@@ -47,6 +47,8 @@ class HeldOut:
         Names; more than the test clips have may be listed.
     ages, sexes : tuple
         Years and "M" or "F" of each of ``subjects``; None where not known.
+    recording_ages : tuple
+        Years of the subject at each of ``recordings``; empty where that is not kept.
     """
 
     clip: npt.NDArray[np.int64]
@@ -58,6 +60,7 @@ class HeldOut:
     recordings: tuple[str, ...]
     ages: tuple[float | None, ...]
     sexes: tuple[str | None, ...]
+    recording_ages: tuple[float | None, ...] = ()
 
     @classmethod
     def of(cls, embeddings: Embeddings, clips: npt.NDArray[np.int64], labels: npt.NDArray[np.int8]) -> HeldOut:
@@ -73,6 +76,7 @@ class HeldOut:
             about.recordings,
             about.ages,
             about.sexes,
+            about.recording_ages,
         )
 
 

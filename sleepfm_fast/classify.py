@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import tyro
 from sleepfm_fast import command
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
@@ -61,9 +62,12 @@ class Config:
     overwrite: bool = False
     """Replace a RESULT or a table that stands there."""
 
+    EFFECTS: ClassVar[tuple[Effect, ...]] = (only_with("bootstraps", "result", spelling="RESULT"),)
+
 
 def check(config: Config) -> None:
     """Refuse what cannot work, by name."""
+    refuse_without_effect(config)
     if config.result is None and config.table is None and config.predictions is None:
         raise SleepfmError(
             "nothing would be written: name a RESULT folder, a --table FILE.csv, or --predictions FOLDER."

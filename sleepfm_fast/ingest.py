@@ -29,7 +29,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.manifest import Entry, Journal, merge_manifest
 from sleepfm_fast.night import STARTED, NightConfig, NightRow
 from sleepfm_fast.parallel import Engine, Progress, in_parallel
-from sleepfm_fast.participants import ParticipantTables
+from sleepfm_fast.participant_tables import ParticipantTables
 from sleepfm_fast.scoring_files import namesakes_of
 from sleepfm_fast.shards import Shard
 from sleepfm_fast.silent_nights import is_scored, is_silent
@@ -307,23 +307,27 @@ def configuration_digest(montage: Montage, request: Request) -> str:
 def update_participants(store: Path, plan: Plan, cohort: Cohort, shard: Shard | None) -> None:
     """Bring subject, age and sex of the nights that stay up to date with the table, where it names them."""
     kept, todo, files = set(plan.kept), set(plan.todo), set(cohort.files)
-    for path, known in plan.known.items():
+    for path, known in list(plan.known.items()):
         # Records of nights that other jobs have in hand are theirs to write; those of no job are the first one's.
         own = path in plan.mine or (path not in files and (shard is None or shard.number == 1))
         if path in todo or not own:
             continue
-        facts = {"subject": known["subject"], "age": known["age"], "sex": known["sex"]}
+        facts: dict[str, Any] = {n: known[n] for n in ("subject", "age", "sex", "visit") if n in known}
         if cohort.tables.names(path):
-            person = cohort.tables.of(path)
-            facts = {"subject": person.subject, "age": person.age, "sex": person.sex}
+            facts = cohort.tables.of(path).facts()
         source = {**known["source"], "path": str(path)}
         if path in kept:  # its content was found to be the same
             source["mtime_ns"] = path.stat().st_mtime_ns
         changes = {**facts, "source": source}
-        if {**known, **changes} != known:
-            known.update(changes)
+        if {**without_visit(known), **changes} != known:
             file = store / "recordings" / f"{known['id']}.json"
-            write_json(file, {**json.loads(file.read_text(encoding="utf-8")), **changes})
+            write_json(file, {**without_visit(json.loads(file.read_text(encoding="utf-8"))), **changes})
+            plan.known[path] = {**without_visit(known), **changes}
+
+
+def without_visit(record: dict[str, Any]) -> dict[str, Any]:
+    """A record that another table may say the visit of, or none."""
+    return {name: value for name, value in record.items() if name != "visit"}
 
 
 # --------------------------------------------------------------------------------------------------------- the index

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sleepfm_fast.channels import Montage
 from sleepfm_fast.findings import Finding
-from sleepfm_fast.participants import ParticipantTables
+from sleepfm_fast.participant_tables import ParticipantTables
 from sleepfm_fast.stages import EPOCH_S
 from sleepfm_fast.summary import percentages
 

@@ -229,9 +229,7 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
             night.channels,
             night.grid,
             {
-                "subject": participant.subject,
-                "age": participant.age,
-                "sex": participant.sex,
+                **participant.facts(),
                 "configuration_digest": config.configuration_digest,
                 "source": source_facts(path),
                 "scoring": scoring_facts(night),

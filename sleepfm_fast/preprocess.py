@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -15,8 +15,9 @@ from sleepfm_fast.command import run, say
 from sleepfm_fast.corrections import read_corrections
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.ingest import Cohort, Request, ingest
+from sleepfm_fast.option_effects import Effect, only_with, only_without, refuse_without_effect
 from sleepfm_fast.parallel import Backend, open_engine
-from sleepfm_fast.participants import read_tables
+from sleepfm_fast.participant_tables import read_tables
 from sleepfm_fast.scoring_texts import parse_meanings
 from sleepfm_fast.shards import parse_shard
 
@@ -63,6 +64,14 @@ class Config:
     json: Path | None = None
     """With --inspect: write the whole report into this file."""
 
+    EFFECTS: ClassVar[tuple[Effect, ...]] = (
+        only_with("dask_scheduler", "backend", "dask"),
+        only_without("workers", "dask_scheduler"),  # a cluster that runs has the workers it has
+        only_with("json", "inspect"),
+        only_without("overwrite", "inspect"),
+        only_without("shard", "inspect"),  # the whole cohort is looked at
+    )
+
 
 def main(config: Config) -> dict[str, Any]:
     """Run the command; the result is its JSON line."""
@@ -77,6 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     inputs = config.paths if config.inspect else config.paths[:-1]
     files, named = find_recordings(inputs)
     tables = read_tables(config.participants, inputs)
+    tables.refuse_untold_visits(files)
     request = Request(
         config.montage,
         config.labels,
@@ -113,12 +123,10 @@ def wrong_usage(config: Config) -> str | None:
         return f"the last path is the store, a folder, but {config.paths[-1]} is a file."
     if config.workers < 0:
         return f"--workers {config.workers} is negative; 0 means one for every core."
-    if config.dask_scheduler is not None and config.backend != "dask":
-        return f"--dask-scheduler needs --backend dask, not {config.backend}."
-    if config.json is not None and not config.inspect:
-        return "--json is the report of --inspect."
-    if config.inspect and config.shard is not None:
-        return "--inspect looks at the whole cohort; leave --shard out."
+    try:
+        refuse_without_effect(config)
+    except SleepfmError as error:
+        return str(error)
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sleepfm_fast.clip_layout import sdb_counts, stage_counts
 from sleepfm_fast.command import say
 from sleepfm_fast.ingest import Outcome
-from sleepfm_fast.participants import ParticipantTables
+from sleepfm_fast.participant_tables import ParticipantTables
 from sleepfm_fast.scoring_texts import asks_meaning
 from sleepfm_fast.shards import Shard
 from sleepfm_fast.silent_nights import REMEDY, sentence

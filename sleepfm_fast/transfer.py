@@ -123,6 +123,7 @@ def main(config: Config) -> dict[str, Any]:
                 recordings=(*(f"training/{r}" for r in a.recordings), *(f"external/{r}" for r in b.recordings)),
                 ages=(*a.ages, *b.ages),
                 sexes=(*a.sexes, *b.sexes),
+                recording_ages=(*_recording_ages(first), *_recording_ages(second)),
                 run=a.run,
                 store=f"{a.store} (training), {b.store} (test)",
                 split_rule=f"training and validation: {a.split_rule}; test: "
@@ -152,6 +153,18 @@ def _shared_note(trained: set[str], tested: Sequence[str]) -> str:
         f"{len(seen)} of the {len(tested)} subjects tested have the names of training or validation subjects "
         f"({shown}). If they are the same people, their clips describe memorisation, not generalisation."
     )
+
+
+def _recording_ages(embeddings: Embeddings) -> tuple[float | None, ...]:
+    """Age at every recording; of a folder that does not keep it, that of the recording's subject."""
+    about = embeddings.description
+    if about.recording_ages:
+        return about.recording_ages
+    ages: list[float | None] = [None] * len(about.recordings)
+    recordings, first_row = np.unique(np.asarray(embeddings.recording), return_index=True)
+    for recording, subject in zip(recordings, np.asarray(embeddings.subject)[first_row], strict=True):
+        ages[recording] = about.ages[subject]
+    return tuple(ages)
 
 
 def _content(embeddings: Embeddings) -> str:

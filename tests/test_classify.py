@@ -1,6 +1,7 @@
 """A supervised network on other recordings: another montage, nights without labels, and what is refused."""
 
 import csv
+import itertools
 import json
 import shutil
 
@@ -36,7 +37,9 @@ def store_of(folder, leads, stages, n=3):
 
 def call(capsys, *arguments):
     capsys.readouterr()
-    status = classify.cli([str(a) for a in (*arguments, "--bootstraps", "20", "--threads", "1")])
+    argv = [str(a) for a in (*arguments, "--threads", "1")]
+    has_result = len(list(itertools.takewhile(lambda a: not a.startswith("--"), argv))) == 3
+    status = classify.cli([*argv, "--bootstraps", "20"] if has_result else argv)
     captured = capsys.readouterr()
     assert status == 0, captured.err
     return last_json(captured.out), captured.err
