@@ -121,6 +121,7 @@ def conclude(
     prior: npt.NDArray[np.float64] | None = None,
     path: Path | None = None,
     overwrite: bool = False,
+    classifier: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> dict[str, Any]:
     """Score a classifier on its test clips, print the table and write the result folder.
 
@@ -143,6 +144,8 @@ def conclude(
         The result folder; nothing is written without it.
     overwrite : bool
         Replace a result that stands there.
+    classifier : mapping of str to array, optional
+        What the classifier is made of, for the result folder (:func:`sleepfm_fast.logistic.arrays_of`).
 
     Returns
     -------
@@ -183,6 +186,7 @@ def conclude(
             "onset_s": np.asarray(held_out.onset_s, np.float64),
             "score": score,
             "probability": probability.astype(np.float32),
+            **(classifier or {}),
         }
         names = {"subjects": held_out.subjects, "recordings": held_out.recordings}
         write_result(path, {**full, **names}, arrays, overwrite=overwrite)

@@ -161,7 +161,7 @@ def _probed(config: Config) -> dict[str, Any]:
     from sleepfm_fast.classification import HeldOut, conclude
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.labelled_clips import labelled_clips, modalities_of
-    from sleepfm_fast.logistic import Features
+    from sleepfm_fast.logistic import Features, arrays_of
     from sleepfm_fast.penalty import scores
 
     started = time.perf_counter()
@@ -192,6 +192,10 @@ def _probed(config: Config) -> dict[str, Any]:
     record = {
         "command": "probe",
         "embeddings": config.embeddings,
+        "encoder": embeddings.description.run,
+        "weights": (embeddings.description.presets.get("weights") or {}).get("sha256"),
+        "store": embeddings.description.store,
+        "features": embeddings.features or None,
         "task": config.task,
         "modalities": modalities,
         "fit_on": config.fit_on,
@@ -212,6 +216,7 @@ def _probed(config: Config) -> dict[str, Any]:
         prior=prior_of(train.labels),
         path=config.result,
         overwrite=config.overwrite,
+        classifier=arrays_of(model),
     )
 
 

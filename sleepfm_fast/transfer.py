@@ -69,10 +69,13 @@ def main(config: Config) -> dict[str, Any]:
             f"{config.training} holds {', '.join(first.modalities)} of length {first.dim}, {config.testing} "
             f"{', '.join(second.modalities)} of length {second.dim}; embed both stores with the same run."
         )
-    if first.description.run != second.description.run:
+    made_by = [(e.description.presets.get("weights") or {}).get("sha256") or e.description.run for e in sides]
+    if made_by[0] != made_by[1]:
+        again = first.description.run == second.description.run
         raise SleepfmError(
             f"{config.training} was embedded by {first.description.run}, {config.testing} by "
-            f"{second.description.run}; embed both stores with the same run."
+            f"{second.description.run}{', whose weights have changed in between' if again else ''}; embed both stores "
+            "with the same run."
         )
     if first.description.store == second.description.store:
         raise SleepfmError(

@@ -86,6 +86,23 @@ def test_nights_without_labels_get_a_table(learnt, tmp_path, capsys):
     assert not (tmp_path / "result").exists()
 
 
+def test_predictions_are_a_folder_of_hypnograms(learnt, tmp_path, capsys):
+    store = store_of(tmp_path / "edf", [EEG, ECG, FLOW], ["?"] * 6)
+    folder = tmp_path / "predictions"
+    call(capsys, learnt, store, "--table", tmp_path / "t.csv", "--predictions", folder, "--subjects", "all")
+    rows = list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
+    table = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
+    assert [(r["recording"], r["onset_s"], r["predicted"]) for r in rows] == [
+        (r["recording"], r["onset_s"], r["class"]) for r in table
+    ]
+    # Other software's way back: the same nights, scored by these files.
+    again = tmp_path / "again"
+    scored = [str(tmp_path / "edf"), str(again), "--labels", str(folder / "hypnograms"), "--workers", "1"]
+    assert preprocess.cli(scored) == 0
+    assert np.asarray(ClipStore(again).stage).tolist() == [2] * 18
+    assert "exists and is not overwritten" in refused(capsys, learnt, store, "--predictions", folder)
+
+
 def test_nothing_is_overwritten_unasked(learnt, planted, tmp_path, capsys):
     table = tmp_path / "stages.csv"
     table.write_text("mine")
