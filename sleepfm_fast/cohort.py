@@ -6,12 +6,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sleepfm_fast.annotations import find_scoring
 from sleepfm_fast.atomic import write_json
 from sleepfm_fast.clip_writer import read_record
 from sleepfm_fast.columns import file_digest
@@ -20,6 +19,8 @@ from sleepfm_fast.edf import Signal
 from sleepfm_fast.edf_fields import BLOCK_BYTES, EdfError, Issues
 from sleepfm_fast.edf_header import parse_header
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.scoring import ScoringError
+from sleepfm_fast.scoring_files import find_scoring, namesakes_of
 from sleepfm_fast.shards import Shard
 
 __all__ = ["Header", "Plan", "assign_names", "changed_since", "find_recordings", "make_plan", "read_header"]
@@ -228,6 +229,7 @@ def make_plan(
     """
     plan = Plan()
     corrections = corrections or Corrections()
+    namesakes = namesakes_of(files)
     plan.left_out = [path for path in files if corrections.excludes(path)]
     files = [path for path in files if path not in set(plan.left_out)]
     plan.mine = set(files if shard is None else shard.of(files))
@@ -253,7 +255,7 @@ def make_plan(
     plan.names = assign_names(recordings, plan.outdated | known)
     for path in files:
         if path in plan.known and path in plan.mine:
-            reason = changed_since(plan.known[path], path, labels, corrections)
+            reason = changed_since(plan.known[path], path, labels, corrections, namesakes)
             if reason is None:
                 plan.kept.append(path)
             else:
@@ -311,7 +313,11 @@ def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
 
 
 def changed_since(
-    record: dict[str, Any], path: Path, labels: Path | None, corrections: Corrections | None = None
+    record: dict[str, Any],
+    path: Path,
+    labels: Path | None,
+    corrections: Corrections | None = None,
+    namesakes: Mapping[str, Sequence[Path]] | None = None,
 ) -> str | None:
     """Why a recording, its scoring or its corrections are no longer what the record was made from; None where it is."""
     if is_other(record["source"], path):
@@ -320,7 +326,10 @@ def changed_since(
         return f"the --overrides of {path} are not those it was ingested with"
     scoring = record["scoring"]
     old = Path(scoring["path"]) if scoring["path"] is not None else None
-    found = find_scoring(path, labels)
+    try:
+        found = find_scoring(path, labels, namesakes)
+    except ScoringError as error:
+        return str(error).rstrip(".")
     if labels is None and found is None and old is not None and old.exists():
         found = old  # it was given by --labels then; leaving the option out does not withdraw it
     found = None if found is None else found.resolve()

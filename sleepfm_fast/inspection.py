@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sleepfm_fast.measures import N_WINDOWS, WINDOW_S, ChannelMeasures, measure_
 from sleepfm_fast.night import Night, read_night, refuse_empty
 from sleepfm_fast.night_findings import night_findings, unreadable
 from sleepfm_fast.parallel import Engine, Progress, WorkersLost, in_parallel
+from sleepfm_fast.scoring_files import namesakes_of
 from sleepfm_fast.stages import EPOCH_S
 
 __all__ = ["NightReport", "SlotReport", "inspect", "inspect_night"]
@@ -91,11 +92,25 @@ def failed(path: Path, sentence: str) -> NightReport:
 
 
 def inspect_night(
-    path: Path, montage: Montage, labels: Path | None, events_scored: bool, corrections: Corrections
+    path: Path,
+    montage: Montage,
+    labels: Path | None,
+    events_scored: bool,
+    corrections: Corrections,
+    namesakes: Mapping[str, Sequence[Path]],
+    meanings: Mapping[str, str],
 ) -> NightReport:
     """Look at one file as it would be ingested, and at a few minutes of its samples."""
     try:
-        night = read_night(path, montage, labels, events_scored=events_scored, corrections=corrections)
+        night = read_night(
+            path,
+            montage,
+            labels,
+            events_scored=events_scored,
+            corrections=corrections,
+            namesakes=namesakes,
+            meanings=meanings,
+        )
         return examined(night, montage, corrections)
     except SleepfmError as error:
         return failed(path, str(error))
@@ -266,7 +281,15 @@ def examine(files: Sequence[Path], montage: Montage, request: Request, engine: E
     progress = Progress("files", len(files))
 
     def run(paths: Sequence[Path], *, alone: bool) -> None:
-        arguments = [(p, montage, request.labels, request.events_scored, request.corrections) for p in paths]
+        shared = (
+            montage,
+            request.labels,
+            request.events_scored,
+            request.corrections,
+            namesakes_of(files),
+            request.meanings,
+        )
+        arguments = [(p, *shared) for p in paths]
         for night in in_parallel(inspect_night, arguments, engine, own_process=alone):
             reports[night.path] = night
             progress.step(failed=night.failure is not None)

@@ -14,6 +14,7 @@ from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.findings import Finding
 from sleepfm_fast.labels import StageSpan, stage_spans
 from sleepfm_fast.night import Night
+from sleepfm_fast.scoring_texts import asks_meaning
 from sleepfm_fast.stages import EPOCH_S, NO_STAGE
 
 __all__ = ["night_findings"]
@@ -41,7 +42,12 @@ def night_findings(night: Night, montage: Montage) -> list[Finding]:
     # What is wrong with units is judged from the samples, what lacks a stage is told with its times.
     told = {issue for c in night.channels for issue in c.assignment.issues if "potential" in issue or "range" in issue}
     told |= {issue for issue in night.issues if "every clip has stage none" in issue}
-    return found + [Finding("note", "remark", (path,), "", issue, "") for issue in night.issues if issue not in told]
+    rest = [issue for issue in night.issues if issue not in told]
+    return found + [
+        Finding("warning", "meaning", (path,), "", issue, "") if asks_meaning(issue) else
+        Finding("note", "remark", (path,), "", issue, "")
+        for issue in rest
+    ]  # fmt: skip
 
 
 Said = tuple[str, bool, str, str, str, dict[str, object]]
