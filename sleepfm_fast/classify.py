@@ -137,13 +137,14 @@ def overlap_of(names: Sequence[str], known: Mapping[str, int], run: Path) -> str
 
 def main(config: Config) -> dict[str, Any]:
     """Classify; returns the results that end the command."""
-    from sleepfm_fast.predictions import refuse_predictions
+    from sleepfm_fast.predictions import claimed_predictions
     from sleepfm_fast.results import claimed_result
 
     check(config)
-    if config.predictions is not None:
-        refuse_predictions(config.predictions, overwrite=config.overwrite)
-    with claimed_result(config.result, overwrite=config.overwrite):
+    with (
+        claimed_predictions(config.predictions, overwrite=config.overwrite),
+        claimed_result(config.result, overwrite=config.overwrite),
+    ):
         return classified(config)
 
 

@@ -52,7 +52,7 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     Returns
     -------
     list of Path
-        Absolute, links resolved, sorted, each once.
+        Absolute, as :func:`in_place` gives them, sorted, each file once.
     set of Path
         Those that were named one by one.
 
@@ -66,9 +66,9 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     for path in paths:
         if path.is_dir():
             # A link to nothing is a night that is missing, as of a data set whose content was not fetched: it fails.
-            found |= {Path(os.path.realpath(p)) for p in files_under(path) if p.is_file() or is_dangling(p)}
+            found |= {in_place(p) for p in files_under(path) if p.is_file() or is_dangling(p)}
         elif path.exists():
-            named.add(path.resolve())
+            named.add(in_place(path))
         else:
             raise SleepfmError(f"{path}: there is no such file or folder.")
     if not found | named:
@@ -82,7 +82,19 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
                 f"the name of {os.fsencode(path)!r} is not valid UTF-8, so that no table or index can hold it. Rename "
                 "the file or folder."
             )
-    return sorted(found | named), named
+    # One file under several names is one recording: under its own name where that is given, else under the first link.
+    kept: dict[str, Path] = {}
+    for path in sorted(found | named, key=lambda p: (p not in named, p.is_symlink(), p)):
+        kept.setdefault(os.path.realpath(path), path)
+    return sorted(kept.values()), named & set(kept.values())
+
+
+def in_place(path: Path) -> Path:
+    """Absolute path with the links among its folders resolved; a link to a file keeps its own name and place.
+
+    Data sets under git-annex link ``sub-01.edf`` to an object named by a hash: the link is what has a meaning.
+    """
+    return Path(os.path.realpath(path.parent)) / path.name
 
 
 def is_dangling(path: Path) -> bool:
@@ -296,7 +308,15 @@ def facts_of(path: Path) -> list[int]:
 
 
 def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
-    """Take a recording whose source is gone, and which stands under the same name elsewhere, for that recording."""
+    """Take a recording whose source is gone, and which stands under the same name elsewhere, for that recording.
+
+    So is one that the store knows by what a link leads to.
+    """
+    given = set(files)
+    for path in files:
+        target = Path(os.path.realpath(path))
+        if path not in plan.known and target in plan.known and target not in given:
+            plan.known[path] = plan.known.pop(target)
     gone = {path: record for path, record in plan.known.items() if not path.exists()}
     if not gone:
         return

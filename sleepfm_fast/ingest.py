@@ -18,7 +18,7 @@ from typing import Any
 
 from sleepfm_fast.atomic import remove_leftovers, write_json
 from sleepfm_fast.attempts import note_unchanged, process
-from sleepfm_fast.channels import MONTAGES, Montage, resolve_auto
+from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_text, resolve_auto
 from sleepfm_fast.claims import Claim, Claimed, beats, holder_of, is_live, waited
 from sleepfm_fast.clip_layout import VERSION, read_store_file, sdb_counts, stage_counts
 from sleepfm_fast.clip_writer import commit, read_record, write_store_file
@@ -238,7 +238,10 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         )
     if montage is None:
         signals = [request.corrections.apply(h.path, h.signals).signals for h in headers]
-        montage = resolve_auto([s for s in signals if s])
+        readable = [s for s in signals if s]
+        montage = resolve_auto(readable)
+        if kinds := passed_over(readable, montage):
+            say(f"notice: {passed_over_text(kinds, len(readable))}")
         digest = configuration_digest(montage, request)
     configuration = {"montage": request.montage, "events_scored": request.events_scored, "digest": digest}
     if request.meanings:

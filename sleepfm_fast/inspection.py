@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.atomic import replace_file
-from sleepfm_fast.channels import MONTAGES, Montage, resolve_auto, unassigned
+from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_text, resolve_auto, unassigned
 from sleepfm_fast.clip_layout import sdb_counts, stage_counts
 from sleepfm_fast.clip_writer import StoredChannel
 from sleepfm_fast.cohort import read_header
@@ -209,17 +209,23 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
             f"--labels {labels} is one file, but {len(files)} recordings were given. Give a folder, or one recording."
         )
     unresolved = None
+    kinds: dict[str, int] = {}
     montage = MONTAGES.get(request.montage, MONTAGES["paper"])
     if request.montage == "auto":
         try:
             signals = [corrections.apply(h.path, h.signals).signals for h in headers]
-            montage = resolve_auto([s for s in signals if s])
+            readable = [s for s in signals if s]
+            montage = resolve_auto(readable)
+            kinds = passed_over(readable, montage)
         except SleepfmError as error:
             unresolved = f"{error} Shown here is the montage '{montage.name}'."
     reports = examine(files, montage, request, engine)
     good = [night for night in reports if night.failure is None]
     findings = [finding for night in reports for finding in night.findings]
     findings += cohort_findings(good, tables)
+    if kinds:
+        text = passed_over_text(kinds, len(headers))
+        findings.append(Finding("warning", "passed_over", tuple(str(n.path) for n in good), "", text, "", dict(kinds)))
     findings.sort(key=lambda f: (SEVERITIES.index(f.severity), f.code, f.paths, f.channel))
     unused = corrections.unused((h.path, h.signals) for h in headers)
 

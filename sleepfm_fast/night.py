@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.annotations import read_scoring, scoring_of
-from sleepfm_fast.channels import Montage, assign
+from sleepfm_fast.channels import Montage, assign, likely_slot
 from sleepfm_fast.clip_layout import sdb_counts, stage_counts
 from sleepfm_fast.clip_writer import StoredChannel, plan_channels, write_recording
 from sleepfm_fast.columns import file_digest
@@ -280,8 +280,12 @@ def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
             f"{path} holds no signals ({len(recording.annotations)} annotations); it is not a recording."
         )
     if all(c.signal is None for c in night.channels):
-        slots = [slot.name for modality in montage.modalities for slot in modality.slots]
-        example = {path.name: {recording.signals[0].label: {"alias": "C3-M2" if "C3-M2" in slots else slots[0]}}}
+        slots = [slot.name for slot in montage.slots]
+        label, meant = next(
+            ((s.label, slot.name) for s in recording.signals if (slot := likely_slot(s.label, montage.slots))),
+            (recording.signals[0].label, "C3-M2" if "C3-M2" in slots else "SLOT"),
+        )
+        example = {path.name: {label: {"alias": meant}}}
         raise SleepfmError(
             f"{path}: none of its {len(recording.signals)} channels ({listed([s.label for s in recording.signals])}) "
             f"fills a slot of the montage '{montage.name}'. Say what they are, as with --overrides "

@@ -79,17 +79,24 @@ def prior_of(result: Result) -> npt.NDArray[np.float64]:
 
 def main(config: Config) -> dict[str, Any]:
     """Classify every clip that has the modalities; returns what ends the command."""
+    from sleepfm_fast.predictions import claimed_predictions
+
+    with claimed_predictions(config.predictions, overwrite=config.overwrite):
+        return _predicted(config)
+
+
+def _predicted(config: Config) -> dict[str, Any]:
+    """Classify and write."""
     from sleepfm_fast.calibration import correct_for_prior
     from sleepfm_fast.classification import probability_of
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.logistic import Features, model_of
     from sleepfm_fast.penalty import scores
-    from sleepfm_fast.predictions import Predicted, refuse_predictions, starts_of, write_predictions
+    from sleepfm_fast.predictions import Predicted, starts_of, write_predictions
     from sleepfm_fast.results import read_result
     from sleepfm_fast.tasks import TASKS, labels_of
 
     started = time.perf_counter()
-    refuse_predictions(config.predictions, overwrite=config.overwrite)
     result = read_result(config.result)
     model = model_of(result)
     embeddings = Embeddings(config.embeddings)

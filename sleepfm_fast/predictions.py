@@ -16,8 +16,8 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sleepfm_fast.atomic import replace_folder
+from sleepfm_fast.atomic import remove_leftovers_of, replace_folder
+from sleepfm_fast.claims import claim_to_write
 from sleepfm_fast.command import plain, say, to_json
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.stages import EPOCH_S
 
-__all__ = ["Predicted", "edf_hypnogram", "night_figures", "refuse_predictions", "starts_of", "write_predictions"]
+__all__ = ["Predicted", "claimed_predictions", "edf_hypnogram", "night_figures", "starts_of", "write_predictions"]
 
 FILE = "predictions.json"
 NIGHT_COLUMNS = (
@@ -105,6 +106,22 @@ def refuse_predictions(path: Path, *, overwrite: bool) -> None:
         raise SleepfmError(f"{path} exists and is not overwritten. Give another folder, or add --overwrite.")
     if not (path / FILE).is_file():
         raise SleepfmError(f"{path} is not a folder of predictions and is not overwritten. Give another folder.")
+
+
+@contextmanager
+def claimed_predictions(path: Path | None, *, overwrite: bool) -> Iterator[None]:
+    """Hold the claim to write a folder, so that two processes never write one; refuse what stands there."""
+    if path is None:
+        yield
+        return
+    refuse_predictions(path, overwrite=overwrite)
+    claim = claim_to_write(path)
+    try:
+        refuse_predictions(path, overwrite=overwrite)  # whoever held the claim until now may have finished
+        remove_leftovers_of(path.resolve())
+        yield
+    finally:
+        claim.release()
 
 
 def write_predictions(

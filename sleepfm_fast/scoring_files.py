@@ -123,8 +123,8 @@ def owned(recording: Path, files: Sequence[Path], others: Sequence[Path], labels
 
 def alike(recording: Path, file: Path) -> tuple[int, int]:
     """How many folders, from the file up, have the same names, and how many names of folders both have anywhere."""
-    mine = [part.casefold() for part in recording.resolve().parent.parts[::-1]]
-    theirs = [part.casefold() for part in file.resolve().parent.parts[::-1]]
+    mine = [part.casefold() for part in recording.parent.resolve().parts[::-1]]
+    theirs = [part.casefold() for part in file.parent.resolve().parts[::-1]]
     n_equal = next(
         (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(map(len, (mine, theirs)))
     )

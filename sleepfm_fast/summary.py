@@ -93,6 +93,7 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
             f"{totals['hours']:.2f} hours ({share}); montage {montage.name}"
         )
     if totals["clips"]:
+        say("  " + "; ".join(f"{m.name}: {', '.join(slot.name for slot in m.slots)}" for m in montage.modalities))
         say(f"  stages: {percentages(totals['stages'])}")
         say(f"  sleep-disordered breathing: {percentages(totals['sdb'])}")
         if outcome.n_silent:
