@@ -22,10 +22,18 @@ struct FilterResampleLaunch {
 constexpr std::int64_t filter_resample_threads = 256;
 constexpr int filter_resample_blocks = 2;                        // on a multiprocessor: 128 registers a thread
 constexpr std::int64_t filter_resample_static_bytes = 6 * 1024;  // of shared memory, at most
+constexpr std::int64_t shared_system_bytes = 1024;               // that the system takes of each block's
 // One output of 6,000 taps (_MAX_TAPS_PER_OUTPUT in sleepfm_fast/filter_design.py) and its low branch: 40 KiB.
 constexpr std::int64_t filter_resample_least_floats = 10240;
 constexpr std::int64_t filter_resample_outputs_per_slice = 8192;
 constexpr std::int64_t largest_grid_x = 2147483647, largest_grid_y = 65535;
+
+// Of the most shared memory that a device gives a block, what the kernel may ask for. Without the system's share, which
+// the compiler counts among the kernel's own on compute capability 9.0: if the runtime did so too, it would refuse
+// more.
+inline std::int64_t filter_resample_shared_limit(std::int64_t most_bytes) {
+    return most_bytes - filter_resample_static_bytes - shared_system_bytes;
+}
 
 // shared_limit_bytes: the most dynamic shared memory that a block of this device may ask for. statistics: outputs are
 // normalised by statistics of the whole row, which wants them in shared memory.
@@ -42,9 +50,9 @@ inline FilterResampleLaunch filter_resample_launch(std::int64_t n_clips, std::in
     launch.rows = n_clips * n_channels;
     launch.threads = filter_resample_threads;
     launch.outputs_per_slice = n_out;
-    // Two blocks on a multiprocessor (with their static memory and the 1 KiB that the system takes of each), if that
-    // leaves each of them the tile of a 200 Hz clip.
-    constexpr std::int64_t beside = filter_resample_static_bytes + 1024;
+    // Two blocks on a multiprocessor (with their static memory and the system's), if that leaves each of them the tile
+    // of a 200 Hz clip.
+    constexpr std::int64_t beside = filter_resample_static_bytes + shared_system_bytes;
     std::int64_t const share = (shared_limit_bytes + beside) / filter_resample_blocks - beside;
     std::int64_t bytes = share >= 42 * 1024 ? share : shared_limit_bytes;
     if (statistics) {

@@ -17,6 +17,7 @@ COMMANDS = {
     "embed": "trained model + clip store -> embeddings",
     "transfer": "embeddings of two stores -> one folder, whose probe is fitted on the first and tested on the second",
     "probe": "embeddings -> sleep stage, sleep-disordered breathing, age group or sex by logistic regression",
+    "predict": "a probe's result + embeddings of any nights -> every clip's class: tables and hypnograms (CSV, EDF+)",
     "few_shot": "embeddings -> the probe's figures against the number of training subjects",
     "compare": "two results (of classifiers or of retrieve) -> the difference of their figures, paired over subjects",
     "retrieve": "embeddings -> recall@k and median rank between modalities",

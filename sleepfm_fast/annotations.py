@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleepfm_fast.labels import ClipGrid, clip_labels
 from sleepfm_fast.scoring import Event, Scoring, ScoringError
 from sleepfm_fast.scoring_csv import parse_csv
+from sleepfm_fast.scoring_files import find_scoring
 from sleepfm_fast.scoring_xml import parse_xml
 from sleepfm_fast.stages import EPOCH_S, respiratory_event_of, stage_of
 from sleepfm_fast.wfdb import WfdbAnnotation, read_annotations, read_header
@@ -50,15 +49,8 @@ SLPDB_EVENTS = {
 }
 SLPDB_STAGES = frozenset(("W", "1", "2", "3", "4", "R", "M", "MT"))
 
-# Beside a recording, in this order: S is the recording's name without its suffix.
-BESIDE = (
-    *("-nsrr.xml", "-profusion.xml", ".xml", "-hypnogram.edf", "_hypnogram.edf", ".st"),
-    *(".csv", ".tsv", "-stages.csv", "_stages.csv", "-hypnogram.csv", "_hypnogram.csv", "-annotations.csv"),
-    *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
-)
 
-
-def read_scoring(path: str | Path, *, start: datetime | None = None) -> Scoring:
+def read_scoring(path: str | Path, *, start: datetime | None = None, length_s: float | None = None) -> Scoring:
     """Read a file of labels; the kind is told by its content.
 
     Parameters
@@ -69,6 +61,8 @@ def read_scoring(path: str | Path, *, start: datetime | None = None) -> Scoring:
     start : datetime, optional
         The recording's start. Clock times of a CSV need it; an EDF+ hypnogram that started at another time of the
         same night is shifted by the difference, and says so.
+    length_s : float, optional
+        How long the recording is; a list of stages without times needs it.
 
     Returns
     -------
@@ -107,7 +101,7 @@ def read_scoring(path: str | Path, *, start: datetime | None = None) -> Scoring:
             f"{path} is taken for WFDB annotations, but {path.with_suffix('.hea').name}, which states the sampling "
             "frequency, is not beside it. Put it there."
         )
-    return parse_csv(path.read_bytes(), str(path), start)
+    return parse_csv(path.read_bytes(), str(path), start, length_s)
 
 
 def scoring_of(recording: Recording) -> Scoring:
@@ -206,72 +200,3 @@ def bracketed_events(notes: Sequence[WfdbAnnotation], frequency_hz: float, issue
     n_unpaired += len(opened)
     if n_unpaired:
         issues.append(f"{n_unpaired} events have a beginning without an end, or the reverse, and were left out.")
-
-
-def find_scoring(recording_path: str | Path, labels: str | Path | None = None) -> Path | None:
-    """Find the file of labels that belongs to a recording.
-
-    Parameters
-    ----------
-    recording_path : str or Path
-        The recording ``S.edf``.
-    labels : str or Path, optional
-        A file, which is taken as it is, or a folder, searched with all its subfolders. By default the recording's own
-        folder is searched, without subfolders.
-
-    Returns
-    -------
-    Path or None
-        Of the names that are there, the first of ``S-nsrr.xml``, ``S-profusion.xml``, ``S.xml``, ``S-Hypnogram.edf``,
-        ``S.st``, ``S.csv`` and the like; for Sleep-EDF, ``SC4001EC-Hypnogram.edf`` belongs to ``SC4001E0-PSG.edf``.
-        None where there is none: the recording's own annotations may still hold the scoring.
-
-    Raises
-    ------
-    SleepfmError
-        When ``labels`` does not exist.
-    """
-    recording_path = Path(recording_path)
-    stem = recording_path.stem.casefold()
-    sleep_edf = re.fullmatch(r"(s[ct]\d{4}[a-z])\w-psg", stem)
-    bids = re.fullmatch(r"(.+)_(?:eeg|psg)", stem)
-    if labels is None:
-        # A cohort may keep thousands of nights in one folder: only what is named like this one is looked at.
-        match = sleep_edf or bids
-        start = match[1] if match is not None else stem
-        folder = recording_path.parent
-        with os.scandir(folder) as entries:
-            names = files_by_name(folder / e.name for e in entries if e.name.casefold().startswith(start))
-    else:
-        labels = Path(labels)
-        if labels.is_file():
-            return labels
-        if not labels.is_dir():
-            raise ScoringError(f"labels {labels}: there is no such file or folder.")
-        names = files_below(labels, labels.stat().st_mtime_ns)
-    found: list[Path] = []
-    for name in [stem + suffix for suffix in BESIDE]:
-        found += names.get(name, ())
-    if sleep_edf:
-        pattern = re.compile(re.escape(sleep_edf[1]) + r"\w-hypnogram\.edf")
-        found += [path for name in sorted(names) if pattern.fullmatch(name) for path in names[name]]
-    if bids:
-        found += [p for s in ("_hypnogram.tsv", "_events.tsv", "_hypnogram.csv") for p in names.get(bids[1] + s, ())]
-    same = recording_path.resolve()
-    return next((path for path in found if path.resolve() != same), None)
-
-
-@lru_cache(maxsize=8)
-def files_below(folder: Path, modified_ns: int) -> dict[str, tuple[Path, ...]]:
-    """List a folder and its subfolders once for all recordings, or again when ``modified_ns`` has changed."""
-    return files_by_name(folder.rglob("*"))
-
-
-def files_by_name(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
-    """Files by case-folded name, those of one name in the order of their paths."""
-    found: dict[str, tuple[Path, ...]] = {}
-    for path in sorted(paths):
-        if path.is_file():
-            name = path.name.casefold()
-            found[name] = (*found.get(name, ()), path)
-    return found

@@ -15,7 +15,7 @@ from sleepfm_fast.command import say
 from sleepfm_fast.manifest import Entry, Journal, now, read_manifest
 from sleepfm_fast.night import STARTED, NightConfig, NightRow, attempt_night, row_of
 from sleepfm_fast.parallel import Engine, Progress, WorkersLost, in_parallel
-from sleepfm_fast.participants import ParticipantTables
+from sleepfm_fast.participant_tables import ParticipantTables
 from sleepfm_fast.shards import Shard
 
 __all__ = ["note_unchanged", "process"]

@@ -42,7 +42,10 @@ __all__ = [
     "canonical",
     "channel_of",
     "kind_of",
+    "likely_slot",
     "montage_named",
+    "passed_over",
+    "passed_over_text",
     "resolve_auto",
     "unassigned",
     "unit_of",
@@ -357,6 +360,35 @@ def resolve_auto(recordings: Sequence[Sequence[Signal]]) -> Montage:
             if (chosen := tuple(slot for slot in slots if MODALITY_OF_KIND[slot.kind] == modality))
         ),
     )
+
+
+def passed_over(recordings: Sequence[Sequence[Signal]], montage: Montage) -> dict[str, int]:
+    """Kinds that most recordings have a channel of and the montage has no slot for, with how many have one.
+
+    Laboratories that record other electrodes leave none that half of a cohort has, though all have an EEG.
+    """
+    counts: Counter[str] = Counter()
+    for signals in recordings:
+        counts.update({kind for s in signals if (kind := channel_of(s.label)[1]) is not None})
+    there = {slot.kind for slot in montage.slots}
+    return {kind: n for kind in KINDS if kind not in there and (n := counts[kind]) >= AUTO_SHARE * len(recordings)}
+
+
+def passed_over_text(kinds: dict[str, int], n_recordings: int) -> str:
+    """Sentence about :func:`passed_over`."""
+    words = {"eeg": "EEG", "eog": "EOG", "emg": "EMG", "ecg": "ECG", "step": "saturation or pulse rate"}
+    listed = ", ".join(f"{words.get(kind, kind)} ({n} of {n_recordings})" for kind, n in kinds.items())
+    return (
+        "most recordings have channels of a kind of which no single one is in half of them, so that --montage auto "
+        f"takes none: {listed}. Choose --montage aasm, where other electrodes stand in, or give channels one name with "
+        "--overrides"
+    )
+
+
+def likely_slot(label: str, slots: Iterable[Slot]) -> Slot | None:
+    """First slot of the kind that a label says, None where it says none or there is no such slot."""
+    kind = kind_of(label)
+    return next((slot for slot in slots if slot.kind == kind), None)
 
 
 @lru_cache(maxsize=65536)

@@ -47,6 +47,8 @@ class HeldOut:
         Names; more than the test clips have may be listed.
     ages, sexes : tuple
         Years and "M" or "F" of each of ``subjects``; None where not known.
+    recording_ages : tuple
+        Years of the subject at each of ``recordings``; empty where that is not kept.
     """
 
     clip: npt.NDArray[np.int64]
@@ -58,6 +60,7 @@ class HeldOut:
     recordings: tuple[str, ...]
     ages: tuple[float | None, ...]
     sexes: tuple[str | None, ...]
+    recording_ages: tuple[float | None, ...] = ()
 
     @classmethod
     def of(cls, embeddings: Embeddings, clips: npt.NDArray[np.int64], labels: npt.NDArray[np.int8]) -> HeldOut:
@@ -73,6 +76,7 @@ class HeldOut:
             about.recordings,
             about.ages,
             about.sexes,
+            about.recording_ages,
         )
 
 
@@ -117,6 +121,7 @@ def conclude(
     prior: npt.NDArray[np.float64] | None = None,
     path: Path | None = None,
     overwrite: bool = False,
+    classifier: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> dict[str, Any]:
     """Score a classifier on its test clips, print the table and write the result folder.
 
@@ -139,6 +144,8 @@ def conclude(
         The result folder; nothing is written without it.
     overwrite : bool
         Replace a result that stands there.
+    classifier : mapping of str to array, optional
+        What the classifier is made of, for the result folder (:func:`sleepfm_fast.logistic.arrays_of`).
 
     Returns
     -------
@@ -179,6 +186,7 @@ def conclude(
             "onset_s": np.asarray(held_out.onset_s, np.float64),
             "score": score,
             "probability": probability.astype(np.float32),
+            **(classifier or {}),
         }
         names = {"subjects": held_out.subjects, "recordings": held_out.recordings}
         write_result(path, {**full, **names}, arrays, overwrite=overwrite)

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import tyro
 from sleepfm_fast import command
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
@@ -44,6 +45,9 @@ class Config:
 
     table: Path | None = None
     """CSV to write: recording, onset_s, duration_s, class and the probability of each class, a row a clip."""
+    predictions: Path | None = None
+    """Folder to write as predict does: that table with subjects, and of sleep stages a hypnogram of every night (EDF+
+    annotations, CSV) and its sleep figures."""
     subjects: Literal["test", "all"] = "test"
     """Test subjects by the run's rule (those it was trained with never are), or everybody: right for nights of people
     whom the run has not seen. Subjects that it has seen, by name, are counted in a notice and in the record."""
@@ -58,11 +62,16 @@ class Config:
     overwrite: bool = False
     """Replace a RESULT or a table that stands there."""
 
+    EFFECTS: ClassVar[tuple[Effect, ...]] = (only_with("bootstraps", "result", spelling="RESULT"),)
+
 
 def check(config: Config) -> None:
     """Refuse what cannot work, by name."""
-    if config.result is None and config.table is None:
-        raise SleepfmError("nothing would be written: name a RESULT folder, or a --table FILE.csv.")
+    refuse_without_effect(config)
+    if config.result is None and config.table is None and config.predictions is None:
+        raise SleepfmError(
+            "nothing would be written: name a RESULT folder, a --table FILE.csv, or --predictions FOLDER."
+        )
     for name in ("bootstraps", "seed", "threads"):
         if getattr(config, name) < 0:
             raise SleepfmError(f"--{name} is {getattr(config, name)}; expected 0 or more.")
@@ -128,10 +137,14 @@ def overlap_of(names: Sequence[str], known: Mapping[str, int], run: Path) -> str
 
 def main(config: Config) -> dict[str, Any]:
     """Classify; returns the results that end the command."""
+    from sleepfm_fast.predictions import claimed_predictions
     from sleepfm_fast.results import claimed_result
 
     check(config)
-    with claimed_result(config.result, overwrite=config.overwrite):
+    with (
+        claimed_predictions(config.predictions, overwrite=config.overwrite),
+        claimed_result(config.result, overwrite=config.overwrite),
+    ):
         return classified(config)
 
 
@@ -185,11 +198,50 @@ def classified(config: Config) -> dict[str, Any]:
         "overlap": bool(overlap_note),
         "overlap_note": overlap_note,
     }
+    if config.predictions is not None:
+        write_all(config, classifier, np.flatnonzero(mine), clips, odds, result)
     if config.result is not None:
         result = tested(result, config, classifier, np.flatnonzero(mine), clips, odds)
+    result["predictions"] = None if config.predictions is None else str(config.predictions)
     result["table"] = None if config.table is None else str(config.table)
     result["elapsed_s"] = round(time.monotonic() - started, 1)
     return result
+
+
+def write_all(
+    config: Config,
+    classifier: Classifier,
+    asked: npt.NDArray[np.int64],
+    clips: npt.NDArray[np.int64],
+    odds: npt.NDArray[np.float64],
+    record: dict[str, Any],
+) -> None:
+    """Write the folder of predictions: of all clips ``asked`` for, those without a channel have no class."""
+    from sleepfm_fast.classification import probability_of
+    from sleepfm_fast.predictions import Predicted, starts_of, write_predictions
+    from sleepfm_fast.supervised_clips import StoreFacts
+    from sleepfm_fast.tasks import TASKS, labels_of
+
+    assert config.predictions is not None
+    store, task = classifier.clip_input.store, TASKS[classifier.task]
+    facts = StoreFacts(store)
+    probability = np.full((len(asked), len(classifier.classes)), np.nan)
+    probability[np.searchsorted(asked, clips)] = probability_of(odds)
+    names = [recording.id for recording in store.recordings]
+    found = Predicted(
+        tuple(task.names[k] for k in classifier.classes),
+        probability,
+        np.asarray(store.recording)[asked],
+        np.asarray(facts.subject)[asked],
+        np.asarray(store.onset_s, np.float64)[asked],
+        labels_of(facts, classifier.task, asked),
+        task.names,
+        names,
+        store.subjects,
+    )
+    staged = classifier.task == "stage"
+    starts = starts_of(config.store, names) if staged else {}
+    write_predictions(config.predictions, record, found, starts, hypnograms=staged)
 
 
 def tested(

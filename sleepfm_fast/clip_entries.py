@@ -33,6 +33,8 @@ class RecordingEntry:
         Size of its ``.bin``.
     sha256 : str
         Digest of its ``.bin``.
+    age : float or None
+        Years of the subject when it was recorded.
     """
 
     id: str
@@ -45,6 +47,7 @@ class RecordingEntry:
     n_segments: int
     n_bytes: int
     sha256: str
+    age: float | None = None
 
 
 @dataclass(frozen=True)

@@ -42,4 +42,5 @@ def people_of(store: ClipStore) -> dict[str, tuple[Any, ...]]:
         "recordings": tuple(r.id for r in store.recordings),
         "ages": tuple(p["age"] for p in people),
         "sexes": tuple(p["sex"] for p in people),
+        "recording_ages": tuple(r.age for r in store.recordings),
     }

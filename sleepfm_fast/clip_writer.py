@@ -291,6 +291,7 @@ def gather_columns(records: Sequence[Path], n_slots: int) -> tuple[dict[str, Arr
     units: dict[str, int] = {}
     digest = hashlib.sha256()
     n_clips = n_segments = 0
+    of_one_visit: list[bool] = []
 
     def add(name: str, values: Any) -> None:
         parts[name].append(np.atleast_1d(np.asarray(values, dtype=INDEX_SCHEMA[name])))
@@ -332,15 +333,21 @@ def gather_columns(records: Sequence[Path], n_slots: int) -> tuple[dict[str, Arr
                 "id": record["id"],
                 "source": record["source"]["path"],
                 "start": record["start"],
+                "age": record["age"],
                 "n_bytes": record["n_bytes"],
                 "sha256": record["sha256"],
             }
         )
+        of_one_visit.append(record.get("visit") is not None)
         n_clips += n
         n_segments += len(segments)
     add("recording_first_clip", n_clips)
     add("recording_first_segment", n_segments)
     columns = {name: np.concatenate(chunks) for name, chunks in parts.items()}
+    facts = list(participants.values())
+    for recording, subject, visit in zip(recordings, columns["recording_subject"].tolist(), of_one_visit, strict=True):
+        if recording["age"] is None and not visit:  # at another visit the subject was of another age
+            recording["age"] = facts[subject]["age"]
     texts = {
         "recordings": recordings,
         "subjects": [{"subject": s, "age": f["age"], "sex": f["sex"]} for s, f in participants.items()],

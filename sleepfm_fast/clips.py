@@ -61,7 +61,7 @@ class ClipStore:
     recordings : list of RecordingEntry
     subjects : list of str
     participants : dict of str to dict
-        Subject to ``{"age": float or None, "sex": str or None}``.
+        Subject to ``{"age": float or None, "sex": str or None}``; the age is that of its first recording with one.
     units : list of str
     recording, clip, segment : int32 [n_clips]
         Recording, index of the clip and of its segment within the recording.
@@ -159,6 +159,8 @@ class ClipStore:
                 n_segments=int(self.first_segment[i + 1] - self.first_segment[i]),
                 n_bytes=r["n_bytes"],
                 sha256=r["sha256"],
+                # An index of an earlier version has the subjects' ages only.
+                age=r["age"] if "age" in r else self.participants[self.subjects[self.recording_subject[i]]]["age"],
             )
             for i, r in enumerate(texts["recordings"])
         ]

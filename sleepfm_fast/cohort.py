@@ -6,12 +6,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sleepfm_fast.annotations import find_scoring
 from sleepfm_fast.atomic import write_json
 from sleepfm_fast.clip_writer import read_record
 from sleepfm_fast.columns import file_digest
@@ -20,6 +19,8 @@ from sleepfm_fast.edf import Signal
 from sleepfm_fast.edf_fields import BLOCK_BYTES, EdfError, Issues
 from sleepfm_fast.edf_header import parse_header
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.scoring import ScoringError
+from sleepfm_fast.scoring_files import find_scoring, namesakes_of
 from sleepfm_fast.shards import Shard
 
 __all__ = ["Header", "Plan", "assign_names", "changed_since", "find_recordings", "make_plan", "read_header"]
@@ -51,7 +52,7 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     Returns
     -------
     list of Path
-        Absolute, links resolved, sorted, each once.
+        Absolute, as :func:`in_place` gives them, sorted, each file once.
     set of Path
         Those that were named one by one.
 
@@ -65,9 +66,9 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     for path in paths:
         if path.is_dir():
             # A link to nothing is a night that is missing, as of a data set whose content was not fetched: it fails.
-            found |= {Path(os.path.realpath(p)) for p in files_under(path) if p.is_file() or is_dangling(p)}
+            found |= {in_place(p) for p in files_under(path) if p.is_file() or is_dangling(p)}
         elif path.exists():
-            named.add(path.resolve())
+            named.add(in_place(path))
         else:
             raise SleepfmError(f"{path}: there is no such file or folder.")
     if not found | named:
@@ -81,7 +82,19 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
                 f"the name of {os.fsencode(path)!r} is not valid UTF-8, so that no table or index can hold it. Rename "
                 "the file or folder."
             )
-    return sorted(found | named), named
+    # One file under several names is one recording: under its own name where that is given, else under the first link.
+    kept: dict[str, Path] = {}
+    for path in sorted(found | named, key=lambda p: (p not in named, p.is_symlink(), p)):
+        kept.setdefault(os.path.realpath(path), path)
+    return sorted(kept.values()), named & set(kept.values())
+
+
+def in_place(path: Path) -> Path:
+    """Absolute path with the links among its folders resolved; a link to a file keeps its own name and place.
+
+    Data sets under git-annex link ``sub-01.edf`` to an object named by a hash: the link is what has a meaning.
+    """
+    return Path(os.path.realpath(path.parent)) / path.name
 
 
 def is_dangling(path: Path) -> bool:
@@ -228,6 +241,7 @@ def make_plan(
     """
     plan = Plan()
     corrections = corrections or Corrections()
+    namesakes = namesakes_of(files)
     plan.left_out = [path for path in files if corrections.excludes(path)]
     files = [path for path in files if path not in set(plan.left_out)]
     plan.mine = set(files if shard is None else shard.of(files))
@@ -253,7 +267,7 @@ def make_plan(
     plan.names = assign_names(recordings, plan.outdated | known)
     for path in files:
         if path in plan.known and path in plan.mine:
-            reason = changed_since(plan.known[path], path, labels, corrections)
+            reason = changed_since(plan.known[path], path, labels, corrections, namesakes)
             if reason is None:
                 plan.kept.append(path)
             else:
@@ -294,7 +308,15 @@ def facts_of(path: Path) -> list[int]:
 
 
 def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
-    """Take a recording whose source is gone, and which stands under the same name elsewhere, for that recording."""
+    """Take a recording whose source is gone, and which stands under the same name elsewhere, for that recording.
+
+    So is one that the store knows by what a link leads to.
+    """
+    given = set(files)
+    for path in files:
+        target = Path(os.path.realpath(path))
+        if path not in plan.known and target in plan.known and target not in given:
+            plan.known[path] = plan.known.pop(target)
     gone = {path: record for path, record in plan.known.items() if not path.exists()}
     if not gone:
         return
@@ -311,7 +333,11 @@ def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
 
 
 def changed_since(
-    record: dict[str, Any], path: Path, labels: Path | None, corrections: Corrections | None = None
+    record: dict[str, Any],
+    path: Path,
+    labels: Path | None,
+    corrections: Corrections | None = None,
+    namesakes: Mapping[str, Sequence[Path]] | None = None,
 ) -> str | None:
     """Why a recording, its scoring or its corrections are no longer what the record was made from; None where it is."""
     if is_other(record["source"], path):
@@ -320,7 +346,10 @@ def changed_since(
         return f"the --overrides of {path} are not those it was ingested with"
     scoring = record["scoring"]
     old = Path(scoring["path"]) if scoring["path"] is not None else None
-    found = find_scoring(path, labels)
+    try:
+        found = find_scoring(path, labels, namesakes)
+    except ScoringError as error:
+        return str(error).rstrip(".")
     if labels is None and found is None and old is not None and old.exists():
         found = old  # it was given by --labels then; leaving the option out does not withdraw it
     found = None if found is None else found.resolve()

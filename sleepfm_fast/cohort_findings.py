@@ -12,7 +12,7 @@ from sleepfm_fast.edf import read_recording
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.findings import Finding, override
 from sleepfm_fast.measures import POTENTIALS, identical_samples
-from sleepfm_fast.participants import ParticipantTables
+from sleepfm_fast.participant_tables import ParticipantTables
 from sleepfm_fast.silent_nights import REMEDY, is_scored, is_silent, sentence
 
 __all__ = ["cohort_findings"]

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.interruption import SENTENCE, leave_to_python
+from sleepfm_fast.option_effects import given_options, refuse_without_effect
 
 __all__ = ["run", "say", "to_json"]
 
@@ -139,6 +140,11 @@ def run(
     who = f"process {rank}: " if rank else ""
     if rank == 0:
         say(f"{name}: {to_json(config)}")
+    try:
+        refuse_without_effect(config, given_options(sys.argv[1:] if argv is None else argv))
+    except SleepfmError as error:
+        say(f"{who}error: {error}")
+        return 2
     try:
         result = main(config)
     except SleepfmError as error:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
 from sleepfm_fast.command import plain, run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 
 if TYPE_CHECKING:
     from sleepfm_fast.results import Result
@@ -47,6 +48,8 @@ class Config:
     """Seed of the resamples."""
     overwrite: bool = False
     """Replace a result that stands at RESULT."""
+
+    EFFECTS: ClassVar[tuple[Effect, ...]] = (only_with("overwrite", "result", spelling="RESULT"),)
 
 
 def _say_table(record: dict[str, Any]) -> None:
@@ -105,6 +108,7 @@ def main(config: Config) -> dict[str, Any]:
     """Match, resample and report; the result is what the command prints as JSON."""
     from sleepfm_fast.results import claimed_result
 
+    refuse_without_effect(config)
     if config.bootstraps < 0:
         raise SleepfmError(f"--bootstraps is {config.bootstraps}; give 0 (no intervals) or more.")
     with claimed_result(config.result, overwrite=config.overwrite):

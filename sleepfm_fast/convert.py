@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -23,8 +23,9 @@ from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.foreign import ForeignNight, signals_of, write_foreign
 from sleepfm_fast.ingest import claimed_run, prepare_folder
+from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.parallel import dispatched
-from sleepfm_fast.participants import ParticipantTables, read_tables
+from sleepfm_fast.participant_tables import ParticipantTables, read_tables
 
 __all__ = ["Config", "cli", "main"]
 
@@ -59,6 +60,11 @@ class Config:
     workers: int = 0
     """Nights at a time; 0 is one for every core this process may use."""
 
+    EFFECTS: ClassVar[tuple[Effect, ...]] = (
+        only_with("fs_hz", "origin", "clinical", spelling="--from"),
+        only_with("joined", "origin", "seed", spelling="--from"),
+    )
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -72,6 +78,7 @@ class Outcome:
 
 def main(config: Config) -> dict[str, Any]:
     """Run the command; the result is its JSON line."""
+    refuse_without_effect(config)
     if not config.source.exists():
         raise SleepfmError(f"{config.source}: there is no such file or folder.")
     if config.origin == "seed" and not config.source.is_dir():
@@ -87,6 +94,7 @@ def main(config: Config) -> dict[str, Any]:
     finder = import_seed.find_nights if config.origin == "seed" else import_clinical.find_nights
     paths = [path.resolve() for path in finder(config.source)]
     tables = read_tables(config.participants, [config.source])
+    tables.refuse_untold_visits(paths)
     store = config.store.resolve()
     prepare_folder(store)
     with claimed_run(store, "convert"):
@@ -239,7 +247,7 @@ def convert_all(
     n_workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), len(nights)))
     calls = [
         delayed(convert_night)(
-            path, name, config, montage, digest, {"subject": p.subject, "age": p.age, "sex": p.sex}
+            path, name, config, montage, digest, p.facts()
         )
         for (path, name), p in zip(nights, people, strict=True)
     ]  # fmt: skip

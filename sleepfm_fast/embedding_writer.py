@@ -337,6 +337,11 @@ def _checked_columns(columns: Mapping[str, Any], n_clips: int, description: Desc
             f"{n_subjects} subjects have {len(description.ages)} ages and {len(description.sexes)} sexes; "
             "expected one of each a subject (None where unknown)"
         )
+    if len(description.recording_ages) not in (0, len(description.recordings)):
+        raise ValueError(
+            f"{len(description.recordings)} recordings have {len(description.recording_ages)} ages; expected one each, "
+            "or none at all"
+        )
     arrays = {}
     for name, dtype in COLUMNS.items():
         values = np.asarray(columns[name])

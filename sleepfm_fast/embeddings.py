@@ -57,8 +57,9 @@ class Description:
     """What the numbers of an embeddings folder belong to.
 
     ``subject`` and ``recording`` columns index ``subjects`` and ``recordings``; ``ages`` (years) and ``sexes`` have one
-    entry a subject, None where unknown. ``overlap`` says that training and test clips come from the same subjects (a
-    store with one subject); ``overlap_note`` is the sentence that every command then repeats.
+    entry a subject, None where unknown; ``recording_ages`` one a recording (a subject is older at its second visit), or
+    none where the folder is of an earlier version. ``overlap`` says that training and test clips come from the same
+    subjects (a store with one subject); ``overlap_note`` is the sentence that every command then repeats.
     """
 
     subjects: tuple[str, ...]
@@ -71,6 +72,7 @@ class Description:
     presets: Mapping[str, Any] = field(default_factory=dict)
     overlap: bool = False
     overlap_note: str = ""
+    recording_ages: tuple[float | None, ...] = ()
 
 
 def range_problem(name: str, values: npt.NDArray[Any], n_subjects: int, n_recordings: int) -> str:
@@ -93,9 +95,15 @@ def range_problem(name: str, values: npt.NDArray[Any], n_subjects: int, n_record
 
 def people_problem(about: Description) -> str:
     """Return what is wrong with the subjects' ages and sexes, or an empty string."""
-    for name, values, kinds in (("ages", about.ages, (int, float)), ("sexes", about.sexes, (str,))):
-        if len(values) != len(about.subjects):
-            return f"it has {len(about.subjects)} subjects and {len(values)} {name}"
+    facts: list[tuple[str, Sequence[Any], Any, Any, str]] = [
+        ("ages", about.ages, (int, float), about.subjects, "subjects"),
+        ("sexes", about.sexes, (str,), about.subjects, "subjects"),
+    ]
+    if about.recording_ages:
+        facts.append(("ages of them", about.recording_ages, (int, float), about.recordings, "recordings"))
+    for name, values, kinds, whose, kind in facts:
+        if len(values) != len(whose):
+            return f"it has {len(whose)} {kind} and {len(values)} {name}"
         wrong = [value for value in values if value is not None and not isinstance(value, kinds)]
         if wrong:
             return f"one of its {name} is {wrong[0]!r}"
@@ -169,6 +177,7 @@ class Embeddings:
                 presets=record["presets"],
                 overlap=bool(record["overlap"]),
                 overlap_note=record["overlap_note"],
+                recording_ages=tuple(record.get("recording_ages", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise self._damage("embeddings.json", f"the entry {error} is missing or of the wrong kind") from error

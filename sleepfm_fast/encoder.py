@@ -123,11 +123,12 @@ class Encoder(nn.Module):
                 raise ValueError(
                     f"present must be bool of shape {list(x.shape[:2])}, got {present.dtype} {list(present.shape)}."
                 )
-            # Where all are there nothing changes. On another device the answer would have to be waited for.
-            if present.device.type != "cpu" or torch.compiler.is_compiling() or not bool(present.all()):
-                present = present.to(x.device, non_blocking=True)
-                scale = self.n_channels / present.sum(dim=1).clamp(min=1).to(x.dtype)
-                x = torch.where(present[:, :, None], x * scale[:, None, None], 0.0)
+            # Looking at it on the CPU costs nothing; on a device it would make the host wait.
+            if present.device.type == "cpu" and bool(present.all()):
+                return self.embed(x.contiguous())
+            present = present.to(x.device, non_blocking=True)
+            scale = self.n_channels / present.sum(dim=1).clamp(min=1).to(x.dtype)
+            x = torch.where(present[:, :, None], x * scale[:, None, None], 0.0)
         return self.embed(x)
 
 
@@ -296,7 +297,8 @@ class SleepModel(nn.Module):
         if n_all < n_least:
             return x.new_zeros(n, self.config.dim), torch.zeros(n, dtype=torch.bool, device=x.device)
         if present is None or n_have == n:
-            return encoder(x, present), have.to(x.device, non_blocking=True)
+            # Not copied: a copy from pageable memory may not be part of a CUDA graph.
+            return encoder(x, present), torch.ones(n, dtype=torch.bool, device=x.device)
         rows = have.nonzero().squeeze(1)
         some = encoder(x[rows.to(x.device)], present[rows])
         embeddings = some.new_zeros(n, self.config.dim).index_copy(0, rows.to(x.device), some)

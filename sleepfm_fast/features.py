@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import tyro
 from sleepfm_fast import __version__, command
 from sleepfm_fast.command import plain, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.option_effects import Effect, only_without, refuse_without_effect
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
@@ -58,9 +59,16 @@ class Config:
     overwrite: bool = False
     """Replace an existing FEATURES folder, once the new one is whole."""
 
+    EFFECTS: ClassVar[tuple[Effect, ...]] = (
+        only_without("validation_share", "like"),
+        only_without("test_share", "like"),
+        only_without("split_salt", "like"),
+    )
+
 
 def check(config: Config) -> None:
     """Refuse values that cannot work, by name."""
+    refuse_without_effect(config)
     shares = (config.validation_share, config.test_share)
     if not all(math.isfinite(s) and s >= 0 for s in shares) or sum(shares) >= 1:
         raise SleepfmError(

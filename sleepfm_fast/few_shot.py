@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import tyro
 
 from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -66,8 +67,12 @@ class Config:
     overwrite: bool = False
     """Replace a result that stands at RESULT, and points kept beside it."""
 
+    # All subjects, the only point without numbers, are one draw.
+    EFFECTS: ClassVar[tuple[Effect, ...]] = (only_with("replicates", "subjects"),)
+
 
 def _check(config: Config) -> None:
+    refuse_without_effect(config)
     for name, value in (("replicates", config.replicates), ("max-iter", config.max_iter)):
         if value < 1:
             raise SleepfmError(f"--{name} is {value}; give 1 or more.")

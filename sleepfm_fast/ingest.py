@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from sleepfm_fast.atomic import remove_leftovers, write_json
 from sleepfm_fast.attempts import note_unchanged, process
-from sleepfm_fast.channels import MONTAGES, Montage, resolve_auto
+from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_text, resolve_auto
 from sleepfm_fast.claims import Claim, Claimed, beats, holder_of, is_live, waited
 from sleepfm_fast.clip_layout import VERSION, read_store_file, sdb_counts, stage_counts
 from sleepfm_fast.clip_writer import commit, read_record, write_store_file
@@ -29,7 +29,8 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.manifest import Entry, Journal, merge_manifest
 from sleepfm_fast.night import STARTED, NightConfig, NightRow
 from sleepfm_fast.parallel import Engine, Progress, in_parallel
-from sleepfm_fast.participants import ParticipantTables
+from sleepfm_fast.participant_tables import ParticipantTables
+from sleepfm_fast.scoring_files import namesakes_of
 from sleepfm_fast.shards import Shard
 from sleepfm_fast.silent_nights import is_scored, is_silent
 
@@ -46,6 +47,7 @@ class Request:
     overwrite: bool
     shard: Shard | None = None
     corrections: Corrections = field(default_factory=Corrections)
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -118,7 +120,8 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
             settled = settle(store, cohort, request, engine)
         night = NightConfig(
             store, settled.montage, request.labels, request.events_scored,
-            str(settled.configuration["digest"]), request.corrections,
+            str(settled.configuration["digest"]), request.corrections, namesakes_of(cohort.files),
+            request.meanings,
         )  # fmt: skip
         journal = Journal(store, request.run)
         try:
@@ -235,9 +238,14 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         )
     if montage is None:
         signals = [request.corrections.apply(h.path, h.signals).signals for h in headers]
-        montage = resolve_auto([s for s in signals if s])
+        readable = [s for s in signals if s]
+        montage = resolve_auto(readable)
+        if kinds := passed_over(readable, montage):
+            say(f"notice: {passed_over_text(kinds, len(readable))}")
         digest = configuration_digest(montage, request)
     configuration = {"montage": request.montage, "events_scored": request.events_scored, "digest": digest}
+    if request.meanings:
+        configuration["meanings"] = dict(request.meanings)
     if existing is not None and existing["configuration"]["digest"] == digest:
         configuration = existing["configuration"]
     removed: list[str] = []
@@ -279,6 +287,8 @@ def settle_montage(request: Request, store: Path, existing: dict[str, Any] | Non
         differences.append(f"the montage '{made_with}', not '{request.montage}'")
     if request.events_scored != existing["configuration"]["events_scored"]:
         differences.append(f"{'no ' if request.events_scored else ''}--events-scored")
+    if dict(request.meanings) != existing["configuration"].get("meanings", {}):
+        differences.append("other --meanings")
     if differences and not request.overwrite:
         raise SleepfmError(
             f"{store} was made with {' and '.join(differences)}. Use the same options, choose another store, or add "
@@ -292,29 +302,35 @@ def settle_montage(request: Request, store: Path, existing: dict[str, Any] | Non
 def configuration_digest(montage: Montage, request: Request) -> str:
     """Digest of everything but a night's own files and corrections that decides what is stored of it."""
     content = {"version": VERSION, "montage": montage.to_dict(), "events_scored": request.events_scored}
+    if request.meanings:
+        content["meanings"] = dict(request.meanings)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def update_participants(store: Path, plan: Plan, cohort: Cohort, shard: Shard | None) -> None:
     """Bring subject, age and sex of the nights that stay up to date with the table, where it names them."""
     kept, todo, files = set(plan.kept), set(plan.todo), set(cohort.files)
-    for path, known in plan.known.items():
+    for path, known in list(plan.known.items()):
         # Records of nights that other jobs have in hand are theirs to write; those of no job are the first one's.
         own = path in plan.mine or (path not in files and (shard is None or shard.number == 1))
         if path in todo or not own:
             continue
-        facts = {"subject": known["subject"], "age": known["age"], "sex": known["sex"]}
+        facts: dict[str, Any] = {n: known[n] for n in ("subject", "age", "sex", "visit") if n in known}
         if cohort.tables.names(path):
-            person = cohort.tables.of(path)
-            facts = {"subject": person.subject, "age": person.age, "sex": person.sex}
+            facts = cohort.tables.of(path).facts()
         source = {**known["source"], "path": str(path)}
         if path in kept:  # its content was found to be the same
             source["mtime_ns"] = path.stat().st_mtime_ns
         changes = {**facts, "source": source}
-        if {**known, **changes} != known:
-            known.update(changes)
+        if {**without_visit(known), **changes} != known:
             file = store / "recordings" / f"{known['id']}.json"
-            write_json(file, {**json.loads(file.read_text(encoding="utf-8")), **changes})
+            write_json(file, {**without_visit(json.loads(file.read_text(encoding="utf-8"))), **changes})
+            plan.known[path] = {**without_visit(known), **changes}
+
+
+def without_visit(record: dict[str, Any]) -> dict[str, Any]:
+    """A record that another table may say the visit of, or none."""
+    return {name: value for name, value in record.items() if name != "visit"}
 
 
 # --------------------------------------------------------------------------------------------------------- the index

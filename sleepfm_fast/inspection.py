@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.atomic import replace_file
-from sleepfm_fast.channels import MONTAGES, Montage, resolve_auto, unassigned
+from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_text, resolve_auto, unassigned
 from sleepfm_fast.clip_layout import sdb_counts, stage_counts
 from sleepfm_fast.clip_writer import StoredChannel
 from sleepfm_fast.cohort import read_header
@@ -25,6 +25,7 @@ from sleepfm_fast.measures import N_WINDOWS, WINDOW_S, ChannelMeasures, measure_
 from sleepfm_fast.night import Night, read_night, refuse_empty
 from sleepfm_fast.night_findings import night_findings, unreadable
 from sleepfm_fast.parallel import Engine, Progress, WorkersLost, in_parallel
+from sleepfm_fast.scoring_files import namesakes_of
 from sleepfm_fast.stages import EPOCH_S
 
 __all__ = ["NightReport", "SlotReport", "inspect", "inspect_night"]
@@ -91,11 +92,25 @@ def failed(path: Path, sentence: str) -> NightReport:
 
 
 def inspect_night(
-    path: Path, montage: Montage, labels: Path | None, events_scored: bool, corrections: Corrections
+    path: Path,
+    montage: Montage,
+    labels: Path | None,
+    events_scored: bool,
+    corrections: Corrections,
+    namesakes: Mapping[str, Sequence[Path]],
+    meanings: Mapping[str, str],
 ) -> NightReport:
     """Look at one file as it would be ingested, and at a few minutes of its samples."""
     try:
-        night = read_night(path, montage, labels, events_scored=events_scored, corrections=corrections)
+        night = read_night(
+            path,
+            montage,
+            labels,
+            events_scored=events_scored,
+            corrections=corrections,
+            namesakes=namesakes,
+            meanings=meanings,
+        )
         return examined(night, montage, corrections)
     except SleepfmError as error:
         return failed(path, str(error))
@@ -194,17 +209,23 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
             f"--labels {labels} is one file, but {len(files)} recordings were given. Give a folder, or one recording."
         )
     unresolved = None
+    kinds: dict[str, int] = {}
     montage = MONTAGES.get(request.montage, MONTAGES["paper"])
     if request.montage == "auto":
         try:
             signals = [corrections.apply(h.path, h.signals).signals for h in headers]
-            montage = resolve_auto([s for s in signals if s])
+            readable = [s for s in signals if s]
+            montage = resolve_auto(readable)
+            kinds = passed_over(readable, montage)
         except SleepfmError as error:
             unresolved = f"{error} Shown here is the montage '{montage.name}'."
     reports = examine(files, montage, request, engine)
     good = [night for night in reports if night.failure is None]
     findings = [finding for night in reports for finding in night.findings]
     findings += cohort_findings(good, tables)
+    if kinds:
+        text = passed_over_text(kinds, len(headers))
+        findings.append(Finding("warning", "passed_over", tuple(str(n.path) for n in good), "", text, "", dict(kinds)))
     findings.sort(key=lambda f: (SEVERITIES.index(f.severity), f.code, f.paths, f.channel))
     unused = corrections.unused((h.path, h.signals) for h in headers)
 
@@ -266,7 +287,15 @@ def examine(files: Sequence[Path], montage: Montage, request: Request, engine: E
     progress = Progress("files", len(files))
 
     def run(paths: Sequence[Path], *, alone: bool) -> None:
-        arguments = [(p, montage, request.labels, request.events_scored, request.corrections) for p in paths]
+        shared = (
+            montage,
+            request.labels,
+            request.events_scored,
+            request.corrections,
+            namesakes_of(files),
+            request.meanings,
+        )
+        arguments = [(p, *shared) for p in paths]
         for night in in_parallel(inspect_night, arguments, engine, own_process=alone):
             reports[night.path] = night
             progress.step(failed=night.failure is not None)

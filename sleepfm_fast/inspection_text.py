@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sleepfm_fast.channels import Montage
 from sleepfm_fast.findings import Finding
-from sleepfm_fast.participants import ParticipantTables
+from sleepfm_fast.participant_tables import ParticipantTables
 from sleepfm_fast.stages import EPOCH_S
 from sleepfm_fast.summary import percentages
 
@@ -111,7 +111,7 @@ def finding_lines(findings: Sequence[Finding]) -> list[str]:
     groups: dict[tuple[str, str, str, str], list[Finding]] = {}
     for finding in findings:
         # remarks are alike when they differ in numbers only
-        what = re.sub(r"[\d.,]+", "#", finding.text) if finding.code == "remark" else ""
+        what = re.sub(r"[\d.,]+", "#", finding.text) if finding.code in ("remark", "meaning") else ""
         groups.setdefault((finding.severity, finding.code, finding.channel, what), []).append(finding)
     for (severity, code, channel, _), same in groups.items():
         shown = same if len(same) <= SAME_SHOWN else same[:1]

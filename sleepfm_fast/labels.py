@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.scoring import Event, Scoring
+from sleepfm_fast.scoring_texts import told_apart, unknown_texts
 from sleepfm_fast.stages import EPOCH_S, NO_STAGE, STAGES, is_marker, respiratory_event_of, stage_of
 
 __all__ = ["ClipGrid", "clip_labels"]
@@ -23,6 +24,10 @@ SDB_OVERLAP_FRACTION = 0.5
 """...and so does half of the event, for the shorter ones that some scorers keep."""
 STAGE_COVERAGE = 0.5
 """Part of an epoch that stage annotations must cover for the epoch to get a stage."""
+LIST_STEPS = 20
+LIST_SHARE = 0.95
+"""Stages without duration are a list of every epoch where, of at least 20 steps, 95 % are an epoch long: in a night's
+changes of stage fewer than half are."""
 SAME_TIME_S = 1e-6
 """Onsets are written with at most microseconds: closer than this is the same time."""
 
@@ -86,7 +91,8 @@ def clip_labels(
     start. A clip lies wholly inside one segment.
 
     Stage of an epoch: the stage that covers most of it; of two that cover as much, the one that starts later; of two
-    that also start together, none. An annotation without duration lasts until the next one.
+    that also start together, none. An annotation without duration lasts until the next one,
+    or for an epoch where every epoch is listed.
 
     SDB of a clip: 1 where an apnoea or hypopnoea overlaps it by at least 10 s or by half of the event's duration;
     otherwise 0 where respiratory events were scored, -1 where they were not.
@@ -109,7 +115,8 @@ def clip_labels(
         Onsets, stages, SDB labels and remarks.
     """
     issues: list[str] = []
-    events = scoring.events if scoring is not None else ()
+    events = told_apart(scoring.events, scoring.source, issues) if scoring is not None else ()
+    unknown_texts(events, issues)
     spans = stage_spans(events, issues)
     scored = [span for span in spans if span.code != NO_STAGE]
     anchor_s = round(min(span.onset_s for span in scored) % EPOCH_S, 6) % EPOCH_S if scored else 0.0
@@ -179,6 +186,8 @@ def stage_spans(events: Iterable[Event], issues: list[str]) -> list[StageSpan]:
     epochs_are_timeless = len(timeless) * 2 > sum(code != NO_STAGE for _, code in staged)
     starts = sorted({event.onset_s for event, _ in staged})
     following = dict(itertools.pairwise(starts))
+    epoch_s = listed_epoch_s(starts)
+    n_gaps = 0
     spans: list[StageSpan] = []
     n_extended = n_open = n_negative = 0
     for event, code in staged:
@@ -189,6 +198,9 @@ def stage_spans(events: Iterable[Event], issues: list[str]) -> list[StageSpan]:
             spans.append(StageSpan(event.onset_s, event.onset_s + event.duration_s, code))
         elif epochs_are_timeless or not (code == NO_STAGE and is_marker(event.text)):
             end_s = following.get(event.onset_s)
+            if epoch_s is not None and end_s is not None and end_s - event.onset_s > epoch_s + SAME_TIME_S:
+                end_s = event.onset_s + epoch_s
+                n_gaps += 1
             n_extended += 1
             n_open += end_s is None
             spans.append(StageSpan(event.onset_s, event.onset_s + EPOCH_S if end_s is None else end_s, code))
@@ -197,9 +209,22 @@ def stage_spans(events: Iterable[Event], issues: list[str]) -> list[StageSpan]:
             f"{n_extended} stage annotations have no duration; each was taken to last until the next stage annotation"
             + (f", the last one for {EPOCH_S} s." if n_open else ".")
         )
+    if n_gaps:
+        issues.append(
+            f"the stages are listed every {epoch_s:g} s, with {n_gaps} gaps; what lies in a gap is taken as not scored."
+        )
     if n_negative:
         issues.append(f"{n_negative} stage annotations with a negative or infinite duration were left out.")
     return spans
+
+
+def listed_epoch_s(starts_s: Sequence[float]) -> float | None:
+    """Step of a list of every epoch, 20 or 30 s; None where only the changes of stage are listed."""
+    steps = np.diff(np.asarray(starts_s))
+    for epoch_s in (30.0, 20.0):
+        if len(steps) >= LIST_STEPS and np.mean(np.abs(steps - epoch_s) <= SAME_TIME_S) >= LIST_SHARE:
+            return epoch_s
+    return None
 
 
 def code_of(stage: str) -> int:

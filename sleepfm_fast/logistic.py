@@ -18,8 +18,9 @@ from sleepfm_fast.errors import SleepfmError
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.imputation import Imputer
+    from sleepfm_fast.results import Result
 
-__all__ = ["BLOCK", "Features", "LogisticModel", "Solver", "fit"]
+__all__ = ["BLOCK", "Features", "LogisticModel", "Solver", "arrays_of", "fit", "model_of"]
 
 BLOCK = 16384  # clips whose features are in memory at a time when they are copied or scored
 # Features larger than this are fitted block by block. scikit-learn wants them in memory at once.
@@ -147,6 +148,38 @@ class LogisticModel:
         filled = x if self.imputer is None else self.imputer(x)
         z: npt.NDArray[np.float64] = np.asarray(filled, np.float64) @ self.coef.T + self.intercept
         return z
+
+
+def arrays_of(model: LogisticModel) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of a model for a result folder: ``coef`` [k, F], ``intercept`` [k]; of features the imputer's too."""
+    arrays: dict[str, npt.NDArray[Any]] = {"coef": model.coef, "intercept": model.intercept}
+    if model.imputer is not None:
+        arrays |= {"fill": model.imputer.fill, "marked": model.imputer.marked}
+    return arrays
+
+
+def model_of(result: Result) -> LogisticModel:
+    """Take a fitted classifier out of the result that probe wrote.
+
+    Raises
+    ------
+    SleepfmError
+        When the result is another command's, or older than the arrays of :func:`arrays_of`.
+    """
+    if result.command != "probe":
+        raise SleepfmError(
+            f"{result.path} is a result of {result.command}; a probe's is expected (for supervise, use classify)."
+        )
+    if "coef" not in result.record["arrays"]:
+        raise SleepfmError(
+            f"{result.path} does not hold its classifier: it was written before results kept it. Run its probe again "
+            "with --overwrite."
+        )
+    imputer = None
+    if "fill" in result.record["arrays"]:
+        imputer = imputation.Imputer(np.array(result.array("fill")), np.array(result.array("marked")))
+    classes = np.asarray(result.record["trained_classes"], np.int8)
+    return LogisticModel(classes, np.array(result.array("coef")), np.array(result.array("intercept")), imputer)
 
 
 def _fit_in_memory(features: Features, labels: npt.NDArray[np.int8], c: float, max_iter: int) -> tuple[Any, ...]:

@@ -8,15 +8,15 @@ import socket
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from sleepfm_fast.annotations import find_scoring, read_scoring, scoring_of
-from sleepfm_fast.channels import Montage, assign
+from sleepfm_fast.annotations import read_scoring, scoring_of
+from sleepfm_fast.channels import Montage, assign, likely_slot
 from sleepfm_fast.clip_layout import sdb_counts, stage_counts
 from sleepfm_fast.clip_writer import StoredChannel, plan_channels, write_recording
 from sleepfm_fast.columns import file_digest
@@ -26,6 +26,8 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.labels import ClipGrid, clip_labels
 from sleepfm_fast.participants import Participant
 from sleepfm_fast.scoring import Scoring
+from sleepfm_fast.scoring_files import find_scoring
+from sleepfm_fast.scoring_texts import translated
 from sleepfm_fast.stages import EPOCH_S, stage_of
 
 __all__ = ["Night", "NightConfig", "NightRow", "attempt_night", "process_night", "read_night", "row_of", "source_facts"]
@@ -62,6 +64,8 @@ class NightConfig:
     events_scored: bool
     configuration_digest: str
     corrections: Corrections = field(default_factory=Corrections)
+    namesakes: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ def read_night(
     *,
     events_scored: bool = False,
     corrections: Corrections | None = None,
+    namesakes: Mapping[str, Sequence[Path]] | None = None,
+    meanings: Mapping[str, str] | None = None,
 ) -> Night:
     """Read a recording's header and scoring, fill the slots and cut the clips; no samples are read.
 
@@ -104,6 +110,10 @@ def read_night(
         Respiratory events were scored, so that a clip without one has none.
     corrections : Corrections, optional
         What the user corrects in the header.
+    namesakes : mapping of str to sequence of Path, optional
+        The cohort's recordings that share a name; see :func:`sleepfm_fast.scoring_files.find_scoring`.
+    meanings : mapping of str to str, optional
+        What texts of the scoring stand for, as :func:`sleepfm_fast.scoring_texts.parse_meanings` gives them.
 
     Raises
     ------
@@ -118,7 +128,7 @@ def read_night(
         issues += channel.assignment.issues
     used = {s.index: s for c in channels for s in (c.signal, c.minus) if s is not None}
     issues += [f"{s.label}: {issue}" for s in used.values() for issue in s.issues]
-    scoring, scoring_path, passed_over = night_scoring(recording, labels, issues)
+    scoring, scoring_path, passed_over = night_scoring(recording, labels, namesakes, meanings or {}, issues)
     end_s = max((s.onset_s + s.n_records * recording.record_s for s in recording.segments), default=Fraction(0))
     grid = clip_labels(
         scoring,
@@ -133,20 +143,25 @@ def read_night(
 
 
 def night_scoring(
-    recording: Recording, labels: Path | None, issues: list[str]
+    recording: Recording,
+    labels: Path | None,
+    namesakes: Mapping[str, Sequence[Path]] | None,
+    meanings: Mapping[str, str],
+    issues: list[str],
 ) -> tuple[Scoring | None, Path | None, Path | None]:
     """Scoring of a recording (by ``labels``, else beside it, else inside it), its file, and a file passed over."""
-    inside = scoring_of(recording) if recording.annotations else None
-    path = find_scoring(recording.path, labels)
+    inside = translated(scoring_of(recording), meanings) if recording.annotations else None
+    path = find_scoring(recording.path, labels, namesakes)
     if path is None:
         if labels is not None:
             where = "its own annotations were used" if inside is not None else "it has no annotations of its own"
             issues.append(f"no scoring for this recording was found in {labels}; {where}.")
         return inside, None, None
     if labels is not None:
-        return read_scoring(path, start=recording.start), path, None
+        given = read_scoring(path, start=recording.start, length_s=recording.duration_s)
+        return translated(given, meanings), path, None
     try:
-        beside = read_scoring(path, start=recording.start)
+        beside = translated(read_scoring(path, start=recording.start, length_s=recording.duration_s), meanings)
     except SleepfmError as error:
         # Only its name suggested that it belongs to the recording.
         issues.append(f"the file {path.name} beside the recording was not used as its scoring: {error}")
@@ -198,7 +213,13 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
     """
     try:
         night = read_night(
-            path, config.montage, config.labels, events_scored=config.events_scored, corrections=config.corrections
+            path,
+            config.montage,
+            config.labels,
+            events_scored=config.events_scored,
+            corrections=config.corrections,
+            namesakes=config.namesakes,
+            meanings=config.meanings,
         )
         refuse_empty(path, night, config.montage)
         record = write_recording(
@@ -208,9 +229,7 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
             night.channels,
             night.grid,
             {
-                "subject": participant.subject,
-                "age": participant.age,
-                "sex": participant.sex,
+                **participant.facts(),
                 "configuration_digest": config.configuration_digest,
                 "source": source_facts(path),
                 "scoring": scoring_facts(night),
@@ -261,8 +280,12 @@ def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
             f"{path} holds no signals ({len(recording.annotations)} annotations); it is not a recording."
         )
     if all(c.signal is None for c in night.channels):
-        slots = [slot.name for modality in montage.modalities for slot in modality.slots]
-        example = {path.name: {recording.signals[0].label: {"alias": "C3-M2" if "C3-M2" in slots else slots[0]}}}
+        slots = [slot.name for slot in montage.slots]
+        label, meant = next(
+            ((s.label, slot.name) for s in recording.signals if (slot := likely_slot(s.label, montage.slots))),
+            (recording.signals[0].label, "C3-M2" if "C3-M2" in slots else "SLOT"),
+        )
+        example = {path.name: {label: {"alias": meant}}}
         raise SleepfmError(
             f"{path}: none of its {len(recording.signals)} channels ({listed([s.label for s in recording.signals])}) "
             f"fills a slot of the montage '{montage.name}'. Say what they are, as with --overrides "

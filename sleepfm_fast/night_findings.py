@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sleepfm_fast.channels import Montage, unassigned
+from sleepfm_fast.channels import Montage, likely_slot, unassigned
 from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.findings import Finding
 from sleepfm_fast.labels import StageSpan, stage_spans
 from sleepfm_fast.night import Night
+from sleepfm_fast.scoring_texts import asks_meaning
 from sleepfm_fast.stages import EPOCH_S, NO_STAGE
 
 __all__ = ["night_findings"]
@@ -41,7 +42,12 @@ def night_findings(night: Night, montage: Montage) -> list[Finding]:
     # What is wrong with units is judged from the samples, what lacks a stage is told with its times.
     told = {issue for c in night.channels for issue in c.assignment.issues if "potential" in issue or "range" in issue}
     told |= {issue for issue in night.issues if "every clip has stage none" in issue}
-    return found + [Finding("note", "remark", (path,), "", issue, "") for issue in night.issues if issue not in told]
+    rest = [issue for issue in night.issues if issue not in told]
+    return found + [
+        Finding("warning", "meaning", (path,), "", issue, "") if asks_meaning(issue) else
+        Finding("note", "remark", (path,), "", issue, "")
+        for issue in rest
+    ]  # fmt: skip
 
 
 Said = tuple[str, bool, str, str, str, dict[str, object]]
@@ -52,14 +58,18 @@ def missing(night: Night, montage: Montage) -> Iterator[Said]:
     unused = [s.label.strip() for s in unassigned(night.recording.signals, [c.assignment for c in night.channels])]
     filled = {c.assignment.slot.name for c in night.channels if c.signal is not None}
     for modality in montage.modalities:
-        empty = [slot.name for slot in modality.slots if slot.name not in filled]
+        slots = [slot for slot in modality.slots if slot.name not in filled]
+        empty = [slot.name for slot in slots]
         action = "nothing to do: it is masked"
         if unused:
-            entry = {night.recording.path.name: {unused[0]: {"alias": empty[0] if empty else ""}}}
-            action += (
-                f"; if a channel that is not used ({', '.join(unused[:4])}{', ...' if len(unused) > 4 else ''}) is "
-                f"meant: --overrides {json.dumps(entry, ensure_ascii=False)}"
-            )
+            shown = ", ".join(unused[:4]) + (", ..." if len(unused) > 4 else "")
+            action += f"; if a channel that is not used ({shown}) is meant"
+            likely = next(((label, slot) for label in unused if (slot := likely_slot(label, slots))), None)
+            if likely is None:
+                action += ", give it the slot's name as alias with --overrides"
+            else:
+                entry = {night.recording.path.name: {likely[0]: {"alias": likely[1].name}}}
+                action += f": --overrides {json.dumps(entry, ensure_ascii=False)}"
         figures: dict[str, object] = {"slots": empty}
         if empty and len(empty) == len(modality.slots):
             yield "missing_modality", True, modality.name, f"no channel of {modality.name}", action, figures

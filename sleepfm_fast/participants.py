@@ -5,17 +5,22 @@ spaces and punctuation:
 
 =========  ============================================================================================
 recording  ``recording``, ``file``, ``filename``, ``path``, ``record``, ``night``, ``edf``
-subject    ``subject``, ``participant``, ``patient``, ``id``, also with ``id`` behind (``patient_id``); ``nsrrid``
+subject    ``subject``, ``participant``, ``patient``, ``id``, also with ``id`` behind (``patient_id``); ``nsrrid``,
+           ``mesaid``, ``wsc_id``
+visit      ``visit``, ``visitnumber``, ``wsc_vst``, ``session``, ``timepoint``
 age        ``age``, ``age_years``, ``age_at_recording``, ``years``, ``nsrr_age``
 sex        ``sex``, ``gender``, ``nsrr_sex``
 =========  ============================================================================================
 
 A recording is named by its path or the end of it, its file name, or its file name without suffix. Without a recording
 column a row counts for the recordings whose name is the subject, or begins with it and a separator
-(``sub-01`` for ``sub-01_ses-2.edf``); an ``nsrrid`` also for those whose name ends with a separator and it
-(``200001`` for ``shhs1-200001.edf``), as the files of the National Sleep Research Resource are called. The subject of a
-recording that no row names is its whole file name without suffix: a subject with several nights under several names is
-several subjects, and one name in several folders is one.
+(``sub-01`` for ``sub-01_ses-2.edf``), and then for those in a folder of that name (``sub-01/night1.edf``; the three
+nearest folders are looked at); an ``nsrrid`` (``mesaid``, ``wsc_id``) also for those whose name ends with a separator
+and it (``200001`` for ``shhs1-200001.edf``, ``10119`` for ``wsc-visit1-10119-nsrr.edf``), as the files of the National
+Sleep Research Resource are called. A subject may have a row for every visit: the visit that the recording's name or
+folder tells (:mod:`sleepfm_fast.visits`) chooses the row, and its age is the recording's; the subject is one person all
+the same. The subject of a recording that no row names is its whole file name without suffix: a subject with several
+nights under several names is several subjects, and one name in several folders is one.
 """
 
 from __future__ import annotations
@@ -27,10 +32,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.visits import EXAMPLES, told_visit, visit_of
 
-__all__ = ["Participant", "ParticipantTables", "Participants", "read_participants", "read_tables"]
+__all__ = ["Participant", "Participants", "read_participants"]
 
 COLUMNS = {
     "recording": (
@@ -56,22 +63,40 @@ COLUMNS = {
         "subjid",
         "id",
         "nsrrid",
+        "mesaid",
+        "wscid",
     ),
+    "visit": ("visitnumber", "visit", "visitno", "wscvst", "session", "timepoint"),
     "age": ("age", "ageyears", "ageyr", "ageatrecording", "years", "ageinyears", "nsrrage"),
     "sex": ("sex", "gender", "nsrrsex"),
 }
+NSRR_IDS = ("nsrrid", "mesaid", "wscid")
+"""Columns whose subjects end the names of their recordings."""
 SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "w": "F", "woman": "F"}
-MISSING = ("", "na", "nan", "n/a", "none", "null", "unknown", "?", ".", "-")
+MISSING = ("", "na", "nan", "n/a", "none", "null", "unknown", "not reported", "?", ".", "-")
+
+FOLDERS = 3
+"""How many folders from the recording up may be named like its subject: night, session, subject."""
 
 
 @dataclass(frozen=True)
 class Participant:
-    """One row: ``recording`` as written (None without such a column), ``subject`` (None: derive it), age, sex."""
+    """One row: ``recording`` as written (None without such a column), ``subject`` (None: derive it), age, sex, visit.
+
+    ``visit`` is None where the table has no such column, or a row of it says nothing. Of a recording it is the visit
+    that the recording is of.
+    """
 
     recording: str | None
     subject: str | None
     age: float | None
     sex: str | None
+    visit: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What the store keeps of it with a recording; the visit where there is one."""
+        facts = {"subject": self.subject, "age": self.age, "sex": self.sex}
+        return facts if self.visit is None else {**facts, "visit": self.visit}
 
 
 @dataclass
@@ -94,7 +119,8 @@ class Participants:
     issues: tuple[str, ...] = ()
     ends_names: bool = False
     _by_name: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
-    _by_subject: dict[str, int] = field(init=False, repr=False, default_factory=dict)
+    _by_subject: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
+    _visits: frozenset[str] = field(init=False, repr=False, default=frozenset())
 
     def __post_init__(self) -> None:
         """Prepare the look-up by name."""
@@ -104,10 +130,19 @@ class Participants:
                 for key in {name.casefold(), stem_of(name).casefold()}:
                     self._by_name.setdefault(key, []).append(i)
             elif row.subject is not None:
-                self._by_subject.setdefault(row.subject.casefold(), i)
+                self._by_subject.setdefault(row.subject.casefold(), []).append(i)
+                if self.ends_names and row.subject.isdigit():  # 1 is written 0001 in mesa-sleep-0001.edf
+                    self._by_subject.setdefault(row.subject.lstrip("0") or "0", self._by_subject[row.subject])
+        self._visits = frozenset(row.visit for row in self.rows if row.visit is not None and row.recording is None)
 
     def find(self, path: Path) -> int | None:
-        """Row of the recording ``path``, None where no row names it; of several, the one naming most of its path."""
+        """Row of the recording ``path``, None where no row names it; of several, the one naming most of its path.
+
+        Raises
+        ------
+        SleepfmError
+            Where its subject has a row for every visit and nothing tells which the recording is of.
+        """
         candidates = self._by_name.get(path.name.casefold(), []) + self._by_name.get(path.stem.casefold(), [])
         whole = [p.casefold() for p in (*path.parent.parts, path.name)]
         best: tuple[int, int] | None = None
@@ -123,19 +158,56 @@ class Participants:
         separators = list(re.finditer(r"[^a-z0-9]", stem))
         names = [stem] + [stem[: m.start()] for m in reversed(separators)]
         if self.ends_names:
-            names += [stem[m.end() :] for m in separators]
-        return next((self._by_subject[name] for name in names if name in self._by_subject), None)
+            whole_id = stem.removesuffix("-nsrr")
+            ends = [whole_id[m.end() :] for m in separators if m.end() < len(whole_id)]
+            names += [name for end in ends for name in (end, end.lstrip("0"))]
+        names += [folder.name.casefold() for folder in path.parents[:FOLDERS]]
+        rows = next((self._by_subject[name] for name in names if name in self._by_subject), None)
+        return None if rows is None else self._of_visit(path, rows)
+
+    def visit(self, path: Path) -> str | None:
+        """The visit that a recording is of, where the table has a column of them and the name tells one."""
+        return told_visit(path, self._visits) if self._visits else None
+
+    def _of_visit(self, path: Path, rows: Sequence[int]) -> int:
+        """Of the rows of a subject, that of the recording's visit; any where no row is of it, which has no age then."""
+        visit = self.visit(path)
+        if len(rows) > 1 and visit is None:
+            listed = ", ".join(sorted({self.rows[i].visit or "" for i in rows}))
+            raise SleepfmError(
+                f"the participants table {self.path} has {len(rows)} rows of subject {self.rows[rows[0]].subject} "
+                f"(visits {listed}), and nothing in the name {path.name} or its folders tells which of them the "
+                f"recording is of. Name files or folders by their visit (such as {EXAMPLES}), write the visits of the "
+                "table as the names have them, or give a table with a row a recording (recording, subject, age, sex)."
+            )
+        return next((i for i in rows if self.rows[i].visit == visit), rows[0])
 
     def of(self, path: Path) -> Participant:
-        """Subject, age and sex of the recording ``path``; its stem is the subject where no row names one."""
+        """Subject, age, sex and visit of the recording ``path``; its stem is the subject where no row names one."""
         i = self.find(path)
         row = Participant(None, None, None, None) if i is None else self.rows[i]
-        return Participant(row.recording, row.subject or path.stem, row.age, row.sex)
+        visit = None if row.recording is not None else self.visit(path)
+        age = None if self.lacks_visit(path) else row.age
+        subject = row.subject
+        if subject is not None and row.recording is None:  # however a visit's row writes it, it is one person
+            subject = self.rows[self._by_subject[subject.casefold()][0]].subject
+        return Participant(row.recording, subject or path.stem, age, row.sex, visit)
+
+    def lacks_visit(self, path: Path) -> bool:
+        """Whether the subject of the recording has rows, but none of its visit: how old it was then is not known."""
+        i = self.find(path)
+        if i is None or self.rows[i].recording is not None:
+            return False
+        return self.rows[i].visit is not None and self.visit(path) not in (None, self.rows[i].visit)
 
     def unknown_recordings(self, paths: Iterable[Path]) -> list[str]:
         """List what the rows that match none of ``paths`` name."""
         found = {self.find(path) for path in paths}
-        return [row.recording or row.subject or "" for i, row in enumerate(self.rows) if i not in found]
+        return [
+            row.recording or f"{row.subject}{f' (visit {row.visit})' if len(self._visits) > 1 else ''}"
+            for i, row in enumerate(self.rows)
+            if i not in found
+        ]
 
 
 def parts_of(name: str) -> tuple[str, ...]:
@@ -163,7 +235,8 @@ def read_participants(path: Path) -> Participants:
     Raises
     ------
     SleepfmError
-        When the file cannot be read, has neither a recording nor a subject column, or names a recording twice.
+        When the file cannot be read, has neither a recording nor a subject column, or names a recording, or a subject's
+        visit, twice.
     """
     try:
         content = path.read_bytes()
@@ -200,14 +273,23 @@ def read_participants(path: Path) -> Participants:
         if recording is None and subject is None:
             issues.append(f"{path.name}, row {number}: neither recording nor subject is given; the row is left out.")
             continue
+        visit = None if row.get("visit", "").casefold() in MISSING else visit_of(row["visit"])
         key = (recording or subject or "").casefold()
+        if recording is None and visit is not None:
+            key = f"{key} (visit {visit})"
         # A name without suffix names the same recording as one with it; two suffixes are two recordings.
         stem = stem_of(key) if recording else key
         other = key if key in seen else stem if stem in seen else without_suffix.get(key)
         if other is not None:
             raise SleepfmError(
-                f"the participants table {path} names '{recording or subject}' in rows {seen[other]} and {number}; "
-                "keep one row each."
+                f"the participants table {path} names '{recording or key}' in rows {seen[other]} and {number}; keep "
+                "one row each."
+                + (
+                    " A subject may have a row for every visit if a column visit (or visitnumber) tells them apart and "
+                    f"the recordings are named by it (such as {EXAMPLES})."
+                    if recording is None and visit is None
+                    else ""
+                )
             )
         seen[key] = number
         without_suffix[stem] = key
@@ -217,10 +299,11 @@ def read_participants(path: Path) -> Participants:
                 subject,
                 parse_age(row.get("age", ""), f"{path.name}, row {number}", issues),
                 row.get("sex", ""),
+                visit,
             )
         )
     rows = with_sexes(rows, path.name, issues)
-    ends_names = "subject" in columns and folded(header[columns["subject"]]) == "nsrrid"
+    ends_names = "subject" in columns and folded(header[columns["subject"]]) in NSRR_IDS
     return Participants(path, tuple(rows), tuple(issues), ends_names)
 
 
@@ -280,97 +363,3 @@ def parse_sex(text: str, sexes: Mapping[str, str]) -> str | None:
     if text.casefold() in MISSING or (text == "0" and "2" in sexes):
         return None
     return sexes.get(text.casefold(), text)
-
-
-@dataclass(frozen=True)
-class ParticipantTables:
-    """Several tables: one that was named counts for all recordings, one found in a folder for those below it."""
-
-    tables: tuple[tuple[Path | None, Participants], ...] = ()
-
-    @property
-    def rows(self) -> int:
-        """Number of rows of all tables."""
-        return sum(len(table.rows) for _, table in self.tables)
-
-    @property
-    def issues(self) -> list[str]:
-        """Cells that could not be understood, of all tables."""
-        return [issue for _, table in self.tables for issue in table.issues]
-
-    def table_of(self, path: Path) -> Participants | None:
-        """Return the first table that counts for the recording and names it."""
-        for folder, table in self.tables:
-            if (folder is None or folder in path.parents) and table.find(path) is not None:
-                return table
-        return None
-
-    def shared_names(self, paths: Iterable[Path]) -> dict[str, list[Path]]:
-        """Recordings that are taken for nights of one subject only because their files have one name.
-
-        They lie in several folders, and no row of a table tells them apart: none names them, or one names all of them
-        by the file name alone.
-
-        Returns
-        -------
-        dict of str to list of Path
-            By file name without suffix.
-        """
-        groups: dict[tuple[str, object], list[Path]] = {}
-        for path in paths:
-            table = self.table_of(path)
-            row = None if table is None else table.find(path)
-            if table is not None and row is not None and table.rows[row].recording is None:
-                continue  # the row names a subject, of whom there may be many nights
-            groups.setdefault((path.stem, None if table is None else (id(table), row)), []).append(path)
-        return {stem: found for (stem, _), found in groups.items() if len({path.parent for path in found}) > 1}
-
-    def notices(self, paths: Iterable[Path]) -> list[str]:
-        """Sentences about recordings that share a name, about recordings without a row, and about wrong cells."""
-        paths = list(paths)
-        said = list(self.issues)
-        shared = self.shared_names(paths)
-        if shared:
-            stem, places = next(iter(shared.items()))
-            row = "the table names them by the file name alone" if self.names(places[0]) else "no table names them"
-            said.append(
-                f"notice: {len(shared)} file names occur in several folders (such as {stem}, in {len(places)}; {row}); "
-                "the recordings of one name were taken for nights of one subject. If they are not, name their subjects "
-                "with --participants, with the folder before the file name."
-            )
-        unnamed = [path for path in paths if not self.names(path)]
-        if self.rows and unnamed:
-            said.append(
-                f"recordings that are not in the participants table: {len(unnamed)} (such as {unnamed[0].name}); the "
-                "subject of each is its file's name"
-            )
-        return said
-
-    def names(self, path: Path) -> bool:
-        """Whether a table names the recording."""
-        return self.table_of(path) is not None
-
-    def of(self, path: Path) -> Participant:
-        """Subject, age and sex of a recording; see :meth:`Participants.of`."""
-        return (self.table_of(path) or Participants()).of(path)
-
-    def unknown_recordings(self, paths: Iterable[Path]) -> list[str]:
-        """List what the rows that match none of ``paths`` name."""
-        paths = list(paths)
-        return [
-            name
-            for folder, table in self.tables
-            for name in table.unknown_recordings(p for p in paths if folder is None or folder in p.parents)
-        ]
-
-
-def read_tables(participants: Path | None, inputs: Iterable[Path]) -> ParticipantTables:
-    """Read the table that was named, or else ``participants.csv`` or ``.tsv`` of every folder among ``inputs``."""
-    if participants is not None:
-        return ParticipantTables(((None, read_participants(participants)),))
-    found = []
-    for folder in inputs:
-        file = next((f for f in (folder / "participants.csv", folder / "participants.tsv") if f.is_file()), None)
-        if file is not None:
-            found.append((folder.resolve(), read_participants(file)))
-    return ParticipantTables(tuple(found))

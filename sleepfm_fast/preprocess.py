@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -15,8 +15,10 @@ from sleepfm_fast.command import run, say
 from sleepfm_fast.corrections import read_corrections
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.ingest import Cohort, Request, ingest
+from sleepfm_fast.option_effects import Effect, only_with, only_without, refuse_without_effect
 from sleepfm_fast.parallel import Backend, open_engine
-from sleepfm_fast.participants import read_tables
+from sleepfm_fast.participant_tables import read_tables
+from sleepfm_fast.scoring_texts import parse_meanings
 from sleepfm_fast.shards import parse_shard
 
 __all__ = ["Config", "cli", "main"]
@@ -52,12 +54,23 @@ class Config:
     events_scored: bool = False
     """Respiratory events were scored in all nights, so that a scored night without one has none (instead of: unknown,
     which leaves sleepers without events out of the labels)."""
+    meanings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT=MEANING ...")] = ()
+    """What texts of the scoring mean that are not known, or numbers of another convention: 4=R 'light sleep=N2'. Of W,
+    N1, N2, N3, R, none (not scored), apnea, hypopnea, ignore."""
     overwrite: bool = False
     """Make recordings again whose file, scoring, corrections or configuration has changed."""
     inspect: bool = False
     """Examine the recordings: which channel fills which slot, what is doubtful, what to do about it; write nothing."""
     json: Path | None = None
     """With --inspect: write the whole report into this file."""
+
+    EFFECTS: ClassVar[tuple[Effect, ...]] = (
+        only_with("dask_scheduler", "backend", "dask"),
+        only_without("workers", "dask_scheduler"),  # a cluster that runs has the workers it has
+        only_with("json", "inspect"),
+        only_without("overwrite", "inspect"),
+        only_without("shard", "inspect"),  # the whole cohort is looked at
+    )
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -73,7 +86,16 @@ def main(config: Config) -> dict[str, Any]:
     inputs = config.paths if config.inspect else config.paths[:-1]
     files, named = find_recordings(inputs)
     tables = read_tables(config.participants, inputs)
-    request = Request(config.montage, config.labels, config.events_scored, config.overwrite, shard, corrections)
+    tables.refuse_untold_visits(files)
+    request = Request(
+        config.montage,
+        config.labels,
+        config.events_scored,
+        config.overwrite,
+        shard,
+        corrections,
+        parse_meanings(config.meanings),
+    )
     with open_engine(config.backend, config.workers, config.dask_scheduler, folder=files[0].parent) as engine:
         if config.inspect:
             from sleepfm_fast.inspection import inspect
@@ -101,12 +123,10 @@ def wrong_usage(config: Config) -> str | None:
         return f"the last path is the store, a folder, but {config.paths[-1]} is a file."
     if config.workers < 0:
         return f"--workers {config.workers} is negative; 0 means one for every core."
-    if config.dask_scheduler is not None and config.backend != "dask":
-        return f"--dask-scheduler needs --backend dask, not {config.backend}."
-    if config.json is not None and not config.inspect:
-        return "--json is the report of --inspect."
-    if config.inspect and config.shard is not None:
-        return "--inspect looks at the whole cohort; leave --shard out."
+    try:
+        refuse_without_effect(config)
+    except SleepfmError as error:
+        return str(error)
     return None
 
 

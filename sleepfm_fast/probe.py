@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import tyro
 
 from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.option_effects import Effect, only_with, only_without, refuse_without_effect
 from sleepfm_fast.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ __all__ = ["Config", "cli", "main"]
 class Config:
     """Sleep stages, sleep-disordered breathing, age group or sex from frozen embeddings by logistic regression.
 
-    Class weights are balanced. Age and sex are asked of every clip, as in the paper; a subject's clips share the label.
+    Class weights are balanced. Age and sex are asked of every clip, as in the paper; a night's clips share the label.
 
     AUROC, AUPRC and F1 per class and macro, the confusion matrix and 95 % intervals bootstrapped over test subjects.
     Clips without a label are left out. So are, and are counted, clips that lack a modality the probe needs; to use
@@ -77,8 +78,15 @@ class Config:
     overwrite: bool = False
     """Replace a result that stands at RESULT."""
 
+    EFFECTS: ClassVar[tuple[Effect, ...]] = (
+        only_without("c", "choose_c"),
+        only_with("c_grid", "choose_c"),
+        only_with("overwrite", "result", spelling="RESULT"),
+    )
+
 
 def _check(config: Config) -> None:
+    refuse_without_effect(config)
     for name, lowest in (("bootstraps", 0), ("max_iter", 1), ("max_train_clips", 2)):
         value = getattr(config, name)
         if value is not None and value < lowest:
@@ -153,7 +161,7 @@ def _probed(config: Config) -> dict[str, Any]:
     from sleepfm_fast.classification import HeldOut, conclude
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.labelled_clips import labelled_clips, modalities_of
-    from sleepfm_fast.logistic import Features
+    from sleepfm_fast.logistic import Features, arrays_of
     from sleepfm_fast.penalty import scores
 
     started = time.perf_counter()
@@ -184,6 +192,10 @@ def _probed(config: Config) -> dict[str, Any]:
     record = {
         "command": "probe",
         "embeddings": config.embeddings,
+        "encoder": embeddings.description.run,
+        "weights": (embeddings.description.presets.get("weights") or {}).get("sha256"),
+        "store": embeddings.description.store,
+        "features": embeddings.features or None,
         "task": config.task,
         "modalities": modalities,
         "fit_on": config.fit_on,
@@ -204,6 +216,7 @@ def _probed(config: Config) -> dict[str, Any]:
         prior=prior_of(train.labels),
         path=config.result,
         overwrite=config.overwrite,
+        classifier=arrays_of(model),
     )
 
 

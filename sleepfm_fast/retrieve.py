@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import tyro
 
 from sleepfm_fast.command import plain, run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -67,12 +68,17 @@ class Config:
     overwrite: bool = False
     """Replace a result that stands at RESULT."""
 
+    EFFECTS: ClassVar[tuple[Effect, ...]] = (
+        only_with("sample", "candidates"),
+        only_with("examples", "result", spelling="RESULT"),
+        only_with("overwrite", "result", spelling="RESULT"),
+    )
+
 
 def _check(config: Config) -> None:
+    refuse_without_effect(config)
     if config.candidates is not None and config.candidates < 2:
         raise SleepfmError(f"--candidates is {config.candidates}; retrieval needs at least 2 candidates.")
-    if config.sample == "balanced" and config.candidates is None:
-        raise SleepfmError("--sample balanced says how candidates are drawn; give their number with --candidates.")
     if not config.k or min(config.k) < 1:
         raise SleepfmError(f"--k is {' '.join(map(str, config.k)) or 'empty'}; give whole numbers from 1 on.")
     if config.bootstraps < 0:

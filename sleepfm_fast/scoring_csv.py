@@ -1,17 +1,18 @@
-"""Scoring in delimited text: one annotation a row, with a time, usually a duration, and a text."""
+"""Scoring in delimited text: one annotation a row, with a time, usually a duration, and a text; or a list of stages."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sleepfm_fast.scoring import Event, Scoring, ScoringError
-from sleepfm_fast.stages import fold, stage_of
+from sleepfm_fast.scoring_clock import DAY_S, LONGEST_S, Clock, frame_of, length_s, moment
+from sleepfm_fast.scoring_profile import is_profile, profile_events
+from sleepfm_fast.stages import EPOCH_S, fold, stage_of
 
 __all__ = ["parse_csv"]
 
@@ -30,17 +31,23 @@ ONSET = (
         "startzeit",
     ),
     *("beginn", "anfang", "zeit", "inicio", "inizio", "horadeinicio", "starttijd", "eventstart", "datetime"),
+    *("uhrzeit", "heure", "hora", "ora", "tijd", "epochstart", "epochstarttime", "onsettime", "clocktime"),
 )
 END = (
     *("end", "ends", "endtime", "endsec", "stop", "stoptime", "heuredefin", "fin", "ende", "endzeit", "final", "fine"),
-    *("eindtijd", "eventend"),
+    *("eindtijd", "eventend", "stopsec", "stopseconds", "endseconds", "offset"),
 )
 DURATION = (
     *("duration", "durations", "durationsec", "durationseconds", "length", "dur", "duree", "dauer", "duracion"),
     *("durata", "duracao", "duur"),
 )
+STAGE = (
+    *("stage", "sleepstage", "sleepstages", "staging", "stages", "stagename", "sleepstagename", "stagelabel"),
+    *("stade", "stades", "schlafstadium", "schlafstadien", "schlafphase", "stadium", "estadio", "stadio", "hypnogram"),
+)
 TEXT = (
-    *("description", "descriptions", "event", "events", "stage", "sleepstage", "sleepstages", "staging", "stages"),
+    *("description", "descriptions", "event", "events"),
+    *STAGE,
     *(
         "annotation",
         "annotations",
@@ -53,38 +60,45 @@ TEXT = (
         "evenement",
         "ereignis",
     ),
-    *("evento", "eventtype", "type", "value", "stade", "schlafstadium", "concept", "gebeurtenis"),
+    *("evento", "eventtype", "type", "value", "concept", "gebeurtenis", "beschreibung", "bezeichnung", "descripcion"),
+    *("descrizione", "omschrijving", "libelle"),
 )
-CLOCK = re.compile(
-    r"(?:(?P<date>\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4})[T ,]+)?"
-    r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?P<fraction>[.,]\d+)?)?\s*(?P<half>[AaPp]\.?[Mm]\.?)?Z?"
-)
-DAY_S = 86_400.0
-EARLIEST_S = -4 * 3600.0
-"""A clock time without a date lies at most this long before the recording's start, and under a day after that."""
-
-
-@dataclass(frozen=True)
-class Clock:
-    """A clock time: seconds of the day, and the three numbers of its date where it has one."""
-
-    of_day_s: float
-    date: tuple[int, int, int] | None
-    separator: str
+EPOCH = ("epoch", "epochs", "epochnumber", "epochno", "epochindex", "epoche", "epoque", "epoca", "epochid")
+UNITS_S = {
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds", "sek", "sekunden"), 1.0),
+    **dict.fromkeys(("ms", "msec", "msecs", "millisecond", "milliseconds"), 1e-3),
+    **dict.fromkeys(("min", "mins", "minute", "minutes", "minuten"), 60.0),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600.0),
+}
+SAMPLES = ("sample", "samples", "point", "points", "frame", "frames")
+UNIT = "|".join((*UNITS_S, *SAMPLES))
+IN_NAME = re.compile(rf"\s*[\[(]\s*(?P<inside>{UNIT})\s*[\])]|_(?P<behind>s|sec|ms|min|samples?)$", re.IGNORECASE)
+PREAMBLE_LINES = 100
+"""The table's header is looked for in so many lines; exports put patient, settings and lists of events before it."""
+SHORTFALL_S = 60.0
+"""A list of stages without times may be this much shorter than the recording, and a last epoch longer."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what; None where there is none."""
+    """Which column holds what, None where there is none; and how many seconds a number in it stands for."""
 
-    onset: int
+    onset: int | None
     end: int | None
     duration: int | None
     text: int
+    epoch: int | None = None
+    stages_only: bool = False
+    onset_unit_s: float = 1.0
+    end_unit_s: float = 1.0
+    duration_unit_s: float = 1.0
 
 
-def parse_csv(data: bytes, source: str, start: datetime | None) -> Scoring:
+def parse_csv(data: bytes, source: str, start: datetime | None, length_of_recording_s: float | None = None) -> Scoring:
     """Read delimited text: comma, semicolon or tab; UTF-8, UTF-16 or Latin-1; seconds or clock times.
+
+    A list of stages without times, one a line or beside a number of epoch, counts as 30-s epochs from the recording's
+    start, and is refused where it does not fill the recording.
 
     Parameters
     ----------
@@ -94,6 +108,8 @@ def parse_csv(data: bytes, source: str, start: datetime | None) -> Scoring:
         Its name, for messages.
     start : datetime or None
         The recording's start, which clock times are counted from.
+    length_of_recording_s : float, optional
+        How long the recording is; a list of stages without times needs it.
 
     Raises
     ------
@@ -101,23 +117,48 @@ def parse_csv(data: bytes, source: str, start: datetime | None) -> Scoring:
         When the columns cannot be recognised, when no row can be read, or when clock times are given without ``start``.
     """
     issues: list[str] = []
-    rows = table(decoded(data, source, issues), source)
-    columns, rows = layout(rows, source)
-    onsets, ends = [], []
-    texts: list[tuple[float | None, str]] = []
+    text = decoded(data, source, issues)
+    if (listed := stage_lines(text)) is not None:
+        events = untimed(listed, None, source, length_of_recording_s, issues)
+        return Scoring(tuple(events), source, tuple(issues), events_scored=None)
+    if is_profile(text):
+        events = profile_events(text, source, start, issues)
+        return Scoring(tuple(events), source, tuple(issues), events_scored=None)
+    rows, columns = table(text, source)
+    if columns.onset is None:
+        texts = [row[columns.text].strip() if columns.text < len(row) else "" for _, row in rows]
+        numbers = None if columns.epoch is None else [row[columns.epoch].strip() for _, row in rows]
+        events = untimed(texts, numbers, source, length_of_recording_s, issues)
+        return Scoring(tuple(events), source, tuple(issues), events_scored=None)
+    events = timed(rows, columns, source, start, issues)
+    return Scoring(tuple(events), source, tuple(issues), events_scored=None)
+
+
+def timed(
+    rows: list[tuple[int, list[str]]], columns: Columns, source: str, start: datetime | None, issues: list[str]
+) -> list[Event]:
+    """Events of a table whose rows have a time."""
+    onsets: list[float | Clock] = []
+    rest: list[tuple[float | Clock | None, float | None, str]] = []
     bad: list[int] = []
+    n_blank = 0
+    last = max(c for c in (columns.onset, columns.end, columns.duration, columns.text) if c is not None)
     for line, row in rows:
-        cells = [*row, *[""] * (max(c for c in vars(columns).values() if c is not None) + 1 - len(row))]
-        onset, text = moment(cells[columns.onset]), cells[columns.text].strip()
-        end = moment(cells[columns.end]) if columns.end is not None else None
-        duration_s = length_s(cells[columns.duration]) if columns.duration is not None else None
+        cells = [*row, *[""] * (last + 1 - len(row))]
+        onset, text = scaled(moment(cells[columns.onset or 0]), columns.onset_unit_s), cells[columns.text].strip()
+        end = scaled(moment(cells[columns.end]), columns.end_unit_s) if columns.end is not None else None
+        duration = length_s(cells[columns.duration]) if columns.duration is not None else None
+        if onset is not None and not text and columns.stages_only:
+            # An epoch that nobody scored: without a word of its own, the stage before it would last through it.
+            text = "unscored"
+            n_blank += 1
         if onset is None or not text:
             if any(cell.strip() and not re.fullmatch(r"\[.*\]", cell.strip()) for cell in row):
                 bad.append(line)
             continue
+        clock = columns.duration is not None and ":" in cells[columns.duration]
         onsets.append(onset)
-        ends.append(end)
-        texts.append((duration_s, text))
+        rest.append((end, duration if duration is None or clock else duration * columns.duration_unit_s, text))
     if not onsets:
         raise ScoringError(
             f"{source}: none of its {len(rows)} rows has a readable time and a text; expected a time in seconds or a "
@@ -132,18 +173,86 @@ def parse_csv(data: bytes, source: str, start: datetime | None) -> Scoring:
         issues.append(
             f"{source}: {len(bad)} rows without a readable time or text were left out, the first in line {bad[0]}."
         )
-    onsets_s = relative_s(onsets, source, start, issues)
-    known = [end if end is not None else onset for onset, end in zip(onsets, ends, strict=True)]
-    ends_s = relative_s(known, source, start, []) if columns.end is not None and columns.duration is None else None
+    if n_blank:
+        issues.append(f"{source}: {n_blank} rows have a time and no stage; they count as not scored.")
+    frame, onsets_s = frame_of(onsets, source, start, issues)
     events = []
-    for i, (duration_s, text) in enumerate(texts):
-        if ends_s is not None and ends[i] is not None:
-            duration_s = ends_s[i] - onsets_s[i]
-            # an end without a date may lie beyond midnight
-            duration_s += DAY_S if duration_s < 0 and isinstance(ends[i], Clock) else 0.0
-        events.append(Event(onsets_s[i], duration_s, text))
-    remark_on_numbering(events, source, issues)
-    return Scoring(tuple(events), source, tuple(issues), events_scored=None)
+    for onset_s, (end, duration_s, text) in zip(onsets_s, rest, strict=True):
+        if duration_s is None and end is not None:
+            duration_s = frame.seconds(end) - onset_s
+            # an end without a date may lie beyond midnight; one just before the onset is a mistake, not a day
+            if isinstance(end, Clock) and end.date is None and duration_s % DAY_S < LONGEST_S:
+                duration_s %= DAY_S
+        events.append(Event(onset_s, duration_s, text))
+    return events
+
+
+def scaled(at: float | Clock | None, unit_s: float) -> float | Clock | None:
+    """Seconds where a number was given; a clock time as it is."""
+    return at * unit_s if isinstance(at, float) else at
+
+
+def untimed(
+    texts: Sequence[str],
+    numbers: Sequence[str] | None,
+    source: str,
+    length_of_recording_s: float | None,
+    issues: list[str],
+) -> list[Event]:
+    """Events of a list of stages: one an epoch of 30 s, the first at the recording's start.
+
+    Raises
+    ------
+    ScoringError
+        When most texts name no stage, the numbers of the epochs do not count upwards by one, or the list does not
+        fill the recording, so that epochs of another length or another beginning must be meant.
+    """
+    n_stages = sum(stage_of(text) is not None for text in texts)
+    if 2 * n_stages < len(texts) or not n_stages:
+        raise ScoringError(
+            f"{source} has no column of times for the onset, and only {n_stages} of its {len(texts)} texts name a "
+            "sleep stage; expected a header such as 'onset,duration,description' or 'Start,Duration,Event'."
+            "'Start,Duration,Event'."
+        )
+    first = 0
+    if numbers is not None:
+        counted = [int(n) if re.fullmatch(r"\d+", n) else -1 for n in numbers]
+        if counted != list(range(counted[0], counted[0] + len(counted))) or counted[0] < 0:
+            raise ScoringError(
+                f"{source} has no column of times, and its epochs are not numbered one after the other; expected a "
+                "column onset, in seconds from the recording's start."
+            )
+        first = max(counted[0] - 1, 0)
+    length_s = (first + len(texts)) * EPOCH_S
+    if length_of_recording_s is None:
+        raise ScoringError(
+            f"{source} lists {len(texts)} stages without times, and how long the recording is is not known here; "
+            "expected a column onset, in seconds from the recording's start."
+        )
+    missing_s = length_of_recording_s - length_s
+    if missing_s >= SHORTFALL_S or missing_s <= -EPOCH_S:
+        would_s = length_of_recording_s / (first + len(texts))
+        raise ScoringError(
+            f"{source} lists {len(texts)} stages without times: {length_s / 60:g} minutes of {EPOCH_S}-s epochs, and "
+            f"the recording lasts {length_of_recording_s / 60:.1f} minutes (that would be epochs of {would_s:.3g} s), "
+            "so it is not known where they lie. Add a column onset, in seconds from the recording's start, and one "
+            "named duration if epochs are not of 30 s."
+        )
+    issues.append(
+        f"{source} lists stages without times; its {len(texts)} stages were taken as {EPOCH_S}-s epochs from the "
+        f"recording's {'start' if not first else f'epoch {first + 1} on'}."
+    )
+    return [Event((first + i) * float(EPOCH_S), float(EPOCH_S), text or "unscored") for i, text in enumerate(texts)]
+
+
+def stage_lines(text: str) -> list[str] | None:
+    """Lines of a file that holds one stage a line, below a header or not; None where it holds anything else."""
+    lines = [line.strip().strip('"') for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if len(lines) > 1 and stage_of(lines[0]) is None and fold(lines[0]) in TEXT:
+        lines = lines[1:]
+    if len(lines) < 2 or any(stage_of(line) is None for line in lines):
+        return None
+    return lines
 
 
 def decoded(data: bytes, source: str, issues: list[str]) -> str:
@@ -169,179 +278,102 @@ def decoded(data: bytes, source: str, issues: list[str]) -> str:
     )
 
 
-def table(text: str, source: str) -> list[tuple[int, list[str]]]:
-    """Numbered rows of cells; the delimiter is the first of tab, semicolon and comma that splits every early line."""
+def table(text: str, source: str) -> tuple[list[tuple[int, list[str]]], Columns]:
+    """Rows with their line numbers, and columns; the delimiter is that of tab, semicolon, comma that splits lines.
+
+    Where none splits every early line, or the first line is no header, the header is the first line that names columns.
+    """
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")][:20]
     if not lines:
         raise ScoringError(f"{source} is empty; expected rows of onset, duration, description.")
     delimiter = next((d for d in ("\t", ";", ",") if all(d in line for line in lines)), None)
-    if delimiter is None:
-        raise ScoringError(
-            f"{source} has no column separator (comma, semicolon or tab) common to its first {len(lines)} lines, which "
-            f"begin '{lines[0][:60]}'; expected the columns onset, duration, description."
-        )
+    failure: ScoringError | None = None
+    if delimiter is not None:
+        rows = split_rows(text, delimiter, source)
+        if not rows:
+            raise ScoringError(f"{source} has no row of its own; expected rows of onset, duration, description.")
+        try:
+            return layout(rows, source)
+        except ScoringError as error:
+            failure = error
+    for d in (delimiter,) if delimiter is not None else ("\t", ";", ","):
+        rows = split_rows(text, d, source)
+        for at, (_, row) in enumerate(rows[:PREAMBLE_LINES]):
+            columns = named_columns(row, source) if len(row) > 1 else None
+            if columns is not None and columns.onset is not None:
+                return rows[at + 1 :], columns
+    if failure is not None:
+        raise failure
+    raise ScoringError(
+        f"{source} has no column separator (comma, semicolon or tab) common to its first {len(lines)} lines, which "
+        f"begin '{lines[0][:60]}', and no line that names columns; expected the columns onset, duration, "
+        "description, or one sleep stage a line."
+    )
+
+
+def split_rows(text: str, delimiter: str, source: str) -> list[tuple[int, list[str]]]:
+    """Rows that hold anything, with the numbers of their lines."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise ScoringError(f"{source}, line {reader.line_num}: {error}; expected delimited text.") from error
-    rows = [(n, row) for n, row in rows if any(cell.strip() for cell in row) and not row[0].startswith("#")]
-    if not rows:
-        raise ScoringError(f"{source} has no row of its own; expected rows of onset, duration, description.")
-    return rows
+    return [(n, row) for n, row in rows if any(cell.strip() for cell in row) and not row[0].startswith("#")]
 
 
-def layout(rows: list[tuple[int, list[str]]], source: str) -> tuple[Columns, list[tuple[int, list[str]]]]:
+def layout(rows: list[tuple[int, list[str]]], source: str) -> tuple[list[tuple[int, list[str]]], Columns]:
     """Columns by the header's names; without a header, by position."""
     header = rows[0][1]
     if moment(header[0]) is not None:
         if len(header) == 2:
-            return Columns(0, None, None, 1), rows
+            return rows, Columns(0, None, None, 1)
         if length_s(header[1]) is not None:
-            return Columns(0, None, 1, 2), rows
+            return rows, Columns(0, None, 1, 2)
         raise ScoringError(
             f"{source} has no header, and its second column ('{header[1][:30]}') is not a duration; expected a header "
             "naming the columns onset, duration, description, or these three in this order."
         )
-    # "onset_s", "Duration [s]", "Start (sec)": the unit is no part of the name
-    names = [fold(re.sub(r"\s*[\[(].*?[\])]|_s$|_sec$", "", cell.strip())) for cell in header]
+    columns = named_columns(header, source)
+    if columns is not None:
+        return rows[1:], columns
+    names = [fold(name) for name, _ in map(name_and_unit, header)]
+    wanted = (("the onset", ONSET), ("the stage or event", TEXT))
+    missing = " and ".join(what for what, accepted in wanted if not set(accepted) & set(names))
+    raise ScoringError(
+        f"{source}: no column for {missing} among '{', '.join(c.strip() for c in header)}'; expected a header such "
+        "as 'onset,duration,description', 'onset_s,duration_s,stage' or 'Start,Duration,Event'."
+    )
+
+
+def name_and_unit(cell: str) -> tuple[str, str]:
+    """``Start (ms)`` -> ``Start``, ``ms``; what else stands in brackets is no part of the name."""
+    match = IN_NAME.search(cell.strip())
+    unit = "" if match is None else (match["inside"] or match["behind"]).casefold()
+    return re.sub(r"\s*[\[(].*?[\])]|_(s|sec|ms|min|samples?)$", "", cell.strip(), flags=re.IGNORECASE), unit
+
+
+def named_columns(header: list[str], source: str) -> Columns | None:
+    """Columns of a header: with a text and a time, or with a stage and no time; None where there are neither."""
+    named = [name_and_unit(cell) for cell in header]
+    names = [fold(name) for name, _ in named]
 
     def column(accepted: Sequence[str]) -> int | None:
         return next((names.index(name) for name in accepted if name in names), None)
 
-    onset, text = column(ONSET), column(TEXT)
-    if onset is None or text is None:
-        missing = " and ".join(what for what, at in (("the onset", onset), ("the stage or event", text)) if at is None)
-        raise ScoringError(
-            f"{source}: no column for {missing} among '{', '.join(c.strip() for c in header)}'; expected a header such "
-            "as 'onset,duration,description', 'onset_s,duration_s,stage' or 'Start,Duration,Event'."
-        )
-    return Columns(onset, column(END), column(DURATION), text), rows[1:]
+    def unit_s(at: int | None) -> float:
+        unit = "" if at is None else named[at][1]
+        if unit in SAMPLES:
+            raise ScoringError(
+                f"{source} gives times in samples ('{header[at or 0].strip()}'); expected seconds from the recording's "
+                "start, clock times, or a unit that is one of time (s, ms, min, h)."
+            )
+        return UNITS_S.get(unit, 1.0)
 
-
-def number(text: str) -> float | None:
-    """Finite number, with a decimal point or comma; None otherwise."""
-    try:
-        value = float(text.strip().replace(",", "."))
-    except ValueError:
+    onset, text, end, duration = column(ONSET), column(TEXT), column(END), column(DURATION)
+    if text is None:
         return None
-    return value if math.isfinite(value) else None
-
-
-def moment(text: str) -> float | Clock | None:
-    """Read a time: seconds, a clock time, or neither."""
-    if (value := number(text)) is not None:
-        return value
-    match = CLOCK.fullmatch(text.strip())
-    if match is None:
-        return None
-    hour, minute, second = int(match["hour"]), int(match["minute"]), int(match["second"] or 0)
-    if match["half"]:
-        if not 1 <= hour <= 12:
-            return None
-        hour = hour % 12 + (12 if match["half"][0] in "Pp" else 0)
-    if hour > 47 or minute > 59 or second > 60:
-        return None
-    of_day_s = 3600 * hour + 60 * minute + second + float((match["fraction"] or "0").replace(",", "."))
-    if match["date"] is None:
-        return Clock(of_day_s, None, "")
-    separator = next(c for c in match["date"] if not c.isdigit())
-    parts = match["date"].split(separator)
-    if len(parts) != 3:
-        return None
-    return Clock(of_day_s, (int(parts[0]), int(parts[1]), int(parts[2])), separator)
-
-
-def length_s(text: str) -> float | None:
-    """Read a duration in seconds, given as a number or as hh:mm:ss."""
-    value = moment(text)
-    return value.of_day_s if isinstance(value, Clock) else value
-
-
-def relative_s(moments: Sequence[float | Clock], source: str, start: datetime | None, issues: list[str]) -> list[float]:
-    """Seconds from the recording's start."""
-    clocks = [m for m in moments if isinstance(m, Clock)]
-    if not clocks:
-        return [m for m in moments if not isinstance(m, Clock)]
-    if len(clocks) < len(moments):
-        raise ScoringError(
-            f"{source} mixes clock times ({len(clocks)} rows) with times in seconds ({len(moments) - len(clocks)} "
-            "rows); expected one of the two throughout."
-        )
-    dated = [clock for clock in clocks if clock.date is not None]
-    if dated and len(dated) < len(clocks):
-        raise ScoringError(f"{source}: {len(dated)} of {len(clocks)} clock times carry a date; expected all or none.")
-    if not dated:
-        first_s = min(clock.of_day_s for clock in clocks)
-        start_s = None if start is None else of_day(start)
-        near_midnight = start_s is not None and min(start_s, DAY_S - start_s) < 3600
-        # hh:mm:ss from 00:00:00 on, of a recording that did not start about midnight, is time elapsed; the clock times
-        # of a night that passes midnight begin before it
-        from_zero = clocks[0].of_day_s == first_s or not any(clock.of_day_s > DAY_S - 3600 for clock in clocks)
-        beyond_a_day = any(clock.of_day_s >= DAY_S for clock in clocks)
-        if first_s < 60 and not near_midnight and (from_zero or beyond_a_day):
-            issues.append(f"{source}: its times begin at 00:00:00 and were read as time since the recording's start.")
-            return [clock.of_day_s for clock in clocks]
-    if start is None:
-        raise ScoringError(
-            f"{source} gives clock times, but the recording's start is not known; expected times in seconds from the "
-            "start of the recording, or a recording whose header states when it started."
-        )
-    start = start.replace(tzinfo=None)
-    if not dated:
-        return [(clock.of_day_s - of_day(start) - EARLIEST_S) % DAY_S + EARLIEST_S for clock in clocks]
-    day_first = is_day_first(dated, source, start, issues)
-    try:
-        midnights = {clock.date: midnight(clock, day_first) for clock in dated}
-    except ValueError as error:
-        raise ScoringError(f"{source}: one of its dates does not exist ({error}).") from error
-    relative = [(midnights[c.date] - start).total_seconds() + c.of_day_s for c in dated]
-    if min(relative) > DAY_S or max(relative) < -DAY_S:
-        days = round(min(relative, key=abs) / DAY_S, 1)
-        issues.append(
-            f"{source}: its times lie {days:g} days away from the recording's start ({start}); one of the two dates is "
-            "wrong, or the labels belong to another recording."
-        )
-    return relative
-
-
-def of_day(start: datetime) -> float:
-    """Seconds since midnight."""
-    return start.hour * 3600 + start.minute * 60 + start.second + start.microsecond / 1e6
-
-
-def midnight(clock: Clock, day_first: bool) -> datetime:
-    """Start of the day of a dated clock time; a date that begins with four digits is year, month, day."""
-    if clock.date is None:
-        raise ValueError("a clock time without a date")
-    a, b, c = clock.date
-    year, month, day = (a, b, c) if a > 31 else (c, b, a) if day_first else (c, a, b)
-    return datetime(year if year > 99 else 2000 + year if year < 85 else 1900 + year, month, day)
-
-
-def is_day_first(dated: Sequence[Clock], source: str, start: datetime, issues: list[str]) -> bool:
-    """Whether dates read day/month: by numbers above 12, by dots, by nearness to the recording's start."""
-    dates = sorted({clock.date for clock in dated if clock.date is not None})
-    if dates[0][0] > 31 or dated[0].separator == ".":
-        return True
-    if any(date[0] > 12 for date in dates) or any(date[1] > 12 for date in dates):
-        return any(date[0] > 12 for date in dates)
-    away = {}
-    for day_first in (True, False):
-        first = min(midnight(clock, day_first) + timedelta(seconds=clock.of_day_s) for clock in dated)
-        away[day_first] = abs((first - start).total_seconds())
-    if away[True] != away[False]:
-        return away[True] < away[False]
-    if any(date[0] != date[1] for date in dates):
-        issues.append(f"{source}: its dates do not tell day from month; they were read as day/month.")
-    return True
-
-
-def remark_on_numbering(events: Sequence[Event], source: str, issues: list[str]) -> None:
-    """Say so where bare stage numbers are read as Rechtschaffen & Kales' but look like another numbering."""
-    numbers = {int(float(event.text)) for event in events if re.fullmatch(r"[+-]?\d+(?:\.0+)?", event.text.strip())}
-    if 4 in numbers and 5 not in numbers and stage_of("4") == "N3":
-        issues.append(
-            f"{source} writes stages as numbers, with a 4 and no 5; 4 was read as S4 (N3) and 5 would be REM. If 4 "
-            "means REM in this file, write the stages as W, N1, N2, N3, R."
-        )
+    if onset is None:
+        stage = column(STAGE)
+        return None if stage is None else Columns(None, None, None, stage, column(EPOCH), stages_only=True)
+    stages_only = names[text] in STAGE
+    return Columns(onset, end, duration, text, None, stages_only, unit_s(onset), unit_s(end), unit_s(duration))

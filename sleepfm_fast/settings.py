@@ -7,6 +7,7 @@ import math
 from typing import Any, Literal
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.option_effects import refuse_without_effect
 from sleepfm_fast.option_ranges import option, refuse_dropout, refuse_negative, refuse_not_finite, refuse_not_positive
 from sleepfm_fast.train import Config
 
@@ -109,6 +110,7 @@ def spelled(settings: Settings) -> str:
 
 def check(settings: Settings) -> None:
     """Refuse values that cannot work, by name."""
+    refuse_without_effect(settings)
     refuse_not_finite(settings)
     for name in ("batch_size", "validation_block"):
         if getattr(settings, name) < 2:
@@ -122,11 +124,6 @@ def check(settings: Settings) -> None:
     refuse_not_positive(settings, ("epochs", "lr", "step_epochs", "checkpoint_steps"))
     natural = ("patience", "max_steps", "skip_limit", "weight_decay", "momentum", "threads", "seed")
     refuse_negative(settings, (*natural, "train_subjects", "replicate"))
-    if settings.replicate and not settings.train_subjects:
-        raise SleepfmError(
-            f"--replicate {settings.replicate} is a draw of training subjects, but --train-subjects does not say how "
-            "many; give both or neither."
-        )
     check_shares(settings)
     check_temperature(settings)
     check_modalities(settings)

@@ -43,11 +43,23 @@ STAGE_WORDS: dict[Stage, tuple[str, ...]] = {
     "N3": (
         *("n3", "3", "s3", "nrem3", "nonrem3", "nr3", "st3", "nonrapideyemovementn3"),
         *("n4", "4", "s4", "nrem4", "nonrem4", "nr4", "st4", "nonrapideyemovementn4"),
-        *("34", "s34", "s3s4", "n34", "n3n4", "nrem34", "sws", "slowwave", "slowwavesleep", "sommeillentprofond"),
+        *(
+            "34",
+            "s34",
+            "s3s4",
+            "n34",
+            "n3n4",
+            "nrem34",
+            "sws",
+            "slowwave",
+            "slowwavesleep",
+            "sommeillentprofond",
+            "tiefschlaf",
+        ),
     ),
     "R": (
         *("r", "5", "rem", "rapideyemovement", "rapideyemovementr", "stager", "rems", "sr", "paradoxal"),
-        *("paradoxical", "sommeilparadoxal", "suenorem", "sonnorem", "sonorem"),
+        *("paradoxical", "sommeilparadoxal", "suenorem", "sonnorem", "sonorem", "traumschlaf"),
     ),
     "none": (
         *("?", "6", "9", "unscored", "notscored", "noscore", "unsc", "uns", "unknown", "undefined", "undetermined"),
@@ -160,7 +172,8 @@ def stage_of(text: str) -> Stage | None:
     stripped = text.strip()
     if re.fullmatch(r"[+-]?\d+(?:\.0+)?", stripped):
         return STAGE_OF_NUMBER.get(int(float(stripped)))
-    word = stage_word(stripped)
+    # "Stage R (REM)": what stands in brackets behind a name repeats it
+    word = stage_word(stripped) or stage_word(re.sub(r"(?<=\w)\s*[(\[].*?[)\]]\s*$", "", stripped))
     return None if word is None else STAGE_OF_WORD[word]
 
 

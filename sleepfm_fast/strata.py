@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.command import say
 from sleepfm_fast.evaluation import cell, evaluate
-from sleepfm_fast.tasks import TASKS, age_groups, sex_codes
+from sleepfm_fast.tasks import TASKS, age_groups_of, sex_codes
 
 if TYPE_CHECKING:
     from sleepfm_fast.classification import HeldOut
@@ -47,8 +47,8 @@ def by_stratum(
         ``evaluate`` but the confusion matrix, with ``n_clips`` and ``n_subjects``.
     """
     strata: dict[str, dict[str, dict[str, Any]]] = {}
-    for fact, of_subject in (("age", age_groups(held_out.ages)), ("sex", sex_codes(held_out.sexes))):
-        of_clip = of_subject[held_out.subject]
+    ages = age_groups_of(held_out.ages, held_out.recording_ages, held_out.subject, held_out.recording)
+    for fact, of_clip in (("age", ages), ("sex", sex_codes(held_out.sexes)[held_out.subject])):
         strata[fact] = {}
         for code, name in (*enumerate(TASKS[fact].names), (-1, UNKNOWN)):
             here = of_clip == code

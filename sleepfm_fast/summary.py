@@ -8,7 +8,8 @@ from typing import Any
 from sleepfm_fast.clip_layout import sdb_counts, stage_counts
 from sleepfm_fast.command import say
 from sleepfm_fast.ingest import Outcome
-from sleepfm_fast.participants import ParticipantTables
+from sleepfm_fast.participant_tables import ParticipantTables
+from sleepfm_fast.scoring_texts import asks_meaning
 from sleepfm_fast.shards import Shard
 from sleepfm_fast.silent_nights import REMEDY, sentence
 
@@ -59,6 +60,9 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
             say(f"  and {len(issues) - ISSUES_SHOWN} more in {store / 'recordings' / name}.json")
     if len(problems) > NIGHTS_SHOWN:
         say(f"remarks on {len(problems) - NIGHTS_SHOWN} more nights are in {store / 'recordings'}/*.json, under issues")
+    asking = [issue for issues in problems.values() for issue in issues if asks_meaning(issue)]
+    if asking:
+        say(f"notice: the scorings of {len(asking)} nights hold texts whose meaning is not known, as here: {asking[0]}")
     for entry in changed[:NIGHTS_SHOWN]:
         say(f"changed: {entry['reason']}")
     if len(changed) > NIGHTS_SHOWN:
@@ -89,6 +93,7 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
             f"{totals['hours']:.2f} hours ({share}); montage {montage.name}"
         )
     if totals["clips"]:
+        say("  " + "; ".join(f"{m.name}: {', '.join(slot.name for slot in m.slots)}" for m in montage.modalities))
         say(f"  stages: {percentages(totals['stages'])}")
         say(f"  sleep-disordered breathing: {percentages(totals['sdb'])}")
         if outcome.n_silent:

@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from sleepfm_fast import command
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.option_ranges import refuse_dropout, refuse_negative, refuse_not_finite, refuse_not_positive
 
 if TYPE_CHECKING:
@@ -105,9 +106,16 @@ class Config:
     resume: bool = False
     """Go on with the run in RUN, exactly where its last checkpoint stands; --epochs and --max-steps may differ."""
 
+    EFFECTS: ClassVar[tuple[Effect, ...]] = (
+        only_with("momentum", "optimiser", "sgd"),
+        only_with("step_epochs", "schedule", "step"),
+        only_with("replicate", "train_subjects"),
+    )
+
 
 def check(config: Config) -> None:
     """Refuse values that cannot work, by name."""
+    refuse_without_effect(config)
     refuse_not_finite(config)
     if config.batch_size < 2:
         raise SleepfmError(f"--batch-size is {config.batch_size}; expected 2 or more: batch norm needs two clips.")
@@ -115,8 +123,6 @@ def check(config: Config) -> None:
     refuse_not_positive(config, ("epochs", "lr", "step_epochs", "checkpoint_steps"))
     natural = ("patience", "max_steps", "skip_limit", "weight_decay", "momentum", "threads", "seed", "bootstraps")
     refuse_negative(config, (*natural, "train_subjects", "replicate"))
-    if config.replicate and not config.train_subjects:
-        raise SleepfmError("--replicate chooses the draw of --train-subjects; give that too.")
     if config.validation_share < 0 or config.test_share <= 0 or config.validation_share + config.test_share >= 1:
         raise SleepfmError(
             f"--validation-share {config.validation_share:g} and --test-share {config.test_share:g} do not leave "

@@ -21,10 +21,11 @@ __all__ = ["StoreFacts", "SupervisedClips", "held_out_of", "in_words", "montage_
 
 @dataclass(frozen=True)
 class People:
-    """Age (years) and sex of every subject of a store, None where unknown."""
+    """Age (years) and sex of every subject of a store, and its age at every recording; None where unknown."""
 
     ages: tuple[float | None, ...]
     sexes: tuple[str | None, ...]
+    recording_ages: tuple[float | None, ...]
 
 
 class StoreFacts:
@@ -34,8 +35,13 @@ class StoreFacts:
         people = [store.participants[s] for s in store.subjects]
         self.stage = np.asarray(store.stage)
         self.sdb = np.asarray(store.sdb)
-        self.subject = np.asarray(store.recording_subject, np.int32)[np.asarray(store.recording)]
-        self.description = People(tuple(p["age"] for p in people), tuple(p["sex"] for p in people))
+        self.recording = np.asarray(store.recording)
+        self.subject = np.asarray(store.recording_subject, np.int32)[self.recording]
+        self.description = People(
+            tuple(p["age"] for p in people),
+            tuple(p["sex"] for p in people),
+            tuple(entry.age for entry in store.recordings),
+        )
 
 
 @dataclass(frozen=True)
@@ -203,4 +209,5 @@ def held_out_of(store: ClipStore, test: LabelledClips) -> HeldOut:
         recordings=tuple(r.id for r in store.recordings),
         ages=people.ages,
         sexes=people.sexes,
+        recording_ages=people.recording_ages,
     )

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AGE_EDGES", "TASKS", "Labelled", "Task", "age_groups", "labels_of", "sex_codes"]
+__all__ = ["AGE_EDGES", "TASKS", "Labelled", "Task", "age_groups", "age_groups_of", "labels_of", "sex_codes"]
 
 AGE_EDGES = (18.0, 35.0, 50.0)  # years; the groups of Thapa et al. (2024): 0-18, 18-35, 35-50, 50+
 
@@ -48,7 +48,7 @@ TASKS = {
 
 
 def age_groups(ages: Sequence[float | None]) -> npt.NDArray[np.int8]:
-    """Every subject's age group from the age in years, -1 where it is not known; 18.0 years is in 18-35."""
+    """The group of every age (years), -1 where it is not known; 18.0 years is in 18-35."""
     known = (-1 if age is None or np.isnan(age) else int(np.searchsorted(AGE_EDGES, age, "right")) for age in ages)
     return np.fromiter(known, np.int8, len(ages))
 
@@ -65,8 +65,9 @@ class Labelled(Protocol):
     stage: Any
     sdb: Any
     subject: Any
+    recording: Any
     description: Any
-    """Has ``ages`` and ``sexes``, one entry a subject."""
+    """Has ``ages`` and ``sexes``, one entry a subject, and ``recording_ages``, one a recording or empty."""
 
 
 def labels_of(clips_of: Labelled, task: str, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
@@ -75,7 +76,8 @@ def labels_of(clips_of: Labelled, task: str, clips: npt.NDArray[np.int64]) -> np
     Parameters
     ----------
     clips_of : Embeddings or StoreFacts
-        Where the clips are; age and sex are facts of the subject and are the same for all clips of it.
+        Where the clips are; sex is a fact of the subject, and age one of the recording where its visit is known, else
+        of the subject.
     task : {"stage", "sdb", "age", "sex"}
         A key of :data:`TASKS`. Age groups are half-open: 18.0 years is in 18-35.
     clips : int64 [n]
@@ -90,6 +92,21 @@ def labels_of(clips_of: Labelled, task: str, clips: npt.NDArray[np.int64]) -> np
         codes: npt.NDArray[np.int8] = np.asarray(clips_of.stage if task == "stage" else clips_of.sdb)[clips]
         return codes
     description = clips_of.description
-    of_subject = age_groups(description.ages) if task == "age" else sex_codes(description.sexes)
     subject: npt.NDArray[np.int32] = np.asarray(clips_of.subject)[clips]
-    return of_subject[subject]
+    if task == "age":
+        recording = np.asarray(clips_of.recording)[clips]
+        return age_groups_of(description.ages, description.recording_ages, subject, recording)
+    return sex_codes(description.sexes)[subject]
+
+
+def age_groups_of(
+    ages: Sequence[float | None],
+    recording_ages: Sequence[float | None],
+    subject: npt.NDArray[np.integer[Any]],
+    recording: npt.NDArray[np.integer[Any]],
+) -> npt.NDArray[np.int8]:
+    """Every clip's age group, -1 where it is not known: by its recording's age, or where none is kept its subject's."""
+    groups: npt.NDArray[np.int8] = (
+        age_groups(recording_ages)[recording] if recording_ages else age_groups(ages)[subject]
+    )
+    return groups

@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from sleepfm_fast import command
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.option_effects import Effect, only_with
 
 if TYPE_CHECKING:
     from sleepfm_fast.settings import Settings
@@ -132,6 +133,12 @@ class Config:
     """CPU threads; 0 for all cores."""
     resume: bool = False
     """Go on with the run in RUN, exactly where its last checkpoint stands; --epochs and --max-steps may differ."""
+
+    EFFECTS: ClassVar[tuple[Effect, ...]] = (
+        only_with("momentum", "optimiser", "sgd"),
+        only_with("step_epochs", "schedule", "step"),
+        only_with("replicate", "train_subjects"),
+    )
 
 
 def train(config: Config) -> dict[str, Any]:

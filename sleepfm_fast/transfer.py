@@ -69,10 +69,13 @@ def main(config: Config) -> dict[str, Any]:
             f"{config.training} holds {', '.join(first.modalities)} of length {first.dim}, {config.testing} "
             f"{', '.join(second.modalities)} of length {second.dim}; embed both stores with the same run."
         )
-    if first.description.run != second.description.run:
+    made_by = [(e.description.presets.get("weights") or {}).get("sha256") or e.description.run for e in sides]
+    if made_by[0] != made_by[1]:
+        again = first.description.run == second.description.run
         raise SleepfmError(
             f"{config.training} was embedded by {first.description.run}, {config.testing} by "
-            f"{second.description.run}; embed both stores with the same run."
+            f"{second.description.run}{', whose weights have changed in between' if again else ''}; embed both stores "
+            "with the same run."
         )
     if first.description.store == second.description.store:
         raise SleepfmError(
@@ -120,6 +123,7 @@ def main(config: Config) -> dict[str, Any]:
                 recordings=(*(f"training/{r}" for r in a.recordings), *(f"external/{r}" for r in b.recordings)),
                 ages=(*a.ages, *b.ages),
                 sexes=(*a.sexes, *b.sexes),
+                recording_ages=(*_recording_ages(first), *_recording_ages(second)),
                 run=a.run,
                 store=f"{a.store} (training), {b.store} (test)",
                 split_rule=f"training and validation: {a.split_rule}; test: "
@@ -149,6 +153,18 @@ def _shared_note(trained: set[str], tested: Sequence[str]) -> str:
         f"{len(seen)} of the {len(tested)} subjects tested have the names of training or validation subjects "
         f"({shown}). If they are the same people, their clips describe memorisation, not generalisation."
     )
+
+
+def _recording_ages(embeddings: Embeddings) -> tuple[float | None, ...]:
+    """Age at every recording; of a folder that does not keep it, that of the recording's subject."""
+    about = embeddings.description
+    if about.recording_ages:
+        return about.recording_ages
+    ages: list[float | None] = [None] * len(about.recordings)
+    recordings, first_row = np.unique(np.asarray(embeddings.recording), return_index=True)
+    for recording, subject in zip(recordings, np.asarray(embeddings.subject)[first_row], strict=True):
+        ages[recording] = about.ages[subject]
+    return tuple(ages)
 
 
 def _content(embeddings: Embeddings) -> str:

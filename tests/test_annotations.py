@@ -25,6 +25,7 @@ from sleepfm_fast.annotations import (
     stage_of,
 )
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.scoring_files import files_below, namesakes_of
 from sleepfm_fast.stages import STAGES
 
 DATA = Path(os.environ.get("SLEEPFM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -426,3 +427,32 @@ def test_find_scoring_prefers_and_refuses(tmp_path):
         assert find_scoring(path) == written
     with pytest.raises(ScoringError, match="no such file"):
         find_scoring(path, tmp_path / "none")
+
+
+def test_scorings_of_one_name_belong_by_their_folders(tmp_path):
+    recordings = [
+        tmp_path / "edf" / site / subject / "night1.edf" for site, subject in (("a", "1"), ("a", "2"), ("b", "1"))
+    ]
+    scorings = [tmp_path / "labels" / path.parent.parent.name / path.parent.name / "night1.csv" for path in recordings]
+    for path in (*recordings, *scorings):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path.parent, b"0", path.name)
+    others = namesakes_of(recordings)
+    assert [find_scoring(path, tmp_path / "labels", others) for path in recordings] == scorings
+    # The night whose scoring is missing gets none, and no neighbour's.
+    scorings[1].unlink()
+    files_below.cache_clear()
+    assert [find_scoring(path, tmp_path / "labels", others) for path in recordings] == [scorings[0], None, scorings[2]]
+    one = tmp_path / "flat"
+    one.mkdir()
+    write(one, b"0", "night1.csv")
+    with pytest.raises(ScoringError, match="whose scoring"):
+        find_scoring(recordings[0], one, others)
+    assert find_scoring(recordings[0], one, namesakes_of(recordings[:1])) == one / "night1.csv"
+    for name in ("x", "y"):
+        (one / name).mkdir()
+        write(one / name, b"0", "night1.csv")
+    (one / "night1.csv").unlink()
+    files_below.cache_clear()
+    with pytest.raises(ScoringError, match="do not tell which"):
+        find_scoring(recordings[0], one, namesakes_of(recordings[:1]))

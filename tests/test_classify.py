@@ -1,6 +1,7 @@
 """A supervised network on other recordings: another montage, nights without labels, and what is refused."""
 
 import csv
+import itertools
 import json
 import shutil
 
@@ -36,7 +37,9 @@ def store_of(folder, leads, stages, n=3):
 
 def call(capsys, *arguments):
     capsys.readouterr()
-    status = classify.cli([str(a) for a in (*arguments, "--bootstraps", "20", "--threads", "1")])
+    argv = [str(a) for a in (*arguments, "--threads", "1")]
+    has_result = len(list(itertools.takewhile(lambda a: not a.startswith("--"), argv))) == 3
+    status = classify.cli([*argv, "--bootstraps", "20"] if has_result else argv)
     captured = capsys.readouterr()
     assert status == 0, captured.err
     return last_json(captured.out), captured.err
@@ -81,6 +84,23 @@ def test_nights_without_labels_get_a_table(learnt, tmp_path, capsys):
         assert float(row["p_W"]) + float(row["p_N2"]) == pytest.approx(1, abs=1e-3)
     assert "nothing to test" in refused(capsys, learnt, store, tmp_path / "result", "--subjects", "all")
     assert not (tmp_path / "result").exists()
+
+
+def test_predictions_are_a_folder_of_hypnograms(learnt, tmp_path, capsys):
+    store = store_of(tmp_path / "edf", [EEG, ECG, FLOW], ["?"] * 6)
+    folder = tmp_path / "predictions"
+    call(capsys, learnt, store, "--table", tmp_path / "t.csv", "--predictions", folder, "--subjects", "all")
+    rows = list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
+    table = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
+    assert [(r["recording"], r["onset_s"], r["predicted"]) for r in rows] == [
+        (r["recording"], r["onset_s"], r["class"]) for r in table
+    ]
+    # Other software's way back: the same nights, scored by these files.
+    again = tmp_path / "again"
+    scored = [str(tmp_path / "edf"), str(again), "--labels", str(folder / "hypnograms"), "--workers", "1"]
+    assert preprocess.cli(scored) == 0
+    assert np.asarray(ClipStore(again).stage).tolist() == [2] * 18
+    assert "exists and is not overwritten" in refused(capsys, learnt, store, "--predictions", folder)
 
 
 def test_nothing_is_overwritten_unasked(learnt, planted, tmp_path, capsys):

@@ -86,13 +86,17 @@ def test_many_modalities_and_dimensions(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("N", [1, 16, 33, 60])
+@pytest.mark.parametrize("N", [1, 16, 17, 24, 25, 32, 33, 48, 49, 60, 97])
 def test_the_other_kernels_agree_at_these_sizes_too(N, mode, monkeypatch):
-    """They take small batches where there are many modalities or dimensions, and ranges of samples."""
+    """They take small batches where there are many modalities or dimensions, and ranges of samples.
+
+    A panel of theirs has 24 or 48 samples, and a block of a batch that fits in one panel 16.
+    """
     monkeypatch.setattr(contrastive_joint, "is_joint", lambda *_: False)
     for log_temperature, kind in ((0.0, "random"), (math.log(100), "aligned")):
         check_against_truth(embeddings(kind, 3, N, 33), log_temperature, mode=mode, mask=random_mask(3, N))
         check_against_truth(embeddings(kind, 3, N, 33).half(), log_temperature, mode=mode)
+        check_against_truth(embeddings(kind, 3, N, 5).double(), log_temperature, mode=mode)
 
 
 @pytest.mark.parametrize("length", [1e-25, 1e25, 3e38 / 24])

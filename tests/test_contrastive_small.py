@@ -7,6 +7,7 @@ import importlib
 import math
 import os
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -276,6 +277,58 @@ def test_a_missing_barrier_of_the_block_is_noticed():
         return [bytes(tensor.numpy().tobytes()) for tensor in (*results, gradient, slope)]
 
     assert set(unnoticed(8, "barrier", result)) <= {0, 1}
+
+
+# ---- the barrier's state, with the calls of a device written down ----------------------------------------------------
+
+
+@pytest.fixture
+def launched_barriers(monkeypatch):
+    """Addresses of the barriers that launches are given; tensors stay on the CPU and nothing runs."""
+    seen, kept = [], []
+    monkeypatch.setattr(contrastive_small, "_barriers", {})
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    zeros = torch.zeros
+
+    def allocate(*size, **options):
+        kept.append(zeros(*size, **options))  # an address is not given out twice
+        return kept[-1]
+
+    monkeypatch.setattr(torch, "zeros", allocate)
+    monkeypatch.setattr(contrastive_small._C, "contrastive_small", lambda *arguments: seen.append(arguments[17]))
+    return seen
+
+
+def test_launches_of_a_stream_share_the_barrier_outside_of_graphs_alone(launched_barriers, monkeypatch):
+    """torch.compile refuses what an op keeps of the memory of a graph to come."""
+    x, tau = embeddings("random", 3, 5, 8), torch.tensor(1.0)
+    arguments = (x, tau, None, "leave_one_out", "both")
+    for _ in range(2):
+        results = contrastive_small.forward(*arguments, "highest", 0, 5)
+        contrastive_small.backward(tau, x, tau, None, *results[4:], *arguments[3:], "highest", 0, 5)
+    assert len(set(launched_barriers)) == 4
+    assert contrastive_small._barriers == {}
+    launched_barriers.clear()
+    for _ in range(3):
+        contrastive_small.forward_keeping(*arguments)
+    assert len(set(launched_barriers)) == 1
+    assert [key[1] for key in contrastive_small._barriers] == [77]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    contrastive_small.forward_keeping(*arguments)
+    assert launched_barriers[-1] not in launched_barriers[:-1]
+
+
+def test_the_chunked_loss_of_steep_temperatures_is_finite():
+    """Opposite pairs among equal ones: the excess of the sum over the own exponential passes exp's range."""
+    x = torch.zeros(2, 4, 8)
+    x[:, :, 0] = 1
+    x[1, 1:, 0] = -1
+    for log_temperature in (5.5, 6.0, 7.0):
+        tau = torch.tensor(log_temperature)
+        truth = reference.contrastive_loss(x.double(), tau.double(), "pairwise")[0]
+        loss = contrastive_chunked.forward(x, tau, None, "pairwise", "both", 0, 4)[0]
+        torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0)
 
 
 # ---- on a device -----------------------------------------------------------------------------------------------------

@@ -289,7 +289,7 @@ def test_usual_clips_stay_in_shared_memory_and_use_every_lane(kernels: Kernels) 
     """30 s at the usual rates, with the workspace that each architecture gives: one tile, nearly all lanes busy."""
     kernel = Kernel(kernels, FilterBank("aasm", 256))
     for opt_in_kib, must_keep in ((227, True), (163, True), (99, False)):
-        limit = opt_in_kib * 1024 - 6 * 1024
+        limit = opt_in_kib * 1024 - 6 * 1024 - 1024
         floats = _C.filter_resample_launch(32, 13, 7680, True, limit)["workspace_floats"]
         for kind, rate in (("eeg", 100), ("eeg", 128), ("eeg", 200), ("eeg", 256), ("ecg", 256), ("respiration", 25),
                            ("respiration", 32), ("emg", 200), ("step", 1)):  # fmt: skip

@@ -28,12 +28,14 @@ class Fault(IntEnum):
     barrier_in_branch = 10
     streaming_from_output = 11
     unaligned = 12
-    overrun_shared = 13
-    no_warp_sync = 14
-    early_overwrite = 15
-    no_grid_barrier = 16
-    wrong_mask = 17
-    endless = 18
+    unaligned_word = 13
+    word_from_output = 14
+    overrun_shared = 15
+    no_warp_sync = 16
+    early_overwrite = 17
+    no_grid_barrier = 18
+    wrong_mask = 19
+    endless = 20
 
 
 # ---- instructions, against the tables of the PTX ISA ----------------------------------------------------------------
@@ -56,6 +58,22 @@ def lane_tables() -> tuple[np.ndarray, ...]:
     c_row = np.where(i < 2, group, group + 8)
     c_column = within * 2 + (i & 1)
     return a_row, a_column, b_row, b_column, c_row, c_column
+
+
+def test_the_ptx_tables_are_those_of_cute() -> None:
+    """A second source: strides of a lane's and an element's bits in MMA_Traits<SM80_16x8x16_F32F16F16F32_TN> of CuTe,
+    whose places count down the columns.
+    """  # noqa: D205
+    group, within = np.arange(32)[:, None] // 4, np.arange(32)[:, None] % 4
+
+    def places(of_within: int, *of_bits: int) -> np.ndarray:
+        i = np.arange(2 ** len(of_bits))[None]
+        return of_within * within + group + sum(stride * (i >> bit & 1) for bit, stride in enumerate(of_bits))
+
+    a_row, a_column, b_row, b_column, c_row, c_column = lane_tables()
+    assert np.array_equal(a_row + 16 * a_column, places(32, 16, 8, 128))
+    assert np.array_equal(b_column + 8 * b_row, places(16, 8, 64))
+    assert np.array_equal(c_row + 16 * c_column, places(32, 16, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -227,12 +245,30 @@ def test_a_planted_wrong_fragment_layout_gives_a_wrong_product() -> None:
         (Fault.barrier_in_branch, "no thread can go on.*wait at barrier 0"),
         (Fault.streaming_from_output, "the read-only path reads buffer 'y', which this kernel may write"),
         (Fault.unaligned, "load_16: the address in global memory is not a multiple of 16"),
+        (Fault.unaligned_word, "load_4: the address in global memory is not a multiple of 4"),
+        (Fault.word_from_output, "the read-only path reads buffer 'y', which this kernel may write"),
         (Fault.overrun_shared, "out of bounds: .*shared memory of 400 bytes"),
     ],
 )
 def test_a_planted_fault_becomes_a_sentence(fault: Fault, sentence: str) -> None:
     with pytest.raises(KernelError, match=sentence):
         block_sum(Run("run_ahead"), fault)
+
+
+@pytest.mark.parametrize(
+    ("n_blocks", "rows", "n_threads", "shared_bytes", "sentence"),
+    [
+        (0, 1, 32, 0, "a grid of 0 x 1 x 1 blocks"),
+        (1, 65536, 32, 0, "a grid of 1 x 65536 x 1 blocks"),
+        (1, 1, 1056, 0, "a block of 1056 threads"),
+        (1, 1, 32, 227 * 1024 + 16, "232464 bytes of dynamic shared memory"),
+    ],
+)
+def test_a_launch_that_a_device_refuses_is_refused(n_blocks, rows, n_threads, shared_bytes, sentence) -> None:  # type: ignore[no-untyped-def]
+    with compile_kernels(SOURCE).call() as (_, call):
+        call("launch_of", 1, 1, 1024, 227 * 1024)
+        with pytest.raises(KernelError, match=sentence):
+            call("launch_of", n_blocks, rows, n_threads, shared_bytes)
 
 
 def test_a_read_before_a_buffer_is_caught_on_its_other_side() -> None:

@@ -173,18 +173,21 @@ def test_refusals():
         ops.encoder_evaluate(x.requires_grad_(), stem, blocks)
 
 
-def test_opcheck():
-    x, stem, blocks = network(*NETWORKS[3])
-    with torch.no_grad():
-        expected = ops.encoder_evaluate(x, stem, blocks)
+def registered(x, stem, blocks):
+    """Arguments of the registered op."""
     tensors = [stem.weight, stem.bias, *stem.norm.tensors()]
     for block in blocks:
         tensors += [*block.weights, *block.running, *(block.after.tensors() if block.after else [])]
     kinds = [4 * b.residual + 2 * (b.after is not None) + b.pool for b in blocks]
     eps = [1e-5, *[e for b in blocks for e in (b.eps, 1e-2)]]
-    arguments = (x, tensors, [b.stride for b in blocks], kinds, eps)
-    op = torch.ops.sleepfm_fast.encoder_evaluate.default
-    assert torch.equal(op(*arguments), expected)
+    return x, tensors, [b.stride for b in blocks], kinds, eps
+
+
+def test_opcheck():
+    values = network(*NETWORKS[3])
+    op, arguments = torch.ops.sleepfm_fast.encoder_evaluate.default, registered(*values)
+    with torch.no_grad():
+        assert torch.equal(op(*arguments), ops.encoder_evaluate(*values))
     torch.library.opcheck(op, arguments)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleepfm_fast import embed, train
 from sleepfm_fast.batches import Batch
@@ -205,6 +206,51 @@ def test_a_compiler_that_fails_is_a_sentence():
 
     with pytest.raises(SleepfmError, match=r"no compiler.*leave --compile out"):
         explained(broken)(torch.zeros(1))
+
+
+class CopiesFromTheCpu(TorchDispatchMode):
+    """Counts tensors that go from the CPU to another device; none may while a CUDA graph is captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        to_device = func is torch.ops.aten._to_copy.default and (kwargs.get("device") or args[0].device).type != "cpu"
+        self.n += to_device and args[0].device.type == "cpu"
+        return func(*args, **kwargs)
+
+
+def test_nothing_goes_to_the_device_with_clips_that_have_everything():
+    model, batch = trained("tiny").to("meta"), batch_of(4)
+    there = {name: x.to("meta") for name, x in batch.x.items()}
+    with torch.no_grad(), CopiesFromTheCpu() as copies:
+        embeddings, mask = model(there, batch.present)
+        assert copies.n == 0
+        batch.present["ecg"][1] = False
+        model(there, batch.present)
+        assert copies.n > 0
+    assert embeddings.device.type == mask.device.type == "meta"
+
+
+@pytest.mark.cuda
+def test_embedding_is_captured_in_a_graph():
+    model, batch = trained("tiny").cuda(), batch_of(4).to(torch.device("cuda"))
+    embed_batch = embedder(model, "float32")
+    with torch.inference_mode():
+        expected, _ = embed_batch(batch)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            embed_batch(batch)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured, mask = embed_batch(batch)
+        graph.replay()
+    assert bool(mask.all())
+    torch.testing.assert_close(captured, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.cuda

@@ -10,7 +10,8 @@ from nights import write_night
 from sleepfm_fast import preprocess
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.participants import Participant, Participants, read_participants, read_tables
+from sleepfm_fast.participant_tables import read_tables
+from sleepfm_fast.participants import Participant, Participants, read_participants
 
 
 def table(tmp_path: Path, content: str | bytes) -> Participants:
@@ -67,6 +68,14 @@ def test_subjects_alone_name_their_nights(tmp_path: Path) -> None:
     assert rows.of(Path("sub-10_ses-1_eeg.edf")) == Participant(None, "sub-10", 60.0, "F")
     assert rows.of(Path("sub-1_ses-2_eeg.edf")).age == 31
     assert rows.of(Path("sub-2.edf")) == Participant(None, "sub-2", None, None)
+
+
+def test_subjects_alone_name_the_nights_of_their_folders(tmp_path: Path) -> None:
+    rows = table(tmp_path, "subject;age;sex\ns1;61,5;w\ns2;31;m\nsite;9;m\n")
+    assert rows.of(Path("/data/site/s1/night1.edf")) == Participant(None, "s1", 61.5, "F")
+    assert rows.of(Path("/data/site/S2/visit/night1.edf")).subject == "s2"
+    assert rows.of(Path("/s1/a/b/c/night1.edf")).subject == "night1", "three folders are looked at"
+    assert rows.of(Path("/data/s1/s2.edf")).subject == "s2", "the file's own name comes first"
 
 
 def test_an_nsrrid_also_ends_the_names_of_its_nights(tmp_path: Path) -> None:

@@ -197,8 +197,38 @@ def test_folders_are_searched_to_the_bottom(cohort: Path, tmp_path: Path, capsys
     status, result = preprocess(capsys, cohort, tmp_path / "store")
     assert status == 0
     ids = [r.id for r in ClipStore(tmp_path / "store").recordings]
-    assert ids == ["a1", "a2", "b1", "b2", "linked", "medilog", "upper"]
+    assert ids == ["a1", "a2", "b1", "b2", "link", "medilog", "upper"]
     assert result["nights"] == 7
+
+
+def test_a_link_to_a_file_keeps_its_own_name(cohort: Path, tmp_path: Path, capsys) -> None:
+    objects = cohort / ".git" / "annex"
+    objects.mkdir(parents=True)
+    (cohort / "b1.edf").rename(objects / "MD5E-s1--0f.edf")
+    (cohort / "b1.edf").symlink_to(objects / "MD5E-s1--0f.edf")
+    (objects / "MD5E-s2--1e.csv").write_text("onset,duration,stage\n0,120,N3\n")
+    (cohort / "b1.csv").symlink_to(objects / "MD5E-s2--1e.csv")
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (status, result["nights"], result["subjects"]) == (0, 4, 2)
+    store = ClipStore(tmp_path / "store")
+    assert [r.id for r in store.recordings] == ["a1", "a2", "b1", "b2"]
+    assert store.recordings[2].subject == "B"
+    assert np.asarray(store.stage)[np.asarray(store.recording) == 2].tolist() == [3] * 4
+    # Two names of one file are one recording; a store that knew it by its target keeps it.
+    (cohort / "c.edf").symlink_to(cohort / "a1.edf")
+    before = state(tmp_path / "store")
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (status, result["nights"], result["kept"]) == (0, 4, 4)
+    record = tmp_path / "store" / "recordings" / "b1.json"
+    facts = json.loads(record.read_text())
+    facts["source"]["path"] = str(objects / "MD5E-s1--0f.edf")
+    record.write_text(json.dumps(facts))
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (status, result["nights"], result["kept"]) == (0, 4, 4)
+    assert json.loads(record.read_text())["source"]["path"] == str(cohort / "b1.edf")
+    assert {k: v for k, v in state(tmp_path / "store").items() if k != "b1.json"} == {
+        k: v for k, v in before.items() if k != "b1.json"
+    }
 
 
 def test_a_link_to_nothing_is_a_night_that_failed(cohort: Path, tmp_path: Path, capsys) -> None:
@@ -206,7 +236,7 @@ def test_a_link_to_nothing_is_a_night_that_failed(cohort: Path, tmp_path: Path, 
     (cohort / "round.edf").symlink_to("round.edf")
     status, result = preprocess(capsys, cohort, tmp_path / "store")
     assert (status, result["nights"], len(result["failed"])) == (1, 4, 2)
-    assert "SHA256-gone.edf: the file cannot be read (No such file or directory)" in result["failed"][0]["reason"]
+    assert "gone.edf: the file cannot be read (No such file or directory)" in result["failed"][0]["reason"]
     (cohort / "annex").mkdir()
     write_night(cohort / "annex" / "SHA256-gone.edf", seed=9)
     (cohort / "round.edf").unlink()

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sleepfm_fast.annotations import Event, ScoringError, read_scoring
+from sleepfm_fast.annotations import Event, ScoringError, clip_labels, read_scoring
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.scoring_texts import parse_meanings, translated
 
 
 def write(tmp_path: Path, text: str | bytes, name: str = "a.csv", encoding: str = "utf-8") -> Path:
@@ -111,14 +113,132 @@ def test_dates_far_from_the_recording_are_reported(tmp_path):
 def test_rows_that_cannot_be_read_are_counted(tmp_path):
     text = "onset,duration,stage\n0,30,N2\nx,30,N2\n60,30,\n90,30,R\n120,30,R\n"
     scoring = read_scoring(write(tmp_path, text))
-    assert len(scoring.events) == 3
-    assert "2 rows" in scoring.issues[0]
+    assert [event.text for event in scoring.events] == ["N2", "unscored", "R", "R"]
+    assert "1 rows" in scoring.issues[0]
     assert "line 3" in scoring.issues[0]
+    assert "not scored" in scoring.issues[1]
 
 
-def test_stage_numbers_of_another_convention_are_remarked(tmp_path):
-    assert "REM" in read_scoring(write(tmp_path, "onset,duration,stage\n0,30,2\n30,30,4\n")).issues[0]
-    assert read_scoring(write(tmp_path, "onset,duration,stage\n0,30,5\n30,30,4\n")).issues == ()
+def test_an_epoch_without_a_stage_ends_the_stage_before_it(tmp_path):
+    scoring = read_scoring(write(tmp_path, "onset\tstage\n0\tW\n30\tN2\n60\t\n90\tR\n"))
+    assert clip_labels(scoring, 120).stage.tolist() == [0, 2, -1, 4]
+    events = read_scoring(write(tmp_path, "onset,event\n0,W\n30,N2\n60,\n90,R\n"))
+    assert clip_labels(events, 120).stage.tolist() == [0, 2, 2, 4], "a row without an event says nothing"
+
+
+def labelled(tmp_path, text, length_s=300, **options):
+    return clip_labels(read_scoring(write(tmp_path, text), length_s=length_s, **options), length_s)
+
+
+def test_a_four_without_a_five_has_no_stage_until_its_meaning_is_stated(tmp_path):
+    text = "onset,duration,stage\n0,30,2\n30,30,4\n60,30,0\n"
+    grid = labelled(tmp_path, text, 90)
+    assert grid.stage.tolist() == [2, -1, 0]
+    assert "--meanings 4=R" in grid.issues[0]
+    told = translated(read_scoring(write(tmp_path, text)), parse_meanings(["4=R"]))
+    assert clip_labels(told, 90).stage.tolist() == [2, 4, 0]
+    assert clip_labels(told, 90).issues == ()
+    kales = labelled(tmp_path, text + "90,30,5\n", 120)
+    assert (kales.stage.tolist(), kales.issues) == ([2, 3, 0, 4], ())
+
+
+def test_texts_that_are_not_known_are_said_and_can_be_told(tmp_path):
+    text = "Beginn;Dauer;Ereignis\n0;30;Wach\n30;30;Leichtschlaf\n60;30;Lumme\n65;12;Ap. mit Apnoeverdacht\n90;30;N3\n"
+    grid = labelled(tmp_path, text, 120)
+    assert grid.stage.tolist() == [0, -1, -1, 3]
+    assert "'Leichtschlaf' (1), 'Lumme' (1)" in grid.issues[0]
+    assert "'Ap. mit Apnoeverdacht' (1)" in grid.issues[1]
+    meanings = parse_meanings(["leichtschlaf=N1", "Lumme = none", "ap mit apnoeverdacht=apnea"])
+    told = clip_labels(translated(read_scoring(write(tmp_path, text)), meanings), 120)
+    assert (told.stage.tolist(), told.sdb.tolist(), told.issues) == ([0, 1, -1, 3], [0, 0, 1, 0], ())
+
+
+@pytest.mark.parametrize("stated", [["4"], ["=R"], ["4=S4"], ["4=R", "4.0=N3"]])
+def test_meanings_that_say_nothing_are_refused(stated):
+    with pytest.raises(SleepfmError, match="meanings"):
+        parse_meanings(stated)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["W\nN1\nN2\nR\n", "stage\r\nW\r\nN1\r\nN2\r\nR\r\n", "Epoch,Stage\n1,W\n2,N1\n3,N2\n4,R\n",
+     "Epoche;Schlafstadium\n0;Wach\n1;S1\n2;Stadium 2\n3;REM\n", "epoch\tsleep stage\n1\tW\n2\tN1\n3\tN2\n4\tR\n"],
+)  # fmt: skip
+def test_stages_without_times_are_epochs_from_the_start_of_a_recording_of_that_length(tmp_path, text):
+    grid = labelled(tmp_path, text, 145)
+    assert (grid.onsets_s.tolist(), grid.stage.tolist()) == ([0, 30, 60, 90], [0, 1, 2, 4])
+    for other_s in (80, 180, 3600):  # 20-s epochs, or a list that begins with lights off
+        with pytest.raises(ScoringError, match="not known where they lie"):
+            labelled(tmp_path, text, other_s)
+    with pytest.raises(ScoringError, match="onset"):
+        read_scoring(write(tmp_path, text))
+
+
+def test_numbered_epochs_begin_where_their_number_says(tmp_path):
+    grid = labelled(tmp_path, "epoch,stage\n3,N1\n4,R\n", 120)
+    assert grid.stage.tolist() == [-1, -1, 1, 4]
+    with pytest.raises(ScoringError, match="numbered"):
+        labelled(tmp_path, "epoch,stage\n3,N1\n5,R\n", 150)
+
+
+@pytest.mark.parametrize(
+    ("header", "per_second"),
+    [("onset_ms,duration_ms,stage", 1000), ("Start (ms),Duration [ms],Stage", 1000),
+     ("Onset (min),Dur (minutes),Stage", 1 / 60),
+     ("Start [hh:mm:ss],Duration (s),Stage", 1), ("Start (milliseconds),Duration (Milliseconds),Stage", 1000)],
+)  # fmt: skip
+def test_units_in_the_names_of_columns_count(tmp_path, header, per_second):
+    rows = "".join(f"{at * per_second},{30 * per_second},{stage}\n" for at, stage in ((0, "W"), (30, "N2")))
+    assert read_scoring(write(tmp_path, f"{header}\n{rows}")).events == (Event(0, 30, "W"), Event(30, 30, "N2"))
+
+
+def test_times_in_samples_are_refused(tmp_path):
+    with pytest.raises(ScoringError, match="samples"):
+        read_scoring(write(tmp_path, "onset_samples,stage\n0,W\n7680,N2\n"))
+
+
+def test_exports_with_lines_before_the_table(tmp_path):
+    head = "RemLogic Event Export\nPatient:\tX\nRecording Date:\t05/03/2024\nEvents Included:\nSLEEP-S0\nHYPOPNEA\n\n"
+    table = (
+        "Sleep Stage\tPosition\tTime [hh:mm:ss]\tEvent\tDuration[s]\nS0\tSupine\t22:30:10\tSLEEP-S0\t30\n"
+        "S2\tSupine\t00:31:10\tHYPOPNEA\t20\nS2\tSupine\t00:31:10\tSLEEP-REM\t30\n"
+    )
+    scoring = read_scoring(write(tmp_path, head + table, "a.txt"), start=datetime(2024, 3, 5, 22, 30))
+    assert scoring.events == (Event(10, 30, "SLEEP-S0"), Event(7270, 20, "HYPOPNEA"), Event(7270, 30, "SLEEP-REM"))
+
+
+def test_profiles_of_stages_and_lists_of_events(tmp_path):
+    head = "Patient: M\xfcller\r\nStart Time: 05.03.2024 22:30:00\r\nSignal Type: {}\r\n{}\r\n"
+    stages = head.format("Discret", "Rate: 20 s\r\n") + (
+        "05.03.2024 22:30:00,000; Wake\r\n05.03.2024 22:30:20,000; N4\r\n06.03.2024 00:00:00,000; Rem\r\n"
+    )
+    start = datetime(2024, 3, 5, 22, 30)
+    scoring = read_scoring(write(tmp_path, stages, "p.txt", "cp1252"), start=start)
+    assert scoring.events == (Event(0, 20, "Wake"), Event(20, 20, "N4"), Event(5400, 20, "Rem"))
+    flow = head.format("Impuls", "") + (
+        "05.03.2024 23:59:50,500-00:00:12,500; 22;Hypopnea; N2\r\n"
+        "06.03.2024 01:00:00,000-01:00:15,000; ;Obstructive Apnea; R\r\n"
+    )
+    assert read_scoring(write(tmp_path, flow, "f.txt"), start=start).events[0] == Event(5390.5, 22, "Hypopnea")
+    with pytest.raises(ScoringError, match="no row such as"):
+        read_scoring(write(tmp_path, head.format("Discret", ""), "e.txt"), start=start)
+
+
+@pytest.mark.parametrize("times", [("10:40:00 PM", "12:00:20 AM"), ("22:40:00", "00:00:20")])
+def test_a_few_events_about_midnight_are_clock_times(tmp_path, times):
+    rows = "".join(f"{time},15,Hypopnea\n" for time in times)
+    scoring = read_scoring(write(tmp_path, "time,duration,event\n" + rows), start=datetime(2020, 3, 1, 22, 30))
+    assert [event.onset_s for event in scoring.events] == [600, 5420]
+
+
+def test_ends_are_read_as_the_onsets_are(tmp_path):
+    text = "Start Time,End Time,Event\n23:59:30,00:00:00,N2\n00:00:00,00:00:30,R\n23:59:50,00:00:12,Obstructive Apnea\n"
+    scoring = read_scoring(write(tmp_path, text), start=datetime(2020, 1, 1, 22, 30))
+    assert [event.duration_s for event in scoring.events] == [30, 22, 30]
+    wrong = read_scoring(
+        write(tmp_path, "start time,end time,event\n23:59:30,23:59:20,Hypopnea\n"), start=datetime(2020, 1, 1, 22, 30)
+    )
+    assert wrong.events[0].duration_s == -10, "a mistake, and no event of a day"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +249,7 @@ def test_stage_numbers_of_another_convention_are_remarked(tmp_path):
         (',,,\n"#,",\n', "no row"),
         ("onset,duration\n0,30\n", "stage or event"),
         ("epoch,stage\n1,N2\n", "onset"),
-        ("W\nW\nN1\n", "separator"),
+        ("Wach auf\nund geh\n", "separator"),
         ("onset,duration,stage\n", "none of its 0 rows"),
         ("onset,duration,stage\nx,y,z\n", "none of its 1 rows"),
         ("onset,duration,stage\n0,30,N1\nx,y,z\nx,y,z\n", "2 of 3 rows"),

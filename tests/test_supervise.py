@@ -270,7 +270,6 @@ def test_unlabelled_and_one_class_stores_are_refused(tmp_path, capsys):
         (["--batch-size", "1"], "--batch-size is 1"),
         (["--lr", "nan"], "--lr is nan"),
         (["--train-subjects", "-1"], "--train-subjects is -1"),
-        (["--replicate", "2"], "--replicate chooses the draw"),
         (["--test-share", "0"], "expected a test share above 0"),
         (["--dropout", "1"], "--dropout is 1"),
     ],

@@ -56,8 +56,8 @@ struct Shape {
         panel_stride = d_padded * PANEL;
         matrix = round_up(n_padded, PANEL) * d_padded;
         // About eight blocks a side, so that threads find work; at most 192 samples, so that a tile and its transpose
-        // stay in the second cache. Whole panels; few samples share one.
-        block = N <= PANEL ? SAMPLES : round_up((N + 7) / 8, PANEL);
+        // stay in the second cache. Whole panels of every instruction set; the blocks of few samples lie in one.
+        block = n_padded <= PANEL ? SAMPLES : round_up((N + 7) / 8, 48);
         block = block > 192 ? 192 : block;
         n_blocks = (N + block - 1) / block;
         P = 0;

@@ -17,7 +17,9 @@ constexpr Index ROWS = 8;
 constexpr Index ROWS = 4;
 #endif
 constexpr int COLUMN_VECTORS = 3;
-constexpr Index PANEL = 48;  // a multiple of COLUMN_VECTORS vectors of every kind, and of ROWS
+// COLUMN_VECTORS vectors of float32 (of float64 and of narrow vectors a multiple), and a multiple of ROWS: what the
+// micro-kernel reads is one run of memory, of which 128 steps, or the 192 rows of a tile, stay in the first cache.
+constexpr Index PANEL = SLEEPFM_VECTOR_BYTES == 64 ? 48 : 24;
 
 // The broadcast factor's element (row m, step k).
 enum class Left {
@@ -79,8 +81,8 @@ inline void fetch(T const* from, Index n) {
     }
 }
 
-// D is summed in pieces: a panel of them stays in the first cache (24 KB of float32), and the rounding error of long
-// rows stays that of short ones.
+// D is summed in pieces: a panel of them stays in the first cache (12 or 24 KB of float32), and the rounding error of
+// long rows stays that of short ones.
 constexpr Index PIECE = 128;
 
 template <typename T, int VECTORS>

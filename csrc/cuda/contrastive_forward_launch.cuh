@@ -23,6 +23,13 @@ void for_forward_policy(bool split, DeviceLimits limits, Use use) {
     }
 }
 
+// Of `most` blocks with so much shared memory, how many share a multiprocessor: it has what one block may have and the
+// 1 KiB that the system takes of each.
+inline int blocks_side_by_side(int most, std::int64_t shared_bytes, DeviceLimits limits) {
+    std::int64_t const fit = (limits.shared_bytes + 1024) / (shared_bytes + 1024);
+    return static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(most, fit)));
+}
+
 struct ForwardGroups {
     int row_groups, column_groups;
 };
@@ -80,8 +87,9 @@ ForwardWorkspace forward_workspace(ContrastiveInput const& in, ContrastiveCudaOp
     t.end = static_cast<int>(options.end);
     t.row_blocks = (t.end - t.begin + Policy::ROWS - 1) / Policy::ROWS;
     t.column_blocks = (static_cast<int>(in.n_samples) + Policy::COLUMNS - 1) / Policy::COLUMNS;
+    int const side_by_side = blocks_side_by_side(Policy::BLOCKS, Policy::SHARED_BYTES, limits);
     ForwardGroups const groups =
-        forward_groups(t.row_blocks, t.column_blocks, w.n_oriented, limits.n_multiprocessors * Policy::BLOCKS);
+        forward_groups(t.row_blocks, t.column_blocks, w.n_oriented, limits.n_multiprocessors * side_by_side);
     t.row_groups = groups.row_groups;
     t.column_groups = groups.column_groups;
     t.rows = take_shares(arena, w.n_oriented * t.column_groups * w.operands.n_padded);

@@ -3,6 +3,7 @@
 
 #include "cuda/contrastive_small.h"
 #include "cuda/ptx.h"
+#include "host_device.h"
 
 namespace sleepfm::cuda {
 
@@ -13,34 +14,52 @@ struct alignas(4 * n) Consecutive {
     float value[n];
 };
 
+// Which element of a slab a thread loads and stores: of [tile, slab] in order of k where by_row, else of [slab, tile].
+// By row a warp takes 8 neighbouring k of 4 lines, whole sectors of 32 bytes, which it stores to 32 banks.
+template <int tile, bool by_row>
+struct SlabPlace {
+    static constexpr int slab = static_cast<int>(contrastive_small_slab(tile)), pitch = tile + 4;
+    int k, line;
+
+    SLEEPFM_HOST_DEVICE constexpr explicit SlabPlace(int index)
+        : k(by_row ? index % 8 + index / 32 % (slab / 8) * 8 : index / tile),
+          line(by_row ? index / 8 % 4 + index / (4 * slab) * 4 : index % tile) {}
+    SLEEPFM_HOST_DEVICE constexpr int in_shared() const { return k * pitch + line; }
+
+    // Most lanes of a warp that store to one bank.
+    static constexpr int conflicts() {
+        int lanes[32] = {}, most = 0;
+        for (int index = 0; index < 32; ++index) {
+            int const n = ++lanes[SlabPlace(index).in_shared() % 32];
+            most = n > most ? n : most;
+        }
+        return most;
+    }
+};
+static_assert(SlabPlace<16, true>::conflicts() == 1 && SlabPlace<32, true>::conflicts() == 1);
+static_assert(SlabPlace<16, false>::conflicts() == 2 && SlabPlace<32, false>::conflicts() == 1);
+
 // store(row, column, sum over k < n_k of convert(row, k, a(row, k)) b(k, column)) for a tile x tile matrix. Threads are
-// four groups, each with a quarter of every slab of k; a thread of a group has (tile / 8)^2 sums. by_row: neighbouring
-// threads load
-// neighbouring k of a (of b), else neighbouring rows (columns). Every sum has the same order wherever it lies.
+// four groups, each with a quarter of every slab of k; a thread of a group has (tile / 8)^2 sums. by_row: see
+// SlabPlace. Every sum has the same order wherever it lies.
 template <int tile, bool a_by_row, bool b_by_row, typename A, typename Convert, typename B, typename Store>
 __device__ void multiply_tile(int n_k, float* shared, A a, Convert convert, B b, Store store) {
-    constexpr int slab = static_cast<int>(contrastive_small_slab(tile)), quarter = slab / 4;
-    constexpr int pitch = tile + 4, edge = tile / 8;
+    using PlaceA = SlabPlace<tile, a_by_row>;
+    using PlaceB = SlabPlace<tile, b_by_row>;
+    constexpr int slab = PlaceA::slab, quarter = slab / 4, pitch = PlaceA::pitch, edge = tile / 8;
     constexpr int n_loads = tile * slab / small_threads;
     float* const shared_a = shared;
     float* const shared_b = shared + slab * pitch;
     int const thread = static_cast<int>(threadIdx.x), group = thread / 64;
     int const row = thread % 64 / 8 * edge, column = thread % 8 * edge;
-    auto const k_of = [&](bool by_row, int i) {
-        int const index = thread + i * small_threads;
-        return by_row ? index % slab : index / tile;
-    };
-    auto const line_of = [&](bool by_row, int i) {
-        int const index = thread + i * small_threads;
-        return by_row ? index / slab : index % tile;
-    };
     float next_a[n_loads], next_b[n_loads];
     auto const load = [&](int k0) {
 #pragma unroll
         for (int i = 0; i < n_loads; ++i) {
-            int const ka = k0 + k_of(a_by_row, i), kb = k0 + k_of(b_by_row, i);
-            next_a[i] = ka < n_k ? a(line_of(a_by_row, i), ka) : 0.0f;
-            next_b[i] = kb < n_k ? b(kb, line_of(b_by_row, i)) : 0.0f;
+            PlaceA const of_a(thread + i * small_threads);
+            PlaceB const of_b(thread + i * small_threads);
+            next_a[i] = k0 + of_a.k < n_k ? a(of_a.line, k0 + of_a.k) : 0.0f;
+            next_b[i] = k0 + of_b.k < n_k ? b(k0 + of_b.k, of_b.line) : 0.0f;
         }
     };
     float sums[edge][edge] = {};
@@ -49,9 +68,10 @@ __device__ void multiply_tile(int n_k, float* shared, A a, Convert convert, B b,
         ptx::sync_threads();  // the last slab, or the last tile's sums, have been read
 #pragma unroll
         for (int i = 0; i < n_loads; ++i) {
-            int const k = k_of(a_by_row, i), line = line_of(a_by_row, i);
-            shared_a[k * pitch + line] = k0 + k < n_k ? convert(line, k0 + k, next_a[i]) : 0.0f;
-            shared_b[k_of(b_by_row, i) * pitch + line_of(b_by_row, i)] = next_b[i];
+            PlaceA const of_a(thread + i * small_threads);
+            PlaceB const of_b(thread + i * small_threads);
+            shared_a[of_a.in_shared()] = k0 + of_a.k < n_k ? convert(of_a.line, k0 + of_a.k, next_a[i]) : 0.0f;
+            shared_b[of_b.in_shared()] = next_b[i];
         }
         ptx::sync_threads();
         if (k0 + slab < n_k) {

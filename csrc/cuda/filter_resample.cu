@@ -41,7 +41,7 @@ void filter_resample_cuda(FilterResample const& p, int device, void* stream) {
     }
     cuda::DeviceGuard const guard(device);
     std::int64_t const shared_limit =
-        cuda::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - filter_resample_static_bytes;
+        filter_resample_shared_limit(cuda::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     FilterResampleLaunch const launch =
         filter_resample_launch(p.n_clips, p.n_channels, p.n_out, p.normalise != Normalise::none, shared_limit);
     cudaStream_t const queue = static_cast<cudaStream_t>(stream);

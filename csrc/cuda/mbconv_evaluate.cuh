@@ -19,29 +19,23 @@ namespace sleepfm::cuda {
 
 // ---- element types --------------------------------------------------------------------------------------------------
 
+// bf16 or f16: the matrices, x and y.
 template <DType type>
-struct MBConvElement;
+struct MBConvElement {
+    static_assert(type == DType::bf16 || type == DType::f16, "what the tensor cores read");
+    static constexpr bool BF16 = type == DType::bf16;
+    static constexpr std::uint32_t nan_pair = BF16 ? 0x7fc07fc0u : 0x7e007e00u;
 
-template <>
-struct MBConvElement<DType::bf16> {
-    static constexpr std::uint32_t nan_pair = 0x7fc07fc0u;
     static __device__ __forceinline__ void mma(float (&d)[4], std::uint32_t const (&a)[4],
                                                std::uint32_t const (&b)[2]) {
-        ptx::mma_m16n8k16_bf16(d, a, b);
+        BF16 ? ptx::mma_m16n8k16_bf16(d, a, b) : ptx::mma_m16n8k16_f16(d, a, b);
     }
-    static __device__ __forceinline__ std::uint32_t pack(float low, float high) { return ptx::pack_bf16(low, high); }
-    static __device__ __forceinline__ float unpack(std::uint16_t bits) { return ptx::from_bf16(bits); }
-};
-
-template <>
-struct MBConvElement<DType::f16> {
-    static constexpr std::uint32_t nan_pair = 0x7e007e00u;
-    static __device__ __forceinline__ void mma(float (&d)[4], std::uint32_t const (&a)[4],
-                                               std::uint32_t const (&b)[2]) {
-        ptx::mma_m16n8k16_f16(d, a, b);
+    static __device__ __forceinline__ std::uint32_t pack(float low, float high) {
+        return BF16 ? ptx::pack_bf16(low, high) : ptx::pack_f16(low, high);
     }
-    static __device__ __forceinline__ std::uint32_t pack(float low, float high) { return ptx::pack_f16(low, high); }
-    static __device__ __forceinline__ float unpack(std::uint16_t bits) { return ptx::from_f16(bits); }
+    static __device__ __forceinline__ float unpack(std::uint16_t bits) {
+        return BF16 ? ptx::from_bf16(bits) : ptx::from_f16(bits);
+    }
 };
 
 // ---- addresses ------------------------------------------------------------------------------------------------------

@@ -255,7 +255,7 @@ __device__ __forceinline__ Words4 load_16_streaming(void const* global) {
 __device__ __forceinline__ std::uint32_t load_4_read_only(void const* global) {
     std::uint32_t word;
 #if defined(SLEEPFM_ON_HOST)
-    memcpy(&word, global, sizeof word);
+    word = cuda_on_cpu::load_4<std::uint32_t>(global);
 #else
     asm("ld.global.nc.u32 %0, [%1];\n" : "=r"(word) : "l"(global));
 #endif
@@ -274,7 +274,7 @@ __device__ __forceinline__ void store_16(void* global, Words4 v) {
 
 // ---- arithmetic -----------------------------------------------------------------------------------------------------
 
-// 2^x and log2 x to about 2 units in the last place; subnormal numbers count as 0.
+// 2^x to about 2 units in the last place; subnormal numbers count as 0.
 __device__ __forceinline__ float ex2(float x) {
 #if defined(SLEEPFM_ON_HOST)
     float const y = static_cast<float>(std::exp2(static_cast<double>(x)));
@@ -286,16 +286,6 @@ __device__ __forceinline__ float ex2(float x) {
 #endif
 }
 
-__device__ __forceinline__ float lg2(float x) {
-#if defined(SLEEPFM_ON_HOST)
-    return static_cast<float>(std::log2(static_cast<double>(std::fabs(x) < 1.17549435e-38f ? 0.0f : x)));
-#else
-    float y;
-    asm("lg2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-    return y;
-#endif
-}
-
 // x + y and x y + z, rounded once and brought between 0 and 1; NaN becomes 0.
 __device__ __forceinline__ float add_saturated(float x, float y) {
     float sum;
@@ -303,7 +293,7 @@ __device__ __forceinline__ float add_saturated(float x, float y) {
     sum = x + y;
     sum = sum > 0.0f ? (sum < 1.0f ? sum : 1.0f) : 0.0f;
 #else
-    asm("add.sat.f32 %0, %1, %2;\n" : "=f"(sum) : "f"(x), "f"(y));
+    asm("add.rn.sat.f32 %0, %1, %2;\n" : "=f"(sum) : "f"(x), "f"(y));
 #endif
     return sum;
 }
@@ -406,29 +396,19 @@ __device__ __forceinline__ void bar_arrive(int id, int n_threads) {
 
 // ---- between blocks -------------------------------------------------------------------------------------------------
 
-// What this thread wrote before is seen by the device (the system) before what it writes after.
-__device__ __forceinline__ void fence_device() {
-#if !defined(SLEEPFM_ON_HOST)
-    __threadfence();
-#endif
-}
-
-__device__ __forceinline__ void fence_system() {
-#if !defined(SLEEPFM_ON_HOST)
-    __threadfence_system();
-#endif
-}
-
-// Returns the value before; no order with other accesses (see fence_device).
-__device__ __forceinline__ unsigned atomic_add_u32(unsigned* global, unsigned value) {
+// Returns the value before. Whoever reads the sum, or a later one, with load_acquire sees what this thread wrote
+// before, and what it had seen of others, by a barrier for one.
+__device__ __forceinline__ unsigned atomic_add_release_u32(unsigned* global, unsigned value) {
 #if defined(SLEEPFM_ON_HOST)
     return cuda_on_cpu::atomic_add(global, value);
 #else
-    return atomicAdd(global, value);
+    unsigned before;
+    asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;\n" : "=r"(before) : "l"(global), "r"(value) : "memory");
+    return before;
 #endif
 }
 
-// The same in shared memory; sums of integers do not depend on the order.
+// To a word of shared memory, in no order with other accesses; sums of integers do not depend on it.
 __device__ __forceinline__ void add_shared_u32(unsigned* shared, unsigned value) {
 #if defined(SLEEPFM_ON_HOST)
     *shared += value;
@@ -437,7 +417,7 @@ __device__ __forceinline__ void add_shared_u32(unsigned* shared, unsigned value)
 #endif
 }
 
-// Reads a word that other blocks write; what they wrote before their store_release is seen after it.
+// Reads a word that other blocks add to; what they wrote before they did is seen after it.
 __device__ __forceinline__ unsigned load_acquire(unsigned const* global) {
 #if defined(SLEEPFM_ON_HOST)
     return cuda_on_cpu::load_acquire(global);
@@ -448,18 +428,11 @@ __device__ __forceinline__ unsigned load_acquire(unsigned const* global) {
 #endif
 }
 
-__device__ __forceinline__ void store_release(unsigned* global, unsigned value) {
-#if defined(SLEEPFM_ON_HOST)
-    *global = value;
-#else
-    asm volatile("st.release.gpu.global.u32 [%0], %1;\n" ::"l"(global), "r"(value) : "memory");
-#endif
-}
-
 // All threads of all n_blocks blocks of a cooperative launch, and what they wrote to global memory. *state is 0 before
 // its first use and needs no reset: each barrier adds 2^31 in total, so its highest bit turns when the last block
 // arrives and the lower bits are 0 again. Every thread of the block calls it; memory that was written before it must
-// not be read with load_16_streaming after it.
+// not be read by load_*_read_only or load_16_streaming after it. Additions release and the wait acquires, as in
+// cooperative groups: what the block's other threads wrote is ordered by the block's own barriers on either side.
 __device__ __forceinline__ void grid_barrier(unsigned* state, unsigned n_blocks) {
 #if defined(SLEEPFM_ON_HOST)
     if (cuda_on_cpu::skips_grid_barrier()) {
@@ -469,11 +442,9 @@ __device__ __forceinline__ void grid_barrier(unsigned* state, unsigned n_blocks)
     sync_threads();
     if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
         bool const first = blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0;
-        fence_device();
-        unsigned const before = atomic_add_u32(state, first ? 0x80000000u - (n_blocks - 1) : 1u);
+        unsigned const before = atomic_add_release_u32(state, first ? 0x80000000u - (n_blocks - 1) : 1u);
         while (((before ^ load_acquire(state)) & 0x80000000u) == 0) {
         }
-        fence_device();
     }
     sync_threads();
 }

@@ -112,8 +112,8 @@ def one_direction(
         total = (matrix - largest[:, None]).mul_(scale).exp_().sum(1).double()
         own, largest = own.double(), largest.double()
         lead = scale.double() * (own - largest)
-        # log(1 + total exp(-lead)), without overflow on either side
-        loss = torch.nn.functional.softplus(total.log() - lead, threshold=1000.0)
+        # log(1 + total exp(-lead)), without overflow on either side; above 40 the 1 is below float64's last digit
+        loss = torch.nn.functional.softplus(total.log() - lead, threshold=40.0)
         inverse = 1 / (total + lead.exp())
         missed = torch.sigmoid(total.log() - lead)
         kept = (loss, largest, inverse, missed)

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from sleepfm_fast.ops import contrastive_cpu, contrastive_cuda, contrastive_joint, contrastive_small
 from sleepfm_fast.ops.contrastive_results import allocate_forward
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
+from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
 from sleepfm_fast.reference.contrastive_loss import ContrastiveStatistics, Directions, Mode, problems
 
 __all__ = ["ContrastiveStatistics", "Directions", "Mode", "contrastive_loss", "problems"]
@@ -77,7 +78,8 @@ def contrastive_loss(
     TypeError, ValueError
         For arguments of the wrong type, dtype, device, shape or value.
     NotImplementedError
-        When the gradient itself is to be differentiated.
+        When the gradient itself is to be differentiated, on forward-mode derivatives, and inside the transforms of
+        torch.func (vmap, grad, jvp, ...).
 
     Notes
     -----
@@ -85,6 +87,7 @@ def contrastive_loss(
     CUDA kernels run is chosen by :func:`sleepfm_fast.ops.contrastive_regime.regime`; all take memory that grows with N.
     """
     validate(x, log_temperature, mode, mask, directions, precision)
+    refuse_transforms("contrastive_loss", x, log_temperature)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     log_temperature = log_temperature.to(dtype)
     if _is_joint(x, log_temperature, mode):
@@ -286,10 +289,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError(
-            "contrastive_loss has no second derivative. Use sleepfm_fast.reference.contrastive_loss, which is made of "
-            "differentiable torch operations, where one is needed."
-        )
+        raise no_second_derivative("contrastive_loss")
 
 
 # ---- registration ----------------------------------------------------------------------------------------------------
@@ -346,3 +346,7 @@ LIBRARY.impl("contrastive_loss_forward", contrastive_cpu.forward, "CPU")  # type
 LIBRARY.impl("contrastive_loss_backward", contrastive_cpu.backward, "CPU")  # type: ignore[no-untyped-call]
 LIBRARY.impl("contrastive_loss_forward", contrastive_cuda.forward, "CUDA")  # type: ignore[no-untyped-call]
 LIBRARY.impl("contrastive_loss_backward", contrastive_cuda.backward, "CUDA")  # type: ignore[no-untyped-call]
+refuse_gradients("contrastive_loss_forward", "sleepfm_fast.ops.contrastive_loss")
+refuse_gradients("contrastive_loss_backward", "sleepfm_fast.reference.contrastive_loss, whose gradient has one")
+refuse_gradients("contrastive_loss_forward_keeping", "sleepfm_fast.ops.contrastive_loss")
+refuse_gradients("contrastive_loss_backward_kept", "sleepfm_fast.reference.contrastive_loss, whose gradient has one")

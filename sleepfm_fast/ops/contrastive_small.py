@@ -24,13 +24,23 @@ LARGEST_N = 1024  # cosines are kept, 2 P N^2 of them
 _barriers: dict[tuple[int, int], Tensor] = {}
 
 
-def _barrier(device: torch.device, stream: int) -> Tensor:
-    if torch.cuda.is_current_stream_capturing():  # a graph may be replayed beside anything: its own state, zeroed in it
-        return torch.zeros(1, dtype=torch.int32, device=device)
+def _kept_barrier(device: torch.device, stream: int) -> Tensor:
+    """State that launches on this stream share, made once; for calls that no graph records.
+
+    A graph may be replayed beside anything, so a launch inside one has a state of its own, zeroed in the graph. So has
+    every launch of a registered op: torch.compile may warm it up in the memory of a graph to come, where it refuses
+    (in ``torch._inductor.cudagraph_trees``) what outlives the call.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        return _fresh_barrier(device)
     key = (device.index, stream)
     if key not in _barriers:
-        _barriers[key] = torch.zeros(1, dtype=torch.int32, device=device)
+        _barriers[key] = _fresh_barrier(device)
     return _barriers[key]
+
+
+def _fresh_barrier(device: torch.device) -> Tensor:
+    return torch.zeros(1, dtype=torch.int32, device=device)
 
 
 def _launch(
@@ -46,6 +56,7 @@ def _launch(
     results: tuple[Tensor | None, ...],
     gradient_loss: Tensor | None = None,
     gradients: tuple[Tensor, Tensor] | None = None,
+    keeps_barrier: bool = False,
 ) -> None:
     if x.stride(2) != 1:
         x = x.contiguous()
@@ -54,7 +65,7 @@ def _launch(
     n_bytes = _C.contrastive_small_workspace_bytes(M, N, D, pairwise, gradients is not None)
     workspace = torch.empty(n_bytes, dtype=torch.uint8, device=x.device)
     stream = torch.cuda.current_stream(x.device).cuda_stream
-    barrier = _barrier(x.device, stream)
+    barrier = _kept_barrier(x.device, stream) if keeps_barrier else _fresh_barrier(x.device)
     _C.contrastive_small(
         x.data_ptr(),
         DTYPE_CODES[x.dtype],
@@ -128,7 +139,8 @@ def forward_keeping(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Forward of all samples and, in the same launch, the gradients for a loss whose own gradient is 1.
 
-    The seventh result ``kept`` holds them for :func:`backward_kept`: float32 ``[M N D + 1]`` as bytes.
+    The seventh result ``kept`` holds them for :func:`backward_kept`: float32 ``[M N D + 1]`` as bytes. Not for code
+    that torch.compile traces, see :func:`_kept_barrier`.
     """
     results = allocate_forward(x, mode)
     kept = torch.empty(x.numel() + 1, dtype=torch.float32, device=x.device)
@@ -138,6 +150,7 @@ def forward_keeping(
         given_state=False,
         results=results,
         gradients=gradients,
+        keeps_barrier=True,
     )
     return *results, kept.view(torch.uint8)
 

@@ -16,6 +16,7 @@ from sleepfm_fast import _C
 from sleepfm_fast.ops.mbconv import validate
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
+from sleepfm_fast.ops.unsupported import refuse_gradients, refuse_transforms
 
 __all__ = ["Block", "Norm", "Stem", "encoder_evaluate"]
 
@@ -83,7 +84,7 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block]) -> Tensor:
     TypeError, ValueError
         For arguments of the wrong type, device, shape or value.
     NotImplementedError
-        Where a gradient is wanted.
+        Where a gradient is wanted, and inside the transforms of torch.func.
 
     Notes
     -----
@@ -125,6 +126,7 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block]) -> Tensor:
     tensors = [stem.weight, stem.bias, *stem.norm.tensors()]
     for block in blocks:
         tensors += [*block.weights, *block.running, *(block.after.tensors() if block.after else [])]
+    refuse_transforms("encoder_evaluate", x, *tensors)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):
         raise NotImplementedError(
             "encoder_evaluate has no gradient; call it under torch.no_grad(), or use "
@@ -193,3 +195,4 @@ def _run(x: Tensor, tensors: list[Tensor], strides: list[int], kinds: list[int],
 
 
 LIBRARY.impl("encoder_evaluate", _run, "CPU")
+refuse_gradients("encoder_evaluate", "sleepfm_fast.reference.encoder_evaluate")

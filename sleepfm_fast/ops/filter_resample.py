@@ -9,6 +9,7 @@ import torch
 from sleepfm_fast import _C
 from sleepfm_fast.filters import FILTER_COLUMNS
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
+from sleepfm_fast.ops.unsupported import refuse_gradients
 
 if TYPE_CHECKING:
     from sleepfm_fast.filters import FilterBank
@@ -250,3 +251,5 @@ for _device in ("CPU", "CUDA"):
     LIBRARY.impl("filter_resample_out", _run_into, _device)
 torch.library.register_fake("sleepfm_fast::filter_resample", _fake, lib=LIBRARY)
 torch.library.register_fake("sleepfm_fast::filter_resample_out", _fake_into, lib=LIBRARY)
+for _op in ("filter_resample", "filter_resample_out"):
+    refuse_gradients(_op, "arguments that require none: recordings have no gradient")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sleepfm_fast import _C
 from sleepfm_fast.ops.registry import LIBRARY
+from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
 
 __all__ = ["max_pool"]
 
@@ -33,7 +34,7 @@ def max_pool(x: Tensor) -> Tensor:
     TypeError, ValueError
         For an x of the wrong type, device or shape.
     NotImplementedError
-        For second derivatives.
+        For second derivatives, and inside the transforms of torch.func.
     """
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}; max_pool needs at least one sample.")
@@ -41,6 +42,7 @@ def max_pool(x: Tensor) -> Tensor:
         raise TypeError(f"x is {x.dtype}; max_pool takes float32. sleepfm_fast.reference.max_pool takes any.")
     if x.device.type not in ("cpu", "meta"):
         raise ValueError(f"x is on {x.device}; max_pool runs on cpu. Use sleepfm_fast.reference.max_pool.")
+    refuse_transforms("max_pool", x)
     if torch.is_grad_enabled() and x.requires_grad:
         return _MaxPool.apply(x)  # type: ignore[no-any-return, no-untyped-call]
     return torch.ops.sleepfm_fast.max_pool_forward(x)  # type: ignore[no-any-return]
@@ -55,9 +57,7 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensor:  # type: ignore[override]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            raise NotImplementedError(
-                "max_pool has no second derivative; use sleepfm_fast.reference.max_pool where one is needed."
-            )
+            raise no_second_derivative("max_pool")
         return torch.ops.sleepfm_fast.max_pool_backward(dy, *ctx.saved_tensors)  # type: ignore[no-any-return]
 
 
@@ -96,3 +96,5 @@ def _backward(dy: Tensor, x: Tensor) -> Tensor:
 
 LIBRARY.impl("max_pool_forward", _forward, "CPU")
 LIBRARY.impl("max_pool_backward", _backward, "CPU")
+refuse_gradients("max_pool_forward", "sleepfm_fast.ops.max_pool")
+refuse_gradients("max_pool_backward", "sleepfm_fast.reference.max_pool, whose gradient can be differentiated")

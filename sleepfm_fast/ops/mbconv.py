@@ -14,6 +14,7 @@ from torch import Tensor
 from sleepfm_fast import _C
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
+from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
 
 __all__ = ["mbconv"]
 
@@ -85,7 +86,8 @@ def mbconv(
     TypeError, ValueError
         For arguments of the wrong type, device, shape or value.
     NotImplementedError
-        When gradients are asked for with ``running``: there the block is only evaluated.
+        When gradients are asked for with ``running``: there the block is only evaluated. For second derivatives, and
+        inside the transforms of torch.func.
 
     Notes
     -----
@@ -95,6 +97,7 @@ def mbconv(
     """
     weights = (w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3)
     validate(x, weights, stride, running)
+    refuse_transforms("mbconv", x, *weights)
     if residual and (stride != 1 or x.shape[1] != len(w3)):
         raise ValueError(
             f"a residual needs stride 1 and as many channels out as in; got stride {stride}, {x.shape[1]} channels in "
@@ -174,9 +177,7 @@ class _MBConv(torch.autograd.Function):
         x, *weights, seed, c1, c2, statistics, moments = ctx.saved_tensors
         arguments = (dy, x, list(weights), seed, c1, c2, statistics, moments, *ctx.options)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            raise NotImplementedError(
-                "mbconv has no second derivative; use sleepfm_fast.reference.mbconv where one is needed."
-            )
+            raise no_second_derivative("mbconv")
         return (None, None, None, None, None, *torch.ops.sleepfm_fast.mbconv_backward(*arguments))
 
 
@@ -349,3 +350,6 @@ def _backward(
 LIBRARY.impl("mbconv_forward", _forward, "CPU")
 LIBRARY.impl("mbconv_evaluate", _evaluate, "CPU")
 LIBRARY.impl("mbconv_backward", _backward, "CPU")
+refuse_gradients("mbconv_forward", "sleepfm_fast.ops.mbconv")
+refuse_gradients("mbconv_evaluate", "sleepfm_fast.reference.mbconv")
+refuse_gradients("mbconv_backward", "sleepfm_fast.reference.mbconv, whose gradient can be differentiated")

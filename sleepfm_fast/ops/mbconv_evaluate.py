@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sleepfm_fast import _C
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
+from sleepfm_fast.ops.unsupported import refuse_gradients, refuse_transforms
 
 __all__ = ["DTYPES", "PackedMBConv", "covers", "mbconv_evaluate", "pack"]
 
@@ -146,10 +147,11 @@ def mbconv_evaluate(x: Tensor, block: PackedMBConv) -> Tensor:
     TypeError, ValueError
         For an x of another type, shape or device; :func:`sleepfm_fast.reference.mbconv_evaluate` takes any.
     NotImplementedError
-        Where a gradient of x is wanted.
+        Where a gradient of x is wanted, and inside the transforms of torch.func.
     """
     if x.dtype != block.dtype:
         raise TypeError(f"mbconv_evaluate: x is {x.dtype}, the block was packed for {block.dtype}.")
+    refuse_transforms("mbconv_evaluate", x)
     if x.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
             "mbconv_evaluate has no gradient; call it under torch.no_grad(), or use the reference's."
@@ -223,4 +225,5 @@ def _refuse(x: Tensor, packed: Tensor, bias: Tensor, width: int, n_out: int, str
 
 LIBRARY.impl("mbconv_evaluate_packed", _run, "CUDA")
 LIBRARY.impl("mbconv_evaluate_packed", _refuse, "CPU")
+refuse_gradients("mbconv_evaluate_packed", "sleepfm_fast.reference.mbconv_evaluate")
 torch.library.register_fake("sleepfm_fast::mbconv_evaluate_packed", _fake, lib=LIBRARY)

@@ -13,6 +13,7 @@ from torch import Tensor
 from sleepfm_fast import _C
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
+from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
 
 __all__ = ["stem"]
 
@@ -45,7 +46,7 @@ def stem(
     TypeError, ValueError
         For arguments of the wrong type, device, shape or value.
     NotImplementedError
-        When x requires a gradient, and for second derivatives.
+        When x requires a gradient, for second derivatives, and inside the transforms of torch.func.
 
     Notes
     -----
@@ -68,6 +69,7 @@ def stem(
             raise TypeError(f"{name} is {tensor.dtype}; stem takes float32. sleepfm_fast.reference.stem takes any.")
         if tensor.device.type not in ("cpu", "meta"):
             raise ValueError(f"{name} is on {tensor.device}; stem runs on cpu. Use sleepfm_fast.reference.stem.")
+    refuse_transforms("stem", x, *weights)
     if len(x) * ((x.shape[2] - 1) // 2 + 1) < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; a batch norm needs more than one value a channel to train.")
     if torch.is_grad_enabled():
@@ -94,9 +96,7 @@ class _Stem(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            raise NotImplementedError(
-                "stem has no second derivative; use sleepfm_fast.reference.stem where one is needed."
-            )
+            raise no_second_derivative("stem")
         dw, dgamma, dbeta = torch.ops.sleepfm_fast.stem_backward(dy, *ctx.saved_tensors, ctx.eps)
         return None, dw, torch.zeros_like(dbeta), dgamma, dbeta, None
 
@@ -169,3 +169,5 @@ def _backward(
 
 LIBRARY.impl("stem_forward", _forward, "CPU")
 LIBRARY.impl("stem_backward", _backward, "CPU")
+refuse_gradients("stem_forward", "sleepfm_fast.ops.stem")
+refuse_gradients("stem_backward", "sleepfm_fast.reference.stem, whose gradient can be differentiated")

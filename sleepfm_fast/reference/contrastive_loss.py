@@ -112,7 +112,7 @@ def contrastive_loss(
             own = matrix.diagonal()[:, None]
             ahead = (matrix > own) | ((matrix == own) & (target[None] < target[:, None]))
             rank = torch.full((N,), -1, dtype=torch.int32, device=x.device)
-            rank[index] = ahead.sum(1, dtype=torch.int32)
+            rank = rank.index_copy(0, index, ahead.sum(1, dtype=torch.int32))  # not in place: vmap takes it
             losses.append(each.detach().sum() / max(len(index), 1))
             correct.append((rank == 0).sum())
             ranks.append(rank)

@@ -11,6 +11,7 @@ using sleepfm::DType;
 struct EmulatedQueue {
     cuda_on_cpu::Options& options;
     std::int64_t planted;
+    std::int64_t most_shared_bytes;  // of a block on the device
     std::int64_t n_launches = 0;
     int status = 0;
 
@@ -18,6 +19,12 @@ struct EmulatedQueue {
     void operator()(void (*kernel)(Parameters...), sleepfm::cuda::Grid grid, int threads, std::int64_t shared_bytes,
                     Arguments const&... arguments) {
         if (status != 0) {
+            return;
+        }
+        if (shared_bytes > most_shared_bytes) {
+            snprintf(options.message, sizeof options.message, "%lld bytes of shared memory; the device gives %lld",
+                     static_cast<long long>(shared_bytes), static_cast<long long>(most_shared_bytes));
+            status = 1;
             return;
         }
         cuda_on_cpu::Launch launch;
@@ -85,7 +92,7 @@ extern "C" std::int64_t forward_bytes(Problem const* problem) {
 
 extern "C" int forward(cuda_on_cpu::Options* options, Problem const* problem, float* loss, float* losses,
                        std::int64_t* correct, std::int32_t* ranks, std::int64_t* n_valid, double* state) {
-    EmulatedQueue queue{*options, problem->planted};
+    EmulatedQueue queue{*options, problem->planted, problem->shared_bytes};
     sleepfm::cuda::launch_forward(queue, {problem->input(), loss, losses, correct, ranks, n_valid, state},
                                   problem->options(), problem->limits());
     return queue.status;
@@ -99,7 +106,7 @@ extern "C" std::int64_t backward_bytes(Problem const* problem) {
 extern "C" int backward(cuda_on_cpu::Options* options, Problem const* problem, float const* gradient_loss,
                         std::int64_t const* n_valid, double const* state, void* gradient_x,
                         float* gradient_log_temperature) {
-    EmulatedQueue queue{*options, problem->planted};
+    EmulatedQueue queue{*options, problem->planted, problem->shared_bytes};
     sleepfm::cuda::launch_backward(
         queue, {problem->input(), gradient_loss, n_valid, state, gradient_x, gradient_log_temperature},
         problem->options(), problem->limits(), problem->chunk_bytes);

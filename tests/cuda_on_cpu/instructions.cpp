@@ -68,6 +68,8 @@ enum Fault {
     barrier_in_branch,
     streaming_from_output,
     unaligned,
+    unaligned_word,
+    word_from_output,
     overrun_shared,
     no_warp_sync,
     early_overwrite,
@@ -147,6 +149,12 @@ void sum_kernel(float* x, int n, float* y, Fault fault) {
     }
     if (fault == unaligned) {
         sum += static_cast<float>(ptx::load_16(x + 1).word[0]);
+    }
+    if (fault == unaligned_word) {
+        sum += static_cast<float>(ptx::load_4_read_only(reinterpret_cast<char const*>(x) + 2));
+    }
+    if (fault == word_from_output) {
+        sum += static_cast<float>(ptx::load_4_read_only(y));
     }
     if (fault == overrun_shared) {
         spare[thread] = sum;
@@ -282,6 +290,15 @@ extern "C" int product(Options* options, std::uint16_t const* a, std::uint16_t c
 extern "C" int sum(Options* options, float* x, std::int64_t n, float* y, std::int64_t fault) {
     return cuda_on_cpu::launch(*options, {{1}, {128}, 4 * 100},
                                [=] { sum_kernel(x, static_cast<int>(n), y, static_cast<Fault>(fault)); });
+}
+
+// A kernel that does nothing, launched as asked for.
+extern "C" int launch_of(Options* options, std::int64_t n_blocks, std::int64_t rows, std::int64_t n_threads,
+                         std::int64_t shared_bytes) {
+    cuda_on_cpu::Launch const launch{{static_cast<unsigned>(n_blocks), static_cast<unsigned>(rows)},
+                                     {static_cast<unsigned>(n_threads)},
+                                     static_cast<std::size_t>(shared_bytes)};
+    return cuda_on_cpu::launch(*options, launch, [] {});
 }
 
 extern "C" int reverse(Options* options, float const* x, float* y, std::int64_t fault) {

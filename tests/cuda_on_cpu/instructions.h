@@ -230,9 +230,19 @@ void mma_m16n8k16(float (&d)[4], std::uint32_t const (&a)[4], std::uint32_t cons
 
 // ---- copies ---------------------------------------------------------------------------------------------------------
 
-inline void check_global(char const* what, void const* address) {
-    if (reinterpret_cast<std::uintptr_t>(address) % 16 != 0) {
-        fault("%s: the address in global memory is not a multiple of 16", what);
+inline void check_global(char const* what, void const* address, std::size_t bytes = 16) {
+    if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) {
+        fault("%s: the address in global memory is not a multiple of %zu", what, bytes);
+    }
+}
+
+inline void check_not_written(void const* global) {
+    Buffer const* const buffer = buffer_of(global);
+    if (buffer != nullptr && buffer->writable) {
+        fault(
+            "the read-only path reads buffer '%s', which this kernel may write: it may give old "
+            "bytes, use load_16",
+            buffer->name.c_str());
     }
 }
 
@@ -285,17 +295,20 @@ template <typename Words>
 Words load_16(void const* global, bool streaming) {
     check_global(streaming ? "load_16_streaming" : "load_16", global);
     if (streaming) {
-        Buffer const* const buffer = buffer_of(global);
-        if (buffer != nullptr && buffer->writable) {
-            fault(
-                "the read-only path reads buffer '%s', which this kernel may write: it may give old "
-                "bytes, use load_16",
-                buffer->name.c_str());
-        }
+        check_not_written(global);
     }
     Words words;
     memcpy(&words, global, sizeof words);
     return words;
+}
+
+template <typename Word>
+Word load_4(void const* global) {
+    check_global("load_4", global, 4);
+    check_not_written(global);
+    Word word;
+    memcpy(&word, global, sizeof word);
+    return word;
 }
 
 template <typename Words>

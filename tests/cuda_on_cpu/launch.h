@@ -146,7 +146,26 @@ inline void run_blocks(std::vector<Dim3> const& indices, Launch const& launch) {
     m.blocks.clear();
 }
 
+// What a device refuses to launch: cudaErrorInvalidConfiguration, an empty grid among it, and cudaErrorInvalidValue.
+inline void check_launch(Launch const& launch) {
+    constexpr std::uint64_t most_shared_bytes = 227 * 1024;  // of compute capability 9.0
+    Dim3 const grid = launch.grid, block = launch.block;
+    std::uint64_t const n_threads = std::uint64_t{block.x} * block.y * block.z;
+    if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
+        fault("a grid of %u x %u x %u blocks; a device takes 1 to 2^31 - 1, 1 to 65535, 1 to 65535", grid.x, grid.y,
+              grid.z);
+    }
+    if (n_threads < 1 || n_threads > 1024) {
+        fault("a block of %llu threads; a device takes 1 to 1024", static_cast<unsigned long long>(n_threads));
+    }
+    if (launch.shared_bytes > most_shared_bytes) {
+        fault("%zu bytes of dynamic shared memory; no device gives a block more than %llu", launch.shared_bytes,
+              static_cast<unsigned long long>(most_shared_bytes));
+    }
+}
+
 inline void run_grid(Launch const& launch) {
+    check_launch(launch);
     gridDim = launch.grid;
     blockDim = launch.block;
     std::vector<Dim3> indices;

@@ -1,0 +1,153 @@
+"""Command: a probe's result + embeddings of any nights -> every clip's class: tables, hypnograms, a night's figures."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import tyro
+
+from sleepfm_fast.command import run, say
+from sleepfm_fast.errors import SleepfmError
+
+if TYPE_CHECKING:
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.results import Result
+
+__all__ = ["Config", "cli", "main"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Apply the classifier that probe fitted to the nights of any embeddings folder, scored or not.
+
+    The folder must come from the model whose embeddings the probe was fitted on (of features: have the same ones). Of
+    sleep stages, PREDICTIONS holds hypnograms as EDF+ annotations and as CSV, and sleep figures of every night; of
+    every task, a table with each clip's class and probabilities.
+    """
+
+    result: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULT")]
+    """Result folder written by `python -m sleepfm_fast.probe`, such as RUN/results/stage."""
+    embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
+    """Embeddings (or features) of the nights to classify, made by embed (or features)."""
+    predictions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTIONS")]
+    """Folder to write."""
+    correct_prior: bool = False
+    """Weigh the classes by their frequency among the probe's training clips. As fitted all classes count as equally
+    frequent, which finds the rare ones (N1) and calls others so too often; the probe's figures are of that."""
+    store: Path | None = None
+    """Clip store of the nights, which says when they started; by default where the embeddings were made from."""
+    overwrite: bool = False
+    """Replace PREDICTIONS that stand there."""
+
+
+def same_source(result: Result, embeddings: Embeddings) -> None:
+    """Raise unless the folder's columns are those that the probe was fitted on."""
+    record, about = result.record, embeddings.description
+    if record.get("features") != (embeddings.features or None):
+        raise SleepfmError(
+            f"{result.path} was fitted on {'features' if record.get('features') else 'embeddings'}, and "
+            f"{embeddings.path} holds {'other features' if embeddings.features else 'embeddings'}."
+        )
+    lacking = [name for name in record["modalities"] if name not in embeddings.modalities]
+    if lacking:
+        raise SleepfmError(f"{embeddings.path} has no {', '.join(lacking)}, which {result.path} was fitted on.")
+    made_by = (about.presets.get("weights") or {}).get("sha256")
+    if record.get("weights") != made_by:
+        raise SleepfmError(
+            f"{embeddings.path} was embedded by other weights ({about.run}) than those {result.path} was fitted on "
+            f"({record.get('encoder')}). Embed the nights with that run: python -m sleepfm_fast.embed RUN STORE."
+        )
+
+
+def prior_of(result: Result) -> npt.NDArray[np.float64]:
+    """How frequent each class was among the training clips."""
+    try:
+        prior = result.record["calibration"]["prior"]
+        return np.array([prior[result.record["class_names"][k]] for k in result.record["trained_classes"]])
+    except (KeyError, TypeError, IndexError):
+        raise SleepfmError(
+            f"{result.path} does not say how frequent its classes were; run probe again, or leave --correct-prior out."
+        ) from None
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Classify every clip that has the modalities; returns what ends the command."""
+    from sleepfm_fast.predictions import claimed_predictions
+
+    with claimed_predictions(config.predictions, overwrite=config.overwrite):
+        return _predicted(config)
+
+
+def _predicted(config: Config) -> dict[str, Any]:
+    """Classify and write."""
+    from sleepfm_fast.calibration import correct_for_prior
+    from sleepfm_fast.classification import probability_of
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.logistic import Features, model_of
+    from sleepfm_fast.penalty import scores
+    from sleepfm_fast.predictions import Predicted, starts_of, write_predictions
+    from sleepfm_fast.results import read_result
+    from sleepfm_fast.tasks import TASKS, labels_of
+
+    started = time.perf_counter()
+    result = read_result(config.result)
+    model = model_of(result)
+    embeddings = Embeddings(config.embeddings)
+    same_source(result, embeddings)
+    task = TASKS[result.record["task"]]
+    modalities = tuple(result.record["modalities"])
+    whole = np.asarray(embeddings.mask)[:, [embeddings.modalities.index(m) for m in modalities]].all(axis=1)
+    clips = np.flatnonzero(whole)
+    if not clips.size:
+        raise SleepfmError(f"no clip of {config.embeddings} has all of {', '.join(modalities)}.")
+    if clips.size < len(embeddings):
+        say(f"notice: {len(embeddings) - clips.size} clips lack one of {', '.join(modalities)} and get no class")
+    if Path(embeddings.description.store).resolve() == Path(str(result.record.get("store"))).resolve():
+        say("notice: the probe was fitted on subjects of this store; what it says of them is no test of it.")
+    odds = scores(Features(embeddings, clips, modalities), model)
+    p = probability_of(odds)
+    p = correct_for_prior(p, prior_of(result) if config.correct_prior else np.ones(p.shape[1]))
+    probability = np.full((len(embeddings), p.shape[1]), np.nan)
+    probability[clips] = p
+    about = embeddings.description
+    everything = np.arange(len(embeddings))
+    found = Predicted(
+        tuple(task.names[k] for k in model.classes),
+        probability,
+        np.asarray(embeddings.recording),
+        np.asarray(embeddings.subject),
+        np.asarray(embeddings.onset_s, np.float64),
+        labels_of(embeddings, result.record["task"], everything),
+        task.names,
+        about.recordings,
+        about.subjects,
+    )
+    record = {
+        "command": "predict",
+        "result": str(config.result),
+        "embeddings": str(config.embeddings),
+        "store": about.store,
+        "task": result.record["task"],
+        "modalities": modalities,
+        "correct_prior": config.correct_prior,
+    }
+    staged = result.record["task"] == "stage"
+    starts = starts_of(config.store or Path(about.store), about.recordings) if staged else {}
+    written = write_predictions(config.predictions, record, found, starts, hypnograms=staged)
+    return {**written, "predictions": str(config.predictions), "seconds": round(time.perf_counter() - started, 3)}
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Run the command with ``argv`` or the process's own arguments."""
+    return run(Config, main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

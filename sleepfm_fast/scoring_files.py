@@ -1,0 +1,147 @@
+"""Which file of labels belongs to which recording: by its name, and by its folders where names repeat."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from sleepfm_fast.scoring import ScoringError
+
+__all__ = ["find_scoring", "namesakes_of"]
+
+# Beside a recording, in this order: S is the recording's name without its suffix.
+BESIDE = (
+    *("-nsrr.xml", "-profusion.xml", ".xml", "-hypnogram.edf", "_hypnogram.edf", ".st"),
+    *(".csv", ".tsv", "-stages.csv", "_stages.csv", "-hypnogram.csv", "_hypnogram.csv", "-annotations.csv"),
+    *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
+    *(".txt", "-stages.txt", "_stages.txt", "-hypnogram.txt", "_hypnogram.txt", "_hypnogram.tsv"),
+)
+
+
+def namesakes_of(recordings: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
+    """Recordings that share a file name without suffix, by that name in lower case; names of one recording are left."""
+    found: dict[str, list[Path]] = {}
+    for path in recordings:
+        found.setdefault(path.stem.casefold(), []).append(path)
+    return {stem: tuple(paths) for stem, paths in found.items() if len({path.parent for path in paths}) > 1}
+
+
+def find_scoring(
+    recording_path: str | Path,
+    labels: str | Path | None = None,
+    namesakes: Mapping[str, Sequence[Path]] | None = None,
+) -> Path | None:
+    """Find the file of labels that belongs to a recording.
+
+    Parameters
+    ----------
+    recording_path : str or Path
+        The recording ``S.edf``.
+    labels : str or Path, optional
+        A file, which is taken as it is, or a folder, searched with all its subfolders. By default the recording's own
+        folder is searched, without subfolders.
+    namesakes : mapping of str to sequence of Path, optional
+        The cohort's recordings that share a name, as :func:`namesakes_of` gives them.
+
+    Returns
+    -------
+    Path or None
+        Of the names that are there, the first of ``S-nsrr.xml``, ``S-profusion.xml``, ``S.xml``, ``S-Hypnogram.edf``,
+        ``S.st``, ``S.csv``, ``S.txt`` and the like; for Sleep-EDF, ``SC4001EC-Hypnogram.edf`` belongs to
+        ``SC4001E0-PSG.edf``. Of several files of one name in ``labels``, the one whose folders are named like the
+        recording's: ``scoring/site/s1/night1.csv`` for ``edf/site/s1/night1.edf``; and never one whose folders are
+        more like those of a namesake. None where there is none: the recording's own annotations may still hold the
+        scoring.
+
+    Raises
+    ------
+    SleepfmError
+        When ``labels`` does not exist, or the folders do not tell whose a scoring is.
+    """
+    recording_path = Path(recording_path)
+    stem = recording_path.stem.casefold()
+    sleep_edf = re.fullmatch(r"(s[ct]\d{4}[a-z])\w-psg", stem)
+    bids = re.fullmatch(r"(.+)_(?:eeg|psg)", stem)
+    if labels is None:
+        # A cohort may keep thousands of nights in one folder: only what is named like this one is looked at.
+        match = sleep_edf or bids
+        start = match[1] if match is not None else stem
+        folder = recording_path.parent
+        with os.scandir(folder) as entries:
+            names = files_by_name(folder / e.name for e in entries if e.name.casefold().startswith(start))
+    else:
+        labels = Path(labels)
+        if labels.is_file():
+            return labels
+        if not labels.is_dir():
+            raise ScoringError(f"labels {labels}: there is no such file or folder.")
+        names = files_below(labels, labels.stat().st_mtime_ns)
+    groups = [names.get(stem + suffix, ()) for suffix in BESIDE]
+    if sleep_edf:
+        pattern = re.compile(re.escape(sleep_edf[1]) + r"\w-hypnogram\.edf")
+        groups += [names[name] for name in sorted(names) if pattern.fullmatch(name)]
+    if bids:
+        groups += [names.get(bids[1] + s, ()) for s in ("_hypnogram.tsv", "_events.tsv", "_hypnogram.csv")]
+    same = recording_path.resolve()
+    for group in groups:
+        files = [path for path in group if path.resolve() != same]
+        if labels is None and files:
+            return files[0]
+        others = [path for path in (namesakes or {}).get(stem, ()) if path.resolve() != same]
+        if files and (found := owned(recording_path, files, others, labels)) is not None:
+            return found
+    return None
+
+
+def owned(recording: Path, files: Sequence[Path], others: Sequence[Path], labels: Path | None) -> Path | None:
+    """Return the one of several scorings of one name that is this recording's by its folders, None where none is."""
+    likeness = {file: alike(recording, file) for file in files}
+    rivals = {file: max((alike(other, file) for other in others), default=None) for file in files}
+    mine = [file for file in files if (rival := rivals[file]) is None or rival <= likeness[file]]
+    if not mine:
+        return None
+    best = max(likeness[file] for file in mine)
+    chosen = [file for file in mine if likeness[file] == best]
+    if len(chosen) > 1:
+        raise ScoringError(
+            f"{recording}: {labels} holds {len(files)} files named {files[0].name}, and the folders do not tell which "
+            "is its scoring. Put scorings in folders named like the recordings' (site/subject/...), or give them "
+            "different names."
+        )
+    if rivals[chosen[0]] == best:
+        n = 1 + sum(alike(other, chosen[0]) == best for other in others)
+        raise ScoringError(
+            f"{recording}: {chosen[0]} is named like {n} of the recordings given, and the folders do not tell whose "
+            "scoring it is. Put scorings in folders named like the recordings' (site/subject/...), or give the "
+            "recordings different names."
+        )
+    return chosen[0]
+
+
+def alike(recording: Path, file: Path) -> tuple[int, int]:
+    """How many folders, from the file up, have the same names, and how many names of folders both have anywhere."""
+    mine = [part.casefold() for part in recording.parent.resolve().parts[::-1]]
+    theirs = [part.casefold() for part in file.parent.resolve().parts[::-1]]
+    n_equal = next(
+        (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(map(len, (mine, theirs)))
+    )
+    return n_equal, len(set(mine) & set(theirs))
+
+
+@lru_cache(maxsize=8)
+def files_below(folder: Path, modified_ns: int) -> dict[str, tuple[Path, ...]]:
+    """List a folder and its subfolders once for all recordings, or again when ``modified_ns`` has changed."""
+    return files_by_name(folder.rglob("*"))
+
+
+def files_by_name(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
+    """Files by case-folded name, those of one name in the order of their paths."""
+    found: dict[str, tuple[Path, ...]] = {}
+    for path in sorted(paths):
+        if path.is_file():
+            name = path.name.casefold()
+            found[name] = (*found.get(name, ()), path)
+    return found

@@ -1,0 +1,50 @@
+"""Which visit of its subject a recording is of, as its name or its folders tell it.
+
+Cohorts that saw people several times have a row of their tables for every visit, and names such as ``shhs2-200077.edf``
+(Sleep Heart Health Study), ``mros-visit1-aa0001.edf``, ``wsc-visit3-10119-nsrr.edf``, ``chat-followup-300001.edf`` or
+``sub-01_ses-2.edf`` (BIDS).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+__all__ = ["EXAMPLES", "told_visit", "visit_of"]
+
+EXAMPLES = "shhs2-200077.edf, mros-visit1-aa0001.edf, or a folder visit2"
+NUMBERED = re.compile(r"(?<![a-z])(?:(?:visit|session|ses)[-_. ]?|shhs)0*([1-9][0-9]?)(?![0-9])")
+"""A word for a visit with its number, below 100. Other words with a number, as ``aa0001`` and ``n2``, tell none."""
+WORD = re.compile(r"[a-z0-9]+")
+
+
+def visit_of(cell: str) -> str:
+    """A table's visit as names tell it: ``02``, ``2.0`` and ``Visit 2`` are ``2``; a word stays itself."""
+    text = cell.strip().casefold()
+    number = re.fullmatch(r"(?:visit|session|ses)?[-_. ]*0*([0-9]+)(?:\.0*)?", text)
+    return number[1] if number is not None else text
+
+
+def told_visit(path: Path, visits: Collection[str]) -> str | None:
+    """The visit that the name of a recording tells, or else the nearest folder that tells one.
+
+    Parameters
+    ----------
+    path : Path
+    visits : collection of str
+        The table's, by :func:`visit_of`; its words (``baseline``) are looked for too.
+
+    Returns
+    -------
+    str or None
+        As :func:`visit_of` writes it, whether the table has it or not; None where nothing tells a visit, or a name
+        tells two.
+    """
+    words = {visit for visit in visits if not visit.isdigit()}
+    for name in (path.stem, *(folder.name for folder in path.parents)):
+        folded = name.casefold()
+        found = set(NUMBERED.findall(folded)) | (words & set(WORD.findall(folded)))
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None

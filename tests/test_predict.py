@@ -1,0 +1,167 @@
+"""A probe applied to other nights: the same scores, tables, hypnograms that other readers read, sleep figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from datetime import datetime
+
+import numpy as np
+import pytest
+from synthetic_embeddings import columns_of, write_folder
+
+from sleepfm_fast import predict, probe, transfer
+from sleepfm_fast.annotations import read_scoring
+from sleepfm_fast.embeddings import Embeddings
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.labels import clip_labels
+from sleepfm_fast.predictions import edf_hypnogram, night_figures
+from sleepfm_fast.results import read_result
+from sleepfm_fast.stages import STAGES
+
+SPLIT_OF = np.array([0] * 6 + [1] + [2] * 3)
+
+
+def planted(path, *, seed=0, split_of=SPLIT_OF, n_each=20, labelled=True, drop=0.0, **description):
+    """Embeddings whose first coordinates tell the stage; ``drop`` of the clips lack a modality."""
+    rng = np.random.default_rng(seed)
+    subject = np.repeat(np.arange(len(split_of)), n_each)
+    label = rng.integers(0, 5, subject.size)
+    x = rng.standard_normal((subject.size, 3, 12))
+    x[np.arange(subject.size), :, label] += 2.5
+    columns = columns_of(subject, split_of[subject], stage=label if labelled else None)
+    mask = np.ones((subject.size, 3), bool)
+    mask[:, 1] = rng.random(subject.size) >= drop
+    return write_folder(path, x, columns, mask=mask, **description)
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.fixture
+def fitted(tmp_path):
+    folder = planted(tmp_path / "emb", presets={"weights": {"sha256": "a"}})
+    probe.main(probe.Config(folder, "stage", tmp_path / "result", bootstraps=0))
+    return folder, tmp_path / "result"
+
+
+def test_test_clips_get_the_probes_own_probabilities(fitted, tmp_path, capsys):
+    folder, result = fitted
+    done = predict.main(predict.Config(result, folder, tmp_path / "out"))
+    assert "no test of it" in capsys.readouterr().err
+    own, rows = read_result(result), rows_of(tmp_path / "out" / "predictions.csv")
+    assert len(rows) == done["clips"] == len(Embeddings(folder))
+    expected = own.array("probability")
+    for clip, label, p in zip(own.array("clip"), own.array("label"), expected, strict=True):
+        row = rows[clip]
+        assert [float(row[f"p_{name}"]) for name in STAGES] == pytest.approx(p.tolist(), abs=2e-5)
+        assert (row["predicted"], row["scored"]) == (STAGES[p.argmax()], STAGES[label])
+        assert (row["subject"], row["recording"]) == (f"s{clip // 20:03d}", f"s{clip // 20:03d}_night1")
+        assert float(row["onset_s"]) == 30 * (clip % 20)
+    assert sum(done["predicted"].values()) == len(rows)
+
+
+def test_correcting_the_prior_multiplies_by_the_training_frequencies(fitted, tmp_path):
+    folder, result = fitted
+    for name, more in (("plain", {}), ("corrected", {"correct_prior": True})):
+        predict.main(predict.Config(result, folder, tmp_path / name, **more))
+    plain, corrected = (rows_of(tmp_path / name / "predictions.csv") for name in ("plain", "corrected"))
+    prior = np.array([read_result(result).record["calibration"]["prior"][name] for name in STAGES])
+    for a, b in zip(plain[::17], corrected[::17], strict=True):
+        p = np.array([float(a[f"p_{name}"]) for name in STAGES]) * prior
+        assert [float(b[f"p_{name}"]) for name in STAGES] == pytest.approx((p / p.sum()).tolist(), abs=1e-4)
+
+
+def test_unscored_nights_get_hypnograms_that_are_read_back(fitted, tmp_path, capsys):
+    _, result = fitted
+    store = tmp_path / "store"
+    (store / "recordings").mkdir(parents=True)
+    start = datetime(2024, 2, 28, 23, 59, 30, 250000)
+    for i in range(2):
+        text = json.dumps({"start": start.isoformat() if i == 0 else None})
+        (store / "recordings" / f"s{i:03d}_night1.json").write_text(text)
+    new = planted(
+        tmp_path / "new", seed=5, split_of=np.array([0, 2]), labelled=False, drop=0.3, store=str(store),
+        presets={"weights": {"sha256": "a"}}, run="elsewhere/x",
+    )  # fmt: skip
+    done = predict.main(predict.Config(result, new, tmp_path / "out"))
+    assert "s001_night1" in capsys.readouterr().err, "whose start is not known"
+    rows = rows_of(tmp_path / "out" / "predictions.csv")
+    lacking = ~np.asarray(Embeddings(new).mask)[:, 1]
+    assert [row["predicted"] == "" for row in rows] == lacking.tolist()
+    assert done["clips_without_prediction"] == lacking.sum() > 0
+    assert {row["scored"] for row in rows} == {""}
+    hypnograms = tmp_path / "out" / "hypnograms"
+    assert sorted(p.name for p in hypnograms.iterdir()) == [
+        "s000_night1-Hypnogram.edf", "s000_night1-hypnogram.csv", "s001_night1-hypnogram.csv",
+    ]  # fmt: skip
+    for i, names in ((0, ("-Hypnogram.edf", "-hypnogram.csv")), (1, ("-hypnogram.csv",))):
+        expected = [STAGES.index(row["predicted"]) if row["predicted"] else -1 for row in rows[20 * i : 20 * i + 20]]
+        for name in names:
+            scoring = read_scoring(hypnograms / f"s{i:03d}_night1{name}", start=start)
+            assert clip_labels(scoring, 600.5).stage.tolist() == expected
+    nights = rows_of(tmp_path / "out" / "nights.csv")
+    assert [night["subject"] for night in nights] == ["s000", "s001"]
+    asleep = sum(row["predicted"] not in ("", "W") for row in rows[:20])
+    assert float(nights[0]["total_sleep_time_min"]) == asleep / 2
+    with pytest.raises(SleepfmError, match="not overwritten"):
+        predict.main(predict.Config(result, new, tmp_path / "out"))
+    predict.main(predict.Config(result, new, tmp_path / "out", overwrite=True))
+
+
+def test_what_cannot_be_is_refused(fitted, tmp_path):
+    folder, result = fitted
+    other = planted(tmp_path / "other", presets={"weights": {"sha256": "b"}})
+    with pytest.raises(SleepfmError, match="other weights"):
+        predict.main(predict.Config(result, other, tmp_path / "out"))
+    with pytest.raises(SleepfmError, match="weights have changed"):
+        transfer.main(
+            transfer.Config(
+                folder, planted(tmp_path / "o2", store="t", presets={"weights": {"sha256": "b"}}), tmp_path / "t"
+            )
+        )
+    (result / "coef.npy").unlink()
+    record = json.loads((result / "result.json").read_text())
+    del record["arrays"]["coef"]
+    (result / "result.json").write_text(json.dumps(record))
+    with pytest.raises(SleepfmError, match="Run its probe again"):
+        predict.main(predict.Config(result, folder, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a").write_text("a")
+    with pytest.raises(SleepfmError, match="not a folder of predictions"):
+        predict.main(predict.Config(result, folder, tmp_path / "mine", overwrite=True))
+
+
+def test_sleep_figures():
+    stages = ["W", "", "W", "N1", "N2", "W", "N3", "R", "R", "W"]
+    figures = night_figures(stages)
+    assert figures["time_in_bed_min"] == 5
+    assert figures["total_sleep_time_min"] == 2.5
+    assert figures["sleep_efficiency_percent"] == 50
+    assert figures["sleep_latency_min"] == 1.5
+    assert figures["rem_latency_min"] == 2
+    assert figures["wake_after_sleep_onset_min"] == 1
+    assert (figures["w_min"], figures["r_min"], figures["r_percent"]) == (2, 1, 40)
+    assert night_figures(["W", "W"])["rem_latency_min"] is None
+    assert night_figures([])["sleep_efficiency_percent"] is None
+
+
+@pytest.mark.parametrize("n", [0, 1, 5000])
+def test_an_edf_hypnogram_of_any_length_is_read_by_pyedflib_and_by_us(tmp_path, n):
+    pyedflib = pytest.importorskip("pyedflib")
+    start = datetime(2084, 12, 31, 23, 59, 59, 500000)
+    onsets = [7.5 + 30 * i for i in range(n)]
+    stages = [("W", "N1", "R", "", "N3", "N3")[i % 6] for i in range(n)]
+    path = tmp_path / "h.edf"
+    path.write_bytes(edf_hypnogram(start, onsets, stages))
+    with pyedflib.EdfReader(str(path)) as file:
+        assert file.getStartdatetime() == start.replace(microsecond=0)
+        found, _, texts = file.readAnnotations()
+    spans = [i for i in range(n) if i == 0 or stages[i] != stages[i - 1]]
+    assert found.tolist() == [onsets[i] + 0.5 for i in spans]
+    assert texts.tolist() == [f"Sleep stage {stages[i] or '?'}" for i in spans]
+    if n:
+        grid = clip_labels(read_scoring(path, start=start), 7.5 + 30 * n)
+        assert grid.stage.tolist() == [STAGES.index(s) if s else -1 for s in stages]

@@ -1,0 +1,201 @@
+"""What the ops cannot differentiate is said where it is asked; what they can they do, under torch.compile too."""
+
+import pytest
+import torch
+from filter_batch import mixed_batch
+from test_encoder_evaluate import NETWORKS, network, registered
+from test_mbconv import arguments as block_of
+from test_mbconv_evaluate import Case
+from test_stem import arguments as stem_of
+from torch import func
+from torch.autograd import forward_ad
+
+from sleepfm_fast import ops, reference
+from sleepfm_fast.ops.registry import LIBRARY
+
+OPS = torch.ops.sleepfm_fast
+TAU = torch.tensor(1.0)
+# Forward-mode derivatives let torch itself compile its decompositions.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+
+
+def calls():
+    """Arguments of every registered op; the first floating-point tensor is what may require grad."""
+    x = torch.randn(3, 9, 8)
+    loss = (x, TAU, None, "leave_one_out", "both")
+    *_, n_valid, state = OPS.contrastive_loss_forward(*loss, "highest", 0, 9)
+    *_, kept = OPS.contrastive_loss_forward_keeping(*loss)
+    block, *weights = block_of((2, 3, 8, 4, 40, 1))
+    running = [torch.rand(8) + 0.5 for _ in range(4)]
+    options = (1, 1e-5, False, 0.0)
+    y, *moments = OPS.mbconv_forward(block, weights, torch.tensor(1), *options, True)
+    clips, (weight, bias, gamma, beta) = stem_of((2, 3, 8, 41))
+    z, c, statistics = OPS.stem_forward(clips, weight, bias, gamma, beta, 1e-5)
+    batch = mixed_batch()
+    raw, table, calibration = batch.tensors(5)
+    bank = batch.bank.tensors()
+    case = Case(16, 16, 1, 40, B=1)
+    packed = case.block
+    return {
+        "contrastive_loss_forward": (*loss, "highest", 0, 9),
+        "contrastive_loss_backward": (TAU, x, TAU, None, n_valid, state, "leave_one_out", "both", "highest", 0, 9),
+        "contrastive_loss_forward_keeping": loss,
+        "contrastive_loss_backward_kept": (TAU, x, TAU, None, n_valid, state, kept, "leave_one_out", "both"),
+        "mbconv_forward": (block, weights, torch.tensor(1), *options, True),
+        "mbconv_evaluate": (block, weights, running, 1, 1e-5, False),
+        "mbconv_backward": (y, block, weights, torch.tensor(1), *moments, *options),
+        "mbconv_evaluate_packed": (case.x, packed.packed, packed.bias, packed.width, packed.n_out, 1, False),
+        "encoder_evaluate": registered(*network(*NETWORKS[3])),
+        "stem_forward": (clips, weight, bias, gamma, beta, 1e-5),
+        "stem_backward": (z, clips, c, gamma, statistics, 1e-5),
+        "max_pool_forward": (x,),
+        "max_pool_backward": (x, x),
+        "filter_resample": (raw, table, calibration, *bank, 96, torch.float32, "none"),
+        "filter_resample_out": (raw, table, calibration, *bank, "zscore", torch.empty(3, 5, 96)),
+    }
+
+
+def marked(arguments, mark):
+    """The arguments with the first floating-point tensor, or the first in a list, replaced."""
+    changed = list(arguments)
+    place = next(i for i, v in enumerate(changed) if isinstance(v, torch.Tensor) and v.is_floating_point())
+    changed[place] = mark(changed[place].detach().clone())
+    return changed
+
+
+def test_every_registered_op_is_tried():
+    assert {name.partition("::")[2].partition(".")[0] for name in LIBRARY._op_defs} == set(calls())
+
+
+@pytest.mark.parametrize("name", list(calls()))
+def test_a_registered_op_never_drops_a_gradient_in_silence(name):
+    op, arguments = getattr(OPS, name), calls()[name]
+    sentence = rf"torch\.ops\.sleepfm_fast\.{name} has no gradient, and an argument requires one\. .* or use "
+    leaf = marked(arguments, torch.Tensor.requires_grad_)
+    with pytest.raises(NotImplementedError, match=sentence):
+        op(*leaf)
+    with pytest.raises(NotImplementedError, match=sentence), forward_ad.dual_level():
+        op(*marked(arguments, lambda value: forward_ad.make_dual(value, value)))
+    if name == "mbconv_evaluate_packed":  # runs on CUDA only
+        with pytest.raises(ValueError, match="it runs on CUDA"), torch.no_grad():
+            op(*leaf)
+        return
+    with torch.no_grad():
+        found = op(*leaf)
+    plain = op(*arguments)
+    for value, expected in zip(*[(v if isinstance(v, tuple) else (v,)) for v in (found, plain)], strict=True):
+        if expected is not None and name != "contrastive_loss_forward_keeping":  # whose kept has padding
+            assert torch.equal(value, expected)
+            assert not value.requires_grad
+
+
+def test_a_tensor_in_a_list_counts():
+    x, weights, *rest = calls()["mbconv_evaluate"]
+    weights[3].requires_grad_()
+    with pytest.raises(NotImplementedError, match="mbconv_evaluate has no gradient"):
+        OPS.mbconv_evaluate(x, weights, *rest)
+
+
+def functions():
+    """The differentiable ops and their twins as functions of one tensor to a number, and the tensor."""
+    x = torch.randn(3, 6, 5)
+    mask = torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) > 0.3
+    block, *weights = block_of((2, 3, 8, 4, 12, 1))
+    clips, stem = stem_of((2, 3, 8, 13))
+    return {
+        "contrastive_loss": (lambda m, x: m.contrastive_loss(x, TAU)[0], x),
+        "contrastive_loss, masked": (lambda m, x: m.contrastive_loss(x, TAU, "pairwise", mask=mask)[0], x),
+        "mbconv": (lambda m, x: m.mbconv(x, *weights)[0].square().sum(), block),
+        "stem": (lambda m, weight: m.stem(clips, weight, *stem[1:])[0].square().sum(), stem[0]),
+        "max_pool": (lambda m, x: m.max_pool(x).square().sum(), x),
+    }
+
+
+def dual(f, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+TRANSFORMS = {
+    "grad": lambda f, x: func.grad(f)(x),
+    "vjp": lambda f, x: func.vjp(f, x)[1](torch.ones(()))[0],
+    "vmap": lambda f, x: func.vmap(f)(torch.stack([x, 2 * x])),
+    "vmap of grad": lambda f, x: func.vmap(func.grad(f))(torch.stack([x, 2 * x])),
+    "jvp": lambda f, x: func.jvp(f, (x,), (torch.ones_like(x),))[1],
+    "hessian": lambda f, x: func.hessian(f)(x),
+    "forward_ad": dual,
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", list(functions()))
+def test_transforms_are_refused_with_what_works(name, transform):
+    function, x = functions()[name]
+    op = name.partition(",")[0]
+    kind = "has no forward-mode derivative" if transform == "forward_ad" else "does not work inside the transforms"
+    with pytest.raises(NotImplementedError, match=rf"^{op} {kind}.* Use sleepfm_fast\.reference\.{op}, "):
+        TRANSFORMS[transform](lambda x: function(ops, x), x)
+    # The twin that the sentence names does it, and agrees with what the op can do.
+    found = TRANSFORMS[transform](lambda x: function(reference, x), x)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(ops, leaf), leaf)
+    both = torch.stack([x, 2 * x])
+    if transform in ("grad", "vjp"):
+        torch.testing.assert_close(found, gradient, atol=2e-4, rtol=2e-4)
+    elif transform == "vmap":
+        torch.testing.assert_close(found, torch.stack([function(ops, v) for v in both]), atol=2e-4, rtol=2e-4)
+    elif transform in ("jvp", "forward_ad"):
+        torch.testing.assert_close(found, gradient.sum(), atol=2e-3, rtol=2e-3)
+    else:
+        assert found.isfinite().all()
+
+
+def test_evaluation_blocks_refuse_transforms():
+    case = Case(16, 16, 1, 40, B=2)
+    with pytest.raises(NotImplementedError, match="mbconv_evaluate does not work inside the transforms"):
+        func.vmap(lambda x: ops.mbconv_evaluate(x, case.block))(case.x[None])
+
+
+@pytest.mark.parametrize("name", list(functions()))
+def test_second_derivatives_are_refused_with_what_works(name):
+    function, x = functions()[name]
+    op = name.partition(",")[0]
+    leaf = x.clone().requires_grad_()
+    sentence = rf"^{op} has no second derivative\. Use sleepfm_fast\.reference\.{op}, "
+
+    def twice(leaf):
+        (gradient,) = torch.autograd.grad(function(ops, leaf), leaf, create_graph=True)
+        return torch.autograd.grad(gradient.sum(), leaf)
+
+    with pytest.raises(NotImplementedError, match=sentence):
+        twice(leaf)
+    with pytest.raises(NotImplementedError, match=sentence):
+        torch.autograd.functional.hessian(lambda x: function(ops, x), x)
+    (gradient,) = torch.autograd.grad(function(reference, leaf), leaf, create_graph=True)
+    assert torch.autograd.grad(gradient.sum(), leaf)[0].isfinite().all()
+
+
+# Dynamo itself instantiates torch.autograd.Function while it traces one.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("name", list(functions()))
+def test_a_training_step_compiles_into_one_graph(name):
+    torch._dynamo.reset()
+    function, x = functions()[name]
+    compiled = torch.compile(lambda x: function(ops, x), fullgraph=True, backend="aot_eager")
+    gradients = []
+    for step in (compiled, lambda x: function(ops, x)):
+        leaf = x.clone().requires_grad_()
+        value = step(leaf)
+        gradients += [value, *torch.autograd.grad(value, leaf)]
+    torch.testing.assert_close(gradients[:2], gradients[2:])
+
+
+@pytest.mark.parametrize("name", ["max_pool_forward", "mbconv_evaluate", "stem_forward", "contrastive_loss_forward"])
+def test_a_registered_op_compiles_without_gradients(name):
+    torch._dynamo.reset()
+    op, arguments = getattr(OPS, name), calls()[name]
+    compiled = torch.compile(lambda x: op(x, *arguments[1:]), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        found, expected = compiled(arguments[0]), op(*arguments)
+    first = [v[0] if isinstance(v, tuple) else v for v in (found, expected)]
+    assert torch.equal(*first)
