@@ -14,8 +14,10 @@ import tyro
 
 from sleepfm_fast import command
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.option_ranges import refuse_dropout, refuse_negative, refuse_not_finite, refuse_not_positive
+from sleepfm_fast.path_kinds import Kind
 
 if TYPE_CHECKING:
     from sleepfm_fast.supervised_training import SupervisedTrainer
@@ -111,6 +113,13 @@ class Config:
         only_with("step_epochs", "schedule", "step"),
         only_with("replicate", "train_subjects"),
     )
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        return [
+            reads("STORE", self.store, Kind.STORE),
+            writes("RUN", self.run, Kind.RUN, Kind.SUPERVISED),
+        ]
 
 
 def check(config: Config) -> None:
