@@ -18,7 +18,9 @@ import tyro
 from sleepfm_fast import command
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
+from sleepfm_fast.path_kinds import Kind
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
@@ -63,6 +65,14 @@ class Config:
     """Replace a RESULT or a table that stands there."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = (only_with("bootstraps", "result", spelling="RESULT"),)
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        return [
+            reads("RUN", self.run, Kind.SUPERVISED, Kind.RUN),
+            reads("STORE", self.store, Kind.STORE),
+            writes("RESULT", self.result, Kind.RESULT),
+        ]
 
 
 def check(config: Config) -> None:

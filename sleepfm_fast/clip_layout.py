@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import mistaken
+from sleepfm_fast.path_kinds import Kind
 from sleepfm_fast.stages import STAGES
 
 __all__ = [
@@ -82,6 +84,8 @@ def read_store_file(path: Path) -> dict[str, Any]:
     """Read and check ``store.json`` of the store ``path``."""
     file = path / "store.json"
     if not file.is_file():
+        if sentence := mistaken(path, Kind.STORE):
+            raise ClipStoreError(sentence)
         what = "is not a clip store (it has no store.json)" if path.is_dir() else "does not exist"
         raise ClipStoreError(
             f"{path} {what}. Make one with `python -m sleepfm_fast.preprocess FILES-OR-FOLDER {path}`."

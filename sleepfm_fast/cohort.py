@@ -19,6 +19,8 @@ from sleepfm_fast.edf import Signal
 from sleepfm_fast.edf_fields import BLOCK_BYTES, EdfError, Issues
 from sleepfm_fast.edf_header import parse_header
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import mistaken
+from sleepfm_fast.path_kinds import Kind
 from sleepfm_fast.scoring import ScoringError
 from sleepfm_fast.scoring_files import find_scoring, namesakes_of
 from sleepfm_fast.shards import Shard
@@ -72,8 +74,11 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
         else:
             raise SleepfmError(f"{path}: there is no such file or folder.")
     if not found | named:
+        recordings = (Kind.RECORDINGS, Kind.RECORDING, Kind.COHORT)
+        given_instead = next(filter(None, (mistaken(path, *recordings) for path in paths)), "")
         raise SleepfmError(
-            f"no recordings were found in {', '.join(map(str, paths))}; files ending in "
+            given_instead
+            or f"no recordings were found in {', '.join(map(str, paths))}; files ending in "
             f"{', '.join(SUFFIXES)} (upper or lower case) are looked for, in all subfolders."
         )
     for path in found | named:

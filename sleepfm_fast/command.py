@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.interruption import SENTENCE, leave_to_python
+from sleepfm_fast.misplaced import refuse_misplaced
 from sleepfm_fast.option_effects import given_options, refuse_without_effect
 
 __all__ = ["run", "say", "to_json"]
@@ -99,7 +100,9 @@ def run(
     Parameters
     ----------
     config_type : type
-        A frozen dataclass; its docstring is the help text.
+        A frozen dataclass; its docstring is the help text. Its ``EFFECTS`` and ``places()``, where it has them, say
+        which options count when (:mod:`sleepfm_fast.option_effects`) and which kinds of paths its positionals take
+        (:mod:`sleepfm_fast.misplaced`).
     main : callable
         Takes the configuration, returns a dict of results. A key ``"exit_status"`` is taken out and returned.
     argv : sequence of str, optional
@@ -146,6 +149,8 @@ def run(
         say(f"{who}error: {error}")
         return 2
     try:
+        if (places := getattr(config, "places", None)) is not None:
+            refuse_misplaced(name, places())
         result = main(config)
     except SleepfmError as error:
         say(f"{who}error: {error}")

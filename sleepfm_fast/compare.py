@@ -16,7 +16,9 @@ import tyro
 
 from sleepfm_fast.command import plain, run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
+from sleepfm_fast.path_kinds import Kind
 
 if TYPE_CHECKING:
     from sleepfm_fast.results import Result
@@ -50,6 +52,14 @@ class Config:
     """Replace a result that stands at RESULT."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = (only_with("overwrite", "result", spelling="RESULT"),)
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        return [
+            reads("FIRST", self.first, Kind.RESULT),
+            reads("SECOND", self.second, Kind.RESULT),
+            writes("RESULT", self.result, Kind.RESULT),
+        ]
 
 
 def _say_table(record: dict[str, Any]) -> None:

@@ -23,9 +23,11 @@ from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.foreign import ForeignNight, signals_of, write_foreign
 from sleepfm_fast.ingest import claimed_run, prepare_folder
+from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.parallel import dispatched
 from sleepfm_fast.participant_tables import ParticipantTables, read_tables
+from sleepfm_fast.path_kinds import Kind
 
 __all__ = ["Config", "cli", "main"]
 
@@ -64,6 +66,15 @@ class Config:
         only_with("fs_hz", "origin", "clinical", spelling="--from"),
         only_with("joined", "origin", "seed", spelling="--from"),
     )
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        # A folder may hold the recordings as well; where it holds nothing else, the importer says so.
+        recordings = (Kind.RECORDINGS, Kind.COHORT)
+        return [
+            reads("SOURCE", self.source, Kind.SCRIPT_CLIPS, Kind.NIGHTS_H5, *recordings),
+            writes("STORE", self.store, Kind.STORE),
+        ]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ import tyro
 from sleepfm_fast import __version__, command
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, reads, writes
+from sleepfm_fast.path_kinds import Kind
 
 __all__ = ["Config", "main"]
 
@@ -45,6 +47,14 @@ class Config:
     """Where to run; auto takes CUDA where it is available."""
     overwrite: bool = False
     """Replace an existing EMBEDDINGS folder, once the new one is whole."""
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        return [
+            reads("RUN", self.run, Kind.RUN, Kind.SUPERVISED, Kind.CHECKPOINT),
+            reads("STORE", self.store, Kind.STORE),
+            writes("EMBEDDINGS", self.embeddings, Kind.EMBEDDINGS, Kind.FEATURES),
+        ]
 
 
 def main(config: Config) -> dict[str, Any]:

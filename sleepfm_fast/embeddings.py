@@ -30,6 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import mistaken
+from sleepfm_fast.path_kinds import Kind
 
 __all__ = ["COLUMNS", "SPLITS", "Description", "Embeddings", "ModalityRows", "range_problem"]
 
@@ -343,6 +345,8 @@ class Embeddings:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
+    if (sentence := mistaken(path, Kind.EMBEDDINGS, Kind.FEATURES)) and not (path / "embeddings.json").exists():
+        raise SleepfmError(sentence)
     if not path.is_dir():
         made = "make it with" if not path.exists() else "that is a file, not a folder; make one with"
         raise SleepfmError(f"no embeddings folder at {path}: {made} `python -m sleepfm_fast.embed RUN STORE {path}`.")

@@ -17,7 +17,9 @@ import tyro
 from sleepfm_fast import __version__, command
 from sleepfm_fast.command import plain, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_without, refuse_without_effect
+from sleepfm_fast.path_kinds import Kind
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
@@ -64,6 +66,13 @@ class Config:
         only_without("test_share", "like"),
         only_without("split_salt", "like"),
     )
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        return [
+            reads("STORE", self.store, Kind.STORE),
+            writes("FEATURES", self.features, Kind.FEATURES, Kind.EMBEDDINGS),
+        ]
 
 
 def check(config: Config) -> None:

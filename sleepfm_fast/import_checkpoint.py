@@ -13,6 +13,8 @@ import tyro
 
 from sleepfm_fast import command
 from sleepfm_fast.command import say
+from sleepfm_fast.misplaced import Place, reads, writes
+from sleepfm_fast.path_kinds import Kind
 
 __all__ = ["Config", "main"]
 
@@ -29,6 +31,13 @@ class Config:
     """best.pt or checkpoint.pt, as written by the authors' pretraining."""
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder to write: config.json and best.safetensors."""
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        return [
+            reads("CHECKPOINT", self.checkpoint, Kind.CHECKPOINT),
+            writes("RUN", self.run, Kind.RUN),
+        ]
 
 
 def main(config: Config) -> dict[str, Any]:

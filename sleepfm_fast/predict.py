@@ -15,6 +15,8 @@ import tyro
 
 from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, reads, writes
+from sleepfm_fast.path_kinds import Kind
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -45,6 +47,14 @@ class Config:
     """Clip store of the nights, which says when they started; by default where the embeddings were made from."""
     overwrite: bool = False
     """Replace PREDICTIONS that stand there."""
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        return [
+            reads("RESULT", self.result, Kind.RESULT),
+            reads("EMBEDDINGS", self.embeddings, Kind.EMBEDDINGS, Kind.FEATURES),
+            writes("PREDICTIONS", self.predictions, Kind.PREDICTIONS),
+        ]
 
 
 def same_source(result: Result, embeddings: Embeddings) -> None:

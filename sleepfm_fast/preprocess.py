@@ -15,9 +15,11 @@ from sleepfm_fast.command import run, say
 from sleepfm_fast.corrections import read_corrections
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.ingest import Cohort, Request, ingest
+from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, only_without, refuse_without_effect
 from sleepfm_fast.parallel import Backend, open_engine
 from sleepfm_fast.participant_tables import read_tables
+from sleepfm_fast.path_kinds import Kind
 from sleepfm_fast.scoring_texts import parse_meanings
 from sleepfm_fast.shards import parse_shard
 
@@ -71,6 +73,17 @@ class Config:
         only_without("overwrite", "inspect"),
         only_without("shard", "inspect"),  # the whole cohort is looked at
     )
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        if len(self.paths) < 2 and not self.inspect:  # one is missing, and main says so
+            return []
+        inputs, store = (self.paths, ()) if self.inspect else (self.paths[:-1], self.paths[-1:])
+        recordings = (Kind.RECORDINGS, Kind.RECORDING, Kind.COHORT)
+        return [
+            *(reads("FILES-OR-FOLDER", path, *recordings) for path in inputs),
+            *(writes("STORE", path, Kind.STORE, Kind.RECORDING) for path in store),
+        ]
 
 
 def main(config: Config) -> dict[str, Any]:

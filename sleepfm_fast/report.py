@@ -18,6 +18,8 @@ import tyro
 
 from sleepfm_fast.command import plain, run, say, to_json
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, reads
+from sleepfm_fast.path_kinds import Kind
 
 if TYPE_CHECKING:
     from sleepfm_fast.reporting.page import Section
@@ -54,6 +56,11 @@ class Config:
     """Seed of that draw and of t-SNE."""
     overwrite: bool = False
     """Replace a report that stands at --out."""
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        kinds = (Kind.RUN, Kind.SUPERVISED, Kind.EMBEDDINGS, Kind.FEATURES)
+        return [reads("RUN", run, *kinds) for run in self.runs]
 
 
 def check(config: Config) -> tuple[Path, Path]:

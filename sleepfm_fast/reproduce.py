@@ -21,9 +21,12 @@ import tyro
 from sleepfm_fast import command
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, reads, writes
+from sleepfm_fast.path_kinds import Kind
 
 if TYPE_CHECKING:
     from sleepfm_fast.paper_tables import PaperTable
+    from sleepfm_fast.reproduce_cohorts import Sides
     from sleepfm_fast.reproduce_facts import Facts
     from sleepfm_fast.reproduce_plan import Layout, Planner, Step
     from sleepfm_fast.reproduce_presets import Preset
@@ -68,6 +71,14 @@ class Config:
     """Where to train and embed."""
     threads: int = 0
     """CPU threads of training; 0 for all cores."""
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        *stores, out = self.paths or (None,)
+        return [
+            *(reads("STORE", store, Kind.STORE) for store in stores),
+            writes("OUT", out, Kind.REPRODUCTION),
+        ]
 
 
 def claim(layout: Layout, settings: dict[str, Any]) -> None:
@@ -202,7 +213,7 @@ def settings_of(config: Config, preset: Preset) -> dict[str, Any]:
 
 def main(config: Config) -> dict[str, Any]:
     """Plan, carry out, tabulate; returns the results that end the command."""
-    from sleepfm_fast import reproduce_plan, reproduce_steps, reproduce_tables
+    from sleepfm_fast import reproduce_cohorts, reproduce_plan, reproduce_steps, reproduce_tables
     from sleepfm_fast.claims import claim_to_write
     from sleepfm_fast.reproduce_choice import chosen_preset
 
@@ -215,6 +226,8 @@ def main(config: Config) -> dict[str, Any]:
     claim(layout, settings)
     planner, tables, rates, facts = prepared(config)
     steps = reproduce_plan.make_plan(planner, tables)
+    present = reproduce_cohorts.present_sides(planner)
+    cohorts = reproduce_cohorts.agreed_sides(layout, earlier(layout), steps, present)
     states = {step.name: reproduce_steps.state_of(step) for step in steps}
     encoder = planner.preset.encoder
     about = (
@@ -229,7 +242,7 @@ def main(config: Config) -> dict[str, Any]:
     held = claim_to_write(layout.out)
     try:
         layout.out.mkdir(parents=True, exist_ok=True)
-        return carried_out(config, planner, tables, steps, rates, about, started)
+        return carried_out(config, planner, tables, steps, rates, about, started, cohorts)
     finally:
         held.release()
 
@@ -242,6 +255,7 @@ def carried_out(
     rates: dict[str, float],
     about: tuple[str, str],
     started: float,
+    cohorts: dict[str, Sides],
 ) -> dict[str, Any]:
     """Carry the plan out and lay the figures out; returns the results that end the command."""
     from sleepfm_fast import reproduce_steps, reproduce_tables
@@ -259,13 +273,14 @@ def carried_out(
             "clips": facts.clips,
             "hours": facts.hours,
         },
+        "cohorts": cohorts,
         "encoder": encoder,
         "warning": about[1],
         "rates": rates,
         "steps": {},
         "tables": [],
     }
-    record["steps"] = earlier_steps(layout)
+    record["steps"] = dict(earlier(layout).get("steps", {}))
 
     def note(step: Step, outcome: Outcome) -> None:
         entry = {"command": step.command, "state": outcome.state, "seconds": outcome.seconds, "error": outcome.error}
@@ -303,12 +318,12 @@ def carried_out(
     }
 
 
-def earlier_steps(layout: Layout) -> dict[str, Any]:
+def earlier(layout: Layout) -> dict[str, Any]:
     """What an earlier call has noted."""
     import json
 
     file = layout.out / RECORD
-    return dict(json.loads(file.read_text(encoding="utf-8"))["steps"]) if file.is_file() else {}
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def write_report(layout: Layout, broken: dict[str, str]) -> Path | None:

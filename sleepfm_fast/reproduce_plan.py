@@ -33,6 +33,10 @@ class Layout:
         """Folder of a simulated cohort."""
         return self.out / ("external_cohort" if external else "cohort") / "edf"
 
+    def store(self, *, external: bool) -> Path:
+        """Store of a simulated cohort."""
+        return self.recordings(external=external).parent / "store"
+
     @property
     def runs(self) -> Path:
         """Run folders."""
@@ -148,7 +152,7 @@ class Planner:
         facts = self.external if external else self.facts
         assert facts is not None
         recordings = self.layout.recordings(external=external)
-        store = recordings.parent / "store"
+        store = self.layout.store(external=external)
         n = self.preset.external_subjects if external else self.preset.subjects
         seed = cohort_seed(self.seed, external=external)
         # An hour of 14 channels: 3.7 MB of EDF and as much in the store.

@@ -42,7 +42,8 @@ class Outcome:
 def is_finished(step: Step) -> bool:
     """Whether what a step makes is there and whole."""
     if step.command == "simulate":
-        return (step.makes / "participants.csv").is_file()
+        # A store that was made of them does without the recordings.
+        return (step.makes / "participants.csv").is_file() or is_store(step.makes.parent / "store")
     if step.command == "preprocess":
         return is_store(step.makes)
     if step.command == "train":

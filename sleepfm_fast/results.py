@@ -26,6 +26,8 @@ from sleepfm_fast.atomic import TEMPORARY_SUFFIX, remove_leftovers_of, replace_f
 from sleepfm_fast.claims import claim_to_write
 from sleepfm_fast.command import plain, to_json
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import mistaken
+from sleepfm_fast.path_kinds import Kind
 
 __all__ = ["FOLDER", "Result", "claimed_result", "find_results", "read_result", "refuse_result", "write_result"]
 
@@ -165,9 +167,10 @@ def read_result(path: Path) -> Result:
     """
     try:
         record = json.loads((path / "result.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SleepfmError(
-            f"{path} holds no result (result.json is missing). Give the folder that probe, retrieve or another "
+            mistaken(path, Kind.RESULT)
+            or f"{path} holds no result (result.json is missing). Give the folder that probe, retrieve or another "
             "evaluation wrote."
         ) from None
     except (OSError, ValueError) as error:

@@ -19,7 +19,9 @@ import tyro
 
 from sleepfm_fast.command import plain, run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
+from sleepfm_fast.path_kinds import Kind
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -73,6 +75,13 @@ class Config:
         only_with("examples", "result", spelling="RESULT"),
         only_with("overwrite", "result", spelling="RESULT"),
     )
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        return [
+            reads("EMBEDDINGS", self.embeddings, Kind.EMBEDDINGS, Kind.FEATURES),
+            writes("RESULT", self.result, Kind.RESULT),
+        ]
 
 
 def _check(config: Config) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from sleepfm_fast.atomic import replace_file
 from sleepfm_fast.command import is_encodable, to_json
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import mistaken
+from sleepfm_fast.path_kinds import UNKNOWN, Kind, kind_of
 from sleepfm_fast.run_config import damaged_entry
 
 if TYPE_CHECKING:
@@ -184,6 +186,9 @@ class RunDirectory:
     def refuse_if_present(self) -> None:
         """Refuse to start where anything stands already."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            found = kind_of(self.path)
+            if found not in (*UNKNOWN, Kind.RUN, Kind.SUPERVISED):
+                raise SleepfmError(f"{self.path} is {found.value} and is not overwritten. Name a new folder.")
             raise SleepfmError(
                 f"{self.path} exists already. To go on with its run add --resume; to train anew name another folder."
             )
@@ -206,9 +211,10 @@ class RunDirectory:
         """Read ``config.json``."""
         try:
             config: dict[str, Any] = json.loads(self.config_path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise SleepfmError(
-                f"{self.path} holds no run (config.json is missing). Give the folder that train wrote: "
+                mistaken(self.path, Kind.RUN, Kind.SUPERVISED)
+                or f"{self.path} holds no run (config.json is missing). Give the folder that train wrote: "
                 "python -m sleepfm_fast.train STORE RUN"
             ) from None
         except ValueError as error:

@@ -27,7 +27,9 @@ from sleepfm_fast.atomic import TEMPORARY_SUFFIX, remove_leftovers, replace_file
 from sleepfm_fast.claims import claim_to_write
 from sleepfm_fast.edf import read_recording
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, writes
 from sleepfm_fast.parallel import dispatched
+from sleepfm_fast.path_kinds import Kind
 from sleepfm_fast.physiology import Physiology
 from sleepfm_fast.polysomnograph import Channel, Polysomnograph
 from sleepfm_fast.sleeper import EPOCH_S, Couplings, Random
@@ -58,6 +60,10 @@ class Config:
     """Recordings that are simulated at the same time; 0 takes one for each processor core."""
     couplings: Couplings = field(default_factory=Couplings)
     """Strength of every dependence that the simulator knows, 1 or (switched off) 0."""
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        return [writes("OUT", self.out, Kind.COHORT)]
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -14,8 +14,10 @@ import tyro
 
 from sleepfm_fast import command
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.option_ranges import refuse_dropout, refuse_negative, refuse_not_finite, refuse_not_positive
+from sleepfm_fast.path_kinds import Kind
 
 if TYPE_CHECKING:
     from sleepfm_fast.supervised_training import SupervisedTrainer
@@ -112,6 +114,13 @@ class Config:
         only_with("replicate", "train_subjects"),
     )
 
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        return [
+            reads("STORE", self.store, Kind.STORE),
+            writes("RUN", self.run, Kind.RUN, Kind.SUPERVISED),
+        ]
+
 
 def check(config: Config) -> None:
     """Refuse values that cannot work, by name."""
@@ -147,6 +156,7 @@ def follow(config: Config, world: World) -> dict[str, Any]:
     """Train and show progress; then the test."""
     from tqdm import tqdm
 
+    from sleepfm_fast.ops.pages import release_pages
     from sleepfm_fast.supervised_training import SupervisedTrainer
 
     trainer = SupervisedTrainer.prepare(config, world)
@@ -167,7 +177,9 @@ def follow(config: Config, world: World) -> dict[str, Any]:
             )
             if row["validated"] is not None and world.main:
                 bar.write(epoch_line(trainer, row["validated"]), file=sys.stderr)
-    return trainer.finish()
+    result = trainer.finish()
+    release_pages()  # of the test
+    return result
 
 
 def epoch_line(trainer: SupervisedTrainer, row: dict[str, Any]) -> str:

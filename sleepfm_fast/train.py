@@ -16,7 +16,9 @@ import tyro
 from sleepfm_fast import command
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with
+from sleepfm_fast.path_kinds import Kind
 
 if TYPE_CHECKING:
     from sleepfm_fast.settings import Settings
@@ -139,6 +141,13 @@ class Config:
         only_with("step_epochs", "schedule", "step"),
         only_with("replicate", "train_subjects"),
     )
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        return [
+            reads("STORE", self.store, Kind.STORE),
+            writes("RUN", self.run, Kind.RUN, Kind.SUPERVISED),
+        ]
 
 
 def train(config: Config) -> dict[str, Any]:

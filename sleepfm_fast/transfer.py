@@ -16,6 +16,8 @@ import tyro
 
 from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.misplaced import Place, reads, writes
+from sleepfm_fast.path_kinds import Kind
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -44,6 +46,14 @@ class Config:
     was ever trained on. Subjects whom the run has trained on, by name, are counted in a notice and in the record."""
     overwrite: bool = False
     """Replace an existing EMBEDDINGS folder, once the new one is whole."""
+
+    def places(self) -> list[Place]:
+        """What its positionals take."""
+        return [
+            reads("TRAINING", self.training, Kind.EMBEDDINGS, Kind.FEATURES),
+            reads("TESTING", self.testing, Kind.EMBEDDINGS, Kind.FEATURES),
+            writes("EMBEDDINGS", self.embeddings, Kind.EMBEDDINGS, Kind.FEATURES),
+        ]
 
 
 def main(config: Config) -> dict[str, Any]:
