@@ -171,8 +171,9 @@ def test_graph_replay_cuda(versus, quick):
 
 # ---- filter_resample ------------------------------------------------------------------------------------------------
 
-# Integers in (200 Hz, with their context) and float32 out (256 Hz) moved once at 4.3 TB/s; a third of that reached.
-PREDICTED_CLIPS_PER_S = 4.3e12 / (9 * (7680 * 4 + 2 * 2 * 6000)) / 3
+# Instructions, 18,200 cycles of one of an H200's 132 multiprocessors a channel (docs/kernels.md), are what bounds it;
+# 60 % of that reached.
+PREDICTED_CLIPS_PER_S = 0.6 * 132 * 1.755e9 / (9 * 18_200)
 
 
 def windows(n_clips: int, device: torch.device) -> tuple[torch.Tensor, ...]:

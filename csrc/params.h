@@ -239,6 +239,32 @@ struct MBConvEvaluate {  // running statistics
     float* y;                                            // [B, n_out, S]
 };
 
+// Running statistics; gamma null: no batch norm.
+struct BatchNorm {
+    float const *gamma, *beta, *mean, *variance;
+    double eps;
+};
+
+struct EncoderBlock {
+    MBConvEvaluate block;  // its n_in and n_samples are those that come in; x, y and workspace are not used
+    BatchNorm after;       // of its n_out channels
+    bool pool;             // maximum of each sample and its neighbours, last
+};
+
+// A whole encoder with running statistics: convolution of 3 with stride 2, batch norm, blocks, average over time.
+struct EncoderEvaluate {
+    std::int64_t n_clips, n_in, n_stem, n_samples;
+    int n_threads;
+    void* workspace;         // encoder_workspace_bytes(...), aligned to 64 bytes
+    float const* stem_w;     // [n_stem, n_in, 3]
+    float const* stem_bias;  // [n_stem]
+    BatchNorm stem_norm;
+    EncoderBlock const* blocks;
+    std::int64_t n_blocks;
+    float const* x;  // [B, n_in, T]
+    float* y;        // [B, n_out of the last block]
+};
+
 struct MBConvBackward {
     MBConvShape shape;
     MBConvWeights weights;

@@ -241,6 +241,22 @@ def mbconv_backward(
     gradients: tuple[int, ...],
     /,
 ) -> None: ...
+def mbconv_evaluate_workspace_bytes(dims: tuple[int, int, int, int, int, int], n_threads: int, /) -> int: ...
+
+# dims: clips, channels in, channels of the stem, samples. layout, a block: width, channels out, stride, residual,
+# maximum, eps inside, eps after. addresses: x, y, six of the stem, eighteen of every block.
+def encoder_workspace_bytes(
+    dims: tuple[int, int, int, int], n_threads: int, layout: list[tuple[int, int, int, bool, bool, float, float]], /
+) -> int: ...
+def encoder_evaluate(
+    dims: tuple[int, int, int, int],
+    n_threads: int,
+    workspace: int,
+    stem_eps: float,
+    layout: list[tuple[int, int, int, bool, bool, float, float]],
+    addresses: list[int],
+    /,
+) -> None: ...
 def mbconv_evaluate_covers(n_in: int, width: int, n_out: int, stride: int, /) -> bool: ...
 def mbconv_evaluate_cuda(
     dims: tuple[int, int, int, int, int, int],

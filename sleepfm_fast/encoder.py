@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sleepfm_fast.encoder_evaluation import average_over_time, covers
 from sleepfm_fast.mbconv_blocks import MBConvStage, convolve_and_normalise, has_hooks, pool
 
 __all__ = ["PRESETS", "EfficientNet1d", "Encoder", "EncoderConfig", "SleepModel", "StridedConvNet", "build_encoder"]
@@ -159,24 +160,33 @@ class EfficientNet1d(Encoder):
             self.add_module(name, MBConvStage(n_in, n_out, config.expansion, n_blocks, config.dropout))
             n_in = n_out
         self.pool = nn.MaxPool1d(3, stride=1, padding=1)
-        self.pooled_after = ("stage3", "stage6")
+        self.pooled_after: tuple[str, ...] = ("stage3", "stage6")
         self.stage9 = nn.Conv1d(n_in, last, kernel_size=1)
         self.drop = nn.Dropout(config.dropout)
         self.fc = nn.Linear(last, config.dim)
 
     def embed(self, x: Tensor) -> Tensor:
         """[B, C, n] -> [B, dim]."""
-        x = convolve_and_normalise(self.stage1, self.b0, x)
-        for name in self.stage_names:
-            x = getattr(self, name)(x)
-            if name in self.pooled_after:
-                x = pool(self.pool, x)
         if has_hooks(self.stage9):
-            pooled = self.stage9(x).mean(dim=2)
+            pooled = self.stage9(self.before_last(x)).mean(dim=2)
         else:  # convolution and average are both linear: averaging first gives the same for a thirtieth of the work
-            pooled = functional.linear(x.mean(dim=2), self.stage9.weight[:, :, 0], self.stage9.bias)
+            average = average_over_time(self, x) if covers(self, x) else self.before_last(x).mean(dim=2)
+            pooled = functional.linear(average, self.stage9.weight[:, :, 0], self.stage9.bias)
         y: Tensor = self.fc(self.drop(torch.relu(pooled)))
         return y
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Names and modules of the MBConv stages in order."""
+        return [(name, getattr(self, name)) for name in self.stage_names]
+
+    def before_last(self, x: Tensor) -> Tensor:
+        """[B, C, n] -> [B, channels of the last stage, n / 256], layer by layer."""
+        x = convolve_and_normalise(self.stage1, self.b0, x)
+        for name, stage in self.stages():
+            x = stage(x)
+            if name in self.pooled_after:
+                x = pool(self.pool, x)
+        return x
 
 
 class StridedConvNet(Encoder):

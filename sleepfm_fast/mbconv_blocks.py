@@ -88,14 +88,27 @@ def convolve_and_normalise(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> 
     return y
 
 
+def is_of_three(conv: nn.Conv1d) -> bool:
+    """Whether a convolution has the compiled ops' kernel, stride and padding, and float32 weights."""
+    return (
+        conv.weight.dtype == torch.float32
+        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3,), (2,), (1,), (1,))
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+    )
+
+
+def is_plain_stem(conv: nn.Conv1d) -> bool:
+    """Whether the stem is that convolution with a bias, and nobody has a hook there."""
+    return type(conv) is nn.Conv1d and is_of_three(conv) and conv.bias is not None and not has_hooks(conv)
+
+
 def is_stem(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> bool:
     """Whether the compiled op covers this call; float32 without hooks of the convolution is known."""
     return (
         x.device.type == "cpu"
-        and conv.weight.dtype == torch.float32
+        and is_of_three(conv)
         and not (x.requires_grad and torch.is_grad_enabled())
-        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3,), (2,), (1,), (1,))
-        and conv.groups == 1
         and type(norm) is nn.BatchNorm1d
         and norm.affine
         and norm.training
@@ -105,11 +118,15 @@ def is_stem(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> bool:
     )
 
 
+def is_plain_pool(layer: nn.MaxPool1d) -> bool:
+    """Whether a layer is the maximum of three that the compiled op takes, without hooks."""
+    plain = type(layer) is nn.MaxPool1d and not has_hooks(layer) and not layer.ceil_mode and not layer.return_indices
+    return plain and (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == (3, 1, 1, 1)
+
+
 def pool(layer: nn.MaxPool1d, x: Tensor) -> Tensor:
     """``layer(x)``; with the compiled op where it covers the call."""
-    plain = type(layer) is nn.MaxPool1d and not has_hooks(layer) and not layer.ceil_mode and not layer.return_indices
-    of_three = (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == (3, 1, 1, 1)
-    if plain and of_three and x.device.type == "cpu" and x.dtype == torch.float32:
+    if is_plain_pool(layer) and x.device.type == "cpu" and x.dtype == torch.float32:
         return max_pool(x)
     return layer(x)  # type: ignore[no-any-return]
 
@@ -164,32 +181,44 @@ class MBConvBlock(nn.Module):
             and (not self.training or x.shape[0] * x.shape[2] > 1)
         )
 
+    def has_biases(self) -> bool:
+        """Whether every convolution has one, as built."""
+        return all(layer.bias is not None for layer in (self.conv1, self.conv2, self.conv3))
+
+    def weights(self) -> tuple[Tensor, ...]:
+        """Arguments of the compiled ops: w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3."""
+        layers = (self.conv1, self.conv2, self.conv3)
+        expanded, depthwise, projected = (
+            layer.bias if layer.bias is not None else layer.weight.new_zeros(0) for layer in layers
+        )
+        return (
+            self.conv1.weight[:, :, 0],
+            expanded,
+            self.b0.weight,
+            self.b0.bias,
+            self.conv2.weight[:, 0, :],
+            depthwise,
+            self.b1.weight,
+            self.b1.bias,
+            self.conv3.weight[:, :, 0],
+            projected,
+        )
+
     def fused(self, x: Tensor, after: nn.BatchNorm1d | None = None) -> Tensor:
         """[B, n_in, n] -> [B, n_out, n / stride] in one op; updates the running statistics in training.
 
         In evaluation the batch norm that comes ``after`` can be folded into the projection of a block without residual.
         """
         norms = (self.b0, self.b1)
-        biases = [layer.bias for layer in (self.conv1, self.conv2, self.conv3)]
-        expanded, depthwise, projected = (bias if bias is not None else x.new_zeros(0) for bias in biases)
-        weight = self.conv3.weight[:, :, 0]
+        weights = self.weights()
         if after is not None:
             scale, shift = affine(after)
-            weight = (weight * scale[:, None]).to(weight.dtype)
-            projected = (projected * scale + shift).to(weight.dtype)
+            weight = (weights[8] * scale[:, None]).to(weights[8].dtype)
+            weights = (*weights[:8], weight, (weights[9] * scale + shift).to(weight.dtype))
         running = None if self.training else (*running_statistics(norms[0]), *running_statistics(norms[1]))
         y, statistics = mbconv(
             x,
-            self.conv1.weight[:, :, 0],
-            expanded,
-            norms[0].weight,
-            norms[0].bias,
-            self.conv2.weight[:, 0, :],
-            depthwise,
-            norms[1].weight,
-            norms[1].bias,
-            weight,
-            projected,
+            *weights,
             stride=self.conv2.stride[0],
             running=running,
             eps=norms[0].eps,

@@ -156,6 +156,7 @@ def follow(config: Config, world: World) -> dict[str, Any]:
     """Train and show progress; then the test."""
     from tqdm import tqdm
 
+    from sleepfm_fast.ops.pages import release_pages
     from sleepfm_fast.supervised_training import SupervisedTrainer
 
     trainer = SupervisedTrainer.prepare(config, world)
@@ -176,7 +177,9 @@ def follow(config: Config, world: World) -> dict[str, Any]:
             )
             if row["validated"] is not None and world.main:
                 bar.write(epoch_line(trainer, row["validated"]), file=sys.stderr)
-    return trainer.finish()
+    result = trainer.finish()
+    release_pages()  # of the test
+    return result
 
 
 def epoch_line(trainer: SupervisedTrainer, row: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from filter_batch import mixed_batch
+from test_encoder_evaluate import NETWORKS, network, registered
 from test_mbconv import arguments as block_of
 from test_mbconv_evaluate import Case
 from test_stem import arguments as stem_of
@@ -44,6 +45,7 @@ def calls():
         "mbconv_evaluate": (block, weights, running, 1, 1e-5, False),
         "mbconv_backward": (y, block, weights, torch.tensor(1), *moments, *options),
         "mbconv_evaluate_packed": (case.x, packed.packed, packed.bias, packed.width, packed.n_out, 1, False),
+        "encoder_evaluate": registered(*network(*NETWORKS[3])),
         "stem_forward": (clips, weight, bias, gamma, beta, 1e-5),
         "stem_backward": (z, clips, c, gamma, statistics, 1e-5),
         "max_pool_forward": (x,),

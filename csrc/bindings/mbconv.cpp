@@ -13,6 +13,7 @@
 #if defined(SLEEPFM_WITH_CUDA)
 #include "cuda/mbconv_evaluate.h"
 #endif
+#include "mbconv_shape.h"
 #include "params.h"
 
 namespace py = pybind11;
@@ -21,17 +22,8 @@ namespace sleepfm::bindings {
 
 namespace {
 
-using MBConvDims = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, int>;
 using MBConvAddresses =
     std::tuple<Address, Address, Address, Address, Address, Address, Address, Address, Address, Address>;
-
-sleepfm::MBConvShape mbconv_shape(MBConvDims dims, int n_threads, Address workspace) {
-    sleepfm::MBConvShape shape{};
-    std::tie(shape.n_clips, shape.n_in, shape.width, shape.n_out, shape.n_samples, shape.stride) = dims;
-    shape.n_threads = n_threads;
-    shape.workspace = pointer<void>(workspace);
-    return shape;
-}
 
 sleepfm::MBConvWeights mbconv_weights(MBConvAddresses const& addresses) {
     return std::apply([](auto... address) { return sleepfm::MBConvWeights{pointer<float const>(address)...}; },
@@ -40,6 +32,10 @@ sleepfm::MBConvWeights mbconv_weights(MBConvAddresses const& addresses) {
 
 std::int64_t mbconv_workspace_bytes(MBConvDims dims, int n_threads, bool backward) {
     return sleepfm::mbconv_workspace_bytes(mbconv_shape(dims, n_threads, 0), backward);
+}
+
+std::int64_t mbconv_evaluate_workspace_bytes(MBConvDims dims, int n_threads) {
+    return sleepfm::mbconv_evaluate_workspace_bytes(mbconv_shape(dims, n_threads, 0));
 }
 
 using MBConvResidual = std::tuple<bool, double, std::uint64_t>;
@@ -131,6 +127,7 @@ void bind_mbconv(py::module_& module) {
     module.def("mbconv_evaluate", &mbconv_evaluate, NoGil());
     module.def("mbconv_backward", &mbconv_backward, NoGil());
     module.def("mbconv_workspace_bytes", &mbconv_workspace_bytes);
+    module.def("mbconv_evaluate_workspace_bytes", &mbconv_evaluate_workspace_bytes);
     module.def("mbconv_evaluate_covers", &mbconv_evaluate_covers);
     module.def("mbconv_evaluate_cuda", &mbconv_evaluate_cuda, NoGil());
 }

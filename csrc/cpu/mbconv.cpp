@@ -34,6 +34,28 @@ void check(MBConvShape const& shape, MBConvResidual const& residual) {
                   "mbconv: the workspace is not aligned to 64 bytes.");
 }
 
+void check(EncoderEvaluate const& call) {
+    SLEEPFM_CHECK(call.n_clips >= 0 && call.n_samples >= 1, "encoder: ", call.n_clips, " clips of ", call.n_samples,
+                  " samples; at least one sample is needed.");
+    SLEEPFM_CHECK(call.n_in >= 1 && call.n_stem >= 1 && call.n_blocks >= 0, "encoder: ", call.n_in,
+                  " channels in, ", call.n_stem, " after the stem; at least one of each is needed.");
+    SLEEPFM_CHECK(call.n_threads >= 1, "encoder: n_threads is ", call.n_threads, "; at least one is needed.");
+    SLEEPFM_CHECK(reinterpret_cast<std::uintptr_t>(call.workspace) % 64 == 0,
+                  "encoder: the workspace is not aligned to 64 bytes.");
+    std::int64_t n_channels = call.n_stem, n_samples = (call.n_samples - 1) / 2 + 1;
+    for (std::int64_t i = 0; i < call.n_blocks; ++i) {
+        MBConvShape const& shape = call.blocks[i].block.shape;
+        check(shape, call.blocks[i].block.residual);
+        SLEEPFM_CHECK(shape.n_in == n_channels && shape.n_samples == n_samples && shape.n_clips == call.n_clips,
+                      "encoder: block ", i, " takes ", shape.n_in, " channels of ", shape.n_samples, " samples, after ",
+                      n_channels, " of ", n_samples, ".");
+        SLEEPFM_CHECK(!call.blocks[i].block.residual.add || call.blocks[i].after.gamma == nullptr, "encoder: block ", i,
+                      " adds its input and has a batch norm after it, which cannot be folded then.");
+        n_channels = shape.n_out;
+        n_samples = (n_samples - 1) / shape.stride + 1;
+    }
+}
+
 }  // namespace
 
 void mbconv_forward(MBConvForward const& call) {
@@ -53,8 +75,22 @@ void mbconv_backward(MBConvBackward const& call) {
     kernels().backward(call);
 }
 
+void encoder_evaluate(EncoderEvaluate const& call) {
+    check(call);
+    kernels().encode(call);
+}
+
 std::int64_t mbconv_workspace_bytes(MBConvShape const& shape, bool backward) {
     return kernels().workspace_bytes(shape, backward);
+}
+
+std::int64_t mbconv_evaluate_workspace_bytes(MBConvShape const& shape) {
+    return kernels().evaluate_workspace_bytes(shape);
+}
+
+std::int64_t encoder_workspace_bytes(EncoderEvaluate const& call) {
+    check(call);
+    return kernels().encoder_workspace_bytes(call);
 }
 
 }  // namespace sleepfm

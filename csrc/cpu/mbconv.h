@@ -1,5 +1,5 @@
 // The MBConv block of the encoder on the CPU: 1x1 expansion, batch norm, ReLU6, depthwise convolution of 3, batch norm,
-// ReLU6, 1x1 projection; forward, evaluation and backward.
+// ReLU6, 1x1 projection; forward, evaluation and backward. And the whole encoder in evaluation.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,22 @@ void mbconv_forward(MBConvForward const& call);
 void mbconv_evaluate(MBConvEvaluate const& call);
 void mbconv_backward(MBConvBackward const& call);
 
+void encoder_evaluate(EncoderEvaluate const& call);
+
+// For forward or backward of a training; for evaluation.
 std::int64_t mbconv_workspace_bytes(MBConvShape const& shape, bool backward);
+std::int64_t mbconv_evaluate_workspace_bytes(MBConvShape const& shape);
+std::int64_t encoder_workspace_bytes(EncoderEvaluate const& call);
 
 // One instruction set's code.
 struct MBConvKernels {
     void (*forward)(MBConvForward const&);
     void (*evaluate)(MBConvEvaluate const&);
     void (*backward)(MBConvBackward const&);
+    void (*encode)(EncoderEvaluate const&);
     std::int64_t (*workspace_bytes)(MBConvShape const&, bool);
+    std::int64_t (*evaluate_workspace_bytes)(MBConvShape const&);
+    std::int64_t (*encoder_workspace_bytes)(EncoderEvaluate const&);
 };
 
 namespace portable {

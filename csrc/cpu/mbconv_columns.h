@@ -64,9 +64,10 @@ inline void fill_columns(Columns const& at, Strips const& strips, float const* r
             prefetch(row + n_row, at.n * at.stride);
         }
         if (at.stride == 1) {
-            for (Index t = 0; t < at.n; t += LANES) {
-                store(panel + strips.place(n_k, k, t), first_lanes(load_first(row + t, at.n - t) - shift, at.n - t));
-            }
+            for_strips(strips, n_k, k, panel, [&, n = at.n](Index t, float* to) {
+                store(to, t + LANES <= n ? load(row + t) - shift
+                                         : first_lanes(load_first(row + t, n - t) - shift, n - t));
+            });
             continue;
         }
         Index const whole = at.n_odd / 4 * 4;
@@ -80,9 +81,7 @@ inline void fill_columns(Columns const& at, Strips const& strips, float const* r
             line[t] = t < at.n ? row[2 * t] - shift : 0.0f;
             odd[t] = t < at.n_odd ? row[2 * t + 1] - shift : 0.0f;
         }
-        for (Index t = 0; t < at.count; t += LANES) {
-            store(panel + strips.place(n_k, k, t), load(line + t));
-        }
+        place_row(strips, n_k, k, line, panel);
     }
 }
 

@@ -8,71 +8,163 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-inline void evaluate(MBConvEvaluate const& call) {
-    MBConvShape const& s = call.shape;
-    MBConvWeights const& w = call.weights;
-    MBConvWorkspace const work(s, false);
-    Index const T = s.n_samples, S = samples_out(s), width = s.width;
-    Index const tile = evaluation_tile(s), ldx = odd_vectors(tile * s.stride);
-    Dropout const dropout(call.residual);
-    // The batch norms are folded: scale into the weights before them, the rest into the biases.
-    for (Index c = 0; c < width; ++c) {
-        double const factor0 =
-            static_cast<double>(w.gamma0[c]) / sqrt(static_cast<double>(call.variance0[c]) + call.eps);
-        double const factor1 =
-            static_cast<double>(w.gamma1[c]) / sqrt(static_cast<double>(call.variance1[c]) + call.eps);
-        work.scale0[c] = static_cast<float>(factor0);
-        work.shift0[c] =
-            static_cast<float>(static_cast<double>(w.beta0[c]) +
-                               (static_cast<double>(w.b1[c]) - static_cast<double>(call.mean0[c])) * factor0);
-        work.shift1[c] =
-            static_cast<float>(static_cast<double>(w.beta1[c]) +
-                               (static_cast<double>(w.bd[c]) - static_cast<double>(call.mean1[c])) * factor1);
-        for (Index k = 0; k < 3; ++k) {
-            work.taps[3 * c + k] = static_cast<float>(static_cast<double>(w.wd[3 * c + k]) * factor1);
+// Evaluation: the expanded tile stays in the second cache.
+inline Index evaluation_tile(MBConvShape const& s) {
+    return least(units(s, least(most(6144 / s.n_in, 16 * LANES), 24 * LANES)),
+                 most(98304 / s.width / LANES, 1) * LANES);
+}
+
+// A batch norm with running statistics as a multiplication.
+inline double factor_of(float gamma, float variance, double eps) {
+    return static_cast<double>(gamma) / sqrt(static_cast<double>(variance) + eps);
+}
+
+// ROWS rows of w [n_rows, n_k], times their scale, as `pack_block` lays them.
+inline void pack_scaled(float const* w, double const* scale, Index n_rows, Index n_k, Index block, float* packed) {
+    float* const out = packed + block * n_k * ROWS;
+    Index const n_valid = least(n_rows - block * ROWS, ROWS);
+    for (Index r = 0; r < ROWS; ++r) {
+        float const* const row = w + (block * ROWS + least(r, n_valid - 1)) * n_k;
+        double const factor = r < n_valid ? scale[r] : 0.0;
+        for (Index k = 0; k < n_k; ++k) {
+            out[k * ROWS + r] = r < n_valid ? static_cast<float>(static_cast<double>(row[k]) * factor) : 0.0f;
         }
     }
-    pack(w.w1, s.n_in, 1, work.scale0, width, s.n_in, work.expand);
-    pack(w.w3, width, 1, nullptr, s.n_out, width, work.project);
-    SLEEPFM_OMP(omp parallel for schedule(static) num_threads(s.n_threads))
-    for (Index b = 0; b < s.n_clips; ++b) {
-        float* const scratch = work.thread + thread_number() * work.per_thread;
+}
+
+// A block whose batch norms are folded: scale into the weights before them, the rest into the biases.
+struct FoldedBlock {
+    MBConvShape s;
+    MBConvResidual residual;
+    float *expand, *project;          // packed w1 [width / ROWS, n_in, ROWS], w3 [n_out / ROWS, width, ROWS]
+    float *taps, *shift0, *shift1;    // [width, 3], [width], [width]
+    float* bias;                      // [n_out]
+    Index n_floats, n_scratch_floats; // of all these; of what a clip needs
+
+    FoldedBlock(MBConvShape const& shape, MBConvResidual const& add, float* memory) : s(shape), residual(add) {
+        Index used = 0;
+        auto const floats = [&](Index n) {
+            float* const piece = memory + used;
+            used += round_up(n, 16);
+            return piece;
+        };
+        expand = floats(round_up(s.width, ROWS) * s.n_in);
+        project = floats(round_up(s.n_out, ROWS) * s.width);
+        taps = floats(3 * s.width);
+        shift0 = floats(s.width);
+        shift1 = floats(s.width);
+        bias = floats(s.n_out);
+        n_floats = used;
+        n_scratch_floats = round_up(2 * s.width, 16) + (s.n_in + ROWS) * ldx() + 4 * ROWS * LANES +
+                           s.width * round_up(evaluation_tile(s) + 1, LANES);
+    }
+
+    Index ldx() const { return odd_vectors(evaluation_tile(s) * s.stride); }
+
+    Index n_parts() const { return (s.width + ROWS - 1) / ROWS + (s.n_out + ROWS - 1) / ROWS; }
+
+    // One of n_parts() independent parts of the weights: ROWS channels inside, or ROWS channels out.
+    void fold(MBConvEvaluate const& call, BatchNorm const& after, Index part) const {
+        MBConvWeights const& w = call.weights;
+        Index const n_inside = (s.width + ROWS - 1) / ROWS;
+        double scale[ROWS];
+        if (part < n_inside) {
+            for (Index c = part * ROWS; c < least((part + 1) * ROWS, s.width); ++c) {
+                double const factor0 = factor_of(w.gamma0[c], call.variance0[c], call.eps);
+                double const factor1 = factor_of(w.gamma1[c], call.variance1[c], call.eps);
+                scale[c - part * ROWS] = factor0;
+                shift0[c] =
+                    static_cast<float>(static_cast<double>(w.beta0[c]) +
+                                       (static_cast<double>(w.b1[c]) - static_cast<double>(call.mean0[c])) * factor0);
+                shift1[c] =
+                    static_cast<float>(static_cast<double>(w.beta1[c]) +
+                                       (static_cast<double>(w.bd[c]) - static_cast<double>(call.mean1[c])) * factor1);
+                for (Index k = 0; k < 3; ++k) {
+                    taps[3 * c + k] = static_cast<float>(static_cast<double>(w.wd[3 * c + k]) * factor1);
+                }
+            }
+            pack_scaled(w.w1, scale, s.width, s.n_in, part, expand);
+            return;
+        }
+        part -= n_inside;
+        for (Index o = part * ROWS; o < least((part + 1) * ROWS, s.n_out); ++o) {
+            double const factor =
+                after.gamma == nullptr ? 1.0 : factor_of(after.gamma[o], after.variance[o], after.eps);
+            double const shift = after.gamma == nullptr ? 0.0
+                                                        : static_cast<double>(after.beta[o]) -
+                                                              static_cast<double>(after.mean[o]) * factor;
+            scale[o - part * ROWS] = factor;
+            bias[o] = static_cast<float>(static_cast<double>(w.b3[o]) * factor + shift);
+        }
+        pack_scaled(w.w3, scale, s.n_out, s.width, part, project);
+    }
+
+    // y [n_out, S] of x [n_in, T].
+    void evaluate(float const* x, float* y, float* scratch) const {
+        Index const T = s.n_samples, S = samples_out(s), width = s.width, tile = evaluation_tile(s);
+        Dropout const dropout(residual);
         auto* const carry = reinterpret_cast<Carry*>(scratch);
         float* const x_panel = scratch + round_up(2 * width, 16);  // [n_in, ldx]
-        float* const rows = x_panel + s.n_in * ldx;                // [ROWS, ...]
-        float* const panel = rows + ROWS * (ldx + 4 * LANES);      // width rows
-        float* const y = call.y + b * s.n_out * S;
+        float* const rows = x_panel + s.n_in * ldx();              // [ROWS, ...]
+        float* const panel = rows + ROWS * (ldx() + 4 * LANES);    // width rows
         Index done = 0;
         for (Index from = 0; from < S; from += tile) {
             Columns const at(s, from, tile);
             Strips const strips(at.count);
             Index const now = expand_end(at, S);
             Strips const out_strips(now - done);
-            fill_columns(at, strips, call.x + b * s.n_in * T, T, s.n_in, nullptr, rows, x_panel);
+            fill_columns(at, strips, x, T, s.n_in, nullptr, rows, x_panel);
             expand_tile(
-                s, at, strips, work.expand, x_panel, carry, rows,
-                [shift0 = work.shift0](Index c, Index, auto& vectors) {
+                s, at, strips, expand, x_panel, carry, rows,
+                [shifts = shift0](Index c, Index, auto& vectors) {
                     constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
-                    float const shift = shift0[c];
+                    float const shift = shifts[c];
 #pragma GCC unroll 3
                     for (int k = 0; k < C; ++k) {
                         vectors[k] = relu6(vectors[k] + shift);
                     }
                 },
-                [&](Index c, Index n, float const* before, float const* middle, float const* after) {
-                    float const* const taps = work.taps + 3 * c;
-                    for (Index t = 0; t < n; t += LANES) {
-                        store(panel + out_strips.place(width, c, t),
-                              relu6(work.shift1[c] + taps[0] * load(before + t) + taps[1] * load(middle + t) +
-                                    taps[2] * load(after + t)));
-                    }
+                [&](Index c, Index, float const* before, float const* middle, float const* after) {
+                    Vector const shift = splat(shift1[c]), tap0 = splat(taps[3 * c]), tap1 = splat(taps[3 * c + 1]),
+                                 tap2 = splat(taps[3 * c + 2]);
+                    for_strips(out_strips, width, c, panel, [&](Index t, float* to) {
+                        store(to, relu6(shift + tap0 * load(before + t) + tap1 * load(middle + t) +
+                                        tap2 * load(after + t)));
+                    });
                 });
-            product_rows(out_strips, s.n_out, width, work.project, panel,
+            product_rows(out_strips, s.n_out, width, project, panel,
                          [&](Index o, Index t, auto const& vectors, Index n) {
-                             finish_rows(call.residual, dropout, b * s.n_out + o, w.b3[o], done + t, vectors, n,
-                                         call.x + (b * s.n_out + o) * S, y + o * S);
+                             finish_rows(residual, dropout, o, bias[o], done + t, vectors, n, x + o * S, y + o * S);
                          });
             done = now;
+        }
+    }
+};
+
+struct EvaluateWorkspace {
+    FoldedBlock block;
+    float* thread;  // [n_threads, per_thread]
+    Index per_thread, bytes;
+
+    explicit EvaluateWorkspace(MBConvShape const& s, MBConvResidual const& residual = {})
+        : block(s, residual, static_cast<float*>(s.workspace)),
+          thread(static_cast<float*>(s.workspace) + block.n_floats),
+          per_thread(round_up(block.n_scratch_floats, 16)),
+          bytes((block.n_floats + s.n_threads * per_thread) * 4) {}
+};
+
+inline void evaluate(MBConvEvaluate const& call) {
+    MBConvShape const& s = call.shape;
+    EvaluateWorkspace const work(s, call.residual);
+    SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index part = 0; part < work.block.n_parts(); ++part) {
+            work.block.fold(call, {}, part);
+        }
+        SLEEPFM_OMP(omp for schedule(static))
+        for (Index b = 0; b < s.n_clips; ++b) {
+            work.block.evaluate(call.x + b * s.n_in * s.n_samples, call.y + b * s.n_out * samples_out(s),
+                                work.thread + thread_number() * work.per_thread);
         }
     }
 }

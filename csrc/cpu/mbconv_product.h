@@ -373,15 +373,25 @@ inline void fill_panel(Strips const& strips, Index n_k, float* panel, Value valu
     }
 }
 
-// Row k of a panel of n_k rows from `row`, which has whole vectors.
-inline void place_row(Strips const& strips, Index n_k, Index k, float const* row, float* panel) {
+// body(t, to) for every vector of row k of a panel of n_k rows: column t and its place.
+template <typename Body>
+inline void for_strips(Strips const& strips, Index n_k, Index k, float* panel, Body body) {
     for (Index strip = 0; strip < strips.n_strips; ++strip) {
         Index const first = strips.first(strip), width = strips.width(strip);
         float* const to = panel + first * n_k + k * width;
-        for (Index t = 0; t < width; t += LANES) {
-            store(to + t, load(row + first + t));
+        body(first, to);
+        if (width > LANES) {
+            body(first + LANES, to + LANES);
+        }
+        if (width > 2 * LANES) {
+            body(first + 2 * LANES, to + 2 * LANES);
         }
     }
+}
+
+// Row k of a panel of n_k rows from `row`, which has whole vectors.
+inline void place_row(Strips const& strips, Index n_k, Index k, float const* row, float* panel) {
+    for_strips(strips, n_k, k, panel, [row](Index t, float* to) { store(to, load(row + t)); });
 }
 
 // Calls body(row, t, vectors, n) for w x strip: C vectors of a row from column t on, of which n columns count.

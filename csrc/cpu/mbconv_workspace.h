@@ -58,12 +58,6 @@ inline Index backward_tile(MBConvShape const& s) {
     return units(s, least(most(73728 / s.width, 6 * LANES), 24 * LANES));
 }
 
-// Evaluation: the expanded tile stays in the second cache.
-inline Index evaluation_tile(MBConvShape const& s) {
-    return least(units(s, least(most(6144 / s.n_in, 16 * LANES), 24 * LANES)),
-                 most(98304 / s.width / LANES, 1) * LANES);
-}
-
 // Columns of a panel for a projection over S samples: the panel stays in the second cache, few samples are left over.
 inline Index panel_width(MBConvShape const& s) {
     Index const widest = least(most(65536 / s.width / TILE, 2), 8) * TILE;
@@ -85,7 +79,6 @@ struct MBConvWorkspace {
     float* project_t;
     float *scale0, *shift0, *scale1, *shift1;  // [width] the batch norms as a multiplication and an addition
     float* batch_norm;                         // [width, 4] backward: BatchNormGradient of the second
-    float* taps;                               // [width, 3] evaluation: wd times the second batch norm's factor
     double* sums;                              // [B, width, 5] and [B, n_out]; forward: [B, 2, width]
     double* moments;        // forward: products of the input's samples, of each group and of all: mbconv_moments.h
     float* centre;          // [n_in] the input's mean
@@ -121,7 +114,6 @@ struct MBConvWorkspace {
         scale1 = floats(s.width);
         shift1 = floats(s.width);
         batch_norm = floats(backward ? 4 * s.width : 0);
-        taps = floats(3 * s.width);
         sums = doubles(s.n_clips * (5 * s.width + s.n_out + s.n_in));
         moments = doubles(backward ? 0 : n_groups(s) * n_in * moments_width(s.n_in) + s.n_in * ld_in);
         centre = floats(s.n_in);
@@ -139,9 +131,9 @@ struct MBConvWorkspace {
             per_thread = 5 * LANES * width + columns * (width + 2 * widest + ld_widest) + rows;
             per_thread = most(per_thread, 5 * LANES * width + columns * (width + widest) + LANES * ld_widest);
         } else {
-            Index const columns = odd_vectors(most(forward_tile(s), evaluation_tile(s)) * s.stride);
+            Index const columns = odd_vectors(forward_tile(s) * s.stride);
             Index const rows = ROWS * (columns + 4 * LANES) + 2 * columns;
-            Index const tile = (width + 2) * odd_vectors(most(panel, evaluation_tile(s) + 1));
+            Index const tile = (width + 2) * panel;
             Index const products = MOMENT_SPAN * (3 * moments_width(s.n_in) + n_in);
             per_thread = 4 * LANES * width + n_in * columns + rows + most(tile, products);
         }

@@ -53,17 +53,20 @@ inline bool inner_vectors(Index n, Index edge, Body body) {
     return true;
 }
 
+// y of a row of n.
+inline void max_pool_row(float const* x, Index n, float* y) {
+    bool const inner = inner_vectors(
+        n, 1, [&](Index t) { store(y + t, later(later(load(x + t - 1), load(x + t)), load(x + t + 1))); });
+    for (Index t = 0; t < n; t += inner ? n - 1 : 1) {
+        y[t] = x[maximum_around(x, n, t)];
+    }
+}
+
 inline void max_pool_forward(MaxPool const& call) {
     Index const n = call.n_samples;
     SLEEPFM_OMP(omp parallel for schedule(static) num_threads(call.n_threads))
     for (Index row = 0; row < call.n_rows; ++row) {
-        float const* const x = call.x + row * n;
-        float* const y = call.result + row * n;
-        bool const inner = inner_vectors(
-            n, 1, [&](Index t) { store(y + t, later(later(load(x + t - 1), load(x + t)), load(x + t + 1))); });
-        for (Index t = 0; t < n; t += inner ? n - 1 : 1) {
-            y[t] = x[maximum_around(x, n, t)];
-        }
+        max_pool_row(call.x + row * n, n, call.result + row * n);
     }
 }
 

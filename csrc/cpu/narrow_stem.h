@@ -12,6 +12,23 @@ namespace {
 
 constexpr Index STEM_TILE = 192;  // samples out: the tile's taps, and what comes of them, stay in the second cache
 
+// A thread's memory.
+struct StemScratch {
+    float *even, *odd, *panel, *gradient, *transposed;
+
+    // Lines of even and of odd samples, taps; in backward the convolution's gradient and the taps transposed.
+    static Index floats(Index taps, Index n_gradients, Index ld) {
+        return 2 * (STEM_TILE + 2 * LANES) + (taps + n_gradients + ld) * STEM_TILE;
+    }
+
+    StemScratch(float* memory, Index taps, Index n_gradients) : even(memory) {
+        odd = even + STEM_TILE + 2 * LANES;  // one sample before
+        panel = even + 2 * (STEM_TILE + 2 * LANES);
+        gradient = panel + taps * STEM_TILE;
+        transposed = gradient + n_gradients * STEM_TILE;
+    }
+};
+
 struct StemWorkspace {
     float* weights;               // packed [n_out / ROWS, taps, ROWS]
     float* scale;                 // [n_out] gamma / deviation
@@ -38,24 +55,12 @@ struct StemWorkspace {
         gradient = static_cast<BatchNormGradient*>(take(s.n_out * static_cast<Index>(sizeof(BatchNormGradient))));
         sums = static_cast<double*>(take(s.n_clips * 2 * s.n_out * 8));
         weight_sums = static_cast<float*>(take(groups * n_padded * ld * 4));
-        // lines of even and of odd samples, taps, the convolution's gradient, the taps transposed
-        per_thread = round_up(2 * (STEM_TILE + 2 * LANES) + (taps + n_padded + ld) * STEM_TILE, 16);
+        per_thread = round_up(StemScratch::floats(taps, n_padded, ld), 16);
         thread = static_cast<float*>(take(s.n_threads * per_thread * 4));
         bytes = used;
     }
-};
 
-// What the first lanes of a thread's memory hold.
-struct StemScratch {
-    float *even, *odd, *panel, *gradient, *transposed;
-
-    explicit StemScratch(StemWorkspace const& work) {
-        even = work.thread + thread_number() * work.per_thread;
-        odd = even + STEM_TILE + 2 * LANES;  // one sample before
-        panel = even + 2 * (STEM_TILE + 2 * LANES);
-        gradient = panel + work.taps * STEM_TILE;
-        transposed = gradient + work.n_padded * STEM_TILE;
-    }
+    StemScratch scratch() const { return {thread + thread_number() * per_thread, taps, n_padded}; }
 };
 
 // The taps of n outputs from `from` on: rows before, at and after the even sample, for every channel of a clip.
@@ -108,7 +113,7 @@ inline void stem_forward(StemForward const& call) {
     Index const B = s.n_clips, T = s.n_samples, S = (T - 1) / 2 + 1, n_out = s.n_out;
     pack(call.w, work.taps, 1, nullptr, n_out, work.taps, work.weights);
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
-        StemScratch const t(work);
+        StemScratch const t = work.scratch();
         SLEEPFM_OMP(omp for schedule(static))
         for (Index b = 0; b < B; ++b) {
             float* const c = call.c + b * n_out * S;
@@ -166,7 +171,7 @@ inline void stem_backward(StemBackward const& call) {
     double const* const mean = call.statistics;
     double const* const variance = mean + n_out;
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
-        StemScratch const t(work);
+        StemScratch const t = work.scratch();
         SLEEPFM_OMP(omp for schedule(static))
         for (Index row = 0; row < B * n_out; ++row) {
             Index const o = row % n_out, b = row / n_out;

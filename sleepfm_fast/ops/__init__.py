@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics, contrastive_loss, problems
+from sleepfm_fast.ops.encoder_evaluate import encoder_evaluate
 from sleepfm_fast.ops.filter_resample import filter_resample
 from sleepfm_fast.ops.max_pool import max_pool
 from sleepfm_fast.ops.mbconv import mbconv
@@ -13,6 +14,7 @@ from sleepfm_fast.ops.stem import stem
 __all__ = [
     "ContrastiveStatistics",
     "contrastive_loss",
+    "encoder_evaluate",
     "filter_resample",
     "max_pool",
     "mbconv",

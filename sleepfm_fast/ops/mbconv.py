@@ -6,7 +6,7 @@ gradients happen in registers on the way through the small matrix products. Deri
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -260,13 +260,17 @@ def _fake_backward(
 
 
 def call_arguments(
-    x: Tensor, weights: list[Tensor], stride: int, backward: bool
+    x: Tensor, weights: list[Tensor], stride: int, what: Literal["forward", "backward", "evaluation"]
 ) -> tuple[tuple[Dims, int, int, tuple[int, ...]], list[Tensor]]:
     """Leading arguments of the compiled functions, and the tensors that must outlive the call."""
     dims = (x.shape[0], x.shape[1], weights[0].shape[0], weights[8].shape[0], x.shape[2], stride)
     n_threads = min(torch.get_num_threads(), max(x.shape[0], 1))
     kept = [weight.contiguous() for weight in weights]
-    workspace = torch.empty(_C.mbconv_workspace_bytes(dims, n_threads, backward), dtype=torch.uint8, device="cpu")
+    if what == "evaluation":
+        n_bytes = _C.mbconv_evaluate_workspace_bytes(dims, n_threads)
+    else:
+        n_bytes = _C.mbconv_workspace_bytes(dims, n_threads, what == "backward")
+    workspace = torch.empty(n_bytes, dtype=torch.uint8, device="cpu")
     return (dims, n_threads, workspace.data_ptr(), tuple(weight.data_ptr() for weight in kept)), [workspace, *kept]
 
 
@@ -283,7 +287,7 @@ def _forward(
     x = x.contiguous()
     results = results_of_forward(x, weights, stride, for_backward)
     y, c1, c2, statistics, moments = results
-    leading, _alive = call_arguments(x, weights, stride, backward=False)
+    leading, _alive = call_arguments(x, weights, stride, "forward")
     tensors = (x, c1, c2, statistics, moments, y)
     _C.mbconv_forward(*leading, (residual, dropout, int(seed)), eps, *(tensor.data_ptr() for tensor in tensors))
     return results
@@ -296,7 +300,7 @@ def _evaluate(
     S = (x.shape[2] - 1) // stride + 1
     y = x.new_empty((x.shape[0], weights[8].shape[0], S))
     kept = [tensor.contiguous() for tensor in running]
-    leading, _alive = call_arguments(x, weights, stride, backward=False)
+    leading, _alive = call_arguments(x, weights, stride, "evaluation")
     mean0, variance0, mean1, variance1 = (tensor.data_ptr() for tensor in kept)
     statistics = (mean0, variance0, mean1, variance1)
     _C.mbconv_evaluate(*leading, (residual, 0.0, 0), eps, *statistics, x.data_ptr(), y.data_ptr())
@@ -325,7 +329,7 @@ def _backward(
         else torch.empty_like(weight, memory_format=torch.contiguous_format)
         for name, weight in zip(WEIGHTS, weights, strict=True)
     ]
-    leading, _alive = call_arguments(x, weights, stride, backward=True)
+    leading, _alive = call_arguments(x, weights, stride, "backward")
     _C.mbconv_backward(
         *leading,
         (residual, dropout, int(seed)),

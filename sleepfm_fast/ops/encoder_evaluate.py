@@ -1,0 +1,198 @@
+"""The published encoder in evaluation as one compiled op on the CPU: stem, MBConv blocks, maxima, average over time.
+
+A clip goes through all layers on one thread, so nothing but the average is written to memory; figures:
+``docs/kernels.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sleepfm_fast import _C
+from sleepfm_fast.ops.mbconv import validate
+from sleepfm_fast.ops.pages import empty
+from sleepfm_fast.ops.registry import LIBRARY
+from sleepfm_fast.ops.unsupported import refuse_gradients, refuse_transforms
+
+__all__ = ["Block", "Norm", "Stem", "encoder_evaluate"]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm with running statistics."""
+
+    gamma: Tensor
+    beta: Tensor
+    mean: Tensor
+    variance: Tensor
+    eps: float = 1e-5
+
+    def tensors(self) -> list[Tensor]:
+        """In the order of the compiled op."""
+        return [self.gamma, self.beta, self.mean, self.variance]
+
+
+@dataclass(frozen=True)
+class Stem:
+    """Convolution of 3 with stride 2: ``[n_stem, n_in, 3]`` and ``[n_stem]``, and the batch norm after it."""
+
+    weight: Tensor
+    bias: Tensor
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class Block:
+    """An MBConv block as :func:`sleepfm_fast.ops.mbconv` takes it, and what follows it."""
+
+    weights: tuple[Tensor, ...]
+    """w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3."""
+    running: tuple[Tensor, Tensor, Tensor, Tensor]
+    """mean0, variance0, mean1, variance1."""
+    stride: int = 1
+    eps: float = 1e-5
+    residual: bool = False
+    after: Norm | None = None
+    """Batch norm of what the block gives; not with ``residual``."""
+    pool: bool = False
+    """Maximum of each sample and its neighbours, last."""
+
+
+def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block]) -> Tensor:
+    """Average over time of what a stem and MBConv blocks make of clips, with running statistics.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``[B, n_in, T]`` float32 on the CPU.
+    stem : Stem
+        The first layer.
+    blocks : sequence of Block
+        In order; each takes as many channels as come out of the one before.
+
+    Returns
+    -------
+    Tensor
+        ``[B, n_out of the last block]``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, device, shape or value.
+    NotImplementedError
+        Where a gradient is wanted, and inside the transforms of torch.func.
+
+    Notes
+    -----
+    A clip's result is the same bits in every batch and for every number of threads. One clip runs on one thread.
+    """
+    if x.ndim != 3 or x.shape[2] < 1:
+        raise ValueError(f"x has shape {tuple(x.shape)}; encoder_evaluate takes [B, n_in, T], at least one sample.")
+    n = len(stem.weight) if stem.weight.ndim else 0
+    named = [("stem.weight", stem.weight, (n, x.shape[1], 3)), ("stem.bias", stem.bias, (n,))]
+    named += norm_shapes("stem.norm", stem.norm, n)
+    here = x.new_empty((x.shape[0], n, (x.shape[2] - 1) // 2 + 1), device="meta")
+    for i, block in enumerate(blocks):
+        validate(here, block.weights, block.stride, block.running)
+        n_in, n = n, len(block.weights[8])
+        if block.residual and (block.stride != 1 or n_in != n):
+            raise ValueError(
+                f"a residual needs stride 1 and as many channels out as in; block {i} has stride {block.stride}, "
+                f"{n_in} channels in and {n} out."
+            )
+        if block.residual and block.after is not None:
+            raise ValueError(f"block {i} adds its input and has a batch norm after it, which cannot be folded then.")
+        if block.after is not None:
+            named += norm_shapes(f"blocks[{i}].after", block.after, n)
+        here = here.new_empty((x.shape[0], n, (here.shape[2] - 1) // block.stride + 1))
+    for name, tensor, shape in named:
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with x {tuple(x.shape)} it has shape {shape}.")
+    for name, tensor in [("x", x), *[(name, tensor) for name, tensor, _ in named]]:
+        if tensor.dtype != torch.float32:
+            raise TypeError(
+                f"{name} is {tensor.dtype}; encoder_evaluate takes float32. sleepfm_fast.reference.encoder_evaluate "
+                "takes any."
+            )
+        if tensor.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"{name} is on {tensor.device}; encoder_evaluate runs on cpu. Use "
+                "sleepfm_fast.reference.encoder_evaluate."
+            )
+    tensors = [stem.weight, stem.bias, *stem.norm.tensors()]
+    for block in blocks:
+        tensors += [*block.weights, *block.running, *(block.after.tensors() if block.after else [])]
+    refuse_transforms("encoder_evaluate", x, *tensors)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):
+        raise NotImplementedError(
+            "encoder_evaluate has no gradient; call it under torch.no_grad(), or use "
+            "sleepfm_fast.reference.encoder_evaluate."
+        )
+    strides = [block.stride for block in blocks]
+    kinds = [4 * block.residual + 2 * (block.after is not None) + block.pool for block in blocks]
+    eps = [stem.norm.eps]
+    for block in blocks:
+        eps += [block.eps, block.after.eps if block.after else 0.0]
+    y: Tensor = torch.ops.sleepfm_fast.encoder_evaluate(x, tensors, strides, kinds, eps)
+    return y
+
+
+def norm_shapes(name: str, norm: Norm, n: int) -> list[tuple[str, Tensor, tuple[int, ...]]]:
+    """Name, tensor and shape of what a batch norm of n channels consists of."""
+    fields = ("gamma", "beta", "mean", "variance")
+    return [(f"{name}.{field}", tensor, (n,)) for field, tensor in zip(fields, norm.tensors(), strict=True)]
+
+
+# ---- registration ----------------------------------------------------------------------------------------------------
+
+# kinds: 4 with a residual, 2 with a batch norm after the block, 1 with a maximum, added up.
+LIBRARY.define(
+    "encoder_evaluate(Tensor x, Tensor[] tensors, int[] strides, int[] kinds, float[] eps) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+STEM_TENSORS = 6
+
+
+def widths(tensors: list[Tensor], kinds: list[int]) -> list[tuple[int, int]]:
+    """Channels inside and out of every block."""
+    found, place = [], STEM_TENSORS
+    for kind in kinds:
+        found.append((tensors[place].shape[0], tensors[place + 8].shape[0]))
+        place += 18 if kind & 2 else 14
+    return found
+
+
+@torch.library.register_fake("sleepfm_fast::encoder_evaluate", lib=LIBRARY)  # type: ignore[untyped-decorator]
+def _fake(x: Tensor, tensors: list[Tensor], strides: list[int], kinds: list[int], eps: list[float]) -> Tensor:
+    shapes = widths(tensors, kinds)
+    return x.new_empty((x.shape[0], shapes[-1][1] if shapes else tensors[0].shape[0]))
+
+
+def _run(x: Tensor, tensors: list[Tensor], strides: list[int], kinds: list[int], eps: list[float]) -> Tensor:
+    y: Tensor = _fake(x, tensors, strides, kinds, eps)
+    x, tensors = x.contiguous(), [tensor.contiguous() for tensor in tensors]
+    dims = (x.shape[0], x.shape[1], tensors[0].shape[0], x.shape[2])
+    layout = [
+        (width, n_out, stride, bool(kind & 4), bool(kind & 1), eps[1 + 2 * i], eps[2 + 2 * i])
+        for i, ((width, n_out), stride, kind) in enumerate(zip(widths(tensors, kinds), strides, kinds, strict=True))
+    ]
+    addresses = [x.data_ptr(), y.data_ptr()]
+    rest = iter([tensor.data_ptr() for tensor in tensors])
+    addresses += [next(rest) for _ in range(STEM_TENSORS)]
+    for kind in kinds:
+        addresses += [next(rest) for _ in range(14)]
+        addresses += [next(rest) if kind & 2 else 0 for _ in range(4)]
+    n_threads = min(torch.get_num_threads(), max(x.shape[0], 1))
+    n_bytes = _C.encoder_workspace_bytes(dims, n_threads, layout)
+    workspace = empty(x, (n_bytes // x.element_size(),))
+    _C.encoder_evaluate(dims, n_threads, workspace.data_ptr(), eps[0], layout, addresses)
+    return y
+
+
+LIBRARY.impl("encoder_evaluate", _run, "CPU")
+refuse_gradients("encoder_evaluate", "sleepfm_fast.reference.encoder_evaluate")
