@@ -54,7 +54,9 @@ def test_csv_columns_in_another_order_with_quotes_comments_and_blank_lines(tmp_p
 def test_csv_decimal_commas_and_clock_durations(tmp_path):
     scoring = read_scoring(write(tmp_path, "onset;duration;stage\n0,5;00:00:30;N2\n30,5;1:00;N3\n"))
     assert scoring.events[0] == Event(0.5, 30.0, "N2")
-    assert scoring.events[1].onset_s == 30.5
+    assert scoring.events[1] == Event(30.5, 60.0, "N3"), "a duration of two parts is minutes and seconds"
+    short = read_scoring(write(tmp_path, "onset;duration;event\n0;0:25,5;Hypopnea\n"))
+    assert short.events == (Event(0, 25.5, "Hypopnea"),)
 
 
 def test_csv_with_ends_instead_of_durations(tmp_path):
