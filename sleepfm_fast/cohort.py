@@ -364,6 +364,9 @@ def changed_since(
         return None if labels is None else f"{labels} holds no scoring of it any more (it had {old})"
     if old is not None and found is not None and is_other(scoring, found):
         return f"its scoring {found} is not what was ingested"
+    for facts in scoring.get("also", ()):
+        if not Path(facts["path"]).exists() or is_other(facts, Path(facts["path"])):
+            return f"its scoring {facts['path']} is not what was ingested"
     return None
 
 

@@ -55,7 +55,8 @@ class Examined(Protocol):
 def cohort_findings(nights: Sequence[Examined], tables: ParticipantTables) -> list[Finding]:
     """Compare the nights that can be ingested."""
     return [
-        *mixed_montages(nights), *silent(nights), *identical(nights, tables), *shared(nights, tables), *outlying(nights)
+        *mixed_montages(nights), *silent(nights), *identical(nights, tables), *shared(nights, tables),
+        *one_person(nights, tables), *outlying(nights)
     ]  # fmt: skip
 
 
@@ -144,6 +145,18 @@ def shared(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator[Fi
             f"taken to be one, '{tables.of(paths[0]).subject}'",
             "if they are several people, name them with --participants, with the folder before the file name "
             f"({paths[0].parent.name}/{paths[0].name})",
+            {"recordings": len(paths)},
+        )  # fmt: skip
+
+
+def one_person(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator[Finding]:
+    """Names that look like several nights of one person, who counts as several subjects."""
+    for paths in tables.perhaps_one_person(night.path for night in nights):
+        yield Finding(
+            "warning", "perhaps_one_person", tuple(map(str, paths)), "",
+            f"{len(paths)} names ({', '.join(p.stem for p in paths[:3])}) look like nights of one person, who counts "
+            f"as {len(paths)} subjects: one may be trained and another tested on",
+            "if they are, give --participants with the columns recording and subject",
             {"recordings": len(paths)},
         )  # fmt: skip
 

@@ -26,9 +26,9 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.labels import ClipGrid, clip_labels
 from sleepfm_fast.participants import Participant
 from sleepfm_fast.scoring import Scoring
-from sleepfm_fast.scoring_files import find_scoring
+from sleepfm_fast.scoring_files import find_scorings
 from sleepfm_fast.scoring_texts import translated
-from sleepfm_fast.stages import EPOCH_S, stage_of
+from sleepfm_fast.stages import EPOCH_S, respiratory_event_of, stage_of
 
 __all__ = ["Night", "NightConfig", "NightRow", "attempt_night", "process_night", "read_night", "row_of", "source_facts"]
 
@@ -41,7 +41,8 @@ class Night:
     """What one recording gives: channels for the slots, scoring, clips.
 
     ``scoring_path`` is the scoring's file, None where it stands in the recording or there is none; ``passed_over`` a
-    file that is named like a scoring but could not be read as one; ``corrections`` what the user's corrections changed.
+    file that is named like a scoring but could not be read as one; ``corrections`` what the user's corrections changed;
+    ``also`` files that completed the scoring.
     """
 
     recording: Recording
@@ -52,6 +53,7 @@ class Night:
     grid: ClipGrid
     issues: tuple[str, ...]
     corrections: tuple[dict[str, Any], ...] = ()
+    also: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def read_night(
         issues += channel.assignment.issues
     used = {s.index: s for c in channels for s in (c.signal, c.minus) if s is not None}
     issues += [f"{s.label}: {issue}" for s in used.values() for issue in s.issues]
-    scoring, scoring_path, passed_over = night_scoring(recording, labels, namesakes, meanings or {}, issues)
+    scoring, scoring_path, passed_over, also = night_scoring(recording, labels, namesakes, meanings or {}, issues)
     end_s = max((s.onset_s + s.n_records * recording.record_s for s in recording.segments), default=Fraction(0))
     grid = clip_labels(
         scoring,
@@ -138,7 +140,15 @@ def read_night(
     )
     issues += [*(scoring.issues if scoring is not None else ()), *grid.issues]
     return Night(
-        recording, channels, scoring, scoring_path, passed_over, grid, tuple(dict.fromkeys(issues)), corrected.applied
+        recording,
+        channels,
+        scoring,
+        scoring_path,
+        passed_over,
+        grid,
+        tuple(dict.fromkeys(issues)),
+        corrected.applied,
+        also,
     )
 
 
@@ -148,28 +158,74 @@ def night_scoring(
     namesakes: Mapping[str, Sequence[Path]] | None,
     meanings: Mapping[str, str],
     issues: list[str],
-) -> tuple[Scoring | None, Path | None, Path | None]:
-    """Scoring of a recording (by ``labels``, else beside it, else inside it), its file, and a file passed over."""
+) -> tuple[Scoring | None, Path | None, Path | None, tuple[Path, ...]]:
+    """Scoring of a recording (by ``labels``, else beside it, else inside it), its file, one passed over, those joined.
+
+    What the first file lacks, stages or respiratory events, comes from the next ones that have it, at last from inside.
+    """
     inside = translated(scoring_of(recording), meanings) if recording.annotations else None
-    path = find_scoring(recording.path, labels, namesakes)
-    if path is None:
+    files = find_scorings(recording.path, labels, namesakes)
+    if not files:
         if labels is not None:
             where = "its own annotations were used" if inside is not None else "it has no annotations of its own"
             issues.append(f"no scoring for this recording was found in {labels}; {where}.")
-        return inside, None, None
-    if labels is not None:
-        given = read_scoring(path, start=recording.start, length_s=recording.duration_s)
-        return translated(given, meanings), path, None
+        return inside, None, None, ()
+
+    def read(path: Path) -> Scoring:
+        return translated(read_scoring(path, start=recording.start, length_s=recording.duration_s), meanings)
+
+    path = files[0]
     try:
-        beside = translated(read_scoring(path, start=recording.start, length_s=recording.duration_s), meanings)
+        scoring = read(path)
     except SleepfmError as error:
+        if labels is not None:
+            raise
         # Only its name suggested that it belongs to the recording.
         issues.append(f"the file {path.name} beside the recording was not used as its scoring: {error}")
-        return inside, None, path
-    if inside is not None and not names_stage(beside) and names_stage(inside):
-        issues.append(f"{path.name} names no sleep stage; it was joined with the recording's own annotations.")
-        return replace(beside, events=beside.events + inside.events), path, None
-    return beside, path, None
+        return inside, None, path, ()
+    also = []
+    for more in files[1:]:
+        if is_complete(scoring):
+            break
+        try:
+            joined = completed(scoring, read(more))
+        except SleepfmError as error:
+            issues.append(f"the file {more.name}, named like its scoring, was not used: {error}")
+            continue
+        if joined is not scoring:
+            n = len(joined.events) - len(scoring.events)
+            issues.append(f"{n} annotations of {more.name} were joined with {path.name}, which has none of their kind.")
+            scoring = joined
+            also.append(more)
+    if inside is not None and not is_complete(scoring):
+        lacks = "sleep stage" if not names_stage(scoring) else "respiratory event"
+        joined = completed(scoring, inside)
+        if joined is not scoring:
+            issues.append(f"{path.name} names no {lacks}; it was joined with the recording's own annotations.")
+            scoring = joined
+    return scoring, path, None, tuple(also)
+
+
+def is_complete(scoring: Scoring) -> bool:
+    """Whether a scoring names stages, and has respiratory events or says that they were scored."""
+    return names_stage(scoring) and (scoring.events_scored is not None or names_event(scoring))
+
+
+def completed(scoring: Scoring, more: Scoring) -> Scoring:
+    """Join what a scoring lacks: all of another that has its stages, else that one's respiratory events."""
+    if not names_stage(scoring) and names_stage(more):
+        events = more.events
+    elif not names_event(scoring) and scoring.events_scored is None:
+        events = tuple(event for event in more.events if respiratory_event_of(event.text) is not None)
+    else:
+        events = ()
+    if not events:
+        return scoring
+    return replace(scoring, events=scoring.events + events, issues=scoring.issues + more.issues)
+
+
+def names_event(scoring: Scoring) -> bool:
+    return any(respiratory_event_of(event.text) is not None for event in scoring.events)
 
 
 def names_stage(scoring: Scoring) -> bool:
@@ -300,7 +356,8 @@ def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
 
 def scoring_facts(night: Night) -> dict[str, Any]:
     if night.scoring_path is not None:
-        return {"kind": "file", **source_facts(night.scoring_path.resolve())}
+        also = [source_facts(path.resolve()) for path in night.also]
+        return {"kind": "file", **source_facts(night.scoring_path.resolve()), **({"also": also} if also else {})}
     passed_over = None if night.passed_over is None else str(night.passed_over.resolve())
     return {"kind": "none" if night.scoring is None else "inside", "path": None, "passed_over": passed_over}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,23 @@ from pathlib import Path
 from sleepfm_fast.participants import Participant, Participants, read_participants
 
 __all__ = ["ParticipantTables", "read_tables"]
+
+# "night2", "ses-1", "_n2": what tells a person's nights apart in a name.
+NIGHT = re.compile(
+    r"(?:night|nacht|nuit|noche|notte|visit|session|ses|recording|rec)[-_ ]?\d+|(?<=[-_ .])[nv][-_]?\d+(?=$|[-_ .])",
+    re.IGNORECASE,
+)
+# SC4012E0 is subject 01, night 2 of Sleep-EDF; shhs1-200001 and shhs2-200001 are one person's visits.
+COHORTS = ((re.compile(r"^(sc4\d\d|st7\d\d)\d[a-z].*"), r"\1"), (re.compile(r"^shhs\d-"), "shhs-"))
+
+
+def without_night(stem: str) -> str:
+    """A recording's name without what tells a person's nights apart; empty where nothing else is left."""
+    name = stem.casefold()
+    for pattern, person in COHORTS:
+        name = pattern.sub(person, name)
+    name = NIGHT.sub("", name)
+    return name if re.search(r"[a-z0-9]", name) else ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,14 @@ class ParticipantTables:
             groups.setdefault((path.stem, None if table is None else (id(table), row)), []).append(path)
         return {stem: found for (stem, _), found in groups.items() if len({path.parent for path in found}) > 1}
 
+    def perhaps_one_person(self, paths: Iterable[Path]) -> list[list[Path]]:
+        """Recordings whose names differ in a number of the night only, and that no row of a table names."""
+        groups: dict[str, list[Path]] = {}
+        for path in paths:
+            if not self.names(path) and (person := without_night(path.stem)):
+                groups.setdefault(person, []).append(path)
+        return [found for found in groups.values() if len({path.stem for path in found}) > 1]
+
     def notices(self, paths: Iterable[Path]) -> list[str]:
         """Sentences about recordings that share a name, about recordings without a row, and about wrong cells."""
         paths = list(paths)
@@ -67,6 +93,14 @@ class ParticipantTables:
                 "the recordings of one name were taken for nights of one subject. If they are not, name their subjects "
                 "with --participants: a column recording with the folder before the file name, or, where folders "
                 "have the subjects' names, a column subject alone."
+            )
+        nights = self.perhaps_one_person(paths)
+        if nights:
+            said.append(
+                f"notice: {len(nights)} times, names of recordings look like several nights of one person (such as "
+                f"{nights[0][0].stem} and {nights[0][1].stem}), and no table says so: each counts as a subject of its "
+                "own, so that one person may be trained and tested on. If they are, give --participants with the "
+                "columns recording and subject."
             )
         ageless = [path for path in paths if (table := self.table_of(path)) is not None and table.lacks_visit(path)]
         if ageless:

@@ -16,6 +16,7 @@ CLOCK = re.compile(
     r"(?:(?P<date>\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4})[T ,]+)?"
     r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?P<fraction>[.,]\d+)?)?\s*(?P<half>[AaPp]\.?[Mm]\.?)?Z?"
 )
+SHORT = re.compile(r"(\d{1,3}):([0-5]\d(?:[.,]\d+)?)")
 DAY_S = 86_400.0
 EARLIEST_S = -4 * 3600.0
 """A clock time without a date lies at most this long before the recording's start, and under a day after that."""
@@ -68,7 +69,9 @@ def moment(text: str) -> float | Clock | None:
 
 
 def length_s(text: str) -> float | None:
-    """Read a duration in seconds, given as a number or as hh:mm:ss."""
+    """Read a duration in seconds, given as a number, as hh:mm:ss or as mm:ss."""
+    if match := SHORT.fullmatch(text.strip()):
+        return 60 * int(match[1]) + float(match[2].replace(",", "."))
     value = moment(text)
     return value.of_day_s if isinstance(value, Clock) else value
 

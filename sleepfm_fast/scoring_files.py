@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sleepfm_fast.scoring import ScoringError
 
-__all__ = ["find_scoring", "namesakes_of"]
+__all__ = ["find_scoring", "find_scorings", "namesakes_of"]
 
 # Beside a recording, in this order: S is the recording's name without its suffix.
 BESIDE = (
@@ -34,7 +34,16 @@ def find_scoring(
     labels: str | Path | None = None,
     namesakes: Mapping[str, Sequence[Path]] | None = None,
 ) -> Path | None:
-    """Find the file of labels that belongs to a recording.
+    """Return the first of :func:`find_scorings`, None where there is none."""
+    return next(iter(find_scorings(recording_path, labels, namesakes)), None)
+
+
+def find_scorings(
+    recording_path: str | Path,
+    labels: str | Path | None = None,
+    namesakes: Mapping[str, Sequence[Path]] | None = None,
+) -> tuple[Path, ...]:
+    """Find the files of labels that belong to a recording, the one to be preferred first.
 
     Parameters
     ----------
@@ -48,13 +57,13 @@ def find_scoring(
 
     Returns
     -------
-    Path or None
-        Of the names that are there, the first of ``S-nsrr.xml``, ``S-profusion.xml``, ``S.xml``, ``S-Hypnogram.edf``,
+    tuple of Path
+        Those that are there, in the order ``S-nsrr.xml``, ``S-profusion.xml``, ``S.xml``, ``S-Hypnogram.edf``,
         ``S.st``, ``S.csv``, ``S.txt`` and the like; for Sleep-EDF, ``SC4001EC-Hypnogram.edf`` belongs to
         ``SC4001E0-PSG.edf``. Of several files of one name in ``labels``, the one whose folders are named like the
         recording's: ``scoring/site/s1/night1.csv`` for ``edf/site/s1/night1.edf``; and never one whose folders are
-        more like those of a namesake. None where there is none: the recording's own annotations may still hold the
-        scoring.
+        more like those of a namesake. Empty where there is none: the recording's own annotations may still hold
+        the scoring.
 
     Raises
     ------
@@ -75,7 +84,7 @@ def find_scoring(
     else:
         labels = Path(labels)
         if labels.is_file():
-            return labels
+            return (labels,)
         if not labels.is_dir():
             raise ScoringError(f"labels {labels}: there is no such file or folder.")
         names = files_below(labels, labels.stat().st_mtime_ns)
@@ -86,14 +95,21 @@ def find_scoring(
     if bids:
         groups += [names.get(bids[1] + s, ()) for s in ("_hypnogram.tsv", "_events.tsv", "_hypnogram.csv")]
     same = recording_path.resolve()
+    others = [path for path in (namesakes or {}).get(stem, ()) if path.resolve() != same]
+    found: dict[Path, None] = {}
     for group in groups:
         files = [path for path in group if path.resolve() != same]
-        if labels is None and files:
-            return files[0]
-        others = [path for path in (namesakes or {}).get(stem, ()) if path.resolve() != same]
-        if files and (found := owned(recording_path, files, others, labels)) is not None:
-            return found
-    return None
+        if labels is None:
+            found |= dict.fromkeys(files)
+        elif files:
+            try:
+                own = owned(recording_path, files, others, labels)
+            except ScoringError:
+                if not found:  # what only completes a scoring need not be told apart
+                    raise
+            else:
+                found |= {} if own is None else {own: None}
+    return tuple(found)
 
 
 def owned(recording: Path, files: Sequence[Path], others: Sequence[Path], labels: Path | None) -> Path | None:

@@ -10,7 +10,7 @@ from nights import write_night
 from sleepfm_fast import preprocess
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.participant_tables import read_tables
+from sleepfm_fast.participant_tables import ParticipantTables, read_tables
 from sleepfm_fast.participants import Participant, Participants, read_participants
 
 
@@ -193,3 +193,25 @@ def test_a_recording_named_with_and_without_its_suffix_is_named_twice(tmp_path, 
             read_participants(tmp_path / "p.csv")
     else:
         assert len(read_participants(tmp_path / "p.csv").rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        (["S01_night1", "S01_night2", "S02_night1"], [["S01_night1", "S01_night2"]]),
+        (["SC4011E0-PSG", "SC4012E0-PSG", "SC4021E0-PSG"], [["SC4011E0-PSG", "SC4012E0-PSG"]]),
+        (["shhs1-200001", "shhs2-200001", "shhs1-200002"], [["shhs1-200001", "shhs2-200001"]]),
+        (["sub-1_ses-1_eeg", "sub-1_ses-2_eeg", "sub-2_ses-1_eeg"], [["sub-1_ses-1_eeg", "sub-1_ses-2_eeg"]]),
+        (["p7_n1", "p7_n2", "p8_n1"], [["p7_n1", "p7_n2"]]),
+        (["night1", "night2", "n1", "n2", "a1", "a2", "chat-baseline-300001", "chat-baseline-300002"], []),
+        (["sim-0000", "sim-0001", "mesa-sleep-0001", "mesa-sleep-0002", "tr03-0005", "tr03-0029"], []),
+    ],
+)
+def test_names_that_look_like_nights_of_one_person_are_said(tmp_path, names, groups):
+    paths = [Path("/data") / f"{name}.edf" for name in names]
+    found = ParticipantTables().perhaps_one_person(paths)
+    assert [[path.stem for path in group] for group in found] == groups
+    assert sum("nights of one person" in notice for notice in ParticipantTables().notices(paths)) == bool(groups)
+    rows = "".join(f"{name}.edf,S\n" for name in names)
+    named = ParticipantTables(((None, table(tmp_path, "recording,subject\n" + rows)),))
+    assert named.perhaps_one_person(paths) == []

@@ -355,3 +355,27 @@ print(peak() - before)
     # The night's integers once, and once more as mapped pages of the file, which the system may take back.
     print(f"peak {int(done.stdout) / size:.2f} times the file of {size / 1e6:.0f} MB")
     assert int(done.stdout) < 2.4 * size
+
+
+def test_stages_and_events_in_files_of_their_own_are_joined(tmp_path: Path, capsys) -> None:
+    nights = tmp_path / "nights"
+    nights.mkdir()
+    write_night(nights / "a.edf", stages="----")
+    (nights / "a-stages.csv").write_text("onset,duration,stage\n0,30,W\n30,90,N2\n")
+    (nights / "a-events.csv").write_text("start,end,event\n35,55,Hypopnea\n40,70,N3\n")
+    write_night(nights / "b.edf", stages="----", events=[(95, 20, "Obstructive apnea")])
+    (nights / "b.csv").write_text("onset,duration,stage\n0,30,W\n30,90,N3\n")
+    status, _ = preprocess(capsys, nights, tmp_path / "store")
+    assert status == 0
+    store = ClipStore(tmp_path / "store")
+    assert np.asarray(store.stage).tolist() == [0, 2, 2, 2, 0, 3, 3, 3], "the events' file adds events only"
+    assert np.asarray(store.sdb).tolist() == [0, 1, 0, 0, 0, 0, 0, 1]
+    record = json.loads((tmp_path / "store" / "recordings" / "a.json").read_text())
+    assert [Path(facts["path"]).name for facts in record["scoring"]["also"]] == ["a-events.csv"]
+    assert any("1 annotations of a-events.csv were joined" in issue for issue in record["issues"])
+    status, result = preprocess(capsys, nights, tmp_path / "store")
+    assert (status, result["kept"]) == (0, 2)
+    (nights / "a-events.csv").write_text("start,end,event\n65,85,Hypopnea\n")
+    status, result = preprocess(capsys, nights, tmp_path / "store", "--overwrite")
+    assert (status, result["added"], result["kept"]) == (0, 1, 1)
+    assert np.asarray(ClipStore(tmp_path / "store").sdb).tolist()[:4] == [0, 0, 1, 0]

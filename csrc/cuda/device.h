@@ -9,8 +9,9 @@
 
 namespace sleepfm::cuda {
 
-// Makes `device` current in this thread and gives the old one back. Where it is current already nothing is set: setting
-// a device creates its context, and a thread of a process that uses another device would make one on the first.
+// Makes `device` current in this thread and gives the old one back. The runtime asks the driver for the current
+// context's device, so that what torch's own runtime has set is seen here. Where it is current already nothing is set:
+// setting a device creates its context, and a thread of a process that uses another device would make one on the first.
 class DeviceGuard {
   public:
     explicit DeviceGuard(int device) {
