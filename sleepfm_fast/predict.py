@@ -60,7 +60,8 @@ class Config:
 def same_source(result: Result, embeddings: Embeddings) -> None:
     """Raise unless the folder's columns are those that the probe was fitted on."""
     record, about = result.record, embeddings.description
-    if record.get("features") != (embeddings.features or None):
+    columns = {modality: list(names) for modality, names in embeddings.features.items()}
+    if record.get("features") != (columns or None):
         raise SleepfmError(
             f"{result.path} was fitted on {'features' if record.get('features') else 'embeddings'}, and "
             f"{embeddings.path} holds {'other features' if embeddings.features else 'embeddings'}."

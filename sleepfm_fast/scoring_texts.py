@@ -12,7 +12,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.scoring import Event, Scoring
 from sleepfm_fast.stages import EPOCH_S, fold, respiratory_event_of, stage_of
 
-__all__ = ["asks_meaning", "parse_meanings", "told_apart", "translated", "unknown_texts"]
+__all__ = ["asks_meaning", "parse_meanings", "stated", "told_apart", "translated", "unknown_texts"]
 
 MEANINGS = {
     **{stage.casefold(): f"Sleep stage {stage}" for stage in ("W", "N1", "N2", "N3", "R")},
@@ -35,15 +35,22 @@ def parse_meanings(stated: Sequence[str]) -> dict[str, str]:
     meanings: dict[str, str] = {}
     for item in stated:
         text, equals, meaning = item.rpartition("=")
-        if not equals or not key_of(text) or meaning.strip().casefold() not in MEANINGS:
+        stage = stage_of(meaning.strip()) if re.search(r"[a-z]", meaning, re.IGNORECASE) else None
+        wanted = MEANINGS.get(meaning.strip().casefold(), None if stage in (None, "none") else f"Sleep stage {stage}")
+        if not equals or not key_of(text) or wanted is None:
             raise SleepfmError(
                 f"--meanings '{item}' is not understood; expected TEXT=MEANING, such as 4=R or 'light sleep=N2', "
                 "with one of: W, N1, N2, N3, R, none (not scored), apnea, hypopnea, ignore."
             )
-        wanted = MEANINGS[meaning.strip().casefold()]
         if meanings.setdefault(key_of(text), wanted) != wanted:
             raise SleepfmError(f"--meanings gives '{text}' two meanings; keep one.")
     return meanings
+
+
+def stated(meanings: Mapping[str, str]) -> list[str]:
+    """Undo :func:`parse_meanings`: ``TEXT=MEANING`` of each, texts as they are compared."""
+    names = {wanted: name.upper() if len(name) < 3 else name for name, wanted in reversed(MEANINGS.items())}
+    return [f"{text}={names.get(wanted, wanted)}" for text, wanted in meanings.items()]
 
 
 def key_of(text: str) -> str:

@@ -38,11 +38,11 @@ STAGE_WORDS: dict[Stage, tuple[str, ...]] = {
         *("wach", "wachzustand", "wachheit", "eveil", "eveille", "veille", "vigilia", "despierto", "veglia", "sveglio"),
         *("wakker", "waak", "acordado", "vaken", "vigil"),
     ),
-    "N1": ("n1", "1", "s1", "nrem1", "nonrem1", "nr1", "st1", "stage1nrem", "nonrapideyemovementn1"),
-    "N2": ("n2", "2", "s2", "nrem2", "nonrem2", "nr2", "st2", "stage2nrem", "nonrapideyemovementn2"),
+    "N1": ("n1", "1", "s1", "nrem1", "nonrem1", "nr1", "st1", "stage1nrem", "nonrapideyemovementn1", "nremi"),
+    "N2": ("n2", "2", "s2", "nrem2", "nonrem2", "nr2", "st2", "stage2nrem", "nonrapideyemovementn2", "nremii"),
     "N3": (
-        *("n3", "3", "s3", "nrem3", "nonrem3", "nr3", "st3", "nonrapideyemovementn3"),
-        *("n4", "4", "s4", "nrem4", "nonrem4", "nr4", "st4", "nonrapideyemovementn4"),
+        *("n3", "3", "s3", "nrem3", "nonrem3", "nr3", "st3", "nonrapideyemovementn3", "nremiii"),
+        *("n4", "4", "s4", "nrem4", "nonrem4", "nr4", "st4", "nonrapideyemovementn4", "nremiv"),
         *(
             "34",
             "s34",
@@ -98,6 +98,7 @@ PREFIXES = (
 )
 SUFFIXES = ("sleep", "stage", "state", "schlaf", "sommeil", "sleepstage", "nrem", "slaap", "sueno", "sonno", "sono")
 
+ROMAN = {"i": "1", "ii": "2", "iii": "3", "iv": "4"}
 STAGE_OF_WORD: dict[str, Stage] = {word: stage for stage, words in STAGE_WORDS.items() for word in words}
 STAGE_OF_NUMBER: dict[int, Stage] = {
     **{0: "W", 1: "N1", 2: "N2", 3: "N3", 4: "N3", 5: "R", 6: "none", 7: "none", 8: "none", 9: "none"},
@@ -112,10 +113,10 @@ HYPOPNEA = r"hypopneas?|hypopnoeas?|hypopnees?|hypopnoen?|hypopneus?|hipopneas?|
 # What may stand around the event's name without changing what it is: criteria and accompaniments.
 AROUND = (
     r"(?:event|finding|evenement|ereignis|sleep|(?:with|w|and|avec|mit|con)?(?:arousals?|desaturations?|desat)|"
-    r"rule\d?[ab]?|aasm(?:19|20)?\d*|\d+(?:percent|pct)?)*"
+    r"rule\d?[ab]?|aasm(?:19|20)?\d*|\d+(?:percent|pct|seconds?|secs?|s)?)*"
 )
 RESPIRATORY = re.compile(
-    rf"(?:resp|respiratory|respiratoire)?(?:event)?(?P<before>{OBSTRUCTIVE}|{CENTRAL}|{MIXED})?(?:sleep)?"
+    rf"(?:aasm)?(?:resp|respiratory|respiratoire)?(?:event)?(?P<before>{OBSTRUCTIVE}|{CENTRAL}|{MIXED})?(?:sleep)?"
     rf"(?:(?P<apnea>{APNEA})|(?P<hypopnea>{HYPOPNEA}))(?:du)?(?:sommeil)?"
     rf"(?P<after>{OBSTRUCTIVE}|{CENTRAL}|{MIXED})?{AROUND}"
 )
@@ -143,12 +144,19 @@ def concept(text: str) -> str:
 
 
 def stage_word(text: str) -> str | None:
-    """Return the word of the vocabulary that ``text`` is, or None."""
+    """Return the word of the vocabulary that ``text`` is, with or without brackets behind it, or None."""
+    bare = re.sub(r"(?<=\w)\s*[(\[][^()\[\]]*[)\]]\s*$", "", text)
+    return word_of(text) or (word_of(bare) if bare != text else None)
+
+
+def word_of(text: str) -> str | None:
     key = fold(concept(text))
     cores = [key] + [key[len(p) :] for p in PREFIXES if key.startswith(p) and len(key) > len(p)]
     cores += [core[: -len(s)] for core in cores for s in SUFFIXES if core.endswith(s) and len(core) > len(s)]
     # NonRapidEyeMovementSleep-N1
     cores += [core.replace("sleep", "") for core in cores if "rapideyemovement" in core]
+    # "Stage II": only behind a prefix, for "IV" alone is an infusion
+    cores += [ROMAN[core] for core in cores if core in ROMAN and core != key]
     return next((core for core in cores if core in STAGE_OF_WORD), None)
 
 
@@ -172,8 +180,7 @@ def stage_of(text: str) -> Stage | None:
     stripped = text.strip()
     if re.fullmatch(r"[+-]?\d+(?:\.0+)?", stripped):
         return STAGE_OF_NUMBER.get(int(float(stripped)))
-    # "Stage R (REM)": what stands in brackets behind a name repeats it
-    word = stage_word(stripped) or stage_word(re.sub(r"(?<=\w)\s*[(\[].*?[)\]]\s*$", "", stripped))
+    word = stage_word(stripped)
     return None if word is None else STAGE_OF_WORD[word]
 
 

@@ -8,10 +8,11 @@ from datetime import datetime
 
 import numpy as np
 import pytest
-from synthetic_embeddings import columns_of, write_folder
+from synthetic_embeddings import columns_of, description_of, write_folder
 
 from sleepfm_fast import predict, probe, transfer
 from sleepfm_fast.annotations import read_scoring
+from sleepfm_fast.embedding_writer import EmbeddingWriter
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.labels import clip_labels
@@ -108,6 +109,27 @@ def test_unscored_nights_get_hypnograms_that_are_read_back(fitted, tmp_path, cap
     with pytest.raises(SleepfmError, match="not overwritten"):
         predict.main(predict.Config(result, new, tmp_path / "out"))
     predict.main(predict.Config(result, new, tmp_path / "out", overwrite=True))
+
+
+def test_hand_made_features_keep_their_medians_and_marks(tmp_path):
+    rng = np.random.default_rng(1)
+    label = np.repeat(np.arange(5), 40)
+    subject = np.tile(np.arange(10), 20)
+    x = rng.standard_normal((200, 1, 4)).astype(np.float32)
+    x[:, 0, 0] += label
+    x[rng.random(200) < 0.2, 0, 2:] = np.nan
+    columns = columns_of(subject, SPLIT_OF[subject], stage=label)
+    names = {"brain": ("a_uv", "b_uv", "c_uv", "d_uv")}
+    with EmbeddingWriter(tmp_path / "features", 200, ("brain",), 4, features=names) as writer:
+        writer.append(x, None)
+        writer.finish(columns, description_of(10))
+    probe.main(probe.Config(tmp_path / "features", "stage", tmp_path / "result", bootstraps=0))
+    predict.main(predict.Config(tmp_path / "result", tmp_path / "features", tmp_path / "out"))
+    own, rows = read_result(tmp_path / "result"), rows_of(tmp_path / "out" / "predictions.csv")
+    for clip, p in zip(own.array("clip"), own.array("probability"), strict=True):
+        assert [float(rows[clip][f"p_{name}"]) for name in STAGES] == pytest.approx(p.tolist(), abs=2e-5)
+    with pytest.raises(SleepfmError, match="was fitted on features"):
+        predict.main(predict.Config(tmp_path / "result", planted(tmp_path / "emb"), tmp_path / "no"))
 
 
 def test_what_cannot_be_is_refused(fitted, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from sleepfm_fast.annotations import Event, ScoringError, clip_labels, read_scoring
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.scoring_texts import parse_meanings, translated
+from sleepfm_fast.scoring_texts import parse_meanings, stated, translated
 
 
 def write(tmp_path: Path, text: str | bytes, name: str = "a.csv", encoding: str = "utf-8") -> Path:
@@ -137,6 +137,7 @@ def test_a_four_without_a_five_has_no_stage_until_its_meaning_is_stated(tmp_path
     grid = labelled(tmp_path, text, 90)
     assert grid.stage.tolist() == [2, -1, 0]
     assert "--meanings 4=R" in grid.issues[0]
+    assert parse_meanings(["4=R"]) == parse_meanings(["4=REM"])
     told = translated(read_scoring(write(tmp_path, text)), parse_meanings(["4=R"]))
     assert clip_labels(told, 90).stage.tolist() == [2, 4, 0]
     assert clip_labels(told, 90).issues == ()
@@ -155,10 +156,15 @@ def test_texts_that_are_not_known_are_said_and_can_be_told(tmp_path):
     assert (told.stage.tolist(), told.sdb.tolist(), told.issues) == ([0, 1, -1, 3], [0, 0, 1, 0], ())
 
 
-@pytest.mark.parametrize("stated", [["4"], ["=R"], ["4=S4"], ["4=R", "4.0=N3"]])
-def test_meanings_that_say_nothing_are_refused(stated):
+def test_meanings_can_be_stated_again():
+    given = ["4=R", "lightsleep=N2", "apobs=apnea", "x=none", "y=ignore", "z=hypopnea"]
+    assert stated(parse_meanings(given)) == given
+
+
+@pytest.mark.parametrize("wrong", [["4"], ["=R"], ["4=5"], ["4=x"], ["4=R", "4.0=N3"]])
+def test_meanings_that_say_nothing_are_refused(wrong):
     with pytest.raises(SleepfmError, match="meanings"):
-        parse_meanings(stated)
+        parse_meanings(wrong)
 
 
 @pytest.mark.parametrize(

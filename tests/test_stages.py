@@ -9,7 +9,7 @@ from sleepfm_fast.stages import STAGE_OF_WORD, is_marker, respiratory_event_of, 
 STAGE_TEXTS = {
     "W": "W, Wake, Wake|0, 0, SlpStgWake, Sleep stage W, SDO:WakeState, SRO:Wake, Éveil, Wach, AWAKE",
     "N1": "N1, S1, 1, Stage 1 sleep|1, Sleep stage 1, SRO:Stage1Sleep, NREM 1, nonrem1, 1.0, Stage N1",
-    "N2": "N2, S2, 2, Sleep stage N2, NREM stage 2, Stade 2, Schlafstadium 2, Non-REM 2",
+    "N2": "N2, S2, 2, Sleep stage N2, NREM stage 2, Stade 2, Schlafstadium 2, Non-REM 2, Stadium II, NREM II",
     "N3": "N3, S3, S4, 3, 4, Stage 4 sleep|4, Sleep stage 3/4, SWS, Stage 3 sleep|3, Sleep stage 4",
     "R": "R, REM, 5, REM sleep|5, SRO:RapidEyeMovement, Sleep stage R, Stage REM, Sommeil paradoxal, rem",
     "none": (
@@ -27,6 +27,15 @@ def test_stage_words(stage, text):
     assert respiratory_event_of(text) is None
 
 
+@pytest.mark.parametrize(
+    ("stage", "text"),
+    [("N1", "Stage I"), ("N3", "Stage IV"), ("N1", "Stage 1 (N1)"), ("N3", "N3 (SWS)"), ("R", "Stage R (REM)"),
+     ("R", "REM-Schlaf"), ("N3", "Tiefschlaf"), ("none", "Movement (leg)"), (None, "Arousal (N2)"), (None, "Limb (W)")],
+)  # fmt: skip
+def test_roman_numbers_and_what_stands_in_brackets(stage, text):
+    assert stage_of(text) == stage
+
+
 @pytest.mark.parametrize("word", STAGE_OF_WORD)
 def test_every_word_of_the_vocabulary_in_every_spelling(word):
     stage = STAGE_OF_WORD[word]
@@ -39,7 +48,7 @@ def test_every_word_of_the_vocabulary_in_every_spelling(word):
 NO_STAGE_TEXTS = (
     "Stage, Sleep, Micro-éveil, Notification, Avertissement, Lights off, Lights on, Arousal, QRS, 10, Limb "
     "movement, SRO:SpO2Artifact, SRO:Arousal, Recording Start Time, Stages|Stages, Arousal|Wake, N12, Wake after "
-    "sleep onset, R wave, 1.5, W LA"
+    "sleep onset, R wave, 1.5, W LA, IV, II, Leichtschlaf, REM (phasic burst) 3"
 )
 
 
@@ -50,7 +59,7 @@ def test_texts_that_are_no_stage(text):
 
 @pytest.mark.parametrize(
     ("text", "marker"),
-    [("Movement", True), ("Artefact", True), ("?", False), ("9", False), ("W", False)],
+    [("Movement", True), ("Movement (leg)", True), ("Artefact", True), ("?", False), ("9", False), ("W", False)],
 )
 def test_remarks_of_a_moment(text, marker):
     assert is_marker(text) == marker
@@ -66,7 +75,8 @@ RESPIRATORY_TEXTS = {
     "mixed_apnea": "Mixed Apnea, Mixed apnea|Mixed Apnea, resp_mixedapnea, Apnée mixte, Gemischte Apnoe",
     "hypopnea": (
         "Hypopnea, Hypopnea|Hypopnea, SRO:Hypopnea, resp_hypopnea, Hypopnée, Hypopnoe, Obstructive Hypopnea, Hypopnea "
-        "(4%), Hypopnoea, Hypopnea with desaturation, hipopnea, Central hypopnea, hypopnea:obstructive"
+        "(4%), Hypopnoea, Hypopnea with desaturation, hipopnea, Central hypopnea, hypopnea:obstructive, AASM Hypopnea, "
+        "Hypopnea 12.5 s"
     ),
 }
 

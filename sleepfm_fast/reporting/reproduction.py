@@ -19,6 +19,7 @@ from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.training_curves import column, compared, of_kind
 from sleepfm_fast.reporting.wording import count, value_of
 from sleepfm_fast.results import Result
+from sleepfm_fast.scoring_texts import stated
 
 __all__ = ["commands_of", "configuration_section", "files_section", "throughput_section"]
 
@@ -114,8 +115,12 @@ def commands_of(run: Run) -> list[str]:
     store = run.store
     if store is not None and store.recordings:
         folders = list(dict.fromkeys(str(Path(r.source).parent) for r in store.recordings))
-        montage = store.store.get("configuration", {}).get("montage")
-        option = f"--montage {shlex.quote(str(montage))}" if isinstance(montage, str) and montage != "auto" else ""
+        made = store.store.get("configuration", {})
+        montage, meanings = made.get("montage"), made.get("meanings")
+        words = ["--montage", montage] if isinstance(montage, str) and montage != "auto" else []
+        words += ["--events-scored"] if made.get("events_scored") is True else []
+        words += ["--meanings", *stated(meanings)] if isinstance(meanings, dict) and meanings else []
+        option = shlex.join(words)
         where = folders[:3] if store.store.get("configuration", {}).get("from") is None else []
         if where:
             commands.append(suggestions.typed("preprocess", *where, run.store_named, options=option))
