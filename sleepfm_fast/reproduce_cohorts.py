@@ -166,7 +166,7 @@ def agreed_sides(
         finished += [path for path in made_before(layout, name) if path not in finished]
         differences = kept[name].differences(sides) if name in kept and finished else ""
         if differences:
-            shown = ", ".join(map(str, finished[:3])) + (f" and {len(finished) - 3} more" if len(finished) > 3 else "")
+            shown = ", ".join(map(str, finished))  # all of them: one left would be of the former cohort
             simulated = store == layout.store(external=name == "external")
             restore = f"restore {store.parent}" if simulated else "give the store as it was"
             raise SleepfmError(
