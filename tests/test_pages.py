@@ -56,6 +56,49 @@ def test_a_refused_block_does_not_count_as_used():
     assert ops.release_pages() == 40 * MIB
 
 
+FRESH = """
+import resource
+import torch
+from sleepfm_fast.ops.pages import empty
+def loop(n_bytes, n):
+    kept = [empty(torch.empty(0), (n_bytes // 4,)).fill_(1.0) for _ in range(n)]
+def fresh_pages(n_bytes, n):
+    for _ in range(5):
+        loop(n_bytes, n)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        loop(n_bytes, n)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20
+sizes = (140_000, 200_000, 500_000, 1_000_000, 1_040_000, 1_100_000)
+print(*[fresh_pages(n_bytes, 48) for n_bytes in sizes])
+"""
+
+
+def run_alone(script):
+    """Output of a process of its own, where malloc has not learnt from anybody else's blocks."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts fresh pages as Linux does")
+def test_blocks_of_every_size_are_used_again():
+    """Smaller than a huge page too: malloc gives many of them back to the system, and asks for fresh ones."""
+    assert max(map(float, run_alone(FRESH).split())) < 10
+
+
+def test_small_blocks_take_little_more_than_their_size():
+    use_and_free(130_000)
+    assert ops.release_pages() == 128 << 10
+    use_and_free(MIB)
+    assert ops.release_pages() == MIB
+    use_and_free(MIB + 1)
+    assert ops.release_pages() == 2 * MIB
+
+
 SCARCE = """
 import resource
 from sleepfm_fast import _C
@@ -72,12 +115,7 @@ print(_C.release_pages())
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits of memory as Linux has them")
 def test_idle_blocks_go_where_the_system_has_no_more_memory():
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCARCE], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "0"
+    assert run_alone(SCARCE).strip() == "0"
 
 
 @pytest.mark.parametrize("command", [train, supervise])

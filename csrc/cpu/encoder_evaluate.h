@@ -69,9 +69,9 @@ inline void fold_stem(EncoderEvaluate const& call, EncoderWorkspace const& work)
     for (Index o = 0; o < call.n_stem; ++o) {
         double const factor = factor_of(norm.gamma[o], norm.variance[o], norm.eps);
         scale[static_cast<std::size_t>(o)] = factor;
-        work.stem_bias[o] = static_cast<float>(
-            static_cast<double>(norm.beta[o]) +
-            (static_cast<double>(call.stem_bias[o]) - static_cast<double>(norm.mean[o])) * factor);
+        work.stem_bias[o] =
+            static_cast<float>(static_cast<double>(norm.beta[o]) +
+                               (static_cast<double>(call.stem_bias[o]) - static_cast<double>(norm.mean[o])) * factor);
     }
     for (Index block = 0; block * ROWS < call.n_stem; ++block) {
         pack_scaled(call.stem_w, scale.data() + block * ROWS, call.n_stem, 3 * call.n_in, block, work.stem_weights);

@@ -37,8 +37,8 @@ void check(MBConvShape const& shape, MBConvResidual const& residual) {
 void check(EncoderEvaluate const& call) {
     SLEEPFM_CHECK(call.n_clips >= 0 && call.n_samples >= 1, "encoder: ", call.n_clips, " clips of ", call.n_samples,
                   " samples; at least one sample is needed.");
-    SLEEPFM_CHECK(call.n_in >= 1 && call.n_stem >= 1 && call.n_blocks >= 0, "encoder: ", call.n_in,
-                  " channels in, ", call.n_stem, " after the stem; at least one of each is needed.");
+    SLEEPFM_CHECK(call.n_in >= 1 && call.n_stem >= 1 && call.n_blocks >= 0, "encoder: ", call.n_in, " channels in, ",
+                  call.n_stem, " after the stem; at least one of each is needed.");
     SLEEPFM_CHECK(call.n_threads >= 1, "encoder: n_threads is ", call.n_threads, "; at least one is needed.");
     SLEEPFM_CHECK(reinterpret_cast<std::uintptr_t>(call.workspace) % 64 == 0,
                   "encoder: the workspace is not aligned to 64 bytes.");

@@ -65,8 +65,8 @@ inline void fill_columns(Columns const& at, Strips const& strips, float const* r
         }
         if (at.stride == 1) {
             for_strips(strips, n_k, k, panel, [&, n = at.n](Index t, float* to) {
-                store(to, t + LANES <= n ? load(row + t) - shift
-                                         : first_lanes(load_first(row + t, n - t) - shift, n - t));
+                store(to,
+                      t + LANES <= n ? load(row + t) - shift : first_lanes(load_first(row + t, n - t) - shift, n - t));
             });
             continue;
         }

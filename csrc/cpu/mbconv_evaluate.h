@@ -36,10 +36,10 @@ inline void pack_scaled(float const* w, double const* scale, Index n_rows, Index
 struct FoldedBlock {
     MBConvShape s;
     MBConvResidual residual;
-    float *expand, *project;          // packed w1 [width / ROWS, n_in, ROWS], w3 [n_out / ROWS, width, ROWS]
-    float *taps, *shift0, *shift1;    // [width, 3], [width], [width]
-    float* bias;                      // [n_out]
-    Index n_floats, n_scratch_floats; // of all these; of what a clip needs
+    float *expand, *project;           // packed w1 [width / ROWS, n_in, ROWS], w3 [n_out / ROWS, width, ROWS]
+    float *taps, *shift0, *shift1;     // [width, 3], [width], [width]
+    float* bias;                       // [n_out]
+    Index n_floats, n_scratch_floats;  // of all these; of what a clip needs
 
     FoldedBlock(MBConvShape const& shape, MBConvResidual const& add, float* memory) : s(shape), residual(add) {
         Index used = 0;
@@ -90,9 +90,9 @@ struct FoldedBlock {
         for (Index o = part * ROWS; o < least((part + 1) * ROWS, s.n_out); ++o) {
             double const factor =
                 after.gamma == nullptr ? 1.0 : factor_of(after.gamma[o], after.variance[o], after.eps);
-            double const shift = after.gamma == nullptr ? 0.0
-                                                        : static_cast<double>(after.beta[o]) -
-                                                              static_cast<double>(after.mean[o]) * factor;
+            double const shift = after.gamma == nullptr
+                                     ? 0.0
+                                     : static_cast<double>(after.beta[o]) - static_cast<double>(after.mean[o]) * factor;
             scale[o - part * ROWS] = factor;
             bias[o] = static_cast<float>(static_cast<double>(w.b3[o]) * factor + shift);
         }

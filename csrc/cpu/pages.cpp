@@ -15,6 +15,11 @@ namespace sleepfm {
 namespace {
 
 constexpr std::size_t HUGE_PAGE = std::size_t{2} << 20;
+constexpr std::size_t SMALL_PAGE = std::size_t{64} << 10;  // half a huge page or less is not worth one
+
+std::size_t page_of(std::size_t bytes) {
+    return bytes > HUGE_PAGE / 2 ? HUGE_PAGE : SMALL_PAGE;
+}
 
 struct Block {
     void* address;
@@ -49,15 +54,17 @@ void* allocate(Pool& all, std::size_t bytes) {
     // Together with what is in use, idle blocks stay below the most that was ever in use.
     std::size_t const used = all.used_bytes + bytes;
     free_idle(all, std::max(all.most_used_bytes, used) - used);
-    void* block = std::aligned_alloc(HUGE_PAGE, bytes);
+    void* block = std::aligned_alloc(page_of(bytes), bytes);
     if (block == nullptr && free_idle(all, 0) > 0) {
-        block = std::aligned_alloc(HUGE_PAGE, bytes);
+        block = std::aligned_alloc(page_of(bytes), bytes);
     }
     if (block == nullptr) {
         throw std::bad_alloc();
     }
 #if defined(__linux__)
-    madvise(block, bytes, MADV_HUGEPAGE);
+    if (page_of(bytes) == HUGE_PAGE) {
+        madvise(block, bytes, MADV_HUGEPAGE);
+    }
 #endif
     return block;
 }
@@ -65,7 +72,8 @@ void* allocate(Pool& all, std::size_t bytes) {
 }  // namespace
 
 Pages::Pages(std::size_t n_bytes) : block_(nullptr), n_bytes_(n_bytes) {
-    held_ = (std::max(n_bytes, std::size_t{1}) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    std::size_t const page = page_of(n_bytes);
+    held_ = (std::max(n_bytes, std::size_t{1}) + page - 1) / page * page;
     Pool& all = pool();
     std::lock_guard<std::mutex> const lock(all.mutex);
     auto best = all.idle.end();
