@@ -165,7 +165,8 @@ def night_scoring(
 ) -> tuple[Scoring | None, Path | None, Path | None, tuple[Path, ...], tuple[Path, ...]]:
     """Scoring of a recording (by ``labels``, else beside it, else inside it), its file, and other files.
 
-    The others: one passed over, those joined, all that are named like it. What the first file lacks, stages or respiratory events, comes from the next ones that have it, at last from inside.
+    The others: one passed over, those joined, all that are named like it. What the first file lacks, stages or
+    respiratory events, comes from the next ones that have it, at last from inside.
     """
     inside = translated(scoring_of(recording), meanings) if recording.annotations else None
     files = find_scorings(recording.path, labels, namesakes)
