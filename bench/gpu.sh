@@ -11,7 +11,8 @@
 # SLEEPFM_BUILD        cmake (default), pip (scikit-build-core, no build isolation) or none (what is built in place)
 # SLEEPFM_CUDA_ARCHITECTURES   instead of the compute capability of the GPU found
 # SLEEPFM_GPU_STEPS    only these steps, separated by commas, by their names in the table (or what stands before a colon)
-# SLEEPFM_GPU_SECONDS  for all steps and the build together (480)
+# SLEEPFM_GPU_SECONDS  for all steps and the build together (480). Steps run in the order of what matters most and each gets
+#                      its own limit or what is left, whichever is less; the table says which were cut, and how to run them
 set -uo pipefail
 
 usage() {

@@ -1,6 +1,11 @@
 """The steps of bench/gpu.sh, each limited in time: tests, sanitizers, benchmarks, measurements; one JSON, one table.
 
 A step that fails or runs out of time is recorded and never stops the later ones; the exit status is 1 if any did.
+
+The budget: all steps together end by the deadline. They stand in the order of what matters most, and each may take its
+own limit, which is far more than it should need, or what is left if that is less; nothing is kept for later ones. So
+the limits may sum to more than the deadline, and where steps take longer than foreseen the least valuable are cut. The
+summary names them, and how to run them alone.
 """
 
 from __future__ import annotations
@@ -60,6 +65,9 @@ CUDA_BENCHES = {
     "compiled encoder": ["bench/test_cuda_encoder.py", "-k", "compiled"],
 }
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}  # what is said of the CPU is done there
+INTERRUPT_S, KILL_S = 10, 10
+"""How long a step may take to end when it is interrupted, and then when it is killed; within the deadline, too."""
+LEAST_S = 10  # a step with less is not begun
 LAST_LINES = 40  # of the log of a step that fails, kept in the JSON
 
 
@@ -80,7 +88,7 @@ class Step:
 
 
 def run_limited(command: list[str], limit_s: float, environment: dict[str, str], log: Path) -> tuple[int, bool]:
-    """Run in a process group of its own: interrupt at the limit, kill ten seconds later. Exit status, out of time."""
+    """Run in a process group of its own: interrupt at the limit, kill some seconds later. Exit status, out of time."""
     with log.open("ab") as output:
         output.write(f"\n==== {' '.join(command)}\n".encode())
         output.flush()
@@ -91,7 +99,7 @@ def run_limited(command: list[str], limit_s: float, environment: dict[str, str],
             return process.wait(limit_s), False
         except subprocess.TimeoutExpired:
             # The first interrupt lets pytest store what it has measured.
-            for number, patience_s in ((signal.SIGINT, 10), (signal.SIGKILL, 10)):
+            for number, patience_s in ((signal.SIGINT, INTERRUPT_S), (signal.SIGKILL, KILL_S)):
                 os.killpg(process.pid, number)
                 try:
                     return process.wait(patience_s), True
@@ -219,15 +227,18 @@ def main(argv: list[str] | None = None) -> int:
     if not chosen:
         parser.error(f"--only {arguments.only} names no step")
     deadline = start + arguments.deadline
-    for together, neighbours in itertools.groupby(chosen, key=lambda step: step.beside):
-        group = list(neighbours)
-        for batch in [group] if together else [[step] for step in group]:
-            with ThreadPoolExecutor(len(batch)) as pool:
-                logs = [arguments.work / f"step-{len(document['steps']) + k}.log" for k in range(len(batch))]
-                document["steps"] += pool.map(perform, batch, logs, itertools.repeat(deadline))
-            with log.open("ab") as whole:
-                whole.writelines(path.read_bytes() for path in logs if path.is_file())
-            write(file, document)
+    batches = batches_of(chosen)
+    document["budget"] = {
+        "seconds": arguments.deadline,
+        "limits_s": sum(max(step.limit_s for step in batch) for batch in batches),
+    }
+    for batch in batches:
+        with ThreadPoolExecutor(len(batch)) as pool:
+            logs = [arguments.work / f"step-{len(document['steps']) + k}.log" for k in range(len(batch))]
+            document["steps"] += pool.map(perform, batch, logs, itertools.repeat(deadline))
+        with log.open("ab") as whole:
+            whole.writelines(path.read_bytes() for path in logs if path.is_file())
+        write(file, document)
     document["passed"] = all(row["outcome"] != "failed" for row in document["steps"])
     write(file, document)
     print("\n".join(table(document)))
@@ -235,17 +246,27 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if document["passed"] else 1
 
 
+def batches_of(chosen: list[Step]) -> list[list[Step]]:
+    """Steps that run at the same time, in order."""
+    batches: list[list[Step]] = []
+    for together, neighbours in itertools.groupby(chosen, key=lambda step: step.beside):
+        group = list(neighbours)
+        batches += [group] if together else [[step] for step in group]
+    return batches
+
+
 def perform(step: Step, log: Path, deadline: float) -> dict[str, Any]:
     """Run one step and say how it went."""
-    left = deadline - time.monotonic()
-    row: dict[str, Any] = {"name": step.name, "limit_s": step.limit_s}
+    left = deadline - INTERRUPT_S - KILL_S - time.monotonic()
+    given_s = round(max(min(step.limit_s, left), 0.0), 1)
+    row: dict[str, Any] = {"name": step.name, "limit_s": step.limit_s, "given_s": given_s}
     if step.skip:
         return {**row, "outcome": "skipped", "why": step.skip}
-    if left < 10:
-        return {**row, "outcome": "failed", "why": "no time was left for it"}
+    if left < LEAST_S:
+        return {**row, "outcome": "failed", "out_of_time": True, "why": "not begun: the budget was used up"}
     begun = time.monotonic()
     try:
-        status, late = run_limited(step.command, min(step.limit_s, left), step.environment, log)
+        status, late = run_limited(step.command, given_s, step.environment, log)
     except OSError as error:
         return {**row, "outcome": "failed", "why": f"it cannot be started: {error}"}
     row |= {
@@ -283,14 +304,35 @@ def table(document: dict[str, Any]) -> list[str]:
         result = row.get("result")
         counts = result if isinstance(result, dict) and "passed" in result else {}
         words = row.get("why") or ", ".join(f"{n} {word}" for word, n in counts.items())
-        words = words or ("out of time" if row.get("out_of_time") else "")
+        if row.get("out_of_time") and not row.get("why"):
+            own = row["given_s"] >= row["limit_s"]
+            whose = "its limit" if own else f"what was left; its limit is {row['limit_s']:g} s"
+            words = ", ".join(filter(None, [words, f"out of time: cut at {row['given_s']:g} s, {whose}"]))
         lines.append(f"{row['name']:30} {row['outcome']:9} {row.get('seconds', '-'):>6}  {words}")
+    lines += budget_lines(document)
     for row in document["steps"]:
         for result in row.get("result") or [] if isinstance(row.get("result"), list) else []:
             lines += comparison(result)
     for row in document["steps"]:
         if row["name"] == "measurements" and isinstance(row.get("result"), dict):
             lines += ["", *(f"{name:60} {value}" for name, value in row["result"].items())]
+    return lines
+
+
+def budget_lines(document: dict[str, Any]) -> list[str]:
+    """Say how much time there was, and what was cut for want of it."""
+    budget = document.get("budget")
+    if budget is None:
+        return []
+    lines = ["", f"budget: {budget['seconds']:.0f} s for these steps, whose limits sum to {budget['limits_s']:.0f} s"]
+    cut = [row for row in document["steps"] if row.get("out_of_time") and row["given_s"] < row["limit_s"]]
+    if cut:
+        names = ", ".join(f"{row['name']} ({row['given_s']:.0f} of {row['limit_s']:.0f} s)" for row in cut)
+        lines += [
+            f"cut by the budget, the least valuable: {names}",
+            f"to run them alone: SLEEPFM_GPU_STEPS='{','.join(row['name'] for row in cut)}' bash bench/gpu.sh OUT; or "
+            "all with a larger SLEEPFM_GPU_SECONDS",
+        ]
     return lines
 
 

@@ -124,8 +124,11 @@ def likely_paths(path: Path, kinds: Iterable[Kind]) -> list[Path]:
     They are what its own record names, what lies in it, what it lies in, and what lies beside it.
     """
     kinds = tuple(kinds)
-    places = dict.fromkeys([*named_by(path), *inside(path), *around(path), *beside(path)])
-    found = [(place, kind_of(place)) for place in places if place.absolute() != path.absolute()]
+    places: dict[str, Path] = {}
+    for place in (*named_by(path), *inside(path), *around(path), *beside(path)):
+        places.setdefault(os.path.abspath(place), place)  # noqa: PTH100 - ".." goes, links stay
+    places.pop(os.path.abspath(path), None)  # noqa: PTH100
+    found = [(place, kind_of(place)) for place in places.values()]
     return [place for kind in kinds for place, its in found if its is kind]
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -190,7 +191,53 @@ while not other.exists():
 def test_steps_after_the_deadline_are_failures(tmp_path, monkeypatch):
     status, document = run_steps(tmp_path, monkeypatch, step("late", "pass"), deadline="5")
     assert status == 1
-    assert document["steps"][0]["why"] == "no time was left for it"
+    assert document["steps"][0]["why"] == "not begun: the budget was used up"
+
+
+def test_the_budget_cuts_the_last_steps_and_the_summary_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_steps, "INTERRUPT_S", 1)
+    monkeypatch.setattr(gpu_steps, "KILL_S", 1)
+    monkeypatch.setattr(gpu_steps, "LEAST_S", 1)
+    endless = "import time; time.sleep(60)"
+    stubborn = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); {endless}"
+    begun = time.monotonic()
+    status, document = run_steps(
+        tmp_path,
+        monkeypatch,
+        step("first", "pass", limit_s=50),
+        step("own limit", endless, limit_s=0.5),
+        step("side: a", "pass", limit_s=40, beside=True),
+        step("side: b", "pass", limit_s=30, beside=True),
+        step("stubborn", stubborn, limit_s=60),
+        step("least", "pass", limit_s=20),
+        deadline="8",
+    )
+    assert time.monotonic() - begun < 8.5, "a step that ignores the interrupt is killed within the budget"
+    assert status == 1
+    rows = {row["name"]: row for row in document["steps"]}
+    assert [name for name, row in rows.items() if row["outcome"] == "passed"] == ["first", "side: a", "side: b"]
+    assert document["budget"] == {"seconds": 8.0, "limits_s": 50 + 0.5 + 40 + 60 + 20}
+    assert rows["own limit"]["given_s"] == rows["own limit"]["limit_s"]
+    assert 0 < rows["stubborn"]["given_s"] < 6
+    assert rows["least"]["why"] == "not begun: the budget was used up"
+    printed = capsys.readouterr().out
+    assert "out of time: cut at 0.5 s, its limit" in printed
+    assert "what was left; its limit is 60 s" in printed
+    assert "budget: 8 s for these steps, whose limits sum to 170 s" in printed
+    (cut,) = (line for line in printed.splitlines() if line.startswith("cut by the budget"))
+    assert "stubborn (" in cut
+    assert "least (" in cut
+    assert "own limit" not in cut
+    assert "SLEEPFM_GPU_STEPS='stubborn,least'" in printed
+
+
+def test_what_matters_most_comes_first(tmp_path):
+    """Right or wrong before our times, ours before the rivals', and of what is least valuable the largest limits."""
+    names = [step.name for step in gpu_steps.steps(tmp_path, False)]
+    order = ["tests on cuda: small", "benchmarks on cuda: loss", "measurements", "benchmarks on cuda: rivals"]
+    places = [names.index(name) for name in [*order, "benchmarks on cpu"]]
+    assert places == sorted(places)
+    assert places[-1] == len(names) - 1
 
 
 def test_all_passed_is_zero(tmp_path, monkeypatch):

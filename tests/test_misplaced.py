@@ -113,6 +113,9 @@ def test_what_is_damaged_or_somebody_elses_is_left_to_its_reader(tmp_path):
 )
 def test_the_likely_one_is_found(project, given, expected, found):
     assert likely_paths(project / given, [expected])[0] == project / found
+    assert len({p.resolve() for p in likely_paths(project / given, [expected])}) == len(
+        likely_paths(project / given, [expected])
+    ), "each once"
     sentence = mistaken(project / given, expected)
     assert sentence.startswith(f"{project / given} is {KINDS[given].value}; {expected.value} was expected. Give ")
     assert found in sentence
