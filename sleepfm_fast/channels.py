@@ -64,6 +64,8 @@ RENAMED = {"a1": "m1", "a2": "m2", "t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8
 ELECTRODE = re.compile(r"(?:fp|af|fc|ft|cp|tp|po|f|c|t|p|o)(?:10|[1-9]|z)|[ni]z|[am][12]|e[12]|pg[12]")
 PREFIX = re.compile(r"(eeg|eog|ecg|ekg|emg|resp|resp\.|respiration)[\s_.:/(-]+(?=\S)")
 REFERENCE = re.compile(r"[\s_.:/-]+(?:ref|reference|le)\d*$")
+UNIT_BEHIND = re.compile(r"\s*[\[(]\s*(?:[numµμ]?v|%|bpm|cmh2o)\s*[\])]\s*$")
+"""``EEG F3-M2 [uV]``: some exports write the unit into the label."""
 KIND_OF_PREFIX = {
     **{"eeg": ("eeg", "eog"), "eog": ("eog",), "ecg": ("ecg",), "ekg": ("ecg",), "emg": ("emg",)},
     **{"resp": ("respiration", "snore", "step"), "respiration": ("respiration", "snore", "step")},
@@ -151,7 +153,7 @@ def canonical(label: str) -> tuple[Name, ...]:
     """
     plain = unicodedata.normalize("NFKD", label.replace("μ", "u").replace("µ", "u")).casefold()
     plain = "".join(c for c in plain if not unicodedata.combining(c)).strip()
-    plain = REFERENCE.sub("", plain)
+    plain = REFERENCE.sub("", UNIT_BEHIND.sub("", plain))
     names = [Name(key(plain))]
     if match := PREFIX.match(plain):
         names.append(Name(key(plain[match.end() :]), KIND_OF_PREFIX[match[1].rstrip(".")]))
@@ -202,7 +204,8 @@ def montage_named(name: str) -> Montage:
 def kind_of(label: str) -> str | None:
     """Tell a signal's kind by its label; None where the label does not say, or names no signal to learn from."""
     plain = unicodedata.normalize("NFKD", label).casefold()
-    plain = REFERENCE.sub("", "".join(c for c in plain if not unicodedata.combining(c)).strip())
+    plain = UNIT_BEHIND.sub("", "".join(c for c in plain if not unicodedata.combining(c)).strip())
+    plain = REFERENCE.sub("", plain)
     words = re.findall(r"[a-z0-9+]+", plain)
     text = " ".join(words)
     # A prefix that the standard texts of EDF+ define overrules everything behind it.

@@ -22,7 +22,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.misplaced import mistaken
 from sleepfm_fast.path_kinds import Kind
 from sleepfm_fast.scoring import ScoringError
-from sleepfm_fast.scoring_files import find_scoring, namesakes_of
+from sleepfm_fast.scoring_files import find_scorings, namesakes_of
 from sleepfm_fast.shards import Shard
 
 __all__ = ["Header", "Plan", "assign_names", "changed_since", "find_recordings", "make_plan", "read_header"]
@@ -352,18 +352,21 @@ def changed_since(
     scoring = record["scoring"]
     old = Path(scoring["path"]) if scoring["path"] is not None else None
     try:
-        found = find_scoring(path, labels, namesakes)
+        files = [file.resolve() for file in find_scorings(path, labels, namesakes)]
     except ScoringError as error:
         return str(error).rstrip(".")
+    found = files[0] if files else None
     if labels is None and found is None and old is not None and old.exists():
         found = old  # it was given by --labels then; leaving the option out does not withdraw it
-    found = None if found is None else found.resolve()
     if old is None and found is not None:
         return None if str(found) == scoring["passed_over"] else f"{found} is a new scoring of it"
     if old is not None and found is None:
         return None if labels is None else f"{labels} holds no scoring of it any more (it had {old})"
     if old is not None and found is not None and is_other(scoring, found):
         return f"its scoring {found} is not what was ingested"
+    added = [file for file in files if str(file) not in scoring.get("named", [str(file)])]
+    if added and found == old:
+        return f"{added[0]} is a new scoring of it"
     for facts in scoring.get("also", ()):
         if not Path(facts["path"]).exists() or is_other(facts, Path(facts["path"])):
             return f"its scoring {facts['path']} is not what was ingested"

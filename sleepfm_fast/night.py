@@ -42,7 +42,7 @@ class Night:
 
     ``scoring_path`` is the scoring's file, None where it stands in the recording or there is none; ``passed_over`` a
     file that is named like a scoring but could not be read as one; ``corrections`` what the user's corrections changed;
-    ``also`` files that completed the scoring.
+    ``also`` files that completed the scoring, ``named`` all that are named like it.
     """
 
     recording: Recording
@@ -54,6 +54,7 @@ class Night:
     issues: tuple[str, ...]
     corrections: tuple[dict[str, Any], ...] = ()
     also: tuple[Path, ...] = ()
+    named: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def read_night(
         issues += channel.assignment.issues
     used = {s.index: s for c in channels for s in (c.signal, c.minus) if s is not None}
     issues += [f"{s.label}: {issue}" for s in used.values() for issue in s.issues]
-    scoring, scoring_path, passed_over, also = night_scoring(recording, labels, namesakes, meanings or {}, issues)
+    scoring, scoring_path, passed_over, also, named = night_scoring(
+        recording, labels, namesakes, meanings or {}, issues
+    )
     end_s = max((s.onset_s + s.n_records * recording.record_s for s in recording.segments), default=Fraction(0))
     grid = clip_labels(
         scoring,
@@ -149,6 +152,7 @@ def read_night(
         tuple(dict.fromkeys(issues)),
         corrected.applied,
         also,
+        named,
     )
 
 
@@ -158,10 +162,11 @@ def night_scoring(
     namesakes: Mapping[str, Sequence[Path]] | None,
     meanings: Mapping[str, str],
     issues: list[str],
-) -> tuple[Scoring | None, Path | None, Path | None, tuple[Path, ...]]:
-    """Scoring of a recording (by ``labels``, else beside it, else inside it), its file, one passed over, those joined.
+) -> tuple[Scoring | None, Path | None, Path | None, tuple[Path, ...], tuple[Path, ...]]:
+    """Scoring of a recording (by ``labels``, else beside it, else inside it), its file, and other files.
 
-    What the first file lacks, stages or respiratory events, comes from the next ones that have it, at last from inside.
+    The others: one passed over, those joined, all that are named like it. What the first file lacks, stages or
+    respiratory events, comes from the next ones that have it, at last from inside.
     """
     inside = translated(scoring_of(recording), meanings) if recording.annotations else None
     files = find_scorings(recording.path, labels, namesakes)
@@ -169,7 +174,7 @@ def night_scoring(
         if labels is not None:
             where = "its own annotations were used" if inside is not None else "it has no annotations of its own"
             issues.append(f"no scoring for this recording was found in {labels}; {where}.")
-        return inside, None, None, ()
+        return inside, None, None, (), ()
 
     def read(path: Path) -> Scoring:
         return translated(read_scoring(path, start=recording.start, length_s=recording.duration_s), meanings)
@@ -182,7 +187,7 @@ def night_scoring(
             raise
         # Only its name suggested that it belongs to the recording.
         issues.append(f"the file {path.name} beside the recording was not used as its scoring: {error}")
-        return inside, None, path, ()
+        return inside, None, path, (), files
     also = []
     for more in files[1:]:
         if is_complete(scoring):
@@ -203,7 +208,7 @@ def night_scoring(
         if joined is not scoring:
             issues.append(f"{path.name} names no {lacks}; it was joined with the recording's own annotations.")
             scoring = joined
-    return scoring, path, None, tuple(also)
+    return scoring, path, None, tuple(also), files
 
 
 def is_complete(scoring: Scoring) -> bool:
@@ -357,7 +362,12 @@ def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
 def scoring_facts(night: Night) -> dict[str, Any]:
     if night.scoring_path is not None:
         also = [source_facts(path.resolve()) for path in night.also]
-        return {"kind": "file", **source_facts(night.scoring_path.resolve()), **({"also": also} if also else {})}
+        return {
+            "kind": "file",
+            **source_facts(night.scoring_path.resolve()),
+            "named": [str(path.resolve()) for path in night.named],
+            **({"also": also} if also else {}),
+        }
     passed_over = None if night.passed_over is None else str(night.passed_over.resolve())
     return {"kind": "none" if night.scoring is None else "inside", "path": None, "passed_over": passed_over}
 

@@ -119,7 +119,10 @@ def _predicted(config: Config) -> dict[str, Any]:
     if not clips.size:
         raise SleepfmError(f"no clip of {config.embeddings} has all of {', '.join(modalities)}.")
     if clips.size < len(embeddings):
-        say(f"notice: {len(embeddings) - clips.size} clips lack one of {', '.join(modalities)} and get no class")
+        say(
+            f"notice: {len(embeddings) - clips.size} clips lack one of {', '.join(modalities)} and get no class"
+            + ("; a probe of one modality (probe --modality) needs only that" if len(modalities) > 1 else "")
+        )
     if Path(embeddings.description.store).resolve() == Path(str(result.record.get("store"))).resolve():
         say("notice: the probe was fitted on subjects of this store; what it says of them is no test of it.")
     odds = scores(Features(embeddings, clips, modalities), model)

@@ -232,9 +232,12 @@ def night_figures(stages: Sequence[str]) -> dict[str, float | int | None]:
     dict
         :data:`NIGHT_COLUMNS`. Sleep latency: to the first epoch of any sleep. REM latency: from there to the first
         epoch of R. Wake after sleep onset: every W from there to the end. Percentages: of total sleep time. None
-        where there is no sleep, or no R.
+        where there is no sleep, or no R, and throughout where nothing is predicted.
     """
     minutes = EPOCH_S / 60
+    if not any(stages):
+        nothing = dict.fromkeys(NIGHT_COLUMNS)
+        return {**nothing, "epochs": len(stages), "epochs_without_prediction": len(stages)}
     count = {name: stages.count(name) for name in ("W", "N1", "N2", "N3", "R")}
     asleep = sum(count[name] for name in ("N1", "N2", "N3", "R"))
     onset = next((i for i, stage in enumerate(stages) if stage not in ("", "W")), None)
@@ -244,7 +247,7 @@ def night_figures(stages: Sequence[str]) -> dict[str, float | int | None]:
         "epochs_without_prediction": stages.count(""),
         "time_in_bed_min": len(stages) * minutes,
         "total_sleep_time_min": asleep * minutes,
-        "sleep_efficiency_percent": 100 * asleep / len(stages) if stages else None,
+        "sleep_efficiency_percent": 100 * asleep / len(stages),
         "sleep_latency_min": None if onset is None else onset * minutes,
         "rem_latency_min": None if onset is None or rem is None else (rem - onset) * minutes,
         "wake_after_sleep_onset_min": None if onset is None else stages[onset:].count("W") * minutes,

@@ -19,6 +19,7 @@ from sleepfm_fast.channels import (
     Montage,
     assign,
     canonical,
+    channel_of,
     fits,
     kind_of,
     montage_named,
@@ -141,6 +142,15 @@ def test_spelling_does_not_make_channels_equal():
         "EMG1",
     ]
     assert len({canonical(name)[0].key for name in names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("label", "channel"),
+    [("EEG F3-M2 [uV]", ("F3-M2", "eeg")), ("C4-A1 (µV)", ("C4-M1", "eeg")), ("ECG (mV)", ("ECG", "ecg")),
+     ("SaO2 [%]", ("SpO2", "step")), ("Pulse (bpm)", ("Pulse Rate", "step")), ("EOG (R)", ("E2", "eog"))],
+)  # fmt: skip
+def test_a_unit_behind_a_label_is_no_part_of_the_name(label, channel):
+    assert channel_of(label) == channel
 
 
 def test_a_prefix_ties_a_label_to_its_kind():

@@ -167,6 +167,10 @@ def test_sleep_figures():
     assert figures["wake_after_sleep_onset_min"] == 1
     assert (figures["w_min"], figures["r_min"], figures["r_percent"]) == (2, 1, 40)
     assert night_figures(["W", "W"])["rem_latency_min"] is None
+    nothing = night_figures(["", ""])
+    assert (nothing["epochs"], nothing["epochs_without_prediction"]) == (2, 2)
+    assert nothing["total_sleep_time_min"] is nothing["sleep_efficiency_percent"] is nothing["w_min"] is None
+    assert list(nothing) == list(figures)
     assert night_figures([])["sleep_efficiency_percent"] is None
 
 

@@ -375,6 +375,11 @@ def test_stages_and_events_in_files_of_their_own_are_joined(tmp_path: Path, caps
     assert any("1 annotations of a-events.csv were joined" in issue for issue in record["issues"])
     status, result = preprocess(capsys, nights, tmp_path / "store")
     assert (status, result["kept"]) == (0, 2)
+    (nights / "b-events.csv").write_text("start,end,event\n5,25,Hypopnea\n")
+    status, result = preprocess(capsys, nights, tmp_path / "store")
+    assert (status, result["kept"]) == (1, 1)
+    assert "b-events.csv is a new scoring" in result["changed"][0]["reason"]
+    (nights / "b-events.csv").unlink()
     (nights / "a-events.csv").write_text("start,end,event\n65,85,Hypopnea\n")
     status, result = preprocess(capsys, nights, tmp_path / "store", "--overwrite")
     assert (status, result["added"], result["kept"]) == (0, 1, 1)
