@@ -13,7 +13,7 @@ from typing import Any
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.option_ranges import option
 
-__all__ = ["Effect", "given_options", "only_with", "only_without", "refuse_without_effect"]
+__all__ = ["TRAINING_EFFECTS", "Effect", "given_options", "only_with", "only_without", "refuse_without_effect"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,14 @@ def only_with(option: str, decider: str, *values: Any, spelling: str = "") -> Ef
 def only_without(option: str, decider: str) -> Effect:
     """An option that counts where another is left out."""
     return Effect(option, decider, without=True)
+
+
+TRAINING_EFFECTS = (
+    only_with("momentum", "optimiser", "sgd"),
+    only_with("step_epochs", "schedule", "step"),
+    only_with("replicate", "train_subjects"),
+)
+"""Of the commands that train a network."""
 
 
 def written(name: str, value: Any, spelled: str = "") -> str:

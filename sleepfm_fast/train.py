@@ -17,7 +17,7 @@ from sleepfm_fast import command
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.option_effects import Effect, only_with
+from sleepfm_fast.option_effects import TRAINING_EFFECTS, Effect
 from sleepfm_fast.path_kinds import Kind
 
 if TYPE_CHECKING:
@@ -136,11 +136,7 @@ class Config:
     resume: bool = False
     """Go on with the run in RUN, exactly where its last checkpoint stands; --epochs and --max-steps may differ."""
 
-    EFFECTS: ClassVar[tuple[Effect, ...]] = (
-        only_with("momentum", "optimiser", "sgd"),
-        only_with("step_epochs", "schedule", "step"),
-        only_with("replicate", "train_subjects"),
-    )
+    EFFECTS: ClassVar[tuple[Effect, ...]] = TRAINING_EFFECTS
 
     def places(self) -> list[Place]:
         """What its positionals take."""

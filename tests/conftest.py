@@ -1,10 +1,12 @@
-"""Fixtures that several test files share: real recordings, a simulated cohort, the rule for CUDA tests."""
+"""Fixtures that several test files share: recordings, poisoned memory, a simulated cohort, the rule for CUDA tests."""
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Before libraries with threads are imported: the threads of workers side by side wait for each other at barriers.
@@ -38,6 +40,21 @@ def _random_state():
     torch.manual_seed(SEED)
 
 
+@pytest.fixture
+def poisoned() -> Callable[[Callable[[], Any]], Any]:
+    """A function that calls another one while what torch.empty gives holds NaN."""
+
+    def call(function: Callable[[], Any]) -> Any:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        try:
+            return function()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    return call
+
+
 MOST_WORKERS = 8  # each needs up to 2.5 GB; from here on the longest file decides how long the tests take
 
 
@@ -57,8 +74,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     show_gpu(marked)
     if not marked:
         return
-    import torch
-
     if not torch.cuda.is_available():
         if os.environ.get("SLEEPFM_REQUIRE_CUDA") == "1":
             pytest.fail("SLEEPFM_REQUIRE_CUDA=1, but torch sees no CUDA device")

@@ -78,21 +78,6 @@ def test_agrees_with_the_definition(case):
     assert_close(ours, same, truth, 1e-5 * truth.abs().max().clamp_min(1.0))
 
 
-@pytest.fixture
-def poisoned():
-    """A function that calls another one while what torch.empty gives holds NaN."""
-
-    def call(function):
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
-        try:
-            return function()
-        finally:
-            torch.use_deterministic_algorithms(False)
-
-    return call
-
-
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: str(case[0]))
 def test_results_do_not_depend_on_memory_that_nobody_has_written(case, poisoned):
     values = network(*case)

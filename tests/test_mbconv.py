@@ -131,21 +131,6 @@ def test_evaluation_agrees_with_the_definition(dims):
     torch.testing.assert_close(used.float(), torch.stack(running))
 
 
-@pytest.fixture
-def poisoned():
-    """A function that calls another one while what torch.empty gives holds NaN."""
-
-    def call(function):
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
-        try:
-            return function()
-        finally:
-            torch.use_deterministic_algorithms(False)
-
-    return call
-
-
 # Samples out that end a vector of 4, 8 or 16 lanes, and that do not, in the only tile and in the last of several.
 @pytest.mark.parametrize("n_samples", [1, 2, 7, 8, 15, 16, 17, 30, 33, 60, 64, 120, 193, 385])
 @pytest.mark.parametrize("channels", [(3, 5, 7, 5), (2, 40, 24, 40), (17, 3, 9, 2)], ids=str)

@@ -142,21 +142,6 @@ def test_what_the_op_does_not_cover_goes_the_long_way(change):
     assert len(seen) == (2 if change == "hook" else 0)
 
 
-@pytest.fixture
-def poisoned():
-    """A function that calls another one while what torch.empty gives holds NaN."""
-
-    def call(function):
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
-        try:
-            return function()
-        finally:
-            torch.use_deterministic_algorithms(False)
-
-    return call
-
-
 @pytest.mark.parametrize("n_samples", [1, 2, 7, 8, 31, 32, 33, 64, 383, 384, 385, 400])
 @pytest.mark.parametrize("n_in", [1, 3, 11])
 def test_results_do_not_depend_on_memory_that_nobody_has_written(n_in, n_samples, poisoned):
