@@ -212,7 +212,6 @@ def untimed(
         raise ScoringError(
             f"{source} has no column of times for the onset, and only {n_stages} of its {len(texts)} texts name a "
             "sleep stage; expected a header such as 'onset,duration,description' or 'Start,Duration,Event'."
-            "'Start,Duration,Event'."
         )
     first = 0
     if numbers is not None:
