@@ -195,7 +195,7 @@ def main(config: Config) -> dict[str, Any]:
             "numbers": numbers,
             "bytes": len(html.encode()),
             "figures": sum(len(section["figures"]) for section in record["sections"]),
-            "missing": [item["what"] for item in missing],
+            "missing": [f"{item['what']} {item['command']}".rstrip() for item in missing],
             "elapsed_s": round(time.monotonic() - started, 1),
         }
     )
