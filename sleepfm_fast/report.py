@@ -143,7 +143,7 @@ def typed(config: Config) -> str:
 
 def notices_of(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before the first figure."""
-    from sleepfm_fast.reporting.cohort import is_simulated
+    from sleepfm_fast.simulated_store import is_simulated
 
     notices = []
     if any(r.store is not None and is_simulated(r.store) for r in runs):
