@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sleepfm_fast import reproduce
 from sleepfm_fast.calibration import correct_for_prior
 from sleepfm_fast.reporting.retrieval import chance_curve
 from sleepfm_fast.reporting.sources import open_runs
+from sleepfm_fast.simulated_store import is_simulated
 
 AUROC = "Sleep staging: AUROC, mean of stages"
 
@@ -287,3 +289,16 @@ def test_one_modality_is_not_asked_for_retrieval(tmp_path):
         asked.append([m["command"] for s in numbers["sections"] for m in s["missing"] if "retrieval" in m["what"]])
         assert all(command in " ".join(result["missing"]) for command in asked[-1])
     assert [len(commands) for commands in asked] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("card", "name", "simulated"),
+    [(True, "night", True), (False, "sim-0001", True), (False, "night", False)],
+)
+def test_a_simulated_cohort_is_told_without_its_files(tmp_path, card, name, simulated):
+    (tmp_path / "edf").mkdir()
+    if card:
+        (tmp_path / "edf" / "simulation.json").write_text("{}")
+    recordings = [SimpleNamespace(source=str(tmp_path / "edf" / f"{name}.edf"), id=name)]
+    assert is_simulated(SimpleNamespace(recordings=recordings)) is simulated
+    assert is_simulated(SimpleNamespace(recordings=[])) is False
