@@ -1,12 +1,12 @@
 """``pytest bench/`` measures; ``--quick`` runs each arm once for its result only; ``--store NAME`` keeps the figures.
 
-A benchmark takes the ``versus`` fixture (rivals in turns, see interleave.py) or pytest-benchmark's ``benchmark``.
+A benchmark takes the ``versus`` fixture: rivals in turns (interleave.py), our times also to pytest-benchmark, whose
+``--benchmark-autosave`` and ``--benchmark-compare-fail`` then watch them from commit to commit.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from interleave import Comparison, interleave
 from numpy.typing import NDArray
+from store import write
 
 if TYPE_CHECKING:
     from sleepfm_fast.batches import ClipInput
@@ -49,28 +50,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info.update(machine.record())
+    # Of two runs that it compares it says whether the machines differ; the load and the commit do.
+    machine_info.update(
+        {key: value for key, value in machine.record().items() if key not in ("load_average", "commit")}
+    )
 
 
 this_machine = functools.cache(machine.record)
 
 
-def store(config: pytest.Config, passed: bool) -> None:
+def keep(config: pytest.Config, passed: bool) -> None:
     """Write what was measured so far where ``--store`` says; a run that is killed keeps the rest."""
     name = config.getoption("store")
     results = config.stash[RESULTS]
     if not name or not results:
         return
-    folder = Path(config.getoption("results"))
-    folder.mkdir(parents=True, exist_ok=True)
-    document = {"name": name, "machine": this_machine(), "passed": passed, "results": results}
-    partial = folder / f".{name}.json.partial"
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / f"{name}.json")
+    document = {"name": name, "machine": this_machine(), "processes": "one", "results": results, "passed": passed}
+    write(document, Path(config.getoption("results")) / f"{name}.json")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    store(session.config, exitstatus == 0)
+    keep(session.config, exitstatus == 0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -127,8 +127,36 @@ def quick(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("quick"))
 
 
+class Replay:
+    """A clock that shows measured seconds again: pytest-benchmark gets the rounds that the rivals took turns with."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def into(self, benchmark: Any, comparison: Comparison) -> None:
+        """Hand over the first arm's rounds; medians and ratios of all arms go beside them."""
+        rounds = iter(next(iter(comparison.seconds.values())))
+
+        def one() -> None:
+            self.now += next(rounds)
+
+        benchmark.extra_info.update(comparison=comparison.name, medians_s=comparison.medians, ratios=comparison.ratios)
+        benchmark.pedantic(one, rounds=len(next(iter(comparison.seconds.values()))))
+
+
 @pytest.fixture
-def versus(request: pytest.FixtureRequest, quick: bool) -> Callable[..., Comparison]:
+def replay(request: pytest.FixtureRequest) -> Replay:
+    """Become the timer of this test's ``benchmark`` fixture, which is made after it."""
+    clock = Replay()
+    request.node.add_marker(pytest.mark.benchmark(timer=clock))
+    return clock
+
+
+@pytest.fixture
+def versus(request: pytest.FixtureRequest, quick: bool, replay: Replay, benchmark: Any) -> Callable[..., Comparison]:
     """Compare arms: ``versus(name, {"ours": f, "rival": g}, agree=check, peak={"ours": (setup, body)})``.
 
     ``peak`` adds each arm's peak memory (MiB above its set-up), measured in its own process; see memory.py. ``measure``
@@ -146,11 +174,12 @@ def versus(request: pytest.FixtureRequest, quick: bool) -> Callable[..., Compari
         more: Mapping[str, Any] | None = None,
     ) -> Comparison:
         comparison = interleave(name, arms, rounds=rounds, agree=agree, quick=quick, measure=measure)
+        replay.into(benchmark, comparison)
         record = {**comparison.record(), "test": request.node.nodeid, **(more or {})}
         if peak:
             record["peak_rss_mib"] = {arm: memory.peak_rss_mib(*source) for arm, source in peak.items()}
         request.config.stash[RESULTS].append(record)
-        store(request.config, passed=False)
+        keep(request.config, passed=False)
         return comparison
 
     return compare

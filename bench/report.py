@@ -81,7 +81,8 @@ def table(document: dict[str, Any], *, whole: bool = True) -> list[str]:
             f"{start} | {rival} | {time_text(result['medians_s'][rival])} | "
             f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f}) | {both} |"
         )
-    load = f", load average {m['load_average']} at the end" if "load_average" in m else ""
+    load = f", load average {m['load_average']}" if "load_average" in m else ""
+    load += ", a process for each benchmark" if document.get("processes") == "one a benchmark" else ""
     lines += [
         "",
         f"**{document['name']}**: {where}, {m['cpu_cores']} cores, {m['instruction_set']}, Python {m['python']}, "

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
 import statistics
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from sleepfm_fast.channel_names import canonical, fits, kind_of, matched_as
 from sleepfm_fast.montages import (
     CHANNELS,
     KINDS,
@@ -41,6 +40,7 @@ __all__ = [
     "assign",
     "canonical",
     "channel_of",
+    "fits",
     "kind_of",
     "likely_slot",
     "montage_named",
@@ -58,63 +58,6 @@ EXACT, DERIVED, SUBSTITUTE = range(3)
 """How a signal comes to fill a slot, the best way first."""
 Offer = tuple[int, int, int, int, Fraction, int, int]
 """Order in which signals are taken: way, prefix taken off, rank among the aliases, slot, rate, signal, subtracted."""
-
-# 10-20 names that changed (T3 -> T7 and so on) and the two names of the mastoid reference.
-RENAMED = {"a1": "m1", "a2": "m2", "t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8"}
-ELECTRODE = re.compile(r"(?:fp|af|fc|ft|cp|tp|po|f|c|t|p|o)(?:10|[1-9]|z)|[ni]z|[am][12]|e[12]|pg[12]")
-PREFIX = re.compile(r"(eeg|eog|ecg|ekg|emg|resp|resp\.|respiration)[\s_.:/(-]+(?=\S)")
-REFERENCE = re.compile(r"[\s_.:/-]+(?:ref|reference|le)\d*$")
-UNIT_BEHIND = re.compile(r"\s*[\[(]\s*(?:[numµμ]?v|%|bpm|cmh2o)\s*[\])]\s*$")
-"""``EEG F3-M2 [uV]``: some exports write the unit into the label."""
-KIND_OF_PREFIX = {
-    **{"eeg": ("eeg", "eog"), "eog": ("eog",), "ecg": ("ecg",), "ekg": ("ecg",), "emg": ("emg",)},
-    **{"resp": ("respiration", "snore", "step"), "respiration": ("respiration", "snore", "step")},
-}
-
-# What a label says of its signal's kind, tried in this order on the words of the label. None: not a signal to learn
-# from (scored, technical, or of no modality).
-KIND_RULES: tuple[tuple[str | None, str], ...] = (
-    (None, r"hypnogram|stages?|status|trigger|trig|marker|events?|annotations?|epoch|scoring|lights?|photic|battery"),
-    (None, r"imp|impedance|temp|temperature|rectal|position|pos|body|posture|activity|actigraphy|acc|accel\w*|gravity"),
-    (None, r"(?:[xyz] axis|elevation|ambient|humidity|unused|dc ?\d+|off|none|empty|ptt|rr|rri|phase|quality|bp|abp)"),
-    (
-        None,
-        r"(?:video|camera|cpap|leak|tidal|pleth\w* ?rate|derived|flow ?limit\w*|rmi|technical)",
-    ),
-    (
-        "emg",
-        r"emg\w*|chin\w*|submental\w*|mentalis|masseter|[lr]?leg\w*|tib\w*|lat|rat|plm\w*|limb\w*|kinn|menton|jambe\w*|bein\w*",
-    ),
-    ("eog", r"eog\w*|loc|roc|leog|reog|e[12]|pg[12]|pos8|pos18"),
-    ("ecg", r"[ex]?[ec][ck]g\w*|ekg\w*|lead|cardio|electrocardiogramme"),
-    ("snore", r"snor\w*|ronfl\w*|schnarch\w*|mic\w*|sound|audio|larynx"),
-    (
-        "step",
-        r"sp ?o2\w*|sa ?o2\w*|o2 ?sat\w*|sat|sat o2|osat|saturation|oxi\w*|oxym\w*|sattigung",
-    ),
-    ("step", r"(?:et|tc|p)co2|co2|capno\w*|pulse?|pulse ?rate|pr|hr|heart\w*|bpm|pouls|\w*frequenz"),
-    (
-        "respiration",
-        r"resp\w*|flow\w*|\w*flow|air|therm\w*|nasal|oronasal|oro|pres|press|pressure|cannula|canule|ptaf|pap",
-    ),
-    (
-        "respiration",
-        r"chest|tho\w*|thx|abd\w*|rip\w*|effort\w*|belt|rib\w*|sangle|bauch|brust\w*|pleth\w*|flux|debit|naf",
-    ),
-    (
-        "respiration",
-        r"npress|pes|sum|ripsum|xsum|esoph\w*|intercost\w*|diaphragm|atem\w*|torax|torace|addome|vth|vto|vab",
-    ),
-    ("eeg", r"eeg\w*"),
-)
-
-
-@dataclass(frozen=True)
-class Name:
-    """A label without its spelling: the key, and, where a prefix such as ``EEG`` was taken off, the kinds it allows."""
-
-    key: str
-    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,49 +87,6 @@ class Assignment:
     issues: tuple[str, ...] = ()
 
 
-@lru_cache(maxsize=65536)
-def canonical(label: str) -> tuple[Name, ...]:
-    """Reduce a label to names that do not depend on spelling, the fullest first.
-
-    Case, accents, spaces and separators go; A1, A2, T3-T6 become M1, M2, T7, T8, P7, P8; a trailing ``-Ref`` or
-    ``-LE`` goes; and a prefix such as ``EEG`` goes in the second name, which then only fits slots of that kind.
-    """
-    plain = unicodedata.normalize("NFKD", label.replace("μ", "u").replace("µ", "u")).casefold()
-    plain = "".join(c for c in plain if not unicodedata.combining(c)).strip()
-    plain = REFERENCE.sub("", UNIT_BEHIND.sub("", plain))
-    names = [Name(key(plain))]
-    if match := PREFIX.match(plain):
-        names.append(Name(key(plain[match.end() :]), KIND_OF_PREFIX[match[1].rstrip(".")]))
-    return tuple(name for name in names if name.key)
-
-
-def key(plain: str) -> str:
-    """Join the words of a case-folded label; words made of electrode names get their present names."""
-    return "".join(present_names(word) for word in re.findall(r"[a-z0-9+]+", plain))
-
-
-def present_names(word: str) -> str:
-    """``c3a2`` -> ``c3m2``; words that are not made of electrode names alone stay."""
-    found = ELECTRODE.findall(word)
-    if "".join(found) != word:
-        return word
-    return "".join(RENAMED.get(electrode, electrode) for electrode in found)
-
-
-def fits(label: str, alias: str, kind: str) -> bool:
-    """Whether a label is a spelling of an alias of a slot of some kind."""
-    return matched_as(label, alias, kind) is not None
-
-
-def matched_as(label: str, alias: str, kind: str) -> int | None:
-    """0 where the whole label is a spelling of the alias, 1 where it is without its prefix, None where it is not."""
-    wanted = canonical(alias)[0].key
-    for place, name in enumerate(canonical(label)):
-        if name.key == wanted and (not name.kinds or kind in name.kinds):
-            return place
-    return None
-
-
 def montage_named(name: str) -> Montage:
     """Return a montage by its name.
 
@@ -199,32 +99,6 @@ def montage_named(name: str) -> Montage:
         return MONTAGES[name]
     hint = " ('auto' is made from a cohort's signals by resolve_auto)" if name == "auto" else ""
     raise ChannelError(f"there is no montage '{name}'{hint}; choose one of: {', '.join(sorted(MONTAGES))}, auto.")
-
-
-def kind_of(label: str) -> str | None:
-    """Tell a signal's kind by its label; None where the label does not say, or names no signal to learn from."""
-    plain = unicodedata.normalize("NFKD", label).casefold()
-    plain = UNIT_BEHIND.sub("", "".join(c for c in plain if not unicodedata.combining(c)).strip())
-    plain = REFERENCE.sub("", plain)
-    words = re.findall(r"[a-z0-9+]+", plain)
-    text = " ".join(words)
-    # A prefix that the standard texts of EDF+ define overrules everything behind it.
-    prefix = words[0] if len(words) > 1 else ""
-    if prefix in ("eeg", "eog", "ecg", "ekg", "emg"):
-        return "ecg" if prefix == "ekg" else prefix
-    for rule_kind, rule in KIND_RULES:
-        if re.search(rf"(?:^| )(?:{rule})(?: |$)", text):
-            return rule_kind
-    # any pair of electrodes: C3-M2, Fp1A2, Cz
-    if words and all("".join(ELECTRODE.findall(word)) == word or word in REFERENCES for word in words):
-        return "eeg" if any(ELECTRODE.match(word) for word in words) else None
-    for slot in CHANNELS.values():
-        if any(fits(label, alias, slot.kind) for alias in slot.aliases):
-            return slot.kind
-    return None
-
-
-REFERENCES = frozenset(("avg", "ave", "ar", "av", "lm", "ref", "le", "g1", "g2", "gnd"))
 
 
 def assign(signals: Sequence[Signal], montage: Montage, *, trusted: Collection[int] = ()) -> tuple[Assignment, ...]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from sleepfm_fast.calibration import calibration, say_calibration
 from sleepfm_fast.command import plain, say
 from sleepfm_fast.evaluation import evaluate, say_table
+from sleepfm_fast.interval_notice import interval_notice
 from sleepfm_fast.results import write_result
 from sleepfm_fast.strata import by_stratum, say_strata
 from sleepfm_fast.tasks import TASKS
@@ -165,8 +166,8 @@ def conclude(
         probability, trained, held_out.label, held_out.subject, task, bootstraps, seed, prior=prior
     )
     say_calibration(reliability)
-    if len(np.unique(held_out.subject)) == 1 and bootstraps:
-        say("notice: one test subject; there is nothing to bootstrap over, so no intervals.")
+    if bootstraps and (notice := interval_notice(len(np.unique(held_out.subject)))):
+        say(f"notice: {notice}")
     full = {
         **record,
         "class_names": task.names,

@@ -127,6 +127,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def _compared(config: Config) -> dict[str, Any]:
     """Match, resample and write the result."""
+    from sleepfm_fast.interval_notice import interval_notice
     from sleepfm_fast.metrics import bootstrap_subjects
     from sleepfm_fast.paired_figures import of_classifiers, of_retrievals
     from sleepfm_fast.results import write_result
@@ -159,8 +160,8 @@ def _compared(config: Config) -> dict[str, Any]:
         }
     )
     _say_table(record)
-    if shared.n_subjects == 1 and config.bootstraps:
-        say("notice: one test subject; there is nothing to bootstrap over, so no intervals.")
+    if config.bootstraps and (notice := interval_notice(shared.n_subjects)):
+        say(f"notice: {notice}")
     if config.result is not None:
         write_result(config.result, record, {}, overwrite=config.overwrite)
         say(f"wrote {config.result}")

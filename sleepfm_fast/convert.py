@@ -28,6 +28,7 @@ from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.parallel import dispatched
 from sleepfm_fast.participant_tables import ParticipantTables, read_tables
 from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.store_inputs import inputs_of, with_inputs
 
 __all__ = ["Config", "cli", "main"]
 
@@ -184,6 +185,13 @@ def ingest(config: Config, store: Path, paths: list[Path], tables: ParticipantTa
             "Choose a new folder, or repeat the options that it was made with."
         )
     configuration = {"montage": config.montage, "from": config.origin, "events_scored": False, "digest": digest}
+    if existing is not None:
+        configuration = existing["configuration"]
+    rate = None if config.origin == "seed" else config.fs_hz
+    given = inputs_of(
+        [config.source], labels=config.labels, participants=config.participants, fs_hz=rate, joined=config.joined
+    )
+    configuration = with_inputs(configuration, given)
     names = named(paths)
     kept = {path for path in paths if unchanged(store, names[path], path, config, digest)}
     todo = [path for path in paths if path not in kept]

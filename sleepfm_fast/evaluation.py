@@ -85,6 +85,8 @@ def resample(
         else:
             score = scores[:, list(trained).index(k)]
             auroc[k], auprc[k] = metrics.bootstrap_curves(positive, score, group, weights)
+            # Where every drawn clip is of the class, precision is 1 whatever the scores: no figure, as for AUROC.
+            auprc[k][np.isnan(auroc[k])] = np.nan
     return Resampled(
         auroc, auprc, **metrics.confusion_curves(confusion, weights), confusion=confusion.sum(0), notes=notes
     )

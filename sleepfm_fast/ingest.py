@@ -33,13 +33,14 @@ from sleepfm_fast.participant_tables import ParticipantTables
 from sleepfm_fast.scoring_files import namesakes_of
 from sleepfm_fast.shards import Shard
 from sleepfm_fast.silent_nights import is_scored, is_silent
+from sleepfm_fast.store_inputs import INPUTS, inputs_of, with_inputs
 
 __all__ = ["Cohort", "Outcome", "Request", "claimed_run", "ingest", "prepare_folder"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for; the fields are those of the command."""
+    """What is asked for; the fields are those of the command, ``inputs`` its paths by :func:`inputs_of`."""
 
     montage: str
     labels: Path | None
@@ -48,6 +49,7 @@ class Request:
     shard: Shard | None = None
     corrections: Corrections = field(default_factory=Corrections)
     meanings: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=lambda: inputs_of(()))
 
     @property
     def run(self) -> str:
@@ -253,6 +255,9 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         removed = [plan.known.pop(path)["id"] for path in plan.left_out if path in plan.known]
         plan.todo = sorted([*plan.todo, *(path for path in plan.changed if path in plan.known)])
         plan.changed = {}
+    # Nights that stay as they are came from what is listed; a table may name their subjects and ages anew.
+    if plan.todo or removed or "participants" in request.inputs or INPUTS not in configuration:
+        configuration = with_inputs(configuration, request.inputs, overwrite=request.overwrite)
     replacing = bool(removed) or any(path in plan.known or path in plan.outdated for path in plan.todo)
     if existing is None or (existing["index"] is not None and replacing):
         # From here on the samples under the index in force may be replaced: it must not be read until the commit.

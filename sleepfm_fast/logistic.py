@@ -268,7 +268,7 @@ def fit(
         looked_at = imputation.sample(features.clips)
         imputer = imputation.Imputer.fit(features.embeddings.matrix(looked_at, features.modalities))
     chosen = ("sklearn" if features.n_bytes <= LARGEST_IN_MEMORY else "blocks") if solver == "auto" else solver
-    where = f"{features.n_bytes / 2**30:.2f} GiB in memory" if chosen == "sklearn" else "read block by block"
+    where = f"{features.n_bytes / 2**20:,.1f} MiB in memory" if chosen == "sklearn" else "read block by block"
     if not quiet:
         say(f"fitting on {len(features)} clips x {features.shape[1]} features ({where}), C = {c:g}")
     started = time.perf_counter()

@@ -225,6 +225,11 @@ def percentile_interval(value: float, resampled: npt.ArrayLike, n_subjects: int)
         The same figure in each resample; NaN is left out.
     n_subjects : int
         With fewer than two subjects there is no variation to measure: the limits are None.
+
+    Notes
+    -----
+    Where resamples without a value were left out and all others agree, the limits are None too. Of two subjects who
+    have one class each, for example, only the resamples that draw both count, and those are one and the same.
     """
     values = np.asarray(resampled, np.float64)
     values = values[np.isfinite(values)]
@@ -232,6 +237,8 @@ def percentile_interval(value: float, resampled: npt.ArrayLike, n_subjects: int)
         return NO_VALUE
     if n_subjects < 2 or values.size < 2:
         return Interval(float(value), None, None, 0 if n_subjects < 2 else int(values.size))
+    if values.size < np.size(resampled) and (values == values[0]).all():
+        return Interval(float(value), None, None, int(values.size))
     low, high = np.percentile(values, [2.5, 97.5])
     return Interval(float(value), float(low), float(high), int(values.size))
 

@@ -172,8 +172,13 @@ def derived(electrode: str, reference: str, *unnamed: str) -> Slot:
     )
 
 
-LEFT_EYE = labels("E1, LOC, EOG L, EOG left, L EOG, left EOG, EOG1, EOG gauche, EOG links")
-RIGHT_EYE = labels("E2, ROC, EOG R, EOG right, R EOG, right EOG, EOG2, EOG droit, EOG droite, EOG rechts")
+LEFT_EYE = labels(
+    "E1, LOC, EOG L, EOG left, L EOG, left EOG, EOG1, EOG gauche, EOG links, EOG sin, EOG sx, Left eye, EOG Left Horiz"
+)
+RIGHT_EYE = labels(
+    "E2, ROC, EOG R, EOG right, R EOG, right EOG, EOG2, EOG droit, EOG droite, EOG rechts, EOG dx, Right eye, "
+    "EOG Right Horiz"
+)
 
 
 def eye(name: str, electrode: tuple[str, ...], reference: str, *differences: tuple[str, str]) -> Slot:
@@ -198,7 +203,7 @@ CHANNELS: dict[str, Slot] = {
                 "oro-nasal, oro-nasal, oronasal flow, Flow, Airflow, Resp Airflow, Resp Flow, FLOW_TH, Flow Therm, "
                 "Flow Aux, New Air, AUX Flow, Thermocouple, TFlow, Therm Flow, Flux nasal, Flux, Débit, Flux "
                 "oro-nasal, Atemfluss, Luftfluss, Naso-buccal, Flujo, Flusso, Airflow1, Flow1, Nasal/Oral, Resp "
-                "Flow Thermistor, OroNasal Thermistor, Flow oronasal"
+                "Flow Thermistor, OroNasal Thermistor, Flow oronasal, New A/F, Termistore"
             ),
         ),
         Slot(
@@ -208,7 +213,7 @@ CHANNELS: dict[str, Slot] = {
                 "Nasal Pressure, NPress, Nasal Pres, Nasal, NAF, Pressure, Pres, PNASAL, Nasal Pressure Flow, PTAF, "
                 "Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, Pression nasale, Pression, "
                 "Canule nasale, Canule, Druck, PFlow, Press, Pressure Flow, Nasal Airflow, FLOW_P, Presion nasal, "
-                "Pneumoflow, Resp Nasal Pressure, Flow Cannula, Nasal P, Pnasal flow"
+                "Pneumoflow, Resp Nasal Pressure, Flow Cannula, Nasal P, Pnasal flow, Nasal Press, Nas Pres, Canula"
             ),
         ),
         Slot(
@@ -220,7 +225,7 @@ CHANNELS: dict[str, Slot] = {
                 "Thorax RIP, Resp Thorax, Resp chest, THX, THOR RES, Thoracique, Effort thoracique, Sangle thorax, "
                 "Brustkorb, Atmung Thorax, Torax, Torace, Inductance Thorax, Thorax Belt, Chest Belt, Thor Belt, "
                 "Resp Rib, RIBCAGE, Chest Wall, Thorax 1, Thoracic Respiration, VTO, Resp Effort Thor, Resp "
-                "Tho, Thoraxx, XCHEST, Thorax_DC"
+                "Tho, Thoraxx, XCHEST, Thorax_DC, Tho Res, Belt Thor, Belt Thorax, Inductance Thor, Toracico"
             ),
         ),
         Slot(
@@ -231,7 +236,8 @@ CHANNELS: dict[str, Slot] = {
                 "Effort Abdo, Effort Abdomen, ABD Effort, RIP Abdomen, RIP Abdo, RIP Abd, RIP Abdominal, Abdomen "
                 "RIP, Resp Abdomen, Resp Abdominal, ABDO RES, Abdominale, Effort abdominal, Sangle abdomen, Bauch, "
                 "Atmung Abdomen, Addome, Abdomen Belt, Inductance Abdomen, Abdo Belt, Abdominal Respiration, VAB, "
-                "Abdomen_DC, Resp Abd, Resp Effort Abd, Abdm Effort, ABDOM, Abdomn, Abd Belt"
+                "Abdomen_DC, Resp Abd, Resp Effort Abd, Abdm Effort, ABDOM, Abdomn, Abd Belt, "
+                "Abd Res, Belt Abdo, Belt Abdomen, Inductance Abdomen, Inductance Abdom, Addominale"
             ),
         ),
         Slot(
@@ -249,7 +255,8 @@ CHANNELS: dict[str, Slot] = {
             labels(
                 "SpO2, SaO2, O2 Sat, SAT, Oxygen Saturation, Saturation, SpO2 BB, SpO2-OSAT, OSAT, SpO2_1, Oximeter "
                 "SpO2, Ox Sat, Oxi SpO2, SaO2 SpO2, Sättigung, Sat O2, Sauerstoffsättigung, SaO2 1, SpO2 Nonin, "
-                "Oximetry, O2 saturation, Saturimetro, Oxymetrie, SPO2 Sat, SpO2 Oximeter, NONIN SpO2"
+                "Oximetry, O2 saturation, Saturimetro, Oxymetrie, SPO2 Sat, SpO2 Oximeter, NONIN SpO2, "
+                "SaO2 SaO2, SO2, Ossimetro"
             ),
         ),
         Slot(
@@ -268,7 +275,7 @@ CHANNELS: dict[str, Slot] = {
                 "ECG, EKG, ECG II, EKG II, ECG2 Lead, Lead II, ECG1-ECG2, ECG2-ECG1, ECG1-2, ECG I, EKG I, "
                 "ECG L-ECG R, ECG R-ECG L, ECG LA-RA, ECG EKG, ECG modif, ECG+-ECG-, ECG Ableitung, ECG V2, ECG V1, "
                 "ECG V5, EKG1-EKG2, EKG2-EKG1, EKG1-2, EKG L-EKG R, EKG R-EKG L, ECGx, LA-RA, RA-LA, Kardio, "
-                "Electrocardiogramme"
+                "Electrocardiogramme, EKG2-EKG, ECG2-ECG"
             ),
             pairs("ECG1 - ECG2, EKG1 - EKG2, ECG L - ECG R, EKG L - EKG R, ECG LA - ECG RA"),
             labels("ECG1, EKG1, ECG L, EKG L, ECG LA, ECG2, EKG2, ECG R, EKG R, ECG RA, ECG III, EKG III"),
@@ -280,7 +287,8 @@ CHANNELS: dict[str, Slot] = {
                 "Chin EMG, EMG Chin, Chin, Chin1-Chin2, Chin1-2, Chin3-Chin2, Chin2-Chin1, Chin2-Chin3, EMG submental, "
                 "submental, EMG1-EMG2, EMG, EMG1, Lchin-Rchin, Lchin-Cchin, Cchin-Lchin, Rchin-Lchin, ChinL-ChinR, "
                 "EMG1-2, CHIN EMG1, EMG chin 1, EMG Menton, Menton, EMG Kinn, Kinn, EMG mentalis, mentalis, "
-                "EMG Submentalis, Subment, EMG Mento, Menton 1, Chin Ctr, EMG+-EMG-, 1-2 Chin"
+                "EMG Submentalis, Subment, EMG Mento, Menton 1, Chin Ctr, EMG+-EMG-, 1-2 Chin, Cchin-L, "
+                "Cchin-R, Rchin-L"
             ),
             pairs("Chin1 - Chin2, Lchin - Rchin, Lchin - Cchin, Chin L - Chin R, EMG L - EMG R, Chin3 - Chin2"),
             labels("Chin1, Lchin, Chin L, Cchin, Chin2, EMG2, Rchin, Chin R, EMG3, EMG L, EMG R"),

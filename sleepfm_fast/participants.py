@@ -66,7 +66,7 @@ COLUMNS = {
         "mesaid",
         "wscid",
     ),
-    "visit": ("visitnumber", "visit", "visitno", "wscvst", "session", "timepoint"),
+    "visit": ("visit", "visitnumber", "visitno", "vnum", "wscvst", "session", "timepoint"),
     "age": ("age", "ageyears", "ageyr", "ageatrecording", "years", "ageinyears", "nsrrage"),
     "sex": ("sex", "gender", "nsrrsex"),
 }
@@ -178,7 +178,8 @@ class Participants:
                 f"the participants table {self.path} has {len(rows)} rows of subject {self.rows[rows[0]].subject} "
                 f"(visits {listed}), and nothing in the name {path.name} or its folders tells which of them the "
                 f"recording is of. Name files or folders by their visit (such as {EXAMPLES}), write the visits of the "
-                "table as the names have them, or give a table with a row a recording (recording, subject, age, sex)."
+                "table as the names have them (a column visit, such as baseline and followup for "
+                "chat-baseline-300001.edf), or give a table with a row a recording (recording, subject, age, sex)."
             )
         return next((i for i in rows if self.rows[i].visit == visit), rows[0])
 

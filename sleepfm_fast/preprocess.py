@@ -22,6 +22,7 @@ from sleepfm_fast.participant_tables import read_tables
 from sleepfm_fast.path_kinds import Kind
 from sleepfm_fast.scoring_texts import parse_meanings
 from sleepfm_fast.shards import parse_shard
+from sleepfm_fast.store_inputs import inputs_of
 
 __all__ = ["Config", "cli", "main"]
 
@@ -108,6 +109,7 @@ def main(config: Config) -> dict[str, Any]:
         shard,
         corrections,
         parse_meanings(config.meanings),
+        inputs_of(inputs, labels=config.labels, participants=config.participants, overrides=config.overrides),
     )
     with open_engine(config.backend, config.workers, config.dask_scheduler, folder=files[0].parent) as engine:
         if config.inspect:

@@ -42,6 +42,8 @@ class Config:
     """Run folders with their results in RUN/results, such as leave-one-out, pairwise and the supervised baseline."""
     out: Path | None = None
     """The page, ending in .html; report.html in the first RUN when omitted."""
+    figures: Path | None = None
+    """Folder for every plot of the page as an SVG file of its own, for papers and slides."""
     title: str = ""
     """Heading of the page; made from the runs' names when omitted."""
     recordings: int = 3
@@ -55,7 +57,7 @@ class Config:
     seed: int = 0
     """Seed of that draw and of t-SNE."""
     overwrite: bool = False
-    """Replace a report that stands at --out."""
+    """Replace a report that stands at --out, and the figures that one left in --figures."""
 
     def places(self) -> list[Place]:
         """What its positionals take."""
@@ -81,6 +83,10 @@ def check(config: Config) -> tuple[Path, Path]:
             raise SleepfmError(f"{file} exists and is not overwritten. Give another --out, or add --overwrite.")
     if config.out is not None and not page.parent.is_dir():
         raise SleepfmError(f"the folder {page.parent} does not exist; make it, or give another --out.")
+    if config.figures is not None:
+        from sleepfm_fast.reporting.figure_files import refuse_folder
+
+        refuse_folder(config.figures, overwrite=config.overwrite)
     return page, numbers
 
 
@@ -128,7 +134,7 @@ def typed(config: Config) -> str:
     """The command that makes this report."""
     words = ["python -m sleepfm_fast.report", *(shlex.quote(str(r)) for r in config.runs)]
     defaults = Config(runs=())
-    for name in ("out", "title", "recordings", "examples", "projection", "projection_clips", "seed"):
+    for name in ("out", "figures", "title", "recordings", "examples", "projection", "projection_clips", "seed"):
         value = getattr(config, name)
         if value != getattr(defaults, name):
             words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
@@ -137,7 +143,7 @@ def typed(config: Config) -> str:
 
 def notices_of(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before the first figure."""
-    from sleepfm_fast.reporting.cohort import is_simulated
+    from sleepfm_fast.simulated_store import is_simulated
 
     notices = []
     if any(r.store is not None and is_simulated(r.store) for r in runs):
@@ -162,6 +168,7 @@ def main(config: Config) -> dict[str, Any]:
     """Write page and JSON; returns where they are."""
     from sleepfm_fast import __version__
     from sleepfm_fast.atomic import replace_file
+    from sleepfm_fast.reporting.figure_files import write_figures
     from sleepfm_fast.reporting.page import render, to_record
     from sleepfm_fast.reporting.sources import open_runs
 
@@ -172,6 +179,7 @@ def main(config: Config) -> dict[str, Any]:
     notices = notices_of(runs)
     names = ", ".join(r.name for r in runs) if len(runs) <= 4 else f"{len(runs)} runs"
     title = config.title or f"Report on {names}"
+    drawn = [] if config.figures is None else write_figures(sections, config.figures)
     html = render(title, subtitle(runs), notices, sections, page.parent)
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -189,13 +197,17 @@ def main(config: Config) -> dict[str, Any]:
         say(f"notice: {notice}")
     missing = [item for section in record["sections"] for item in section["missing"]]
     say(f"wrote {page} ({len(html.encode()) / 2**20:.2f} MiB)")
+    if config.figures is not None:
+        say(f"wrote {len(drawn)} figures to {config.figures}")
+    files = {} if config.figures is None else {"figure_files": len(drawn), "figures_folder": config.figures}
     result: dict[str, Any] = plain(
         {
             "report": page,
             "numbers": numbers,
             "bytes": len(html.encode()),
             "figures": sum(len(section["figures"]) for section in record["sections"]),
-            "missing": [item["what"] for item in missing],
+            **files,
+            "missing": [f"{item['what']} {item['command']}".rstrip() for item in missing],
             "elapsed_s": round(time.monotonic() - started, 1),
         }
     )

@@ -87,8 +87,9 @@ def learnable_tasks(store: ClipStore, codes: Any) -> tuple[str, ...]:
 
 
 def store_facts(path: Path, split: Split) -> Facts:
-    """Size of a clip store; it is a simulated one where its recordings lie beside a ``simulation.json``."""
+    """Size of a clip store, and whether its recordings were simulated."""
     from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.simulated_store import is_simulated
 
     store = ClipStore(path)
     codes, _ = assign_subjects(store.subjects, split)
@@ -96,8 +97,5 @@ def store_facts(path: Path, split: Split) -> Facts:
     clips, subjects = count(codes, of_subject)
     present: Any = store.channels.present.any(axis=0)
     channels = {m.name: n for m in store.montage.modalities if (n := int(present[store.slots_of(m.name)].sum())) > 0}
-    folders = {Path(r.source).parent for r in store.recordings}
-    simulated = any((folder / "simulation.json").is_file() for folder in folders) or all(
-        r.id.startswith("sim-") for r in store.recordings
-    )
-    return Facts(clips, subjects, len(store) / EPOCHS_PER_HOUR, channels, simulated, learnable_tasks(store, codes))
+    hours = len(store) / EPOCHS_PER_HOUR
+    return Facts(clips, subjects, hours, channels, is_simulated(store), learnable_tasks(store, codes))

@@ -190,6 +190,7 @@ def _retrieved(config: Config) -> dict[str, Any]:
     from sleepfm_fast.candidates import draw_pairs
     from sleepfm_fast.embeddings import SPLITS, Embeddings
     from sleepfm_fast.found_clips import examples
+    from sleepfm_fast.interval_notice import interval_notice
     from sleepfm_fast.kept_ranks import KeptRanks
     from sleepfm_fast.results import write_result
     from sleepfm_fast.retrieval_figures import mean_of_directions, say_directions
@@ -227,8 +228,9 @@ def _retrieved(config: Config) -> dict[str, Any]:
         )
     records, directions = _summarise(embeddings, chosen, ranked, config)
     say_directions(records, config.k)
-    if any(d.get("n_subjects") == 1 for d in records) and config.bootstraps:
-        say("notice: one subject; there is nothing to bootstrap over, so no intervals.")
+    fewest = min((d["n_subjects"] for d in records if d.get("n_subjects")), default=0)
+    if config.bootstraps and (notice := interval_notice(fewest)):
+        say(f"notice: {notice}")
     record: dict[str, Any] = plain(
         {
             "command": "retrieve",

@@ -37,11 +37,12 @@ class Task:
 
 
 SCORING = "Give the scoring to `python -m sleepfm_fast.preprocess ... --labels`"
+NO_EVENTS = "with `--events-scored` say that nights without an event were scored for them"
 PARTICIPANTS = "Give a table with the subjects' age and sex to `python -m sleepfm_fast.preprocess ... --participants`"
 
 TASKS = {
     "stage": Task(("W", "N1", "N2", "N3", "R"), (0, 1, 2, 3, 4), "sleep stage", SCORING),
-    "sdb": Task(("none", "event"), (1,), "scored respiratory events", SCORING),
+    "sdb": Task(("none", "event"), (1,), "scored respiratory events", f"{SCORING}, or {NO_EVENTS}"),
     "age": Task(("0-18", "18-35", "35-50", "50+"), (0, 1, 2, 3), "the subject's age", PARTICIPANTS),
     "sex": Task(("M", "F"), (1,), "the subject's sex", PARTICIPANTS),
 }

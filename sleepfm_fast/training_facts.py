@@ -45,12 +45,12 @@ def announcement(trainer: Trainer) -> str:
     item = "pairs of neighbouring clips" if len(trainer.input.modalities) == 1 else "clips"
     together = f", {trainer.world.size} processes of {sizes[0]} {item}" if trainer.world.size > 1 else ""
     parts = f", embedded in {trainer.n_parts} parts" if trainer.n_parts > 1 else ""
-    subjects = len(trainer.clips.trained)
+    subjects, n_threads = len(trainer.clips.trained), torch.get_num_threads()
     return (
         f"{len(trainer.clips.train)} training clips of {subjects} subject{'' if subjects == 1 else 's'} and "
         f"{len(trainer.clips.validation)} validation clips, {', '.join(trainer.input.modalities)}, {n:,} parameters, "
         f"{trainer.total_steps} steps of {sum(sizes)} {item} on {trainer.device} ({backend}, "
-        f"{trainer.config.precision}, {torch.get_num_threads()} threads{together}{parts})"
+        f"{trainer.config.precision}, {n_threads} thread{'s' if n_threads > 1 else ''}{together}{parts})"
     )
 
 

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: recordings, poisoned memory, a simulated cohort, the rule for CUDA tests."""
+"""What test files share: recordings, poisoned memory, a simulated cohort, the order of files, which tests need CUDA."""
 
 from __future__ import annotations
 
@@ -53,6 +53,48 @@ def poisoned() -> Callable[[Callable[[], Any]], Any]:
             torch.use_deterministic_algorithms(False)
 
     return call
+
+
+# Workers take whole files (``--dist loadfile``): a long one taken last would leave the others without work.
+FIRST_FILES = (
+    # Every launch of an emulated kernel forks the worker, which takes the longer the more the worker has in memory.
+    "test_emulated_avx512.py",
+    "test_contrastive_cuda_kernels.py",
+    "test_contrastive_gemm.py",
+    "test_cuda_on_cpu.py",
+    "test_mbconv_evaluate.py",
+    "test_contrastive_small.py",
+    "test_emulator.py",
+    # Others of more than twenty seconds of processor time.
+    "test_training.py",
+    "test_inference.py",
+    "test_cuda_binary.py",
+    "test_supervise.py",
+    "test_pretrained.py",
+    "test_distributed_training.py",
+    "test_precision.py",
+    "test_compat.py",
+    "test_bench_gpu.py",
+    "test_findings.py",
+    "test_rank_bounds.py",
+    "test_simulate.py",
+    "test_contrastive_loss.py",
+    "test_distributed_supervise.py",
+    "test_mbconv.py",
+    "test_filters.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have workers take files in the order of collection, not those of most tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where workers share the tests, begin with the files that should not come last."""
+    if worker:
+        place = {name: k for k, name in enumerate(FIRST_FILES)}
+        items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 MOST_WORKERS = 8  # each needs up to 2.5 GB; from here on the longest file decides how long the tests take

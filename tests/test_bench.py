@@ -120,16 +120,23 @@ def test_memory_that_our_ops_keep_counts_for_the_body_that_uses_it():
 
 
 BENCHMARK = """
+import os, time
+
+def ours():
+    time.sleep(float(os.environ.get("SLEEP", 0)))
+    return 45
+
 def test_sum(versus, quick):
     c = versus("a sum", {"ours": lambda: sum(range(10)), "rival": lambda: 45}, agree=check, rounds=2,
-               peak={"ours": ("", "x = 1")})
+               peak={"ours": ("", "x = 1")}, more={"process": os.getpid()})
     assert len(c.seconds["ours"]) == (1 if quick else 2)
 
 def check(results):
     assert results["ours"] == results["rival"] == EXPECTED
 
-def test_benchmark_fixture(benchmark):
-    benchmark(sum, [1, 2])
+def test_constant(versus):
+    arms = {"ours": ours, "rival": lambda: 45}
+    versus("a constant", arms, agree=check, rounds=2, more={"process": os.getpid()})
 """
 
 
@@ -143,12 +150,13 @@ def bench_run(tmp_path):
             shutil.copy(path, folder)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
 
-    def run(*arguments, expected=45):
+    def run(*arguments, expected=45, environment=None, program=("-m", "pytest", "bench/", "-p", "no:cacheprovider")):
         (folder / "test_bench_sum.py").write_text(BENCHMARK.replace("EXPECTED", str(expected)))
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        environment = {**os.environ, "PYTHONPATH": path, **(environment or {})}
         environment.pop("PYTEST_XDIST_WORKER", None)  # with it pytest-benchmark takes itself for a worker's
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "bench/", "-p", "no:cacheprovider", *arguments],
+            [sys.executable, *program, *arguments],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -161,23 +169,70 @@ def bench_run(tmp_path):
 
 
 def test_bench_measures_and_stores(bench_run):
-    done = bench_run("--store", "here")
+    done = bench_run("--store", "here", "--benchmark-json=benchmarks.json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rivals in turns" in done.stdout
     assert "Name (time in" in done.stdout  # pytest-benchmark is on although addopts turn it off
     document = json.loads((bench_run.results / "here.json").read_text())
     assert document["passed"] is True
     assert document["machine"]["cpu_model"] == machine.cpu_model()
-    (result,) = document["results"]
+    result, constant = document["results"]
     assert (result["name"], len(result["seconds"]["ours"])) == ("a sum", 2)
     assert set(result["peak_rss_mib"]) == {"ours"}
     assert "| a sum | " in "\n".join(report.table(document))
+    assert (document["processes"], result["process"]) == ("one", constant["process"])
+    by_name = {
+        b["name"]: b
+        for b in json.loads((bench_run.results.parent.parent / "benchmarks.json").read_text())["benchmarks"]
+    }
+    assert by_name["test_sum"]["stats"]["data"] == pytest.approx(result["seconds"]["ours"])
+    assert by_name["test_sum"]["extra_info"]["ratios"] == result["ratios"]
+
+
+def test_a_slower_commit_fails_the_regression_run(bench_run):
+    once = ("-k", "constant", "--benchmark-storage=kept")
+    compare = (*once, "--benchmark-compare", "--benchmark-compare-fail=median:400%")
+    sleep = {"SLEEP": "0.01", "SLEEPFM_CPU": "portable"}
+    assert bench_run(*once, "--benchmark-save=before", environment=sleep).returncode == 0
+    done = bench_run(*compare, environment=sleep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "machine_info is different" not in done.stderr
+    done = bench_run(*compare, environment={**sleep, "SLEEP": "0.5"})
+    assert done.returncode != 0
+    assert "Performance has regressed" in done.stdout + done.stderr
+
+
+def test_a_run_on_another_machine_is_compared_with_a_warning(bench_run, tmp_path):
+    once = ("-k", "constant", "--benchmark-storage=kept")
+    assert bench_run(*once, "--benchmark-save=before").returncode == 0
+    (kept,) = (tmp_path / "kept").rglob("*.json")
+    kept.write_text(kept.read_text().replace(machine.cpu_model(), "another processor"))
+    done = bench_run(*once, "--benchmark-compare")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "machine_info is different" in done.stderr
+
+
+def test_a_stored_run_gives_every_benchmark_a_process(bench_run):
+    done = bench_run("here", "--results", str(bench_run.results), program=("bench/store.py",))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2: bench/test_bench_sum.py::test_constant" in done.stdout
+    document = json.loads((bench_run.results / "here.json").read_text())
+    assert (document["passed"], document["processes"]) == (True, "one a benchmark")
+    assert [r["name"] for r in document["results"]] == ["a sum", "a constant"]
+    assert len({r["process"] for r in document["results"]}) == 2
+    done = bench_run("there", "--results", str(bench_run.results), program=("bench/store.py",), expected=46)
+    assert done.returncode == 1
+    assert "failed: bench/test_bench_sum.py::test_sum, bench/test_bench_sum.py::test_constant" in done.stderr
+    assert json.loads((bench_run.results / "there.json").read_text())["passed"] is False
+    done = bench_run("here", "bench/nothing.py", program=("bench/store.py",))
+    assert done.returncode == 1
+    assert "error: pytest could not collect bench/nothing.py" in done.stderr
 
 
 def test_bench_quick_checks_and_times_nothing(bench_run):
     done = bench_run("--quick")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "quick: 1 comparisons agree; nothing was timed" in done.stdout
+    assert "quick: 2 comparisons agree; nothing was timed" in done.stdout
     assert "Name (time in" not in done.stdout
     assert not bench_run.results.exists()
     done = bench_run("--quick", expected=46)

@@ -383,7 +383,6 @@ def test_labels_of_no_modality(label):
         ("ECG2", "ecg"),
         ("Resp oro-nasal", "respiration"),
         ("CFlow", "respiration"),
-        ("Pleth", "respiration"),
         ("RIP Sum", "respiration"),
         ("EtCO2", "step"),
         ("SaO2", "step"),
@@ -395,9 +394,9 @@ def test_labels_tell_kinds(label, kind):
 
 
 def test_auto_needs_half_of_the_recordings():
-    cohort = [signals("C3-A2", "ECG", "Thor"), signals("EEG C3-M2", "EKG", "Pleth"), signals("C3-M2", "EKG", "Chest")]
-    montage = resolve_auto([*cohort, signals("Fz", "EKG", "Chest", "Pleth")])
-    assert [slot.name for slot in montage.slots] == ["Chest", "Pleth", "C3-M2", "ECG"]
+    cohort = [signals("C3-A2", "ECG", "Thor"), signals("EEG C3-M2", "EKG", "Sum"), signals("C3-M2", "EKG", "Chest")]
+    montage = resolve_auto([*cohort, signals("Fz", "EKG", "Chest", "Sum")])
+    assert [slot.name for slot in montage.slots] == ["Chest", "Sum", "C3-M2", "ECG"]
     for order in itertools.permutations(cohort):
         assert resolve_auto(order) == resolve_auto(cohort)
     for given in cohort:

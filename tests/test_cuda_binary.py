@@ -6,6 +6,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -157,38 +158,46 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return cubins
 
 
-def dump(option: str, binary: Path) -> str:
-    tool("nvdisasm")  # which cuobjdump calls
-    command = [tool("cuobjdump"), option, str(binary)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+def run_tool(name: str, *arguments: str, folder: Path | None = None) -> str:
+    command = [tool(name), *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300).stdout
+
+
+def architecture_of(cubin: Path) -> str:
+    """Architecture of a file that cuobjdump has named: ``library.12.sm_90a.cubin``."""
+    (found,) = re.findall(r"\.(sm_\w+)\.cubin$", cubin.name)
+    return str(found)
 
 
 @cache
 def read_kernels(binary: Path) -> tuple[Compiled, ...]:
     """All kernels of a library or cubin, one entry for each architecture."""
-    kernels: dict[tuple[str, str], Compiled] = {}
-    sass = dump("-sass", binary)
-    (architecture, *_) = re.findall(r"code for (sm_\w+)", sass) or [""]  # of a cubin, which holds one
-    lines = iter(dump("-res-usage", binary).splitlines())
+    with tempfile.TemporaryDirectory() as folder:
+        # nvdisasm itself writes a quarter of what `cuobjdump -sass` has it write, without the encoding of each line.
+        run_tool("cuobjdump", "-xelf", "all", str(binary.resolve()), folder=Path(folder))
+        cubins = sorted(Path(folder).glob("*.cubin"))
+        return tuple(kernel for cubin in cubins for kernel in read_cubin(cubin))
+
+
+def read_cubin(cubin: Path) -> list[Compiled]:
+    architecture = architecture_of(cubin)
+    # From compute capability 9.0 on, the kibibyte that the system takes of every block is counted too.
+    system = 1024 if int(re.sub(r"\D", "", architecture)) >= 90 else 0
+    kernels: dict[str, Compiled] = {}
+    lines = iter(run_tool("cuobjdump", "-res-usage", str(cubin)).splitlines())
     for line in lines:
-        if match := re.match(r"\s*arch = (sm_\w+)", line):
-            architecture = match[1]
-        elif match := re.match(r"\s*Function (\S+):", line):
+        if match := re.match(r"\s*Function (\S+):", line):
             usage = {key: int(n) for key, n in re.findall(r"(\w+):(\d+)", next(lines))}
-            # From compute capability 9.0 on, the kibibyte that the system takes of every block is counted too.
-            system = 1024 if int(re.sub(r"\D", "", architecture)) >= 90 else 0
-            kernels[match[1], architecture] = Compiled(
+            kernels[match[1]] = Compiled(
                 match[1], architecture, usage["REG"], usage["STACK"], usage["LOCAL"], usage["SHARED"] - system
             )
     kernel = Compiled("", "")
-    for line in sass.splitlines():
-        if match := re.match(r"\s*code for (sm_\w+)", line):
-            architecture = match[1]
-        elif match := re.match(r"\s*Function : (\S+)", line):
-            kernel = kernels.setdefault((match[1], architecture), Compiled(match[1], architecture))
-        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)", line):
+    for line in run_tool("nvdisasm", "-c", str(cubin)).splitlines():
+        if match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)", line):
             kernel.instructions[match[1]] += 1
-    return tuple(kernels.values())
+        elif match := re.match(r"\.text\.(\S+):", line):
+            kernel = kernels.setdefault(match[1], Compiled(match[1], architecture))
+    return list(kernels.values())
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import sleepfm_fast
 from sleepfm_fast import encoder as encoder_module
 from sleepfm_fast import ops, reference
 from sleepfm_fast.encoder import PRESETS, build_encoder
+from sleepfm_fast.encoder_evaluation import has_global_hooks
 from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -249,6 +250,32 @@ def test_gradients_and_autocast_go_layer_by_layer(published, monkeypatch):
         published(x)
     handle.remove()
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    "register", ["forward_pre_hook", "forward_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_a_hook_of_every_module_is_seen(register):
+    module = torch.nn.modules.module
+    assert not has_global_hooks()
+    handle = getattr(module, f"register_module_{register}")(lambda *_: None)
+    try:
+        assert has_global_hooks()
+    finally:
+        handle.remove()
+    assert not has_global_hooks()
+
+
+def test_a_torch_that_does_not_tell_of_global_hooks_goes_layer_by_layer(published, monkeypatch):
+    calls = count_calls(monkeypatch)
+    x = torch.randn(2, 3, 1920)
+    with torch.no_grad():
+        ours = published(x)
+        assert calls == [1]
+        monkeypatch.delattr(torch.nn.modules.module, "_has_any_global_hook")
+        layers = published(x)
+    assert calls == [1]
+    assert torch.allclose(ours, layers, atol=1e-4)
 
 
 def test_embedding_again_touches_no_fresh_memory(published):

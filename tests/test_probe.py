@@ -215,6 +215,14 @@ def test_resamples_that_lack_a_class_are_left_out_and_counted(tmp_path, capsys):
     assert result["classes"]["W"]["auroc"]["n_resamples"] == 500
 
 
+def test_few_test_subjects_are_said_to_make_narrow_intervals(tmp_path, capsys):
+    folder, _, _ = planted(tmp_path, signal=2.0)  # 6 test subjects
+    _, _, err = run(capsys, folder, "--task", "stage", "--bootstraps", "50")
+    assert "notice: with 6 subjects the intervals are too narrow" in err
+    _, _, err = run(capsys, folder, "--task", "stage", "--bootstraps", "0")
+    assert "too narrow" not in err
+
+
 def test_one_subject_overlaps_and_has_no_interval(tmp_path, capsys):
     folder, _, _ = planted(tmp_path, signal=30.0, n_each=60, split_of=np.array([0]), overlap=True)
     status, result, err = run(capsys, folder, "--task", "stage")

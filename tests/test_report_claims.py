@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from report_runs import classify, embed, few_shot, full_run, start
+from synthetic_embeddings import columns_of, unit, write_folder
 from test_report import figures_of, make
 
 from sleepfm_fast import reproduce
 from sleepfm_fast.calibration import correct_for_prior
 from sleepfm_fast.reporting.retrieval import chance_curve
 from sleepfm_fast.reporting.sources import open_runs
+from sleepfm_fast.simulated_store import is_simulated
 
 AUROC = "Sleep staging: AUROC, mean of stages"
 
@@ -255,3 +259,46 @@ def test_a_task_without_labels_is_not_suggested(tmp_path):
     assert [bool(m["command"]) for m in missing] == [False]
     assert "has a label" in missing[0]["what"]
     assert "--labels" in missing[0]["what"]
+
+
+def test_few_test_subjects_are_said_to_make_narrow_intervals(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    classify(folder / "results" / "stage", embed(folder / "embeddings"), "stage")
+    for n, said in ((3, True), (20, False)):
+        file = folder / "results" / "stage" / "result.json"
+        test = json.loads(file.read_text())["test"]
+        change(folder / "results" / "stage", test={**test, "n_subjects": n})
+        text, _, _, _ = make(folder)
+        assert text.count(f"ith {n} subjects the intervals are too narrow") == (2 if said else 0)
+        assert ("too narrow" in text) == said
+
+
+def test_one_modality_is_not_asked_for_retrieval(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    asked = []
+    for modalities in (("respiratory", "brain"), ("brain",)):
+        path = folder / "embeddings"
+        x = unit(np.random.default_rng(0).standard_normal((240, len(modalities), 12)))
+        shutil.rmtree(path, ignore_errors=True)
+        write_folder(
+            path, x, columns_of(np.repeat(np.arange(6), 40), np.repeat([0, 0, 0, 1, 2, 2], 40)), modalities=modalities
+        )
+        _, _, numbers, result = make(folder)
+        asked.append([m["command"] for s in numbers["sections"] for m in s["missing"] if "retrieval" in m["what"]])
+        assert all(command in " ".join(result["missing"]) for command in asked[-1])
+    assert [len(commands) for commands in asked] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("card", "name", "simulated"),
+    [(True, "night", True), (False, "sim-0001", True), (False, "night", False)],
+)
+def test_a_simulated_cohort_is_told_without_its_files(tmp_path, card, name, simulated):
+    (tmp_path / "edf").mkdir()
+    if card:
+        (tmp_path / "edf" / "simulation.json").write_text("{}")
+    recordings = [SimpleNamespace(source=str(tmp_path / "edf" / f"{name}.edf"), id=name)]
+    assert is_simulated(SimpleNamespace(recordings=recordings)) is simulated
+    assert is_simulated(SimpleNamespace(recordings=[])) is False

@@ -64,7 +64,9 @@ def test_a_name_or_a_folder_tells_the_visit(path: str, visit: str | None) -> Non
 
 def test_a_visit_is_written_in_many_ways() -> None:
     assert [visit_of(cell) for cell in ("2", "02", "2.0", "Visit 2", "ses-2", "visit2")] == ["2"] * 6
-    assert [visit_of(cell) for cell in ("Baseline", "month 9", "10")] == ["baseline", "month 9", "10"]
+    assert [visit_of(cell) for cell in ("Baseline", "month 9", "10")] == ["baseline", "month9", "10"]
+    assert [visit_of(cell) for cell in ("Follow-up", "follow up", "Followup", "FOLLOW_UP")] == ["followup"] * 4
+    assert visit_of("?!") == "?!"
 
 
 def test_every_visit_has_its_row_and_both_are_one_person(tmp_path: Path) -> None:
@@ -114,6 +116,43 @@ def test_words_and_other_cohorts(tmp_path: Path) -> None:
     assert [wsc.of(Path(f"wsc-visit{v}-10119-nsrr.edf")).age for v in (1, 3)] == [50, 58]
     bids = table(tmp_path, "participant_id,session,age\nsub-1,1,30\nsub-1,2,31\n")
     assert [bids.of(Path(f"sub-1_ses-{v}_eeg.edf")).age for v in (1, 2)] == [30, 31]
+
+
+CHAT = "nsrrid,vnum,nsrr_age,nsrr_sex\n300001,3,7.0,male\n300002,3,8.0,female\n300001,10,7.6,male\n"
+"""As the National Sleep Research Resource makes it: 3 is baseline, 10 follow-up."""
+
+
+@pytest.mark.parametrize("visits", ["3 10", "Baseline Follow-up", "baseline followup"])
+def test_chat_s_words_and_numbers(tmp_path: Path, visits: str) -> None:
+    first, second = visits.split()
+    chat = table(tmp_path, CHAT.replace(",3,", f",{first},").replace(",10,", f",{second},"))
+    paths = [Path(f"edfs/{v}/chat-{v}-{n}.edf") for n in (300001, 300002) for v in ("baseline", "followup")]
+    assert [(p.subject, p.age, p.sex) for p in map(chat.of, paths)] == [
+        ("300001", 7.0, "M"),
+        ("300001", 7.6, "M"),
+        ("300002", 8.0, "F"),
+        ("300002", None, "F"),  # it has no row of the second visit, and is older there
+    ]
+    assert [chat.of(path).visit for path in paths] == [visit_of(first), visit_of(second)] * 2
+    assert chat.of(Path("chat-nonrandomized-300004.edf")).age is None
+
+
+def test_chat_s_numbers_are_no_other_cohort_s(tmp_path: Path) -> None:
+    # 1 and 2 may be anything, and 3 and 10 under other names too
+    table(tmp_path, CHAT.replace(",3,", ",1,").replace(",10,", ",2,"))
+    tables = read_tables(tmp_path / "table.csv", [])
+    with pytest.raises(SleepfmError, match="a column visit, such as baseline and followup"):
+        tables.refuse_untold_visits([Path("chat-baseline-300001.edf")])
+    table(tmp_path, CHAT)
+    tables = read_tables(tmp_path / "table.csv", [])
+    with pytest.raises(SleepfmError, match="visits 10, 3"):
+        tables.refuse_untold_visits([Path("site-baseline-300001.edf")])
+
+
+def test_a_column_of_words_beside_the_numbers(tmp_path: Path) -> None:
+    rows = table(tmp_path, "nsrrid,visitnumber,visit,age\n7,1,pre treatment,40\n7,2,post-treatment,41\n")
+    names = ("study_pre-treatment_7.edf", "post treatment/7.edf", "Posttreatment/x/7.edf")
+    assert [rows.of(Path(name)).age for name in names] == [40, 41, 41]
 
 
 @pytest.mark.parametrize("name", ["200077.edf", "chat-baseline-200077.edf", "visit1-visit2-200077.edf"])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.interval_notice import interval_notice
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.comparison import difference_figures, overview
 from sleepfm_fast.reporting.curves import calibration, precision_recall, roc, thin
@@ -89,6 +90,8 @@ def figures_table(name: str, result: Result) -> Figure:
         if n_subjects == 1
         else f"Brackets are 95 % intervals, bootstrapped over {count(n_subjects)} test subjects."
     )
+    if n_subjects > 1 and (notice := interval_notice(n_subjects)):
+        brackets = f"{brackets} {notice[0].upper()}{notice[1:]}"
     about = (
         f"Accuracy {with_interval(record.get('accuracy'))}, Cohen's kappa {with_interval(record.get('cohen_kappa'))}. "
         f"{brackets} Chance is 0.5 for AUROC, the prevalence for AUPRC. " + " ".join(notes)

@@ -16,21 +16,16 @@ from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.plot import legend
 from sleepfm_fast.reporting.sources import Run
 from sleepfm_fast.reporting.wording import count, hours, share
+from sleepfm_fast.simulated_store import is_simulated
 from sleepfm_fast.splits import SPLITS
 from sleepfm_fast.stages import EPOCH_S
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
 
-__all__ = ["cohort_section", "is_simulated"]
+__all__ = ["cohort_section"]
 
 MOST_ROWS = 300  # recordings that are listed
-
-
-def is_simulated(store: ClipStore) -> bool:
-    """Whether the recordings come from ``simulate``, which leaves its card beside them."""
-    folders = {Path(r.source).parent for r in store.recordings[:64]}
-    return any((folder / "simulation.json").is_file() for folder in folders)
 
 
 def index_file(store: ClipStore, column: str) -> Path:

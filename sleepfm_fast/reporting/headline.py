@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sleepfm_fast.interval_notice import interval_notice
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.comparison import spread
 from sleepfm_fast.reporting.markup import element, escape
@@ -15,6 +16,7 @@ from sleepfm_fast.reporting.retrieval import recall_keys
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.wording import count, interval, value_of
 from sleepfm_fast.results import Result
+from sleepfm_fast.tasks import TASKS
 
 __all__ = ["headline_section"]
 
@@ -49,7 +51,9 @@ def classifier_reading(run: Run, task: str, key: str, chance: Callable[[Result],
     saw = "all modalities" if len(modalities) > 1 else ", ".join(modalities)
     test = result.record.get("test") or {}
     how = "end-to-end network" if result.command == "supervise" else "probe"
-    note = f"{how}, {saw}, {count(test.get('n_subjects', 0))} test subjects, {count(test.get('n_clips', 0))} clips"
+    n_subjects = test.get("n_subjects", 0)
+    subjects = f"{count(n_subjects)} test subject{'' if n_subjects == 1 else 's'}"
+    note = f"{how}, {saw}, {subjects}, {count(test.get('n_clips', 0))} clips"
     return Reading(run, figure, chance(result), note, result.path / "result.json")
 
 
@@ -109,7 +113,21 @@ def lead(runs: Sequence[Run]) -> str:
             for run, why in unknown
             if run not in shared
         ]
-    return " ".join([*words, "Bars are 95 % intervals, bootstrapped over subjects; dashed marks are chance."])
+    words.append("Bars are 95 % intervals, bootstrapped over subjects; dashed marks are chance.")
+    tested = [n for run in runs if (n := fewest_subjects(run)) is not None]
+    notice = interval_notice(min(tested)) if tested else ""
+    if notice:
+        words.append(notice[0].upper() + notice[1:])
+    return " ".join(words)
+
+
+def fewest_subjects(run: Run) -> int | None:
+    """The smallest number of test subjects behind any of the run's headline figures of classifiers."""
+    results = [result for task in TASKS if (result := run.classified(task)) is not None]
+    tests = [test for result in results if isinstance(test := result.record.get("test"), dict)]
+    sizes = [value_of(test.get("n_subjects")) for test in tests]
+    known = [int(size) for size in sizes if size]
+    return min(known) if known else None
 
 
 def not_shown(runs: Sequence[Run]) -> str:

@@ -41,6 +41,8 @@ class Figure:
         Markup of its legend.
     folded : bool
         Behind a line that opens it.
+    file : str
+        Name of the SVG file that it was written to; empty where it was not.
     """
 
     title: str
@@ -51,6 +53,7 @@ class Figure:
     wide: bool = False
     key: str = ""
     folded: bool = False
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,7 @@ def to_record(sections: Sequence[Section]) -> list[dict[str, Any]]:
                     "caption": figure.caption,
                     "files": [str(path) for path in dict.fromkeys(figure.sources)],
                     "data": figure.data,
+                    **({"svg": figure.file} if figure.file else {}),
                 }
                 for group in section.groups
                 for figure in group.items

@@ -20,6 +20,7 @@ from sleepfm_fast.reporting.training_curves import column, compared, of_kind
 from sleepfm_fast.reporting.wording import count, value_of
 from sleepfm_fast.results import Result
 from sleepfm_fast.scoring_texts import stated
+from sleepfm_fast.store_inputs import INPUTS
 
 __all__ = ["commands_of", "configuration_section", "files_section", "throughput_section"]
 
@@ -111,19 +112,11 @@ def commands_of(run: Run) -> list[str]:
 
     Paths are those that the files name. Options that are at their default are left out.
     """
-    commands = []
-    store = run.store
-    if store is not None and store.recordings:
-        folders = list(dict.fromkeys(str(Path(r.source).parent) for r in store.recordings))
-        made = store.store.get("configuration", {})
-        montage, meanings = made.get("montage"), made.get("meanings")
-        words = ["--montage", montage] if isinstance(montage, str) and montage != "auto" else []
-        words += ["--events-scored"] if made.get("events_scored") is True else []
-        words += ["--meanings", *stated(meanings)] if isinstance(meanings, dict) and meanings else []
-        option = shlex.join(words)
-        where = folders[:3] if store.store.get("configuration", {}).get("from") is None else []
-        if where:
-            commands.append(suggestions.typed("preprocess", *where, run.store_named, options=option))
+    try:
+        commands = store_commands(run)
+    except MISSHAPEN as error:
+        commands = []
+        run.problems.append(f"the command that made the store cannot be told ({error!r}).")
     supervised = "task" in run.options
     if run.options:
         module = "supervise" if supervised else "train"
@@ -132,8 +125,15 @@ def commands_of(run: Run) -> list[str]:
             options = f"--task {run.options['task']} {options}".rstrip()
         commands.append(suggestions.typed(module, run.store_named, run.path, options=options))
     if run.embeddings is not None and run.options and not supervised:
-        commands.append(suggestions.typed("embed", run.path, run.embeddings.description.store, run.embeddings.path))
-    for result in run.results:
+        about = run.embeddings.description
+        options = options_text({"precision": about.presets.get("precision")}, defaults_of("embed"), ())
+        commands.append(suggestions.typed("embed", run.path, about.store, run.embeddings.path, options=options))
+    elif run.embeddings is not None and "features" in run.embeddings.description.presets:
+        about = run.embeddings.description
+        options = options_text(about.presets["features"], defaults_of("features"), {"workers", "backend", "overwrite"})
+        commands.append(suggestions.typed("features", about.store, run.embeddings.path, options=options))
+    # Differences are of results that must be there first.
+    for result in sorted(run.results, key=lambda r: r.command == "compare"):
         try:
             commands += evaluation_command(run, result)
         except MISSHAPEN as error:
@@ -141,23 +141,57 @@ def commands_of(run: Run) -> list[str]:
     return commands
 
 
+def store_commands(run: Run) -> list[str]:
+    """The commands that make the run's store again: one for all the nights that came with the same options."""
+    store = run.store
+    if store is None or not store.recordings:
+        return []
+    made = store.store["configuration"]
+    imported = made.get("from")
+    words = ["--montage", str(made["montage"])] if made.get("montage", "auto") != "auto" else []
+    words += ["--events-scored"] if made.get("events_scored") is True else []
+    words += ["--meanings", *stated(made["meanings"])] if made.get("meanings") else []
+    # A store of an earlier version names the files only.
+    folders = list(dict.fromkeys(str(Path(r.source).parent) for r in store.recordings))
+    inputs = made.get(INPUTS, [{"paths": folders}] if imported is None else [])
+    commands = []
+    for given in inputs:
+        own = list(words)
+        for name, value in given.items():
+            if name != "paths":
+                flag = "--" + name.replace("_", "-")
+                own += [flag] if value is True else [flag, str(value)]
+        command, origin = ("preprocess", []) if imported is None else ("convert", ["--from", str(imported)])
+        options = shlex.join([*origin, *own])
+        commands.append(suggestions.typed(command, *given["paths"], run.store_named, options=options))
+    return commands
+
+
 def evaluation_command(run: Run, result: Result) -> list[str]:
-    """The command that makes a result of a probe, a few-shot curve or a retrieval again."""
-    if result.command not in ("probe", "retrieve", "few_shot"):
+    """The command that makes a result again, unless a training wrote it."""
+    if result.command == "compare":
+        paths: list[Any] = [result.record["first"], result.record["second"]]
+    elif result.command == "classify":
+        paths = [result.record["run"], result.record["store"]]
+    elif result.command in ("probe", "retrieve", "few_shot"):
+        paths = [result.record.get("embeddings", run.embeddings_named)]
+    else:
         return []
     record = result.record
-    defaults = {"task": None, "modality": "all", **defaults_of(result.command)}
+    own = {} if result.command in ("compare", "classify") else {"task": None, "modality": "all"}
+    defaults = {**own, **defaults_of(result.command)}
     said = {"bootstraps": record.get("n_bootstraps"), **record, **(record.get("fit") or {})}
     asked = {name: said[name] for name in defaults if name in said and name not in NOT_OPTIONS}
     modalities = list(record.get("modalities") or [])
-    if result.command != "retrieve" and len(modalities) == 1:
+    if "modality" in own and result.command != "retrieve" and len(modalities) == 1:
         asked["modality"] = modalities[0]
+    if result.command == "classify":
+        asked["subjects"] = record.get("tested", defaults["subjects"])
     options = options_text(asked, defaults, ())
     if result.command == "few_shot":
         sizes = dict.fromkeys(e["subjects"] for e in record.get("curve") or () if "subjects" in e)
         options += f" --subjects {' '.join(str(n) for n in sizes)}" if sizes else ""
-    source = record.get("embeddings", run.embeddings_named)
-    return [suggestions.typed(result.command, source, result.path, options=options)]
+    return [suggestions.typed(result.command, *paths, result.path, options=options)]
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

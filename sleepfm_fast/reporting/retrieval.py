@@ -164,7 +164,8 @@ def retrieval_section(runs: Sequence[Run], n_examples: int) -> Section:
             except MISSHAPEN as error:
                 group.items.append(Missing(f"{result.path} cannot be drawn: {error}"))
             section.groups.append(group)
-        contrasted = run.embeddings.kind != "feature" if run.embeddings is not None else bool(run.config)
+        about = run.embeddings
+        contrasted = about.kind != "feature" and len(about.modalities) > 1 if about is not None else bool(run.config)
         if not results and not run.supervised and contrasted:
             section.groups.append(
                 Group(

@@ -1,0 +1,103 @@
+"""The documents' Python for readers of results runs on a small simulated run, with the libraries that it names."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from test_documents import PAGES, blocks
+
+from sleepfm_fast import embed, predict, probe, report, train
+from sleepfm_fast.stages import STAGES
+
+SNIPPETS = [(page.name, text) for page in PAGES for text in blocks(page.read_text(), "python")]
+
+
+def snippet(page: str, word: str) -> str:
+    """The one Python block of a page that has a word in it."""
+    (text,) = [text for name, text in SNIPPETS if name == page and word in text]
+    return text
+
+
+@pytest.fixture(scope="module")
+def folder(cohort_store, tmp_path_factory):
+    """RUN with a probe of stages and a report, and PREDICTIONS, named as the documents name them."""
+    folder = tmp_path_factory.mktemp("read")
+    run, embeddings, stage = folder / "RUN", folder / "RUN" / "embeddings", folder / "RUN" / "results" / "stage"
+    train.main(train.Config(cohort_store, run, preset="tiny", max_steps=2, threads=1))
+    embed.main(embed.Config(run, cohort_store, embeddings))
+    probe.main(probe.Config(embeddings, "stage", stage, bootstraps=20))
+    predict.main(predict.Config(stage, embeddings, folder / "PREDICTIONS"))
+    report.main(report.Config((run,), projection="pca", recordings=1))
+    return folder
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def said_by(text: str) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(text, {})
+    return out.getvalue()
+
+
+def test_agreement_by_subject(here, recwarn):
+    pandas = pytest.importorskip("pandas")
+    said = said_by(snippet("evaluation.md", "pandas"))
+    clips = pandas.read_csv("PREDICTIONS/predictions.csv", dtype=str, keep_default_na=False)
+    subjects = set(clips.subject[clips.scored != ""])
+    lines = dict(line.rsplit(maxsplit=1) for line in said.splitlines()[1:-1])
+    assert set(lines) == subjects
+    assert all(-1 <= float(value) <= 1 for value in lines.values())
+    assert not [w for w in recwarn if "pandas" in str(w.filename) or issubclass(w.category, DeprecationWarning)]
+
+
+def test_curves_from_the_numbers_of_a_report(here, monkeypatch):
+    drawn = []
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:  # then what the snippet draws is taken down
+        plt = types.ModuleType("matplotlib.pyplot")
+        plt.legend, plt.savefig = (lambda: None), (lambda path: Path(path).write_text("-"))
+        monkeypatch.setitem(sys.modules, "matplotlib", types.ModuleType("matplotlib"))
+        monkeypatch.setitem(sys.modules, "matplotlib.pyplot", plt)
+        sys.modules["matplotlib"].pyplot = plt
+        plt.plot = lambda *a, **k: None
+    plot = plt.plot
+    monkeypatch.setattr(plt, "plot", lambda x, y, **k: (drawn.append((x, y, k["label"])), plot(x, y, **k)))
+    said = said_by(snippet("report.md", "matplotlib"))
+    assert Path("roc.pdf").stat().st_size > 0
+    assert {label.split()[0] for *_, label in drawn} <= set(STAGES)
+    assert len(drawn) > 1
+    for x, y, _ in drawn:
+        assert len(x) == len(y) > 1
+        assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+    assert "'value'" in said
+    assert "'n_resamples'" in said
+
+
+def test_the_names_that_the_snippets_in_r_use_are_there(here):
+    """R is not run; what it looks up must exist."""
+    numbers = json.loads(Path("RUN/report.json").read_text())
+    (section,) = [s for s in numbers["sections"] if s["section"] == "Sleep staging"]
+    curves = next(f for f in section["figures"] if f["title"] == "ROC curves")["data"]
+    assert {"false positive rate", "true positive rate"} <= set(curves["W"])
+    header = Path("PREDICTIONS/predictions.csv").read_text().splitlines()[0].split(",")
+    assert {"subject", "predicted", "scored"} <= set(header)
+    page = Path(__file__).resolve().parents[1] / "docs"
+    (text,) = blocks((page / "report.md").read_text(), "r")
+    assert all(word in text for word in ('"Sleep staging"', '"ROC curves"', "curves$W$`false positive rate`"))
+    (text,) = blocks((page / "evaluation.md").read_text(), "r")
+    assert all(f"clips${name}" in text for name in ("subject", "predicted", "scored"))
