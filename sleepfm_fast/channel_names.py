@@ -25,6 +25,8 @@ KIND_OF_PREFIX = {
     **{"resp": ("respiration", "snore", "step"), "respiration": ("respiration", "snore", "step")},
 }
 
+AMBIGUOUS = re.compile(r"\b(?:lead|lat|rat)\b")
+"""Words for an ECG's lead or a leg that mean something else in ``EEG lead 3``, ``EEG lat``."""
 TECHNICAL = re.compile(r"(?:^| )(?:off|imp|impedance|quality)(?: |$)")
 """About an electrode, not from it, whatever the prefix says: MESA's ``EKG_Off`` tells whether it was connected."""
 BELTS = r"(?:resp|rip|induct|tho|chest|abd|rib|belt)\w*"
@@ -123,7 +125,7 @@ def kind_of(label: str) -> str | None:
     if prefix in ("eog", "ecg", "ekg", "emg"):
         return "step" if rest in ("rate", "hr", "bpm") else KIND_OF_PREFIX[prefix][0]
     if prefix == "eeg":
-        behind, _ = by_rules(rest)
+        behind, _ = by_rules(AMBIGUOUS.sub("", rest))
         return behind if behind in BEHIND_EEG else "eeg"
     kind, told = by_rules(text)
     if told:

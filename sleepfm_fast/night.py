@@ -26,7 +26,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.labels import ClipGrid, clip_labels
 from sleepfm_fast.participants import Participant
 from sleepfm_fast.scoring import Scoring
-from sleepfm_fast.scoring_files import find_scorings
+from sleepfm_fast.scoring_files import ending, find_scorings, similar_scorings
 from sleepfm_fast.scoring_texts import translated
 from sleepfm_fast.stages import EPOCH_S, respiratory_event_of, stage_of
 
@@ -174,6 +174,11 @@ def night_scoring(
         if labels is not None:
             where = "its own annotations were used" if inside is not None else "it has no annotations of its own"
             issues.append(f"no scoring for this recording was found in {labels}; {where}.")
+        if inside is None and (similar := similar_scorings(recording.path, labels)):
+            issues.append(
+                f"{' and '.join(path.name for path in similar)} may be its scoring, by the numbers in the names. "
+                f"If so, name it like the recording: {recording.path.stem}{ending(similar[0])}."
+            )
         return inside, None, None, (), ()
 
     def read(path: Path) -> Scoring:

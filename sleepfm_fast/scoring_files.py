@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sleepfm_fast.scoring import ScoringError
 
-__all__ = ["find_scoring", "find_scorings", "namesakes_of"]
+__all__ = ["ending", "find_scoring", "find_scorings", "namesakes_of", "similar_scorings"]
 
 # Beside a recording, in this order: S is the recording's name without its suffix.
 BESIDE = (
@@ -19,6 +19,11 @@ BESIDE = (
     *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
     *(".txt", "-stages.txt", "_stages.txt", "-hypnogram.txt", "_hypnogram.txt", "_hypnogram.tsv"),
 )
+
+ENDINGS = ("hypnogram.edf", ".xml", ".st", ".csv", ".tsv", ".txt")
+"""How the names of all of them end."""
+MANY = 2
+"""Stages and events may lie in two files; numbers that more files share say nothing."""
 
 
 def namesakes_of(recordings: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
@@ -110,6 +115,54 @@ def find_scorings(
             else:
                 found |= {} if own is None else {own: None}
     return tuple(found)
+
+
+def similar_scorings(recording_path: str | Path, labels: str | Path | None = None) -> tuple[Path, ...]:
+    """Find files that may be a recording's scoring although :func:`find_scorings` does not take their names.
+
+    Parameters
+    ----------
+    recording_path : str or Path
+        The recording.
+    labels : str or Path, optional
+        As for :func:`find_scorings`.
+
+    Returns
+    -------
+    tuple of Path
+        Files of labels with the recording's numbers in their names: ``night-01_scored.csv`` for ``Night 01.edf``. None
+        where the recording's name has no number or several files have the same, as then any might be meant.
+    """
+    recording_path = Path(recording_path)
+    folder = recording_path.parent if labels is None else Path(labels)
+    numbers = numbers_in(recording_path.stem)
+    if not numbers or not folder.is_dir():
+        return ()
+    taken = {recording_path.stem.casefold() + suffix for suffix in BESIDE}  # if not used, then for their folders
+    files = files_by_numbers(folder, labels is not None, folder.stat().st_mtime_ns).get(numbers, ())
+    similar = tuple(file for file in files if file.name.casefold() not in taken)
+    return similar if len(similar) <= MANY else ()
+
+
+def ending(path: Path) -> str:
+    """What a scoring's name adds to its recording's."""
+    return "-Hypnogram.edf" if path.suffix.casefold() == ".edf" else path.suffix
+
+
+def numbers_in(name: str) -> tuple[int, ...]:
+    """Whole numbers in a name, in order: (1, 12) of ``sub-01 night12``."""
+    return tuple(int(digits) for digits in re.findall(r"[0-9]+", name))
+
+
+@lru_cache(maxsize=8)
+def files_by_numbers(folder: Path, deep: bool, modified_ns: int) -> dict[tuple[int, ...], tuple[Path, ...]]:
+    """List what may be scorings by the numbers in their names; again when ``modified_ns`` has changed."""
+    found: dict[tuple[int, ...], tuple[Path, ...]] = {}
+    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
+        if path.name.casefold().endswith(ENDINGS) and path.is_file():
+            numbers = numbers_in(path.stem)
+            found[numbers] = (*found.get(numbers, ()), path)
+    return found
 
 
 def owned(recording: Path, files: Sequence[Path], others: Sequence[Path], labels: Path | None) -> Path | None:

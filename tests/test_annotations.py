@@ -25,7 +25,7 @@ from sleepfm_fast.annotations import (
     stage_of,
 )
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.scoring_files import files_below, namesakes_of
+from sleepfm_fast.scoring_files import files_below, files_by_numbers, namesakes_of, similar_scorings
 from sleepfm_fast.stages import STAGES
 
 DATA = Path(os.environ.get("SLEEPFM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -427,6 +427,29 @@ def test_find_scoring_prefers_and_refuses(tmp_path):
         assert find_scoring(path) == written
     with pytest.raises(ScoringError, match="no such file"):
         find_scoring(path, tmp_path / "none")
+
+
+def test_a_scoring_named_otherwise_is_suggested(tmp_path):
+    nights, labels = tmp_path / "nights", tmp_path / "labels" / "2024"
+    for made in (nights, labels):
+        made.mkdir(parents=True)
+    path, other, plain = (write(nights, b"0", name) for name in ("Night 01.edf", "Night 02.edf", "night.edf"))
+    beside = write(nights, b"0", "night-1_final Hypnogram.edf")
+    scored = write(labels, b"0", "PSG001 scored.txt")
+    write(labels, b"0", "notes.csv")
+    write(labels, b"0", "night 1.pdf")
+    assert find_scoring(path) is None
+    assert similar_scorings(path) == (beside,)
+    assert similar_scorings(path, labels.parent) == (scored,)
+    assert similar_scorings(other) == similar_scorings(plain) == similar_scorings(path, scored) == ()
+    # What has the right name is not used for a reason, which is said elsewhere; what many share says nothing.
+    write(labels, b"0", "night 01.csv")
+    files_by_numbers.cache_clear()
+    assert similar_scorings(path, labels.parent) == (scored,)
+    for name in ("1a.csv", "1b.csv"):
+        write(labels, b"0", name)
+    files_by_numbers.cache_clear()
+    assert similar_scorings(path, labels.parent) == ()
 
 
 def test_scorings_of_one_name_belong_by_their_folders(tmp_path):

@@ -250,11 +250,13 @@ def test_the_pulse_wave_belongs_to_no_modality(label):
     [
         ("PR, HR, H.R., DHR, HRate, Pulse, PULSE, Pulse Rate, PulseRate, PlethRate, ECG Rate, ECG HR", "step"),
         ("Pleth Rate, Pulse Rate Pleth, SpO2 PR, Pulse Oximeter, SpO2, SaO2, SpO2 BB, OSAT, Oximeter", "step"),
+        ("EEG lead 3, EEG lat, EEG Rat 1, EEG C3-A2, EEG A2-CLE, EEG 1, EEG Fp1-Ref", "eeg"),
+        ("EEG EKG1-REF, EEG ECG", "ecg"),
         ("RIP Pleth, Thoracic Plethysmogram, Pleth Thorax, Abd Pleth, Resp Pleth", "respiration"),
         ("Inductance Plethysmography Abdomen, Respiratory inductance plethysmography", "respiration"),
     ],
 )  # fmt: skip
-def test_what_is_no_pulse_wave(labels, kind):
+def test_what_other_names_say(labels, kind):
     assert {label: kind_of(label) for label in labels.split(", ")} == dict.fromkeys(labels.split(", "), kind)
 
 

@@ -95,6 +95,17 @@ def test_nobody_scored_events_in_a_night_without_scoring(cohort: Path, tmp_path:
     assert result["sdb"] == {"event": 1, "none": 15, "unknown": 8}
 
 
+def test_a_scoring_that_is_named_otherwise_is_named(tmp_path: Path, capsys) -> None:
+    (tmp_path / "nights").mkdir()
+    write_night(tmp_path / "nights" / "night07.edf", stages="")
+    (tmp_path / "nights" / "night07.edf").with_name("p-7 scored.csv").write_text("onset,duration,stage\n0,30,W\n")
+    _, result = preprocess(capsys, tmp_path / "nights", tmp_path / "store")
+    assert result["nights_scored"] == 0
+    (described,) = (tmp_path / "store" / "recordings").glob("*.json")
+    issues = json.loads(described.read_text())["issues"]
+    assert any("p-7 scored.csv may be its scoring" in issue and "night07.csv" in issue for issue in issues)
+
+
 def test_processes_and_threads_give_the_same_bytes(cohort: Path, tmp_path: Path, capsys) -> None:
     preprocess(capsys, cohort, tmp_path / "threads")
     done = run_preprocess(cohort, tmp_path / "processes", "--workers", 2, "--backend", "loky")

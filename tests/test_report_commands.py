@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nights import contents, write_night
-from report_runs import start
+from report_runs import classify, embed, start
 
-from sleepfm_fast import convert
+from sleepfm_fast import compare, convert, features, probe
 from sleepfm_fast.preprocess import cli
 from sleepfm_fast.reporting.reproduction import commands_of
 from sleepfm_fast.reporting.sources import open_runs
@@ -130,3 +130,37 @@ def test_inputs_are_listed_once(tmp_path, monkeypatch):
     assert both == {"digest": "d", INPUTS: [a, b]}
     assert with_inputs(both, a) == both
     assert with_inputs(both, a, overwrite=True) == {"digest": "d", INPUTS: [b, a]}
+
+
+def commands(run):
+    (opened,) = open_runs([run])
+    found = commands_of(opened)
+    assert opened.problems == []
+    return found
+
+
+def test_results_of_other_stores_and_differences_come_with_their_commands(tmp_path):
+    start(tmp_path / "run", store="store")
+    embeddings = embed(tmp_path / "run" / "embeddings", store="store", presets={"precision": "bfloat16"})
+    results = tmp_path / "run" / "results"
+    for name, seed in (("b", 1), ("c", 2)):
+        classify(results / name, embeddings, "stage", seed=seed)
+    classify(results / "external", embeddings, "stage", command="classify", run="CNN", store="my store", tested="all")
+    compare.main(compare.Config(results / "c", results / "b", results / "a-difference", bootstraps=7, seed=5))
+    found = commands(tmp_path / "run")
+    assert found[1].endswith(f"store {tmp_path}/run/embeddings --precision bfloat16")
+    assert (
+        found[-2] == f"python -m sleepfm_fast.classify CNN 'my store' {results}/external --bootstraps 20 --subjects all"
+    )
+    wanted = f"{results}/c {results}/b {results}/a-difference --bootstraps 7 --seed 5"
+    assert found[-1] == f"python -m sleepfm_fast.compare {wanted}", "after the results that it is of"
+
+
+def test_hand_made_features_come_with_their_command(cohort_store, tmp_path):
+    out = tmp_path / "run" / "embeddings"
+    features.main(features.Config(cohort_store, out, test_share=0.3, backend="threading", workers=1))
+    probe.main(probe.Config(out, "sdb", tmp_path / "run" / "results" / "sdb", bootstraps=3))
+    found = commands(tmp_path / "run")[-2:]
+    assert found[0] == f"python -m sleepfm_fast.features {cohort_store} {out} --test-share 0.3"
+    assert found[1].startswith(f"python -m sleepfm_fast.probe {out} {tmp_path}/run/results/sdb --task sdb")
+    assert "--bootstraps 3" in found[1]

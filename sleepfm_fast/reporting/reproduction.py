@@ -128,7 +128,12 @@ def commands_of(run: Run) -> list[str]:
         about = run.embeddings.description
         options = options_text({"precision": about.presets.get("precision")}, defaults_of("embed"), ())
         commands.append(suggestions.typed("embed", run.path, about.store, run.embeddings.path, options=options))
-    for result in run.results:
+    elif run.embeddings is not None and "features" in run.embeddings.description.presets:
+        about = run.embeddings.description
+        options = options_text(about.presets["features"], defaults_of("features"), {"workers", "backend", "overwrite"})
+        commands.append(suggestions.typed("features", about.store, run.embeddings.path, options=options))
+    # Differences are of results that must be there first.
+    for result in sorted(run.results, key=lambda r: r.command == "compare"):
         try:
             commands += evaluation_command(run, result)
         except MISSHAPEN as error:
@@ -163,22 +168,30 @@ def store_commands(run: Run) -> list[str]:
 
 
 def evaluation_command(run: Run, result: Result) -> list[str]:
-    """The command that makes a result of a probe, a few-shot curve or a retrieval again."""
-    if result.command not in ("probe", "retrieve", "few_shot"):
+    """The command that makes a result again, unless a training wrote it."""
+    if result.command == "compare":
+        paths: list[Any] = [result.record["first"], result.record["second"]]
+    elif result.command == "classify":
+        paths = [result.record["run"], result.record["store"]]
+    elif result.command in ("probe", "retrieve", "few_shot"):
+        paths = [result.record.get("embeddings", run.embeddings_named)]
+    else:
         return []
     record = result.record
-    defaults = {"task": None, "modality": "all", **defaults_of(result.command)}
+    own = {} if result.command in ("compare", "classify") else {"task": None, "modality": "all"}
+    defaults = {**own, **defaults_of(result.command)}
     said = {"bootstraps": record.get("n_bootstraps"), **record, **(record.get("fit") or {})}
     asked = {name: said[name] for name in defaults if name in said and name not in NOT_OPTIONS}
     modalities = list(record.get("modalities") or [])
-    if result.command != "retrieve" and len(modalities) == 1:
+    if "modality" in own and result.command != "retrieve" and len(modalities) == 1:
         asked["modality"] = modalities[0]
+    if result.command == "classify":
+        asked["subjects"] = record.get("tested", defaults["subjects"])
     options = options_text(asked, defaults, ())
     if result.command == "few_shot":
         sizes = dict.fromkeys(e["subjects"] for e in record.get("curve") or () if "subjects" in e)
         options += f" --subjects {' '.join(str(n) for n in sizes)}" if sizes else ""
-    source = record.get("embeddings", run.embeddings_named)
-    return [suggestions.typed(result.command, source, result.path, options=options)]
+    return [suggestions.typed(result.command, *paths, result.path, options=options)]
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

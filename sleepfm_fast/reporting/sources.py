@@ -94,7 +94,8 @@ class Run:
     def external_store(self, result: Result) -> str:
         """The store that a classifier was tested on, where it is another than the run's own; else an empty string."""
         if result.command == "classify":
-            store, own = str(result.record.get("store") or ""), str(result.record.get("trained_on") or self.store_named)
+            store, own = str(result.record.get("store") or ""), result.record.get("trained_on")
+            own = str(own or self.options.get("store"))
             return "" if self.same_place(store, own) else store or "another store"
         named = result.record.get("embeddings") if result.command != "supervise" else None
         if not isinstance(named, str) or self.same_place(named, str(self.path / EMBEDDINGS)):
