@@ -108,6 +108,7 @@ inline void start_joint_sample(ContrastiveJoint const& call, Shape const& shape,
         T* const e = work.row(shape, m, r);
         Index const at = m * shape.n_padded + r;
         work.present[at] = present[m] && !alone;
+        work.is_short[at] = false;
         if (work.present[at]) {
             auto const* const x = static_cast<Element const*>(in.x) + m * in.stride_modality + r * in.stride_sample;
             double const norm = length_of(x, shape.D);

@@ -12,6 +12,7 @@
 #define SLEEPFM_OMP(directive)
 #endif
 
+#include "cpu/carver.h"
 #include "cpu/contrastive_product.h"
 #include "cpu/element.h"
 #include "params.h"
@@ -75,23 +76,6 @@ struct Shape {
     }
     // Of sample r in a matrix.
     Index place(Index r) const { return r / PANEL * panel_stride + r % PANEL; }
-};
-
-// Cuts one buffer into aligned pieces; from a null base it only counts.
-class Carver {
-  public:
-    explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
-    template <typename U>
-    U* take(Index n) {
-        char* const piece = base_ == nullptr ? nullptr : base_ + used_;
-        used_ += round_up(n * static_cast<Index>(sizeof(U)), 64);
-        return reinterpret_cast<U*>(piece);
-    }
-    Index used() const { return used_; }
-
-  private:
-    char* base_;
-    Index used_ = 0;
 };
 
 // As many threads as there is work for: below about 2^20 multiply-adds each (10 us), starting one costs more than it

@@ -16,6 +16,7 @@ template <>
 struct Simd<float> {
     typedef float V __attribute__((vector_size(SLEEPFM_VECTOR_BYTES)));
     typedef std::int32_t I __attribute__((vector_size(SLEEPFM_VECTOR_BYTES)));
+    typedef std::uint32_t Bits __attribute__((vector_size(SLEEPFM_VECTOR_BYTES)));
     using Integer = std::int32_t;
     static constexpr int WIDTH = SLEEPFM_VECTOR_BYTES / 4;
 };
@@ -24,6 +25,7 @@ template <>
 struct Simd<double> {
     typedef double V __attribute__((vector_size(SLEEPFM_VECTOR_BYTES)));
     typedef std::int64_t I __attribute__((vector_size(SLEEPFM_VECTOR_BYTES)));
+    typedef std::uint64_t Bits __attribute__((vector_size(SLEEPFM_VECTOR_BYTES)));
     using Integer = std::int64_t;
     static constexpr int WIDTH = SLEEPFM_VECTOR_BYTES / 8;
 };
@@ -90,7 +92,7 @@ inline std::int32_t count_of_lanes(IntVec<T> v) {
 // ln(2)/2 and ln 2 split in two, exp(r) by a polynomial, 2^n added to the exponent bits.
 inline Vec<float> exponential(Vec<float> x) {
     using V = Vec<float>;
-    using I = IntVec<float>;
+    using Bits = Simd<float>::Bits;  // unsigned: where x is far below or NaN, the sum overflows and is not used
     constexpr float lowest = -64.0F;
     constexpr float round_to_integer = 12582912.0F;  // 1.5 * 2^23: adding it leaves the integer in the low bits
     V const shifted = x * 1.44269504088896341F + round_to_integer;
@@ -102,7 +104,7 @@ inline Vec<float> exponential(Vec<float> x) {
     p = p * r + 1.6666665459e-1F;
     p = p * r + 5.0000001201e-1F;
     p = (p * (r * r) + r) + 1.0F;
-    I const bits = reinterpret_cast<I>(p) + (reinterpret_cast<I>(shifted) << 23);
+    Bits const bits = reinterpret_cast<Bits>(p) + (reinterpret_cast<Bits>(shifted) << 23);
     V const value = reinterpret_cast<V>(bits);
     V const nan_or_value = x != x ? x : value;
     return x < lowest ? V{} : nan_or_value;
@@ -110,7 +112,7 @@ inline Vec<float> exponential(Vec<float> x) {
 
 inline Vec<double> exponential(Vec<double> x) {
     using V = Vec<double>;
-    using I = IntVec<double>;
+    using Bits = Simd<double>::Bits;
     constexpr double lowest = -700.0;
     constexpr double round_to_integer = 6755399441055744.0;  // 1.5 * 2^52
     V const shifted = x * 1.4426950408889634 + round_to_integer;
@@ -129,7 +131,7 @@ inline Vec<double> exponential(Vec<double> x) {
     p = p * r + 1.0 / 6.0;
     p = p * r + 0.5;
     p = (p * (r * r) + r) + 1.0;
-    I const bits = reinterpret_cast<I>(p) + (reinterpret_cast<I>(shifted) << 52);
+    Bits const bits = reinterpret_cast<Bits>(p) + (reinterpret_cast<Bits>(shifted) << 52);
     V const value = reinterpret_cast<V>(bits);
     V const nan_or_value = x != x ? x : value;
     return x < lowest ? V{} : nan_or_value;

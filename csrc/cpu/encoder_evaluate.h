@@ -20,32 +20,26 @@ struct EncoderWorkspace {
     Index buffer, per_thread, bytes;
 
     explicit EncoderWorkspace(EncoderEvaluate const& call) {
-        Index used = 0;
-        auto const floats = [&](Index n) {
-            float* const piece = static_cast<float*>(call.workspace) + used;
-            used += round_up(n, 16);
-            return piece;
-        };
+        Carver carver(call.workspace);
         Index const taps = 3 * call.n_in, n_padded = round_up(call.n_stem, ROWS);
         Index S = (call.n_samples - 1) / 2 + 1;
         stem = {call.n_clips, call.n_in, call.n_stem, call.n_samples, call.n_threads, call.workspace};
-        stem_weights = floats(n_padded * taps);
-        stem_bias = floats(call.n_stem);
+        stem_weights = carver.take<float>(n_padded * taps);
+        stem_bias = carver.take<float>(call.n_stem);
         buffer = call.n_stem * S;
         Index scratch = StemScratch::floats(taps, 0, 0);
         blocks.reserve(static_cast<std::size_t>(call.n_blocks));
         for (Index i = 0; i < call.n_blocks; ++i) {
             MBConvShape const& s = call.blocks[i].block.shape;
-            blocks.emplace_back(s, call.blocks[i].block.residual, floats(0));
-            floats(blocks.back().n_floats);
+            blocks.emplace_back(s, call.blocks[i].block.residual, carver);
             S = samples_out(s);
             buffer = most(buffer, s.n_out * S);
             scratch = most(scratch, blocks.back().n_scratch_floats);
         }
         buffer = round_up(buffer, 16);
         per_thread = round_up(2 * buffer + scratch, 16);
-        thread = floats(call.n_threads * per_thread);
-        bytes = used * 4;
+        thread = carver.take<float>(call.n_threads * per_thread);
+        bytes = carver.used();
     }
 };
 

@@ -36,25 +36,18 @@ inline void pack_scaled(float const* w, double const* scale, Index n_rows, Index
 struct FoldedBlock {
     MBConvShape s;
     MBConvResidual residual;
-    float *expand, *project;           // packed w1 [width / ROWS, n_in, ROWS], w3 [n_out / ROWS, width, ROWS]
-    float *taps, *shift0, *shift1;     // [width, 3], [width], [width]
-    float* bias;                       // [n_out]
-    Index n_floats, n_scratch_floats;  // of all these; of what a clip needs
+    float *expand, *project;        // packed w1 [width / ROWS, n_in, ROWS], w3 [n_out / ROWS, width, ROWS]
+    float *taps, *shift0, *shift1;  // [width, 3], [width], [width]
+    float* bias;                    // [n_out]
+    Index n_scratch_floats;         // what a clip needs
 
-    FoldedBlock(MBConvShape const& shape, MBConvResidual const& add, float* memory) : s(shape), residual(add) {
-        Index used = 0;
-        auto const floats = [&](Index n) {
-            float* const piece = memory + used;
-            used += round_up(n, 16);
-            return piece;
-        };
-        expand = floats(round_up(s.width, ROWS) * s.n_in);
-        project = floats(round_up(s.n_out, ROWS) * s.width);
-        taps = floats(3 * s.width);
-        shift0 = floats(s.width);
-        shift1 = floats(s.width);
-        bias = floats(s.n_out);
-        n_floats = used;
+    FoldedBlock(MBConvShape const& shape, MBConvResidual const& add, Carver& carver) : s(shape), residual(add) {
+        expand = carver.take<float>(round_up(s.width, ROWS) * s.n_in);
+        project = carver.take<float>(round_up(s.n_out, ROWS) * s.width);
+        taps = carver.take<float>(3 * s.width);
+        shift0 = carver.take<float>(s.width);
+        shift1 = carver.take<float>(s.width);
+        bias = carver.take<float>(s.n_out);
         n_scratch_floats = round_up(2 * s.width, 16) + (s.n_in + ROWS) * ldx() + 4 * ROWS * LANES +
                            s.width * round_up(evaluation_tile(s) + 1, LANES);
     }
@@ -142,15 +135,18 @@ struct FoldedBlock {
 };
 
 struct EvaluateWorkspace {
+    Carver carver;
     FoldedBlock block;
+    Index per_thread;
     float* thread;  // [n_threads, per_thread]
-    Index per_thread, bytes;
+    Index bytes;
 
     explicit EvaluateWorkspace(MBConvShape const& s, MBConvResidual const& residual = {})
-        : block(s, residual, static_cast<float*>(s.workspace)),
-          thread(static_cast<float*>(s.workspace) + block.n_floats),
+        : carver(s.workspace),
+          block(s, residual, carver),
           per_thread(round_up(block.n_scratch_floats, 16)),
-          bytes((block.n_floats + s.n_threads * per_thread) * 4) {}
+          thread(carver.take<float>(s.n_threads * per_thread)),
+          bytes(carver.used()) {}
 };
 
 inline void evaluate(MBConvEvaluate const& call) {

@@ -32,8 +32,8 @@ inline Vector splat(float value) {
 }
 
 // Vectors where floats are. Not memcpy, which may change anything: the compiler would read every pointer again after a
-// store.
-using Unaligned = float __attribute__((vector_size(SLEEPFM_LANES * sizeof(float)), aligned(alignof(float))));
+// store. A typedef: in a `using`, Clang passes over `aligned`.
+typedef float Unaligned __attribute__((vector_size(SLEEPFM_LANES * sizeof(float)), aligned(alignof(float))));
 
 inline Vector load(float const* from) {
     return *reinterpret_cast<Unaligned const*>(from);

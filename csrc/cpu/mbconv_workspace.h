@@ -10,6 +10,7 @@
 #define SLEEPFM_OMP(directive)
 #endif
 
+#include "cpu/carver.h"
 #include "cpu/mbconv_columns.h"
 
 namespace sleepfm::SLEEPFM_ISA {
@@ -93,15 +94,9 @@ struct MBConvWorkspace {
     Index bytes;
 
     MBConvWorkspace(MBConvShape const& s, bool backward) {
-        Index used = 0;
-        auto const base = static_cast<char*>(s.workspace);
-        auto const take = [&](Index n_bytes) {
-            char* const piece = base + used;
-            used += round_up(n_bytes, 64);
-            return static_cast<void*>(piece);
-        };
-        auto const floats = [&](Index n) { return static_cast<float*>(take(n * 4)); };
-        auto const doubles = [&](Index n) { return static_cast<double*>(take(n * 8)); };
+        Carver carver(s.workspace);
+        auto const floats = [&](Index n) { return carver.take<float>(n); };
+        auto const doubles = [&](Index n) { return carver.take<double>(n); };
         Index const width = round_up(s.width, ROWS), n_in = round_up(s.n_in, ROWS), n_out = round_up(s.n_out, ROWS);
         Index const ld_in = odd_vectors(s.n_in), ld_out = odd_vectors(s.n_out);
         Index const widest = most(n_in, n_out), ld_widest = most(ld_in, ld_out);
@@ -139,7 +134,7 @@ struct MBConvWorkspace {
         }
         per_thread = round_up(per_thread, 16);
         thread = floats(s.n_threads * per_thread);
-        bytes = used;
+        bytes = carver.used();
     }
 };
 

@@ -39,25 +39,20 @@ struct StemWorkspace {
     Index taps, ld, n_padded, groups, per_group, per_thread, bytes;
 
     explicit StemWorkspace(StemShape const& s) {
-        Index used = 0;
-        auto const take = [&](Index n_bytes) {
-            char* const piece = static_cast<char*>(s.workspace) + used;
-            used += round_up(n_bytes, 64);
-            return static_cast<void*>(piece);
-        };
+        Carver carver(s.workspace);
         taps = 3 * s.n_in;
         ld = odd_vectors(taps);
         n_padded = round_up(s.n_out, ROWS);
         per_group = s.n_clips <= 16 ? 1 : (s.n_clips + 15) / 16;
         groups = (s.n_clips + per_group - 1) / per_group;
-        weights = static_cast<float*>(take(n_padded * taps * 4));
-        scale = static_cast<float*>(take(s.n_out * 4));
-        gradient = static_cast<BatchNormGradient*>(take(s.n_out * static_cast<Index>(sizeof(BatchNormGradient))));
-        sums = static_cast<double*>(take(s.n_clips * 2 * s.n_out * 8));
-        weight_sums = static_cast<float*>(take(groups * n_padded * ld * 4));
+        weights = carver.take<float>(n_padded * taps);
+        scale = carver.take<float>(s.n_out);
+        gradient = carver.take<BatchNormGradient>(s.n_out);
+        sums = carver.take<double>(s.n_clips * 2 * s.n_out);
+        weight_sums = carver.take<float>(groups * n_padded * ld);
         per_thread = round_up(StemScratch::floats(taps, n_padded, ld), 16);
-        thread = static_cast<float*>(take(s.n_threads * per_thread * 4));
-        bytes = used;
+        thread = carver.take<float>(s.n_threads * per_thread);
+        bytes = carver.used();
     }
 
     StemScratch scratch() const { return {thread + thread_number() * per_thread, taps, n_padded}; }

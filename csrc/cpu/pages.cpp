@@ -10,6 +10,8 @@
 #include <sys/mman.h>
 #endif
 
+#include "cpu/poison.h"
+
 namespace sleepfm {
 
 namespace {
@@ -93,11 +95,13 @@ Pages::Pages(std::size_t n_bytes) : block_(nullptr), n_bytes_(n_bytes) {
     }
     all.used_bytes += held_;
     all.most_used_bytes = std::max(all.most_used_bytes, all.used_bytes);
+    allow_only(block_, n_bytes_, held_);
 }
 
 Pages::~Pages() {
     Pool& all = pool();
     std::lock_guard<std::mutex> const lock(all.mutex);
+    allow_only(block_, 0, held_);
     all.used_bytes -= held_;
     all.idle.push_back({block_, held_});
     all.idle_bytes += held_;
