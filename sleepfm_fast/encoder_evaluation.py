@@ -21,6 +21,10 @@ from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem, encoder_evaluat
 __all__ = ["average_over_time", "covers"]
 
 
+GLOBAL_HOOKS = tuple(f"_global_{when}_hooks" for when in ("forward", "forward_pre", "backward", "backward_pre"))
+"""Where torch keeps them, from 2.0 on."""
+
+
 class Layers(Protocol):
     """What an encoder consists of before its average over time."""
 
@@ -51,8 +55,7 @@ def covers(encoder: Layers, x: Tensor) -> bool:
 
 def has_global_hooks() -> bool:
     """Whether torch calls somebody's hook with every module. It has no public question for that: unanswered is yes."""
-    ask = getattr(nn.modules.module, "_has_any_global_hook", None)
-    return ask is None or bool(ask())
+    return any(getattr(nn.modules.module, name, True) for name in GLOBAL_HOOKS)
 
 
 def covers_stage(stage: nn.Module, x: Tensor) -> bool:

@@ -50,7 +50,8 @@ def assert_equal_to_rounding(run, single):
         names = [name for name in expected if name.startswith("model/")]
         assert names
         for name in names:
-            torch.testing.assert_close(found[name], expected[name], rtol=BOUND, atol=BOUND, msg=name)
+            # Where a gradient is nearly zero, AdamW's steps follow its rounding.
+            torch.testing.assert_close(found[name], expected[name], rtol=BOUND, atol=3 * BOUND, msg=name)
     a, b = (read_result(folder / "results" / "stage") for folder in (run, single))
     np.testing.assert_array_equal(a.array("clip"), b.array("clip"))
     np.testing.assert_allclose(a.array("score"), b.array("score"), rtol=0, atol=1e-4)

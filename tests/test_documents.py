@@ -13,8 +13,10 @@ import torch
 import tyro
 from torch.nn import functional
 
+from sleepfm_fast import ops
 from sleepfm_fast.__main__ import COMMANDS
 from sleepfm_fast.ops import contrastive_loss
+from sleepfm_fast.ops.mbconv import WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -130,3 +132,44 @@ def test_the_readme_s_example_of_the_loss_runs():
     assert names["x"].grad.shape == (3, 512, 128)
     assert names["log_temperature"].grad.abs() > 0
     assert names["statistics"].ranks.shape == (3, 2, 512)
+
+
+OPERATIONS = blocks((ROOT / "docs" / "operations.md").read_text(), "python")
+
+
+def test_the_page_of_operations_names_every_public_one():
+    page = (ROOT / "docs" / "operations.md").read_text()
+    missing = [name for name in ops.__all__ if not re.search(rf"ops\.{name}\b", page)]
+    assert missing == ["ContrastiveStatistics"]  # described where the loss is
+
+
+def test_no_example_of_the_page_of_operations_goes_unread():
+    assert len(OPERATIONS) == 5
+
+
+@pytest.mark.parametrize(
+    ("word", "shapes"),
+    [
+        ("contrastive_loss", {"loss": (), "top1": (3, 2)}),
+        ("filter_resample", {"clips": (1, 3, 7680)}),
+        ("mbconv", {"y": (8, 16, 1920), "statistics": (4, 192)}),
+        ("encoder_evaluate", {"average": (4, 16)}),
+        ("pair_ranks", {"ecg_to_brain": (1000,), "brain_to_ecg": (1000,)}),
+    ],
+)
+def test_an_example_of_the_page_of_operations_gives_what_it_says(word, shapes):
+    (block,) = [block for block in OPERATIONS if re.search(rf"import.*\b{word}\b", block)]
+    names = {}
+    exec(block, names)
+    for name, shape in shapes.items():
+        assert tuple(names[name].shape) == shape
+        assert bool((names[name] == names[name]).all()), f"{name} holds NaN"
+    if word == "filter_resample":
+        assert not names["clips"][0, 2].any()
+        assert abs(names["clips"][0, 0].std() - 1) < 1e-3
+        assert names["clips"][0, 1].abs().max() < 1
+    if word == "mbconv":
+        gradients = [leaf.grad for leaf in names["weights"]]
+        assert [bool(g.any()) for g in gradients] == [name not in ("b1", "bd") for name in WEIGHTS]
+    if word == "pair_ranks":
+        assert (names["ecg_to_brain"] == 1).all()

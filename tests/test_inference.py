@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import inspect
 import warnings
 
 import numpy as np
@@ -202,7 +203,9 @@ def test_a_compiler_that_fails_is_a_sentence():
     from torch._dynamo.exc import BackendCompilerFailed
 
     def broken(x: torch.Tensor) -> torch.Tensor:
-        raise BackendCompilerFailed(broken, RuntimeError("no compiler"), None)
+        # From torch 2.7 on a third argument is asked for, the frame.
+        frame = [None] * (len(inspect.signature(BackendCompilerFailed).parameters) - 2)
+        raise BackendCompilerFailed(broken, RuntimeError("no compiler"), *frame)
 
     with pytest.raises(SleepfmError, match=r"no compiler.*leave --compile out"):
         explained(broken)(torch.zeros(1))
