@@ -1,8 +1,6 @@
 """The contrastive loss over several processes against the op in one: loss, statistics, gradients, network under DDP."""
 
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +21,9 @@ from contrastive_ranks import (
     problem,
     share,
 )
+from process_trees import run_together
 from safetensors.torch import load_file
+from two_ranks import environment
 
 from sleepfm_fast import distributed, ops, reference
 from sleepfm_fast.objective import backward
@@ -35,25 +35,8 @@ HERE = Path(__file__).resolve().parent
 def computed(tmp_path_factory):
     """Folder with the results of every case and rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "contrastive_ranks.py"), str(folder), str(rank)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    try:
-        outputs = [process.communicate(timeout=400)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.stdout.close()
-    assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(outputs)[-6000:]
+    commands = [[sys.executable, str(HERE / "contrastive_ranks.py"), str(folder), str(rank)] for rank in range(3)]
+    run_together(commands, environment(), timeout_s=400, folder=folder)
     return folder
 
 
