@@ -1,5 +1,6 @@
 """The contrastive loss over several processes against the op in one: loss, statistics, gradients, network under DDP."""
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -102,6 +103,23 @@ def test_arguments_that_differ_between_ranks_are_refused_on_all(computed):
         for sentence, word in zip(sentences, ("dtype", "dimensions", "mask", "mode", "counts", "counts"), strict=True):
             assert word in sentence
     assert every[0][:4] == every[1][:4] == every[2][:4]
+
+
+def test_derivatives_that_there_are_not_are_refused_with_what_works(computed):
+    twin = "Use sleepfm_fast.reference.contrastive_loss on the embeddings of all ranks, which is made of "
+    kinds = {
+        **dict.fromkeys(("second", "hessian"), "has no second derivative. "),
+        "forward_ad": "has no forward-mode derivative (torch.autograd.forward_ad). ",
+        **dict.fromkeys(
+            ("grad", "vmap", "jvp"),
+            "does not work inside the transforms of torch.func (vmap, grad, vjp, jvp, hessian). ",
+        ),
+    }
+    for rank in range(3):
+        sentences = json.loads((computed / f"undifferentiable-{rank}").read_text())
+        assert sentences.keys() == kinds.keys()
+        for name, kind in kinds.items():
+            assert sentences[name].startswith(f"distributed.contrastive_loss {kind}{twin}"), sentences[name]
 
 
 def test_synchronised_batch_norm_is_that_of_all_samples_together(computed):
