@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleepfm_fast.labels import ClipGrid, clip_labels
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring import Event, Scoring, ScoringError
 from sleepfm_fast.scoring_csv import parse_csv
 from sleepfm_fast.scoring_files import find_scoring
@@ -150,8 +151,8 @@ def wfdb_scoring(path: Path) -> Scoring:
     notes = [annotation for annotation in annotations if annotation.aux.strip()]
     if not notes:
         raise ScoringError(
-            f"{path} holds {len(annotations)} WFDB annotations without texts; expected notes with sleep stages, as in "
-            "the .st files of the MIT-BIH Polysomnographic Database."
+            f"{path} holds {counted(len(annotations), 'WFDB annotation')} without texts; expected notes with sleep "
+            "stages, as in the .st files of the MIT-BIH Polysomnographic Database."
         )
     issues: list[str] = []
     if any(re.fullmatch(r"\(.+|[^(]+\)", note.aux.strip()) for note in notes):
@@ -178,7 +179,10 @@ def epoch_events(notes: Sequence[WfdbAnnotation], frequency_hz: float, issues: l
                 unknown[code] = unknown.get(code, 0) + 1
     if unknown:
         listed = ", ".join(f"'{code}' ({n})" for code, n in sorted(unknown.items())[:8])
-        issues.append(f"{sum(unknown.values())} codes in the notes are not known and were left out: {listed}.")
+        codes = counted(
+            sum(unknown.values()), "code in the notes is not known and was", "codes in the notes are not known and were"
+        )
+        issues.append(f"{codes} left out: {listed}.")
 
 
 def bracketed_events(notes: Sequence[WfdbAnnotation], frequency_hz: float, issues: list[str]) -> Iterator[Event]:
@@ -199,4 +203,6 @@ def bracketed_events(notes: Sequence[WfdbAnnotation], frequency_hz: float, issue
             yield Event(onset_s, None, text)
     n_unpaired += len(opened)
     if n_unpaired:
-        issues.append(f"{n_unpaired} events have a beginning without an end, or the reverse, and were left out.")
+        events = counted(n_unpaired, "event has", "events have")
+        were = agreeing(n_unpaired, "was", "were")
+        issues.append(f"{events} a beginning without an end, or the reverse, and {were} left out.")

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.plurals import counted
+
 __all__ = ["ArrayFile"]
 
 BLOCK_BYTES = 1 << 22
@@ -54,7 +56,9 @@ class ArrayFile:
             block = self.file.read(min(left, BLOCK_BYTES))
             if not block:
                 self.file.close()
-                raise OSError(f"{path.name} is shorter than the {n_kept} rows that were written")
+                raise OSError(
+                    f"{path.name} is shorter than the {counted(n_kept, 'row that was', 'rows that were')} written"
+                )
             self._digest.update(block)
             left -= len(block)
         self.file.truncate(self.file.tell())

@@ -21,6 +21,7 @@ from sleepfm_fast.feed import Buffer, Feed
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
 from sleepfm_fast.ops.cuda_kernels import has_kernels
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.scales import Scales, measure_scales, nominal_scales
 from sleepfm_fast.side_stream import PinnedBuffer, SideStream, upload
 
@@ -170,7 +171,7 @@ class ClipInput:
         """Say which channels :meth:`measure` found flat, a sentence each."""
         flat = (self.scales.scale[recordings] == 0) & self.feed.present[recordings]
         return tuple(
-            f"{self.store.slots[slot].name} is flat throughout {n} of {len(recordings)} recordings "
+            f"{self.store.slots[slot].name} is flat throughout {n} of {counted(len(recordings), 'recording')} "
             f"(first: {self.store.recordings[recordings[flat[:, column].argmax()]].id}) and is treated as missing there"
             for column, slot in enumerate(self.slots)
             if (n := int(flat[:, column].sum()))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.tasks import SCORING, TASKS
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def draw_pairs(
         event, _ = event_types(embeddings, clips)
         if not (event >= 0).any():
             raise SleepfmError(
-                f"--sample balanced draws over sleep stages, and none of the {len(clips)} clips has one. {SCORING}, or "
-                "use --sample uniform."
+                f"--sample balanced draws over sleep stages, and none of the {counted(len(clips), 'clip')} has one. "
+                f"{SCORING}, or use --sample uniform."
             )
         clips, event = clips[event >= 0], event[event >= 0]
         subject = np.asarray(embeddings.subject)[clips].astype(np.int64)

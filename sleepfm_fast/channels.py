@@ -23,6 +23,7 @@ from sleepfm_fast.montages import (
     Montage,
     Slot,
 )
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.units import unit_of
 
 if TYPE_CHECKING:
@@ -223,7 +224,8 @@ def resolve_auto(recordings: Sequence[Sequence[Signal]]) -> Montage:
     if not kept:
         seen = ", ".join(sorted({f"'{s.label}'" for signals in recordings for s in signals})[:20]) or "none"
         raise ChannelError(
-            f"no channel with a known kind is in half of the {len(recordings)} recordings; their labels are: {seen}. "
+            f"no channel with a known kind is in half of the {counted(len(recordings), 'recording')}; their labels "
+            f"are: {seen}. "
             'Say what they are in a file for --overrides, such as {"*": {"EEG 1": {"alias": "C3-M2"}}}, or choose a '
             f"montage by name: {', '.join(MONTAGES)}."
         )

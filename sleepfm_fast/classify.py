@@ -21,6 +21,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.plurals import agreeing, counted
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
@@ -140,8 +141,9 @@ def overlap_of(names: Sequence[str], known: Mapping[str, int], run: Path) -> str
     sides = " and ".join(f"{n} {side}" for side, n in counts if n)
     shown = ", ".join(seen[:3]) + (f" and {len(seen) - 3} more" if len(seen) > 3 else "")
     return (
-        f"{len(seen)} of the {len(names)} subjects classified are subjects that {run} has seen ({sides}: {shown}), so "
-        "their clips describe memorisation, not generalisation."
+        f"{len(seen)} of the {counted(len(names), 'subject')} classified "
+        f"{agreeing(len(seen), 'is a subject', 'are subjects')} that {run} has seen ({sides}: {shown}), so their clips "
+        "describe memorisation, not generalisation."
     )
 
 
@@ -274,8 +276,8 @@ def tested(
     known = labels >= 0
     if not known.any():
         raise SleepfmError(
-            f"none of the {len(clips)} clips has a label for --task {classifier.task} ({task.labels}), so there is "
-            "nothing to test. Leave RESULT out; --table writes the classes."
+            f"none of the {counted(len(clips), 'clip')} has a label for --task {classifier.task} ({task.labels}), so "
+            "there is nothing to test. Leave RESULT out; --table writes the classes."
         )
     n_unlabelled = int((labels_of(facts, classifier.task, asked) < 0).sum())
     n_lacking = len(asked) - n_unlabelled - int(known.sum())

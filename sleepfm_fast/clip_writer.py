@@ -21,6 +21,7 @@ from sleepfm_fast.edf import Recording, Segment
 from sleepfm_fast.epochs import read_digital
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.labels import ClipGrid
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.stages import EPOCH_S
 from sleepfm_fast.stored_channels import StoredChannel, blocks, channel_facts, fraction_pair, plan_channels
 
@@ -303,8 +304,8 @@ def gather_columns(records: Sequence[Path], n_slots: int) -> tuple[dict[str, Arr
         channels, segments, clips = record["channels"], record["segments"], record["clips"]
         if len(channels) != n_slots:
             raise SleepfmError(
-                f"{file} has {len(channels)} slots, the store's montage has {n_slots}. Delete {file} and its .bin, and "
-                "run preprocess again."
+                f"{file} has {counted(len(channels), 'slot')}, the store's montage has {n_slots}. Delete {file} and "
+                "its .bin, and run preprocess again."
             )
         n = len(clips["onset_s"])
         add("recording", np.full(n, i))

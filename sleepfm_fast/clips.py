@@ -27,6 +27,7 @@ from sleepfm_fast.open_files import (
     opened_files,
     opened_maps,
 )
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.stages import EPOCH_S
 
 __all__ = ["ChannelColumns", "ClipStore", "ClipStoreError", "RecordingEntry", "Window"]
@@ -187,8 +188,9 @@ class ClipStore:
     def __repr__(self) -> str:
         """Say what is in it."""
         return (
-            f"ClipStore({str(self.path)!r}: {len(self)} clips, {len(self.recordings)} recordings, "
-            f"{len(self.subjects)} subjects, montage {self.montage.name})"
+            f"ClipStore({str(self.path)!r}: {counted(len(self), 'clip')}, "
+            f"{counted(len(self.recordings), 'recording')}, {counted(len(self.subjects), 'subject')}, montage "
+            f"{self.montage.name})"
         )
 
     def subject(self, clip: int) -> str:
@@ -263,7 +265,9 @@ class ClipStore:
 
     def _check_size(self, recording: int, n_bytes: int) -> None:
         if n_bytes != self.recordings[recording].n_bytes:
-            raise self.damaged(recording, f"it has {n_bytes} bytes, {self.recordings[recording].n_bytes} were written")
+            raise self.damaged(
+                recording, f"it has {counted(n_bytes, 'byte')}, {self.recordings[recording].n_bytes} were written"
+            )
 
     def run(self, recording: int, slot: int, segment: int) -> Array:
         """All samples of a slot in a segment: read-only int16 or int32 view; empty where the slot is missing."""
@@ -322,7 +326,7 @@ class ClipStore:
             if size is None:
                 raise self.damaged(i, "it is missing")
             if size != entry.n_bytes:
-                raise self.damaged(i, f"it has {size} bytes, {entry.n_bytes} were written")
+                raise self.damaged(i, f"it has {counted(size, 'byte')}, {entry.n_bytes} were written")
             if digests and file_digest(self._file(i, ".bin")) != entry.sha256:
                 raise self.damaged(i, "its SHA-256 is not the one that was written")
 

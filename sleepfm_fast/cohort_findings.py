@@ -13,6 +13,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.findings import Finding, override
 from sleepfm_fast.measures import POTENTIALS, identical_samples
 from sleepfm_fast.participant_tables import ParticipantTables
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.silent_nights import REMEDY, is_scored, is_silent, sentence
 
 __all__ = ["cohort_findings"]
@@ -84,10 +85,11 @@ def mixed_montages(nights: Sequence[Examined]) -> Iterator[Finding]:
         what += [f"have {', '.join(more)}"] if more else []
         what += [", ".join(rates[:3]) + (f" and {len(rates) - 3} more" if len(rates) > 3 else "")] if rates else []
         texts.append(f"{len(members)} ({listed(members)}) {'; '.join(what)}")
-    rest = f"; and {len(ordered) - 1 - GROUPS_SHOWN} more groups" if len(ordered) > 1 + GROUPS_SHOWN else ""
+    rest = f"; and {counted(len(ordered) - 1 - GROUPS_SHOWN, 'more group')}" if len(ordered) > 1 + GROUPS_SHOWN else ""
     yield Finding(
         "note", "mixed_montages", tuple(str(m.path) for _, members in ordered[1:] for m in members), "",
-        f"{len(ordered)} montages: {len(ordered[0][1])} nights have the commonest; " + " | ".join(texts) + rest,
+        f"{len(ordered)} montages: {counted(len(ordered[0][1]), 'night has', 'nights have')} the commonest; "
+        f"{' | '.join(texts)}{rest}",
         "nothing to do: rates are brought together and missing channels masked; aliases may fill slots that are not "
         "really missing",
         {"groups": [{"nights": len(members), "slots": dict(key)} for key, members in ordered]},
@@ -141,8 +143,8 @@ def shared(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator[Fi
     for stem, paths in tables.shared_names(night.path for night in nights).items():
         yield Finding(
             "warning", "shared_name", tuple(map(str, paths)), "",
-            f"{len(paths)} recordings in {len({p.parent for p in paths})} folders are called {stem}: their subject is "
-            f"taken to be one, '{tables.of(paths[0]).subject}'",
+            f"{len(paths)} recordings in {counted(len({p.parent for p in paths}), 'folder')} are called {stem}: their "
+            f"subject is taken to be one, '{tables.of(paths[0]).subject}'",
             "if they are several people, name them with --participants, with the folder before the file name "
             f"({paths[0].parent.name}/{paths[0].name})",
             {"recordings": len(paths)},

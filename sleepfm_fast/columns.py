@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.atomic import replace_folder, synchronise
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
 
 __all__ = ["file_digest", "read_columns", "write_columns"]
 
@@ -104,7 +105,7 @@ def read_columns(
         except OSError as error:
             raise damaged(file, str(error)) from None
         if n_bytes != catalogue[file]["n_bytes"]:
-            raise damaged(file, f"it has {n_bytes} bytes, {catalogue[file]['n_bytes']} were written")
+            raise damaged(file, f"it has {counted(n_bytes, 'byte')}, {catalogue[file]['n_bytes']} were written")
         if verify and file_digest(folder / file) != catalogue[file]["sha256"]:
             raise damaged(file, "its SHA-256 is not the one that was written")
     columns = {}

@@ -28,6 +28,7 @@ from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.parallel import dispatched
 from sleepfm_fast.participant_tables import ParticipantTables, read_tables
 from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.store_inputs import inputs_of, with_inputs
 
 __all__ = ["Config", "cli", "main"]
@@ -290,7 +291,10 @@ def summarise(
     if totals is None:
         say("error: nothing could be converted; the store holds no night yet")
     else:
-        say(f"{store}: {totals['recordings']} nights, {totals['clips']} clips; montage {montage.name}")
+        say(
+            f"{store}: {counted(totals['recordings'], 'night')}, {counted(totals['clips'], 'clip')}; montage "
+            f"{montage.name}"
+        )
     return {
         "store": str(store),
         "nights": 0 if totals is None else totals["recordings"],
@@ -307,7 +311,12 @@ def summarise(
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return run(Config, main, argv, interrupted="what was finished is kept, the same command goes on from there")
+    return run(
+        Config,
+        main,
+        argv,
+        interrupted="what was finished is kept, the same command goes on from there",
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sleepfm_fast.command import say
+from sleepfm_fast.plurals import counted
 
 if TYPE_CHECKING:
     from sleepfm_fast.train import Config
@@ -88,12 +89,11 @@ def demo(config: Config) -> dict[str, Any]:
     }
     elapsed_s = round(time.monotonic() - started, 1)
     say(
-        f"\non {results['stage']['test']['n_subjects']} held-out subjects, in {elapsed_s:.0f} s:\n"
-        f"  sleep staging                macro AUROC {figures['stage_macro_auroc']:.3f}\n"
-        f"  sleep-disordered breathing   AUROC {figures['sdb_auroc']:.3f}\n"
-        f"  retrieval                    recall@10 {figures['recall_at_10']:.3f}, "
-        f"{figures['recall_at_10_times_chance']:.0f} times chance\n"
-        "The subjects are simulated: the figures say that the pipeline works, nothing about patients.\n"
-        f"All figures, nights and signals on one page: {run / 'report.html'}"
+        f"\non {counted(results['stage']['test']['n_subjects'], 'held-out subject')}, in {elapsed_s:.0f} s:\n  sleep "
+        f"staging                macro AUROC {figures['stage_macro_auroc']:.3f}\n  sleep-disordered breathing   AUROC "
+        f"{figures['sdb_auroc']:.3f}\n  retrieval                    recall@10 {figures['recall_at_10']:.3f}, "
+        f"{figures['recall_at_10_times_chance']:.0f} times chance\nThe subjects are simulated: the figures say that "
+        "the pipeline works, nothing about patients.\nAll figures, nights and signals on one page: "
+        f"{run / 'report.html'}"
     )
     return {"demo": str(FOLDER), **figures, "elapsed_s": elapsed_s, "steps": results}

@@ -26,6 +26,7 @@ from sleepfm_fast.ops.contrastive_loss import (
 )
 from sleepfm_fast.ops.registry import DTYPE_CODES
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_transforms
+from sleepfm_fast.plurals import counted
 
 __all__ = ["contrastive_loss", "exchange_counts", "gather_rows"]
 
@@ -102,7 +103,9 @@ def contrastive_loss(
     n_ranks = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
     if n_ranks == 1:
         if counts is not None and list(counts) != [x.shape[1]]:
-            raise ValueError(f"counts is {list(counts)}; one process with {x.shape[1]} samples needs [{x.shape[1]}].")
+            raise ValueError(
+                f"counts is {list(counts)}; one process with {counted(x.shape[1], 'sample')} needs [{x.shape[1]}]."
+            )
         return local_contrastive_loss(x, log_temperature, mode, mask=mask, directions=directions, precision=precision)
     refuse_transforms(NAME, x, log_temperature, twin=TWIN)
     if counts is None:

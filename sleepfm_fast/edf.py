@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from sleepfm_fast.edf_fields import BLOCK_BYTES, EdfError, Issues
 from sleepfm_fast.edf_header import Header, Signal, parse_header
 from sleepfm_fast.edf_tal import Annotation, RecordStarts, read_tals
+from sleepfm_fast.plurals import agreeing, counted
 
 __all__ = ["Annotation", "EdfError", "Recording", "Segment", "Signal", "read_recording"]
 
@@ -121,8 +122,8 @@ class Recording:
             raise EdfError(f"{self.path}: the records cannot be mapped ({error}); has the file changed?") from error
         if found < expected:
             raise EdfError(
-                f"{self.path}: the {self.n_records} records need {expected} bytes, the file has {found}; has the file "
-                "changed?"
+                f"{self.path}: the {counted(self.n_records, 'record needs', 'records need')} {expected} bytes, the "
+                f"file has {found}; has the file changed?"
             )
         return self._mapped
 
@@ -139,7 +140,9 @@ def map_records(path: Path, header_bytes: int, n_records: int, record_bytes: int
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), header_bytes + n_records * record_bytes, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise EdfError(f"{path}: the {n_records} records cannot be mapped ({error}); has the file changed?") from error
+        raise EdfError(
+            f"{path}: the {counted(n_records, 'record')} cannot be mapped ({error}); has the file changed?"
+        ) from error
     flat = np.frombuffer(mapped, np.uint8, n_records * record_bytes, header_bytes)
     return flat.reshape(n_records, record_bytes)
 
@@ -229,7 +232,8 @@ def find_segments(header: Header, starts: RecordStarts, shift_s: Decimal, issues
     stated = ~np.isnan(starts.seconds)
     missing = n_records - int(stated.sum())
     if missing:
-        issues.add(f"{missing} of {n_records} records do not state their start; each is taken to follow the one before")
+        do = agreeing(missing, "does not state its start; it", "do not state their start; each")
+        issues.add(f"{missing} of {counted(n_records, 'record')} {do} is taken to follow the one before")
     record_s = float(header.record_s)
     index = np.arange(n_records)
     last = np.maximum.accumulate(np.where(stated, index, -1))  # the last record up to here that states its start
@@ -242,14 +246,17 @@ def find_segments(header: Header, starts: RecordStarts, shift_s: Decimal, issues
     if not header.format.endswith("D"):
         k = int(jumps[0])
         issues.add(
-            f"the file is marked continuous and read so, but {jumps.size} records do not follow the one before: "
-            f"record {k + 1} states that it starts at {begins_s[k]:g} s, "
-            f"the one before ends at {begins_s[k - 1] + record_s:g} s"
+            f"the file is marked continuous and read so, but {counted(jumps.size, 'record does', 'records do')} not "
+            f"follow the one before: record {k + 1} states that it starts at {begins_s[k]:g} s, the one before ends at "
+            f"{begins_s[k - 1] + record_s:g} s"
         )
         return whole
     backwards = int(np.sum(begins_s[jumps] < begins_s[jumps - 1] + record_s))
     if backwards:
-        issues.add(f"{backwards} records start before the one before has ended; they are kept in the order of the file")
+        issues.add(
+            f"{counted(backwards, 'record starts', 'records start')} before the one before has ended; the order of the "
+            "file is kept"
+        )
     segments = []
     for first, end in itertools.pairwise([0, *jumps.tolist(), n_records]):
         onset_s = starts.exact(first)

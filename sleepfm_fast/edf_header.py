@@ -24,6 +24,7 @@ from sleepfm_fast.edf_fields import (
     parse_decimal,
     split_fields,
 )
+from sleepfm_fast.plurals import agreeing, counted
 
 __all__ = ["Header", "Signal", "parse_header"]
 
@@ -214,15 +215,21 @@ def count_records(stated_text: str, available_bytes: int, record_bytes: int, iss
     stated = int(stated_text) if INTEGER.fullmatch(stated_text) else None
     if record_bytes == 0:
         if available_bytes:
-            issues.add(f"{available_bytes} bytes follow the header, but no signal claims them")
+            issues.add(
+                f"{counted(available_bytes, 'byte follows', 'bytes follow')} the header, but no signal claims them"
+            )
         return 0
     n_records, rest = divmod(available_bytes, record_bytes)
+    whole = counted(n_records, "whole record, which is", "whole records, which are")
     if stated is None or stated < 0:
-        issues.add(f"the record count is {stated_text!r}; the file holds {n_records} whole records, which are used")
+        issues.add(f"the record count is {stated_text!r}; the file holds {whole} used")
     elif stated > n_records:
-        issues.add(f"the header promises {stated} records, the file holds {n_records} whole ones, which are used")
+        issues.add(
+            f"the header promises {counted(stated, 'record')}, the file holds {n_records} "
+            f"{agreeing(n_records, 'whole one, which is', 'whole ones, which are')} used"
+        )
     elif stated < n_records:
-        issues.add(f"the header promises {stated} records, the file holds {n_records}; all of them are used")
+        issues.add(f"the header promises {counted(stated, 'record')}, the file holds {n_records}; all of them are used")
     elif n_records == 0:
         issues.add("the file holds no data records")
     if rest and stated is not None and 0 <= stated <= n_records:
@@ -293,7 +300,9 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
     """
     sample_bytes = check_version(content, path)
     if len(content) < BLOCK_BYTES:
-        raise EdfError(f"{path}: the file ends after {len(content)} bytes, expected a header of at least 256 bytes.")
+        raise EdfError(
+            f"{path}: the file ends after {counted(len(content), 'byte')}, expected a header of at least 256 bytes."
+        )
     texts = Fields()
     raw = split_fields(content, FILE_FIELDS, 1)[0]
     text = {name: texts.text(value, name) for name, value in raw.items() if name != "version"}
@@ -306,7 +315,7 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
     if len(content) < header_bytes:
         raise EdfError(
             f"{path}: the file ends after {len(content)} bytes, expected a header of {header_bytes} bytes for "
-            f"{n_signals} signals."
+            f"{counted(n_signals, 'signal')}."
         )
     duration, comma = parse_decimal(text["record duration"])
     # The bounds keep the exact fraction small; the field could otherwise hold 1e999.
@@ -330,7 +339,8 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
         longer = stated > header_bytes and stated % BLOCK_BYTES == 0 and count > 0 and record_bytes > 0
         believed = longer and file_bytes == stated + count * record_bytes
         issues.add(
-            f"the header bytes are {text['header bytes']!r}, {n_signals} signals take {header_bytes}; "
+            f"the header bytes are {text['header bytes']!r}, {counted(n_signals, 'signal takes', 'signals take')} "
+            f"{header_bytes}; "
             + (f"{stated} agrees with the file's size and is used" if believed else f"{header_bytes} is used")
         )
         if believed:

@@ -26,6 +26,7 @@ from sleepfm_fast.claims import claim_to_write
 from sleepfm_fast.command import plain, say, to_json
 from sleepfm_fast.embeddings import COLUMNS, FORMAT, SPLITS, VERSION, Description, range_problem
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import agreeing, counted
 
 __all__ = ["EmbeddingWriter"]
 
@@ -131,7 +132,10 @@ class EmbeddingWriter:
         self.n_written = kept.get("clips", 0)
         self._saved_s = time.monotonic()
         if self.n_written:
-            say(f"going on: {self.n_written} of {self.n_clips} clips were finished before.")
+            say(
+                f"going on: {self.n_written} of {counted(self.n_clips, 'clip')} "
+                f"{agreeing(self.n_written, 'was', 'were')} finished before."
+            )
 
     def _refuse(self, *, overwrite: bool) -> None:
         """Refuse to write where anything stands that is not to be replaced."""
@@ -151,8 +155,9 @@ class EmbeddingWriter:
                 return found
             differ = sorted(name for name, value in (self.key or {}).items() if found["key"].get(name) != value)
             say(
-                f"notice: {found['clips']} clips that an unfinished run left in {self.partial} were made otherwise "
-                f"({', '.join(differ) or 'in another way'}); starting anew."
+                f"notice: {counted(found['clips'], 'clip')} that an unfinished run left in {self.partial} "
+                f"{agreeing(found['clips'], 'was', 'were')} made otherwise ({', '.join(differ) or 'in another way'}); "
+                "starting anew."
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # no writer got so far as to keep anything
@@ -255,7 +260,10 @@ class EmbeddingWriter:
             For missing clips or columns, indices out of range, or a subject in two splits without ``overlap``.
         """
         if self.n_written != self.n_clips:
-            raise ValueError(f"{self.n_written} clips were appended; {self.n_clips} were announced")
+            raise ValueError(
+                f"{counted(self.n_written, 'clip was', 'clips were')} appended; {counted(self.n_clips, 'was', 'were')} "
+                "announced"
+            )
         arrays = _checked_columns(columns, self.n_clips, description)
         try:
             if self.key is not None:
@@ -334,13 +342,14 @@ def _checked_columns(columns: Mapping[str, Any], n_clips: int, description: Desc
     n_subjects = len(description.subjects)
     if len(description.ages) != n_subjects or len(description.sexes) != n_subjects:
         raise ValueError(
-            f"{n_subjects} subjects have {len(description.ages)} ages and {len(description.sexes)} sexes; "
+            f"{counted(n_subjects, 'subject has', 'subjects have')} {counted(len(description.ages), 'age')} and "
+            f"{counted(len(description.sexes), 'sex', 'sexes')}; "
             "expected one of each a subject (None where unknown)"
         )
     if len(description.recording_ages) not in (0, len(description.recordings)):
         raise ValueError(
-            f"{len(description.recordings)} recordings have {len(description.recording_ages)} ages; expected one each, "
-            "or none at all"
+            f"{counted(len(description.recordings), 'recording has', 'recordings have')} "
+            f"{counted(len(description.recording_ages), 'age')}; expected one each, or none at all"
         )
     arrays = {}
     for name, dtype in COLUMNS.items():

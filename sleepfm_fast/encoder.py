@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from sleepfm_fast.encoder_evaluation import average_over_time, covers
 from sleepfm_fast.mbconv_blocks import MBConvStage, convolve_and_normalise, has_hooks, pool
+from sleepfm_fast.plurals import counted
 
 __all__ = ["PRESETS", "EfficientNet1d", "Encoder", "EncoderConfig", "SleepModel", "StridedConvNet", "build_encoder"]
 
@@ -221,7 +222,9 @@ class StridedConvNet(Encoder):
         x = self.layers(x)
         length = x.shape[2] // self.segments
         if length == 0:
-            raise ValueError(f"a clip this short leaves {x.shape[2]} positions for {self.segments} segments.")
+            raise ValueError(
+                f"a clip this short leaves {counted(x.shape[2], 'position')} for {self.segments} segments."
+            )
         x = x[:, :, : length * self.segments].reshape(*x.shape[:2], self.segments, length)
         y: Tensor = self.fc(self.drop(torch.cat((x.mean(dim=3), x.amax(dim=3)), dim=1).flatten(1)))
         return y

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.open_files import Opened
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.threads import in_threads
 from sleepfm_fast.window_kernels import CHANNEL_COLUMNS, announce_windows, copy_windows, locate_windows, read_windows
 
@@ -196,7 +197,9 @@ class Feed:
         numbers = np.ascontiguousarray(clips, np.int64).reshape(-1)
         n = len(self.store)
         if numbers.size and not -n <= numbers.min() <= numbers.max() < n:
-            raise IndexError(f"clip {numbers[(numbers < -n) | (numbers >= n)][0]} is out of the store's {n} clips")
+            raise IndexError(
+                f"clip {numbers[(numbers < -n) | (numbers >= n)][0]} is out of the store's {counted(n, 'clip')}"
+            )
         return np.where(numbers < 0, numbers + n, numbers)
 
     def _locate(self, numbers: Int64) -> tuple[Int64, Int64, int, int]:

@@ -22,6 +22,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def _drawn(config: Config) -> dict[str, Any]:
     plan = [(n, r) for n in numbers for r in range(1 if n == len(available) else config.replicates)]
     kept = sum(points.get(n, r) is not None for n, r in plan)
     if kept:
-        say(f"going on: {kept} of {len(plan)} points are finished.")
+        say(f"going on: {kept} of {counted(len(plan), 'point')} {agreeing(kept, 'is', 'are')} finished.")
     curve = []
     for n, replicate in tqdm(plan, desc="few-shot", unit="point", file=sys.stderr):
         point = points.get(n, replicate)

@@ -19,6 +19,7 @@ from sleepfm_fast.annotations import read_scoring
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.foreign import ForeignNight
 from sleepfm_fast.labels import clip_labels
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring import Event, Scoring
 
 __all__ = ["find_nights", "h5", "label_file", "read_night"]
@@ -80,7 +81,7 @@ def read_night(path: Path, labels: Path | None, fs_hz: Fraction) -> ForeignNight
     n_samples = Counter(lengths.values()).most_common(1)[0][0]
     names = tuple(name for name, n in lengths.items() if n == n_samples)
     issues += [
-        f"{name} is left out: it has {n} samples, the other channels {n_samples}"
+        f"{name} is left out: it has {counted(n, 'sample')}, the other channels {n_samples}"
         for name, n in lengths.items()
         if n != n_samples
     ]

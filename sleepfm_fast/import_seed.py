@@ -22,6 +22,7 @@ import numpy.typing as npt
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.foreign import ForeignNight
 from sleepfm_fast.labels import ClipGrid
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.stages import EPOCH_S, NO_STAGE, STAGES, stage_of
 
 __all__ = ["CHANNELS", "FS_HZ", "clip_files", "find_nights", "label_file", "read_night"]
@@ -151,5 +152,7 @@ def stages(folder: Path, labels: Path | None, numbers: list[int], issues: list[s
         raise SleepfmError(f"{path} cannot be read as CSV: {error}.") from None
     missing = sum(number not in codes for number in numbers)
     if missing:
-        issues.append(f"{missing} of {len(numbers)} clips have no row in {path.name}")
+        issues.append(
+            f"{missing} of {counted(len(numbers), 'clip')} {agreeing(missing, 'has', 'have')} no row in {path.name}"
+        )
     return [codes.get(number, NO_STAGE) for number in numbers]

@@ -30,6 +30,7 @@ from sleepfm_fast.manifest import Entry, Journal, merge_manifest
 from sleepfm_fast.night import STARTED, NightConfig, NightRow
 from sleepfm_fast.parallel import Engine, Progress, in_parallel
 from sleepfm_fast.participant_tables import ParticipantTables
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring_files import namesakes_of
 from sleepfm_fast.shards import Shard
 from sleepfm_fast.silent_nights import is_scored, is_silent
@@ -234,9 +235,9 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
     forgotten = sorted(set(plan.outdated) - set(cohort.files))
     if forgotten:
         raise SleepfmError(
-            f"{len(forgotten)} recordings of {store} were made with another configuration and are not among the files "
-            f"given (the first is {forgotten[0]}), so they cannot be made again. Give them too, or choose another "
-            "store."
+            f"{counted(len(forgotten), 'recording')} of {store} {agreeing(len(forgotten), 'was', 'were')} made with "
+            f"another configuration and cannot be made again without the recorded file, which is not given (the first: "
+            f"{forgotten[0]}). Give all of them, or choose another store."
         )
     if montage is None:
         signals = [request.corrections.apply(h.path, h.signals).signals for h in headers]
@@ -361,7 +362,7 @@ def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] |
             entries[path] = Entry(record["id"], path, "ingested", "", "", n_clips, record["n_bytes"])
     totals = None
     if files:
-        say(f"writing the index of {len(files)} nights")
+        say(f"writing the index of {counted(len(files), 'night')}")
         if not lock.holds():
             raise SleepfmError(
                 f"the lock of {store} was taken over while this process was suspended or cut off. The nights are kept; "

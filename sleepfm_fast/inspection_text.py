@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sleepfm_fast.channels import Montage
 from sleepfm_fast.findings import Finding
 from sleepfm_fast.participant_tables import ParticipantTables
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.stages import EPOCH_S
 from sleepfm_fast.summary import percentages
 
@@ -78,7 +79,7 @@ def cohort_lines(
 ) -> list[str]:
     """Summary of all files: how often each slot is filled, by which labels, at which rates."""
     good = [report for report in reports if report.failure is None]
-    lines = [f"{len(reports)} files, {len(good)} can be ingested; montage {montage.name}"]
+    lines = [f"{counted(len(reports), 'file')}, {len(good)} can be ingested; montage {montage.name}"]
     names = [slot.name for slot in montage.slots]
     width = max(map(len, names), default=0)
     for i, name in enumerate(names):
@@ -87,12 +88,12 @@ def cohort_lines(
         rates = Counter(f"{slot.fs_hz:g}" for slot in here)
         by = ", ".join(f"{label} ({n})" for label, n in labels.most_common(5))
         if len(labels) > 5:
-            by += f" and {len(labels) - 5} other labels"
+            by += f" and {counted(len(labels) - 5, 'other label')}"
         lines.append(
             f"  {name:<{width}}  {len(here):>5} of {len(good)}" + (f"  {'/'.join(rates)} Hz  {by}" if here else "")
         )
     clips = sum(report.n_clips for report in good)
-    lines.append(f"  {clips} clips, {clips * EPOCH_S / 3600:.2f} hours")
+    lines.append(f"  {counted(clips, 'clip')}, {clips * EPOCH_S / 3600:.2f} hours")
     if excluded:
         lines.append(f"  passed over, annotations only: {', '.join(str(path) for path in excluded)}")
     unknown = tables.unknown_recordings(report.path for report in reports)
@@ -107,7 +108,7 @@ def finding_lines(findings: Sequence[Finding]) -> list[str]:
     if not findings:
         return ["findings: none"]
     counts = Counter(finding.severity for finding in findings)
-    lines = ["findings: " + ", ".join(f"{n} {severity}{'s' if n > 1 else ''}" for severity, n in counts.items())]
+    lines = ["findings: " + ", ".join(counted(n, severity) for severity, n in counts.items())]
     groups: dict[tuple[str, str, str, str], list[Finding]] = {}
     for finding in findings:
         # remarks are alike when they differ in numbers only
@@ -118,7 +119,7 @@ def finding_lines(findings: Sequence[Finding]) -> list[str]:
         for finding in shown:
             where = Path(finding.paths[0]).name if len(finding.paths) == 1 else f"{len(finding.paths)} recordings"
             if shown is not same:
-                where = f"{len(same)} recordings, such as {where}"
+                where = f"{counted(len(same), 'recording')}, such as {where}"
             what = f"{channel}: " if channel else ""
             todo = f" -> {finding.action}" if finding.action else ""
             lines.append(f"  {severity:<7}  {code:<16}  {where}  {what}{finding.text}{todo}")

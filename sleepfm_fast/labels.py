@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring import Event, Scoring
 from sleepfm_fast.scoring_texts import told_apart, unknown_texts
 from sleepfm_fast.stages import EPOCH_S, NO_STAGE, STAGES, is_marker, respiratory_event_of, stage_of
@@ -126,13 +127,15 @@ def clip_labels(
     off_grid = sum(off_grid_s(span.onset_s - anchor_s) > SAME_TIME_S for span in scored)
     if off_grid:
         issues.append(
-            f"{off_grid} of {len(scored)} stage annotations do not start on the 30-s grid of the first stage "
-            f"(which starts at {anchor_s:g} s); each epoch got the stage that covers most of it."
+            f"{off_grid} of {counted(len(scored), 'stage annotation')} {agreeing(off_grid, 'does', 'do')} not start on "
+            f"the 30-s grid of the first stage (which starts at {anchor_s:g} s); each epoch got the stage that covers "
+            "most of it."
         )
     outside = sum(not any(s.onset_s < end and s.end_s > start for start, end in stretches) for s in scored)
     if outside:
         issues.append(
-            f"{outside} of {len(scored)} stage annotations lie wholly outside the recorded signal"
+            f"{outside} of {counted(len(scored), 'stage annotation')} {agreeing(outside, 'lies', 'lie')} wholly "
+            "outside the recorded signal"
             + ("; do these labels belong to this recording?" if outside == len(scored) else ".")
         )
     if scoring is None:
@@ -206,15 +209,18 @@ def stage_spans(events: Iterable[Event], issues: list[str]) -> list[StageSpan]:
             spans.append(StageSpan(event.onset_s, event.onset_s + EPOCH_S if end_s is None else end_s, code))
     if n_extended:
         issues.append(
-            f"{n_extended} stage annotations have no duration; each was taken to last until the next stage annotation"
-            + (f", the last one for {EPOCH_S} s." if n_open else ".")
+            f"{counted(n_extended, 'stage annotation has', 'stage annotations have')} no duration; each was taken to "
+            "last until the next stage annotation" + (f", the last one for {EPOCH_S} s." if n_open else ".")
         )
     if n_gaps:
         issues.append(
-            f"the stages are listed every {epoch_s:g} s, with {n_gaps} gaps; what lies in a gap is taken as not scored."
+            f"the stages are listed every {epoch_s:g} s, with {counted(n_gaps, 'gap')}; what lies in a gap is taken as "
+            "not scored."
         )
     if n_negative:
-        issues.append(f"{n_negative} stage annotations with a negative or infinite duration were left out.")
+        were = agreeing(n_negative, "was", "were")
+        negative = f"{counted(n_negative, 'stage annotation')} with a negative or infinite duration"
+        issues.append(f"{negative} {were} left out.")
     return spans
 
 
@@ -317,7 +323,13 @@ def sdb_codes(onsets_s: Floats, events: Sequence[Event], events_scored: bool, is
             sdb[clips][shared_s >= enough_s - SAME_TIME_S] = 1
         n_outside += clips.start >= clips.stop
     if n_timeless:
-        issues.append(f"{n_timeless} respiratory events have no duration; each counts in the clip where it lies.")
+        issues.append(
+            f"{counted(n_timeless, 'respiratory event has', 'respiratory events have')} no duration; each counts in "
+            "the clip where it lies."
+        )
     if n_outside:
-        issues.append(f"{n_outside} of {len(events)} respiratory events lie in no clip of the recording.")
+        issues.append(
+            f"{n_outside} of {counted(len(events), 'respiratory event')} {agreeing(n_outside, 'lies', 'lie')} in no "
+            "clip of the recording."
+        )
     return sdb

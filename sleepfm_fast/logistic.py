@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sleepfm_fast import imputation
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -270,7 +271,10 @@ def fit(
     chosen = ("sklearn" if features.n_bytes <= LARGEST_IN_MEMORY else "blocks") if solver == "auto" else solver
     where = f"{features.n_bytes / 2**20:,.1f} MiB in memory" if chosen == "sklearn" else "read block by block"
     if not quiet:
-        say(f"fitting on {len(features)} clips x {features.shape[1]} features ({where}), C = {c:g}")
+        say(
+            f"fitting on {counted(len(features), 'clip')} x {counted(features.shape[1], 'feature')} ({where}), C = "
+            f"{c:g}"
+        )
     started = time.perf_counter()
     scaled = features
     if standardise:
@@ -284,7 +288,10 @@ def fit(
         coef = coef * scale
         intercept = intercept - coef @ centre
     if not converged:
-        say(f"notice: L-BFGS stopped after {n_iter} iterations before it converged; give more with --max-iter.")
+        say(
+            f"notice: L-BFGS stopped after {counted(n_iter, 'iteration')} before it converged; give more with "
+            "--max-iter."
+        )
     about = {
         "solver": chosen,
         "c": c,

@@ -25,6 +25,7 @@ from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.labels import ClipGrid, clip_labels
 from sleepfm_fast.participants import Participant
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring import Scoring
 from sleepfm_fast.scoring_files import ending, find_scorings, similar_scorings
 from sleepfm_fast.scoring_texts import translated
@@ -204,7 +205,10 @@ def night_scoring(
             continue
         if joined is not scoring:
             n = len(joined.events) - len(scoring.events)
-            issues.append(f"{n} annotations of {more.name} were joined with {path.name}, which has none of their kind.")
+            issues.append(
+                f"{counted(n, 'annotation')} of {more.name} {agreeing(n, 'was', 'were')} joined with {path.name}, "
+                "which has none of their kind."
+            )
             scoring = joined
             also.append(more)
     if inside is not None and not is_complete(scoring):
@@ -343,7 +347,7 @@ def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
     recording = night.recording
     if not recording.signals:
         raise SleepfmError(
-            f"{path} holds no signals ({len(recording.annotations)} annotations); it is not a recording."
+            f"{path} holds no signals ({counted(len(recording.annotations), 'annotation')}); it is not a recording."
         )
     if all(c.signal is None for c in night.channels):
         slots = [slot.name for slot in montage.slots]
@@ -353,9 +357,10 @@ def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
         )
         example = {path.name: {label: {"alias": meant}}}
         raise SleepfmError(
-            f"{path}: none of its {len(recording.signals)} channels ({listed([s.label for s in recording.signals])}) "
-            f"fills a slot of the montage '{montage.name}'. Say what they are, as with --overrides "
-            f"{json.dumps(example, ensure_ascii=False)} (the slots: {listed(slots, 40)}), or choose another --montage."
+            f"{path}: none of its {counted(len(recording.signals), 'channel')} "
+            f"({listed([s.label for s in recording.signals])}) fills a slot of the montage '{montage.name}'. Say what "
+            f"they are, as with --overrides {json.dumps(example, ensure_ascii=False)} (the slots: "
+            f"{listed(slots, 40)}), or choose another --montage."
         )
     if len(night.grid.onsets_s) == 0:
         held_s = float(recording.n_records * recording.record_s)

@@ -14,6 +14,7 @@ from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.findings import Finding
 from sleepfm_fast.labels import StageSpan, stage_spans
 from sleepfm_fast.night import Night
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring_texts import asks_meaning
 from sleepfm_fast.stages import EPOCH_S, NO_STAGE
 
@@ -74,7 +75,8 @@ def missing(night: Night, montage: Montage) -> Iterator[Said]:
         if empty and len(empty) == len(modality.slots):
             yield "missing_modality", True, modality.name, f"no channel of {modality.name}", action, figures
         elif empty:
-            yield "missing_slot", False, ", ".join(empty), f"no channel for {len(empty)} slots", action, figures
+            text = f"no channel for {counted(len(empty), 'slot')}"
+            yield "missing_slot", False, ", ".join(empty), text, action, figures
 
 
 def gaps(recording: Recording) -> Iterator[Said]:
@@ -83,7 +85,7 @@ def gaps(recording: Recording) -> Iterator[Said]:
         return
     ends = [s.onset_s + s.n_records * recording.record_s for s in recording.segments]
     lost_s = sum(max(float(b.onset_s - a), 0.0) for a, b in zip(ends, recording.segments[1:], strict=False))
-    text = f"{len(recording.segments) - 1} gaps, {lost_s:g} s of {recording.duration_s:g} s are missing"
+    text = f"{counted(len(recording.segments) - 1, 'gap')}, {lost_s:g} s of {recording.duration_s:g} s are missing"
     action = "nothing to do: clips lie inside one segment; if the gaps are not real, mend the record starts"
     yield "gaps", False, "", text, action, {"gaps": len(recording.segments) - 1, "seconds": lost_s}
 
@@ -113,7 +115,7 @@ def scored(night: Night) -> Iterator[Said]:
         over_s = max(last_s - end_s, -first_s)
         where = "after the end" if last_s - end_s >= -first_s else "before the start"
         n_epochs = sum(overhang(span, end_s) for span in staged) / EPOCH_S
-        text = f"stages reach {minutes(over_s)} beyond the recording, {where} ({n_epochs:g} epochs)"
+        text = f"stages reach {minutes(over_s)} beyond the recording, {where} ({counted(n_epochs, 'epoch', spec='g')})"
         action = "is it this recording's scoring, is the recording whole, and do their start times agree?"
         yield "scoring_beyond", True, "", text, action, {"seconds": over_s, "epochs": n_epochs}
     share = float(np.mean(night.grid.stage == NO_STAGE)) if night.grid.stage.size else 0.0

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sleepfm_fast.experiments import MODALITIES, Evaluation, Modality, Run, Source, Task
+from sleepfm_fast.plurals import counted
 
 __all__ = [
     "FIGURES",
@@ -298,8 +299,8 @@ def few_shot_figure(subjects: tuple[int, ...], replicates: int, n_training: int)
         "few-shot: training subjects of the probe or the network",
         "subjects",
         tuple(cells),
-        f"Mean over {replicates} draws of subjects; in brackets the least and the greatest. Classes that a draw "
-        "lacks count at chance. The paper's values are read off its plot, the last one of 1,265 subjects. Its "
+        f"Mean over {counted(replicates, 'draw')} of subjects; in brackets the least and the greatest. Classes that a "
+        "draw lacks count at chance. The paper's values are read off its plot, the last one of 1,265 subjects. Its "
         "embeddings, like ours, were pretrained on all pretraining subjects.",
     )
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import agreeing, counted
 
 __all__ = ["Backend", "Engine", "Progress", "WorkersLost", "dispatched", "in_parallel", "open_engine"]
 
@@ -274,7 +275,7 @@ def through_dask(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...
             "command goes on from there."
         ) from None
     if n_lost:
-        raise WorkersLost(f"{n_lost} tasks")
+        raise WorkersLost(counted(n_lost, "task"))
 
 
 def probe(folder: str) -> bool:
@@ -295,8 +296,9 @@ def check_workers(client: Any, folder: Path) -> None:
     blind = sorted(worker for worker, sees in seen.items() if not sees)
     if blind:
         raise SleepfmError(
-            f"{len(blind)} of {len(seen)} dask workers do not see the folder {folder} (such as {blind[0]}). Recordings "
-            "and store must lie on a file system that all of them mount at the same place."
+            f"{len(blind)} of {counted(len(seen), 'dask worker')} {agreeing(len(blind), 'does', 'do')} not see the "
+            f"folder {folder} (such as {blind[0]}). Recordings and store must lie on a file system that all of them "
+            "mount at the same place."
         )
 
 

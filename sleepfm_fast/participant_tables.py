@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sleepfm_fast.participants import Participant, Participants, read_participants
+from sleepfm_fast.plurals import counted
 
 __all__ = ["ParticipantTables", "read_tables"]
 
@@ -89,25 +90,26 @@ class ParticipantTables:
             stem, places = next(iter(shared.items()))
             row = "the table names them by the file name alone" if self.names(places[0]) else "no table names them"
             said.append(
-                f"notice: {len(shared)} file names occur in several folders (such as {stem}, in {len(places)}; {row}); "
-                "the recordings of one name were taken for nights of one subject. If they are not, name their subjects "
-                "with --participants: a column recording with the folder before the file name, or, where folders "
-                "have the subjects' names, a column subject alone."
+                f"notice: {counted(len(shared), 'file name occurs', 'file names occur')} in several folders (such as "
+                f"{stem}, in {len(places)}; {row}); the recordings of one name were taken for nights of one subject. "
+                "If they are not, name their subjects with --participants: a column recording with the folder before "
+                "the file name, or, where folders have the subjects' names, a column subject alone."
             )
         nights = self.perhaps_one_person(paths)
         if nights:
             said.append(
-                f"notice: {len(nights)} times, names of recordings look like several nights of one person (such as "
-                f"{nights[0][0].stem} and {nights[0][1].stem}), and no table says so: each counts as a subject of its "
-                "own, so that one person may be trained and tested on. If they are, give --participants with the "
-                "columns recording and subject."
+                f"notice: {counted(len(nights), 'time')}, names of recordings look like several nights of one person "
+                f"(such as {nights[0][0].stem} and {nights[0][1].stem}), and no table says so: each counts as a "
+                "subject of its own, so that one person may be trained and tested on. If they are, give --participants "
+                "with the columns recording and subject."
             )
         ageless = [path for path in paths if (table := self.table_of(path)) is not None and table.lacks_visit(path)]
         if ageless:
             said.append(
-                f"notice: {len(ageless)} recordings are of a visit of which the participants table has no row (such as "
-                f"{ageless[0].name}): subject and sex are taken from another visit, the age is not known. Where the "
-                "table means the same visit by another number, write it there as the names have it"
+                f"notice: {counted(len(ageless), 'recording is', 'recordings are')} of a visit of which the "
+                f"participants table has no row (such as {ageless[0].name}): subject and sex are taken from another "
+                "visit, the age is not known. Where the table means the same visit by another number, write it there "
+                "as the names have it"
             )
         unnamed = [path for path in paths if not self.names(path)]
         if self.rows and unnamed:

@@ -35,6 +35,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.visits import EXAMPLES, told_visit, visit_of
 
 __all__ = ["Participant", "Participants", "read_participants"]
@@ -347,8 +348,8 @@ def with_sexes(rows: Sequence[Participant], name: str, issues: list[str]) -> lis
     unknown = Counter(row.sex for row in parsed if row.sex not in (None, *SEXES.values()))
     for sex, n in unknown.items():
         issues.append(
-            f"{name}: the sex '{sex}' of {n} rows is neither male nor female; it is kept, and these subjects have no "
-            "label of sex."
+            f"{name}: the sex '{sex}' of {counted(n, 'row')} is neither male nor female; it is kept, without a label "
+            "of sex."
         )
     of_subject: dict[str, set[str]] = {}
     for row in parsed:

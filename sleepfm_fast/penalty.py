@@ -14,6 +14,7 @@ from sleepfm_fast.classification import log_odds
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation import evaluate
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def choose_c(
                 f"the validation clips have only the class {present}, so no C can be scored on them. Leave out "
                 "--choose-c and give --c, or embed a store with more subjects."
             )
-        say(f"C = {c:g}: macro AUROC {score:.4f} on {len(validation)} validation clips")
+        say(f"C = {c:g}: macro AUROC {score:.4f} on {counted(len(validation), 'validation clip')}")
         if score > best_score:
             best, best_score = (c, model, about), score
     assert best is not None

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.neighbours import NeighbourSampler, Stretches, stretch_numbers
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.sampler import ClipSampler, fixed_blocks, shard_sizes
 from sleepfm_fast.selection import Selection
 
@@ -68,8 +69,8 @@ def make_plan(settings: Settings, store: ClipStore, selection: Selection, n_moda
         if clips_an_item * min(shard_sizes(n, n_ranks)) // n_parts < 2:
             what = "batch" if n == sizes[0] else "last batch (--last-batch keep)"
             raise SleepfmError(
-                f"a {what} of {n * clips_an_item} clips over {n_ranks} processes in {n_parts} parts leaves fewer than "
-                "two clips to a part; batch norm needs two. Raise --batch-size or --micro-batch, or use fewer "
-                "processes."
+                f"a {what} of {counted(n * clips_an_item, 'clip')} over {counted(n_ranks, 'process', 'processes')} in "
+                f"{counted(n_parts, 'part')} leaves fewer than two clips to a part; batch norm needs two. Raise "
+                "--batch-size or --micro-batch, or use fewer processes."
             )
     return Plan(sampler, fixed_blocks(held_out, settings.validation_block, seed=0), n_parts)

@@ -17,6 +17,7 @@ from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.plurals import agreeing, counted
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -118,9 +119,10 @@ def _predicted(config: Config) -> dict[str, Any]:
     clips = np.flatnonzero(whole)
     if not clips.size:
         raise SleepfmError(f"no clip of {config.embeddings} has all of {', '.join(modalities)}.")
-    if clips.size < len(embeddings):
+    if lacking := len(embeddings) - clips.size:
         say(
-            f"notice: {len(embeddings) - clips.size} clips lack one of {', '.join(modalities)} and get no class"
+            f"notice: {counted(lacking, 'clip lacks', 'clips lack')} one of {', '.join(modalities)} and "
+            f"{agreeing(lacking, 'gets', 'get')} no class"
             + ("; a probe of one modality (probe --modality) needs only that" if len(modalities) > 1 else "")
         )
     if Path(embeddings.description.store).resolve() == Path(str(result.record.get("store"))).resolve():

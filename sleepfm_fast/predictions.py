@@ -30,6 +30,7 @@ from sleepfm_fast.atomic import remove_leftovers_of, replace_folder
 from sleepfm_fast.claims import claim_to_write
 from sleepfm_fast.command import plain, say, to_json
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.stages import EPOCH_S
 
 __all__ = ["Predicted", "claimed_predictions", "edf_hypnogram", "night_figures", "starts_of", "write_predictions"]
@@ -160,8 +161,8 @@ def write_predictions(
         unstarted = sorted({found.recordings[i] for i in np.unique(found.recording).tolist()} - set(starts))
         if hypnograms and unstarted:
             say(
-                f"notice: when {len(unstarted)} recordings started is not known (such as {unstarted[0]}); they have a "
-                "CSV and no EDF+ hypnogram."
+                f"notice: when {counted(len(unstarted), 'recording')} started is not known (such as {unstarted[0]}); "
+                f"{agreeing(len(unstarted), 'it has', 'they have')} a CSV and no EDF+ hypnogram."
             )
         full = {
             **record,

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.plurals import agreeing, counted
+
 __all__ = ["Quantised", "quantise"]
 
 STEPS = 256  # a step is at most the spread over this: rounding then adds noise 59 dB below the signal
@@ -54,7 +56,10 @@ def quantise(values: npt.NDArray[Any], label: str) -> Quantised | None:
             return None
         known = x[finite]
         x = np.where(finite, x, 0.5 * (known.min() + known.max()))
-        issues = (f"{label}: {n_lost} of {x.size} samples are not finite; the middle of the range stands for them",)
+        issues = (
+            f"{label}: {n_lost} of {counted(x.size, 'sample')} {agreeing(n_lost, 'is', 'are')} not finite; the middle "
+            "of the range stands for them",
+        )
     low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
     limit = LIMITS["<i2"]
     if -limit - 1 <= low and high <= limit and not issues and np.array_equal(x, np.rint(x)):

@@ -20,6 +20,7 @@ from sleepfm_fast.command import plain, run, say, to_json
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.misplaced import Place, reads
 from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.plurals import counted
 
 if TYPE_CHECKING:
     from sleepfm_fast.reporting.page import Section
@@ -198,7 +199,7 @@ def main(config: Config) -> dict[str, Any]:
     missing = [item for section in record["sections"] for item in section["missing"]]
     say(f"wrote {page} ({len(html.encode()) / 2**20:.2f} MiB)")
     if config.figures is not None:
-        say(f"wrote {len(drawn)} figures to {config.figures}")
+        say(f"wrote {counted(len(drawn), 'figure')} to {config.figures}")
     files = {} if config.figures is None else {"figure_files": len(drawn), "figures_folder": config.figures}
     result: dict[str, Any] = plain(
         {

@@ -23,6 +23,7 @@ from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.plurals import counted
 
 if TYPE_CHECKING:
     from sleepfm_fast.paper_tables import PaperTable
@@ -124,7 +125,7 @@ def print_plan(steps: Sequence[Step], states: dict[str, str], rates: dict[str, f
         )
     todo = [step for step in steps if states[step.name] != "finished"]
     say(
-        f"\n{len(todo)} of {len(steps)} steps to do: about {clock_text(total_seconds(todo, rates))} and "
+        f"\n{len(todo)} of {counted(len(steps), 'step')} to do: about {clock_text(total_seconds(todo, rates))} and "
         f"{sum(step.disk_bytes for step in todo) / 1e9:.1f} GB. Networks timed here on noise: training "
         f"{rates['training clips, 3 modalities']:.0f}, embedding {rates['embedded clips']:.0f}, supervised training "
         f"{rates['supervised clips']:.0f} clips/s; the other steps by rates of one core (half or twice as long is "
@@ -219,7 +220,10 @@ def main(config: Config) -> dict[str, Any]:
 
     if len(config.paths) not in (1, 2):
         say("error: give [STORE] OUT. See `python -m sleepfm_fast.reproduce --help`.")
-        return {"error": f"{len(config.paths)} paths were given; expected [STORE] OUT", "exit_status": 2}
+        return {
+            "error": f"{counted(len(config.paths), 'path was', 'paths were')} given; expected [STORE] OUT",
+            "exit_status": 2,
+        }
     started = time.monotonic()
     layout = reproduce_plan.Layout(config.paths[-1])
     settings = settings_of(config, chosen_preset(config))

@@ -15,6 +15,7 @@ import numpy as np
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.path_kinds import record_of
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reproduce_plan import Layout, Planner, Step, cohort_seed
 from sleepfm_fast.reproduce_steps import is_finished, is_store
 from sleepfm_fast.simulate import name_prefix
@@ -38,8 +39,8 @@ class Sides:
         gone, new = sorted(set(self.subjects) - set(other.subjects)), sorted(set(other.subjects) - set(self.subjects))
         moved = [s for s, side in self.subjects.items() if other.subjects.get(s, side) != side]
         parts = [
-            f"{len(names)} subjects {what} ({names[0]}{', ...' if len(names) > 1 else ''})"
-            for names, what in ((gone, "are gone"), (new, "are new"), (moved, "are on another side of the split"))
+            f"{counted(len(names), 'subject is', 'subjects are')} {what} ({names[0]}{', ...' if names[1:] else ''})"
+            for names, what in ((gone, "gone"), (new, "new"), (moved, "on another side of the split"))
             if names
         ]
         if None not in (self.clips, other.clips) and self.clips != other.clips:
@@ -170,9 +171,10 @@ def agreed_sides(
             simulated = store == layout.store(external=name == "external")
             restore = f"restore {store.parent}" if simulated else "give the store as it was"
             raise SleepfmError(
-                f"{store} is not the cohort that {len(finished)} folders of {layout.out} were made with: "
-                f"{differences}. What is made now would be tested on other subjects than what stands there. To go on "
-                f"with the former cohort, {restore}; for this one name another OUT, or delete {shown}."
+                f"{store} is not the cohort that {counted(len(finished), 'folder')} of {layout.out} "
+                f"{agreeing(len(finished), 'was', 'were')} made with: {differences}. What is made now would be tested "
+                f"on other subjects than what stands there. To go on with the former cohort, {restore}; for this one "
+                f"name another OUT, or delete {shown}."
             )
         agreed[name] = sides
     return agreed

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from sleepfm_fast.experiments import MODALITIES, Source
 from sleepfm_fast.paper_tables import Cell, PaperTable
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.reproduce_facts import Facts
 from sleepfm_fast.tasks import TASKS
 
@@ -87,7 +88,7 @@ def answerable(
         reasons = [obstacle(c, facts, external, all_three=table.name == "Figure 3") for c in table.cells]
         for reason in dict.fromkeys(r for r in reasons if r):
             n = reasons.count(reason)
-            place = table.name if n == len(reasons) else f"{n} of {len(reasons)} cells of {table.name}"
+            place = table.name if n == len(reasons) else f"{n} of {counted(len(reasons), 'cell')} of {table.name}"
             places.setdefault(reason, []).append(place)
         cells = tuple(cell for cell, reason in zip(table.cells, reasons, strict=True) if not reason)
         if cells:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sleepfm_fast.command import describe_bug, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.reproduce_plan import Step
 
 __all__ = ["Outcome", "carry_out", "is_finished", "state_of"]
@@ -108,7 +109,7 @@ def call(step: Step) -> dict[str, Any]:
     if result.get("exit_status"):
         raise SleepfmError(str(result.get("error", f"{step.command} ended with status {result['exit_status']}")))
     if result.get("failed"):
-        raise SleepfmError(f"{step.command} could not ingest {len(result['failed'])} recordings; see above.")
+        raise SleepfmError(f"{step.command} could not ingest {counted(len(result['failed']), 'recording')}; see above.")
     return result
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.experiments import Source
 from sleepfm_fast.paper_tables import WITH_CHANCE, Cell, PaperTable
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.reproduce_facts import Facts
 from sleepfm_fast.reproduce_plan import Layout
 from sleepfm_fast.reproduce_presets import Preset
@@ -71,8 +72,8 @@ def size_line(name: str, preset: Preset, facts: Facts) -> str:
     """Say in one line what was trained, for how long and on how many."""
     people, clips, epochs = facts.subjects, facts.clips, preset.training["epochs"]
     return (
-        f"Preset {name}: encoder {preset.encoder}, {epochs} epoch{'' if epochs == 1 else 's'}, "
-        f"{people['train']} training and {people['test']} test subjects ({clips['train']} and {clips['test']} clips), "
+        f"Preset {name}: encoder {preset.encoder}, {counted(epochs, 'epoch')}, {people['train']} training and "
+        f"{counted(people['test'], 'test subject')} ({clips['train']} and {counted(clips['test'], 'clip')}), "
         f"{'simulated' if facts.simulated else 'recorded'}."
     )
 
@@ -190,7 +191,7 @@ def collect(table: PaperTable, layout: Layout) -> list[dict[str, Any]]:
         if ours.value is not None and ours.n_classes not in (None, n_all):
             # A mean over other classes is another quantity.
             whose = f"the paper's of {n_all}" if has_paper else f"the task has {n_all}"
-            paper, note = None, f"ours is the mean of {ours.n_classes} classes, {whose}"
+            paper, note = None, f"ours is the mean of {counted(ours.n_classes, 'class', 'classes')}, {whose}"
         rows.append(
             {
                 "row": cell.row,

@@ -22,6 +22,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.plurals import agreeing, counted
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -105,7 +106,10 @@ def _rank(embeddings: Embeddings, chosen: Chosen, config: Config, kept: KeptRank
     whole = {pair: clips for pair, clips in chosen.items() if len(clips) > 1}
     ranked = {pair: ranks for pair in whole if (ranks := kept.get(pair)) is not None}
     if ranked:
-        say(f"going on: {len(ranked)} of {len(whole)} pairs of modalities are ranked.")
+        say(
+            f"going on: {len(ranked)} of {counted(len(whole), 'pair')} of modalities "
+            f"{agreeing(len(ranked), 'is', 'are')} ranked."
+        )
     left = [pair for pair in whole if pair not in ranked]
     total = sum(n_similarities(embeddings, whole[pair], config.scope) for pair in left)
     with tqdm(total=total, unit="similarity", unit_scale=True, desc="ranks", file=sys.stderr) as bar:
@@ -206,8 +210,8 @@ def _retrieved(config: Config) -> dict[str, Any]:
     if clips.size < 2:
         sizes = ", ".join(f"{s} {embeddings.clips_of(s).size}" for s in SPLITS)
         raise SleepfmError(
-            f"the {config.split} split of {config.embeddings} has {clips.size} clips; retrieval needs at least two. "
-            f"The folder's clips: {sizes}. Choose another with --split."
+            f"the {config.split} split of {config.embeddings} has {counted(clips.size, 'clip')}; retrieval needs at "
+            f"least two. The folder's clips: {sizes}. Choose another with --split."
         )
     overlaps = bool(embeddings.overlap_note)
     if overlaps:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring import ScoringError
 
 __all__ = ["DAY_S", "LONGEST_S", "Clock", "Frame", "frame_of", "length_s", "moment", "number"]
@@ -119,12 +120,15 @@ def frame_of(
         return Frame("seconds", None), [m for m in moments if not isinstance(m, Clock)]
     if len(clocks) < len(moments):
         raise ScoringError(
-            f"{source} mixes clock times ({len(clocks)} rows) with times in seconds ({len(moments) - len(clocks)} "
-            "rows); expected one of the two throughout."
+            f"{source} mixes clock times ({counted(len(clocks), 'row')}) with times in seconds "
+            f"({counted(len(moments) - len(clocks), 'row')}); expected one of the two throughout."
         )
     dated = [clock for clock in clocks if clock.date is not None]
     if dated and len(dated) < len(clocks):
-        raise ScoringError(f"{source}: {len(dated)} of {len(clocks)} clock times carry a date; expected all or none.")
+        raise ScoringError(
+            f"{source}: {len(dated)} of {len(clocks)} clock times {agreeing(len(dated), 'carries', 'carry')} a date; "
+            "expected all or none."
+        )
     if not dated and is_elapsed(clocks, start):
         issues.append(f"{source}: its times begin at 00:00:00 and were read as time since the recording's start.")
         return Frame("elapsed", None), [clock.of_day_s for clock in clocks]
@@ -145,8 +149,8 @@ def frame_of(
     if min(relative) > DAY_S or max(relative) < -DAY_S:
         days = round(min(relative, key=abs) / DAY_S, 1)
         issues.append(
-            f"{source}: its times lie {days:g} days away from the recording's start ({start}); one of the two dates is "
-            "wrong, or the labels belong to another recording."
+            f"{source}: its times lie {counted(days, 'day', spec='g')} away from the recording's start ({start}); one "
+            "of the two dates is wrong, or the labels belong to another recording."
         )
     return frame, relative
 

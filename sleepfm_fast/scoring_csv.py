@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring import Event, Scoring, ScoringError
 from sleepfm_fast.scoring_clock import DAY_S, LONGEST_S, Clock, frame_of, length_s, moment
 from sleepfm_fast.scoring_profile import is_profile, profile_events
@@ -161,20 +162,24 @@ def timed(
         rest.append((end, duration if duration is None or clock else duration * columns.duration_unit_s, text))
     if not onsets:
         raise ScoringError(
-            f"{source}: none of its {len(rows)} rows has a readable time and a text; expected a time in seconds or a "
-            "clock time, for instance '30,30,Sleep stage W' under 'onset,duration,description'."
+            f"{source}: none of its {counted(len(rows), 'row')} has a readable time and a text; expected a time in "
+            "seconds or a clock time, for instance '30,30,Sleep stage W' under 'onset,duration,description'."
         )
     if len(bad) > len(onsets):
         raise ScoringError(
-            f"{source}: {len(bad)} of {len(rows)} rows have no readable time or no text (the first in line {bad[0]}); "
-            "expected the columns onset, duration, description."
+            f"{source}: {len(bad)} of {counted(len(rows), 'row')} {agreeing(len(bad), 'has', 'have')} no readable time "
+            f"or no text (the first in line {bad[0]}); expected the columns onset, duration, description."
         )
     if bad:
         issues.append(
-            f"{source}: {len(bad)} rows without a readable time or text were left out, the first in line {bad[0]}."
+            f"{source}: {counted(len(bad), 'row')} without a readable time or text {agreeing(len(bad), 'was', 'were')} "
+            f"left out, the first in line {bad[0]}."
         )
     if n_blank:
-        issues.append(f"{source}: {n_blank} rows have a time and no stage; they count as not scored.")
+        issues.append(
+            f"{source}: {counted(n_blank, 'row has', 'rows have')} a time and no stage; "
+            f"{agreeing(n_blank, 'it counts', 'they count')} as not scored."
+        )
     frame, onsets_s = frame_of(onsets, source, start, issues)
     events = []
     for onset_s, (end, duration_s, text) in zip(onsets_s, rest, strict=True):
@@ -210,36 +215,38 @@ def untimed(
     n_stages = sum(stage_of(text) is not None for text in texts)
     if 2 * n_stages < len(texts) or not n_stages:
         raise ScoringError(
-            f"{source} has no column of times for the onset, and only {n_stages} of its {len(texts)} texts name a "
-            "sleep stage; expected a header such as 'onset,duration,description' or 'Start,Duration,Event'."
+            f"{source} has no column of times for the onset, and only {n_stages} of its {counted(len(texts), 'text')} "
+            f"{agreeing(n_stages, 'names', 'name')} a sleep stage; expected a header such as "
+            "'onset,duration,description' or 'Start,Duration,Event'."
         )
     first = 0
     if numbers is not None:
-        counted = [int(n) if re.fullmatch(r"\d+", n) else -1 for n in numbers]
-        if counted != list(range(counted[0], counted[0] + len(counted))) or counted[0] < 0:
+        numbered = [int(n) if re.fullmatch(r"\d+", n) else -1 for n in numbers]
+        if numbered != list(range(numbered[0], numbered[0] + len(numbered))) or numbered[0] < 0:
             raise ScoringError(
                 f"{source} has no column of times, and its epochs are not numbered one after the other; expected a "
                 "column onset, in seconds from the recording's start."
             )
-        first = max(counted[0] - 1, 0)
+        first = max(numbered[0] - 1, 0)
     length_s = (first + len(texts)) * EPOCH_S
     if length_of_recording_s is None:
         raise ScoringError(
-            f"{source} lists {len(texts)} stages without times, and how long the recording is is not known here; "
-            "expected a column onset, in seconds from the recording's start."
+            f"{source} lists {counted(len(texts), 'stage')} without times, and how long the recording is is not known "
+            "here; expected a column onset, in seconds from the recording's start."
         )
     missing_s = length_of_recording_s - length_s
     if missing_s >= SHORTFALL_S or missing_s <= -EPOCH_S:
         would_s = length_of_recording_s / (first + len(texts))
         raise ScoringError(
-            f"{source} lists {len(texts)} stages without times: {length_s / 60:g} minutes of {EPOCH_S}-s epochs, and "
-            f"the recording lasts {length_of_recording_s / 60:.1f} minutes (that would be epochs of {would_s:.3g} s), "
-            "so it is not known where they lie. Add a column onset, in seconds from the recording's start, and one "
-            "named duration if epochs are not of 30 s."
+            f"{source} lists {counted(len(texts), 'stage')} without times: "
+            f"{counted(length_s / 60, 'minute', spec='g')} of {EPOCH_S}-s epochs, and the recording lasts "
+            f"{length_of_recording_s / 60:.1f} minutes (that would be epochs of {would_s:.3g} s), so it is not known "
+            "where they lie. Add a column onset, in seconds from the recording's start, and one named duration if "
+            "epochs are not of 30 s."
         )
     issues.append(
-        f"{source} lists stages without times; its {len(texts)} stages were taken as {EPOCH_S}-s epochs from the "
-        f"recording's {'start' if not first else f'epoch {first + 1} on'}."
+        f"{source} lists stages without times; its {counted(len(texts), 'stage was', 'stages were')} taken as "
+        f"{EPOCH_S}-s epochs from the recording's {'start' if not first else f'epoch {first + 1} on'}."
     )
     return [Event((first + i) * float(EPOCH_S), float(EPOCH_S), text or "unscored") for i, text in enumerate(texts)]
 
@@ -304,9 +311,9 @@ def table(text: str, source: str) -> tuple[list[tuple[int, list[str]]], Columns]
     if failure is not None:
         raise failure
     raise ScoringError(
-        f"{source} has no column separator (comma, semicolon or tab) common to its first {len(lines)} lines, which "
-        f"begin '{lines[0][:60]}', and no line that names columns; expected the columns onset, duration, "
-        "description, or one sleep stage a line."
+        f"{source} has no column separator (comma, semicolon or tab) common to its first "
+        f"{counted(len(lines), 'line')}, beginning '{lines[0][:60]}', and no line that names columns; expected the "
+        "columns onset, duration, description, or one sleep stage a line."
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring import Event, Scoring
 from sleepfm_fast.stages import EPOCH_S, fold, respiratory_event_of, stage_of
 
@@ -81,8 +82,8 @@ def told_apart(events: Sequence[Event], source: str, issues: list[str]) -> Seque
     if not numbers[4] or numbers[5]:
         return events
     issues.append(
-        f"{source} writes stages as numbers, with a 4 ({numbers[4]} times) and no 5: 4 may be S4 or REM, so those "
-        "epochs got no stage. Say which with --meanings 4=R or --meanings 4=N3."
+        f"{source} writes stages as numbers, with a 4 ({counted(numbers[4], 'time')}) and no 5: 4 may be S4 or REM, so "
+        "those epochs got no stage. Say which with --meanings 4=R or --meanings 4=N3."
     )
     return [
         replace(e, text="Sleep stage ?") if NUMBER.fullmatch(e.text.strip()) and int(float(e.text)) == 4 else e

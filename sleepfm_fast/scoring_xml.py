@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring import Event, Scoring, ScoringError
 from sleepfm_fast.stages import EPOCH_S, respiratory_event_of, stage_of
 
@@ -41,7 +42,9 @@ def parse_xml(data: bytes, source: str) -> Scoring:
             "description."
         )
     if not any(stage_of(event.text) or respiratory_event_of(event.text) for event in events):
-        issues.append(f"{source} holds {len(events)} events, none of which is a sleep stage or a respiratory event.")
+        issues.append(
+            f"{source} holds {counted(len(events), 'event')}, none of which is a sleep stage or a respiratory event."
+        )
     return Scoring(tuple(events), source, tuple(issues), events_scored=True)
 
 
@@ -116,7 +119,9 @@ def scored_events(root: Element, names: tuple[str, ...], issues: list[str]) -> I
             continue
         yield Event(onset_s, seconds(child_text(element, "Duration")), text)
     if n_timeless:
-        issues.append(f"{n_timeless} scored events have no name or no readable start and were left out.")
+        events = counted(n_timeless, "scored event has", "scored events have")
+        were = agreeing(n_timeless, "was", "were")
+        issues.append(f"{events} no name or no readable start and {were} left out.")
 
 
 def profusion_stages(root: Element, source: str, issues: list[str]) -> Iterator[Event]:

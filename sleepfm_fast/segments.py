@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm_fast.edf import Recording, Segment, Signal
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.record_kernels import copy_records, scale_records
 from sleepfm_fast.threads import in_threads
 
@@ -132,14 +133,16 @@ def segment_arrays(
     starts = sample_starts(recording, signals)
     n_records = segment.n_records
     if not 0 <= segment.first_record <= segment.first_record + n_records <= recording.n_records:
-        raise ValueError(f"{segment} lies outside the {recording.n_records} records of {recording.path}")
+        raise ValueError(f"{segment} lies outside the {counted(recording.n_records, 'record')} of {recording.path}")
     lengths = np.array([s.samples_per_record for s in signals], np.int64)
     if out is None:
         bounds = np.concatenate([[0], np.cumsum(lengths * n_records)])
         flat = np.empty(int(bounds[-1]), dtype)
         return starts, lengths, [flat[a:b] for a, b in itertools.pairwise(bounds)]
     if len(out) != len(signals):
-        raise ValueError(f"{len(out)} output arrays were given for {len(signals)} signals")
+        raise ValueError(
+            f"{counted(len(out), 'output array was', 'output arrays were')} given for {counted(len(signals), 'signal')}"
+        )
     for array, signal in zip(out, signals, strict=True):
         shape = (n_records * signal.samples_per_record,)
         if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous or not array.flags.writeable:

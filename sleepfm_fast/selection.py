@@ -12,6 +12,7 @@ from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.montages import Montage
 from sleepfm_fast.neighbours import Stretches, stretch_numbers
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.splits import Split, assign_subjects, draw_subjects
 
 __all__ = ["Selection", "chosen_montage", "select_clips"]
@@ -111,8 +112,9 @@ def select_clips(
     if moved := int((kept & (codes != assign_subjects(store.subjects, split)[0])).sum()):
         notices = (
             *notices,
-            f"{moved} of {len(kept)} subjects keep the split of the training that --init-from names, where the rule "
-            "here has another one: whom those weights have seen is never tested.",
+            f"{moved} of {counted(len(kept), 'subject')} {agreeing(moved, 'keeps', 'keep')} the split of the training "
+            "that --init-from names, where the rule here has another one: whom those weights have seen is never "
+            "tested.",
         )
     names = [m.name for m in montage.modalities]
     of_store = [m.name for m in store.montage.modalities]
@@ -120,7 +122,7 @@ def select_clips(
     single = len(names) == 1
     contrasting = present >= (1 if single else 2)
     everything = np.flatnonzero(contrasting[store.recording])
-    if not contrasting.all():
+    if lost := int((~contrasting).sum()):
         has = (
             f"no channel of {names[0]}"
             if single
@@ -128,16 +130,16 @@ def select_clips(
         )
         notices = (
             *notices,
-            f"{int((~contrasting).sum())} of {len(contrasting)} recordings have {has}; their clips cannot be "
-            "contrasted and are left out of training and validation.",
+            f"{lost} of {counted(len(contrasting), 'recording')} {agreeing(lost, 'has', 'have')} {has}; their clips "
+            "cannot be contrasted and are left out of training and validation.",
         )
     if single:
         neighboured = Stretches(everything, stretch_numbers(store)[everything]).clips
         if alone := len(everything) - len(neighboured):
             notices = (
                 *notices,
-                f"{alone} of {len(everything)} clips have no neighbour in the same uninterrupted segment and are left "
-                "out of training and validation.",
+                f"{alone} of {counted(len(everything), 'clip')} {agreeing(alone, 'has', 'have')} no neighbour in the "
+                f"same uninterrupted segment and {agreeing(alone, 'is', 'are')} left out of training and validation.",
             )
         everything = neighboured
     subject = np.asarray(store.recording_subject[store.recording[everything]])
@@ -147,8 +149,9 @@ def select_clips(
     if n_subjects:
         if n_subjects > len(trained):
             raise SleepfmError(
-                f"--train-subjects is {n_subjects}; the store {store.path} has {len(trained)} training subjects with "
-                "clips to contrast. Lower it, or leave it out to train on all of them."
+                f"--train-subjects is {n_subjects}; the store {store.path} has "
+                f"{counted(len(trained), 'training subject')} with clips to contrast. Lower it, or leave it out to "
+                "train on all of them."
             )
         trained = draw_subjects(trained, n_subjects, replicate)
         drawn = np.isin(np.arange(len(store.subjects)), [store.subjects.index(name) for name in trained])

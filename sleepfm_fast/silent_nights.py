@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sleepfm_fast.plurals import agreeing, counted
+
 __all__ = ["REMEDY", "is_scored", "is_silent", "sentence"]
 
 REMEDY = (
@@ -29,6 +31,7 @@ def is_silent(stages: Mapping[str, int], sdb: Mapping[str, int]) -> bool:
 def sentence(n_silent: int, n_scored: int) -> str:
     """Say how many of the scored nights are silent."""
     return (
-        f"{n_silent} of {n_scored} scored nights have no respiratory event; they are taken as not scored for events, "
-        "so that their clips have no label of sleep-disordered breathing"
+        f"{n_silent} of {counted(n_scored, 'scored night')} "
+        f"{agreeing(n_silent, 'has no respiratory event; it is', 'have no respiratory event; they are')} taken as not "
+        "scored for events, so that their clips have no label of sleep-disordered breathing"
     )

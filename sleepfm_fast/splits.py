@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.plurals import counted
+
 __all__ = ["SPLITS", "Split", "assign_subjects", "draw_subjects"]
 
 SPLITS = ("train", "validation", "test")
@@ -86,8 +88,8 @@ def assign_subjects(
         donors = [c for c in range(3) if (codes == c).sum() > 1 and any(codes[i] == c for i in movable)]
         if not donors:
             notices.append(
-                f"the {SPLITS[code]} split has none of the {len(subjects)} subjects, and none can be moved there: "
-                "those the run was trained with keep their split."
+                f"the {SPLITS[code]} split has none of the {counted(len(subjects), 'subject')}, and none can be moved "
+                "there: those the run was trained with keep their split."
             )
             continue
         donor = max(donors, key=lambda c: int((codes == c).sum()))
@@ -95,8 +97,8 @@ def assign_subjects(
         chosen = candidates[0] if code > donor else candidates[-1]
         codes[chosen] = code
         notices.append(
-            f"the hash gave the {SPLITS[code]} split none of the {len(subjects)} subjects; {subjects[chosen]} was "
-            "moved there. In a cohort this small the splits may change when subjects are added."
+            f"the hash gave the {SPLITS[code]} split none of the {counted(len(subjects), 'subject')}; "
+            f"{subjects[chosen]} was moved there. In a cohort this small the splits may change when subjects are added."
         )
     if len(subjects) == 2:
         notices.append(

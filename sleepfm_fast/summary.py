@@ -9,6 +9,7 @@ from sleepfm_fast.clip_layout import sdb_counts, stage_counts
 from sleepfm_fast.command import say
 from sleepfm_fast.ingest import Outcome
 from sleepfm_fast.participant_tables import ParticipantTables
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring_texts import asks_meaning
 from sleepfm_fast.shards import Shard
 from sleepfm_fast.silent_nights import REMEDY, sentence
@@ -47,7 +48,7 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
     problems = {row.name: list(row.issues) for row in rows if row.issues}
     unknown = tables.unknown_recordings([*given, *plan.known])
     added = [row for row in rows if row.failure is None]
-    index = f"left to {len(outcome.others)} other shards at work" if outcome.others else "written"
+    index = f"left to {counted(len(outcome.others), 'other shard')} at work" if outcome.others else "written"
     totals = totals or {
         "recordings": 0, "subjects": 0, "clips": 0, "hours": 0.0, "stages": stage_counts([]), "sdb": sdb_counts([])
     }  # fmt: skip
@@ -59,14 +60,23 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
         if len(issues) > ISSUES_SHOWN:
             say(f"  and {len(issues) - ISSUES_SHOWN} more in {store / 'recordings' / name}.json")
     if len(problems) > NIGHTS_SHOWN:
-        say(f"remarks on {len(problems) - NIGHTS_SHOWN} more nights are in {store / 'recordings'}/*.json, under issues")
+        say(
+            f"remarks on {counted(len(problems) - NIGHTS_SHOWN, 'more night is', 'more nights are')} in "
+            f"{store / 'recordings'}/*.json, under issues"
+        )
     asking = [issue for issues in problems.values() for issue in issues if asks_meaning(issue)]
     if asking:
-        say(f"notice: the scorings of {len(asking)} nights hold texts whose meaning is not known, as here: {asking[0]}")
+        say(
+            f"notice: the {agreeing(len(asking), 'scoring')} of {counted(len(asking), 'night holds', 'nights hold')} "
+            f"texts whose meaning is not known, as here: {asking[0]}"
+        )
     for entry in changed[:NIGHTS_SHOWN]:
         say(f"changed: {entry['reason']}")
     if len(changed) > NIGHTS_SHOWN:
-        say(f"and {len(changed) - NIGHTS_SHOWN} more have changed; --overwrite makes all of them again")
+        say(
+            f"and {counted(len(changed) - NIGHTS_SHOWN, 'more has', 'more have')} changed; --overwrite makes all of "
+            "them again"
+        )
     for entry in failed[:NIGHTS_SHOWN]:
         say(f"failed: {entry['reason']}")
     if len(failed) > NIGHTS_SHOWN:
@@ -74,23 +84,24 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
     for notice in tables.notices(given):
         say(notice)
     if unknown:
-        recordings = "1 recording that was" if len(unknown) == 1 else f"{len(unknown)} recordings that were"
+        recordings = counted(len(unknown), "recording that was", "recordings that were")
         say(f"the participants table names {recordings} not given: {', '.join(unknown[:10])}")
     if plan.left_out:
-        say(f"{len(plan.left_out)} recordings were left out, as --overrides says")
+        say(f"{counted(len(plan.left_out), 'recording was', 'recordings were')} left out, as --overrides says")
     if outcome.unused_corrections:
         say(f"notice: --overrides names what no file has: {', '.join(outcome.unused_corrections[:10])}")
-    share = f"{len(added)} nights added, {len(plan.kept)} unchanged, {len(failed)} failed"
+    share = f"{counted(len(added), 'night')} added, {len(plan.kept)} unchanged, {len(failed)} failed"
     if outcome.others:
         say(
-            f"{store}: shard {shard}: {share}; the last of the {len(outcome.others)} other shards that are still at "
-            f"work ({', '.join(outcome.others[:5])}) writes the index. Were they all killed, any shard's command, or "
-            "the same without --shard, writes it."
+            f"{store}: shard {shard}: {share}; the last of the "
+            f"{counted(len(outcome.others), 'other shard that is', 'other shards that are')} still at work "
+            f"({', '.join(outcome.others[:5])}) writes the index. Were they all killed, any shard's command, or the "
+            "same without --shard, writes it."
         )
     else:
         say(
-            f"{store}: {totals['recordings']} nights of {totals['subjects']} subjects, {totals['clips']} clips, "
-            f"{totals['hours']:.2f} hours ({share}); montage {montage.name}"
+            f"{store}: {counted(totals['recordings'], 'night')} of {counted(totals['subjects'], 'subject')}, "
+            f"{counted(totals['clips'], 'clip')}, {totals['hours']:.2f} hours ({share}); montage {montage.name}"
         )
     if totals["clips"]:
         say("  " + "; ".join(f"{m.name}: {', '.join(slot.name for slot in m.slots)}" for m in montage.modalities))

@@ -13,6 +13,7 @@ from sleepfm_fast.classification import HeldOut
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.labelled_clips import LabelledClips
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.splits import Split, assign_subjects, draw_subjects
 from sleepfm_fast.tasks import TASKS, labels_of
 
@@ -137,7 +138,8 @@ def select_labelled(
         if n_subjects > len(drawn):
             notices = (
                 *notices,
-                f"--train-subjects {n_subjects}: only {len(drawn)} training subjects have labelled clips; all of them "
+                f"--train-subjects {n_subjects}: only "
+                f"{counted(len(drawn), 'training subject has', 'training subjects have')} labelled clips; all of them "
                 "are taken.",
             )
         drawn = draw_subjects(drawn, n_subjects, replicate)
@@ -192,8 +194,8 @@ def in_words(clips: LabelledClips, names: Sequence[str]) -> str:
         for key, what in (("unlabelled", "a label"), ("lacking_modality", "a channel"))
         if counts[f"n_dropped_{key}"]
     )
-    subjects = "1 subject" if counts["n_subjects"] == 1 else f"{counts['n_subjects']} subjects"
-    return f"{counts['n_clips']} clips of {subjects} ({classes})" + (f"; {left}" if left else "")
+    subjects = counted(counts["n_subjects"], "subject")
+    return f"{counted(counts['n_clips'], 'clip')} of {subjects} ({classes})" + (f"; {left}" if left else "")
 
 
 def held_out_of(store: ClipStore, test: LabelledClips) -> HeldOut:

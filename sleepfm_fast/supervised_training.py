@@ -23,6 +23,7 @@ from sleepfm_fast.encoder import PRESETS, Encoder, build_encoder
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.objective import wrap
 from sleepfm_fast.optimiser import build_optimiser
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.results import FOLDER
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint, reconcile
 from sleepfm_fast.sampler import ClipSampler, shard, shard_sizes
@@ -94,8 +95,8 @@ class SupervisedTrainer(TrainingLoop):
         (size,) = self.sampler.batch_sizes
         if min(shard_sizes(size, self.world.size)) < 2:
             raise SleepfmError(
-                f"a batch of {size} clips over {self.world.size} processes leaves fewer than two clips to one; batch "
-                "norm needs two. Raise --batch-size, or use fewer processes."
+                f"a batch of {counted(size, 'clip')} over {self.world.size} processes leaves fewer than two clips to "
+                "one; batch norm needs two. Raise --batch-size, or use fewer processes."
             )
         self.sides = {"train": self.clips.train, "validation": self.clips.validation, "test": self.clips.test}
 
@@ -176,10 +177,11 @@ class SupervisedTrainer(TrainingLoop):
             self.say(f"{side}: {in_words(clips, names)}")
         (size,) = self.sampler.batch_sizes
         share = shard_sizes(size, self.world.size)[0]
-        together = f", {self.world.size} processes of {share} clips" if self.world.size > 1 else ""
+        together = f", {self.world.size} processes of {counted(share, 'clip')}" if self.world.size > 1 else ""
         self.say(
-            f"{n:,} parameters, {self.input.n_columns} channels of {', '.join(self.input.modalities)}, "
-            f"{self.total_steps} steps of {size} clips on {self.device} ({torch.get_num_threads()} threads{together})"
+            f"{n:,} parameters, {counted(self.input.n_columns, 'channel')} of {', '.join(self.input.modalities)}, "
+            f"{counted(self.total_steps, 'step')} of {size} clips on {self.device} "
+            f"({counted(torch.get_num_threads(), 'thread')}{together})"
         )
 
     # ---- a step and a validation ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 
 from sleepfm_fast.command import plain
 from sleepfm_fast.ops.cuda_kernels import has_kernels
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.sampler import shard_sizes
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ def announcement(trainer: Trainer) -> str:
     parts = f", embedded in {trainer.n_parts} parts" if trainer.n_parts > 1 else ""
     subjects, n_threads = len(trainer.clips.trained), torch.get_num_threads()
     return (
-        f"{len(trainer.clips.train)} training clips of {subjects} subject{'' if subjects == 1 else 's'} and "
-        f"{len(trainer.clips.validation)} validation clips, {', '.join(trainer.input.modalities)}, {n:,} parameters, "
-        f"{trainer.total_steps} steps of {sum(sizes)} {item} on {trainer.device} ({backend}, "
-        f"{trainer.config.precision}, {n_threads} thread{'s' if n_threads > 1 else ''}{together}{parts})"
+        f"{counted(len(trainer.clips.train), 'training clip')} of {counted(subjects, 'subject')} and "
+        f"{counted(len(trainer.clips.validation), 'validation clip')}, {', '.join(trainer.input.modalities)}, {n:,} "
+        f"parameters, {counted(trainer.total_steps, 'step')} of {sum(sizes)} {item} on {trainer.device} ({backend}, "
+        f"{trainer.config.precision}, {counted(n_threads, 'thread')}{together}{parts})"
     )
 
 

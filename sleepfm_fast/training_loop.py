@@ -22,6 +22,7 @@ from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.neighbours import clips_of
 from sleepfm_fast.ops.pages import release_pages
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.progress import Progress
 from sleepfm_fast.rundir import RunDirectory, pack_optimiser, read_checkpoint, unpack_optimiser, write_checkpoint
 from sleepfm_fast.sampler import ClipSampler, shard
@@ -317,7 +318,7 @@ class TrainingLoop(ABC):
         """Give the memory kept for further steps back to the system, and say why the training ended if it is early."""
         release_pages()
         if self.progress.stopped_early:
-            self.say(f"stopped early: no better validation loss in {self.options.patience} epochs")
+            self.say(f"stopped early: no better validation loss in {counted(self.options.patience, 'epoch')}")
 
 
 def recordings_of(store: ClipStore, clips: Int64) -> Int64:

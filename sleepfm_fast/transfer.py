@@ -18,6 +18,7 @@ from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.plurals import agreeing, counted
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -160,8 +161,9 @@ def _shared_note(trained: set[str], tested: Sequence[str]) -> str:
         return ""
     shown = ", ".join(seen[:3]) + (f" and {len(seen) - 3} more" if len(seen) > 3 else "")
     return (
-        f"{len(seen)} of the {len(tested)} subjects tested have the names of training or validation subjects "
-        f"({shown}). If they are the same people, their clips describe memorisation, not generalisation."
+        f"{len(seen)} of the {counted(len(tested), 'subject')} tested "
+        f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects ({shown}). If "
+        "they are the same people, their clips describe memorisation, not generalisation."
     )
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
 
 __all__ = ["WfdbAnnotation", "WfdbError", "WfdbHeader", "read_annotations", "read_header"]
 
@@ -117,7 +118,7 @@ def read_annotations(path: str | Path) -> tuple[tuple[WfdbAnnotation, ...], floa
         raise WfdbError(f"{path} cannot be read: {error.strerror or error}.") from error
     refused = "expected WFDB annotations in MIT format. Check that the file was transferred whole and in binary mode."
     if len(data) < 2:
-        raise WfdbError(f"{path} has {len(data)} bytes; {refused}")
+        raise WfdbError(f"{path} has {counted(len(data), 'byte')}; {refused}")
     found: list[list[int | str]] = []  # sample, code, subtype, channel, number, aux
     sample = position = channel = number = 0
     ended = False

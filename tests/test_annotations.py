@@ -98,7 +98,7 @@ def test_profusion_xml(tmp_path):
     grid = clip_labels(scoring, 150)
     assert grid.stage.tolist() == [0, 3, 4, -1, -1]
     assert grid.sdb.tolist() == [0, 0, 1, 0, 0]
-    assert any("1 scored events" in issue for issue in scoring.issues)
+    assert any("1 scored event has no name" in issue for issue in scoring.issues)
     assert any("1 of 5 sleep stage codes" in issue for issue in scoring.issues)
 
 

@@ -109,7 +109,7 @@ def test_a_sensor_that_fell_off_counts_for_the_hours_before_and_a_dead_one_not_a
     clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
     notices = clip_input.measure(np.array([0]), identity)
     assert sorted(notice.split(" is flat")[0] for notice in notices) == ["C4-M1", "F4-M1"]
-    assert all("1 of 1 recordings (first: night)" in notice for notice in notices)
+    assert all("1 of 1 recording (first: night)" in notice for notice in notices)
     batch = clip_input(np.arange(len(store)))
     x, present = (torch.cat(list(part.values()), dim=1) for part in (batch.x, batch.present))
     at = {slot.name: number for number, slot in enumerate(store.slots)}

@@ -182,5 +182,5 @@ def test_a_run_of_one_subject_says_that_it_has_seen_it(tmp_path, capsys):
     assert supervise.cli([str(store), str(tmp_path / "run"), *LEARN, "--max-steps", "1"]) == 0
     result, err = call(capsys, tmp_path / "run", store, tmp_path / "r")
     assert (result["overlap"], result["test"]["n_clips"]) == (True, 12)
-    assert "1 of the 1 subjects classified" in err
+    assert "1 of the 1 subject classified" in err
     assert "(1 train: only)" in result["overlap_note"]

@@ -197,7 +197,7 @@ def test_a_shard_leaves_the_index_to_those_still_at_work(cohort: Path, tmp_path:
     (store / "running").mkdir(parents=True)
     other = Claim(store / "running" / "shard-2-of-2.claim")
     status, result = preprocess(capsys, cohort, store, "--shard", "1/2")
-    assert (status, result["added"], result["index"]) == (0, 2, "left to 1 other shards at work")
+    assert (status, result["added"], result["index"]) == (0, 2, "left to 1 other shard at work")
     with pytest.raises(ClipStoreError, match="unfinished"):
         ClipStore(store)
     assert {entry.id for entry in read_manifest(store)} == {"a1", "b1"}

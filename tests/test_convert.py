@@ -120,7 +120,7 @@ def test_stages_come_from_csv(tmp_path: Path, capsys) -> None:
     arguments = (tmp_path / "seed", tmp_path / "store", "--from", "seed")
     status, _, err = run(capsys, *arguments)
     assert status == 0
-    assert "1 of 6 clips have no row in a.csv" in err
+    assert "1 of 6 clips has no row in a.csv" in err
     assert ClipStore(tmp_path / "store").stage.tolist() == [0, 1, 3, 4, -1, -1, -1]
     before = state(tmp_path / "store")
     assert run(capsys, *arguments)[1]["kept"] == 2

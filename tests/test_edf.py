@@ -137,7 +137,7 @@ REPAIRS = [
     ("noise after NUL", {"n_signals": b"1\0\x7f\x03"}, {}, "NUL bytes in: signal count"),
     ("leading blanks", {"record_s": b"       1"}, {}, "text that is not left-justified in: record duration"),
     ("control character", {"patient": b"X\tX"}, {}, "control characters in: patient"),
-    ("header bytes", {"header_bytes": 256}, {}, "the header bytes are '256', 1 signals take 512; 512 is used"),
+    ("header bytes", {"header_bytes": 256}, {}, "the header bytes are '256', 1 signal takes 512; 512 is used"),
     ("header bytes blank", {"header_bytes": ""}, {}, "the header bytes are ''"),
     ("comma", {"record_s": "1,0"}, {}, "the record duration is '1,0'; the comma is read as a decimal point"),
     ("marked EDF+", {"reserved": "EDF+C"}, {}, "marked 'EDF+C' but has no annotation signal; it is read as continuous"),
@@ -308,7 +308,7 @@ REFUSALS = [
     (b"0       too short", "the file ends after 17 bytes, expected a header of at least 256 bytes"),
     (
         edf_bytes([Channel("C3", ramp(1, 4))])[:400],
-        "ends after 400 bytes, expected a header of 512 bytes for 1 signals",
+        "ends after 400 bytes, expected a header of 512 bytes for 1 signal",
     ),
     (edf_bytes([Channel("C3", ramp(1, 4))], n_signals="x"), "the signal count is 'x', expected a whole number"),
     (edf_bytes([Channel("C3", ramp(1, 4))], n_signals=-1), "the signal count is '-1'"),

@@ -56,13 +56,13 @@ def test_discontinuous_file_with_faults(tmp_path):
     assert recording.issues == ("2 of 5 records do not state their start; each is taken to follow the one before",)
     recording = read_recording(plus(tmp_path, ["0", "1", "0.5"]))
     assert len(recording.segments) == 2
-    assert any("1 records start before the one before has ended" in issue for issue in recording.issues)
+    assert any("1 record starts before the one before has ended" in issue for issue in recording.issues)
 
 
 def test_continuous_file_with_a_gap_is_read_as_marked_and_reported(tmp_path):
     recording = read_recording(plus(tmp_path, ["0", "1", "5"], reserved="EDF+C"))
     assert len(recording.segments) == 1
-    assert any("marked continuous and read so, but 1 records do not follow" in issue for issue in recording.issues)
+    assert any("marked continuous and read so, but 1 record does not follow" in issue for issue in recording.issues)
 
 
 def test_annotations_count_from_the_first_sample(tmp_path):

@@ -330,7 +330,7 @@ def test_finish_checks_columns(tmp_path, change, match):
 
 
 def test_finish_counts_clips(tmp_path):
-    with pytest.raises(ValueError, match="1 clips were appended; 2 were announced"):
+    with pytest.raises(ValueError, match="1 clip was appended; 2 were announced"):
         _write(tmp_path / "e", np.ones((1, 3, DIM)), 2, columns_of([0, 0], [0, 0]))
 
 

@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     for bad in (np.empty(99, np.int16), np.empty(100, np.int32), np.empty(200, np.int16)[::2], frozen):
         with pytest.raises(ValueError, match="expected writable, contiguous int16"):
             read_digital(recording, signals, segment, [bad, good[1]])
-    with pytest.raises(ValueError, match="1 output arrays were given for 2 signals"):
+    with pytest.raises(ValueError, match="1 output array was given for 2 signals"):
         read_digital(recording, signals, segment, good[:1])
     for outside in (Segment(0, 21, Fraction(0)), Segment(-1, 2, Fraction(0)), Segment(20, 1, Fraction(0))):
         with pytest.raises(ValueError, match="lies outside the 20 records"):

@@ -281,7 +281,7 @@ def test_file_names_in_several_folders(sleepers: list[Path], tmp_path: Path, exa
         plant(sleepers[i], tmp_path / "in" / site / "psg.edf")
     findings, text = examine(tmp_path / "in")
     assert codes(findings) == [("warning", "shared_name", "")]
-    assert "1 file names occur in several folders (such as psg, in 2; no table names them)" in text
+    assert "1 file name occurs in several folders (such as psg, in 2; no table names them)" in text
     table = tmp_path / "p.csv"
     table.write_text("recording,subject\npsg,X\n")
     findings, text = examine(tmp_path / "in", "--participants", table)

@@ -120,7 +120,7 @@ def test_bad_durations_and_foreign_labels_are_reported():
 def test_stages_off_the_grid_are_reported():
     grid = clip_labels(scored((0, 50, "W"), (50, 40, "N1")), 90)
     assert grid.stage.tolist() == [0, 0, 1]
-    assert any("1 of 2 stage annotations do not start on the 30-s grid" in issue for issue in grid.issues)
+    assert any("1 of 2 stage annotations does not start on the 30-s grid" in issue for issue in grid.issues)
 
 
 SEGMENTS = (Stretch(0, 10, Fraction(0)), Stretch(10, 12, Fraction(205, 2)), Stretch(22, 2, Fraction(300)))

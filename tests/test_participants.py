@@ -106,7 +106,7 @@ def test_cells_that_say_nothing_are_empty_and_wrong_ones_reported(tmp_path: Path
         (False, False, True),
         (False, False, True),
     ]
-    assert "the sex 'x' of 1 rows is neither male nor female" in rows.issues[-1]
+    assert "the sex 'x' of 1 row is neither male nor female" in rows.issues[-1]
 
 
 def test_a_folders_table_counts_below_it_only(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_one_file_name_in_several_folders_is_one_subject_and_said(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_night(path)
     assert preprocess.cli([str(tmp_path / "nights"), str(tmp_path / "store")]) == 0
-    assert "1 file names occur in several folders (such as psg, in 3; no table names them)" in capsys.readouterr().err
+    assert "1 file name occurs in several folders (such as psg, in 3; no table names them)" in capsys.readouterr().err
     assert sorted(ClipStore(tmp_path / "store").subjects) == ["other", "psg"]
     people = tmp_path / "people.csv"
     people.write_text("recording,subject\ns1/psg.edf,A\ns2/psg.edf,A\ns3/psg.edf,B\n")
@@ -162,7 +162,7 @@ def test_shared_names_are_those_that_no_row_tells_apart(tmp_path: Path) -> None:
     [
         ("1 2 2 0", ["M", "F", "F", None], "1 is taken as male and 2 as female (ISO 5218)"),
         ("0 1 1 0", ["0", "1", "1", "0"], "the sex '0' of 2 rows is neither male nor female"),
-        ("male F x M", ["M", "F", "x", "M"], "the sex 'x' of 1 rows is neither male nor female"),
+        ("male F x M", ["M", "F", "x", "M"], "the sex 'x' of 1 row is neither male nor female"),
         ("m f Female n/a", ["M", "F", "F", None], ""),
     ],
 )

@@ -48,7 +48,7 @@ def test_differences_are_said_by_kind():
     assert before.differences(Sides({"a": 0, "b": 2, "c": 1}, 30)) == ""
     assert before.differences(Sides({"a": 0, "b": 2, "c": 1})) == ""
     assert before.differences(Sides({"a": 0, "b": 0, "d": 1, "e": 1}, 40)) == (
-        "1 subjects are gone (c), 2 subjects are new (d, ...), 1 subjects are on another side of the split (b), it has "
+        "1 subject is gone (c), 2 subjects are new (d, ...), 1 subject is on another side of the split (b), it has "
         "40 clips, not 30"
     )
 
@@ -153,7 +153,7 @@ def test_a_store_that_has_grown_is_refused_by_the_command_and_said(stores, tmp_p
     for more in ([], ["--plan"]):
         assert reproduce.cli([*command, *more]) == 1
         said = capsys.readouterr().err
-        assert "1 subjects are new (p7)" in said
+        assert "1 subject is new (p7)" in said
         assert "give the store as it was; for this one name another OUT, or delete" in said
         assert str(out / "runs" / "leave_one_out") in said
     assert (out / "reproduction.json").read_bytes() == before

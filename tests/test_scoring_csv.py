@@ -116,7 +116,7 @@ def test_rows_that_cannot_be_read_are_counted(tmp_path):
     text = "onset,duration,stage\n0,30,N2\nx,30,N2\n60,30,\n90,30,R\n120,30,R\n"
     scoring = read_scoring(write(tmp_path, text))
     assert [event.text for event in scoring.events] == ["N2", "unscored", "R", "R"]
-    assert "1 rows" in scoring.issues[0]
+    assert "1 row without" in scoring.issues[0]
     assert "line 3" in scoring.issues[0]
     assert "not scored" in scoring.issues[1]
 
@@ -259,10 +259,10 @@ def test_ends_are_read_as_the_onsets_are(tmp_path):
         ("epoch,stage\n1,N2\n", "onset"),
         ("Wach auf\nund geh\n", "separator"),
         ("onset,duration,stage\n", "none of its 0 rows"),
-        ("onset,duration,stage\nx,y,z\n", "none of its 1 rows"),
+        ("onset,duration,stage\nx,y,z\n", "none of its 1 row"),
         ("onset,duration,stage\n0,30,N1\nx,y,z\nx,y,z\n", "2 of 3 rows"),
         ("onset,duration,stage\n0,30,N1\n00:00:30,30,N1\n", "mixes"),
-        ("onset,duration,stage\n22:00:00,30,N1\n2020-01-01 22:00:30,30,N1\n", "carry a date"),
+        ("onset,duration,stage\n22:00:00,30,N1\n2020-01-01 22:00:30,30,N1\n", "carries a date"),
         ("onset,duration,stage\n32/13/2020 22:00:00,30,N1\n", "does not exist"),
         ("0,N2,30\n30,N2,30\n", "not a duration"),
         (bytes(range(256)), "neither text"),

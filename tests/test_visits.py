@@ -93,7 +93,7 @@ def test_a_visit_without_a_row_has_no_age_and_that_is_said(tmp_path: Path) -> No
         ("200001", None, "M"),
     ]
     (said,) = tables.notices(paths)
-    assert "1 recordings are of a visit of which the participants table has no row (such as shhs2-200001.edf)" in said
+    assert "1 recording is of a visit of which the participants table has no row (such as shhs2-200001.edf)" in said
     # The same where the whole table is of one visit, as MrOS's.
     mros = table(tmp_path, "nsrrid,visit,nsrr_age,nsrr_sex\nAA0001,1,70,male\n")
     assert [mros.of(Path(f"mros-visit{v}-aa0001.edf")).age for v in (1, 2)] == [70, None]

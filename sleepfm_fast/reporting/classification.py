@@ -10,6 +10,7 @@ import numpy as np
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.interval_notice import interval_notice
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.comparison import difference_figures, overview
 from sleepfm_fast.reporting.curves import calibration, precision_recall, roc, thin
@@ -19,7 +20,7 @@ from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
 from sleepfm_fast.reporting.scale import Scale
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.strata import strata_figure
-from sleepfm_fast.reporting.wording import count, share, value_of, with_interval
+from sleepfm_fast.reporting.wording import count, number_of, share, value_of, with_interval
 from sleepfm_fast.results import Result
 from sleepfm_fast.tasks import TASKS, labels_of
 
@@ -201,7 +202,7 @@ def curve_figures(name: str, result: Result) -> list[Figure | Missing]:
         if not curves:
             figures.append(Missing(f"{kind} of {name}: no class has both positive and negative test clips."))
             continue
-        plot.description = f"{kind} curves of {len(curves)} classes. " + " ".join(
+        plot.description = f"{kind} curves of {counted(len(curves), 'class', 'classes')}. " + " ".join(
             f"Area of {c}: {v['area']:.3f}." for c, v in curves.items() if v["area"] is not None
         )
         note = f" No curve for {', '.join(absent)}: absent from the training or the test clips." if absent else ""
@@ -280,7 +281,7 @@ def calibration_figure(name: str, result: Result) -> Figure | None:
     plot.line([0, 1], [0, 1], "chance")
     for series, (class_name, b) in enumerate(bins.items()):
         plot.line(b["predicted"], b["observed"], f"s{series % N_SERIES}")
-        plot.points(b["predicted"], b["observed"], series, [f"{class_name}: {n} clips" for n in b["clips"]])
+        plot.points(b["predicted"], b["observed"], series, [f"{class_name}: {counted(n, 'clip')}" for n in b["clips"]])
     entries = [
         (f"s{i % N_SERIES}", n if (e := errors[n]) is None else f"{n} {e:.3f}") for i, n in enumerate(bins)
     ]  # fmt: skip
@@ -295,6 +296,11 @@ def calibration_figure(name: str, result: Result) -> Figure | None:
     )
 
 
+def clips_of(side: dict[str, Any]) -> str:
+    """How many clips of how many subjects."""
+    return f"{number_of(side['n_clips'], 'clip')} of {number_of(side['n_subjects'], 'subject')}"
+
+
 def sizes(result: Result) -> str:
     """What a classifier saw, and how many clips and subjects it was fitted and tested on."""
     record = result.record
@@ -303,11 +309,11 @@ def sizes(result: Result) -> str:
     if train and test:
         whom = "subjects, not all of them others" if record.get("overlap") else "others"
         parts.append(
-            f"fitted on {count(train['n_clips'])} clips of {count(train['n_subjects'])} subjects, tested on "
-            f"{count(test['n_clips'])} clips of {count(test['n_subjects'])} {whom}"
+            f"fitted on {clips_of(train)}, tested on {number_of(test['n_clips'], 'clip')} of "
+            f"{count(test['n_subjects'])} {whom}"
         )
     elif test:  # `classify` fits nothing
-        parts.append(f"tested on {count(test['n_clips'])} clips of {count(test['n_subjects'])} subjects")
+        parts.append(f"tested on {clips_of(test)}")
     return "; ".join(part for part in parts if part)
 
 

@@ -15,7 +15,7 @@ from sleepfm_fast.reporting.markup import element
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.plot import legend
 from sleepfm_fast.reporting.sources import Run
-from sleepfm_fast.reporting.wording import count, hours, share
+from sleepfm_fast.reporting.wording import count, hours, number_of, share
 from sleepfm_fast.simulated_store import is_simulated
 from sleepfm_fast.splits import SPLITS
 from sleepfm_fast.stages import EPOCH_S
@@ -101,7 +101,7 @@ def stages_figure(run: Run, store: ClipStore) -> Figure:
     ]
     return Figure(
         "Sleep stages", element("div", *parts, class_="bar", role="img", aria_label=f"Shares of the stages: {words}"),
-        f"{count(total)} clips of 30 s.", [index_file(store, "stage")], counts, key=legend(entries, "area"),
+        f"{number_of(total, 'clip')} of 30 s.", [index_file(store, "stage")], counts, key=legend(entries, "area"),
     )  # fmt: skip
 
 

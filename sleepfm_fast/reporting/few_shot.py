@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.classification import TASK_TITLES
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
@@ -93,7 +94,7 @@ def curve_figure(curves: Sequence[Curve], task: str, figure: str) -> Figure | No
         covering(np.array([v for *_, values in drawn for found in values for v in found])),
         f"{FIGURES[figure]} by number of labelled subjects",
         " ".join(
-            f"{c.name}: {np.mean(v[0]):.3f} from {s[0]} and {np.mean(v[-1]):.3f} from {s[-1]} subjects."
+            f"{c.name}: {np.mean(v[0]):.3f} from {s[0]} and {np.mean(v[-1]):.3f} from {counted(s[-1], 'subject')}."
             for c, s, v in drawn
         ),
         x_label="labelled training subjects",
@@ -104,7 +105,8 @@ def curve_figure(curves: Sequence[Curve], task: str, figure: str) -> Figure | No
         mean = [float(np.mean(found)) for found in values]
         plot.whiskers(sizes, [min(f) for f in values], [max(f) for f in values], i)
         plot.line(sizes, mean, f"s{i % N_SERIES}")
-        plot.points(sizes, mean, i, [f"{curve.name}, {n} subjects: {m:.3f}" for n, m in zip(sizes, mean, strict=True)])
+        texts = [f"{curve.name}, {counted(n, 'subject')}: {m:.3f}" for n, m in zip(sizes, mean, strict=True)]
+        plot.points(sizes, mean, i, texts)
         data[curve.name] = {"subjects": sizes, "replicates": values, "mean": mean}
     return Figure(
         f"{TASK_TITLES.get(task, task)}: {FIGURES[figure]}",

@@ -14,7 +14,7 @@ from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
 from sleepfm_fast.reporting.retrieval import recall_keys
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
-from sleepfm_fast.reporting.wording import count, interval, value_of
+from sleepfm_fast.reporting.wording import count, interval, number_of, value_of
 from sleepfm_fast.results import Result
 from sleepfm_fast.tasks import TASKS
 
@@ -52,8 +52,8 @@ def classifier_reading(run: Run, task: str, key: str, chance: Callable[[Result],
     test = result.record.get("test") or {}
     how = "end-to-end network" if result.command == "supervise" else "probe"
     n_subjects = test.get("n_subjects", 0)
-    subjects = f"{count(n_subjects)} test subject{'' if n_subjects == 1 else 's'}"
-    note = f"{how}, {saw}, {subjects}, {count(test.get('n_clips', 0))} clips"
+    subjects = f"{number_of(n_subjects, 'test subject')}"
+    note = f"{how}, {saw}, {subjects}, {number_of(test.get('n_clips', 0), 'clip')}"
     return Reading(run, figure, chance(result), note, result.path / "result.json")
 
 

@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from sleepfm_fast.calibration import correct_for_prior
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.classification import array_file
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
 from sleepfm_fast.reporting.plot import Plot, legend
 from sleepfm_fast.reporting.scale import Scale
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
-from sleepfm_fast.reporting.wording import count, share
+from sleepfm_fast.reporting.wording import number_of, share
 from sleepfm_fast.results import Result
 from sleepfm_fast.stages import EPOCH_S, STAGES
 from sleepfm_fast.tasks import TASKS
@@ -144,8 +145,8 @@ def predicted_plots(night: Night, x: Scale, who: str) -> list[str | Plot]:
     wrong = night.predicted != night.label
     plot = Plot(
         x, LEVELS, f"Predicted stages of {night.name}",
-        f"Step plot of the predicted stages. {share(int((~wrong).sum()), len(wrong))} of {len(wrong)} clips agree with "
-        "the scorer; disagreements are marked below.",
+        f"Step plot of the predicted stages. {share(int((~wrong).sum()), len(wrong))} of {counted(len(wrong), 'clip')} "
+        "agree with the scorer; disagreements are marked below.",
         y_label=f"predicted{who}: {share(int((~wrong).sum()), len(wrong))} agree", height_px=105,
     )  # fmt: skip
     staircase(plot, night, night.predicted, "s0 solid")
@@ -174,8 +175,8 @@ def breathing_plot(night: Night, x: Scale, who: str) -> Plot:
     truth = night.label == event
     plot = Plot(
         x, Scale(-0.32, 1.0, ticks=((0.0, "0"), (0.5, ".5"), (1.0, "1"))), f"Respiratory events of {night.name}",
-        f"{int(truth.sum())} of {len(truth)} clips hold a scored respiratory event (blocks below the axis); the line "
-        "is the predicted probability of one.",
+        f"{int(truth.sum())} of {counted(len(truth), 'clip')} {agreeing(int(truth.sum()), 'holds', 'hold')} a scored "
+        "respiratory event (blocks below the axis); the line is the predicted probability of one.",
         y_label=f"respiratory event{who}: probability, and scored events (blocks)", height_px=84,
     )  # fmt: skip
     plot.blocks(night.start[truth], night.stop[truth], -0.3, -0.08, "event")
@@ -243,8 +244,8 @@ def night_figure(
     return Figure(
         name,
         parts,
-        f"{count(len(truth.label))} scored clips of 30 s. Marks below the prediction are clips where it differs from "
-        f"the scorer. In the probability band, from the bottom up: N3, N2, N1, R, W.{corrected}",
+        f"{number_of(len(truth.label), 'scored clip')} of 30 s. Marks below the prediction are clips where it differs "
+        f"from the scorer. In the probability band, from the bottom up: N3, N2, N1, R, W.{corrected}",
         sources,
         data,
         wide=True,

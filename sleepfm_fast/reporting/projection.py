@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.markup import element
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
@@ -152,7 +153,9 @@ def run_figures(run: Run, embeddings: Embeddings, n: int, method: Method, seed: 
     """Draw the three scatter plots of one run."""
     clips, words = sample_clips(embeddings, n, seed)
     if len(clips) < 3:
-        return [Missing(f"{embeddings.path} has {len(clips)} clips with every modality: too few for a plane.")]
+        return [
+            Missing(f"{embeddings.path} has {counted(len(clips), 'clip')} with every modality: too few for a plane.")
+        ]
     m = len(embeddings.modalities)
     y, how = project(vectors_of(embeddings, clips), method, seed)
     stage, subject = np.asarray(embeddings.stage)[clips], np.asarray(embeddings.subject)[clips]

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from sleepfm_fast.command import to_json
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.training_curves import column, compared, of_kind
-from sleepfm_fast.reporting.wording import count, value_of
+from sleepfm_fast.reporting.wording import count, number_of, value_of
 from sleepfm_fast.results import Result
 from sleepfm_fast.scoring_texts import stated
 from sleepfm_fast.store_inputs import INPUTS
@@ -40,14 +41,20 @@ def throughput_section(runs: Sequence[Run]) -> Section:
         speed = speed[np.isfinite(speed)]
         if speed.size:
             ranks = run.config.get("ranks", 1)
-            rows.append([f"{run.name}: training", f"{count(float(np.median(speed)))} clips/s", f"{ranks} process(es)"])
+            rows.append(
+                [
+                    f"{run.name}: training",
+                    f"{count(float(np.median(speed)))} clips/s",
+                    counted(ranks, "process", "processes"),
+                ]
+            )
             data.append({"run": run.name, "what": "training", "clips_per_s": float(np.median(speed)), "ranks": ranks})
         for result in run.results:
             seconds = value_of(result.record.get("seconds"))
             if seconds is not None:
                 test = result.record.get("test")
                 n = test.get("n_clips") if isinstance(test, dict) else result.record.get("n_clips")
-                size = f"{count(n)} clips" if isinstance(n, int) else ""
+                size = number_of(n, "clip") if isinstance(n, int) else ""
                 rows.append([f"{run.name}: {result.command} {result.path.name}", f"{seconds:.1f} s", size])
                 data.append({"run": run.name, "what": result.path.name, "seconds": seconds, "clips": n})
     if not rows:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Missing
 from sleepfm_fast.reporting.signals import strip_markup, strips_of
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
-from sleepfm_fast.reporting.wording import clock, count
+from sleepfm_fast.reporting.wording import clock, count, number_of
 from sleepfm_fast.results import Result
 from sleepfm_fast.stages import STAGES
 
@@ -54,10 +55,13 @@ def example_figure(run: Run, result: Result, store: ClipStore, example: dict[str
         panels.append(panel(store, other, candidates, f"Found {i + 1}{close}: {own}"))
     recordings = dict.fromkeys(int(store.recording[c]) for c in (clip, *found[:FOUND]))
     files = [store.path / "recordings" / f"{store.recordings[r].id}.bin" for r in recordings]
+    nearer = (
+        "Found at once." if rank == 1 else f"{number_of(rank - 1, 'clip was', 'clips were')} nearer than the true one."
+    )
     return Figure(
         f"{query} → {candidates}: rank {count(rank)}",
         element("div", *panels, class_="panels"),
-        f"{EXPLANATION} {'Found at once.' if rank == 1 else f'{count(rank - 1)} clips were nearer than the true one.'}",
+        f"{EXPLANATION} {nearer}",
         [result.path / "result.json", *files],
         example,
         wide=True,
@@ -94,8 +98,8 @@ def example_figures(run: Run, result: Result, most: int) -> list[Figure | Missin
     if embeddings is not None and embeddings.n_clips != len(store):
         return [
             Missing(
-                f"The examples' signals cannot be drawn: {store.path} has {len(store)} clips, its embeddings have "
-                f"{embeddings.n_clips}. The store has changed since; embed again:",
+                f"The examples' signals cannot be drawn: {store.path} has {counted(len(store), 'clip')}, its "
+                f"embeddings have {embeddings.n_clips}. The store has changed since; embed again:",
                 suggestions.embed(run, "--overwrite"),
             )
         ]

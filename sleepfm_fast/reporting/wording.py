@@ -6,7 +6,9 @@ import math
 import numbers
 from typing import Any
 
-__all__ = ["clock", "count", "hours", "interval", "share", "value_of", "with_interval"]
+from sleepfm_fast.plurals import agreeing
+
+__all__ = ["clock", "count", "hours", "interval", "number_of", "share", "value_of", "with_interval"]
 
 NARROW = "\u202f"  # narrow space that does not break
 
@@ -16,6 +18,11 @@ def count(n: Any) -> str:
     if value_of(n) is None:
         return "-"
     return f"{round(n):,}".replace(",", NARROW)
+
+
+def number_of(n: Any, one: str, many: str | None = None) -> str:
+    """Such a number with the form of a noun that goes with it."""
+    return f"{count(n)} {agreeing(value_of(n) or 0, one, many)}"
 
 
 def hours(value: float) -> str:

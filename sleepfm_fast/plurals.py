@@ -1,0 +1,25 @@
+"""Nouns and verbs that agree with a number."""
+
+from __future__ import annotations
+
+__all__ = ["agreeing", "counted"]
+
+
+def agreeing(n: float, one: str, many: str | None = None) -> str:
+    """The form that goes with ``n``: ``one`` for 1, else ``many``, which is ``one`` with an s where it is left out."""
+    if n == 1:
+        return one
+    return f"{one}s" if many is None else many
+
+
+def counted(n: float, one: str, many: str | None = None, spec: str = "") -> str:
+    """The number, written as ``spec`` says, and the form that goes with it.
+
+    Examples
+    --------
+    >>> counted(1, "night"), counted(1200, "night", spec=",")
+    ('1 night', '1,200 nights')
+    >>> counted(1, "class", "classes"), counted(1, "row has", "rows have"), counted(0, "clip")
+    ('1 class', '1 row has', '0 clips')
+    """
+    return f"{n:{spec}} {agreeing(n, one, many)}"

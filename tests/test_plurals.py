@@ -1,0 +1,80 @@
+"""Nouns that agree with their number: the helper, and what the commands say of one night."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from known_nights import ECG, EEG, FLOW, staged_night
+
+from sleepfm_fast import plurals, preprocess
+from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.reporting.wording import NARROW, number_of
+
+SOURCES = Path(plurals.__file__).parent
+
+
+def test_a_noun_and_a_verb_agree_with_their_number():
+    assert [counted(n, "night") for n in (0, 1, 2)] == ["0 nights", "1 night", "2 nights"]
+    assert [counted(n, "row has", "rows have") for n in (0, 1, 2)] == ["0 rows have", "1 row has", "2 rows have"]
+    assert counted(1.0, "minute", spec="g") == "1 minute"
+    assert counted(1200, "clip", spec=",") == "1,200 clips"
+    assert [agreeing(n, "is", "are") for n in (1, 3)] == ["is", "are"]
+    assert number_of(1, "clip") == "1 clip"
+    assert number_of(12345, "clip") == f"12{NARROW}345 clips"
+    assert number_of(None, "clip") == "- clips"
+
+
+@pytest.fixture
+def one_night(tmp_path):
+    folder = tmp_path / "edf"
+    folder.mkdir()
+    staged_night(folder / "p00.edf", ["W"], seed=0, leads=[EEG, ECG, FLOW])
+    return folder
+
+
+@pytest.mark.parametrize("inspect", [False, True])
+def test_one_night_of_one_clip_is_told_in_the_singular(one_night, tmp_path, capsys, inspect):
+    where = ["--inspect", str(one_night)] if inspect else [str(one_night), str(tmp_path / "store")]
+    assert preprocess.cli([*where, "--workers", "1"]) == 0
+    said = "".join(capsys.readouterr())
+    assert (
+        "1 file, 1 can be ingested" if inspect else "1 night of 1 subject, 1 clip, 0.01 hours (1 night added"
+    ) in said
+    assert (
+        re.findall(r"\b1 (?:[a-z-]+ )?(?:night|clip|file|subject|recording|channel|epoch|annotation|event)s\b", said)
+        == []
+    )
+
+
+COUNTS = re.compile(r"^(?:len\([\w.]+\)|n_\w+|\w*totals\[.*\])$")
+NOUNS = re.compile(
+    r"^ (?:[a-z-]+ )?(?:nights|clips|files|subjects|recordings|steps|epochs|figures|runs|rows|annotations)\b"
+)
+# Said of several only, or of none.
+SEVERAL = {
+    "cohort_findings.py": {"len(subjects)", "len(paths)"},
+    "embedding_writer.py": {"n_clips"},
+    "ingest.py": {"len(given)"},
+    "inspection.py": {"len(files)"},
+    "inspection_text.py": {"len(finding.paths)"},
+    "interval_notice.py": {"n_subjects"},
+    "participants.py": {"len(rows)"},
+    "report.py": {"len(runs)"},
+    "hypnogram.py": {"len(first)"},
+    "scoring_files.py": {"len(files)"},
+}
+
+
+def test_no_sentence_writes_a_count_before_a_fixed_plural():
+    found = []
+    for path in sorted(SOURCES.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.JoinedStr):
+                continue
+            for value, after in zip(node.values, node.values[1:], strict=False):
+                if isinstance(value, ast.FormattedValue) and isinstance(after, ast.Constant):
+                    count = ast.unparse(value.value)
+                    if COUNTS.match(count) and NOUNS.match(after.value) and count not in SEVERAL.get(path.name, ()):
+                        found.append(f"{path.name}:{node.lineno}: {{{count}}}{after.value[:30]}")
+    assert found == []
