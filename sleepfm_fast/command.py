@@ -94,6 +94,7 @@ def run(
     *,
     interrupted: str = "nothing was kept; the same command starts anew",
     rank: int = 0,
+    following: Callable[[Config, dict[str, Any]], str | None] | None = None,
 ) -> int:
     """Parse ``argv`` into ``config_type``, run ``main`` and print its result as the last line of standard output.
 
@@ -111,6 +112,8 @@ def run(
         What to tell the user after Ctrl-C: what was kept, and how to go on.
     rank : int
         Number of this process among several that run the command together; those above 0 say only what went wrong.
+    following : callable, optional
+        From :mod:`sleepfm_fast.following`: of the configuration and the result, the command to go on with.
 
     Returns
     -------
@@ -165,6 +168,10 @@ def run(
     except Exception as error:
         say(f"{who}error: {describe_shortage(error) or describe_bug(error, name)}")
         return 1
+    if rank == 0 and following is not None:
+        with suppress(Exception):  # a hint fails no work that is done
+            if (line := following(config, result)) is not None:
+                say(f"next: {line}")
     status = int(result.pop("exit_status", 0))
     if rank == 0 and not show(result):
         return status or 1

@@ -16,6 +16,7 @@ import tyro
 
 from sleepfm_fast.command import plain, run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.following import after_result
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.path_kinds import Kind
@@ -170,7 +171,7 @@ def _compared(config: Config) -> dict[str, Any]:
 
 def cli(argv: list[str] | None = None) -> int:
     """Run the command with ``argv`` or the process's own arguments."""
-    return run(Config, main, argv)
+    return run(Config, main, argv, following=after_result)
 
 
 if __name__ == "__main__":

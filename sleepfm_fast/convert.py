@@ -21,6 +21,7 @@ from sleepfm_fast.clip_layout import VERSION, read_store_file
 from sleepfm_fast.clip_writer import commit, read_record, write_store_file
 from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.following import after_store
 from sleepfm_fast.foreign import ForeignNight, signals_of, write_foreign
 from sleepfm_fast.ingest import claimed_run, prepare_folder
 from sleepfm_fast.misplaced import Place, reads, writes
@@ -316,6 +317,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
         main,
         argv,
         interrupted="what was finished is kept, the same command goes on from there",
+        following=after_store,
     )
 
 

@@ -14,6 +14,7 @@ import tyro
 from sleepfm_fast import __version__, command
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.following import after_embeddings
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.path_kinds import Kind
 
@@ -165,7 +166,7 @@ def main(config: Config) -> dict[str, Any]:
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     kept = "finished clips are kept beside EMBEDDINGS; the same command goes on from there"
-    return command.run(Config, main, argv, interrupted=kept)
+    return command.run(Config, main, argv, interrupted=kept, following=after_embeddings)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import tyro
 
 from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.following import after_result
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.path_kinds import Kind
@@ -256,7 +257,7 @@ def _drawn(config: Config) -> dict[str, Any]:
 def cli(argv: list[str] | None = None) -> int:
     """Run the command with ``argv`` or the process's own arguments."""
     kept = "finished points are kept beside RESULT; the same command goes on"
-    return run(Config, main, argv, interrupted=kept)
+    return run(Config, main, argv, interrupted=kept, following=after_result)
 
 
 if __name__ == "__main__":

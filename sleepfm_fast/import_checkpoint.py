@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 
 from sleepfm_fast import command
 from sleepfm_fast.command import say
+from sleepfm_fast.following import after_checkpoint
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.path_kinds import Kind
 
@@ -49,8 +49,6 @@ def main(config: Config) -> dict[str, Any]:
     checkpoint = read_seed_checkpoint(config.checkpoint)
     write_run(checkpoint, RunDirectory(config.run))
     say(f"notice: {UNITS}")
-    run = shlex.quote(str(config.run))
-    say(f"next: python -m sleepfm_fast.embed {run} STORE {run}/embeddings")
     return {
         "run": str(config.run),
         "montage": checkpoint.montage,
@@ -62,7 +60,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return command.run(Config, main, argv)
+    return command.run(Config, main, argv, following=after_checkpoint)
 
 
 if __name__ == "__main__":

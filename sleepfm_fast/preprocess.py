@@ -14,6 +14,7 @@ from sleepfm_fast.cohort import find_recordings
 from sleepfm_fast.command import run, say
 from sleepfm_fast.corrections import read_corrections
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.following import after_preprocess
 from sleepfm_fast.ingest import Cohort, Request, ingest
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, only_without, refuse_without_effect
@@ -147,7 +148,13 @@ def wrong_usage(config: Config) -> str | None:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return run(Config, main, argv, interrupted="what was finished is kept, the same command goes on from there")
+    return run(
+        Config,
+        main,
+        argv,
+        interrupted="what was finished is kept, the same command goes on from there",
+        following=after_preprocess,
+    )
 
 
 if __name__ == "__main__":

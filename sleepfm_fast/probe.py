@@ -19,6 +19,7 @@ import tyro
 
 from sleepfm_fast.command import run, say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.following import after_probe
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import Effect, only_with, only_without, refuse_without_effect
 from sleepfm_fast.path_kinds import Kind
@@ -231,7 +232,7 @@ def _probed(config: Config) -> dict[str, Any]:
 
 def cli(argv: list[str] | None = None) -> int:
     """Run the command with ``argv`` or the process's own arguments."""
-    return run(Config, main, argv)
+    return run(Config, main, argv, following=after_probe)
 
 
 if __name__ == "__main__":

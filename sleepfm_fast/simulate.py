@@ -27,6 +27,7 @@ from sleepfm_fast.atomic import TEMPORARY_SUFFIX, remove_leftovers, replace_file
 from sleepfm_fast.claims import claim_to_write
 from sleepfm_fast.edf import read_recording
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.following import after_nights
 from sleepfm_fast.misplaced import Place, writes
 from sleepfm_fast.parallel import dispatched
 from sleepfm_fast.path_kinds import Kind
@@ -296,7 +297,13 @@ def _annotations(body: Physiology) -> list[tuple[float, float, str]]:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return command.run(Config, main, argv, interrupted="what was finished is kept, the same command goes on from there")
+    return command.run(
+        Config,
+        main,
+        argv,
+        interrupted="what was finished is kept, the same command goes on from there",
+        following=after_nights,
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import tyro
 
 from sleepfm_fast import command
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.following import after_supervised
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import TRAINING_EFFECTS, Effect, refuse_without_effect
 from sleepfm_fast.option_ranges import refuse_dropout, refuse_negative, refuse_not_finite, refuse_not_positive
@@ -192,7 +193,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     kept = "what was finished is kept; with --resume the same command goes on from the last checkpoint"
     rank = int(os.environ.get("RANK", "0"))
-    return command.run(Config, main, argv, interrupted=kept, rank=rank)
+    return command.run(Config, main, argv, interrupted=kept, rank=rank, following=after_supervised)
 
 
 if __name__ == "__main__":

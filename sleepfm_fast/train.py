@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import tyro
 from sleepfm_fast import command
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.following import after_training
 from sleepfm_fast.misplaced import Place, reads, writes
 from sleepfm_fast.option_effects import TRAINING_EFFECTS, Effect
 from sleepfm_fast.path_kinds import Kind
@@ -217,9 +217,6 @@ def main(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     result = train(config)
     result["elapsed_s"] = round(time.monotonic() - started, 1)
-    if os.environ.get("RANK", "0") == "0":
-        folders = (config.run, config.store, config.run / "embeddings")
-        say(f"next: python -m sleepfm_fast.embed {shlex.join(map(str, folders))}")
     return result
 
 
@@ -227,7 +224,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     kept = "what was finished is kept; the same command with --resume goes on from there (the demo without it)"
     rank = int(os.environ.get("RANK", "0"))
-    return command.run(Config, main, argv, interrupted=kept, rank=rank)
+    return command.run(Config, main, argv, interrupted=kept, rank=rank, following=after_training)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from sleepfm_fast.command import to_json
+from sleepfm_fast.following import typed
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
@@ -130,15 +130,15 @@ def commands_of(run: Run) -> list[str]:
         options = options_text(run.options, defaults_of(module), {*POSITIONALS, "resume", "device", "threads"})
         if supervised and "--task" not in options:
             options = f"--task {run.options['task']} {options}".rstrip()
-        commands.append(suggestions.typed(module, run.store_named, run.path, options=options))
+        commands.append(typed(module, run.store_named, run.path, options=options))
     if run.embeddings is not None and run.options and not supervised:
         about = run.embeddings.description
         options = options_text({"precision": about.presets.get("precision")}, defaults_of("embed"), ())
-        commands.append(suggestions.typed("embed", run.path, about.store, run.embeddings.path, options=options))
+        commands.append(typed("embed", run.path, about.store, run.embeddings.path, options=options))
     elif run.embeddings is not None and "features" in run.embeddings.description.presets:
         about = run.embeddings.description
         options = options_text(about.presets["features"], defaults_of("features"), {"workers", "backend", "overwrite"})
-        commands.append(suggestions.typed("features", about.store, run.embeddings.path, options=options))
+        commands.append(typed("features", about.store, run.embeddings.path, options=options))
     # Differences are of results that must be there first.
     for result in sorted(run.results, key=lambda r: r.command == "compare"):
         try:
@@ -170,7 +170,7 @@ def store_commands(run: Run) -> list[str]:
                 own += [flag] if value is True else [flag, str(value)]
         command, origin = ("preprocess", []) if imported is None else ("convert", ["--from", str(imported)])
         options = shlex.join([*origin, *own])
-        commands.append(suggestions.typed(command, *given["paths"], run.store_named, options=options))
+        commands.append(typed(command, *given["paths"], run.store_named, options=options))
     return commands
 
 
@@ -198,7 +198,7 @@ def evaluation_command(run: Run, result: Result) -> list[str]:
     if result.command == "few_shot":
         sizes = dict.fromkeys(e["subjects"] for e in record.get("curve") or () if "subjects" in e)
         options += f" --subjects {' '.join(str(n) for n in sizes)}" if sizes else ""
-    return [suggestions.typed(result.command, *paths, result.path, options=options)]
+    return [typed(result.command, *paths, result.path, options=options)]
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sleepfm_fast.following import typed
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.markup import element, escape
@@ -83,7 +84,7 @@ def example_figures(run: Run, result: Result, most: int) -> list[Figure | Missin
         return [
             Missing(
                 f"{result.path} names no examples. Write the result again to have some:",
-                suggestions.typed("retrieve", run.embeddings_named, result.path, options="--overwrite"),
+                typed("retrieve", run.embeddings_named, result.path, options="--overwrite"),
             )
         ]
     store = run.store

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-
+from sleepfm_fast.following import typed
 from sleepfm_fast.reporting.sources import Run
 from sleepfm_fast.results import Result
 
-__all__ = ["compare", "embed", "few_shot", "preprocess", "probe", "retrieve", "train", "typed"]
-
-
-def typed(command: str, *paths: object, options: str = "") -> str:
-    """A command with its positionals, quoted where a shell needs it."""
-    words = " ".join(shlex.quote(str(path)) for path in paths)
-    return f"python -m sleepfm_fast.{command} {words} {options}".rstrip()
+__all__ = ["compare", "embed", "few_shot", "preprocess", "probe", "retrieve", "train"]
 
 
 def preprocess(run: Run) -> str:
