@@ -74,6 +74,26 @@ def test_names_stay_text(drawn):
     assert all("<b>&\"'\ufffd" in title for title in titles)
 
 
+def test_a_figure_alone_says_what_it_is(drawn):
+    folder, figures, _, numbers = drawn
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for (section, group, title), figure in figures_of(numbers).items():
+        if "svg" not in figure:
+            continue
+        root = ET.parse(figures / figure["svg"]).getroot()
+        head, *others = [e for e in root.iter(f"{SVG}text") if e.get("font-size") in ("12", "14")]
+        bold = [e.text for e in (head, *others) if e.get("font-size") == "14"]
+        assert " ".join(bold).split() == f"{section}: {title}".split() or len("".join(bold)) > 40
+        assert head.text == bold[0]
+        y = [float(e.get("y")) for e in (head, *others)]
+        assert y[0] == min(y) == 8 + 14
+        assert root[0].text == ": ".join(filter(None, (section, group, title))).replace("\u202e", "\ufffd")
+        assert 'font-size="14"' not in page
+    staged = figures / "task-stage-probe-all-modalities-roc-curves.svg"
+    texts = [e.text for e in ET.parse(staged).getroot().iter(f"{SVG}text")]
+    assert texts[:2] == ["Sleep staging: ROC curves", "Probe, all modalities"]
+
+
 def test_the_same_run_gives_the_same_bytes_and_old_figures_go(drawn, tmp_path):
     folder, figures, _, _ = drawn
     again = tmp_path / "again"
@@ -118,7 +138,7 @@ def test_points_stand_where_the_axes_say():
     p.line(x, y, "s1")
     p.points(x, y, 2, labels=["a", "b<", "c", "d"])
     svg = figure_svg(Figure("t", p, "caption", []))
-    left, width, top = 8 + 46, 360 - 16 - 46 - 14, 8 + 19 + 4
+    left, width, top = 8 + 46, 360 - 16 - 46 - 14, 8 + 18 + 6 + 19 + 4  # the title, and the name of the y axis
     wanted = [(left + width * a / 10, top + 100 * (1 - b) / 2) for a, b in zip(x, y, strict=True)]
     (line,) = [e for e in elements(svg, "path") if e.get("stroke") == colour("--c1")]
     assert (line.get("stroke-dasharray"), line.get("fill")) == ("7 3", "none")
@@ -157,6 +177,12 @@ def test_long_keys_and_unknown_letters_are_broken_or_kept():
     assert set(names) <= set(texts)
     assert len({texts[n][1] for n in names}) > 2
     assert "<title>group: t</title>" in svg
+    long = figure_svg(Figure(f"what {'w' * 100} is", p, "", []), f"of {'run ' * 40}")
+    lines = [
+        e.text for e in elements(long, "text") if e.get("font-size") == "14" or e.text.startswith(("of run", "run"))
+    ]
+    assert "".join("".join(lines).split()) == f"what{'w' * 100}isof{'run' * 40}"
+    assert max(map(len, lines)) < 60
     assert slug("brain → ECG: rank 3 (\u7761) Ä") == "brain-to-ecg-rank-3-a"
     assert slug("\u7761\u7720") == ""
 

@@ -25,6 +25,7 @@ STRIP_PX = 44.0
 FONTS = "Arial, Helvetica, 'Liberation Sans', sans-serif"
 MARK = "<!-- A figure of sleepfm_fast.report. -->"
 CHARACTER_PX = 6.6  # an average character of 12 px: what legends and headings are broken by
+TITLE_PX, TITLE_CHARACTER_PX = 14.0, 8.2  # bold
 HEAT = "rgb(0,114,178)"
 
 
@@ -54,6 +55,16 @@ class Column:
         elif node.tag != "table" and "range" not in classes:
             for child in node:
                 self.block(child)
+
+    def title(self, text: str, group: str) -> None:
+        """Write what the figure is, and below it of what, over as many lines as it takes."""
+        for line in broken(text, self.width, TITLE_CHARACTER_PX):
+            self.canvas.text(self.x, self.y + TITLE_PX, line, size=TITLE_PX, ink="--ink", bold=True)
+            self.y += 18
+        for line in broken(group, self.width) if group else ():
+            self.canvas.text(self.x, self.y + 12, line)
+            self.y += 16
+        self.y += 6
 
     def plot(self, node: ET.Element) -> None:
         """Draw a plot with the name of its y axis above and the ticks around it."""
@@ -170,24 +181,27 @@ class Column:
         self.n_drawn += 1
 
 
-def broken(text: str, width: float) -> list[str]:
-    """Lines of at most a width, broken between words."""
+def broken(text: str, width: float, character_px: float = CHARACTER_PX) -> list[str]:
+    """Lines of at most a width, broken between words, and within one that is longer than a line."""
+    most = max(int(width / character_px), 1)
     lines = [""]
     for word in text.split():
-        if lines[-1] and CHARACTER_PX * (len(lines[-1]) + 1 + len(word)) > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
+        for piece in (word[i : i + most] for i in range(0, len(word), most)):
+            if lines[-1] and len(lines[-1]) + 1 + len(piece) > most:
+                lines.append("")
+            lines[-1] = f"{lines[-1]} {piece}".strip()
     return lines
 
 
-def figure_svg(figure: Figure, group: str = "") -> str | None:
+def figure_svg(figure: Figure, group: str = "", section: str = "") -> str | None:
     """A figure as an SVG document; None where it is a table or words.
 
     Parameters
     ----------
     figure : Figure
-    group : str
-        Title of its group, for the document's title.
+    group, section : str
+        Titles of what it stands in. They are headings on the page; here they and the figure's title are drawn above
+        it, and are the document's title.
     """
     parts = [figure.body] if isinstance(figure.body, str | Plot) else list(figure.body)
     markup = [part.render(f"p{i}") if isinstance(part, Plot) else part for i, part in enumerate(parts)]
@@ -196,15 +210,15 @@ def figure_svg(figure: Figure, group: str = "") -> str | None:
     narrow = next(page.iter("table"), None) is not None or not figure.wide
     width = NARROW_PX if narrow else WIDE_PX
     column = Column(canvas, MARGIN_PX, MARGIN_PX, width - 2 * MARGIN_PX)
+    column.title(": ".join(filter(None, (section, figure.title))), group)
     column.block(page)
     if not column.n_drawn:
         return None
     height = column.y + MARGIN_PX - 4
     size = {"width": width, "height": height, "viewBox": f"0 0 {number(width)} {number(height)}"}
-    title = f"{group}: {figure.title}" if group else figure.title
     root = element(
         "svg",
-        element("title", escape(title)),
+        element("title", escape(": ".join(filter(None, (section, group, figure.title))))),
         element("desc", escape(figure.caption)),
         element("rect", width=width, height=height, fill="#ffffff"),
         *canvas.parts,
@@ -263,7 +277,9 @@ def write_figures(sections: Iterable[Section], folder: Path) -> Sequence[Path]:
     for section in sections:
         for group in section.groups:
             for figure in group.items:
-                if not isinstance(figure, Figure) or (text := figure_svg(figure, group.title)) is None:
+                if not isinstance(figure, Figure):
+                    continue
+                if (text := figure_svg(figure, group.title, section.title)) is None:
                     continue
                 name = "-".join(filter(None, (section.identity, slug(group.title), slug(figure.title))))
                 path, n = folder / f"{name}.svg", 1
