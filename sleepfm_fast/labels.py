@@ -295,8 +295,8 @@ def stage_codes(onsets_s: Floats, spans: Sequence[StageSpan], issues: list[str])
     overlapping = int(np.count_nonzero(covered.sum(axis=0) > any_stage_s + SAME_TIME_S))
     if overlapping:
         issues.append(
-            f"different stages overlap in {overlapping} epochs; each got the one that covers most of it, of equals the "
-            "one that starts later"
+            f"different stages overlap in {counted(overlapping, 'epoch')}; each got the one that covers most of it, of "
+            "equals the one that starts later"
             + (f", and {int(undecided.sum())} that stayed undecided got none." if undecided.any() else ".")
         )
     partly = int(np.count_nonzero(~enough & (any_stage_s > SAME_TIME_S)))

@@ -68,7 +68,7 @@ def test_no_stages_and_no_scoring():
 def test_overlap_goes_to_the_stage_that_covers_most():
     grid = clip_labels(scored((0, 30, "W"), (25, 30, "S4"), (30, 30, "S3"), (60, 30, "R")), 90)
     assert grid.stage.tolist() == [0, 3, 4]
-    assert any("overlap in 1 epochs" in issue for issue in grid.issues)
+    assert any("overlap in 1 epoch;" in issue for issue in grid.issues)
 
 
 def test_equal_coverage_goes_to_the_later_start():

@@ -383,7 +383,7 @@ def test_stages_and_events_in_files_of_their_own_are_joined(tmp_path: Path, caps
     assert np.asarray(store.sdb).tolist() == [0, 1, 0, 0, 0, 0, 0, 1]
     record = json.loads((tmp_path / "store" / "recordings" / "a.json").read_text())
     assert [Path(facts["path"]).name for facts in record["scoring"]["also"]] == ["a-events.csv"]
-    assert any("1 annotations of a-events.csv were joined" in issue for issue in record["issues"])
+    assert any("1 annotation of a-events.csv was joined" in issue for issue in record["issues"])
     status, result = preprocess(capsys, nights, tmp_path / "store")
     assert (status, result["kept"]) == (0, 2)
     (nights / "b-events.csv").write_text("start,end,event\n5,25,Hypopnea\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nights import Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
+from process_trees import marked, stop
 
 import sleepfm_fast.clip_writer
 import sleepfm_fast.columns
@@ -211,16 +212,18 @@ def test_kill_9_loses_and_repeats_nothing(tmp_path: Path) -> None:
     n_nights = 80
     for i in range(n_nights):
         write_night(folder / f"n{i:02d}.edf", seed=i)
+    environment = marked(os.environ)
     process = subprocess.Popen(
         [sys.executable, "-m", "sleepfm_fast.preprocess", str(folder), str(store), "--workers", "2"],
-        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
     )  # fmt: skip
     while len(list((store / "recordings").glob("*.json"))) < 2:
         assert process.poll() is None
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(2)  # workers whose parent is gone finish what they hold
+    time.sleep(2)  # workers whose parent is gone finish what they hold, and would wait minutes for more
+    stop(environment)
     with pytest.raises(ClipStoreError, match="is unfinished"):
         ClipStore(store)
     survivors = {name: s for name, s in state(store).items() if name.endswith(".json")}
