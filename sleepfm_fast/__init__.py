@@ -3,8 +3,8 @@
 Importing the package does no work and does not import torch; the modules are in the order the data flows:
 ``channels edf wfdb recordings annotations epochs clips`` (recordings to clips), ``reference ops filters encoder feed
 rundir`` (clips to a model) and the commands ``simulate preprocess train embed transfer probe predict few_shot compare
-retrieve report``, with the baselines ``supervise`` (``classify``) and ``features``; ``reproduce`` calls them all for the
-paper's tables.
+retrieve report``, with the baselines ``supervise`` (``classify``) and ``features``; ``reproduce`` calls them all for
+the paper's tables.
 """
 
 from __future__ import annotations
