@@ -9,6 +9,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_documents import PAGES, blocks
 
@@ -86,6 +87,33 @@ def test_curves_from_the_numbers_of_a_report(here, monkeypatch):
         assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
     assert "'value'" in said
     assert "'n_resamples'" in said
+
+
+@pytest.mark.filterwarnings("ignore")  # MNE's own
+def test_other_formats_by_way_of_mne(tmp_path, monkeypatch, capsys):
+    mne = pytest.importorskip("mne")
+    from sleepfm_fast import preprocess
+    from sleepfm_fast.clips import ClipStore
+
+    monkeypatch.chdir(tmp_path)
+    Path("NIGHTS").mkdir()
+    rng = np.random.default_rng(0)
+    volts = np.array([40e-6, 400e-6])[:, None] * rng.standard_normal((2, 6000))
+    raw = mne.io.RawArray(volts, mne.create_info(["C3-M2", "ECG"], 100.0, ["eeg", "ecg"]), verbose="error")
+    raw.set_annotations(mne.Annotations([0, 30], [30, 30], ["Sleep stage W", "Sleep stage N2"]))
+    raw.save("NIGHTS/night_raw.fif", verbose="error")
+    text = snippet("cohorts.md", "mne")
+    assert "*.vhdr" in text
+    said_by(text.replace("*.vhdr", "*.fif"))
+    assert preprocess.cli(["NIGHTS", "STORE", "--backend", "threading"]) == 0
+    store = ClipStore(Path("STORE"))
+    assert store.stage.tolist() == [0, 2]
+    kept = [channel for channel in store.record(0)["channels"] if channel["present"]]
+    assert [channel["labels"][0] for channel in kept] == ["C3-M2", "ECG"]
+    for slot, (channel, given) in enumerate(zip(kept, volts, strict=True)):
+        found = store.run(0, slot, 0) * channel["gain"] + channel["offset"]
+        step = np.ptp(given * 1e6) / 65_535
+        np.testing.assert_allclose(found, given * 1e6, rtol=0, atol=step)
 
 
 def test_the_names_that_the_snippets_in_r_use_are_there(here):
