@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_documents import PAGES, blocks
 
 from sleepfm_fast import embed, predict, probe, report, train
@@ -87,6 +88,36 @@ def test_curves_from_the_numbers_of_a_report(here, monkeypatch):
         assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
     assert "'value'" in said
     assert "'n_resamples'" in said
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.export's own
+def test_the_classes_behind_the_commands(here, cohort_store):
+    """Every block of the page in order, in one program; what it finds is compared with what the commands wrote."""
+    if not Path("STORE").exists():
+        Path("STORE").symlink_to(cohort_store)
+    names: dict[str, object] = {}
+    pages = [text for page, text in SNIPPETS if page == "python.md"]
+    assert len(pages) == 7
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        for text in pages[:5]:
+            exec(text, names)
+        embeddings, asleep, unit = names["embeddings"], names["asleep"], names["unit"]
+        written = np.asarray(embeddings.vectors)[asleep].transpose(1, 0, 2)
+        np.testing.assert_allclose(unit.numpy(), written, atol=1e-5)
+        assert names["mask"].all()
+        before = {name: value.clone() for name, value in names["model"].state_dict().items()}
+        for text in pages[5:]:
+            exec(text, names)
+    assert "respiratory" in out.getvalue()
+    assert np.abs(names["millivolts"]).max() > 0.1
+    model = names["model"]
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    program = torch.export.load("brain.pt2").module()
+    model.eval()
+    for n in (1, len(names["example"])):
+        clips = names["example"][:n]
+        with torch.no_grad():
+            np.testing.assert_allclose(program(clips), model.encoders["brain"](clips), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")  # MNE's own
