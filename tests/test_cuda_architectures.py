@@ -42,8 +42,8 @@ def test_words_become_numbers_that_the_module_knows(tmp_path):
 @pytest.mark.parametrize(
     ("architectures", "sentence"),
     [
-        ("75;80", "has '75'. The kernels are for compute capability 8.0 and newer: numbers such as 80, 90a or 120"),
-        ("native", "none of compute capability 8.0 or newer. Name the architectures, for example 90a or 120."),
+        ("75;80", "has '75'. The kernels are for compute capability 8.0 and newer: numbers such as 80, 90 or 120"),
+        ("native", "none of compute capability 8.0 or newer. Name the architectures, for example 90 or 120."),
     ],
 )
 def test_what_the_kernels_cannot_run_on_is_refused(architectures, sentence, tmp_path):

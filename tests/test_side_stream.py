@@ -152,6 +152,7 @@ def test_copies_to_a_device_go_through_pinned_memory_and_wait_for_nothing():
         (["80", "86", "89", "90a"], (9, 0), True),
         (["80", "86", "89", "90a"], (8, 0), True),
         (["80", "86", "89", "90a"], (10, 0), True),  # from the PTX of 8.9
+        (["80", "86", "89", "90"], (12, 1), True),  # from that of 9.0
         (["80"], (8, 6), True),
         (["86"], (8, 0), False),
         (["90a"], (9, 0), True),
@@ -174,11 +175,11 @@ def test_which_devices_a_build_serves(architectures, capability, serves):
 
 def test_the_default_architectures_serve_every_gpu_from_8_0_on():
     lines = (Path(__file__).resolve().parents[1] / "CMakeLists.txt").read_text()
-    found = re.search(r'set\(SLEEPFM_CUDA_ARCHITECTURES "([^"]+)"', lines)
+    found = re.search(r"set\(SLEEPFM_DEFAULT_ARCHITECTURES ([0-9a-z ]+)\)", lines)
     assert found is not None
     for capability in ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1)):
-        assert architectures_serve(found[1].split(";"), capability), capability
-    assert not architectures_serve(found[1].split(";"), (7, 5))
+        assert architectures_serve(found[1].split(), capability), capability
+    assert not architectures_serve(found[1].split(), (7, 5))
 
 
 def test_a_build_without_code_for_the_device_is_noticed(monkeypatch):
