@@ -1,10 +1,10 @@
 """Contrastive learning on polysomnography, from EDF files to probes and retrieval.
 
 Importing the package does no work and does not import torch; the modules are in the order the data flows:
-``channels edf wfdb annotations epochs clips`` (recordings to clips), ``reference ops filters encoder feed rundir``
-(clips to a model) and the commands ``simulate preprocess train embed transfer probe predict few_shot compare retrieve
-report``, with the baselines ``supervise`` (``classify``) and ``features``; ``reproduce`` calls them all for the
-paper's tables.
+``channels edf wfdb recordings annotations epochs clips`` (recordings to clips), ``reference ops filters encoder feed
+rundir`` (clips to a model) and the commands ``simulate preprocess train embed transfer probe predict few_shot compare
+retrieve report``, with the baselines ``supervise`` (``classify``) and ``features``; ``reproduce`` calls them all for
+the paper's tables.
 """
 
 from __future__ import annotations

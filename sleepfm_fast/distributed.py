@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sleepfm_fast.ops import contrastive_loss as local_contrastive_loss
 from sleepfm_fast.ops.contrastive_loss import (
@@ -26,10 +25,14 @@ from sleepfm_fast.ops.contrastive_loss import (
     validate,
 )
 from sleepfm_fast.ops.registry import DTYPE_CODES
+from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_transforms
 
 __all__ = ["contrastive_loss", "exchange_counts", "gather_rows"]
 
 Gradient = Literal["mean", "sum"]
+
+NAME = "distributed.contrastive_loss"
+TWIN = "sleepfm_fast.reference.contrastive_loss on the embeddings of all ranks"
 
 
 def contrastive_loss(
@@ -84,6 +87,8 @@ def contrastive_loss(
     TypeError, ValueError
         As the op; and where ``counts`` does not fit the group or x. An exception on one rank only leaves the others
         waiting until the process group's timeout.
+    NotImplementedError
+        As the op, on every rank alike: for second derivatives, forward-mode derivatives and torch.func.
 
     Notes
     -----
@@ -99,6 +104,7 @@ def contrastive_loss(
         if counts is not None and list(counts) != [x.shape[1]]:
             raise ValueError(f"counts is {list(counts)}; one process with {x.shape[1]} samples needs [{x.shape[1]}].")
         return local_contrastive_loss(x, log_temperature, mode, mask=mask, directions=directions, precision=precision)
+    refuse_transforms(NAME, x, log_temperature, twin=TWIN)
     if counts is None:
         counts = exchange_counts(x, mask, mode, directions, group)
     counts = tuple(int(n) for n in counts)
@@ -196,7 +202,7 @@ class _Loss(torch.autograd.Function):
         losses = total[1 : 1 + n_losses].to(losses.dtype).view_as(losses)
         correct = total[1 + n_losses :].round().to(correct.dtype).view_as(correct)
         ranks = ranks[..., begin:end].contiguous()
-        ctx.save_for_backward(x_all, log_temperature, mask_all, n_valid, state)
+        ctx.save_for_backward(x, x_all, log_temperature, mask_all, n_valid, state)
         ctx.options = options
         ctx.factor = factor
         ctx.mark_non_differentiable(losses, correct, ranks, n_valid)
@@ -204,14 +210,30 @@ class _Loss(torch.autograd.Function):
         return loss, losses, correct, ranks, n_valid
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if gradient_loss is None:
             return (None,) * 9
-        arguments = (gradient_loss * ctx.factor, *ctx.saved_tensors, *ctx.options)
-        gradient_x, gradient_log_temperature = torch.ops.sleepfm_fast.contrastive_loss_backward(*arguments)
+        x, *saved = ctx.saved_tensors
+        arguments = (gradient_loss * ctx.factor, *saved, *ctx.options)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            gradient_x, gradient_log_temperature = _Gradient.apply(x, *arguments)  # type: ignore[no-untyped-call]
+        else:
+            gradient_x, gradient_log_temperature = torch.ops.sleepfm_fast.contrastive_loss_backward(*arguments)
         *_, begin, end = ctx.options
         return gradient_x[:, begin:end].contiguous(), gradient_log_temperature, *(None,) * 7
+
+
+class _Gradient(torch.autograd.Function):
+    """Stands where a second derivative would be asked for, also of this rank's x, of which x_all is a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        gradient_x, gradient_log_temperature = torch.ops.sleepfm_fast.contrastive_loss_backward(*arguments)
+        return gradient_x, gradient_log_temperature
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise no_second_derivative(NAME, TWIN)
 
 
 def exchange_shares(

@@ -5,6 +5,7 @@ Three processes start; cases of two ranks run in a subgroup of the first two.
 
 from __future__ import annotations
 
+import json
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 from contrastive_cases import embeddings, random_mask
 from safetensors.torch import save_file
+from torch import func
+from torch.autograd import forward_ad
 
 from sleepfm_fast import distributed
 from sleepfm_fast.batch_norm import SynchronisedBatchNorm, synchronise_batch_norm
@@ -194,6 +197,42 @@ def refused(group: dist.ProcessGroup, rank: int) -> list[str]:
     return sentences
 
 
+def undifferentiable(group: dist.ProcessGroup) -> dict[str, str]:
+    """The sentences for what the loss has no derivatives for, and the gradient where one of it could be asked for."""
+    x, tau = torch.randn(M, 2, D, generator=torch.Generator().manual_seed(8)), torch.tensor(1.0)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return distributed.contrastive_loss(x, tau, group=group)[0]
+
+    def second(x: torch.Tensor) -> object:
+        plain, recorded = (
+            torch.autograd.grad(loss(leaf), leaf, create_graph=graph)[0]
+            for leaf, graph in ((x.clone().requires_grad_(), False), (x.requires_grad_(), True))
+        )
+        assert torch.equal(plain, recorded)
+        return torch.autograd.grad(recorded.sum(), x)
+
+    def forward_mode(x: torch.Tensor) -> object:
+        with forward_ad.dual_level():
+            return loss(forward_ad.make_dual(x, x))
+
+    attempts = {
+        "second": second,
+        "hessian": lambda x: torch.autograd.functional.hessian(loss, x),
+        "forward_ad": forward_mode,
+        "grad": func.grad(loss),
+        "vmap": lambda x: func.vmap(loss)(x[None]),
+        "jvp": lambda x: func.jvp(loss, (x,), (x,)),
+    }
+    sentences = {}
+    for name, attempt in attempts.items():
+        try:
+            attempt(x.clone())
+        except NotImplementedError as error:
+            sentences[name] = str(error)
+    return sentences
+
+
 def main(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -210,6 +249,7 @@ def main(folder: Path, rank: int) -> None:
     for design in CONFIGS:
         save_file(encode(design, 1, rank, group), folder / f"{design}-{rank}.safetensors")
     (folder / f"refused-{rank}").write_text("\n".join(refused(dist.group.WORLD, rank)))
+    (folder / f"undifferentiable-{rank}").write_text(json.dumps(undifferentiable(dist.group.WORLD)))
     dist.destroy_process_group()
 
 

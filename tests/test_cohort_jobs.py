@@ -42,12 +42,16 @@ def rows_of(store: Path) -> dict[str, dict[str, str]]:
 def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "sleepfm_fast.preprocess", *map(str, arguments)],
-        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, dict, str]:
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # its workers too
+        pytest.fail(f"not done within 120 s\n{process.communicate()[1][-6000:]}")
     assert out, err
     return process.returncode, json.loads(out.splitlines()[-1]), err
 

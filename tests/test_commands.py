@@ -169,7 +169,7 @@ def test_an_unforeseen_error_is_a_sentence_with_the_file_and_a_traceback_in_a_fi
         raise ZeroDivisionError("division by zero")
 
     write_night(tmp_path / "b.edf")
-    monkeypatch.setattr(sleepfm_fast.cohort_findings, "read_recording", broken)
+    monkeypatch.setattr(sleepfm_fast.cohort_findings, "open_recording", broken)
     assert preprocess.cli(["--inspect", str(tmp_path), "--workers", "1", "--backend", "threading"]) == 1
     captured = capsys.readouterr()
     assert "preprocess failed by a bug in sleepfm_fast while it worked on" in captured.err

@@ -6,7 +6,8 @@ import torch
 from sleepfm_fast.ops import contrastive_cuda
 from sleepfm_fast.ops.contrastive_regime import GEMM_SAMPLES, REGIMES, SMALL_SAMPLES, regime
 
-A100, RTX_3090, RTX_4090, H200, B200 = (8, 0), (8, 6), (8, 9), (9, 0), (10, 0)
+A100, RTX_3090, RTX_4090, H200, B200, RTX_5090 = (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)
+ORIN = (8, 7)  # 164 KB of shared memory, as the A100
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,8 @@ A100, RTX_3090, RTX_4090, H200, B200 = (8, 0), (8, 6), (8, 9), (9, 0), (10, 0)
         ("mma", 32768, 512, 3, torch.float32, "highest", A100),
         ("mma", 32768, 512, 3, torch.float32, "high", RTX_4090),
         ("gemm", 32768, 512, 3, torch.float32, "highest", RTX_4090),
+        ("gemm", 32768, 512, 3, torch.float32, "highest", RTX_5090),
+        ("mma", 32768, 512, 3, torch.float32, "highest", ORIN),
         ("mma", 32768, 256, 3, torch.float32, "highest", RTX_3090),
         # More dimensions than the tensor-core kernels take.
         ("small", 64, 1024, 3, torch.float32, "highest", H200),
@@ -42,7 +45,7 @@ def test_builds_without_kernels():
     assert regime(32, 512, 3, torch.float32, "highest", H200, kernels=False) == "chunked"
 
 
-@pytest.mark.parametrize("capability", [A100, RTX_3090, RTX_4090, H200, B200])
+@pytest.mark.parametrize("capability", [A100, RTX_3090, RTX_4090, H200, B200, RTX_5090, ORIN])
 @pytest.mark.parametrize("precision", ["highest", "high"])
 @pytest.mark.parametrize("n_dim", [1, 64, 512, 513, 1024])
 @pytest.mark.parametrize("mode", ["leave_one_out", "pairwise"])

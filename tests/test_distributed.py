@@ -1,8 +1,7 @@
 """The contrastive loss over several processes against the op in one: loss, statistics, gradients, network under DDP."""
 
+import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +22,9 @@ from contrastive_ranks import (
     problem,
     share,
 )
+from process_trees import run_together
 from safetensors.torch import load_file
+from two_ranks import environment
 
 from sleepfm_fast import distributed, ops, reference
 from sleepfm_fast.objective import backward
@@ -35,25 +36,8 @@ HERE = Path(__file__).resolve().parent
 def computed(tmp_path_factory):
     """Folder with the results of every case and rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "contrastive_ranks.py"), str(folder), str(rank)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    try:
-        outputs = [process.communicate(timeout=400)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.stdout.close()
-    assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(outputs)[-6000:]
+    commands = [[sys.executable, str(HERE / "contrastive_ranks.py"), str(folder), str(rank)] for rank in range(3)]
+    run_together(commands, environment(), timeout_s=400, folder=folder)
     return folder
 
 
@@ -119,6 +103,23 @@ def test_arguments_that_differ_between_ranks_are_refused_on_all(computed):
         for sentence, word in zip(sentences, ("dtype", "dimensions", "mask", "mode", "counts", "counts"), strict=True):
             assert word in sentence
     assert every[0][:4] == every[1][:4] == every[2][:4]
+
+
+def test_derivatives_that_there_are_not_are_refused_with_what_works(computed):
+    twin = "Use sleepfm_fast.reference.contrastive_loss on the embeddings of all ranks, which is made of "
+    kinds = {
+        **dict.fromkeys(("second", "hessian"), "has no second derivative. "),
+        "forward_ad": "has no forward-mode derivative (torch.autograd.forward_ad). ",
+        **dict.fromkeys(
+            ("grad", "vmap", "jvp"),
+            "does not work inside the transforms of torch.func (vmap, grad, vjp, jvp, hessian). ",
+        ),
+    }
+    for rank in range(3):
+        sentences = json.loads((computed / f"undifferentiable-{rank}").read_text())
+        assert sentences.keys() == kinds.keys()
+        for name, kind in kinds.items():
+            assert sentences[name].startswith(f"distributed.contrastive_loss {kind}{twin}"), sentences[name]
 
 
 def test_synchronised_batch_norm_is_that_of_all_samples_together(computed):

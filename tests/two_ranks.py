@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
+from process_trees import run_together
 
 HERE = Path(__file__).resolve().parent
 
@@ -40,15 +40,8 @@ def free_ports(n: int) -> int:
 def launch(script: str, runs: Runs, store: Path, folder: Path, timeout_s: float) -> None:
     """Run tests/``script`` in two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, str(HERE / script), str(store), str(folder), str(free_ports(len(runs)))],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout_s,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    command = [*launcher, str(HERE / script), str(store), str(folder), str(free_ports(len(runs)))]
+    run_together([command], environment(), timeout_s, folder)
 
 
 def run_each(

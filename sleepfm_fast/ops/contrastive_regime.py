@@ -29,7 +29,7 @@ GEMM_CAPABILITY = (9, 0)
 GEMM_DIM = 128
 GEMM_SAMPLES = 3072
 # Where a block has 99 KB of shared memory, split operands of more dimensions leave most of its warps without work.
-SMALL_SHARED_CAPABILITIES = ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1))
+SMALL_SHARED_CAPABILITIES = ((8, 6), (8, 9), (12, 0), (12, 1))
 SMALL_SHARED_SPLIT_DIM = 256
 
 

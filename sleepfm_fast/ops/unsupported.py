@@ -59,8 +59,17 @@ def has_tangent(value: Tensor) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
 
 
-def refuse_transforms(function: str, *tensors: Tensor) -> None:
+def refuse_transforms(function: str, *tensors: Tensor, twin: str | None = None) -> None:
     """Refuse to work inside vmap, grad, jvp and the other transforms of torch.func, and on forward-mode derivatives.
+
+    Parameters
+    ----------
+    function : str
+        Its name.
+    *tensors : Tensor
+        Its differentiable arguments.
+    twin : str, optional
+        What does it; sleepfm_fast.reference's function of the same name if None.
 
     Raises
     ------
@@ -69,22 +78,23 @@ def refuse_transforms(function: str, *tensors: Tensor) -> None:
     """
     if torch.compiler.is_compiling():
         return
+    twin = twin or f"sleepfm_fast.reference.{function}"
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
             f"{function} does not work inside the transforms of torch.func (vmap, grad, vjp, jvp, hessian). Use "
-            f"sleepfm_fast.reference.{function}, which is made of torch's own operations, or take gradients with "
-            "torch.autograd.grad and loop over batches."
+            f"{twin}, which is made of torch's own operations, or take gradients with torch.autograd.grad and loop "
+            "over batches."
         )
     if any(has_tangent(tensor) for tensor in tensors):
         raise NotImplementedError(
-            f"{function} has no forward-mode derivative (torch.autograd.forward_ad). Use "
-            f"sleepfm_fast.reference.{function}, which is made of torch's own operations, or backward."
+            f"{function} has no forward-mode derivative (torch.autograd.forward_ad). Use {twin}, which is "
+            "made of torch's own operations, or backward."
         )
 
 
-def no_second_derivative(function: str) -> NotImplementedError:
-    """What is raised where a gradient itself is to be differentiated."""
+def no_second_derivative(function: str, twin: str | None = None) -> NotImplementedError:
+    """What is raised where a gradient itself is to be differentiated; ``twin`` as in :func:`refuse_transforms`."""
     return NotImplementedError(
-        f"{function} has no second derivative. Use sleepfm_fast.reference.{function}, which is made of differentiable "
-        "torch operations, where one is needed."
+        f"{function} has no second derivative. Use {twin or f'sleepfm_fast.reference.{function}'}, which is made of "
+        "differentiable torch operations, where one is needed."
     )

@@ -1,0 +1,63 @@
+"""What a test starts ends with it, sessions and orphans included, and its output is in the failure."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from process_trees import run_together
+
+# As torchrun does: the launcher waits for ranks that have sessions of their own. One launcher ends before its rank.
+LAUNCHER = """
+import pathlib, subprocess, sys
+mode, folder = sys.argv[1:]
+rank = "import os, sys, time; print('the rank speaks', flush=True); print(os.getpid(), file=open(sys.argv[1], 'w')); "
+rank += "sys.stdout.close(); waiting_for_ever = lambda: time.sleep(300); waiting_for_ever()"
+process = subprocess.Popen([sys.executable, "-c", rank, folder + "/pid"], start_new_session=True)
+while not pathlib.Path(folder, "pid").exists() or not pathlib.Path(folder, "pid").read_text().endswith("\\n"):
+    pass
+if mode == "waits":
+    process.wait()
+sys.exit(3 if mode == "fails" else 0)
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"  # ended, and nobody asked for its exit status
+
+
+@pytest.mark.parametrize(
+    ("mode", "sentence"),
+    [
+        ("waits", r"not done within 5 s \(exit statuses \[None\]\)"),
+        ("fails", r"a process failed \(exit statuses \[3\]"),
+    ],
+)
+def test_no_process_outlives_a_failure_which_shows_its_output(tmp_path, mode, sentence):
+    (tmp_path / "0-1.err").write_text("what a rank wrote elsewhere\n")
+    command = [sys.executable, "-c", LAUNCHER, mode, str(tmp_path)]
+    begin = time.monotonic()
+    with pytest.raises(AssertionError, match=sentence) as failure:
+        run_together([command], os.environ, timeout_s=5, folder=tmp_path)
+    assert time.monotonic() - begin < 30
+    assert not is_running(int((tmp_path / "pid").read_text()))
+    for words in ("the rank speaks", "what a rank wrote elsewhere", "Fatal Python error: Aborted", "<lambda>"):
+        assert words in str(failure.value)
+
+
+def test_a_process_that_fails_ends_the_others_at_once(tmp_path):
+    commands = [[sys.executable, "-c", code] for code in ("import time; time.sleep(300)", "exit('no')")]
+    begin = time.monotonic()
+    with pytest.raises(AssertionError, match=r"a process failed .*\[None, 1\]"):
+        run_together(commands, os.environ, timeout_s=300, folder=tmp_path)
+    assert time.monotonic() - begin < 60
+
+
+def test_what_success_leaves_behind_is_stopped_too(tmp_path):
+    run_together([[sys.executable, "-c", LAUNCHER, "ends", str(tmp_path)]], os.environ, timeout_s=60, folder=tmp_path)
+    assert not is_running(int((tmp_path / "pid").read_text()))
