@@ -22,7 +22,7 @@ from sleepfm_fast.clip_writer import StoredChannel, plan_channels, write_recordi
 from sleepfm_fast.columns import file_digest
 from sleepfm_fast.corrections import Corrections
 from sleepfm_fast.edf import Recording
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, is_own_source
 from sleepfm_fast.labels import ClipGrid, clip_labels
 from sleepfm_fast.participants import Participant
 from sleepfm_fast.recordings import open_recording
@@ -323,9 +323,8 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
         return NightRow(path, name, 0, {}, {}, (), f"{path} could not be ingested ({what}).")
     except Exception as error:
         # The last line of our own code tells where to look; the night's failure must not stop the others.
-        place = next(
-            (f for f in reversed(traceback.extract_tb(error.__traceback__)) if "sleepfm_fast" in f.filename), None
-        )
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next((f for f in reversed(frames) if is_own_source(f.filename)), None)
         where = f" ({Path(place.filename).name}, line {place.lineno})" if place is not None else ""
         return NightRow(
             path, name, 0, {}, {}, (), f"{path} could not be ingested: {type(error).__name__}: {error}{where}."
