@@ -88,8 +88,6 @@ if [ -z "$architectures" ]; then
     capability=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)
   fi
   architectures=${capability/./}
-  # wgmma and setmaxnreg belong to the architecture-specific target.
-  [ "$architectures" = 90 ] && architectures=90a
 fi
 cuda=ON
 if [ ${#rehearse[@]} -gt 0 ]; then

@@ -2,24 +2,27 @@
 # Collect, on a machine with network, the wheels that a machine without it needs for bench/gpu.sh: what the package and
 # its tests need besides torch and the usual scientific packages, what builds it, and the rivals of the benchmarks.
 #
-#   bash bench/gpu_wheels.sh FOLDER [PYTHON_VERSION]      then there: SLEEPFM_WHEELS=FOLDER bash bench/gpu.sh OUT
+#   bash bench/gpu_wheels.sh FOLDER [PYTHON_VERSION [ARCHITECTURE]]
+#   then there: SLEEPFM_WHEELS=FOLDER bash bench/gpu.sh OUT
 #
-# Only pure-Python wheels and those of CPython PYTHON_VERSION (3.12) on x86-64 Linux are taken, and no dependencies: those
-# of the packages listed are listed too, and a second torch or NumPy would hide the machine's own.
+# Only pure-Python wheels and those of CPython PYTHON_VERSION (3.12) on Linux are taken, of ARCHITECTURE x86_64 or
+# aarch64 (GH200), and no dependencies: those of the packages listed are listed too, and a second torch or NumPy would
+# hide the machine's own.
 set -euo pipefail
 
-if [ $# -lt 1 ] || [ $# -gt 2 ]; then
-  echo "usage: bash bench/gpu_wheels.sh FOLDER [PYTHON_VERSION]" >&2
+if [ $# -lt 1 ] || [ $# -gt 3 ]; then
+  echo "usage: bash bench/gpu_wheels.sh FOLDER [PYTHON_VERSION [ARCHITECTURE]]" >&2
   exit 2
 fi
 folder=$1
 version=${2:-3.12}
+architecture=${3:-x86_64}
 needed=(pyedflib tyro docstring-parser typeguard edfio pytest pytest-benchmark py-cpuinfo pytest-timeout pytest-xdist execnet)
 building=(pybind11 scikit-build-core pathspec ninja)
 rivals=(memeff inf-cl cut-cross-entropy liger-kernel julius soxr)
 platforms=()
-for glibc in 28 27 24 17; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
-platforms+=(--platform manylinux2014_x86_64 --platform manylinux1_x86_64)
+for glibc in 28 27 24 17; do platforms+=(--platform "manylinux_2_${glibc}_${architecture}"); done
+platforms+=(--platform "manylinux2014_${architecture}" --platform "manylinux1_${architecture}")
 
 mkdir -p "$folder"
 fetch() {

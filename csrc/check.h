@@ -36,6 +36,10 @@ std::string concatenate(Args const&... args) {
                 status_ == cudaErrorNoKernelImageForDevice                                               \
                     ? " This build has no kernels for this GPU: build again there, or with its compute " \
                       "capability in SLEEPFM_CUDA_ARCHITECTURES."                                        \
+                : status_ == cudaErrorUnsupportedPtxVersion || status_ == cudaErrorJitCompilerNotFound   \
+                    ? " This GPU is newer than the machine code of this build, and its driver cannot "   \
+                      "compile the rest: update the driver, or build again with the GPU's compute "      \
+                      "capability in SLEEPFM_CUDA_ARCHITECTURES."                                        \
                 : status_ == cudaErrorInsufficientDriver                                                 \
                     ? " The CUDA toolkit of this build is newer than this machine's driver: update the " \
                       "driver, or build again with the toolkit that the driver supports (nvidia-smi)."   \

@@ -1,10 +1,10 @@
 """Contrastive learning on polysomnography, from EDF files to probes and retrieval.
 
 Importing the package does no work and does not import torch; the modules are in the order the data flows:
-``channels edf wfdb annotations epochs clips`` (recordings to clips), ``reference ops filters encoder feed rundir``
-(clips to a model) and the commands ``simulate preprocess train embed transfer probe predict few_shot compare retrieve
-report``, with the baselines ``supervise`` (``classify``) and ``features``; ``reproduce`` calls them all for the
-paper's tables.
+``channels edf wfdb recordings annotations epochs clips`` (recordings to clips), ``reference ops filters encoder feed
+rundir`` (clips to a model) and the commands ``simulate preprocess train embed transfer probe predict few_shot compare
+retrieve report``, with the baselines ``supervise`` (``classify``) and ``features``; ``reproduce`` calls them all for
+the paper's tables.
 """
 
 from __future__ import annotations
@@ -52,8 +52,10 @@ def build_info() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``version``, ``compiler``, ``cpu_instruction_sets`` (slowest first), ``cpu_instruction_set_in_use``,
-        ``openmp``, ``cuda_architectures`` (empty for a CPU build) and ``cuda_compiler``.
+        ``version``, ``compiler``, ``architecture`` (``x86_64``, ``aarch64``, ...), ``cpu_instruction_sets`` (slowest
+        first), ``cpu_instruction_set_in_use``, ``openmp``, ``cuda_architectures`` (empty for a CPU build) and
+        ``cuda_compiler``. The instruction set ``portable`` is what every processor of the architecture has: SSE2 on
+        x86-64, NEON on 64-bit ARM.
 
     Raises
     ------

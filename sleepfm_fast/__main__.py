@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
+
+from sleepfm_fast.command import finish
 
 COMMANDS = {
     "simulate": "write a simulated cohort: EDF+ files with hypnograms and respiratory events, participants.csv",
@@ -30,8 +33,9 @@ def main() -> int:
     """Forward to one command, or list them."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: sleepfm-fast COMMAND ...\n\n" + "\n".join(f"  {k:<17} {v}" for k, v in COMMANDS.items()))
-        return 0 if arguments else 2
+        with suppress(BrokenPipeError):  # as of `| head`
+            print("usage: sleepfm-fast COMMAND ...\n\n" + "\n".join(f"  {k:<17} {v}" for k, v in COMMANDS.items()))
+        return finish(0 if arguments else 2)
     if arguments[0] not in COMMANDS:
         print(f"error: no command '{arguments[0]}'; choose one of: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2

@@ -186,9 +186,11 @@ def epoch_events(notes: Sequence[WfdbAnnotation], frequency_hz: float, issues: l
 
 
 def bracketed_events(notes: Sequence[WfdbAnnotation], frequency_hz: float, issues: list[str]) -> Iterator[Event]:
-    """Stages that last until the next one, and events from ``(name`` to ``name)``."""
+    """Stages that last until the next one, the last one an epoch, and events from ``(name`` to ``name)``."""
     opened: dict[str, float] = {}
     n_unpaired = 0
+    staged = sorted({note.sample / frequency_hz for note in notes if stage_of(note.aux.strip()) is not None})
+    ends_s = dict(zip(staged, [*staged[1:], *(onset_s + EPOCH_S for onset_s in staged[-1:])], strict=True))
     for note in notes:
         text, onset_s = note.aux.strip(), note.sample / frequency_hz
         if text.startswith("(") and not text.endswith(")"):
@@ -200,7 +202,8 @@ def bracketed_events(notes: Sequence[WfdbAnnotation], frequency_hz: float, issue
             if begun_s is not None:
                 yield Event(begun_s, onset_s - begun_s, text[:-1])
         else:
-            yield Event(onset_s, None, text)
+            is_stage = stage_of(text) is not None
+            yield Event(onset_s, ends_s[onset_s] - onset_s if is_stage else None, text)
     n_unpaired += len(opened)
     if n_unpaired:
         events = counted(n_unpaired, "event has", "events have")

@@ -198,7 +198,7 @@ class ClipInput:
         present = torch.from_numpy(table[:, :, 1] > 0)
         if len(self.places) < self.n_columns:
             places = torch.from_numpy(self.places)
-            x = x.new_zeros(len(x), self.n_columns, N_OUT).index_copy_(1, places.to(x.device), x)
+            x = x.new_zeros(len(x), self.n_columns, N_OUT).index_copy_(1, upload(places, x.device), x)
             present = present.new_zeros(len(x), self.n_columns).index_copy_(1, places, present)
         return Batch(
             {name: x[:, span] for name, span in self.spans.items()},

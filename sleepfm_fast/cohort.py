@@ -20,14 +20,14 @@ from sleepfm_fast.edf_fields import BLOCK_BYTES, EdfError, Issues
 from sleepfm_fast.edf_header import parse_header
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.misplaced import mistaken
-from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.path_kinds import RECORDINGS, Kind
+from sleepfm_fast.recordings import WFDB_SUFFIX, open_recording, wfdb_hint
 from sleepfm_fast.scoring import ScoringError
 from sleepfm_fast.scoring_files import find_scorings, namesakes_of
 from sleepfm_fast.shards import Shard
 
 __all__ = ["Header", "Plan", "assign_names", "changed_since", "find_recordings", "make_plan", "read_header"]
 
-SUFFIXES = (".edf", ".bdf", ".rec")
 HEADERS_READ = Path("running") / "headers.json"
 """What the jobs of an array know of the files' headers, so that each header is read once and not once a job."""
 
@@ -49,7 +49,8 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     ----------
     paths : sequence of Path
         Files, which are taken whatever their suffix, and folders, searched with their subfolders (links followed) for
-        ``.edf``, ``.bdf`` and ``.rec`` in any case. Hidden files and ``*-Hypnogram.edf`` are passed over.
+        ``.edf``, ``.bdf``, ``.rec`` and ``.hea`` in any case. Passed over are hidden files, ``*-Hypnogram.edf``, and a
+        ``.hea`` beside an EDF or BDF file of the same name: it gives that one's annotations their times.
 
     Returns
     -------
@@ -79,7 +80,7 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
         raise SleepfmError(
             given_instead
             or f"no recordings were found in {', '.join(map(str, paths))}; files ending in "
-            f"{', '.join(SUFFIXES)} (upper or lower case) are looked for, in all subfolders."
+            f"{', '.join(RECORDINGS)} (upper or lower case) are looked for, in all subfolders."
         )
     for path in found | named:
         if os.fsencode(path).decode(errors="ignore") != str(path):
@@ -117,15 +118,21 @@ def files_under(folder: Path) -> Iterable[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for file in files:
-            stem, suffix = os.path.splitext(file)  # noqa: PTH122 - the walk gives strings
-            if suffix.lower() in SUFFIXES and not file.startswith(".") and not stem.lower().endswith("hypnogram"):
-                yield Path(root, file)
+        split = [os.path.splitext(file) for file in files if not file.startswith(".")]  # noqa: PTH122 - strings
+        found = [(stem, suffix) for stem, suffix in split if suffix.lower() in RECORDINGS]
+        named = {stem for stem, suffix in found if suffix.lower() != WFDB_SUFFIX}
+        for stem, suffix in found:
+            is_annotation = suffix.lower() == WFDB_SUFFIX and stem in named
+            if not is_annotation and not stem.lower().endswith("hypnogram"):
+                yield Path(root, stem + suffix)
 
 
 def read_header(path: Path) -> Header:
     """Read a file's signals only; unlike ``read_recording`` this does not touch the records."""
     try:
+        if path.suffix.lower() == WFDB_SUFFIX:
+            signals = open_recording(path).signals
+            return Header(path, signals, not signals, None)
         with path.open("rb") as file:
             content = file.read(BLOCK_BYTES)
             count = content[BLOCK_BYTES - 4 :].strip(b"\0 ")
@@ -135,6 +142,8 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         return Header(path, (), False, f"{path}: the file cannot be read ({error.strerror or error}).")
     except EdfError as error:
+        return Header(path, (), False, f"{error}{wfdb_hint(path)}")
+    except SleepfmError as error:
         return Header(path, (), False, str(error))
     except Exception as error:
         return Header(path, (), False, f"{path}: the header cannot be read ({type(error).__name__}: {error}).")
@@ -347,6 +356,10 @@ def changed_since(
     """Why a recording, its scoring or its corrections are no longer what the record was made from; None where it is."""
     if is_other(record["source"], path):
         return f"{path} has changed since it was ingested"
+    for facts in record["source"].get("others", ()):
+        other = path.with_name(facts["path"])
+        if not other.exists() or is_other(facts, other):
+            return f"{other} has changed since it was ingested"
     if (corrections or Corrections()).digest(path) != record.get("corrections_digest", ""):
         return f"the --overrides of {path} are not those it was ingested with"
     scoring = record["scoring"]

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sleepfm_fast.edf import read_recording
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.findings import Finding, override
 from sleepfm_fast.measures import POTENTIALS, identical_samples
 from sleepfm_fast.participant_tables import ParticipantTables
 from sleepfm_fast.plurals import counted
+from sleepfm_fast.recordings import open_recording
 from sleepfm_fast.silent_nights import REMEDY, is_scored, is_silent, sentence
 
 __all__ = ["cohort_findings"]
@@ -119,8 +119,8 @@ def identical(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator
         if not others:
             continue
         try:
-            recording = read_recording(first.path)
-            same = [m for m in others if identical_samples(recording, read_recording(m.path))]
+            recording = open_recording(first.path)
+            same = [m for m in others if identical_samples(recording, open_recording(m.path))]
         except SleepfmError:
             continue
         if not same:

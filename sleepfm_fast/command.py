@@ -13,14 +13,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, is_own_source
 from sleepfm_fast.interruption import SENTENCE, leave_to_python
 from sleepfm_fast.misplaced import refuse_misplaced
 from sleepfm_fast.option_effects import given_options, refuse_without_effect
 
-__all__ = ["run", "say", "to_json"]
+__all__ = ["finish", "run", "say", "to_json"]
 
 Config = TypeVar("Config")
 
@@ -73,18 +73,38 @@ def show(result: dict[str, Any]) -> bool:
     try:
         print(line, flush=True)
     except BrokenPipeError:  # as of `| head`: the reader has what it wanted
-        silence_output()
+        silence(sys.stdout)
     except OSError as error:
-        silence_output()
+        silence(sys.stdout)
         say(f"error: standard output: {error.strerror or error}. The result was: {line}")
         return False
     return True
 
 
-def silence_output() -> None:
-    """Forget what standard output did not take, which the interpreter would complain of at its end."""
+def silence(stream: TextIO) -> None:
+    """Forget what a stream did not take, which the interpreter would complain of at its end."""
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def finish(status: int) -> int:
+    """Write what the streams still hold, and return the exit status.
+
+    From Python 3.14 on they hold more, and longer; what they cannot write would end the process with 120.
+    """
+    try:
+        print(end="", flush=True)
+    except BrokenPipeError:
+        silence(sys.stdout)
+    except OSError as error:
+        silence(sys.stdout)
+        say(f"error: standard output: {error.strerror or error}.")
+        status = status or 1
+    try:
+        print(end="", file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+    return status
 
 
 def run(
@@ -121,6 +141,18 @@ def run(
         0 done, 1 failed (a :class:`SleepfmError`, what the system refused, or an error of the program was reported),
         2 wrong usage, 130 interrupted.
     """
+    return finish(attempt(config_type, main, argv, interrupted, rank, following))
+
+
+def attempt(
+    config_type: type[Config],
+    main: Callable[[Config], dict[str, Any]],
+    argv: Sequence[str] | None,
+    interrupted: str,
+    rank: int,
+    following: Callable[[Config, dict[str, Any]], str | None] | None,
+) -> int:
+    """Do what :func:`run` promises; the streams may still hold some of what was said."""
     leave_to_python()
     module = sys.modules.get(main.__module__)
     spec = getattr(module, "__spec__", None)
@@ -136,8 +168,11 @@ def run(
     except SystemExit as stop:
         return 0 if stop.code in (0, None) else 2
     except BrokenPipeError:  # of the help
-        silence_output()
+        silence(sys.stdout)
         return 0
+    except OSError as error:
+        say(f"error: the help could not be written: {error.strerror or error}.")
+        return 1 if {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv) else 2
     except KeyboardInterrupt:
         say(SENTENCE)
         return 130
@@ -195,7 +230,7 @@ def describe_shortage(error: Exception) -> str:
 def describe_bug(error: Exception, command: str) -> str:
     """Sentence about an error nobody foresaw: the file in hand, the place, and where the traceback was written."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    own = [(frame, line) for frame, line in frames if "sleepfm_fast" in frame.f_code.co_filename]
+    own = [(frame, line) for frame, line in frames if is_own_source(frame.f_code.co_filename)]
     place = f" ({Path(own[-1][0].f_code.co_filename).name}, line {own[-1][1]})" if own else ""
     # The innermost function of ours that was given a file names what was being read.
     held = [v for frame, _ in reversed(own) for v in frame.f_locals.values()]

@@ -79,6 +79,15 @@ class Recording:
     issues: tuple[str, ...]
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """What it was read from: ``path``, and the others that hold its samples."""
+        return (self.path,)
+
+    def sample_issues(self) -> tuple[str, ...]:
+        """Say what only the samples show about the file; nothing, where they stay on disk until they are used."""
+        return ()
+
+    @property
     def duration_s(self) -> float:
         """Time from the first sample to the end of the last segment, gaps included."""
         return float(max((s.onset_s + s.n_records * self.record_s for s in self.segments), default=Fraction(0)))

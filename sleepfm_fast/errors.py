@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["SleepfmError"]
+from pathlib import Path
+
+__all__ = ["SleepfmError", "is_own_source"]
 
 
 class SleepfmError(Exception):
     """A sentence for the user: what was given, what was expected, the choices, what to do."""
+
+
+def is_own_source(file: str) -> bool:
+    """Whether a traceback's file is of this package; a folder above others' files may have its name too."""
+    return Path(file).is_relative_to(Path(__file__).parent)

@@ -242,6 +242,12 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
     if montage is None:
         signals = [request.corrections.apply(h.path, h.signals).signals for h in headers]
         readable = [s for s in signals if s]
+        failures = [h.failure for h in headers if h.failure]
+        if failures and not readable:
+            raise SleepfmError(
+                f"none of the {counted(len(headers), 'recording')} can be read, so no montage can be chosen. The "
+                f"first: {failures[0]}"
+            )
         montage = resolve_auto(readable)
         if kinds := passed_over(readable, montage):
             say(f"notice: {passed_over_text(kinds, len(readable))}")

@@ -21,11 +21,12 @@ from sleepfm_fast.clip_layout import sdb_counts, stage_counts
 from sleepfm_fast.clip_writer import StoredChannel, plan_channels, write_recording
 from sleepfm_fast.columns import file_digest
 from sleepfm_fast.corrections import Corrections
-from sleepfm_fast.edf import Recording, read_recording
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.edf import Recording
+from sleepfm_fast.errors import SleepfmError, is_own_source
 from sleepfm_fast.labels import ClipGrid, clip_labels
 from sleepfm_fast.participants import Participant
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.recordings import open_recording
 from sleepfm_fast.scoring import Scoring
 from sleepfm_fast.scoring_files import ending, find_scorings, similar_scorings
 from sleepfm_fast.scoring_texts import translated
@@ -101,12 +102,14 @@ def read_night(
     namesakes: Mapping[str, Sequence[Path]] | None = None,
     meanings: Mapping[str, str] | None = None,
 ) -> Night:
-    """Read a recording's header and scoring, fill the slots and cut the clips; no samples are read.
+    """Read a recording's header and scoring, fill the slots and cut the clips.
+
+    Samples of EDF and BDF files are not read; those of a WFDB record are decoded, as only they show what is missing.
 
     Parameters
     ----------
     path : Path
-        An EDF or BDF file.
+        An EDF or BDF file, or the header of a WFDB record.
     montage : Montage
     labels : Path or None
         A scoring file, or a folder of them; None looks beside the recording and into it.
@@ -124,10 +127,10 @@ def read_night(
     SleepfmError
         When the recording, or a scoring given by ``labels``, cannot be read.
     """
-    recording, corrected = (corrections or Corrections()).apply_to(read_recording(path))
+    recording, corrected = (corrections or Corrections()).apply_to(open_recording(path))
     assignments = assign(recording.signals, montage, trusted=corrected.trusted)
     channels = tuple(plan_channels(assignments, recording.sample_bytes))
-    issues = list(recording.issues)
+    issues = [*recording.issues, *recording.sample_issues()]
     for channel in channels:
         issues += channel.assignment.issues
     used = {s.index: s for c in channels for s in (c.signal, c.minus) if s is not None}
@@ -257,6 +260,13 @@ def source_facts(path: Path) -> dict[str, Any]:
     }
 
 
+def recording_facts(recording: Recording) -> dict[str, Any]:
+    """:func:`source_facts` of a recording; ``others`` are those of its further files, by name."""
+    facts = source_facts(recording.path)
+    others = [source_facts(file) for file in recording.files if file != recording.path]
+    return {**facts, "others": [{**other, "path": Path(other["path"]).name} for other in others]} if others else facts
+
+
 def attempt_night(path: Path, name: str, participant: Participant, config: NightConfig) -> NightRow:
     """Do :func:`process_night`, leaving a mark in the store while it lasts: it tells what a dead worker held."""
     began_s = time.monotonic()
@@ -301,7 +311,7 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
             {
                 **participant.facts(),
                 "configuration_digest": config.configuration_digest,
-                "source": source_facts(path),
+                "source": recording_facts(night.recording),
                 "scoring": scoring_facts(night),
                 "format_of_source": night.recording.format,
                 "start": None if night.recording.start is None else night.recording.start.isoformat(),
@@ -317,9 +327,8 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
         return NightRow(path, name, 0, {}, {}, (), f"{path} could not be ingested ({what}).")
     except Exception as error:
         # The last line of our own code tells where to look; the night's failure must not stop the others.
-        place = next(
-            (f for f in reversed(traceback.extract_tb(error.__traceback__)) if "sleepfm_fast" in f.filename), None
-        )
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next((f for f in reversed(frames) if is_own_source(f.filename)), None)
         where = f" ({Path(place.filename).name}, line {place.lineno})" if place is not None else ""
         return NightRow(
             path, name, 0, {}, {}, (), f"{path} could not be ingested: {type(error).__name__}: {error}{where}."

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sleepfm_fast import distributed
 from sleepfm_fast.batches import Batch
 from sleepfm_fast.encoder import SleepModel
+from sleepfm_fast.kept_buffers import KeptBuffers
 from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics, Directions, Mode
 from sleepfm_fast.precision import Precision, arithmetic
 from sleepfm_fast.world import World
@@ -176,7 +177,7 @@ def backward(
     parts = split(batch, n_parts)
     device = model.log_temperature.device
     random = random_state(device)
-    buffers = [buffer.clone() for buffer in model.buffers()]
+    buffers = KeptBuffers(model.buffers())
     with torch.no_grad():
         pairs = [objective.embed(part.x, part.present) for part in parts]
     embeddings = torch.cat([e for e, _ in pairs], dim=1).requires_grad_()
@@ -184,8 +185,7 @@ def backward(
     log_temperature = model.log_temperature.detach().clone().requires_grad_()
     loss, statistics = objective.contrast(embeddings, log_temperature, mask, counts)
     d_embeddings, d_log_temperature = torch.autograd.grad(loss, (embeddings, log_temperature))
-    for buffer, before in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
+    buffers.restore()
     set_random_state(device, random)
     sizes = [part.shape[1] for part, _ in pairs]
     for number, (part, d_part) in enumerate(zip(parts, d_embeddings.split(sizes, dim=1), strict=True)):

@@ -35,6 +35,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.path_kinds import RECORDINGS
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.visits import EXAMPLES, told_visit, visit_of
 
@@ -219,7 +220,7 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 def stem_of(name: str) -> str:
     stem, dot, suffix = name.rpartition(".")
-    return stem if dot and suffix.casefold() in ("edf", "bdf", "rec") else name
+    return stem if dot and f".{suffix.casefold()}" in RECORDINGS else name
 
 
 def read_participants(path: Path) -> Participants:

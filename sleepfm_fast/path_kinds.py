@@ -12,7 +12,8 @@ from typing import Any
 
 __all__ = ["UNKNOWN", "Kind", "kind_of", "likely_paths"]
 
-RECORDINGS = (".edf", ".bdf", ".rec")
+RECORDINGS = (".edf", ".bdf", ".rec", ".hea")
+"""How the names of recordings end, in lower case; a file that is named one by one may have another suffix."""
 CHECKPOINTS = (".safetensors", ".pt", ".pth")
 ENTRIES_SEEN = 500
 """Entries of a folder that are looked at."""

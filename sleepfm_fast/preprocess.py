@@ -38,7 +38,7 @@ class Config:
     """
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH... [STORE]")]
-    """FILES-OR-FOLDER... STORE: EDF or BDF files, or folders of them, and last the store (with --inspect: no store)."""
+    """FILES-OR-FOLDER... STORE: EDF, BDF or WFDB (.hea) files, or folders, and last the store (not for --inspect)."""
     labels: Path | None = None
     """Scoring: a file (for one recording) or a folder; by default it is looked for beside and inside each recording."""
     participants: Path | None = None

@@ -14,13 +14,13 @@ __all__ = ["ending", "find_scoring", "find_scorings", "namesakes_of", "similar_s
 
 # Beside a recording, in this order: S is the recording's name without its suffix.
 BESIDE = (
-    *("-nsrr.xml", "-profusion.xml", ".xml", "-hypnogram.edf", "_hypnogram.edf", ".st"),
+    *("-nsrr.xml", "-profusion.xml", ".xml", "-hypnogram.edf", "_hypnogram.edf", ".st", ".arousal"),
     *(".csv", ".tsv", "-stages.csv", "_stages.csv", "-hypnogram.csv", "_hypnogram.csv", "-annotations.csv"),
     *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
     *(".txt", "-stages.txt", "_stages.txt", "-hypnogram.txt", "_hypnogram.txt", "_hypnogram.tsv"),
 )
 
-ENDINGS = ("hypnogram.edf", ".xml", ".st", ".csv", ".tsv", ".txt")
+ENDINGS = ("hypnogram.edf", ".xml", ".st", ".arousal", ".csv", ".tsv", ".txt")
 """How the names of all of them end."""
 MANY = 2
 """Stages and events may lie in two files; numbers that more files share say nothing."""
@@ -64,7 +64,7 @@ def find_scorings(
     -------
     tuple of Path
         Those that are there, in the order ``S-nsrr.xml``, ``S-profusion.xml``, ``S.xml``, ``S-Hypnogram.edf``,
-        ``S.st``, ``S.csv``, ``S.txt`` and the like; for Sleep-EDF, ``SC4001EC-Hypnogram.edf`` belongs to
+        ``S.st``, ``S.arousal``, ``S.csv``, ``S.txt`` and the like; for Sleep-EDF, ``SC4001EC-Hypnogram.edf`` belongs to
         ``SC4001E0-PSG.edf``. Of several files of one name in ``labels``, the one whose folders are named like the
         recording's: ``scoring/site/s1/night1.csv`` for ``edf/site/s1/night1.edf``; and never one whose folders are
         more like those of a namesake. Empty where there is none: the recording's own annotations may still hold

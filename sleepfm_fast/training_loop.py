@@ -7,6 +7,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,7 @@ from sleepfm_fast.batches import Batch, ClipInput
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.command import say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.kept_buffers import KeptBuffers
 from sleepfm_fast.neighbours import clips_of
 from sleepfm_fast.ops.pages import release_pages
 from sleepfm_fast.plurals import counted
@@ -204,6 +206,18 @@ class TrainingLoop(ABC):
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
+    # A walk through the published network's modules takes a millisecond or two: once, not in every step. What loads or
+    # averages them writes into the same tensors.
+    @cached_property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Parameters of the model."""
+        return list(self.model.parameters())
+
+    @cached_property
+    def buffers(self) -> list[Tensor]:
+        """Running statistics of the model."""
+        return list(self.model.buffers())
+
     @property
     def total_steps(self) -> int:
         """Steps of the whole training."""
@@ -215,15 +229,14 @@ class TrainingLoop(ABC):
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         # A batch with impossible values must not leave them in the running statistics either.
-        kept = [buffer.clone() for buffer in self.model.buffers()]
+        kept = KeptBuffers(self.buffers)
         self.optimiser.zero_grad(set_to_none=True)
         loss, explain = self.gradient(batch, items)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         # One wait for the device. Both numbers have the same bits on every rank, so all of them decide alike.
         value, size = torch.stack([loss.to(norm.dtype), norm]).tolist()
         if not (math.isfinite(value) and math.isfinite(size)):
-            for buffer, before in zip(self.model.buffers(), kept, strict=True):
-                buffer.copy_(before)
+            kept.restore()
             what = "the gradient is not finite" if math.isfinite(value) else f"the loss is {value}"
             where = explain()
             return value, f"{what}; not finite: {where}" if where else what

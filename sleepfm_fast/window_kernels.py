@@ -5,6 +5,7 @@ Without Python's lock, so that threads may gather in parallel. Bounds are checke
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numba
@@ -19,7 +20,7 @@ __all__ = ["CHANNEL_COLUMNS", "announce_windows", "copy_windows", "locate_window
 CHANNEL_COLUMNS = ("itemsize", "up", "fs_num", "fs_den", "context", "filter", "slot")
 """Columns of what is known of a (recording, channel) of a feed; ``itemsize`` is 0 where the channel is missing."""
 WILL_NEED = 3  # POSIX_FADV_WILLNEED and MADV_WILLNEED
-PAGE_BYTES = 4096  # where an advice must start; on larger pages the call is refused, which costs time only
+PAGE_BYTES = mmap.PAGESIZE  # where an advice must start: 4 KiB, but 64 KiB in some ARM systems
 
 
 @compiled()

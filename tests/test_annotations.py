@@ -369,6 +369,7 @@ def test_notes_with_brackets(tmp_path):
     notes += [(13_600, "arousal_rera)"), (15_000, "R"), (16_000, "resp_centralapnea)"), (17_000, "(resp_mixedapnea")]
     scoring = read_scoring(wfdb_file(tmp_path, notes, "a.arousal"))
     grid = clip_labels(scoring, 300)
+    assert grid.issues == ()  # that stages last until the next one is how the format is meant
     assert grid.stage.tolist() == [-1, 0, 0, 1, 1, 4, -1, -1, -1, -1]
     assert grid.sdb.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
     assert any("2 events have a beginning without an end" in issue for issue in scoring.issues)

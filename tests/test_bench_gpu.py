@@ -57,13 +57,16 @@ def test_the_steps_are_all_there_and_require_cuda(tmp_path):
     for rehearse in (False, True):
         steps = gpu_steps.steps(tmp_path, rehearse)
         assert {step.name for step in steps} == {
-            *(f"tests on cuda: {name}" for name in ("small", "mma", "gemm", "other losses", "all else")),
+            *(f"tests on cuda: {name}" for name in gpu_steps.CUDA_TESTS),
             *(f"benchmarks on cuda: {name}" for name in gpu_steps.CUDA_BENCHES), "measurements",
             *(f"sanitizer {t}" for t in gpu_steps.SANITIZERS), "tests on the cpu", "benchmarks on cpu",
         }  # fmt: skip
         assert not any("," in step.name for step in steps)  # which separates them in --only
     by_name = {step.name: step for step in gpu_steps.steps(tmp_path, False)}
+    assert {"small", "mma", "gemm", "other losses", "all else"} <= set(gpu_steps.CUDA_TESTS)
     for name, step in by_name.items():
+        if "pytest" in step.command:
+            assert "-W default" in " ".join(step.command), name
         assert (step.environment.get("SLEEPFM_REQUIRE_CUDA") == "1") == name.startswith("tests on cuda"), name
         assert (step.environment.get("CUDA_VISIBLE_DEVICES") == "") == name.endswith("cpu"), name
 
@@ -91,12 +94,7 @@ def test_the_tests_on_cuda_leave_none_out_and_run_none_twice():
     """What is marked cuda, collected at once and by the steps."""
     files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.cuda" in path.read_text()]
     names = [str(path.relative_to(ROOT)) for path in files if path != Path(__file__)]
-    selections = [names]
-    for name, arguments in gpu_steps.CUDA_TESTS.items():
-        if name == "all else":
-            arguments = [*(file for file in names if file not in gpu_steps.LOSS_TESTS), *arguments[1:]]
-        selections.append(arguments)
-    everything, *by_step = collected(selections)
+    everything, *by_step = collected([names, *gpu_steps.CUDA_TESTS.values()])
     assert len(everything) > 100
     assert sorted(itertools.chain(*by_step)) == sorted(everything)
 
@@ -133,6 +131,17 @@ def test_an_unknown_way_to_build_is_refused(tmp_path):
     done = gpu("--rehearse", str(tmp_path), SLEEPFM_BUILD="make")
     assert done.returncode == 2
     assert "choose cmake, pip or none" in done.stderr
+
+
+def test_a_warning_does_not_end_the_only_run(tmp_path):
+    """The project's own setting makes errors of warnings; what the steps add takes it back."""
+    (tmp_path / "test_it.py").write_text("import warnings\n\n\ndef test_it():\n    warnings.warn('of a GPU')\n")
+    (step,) = [step for step in gpu_steps.steps(tmp_path, False) if step.name == "tests on cuda: compiled blocks"]
+    options = step.command[step.command.index("-W") :][:2]
+    for added, status in (([], 1), (options, 0)):
+        command = [*step.command[:3], "-q", "-c", str(ROOT / "pyproject.toml"), *added, "--rootdir", str(tmp_path)]
+        done = subprocess.run([*command, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stdout + done.stderr
 
 
 def step(name, code, limit_s=30, **more):

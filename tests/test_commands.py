@@ -169,7 +169,7 @@ def test_an_unforeseen_error_is_a_sentence_with_the_file_and_a_traceback_in_a_fi
         raise ZeroDivisionError("division by zero")
 
     write_night(tmp_path / "b.edf")
-    monkeypatch.setattr(sleepfm_fast.cohort_findings, "read_recording", broken)
+    monkeypatch.setattr(sleepfm_fast.cohort_findings, "open_recording", broken)
     assert preprocess.cli(["--inspect", str(tmp_path), "--workers", "1", "--backend", "threading"]) == 1
     captured = capsys.readouterr()
     assert "preprocess failed by a bug in sleepfm_fast while it worked on" in captured.err
@@ -178,6 +178,17 @@ def test_an_unforeseen_error_is_a_sentence_with_the_file_and_a_traceback_in_a_fi
     (report,) = tmp_path.glob("*.traceback")
     assert str(report) in captured.err
     assert "in broken" in report.read_text()
+
+
+def test_a_folder_of_the_packages_name_makes_no_source_ours(tmp_path):
+    """As in a clone of this name with an environment inside."""
+    import sleepfm_fast.columns
+    from sleepfm_fast.errors import is_own_source
+
+    assert is_own_source(sleepfm_fast.columns.__file__)
+    assert not is_own_source(str(tmp_path / "sleepfm_fast" / ".venv" / "lib" / "site-packages" / "numpy" / "core.py"))
+    assert not is_own_source(f"{Path(sleepfm_fast.__file__).parent}_rival/columns.py")
+    assert not is_own_source("<frozen runpy>")
 
 
 def test_the_file_in_hand_is_named(tmp_path, capsys):

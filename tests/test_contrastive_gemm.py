@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import re
+import threading
 from dataclasses import dataclass, field
 
 import pytest
@@ -27,6 +28,7 @@ from sleepfm_fast import reference
 from sleepfm_fast.ops import contrastive_chunked, contrastive_gemm
 from sleepfm_fast.ops.contrastive_gemm import FIELDS, STEPS, Bound, Fields
 from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics
+from sleepfm_fast.ops.float32_sums import float32_sums
 
 WRITTEN = {
     "operands": {"a", "b", "own", "valid", "rows", "columns"},
@@ -305,6 +307,61 @@ def test_products_that_torch_gets_wrong_are_not_used():
     assert not contrastive_gemm.gives_float32(without_addition, cpu, added=True)
     assert not contrastive_gemm.gives_float32(wrong_in_one_row, cpu, added=True)
     assert not contrastive_gemm.gives_float32(torch.mm, cpu, added=False)  # of CUDA only
+
+
+@pytest.fixture
+def matmul():
+    """Settings of the process; what a test allows is taken back."""
+    before = torch.backends.cuda.matmul.allow_fp16_accumulation
+    yield torch.backends.cuda.matmul
+    torch.backends.cuda.matmul.allow_fp16_accumulation = before
+
+
+def test_sums_in_float16_that_the_process_allows_are_not_ours(matmul, monkeypatch):
+    """Float16 factors with float32 results are what torch refuses while `allow_fp16_accumulation` is on."""
+
+    def as_torch(product):
+        def multiply(*matrices, out_dtype, out=None, alpha=1.0):
+            if matmul.allow_fp16_accumulation:
+                raise RuntimeError("output type float is not supported with allowFP16AccumulationCuBLAS")
+            *added, a, b = (matrix.to(out_dtype) for matrix in matrices)
+            return product(*added, a, b, out=out, **({"alpha": alpha} if added else {}))
+
+        return multiply
+
+    x, tau = embeddings("random", 2, 33, 24), torch.tensor(WARM)
+    expected = Path()(x, tau)
+    monkeypatch.setattr(contrastive_gemm, "_mixed_products", lambda device: (True, True))
+    monkeypatch.setattr(torch, "mm", as_torch(torch.mm))
+    monkeypatch.setattr(torch, "addmm", as_torch(torch.addmm))
+    for allowed in (True, False):
+        matmul.allow_fp16_accumulation = allowed
+        got = Path()(x, tau)
+        assert matmul.allow_fp16_accumulation == allowed
+        for a, b in zip(got[:3], expected[:3], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_the_setting_comes_back_when_the_last_thread_leaves(matmul):
+    matmul.allow_fp16_accumulation = True
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with float32_sums():
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=other)
+    with float32_sums():
+        thread.start()
+        assert inside.wait(60)
+    assert not matmul.allow_fp16_accumulation
+    leave.set()
+    thread.join()
+    assert matmul.allow_fp16_accumulation
+    with pytest.raises(ZeroDivisionError), float32_sums():
+        1 / 0  # noqa: B018
+    assert matmul.allow_fp16_accumulation
 
 
 def test_steps_and_members_are_those_of_the_header():

@@ -73,7 +73,7 @@ GATES = (
         "contrastive_backward_kernel",
         registers=240,
         shared_bytes=0,
-        instructions={"HMMA": 24, "LDSM": 12, "LDGSTS": 4, "MUFU.EX2": 6},
+        instructions={"HMMA": 24, "LDSM": 12, "LDGSTS": 4, "MUFU.EX2": 6, "STG.E.64": 6},
     ),
     Gate("contrastive_combine_kernel", registers=176, shared_bytes=8192),
     Gate("gemm_statistics_kernel", registers=80, shared_bytes=13312, instructions={"MUFU.EX2": 36, "LDG.E.NA.128": 4}),
@@ -241,6 +241,19 @@ def test_intended_instructions_are_there(compiled: list[Compiled], gate: Gate) -
             assert kernel.count(instruction) == 0, f"{which} uses {instruction}"
         for instruction, least in gate.instructions.items():
             assert kernel.count(instruction) >= least, f"{which}: {instruction}"
+
+
+def test_newer_gpus_find_ptx(binaries: list[Path]) -> None:
+    """Machine code serves GPUs of its own generation, PTX every newer one unless it is an architecture's own (90a)."""
+    if binaries[0].suffix != ".so":
+        pytest.skip("no library is built here")
+    machine_code, ptx = (
+        set(re.findall(rf"\.sm_(\w+)\.{kind}\b", run_tool("cuobjdump", option, str(binaries[0]))))
+        for kind, option in (("cubin", "--list-elf"), ("ptx", "--list-ptx"))
+    )
+    if not ptx or not any(name.isdigit() for name in machine_code):
+        pytest.skip("this build is for one kind of GPU")
+    assert any(name.isdigit() and int(name) <= 100 for name in ptx), f"machine code {machine_code}, PTX {ptx}"
 
 
 SPILLING = """

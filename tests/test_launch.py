@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 from gpu_visibility import gpu_is_here
 
 import sleepfm_fast
 from sleepfm_fast import _C
+
+CHECK = Path(__file__).resolve().parents[1] / "csrc" / "check.h"
 
 # Largest shared memory of a block and of a multiprocessor by compute capability, KiB.
 SHARED_KIB = {"80": (163, 164), "86": (99, 100), "89": (99, 100), "90": (227, 228)}
@@ -67,3 +73,43 @@ def test_without_a_gpu_the_call_says_what_is_missing() -> None:
     else:
         with pytest.raises(ValueError, match=r"this build has no CUDA kernels\. Install the CUDA toolkit"):
             _C.filter_resample(*call)
+
+
+FAILING_CALLS = """
+enum cudaError_t { cudaSuccess, cudaErrorNoKernelImageForDevice, cudaErrorInsufficientDriver,
+                   cudaErrorUnsupportedPtxVersion, cudaErrorJitCompilerNotFound, cudaErrorUnknown };
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline char const* cudaGetErrorString(cudaError_t) { return "what the runtime says"; }
+inline char const* cudaGetErrorName(cudaError_t) { return "its name"; }
+#include "check.h"
+#include <cstdio>
+int main() {
+    for (int status = 0; status <= cudaErrorUnknown; ++status) {
+        try {
+            SLEEPFM_CUDA_CHECK(static_cast<cudaError_t>(status));
+            std::puts("fine");
+        } catch (std::runtime_error const& error) {
+            std::puts(error.what());
+        }
+    }
+}
+"""
+
+
+def test_a_gpu_that_the_build_does_not_suit_is_told_what_to_do(tmp_path: Path) -> None:
+    """Of a build without machine code for the GPU, without PTX, with PTX that the driver cannot compile."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None or not CHECK.is_file():
+        pytest.skip("no C++ compiler, or no sources")
+    (tmp_path / "calls.cpp").write_text(FAILING_CALLS)
+    command = [compiler, "-std=c++17", f"-I{CHECK.parent}", "-o", str(tmp_path / "calls"), str(tmp_path / "calls.cpp")]
+    subprocess.run(command, check=True, timeout=120)
+    done = subprocess.run([str(tmp_path / "calls")], check=True, capture_output=True, text=True, timeout=60)
+    fine, no_image, old_driver, old_compiler, no_compiler, unknown = done.stdout.splitlines()
+    assert fine == "fine"
+    assert unknown.endswith("failed: what the runtime says (its name).")
+    assert "This build has no kernels for this GPU: build again there" in no_image
+    assert "newer than this machine's driver: update the driver" in old_driver
+    for line in (old_compiler, no_compiler):
+        assert "newer than the machine code of this build, and its driver cannot compile the rest" in line
+        assert "SLEEPFM_CUDA_ARCHITECTURES" in line

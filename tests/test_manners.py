@@ -76,6 +76,40 @@ def test_a_log_that_is_full_does_not_end_the_work():
     assert json.loads(done.stdout)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_help_that_cannot_be_written_is_a_sentence():
+    with Path("/dev/full").open("w") as full:
+        process = start("--help", stdout=full)
+        err = process.communicate()[1]
+    assert process.returncode == 1
+    assert "No space left on device" in err
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_wrong_usage_is_wrong_usage_where_the_log_is_full():
+    with Path("/dev/full").open("w") as full:
+        command_line = [sys.executable, "-c", SCRIPT, "--unknown"]
+        done = subprocess.run(command_line, cwd=ROOT, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert done.returncode == 2
+
+
+def test_a_list_of_commands_that_nobody_reads_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sleepfm_fast", "--help"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 0, err
+    assert err == ""
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_a_name_in_any_encoding_is_printed(encoding):
     process = start(stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": encoding})

@@ -1,3 +1,4 @@
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ def test_import_does_no_work():
 def test_build_info_says_what_was_built():
     info = sleepfm_fast.build_info()
     assert info["version"] == sleepfm_fast.__version__
+    assert info["architecture"] == platform.machine()
     assert info["cpu_instruction_sets"][0] == "portable"
     assert info["cpu_instruction_set_in_use"] in info["cpu_instruction_sets"]
     assert isinstance(info["cuda_architectures"], list)

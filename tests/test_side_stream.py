@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,6 +152,7 @@ def test_copies_to_a_device_go_through_pinned_memory_and_wait_for_nothing():
         (["80", "86", "89", "90a"], (9, 0), True),
         (["80", "86", "89", "90a"], (8, 0), True),
         (["80", "86", "89", "90a"], (10, 0), True),  # from the PTX of 8.9
+        (["80", "86", "89", "90"], (12, 1), True),  # from that of 9.0
         (["80"], (8, 6), True),
         (["86"], (8, 0), False),
         (["90a"], (9, 0), True),
@@ -159,12 +162,24 @@ def test_copies_to_a_device_go_through_pinned_memory_and_wait_for_nothing():
         (["86-real"], (9, 0), False),
         (["86-virtual"], (9, 0), True),
         (["120f"], (12, 0), True),
+        (["120f"], (12, 1), True),
+        (["100f"], (12, 0), False),
+        (["103f"], (10, 0), False),
         (["native"], (9, 0), False),
         ([""], (9, 0), False),
     ],
 )
 def test_which_devices_a_build_serves(architectures, capability, serves):
     assert architectures_serve(architectures, capability) == serves
+
+
+def test_the_default_architectures_serve_every_gpu_from_8_0_on():
+    lines = (Path(__file__).resolve().parents[1] / "CMakeLists.txt").read_text()
+    found = re.search(r"set\(SLEEPFM_DEFAULT_ARCHITECTURES ([0-9a-z ]+)\)", lines)
+    assert found is not None
+    for capability in ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1)):
+        assert architectures_serve(found[1].split(), capability), capability
+    assert not architectures_serve(found[1].split(), (7, 5))
 
 
 def test_a_build_without_code_for_the_device_is_noticed(monkeypatch):

@@ -9,7 +9,9 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from test_documents import PAGES, blocks
 
 from sleepfm_fast import embed, predict, probe, report, train
@@ -86,6 +88,63 @@ def test_curves_from_the_numbers_of_a_report(here, monkeypatch):
         assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
     assert "'value'" in said
     assert "'n_resamples'" in said
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.export's own
+def test_the_classes_behind_the_commands(here, cohort_store):
+    """Every block of the page in order, in one program; what it finds is compared with what the commands wrote."""
+    if not Path("STORE").exists():
+        Path("STORE").symlink_to(cohort_store)
+    names: dict[str, object] = {}
+    pages = [text for page, text in SNIPPETS if page == "python.md"]
+    assert len(pages) == 7
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        for text in pages[:5]:
+            exec(text, names)
+        embeddings, asleep, unit = names["embeddings"], names["asleep"], names["unit"]
+        written = np.asarray(embeddings.vectors)[asleep].transpose(1, 0, 2)
+        np.testing.assert_allclose(unit.numpy(), written, atol=1e-5)
+        assert names["mask"].all()
+        before = {name: value.clone() for name, value in names["model"].state_dict().items()}
+        for text in pages[5:]:
+            exec(text, names)
+    assert "respiratory" in out.getvalue()
+    assert np.abs(names["millivolts"]).max() > 0.1
+    model = names["model"]
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    program = torch.export.load("brain.pt2").module()
+    model.eval()
+    for n in (1, len(names["example"])):
+        clips = names["example"][:n]
+        with torch.no_grad():
+            np.testing.assert_allclose(program(clips), model.encoders["brain"](clips), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # MNE's own
+def test_other_formats_by_way_of_mne(tmp_path, monkeypatch, capsys):
+    mne = pytest.importorskip("mne")
+    from sleepfm_fast import preprocess
+    from sleepfm_fast.clips import ClipStore
+
+    monkeypatch.chdir(tmp_path)
+    Path("NIGHTS").mkdir()
+    rng = np.random.default_rng(0)
+    volts = np.array([40e-6, 400e-6])[:, None] * rng.standard_normal((2, 6000))
+    raw = mne.io.RawArray(volts, mne.create_info(["C3-M2", "ECG"], 100.0, ["eeg", "ecg"]), verbose="error")
+    raw.set_annotations(mne.Annotations([0, 30], [30, 30], ["Sleep stage W", "Sleep stage N2"]))
+    raw.save("NIGHTS/night_raw.fif", verbose="error")
+    text = snippet("cohorts.md", "mne")
+    assert "*.vhdr" in text
+    said_by(text.replace("*.vhdr", "*.fif"))
+    assert preprocess.cli(["NIGHTS", "STORE", "--backend", "threading"]) == 0
+    store = ClipStore(Path("STORE"))
+    assert store.stage.tolist() == [0, 2]
+    kept = [channel for channel in store.record(0)["channels"] if channel["present"]]
+    assert [channel["labels"][0] for channel in kept] == ["C3-M2", "ECG"]
+    for slot, (channel, given) in enumerate(zip(kept, volts, strict=True)):
+        found = store.run(0, slot, 0) * channel["gain"] + channel["offset"]
+        step = np.ptp(given * 1e6) / 65_535
+        np.testing.assert_allclose(found, given * 1e6, rtol=0, atol=step)
 
 
 def test_the_names_that_the_snippets_in_r_use_are_there(here):

@@ -14,6 +14,7 @@ py::dict build_info() {
     py::dict info;
     info["version"] = SLEEPFM_VERSION;
     info["compiler"] = SLEEPFM_COMPILER;
+    info["architecture"] = SLEEPFM_ARCHITECTURE;
     info["cpu_instruction_sets"] = sleepfm::available_isas();
     info["cpu_instruction_set_in_use"] = sleepfm::isa_name(sleepfm::best_isa());
 #if defined(_OPENMP)

@@ -10,8 +10,8 @@ namespace sleepfm::SLEEPFM_ISA {
 
 using Index = std::int64_t;
 
-// ROWS x COLUMN_VECTORS accumulators stay in registers: 24 of 32 with AVX-512, 12 of 16 elsewhere.
-#if SLEEPFM_VECTOR_BYTES == 64
+// ROWS x COLUMN_VECTORS accumulators stay in registers: 24 of 32 with AVX-512 and on ARM, 12 of 16 elsewhere.
+#if SLEEPFM_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr Index ROWS = 8;
 #else
 constexpr Index ROWS = 4;

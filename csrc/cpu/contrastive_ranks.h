@@ -13,6 +13,8 @@ inline Vec<double> load_widened(float const* from) {
     return _mm512_cvtps_pd(_mm256_loadu_ps(from));
 #elif SLEEPFM_VECTOR_BYTES == 32 && defined(__AVX2__)
     return _mm256_cvtps_pd(_mm_loadu_ps(from));
+#elif defined(__aarch64__)
+    return vcvt_f64_f32(vld1_f32(from));
 #else
     Vec<double> v;
     for (int l = 0; l < WIDTH<double>; ++l) {

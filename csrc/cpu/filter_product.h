@@ -8,6 +8,8 @@
 #include "params.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace sleepfm::cpu::SLEEPFM_ISA {
@@ -39,9 +41,15 @@ inline void fill_zeros(float* to, std::int64_t n) {
 // A group is filter_group outputs that lie side by side in vectors. Every tap meets one sample, which all outputs of
 // the group share; several groups whose samples lie `step` apart share the taps, one load for all of them.
 constexpr int vectors = static_cast<int>(filter_group) / SLEEPFM_LANES;
-// Sums that stay in registers: 16 of 32 with AVX-512 (whose multiply-add takes the sample from memory), 12 of 16 with
-// AVX2, 8 of 16 where products need a register of their own.
-constexpr int most_groups = SLEEPFM_LANES == 16 ? 16 : SLEEPFM_LANES == 8 ? 6 : 2;
+// Sums that stay in registers: 16 of 32 with AVX-512 (whose multiply-add takes the sample from memory), 24 of 32 on
+// ARM, 12 of 16 with AVX2, 8 of 16 where products need a register of their own.
+#if SLEEPFM_LANES == 16
+constexpr int most_groups = 16;
+#elif SLEEPFM_LANES == 8 || defined(__aarch64__)
+constexpr int most_groups = 6;
+#else
+constexpr int most_groups = 2;
+#endif
 // Longer sums are made of parts: their rounding error stays that of short ones.
 constexpr std::int64_t most_taps_in_a_sum = 512;
 
@@ -182,6 +190,12 @@ inline void sum4(Vector va, Vector vb, Vector vc, Vector vd, float* out) {
     __m128 const ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
     __m128 const cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
     _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
+}
+
+#elif defined(__aarch64__)
+
+inline void sum4(Vector a, Vector b, Vector c, Vector d, float* out) {
+    vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
 
 #else

@@ -7,6 +7,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace sleepfm::SLEEPFM_ISA {
@@ -18,8 +20,13 @@ using Vector = float __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))))
 using Mask = std::int32_t __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
 
 constexpr Index LANES = SLEEPFM_LANES;
-// Rows times vectors held in registers: 8 x 3 of 32 with AVX-512, 4 x 3 of 16 otherwise; the rest holds the operands.
-constexpr Index ROWS = SLEEPFM_LANES == 16 ? 8 : 4;
+// Rows times vectors held in registers: 8 x 3 of 32 with AVX-512 and on ARM, 4 x 3 of 16 otherwise; the rest holds the
+// operands.
+#if SLEEPFM_LANES == 16 || defined(__aarch64__)
+constexpr Index ROWS = 8;
+#else
+constexpr Index ROWS = 4;
+#endif
 constexpr Index COLUMNS = 3;
 constexpr Index TILE = COLUMNS * LANES;
 
@@ -160,8 +167,8 @@ inline void store_narrowed(float* to, Doubles v) {
     memcpy(to, &half, sizeof half);
 }
 
-// NaN stays NaN, as in torch: the processor's maximum and minimum give their second operand then. Written as two
-// comparisons, the compiler takes four instructions.
+// NaN stays NaN, as in torch: the maximum and minimum of x86 give their second operand then, those of ARM are NaN.
+// Written as two comparisons, the compiler takes four instructions.
 inline Vector relu6(Vector v) {
 #if SLEEPFM_LANES == 16 && defined(__AVX512F__)
     return _mm512_min_ps(splat(6.0f), _mm512_max_ps(Vector{}, v));
@@ -169,6 +176,8 @@ inline Vector relu6(Vector v) {
     return _mm256_min_ps(splat(6.0f), _mm256_max_ps(Vector{}, v));
 #elif SLEEPFM_LANES == 4 && defined(__SSE2__)
     return _mm_min_ps(splat(6.0f), _mm_max_ps(Vector{}, v));
+#elif defined(__aarch64__)
+    return vminq_f32(splat(6.0f), vmaxq_f32(Vector{}, v));
 #else
     v = v < 0.0f ? Vector{} : v;
     return v > 6.0f ? splat(6.0f) : v;

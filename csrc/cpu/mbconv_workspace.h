@@ -66,11 +66,13 @@ inline Index panel_width(MBConvShape const& s) {
     return whole <= most(widest, 8 * LANES) ? whole : widest;
 }
 
-// Samples of a clip's input that stand transposed in float64 at a time, and the length of such a row.
+// Samples of a clip's input that stand transposed in float64 at a time, and the length of such a row: whole register
+// blocks, which are ROWS high and a part of TILE wide.
 constexpr Index MOMENT_SPAN = 2 * TILE;
 
 inline Index moments_width(Index n_in) {
-    return round_up(n_in, 3 * LANES);
+    static_assert(2 * TILE % ROWS == 0);
+    return round_up(n_in, TILE % ROWS == 0 ? TILE : 2 * TILE);
 }
 
 struct MBConvWorkspace {
@@ -124,7 +126,8 @@ struct MBConvWorkspace {
             Index const columns = odd_vectors(most(backward_tile(s) * s.stride, panel_width(s)));
             Index const rows = (ROWS + 1) * columns + 4 * LANES;
             per_thread = 5 * LANES * width + columns * (width + 2 * widest + ld_widest) + rows;
-            per_thread = most(per_thread, 5 * LANES * width + columns * (width + widest) + LANES * ld_widest);
+            per_thread =
+                most(per_thread, 5 * LANES * width + columns * (width + widest) + most(LANES, ROWS) * ld_widest);
         } else {
             Index const columns = odd_vectors(forward_tile(s) * s.stride);
             Index const rows = ROWS * (columns + 4 * LANES) + 2 * columns;

@@ -9,6 +9,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace sleepfm::SLEEPFM_ISA {
@@ -17,7 +19,7 @@ using Index = std::int64_t;
 using Pairs = IntVec<float>;  // of int16, dimensions 2 k and 2 k + 1 of one sample in a lane
 
 // RANK_ROWS x RANK_VECTORS sums, the vectors, one broadcast factor and one product: 28 of 32 registers with AVX-512, 16
-// of 16 elsewhere.
+// of 16 elsewhere; on ARM 27 of 32, as a sum takes two registers and a product none.
 #if SLEEPFM_VECTOR_BYTES == 64
 constexpr Index RANK_ROWS = 8;
 constexpr int RANK_VECTORS = 3;
@@ -51,14 +53,33 @@ inline bool any_lane(Pairs lanes) {
     return _mm256_movemask_epi8(reinterpret_cast<__m256i>(lanes)) != 0;
 #elif SLEEPFM_VECTOR_BYTES == 16 && defined(__SSE2__)
     return _mm_movemask_epi8(reinterpret_cast<__m128i>(lanes)) != 0;
+#elif defined(__aarch64__)
+    return vmaxvq_u32(reinterpret_cast<uint32x4_t>(lanes)) != 0;
 #else
     return count_of_lanes<float>(lanes) != 0;
 #endif
 }
 
+// Sums over pairs: `add` takes the next pair in, `total` is the sum of both factors' products.
 struct TwoSteps {
-    static Pairs add(Pairs sum, Pairs a, Pairs b) { return sum + multiply_pairs(a, b); }
+    using Sum = Pairs;
+    static Sum add(Sum sum, Pairs a, Pairs b) { return sum + multiply_pairs(a, b); }
+    static Pairs total(Sum sum) { return sum; }
 };
+
+#if defined(__aarch64__)
+// Products of first and of second factors in lanes of their own, of the first two and of the last two samples.
+struct InHalves {
+    struct Sum {
+        int32x4_t low, high;
+    };
+    static Sum add(Sum sum, Pairs a, Pairs b) {
+        int16x8_t const left = reinterpret_cast<int16x8_t>(a), right = reinterpret_cast<int16x8_t>(b);
+        return {vmlal_s16(sum.low, vget_low_s16(left), vget_low_s16(right)), vmlal_high_s16(sum.high, left, right)};
+    }
+    static Pairs total(Sum sum) { return vpaddq_s32(sum.low, sum.high); }
+};
+#endif
 
 // tile[r][c] (+)= sum over n_pairs of the products of rows and of one panel of columns.
 template <typename Step>
@@ -66,7 +87,7 @@ inline void products_of_panel(Index n_rows, Index n_pairs, Index row_stride, std
                               std::int32_t const* b, std::int32_t* tile, bool add) {
     constexpr Index width = WIDTH<float>;
     for (Index r = 0; r < n_rows; r += RANK_ROWS, a += row_stride) {
-        Pairs sum[RANK_ROWS][RANK_VECTORS] = {};
+        typename Step::Sum sum[RANK_ROWS][RANK_VECTORS] = {};
         for (Index k = 0; k < n_pairs; ++k) {
             Pairs right[RANK_VECTORS];
 #pragma GCC unroll 3
@@ -87,7 +108,8 @@ inline void products_of_panel(Index n_rows, Index n_pairs, Index row_stride, std
 #pragma GCC unroll 3
             for (int w = 0; w < RANK_VECTORS; ++w) {
                 Pairs* const out = reinterpret_cast<Pairs*>(tile + (r + m) * RANK_PANEL + w * width);
-                *out = add ? *out + sum[m][w] : sum[m][w];
+                Pairs const total = Step::total(sum[m][w]);
+                *out = add ? *out + total : total;
             }
         }
     }
@@ -98,10 +120,12 @@ using PanelProducts = void (*)(Index, Index, Index, std::int32_t const*, std::in
 #if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512BW__)
 // Multiply and add in one instruction, where the processor has it: AVX-512 alone does not say so.
 struct OneStep {
-    __attribute__((target("avx512vnni"))) static Pairs add(Pairs sum, Pairs a, Pairs b) {
+    using Sum = Pairs;
+    __attribute__((target("avx512vnni"))) static Sum add(Sum sum, Pairs a, Pairs b) {
         return reinterpret_cast<Pairs>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(a),
                                                            reinterpret_cast<__m512i>(b)));
     }
+    static Pairs total(Sum sum) { return sum; }
 };
 __attribute__((target("avx512vnni"), flatten)) inline void products_in_one_step(Index n_rows, Index n_pairs,
                                                                                 Index row_stride, std::int32_t const* a,
@@ -111,6 +135,10 @@ __attribute__((target("avx512vnni"), flatten)) inline void products_in_one_step(
 }
 inline PanelProducts panel_products() {
     return __builtin_cpu_supports("avx512vnni") ? &products_in_one_step : &products_of_panel<TwoSteps>;
+}
+#elif defined(__aarch64__)
+inline PanelProducts panel_products() {
+    return &products_of_panel<InHalves>;
 }
 #else
 inline PanelProducts panel_products() {

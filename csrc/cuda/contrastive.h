@@ -88,9 +88,6 @@ inline ContrastiveOperands contrastive_operands(DeviceArena& arena, std::int64_t
     return o;
 }
 
-// Fills the operands from x. Rows that are absent are not read. stream is a cudaStream_t of the current device.
-void contrastive_prepare_cuda(ContrastiveInput const& input, ContrastiveOperands const& operands, void* stream);
-
 // Bytes of workspace for these sizes; sizes.workspace is null, addresses are not looked at.
 std::int64_t contrastive_forward_cuda_bytes(ContrastiveInput const& sizes, ContrastiveCudaOptions const& options);
 std::int64_t contrastive_backward_cuda_bytes(ContrastiveInput const& sizes, ContrastiveCudaOptions const& options);

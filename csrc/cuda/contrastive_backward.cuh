@@ -118,6 +118,11 @@ struct RowWeight {
     float reference, weight, own;
 };
 
+// One store of 8 bytes: of four lanes a whole sector of 32.
+struct alignas(8) TwoFloats {
+    float first, second;
+};
+
 template <typename Policy>
 struct BackwardShared {
     double* slopes;      // [LOGIT_WARPS_N, ROWS]; each is one lane's
@@ -445,8 +450,8 @@ __global__ void __launch_bounds__(Policy::THREADS, 1) contrastive_backward_kerne
             float* const to = tiles.gradient + (static_cast<Index>(q) * n_rows + r) * Policy::DIM + 8 * gradient_chunk;
 #pragma unroll
             for (int n = 0; n < Policy::N_TILES; ++n) {
-                to[8 * n + 2 * t] = gradient[m][n][2 * half];
-                to[8 * n + 2 * t + 1] = gradient[m][n][2 * half + 1];
+                *reinterpret_cast<TwoFloats*>(to + 8 * n + 2 * t) = {gradient[m][n][2 * half],
+                                                                     gradient[m][n][2 * half + 1]};
             }
         }
     }

@@ -403,7 +403,7 @@ __device__ __forceinline__ unsigned atomic_add_release_u32(unsigned* global, uns
     return cuda_on_cpu::atomic_add(global, value);
 #else
     unsigned before;
-    asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;\n" : "=r"(before) : "l"(global), "r"(value) : "memory");
+    asm volatile("atom.release.gpu.global.add.u32 %0, [%1], %2;\n" : "=r"(before) : "l"(global), "r"(value) : "memory");
     return before;
 #endif
 }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sleepfm_fast import _C
 from sleepfm_fast.ops.contrastive_results import allocate_forward
+from sleepfm_fast.ops.float32_sums import float32_sums
 from sleepfm_fast.ops.registry import DTYPE_CODES
 from sleepfm_fast.reference.contrastive_loss import Mode, problems
 
@@ -268,7 +269,7 @@ def forward(
     ``launcher`` runs the kernels; by default they run on x's device, in its current stream. x has at least one sample.
     """
     launcher = _Device(x.device) if launcher is None else launcher
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), float32_sums():
         call = _Problems(launcher, x, log_temperature, mask, mode, directions, precision, begin, end)
         N, edge = call.n_samples, call.edge
         results = loss, losses, correct, ranks, n_valid, state = allocate_forward(x, mode)
@@ -322,7 +323,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Backward of the op on a CUDA device: gradients of x and of log_temperature; ``launcher`` as in forward."""
     launcher = _Device(x.device) if launcher is None else launcher
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), float32_sums():
         call = _Problems(launcher, x, log_temperature, mask, mode, directions, precision, begin, end)
         N, edge, width = call.n_samples, call.edge, call.width
         P = state.shape[0]

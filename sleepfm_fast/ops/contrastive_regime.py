@@ -24,12 +24,15 @@ SMALL_SAMPLES = contrastive_small.LARGEST_N
 MMA_DIM = 512
 MMA_CAPABILITY = (8, 0)
 # From capability 9.0 on a library's products run at about twice the rate that mma.sync reaches, which pays for writing
-# and reading the similarities where D is large, and for more launches where N is.
+# and reading the similarities where D is large, and for more launches where N is: sooner where "highest" triples the
+# products and D is large.
 GEMM_CAPABILITY = (9, 0)
 GEMM_DIM = 128
 GEMM_SAMPLES = 3072
+GEMM_SPLIT_DIM = 256
+GEMM_SPLIT_SAMPLES = 2048
 # Where a block has 99 KB of shared memory, split operands of more dimensions leave most of its warps without work.
-SMALL_SHARED_CAPABILITIES = ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1))
+SMALL_SHARED_CAPABILITIES = ((8, 6), (8, 9), (12, 0), (12, 1))
 SMALL_SHARED_SPLIT_DIM = 256
 
 
@@ -75,8 +78,10 @@ def regime(
         return "small"
     if n_dim > MMA_DIM:
         return "gemm"
-    if n_samples < GEMM_SAMPLES:
-        return "mma"
     if compute_capability in SMALL_SHARED_CAPABILITIES:
-        return "gemm" if precision == "highest" and n_dim > SMALL_SHARED_SPLIT_DIM else "mma"
-    return "gemm" if compute_capability >= GEMM_CAPABILITY and n_dim > GEMM_DIM else "mma"
+        split = precision == "highest" and n_dim > SMALL_SHARED_SPLIT_DIM
+        return "gemm" if split and n_samples >= GEMM_SAMPLES else "mma"
+    if compute_capability < GEMM_CAPABILITY or n_dim <= GEMM_DIM:
+        return "mma"
+    split = precision == "highest" and n_dim > GEMM_SPLIT_DIM
+    return "gemm" if n_samples >= (GEMM_SPLIT_SAMPLES if split else GEMM_SAMPLES) else "mma"

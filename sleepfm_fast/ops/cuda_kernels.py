@@ -19,19 +19,20 @@ def architectures_serve(architectures: Sequence[str], capability: tuple[int, int
     """Whether code for CMake's ``architectures`` runs on a device of compute capability ``capability``.
 
     ``"86"`` is machine code for 8.6 (newer devices of the same generation run it) and PTX that any newer driver
-    compiles; ``"86-real"`` and ``"86-virtual"`` are one of the two; ``"90a"`` runs on 9.0 alone.
+    compiles; ``"86-real"`` and ``"86-virtual"`` are one of the two; ``"90a"`` runs on 9.0 alone, ``"100f"`` on 10.0 and
+    newer of its generation.
     """
     for name in architectures:
         number, _, kind = name.partition("-")
-        of_one_device = not number.isdigit()
-        number = number.rstrip("af")
-        if not number.isdigit():
+        plain = number.rstrip("af")
+        if not plain.isdigit():
             continue
-        built = int(number[:-1]), int(number[-1])
-        if of_one_device:
+        built = int(plain[:-1]), int(plain[-1])
+        same_generation = built[0] == capability[0]
+        if number.endswith("a"):
             serves = built == capability
         else:
-            serves = built <= capability and (kind != "real" or built[0] == capability[0])
+            serves = built <= capability and (same_generation or (kind != "real" and not number.endswith("f")))
         if serves:
             return True
     return False
