@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm_fast.edf import Recording, Segment, Signal
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.wfdb import WfdbError, read_header
 from sleepfm_fast.wfdb_header import BITS, SignalLine, read_signal_lines
 
@@ -108,7 +109,7 @@ def read_wfdb_recording(path: str | Path) -> WfdbRecording:
     """
     path = Path(path)
     header = read_header(path)
-    fs_hz = Fraction(header.fs_hz).limit_denominator(10**9)
+    fs_hz = Fraction(repr(header.fs_hz))  # the decimal as written
     issues: list[str] = []
     sources, held = signal_files(path, read_signal_lines(path), issues)
     n_frames = min(held, default=0)
@@ -152,12 +153,17 @@ def signal_files(
     path: Path, lines: tuple[SignalLine, ...], issues: list[str]
 ) -> tuple[tuple[SignalFile, ...], list[int]]:
     """Group signals by their file, and count the whole frames that each file holds."""
-    sources, held = [], []
+    sources: list[SignalFile] = []
+    held: list[int] = []
     for name, group in itertools.groupby(lines, key=lambda line: line.file):
         members = tuple(group)
         if name in ("~", "-"):
             issues.append(f"{', '.join(repr(m.label) for m in members)}: the header names no signal file; left out")
             continue
+        if any(name == source.path.name for source in sources):
+            raise WfdbError(
+                f"{path}: the signals of {name} do not stand together; their order in the file is not known."
+            )
         source = SignalFile(path.parent / name, members[0].format, members[0].byte_offset, members)
         for line in members:
             if line.format not in BITS:
@@ -194,7 +200,8 @@ def signal_of(line: SignalLine, n_samples: int, offset_bytes: int, fs_hz: Fracti
         issues.append("the header states no gain; the signal stays uncalibrated")
     if line.skew:
         issues.append(
-            f"the signal lies {line.skew} frames late in its file and was moved back; the end repeats a sample"
+            f"the signal lies {counted(line.skew, 'frame')} late in its file and was moved back; its end repeats a "
+            "sample"
         )
     gain = 1.0 if line.gain is None else 1.0 / line.gain
     offset = 0.0 if line.gain is None else -line.baseline / line.gain
@@ -302,8 +309,7 @@ def hold(samples: NDArray[Any], missing: int, baseline: int) -> None:
     flat = samples.reshape(-1)
     there = np.flatnonzero(flat != missing)
     if there.size == 0:
-        limits = np.iinfo(flat.dtype)
-        samples[...] = min(max(baseline, limits.min), limits.max)
+        samples[...] = min(max(baseline, missing + 1), -missing - 1)
         return
     before = np.searchsorted(there, np.arange(flat.size), side="right") - 1
     samples[...] = flat[there[np.maximum(before, 0)]].reshape(samples.shape)

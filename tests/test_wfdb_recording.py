@@ -186,6 +186,7 @@ def test_what_a_line_may_leave_out(tmp_path: Path, line, gain, offset, unit, lab
     ("r 2 100 300\nr.dat 16\n", "promises 2 signals, 1 lines follow"),
     ("r 1 100 300\nr.dat 508 200\n", "format 508; the formats 16, 24, 32, 61, 80, 160, 212 are read"),
     ("r 2 100 300\nr.dat 16 200\nr.dat 212 200\n", "both format 16 and 212"),
+    ("r 3 100 300\nr.dat 16 200\nq.dat 16 200\nr.dat 16 200\n", "the signals of r.dat do not stand together"),
     ("r 1 100 300\n../r.dat 16 200\n", "expected a file beside the header"),
     ("r 1 100 300\nr.dat 16x0 200\n", "expected 'file format ...'"),
     ("r 1 100 300\nr.dat\n", "expected 'file format ...'"),
@@ -193,11 +194,21 @@ def test_what_a_line_may_leave_out(tmp_path: Path, line, gain, offset, unit, lab
     ("", "expected a WFDB record line"),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_said(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "r.dat").write_bytes(bytes(600))
+    for name in ("r.dat", "q.dat"):
+        (tmp_path / name).write_bytes(bytes(600))
     (tmp_path / "r.hea").write_text(text)
     with pytest.raises(SleepfmError, match=r"r\.hea") as refusal:
         open_recording(tmp_path / "r.hea")
     assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(("text", "fs_hz"), [("204.85", Fraction(20485, 100)), ("1e-12", Fraction(1, 10**12))])
+def test_the_rate_is_the_decimal_as_written(tmp_path: Path, text: str, fs_hz: Fraction) -> None:
+    header = write_wfdb(tmp_path, "r", 100, [("a", integers(30, 16), {})])
+    header.write_text(header.read_text().replace("r 1 100 ", f"r 1 {text} "))
+    recording = open_recording(header)
+    assert recording.signals[0].fs_hz == fs_hz
+    assert recording.n_records * recording.record_s == 30 / fs_hz
 
 
 def test_samples_beyond_24_bits_are_refused(tmp_path: Path) -> None:
