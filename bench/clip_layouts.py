@@ -23,7 +23,7 @@ import machine
 import numba
 import numpy as np
 
-from sleepfm_fast.addresses import copy_bytes
+from sleepfm_fast.execution.addresses import copy_bytes
 
 FS_HZ, CLIP_S, CONTEXT_S, HOURS = 200, 30, 5.5, 8
 MODALITIES = {"respiratory": 4, "brain": 8, "ecg": 1}

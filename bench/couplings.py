@@ -22,7 +22,7 @@ from typing import Any
 import machine
 import report
 
-from sleepfm_fast.sleeper import Couplings
+from sleepfm_fast.simulator.sleeper import Couplings
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "simulator-couplings.json"

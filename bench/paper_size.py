@@ -30,8 +30,8 @@ def write(folder: Path, n_train: int, n_test: int, dim: int) -> None:
     """Write clips whose three vectors share a part, and lean towards their stage's axis."""
     from tqdm import tqdm
 
-    from sleepfm_fast.embedding_writer import EmbeddingWriter
     from sleepfm_fast.embeddings import Description
+    from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
 
     rng = np.random.default_rng(0)
     n = n_train + n_test
@@ -109,8 +109,8 @@ def sizes(folder: Path) -> dict[str, int]:
 
 def bootstraps() -> dict[str, Any]:
     """Time 1,000 resamples of the paper's test subjects for five classes."""
-    from sleepfm_fast.evaluation import evaluate
-    from sleepfm_fast.tasks import TASKS
+    from sleepfm_fast.evaluation.figures import evaluate
+    from sleepfm_fast.evaluation.tasks import TASKS
 
     rng = np.random.default_rng(0)
     labels = rng.choice(5, TEST_CLIPS, p=(0.21, 0.07, 0.51, 0.09, 0.12)).astype(np.int8)

@@ -14,8 +14,8 @@ from typing import Any
 import machine
 import report
 
-from sleepfm_fast.paper_tables import PaperTable
-from sleepfm_fast.reproduce_tables import draw
+from sleepfm_fast.reproduction.paper_tables import PaperTable
+from sleepfm_fast.reproduction.tables import draw
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "reproduce-smoke.json"

@@ -20,9 +20,9 @@ import torch
 from sleepfm_fast import convert
 from sleepfm_fast.batches import ClipInput, InputConfig
 from sleepfm_fast.clips import ClipStore
-from sleepfm_fast.feed import Buffer, Feed
+from sleepfm_fast.cohorts.import_seed import CHANNELS
 from sleepfm_fast.filters import FilterBank
-from sleepfm_fast.import_seed import CHANNELS
+from sleepfm_fast.store.feed import Buffer, Feed
 
 N_SAMPLES = 7680
 N_CHANNELS = len(CHANNELS)

@@ -11,10 +11,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from sleepfm_fast.embedding_writer import EmbeddingWriter
 from sleepfm_fast.embeddings import Description, Embeddings
-from sleepfm_fast.logistic import Features, fit
-from sleepfm_fast.metrics import bootstrap_curves, bootstrap_subjects
+from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
+from sleepfm_fast.evaluation.logistic import Features, fit
+from sleepfm_fast.evaluation.metrics import bootstrap_curves, bootstrap_subjects
 from sleepfm_fast.ranks import pair_ranks
 
 
@@ -161,7 +161,7 @@ FIT_SETUP = """
 import numpy as np
 import sklearn.linear_model, scipy.optimize
 from sleepfm_fast.embeddings import Embeddings
-from sleepfm_fast.logistic import Features, fit
+from sleepfm_fast.evaluation.logistic import Features, fit
 embeddings = Embeddings({folder!r})
 labels = np.asarray(embeddings.stage)
 clips = np.arange(len(labels))

@@ -13,11 +13,11 @@ import torch
 from sleepfm_fast import ops, reference
 from sleepfm_fast.batches import N_OUT, Batch, ClipInput
 from sleepfm_fast.encoder import PRESETS, SleepModel
-from sleepfm_fast.objective import Objective, backward
-from sleepfm_fast.optimiser import build_optimiser
 from sleepfm_fast.reference.seed_training import PublishedNetwork, SeedTraining
-from sleepfm_fast.settings import resolve
 from sleepfm_fast.train import Config
+from sleepfm_fast.training.objective import Objective, backward
+from sleepfm_fast.training.optimiser import build_optimiser
+from sleepfm_fast.training.settings import resolve
 
 
 class Step:

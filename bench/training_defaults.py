@@ -100,8 +100,9 @@ def figures(path: Path, split: str) -> dict[str, float]:
     """Probes fitted on the training subjects and retrieval, on the subjects of one split."""
     from sklearn.linear_model import LogisticRegression
 
-    from sleepfm_fast import metrics, retrieve
+    from sleepfm_fast import retrieve
     from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation import metrics
 
     embeddings = Embeddings(path)
     result: dict[str, float] = {}

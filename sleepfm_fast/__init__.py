@@ -1,10 +1,12 @@
 """Contrastive learning on polysomnography, from EDF files to probes and retrieval.
 
-Importing the package does no work and does not import torch; the modules are in the order the data flows:
-``channels edf wfdb recordings annotations epochs clips`` (recordings to clips), ``reference ops filters encoder feed
-rundir`` (clips to a model) and the commands ``simulate preprocess train embed transfer probe predict few_shot compare
-retrieve report``, with the baselines ``supervise`` (``classify``) and ``features``; ``reproduce`` calls them all for
-the paper's tables.
+Importing the package does no work and does not import torch. At its top are the commands (``simulate preprocess convert
+train import_checkpoint embed transfer probe predict few_shot compare retrieve report``, the baselines ``supervise``,
+``classify`` and ``features``, and ``reproduce``, which calls them all for the paper's tables) and the library, in the
+order the data flows: ``edf wfdb recordings channels annotations epochs`` (recordings), ``clips batches`` (clip store to
+batches), ``filters ops reference distributed`` (the ops), ``encoder pretrained inference rundir`` (a model),
+``embeddings results ranks`` (what is made with it). The folders below hold their parts; ``CONTRIBUTING.md`` says which
+is which. Each imports from those before it only.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from sleepfm_fast.interruption import say_while_importing
+from sleepfm_fast.cli.interruption import say_while_importing
 
 __version__ = "0.1.0"
 

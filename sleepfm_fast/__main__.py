@@ -6,7 +6,7 @@ import importlib
 import sys
 from contextlib import suppress
 
-from sleepfm_fast.command import finish
+from sleepfm_fast.cli.command import finish
 
 COMMANDS = {
     "simulate": "write a simulated cohort: EDF+ files with hypnograms and respiratory events, participants.csv",

@@ -8,13 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sleepfm_fast.labels import ClipGrid, clip_labels
 from sleepfm_fast.plurals import agreeing, counted
-from sleepfm_fast.scoring import Event, Scoring, ScoringError
-from sleepfm_fast.scoring_csv import parse_csv
-from sleepfm_fast.scoring_files import find_scoring
-from sleepfm_fast.scoring_xml import parse_xml
-from sleepfm_fast.stages import EPOCH_S, respiratory_event_of, stage_of
+from sleepfm_fast.scoring.csv_files import parse_csv
+from sleepfm_fast.scoring.files import find_scoring
+from sleepfm_fast.scoring.labels import ClipGrid, clip_labels
+from sleepfm_fast.scoring.stages import EPOCH_S, respiratory_event_of, stage_of
+from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
+from sleepfm_fast.scoring.xml_files import parse_xml
 from sleepfm_fast.wfdb import WfdbAnnotation, read_annotations, read_header
 
 if TYPE_CHECKING:

@@ -16,14 +16,14 @@ import torch
 from sleepfm_fast.channels import Montage, channel_of
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.feed import Batch as Windows
-from sleepfm_fast.feed import Buffer, Feed
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
 from sleepfm_fast.ops.cuda_kernels import has_kernels
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.scales import Scales, measure_scales, nominal_scales
-from sleepfm_fast.side_stream import PinnedBuffer, SideStream, upload
+from sleepfm_fast.store.feed import Batch as Windows
+from sleepfm_fast.store.feed import Buffer, Feed
+from sleepfm_fast.store.scales import Scales, measure_scales, nominal_scales
+from sleepfm_fast.store.side_stream import PinnedBuffer, SideStream, upload
 
 __all__ = ["Batch", "ClipInput", "InputConfig", "prefetch"]
 

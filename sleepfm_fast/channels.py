@@ -11,8 +11,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from sleepfm_fast.channel_names import canonical, fits, kind_of, matched_as
-from sleepfm_fast.montages import (
+from sleepfm_fast.formats.units import unit_of
+from sleepfm_fast.montage.channel_names import canonical, fits, kind_of, matched_as
+from sleepfm_fast.montage.montages import (
     CHANNELS,
     KINDS,
     MODALITIES,
@@ -24,7 +25,6 @@ from sleepfm_fast.montages import (
     Slot,
 )
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.units import unit_of
 
 if TYPE_CHECKING:
     from sleepfm_fast.edf import Signal

@@ -15,17 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from sleepfm_fast import command
-from sleepfm_fast.command import say
+from sleepfm_fast.cli import command
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
-from sleepfm_fast.path_kinds import Kind
 from sleepfm_fast.plurals import agreeing, counted
 
 if TYPE_CHECKING:
+    from sleepfm_fast.baselines.supervised_network import Classifier
     from sleepfm_fast.clips import ClipStore
-    from sleepfm_fast.supervised_network import Classifier
 
 __all__ = ["Config", "main"]
 
@@ -94,7 +94,7 @@ def table_text(
     store: ClipStore, clips: npt.NDArray[np.int64], names: Sequence[str], probability: npt.NDArray[np.float64]
 ) -> str:
     """CSV of the clips in their order: the most probable class, and every class's probability."""
-    from sleepfm_fast.stages import EPOCH_S
+    from sleepfm_fast.scoring.stages import EPOCH_S
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -108,7 +108,7 @@ def table_text(
 
 def chosen(config: Config, store: ClipStore, saved: dict[str, Any]) -> tuple[npt.NDArray[np.bool_], str]:
     """Which clips of the store are asked for, bool [n_clips], and the sentence to repeat where sides overlap."""
-    from sleepfm_fast.splits import Split, assign_subjects
+    from sleepfm_fast.runs.splits import Split, assign_subjects
 
     known: dict[str, int] = saved["subjects"]
     subject = np.asarray(store.recording_subject)[np.asarray(store.recording)]
@@ -132,7 +132,7 @@ def chosen(config: Config, store: ClipStore, saved: dict[str, Any]) -> tuple[npt
 
 def overlap_of(names: Sequence[str], known: Mapping[str, int], run: Path) -> str:
     """Say how many of the classified subjects the run was trained or validated with; empty where none is."""
-    from sleepfm_fast.splits import SPLITS
+    from sleepfm_fast.runs.splits import SPLITS
 
     seen = [name for name in names if known.get(name, 2) != 2]
     if not seen:
@@ -149,7 +149,7 @@ def overlap_of(names: Sequence[str], known: Mapping[str, int], run: Path) -> str
 
 def main(config: Config) -> dict[str, Any]:
     """Classify; returns the results that end the command."""
-    from sleepfm_fast.predictions import claimed_predictions
+    from sleepfm_fast.evaluation.predictions import claimed_predictions
     from sleepfm_fast.results import claimed_result
 
     check(config)
@@ -165,12 +165,12 @@ def classified(config: Config) -> dict[str, Any]:
     import torch
     from tqdm import tqdm
 
-    from sleepfm_fast.classification import log_odds, probability_of
+    from sleepfm_fast.baselines.supervised_network import load_classifier
     from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.evaluation.classification import log_odds, probability_of
+    from sleepfm_fast.evaluation.tasks import TASKS
     from sleepfm_fast.rundir import RunDirectory, write_atomically
-    from sleepfm_fast.supervised_network import load_classifier
-    from sleepfm_fast.tasks import TASKS
-    from sleepfm_fast.world import choose_device
+    from sleepfm_fast.training.world import choose_device
 
     started = time.monotonic()
     if config.threads:
@@ -229,10 +229,10 @@ def write_all(
     record: dict[str, Any],
 ) -> None:
     """Write the folder of predictions: of all clips ``asked`` for, those without a channel have no class."""
-    from sleepfm_fast.classification import probability_of
-    from sleepfm_fast.predictions import Predicted, starts_of, write_predictions
-    from sleepfm_fast.supervised_clips import StoreFacts
-    from sleepfm_fast.tasks import TASKS, labels_of
+    from sleepfm_fast.baselines.supervised_clips import StoreFacts
+    from sleepfm_fast.evaluation.classification import probability_of
+    from sleepfm_fast.evaluation.predictions import Predicted, starts_of, write_predictions
+    from sleepfm_fast.evaluation.tasks import TASKS, labels_of
 
     assert config.predictions is not None
     store, task = classifier.clip_input.store, TASKS[classifier.task]
@@ -265,10 +265,10 @@ def tested(
     odds: npt.NDArray[np.float64],
 ) -> dict[str, Any]:
     """Score those of the classified ``clips`` that have a label and write the result folder."""
-    from sleepfm_fast.classification import conclude
-    from sleepfm_fast.labelled_clips import LabelledClips
-    from sleepfm_fast.supervised_clips import StoreFacts, held_out_of
-    from sleepfm_fast.tasks import TASKS, labels_of
+    from sleepfm_fast.baselines.supervised_clips import StoreFacts, held_out_of
+    from sleepfm_fast.evaluation.classification import conclude
+    from sleepfm_fast.evaluation.labelled_clips import LabelledClips
+    from sleepfm_fast.evaluation.tasks import TASKS, labels_of
 
     store, task = classifier.clip_input.store, TASKS[classifier.task]
     facts = StoreFacts(store)

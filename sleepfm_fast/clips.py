@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.channels import Montage
-from sleepfm_fast.clip_entries import ChannelColumns, RecordingEntry, Window
-from sleepfm_fast.clip_layout import INDEX_SCHEMA, INDEX_TEXTS, ClipStoreError, read_store_file
-from sleepfm_fast.columns import file_digest, read_columns
-from sleepfm_fast.open_files import (
+from sleepfm_fast.plurals import counted
+from sleepfm_fast.scoring.stages import EPOCH_S
+from sleepfm_fast.storage.columns import file_digest, read_columns
+from sleepfm_fast.storage.open_files import (
     Descriptor,
     Opened,
     Recent,
@@ -27,8 +27,8 @@ from sleepfm_fast.open_files import (
     opened_files,
     opened_maps,
 )
-from sleepfm_fast.plurals import counted
-from sleepfm_fast.stages import EPOCH_S
+from sleepfm_fast.store.clip_entries import ChannelColumns, RecordingEntry, Window
+from sleepfm_fast.store.clip_layout import INDEX_SCHEMA, INDEX_TEXTS, ClipStoreError, read_store_file
 
 __all__ = ["ChannelColumns", "ClipStore", "ClipStoreError", "RecordingEntry", "Window"]
 
@@ -174,7 +174,7 @@ class ClipStore:
         self._mapped: Recent[Array] = Recent(limit)
         self._files: Recent[Descriptor] = Recent(limit)
         self.feeds: dict[Any, Any] = {}
-        """Prepared :class:`sleepfm_fast.feed.Feed` objects; each keeps its filter bank alive, so ids stay unique."""
+        """Prepared :class:`~sleepfm_fast.store.feed.Feed` objects; each keeps its bank alive, so ids stay unique."""
         self.check(digests=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:

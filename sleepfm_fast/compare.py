@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
-from sleepfm_fast.command import plain, run, say
+from sleepfm_fast.cli.command import plain, run, say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.following import after_result
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
-from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.reporting.following import after_result
 
 if TYPE_CHECKING:
     from sleepfm_fast.results import Result
@@ -128,11 +128,11 @@ def main(config: Config) -> dict[str, Any]:
 
 def _compared(config: Config) -> dict[str, Any]:
     """Match, resample and write the result."""
-    from sleepfm_fast.interval_notice import interval_notice
-    from sleepfm_fast.metrics import bootstrap_subjects
-    from sleepfm_fast.paired_figures import of_classifiers, of_retrievals
+    from sleepfm_fast.evaluation.interval_notice import interval_notice
+    from sleepfm_fast.evaluation.metrics import bootstrap_subjects
+    from sleepfm_fast.evaluation.paired_figures import of_classifiers, of_retrievals
+    from sleepfm_fast.evaluation.shared_clips import shared_clips
     from sleepfm_fast.results import write_result
-    from sleepfm_fast.shared_clips import shared_clips
 
     results = _read_both(config)
     overlap_note = _overlap_of(results)

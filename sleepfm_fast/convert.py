@@ -14,23 +14,23 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from sleepfm_fast import import_clinical, import_seed
-from sleepfm_fast.atomic import write_json
 from sleepfm_fast.channels import MONTAGES, Montage, resolve_auto
-from sleepfm_fast.clip_layout import VERSION, read_store_file
-from sleepfm_fast.clip_writer import commit, read_record, write_store_file
-from sleepfm_fast.command import run, say
+from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
+from sleepfm_fast.cli.path_kinds import Kind
+from sleepfm_fast.cohorts import import_clinical, import_seed
+from sleepfm_fast.cohorts.foreign import ForeignNight, signals_of, write_foreign
+from sleepfm_fast.cohorts.ingest import claimed_run, prepare_folder
+from sleepfm_fast.cohorts.participant_tables import ParticipantTables, read_tables
+from sleepfm_fast.cohorts.store_inputs import inputs_of, with_inputs
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.following import after_store
-from sleepfm_fast.foreign import ForeignNight, signals_of, write_foreign
-from sleepfm_fast.ingest import claimed_run, prepare_folder
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
-from sleepfm_fast.parallel import dispatched
-from sleepfm_fast.participant_tables import ParticipantTables, read_tables
-from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.execution.parallel import dispatched
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.store_inputs import inputs_of, with_inputs
+from sleepfm_fast.reporting.following import after_store
+from sleepfm_fast.storage.atomic import write_json
+from sleepfm_fast.store.clip_layout import VERSION, read_store_file
+from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
 
 __all__ = ["Config", "cli", "main"]
 

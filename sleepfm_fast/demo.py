@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sleepfm_fast.command import say
+from sleepfm_fast.cli.command import say
 from sleepfm_fast.plurals import counted
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm_fast.edf_fields import BLOCK_BYTES, EdfError, Issues
-from sleepfm_fast.edf_header import Header, Signal, parse_header
-from sleepfm_fast.edf_tal import Annotation, RecordStarts, read_tals
+from sleepfm_fast.formats.edf_fields import BLOCK_BYTES, EdfError, Issues
+from sleepfm_fast.formats.edf_header import Header, Signal, parse_header
+from sleepfm_fast.formats.edf_tal import Annotation, RecordStarts, read_tals
 from sleepfm_fast.plurals import agreeing, counted
 
 __all__ = ["Annotation", "EdfError", "Recording", "Segment", "Signal", "read_recording"]

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sleepfm_fast import __version__, command
-from sleepfm_fast.command import say
+from sleepfm_fast import __version__
+from sleepfm_fast.cli import command
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.following import after_embeddings
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.reporting.following import after_embeddings
 
 __all__ = ["Config", "main"]
 
@@ -66,15 +67,15 @@ def main(config: Config) -> dict[str, Any]:
 
     from sleepfm_fast.batches import ClipInput, InputConfig
     from sleepfm_fast.channels import Montage
-    from sleepfm_fast.clip_facts import columns_of, people_of
     from sleepfm_fast.clips import ClipStore
-    from sleepfm_fast.embedding_writer import EmbeddingWriter
     from sleepfm_fast.embeddings import Description
+    from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
     from sleepfm_fast.inference import embedder
-    from sleepfm_fast.origin import UNKNOWN_SUBJECTS, seen_by
     from sleepfm_fast.pretrained import SEED_SUFFIXES, UNITS, load_model
-    from sleepfm_fast.splits import Split, assign_subjects
-    from sleepfm_fast.world import choose_device
+    from sleepfm_fast.runs.origin import UNKNOWN_SUBJECTS, seen_by
+    from sleepfm_fast.runs.splits import Split, assign_subjects
+    from sleepfm_fast.store.clip_facts import columns_of, people_of
+    from sleepfm_fast.training.world import choose_device
 
     started = time.monotonic()
     if config.batch_size < 1:

@@ -8,12 +8,13 @@
       mask.npy          bool    [clip, modality], true where present
       recording.npy clip.npy subject.npy (int32), onset_s.npy (float64), stage.npy sdb.npy split.npy (int8)
 
-A folder under its own name is finished: :mod:`sleepfm_fast.embedding_writer` renames it when whole.
+A folder under its own name is finished: :mod:`sleepfm_fast.evaluation.embedding_writer` renames it when whole.
 
 There are two kinds. ``embedding``: what a model made, unit vectors, every modality of the same width. ``feature``: what
 ``python -m sleepfm_fast.features`` measured, numbers with units in their names; a modality has as many as it has names,
 ``dim`` is the largest number, and beyond a modality's own width stands NaN. A feature that could not be measured in a
-clip is NaN too; a classifier fills and scales them with what its training clips say (:mod:`sleepfm_fast.imputation`).
+clip is NaN too; a classifier fills and scales them with what its training clips say
+(:mod:`sleepfm_fast.evaluation.imputation`).
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.cli.misplaced import mistaken
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.misplaced import mistaken
-from sleepfm_fast.path_kinds import Kind
 
 __all__ = ["COLUMNS", "SPLITS", "Description", "Embeddings", "ModalityRows", "range_problem"]
 
@@ -141,7 +142,7 @@ class Embeddings:
     mask : bool [n_clips, M]
     recording, clip, onset_s, stage, sdb, subject, split : columns [n_clips]
     modalities, dim, n_clips, description
-        As written by :class:`~sleepfm_fast.embedding_writer.EmbeddingWriter`.
+        As written by :class:`~sleepfm_fast.evaluation.embedding_writer.EmbeddingWriter`.
     kind : {"embedding", "feature"}
     features : dict of str to tuple of str
         Names of every modality's features; empty for embeddings.

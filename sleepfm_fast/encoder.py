@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sleepfm_fast.encoder_evaluation import average_over_time, covers
-from sleepfm_fast.mbconv_blocks import MBConvStage, convolve_and_normalise, has_hooks, pool
+from sleepfm_fast.model.encoder_evaluation import average_over_time, covers
+from sleepfm_fast.model.mbconv_blocks import MBConvStage, convolve_and_normalise, has_hooks, pool
 from sleepfm_fast.plurals import counted
 
 __all__ = ["PRESETS", "EfficientNet1d", "Encoder", "EncoderConfig", "SleepModel", "StridedConvNet", "build_encoder"]

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sleepfm_fast.edf import EdfError, Recording, Signal
-from sleepfm_fast.record_kernels import SNAP_SAMPLES, copy_epochs
-from sleepfm_fast.segments import read_digital, read_physical, record_samples, sample_dtype, sample_starts
-from sleepfm_fast.threads import in_threads
+from sleepfm_fast.execution.threads import in_threads
+from sleepfm_fast.formats.record_kernels import SNAP_SAMPLES, copy_epochs
+from sleepfm_fast.formats.segments import read_digital, read_physical, record_samples, sample_dtype, sample_starts
 
 __all__ = ["EpochPositions", "EpochReader", "locate_epochs", "read_digital", "read_epochs", "read_physical"]
 

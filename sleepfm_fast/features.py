@@ -14,18 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from sleepfm_fast import __version__, command
-from sleepfm_fast.command import plain, say
+from sleepfm_fast import __version__
+from sleepfm_fast.cli import command
+from sleepfm_fast.cli.command import plain, say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.option_effects import Effect, only_without, refuse_without_effect
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.following import after_embeddings
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.option_effects import Effect, only_without, refuse_without_effect
-from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.reporting.following import after_embeddings
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.parallel import Engine
+    from sleepfm_fast.execution.parallel import Engine
 
 __all__ = ["Config", "main"]
 
@@ -91,7 +92,7 @@ def check(config: Config) -> None:
 
 def measured(path: str, digest: str, recording: int) -> tuple[int, dict[str, npt.NDArray[np.float32]]]:
     """Measure one recording of the store at ``path``, in whatever process."""
-    from sleepfm_fast.recording_features import measure_recording
+    from sleepfm_fast.baselines.recording_features import measure_recording
 
     columns = measure_recording(opened(path, digest), recording)
     return recording, {name: values.astype(np.float32) for name, values in columns.items()}
@@ -114,7 +115,7 @@ OPEN: dict[tuple[str, str], ClipStore] = {}
 
 def in_order(store: ClipStore, engine: Engine, n_done: int) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
     """Features of the recordings behind ``n_done`` clips, in the store's order whichever is finished first."""
-    from sleepfm_fast.parallel import Progress, WorkersLost, in_parallel
+    from sleepfm_fast.execution.parallel import Progress, WorkersLost, in_parallel
 
     recordings = [i for i, entry in enumerate(store.recordings) if entry.n_clips and entry.first_clip >= n_done]
     progress = Progress("nights", len(recordings))
@@ -151,15 +152,15 @@ def empty_percent(features: Embeddings) -> dict[str, float]:
 
 def main(config: Config) -> dict[str, Any]:
     """Measure all recordings; returns the results that end the command."""
-    from sleepfm_fast.clip_facts import columns_of, people_of
+    from sleepfm_fast.baselines.recording_features import feature_names
     from sleepfm_fast.clips import ClipStore
-    from sleepfm_fast.embedding_writer import EmbeddingWriter
     from sleepfm_fast.embeddings import Description, Embeddings
-    from sleepfm_fast.parallel import open_engine
-    from sleepfm_fast.recording_features import feature_names
-    from sleepfm_fast.run_config import refuse_damaged
+    from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
+    from sleepfm_fast.execution.parallel import open_engine
     from sleepfm_fast.rundir import RunDirectory
-    from sleepfm_fast.splits import Split, assign_subjects
+    from sleepfm_fast.runs.run_config import refuse_damaged
+    from sleepfm_fast.runs.splits import Split, assign_subjects
+    from sleepfm_fast.store.clip_facts import columns_of, people_of
 
     check(config)
     started = time.monotonic()

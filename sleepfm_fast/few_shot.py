@@ -1,8 +1,8 @@
 """``python -m sleepfm_fast.few_shot EMBEDDINGS RESULT --task stage``: the probe fitted on 1, 2, 4, ... subjects.
 
 Subjects are drawn among those of the training split that have a clip with a label. Draws of a replicate are nested: the
-subjects of a smaller number are among those of a larger one (:func:`sleepfm_fast.splits.draw_subjects`). Every point is
-tested on all test subjects.
+subjects of a smaller number are among those of a larger one (:func:`sleepfm_fast.runs.splits.draw_subjects`). Every
+point is tested on all test subjects.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from sleepfm_fast.command import run, say
+from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.following import after_result
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
-from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.plurals import agreeing, counted
-from sleepfm_fast.tasks import TASKS
+from sleepfm_fast.reporting.following import after_result
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.labelled_clips import LabelledClips
+    from sleepfm_fast.evaluation.labelled_clips import LabelledClips
 
 __all__ = ["Config", "cli", "main"]
 
@@ -111,9 +111,9 @@ def _measure(
     embeddings: Embeddings, drawn: LabelledClips, test: LabelledClips, modalities: tuple[str, ...], config: Config
 ) -> dict[str, Any]:
     """Fit on the clips of some subjects and evaluate on the test clips."""
-    from sleepfm_fast.evaluation import evaluate
-    from sleepfm_fast.logistic import Features, fit
-    from sleepfm_fast.penalty import scores
+    from sleepfm_fast.evaluation.figures import evaluate
+    from sleepfm_fast.evaluation.logistic import Features, fit
+    from sleepfm_fast.evaluation.penalty import scores
 
     task = TASKS[config.task]
     classes = np.unique(drawn.labels)
@@ -184,11 +184,11 @@ def _drawn(config: Config) -> dict[str, Any]:
     from tqdm import tqdm
 
     from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.few_shot_points import Points, partial_path
-    from sleepfm_fast.few_shot_summary import say_curve, summarise
-    from sleepfm_fast.labelled_clips import labelled_clips, modalities_of
+    from sleepfm_fast.evaluation.few_shot_points import Points, partial_path
+    from sleepfm_fast.evaluation.few_shot_summary import say_curve, summarise
+    from sleepfm_fast.evaluation.labelled_clips import labelled_clips, modalities_of
     from sleepfm_fast.results import write_result
-    from sleepfm_fast.splits import draw_subjects
+    from sleepfm_fast.runs.splits import draw_subjects
 
     started = time.perf_counter()
     embeddings = Embeddings(config.embeddings)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sleepfm_fast import fir, period_blocks
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.filter_design import KINDS, PAD, PRESETS, FilterDesign, design_filter, padded
+from sleepfm_fast.filtering import fir, period_blocks
+from sleepfm_fast.filtering.filter_design import KINDS, PAD, PRESETS, FilterDesign, design_filter, padded
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from sleepfm_fast import command
-from sleepfm_fast.command import say
-from sleepfm_fast.following import after_checkpoint
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.cli import command
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.path_kinds import Kind
+from sleepfm_fast.reporting.following import after_checkpoint
 
 __all__ = ["Config", "main"]
 
@@ -42,9 +42,9 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Import; returns the results that end the command."""
+    from sleepfm_fast.model.seed_checkpoint import read_seed_checkpoint, write_run
     from sleepfm_fast.pretrained import UNITS
     from sleepfm_fast.rundir import RunDirectory
-    from sleepfm_fast.seed_checkpoint import read_seed_checkpoint, write_run
 
     checkpoint = read_seed_checkpoint(config.checkpoint)
     write_run(checkpoint, RunDirectory(config.run))

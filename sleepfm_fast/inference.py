@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sleepfm_fast.batches import Batch
-from sleepfm_fast.compilation import compile_encoders
 from sleepfm_fast.encoder import EfficientNet1d, Encoder, SleepModel, StridedConvNet
-from sleepfm_fast.fused_blocks import check_fused_blocks, fuse_blocks
-from sleepfm_fast.precision import Precision, arithmetic
+from sleepfm_fast.model.compilation import compile_encoders
+from sleepfm_fast.model.fused_blocks import check_fused_blocks, fuse_blocks
+from sleepfm_fast.model.precision import Precision, arithmetic
 
 __all__ = ["embedder", "fold_batch_norms"]
 

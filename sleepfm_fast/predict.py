@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from sleepfm_fast.command import run, say
+from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.path_kinds import Kind
 from sleepfm_fast.plurals import agreeing, counted
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def prior_of(result: Result) -> npt.NDArray[np.float64]:
 
 def main(config: Config) -> dict[str, Any]:
     """Classify every clip that has the modalities; returns what ends the command."""
-    from sleepfm_fast.predictions import claimed_predictions
+    from sleepfm_fast.evaluation.predictions import claimed_predictions
 
     with claimed_predictions(config.predictions, overwrite=config.overwrite):
         return _predicted(config)
@@ -99,14 +99,14 @@ def main(config: Config) -> dict[str, Any]:
 
 def _predicted(config: Config) -> dict[str, Any]:
     """Classify and write."""
-    from sleepfm_fast.calibration import correct_for_prior
-    from sleepfm_fast.classification import probability_of
     from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.logistic import Features, model_of
-    from sleepfm_fast.penalty import scores
-    from sleepfm_fast.predictions import Predicted, starts_of, write_predictions
+    from sleepfm_fast.evaluation.calibration import correct_for_prior
+    from sleepfm_fast.evaluation.classification import probability_of
+    from sleepfm_fast.evaluation.logistic import Features, model_of
+    from sleepfm_fast.evaluation.penalty import scores
+    from sleepfm_fast.evaluation.predictions import Predicted, starts_of, write_predictions
+    from sleepfm_fast.evaluation.tasks import TASKS, labels_of
     from sleepfm_fast.results import read_result
-    from sleepfm_fast.tasks import TASKS, labels_of
 
     started = time.perf_counter()
     result = read_result(config.result)

@@ -10,20 +10,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from sleepfm_fast.cohort import find_recordings
-from sleepfm_fast.command import run, say
-from sleepfm_fast.corrections import read_corrections
+from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.option_effects import Effect, only_with, only_without, refuse_without_effect
+from sleepfm_fast.cli.path_kinds import Kind
+from sleepfm_fast.cohorts.cohort import find_recordings
+from sleepfm_fast.cohorts.corrections import read_corrections
+from sleepfm_fast.cohorts.ingest import Cohort, Request, ingest
+from sleepfm_fast.cohorts.participant_tables import read_tables
+from sleepfm_fast.cohorts.shards import parse_shard
+from sleepfm_fast.cohorts.store_inputs import inputs_of
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.following import after_preprocess
-from sleepfm_fast.ingest import Cohort, Request, ingest
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.option_effects import Effect, only_with, only_without, refuse_without_effect
-from sleepfm_fast.parallel import Backend, open_engine
-from sleepfm_fast.participant_tables import read_tables
-from sleepfm_fast.path_kinds import Kind
-from sleepfm_fast.scoring_texts import parse_meanings
-from sleepfm_fast.shards import parse_shard
-from sleepfm_fast.store_inputs import inputs_of
+from sleepfm_fast.execution.parallel import Backend, open_engine
+from sleepfm_fast.reporting.following import after_preprocess
+from sleepfm_fast.scoring.texts import parse_meanings
 
 __all__ = ["Config", "cli", "main"]
 
@@ -114,10 +114,10 @@ def main(config: Config) -> dict[str, Any]:
     )
     with open_engine(config.backend, config.workers, config.dask_scheduler, folder=files[0].parent) as engine:
         if config.inspect:
-            from sleepfm_fast.inspection import inspect
+            from sleepfm_fast.doctor.inspection import inspect
 
             return inspect(Cohort(files, named, tables), request, engine, config.json)
-        from sleepfm_fast.summary import summarise
+        from sleepfm_fast.cohorts.summary import summarise
 
         store = config.paths[-1]
         try:

@@ -19,13 +19,13 @@ from torch import Tensor
 from sleepfm_fast.batches import InputConfig
 from sleepfm_fast.encoder import EncoderConfig, SleepModel
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.montages import MODALITIES, Montage
-from sleepfm_fast.run_config import refuse_damaged
+from sleepfm_fast.model.seed_checkpoint import read_seed_checkpoint
+from sleepfm_fast.montage.montages import MODALITIES, Montage
 from sleepfm_fast.rundir import RunDirectory, read_tensors
-from sleepfm_fast.seed_checkpoint import read_seed_checkpoint
+from sleepfm_fast.runs.run_config import refuse_damaged
 
 if TYPE_CHECKING:
-    from sleepfm_fast.settings import Settings
+    from sleepfm_fast.training.settings import Settings
 
 __all__ = ["SEED_SUFFIXES", "UNITS", "Pretrained", "initialise", "load_model", "read_pretrained"]
 

@@ -2,7 +2,7 @@
 
 Logistic regression (L2, lbfgs, balanced class weights) on the unit embeddings of a clip, concatenated in the order
 respiratory, brain, ecg; fitted on the training subjects, tested on the test subjects. Every class is scored against the
-rest; intervals are bootstrapped over test subjects (:mod:`sleepfm_fast.metrics`).
+rest; intervals are bootstrapped over test subjects (:mod:`sleepfm_fast.evaluation.metrics`).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from sleepfm_fast.command import run, say
+from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.option_effects import Effect, only_with, only_without, refuse_without_effect
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.following import after_probe
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.option_effects import Effect, only_with, only_without, refuse_without_effect
-from sleepfm_fast.path_kinds import Kind
-from sleepfm_fast.tasks import TASKS
+from sleepfm_fast.evaluation.tasks import TASKS
+from sleepfm_fast.reporting.following import after_probe
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.labelled_clips import LabelledClips
-    from sleepfm_fast.logistic import LogisticModel
+    from sleepfm_fast.evaluation.labelled_clips import LabelledClips
+    from sleepfm_fast.evaluation.logistic import LogisticModel
 
 __all__ = ["Config", "cli", "main"]
 
@@ -119,9 +119,9 @@ def _fitted(
     embeddings: Embeddings, train: LabelledClips, modalities: tuple[str, ...], config: Config
 ) -> tuple[LogisticModel, dict[str, Any]]:
     """Fit on the clips given, with the C given or with the one that the validation subjects choose."""
-    from sleepfm_fast.labelled_clips import labelled_clips
-    from sleepfm_fast.logistic import Features, fit
-    from sleepfm_fast.penalty import CRITERION, choose_c
+    from sleepfm_fast.evaluation.labelled_clips import labelled_clips
+    from sleepfm_fast.evaluation.logistic import Features, fit
+    from sleepfm_fast.evaluation.penalty import CRITERION, choose_c
 
     def fit_on(clips: LabelledClips, c: float) -> tuple[LogisticModel, dict[str, Any]]:
         return fit(
@@ -168,11 +168,11 @@ def main(config: Config) -> dict[str, Any]:
 
 def _probed(config: Config) -> dict[str, Any]:
     """Fit, test and write the result."""
-    from sleepfm_fast.classification import HeldOut, conclude
     from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.labelled_clips import labelled_clips, modalities_of
-    from sleepfm_fast.logistic import Features, arrays_of
-    from sleepfm_fast.penalty import scores
+    from sleepfm_fast.evaluation.classification import HeldOut, conclude
+    from sleepfm_fast.evaluation.labelled_clips import labelled_clips, modalities_of
+    from sleepfm_fast.evaluation.logistic import Features, arrays_of
+    from sleepfm_fast.evaluation.penalty import scores
 
     started = time.perf_counter()
     embeddings = Embeddings(config.embeddings)

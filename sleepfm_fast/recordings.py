@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sleepfm_fast.edf import Recording, read_recording
-from sleepfm_fast.edf_fields import EdfError
-from sleepfm_fast.wfdb_recording import read_wfdb_recording
+from sleepfm_fast.formats.edf_fields import EdfError
+from sleepfm_fast.formats.wfdb_recording import read_wfdb_recording
 
 __all__ = ["WFDB_SUFFIX", "open_recording", "wfdb_hint"]
 
@@ -29,7 +29,7 @@ def open_recording(path: str | Path) -> Recording:
     ------
     SleepfmError
         When it cannot be read; see :func:`sleepfm_fast.edf.read_recording` and
-        :func:`sleepfm_fast.wfdb_recording.read_wfdb_recording`.
+        :func:`sleepfm_fast.formats.wfdb_recording.read_wfdb_recording`.
     """
     path = Path(path)
     if path.suffix.lower() == WFDB_SUFFIX:

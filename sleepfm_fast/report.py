@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sleepfm_fast.command import plain, run, say, to_json
+from sleepfm_fast.cli.command import plain, run, say, to_json
+from sleepfm_fast.cli.misplaced import Place, reads
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.misplaced import Place, reads
-from sleepfm_fast.path_kinds import Kind
 from sleepfm_fast.plurals import counted
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def sections_of(runs: Sequence[Run], config: Config) -> list[Section]:
     """Make every section, in the order of the page."""
     from tqdm import tqdm
 
+    from sleepfm_fast.evaluation.tasks import TASKS
     from sleepfm_fast.reporting.classification import task_section
     from sleepfm_fast.reporting.cohort import cohort_section
     from sleepfm_fast.reporting.few_shot import few_shot_section
@@ -104,7 +105,6 @@ def sections_of(runs: Sequence[Run], config: Config) -> list[Section]:
     from sleepfm_fast.reporting.reproduction import configuration_section, files_section, throughput_section
     from sleepfm_fast.reporting.retrieval import retrieval_section
     from sleepfm_fast.reporting.training_curves import training_section
-    from sleepfm_fast.tasks import TASKS
 
     makers: list[tuple[str, Callable[[], Section]]] = [
         ("headline figures", lambda: headline_section(runs)),
@@ -144,7 +144,7 @@ def typed(config: Config) -> str:
 
 def notices_of(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before the first figure."""
-    from sleepfm_fast.simulated_store import is_simulated
+    from sleepfm_fast.store.simulated_store import is_simulated
 
     notices = []
     if any(r.store is not None and is_simulated(r.store) for r in runs):
@@ -168,10 +168,10 @@ def notices_of(runs: Sequence[Run]) -> list[str]:
 def main(config: Config) -> dict[str, Any]:
     """Write page and JSON; returns where they are."""
     from sleepfm_fast import __version__
-    from sleepfm_fast.atomic import replace_file
     from sleepfm_fast.reporting.figure_files import write_figures
     from sleepfm_fast.reporting.page import render, to_record
     from sleepfm_fast.reporting.sources import open_runs
+    from sleepfm_fast.storage.atomic import replace_file
 
     started = time.monotonic()
     page, numbers = check(config)

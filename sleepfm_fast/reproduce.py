@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sleepfm_fast import command
-from sleepfm_fast.command import say
+from sleepfm_fast.cli import command
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.path_kinds import Kind
 from sleepfm_fast.plurals import counted
 
 if TYPE_CHECKING:
-    from sleepfm_fast.paper_tables import PaperTable
-    from sleepfm_fast.reproduce_cohorts import Sides
-    from sleepfm_fast.reproduce_facts import Facts
-    from sleepfm_fast.reproduce_plan import Layout, Planner, Step
-    from sleepfm_fast.reproduce_presets import Preset
-    from sleepfm_fast.reproduce_steps import Outcome
+    from sleepfm_fast.reproduction.cohorts import Sides
+    from sleepfm_fast.reproduction.facts import Facts
+    from sleepfm_fast.reproduction.paper_tables import PaperTable
+    from sleepfm_fast.reproduction.plan import Layout, Planner, Step
+    from sleepfm_fast.reproduction.presets import Preset
+    from sleepfm_fast.reproduction.steps import Outcome
 
 __all__ = ["Config", "cli", "main"]
 
@@ -111,7 +111,7 @@ def claim(layout: Layout, settings: dict[str, Any]) -> None:
 
 def print_plan(steps: Sequence[Step], states: dict[str, str], rates: dict[str, float]) -> None:
     """Show what will be done, for what, and what it costs."""
-    from sleepfm_fast.reproduce_cost import clock_text, seconds, total_seconds
+    from sleepfm_fast.reproduction.cost import clock_text, seconds, total_seconds
 
     width = max(len(step.name) for step in steps)
     everything = {table for step in steps for table in step.serves}
@@ -155,10 +155,11 @@ def machine() -> dict[str, Any]:
 
 def prepared(config: Config) -> tuple[Planner, list[PaperTable], dict[str, float], Facts]:
     """Look at the stores, choose the tables and time the networks."""
-    from sleepfm_fast import reproduce_cost, reproduce_plan
-    from sleepfm_fast.reproduce_choice import chosen_preset, chosen_tables
-    from sleepfm_fast.reproduce_facts import simulated_facts, store_facts
-    from sleepfm_fast.simulate import name_prefix
+    from sleepfm_fast.reproduction import cost as reproduce_cost
+    from sleepfm_fast.reproduction import plan as reproduce_plan
+    from sleepfm_fast.reproduction.choice import chosen_preset, chosen_tables
+    from sleepfm_fast.reproduction.facts import simulated_facts, store_facts
+    from sleepfm_fast.simulator.card import name_prefix
 
     store, out = (config.paths[0], config.paths[1]) if len(config.paths) == 2 else (None, config.paths[0])
     if store is None and config.external is not None:
@@ -214,9 +215,12 @@ def settings_of(config: Config, preset: Preset) -> dict[str, Any]:
 
 def main(config: Config) -> dict[str, Any]:
     """Plan, carry out, tabulate; returns the results that end the command."""
-    from sleepfm_fast import reproduce_cohorts, reproduce_plan, reproduce_steps, reproduce_tables
-    from sleepfm_fast.claims import claim_to_write
-    from sleepfm_fast.reproduce_choice import chosen_preset
+    from sleepfm_fast.reproduction import cohorts as reproduce_cohorts
+    from sleepfm_fast.reproduction import plan as reproduce_plan
+    from sleepfm_fast.reproduction import steps as reproduce_steps
+    from sleepfm_fast.reproduction import tables as reproduce_tables
+    from sleepfm_fast.reproduction.choice import chosen_preset
+    from sleepfm_fast.storage.claims import claim_to_write
 
     if len(config.paths) not in (1, 2):
         say("error: give [STORE] OUT. See `python -m sleepfm_fast.reproduce --help`.")
@@ -262,8 +266,9 @@ def carried_out(
     cohorts: dict[str, Sides],
 ) -> dict[str, Any]:
     """Carry the plan out and lay the figures out; returns the results that end the command."""
-    from sleepfm_fast import reproduce_steps, reproduce_tables
-    from sleepfm_fast.atomic import replace_file, write_json
+    from sleepfm_fast.reproduction import steps as reproduce_steps
+    from sleepfm_fast.reproduction import tables as reproduce_tables
+    from sleepfm_fast.storage.atomic import replace_file, write_json
 
     layout, facts, encoder = planner.layout, planner.facts, planner.preset.encoder
     record: dict[str, Any] = {

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sleepfm_fast.atomic import TEMPORARY_SUFFIX, remove_leftovers_of, replace_folder
-from sleepfm_fast.claims import claim_to_write
-from sleepfm_fast.command import plain, to_json
+from sleepfm_fast.cli.command import plain, to_json
+from sleepfm_fast.cli.misplaced import mistaken
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.misplaced import mistaken
-from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX, remove_leftovers_of, replace_folder
+from sleepfm_fast.storage.claims import claim_to_write
 
 __all__ = ["FOLDER", "Result", "claimed_result", "find_results", "read_result", "refuse_result", "write_result"]
 

@@ -17,19 +17,19 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from sleepfm_fast.command import plain, run, say
+from sleepfm_fast.cli.command import plain, run, say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.following import after_result
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.option_effects import Effect, only_with, refuse_without_effect
-from sleepfm_fast.path_kinds import Kind
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.reporting.following import after_result
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.kept_ranks import KeptRanks
-    from sleepfm_fast.retrieval_figures import Direction
-    from sleepfm_fast.scopes import Ranked
+    from sleepfm_fast.evaluation.kept_ranks import KeptRanks
+    from sleepfm_fast.evaluation.retrieval_figures import Direction
+    from sleepfm_fast.evaluation.scopes import Ranked
 
 __all__ = ["Config", "cli", "main"]
 
@@ -102,7 +102,7 @@ def _rank(embeddings: Embeddings, chosen: Chosen, config: Config, kept: KeptRank
     """Rank every pair that has at least two clips and is not ranked already."""
     from tqdm import tqdm
 
-    from sleepfm_fast.scopes import n_similarities, ranks_in_scope
+    from sleepfm_fast.evaluation.scopes import n_similarities, ranks_in_scope
 
     whole = {pair: clips for pair, clips in chosen.items() if len(clips) > 1}
     ranked = {pair: ranks for pair in whole if (ranks := kept.get(pair)) is not None}
@@ -126,10 +126,10 @@ def _summarise(
     """Return the records of all directions, in the modalities' order, and the figures of those that have any."""
     from tqdm import tqdm
 
-    from sleepfm_fast.candidates import event_types
-    from sleepfm_fast.found_clips import company
-    from sleepfm_fast.metrics import bootstrap_subjects
-    from sleepfm_fast.retrieval_figures import summarise
+    from sleepfm_fast.evaluation.candidates import event_types
+    from sleepfm_fast.evaluation.found_clips import company
+    from sleepfm_fast.evaluation.metrics import bootstrap_subjects
+    from sleepfm_fast.evaluation.retrieval_figures import summarise
 
     subject = np.asarray(embeddings.subject)
     subjects = np.unique(np.concatenate([subject[r.clips] for r in ranked.values()]))
@@ -192,13 +192,13 @@ def main(config: Config) -> dict[str, Any]:
 
 def _retrieved(config: Config) -> dict[str, Any]:
     """Rank, summarise and write the result."""
-    from sleepfm_fast.candidates import draw_pairs
     from sleepfm_fast.embeddings import SPLITS, Embeddings
-    from sleepfm_fast.found_clips import examples
-    from sleepfm_fast.interval_notice import interval_notice
-    from sleepfm_fast.kept_ranks import KeptRanks
+    from sleepfm_fast.evaluation.candidates import draw_pairs
+    from sleepfm_fast.evaluation.found_clips import examples
+    from sleepfm_fast.evaluation.interval_notice import interval_notice
+    from sleepfm_fast.evaluation.kept_ranks import KeptRanks
+    from sleepfm_fast.evaluation.retrieval_figures import mean_of_directions, say_directions
     from sleepfm_fast.results import write_result
-    from sleepfm_fast.retrieval_figures import mean_of_directions, say_directions
 
     started = time.perf_counter()
     embeddings = Embeddings(config.embeddings)

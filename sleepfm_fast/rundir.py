@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleepfm_fast.atomic import replace_file
-from sleepfm_fast.command import is_encodable, to_json
+from sleepfm_fast.cli.command import is_encodable, to_json
+from sleepfm_fast.cli.misplaced import mistaken
+from sleepfm_fast.cli.path_kinds import UNKNOWN, Kind, kind_of
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.misplaced import mistaken
-from sleepfm_fast.path_kinds import UNKNOWN, Kind, kind_of
-from sleepfm_fast.run_config import damaged_entry
+from sleepfm_fast.runs.run_config import damaged_entry
+from sleepfm_fast.storage.atomic import replace_file
 
 if TYPE_CHECKING:
     import torch

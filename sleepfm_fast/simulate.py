@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 import sys
@@ -22,20 +21,21 @@ import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sleepfm_fast import command
-from sleepfm_fast.atomic import TEMPORARY_SUFFIX, remove_leftovers, replace_file, synchronise
-from sleepfm_fast.claims import claim_to_write
+from sleepfm_fast.cli import command
+from sleepfm_fast.cli.misplaced import Place, writes
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.edf import read_recording
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.following import after_nights
-from sleepfm_fast.misplaced import Place, writes
-from sleepfm_fast.parallel import dispatched
-from sleepfm_fast.path_kinds import Kind
-from sleepfm_fast.physiology import Physiology
-from sleepfm_fast.polysomnograph import Channel, Polysomnograph
-from sleepfm_fast.sleeper import EPOCH_S, Couplings, Random
+from sleepfm_fast.execution.parallel import dispatched
+from sleepfm_fast.reporting.following import after_nights
+from sleepfm_fast.simulator.card import CARD, PREFIX, name_prefix, prefix_of, read_card
+from sleepfm_fast.simulator.physiology import Physiology
+from sleepfm_fast.simulator.polysomnograph import Channel, Polysomnograph
+from sleepfm_fast.simulator.sleeper import EPOCH_S, Couplings, Random
+from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX, remove_leftovers, replace_file, synchronise
+from sleepfm_fast.storage.claims import claim_to_write
 
-__all__ = ["Config", "cli", "main", "name_prefix", "write_recording"]
+__all__ = ["Config", "cli", "main", "write_recording"]
 
 STAGE_TEXTS = ("Sleep stage W", "Sleep stage N1", "Sleep stage N2", "Sleep stage N3", "Sleep stage R")
 DIGITAL = (-32768, 32767)
@@ -201,39 +201,16 @@ def _epochs(config: Config) -> int:
     return n_epochs
 
 
-PREFIX = "sim-"  # of names of seed 0, and of any seed in a folder that an earlier version began
-
-
-def name_prefix(out: Path, seed: int) -> str:
-    """What the names of the sleepers in a cohort's folder begin with, whether it is there already or not."""
-    found = _card(out)
-    return _prefix_of(seed) if found is None else str(found.get("prefix", PREFIX))
-
-
-def _prefix_of(seed: int) -> str:
-    # Splits go by names: those of seed 0 stayed what they were when other seeds got names of their own.
-    return f"{PREFIX}{seed}-" if seed else PREFIX
-
-
-def _card(out: Path) -> dict[str, Any] | None:
-    """Options of the cohort in a folder; None where there is none, or its record is damaged."""
-    try:
-        found = json.loads((out / "simulation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def _take(config: Config) -> str:
     """Take the folder for these options, or refuse it; returns what names in it begin with."""
-    own, prefix = _prefix_of(config.seed), name_prefix(config.out, config.seed)
+    own, prefix = prefix_of(config.seed), name_prefix(config.out, config.seed)
     options = dataclasses.asdict(dataclasses.replace(config, out=Path(), workers=0))
     options = {name: value for name, value in options.items() if name not in ("out", "workers")}
-    card = config.out / "simulation.json"
+    card = config.out / CARD
     if config.out.exists() and not config.out.is_dir():
         raise SleepfmError(f"{config.out} is a file; give the name of a new or empty folder.")
     if card.exists():
-        found = _card(config.out)
+        found = read_card(config.out)
         if found is None or {**found, "prefix": prefix} != {**options, "prefix": prefix} or prefix not in (own, PREFIX):
             raise SleepfmError(
                 f"{config.out} holds a cohort with other options ({command.to_json(found)}); give another folder, "

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from sleepfm_fast import command
+from sleepfm_fast.cli import command
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.option_effects import TRAINING_EFFECTS, Effect, refuse_without_effect
+from sleepfm_fast.cli.option_ranges import refuse_dropout, refuse_negative, refuse_not_finite, refuse_not_positive
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.following import after_supervised
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.option_effects import TRAINING_EFFECTS, Effect, refuse_without_effect
-from sleepfm_fast.option_ranges import refuse_dropout, refuse_negative, refuse_not_finite, refuse_not_positive
-from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.reporting.following import after_supervised
 
 if TYPE_CHECKING:
-    from sleepfm_fast.supervised_training import SupervisedTrainer
-    from sleepfm_fast.world import World
+    from sleepfm_fast.baselines.supervised_training import SupervisedTrainer
+    from sleepfm_fast.training.world import World
 
 __all__ = ["Config", "main"]
 
@@ -139,7 +139,7 @@ def check(config: Config) -> None:
 def main(config: Config) -> dict[str, Any]:
     """Train or resume, test the best epoch; the result is what the command prints as JSON."""
     check(config)
-    from sleepfm_fast.world import claimed_run, joined
+    from sleepfm_fast.training.world import claimed_run, joined
 
     started = time.monotonic()
     with joined(config.device) as world, claimed_run(config.run, world):
@@ -153,8 +153,8 @@ def follow(config: Config, world: World) -> dict[str, Any]:
     """Train and show progress; then the test."""
     from tqdm import tqdm
 
+    from sleepfm_fast.baselines.supervised_training import SupervisedTrainer
     from sleepfm_fast.ops.pages import release_pages
-    from sleepfm_fast.supervised_training import SupervisedTrainer
 
     trainer = SupervisedTrainer.prepare(config, world)
     with tqdm(

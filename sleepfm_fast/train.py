@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from sleepfm_fast import command
-from sleepfm_fast.command import say
+from sleepfm_fast.cli import command
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.option_effects import TRAINING_EFFECTS, Effect
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.following import after_training
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.option_effects import TRAINING_EFFECTS, Effect
-from sleepfm_fast.path_kinds import Kind
+from sleepfm_fast.reporting.following import after_training
 
 if TYPE_CHECKING:
-    from sleepfm_fast.settings import Settings
-    from sleepfm_fast.training import Trainer
-    from sleepfm_fast.world import World
+    from sleepfm_fast.training.contrastive import Trainer
+    from sleepfm_fast.training.settings import Settings
+    from sleepfm_fast.training.world import World
 
 __all__ = ["Config", "main"]
 
@@ -148,8 +148,8 @@ class Config:
 
 def train(config: Config) -> dict[str, Any]:
     """Run or resume one training; returns the results that end the command."""
-    from sleepfm_fast.settings import resolve, spelled
-    from sleepfm_fast.world import claimed_run, joined
+    from sleepfm_fast.training.settings import resolve, spelled
+    from sleepfm_fast.training.world import claimed_run, joined
 
     if config.run is None:
         raise ValueError("train needs config.run")
@@ -165,7 +165,7 @@ def follow(settings: Settings, world: World) -> dict[str, Any]:
     """Train and show progress."""
     from tqdm import tqdm
 
-    from sleepfm_fast.training import Trainer
+    from sleepfm_fast.training.contrastive import Trainer
 
     trainer = Trainer.prepare(settings, world)
     with tqdm(

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from sleepfm_fast.command import run, say
+from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.misplaced import Place, reads, writes
-from sleepfm_fast.path_kinds import Kind
 from sleepfm_fast.plurals import agreeing, counted
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def main(config: Config) -> dict[str, Any]:
     SleepfmError
         When a side has no clips to give, both are of one store, or their embeddings cannot stand in one matrix.
     """
-    from sleepfm_fast.embedding_writer import EmbeddingWriter
     from sleepfm_fast.embeddings import COLUMNS, Description, Embeddings
+    from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
 
     sides = (Embeddings(config.training), Embeddings(config.testing))
     first, second = sides

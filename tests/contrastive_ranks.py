@@ -19,10 +19,10 @@ from torch import func
 from torch.autograd import forward_ad
 
 from sleepfm_fast import distributed
-from sleepfm_fast.batch_norm import SynchronisedBatchNorm, synchronise_batch_norm
 from sleepfm_fast.batches import Batch
 from sleepfm_fast.encoder import EncoderConfig, SleepModel
-from sleepfm_fast.objective import Objective, backward, wrap
+from sleepfm_fast.model.batch_norm import SynchronisedBatchNorm, synchronise_batch_norm
+from sleepfm_fast.training.objective import Objective, backward, wrap
 
 M, D, FEATURES = 3, 16, 6
 

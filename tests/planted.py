@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sleepfm_fast.edf import read_recording
-from sleepfm_fast.edf_fields import SIGNAL_FIELDS
+from sleepfm_fast.formats.edf_fields import SIGNAL_FIELDS
 
 Change = Callable[[np.ndarray], np.ndarray]
 

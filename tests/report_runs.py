@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from synthetic_embeddings import MODALITIES, columns_of, unit, write_folder
 
-from sleepfm_fast.classification import HeldOut, conclude, log_odds
 from sleepfm_fast.embeddings import Embeddings
+from sleepfm_fast.evaluation.classification import HeldOut, conclude, log_odds
+from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.results import write_result
-from sleepfm_fast.tasks import TASKS
 
 DIM = 12
 
@@ -40,7 +40,7 @@ def classify(
     """A result as a classifier writes it, right in most clips."""
     rng = np.random.default_rng(seed)
     clips = embeddings.clips_of("test")
-    from sleepfm_fast.tasks import labels_of
+    from sleepfm_fast.evaluation.tasks import labels_of
 
     labels = labels_of(embeddings, task, clips)
     clips, labels = clips[labels >= 0], labels[labels >= 0]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sleepfm_fast.embedding_writer import EmbeddingWriter
 from sleepfm_fast.embeddings import Description
+from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
 
 MODALITIES = ("respiratory", "brain", "ecg")
 

@@ -25,8 +25,8 @@ from sleepfm_fast.annotations import (
     stage_of,
 )
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.scoring_files import files_below, files_by_numbers, namesakes_of, similar_scorings
-from sleepfm_fast.stages import STAGES
+from sleepfm_fast.scoring.files import files_below, files_by_numbers, namesakes_of, similar_scorings
+from sleepfm_fast.scoring.stages import STAGES
 
 DATA = Path(os.environ.get("SLEEPFM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

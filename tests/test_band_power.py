@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from sleepfm_fast.band_power import (
+from sleepfm_fast.baselines.band_power import (
     EEG_BANDS_HZ,
     EEG_NAMES,
     EMG_NAMES,

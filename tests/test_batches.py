@@ -12,7 +12,7 @@ from sleepfm_fast import preprocess
 from sleepfm_fast.batches import FS_HZ, N_OUT, ClipInput, InputConfig, places_of, prefetch
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.montages import MONTAGES, Modality, Montage
+from sleepfm_fast.montage.montages import MONTAGES, Modality, Montage
 
 CPU = torch.device("cpu")
 

@@ -11,11 +11,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from synthetic_embeddings import columns_of, write_folder
 
-from sleepfm_fast import block_logistic, logistic
-from sleepfm_fast.block_logistic import minimise
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.logistic import Features, fit
+from sleepfm_fast.evaluation import block_logistic, logistic
+from sleepfm_fast.evaluation.block_logistic import minimise
+from sleepfm_fast.evaluation.logistic import Features, fit
 
 
 def case(n, n_features, n_classes, seed=0):
@@ -158,8 +158,8 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from sleepfm_fast.embeddings import Embeddings
-from sleepfm_fast.logistic import Features, fit
-import sleepfm_fast.block_logistic, scipy.optimize, sklearn.linear_model, tqdm
+from sleepfm_fast.evaluation.logistic import Features, fit
+import sleepfm_fast.evaluation.block_logistic, scipy.optimize, sklearn.linear_model, tqdm
 
 embeddings = Embeddings(sys.argv[1])
 clips = np.arange(len(embeddings))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sleepfm_fast.breathing import (
+from sleepfm_fast.baselines.breathing import (
     BREATHING_NAMES,
     Breaths,
     against_median,
@@ -11,8 +11,8 @@ from sleepfm_fast.breathing import (
     correlation,
     snore_amplitudes,
 )
-from sleepfm_fast.native_runs import NativeRun
-from sleepfm_fast.oximetry import SPO2_NAMES, pulse_features, spo2_features, trend_features
+from sleepfm_fast.baselines.oximetry import SPO2_NAMES, pulse_features, spo2_features, trend_features
+from sleepfm_fast.store.native_runs import NativeRun
 
 
 def run_of(x, fs_hz, unit="", gain=1e-3):

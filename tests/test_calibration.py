@@ -8,8 +8,8 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
-from sleepfm_fast.calibration import calibration, correct_for_prior
-from sleepfm_fast.tasks import TASKS
+from sleepfm_fast.evaluation.calibration import calibration, correct_for_prior
+from sleepfm_fast.evaluation.tasks import TASKS
 
 STAGES = np.arange(5, dtype=np.int8)
 
@@ -51,7 +51,7 @@ def test_right_probabilities_have_little_error_and_overconfident_ones_much():
 
 def test_the_intervals_are_those_of_resampling_by_hand():
     p, labels, subject = case(n=600, n_subjects=5)
-    from sleepfm_fast.metrics import bootstrap_subjects
+    from sleepfm_fast.evaluation.metrics import bootstrap_subjects
 
     found = calibration(p, STAGES, labels, subject, TASKS["stage"], 40, 3)["as_fitted"]["classes"]["N2"]
     errors = []

@@ -14,7 +14,7 @@ from test_supervise import LEARN, last_json
 from sleepfm_fast import classify, compare, preprocess, supervise, train
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.results import read_result
-from sleepfm_fast.splits import hash_fraction
+from sleepfm_fast.runs.splits import hash_fraction
 
 STAGES = ["W"] * 6 + ["2"] * 6
 

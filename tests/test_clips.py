@@ -15,9 +15,10 @@ import pytest
 from edf_files import Channel, annotation_channel, starts, write_edf
 from nights import Lead, preprocess, write_night
 
-from sleepfm_fast import open_files, threads
 from sleepfm_fast.clips import ClipStore, ClipStoreError
-from sleepfm_fast.feed import Buffer, Feed, gather
+from sleepfm_fast.execution import threads
+from sleepfm_fast.storage import open_files
+from sleepfm_fast.store.feed import Buffer, Feed, gather
 
 
 class FakeBank:

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from nights import contents, preprocess, run_preprocess, write_cohort, write_night
 
-from sleepfm_fast import claims
-from sleepfm_fast.claims import Claim, Claimed, beats, is_live
 from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.cohorts.manifest import read_manifest
+from sleepfm_fast.cohorts.shards import Shard, parse_shard
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.manifest import read_manifest
-from sleepfm_fast.shards import Shard, parse_shard
+from sleepfm_fast.storage import claims
+from sleepfm_fast.storage.claims import Claim, Claimed, beats, is_live
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -95,14 +95,15 @@ def run_with_a_deadly_night(cohort: Path, store: Path) -> subprocess.CompletedPr
     """Run preprocess with workers that the system kills whenever they work on b2."""
     script = f"""
 import os, sys
-import sleepfm_fast.attempts as attempts, sleepfm_fast.night as night, sleepfm_fast.preprocess as preprocess
+from sleepfm_fast import preprocess
+from sleepfm_fast.cohorts import attempts, night
 original = night.process_night
 def process(path, *rest):
     if path.name == "b2.bdf":
         os.kill(os.getpid(), 9)
     return original(path, *rest)
 def attempt(*arguments):
-    import sleepfm_fast.night as night
+    import sleepfm_fast.cohorts.night as night
     night.process_night = process
     return night.attempt_night(*arguments)
 attempts.attempt_night = attempt
@@ -135,14 +136,15 @@ def test_what_a_killed_run_had_in_hand_is_tried_alone_and_out_of_this_process(co
     store = tmp_path / "store"
     script = f"""
 import os, sys
-import sleepfm_fast.attempts as attempts, sleepfm_fast.night as night, sleepfm_fast.preprocess as preprocess
+from sleepfm_fast import preprocess
+from sleepfm_fast.cohorts import attempts, night
 original, parent = night.process_night, os.getpid()
 def process(path, *rest):
     if path.name == "b1.edf":
         os.kill(os.getpid(), 9)
     return original(path, *rest)
 def attempt(*arguments):
-    import sleepfm_fast.night as night
+    import sleepfm_fast.cohorts.night as night
     night.process_night = process
     return night.attempt_night(*arguments)
 attempts.attempt_night = attempt
@@ -375,7 +377,7 @@ def test_a_dask_cluster_on_this_machine(cohort: Path, tmp_path: Path, capsys) ->
 def test_a_dask_scheduler_that_does_not_answer_is_a_sentence() -> None:
     pytest.importorskip("distributed", reason="dask is not installed: pip install 'sleepfm_fast[dask]'")
     script = """
-from sleepfm_fast import parallel
+from sleepfm_fast.execution import parallel
 from sleepfm_fast.errors import SleepfmError
 parallel.CONNECT_S = 0.5
 try:

@@ -10,7 +10,7 @@ import pytest
 
 from sleepfm_fast import embed, preprocess, probe, retrieve, supervise, train
 from sleepfm_fast.__main__ import COMMANDS
-from sleepfm_fast.claims import claim_to_write
+from sleepfm_fast.storage.claims import claim_to_write
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--preset", "tiny", "--optimiser", "adamw", "--epochs", "2", "--batch-size", "16"]
@@ -159,7 +159,7 @@ def test_a_missing_run_or_store_is_a_sentence(tmp_path, capsys):
 def test_an_unforeseen_error_is_a_sentence_with_the_file_and_a_traceback_in_a_file(tmp_path, capsys, monkeypatch):
     from nights import write_night
 
-    import sleepfm_fast.cohort_findings
+    import sleepfm_fast.doctor.cohort_findings
 
     write_night(tmp_path / "a.edf")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -169,7 +169,7 @@ def test_an_unforeseen_error_is_a_sentence_with_the_file_and_a_traceback_in_a_fi
         raise ZeroDivisionError("division by zero")
 
     write_night(tmp_path / "b.edf")
-    monkeypatch.setattr(sleepfm_fast.cohort_findings, "open_recording", broken)
+    monkeypatch.setattr(sleepfm_fast.doctor.cohort_findings, "open_recording", broken)
     assert preprocess.cli(["--inspect", str(tmp_path), "--workers", "1", "--backend", "threading"]) == 1
     captured = capsys.readouterr()
     assert "preprocess failed by a bug in sleepfm_fast while it worked on" in captured.err
@@ -182,10 +182,10 @@ def test_an_unforeseen_error_is_a_sentence_with_the_file_and_a_traceback_in_a_fi
 
 def test_a_folder_of_the_packages_name_makes_no_source_ours(tmp_path):
     """As in a clone of this name with an environment inside."""
-    import sleepfm_fast.columns
+    import sleepfm_fast.storage.columns
     from sleepfm_fast.errors import is_own_source
 
-    assert is_own_source(sleepfm_fast.columns.__file__)
+    assert is_own_source(sleepfm_fast.storage.columns.__file__)
     assert not is_own_source(str(tmp_path / "sleepfm_fast" / ".venv" / "lib" / "site-packages" / "numpy" / "core.py"))
     assert not is_own_source(f"{Path(sleepfm_fast.__file__).parent}_rival/columns.py")
     assert not is_own_source("<frozen runpy>")
@@ -194,8 +194,8 @@ def test_a_folder_of_the_packages_name_makes_no_source_ours(tmp_path):
 def test_the_file_in_hand_is_named(tmp_path, capsys):
     from dataclasses import dataclass
 
-    from sleepfm_fast import command
-    from sleepfm_fast.columns import file_digest
+    from sleepfm_fast.cli import command
+    from sleepfm_fast.storage.columns import file_digest
 
     @dataclass(frozen=True)
     class Config:

@@ -9,8 +9,8 @@ import pytest
 from synthetic_embeddings import columns_of, write_folder
 
 from sleepfm_fast import compare, retrieve
-from sleepfm_fast.classification import HeldOut, conclude, log_odds
-from sleepfm_fast.metrics import auprc, auroc, bootstrap_subjects
+from sleepfm_fast.evaluation.classification import HeldOut, conclude, log_odds
+from sleepfm_fast.evaluation.metrics import auprc, auroc, bootstrap_subjects
 from sleepfm_fast.results import read_result
 
 N, SUBJECTS = 900, 15

@@ -12,14 +12,14 @@ from sleepfm_fast import train
 from sleepfm_fast.batches import Batch
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.neighbours import clips_of
-from sleepfm_fast.objective import Objective, backward
-from sleepfm_fast.optimiser import build_optimiser
 from sleepfm_fast.reference.contrastive_loss import contrastive_loss
 from sleepfm_fast.reference.seed_training import PublishedNetwork, SeedTraining
 from sleepfm_fast.rundir import RunDirectory
-from sleepfm_fast.settings import COMPAT, Settings, resolve
-from sleepfm_fast.training import Trainer
+from sleepfm_fast.training.contrastive import Trainer
+from sleepfm_fast.training.neighbours import clips_of
+from sleepfm_fast.training.objective import Objective, backward
+from sleepfm_fast.training.optimiser import build_optimiser
+from sleepfm_fast.training.settings import COMPAT, Settings, resolve
 
 CHANNELS = {"respiratory": 3, "brain": 5, "ecg": 1}
 N = 6

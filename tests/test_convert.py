@@ -15,8 +15,8 @@ from nights import state
 from sleepfm_fast import convert
 from sleepfm_fast.batches import ClipInput, InputConfig
 from sleepfm_fast.clips import ClipStore, ClipStoreError
-from sleepfm_fast.import_seed import CHANNELS
-from sleepfm_fast.quantise import quantise
+from sleepfm_fast.cohorts.import_seed import CHANNELS
+from sleepfm_fast.cohorts.quantise import quantise
 
 FS_HZ, N = 256, 7680
 

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from two_ranks import environment
 
 from sleepfm_fast import distributed, ops, reference
-from sleepfm_fast.objective import backward
+from sleepfm_fast.training.objective import backward
 
 HERE = Path(__file__).resolve().parent
 

@@ -12,7 +12,7 @@ from two_ranks import launch
 from sleepfm_fast import train
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
-from sleepfm_fast.sampler import ClipSampler, shard, shard_sizes
+from sleepfm_fast.training.sampler import ClipSampler, shard, shard_sizes
 
 # Of figures and weights after 10 steps, relative and absolute: 2e-7 was seen in the weights.
 BOUND = 1e-5

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from synthetic_embeddings import MODALITIES, columns_of, description_of, unit, write_folder
 
-from sleepfm_fast.embedding_writer import EmbeddingWriter
 from sleepfm_fast.embeddings import COLUMNS, Embeddings, ModalityRows
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
 
 N, DIM = 103, 16
 
@@ -280,7 +280,7 @@ def test_an_unfinished_part_that_was_changed_is_refused(tmp_path, parts):
 
 
 def test_checkpoints_are_written_while_it_works(tmp_path, parts, monkeypatch):
-    monkeypatch.setattr("sleepfm_fast.embedding_writer.CHECKPOINT_S", 0)
+    monkeypatch.setattr("sleepfm_fast.evaluation.embedding_writer.CHECKPOINT_S", 0)
     writer = EmbeddingWriter(tmp_path / "e", N, MODALITIES, DIM, key={})
     writer.append(parts[0][:10])
     assert json.loads((writer.partial / "progress.json").read_text())["clips"] == 10
@@ -475,7 +475,7 @@ def test_a_full_disk_is_a_sentence(tmp_path):
     code = f"""
 import resource, signal, sys
 import numpy as np
-from sleepfm_fast.embedding_writer import EmbeddingWriter
+from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
 from sleepfm_fast.errors import SleepfmError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

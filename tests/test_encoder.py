@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from sleepfm_fast.encoder import PRESETS, EfficientNet1d, EncoderConfig, SleepModel, build_encoder
-from sleepfm_fast.mbconv_blocks import MBConvBlock
+from sleepfm_fast.model.mbconv_blocks import MBConvBlock
 
 # From the table of the published network: stage, input channels, output channels, names of its blocks.
 STAGES = [

@@ -16,9 +16,10 @@ from closeness import assert_close
 
 import sleepfm_fast
 from sleepfm_fast import encoder as encoder_module
-from sleepfm_fast import encoder_evaluation, ops, reference
+from sleepfm_fast import ops, reference
 from sleepfm_fast.encoder import PRESETS, build_encoder
-from sleepfm_fast.encoder_evaluation import has_global_hooks
+from sleepfm_fast.model import encoder_evaluation
+from sleepfm_fast.model.encoder_evaluation import has_global_hooks
 from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from edf_files import Channel, annotation_channel, starts, write_edf
 
-from sleepfm_fast import threads as block_threads
 from sleepfm_fast.edf import EdfError, Segment, read_recording
 from sleepfm_fast.epochs import EpochReader, locate_epochs, read_digital, read_epochs, read_physical
+from sleepfm_fast.execution import threads as block_threads
 
 
 @pytest.fixture(params=[1, 4], ids=["1 thread", "4 threads"])

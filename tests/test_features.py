@@ -12,13 +12,13 @@ from test_convert import seed_folder
 from test_heart_rate import ecg_of, rhythm
 
 from sleepfm_fast import convert, features, few_shot, preprocess, probe, retrieve, train
-from sleepfm_fast.breathing import against_median
+from sleepfm_fast.baselines.breathing import against_median
+from sleepfm_fast.baselines.recording_features import METERS, feature_names, measure_recording, together
 from sleepfm_fast.channels import MONTAGES
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.embeddings import Embeddings
-from sleepfm_fast.native_runs import NativeRun
-from sleepfm_fast.recording_features import METERS, feature_names, measure_recording, together
-from sleepfm_fast.splits import Split, assign_subjects
+from sleepfm_fast.runs.splits import Split, assign_subjects
+from sleepfm_fast.store.native_runs import NativeRun
 
 SPO2 = Lead("SpO2", 1, "%", 127.0)
 THORAX = Lead("Thorax", 25, "", 100.0)
@@ -315,7 +315,7 @@ def test_impossible_options_are_refused(known, tmp_path, capsys, arguments, sent
 
 
 def test_a_stopped_command_goes_on_to_the_same_bytes(known, folder, tmp_path, capsys, monkeypatch):
-    from sleepfm_fast import recording_features
+    from sleepfm_fast.baselines import recording_features
 
     measure, calls = recording_features.measure_recording, []
 

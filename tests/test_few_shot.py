@@ -11,10 +11,11 @@ import pytest
 from scipy import stats
 from synthetic_embeddings import columns_of, write_folder
 
-from sleepfm_fast import claims, few_shot, probe
-from sleepfm_fast.few_shot_points import partial_path
-from sleepfm_fast.few_shot_summary import mean_interval
+from sleepfm_fast import few_shot, probe
+from sleepfm_fast.evaluation.few_shot_points import partial_path
+from sleepfm_fast.evaluation.few_shot_summary import mean_interval
 from sleepfm_fast.results import claimed_result, read_result
+from sleepfm_fast.storage import claims
 
 DIM = 12
 SPLIT_OF = np.array([0] * 9 + [1] * 2 + [2] * 5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from filter_batch import N_OUT, Batch, noise, snr_db
 
-from sleepfm_fast import period_blocks
+from sleepfm_fast.filtering import period_blocks
 from sleepfm_fast.filters import FilterBank
 
 # Odd and even numbers of samples a period, one and several groups of lanes, one to several thousand taps.

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from sleepfm_fast import fir
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.filtering import fir
 from sleepfm_fast.filters import KINDS, PRESETS, FilterBank, FilterDesign
 
 RATES_HZ = [Fraction(r) for r in ("1", "8", "10", "25", "32", "64", "100", "125", "128", "200", "204.85", "250", "256")]

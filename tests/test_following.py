@@ -10,7 +10,6 @@ from sleepfm_fast import (
     convert,
     embed,
     few_shot,
-    following,
     import_checkpoint,
     predict,
     preprocess,
@@ -22,7 +21,8 @@ from sleepfm_fast import (
     train,
 )
 from sleepfm_fast import features as features_command
-from sleepfm_fast.following import beside, options_of, typed
+from sleepfm_fast.reporting import following
+from sleepfm_fast.reporting.following import beside, options_of, typed
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module

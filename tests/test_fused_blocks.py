@@ -13,13 +13,14 @@ from emulated_mbconv import emulate, unpack
 from test_inference import CONFIGS, batch_of, trained, with_gaps
 from torch import Tensor, nn
 
-from sleepfm_fast import embed, fused_blocks, reference, train
+from sleepfm_fast import embed, reference, train
 from sleepfm_fast.batches import Batch
-from sleepfm_fast.compilation import compile_encoders
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.fused_blocks import ChannelsFirst, FusedBlock, PoolChannelsLast, check_fused_blocks, fuse_blocks
 from sleepfm_fast.inference import embedder, fold_batch_norms
+from sleepfm_fast.model import fused_blocks
+from sleepfm_fast.model.compilation import compile_encoders
+from sleepfm_fast.model.fused_blocks import ChannelsFirst, FusedBlock, PoolChannelsLast, check_fused_blocks, fuse_blocks
 from sleepfm_fast.ops.mbconv_evaluate import PackedMBConv
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gpu_visibility import VARIABLE, gpu_is_here, show_gpu
 
-from sleepfm_fast.world import choose_device
+from sleepfm_fast.training.world import choose_device
 
 
 @pytest.mark.parametrize("before", [None, "3"])

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sleepfm_fast import heart_rate
-from sleepfm_fast.heart_rate import ECG_NAMES, ecg_features, find_beats
-from sleepfm_fast.native_runs import NativeRun
+from sleepfm_fast.baselines import heart_rate
+from sleepfm_fast.baselines.heart_rate import ECG_NAMES, ecg_features, find_beats
+from sleepfm_fast.store.native_runs import NativeRun
 
 GAIN = 1 / 4096  # mV
 

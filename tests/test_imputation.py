@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from synthetic_embeddings import columns_of, description_of
 
-from sleepfm_fast import imputation, probe
-from sleepfm_fast.embedding_writer import EmbeddingWriter
+from sleepfm_fast import probe
 from sleepfm_fast.embeddings import Embeddings
-from sleepfm_fast.imputation import Imputer
-from sleepfm_fast.logistic import Features, fit
+from sleepfm_fast.evaluation import imputation
+from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
+from sleepfm_fast.evaluation.imputation import Imputer
+from sleepfm_fast.evaluation.logistic import Features, fit
 
 
 @pytest.fixture

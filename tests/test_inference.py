@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleepfm_fast import embed, train
 from sleepfm_fast.batches import Batch
-from sleepfm_fast.compilation import compile_encoders, explained
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.inference import embedder, fold_batch_norms
+from sleepfm_fast.model.compilation import compile_encoders, explained
 
 CHANNELS = {"respiratory": 3, "ecg": 1}
 N = 1536  # samples: long enough for the networks' halvings

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sleepfm_fast.interval_notice import FEW_SUBJECTS, covered, interval_notice
-from sleepfm_fast.metrics import Interval, percentile_interval
+from sleepfm_fast.evaluation.interval_notice import FEW_SUBJECTS, covered, interval_notice
+from sleepfm_fast.evaluation.metrics import Interval, percentile_interval
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])

@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleepfm_fast.encoder import PRESETS, SleepModel
-from sleepfm_fast.kept_buffers import KeptBuffers
+from sleepfm_fast.training.kept_buffers import KeptBuffers
 
 aten = torch.ops.aten
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from synthetic_embeddings import columns_of, write_folder
 
-from sleepfm_fast import retrieve, scopes
+from sleepfm_fast import retrieve
+from sleepfm_fast.evaluation import scopes
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS_IN_SCOPE = scopes.ranks_in_scope
@@ -131,7 +132,8 @@ def test_without_a_result_nothing_is_kept(folder, ranked, tmp_path, monkeypatch)
 def test_a_killed_run_of_the_command_goes_on(folder, whole, tmp_path, capsys):
     # The embeddings are ranked slowly, so that the kill falls between two pairs.
     slow = (
-        "import sys, time; from sleepfm_fast import scopes, retrieve; ranks = scopes.ranks_in_scope\n"
+        "import sys, time; from sleepfm_fast import retrieve; from sleepfm_fast.evaluation import scopes\n"
+        "ranks = scopes.ranks_in_scope\n"
         "def slowly(*a): time.sleep(2); return ranks(*a)\n"
         "scopes.ranks_in_scope = slowly; retrieve.cli(sys.argv[1:])"
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sleepfm_fast.labels import clip_labels
-from sleepfm_fast.scoring import Event, Scoring
-from sleepfm_fast.stages import STAGES, respiratory_event_of, stage_of
+from sleepfm_fast.scoring.labels import clip_labels
+from sleepfm_fast.scoring.stages import STAGES, respiratory_event_of, stage_of
+from sleepfm_fast.scoring.timed_texts import Event, Scoring
 
 DATA = Path(os.environ.get("SLEEPFM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -16,20 +16,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sleepfm_fast import claims, command, interruption, probe, simulate
-from sleepfm_fast.atomic import replace_file, replace_folder, write_json
-from sleepfm_fast.claims import Claim, claim_to_write
-from sleepfm_fast.compiled import compiled
+from sleepfm_fast import probe, simulate
+from sleepfm_fast.cli import command, interruption
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.parallel import Engine, in_parallel
+from sleepfm_fast.execution.compiled import compiled
+from sleepfm_fast.execution.parallel import Engine, in_parallel
 from sleepfm_fast.results import claimed_result, find_results, write_result
 from sleepfm_fast.rundir import RunDirectory, read_state, read_tensors, write_checkpoint
+from sleepfm_fast.storage import claims
+from sleepfm_fast.storage.atomic import replace_file, replace_folder, write_json
+from sleepfm_fast.storage.claims import Claim, claim_to_write
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
 import sys
 from dataclasses import dataclass
-from sleepfm_fast import command
+from sleepfm_fast.cli import command
 @dataclass(frozen=True)
 class Config:
     "Nothing."
@@ -273,7 +275,7 @@ def test_workers_leave_an_interruption_to_the_process_that_the_user_sees():
 
 def test_work_that_is_given_up_is_one_sentence():
     script = (
-        "import sys, joblib\nfrom dataclasses import dataclass\nfrom sleepfm_fast import command\n"
+        "import sys, joblib\nfrom dataclasses import dataclass\nfrom sleepfm_fast.cli import command\n"
         "from sleepfm_fast.errors import SleepfmError\n@dataclass(frozen=True)\nclass Config:\n    'Nothing.'\n"
         "def main(config):\n"
         "    calls = (joblib.delayed(__import__('time').sleep)(n) for n in (0, 0.3, 0.3, 0.3))\n"
@@ -319,7 +321,7 @@ def test_an_interruption_while_a_command_is_imported_is_a_sentence(tmp_path, imp
     assert done.stderr == "interrupted before anything was done\n"
 
 
-ANSWER = "import signal, sleepfm_fast.interruption as own; print(signal.getsignal(signal.SIGINT) is own._end)\n"
+ANSWER = "import signal, sleepfm_fast.cli.interruption as own; print(signal.getsignal(signal.SIGINT) is own._end)\n"
 
 
 @pytest.mark.parametrize(
@@ -368,7 +370,7 @@ def test_compiled_functions_work_where_no_folder_can_be_written():
 
 def test_compiled_functions_work_where_the_quota_is_used_up(tmp_path, monkeypatch):
     (tmp_path / "kernel_of_test.py").write_text(
-        "from sleepfm_fast.compiled import compiled\n\n\n@compiled()\ndef following(x):\n    return x + 1\n"
+        "from sleepfm_fast.execution.compiled import compiled\n\n\n@compiled()\ndef following(x):\n    return x + 1\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     calls = []

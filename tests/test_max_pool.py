@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sleepfm_fast import ops, reference
-from sleepfm_fast.mbconv_blocks import pool
+from sleepfm_fast.model.mbconv_blocks import pool
 
 # Less than a vector of 4, 8 and 16 lanes with its edges, exactly one, the last overlapping the one before, a clip.
 LENGTHS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 18, 19, 20, 21, 33, 120, 960]

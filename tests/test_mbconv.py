@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 import sleepfm_fast
 from sleepfm_fast import _C, ops, reference
 from sleepfm_fast.encoder import PRESETS, build_encoder
-from sleepfm_fast.mbconv_blocks import MBConvBlock
+from sleepfm_fast.model.mbconv_blocks import MBConvBlock
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("x", "w1", "b1", "gamma0", "beta0", "wd", "bd", "gamma1", "beta1", "w3", "b3")

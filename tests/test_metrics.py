@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa_score, f1_score, roc_auc_score
 
-from sleepfm_fast import metrics
+from sleepfm_fast.evaluation import metrics
 
 
 def case(seed, n, *, distinct=None, prevalence=0.3):

@@ -9,7 +9,7 @@ from nights import LEADS, write_night
 from sleepfm_fast import embed, preprocess, train
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.embeddings import Embeddings
-from sleepfm_fast.training import Trainer
+from sleepfm_fast.training.contrastive import Trainer
 
 FAST = ["--preset", "tiny", "--batch-size", "4", "--epochs", "1", "--max-steps", "2"]
 BRAIN = tuple(lead for lead in LEADS if lead.label in ("C3-M2", "C4-M1", "E1-M2"))

@@ -7,9 +7,9 @@ import torch
 from sleepfm_fast import reference, train
 from sleepfm_fast.batches import Batch
 from sleepfm_fast.encoder import EncoderConfig, SleepModel
-from sleepfm_fast.modality_dropout import draw, drop, without
-from sleepfm_fast.objective import Objective, backward
 from sleepfm_fast.rundir import read_checkpoint
+from sleepfm_fast.training.modality_dropout import draw, drop, without
+from sleepfm_fast.training.objective import Objective, backward
 
 CONFIGS = {
     "efficientnet": EncoderConfig(channels=(4, 4, 6, 8, 16), depth=(1, 2, 1), expansion=2, dim=8, dropout=0.0),
@@ -137,7 +137,7 @@ def test_an_embedding_never_depends_on_its_batch_mates(design):
 
 
 def test_a_run_with_modality_dropout_resumes_bit_for_bit(cohort_store, tmp_path, monkeypatch):
-    from sleepfm_fast import training
+    from sleepfm_fast.training import contrastive as training
 
     seen = []
 
@@ -160,12 +160,12 @@ def test_a_run_with_modality_dropout_resumes_bit_for_bit(cohort_store, tmp_path,
 
 
 def test_a_store_of_two_modalities_cannot_lose_one(cohort_store, tmp_path, capsys, monkeypatch):
-    from sleepfm_fast.montages import Montage
+    from sleepfm_fast.montage.montages import Montage
 
     def two(store, names):
         return Montage("two", tuple(m for m in store.montage.modalities if m.name != "ecg"))
 
-    monkeypatch.setattr("sleepfm_fast.training.chosen_montage", two)
+    monkeypatch.setattr("sleepfm_fast.training.contrastive.chosen_montage", two)
     arguments = [str(cohort_store), str(tmp_path / "run"), "--preset", "tiny", "--modality-dropout", "0.3"]
     assert train.cli(arguments) == 1
     assert "so it needs three" in capsys.readouterr().err

@@ -12,9 +12,9 @@ from sleepfm_fast import embed, probe, reference, retrieve, train
 from sleepfm_fast.batches import Batch
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.encoder import EncoderConfig, SleepModel
-from sleepfm_fast.neighbours import NeighbourSampler, Stretches, clips_of, stretch_numbers
-from sleepfm_fast.objective import Objective, backward
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
+from sleepfm_fast.training.neighbours import NeighbourSampler, Stretches, clips_of, stretch_numbers
+from sleepfm_fast.training.objective import Objective, backward
 
 TINY = ["--preset", "tiny", "--batch-size", "8", "--threads", "1", "--validation-block", "32", "--optimiser", "adamw"]
 

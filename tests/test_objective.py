@@ -8,8 +8,8 @@ from contrastive_ranks import CONFIGS, clips, objective
 
 from sleepfm_fast import ops
 from sleepfm_fast.batches import Batch
-from sleepfm_fast.objective import backward, not_finite, split
-from sleepfm_fast.world import World
+from sleepfm_fast.training.objective import backward, not_finite, split
+from sleepfm_fast.training.world import World
 
 
 def gradients(module):

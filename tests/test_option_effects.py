@@ -8,9 +8,9 @@ import pytest
 
 from sleepfm_fast import train
 from sleepfm_fast.__main__ import COMMANDS
+from sleepfm_fast.cli.option_effects import given_options, refuse_without_effect
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.option_effects import given_options, refuse_without_effect
-from sleepfm_fast.settings import resolve
+from sleepfm_fast.training.settings import resolve
 
 # For every effect that a command states: what makes its option void, what makes it count, and the option's two values
 # (its default, which must be refused as well when it is written, and another).

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sleepfm_fast import _C, ops, supervise, train, training_loop
+from sleepfm_fast import _C, ops, supervise, train
 from sleepfm_fast.ops.pages import empty
+from sleepfm_fast.training import loop as training_loop
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20

@@ -9,9 +9,9 @@ from nights import write_night
 
 from sleepfm_fast import preprocess
 from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.cohorts.participant_tables import ParticipantTables, read_tables
+from sleepfm_fast.cohorts.participants import Participant, Participants, read_participants
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.participant_tables import ParticipantTables, read_tables
-from sleepfm_fast.participants import Participant, Participants, read_participants
 
 
 def table(tmp_path: Path, content: str | bytes) -> Participants:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sleepfm_fast import fir, period_blocks
-from sleepfm_fast.period_blocks import BLOCK_PERIODS, FREQUENCIES
+from sleepfm_fast.filtering import fir, period_blocks
+from sleepfm_fast.filtering.period_blocks import BLOCK_PERIODS, FREQUENCIES
 
 
 def filter_block(x: np.ndarray, table: np.ndarray, reach: int) -> np.ndarray:

@@ -62,7 +62,7 @@ SEVERAL = {
     "participants.py": {"len(rows)"},
     "report.py": {"len(runs)"},
     "hypnogram.py": {"len(first)"},
-    "scoring_files.py": {"len(files)"},
+    "files.py": {"len(files)"},
 }
 
 

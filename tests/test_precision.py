@@ -9,10 +9,10 @@ import torch
 from sleepfm_fast import embed, train
 from sleepfm_fast.batches import Batch
 from sleepfm_fast.encoder import PRESETS, SleepModel
-from sleepfm_fast.objective import Objective, backward
 from sleepfm_fast.rundir import read_checkpoint
-from sleepfm_fast.settings import resolve
-from sleepfm_fast.training import Trainer
+from sleepfm_fast.training.contrastive import Trainer
+from sleepfm_fast.training.objective import Objective, backward
+from sleepfm_fast.training.settings import resolve
 
 OPTIONS = {
     "preset": "tiny", "batch_size": 16, "optimiser": "adamw", "lr": 2e-3, "log_temperature": 2.0, "threads": 1,

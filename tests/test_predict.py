@@ -12,13 +12,13 @@ from synthetic_embeddings import columns_of, description_of, write_folder
 
 from sleepfm_fast import predict, probe, transfer
 from sleepfm_fast.annotations import read_scoring
-from sleepfm_fast.embedding_writer import EmbeddingWriter
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.labels import clip_labels
-from sleepfm_fast.predictions import edf_hypnogram, night_figures
+from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
+from sleepfm_fast.evaluation.predictions import edf_hypnogram, night_figures
 from sleepfm_fast.results import read_result
-from sleepfm_fast.stages import STAGES
+from sleepfm_fast.scoring.labels import clip_labels
+from sleepfm_fast.scoring.stages import STAGES
 
 SPLIT_OF = np.array([0] * 6 + [1] + [2] * 3)
 

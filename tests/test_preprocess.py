@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from nights import DATA, Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
 
-import sleepfm_fast.night
+import sleepfm_fast.cohorts.night
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.preprocess import cli
 
@@ -143,14 +143,14 @@ def test_nothing_to_ingest_is_a_failure(tmp_path: Path, capsys) -> None:
 
 
 def test_an_unexpected_exception_is_a_sentence(cohort: Path, tmp_path: Path, capsys, monkeypatch) -> None:
-    original = sleepfm_fast.night.clip_labels
+    original = sleepfm_fast.cohorts.night.clip_labels
 
     def fail_on_b1(scoring, *arguments, **options):
         if "b1" in scoring.source:
             raise ZeroDivisionError("division by zero")
         return original(scoring, *arguments, **options)
 
-    monkeypatch.setattr(sleepfm_fast.night, "clip_labels", fail_on_b1)
+    monkeypatch.setattr(sleepfm_fast.cohorts.night, "clip_labels", fail_on_b1)
     status, result = preprocess(capsys, cohort, tmp_path / "store")
     assert (status, result["nights"]) == (1, 3)
     assert (
@@ -346,8 +346,8 @@ def test_memory_is_about_a_night(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from sleepfm_fast.channels import MONTAGES
-from sleepfm_fast.night import NightConfig, process_night
-from sleepfm_fast.participants import Participants
+from sleepfm_fast.cohorts.night import NightConfig, process_night
+from sleepfm_fast.cohorts.participants import Participants
 def peak():
     return [int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")][0] * 1024
 def ingest(path, name):

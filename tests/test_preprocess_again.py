@@ -16,12 +16,12 @@ import pytest
 from nights import Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
 from process_trees import marked, stop
 
-import sleepfm_fast.clip_writer
-import sleepfm_fast.columns
-import sleepfm_fast.night
-from sleepfm_fast.claims import Claim
+import sleepfm_fast.cohorts.night
+import sleepfm_fast.storage.columns
+import sleepfm_fast.store.clip_writer
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.preprocess import cli
+from sleepfm_fast.storage.claims import Claim
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -170,7 +170,7 @@ def test_an_interrupted_overwrite_cannot_be_read_and_goes_on(cohort: Path, tmp_p
     store = tmp_path / "store"
     preprocess(capsys, cohort, store, "--montage", "aasm")
     done = []
-    original = sleepfm_fast.night.write_recording
+    original = sleepfm_fast.cohorts.night.write_recording
 
     def stop_at_the_third(*arguments):
         if len(done) == 2:
@@ -178,7 +178,7 @@ def test_an_interrupted_overwrite_cannot_be_read_and_goes_on(cohort: Path, tmp_p
         done.append(original(*arguments))
         return done[-1]
 
-    monkeypatch.setattr(sleepfm_fast.night, "write_recording", stop_at_the_third)
+    monkeypatch.setattr(sleepfm_fast.cohorts.night, "write_recording", stop_at_the_third)
     assert preprocess(capsys, cohort, store, "--montage", "paper", "--overwrite") == (130, {})
     monkeypatch.undo()
     with pytest.raises(ClipStoreError, match="is unfinished"):
@@ -240,14 +240,14 @@ def test_a_night_that_fails_while_it_is_replaced_is_left_out(cohort: Path, tmp_p
     store = tmp_path / "store"
     preprocess(capsys, cohort, store)
     write_night(cohort / "b1.edf", seed=34)
-    original = sleepfm_fast.clip_writer.write_samples
+    original = sleepfm_fast.store.clip_writer.write_samples
 
     def no_space(path, *arguments):
         if path.stem == "b1":
             raise OSError(28, "No space left on device")
         return original(path, *arguments)
 
-    monkeypatch.setattr(sleepfm_fast.clip_writer, "write_samples", no_space)
+    monkeypatch.setattr(sleepfm_fast.store.clip_writer, "write_samples", no_space)
     status, result = preprocess(capsys, cohort, store, "--overwrite")
     assert (status, result["nights"]) == (1, 3)
     assert "No space left on device" in result["failed"][0]["reason"]
@@ -261,7 +261,7 @@ def test_an_index_that_cannot_be_written_is_a_sentence(cohort: Path, tmp_path: P
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sleepfm_fast.columns, "replace_folder", no_space)
+    monkeypatch.setattr(sleepfm_fast.storage.columns, "replace_folder", no_space)
     assert preprocess(capsys, cohort, tmp_path / "store")[0] == 1
     monkeypatch.undo()
     status, result = preprocess(capsys, cohort, tmp_path / "store")

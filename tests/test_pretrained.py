@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from sleepfm_fast import embed, import_checkpoint, train
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.origin import seen_by
 from sleepfm_fast.pretrained import initialise, read_pretrained
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
-from sleepfm_fast.selection import chosen_montage
-from sleepfm_fast.settings import resolve
+from sleepfm_fast.runs.origin import seen_by
+from sleepfm_fast.training.selection import chosen_montage
+from sleepfm_fast.training.settings import resolve
 
 TINY = ["--preset", "tiny", "--batch-size", "16", "--max-steps", "2", "--threads", "1", "--validation-block", "64"]
 SEED_STATES = {"respiratory": "respiratory_state_dict", "brain": "sleep_stages_state_dict", "ecg": "ekg_state_dict"}

@@ -13,8 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
 from synthetic_embeddings import columns_of, unit, write_folder
 
-from sleepfm_fast import logistic, probe
-from sleepfm_fast.classification import log_odds, probability_of
+from sleepfm_fast import probe
+from sleepfm_fast.evaluation import logistic
+from sleepfm_fast.evaluation.classification import log_odds, probability_of
 from sleepfm_fast.results import find_results, read_result
 
 DIM = 12

@@ -13,7 +13,7 @@ import pytest
 from report_runs import classify, embed, few_shot, full_run, retrieve, start
 
 from sleepfm_fast import report
-from sleepfm_fast.tasks import TASKS
+from sleepfm_fast.evaluation.tasks import TASKS
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 

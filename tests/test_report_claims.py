@@ -14,10 +14,10 @@ from synthetic_embeddings import columns_of, unit, write_folder
 from test_report import figures_of, make
 
 from sleepfm_fast import reproduce
-from sleepfm_fast.calibration import correct_for_prior
+from sleepfm_fast.evaluation.calibration import correct_for_prior
 from sleepfm_fast.reporting.retrieval import chance_curve
 from sleepfm_fast.reporting.sources import open_runs
-from sleepfm_fast.simulated_store import is_simulated
+from sleepfm_fast.store.simulated_store import is_simulated
 
 AUROC = "Sleep staging: AUROC, mean of stages"
 

@@ -12,10 +12,10 @@ from nights import contents, write_night
 from report_runs import classify, embed, start
 
 from sleepfm_fast import compare, convert, features, probe
+from sleepfm_fast.cohorts.store_inputs import INPUTS, inputs_of, with_inputs
 from sleepfm_fast.preprocess import cli
 from sleepfm_fast.reporting.reproduction import commands_of
 from sleepfm_fast.reporting.sources import open_runs
-from sleepfm_fast.store_inputs import INPUTS, inputs_of, with_inputs
 
 
 def printed(run, store):

@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 from synthetic_embeddings import columns_of, write_folder
 
-from sleepfm_fast import paper_tables, reproduce, reproduce_cost, reproduce_plan, reproduce_steps, reproduce_tables
+from sleepfm_fast import reproduce
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.experiments import Evaluation, Run, Source
-from sleepfm_fast.reproduce_choice import parse_numbers
-from sleepfm_fast.reproduce_facts import simulated_facts
-from sleepfm_fast.reproduce_presets import PRESETS
+from sleepfm_fast.reproduction import cost as reproduce_cost
+from sleepfm_fast.reproduction import paper_tables
+from sleepfm_fast.reproduction import plan as reproduce_plan
+from sleepfm_fast.reproduction import steps as reproduce_steps
+from sleepfm_fast.reproduction import tables as reproduce_tables
+from sleepfm_fast.reproduction.choice import parse_numbers
+from sleepfm_fast.reproduction.experiments import Evaluation, Run, Source
+from sleepfm_fast.reproduction.facts import simulated_facts
+from sleepfm_fast.reproduction.presets import PRESETS
 from sleepfm_fast.results import write_result
 from sleepfm_fast.rundir import RunDirectory, write_checkpoint
 
@@ -295,7 +300,7 @@ def test_a_training_is_finished_at_its_last_epoch_or_when_it_stopped_early(tmp_p
 
 
 def test_what_a_killed_command_keeps_beside_its_folder_has_begun(tmp_path, monkeypatch):
-    from sleepfm_fast import scopes
+    from sleepfm_fast.evaluation import scopes
 
     rng = np.random.default_rng(0)
     vectors = write_folder(tmp_path / "emb", rng.standard_normal((9, 3, 4)), columns_of(np.arange(9), np.full(9, 2)))

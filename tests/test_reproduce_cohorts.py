@@ -9,12 +9,15 @@ from nights import preprocess, write_cohort, write_night
 from synthetic_embeddings import columns_of, write_folder
 from test_reproduce import RATES, planner
 
-from sleepfm_fast import paper_tables, reproduce, reproduce_plan, reproduce_steps
+from sleepfm_fast import reproduce
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.reproduce_cohorts import Sides, agreed_sides, kept_sides, present_sides
+from sleepfm_fast.reproduction import paper_tables
+from sleepfm_fast.reproduction import plan as reproduce_plan
+from sleepfm_fast.reproduction import steps as reproduce_steps
+from sleepfm_fast.reproduction.cohorts import Sides, agreed_sides, kept_sides, present_sides
 from sleepfm_fast.rundir import RunDirectory
-from sleepfm_fast.splits import assign_subjects
+from sleepfm_fast.runs.splits import assign_subjects
 
 TABLE8 = paper_tables.make_table(8)
 

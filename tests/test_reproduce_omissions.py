@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from known_nights import EEG, staged_night
 
-from sleepfm_fast import paper_tables, preprocess, reproduce, reproduce_cost
-from sleepfm_fast.reproduce_facts import simulated_facts, store_facts
-from sleepfm_fast.reproduce_omissions import answerable
-from sleepfm_fast.reproduce_presets import PRESETS
+from sleepfm_fast import preprocess, reproduce
+from sleepfm_fast.reproduction import cost as reproduce_cost
+from sleepfm_fast.reproduction import paper_tables
+from sleepfm_fast.reproduction.facts import simulated_facts, store_facts
+from sleepfm_fast.reproduction.omissions import answerable
+from sleepfm_fast.reproduction.presets import PRESETS
 
 SMOKE = PRESETS["smoke"]
 WHOLE = simulated_facts(40, 0.25, SMOKE.split, "sim-")

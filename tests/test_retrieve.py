@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from synthetic_embeddings import MODALITIES, columns_of, unit, write_folder
 
-from sleepfm_fast import found_clips, retrieve
-from sleepfm_fast.candidates import balanced_order, draw_pairs
+from sleepfm_fast import retrieve
 from sleepfm_fast.embeddings import Embeddings
-from sleepfm_fast.metrics import bootstrap_subjects
+from sleepfm_fast.evaluation import found_clips
+from sleepfm_fast.evaluation.candidates import balanced_order, draw_pairs
+from sleepfm_fast.evaluation.metrics import bootstrap_subjects
+from sleepfm_fast.evaluation.retrieval_figures import chance_median
 from sleepfm_fast.results import read_result
-from sleepfm_fast.retrieval_figures import chance_median
 
 DIM = 24
 N = 600
@@ -219,7 +220,7 @@ def test_wrong_usage_is_status_2(capsys, arguments):
 
 
 def test_the_result_folder_holds_ranks_and_examples(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sleepfm_fast.found_clips.BLOCK", 77)
+    monkeypatch.setattr("sleepfm_fast.evaluation.found_clips.BLOCK", 77)
     mask = np.random.default_rng(1).random((N, 3)) < 0.8
     folder, x, _ = folder_of(tmp_path, alignment=0.7, mask=mask)
     _, printed, _ = run(capsys, folder, tmp_path / "result", "--examples", "3")
@@ -432,7 +433,7 @@ BOUNDED = """
 import resource, sys
 from pathlib import Path
 from sleepfm_fast import retrieve
-from sleepfm_fast.command import to_json
+from sleepfm_fast.cli.command import to_json
 
 small, large = (Path(p) for p in sys.argv[1:3])
 retrieve.main(retrieve.Config(small, small.parent / "a", bootstraps=10))

@@ -3,7 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from sleepfm_fast.sampler import ClipSampler, fixed_blocks
+from sleepfm_fast.training.sampler import ClipSampler, fixed_blocks
 
 CLIPS = np.arange(100, 203)
 

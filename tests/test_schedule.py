@@ -3,9 +3,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sleepfm_fast.schedule import learning_rate
-from sleepfm_fast.settings import resolve
 from sleepfm_fast.train import Config
+from sleepfm_fast.training.schedule import learning_rate
+from sleepfm_fast.training.settings import resolve
 
 
 def test_step_schedule_equals_torch_steplr():

@@ -10,7 +10,7 @@ import pytest
 
 from sleepfm_fast.annotations import Event, ScoringError, clip_labels, read_scoring
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.scoring_texts import parse_meanings, stated, translated
+from sleepfm_fast.scoring.texts import parse_meanings, stated, translated
 
 
 def write(tmp_path: Path, text: str | bytes, name: str = "a.csv", encoding: str = "utf-8") -> Path:

@@ -12,7 +12,7 @@ import torch
 from sleepfm_fast import embed, import_checkpoint
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.seed_checkpoint import read_seed_checkpoint
+from sleepfm_fast.model.seed_checkpoint import read_seed_checkpoint
 
 STATES = {"respiratory": "respiratory_state_dict", "brain": "sleep_stages_state_dict", "ecg": "ekg_state_dict"}
 

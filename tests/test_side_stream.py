@@ -15,7 +15,7 @@ from sleepfm_fast.batches import ClipInput, InputConfig
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.ops import cuda_kernels
 from sleepfm_fast.ops.cuda_kernels import architectures_serve, has_kernels
-from sleepfm_fast.side_stream import SideStream, upload
+from sleepfm_fast.store.side_stream import SideStream, upload
 
 CPU = torch.device("cpu")
 

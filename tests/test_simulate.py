@@ -22,10 +22,11 @@ from scipy import ndimage, signal
 
 from sleepfm_fast import simulate
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.physiology import FS_HIDDEN_HZ, Physiology
-from sleepfm_fast.polysomnograph import Polysomnograph
 from sleepfm_fast.simulate import Config
-from sleepfm_fast.sleeper import Couplings, Random, band_noise
+from sleepfm_fast.simulator.card import name_prefix
+from sleepfm_fast.simulator.physiology import FS_HIDDEN_HZ, Physiology
+from sleepfm_fast.simulator.polysomnograph import Polysomnograph
+from sleepfm_fast.simulator.sleeper import Couplings, Random, band_noise
 
 RATES = {
     **dict.fromkeys(("F4-M1", "C4-M1", "O2-M1", "E1-M2", "E2-M2", "Chin EMG"), 128),
@@ -232,7 +233,7 @@ def test_a_folder_that_an_earlier_version_began_goes_on_with_its_names(tmp_path,
     simulate.main(config)
     card = out / "simulation.json"
     written = json.loads(card.read_text())
-    assert written.pop("prefix") == simulate.name_prefix(tmp_path / "none", seed)
+    assert written.pop("prefix") == name_prefix(tmp_path / "none", seed)
     card.write_text(
         json.dumps(written, indent=1)
     )  # as it was, of a killed run: sim-0000.edf is whole, sim-0001 missing

@@ -15,7 +15,7 @@ import torch
 from test_documents import PAGES, blocks
 
 from sleepfm_fast import embed, predict, probe, report, train
-from sleepfm_fast.stages import STAGES
+from sleepfm_fast.scoring.stages import STAGES
 
 SNIPPETS = [(page.name, text) for page in PAGES for text in blocks(page.read_text(), "python")]
 

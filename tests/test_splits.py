@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sleepfm_fast.splits import Split, assign_subjects, draw_subjects
+from sleepfm_fast.runs.splits import Split, assign_subjects, draw_subjects
 
 NAMES = [f"subject-{i}" for i in range(2000)]
 

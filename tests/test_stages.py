@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sleepfm_fast.stages import STAGE_OF_WORD, is_marker, respiratory_event_of, stage_of
+from sleepfm_fast.scoring.stages import STAGE_OF_WORD, is_marker, respiratory_event_of, stage_of
 
 STAGE_TEXTS = {
     "W": "W, Wake, Wake|0, 0, SlpStgWake, Sleep stage W, SDO:WakeState, SRO:Wake, Éveil, Wach, AWAKE",

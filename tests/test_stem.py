@@ -15,7 +15,7 @@ from torch import nn
 
 import sleepfm_fast
 from sleepfm_fast import ops, reference
-from sleepfm_fast.mbconv_blocks import convolve_and_normalise
+from sleepfm_fast.model.mbconv_blocks import convolve_and_normalise
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("weight", "bias", "gamma", "beta")
@@ -107,7 +107,7 @@ def test_the_layers_with_and_without_the_op(monkeypatch):
         conv, norm = nn.Conv1d(4, 6, 3, stride=2, padding=1), nn.BatchNorm1d(6)
         x = torch.randn(3, 4, 100)
         if not covered:
-            monkeypatch.setattr("sleepfm_fast.mbconv_blocks.is_stem", lambda *_: False)
+            monkeypatch.setattr("sleepfm_fast.model.mbconv_blocks.is_stem", lambda *_: False)
         for _ in range(2):
             y = convolve_and_normalise(conv, norm, x)
         (y * torch.arange(50)).sum().backward()

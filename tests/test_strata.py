@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from sleepfm_fast.classification import HeldOut
-from sleepfm_fast.evaluation import evaluate
-from sleepfm_fast.strata import by_stratum, say_strata
-from sleepfm_fast.tasks import TASKS
+from sleepfm_fast.evaluation.classification import HeldOut
+from sleepfm_fast.evaluation.figures import evaluate
+from sleepfm_fast.evaluation.strata import by_stratum, say_strata
+from sleepfm_fast.evaluation.tasks import TASKS
 
 AGES = (10.0, 17.9, 18.0, 40.0, 40.0, 70.0, 80.0, None, float("nan"))
 SEXES = ("M", "F", "F", "M", None, "M", "F", "F", "X")

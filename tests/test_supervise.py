@@ -13,13 +13,14 @@ import pytest
 import torch
 from known_nights import EEG, FLOW, staged_night
 
-from sleepfm_fast import embed, preprocess, supervise, supervised_training, train
+from sleepfm_fast import embed, preprocess, supervise, train
+from sleepfm_fast.baselines import supervised_training
+from sleepfm_fast.baselines.supervised_training import SupervisedTrainer
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.encoder import EfficientNet1d
 from sleepfm_fast.results import find_results, read_result
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
-from sleepfm_fast.splits import Split, assign_subjects, draw_subjects
-from sleepfm_fast.supervised_training import SupervisedTrainer
+from sleepfm_fast.runs.splits import Split, assign_subjects, draw_subjects
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [

@@ -15,7 +15,7 @@ import torch
 
 from sleepfm_fast import train
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
-from sleepfm_fast.settings import resolve
+from sleepfm_fast.training.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 # Early stopping off; checkpoints within the epoch, so that a resume starts in the middle of one.

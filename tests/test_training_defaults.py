@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sleepfm_fast import train
-from sleepfm_fast.settings import resolve
+from sleepfm_fast.training.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "bench" / "results" / "training-defaults.json"

@@ -11,19 +11,19 @@ import pytest
 from nights import preprocess, write_night
 from synthetic_embeddings import columns_of, description_of, write_folder
 
-from sleepfm_fast.classification import HeldOut
-from sleepfm_fast.clip_facts import columns_of as store_columns
-from sleepfm_fast.clip_facts import people_of
+from sleepfm_fast.baselines.supervised_clips import StoreFacts
 from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.cohorts.participant_tables import read_tables
+from sleepfm_fast.cohorts.participants import Participants, read_participants
+from sleepfm_fast.cohorts.visits import told_visit, visit_of
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.participant_tables import read_tables
-from sleepfm_fast.participants import Participants, read_participants
-from sleepfm_fast.splits import Split, assign_subjects
-from sleepfm_fast.supervised_clips import StoreFacts
-from sleepfm_fast.tasks import labels_of
+from sleepfm_fast.evaluation.classification import HeldOut
+from sleepfm_fast.evaluation.tasks import labels_of
+from sleepfm_fast.runs.splits import Split, assign_subjects
+from sleepfm_fast.store.clip_facts import columns_of as store_columns
+from sleepfm_fast.store.clip_facts import people_of
 from sleepfm_fast.transfer import _recording_ages
-from sleepfm_fast.visits import told_visit, visit_of
 
 SHHS = (
     "nsrrid,visitnumber,nsrr_age,nsrr_age_gt89,nsrr_sex\n"

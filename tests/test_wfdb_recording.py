@@ -13,12 +13,12 @@ from nights import DATA, preprocess, state, write_night
 from wfdb_files import write_notes, write_wfdb
 
 from sleepfm_fast.clips import ClipStore
-from sleepfm_fast.corrections import read_corrections
+from sleepfm_fast.cohorts.corrections import read_corrections
 from sleepfm_fast.epochs import EpochReader, read_digital, read_physical
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.formats.wfdb_recording import read_wfdb_recording
 from sleepfm_fast.preprocess import cli
 from sleepfm_fast.recordings import open_recording
-from sleepfm_fast.wfdb_recording import read_wfdb_recording
 
 BITS = {16: 16, 24: 24, 32: 24, 61: 16, 80: 8, 160: 16, 212: 12}  # of the values, and all formats that are read
 CINC = [
@@ -65,7 +65,7 @@ def test_chunks_join_without_a_seam(tmp_path: Path, monkeypatch, stored: int) ->
     values = [integers(12_001, BITS[stored], k) for k in range(3)]
     header = write_wfdb(tmp_path, "r", 200, [(f"s{k}", v, {}) for k, v in enumerate(values)], stored=stored)
     for n_bytes in (1, 4 * 1091 * 3, 4 * 1091 * 3 * 2):  # a record of 1091 frames at a time, and two
-        monkeypatch.setattr("sleepfm_fast.wfdb_recording.CHUNK_BYTES", n_bytes)
+        monkeypatch.setattr("sleepfm_fast.formats.wfdb_recording.CHUNK_BYTES", n_bytes)
         for digital, given in zip(samples_of(open_recording(header)), values, strict=True):
             np.testing.assert_array_equal(digital, given)
 

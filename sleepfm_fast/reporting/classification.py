@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.interval_notice import interval_notice
+from sleepfm_fast.evaluation.interval_notice import interval_notice
+from sleepfm_fast.evaluation.tasks import TASKS, labels_of
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.comparison import difference_figures, overview
@@ -22,7 +23,6 @@ from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.strata import strata_figure
 from sleepfm_fast.reporting.wording import count, number_of, share, value_of, with_interval
 from sleepfm_fast.results import Result
-from sleepfm_fast.tasks import TASKS, labels_of
 
 __all__ = ["TASK_TITLES", "describe_result", "task_section"]
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sleepfm_fast.clip_layout import sdb_counts, stage_counts
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.markup import element
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.plot import legend
 from sleepfm_fast.reporting.sources import Run
 from sleepfm_fast.reporting.wording import count, hours, number_of, share
-from sleepfm_fast.simulated_store import is_simulated
-from sleepfm_fast.splits import SPLITS
-from sleepfm_fast.stages import EPOCH_S
+from sleepfm_fast.runs.splits import SPLITS
+from sleepfm_fast.scoring.stages import EPOCH_S
+from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
+from sleepfm_fast.store.simulated_store import is_simulated
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore

@@ -19,7 +19,7 @@ from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
 from sleepfm_fast.reporting.scale import Scale, covering
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run, replicates_beside
 from sleepfm_fast.reporting.wording import value_of
-from sleepfm_fast.reproduce_tables import with_chance
+from sleepfm_fast.reproduction.tables import with_chance
 
 __all__ = ["few_shot_section"]
 

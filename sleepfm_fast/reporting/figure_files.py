@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from sleepfm_fast.atomic import replace_file
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting.drawing import Canvas, classes_of, units_of, words_of
 from sleepfm_fast.reporting.look import attributes_of, colour
 from sleepfm_fast.reporting.markup import element, escape, number
 from sleepfm_fast.reporting.page import Figure, Section
 from sleepfm_fast.reporting.plot import Plot
+from sleepfm_fast.storage.atomic import replace_file
 
 __all__ = ["figure_svg", "refuse_folder", "write_figures"]
 

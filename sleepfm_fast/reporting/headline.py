@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sleepfm_fast.interval_notice import interval_notice
+from sleepfm_fast.evaluation.interval_notice import interval_notice
+from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.comparison import spread
 from sleepfm_fast.reporting.markup import element, escape
@@ -16,7 +17,6 @@ from sleepfm_fast.reporting.retrieval import recall_keys
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.wording import count, interval, number_of, value_of
 from sleepfm_fast.results import Result
-from sleepfm_fast.tasks import TASKS
 
 __all__ = ["headline_section"]
 

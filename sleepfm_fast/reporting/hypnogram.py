@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sleepfm_fast.calibration import correct_for_prior
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.calibration import correct_for_prior
+from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.classification import array_file
@@ -20,8 +21,7 @@ from sleepfm_fast.reporting.scale import Scale
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.wording import number_of, share
 from sleepfm_fast.results import Result
-from sleepfm_fast.stages import EPOCH_S, STAGES
-from sleepfm_fast.tasks import TASKS
+from sleepfm_fast.scoring.stages import EPOCH_S, STAGES
 
 __all__ = ["choose_recordings", "hypnogram_section"]
 

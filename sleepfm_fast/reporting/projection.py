@@ -15,7 +15,7 @@ from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.markup import element
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
 from sleepfm_fast.reporting.sources import Run
-from sleepfm_fast.stages import STAGES
+from sleepfm_fast.scoring.stages import STAGES
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from sleepfm_fast.command import to_json
-from sleepfm_fast.following import typed
+from sleepfm_fast.cli.command import to_json
+from sleepfm_fast.cohorts.store_inputs import INPUTS
 from sleepfm_fast.plurals import counted
+from sleepfm_fast.reporting.following import typed
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
 from sleepfm_fast.reporting.training_curves import column, compared, of_kind
 from sleepfm_fast.reporting.wording import count, number_of, value_of
 from sleepfm_fast.results import Result
-from sleepfm_fast.scoring_texts import stated
-from sleepfm_fast.store_inputs import INPUTS
+from sleepfm_fast.scoring.texts import stated
 
 __all__ = ["commands_of", "configuration_section", "files_section", "throughput_section"]
 
@@ -101,7 +101,7 @@ def defaults_of(module: str) -> dict[str, Any]:
     """Defaults of a command's options, as JSON has them; empty where there is no such command."""
     import importlib
 
-    from sleepfm_fast.command import plain
+    from sleepfm_fast.cli.command import plain
 
     try:
         config = importlib.import_module(f"sleepfm_fast.{module}").Config

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.reporting.markup import element, escape
-from sleepfm_fast.stages import EPOCH_S
+from sleepfm_fast.scoring.stages import EPOCH_S
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleepfm_fast.atomic import TEMPORARY_SUFFIX
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.results import FOLDER, Result, read_result
 from sleepfm_fast.rundir import RunDirectory
+from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sleepfm_fast.following import typed
+from sleepfm_fast.reporting.following import typed
 from sleepfm_fast.reporting.sources import Run
 from sleepfm_fast.results import Result
 

@@ -1,0 +1,1 @@
+"""What the embeddings are compared with: hand-made features and a network trained on the scoring."""

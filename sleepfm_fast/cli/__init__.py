@@ -1,0 +1,1 @@
+"""What all commands share: options, paths, refusals, exit status and interruption."""

@@ -1,0 +1,252 @@
+"""The manners that every command shares: parse, say what was resolved, run, end with one JSON line, exit status."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from sleepfm_fast.cli.interruption import SENTENCE, leave_to_python
+from sleepfm_fast.cli.misplaced import refuse_misplaced
+from sleepfm_fast.cli.option_effects import given_options, refuse_without_effect
+from sleepfm_fast.errors import SleepfmError, is_own_source
+
+__all__ = ["finish", "run", "say", "to_json"]
+
+Config = TypeVar("Config")
+
+
+def say(sentence: str) -> None:
+    """Print one line of progress or notice on standard error; where that is closed or full, the work goes on."""
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def plain(value: Any) -> Any:
+    """Reduce dataclasses, paths and NumPy scalars to what JSON knows; a number that is not finite becomes null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    elif hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Serialise configuration or results to strict JSON (no NaN), which UTF-8 can always hold."""
+    text = json.dumps(value := plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text if is_encodable(text, "utf-8") else json.dumps(value, indent=indent, allow_nan=False)
+
+
+def is_encodable(text: str, encoding: str) -> bool:
+    """Whether an encoding has all characters; UTF-8 lacks those of a file name in another encoding."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def show(result: dict[str, Any]) -> bool:
+    """Print the result as one line of JSON on standard output; False where that cannot be written."""
+    line = to_json(result)
+    if not is_encodable(line, getattr(sys.stdout, "encoding", None) or "utf-8"):
+        line = json.dumps(plain(result), allow_nan=False)
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # as of `| head`: the reader has what it wanted
+        silence(sys.stdout)
+    except OSError as error:
+        silence(sys.stdout)
+        say(f"error: standard output: {error.strerror or error}. The result was: {line}")
+        return False
+    return True
+
+
+def silence(stream: TextIO) -> None:
+    """Forget what a stream did not take, which the interpreter would complain of at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def finish(status: int) -> int:
+    """Write what the streams still hold, and return the exit status.
+
+    From Python 3.14 on they hold more, and longer; what they cannot write would end the process with 120.
+    """
+    try:
+        print(end="", flush=True)
+    except BrokenPipeError:
+        silence(sys.stdout)
+    except OSError as error:
+        silence(sys.stdout)
+        say(f"error: standard output: {error.strerror or error}.")
+        status = status or 1
+    try:
+        print(end="", file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+    return status
+
+
+def run(
+    config_type: type[Config],
+    main: Callable[[Config], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+    *,
+    interrupted: str = "nothing was kept; the same command starts anew",
+    rank: int = 0,
+    following: Callable[[Config, dict[str, Any]], str | None] | None = None,
+) -> int:
+    """Parse ``argv`` into ``config_type``, run ``main`` and print its result as the last line of standard output.
+
+    Parameters
+    ----------
+    config_type : type
+        A frozen dataclass; its docstring is the help text. Its ``EFFECTS`` and ``places()``, where it has them, say
+        which options count when (:mod:`sleepfm_fast.cli.option_effects`) and which kinds of paths its positionals take
+        (:mod:`sleepfm_fast.cli.misplaced`).
+    main : callable
+        Takes the configuration, returns a dict of results. A key ``"exit_status"`` is taken out and returned.
+    argv : sequence of str, optional
+        Arguments without the program's name; the process's own by default.
+    interrupted : str
+        What to tell the user after Ctrl-C: what was kept, and how to go on.
+    rank : int
+        Number of this process among several that run the command together; those above 0 say only what went wrong.
+    following : callable, optional
+        From :mod:`sleepfm_fast.reporting.following`: of the configuration and the result, the command to go on with.
+
+    Returns
+    -------
+    int
+        0 done, 1 failed (a :class:`SleepfmError`, what the system refused, or an error of the program was reported),
+        2 wrong usage, 130 interrupted.
+    """
+    return finish(attempt(config_type, main, argv, interrupted, rank, following))
+
+
+def attempt(
+    config_type: type[Config],
+    main: Callable[[Config], dict[str, Any]],
+    argv: Sequence[str] | None,
+    interrupted: str,
+    rank: int,
+    following: Callable[[Config, dict[str, Any]], str | None] | None,
+) -> int:
+    """Do what :func:`run` promises; the streams may still hold some of what was said."""
+    leave_to_python()
+    module = sys.modules.get(main.__module__)
+    spec = getattr(module, "__spec__", None)
+    name = spec.name if spec is not None else main.__module__
+    try:
+        import tyro
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="tyro")
+            config = tyro.cli(
+                config_type, prog=f"python -m {name}", args=None if argv is None else list(argv), use_underscores=False
+            )
+    except SystemExit as stop:
+        return 0 if stop.code in (0, None) else 2
+    except BrokenPipeError:  # of the help
+        silence(sys.stdout)
+        return 0
+    except OSError as error:
+        say(f"error: the help could not be written: {error.strerror or error}.")
+        return 1 if {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv) else 2
+    except KeyboardInterrupt:
+        say(SENTENCE)
+        return 130
+    # joblib's, of work that was given up: the command says why in a sentence of its own.
+    warnings.filterwarnings("ignore", message=r"\d+ tasks which were still being processed")
+    who = f"process {rank}: " if rank else ""
+    if rank == 0:
+        say(f"{name}: {to_json(config)}")
+    try:
+        refuse_without_effect(config, given_options(sys.argv[1:] if argv is None else argv))
+    except SleepfmError as error:
+        say(f"{who}error: {error}")
+        return 2
+    try:
+        if (places := getattr(config, "places", None)) is not None:
+            refuse_misplaced(name, places())
+        result = main(config)
+    except SleepfmError as error:
+        say(f"{who}error: {error}")
+        return 1
+    except OSError as error:
+        say(f"{who}error: {error.filename or 'reading or writing'}: {error.strerror or error}.")
+        return 1
+    except KeyboardInterrupt:
+        if rank == 0:
+            say(f"interrupted; {interrupted}")
+        return 130
+    except Exception as error:
+        say(f"{who}error: {describe_shortage(error) or describe_bug(error, name)}")
+        return 1
+    if rank == 0 and following is not None:
+        with suppress(Exception):  # a hint fails no work that is done
+            if (line := following(config, result)) is not None:
+                say(f"next: {line}")
+    status = int(result.pop("exit_status", 0))
+    if rank == 0 and not show(result):
+        return status or 1
+    return status
+
+
+def describe_shortage(error: Exception) -> str:
+    """Sentence about memory that the system or the GPU did not give; empty for any other error."""
+    text = str(error).partition("\n")[0]
+    # torch's errors, which cannot be imported here: of the GPU by type, of the processor by text.
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"the GPU's memory is not enough ({text}) Lower --batch-size (train: --micro-batch, which keeps the "
+            "negatives), or end what else uses the GPU."
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"the memory is not enough ({text}). Lower --batch-size or --workers, or end what else uses it."
+    return ""
+
+
+def describe_bug(error: Exception, command: str) -> str:
+    """Sentence about an error nobody foresaw: the file in hand, the place, and where the traceback was written."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [(frame, line) for frame, line in frames if is_own_source(frame.f_code.co_filename)]
+    place = f" ({Path(own[-1][0].f_code.co_filename).name}, line {own[-1][1]})" if own else ""
+    # The innermost function of ours that was given a file names what was being read.
+    held = [v for frame, _ in reversed(own) for v in frame.f_locals.values()]
+    paths = [p for v in held for p in (v, getattr(v, "__dict__", {}).get("path")) if isinstance(p, Path)]
+    file = next((path for path in paths if path.is_file()), None) or next(iter(paths), None)
+    text = "".join(traceback.format_exception(error))
+    where = "it could not be written to a file"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="sleepfm_fast-", suffix=".traceback", delete=False, encoding="utf-8"
+        ) as report:
+            report.write(f"{command} {sys.argv[1:]}\nin {os.getcwd()}\n{text}")  # noqa: PTH109 - as the user sees it
+        where = f"the traceback is in {report.name}"
+    except OSError:
+        say(text)
+    return (
+        f"{command} failed by a bug in sleepfm_fast{f' while it worked on {file}' if file else ''}: "
+        f"{type(error).__name__}: {error}{place}. Please report it; {where}."
+    )

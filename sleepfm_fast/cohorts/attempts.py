@@ -1,0 +1,163 @@
+"""The nights of a run, one after another: what became of each, and what is done when a worker dies with one in hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.cohorts.cohort import Plan
+from sleepfm_fast.cohorts.manifest import Entry, Journal, now, read_manifest
+from sleepfm_fast.cohorts.night import STARTED, NightConfig, NightRow, attempt_night, row_of
+from sleepfm_fast.cohorts.participant_tables import ParticipantTables
+from sleepfm_fast.cohorts.shards import Shard
+from sleepfm_fast.execution.parallel import Engine, Progress, WorkersLost, in_parallel
+from sleepfm_fast.storage.atomic import write_json
+from sleepfm_fast.storage.claims import file_system_time
+from sleepfm_fast.store.clip_writer import read_record
+
+__all__ = ["note_unchanged", "process"]
+
+MAX_UNEXPLAINED_DEATHS = 3
+"""Workers that die without a night in hand, in a row: something else is wrong, such as a full /dev/shm."""
+
+
+def process(
+    plan: Plan, tables: ParticipantTables, night: NightConfig, engine: Engine, journal: Journal, shard: Shard | None
+) -> list[NightRow]:
+    """Ingest the nights of the plan; what fails is noted in ``failures/`` and comes back with its sentence.
+
+    When a worker process dies, the nights that were in hand are tried once more, one at a time and at the end: one that
+    ends its worker again has failed. Every death takes at least one night out of the others' company, so that there
+    are at most twice as many as nights.
+    """
+    rows: dict[Path, NightRow] = {}
+    progress = Progress("nights", len(plan.todo))
+    began_ns = file_system_time(night.store / "running")
+
+    def note(row: NightRow) -> None:
+        rows[row.path] = row
+        note_outcome(night.store, row, journal, shard)
+        progress.step(failed=row.failure is not None)
+
+    def attempt(paths: Sequence[Path], *, alone: bool) -> bool:
+        """Work on nights; whether the workers lived. Paths are passed, never arrays: each worker reads its files."""
+        arguments = [(path, plan.names[path], tables.of(path), night) for path in paths]
+        try:
+            for row in in_parallel(attempt_night, arguments, engine, own_process=alone):
+                note(row)
+        except WorkersLost:
+            # Finished nights whose result was on its way are in the store.
+            for path in paths:
+                found = finished_since(night, plan.names[path], began_ns) if path not in rows else None
+                if found is not None:
+                    note(found)
+            return False
+        return True
+
+    marks = {path: night.store / STARTED / plan.names[path] for path in plan.todo}
+    # A night that an earlier run, which was killed, had in hand may be what killed it.
+    suspects = [path for path in plan.todo if marks[path].exists() or ended_its_worker(night.store, plan.names[path])]
+    company = [path for path in plan.todo if path not in set(suspects)]
+    unexplained = 0
+    try:
+        while company and not attempt(company, alone=False):
+            in_hand = [path for path in company if path not in rows and marks[path].exists()]
+            unexplained = 0 if in_hand else unexplained + 1
+            held = ", ".join(plan.names[path] for path in in_hand[:10]) or "no night"
+            say(
+                f"a worker process died; in hand: {held}. The others go on, and what was in hand is tried again at the "
+                "end, one at a time"
+            )
+            suspects += in_hand
+            company = [path for path in company if path not in rows and path not in set(in_hand)]
+            if unexplained == MAX_UNEXPLAINED_DEATHS:
+                suspects, company = suspects + company, []
+        for path in suspects:
+            if not attempt([path], alone=True) and path not in rows:
+                note(killed(path, plan.names[path]))
+            marks[path].unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        for mark in marks.values():  # no night is to blame
+            mark.unlink(missing_ok=True)
+        raise
+    finally:
+        progress.close()
+    return sorted(rows.values(), key=lambda row: row.path)
+
+
+def finished_since(night: NightConfig, name: str, began_ns: int) -> NightRow | None:
+    """Outcome of a night that was written since ``began_ns``; None where it was not."""
+    file = night.store / "recordings" / f"{name}.json"
+    record = read_record(file)
+    if record is None or record["configuration_digest"] != night.configuration_digest:
+        return None
+    return row_of(record) if file.stat().st_mtime_ns >= began_ns else None
+
+
+KILLED = "it ended its worker process"
+
+
+def killed(path: Path, name: str) -> NightRow:
+    return NightRow(
+        path, name, 0, {}, {}, (),
+        f"{path} was not finished: {KILLED}, the second time with no other night beside it. The system kills for want "
+        "of memory, or a library crashed on the file. Look at the file; the same command tries it again, alone.",
+    )  # fmt: skip
+
+
+def ended_its_worker(store: Path, name: str) -> bool:
+    """Whether the night failed that way before."""
+    try:
+        return bool(json.loads((store / "failures" / f"{name}.json").read_text(encoding="utf-8"))["ended_its_worker"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def note_outcome(store: Path, row: NightRow, journal: Journal, shard: Shard | None) -> None:
+    """Write what became of a night: into ``failures/`` and into the run's journal."""
+    file = store / "failures" / f"{row.name}.json"
+    if row.failure is not None:
+        content = {"id": row.name, "path": str(row.path), "sentence": row.failure}
+        write_json(file, {**content, "ended_its_worker": KILLED in row.failure})
+    else:
+        file.unlink(missing_ok=True)
+    journal.add(
+        Entry(
+            row.name,
+            str(row.path),
+            "ingested" if row.failure is None else "failed",
+            row.failure or "",
+            "" if row.seconds is None else f"{row.seconds:.3f}",
+            row.n_clips,
+            row.n_bytes,
+            str(shard or ""),
+            row.host,
+            now(),
+        )
+    )
+
+
+def note_unchanged(store: Path, plan: Plan, journal: Journal, shard: Shard | None) -> None:
+    """Rows of what this run does not work on, where the manifest says something else."""
+    said = {entry.path: entry for entry in read_manifest(store)}
+
+    def add(path: Path, status: str, reason: str, record: dict[str, Any] | None) -> None:
+        before = said.get(str(path))
+        if before is None or (before.status, before.reason) != (status, reason):
+            name, n_clips, n_bytes = (
+                ("", 0, 0) if record is None else (record["id"], record["n_clips"], record["n_bytes"])
+            )
+            journal.add(Entry(name, str(path), status, reason, "", n_clips, n_bytes, str(shard or ""), "", now()))
+
+    for path in plan.kept:
+        add(path, "ingested", "", plan.known[path])
+    for path, reason in plan.changed.items():
+        add(path, "changed", reason, plan.known[path])
+    for path in plan.excluded:
+        add(path, "annotations_only", "it holds annotations only", None)
+    for path in plan.left_out:
+        if path not in plan.changed:
+            add(path, "left_out", "--overrides leaves it out", None)

@@ -1,0 +1,394 @@
+"""Which files a run of preprocess is about: found, named, and compared with what the store already has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sleepfm_fast.cli.misplaced import mistaken
+from sleepfm_fast.cli.path_kinds import RECORDINGS, Kind
+from sleepfm_fast.cohorts.corrections import Corrections
+from sleepfm_fast.cohorts.shards import Shard
+from sleepfm_fast.edf import Signal
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.formats.edf_fields import BLOCK_BYTES, EdfError, Issues
+from sleepfm_fast.formats.edf_header import parse_header
+from sleepfm_fast.recordings import WFDB_SUFFIX, open_recording, wfdb_hint
+from sleepfm_fast.scoring.files import find_scorings, namesakes_of
+from sleepfm_fast.scoring.timed_texts import ScoringError
+from sleepfm_fast.storage.atomic import write_json
+from sleepfm_fast.storage.columns import file_digest
+from sleepfm_fast.store.clip_writer import read_record
+
+__all__ = ["Header", "Plan", "assign_names", "changed_since", "find_recordings", "make_plan", "read_header"]
+
+HEADERS_READ = Path("running") / "headers.json"
+"""What the jobs of an array know of the files' headers, so that each header is read once and not once a job."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Signals of a file without its annotations: ``failure`` says why there are none, ``empty`` that it holds none."""
+
+    path: Path
+    signals: tuple[Signal, ...]
+    empty: bool
+    failure: str | None
+
+
+def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
+    """Find the recordings among files and folders.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Files, which are taken whatever their suffix, and folders, searched with their subfolders (links followed) for
+        ``.edf``, ``.bdf``, ``.rec`` and ``.hea`` in any case. Passed over are hidden files, ``*-Hypnogram.edf``, and a
+        ``.hea`` beside an EDF or BDF file of the same name: it gives that one's annotations their times.
+
+    Returns
+    -------
+    list of Path
+        Absolute, as :func:`in_place` gives them, sorted, each file once.
+    set of Path
+        Those that were named one by one.
+
+    Raises
+    ------
+    SleepfmError
+        When a path does not exist, nothing is found, or a name is not valid UTF-8.
+    """
+    found: set[Path] = set()
+    named: set[Path] = set()
+    for path in paths:
+        if path.is_dir():
+            # A link to nothing is a night that is missing, as of a data set whose content was not fetched: it fails.
+            found |= {in_place(p) for p in files_under(path) if p.is_file() or is_dangling(p)}
+        elif path.exists():
+            named.add(in_place(path))
+        else:
+            raise SleepfmError(f"{path}: there is no such file or folder.")
+    if not found | named:
+        recordings = (Kind.RECORDINGS, Kind.RECORDING, Kind.COHORT)
+        given_instead = next(filter(None, (mistaken(path, *recordings) for path in paths)), "")
+        raise SleepfmError(
+            given_instead
+            or f"no recordings were found in {', '.join(map(str, paths))}; files ending in "
+            f"{', '.join(RECORDINGS)} (upper or lower case) are looked for, in all subfolders."
+        )
+    for path in found | named:
+        if os.fsencode(path).decode(errors="ignore") != str(path):
+            raise SleepfmError(
+                f"the name of {os.fsencode(path)!r} is not valid UTF-8, so that no table or index can hold it. Rename "
+                "the file or folder."
+            )
+    # One file under several names is one recording: under its own name where that is given, else under the first link.
+    kept: dict[str, Path] = {}
+    for path in sorted(found | named, key=lambda p: (p not in named, p.is_symlink(), p)):
+        kept.setdefault(os.path.realpath(path), path)
+    return sorted(kept.values()), named & set(kept.values())
+
+
+def in_place(path: Path) -> Path:
+    """Absolute path with the links among its folders resolved; a link to a file keeps its own name and place.
+
+    Data sets under git-annex link ``sub-01.edf`` to an object named by a hash: the link is what has a meaning.
+    """
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+def is_dangling(path: Path) -> bool:
+    """Whether the path is a link to what does not exist."""
+    return path.is_symlink() and not os.path.exists(path)  # noqa: PTH110 - Path.exists raises where links go round
+
+
+def files_under(folder: Path) -> Iterable[Path]:
+    """Files in ``folder`` and below that may be recordings; a folder reached twice through links is read once."""
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        split = [os.path.splitext(file) for file in files if not file.startswith(".")]  # noqa: PTH122 - strings
+        found = [(stem, suffix) for stem, suffix in split if suffix.lower() in RECORDINGS]
+        named = {stem for stem, suffix in found if suffix.lower() != WFDB_SUFFIX}
+        for stem, suffix in found:
+            is_annotation = suffix.lower() == WFDB_SUFFIX and stem in named
+            if not is_annotation and not stem.lower().endswith("hypnogram"):
+                yield Path(root, stem + suffix)
+
+
+def read_header(path: Path) -> Header:
+    """Read a file's signals only; unlike ``read_recording`` this does not touch the records."""
+    try:
+        if path.suffix.lower() == WFDB_SUFFIX:
+            signals = open_recording(path).signals
+            return Header(path, signals, not signals, None)
+        with path.open("rb") as file:
+            content = file.read(BLOCK_BYTES)
+            count = content[BLOCK_BYTES - 4 :].strip(b"\0 ")
+            if count.isdigit():
+                content += file.read(int(count) * BLOCK_BYTES)
+            header = parse_header(path, content, os.fstat(file.fileno()).st_size, Issues(str(path), strict=False))
+    except OSError as error:
+        return Header(path, (), False, f"{path}: the file cannot be read ({error.strerror or error}).")
+    except EdfError as error:
+        return Header(path, (), False, f"{error}{wfdb_hint(path)}")
+    except SleepfmError as error:
+        return Header(path, (), False, str(error))
+    except Exception as error:
+        return Header(path, (), False, f"{path}: the header cannot be read ({type(error).__name__}: {error}).")
+    return Header(path, header.signals, not header.signals and bool(header.annotation_spans), None)
+
+
+def safe_stem(path: Path) -> str:
+    """File name without suffix, with only what every file system takes."""
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "_", path.stem).strip(".")[:120] or "recording"
+
+
+def assign_names(paths: Iterable[Path], known: dict[Path, str]) -> dict[Path, str]:
+    """Give every recording an id: its stem, with a digest of its path behind where the stem alone is not unique.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+    known : dict of Path to str
+        Ids that the store has given already; they stay.
+    """
+    names = dict(known)
+    together = sorted(set(paths) | set(known))
+    shared: dict[str, int] = {}
+    for path in together:
+        # Names that differ only in case are one file on some file systems.
+        shared[safe_stem(path).casefold()] = shared.get(safe_stem(path).casefold(), 0) + 1
+    for path in together:
+        if path not in names:
+            stem = safe_stem(path)
+            unique = shared[stem.casefold()] == 1 and stem == path.stem
+            names[path] = stem if unique else f"{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:10]}"
+    return {path: names[path] for path in together}
+
+
+@dataclass
+class Plan:
+    """What a run has to do.
+
+    Attributes
+    ----------
+    names : dict of Path to str
+        Ids of all recordings, of the store and of the files given, those of other jobs of the array too.
+    mine : set of Path
+        The share of this run among the files given: all of them unless it is a job of an array.
+    todo : list of Path
+        To be ingested.
+    kept : list of Path
+        Given to this run, in the store and unchanged.
+    changed : dict of Path to str
+        Given to this run, in the store, but no longer what was ingested: why.
+    lost : dict of str to str
+        Ids in the store that are damaged and whose source was not given: what is wrong.
+    known : dict of Path to dict
+        Source and record, without its samples and clips, of what the store holds intact.
+    outdated : dict of Path to str
+        Source and id of what the store holds from before its configuration was changed.
+    excluded : list of Path
+        Found in a folder, but holding annotations only.
+    left_out : list of Path
+        Not to be ingested, as the user's corrections say.
+    """
+
+    names: dict[Path, str] = field(default_factory=dict)
+    mine: set[Path] = field(default_factory=set)
+    todo: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    changed: dict[Path, str] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+    known: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    outdated: dict[Path, str] = field(default_factory=dict)
+    excluded: list[Path] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
+
+
+def make_plan(
+    store: Path,
+    files: Sequence[Path],
+    named: set[Path],
+    labels: Path | None,
+    configuration_digest: str | None,
+    read_headers: Callable[[Sequence[Path]], Iterable[Header]],
+    *,
+    shard: Shard | None = None,
+    corrections: Corrections | None = None,
+) -> tuple[Plan, list[Header]]:
+    """Compare the files of a run with the store.
+
+    Parameters
+    ----------
+    store : Path
+    files, named : list of Path, set of Path
+        As :func:`find_recordings` gives them.
+    labels : Path or None
+        Where the scoring is looked for.
+    configuration_digest : str or None
+        Records made with another one are made again; None where no configuration is in force yet.
+    read_headers : callable
+        Reads the headers of new files, in any order.
+    shard : Shard, optional
+        The run takes this share of the files.
+    corrections : Corrections, optional
+        What the user corrects.
+
+    Returns
+    -------
+    Plan
+    list of Header
+        Of the new files whose headers were read, whoever ingests them.
+    """
+    plan = Plan()
+    corrections = corrections or Corrections()
+    namesakes = namesakes_of(files)
+    plan.left_out = [path for path in files if corrections.excludes(path)]
+    files = [path for path in files if path not in set(plan.left_out)]
+    plan.mine = set(files if shard is None else shard.of(files))
+    damaged: dict[str, str] = {}
+    for file in sorted((store / "recordings").glob("*.json")):
+        record = read_record(file)
+        if record is None:
+            damaged[file.stem] = f"{file} or the .bin beside it is damaged or missing"
+        elif record["configuration_digest"] == configuration_digest:
+            # Of 12,500 nights the clips alone would take gigabytes as Python objects.
+            facts = {name: value for name, value in record.items() if name not in ("clips", "segments", "channels")}
+            plan.known[Path(record["source"]["path"])] = {**facts, "n_clips": len(record["clips"]["onset_s"])}
+        else:
+            plan.outdated[Path(record["source"]["path"])] = record["id"]
+    adopt_moved(plan, files)
+    new = [path for path in files if path not in plan.known]
+    headers, empty = headers_of(store, new, read_headers, share=shard is not None and configuration_digest is not None)
+    excluded = {path for path in new if path in empty and path not in named}
+    recordings = [path for path in new if path not in excluded]
+    plan.excluded = [path for path in new if path in excluded and path in plan.mine]
+    plan.todo = [path for path in recordings if path in plan.mine]
+    known = {path: str(record["id"]) for path, record in plan.known.items()}
+    plan.names = assign_names(recordings, plan.outdated | known)
+    for path in files:
+        if path in plan.known and path in plan.mine:
+            reason = changed_since(plan.known[path], path, labels, corrections, namesakes)
+            if reason is None:
+                plan.kept.append(path)
+            else:
+                plan.changed[path] = reason
+    for path in plan.left_out:
+        if path in plan.known:
+            plan.changed[path] = f"--overrides leaves {path} out, but it was ingested"
+    remade = {plan.names[path] for path in recordings}
+    plan.lost = {name: what for name, what in damaged.items() if name not in remade}
+    return plan, [header for header in headers if header.path not in excluded]
+
+
+def headers_of(
+    store: Path, paths: Sequence[Path], read_headers: Callable[[Sequence[Path]], Iterable[Header]], *, share: bool
+) -> tuple[list[Header], set[Path]]:
+    """Headers of files, and those that hold annotations only; with ``share``, headers that a job has read are left."""
+    file = store / HEADERS_READ
+    known: dict[str, list[int]] = {}
+    if share:
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+    facts = {path: facts_of(path) for path in paths}
+    headers = list(read_headers([path for path in paths if known.get(str(path), [])[:2] != facts[path]]))
+    known |= {str(header.path): [*facts[header.path], int(header.empty)] for header in headers}
+    if headers and file.parent.is_dir():
+        write_json(file, known)
+    return sorted(headers, key=lambda header: header.path), {path for path in paths if known[str(path)][2]}
+
+
+def facts_of(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return [-1, -1]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
+    """Take a recording whose source is gone, and which stands under the same name elsewhere, for that recording.
+
+    So is one that the store knows by what a link leads to.
+    """
+    given = set(files)
+    for path in files:
+        target = Path(os.path.realpath(path))
+        if path not in plan.known and target in plan.known and target not in given:
+            plan.known[path] = plan.known.pop(target)
+    gone = {path: record for path, record in plan.known.items() if not path.exists()}
+    if not gone:
+        return
+    by_name: dict[str, list[Path]] = {}
+    for path in gone:
+        by_name.setdefault(path.name, []).append(path)
+    for path in files:
+        for old in by_name.get(path.name, ()) if path not in plan.known else ():
+            source = gone[old]["source"]
+            if path.stat().st_size == source["size"] and file_digest(path) == source["sha256"]:
+                plan.known[path] = plan.known.pop(old)
+                by_name[path.name].remove(old)
+                break
+
+
+def changed_since(
+    record: dict[str, Any],
+    path: Path,
+    labels: Path | None,
+    corrections: Corrections | None = None,
+    namesakes: Mapping[str, Sequence[Path]] | None = None,
+) -> str | None:
+    """Why a recording, its scoring or its corrections are no longer what the record was made from; None where it is."""
+    if is_other(record["source"], path):
+        return f"{path} has changed since it was ingested"
+    for facts in record["source"].get("others", ()):
+        other = path.with_name(facts["path"])
+        if not other.exists() or is_other(facts, other):
+            return f"{other} has changed since it was ingested"
+    if (corrections or Corrections()).digest(path) != record.get("corrections_digest", ""):
+        return f"the --overrides of {path} are not those it was ingested with"
+    scoring = record["scoring"]
+    old = Path(scoring["path"]) if scoring["path"] is not None else None
+    try:
+        files = [file.resolve() for file in find_scorings(path, labels, namesakes)]
+    except ScoringError as error:
+        return str(error).rstrip(".")
+    found = files[0] if files else None
+    if labels is None and found is None and old is not None and old.exists():
+        found = old  # it was given by --labels then; leaving the option out does not withdraw it
+    if old is None and found is not None:
+        return None if str(found) == scoring["passed_over"] else f"{found} is a new scoring of it"
+    if old is not None and found is None:
+        return None if labels is None else f"{labels} holds no scoring of it any more (it had {old})"
+    if old is not None and found is not None and is_other(scoring, found):
+        return f"its scoring {found} is not what was ingested"
+    added = [file for file in files if str(file) not in scoring.get("named", [str(file)])]
+    if added and found == old:
+        return f"{added[0]} is a new scoring of it"
+    for facts in scoring.get("also", ()):
+        if not Path(facts["path"]).exists() or is_other(facts, Path(facts["path"])):
+            return f"its scoring {facts['path']} is not what was ingested"
+    return None
+
+
+def is_other(facts: dict[str, Any], path: Path) -> bool:
+    """Whether a file differs in size or, where its modification time differs, in content."""
+    status = path.stat()
+    if status.st_size != facts["size"]:
+        return True
+    return bool(status.st_mtime_ns != facts["mtime_ns"] and file_digest(path) != facts["sha256"])

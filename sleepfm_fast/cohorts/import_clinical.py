@@ -1,0 +1,153 @@
+"""HDF5 files as the clinical SleepFM code writes them: one float16 data set a channel, scaled by the night.
+
+Every channel is resampled to one rate, which the file does not state, and has mean 0 and standard deviation 1 over the
+night; the physical units are gone. Reading needs h5py, which ``pip install 'sleepfm_fast[clinical]'`` brings.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.annotations import read_scoring
+from sleepfm_fast.cohorts.foreign import ForeignNight
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
+from sleepfm_fast.scoring.labels import clip_labels
+from sleepfm_fast.scoring.timed_texts import Event, Scoring
+
+__all__ = ["find_nights", "h5", "label_file", "read_night"]
+
+SUFFIXES = (".hdf5", ".h5")
+
+
+def h5() -> Any:
+    """Return the module h5py.
+
+    Raises
+    ------
+    SleepfmError
+        Where it is not installed.
+    """
+    try:
+        import h5py  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        raise SleepfmError(
+            "reading HDF5 needs h5py, which is not installed; run `pip install 'sleepfm_fast[clinical]'`."
+        ) from None
+    return h5py
+
+
+def find_nights(source: Path) -> list[Path]:
+    """HDF5 files: ``source`` itself, or those in it and its subfolders; sorted."""
+    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise SleepfmError(f"{source} holds no files ending in {' or '.join(SUFFIXES)}, in any subfolder.")
+    return files
+
+
+def read_night(path: Path, labels: Path | None, fs_hz: Fraction) -> ForeignNight:
+    """Look at a file's channels and its scoring.
+
+    Parameters
+    ----------
+    path : Path
+    labels : Path or None
+        Folder that holds ``<name>.csv`` with the columns Start, Stop (seconds) and StageName, or any scoring that
+        preprocess reads; or such a file.
+    fs_hz : Fraction
+        Rate of all channels.
+
+    Raises
+    ------
+    SleepfmError
+        When the file is no HDF5 file or has no channels, or its scoring cannot be read.
+    """
+    issues: list[str] = []
+    with opened(path) as file:
+        lengths = {
+            name: int(item.shape[0])
+            for name, item in file.items()
+            if hasattr(item, "dtype") and item.ndim == 1 and item.dtype.kind in "fiu" and item.shape[0]
+        }
+    if not lengths:
+        raise SleepfmError(f"{path} holds no channels: one-dimensional data sets of numbers at its top level.")
+    n_samples = Counter(lengths.values()).most_common(1)[0][0]
+    names = tuple(name for name, n in lengths.items() if n == n_samples)
+    issues += [
+        f"{name} is left out: it has {counted(n, 'sample')}, the other channels {n_samples}"
+        for name, n in lengths.items()
+        if n != n_samples
+    ]
+
+    def read(channel: int) -> npt.NDArray[Any]:
+        with opened(path) as file:
+            return np.asarray(file[names[channel]])
+
+    scoring = night_scoring(path, labels, issues)
+    grid = clip_labels(scoring, Fraction(n_samples) / fs_hz)
+    return ForeignNight(
+        path=path,
+        labels=names,
+        fs_hz=fs_hz,
+        stretches=((Fraction(0), n_samples),),
+        read=read,
+        grid=grid,
+        clip_stretches=(0,) * len(grid.onsets_s),
+        kind="scaled to the night's standard deviation by the source",
+        issues=tuple(issues),
+    )
+
+
+def opened(path: Path) -> Any:
+    """Open a file for reading, as a context."""
+    h5py = h5()
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise SleepfmError(f"{path} cannot be read as HDF5: {error}.") from None
+
+
+def label_file(path: Path, labels: Path | None) -> Path | None:
+    """Where the scoring of a night is looked for."""
+    if labels is None:
+        return None
+    return labels if labels.is_file() else labels / f"{path.stem}.csv"
+
+
+def night_scoring(path: Path, labels: Path | None, issues: list[str]) -> Scoring | None:
+    """Scoring of a night, None where there is none."""
+    file = label_file(path, labels)
+    if file is None:
+        return None
+    if not file.is_file():
+        issues.append(f"no labels: {file} does not exist")
+        return None
+    return stage_table(file) or read_scoring(file)
+
+
+def stage_table(file: Path) -> Scoring | None:
+    """Read a table with Start, Stop and StageName; None where it has other columns."""
+    events = []
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened_file:
+            rows = csv.DictReader(opened_file)
+            if not {"Start", "Stop", "StageName"} <= set(rows.fieldnames or ()):
+                return None
+            for row in rows:
+                start_s, stop_s = float(row["Start"]), float(row["Stop"])
+                events.append(Event(start_s, stop_s - start_s, str(row["StageName"])))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SleepfmError(f"{file} cannot be read as CSV: {error}.") from None
+    except (TypeError, ValueError):
+        raise SleepfmError(
+            f"{file}, line {rows.line_num}: Start '{row['Start']}' and Stop '{row['Stop']}' are not both numbers of "
+            "seconds."
+        ) from None
+    return Scoring(tuple(events), str(file))

@@ -1,0 +1,382 @@
+"""A cohort into a clip store: by one process, or by the jobs of an array that write the same store at the same time.
+
+Every night has files of its own, which appear when they are whole; what all runs share (the plan, ``store.json``, the
+index, the manifest) is written under the claim ``running/lock``. A run's own claim, ``running/<run>.claim``, tells the
+others that it is at work: of the jobs of an array, the last one at work writes the index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_text, resolve_auto
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.cohorts.attempts import note_unchanged, process
+from sleepfm_fast.cohorts.cohort import Header, Plan, make_plan, read_header
+from sleepfm_fast.cohorts.corrections import Corrections
+from sleepfm_fast.cohorts.manifest import Entry, Journal, merge_manifest
+from sleepfm_fast.cohorts.night import STARTED, NightConfig, NightRow
+from sleepfm_fast.cohorts.participant_tables import ParticipantTables
+from sleepfm_fast.cohorts.shards import Shard
+from sleepfm_fast.cohorts.silent_nights import is_scored, is_silent
+from sleepfm_fast.cohorts.store_inputs import INPUTS, inputs_of, with_inputs
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.execution.parallel import Engine, Progress, in_parallel
+from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.scoring.files import namesakes_of
+from sleepfm_fast.storage.atomic import remove_leftovers, write_json
+from sleepfm_fast.storage.claims import Claim, Claimed, beats, holder_of, is_live, waited
+from sleepfm_fast.store.clip_layout import VERSION, read_store_file, sdb_counts, stage_counts
+from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
+
+__all__ = ["Cohort", "Outcome", "Request", "claimed_run", "ingest", "prepare_folder"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for; the fields are those of the command, ``inputs`` its paths by :func:`inputs_of`."""
+
+    montage: str
+    labels: Path | None
+    events_scored: bool
+    overwrite: bool
+    shard: Shard | None = None
+    corrections: Corrections = field(default_factory=Corrections)
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=lambda: inputs_of(()))
+
+    @property
+    def run(self) -> str:
+        """Name of the run among those that may be at work together."""
+        return "all" if self.shard is None else f"shard-{self.shard.number}-of-{self.shard.count}"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The files: ``named`` one by one, or found in folders; the participants tables."""
+
+    files: list[Path]
+    named: set[Path]
+    tables: ParticipantTables
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did: ``totals`` is None where the index was left to other runs, or there is nothing to index.
+
+    ``n_scored`` and ``n_silent`` count the indexed nights that have stages, and those of them without any word on
+    respiratory events.
+    """
+
+    montage: Montage
+    plan: Plan
+    rows: list[NightRow]
+    totals: dict[str, Any] | None
+    given: list[Path]
+    others: list[str]
+    unused_corrections: list[str]
+    n_scored: int = 0
+    n_silent: int = 0
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What holds for all nights once the plan is made."""
+
+    plan: Plan
+    montage: Montage
+    configuration: dict[str, Any]
+    given: list[Path]
+    unused_corrections: list[str]
+
+
+def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Outcome:
+    """Ingest what is missing of the run's share, then put the index in force unless other jobs are still at work.
+
+    Parameters
+    ----------
+    store : Path
+        Absolute; made if it does not exist.
+    cohort : Cohort
+    request : Request
+    engine : Engine
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    SleepfmError
+        When the store is something else, was made otherwise, or is being written by a run that this one cannot join.
+    """
+    prepare_folder(store)
+    with claimed_run(store, request.run, request.shard) as claim:
+        with store_lock(store):
+            settled = settle(store, cohort, request, engine)
+        night = NightConfig(
+            store, settled.montage, request.labels, request.events_scored,
+            str(settled.configuration["digest"]), request.corrections, namesakes_of(cohort.files),
+            request.meanings,
+        )  # fmt: skip
+        journal = Journal(store, request.run)
+        try:
+            note_unchanged(store, settled.plan, journal, request.shard)
+            rows = process(settled.plan, cohort.tables, night, engine, journal, request.shard)
+        finally:
+            journal.close()
+        with store_lock(store) as lock:
+            others = [path.stem for path in other_claims(store, claim.path) if beats(path)]
+            totals, n_scored, n_silent = (None, 0, 0) if others else finish(store, settled, lock)
+            # Released under the lock: of two jobs that end together, one sees that it is the last.
+            claim.release()
+    return Outcome(
+        settled.montage, settled.plan, rows, totals, settled.given, others, settled.unused_corrections,
+        n_scored, n_silent,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ who writes the store
+
+
+def prepare_folder(store: Path) -> None:
+    """Make the store's folders; refuse a folder that is something else."""
+    if store.is_dir() and not (store / "store.json").exists() and any(not ours(p) for p in store.iterdir()):
+        raise SleepfmError(
+            f"{store} is a folder with other things in it, not a clip store. The last path is where the store is "
+            "written; name a new or empty folder."
+        )
+    try:
+        for folder in (store, store / "recordings", store / "failures"):
+            folder.mkdir(parents=True, exist_ok=True)
+        (store / STARTED).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SleepfmError(f"the store {store} cannot be written: {error.strerror or error}.") from None
+
+
+def ours(path: Path) -> bool:
+    names = (".lock", "recordings", "failures", "running", "manifest", "manifest.csv")
+    return path.name in names or path.suffix == ".tmp"
+
+
+def store_lock(store: Path) -> Any:
+    """Hold the store's shared files for a moment."""
+    return waited(store / "running" / "lock", say, f"the lock of {store}")
+
+
+def other_claims(store: Path, own: Path | None = None) -> list[Path]:
+    return sorted(path for path in (store / "running").glob("*.claim") if path != own)
+
+
+@contextmanager
+def claimed_run(store: Path, run: str, shard: Shard | None = None) -> Iterator[Claim]:
+    """Tell that this run is at work; refuse where one is that it cannot join."""
+    path = store / "running" / f"{run}.claim"
+    with store_lock(store):
+        # The last of other runs may have removed the folder since it was made.
+        (store / STARTED).mkdir(parents=True, exist_ok=True)
+        at_work = [other for other in other_claims(store, path) if is_live(other)]
+        for other in at_work:
+            count = "" if shard is None else f"-of-{shard.count}"
+            if shard is None or not other.stem.endswith(count):
+                raise SleepfmError(
+                    f"another run ({holder_of(other) or 'which cannot be named'}, {other.stem}) is writing to "
+                    f"{store}. Wait for it, or choose another store; only the shards of one array, --shard i/n with "
+                    "one n, write together."
+                )
+        try:
+            claim = Claim(path)
+        except Claimed as busy:
+            raise SleepfmError(
+                f"another run ({busy.holder or 'which cannot be named'}, {path.stem}) is writing to {store}. "
+                "Wait for it, or choose another store."
+            ) from None
+        if not at_work:
+            for void in other_claims(store, path):
+                void.unlink(missing_ok=True)
+            sweep(store)
+    try:
+        yield claim
+    finally:
+        claim.release()
+
+
+def sweep(store: Path) -> None:
+    """Delete what killed writers left; only while no other run is at work."""
+    for folder in (store, store / "recordings", store / "failures", store / "running"):
+        remove_leftovers(folder)
+
+
+# ------------------------------------------------------------------------------------------------- what is to be done
+
+
+def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Settled:
+    """Choose the montage, make the plan, and write ``store.json`` where it must say something new."""
+    existing = read_store_file(store) if (store / "store.json").exists() else None
+    montage = settle_montage(request, store, existing)
+    digest = None if montage is None else configuration_digest(montage, request)
+    plan, headers = make_plan(
+        store, cohort.files, cohort.named, request.labels, digest,
+        lambda paths: read_headers(paths, engine), shard=request.shard, corrections=request.corrections,
+    )  # fmt: skip
+    given = [*plan.todo, *plan.kept, *plan.changed]
+    if request.labels is not None and request.labels.is_file() and len(given) > 1:
+        raise SleepfmError(
+            f"--labels {request.labels} is one file, but {len(given)} recordings were given; it cannot be the scoring "
+            "of all. Give a folder of scorings, or one recording."
+        )
+    forgotten = sorted(set(plan.outdated) - set(cohort.files))
+    if forgotten:
+        raise SleepfmError(
+            f"{counted(len(forgotten), 'recording')} of {store} {agreeing(len(forgotten), 'was', 'were')} made with "
+            f"another configuration and cannot be made again without the recorded file, which is not given (the first: "
+            f"{forgotten[0]}). Give all of them, or choose another store."
+        )
+    if montage is None:
+        signals = [request.corrections.apply(h.path, h.signals).signals for h in headers]
+        readable = [s for s in signals if s]
+        failures = [h.failure for h in headers if h.failure]
+        if failures and not readable:
+            raise SleepfmError(
+                f"none of the {counted(len(headers), 'recording')} can be read, so no montage can be chosen. The "
+                f"first: {failures[0]}"
+            )
+        montage = resolve_auto(readable)
+        if kinds := passed_over(readable, montage):
+            say(f"notice: {passed_over_text(kinds, len(readable))}")
+        digest = configuration_digest(montage, request)
+    configuration = {"montage": request.montage, "events_scored": request.events_scored, "digest": digest}
+    if request.meanings:
+        configuration["meanings"] = dict(request.meanings)
+    if existing is not None and existing["configuration"]["digest"] == digest:
+        configuration = existing["configuration"]
+    removed: list[str] = []
+    if request.overwrite:
+        removed = [plan.known.pop(path)["id"] for path in plan.left_out if path in plan.known]
+        plan.todo = sorted([*plan.todo, *(path for path in plan.changed if path in plan.known)])
+        plan.changed = {}
+    # Nights that stay as they are came from what is listed; a table may name their subjects and ages anew.
+    if plan.todo or removed or "participants" in request.inputs or INPUTS not in configuration:
+        configuration = with_inputs(configuration, request.inputs, overwrite=request.overwrite)
+    replacing = bool(removed) or any(path in plan.known or path in plan.outdated for path in plan.todo)
+    if existing is None or (existing["index"] is not None and replacing):
+        # From here on the samples under the index in force may be replaced: it must not be read until the commit.
+        write_store_file(store, montage, configuration, None, None)
+    for name in removed:
+        for suffix in (".json", ".bin"):
+            (store / "recordings" / f"{name}{suffix}").unlink(missing_ok=True)
+    update_participants(store, plan, cohort, request.shard)
+    unused = request.corrections.unused((h.path, h.signals) for h in headers) if len(headers) == len(given) else []
+    return Settled(plan, montage, configuration, given, unused)
+
+
+def read_headers(paths: Sequence[Path], engine: Engine) -> list[Header]:
+    """Read headers in threads of this process: they are small."""
+    progress = Progress("headers", len(paths))
+    found = []
+    for header in in_parallel(read_header, [(path,) for path in paths], Engine("threading", engine.workers)):
+        found.append(header)
+        progress.step(failed=header.failure is not None)
+    progress.close()
+    return found
+
+
+def settle_montage(request: Request, store: Path, existing: dict[str, Any] | None) -> Montage | None:
+    """Montage of the run: the store's own where it has one; None where ``auto`` is still to be resolved."""
+    if existing is None:
+        return None if request.montage == "auto" else MONTAGES[request.montage]
+    stored = Montage.from_dict(existing["montage"])
+    made_with = existing["configuration"]["montage"]
+    differences = []
+    if request.montage not in ("auto", made_with):
+        differences.append(f"the montage '{made_with}', not '{request.montage}'")
+    if request.events_scored != existing["configuration"]["events_scored"]:
+        differences.append(f"{'no ' if request.events_scored else ''}--events-scored")
+    if dict(request.meanings) != existing["configuration"].get("meanings", {}):
+        differences.append("other --meanings")
+    if differences and not request.overwrite:
+        raise SleepfmError(
+            f"{store} was made with {' and '.join(differences)}. Use the same options, choose another store, or add "
+            "--overwrite to make all its recordings again."
+        )
+    if request.montage == made_with or (request.montage == "auto" and not request.overwrite):
+        return stored
+    return None if request.montage == "auto" else MONTAGES[request.montage]
+
+
+def configuration_digest(montage: Montage, request: Request) -> str:
+    """Digest of everything but a night's own files and corrections that decides what is stored of it."""
+    content = {"version": VERSION, "montage": montage.to_dict(), "events_scored": request.events_scored}
+    if request.meanings:
+        content["meanings"] = dict(request.meanings)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def update_participants(store: Path, plan: Plan, cohort: Cohort, shard: Shard | None) -> None:
+    """Bring subject, age and sex of the nights that stay up to date with the table, where it names them."""
+    kept, todo, files = set(plan.kept), set(plan.todo), set(cohort.files)
+    for path, known in list(plan.known.items()):
+        # Records of nights that other jobs have in hand are theirs to write; those of no job are the first one's.
+        own = path in plan.mine or (path not in files and (shard is None or shard.number == 1))
+        if path in todo or not own:
+            continue
+        facts: dict[str, Any] = {n: known[n] for n in ("subject", "age", "sex", "visit") if n in known}
+        if cohort.tables.names(path):
+            facts = cohort.tables.of(path).facts()
+        source = {**known["source"], "path": str(path)}
+        if path in kept:  # its content was found to be the same
+            source["mtime_ns"] = path.stat().st_mtime_ns
+        changes = {**facts, "source": source}
+        if {**without_visit(known), **changes} != known:
+            file = store / "recordings" / f"{known['id']}.json"
+            write_json(file, {**without_visit(json.loads(file.read_text(encoding="utf-8"))), **changes})
+            plan.known[path] = {**without_visit(known), **changes}
+
+
+def without_visit(record: dict[str, Any]) -> dict[str, Any]:
+    """A record that another table may say the visit of, or none."""
+    return {name: value for name, value in record.items() if name != "visit"}
+
+
+# --------------------------------------------------------------------------------------------------------- the index
+
+
+def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] | None, int, int]:
+    """Index every whole night of the configuration in force, merge the manifest, and remove the traces of runs.
+
+    Returns the store's totals, and how many of its nights are scored and silent on respiratory events.
+    """
+    files: list[Path] = []
+    n_scored = n_silent = 0
+    entries: dict[str, Entry] = {}
+    for file in sorted((store / "recordings").glob("*.json"), key=lambda path: path.stem):
+        record = read_record(file)
+        if record is not None and record["configuration_digest"] == settled.configuration["digest"]:
+            files.append(file)
+            path = record["source"]["path"]
+            n_clips = len(record["clips"]["onset_s"])
+            stages, sdb = stage_counts(record["clips"]["stage"]), sdb_counts(record["clips"]["sdb"])
+            n_scored += is_scored(stages)
+            n_silent += is_silent(stages, sdb)
+            entries[path] = Entry(record["id"], path, "ingested", "", "", n_clips, record["n_bytes"])
+    totals = None
+    if files:
+        say(f"writing the index of {counted(len(files), 'night')}")
+        if not lock.holds():
+            raise SleepfmError(
+                f"the lock of {store} was taken over while this process was suspended or cut off. The nights are kept; "
+                "the same command goes on from there."
+            )
+        totals = commit(store, settled.montage, settled.configuration, files)
+    merge_manifest(store, entries)
+    sweep(store)
+    shutil.rmtree(store / STARTED, ignore_errors=True)
+    (store / "running" / "headers.json").unlink(missing_ok=True)
+    return totals, n_scored, n_silent

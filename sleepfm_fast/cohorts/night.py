@@ -1,0 +1,398 @@
+"""One night: what its files hold for a montage (:func:`read_night`), and that into a store (:func:`process_night`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import traceback
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from sleepfm_fast.annotations import read_scoring, scoring_of
+from sleepfm_fast.channels import Montage, assign, likely_slot
+from sleepfm_fast.cohorts.corrections import Corrections
+from sleepfm_fast.cohorts.participants import Participant
+from sleepfm_fast.edf import Recording
+from sleepfm_fast.errors import SleepfmError, is_own_source
+from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.recordings import open_recording
+from sleepfm_fast.scoring.files import ending, find_scorings, similar_scorings
+from sleepfm_fast.scoring.labels import ClipGrid, clip_labels
+from sleepfm_fast.scoring.stages import EPOCH_S, respiratory_event_of, stage_of
+from sleepfm_fast.scoring.texts import translated
+from sleepfm_fast.scoring.timed_texts import Scoring
+from sleepfm_fast.storage.columns import file_digest
+from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
+from sleepfm_fast.store.clip_writer import StoredChannel, plan_channels, write_recording
+
+__all__ = ["Night", "NightConfig", "NightRow", "attempt_night", "process_night", "read_night", "row_of", "source_facts"]
+
+STARTED = Path("running") / "nights"
+"""Folder of a store with one file for each night that is being worked on; what a killed worker held stays in it."""
+
+
+@dataclass(frozen=True)
+class Night:
+    """What one recording gives: channels for the slots, scoring, clips.
+
+    ``scoring_path`` is the scoring's file, None where it stands in the recording or there is none; ``passed_over`` a
+    file that is named like a scoring but could not be read as one; ``corrections`` what the user's corrections changed;
+    ``also`` files that completed the scoring, ``named`` all that are named like it.
+    """
+
+    recording: Recording
+    channels: tuple[StoredChannel, ...]
+    scoring: Scoring | None
+    scoring_path: Path | None
+    passed_over: Path | None
+    grid: ClipGrid
+    issues: tuple[str, ...]
+    corrections: tuple[dict[str, Any], ...] = ()
+    also: tuple[Path, ...] = ()
+    named: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class NightConfig:
+    """What all nights of a run share."""
+
+    store: Path
+    montage: Montage
+    labels: Path | None
+    events_scored: bool
+    configuration_digest: str
+    corrections: Corrections = field(default_factory=Corrections)
+    namesakes: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NightRow:
+    """Outcome of a night: ``failure`` is the sentence why it could not be ingested, or None.
+
+    ``seconds`` is what it took, ``n_bytes`` what its samples take in the store.
+    """
+
+    path: Path
+    name: str
+    n_clips: int
+    stages: dict[str, int]
+    sdb: dict[str, int]
+    issues: tuple[str, ...]
+    failure: str | None
+    n_bytes: int = 0
+    seconds: float | None = None
+    host: str = ""
+
+
+def read_night(
+    path: Path,
+    montage: Montage,
+    labels: Path | None,
+    *,
+    events_scored: bool = False,
+    corrections: Corrections | None = None,
+    namesakes: Mapping[str, Sequence[Path]] | None = None,
+    meanings: Mapping[str, str] | None = None,
+) -> Night:
+    """Read a recording's header and scoring, fill the slots and cut the clips.
+
+    Samples of EDF and BDF files are not read; those of a WFDB record are decoded, as only they show what is missing.
+
+    Parameters
+    ----------
+    path : Path
+        An EDF or BDF file, or the header of a WFDB record.
+    montage : Montage
+    labels : Path or None
+        A scoring file, or a folder of them; None looks beside the recording and into it.
+    events_scored : bool
+        Respiratory events were scored, so that a clip without one has none.
+    corrections : Corrections, optional
+        What the user corrects in the header.
+    namesakes : mapping of str to sequence of Path, optional
+        The cohort's recordings that share a name; see :func:`sleepfm_fast.scoring.files.find_scoring`.
+    meanings : mapping of str to str, optional
+        What texts of the scoring stand for, as :func:`sleepfm_fast.scoring.texts.parse_meanings` gives them.
+
+    Raises
+    ------
+    SleepfmError
+        When the recording, or a scoring given by ``labels``, cannot be read.
+    """
+    recording, corrected = (corrections or Corrections()).apply_to(open_recording(path))
+    assignments = assign(recording.signals, montage, trusted=corrected.trusted)
+    channels = tuple(plan_channels(assignments, recording.sample_bytes))
+    issues = [*recording.issues, *recording.sample_issues()]
+    for channel in channels:
+        issues += channel.assignment.issues
+    used = {s.index: s for c in channels for s in (c.signal, c.minus) if s is not None}
+    issues += [f"{s.label}: {issue}" for s in used.values() for issue in s.issues]
+    scoring, scoring_path, passed_over, also, named = night_scoring(
+        recording, labels, namesakes, meanings or {}, issues
+    )
+    end_s = max((s.onset_s + s.n_records * recording.record_s for s in recording.segments), default=Fraction(0))
+    grid = clip_labels(
+        scoring,
+        end_s,
+        recording.segments,
+        events_scored=True if events_scored else None,
+    )
+    issues += [*(scoring.issues if scoring is not None else ()), *grid.issues]
+    return Night(
+        recording,
+        channels,
+        scoring,
+        scoring_path,
+        passed_over,
+        grid,
+        tuple(dict.fromkeys(issues)),
+        corrected.applied,
+        also,
+        named,
+    )
+
+
+def night_scoring(
+    recording: Recording,
+    labels: Path | None,
+    namesakes: Mapping[str, Sequence[Path]] | None,
+    meanings: Mapping[str, str],
+    issues: list[str],
+) -> tuple[Scoring | None, Path | None, Path | None, tuple[Path, ...], tuple[Path, ...]]:
+    """Scoring of a recording (by ``labels``, else beside it, else inside it), its file, and other files.
+
+    The others: one passed over, those joined, all that are named like it. What the first file lacks, stages or
+    respiratory events, comes from the next ones that have it, at last from inside.
+    """
+    inside = translated(scoring_of(recording), meanings) if recording.annotations else None
+    files = find_scorings(recording.path, labels, namesakes)
+    if not files:
+        if labels is not None:
+            where = "its own annotations were used" if inside is not None else "it has no annotations of its own"
+            issues.append(f"no scoring for this recording was found in {labels}; {where}.")
+        if inside is None and (similar := similar_scorings(recording.path, labels)):
+            issues.append(
+                f"{' and '.join(path.name for path in similar)} may be its scoring, by the numbers in the names. "
+                f"If so, name it like the recording: {recording.path.stem}{ending(similar[0])}."
+            )
+        return inside, None, None, (), ()
+
+    def read(path: Path) -> Scoring:
+        return translated(read_scoring(path, start=recording.start, length_s=recording.duration_s), meanings)
+
+    path = files[0]
+    try:
+        scoring = read(path)
+    except SleepfmError as error:
+        if labels is not None:
+            raise
+        # Only its name suggested that it belongs to the recording.
+        issues.append(f"the file {path.name} beside the recording was not used as its scoring: {error}")
+        return inside, None, path, (), files
+    also = []
+    for more in files[1:]:
+        if is_complete(scoring):
+            break
+        try:
+            joined = completed(scoring, read(more))
+        except SleepfmError as error:
+            issues.append(f"the file {more.name}, named like its scoring, was not used: {error}")
+            continue
+        if joined is not scoring:
+            n = len(joined.events) - len(scoring.events)
+            issues.append(
+                f"{counted(n, 'annotation')} of {more.name} {agreeing(n, 'was', 'were')} joined with {path.name}, "
+                "which has none of their kind."
+            )
+            scoring = joined
+            also.append(more)
+    if inside is not None and not is_complete(scoring):
+        lacks = "sleep stage" if not names_stage(scoring) else "respiratory event"
+        joined = completed(scoring, inside)
+        if joined is not scoring:
+            issues.append(f"{path.name} names no {lacks}; it was joined with the recording's own annotations.")
+            scoring = joined
+    return scoring, path, None, tuple(also), files
+
+
+def is_complete(scoring: Scoring) -> bool:
+    """Whether a scoring names stages, and has respiratory events or says that they were scored."""
+    return names_stage(scoring) and (scoring.events_scored is not None or names_event(scoring))
+
+
+def completed(scoring: Scoring, more: Scoring) -> Scoring:
+    """Join what a scoring lacks: all of another that has its stages, else that one's respiratory events."""
+    if not names_stage(scoring) and names_stage(more):
+        events = more.events
+    elif not names_event(scoring) and scoring.events_scored is None:
+        events = tuple(event for event in more.events if respiratory_event_of(event.text) is not None)
+    else:
+        events = ()
+    if not events:
+        return scoring
+    return replace(scoring, events=scoring.events + events, issues=scoring.issues + more.issues)
+
+
+def names_event(scoring: Scoring) -> bool:
+    return any(respiratory_event_of(event.text) is not None for event in scoring.events)
+
+
+def names_stage(scoring: Scoring) -> bool:
+    return any(stage_of(event.text) not in (None, "none") for event in scoring.events)
+
+
+def source_facts(path: Path) -> dict[str, Any]:
+    """Path, size, modification time and SHA-256 of the whole file."""
+    status = path.stat()
+    return {
+        "path": str(path),
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "sha256": file_digest(path),
+    }
+
+
+def recording_facts(recording: Recording) -> dict[str, Any]:
+    """:func:`source_facts` of a recording; ``others`` are those of its further files, by name."""
+    facts = source_facts(recording.path)
+    others = [source_facts(file) for file in recording.files if file != recording.path]
+    return {**facts, "others": [{**other, "path": Path(other["path"]).name} for other in others]} if others else facts
+
+
+def attempt_night(path: Path, name: str, participant: Participant, config: NightConfig) -> NightRow:
+    """Do :func:`process_night`, leaving a mark in the store while it lasts: it tells what a dead worker held."""
+    began_s = time.monotonic()
+    mark = config.store / STARTED / name
+    with suppress(OSError):  # without a mark a death costs more, nothing else
+        mark.write_text(f"{path}\n{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
+    row = process_night(path, name, participant, config)
+    mark.unlink(missing_ok=True)
+    return replace(row, seconds=time.monotonic() - began_s, host=socket.gethostname())
+
+
+def process_night(path: Path, name: str, participant: Participant, config: NightConfig) -> NightRow:
+    """Ingest one night into the store; whatever goes wrong comes back as a sentence.
+
+    Parameters
+    ----------
+    path : Path
+        The recording.
+    name : str
+        Its id in the store.
+    participant : Participant
+        Its subject, age and sex.
+    config : NightConfig
+    """
+    try:
+        night = read_night(
+            path,
+            config.montage,
+            config.labels,
+            events_scored=config.events_scored,
+            corrections=config.corrections,
+            namesakes=config.namesakes,
+            meanings=config.meanings,
+        )
+        refuse_empty(path, night, config.montage)
+        record = write_recording(
+            config.store / "recordings",
+            name,
+            night.recording,
+            night.channels,
+            night.grid,
+            {
+                **participant.facts(),
+                "configuration_digest": config.configuration_digest,
+                "source": recording_facts(night.recording),
+                "scoring": scoring_facts(night),
+                "format_of_source": night.recording.format,
+                "start": None if night.recording.start is None else night.recording.start.isoformat(),
+                "issues": list(night.issues),
+                "corrections": list(night.corrections),
+                "corrections_digest": config.corrections.digest(path),
+            },
+        )
+    except SleepfmError as error:
+        return NightRow(path, name, 0, {}, {}, (), str(error))
+    except OSError as error:
+        what = f"{error.filename or 'reading or writing'}: {error.strerror or error}"
+        return NightRow(path, name, 0, {}, {}, (), f"{path} could not be ingested ({what}).")
+    except Exception as error:
+        # The last line of our own code tells where to look; the night's failure must not stop the others.
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next((f for f in reversed(frames) if is_own_source(f.filename)), None)
+        where = f" ({Path(place.filename).name}, line {place.lineno})" if place is not None else ""
+        return NightRow(
+            path, name, 0, {}, {}, (), f"{path} could not be ingested: {type(error).__name__}: {error}{where}."
+        )
+    return row_of(record)
+
+
+def row_of(record: dict[str, Any]) -> NightRow:
+    """Outcome of a night whose record is in the store."""
+    clips = record["clips"]
+    return NightRow(
+        Path(record["source"]["path"]),
+        record["id"],
+        len(clips["onset_s"]),
+        stage_counts(clips["stage"]),
+        sdb_counts(clips["sdb"]),
+        tuple(record["issues"]),
+        None,
+        record["n_bytes"],
+    )
+
+
+def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
+    """Raise where a night has no channel or no clip to store."""
+    recording = night.recording
+    if not recording.signals:
+        raise SleepfmError(
+            f"{path} holds no signals ({counted(len(recording.annotations), 'annotation')}); it is not a recording."
+        )
+    if all(c.signal is None for c in night.channels):
+        slots = [slot.name for slot in montage.slots]
+        label, meant = next(
+            ((s.label, slot.name) for s in recording.signals if (slot := likely_slot(s.label, montage.slots))),
+            (recording.signals[0].label, "C3-M2" if "C3-M2" in slots else "SLOT"),
+        )
+        example = {path.name: {label: {"alias": meant}}}
+        raise SleepfmError(
+            f"{path}: none of its {counted(len(recording.signals), 'channel')} "
+            f"({listed([s.label for s in recording.signals])}) fills a slot of the montage '{montage.name}'. Say what "
+            f"they are, as with --overrides {json.dumps(example, ensure_ascii=False)} (the slots: "
+            f"{listed(slots, 40)}), or choose another --montage."
+        )
+    if len(night.grid.onsets_s) == 0:
+        held_s = float(recording.n_records * recording.record_s)
+        raise SleepfmError(
+            f"{path}: no whole clip of {EPOCH_S} s fits; it holds {held_s:g} s in {len(recording.segments)} segment(s)."
+        )
+
+
+def scoring_facts(night: Night) -> dict[str, Any]:
+    if night.scoring_path is not None:
+        also = [source_facts(path.resolve()) for path in night.also]
+        return {
+            "kind": "file",
+            **source_facts(night.scoring_path.resolve()),
+            "named": [str(path.resolve()) for path in night.named],
+            **({"also": also} if also else {}),
+        }
+    passed_over = None if night.passed_over is None else str(night.passed_over.resolve())
+    return {"kind": "none" if night.scoring is None else "inside", "path": None, "passed_over": passed_over}
+
+
+def listed(labels: Sequence[str], limit: int = 12) -> str:
+    """Join labels with commas, repeated ones counted, at most ``limit`` of them."""
+    counts = Counter(labels)
+    names = [f"{label} ({n})" if n > 1 else label for label, n in counts.items()]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,0 +1,368 @@
+"""The participants table: which subject a recording is of, with age and sex.
+
+A text table (comma, semicolon or tab; UTF-8 or Latin-1) with a header line. Column names are compared without case,
+spaces and punctuation:
+
+=========  ============================================================================================
+recording  ``recording``, ``file``, ``filename``, ``path``, ``record``, ``night``, ``edf``
+subject    ``subject``, ``participant``, ``patient``, ``id``, also with ``id`` behind (``patient_id``); ``nsrrid``,
+           ``mesaid``, ``wsc_id``
+visit      ``visit``, ``visitnumber``, ``wsc_vst``, ``session``, ``timepoint``
+age        ``age``, ``age_years``, ``age_at_recording``, ``years``, ``nsrr_age``
+sex        ``sex``, ``gender``, ``nsrr_sex``
+=========  ============================================================================================
+
+A recording is named by its path or the end of it, its file name, or its file name without suffix. Without a recording
+column a row counts for the recordings whose name is the subject, or begins with it and a separator
+(``sub-01`` for ``sub-01_ses-2.edf``), and then for those in a folder of that name (``sub-01/night1.edf``; the three
+nearest folders are looked at); an ``nsrrid`` (``mesaid``, ``wsc_id``) also for those whose name ends with a separator
+and it (``200001`` for ``shhs1-200001.edf``, ``10119`` for ``wsc-visit1-10119-nsrr.edf``), as the files of the National
+Sleep Research Resource are called. A subject may have a row for every visit: the visit that the recording's name or
+folder tells (:mod:`sleepfm_fast.cohorts.visits`) chooses the row, and its age is the recording's; the subject is one
+person all the same. The subject of a recording that no row names is its whole file name without suffix: a subject with
+several nights under several names is several subjects, and one name in several folders is one.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sleepfm_fast.cli.path_kinds import RECORDINGS
+from sleepfm_fast.cohorts.visits import EXAMPLES, told_visit, visit_of
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
+
+__all__ = ["Participant", "Participants", "read_participants"]
+
+COLUMNS = {
+    "recording": (
+        "recording",
+        "recordings",
+        "recordingid",
+        "file",
+        "filename",
+        "files",
+        "path",
+        "record",
+        "night",
+        "edf",
+    ),
+    "subject": (
+        "subject",
+        "participant",
+        "patient",
+        "person",
+        "subjectid",
+        "participantid",
+        "patientid",
+        "subjid",
+        "id",
+        "nsrrid",
+        "mesaid",
+        "wscid",
+    ),
+    "visit": ("visit", "visitnumber", "visitno", "vnum", "wscvst", "session", "timepoint"),
+    "age": ("age", "ageyears", "ageyr", "ageatrecording", "years", "ageinyears", "nsrrage"),
+    "sex": ("sex", "gender", "nsrrsex"),
+}
+NSRR_IDS = ("nsrrid", "mesaid", "wscid")
+"""Columns whose subjects end the names of their recordings."""
+SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "w": "F", "woman": "F"}
+MISSING = ("", "na", "nan", "n/a", "none", "null", "unknown", "not reported", "?", ".", "-")
+
+FOLDERS = 3
+"""How many folders from the recording up may be named like its subject: night, session, subject."""
+
+
+@dataclass(frozen=True)
+class Participant:
+    """One row: ``recording`` as written (None without such a column), ``subject`` (None: derive it), age, sex, visit.
+
+    ``visit`` is None where the table has no such column, or a row of it says nothing. Of a recording it is the visit
+    that the recording is of.
+    """
+
+    recording: str | None
+    subject: str | None
+    age: float | None
+    sex: str | None
+    visit: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What the store keeps of it with a recording; the visit where there is one."""
+        facts = {"subject": self.subject, "age": self.age, "sex": self.sex}
+        return facts if self.visit is None else {**facts, "visit": self.visit}
+
+
+@dataclass
+class Participants:
+    """A participants table.
+
+    Attributes
+    ----------
+    path : Path or None
+        Where it was read; None for no table.
+    rows : tuple of Participant
+    issues : tuple of str
+        Cells that could not be understood.
+    ends_names : bool
+        A subject also names the recordings whose name ends with it.
+    """
+
+    path: Path | None = None
+    rows: tuple[Participant, ...] = ()
+    issues: tuple[str, ...] = ()
+    ends_names: bool = False
+    _by_name: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
+    _by_subject: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
+    _visits: frozenset[str] = field(init=False, repr=False, default=frozenset())
+
+    def __post_init__(self) -> None:
+        """Prepare the look-up by name."""
+        for i, row in enumerate(self.rows):
+            if row.recording is not None:
+                name = parts_of(row.recording)[-1]
+                for key in {name.casefold(), stem_of(name).casefold()}:
+                    self._by_name.setdefault(key, []).append(i)
+            elif row.subject is not None:
+                self._by_subject.setdefault(row.subject.casefold(), []).append(i)
+                if self.ends_names and row.subject.isdigit():  # 1 is written 0001 in mesa-sleep-0001.edf
+                    self._by_subject.setdefault(row.subject.lstrip("0") or "0", self._by_subject[row.subject])
+        self._visits = frozenset(row.visit for row in self.rows if row.visit is not None and row.recording is None)
+
+    def find(self, path: Path) -> int | None:
+        """Row of the recording ``path``, None where no row names it; of several, the one naming most of its path.
+
+        Raises
+        ------
+        SleepfmError
+            Where its subject has a row for every visit and nothing tells which the recording is of.
+        """
+        candidates = self._by_name.get(path.name.casefold(), []) + self._by_name.get(path.stem.casefold(), [])
+        whole = [p.casefold() for p in (*path.parent.parts, path.name)]
+        best: tuple[int, int] | None = None
+        for i in candidates:
+            parts = [p.casefold() for p in parts_of(self.rows[i].recording or "")]
+            ending = whole[-len(parts) :]
+            same_file = parts[-1] in (ending[-1], stem_of(ending[-1]))
+            if same_file and parts[:-1] == ending[:-1] and (best is None or len(parts) > best[0]):
+                best = len(parts), i
+        if best is not None:
+            return best[1]
+        stem = path.stem.casefold()
+        separators = list(re.finditer(r"[^a-z0-9]", stem))
+        names = [stem] + [stem[: m.start()] for m in reversed(separators)]
+        if self.ends_names:
+            whole_id = stem.removesuffix("-nsrr")
+            ends = [whole_id[m.end() :] for m in separators if m.end() < len(whole_id)]
+            names += [name for end in ends for name in (end, end.lstrip("0"))]
+        names += [folder.name.casefold() for folder in path.parents[:FOLDERS]]
+        rows = next((self._by_subject[name] for name in names if name in self._by_subject), None)
+        return None if rows is None else self._of_visit(path, rows)
+
+    def visit(self, path: Path) -> str | None:
+        """The visit that a recording is of, where the table has a column of them and the name tells one."""
+        return told_visit(path, self._visits) if self._visits else None
+
+    def _of_visit(self, path: Path, rows: Sequence[int]) -> int:
+        """Of the rows of a subject, that of the recording's visit; any where no row is of it, which has no age then."""
+        visit = self.visit(path)
+        if len(rows) > 1 and visit is None:
+            listed = ", ".join(sorted({self.rows[i].visit or "" for i in rows}))
+            raise SleepfmError(
+                f"the participants table {self.path} has {len(rows)} rows of subject {self.rows[rows[0]].subject} "
+                f"(visits {listed}), and nothing in the name {path.name} or its folders tells which of them the "
+                f"recording is of. Name files or folders by their visit (such as {EXAMPLES}), write the visits of the "
+                "table as the names have them (a column visit, such as baseline and followup for "
+                "chat-baseline-300001.edf), or give a table with a row a recording (recording, subject, age, sex)."
+            )
+        return next((i for i in rows if self.rows[i].visit == visit), rows[0])
+
+    def of(self, path: Path) -> Participant:
+        """Subject, age, sex and visit of the recording ``path``; its stem is the subject where no row names one."""
+        i = self.find(path)
+        row = Participant(None, None, None, None) if i is None else self.rows[i]
+        visit = None if row.recording is not None else self.visit(path)
+        age = None if self.lacks_visit(path) else row.age
+        subject = row.subject
+        if subject is not None and row.recording is None:  # however a visit's row writes it, it is one person
+            subject = self.rows[self._by_subject[subject.casefold()][0]].subject
+        return Participant(row.recording, subject or path.stem, age, row.sex, visit)
+
+    def lacks_visit(self, path: Path) -> bool:
+        """Whether the subject of the recording has rows, but none of its visit: how old it was then is not known."""
+        i = self.find(path)
+        if i is None or self.rows[i].recording is not None:
+            return False
+        return self.rows[i].visit is not None and self.visit(path) not in (None, self.rows[i].visit)
+
+    def unknown_recordings(self, paths: Iterable[Path]) -> list[str]:
+        """List what the rows that match none of ``paths`` name."""
+        found = {self.find(path) for path in paths}
+        return [
+            row.recording or f"{row.subject}{f' (visit {row.visit})' if len(self._visits) > 1 else ''}"
+            for i, row in enumerate(self.rows)
+            if i not in found
+        ]
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    # Tables made on Windows write backslashes; a leading "./" or "/" says nothing about the folder's name.
+    return tuple(p for p in PurePosixPath(name.replace("\\", "/")).parts if p not in (".", "/")) or (name,)
+
+
+def stem_of(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.casefold()}" in RECORDINGS else name
+
+
+def read_participants(path: Path) -> Participants:
+    """Read a participants table.
+
+    Parameters
+    ----------
+    path : Path
+        A CSV or TSV file with a header line.
+
+    Returns
+    -------
+    Participants
+
+    Raises
+    ------
+    SleepfmError
+        When the file cannot be read, has neither a recording nor a subject column, or names a recording, or a subject's
+        visit, twice.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SleepfmError(f"the participants table {path} cannot be read: {error.strerror or error}.") from None
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = content.decode("utf-16", errors="replace")
+    else:
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = content.decode("latin-1")
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise SleepfmError(
+            f"the participants table {path} is empty; a header line with recording, subject, age, sex is expected."
+        )
+    delimiter = max("\t;,", key=lambda d: lines[0].count(d))
+    reader = csv.reader(lines, delimiter=delimiter)
+    header = [cell.strip() for cell in next(reader)]
+    columns = find_columns(header)
+    if "recording" not in columns and "subject" not in columns:
+        raise SleepfmError(
+            f"the participants table {path} has the columns {', '.join(header)}; a column named recording (or file) or "
+            "subject is needed, and age and sex are understood."
+        )
+    issues: list[str] = []
+    rows: list[Participant] = []
+    seen: dict[str, int] = {}
+    without_suffix: dict[str, str] = {}
+    for number, cells in enumerate(reader, start=2):
+        row = {name: cells[i].strip() if i < len(cells) else "" for name, i in columns.items()}
+        recording, subject = row.get("recording") or None, row.get("subject") or None
+        if recording is None and subject is None:
+            issues.append(f"{path.name}, row {number}: neither recording nor subject is given; the row is left out.")
+            continue
+        visit = None if row.get("visit", "").casefold() in MISSING else visit_of(row["visit"])
+        key = (recording or subject or "").casefold()
+        if recording is None and visit is not None:
+            key = f"{key} (visit {visit})"
+        # A name without suffix names the same recording as one with it; two suffixes are two recordings.
+        stem = stem_of(key) if recording else key
+        other = key if key in seen else stem if stem in seen else without_suffix.get(key)
+        if other is not None:
+            raise SleepfmError(
+                f"the participants table {path} names '{recording or key}' in rows {seen[other]} and {number}; keep "
+                "one row each."
+                + (
+                    " A subject may have a row for every visit if a column visit (or visitnumber) tells them apart and "
+                    f"the recordings are named by it (such as {EXAMPLES})."
+                    if recording is None and visit is None
+                    else ""
+                )
+            )
+        seen[key] = number
+        without_suffix[stem] = key
+        rows.append(
+            Participant(
+                recording,
+                subject,
+                parse_age(row.get("age", ""), f"{path.name}, row {number}", issues),
+                row.get("sex", ""),
+                visit,
+            )
+        )
+    rows = with_sexes(rows, path.name, issues)
+    ends_names = "subject" in columns and folded(header[columns["subject"]]) in NSRR_IDS
+    return Participants(path, tuple(rows), tuple(issues), ends_names)
+
+
+def folded(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
+
+
+def find_columns(header: list[str]) -> dict[str, int]:
+    """Which column of ``header`` is which; the first name of the list that occurs wins."""
+    given = [folded(cell) for cell in header]
+    return {
+        name: given.index(match)
+        for name, names in COLUMNS.items()
+        if (match := next((n for n in names if n in given), None)) is not None
+    }
+
+
+def parse_age(text: str, where: str, issues: list[str]) -> float | None:
+    if text.casefold() in MISSING:
+        return None
+    try:
+        age = float(text.replace(",", "."))
+    except ValueError:
+        age = math.nan
+    if not 0 <= age <= 130:
+        issues.append(f"{where}: the age '{text}' is not a number of years between 0 and 130; it is left out.")
+        return None
+    return age
+
+
+def with_sexes(rows: Sequence[Participant], name: str, issues: list[str]) -> list[Participant]:
+    """Rows with their sex as M or F where it can be understood, None where it is not given."""
+    given = {(row.sex or "").casefold() for row in rows}
+    sexes = SEXES
+    if "2" in given:
+        # ISO 5218. Without a 2 the code is another one: where it is 0 and 1, tables differ in what they mean.
+        sexes = SEXES | {"1": "M", "2": "F"}
+        issues.append(f"{name}: the sexes are coded; 1 is taken as male and 2 as female (ISO 5218).")
+    parsed = [replace(row, sex=parse_sex(row.sex or "", sexes)) for row in rows]
+    unknown = Counter(row.sex for row in parsed if row.sex not in (None, *SEXES.values()))
+    for sex, n in unknown.items():
+        issues.append(
+            f"{name}: the sex '{sex}' of {counted(n, 'row')} is neither male nor female; it is kept, without a label "
+            "of sex."
+        )
+    of_subject: dict[str, set[str]] = {}
+    for row in parsed:
+        if row.subject is not None and row.sex is not None:
+            of_subject.setdefault(row.subject, set()).add(row.sex)
+    for subject, found in of_subject.items():
+        if len(found) > 1:
+            issues.append(f"{name}: the subject {subject} has the sexes {' and '.join(sorted(found))} in several rows.")
+    return parsed
+
+
+def parse_sex(text: str, sexes: Mapping[str, str]) -> str | None:
+    if text.casefold() in MISSING or (text == "0" and "2" in sexes):
+        return None
+    return sexes.get(text.casefold(), text)

@@ -1,0 +1,145 @@
+"""What a run of preprocess did: for people on standard error, for programs as the command's JSON line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.cohorts.ingest import Outcome
+from sleepfm_fast.cohorts.participant_tables import ParticipantTables
+from sleepfm_fast.cohorts.shards import Shard
+from sleepfm_fast.cohorts.silent_nights import REMEDY, sentence
+from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.scoring.texts import asks_meaning
+from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
+
+__all__ = ["percentages", "summarise"]
+
+NIGHTS_SHOWN = 10
+ISSUES_SHOWN = 5
+NIGHTS_IN_JSON = 200
+
+
+def percentages(counts: dict[str, int]) -> str:
+    """``W 10 (25.0 %), N1 ...`` with the classes that do not occur left out."""
+    total = sum(counts.values())
+    return ", ".join(f"{name} {n} ({100 * n / total:.1f} %)" for name, n in counts.items() if n) or "none"
+
+
+def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: Shard | None) -> dict[str, Any]:
+    """Say what was done and what was wrong, and return the same as a dict with the exit status.
+
+    The exit status is 1 when the store holds no night, or any night of this run failed, has changed since it was
+    ingested, or is damaged; the store is usable nevertheless when it holds a night. A shard that leaves the index to
+    others answers for its own nights only.
+    """
+    plan, rows, totals, given = outcome.plan, outcome.rows, outcome.totals, outcome.given
+    montage = outcome.montage
+    failed = [{"path": str(row.path), "reason": row.failure} for row in rows if row.failure is not None]
+    failed += [
+        {"path": name, "reason": f"{what}, and its source was not given. Give it to make it again."}
+        for name, what in plan.lost.items()
+    ]
+    changed = [
+        {"path": str(path), "reason": f"{why}; the store keeps what it has. Add --overwrite to make it again."}
+        for path, why in plan.changed.items()
+    ]
+    problems = {row.name: list(row.issues) for row in rows if row.issues}
+    unknown = tables.unknown_recordings([*given, *plan.known])
+    added = [row for row in rows if row.failure is None]
+    index = f"left to {counted(len(outcome.others), 'other shard')} at work" if outcome.others else "written"
+    totals = totals or {
+        "recordings": 0, "subjects": 0, "clips": 0, "hours": 0.0, "stages": stage_counts([]), "sdb": sdb_counts([])
+    }  # fmt: skip
+
+    for name, issues in list(problems.items())[:NIGHTS_SHOWN]:
+        say(f"{name}:")
+        for issue in issues[:ISSUES_SHOWN]:
+            say(f"  {issue}")
+        if len(issues) > ISSUES_SHOWN:
+            say(f"  and {len(issues) - ISSUES_SHOWN} more in {store / 'recordings' / name}.json")
+    if len(problems) > NIGHTS_SHOWN:
+        say(
+            f"remarks on {counted(len(problems) - NIGHTS_SHOWN, 'more night is', 'more nights are')} in "
+            f"{store / 'recordings'}/*.json, under issues"
+        )
+    asking = [issue for issues in problems.values() for issue in issues if asks_meaning(issue)]
+    if asking:
+        say(
+            f"notice: the {agreeing(len(asking), 'scoring')} of {counted(len(asking), 'night holds', 'nights hold')} "
+            f"texts whose meaning is not known, as here: {asking[0]}"
+        )
+    for entry in changed[:NIGHTS_SHOWN]:
+        say(f"changed: {entry['reason']}")
+    if len(changed) > NIGHTS_SHOWN:
+        say(
+            f"and {counted(len(changed) - NIGHTS_SHOWN, 'more has', 'more have')} changed; --overwrite makes all of "
+            "them again"
+        )
+    for entry in failed[:NIGHTS_SHOWN]:
+        say(f"failed: {entry['reason']}")
+    if len(failed) > NIGHTS_SHOWN:
+        say(f"and {len(failed) - NIGHTS_SHOWN} more failed; the reasons are in {store / 'failures'}")
+    for notice in tables.notices(given):
+        say(notice)
+    if unknown:
+        recordings = counted(len(unknown), "recording that was", "recordings that were")
+        say(f"the participants table names {recordings} not given: {', '.join(unknown[:10])}")
+    if plan.left_out:
+        say(f"{counted(len(plan.left_out), 'recording was', 'recordings were')} left out, as --overrides says")
+    if outcome.unused_corrections:
+        say(f"notice: --overrides names what no file has: {', '.join(outcome.unused_corrections[:10])}")
+    share = f"{counted(len(added), 'night')} added, {len(plan.kept)} unchanged, {len(failed)} failed"
+    if outcome.others:
+        say(
+            f"{store}: shard {shard}: {share}; the last of the "
+            f"{counted(len(outcome.others), 'other shard that is', 'other shards that are')} still at work "
+            f"({', '.join(outcome.others[:5])}) writes the index. Were they all killed, any shard's command, or the "
+            "same without --shard, writes it."
+        )
+    else:
+        say(
+            f"{store}: {counted(totals['recordings'], 'night')} of {counted(totals['subjects'], 'subject')}, "
+            f"{counted(totals['clips'], 'clip')}, {totals['hours']:.2f} hours ({share}); montage {montage.name}"
+        )
+    if totals["clips"]:
+        say("  " + "; ".join(f"{m.name}: {', '.join(slot.name for slot in m.slots)}" for m in montage.modalities))
+        say(f"  stages: {percentages(totals['stages'])}")
+        say(f"  sleep-disordered breathing: {percentages(totals['sdb'])}")
+        if outcome.n_silent:
+            say(f"notice: {sentence(outcome.n_silent, outcome.n_scored)}: {REMEDY}")
+        if not outcome.n_scored:
+            say(
+                "notice: no night has a sleep stage. The encoders need none; for the probes name the scoring's file or "
+                "folder with --labels (and --overwrite, which makes the nights that stand again)"
+            )
+        if failed:
+            say("the store can be used as it is; the same command tries again what failed")
+    elif not outcome.others and (shard is None or given):
+        say("error: nothing could be ingested; the store holds no night yet")
+    return {
+        "store": str(store),
+        "nights": totals["recordings"],
+        "subjects": totals["subjects"],
+        "clips": totals["clips"],
+        "hours": totals["hours"],
+        "stages": totals["stages"],
+        "sdb": totals["sdb"],
+        "nights_scored": outcome.n_scored,
+        "nights_without_events": outcome.n_silent,
+        "montage": montage.name,
+        "shard": None if shard is None else str(shard),
+        "index": index,
+        "manifest": str(store / "manifest.csv"),
+        "added": len(added),
+        "kept": len(plan.kept),
+        "failed": failed,
+        "changed": changed,
+        "problems": dict(list(problems.items())[:NIGHTS_IN_JSON]),
+        "nights_with_problems": len(problems),
+        "annotations_only": [str(path) for path in plan.excluded],
+        "left_out": [str(path) for path in plan.left_out],
+        "participants_unknown": unknown,
+        "exit_status": int(bool(failed or changed or not (totals["clips"] or outcome.others))),
+    }

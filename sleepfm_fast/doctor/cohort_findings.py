@@ -1,0 +1,185 @@
+"""What is doubtful between the nights of a cohort: montages that differ, nights that are one, odd amplitudes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from sleepfm_fast.cohorts.participant_tables import ParticipantTables
+from sleepfm_fast.cohorts.silent_nights import REMEDY, is_scored, is_silent, sentence
+from sleepfm_fast.doctor.findings import Finding, override
+from sleepfm_fast.doctor.measures import POTENTIALS, identical_samples
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
+from sleepfm_fast.recordings import open_recording
+
+__all__ = ["cohort_findings"]
+
+OUTLYING = 30.0
+"""Between people amplitudes differ up to tenfold, between two units a thousandfold: the boundary lies between."""
+MIN_NIGHTS = 5
+"""Fewer nights have no median worth comparing with."""
+GROUPS_SHOWN = 4
+
+
+class Examined(Protocol):
+    """What is asked of a night's report."""
+
+    @property
+    def path(self) -> Path:
+        """The recording."""
+
+    @property
+    def digest(self) -> str:
+        """Of the samples read."""
+
+    @property
+    def montage_key(self) -> tuple[tuple[str, float], ...]:
+        """Slots that are filled, and their rates."""
+
+    @property
+    def amplitudes(self) -> dict[str, tuple[str, str, float]]:
+        """By slot: label, kind, amplitude as stored."""
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Clips by stage."""
+
+    @property
+    def sdb(self) -> dict[str, int]:
+        """Clips with a respiratory event, without one, and where it is unknown."""
+
+
+def cohort_findings(nights: Sequence[Examined], tables: ParticipantTables) -> list[Finding]:
+    """Compare the nights that can be ingested."""
+    return [
+        *mixed_montages(nights), *silent(nights), *identical(nights, tables), *shared(nights, tables),
+        *one_person(nights, tables), *outlying(nights)
+    ]  # fmt: skip
+
+
+def listed(nights: Sequence[Any], limit: int = 3) -> str:
+    names = [night.path.name for night in nights[:limit]]
+    return ", ".join(names) + (f" and {len(nights) - limit} more" if len(nights) > limit else "")
+
+
+def mixed_montages(nights: Sequence[Examined]) -> Iterator[Finding]:
+    """Groups of nights that fill the same slots at the same rates."""
+    groups: dict[tuple[tuple[str, float], ...], list[Examined]] = {}
+    for night in nights:
+        groups.setdefault(night.montage_key, []).append(night)
+    if len(groups) < 2:
+        return
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[1][0].path))
+    usual = dict(ordered[0][0])
+    texts = []
+    for key, members in ordered[1 : 1 + GROUPS_SHOWN]:
+        here = dict(key)
+        lacks = [slot for slot in usual if slot not in here]
+        more = [slot for slot in here if slot not in usual]
+        rates = [f"{s} at {here[s]:g} instead of {usual[s]:g} Hz" for s in usual if s in here and here[s] != usual[s]]
+        what = [f"lack {', '.join(lacks)}"] if lacks else []
+        what += [f"have {', '.join(more)}"] if more else []
+        what += [", ".join(rates[:3]) + (f" and {len(rates) - 3} more" if len(rates) > 3 else "")] if rates else []
+        texts.append(f"{len(members)} ({listed(members)}) {'; '.join(what)}")
+    rest = f"; and {counted(len(ordered) - 1 - GROUPS_SHOWN, 'more group')}" if len(ordered) > 1 + GROUPS_SHOWN else ""
+    yield Finding(
+        "note", "mixed_montages", tuple(str(m.path) for _, members in ordered[1:] for m in members), "",
+        f"{len(ordered)} montages: {counted(len(ordered[0][1]), 'night has', 'nights have')} the commonest; "
+        f"{' | '.join(texts)}{rest}",
+        "nothing to do: rates are brought together and missing channels masked; aliases may fill slots that are not "
+        "really missing",
+        {"groups": [{"nights": len(members), "slots": dict(key)} for key, members in ordered]},
+    )  # fmt: skip
+
+
+def silent(nights: Sequence[Examined]) -> Iterator[Finding]:
+    """Scored nights without a respiratory event: a bias where others have some, else perhaps nobody scored events."""
+    scored = [night for night in nights if is_scored(night.stages)]
+    found = [night for night in scored if is_silent(night.stages, night.sdb)]
+    if found:
+        yield Finding(
+            "warning" if len(found) < len(scored) else "note", "no_events", tuple(str(n.path) for n in found), "",
+            f"{sentence(len(found), len(scored))}: {listed(found)}", REMEDY,
+            {"nights": len(found), "scored": len(scored)},
+        )  # fmt: skip
+
+
+def identical(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator[Finding]:
+    """Recordings under several names; what agrees in the samples read is compared from beginning to end."""
+    groups: dict[str, list[Examined]] = {}
+    for night in nights:
+        if night.digest:
+            groups.setdefault(night.digest, []).append(night)
+    for members in groups.values():
+        first, *others = members
+        if not others:
+            continue
+        try:
+            recording = open_recording(first.path)
+            same = [m for m in others if identical_samples(recording, open_recording(m.path))]
+        except SleepfmError:
+            continue
+        if not same:
+            continue
+        subjects = sorted({tables.of(m.path).subject or "" for m in (first, *same)})
+        leak = (
+            f", of {len(subjects)} subjects ({', '.join(subjects[:3])}): it would be trained and tested on"
+            if len(subjects) > 1
+            else ""
+        )
+        yield Finding(
+            "warning", "identical", tuple(str(m.path) for m in (first, *same)), "",
+            f"hold the same samples from beginning to end: {listed([first, *same])}{leak}",
+            f'keep one: --overrides {{"{same[0].path.name}": "exclude"}}', {"subjects": subjects},
+        )  # fmt: skip
+
+
+def shared(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator[Finding]:
+    """File names in several folders, whose nights count as one subject's."""
+    for stem, paths in tables.shared_names(night.path for night in nights).items():
+        yield Finding(
+            "warning", "shared_name", tuple(map(str, paths)), "",
+            f"{len(paths)} recordings in {counted(len({p.parent for p in paths}), 'folder')} are called {stem}: their "
+            f"subject is taken to be one, '{tables.of(paths[0]).subject}'",
+            "if they are several people, name them with --participants, with the folder before the file name "
+            f"({paths[0].parent.name}/{paths[0].name})",
+            {"recordings": len(paths)},
+        )  # fmt: skip
+
+
+def one_person(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator[Finding]:
+    """Names that look like several nights of one person, who counts as several subjects."""
+    for paths in tables.perhaps_one_person(night.path for night in nights):
+        yield Finding(
+            "warning", "perhaps_one_person", tuple(map(str, paths)), "",
+            f"{len(paths)} names ({', '.join(p.stem for p in paths[:3])}) look like nights of one person, who counts "
+            f"as {len(paths)} subjects: one may be trained and another tested on",
+            "if they are, give --participants with the columns recording and subject",
+            {"recordings": len(paths)},
+        )  # fmt: skip
+
+
+def outlying(nights: Sequence[Examined]) -> Iterator[Finding]:
+    """Potentials whose stored amplitude is far from that of the other nights' in the same slot."""
+    by_slot: dict[str, list[tuple[Examined, str, float]]] = {}
+    for night in nights:
+        for slot, (label, kind, amplitude) in night.amplitudes.items():
+            if kind in POTENTIALS and math.isfinite(amplitude) and amplitude > 0:
+                by_slot.setdefault(slot, []).append((night, label, amplitude))
+    for slot, values in by_slot.items():
+        if len(values) < MIN_NIGHTS:
+            continue
+        middle = statistics.median(amplitude for _, _, amplitude in values)
+        for night, label, amplitude in values:
+            ratio = amplitude / middle
+            if not 1 / OUTLYING <= ratio <= OUTLYING:
+                yield Finding(
+                    "warning", "outlier", (str(night.path),), label,
+                    f"its amplitude in {slot} is {ratio:.3g} times the cohort's median",
+                    f"another unit or gain? state it: {override(night.path, label, unit='mV')}",
+                    {"ratio": ratio, "median": middle},
+                )  # fmt: skip

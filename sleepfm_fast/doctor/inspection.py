@@ -1,0 +1,315 @@
+"""``preprocess --inspect``: what the recordings hold, what is doubtful and what to do about it; nothing is changed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_text, resolve_auto, unassigned
+from sleepfm_fast.cli.command import to_json
+from sleepfm_fast.cohorts.cohort import read_header
+from sleepfm_fast.cohorts.corrections import Corrections
+from sleepfm_fast.cohorts.ingest import Cohort, Request
+from sleepfm_fast.cohorts.night import Night, read_night, refuse_empty
+from sleepfm_fast.doctor.cohort_findings import cohort_findings
+from sleepfm_fast.doctor.findings import SEVERITIES, Channel, Finding, belts_of, channel_findings, channels_of
+from sleepfm_fast.doctor.inspection_text import cohort_lines, finding_lines, night_lines
+from sleepfm_fast.doctor.measures import N_WINDOWS, WINDOW_S, ChannelMeasures, measure_night
+from sleepfm_fast.doctor.night_findings import night_findings, unreadable
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.execution.parallel import Engine, Progress, WorkersLost, in_parallel
+from sleepfm_fast.scoring.files import namesakes_of
+from sleepfm_fast.scoring.stages import EPOCH_S
+from sleepfm_fast.storage.atomic import replace_file
+from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
+from sleepfm_fast.store.clip_writer import StoredChannel
+
+__all__ = ["NightReport", "SlotReport", "inspect", "inspect_night"]
+
+SCHEMA = "sleepfm_fast inspection 1"
+NIGHTS_SHOWN = 10
+"""Of larger cohorts the nights' own tables are left to the report: the findings below them are what matters."""
+
+
+@dataclass(frozen=True)
+class SlotReport:
+    """How a slot is filled: ``labels`` empty where it is missing, two of them where one is subtracted.
+
+    ``amplitude`` is that of the samples as stored, None where it was not measured or the slot is derived.
+    """
+
+    modality: str
+    slot: str
+    labels: tuple[str, ...]
+    fs_hz: float
+    unit: str
+    unit_scale: float
+    note: str
+    amplitude: float | None = None
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class NightReport:
+    """What one file holds; ``failure`` says why it could not be ingested, ``digest`` stands for the samples read."""
+
+    path: Path
+    format: str = ""
+    start: str | None = None
+    duration_s: float = 0.0
+    n_segments: int = 0
+    slots: tuple[SlotReport, ...] = ()
+    unused: tuple[str, ...] = ()
+    scoring: str = ""
+    n_clips: int = 0
+    stages: dict[str, int] = field(default_factory=dict)
+    sdb: dict[str, int] = field(default_factory=dict)
+    issues: tuple[str, ...] = ()
+    failure: str | None = None
+    minutes_read: float = 0.0
+    channels: tuple[dict[str, Any], ...] = ()
+    corrections: tuple[dict[str, Any], ...] = ()
+    digest: str = ""
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def montage_key(self) -> tuple[tuple[str, float], ...]:
+        """Slots that are filled, and their rates."""
+        return tuple((slot.slot, slot.fs_hz) for slot in self.slots if slot.labels)
+
+    @property
+    def amplitudes(self) -> dict[str, tuple[str, str, float]]:
+        """By slot: label, kind, amplitude as stored."""
+        return {s.slot: (s.labels[0], s.kind, s.amplitude) for s in self.slots if s.amplitude is not None}
+
+
+def failed(path: Path, sentence: str) -> NightReport:
+    return NightReport(path, failure=sentence, findings=(unreadable(path, sentence),))
+
+
+def inspect_night(
+    path: Path,
+    montage: Montage,
+    labels: Path | None,
+    events_scored: bool,
+    corrections: Corrections,
+    namesakes: Mapping[str, Sequence[Path]],
+    meanings: Mapping[str, str],
+) -> NightReport:
+    """Look at one file as it would be ingested, and at a few minutes of its samples."""
+    try:
+        night = read_night(
+            path,
+            montage,
+            labels,
+            events_scored=events_scored,
+            corrections=corrections,
+            namesakes=namesakes,
+            meanings=meanings,
+        )
+        return examined(night, montage, corrections)
+    except SleepfmError as error:
+        return failed(path, str(error))
+    except Exception as error:
+        return failed(path, f"{path} cannot be read: {type(error).__name__}: {error}")
+
+
+def examined(night: Night, montage: Montage, corrections: Corrections) -> NightReport:
+    """Report on a night that could be read."""
+    recording, path = night.recording, night.recording.path
+    try:
+        refuse_empty(path, night, montage)
+        failure = None
+    except SleepfmError as error:
+        failure = str(error)
+    channels = channels_of(recording.signals, [c.assignment for c in night.channels])
+    measures = measure_night(recording, {c.signal.index: c.kind for c in channels}, belts_of(channels))
+    trusted = frozenset(c["index"] for c in night.corrections if "unit" in c)
+    findings = [unreadable(path, failure)] if failure is not None else []
+    findings += channel_findings(path, channels, measures, trusted)
+    findings += night_findings(night, montage) if failure is None else []
+    modalities = [m.name for m in montage.modalities for _ in m.slots]
+    unused = unassigned(recording.signals, [c.assignment for c in night.channels])
+    if night.scoring_path is not None:
+        scoring = str(night.scoring_path)
+    else:
+        scoring = "none" if night.scoring is None else "annotations inside the file"
+    return NightReport(
+        path=path,
+        format=recording.format,
+        start=None if recording.start is None else recording.start.isoformat(" "),
+        duration_s=recording.duration_s,
+        n_segments=len(recording.segments),
+        slots=tuple(slot_report(m, c, measures.channels) for m, c in zip(modalities, night.channels, strict=True)),
+        unused=tuple(f"{s.label} ({float(s.fs_hz):g} Hz{', ' + s.unit if s.unit else ''})" for s in unused),
+        scoring=scoring,
+        n_clips=len(night.grid.onsets_s),
+        stages=stage_counts(night.grid.stage),
+        sdb=sdb_counts(night.grid.sdb),
+        issues=night.issues,
+        failure=failure,
+        minutes_read=measures.minutes,
+        channels=tuple(channel_facts(c, measures.channels.get(c.signal.index)) for c in channels),
+        corrections=night.corrections,
+        digest=measures.digest if measures.n_windows else "",
+        findings=tuple(findings),
+    )
+
+
+def channel_facts(channel: Channel, measured: ChannelMeasures | None) -> dict[str, Any]:
+    s = channel.signal
+    facts = {"label": s.label, "kind": channel.kind, "used": channel.used, "fs_hz": float(s.fs_hz), "unit": s.unit}
+    return {**facts, **({} if measured is None else measured.__dict__)}
+
+
+def slot_report(modality: str, channel: StoredChannel, measured: dict[int, ChannelMeasures]) -> SlotReport:
+    slot = channel.assignment.slot
+    if channel.signal is None:
+        return SlotReport(modality, slot.name, (), 0.0, "", 1.0, "", None, slot.kind)
+    labels = (channel.signal.label,) if channel.minus is None else (channel.signal.label, channel.minus.label)
+    a = channel.assignment
+    m = measured.get(channel.signal.index) if channel.minus is None else None
+    amplitude = None if m is None else m.amplitude * a.unit_scale
+    fs_hz = float(channel.signal.fs_hz)
+    return SlotReport(modality, slot.name, labels, fs_hz, a.unit, a.unit_scale, channel.note, amplitude, slot.kind)
+
+
+def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | None = None) -> dict[str, Any]:
+    """Print a table of each file, a summary of the cohort and the findings; returns the summary for the JSON line.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Files that were found in folders and hold annotations only are passed over.
+    request : Request
+        Montage, scoring and corrections, as they would be ingested.
+    engine : Engine
+    report : Path, optional
+        File for the whole report: the summary, every file with its channels, every finding.
+
+    Raises
+    ------
+    SleepfmError
+        When one scoring was named for several recordings, or the report cannot be written.
+    """
+    corrections, labels, tables = request.corrections, request.labels, cohort.tables
+    files = [path for path in cohort.files if not corrections.excludes(path)]
+    headers = sorted(
+        in_parallel(read_header, [(path,) for path in files], Engine("threading", engine.workers)),
+        key=lambda header: header.path,
+    )
+    excluded = {header.path for header in headers if header.empty} - cohort.named
+    files = [path for path in files if path not in excluded]
+    if labels is not None and labels.is_file() and len(files) > 1:
+        raise SleepfmError(
+            f"--labels {labels} is one file, but {len(files)} recordings were given. Give a folder, or one recording."
+        )
+    unresolved = None
+    kinds: dict[str, int] = {}
+    montage = MONTAGES.get(request.montage, MONTAGES["paper"])
+    if request.montage == "auto":
+        try:
+            signals = [corrections.apply(h.path, h.signals).signals for h in headers]
+            readable = [s for s in signals if s]
+            montage = resolve_auto(readable)
+            kinds = passed_over(readable, montage)
+        except SleepfmError as error:
+            unresolved = f"{error} Shown here is the montage '{montage.name}'."
+    reports = examine(files, montage, request, engine)
+    good = [night for night in reports if night.failure is None]
+    findings = [finding for night in reports for finding in night.findings]
+    findings += cohort_findings(good, tables)
+    if kinds:
+        text = passed_over_text(kinds, len(headers))
+        findings.append(Finding("warning", "passed_over", tuple(str(n.path) for n in good), "", text, "", dict(kinds)))
+    findings.sort(key=lambda f: (SEVERITIES.index(f.severity), f.code, f.paths, f.channel))
+    unused = corrections.unused((h.path, h.signals) for h in headers)
+
+    if len(reports) <= NIGHTS_SHOWN:
+        for night in reports:
+            print("\n".join(night_lines(night, tables)) + "\n")
+    print("\n".join(cohort_lines(reports, montage, sorted(excluded), tables)))
+    if unresolved is not None:
+        print(f"  {unresolved}")
+    if unused:
+        print(f"  notice: --overrides names what no file has: {', '.join(unused[:10])}")
+    print()
+    print("\n".join(finding_lines(findings)))
+
+    stages, sdb = Counter[str](), Counter[str]()
+    for night in good:
+        stages.update(night.stages)
+        sdb.update(night.sdb)
+    counts = Counter(finding.severity for finding in findings)
+    summary = {
+        "schema": SCHEMA,
+        "nights": len(good),
+        "clips": sum(night.n_clips for night in good),
+        "hours": sum(night.n_clips for night in good) * EPOCH_S / 3600,
+        "stages": dict(stages),
+        "sdb": dict(sdb),
+        "montage": {"name": montage.name, **{m.name: [slot.name for slot in m.slots] for m in montage.modalities}},
+        "minutes_read_per_night": N_WINDOWS * WINDOW_S / 60,
+        "findings_by_severity": {severity: counts[severity] for severity in SEVERITIES},
+        "findings_by_code": dict(Counter(finding.code for finding in findings)),
+        "failed": [{"path": str(night.path), "reason": night.failure} for night in reports if night.failure],
+        "annotations_only": sorted(excluded),
+        "left_out": [path for path in cohort.files if corrections.excludes(path)],
+        "participants_unknown": tables.unknown_recordings(files),
+        "overrides_unused": unused,
+        "montage_unresolved": unresolved,
+    }
+    if report is not None:
+        whole = {**summary, "files": [facts_of(night) for night in reports], "findings": findings}
+        try:
+            with replace_file(report) as file:
+                file.write((to_json(whole, indent=1) + "\n").encode())
+        except OSError as error:
+            raise SleepfmError(f"--json {report} cannot be written: {error.strerror or error}.") from None
+    status = int(len(good) < len(reports) or not good or unresolved is not None)
+    return {**summary, "report": None if report is None else str(report), "exit_status": status}
+
+
+def facts_of(night: NightReport) -> dict[str, Any]:
+    """Fields of a night without its findings, which stand with all the others."""
+    facts: dict[str, Any] = json.loads(to_json(night))
+    del facts["findings"]
+    return facts
+
+
+def examine(files: Sequence[Path], montage: Montage, request: Request, engine: Engine) -> list[NightReport]:
+    """Examine every file; one whose worker died is looked at again by itself, and reported if it dies again."""
+    reports: dict[Path, NightReport] = {}
+    progress = Progress("files", len(files))
+
+    def run(paths: Sequence[Path], *, alone: bool) -> None:
+        shared = (
+            montage,
+            request.labels,
+            request.events_scored,
+            request.corrections,
+            namesakes_of(files),
+            request.meanings,
+        )
+        arguments = [(p, *shared) for p in paths]
+        for night in in_parallel(inspect_night, arguments, engine, own_process=alone):
+            reports[night.path] = night
+            progress.step(failed=night.failure is not None)
+
+    try:
+        run(files, alone=False)
+    except WorkersLost:
+        for path in files:
+            if path not in reports:
+                try:
+                    run([path], alone=True)
+                except WorkersLost:
+                    reports[path] = failed(path, f"{path}: the process that read it died, perhaps for want of memory.")
+                    progress.step(failed=True)
+    finally:
+        progress.close()
+    return sorted(reports.values(), key=lambda night: night.path)

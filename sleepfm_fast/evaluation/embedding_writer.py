@@ -1,0 +1,370 @@
+"""Write a folder of embeddings or features batch by batch: ``.NAME.partial`` is filled in order, renamed when whole.
+
+A writer that is told what its numbers depend on keeps, in ``progress.json`` of that folder, how many clips are on the
+disk; another one that is told the same goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.cli.command import plain, say, to_json
+from sleepfm_fast.embeddings import COLUMNS, FORMAT, SPLITS, VERSION, Description, range_problem
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.storage.array_file import ArrayFile
+from sleepfm_fast.storage.atomic import remove_leftovers, synchronise, write_json
+from sleepfm_fast.storage.claims import claim_to_write
+
+__all__ = ["EmbeddingWriter"]
+
+PROGRESS = "progress.json"
+CHECKPOINT_S = 10.0
+"""At most so much work is lost to a kill; a checkpoint waits for the disk."""
+
+
+def _plain_array(values: Any) -> npt.NDArray[Any]:
+    """Return NumPy values of an array or of a tensor of any float type on any device."""
+    if hasattr(values, "detach"):
+        values = values.detach()
+        values = (values.float() if values.is_floating_point() else values).cpu().numpy()
+    return np.asarray(values)
+
+
+class EmbeddingWriter:
+    """Write an embeddings folder batch by batch, in clip order, with memory for one batch.
+
+    Parameters
+    ----------
+    path : path
+        The folder to make; it must not exist (an empty folder is taken).
+    n_clips : int
+        Clips that will be appended.
+    modalities : sequence of str
+        Names along axis 1, in the order respiratory, brain, ecg.
+    dim : int
+        Length of one embedding; of features, the largest number of names.
+    features : mapping of str to sequence of str, optional
+        Names of every modality's features: the folder then holds features, which are not normalised.
+    overwrite : bool
+        Let a finished embeddings folder stand at ``path``: it is replaced by :meth:`finish`, not before. Any other
+        folder is refused all the same.
+    key : mapping, optional
+        Everything that the vectors depend on, as JSON. What a writer with the same key left unfinished is then kept,
+        and so is what this one leaves; without a key nothing is.
+
+    Attributes
+    ----------
+    n_written : int
+        Clips so far; above 0 from the start where a writer goes on.
+
+    Raises
+    ------
+    SleepfmError
+        When the folder exists, another process is writing it, or the disk refuses.
+
+    Examples
+    --------
+    >>> with EmbeddingWriter(path, n_clips, modalities, dim) as writer:  # doctest: +SKIP
+    ...     for x, mask in batches:
+    ...         writer.append(x, mask)
+    ...     writer.finish(columns, description)
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        n_clips: int,
+        modalities: Sequence[str],
+        dim: int,
+        *,
+        features: Mapping[str, Sequence[str]] | None = None,
+        overwrite: bool = False,
+        key: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = Path(path).resolve()
+        self.modalities = tuple(modalities)
+        self.n_clips, self.dim = int(n_clips), int(dim)
+        self.n_written = 0
+        if self.n_clips < 1 or self.dim < 1 or not self.modalities:
+            raise ValueError(
+                f"an embeddings folder needs at least one clip, modality and dimension; got {n_clips} clips, "
+                f"modalities {self.modalities}, dim {dim}"
+            )
+        self.features = None if features is None else {m: tuple(features[m]) for m in self.modalities}
+        if self.features is not None:
+            widths = [len(names) for names in self.features.values()]
+            if max(widths) != self.dim or min(widths) < 1:
+                raise ValueError(f"the modalities have {widths} features; the largest must be dim = {self.dim}")
+        self.partial = self.path.with_name(f".{self.path.name}.partial")
+        shape = (self.n_clips, len(self.modalities))
+        self.key = None if key is None else {**plain(dict(key)), "shape": [*shape, self.dim]}
+        self._claim = claim_to_write(self.path)
+        self._open = True
+        self._files: dict[str, ArrayFile] = {}
+        try:
+            self._refuse(overwrite=overwrite)
+            kept = self._kept()
+            for name, dtype, of in (("embeddings", "float32", (*shape, self.dim)), ("mask", "bool", shape)):
+                self._files[name] = ArrayFile(self.partial / f"{name}.npy", dtype, of, kept.get("clips", 0))
+            if kept and {name: file.digest() for name, file in self._files.items()} != kept["digests"]:
+                raise SleepfmError(
+                    f"{self.partial} is damaged: it does not hold what was written. Remove it and start anew."
+                )
+        except OSError as error:
+            self._release()
+            raise SleepfmError(f"{self.partial} cannot be written: {error.strerror or error}.") from error
+        except BaseException:
+            self._release()
+            raise
+        self.n_written = kept.get("clips", 0)
+        self._saved_s = time.monotonic()
+        if self.n_written:
+            say(
+                f"going on: {self.n_written} of {counted(self.n_clips, 'clip')} "
+                f"{agreeing(self.n_written, 'was', 'were')} finished before."
+            )
+
+    def _refuse(self, *, overwrite: bool) -> None:
+        """Refuse to write where anything stands that is not to be replaced."""
+        free = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
+        if not free and not (overwrite and (self.path / "embeddings.json").is_file()):
+            if overwrite:
+                raise SleepfmError(f"{self.path} is not an embeddings folder and is not overwritten. Give another.")
+            raise SleepfmError(f"{self.path} exists and is not overwritten. Give another folder, or add --overwrite.")
+
+    def _kept(self) -> dict[str, Any]:
+        """What an unfinished writer with the same key left: clips and digests; anything else is removed."""
+        self.partial.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.partial)  # of a checkpoint that a kill cut off
+        try:
+            found: dict[str, Any] = json.loads((self.partial / PROGRESS).read_text(encoding="utf-8"))
+            if self.key is not None and found["key"] == self.key:
+                return found
+            differ = sorted(name for name, value in (self.key or {}).items() if found["key"].get(name) != value)
+            say(
+                f"notice: {counted(found['clips'], 'clip')} that an unfinished run left in {self.partial} "
+                f"{agreeing(found['clips'], 'was', 'were')} made otherwise ({', '.join(differ) or 'in another way'}); "
+                "starting anew."
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # no writer got so far as to keep anything
+        for leftover in self.partial.iterdir():
+            leftover.unlink()
+        return {}
+
+    def _checkpoint(self) -> None:
+        """Bring what was appended to the disk, then say so in ``progress.json``."""
+        for file in self._files.values():
+            file.synchronise()
+        digests = {name: file.digest() for name, file in self._files.items()}
+        write_json(self.partial / PROGRESS, {"key": self.key, "clips": self.n_written, "digests": digests})
+        self._saved_s = time.monotonic()
+
+    def append(self, embeddings: Any, mask: Any = None) -> None:
+        """Add the next clips: embeddings are normalised here to unit length in float64, features stay as they are.
+
+        Parameters
+        ----------
+        embeddings : array or tensor [B, M, D] of any float type
+            Not necessarily normalised; what stands where ``mask`` is false is ignored. Features may be NaN.
+        mask : array or tensor of bool [B, M], optional
+            Modalities present; all by default.
+
+        Raises
+        ------
+        ValueError
+            For a wrong shape or more clips than announced.
+        SleepfmError
+            For a present embedding that is zero, infinite or NaN, a feature that is infinite, or a disk that refuses.
+        """
+        x = _plain_array(embeddings).astype(np.float64)
+        n = x.shape[0] if x.ndim else 0
+        expected = (n, len(self.modalities), self.dim)
+        if x.shape != expected:
+            raise ValueError(f"append got embeddings of shape {x.shape}; expected [B, {expected[1]}, {expected[2]}]")
+        present = np.ones(expected[:2], bool) if mask is None else _plain_array(mask).astype(bool)
+        if present.shape != expected[:2]:
+            raise ValueError(f"append got a mask of shape {present.shape}; expected {expected[:2]}")
+        if self.n_written + n > self.n_clips:
+            raise ValueError(f"append got clip {self.n_written + n} of {self.n_clips} announced")
+        x[~present] = np.nan
+        x = self._unit(x, present) if self.features is None else self._measured(x, self.features)
+        try:
+            self._files["embeddings"].write(x.astype(np.float32))
+            self._files["mask"].write(present)
+            self.n_written += n
+            if self.key is not None and time.monotonic() - self._saved_s > CHECKPOINT_S:
+                self._checkpoint()
+        except OSError as error:
+            raise self._disk_error(error) from error
+
+    def _unit(self, x: npt.NDArray[np.float64], present: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        """Divide present embeddings by their lengths."""
+        norm = np.sqrt(np.einsum("bmd,bmd->bm", x, x))
+        bad = present & ~((norm > 0) & np.isfinite(norm))
+        if bad.any():
+            clip, modality = np.argwhere(bad)[0]
+            raise SleepfmError(
+                f"the {self.modalities[modality]} embedding of clip {self.n_written + clip} has length "
+                f"{norm[clip, modality]:g} and cannot be normalised. The model's weights or this clip's input are not "
+                "finite; look at the run's metrics.jsonl, or embed from an earlier checkpoint."
+            )
+        unit: npt.NDArray[np.float64] = x / norm[:, :, None]
+        return unit
+
+    def _measured(self, x: npt.NDArray[np.float64], features: Mapping[str, Sequence[str]]) -> npt.NDArray[np.float64]:
+        """Empty the places beyond each modality's features; a feature is a finite float32 or NaN."""
+        for modality, names in enumerate(features.values()):
+            x[:, modality, len(names) :] = np.nan
+        bad = np.abs(x) > np.finfo(np.float32).max
+        if bad.any():
+            clip, modality, column = np.argwhere(bad)[0]
+            raise SleepfmError(
+                f"the feature '{features[self.modalities[modality]][column]}' of clip {self.n_written + clip} is "
+                f"{x[clip, modality, column]:g}, which is no measurement. Look at the channel with `preprocess "
+                "--inspect`, and report it where the channel is sound."
+            )
+        return x
+
+    def finish(self, columns: Mapping[str, Any], description: Description) -> Path:
+        """Write the columns and ``embeddings.json`` and give the folder its name.
+
+        Parameters
+        ----------
+        columns : mapping of str to array [n_clips]
+            Exactly the names in :data:`COLUMNS`; splits are indices into :data:`SPLITS`.
+        description : Description
+            Names and provenance.
+
+        Returns
+        -------
+        Path
+            The finished folder.
+
+        Raises
+        ------
+        ValueError
+            For missing clips or columns, indices out of range, or a subject in two splits without ``overlap``.
+        """
+        if self.n_written != self.n_clips:
+            raise ValueError(
+                f"{counted(self.n_written, 'clip was', 'clips were')} appended; {counted(self.n_clips, 'was', 'were')} "
+                "announced"
+            )
+        arrays = _checked_columns(columns, self.n_clips, description)
+        try:
+            if self.key is not None:
+                self._checkpoint()
+            digests = {f"{name}.npy": file.close() for name, file in self._files.items()}
+            for name, values in arrays.items():
+                file = ArrayFile(self.partial / f"{name}.npy", COLUMNS[name], (self.n_clips,))
+                file.write(values)
+                digests[f"{name}.npy"] = file.close()
+            record = {
+                "format": FORMAT,
+                "version": VERSION,
+                "n_clips": self.n_clips,
+                "modalities": self.modalities,
+                "dim": self.dim,
+                "kind": "embedding" if self.features is None else "feature",
+                "features": self.features or {},
+                **asdict(description),
+                "blake2b_128": digests,
+            }
+            with (self.partial / "embeddings.json").open("w", encoding="utf-8") as out:
+                out.write(to_json(record, indent=1) + "\n")
+                out.flush()
+                os.fsync(out.fileno())
+            synchronise(self.partial)
+            old = self.path.with_name(f".{self.path.name}.replaced")
+            if (self.path / "embeddings.json").is_file():  # allowed by overwrite
+                shutil.rmtree(old, ignore_errors=True)
+                self.path.rename(old)
+            self.partial.rename(self.path)
+            # Last: killed before the rename, the next writer must still find it.
+            (self.path / PROGRESS).unlink(missing_ok=True)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise self._disk_error(error) from error
+        self._release()
+        return self.path
+
+    def _disk_error(self, error: OSError) -> SleepfmError:
+        kept = (self.partial / PROGRESS).exists()
+        then = " What is on the disk is kept: the same command goes on from there." if kept else ""
+        return SleepfmError(
+            f"writing {self.partial} failed: {error.strerror or error}. Free space or give another folder.{then}"
+        )
+
+    def _release(self) -> None:
+        if self._open:
+            self._open = False
+            for file in self._files.values():
+                file.abandon()
+            self._claim.release()
+
+    def __enter__(self) -> EmbeddingWriter:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Keep what was written for the next writer, if this one has a key, unless :meth:`finish` gave it its name."""
+        if not self._open:
+            return
+        if self.key is not None and self.n_written:
+            with suppress(OSError, ValueError):  # a full disk, or files that are closed: the last checkpoint counts
+                self._checkpoint()
+        if not (self.partial / PROGRESS).exists():
+            shutil.rmtree(self.partial, ignore_errors=True)
+        self._release()
+        if kind is None:
+            raise ValueError(f"the writer of {self.path} was closed before finish(); nothing was kept")
+
+
+def _checked_columns(columns: Mapping[str, Any], n_clips: int, description: Description) -> dict[str, npt.NDArray[Any]]:
+    if set(columns) != set(COLUMNS):
+        raise ValueError(f"columns are {sorted(columns)}; expected {sorted(COLUMNS)}")
+    n_subjects = len(description.subjects)
+    if len(description.ages) != n_subjects or len(description.sexes) != n_subjects:
+        raise ValueError(
+            f"{counted(n_subjects, 'subject has', 'subjects have')} {counted(len(description.ages), 'age')} and "
+            f"{counted(len(description.sexes), 'sex', 'sexes')}; "
+            "expected one of each a subject (None where unknown)"
+        )
+    if len(description.recording_ages) not in (0, len(description.recordings)):
+        raise ValueError(
+            f"{counted(len(description.recordings), 'recording has', 'recordings have')} "
+            f"{counted(len(description.recording_ages), 'age')}; expected one each, or none at all"
+        )
+    arrays = {}
+    for name, dtype in COLUMNS.items():
+        values = np.asarray(columns[name])
+        if values.shape != (n_clips,):
+            raise ValueError(f"column {name} has shape {values.shape}; expected ({n_clips},)")
+        problem = range_problem(name, values, n_subjects, len(description.recordings))
+        if problem:
+            raise ValueError(problem)
+        arrays[name] = values.astype(dtype)
+    if not description.overlap:
+        pairs = np.unique(arrays["subject"].astype(np.int64) * len(SPLITS) + arrays["split"]) // len(SPLITS)
+        shared = pairs[1:][pairs[1:] == pairs[:-1]]
+        if shared.size:
+            raise ValueError(
+                f"subject {description.subjects[int(shared[0])]} is in more than one split, but overlap is False"
+            )
+    return arrays

@@ -1,0 +1,93 @@
+"""The finished points of a few-shot curve in a file beside the result, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sleepfm_fast.cli.command import plain, to_json
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.storage.atomic import named_errors
+
+__all__ = ["Points", "partial_path"]
+
+FORMAT = "sleepfm_fast few-shot points 1"
+
+
+def partial_path(result: Path) -> Path:
+    """Name the file of a result that is not finished."""
+    result = result.resolve()
+    return result.with_name(f"{result.name}.partial.jsonl")
+
+
+class Points:
+    """Points by (subjects, replicate): one line of JSON each after a first line that says what they belong to.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it is made with the first point.
+    key : mapping
+        Everything that a point depends on but its own place in the curve.
+
+    Raises
+    ------
+    SleepfmError
+        When the file holds points of something else, or is not such a file.
+    """
+
+    def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
+        self.path, self.key = path, plain(dict(key))
+        self._points: dict[tuple[int, int], dict[str, Any]] = {}
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        remedy = "Remove it to start anew, or add --overwrite."
+        whole, _, torn = self.path.read_bytes().rpartition(b"\n")
+        try:
+            head, *points = [json.loads(line) for line in whole.decode().splitlines()] or [None]
+            if head is not None and head["format"] != FORMAT:
+                raise ValueError(f"its format is '{head['format']}', expected '{FORMAT}'")
+            self._points = {(p["subjects"], p["replicate"]): p for p in points}
+        except (ValueError, KeyError, TypeError) as error:
+            raise SleepfmError(
+                f"{self.path} does not hold the points of a few-shot curve ({error}). {remedy}"
+            ) from None
+        if head is not None and head["key"] != self.key:
+            differ = ", ".join(
+                f"{name} ({head['key'].get(name)} there, {value} now)"
+                for name, value in self.key.items()
+                if head["key"].get(name) != value and name != "embeddings"
+            )
+            raise SleepfmError(
+                f"{self.path} holds points of another experiment; it differs in {differ or 'the embeddings'}. {remedy}"
+            )
+        if torn or head is None:
+            # A run killed while it wrote: what was written last is cut off.
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole) + 1 if head is not None else 0)
+
+    def __len__(self) -> int:
+        """Return the number of finished points."""
+        return len(self._points)
+
+    def get(self, subjects: int, replicate: int) -> dict[str, Any] | None:
+        """Return a finished point."""
+        return self._points.get((subjects, replicate))
+
+    def add(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a point, on the disk before this returns, and return it as it will be read."""
+        kept: dict[str, Any] = json.loads(to_json(dict(point)))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with named_errors(self.path), self.path.open("ab") as file:
+            if file.tell() == 0:
+                file.write((to_json({"format": FORMAT, "key": self.key}) + "\n").encode())
+            file.write((to_json(kept) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._points[kept["subjects"], kept["replicate"]] = kept
+        return kept

@@ -1,0 +1,93 @@
+"""A few-shot curve over its replicates: mean and 95 % interval at every number of subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sleepfm_fast.cli.command import say
+
+__all__ = ["mean_interval", "say_curve", "summarise"]
+
+FIGURES = ("auroc", "auprc", "f1")
+
+
+def mean_interval(values: Sequence[float | None]) -> dict[str, Any]:
+    """Return the mean of replicates and its 95 % interval by Student's t, cut at 0 and 1.
+
+    Student's t takes the replicates for independent. They are draws of k from the same N training subjects: as k nears
+    N they share most subjects and the interval shrinks towards nothing, which is not precision. It is the spread of
+    the draw within this cohort, small numbers of subjects being those where it is near that between cohorts.
+
+    Parameters
+    ----------
+    values : sequence of float or None
+        One figure of each replicate; None where it has none is left out and seen in ``n``.
+
+    Returns
+    -------
+    dict
+        ``mean``, ``low``, ``high`` and ``n``; the limits are None for fewer than two values.
+    """
+    known = np.array([v for v in values if v is not None], np.float64)
+    if not known.size:
+        return {"mean": None, "low": None, "high": None, "n": 0}
+    mean = float(known.mean())
+    if known.size == 1:
+        return {"mean": mean, "low": None, "high": None, "n": 1}
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, known.size - 1) * known.std(ddof=1) / np.sqrt(known.size))
+    return {"mean": mean, "low": max(mean - half, 0.0), "high": min(mean + half, 1.0), "n": int(known.size)}
+
+
+def summarise(curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average the replicates of every number of subjects.
+
+    Parameters
+    ----------
+    curve : sequence of dict
+        Points with ``subjects``, ``n_clips``, ``macro``, ``macro_absent_at_chance`` and ``classes``.
+
+    Returns
+    -------
+    list of dict
+        One a number of subjects, ascending, with :func:`mean_interval` of each figure.
+    """
+    rows = []
+    for n in sorted({point["subjects"] for point in curve}):
+        here = [point for point in curve if point["subjects"] == n]
+        rows.append(
+            {
+                "subjects": n,
+                "n_replicates": len(here),
+                "mean_clips": float(np.mean([p["n_clips"] for p in here])),
+                **{
+                    kind: {f: mean_interval([p[kind][f] for p in here]) for f in FIGURES}
+                    for kind in ("macro", "macro_absent_at_chance")
+                },
+                "classes": {
+                    name: {f: mean_interval([p["classes"][name][f] for p in here]) for f in FIGURES}
+                    for name in here[0]["classes"]
+                },
+            }
+        )
+    return rows
+
+
+def _cell(entry: dict[str, Any]) -> str:
+    if entry["mean"] is None:
+        return f"{'-':<21}"
+    limits = "" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]"
+    words = f"{entry['mean']:.3f}{limits}"
+    return f"{words:<21}"
+
+
+def say_curve(rows: Sequence[dict[str, Any]]) -> None:
+    """Print one line a number of subjects; classes that a draw lacks count at chance."""
+    say(f"{'subjects':>8}{'draws':>7}{'clips':>9}  {'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}")
+    for row in rows:
+        cells = "".join(_cell(row["macro_absent_at_chance"][f]) for f in FIGURES)
+        say(f"{row['subjects']:>8}{row['n_replicates']:>7}{row['mean_clips']:>9.0f}  {cells}".rstrip())

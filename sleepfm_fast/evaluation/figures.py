@@ -1,0 +1,201 @@
+"""The figures of a classifier on held-out clips: per class against the rest, macro, intervals over subjects."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.cli.command import say
+
+if TYPE_CHECKING:
+    from sleepfm_fast.evaluation.metrics import Interval
+    from sleepfm_fast.evaluation.tasks import Task
+
+__all__ = ["Resampled", "cell", "evaluate", "macro_of", "resample", "say_table"]
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Every figure of a classifier on all test clips, first, and in each resample of subjects.
+
+    Attributes
+    ----------
+    auroc, auprc : dict of int to float64 [1 + B]
+        By class; the classes that cannot be scored are missing.
+    f1 : float64 [1 + B, K]
+    macro_f1, accuracy, cohen_kappa : float64 [1 + B]
+    confusion : int64 [K, K]
+    notes : dict of int to str
+        Why a class is missing.
+    """
+
+    auroc: dict[int, npt.NDArray[np.float64]]
+    auprc: dict[int, npt.NDArray[np.float64]]
+    f1: npt.NDArray[np.float64]
+    macro_f1: npt.NDArray[np.float64]
+    accuracy: npt.NDArray[np.float64]
+    cohen_kappa: npt.NDArray[np.float64]
+    confusion: npt.NDArray[np.int64]
+    notes: dict[int, str]
+
+
+def resample(
+    scores: npt.NDArray[np.floating[Any]],
+    trained: npt.NDArray[np.int8],
+    labels: npt.NDArray[np.int8],
+    group: npt.NDArray[np.int64],
+    draws: npt.NDArray[np.int32],
+    task: Task,
+    *,
+    progress: bool = True,
+) -> Resampled:
+    """Compute every figure under every resample of subjects.
+
+    Parameters
+    ----------
+    scores, trained, labels, task, progress
+        As for :func:`evaluate`.
+    group : int64 [n]
+        Column of ``draws`` of each clip's subject.
+    draws : int32 [B, S]
+        From :func:`sleepfm_fast.evaluation.metrics.bootstrap_subjects`.
+    """
+    from tqdm import tqdm
+
+    from sleepfm_fast.evaluation import metrics
+
+    n_subjects = draws.shape[1]
+    # The first row is all test clips once: the point estimates come from the same sweep as the resamples.
+    weights = np.vstack([np.ones((1, n_subjects), np.int32), draws])
+    confusion = metrics.confusion_by_subject(labels, trained[scores.argmax(1)], group, len(task.names), n_subjects)
+    auroc, auprc, notes = {}, {}, {}
+    for k in tqdm(task.scored, desc="bootstrap", unit="class", file=sys.stderr, disable=not progress):
+        positive = labels == k
+        if k not in trained:
+            notes[k] = "absent from the training clips, so it is never predicted"
+        elif not positive.any():
+            notes[k] = "absent from the test clips"
+        elif positive.all():
+            notes[k] = "the only class of the test clips"
+        else:
+            score = scores[:, list(trained).index(k)]
+            auroc[k], auprc[k] = metrics.bootstrap_curves(positive, score, group, weights)
+            # Where every drawn clip is of the class, precision is 1 whatever the scores: no figure, as for AUROC.
+            auprc[k][np.isnan(auroc[k])] = np.nan
+    return Resampled(
+        auroc, auprc, **metrics.confusion_curves(confusion, weights), confusion=confusion.sum(0), notes=notes
+    )
+
+
+def macro_of(
+    of_class: Mapping[int, npt.NDArray[np.float64]], n_resamples: int, classes: Iterable[int] | None = None
+) -> npt.NDArray[np.float64]:
+    """Average a figure over classes, on all clips and in each resample: float64 [1 + n_resamples].
+
+    A resample that lacks one of the classes has no macro value: over other classes it would be another figure.
+    """
+    rows = [of_class[k] for k in (of_class if classes is None else classes)]
+    mean: npt.NDArray[np.float64] = np.mean(rows, axis=0) if rows else np.full(1 + n_resamples, np.nan)
+    return mean
+
+
+def evaluate(
+    scores: npt.NDArray[np.floating[Any]],
+    trained: npt.NDArray[np.int8],
+    labels: npt.NDArray[np.int8],
+    subject: npt.NDArray[np.int32],
+    task: Task,
+    bootstraps: int,
+    seed: int,
+    *,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Score a classifier on test clips; classes without a figure get null and a note.
+
+    Parameters
+    ----------
+    scores : float [n, len(trained)]
+        One column a class that the classifier knows, any increasing function of its probability. The predicted class is
+        that of the largest.
+    trained : int8 [k]
+        Class of each column, ascending.
+    labels : int8 [n]
+        True class of every clip.
+    subject : int32 [n]
+        Whose clip it is; intervals are bootstrapped over subjects.
+    task : Task
+        Names the classes and says which of them are scored.
+    bootstraps, seed : int
+        Resamples of subjects, and what draws them.
+    progress : bool
+        Show a bar over the classes.
+
+    Returns
+    -------
+    dict
+        ``classes`` (name -> n_test, prevalence, auroc, auprc, f1, note), ``macro``, ``accuracy``, ``cohen_kappa``,
+        ``confusion``; intervals as :class:`sleepfm_fast.evaluation.metrics.Interval`.
+    """
+    from sleepfm_fast.evaluation import metrics
+
+    subjects, group = np.unique(subject, return_inverse=True)
+    draws = metrics.bootstrap_subjects(len(subjects), bootstraps, seed)
+    found = resample(scores, trained, labels, group, draws, task, progress=progress)
+
+    def interval(values: npt.NDArray[np.float64]) -> Interval:
+        return metrics.percentile_interval(float(values[0]), values[1:], len(subjects))
+
+    classes: dict[str, Any] = {}
+    for k in task.scored:
+        positive = labels == k
+        entry: dict[str, Any] = {"n_test": int(positive.sum()), "prevalence": float(positive.mean())}
+        if k in found.notes:
+            entry |= {"auroc": metrics.NO_VALUE, "auprc": metrics.NO_VALUE, "note": found.notes[k]}
+        else:
+            entry |= {"auroc": interval(found.auroc[k]), "auprc": interval(found.auprc[k])}
+        entry["f1"] = interval(found.f1[:, k])
+        classes[task.names[k]] = entry
+    return {
+        "classes": classes,
+        "macro": {
+            "n_classes": len(found.auroc),
+            "auroc": interval(macro_of(found.auroc, bootstraps)),
+            "auprc": interval(macro_of(found.auprc, bootstraps)),
+            "f1": interval(found.macro_f1 if len(task.scored) > 1 else found.f1[:, task.scored[0]]),
+        },
+        "accuracy": interval(found.accuracy),
+        "cohen_kappa": interval(found.cohen_kappa),
+        "confusion": {
+            "rows_true_columns_predicted": task.names,
+            "counts": found.confusion,
+            "n_clips": len(labels),
+        },
+    }
+
+
+def cell(interval: Interval) -> str:
+    """Format a figure with its interval for a table, 21 characters wide."""
+    if interval.value is None:
+        return f"{'-':<21}"
+    limits = "" if interval.low is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{f'{interval.value:.3f}{limits}':<21}"
+
+
+def say_table(result: dict[str, Any]) -> None:
+    """Print what :func:`evaluate` returned."""
+    say(f"{'class':<7}{'clips':>8}{'prev.':>7}  {'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}")
+    for name, entry in result["classes"].items():
+        figures = "".join(cell(entry[f]) for f in ("auroc", "auprc", "f1"))
+        say(f"{name:<7}{entry['n_test']:>8}{entry['prevalence']:>7.3f}  {figures}{entry.get('note', '')}".rstrip())
+    macro = result["macro"]
+    say(f"{'macro':<22}  {''.join(cell(macro[f]) for f in ('auroc', 'auprc', 'f1'))}".rstrip())
+    say(f"accuracy {cell(result['accuracy']).strip()}  Cohen's kappa {cell(result['cohen_kappa']).strip()}")
+    names, counts = result["confusion"]["rows_true_columns_predicted"], result["confusion"]["counts"]
+    say("true \\ predicted" + "".join(f"{n:>9}" for n in names))
+    for name, row in zip(names, counts, strict=True):
+        say(f"{name:<16}" + "".join(f"{int(n):>9}" for n in row))

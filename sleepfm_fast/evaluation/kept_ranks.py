@@ -1,0 +1,79 @@
+"""Ranks of finished pairs of modalities, kept beside a result that is not whole yet, so that a killed run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.evaluation.scopes import Ranked
+from sleepfm_fast.storage.atomic import replace_file
+
+if TYPE_CHECKING:
+    from sleepfm_fast.embeddings import Embeddings
+
+__all__ = ["KeptRanks"]
+
+Pair = tuple[str, str]
+
+
+class KeptRanks:
+    """One file a pair in the hidden folder ``.RESULT.partial/``: the fields of :class:`Ranked`, int64 [4, n].
+
+    A file's name holds a digest of all that its ranks depend on, so that those of other embeddings, clips or another
+    scope are never taken.
+
+    Parameters
+    ----------
+    result : Path, optional
+        The result folder; without it nothing is kept.
+    embeddings : Embeddings
+    chosen : dict of (str, str) to int64 [n]
+        The clips of every pair.
+    scope : str
+    """
+
+    def __init__(
+        self, result: Path | None, embeddings: Embeddings, chosen: dict[Pair, npt.NDArray[np.int64]], scope: str
+    ) -> None:
+        self.folder = result.resolve().with_name(f".{result.resolve().name}.partial") if result is not None else None
+        self._names = {}
+        for pair, clips in chosen.items():
+            digest = hashlib.blake2b(json.dumps([embeddings.digests, pair, scope]).encode(), digest_size=16)
+            digest.update(np.ascontiguousarray(clips, "<i8").data)
+            self._names[pair] = f"{'_'.join(pair)}-{digest.hexdigest()}.npy"
+        if self.folder is not None and self.folder.is_dir():
+            for file in self.folder.iterdir():
+                if file.name not in self._names.values():  # of other options, or left by a killed writer
+                    file.unlink()
+
+    def get(self, pair: Pair) -> Ranked | None:
+        """The ranks of a pair that an earlier run has finished, or None."""
+        if self.folder is None:
+            return None
+        try:
+            fields = np.load(self.folder / self._names[pair], allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return Ranked(*fields) if fields.dtype == np.int64 and fields.ndim == 2 and len(fields) == 4 else None
+
+    def keep(self, pair: Pair, ranked: Ranked) -> None:
+        """Write the ranks of a pair, on the disk before this returns."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fields = np.stack([ranked.clips, ranked.forward, ranked.backward, ranked.n_candidates])
+        with replace_file(self.folder / self._names[pair]) as file:
+            np.save(file, fields, allow_pickle=False)
+
+    def remove(self) -> None:
+        """Forget them, once the result is whole."""
+        if self.folder is not None:
+            with suppress(OSError):
+                shutil.rmtree(self.folder)

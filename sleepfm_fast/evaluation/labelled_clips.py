@@ -1,0 +1,126 @@
+"""The clips of one side of the split that a classifier can use: labelled, and with every modality it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.tasks import TASKS, labels_of
+
+if TYPE_CHECKING:
+    from sleepfm_fast.embeddings import Embeddings
+
+__all__ = ["LabelledClips", "labelled_clips", "modalities_of"]
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """The clips that can be used, and how many could not.
+
+    Attributes
+    ----------
+    clips : int64 [n]
+        Rows of the embeddings folder, ascending.
+    labels : int8 [n]
+        Class of each, as of :func:`sleepfm_fast.evaluation.tasks.labels_of`; none is -1.
+    subject : int32 [n]
+        Whose clip it is.
+    n_unlabelled, n_lacking_modality : int
+        Clips of the side without a label, and labelled ones that lack a modality.
+    """
+
+    clips: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int8]
+    subject: npt.NDArray[np.int32]
+    n_unlabelled: int
+    n_lacking_modality: int
+
+    def __len__(self) -> int:
+        """Return the number of clips that can be used."""
+        return len(self.clips)
+
+    def of(self, which: npt.NDArray[Any]) -> LabelledClips:
+        """Keep some of the clips, given by a mask or by ascending places."""
+        return LabelledClips(
+            self.clips[which], self.labels[which], self.subject[which], self.n_unlabelled, self.n_lacking_modality
+        )
+
+    def counts(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return clips, subjects, what was dropped and the clips of each class, by name."""
+        return {
+            "n_clips": len(self.clips),
+            "n_subjects": len(np.unique(self.subject)),
+            "n_dropped_unlabelled": self.n_unlabelled,
+            "n_dropped_lacking_modality": self.n_lacking_modality,
+            "class_counts": dict(zip(names, np.bincount(self.labels, minlength=len(names)).tolist(), strict=True)),
+        }
+
+
+def modalities_of(embeddings: Embeddings, modality: str) -> tuple[str, ...]:
+    """Resolve ``--modality``: every modality of the folder, in its order, or one that it has."""
+    if modality == "all":
+        return embeddings.modalities
+    if modality not in embeddings.modalities:
+        raise SleepfmError(
+            f"{embeddings.path} has no {modality} embeddings; it has {', '.join(embeddings.modalities)}."
+        )
+    return (modality,)
+
+
+def labelled_clips(
+    embeddings: Embeddings, splits: tuple[str, ...], task: str, modalities: tuple[str, ...]
+) -> LabelledClips:
+    """Choose the clips of some splits that have a label and every modality.
+
+    Parameters
+    ----------
+    embeddings : Embeddings
+    splits : tuple of {"train", "validation", "test"}
+    task : str
+        A key of :data:`sleepfm_fast.evaluation.tasks.TASKS`.
+    modalities : tuple of str
+        Those that the classifier reads.
+
+    Raises
+    ------
+    SleepfmError
+        When no clip is left; the sentence says which condition took the last ones.
+    """
+    clips = embeddings.clips_of(*splits)
+    side = " or ".join(splits)
+    if not clips.size:
+        sizes = ", ".join(f"{s} {embeddings.clips_of(s).size}" for s in ("train", "validation", "test"))
+        raise SleepfmError(
+            f"{embeddings.path} has no {side} subjects (clips: {sizes}; split rule: "
+            f"{embeddings.description.split_rule}). The probe fits on training subjects and is tested on test "
+            "subjects; embed a store with more subjects."
+        )
+    labels = labels_of(embeddings, task, clips)
+    labelled = labels >= 0
+    if not labelled.any():
+        raise SleepfmError(
+            f"none of the {clips.size} {side} clips of {embeddings.path} has a label for --task {task} "
+            f"({TASKS[task].labels}). {TASKS[task].remedy}, or choose another task."
+        )
+    columns = [embeddings.modalities.index(m) for m in modalities]
+    whole = np.asarray(embeddings.mask)[clips][:, columns].all(1)
+    use = labelled & whole
+    if not use.any():
+        raise SleepfmError(
+            f"none of the {int(labelled.sum())} labelled {side} clips has all of {', '.join(modalities)}. "
+            "Probe a single modality with --modality."
+        )
+    lacking = int((labelled & ~whole).sum())
+    if lacking:
+        say(
+            f"notice: {lacking} of {int(labelled.sum())} labelled {side} clips lack one of {', '.join(modalities)} "
+            "and are left out; --modality NAME uses every clip that has that one."
+        )
+    kept = clips[use]
+    return LabelledClips(kept, labels[use], np.asarray(embeddings.subject[kept]), int((~labelled).sum()), lacking)

@@ -1,0 +1,300 @@
+"""A classifier's class of every clip as files that other software reads: tables, EDF+ hypnograms, a night's figures.
+
+::
+
+    PREDICTIONS/
+      predictions.json     what made them, columns, counts; written last
+      predictions.csv      a row a clip: subject, recording, onset_s, duration_s, predicted, p_CLASS of each, scored
+      nights.csv           of sleep stages, a row a night: the figures of :func:`night_figures`
+      hypnograms/          of sleep stages, a night each: NAME-Hypnogram.edf (EDF+) and NAME-hypnogram.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.cli.command import plain, say, to_json
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.scoring.stages import EPOCH_S
+from sleepfm_fast.storage.atomic import remove_leftovers_of, replace_folder
+from sleepfm_fast.storage.claims import claim_to_write
+
+__all__ = ["Predicted", "claimed_predictions", "edf_hypnogram", "night_figures", "starts_of", "write_predictions"]
+
+FILE = "predictions.json"
+NIGHT_COLUMNS = (
+    *("epochs", "epochs_without_prediction", "time_in_bed_min", "total_sleep_time_min", "sleep_efficiency_percent"),
+    *("sleep_latency_min", "rem_latency_min", "wake_after_sleep_onset_min"),
+    *("w_min", "n1_min", "n2_min", "n3_min", "r_min", "n1_percent", "n2_percent", "n3_percent", "r_percent"),
+)
+RECORD_BYTES = 60_000
+"""An EDF data record should not be larger than 61,440 bytes."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Clips and what a classifier says of them.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Class of each column of ``probability``.
+    probability : float64 [n, k]
+        NaN throughout where nothing could be said of a clip.
+    recording, subject : int [n]
+        Index ``recordings`` and ``subjects``.
+    onset_s : float64 [n]
+        From the recording's start.
+    scored : int8 [n]
+        The scorer's class as an index of ``all_names``, -1 where there is none.
+    all_names : tuple of str
+        Every class of the task, those that were never trained too.
+    """
+
+    names: tuple[str, ...]
+    probability: npt.NDArray[np.float64]
+    recording: npt.NDArray[Any]
+    subject: npt.NDArray[Any]
+    onset_s: npt.NDArray[np.float64]
+    scored: npt.NDArray[Any]
+    all_names: tuple[str, ...]
+    recordings: Sequence[str]
+    subjects: Sequence[str]
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Clips of which something is said."""
+        known: npt.NDArray[np.bool_] = np.asarray(np.isfinite(self.probability).all(axis=1))
+        return known
+
+    @property
+    def words(self) -> list[str]:
+        """The most probable class of every clip, empty where there is none."""
+        known = self.known
+        best = np.where(known[:, None], self.probability, 0.0).argmax(axis=1)
+        return [self.names[k] if there else "" for k, there in zip(best.tolist(), known.tolist(), strict=True)]
+
+
+def starts_of(store: Path, recordings: Iterable[str]) -> dict[str, datetime]:
+    """When recordings of a store started, of those whose records can be read and say it."""
+    found: dict[str, datetime] = {}
+    for name in recordings:
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            record = json.loads((store / "recordings" / f"{name}.json").read_text(encoding="utf-8"))
+            found[name] = datetime.fromisoformat(record["start"])
+    return found
+
+
+def refuse_predictions(path: Path, *, overwrite: bool) -> None:
+    """Refuse, before any work, a folder that stands already, or anything else of that name."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise SleepfmError(f"{path} exists and is not overwritten. Give another folder, or add --overwrite.")
+    if not (path / FILE).is_file():
+        raise SleepfmError(f"{path} is not a folder of predictions and is not overwritten. Give another folder.")
+
+
+@contextmanager
+def claimed_predictions(path: Path | None, *, overwrite: bool) -> Iterator[None]:
+    """Hold the claim to write a folder, so that two processes never write one; refuse what stands there."""
+    if path is None:
+        yield
+        return
+    refuse_predictions(path, overwrite=overwrite)
+    claim = claim_to_write(path)
+    try:
+        refuse_predictions(path, overwrite=overwrite)  # whoever held the claim until now may have finished
+        remove_leftovers_of(path.resolve())
+        yield
+    finally:
+        claim.release()
+
+
+def write_predictions(
+    path: Path, record: Mapping[str, Any], found: Predicted, starts: Mapping[str, datetime], *, hypnograms: bool
+) -> dict[str, Any]:
+    """Write the folder, whole or not at all, and return its record.
+
+    Parameters
+    ----------
+    path : Path
+    record : mapping
+        What made the predictions; counts are added to it.
+    found : Predicted
+    starts : mapping of str to datetime
+        Start of recordings; without it a night has no EDF+ hypnogram, whose clock would be wrong.
+    hypnograms : bool
+        The classes are sleep stages: write hypnograms and ``nights.csv`` too.
+    """
+    words, nights = found.words, []
+    with replace_folder(path) as folder:
+        _write(folder / "predictions.csv", _predictions_text(found, words).encode())
+        if hypnograms:
+            (folder / "hypnograms").mkdir()
+            for index in np.unique(found.recording).tolist():
+                rows = np.flatnonzero(found.recording == index)
+                rows = rows[np.argsort(found.onset_s[rows], kind="stable")]
+                name, onsets = found.recordings[index], found.onset_s[rows].tolist()
+                stages = [words[i] for i in rows.tolist()]
+                subject = found.subjects[int(found.subject[rows[0]])]
+                nights.append({"subject": subject, "recording": name, **night_figures(stages)})
+                text = "".join(f"{o:.10g},{EPOCH_S},{s or '?'}\n" for o, s in zip(onsets, stages, strict=True))
+                _write(folder / "hypnograms" / f"{name}-hypnogram.csv", f"onset,duration,stage\n{text}".encode())
+                if name in starts:
+                    _write(folder / "hypnograms" / f"{name}-Hypnogram.edf", edf_hypnogram(starts[name], onsets, stages))
+            _write(folder / "nights.csv", _table(("subject", "recording", *NIGHT_COLUMNS), nights).encode())
+        unstarted = sorted({found.recordings[i] for i in np.unique(found.recording).tolist()} - set(starts))
+        if hypnograms and unstarted:
+            say(
+                f"notice: when {counted(len(unstarted), 'recording')} started is not known (such as {unstarted[0]}); "
+                f"{agreeing(len(unstarted), 'it has', 'they have')} a CSV and no EDF+ hypnogram."
+            )
+        full = {
+            **record,
+            "classes": found.names,
+            "clips": len(words),
+            "clips_without_prediction": int((~found.known).sum()),
+            "recordings": len(np.unique(found.recording)),
+            "predicted": {name: words.count(name) for name in found.names},
+        }
+        head = {"format": "sleepfm_fast predictions", "version": 1}
+        _write(folder / FILE, (to_json({**head, **plain(full)}, indent=1) + "\n").encode())
+    say(f"wrote {path}")
+    result: dict[str, Any] = plain(full)
+    return result
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _predictions_text(found: Predicted, words: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["subject", "recording", "onset_s", "duration_s", "predicted", *(f"p_{name}" for name in found.names), "scored"]
+    )
+    columns = (found.subject.tolist(), found.recording.tolist(), found.onset_s.tolist(), found.scored.tolist())
+    for i, (subject, recording, onset_s, scored) in enumerate(zip(*columns, strict=True)):
+        p = found.probability[i]
+        writer.writerow(
+            [
+                found.subjects[subject],
+                found.recordings[recording],
+                f"{onset_s:.10g}",
+                EPOCH_S,
+                words[i],
+                *(f"{value:.5f}" if np.isfinite(value) else "" for value in p),
+                found.all_names[scored] if scored >= 0 else "",
+            ]
+        )
+    return text.getvalue()
+
+
+def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        values = (row[name] for name in columns)
+        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in values])
+    return text.getvalue()
+
+
+def night_figures(stages: Sequence[str]) -> dict[str, float | int | None]:
+    """Sleep figures of a night's 30-s epochs, in the order of time; the whole recording counts as time in bed.
+
+    Parameters
+    ----------
+    stages : sequence of str
+        W, N1, N2, N3 or R; empty where there is no prediction: such an epoch is time in bed and neither sleep nor
+        wake.
+
+    Returns
+    -------
+    dict
+        :data:`NIGHT_COLUMNS`. Sleep latency: to the first epoch of any sleep. REM latency: from there to the first
+        epoch of R. Wake after sleep onset: every W from there to the end. Percentages: of total sleep time. None
+        where there is no sleep, or no R, and throughout where nothing is predicted.
+    """
+    minutes = EPOCH_S / 60
+    if not any(stages):
+        nothing = dict.fromkeys(NIGHT_COLUMNS)
+        return {**nothing, "epochs": len(stages), "epochs_without_prediction": len(stages)}
+    count = {name: stages.count(name) for name in ("W", "N1", "N2", "N3", "R")}
+    asleep = sum(count[name] for name in ("N1", "N2", "N3", "R"))
+    onset = next((i for i, stage in enumerate(stages) if stage not in ("", "W")), None)
+    rem = next((i for i, stage in enumerate(stages) if stage == "R"), None)
+    return {
+        "epochs": len(stages),
+        "epochs_without_prediction": stages.count(""),
+        "time_in_bed_min": len(stages) * minutes,
+        "total_sleep_time_min": asleep * minutes,
+        "sleep_efficiency_percent": 100 * asleep / len(stages),
+        "sleep_latency_min": None if onset is None else onset * minutes,
+        "rem_latency_min": None if onset is None or rem is None else (rem - onset) * minutes,
+        "wake_after_sleep_onset_min": None if onset is None else stages[onset:].count("W") * minutes,
+        **{f"{name.lower()}_min": n * minutes for name, n in count.items()},
+        **{
+            f"{name.lower()}_percent": 100 * count[name] / asleep if asleep else None
+            for name in ("N1", "N2", "N3", "R")
+        },
+    }
+
+
+def edf_hypnogram(start: datetime, onsets_s: Sequence[float], stages: Sequence[str]) -> bytes:
+    """EDF+ file of annotations only, with the standard texts (``Sleep stage W``), equal epochs in a row as one.
+
+    The file starts at the whole second at or before the recording's; a fraction is added to the onsets.
+    """
+    start = start.replace(tzinfo=None)
+    begin = start.replace(microsecond=0)
+    shift_s = (start - begin) / timedelta(seconds=1)
+    spans: list[tuple[float, float, str]] = []
+    for stage, group in itertools.groupby(zip(onsets_s, stages, strict=True), key=lambda item: item[1]):
+        for onset_s, _ in group:
+            last = spans[-1] if spans else None
+            if last is not None and last[2] == stage and abs(last[0] + last[1] - onset_s) < 1e-6:
+                spans[-1] = (last[0], last[1] + EPOCH_S, stage)
+            else:
+                spans.append((onset_s, float(EPOCH_S), stage))
+    texts = [
+        f"+{onset_s + shift_s:.10g}\x15{length_s:.10g}\x14Sleep stage {stage or '?'}\x14\0".encode()
+        for onset_s, length_s, stage in spans
+    ]
+    records: list[bytes] = [b"+0\x14\x14\0"]
+    for text in texts:
+        if len(records[-1]) + len(text) > RECORD_BYTES:
+            records.append(b"+0\x14\x14\0")
+        records[-1] += text
+    size = -(-max(map(len, records)) // 2) * 2
+    day = f"{begin.day:02}-{MONTHS[begin.month - 1]}-{begin.year}"
+    fields = (
+        *(("0", 8), ("X X X X", 80), (f"Startdate {day} X sleepfm_fast X", 80)),
+        *((begin.strftime("%d.%m.%y"), 8), (begin.strftime("%H.%M.%S"), 8), ("512", 8), ("EDF+C", 44)),
+        *((str(len(records)), 8), ("0", 8), ("1", 4), ("EDF Annotations", 16), ("", 80), ("", 8)),
+        *(("-1", 8), ("1", 8), ("-32768", 8), ("32767", 8), ("", 80), (str(size // 2), 8), ("", 32)),
+    )
+    header = "".join(text.ljust(width) for text, width in fields).encode("ascii")
+    return header + b"".join(record.ljust(size, b"\0") for record in records)
+
+
+MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")

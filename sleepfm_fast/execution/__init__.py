@@ -1,0 +1,1 @@
+"""How work is run: compiled loops, threads, worker processes and clusters."""

@@ -1,0 +1,97 @@
+"""The published encoder's layers as the arguments of one compiled op, where nobody asks for what lies between them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sleepfm_fast.model.mbconv_blocks import (
+    MBConvBlock,
+    MBConvStage,
+    has_hooks,
+    is_affine,
+    is_plain_pool,
+    is_plain_stem,
+    running_statistics,
+)
+from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem, encoder_evaluate
+
+__all__ = ["average_over_time", "covers"]
+
+
+GLOBAL_HOOKS = tuple(f"_global_{when}_hooks" for when in ("forward", "forward_pre", "backward", "backward_pre"))
+"""Where torch keeps them, from 2.0 on."""
+
+
+class Layers(Protocol):
+    """What an encoder consists of before its average over time."""
+
+    stage1: nn.Conv1d
+    b0: nn.BatchNorm1d
+    pool: nn.MaxPool1d
+    pooled_after: tuple[str, ...]
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Names and modules in order."""
+        ...
+
+
+def covers(encoder: Layers, x: Tensor) -> bool:
+    """Whether the op computes what the layers would: float32 on the CPU, in evaluation, without hooks or gradients."""
+    return (
+        not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not has_global_hooks()
+        and is_plain_stem(encoder.stage1)
+        and is_affine(encoder.b0)
+        and (not encoder.pooled_after or is_plain_pool(encoder.pool))
+        and all(covers_stage(stage, x) for _, stage in encoder.stages())
+    )
+
+
+def has_global_hooks() -> bool:
+    """Whether torch calls somebody's hook with every module. It has no public question for that: unanswered is yes."""
+    return any(getattr(nn.modules.module, name, True) for name in GLOBAL_HOOKS)
+
+
+def covers_stage(stage: nn.Module, x: Tensor) -> bool:
+    """Whether every block of a stage can be fused, and its batch norm be folded."""
+    return (
+        isinstance(stage, MBConvStage)
+        and not has_hooks(stage, stage.stack, *stage.stack)
+        and is_affine(stage.bn)
+        and all(isinstance(block, MBConvBlock) and block.can_fuse(x) and block.has_biases() for block in stage.stack)
+        and not stage.stack[-1].residual
+    )
+
+
+def average_over_time(encoder: Layers, x: Tensor) -> Tensor:
+    """[B, C, n] -> [B, channels of the last stage], where :func:`covers` says so."""
+    blocks: list[Block] = []
+    for name, stage in encoder.stages():
+        assert isinstance(stage, MBConvStage)
+        last = len(stage.stack) - 1
+        for i, block in enumerate(stage.stack):
+            assert isinstance(block, MBConvBlock)
+            blocks.append(
+                Block(
+                    block.weights(),
+                    (*running_statistics(block.b0), *running_statistics(block.b1)),
+                    block.conv2.stride[0],
+                    block.b0.eps,
+                    block.residual,
+                    norm_of(stage.bn) if i == last else None,
+                    i == last and name in encoder.pooled_after,
+                )
+            )
+    assert encoder.stage1.bias is not None
+    return encoder_evaluate(x, Stem(encoder.stage1.weight, encoder.stage1.bias, norm_of(encoder.b0)), blocks)
+
+
+def norm_of(norm: nn.BatchNorm1d) -> Norm:
+    """Make the op's batch norm."""
+    return Norm(norm.weight, norm.bias, *running_statistics(norm), norm.eps)

@@ -1,0 +1,193 @@
+"""Checkpoints of the authors' code (``best.pt``, ``checkpoint.pt``) as models of this project, and as run folders.
+
+The authors' file is a pickle. It is read with ``weights_only``: tensors, numbers and containers are all that is
+unpickled, and a file that asks for anything else is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sleepfm_fast.batches import InputConfig
+from sleepfm_fast.cli.command import plain
+from sleepfm_fast.encoder import PRESETS, SleepModel, build_encoder
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.montage.montages import MONTAGES
+from sleepfm_fast.rundir import RunDirectory, write_checkpoint
+from sleepfm_fast.runs.splits import Split
+
+__all__ = ["SeedCheckpoint", "read_seed_checkpoint", "write_run"]
+
+# The authors' names, in the order of this project's modalities.
+STATE_OF = {
+    "respiratory": "respiratory_state_dict",
+    "brain": "sleep_stages_state_dict",
+    "ecg": "ekg_state_dict",
+}
+MONTAGE_OF = {(7, 10, 2): "paper", (3, 5, 1): "cinc2018"}
+INPUT = InputConfig(filters="seed", notch_hz=0, normalise="none")
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedCheckpoint:
+    """What the authors' training wrote.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    model : SleepModel
+        The three encoders and the temperature.
+    montage : str
+        Name of the montage whose channel counts the encoders have.
+    epoch : int
+        Epoch after which it was written.
+    best_loss : float
+        The best validation loss so far, NaN where the file does not say.
+    """
+
+    path: Path
+    model: SleepModel
+    montage: str
+    epoch: int
+    best_loss: float
+
+    def description(self) -> dict[str, Any]:
+        """What a run's ``config.json`` holds."""
+        return {
+            "config": {"imported_from": str(self.path), "epoch": self.epoch},
+            "model": self.model.describe(),
+            "montage": MONTAGES[self.montage].to_dict(),
+            "input": plain(INPUT),
+            "split": plain(Split()),
+            "overlap": False,
+            "subjects": {},
+            "store_digest": "",
+        }
+
+
+def unpickle(path: Path) -> dict[str, Any]:
+    """Read the file's dictionary without running anything in it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read raises
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise SleepfmError(f"there is no file {path}; give the authors' best.pt or checkpoint.pt.") from None
+    except pickle.UnpicklingError as error:
+        raise SleepfmError(
+            f"{path} holds more than tensors and numbers, or is no PyTorch checkpoint, and was not loaded: a pickle "
+            f"can run any code. (torch says: {str(error).splitlines()[0]})"
+        ) from error
+    # What torch's reader raises on the many ways in which a file can be cut or filled with other things.
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise SleepfmError(f"{path} is damaged or no PyTorch checkpoint: {reason}") from error
+    if not isinstance(content, dict):
+        raise SleepfmError(f"{path} holds a {type(content).__name__}; the authors' checkpoint is a dictionary.")
+    return content
+
+
+def encoder_state(path: Path, modality: str, state: Any) -> dict[str, torch.Tensor]:
+    """One encoder's tensors under this project's names, checked one by one."""
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise SleepfmError(f"{path}: {STATE_OF[modality]} is not a mapping of names to tensors.")
+    found = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    stem = found.get("stage1.weight")
+    if stem is None or stem.ndim != 3:
+        raise SleepfmError(
+            f"{path}: {STATE_OF[modality]} has no tensor stage1.weight [32, channels, 3]; it was not written by the "
+            "authors' training code."
+        )
+    expected = build_encoder(stem.shape[1], PRESETS["seed"]).state_dict()
+    missing = sorted(expected.keys() - found.keys())
+    unknown = sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        raise SleepfmError(
+            f"{path}: {STATE_OF[modality]} is not the published network: "
+            + "; ".join(
+                f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+                for what, names in (("it lacks", missing), ("it has unknown", unknown))
+                if names
+            )
+            + "."
+        )
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise SleepfmError(
+                f"{path}: {STATE_OF[modality]} has {name} of shape {list(found[name].shape)}; the published network "
+                f"has {list(tensor.shape)}."
+            )
+    return {name: found[name].to(tensor.dtype) for name, tensor in expected.items()}
+
+
+def read_seed_checkpoint(path: Path) -> SeedCheckpoint:
+    """Read a checkpoint in the layout of the authors' pretraining script.
+
+    Parameters
+    ----------
+    path : Path
+        A file with ``respiratory_state_dict``, ``sleep_stages_state_dict``, ``ekg_state_dict`` (names with or without
+        DataParallel's ``module.``) and ``temperature``, the logarithm of the logits' scale.
+
+    Returns
+    -------
+    SeedCheckpoint
+        In evaluation mode, on the CPU.
+
+    Raises
+    ------
+    SleepfmError
+        Where the file is missing, unsafe, damaged, or another network's; the first tensor that differs is named.
+    """
+    content = unpickle(path)
+    missing = [name for name in (*STATE_OF.values(), "temperature") if name not in content]
+    if missing:
+        raise SleepfmError(
+            f"{path} lacks {', '.join(missing)}; it has {', '.join(map(str, list(content)[:8])) or 'nothing'}. The "
+            "authors' pretraining writes one state dict a modality and the temperature."
+        )
+    states = {modality: encoder_state(path, modality, content[name]) for modality, name in STATE_OF.items()}
+    channels = {modality: state["stage1.weight"].shape[1] for modality, state in states.items()}
+    counts = tuple(channels.values())
+    if counts not in MONTAGE_OF:
+        known = "; ".join(f"{'/'.join(map(str, key))} ({name})" for key, name in MONTAGE_OF.items())
+        raise SleepfmError(
+            f"{path} was trained on {'/'.join(map(str, counts))} respiratory/brain/ecg channels; the montages that "
+            f"are known have {known}."
+        )
+    temperature = float(torch.as_tensor(content["temperature"]).reshape(-1)[0])
+    if not math.isfinite(temperature):
+        raise SleepfmError(f"{path}: the temperature is {temperature}; expected a finite number.")
+    model = SleepModel(channels, PRESETS["seed"], log_temperature=temperature)
+    for modality, state in states.items():
+        model.encoders[modality].load_state_dict(state)
+    return SeedCheckpoint(
+        path=path,
+        model=model.eval(),
+        montage=MONTAGE_OF[counts],
+        epoch=int(content.get("epoch", -1)),
+        best_loss=float(content.get("best_loss", math.nan)),
+    )
+
+
+def write_run(checkpoint: SeedCheckpoint, run: RunDirectory) -> None:
+    """Write the checkpoint as a run folder, which embed reads and train can start from.
+
+    Raises
+    ------
+    SleepfmError
+        When the folder holds something already.
+    """
+    run.create(checkpoint.description())
+    tensors = {f"model/{name}": tensor for name, tensor in checkpoint.model.state_dict().items()}
+    best_loss = None if math.isnan(checkpoint.best_loss) else checkpoint.best_loss
+    write_checkpoint(run.best_path, tensors, {"epoch": checkpoint.epoch, "best_loss": best_loss})

@@ -1,0 +1,150 @@
+"""What the label of a signal means, however it is spelled: which channel, and of which kind."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sleepfm_fast.montage.montages import CHANNELS
+
+__all__ = ["Name", "canonical", "fits", "kind_of", "matched_as"]
+
+# 10-20 names that changed (T3 -> T7 and so on) and the two names of the mastoid reference.
+RENAMED = {"a1": "m1", "a2": "m2", "t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8"}
+ELECTRODE = re.compile(r"(?:fp|af|fc|ft|cp|tp|po|f|c|t|p|o)(?:10|[1-9]|z)|[ni]z|[am][12]|e[12]|pg[12]")
+PREFIX = re.compile(r"(eeg|eog|ecg|ekg|emg|resp|resp\.|respiration)[\s_.:/(-]+(?=\S)")
+REFERENCE = re.compile(r"[\s_.:/-]+(?:ref|reference|le)\d*$")
+UNIT_BEHIND = re.compile(r"\s*[\[(]\s*(?:[numµμ]?v|%|bpm|cmh2o)\s*[\])]\s*$")
+"""``EEG F3-M2 [uV]``: some exports write the unit into the label."""
+BEHIND_EEG = ("eeg", "eog", "emg", "ecg")
+"""Kinds that a label with the prefix ``EEG`` may be of: amplifiers' exports put it before all their potentials."""
+KIND_OF_PREFIX = {
+    **{"eeg": BEHIND_EEG, "eog": ("eog",), "ecg": ("ecg",), "ekg": ("ecg",), "emg": ("emg",)},
+    **{"resp": ("respiration", "snore", "step"), "respiration": ("respiration", "snore", "step")},
+}
+
+AMBIGUOUS = re.compile(r"\b(?:lead|lat|rat)\b")
+"""Words for an ECG's lead or a leg that mean something else in ``EEG lead 3``, ``EEG lat``."""
+TECHNICAL = re.compile(r"(?:^| )(?:off|imp|impedance|quality)(?: |$)")
+"""About an electrode, not from it, whatever the prefix says: MESA's ``EKG_Off`` tells whether it was connected."""
+BELTS = r"(?:resp|rip|induct|tho|chest|abd|rib|belt)\w*"
+# What a label says of its signal's kind, tried in this order on the words of the label. None: not a signal to learn
+# from (scored, technical, or of no modality).
+KIND_RULES: tuple[tuple[str | None, str], ...] = (
+    ("step", r"(?:pulse?|plet\w*|heart|resp\w*|breath\w*|[ec][ck]g) ?rate"),
+    (None, r"hypnogram|stages?|status|trigger|trig|marker|events?|annotations?|epoch|scoring|lights?|photic|battery"),
+    (None, r"imp|impedance|temp|temperature|rectal|position|pos|body|posture|activity|actigraphy|acc|accel\w*|gravity"),
+    (None, r"[xyz] axis|elevation|ambient|humidity|unused|dc ?\d+|off|none|empty|ptt|rr|rri|phase|quality|bp|abp"),
+    (None, r"video|camera|leak|tidal|derived|flow ?limit\w*|rmi|technical"),
+    # Inductance plethysmography is a belt's; other plethysmography is the pulse wave of the oximeter's light.
+    ("respiration", rf"{BELTS} (?:.* )?plet\w*|plet\w* (?:.* )?{BELTS}"),
+    (None, r"plet\w*|\w*pleth\w*|ppg\d*|(?:pulse?|sp ?o2) ?wave\w*|pulse? ?(?:amp\w*|transit)|pulswelle|onde de pouls"),
+    (None, r"pwa|pat|(?:pulse?|oxi\w*) (?:.* )?(?:infra ?)?red"),
+    # A device's flow is the airflow of a night under pressure (AASM); the pressure that it gives is a setting.
+    ("respiration", r"(?:c|mask|[a-z]{0,2}pap) ?(?:pt |patient )?flow"),
+    (None, r"[a-z]{0,2}pap|(?:c|mask|set|[a-z]{0,2}pap) ?pres\w*"),
+    ("emg", r"\w*emg\w*|[lrc]?chin\w*|submental\w*|mentalis|masseter|kinn|menton"),
+    ("emg", r"[lr]?leg\w*|tib\w*|lat|rat|plm\w*|limb\w*|jambe\w*|bein\w*|[ds]x[12]"),
+    ("eog", r"eog\w*|(?:loc|roc|e[12])(?:[am][12]|fpz|cz|avg)?|leog|reog|pg[12]|pos8|pos18|(?:left|right|l|r) ?eye"),
+    ("ecg", r"[ex]?[ec][ck]g\w*|ekg\w*|lead|cardio|electrocardiogramme"),
+    ("snore", r"snor\w*|ronfl\w*|schnarch\w*|russ\w*|mic\w*|sound|audio|larynx"),
+    ("step", r"sp ?o2\w*|sa? ?o2\w*|o2 ?sat\w*|sat|sat o2|osat|saturation|oxi\w*|oxym\w*|ossimetr\w*|sattigung"),
+    ("step", r"(?:et|tc|p)co2|co2|capno\w*|pulse?|pulse ?rate|pr|hr|heart\w*|bpm|pouls|\w*frequenz"),
+    ("respiration", r"resp\w*|\w*flow\w*|air|therm\w*|termist\w*|nasal|oronasal|oro|pres|press|pressure|ptaf"),
+    ("respiration", r"chest|tho\w*|thx|abd\w*|rip\w*|effort\w*|belt|rib\w*|sangle|bauch|brust\w*|flux|debit|naf"),
+    ("respiration", r"can+ul\w*|npress|pes|sum|ripsum|xsum|esoph\w*|intercost\w*|diaphragm|atem\w*|vth|vto|vab"),
+    ("respiration", r"torax|torac\w*|addom\w*|induct\w*"),
+    ("eeg", r"eeg\w*"),
+)
+
+
+@dataclass(frozen=True)
+class Name:
+    """A label without its spelling: the key, and, where a prefix such as ``EEG`` was taken off, the kinds it allows."""
+
+    key: str
+    kinds: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=65536)
+def canonical(label: str) -> tuple[Name, ...]:
+    """Reduce a label to names that do not depend on spelling, the fullest first.
+
+    Case, accents, spaces and separators go; A1, A2, T3-T6 become M1, M2, T7, T8, P7, P8; a trailing ``-Ref`` or
+    ``-LE`` goes; and a prefix such as ``EEG`` goes in the second name, which then only fits slots of that kind.
+    """
+    plain = unicodedata.normalize("NFKD", label.replace("μ", "u").replace("µ", "u")).casefold()
+    plain = "".join(c for c in plain if not unicodedata.combining(c)).strip()
+    plain = REFERENCE.sub("", UNIT_BEHIND.sub("", plain))
+    names = [Name(key(plain))]
+    if match := PREFIX.match(plain):
+        names.append(Name(key(plain[match.end() :]), KIND_OF_PREFIX[match[1].rstrip(".")]))
+    return tuple(name for name in names if name.key)
+
+
+def key(plain: str) -> str:
+    """Join the words of a case-folded label; words made of electrode names get their present names."""
+    return "".join(present_names(word) for word in re.findall(r"[a-z0-9+]+", plain))
+
+
+def present_names(word: str) -> str:
+    """``c3a2`` -> ``c3m2``; words that are not made of electrode names alone stay."""
+    found = ELECTRODE.findall(word)
+    if "".join(found) != word:
+        return word
+    return "".join(RENAMED.get(electrode, electrode) for electrode in found)
+
+
+def fits(label: str, alias: str, kind: str) -> bool:
+    """Whether a label is a spelling of an alias of a slot of some kind."""
+    return matched_as(label, alias, kind) is not None
+
+
+def matched_as(label: str, alias: str, kind: str) -> int | None:
+    """0 where the whole label is a spelling of the alias, 1 where it is without its prefix, None where it is not."""
+    wanted = canonical(alias)[0].key
+    for place, name in enumerate(canonical(label)):
+        if name.key == wanted and (not name.kinds or kind in name.kinds):
+            return place
+    return None
+
+
+def kind_of(label: str) -> str | None:
+    """Tell a signal's kind by its label; None where the label does not say, or names no signal to learn from."""
+    plain = unicodedata.normalize("NFKD", label).casefold()
+    plain = UNIT_BEHIND.sub("", "".join(c for c in plain if not unicodedata.combining(c)).strip())
+    plain = REFERENCE.sub("", plain)
+    words = re.findall(r"[a-z0-9]+", plain)
+    text = " ".join(words)
+    if TECHNICAL.search(text):
+        return None
+    # A prefix that the standard texts of EDF+ define overrules what is behind it, EEG only what is no other potential.
+    prefix, rest = (words[0], " ".join(words[1:])) if len(words) > 1 else ("", text)
+    if prefix in ("eog", "ecg", "ekg", "emg"):
+        return "step" if rest in ("rate", "hr", "bpm") else KIND_OF_PREFIX[prefix][0]
+    if prefix == "eeg":
+        behind, _ = by_rules(AMBIGUOUS.sub("", rest))
+        return behind if behind in BEHIND_EEG else "eeg"
+    kind, told = by_rules(text)
+    if told:
+        return kind
+    # any pair of electrodes: C3-M2, Fp1A2, Cz
+    if words and all("".join(ELECTRODE.findall(word)) == word or word in REFERENCES for word in words):
+        return "eeg" if any(ELECTRODE.match(word) for word in words) else None
+    for slot in CHANNELS.values():
+        if any(fits(label, alias, slot.kind) for alias in slot.aliases):
+            return slot.kind
+    return None
+
+
+def by_rules(text: str) -> tuple[str | None, bool]:
+    """The kind that the first rule with one of the words of ``text`` tells, and whether there is such a rule."""
+    for kind, rule in KIND_RULES:
+        if re.search(rf"(?:^| )(?:{rule})(?: |$)", text):
+            return kind, True
+    return None, False
+
+
+REFERENCES = frozenset(("avg", "ave", "ar", "av", "lm", "ref", "le", "g1", "g2", "gnd"))

@@ -1,0 +1,184 @@
+"""The command that most users want next, ready to be pasted into a shell.
+
+Each function answers for one command: it takes the command's configuration and its result, and returns the line, or
+None where what comes next is not known. Folders that a next command would write get names that nothing has yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleepfm_fast.cli.path_kinds import Kind, entries, kind_of, record_of
+
+if TYPE_CHECKING:
+    from sleepfm_fast.embeddings import Embeddings
+
+__all__ = [
+    "after_checkpoint", "after_embeddings", "after_nights", "after_preprocess", "after_probe", "after_result",
+    "after_store", "after_supervised", "after_training", "typed",
+]  # fmt: skip
+
+RUNS = (Kind.RUN, Kind.SUPERVISED)
+USUAL = ("edf", "nights", "recordings", "store", "run", "embeddings", "features")
+"""Names that say what a folder is, not whose."""
+
+
+def typed(command: str, *paths: object, options: str = "") -> str:
+    """A command with its positionals, quoted where a shell needs it."""
+    words = (str(path) for path in paths)
+    quoted = " ".join(shlex.quote(f"./{word}" if word.startswith("-") else word) for word in words)
+    return f"python -m sleepfm_fast.{command} {quoted} {options}".rstrip()
+
+
+def beside(path: Path, kind: str) -> Path:
+    """A path in the same folder that nothing has, for what is made of ``path``: a store of nights, a_run of a_store."""
+    place = path if path.name not in ("", "..") else path.resolve()
+    if place.name.lower() in USUAL:
+        return free(place.with_name(kind))
+    stem, _, was = place.name.rpartition("_")
+    return free(place.with_name(f"{stem if stem and was in USUAL else place.name}_{kind}"))
+
+
+def free(path: Path) -> Path:
+    """The path, or the first of path-2, path-3, ... where nothing stands."""
+    names = itertools.chain([path.name], (f"{path.name}-{n}" for n in itertools.count(2)))
+    return next(place for place in map(path.with_name, names) if not place.exists())
+
+
+def options_of(config: Any, *without: str) -> str:
+    """Options of a configuration that differ from their defaults, but for some, as they are typed."""
+    words: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.default is dataclasses.MISSING or value == field.default or field.name in without:
+            continue
+        words.append(f"--{field.name.replace('_', '-')}")
+        if value is not True:
+            words += map(str, value) if isinstance(value, tuple) else [str(value)]
+    return shlex.join(words)
+
+
+def after_nights(config: Any, result: dict[str, Any]) -> str:
+    """Of ``simulate``: a clip store; the table of participants lies in the folder and is found."""
+    return typed("preprocess", config.out, beside(config.out, "store"))
+
+
+def after_preprocess(config: Any, result: dict[str, Any]) -> str | None:
+    """Of ``preprocess``: training; with --inspect, the store, with the options that were looked at."""
+    if not config.inspect:
+        return after_store(config, {**result, "store": config.paths[-1]})
+    if not result["clips"]:
+        return None
+    folder = config.paths[0] if config.paths[0].is_dir() else config.paths[0].parent
+    options = options_of(config, "paths", "inspect", "json", "workers")
+    return typed("preprocess", *config.paths, beside(folder, "store"), options=options)
+
+
+def after_store(config: Any, result: dict[str, Any]) -> str | None:
+    """Of ``convert`` and ``preprocess``: training, once the store has clips."""
+    store = Path(result["store"])
+    return typed("train", store, beside(store, "run")) if result.get("clips") else None
+
+
+def after_training(config: Any, result: dict[str, Any]) -> str | None:
+    """Of ``train``: embeddings. The demo has made them."""
+    return None if config.store is None else typed("embed", config.run, config.store, config.run / "embeddings")
+
+
+def after_checkpoint(config: Any, result: dict[str, Any]) -> str:
+    """Of ``import_checkpoint``: embeddings of a store, which only the user knows."""
+    return typed("embed", config.run, "STORE", config.run / "embeddings")
+
+
+def after_embeddings(config: Any, result: dict[str, Any]) -> str | None:
+    """Of ``embed`` and ``features``: a task of which training and test subjects have labels, else retrieval.
+
+    Embeddings of a further cohort, made with a run whose own were staged, are staged with that probe.
+    """
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.tasks import TASKS
+
+    path = Path(result.get("embeddings") or result["features"])
+    embeddings = Embeddings(path)
+    run = run_of(path)
+    if run is None and (former := getattr(config, "run", None)) is not None:
+        for task in TASKS:
+            if record_of(former / "results" / task / "result.json").get("command") == "probe":
+                return typed("predict", former / "results" / task, path, beside(path, "predictions"))
+    for task in TASKS:
+        if can_be_probed(embeddings, task):
+            place = beside(path, task) if run is None else free(run / "results" / task)
+            return typed("probe", path, place, options=f"--task {task}")
+    return retrieval(embeddings, run)
+
+
+def after_probe(config: Any, result: dict[str, Any]) -> str | None:
+    """Of ``probe``: retrieval, where the run has none yet, else the report."""
+    from sleepfm_fast.embeddings import Embeddings
+
+    run = None if config.result is None else run_of(config.result)
+    if run is not None and run == run_of(config.embeddings) and not any(is_retrieval(r) for r in results_of(run)):
+        line = retrieval(Embeddings(config.embeddings), run)
+        if line is not None:
+            return line
+    return after_result(config, result)
+
+
+def after_result(config: Any, result: dict[str, Any]) -> str | None:
+    """Of all that write a result: the report of the run that the result is in."""
+    run = None if config.result is None else run_of(config.result)
+    return None if run is None else report(run)
+
+
+def after_supervised(config: Any, result: dict[str, Any]) -> str:
+    """Of ``supervise``, which has made its result: the report."""
+    return report(config.run)
+
+
+def report(run: Path) -> str:
+    """The report of a run, in place of one that stands there."""
+    stands = any((run / name).exists() for name in ("report.html", "report.json"))
+    return typed("report", run, options="--overwrite" if stands else "")
+
+
+def retrieval(embeddings: Embeddings, run: Path | None) -> str | None:
+    """Retrieval between the modalities of test clips, where there are two of each."""
+    if embeddings.kind == "feature" or len(embeddings.modalities) < 2 or embeddings.clips_of("test").size < 2:
+        return None
+    place = beside(embeddings.path, "retrieval") if run is None else free(run / "results" / "retrieval")
+    return typed("retrieve", embeddings.path, place)
+
+
+def run_of(path: Path) -> Path | None:
+    """The run folder that embeddings or a result lie in by convention: RUN/embeddings, RUN/results/NAME."""
+    folder = path.parent.parent if path.parent.name == "results" else path.parent
+    return folder if kind_of(folder) in RUNS else None
+
+
+def results_of(run: Path) -> Iterator[dict[str, Any]]:
+    """What the results of a run say of themselves."""
+    return (record_of(folder / "result.json") for folder in entries(run / "results"))
+
+
+def is_retrieval(record: dict[str, Any]) -> bool:
+    """Whether a result is of ``retrieve``."""
+    return record.get("command") == "retrieve"
+
+
+def can_be_probed(embeddings: Embeddings, task: str) -> bool:
+    """Whether clips with every modality have two classes in the training subjects and one in the test subjects."""
+    import numpy as np
+
+    from sleepfm_fast.evaluation.tasks import labels_of
+
+    for split, fewest in (("train", 2), ("test", 1)):
+        clips = embeddings.clips_of(split)
+        labels = labels_of(embeddings, task, clips)[np.asarray(embeddings.mask)[clips].all(axis=1)]
+        if len(np.unique(labels[labels >= 0])) < fewest:
+            return False
+    return True

@@ -1,0 +1,76 @@
+"""What ``config.json`` of a run must hold before its model is used: what was changed by hand is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.runs.splits import Split
+
+__all__ = ["damaged_entry", "refuse_damaged"]
+
+
+def damaged_entry(file: Path, entry: str, found: Any) -> SleepfmError:
+    """Say which entry is wrong."""
+    what = "is missing" if found is None else f"is {str(found)[:60]!r}, which it cannot be"
+    return SleepfmError(f"{file} is damaged: the entry '{entry}' {what}. Restore the file, or train anew.")
+
+
+def refuse_damaged(file: Path, config: Mapping[str, Any], options: Mapping[str, type]) -> None:
+    """Refuse a configuration whose entries are missing or of the wrong kind.
+
+    Parameters
+    ----------
+    file : Path
+        ``config.json``, for the sentence.
+    config : mapping
+        Its content.
+    options : mapping of str to type
+        Entries, with dots between their levels, that are the fields of a dataclass; each has the type of its default.
+
+    Raises
+    ------
+    SleepfmError
+        Naming the first entry that is wrong.
+    """
+    for entry in ("config", "model", "montage", "input", "subjects", "split"):
+        if not isinstance(config.get(entry), dict):
+            raise damaged_entry(file, entry, config.get(entry))
+    modalities = config["model"].get("modalities")
+    if not isinstance(modalities, dict) or not modalities or any(type(n) is not int for n in modalities.values()):
+        raise damaged_entry(file, "model.modalities", modalities)
+    for subject, code in config["subjects"].items():
+        if code not in (0, 1, 2):
+            raise damaged_entry(file, f"subjects.{subject}", code)
+    for entry, kind in {"split": Split, **options}.items():
+        found: Any = config
+        for part in entry.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if not isinstance(found, dict):
+            raise damaged_entry(file, entry, found)
+        check_fields(file, entry, found, kind)
+
+
+def check_fields(file: Path, entry: str, found: Mapping[str, Any], kind: type) -> None:
+    """Refuse a name that the dataclass lacks, and a value that is not of the type of its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    for name, value in found.items():
+        if name not in defaults:
+            raise SleepfmError(
+                f"{file} has the entry '{entry}.{name}', which this version does not know; it knows "
+                f"{', '.join(defaults)}. Use the version of sleepfm_fast that trained the run, or restore the file."
+            )
+        if not fits(value, defaults[name]):
+            raise damaged_entry(file, f"{entry}.{name}", value)
+
+
+def fits(value: Any, default: Any) -> bool:
+    """Whether a JSON value has the type of a default; an integer is a number."""
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(type(v) is int for v in value)
+    if isinstance(default, float):
+        return type(value) in (int, float)
+    return type(value) is type(default)

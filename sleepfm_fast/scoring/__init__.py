@@ -1,0 +1,1 @@
+"""Scorings of every source to stages and events; :mod:`sleepfm_fast.annotations` is the door."""

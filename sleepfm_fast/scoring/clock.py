@@ -1,0 +1,202 @@
+"""Times as scorers write them: seconds, or clock times with or without a date, counted from a recording's start."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.scoring.timed_texts import ScoringError
+
+__all__ = ["DAY_S", "LONGEST_S", "Clock", "Frame", "frame_of", "length_s", "moment", "number"]
+
+CLOCK = re.compile(
+    r"(?:(?P<date>\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4})[T ,]+)?"
+    r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?P<fraction>[.,]\d+)?)?\s*(?P<half>[AaPp]\.?[Mm]\.?)?Z?"
+)
+SHORT = re.compile(r"(\d{1,3}):([0-5]\d(?:[.,]\d+)?)")
+DAY_S = 86_400.0
+EARLIEST_S = -4 * 3600.0
+"""A clock time without a date lies at most this long before the recording's start, and under a day after that."""
+LONGEST_S = 18 * 3600.0
+"""Times of the day up to this, from 00:00:00 on, may be time elapsed; later ones are those of a clock."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A clock time: seconds of the day, and the three numbers of its date where it has one."""
+
+    of_day_s: float
+    date: tuple[int, int, int] | None
+    separator: str
+    half: bool = False
+
+
+def number(text: str) -> float | None:
+    """Finite number, with a decimal point or comma; None otherwise."""
+    try:
+        value = float(text.strip().replace(",", "."))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def moment(text: str) -> float | Clock | None:
+    """Read a time: seconds, a clock time, or neither."""
+    if (value := number(text)) is not None:
+        return value
+    match = CLOCK.fullmatch(text.strip())
+    if match is None:
+        return None
+    hour, minute, second = int(match["hour"]), int(match["minute"]), int(match["second"] or 0)
+    if match["half"]:
+        if not 1 <= hour <= 12:
+            return None
+        hour = hour % 12 + (12 if match["half"][0] in "Pp" else 0)
+    if hour > 47 or minute > 59 or second > 60:
+        return None
+    of_day_s = 3600 * hour + 60 * minute + second + float((match["fraction"] or "0").replace(",", "."))
+    half = match["half"] is not None
+    if match["date"] is None:
+        return Clock(of_day_s, None, "", half)
+    separator = next(c for c in match["date"] if not c.isdigit())
+    parts = match["date"].split(separator)
+    if len(parts) != 3:
+        return None
+    return Clock(of_day_s, (int(parts[0]), int(parts[1]), int(parts[2])), separator, half)
+
+
+def length_s(text: str) -> float | None:
+    """Read a duration in seconds, given as a number, as hh:mm:ss or as mm:ss."""
+    if match := SHORT.fullmatch(text.strip()):
+        return 60 * int(match[1]) + float(match[2].replace(",", "."))
+    value = moment(text)
+    return value.of_day_s if isinstance(value, Clock) else value
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the times of a file are counted from.
+
+    Attributes
+    ----------
+    kind : {"seconds", "elapsed", "of day", "dated"}
+    start : datetime or None
+        The recording's start; the last two kinds have it.
+    day_first : bool
+        Dates read day/month.
+    """
+
+    kind: str
+    start: datetime | None
+    day_first: bool = True
+
+    def seconds(self, at: float | Clock) -> float:
+        """Seconds from the recording's start; of a time without date in a dated file, those of the start's day."""
+        if not isinstance(at, Clock):
+            return at
+        if self.kind in ("seconds", "elapsed") or self.start is None:
+            return at.of_day_s
+        if self.kind == "dated" and at.date is not None:
+            return (midnight(at, self.day_first) - self.start).total_seconds() + at.of_day_s
+        return (at.of_day_s - of_day(self.start) - EARLIEST_S) % DAY_S + EARLIEST_S
+
+
+def frame_of(
+    moments: Sequence[float | Clock], source: str, start: datetime | None, issues: list[str]
+) -> tuple[Frame, list[float]]:
+    """Tell what times are counted from, and give them in seconds from the recording's start.
+
+    Raises
+    ------
+    ScoringError
+        When kinds are mixed, a date does not exist, or clock times are given without ``start``.
+    """
+    clocks = [m for m in moments if isinstance(m, Clock)]
+    if not clocks:
+        return Frame("seconds", None), [m for m in moments if not isinstance(m, Clock)]
+    if len(clocks) < len(moments):
+        raise ScoringError(
+            f"{source} mixes clock times ({counted(len(clocks), 'row')}) with times in seconds "
+            f"({counted(len(moments) - len(clocks), 'row')}); expected one of the two throughout."
+        )
+    dated = [clock for clock in clocks if clock.date is not None]
+    if dated and len(dated) < len(clocks):
+        raise ScoringError(
+            f"{source}: {len(dated)} of {len(clocks)} clock times {agreeing(len(dated), 'carries', 'carry')} a date; "
+            "expected all or none."
+        )
+    if not dated and is_elapsed(clocks, start):
+        issues.append(f"{source}: its times begin at 00:00:00 and were read as time since the recording's start.")
+        return Frame("elapsed", None), [clock.of_day_s for clock in clocks]
+    if start is None:
+        raise ScoringError(
+            f"{source} gives clock times, but the recording's start is not known; expected times in seconds from the "
+            "start of the recording, or a recording whose header states when it started."
+        )
+    start = start.replace(tzinfo=None)
+    if not dated:
+        frame = Frame("of day", start)
+        return frame, [frame.seconds(clock) for clock in clocks]
+    try:
+        frame = Frame("dated", start, is_day_first(dated, source, start, issues))
+        relative = [frame.seconds(clock) for clock in dated]
+    except ValueError as error:
+        raise ScoringError(f"{source}: one of its dates does not exist ({error}).") from error
+    if min(relative) > DAY_S or max(relative) < -DAY_S:
+        days = round(min(relative, key=abs) / DAY_S, 1)
+        issues.append(
+            f"{source}: its times lie {counted(days, 'day', spec='g')} away from the recording's start ({start}); one "
+            "of the two dates is wrong, or the labels belong to another recording."
+        )
+    return frame, relative
+
+
+def is_elapsed(clocks: Sequence[Clock], start: datetime | None) -> bool:
+    """Whether hh:mm:ss counts from the recording's start: from 00:00:00 on, and the recording began at another time.
+
+    The clock times of a night that passes midnight have 00:00:00 too, but begin before it.
+    """
+    first_s = min(clock.of_day_s for clock in clocks)
+    start_s = None if start is None else of_day(start)
+    near_midnight = start_s is not None and min(start_s, DAY_S - start_s) < 3600
+    if first_s >= 60 or near_midnight or any(clock.half for clock in clocks):
+        return False
+    if any(clock.of_day_s >= DAY_S for clock in clocks):
+        return True
+    return clocks[0].of_day_s == first_s or not any(clock.of_day_s > LONGEST_S for clock in clocks)
+
+
+def of_day(start: datetime) -> float:
+    """Seconds since midnight."""
+    return start.hour * 3600 + start.minute * 60 + start.second + start.microsecond / 1e6
+
+
+def midnight(clock: Clock, day_first: bool) -> datetime:
+    """Start of the day of a dated clock time; a date that begins with four digits is year, month, day."""
+    if clock.date is None:
+        raise ValueError("a clock time without a date")
+    a, b, c = clock.date
+    year, month, day = (a, b, c) if a > 31 else (c, b, a) if day_first else (c, a, b)
+    return datetime(year if year > 99 else 2000 + year if year < 85 else 1900 + year, month, day)
+
+
+def is_day_first(dated: Sequence[Clock], source: str, start: datetime, issues: list[str]) -> bool:
+    """Whether dates read day/month: by numbers above 12, by dots, by nearness to the recording's start."""
+    dates = sorted({clock.date for clock in dated if clock.date is not None})
+    if dates[0][0] > 31 or dated[0].separator == ".":
+        return True
+    if any(date[0] > 12 for date in dates) or any(date[1] > 12 for date in dates):
+        return any(date[0] > 12 for date in dates)
+    away = {}
+    for day_first in (True, False):
+        first = min(midnight(clock, day_first) + timedelta(seconds=clock.of_day_s) for clock in dated)
+        away[day_first] = abs((first - start).total_seconds())
+    if away[True] != away[False]:
+        return away[True] < away[False]
+    if any(date[0] != date[1] for date in dates):
+        issues.append(f"{source}: its dates do not tell day from month; they were read as day/month.")
+    return True

@@ -1,0 +1,385 @@
+"""Scoring in delimited text: one annotation a row, with a time, usually a duration, and a text; or a list of stages."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.scoring.clock import DAY_S, LONGEST_S, Clock, frame_of, length_s, moment
+from sleepfm_fast.scoring.profile import is_profile, profile_events
+from sleepfm_fast.scoring.stages import EPOCH_S, fold, stage_of
+from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
+
+__all__ = ["parse_csv"]
+
+ONSET = (
+    *("onset", "onsets", "onsetsec", "onsetseconds", "start", "starts", "startsec", "starttime", "startseconds"),
+    *(
+        "starttimesec",
+        "begin",
+        "time",
+        "times",
+        "timesec",
+        "timestamp",
+        "seconds",
+        "heurededebut",
+        "debut",
+        "startzeit",
+    ),
+    *("beginn", "anfang", "zeit", "inicio", "inizio", "horadeinicio", "starttijd", "eventstart", "datetime"),
+    *("uhrzeit", "heure", "hora", "ora", "tijd", "epochstart", "epochstarttime", "onsettime", "clocktime"),
+)
+END = (
+    *("end", "ends", "endtime", "endsec", "stop", "stoptime", "heuredefin", "fin", "ende", "endzeit", "final", "fine"),
+    *("eindtijd", "eventend", "stopsec", "stopseconds", "endseconds", "offset"),
+)
+DURATION = (
+    *("duration", "durations", "durationsec", "durationseconds", "length", "dur", "duree", "dauer", "duracion"),
+    *("durata", "duracao", "duur"),
+)
+STAGE = (
+    *("stage", "sleepstage", "sleepstages", "staging", "stages", "stagename", "sleepstagename", "stagelabel"),
+    *("stade", "stades", "schlafstadium", "schlafstadien", "schlafphase", "stadium", "estadio", "stadio", "hypnogram"),
+)
+TEXT = (
+    *("description", "descriptions", "event", "events"),
+    *STAGE,
+    *(
+        "annotation",
+        "annotations",
+        "eventname",
+        "label",
+        "labels",
+        "trialtype",
+        "name",
+        "text",
+        "evenement",
+        "ereignis",
+    ),
+    *("evento", "eventtype", "type", "value", "concept", "gebeurtenis", "beschreibung", "bezeichnung", "descripcion"),
+    *("descrizione", "omschrijving", "libelle"),
+)
+EPOCH = ("epoch", "epochs", "epochnumber", "epochno", "epochindex", "epoche", "epoque", "epoca", "epochid")
+UNITS_S = {
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds", "sek", "sekunden"), 1.0),
+    **dict.fromkeys(("ms", "msec", "msecs", "millisecond", "milliseconds"), 1e-3),
+    **dict.fromkeys(("min", "mins", "minute", "minutes", "minuten"), 60.0),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600.0),
+}
+SAMPLES = ("sample", "samples", "point", "points", "frame", "frames")
+UNIT = "|".join((*UNITS_S, *SAMPLES))
+IN_NAME = re.compile(rf"\s*[\[(]\s*(?P<inside>{UNIT})\s*[\])]|_(?P<behind>s|sec|ms|min|samples?)$", re.IGNORECASE)
+PREAMBLE_LINES = 100
+"""The table's header is looked for in so many lines; exports put patient, settings and lists of events before it."""
+SHORTFALL_S = 60.0
+"""A list of stages without times may be this much shorter than the recording, and a last epoch longer."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what, None where there is none; and how many seconds a number in it stands for."""
+
+    onset: int | None
+    end: int | None
+    duration: int | None
+    text: int
+    epoch: int | None = None
+    stages_only: bool = False
+    onset_unit_s: float = 1.0
+    end_unit_s: float = 1.0
+    duration_unit_s: float = 1.0
+
+
+def parse_csv(data: bytes, source: str, start: datetime | None, length_of_recording_s: float | None = None) -> Scoring:
+    """Read delimited text: comma, semicolon or tab; UTF-8, UTF-16 or Latin-1; seconds or clock times.
+
+    A list of stages without times, one a line or beside a number of epoch, counts as 30-s epochs from the recording's
+    start, and is refused where it does not fill the recording.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    source : str
+        Its name, for messages.
+    start : datetime or None
+        The recording's start, which clock times are counted from.
+    length_of_recording_s : float, optional
+        How long the recording is; a list of stages without times needs it.
+
+    Raises
+    ------
+    ScoringError
+        When the columns cannot be recognised, when no row can be read, or when clock times are given without ``start``.
+    """
+    issues: list[str] = []
+    text = decoded(data, source, issues)
+    if (listed := stage_lines(text)) is not None:
+        events = untimed(listed, None, source, length_of_recording_s, issues)
+        return Scoring(tuple(events), source, tuple(issues), events_scored=None)
+    if is_profile(text):
+        events = profile_events(text, source, start, issues)
+        return Scoring(tuple(events), source, tuple(issues), events_scored=None)
+    rows, columns = table(text, source)
+    if columns.onset is None:
+        texts = [row[columns.text].strip() if columns.text < len(row) else "" for _, row in rows]
+        numbers = None if columns.epoch is None else [row[columns.epoch].strip() for _, row in rows]
+        events = untimed(texts, numbers, source, length_of_recording_s, issues)
+        return Scoring(tuple(events), source, tuple(issues), events_scored=None)
+    events = timed(rows, columns, source, start, issues)
+    return Scoring(tuple(events), source, tuple(issues), events_scored=None)
+
+
+def timed(
+    rows: list[tuple[int, list[str]]], columns: Columns, source: str, start: datetime | None, issues: list[str]
+) -> list[Event]:
+    """Events of a table whose rows have a time."""
+    onsets: list[float | Clock] = []
+    rest: list[tuple[float | Clock | None, float | None, str]] = []
+    bad: list[int] = []
+    n_blank = 0
+    last = max(c for c in (columns.onset, columns.end, columns.duration, columns.text) if c is not None)
+    for line, row in rows:
+        cells = [*row, *[""] * (last + 1 - len(row))]
+        onset, text = scaled(moment(cells[columns.onset or 0]), columns.onset_unit_s), cells[columns.text].strip()
+        end = scaled(moment(cells[columns.end]), columns.end_unit_s) if columns.end is not None else None
+        duration = length_s(cells[columns.duration]) if columns.duration is not None else None
+        if onset is not None and not text and columns.stages_only:
+            # An epoch that nobody scored: without a word of its own, the stage before it would last through it.
+            text = "unscored"
+            n_blank += 1
+        if onset is None or not text:
+            if any(cell.strip() and not re.fullmatch(r"\[.*\]", cell.strip()) for cell in row):
+                bad.append(line)
+            continue
+        clock = columns.duration is not None and ":" in cells[columns.duration]
+        onsets.append(onset)
+        rest.append((end, duration if duration is None or clock else duration * columns.duration_unit_s, text))
+    if not onsets:
+        raise ScoringError(
+            f"{source}: none of its {counted(len(rows), 'row')} has a readable time and a text; expected a time in "
+            "seconds or a clock time, for instance '30,30,Sleep stage W' under 'onset,duration,description'."
+        )
+    if len(bad) > len(onsets):
+        raise ScoringError(
+            f"{source}: {len(bad)} of {counted(len(rows), 'row')} {agreeing(len(bad), 'has', 'have')} no readable time "
+            f"or no text (the first in line {bad[0]}); expected the columns onset, duration, description."
+        )
+    if bad:
+        issues.append(
+            f"{source}: {counted(len(bad), 'row')} without a readable time or text {agreeing(len(bad), 'was', 'were')} "
+            f"left out, the first in line {bad[0]}."
+        )
+    if n_blank:
+        issues.append(
+            f"{source}: {counted(n_blank, 'row has', 'rows have')} a time and no stage; "
+            f"{agreeing(n_blank, 'it counts', 'they count')} as not scored."
+        )
+    frame, onsets_s = frame_of(onsets, source, start, issues)
+    events = []
+    for onset_s, (end, duration_s, text) in zip(onsets_s, rest, strict=True):
+        if duration_s is None and end is not None:
+            duration_s = frame.seconds(end) - onset_s
+            # an end without a date may lie beyond midnight; one just before the onset is a mistake, not a day
+            if isinstance(end, Clock) and end.date is None and duration_s % DAY_S < LONGEST_S:
+                duration_s %= DAY_S
+        events.append(Event(onset_s, duration_s, text))
+    return events
+
+
+def scaled(at: float | Clock | None, unit_s: float) -> float | Clock | None:
+    """Seconds where a number was given; a clock time as it is."""
+    return at * unit_s if isinstance(at, float) else at
+
+
+def untimed(
+    texts: Sequence[str],
+    numbers: Sequence[str] | None,
+    source: str,
+    length_of_recording_s: float | None,
+    issues: list[str],
+) -> list[Event]:
+    """Events of a list of stages: one an epoch of 30 s, the first at the recording's start.
+
+    Raises
+    ------
+    ScoringError
+        When most texts name no stage, the numbers of the epochs do not count upwards by one, or the list does not
+        fill the recording, so that epochs of another length or another beginning must be meant.
+    """
+    n_stages = sum(stage_of(text) is not None for text in texts)
+    if 2 * n_stages < len(texts) or not n_stages:
+        raise ScoringError(
+            f"{source} has no column of times for the onset, and only {n_stages} of its {counted(len(texts), 'text')} "
+            f"{agreeing(n_stages, 'names', 'name')} a sleep stage; expected a header such as "
+            "'onset,duration,description' or 'Start,Duration,Event'."
+        )
+    first = 0
+    if numbers is not None:
+        numbered = [int(n) if re.fullmatch(r"\d+", n) else -1 for n in numbers]
+        if numbered != list(range(numbered[0], numbered[0] + len(numbered))) or numbered[0] < 0:
+            raise ScoringError(
+                f"{source} has no column of times, and its epochs are not numbered one after the other; expected a "
+                "column onset, in seconds from the recording's start."
+            )
+        first = max(numbered[0] - 1, 0)
+    length_s = (first + len(texts)) * EPOCH_S
+    if length_of_recording_s is None:
+        raise ScoringError(
+            f"{source} lists {counted(len(texts), 'stage')} without times, and how long the recording is is not known "
+            "here; expected a column onset, in seconds from the recording's start."
+        )
+    missing_s = length_of_recording_s - length_s
+    if missing_s >= SHORTFALL_S or missing_s <= -EPOCH_S:
+        would_s = length_of_recording_s / (first + len(texts))
+        raise ScoringError(
+            f"{source} lists {counted(len(texts), 'stage')} without times: "
+            f"{counted(length_s / 60, 'minute', spec='g')} of {EPOCH_S}-s epochs, and the recording lasts "
+            f"{length_of_recording_s / 60:.1f} minutes (that would be epochs of {would_s:.3g} s), so it is not known "
+            "where they lie. Add a column onset, in seconds from the recording's start, and one named duration if "
+            "epochs are not of 30 s."
+        )
+    issues.append(
+        f"{source} lists stages without times; its {counted(len(texts), 'stage was', 'stages were')} taken as "
+        f"{EPOCH_S}-s epochs from the recording's {'start' if not first else f'epoch {first + 1} on'}."
+    )
+    return [Event((first + i) * float(EPOCH_S), float(EPOCH_S), text or "unscored") for i, text in enumerate(texts)]
+
+
+def stage_lines(text: str) -> list[str] | None:
+    """Lines of a file that holds one stage a line, below a header or not; None where it holds anything else."""
+    lines = [line.strip().strip('"') for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if len(lines) > 1 and stage_of(lines[0]) is None and fold(lines[0]) in TEXT:
+        lines = lines[1:]
+    if len(lines) < 2 or any(stage_of(line) is None for line in lines):
+        return None
+    return lines
+
+
+def decoded(data: bytes, source: str, issues: list[str]) -> str:
+    """Text of the file: by its byte order mark, by its zero bytes, as UTF-8, at last as Latin-1."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encodings = ["utf-16"]
+    elif data[:200].count(0) > len(data[:200]) // 4:
+        encodings = ["utf-16-be" if data[0] == 0 else "utf-16-le"]
+    else:
+        encodings = ["utf-8-sig", "cp1252", "latin-1"]
+    for encoding in encodings:
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" in text:
+            break
+        if encoding in ("cp1252", "latin-1"):
+            issues.append(f"{source} is not UTF-8; it was read as Latin-1 (Windows-1252).")
+        return text
+    raise ScoringError(
+        f"{source} is neither text (UTF-8, UTF-16, Latin-1) nor EDF, XML or WFDB annotations; expected one of these."
+    )
+
+
+def table(text: str, source: str) -> tuple[list[tuple[int, list[str]]], Columns]:
+    """Rows with their line numbers, and columns; the delimiter is that of tab, semicolon, comma that splits lines.
+
+    Where none splits every early line, or the first line is no header, the header is the first line that names columns.
+    """
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")][:20]
+    if not lines:
+        raise ScoringError(f"{source} is empty; expected rows of onset, duration, description.")
+    delimiter = next((d for d in ("\t", ";", ",") if all(d in line for line in lines)), None)
+    failure: ScoringError | None = None
+    if delimiter is not None:
+        rows = split_rows(text, delimiter, source)
+        if not rows:
+            raise ScoringError(f"{source} has no row of its own; expected rows of onset, duration, description.")
+        try:
+            return layout(rows, source)
+        except ScoringError as error:
+            failure = error
+    for d in (delimiter,) if delimiter is not None else ("\t", ";", ","):
+        rows = split_rows(text, d, source)
+        for at, (_, row) in enumerate(rows[:PREAMBLE_LINES]):
+            columns = named_columns(row, source) if len(row) > 1 else None
+            if columns is not None and columns.onset is not None:
+                return rows[at + 1 :], columns
+    if failure is not None:
+        raise failure
+    raise ScoringError(
+        f"{source} has no column separator (comma, semicolon or tab) common to its first "
+        f"{counted(len(lines), 'line')}, beginning '{lines[0][:60]}', and no line that names columns; expected the "
+        "columns onset, duration, description, or one sleep stage a line."
+    )
+
+
+def split_rows(text: str, delimiter: str, source: str) -> list[tuple[int, list[str]]]:
+    """Rows that hold anything, with the numbers of their lines."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise ScoringError(f"{source}, line {reader.line_num}: {error}; expected delimited text.") from error
+    return [(n, row) for n, row in rows if any(cell.strip() for cell in row) and not row[0].startswith("#")]
+
+
+def layout(rows: list[tuple[int, list[str]]], source: str) -> tuple[list[tuple[int, list[str]]], Columns]:
+    """Columns by the header's names; without a header, by position."""
+    header = rows[0][1]
+    if moment(header[0]) is not None:
+        if len(header) == 2:
+            return rows, Columns(0, None, None, 1)
+        if length_s(header[1]) is not None:
+            return rows, Columns(0, None, 1, 2)
+        raise ScoringError(
+            f"{source} has no header, and its second column ('{header[1][:30]}') is not a duration; expected a header "
+            "naming the columns onset, duration, description, or these three in this order."
+        )
+    columns = named_columns(header, source)
+    if columns is not None:
+        return rows[1:], columns
+    names = [fold(name) for name, _ in map(name_and_unit, header)]
+    wanted = (("the onset", ONSET), ("the stage or event", TEXT))
+    missing = " and ".join(what for what, accepted in wanted if not set(accepted) & set(names))
+    raise ScoringError(
+        f"{source}: no column for {missing} among '{', '.join(c.strip() for c in header)}'; expected a header such "
+        "as 'onset,duration,description', 'onset_s,duration_s,stage' or 'Start,Duration,Event'."
+    )
+
+
+def name_and_unit(cell: str) -> tuple[str, str]:
+    """``Start (ms)`` -> ``Start``, ``ms``; what else stands in brackets is no part of the name."""
+    match = IN_NAME.search(cell.strip())
+    unit = "" if match is None else (match["inside"] or match["behind"]).casefold()
+    return re.sub(r"\s*[\[(].*?[\])]|_(s|sec|ms|min|samples?)$", "", cell.strip(), flags=re.IGNORECASE), unit
+
+
+def named_columns(header: list[str], source: str) -> Columns | None:
+    """Columns of a header: with a text and a time, or with a stage and no time; None where there are neither."""
+    named = [name_and_unit(cell) for cell in header]
+    names = [fold(name) for name, _ in named]
+
+    def column(accepted: Sequence[str]) -> int | None:
+        return next((names.index(name) for name in accepted if name in names), None)
+
+    def unit_s(at: int | None) -> float:
+        unit = "" if at is None else named[at][1]
+        if unit in SAMPLES:
+            raise ScoringError(
+                f"{source} gives times in samples ('{header[at or 0].strip()}'); expected seconds from the recording's "
+                "start, clock times, or a unit that is one of time (s, ms, min, h)."
+            )
+        return UNITS_S.get(unit, 1.0)
+
+    onset, text, end, duration = column(ONSET), column(TEXT), column(END), column(DURATION)
+    if text is None:
+        return None
+    if onset is None:
+        stage = column(STAGE)
+        return None if stage is None else Columns(None, None, None, stage, column(EPOCH), stages_only=True)
+    stages_only = names[text] in STAGE
+    return Columns(onset, end, duration, text, None, stages_only, unit_s(onset), unit_s(end), unit_s(duration))

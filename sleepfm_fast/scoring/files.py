@@ -1,0 +1,216 @@
+"""Which file of labels belongs to which recording: by its name, and by its folders where names repeat."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from sleepfm_fast.scoring.timed_texts import ScoringError
+
+__all__ = ["ending", "find_scoring", "find_scorings", "namesakes_of", "similar_scorings"]
+
+# Beside a recording, in this order: S is the recording's name without its suffix.
+BESIDE = (
+    *("-nsrr.xml", "-profusion.xml", ".xml", "-hypnogram.edf", "_hypnogram.edf", ".st", ".arousal"),
+    *(".csv", ".tsv", "-stages.csv", "_stages.csv", "-hypnogram.csv", "_hypnogram.csv", "-annotations.csv"),
+    *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
+    *(".txt", "-stages.txt", "_stages.txt", "-hypnogram.txt", "_hypnogram.txt", "_hypnogram.tsv"),
+)
+
+ENDINGS = ("hypnogram.edf", ".xml", ".st", ".arousal", ".csv", ".tsv", ".txt")
+"""How the names of all of them end."""
+MANY = 2
+"""Stages and events may lie in two files; numbers that more files share say nothing."""
+
+
+def namesakes_of(recordings: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
+    """Recordings that share a file name without suffix, by that name in lower case; names of one recording are left."""
+    found: dict[str, list[Path]] = {}
+    for path in recordings:
+        found.setdefault(path.stem.casefold(), []).append(path)
+    return {stem: tuple(paths) for stem, paths in found.items() if len({path.parent for path in paths}) > 1}
+
+
+def find_scoring(
+    recording_path: str | Path,
+    labels: str | Path | None = None,
+    namesakes: Mapping[str, Sequence[Path]] | None = None,
+) -> Path | None:
+    """Return the first of :func:`find_scorings`, None where there is none."""
+    return next(iter(find_scorings(recording_path, labels, namesakes)), None)
+
+
+def find_scorings(
+    recording_path: str | Path,
+    labels: str | Path | None = None,
+    namesakes: Mapping[str, Sequence[Path]] | None = None,
+) -> tuple[Path, ...]:
+    """Find the files of labels that belong to a recording, the one to be preferred first.
+
+    Parameters
+    ----------
+    recording_path : str or Path
+        The recording ``S.edf``.
+    labels : str or Path, optional
+        A file, which is taken as it is, or a folder, searched with all its subfolders. By default the recording's own
+        folder is searched, without subfolders.
+    namesakes : mapping of str to sequence of Path, optional
+        The cohort's recordings that share a name, as :func:`namesakes_of` gives them.
+
+    Returns
+    -------
+    tuple of Path
+        Those that are there, in the order ``S-nsrr.xml``, ``S-profusion.xml``, ``S.xml``, ``S-Hypnogram.edf``,
+        ``S.st``, ``S.arousal``, ``S.csv``, ``S.txt`` and the like; for Sleep-EDF, ``SC4001EC-Hypnogram.edf`` belongs to
+        ``SC4001E0-PSG.edf``. Of several files of one name in ``labels``, the one whose folders are named like the
+        recording's: ``scoring/site/s1/night1.csv`` for ``edf/site/s1/night1.edf``; and never one whose folders are
+        more like those of a namesake. Empty where there is none: the recording's own annotations may still hold
+        the scoring.
+
+    Raises
+    ------
+    SleepfmError
+        When ``labels`` does not exist, or the folders do not tell whose a scoring is.
+    """
+    recording_path = Path(recording_path)
+    stem = recording_path.stem.casefold()
+    sleep_edf = re.fullmatch(r"(s[ct]\d{4}[a-z])\w-psg", stem)
+    bids = re.fullmatch(r"(.+)_(?:eeg|psg)", stem)
+    if labels is None:
+        # A cohort may keep thousands of nights in one folder: only what is named like this one is looked at.
+        match = sleep_edf or bids
+        start = match[1] if match is not None else stem
+        folder = recording_path.parent
+        with os.scandir(folder) as entries:
+            names = files_by_name(folder / e.name for e in entries if e.name.casefold().startswith(start))
+    else:
+        labels = Path(labels)
+        if labels.is_file():
+            return (labels,)
+        if not labels.is_dir():
+            raise ScoringError(f"labels {labels}: there is no such file or folder.")
+        names = files_below(labels, labels.stat().st_mtime_ns)
+    groups = [names.get(stem + suffix, ()) for suffix in BESIDE]
+    if sleep_edf:
+        pattern = re.compile(re.escape(sleep_edf[1]) + r"\w-hypnogram\.edf")
+        groups += [names[name] for name in sorted(names) if pattern.fullmatch(name)]
+    if bids:
+        groups += [names.get(bids[1] + s, ()) for s in ("_hypnogram.tsv", "_events.tsv", "_hypnogram.csv")]
+    same = recording_path.resolve()
+    others = [path for path in (namesakes or {}).get(stem, ()) if path.resolve() != same]
+    found: dict[Path, None] = {}
+    for group in groups:
+        files = [path for path in group if path.resolve() != same]
+        if labels is None:
+            found |= dict.fromkeys(files)
+        elif files:
+            try:
+                own = owned(recording_path, files, others, labels)
+            except ScoringError:
+                if not found:  # what only completes a scoring need not be told apart
+                    raise
+            else:
+                found |= {} if own is None else {own: None}
+    return tuple(found)
+
+
+def similar_scorings(recording_path: str | Path, labels: str | Path | None = None) -> tuple[Path, ...]:
+    """Find files that may be a recording's scoring although :func:`find_scorings` does not take their names.
+
+    Parameters
+    ----------
+    recording_path : str or Path
+        The recording.
+    labels : str or Path, optional
+        As for :func:`find_scorings`.
+
+    Returns
+    -------
+    tuple of Path
+        Files of labels with the recording's numbers in their names: ``night-01_scored.csv`` for ``Night 01.edf``. None
+        where the recording's name has no number or several files have the same, as then any might be meant.
+    """
+    recording_path = Path(recording_path)
+    folder = recording_path.parent if labels is None else Path(labels)
+    numbers = numbers_in(recording_path.stem)
+    if not numbers or not folder.is_dir():
+        return ()
+    taken = {recording_path.stem.casefold() + suffix for suffix in BESIDE}  # if not used, then for their folders
+    files = files_by_numbers(folder, labels is not None, folder.stat().st_mtime_ns).get(numbers, ())
+    similar = tuple(file for file in files if file.name.casefold() not in taken)
+    return similar if len(similar) <= MANY else ()
+
+
+def ending(path: Path) -> str:
+    """What a scoring's name adds to its recording's."""
+    return "-Hypnogram.edf" if path.suffix.casefold() == ".edf" else path.suffix
+
+
+def numbers_in(name: str) -> tuple[int, ...]:
+    """Whole numbers in a name, in order: (1, 12) of ``sub-01 night12``."""
+    return tuple(int(digits) for digits in re.findall(r"[0-9]+", name))
+
+
+@lru_cache(maxsize=8)
+def files_by_numbers(folder: Path, deep: bool, modified_ns: int) -> dict[tuple[int, ...], tuple[Path, ...]]:
+    """List what may be scorings by the numbers in their names; again when ``modified_ns`` has changed."""
+    found: dict[tuple[int, ...], tuple[Path, ...]] = {}
+    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
+        if path.name.casefold().endswith(ENDINGS) and path.is_file():
+            numbers = numbers_in(path.stem)
+            found[numbers] = (*found.get(numbers, ()), path)
+    return found
+
+
+def owned(recording: Path, files: Sequence[Path], others: Sequence[Path], labels: Path | None) -> Path | None:
+    """Return the one of several scorings of one name that is this recording's by its folders, None where none is."""
+    likeness = {file: alike(recording, file) for file in files}
+    rivals = {file: max((alike(other, file) for other in others), default=None) for file in files}
+    mine = [file for file in files if (rival := rivals[file]) is None or rival <= likeness[file]]
+    if not mine:
+        return None
+    best = max(likeness[file] for file in mine)
+    chosen = [file for file in mine if likeness[file] == best]
+    if len(chosen) > 1:
+        raise ScoringError(
+            f"{recording}: {labels} holds {len(files)} files named {files[0].name}, and the folders do not tell which "
+            "is its scoring. Put scorings in folders named like the recordings' (site/subject/...), or give them "
+            "different names."
+        )
+    if rivals[chosen[0]] == best:
+        n = 1 + sum(alike(other, chosen[0]) == best for other in others)
+        raise ScoringError(
+            f"{recording}: {chosen[0]} is named like {n} of the recordings given, and the folders do not tell whose "
+            "scoring it is. Put scorings in folders named like the recordings' (site/subject/...), or give the "
+            "recordings different names."
+        )
+    return chosen[0]
+
+
+def alike(recording: Path, file: Path) -> tuple[int, int]:
+    """How many folders, from the file up, have the same names, and how many names of folders both have anywhere."""
+    mine = [part.casefold() for part in recording.parent.resolve().parts[::-1]]
+    theirs = [part.casefold() for part in file.parent.resolve().parts[::-1]]
+    n_equal = next(
+        (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(map(len, (mine, theirs)))
+    )
+    return n_equal, len(set(mine) & set(theirs))
+
+
+@lru_cache(maxsize=8)
+def files_below(folder: Path, modified_ns: int) -> dict[str, tuple[Path, ...]]:
+    """List a folder and its subfolders once for all recordings, or again when ``modified_ns`` has changed."""
+    return files_by_name(folder.rglob("*"))
+
+
+def files_by_name(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
+    """Files by case-folded name, those of one name in the order of their paths."""
+    found: dict[str, tuple[Path, ...]] = {}
+    for path in sorted(paths):
+        if path.is_file():
+            name = path.name.casefold()
+            found[name] = (*found.get(name, ()), path)
+    return found

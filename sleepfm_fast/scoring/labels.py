@@ -1,0 +1,335 @@
+"""Annotations to labels: one sleep stage and one sleep-disordered-breathing label per 30-s clip."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE, STAGES, is_marker, respiratory_event_of, stage_of
+from sleepfm_fast.scoring.texts import told_apart, unknown_texts
+from sleepfm_fast.scoring.timed_texts import Event, Scoring
+
+__all__ = ["ClipGrid", "clip_labels"]
+
+SDB_OVERLAP_S = 10.0
+"""An apnoea or hypopnoea lasts at least 10 s (AASM): that much of it inside a clip makes the clip an event."""
+SDB_OVERLAP_FRACTION = 0.5
+"""...and so does half of the event, for the shorter ones that some scorers keep."""
+STAGE_COVERAGE = 0.5
+"""Part of an epoch that stage annotations must cover for the epoch to get a stage."""
+LIST_STEPS = 20
+LIST_SHARE = 0.95
+"""Stages without duration are a list of every epoch where, of at least 20 steps, 95 % are an epoch long: in a night's
+changes of stage fewer than half are."""
+SAME_TIME_S = 1e-6
+"""Onsets are written with at most microseconds: closer than this is the same time."""
+
+Floats = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int8]
+Intervals = list[tuple[float, float]]
+
+
+class Stretch(Protocol):
+    """A contiguous stretch of records, as :class:`sleepfm_fast.edf.Segment`."""
+
+    @property
+    def n_records(self) -> int: ...
+
+    @property
+    def onset_s(self) -> Fraction: ...
+
+
+@dataclass(frozen=True)
+class ClipGrid:
+    """Labels of a recording's clips.
+
+    Attributes
+    ----------
+    onsets_s : ndarray of float64, shape (n,)
+        Start of each half-open 30-s clip, in seconds from the recording's start, ascending.
+    stage : ndarray of int8, shape (n,)
+        0..4 for W, N1, N2, N3, R; -1 for none.
+    sdb : ndarray of int8, shape (n,)
+        1 respiratory event, 0 none, -1 not scored.
+    issues : tuple of str
+        What the scoring left doubtful, one sentence each.
+    """
+
+    onsets_s: Floats
+    stage: Codes
+    sdb: Codes
+    issues: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageSpan:
+    """A stage annotation with its end; ``code`` is -1 for movement, unscored and artefact."""
+
+    onset_s: float
+    end_s: float
+    code: int
+
+
+def clip_labels(
+    scoring: Scoring | None,
+    n_s: float | Fraction,
+    segments: Sequence[Stretch] = (),
+    *,
+    events_scored: bool | None = None,
+) -> ClipGrid:
+    """Cut a recording into 30-s clips on its scoring's own grid and label each.
+
+    The grid is anchored on the onset of the first annotation that names a stage, modulo 30 s, and extends over the
+    whole recording; clips that no stage covers by half keep stage none. Without stages it starts at the recording's
+    start. A clip lies wholly inside one segment.
+
+    Stage of an epoch: the stage that covers most of it; of two that cover as much, the one that starts later; of two
+    that also start together, none. An annotation without duration lasts until the next one,
+    or for an epoch where every epoch is listed.
+
+    SDB of a clip: 1 where an apnoea or hypopnoea overlaps it by at least 10 s or by half of the event's duration;
+    otherwise 0 where respiratory events were scored, -1 where they were not.
+
+    Parameters
+    ----------
+    scoring : Scoring or None
+        None gives clips without labels.
+    n_s : float or Fraction
+        Time from the recording's start to the end of its last segment, gaps included (``Recording.duration_s``).
+    segments : sequence of Segment
+        Contiguous stretches; their records share one duration. Empty: one stretch from 0 to ``n_s``.
+    events_scored : bool, optional
+        Overrules ``scoring.events_scored``, of a night that has a stage or an event: one that nobody scored has no
+        label. Where both are None, events count as scored if there is at least one.
+
+    Returns
+    -------
+    ClipGrid
+        Onsets, stages, SDB labels and remarks.
+    """
+    issues: list[str] = []
+    events = told_apart(scoring.events, scoring.source, issues) if scoring is not None else ()
+    unknown_texts(events, issues)
+    spans = stage_spans(events, issues)
+    scored = [span for span in spans if span.code != NO_STAGE]
+    anchor_s = round(min(span.onset_s for span in scored) % EPOCH_S, 6) % EPOCH_S if scored else 0.0
+    stretches = stretches_of(n_s, segments)
+    onsets_s = grid_onsets(anchor_s, stretches)
+
+    off_grid = sum(off_grid_s(span.onset_s - anchor_s) > SAME_TIME_S for span in scored)
+    if off_grid:
+        issues.append(
+            f"{off_grid} of {counted(len(scored), 'stage annotation')} {agreeing(off_grid, 'does', 'do')} not start on "
+            f"the 30-s grid of the first stage (which starts at {anchor_s:g} s); each epoch got the stage that covers "
+            "most of it."
+        )
+    outside = sum(not any(s.onset_s < end and s.end_s > start for start, end in stretches) for s in scored)
+    if outside:
+        issues.append(
+            f"{outside} of {counted(len(scored), 'stage annotation')} {agreeing(outside, 'lies', 'lie')} wholly "
+            "outside the recorded signal"
+            + ("; do these labels belong to this recording?" if outside == len(scored) else ".")
+        )
+    if scoring is None:
+        issues.append("no scoring was found: every clip has stage none and unknown SDB.")
+    elif not scored:
+        issues.append(f"{scoring.source} names no sleep stage: every clip has stage none.")
+
+    stage = stage_codes(onsets_s, spans, issues)
+    respiratory = [event for event in events if respiratory_event_of(event.text) is not None]
+    if events_scored is None or not (scored or respiratory):
+        events_scored = None if scoring is None else scoring.events_scored
+    if events_scored is None:
+        events_scored = bool(respiratory)
+    sdb = sdb_codes(onsets_s, respiratory, events_scored, issues)
+    return ClipGrid(onsets_s, stage, sdb, tuple(issues))
+
+
+def stretches_of(n_s: float | Fraction, segments: Sequence[Stretch]) -> Intervals:
+    """Start and end of each contiguous stretch, in seconds."""
+    if not segments:
+        return [(0.0, float(n_s))] if n_s > 0 else []
+    filled = [segment for segment in segments if segment.n_records > 0]
+    # the duration of a record follows from the end of the segment that ends last
+    record_s = min(((Fraction(n_s) - s.onset_s) / s.n_records for s in filled), default=Fraction(0))
+    return [(float(s.onset_s), float(s.onset_s + s.n_records * record_s)) for s in filled]
+
+
+def off_grid_s(offset_s: float) -> float:
+    """Distance to the nearest multiple of 30 s."""
+    return abs(offset_s - EPOCH_S * round(offset_s / EPOCH_S))
+
+
+def grid_onsets(anchor_s: float, stretches: Intervals) -> Floats:
+    """Onsets anchor + 30 k of the clips that lie wholly inside one stretch."""
+    onsets: list[Floats] = [np.empty(0)]
+    for start_s, end_s in stretches:
+        first = math.ceil((start_s - anchor_s - SAME_TIME_S) / EPOCH_S)
+        after = math.floor((end_s - anchor_s + SAME_TIME_S) / EPOCH_S)
+        onsets.append(np.maximum(anchor_s + EPOCH_S * np.arange(first, after, dtype=np.float64), start_s))
+    return np.unique(np.concatenate(onsets))
+
+
+def stage_spans(events: Iterable[Event], issues: list[str]) -> list[StageSpan]:
+    """Stage annotations with their ends; those without duration last until the next stage annotation."""
+    staged = [(event, code_of(stage)) for event in events if (stage := stage_of(event.text)) is not None]
+    staged.sort(key=lambda item: item[0].onset_s)
+    timeless = [
+        event for event, code in staged if not event.duration_s and not (code == NO_STAGE and is_marker(event.text))
+    ]
+    # In a source whose stages carry durations, a "Movement" or "Artifact" without one is a remark, not an epoch.
+    epochs_are_timeless = len(timeless) * 2 > sum(code != NO_STAGE for _, code in staged)
+    starts = sorted({event.onset_s for event, _ in staged})
+    following = dict(itertools.pairwise(starts))
+    epoch_s = listed_epoch_s(starts)
+    n_gaps = 0
+    spans: list[StageSpan] = []
+    n_extended = n_open = n_negative = 0
+    for event, code in staged:
+        if event.duration_s:
+            if event.duration_s < 0 or not math.isfinite(event.duration_s):
+                n_negative += 1
+                continue
+            spans.append(StageSpan(event.onset_s, event.onset_s + event.duration_s, code))
+        elif epochs_are_timeless or not (code == NO_STAGE and is_marker(event.text)):
+            end_s = following.get(event.onset_s)
+            if epoch_s is not None and end_s is not None and end_s - event.onset_s > epoch_s + SAME_TIME_S:
+                end_s = event.onset_s + epoch_s
+                n_gaps += 1
+            n_extended += 1
+            n_open += end_s is None
+            spans.append(StageSpan(event.onset_s, event.onset_s + EPOCH_S if end_s is None else end_s, code))
+    if n_extended:
+        issues.append(
+            f"{counted(n_extended, 'stage annotation has', 'stage annotations have')} no duration; each was taken to "
+            "last until the next stage annotation" + (f", the last one for {EPOCH_S} s." if n_open else ".")
+        )
+    if n_gaps:
+        issues.append(
+            f"the stages are listed every {epoch_s:g} s, with {counted(n_gaps, 'gap')}; what lies in a gap is taken as "
+            "not scored."
+        )
+    if n_negative:
+        were = agreeing(n_negative, "was", "were")
+        negative = f"{counted(n_negative, 'stage annotation')} with a negative or infinite duration"
+        issues.append(f"{negative} {were} left out.")
+    return spans
+
+
+def listed_epoch_s(starts_s: Sequence[float]) -> float | None:
+    """Step of a list of every epoch, 20 or 30 s; None where only the changes of stage are listed."""
+    steps = np.diff(np.asarray(starts_s))
+    for epoch_s in (30.0, 20.0):
+        if len(steps) >= LIST_STEPS and np.mean(np.abs(steps - epoch_s) <= SAME_TIME_S) >= LIST_SHARE:
+            return epoch_s
+    return None
+
+
+def code_of(stage: str) -> int:
+    """Stage code: 0..4, -1 for none."""
+    return NO_STAGE if stage == "none" else STAGES.index(stage)
+
+
+def merged(intervals: Iterable[tuple[float, float]]) -> Intervals:
+    """Union of intervals, as disjoint intervals in order."""
+    union: Intervals = []
+    for start, end in sorted(intervals):
+        if union and start <= union[-1][1]:
+            union[-1] = (union[-1][0], max(union[-1][1], end))
+        else:
+            union.append((start, end))
+    return union
+
+
+def touched(onsets_s: Floats, start_s: float, end_s: float) -> slice:
+    """Clips that overlap the interval from ``start_s`` to ``end_s``."""
+    first = np.searchsorted(onsets_s, start_s - EPOCH_S, side="right")
+    return slice(int(first), int(np.searchsorted(onsets_s, end_s, side="left")))
+
+
+def overlap_s(onsets_s: Floats, start_s: float, end_s: float) -> Floats:
+    """Seconds that each clip shares with the interval."""
+    return np.minimum(onsets_s + EPOCH_S, end_s) - np.maximum(onsets_s, start_s)
+
+
+def coverage_s(onsets_s: Floats, intervals: Iterable[tuple[float, float]]) -> Floats:
+    """Seconds of each clip that the union of the intervals covers."""
+    covered = np.zeros(len(onsets_s))
+    for start_s, end_s in merged(intervals):
+        clips = touched(onsets_s, start_s, end_s)
+        covered[clips] += np.maximum(overlap_s(onsets_s[clips], start_s, end_s), 0)
+    return covered
+
+
+def stage_codes(onsets_s: Floats, spans: Sequence[StageSpan], issues: list[str]) -> Codes:
+    """Stage of each clip by largest coverage; see :func:`clip_labels` for ties."""
+    codes = np.array([*range(len(STAGES)), NO_STAGE], dtype=np.int8)
+    n = len(onsets_s)
+    covered = np.zeros((len(codes), n))
+    latest_s = np.full((len(codes), n), -np.inf)
+    for row, code in enumerate(codes):
+        own = [span for span in spans if span.code == code and span.end_s > span.onset_s]
+        covered[row] = coverage_s(onsets_s, [(span.onset_s, span.end_s) for span in own])
+        for span in own:
+            clips = touched(onsets_s, span.onset_s, span.end_s)
+            latest_s[row, clips] = np.maximum(latest_s[row, clips], span.onset_s)
+    if n == 0:
+        return np.empty(0, dtype=np.int8)
+    any_stage_s = coverage_s(onsets_s, [(s.onset_s, s.end_s) for s in spans if s.end_s > s.onset_s])
+
+    most = covered >= covered.max(axis=0) - SAME_TIME_S
+    latest = np.where(most, latest_s, -np.inf)
+    winner = most & (latest >= latest.max(axis=0))
+    enough = any_stage_s >= STAGE_COVERAGE * EPOCH_S - SAME_TIME_S
+    undecided = enough & (winner.sum(axis=0) > 1)
+    stage = np.where(enough & ~undecided, codes[winner.argmax(axis=0)], NO_STAGE).astype(np.int8)
+
+    overlapping = int(np.count_nonzero(covered.sum(axis=0) > any_stage_s + SAME_TIME_S))
+    if overlapping:
+        issues.append(
+            f"different stages overlap in {counted(overlapping, 'epoch')}; each got the one that covers most of it, of "
+            "equals the one that starts later"
+            + (f", and {int(undecided.sum())} that stayed undecided got none." if undecided.any() else ".")
+        )
+    partly = int(np.count_nonzero(~enough & (any_stage_s > SAME_TIME_S)))
+    if partly:
+        issues.append(f"{partly} epochs are covered by stage annotations for less than half and got stage none.")
+    return stage
+
+
+def sdb_codes(onsets_s: Floats, events: Sequence[Event], events_scored: bool, issues: list[str]) -> Codes:
+    """SDB label of each clip; see :func:`clip_labels`."""
+    sdb = np.full(len(onsets_s), 0 if events_scored else -1, dtype=np.int8)
+    n_outside = n_timeless = 0
+    for event in events:
+        duration_s = event.duration_s or 0.0
+        if duration_s <= 0 or not math.isfinite(duration_s):
+            n_timeless += 1
+            clips = slice(*np.searchsorted(onsets_s, [event.onset_s - EPOCH_S, event.onset_s], side="right").tolist())
+            sdb[clips] = 1
+        else:
+            end_s = event.onset_s + duration_s
+            clips = touched(onsets_s, event.onset_s, end_s)
+            shared_s = overlap_s(onsets_s[clips], event.onset_s, end_s)
+            enough_s = min(SDB_OVERLAP_S, SDB_OVERLAP_FRACTION * duration_s)
+            sdb[clips][shared_s >= enough_s - SAME_TIME_S] = 1
+        n_outside += clips.start >= clips.stop
+    if n_timeless:
+        issues.append(
+            f"{counted(n_timeless, 'respiratory event has', 'respiratory events have')} no duration; each counts in "
+            "the clip where it lies."
+        )
+    if n_outside:
+        issues.append(
+            f"{n_outside} of {counted(len(events), 'respiratory event')} {agreeing(n_outside, 'lies', 'lie')} in no "
+            "clip of the recording."
+        )
+    return sdb

@@ -1,0 +1,128 @@
+"""What the texts of a scoring mean where the vocabulary does not say: a user's words, numbers of two conventions."""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
+from sleepfm_fast.scoring.stages import EPOCH_S, fold, respiratory_event_of, stage_of
+from sleepfm_fast.scoring.timed_texts import Event, Scoring
+
+__all__ = ["asks_meaning", "parse_meanings", "stated", "told_apart", "translated", "unknown_texts"]
+
+MEANINGS = {
+    **{stage.casefold(): f"Sleep stage {stage}" for stage in ("W", "N1", "N2", "N3", "R")},
+    **{"none": "Sleep stage ?", "apnea": "Apnea", "apnoea": "Apnea", "hypopnea": "Hypopnea", "hypopnoea": "Hypopnea"},
+    "ignore": "",
+}
+"""What a text may be said to mean, and the text that stands for it."""
+NUMBER = re.compile(r"[+-]?\d+(?:\.0+)?")
+TEXTS_SHOWN = 6
+
+
+def parse_meanings(stated: Sequence[str]) -> dict[str, str]:
+    """``4=R``, ``Leichtschlaf=N2`` to a text's key and the text that it stands for.
+
+    Raises
+    ------
+    SleepfmError
+        When one is not of that form, means none of the choices, or a text is given two meanings.
+    """
+    meanings: dict[str, str] = {}
+    for item in stated:
+        text, equals, meaning = item.rpartition("=")
+        stage = stage_of(meaning.strip()) if re.search(r"[a-z]", meaning, re.IGNORECASE) else None
+        wanted = MEANINGS.get(meaning.strip().casefold(), None if stage in (None, "none") else f"Sleep stage {stage}")
+        if not equals or not key_of(text) or wanted is None:
+            raise SleepfmError(
+                f"--meanings '{item}' is not understood; expected TEXT=MEANING, such as 4=R or 'light sleep=N2', "
+                "with one of: W, N1, N2, N3, R, none (not scored), apnea, hypopnea, ignore."
+            )
+        if meanings.setdefault(key_of(text), wanted) != wanted:
+            raise SleepfmError(f"--meanings gives '{text}' two meanings; keep one.")
+    return meanings
+
+
+def stated(meanings: Mapping[str, str]) -> list[str]:
+    """Undo :func:`parse_meanings`: ``TEXT=MEANING`` of each, texts as they are compared."""
+    names = {wanted: name.upper() if len(name) < 3 else name for name, wanted in reversed(MEANINGS.items())}
+    return [f"{text}={names.get(wanted, wanted)}" for text, wanted in meanings.items()]
+
+
+def key_of(text: str) -> str:
+    """How texts are compared: letters and digits; a number by its value, with its sign."""
+    stripped = text.strip()
+    return str(int(float(stripped))) if NUMBER.fullmatch(stripped) else fold(stripped) or stripped.casefold()
+
+
+def translated(scoring: Scoring, meanings: Mapping[str, str]) -> Scoring:
+    """Replace the texts that were given a meaning; those to be ignored go."""
+    if not meanings:
+        return scoring
+    events = []
+    for event in scoring.events:
+        text = meanings.get(key_of(event.text), event.text)
+        if text:
+            events.append(replace(event, text=text) if text != event.text else event)
+    return replace(scoring, events=tuple(events))
+
+
+def told_apart(events: Sequence[Event], source: str, issues: list[str]) -> Sequence[Event]:
+    """Give bare 4s no stage where they may be S4 or REM: numbers with a 4 and no 5 are of either convention.
+
+    Rechtschaffen and Kales' codes end with 4 (S4, which is N3) and 5 (REM); AASM codes have no S4 and, in much
+    software, 4 is REM.
+    """
+    numbers = Counter(int(float(e.text)) for e in events if NUMBER.fullmatch(e.text.strip()))
+    if not numbers[4] or numbers[5]:
+        return events
+    issues.append(
+        f"{source} writes stages as numbers, with a 4 ({counted(numbers[4], 'time')}) and no 5: 4 may be S4 or REM, so "
+        "those epochs got no stage. Say which with --meanings 4=R or --meanings 4=N3."
+    )
+    return [
+        replace(e, text="Sleep stage ?") if NUMBER.fullmatch(e.text.strip()) and int(float(e.text)) == 4 else e
+        for e in events
+    ]
+
+
+def asks_meaning(issue: str) -> bool:
+    """Whether a remark on a night asks for ``--meanings``."""
+    return "--meanings" in issue
+
+
+def unknown_texts(events: Sequence[Event], issues: list[str]) -> None:
+    """Say which texts look like a stage or a respiratory event and are known as neither."""
+    unstaged: Counter[str] = Counter()
+    breathing: Counter[str] = Counter()
+    stages = [event for event in events if stage_of(event.text) is not None]
+    begun_s = [event.onset_s for event in stages]
+    grid = {event.onset_s % EPOCH_S for event in stages}
+    for event in events:
+        if stage_of(event.text) is not None or respiratory_event_of(event.text) is not None:
+            continue
+        whole_epochs = bool(event.duration_s) and (event.duration_s or 0.0) % EPOCH_S == 0
+        before = bisect.bisect_right(begun_s, event.onset_s) - 1
+        stage = stages[before] if before >= 0 else None
+        staged = stage is not None and (not stage.duration_s or stage.onset_s + stage.duration_s > event.onset_s)
+        if whole_epochs and not staged and event.onset_s % EPOCH_S in grid:
+            unstaged[event.text] += 1
+        elif (event.duration_s or 0.0) >= 10 and re.search(r"hyp[oe]?p|apn|pnoe|pnee", event.text.casefold()):
+            breathing[event.text] += 1
+    kinds = (
+        (unstaged, "are as long as epochs and name no sleep stage that is known", "N2"),
+        (breathing, "seem to be respiratory events and are not known as such", "hypopnea"),
+    )
+    for found, what, example in kinds:
+        if found:
+            most = found.most_common(TEXTS_SHOWN)
+            listed = ", ".join(f"'{text}' ({n})" for text, n in most)
+            more = f" and {len(found) - TEXTS_SHOWN} more" if len(found) > TEXTS_SHOWN else ""
+            issues.append(
+                f"texts that {what}: {listed}{more}. Say what they mean, as with --meanings '{most[0][0]}={example}'."
+            )

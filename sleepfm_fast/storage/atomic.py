@@ -1,0 +1,129 @@
+"""Files and folders that are absent, old or whole: written under a temporary name, synchronised, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sleepfm_fast.cli.command import is_encodable
+
+__all__ = [
+    "TEMPORARY_SUFFIX",
+    "named_errors",
+    "remove_leftovers",
+    "remove_leftovers_of",
+    "replace_file",
+    "replace_folder",
+    "synchronise",
+    "write_json",
+]
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def temporary_name(path: Path) -> Path:
+    # Two writers of one file (a worker that outlived its killed parent, say) must not share a temporary file.
+    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Give an error of the system that names no file, such as a full disk while writing, the name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def synchronise(path: Path) -> None:
+    """Wait until the file or folder ``path`` is on the disk; a rename is only durable once its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes the name ``path`` only when the block ends without an exception."""
+    temporary = temporary_name(path)
+    try:
+        with named_errors(path), temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    synchronise(path.parent)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yield a fresh folder that takes the name ``path`` only when the block ends without an exception.
+
+    A folder that already has the name is removed behind it; where the name is a link, what it points to is replaced.
+    The files written must be synchronised by the caller.
+    """
+    path = path.resolve()
+    temporary = temporary_name(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        with named_errors(path):
+            yield temporary
+            synchronise(temporary)
+        old = temporary.with_name(f"old-{temporary.name}")
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    synchronise(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = None) -> bytes:
+    """Write ``value`` as strict JSON (no NaN) to ``path``, all or nothing, and return the bytes written."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    if not is_encodable(text, "utf-8"):  # a file name in another encoding
+        text = json.dumps(value, allow_nan=False, indent=indent)
+    content = (text + "\n").encode()
+    with replace_file(path) as file:
+        file.write(content)
+    return content
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Delete what killed writers of the file or folder ``path`` left beside it; only while nobody else writes it."""
+    pattern = re.compile(rf"(old-)?{re.escape(path.name)}\.\d+-\d+{re.escape(TEMPORARY_SUFFIX)}")
+    if path.parent.is_dir():
+        for leftover in path.parent.iterdir():
+            if pattern.fullmatch(leftover.name):
+                remove(leftover)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what an interrupted writer left under temporary names directly in ``folder``."""
+    for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, whatever is in it."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,285 @@
+"""Claims on a folder that several processes and machines share: one file a holder, kept fresh while it is held.
+
+A claim is a file created with ``O_EXCL``, which NFS (version 3 and later), Lustre and BeeGFS do atomically whether or
+not they were mounted with locks; ``flock`` on some of them is refused, or holds on one machine only. A claim whose
+holder is gone is taken over: on the same machine the process is looked up, on another one the claim's modification
+time, which the holder renews, tells.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.errors import SleepfmError
+
+__all__ = [
+    "HEARTBEAT_S",
+    "STALE_S",
+    "Claim",
+    "Claimed",
+    "Holder",
+    "beats",
+    "claim_to_write",
+    "file_system_time",
+    "holder_of",
+    "is_live",
+    "waited",
+]
+
+HEARTBEAT_S = 10.0
+"""How often a holder renews its claim."""
+STALE_S = 180.0
+"""A claim from another machine that was not renewed for as long is void. NFS clients may show times that are 60 s old
+(acregmax); the rest is for a holder that the system suspends or that waits for a slow disk."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Process that holds a claim; ``started`` tells it from a later one with the same number."""
+
+    host: str
+    system: str
+    pid: int
+    started: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class Claimed(Exception):  # noqa: N818 - it is no error: somebody else was first
+    """The claim is held by a living process."""
+
+    def __init__(self, holder: Holder | None) -> None:
+        super().__init__(str(holder or "a process that cannot be named"))
+        self.holder = holder
+
+
+@lru_cache(maxsize=1)
+def system_identity() -> str:
+    """Running kernel and process namespace: process numbers mean the same where it is the same."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def start_of(pid: int) -> str | None:
+    """Start of a process in clock ticks since boot; None where there is no such process."""
+    try:
+        # the name in parentheses may hold spaces; field 22 is the 20th behind it
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def this_process() -> Holder:
+    return Holder(socket.gethostname(), system_identity(), os.getpid(), start_of(os.getpid()) or "")
+
+
+def holder_of(path: Path) -> Holder | None:
+    """Who holds the claim ``path``; None where the file is gone, or not written to its end."""
+    try:
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_local(holder: Holder | None) -> bool:
+    """Whether the holder is, or was, a process of this machine."""
+    return holder is not None and bool(holder.system) and holder.system == system_identity()
+
+
+def renewed(path: Path) -> float:
+    """When a claim was renewed last, by the file system's clock; opening a file makes an NFS client ask the server."""
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
+def file_system_time(folder: Path) -> int:
+    """Time by the clock of the file system that holds ``folder`` [ns]; that of this machine may be another."""
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".clock-")
+    try:
+        return os.fstat(descriptor).st_mtime_ns
+    finally:
+        os.close(descriptor)
+        Path(name).unlink(missing_ok=True)
+
+
+def is_live(path: Path) -> bool:
+    """Whether the claim ``path`` exists and its holder lives."""
+    holder = holder_of(path)
+    if holder is not None and is_local(holder):
+        return start_of(holder.pid) == holder.started
+    now_s = file_system_time(path.parent) / 1e9
+    try:
+        return now_s - renewed(path) < STALE_S
+    except FileNotFoundError:
+        return False
+
+
+def beats(path: Path) -> bool:
+    """Whether the holder of the claim ``path`` lives; that of another machine must be seen to renew it."""
+    if not is_live(path):
+        return False
+    if is_local(holder_of(path)):
+        return True
+    try:
+        before_s, until_s = renewed(path), time.monotonic() + STALE_S
+        while time.monotonic() < until_s:
+            if renewed(path) != before_s:
+                return True
+            time.sleep(1.0)
+    except FileNotFoundError:
+        pass
+    return False
+
+
+class Claim:
+    """A held claim; it is renewed from a thread until :meth:`release`.
+
+    Parameters
+    ----------
+    path : Path
+        The claim's file; its folder exists.
+
+    Raises
+    ------
+    Claimed
+        When a living process holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.holder = this_process()
+        for _ in range(3):
+            try:
+                self.create()
+                break
+            except FileExistsError:
+                if is_live(path):
+                    raise Claimed(holder_of(path)) from None
+                discard(path)
+        else:
+            raise Claimed(holder_of(path))
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.renew, name=f"claim {path.name}", daemon=True)
+        self.thread.start()
+
+    def create(self) -> None:
+        """Write the file, which must not exist."""
+        descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(self.holder)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # a full disk: an empty claim would count as alive until it is stale
+            self.path.unlink(missing_ok=True)
+            raise
+
+    def renew(self) -> None:
+        """Set the file's time again and again until the claim is released."""
+        while not self.ended.wait(HEARTBEAT_S):
+            try:
+                os.utime(self.path)
+            except OSError:  # the next beat may succeed; `holds` tells whether it was taken over
+                continue
+
+    def holds(self) -> bool:
+        """Whether nobody took the claim over, as after this process was suspended for long."""
+        return holder_of(self.path) == self.holder
+
+    def release(self) -> None:
+        """Give the claim up."""
+        self.ended.set()
+        self.thread.join()
+        if self.holds():
+            self.path.unlink(missing_ok=True)
+
+
+def claim_to_write(path: Path) -> Claim:
+    """Claim the file or folder ``path`` for this process, in a hidden file beside it; ``path`` need not exist.
+
+    Where a process of another machine holds it, this waits until that one is seen to live, or not to: a job that was
+    killed and starts again on another node goes on.
+
+    Raises
+    ------
+    SleepfmError
+        When another living process is writing it, the folder around it cannot be written, or a name is not UTF-8.
+    """
+    path = path.resolve()
+    if os.fsencode(path).decode(errors="ignore") != str(path):
+        raise SleepfmError(
+            f"the name {os.fsencode(path)!r} is not valid UTF-8, so that no record of it can be read again. Give "
+            "another, or rename the folder it lies in."
+        )
+    file = path.with_name(f".{path.name}.claim")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return Claim(file)
+        except Claimed as held:
+            if is_local(held.holder):
+                raise
+            say(f"looking whether {held.holder or 'another process'} still writes {path}; at most {STALE_S:.0f} s")
+            if beats(file):
+                raise
+            return Claim(file)
+    except Claimed as busy:
+        raise SleepfmError(
+            f"another process ({busy.holder or 'which cannot be named'}) is writing {path}. Wait for it, or give "
+            "another folder."
+        ) from None
+    except OSError as error:
+        raise SleepfmError(
+            f"{path} cannot be written ({error.filename or file}: {error.strerror or error}). Give another folder."
+        ) from None
+
+
+def discard(path: Path) -> None:
+    """Remove a void claim; of several processes that found it void, one does."""
+    void = holder_of(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if holder_of(aside) != void:
+        # Between the look and the rename another process had replaced it: give it back.
+        with suppress(OSError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def waited(path: Path, say: Callable[[str], None], what: str) -> Iterator[Claim]:
+    """Hold the claim ``path`` for the length of the block, waiting for whoever holds it; ``what`` names it."""
+    pause_s, told = 0.02, False
+    while True:
+        try:
+            claim = Claim(path)
+            break
+        except Claimed as busy:
+            if pause_s >= 1.0 and not told:
+                say(f"waiting for {what}, which {busy.holder or 'another process'} holds")
+                told = True
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+    try:
+        yield claim
+    finally:
+        claim.release()

@@ -1,0 +1,119 @@
+"""The layout of a clip store: integers as recorded, at their native rates, with labels.
+
+A store is a folder (layout version 1)::
+
+    store.json              format, version, montage, configuration, name of the index in force; replaced last, which is
+                            the commit
+    recordings/<id>.bin     for each segment, for each filled slot: its samples, contiguous, little-endian int16 or
+                            int32 (BDF and derived channels), every run starting at a multiple of 64 bytes
+    recordings/<id>.json    what the .bin holds and where it came from; written after the .bin
+    failures/<id>.json      a recording that could not be ingested, and why; tried again by the next run
+    index-<hash>/           columns of all recordings: one row a clip, a (recording, slot), a segment, a (segment, slot)
+
+``clip_writer`` writes it, ``clips`` reads it. Only the slots of the montage are stored. Physical value = gain * stored
+integer + offset, in the channel's unit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.cli.misplaced import mistaken
+from sleepfm_fast.cli.path_kinds import Kind
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.scoring.stages import STAGES
+
+__all__ = [
+    "FORMAT",
+    "INDEX_SCHEMA",
+    "INDEX_TEXTS",
+    "VERSION",
+    "ClipStoreError",
+    "read_store_file",
+    "sdb_counts",
+    "stage_counts",
+]
+
+FORMAT = "sleepfm_fast clip store"
+VERSION = 1
+
+INDEX_SCHEMA = {
+    # one row a clip
+    "recording": "<i4",
+    "clip": "<i4",
+    "segment": "<i4",
+    "onset_s": "<f8",
+    "stage": "<i1",
+    "sdb": "<i1",
+    # one row a recording; the two "first" columns have one row more, the total
+    "recording_first_clip": "<i8",
+    "recording_first_segment": "<i8",
+    "recording_subject": "<i4",
+    # one row a (recording, slot)
+    "channel_present": "|b1",
+    "channel_fs_num": "<i8",
+    "channel_fs_den": "<i8",
+    "channel_gain": "<f8",
+    "channel_offset": "<f8",
+    "channel_itemsize": "|i1",
+    "channel_unit": "<i4",
+    "channel_n_samples": "<i8",
+    # one row a segment
+    "segment_onset_num": "<i8",
+    "segment_onset_den": "<i8",
+    # one row a (segment, slot)
+    "run_offset": "<i8",
+    "run_n_samples": "<i8",
+}
+INDEX_TEXTS = ("recordings", "subjects", "units")
+
+Array = npt.NDArray[Any]
+
+
+class ClipStoreError(SleepfmError):
+    """A store that is missing, unfinished, of another version or damaged."""
+
+
+def read_store_file(path: Path) -> dict[str, Any]:
+    """Read and check ``store.json`` of the store ``path``."""
+    file = path / "store.json"
+    if not file.is_file():
+        if sentence := mistaken(path, Kind.STORE):
+            raise ClipStoreError(sentence)
+        what = "is not a clip store (it has no store.json)" if path.is_dir() else "does not exist"
+        raise ClipStoreError(
+            f"{path} {what}. Make one with `python -m sleepfm_fast.preprocess FILES-OR-FOLDER {path}`."
+        )
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ClipStoreError(
+            f"{file} is damaged: {error}. The recordings beside it are not lost, but the store must be made again: "
+            "run preprocess into a new folder."
+        ) from None
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise ClipStoreError(f"{file} does not describe a '{FORMAT}'. Choose the folder that preprocess wrote.")
+    if value.get("version") != VERSION:
+        raise ClipStoreError(
+            f"{path} is a clip store of version {value.get('version')}; this sleepfm_fast reads version {VERSION}. "
+            "Run preprocess again into a new folder, or use the version of sleepfm_fast that wrote it."
+        )
+    return value
+
+
+def stage_counts(stage: Sequence[int] | Array) -> dict[str, int]:
+    """Count the clips per stage name, ``none`` last."""
+    counts = np.bincount(np.asarray(stage, dtype=np.int64) + 1, minlength=len(STAGES) + 1)
+    return {**{name: int(counts[code + 1]) for code, name in enumerate(STAGES)}, "none": int(counts[0])}
+
+
+def sdb_counts(sdb: Sequence[int] | Array) -> dict[str, int]:
+    """Count the clips with a respiratory event, without one, and where it is unknown."""
+    counts = np.bincount(np.asarray(sdb, dtype=np.int64) + 1, minlength=3)
+    return {"event": int(counts[2]), "none": int(counts[1]), "unknown": int(counts[0])}

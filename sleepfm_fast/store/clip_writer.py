@@ -1,0 +1,367 @@
+"""Writing a clip store: one recording at a time by :func:`write_recording`, then all at once by :func:`commit`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.channels import Montage
+from sleepfm_fast.edf import Recording, Segment
+from sleepfm_fast.epochs import read_digital
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
+from sleepfm_fast.scoring.labels import ClipGrid
+from sleepfm_fast.scoring.stages import EPOCH_S
+from sleepfm_fast.storage.atomic import replace_file, write_json
+from sleepfm_fast.storage.columns import read_columns, write_columns
+from sleepfm_fast.store.clip_layout import FORMAT, INDEX_SCHEMA, INDEX_TEXTS, VERSION, sdb_counts, stage_counts
+from sleepfm_fast.store.stored_channels import StoredChannel, blocks, channel_facts, fraction_pair, plan_channels
+
+__all__ = [
+    "ALIGNMENT",
+    "StoredChannel",
+    "commit",
+    "plan_channels",
+    "read_record",
+    "write_night",
+    "write_recording",
+    "write_store_file",
+]
+
+Array = npt.NDArray[Any]
+
+ALIGNMENT = 64  # bytes: a cache line, and what AVX-512 loads at once
+RECORD_FORMAT = "sleepfm_fast recording"
+
+
+def write_samples(
+    path: Path, segments: Iterable[Sequence[Iterable[Array] | None]]
+) -> tuple[list[list[list[int]]], int, str]:
+    """Write a ``.bin``, segment by segment, all or nothing.
+
+    Parameters
+    ----------
+    path : Path
+    segments : iterable of sequences
+        For each segment, for each slot: its integers in blocks, contiguous and little-endian; None where it is missing.
+
+    Returns
+    -------
+    list
+        The runs, [segment][slot], as (byte offset, n_samples).
+    int
+        Size of the file.
+    str
+        Its SHA-256.
+    """
+    runs: list[list[list[int]]] = []
+    digest = hashlib.sha256()
+    position = 0
+    with replace_file(path) as file:
+
+        def write(content: Any) -> int:
+            digest.update(content)
+            file.write(content)
+            return len(content)
+
+        for slots in segments:
+            row = []
+            for pieces in slots:
+                n_samples, begin = 0, 0 if pieces is None else position
+                for block in pieces or ():
+                    position += write(block.data.cast("B"))
+                    n_samples += len(block)
+                row.append([begin, n_samples])
+                position += write(bytes(-position % ALIGNMENT))
+            runs.append(row)
+    return runs, position, digest.hexdigest()
+
+
+def recorded_segments(
+    recording: Recording, channels: Sequence[StoredChannel]
+) -> Iterator[list[Iterator[Array] | None]]:
+    """Yield the integers of every segment of a recording, slot by slot."""
+    wanted = {s.index: s for c in channels if c.signal is not None for s in (c.signal, c.minus) if s is not None}
+    signals = list(wanted.values())
+    for segment in recording.segments:
+        digital = dict(zip(wanted, read_digital(recording, signals, segment), strict=True))
+        yield [None if channel.signal is None else blocks(channel, digital) for channel in channels]
+
+
+def write_recording(
+    folder: Path,
+    name: str,
+    recording: Recording,
+    channels: Sequence[StoredChannel],
+    grid: ClipGrid,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Write ``<name>.bin`` and then ``<name>.json`` into ``folder``, each all or nothing.
+
+    Parameters
+    ----------
+    folder : Path
+        ``recordings`` of the store.
+    name : str
+        The recording's id.
+    recording : Recording
+    channels : sequence of StoredChannel
+        One per slot of the montage.
+    grid : ClipGrid
+        Onsets and labels of the clips.
+    facts : dict
+        JSON values added to the record: sources, subject, issues.
+
+    Returns
+    -------
+    dict
+        The record, as written to ``<name>.json``.
+    """
+    return write_night(
+        folder,
+        name,
+        [(s.onset_s, s.n_records * recording.record_s) for s in recording.segments],
+        recorded_segments(recording, channels),
+        [channel_facts(c) for c in channels],
+        grid,
+        segment_of(grid.onsets_s, recording.segments, recording.record_s).tolist(),
+        facts,
+    )
+
+
+def write_night(
+    folder: Path,
+    name: str,
+    stretches: Sequence[tuple[Fraction, Fraction]],
+    segments: Iterable[Sequence[Iterable[Array] | None]],
+    channels: Sequence[dict[str, Any]],
+    grid: ClipGrid,
+    clip_segments: Sequence[int],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Write ``<name>.bin`` and then ``<name>.json`` into ``folder``, each all or nothing.
+
+    Parameters
+    ----------
+    folder : Path
+        ``recordings`` of the store.
+    name : str
+        The recording's id.
+    stretches : sequence of (Fraction, Fraction)
+        Onset and duration of each segment in seconds.
+    segments : iterable of sequences
+        The integers of each segment; see :func:`write_samples`.
+    channels : sequence of dict
+        One per slot of the montage; see :func:`channel_facts`.
+    grid : ClipGrid
+        Onsets and labels of the clips.
+    clip_segments : sequence of int
+        The segment that holds each clip.
+    facts : dict
+        JSON values added to the record: sources, subject, issues.
+
+    Returns
+    -------
+    dict
+        The record, as written to ``<name>.json``.
+    """
+    # A stale description must never stand beside new samples.
+    (folder / f"{name}.json").unlink(missing_ok=True)
+    runs, n_bytes, sha256 = write_samples(folder / f"{name}.bin", segments)
+    record = {
+        "format": RECORD_FORMAT,
+        "version": VERSION,
+        "id": name,
+        **facts,
+        "segments": [
+            {"onset_s": fraction_pair(onset_s), "duration_s": fraction_pair(duration_s), "runs": row}
+            for (onset_s, duration_s), row in zip(stretches, runs, strict=True)
+        ],
+        "channels": list(channels),
+        "clips": {
+            "onset_s": [float(t) for t in grid.onsets_s],
+            "segment": list(clip_segments),
+            "stage": grid.stage.tolist(),
+            "sdb": grid.sdb.tolist(),
+        },
+        "n_bytes": n_bytes,
+        "sha256": sha256,
+    }
+    write_json(folder / f"{name}.json", record)
+    return record
+
+
+def segment_of(onsets_s: npt.NDArray[np.float64], segments: Sequence[Segment], record_s: Fraction) -> Array:
+    """Segment that holds each clip; the first in the file where segments overlap."""
+    found = np.full(len(onsets_s), -1, dtype=np.int64)
+    for i, segment in reversed(list(enumerate(segments))):
+        start_s = float(segment.onset_s)
+        end_s = float(segment.onset_s + segment.n_records * record_s)
+        found[(onsets_s >= start_s - 1e-6) & (onsets_s + EPOCH_S <= end_s + 1e-6)] = i
+    if np.any(found < 0):
+        raise ValueError(f"a clip at {onsets_s[found < 0][0]} s lies in no segment of the recording.")
+    return found
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read a ``<id>.json``; None where it is damaged or its ``.bin`` is missing or of another size."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        whole = (
+            record["format"] == RECORD_FORMAT
+            and record["version"] == VERSION
+            and record["id"] == path.stem
+            and path.with_suffix(".bin").stat().st_size == record["n_bytes"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if whole else None
+
+
+def write_store_file(
+    path: Path, montage: Montage, configuration: dict[str, Any], index: str | None, totals: dict[str, Any] | None
+) -> None:
+    """Replace ``store.json``: with an index this is the commit; without one the store counts as unfinished."""
+    write_json(
+        path / "store.json",
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "montage": montage.to_dict(),
+            "configuration": configuration,
+            "index": index,
+            "totals": totals,
+        },
+        indent=1,
+    )
+
+
+def commit(path: Path, montage: Montage, configuration: dict[str, Any], records: Sequence[Path]) -> dict[str, Any]:
+    """Make the index of ``records`` and put it in force.
+
+    Parameters
+    ----------
+    path : Path
+        The store.
+    montage : Montage
+    configuration : dict
+        What every recording was made with; JSON values.
+    records : sequence of Path
+        The ``recordings/<id>.json`` that belong to the store, in the order of their ids.
+
+    Returns
+    -------
+    dict
+        Totals: recordings, subjects, clips, hours, stages, sdb.
+    """
+    columns, texts, digest = gather_columns(records, len(montage.slots))
+    name = f"index-{digest}"
+    totals = {
+        "recordings": len(records),
+        "subjects": len(texts["subjects"]),
+        "clips": len(columns["clip"]),
+        "hours": len(columns["clip"]) * EPOCH_S / 3600,
+        "stages": stage_counts(columns["stage"]),
+        "sdb": sdb_counts(columns["sdb"]),
+        "channels_missing": int(np.sum(~columns["channel_present"])),
+    }
+    try:
+        read_columns(path / name, INDEX_SCHEMA, INDEX_TEXTS, remedy="")
+    except SleepfmError:
+        write_columns(path / name, columns, texts)
+    write_store_file(path, montage, configuration, name, totals)
+    for old in path.glob("index-*"):
+        if old.name != name:
+            shutil.rmtree(old, ignore_errors=True)
+    return totals
+
+
+def gather_columns(records: Sequence[Path], n_slots: int) -> tuple[dict[str, Array], dict[str, Any], str]:
+    """Columns and texts of the index, and the digest that names it. One record is held at a time."""
+    parts: dict[str, list[Array]] = {name: [] for name in INDEX_SCHEMA}
+    recordings: list[dict[str, Any]] = []
+    participants: dict[str, dict[str, Any]] = {}
+    units: dict[str, int] = {}
+    digest = hashlib.sha256()
+    n_clips = n_segments = 0
+    of_one_visit: list[bool] = []
+
+    def add(name: str, values: Any) -> None:
+        parts[name].append(np.atleast_1d(np.asarray(values, dtype=INDEX_SCHEMA[name])))
+
+    for i, file in enumerate(records):
+        content = file.read_bytes()
+        digest.update(hashlib.sha256(content).digest())
+        record = json.loads(content)
+        channels, segments, clips = record["channels"], record["segments"], record["clips"]
+        if len(channels) != n_slots:
+            raise SleepfmError(
+                f"{file} has {counted(len(channels), 'slot')}, the store's montage has {n_slots}. Delete {file} and "
+                "its .bin, and run preprocess again."
+            )
+        n = len(clips["onset_s"])
+        add("recording", np.full(n, i))
+        add("clip", np.arange(n))
+        for name in ("segment", "onset_s", "stage", "sdb"):
+            add(name, clips[name])
+        add("recording_first_clip", n_clips)
+        add("recording_first_segment", n_segments)
+        add("recording_subject", participant(participants, record))
+        present = np.array([c["present"] for c in channels])
+        runs = np.array([s["runs"] for s in segments], dtype=np.int64).reshape(len(segments), n_slots, 2)
+        add("channel_present", present)
+        add("channel_fs_num", [c["fs_hz"][0] if c["present"] else 0 for c in channels])
+        add("channel_fs_den", [c["fs_hz"][1] if c["present"] else 1 for c in channels])
+        add("channel_gain", [c["gain"] if c["present"] else 0.0 for c in channels])
+        add("channel_offset", [c["offset"] if c["present"] else 0.0 for c in channels])
+        add("channel_itemsize", [np.dtype(c["dtype"]).itemsize if c["present"] else 0 for c in channels])
+        add("channel_unit", [units.setdefault(c["unit"] if c["present"] else "", len(units)) for c in channels])
+        add("channel_n_samples", runs[:, :, 1].sum(axis=0))
+        add("segment_onset_num", [s["onset_s"][0] for s in segments])
+        add("segment_onset_den", [s["onset_s"][1] for s in segments])
+        add("run_offset", runs[:, :, 0].ravel())
+        add("run_n_samples", runs[:, :, 1].ravel())
+        recordings.append(
+            {
+                "id": record["id"],
+                "source": record["source"]["path"],
+                "start": record["start"],
+                "age": record["age"],
+                "n_bytes": record["n_bytes"],
+                "sha256": record["sha256"],
+            }
+        )
+        of_one_visit.append(record.get("visit") is not None)
+        n_clips += n
+        n_segments += len(segments)
+    add("recording_first_clip", n_clips)
+    add("recording_first_segment", n_segments)
+    columns = {name: np.concatenate(chunks) for name, chunks in parts.items()}
+    facts = list(participants.values())
+    for recording, subject, visit in zip(recordings, columns["recording_subject"].tolist(), of_one_visit, strict=True):
+        if recording["age"] is None and not visit:  # at another visit the subject was of another age
+            recording["age"] = facts[subject]["age"]
+    texts = {
+        "recordings": recordings,
+        "subjects": [{"subject": s, "age": f["age"], "sex": f["sex"]} for s, f in participants.items()],
+        "units": list(units),
+    }
+    return columns, texts, digest.hexdigest()[:16]
+
+
+def participant(participants: dict[str, dict[str, Any]], record: dict[str, Any]) -> int:
+    """Position of the record's subject; facts that one recording lacks are taken from another of the subject."""
+    facts = participants.setdefault(record["subject"], {"position": len(participants), "age": None, "sex": None})
+    for name in ("age", "sex"):
+        if facts[name] is None:
+            facts[name] = record[name]
+    position: int = facts["position"]
+    return position

@@ -1,0 +1,250 @@
+"""From the clip store to a batch: the native integers of each clip and channel, with the context its filter needs.
+
+What comes out is what :func:`sleepfm_fast.ops.filter_resample` takes. Positions and copies are compiled and hold no
+lock, so that threads may gather in parallel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.execution.threads import in_threads
+from sleepfm_fast.plurals import counted
+from sleepfm_fast.storage.open_files import Opened
+from sleepfm_fast.store.window_kernels import (
+    CHANNEL_COLUMNS,
+    announce_windows,
+    copy_windows,
+    locate_windows,
+    read_windows,
+)
+
+__all__ = ["Bank", "Batch", "Buffer", "Feed", "gather"]
+
+Array = npt.NDArray[Any]
+Int64 = npt.NDArray[np.int64]
+
+
+class Bank(Protocol):
+    """What is asked of a :class:`sleepfm_fast.filters.FilterBank`."""
+
+    def index(self, kind: str, fs_hz: Fraction) -> int:
+        """Return the number of the filter for a kind of channel at a native rate."""
+        ...
+
+    def up(self, f: int) -> int:
+        """Return L of the resampling ratio L/M of filter ``f``."""
+        ...
+
+    def context(self, f: int) -> int:
+        """Return how many native samples filter ``f`` needs on each side of a clip."""
+        ...
+
+
+class Batch(NamedTuple):
+    """Arguments of ``filter_resample``.
+
+    ``raw`` int16 or int32, 1-D: the windows of the batch one after the other. ``table`` int64 [B, C, 6]: offset into
+    raw, length (0 = missing), start of the window and first sample of the clip (both counted in the segment), phase,
+    filter. ``calibration`` float32 [B, C, 4]: gain, offset, center (0), scale (1).
+    """
+
+    raw: Array
+    table: Int64
+    calibration: npt.NDArray[np.float32]
+
+
+class Buffer:
+    """Memory for the integers of one batch after the other; it grows to the largest, and is touched once.
+
+    A batch that was gathered into a buffer is overwritten by the next one.
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def take(self, n_bytes: int) -> npt.NDArray[np.uint8]:
+        """Return ``n_bytes`` of the memory, grown by an eighth more than it must."""
+        if n_bytes > self._memory.size:
+            self._memory = np.empty(n_bytes + n_bytes // 8, np.uint8)
+        return self._memory[:n_bytes]
+
+
+class Feed:
+    """Gathers batches of one set of slots through one filter bank.
+
+    Parameters
+    ----------
+    store : ClipStore
+    slots : sequence of int
+        Flat slot numbers, in the order the channels shall have; ``store.slots_of(modality)`` gives a modality's.
+    bank : FilterBank
+        Filters are designed here, one for each kind and native rate that occurs.
+    """
+
+    def __init__(self, store: ClipStore, slots: Sequence[int], bank: Bank) -> None:
+        self.store = store
+        self.bank = bank
+        self.slots = np.asarray(slots, dtype=np.int64)
+        if self.slots.ndim != 1 or np.any((self.slots < 0) | (self.slots >= len(store.slots))):
+            raise ValueError(f"slots must be numbers from 0 to {len(store.slots) - 1}; given: {list(slots)}.")
+        channels = store.channels
+        self.present = np.asarray(channels.present[:, self.slots])
+        self.calibration = np.zeros((*self.present.shape, 4), np.float32)
+        self.calibration[..., 0] = channels.gain[:, self.slots]
+        self.calibration[..., 1] = channels.offset[:, self.slots]
+        self.calibration[..., 3] = 1
+        rows = np.zeros((*self.present.shape, len(CHANNEL_COLUMNS)), np.int64)
+        rows[..., 0] = np.where(self.present, channels.itemsize[:, self.slots], 0)
+        rows[..., 1] = 1
+        rows[..., 2] = channels.fs_num[:, self.slots]
+        rows[..., 3] = channels.fs_den[:, self.slots]
+        rows[..., 6] = self.slots
+        for c, slot in enumerate(self.slots):
+            for num, den in np.unique(rows[self.present[:, c], c, 2:4], axis=0):
+                f = bank.index(store.slots[slot].kind, Fraction(int(num), int(den)))
+                same = self.present[:, c] & (rows[:, c, 2] == num) & (rows[:, c, 3] == den)
+                rows[same, c, 1] = bank.up(f)
+                rows[same, c, 4] = bank.context(f)
+                rows[same, c, 5] = f
+        self._columns: tuple[Any, ...] = (
+            *(np.asarray(column) for column in (store.recording, store.segment, store.onset_s, store.first_segment)),
+            *(np.asarray(column) for column in (store.segment_onset_s, store.run_offset, store.run_n_samples)),
+            np.array([entry.n_bytes for entry in store.recordings], np.int64),
+            rows,
+        )
+        # Clips whose windows the kernel has been asked for; in a store that fits in memory they then stay there.
+        self._announced = np.zeros(len(store), np.bool_)
+
+    def gather(self, clips: npt.ArrayLike, out: Buffer | None = None) -> Batch:
+        """Native windows of the clips ``clips`` (numbers into the store's rows, [B]), in their order.
+
+        A window reaches from ``context`` samples before the clip to ``context`` samples after it, or to the end of the
+        segment. ``raw`` is int16 unless the batch holds a channel that is stored in 32 bits.
+
+        Parameters
+        ----------
+        clips : array-like of int [B]
+        out : Buffer, optional
+            Where ``raw`` lies; by default in fresh memory.
+
+        Raises
+        ------
+        ClipStoreError
+            When the index and the files do not agree, or a file cannot be read.
+        """
+        numbers = self._numbers(clips)
+        table, places, total, widest = self._locate(numbers)
+        n_bytes = total * widest
+        memory = np.empty(n_bytes, np.uint8) if out is None else out.take(n_bytes)
+        raw: Array = memory.view(np.int16 if widest == 2 else np.int32)
+        if len(numbers):
+            source, opened = self._open(numbers)
+            cold = self._announce(numbers, table, places, source, opened, n_bytes)
+            address, failed = raw.ctypes.data, []
+
+            def work(begin: int, end: int) -> None:
+                if opened.files is None:
+                    copy_windows(table, places, source, opened.addresses, address, widest, begin, end)
+                    return
+                row = read_windows(table, places, source, opened.descriptors, address, widest, begin, end)
+                if row >= 0:
+                    failed.append(row)
+
+            # Who waits for a disk or for the system waits in parallel; out of maps, one core is fast enough.
+            if cold or opened.files is not None:
+                in_threads(work, len(numbers), n_bytes)
+            else:
+                work(0, len(numbers))
+            if failed:
+                recording = int(self.store.recording[numbers[min(failed)]])
+                raise self.store.damaged(recording, "it ends early or cannot be read")
+            if not self.store.fits:
+                self._announced[numbers] = False
+        return Batch(raw, table, self.calibration[np.asarray(self.store.recording[numbers])])
+
+    def announce(self, clips: npt.ArrayLike) -> None:
+        """Ask the system to fetch clips from the disk that will be gathered soon; returns without waiting for them.
+
+        A random clip of a store that is not in memory waits for one disk access a channel; announced, those of a whole
+        batch are under way at once. Clips known to be in memory cost next to nothing.
+        """
+        numbers = self._numbers(clips)
+        numbers = numbers[~self._announced[numbers]]
+        if len(numbers):
+            table, places, total, widest = self._locate(numbers)
+            source, opened = self._open(numbers)
+            self._announce(numbers, table, places, source, opened, total * widest)
+
+    def _announce(
+        self, numbers: Int64, table: Int64, places: Int64, source: Int64, opened: Opened, n_bytes: int
+    ) -> bool:
+        """Announce the windows of clips that were not announced yet; tells whether there were any."""
+        cold = not self._announced[numbers].all()
+        if cold:
+            in_threads(
+                lambda begin, end: announce_windows(
+                    table, places, source, opened.addresses, opened.descriptors, begin, end
+                ),
+                len(numbers),
+                n_bytes,
+            )
+            self._announced[numbers] = True
+        return cold
+
+    def _numbers(self, clips: npt.ArrayLike) -> Int64:
+        """Clip numbers as int64, negative ones counted from the end."""
+        numbers = np.ascontiguousarray(clips, np.int64).reshape(-1)
+        n = len(self.store)
+        if numbers.size and not -n <= numbers.min() <= numbers.max() < n:
+            raise IndexError(
+                f"clip {numbers[(numbers < -n) | (numbers >= n)][0]} is out of the store's {counted(n, 'clip')}"
+            )
+        return np.where(numbers < 0, numbers + n, numbers)
+
+    def _locate(self, numbers: Int64) -> tuple[Int64, Int64, int, int]:
+        """Table and places of the windows, how many samples they have, and the bytes of the widest sample."""
+        shape = (len(numbers), len(self.slots))
+        table, places = np.empty((*shape, 6), np.int64), np.empty((*shape, 2), np.int64)
+        located: Any = locate_windows
+        total, widest, wrong = located(numbers, *self._columns, table, places)
+        if wrong >= 0:
+            recording = self.store.recordings[int(self.store.recording[numbers[wrong]])]
+            raise ClipStoreError(
+                f"the index of {self.store.path} is damaged: it places clip {numbers[wrong]} outside the "
+                f"{recording.n_bytes} bytes of {recording.id}.bin. {self.store.index_remedy}"
+            )
+        return table, places, total, widest
+
+    def _open(self, numbers: Int64) -> tuple[Int64, Opened]:
+        """Open the recordings of clips; which of them each clip's is."""
+        recordings, source = np.unique(np.asarray(self.store.recording)[numbers], return_inverse=True)
+        return source.reshape(-1), self.store.open_recordings(recordings.tolist())
+
+
+def gather(store: ClipStore, clip_indices: npt.ArrayLike, slots: Sequence[int], bank: Bank) -> Batch:
+    """Gather one batch; see :class:`Feed`, which is prepared once per store, slots and bank and kept with the store.
+
+    Parameters
+    ----------
+    store : ClipStore
+    clip_indices : array-like of int [B]
+    slots : sequence of int [C]
+    bank : FilterBank
+
+    Returns
+    -------
+    Batch
+        ``(raw, table [B, C, 6], calibration [B, C, 4])``.
+    """
+    key = (tuple(slots), id(bank))
+    feed = store.feeds.get(key)
+    if not isinstance(feed, Feed):
+        feed = store.feeds[key] = Feed(store, slots, bank)
+    return feed.gather(clip_indices)

@@ -1,0 +1,1 @@
+"""Contrastive training: options, order of the clips, step, loop and several processes; ``train`` calls it."""

@@ -1,0 +1,76 @@
+"""What a training says of itself: in ``config.json``, at its start, and at its end."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sleepfm_fast.cli.command import plain
+from sleepfm_fast.ops.cuda_kernels import has_kernels
+from sleepfm_fast.plurals import counted
+from sleepfm_fast.training.sampler import shard_sizes
+
+if TYPE_CHECKING:
+    from sleepfm_fast.training.contrastive import Trainer
+
+__all__ = ["announcement", "description", "results"]
+
+
+def description(trainer: Trainer) -> dict[str, Any]:
+    """What ``config.json`` holds: all that embed needs to do the same to other clips."""
+    return {
+        "config": plain(trainer.config),
+        "model": trainer.model.describe(),
+        "montage": trainer.montage.to_dict(),
+        "input": plain(trainer.input.config),
+        "split": plain(trainer.split),
+        "overlap": trainer.clips.overlap,
+        "subjects": trainer.clips.subjects,
+        "trained_subjects": list(trainer.clips.trained),
+        "initialised_from": trainer.origin,
+        "store_digest": trainer.store.digest,
+        "ranks": trainer.world.size,
+        "changes": [],
+    }
+
+
+def announcement(trainer: Trainer) -> str:
+    """What runs where, in a sentence."""
+    n = sum(p.numel() for p in trainer.model.parameters())
+    backend = "C++ kernels" if trainer.device.type == "cpu" else "CUDA kernels"
+    if trainer.device.type == "cuda" and not has_kernels(trainer.device):
+        backend = "this build has no kernels for this GPU: filters on the CPU, loss of torch operations"
+    sizes = shard_sizes(trainer.sampler.batch_sizes[0], trainer.world.size)
+    item = "pairs of neighbouring clips" if len(trainer.input.modalities) == 1 else "clips"
+    together = f", {trainer.world.size} processes of {sizes[0]} {item}" if trainer.world.size > 1 else ""
+    parts = f", embedded in {trainer.n_parts} parts" if trainer.n_parts > 1 else ""
+    subjects, n_threads = len(trainer.clips.trained), torch.get_num_threads()
+    return (
+        f"{counted(len(trainer.clips.train), 'training clip')} of {counted(subjects, 'subject')} and "
+        f"{counted(len(trainer.clips.validation), 'validation clip')}, {', '.join(trainer.input.modalities)}, {n:,} "
+        f"parameters, {counted(trainer.total_steps, 'step')} of {sum(sizes)} {item} on {trainer.device} ({backend}, "
+        f"{trainer.config.precision}, {counted(n_threads, 'thread')}{together}{parts})"
+    )
+
+
+def results(trainer: Trainer) -> dict[str, Any]:
+    """What ends the command."""
+    return {
+        "run": str(trainer.run.path),
+        "steps": trainer.progress.step,
+        "epochs": trainer.sampler.epoch,
+        "stopped_early": trainer.progress.stopped_early,
+        "skipped_steps": trainer.progress.skipped,
+        "best_epoch": trainer.progress.best_epoch + 1,
+        "best_validation_loss": trainer.progress.best_loss,
+        "temperature": math.exp(float(trainer.model.log_temperature.detach())),
+        "trained_subjects": len(trainer.clips.trained),
+        "training_clips": len(trainer.clips.train),
+        "validation_clips": len(trainer.clips.validation),
+        "clips_per_s": round(trainer.clips_per_s, 1),
+        "ranks": trainer.world.size,
+        "overlap": trainer.clips.overlap,
+        "notices": list(trainer.notices),
+    }

@@ -1,0 +1,339 @@
+"""The loop that every training shares: steps, those left out, epochs, early stopping, checkpoints and resuming."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sleepfm_fast.batches import Batch, ClipInput
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.ops.pages import release_pages
+from sleepfm_fast.plurals import counted
+from sleepfm_fast.rundir import RunDirectory, pack_optimiser, read_checkpoint, unpack_optimiser, write_checkpoint
+from sleepfm_fast.training.kept_buffers import KeptBuffers
+from sleepfm_fast.training.neighbours import clips_of
+from sleepfm_fast.training.progress import Progress
+from sleepfm_fast.training.sampler import ClipSampler, shard
+from sleepfm_fast.training.schedule import learning_rate
+from sleepfm_fast.training.world import World
+
+__all__ = ["TrainingLoop", "recordings_of"]
+
+LOG_STEPS = 10  # a line of metrics.jsonl every so many steps
+
+Int64 = npt.NDArray[np.int64]
+
+
+class TrainingLoop(ABC):
+    """One run, from the first step or from its last checkpoint. What a step and a validation are, a subclass says.
+
+    With several processes all of them iterate :meth:`steps`, in step; the first alone writes.
+
+    Parameters
+    ----------
+    options : Config or Settings
+        Length, schedule, patience, limits and the device of the run.
+    store, run, world
+        Where clips come from, where the run goes, who takes part.
+
+    Attributes
+    ----------
+    input, model, optimiser, sampler
+        Set by the subclass. An item of the sampler is a clip, or a pair of neighbouring clips.
+    progress : Progress
+        How far the run has come.
+    clips_per_s : float
+        Smoothed over some ten steps.
+    """
+
+    input: ClipInput
+    model: torch.nn.Module
+    optimiser: torch.optim.Optimizer
+    sampler: ClipSampler
+
+    def __init__(self, options: Any, store: ClipStore, run: RunDirectory, world: World) -> None:
+        self.options = options
+        self.store = store
+        self.run = run
+        self.world = world
+        self.device = world.device(options.device)
+        self.progress = Progress()
+        self.clips_per_s = 0.0
+
+    # ---- what a subclass says --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def gradient(self, batch: Batch, items: Int64) -> tuple[Tensor, Callable[[], str]]:
+        """Add the gradient of the loss to the parameters' ``grad``.
+
+        Parameters
+        ----------
+        batch : Batch
+            This process's clips.
+        items : int64 [n] or [n, 2]
+            Items of all processes.
+
+        Returns
+        -------
+        loss : Tensor
+            0-d and detached, the same on every rank.
+        explain : callable
+            Names what else was not finite, or gives an empty text; called where loss or gradient is not.
+        """
+
+    @abstractmethod
+    def validation(self) -> dict[str, float]:
+        """``validation_loss`` and whatever else belongs into an epoch's row."""
+
+    def prepared(self, batch: Batch, epoch: int, position: int, n_clips: int) -> Batch:
+        """Change the batch of a place in the run before its step."""
+        return batch
+
+    def after_step(self) -> None:  # noqa: B027 - most parameters have no range
+        """Bring parameters back into their range."""
+
+    def facts(self) -> dict[str, float]:
+        """What else belongs into a step's row."""
+        return {}
+
+    def measure(self, recordings: Int64) -> tuple[str, ...]:
+        """Measure the amplitudes of recordings, each rank its share; returns a sentence for each flat channel."""
+        mine = recordings[self.world.rank :: self.world.size]
+        notices = self.input.measure(
+            mine,
+            lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr, disable=not self.world.main),
+        )
+        if self.world.size == 1:
+            return notices
+        for name in ("centre", "scale"):
+            column = getattr(self.input.scales, name)
+            for rank, rows in enumerate(self.world.gather_rows(torch.from_numpy(column[mine]))):
+                column[recordings[rank :: self.world.size]] = rows.numpy()
+        return self.input.flat_channels(recordings) if self.options.normalise == "recording" else ()
+
+    def unite_buffers(self) -> None:
+        """Average the ranks' running statistics of batch norm; synchronised ones are equal already."""
+        if self.options.batch_norm == "local":
+            self.world.mean_in_place(list(self.model.buffers()))
+
+    # ---- saying and writing, once ----------------------------------------------------------------------------------
+
+    def say(self, sentence: str) -> None:
+        """Say it once, whatever the number of processes."""
+        if self.world.main:
+            say(sentence)
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Write a line of ``metrics.jsonl``, once."""
+        if self.world.main:
+            self.run.append_metrics(row)
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take the model out of a checkpoint's tensors."""
+        self.model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
+
+    def load_last(self) -> bool:
+        """Go back to where the last checkpoint stands; False where there is none yet."""
+        if not self.world.on_main(self.run.last_path.exists):
+            self.say(f"{self.run.path} has no checkpoint yet: starting from the first step")
+            return False
+        tensors, state = read_checkpoint(self.run.last_path)
+        self.load(tensors)
+        unpack_optimiser(self.optimiser, tensors, state["optimiser"])
+        self.progress = Progress.from_state(state)
+        self.sampler.epoch, self.sampler.position = state["epoch"], state["position"]
+        if state.get("ranks", 1) == self.world.size:
+            own = f"/{self.world.rank}" if self.world.rank else ""
+            torch.set_rng_state(tensors[f"rng/cpu{own}"])
+            if self.device.type == "cuda" and f"rng/cuda{own}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"rng/cuda{own}"], self.device)
+        else:
+            self.seed_rank(self.progress.step, always=True)
+        self.say(f"resuming {self.run.path} at step {self.progress.step} (epoch {self.sampler.epoch + 1})")
+        return True
+
+    def seed_rank(self, step: int, *, always: bool = False) -> None:
+        """Give this rank random numbers of its own (dropout); the first goes on with those that made the weights."""
+        if self.world.rank or always:
+            numbers = np.random.SeedSequence([self.options.seed, self.world.rank, step]).generate_state(1, np.uint64)
+            torch.manual_seed(int(numbers[0] >> np.uint64(1)))
+
+    def save(self, *, best: bool = False) -> None:
+        """Write ``last`` (everything) and, when ``best``, ``best`` (the model)."""
+        self.unite_buffers()
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        generators = {
+            f"rng/{kind}/{rank}" if rank else f"rng/{kind}": own[0]
+            for kind, mine in rng.items()
+            for rank, own in enumerate(self.world.gather_rows(mine[None]))
+        }
+        if not self.world.main:
+            return
+        model = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        state: dict[str, Any] = {
+            **self.progress.to_state(),
+            "epoch": self.sampler.epoch,
+            "position": self.sampler.position,
+            "ranks": self.world.size,
+        }
+        if best:
+            write_checkpoint(self.run.best_path, model, state)
+        moments, optimiser = pack_optimiser(self.optimiser)
+        size = self.run.metrics_path.stat().st_size if self.run.metrics_path.exists() else 0
+        write_checkpoint(
+            self.run.last_path,
+            {**model, **moments, **generators},
+            {**state, "optimiser": optimiser, "metrics_bytes": size},
+        )
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    # A walk through the published network's modules takes a millisecond or two: once, not in every step. What loads or
+    # averages them writes into the same tensors.
+    @cached_property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Parameters of the model."""
+        return list(self.model.parameters())
+
+    @cached_property
+    def buffers(self) -> list[Tensor]:
+        """Running statistics of the model."""
+        return list(self.model.buffers())
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        steps: int = self.options.epochs * self.sampler.batches_per_epoch
+        return min(steps, self.options.max_steps) if self.options.max_steps else steps
+
+    def update(self, batch: Batch, items: Int64, rate: float) -> tuple[float, str]:
+        """One step of the optimiser: the loss before it, and why the step was left out if it was."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        # A batch with impossible values must not leave them in the running statistics either.
+        kept = KeptBuffers(self.buffers)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss, explain = self.gradient(batch, items)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        # One wait for the device. Both numbers have the same bits on every rank, so all of them decide alike.
+        value, size = torch.stack([loss.to(norm.dtype), norm]).tolist()
+        if not (math.isfinite(value) and math.isfinite(size)):
+            kept.restore()
+            what = "the gradient is not finite" if math.isfinite(value) else f"the loss is {value}"
+            where = explain()
+            return value, f"{what}; not finite: {where}" if where else what
+        self.optimiser.step()
+        self.after_step()
+        return value, ""
+
+    def skip(self, reason: str, clips: Int64) -> None:
+        """Note a step that was left out; too many in a row end the training."""
+        self.progress.skipped += 1
+        self.progress.skipped_in_a_row += 1
+        step, in_a_row = self.progress.step + 1, self.progress.skipped_in_a_row
+        names = sorted({self.store.recordings[r].id for r in recordings_of(self.store, clips).tolist()})
+        row = {"kind": "skipped", "step": step, "reason": reason, "recordings": names, "clips": clips.tolist()}
+        self.append_metrics(row)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        self.say(f"notice: step {step} is skipped: {reason} (clips of {', '.join(names[:3])}{more}; see metrics.jsonl)")
+        if in_a_row > self.options.skip_limit:
+            raise SleepfmError(
+                f"{reason} at step {step}, which makes {in_a_row} in a row (--skip-limit {self.options.skip_limit}). "
+                f"Earlier checkpoints are kept in {self.run.path}. Lower --lr, or look for a channel with impossible "
+                "values (preprocess --inspect)."
+            )
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """Train; yields a row after every step, with the epoch's validation where one just ended."""
+        progress = self.progress
+        remaining = self.total_steps - progress.step
+        if remaining <= 0 or progress.stopped_early:
+            return
+        self.model.train()
+        per_epoch = self.sampler.batches_per_epoch
+        rank, n_ranks = self.world.rank, self.world.size
+        batches = self.input.batches(
+            islice(iter(self.sampler), remaining), lambda place: clips_of(shard(place[2], rank, n_ranks))
+        )
+        clock = time.perf_counter()
+        for (epoch, position, items), batch in batches:
+            clips = clips_of(items)
+            rate = learning_rate(self.options, progress.step, per_epoch, self.total_steps)
+            loss, failure = self.update(self.prepared(batch, epoch, position, len(clips)), items, rate)
+            if failure:
+                self.skip(failure, clips)
+            else:
+                progress.skipped_in_a_row = 0
+                progress.loss_sum += loss
+                progress.loss_terms += 1
+            progress.step += 1
+            now = time.perf_counter()
+            speed = len(clips) / (now - clock)
+            self.clips_per_s = speed if self.clips_per_s == 0 else 0.9 * self.clips_per_s + 0.1 * speed
+            row: dict[str, Any] = {"kind": "step", "epoch": epoch, "step": progress.step}
+            row |= {"loss": loss, "lr": rate, **self.facts()}
+            if progress.step % LOG_STEPS == 0:
+                self.append_metrics({**row, "clips_per_s": round(self.clips_per_s, 1)})
+            last = position + 1 == per_epoch
+            self.sampler.epoch, self.sampler.position = (epoch + 1, 0) if last else (epoch, position + 1)
+            row["validated"] = self.end_epoch(epoch) if last or progress.step == self.total_steps else None
+            if row["validated"] is None and progress.step % self.options.checkpoint_steps == 0:
+                self.save()
+            yield row
+            if progress.stopped_early:
+                return
+            clock = time.perf_counter()
+
+    def end_epoch(self, epoch: int) -> dict[str, Any]:
+        """Validate, remember the best, write the checkpoints."""
+        progress = self.progress
+        self.unite_buffers()
+        row: dict[str, Any] = {
+            "kind": "epoch",
+            "epoch": epoch,
+            "step": progress.step,
+            "training_loss": progress.loss_sum / max(progress.loss_terms, 1),
+            **self.validation(),
+        }
+        if not math.isfinite(row["validation_loss"]):
+            raise SleepfmError(
+                f"the validation loss is {row['validation_loss']} after step {progress.step}: the training has "
+                f"diverged. Earlier checkpoints are kept in {self.run.path}. Lower --lr, and train into another folder."
+            )
+        progress.loss_sum, progress.loss_terms = 0.0, 0
+        best = row["validation_loss"] < progress.best_loss
+        if best:
+            progress.best_epoch, progress.best_loss = epoch, row["validation_loss"]
+        progress.stopped_early = self.options.patience > 0 and epoch - progress.best_epoch >= self.options.patience
+        self.append_metrics({**row, "clips_per_s": round(self.clips_per_s, 1)})
+        self.save(best=best)
+        return row
+
+    def wind_up(self) -> None:
+        """Give the memory kept for further steps back to the system, and say why the training ended if it is early."""
+        release_pages()
+        if self.progress.stopped_early:
+            self.say(f"stopped early: no better validation loss in {counted(self.options.patience, 'epoch')}")
+
+
+def recordings_of(store: ClipStore, clips: Int64) -> Int64:
+    """Recording of each clip."""
+    return np.asarray(store.recording[clips], np.int64)

@@ -1,0 +1,175 @@
+"""Which clips of a store a training sees: by the subject's split, and only where there is something to contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.montage.montages import Montage
+from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.runs.splits import Split, assign_subjects, draw_subjects
+from sleepfm_fast.training.neighbours import Stretches, stretch_numbers
+
+__all__ = ["Selection", "chosen_montage", "select_clips"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Clips of a training run.
+
+    Attributes
+    ----------
+    train, validation : int64 arrays
+        Clip numbers, ascending.
+    subjects : dict of str to int
+        Split code of every subject of the store, and of those that were settled before.
+    trained : tuple of str
+        Subjects whose clips are in ``train``.
+    overlap : bool
+        Whether subjects too few to split stand in all parts.
+    notices : tuple of str
+        What the user should know.
+    """
+
+    train: npt.NDArray[np.int64]
+    validation: npt.NDArray[np.int64]
+    subjects: dict[str, int]
+    trained: tuple[str, ...]
+    overlap: bool
+    notices: tuple[str, ...]
+
+    @property
+    def clips(self) -> npt.NDArray[np.int64]:
+        """Of training and validation together."""
+        return np.concatenate([self.train, self.validation])
+
+
+def chosen_montage(store: ClipStore, names: Sequence[str]) -> Montage:
+    """The store's montage, cut down to the modalities of ``names`` where there are any.
+
+    Raises
+    ------
+    SleepfmError
+        When the montage has no channels of one of them, or of one modality only and nobody asked for it.
+    """
+    montage = store.montage
+    available = [m.name for m in montage.modalities if m.slots]
+    for name in names:
+        if name not in available:
+            raise SleepfmError(
+                f"--modalities names {name}, of which the montage of {store.path} has no channels; it has "
+                f"{', '.join(available)}."
+            )
+    if not names and len(available) < 2:
+        raise SleepfmError(
+            f"the montage of {store.path} has channels of only one modality ({', '.join(available)}); contrasting "
+            "modalities needs two or more. Preprocess with a montage that covers more of them (see: python -m "
+            "sleepfm_fast.preprocess --inspect FOLDER), or train on this one alone, with neighbouring clips as "
+            f"positives: --modalities {' '.join(available)}"
+        )
+    return Montage(montage.name, tuple(m for m in montage.modalities if m.name in (names or available)))
+
+
+def select_clips(
+    store: ClipStore,
+    split: Split,
+    montage: Montage,
+    *,
+    n_subjects: int = 0,
+    replicate: int = 0,
+    known: Mapping[str, int] | None = None,
+) -> Selection:
+    """Choose the clips for training and validation.
+
+    Parameters
+    ----------
+    store : ClipStore
+    split : Split
+        Its subjects are those of the whole store, whatever is trained on.
+    montage : Montage
+        Of the modalities to contrast. With two or more, a clip needs two of them; with one, a clip needs it and so does
+        a neighbour in the same uninterrupted stretch.
+    n_subjects : int
+        Train on so many of the training subjects that have such clips; 0 for all.
+    replicate : int
+        Which draw of them (:func:`sleepfm_fast.runs.splits.draw_subjects`).
+    known : mapping of str to int, optional
+        Subjects whose split the training that this one starts from has settled; they keep it.
+
+    Raises
+    ------
+    SleepfmError
+        Where fewer than two clips (pairs of neighbours) are left for training, or subjects fewer than asked for.
+    """
+    known = known or {}
+    codes, notices = assign_subjects(store.subjects, split, known)
+    kept = np.array([name in known for name in store.subjects], np.bool_)
+    if moved := int((kept & (codes != assign_subjects(store.subjects, split)[0])).sum()):
+        notices = (
+            *notices,
+            f"{moved} of {counted(len(kept), 'subject')} {agreeing(moved, 'keeps', 'keep')} the split of the training "
+            "that --init-from names, where the rule here has another one: whom those weights have seen is never "
+            "tested.",
+        )
+    names = [m.name for m in montage.modalities]
+    of_store = [m.name for m in store.montage.modalities]
+    present = store.modality_present()[:, [of_store.index(name) for name in names]].sum(axis=1)
+    single = len(names) == 1
+    contrasting = present >= (1 if single else 2)
+    everything = np.flatnonzero(contrasting[store.recording])
+    if lost := int((~contrasting).sum()):
+        has = (
+            f"no channel of {names[0]}"
+            if single
+            else f"channels of only one modality (of {', '.join(names)}) or of none"
+        )
+        notices = (
+            *notices,
+            f"{lost} of {counted(len(contrasting), 'recording')} {agreeing(lost, 'has', 'have')} {has}; their clips "
+            "cannot be contrasted and are left out of training and validation.",
+        )
+    if single:
+        neighboured = Stretches(everything, stretch_numbers(store)[everything]).clips
+        if alone := len(everything) - len(neighboured):
+            notices = (
+                *notices,
+                f"{alone} of {counted(len(everything), 'clip')} {agreeing(alone, 'has', 'have')} no neighbour in the "
+                f"same uninterrupted segment and {agreeing(alone, 'is', 'are')} left out of training and validation.",
+            )
+        everything = neighboured
+    subject = np.asarray(store.recording_subject[store.recording[everything]])
+    of_clip = codes[subject]
+    training = (of_clip == 0) | (of_clip < 0)
+    trained = tuple(store.subjects[s] for s in np.unique(subject[training]))
+    if n_subjects:
+        if n_subjects > len(trained):
+            raise SleepfmError(
+                f"--train-subjects is {n_subjects}; the store {store.path} has "
+                f"{counted(len(trained), 'training subject')} with clips to contrast. Lower it, or leave it out to "
+                "train on all of them."
+            )
+        trained = draw_subjects(trained, n_subjects, replicate)
+        drawn = np.isin(np.arange(len(store.subjects)), [store.subjects.index(name) for name in trained])
+        training &= drawn[subject]
+    train = everything[training]
+    validation = everything[(of_clip == 1) | (of_clip < 0)]
+    n_items = Stretches(train, stretch_numbers(store)[train]).n_pairs if single else len(train)
+    if n_items < 2:
+        what = "pairs of neighbouring clips" if single else "clips with two modalities or more"
+        settled = " Subjects of the training that --init-from names keep its split." if kept.any() else ""
+        raise SleepfmError(
+            f"the store {store.path} leaves {n_items} {what} for training; contrasting needs two. Add recordings (see: "
+            "python -m sleepfm_fast.preprocess --inspect FOLDER), or lower --test-share and --validation-share."
+            f"{settled}"
+        )
+    if len(validation) == 0:
+        validation = train
+        if len(store.subjects) > 2:
+            notices = (*notices, "no clip is left for validation: the training clips also serve for it.")
+    subjects = dict(zip(store.subjects, np.maximum(codes, 0).tolist(), strict=True))
+    return Selection(train, validation, {**known, **subjects}, trained, bool((codes < 0).any()), notices)

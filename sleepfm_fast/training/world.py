@@ -1,0 +1,162 @@
+"""The processes that train together: who this one is, and what they tell each other. ``torchrun`` starts them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sleepfm_fast.distributed import gather_equal, gather_rows
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.storage.claims import Claim, claim_to_write
+
+__all__ = ["World", "choose_device", "claimed_run", "joined"]
+
+TIMEOUT = timedelta(minutes=30)  # rank 0 may write a large checkpoint to a slow disk while the others wait
+
+
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """Resolve ``auto``; CUDA that was asked for and is absent is refused. ``local_rank`` chooses one of several."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SleepfmError(
+            "--device cuda was given, but torch sees no CUDA device here. Use --device cpu, or install a CUDA build of "
+            "torch and check nvidia-smi."
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank is None:
+        return torch.device("cuda")
+    if local_rank >= torch.cuda.device_count():
+        raise SleepfmError(
+            f"process {local_rank + 1} of this machine has no GPU of its own: torch sees {torch.cuda.device_count()}. "
+            "Start as many processes as there are GPUs (torchrun --nproc-per-node), or use --device cpu."
+        )
+    return torch.device("cuda", local_rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Number of this process and of all; with one process nothing is communicated."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    """Processes on this machine."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes and shows progress."""
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """Device of this process."""
+        device = choose_device(name, self.local_rank if self.size > 1 else None)
+        if device.index is not None:
+            torch.cuda.set_device(device)
+        return device
+
+    def share_threads(self, threads: int) -> None:
+        """Set the number of CPU threads; without a wish (0), the processes of a machine share its cores."""
+        if not threads and self.local_size > 1:
+            threads = max(len(os.sched_getaffinity(0)) // self.local_size, 1)
+        if threads:
+            torch.set_num_threads(threads)
+
+    def gather_rows(self, rows: Tensor) -> list[Tensor]:
+        """``[n, ...]`` of every rank; n may differ."""
+        if self.size == 1:
+            return [rows]
+        n = torch.tensor([len(rows)], dtype=torch.int64, device=rows.device)
+        counts = gather_equal(n, self.size, None).flatten().tolist()
+        return list(gather_rows(rows, counts, None).split(counts))
+
+    def gather(self, value: Any) -> list[Any]:
+        """A JSON value of every rank."""
+        if self.size == 1:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        return [json.loads(bytes(part.tolist())) for part in self.gather_rows(text)]
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """Run ``action`` on rank 0 only; every rank gets its JSON result, or its :class:`SleepfmError`."""
+        if self.size == 1:
+            return action()
+        answer: dict[str, Any] = {}
+        if self.main:
+            try:
+                answer = {"result": action()}
+            except SleepfmError as error:
+                answer = {"error": str(error)}
+            except OSError as error:
+                answer = {"error": f"{error.filename or 'reading or writing'}: {error.strerror or error}."}
+        answer = self.gather(answer)[0]
+        if "error" in answer:
+            raise SleepfmError(answer["error"])
+        return answer["result"]
+
+    def total(self, count: int, group: dist.ProcessGroup | None = None) -> int:
+        """Sum of every rank's count."""
+        if self.size == 1:
+            return count
+        counts = torch.tensor([count], dtype=torch.int64)
+        return int(gather_equal(counts, self.size, group).sum())
+
+    def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Give tensors the values that they have on rank 0."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def mean_in_place(self, tensors: list[Tensor]) -> None:
+        """Replace floating-point tensors by their mean over ranks, others by their largest; all get the same bits."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([t.detach().double().flatten() for t in tensors])
+        every = gather_equal(flat, self.size, None)
+        mean, largest = every.mean(0), every.amax(0)
+        sizes = [t.numel() for t in tensors]
+        for tensor, a, b in zip(tensors, mean.split(sizes), largest.split(sizes), strict=True):
+            tensor.copy_((a if tensor.is_floating_point() else b).view_as(tensor))
+
+
+@contextmanager
+def claimed_run(path: Path, world: World) -> Iterator[None]:
+    """Keep a run folder for these processes while they train into it.
+
+    Raises
+    ------
+    SleepfmError
+        On every rank alike, when other processes are writing it or it cannot be written.
+    """
+    claims: list[Claim] = []
+    world.on_main(lambda: claims.append(claim_to_write(path)))
+    try:
+        yield
+    finally:
+        for claim in claims:
+            claim.release()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Join the processes that ``torchrun`` started (gloo on the CPU, NCCL between GPUs), or stand alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield World()
+        return
+    numbers = [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+    world = World(*numbers)
+    backend = "gloo" if world.device(device).type == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    yield world
+    # After an exception the others may never come to say goodbye; torchrun ends them.
+    dist.destroy_process_group()
