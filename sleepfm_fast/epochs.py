@@ -15,6 +15,7 @@ from sleepfm_fast.edf import EdfError, Recording, Signal
 from sleepfm_fast.execution.threads import in_threads
 from sleepfm_fast.formats.record_kernels import SNAP_SAMPLES, copy_epochs
 from sleepfm_fast.formats.segments import read_digital, read_physical, record_samples, sample_dtype, sample_starts
+from sleepfm_fast.plurals import agreeing, counted
 
 __all__ = ["EpochPositions", "EpochReader", "locate_epochs", "read_digital", "read_epochs", "read_physical"]
 
@@ -86,8 +87,9 @@ def outside_error(
     lengths = [float(s.n_records * recording.record_s) for s in recording.segments]
     spans = ", ".join(f"{b:g}-{b + n:g} s" for b, n in zip(begins[:5], lengths[:5], strict=True)) or "none"
     return EdfError(
-        f"{recording.path}: {outside.sum()} of {onsets_s.size} epochs of {epoch_s:g} s do not lie wholly inside one "
-        f"segment; the first starts at {onsets_s[outside][0]:g} s, the segments are: {spans}"
+        f"{recording.path}: {outside.sum()} of {counted(onsets_s.size, 'epoch')} of {epoch_s:g} s "
+        f"{agreeing(int(outside.sum()), 'does', 'do')} not lie wholly inside one segment; the first starts "
+        f"at {onsets_s[outside][0]:g} s, the segments are: {spans}"
         + (f" and {len(begins) - 5} more." if len(begins) > 5 else ".")
     )
 

@@ -239,7 +239,7 @@ def test_gaps_and_annotations_of_the_unreadable_by_others():
     np.testing.assert_array_equal(epochs[0, 0], starts[1])
     np.testing.assert_array_equal(epochs[1, 0], starts[2])
     np.testing.assert_array_equal(epochs[3, 0], starts[5])
-    with pytest.raises(EdfError, match=r"1 of 1 epochs of 1 s do not lie wholly inside one segment"):
+    with pytest.raises(EdfError, match=r"1 of 1 epoch of 1 s does not lie wholly inside one segment"):
         read_epochs(recording, recording.signals[1:2], [9.5], epoch_s=1)
 
 

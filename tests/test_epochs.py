@@ -143,7 +143,7 @@ def test_context_stops_at_a_gap(tmp_path, threads):
     for clip, part, first in zip(clips, parts, (8, 0, 8, 0), strict=True):
         np.testing.assert_array_equal(clip[0], reference(part, first, 16, 32))
     for onset in (-1.0, 2.5, 3.0, 9.0, 11.5, 60.0, 100.5, 200.0, np.nan):
-        with pytest.raises(EdfError, match="1 of 2 epochs of 2 s do not lie wholly inside one segment"):
+        with pytest.raises(EdfError, match="1 of 2 epochs of 2 s does not lie wholly inside one segment"):
             read_epochs(recording, recording.signals[:1], [1.0, onset], epoch_s=2)
 
 
@@ -173,7 +173,7 @@ def test_an_onset_within_rounding_of_a_sample_is_that_sample(tmp_path):
     where = locate_epochs(recording, Fraction(100), [0.295], 30.0)
     assert (where.first[0], round(where.phase[0], 9)) == (29, 0.5)
     assert locate_epochs(recording, Fraction(100), [30.0]).first[0] == 3000  # the last epoch that fits
-    with pytest.raises(EdfError, match="do not lie wholly inside"):
+    with pytest.raises(EdfError, match="does not lie wholly inside"):
         locate_epochs(recording, Fraction(100), [30.01])
 
 
@@ -244,7 +244,7 @@ def test_a_reader_writes_in_place_and_stops_at_gaps(tmp_path, threads):
         np.testing.assert_array_equal(part, reference(values[k][4:7].ravel(), fs_hz, 2 * fs_hz, 4 * fs_hz))
     before = out.copy()
     for onset in (-1.0, 2.5, 9.0, 11.5, 60.0, 100.5, np.nan, np.inf):
-        with pytest.raises(EdfError, match="1 of 1 epochs of 2 s do not lie wholly inside one segment"):
+        with pytest.raises(EdfError, match="1 of 1 epoch of 2 s does not lie wholly inside one segment"):
             reader.read(onset, out)
     with pytest.raises(
         EdfError, match=r"2 of 3 epochs .* the first starts at 2\.5 s, the segments are: 0-4 s, 10-13 s"

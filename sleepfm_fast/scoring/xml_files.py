@@ -141,4 +141,7 @@ def profusion_stages(root: Element, source: str, issues: list[str]) -> Iterator[
         yield Event(epoch * epoch_s, epoch_s, f"Sleep stage {text}")
         epoch += 1
     if n_unknown:
-        issues.append(f"{n_unknown} of {epoch} sleep stage codes are not known; those epochs have no stage.")
+        issues.append(
+            f"{n_unknown} of {counted(epoch, 'sleep stage code')} {agreeing(n_unknown, 'is', 'are')} not known; "
+            f"{agreeing(n_unknown, 'that epoch has', 'those epochs have')} no stage."
+        )
