@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sleepfm_fast
+from sleepfm_fast.system import processors
 
 ROOT = Path(__file__).resolve().parent.parent
 # Not needed by the package; compared with where they are installed.
@@ -81,7 +82,7 @@ def record() -> dict[str, Any]:
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     result: dict[str, Any] = {
         "cpu_model": cpu_model(),
-        "cpu_cores": len(os.sched_getaffinity(0)),
+        "cpu_cores": processors(),
         "memory_gib": round(memory_bytes / 2**30, 1),
         "instruction_set": build["cpu_instruction_set_in_use"],
         "compiler": build["compiler"],

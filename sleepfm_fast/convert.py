@@ -31,6 +31,7 @@ from sleepfm_fast.reporting.following import after_store
 from sleepfm_fast.storage.atomic import write_json
 from sleepfm_fast.store.clip_layout import VERSION, read_store_file
 from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
+from sleepfm_fast.system import processors
 
 __all__ = ["Config", "cli", "main"]
 
@@ -265,7 +266,7 @@ def convert_all(
     from tqdm import tqdm
 
     people = [tables.of(path) for path, _ in nights]
-    n_workers = max(1, min(config.workers or len(os.sched_getaffinity(0)), len(nights)))
+    n_workers = max(1, min(config.workers or processors(), len(nights)))
     calls = [
         delayed(convert_night)(
             path, name, config, montage, digest, p.facts()

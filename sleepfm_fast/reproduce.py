@@ -24,6 +24,7 @@ from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
+from sleepfm_fast.system import processors
 
 if TYPE_CHECKING:
     from sleepfm_fast.reproduction.cohorts import Sides
@@ -135,7 +136,6 @@ def print_plan(steps: Sequence[Step], states: dict[str, str], rates: dict[str, f
 
 def machine() -> dict[str, Any]:
     """What the reproduction ran on."""
-    import os
     import platform
 
     import torch
@@ -147,7 +147,7 @@ def machine() -> dict[str, Any]:
         "sleepfm_fast": sleepfm_fast.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cpu_cores": len(os.sched_getaffinity(0)),
+        "cpu_cores": processors(),
         "instruction_set": build["cpu_instruction_set_in_use"],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

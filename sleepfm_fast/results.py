@@ -12,7 +12,6 @@ By convention a run keeps its results in ``RUN/results/``; :func:`find_results` 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX, remove_leftovers_of, replace_folder
 from sleepfm_fast.storage.claims import claim_to_write
+from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = ["FOLDER", "Result", "claimed_result", "find_results", "read_result", "refuse_result", "write_result"]
 
@@ -147,14 +147,14 @@ def write_result(
             with (folder / f"{name}.npy").open("wb") as file:
                 np.save(file, values, allow_pickle=False)
                 file.flush()
-                os.fsync(file.fileno())
+                synchronise_descriptor(file.fileno())
         with (folder / "result.json").open("w", encoding="utf-8") as out:
             out.write(
                 to_json({"format": FORMAT, "version": VERSION, "arrays": shapes, **plain(dict(record))}, indent=1)
             )
             out.write("\n")
             out.flush()
-            os.fsync(out.fileno())
+            synchronise_descriptor(out.fileno())
 
 
 def read_result(path: Path) -> Result:

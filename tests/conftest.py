@@ -103,8 +103,10 @@ MOST_WORKERS = 8  # each needs up to 2.5 GB; from here on the longest file decid
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which the tests do not need
 def pytest_xdist_auto_num_workers() -> int:
     """Answer ``-n auto``: the processors that this process may use, hyperthreads included."""
+    from sleepfm_fast.system import processors
+
     given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
-    return int(given) if given else min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    return int(given) if given else min(processors(), MOST_WORKERS)
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures, those of a module included

@@ -180,7 +180,9 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
     bool const streamed = static_cast<std::size_t>(n_rows * p.n_out) * out_bytes > streamed_above_bytes;
     RowFunction const filter_row = row_function();
 
+#if defined(_OPENMP)
 #pragma omp parallel for schedule(dynamic) num_threads(n_threads)
+#endif
     for (std::int64_t i = 0; i < n_rows; ++i) {
         WindowRow const& w = p.table[i];
         char* const out = static_cast<char*>(p.out) + static_cast<std::size_t>(i * p.n_out) * out_bytes;

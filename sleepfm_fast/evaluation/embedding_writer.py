@@ -7,7 +7,6 @@ disk; another one that is told the same goes on from there.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.storage.array_file import ArrayFile
 from sleepfm_fast.storage.atomic import remove_leftovers, synchronise, write_json
 from sleepfm_fast.storage.claims import claim_to_write
+from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = ["EmbeddingWriter"]
 
@@ -287,7 +287,7 @@ class EmbeddingWriter:
             with (self.partial / "embeddings.json").open("w", encoding="utf-8") as out:
                 out.write(to_json(record, indent=1) + "\n")
                 out.flush()
-                os.fsync(out.fileno())
+                synchronise_descriptor(out.fileno())
             synchronise(self.partial)
             old = self.path.with_name(f".{self.path.name}.replaced")
             if (self.path / "embeddings.json").is_file():  # allowed by overwrite

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from sleepfm_fast.cli.command import plain, to_json
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.atomic import named_errors
+from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = ["Points", "partial_path"]
 
@@ -88,6 +88,6 @@ class Points:
                 file.write((to_json({"format": FORMAT, "key": self.key}) + "\n").encode())
             file.write((to_json(kept) + "\n").encode())
             file.flush()
-            os.fsync(file.fileno())
+            synchronise_descriptor(file.fileno())
         self._points[kept["subjects"], kept["replicate"]] = kept
         return kept

@@ -15,7 +15,6 @@ import csv
 import io
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.storage.atomic import remove_leftovers_of, replace_folder
 from sleepfm_fast.storage.claims import claim_to_write
+from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = ["Predicted", "claimed_predictions", "edf_hypnogram", "night_figures", "starts_of", "write_predictions"]
 
@@ -183,7 +183,7 @@ def _write(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        synchronise_descriptor(file.fileno())
 
 
 def _predictions_text(found: Predicted, words: Sequence[str]) -> str:

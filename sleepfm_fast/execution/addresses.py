@@ -5,11 +5,14 @@ For functions compiled by Numba only; nothing here checks a bound.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from sleepfm_fast.execution.compiled import compiled
 
 __all__ = ["advise_file", "advise_memory", "as_pointer", "copy_bytes", "read_bytes"]
 
@@ -47,8 +50,19 @@ copy_bytes: Any = intrinsic(type_copy)
 read_bytes: Any = types.ExternalFunction("pread", types.intp(types.intc, types.intp, types.uintp, types.int64))
 """``read_bytes(descriptor, address, n_bytes, position)``: pread(2); the bytes read, or -1."""
 
-advise_file: Any = types.ExternalFunction("posix_fadvise", types.intc(types.intc, types.int64, types.int64, types.intc))
-"""``advise_file(descriptor, position, n_bytes, advice)``: posix_fadvise(2)."""
+
+@compiled()
+def advise_nothing(descriptor: Any, position: Any, n_bytes: Any, advice: Any) -> int:
+    """Stand in for posix_fadvise(2), which macOS lacks: a name that no library has would keep a kernel from linking."""
+    return 0
+
+
+advise_file: Any = (
+    types.ExternalFunction("posix_fadvise", types.intc(types.intc, types.int64, types.int64, types.intc))
+    if hasattr(os, "posix_fadvise")
+    else advise_nothing
+)
+"""``advise_file(descriptor, position, n_bytes, advice)``: posix_fadvise(2), or nothing where there is none."""
 
 advise_memory: Any = types.ExternalFunction("madvise", types.intc(types.intp, types.uintp, types.intc))
 """``advise_memory(address, n_bytes, advice)``: madvise(2)."""

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.system import processors
 
 __all__ = ["Backend", "Engine", "Progress", "WorkersLost", "dispatched", "in_parallel", "open_engine"]
 
@@ -48,7 +49,7 @@ class Engine:
 
     def width(self, n_tasks: int) -> int:
         """How many workers a call of ``n_tasks`` uses."""
-        return max(1, min(self.workers or len(os.sched_getaffinity(0)), n_tasks))
+        return max(1, min(self.workers or processors(), n_tasks))
 
     @property
     def deaths(self) -> tuple[type[BaseException], ...]:
@@ -113,7 +114,7 @@ def open_dask(stack: ExitStack, workers: int, scheduler: str | None) -> Any:
                 f"--dask-scheduler {scheduler} does not answer ({type(error).__name__}: {error}). Expected an address "
                 "such as tcp://node1:8786, as `dask scheduler` prints it."
             ) from None
-    n_workers = workers or len(os.sched_getaffinity(0))
+    n_workers = workers or processors()
     cluster = stack.enter_context(
         start(n_workers=n_workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1")
     )
@@ -306,7 +307,7 @@ def through_ray(calls: Sequence[Any], engine: Engine) -> Iterable[Any]:
     from joblib import Parallel, parallel_config
 
     width = engine.workers or -1
-    size = RAY_CHUNK * (engine.workers or len(os.sched_getaffinity(0)))
+    size = RAY_CHUNK * (engine.workers or processors())
     with parallel_config(backend="ray"):
         pool = Parallel(n_jobs=width)
     with pool as parallel:

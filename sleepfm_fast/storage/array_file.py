@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.plurals import counted
+from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = ["ArrayFile"]
 
@@ -77,7 +77,7 @@ class ArrayFile:
     def synchronise(self) -> None:
         """Wait until what was written is on the disk."""
         self.file.flush()
-        os.fsync(self.file.fileno())
+        synchronise_descriptor(self.file.fileno())
 
     def close(self) -> str:
         """Synchronise and close; returns the digest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sleepfm_fast.cli.command import is_encodable
+from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = [
     "TEMPORARY_SUFFIX",
@@ -48,7 +50,11 @@ def synchronise(path: Path) -> None:
     """Wait until the file or folder ``path`` is on the disk; a rename is only durable once its folder is."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        synchronise_descriptor(descriptor)
+    except OSError as error:
+        # Some network file systems, as macOS mounts them, know no such thing as a folder to synchronise.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -61,7 +67,7 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
         with named_errors(path), temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            synchronise_descriptor(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.system import process_start, system_identity
 
 __all__ = [
     "HEARTBEAT_S",
@@ -65,28 +65,8 @@ class Claimed(Exception):  # noqa: N818 - it is no error: somebody else was firs
         self.holder = holder
 
 
-@lru_cache(maxsize=1)
-def system_identity() -> str:
-    """Running kernel and process namespace: process numbers mean the same where it is the same."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def start_of(pid: int) -> str | None:
-    """Start of a process in clock ticks since boot; None where there is no such process."""
-    try:
-        # the name in parentheses may hold spaces; field 22 is the 20th behind it
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
 def this_process() -> Holder:
-    return Holder(socket.gethostname(), system_identity(), os.getpid(), start_of(os.getpid()) or "")
+    return Holder(socket.gethostname(), system_identity(), os.getpid(), process_start(os.getpid()) or "")
 
 
 def holder_of(path: Path) -> Holder | None:
@@ -122,7 +102,7 @@ def is_live(path: Path) -> bool:
     """Whether the claim ``path`` exists and its holder lives."""
     holder = holder_of(path)
     if holder is not None and is_local(holder):
-        return start_of(holder.pid) == holder.started
+        return process_start(holder.pid) == holder.started
     now_s = file_system_time(path.parent) / 1e9
     try:
         return now_s - renewed(path) < STALE_S

@@ -15,6 +15,8 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.system import read_no_more_than_asked
+
 __all__ = ["Descriptor", "Opened", "Recent", "fits_in_memory", "map_file", "open_limit"]
 
 Way = Literal["mmap", "pread"]
@@ -54,7 +56,7 @@ class Descriptor:
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         # Without this the system reads far more than was asked for whenever two windows lie near each other.
-        os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_RANDOM)
+        read_no_more_than_asked(self.number)
 
     def __del__(self) -> None:
         """Close."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from sleepfm_fast.distributed import gather_equal, gather_rows
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.claims import Claim, claim_to_write
+from sleepfm_fast.system import processors
 
 __all__ = ["World", "choose_device", "claimed_run", "joined"]
 
@@ -68,7 +69,7 @@ class World:
     def share_threads(self, threads: int) -> None:
         """Set the number of CPU threads; without a wish (0), the processes of a machine share its cores."""
         if not threads and self.local_size > 1:
-            threads = max(len(os.sched_getaffinity(0)) // self.local_size, 1)
+            threads = max(processors() // self.local_size, 1)
         if threads:
             torch.set_num_threads(threads)
 

@@ -1,0 +1,124 @@
+"""What systems offer under different names: processors, reading ahead, durable files, and which process a number is.
+
+Linux is where everything has run. macOS has no processor affinity, no posix_fadvise and no ``/proc``; what stands in
+for them was checked against its headers. On any other system the answers are those that are always safe.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["process_start", "processors", "read_no_more_than_asked", "synchronise_descriptor", "system_identity"]
+
+# Of macOS's sys/fcntl.h, sys/sysctl.h and sys/proc.h; tests/test_macos.py compiles against them.
+F_RDAHEAD, F_FULLFSYNC = 45, 51
+CTL_KERN, KERN_PROC, KERN_PROC_PID = 1, 14, 1
+KINFO_PROC_BYTES = 648
+START_AT, STATE_AT = 0, 36
+"""Bytes of ``kinfo_proc`` before the start of the process (seconds int64, microseconds int32) and its state (int8)."""
+ZOMBIE = 5
+PROC = Path("/proc")
+
+
+def processors() -> int:
+    """Processors that this process may use; all of the machine's where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def read_no_more_than_asked(descriptor: int) -> None:
+    """Tell the system that an open file is read at random places: reading ahead would be for nothing."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    elif sys.platform == "darwin":
+        control(descriptor, F_RDAHEAD)
+
+
+def synchronise_descriptor(descriptor: int) -> None:
+    """Wait until what was written to an open file or folder outlasts a power failure.
+
+    On macOS fsync(2) leaves it in the drive's own memory, and some drives of a network do not know the stronger call.
+    """
+    if sys.platform != "darwin" or not control(descriptor, F_FULLFSYNC):
+        os.fsync(descriptor)
+
+
+def control(descriptor: int, command: int) -> bool:
+    """Give a command of fcntl(2); False where the file system refuses it."""
+    import fcntl
+
+    try:
+        fcntl.fcntl(descriptor, command, 0)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+            raise
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def system_identity() -> str:
+    """Running kernel and process namespace: process numbers mean the same where it is the same; empty if unknown."""
+    try:
+        if sys.platform == "darwin":
+            boot = sysctl("kern.bootsessionuuid").rstrip(b"\0").decode("ascii")
+            # Without the start of a process its number says nothing.
+            return boot if process_start(os.getpid()) else ""
+        boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {(PROC / 'self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def process_start(pid: int) -> str | None:
+    """Start of a process, by a clock of the system's own; None where no such process runs."""
+    try:
+        if sys.platform == "darwin":
+            return darwin_process_start(pid)
+        status = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = status.rpartition(")")[
+        2
+    ].split()  # the name in parentheses may hold spaces; field 22 is the 20th behind it
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def darwin_process_start(pid: int) -> str | None:
+    found = sysctl((CTL_KERN, KERN_PROC, KERN_PROC_PID, pid))
+    if len(found) != KINFO_PROC_BYTES or found[STATE_AT] == ZOMBIE:  # nothing is found where no such process is
+        return None
+    seconds, microseconds = struct.unpack_from("=qi", found, START_AT)
+    return f"{seconds}.{microseconds:06}"
+
+
+def sysctl(name: str | tuple[int, ...]) -> bytes:
+    """Value of a variable of the kernel of macOS, by its name or its numbers, of 1023 bytes at most."""
+    value = ctypes.create_string_buffer(1024)
+    size = ctypes.c_size_t(len(value) - 1)
+    library = darwin_library()
+    if isinstance(name, str):
+        failed = library.sysctlbyname(name.encode(), value, ctypes.byref(size), None, 0)
+    else:
+        numbers = (ctypes.c_int * len(name))(*name)
+        failed = library.sysctl(numbers, len(name), value, ctypes.byref(size), None, 0)
+    if failed:
+        raise OSError(ctypes.get_errno(), f"sysctl {name} failed")
+    return value.raw[: size.value]
+
+
+@lru_cache(maxsize=1)
+def darwin_library() -> Any:
+    library = ctypes.CDLL(None, use_errno=True)
+    rest: list[Any] = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.c_void_p, ctypes.c_size_t]
+    library.sysctl.argtypes = [ctypes.POINTER(ctypes.c_int), ctypes.c_uint, *rest]
+    library.sysctlbyname.argtypes = [ctypes.c_char_p, *rest]
+    return library
