@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sleepfm_fast.model.encoder_evaluation import average_over_time, covers
-from sleepfm_fast.model.mbconv_blocks import MBConvStage, convolve_and_normalise, has_hooks, pool
+from sleepfm_fast.model.mbconv_blocks import MBConvStage, convolve_and_normalise, has_hooks, is_pointwise, pool
 from sleepfm_fast.plurals import counted
 
 __all__ = ["PRESETS", "EfficientNet1d", "Encoder", "EncoderConfig", "SleepModel", "StridedConvNet", "build_encoder"]
@@ -168,7 +168,7 @@ class EfficientNet1d(Encoder):
 
     def embed(self, x: Tensor) -> Tensor:
         """[B, C, n] -> [B, dim]."""
-        if has_hooks(self.stage9):
+        if has_hooks(self.stage9) or not is_pointwise(self.stage9):
             pooled = self.stage9(self.before_last(x)).mean(dim=2)
         else:  # convolution and average are both linear: averaging first gives the same for a thirtieth of the work
             average = average_over_time(self, x) if covers(self, x) else self.before_last(x).mean(dim=2)

@@ -134,7 +134,7 @@ class FilterBank:
 
         key = str(device)
         if key not in self._tensors:
-            filters = torch.tensor(self._rows, dtype=torch.int64).reshape(len(self._rows), FILTER_COLUMNS)
+            filters = torch.tensor(self._rows, dtype=torch.int64, device="cpu").reshape(len(self._rows), FILTER_COLUMNS)
             taps = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *self._taps]))
             self._tensors[key] = (filters.to(device), taps.to(device))
         return self._tensors[key]

@@ -101,6 +101,7 @@ def _predicted(config: Config) -> dict[str, Any]:
     """Classify and write."""
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.evaluation.calibration import correct_for_prior
+    from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.classification import probability_of
     from sleepfm_fast.evaluation.logistic import Features, model_of
     from sleepfm_fast.evaluation.penalty import scores
@@ -113,6 +114,7 @@ def _predicted(config: Config) -> dict[str, Any]:
     model = model_of(result)
     embeddings = Embeddings(config.embeddings)
     same_source(result, embeddings)
+    say_changed_store(embeddings)
     task = TASKS[result.record["task"]]
     modalities = tuple(result.record["modalities"])
     whole = np.asarray(embeddings.mask)[:, [embeddings.modalities.index(m) for m in modalities]].all(axis=1)

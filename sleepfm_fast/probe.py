@@ -169,6 +169,7 @@ def main(config: Config) -> dict[str, Any]:
 def _probed(config: Config) -> dict[str, Any]:
     """Fit, test and write the result."""
     from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.classification import HeldOut, conclude
     from sleepfm_fast.evaluation.labelled_clips import labelled_clips, modalities_of
     from sleepfm_fast.evaluation.logistic import Features, arrays_of
@@ -180,6 +181,7 @@ def _probed(config: Config) -> dict[str, Any]:
     modalities = modalities_of(embeddings, config.modality)
     if embeddings.overlap_note:
         say(f"notice: {embeddings.overlap_note}")
+    changed = say_changed_store(embeddings)
     fit_on = ("train",) if config.fit_on == "train" else ("train", "validation")
     train = labelled_clips(embeddings, fit_on, config.task, modalities)
     test = labelled_clips(embeddings, ("test",), config.task, modalities)
@@ -211,6 +213,7 @@ def _probed(config: Config) -> dict[str, Any]:
         "fit_on": config.fit_on,
         "overlap": bool(embeddings.overlap_note),
         "overlap_note": embeddings.overlap_note,
+        "store_note": changed,
         "train": train.counts(names),
         "test": test.counts(names),
         "fit": about,

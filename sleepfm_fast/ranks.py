@@ -142,7 +142,7 @@ def pair_ranks(
         candidates.measure(rows, _block(b, rows), queries, n_threads)
     tables = _tables(queries, candidates, own)
     n_bytes = _C.pair_ranks_bytes(min(query_block, n), min(candidate_block, n), dim, n_threads)
-    workspace = torch.empty(n_bytes, dtype=torch.uint8)
+    workspace = torch.empty(n_bytes, dtype=torch.uint8, device="cpu")
 
     def addresses(side: int, x: npt.NDArray[np.float32], first: int) -> tuple[int, ...]:
         mean = (mean_a, mean_b)[side]

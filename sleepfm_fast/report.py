@@ -150,6 +150,7 @@ def notices_of(runs: Sequence[Run]) -> list[str]:
     if any(r.store is not None and is_simulated(r.store) for r in runs):
         notices.append("The recordings are simulated: the figures say that the pipeline works, nothing about patients.")
     notes = [str(result.record.get("overlap_note") or "") for r in runs for result in r.results]
+    notes += [str(result.record.get("store_note") or "") for r in runs for result in r.results]
     notes += [r.embeddings.overlap_note for r in runs if r.embeddings is not None]
     notices += [note[0].upper() + note[1:] for note in notes if note]
     stores = {str(r.store.path.resolve()) for r in runs if r.store is not None}

@@ -194,6 +194,7 @@ def _retrieved(config: Config) -> dict[str, Any]:
     """Rank, summarise and write the result."""
     from sleepfm_fast.embeddings import SPLITS, Embeddings
     from sleepfm_fast.evaluation.candidates import draw_pairs
+    from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.found_clips import examples
     from sleepfm_fast.evaluation.interval_notice import interval_notice
     from sleepfm_fast.evaluation.kept_ranks import KeptRanks
@@ -217,6 +218,7 @@ def _retrieved(config: Config) -> dict[str, Any]:
     overlaps = bool(embeddings.overlap_note)
     if overlaps:
         say(f"notice: {embeddings.overlap_note}")
+    changed = say_changed_store(embeddings)
     chosen = draw_pairs(embeddings, clips, config.candidates, config.sample, config.seed)
     if max(len(c) for c in chosen.values()) < 2:
         raise SleepfmError(f"no two modalities occur together in two clips of the {config.split} split.")
@@ -247,6 +249,7 @@ def _retrieved(config: Config) -> dict[str, Any]:
             "modalities": embeddings.modalities,
             "overlap": overlaps,
             "overlap_note": embeddings.overlap_note if overlaps else "",
+            "store_note": changed,
             "n_bootstraps": config.bootstraps,
             "seed": config.seed,
             "directions": records,

@@ -66,10 +66,13 @@ def main(config: Config) -> dict[str, Any]:
         When a side has no clips to give, both are of one store, or their embeddings cannot stand in one matrix.
     """
     from sleepfm_fast.embeddings import COLUMNS, Description, Embeddings
+    from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
 
     sides = (Embeddings(config.training), Embeddings(config.testing))
     first, second = sides
+    for side in sides:
+        say_changed_store(side)
     if (first.kind, first.features) != (second.kind, second.features):
         raise SleepfmError(
             f"{config.training} holds {_content(first)}, {config.testing} {_content(second)}; a probe needs the same "

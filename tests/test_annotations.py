@@ -97,7 +97,7 @@ def test_profusion_xml(tmp_path):
     scoring = read_scoring(write(tmp_path, PROFUSION, "a.anything"))
     grid = clip_labels(scoring, 150)
     assert grid.stage.tolist() == [0, 3, 4, -1, -1]
-    assert grid.sdb.tolist() == [0, 0, 1, 0, 0]
+    assert grid.sdb.tolist() == [0, 0, 1, -1, -1], "after the last stage nobody scored"
     assert any("1 scored event has no name" in issue for issue in scoring.issues)
     assert any("1 of 5 sleep stage codes" in issue for issue in scoring.issues)
 
@@ -215,7 +215,10 @@ def test_slpdb(record, seconds, stages, n_events):
     assert len(grid.stage) == seconds // 30
     assert counts(grid.stage) == stages
     assert np.count_nonzero(grid.sdb == 1) == n_events
-    assert np.count_nonzero(grid.sdb == -1) == 0
+    scored = np.flatnonzero(grid.stage >= 0)
+    assert np.count_nonzero(grid.sdb == -1) == np.count_nonzero(grid.sdb[: scored[0]] != 1) + np.count_nonzero(
+        grid.sdb[scored[-1] + 1 :] != 1
+    )
     assert grid.issues == ()
 
 
@@ -240,7 +243,9 @@ def test_noxturnal(start, shift):
     assert len(grid.stage) == (shift + 44_910) // 30
     assert {code: n for code, n in counts(grid.stage).items() if code >= 0} == NOX_STAGES
     assert counts(grid.sdb) == {-1: len(grid.sdb)}
-    assert counts(clip_labels(scoring, shift + 44_910, events_scored=True).sdb) == {0: len(grid.sdb)}
+    free = clip_labels(scoring, shift + 44_910, events_scored=True).sdb
+    first, last = np.flatnonzero(grid.stage >= 0)[[0, -1]].tolist()
+    assert np.flatnonzero(free == 0).tolist() == list(range(first, last + 1))
 
 
 def test_noxturnal_needs_a_start():
@@ -350,7 +355,7 @@ def test_notes_of_one_epoch_each(tmp_path):
     grid = clip_labels(scoring, 300)
     assert grid.onsets_s[0] == 0
     assert grid.stage.tolist() == [0, 2, 3, 4, -1, 1, -1, -1, -1, -1]
-    assert grid.sdb.tolist() == [0, 1, 0, 1, 0, 0, 1, 0, 0, 0]
+    assert grid.sdb.tolist() == [0, 1, 0, 1, 0, 0, 1, -1, -1, -1]
     assert scoring.events_scored is True
     (issue,) = scoring.issues
     assert "'QQ' (1)" in issue
@@ -371,7 +376,7 @@ def test_notes_with_brackets(tmp_path):
     grid = clip_labels(scoring, 300)
     assert grid.issues == ()  # that stages last until the next one is how the format is meant
     assert grid.stage.tolist() == [-1, 0, 0, 1, 1, 4, -1, -1, -1, -1]
-    assert grid.sdb.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+    assert grid.sdb.tolist() == [-1, 0, 0, 0, 1, 0, -1, -1, -1, -1]
     assert any("2 events have a beginning without an end" in issue for issue in scoring.issues)
 
 

@@ -39,9 +39,9 @@ class Kernel:
         self.calibration: list[tuple[float, ...]] = []
         self.barriers = 0
 
-    def add(self, x: np.ndarray, f: int, start: int = 0, first: int = 0, phase: int = 0) -> None:
+    def add(self, x: np.ndarray, f: int, start: int = 0, first: int = 0, phase: int = 0, gain: float = 0.25) -> None:
         self.rows.append([sum(len(r) for r in self.raw), len(x), start, first, phase, f])
-        self.calibration.append((0.25, 3.0, 1.0, 2.0))
+        self.calibration.append((gain, 3.0, 1.0, 2.0))
         self.raw += [x.astype(self.dtype), np.full(3, np.iinfo(self.dtype).min, self.dtype)]
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -190,6 +190,18 @@ def test_any_number_of_warps(kernels: Kernels, threads: int) -> None:
 def test_half_precision_and_ragged_rows(kernels: Kernels, dtype: torch.dtype, n_out: int) -> None:
     kernel = mixed(kernels)
     assert torch.equal(kernel.run(n_out, dtype=dtype), kernel.run(n_out).to(dtype))
+
+
+@pytest.mark.parametrize("normalise", ["zscore", "robust"])
+def test_a_gain_that_is_no_number_gives_none(kernels: Kernels, normalise: str) -> None:
+    kernel = Kernel(kernels, FilterBank("aasm", 256))
+    rng = np.random.default_rng(8)
+    for gain in (np.nan, -1.0):
+        raw = rng.integers(-3000, 3000, 6 * 200)
+        kernel.add(raw, kernel.bank.index("eeg", 200), first=200, gain=gain)
+    got = kernel.run(500, normalise=normalise)
+    assert bool(got[0, 0].isnan().all())
+    assert bool(got[0, 1].isfinite().all())
 
 
 @pytest.mark.parametrize("normalise", ["zscore", "robust"])

@@ -374,6 +374,20 @@ def test_flat_channels_are_zero_not_amplified_rounding() -> None:
         assert torch.equal(batch.run(normalise=normalise), torch.zeros(6, 1, N_OUT))
 
 
+def test_a_gain_that_is_no_number_gives_none() -> None:
+    """Of the gain a normalisation keeps the sign, and NaN has none."""
+    bank = FilterBank("aasm", 256)
+    batch = Batch(bank)
+    for gain in (np.nan, -1.0):
+        batch.add(
+            noise(np.random.default_rng(11), 9000, 100), bank.index("eeg", 200), first=1500, calibration=(gain, 0, 0, 1)
+        )
+    for normalise in ("zscore", "robust"):
+        y = batch.run(normalise=normalise)
+        assert bool(y[0].isnan().all())
+        assert bool(y[1].isfinite().all())
+
+
 # ---- a real recording -----------------------------------------------------------------------------------------------
 
 

@@ -211,6 +211,14 @@ def test_who_says_that_events_were_scored():
     assert clip_labels(scored((0, 60, "N2"), events_scored=True), 60).sdb.tolist() == [0, 0]
 
 
+def test_before_the_first_stage_and_after_the_last_nobody_looked_for_events():
+    events = ((90, 30, "N2"), (120, 30, "?"), (150, 30, "R"), (100, 20, "Hypopnea"), (215, 20, "Obstructive apnea"))
+    grid = clip_labels(scored(*events), 300)
+    assert grid.stage.tolist() == [-1, -1, -1, 2, -1, 4, -1, -1, -1, -1]
+    assert grid.sdb.tolist() == [-1, -1, -1, 1, 0, 0, -1, 1, -1, -1], "an event that was scored there counts"
+    assert clip_labels(scored((100, 20, "Hypopnea")), 150).sdb.tolist() == [0, 0, 0, 1, 0], "events alone: all of it"
+
+
 # Properties over random scorings
 
 WORDS = ["W", "N1", "N2", "N3", "R", "?", "Obstructive apnea", "Hypopnea", "Arousal"]
@@ -229,6 +237,7 @@ def random_scoring(rng: random.Random, n_s: int) -> list[tuple[float, float | No
 def by_tenths(events, onsets_s) -> tuple[list[int], list[int]]:
     """Stages and SDB by counting tenths of a second, one clip at a time: the rule restated."""
     stages, sdb = [], []
+    told = [(a, a + d) for a, d, text in events if stage_of(text) not in (None, "none")]
     for onset_s in onsets_s:
         clip = range(round(10 * onset_s), round(10 * onset_s) + 300)
         covered: dict[int, set[int]] = {}
@@ -243,7 +252,8 @@ def by_tenths(events, onsets_s) -> tuple[list[int], list[int]]:
                 latest[code] = max(latest.get(code, -1e9), start)
             if respiratory_event_of(text) is not None and len(ticks) >= min(100, 5 * duration):
                 hit = 1
-        sdb.append(hit)
+        outside = onset_s + 30 <= min(a for a, _ in told) or onset_s >= max(b for _, b in told)
+        sdb.append(-1 if outside and not hit else hit)
         best = sorted(((len(ticks), latest[code], code) for code, ticks in covered.items()), reverse=True)
         if not best or len(set().union(*covered.values())) < 150 or (len(best) > 1 and best[0][:2] == best[1][:2]):
             stages.append(-1)

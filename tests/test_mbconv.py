@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 import sleepfm_fast
 from sleepfm_fast import _C, ops, reference
 from sleepfm_fast.encoder import PRESETS, build_encoder
-from sleepfm_fast.model.mbconv_blocks import MBConvBlock
+from sleepfm_fast.model.mbconv_blocks import MBConvBlock, convolve_and_normalise
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("x", "w1", "b1", "gamma0", "beta0", "wd", "bd", "gamma1", "beta1", "w3", "b3")
@@ -514,3 +514,76 @@ def test_every_instruction_set_agrees(isa, tmp_path):
         for name, a, c in zip(("y", "statistics", *NAMES), found, truth, strict=True):
             allowed = (1e-4 if dims[0] * dims[4] > 4 else 2e-2) * c.abs().max().clamp_min(1.0)
             assert (a.double() - c).abs().max() <= allowed, (dims, name)
+
+
+class Adapted(torch.nn.Module):
+    """A convolution with a low-rank addition, which shows the weights of what it wraps."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.addition = layer, torch.nn.Conv1d(layer.in_channels, layer.out_channels, 1)
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x):
+        return self.layer(x) + self.addition(x)
+
+
+def adapt(module, name):
+    setattr(module, name, Adapted(getattr(module, name)))
+
+
+REPLACEMENTS = {
+    "activation": lambda block: setattr(block, "act", torch.nn.SiLU()),
+    "adapter of the expansion": lambda block: adapt(block, "conv1"),
+    "adapter of the projection": lambda block: adapt(block, "conv3"),
+    "padding": lambda block: setattr(block.conv2, "padding_mode", "circular"),
+    "dilation": lambda block: (setattr(block.conv2, "dilation", (2,)), setattr(block.conv2, "padding", (2,))),
+    "dropout": lambda block: setattr(block, "drop", torch.nn.AlphaDropout(0.5)),
+    "no dropout": lambda block: setattr(block, "drop", torch.nn.Identity()),
+    "batch norm without weights": lambda block: setattr(block, "b0", torch.nn.BatchNorm1d(8, affine=False)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("replacement", REPLACEMENTS)
+def test_layers_that_somebody_put_there_are_used(replacement, training):
+    """The op computes what the network is built of, from the weights; an adapter or another activation is not there."""
+    block = MBConvBlock(4, 4, 2, 1, 0.0).train(training)
+    REPLACEMENTS[replacement](block)
+    x = torch.randn(3, 4, 40)
+    found = []
+    for fuse in (True, False):
+        block.fuse = fuse
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found.append(block(x))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_stem_with_another_padding_is_used(training):
+    conv = torch.nn.Conv1d(2, 4, 3, stride=2, padding=1, padding_mode="circular")
+    norm = torch.nn.BatchNorm1d(4).train(training)
+    x = torch.randn(3, 2, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(convolve_and_normalise(conv, norm, x), norm(conv(x)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_adapter_of_the_last_convolution_is_used(training):
+    encoder = build_encoder(2, PRESETS["seed"]).train(training)
+    x = torch.randn(4, 2, 960)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        plain = encoder(x)
+        adapt(encoder, "stage9")
+        torch.set_rng_state(before)
+        assert not torch.allclose(encoder(x), plain, rtol=0.1)
+
+
+def test_a_negative_seed_is_a_number_of_64_bits():
+    x, *weights = arguments((2, 4, 8, 4, 20, 1))
+    options = {"residual": True, "dropout": 0.5}
+    y, _ = ops.mbconv(x, *weights, **options, seed=torch.tensor(-3))
+    again, _ = reference.mbconv(x, *weights, **options, seed=torch.tensor(-3))
+    torch.testing.assert_close(y, again, rtol=1e-4, atol=1e-4)

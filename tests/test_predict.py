@@ -174,6 +174,20 @@ def test_sleep_figures():
     assert night_figures([])["sleep_efficiency_percent"] is None
 
 
+def test_sleep_figures_of_an_interrupted_night():
+    stages = ["W", "N1", "W", "N2", "R"]
+    onsets_s = [15.0, 45.0, 75.0, 3705.0, 3735.0]  # an hour lies between the third epoch and the fourth
+    figures = night_figures(stages, onsets_s)
+    assert figures["epochs"] == 5
+    assert figures["time_in_bed_min"] == 62.5
+    assert figures["total_sleep_time_min"] == 1.5
+    assert figures["sleep_efficiency_percent"] == pytest.approx(100 * 1.5 / 62.5)
+    assert figures["sleep_latency_min"] == 0.5
+    assert figures["rem_latency_min"] == 61.5, "by the clock, not by counting epochs"
+    assert figures["wake_after_sleep_onset_min"] == 0.5
+    assert night_figures(stages, [30.0 * i for i in range(5)]) == night_figures(stages)
+
+
 @pytest.mark.parametrize("n", [0, 1, 5000])
 def test_an_edf_hypnogram_of_any_length_is_read_by_pyedflib_and_by_us(tmp_path, n):
     pyedflib = pytest.importorskip("pyedflib")

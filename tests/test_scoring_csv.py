@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sleepfm_fast.annotations import Event, ScoringError, clip_labels, read_scoring
+from sleepfm_fast.annotations import Event, Scoring, ScoringError, clip_labels, read_scoring
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.scoring.texts import parse_meanings, stated, translated
 
@@ -282,3 +283,77 @@ def test_events_are_sorted_whatever_the_file_order(tmp_path):
     upward = read_scoring(write(tmp_path, text + "\n".join(rows), "a.csv"))
     downward = read_scoring(write(tmp_path, text + "\n".join(reversed(rows)), "b.csv"))
     assert upward.events == downward.events
+
+
+# The night on which clocks change
+
+
+def stages_by_the_clock(start: datetime, jump: datetime, hours: int, *, n: int = 960) -> list[tuple[str, str]]:
+    """Every epoch of a night as a clock shows it that is moved by ``hours`` at ``jump``."""
+    words = ["W", "N1", "N2", "N3", "R"]
+    times = [start + timedelta(seconds=30 * i) for i in range(n)]
+    shown = [time + timedelta(hours=hours) if time >= jump else time for time in times]
+    return [(f"{time:%H:%M:%S}", words[(7 * i * i) % 5]) for i, time in enumerate(shown)]
+
+
+@pytest.mark.parametrize("seconds", [0, 17])
+@pytest.mark.parametrize(
+    ("jump", "hours", "said"),
+    [
+        (datetime(2024, 10, 27, 3), -1, "put back by an hour at 03:00"),
+        (datetime(2024, 3, 31, 2), 1, "put forward by an hour at 02:00"),
+        (datetime(2024, 10, 27, 2), -1, "put back by an hour at 02:00"),
+    ],
+)
+@pytest.mark.parametrize("columns", ["Time,Stage", "Time,Duration,Stage"])
+def test_a_clock_that_changes_in_the_night(tmp_path, jump, hours, said, seconds, columns):
+    start = jump.replace(hour=22, second=seconds) - timedelta(days=1)
+    rows = stages_by_the_clock(start, jump, hours)
+    middle = ",30," if "Duration" in columns else ","
+    path = write(tmp_path, f"{columns}\n" + "".join(f"{time}{middle}{stage}\n" for time, stage in rows))
+    scoring = read_scoring(path, start=start)
+    assert [event.onset_s for event in scoring.events] == [30.0 * i for i in range(960)]
+    assert [event.text for event in scoring.events] == [stage for _, stage in rows]
+    assert any(said in issue and "Clock times in other files" in issue for issue in scoring.issues)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_events_of_the_hour_that_a_clock_shows_twice(tmp_path, ordered):
+    start, jump = datetime(2024, 10, 26, 22), datetime(2024, 10, 27, 3)
+    stages = [(30.0 * i, time, stage) for i, (time, stage) in enumerate(stages_by_the_clock(start, jump, -1))]
+    onsets = [3 * 3600, 4.5 * 3600, 5.5 * 3600, 7 * 3600]
+    shown = ["01:00:00", "02:30:00", "02:30:00", "04:00:00"]
+    events = [(at + 0.5, time, "Hypopnea") for at, time in zip(onsets, shown, strict=True)]
+    rows = sorted([*stages, *events]) if ordered else [*stages, *events]
+    text = "Time,Duration,Event\n" + "".join(f"{time},{30 if len(e) < 3 else 20},{e}\n" for _, time, e in rows)
+    scoring = read_scoring(write(tmp_path, text), start=start)
+    found = [event.onset_s for event in scoring.events if event.text == "Hypopnea"]
+    assert [e.onset_s for e in scoring.events if e.text != "Hypopnea"] == [30.0 * i for i in range(960)]
+    if ordered:
+        assert found == onsets
+    else:
+        assert found == [onsets[0], onsets[1], onsets[1], onsets[3]]
+    assert any("2 events lie in the hour that the clock shows twice" in i for i in scoring.issues) is not ordered
+
+
+def test_a_gap_in_the_scoring_is_no_change_of_the_clock(tmp_path):
+    rows = stages_by_the_clock(datetime(2024, 3, 30, 22), datetime(2024, 3, 31, 4), 1)  # an hour without stages at 4
+    path = write(tmp_path, "Time,Stage\n" + "".join(f"{time},{stage}\n" for time, stage in rows))
+    scoring = read_scoring(path, start=datetime(2024, 3, 30, 22))
+    assert scoring.events[-1].onset_s == 30.0 * 959 + 3600
+    assert not any("clock" in issue for issue in scoring.issues)
+
+
+# Words that only the user can explain
+
+
+def test_abbreviations_of_events_are_asked_for_and_never_guessed():
+    words = ["OA", "CA", "MA", "H", "Central", "CAP", "Ap. X"]
+    events = [Event(100.0 * i, 20.0, text) for i, text in enumerate(words)]
+    grid = clip_labels(Scoring(tuple(events), "a.csv"), 900)
+    assert np.flatnonzero(grid.sdb == 1).tolist() == [0], "OA is no other thing; CAP may be a pattern of the EEG"
+    (issue,) = (issue for issue in grid.issues if "seem to be respiratory events" in issue)
+    assert all(f"'{word}' (1)" in issue for word in words[1:6])
+    assert "Ap. X" not in issue
+    said = translated(Scoring(tuple(events), "a.csv"), parse_meanings(["CA=apnea", "H=hypopnea", "CAP=ignore"]))
+    assert np.flatnonzero(clip_labels(said, 900).sdb == 1).tolist() == [0, 3, 10]

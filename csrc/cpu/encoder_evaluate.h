@@ -58,17 +58,16 @@ inline void evaluate_stem(EncoderWorkspace const& work, float const* x, float* y
 }
 
 inline void fold_stem(EncoderEvaluate const& call, EncoderWorkspace const& work) {
-    std::vector<double> scale(static_cast<std::size_t>(call.n_stem));
     BatchNorm const& norm = call.stem_norm;
-    for (Index o = 0; o < call.n_stem; ++o) {
-        double const factor = factor_of(norm.gamma[o], norm.variance[o], norm.eps);
-        scale[static_cast<std::size_t>(o)] = factor;
-        work.stem_bias[o] =
-            static_cast<float>(static_cast<double>(norm.beta[o]) +
-                               (static_cast<double>(call.stem_bias[o]) - static_cast<double>(norm.mean[o])) * factor);
-    }
     for (Index block = 0; block * ROWS < call.n_stem; ++block) {
-        pack_scaled(call.stem_w, scale.data() + block * ROWS, call.n_stem, 3 * call.n_in, block, work.stem_weights);
+        double scale[ROWS];  // no memory is asked for here, on a thread that may not throw
+        for (Index o = block * ROWS; o < least((block + 1) * ROWS, call.n_stem); ++o) {
+            double const factor = factor_of(norm.gamma[o], norm.variance[o], norm.eps);
+            double const offset = static_cast<double>(call.stem_bias[o]) - static_cast<double>(norm.mean[o]);
+            scale[o - block * ROWS] = factor;
+            work.stem_bias[o] = static_cast<float>(static_cast<double>(norm.beta[o]) + offset * factor);
+        }
+        pack_scaled(call.stem_w, scale, call.n_stem, 3 * call.n_in, block, work.stem_weights);
     }
 }
 

@@ -296,7 +296,7 @@ void filter_row(FilterJob const& job) {
         Location const y = job.normalise == Normalise::robust ? median_and_deviation(kept, job.n_out, job.candidates)
                                                               : mean_and_deviation(kept, job.n_out);
         bool const flat = a == 0 || y.deviation <= flat_below(reference.largest_deviation);
-        a = flat ? 0 : (a > 0 ? 1 : -1) / y.deviation;
+        a = flat ? 0 : (a > 0 ? 1 : a < 0 ? -1 : a) / y.deviation;  // NaN stays NaN
         b = -y.center * a;
         write(job, 0, kept, job.n_out, static_cast<float>(a), static_cast<float>(b));
     }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #if defined(__linux__)
+#include <pthread.h>
 #include <sys/mman.h>
 #endif
 
@@ -34,8 +35,19 @@ struct Pool {
     std::size_t idle_bytes = 0, used_bytes = 0, most_used_bytes = 0;
 };
 
+Pool& pool();
+
+Pool* make_pool() {
+    Pool* const all = new Pool;
+#if defined(__linux__)
+    // A child of fork has a copy of the pool: taken while another thread changes it, that would stay locked for ever.
+    pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); }, [] { pool().mutex.unlock(); });
+#endif
+    return all;
+}
+
 Pool& pool() {
-    static Pool* const all = new Pool;  // never destroyed: tensors may outlive static objects
+    static Pool* const all = make_pool();  // never destroyed: tensors may outlive static objects
     return *all;
 }
 

@@ -260,7 +260,7 @@ __device__ void filter_tile(FilterResample const& p, Row& row, std::int64_t begi
 // The row's normalisation from the center and the deviation of its outputs. By one thread.
 __device__ inline void normalise_by(Row& row, double center, double deviation) {
     bool const flat = row.a == 0.0 || !(deviation > flat_below(row.reference.largest_deviation));
-    row.a = flat ? 0.0 : (row.a > 0.0 ? 1.0 : -1.0) / deviation;
+    row.a = flat ? 0.0 : (row.a > 0.0 ? 1.0 : row.a < 0.0 ? -1.0 : row.a) / deviation;
     row.b = -center * row.a;
 }
 

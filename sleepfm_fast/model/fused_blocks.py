@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from sleepfm_fast.encoder import EfficientNet1d, Encoder, SleepModel
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.model.mbconv_blocks import MBConvBlock, MBConvStage, has_hooks
+from sleepfm_fast.model.mbconv_blocks import MBConvBlock, MBConvStage, has_hooks, is_pointwise
 from sleepfm_fast.model.precision import Precision
 from sleepfm_fast.ops.cuda_kernels import has_kernels
 from sleepfm_fast.ops.mbconv_evaluate import PackedMBConv, covers, mbconv_evaluate, pack
@@ -80,7 +80,10 @@ class FusedEfficientNet1d(Encoder):
     def embed(self, x: Tensor) -> Tensor:
         """[B, C, n] -> [B, dim]."""
         x = self.layers(self.stem(x).transpose(1, 2).contiguous())
-        pooled = functional.linear(x.mean(dim=1), self.stage9.weight[:, :, 0], self.stage9.bias)
+        if has_hooks(self.stage9) or not is_pointwise(self.stage9):
+            pooled = self.stage9(x.transpose(1, 2)).mean(dim=2)
+        else:
+            pooled = functional.linear(x.mean(dim=1), self.stage9.weight[:, :, 0], self.stage9.bias)
         y: Tensor = self.fc(torch.relu(pooled))
         return y
 
@@ -103,9 +106,10 @@ def layers_of(stage: MBConvStage, dtype: torch.dtype) -> list[nn.Module]:
 
 def is_covered(block: MBConvBlock) -> bool:
     """Whether the kernel may take the place of the block."""
+    if not block.fuse or not block.has_plain_layers() or has_hooks(*block.modules()):
+        return False
     width, n_in = block.conv1.weight.shape[:2]
-    shape = (n_in, width, len(block.conv3.weight), block.conv2.stride[0])
-    return block.fuse and covers(*shape) and not has_hooks(*block.modules())
+    return covers(n_in, width, len(block.conv3.weight), block.conv2.stride[0])
 
 
 def packed(block: MBConvBlock, dtype: torch.dtype) -> PackedMBConv:

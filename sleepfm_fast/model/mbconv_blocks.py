@@ -12,7 +12,7 @@ from sleepfm_fast.ops.max_pool import max_pool
 from sleepfm_fast.ops.mbconv import mbconv
 from sleepfm_fast.ops.stem import stem
 
-__all__ = ["MBConvBlock", "MBConvStage", "convolve_and_normalise", "has_hooks", "pool"]
+__all__ = ["MBConvBlock", "MBConvStage", "convolve_and_normalise", "has_hooks", "is_pointwise", "pool"]
 
 
 def has_hooks(*layers: nn.Module) -> bool:
@@ -72,7 +72,7 @@ def affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 def convolve_and_normalise(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     """``norm(conv(x))``, the stem; in evaluation the batch norm is folded into the convolution, in training one op."""
     half = x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
-    if half or has_hooks(conv):
+    if half or type(conv) is not nn.Conv1d or conv.padding_mode != "zeros" or has_hooks(conv):
         y: Tensor = norm(conv(x))
         return y
     if is_affine(norm):
@@ -95,6 +95,16 @@ def is_of_three(conv: nn.Conv1d) -> bool:
         and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3,), (2,), (1,), (1,))
         and conv.groups == 1
         and conv.padding_mode == "zeros"
+    )
+
+
+def is_pointwise(conv: nn.Module) -> bool:
+    """Whether a layer is a product of its weight with every sample, and its bias."""
+    return type(conv) is nn.Conv1d and (conv.kernel_size, conv.stride, conv.padding, conv.groups) == (
+        (1,),
+        (1,),
+        (0,),
+        1,
     )
 
 
@@ -168,8 +178,11 @@ class MBConvBlock(nn.Module):
             self.fuse
             and x.device.type == "cpu"
             and x.dtype == self.conv1.weight.dtype == torch.float32
+            and self.has_plain_layers()
             and type(self.b0) is nn.BatchNorm1d
             and type(self.b1) is nn.BatchNorm1d
+            and self.b0.affine
+            and self.b1.affine
             and self.b0.training == self.b1.training == self.training
             and (self.training or not self.drop.training)
             and self.b0.track_running_stats
@@ -179,6 +192,19 @@ class MBConvBlock(nn.Module):
             and not torch.is_autocast_enabled("cpu")
             and (self.training or not torch.is_grad_enabled())
             and (not self.training or x.shape[0] * x.shape[2] > 1)
+        )
+
+    def has_plain_layers(self) -> bool:
+        """Whether the layers beside the batch norms compute what the ops do: nobody has put others in their place."""
+        conv = self.conv2
+        return (
+            is_pointwise(self.conv1)
+            and type(conv) is nn.Conv1d
+            and (conv.kernel_size, conv.padding, conv.dilation, conv.padding_mode) == ((3,), (1,), (1,), "zeros")
+            and conv.groups == conv.in_channels == conv.out_channels
+            and is_pointwise(self.conv3)
+            and type(self.act) is nn.ReLU6
+            and type(self.drop) is nn.Dropout
         )
 
     def has_biases(self) -> bool:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sleepfm_fast import _C
 from sleepfm_fast.ops import contrastive_joint, pages
 from sleepfm_fast.ops.contrastive_results import allocate_forward, n_problems
+from sleepfm_fast.ops.dispatch import is_plain
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 
 KEEP_AT_MOST_BYTES = 256 << 20  # M = 3, D = 512, float32: N up to 4,100
 
-BYTE = torch.empty(0, dtype=torch.uint8)
+BYTE = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 # The arguments of the compiled functions that both share, as in _C.pyi.
 Leading = tuple[int, int, tuple[int, int, int], tuple[int, int], int, int, tuple[int, int], bool, bool, int, int]
@@ -61,12 +61,9 @@ def workspace_bytes(
     return _C.contrastive_bytes(M, N, D, mode == "pairwise", x.dtype == torch.float64, backward, kept, n_threads)[0]
 
 
-def is_direct(x: Tensor) -> bool:
-    """Whether the functions here may be called past torch's dispatcher, which costs tens of microseconds: nobody is
-    tracing, and x is no subclass with an implementation of its own.
-    """  # noqa: D205
-    plain = type(x) is Tensor or type(x) is torch.nn.Parameter
-    return plain and x.device.type == "cpu" and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode())
+def is_direct(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the functions here may be called past torch's dispatcher with these tensors, which are on one device."""
+    return x.device.type == "cpu" and is_plain(x, *others)
 
 
 def _arguments(
@@ -136,8 +133,8 @@ def _backward(
     kept: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     arguments, _alive = _arguments(x, log_temperature, mask, mode, directions, True, kept is not None)
-    gradient_x = torch.empty(x.shape, dtype=x.dtype)
-    gradient_log_temperature = torch.empty((), dtype=log_temperature.dtype)
+    gradient_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    gradient_log_temperature = torch.empty((), dtype=log_temperature.dtype, device=x.device)
     n_valid, state = n_valid.contiguous(), state.contiguous()
     _C.contrastive_backward(
         *arguments,
@@ -213,6 +210,8 @@ def backward_kept(
     """Backward of :func:`forward_keeping`."""
     if contrastive_joint.is_joint(x.shape, mode):
         return contrastive_joint.backward_kept(gradient_loss, x, log_temperature, mask, kept, mode, directions)
+    if kept.data_ptr() % 64 != 0:  # a hook on saved tensors put it elsewhere
+        kept = kept.clone()
     arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions, 0, x.shape[1])
     return _backward(*arguments, kept if kept.numel() else None)
 

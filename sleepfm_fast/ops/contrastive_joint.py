@@ -103,12 +103,12 @@ def loss_and_gradients(
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor]]:
     """Loss; losses, correct, ranks, n_valid; gradients of x and log_temperature for an upstream gradient of 1."""
     M, N, _ = x.shape
-    P, dtype = n_problems(M, mode), log_temperature.dtype
+    P, dtype, device = n_problems(M, mode), log_temperature.dtype, x.device
     loss, slope = torch.empty_like(log_temperature), torch.empty_like(log_temperature)  # half as long as empty(())
-    losses = torch.empty((P, 2), dtype=dtype)
-    correct = torch.empty((P, 2), dtype=torch.int64)
-    ranks = torch.empty((P, 2, N), dtype=torch.int32)
-    n_valid = torch.empty((P,), dtype=torch.int64)
+    losses = torch.empty((P, 2), dtype=dtype, device=device)
+    correct = torch.empty((P, 2), dtype=torch.int64, device=device)
+    ranks = torch.empty((P, 2, N), dtype=torch.int32, device=device)
+    n_valid = torch.empty((P,), dtype=torch.int64, device=device)
     gradient_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else None
     results = loss.data_ptr(), losses.data_ptr(), correct.data_ptr(), ranks.data_ptr(), n_valid.data_ptr(), 0
     at = 0 if gradient_x is None else gradient_x.data_ptr(), slope.data_ptr()
@@ -121,8 +121,8 @@ def gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and log_temperature for any upstream gradient, from x anew."""
     results = allocate_forward(x, mode)  # written as well, and dropped
-    gradient_x = torch.empty(x.shape, dtype=x.dtype)
-    slope = torch.empty((), dtype=log_temperature.dtype)
+    gradient_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    slope = torch.empty((), dtype=log_temperature.dtype, device=x.device)
     at = gradient_x.data_ptr(), slope.data_ptr()
     _run(x, log_temperature, mask, mode, directions, addresses(results), upstream, *at)
     return gradient_x, slope
@@ -155,7 +155,7 @@ def forward_keeping(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Forward of all samples, and the gradients as a seventh result ``kept``."""
     results = allocate_forward(x, mode)
-    kept = torch.empty(kept_bytes(x), dtype=torch.uint8)
+    kept = torch.empty(kept_bytes(x), dtype=torch.uint8, device=x.device)
     at = kept.data_ptr()
     _run(x, log_temperature, mask, mode, directions, addresses(results), 1.0, at, at + _place_of_slope(x))
     return *results, kept

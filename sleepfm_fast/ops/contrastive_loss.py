@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sleepfm_fast.ops import contrastive_cpu, contrastive_cuda, contrastive_joint, contrastive_small
 from sleepfm_fast.ops.contrastive_results import allocate_forward
+from sleepfm_fast.ops.dispatch import is_plain
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
 from sleepfm_fast.reference.contrastive_loss import ContrastiveStatistics, Directions, Mode, problems
@@ -90,7 +90,10 @@ def contrastive_loss(
     refuse_transforms("contrastive_loss", x, log_temperature)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     log_temperature = log_temperature.to(dtype)
-    if _is_joint(x, log_temperature, mode):
+    if not torch.is_grad_enabled() or not (x.requires_grad or log_temperature.requires_grad):
+        loss, *others = _forward(x, log_temperature, mask, mode, directions, precision)
+        return loss, ContrastiveStatistics(*others[:4])
+    if contrastive_joint.is_joint(x.shape, mode) and contrastive_cpu.is_direct(x, log_temperature, mask):
         statistics: list[Tensor] = []
         loss = _JointLoss.apply(x, log_temperature, mask, mode, directions, statistics)  # type: ignore[no-untyped-call]
         return loss, ContrastiveStatistics(*statistics)
@@ -154,19 +157,20 @@ def validate(
         raise ValueError(f"mask is on {mask.device}, x on {x.device}; move both to one device.")
 
 
-def _keeps_gradients(ctx: Any, x: Tensor, mode: str, precision: str) -> bool:
+def _keeps_gradients(x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, precision: str) -> bool:
     """Whether forward computes the gradients as well: small batches on CUDA, past the dispatcher if nobody traces."""
-    if x.device.type != "cuda" or not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
+    if x.device.type != "cuda":
         return False
-    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(x) not in (Tensor, torch.nn.Parameter)
-    return not traced and contrastive_cuda.chosen_regime(x, mode, precision) == "small"
+    return is_plain(x, log_temperature, mask) and contrastive_cuda.chosen_regime(x, mode, precision) == "small"
 
 
-def _is_joint(x: Tensor, log_temperature: Tensor, mode: str) -> bool:
-    """Whether one call makes loss and gradients: small batches on the CPU, past the dispatcher if nobody traces."""
-    if not (x.requires_grad or log_temperature.requires_grad) or not torch.is_grad_enabled():
-        return False
-    return contrastive_cpu.is_direct(x) and contrastive_joint.is_joint(x.shape, mode)
+def _forward(
+    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, precision: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Forward of all samples, which leaves nothing to a backward: loss, losses, correct, ranks, n_valid, state."""
+    direct = contrastive_cpu.is_direct(x, log_temperature, mask)
+    op = contrastive_cpu.forward if direct else torch.ops.sleepfm_fast.contrastive_loss_forward
+    return op(x, log_temperature, mask, mode, directions, precision, 0, x.shape[1])  # type: ignore[no-any-return]
 
 
 class _JointLoss(torch.autograd.Function):
@@ -198,7 +202,7 @@ class _JointLoss(torch.autograd.Function):
         x, log_temperature, mask = ctx.saved_tensors
         mode, directions = ctx.options
         arguments = x, log_temperature, mask, mode, directions
-        if torch.is_grad_enabled() or not contrastive_cpu.is_direct(gradient_loss):
+        if torch.is_grad_enabled() or not contrastive_cpu.is_direct(gradient_loss, x, log_temperature, mask):
             return *_from_the_state(gradient_loss, *arguments), None, None, None, None
         (gradient_x, slope), ctx.gradients = ctx.gradients or (None, None), None
         upstream = gradient_loss.item()
@@ -230,17 +234,17 @@ class _Loss(torch.autograd.Function):
         ctx: Any, x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, precision: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         kept = None
-        if x.device.type == "cpu" and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
-            direct = contrastive_cpu.is_direct(x)
+        if x.device.type == "cpu":
+            direct = contrastive_cpu.is_direct(x, log_temperature, mask)
             op = contrastive_cpu.forward_keeping if direct else torch.ops.sleepfm_fast.contrastive_loss_forward_keeping
             loss, losses, correct, ranks, n_valid, state, kept = op(x, log_temperature, mask, mode, directions)
-        elif _keeps_gradients(ctx, x, mode, precision):
+        elif _keeps_gradients(x, log_temperature, mask, mode, precision):
             loss, losses, correct, ranks, n_valid, state, kept = contrastive_small.forward_keeping(
                 x, log_temperature, mask, mode, directions
             )
         else:
-            loss, losses, correct, ranks, n_valid, state = torch.ops.sleepfm_fast.contrastive_loss_forward(
-                x, log_temperature, mask, mode, directions, precision, 0, x.shape[1]
+            loss, losses, correct, ranks, n_valid, state = _forward(
+                x, log_temperature, mask, mode, directions, precision
             )
         ctx.save_for_backward(x, log_temperature, mask, n_valid, state, kept)
         ctx.mode = mode
@@ -266,7 +270,7 @@ class _Loss(torch.autograd.Function):
             op: Any = torch.ops.sleepfm_fast.contrastive_loss_backward_kept
             if x.device.type == "cuda":
                 op = contrastive_small.backward_kept
-            elif contrastive_cpu.is_direct(x):
+            elif contrastive_cpu.is_direct(gradient_loss, x, log_temperature, mask, n_valid, state, kept):
                 op = contrastive_cpu.backward_kept
             gradient_x, gradient_log_temperature = op(
                 gradient_loss, x, log_temperature, mask, n_valid, state, kept, ctx.mode, ctx.directions

@@ -118,7 +118,9 @@ def mbconv(
     if len(x) * x.shape[2] < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; a batch norm needs more than one value a channel to train.")
     if seed is None:
-        seed = torch.randint(1 << 62, ()) if dropout > 0.0 else torch.zeros((), dtype=torch.int64)
+        seed = torch.zeros((), dtype=torch.int64, device=x.device)
+        if dropout > 0.0:
+            seed = torch.randint(1 << 62, (), device=x.device)
     options = (stride, eps, residual, dropout)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
         y, statistics = _MBConv.apply(*options, seed, x, *weights)  # type: ignore[no-untyped-call]
@@ -289,7 +291,7 @@ def _forward(
     y, c1, c2, statistics, moments = results
     leading, _alive = call_arguments(x, weights, stride, "forward")
     tensors = (x, c1, c2, statistics, moments, y)
-    _C.mbconv_forward(*leading, (residual, dropout, int(seed)), eps, *(tensor.data_ptr() for tensor in tensors))
+    _C.mbconv_forward(*leading, (residual, dropout, int(seed) % 2**64), eps, *(tensor.data_ptr() for tensor in tensors))
     return results
 
 
@@ -321,7 +323,8 @@ def _backward(
     residual: bool,
     dropout: float,
 ) -> tuple[Tensor, ...]:
-    x, dy = x.contiguous(), dy.contiguous()
+    # What forward kept comes back as hooks on saved tensors leave it.
+    x, dy, c1, c2, statistics, moments = (t.contiguous() for t in (x, dy, c1, c2, statistics, moments))
     g1, dx = empty(c2, tuple(c2.shape)), torch.empty_like(x)
     gradients = [
         torch.zeros_like(weight, memory_format=torch.contiguous_format)
@@ -332,7 +335,7 @@ def _backward(
     leading, _alive = call_arguments(x, weights, stride, "backward")
     _C.mbconv_backward(
         *leading,
-        (residual, dropout, int(seed)),
+        (residual, dropout, int(seed) % 2**64),
         eps,
         x.data_ptr(),
         c1.data_ptr(),

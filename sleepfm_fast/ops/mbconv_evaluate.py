@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sleepfm_fast import _C
+from sleepfm_fast.ops.dispatch import is_plain
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 from sleepfm_fast.ops.unsupported import refuse_gradients, refuse_transforms
 
@@ -57,7 +57,7 @@ def lane_channels(n_steps: int) -> Tensor:
 
     Of two steps together a lane has 8 channels in a row, of a last one 4: it reads and writes them at once.
     """
-    lane, k = torch.arange(4)[:, None], torch.arange(4)
+    lane, k = torch.arange(4, device="cpu")[:, None], torch.arange(4, device="cpu")
     pairs = [32 * (s // 2) + 8 * lane + 4 * (s % 2) + k for s in range(n_steps // 2 * 2)]
     return torch.stack([*pairs, *[16 * (n_steps - 1) + 4 * lane + k] * (n_steps % 2)])
 
@@ -114,13 +114,13 @@ def pack(
     project = w3.new_zeros(16 * N, width)
     project[:n_out] = 6 * w3
     columns = lane_channels(N).view(N, 4, 2, 2).transpose(1, 2).reshape(2 * N, 8)
-    rows = 2 * torch.arange(4)[:, None] + torch.tensor([0, 1, 8, 9])
+    rows = 2 * torch.arange(4, device="cpu")[:, None] + torch.tensor([0, 1, 8, 9], device="cpu")
     project = project[columns].view(N, 2, 8, n_chunks, 16)[..., rows].permute(3, 0, 2, 4, 1, 5)
     fragments = torch.cat([m.reshape(n_chunks, -1).to(dtype).view(torch.uint8) for m in (expand, project)], dim=1)
     # Of lane t: bias, taps and bias of channels 2 t and 2 t + 1 of either half of the chunk.
     parameters = torch.cat([b1[:, None] / 6, wd, bd[:, None] / 6], dim=1).float()
     parameters = parameters.view(n_chunks, 2, 4, 2, 5).permute(0, 2, 1, 4, 3).reshape(n_chunks, -1).contiguous()
-    bias = torch.zeros(16 * N)
+    bias = torch.zeros(16 * N, device="cpu")
     bias[:n_out] = b3
     packed = torch.cat([fragments, parameters.view(torch.uint8)], dim=1).contiguous()
     return PackedMBConv(packed, bias, n_in, width, n_out, stride, residual, dtype)
@@ -157,8 +157,7 @@ def mbconv_evaluate(x: Tensor, block: PackedMBConv) -> Tensor:
             "mbconv_evaluate has no gradient; call it under torch.no_grad(), or use the reference's."
         )
     arguments = (x, block.packed, block.bias, block.width, block.n_out, block.stride, block.residual)
-    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(x) is not Tensor
-    if x.is_cuda and not traced:  # past torch's dispatcher, which costs as much again as the call
+    if x.is_cuda and is_plain(x):  # past torch's dispatcher, which costs as much again as the call
         return _run(*arguments)
     y: Tensor = torch.ops.sleepfm_fast.mbconv_evaluate_packed(*arguments)
     return y

@@ -50,7 +50,7 @@ def mbconv(
             y = F.conv1d(y, kernel[:, None, :], bias, stride=stride, padding=1, groups=len(kernel))
     projected = F.conv1d(y, w3[:, :, None], b3)
     if dropout > 0.0:
-        drawn = int(torch.randint(1 << 62, ()) if seed is None else seed)
+        drawn = int(torch.randint(1 << 62, (), device="cpu") if seed is None else seed) % 2**64
         kept = torch.from_numpy(hashes(projected.shape, drawn) >= np.uint32(min(dropout * 2.0**32, 2.0**32 - 1.0)))
         projected = torch.where(kept.to(x.device), projected * (1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0), 0.0)
     return x + projected if residual else projected, torch.stack(statistics).detach()

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.timed_texts import ScoringError
 
-__all__ = ["DAY_S", "LONGEST_S", "Clock", "Frame", "frame_of", "length_s", "moment", "number"]
+__all__ = ["DAY_S", "LONGEST_S", "Clock", "Frame", "frame_of", "length_s", "moment", "number", "of_day"]
 
 CLOCK = re.compile(
     r"(?:(?P<date>\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4})[T ,]+)?"

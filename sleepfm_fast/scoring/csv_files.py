@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sleepfm_fast.plurals import agreeing, counted
-from sleepfm_fast.scoring.clock import DAY_S, LONGEST_S, Clock, frame_of, length_s, moment
+from sleepfm_fast.scoring.clock import DAY_S, LONGEST_S, Clock, frame_of, length_s, moment, of_day
+from sleepfm_fast.scoring.clock_change import without_clock_change
 from sleepfm_fast.scoring.profile import is_profile, profile_events
 from sleepfm_fast.scoring.stages import EPOCH_S, fold, stage_of
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
@@ -189,6 +190,8 @@ def timed(
             if isinstance(end, Clock) and end.date is None and duration_s % DAY_S < LONGEST_S:
                 duration_s %= DAY_S
         events.append(Event(onset_s, duration_s, text))
+    if frame.kind in ("of day", "dated") and start is not None:
+        return list(without_clock_change(events, of_day(start), source, issues))
     return events
 
 

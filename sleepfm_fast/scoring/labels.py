@@ -96,7 +96,8 @@ def clip_labels(
     or for an epoch where every epoch is listed.
 
     SDB of a clip: 1 where an apnoea or hypopnoea overlaps it by at least 10 s or by half of the event's duration;
-    otherwise 0 where respiratory events were scored, -1 where they were not.
+    otherwise 0 where respiratory events were scored, -1 where they were not. Before the first stage and after the last
+    nobody scored: a clip there that has no event has no label.
 
     Parameters
     ----------
@@ -150,6 +151,9 @@ def clip_labels(
     if events_scored is None:
         events_scored = bool(respiratory)
     sdb = sdb_codes(onsets_s, respiratory, events_scored, issues)
+    if scored:
+        unseen = (onsets_s + EPOCH_S <= min(s.onset_s for s in scored)) | (onsets_s >= max(s.end_s for s in scored))
+        sdb[unseen & (sdb == 0)] = -1
     return ClipGrid(onsets_s, stage, sdb, tuple(issues))
 
 

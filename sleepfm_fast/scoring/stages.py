@@ -18,6 +18,7 @@ __all__ = [
     "RespiratoryEvent",
     "Stage",
     "is_marker",
+    "perhaps_respiratory",
     "respiratory_event_of",
     "stage_of",
 ]
@@ -127,9 +128,18 @@ ABBREVIATIONS: dict[str, RespiratoryEvent] = {
         "apo": "obstructive_apnea",
         "apneao": "obstructive_apnea",
     },
-    **{"cap": "central_apnea", "apc": "central_apnea", "apneac": "central_apnea"},
-    **{"map": "mixed_apnea", "apm": "mixed_apnea", "apneam": "mixed_apnea"},
+    **{"apc": "central_apnea", "apneac": "central_apnea"},
+    **{"apm": "mixed_apnea", "apneam": "mixed_apnea"},
 }
+DOUBTFUL = frozenset(
+    (
+        *("ca", "ma", "ac", "ao", "am", "h", "ch", "oh", "mh", "ho", "hc", "ah", "ap", "hypo", "osa", "csa", "msa"),
+        *("cap", "map", "obstructive", "central", "mixed", "obstruktiv", "zentral", "gemischt", "obstructif"),
+        *("obs", "obst", "obstr", "cent", "mix", "respiratoryevent", "respevent", "resp"),
+    )
+)
+"""Texts that are respiratory events in some laboratories and something else, or nothing, in others: CAP is a central
+apnoea or the cyclic alternating pattern. Nobody but the user can say; none is taken for an event unasked."""
 
 
 def fold(text: str) -> str:
@@ -188,6 +198,12 @@ def is_marker(text: str) -> bool:
     """Whether a text that means "no stage" is also used for remarks of a moment (movement, artefact)."""
     word = stage_word(text.strip())
     return word is not None and word in MARKERS
+
+
+def perhaps_respiratory(text: str) -> bool:
+    """Whether a text that is no known respiratory event may be one: a bare type or abbreviation, or part of a word."""
+    key = fold(concept(text))
+    return key in DOUBTFUL or re.search(r"hyp[oe]?p|apn|pnoe|pnee", text.casefold()) is not None
 
 
 @lru_cache(maxsize=4096)

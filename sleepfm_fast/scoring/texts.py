@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.scoring.stages import EPOCH_S, fold, respiratory_event_of, stage_of
+from sleepfm_fast.scoring.stages import EPOCH_S, fold, perhaps_respiratory, respiratory_event_of, stage_of
 from sleepfm_fast.scoring.timed_texts import Event, Scoring
 
 __all__ = ["asks_meaning", "parse_meanings", "stated", "told_apart", "translated", "unknown_texts"]
@@ -112,7 +112,7 @@ def unknown_texts(events: Sequence[Event], issues: list[str]) -> None:
         staged = stage is not None and (not stage.duration_s or stage.onset_s + stage.duration_s > event.onset_s)
         if whole_epochs and not staged and event.onset_s % EPOCH_S in grid:
             unstaged[event.text] += 1
-        elif (event.duration_s or 0.0) >= 10 and re.search(r"hyp[oe]?p|apn|pnoe|pnee", event.text.casefold()):
+        elif (event.duration_s or 0.0) >= 10 and perhaps_respiratory(event.text):
             breathing[event.text] += 1
     kinds = (
         (unstaged, "are as long as epochs and name no sleep stage that is known", "N2"),

@@ -1,0 +1,107 @@
+"""Whether the store that embeddings were made from still says of their clips what it said then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.embeddings import Embeddings
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
+
+__all__ = ["say_changed_store", "store_note"]
+
+Whole = npt.NDArray[np.int64]
+
+
+def say_changed_store(embeddings: Embeddings) -> str:
+    """Print and return :func:`store_note`."""
+    note = store_note(embeddings)
+    if note:
+        say(f"notice: {note}")
+    return note
+
+
+def store_note(embeddings: Embeddings) -> str:
+    """Say what has changed in the store since a folder was embedded; empty where nothing has, or it is not there.
+
+    A folder keeps the labels and facts of its clips. Where nights are added to a store, scored anew or given to other
+    subjects, its figures are still those of the labels of then.
+    """
+    from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.store.clip_facts import people_of
+
+    about = embeddings.description
+    path = Path(about.store)
+    if not (path / "store.json").is_file():
+        return ""
+    try:
+        store = ClipStore(path)
+    except SleepfmError:
+        return ""  # who needs the store says what is wrong with it
+    people = people_of(store)
+    recording = positions(about.recordings, people["recordings"])[np.asarray(embeddings.recording)]
+    rows = rows_of(
+        keys(recording, np.asarray(embeddings.onset_s)), keys(np.asarray(store.recording), np.asarray(store.onset_s))
+    )
+    rows[recording < 0] = -1
+    kept = np.flatnonzero(rows >= 0)
+    then_subjects = positions(about.subjects, people["subjects"])[np.asarray(embeddings.subject)[kept]]
+    now_subjects = np.asarray(store.recording_subject)[np.asarray(store.recording)[rows[kept]]]
+    changes = [
+        counted(n, "clip ", "clips ") + what
+        for n, what in (
+            (len(store) - len(kept), "more"),
+            (len(rows) - len(kept), "fewer"),
+            (differing(embeddings.stage[kept], store.stage[rows[kept]]), "with another stage"),
+            (differing(embeddings.sdb[kept], store.sdb[rows[kept]]), "with another label of breathing events"),
+            (differing(then_subjects, now_subjects), "of another subject"),
+        )
+        if n
+    ]
+    for what, then in (("age", about.ages), ("sex", about.sexes)):
+        facts = dict(zip(people["subjects"], people["ages" if what == "age" else "sexes"], strict=True))
+        n = sum(facts[name] != value for name, value in zip(about.subjects, then, strict=True) if name in facts)
+        if n:
+            changes.append(f"{counted(n, 'subject')} of another {what}")
+    if not changes:
+        return ""
+    return (
+        f"the store {about.store} is not what {embeddings.path} was made from: it has {', '.join(changes)}. The "
+        "figures here are of the clips and labels as they were; make the folder again with --overwrite to use those of "
+        "now."
+    )
+
+
+def positions(names: Sequence[str], among: Sequence[str]) -> Whole:
+    """Where each name stands among others, -1 where it does not."""
+    at = {name: i for i, name in enumerate(among)}
+    return np.array([at.get(name, -1) for name in names], np.int64)
+
+
+def keys(recording: npt.NDArray[Any], onset_s: npt.NDArray[np.float64]) -> Whole:
+    """One number a clip: its recording and the millisecond at which it begins."""
+    whole: Whole = (recording.astype(np.int64) << 32) + np.rint(1000 * onset_s).astype(np.int64)
+    return whole
+
+
+def rows_of(wanted: Whole, keys: Whole) -> Whole:
+    """Row of each key that is wanted, -1 where there is none."""
+    if np.array_equal(wanted, keys):
+        return np.arange(len(keys))
+    if not len(keys):
+        return np.full(len(wanted), -1, np.int64)
+    order = np.argsort(keys, kind="stable")
+    at = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
+    found: Whole = np.where(keys[at] == wanted, at, -1)
+    return found
+
+
+def differing(then: npt.NDArray[Any], now: npt.NDArray[Any]) -> int:
+    """Count the places in which two columns differ."""
+    return int(np.count_nonzero(then != now))
