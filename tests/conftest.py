@@ -55,8 +55,8 @@ def poisoned() -> Callable[[Callable[[], Any]], Any]:
     return call
 
 
-# Workers take whole files (``--dist loadfile``): a long one taken last would leave the others without work. These take the
-# most processor time, from 150 s down to 17.
+# Workers take whole files (``--dist loadfile``): a long one taken last would leave the others without work. These take
+# the most processor time, from 150 s down to 17.
 FIRST_FILES = (
     "test_emulated_avx512.py",
     "test_training.py",
