@@ -21,6 +21,7 @@ PLAIN = "PyTorch, operation by operation"
 COMPILED = "torch.compile"
 CHANNELS_LAST = "PyTorch, 2-D channels last"
 FOLDED = "PyTorch, 2-D channels last, batch norms folded"
+FOLDED_COMPILED = "torch.compile, 2-D channels last, batch norms folded"
 BFLOAT16 = "PyTorch, 2-D channels last, bfloat16 autocast"
 
 # Each arm's memory above what the network, the clips and (training) one step's gradients and momenta take.
@@ -153,6 +154,9 @@ def networks(*, timed: bool, dropout: float = 0.5, training: bool = True) -> dic
         arms[BFLOAT16] = (two_dimensional(plain), True)
     if timed:
         arms[COMPILED] = (torch.compile(copy.deepcopy(plain)), False)  # type: ignore[assignment]
+        if not training:  # weights arranged once, as constants
+            frozen = torch.compile(two_dimensional(folded(plain)), options={"freezing": True})
+            arms[FOLDED_COMPILED] = (frozen, False)  # type: ignore[assignment]
     return arms
 
 

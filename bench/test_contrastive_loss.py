@@ -29,6 +29,8 @@ ROUNDS = {32: 100, 512: 10, 2048: 4, 4096: 2}
 # products at this processor's peak, 230 GFLOP/s, would be 1.6 times as fast as it at N = 512 and 2.0 times at 4096.
 # N = 32, gradients in the forward pass: 2.7 on two busy cores of Zen 3.
 AT_LEAST = {32: 2.0, 512: 1.1, 2048: 1.1, 4096: 1.1}
+# Who writes the derivative out makes the same three products a problem; what is left are launches and passes.
+BY_HAND_AT_LEAST = {32: 1.5, 512: 0.9, 2048: 0.9, 4096: 0.9}
 MEMORY_N = 8192
 
 
@@ -37,17 +39,19 @@ MEMORY_N = 8192
 def test_contrastive_loss(versus, quick, n):
     if quick and n > 2048:
         pytest.skip("not in quick mode: it takes seconds a call")
-    losses = {"ours": "fused", "PyTorch": "eager"}
+    losses = {"ours": "fused", "PyTorch": "eager", "PyTorch, derivative by hand": "by_hand"}
     if n <= LARGEST_OF_ALL_RIVALS:
         losses["reference"] = "by_definition"
         if hasattr(torch.nn.functional, "linear_cross_entropy"):
             losses["F.linear_cross_entropy"] = "linear_cross_entropy"
     if not quick:  # tens of seconds of compiling
         losses["torch.compile"] = "compiled()"
+        losses["torch.compile, derivative by hand"] = "compiled_by_hand()"
     x, tau = loss_rivals.inputs(n)
     arms = {}
     for arm, name in losses.items():
-        loss = loss_rivals.compiled() if name == "compiled()" else getattr(loss_rivals, name)
+        loss = getattr(loss_rivals, name.removesuffix("()"))
+        loss = loss() if name.endswith("()") else loss
         arms[arm] = partial(loss_rivals.step, loss, x, tau)
 
     def agree(results):
@@ -76,7 +80,7 @@ def test_contrastive_loss(versus, quick, n):
     )
     for rival in measured:
         if rival != "ours":
-            result.require(rival, at_least=AT_LEAST[n])
+            result.require(rival, at_least=BY_HAND_AT_LEAST[n] if "by hand" in rival else AT_LEAST[n])
 
 
 def test_peak_memory(quick):

@@ -58,6 +58,11 @@ def ours_physical(path) -> list[np.ndarray]:
     return KEPT[path, np.float32]
 
 
+def ours_physical_fresh(path) -> list[np.ndarray]:
+    recording = read_recording(path)
+    return read_physical(recording, recording.signals, recording.segments[0])
+
+
 def pyedflib_physical(path) -> list[np.ndarray]:
     with pyedflib.EdfReader(str(path)) as reader:
         reader.readAnnotations()
@@ -72,7 +77,7 @@ def edfio_physical(path) -> list[np.ndarray]:
     return [signal.data for signal in edf.signals]
 
 
-def numpy_memmap(path) -> list[np.ndarray]:
+def numpy_records(path) -> np.ndarray:
     """By hand, with nothing checked: the header's places are known to the caller, annotations are not looked at."""
     lengths = list(synthetic_night.SIGNALS.values())
     header = 256 * (len(lengths) + 2)
@@ -80,9 +85,25 @@ def numpy_memmap(path) -> list[np.ndarray]:
         text = file.read(header)
     samples_at = 256 + 216 * (len(lengths) + 1)
     n_annotation = int(text[samples_at + 8 * len(lengths) : samples_at + 8 * len(lengths) + 8])
-    records = np.memmap(path, "<i2", "r", offset=header).reshape(-1, sum(lengths) + n_annotation)
-    bounds = np.cumsum([0, *lengths])
+    return np.memmap(path, "<i2", "r", offset=header).reshape(-1, sum(lengths) + n_annotation)
+
+
+def numpy_memmap(path) -> list[np.ndarray]:
+    records = numpy_records(path)
+    bounds = np.cumsum([0, *synthetic_night.SIGNALS.values()])
     return [records[:, a:b].ravel() for a, b in itertools.pairwise(bounds)]
+
+
+def numpy_physical(path) -> list[np.ndarray]:
+    """By hand as above, to float32 in arrays that are used again."""
+    digital = numpy_records(path)
+    bounds = np.cumsum([0, *synthetic_night.SIGNALS.values()])
+    out = KEPT.setdefault(
+        (path, np.ndarray), [np.empty(len(digital) * n, np.float32) for n in synthetic_night.SIGNALS.values()]
+    )
+    for (a, b), values in zip(itertools.pairwise(bounds), out, strict=True):
+        np.multiply(digital[:, a:b], np.float32(0.1), out=values.reshape(len(digital), -1))
+    return out
 
 
 def pyedflib_digital(path) -> list[np.ndarray]:
@@ -146,7 +167,12 @@ def test_whole_night(versus, quick, night):
 
 def test_whole_night_in_physical_units(versus, night):
     path, seconds = night
-    functions = {"ours, float32": ours_physical, "pyedflib, float64": pyedflib_physical}
+    functions = {
+        "ours, float32": ours_physical,
+        "ours, fresh memory, float32": ours_physical_fresh,
+        "NumPy memmap, by hand, float32": numpy_physical,
+        "pyedflib, float64": pyedflib_physical,
+    }
     if importlib.util.find_spec("edfio"):
         functions["edfio, float64"] = edfio_physical
     if importlib.util.find_spec("mne"):

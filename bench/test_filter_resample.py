@@ -26,6 +26,7 @@ pipeline_rivals.{function}({warm!r})
 """
 EDGE_S = 60
 LIMITS_DB = {"ours": (100, 0), "PyTorch conv1d, same taps": (80, 0)}  # with all samples of the recording
+LIMITS_DB["PyTorch FFT, same response"] = (80, 0)
 
 
 def rows(result) -> np.ndarray:
@@ -90,6 +91,7 @@ def compare(versus, quick, name, functions, truth_of, requirements, seconds):
 def test_filter_resample(versus, quick):
     functions = {"ours": "ours", "SciPy sosfiltfilt + resample_poly": "scipy_sosfiltfilt"}
     functions["PyTorch conv1d, same taps"] = "torch_conv1d"
+    functions["PyTorch FFT, same response"] = "torch_fft"
     if importlib.util.find_spec("soxr"):
         functions["SciPy sosfiltfilt + soxr HQ"] = "soxr_hq"
     if importlib.util.find_spec("mne"):
@@ -100,13 +102,14 @@ def test_filter_resample(versus, quick):
         "filter 0.3-35 Hz, resample 200 to 256 Hz, z-score clips",
         functions,
         filter_rivals.scipy_upfirdn,
-        {"SciPy sosfiltfilt + resample_poly": 6.0, "PyTorch conv1d, same taps": 3.0},
+        {"SciPy sosfiltfilt + resample_poly": 5.0, "PyTorch conv1d, same taps": 3.0, "PyTorch FFT, same response": 2.0},
         600 if quick else 8 * 3600,
     )
 
 
 def test_resample_only(versus, quick):
     functions = {"ours": "ours_resampled", "SciPy resample_poly": "scipy_resampled"}
+    functions["PyTorch conv1d, same taps"] = "torch_conv1d_resampled"
     if importlib.util.find_spec("soxr"):
         functions["soxr HQ, float32"] = "soxr_hq_resampled"
     compare(
