@@ -78,6 +78,16 @@ def test_another_scoring_and_another_table(nights: Path, folder: Path) -> None:
     assert "4 clips of another subject" in store_note(Embeddings(folder))
 
 
+def test_another_age_in_the_table_is_said(nights: Path, folder: Path, capsys) -> None:
+    capsys.readouterr()
+    ingest(nights)
+    assert "another subject, age or sex" not in capsys.readouterr().err
+    (nights / "participants.csv").write_text("subject,age,sex\ns0,30,F\ns1,41,M\ns2,50,F\n")
+    ingest(nights)
+    assert "gives 1 night of the store another subject, age or sex than before" in capsys.readouterr().err
+    assert "1 subject of another age" in store_note(Embeddings(folder))
+
+
 def test_rows_are_found_by_recording_and_time() -> None:
     recording, onset_s = np.array([0, 0, 1, 2, 2]), np.array([0.25, 30.25, 0, 0, 86_400.0])
     there = keys(recording, onset_s)

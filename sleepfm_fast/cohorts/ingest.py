@@ -324,6 +324,7 @@ def configuration_digest(montage: Montage, request: Request) -> str:
 def update_participants(store: Path, plan: Plan, cohort: Cohort, shard: Shard | None) -> None:
     """Bring subject, age and sex of the nights that stay up to date with the table, where it names them."""
     kept, todo, files = set(plan.kept), set(plan.todo), set(cohort.files)
+    n_changed = 0
     for path, known in list(plan.known.items()):
         # Records of nights that other jobs have in hand are theirs to write; those of no job are the first one's.
         own = path in plan.mine or (path not in files and (shard is None or shard.number == 1))
@@ -340,6 +341,13 @@ def update_participants(store: Path, plan: Plan, cohort: Cohort, shard: Shard | 
             file = store / "recordings" / f"{known['id']}.json"
             write_json(file, {**without_visit(json.loads(file.read_text(encoding="utf-8"))), **changes})
             plan.known[path] = {**without_visit(known), **changes}
+            n_changed += any(known.get(name) != facts.get(name) for name in ("subject", "age", "sex"))
+    if n_changed:
+        say(
+            f"notice: the participants table gives {counted(n_changed, 'night')} of the store another "
+            "subject, age or sex than before, which the store now has; embeddings and features keep the former until "
+            "they are made again"
+        )
 
 
 def without_visit(record: dict[str, Any]) -> dict[str, Any]:
