@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import json
+import mmap
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +26,7 @@ SOURCES = ROOT / "tests" / "cuda_on_cpu"
 SCHEDULES = {"run_ahead": 0, "reversed": 1, "round_robin": 2, "shuffled": 3}
 COPIES = {"eager": 0, "deferred": 1}
 TIME_LIMIT_S = 120
+POISON_BYTE = 0xFF  # as in fenced_memory.h: NaN in every type
 
 
 class KernelError(AssertionError):
@@ -76,77 +83,142 @@ class Counts:
     copies_issued: int = 0
 
 
+ARENA_BYTES = 4 << 30  # of addresses: pages that nobody touches take no memory
+KEPT_BYTES = 32 << 20  # of the arena, from call to call; the rest is given back
+
+
+class Server:
+    """The process that calls the functions of a library (cuda_on_cpu/server.py), and the memory it has in common."""
+
+    def __init__(self, path: Path) -> None:
+        file = os.memfd_create("arena")
+        os.ftruncate(file, ARENA_BYTES)
+        self.arena = mmap.mmap(file, ARENA_BYTES)
+        command = [sys.executable, "-I", "-S", str(SOURCES / "server.py"), str(path), str(file), str(ARENA_BYTES)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, pass_fds=[file])
+        os.close(file)
+        atexit.register(self.process.communicate)
+        self.address = int(self._answer())  # of the arena, there
+        assert self.address, f"no memory for an arena of {ARENA_BYTES} bytes"
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        answer = self.process.stdout.readline()
+        assert answer, f"the process that calls the kernels ended with status {self.process.wait()}"
+        return answer
+
+    def call(self, function: str, options: _Options, buffers: list[Buffer], arguments: tuple[object, ...]) -> int:
+        """Status of the function; `options`, structures and arrays are as it left them."""
+        structures: list[ctypes.Structure | ctypes.Array[Any]] = []
+        given: list[tuple[str, object]] = []
+        for argument in arguments:
+            if isinstance(argument, ctypes.c_void_p):
+                given.append(("address", argument.value or 0))
+            elif isinstance(argument, (int, float)):
+                given.append(("integer" if isinstance(argument, int) else "real", argument))
+            else:
+                structures.append(getattr(argument, "_obj", argument))  # of ctypes.byref
+                given.append(("structure", bytes(structures[-1]).hex()))
+        called = {"function": function, "options": bytes(options).hex(), "buffers": buffers, "arguments": given}
+        assert self.process.stdin is not None
+        print(json.dumps(called), file=self.process.stdin, flush=True)
+        status, *left = json.loads(self._answer())
+        for structure, data in zip((options, *structures), (left[0], *left[1]), strict=True):
+            ctypes.memmove(ctypes.byref(structure), bytes.fromhex(data), ctypes.sizeof(structure))
+        return int(status)
+
+
+# Name, where it begins in the arena, bytes, where its pages begin (one before it and one behind among them), their
+# bytes, writable.
+Buffer = tuple[str, int, int, int, int, bool]
+
+
 @dataclass
 class Memory:
     """Fenced global memory of one call; the kernel cannot write what `read` gave it."""
 
     library: ctypes.CDLL
+    server: Server
     side: str
+    _buffers: list[Buffer] = field(default_factory=list)
     _arrays: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    _used: int = 0
 
     def _allocate(self, name: str, n_bytes: int, alignment: int, writable: bool) -> int:
-        address = self.library.emulator_allocate(name.encode(), n_bytes, alignment, self.side == "end", writable)
-        if not address:
+        """Where the buffer begins in the arena."""
+        inner = -(-n_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        place = self._used + mmap.PAGESIZE
+        if place + inner + mmap.PAGESIZE > ARENA_BYTES:
             raise MemoryError(f"no memory for {n_bytes} bytes of {name}")
-        return int(address)
+        self._view(place, inner).fill_(POISON_BYTE)
+        begin = place + ((inner - n_bytes) // alignment * alignment if self.side == "end" else 0)
+        self._buffers.append((name, begin, n_bytes, self._used, inner + 2 * mmap.PAGESIZE, writable))
+        self._used = place + inner + mmap.PAGESIZE
+        return begin
 
-    def _view(self, address: int, n_bytes: int) -> torch.Tensor:
+    def _address(self, begin: int) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.server.address + begin)
+
+    def _view(self, begin: int, n_bytes: int) -> torch.Tensor:
         if n_bytes == 0:
             return torch.zeros(0, dtype=torch.uint8)
-        return torch.frombuffer((ctypes.c_uint8 * n_bytes).from_address(address), dtype=torch.uint8)
+        return torch.frombuffer(self.server.arena, dtype=torch.uint8, count=n_bytes, offset=begin)
 
     def read(self, name: str, tensor: torch.Tensor, alignment: int = 16) -> ctypes.c_void_p:
         """Address of a copy of `tensor` (contiguous) that the kernel may only read."""
         data = tensor.contiguous().flatten().view(torch.uint8) if tensor.numel() else torch.zeros(0, dtype=torch.uint8)
-        address = self._allocate(name, data.numel(), alignment, writable=False)
-        self._view(address, data.numel()).copy_(data)
-        return ctypes.c_void_p(address)
+        begin = self._allocate(name, data.numel(), alignment, writable=False)
+        self._view(begin, data.numel()).copy_(data)
+        return self._address(begin)
+
+    def _write(self, name: str, tensor: torch.Tensor, alignment: int) -> int:
+        assert tensor.is_contiguous()
+        begin = self._allocate(name, tensor.numel() * tensor.element_size(), alignment, writable=True)
+        self._arrays.append((begin, tensor))
+        return begin
 
     def write(self, name: str, tensor: torch.Tensor, alignment: int = 16) -> ctypes.c_void_p:
         """Address of memory for `tensor` (contiguous), poisoned; `tensor` gets what the kernel wrote there."""
-        assert tensor.is_contiguous()
-        n_bytes = tensor.numel() * tensor.element_size()
-        address = self._allocate(name, n_bytes, alignment, writable=True)
-        self._arrays.append((address, tensor))
-        return ctypes.c_void_p(address)
+        return self._address(self._write(name, tensor, alignment))
 
     def update(self, name: str, tensor: torch.Tensor, alignment: int = 16) -> ctypes.c_void_p:
         """As `write`, but the kernel finds what `tensor` holds: accumulators, barrier states."""
-        address = self.write(name, tensor, alignment)
+        begin = self._write(name, tensor, alignment)
         if tensor.numel():
-            assert address.value is not None
-            self._view(address.value, tensor.numel() * tensor.element_size()).copy_(tensor.flatten().view(torch.uint8))
-        return address
+            self._view(begin, tensor.numel() * tensor.element_size()).copy_(tensor.flatten().view(torch.uint8))
+        return self._address(begin)
+
+    def call(self, name: str, options: _Options, arguments: tuple[object, ...]) -> int:
+        return self.server.call(name, options, self._buffers, arguments)
 
     def collect(self) -> None:
-        for address, tensor in self._arrays:
+        for begin, tensor in self._arrays:
             if tensor.numel():
-                data = self._view(address, tensor.numel() * tensor.element_size())
+                data = self._view(begin, tensor.numel() * tensor.element_size())
                 tensor.flatten().view(torch.uint8).copy_(data)
+
+    def give_back(self) -> None:
+        if self._used > KEPT_BYTES:
+            self.server.arena.madvise(mmap.MADV_REMOVE, 0, self._used)
 
 
 class Kernels:
     """A source of tests/cuda_on_cpu, compiled: `with kernels.call(run) as (memory, call): call("name", ...)`."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
-        library.emulator_allocate.restype = ctypes.c_void_p
-        library.emulator_allocate.argtypes = [ctypes.c_char_p, *[ctypes.c_size_t] * 2, *[ctypes.c_int] * 2]
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))  # for functions without buffers
+        self.server = Server(path)
 
     @contextmanager
     def call(self, run: Run = Run()) -> Iterator[tuple[Memory, Callable[..., Counts]]]:
-        memory = Memory(self.library, run.side)
+        memory = Memory(self.library, self.server, run.side)
 
         def call(name: str, *arguments: object) -> Counts:
             options = _Options(SCHEDULES[run.schedule], COPIES[run.copies], run.seed, TIME_LIMIT_S)
             for kind in ("barrier", "wait", "warp_sync", "grid_barrier"):
                 setattr(options, f"skipped_{kind}", getattr(run, f"skipped_{kind}"))
-            given = [
-                ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_float(a) if isinstance(a, float) else a
-                for a in arguments
-            ]
-            status = getattr(self.library, name)(ctypes.byref(options), *given)
-            if status != 0:
+            if memory.call(name, options, arguments) != 0:
                 raise KernelError(options.message.decode(errors="replace"))
             memory.collect()
             return Counts(**{name: getattr(options, name) for name in (f.name for f in fields(Counts))})
@@ -154,7 +226,7 @@ class Kernels:
         try:
             yield memory, call
         finally:
-            self.library.emulator_free_all()
+            memory.give_back()
 
 
 @cache
@@ -171,7 +243,7 @@ def compile_kernels(source: str, *defines: str) -> Kernels:
         [compiler, *flags, str(SOURCES / source), "-o", str(path)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    return Kernels(ctypes.CDLL(str(path)))
+    return Kernels(path)
 
 
 def unnoticed(count: int, kind: str, run: Callable[[Run], object]) -> list[int]:

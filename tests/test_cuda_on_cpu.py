@@ -82,9 +82,16 @@ class Kernel:
     ) -> dict[str, int]:
         fields = (ctypes.c_int32 * len(PLAN_FIELDS))()
         row = self.bank.tensors()[0][f].contiguous()
-        with self.kernels.call() as (_, call):
-            pointer = ctypes.c_void_p(row.data_ptr())
-            call("filter_resample_plan", pointer, n_out, workspace_floats, int(statistics), threads, fields)
+        with self.kernels.call() as (memory, call):
+            call(
+                "filter_resample_plan",
+                memory.read("filter", row),
+                n_out,
+                workspace_floats,
+                int(statistics),
+                threads,
+                fields,
+            )
         return dict(zip(PLAN_FIELDS, fields, strict=True))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import re
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -98,15 +100,54 @@ def test_the_processor(tmp_path):
     subprocess.run([sys.executable, "-c", SCRIPT, library], env=environment(), check=True, timeout=300)
 
 
+class Server:
+    """emulated_avx512/server.py, started where none runs: at first, and after a test that ended it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process: subprocess.Popen[str] | None = None
+
+    def run(self, name: str, *arguments: str, timeout_s: float) -> tuple[str, str]:
+        """Return the exit status of pytest, or why there is none, and what was printed."""
+        if self.process is None or self.process.poll() is not None:
+            self.close()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "emulated_avx512.server"],
+                env=environment(SLEEPFM_EMULATED_CPU="avx512"),
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        printed = self.folder / f"{name}.txt"
+        print(json.dumps([str(printed), *arguments]), file=self.process.stdin, flush=True)
+        if select.select([self.process.stdout], [], [], timeout_s)[0]:
+            answer = self.process.stdout.readline().strip() or f"the process ended with status {self.process.wait()}"
+        else:
+            self.process.kill()
+            answer = f"no answer within {timeout_s} s"
+        return answer, printed.read_text(errors="replace") if printed.exists() else ""
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("emulated"))
+    yield server
+    server.close()
+
+
 @pytest.mark.skipif(HAS_AVX512, reason="this processor has AVX-512: the other tests run these kernels")
 @pytest.mark.parametrize("name", SELECTIONS)
-def test_kernels(name):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "emulated_avx512.plugin", "-p", "no:cacheprovider"]
-    command += ["-p", "no:xdist", str(TESTS / f"{name}.py"), "-k", SELECTIONS[name]]
-    run = subprocess.run(
-        command, env=environment(SLEEPFM_EMULATED_CPU="avx512"), cwd=ROOT, capture_output=True, text=True, timeout=590
-    )
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    found = re.search(r"on the emulated processor: (\d+) calls", run.stdout)
-    assert found, run.stdout[-2000:]
+def test_kernels(name, server):
+    arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(TESTS / f"{name}.py"), "-k", SELECTIONS[name]]
+    status, printed = server.run(name, *arguments, timeout_s=590)
+    assert status == "0", status + printed[-8000:]
+    found = re.search(r"on the emulated processor: (\d+) calls", printed)
+    assert found, printed[-2000:]
     assert int(found[1]) > 10

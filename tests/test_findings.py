@@ -270,6 +270,11 @@ def test_recordings_that_are_one(sleepers: list[Path], tmp_path: Path, examine) 
     # the same windows, but not the same recording
     plant(sleepers[0], tmp_path / "in" / "b.edf", {EEG: lambda x: np.concatenate([x[:-1], [x[-1] + 1]])})
     assert examine(tmp_path / "in")[0] == []
+    # the copy goes that no table names, whatever it is called
+    plant(sleepers[0], tmp_path / "in" / "b.edf")
+    (tmp_path / "in" / "participants.csv").write_text("recording,subject\nb.edf,B\nc.edf,C\n")
+    assert '"a.edf": "exclude"' in examine(tmp_path / "in")[0][0]["action"]
+    (tmp_path / "in" / "participants.csv").unlink()
     # left out as suggested
     plant(sleepers[0], tmp_path / "in" / "b.edf")
     (tmp_path / "o.json").write_text('{"b.edf": "exclude"}')

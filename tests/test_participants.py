@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,63 @@ def test_names_that_look_like_nights_of_one_person_are_said(tmp_path, names, gro
     rows = "".join(f"{name}.edf,S\n" for name in names)
     named = ParticipantTables(((None, table(tmp_path, "recording,subject\n" + rows)),))
     assert named.perhaps_one_person(paths) == []
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "expected"),
+    [
+        ("Datei;Proband;Alter;Geschlecht", "n1.edf;S1;45,5;weiblich", (45.5, "F")),
+        ("recording;subject;Age at PSG;Sex (M/F)", "n1.edf;S1;45;m", (45.0, "M")),
+        ("fichier;sujet;âge;sexe", "n1.edf;S1;45;Féminin", (45.0, "F")),
+        ("recording;subject;Età;Sesso", "n1.edf;S1;45;maschio", (45.0, "M")),
+        ("recording;subject;leeftijd;geslacht", "n1.edf;S1;45;v", (45.0, "F")),
+        ("sep=;\r\nrecording;subject;age;sex", "n1.edf;S1;45;w", (45.0, "F")),
+    ],
+)
+def test_columns_and_words_of_other_languages(tmp_path, header, cells, expected):
+    found = table(tmp_path, f"\ufeff{header}\r\n{cells}\r\n")
+    assert found.of(Path("n1.edf")) == Participant("n1.edf", "S1", *expected)
+    assert found.issues == ()
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected", "said"),
+    [
+        ("H M M", ["M", "F", "F"], "M as female"),
+        ("H F F", ["M", "F", "F"], "H is taken as male"),
+        ("M F M", ["M", "F", "M"], ""),
+        ("1.0 2.0 nan", ["M", "F", None], "1 is taken as male and 2 as female (ISO 5218)"),
+        ("0 1 2", [None, "M", "F"], "(ISO 5218), 0 as not known."),
+        ("0.0 1.0 1.0", ["0.0", "1.0", "1.0"], "neither male nor female"),
+    ],
+)
+def test_letters_and_codes_are_told_by_the_others(tmp_path, cells, expected, said):
+    rows = "".join(f"n{i}.edf,S{i},{cell}\n" for i, cell in enumerate(cells.split()))
+    found = table(tmp_path, "recording,subject,sex\n" + rows)
+    assert [row.sex for row in found.rows] == expected
+    assert any(said in issue for issue in found.issues) if said else not found.issues
+
+
+def test_a_column_that_may_be_the_age_is_named(tmp_path):
+    found = table(tmp_path, "recording,subject,Lebensjahre,sex\nn1.edf,S1,45,F\n")
+    (said,) = found.issues
+    assert "no column is known as age" in said
+    assert "name it age: Lebensjahre" in said
+    assert not table(tmp_path, "recording,subject\nn1.edf,S1\n").issues, "nothing was passed over"
+
+
+def test_one_person_written_in_two_ways_is_said(tmp_path):
+    found = table(tmp_path, "recording,subject\na,S01\nb,s01\nc,S1\nd,S 2\ne,S_2\nf,S12\ng,S1-2\n")
+    (said,) = found.issues
+    assert "S01, s01, S1; S 2, S_2)" in said
+    assert len({row.subject for row in found.rows}) == 7, "said, and not changed"
+
+
+def test_accents_are_one_character_or_two(tmp_path):
+    composed, apart = unicodedata.normalize("NFC", "Bésuch"), unicodedata.normalize("NFD", "Bésuch")
+    assert composed != apart
+    for written, there in ((composed, apart), (apart, composed)):
+        by_recording = table(tmp_path, f"recording,subject\n{written}.edf,S1\n")
+        assert by_recording.of(Path(f"/n/{there}.edf")).subject == "S1"
+        by_subject = table(tmp_path, f"subject,age\n{written},45\n")
+        assert by_subject.of(Path(f"/n/{there}_night1.edf")).age == 45

@@ -106,6 +106,30 @@ def test_a_scoring_that_is_named_otherwise_is_named(tmp_path: Path, capsys) -> N
     assert any("p-7 scored.csv may be its scoring" in issue and "night07.csv" in issue for issue in issues)
 
 
+def test_a_night_that_is_there_twice_is_said_at_every_run(tmp_path: Path, capsys) -> None:
+    nights = tmp_path / "nights"
+    nights.mkdir()
+    for i in range(2):
+        write_night(nights / f"s{i}.edf", seed=i)
+
+    def said(*options: str) -> list[str]:
+        capsys.readouterr()
+        cli([str(nights), str(tmp_path / "store"), "--backend", "threading", "--workers", "1", *options])
+        return [line for line in capsys.readouterr().err.splitlines() if "more than once" in line]
+
+    assert said() == []
+    (nights / "copy of s1.edf").write_bytes((nights / "s1.edf").read_bytes())
+    (notice,) = said()
+    assert notice.startswith("notice: 1 night is in the store more than once, with the same samples (such as ")
+    assert "of 1 of them the subjects differ, so that one person may be trained and tested on" in notice
+    assert said() == [notice], "the night was not ingested again, and the notice is said again"
+    (nights / "participants.csv").write_text("recording,subject\ns0.edf,s0\ns1.edf,s1\ncopy of s1.edf,s1\n")
+    (notice,) = said()
+    assert "subjects differ" not in notice
+    (tmp_path / "o.json").write_text('{"copy of*": "exclude"}')
+    assert said("--overrides", str(tmp_path / "o.json"), "--overwrite") == []
+
+
 def test_processes_and_threads_give_the_same_bytes(cohort: Path, tmp_path: Path, capsys) -> None:
     preprocess(capsys, cohort, tmp_path / "threads")
     done = run_preprocess(cohort, tmp_path / "processes", "--workers", 2, "--backend", "loky")

@@ -27,6 +27,7 @@ from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.shards import Shard
 from sleepfm_fast.cohorts.silent_nights import is_scored, is_silent
 from sleepfm_fast.cohorts.store_inputs import INPUTS, inputs_of, with_inputs
+from sleepfm_fast.cohorts.twins import Twin, twins_notice
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Engine, Progress, in_parallel
 from sleepfm_fast.plurals import agreeing, counted
@@ -72,7 +73,7 @@ class Outcome:
     """What a run did: ``totals`` is None where the index was left to other runs, or there is nothing to index.
 
     ``n_scored`` and ``n_silent`` count the indexed nights that have stages, and those of them without any word on
-    respiratory events.
+    respiratory events; ``twins`` is a sentence on nights that are indexed more than once, or empty.
     """
 
     montage: Montage
@@ -84,6 +85,7 @@ class Outcome:
     unused_corrections: list[str]
     n_scored: int = 0
     n_silent: int = 0
+    twins: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,12 +136,12 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
             journal.close()
         with store_lock(store) as lock:
             others = [path.stem for path in other_claims(store, claim.path) if beats(path)]
-            totals, n_scored, n_silent = (None, 0, 0) if others else finish(store, settled, lock)
+            totals, n_scored, n_silent, twins = (None, 0, 0, "") if others else finish(store, settled, lock)
             # Released under the lock: of two jobs that end together, one sees that it is the last.
             claim.release()
     return Outcome(
         settled.montage, settled.plan, rows, totals, settled.given, others, settled.unused_corrections,
-        n_scored, n_silent,
+        n_scored, n_silent, twins,
     )  # fmt: skip
 
 
@@ -348,12 +350,14 @@ def without_visit(record: dict[str, Any]) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- the index
 
 
-def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] | None, int, int]:
+def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] | None, int, int, str]:
     """Index every whole night of the configuration in force, merge the manifest, and remove the traces of runs.
 
-    Returns the store's totals, and how many of its nights are scored and silent on respiratory events.
+    Returns the store's totals, how many of its nights are scored and silent on respiratory events, and a sentence on
+    those that are in it twice.
     """
     files: list[Path] = []
+    nights: list[Twin] = []
     n_scored = n_silent = 0
     entries: dict[str, Entry] = {}
     for file in sorted((store / "recordings").glob("*.json"), key=lambda path: path.stem):
@@ -365,6 +369,7 @@ def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] |
             stages, sdb = stage_counts(record["clips"]["stage"]), sdb_counts(record["clips"]["sdb"])
             n_scored += is_scored(stages)
             n_silent += is_silent(stages, sdb)
+            nights.append(Twin.of(record))
             entries[path] = Entry(record["id"], path, "ingested", "", "", n_clips, record["n_bytes"])
     totals = None
     if files:
@@ -379,4 +384,4 @@ def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] |
     sweep(store)
     shutil.rmtree(store / STARTED, ignore_errors=True)
     (store / "running" / "headers.json").unlink(missing_ok=True)
-    return totals, n_scored, n_silent
+    return totals, n_scored, n_silent, twins_notice(nights)

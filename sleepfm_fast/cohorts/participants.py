@@ -28,19 +28,21 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections import Counter
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sleepfm_fast.cli.path_kinds import RECORDINGS
+from sleepfm_fast.cohorts.sexes import MISSING, sexes_of
 from sleepfm_fast.cohorts.visits import EXAMPLES, told_visit, visit_of
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.plurals import counted
 
 __all__ = ["Participant", "Participants", "read_participants"]
 
+AGES = ("ageatpsg", "agepsg", "ageatvisit", "ageatstudy", "alter", "edad", "leeftijd", "eta", "idade", "alder")
+SEXES = ("geschlecht", "sexe", "sexo", "sesso", "geslacht", "biologicalsex", "sexatbirth")
 COLUMNS = {
     "recording": (
         "recording",
@@ -53,6 +55,7 @@ COLUMNS = {
         "record",
         "night",
         "edf",
+        *("datei", "dateiname", "aufnahme", "fichier", "enregistrement", "archivo", "fichero", "registro"),
     ),
     "subject": (
         "subject",
@@ -67,16 +70,15 @@ COLUMNS = {
         "nsrrid",
         "mesaid",
         "wscid",
+        *("proband", "probandid", "probandennummer", "patientennummer", "patientid", "sujet", "sujeto", "soggetto"),
+        *("paciente", "paziente", "deelnemer", "participante", "pseudonym"),
     ),
     "visit": ("visit", "visitnumber", "visitno", "vnum", "wscvst", "session", "timepoint"),
-    "age": ("age", "ageyears", "ageyr", "ageatrecording", "years", "ageinyears", "nsrrage"),
-    "sex": ("sex", "gender", "nsrrsex"),
+    "age": ("age", "ageyears", "ageyr", "ageatrecording", "years", "ageinyears", "nsrrage", *AGES),
+    "sex": ("sex", "gender", "nsrrsex", "sexmf", "gendermf", *SEXES),
 }
 NSRR_IDS = ("nsrrid", "mesaid", "wscid")
 """Columns whose subjects end the names of their recordings."""
-SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "w": "F", "woman": "F"}
-MISSING = ("", "na", "nan", "n/a", "none", "null", "unknown", "not reported", "?", ".", "-")
-
 FOLDERS = 3
 """How many folders from the recording up may be named like its subject: night, session, subject."""
 
@@ -129,10 +131,10 @@ class Participants:
         for i, row in enumerate(self.rows):
             if row.recording is not None:
                 name = parts_of(row.recording)[-1]
-                for key in {name.casefold(), stem_of(name).casefold()}:
+                for key in {same_text(name), same_text(stem_of(name))}:
                     self._by_name.setdefault(key, []).append(i)
             elif row.subject is not None:
-                self._by_subject.setdefault(row.subject.casefold(), []).append(i)
+                self._by_subject.setdefault(same_text(row.subject), []).append(i)
                 if self.ends_names and row.subject.isdigit():  # 1 is written 0001 in mesa-sleep-0001.edf
                     self._by_subject.setdefault(row.subject.lstrip("0") or "0", self._by_subject[row.subject])
         self._visits = frozenset(row.visit for row in self.rows if row.visit is not None and row.recording is None)
@@ -145,25 +147,25 @@ class Participants:
         SleepfmError
             Where its subject has a row for every visit and nothing tells which the recording is of.
         """
-        candidates = self._by_name.get(path.name.casefold(), []) + self._by_name.get(path.stem.casefold(), [])
-        whole = [p.casefold() for p in (*path.parent.parts, path.name)]
+        candidates = self._by_name.get(same_text(path.name), []) + self._by_name.get(same_text(path.stem), [])
+        whole = [same_text(p) for p in (*path.parent.parts, path.name)]
         best: tuple[int, int] | None = None
         for i in candidates:
-            parts = [p.casefold() for p in parts_of(self.rows[i].recording or "")]
+            parts = [same_text(p) for p in parts_of(self.rows[i].recording or "")]
             ending = whole[-len(parts) :]
             same_file = parts[-1] in (ending[-1], stem_of(ending[-1]))
             if same_file and parts[:-1] == ending[:-1] and (best is None or len(parts) > best[0]):
                 best = len(parts), i
         if best is not None:
             return best[1]
-        stem = path.stem.casefold()
+        stem = same_text(path.stem)
         separators = list(re.finditer(r"[^a-z0-9]", stem))
         names = [stem] + [stem[: m.start()] for m in reversed(separators)]
         if self.ends_names:
             whole_id = stem.removesuffix("-nsrr")
             ends = [whole_id[m.end() :] for m in separators if m.end() < len(whole_id)]
             names += [name for end in ends for name in (end, end.lstrip("0"))]
-        names += [folder.name.casefold() for folder in path.parents[:FOLDERS]]
+        names += [same_text(folder.name) for folder in path.parents[:FOLDERS]]
         rows = next((self._by_subject[name] for name in names if name in self._by_subject), None)
         return None if rows is None else self._of_visit(path, rows)
 
@@ -193,7 +195,7 @@ class Participants:
         age = None if self.lacks_visit(path) else row.age
         subject = row.subject
         if subject is not None and row.recording is None:  # however a visit's row writes it, it is one person
-            subject = self.rows[self._by_subject[subject.casefold()][0]].subject
+            subject = self.rows[self._by_subject[same_text(subject)][0]].subject
         return Participant(row.recording, subject or path.stem, age, row.sex, visit)
 
     def lacks_visit(self, path: Path) -> bool:
@@ -257,7 +259,9 @@ def read_participants(path: Path) -> Participants:
         raise SleepfmError(
             f"the participants table {path} is empty; a header line with recording, subject, age, sex is expected."
         )
-    delimiter = max("\t;,", key=lambda d: lines[0].count(d))
+    if (stated := re.fullmatch(r"sep=(.)", lines[0].strip().strip('"'))) and len(lines) > 1:  # Excel's own first line
+        lines = lines[1:]
+    delimiter = stated[1] if stated else max("\t;,", key=lambda d: lines[0].count(d))
     reader = csv.reader(lines, delimiter=delimiter)
     header = [cell.strip() for cell in next(reader)]
     columns = find_columns(header)
@@ -306,12 +310,13 @@ def read_participants(path: Path) -> Participants:
             )
         )
     rows = with_sexes(rows, path.name, issues)
+    issues += [*unknown_columns(header, columns, path.name), *alike_subjects(rows, path.name)]
     ends_names = "subject" in columns and folded(header[columns["subject"]]) in NSRR_IDS
     return Participants(path, tuple(rows), tuple(issues), ends_names)
 
 
 def folded(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.casefold())
+    return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", name).casefold())
 
 
 def find_columns(header: list[str]) -> dict[str, int]:
@@ -339,19 +344,8 @@ def parse_age(text: str, where: str, issues: list[str]) -> float | None:
 
 def with_sexes(rows: Sequence[Participant], name: str, issues: list[str]) -> list[Participant]:
     """Rows with their sex as M or F where it can be understood, None where it is not given."""
-    given = {(row.sex or "").casefold() for row in rows}
-    sexes = SEXES
-    if "2" in given:
-        # ISO 5218. Without a 2 the code is another one: where it is 0 and 1, tables differ in what they mean.
-        sexes = SEXES | {"1": "M", "2": "F"}
-        issues.append(f"{name}: the sexes are coded; 1 is taken as male and 2 as female (ISO 5218).")
-    parsed = [replace(row, sex=parse_sex(row.sex or "", sexes)) for row in rows]
-    unknown = Counter(row.sex for row in parsed if row.sex not in (None, *SEXES.values()))
-    for sex, n in unknown.items():
-        issues.append(
-            f"{name}: the sex '{sex}' of {counted(n, 'row')} is neither male nor female; it is kept, without a label "
-            "of sex."
-        )
+    sexes = sexes_of([row.sex or "" for row in rows], name, issues)
+    parsed = [replace(row, sex=sex) for row, sex in zip(rows, sexes, strict=True)]
     of_subject: dict[str, set[str]] = {}
     for row in parsed:
         if row.subject is not None and row.sex is not None:
@@ -362,7 +356,36 @@ def with_sexes(rows: Sequence[Participant], name: str, issues: list[str]) -> lis
     return parsed
 
 
-def parse_sex(text: str, sexes: Mapping[str, str]) -> str | None:
-    if text.casefold() in MISSING or (text == "0" and "2" in sexes):
-        return None
-    return sexes.get(text.casefold(), text)
+def alike_subjects(rows: Sequence[Participant], name: str) -> list[str]:
+    """Say which subjects may be one person, written in two ways."""
+    ways: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.subject is not None and row.recording is not None:
+            plain = re.sub(r"[\W_]+", "-", same_text(row.subject))
+            ways.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", plain), {})[row.subject] = None
+    several = [list(names) for names in ways.values() if len(names) > 1]
+    if not several:
+        return []
+    shown = "; ".join(", ".join(names) for names in several[:3]) + ("; ..." if len(several) > 3 else "")
+    return [
+        f"notice: {name}: names of subjects differ only in case, separators or leading zeros ({shown}); each counts "
+        "as a subject of its own, so that one person may be trained and tested on. Write a person's name in one way."
+    ]
+
+
+def unknown_columns(header: Sequence[str], columns: Mapping[str, int], name: str) -> list[str]:
+    """Say which of age and sex a table has no column for, and which of its columns were not understood."""
+    lacking = [fact for fact in ("age", "sex") if fact not in columns]
+    others = [cell for i, cell in enumerate(header) if i not in columns.values() and cell]
+    if not lacking or not others:
+        return []
+    shown = ", ".join(others[:12]) + (", ..." if len(others) > 12 else "")
+    return [
+        f"{name}: no column is known as {' or '.join(lacking)}, so that it stays unknown; if one of these is meant, "
+        f"name it {' or '.join(lacking)}: {shown}."
+    ]
+
+
+def same_text(text: str) -> str:
+    """How names are compared: without case; letters with accents as one character, which macOS writes as two."""
+    return unicodedata.normalize("NFC", text).casefold()

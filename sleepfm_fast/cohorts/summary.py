@@ -107,6 +107,8 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
         say("  " + "; ".join(f"{m.name}: {', '.join(slot.name for slot in m.slots)}" for m in montage.modalities))
         say(f"  stages: {percentages(totals['stages'])}")
         say(f"  sleep-disordered breathing: {percentages(totals['sdb'])}")
+        if outcome.twins:
+            say(outcome.twins)
         if outcome.n_silent:
             say(f"notice: {sentence(outcome.n_silent, outcome.n_scored)}: {REMEDY}")
         if not outcome.n_scored:

@@ -131,10 +131,12 @@ def identical(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator
             if len(subjects) > 1
             else ""
         )
+        # the one to keep is scored, and named by the table
+        surplus = min((*reversed(same), first), key=lambda m: (is_scored(m.stages), tables.names(m.path)))
         yield Finding(
             "warning", "identical", tuple(str(m.path) for m in (first, *same)), "",
             f"hold the same samples from beginning to end: {listed([first, *same])}{leak}",
-            f'keep one: --overrides {{"{same[0].path.name}": "exclude"}}', {"subjects": subjects},
+            f'keep one: --overrides {{"{surplus.path.name}": "exclude"}}', {"subjects": subjects},
         )  # fmt: skip
 
 

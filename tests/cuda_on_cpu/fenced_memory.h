@@ -1,5 +1,6 @@
-// Global memory for emulated kernels: each buffer lies against an unmapped page, shared with the forked child that runs
-// the kernel, so that an access beyond it becomes a sentence.
+// Memory for emulated kernels: each buffer lies against a page that cannot be touched, so that an access beyond it
+// becomes a sentence. Buffers of global memory lie in an arena, a file that this process, the forked child that runs
+// the kernel and tests/emulated_cuda.py, which chooses the places, have in common.
 #pragma once
 
 #include <sys/mman.h>
@@ -25,6 +26,8 @@ struct Buffer {
     bool writable;
 };
 inline std::vector<Buffer> buffers;
+inline char* arena = nullptr;
+inline std::size_t arena_bytes = 0;
 
 inline std::size_t page_bytes() {
     return static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
@@ -32,10 +35,10 @@ inline std::size_t page_bytes() {
 
 // Maps `bytes` between two pages that cannot be touched: at the end of its own pages (`at_end`; up to alignment - 1
 // bytes lie between it and the page behind) or at their beginning.
-inline Buffer map_fenced(char const* name, std::size_t bytes, std::size_t alignment, bool at_end, bool writable) {
+inline Buffer map_fenced(char const* name, std::size_t bytes, std::size_t alignment, bool at_end) {
     std::size_t const page = page_bytes(), inner = (bytes + page - 1) / page * page;
-    Buffer buffer{name, nullptr, bytes, nullptr, inner + 2 * page, writable};
-    void* const map = mmap(nullptr, buffer.map_bytes, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    Buffer buffer{name, nullptr, bytes, nullptr, inner + 2 * page, true};
+    void* const map = mmap(nullptr, buffer.map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED || (inner > 0 && mprotect(static_cast<char*>(map) + page, inner, PROT_READ | PROT_WRITE))) {
         return buffer;
     }
@@ -77,16 +80,26 @@ inline Buffer const* buffer_of(void const* address) {
 
 }  // namespace cuda_on_cpu
 
-// For tests/emulated_cuda.py. Null where the system gives no memory.
-extern "C" __attribute__((used)) inline void* emulator_allocate(char const* name, std::size_t bytes,
-                                                                std::size_t alignment, int at_end, int writable) {
-    cuda_on_cpu::buffers.push_back(cuda_on_cpu::map_fenced(name, bytes, alignment, at_end != 0, writable != 0));
-    return cuda_on_cpu::buffers.back().begin;
+// For tests/cuda_on_cpu/server.py. The address of the arena, null where the system gives no memory.
+extern "C" __attribute__((used)) inline void* emulator_open(int file, std::size_t bytes) {
+    void* const map = mmap(nullptr, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, file, 0);
+    if (map == MAP_FAILED) {
+        return nullptr;
+    }
+    cuda_on_cpu::arena = static_cast<char*>(map);
+    cuda_on_cpu::arena_bytes = bytes;
+    return map;
 }
 
-extern "C" __attribute__((used)) inline void emulator_free_all() {
-    for (cuda_on_cpu::Buffer const& b : cuda_on_cpu::buffers) {
-        munmap(b.map, b.map_bytes);
-    }
+// A buffer at `begin` of the arena, within pages of `map_bytes` at `map` whose first and last cannot be touched.
+extern "C" __attribute__((used)) inline void emulator_place(char const* name, std::size_t begin, std::size_t bytes,
+                                                            std::size_t map, std::size_t map_bytes, int writable) {
+    using namespace cuda_on_cpu;
+    buffers.push_back({name, arena + begin, bytes, arena + map, map_bytes, writable != 0});
+    mprotect(arena + map + page_bytes(), map_bytes - 2 * page_bytes(), PROT_READ | PROT_WRITE);
+}
+
+extern "C" __attribute__((used)) inline void emulator_forget_all() {
+    mprotect(cuda_on_cpu::arena, cuda_on_cpu::arena_bytes, PROT_NONE);
     cuda_on_cpu::buffers.clear();
 }

@@ -74,7 +74,7 @@ inline void catch_signals(std::int32_t time_limit_s) {
 
 inline void fill_block(Block& block, Dim3 index, Launch const& launch) {
     block.index = index;
-    block.shared = map_fenced("dynamic shared memory", launch.shared_bytes, 128, true, true);
+    block.shared = map_fenced("dynamic shared memory", launch.shared_bytes, 128, true);
     if (block.shared.begin == nullptr) {
         fault("no memory for %zu bytes of shared memory", launch.shared_bytes);
     }
@@ -191,7 +191,7 @@ inline void run_grid(Launch const& launch) {
     }
 }
 
-// 0 if the kernel ran, else 1 and options.message says why not. The kernel writes to buffers of emulator_allocate;
+// 0 if the kernel ran, else 1 and options.message says why not. The kernel writes to buffers of emulator_place;
 // whatever else it writes is lost with the child.
 inline int launch(Options& options, Launch const& launch, std::function<void()> kernel) {
     void* const shared = mmap(nullptr, sizeof(Options), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

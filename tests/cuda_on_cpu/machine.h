@@ -395,7 +395,7 @@ inline void* static_shared(void const* key, std::size_t bytes) {
             return s.memory;
         }
     }
-    Buffer const memory = map_fenced("shared", bytes, 16, true, true);
+    Buffer const memory = map_fenced("shared", bytes, 16, true);
     block.statics.push_back({key, bytes, memory.begin, memory.map, memory.map_bytes});
     return memory.begin;
 }

@@ -2,7 +2,7 @@
 
 ``pytest -p emulated_avx512.plugin`` with tests/ on PYTHONPATH, SLEEPFM_EMULATED_CPU=avx512, OMP_THREAD_LIMIT=1 (the
 emulated processor has no second thread to start) and LD_BIND_NOW=1 (binding a symbol late saves registers in a
-layout of the real processor).
+layout of the real processor). server.py runs many sessions in one process.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import sysconfig
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from emulated_avx512.processor import Processor
 
-calls: Counter[str] = Counter()
+calls: Counter[str] = Counter()  # of a session
+leaves_at_the_end = True
 status = pytest.StashKey[int]()
 
 
@@ -62,6 +64,13 @@ def emulated(processor: Processor, call: int, function: Callable) -> Callable:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    calls.clear()
+    emulate()
+
+
+@cache
+def emulate() -> None:
+    """Put the emulated functions in place of those of the compiled module, once a process."""
     import sleepfm_fast
     from sleepfm_fast import _C
 
@@ -84,6 +93,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Leave at once: bochscpu asks for the interpreter after its end."""
+    if leaves_at_the_end:
+        leave(config.stash.get(status, 3))
+
+
+def leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(config.stash.get(status, 3))
+    os._exit(status)

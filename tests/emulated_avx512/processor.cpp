@@ -2,6 +2,7 @@
 // instructions that the machine lacks runs where it lies, on the arguments where they lie.
 //
 // Nothing here allocates while an emulated function runs: it may be in the middle of malloc itself.
+#include <linux/futex.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -145,6 +146,11 @@ void show_process() {
     }
 }
 
+// Whether the system call may have mapped memory, or let another thread do so while it waited.
+bool may_map(Address number, long const values[6]) {
+    return number != SYS_futex || (values[1] & FUTEX_CMD_MASK) != FUTEX_WAKE;
+}
+
 void on_clflush(void*, std::uint32_t, Address, Address) {
     Address const at = bochs.rip(cpu) - reinterpret_cast<Address>(stub);
     if (at < 16) {
@@ -154,10 +160,13 @@ void on_clflush(void*, std::uint32_t, Address, Address) {
         for (int i = 0; i < 6; ++i) {
             values[i] = static_cast<long>(bochs.arguments[i](cpu));
         }
-        long const result = syscall(static_cast<long>(bochs.rax(cpu)), values[0], values[1], values[2], values[3],
-                                    values[4], values[5]);
+        Address const number = bochs.rax(cpu);
+        long const result =
+            syscall(static_cast<long>(number), values[0], values[1], values[2], values[3], values[4], values[5]);
         bochs.set_rax(cpu, static_cast<Address>(result == -1 ? -errno : result));
-        show_process();  // it may have mapped memory
+        if (may_map(number, values)) {
+            show_process();
+        }
     }
 }
 
