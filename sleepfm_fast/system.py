@@ -9,13 +9,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import struct
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["process_start", "processors", "read_no_more_than_asked", "synchronise_descriptor", "system_identity"]
+__all__ = [
+    "files_allowed",
+    "process_start",
+    "processors",
+    "read_no_more_than_asked",
+    "synchronise_descriptor",
+    "system_identity",
+]
 
 # Of macOS's sys/fcntl.h, sys/sysctl.h and sys/proc.h; tests/test_macos.py compiles against them.
 F_RDAHEAD, F_FULLFSYNC = 45, 51
@@ -25,6 +34,7 @@ START_AT, STATE_AT = 0, 36
 """Bytes of ``kinfo_proc`` before the start of the process (seconds int64, microseconds int32) and its state (int8)."""
 ZOMBIE = 5
 PROC = Path("/proc")
+DARWIN_FILES = 4096  # of the 10,240 that macOS allows a process
 
 
 def processors() -> int:
@@ -40,6 +50,17 @@ def read_no_more_than_asked(descriptor: int) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
     elif sys.platform == "darwin":
         control(descriptor, F_RDAHEAD)
+
+
+def files_allowed() -> int | None:
+    """Files that this process may have open; None for any number. macOS's 256 are made 4096 first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wish = DARWIN_FILES if hard == resource.RLIM_INFINITY else min(hard, DARWIN_FILES)
+    if sys.platform == "darwin" and soft != resource.RLIM_INFINITY and soft < wish:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wish, hard))
+            soft = wish
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def synchronise_descriptor(descriptor: int) -> None:

@@ -15,6 +15,7 @@ import pytest
 from edf_files import Channel, annotation_channel, starts, write_edf
 from nights import Lead, preprocess, write_night
 
+from sleepfm_fast import system
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.execution import threads
 from sleepfm_fast.storage import open_files
@@ -350,8 +351,8 @@ def test_clips_are_announced_once_where_they_stay_in_memory_and_else_every_time(
 
 
 def test_half_of_the_allowed_files_are_used(monkeypatch) -> None:
-    for soft, expected in ((1024, 512), (1, 1), (10**9, 16384), (open_files.resource.RLIM_INFINITY, 16384)):
-        monkeypatch.setattr(open_files.resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+    for soft, expected in ((1024, 512), (1, 1), (10**9, 16384), (system.resource.RLIM_INFINITY, 16384)):
+        monkeypatch.setattr(system.resource, "getrlimit", lambda _, soft=soft: (soft, soft))
         assert open_files.open_limit() == expected
 
 

@@ -21,7 +21,7 @@ from sleepfm_fast.ops.mbconv import WEIGHTS
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Options of other programs, and what stands for an option.
-FOREIGN = {"--help", "--nproc-per-node", "--array"}
+FOREIGN = {"--help", "--nproc-per-node", "--array", "--install"}
 
 
 def blocks(text, *languages):

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from sleepfm_fast import system
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage import atomic, claims
+from sleepfm_fast.storage.open_files import open_limit
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hides what Linux has")
 
@@ -113,6 +115,33 @@ def test_reading_ahead_is_turned_off_where_that_can_be(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "platform", "darwin")
         system.read_no_more_than_asked(opened.fileno())
         assert given == [(opened.fileno(), 45, 0)]
+
+
+@pytest.mark.parametrize(
+    ("platform", "limits", "asked", "expected"),
+    [
+        ("linux", (256, resource.RLIM_INFINITY), None, 256),
+        ("linux", (resource.RLIM_INFINITY, resource.RLIM_INFINITY), None, None),
+        ("darwin", (256, resource.RLIM_INFINITY), (4096, resource.RLIM_INFINITY), 4096),
+        ("darwin", (256, 1000), (1000, 1000), 1000),
+        ("darwin", (8000, 9000), None, 8000),
+        ("darwin", (resource.RLIM_INFINITY, resource.RLIM_INFINITY), None, None),
+    ],
+)
+def test_macos_lets_a_process_open_more_files_when_asked(monkeypatch, platform, limits, asked, expected):
+    given = []
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: given.append(both))
+    assert system.files_allowed() == expected
+    assert given == ([asked] if asked else [])
+    assert open_limit() == (16384 if expected is None else expected // 2)
+
+    def refuse(*_):
+        raise ValueError("not allowed")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert system.files_allowed() == (None if limits[0] == resource.RLIM_INFINITY else limits[0])
 
 
 def test_macos_is_told_to_write_to_the_medium(monkeypatch, tmp_path):

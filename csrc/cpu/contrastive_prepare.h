@@ -5,16 +5,10 @@
 #include <cmath>
 #include <cstring>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#define SLEEPFM_OMP(directive) _Pragma(#directive)
-#else
-#define SLEEPFM_OMP(directive)
-#endif
-
 #include "cpu/carver.h"
 #include "cpu/contrastive_product.h"
 #include "cpu/element.h"
+#include "cpu/threads.h"
 #include "params.h"
 
 namespace sleepfm::SLEEPFM_ISA {
@@ -27,14 +21,6 @@ constexpr double NORM_FLOOR = 1e-12;  // torch.nn.functional.normalize's eps
 
 inline Index round_up(Index value, Index multiple) {
     return (value + multiple - 1) / multiple * multiple;
-}
-
-inline int thread_number() {
-#if defined(_OPENMP)
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
 }
 
 // Sizes that follow from the shape alone, never from the number of threads: the order of every sum follows from them.

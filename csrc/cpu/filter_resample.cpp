@@ -9,10 +9,7 @@
 
 #include "check.h"
 #include "cpu/cpu_features.h"
-
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
+#include "cpu/threads.h"
 
 namespace sleepfm {
 
@@ -180,9 +177,7 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
     bool const streamed = static_cast<std::size_t>(n_rows * p.n_out) * out_bytes > streamed_above_bytes;
     RowFunction const filter_row = row_function();
 
-#if defined(_OPENMP)
-#pragma omp parallel for schedule(dynamic) num_threads(n_threads)
-#endif
+    SLEEPFM_OMP(omp parallel for schedule(dynamic) num_threads(n_threads))
     for (std::int64_t i = 0; i < n_rows; ++i) {
         WindowRow const& w = p.table[i];
         char* const out = static_cast<char*>(p.out) + static_cast<std::size_t>(i * p.n_out) * out_bytes;
@@ -190,11 +185,7 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
             std::memset(out, 0, static_cast<std::size_t>(p.n_out) * out_bytes);
             continue;
         }
-#if defined(_OPENMP)
-        std::int64_t const thread = omp_get_thread_num();
-#else
-        std::int64_t const thread = 0;
-#endif
+        std::int64_t const thread = thread_number();
         cpu::FilterJob job{};
         job.window = static_cast<char const*>(p.raw) + w.offset * p.raw_bytes;
         job.raw_bytes = p.raw_bytes;

@@ -3,27 +3,13 @@
 
 #include <math.h>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#define SLEEPFM_OMP(directive) _Pragma(#directive)
-#else
-#define SLEEPFM_OMP(directive)
-#endif
-
 #include "cpu/carver.h"
 #include "cpu/mbconv_columns.h"
+#include "cpu/threads.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
-
-inline int thread_number() {
-#if defined(_OPENMP)
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
 
 inline Index least(Index a, Index b) {
     return a < b ? a : b;

@@ -6,8 +6,10 @@
 #include <new>
 #include <vector>
 
-#if defined(__linux__)
+#if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#endif
+#if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
@@ -39,7 +41,7 @@ Pool& pool();
 
 Pool* make_pool() {
     Pool* const all = new Pool;
-#if defined(__linux__)
+#if defined(__unix__) || defined(__APPLE__)
     // A child of fork has a copy of the pool: taken while another thread changes it, that would stay locked for ever.
     pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); }, [] { pool().mutex.unlock(); });
 #endif

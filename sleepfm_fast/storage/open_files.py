@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from sleepfm_fast.system import read_no_more_than_asked
+from sleepfm_fast.system import files_allowed, read_no_more_than_asked
 
 __all__ = ["Descriptor", "Opened", "Recent", "fits_in_memory", "map_file", "open_limit"]
 
@@ -38,8 +37,8 @@ def fits_in_memory(n_bytes: int) -> bool:
 
 def open_limit() -> int:
     """Half of the files that this process may have open (``ulimit -n``)."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return LARGEST_LIMIT if soft == resource.RLIM_INFINITY else max(1, min(soft // 2, LARGEST_LIMIT))
+    allowed = files_allowed()
+    return LARGEST_LIMIT if allowed is None else max(1, min(allowed // 2, LARGEST_LIMIT))
 
 
 def map_file(path: Path) -> npt.NDArray[np.uint8]:
