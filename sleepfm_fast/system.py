@@ -107,9 +107,8 @@ def process_start(pid: int) -> str | None:
         status = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    fields = status.rpartition(")")[
-        2
-    ].split()  # the name in parentheses may hold spaces; field 22 is the 20th behind it
+    # the name in parentheses may hold spaces; field 22 is the 20th behind it
+    fields = status.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]
 
 

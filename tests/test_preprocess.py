@@ -75,6 +75,16 @@ def notices(capsys, *arguments: object) -> tuple[list[str], dict]:
     return said, json.loads(out.splitlines()[-1])
 
 
+def test_nights_with_labels_by_other_rules_are_made_again(cohort: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("sleepfm_fast.scoring.labels.LABEL_RULES", 1)
+        preprocess(capsys, cohort, tmp_path / "store")
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (status, result["added"], result["kept"]) == (0, 4, 0)
+    _, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert (result["added"], result["kept"]) == (0, 4)
+
+
 def test_nights_without_an_event_are_said_at_every_run(cohort: Path, tmp_path: Path, capsys) -> None:
     write_night(cohort / "unscored.edf", stages="", seed=9)
     said, result = notices(capsys, cohort, tmp_path / "store")

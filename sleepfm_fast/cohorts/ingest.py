@@ -31,6 +31,7 @@ from sleepfm_fast.cohorts.twins import Twin, twins_notice
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Engine, Progress, in_parallel
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.scoring import labels
 from sleepfm_fast.scoring.files import namesakes_of
 from sleepfm_fast.storage.atomic import remove_leftovers, write_json
 from sleepfm_fast.storage.claims import Claim, Claimed, beats, holder_of, is_live, waited
@@ -315,7 +316,8 @@ def settle_montage(request: Request, store: Path, existing: dict[str, Any] | Non
 
 def configuration_digest(montage: Montage, request: Request) -> str:
     """Digest of everything but a night's own files and corrections that decides what is stored of it."""
-    content = {"version": VERSION, "montage": montage.to_dict(), "events_scored": request.events_scored}
+    content = {"version": VERSION, "labels": labels.LABEL_RULES, "montage": montage.to_dict()}
+    content["events_scored"] = request.events_scored
     if request.meanings:
         content["meanings"] = dict(request.meanings)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

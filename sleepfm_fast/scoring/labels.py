@@ -17,7 +17,11 @@ from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE, STAGES, is_marker, re
 from sleepfm_fast.scoring.texts import told_apart, unknown_texts
 from sleepfm_fast.scoring.timed_texts import Event, Scoring
 
-__all__ = ["ClipGrid", "clip_labels"]
+__all__ = ["LABEL_RULES", "ClipGrid", "clip_labels"]
+
+LABEL_RULES = 2
+"""To be raised where the same scoring gives clips other labels than before: nights of a store are then made again.
+2: no clip outside the scored part of a night is free of events."""
 
 SDB_OVERLAP_S = 10.0
 """An apnoea or hypopnoea lasts at least 10 s (AASM): that much of it inside a clip makes the clip an event."""
