@@ -172,6 +172,21 @@ def test_every_alias_fills_its_own_slot_and_no_other(montage):
             assert exact == [slot.name], alias
 
 
+@pytest.mark.parametrize(
+    ("label", "slot"),
+    [
+        ("EOG li", "E1"),
+        ("EOG_RE", "E2"),
+        ("Auge rechts-M1", "E2"),
+        ("Nasaldruck", "Nasal Pressure"),
+        ("STAUDRUCK", "Nasal Pressure"),
+    ],
+)
+def test_german_short_forms(label, slot):
+    names = [name for name, s in CHANNELS.items() if any(fits(label, alias, s.kind) for alias in s.aliases)]
+    assert names == [slot]
+
+
 @pytest.mark.parametrize("slot", CHANNELS.values(), ids=CHANNELS.keys())
 def test_the_kind_of_every_alias(slot):
     assert {alias: kind_of(alias) for alias in slot.aliases} == dict.fromkeys(slot.aliases, slot.kind)

@@ -173,11 +173,12 @@ def derived(electrode: str, reference: str, *unnamed: str) -> Slot:
 
 
 LEFT_EYE = labels(
-    "E1, LOC, EOG L, EOG left, L EOG, left EOG, EOG1, EOG gauche, EOG links, EOG sin, EOG sx, Left eye, EOG Left Horiz"
+    "E1, LOC, EOG L, EOG left, L EOG, left EOG, EOG1, EOG gauche, EOG links, EOG li, Auge links, EOG sin, EOG sx, "
+    "Left eye, EOG Left Horiz"
 )
 RIGHT_EYE = labels(
-    "E2, ROC, EOG R, EOG right, R EOG, right EOG, EOG2, EOG droit, EOG droite, EOG rechts, EOG dx, Right eye, "
-    "EOG Right Horiz"
+    "E2, ROC, EOG R, EOG right, R EOG, right EOG, EOG2, EOG droit, EOG droite, EOG rechts, EOG re, Auge rechts, "
+    "EOG dx, Right eye, EOG Right Horiz"
 )
 
 
@@ -211,7 +212,8 @@ CHANNELS: dict[str, Slot] = {
             "respiration",
             labels(
                 "Nasal Pressure, NPress, Nasal Pres, Nasal, NAF, Pressure, Pres, PNASAL, Nasal Pressure Flow, PTAF, "
-                "Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, Pression nasale, Pression, "
+                "Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, Nasaldruck, Staudruck, "
+                "Pression nasale, Pression, "
                 "Canule nasale, Canule, Druck, PFlow, Press, Pressure Flow, Nasal Airflow, FLOW_P, Presion nasal, "
                 "Pneumoflow, Resp Nasal Pressure, Flow Cannula, Nasal P, Pnasal flow, Nasal Press, Nas Pres, Canula"
             ),
