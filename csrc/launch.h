@@ -23,7 +23,7 @@ constexpr std::int64_t filter_resample_threads = 256;
 constexpr int filter_resample_blocks = 2;                        // on a multiprocessor: 128 registers a thread
 constexpr std::int64_t filter_resample_static_bytes = 6 * 1024;  // of shared memory, at most
 constexpr std::int64_t shared_system_bytes = 1024;               // that the system takes of each block's
-// One output of 6,000 taps (_MAX_TAPS_PER_OUTPUT in sleepfm_fast/filtering/filter_design.py) and its low branch: 40 KiB.
+// One output of 6,000 taps (_MAX_TAPS_PER_OUTPUT, sleepfm_fast/filtering/filter_design.py) and its low branch: 40 KiB.
 constexpr std::int64_t filter_resample_least_floats = 10240;
 constexpr std::int64_t filter_resample_outputs_per_slice = 8192;
 constexpr std::int64_t largest_grid_x = 2147483647, largest_grid_y = 65535;

@@ -51,9 +51,9 @@ struct FilterRow {
     // group_repeats * up outputs has its groups one after the other, the last one filled up with zeros.
     std::int64_t group_repeats, group_offset, group_taps;  // 0, 0, 0: there is none
     std::int64_t low_group_offset;                         // [2 * half + filter_group][filter_group]
-    // The main table by its spectrum, for the CPU: see sleepfm_fast/filtering/period_blocks.py. With U = block_repeats * up and
-    // D = block_repeats * down, [block_periods / 2][U / filter_group][D][filter_group]; an output needs block_reach
-    // periods on either side of its own.
+    // The main table by its spectrum, for the CPU: see sleepfm_fast/filtering/period_blocks.py. With U = block_repeats
+    // * up and D = block_repeats * down, [block_periods / 2][U / filter_group][D][filter_group]; an output needs
+    // block_reach periods on either side of its own.
     std::int64_t block_repeats, block_offset, block_reach;  // 0, 0, 0: there is none
 };
 static_assert(sizeof(FilterRow) == 25 * sizeof(std::int64_t), "rows of an int64 tensor");

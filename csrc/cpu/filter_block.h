@@ -1,5 +1,6 @@
 // Whole blocks of periods by their spectra, part of filter_row.h under the same rules: included once per instruction
-// set, inside that namespace. sleepfm_fast/filtering/period_blocks.py derives what is computed here and makes the tables.
+// set, inside that namespace. sleepfm_fast/filtering/period_blocks.py derives what is computed here and makes the
+// tables.
 #pragma once
 
 #include <string.h>
