@@ -17,6 +17,11 @@ def test_import_does_no_work():
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 
+def test_the_loss_does_without_the_design_of_filters():
+    result = python("import sys, sleepfm_fast.ops; print('scipy.signal' in sys.modules)")
+    assert result.stdout.strip() == "False", result.stdout + result.stderr
+
+
 def test_build_info_says_what_was_built():
     info = sleepfm_fast.build_info()
     assert info["version"] == sleepfm_fast.__version__

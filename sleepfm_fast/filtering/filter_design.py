@@ -15,7 +15,6 @@ from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
-import scipy.signal
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.filtering import fir
@@ -194,13 +193,15 @@ def design_filter(preset: str, kind: str, fs_hz: Fraction, fs_out_hz: Fraction, 
             kind, fs_hz, up, down, phases, main, 1, True, 0, nothing, nothing, nothing, (None, None), (None, None)
         )
     if preset == "clinical":
+        from scipy.signal import oaconvolve
+
         smooth = np.ones(1)
         if fs_out < 0.98 * fs:
             smooth = fir.butterworth_forward_backward(4, fs_out / fs)
         phases = _phases(up, len(smooth) + 1, kind, fs_hz, fs_out_hz)
         upsampled = np.zeros((len(smooth) - 1) * phases + 1)
         upsampled[::phases] = smooth
-        main = fir.unit_gain_per_phase(scipy.signal.oaconvolve(upsampled, fir.triangle(phases)), phases)
+        main = fir.unit_gain_per_phase(oaconvolve(upsampled, fir.triangle(phases)), phases)
         corner = min(fs, fs_out) / 2.0
         return FilterDesign(
             kind, fs_hz, up, down, phases, main, 1, False, 0, nothing, nothing, nothing, (None, corner), (None, None)

@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-import scipy.signal
 
 __all__ = [
     "butterworth_forward_backward",
@@ -47,6 +46,8 @@ def kaiser_lowpass(fs_hz: float, pass_hz: float, stop_hz: float, attenuation_db:
     -------
     ndarray, shape (odd,)
     """
+    import scipy.signal
+
     n_taps = n_taps_for(fs_hz, stop_hz - pass_hz, attenuation_db)
     window = ("kaiser", scipy.signal.kaiser_beta(attenuation_db))
     taps = scipy.signal.firwin(n_taps, (pass_hz + stop_hz) / 2.0, window=window, fs=fs_hz)
@@ -57,6 +58,8 @@ def kaiser_bandpass(
     fs_hz: float, center_hz: float, half_width_hz: float, transition_hz: float, attenuation_db: float
 ) -> FloatArray:
     """Band-pass of unit gain at ``center_hz``, -6 dB at ``center_hz +- half_width_hz``; shape (odd,)."""
+    import scipy.signal
+
     n_taps = n_taps_for(fs_hz, transition_hz, attenuation_db)
     window = ("kaiser", scipy.signal.kaiser_beta(attenuation_db))
     edges = [center_hz - half_width_hz, center_hz + half_width_hz]
@@ -88,6 +91,8 @@ def butterworth_forward_backward(order: int, cutoff: float, floor: float = 1e-9)
     -------
     ndarray, shape (odd,)
     """
+    import scipy.signal
+
     sos = scipy.signal.butter(order, cutoff, output="sos")
     n = 64
     while True:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import scipy.signal
 import torch
 
 from sleepfm_fast.filters import FilterBank, FilterDesign
@@ -91,6 +90,8 @@ def _extend(x: FloatArray, start: int, begin: int, end: int) -> FloatArray:
 
 
 def _upfirdn_at(x: FloatArray, design: FilterDesign, u0: int, n_out: int) -> FloatArray:
+    import scipy.signal
+
     # upfirdn keeps every `down`-th output; leading zeros in front of the taps move u0 onto that grid.
     half = (len(design.main) - 1) // 2
     lead = -(half + u0) % design.down
@@ -101,6 +102,8 @@ def _upfirdn_at(x: FloatArray, design: FilterDesign, u0: int, n_out: int) -> Flo
 
 def _low(x: FloatArray, design: FilterDesign, start: int, begin: int, end: int) -> FloatArray:
     """Return the low branch at segment samples ``begin`` to ``end``; its decimated grid lies on segment sample 0."""
+    import scipy.signal
+
     d = design.decimation
     half = [(len(taps) - 1) // 2 for taps in (design.decimator, design.low, design.interpolator)]
     reach = half[0] + d * (half[1] + 2) + half[2]
