@@ -13,6 +13,12 @@ import memory
 import pytest
 import torch
 
+# Of torch about itself, where it compiles the rival's autograd function.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch._prims_common.check:FutureWarning"),
+]
+
 SETUP = """
 import sys
 sys.path.insert(0, {folder!r})
