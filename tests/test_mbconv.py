@@ -213,9 +213,9 @@ def test_the_reference_is_what_torch_computes():
 @pytest.mark.parametrize("training", [True, False])
 def test_the_encoder_gives_what_it_gives_operation_by_operation(training):
     """Embeddings, every parameter's gradient and the running statistics of the published network."""
-    # A rounding error that moves one activation across a kink of ReLU6, or a maximum of the pooling, moves the gradients
-    # of everything before it by a percent: in float32 each implementation meets its own few, and by processor others. Of
-    # four networks and batches at least one comes through with few.
+    # A rounding error that moves one activation across a kink of ReLU6, or a maximum of the pooling, moves the
+    # gradients of everything before it by a percent: in float32 each implementation meets its own few, other ones on
+    # other processors. Of four networks and batches at least one comes through with few.
     errors = [errors_of_encoder(seed, training) for seed in range(4 if training else 1)]
     if training:
         ours, same = (min((of[k] for of in errors), key=statistics.median) for k in (0, 1))
