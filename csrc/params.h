@@ -189,10 +189,12 @@ struct PairRanks {
 
 // ---- mbconv ---------------------------------------------------------------------------------------------------------
 
-// B clips, T samples in, S = (T - 1) / stride + 1 samples out; all tensors contiguous float32.
+// B clips, T samples in, S = (T - 1) / stride + 1 samples out; all tensors contiguous float32, but c1, c2 and g1 are
+// bfloat16 where the factors of products are.
 struct MBConvShape {
     std::int64_t n_clips, n_in, width, n_out, n_samples;
     int stride;  // 1 or 2
+    bool bf16;   // factors of the products; sums are float32
     int n_threads;
     void* workspace;  // mbconv_workspace_bytes(...), aligned to 64 bytes
 };
@@ -221,9 +223,9 @@ struct MBConvForward {  // training: statistics of the batch
     MBConvResidual residual;
     double eps;
     float const* x;      // [B, n_in, T]
-    float* c1;           // [B, width, T] what the first batch norm sees, less its mean; even samples before odd ones
+    void* c1;            // [B, width, T] what the first batch norm sees, less its mean; even samples before odd ones
                          // with stride 2. Null: not kept
-    float* c2;           // [B, width, S] what the second sees
+    void* c2;            // [B, width, S] what the second sees
     double* statistics;  // [4, width] mean and population variance of c1, then of c2
     double* moments;     // [1 + n_in, n_in] mean of x, then sums of products of x less its mean
     float* y;            // [B, n_out, S]
@@ -254,6 +256,7 @@ struct EncoderBlock {
 // A whole encoder with running statistics: convolution of 3 with stride 2, batch norm, blocks, average over time.
 struct EncoderEvaluate {
     std::int64_t n_clips, n_in, n_stem, n_samples;
+    bool bf16;  // factors of the blocks' products
     int n_threads;
     void* workspace;         // encoder_workspace_bytes(...), aligned to 64 bytes
     float const* stem_w;     // [n_stem, n_in, 3]
@@ -270,10 +273,11 @@ struct MBConvBackward {
     MBConvWeights weights;
     MBConvResidual residual;
     double eps;
-    float const *x, *c1, *c2;  // c1: null where forward did not keep it
+    float const* x;
+    void const *c1, *c2;  // c1: null where forward did not keep it
     double const *statistics, *moments;
     float const* dy;  // [B, n_out, S]
-    float* g1;        // [B, width, S] scratch
+    void* g1;         // [B, width, S] scratch
     float* dx;        // [B, n_in, T]
     // Gradients in the shape of the weights. Those of b1 and bd are zero: a batch norm takes constants away.
     float *dw1, *dgamma0, *dbeta0, *dwd, *dgamma1, *dbeta1, *dw3, *db3;

@@ -28,13 +28,14 @@ using EncoderBlockDims = std::tuple<std::int64_t, std::int64_t, int, bool, bool,
 
 class EncoderCall {
   public:
-    EncoderCall(EncoderDims dims, int n_threads, Address workspace, double stem_eps,
+    EncoderCall(EncoderDims dims, bool bf16, int n_threads, Address workspace, double stem_eps,
                 std::vector<EncoderBlockDims> const& layout, std::vector<Address> const& addresses) {
         SLEEPFM_CHECK(addresses.size() == 8 + 18 * layout.size(), "encoder: ", addresses.size(), " addresses for ",
                       layout.size(), " blocks.");
         auto next = addresses.begin();
         auto const take = [&next] { return pointer<float const>(*next++); };
         std::tie(call.n_clips, call.n_in, call.n_stem, call.n_samples) = dims;
+        call.bf16 = bf16;
         call.n_threads = n_threads;
         call.workspace = pointer<void>(workspace);
         call.x = take();
@@ -54,7 +55,7 @@ class EncoderCall {
         for (auto const& [width, n_out, stride, residual, pool, eps, after_eps] : layout) {
             sleepfm::EncoderBlock layer{};
             sleepfm::MBConvEvaluate& block = layer.block;
-            block.shape = mbconv_shape({call.n_clips, n_in, width, n_out, n_samples, stride}, n_threads, workspace);
+            block.shape = mbconv_shape({call.n_clips, n_in, width, n_out, n_samples, stride}, bf16, n_threads, workspace);
             block.residual = {residual, 0.0, 0};
             block.eps = eps;
             sleepfm::MBConvWeights& w = block.weights;
@@ -78,14 +79,14 @@ class EncoderCall {
     std::vector<sleepfm::EncoderBlock> blocks;
 };
 
-std::int64_t encoder_workspace_bytes(EncoderDims dims, int n_threads, std::vector<EncoderBlockDims> const& layout) {
-    EncoderCall const arguments(dims, n_threads, 0, 0.0, layout, std::vector<Address>(8 + 18 * layout.size(), 0));
+std::int64_t encoder_workspace_bytes(EncoderDims dims, bool bf16, int n_threads, std::vector<EncoderBlockDims> const& layout) {
+    EncoderCall const arguments(dims, bf16, n_threads, 0, 0.0, layout, std::vector<Address>(8 + 18 * layout.size(), 0));
     return sleepfm::encoder_workspace_bytes(arguments.call);
 }
 
-void encoder_evaluate(EncoderDims dims, int n_threads, Address workspace, double stem_eps,
+void encoder_evaluate(EncoderDims dims, bool bf16, int n_threads, Address workspace, double stem_eps,
                       std::vector<EncoderBlockDims> const& layout, std::vector<Address> const& addresses) {
-    EncoderCall const arguments(dims, n_threads, workspace, stem_eps, layout, addresses);
+    EncoderCall const arguments(dims, bf16, n_threads, workspace, stem_eps, layout, addresses);
     py::gil_scoped_release const no_gil;
     sleepfm::encoder_evaluate(arguments.call);
 }

@@ -30,12 +30,12 @@ sleepfm::MBConvWeights mbconv_weights(MBConvAddresses const& addresses) {
                       addresses);
 }
 
-std::int64_t mbconv_workspace_bytes(MBConvDims dims, int n_threads, bool backward) {
-    return sleepfm::mbconv_workspace_bytes(mbconv_shape(dims, n_threads, 0), backward);
+std::int64_t mbconv_workspace_bytes(MBConvDims dims, bool bf16, int n_threads, bool backward) {
+    return sleepfm::mbconv_workspace_bytes(mbconv_shape(dims, bf16, n_threads, 0), backward);
 }
 
-std::int64_t mbconv_evaluate_workspace_bytes(MBConvDims dims, int n_threads) {
-    return sleepfm::mbconv_evaluate_workspace_bytes(mbconv_shape(dims, n_threads, 0));
+std::int64_t mbconv_evaluate_workspace_bytes(MBConvDims dims, bool bf16, int n_threads) {
+    return sleepfm::mbconv_evaluate_workspace_bytes(mbconv_shape(dims, bf16, n_threads, 0));
 }
 
 using MBConvResidual = std::tuple<bool, double, std::uint64_t>;
@@ -44,40 +44,40 @@ sleepfm::MBConvResidual mbconv_residual(MBConvResidual const& r) {
     return {std::get<0>(r), std::get<1>(r), std::get<2>(r)};
 }
 
-void mbconv_forward(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights,
+void mbconv_forward(MBConvDims dims, bool bf16, int n_threads, Address workspace, MBConvAddresses const& weights,
                     MBConvResidual const& residual, double eps, Address x, Address c1, Address c2, Address statistics,
                     Address moments, Address y) {
-    sleepfm::mbconv_forward({mbconv_shape(dims, n_threads, workspace), mbconv_weights(weights),
-                             mbconv_residual(residual), eps, pointer<float const>(x), pointer<float>(c1),
-                             pointer<float>(c2), pointer<double>(statistics), pointer<double>(moments),
+    sleepfm::mbconv_forward({mbconv_shape(dims, bf16, n_threads, workspace), mbconv_weights(weights),
+                             mbconv_residual(residual), eps, pointer<float const>(x), pointer<void>(c1),
+                             pointer<void>(c2), pointer<double>(statistics), pointer<double>(moments),
                              pointer<float>(y)});
 }
 
-void mbconv_evaluate(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights,
+void mbconv_evaluate(MBConvDims dims, bool bf16, int n_threads, Address workspace, MBConvAddresses const& weights,
                      MBConvResidual const& residual, double eps, Address mean0, Address variance0, Address mean1,
                      Address variance1, Address x, Address y) {
-    sleepfm::mbconv_evaluate({mbconv_shape(dims, n_threads, workspace), mbconv_weights(weights),
+    sleepfm::mbconv_evaluate({mbconv_shape(dims, bf16, n_threads, workspace), mbconv_weights(weights),
                               mbconv_residual(residual), eps, pointer<float const>(mean0),
                               pointer<float const>(variance0), pointer<float const>(mean1),
                               pointer<float const>(variance1), pointer<float const>(x), pointer<float>(y)});
 }
 
-void mbconv_backward(MBConvDims dims, int n_threads, Address workspace, MBConvAddresses const& weights,
+void mbconv_backward(MBConvDims dims, bool bf16, int n_threads, Address workspace, MBConvAddresses const& weights,
                      MBConvResidual const& residual, double eps, Address x, Address c1, Address c2, Address statistics,
                      Address moments, Address dy, Address g1, Address dx,
                      std::tuple<Address, Address, Address, Address, Address, Address, Address, Address> d) {
     sleepfm::MBConvBackward call{};
-    call.shape = mbconv_shape(dims, n_threads, workspace);
+    call.shape = mbconv_shape(dims, bf16, n_threads, workspace);
     call.weights = mbconv_weights(weights);
     call.residual = mbconv_residual(residual);
     call.eps = eps;
     call.x = pointer<float const>(x);
-    call.c1 = pointer<float const>(c1);
-    call.c2 = pointer<float const>(c2);
+    call.c1 = pointer<void const>(c1);
+    call.c2 = pointer<void const>(c2);
     call.statistics = pointer<double const>(statistics);
     call.moments = pointer<double const>(moments);
     call.dy = pointer<float const>(dy);
-    call.g1 = pointer<float>(g1);
+    call.g1 = pointer<void>(g1);
     call.dx = pointer<float>(dx);
     call.dw1 = pointer<float>(std::get<0>(d));
     call.dgamma0 = pointer<float>(std::get<1>(d));

@@ -29,6 +29,16 @@ Isa detect() {
 
 }  // namespace
 
+bool multiplies_bf16() {
+#if defined(SLEEPFM_WITH_AVX512_BF16)
+    char const* wanted = std::getenv("SLEEPFM_CPU");
+    return (wanted == nullptr || *wanted == '\0') && std::getenv("SLEEPFM_EMULATED_CPU") == nullptr &&
+           detect() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
 char const* isa_name(Isa isa) {
     switch (isa) {
         case Isa::avx512: return "avx512";

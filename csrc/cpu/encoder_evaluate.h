@@ -12,10 +12,11 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
+template <typename Factor>
 struct EncoderWorkspace {
     StemShape stem;
     float *stem_weights, *stem_bias;  // packed [n_stem / ROWS, 3 n_in, ROWS], [n_stem]
-    std::vector<FoldedBlock> blocks;
+    std::vector<FoldedBlock<Factor>> blocks;
     float* thread;  // [n_threads, per_thread]: a layer's input and output, scratch
     Index buffer, per_thread, bytes;
 
@@ -44,7 +45,8 @@ struct EncoderWorkspace {
 };
 
 // y [n_stem, S] of a clip, the batch norm folded.
-inline void evaluate_stem(EncoderWorkspace const& work, float const* x, float* y, float* scratch) {
+template <typename Factor>
+inline void evaluate_stem(EncoderWorkspace<Factor> const& work, float const* x, float* y, float* scratch) {
     StemShape const& s = work.stem;
     Index const S = (s.n_samples - 1) / 2 + 1, taps = 3 * s.n_in;
     StemScratch const t(scratch, taps, 0);
@@ -57,7 +59,8 @@ inline void evaluate_stem(EncoderWorkspace const& work, float const* x, float* y
     }
 }
 
-inline void fold_stem(EncoderEvaluate const& call, EncoderWorkspace const& work) {
+template <typename Factor>
+inline void fold_stem(EncoderEvaluate const& call, EncoderWorkspace<Factor> const& work) {
     BatchNorm const& norm = call.stem_norm;
     for (Index block = 0; block * ROWS < call.n_stem; ++block) {
         double scale[ROWS];  // no memory is asked for here, on a thread that may not throw
@@ -71,13 +74,14 @@ inline void fold_stem(EncoderEvaluate const& call, EncoderWorkspace const& work)
     }
 }
 
+template <typename Factor>
 inline void encode(EncoderEvaluate const& call) {
-    EncoderWorkspace const work(call);
+    EncoderWorkspace<Factor> const work(call);
     SLEEPFM_OMP(omp parallel num_threads(call.n_threads)) {
         SLEEPFM_OMP(omp single nowait)
         fold_stem(call, work);
         for (Index i = 0; i < call.n_blocks; ++i) {
-            FoldedBlock const& block = work.blocks[static_cast<std::size_t>(i)];
+            FoldedBlock<Factor> const& block = work.blocks[static_cast<std::size_t>(i)];
             SLEEPFM_OMP(omp for schedule(static) nowait)
             for (Index part = 0; part < block.n_parts(); ++part) {
                 block.fold(call.blocks[i].block, call.blocks[i].after, part);
@@ -97,7 +101,7 @@ inline void encode(EncoderEvaluate const& call) {
             evaluate_stem(work, call.x + b * call.n_in * call.n_samples, at, scratch);
             Index n_channels = call.n_stem, S = (call.n_samples - 1) / 2 + 1;
             for (Index i = 0; i < call.n_blocks; ++i) {
-                FoldedBlock const& block = work.blocks[static_cast<std::size_t>(i)];
+                FoldedBlock<Factor> const& block = work.blocks[static_cast<std::size_t>(i)];
                 block.evaluate(at, next, scratch);
                 advance();
                 n_channels = block.s.n_out;

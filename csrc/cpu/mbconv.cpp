@@ -7,15 +7,20 @@ namespace sleepfm {
 
 namespace {
 
-MBConvKernels kernels() {
+MBConvKernels kernels(bool bf16) {
+#if defined(SLEEPFM_WITH_AVX512_BF16)
+    if (bf16 && multiplies_bf16()) {
+        return avx512_bf16::mbconv_bf16_kernels();
+    }
+#endif
 #if defined(__x86_64__)
     switch (best_isa()) {
-        case Isa::avx512: return avx512::mbconv_kernels();
-        case Isa::avx2: return avx2::mbconv_kernels();
+        case Isa::avx512: return bf16 ? avx512::mbconv_bf16_kernels() : avx512::mbconv_kernels();
+        case Isa::avx2: return bf16 ? avx2::mbconv_bf16_kernels() : avx2::mbconv_kernels();
         case Isa::portable: break;
     }
 #endif
-    return portable::mbconv_kernels();
+    return bf16 ? portable::mbconv_bf16_kernels() : portable::mbconv_kernels();
 }
 
 void check(MBConvShape const& shape, MBConvResidual const& residual) {
@@ -62,35 +67,35 @@ void mbconv_forward(MBConvForward const& call) {
     check(call.shape, call.residual);
     SLEEPFM_CHECK(call.shape.n_clips * call.shape.n_samples > 1,
                   "mbconv: a batch norm needs more than one value a channel to train.");
-    kernels().forward(call);
+    kernels(call.shape.bf16).forward(call);
 }
 
 void mbconv_evaluate(MBConvEvaluate const& call) {
     check(call.shape, call.residual);
-    kernels().evaluate(call);
+    kernels(call.shape.bf16).evaluate(call);
 }
 
 void mbconv_backward(MBConvBackward const& call) {
     check(call.shape, call.residual);
-    kernels().backward(call);
+    kernels(call.shape.bf16).backward(call);
 }
 
 void encoder_evaluate(EncoderEvaluate const& call) {
     check(call);
-    kernels().encode(call);
+    kernels(call.bf16).encode(call);
 }
 
 std::int64_t mbconv_workspace_bytes(MBConvShape const& shape, bool backward) {
-    return kernels().workspace_bytes(shape, backward);
+    return kernels(shape.bf16).workspace_bytes(shape, backward);
 }
 
 std::int64_t mbconv_evaluate_workspace_bytes(MBConvShape const& shape) {
-    return kernels().evaluate_workspace_bytes(shape);
+    return kernels(shape.bf16).evaluate_workspace_bytes(shape);
 }
 
 std::int64_t encoder_workspace_bytes(EncoderEvaluate const& call) {
     check(call);
-    return kernels().encoder_workspace_bytes(call);
+    return kernels(call.bf16).encoder_workspace_bytes(call);
 }
 
 }  // namespace sleepfm

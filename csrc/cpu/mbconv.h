@@ -1,5 +1,6 @@
 // The MBConv block of the encoder on the CPU: 1x1 expansion, batch norm, ReLU6, depthwise convolution of 3, batch norm,
-// ReLU6, 1x1 projection; forward, evaluation and backward. And the whole encoder in evaluation.
+// ReLU6, 1x1 projection; forward, evaluation and backward. And the whole encoder in evaluation. Products have factors
+// of float32 or of bfloat16, and sums of float32.
 #pragma once
 
 #include <cstdint>
@@ -34,13 +35,19 @@ struct MBConvKernels {
 
 namespace portable {
 MBConvKernels mbconv_kernels();
-}
+MBConvKernels mbconv_bf16_kernels();
+}  // namespace portable
 #if defined(__x86_64__)
 namespace avx2 {
 MBConvKernels mbconv_kernels();
-}
+MBConvKernels mbconv_bf16_kernels();
+}  // namespace avx2
 namespace avx512 {
 MBConvKernels mbconv_kernels();
+MBConvKernels mbconv_bf16_kernels();
+}  // namespace avx512
+namespace avx512_bf16 {  // with instructions for products of bfloat16
+MBConvKernels mbconv_bf16_kernels();
 }
 #endif
 

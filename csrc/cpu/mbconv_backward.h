@@ -32,22 +32,32 @@ inline void sum_groups(float const* from, Index groups, Index size, Index n, flo
     }
 }
 
-struct Backward : ClipBackward {
+template <typename Factor>
+struct Backward : ClipBackward<Factor> {
+    using Clip = ClipBackward<Factor>;
+    using typename Clip::Scratch;
+    using Clip::B, Clip::T, Clip::S, Clip::width, Clip::n_in, Clip::n_out, Clip::width_padded, Clip::groups;
+    using Clip::bias_sums, Clip::call, Clip::clip_sums, Clip::ld_in, Clip::ld_out, Clip::n0, Clip::n1, Clip::per_group;
+    using Clip::inverse, Clip::mean0, Clip::mean1, Clip::s, Clip::variance0, Clip::variance1, Clip::w, Clip::work;
+
     // Work shared by a team of threads.
     void pack_weights() const {
         SLEEPFM_OMP(omp for schedule(static))
         for (Index block = 0; block < width_padded / ROWS; ++block) {
             pack_block(w.w1, n_in, 1, nullptr, width, n_in, block, work.expand);
             pack_block(w.w3, 1, width, nullptr, width, n_out, block, work.project_t);
+            if constexpr (FactorOf<Factor>::DEPTH > 1) {
+                pack_block(w.w1, n_in, 1, nullptr, width, n_in, block, work.exact_expand);
+            }
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index block = 0; block < n_in; block += ROWS) {
-            float* const to = work.expand_t + block * width_padded;
-            for (Index c = 0; c < width_padded; ++c) {
-                for (Index r = 0; r < ROWS; ++r) {
-                    bool const valid = block + r < n_in && c < width;
-                    to[c * ROWS + r] = valid ? w.w1[c * n_in + block + r] * work.scale0[c] : 0.0f;
-                }
+            auto const element = [&](Index r, Index c) {
+                return c < width ? w.w1[c * n_in + block + r] * work.scale0[c] : 0.0f;
+            };
+            pack_rows(n_in - block, width_padded, work.expand_t + block * words_of<Factor>(width_padded), element);
+            if constexpr (FactorOf<Factor>::DEPTH > 1) {
+                pack_rows(n_in - block, width_padded, work.exact_expand_t + block * width_padded, element);
             }
         }
     }
@@ -72,14 +82,14 @@ struct Backward : ClipBackward {
         Index const size_in = width_padded * ld_in, size_out = width_padded * ld_out;
 
         SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
-            Scratch const t = scratch();
+            Scratch const t = this->scratch();
             pack_weights();
 
             SLEEPFM_OMP(omp for schedule(static))
             for (Index group = 0; group < groups; ++group) {
                 Index const first = group * per_group;
                 for (Index b = first; b < least(first + per_group, B); ++b) {
-                    project(t, b, b == first, work.weight_sums + group * size_out);
+                    this->project(t, b, b == first, work.weight_sums + group * size_out);
                 }
             }
             SLEEPFM_OMP(omp for schedule(static))
@@ -116,7 +126,7 @@ struct Backward : ClipBackward {
             for (Index group = 0; group < groups; ++group) {
                 Index const first = group * per_group;
                 for (Index b = first; b < least(first + per_group, B); ++b) {
-                    expand(t, b, b == first, work.weight_sums + group * size_in);
+                    this->expand(t, b, b == first, work.weight_sums + group * size_in);
                 }
             }
             SLEEPFM_OMP(omp for schedule(static))
@@ -144,7 +154,7 @@ struct Backward : ClipBackward {
             for (Index block = 0; block < width_padded; block += ROWS) {
                 Index const n_rows = least(width - block, ROWS);
                 sum_groups(work.weight_sums + block * ld_in, groups, size_in, ROWS * ld_in, t.result);
-                product(inputs, n_rows, n_in, work.expand + block * n_in, work.covariance,
+                product(inputs, n_rows, n_in, work.exact_expand + block * n_in, work.covariance,
                         [&](Index r, Index k, Vector v, Index n) {
                             Index const c = block + r;
                             Vector const sum = load(t.result + r * ld_in + k);
@@ -154,7 +164,7 @@ struct Backward : ClipBackward {
             SLEEPFM_OMP(omp for schedule(static))
             for (Index block = 0; block < n_in; block += ROWS) {
                 Index const n_rows = least(n_in - block, ROWS);
-                float const* const packed = work.expand_t + block * width_padded;
+                float const* const packed = work.exact_expand_t + block * width_padded;
                 float* const to = work.square + block * n_in;
                 product(inputs, n_rows, width, packed, work.bent, [&](Index r, Index j, Vector v, Index n) {
                     for (Index i = 0; i < least(n, LANES); ++i) {
@@ -171,14 +181,15 @@ struct Backward : ClipBackward {
             }
             SLEEPFM_OMP(omp for schedule(static))
             for (Index b = 0; b < B; ++b) {
-                correct(t, b, work.square, offset);
+                this->correct(t, b, work.square, offset);
             }
         }
     }
 };
 
+template <typename Factor>
 inline void backward(MBConvBackward const& call) {
-    Backward{{call}}.run();
+    Backward<Factor>{{call}}.run();
 }
 
 }  // namespace

@@ -23,11 +23,13 @@ struct Places {
     Index operator()(Index row, Index column) const { return start[column / LANES] + row * step[column / LANES]; }
 };
 
+template <typename Factor>
 struct ClipBackward {
+    using Wide = WideOf<Factor>;
     MBConvBackward const& call;
     MBConvShape const& s = call.shape;
     MBConvWeights const& w = call.weights;
-    MBConvWorkspace const work{s, true};
+    MBConvWorkspace<Factor> const work{s, true};
     Dropout const dropout{call.residual};
     Index const B = s.n_clips, T = s.n_samples, S = samples_out(s), width = s.width, n_in = s.n_in, n_out = s.n_out;
     Index const width_padded = round_up(width, ROWS);
@@ -43,28 +45,43 @@ struct ClipBackward {
     Index const ld = odd_vectors(most(tile * s.stride, columns));
     double const n0 = static_cast<double>(B * T), n1 = static_cast<double>(B * S);
 
+    Wide const* const c1 = static_cast<Wide const*>(call.c1);
+    Wide const* const c2 = static_cast<Wide const*>(call.c2);
+    Wide* const g1 = static_cast<Wide*>(call.g1);
+
     struct Scratch {
-        float *lanes, *panel, *narrow, *result, *transposed, *rows, *d;
+        float* lanes;
+        Wide* panel;      // width rows of samples
+        Factor* wide;     // the same as factors of a sum over channels; in the panel itself where that is the same
+        Factor* narrow;   // n_in or n_out factors
+        float* centred;   // n_in rows; in place of `narrow`
+        float* result;
+        Factor* transposed;
+        float *rows, *d;
     };
 
     Scratch scratch() const {
         Index const widest = round_up(most(n_in, n_out), ROWS);
         Scratch t;
         t.lanes = work.thread + thread_number() * work.per_thread;  // [width, 5, LANES]
-        t.panel = t.lanes + 5 * LANES * width_padded;               // [width, ld]
-        t.narrow = t.panel + width_padded * ld;                     // [n_in or n_out, ld]
-        t.result = t.narrow + widest * ld;                          // [n_in, ld]
-        t.transposed = t.result + widest * ld;                      // [ld, n_in or n_out]
-        t.rows = t.transposed + ld * most(ld_in, ld_out);           // [ROWS, ld]
-        t.d = t.rows + ROWS * ld + LANES;                           // one sample before, some after
+        float* const panel = t.lanes + 5 * LANES * width_padded;    // [width, ld]: rows of samples, then factors of pairs
+        t.panel = reinterpret_cast<Wide*>(panel);
+        t.wide = reinterpret_cast<Factor*>(FactorOf<Factor>::DEPTH == 1 ? panel : panel + width_padded * ld / 2);
+        t.centred = panel + width_padded * ld;  // [n_in or n_out, ld]
+        t.narrow = reinterpret_cast<Factor*>(t.centred);
+        t.result = t.centred + widest * ld;             // [n_in, ld]
+        float* const transposed = t.result + widest * ld;  // [ld, n_in or n_out]
+        t.transposed = reinterpret_cast<Factor*>(transposed);
+        t.rows = transposed + ld * most(ld_in, ld_out);  // [ROWS, ld]
+        t.d = t.rows + ROWS * ld + LANES;                // one sample before, some after
         return t;
     }
 
     double inverse(double variance) const { return 1.0 / sqrt(variance + call.eps); }
 
-    // Rows of the wide panel beyond the last channel.
-    void clear_padding(Scratch const& t, Strips const& strips) const {
-        for (Index c = width; c < width_padded; ++c) {
+    // Rows of the wide panel beyond the last channel, of a block of ROWS channels.
+    void clear_padding(Scratch const& t, Strips const& strips, Index block) const {
+        for (Index c = width; c < block + ROWS; ++c) {
             for (Index v = 0; v < strips.n_vectors; ++v) {
                 store(t.panel + strips.place(width_padded, c, v * LANES), Vector{});
             }
@@ -74,18 +91,18 @@ struct ClipBackward {
     // g1 and what the projection saw, for C vectors of a channel.
     template <typename Extent, int C>
     void project_rows(Scratch const& t, Strips const& strips, Index c, Index at, Vector const (&vectors)[C], Index n,
-                      float const* c2, float* g1) const {
+                      Wide const* clip_c2, Wide* clip_g1) const {
         float const scale = work.scale1[c], shift = work.shift1[c], mean = static_cast<float>(mean1[c]);
         Vector sum{}, product{};
-        float* const panel = t.panel + strips.place(width_padded, c, at);
+        Wide* const panel = t.panel + strips.place(width_padded, c, at);
         Index const place = c * S + at;
 #pragma GCC unroll 3
         for (int k = 0; k < C; ++k) {
             Index const left = n - k * LANES;
-            Vector const x = Extent::load(c2 + place + k * LANES, left);
+            Vector const x = Extent::load(clip_c2 + place + k * LANES, left);
             Vector const u = x * scale + shift;
             Vector const g = Extent::first(relu6_gradient(u, vectors[k]), left);
-            Extent::store(g1 + place + k * LANES, g, left);
+            Extent::store(clip_g1 + place + k * LANES, g, left);
             store(panel + k * LANES, Extent::first(relu6(u), left));
             sum += g;
             product += g * (x - mean);
@@ -109,27 +126,27 @@ struct ClipBackward {
         }
         for (Index t0 = 0; t0 < S; t0 += columns) {
             Strips const strips(least(S - t0, columns));
-            float const* const c2 = call.c2 + b * width * S + t0;
-            float* const g1 = call.g1 + b * width * S + t0;
+            Wide const* const clip_c2 = c2 + b * width * S + t0;
+            Wide* const clip_g1 = g1 + b * width * S + t0;
             fill_panel(strips, n_out, t.narrow, [&](Index o, Index at, Index n) {
                 std::uint64_t const key = dropout.active ? dropout.key(b * n_out + o) : 0;
                 return dropout(load_first(dy + o * S + t0 + at, n), key, t0 + at);
             });
             for (Index block = 0; block < width; block += ROWS) {
                 for (Index c = block + ROWS; c < least(block + 2 * ROWS, width); ++c) {
-                    prefetch(c2 + c * S, strips.n);
+                    prefetch(clip_c2 + c * S, strips.n);
                 }
-                product_rows(strips, least(width - block, ROWS), n_out, work.project_t + block * n_out, t.narrow,
+                product_rows(strips, least(width - block, ROWS), n_out, work.project_t + block * words_of<Factor>(n_out), t.narrow,
                              [&](Index r, Index at, auto const& vectors, Index n) {
                                  constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
                                  if (n >= C * LANES) {
-                                     project_rows<Whole>(t, strips, block + r, at, vectors, n, c2, g1);
+                                     project_rows<Whole>(t, strips, block + r, at, vectors, n, clip_c2, clip_g1);
                                  } else {
-                                     project_rows<Part>(t, strips, block + r, at, vectors, n, c2, g1);
+                                     project_rows<Part>(t, strips, block + r, at, vectors, n, clip_c2, clip_g1);
                                  }
                              });
             }
-            clear_padding(t, strips);
+            clear_padding(t, strips, width_padded - ROWS);
             transpose_panel(strips, t.narrow, n_out, ld_out, t.transposed);
             accumulate(strips, width_padded, t.panel, t.transposed, n_out, ld_out, first && t0 == 0, dw);
         }
@@ -142,39 +159,39 @@ struct ClipBackward {
     // dc2 of a channel of a tile, from one sample before it to a vector after it.
     void gradient_of_c2(Scratch const& t, Columns const& at, Index b, Index c) const {
         BatchNormGradient const to_c2 = reinterpret_cast<BatchNormGradient const*>(work.batch_norm)[c];
-        float const* const c2 = call.c2 + (b * width + c) * S + at.first;
-        float const* const g1 = call.g1 + (b * width + c) * S + at.first;
+        Wide const* const row = c2 + (b * width + c) * S + at.first;
+        Wide const* const gradient = g1 + (b * width + c) * S + at.first;
         Index const left = S - at.first;
         if (c + ROWS < width) {
-            prefetch(c2 + ROWS * S, at.n);
-            prefetch(g1 + ROWS * S, at.n);
+            prefetch(row + ROWS * S, at.n);
+            prefetch(gradient + ROWS * S, at.n);
         }
         float* const d = t.d;
-        d[-1] = at.first == 0 ? 0.0f : to_c2(g1[-1], c2[-1]);
+        d[-1] = at.first == 0 ? 0.0f : to_c2(value_of(gradient[-1]), value_of(row[-1]));
         Index const end = least(at.offset, left - LANES);
         Index i = 0;
         for (; i <= end; i += LANES) {
-            store(d + i, to_c2(load(g1 + i), load(c2 + i)));
+            store(d + i, to_c2(load(gradient + i), load(row + i)));
         }
         // The neighbour after the last vector too: h is zero there, but zero times the NaN that memory may hold is NaN.
         for (; i <= at.offset; i += LANES) {
             store(d + i, i < left
-                             ? first_lanes(to_c2(load_first(g1 + i, left - i), load_first(c2 + i, left - i)), left - i)
+                             ? first_lanes(to_c2(load_first(gradient + i, left - i), load_first(row + i, left - i)), left - i)
                              : Vector{});
         }
     }
 
     // g0 of one channel of a tile, into the panel, from v, what the first batch norm saw, less its mean: of the even
     // samples and of the odd ones where the stride is 2.
-    template <int STRIDE>
-    void channel(Scratch const& t, Columns const& at, Places const& places, Index c, float const* v,
-                 float const* v_odd) const {
+    template <int STRIDE, typename Expanded>
+    void channel(Scratch const& t, Columns const& at, Places const& places, Index c, Expanded const* v,
+                 Expanded const* v_odd) const {
         float const scale = work.scale0[c], shift = w.beta0[c];
         float const a0 = w.wd[3 * c], a1 = w.wd[3 * c + 1], a2 = w.wd[3 * c + 2];
         float const* const d = t.d;
         Vector sum{}, product{}, tap0{}, tap1{}, tap2{};
         // g0 of a vector and h, what the depthwise convolution saw.
-        auto const through = [&](auto extent, float const* from, Vector dh, Index n, Index column) {
+        auto const through = [&](auto extent, Expanded const* from, Vector dh, Index n, Index column) {
             using Extent = decltype(extent);
             Vector const at_v = Extent::load(from, n);
             Vector const u = at_v * scale + shift;
@@ -218,6 +235,30 @@ struct ClipBackward {
         }
     }
 
+    template <typename Expanded>
+    void channel(Scratch const& t, Columns const& at, Places const& places, Index c, Expanded const* v,
+                 Expanded const* v_odd) const {
+        if (s.stride == 1) {
+            channel<1>(t, at, places, c, v, v_odd);
+        } else {
+            channel<2>(t, at, places, c, v, v_odd);
+        }
+    }
+
+    // The panel's rows c and c + 1 as factors of a sum over channels.
+    void pair_rows(Scratch const& t, Strips const& strips, Index c) const {
+        if constexpr (FactorOf<Factor>::DEPTH == 2) {
+            for (Index strip = 0; strip < strips.n_strips; ++strip) {
+                Index const first = strips.first(strip), n = strips.width(strip);
+                Wide const* const from = t.panel + first * width_padded + c * n;
+                Factor* const to = t.wide + first * width_padded / 2 + c / 2 * n;
+                for (Index k = 0; k < n; k += LANES) {
+                    store(to + k, woven(from + k, from + n + k));
+                }
+            }
+        }
+    }
+
     // g0 of one clip, its sums, and what it gives to dx and dw1.
     void expand(Scratch const& t, Index b, bool first, float* dw) const {
         for (Index from = 0; from < S; from += tile) {
@@ -227,26 +268,27 @@ struct ClipBackward {
             fill_columns(at, strips, call.x + b * n_in * T, T, n_in, work.centre, t.rows, t.narrow);
             for (Index block = 0; block < width; block += ROWS) {
                 Index const n_rows = least(width - block, ROWS);
-                if (call.c1 == nullptr) {
-                    product(strips, n_rows, n_in, work.expand + block * n_in, t.narrow,
+                if (c1 == nullptr) {
+                    product(strips, n_rows, n_in, work.expand + block * words_of<Factor>(n_in), t.narrow,
                             [&](Index r, Index k, Vector v, Index) { store(t.rows + r * ld + k, v); });
                 }
                 for (Index r = 0; r < n_rows; ++r) {
                     Index const c = block + r;
-                    float const* const row = t.rows + r * ld;
-                    float const* const c1 = call.c1 == nullptr ? nullptr : call.c1 + (b * width + c) * T + at.first;
-                    float const* const v = c1 == nullptr ? row : c1;
-                    float const* const v_odd = c1 == nullptr ? row + at.offset : c1 + S;
                     gradient_of_c2(t, at, b, c);
-                    if (s.stride == 1) {
-                        channel<1>(t, at, places, c, v, v_odd);
+                    if (c1 == nullptr) {
+                        float const* const v = t.rows + r * ld;
+                        channel(t, at, places, c, v, v + at.offset);
                     } else {
-                        channel<2>(t, at, places, c, v, v_odd);
+                        Wide const* const v = c1 + (b * width + c) * T + at.first;
+                        channel(t, at, places, c, v, v + S);
                     }
                 }
+                clear_padding(t, strips, block);
+                for (Index c = block; c < block + ROWS; c += 2) {
+                    pair_rows(t, strips, c);
+                }
             }
-            clear_padding(t, strips);
-            product(strips, n_in, width_padded, work.expand_t, t.panel,
+            product(strips, n_in, width_padded, work.expand_t, t.wide,
                     [&](Index k, Index column, Vector v, Index) { store(t.result + k * ld + column, v); });
             spill_columns(at, t.result, ld, n_in, T, call.dx + b * n_in * T);
             transpose_panel(strips, t.narrow, n_in, ld_in, t.transposed);
@@ -268,9 +310,9 @@ struct ClipBackward {
             Strips const strips(least(T - t0, span));
             float const* const x = call.x + b * n_in * T + t0;
             float* const dx = call.dx + b * n_in * T + t0;
-            fill_panel(strips, n_in, t.narrow,
+            fill_panel(strips, n_in, t.centred,
                        [&](Index k, Index at, Index n) { return load_first(x + k * T + at, n) - work.centre[k]; });
-            product(strips, n_in, n_in, square, t.narrow, [&](Index k, Index at, Vector v, Index n) {
+            product(strips, n_in, n_in, square, t.centred, [&](Index k, Index at, Vector v, Index n) {
                 float* const to = dx + k * T + at;
                 Vector const direct =
                     call.residual.add ? load_first(call.dy + (b * n_in + k) * T + t0 + at, n) : Vector{};

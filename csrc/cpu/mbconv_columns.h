@@ -54,39 +54,63 @@ struct Columns {
     }
 };
 
-// Row k of a panel = rows[k] (of n_row samples) - centre[k]; zero where there is no sample. line: scratch for a row.
+// line = row - shift, the columns of a tile with stride 2; zero where there is no sample.
+inline void split_columns(Columns const& at, float const* row, float shift, float* line) {
+    Index const whole = at.n_odd / 4 * 4;
+    float* const odd = line + at.offset;
+    for (Index t = 0; t < whole; t += 4) {
+        Four const a = load_four(row + 2 * t), b = load_four(row + 2 * t + 4);
+        store_four(line + t, SLEEPFM_SHUFFLE(a, b, 0, 2, 4, 6) - shift);
+        store_four(odd + t, SLEEPFM_SHUFFLE(a, b, 1, 3, 5, 7) - shift);
+    }
+    for (Index t = whole; t < at.offset; ++t) {
+        line[t] = t < at.n ? row[2 * t] - shift : 0.0f;
+        odd[t] = t < at.n_odd ? row[2 * t + 1] - shift : 0.0f;
+    }
+}
+
+// Factor k of a panel = rows[k] (of n_row samples) - centre[k]; zero where there is no sample. lines: scratch for one
+// or, of pairs, two rows.
+template <typename Factor>
 inline void fill_columns(Columns const& at, Strips const& strips, float const* rows, Index n_row, Index n_k,
-                         float const* centre, float* line, float* panel) {
-    for (Index k = 0; k < n_k; ++k) {
+                         float const* centre, float* lines, Factor* panel) {
+    constexpr Index DEPTH = FactorOf<Factor>::DEPTH;
+    Index const n_words = words_of<Factor>(n_k);
+    for (Index k = 0; k < n_k; k += DEPTH) {
         float const* const row = rows + k * n_row + at.first * at.stride;
-        float const shift = centre == nullptr ? 0.0f : centre[k];
-        if (k + 1 < n_k) {
-            prefetch(row + n_row, at.n * at.stride);
+        Index const n_valid = n_k - k < DEPTH ? n_k - k : DEPTH;
+        float shift[DEPTH];
+        for (Index i = 0; i < DEPTH; ++i) {
+            shift[i] = centre == nullptr || i >= n_valid ? 0.0f : centre[k + i];
+            if (k + DEPTH + i < n_k) {
+                prefetch(row + (DEPTH + i) * n_row, at.n * at.stride);
+            }
         }
         if (at.stride == 1) {
-            for_strips(strips, n_k, k, panel, [&, n = at.n](Index t, float* to) {
-                store(to,
-                      t + LANES <= n ? load(row + t) - shift : first_lanes(load_first(row + t, n - t) - shift, n - t));
+            for_strips(strips, n_words, k / DEPTH, panel, [&, n = at.n](Index t, Factor* to) {
+                put(to, [&](Index i) {
+                    float const* const from = row + i * n_row + t;
+                    if (i > 0 && i >= n_valid) {
+                        return Vector{};
+                    }
+                    return t + LANES <= n ? load(from) - shift[i]
+                                          : first_lanes(load_first(from, n - t) - shift[i], n - t);
+                });
             });
             continue;
         }
-        Index const whole = at.n_odd / 4 * 4;
-        float* const odd = line + at.offset;
-        for (Index t = 0; t < whole; t += 4) {
-            Four const a = load_four(row + 2 * t), b = load_four(row + 2 * t + 4);
-            store_four(line + t, SLEEPFM_SHUFFLE(a, b, 0, 2, 4, 6) - shift);
-            store_four(odd + t, SLEEPFM_SHUFFLE(a, b, 1, 3, 5, 7) - shift);
+        for (Index i = 0; i < n_valid; ++i) {
+            split_columns(at, row + i * n_row, shift[i], lines + i * at.count);
         }
-        for (Index t = whole; t < at.offset; ++t) {
-            line[t] = t < at.n ? row[2 * t] - shift : 0.0f;
-            odd[t] = t < at.n_odd ? row[2 * t + 1] - shift : 0.0f;
-        }
-        place_row(strips, n_k, k, line, panel);
+        for_strips(strips, n_words, k / DEPTH, panel, [&](Index t, Factor* to) {
+            put(to, [&](Index i) { return i > 0 && i >= n_valid ? Vector{} : load(lines + i * at.count + t); });
+        });
     }
 }
 
 // One vector of columns into a row of the clip that keeps this order: all even samples (n_even of them), all odd ones.
-inline void store_column(Columns const& at, float* row, Index n_even, Index t, Vector v) {
+template <typename Wide>
+inline void store_column(Columns const& at, Wide* row, Index n_even, Index t, Vector v) {
     if (t < at.offset) {
         store_first(row + at.first + t, v, at.n - t);
     } else if (t - at.offset < at.n_odd) {
@@ -95,12 +119,12 @@ inline void store_column(Columns const& at, float* row, Index n_even, Index t, V
 }
 
 // The same for several; whole vectors of one kind at once.
-template <int C>
-inline void store_columns(Columns const& at, float* row, Index n_even, Index t, Vector const (&vectors)[C]) {
+template <int C, typename Wide>
+inline void store_columns(Columns const& at, Wide* row, Index n_even, Index t, Vector const (&vectors)[C]) {
     bool const odd = t >= at.offset;
     Index const left = odd ? at.offset + at.n_odd - t : at.n - t;
     if (left >= C * LANES) {
-        float* const to = row + at.first + (odd ? n_even - at.offset : 0) + t;
+        Wide* const to = row + at.first + (odd ? n_even - at.offset : 0) + t;
 #pragma GCC unroll 3
         for (int c = 0; c < C; ++c) {
             store(to + c * LANES, vectors[c]);
@@ -162,10 +186,73 @@ inline void transpose_rows(float const* panel, Index ld, Index n_k, Index n_t, I
     }
 }
 
-inline void transpose_panel(Strips const& strips, float const* panel, Index n_k, Index ldo, float* transposed) {
+// The same of pairs: transposed[t / 2][k] has the samples t and t + 1 of factor k, rows have the factors k and k + 1 of
+// sample t.
+inline void transpose_rows(Pair const* panel, Index ld, Index n_k, Index n_t, Index ldo, Pair* transposed) {
+    using FourWords = std::uint32_t __attribute__((vector_size(16)));
+    using EightHalves = std::uint16_t __attribute__((vector_size(16)));
+    auto const load_words = [](Pair const* from) {
+        FourWords v;
+        memcpy(&v, from, sizeof v);
+        return v;
+    };
+    auto const halves = [](Four v) {
+        EightHalves h;
+        memcpy(&h, &v, sizeof h);
+        return h;
+    };
+    auto const floats = [&](Pair const* from) {
+        FourWords const v = load_words(from);
+        Four f;
+        memcpy(&f, &v, sizeof f);
+        return f;
+    };
+    // Factors k .. k + 7 of samples t and t + 1.
+    auto const weave = [&](Four even, Four odd, Pair* to) {
+        EightHalves const a = halves(even), b = halves(odd);
+#if defined(__clang__)
+        EightHalves const low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+        EightHalves const high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+        EightHalves const low = __builtin_shuffle(a, b, EightHalves{0, 8, 1, 9, 2, 10, 3, 11});
+        EightHalves const high = __builtin_shuffle(a, b, EightHalves{4, 12, 5, 13, 6, 14, 7, 15});
+#endif
+        memcpy(to, &low, sizeof low);
+        memcpy(to + 4, &high, sizeof high);
+    };
+    Index const whole_k = n_k / 8 * 8, whole_t = n_t / 4 * 4;
+    for (Index t = 0; t < whole_t; t += 4) {
+        for (Index k = 0; k < whole_k; k += 8) {
+            Pair const* const from = panel + k / 2 * ld + t;
+            Pair* const to = transposed + t / 2 * ldo + k;
+            Four const a = floats(from), b = floats(from + ld), c = floats(from + 2 * ld), d = floats(from + 3 * ld);
+            Four const ab = SLEEPFM_SHUFFLE(a, b, 0, 4, 1, 5), cd = SLEEPFM_SHUFFLE(c, d, 0, 4, 1, 5);
+            Four const ba = SLEEPFM_SHUFFLE(a, b, 2, 6, 3, 7), dc = SLEEPFM_SHUFFLE(c, d, 2, 6, 3, 7);
+            weave(SLEEPFM_SHUFFLE(ab, cd, 0, 1, 4, 5), SLEEPFM_SHUFFLE(ab, cd, 2, 3, 6, 7), to);
+            weave(SLEEPFM_SHUFFLE(ba, dc, 0, 1, 4, 5), SLEEPFM_SHUFFLE(ba, dc, 2, 3, 6, 7), to + ldo);
+        }
+    }
+    for (Index t = 0; t < n_t; t += 2) {
+        for (Index k = t < whole_t ? whole_k : 0; k < ldo; ++k) {
+            Pair pair{};
+            if (k < n_k) {
+                Pair const* const from = panel + k / 2 * ld + t;
+                pair.first = k % 2 == 0 ? from[0].first : from[0].second;
+                if (t + 1 < n_t) {
+                    pair.second = k % 2 == 0 ? from[1].first : from[1].second;
+                }
+            }
+            transposed[t / 2 * ldo + k] = pair;
+        }
+    }
+}
+
+template <typename Factor>
+inline void transpose_panel(Strips const& strips, Factor const* panel, Index n_k, Index ldo, Factor* transposed) {
+    constexpr Index DEPTH = FactorOf<Factor>::DEPTH;
     for (Index strip = 0; strip < strips.n_strips; ++strip) {
         Index const first = strips.first(strip), width = strips.width(strip);
-        transpose_rows(panel + first * n_k, width, n_k, width, ldo, transposed + first * ldo);
+        transpose_rows(panel + first * words_of<Factor>(n_k), width, n_k, width, ldo, transposed + first / DEPTH * ldo);
     }
 }
 

@@ -2,14 +2,12 @@
 // from forward and the choice does not depend on threads or instruction set.
 #pragma once
 
-#include "cpu/mbconv_product.h"
+#include "cpu/mbconv_factors.h"
 #include "params.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
-
-using Words = std::uint32_t __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
 
 struct Dropout {
     bool active;

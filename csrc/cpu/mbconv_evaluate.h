@@ -20,36 +20,34 @@ inline double factor_of(float gamma, float variance, double eps) {
 }
 
 // ROWS rows of w [n_rows, n_k], times their scale, as `pack_block` lays them.
-inline void pack_scaled(float const* w, double const* scale, Index n_rows, Index n_k, Index block, float* packed) {
-    float* const out = packed + block * n_k * ROWS;
-    Index const n_valid = least(n_rows - block * ROWS, ROWS);
-    for (Index r = 0; r < ROWS; ++r) {
-        float const* const row = w + (block * ROWS + least(r, n_valid - 1)) * n_k;
-        double const factor = r < n_valid ? scale[r] : 0.0;
-        for (Index k = 0; k < n_k; ++k) {
-            out[k * ROWS + r] = r < n_valid ? static_cast<float>(static_cast<double>(row[k]) * factor) : 0.0f;
-        }
-    }
+template <typename Factor>
+inline void pack_scaled(float const* w, double const* scale, Index n_rows, Index n_k, Index block, Factor* packed) {
+    float const* const rows = w + block * ROWS * n_k;
+    pack_rows(n_rows - block * ROWS, n_k, packed + block * words_of<Factor>(n_k) * ROWS, [=](Index r, Index k) {
+        return static_cast<float>(static_cast<double>(rows[r * n_k + k]) * scale[r]);
+    });
 }
 
 // A block whose batch norms are folded: scale into the weights before them, the rest into the biases.
+template <typename Factor>
 struct FoldedBlock {
+    static constexpr Index DEPTH = FactorOf<Factor>::DEPTH;
     MBConvShape s;
     MBConvResidual residual;
-    float *expand, *project;        // packed w1 [width / ROWS, n_in, ROWS], w3 [n_out / ROWS, width, ROWS]
+    Factor *expand, *project;       // packed w1 [width / ROWS, n_in, ROWS], w3 [n_out / ROWS, width, ROWS]
     float *taps, *shift0, *shift1;  // [width, 3], [width], [width]
     float* bias;                    // [n_out]
     Index n_scratch_floats;         // what a clip needs
 
     FoldedBlock(MBConvShape const& shape, MBConvResidual const& add, Carver& carver) : s(shape), residual(add) {
-        expand = carver.take<float>(round_up(s.width, ROWS) * s.n_in);
-        project = carver.take<float>(round_up(s.n_out, ROWS) * s.width);
+        expand = carver.take<Factor>(round_up(s.width, ROWS) * words_of<Factor>(s.n_in));
+        project = carver.take<Factor>(round_up(s.n_out, ROWS) * words_of<Factor>(s.width));
         taps = carver.take<float>(3 * s.width);
         shift0 = carver.take<float>(s.width);
         shift1 = carver.take<float>(s.width);
         bias = carver.take<float>(s.n_out);
-        n_scratch_floats = round_up(2 * s.width, 16) + (s.n_in + ROWS) * ldx() + 4 * ROWS * LANES +
-                           s.width * round_up(evaluation_tile(s) + 1, LANES);
+        n_scratch_floats = round_up(2 * s.width, 16) + (words_of<Factor>(s.n_in) + ROWS) * ldx() + 4 * ROWS * LANES +
+                           words_of<Factor>(s.width) * round_up(evaluation_tile(s) + 1, LANES);
     }
 
     Index ldx() const { return odd_vectors(evaluation_tile(s) * s.stride); }
@@ -97,9 +95,10 @@ struct FoldedBlock {
         Index const T = s.n_samples, S = samples_out(s), width = s.width, tile = evaluation_tile(s);
         Dropout const dropout(residual);
         auto* const carry = reinterpret_cast<Carry*>(scratch);
-        float* const x_panel = scratch + round_up(2 * width, 16);  // [n_in, ldx]
-        float* const rows = x_panel + s.n_in * ldx();              // [ROWS, ...]
-        float* const panel = rows + ROWS * (ldx() + 4 * LANES);    // width rows
+        float* const narrow = scratch + round_up(2 * width, 16);
+        float* const rows = narrow + words_of<Factor>(s.n_in) * ldx();                       // [ROWS, ...]
+        auto* const x_panel = reinterpret_cast<Factor*>(narrow);                             // n_in factors, ldx
+        auto* const panel = reinterpret_cast<Factor*>(rows + ROWS * (ldx() + 4 * LANES));  // width factors
         Index done = 0;
         for (Index from = 0; from < S; from += tile) {
             Columns const at(s, from, tile);
@@ -107,7 +106,7 @@ struct FoldedBlock {
             Index const now = expand_end(at, S);
             Strips const out_strips(now - done);
             fill_columns(at, strips, x, T, s.n_in, nullptr, rows, x_panel);
-            expand_tile(
+            expand_tile<DEPTH>(
                 s, at, strips, expand, x_panel, carry, rows,
                 [shifts = shift0](Index c, Index, auto& vectors) {
                     constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
@@ -117,12 +116,20 @@ struct FoldedBlock {
                         vectors[k] = relu6(vectors[k] + shift);
                     }
                 },
-                [&](Index c, Index, float const* before, float const* middle, float const* after) {
-                    Vector const shift = splat(shift1[c]), tap0 = splat(taps[3 * c]), tap1 = splat(taps[3 * c + 1]),
-                                 tap2 = splat(taps[3 * c + 2]);
-                    for_strips(out_strips, width, c, panel, [&](Index t, float* to) {
-                        store(to, relu6(shift + tap0 * load(before + t) + tap1 * load(middle + t) +
-                                        tap2 * load(after + t)));
+                [&](Index c, Index, Taps const (&around)[DEPTH]) {
+                    Vector shift[DEPTH], tap0[DEPTH], tap1[DEPTH], tap2[DEPTH];
+                    for (Index i = 0; i < DEPTH; ++i) {
+                        Index const channel = least(c + i, width - 1);
+                        shift[i] = splat(shift1[channel]);
+                        tap0[i] = splat(taps[3 * channel]);
+                        tap1[i] = splat(taps[3 * channel + 1]);
+                        tap2[i] = splat(taps[3 * channel + 2]);
+                    }
+                    for_strips(out_strips, words_of<Factor>(width), c / DEPTH, panel, [&](Index t, Factor* to) {
+                        put(to, [&](Index i) {
+                            return relu6(shift[i] + tap0[i] * load(around[i].before + t) +
+                                         tap1[i] * load(around[i].at + t) + tap2[i] * load(around[i].after + t));
+                        });
                     });
                 });
             product_rows(out_strips, s.n_out, width, project, panel,
@@ -134,9 +141,10 @@ struct FoldedBlock {
     }
 };
 
+template <typename Factor>
 struct EvaluateWorkspace {
     Carver carver;
-    FoldedBlock block;
+    FoldedBlock<Factor> block;
     Index per_thread;
     float* thread;  // [n_threads, per_thread]
     Index bytes;
@@ -149,9 +157,10 @@ struct EvaluateWorkspace {
           bytes(carver.used()) {}
 };
 
+template <typename Factor>
 inline void evaluate(MBConvEvaluate const& call) {
     MBConvShape const& s = call.shape;
-    EvaluateWorkspace const work(s, call.residual);
+    EvaluateWorkspace<Factor> const work(s, call.residual);
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
         SLEEPFM_OMP(omp for schedule(static))
         for (Index part = 0; part < work.block.n_parts(); ++part) {

@@ -37,18 +37,25 @@ inline Index expand_end(Columns const& at, Index S) {
     return at.stride == 1 && end < S ? end - 1 : end;
 }
 
+// What a depthwise convolution of 3 reads for its outputs of a tile.
+struct Taps {
+    float const *before, *at, *after;
+};
+
 // For every block of ROWS channels: activation(c, t, vectors) turns vectors of channel c, columns from t on, into what
-// the depthwise convolution reads; convolve(c, n, before, at, after) gets the three samples around each of n outputs,
-// the first of which is the first that was not done before.
-template <typename Activation, typename Convolve>
-inline void expand_tile(MBConvShape const& s, Columns const& at, Strips const& strips, float const* packed,
-                        float const* x, Carry* carry, float* rows, Activation activation, Convolve convolve) {
+// the depthwise convolution reads; convolve(c, n, taps) gets, for as many channels from c on as are neighbours in a
+// word of the projection's factors, the three samples around each of n outputs, the first of which is the first that
+// was not done before. Where the last word has one channel too many, it is the one before again.
+template <Index TOGETHER, typename Factor, typename Activation, typename Convolve>
+inline void expand_tile(MBConvShape const& s, Columns const& at, Strips const& strips, Factor const* packed,
+                        Factor const* x, Carry* carry, float* rows, Activation activation, Convolve convolve) {
+    static_assert(ROWS % TOGETHER == 0);
     Index const first = at.first == 0, last = at.first + at.n == samples_out(s);
     Index const gap = 2 * LANES;  // room before every run of columns, for the samples before it
     Index const ld_row = at.count + 2 * gap;
     for (Index block = 0; block < s.width; block += ROWS) {
         Index const n_rows = least(s.width - block, ROWS);
-        product_rows(strips, n_rows, s.n_in, packed + block * s.n_in, x,
+        product_rows(strips, n_rows, s.n_in, packed + block * words_of<Factor>(s.n_in), x,
                      [=, offset = at.offset](Index r, Index t, auto& vectors, Index) {
                          constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
                          activation(block + r, t, vectors);
@@ -58,24 +65,32 @@ inline void expand_tile(MBConvShape const& s, Columns const& at, Strips const& s
                              store(to + c * LANES + (t + c * LANES >= offset ? gap : 0), vectors[c]);
                          }
                      });
-        for (Index r = 0; r < n_rows; ++r) {
-            Index const c = block + r;
-            float* const h = rows + r * ld_row + gap;
-            if (at.stride == 1) {
-                h[-2] = first ? 0.0f : carry[c].before;
-                h[-1] = first ? 0.0f : carry[c].last;
-                h[at.n] = 0.0f;
-                carry[c] = {h[at.n - 1], h[at.n - 2]};
-                convolve(c, at.n - first + last, h - 2 + first, h - 1 + first, h + first);
-            } else {
-                float* const odd = h + at.offset + gap;
-                odd[-1] = first ? 0.0f : carry[c].last;
-                if (at.n_odd < at.n) {
-                    odd[at.n_odd] = 0.0f;
+        for (Index r = 0; r < n_rows; r += TOGETHER) {
+            Taps taps[TOGETHER];
+            for (Index i = 0; i < TOGETHER; ++i) {
+                if (i > 0 && r + i >= n_rows) {
+                    taps[i] = taps[i - 1];
+                    continue;
                 }
-                carry[c].last = odd[at.n - 1];
-                convolve(c, at.n, odd - 1, h, odd);
+                Index const c = block + r + i;
+                float* const h = rows + (r + i) * ld_row + gap;
+                if (at.stride == 1) {
+                    h[-2] = first ? 0.0f : carry[c].before;
+                    h[-1] = first ? 0.0f : carry[c].last;
+                    h[at.n] = 0.0f;
+                    carry[c] = {h[at.n - 1], h[at.n - 2]};
+                    taps[i] = {h - 2 + first, h - 1 + first, h + first};
+                } else {
+                    float* const odd = h + at.offset + gap;
+                    odd[-1] = first ? 0.0f : carry[c].last;
+                    if (at.n_odd < at.n) {
+                        odd[at.n_odd] = 0.0f;
+                    }
+                    carry[c].last = odd[at.n - 1];
+                    taps[i] = {odd - 1, h, odd};
+                }
             }
+            convolve(block + r, at.stride == 1 ? at.n - first + last : at.n, taps);
         }
     }
 }

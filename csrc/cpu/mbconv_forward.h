@@ -15,14 +15,19 @@ struct PivotSums {
     float sum[LANES], squares[LANES];
 };
 
-// out[t] = bias + a before[t] + b at[t] + c after[t]; adds the outputs to the sums, and finds the pivot where it is
+// out[t] = bias + a x.before[t] + b x.at[t] + c x.after[t]; adds the outputs to the sums, and finds the pivot where it is
 // first.
-inline void depthwise(float const* before, float const* at, float const* after, Index n, float const* taps, float bias,
-                      float* out, bool first, float& pivot, PivotSums& sums) {
+template <typename Wide>
+inline void depthwise(Taps const& x, Index n, float const* taps, float bias, Wide* out, bool first, float& pivot,
+                      PivotSums& sums) {
     float const a = taps[0], b = taps[1], c = taps[2];
     float const around = first ? 0.0f : pivot;
     Vector sum{}, squares{}, more{}, more_squares{};  // two chains of additions
-    auto const output = [&](Index t) { return bias + a * load(before + t) + b * load(at + t) + c * load(after + t); };
+    // As the batch norm will find it: what rounding does to a channel that hardly varies must not look like a distance
+    // from its mean.
+    auto const output = [&](Index t) {
+        return as_kept_in(out, bias + a * load(x.before + t) + b * load(x.at + t) + c * load(x.after + t));
+    };
     Index t = 0;
     for (; t + 2 * LANES <= n; t += 2 * LANES) {
         Vector const y = output(t), z = output(t + LANES);
@@ -66,10 +71,12 @@ inline void depthwise(float const* before, float const* at, float const* after, 
     store(sums.squares, squares_a + squares_b);
 }
 
+template <typename Factor>
 inline void forward(MBConvForward const& call) {
+    using Wide = WideOf<Factor>;
     MBConvShape const& s = call.shape;
     MBConvWeights const& w = call.weights;
-    MBConvWorkspace const work(s, false);
+    MBConvWorkspace<Factor> const work(s, false);
     Index const B = s.n_clips, T = s.n_samples, S = samples_out(s), width = s.width, n_in = s.n_in;
     double* const mean0 = call.statistics;
     double* const variance0 = mean0 + width;
@@ -89,9 +96,11 @@ inline void forward(MBConvForward const& call) {
         auto* const lanes = reinterpret_cast<PivotSums*>(scratch);                  // [width]
         float* const pivots = scratch + (2 * LANES + 2) * width;                    // [width]
         auto* const carry = reinterpret_cast<Carry*>(scratch + 2 * LANES * width);  // [width]
-        float* const x_panel = scratch + round_up((2 * LANES + 3) * width, 16);     // [n_in, ldx]
-        float* const rows = x_panel + n_in * ldx;                                   // [ROWS, ...]
-        float* const panel = rows + ROWS * (ldx + 4 * LANES);                       // width rows
+        float* const narrow = scratch + round_up((2 * LANES + 3) * width, 16);
+        float* const rows = narrow + n_in * ldx;                      // [ROWS, ...]
+        float* const products_of_input = rows + ROWS * (ldx + 4 * LANES);
+        auto* const x_panel = reinterpret_cast<Factor*>(narrow);            // n_in factors, ldx
+        auto* const panel = reinterpret_cast<Factor*>(products_of_input);  // width factors
 
         SLEEPFM_OMP(omp for schedule(static) nowait)
         for (Index block = 0; block < (width + ROWS - 1) / ROWS; ++block) {
@@ -121,7 +130,7 @@ inline void forward(MBConvForward const& call) {
             double* const products = work.moments + group * n_moments;
             memset(products, 0, static_cast<std::size_t>(n_moments) * sizeof(double));
             for (Index b = group * per_group; b < least((group + 1) * per_group, B); ++b) {
-                add_moments(s, call.x + b * n_in * T, work.centre, panel, products);
+                add_moments(s, call.x + b * n_in * T, work.centre, products_of_input, products);
             }
         }
         SLEEPFM_OMP(omp for schedule(static))
@@ -141,7 +150,7 @@ inline void forward(MBConvForward const& call) {
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index block = 0; block < (width + 3) / 4; ++block) {
-            auto* const wide = reinterpret_cast<double*>(panel);  // [4, ld_in]
+            auto* const wide = reinterpret_cast<double*>(products_of_input);  // [4, ld_in]
             Index const n_rows = least(width - 4 * block, 4);
             for (Index r = 0; r < 4; ++r) {
                 double mean = 0.0;
@@ -167,14 +176,14 @@ inline void forward(MBConvForward const& call) {
 
         SLEEPFM_OMP(omp for schedule(static))
         for (Index b = 0; b < B; ++b) {
-            float* const c1 = call.c1 == nullptr ? nullptr : call.c1 + b * width * T;
-            float* const c2 = call.c2 + b * width * S;
+            Wide* const c1 = call.c1 == nullptr ? nullptr : static_cast<Wide*>(call.c1) + b * width * T;
+            Wide* const c2 = static_cast<Wide*>(call.c2) + b * width * S;
             Index done = 0;
             for (Index from = 0; from < S; from += tile) {
                 Columns const at(s, from, tile);
                 Strips const strips(at.count);
                 fill_columns(at, strips, call.x + b * n_in * T, T, n_in, work.centre, rows, x_panel);
-                expand_tile(
+                expand_tile<1>(
                     s, at, strips, work.expand, x_panel, carry, rows,
                     [=, scale0 = work.scale0, beta0 = w.beta0](Index c, Index t, auto& vectors) {
                         constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
@@ -187,12 +196,11 @@ inline void forward(MBConvForward const& call) {
                             vectors[k] = relu6(vectors[k] * scale + shift);
                         }
                     },
-                    [&](Index c, Index n, float const* before, float const* middle, float const* after) {
+                    [&](Index c, Index n, Taps const (&taps)[1]) {
                         if (c + ROWS < width) {
                             prefetch_to_write(c2 + (c + ROWS) * S + done, n);
                         }
-                        depthwise(before, middle, after, n, w.wd + 3 * c, w.bd[c], c2 + c * S + done, from == 0,
-                                  pivots[c], lanes[c]);
+                        depthwise(taps[0], n, w.wd + 3 * c, w.bd[c], c2 + c * S + done, from == 0, pivots[c], lanes[c]);
                     });
                 done = expand_end(at, S);
             }
@@ -222,12 +230,12 @@ inline void forward(MBConvForward const& call) {
 
         SLEEPFM_OMP(omp for schedule(static))
         for (Index b = 0; b < B; ++b) {
-            float const* const c2 = call.c2 + b * width * S;
+            Wide const* const c2 = static_cast<Wide const*>(call.c2) + b * width * S;
             float* const y = call.y + b * s.n_out * S;
             for (Index t0 = 0; t0 < S; t0 += columns) {
                 Strips const strips(least(S - t0, columns));
                 fill_panel(strips, width, panel, [&](Index k, Index t, Index n) {
-                    float const* const from = c2 + k * S + t0 + t;
+                    Wide const* const from = c2 + k * S + t0 + t;
                     __builtin_prefetch(from + 2 * S);
                     return relu6(load_first(from, n) * work.scale1[k] + work.shift1[k]);
                 });

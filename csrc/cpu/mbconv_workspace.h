@@ -61,11 +61,13 @@ inline Index moments_width(Index n_in) {
     return round_up(n_in, TILE % ROWS == 0 ? TILE : 2 * TILE);
 }
 
+template <typename Factor>
 struct MBConvWorkspace {
-    float* expand;    // packed w1 [width / ROWS, n_in, ROWS]
-    float* project;   // packed w3 [n_out / ROWS, width, ROWS]
-    float* expand_t;  // packed w1 transposed [n_in / ROWS, width, ROWS], times scale0
-    float* project_t;
+    Factor* expand;    // packed w1 [width / ROWS, n_in, ROWS]
+    Factor* project;   // packed w3 [n_out / ROWS, width, ROWS]
+    Factor* expand_t;  // packed w1 transposed [n_in / ROWS, width, ROWS], times scale0
+    Factor* project_t;
+    float *exact_expand, *exact_expand_t;      // of them what the corrections of backward multiply, in float32
     float *scale0, *shift0, *scale1, *shift1;  // [width] the batch norms as a multiplication and an addition
     float* batch_norm;                         // [width, 4] backward: BatchNormGradient of the second
     double* sums;                              // [B, width, 5] and [B, n_out]; forward: [B, 2, width]
@@ -88,10 +90,18 @@ struct MBConvWorkspace {
         Index const width = round_up(s.width, ROWS), n_in = round_up(s.n_in, ROWS), n_out = round_up(s.n_out, ROWS);
         Index const ld_in = odd_vectors(s.n_in), ld_out = odd_vectors(s.n_out);
         Index const widest = most(n_in, n_out), ld_widest = most(ld_in, ld_out);
-        expand = floats(width * s.n_in);
-        project = floats(n_out * s.width);
-        expand_t = floats(backward ? n_in * width : 0);
-        project_t = floats(backward ? width * s.n_out : 0);
+        auto const factors = [&](Index n_rows, Index n) { return carver.take<Factor>(n_rows * words_of<Factor>(n)); };
+        expand = factors(width, s.n_in);
+        project = factors(n_out, s.width);
+        expand_t = factors(backward ? n_in : 0, width);
+        project_t = factors(backward ? width : 0, s.n_out);
+        if constexpr (FactorOf<Factor>::DEPTH == 1) {
+            exact_expand = expand;
+            exact_expand_t = expand_t;
+        } else {
+            exact_expand = floats(backward ? width * s.n_in : 0);
+            exact_expand_t = floats(backward ? n_in * width : 0);
+        }
         scale0 = floats(s.width);
         shift0 = floats(s.width);
         scale1 = floats(s.width);

@@ -16,6 +16,7 @@ from sleepfm_fast.model.mbconv_blocks import (
     is_plain_stem,
     running_statistics,
 )
+from sleepfm_fast.model.precision import cpu_precision
 from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem, encoder_evaluate
 
 __all__ = ["average_over_time", "covers"]
@@ -39,12 +40,12 @@ class Layers(Protocol):
 
 
 def covers(encoder: Layers, x: Tensor) -> bool:
-    """Whether the op computes what the layers would: float32 on the CPU, in evaluation, without hooks or gradients."""
+    """Whether the op computes what the layers would: on the CPU, in evaluation, without hooks or gradients."""
     return (
         not torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
+        and cpu_precision() is not None
         and not has_global_hooks()
         and is_plain_stem(encoder.stage1)
         and is_affine(encoder.b0)
@@ -89,7 +90,8 @@ def average_over_time(encoder: Layers, x: Tensor) -> Tensor:
                 )
             )
     assert encoder.stage1.bias is not None
-    return encoder_evaluate(x, Stem(encoder.stage1.weight, encoder.stage1.bias, norm_of(encoder.b0)), blocks)
+    stem = Stem(encoder.stage1.weight, encoder.stage1.bias, norm_of(encoder.b0))
+    return encoder_evaluate(x, stem, blocks, precision=cpu_precision() or "float32")
 
 
 def norm_of(norm: nn.BatchNorm1d) -> Norm:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sleepfm_fast.model.precision import cpu_precision
 from sleepfm_fast.ops.max_pool import max_pool
 from sleepfm_fast.ops.mbconv import mbconv
 from sleepfm_fast.ops.stem import stem
@@ -71,15 +72,17 @@ def affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 
 def convolve_and_normalise(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     """``norm(conv(x))``, the stem; in evaluation the batch norm is folded into the convolution, in training one op."""
-    half = x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
-    if half or type(conv) is not nn.Conv1d or conv.padding_mode != "zeros" or has_hooks(conv):
+    # Under autocast on a CPU the stem stays in float32: its few multiplications cost less than rounding would.
+    half = x.dtype != torch.float32 or (x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type))
+    if half or cpu_precision() is None or type(conv) is not nn.Conv1d or conv.padding_mode != "zeros" or has_hooks(conv):
         y: Tensor = norm(conv(x))
         return y
     if is_affine(norm):
         scale, shift = affine(norm)
         weight = (conv.weight * scale[:, None, None]).to(conv.weight.dtype)
         bias = (shift if conv.bias is None else conv.bias * scale + shift).to(conv.weight.dtype)
-        return functional.conv1d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        with torch.autocast(x.device.type, enabled=False):
+            return functional.conv1d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     if not is_stem(conv, norm, x):
         return norm(conv(x))  # type: ignore[no-any-return]
     bias = x.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias
@@ -172,7 +175,8 @@ class MBConvBlock(nn.Module):
     def can_fuse(self, x: Tensor) -> bool:
         """Whether the compiled op covers this call.
 
-        SyncBatchNorm, half precision, other devices and layers with hooks go the long way.
+        SyncBatchNorm, tensors of half precision, other devices and layers with hooks go the long way; autocast to
+        bfloat16 is a precision of the op.
         """
         return (
             self.fuse
@@ -189,7 +193,7 @@ class MBConvBlock(nn.Module):
             and self.b1.track_running_stats
             and self.b0.eps == self.b1.eps
             and not has_hooks(self.conv1, self.b0, self.conv2, self.b1, self.act, self.conv3, self.drop)
-            and not torch.is_autocast_enabled("cpu")
+            and cpu_precision() is not None
             and (self.training or not torch.is_grad_enabled())
             and (not self.training or x.shape[0] * x.shape[2] > 1)
         )
@@ -250,6 +254,7 @@ class MBConvBlock(nn.Module):
             eps=norms[0].eps,
             residual=self.residual,
             dropout=self.drop.p if self.residual and self.drop.training else 0.0,
+            precision=cpu_precision() or "float32",
         )
         if self.training:
             track(norms[0], statistics[:2], x.shape[0] * x.shape[2])

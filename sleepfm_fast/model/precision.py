@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
-__all__ = ["Precision", "arithmetic"]
+from sleepfm_fast.ops.mbconv import Precision
 
-Precision = Literal["float32", "bfloat16"]
+__all__ = ["Precision", "arithmetic", "cpu_precision"]
 
 
 def arithmetic(precision: Precision, device: torch.device) -> torch.autocast:
     """Context in which encoders run: convolutions and matrices in ``precision``, sums of batch norm in float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def cpu_precision() -> Precision | None:
+    """Precision in which the compiled ops are asked to run here; None where they have none of that kind (float16)."""
+    if not torch.is_autocast_enabled("cpu"):
+        return "float32"
+    return "bfloat16" if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops.mbconv import validate
+from sleepfm_fast.ops.mbconv import Precision, is_bfloat16, validate
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import refuse_gradients, refuse_transforms
@@ -62,7 +62,9 @@ class Block:
     """Maximum of each sample and its neighbours, last."""
 
 
-def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block]) -> Tensor:
+def encoder_evaluate(
+    x: Tensor, stem: Stem, blocks: Sequence[Block], *, precision: Precision = "float32"
+) -> Tensor:
     """Average over time of what a stem and MBConv blocks make of clips, with running statistics.
 
     Parameters
@@ -73,6 +75,8 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block]) -> Tensor:
         The first layer.
     blocks : sequence of Block
         In order; each takes as many channels as come out of the one before.
+    precision : {"float32", "bfloat16"}
+        As :func:`sleepfm_fast.ops.mbconv` takes it, for the blocks.
 
     Returns
     -------
@@ -132,12 +136,13 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block]) -> Tensor:
             "encoder_evaluate has no gradient; call it under torch.no_grad(), or use "
             "sleepfm_fast.reference.encoder_evaluate."
         )
+    bf16 = is_bfloat16(precision)
     strides = [block.stride for block in blocks]
     kinds = [4 * block.residual + 2 * (block.after is not None) + block.pool for block in blocks]
     eps = [stem.norm.eps]
     for block in blocks:
         eps += [block.eps, block.after.eps if block.after else 0.0]
-    y: Tensor = torch.ops.sleepfm_fast.encoder_evaluate(x, tensors, strides, kinds, eps)
+    y: Tensor = torch.ops.sleepfm_fast.encoder_evaluate(x, tensors, strides, kinds, eps, bf16)
     return y
 
 
@@ -151,7 +156,7 @@ def norm_shapes(name: str, norm: Norm, n: int) -> list[tuple[str, Tensor, tuple[
 
 # kinds: 4 with a residual, 2 with a batch norm after the block, 1 with a maximum, added up.
 LIBRARY.define(
-    "encoder_evaluate(Tensor x, Tensor[] tensors, int[] strides, int[] kinds, float[] eps) -> Tensor",
+    "encoder_evaluate(Tensor x, Tensor[] tensors, int[] strides, int[] kinds, float[] eps, bool bf16) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -168,13 +173,17 @@ def widths(tensors: list[Tensor], kinds: list[int]) -> list[tuple[int, int]]:
 
 
 @torch.library.register_fake("sleepfm_fast::encoder_evaluate", lib=LIBRARY)  # type: ignore[untyped-decorator]
-def _fake(x: Tensor, tensors: list[Tensor], strides: list[int], kinds: list[int], eps: list[float]) -> Tensor:
+def _fake(
+    x: Tensor, tensors: list[Tensor], strides: list[int], kinds: list[int], eps: list[float], bf16: bool
+) -> Tensor:
     shapes = widths(tensors, kinds)
     return x.new_empty((x.shape[0], shapes[-1][1] if shapes else tensors[0].shape[0]))
 
 
-def _run(x: Tensor, tensors: list[Tensor], strides: list[int], kinds: list[int], eps: list[float]) -> Tensor:
-    y: Tensor = _fake(x, tensors, strides, kinds, eps)
+def _run(
+    x: Tensor, tensors: list[Tensor], strides: list[int], kinds: list[int], eps: list[float], bf16: bool
+) -> Tensor:
+    y: Tensor = _fake(x, tensors, strides, kinds, eps, bf16)
     x, tensors = x.contiguous(), [tensor.contiguous() for tensor in tensors]
     dims = (x.shape[0], x.shape[1], tensors[0].shape[0], x.shape[2])
     layout = [
@@ -188,9 +197,9 @@ def _run(x: Tensor, tensors: list[Tensor], strides: list[int], kinds: list[int],
         addresses += [next(rest) for _ in range(14)]
         addresses += [next(rest) if kind & 2 else 0 for _ in range(4)]
     n_threads = min(torch.get_num_threads(), max(x.shape[0], 1))
-    n_bytes = _C.encoder_workspace_bytes(dims, n_threads, layout)
+    n_bytes = _C.encoder_workspace_bytes(dims, bf16, n_threads, layout)
     workspace = empty(x, (n_bytes // x.element_size(),))
-    _C.encoder_evaluate(dims, n_threads, workspace.data_ptr(), eps[0], layout, addresses)
+    _C.encoder_evaluate(dims, bf16, n_threads, workspace.data_ptr(), eps[0], layout, addresses)
     return y
 
 

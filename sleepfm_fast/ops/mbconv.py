@@ -16,8 +16,9 @@ from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
 
-__all__ = ["mbconv"]
+__all__ = ["Precision", "is_bfloat16", "mbconv"]
 
+Precision = Literal["float32", "bfloat16"]
 Dims = tuple[int, int, int, int, int, int]
 WEIGHTS = ("w1", "b1", "gamma0", "beta0", "wd", "bd", "gamma1", "beta1", "w3", "b3")
 
@@ -41,6 +42,7 @@ def mbconv(
     residual: bool = False,
     dropout: float = 0.0,
     seed: Tensor | None = None,
+    precision: Precision = "float32",
 ) -> tuple[Tensor, Tensor]:
     """Inverted bottleneck of a 1-D EfficientNet (Sandler et al. 2018; as in SleepFM, Thapa et al. 2024), fused.
 
@@ -73,6 +75,11 @@ def mbconv(
         Probability that a value of the projection is dropped before x is added; only with ``residual``.
     seed : Tensor, optional
         0-d int64 that says what is dropped; drawn from torch's generator by default.
+    precision : {"float32", "bfloat16"}
+        What the factors of the 1x1 convolutions and of their gradients are rounded to, and the wide activations that
+        wait in memory; all sums, statistics, inputs and results are float32 or better. bfloat16 is faster on a
+        processor with instructions for it (``sleepfm_fast.build_info()["cpu_multiplies_bfloat16"]``), and takes half
+        of the memory on every one.
 
     Returns
     -------
@@ -97,6 +104,7 @@ def mbconv(
     """
     weights = (w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3)
     validate(x, weights, stride, running)
+    bf16 = is_bfloat16(precision)
     refuse_transforms("mbconv", x, *weights)
     if residual and (stride != 1 or x.shape[1] != len(w3)):
         raise ValueError(
@@ -113,7 +121,7 @@ def mbconv(
                 "mbconv with running statistics has no gradient; call it under torch.no_grad(), or use "
                 "sleepfm_fast.reference.mbconv."
             )
-        y = torch.ops.sleepfm_fast.mbconv_evaluate(x, list(weights), list(running), stride, eps, residual)
+        y = torch.ops.sleepfm_fast.mbconv_evaluate(x, list(weights), list(running), stride, eps, residual, bf16)
         return y, torch.stack([tensor.double() for tensor in running])
     if len(x) * x.shape[2] < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; a batch norm needs more than one value a channel to train.")
@@ -121,12 +129,19 @@ def mbconv(
         seed = torch.zeros((), dtype=torch.int64, device=x.device)
         if dropout > 0.0:
             seed = torch.randint(1 << 62, (), device=x.device)
-    options = (stride, eps, residual, dropout)
+    options = (stride, eps, residual, dropout, bf16)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
         y, statistics = _MBConv.apply(*options, seed, x, *weights)  # type: ignore[no-untyped-call]
     else:
         y, _, _, statistics, _ = torch.ops.sleepfm_fast.mbconv_forward(x, list(weights), seed, *options, False)
     return y, statistics
+
+
+def is_bfloat16(precision: Precision) -> bool:
+    """Refuse what is no precision of the blocks."""
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision is {precision!r}; choose float32 or bfloat16.")
+    return precision == "bfloat16"
 
 
 def validate(
@@ -165,9 +180,17 @@ def validate(
 class _MBConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, stride: int, eps: float, residual: bool, dropout: float, seed: Tensor, x: Tensor, *weights: Tensor
+        ctx: Any,
+        stride: int,
+        eps: float,
+        residual: bool,
+        dropout: float,
+        bf16: bool,
+        seed: Tensor,
+        x: Tensor,
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        options = (stride, eps, residual, dropout)
+        options = (stride, eps, residual, dropout, bf16)
         y, c1, c2, statistics, moments = torch.ops.sleepfm_fast.mbconv_forward(x, list(weights), seed, *options, True)
         ctx.save_for_backward(x, *weights, seed, c1, c2, statistics, moments)
         ctx.options = options
@@ -180,23 +203,25 @@ class _MBConv(torch.autograd.Function):
         arguments = (dy, x, list(weights), seed, c1, c2, statistics, moments, *ctx.options)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             raise no_second_derivative("mbconv")
-        return (None, None, None, None, None, *torch.ops.sleepfm_fast.mbconv_backward(*arguments))
+        return (None, None, None, None, None, None, *torch.ops.sleepfm_fast.mbconv_backward(*arguments))
 
 
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 LIBRARY.define(
     "mbconv_forward(Tensor x, Tensor[] weights, Tensor seed, int stride, float eps, bool residual, float dropout, "
-    "bool for_backward) -> (Tensor y, Tensor c1, Tensor c2, Tensor statistics, Tensor moments)",
+    "bool bf16, bool for_backward) -> (Tensor y, Tensor c1, Tensor c2, Tensor statistics, Tensor moments)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
-    "mbconv_evaluate(Tensor x, Tensor[] weights, Tensor[] running, int stride, float eps, bool residual) -> Tensor",
+    "mbconv_evaluate(Tensor x, Tensor[] weights, Tensor[] running, int stride, float eps, bool residual, bool bf16) "
+    "-> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
     "mbconv_backward(Tensor dy, Tensor x, Tensor[] weights, Tensor seed, Tensor c1, Tensor c2, Tensor statistics, "
-    "Tensor moments, int stride, float eps, bool residual, float dropout) -> (Tensor dx, Tensor dw1, Tensor db1, "
+    "Tensor moments, int stride, float eps, bool residual, float dropout, bool bf16) -> (Tensor dx, Tensor dw1, "
+    "Tensor db1, "
     "Tensor dgamma0, Tensor dbeta0, Tensor dwd, Tensor dbd, Tensor dgamma1, Tensor dbeta1, Tensor dw3, Tensor db3)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -208,15 +233,16 @@ def keeps_expansion(n_in: int) -> bool:
 
 
 def results_of_forward(
-    x: Tensor, weights: list[Tensor], stride: int, for_backward: bool
+    x: Tensor, weights: list[Tensor], stride: int, bf16: bool, for_backward: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Uninitialised y, c1, c2, statistics, moments."""
+    wide = torch.bfloat16 if bf16 else torch.float32
     B, n_in, T = x.shape
     S, width = (T - 1) // stride + 1, weights[0].shape[0]
     return (
         x.new_empty((B, weights[8].shape[0], S)),
-        empty(x, (B, width, T) if for_backward and keeps_expansion(n_in) else (0,)),
-        empty(x, (B, width, S)),
+        empty(x, (B, width, T) if for_backward and keeps_expansion(n_in) else (0,), wide),
+        empty(x, (B, width, S), wide),
         x.new_empty((4, width), dtype=torch.float64),
         x.new_empty((1 + n_in, n_in), dtype=torch.float64),
     )
@@ -231,16 +257,17 @@ def _fake_forward(
     eps: float,
     residual: bool,
     dropout: float,
+    bf16: bool,
     for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return results_of_forward(x, weights, stride, for_backward)
+    return results_of_forward(x, weights, stride, bf16, for_backward)
 
 
 @torch.library.register_fake("sleepfm_fast::mbconv_evaluate", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _fake_evaluate(
-    x: Tensor, weights: list[Tensor], running: list[Tensor], stride: int, eps: float, residual: bool
+    x: Tensor, weights: list[Tensor], running: list[Tensor], stride: int, eps: float, residual: bool, bf16: bool
 ) -> Tensor:
-    return results_of_forward(x, weights, stride, False)[0]
+    return results_of_forward(x, weights, stride, bf16, False)[0]
 
 
 @torch.library.register_fake("sleepfm_fast::mbconv_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
@@ -257,23 +284,25 @@ def _fake_backward(
     eps: float,
     residual: bool,
     dropout: float,
+    bf16: bool,
 ) -> tuple[Tensor, ...]:
     return (x.new_empty(x.shape), *[weight.new_empty(weight.shape) for weight in weights])
 
 
 def call_arguments(
-    x: Tensor, weights: list[Tensor], stride: int, what: Literal["forward", "backward", "evaluation"]
-) -> tuple[tuple[Dims, int, int, tuple[int, ...]], list[Tensor]]:
+    x: Tensor, weights: list[Tensor], stride: int, bf16: bool, what: Literal["forward", "backward", "evaluation"]
+) -> tuple[tuple[Dims, bool, int, int, tuple[int, ...]], list[Tensor]]:
     """Leading arguments of the compiled functions, and the tensors that must outlive the call."""
     dims = (x.shape[0], x.shape[1], weights[0].shape[0], weights[8].shape[0], x.shape[2], stride)
     n_threads = min(torch.get_num_threads(), max(x.shape[0], 1))
     kept = [weight.contiguous() for weight in weights]
     if what == "evaluation":
-        n_bytes = _C.mbconv_evaluate_workspace_bytes(dims, n_threads)
+        n_bytes = _C.mbconv_evaluate_workspace_bytes(dims, bf16, n_threads)
     else:
-        n_bytes = _C.mbconv_workspace_bytes(dims, n_threads, what == "backward")
+        n_bytes = _C.mbconv_workspace_bytes(dims, bf16, n_threads, what == "backward")
     workspace = torch.empty(n_bytes, dtype=torch.uint8, device="cpu")
-    return (dims, n_threads, workspace.data_ptr(), tuple(weight.data_ptr() for weight in kept)), [workspace, *kept]
+    addresses = tuple(weight.data_ptr() for weight in kept)
+    return (dims, bf16, n_threads, workspace.data_ptr(), addresses), [workspace, *kept]
 
 
 def _forward(
@@ -284,25 +313,26 @@ def _forward(
     eps: float,
     residual: bool,
     dropout: float,
+    bf16: bool,
     for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x = x.contiguous()
-    results = results_of_forward(x, weights, stride, for_backward)
+    results = results_of_forward(x, weights, stride, bf16, for_backward)
     y, c1, c2, statistics, moments = results
-    leading, _alive = call_arguments(x, weights, stride, "forward")
+    leading, _alive = call_arguments(x, weights, stride, bf16, "forward")
     tensors = (x, c1, c2, statistics, moments, y)
     _C.mbconv_forward(*leading, (residual, dropout, int(seed) % 2**64), eps, *(tensor.data_ptr() for tensor in tensors))
     return results
 
 
 def _evaluate(
-    x: Tensor, weights: list[Tensor], running: list[Tensor], stride: int, eps: float, residual: bool
+    x: Tensor, weights: list[Tensor], running: list[Tensor], stride: int, eps: float, residual: bool, bf16: bool
 ) -> Tensor:
     x = x.contiguous()
     S = (x.shape[2] - 1) // stride + 1
     y = x.new_empty((x.shape[0], weights[8].shape[0], S))
     kept = [tensor.contiguous() for tensor in running]
-    leading, _alive = call_arguments(x, weights, stride, "evaluation")
+    leading, _alive = call_arguments(x, weights, stride, bf16, "evaluation")
     mean0, variance0, mean1, variance1 = (tensor.data_ptr() for tensor in kept)
     statistics = (mean0, variance0, mean1, variance1)
     _C.mbconv_evaluate(*leading, (residual, 0.0, 0), eps, *statistics, x.data_ptr(), y.data_ptr())
@@ -322,6 +352,7 @@ def _backward(
     eps: float,
     residual: bool,
     dropout: float,
+    bf16: bool,
 ) -> tuple[Tensor, ...]:
     # What forward kept comes back as hooks on saved tensors leave it.
     x, dy, c1, c2, statistics, moments = (t.contiguous() for t in (x, dy, c1, c2, statistics, moments))
@@ -332,7 +363,7 @@ def _backward(
         else torch.empty_like(weight, memory_format=torch.contiguous_format)
         for name, weight in zip(WEIGHTS, weights, strict=True)
     ]
-    leading, _alive = call_arguments(x, weights, stride, "backward")
+    leading, _alive = call_arguments(x, weights, stride, bf16, "backward")
     _C.mbconv_backward(
         *leading,
         (residual, dropout, int(seed) % 2**64),

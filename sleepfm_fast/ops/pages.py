@@ -17,16 +17,19 @@ __all__ = ["empty", "release_pages"]
 SMALL_BYTES = 1 << 17
 
 
-def empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Uninitialised contiguous tensor of the type and device of ``like``; on the CPU from pages that were freed before.
+def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised contiguous tensor on the device of ``like``, on the CPU from pages that were freed before.
+
+    Its type is that of ``like`` unless another is named.
 
     The memory goes back to the pool when the last tensor that uses it is gone. The pool never holds more than was in
     use at one time; :func:`release_pages` gives what is idle back to the system.
     """
-    n_bytes = math.prod(shape) * like.element_size()
+    dtype = like.dtype if dtype is None else dtype
+    n_bytes = math.prod(shape) * dtype.itemsize
     if like.device.type != "cpu" or n_bytes < SMALL_BYTES or isinstance(like, FakeTensor):
-        return like.new_empty(shape)
-    return torch.frombuffer(_C.Pages(n_bytes), dtype=like.dtype).view(shape)
+        return like.new_empty(shape, dtype=dtype)
+    return torch.frombuffer(_C.Pages(n_bytes), dtype=dtype).view(shape)
 
 
 def release_pages() -> int:

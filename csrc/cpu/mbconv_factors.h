@@ -1,0 +1,256 @@
+// What the products of an MBConv block multiply: float32, or bfloat16 in pairs that are neighbours in the sum, for
+// instructions that multiply two of them and add to a float32. Panels of pairs have half as many rows of as many
+// 32-bit words; what meets in a sum over samples has them side by side in a row. The wide activations that wait in
+// memory are of the factors' type.
+#pragma once
+
+#include "cpu/element.h"
+#include "cpu/mbconv_vectors.h"
+
+namespace sleepfm::SLEEPFM_ISA {
+
+namespace {
+
+struct Pair {
+    BFloat16 first, second;
+};
+
+// Lanes as 32-bit and as 16-bit words.
+using Words = std::uint32_t __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
+using HalfWords = std::uint16_t __attribute__((vector_size(SLEEPFM_LANES * sizeof(std::uint16_t))));
+// What lies in memory as pairs or halves is read and written by these only, whatever lay there before.
+typedef std::uint32_t UnalignedWords
+    __attribute__((vector_size(SLEEPFM_LANES * sizeof(float)), aligned(alignof(std::uint16_t)), may_alias));
+typedef std::uint16_t UnalignedHalfWords __attribute__((vector_size(SLEEPFM_LANES * sizeof(std::uint16_t)),
+                                                        aligned(alignof(std::uint16_t)), may_alias));
+typedef std::uint32_t Word __attribute__((aligned(alignof(std::uint16_t)), may_alias));
+
+inline Words bits_of(Vector v) {
+    Words bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+
+inline Vector vector_of(Words bits) {
+    Vector v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+inline Words load(Pair const* from) {
+    return *reinterpret_cast<UnalignedWords const*>(from);
+}
+
+inline void store(Pair* to, Words pairs) {
+    *reinterpret_cast<UnalignedWords*>(to) = pairs;
+}
+
+// One word in all lanes: of a packed matrix, or of a row's two samples.
+inline Vector spread(float const* from) {
+    return splat(*from);
+}
+
+inline Words spread(Pair const* from) {
+    return *reinterpret_cast<Word const*>(from) - Words{};
+}
+
+inline Words spread(BFloat16 const* from) {
+    return *reinterpret_cast<Word const*>(from) - Words{};
+}
+
+// The bits of bfloat16 in the upper half of every lane, to nearest even; NaN stays NaN. The lower halves are rubbish.
+inline Words rounded(Vector v) {
+    Words const bits = bits_of(v);
+    Words const up = bits + 0x7fffu + ((bits >> 16) & 1u);
+    return v == v ? up : bits | 0x400000u;
+}
+
+// first and second of every lane.
+inline Words pairs_of(Vector first, Vector second) {
+#if defined(__AVX512BF16__)
+    alignas(64) static constexpr std::uint16_t TURNS[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    auto const both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+    return reinterpret_cast<Words>(_mm512_permutexvar_epi16(_mm512_load_si512(TURNS), both));
+#else
+    return rounded(first) >> 16 | (rounded(second) & 0xffff0000u);
+#endif
+}
+
+inline Vector add_product(Vector sum, Vector a, Vector b) {
+    return sum + a * b;
+}
+
+// sum + first first + second second.
+inline Vector add_product(Vector sum, Words a, Words b) {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+#else
+    sum += vector_of(a << 16) * vector_of(b << 16);
+    sum += vector_of(a & 0xffff0000u) * vector_of(b & 0xffff0000u);
+    return sum;
+#endif
+}
+
+// ---- a vector of bfloat16 in memory ----------------------------------------------------------------------------------
+
+inline Vector widened(HalfWords v) {
+    return vector_of(__builtin_convertvector(v, Words) << 16);
+}
+
+inline HalfWords narrowed(Vector v) {
+#if defined(__AVX512BF16__)
+    return reinterpret_cast<HalfWords>(_mm512_cvtneps_pbh(v));
+#else
+    return __builtin_convertvector(rounded(v) >> 16, HalfWords);
+#endif
+}
+
+inline Vector load(BFloat16 const* from) {
+    return widened(*reinterpret_cast<UnalignedHalfWords const*>(from));
+}
+
+inline void store(BFloat16* to, Vector v) {
+    *reinterpret_cast<UnalignedHalfWords*>(to) = narrowed(v);
+}
+
+// What memory of that type holds of a vector.
+inline Vector as_kept_in(float const*, Vector v) {
+    return v;
+}
+
+inline Vector as_kept_in(BFloat16 const*, Vector v) {
+    return widened(narrowed(v));
+}
+
+inline Vector load_first(BFloat16 const* from, Index n) {
+    if (n >= LANES) {
+        return load(from);
+    }
+#if SLEEPFM_LANES == 16 && defined(__AVX512BW__) && defined(__AVX512VL__)
+    auto const mask = static_cast<__mmask16>((1u << (n < 0 ? 0 : n)) - 1u);
+    return widened(reinterpret_cast<HalfWords>(_mm256_maskz_loadu_epi16(mask, from)));
+#else
+    HalfWords v{};
+    for (int i = 0; i < SLEEPFM_LANES; ++i) {
+        if (i < n) {
+            v[i] = from[i].bits;
+        }
+    }
+    return widened(v);
+#endif
+}
+
+inline void store_first(BFloat16* to, Vector v, Index n) {
+    if (n >= LANES) {
+        store(to, v);
+        return;
+    }
+    HalfWords const words = narrowed(v);
+#if SLEEPFM_LANES == 16 && defined(__AVX512BW__) && defined(__AVX512VL__)
+    auto const mask = static_cast<__mmask16>((1u << (n < 0 ? 0 : n)) - 1u);
+    _mm256_mask_storeu_epi16(to, mask, reinterpret_cast<__m256i>(words));
+#else
+    for (int i = 0; i < SLEEPFM_LANES; ++i) {
+        if (i < n) {
+            to[i].bits = words[i];
+        }
+    }
+#endif
+}
+
+// What two rows have in the same places, as pairs.
+inline Words woven(BFloat16 const* first, BFloat16 const* second) {
+    Words const a = __builtin_convertvector(HalfWords(*reinterpret_cast<UnalignedHalfWords const*>(first)), Words);
+    Words const b = __builtin_convertvector(HalfWords(*reinterpret_cast<UnalignedHalfWords const*>(second)), Words);
+    return a | b << 16;
+}
+
+inline float value_of(float x) {
+    return x;
+}
+
+inline float value_of(BFloat16 x) {
+    return widen(x);
+}
+
+// For loops of which all turns but the last meet whole vectors: of those, n is no matter.
+struct Whole {
+    template <typename T>
+    static Vector load(T const* from, Index) {
+        return SLEEPFM_ISA::load(from);
+    }
+    template <typename T>
+    static void store(T* to, Vector v, Index) {
+        SLEEPFM_ISA::store(to, v);
+    }
+    static Vector first(Vector v, Index) { return v; }
+};
+
+struct Part {
+    template <typename T>
+    static Vector load(T const* from, Index n) {
+        return load_first(from, n);
+    }
+    template <typename T>
+    static void store(T* to, Vector v, Index n) {
+        store_first(to, v, n);
+    }
+    static Vector first(Vector v, Index n) { return first_lanes(v, n); }
+};
+
+// ---- one code for both -----------------------------------------------------------------------------------------------
+
+// Wide: of what waits in memory, and of a row along whose samples is summed. DEPTH: neighbours in the sum in one word.
+template <typename Factor>
+struct FactorOf;
+
+template <>
+struct FactorOf<float> {
+    using Wide = float;
+    static constexpr Index DEPTH = 1;
+};
+
+template <>
+struct FactorOf<Pair> {
+    using Wide = BFloat16;
+    static constexpr Index DEPTH = 2;
+};
+
+template <typename Factor>
+using WideOf = typename FactorOf<Factor>::Wide;
+
+// Words of n factors that are neighbours in a sum.
+template <typename Factor>
+constexpr Index words_of(Index n) {
+    return (n + FactorOf<Factor>::DEPTH - 1) / FactorOf<Factor>::DEPTH;
+}
+
+// A vector of words of the factors value(0) and, for pairs, value(1).
+template <typename Value>
+inline void put(float* to, Value value) {
+    store(to, value(Index{0}));
+}
+
+template <typename Value>
+inline void put(Pair* to, Value value) {
+    store(to, pairs_of(value(Index{0}), value(Index{1})));
+}
+
+// A word of the factors value(0) and, for pairs, value(1).
+template <typename Value>
+inline void put_word(float* to, Value value) {
+    *to = value(Index{0});
+}
+
+template <typename Value>
+inline void put_word(Pair* to, Value value) {
+    BFloat16 first, second;
+    narrow(value(Index{0}), first);
+    narrow(value(Index{1}), second);
+    *reinterpret_cast<Word*>(to) = first.bits | static_cast<std::uint32_t>(second.bits) << 16;
+}
+
+}  // namespace
+
+}  // namespace sleepfm::SLEEPFM_ISA

@@ -1,0 +1,201 @@
+// Vectors along time, of the float32 lanes of a register. Compiled once for each instruction set.
+#pragma once
+
+#include <string.h>
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace sleepfm::SLEEPFM_ISA {
+
+namespace {
+
+using Index = std::int64_t;
+using Vector = float __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
+using Mask = std::int32_t __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
+
+constexpr Index LANES = SLEEPFM_LANES;
+
+inline Index round_up(Index value, Index multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+inline Vector splat(float value) {
+    return value - Vector{};  // a broadcast: x - 0 is x, where x + 0 would be an addition for the sake of -0
+}
+
+// Vectors where floats are. Not memcpy, which may change anything: the compiler would read every pointer again after a
+// store. A typedef: in a `using`, Clang passes over `aligned`.
+typedef float Unaligned __attribute__((vector_size(SLEEPFM_LANES * sizeof(float)), aligned(alignof(float))));
+
+inline Vector load(float const* from) {
+    return *reinterpret_cast<Unaligned const*>(from);
+}
+
+inline void store(float* to, Vector v) {
+    *reinterpret_cast<Unaligned*>(to) = v;
+}
+
+// Ask for n numbers that are read soon.
+template <typename T>
+inline void prefetch(T const* from, Index n) {
+    for (Index i = 0; i < n; i += 64 / static_cast<Index>(sizeof(T))) {
+        __builtin_prefetch(from + i);
+    }
+}
+
+// Ask for n numbers that are written soon.
+template <typename T>
+inline void prefetch_to_write(T* to, Index n) {
+    for (Index i = 0; i < n; i += 64 / static_cast<Index>(sizeof(T))) {
+        __builtin_prefetch(to + i, 1);
+    }
+}
+
+// All bits of the first n lanes.
+inline Mask lanes_before(Index n) {
+    Mask lane;
+    for (int i = 0; i < SLEEPFM_LANES; ++i) {
+        lane[i] = i;
+    }
+    return lane < static_cast<std::int32_t>(n);
+}
+
+// The first n lanes; the others are zero and their memory is not touched.
+inline Vector load_first(float const* from, Index n) {
+    if (n >= LANES) {
+        return load(from);
+    }
+#if SLEEPFM_LANES == 16 && defined(__AVX512F__)
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << (n < 0 ? 0 : n)) - 1u), from);
+#elif SLEEPFM_LANES == 8 && defined(__AVX__)
+    Mask const lanes = lanes_before(n);
+    return _mm256_maskload_ps(from, reinterpret_cast<__m256i const&>(lanes));
+#else
+    Vector v{};
+    for (int i = 0; i < SLEEPFM_LANES; ++i) {
+        if (i < n) {
+            v[i] = from[i];
+        }
+    }
+    return v;
+#endif
+}
+
+inline void store_first(float* to, Vector v, Index n) {
+    if (n >= LANES) {
+        store(to, v);
+        return;
+    }
+#if SLEEPFM_LANES == 16 && defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << (n < 0 ? 0 : n)) - 1u), v);
+#elif SLEEPFM_LANES == 8 && defined(__AVX__)
+    // Halves: a masked store takes some processors 40 operations.
+    __m128 part = _mm256_castps256_ps128(v);
+    if (n & 4) {
+        _mm_storeu_ps(to, part);
+        part = _mm256_extractf128_ps(v, 1);
+        to += 4;
+    }
+    if (n & 2) {
+        _mm_storel_pi(reinterpret_cast<__m64*>(to), part);
+        part = _mm_movehl_ps(part, part);
+        to += 2;
+    }
+    if (n & 1) {
+        _mm_store_ss(to, part);
+    }
+#else
+    for (int i = 0; i < SLEEPFM_LANES; ++i) {
+        if (i < n) {
+            to[i] = v[i];
+        }
+    }
+#endif
+}
+
+inline Vector first_lanes(Vector v, Index n) {
+    if (n >= LANES) {
+        return v;
+    }
+    return lanes_before(n) ? v : Vector{};
+}
+
+inline double total(Vector v) {
+    double sum = 0.0;
+    for (int i = 0; i < SLEEPFM_LANES; ++i) {
+        sum += static_cast<double>(v[i]);
+    }
+    return sum;
+}
+
+// Half as many lanes in float64, a register's worth.
+constexpr Index WIDE_LANES = SLEEPFM_LANES / 2;
+using Doubles = double __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
+using HalfVector = float __attribute__((vector_size(SLEEPFM_LANES / 2 * sizeof(float))));
+
+inline Doubles load_wide(double const* from) {
+    Doubles v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+inline void store_wide(double* to, Doubles v) {
+    memcpy(to, &v, sizeof v);
+}
+
+inline Doubles load_widened(float const* from) {
+    HalfVector v;
+    memcpy(&v, from, sizeof v);
+    return __builtin_convertvector(v, Doubles);
+}
+
+inline void store_narrowed(float* to, Doubles v) {
+    HalfVector const half = __builtin_convertvector(v, HalfVector);
+    memcpy(to, &half, sizeof half);
+}
+
+// NaN stays NaN, as in torch: the maximum and minimum of x86 give their second operand then, those of ARM are NaN.
+// Written as two comparisons, the compiler takes four instructions.
+inline Vector relu6(Vector v) {
+#if SLEEPFM_LANES == 16 && defined(__AVX512F__)
+    return _mm512_min_ps(splat(6.0f), _mm512_max_ps(Vector{}, v));
+#elif SLEEPFM_LANES == 8 && defined(__AVX__)
+    return _mm256_min_ps(splat(6.0f), _mm256_max_ps(Vector{}, v));
+#elif SLEEPFM_LANES == 4 && defined(__SSE2__)
+    return _mm_min_ps(splat(6.0f), _mm_max_ps(Vector{}, v));
+#elif defined(__aarch64__)
+    return vminq_f32(splat(6.0f), vmaxq_f32(Vector{}, v));
+#else
+    v = v < 0.0f ? Vector{} : v;
+    return v > 6.0f ? splat(6.0f) : v;
+#endif
+}
+
+// The gradient where 0 < at < 6, and where `at` is NaN; else zero.
+inline Vector relu6_gradient(Vector at, Vector gradient) {
+#if SLEEPFM_LANES == 16 && defined(__AVX512F__)
+    __mmask16 const above = _mm512_cmp_ps_mask(at, Vector{}, _CMP_NLE_UQ);
+    return _mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, at, splat(6.0f), _CMP_NGE_UQ), gradient);
+#elif SLEEPFM_LANES == 8 && defined(__AVX__)
+    return _mm256_and_ps(
+        gradient, _mm256_and_ps(_mm256_cmp_ps(at, Vector{}, _CMP_NLE_UQ), _mm256_cmp_ps(at, splat(6.0f), _CMP_NGE_UQ)));
+#else
+    Mask const outside = (at <= 0.0f) | (at >= 6.0f);
+    Mask bits;
+    memcpy(&bits, &gradient, sizeof bits);
+    bits &= ~outside;
+    Vector result;
+    memcpy(&result, &bits, sizeof result);
+    return result;
+#endif
+}
+
+}  // namespace
+
+}  // namespace sleepfm::SLEEPFM_ISA
