@@ -55,9 +55,10 @@ def build_info() -> dict[str, Any]:
     -------
     dict
         ``version``, ``compiler``, ``architecture`` (``x86_64``, ``aarch64``, ...), ``cpu_instruction_sets`` (slowest
-        first), ``cpu_instruction_set_in_use``, ``openmp``, ``cuda_architectures`` (empty for a CPU build) and
-        ``cuda_compiler``. The instruction set ``portable`` is what every processor of the architecture has: SSE2 on
-        x86-64, NEON on 64-bit ARM.
+        first), ``cpu_instruction_set_in_use``, ``cpu_multiplies_bfloat16`` (whether the encoder's blocks use the
+        processor's instructions for it where they are asked for bfloat16), ``openmp``, ``cuda_architectures`` (empty
+        for a CPU build) and ``cuda_compiler``. The instruction set ``portable`` is what every processor of the
+        architecture has: SSE2 on x86-64, NEON on 64-bit ARM.
 
     Raises
     ------

@@ -167,7 +167,7 @@ def registered(x, stem, blocks):
         tensors += [*block.weights, *block.running, *(block.after.tensors() if block.after else [])]
     kinds = [4 * b.residual + 2 * (b.after is not None) + b.pool for b in blocks]
     eps = [1e-5, *[e for b in blocks for e in (b.eps, 1e-2)]]
-    return x, tensors, [b.stride for b in blocks], kinds, eps
+    return x, tensors, [b.stride for b in blocks], kinds, eps, False
 
 
 def test_opcheck():
@@ -239,11 +239,11 @@ def test_what_the_op_does_not_cover_goes_layer_by_layer(published, monkeypatch, 
     assert calls == []
 
 
-def test_gradients_and_autocast_go_layer_by_layer(published, monkeypatch):
+def test_gradients_float16_and_hooks_of_every_module_go_layer_by_layer(published, monkeypatch):
     calls = count_calls(monkeypatch)
     x = torch.randn(2, 3, 1920)
     published(x).sum().backward()
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
         published(x)
     assert calls == []
     handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)

@@ -342,7 +342,7 @@ def test_blocks_that_the_op_does_not_cover_go_the_long_way(monkeypatch):
     assert not block.can_fuse(x)
     block = torch.nn.SyncBatchNorm.convert_sync_batchnorm(MBConvBlock(4, 4, 2, 1, 0.0))
     assert not block.can_fuse(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.float16):
         assert not MBConvBlock(4, 4, 2, 1, 0.0).can_fuse(x)
 
 
@@ -493,9 +493,9 @@ def test_opcheck(stride):
     x, *weights = arguments((2, 3, 8, 4, 40, stride))
     running = [torch.rand(8) + 0.5 for _ in range(4)]
     namespace = torch.ops.sleepfm_fast
-    options = (stride, 1e-5, False, 0.0)
+    options = (stride, 1e-5, False, 0.0, False)
     seed = torch.tensor(1)
-    torch.library.opcheck(namespace.mbconv_evaluate.default, (x, weights, running, stride, 1e-5, False))
+    torch.library.opcheck(namespace.mbconv_evaluate.default, (x, weights, running, stride, 1e-5, False, False))
     for for_backward in (True, False):
         torch.library.opcheck(namespace.mbconv_forward.default, (x, weights, seed, *options, for_backward))
     y, *kept = namespace.mbconv_forward(x, weights, seed, *options, True)

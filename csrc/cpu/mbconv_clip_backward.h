@@ -51,10 +51,10 @@ struct ClipBackward {
 
     struct Scratch {
         float* lanes;
-        Wide* panel;      // width rows of samples
-        Factor* wide;     // the same as factors of a sum over channels; in the panel itself where that is the same
-        Factor* narrow;   // n_in or n_out factors
-        float* centred;   // n_in rows; in place of `narrow`
+        Wide* panel;     // width rows of samples
+        Factor* wide;    // the same as factors of a sum over channels; in the panel itself where that is the same
+        Factor* narrow;  // n_in or n_out factors
+        float* centred;  // n_in rows; in place of `narrow`
         float* result;
         Factor* transposed;
         float *rows, *d;
@@ -64,12 +64,12 @@ struct ClipBackward {
         Index const widest = round_up(most(n_in, n_out), ROWS);
         Scratch t;
         t.lanes = work.thread + thread_number() * work.per_thread;  // [width, 5, LANES]
-        float* const panel = t.lanes + 5 * LANES * width_padded;    // [width, ld]: rows of samples, then factors of pairs
+        float* const panel = t.lanes + 5 * LANES * width_padded;  // [width, ld]: rows of samples, then factors of pairs
         t.panel = reinterpret_cast<Wide*>(panel);
         t.wide = reinterpret_cast<Factor*>(FactorOf<Factor>::DEPTH == 1 ? panel : panel + width_padded * ld / 2);
         t.centred = panel + width_padded * ld;  // [n_in or n_out, ld]
         t.narrow = reinterpret_cast<Factor*>(t.centred);
-        t.result = t.centred + widest * ld;             // [n_in, ld]
+        t.result = t.centred + widest * ld;                // [n_in, ld]
         float* const transposed = t.result + widest * ld;  // [ld, n_in or n_out]
         t.transposed = reinterpret_cast<Factor*>(transposed);
         t.rows = transposed + ld * most(ld_in, ld_out);  // [ROWS, ld]
@@ -101,7 +101,7 @@ struct ClipBackward {
             Index const left = n - k * LANES;
             Vector const x = Extent::load(clip_c2 + place + k * LANES, left);
             Vector const u = x * scale + shift;
-            Vector const g = Extent::first(relu6_gradient(u, vectors[k]), left);
+            Vector const g = as_kept<Wide>(Extent::first(relu6_gradient(u, vectors[k]), left));
             Extent::store(clip_g1 + place + k * LANES, g, left);
             store(panel + k * LANES, Extent::first(relu6(u), left));
             sum += g;
@@ -136,7 +136,8 @@ struct ClipBackward {
                 for (Index c = block + ROWS; c < least(block + 2 * ROWS, width); ++c) {
                     prefetch(clip_c2 + c * S, strips.n);
                 }
-                product_rows(strips, least(width - block, ROWS), n_out, work.project_t + block * words_of<Factor>(n_out), t.narrow,
+                product_rows(strips, least(width - block, ROWS), n_out,
+                             work.project_t + block * words_of<Factor>(n_out), t.narrow,
                              [&](Index r, Index at, auto const& vectors, Index n) {
                                  constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
                                  if (n >= C * LANES) {
@@ -175,9 +176,10 @@ struct ClipBackward {
         }
         // The neighbour after the last vector too: h is zero there, but zero times the NaN that memory may hold is NaN.
         for (; i <= at.offset; i += LANES) {
-            store(d + i, i < left
-                             ? first_lanes(to_c2(load_first(gradient + i, left - i), load_first(row + i, left - i)), left - i)
-                             : Vector{});
+            store(d + i,
+                  i < left
+                      ? first_lanes(to_c2(load_first(gradient + i, left - i), load_first(row + i, left - i)), left - i)
+                      : Vector{});
         }
     }
 
@@ -195,7 +197,7 @@ struct ClipBackward {
             using Extent = decltype(extent);
             Vector const at_v = Extent::load(from, n);
             Vector const u = at_v * scale + shift;
-            Vector const g = Extent::first(relu6_gradient(u, dh), n);
+            Vector const g = as_kept<Wide>(Extent::first(relu6_gradient(u, dh), n));
             store(t.panel + places(c, column), g);
             sum += g;
             product += g * at_v;
@@ -270,7 +272,7 @@ struct ClipBackward {
                 Index const n_rows = least(width - block, ROWS);
                 if (c1 == nullptr) {
                     product(strips, n_rows, n_in, work.expand + block * words_of<Factor>(n_in), t.narrow,
-                            [&](Index r, Index k, Vector v, Index) { store(t.rows + r * ld + k, v); });
+                            [&](Index r, Index k, Vector v, Index) { store(t.rows + r * ld + k, as_kept<Wide>(v)); });
                 }
                 for (Index r = 0; r < n_rows; ++r) {
                     Index const c = block + r;

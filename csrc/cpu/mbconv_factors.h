@@ -21,8 +21,8 @@ using HalfWords = std::uint16_t __attribute__((vector_size(SLEEPFM_LANES * sizeo
 // What lies in memory as pairs or halves is read and written by these only, whatever lay there before.
 typedef std::uint32_t UnalignedWords
     __attribute__((vector_size(SLEEPFM_LANES * sizeof(float)), aligned(alignof(std::uint16_t)), may_alias));
-typedef std::uint16_t UnalignedHalfWords __attribute__((vector_size(SLEEPFM_LANES * sizeof(std::uint16_t)),
-                                                        aligned(alignof(std::uint16_t)), may_alias));
+typedef std::uint16_t UnalignedHalfWords
+    __attribute__((vector_size(SLEEPFM_LANES * sizeof(std::uint16_t)), aligned(alignof(std::uint16_t)), may_alias));
 typedef std::uint32_t Word __attribute__((aligned(alignof(std::uint16_t)), may_alias));
 
 inline Words bits_of(Vector v) {
@@ -68,8 +68,9 @@ inline Words rounded(Vector v) {
 // first and second of every lane.
 inline Words pairs_of(Vector first, Vector second) {
 #if defined(__AVX512BF16__)
-    alignas(64) static constexpr std::uint16_t TURNS[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    alignas(64) static constexpr std::uint16_t TURNS[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     auto const both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
     return reinterpret_cast<Words>(_mm512_permutexvar_epi16(_mm512_load_si512(TURNS), both));
 #else
@@ -92,7 +93,8 @@ inline Vector add_product(Vector sum, Words a, Words b) {
 #endif
 }
 
-// ---- a vector of bfloat16 in memory ----------------------------------------------------------------------------------
+// ---- a vector of bfloat16 in memory
+// ----------------------------------------------------------------------------------
 
 inline Vector widened(HalfWords v) {
     return vector_of(__builtin_convertvector(v, Words) << 16);
@@ -112,15 +114,6 @@ inline Vector load(BFloat16 const* from) {
 
 inline void store(BFloat16* to, Vector v) {
     *reinterpret_cast<UnalignedHalfWords*>(to) = narrowed(v);
-}
-
-// What memory of that type holds of a vector.
-inline Vector as_kept_in(float const*, Vector v) {
-    return v;
-}
-
-inline Vector as_kept_in(BFloat16 const*, Vector v) {
-    return widened(narrowed(v));
 }
 
 inline Vector load_first(BFloat16 const* from, Index n) {
@@ -199,7 +192,8 @@ struct Part {
     static Vector first(Vector v, Index n) { return first_lanes(v, n); }
 };
 
-// ---- one code for both -----------------------------------------------------------------------------------------------
+// ---- one code for both
+// -----------------------------------------------------------------------------------------------
 
 // Wide: of what waits in memory, and of a row along whose samples is summed. DEPTH: neighbours in the sum in one word.
 template <typename Factor>
@@ -219,6 +213,22 @@ struct FactorOf<Pair> {
 
 template <typename Factor>
 using WideOf = typename FactorOf<Factor>::Wide;
+
+// What memory of that type holds of a vector. Whatever is made of a value that also waits in memory is made of this:
+// then the gradient is that of what forward computed, on either side of every kink, and a batch norm's sums are those
+// of what it finds.
+template <typename Wide>
+inline Vector as_kept(Vector v);
+
+template <>
+inline Vector as_kept<float>(Vector v) {
+    return v;
+}
+
+template <>
+inline Vector as_kept<BFloat16>(Vector v) {
+    return widened(narrowed(v));
+}
 
 // Words of n factors that are neighbours in a sum.
 template <typename Factor>

@@ -15,18 +15,16 @@ struct PivotSums {
     float sum[LANES], squares[LANES];
 };
 
-// out[t] = bias + a x.before[t] + b x.at[t] + c x.after[t]; adds the outputs to the sums, and finds the pivot where it is
-// first.
+// out[t] = bias + a x.before[t] + b x.at[t] + c x.after[t]; adds the outputs to the sums, and finds the pivot where it
+// is first.
 template <typename Wide>
 inline void depthwise(Taps const& x, Index n, float const* taps, float bias, Wide* out, bool first, float& pivot,
                       PivotSums& sums) {
     float const a = taps[0], b = taps[1], c = taps[2];
     float const around = first ? 0.0f : pivot;
     Vector sum{}, squares{}, more{}, more_squares{};  // two chains of additions
-    // As the batch norm will find it: what rounding does to a channel that hardly varies must not look like a distance
-    // from its mean.
     auto const output = [&](Index t) {
-        return as_kept_in(out, bias + a * load(x.before + t) + b * load(x.at + t) + c * load(x.after + t));
+        return as_kept<Wide>(bias + a * load(x.before + t) + b * load(x.at + t) + c * load(x.after + t));
     };
     Index t = 0;
     for (; t + 2 * LANES <= n; t += 2 * LANES) {
@@ -97,9 +95,9 @@ inline void forward(MBConvForward const& call) {
         float* const pivots = scratch + (2 * LANES + 2) * width;                    // [width]
         auto* const carry = reinterpret_cast<Carry*>(scratch + 2 * LANES * width);  // [width]
         float* const narrow = scratch + round_up((2 * LANES + 3) * width, 16);
-        float* const rows = narrow + n_in * ldx;                      // [ROWS, ...]
+        float* const rows = narrow + n_in * ldx;  // [ROWS, ...]
         float* const products_of_input = rows + ROWS * (ldx + 4 * LANES);
-        auto* const x_panel = reinterpret_cast<Factor*>(narrow);            // n_in factors, ldx
+        auto* const x_panel = reinterpret_cast<Factor*>(narrow);           // n_in factors, ldx
         auto* const panel = reinterpret_cast<Factor*>(products_of_input);  // width factors
 
         SLEEPFM_OMP(omp for schedule(static) nowait)
@@ -187,6 +185,10 @@ inline void forward(MBConvForward const& call) {
                     s, at, strips, work.expand, x_panel, carry, rows,
                     [=, scale0 = work.scale0, beta0 = w.beta0](Index c, Index t, auto& vectors) {
                         constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
+#pragma GCC unroll 3
+                        for (int k = 0; k < C; ++k) {
+                            vectors[k] = as_kept<Wide>(vectors[k]);
+                        }
                         if (c1 != nullptr) {
                             store_columns(at, c1 + c * T, S, t, vectors);
                         }
@@ -196,7 +198,7 @@ inline void forward(MBConvForward const& call) {
                             vectors[k] = relu6(vectors[k] * scale + shift);
                         }
                     },
-                    [&](Index c, Index n, Taps const (&taps)[1]) {
+                    [&](Index c, Index n, Taps const(&taps)[1]) {
                         if (c + ROWS < width) {
                             prefetch_to_write(c2 + (c + ROWS) * S + done, n);
                         }

@@ -8,13 +8,16 @@ import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
 from torch import Tensor
 
 from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem
+from sleepfm_fast.ops.mbconv import Precision
 from sleepfm_fast.reference.max_pool import max_pool
 from sleepfm_fast.reference.mbconv import mbconv
 
 __all__ = ["encoder_evaluate"]
 
 
-def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block]) -> Tensor:
+def encoder_evaluate(
+    x: Tensor, stem: Stem, blocks: Sequence[Block], *, precision: Precision = "float32"
+) -> Tensor:
     """Stem, batch norm, MBConv blocks with what follows each, average over time.
 
     Arguments and results as in :func:`sleepfm_fast.ops.encoder_evaluate`.
@@ -28,6 +31,7 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block]) -> Tensor:
             running=block.running,
             eps=block.eps,
             residual=block.residual,
+            precision=precision,
         )
         if block.after is not None:
             x = normalise(x, block.after)

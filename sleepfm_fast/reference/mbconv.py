@@ -8,6 +8,9 @@ import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sleepfm_fast.ops.mbconv import Precision
+from sleepfm_fast.reference import mbconv_bfloat16
+
 __all__ = ["mbconv"]
 
 
@@ -30,11 +33,38 @@ def mbconv(
     residual: bool = False,
     dropout: float = 0.0,
     seed: Tensor | None = None,
+    precision: Precision = "float32",
 ) -> tuple[Tensor, Tensor]:
     """1x1 expansion, batch norm, ReLU6, depthwise convolution of 3, batch norm, ReLU6, 1x1 projection, residual.
 
-    Arguments and results as in :func:`sleepfm_fast.ops.mbconv`.
+    Arguments and results as in :func:`sleepfm_fast.ops.mbconv`; ``precision`` says what the factors of products are
+    rounded to, everything else is in the arguments' own.
     """
+    if precision == "bfloat16":
+        weights = (w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3)
+        if running is None:
+            y, statistics = mbconv_bfloat16.train(x, weights, stride, eps)
+        else:
+            y, statistics = mbconv_bfloat16.evaluate(x, weights, running, stride, eps), list(running)
+        y = y + b3[:, None]
+    else:
+        y, statistics = exact(x, (w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3), stride, running, eps)
+    if dropout > 0.0:
+        drawn = int(torch.randint(1 << 62, (), device="cpu") if seed is None else seed) % 2**64
+        kept = torch.from_numpy(hashes(y.shape, drawn) >= np.uint32(min(dropout * 2.0**32, 2.0**32 - 1.0)))
+        y = torch.where(kept.to(x.device), y * (1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0), 0.0)
+    return x + y if residual else y, torch.stack(statistics).detach()
+
+
+def exact(
+    x: Tensor,
+    weights: tuple[Tensor, ...],
+    stride: int,
+    running: tuple[Tensor, Tensor, Tensor, Tensor] | None,
+    eps: float,
+) -> tuple[Tensor, list[Tensor]]:
+    """Projection [B, n_out, S] and the four statistics, rounded to nothing but the arguments' type."""
+    w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3 = weights
     statistics = []
     y = F.conv1d(x, w1[:, :, None], b1)
     for gamma, beta, kernel, bias, position in ((gamma0, beta0, wd, bd, 0), (gamma1, beta1, None, None, 2)):
@@ -48,12 +78,7 @@ def mbconv(
         y = F.hardtanh(y, 0.0, 6.0)
         if kernel is not None:
             y = F.conv1d(y, kernel[:, None, :], bias, stride=stride, padding=1, groups=len(kernel))
-    projected = F.conv1d(y, w3[:, :, None], b3)
-    if dropout > 0.0:
-        drawn = int(torch.randint(1 << 62, (), device="cpu") if seed is None else seed) % 2**64
-        kept = torch.from_numpy(hashes(projected.shape, drawn) >= np.uint32(min(dropout * 2.0**32, 2.0**32 - 1.0)))
-        projected = torch.where(kept.to(x.device), projected * (1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0), 0.0)
-    return x + projected if residual else projected, torch.stack(statistics).detach()
+    return F.conv1d(y, w3[:, :, None], b3), statistics
 
 
 def hashes(shape: torch.Size, seed: int) -> NDArray[np.uint32]:

@@ -1,0 +1,99 @@
+"""The MBConv block whose products have bfloat16 factors: what is rounded, and where, in any precision of the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
+from torch import Tensor
+
+__all__ = ["evaluate", "train"]
+
+
+class _Rounded(torch.autograd.Function):
+    """x to the nearest bfloat16; its gradient unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.float().bfloat16().to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+class _GradientRounded(torch.autograd.Function):
+    """x unchanged; its gradient to the nearest bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.float().bfloat16().to(gradient.dtype)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x to the nearest bfloat16, by way of float32; its gradient unchanged."""
+    y: Tensor = _Rounded.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+def gradient_rounded(x: Tensor) -> Tensor:
+    """x, with a gradient that is a factor of products, or waits for one."""
+    y: Tensor = _GradientRounded.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+def train(
+    x: Tensor,
+    weights: tuple[Tensor, ...],
+    stride: int,
+    eps: float,
+) -> tuple[Tensor, list[Tensor]]:
+    """Projection [B, n_out, S] without its bias, and the four statistics, of the batch's own.
+
+    The input is rounded less its mean, and so is the expansion; the first batch norm's statistics are those of the exact
+    one. The second batch norm sees, and its statistics are of, what was rounded to wait in memory.
+    """
+    w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, _ = weights
+    exact = F.conv1d(x, w1[:, :, None], b1)
+    mean0 = exact.mean((0, 2))
+    variance0 = (exact - mean0[:, None]).square().mean((0, 2))
+    scale = gamma0 / (variance0 + eps).sqrt()
+    narrow = rounded(x - x.mean((0, 2))[:, None])
+    c1 = rounded(F.conv1d(narrow.detach(), rounded(w1)[:, :, None]))
+    # Backward rounds the weights times the batch norm's scale: a zero whose gradient goes to x that way.
+    to_x = F.conv1d(narrow, rounded(w1 * scale[:, None]).detach()[:, :, None])
+    u = gradient_rounded(c1 * scale[:, None] + beta0[:, None] + (to_x - to_x.detach()))
+    c2 = rounded(F.conv1d(relu6(u), wd[:, None, :], bd, stride=stride, padding=1, groups=len(wd)))
+    mean1 = c2.mean((0, 2))
+    variance1 = (c2 - mean1[:, None]).square().mean((0, 2))
+    scale = gamma1 / (variance1 + eps).sqrt()
+    u = gradient_rounded(c2 * scale[:, None] + (beta1 - mean1 * scale)[:, None])
+    projected = gradient_rounded(F.conv1d(rounded(relu6(u)), rounded(w3)[:, :, None]))
+    return projected, [mean0, variance0, mean1, variance1]
+
+
+def evaluate(
+    x: Tensor,
+    weights: tuple[Tensor, ...],
+    running: tuple[Tensor, Tensor, Tensor, Tensor],
+    stride: int,
+    eps: float,
+) -> Tensor:
+    """Projection [B, n_out, S] without its bias; the batch norms are folded into the weights before these are rounded."""
+    w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, _ = weights
+    mean0, variance0, mean1, variance1 = running
+    factor0, factor1 = gamma0 / (variance0 + eps).sqrt(), gamma1 / (variance1 + eps).sqrt()
+    c1 = F.conv1d(rounded(x), rounded(w1 * factor0[:, None])[:, :, None])
+    h = relu6(c1 + (beta0 + (b1 - mean0) * factor0)[:, None])
+    c2 = F.conv1d(h, (wd * factor1[:, None])[:, None, :], stride=stride, padding=1, groups=len(wd))
+    return F.conv1d(rounded(relu6(c2 + (beta1 + (bd - mean1) * factor1)[:, None])), rounded(w3)[:, :, None])
+
+
+def relu6(x: Tensor) -> Tensor:
+    """Minimum of 6 and maximum of 0."""
+    return F.hardtanh(x, 0.0, 6.0)
