@@ -1,4 +1,4 @@
-"""The fused MBConv block with bfloat16 factors, against its definition with the same roundings, and torch's autocast."""
+"""The fused MBConv block with bfloat16 factors, against its definition with the same roundings, and autocast."""
 
 from __future__ import annotations
 

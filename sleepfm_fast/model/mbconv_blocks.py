@@ -74,7 +74,13 @@ def convolve_and_normalise(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> 
     """``norm(conv(x))``, the stem; in evaluation the batch norm is folded into the convolution, in training one op."""
     # Under autocast on a CPU the stem stays in float32: its few multiplications cost less than rounding would.
     half = x.dtype != torch.float32 or (x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type))
-    if half or cpu_precision() is None or type(conv) is not nn.Conv1d or conv.padding_mode != "zeros" or has_hooks(conv):
+    if (
+        half
+        or cpu_precision() is None
+        or type(conv) is not nn.Conv1d
+        or conv.padding_mode != "zeros"
+        or has_hooks(conv)
+    ):
         y: Tensor = norm(conv(x))
         return y
     if is_affine(norm):

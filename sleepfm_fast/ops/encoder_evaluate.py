@@ -62,9 +62,7 @@ class Block:
     """Maximum of each sample and its neighbours, last."""
 
 
-def encoder_evaluate(
-    x: Tensor, stem: Stem, blocks: Sequence[Block], *, precision: Precision = "float32"
-) -> Tensor:
+def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block], *, precision: Precision = "float32") -> Tensor:
     """Average over time of what a stem and MBConv blocks make of clips, with running statistics.
 
     Parameters

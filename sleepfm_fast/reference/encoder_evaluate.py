@@ -15,9 +15,7 @@ from sleepfm_fast.reference.mbconv import mbconv
 __all__ = ["encoder_evaluate"]
 
 
-def encoder_evaluate(
-    x: Tensor, stem: Stem, blocks: Sequence[Block], *, precision: Precision = "float32"
-) -> Tensor:
+def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block], *, precision: Precision = "float32") -> Tensor:
     """Stem, batch norm, MBConv blocks with what follows each, average over time.
 
     Arguments and results as in :func:`sleepfm_fast.ops.encoder_evaluate`.

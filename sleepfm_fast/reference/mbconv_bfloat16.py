@@ -12,7 +12,7 @@ __all__ = ["evaluate", "train"]
 
 
 class _Rounded(torch.autograd.Function):
-    """x to the nearest bfloat16; its gradient unchanged."""
+    """x to the nearest bfloat16; its gradient stays."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -36,13 +36,13 @@ class _GradientRounded(torch.autograd.Function):
 
 
 def rounded(x: Tensor) -> Tensor:
-    """x to the nearest bfloat16, by way of float32; its gradient unchanged."""
+    """Round to the nearest bfloat16, by way of float32; the gradient stays."""
     y: Tensor = _Rounded.apply(x)  # type: ignore[no-untyped-call]
     return y
 
 
 def gradient_rounded(x: Tensor) -> Tensor:
-    """x, with a gradient that is a factor of products, or waits for one."""
+    """Leave x as it is, and round its gradient: a factor of products."""
     y: Tensor = _GradientRounded.apply(x)  # type: ignore[no-untyped-call]
     return y
 
@@ -55,8 +55,8 @@ def train(
 ) -> tuple[Tensor, list[Tensor]]:
     """Projection [B, n_out, S] without its bias, and the four statistics, of the batch's own.
 
-    The input is rounded less its mean, and so is the expansion; the first batch norm's statistics are those of the exact
-    one. The second batch norm sees, and its statistics are of, what was rounded to wait in memory.
+    The input is rounded less its mean, and so is the expansion; the first batch norm's statistics are those of the
+    exact one. The second batch norm sees, and its statistics are of, what was rounded to wait in memory.
     """
     w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, _ = weights
     exact = F.conv1d(x, w1[:, :, None], b1)
@@ -84,7 +84,7 @@ def evaluate(
     stride: int,
     eps: float,
 ) -> Tensor:
-    """Projection [B, n_out, S] without its bias; the batch norms are folded into the weights before these are rounded."""
+    """Projection [B, n_out, S] without its bias; batch norms are folded into the weights before these are rounded."""
     w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, _ = weights
     mean0, variance0, mean1, variance1 = running
     factor0, factor1 = gamma0 / (variance0 + eps).sqrt(), gamma1 / (variance1 + eps).sqrt()
