@@ -22,7 +22,7 @@ COMPILED = "torch.compile"
 CHANNELS_LAST = "PyTorch, 2-D channels last"
 FOLDED = "PyTorch, 2-D channels last, batch norms folded"
 FOLDED_COMPILED = "torch.compile, 2-D channels last, batch norms folded"
-BFLOAT16 = "PyTorch, 2-D channels last, bfloat16 autocast"
+IN_FLOAT32 = "ours, float32"
 
 # Each arm's memory above what the network, the clips and (training) one step's gradients and momenta take.
 PEAK_SETUP = """
@@ -31,7 +31,7 @@ sys.path.insert(0, "bench")
 import torch
 from encoder_rivals import embedder, networks, trainer
 network = networks(timed=False)[{arm!r}][0]
-run = {make}(network, False, torch.randn(32, 7, 7680))
+run = {make}(network, {bfloat16}, torch.randn(32, 7, 7680))
 """
 
 
@@ -40,9 +40,9 @@ def random_clips(n_clips: int) -> Tensor:
     return torch.randn(n_clips, N_CHANNELS, 7680, generator=torch.Generator().manual_seed(1))
 
 
-def peaks(make: str) -> dict[str, tuple[str, str]]:
+def peaks(make: str, bfloat16: bool = False) -> dict[str, tuple[str, str]]:
     """Set-up and body of the processes that measure the memory of ``embedder`` or ``trainer``; see memory.py."""
-    return {arm: (PEAK_SETUP.format(arm=arm, make=make), "run()") for arm in ("ours", PLAIN)}
+    return {arm: (PEAK_SETUP.format(arm=arm, make=make, bfloat16=bfloat16), "run()") for arm in ("ours", PLAIN)}
 
 
 def two_dimensional(network: nn.Module) -> nn.Module:
@@ -106,7 +106,7 @@ def folded(network: nn.Module) -> nn.Module:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; elsewhere it is emulated, 6 to 8 times slower than float32."""
+    """Whether the processor multiplies bfloat16 itself; elsewhere torch emulates it, slower than float32."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -130,10 +130,13 @@ def set_running_statistics(network: nn.Module, forward: Callable[[], object]) ->
         norm.momentum = 0.1
 
 
-def networks(*, timed: bool, dropout: float = 0.5, training: bool = True) -> dict[str, tuple[nn.Module, bool]]:
-    """Arms with the same weights, ours first, and whether they run under bfloat16 autocast.
+def networks(
+    *, timed: bool, dropout: float = 0.5, training: bool = True, bfloat16: bool = False
+) -> dict[str, tuple[nn.Module, bool]]:
+    """Arms with the same weights, ours first, and whether they run under bfloat16 autocast: all of them, or none.
 
-    Where nothing is timed, torch.compile is left out, as it takes minutes; where it is, emulated bfloat16.
+    With ``bfloat16``, ours in float32 is an arm too. Where nothing is timed, torch.compile is left out, as it takes
+    minutes.
     """
     torch.manual_seed(0)
     plain = PublishedEncoder(N_CHANNELS, dropout=0.0)
@@ -143,21 +146,16 @@ def networks(*, timed: bool, dropout: float = 0.5, training: bool = True) -> dic
     for module in (*plain.modules(), *ours.modules()):
         if isinstance(module, nn.Dropout):
             module.p = dropout
-    arms: dict[str, tuple[nn.Module, bool]] = {
-        "ours": (ours, False),
-        PLAIN: (plain, False),
-        CHANNELS_LAST: (two_dimensional(plain), False),
-    }
+    arms: dict[str, nn.Module] = {"ours": ours, PLAIN: plain, CHANNELS_LAST: two_dimensional(plain)}
     if not training:
-        arms[FOLDED] = (two_dimensional(folded(plain)), False)
-    if not timed or has_bfloat16():
-        arms[BFLOAT16] = (two_dimensional(plain), True)
+        arms[FOLDED] = two_dimensional(folded(plain))
     if timed:
-        arms[COMPILED] = (torch.compile(copy.deepcopy(plain)), False)  # type: ignore[assignment]
+        arms[COMPILED] = torch.compile(copy.deepcopy(plain))  # type: ignore[assignment]
         if not training:  # weights arranged once, as constants
             frozen = torch.compile(two_dimensional(folded(plain)), options={"freezing": True})
-            arms[FOLDED_COMPILED] = (frozen, False)  # type: ignore[assignment]
-    return arms
+            arms[FOLDED_COMPILED] = frozen  # type: ignore[assignment]
+    found = {arm: (network, bfloat16) for arm, network in arms.items()}
+    return found | ({IN_FLOAT32: (copy.deepcopy(ours), False)} if bfloat16 else {})
 
 
 def embedder(network: nn.Module, bfloat16: bool, x: Tensor) -> Callable[[], Tensor]:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from encoder_rivals import has_bfloat16
 
 from sleepfm_fast import ops, reference
 from sleepfm_fast.batches import N_OUT, Batch, ClipInput
 from sleepfm_fast.encoder import PRESETS, SleepModel
+from sleepfm_fast.model.precision import Precision
 from sleepfm_fast.reference.seed_training import PublishedNetwork, SeedTraining
 from sleepfm_fast.train import Config
 from sleepfm_fast.training.objective import Objective, backward
@@ -72,13 +74,13 @@ def test_training_step(versus, quick, source, some_clips):
     ).require("reference ops (SciPy, PyTorch)", at_least=1.5)
 
 
-def published_step(source: ClipInput, dropout: float = PRESETS["seed"].dropout):
+def published_step(source: ClipInput, dropout: float = PRESETS["seed"].dropout, precision: Precision = "float32"):
     """One step of the three published encoders, with all the work of ``Trainer.update``."""
     torch.manual_seed(0)
     settings = resolve(Config(compat="seed"))
     config = dataclasses.replace(PRESETS["seed"], dropout=dropout)
     model = SleepModel({k: v.stop - v.start for k, v in source.spans.items()}, config).train()
-    objective = Objective(model, settings.mode, settings.directions)
+    objective = Objective(model, settings.mode, settings.directions, precision=precision)
     optimiser = build_optimiser(model, settings)
 
     def step(batch) -> float:
@@ -139,15 +141,20 @@ def authors_step(model: SleepModel, batch: Batch, dropout: float) -> Callable[[]
     return lambda: authors.step(stored).loss
 
 
-def test_training_step_of_the_published_encoder(versus, quick, source, some_clips):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_step_of_the_published_encoder(versus, quick, source, some_clips, precision):
+    half = precision == "bfloat16"
+    if half and not quick and not has_bfloat16():
+        pytest.skip("this processor has no products of bfloat16")
     batch = source(some_clips(4 if quick else 32))
-    model, step = published_step(source)
+    model, step = published_step(source, precision=precision)
 
     def agree(results):  # every arm draws its own dropout; without, they are compared below
         assert results["ours"] == pytest.approx(results["authors' loop, restated"], rel=0.3)
 
     versus(
-        f"training step, preset seed, three modalities, {len(next(iter(batch.x.values())))} clips",
+        f"training step, preset seed, three modalities, {len(next(iter(batch.x.values())))} clips"
+        + ", bfloat16" * half,
         {
             "ours": lambda: step(batch),
             "authors' loop, restated": authors_step(model, batch, PRESETS["seed"].dropout),
