@@ -19,8 +19,8 @@ NIGHT = re.compile(
 )
 # "part2", "diag", "CPAP": what tells the parts of a split night apart, or the nights before and under treatment.
 PART = re.compile(
-    r"(?<![^-_ .])(?:(?:part|teil|partie|parte|deel|half)[-_ ]?(?:\d+|[ab])|(?:c|a|bi|bi-|auto)?pap|diag(?:nos\w*)?|titrat\w*|"
-    r"split|baseline|basal|pre|post|treatment|therap\w*|follow[-_ ]?up)(?=$|[-_ .])",
+    r"(?<![^-_ .])(?:(?:part|teil|partie|parte|deel|half)[-_ ]?(?:\d+|[ab])|(?:c|a|bi|bi-|auto)?pap|"
+    r"diag(?:nos\w*)?|titrat\w*|split|baseline|basal|pre|post|treatment|therap\w*|follow[-_ ]?up)(?=$|[-_ .])",
     re.IGNORECASE,
 )
 # SC4012E0 is subject 01, night 2 of Sleep-EDF; shhs1-200001 and shhs2-200001 are one person's visits.
