@@ -18,6 +18,7 @@ from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.reporting.following import after_predictions
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -164,7 +165,7 @@ def _predicted(config: Config) -> dict[str, Any]:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` or the process's own arguments."""
-    return run(Config, main, argv)
+    return run(Config, main, argv, following=after_predictions)
 
 
 if __name__ == "__main__":
