@@ -164,6 +164,14 @@ def test_a_run_that_was_killed_before_its_result_gets_it_on_resume(whole, cohort
     assert_same_run(whole, run)
 
 
+def test_nothing_to_resume_is_said(cohort_store, tmp_path, capsys):
+    arguments = [str(cohort_store), str(tmp_path / "misspelt"), *SMALL, "--max-steps", "2", "--resume"]
+    assert supervise.cli(arguments) == 0
+    assert f"there is no run in {tmp_path / 'misspelt'} to go on with" in capsys.readouterr().err
+    assert supervise.cli(arguments) == 0
+    assert "there is no run" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -100,6 +100,14 @@ def test_a_finished_run_resumes_to_nothing_more(trained, cohort_store, capsys):
     assert last_json(capsys.readouterr().out)["epochs"] == 3
 
 
+def test_nothing_to_resume_is_said(cohort_store, tmp_path, capsys):
+    arguments = [str(cohort_store), str(tmp_path / "misspelt"), *SMALL, "--max-steps", "2", "--resume"]
+    assert train.cli(arguments) == 0
+    assert f"there is no run in {tmp_path / 'misspelt'} to go on with" in capsys.readouterr().err
+    assert train.cli(arguments) == 0
+    assert "there is no run" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
