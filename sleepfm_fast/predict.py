@@ -121,8 +121,8 @@ def _predicted(config: Config) -> dict[str, Any]:
     whole = np.asarray(embeddings.mask)[:, [embeddings.modalities.index(m) for m in modalities]].all(axis=1)
     clips = np.flatnonzero(whole)
     if not clips.size:
-        recorded = np.asarray(embeddings.mask).any(axis=0)
-        there = [m for m, some in zip(embeddings.modalities, recorded, strict=True) if some]
+        mask = np.asarray(embeddings.mask)
+        there = [m for i, m in enumerate(embeddings.modalities) if mask[:, i].any()]
         remedy = f" Fit one on what there is: python -m sleepfm_fast.probe ... --modality {there[0]}." if there else ""
         raise SleepfmError(
             f"no clip of {config.embeddings} has all of {', '.join(modalities)}, which {config.result} was fitted on; "
