@@ -246,8 +246,11 @@ def main(argv: list[str] | None = None) -> int:
         "seconds": arguments.deadline,
         "limits_s": sum(max(step.limit_s for step in batch) for batch in batches),
     }
+    n_at_once = len(chosen)
+    if arguments.rehearse:  # nothing is timed, and a processor that had several steps would take them to their limits
+        batches, n_at_once = [chosen], len(os.sched_getaffinity(0))
     for batch in batches:
-        with ThreadPoolExecutor(len(batch)) as pool:
+        with ThreadPoolExecutor(min(len(batch), n_at_once)) as pool:
             logs = [arguments.work / f"step-{len(document['steps']) + k}.log" for k in range(len(batch))]
             document["steps"] += pool.map(perform, batch, logs, itertools.repeat(deadline))
         with log.open("ab") as whole:

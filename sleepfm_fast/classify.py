@@ -22,6 +22,7 @@ from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_ef
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.reporting.following import after_result
 
 if TYPE_CHECKING:
     from sleepfm_fast.baselines.supervised_network import Classifier
@@ -86,6 +87,10 @@ def check(config: Config) -> None:
     for name in ("bootstraps", "seed", "threads"):
         if getattr(config, name) < 0:
             raise SleepfmError(f"--{name} is {getattr(config, name)}; expected 0 or more.")
+    if config.table is not None and config.table.is_dir():
+        raise SleepfmError(
+            f"--table {config.table} is a folder; give a file to write, such as {config.table / 'stages.csv'}."
+        )
     if config.table is not None and config.table.exists() and not config.overwrite:
         raise SleepfmError(f"--table {config.table} exists and is not overwritten. Give another name, or --overwrite.")
 
@@ -303,7 +308,7 @@ def tested(
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return command.run(Config, main, argv)
+    return command.run(Config, main, argv, following=after_result)
 
 
 if __name__ == "__main__":

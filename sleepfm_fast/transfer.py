@@ -19,6 +19,7 @@ from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.reporting.following import after_transfer
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -65,6 +66,8 @@ def main(config: Config) -> dict[str, Any]:
     SleepfmError
         When a side has no clips to give, both are of one store, or their embeddings cannot stand in one matrix.
     """
+    from tqdm import tqdm
+
     from sleepfm_fast.embeddings import COLUMNS, Description, Embeddings
     from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
@@ -126,10 +129,12 @@ def main(config: Config) -> dict[str, Any]:
         features=first.features or None,
         overwrite=config.overwrite,
     ) as writer:
-        for side, clips in zip(sides, rows, strict=True):
-            for start in range(0, len(clips), BLOCK):
-                chosen = clips[start : start + BLOCK]
-                writer.append(side.vectors[chosen], side.mask[chosen])
+        with tqdm(total=sum(map(len, rows)), desc="transfer", unit="clip", file=sys.stderr) as bar:
+            for side, clips in zip(sides, rows, strict=True):
+                for start in range(0, len(clips), BLOCK):
+                    chosen = clips[start : start + BLOCK]
+                    writer.append(side.vectors[chosen], side.mask[chosen])
+                    bar.update(len(chosen))
         writer.finish(
             columns,
             Description(
@@ -190,7 +195,7 @@ def _content(embeddings: Embeddings) -> str:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` or the process's own arguments."""
-    return run(Config, main, argv)
+    return run(Config, main, argv, following=after_transfer)
 
 
 if __name__ == "__main__":

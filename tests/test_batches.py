@@ -120,6 +120,30 @@ def test_a_sensor_that_fell_off_counts_for_the_hours_before_and_a_dead_one_not_a
     assert float(before.std(dim=1).median()) == pytest.approx(1, rel=0.35)
 
 
+def test_a_sensor_that_was_unplugged_for_cpap_counts_for_the_hours_before(cohort, tmp_path):
+    """Its channel goes on with the amplifier's noise, which a split night has more of than of breathing."""
+    with pyedflib.EdfReader(str(cohort / "sim-3-0000.edf")) as reader:
+        headers = reader.getSignalHeaders()
+        labels = [h["label"] for h in headers]
+        signals = [reader.readSignal(i, digital=True) for i in range(len(labels))]
+    signal = signals[labels.index("Nasal Pressure")]
+    begin = int(0.3 * len(signal))
+    signal[begin:] = 11 + np.random.default_rng(0).integers(-2, 3, len(signal) - begin)
+    with pyedflib.EdfWriter(str(tmp_path / "night.edf"), len(headers), pyedflib.FILETYPE_EDFPLUS) as writer:
+        writer.setSignalHeaders(headers)
+        writer.writeSamples(signals, digital=True)
+    assert preprocess.cli([str(tmp_path / "night.edf"), str(tmp_path / "store"), "--workers", "1"]) == 0
+    store = ClipStore(tmp_path / "store")
+    clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
+    assert clip_input.measure(np.array([0]), identity) == ()
+    batch = clip_input(np.arange(len(store)))
+    respiratory = next(m for m in store.montage.modalities if m.name == "respiratory")
+    x = batch.x["respiratory"][:, [slot.name for slot in respiratory.slots].index("Nasal Pressure")]
+    spread = x.std(dim=1)
+    assert float(spread[: int(0.3 * len(store))].median()) == pytest.approx(1, rel=0.35)
+    assert float(spread[int(0.3 * len(store)) + 1 :].max()) < 0.02
+
+
 def test_scaling_clip_by_clip_leaves_saturation_its_meaning(real):
     number = next(i for i, s in enumerate(real.slots) if s.kind == "step")
     by_clip, plain = (

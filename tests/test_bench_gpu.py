@@ -148,9 +148,9 @@ def step(name, code, limit_s=30, **more):
     return gpu_steps.Step(name, [sys.executable, "-c", code], limit_s, **more)
 
 
-def run_steps(tmp_path, monkeypatch, *steps, deadline="100"):
+def run_steps(tmp_path, monkeypatch, *steps, deadline="100", more=()):
     monkeypatch.setattr(gpu_steps, "steps", lambda work, rehearse: list(steps))
-    status = gpu_steps.main([str(tmp_path), "--work", str(tmp_path), "--deadline", deadline])
+    status = gpu_steps.main([str(tmp_path), "--work", str(tmp_path), "--deadline", deadline, *more])
     return status, json.loads((tmp_path / "gpu.json").read_text())
 
 
@@ -183,18 +183,35 @@ def test_a_failing_step_stops_nothing_and_is_told(tmp_path, monkeypatch, capsys)
     assert "seen in the log" in (tmp_path / "gpu.log").read_text()
 
 
-def test_steps_beside_each_other_run_at_the_same_time(tmp_path, monkeypatch):
-    # Each waits for the other's file.
-    code = """
+MEETING = """
 import pathlib, time
 mine, other = (pathlib.Path(name) for name in {names!r})
 mine.touch()
 while not other.exists():
     time.sleep(0.01)
 """
+
+
+def meeting(tmp_path, **more):
+    """Two steps, each of which waits for the other's file."""
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    steps = [step(str(k), code.format(names=names), beside=True) for k, names in enumerate(((a, b), (b, a)))]
-    assert run_steps(tmp_path, monkeypatch, *steps)[0] == 0
+    return [step(str(k), MEETING.format(names=names), **more) for k, names in enumerate(((a, b), (b, a)))]
+
+
+def test_steps_beside_each_other_run_at_the_same_time(tmp_path, monkeypatch):
+    assert run_steps(tmp_path, monkeypatch, *meeting(tmp_path, beside=True))[0] == 0
+    for name in "ab":
+        (tmp_path / name).unlink()
+    assert run_steps(tmp_path, monkeypatch, *meeting(tmp_path, limit_s=1))[0] == 1
+
+
+def test_a_rehearsal_runs_as_many_steps_at_a_time_as_there_are_processors(tmp_path, monkeypatch):
+    for processors, status in (({0, 1}, 0), ({0}, 1)):
+        folder = tmp_path / str(len(processors))
+        folder.mkdir()
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, found=processors: found)
+        steps = meeting(folder, limit_s=30 if len(processors) > 1 else 1)
+        assert run_steps(folder, monkeypatch, *steps, more=["--rehearse"])[0] == status
 
 
 def test_steps_after_the_deadline_are_failures(tmp_path, monkeypatch):

@@ -108,6 +108,8 @@ def test_nothing_is_overwritten_unasked(learnt, planted, tmp_path, capsys):
     table.write_text("mine")
     assert "exists and is not overwritten" in refused(capsys, learnt, planted, "--table", table)
     assert table.read_text() == "mine"
+    for option in ([], ["--overwrite"]):
+        assert "is a folder; give a file" in refused(capsys, learnt, planted, "--table", tmp_path, *option)
     call(capsys, learnt, planted, "--table", table, "--overwrite")
     assert table.read_text().startswith("recording,onset_s,duration_s,class,p_W,p_N2\n")
 

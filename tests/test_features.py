@@ -142,6 +142,19 @@ def test_a_sensor_that_dies_early_has_no_amplitudes_but_spares_the_rest(folder):
     np.testing.assert_allclose(found["Chest rate_per_min"], 15, atol=0.25)
 
 
+def test_a_sensor_unplugged_for_most_of_the_night_is_not_compared_with_its_noise(tmp_path):
+    """A split night goes on under CPAP, with the cannula on the table."""
+    noise = np.random.default_rng(0).integers(-2, 3, 25 * 60 * MINUTES) * FLOW.physical / 32767
+    signals = [
+        (lead, np.where(np.arange(x.size) < 0.4 * x.size, x, noise) if lead is FLOW else x)
+        for lead, x in known_signals()
+    ]
+    store = ClipStore(store_of(tmp_path / "split", {"night": signals}))
+    names, values = feature_names(store.montage)["respiratory"], measure_recording(store, 0)["respiratory"]
+    assert np.isnan(values[:, names.index("Thermal Flow amplitude_log2_ratio")]).all()
+    np.testing.assert_allclose(values[1:-1, names.index("Chest amplitude_log2_ratio")], 0, atol=0.1)
+
+
 def test_an_unknown_unit_leaves_only_what_needs_none(folder):
     found, _ = of_night(folder, "unitless")
     assert np.isnan(found["C3-M2 alpha_log10_uv2"]).all()

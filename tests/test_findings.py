@@ -61,11 +61,19 @@ def third(x: np.ndarray, value: int) -> np.ndarray:
     return out
 
 
+def unplugged(x: np.ndarray) -> np.ndarray:
+    out = x.copy()
+    begin = int(0.4 * len(x))
+    out[begin:] = 11 + np.random.default_rng(0).integers(-2, 3, len(x) - begin)
+    return out
+
+
 DEFECTS = {
     "flat": ({EEG: lambda x: np.full_like(x, 3)}, ("flat", EEG)),
     "flat in part": ({EEG: lambda x: third(x, 3)}, ("flat", EEG)),
     "flat trend": ({"SpO2": lambda x: np.full_like(x, x[0])}, ("flat", "SpO2")),
     "railed": ({EEG: lambda x: third(x, -32768)}, ("railed", EEG)),
+    "cannula unplugged": ({"Flow": unplugged}, ("unplugged", "Flow")),
     "clipped by the amplifier": ({EEG: lambda x: np.clip(x, -900, 900)}, ("clipped", EEG)),
     "clipped breathing": ({"Thor": lambda x: np.clip(x, -4000, 4000)}, ("clipped", "Thor")),
     "mains 50": ({EEG: lambda x: x + tone(50, 5000, len(x))}, ("mains", EEG)),

@@ -2,11 +2,16 @@
 
 import json
 import shlex
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from known_nights import ECG, EEG, FLOW, staged_night
 
 from sleepfm_fast import (
+    classify,
+    compare,
     convert,
     embed,
     few_shot,
@@ -19,6 +24,7 @@ from sleepfm_fast import (
     simulate,
     supervise,
     train,
+    transfer,
 )
 from sleepfm_fast import features as features_command
 from sleepfm_fast.reporting import following
@@ -26,7 +32,9 @@ from sleepfm_fast.reporting.following import beside, options_of, typed
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (embed, few_shot, preprocess, probe, report, retrieve, supervise, train, predict, features_command)
+    for module in (
+        *(embed, few_shot, preprocess, probe, report, retrieve, supervise, train, predict, transfer, features_command),
+    )
 }
 QUICK = {
     "train": ["--preset", "tiny", "--max-steps", "4", "--batch-size", "16"],
@@ -38,6 +46,7 @@ QUICK = {
     "report": [],
     "predict": [],
     "embed": [],
+    "transfer": [],
 }
 
 
@@ -114,6 +123,50 @@ def test_the_baselines(planted, tmp_path, capsys, monkeypatch):
     assert paste(words, capsys) is None
 
 
+def test_a_second_laboratory_by_pasting(cohort_store, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.cli([str(cohort_store), "run", *QUICK["train"]]) == 0
+    assert embed.cli(["run", str(cohort_store), "run/embeddings"]) == 0
+    assert probe.cli(["run/embeddings", "run/results/stage", "--task", "stage", *QUICK["probe"]]) == 0
+    assert simulate.cli(["nights", "--subjects", "3", "--hours", "0.1", "--seed", "5"]) == 0
+    assert preprocess.cli(["nights", "second", *QUICK["preprocess"]]) == 0
+    capsys.readouterr()
+    assert embed.cli(["run", "second", "theirs"]) == 0
+    seen, words = [], next_of(capsys)
+    while words is not None:
+        seen.append(shlex.join(words[2:]).removeprefix("sleepfm_fast."))
+        words = paste(words, capsys)
+    assert seen == [
+        "predict run/results/stage theirs theirs_predictions",
+        "transfer run/embeddings theirs run/transfer --subjects all",
+        "probe run/transfer run/results/external-stage --task stage",
+        "report run",
+    ]
+    # Nights that lack what the probe was fitted on are not proposed to it.
+    for name in ("emb", "lacking"):
+        shutil.copytree("theirs", name)
+    np.save("lacking/mask.npy", np.load("lacking/mask.npy") & [True, False, True])
+    config = embed.Config(Path("run"), Path("second"), Path("lacking"))
+    assert "predict" in following.after_embeddings(config, {"embeddings": "emb"})
+    assert "predict" not in following.after_embeddings(config, {"embeddings": "lacking"})
+    # Of a probe of joined folders the test is made.
+    assert predict.cli(["run/results/external-stage", "theirs", "again"]) == 0
+    assert next_of(capsys) is None
+    assert transfer.cli(["run/embeddings", "theirs", "joined", "--subjects", "all"]) == 0
+    assert next_of(capsys)[2:] == ["sleepfm_fast.probe", "joined", "joined_stage", "--task", "stage"]
+
+
+def test_a_network_tested_in_a_second_laboratory(planted, cohort_store, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert supervise.cli([str(planted), "cnn", "--task", "stage", *QUICK["supervise"]]) == 0
+    capsys.readouterr()
+    everybody = [str(cohort_store), "--subjects", "all"]
+    assert classify.cli(["cnn", *everybody, "--table", "stages.csv"]) == 0
+    assert next_of(capsys) is None
+    assert classify.cli(["cnn", *everybody, "cnn/results/second", "--bootstraps", "0"]) == 0
+    assert next_of(capsys)[2:] == ["sleepfm_fast.report", "cnn"]
+
+
 def test_simulated_nights(tmp_path, capsys):
     nights = tmp_path / "simulated cohort"
     assert simulate.cli([str(nights), "--subjects", "2", "--hours", "0.05"]) == 0
@@ -156,6 +209,10 @@ def test_every_command_of_the_chain_is_asked():
         retrieve: "after_result",
         few_shot: "after_result",
         supervise: "after_supervised",
+        compare: "after_result",
+        classify: "after_result",
+        predict: "after_predictions",
+        transfer: "after_transfer",
     }
     for module, name in asked.items():
         assert getattr(module, name) is getattr(following, name)

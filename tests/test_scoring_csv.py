@@ -87,6 +87,19 @@ def test_clock_times(tmp_path, start, first, second):
         read_scoring(path)
 
 
+def test_clock_times_that_lost_their_seconds_are_refused(tmp_path):
+    """A spreadsheet that shows hours and minutes saves what it shows: two epochs a minute have one time."""
+    start = datetime(2020, 3, 1, 23, 50, 7)
+    rows = [
+        f"{(23 * 60 + 50 + i // 2) // 60 % 24}:{(50 + i // 2) % 60:02},30,{'N2' if i % 3 else 'W'}" for i in range(60)
+    ]
+    path = write(tmp_path, "\n".join(["time,duration,stage", *rows]))
+    with pytest.raises(ScoringError, match=r"30 of its 60 stages the time of the stage before.*with seconds"):
+        read_scoring(path, start=start)
+    whole = write(tmp_path, "\n".join(["time,duration,stage", *(row.replace(",30,", ",60,") for row in rows[::2])]))
+    assert read_scoring(whole, start=start).events[1] == Event(53, 60, "N2")
+
+
 def test_clock_times_before_the_recording_started(tmp_path):
     path = write(tmp_path, "onset,duration,stage\n21:59:45,30,N2\n22:00:15,30,R\n")
     scoring = read_scoring(path, start=datetime(2020, 3, 1, 22, 0, 0, 500_000))

@@ -63,7 +63,7 @@ def test_absent_classes_and_one_class_strata_are_noted(capsys):
     assert young["macro"]["n_classes"] == 2
     assert young["classes"]["R"]["note"] == "absent from the test clips"
     say_strata(strata)
-    assert "over 2 of 5 classes" in capsys.readouterr().err
+    assert "AUROC, AUPRC over 2 of 5 classes" in capsys.readouterr().err
 
 
 def test_the_task_itself_as_a_stratum_has_one_class_in_each():

@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked_commands import start
 from known_nights import EEG, FLOW, staged_night
 
 from sleepfm_fast import embed, preprocess, supervise, train
@@ -22,7 +20,6 @@ from sleepfm_fast.results import find_results, read_result
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 from sleepfm_fast.runs.splits import Split, assign_subjects, draw_subjects
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     "--task", "stage", "--preset", "tiny", "--batch-size", "16", "--epochs", "3", "--optimiser", "adamw",
     "--checkpoint-steps", "3", "--patience", "0", "--threads", "1", "--bootstraps", "20",
@@ -140,18 +137,19 @@ def whole(cohort_store, tmp_path_factory):
 @pytest.mark.parametrize("checkpoint", [1, 2], ids=["after-the-first-checkpoint", "after-an-epoch"])
 def test_kill_and_resume_reproduce_the_uninterrupted_run_bit_for_bit(whole, cohort_store, tmp_path, checkpoint):
     run = tmp_path / "killed"
-    command = [sys.executable, "-m", "sleepfm_fast.supervise", str(cohort_store), str(run), *SMALL]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    arguments = [str(cohort_store), str(run), *SMALL]
+    process = start("sleepfm_fast.supervise", arguments, tmp_path / "killed.log")
     wanted = [run / "config.json", run / "last.safetensors", run / "best.safetensors"][checkpoint]
     deadline = time.monotonic() + 120
     while not wanted.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert wanted.exists()
+    process.kill()
+    process.join()
+    assert wanted.exists(), (tmp_path / "killed.log").read_text()
     assert not (run / "results").exists(), "the run had ended before it was killed"
-    result = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    resumed = start("sleepfm_fast.supervise", [*arguments, "--resume"], tmp_path / "resumed.log")
+    resumed.join()
+    assert resumed.exitcode == 0, (tmp_path / "resumed.log").read_text()
     assert_same_run(whole, run)
 
 
@@ -164,6 +162,14 @@ def test_a_run_that_was_killed_before_its_result_gets_it_on_resume(whole, cohort
     result, _ = call(capsys, cohort_store, run, *SMALL, "--resume", "--bootstraps", "5")
     assert result["n_bootstraps"] == 5
     assert_same_run(whole, run)
+
+
+def test_nothing_to_resume_is_said(cohort_store, tmp_path, capsys):
+    arguments = [str(cohort_store), str(tmp_path / "misspelt"), *SMALL, "--max-steps", "2", "--resume"]
+    assert supervise.cli(arguments) == 0
+    assert f"there is no run in {tmp_path / 'misspelt'} to go on with" in capsys.readouterr().err
+    assert supervise.cli(arguments) == 0
+    assert "there is no run" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

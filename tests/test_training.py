@@ -2,8 +2,6 @@ import ast
 import dataclasses
 import itertools
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked_commands import start
 
 from sleepfm_fast import train
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
@@ -77,19 +76,20 @@ def assert_same_run(one, other):
 @pytest.mark.parametrize("checkpoint", [0, 1, 2], ids=["at-once", "after-the-first-checkpoint", "after-an-epoch"])
 def test_kill_and_resume_reproduce_the_uninterrupted_run_bit_for_bit(trained, cohort_store, tmp_path, checkpoint):
     run = tmp_path / "killed"
-    command = [sys.executable, "-m", "sleepfm_fast.train", str(cohort_store), str(run), *SMALL]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    arguments = [str(cohort_store), str(run), *SMALL]
+    process = start("sleepfm_fast.train", arguments, tmp_path / "killed.log")
     wanted = [run / "config.json", run / "last.safetensors", run / "best.safetensors"][checkpoint]
     deadline = time.monotonic() + 120
     while not wanted.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert wanted.exists()
+    process.kill()
+    process.join()
+    assert wanted.exists(), (tmp_path / "killed.log").read_text()
     done = len(metrics(run)) if (run / "metrics.jsonl").exists() else 0
     assert done < len(metrics(trained)), "the run had ended before it was killed"
-    result = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    resumed = start("sleepfm_fast.train", [*arguments, "--resume"], tmp_path / "resumed.log")
+    resumed.join()
+    assert resumed.exitcode == 0, (tmp_path / "resumed.log").read_text()
     assert_same_run(trained, run)
 
 
@@ -98,6 +98,14 @@ def test_a_finished_run_resumes_to_nothing_more(trained, cohort_store, capsys):
     assert train.cli([str(cohort_store), str(trained), *SMALL, "--resume"]) == 0
     assert (trained / "last.safetensors").read_bytes() == before
     assert last_json(capsys.readouterr().out)["epochs"] == 3
+
+
+def test_nothing_to_resume_is_said(cohort_store, tmp_path, capsys):
+    arguments = [str(cohort_store), str(tmp_path / "misspelt"), *SMALL, "--max-steps", "2", "--resume"]
+    assert train.cli(arguments) == 0
+    assert f"there is no run in {tmp_path / 'misspelt'} to go on with" in capsys.readouterr().err
+    assert train.cli(arguments) == 0
+    assert "there is no run" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -205,9 +213,7 @@ def test_every_option_has_a_help_text():
 def test_order_of_clips_is_not_touched_by_the_device_or_threads(cohort_store, tmp_path):
     # One thread and two give the same first loss: kernels partition their work independently of the thread count.
     for threads in ("1", "2"):
-        env = {**os.environ, "OMP_NUM_THREADS": threads}
-        command = [sys.executable, "-m", "sleepfm_fast.train", str(cohort_store), str(tmp_path / threads)]
         arguments = ["--preset", "tiny", "--max-steps", "10", "--batch-size", "8", "--threads", threads]
-        subprocess.run([*command, *arguments], cwd=ROOT, env=env, check=True, capture_output=True)
+        assert train.cli([str(cohort_store), str(tmp_path / threads), *arguments]) == 0
     one, two = metrics(tmp_path / "1")[0], metrics(tmp_path / "2")[0]
     np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-3)

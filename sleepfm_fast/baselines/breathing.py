@@ -13,6 +13,7 @@ import scipy.signal
 
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.store.native_runs import NativeRun
+from sleepfm_fast.store.unplugged import plugged_in
 
 __all__ = [
     "BREATHING_NAMES", "SNORE_NAMES", "Breaths", "against_median", "breathing_amplitudes", "breathing_features",
@@ -129,7 +130,7 @@ def snore_amplitudes(run: NativeRun, onset_s: Array) -> Array:
     return out
 
 
-def against_median(columns: Array, first: int) -> Array:
+def against_median(columns: Array, first: int, *, sensor: bool = False) -> Array:
     """Turn the columns from ``first`` on into log2 of their ratio to the recording's median of column ``first``.
 
     Parameters
@@ -138,15 +139,18 @@ def against_median(columns: Array, first: int) -> Array:
         All clips of a recording.
     first : int
         The amplitude that the others are compared with.
+    sensor : bool
+        It is that of a sensor of breathing, which may have been unplugged (:mod:`sleepfm_fast.store.unplugged`).
 
     Returns
     -------
     float64 [n, k]
-        All NaN where the median is 0: a channel that shows nothing for half of the night.
+        All NaN where the median is 0, or the noise of an unplugged sensor: a channel that shows nothing for half of
+        the night.
     """
-    amplitude = columns[:, first]
-    typical = np.median(amplitude[np.isfinite(amplitude)]) if np.isfinite(amplitude).any() else 0.0
-    if not typical > 0:
+    amplitude = columns[np.isfinite(columns[:, first]), first]
+    typical = np.median(amplitude) if len(amplitude) else 0.0
+    if not typical > 0 or (sensor and np.mean(plugged_in(amplitude)) <= 0.5):
         return np.full_like(columns, np.nan)
     out = columns.copy()
     out[:, first:] = np.log2(np.maximum(columns[:, first:] / typical, LOWEST_RATIO))

@@ -139,7 +139,9 @@ def measure_recording(store: ClipStore, recording: int) -> dict[str, Array]:
                 run = native_run(store, recording, number, s)
                 if run is not None:
                     columns[clips] = meter.measure(run, onset_s[clips])
-            parts.append(breathing.against_median(columns, meter.compared) if meter.compared >= 0 else columns)
+            if meter.compared >= 0:
+                columns = breathing.against_median(columns, meter.compared, sensor=slot.kind == "respiration")
+            parts.append(columns)
         pair = pair_of(modality.slots)
         if pair is not None:
             column = np.full((entry.n_clips, 1), np.nan)

@@ -142,6 +142,8 @@ class SupervisedTrainer(TrainingLoop):
         if resumed:
             trainer.load_last()
         else:
+            if config.resume:
+                trainer.say(f"notice: there is no run in {run.path} to go on with; the training begins")
             world.on_main(lambda: run.create(trainer.description()))
         trainer.announce()
         return trainer

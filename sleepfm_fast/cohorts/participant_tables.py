@@ -17,16 +17,22 @@ NIGHT = re.compile(
     r"(?:night|nacht|nuit|noche|notte|visit|session|ses|recording|rec)[-_ ]?\d+|(?<=[-_ .])[nv][-_]?\d+(?=$|[-_ .])",
     re.IGNORECASE,
 )
+# "part2", "diag", "CPAP": what tells the parts of a split night apart, or the nights before and under treatment.
+PART = re.compile(
+    r"(?<![^-_ .])(?:(?:part|teil|partie|parte|deel|half)[-_ ]?(?:\d+|[ab])|(?:c|a|bi|bi-|auto)?pap|"
+    r"diag(?:nos\w*)?|titrat\w*|split|baseline|basal|pre|post|treatment|therap\w*|follow[-_ ]?up)(?=$|[-_ .])",
+    re.IGNORECASE,
+)
 # SC4012E0 is subject 01, night 2 of Sleep-EDF; shhs1-200001 and shhs2-200001 are one person's visits.
 COHORTS = ((re.compile(r"^(sc4\d\d|st7\d\d)\d[a-z].*"), r"\1"), (re.compile(r"^shhs\d-"), "shhs-"))
 
 
 def without_night(stem: str) -> str:
-    """A recording's name without what tells a person's nights apart; empty where nothing else is left."""
+    """A recording's name without what tells a person's nights, or parts of one, apart; empty where nothing is left."""
     name = stem.casefold()
     for pattern, person in COHORTS:
         name = pattern.sub(person, name)
-    name = NIGHT.sub("", name)
+    name = re.sub(r"[-_ .]+", "-", PART.sub("", NIGHT.sub("", name))).strip("-")
     return name if re.search(r"[a-z0-9]", name) else ""
 
 

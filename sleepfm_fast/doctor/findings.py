@@ -163,6 +163,10 @@ def judged(
     if m.flat >= FLAT_SHARE * n_windows and (kind != "step" or m.flat == n_windows):
         figures = {"flat": m.flat, "windows": n_windows}
         yield "flat", f"holds one value in {m.flat} of {n_windows} windows", leave_out, figures
+    if m.unplugged >= FLAT_SHARE * n_windows:
+        text = f"is silent but for noise in {m.unplugged} of {n_windows} windows: unplugged, as a cannula under CPAP?"
+        action = "nothing to do for a part of the night: the hours before give its amplitude"
+        yield "unplugged", text, action, {"unplugged": m.unplugged, "windows": n_windows}
     if dead == n_windows:
         return
     if kind == "step":

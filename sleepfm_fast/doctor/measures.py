@@ -21,6 +21,7 @@ from scipy import signal as dsp
 from sleepfm_fast.doctor.heartbeat import Heartbeat, heartbeat
 from sleepfm_fast.edf import Recording, Segment, Signal
 from sleepfm_fast.epochs import read_digital
+from sleepfm_fast.store.unplugged import plugged_in
 
 __all__ = ["N_WINDOWS", "WINDOW_S", "ChannelMeasures", "NightMeasures", "identical_samples", "measure_night"]
 
@@ -53,6 +54,8 @@ class ChannelMeasures:
         In the header.
     flat, railed : int
         Windows that hold one value (to one step); windows that stand at the header's digital limit half of the time.
+    unplugged : int
+        Windows of respiration, other than those, that hold only noise (:mod:`sleepfm_fast.store.unplugged`).
     clipped : float
         Share of samples, of windows that are not railed, that lie in runs at the signal's own extremes.
     amplitude : float
@@ -74,6 +77,7 @@ class ChannelMeasures:
     index: int
     flat: int
     railed: int
+    unplugged: int
     clipped: float
     amplitude: float
     level: float
@@ -164,6 +168,7 @@ def measure(signal: Signal, windows: Sequence[NDArray[Any]], kind: str | None) -
     everything = np.concatenate(windows)
     low, level, high = np.percentile(everything, [1, 50, 99]) * signal.gain + signal.offset
     amplitudes = [peak_to_peak(x, fs_hz) if kind == "ecg" else spread(x, fs_hz) for x in live]
+    on = plugged_in(np.array(amplitudes)) if kind == "respiration" else np.ones(len(amplitudes), np.bool_)
     lines = [share for x in live if (share := mains(x, fs_hz)) is not None] if kind in POTENTIALS else []
     by_line = np.median(lines, axis=0) if lines else np.empty(0)
     line = int(np.argmax(by_line)) if by_line.size and np.any(np.isfinite(by_line)) else None
@@ -174,6 +179,7 @@ def measure(signal: Signal, windows: Sequence[NDArray[Any]], kind: str | None) -
         index=signal.index,
         flat=sum(f and not r for f, r in zip(flat, railed, strict=True)),
         railed=sum(railed),
+        unplugged=int((~on).sum()),
         clipped=clipped([w for w, r in zip(windows, railed, strict=True) if not r]),
         amplitude=float(np.median(amplitudes)) if amplitudes else math.nan,
         level=float(level),

@@ -70,7 +70,7 @@ def say_strata(strata: dict[str, dict[str, dict[str, Any]]]) -> None:
         for name, entry in groups.items():
             macro = entry["macro"]
             figures = "".join(cell(macro[f]) for f in ("auroc", "auprc", "f1"))
-            classes = f"over {macro['n_classes']} of {len(entry['classes'])} classes"
+            classes = f"AUROC, AUPRC over {macro['n_classes']} of {len(entry['classes'])} classes"
             note = "" if macro["n_classes"] == len(entry["classes"]) else classes
             label = f"{fact} {name}"
             say(f"{label:<13}{entry['n_subjects']:>9}{entry['n_clips']:>9}  {figures}{note}".rstrip())

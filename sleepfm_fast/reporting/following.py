@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
 
 __all__ = [
-    "after_checkpoint", "after_embeddings", "after_nights", "after_preprocess", "after_probe", "after_result",
-    "after_store", "after_supervised", "after_training", "typed",
+    "after_checkpoint", "after_embeddings", "after_nights", "after_predictions", "after_preprocess", "after_probe",
+    "after_result", "after_store", "after_supervised", "after_training", "after_transfer", "typed",
 ]  # fmt: skip
 
 RUNS = (Kind.RUN, Kind.SUPERVISED)
@@ -108,7 +108,8 @@ def after_embeddings(config: Any, result: dict[str, Any]) -> str | None:
     run = run_of(path)
     if run is None and (former := getattr(config, "run", None)) is not None:
         for task in TASKS:
-            if record_of(former / "results" / task / "result.json").get("command") == "probe":
+            record = record_of(former / "results" / task / "result.json")
+            if record.get("command") == "probe" and has_clip_of(embeddings, record["modalities"]):
                 return typed("predict", former / "results" / task, path, beside(path, "predictions"))
     for task in TASKS:
         if can_be_probed(embeddings, task):
@@ -117,12 +118,49 @@ def after_embeddings(config: Any, result: dict[str, Any]) -> str | None:
     return retrieval(embeddings, run)
 
 
+def after_transfer(config: Any, result: dict[str, Any]) -> str | None:
+    """Of ``transfer``: a probe of the first task of which both laboratories have labels."""
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.tasks import TASKS
+
+    path = config.embeddings
+    embeddings, run = Embeddings(path), run_of(path)
+    for task in TASKS:
+        if can_be_probed(embeddings, task):
+            place = beside(path, task) if run is None else free(run / "results" / f"external-{task}")
+            return typed("probe", path, place, options=f"--task {task}")
+    return None
+
+
+def after_predictions(config: Any, result: dict[str, Any]) -> str | None:
+    """Of ``predict``: where the nights are another store's and were scored after all, the test of the probe on them."""
+    import numpy as np
+
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.tasks import labels_of
+
+    path = config.embeddings
+    embeddings, fitted_on = Embeddings(path), Path(str(record_of(config.result / "result.json").get("embeddings")))
+    if kind_of(fitted_on) not in (Kind.EMBEDDINGS, Kind.FEATURES):
+        return None
+    stores = [Path(e.description.store) for e in (Embeddings(fitted_on), embeddings)]
+    if kind_of(stores[0]) != Kind.STORE or stores[0].resolve() == stores[1].resolve():
+        return None
+    if not (labels_of(embeddings, result["task"], np.arange(len(embeddings))) >= 0).any():
+        return None
+    run = run_of(fitted_on)
+    place = beside(path, "transfer") if run is None else free(run / "transfer")
+    return typed("transfer", fitted_on, path, place, options="--subjects all")
+
+
 def after_probe(config: Any, result: dict[str, Any]) -> str | None:
     """Of ``probe``: retrieval, where the run has none yet, else the report."""
     from sleepfm_fast.embeddings import Embeddings
 
     run = None if config.result is None else run_of(config.result)
-    if run is not None and run == run_of(config.embeddings) and not any(is_retrieval(r) for r in results_of(run)):
+    # RUN/transfer and the like hold others' clips too.
+    own = None if run is None else (run / "embeddings").resolve()
+    if run is not None and config.embeddings.resolve() == own and not any(is_retrieval(r) for r in results_of(run)):
         line = retrieval(Embeddings(config.embeddings), run)
         if line is not None:
             return line
@@ -168,6 +206,16 @@ def results_of(run: Path) -> Iterator[dict[str, Any]]:
 def is_retrieval(record: dict[str, Any]) -> bool:
     """Whether a result is of ``retrieve``."""
     return record.get("command") == "retrieve"
+
+
+def has_clip_of(embeddings: Embeddings, modalities: Sequence[str]) -> bool:
+    """Whether any clip has all of the modalities."""
+    import numpy as np
+
+    if not set(modalities) <= set(embeddings.modalities):
+        return False
+    columns = [embeddings.modalities.index(m) for m in modalities]
+    return bool(np.asarray(embeddings.mask)[:, columns].all(axis=1).any())
 
 
 def can_be_probed(embeddings: Embeddings, task: str) -> bool:

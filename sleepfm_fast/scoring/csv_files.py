@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -181,6 +182,7 @@ def timed(
             f"{source}: {counted(n_blank, 'row has', 'rows have')} a time and no stage; "
             f"{agreeing(n_blank, 'it counts', 'they count')} as not scored."
         )
+    refuse_minutes(onsets, [text for _, _, text in rest], source)
     frame, onsets_s = frame_of(onsets, source, start, issues)
     events = []
     for onset_s, (end, duration_s, text) in zip(onsets_s, rest, strict=True):
@@ -193,6 +195,20 @@ def timed(
     if frame.kind in ("of day", "dated") and start is not None:
         return list(without_clock_change(events, of_day(start), source, issues))
     return events
+
+
+def refuse_minutes(onsets: Sequence[float | Clock], texts: Sequence[str], source: str) -> None:
+    """Refuse stages by a clock without seconds, as spreadsheets write it, once two epochs of a minute have one time."""
+    staged = [at for at, text in zip(onsets, texts, strict=True) if stage_of(text) is not None]
+    if not staged or any(not isinstance(at, Clock) or at.of_day_s % 60 for at in staged):
+        return
+    twice = sum(a == b for a, b in itertools.pairwise(staged))
+    if 4 * twice > len(staged):
+        raise ScoringError(
+            f"{source} gives {twice} of its {counted(len(staged), 'stage')} the time of the stage before: its times "
+            "are whole minutes, so that epochs of one minute cannot be told apart; expected times with seconds, such "
+            "as 23:50:30 (a spreadsheet may have left the seconds out), or seconds from the recording's start."
+        )
 
 
 def scaled(at: float | Clock | None, unit_s: float) -> float | Clock | None:

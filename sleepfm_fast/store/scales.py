@@ -3,8 +3,9 @@
 A clip's own z-score would erase what tells N3 from wake: how large the waves are within the night. So the scale is one
 number a channel and recording: the median, over clips spread evenly through the night, of the standard deviation within
 a clip (a few clips of artefact do not move a median, and rare sharp waves such as QRS complexes still count). Flat
-clips are passed over, so that a sensor that fell off in the night still counts for the hours before. Step-like channels
-keep their absolute meaning instead: saturation and pulse rate are mapped by fixed constants.
+clips are passed over, so that a sensor that fell off in the night still counts for the hours before, and so are clips
+of a respiratory sensor that was unplugged and recorded noise. Step-like channels keep their absolute meaning instead:
+saturation and pulse rate are mapped by fixed constants.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
 from sleepfm_fast.store.feed import Feed
+from sleepfm_fast.store.unplugged import plugged_in
 
 __all__ = ["NOMINAL", "Scales", "measure_scales", "nominal_scales"]
 
@@ -93,6 +95,9 @@ def measure_scales(
         deviation, mean = (part.numpy() for part in torch.std_mean(x.double(), dim=2, correction=0))
         # Below a millionth of the mean the deviation is the rounding of the filter, not a signal.
         alive = deviation > 1e-6 * np.abs(mean)
+        for column, slot in enumerate(feed.slots):
+            if store.slots[slot].kind == "respiration":
+                alive[:, column] &= plugged_in(deviation[:, column])
         centre, spread = np.median(mean, axis=0), np.zeros(mean.shape[1])
         for living in np.flatnonzero(alive.any(axis=0)):
             centre[living] = np.median(mean[alive[:, living], living])

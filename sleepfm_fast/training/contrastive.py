@@ -125,6 +125,8 @@ class Trainer(TrainingLoop):
         if resumed:
             trainer.restore()
         else:
+            if config.resume:
+                trainer.say(f"notice: there is no run in {run.path} to go on with; the training begins")
             if found is not None:
                 trainer.initialise(found)
             world.on_main(lambda: run.create(description(trainer)))
