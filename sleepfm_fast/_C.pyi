@@ -191,10 +191,12 @@ def pair_ranks_bytes(n_rows: int, n_columns: int, n_dim: int, n_threads: int, /)
 def own_inner_products(a: int, b: int, own: int, n_rows: int, n_dim: int, /) -> None: ...
 
 # ---- mbconv ----------------------------------------------------------------------------------------------------------
-# dims: clips, channels in, width, channels out, samples, stride. weights: the ten of MBConvWeights in csrc/params.h.
-def mbconv_workspace_bytes(dims: tuple[int, int, int, int, int, int], n_threads: int, backward: bool, /) -> int: ...
+# dims: clips, channels in, width, channels out, samples, stride. weights: the ten of MBConvWeights in csrc/params.h. bf16: what products
+# multiply.
+def mbconv_workspace_bytes(dims: tuple[int, int, int, int, int, int], bf16: bool, n_threads: int, backward: bool, /) -> int: ...
 def mbconv_forward(
     dims: tuple[int, int, int, int, int, int],
+    bf16: bool,
     n_threads: int,
     workspace: int,
     weights: tuple[int, ...],
@@ -210,6 +212,7 @@ def mbconv_forward(
 ) -> None: ...
 def mbconv_evaluate(
     dims: tuple[int, int, int, int, int, int],
+    bf16: bool,
     n_threads: int,
     workspace: int,
     weights: tuple[int, ...],
@@ -225,6 +228,7 @@ def mbconv_evaluate(
 ) -> None: ...
 def mbconv_backward(
     dims: tuple[int, int, int, int, int, int],
+    bf16: bool,
     n_threads: int,
     workspace: int,
     weights: tuple[int, ...],
@@ -241,15 +245,16 @@ def mbconv_backward(
     gradients: tuple[int, ...],
     /,
 ) -> None: ...
-def mbconv_evaluate_workspace_bytes(dims: tuple[int, int, int, int, int, int], n_threads: int, /) -> int: ...
+def mbconv_evaluate_workspace_bytes(dims: tuple[int, int, int, int, int, int], bf16: bool, n_threads: int, /) -> int: ...
 
 # dims: clips, channels in, channels of the stem, samples. layout, a block: width, channels out, stride, residual,
 # maximum, eps inside, eps after. addresses: x, y, six of the stem, eighteen of every block.
 def encoder_workspace_bytes(
-    dims: tuple[int, int, int, int], n_threads: int, layout: list[tuple[int, int, int, bool, bool, float, float]], /
+    dims: tuple[int, int, int, int], bf16: bool, n_threads: int, layout: list[tuple[int, int, int, bool, bool, float, float]], /
 ) -> int: ...
 def encoder_evaluate(
     dims: tuple[int, int, int, int],
+    bf16: bool,
     n_threads: int,
     workspace: int,
     stem_eps: float,

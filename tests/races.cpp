@@ -222,7 +222,7 @@ struct BlockWeights {
     }
     sleepfm::MBConvEvaluate evaluate(Block const& b, int n_threads) const {
         sleepfm::MBConvEvaluate call{};
-        call.shape = {b.B, b.n_in, b.width, b.n_out, b.T, b.stride, n_threads, nullptr};
+        call.shape = {b.B, b.n_in, b.width, b.n_out, b.T, b.stride, false, n_threads, nullptr};
         call.weights = pointers();
         call.residual = {b.residual, 0.0, 0};
         call.eps = 1e-5;
@@ -234,7 +234,7 @@ struct BlockWeights {
     }
 };
 
-Results mbconv(Block const& b, int n_threads) {
+Results mbconv(Block const& b, bool bf16, int n_threads) {
     BlockWeights const w(b);
     Index const S = (b.T - 1) / b.stride + 1;
     Floats const x = random_values(b.B * b.n_in * b.T), dy = random_values(b.B * b.n_out * S);
@@ -244,7 +244,7 @@ Results mbconv(Block const& b, int n_threads) {
     Floats dw1 = w.w1, dgamma0 = w.b1, dbeta0 = w.b1, dwd = w.wd, dgamma1 = w.b1, dbeta1 = w.b1, dw3 = w.w3, db3 = w.b3;
     std::vector<double> statistics(static_cast<std::size_t>(4 * b.width)),
         moments(static_cast<std::size_t>((1 + b.n_in) * b.n_in));
-    sleepfm::MBConvShape shape{b.B, b.n_in, b.width, b.n_out, b.T, b.stride, n_threads, nullptr};
+    sleepfm::MBConvShape shape{b.B, b.n_in, b.width, b.n_out, b.T, b.stride, bf16, n_threads, nullptr};
     sleepfm::MBConvResidual const residual{b.residual, b.residual ? 0.25 : 0.0, 17};
     Workspace const forward(sleepfm::mbconv_workspace_bytes(shape, false)),
         backward(sleepfm::mbconv_workspace_bytes(shape, true)),
@@ -259,6 +259,7 @@ Results mbconv(Block const& b, int n_threads) {
                               g1.data(),  dx.data(),      dw1.data(),        dgamma0.data(), dbeta0.data(),
                               dwd.data(), dgamma1.data(), dbeta1.data(),     dw3.data(),     db3.data()});
     auto call = w.evaluate(b, n_threads);
+    call.shape.bf16 = bf16;
     call.shape.workspace = evaluate.data();
     call.x = x.data();
     call.y = evaluated.data();
@@ -271,7 +272,7 @@ Results mbconv(Block const& b, int n_threads) {
     return all;
 }
 
-Results encoder(Index B, Index T, int n_threads) {
+Results encoder(Index B, Index T, bool bf16, int n_threads) {
     std::vector<Block> const sizes{{B, 7, 13, 9, (T - 1) / 2 + 1, 2, false, false},
                                    {B, 9, 40, 9, ((T - 1) / 2) / 2 + 1, 1, true, false}};
     std::vector<BlockWeights> weights;
@@ -290,6 +291,7 @@ Results encoder(Index B, Index T, int n_threads) {
     call.n_in = 5;
     call.n_stem = 7;
     call.n_samples = T;
+    call.bf16 = bf16;
     call.n_threads = n_threads;
     call.stem_w = stem_w.data();
     call.stem_bias = bias.data();
@@ -408,10 +410,12 @@ void run_all(int n_threads) {
     });
     for (Block const& b : {Block{5, 6, 18, 6, 193, 1, true, true}, Block{5, 6, 18, 10, 386, 2, false, true},
                            Block{19, 9, 33, 9, 97, 1, true, false}, Block{3, 1, 5, 3, 7, 2, false, false}}) {
-        run("mbconv " + std::to_string(b.T), n_threads, [&](int n) { return mbconv(b, n); });
+        run("mbconv " + std::to_string(b.T), n_threads, [&](int n) { return mbconv(b, false, n); });
+        run("mbconv in bfloat16 " + std::to_string(b.T), n_threads, [&](int n) { return mbconv(b, true, n); });
     }
     for (Index const T : {31, 770}) {
-        run("encoder " + std::to_string(T), n_threads, [&](int n) { return encoder(9, T, n); });
+        run("encoder " + std::to_string(T), n_threads, [&](int n) { return encoder(9, T, false, n); });
+        run("encoder in bfloat16 " + std::to_string(T), n_threads, [&](int n) { return encoder(9, T, true, n); });
         run("stem and maximum " + std::to_string(T), n_threads, [&](int n) { return narrow(7, 5, 9, T, n); });
     }
     for (auto const normalise : {sleepfm::Normalise::none, sleepfm::Normalise::zscore, sleepfm::Normalise::robust}) {

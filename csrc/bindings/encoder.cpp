@@ -55,7 +55,8 @@ class EncoderCall {
         for (auto const& [width, n_out, stride, residual, pool, eps, after_eps] : layout) {
             sleepfm::EncoderBlock layer{};
             sleepfm::MBConvEvaluate& block = layer.block;
-            block.shape = mbconv_shape({call.n_clips, n_in, width, n_out, n_samples, stride}, bf16, n_threads, workspace);
+            block.shape =
+                mbconv_shape({call.n_clips, n_in, width, n_out, n_samples, stride}, bf16, n_threads, workspace);
             block.residual = {residual, 0.0, 0};
             block.eps = eps;
             sleepfm::MBConvWeights& w = block.weights;
@@ -79,7 +80,8 @@ class EncoderCall {
     std::vector<sleepfm::EncoderBlock> blocks;
 };
 
-std::int64_t encoder_workspace_bytes(EncoderDims dims, bool bf16, int n_threads, std::vector<EncoderBlockDims> const& layout) {
+std::int64_t encoder_workspace_bytes(EncoderDims dims, bool bf16, int n_threads,
+                                     std::vector<EncoderBlockDims> const& layout) {
     EncoderCall const arguments(dims, bf16, n_threads, 0, 0.0, layout, std::vector<Address>(8 + 18 * layout.size(), 0));
     return sleepfm::encoder_workspace_bytes(arguments.call);
 }

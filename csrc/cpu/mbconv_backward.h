@@ -35,10 +35,10 @@ inline void sum_groups(float const* from, Index groups, Index size, Index n, flo
 template <typename Factor>
 struct Backward : ClipBackward<Factor> {
     using Clip = ClipBackward<Factor>;
-    using typename Clip::Scratch;
     using Clip::B, Clip::T, Clip::S, Clip::width, Clip::n_in, Clip::n_out, Clip::width_padded, Clip::groups;
     using Clip::bias_sums, Clip::call, Clip::clip_sums, Clip::ld_in, Clip::ld_out, Clip::n0, Clip::n1, Clip::per_group;
     using Clip::inverse, Clip::mean0, Clip::mean1, Clip::s, Clip::variance0, Clip::variance1, Clip::w, Clip::work;
+    using typename Clip::Scratch;
 
     // Work shared by a team of threads.
     void pack_weights() const {

@@ -12,15 +12,14 @@ namespace {
 
 template <typename Factor>
 MBConvKernels kernels_of() {
-    return {&forward<Factor>,
-            &evaluate<Factor>,
-            &backward<Factor>,
-            &encode<Factor>,
-            [](MBConvShape const& shape, bool is_backward) {
-                return MBConvWorkspace<Factor>(shape, is_backward).bytes;
-            },
-            [](MBConvShape const& shape) { return EvaluateWorkspace<Factor>(shape).bytes; },
-            [](EncoderEvaluate const& call) { return EncoderWorkspace<Factor>(call).bytes; }};
+    return {
+        &forward<Factor>,
+        &evaluate<Factor>,
+        &backward<Factor>,
+        &encode<Factor>,
+        [](MBConvShape const& shape, bool is_backward) { return MBConvWorkspace<Factor>(shape, is_backward).bytes; },
+        [](MBConvShape const& shape) { return EvaluateWorkspace<Factor>(shape).bytes; },
+        [](EncoderEvaluate const& call) { return EncoderWorkspace<Factor>(call).bytes; }};
 }
 
 }  // namespace

@@ -23,9 +23,8 @@ inline double factor_of(float gamma, float variance, double eps) {
 template <typename Factor>
 inline void pack_scaled(float const* w, double const* scale, Index n_rows, Index n_k, Index block, Factor* packed) {
     float const* const rows = w + block * ROWS * n_k;
-    pack_rows(n_rows - block * ROWS, n_k, packed + block * words_of<Factor>(n_k) * ROWS, [=](Index r, Index k) {
-        return static_cast<float>(static_cast<double>(rows[r * n_k + k]) * scale[r]);
-    });
+    pack_rows(n_rows - block * ROWS, n_k, packed + block * words_of<Factor>(n_k) * ROWS,
+              [=](Index r, Index k) { return static_cast<float>(static_cast<double>(rows[r * n_k + k]) * scale[r]); });
 }
 
 // A block whose batch norms are folded: scale into the weights before them, the rest into the biases.
@@ -96,8 +95,8 @@ struct FoldedBlock {
         Dropout const dropout(residual);
         auto* const carry = reinterpret_cast<Carry*>(scratch);
         float* const narrow = scratch + round_up(2 * width, 16);
-        float* const rows = narrow + words_of<Factor>(s.n_in) * ldx();                       // [ROWS, ...]
-        auto* const x_panel = reinterpret_cast<Factor*>(narrow);                             // n_in factors, ldx
+        float* const rows = narrow + words_of<Factor>(s.n_in) * ldx();                     // [ROWS, ...]
+        auto* const x_panel = reinterpret_cast<Factor*>(narrow);                           // n_in factors, ldx
         auto* const panel = reinterpret_cast<Factor*>(rows + ROWS * (ldx() + 4 * LANES));  // width factors
         Index done = 0;
         for (Index from = 0; from < S; from += tile) {
@@ -116,7 +115,7 @@ struct FoldedBlock {
                         vectors[k] = relu6(vectors[k] + shift);
                     }
                 },
-                [&](Index c, Index, Taps const (&around)[DEPTH]) {
+                [&](Index c, Index, Taps const(&around)[DEPTH]) {
                     Vector shift[DEPTH], tap0[DEPTH], tap1[DEPTH], tap2[DEPTH];
                     for (Index i = 0; i < DEPTH; ++i) {
                         Index const channel = least(c + i, width - 1);
