@@ -191,9 +191,11 @@ def pair_ranks_bytes(n_rows: int, n_columns: int, n_dim: int, n_threads: int, /)
 def own_inner_products(a: int, b: int, own: int, n_rows: int, n_dim: int, /) -> None: ...
 
 # ---- mbconv ----------------------------------------------------------------------------------------------------------
-# dims: clips, channels in, width, channels out, samples, stride. weights: the ten of MBConvWeights in csrc/params.h. bf16: what products
-# multiply.
-def mbconv_workspace_bytes(dims: tuple[int, int, int, int, int, int], bf16: bool, n_threads: int, backward: bool, /) -> int: ...
+# dims: clips, channels in, width, channels out, samples, stride. weights: the ten of MBConvWeights in csrc/params.h.
+# bf16: what products multiply.
+def mbconv_workspace_bytes(
+    dims: tuple[int, int, int, int, int, int], bf16: bool, n_threads: int, backward: bool, /
+) -> int: ...
 def mbconv_forward(
     dims: tuple[int, int, int, int, int, int],
     bf16: bool,
@@ -245,12 +247,18 @@ def mbconv_backward(
     gradients: tuple[int, ...],
     /,
 ) -> None: ...
-def mbconv_evaluate_workspace_bytes(dims: tuple[int, int, int, int, int, int], bf16: bool, n_threads: int, /) -> int: ...
+def mbconv_evaluate_workspace_bytes(
+    dims: tuple[int, int, int, int, int, int], bf16: bool, n_threads: int, /
+) -> int: ...
 
 # dims: clips, channels in, channels of the stem, samples. layout, a block: width, channels out, stride, residual,
 # maximum, eps inside, eps after. addresses: x, y, six of the stem, eighteen of every block.
 def encoder_workspace_bytes(
-    dims: tuple[int, int, int, int], bf16: bool, n_threads: int, layout: list[tuple[int, int, int, bool, bool, float, float]], /
+    dims: tuple[int, int, int, int],
+    bf16: bool,
+    n_threads: int,
+    layout: list[tuple[int, int, int, bool, bool, float, float]],
+    /,
 ) -> int: ...
 def encoder_evaluate(
     dims: tuple[int, int, int, int],
