@@ -121,7 +121,13 @@ def _predicted(config: Config) -> dict[str, Any]:
     whole = np.asarray(embeddings.mask)[:, [embeddings.modalities.index(m) for m in modalities]].all(axis=1)
     clips = np.flatnonzero(whole)
     if not clips.size:
-        raise SleepfmError(f"no clip of {config.embeddings} has all of {', '.join(modalities)}.")
+        mask = np.asarray(embeddings.mask)
+        there = [m for i, m in enumerate(embeddings.modalities) if mask[:, i].any()]
+        remedy = f" Fit one on what there is: python -m sleepfm_fast.probe ... --modality {there[0]}." if there else ""
+        raise SleepfmError(
+            f"no clip of {config.embeddings} has all of {', '.join(modalities)}, which {config.result} was fitted on; "
+            f"it has {' and '.join(there) or 'none of them'}.{remedy}"
+        )
     if lacking := len(embeddings) - clips.size:
         say(
             f"notice: {counted(lacking, 'clip lacks', 'clips lack')} one of {', '.join(modalities)} and "

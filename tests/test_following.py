@@ -2,7 +2,10 @@
 
 import json
 import shlex
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from known_nights import ECG, EEG, FLOW, staged_night
 
@@ -139,6 +142,13 @@ def test_a_second_laboratory_by_pasting(cohort_store, tmp_path, capsys, monkeypa
         "probe run/transfer run/results/external-stage --task stage",
         "report run",
     ]
+    # Nights that lack what the probe was fitted on are not proposed to it.
+    for name in ("emb", "lacking"):
+        shutil.copytree("theirs", name)
+    np.save("lacking/mask.npy", np.load("lacking/mask.npy") & [True, False, True])
+    config = embed.Config(Path("run"), Path("second"), Path("lacking"))
+    assert "predict" in following.after_embeddings(config, {"embeddings": "emb"})
+    assert "predict" not in following.after_embeddings(config, {"embeddings": "lacking"})
     # Of a probe of joined folders the test is made.
     assert predict.cli(["run/results/external-stage", "theirs", "again"]) == 0
     assert next_of(capsys) is None

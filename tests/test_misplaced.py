@@ -181,8 +181,17 @@ WRONG = {
         ("run/embeddings run/results/stage new", "the order is RESULT EMBEDDINGS PREDICTIONS"),
         ("run run/embeddings new", "RESULT: .*run is a run folder; a result folder was expected. Give .*stage"),
     ],
-    "transfer": [("run features new", "TRAINING: .*an embeddings folder was expected. Give .*embeddings")],
-    "compare": [("run/embeddings run/results/stage", "FIRST: .*a result folder was expected. Give .*stage")],
+    "transfer": [
+        ("run features new", "TRAINING: .*an embeddings folder was expected. Give .*embeddings"),
+        ("run/embeddings features run/embeddings --overwrite", "as TRAINING, which is read, and as EMBEDDINGS, which"),
+    ],
+    "compare": [
+        ("run/embeddings run/results/stage", "FIRST: .*a result folder was expected. Give .*stage"),
+        (
+            "run/results/stage run/results/stage run/../run/results/stage --overwrite",
+            "Name another folder as RESULT",
+        ),
+    ],
     "report": [
         ("run store", "RUN: .*store is a clip store; a run folder was expected. Give .*run"),
         ("run/results/stage", "RUN: .*is a result folder; a run folder was expected. Give .*run"),

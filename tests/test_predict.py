@@ -143,6 +143,11 @@ def test_what_cannot_be_is_refused(fitted, tmp_path):
                 folder, planted(tmp_path / "o2", store="t", presets={"weights": {"sha256": "b"}}), tmp_path / "t"
             )
         )
+    alone = planted(tmp_path / "alone", drop=1.1, store="t", presets={"weights": {"sha256": "a"}})
+    with pytest.raises(
+        SleepfmError, match=r"it has respiratory and ecg\. Fit one on what there is.*--modality respiratory"
+    ):
+        predict.main(predict.Config(result, alone, tmp_path / "out"))
     (result / "coef.npy").unlink()
     record = json.loads((result / "result.json").read_text())
     del record["arrays"]["coef"]

@@ -96,7 +96,8 @@ def refuse_misplaced(command: str, places: Sequence[Place]) -> None:
     Raises
     ------
     SleepfmError
-        Where two are exchanged, with the order; else with what was expected and where the likely one is.
+        Where two are exchanged, with the order; else with what was expected and where the likely one is. Also where
+        what is read would be written.
     """
     wrong = [place for place in places if place.is_wrong]
     for place in wrong:
@@ -119,3 +120,15 @@ def refuse_misplaced(command: str, places: Sequence[Place]) -> None:
                 f"({usage}). Name a new folder."
             )
         raise SleepfmError(f"{place.name}: {mistaken(place.path, *place.kinds)}")
+    for place in places:
+        for other in places:
+            if place.is_written and place.found in place.kinds and not other.is_written and is_same(place, other):
+                raise SleepfmError(
+                    f"{place.path} was given as {other.name}, which is read, and as {place.name}, which is written and "
+                    f"would replace it. Name another folder as {place.name}."
+                )
+
+
+def is_same(place: Place, other: Place) -> bool:
+    """Whether two arguments name one path."""
+    return place.path is not None and other.path is not None and place.path.resolve() == other.path.resolve()

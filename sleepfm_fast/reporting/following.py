@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,8 @@ def after_embeddings(config: Any, result: dict[str, Any]) -> str | None:
     run = run_of(path)
     if run is None and (former := getattr(config, "run", None)) is not None:
         for task in TASKS:
-            if record_of(former / "results" / task / "result.json").get("command") == "probe":
+            record = record_of(former / "results" / task / "result.json")
+            if record.get("command") == "probe" and has_clip_of(embeddings, record["modalities"]):
                 return typed("predict", former / "results" / task, path, beside(path, "predictions"))
     for task in TASKS:
         if can_be_probed(embeddings, task):
@@ -205,6 +206,16 @@ def results_of(run: Path) -> Iterator[dict[str, Any]]:
 def is_retrieval(record: dict[str, Any]) -> bool:
     """Whether a result is of ``retrieve``."""
     return record.get("command") == "retrieve"
+
+
+def has_clip_of(embeddings: Embeddings, modalities: Sequence[str]) -> bool:
+    """Whether any clip has all of the modalities."""
+    import numpy as np
+
+    if not set(modalities) <= set(embeddings.modalities):
+        return False
+    columns = [embeddings.modalities.index(m) for m in modalities]
+    return bool(np.asarray(embeddings.mask)[:, columns].all(axis=1).any())
 
 
 def can_be_probed(embeddings: Embeddings, task: str) -> bool:
