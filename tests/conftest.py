@@ -32,12 +32,16 @@ def data_folder() -> Path:
     return folder
 
 
+THREADS = torch.get_num_threads()
+
+
 @pytest.fixture(autouse=True)
-def _random_state():
-    """No test sees random numbers that depend on which tests ran before it."""
+def _state():
+    """No test sees random numbers, or has threads, that depend on which tests ran before it: commands set both."""
     random.seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002 - libraries under test may use the global state
     torch.manual_seed(SEED)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

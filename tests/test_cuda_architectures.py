@@ -19,6 +19,12 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One build folder: in a second one, CMake would try the compilers once more."""
+    return tmp_path_factory.mktemp("build")
+
+
 def configured(folder: Path, architectures: str) -> subprocess.CompletedProcess[str]:
     found = subprocess.run(
         [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=False
@@ -32,8 +38,8 @@ def configured(folder: Path, architectures: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_words_become_numbers_that_the_module_knows(tmp_path):
-    done = configured(tmp_path, "all-major")
+def test_words_become_numbers_that_the_module_knows(folder):
+    done = configured(folder, "all-major")
     assert done.returncode == 0, done.stderr
     (names,) = re.findall(r"CUDA kernels ON, nvcc \S+, architectures (\S+)", done.stdout)
     assert re.fullmatch(r"80-real(;\d+-real)*(;\d+)?", names), names
@@ -46,9 +52,9 @@ def test_words_become_numbers_that_the_module_knows(tmp_path):
         ("native", "none of compute capability 8.0 or newer. Name the architectures, for example 90 or 120."),
     ],
 )
-def test_what_the_kernels_cannot_run_on_is_refused(architectures, sentence, tmp_path):
+def test_what_the_kernels_cannot_run_on_is_refused(architectures, sentence, folder):
     if architectures == "native" and shutil.which("nvidia-smi"):
         pytest.skip("there is a GPU, which is native")
-    done = configured(tmp_path, architectures)
+    done = configured(folder, architectures)
     assert done.returncode != 0
     assert sentence in " ".join(done.stderr.split())

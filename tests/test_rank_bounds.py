@@ -183,6 +183,8 @@ def test_no_clips():
 def test_every_instruction_set(name):
     if name not in sleepfm_fast.build_info()["cpu_instruction_sets"]:
         pytest.skip(f"this processor has no {name}")
+    if name == sleepfm_fast.build_info()["cpu_instruction_set_in_use"]:
+        pytest.skip(f"all tests of this file run with {name} in this process")
     cases = "257 or 100003 or residues or overflow or one_bit or list_holds or clusters"
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", cases],

@@ -14,6 +14,7 @@ from report_runs import classify, embed, start
 from sleepfm_fast import compare, convert, features, probe
 from sleepfm_fast.cohorts.store_inputs import INPUTS, inputs_of, with_inputs
 from sleepfm_fast.preprocess import cli
+from sleepfm_fast.reporting.headline import headline_section
 from sleepfm_fast.reporting.reproduction import commands_of
 from sleepfm_fast.reporting.sources import open_runs
 
@@ -164,3 +165,14 @@ def test_hand_made_features_come_with_their_command(cohort_store, tmp_path):
     assert found[0] == f"python -m sleepfm_fast.features {cohort_store} {out} --test-share 0.3"
     assert found[1].startswith(f"python -m sleepfm_fast.probe {out} {tmp_path}/run/results/sdb --task sdb")
     assert "--bootstraps 3" in found[1]
+
+
+def test_what_is_missing_of_a_folder_of_embeddings_is_made_from_it(tmp_path):
+    """`report EMBEDDINGS`: the folder is no run that could be embedded with."""
+    embed(tmp_path / "emb")
+    start(tmp_path / "run")
+    said = {}
+    for name in ("emb", "run"):
+        (missing,) = headline_section(open_runs([tmp_path / name])).groups[0].items
+        said[name] = [line.split()[2].removeprefix("sleepfm_fast.") for line in missing.command.splitlines()]
+    assert said == {"emb": ["probe", "probe", "retrieve"], "run": ["embed", "probe", "probe", "retrieve"]}

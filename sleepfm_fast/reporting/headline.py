@@ -257,14 +257,16 @@ def headline_section(runs: Sequence[Run]) -> Section:
             group.items.append(card(title, first + meaning(readings[0]), readings, len(runs) > 1))
     if not group.items:
         run = runs[0]
+        # Features of two modalities have no common space to retrieve in.
+        has_space = run.embeddings is None or run.embeddings.kind != "feature"
         group.items.append(
             Missing(
                 "No results on the run's own test clips yet. These commands make them:",
                 "\n".join(
                     [
-                        suggestions.embed(run),
+                        *([suggestions.embed(run)] if run.embeddings is None else []),
                         *(suggestions.probe(run, t) for t in ("stage", "sdb")),
-                        suggestions.retrieve(run),
+                        *([suggestions.retrieve(run)] if has_space else []),
                     ]
                 ),
             )
