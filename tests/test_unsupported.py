@@ -27,7 +27,7 @@ def calls():
     *_, kept = OPS.contrastive_loss_forward_keeping(*loss)
     block, *weights = block_of((2, 3, 8, 4, 40, 1))
     running = [torch.rand(8) + 0.5 for _ in range(4)]
-    options = (1, 1e-5, False, 0.0)
+    options = (1, 1e-5, False, 0.0, False)
     y, *moments = OPS.mbconv_forward(block, weights, torch.tensor(1), *options, True)
     clips, (weight, bias, gamma, beta) = stem_of((2, 3, 8, 41))
     z, c, statistics = OPS.stem_forward(clips, weight, bias, gamma, beta, 1e-5)
@@ -42,7 +42,7 @@ def calls():
         "contrastive_loss_forward_keeping": loss,
         "contrastive_loss_backward_kept": (TAU, x, TAU, None, n_valid, state, kept, "leave_one_out", "both"),
         "mbconv_forward": (block, weights, torch.tensor(1), *options, True),
-        "mbconv_evaluate": (block, weights, running, 1, 1e-5, False),
+        "mbconv_evaluate": (block, weights, running, 1, 1e-5, False, False),
         "mbconv_backward": (y, block, weights, torch.tensor(1), *moments, *options),
         "mbconv_evaluate_packed": (case.x, packed.packed, packed.bias, packed.width, packed.n_out, 1, False),
         "encoder_evaluate": registered(*network(*NETWORKS[3])),
