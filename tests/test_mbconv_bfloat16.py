@@ -131,21 +131,6 @@ def test_no_dimensions_read_unwritten_memory(dims, poisoned):
         assert torch.equal(a, b), name
 
 
-def test_same_bits_for_any_number_of_threads_and_every_run():
-    dims = (19, 34, 49, 17, 101, 2)
-    values = arguments(dims)
-    before = torch.get_num_threads()
-    try:
-        found = []
-        for n_threads in (1, 2, 5, 1):
-            torch.set_num_threads(n_threads)
-            found.append(evaluate(in_bfloat16, values, dims))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-
-
 def test_dropout_and_residual_are_those_of_float32():
     x, *weights = arguments((3, 8, 48, 8, 100, 1))
     seed = torch.tensor(7)
