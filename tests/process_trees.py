@@ -36,18 +36,32 @@ def members(environment: Mapping[str, str]) -> list[int]:
     return found
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended. One that has, and whose exit status nobody has asked for yet, is not running."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
 def stop(environment: Mapping[str, str]) -> None:
     """End all processes with the mark of ``environment``. None is left on return."""
-    for pid in members(environment):
-        with contextlib.suppress(OSError):
-            resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-            os.kill(pid, signal.SIGABRT)
+    stopped = set()
     patient_until = time.monotonic() + PATIENCE_S
     while left := members(environment):
-        if time.monotonic() > patient_until:
-            for pid in left:
+        number = signal.SIGABRT if time.monotonic() < patient_until else signal.SIGKILL
+        for pid in left:
+            if number == signal.SIGKILL or pid not in stopped:
                 with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+                    resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+                    os.kill(pid, number)
+        stopped.update(left)
+        time.sleep(0.02)
+    # The kernel takes a process's memory, and with it the mark, some time before the process has ended. The bound is
+    # for an id that another process has been given meanwhile.
+    bound = time.monotonic() + PATIENCE_S
+    while any(map(is_running, stopped)) and time.monotonic() < bound:
         time.sleep(0.02)
 
 

@@ -3,10 +3,9 @@
 import os
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from process_trees import run_together
+from process_trees import is_running, run_together
 
 # As torchrun does: the launcher waits for ranks that have sessions of their own. One launcher ends before its rank.
 LAUNCHER = """
@@ -21,14 +20,6 @@ if mode == "waits":
     process.wait()
 sys.exit(3 if mode == "fails" else 0)
 """
-
-
-def is_running(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"  # ended, and nobody asked for its exit status
 
 
 @pytest.mark.parametrize(
