@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 from functools import partial
@@ -21,6 +22,10 @@ from sleepfm_fast.model.mbconv_blocks import MBConvBlock
 ROOT = Path(__file__).resolve().parent.parent
 # What the processor offers by itself, and every set of instructions by name, none of which has products of bfloat16.
 VARIANTS = ["", *sleepfm_fast.build_info()["cpu_instruction_sets"]]
+# A value that rounding moves across a kink of ReLU6, or a factor that it moves to the next bfloat16 number, decides one
+# draw in forty (of 288), other draws on other processors: the middle one of three 1 time in 500. Compared with another
+# implementation, whose kinks are elsewhere, one in fourteen (of 3,080): the middle one of fifteen one time in 200,000.
+DRAWS, DRAWS_COMPARED = 3, 15
 in_bfloat16 = partial(ops.mbconv, precision="bfloat16")
 definition = partial(reference.mbconv, precision="bfloat16")
 
@@ -38,23 +43,26 @@ def running_of(width, dtype=torch.float32):
     return tuple((torch.rand(width, generator=generator) + 0.2).to(dtype) for _ in range(4))
 
 
-def assert_trains_as_defined(found, dims):
-    """Results of a training against the definition in float64 with the same roundings: distance over length.
+def assert_trains_as_defined(draws, dims):
+    """Results of trainings against the definition in float64 with the same roundings: distance over length.
 
     Where a value lies between two bfloat16 numbers, float32 and float64 may round it to different ones, 2**-8 of one
     factor of many, and then on either side of a kink of ReLU6: a thousandth of the whole allows for a few, and not for
     one column in the wrong place (3e-2 of a thousand). The share of dx that comes with the mean of x is not rounded.
     """
-    values = arguments(dims)
-    truth = evaluate(definition, values, dims, torch.float64)
-    for name, a, c in zip(("y", "statistics", *NAMES), found, truth, strict=True):
-        if name in ("b1", "bd"):  # a batch norm takes them away
-            assert not a.any()
-            continue
-        # With two values a channel the batch norm's gradient is the small rest of large terms.
-        term = 1e-2 if dims[0] * dims[4] <= 4 and name in ("x", "w1", "wd", "gamma0") else 0.0
-        error = float((a.double() - c).norm())
-        assert error <= 1e-3 * float(c.norm()) + term * max(1.0, float(c.abs().max())) + 1e-7, (dims, name, error)
+    shares = {}
+    for seed, found in enumerate(draws):
+        truth = evaluate(definition, arguments(dims, seed), dims, torch.float64)
+        for name, a, c in zip(("y", "statistics", *NAMES), found, truth, strict=True):
+            if name in ("b1", "bd"):  # a batch norm takes them away
+                assert not a.any()
+                continue
+            # With two values a channel the batch norm's gradient is the small rest of large terms.
+            term = 1e-2 if dims[0] * dims[4] <= 4 and name in ("x", "w1", "wd", "gamma0") else 0.0
+            allowed = 1e-3 * float(c.norm()) + term * max(1.0, float(c.abs().max())) + 1e-7
+            shares.setdefault(name, []).append(float((a.double() - c).norm()) / allowed)
+    assert all(len(of) == DRAWS for of in shares.values())
+    assert {name: of for name, of in shares.items() if not statistics.median(of) <= 1} == {}, dims
 
 
 def assert_evaluates_as_defined(found, dims):
@@ -64,11 +72,11 @@ def assert_evaluates_as_defined(found, dims):
 
 
 def results(dims):
-    """What :data:`VARIANT_SCRIPT` computes for one block: a training's results, and an evaluation."""
+    """What :data:`VARIANT_SCRIPT` computes for one block: results of a training a draw, and an evaluation."""
     x, *weights = arguments(dims)
     with torch.no_grad():
         evaluation, _ = in_bfloat16(x, *weights, stride=dims[5], running=running_of(dims[2]))
-    return evaluate(in_bfloat16, [x, *weights], dims), evaluation
+    return [evaluate(in_bfloat16, arguments(dims, seed), dims) for seed in range(DRAWS)], evaluation
 
 
 VARIANT_SCRIPT = """
@@ -90,8 +98,8 @@ def test_every_variant_computes_what_is_defined(variant, tmp_path):
     command = [sys.executable, "-c", VARIANT_SCRIPT, str(Path(__file__).parent), str(path)]
     subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=300)
     blocks, networks = torch.load(path, weights_only=True)
-    for dims, (training, evaluation) in zip(DIMS, blocks, strict=True):
-        assert_trains_as_defined(training, dims)
+    for dims, (trainings, evaluation) in zip(DIMS, blocks, strict=True):
+        assert_trains_as_defined(trainings, dims)
         assert_evaluates_as_defined(evaluation, dims)
     for case, found in zip(NETWORKS, networks, strict=True):
         truth = reference.encoder_evaluate(*to(torch.float64, network(*case)), precision="bfloat16")
@@ -99,20 +107,24 @@ def test_every_variant_computes_what_is_defined(variant, tmp_path):
         assert float((found.double() - truth).norm()) <= 5e-3 * float(truth.norm()), case
 
 
-# Of few channels, one value that is rounded across a kink decides.
+# Of few channels, one value that is rounded across a kink decides most draws.
 @pytest.mark.parametrize("dims", [dims for dims in DIMS if dims[2] > 16], ids=str)
 def test_errors_are_below_those_of_autocast(dims):
-    values = arguments(dims)
-    truth = evaluate(reference.mbconv, values, dims, torch.float64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        theirs = evaluate(reference.mbconv, values, dims)
-    ours = evaluate(in_bfloat16, values, dims)
-    for name, a, b, c in zip(("y", "statistics", *NAMES), ours, theirs, truth, strict=True):
-        if name in ("b1", "bd"):
-            continue
-        # Both meet values at a kink of ReLU6 that rounding moves across, other ones: their gradients' errors are noise.
-        term = 0.0 if name in ("y", "statistics", "b3") else 0.02
-        assert float((a - c).norm()) <= float((b - c).norm()) + term * float(c.norm()), name
+    shares = {}
+    for seed in range(DRAWS_COMPARED):
+        values = arguments(dims, seed)
+        truth = evaluate(reference.mbconv, values, dims, torch.float64)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            theirs = evaluate(reference.mbconv, values, dims)
+        ours = evaluate(in_bfloat16, values, dims)
+        for name, a, b, c in zip(("y", "statistics", *NAMES), ours, theirs, truth, strict=True):
+            if name in ("b1", "bd"):
+                continue
+            # Both meet values at a kink of ReLU6 that rounding moves across: their gradients' errors are noise.
+            term = 0.0 if name in ("y", "statistics", "b3") else 0.02
+            allowed = float((b - c).norm()) + term * float(c.norm())
+            shares.setdefault(name, []).append(float((a - c).norm()) / allowed)
+    assert {name: of for name, of in shares.items() if not statistics.median(of) <= 1} == {}
 
 
 @pytest.mark.parametrize("dims", DIMS, ids=str)
