@@ -13,13 +13,16 @@ def agreeing(n: float, one: str, many: str | None = None) -> str:
 
 
 def counted(n: float, one: str, many: str | None = None, spec: str = "") -> str:
-    """The number, written as ``spec`` says, and the form that goes with it.
+    """The number, written as ``spec`` says, and the form that goes with what is written.
 
     Examples
     --------
     >>> counted(1, "night"), counted(1200, "night", spec=",")
     ('1 night', '1,200 nights')
+    >>> counted(0.998, "night/s", "nights/s", spec=".3g"), counted(0.998, "night/s", "nights/s", spec=".2g")
+    ('0.998 nights/s', '1 night/s')
     >>> counted(1, "class", "classes"), counted(1, "row has", "rows have"), counted(0, "clip")
     ('1 class', '1 row has', '0 clips')
     """
-    return f"{n:{spec}} {agreeing(n, one, many)}"
+    written = f"{n:{spec}}"
+    return f"{written} {agreeing(1 if written == '1' else n, one, many)}"

@@ -12,8 +12,6 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Before libraries with threads are imported: the threads of workers side by side wait for each other at barriers.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # Processes that compile the same function for different types at once may mix up Numba's files of the two.
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).resolve().parents[1] / "build" / "numba" / worker))
 
 import numpy as np
 import pytest

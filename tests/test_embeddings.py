@@ -202,19 +202,20 @@ def _write_and_hang(path: str) -> None:
     writer = EmbeddingWriter(path, 2, MODALITIES, DIM)
     writer.append(np.ones((1, 3, DIM)))
     writer._vectors.file.flush()
-    time.sleep(60)
+    time.sleep(600)
 
 
 def test_a_killed_writer_leaves_no_folder_and_no_obstacle(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=_write_and_hang, args=(str(tmp_path / "e"),))
     process.start()
     file = tmp_path / ".e.partial" / "embeddings.npy"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not (file.exists() and file.stat().st_size > 128) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
+    assert file.stat().st_size > 128
     with pytest.raises(SleepfmError, match="no embeddings folder"):
         Embeddings(tmp_path / "e")
     with EmbeddingWriter(tmp_path / "e", 1, MODALITIES, DIM) as writer:

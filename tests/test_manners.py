@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign_claims import foreign_claim, renewed_elsewhere
+from numba.core.caching import IndexDataCacheFile
 
 from sleepfm_fast import probe, simulate
 from sleepfm_fast.cli import command, interruption
@@ -384,14 +386,42 @@ def test_compiled_functions_work_where_the_quota_is_used_up(tmp_path, monkeypatc
     assert calls
 
 
-def foreign_claim(path):
-    path.write_text(json.dumps(claims.Holder("elsewhere", "another kernel", 1, "1").__dict__))
-    return path
+def test_processes_that_compile_for_different_types_at_once_do_not_mix_up_the_code(tmp_path, monkeypatch):
+    """Both read the list of files while it is empty; the second one is done before the first one writes its code."""
+    file = tmp_path / "kernel_of_test.py"
+    file.write_text(
+        "from sleepfm_fast.execution.compiled import compiled\n\n\n@compiled()\ndef following(x):\n    return x + 1\n"
+    )
+
+    def imported_anew():
+        spec = importlib.util.spec_from_file_location("kernel_of_test", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.following
+
+    first, second = imported_anew(), imported_anew()
+    save, saved = IndexDataCacheFile._save_data, []
+
+    def save_after_the_other(*arguments):
+        saved.append(1)
+        if len(saved) == 1:
+            assert second(1.5) == 2.5
+        save(*arguments)
+
+    with monkeypatch.context() as at_once:
+        at_once.setattr(IndexDataCacheFile, "_load_index", lambda _: {})
+        at_once.setattr(IndexDataCacheFile, "_save_data", save_after_the_other)
+        assert first(3) == 4
+    assert len(saved) == 2
+    third = imported_anew()
+    assert third(1.5) == 2.5
+    assert sum(third.stats.cache_hits.values()) == 1
+    assert third(3) == 4
 
 
 def test_a_killed_job_goes_on_on_another_node(tmp_path, monkeypatch, capsys):
     file = foreign_claim(tmp_path / ".run.claim")
-    monkeypatch.setattr(claims, "STALE_S", 1.2)
+    monkeypatch.setattr(claims, "STALE_S", 1.9)
     claim = claim_to_write(tmp_path / "run")
     assert "looking whether process 1 on elsewhere still writes" in capsys.readouterr().err
     assert claim.holds()
@@ -401,9 +431,6 @@ def test_a_killed_job_goes_on_on_another_node(tmp_path, monkeypatch, capsys):
 
 def test_a_living_job_on_another_node_is_not_disturbed(tmp_path, monkeypatch):
     file = foreign_claim(tmp_path / ".run.claim")
-    timer = threading.Timer(0.3, os.utime, [file])
-    timer.start()
-    with pytest.raises(SleepfmError, match="process 1 on elsewhere"):
+    with renewed_elsewhere(file), pytest.raises(SleepfmError, match="process 1 on elsewhere"):
         claim_to_write(tmp_path / "run")
-    timer.join()
     assert file.exists()

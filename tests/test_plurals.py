@@ -8,6 +8,7 @@ import pytest
 from known_nights import ECG, EEG, FLOW, staged_night
 
 from sleepfm_fast import plurals, preprocess
+from sleepfm_fast.execution import parallel
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reporting.wording import NARROW, number_of
 
@@ -19,10 +20,23 @@ def test_a_noun_and_a_verb_agree_with_their_number():
     assert [counted(n, "row has", "rows have") for n in (0, 1, 2)] == ["0 rows have", "1 row has", "2 rows have"]
     assert counted(1.0, "minute", spec="g") == "1 minute"
     assert counted(1200, "clip", spec=",") == "1,200 clips"
+    assert [counted(n, "night/s", "nights/s", spec=".3g") for n in (0.9951, 1.0049, 1.005001, 2.1)] == [
+        "0.995 nights/s", "1 night/s", "1.01 nights/s", "2.1 nights/s"
+    ]  # fmt: skip
     assert [agreeing(n, "is", "are") for n in (1, 3)] == ["is", "are"]
     assert number_of(1, "clip") == "1 clip"
     assert number_of(12345, "clip") == f"12{NARROW}345 clips"
     assert number_of(None, "clip") == "- clips"
+
+
+@pytest.mark.parametrize(("seconds", "speed"), [(2.001, "1 file/s"), (4, "0.5 files/s"), (2000, "0.001 files/s")])
+def test_progress_tells_one_a_second_in_the_singular(monkeypatch, seconds, speed):
+    now = [100.0]
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: now[0])
+    progress = parallel.Progress("files", 4)
+    now[0] += seconds
+    progress.done = 2
+    assert f"files: 2 of 4, {speed}, " in progress.line()
 
 
 @pytest.fixture
@@ -33,6 +47,12 @@ def one_night(tmp_path):
     return folder
 
 
+# In "2.1 files/s", which a run may say of itself, the 1 is no number.
+ONE_OF_MANY = re.compile(
+    r"(?<![\w.,])1 (?:[a-z-]+ )?(?:night|clip|file|subject|recording|channel|epoch|annotation|event)s\b"
+)
+
+
 @pytest.mark.parametrize("inspect", [False, True])
 def test_one_night_of_one_clip_is_told_in_the_singular(one_night, tmp_path, capsys, inspect):
     where = ["--inspect", str(one_night)] if inspect else [str(one_night), str(tmp_path / "store")]
@@ -41,10 +61,7 @@ def test_one_night_of_one_clip_is_told_in_the_singular(one_night, tmp_path, caps
     assert (
         "1 file, 1 can be ingested" if inspect else "1 night of 1 subject, 1 clip, 0.01 hours (1 night added"
     ) in said
-    assert (
-        re.findall(r"\b1 (?:[a-z-]+ )?(?:night|clip|file|subject|recording|channel|epoch|annotation|event)s\b", said)
-        == []
-    )
+    assert ONE_OF_MANY.findall(said) == []
 
 
 COUNTS = re.compile(r"^(?:len\([\w.]+\)|n_\w+|\w*totals\[.*\])$")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
 from process_trees import run_together
+
+from sleepfm_fast.storage.atomic import write_json
 
 HERE = Path(__file__).resolve().parent
 
@@ -24,24 +26,26 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
-def free_ports(n: int) -> int:
-    """First of n consecutive ports that nobody has at the moment."""
-    for first in range(29600, 60000, 50):
-        try:
-            for port in range(first, first + n):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports")
+def meeting_places(number: int, rank: int, folder: Path) -> tuple[list[int], list[dist.TCPStore]]:
+    """Ports of n stores where process groups meet, and, in rank 0, the stores.
+
+    The system chooses the ports, and the stores hold them: of a port that is free when it is looked for, another test
+    may be the first to use it.
+    """
+    file = folder / "ports.json"
+    stores = []
+    if rank == 0:
+        stores = [dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False) for _ in range(number)]
+        write_json(file, [store.port for store in stores])
+    while not file.exists():  # the test ends who waits in vain
+        time.sleep(0.02)
+    return json.loads(file.read_text()), stores
 
 
 def launch(script: str, runs: Runs, store: Path, folder: Path, timeout_s: float) -> None:
     """Run tests/``script`` in two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(HERE / script), str(store), str(folder), str(free_ports(len(runs)))]
-    run_together([command], environment(), timeout_s, folder)
+    run_together([[*launcher, str(HERE / script), str(store), str(folder)]], environment(), timeout_s, folder)
 
 
 def run_each(
@@ -52,13 +56,13 @@ def run_each(
     Output goes to ``<number>-<rank>.out`` and ``.err``, exit statuses to ``status-<rank>.json``. ``keep`` is called by
     rank 0 after each run, with its number, name and the folder of all.
     """
-    store, folder, first_port = arguments[0], Path(arguments[1]), int(arguments[2])
+    store, folder = arguments[0], Path(arguments[1])
     rank = int(os.environ["RANK"])
+    ports, _stores = meeting_places(len(runs), rank, folder)
     outcomes = []
     for number, (name, options) in enumerate(runs):
-        if number:  # torchrun's own store serves one process group; the later ones meet at a port of theirs
-            os.environ["MASTER_PORT"] = str(first_port + number)
-            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        # torchrun's own store serves one process group. That a store is there already is what torchrun says of its own.
+        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(ports[number]), TORCHELASTIC_USE_AGENT_STORE="True")
         output, errors = folder / f"{number}-{rank}.out", folder / f"{number}-{rank}.err"
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(output.open("w"))))

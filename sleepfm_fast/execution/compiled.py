@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
             found = numba.njit(**options)(function)
         else:
             found._cache.save_overload = forgiving(found._cache.save_overload)
+            found._cache._cache_file._data_name = unshared(found._cache._cache_file._data_name)
         compiled_function: Function = found
         return compiled_function
 
@@ -43,3 +45,17 @@ def forgiving(save: Callable[..., None]) -> Callable[..., None]:
             save(*arguments)
 
     return save_if_possible
+
+
+def unshared(numbered: Callable[[int], str]) -> Callable[[int], str]:
+    """Name a file of machine code as no other process does.
+
+    Numba takes the next number that its list of files does not hold. Two processes that compile a function for
+    different types at once read the same list, take the same number, and the list that is left may name the code of
+    one for the types of the other: a later process would compute wrong numbers without a word.
+    """
+
+    def name(_: int) -> str:
+        return numbered(secrets.randbits(63))
+
+    return name

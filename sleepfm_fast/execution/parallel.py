@@ -173,7 +173,8 @@ class Progress:
         rate = self.done / seconds
         failed = f", {self.failed} failed" if self.failed else ""
         left = f"{clock((self.total - self.done) / rate)} left" if self.done < self.total else f"in {clock(seconds)}"
-        return f"{self.what}: {self.done} of {self.total}{failed}, {rate:.3g} {self.what}/s, {left}"
+        speed = counted(rate, f"{self.what[:-1]}/s", f"{self.what}/s", spec=".3g")
+        return f"{self.what}: {self.done} of {self.total}{failed}, {speed}, {left}"
 
     def close(self) -> None:
         """End the bar."""
