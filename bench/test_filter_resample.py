@@ -10,6 +10,7 @@ import filter_rivals
 import numpy as np
 import pipeline_rivals
 import pytest
+import torch
 
 SETUP = """
 import sys
@@ -45,7 +46,16 @@ def snr_db(got: np.ndarray, truth: np.ndarray, edge: int = 0) -> float:
     return min(each)
 
 
-def compare(versus, quick, name, functions, truth_of, requirements, seconds):
+@pytest.fixture(params=[None, 1], ids=["all_threads", "one_thread"])
+def n_threads(request):
+    """Threads of every arm; None: as many as there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param or before)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def compare(versus, quick, name, functions, truth_of, requirements, seconds, n_threads):
     n_channels = 9
     x = filter_rivals.recording(n_channels, seconds)
 
@@ -60,7 +70,7 @@ def compare(versus, quick, name, functions, truth_of, requirements, seconds):
             assert snr_db(values, truth, edge) > limit, arm
 
     peak = {}
-    if not quick:
+    if not quick and n_threads is None:
         folder = str(Path(__file__).parent)
         for arm, function in functions.items():
             setup = SETUP.format(folder=folder, function=function, channels=n_channels, seconds=seconds)
@@ -77,7 +87,7 @@ def compare(versus, quick, name, functions, truth_of, requirements, seconds):
         return result
 
     result = versus(
-        f"{name}, {n_channels} channels, {seconds / 3600:g} h",
+        f"{name}, {n_channels} channels, {seconds / 3600:g} h" + (", one thread" if n_threads == 1 else ""),
         {arm: partial(call, arm) for arm in functions},
         agree=agree,
         rounds=4,
@@ -88,7 +98,7 @@ def compare(versus, quick, name, functions, truth_of, requirements, seconds):
             result.require(rival, at_least=at_least)
 
 
-def test_filter_resample(versus, quick):
+def test_filter_resample(versus, quick, n_threads):
     functions = {"ours": "ours", "SciPy sosfiltfilt + resample_poly": "scipy_sosfiltfilt"}
     functions["PyTorch conv1d, same taps"] = "torch_conv1d"
     functions["PyTorch FFT, same response"] = "torch_fft"
@@ -104,10 +114,11 @@ def test_filter_resample(versus, quick):
         filter_rivals.scipy_upfirdn,
         {"SciPy sosfiltfilt + resample_poly": 6.0, "PyTorch conv1d, same taps": 3.0, "PyTorch FFT, same response": 2.0},
         600 if quick else 8 * 3600,
+        n_threads,
     )
 
 
-def test_resample_only(versus, quick):
+def test_resample_only(versus, quick, n_threads):
     functions = {"ours": "ours_resampled", "SciPy resample_poly": "scipy_resampled"}
     functions["PyTorch conv1d, same taps"] = "torch_conv1d_resampled"
     if importlib.util.find_spec("soxr"):
@@ -120,6 +131,7 @@ def test_resample_only(versus, quick):
         filter_rivals.scipy_upfirdn_resampled,
         {"SciPy resample_poly": 2.0, "soxr HQ, float32": 2.0},
         600 if quick else 8 * 3600,
+        n_threads,
     )
 
 

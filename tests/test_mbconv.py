@@ -325,7 +325,8 @@ def test_without_a_backward_the_expansion_is_not_kept(n_in):
         found = ops.mbconv(*values, stride=2)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert not found[0].requires_grad
-    assert ops.release_pages() == 2 << 20  # c2: 8 x 96 x 500 float32 are 1.5 MB
+    # c2, 8 x 96 x 500 float32, takes a page of 2 MiB, what is smaller under half of one; c1 would take two.
+    assert 2 << 20 <= ops.release_pages() < 3 << 20
 
 
 def test_blocks_that_the_op_does_not_cover_go_the_long_way(monkeypatch):

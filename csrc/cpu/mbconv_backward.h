@@ -78,7 +78,6 @@ struct Backward : ClipBackward<Factor> {
             }
             return v;
         });
-        float* const offset = work.square + round_up(n_in, ROWS) * ld_in;  // [n_in]
         Index const size_in = width_padded * ld_in, size_out = width_padded * ld_out;
 
         SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
@@ -165,10 +164,11 @@ struct Backward : ClipBackward<Factor> {
             for (Index block = 0; block < n_in; block += ROWS) {
                 Index const n_rows = least(n_in - block, ROWS);
                 float const* const packed = work.exact_expand_t + block * width_padded;
-                float* const to = work.square + block * n_in;
+                constexpr Index DEPTH = FactorOf<Factor>::DEPTH;
+                Factor* const to = work.square + block * words_of<Factor>(n_in);
                 product(inputs, n_rows, width, packed, work.bent, [&](Index r, Index j, Vector v, Index n) {
-                    for (Index i = 0; i < least(n, LANES); ++i) {
-                        to[(j + i) * ROWS + r] = v[i];
+                    for (Index i = 0; i < least(n, LANES); i += DEPTH) {
+                        put_word(to + (j + i) / DEPTH * ROWS + r, [&](Index k) { return i + k < n ? v[i + k] : 0.0f; });
                     }
                 });
                 for (Index r = 0; r < n_rows; ++r) {
@@ -176,12 +176,12 @@ struct Backward : ClipBackward<Factor> {
                     for (Index c = 0; c < width; ++c) {
                         sum += static_cast<double>(packed[c * ROWS + r]) * work.mean_gradient[c];
                     }
-                    offset[block + r] = static_cast<float>(sum);
+                    work.offset[block + r] = static_cast<float>(sum);
                 }
             }
             SLEEPFM_OMP(omp for schedule(static))
             for (Index b = 0; b < B; ++b) {
-                this->correct(t, b, work.square, offset);
+                this->correct(t, b);
             }
         }
     }

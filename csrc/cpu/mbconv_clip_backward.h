@@ -54,7 +54,6 @@ struct ClipBackward {
         Wide* panel;     // width rows of samples
         Factor* wide;    // the same as factors of a sum over channels; in the panel itself where that is the same
         Factor* narrow;  // n_in or n_out factors
-        float* centred;  // n_in rows; in place of `narrow`
         float* result;
         Factor* transposed;
         float *rows, *d;
@@ -67,9 +66,9 @@ struct ClipBackward {
         float* const panel = t.lanes + 5 * LANES * width_padded;  // [width, ld]: rows of samples, then factors of pairs
         t.panel = reinterpret_cast<Wide*>(panel);
         t.wide = reinterpret_cast<Factor*>(FactorOf<Factor>::DEPTH == 1 ? panel : panel + width_padded * ld / 2);
-        t.centred = panel + width_padded * ld;  // [n_in or n_out, ld]
-        t.narrow = reinterpret_cast<Factor*>(t.centred);
-        t.result = t.centred + widest * ld;                // [n_in, ld]
+        float* const narrow = panel + width_padded * ld;  // [n_in or n_out, ld]
+        t.narrow = reinterpret_cast<Factor*>(narrow);
+        t.result = narrow + widest * ld;                   // [n_in, ld]
         float* const transposed = t.result + widest * ld;  // [ld, n_in or n_out]
         t.transposed = reinterpret_cast<Factor*>(transposed);
         t.rows = transposed + ld * most(ld_in, ld_out);  // [ROWS, ld]
@@ -306,19 +305,19 @@ struct ClipBackward {
     }
 
     // The batch norm's share of dx: square x (x - mean) + offset.
-    void correct(Scratch const& t, Index b, float const* square, float const* offset) const {
+    void correct(Scratch const& t, Index b) const {
         Index const span = most(columns, LANES);
         for (Index t0 = 0; t0 < T; t0 += span) {
             Strips const strips(least(T - t0, span));
             float const* const x = call.x + b * n_in * T + t0;
             float* const dx = call.dx + b * n_in * T + t0;
-            fill_panel(strips, n_in, t.centred,
+            fill_panel(strips, n_in, t.narrow,
                        [&](Index k, Index at, Index n) { return load_first(x + k * T + at, n) - work.centre[k]; });
-            product(strips, n_in, n_in, square, t.centred, [&](Index k, Index at, Vector v, Index n) {
+            product(strips, n_in, n_in, work.square, t.narrow, [&](Index k, Index at, Vector v, Index n) {
                 float* const to = dx + k * T + at;
                 Vector const direct =
                     call.residual.add ? load_first(call.dy + (b * n_in + k) * T + t0 + at, n) : Vector{};
-                store_first(to, direct + (load_first(to, n) + (v + offset[k])), n);
+                store_first(to, direct + (load_first(to, n) + (v + work.offset[k])), n);
             });
         }
     }

@@ -128,7 +128,7 @@ inline void forward(MBConvForward const& call) {
             double* const products = work.moments + group * n_moments;
             memset(products, 0, static_cast<std::size_t>(n_moments) * sizeof(double));
             for (Index b = group * per_group; b < least((group + 1) * per_group, B); ++b) {
-                add_moments(s, call.x + b * n_in * T, work.centre, products_of_input, products);
+                add_moments<Factor>(s, call.x + b * n_in * T, work.centre, products_of_input, products);
             }
         }
         SLEEPFM_OMP(omp for schedule(static))

@@ -1,6 +1,7 @@
 // Second moments of a block's input, from which the variance of its expansion follows: w C w for every channel. Where
 // the input's channels go together (an artefact in all leads) and w takes the difference, what is left is a small part
-// of C; hence float64.
+// of C; hence float64. Of pairs they are those of the rounded input, as the expansion is of that: products are exact in
+// float32 and summed over at most MOMENT_SPAN samples in it, which is less than what rounding the input does to C.
 #pragma once
 
 #include "cpu/mbconv_workspace.h"
@@ -43,24 +44,72 @@ namespace {
     }
 }
 
-// products[i][k] += sum_t x[i][t] x[k][t] for k >= i, over one clip, x centred; rows of moments_width(n_in).
+// The same of the rows' and the columns' pairs, C vectors wide: at [words of samples][ldm].
+template <int C>
+[[gnu::noinline]] void add_moments_block(Index n_words, Pair const* rows, Pair const* columns, Index ldm, double* out) {
+    Vector sum[ROWS][C] = {};
+    for (Index t = 0; t < n_words; ++t) {
+        Words y[C];
+#pragma GCC unroll 3
+        for (int c = 0; c < C; ++c) {
+            y[c] = load(columns + t * ldm + c * LANES);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+            Words const x = spread(rows + t * ldm + r);
+#pragma GCC unroll 3
+            for (int c = 0; c < C; ++c) {
+                sum[r][c] = add_product(sum[r][c], x, y[c]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 3
+        for (int c = 0; c < C; ++c) {
+            float lanes[LANES];
+            store(lanes, sum[r][c]);
+            double* const to = out + r * ldm + c * LANES;
+            store_wide(to, load_wide(to) + load_widened(lanes));
+            store_wide(to + WIDE_LANES, load_wide(to + WIDE_LANES) + load_widened(lanes + WIDE_LANES));
+        }
+    }
+}
+
+// products[i][k] += sum_t x[i][t] x[k][t] for k >= i, over one clip, x centred; rows of moments_width(n_in). Of float64
+// what lies transposed is widened first.
+template <typename Factor>
 inline void add_moments(MBConvShape const& s, float const* x, float const* centre, float* scratch, double* products) {
     Index const n_in = s.n_in, ldm = moments_width(n_in);
-    auto* const samples = reinterpret_cast<double*>(scratch);  // [MOMENT_SPAN, ldm]
-    float* const panel = scratch + 2 * MOMENT_SPAN * ldm;      // n_in rows
-    float* const transposed = panel + n_in * MOMENT_SPAN;      // [MOMENT_SPAN, ldm]
+    auto* const samples = reinterpret_cast<double*>(scratch);                        // [MOMENT_SPAN, ldm]
+    auto* const panel = reinterpret_cast<Factor*>(scratch + 2 * MOMENT_SPAN * ldm);  // n_in factors
+    Factor* const transposed = panel + n_in * MOMENT_SPAN;                           // [words of MOMENT_SPAN, ldm]
+    Strips const inputs(n_in);
     for (Index t0 = 0; t0 < s.n_samples; t0 += MOMENT_SPAN) {
         Strips const strips(least(s.n_samples - t0, MOMENT_SPAN));
         fill_panel(strips, n_in, panel, [&](Index k, Index t, Index left) {
             return load_first(x + k * s.n_samples + t0 + t, left) - centre[k];
         });
         transpose_panel(strips, panel, n_in, ldm, transposed);
-        for (Index i = 0; i < strips.n * ldm; i += WIDE_LANES) {
-            store_wide(samples + i, load_widened(transposed + i));
-        }
-        for (Index column = 0; column < n_in; column += 3 * WIDE_LANES) {
-            for (Index row = 0; row < least(n_in, column + 3 * WIDE_LANES); row += ROWS) {
-                add_moments_block(strips.n, samples + row, samples + column, ldm, products + row * ldm + column);
+        if constexpr (FactorOf<Factor>::DEPTH == 1) {
+            for (Index i = 0; i < strips.n * ldm; i += WIDE_LANES) {
+                store_wide(samples + i, load_widened(transposed + i));
+            }
+            for (Index column = 0; column < n_in; column += 3 * WIDE_LANES) {
+                for (Index row = 0; row < least(n_in, column + 3 * WIDE_LANES); row += ROWS) {
+                    add_moments_block(strips.n, samples + row, samples + column, ldm, products + row * ldm + column);
+                }
+            }
+        } else {
+            Index const n_words = words_of<Factor>(strips.n);
+            for (Index i = 0; i < inputs.n_strips; ++i) {
+                Index const column = inputs.first(i), n_columns = inputs.width(i);
+                for (Index row = 0; row < least(n_in, column + n_columns); row += ROWS) {
+                    auto const block = n_columns == 3 * LANES   ? add_moments_block<3>
+                                       : n_columns == 2 * LANES ? add_moments_block<2>
+                                                                : add_moments_block<1>;
+                    block(n_words, transposed + row, transposed + column, ldm, products + row * ldm + column);
+                }
             }
         }
     }

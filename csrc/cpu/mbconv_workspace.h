@@ -52,8 +52,8 @@ inline Index panel_width(MBConvShape const& s) {
     return whole <= most(widest, 8 * LANES) ? whole : widest;
 }
 
-// Samples of a clip's input that stand transposed in float64 at a time, and the length of such a row: whole register
-// blocks, which are ROWS high and a part of TILE wide.
+// Samples of a clip's input that stand transposed at a time, and the length of such a row: whole register blocks, which
+// are ROWS high and a part of TILE wide.
 constexpr Index MOMENT_SPAN = 2 * TILE;
 
 inline Index moments_width(Index n_in) {
@@ -77,7 +77,8 @@ struct MBConvWorkspace {
     float* bent;            // [width, ld_in] w1 times what the batch norm's gradient makes of it
     float* factor;          // [width] that factor
     double* mean_gradient;  // [width] minus the mean of the first batch norm's gradient
-    float* square;          // [n_in, ld_in] packed, and [n_in] behind it
+    Factor* square;         // packed [n_in, n_in]: what a sample less its mean gives to dx
+    float* offset;          // [n_in] and what every sample gives
     float* covariance;      // [n_in, ld_in]
     float* thread;          // [n_threads, per_thread]
     Index per_thread;
@@ -114,7 +115,8 @@ struct MBConvWorkspace {
         bent = floats(backward ? width * ld_in : 0);
         factor = floats(backward ? s.width : 0);
         mean_gradient = doubles(backward ? s.width : 0);
-        square = floats(backward ? n_in * ld_in + n_in : 0);
+        square = factors(backward ? n_in : 0, s.n_in);
+        offset = floats(backward ? n_in : 0);
         covariance = floats(backward ? n_in * ld_in : 0);
 
         Index const panel = odd_vectors(panel_width(s));

@@ -30,7 +30,9 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
             found = numba.njit(**options)(function)
         else:
             found._cache.save_overload = forgiving(found._cache.save_overload)
-            found._cache._cache_file._data_name = unshared(found._cache._cache_file._data_name)
+            with suppress(AttributeError):  # these names are Numba's own: another version may have others
+                files = found._cache._cache_file
+                files._data_name = unshared(files._data_name)
         compiled_function: Function = found
         return compiled_function
 

@@ -240,7 +240,7 @@ def results_of_forward(
     B, n_in, T = x.shape
     S, width = (T - 1) // stride + 1, weights[0].shape[0]
     return (
-        x.new_empty((B, weights[8].shape[0], S)),
+        empty(x, (B, weights[8].shape[0], S)),
         empty(x, (B, width, T) if for_backward and keeps_expansion(n_in) else (0,), wide),
         empty(x, (B, width, S), wide),
         x.new_empty((4, width), dtype=torch.float64),
@@ -300,7 +300,7 @@ def call_arguments(
         n_bytes = _C.mbconv_evaluate_workspace_bytes(dims, bf16, n_threads)
     else:
         n_bytes = _C.mbconv_workspace_bytes(dims, bf16, n_threads, what == "backward")
-    workspace = torch.empty(n_bytes, dtype=torch.uint8, device="cpu")
+    workspace = empty(x, (n_bytes,), torch.uint8)
     addresses = tuple(weight.data_ptr() for weight in kept)
     return (dims, bf16, n_threads, workspace.data_ptr(), addresses), [workspace, *kept]
 
@@ -356,7 +356,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     # What forward kept comes back as hooks on saved tensors leave it.
     x, dy, c1, c2, statistics, moments = (t.contiguous() for t in (x, dy, c1, c2, statistics, moments))
-    g1, dx = empty(c2, tuple(c2.shape)), torch.empty_like(x)
+    g1, dx = empty(c2, tuple(c2.shape)), empty(x, tuple(x.shape))
     gradients = [
         torch.zeros_like(weight, memory_format=torch.contiguous_format)
         if name in ("b1", "bd")

@@ -22,8 +22,8 @@ def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
 
     Its type is that of ``like`` unless another is named.
 
-    The memory goes back to the pool when the last tensor that uses it is gone. The pool never holds more than was in
-    use at one time; :func:`release_pages` gives what is idle back to the system.
+    The memory goes back to the pool when the last tensor that uses it is gone. The pool never holds more than 5/4 of
+    what was in use at one time; :func:`release_pages` gives what is idle back to the system.
     """
     dtype = like.dtype if dtype is None else dtype
     n_bytes = math.prod(shape) * dtype.itemsize

@@ -118,7 +118,7 @@ LIBRARY.define(
 def results_of_forward(x: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Uninitialised y, c, statistics."""
     shape = (x.shape[0], gamma.shape[0], (x.shape[2] - 1) // 2 + 1)
-    return x.new_empty(shape), empty(x, shape), x.new_empty((2, gamma.shape[0]), dtype=torch.float64)
+    return empty(x, shape), empty(x, shape), x.new_empty((2, gamma.shape[0]), dtype=torch.float64)
 
 
 @torch.library.register_fake("sleepfm_fast::stem_forward", lib=LIBRARY)  # type: ignore[untyped-decorator]

@@ -47,6 +47,24 @@ def gradient_rounded(x: Tensor) -> Tensor:
     return y
 
 
+class _Variance(torch.autograd.Function):
+    """Variances of w x over clips and samples, x without mean; what they give to x is a product of rounded factors."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        n = x.shape[0] * x.shape[2]
+        covariance = torch.einsum("bit,bkt->ik", x, x) / n
+        ctx.save_for_backward(x, w, covariance)
+        ctx.n = n
+        return ((w @ covariance) * w).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, w, covariance = ctx.saved_tensors
+        square = 2.0 / ctx.n * (w.T * gradient) @ w
+        return rounded(square) @ x, 2.0 * gradient[:, None] * (w @ covariance)
+
+
 def train(
     x: Tensor,
     weights: tuple[Tensor, ...],
@@ -55,18 +73,19 @@ def train(
 ) -> tuple[Tensor, list[Tensor]]:
     """Projection [B, n_out, S] without its bias, and the four statistics, of the batch's own.
 
-    The input is rounded less its mean, and so is the expansion; the first batch norm's statistics are those of the
-    exact one. The second batch norm sees, and its statistics are of, what was rounded to wait in memory.
+    The input is rounded less its mean, and so is the expansion; the first batch norm's variance is that of the rounded
+    input and exact weights. The second batch norm sees, and its statistics are of, what was rounded to wait in memory.
     """
     w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, _ = weights
-    exact = F.conv1d(x, w1[:, :, None], b1)
-    mean0 = exact.mean((0, 2))
-    variance0 = (exact - mean0[:, None]).square().mean((0, 2))
+    mean_in = x.mean((0, 2))
+    mean0 = w1 @ mean_in + b1
+    narrow = rounded(x - mean_in[:, None])
+    variance0: Tensor = _Variance.apply(narrow, w1)  # type: ignore[no-untyped-call]
     scale = gamma0 / (variance0 + eps).sqrt()
-    narrow = rounded(x - x.mean((0, 2))[:, None])
     c1 = rounded(F.conv1d(narrow.detach(), rounded(w1)[:, :, None]))
     # Backward rounds the weights times the batch norm's scale: a zero whose gradient goes to x that way.
     to_x = F.conv1d(narrow, rounded(w1 * scale[:, None]).detach()[:, :, None])
+    c1 = c1 + (b1 - b1)[:, None]  # a batch norm takes it away
     u = gradient_rounded(c1 * scale[:, None] + beta0[:, None] + (to_x - to_x.detach()))
     c2 = rounded(F.conv1d(relu6(u), wd[:, None, :], bd, stride=stride, padding=1, groups=len(wd)))
     mean1 = c2.mean((0, 2))
