@@ -63,7 +63,7 @@ def read_scoring(path: str | Path, *, start: datetime | None = None, length_s: f
         The recording's start. Clock times of a CSV need it; an EDF+ hypnogram that started at another time of the
         same night is shifted by the difference, and says so.
     length_s : float, optional
-        How long the recording is; a list of stages without times needs it.
+        How long the recording is; a list of stages without times needs it, and clock times are compared with it.
 
     Returns
     -------

@@ -100,6 +100,30 @@ def test_clock_times_that_lost_their_seconds_are_refused(tmp_path):
     assert read_scoring(whole, start=start).events[1] == Event(53, 60, "N2")
 
 
+@pytest.mark.parametrize("dated", [False, True])
+@pytest.mark.parametrize(
+    ("start", "hours"),
+    [(datetime(2020, 3, 1, 22, 30), 8), (datetime(2020, 3, 2, 0, 30), 6), (datetime(2020, 3, 1, 13, 0), 2)],
+)
+def test_a_12_hour_clock_without_am_and_pm_is_named(tmp_path, start, hours, dated):
+    times = [start + timedelta(seconds=30 * i) for i in range(120 * hours)]
+    day = "%Y-%m-%d " if dated else ""
+    twelve = [f"{time:{day}%I:%M:%S}{{}},30,{'N2' if i % 7 else 'W'}" for i, time in enumerate(times)]
+    text = "\n".join(["time,duration,stage", *(row.format("") for row in twelve)])
+    with pytest.raises(ScoringError, match=r"of its \d+ clock times lie outside.*12-hour clock without am and pm"):
+        read_scoring(write(tmp_path, text), start=start, length_s=3600 * hours)
+    whole = [row.format(f" {time:%p}") for row, time in zip(twelve, times, strict=True)]
+    path = write(tmp_path, "\n".join(["time,duration,stage", *whole]))
+    assert read_scoring(path, start=start, length_s=3600 * hours).events[-1].onset_s == 3600 * hours - 30
+
+
+def test_times_just_outside_the_recording_are_no_12_hour_clock(tmp_path):
+    """A long recording would hold them twelve hours earlier too."""
+    path = write(tmp_path, "time,duration,event\n01:10:00,15,Hypopnea\n10:05:00,15,Hypopnea\n")
+    start = datetime(2020, 3, 1, 20, 0)
+    assert [e.onset_s for e in read_scoring(path, start=start, length_s=14 * 3600).events] == [18_600, 50_700]
+
+
 def test_clock_times_before_the_recording_started(tmp_path):
     path = write(tmp_path, "onset,duration,stage\n21:59:45,30,N2\n22:00:15,30,R\n")
     scoring = read_scoring(path, start=datetime(2020, 3, 1, 22, 0, 0, 500_000))

@@ -11,7 +11,9 @@ from datetime import datetime, timedelta
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.timed_texts import ScoringError
 
-__all__ = ["DAY_S", "LONGEST_S", "Clock", "Frame", "frame_of", "length_s", "moment", "number", "of_day"]
+__all__ = [
+    "DAY_S", "LONGEST_S", "Clock", "Frame", "frame_of", "length_s", "moment", "number", "of_day", "refuse_half_days",
+]  # fmt: skip
 
 CLOCK = re.compile(
     r"(?:(?P<date>\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4})[T ,]+)?"
@@ -23,6 +25,9 @@ EARLIEST_S = -4 * 3600.0
 """A clock time without a date lies at most this long before the recording's start, and under a day after that."""
 LONGEST_S = 18 * 3600.0
 """Times of the day up to this, from 00:00:00 on, may be time elapsed; later ones are those of a clock."""
+HALF_DAY_S = DAY_S / 2
+FAR_S = 3600.0
+"""What lies at most this far from the recording may be a remark about it, and says nothing of the clock."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,41 @@ def frame_of(
             "of the two dates is wrong, or the labels belong to another recording."
         )
     return frame, relative
+
+
+def refuse_half_days(
+    moments: Sequence[float | Clock], onsets_s: Sequence[float], source: str, duration_s: float | None
+) -> None:
+    """Refuse the times of a 12-hour clock that lost its am and pm: half of a night would be moved by twelve hours.
+
+    Parameters
+    ----------
+    moments : sequence of float or Clock
+        As they are written.
+    onsets_s : sequence of float
+        As :func:`frame_of` read them, by a clock of 24 hours.
+    source : str
+    duration_s : float or None
+        How long the recording is; where it is not known nothing can be told.
+
+    Raises
+    ------
+    ScoringError
+        When no hour is 0 or above 12, some times lie far outside the recording, and all of these lie inside it when
+        they are moved by twelve hours.
+    """
+    if duration_s is None or any(
+        not isinstance(at, Clock) or at.half or not 3600 <= at.of_day_s < 3600 * 13 for at in moments
+    ):
+        return
+    far = [at for at in onsets_s if not -FAR_S <= at < duration_s + FAR_S]
+    if far and all(any(0 <= at + shift < duration_s for shift in (-HALF_DAY_S, HALF_DAY_S)) for at in far):
+        raise ScoringError(
+            f"{source}: {len(far)} of its {counted(len(moments), 'clock time')} {agreeing(len(far), 'lies', 'lie')} "
+            "outside the recording, and inside it twelve hours earlier or later; no hour is 0 or above 12. They seem "
+            "to be of a 12-hour clock without am and pm; expected a 24-hour clock, am or pm behind every time, or "
+            "seconds from the recording's start. If the clock has 24 hours, the recording's start is twelve hours off."
+        )
 
 
 def is_elapsed(clocks: Sequence[Clock], start: datetime | None) -> bool:

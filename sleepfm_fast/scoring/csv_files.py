@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sleepfm_fast.plurals import agreeing, counted
-from sleepfm_fast.scoring.clock import DAY_S, LONGEST_S, Clock, frame_of, length_s, moment, of_day
+from sleepfm_fast.scoring.clock import DAY_S, LONGEST_S, Clock, frame_of, length_s, moment, of_day, refuse_half_days
 from sleepfm_fast.scoring.clock_change import without_clock_change
 from sleepfm_fast.scoring.profile import is_profile, profile_events
 from sleepfm_fast.scoring.stages import EPOCH_S, fold, stage_of
@@ -112,7 +112,7 @@ def parse_csv(data: bytes, source: str, start: datetime | None, length_of_record
     start : datetime or None
         The recording's start, which clock times are counted from.
     length_of_recording_s : float, optional
-        How long the recording is; a list of stages without times needs it.
+        How long the recording is; a list of stages without times needs it, and clock times are compared with it.
 
     Raises
     ------
@@ -133,12 +133,17 @@ def parse_csv(data: bytes, source: str, start: datetime | None, length_of_record
         numbers = None if columns.epoch is None else [row[columns.epoch].strip() for _, row in rows]
         events = untimed(texts, numbers, source, length_of_recording_s, issues)
         return Scoring(tuple(events), source, tuple(issues), events_scored=None)
-    events = timed(rows, columns, source, start, issues)
+    events = timed(rows, columns, source, start, length_of_recording_s, issues)
     return Scoring(tuple(events), source, tuple(issues), events_scored=None)
 
 
 def timed(
-    rows: list[tuple[int, list[str]]], columns: Columns, source: str, start: datetime | None, issues: list[str]
+    rows: list[tuple[int, list[str]]],
+    columns: Columns,
+    source: str,
+    start: datetime | None,
+    length_of_recording_s: float | None,
+    issues: list[str],
 ) -> list[Event]:
     """Events of a table whose rows have a time."""
     onsets: list[float | Clock] = []
@@ -184,6 +189,7 @@ def timed(
         )
     refuse_minutes(onsets, [text for _, _, text in rest], source)
     frame, onsets_s = frame_of(onsets, source, start, issues)
+    refuse_half_days(onsets, onsets_s, source, length_of_recording_s)
     events = []
     for onset_s, (end, duration_s, text) in zip(onsets_s, rest, strict=True):
         if duration_s is None and end is not None:
