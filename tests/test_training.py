@@ -97,7 +97,21 @@ def test_a_finished_run_resumes_to_nothing_more(trained, cohort_store, capsys):
     before = (trained / "last.safetensors").read_bytes()
     assert train.cli([str(cohort_store), str(trained), *SMALL, "--resume"]) == 0
     assert (trained / "last.safetensors").read_bytes() == before
-    assert last_json(capsys.readouterr().out)["epochs"] == 3
+    out, err = capsys.readouterr()
+    assert last_json(out)["epochs"] == 3
+    assert f"{trained} is finished: it has trained" in err
+    assert "all that --epochs 3 asks for" in err
+    assert "with --resume and a larger --epochs." in err
+    assert "epoch 4" not in err
+
+
+def test_the_option_that_ended_a_run_is_the_one_to_raise(cohort_store, tmp_path, capsys):
+    arguments = [str(cohort_store), str(tmp_path / "run"), *SMALL, "--resume", "--max-steps"]
+    assert train.cli([*arguments, "2"]) == 0
+    assert train.cli([*arguments, "2"]) == 0
+    assert "trained 2 steps, all that --max-steps 2 asks for" in capsys.readouterr().err
+    assert train.cli([*arguments, "3"]) == 0
+    assert "resuming" in capsys.readouterr().err
 
 
 def test_nothing_to_resume_is_said(cohort_store, tmp_path, capsys):
@@ -171,7 +185,10 @@ def test_a_resumed_run_that_had_stopped_early_stays_stopped(cohort_store, tmp_pa
     assert train.cli(arguments) == 0
     epochs = last_json(capsys.readouterr().out)["epochs"]
     assert train.cli([*arguments, "--resume"]) == 0
-    assert last_json(capsys.readouterr().out)["epochs"] == epochs
+    out, err = capsys.readouterr()
+    assert last_json(out)["epochs"] == epochs
+    assert "is finished: it stopped early" in err
+    assert "another folder with a larger --patience" in err
 
 
 def test_pairwise_and_seed_preset_train(cohort_store, tmp_path):

@@ -165,8 +165,31 @@ class TrainingLoop(ABC):
                 torch.cuda.set_rng_state(tensors[f"rng/cuda{own}"], self.device)
         else:
             self.seed_rank(self.progress.step, always=True)
-        self.say(f"resuming {self.run.path} at step {self.progress.step} (epoch {self.sampler.epoch + 1})")
+        where = f"at step {self.progress.step} (epoch {self.sampler.epoch + 1})"
+        self.say(self.finished() or f"resuming {self.run.path} {where}")
         return True
+
+    def finished(self) -> str:
+        """Why a run has no step left to train, and how it gets one; empty where it has."""
+        steps = counted(self.progress.step, "step")
+        if self.progress.stopped_early:
+            return (
+                f"{self.run.path} is finished: it stopped early after {steps}, with no better validation loss in "
+                f"{counted(self.options.patience, 'epoch')} (--patience). To train for longer, train into another "
+                "folder with a larger --patience, or 0 for none."
+            )
+        if self.progress.step < self.total_steps:
+            return ""
+        of_epochs = self.options.epochs * self.sampler.batches_per_epoch
+        asked, more = f"--epochs {self.options.epochs}", "--epochs"
+        if self.total_steps < of_epochs:
+            asked, more = f"--max-steps {self.options.max_steps}", "--max-steps"
+        elif self.options.max_steps == of_epochs:
+            more = "--epochs and --max-steps"
+        return (
+            f"{self.run.path} is finished: it has trained {steps}, all that {asked} asks for. To train it for longer, "
+            f"give the same command with --resume and a larger {more}."
+        )
 
     def seed_rank(self, step: int, *, always: bool = False) -> None:
         """Give this rank random numbers of its own (dropout); the first goes on with those that made the weights."""
