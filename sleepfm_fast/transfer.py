@@ -147,7 +147,14 @@ def main(config: Config) -> dict[str, Any]:
                 store=f"{a.store} (training), {b.store} (test)",
                 split_rule=f"training and validation: {a.split_rule}; test: "
                 f"{'all subjects' if config.subjects == 'all' else 'the test subjects'} of {b.store}",
-                presets=a.presets,
+                presets={
+                    **a.presets,
+                    "joined": {
+                        "training": str(config.training.resolve()),
+                        "testing": str(config.testing.resolve()),
+                        "subjects": config.subjects,
+                    },
+                },
                 overlap=bool(note),
                 overlap_note=note,
             ),

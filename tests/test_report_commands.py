@@ -11,7 +11,7 @@ import pytest
 from nights import contents, write_night
 from report_runs import classify, embed, start
 
-from sleepfm_fast import compare, convert, features, probe
+from sleepfm_fast import compare, convert, features, probe, transfer
 from sleepfm_fast.cohorts.store_inputs import INPUTS, inputs_of, with_inputs
 from sleepfm_fast.preprocess import cli
 from sleepfm_fast.reporting.headline import headline_section
@@ -155,6 +155,32 @@ def test_results_of_other_stores_and_differences_come_with_their_commands(tmp_pa
     )
     wanted = f"{results}/c {results}/b {results}/a-difference --bootstraps 7 --seed 5"
     assert found[-1] == f"python -m sleepfm_fast.compare {wanted}", "after the results that it is of"
+
+
+def test_a_probe_of_joined_embeddings_comes_with_the_commands_that_join_them(tmp_path):
+    run = tmp_path / "run"
+    start(run, store="store")
+    own = embed(run / "embeddings", store="store", run=str(run))
+    other = embed(tmp_path / "other", store="store2", run=str(run), seed=1, presets={"precision": "bfloat16"})
+    joined = run / "transfer"
+    transfer.main(transfer.Config(own.path, other.path, joined, subjects="all"))
+    for name in ("external-stage", "external-stage-again"):
+        probe.main(probe.Config(joined, "stage", run / "results" / name, bootstraps=3))
+    found = [command.removeprefix("python -m sleepfm_fast.") for command in commands(run)][1:]
+    assert found[:3] == [
+        f"embed {run} store {run}/embeddings",
+        f"embed {run} store2 {tmp_path}/other --precision bfloat16",
+        f"transfer {own.path} {other.path} {joined} --subjects all",
+    ]
+    assert [command.split()[:3] for command in found[3:]] == [
+        ["probe", str(joined), f"{run}/results/{name}"] for name in ("external-stage", "external-stage-again")
+    ]
+    # Joined by a version that did not keep whose folders they were: one is the run's, the other only the user knows.
+    file = joined / "embeddings.json"
+    content = json.loads(file.read_text())
+    del content["presets"]["joined"]
+    file.write_text(json.dumps(content))
+    assert f"python -m sleepfm_fast.transfer {own.path} TESTING {joined} --subjects all" in commands(run)
 
 
 def test_hand_made_features_come_with_their_command(cohort_store, tmp_path):

@@ -17,7 +17,7 @@ from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting.following import typed
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
-from sleepfm_fast.reporting.sources import MISSHAPEN, Run
+from sleepfm_fast.reporting.sources import EMBEDDINGS, MISSHAPEN, Run, describe
 from sleepfm_fast.reporting.training_curves import column, compared, of_kind
 from sleepfm_fast.reporting.wording import count, number_of, value_of
 from sleepfm_fast.results import Result
@@ -131,17 +131,14 @@ def commands_of(run: Run) -> list[str]:
         if supervised and "--task" not in options:
             options = f"--task {run.options['task']} {options}".rstrip()
         commands.append(typed(module, run.store_named, run.path, options=options))
-    if run.embeddings is not None and run.options and not supervised:
-        about = run.embeddings.description
-        options = options_text({"precision": about.presets.get("precision")}, defaults_of("embed"), ())
-        commands.append(typed("embed", run.path, about.store, run.embeddings.path, options=options))
-    elif run.embeddings is not None and "features" in run.embeddings.description.presets:
-        about = run.embeddings.description
-        options = options_text(about.presets["features"], defaults_of("features"), {"workers", "backend", "overwrite"})
-        commands.append(typed("features", about.store, run.embeddings.path, options=options))
+    made: set[Path] = set()
+    if run.embeddings is not None and not supervised:
+        commands += folder_commands(run, str(run.embeddings.path), made)
     # Differences are of results that must be there first.
     for result in sorted(run.results, key=lambda r: r.command == "compare"):
         try:
+            if isinstance(named := result.record.get("embeddings"), str) and result.command != "compare":
+                commands += folder_commands(run, named, made)
             commands += evaluation_command(run, result)
         except MISSHAPEN as error:
             run.problems.append(f"the command of {result.path} cannot be told ({error!r}).")
@@ -172,6 +169,36 @@ def store_commands(run: Run) -> list[str]:
         options = shlex.join([*origin, *own])
         commands.append(typed(command, *given["paths"], run.store_named, options=options))
     return commands
+
+
+def folder_commands(run: Run, named: str, made: set[Path]) -> list[str]:
+    """The commands that make a folder of embeddings or features that the run's files name, and those that it is of.
+
+    Those in ``made`` have theirs already, and this folder is added to it. A folder that is gone has none.
+    """
+    found = next(((place, about) for place in run.places(named) if (about := describe(place)) is not None), None)
+    if found is None or (place := found[0].resolve()) in made:
+        return []
+    made.add(place)
+    about = found[1]
+    presets, store = about["presets"], str(about["store"])
+    if joined := presets.get("joined"):
+        sides = [str(joined[side]) for side in ("training", "testing")]
+        options = options_text({"subjects": joined["subjects"]}, defaults_of("transfer"), ())
+        commands = [command for side in sides for command in folder_commands(run, side, made)]
+        return [*commands, typed("transfer", *sides, named, options=options)]
+    if store.endswith(" (test)") and " (training), " in store:  # joined by an earlier version, which named no folders
+        options = "--subjects all" if "test: all subjects" in str(about["split_rule"]) else ""
+        commands = folder_commands(run, str(run.path / EMBEDDINGS), made)
+        return [*commands, typed("transfer", run.path / EMBEDDINGS, "TESTING", named, options=options)]
+    if "features" in presets:
+        options = options_text(presets["features"], defaults_of("features"), {"workers", "backend", "overwrite"})
+        return [typed("features", store, named, options=options)]
+    if not run.options:  # what the report is of is the folder, and no run that could be embedded with
+        return []
+    options = options_text({"precision": presets.get("precision")}, defaults_of("embed"), ())
+    own = place == (run.path / EMBEDDINGS).resolve() or run.same_place(str(about["run"]), str(run.path))
+    return [typed("embed", run.path if own else str(about["run"]), store, named, options=options)]
 
 
 def evaluation_command(run: Run, result: Result) -> list[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embeddings import Embeddings
 
-__all__ = ["MISSHAPEN", "Run", "open_runs", "replicates_beside"]
+__all__ = ["EMBEDDINGS", "MISSHAPEN", "Run", "describe", "open_runs", "replicates_beside"]
 
 # What reading a record raises whose keys or kinds are not those that its command writes: edited, or of another version.
 MISSHAPEN = (SleepfmError, AttributeError, IndexError, KeyError, TypeError, ValueError)
