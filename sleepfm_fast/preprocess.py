@@ -17,6 +17,7 @@ from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.cohorts.cohort import find_recordings
 from sleepfm_fast.cohorts.corrections import read_corrections
 from sleepfm_fast.cohorts.ingest import Cohort, Request, ingest
+from sleepfm_fast.cohorts.montage_source import montage_like
 from sleepfm_fast.cohorts.participant_tables import read_tables
 from sleepfm_fast.cohorts.shards import parse_shard
 from sleepfm_fast.cohorts.store_inputs import inputs_of
@@ -45,6 +46,9 @@ class Config:
     """CSV with recording, subject, age, sex; by default participants.csv in the folders given."""
     montage: Choice = "auto"
     """auto: what the store has, and for a new store what at least half of the recordings have."""
+    like: Annotated[Path | None, tyro.conf.arg(metavar="STORE-OR-RUN")] = None
+    """Take the channels that another store was made with, or a run was trained on, in place of --montage: for a second
+    cohort that the same network is to read."""
     overrides: Path | None = None
     """JSON with corrections of channels: aliases, units, polarity, what to leave out (docs/cohorts.md)."""
     workers: int = 0
@@ -69,6 +73,7 @@ class Config:
     """With --inspect: write the whole report into this file."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = (
+        only_without("montage", "like"),
         only_with("dask_scheduler", "backend", "dask"),
         only_without("workers", "dask_scheduler"),  # a cluster that runs has the workers it has
         only_with("json", "inspect"),
@@ -110,7 +115,14 @@ def main(config: Config) -> dict[str, Any]:
         shard,
         corrections,
         parse_meanings(config.meanings),
-        inputs_of(inputs, labels=config.labels, participants=config.participants, overrides=config.overrides),
+        inputs_of(
+            inputs,
+            labels=config.labels,
+            participants=config.participants,
+            overrides=config.overrides,
+            like=config.like,
+        ),
+        None if config.like is None else montage_like(config.like),
     )
     with open_engine(config.backend, config.workers, config.dask_scheduler, folder=files[0].parent) as engine:
         if config.inspect:

@@ -54,6 +54,7 @@ CASES = {
     "preprocess": (
         ["recordings", "store"],
         {
+            "montage": (["--like", "run"], [], None, ["aasm"]),
             "dask_scheduler": ([], ["--backend", "dask"], None, ["tcp://node:1"]),
             "workers": (["--backend", "dask", "--dask-scheduler", "tcp://node:1"], [], ["0"], ["2"]),
             "json": ([], ["--inspect"], None, ["report.json"]),

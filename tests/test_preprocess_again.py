@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nights import Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
+from nights import LEADS, Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
 from process_trees import marked, stop
+from report_runs import start
 
 import sleepfm_fast.cohorts.night
 import sleepfm_fast.storage.columns
@@ -84,6 +85,50 @@ def test_auto_is_resolved_once(cohort: Path, tmp_path: Path, capsys) -> None:
     preprocess(capsys, cohort, store)
     assert ClipStore(store).montage == montage
     assert len(ClipStore(store).recordings) == 12
+
+
+def test_a_second_cohort_takes_the_channels_of_a_store_or_a_run(cohort: Path, tmp_path: Path, capsys) -> None:
+    """By itself it would leave out what few of its nights have, and take what the first has not."""
+    store, second = tmp_path / "store", tmp_path / "second"
+    second.mkdir()
+    for i in range(3):
+        leads = LEADS[:4] if i == 0 else [Lead("C3"), Lead("M2"), Lead("O1-M2")]
+        write_night(second / f"n{i}.edf", leads=leads, seed=i)
+    preprocess(capsys, cohort, store)
+    montage = ClipStore(store).montage
+    run = tmp_path / "run"
+    start(run)
+    record = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**record, "montage": montage.to_dict()}))
+    preprocess(capsys, second, tmp_path / "auto")
+    assert ClipStore(tmp_path / "auto").montage != montage
+    for like in (store, run):
+        made = tmp_path / f"like-{like.name}"
+        assert preprocess(capsys, "--inspect", second, "--like", like)[1]["montage"]["ecg"] == ["ECG"]
+        assert preprocess(capsys, second, made, "--like", like)[0] == 0
+        assert ClipStore(made).montage == montage
+        assert ClipStore(made).store["configuration"]["inputs"][0]["like"] == str(like)
+        before = contents(made)
+        for again in (["--like", like], []):  # and later runs need not say it
+            assert preprocess(capsys, second, made, *again)[0] == 0
+            assert contents(made) == before
+
+
+def test_other_channels_than_those_of_like_are_refused(cohort: Path, tmp_path: Path, capsys) -> None:
+    store, other = tmp_path / "store", tmp_path / "other"
+    preprocess(capsys, cohort, store)
+    preprocess(capsys, cohort, other, "--montage", "aasm")
+    for arguments, sentence in (
+        ([cohort, other, "--like", store], "was made with other channels than those of --like"),
+        ([cohort, tmp_path / "new", "--like", tmp_path / "none"], f"--like: {tmp_path / 'none'} does not exist"),
+        ([cohort, tmp_path / "new", "--like", cohort], f"--like: {cohort} is a folder of recordings"),
+        ([cohort, tmp_path / "new", "--like", store, "--montage", "aasm"], "--montage aasm has no effect with --like"),
+    ):
+        assert cli([*map(str, arguments)]) != 0
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert preprocess(capsys, cohort, other, "--like", store, "--overwrite")[0] == 0
+    assert ClipStore(other).montage == ClipStore(store).montage
 
 
 def test_a_changed_source_is_noticed(cohort: Path, tmp_path: Path, capsys) -> None:

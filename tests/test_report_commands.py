@@ -86,6 +86,15 @@ def test_nights_that_came_later_have_a_command_of_their_own(nights, monkeypatch,
     ]
 
 
+def test_a_store_like_another_says_so(nights, capsys):
+    preprocess(nights / "my nights", nights / "store", "--montage", "aasm")
+    preprocess(nights / "more", nights / "store2", "--like", nights / "store")
+    (words,) = printed(nights / "run", nights / "store2")
+    assert words == [str(nights / "more"), str(nights / "store2"), "--like", str(nights / "store")]
+    preprocess(*(str(nights / "again") if word == str(nights / "store2") else word for word in words))
+    assert contents(nights / "again") == contents(nights / "store2")
+
+
 def test_a_store_that_says_nothing_of_its_inputs(nights, monkeypatch, capsys):
     monkeypatch.chdir(nights)
     preprocess("my nights", "store", "--labels", "scoring")

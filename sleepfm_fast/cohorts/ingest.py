@@ -43,7 +43,10 @@ __all__ = ["Cohort", "Outcome", "Request", "claimed_run", "ingest", "prepare_fol
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for; the fields are those of the command, ``inputs`` its paths by :func:`inputs_of`."""
+    """What is asked for; the fields are those of the command, ``inputs`` its paths by :func:`inputs_of`.
+
+    ``like`` is a montage that counts in place of ``montage``, which is then "auto".
+    """
 
     montage: str
     labels: Path | None
@@ -53,6 +56,7 @@ class Request:
     corrections: Corrections = field(default_factory=Corrections)
     meanings: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=lambda: inputs_of(()))
+    like: Montage | None = None
 
     @property
     def run(self) -> str:
@@ -293,13 +297,16 @@ def read_headers(paths: Sequence[Path], engine: Engine) -> list[Header]:
 
 def settle_montage(request: Request, store: Path, existing: dict[str, Any] | None) -> Montage | None:
     """Montage of the run: the store's own where it has one; None where ``auto`` is still to be resolved."""
+    wanted = request.like or (None if request.montage == "auto" else MONTAGES[request.montage])
     if existing is None:
-        return None if request.montage == "auto" else MONTAGES[request.montage]
+        return wanted
     stored = Montage.from_dict(existing["montage"])
     made_with = existing["configuration"]["montage"]
     differences = []
     if request.montage not in ("auto", made_with):
         differences.append(f"the montage '{made_with}', not '{request.montage}'")
+    if request.like is not None and request.like != stored:
+        differences.append("other channels than those of --like")
     if request.events_scored != existing["configuration"]["events_scored"]:
         differences.append(f"{'no ' if request.events_scored else ''}--events-scored")
     if dict(request.meanings) != existing["configuration"].get("meanings", {}):
@@ -309,9 +316,9 @@ def settle_montage(request: Request, store: Path, existing: dict[str, Any] | Non
             f"{store} was made with {' and '.join(differences)}. Use the same options, choose another store, or add "
             "--overwrite to make all its recordings again."
         )
-    if request.montage == made_with or (request.montage == "auto" and not request.overwrite):
+    if request.like is None and (request.montage == made_with or (request.montage == "auto" and not request.overwrite)):
         return stored
-    return None if request.montage == "auto" else MONTAGES[request.montage]
+    return wanted
 
 
 def configuration_digest(montage: Montage, request: Request) -> str:

@@ -210,8 +210,8 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
         )
     unresolved = None
     kinds: dict[str, int] = {}
-    montage = MONTAGES.get(request.montage, MONTAGES["paper"])
-    if request.montage == "auto":
+    montage = request.like or MONTAGES.get(request.montage, MONTAGES["paper"])
+    if request.like is None and request.montage == "auto":
         try:
             signals = [corrections.apply(h.path, h.signals).signals for h in headers]
             readable = [s for s in signals if s]

@@ -152,15 +152,15 @@ def store_commands(run: Run) -> list[str]:
         return []
     made = store.store["configuration"]
     imported = made.get("from")
-    words = ["--montage", str(made["montage"])] if made.get("montage", "auto") != "auto" else []
-    words += ["--events-scored"] if made.get("events_scored") is True else []
+    montage = ["--montage", str(made["montage"])] if made.get("montage", "auto") != "auto" else []
+    words = ["--events-scored"] if made.get("events_scored") is True else []
     words += ["--meanings", *stated(made["meanings"])] if made.get("meanings") else []
     # A store of an earlier version names the files only.
     folders = list(dict.fromkeys(str(Path(r.source).parent) for r in store.recordings))
     inputs = made.get(INPUTS, [{"paths": folders}] if imported is None else [])
     commands = []
     for given in inputs:
-        own = list(words)
+        own = [*([] if "like" in given else montage), *words]
         for name, value in given.items():
             if name != "paths":
                 flag = "--" + name.replace("_", "-")
