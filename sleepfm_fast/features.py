@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -21,6 +22,7 @@ from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_without, refuse_without_effect
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting.following import after_embeddings
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Config", "main"]
 
 BLOCK = 4096  # clips in memory at a time
+MOSTLY_PERCENT = 50.0  # of a night's clips
+SHOWN = 8  # channels that a notice names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +144,49 @@ def in_order(store: ClipStore, engine: Engine, n_done: int) -> Iterator[dict[str
         progress.close()
 
 
-def empty_percent(features: Embeddings) -> dict[str, float]:
-    """Share of each modality's numbers that could not be measured [%]."""
-    holes = dict.fromkeys(features.modalities, 0)
-    for start in range(0, len(features), BLOCK):
-        x = features.copy(np.arange(start, min(start + BLOCK, len(features))), features.modalities)
-        for m, name in enumerate(features.modalities):
-            holes[name] += int(np.isnan(x[:, m, : features.widths[name]]).sum())
-    return {m: round(100 * n / (len(features) * features.widths[m]), 2) for m, n in holes.items()}
+def holes(features: Embeddings, store: ClipStore) -> tuple[dict[str, float], list[tuple[str, str, float]]]:
+    """Find what could not be measured.
+
+    Returns
+    -------
+    dict of str to float
+        Share of each modality's numbers [%].
+    list of (str, str, float)
+        Recording, channel, and the share of the recording's clips [%] in which a channel that it has gives nothing,
+        where that is more than half of them.
+    """
+    from sleepfm_fast.baselines.recording_features import channel_columns
+
+    empty = dict.fromkeys(features.modalities, 0)
+    mostly = []
+    columns = channel_columns(store.montage)
+    for recording, entry in enumerate(store.recordings):
+        silent = np.zeros((len(columns), entry.n_clips), np.bool_)
+        for start in range(0, entry.n_clips, BLOCK):
+            stop = min(start + BLOCK, entry.n_clips)
+            clips = np.arange(entry.first_clip + start, entry.first_clip + stop)
+            x = np.isnan(features.copy(clips, features.modalities))
+            for m, name in enumerate(features.modalities):
+                empty[name] += int(x[:, m, : features.widths[name]].sum())
+            for row, (_, modality, own, _) in enumerate(columns):
+                silent[row, start:stop] = x[:, features.modalities.index(modality), own].all(axis=1)
+        for (slot, _, _, name), share in zip(columns, 100 * silent.mean(axis=1) if entry.n_clips else (), strict=False):
+            if share > MOSTLY_PERCENT and store.channels.present[recording, slot]:
+                mostly.append((entry.id, name, float(share)))
+    n = len(features)
+    return {m: round(100 * k / (n * features.widths[m]), 2) for m, k in empty.items()}, mostly
+
+
+def mostly_empty_text(mostly: Sequence[tuple[str, str, float]]) -> str:
+    """A sentence on channels that give nothing for most of a night."""
+    n_nights = len({recording for recording, _, _ in mostly})
+    shown = ", ".join(f"{recording} {channel} ({share:.0f} %)" for recording, channel, share in mostly[:SHOWN])
+    more = f" and {len(mostly) - SHOWN} more" if len(mostly) > SHOWN else ""
+    return (
+        f"in {counted(n_nights, 'night')}, {counted(len(mostly), 'channel gives', 'channels give')} no features in "
+        f"more than half of the clips, as where a sensor was off, or the rate is too low: {shown}{more}. Those "
+        "clips are empty; a probe fills and marks them. preprocess --inspect says what is wrong with a channel."
+    )
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -207,12 +246,16 @@ def main(config: Config) -> dict[str, Any]:
                 overlap_note=" ".join(notices) if overlap else "",
             ),
         )
+    empty_percent, mostly = holes(Embeddings(finished), store)
+    if mostly:
+        say(f"notice: {mostly_empty_text(mostly)}")
     return {
         "features": str(config.features),
         "clips": len(store),
         "modalities": list(names),
         "widths": {name: len(own) for name, own in names.items()},
-        "empty_percent": empty_percent(Embeddings(finished)),
+        "empty_percent": empty_percent,
+        "nights_mostly_empty": dict(Counter(channel for _, channel, _ in mostly)),
         "overlap": overlap,
         "elapsed_s": round(time.monotonic() - started, 1),
     }

@@ -97,6 +97,32 @@ def test_snoring_is_loud_against_the_nights_median():
     assert abs(found[0, 0]) < 0.1
 
 
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_five_minutes_without_a_breath_are_a_sensor_that_is_off_and_a_clip_is_an_apnoea(share):
+    amplitude = np.full(100, 2.0)
+    amplitude[: int(100 * share)] = 1e-3  # noise
+    amplitude[90] = 1e-3  # an apnoea that fills a clip
+    found = against_median(np.column_stack([np.ones(100), amplitude]), 1, sensor=True)
+    off = np.arange(100) < 100 * share
+    np.testing.assert_array_equal(np.isnan(found).all(axis=1), off)
+    np.testing.assert_array_equal(np.isnan(found).any(axis=1), off)
+    assert found[90, 1] == -10
+    np.testing.assert_allclose(np.delete(found[~off, 1], 90 - off.sum()), 0)
+
+
+def test_a_sensor_that_is_off_every_other_clip_is_not_compared_with_its_noise():
+    amplitude = np.where(np.arange(60) % 3 == 0, 2.0, 1e-3)
+    found = against_median(amplitude[:, None], 0, sensor=True)[:, 0]
+    np.testing.assert_array_equal(np.isnan(found), amplitude < 1)
+    np.testing.assert_allclose(found[::3], 0)
+
+
+def test_a_snoring_sensor_that_shows_nothing_for_most_of_the_night_has_the_rest():
+    found = against_median(np.array([0.0, 0, 0, 1, 4])[:, None], 0)[:, 0]
+    np.testing.assert_array_equal(np.isnan(found), [True, True, True, False, False])
+    np.testing.assert_allclose(found[4] - found[3], 2)
+
+
 SPO2 = np.full(300, 96.0)
 SPO2[160:175] = 90.0  # clip 5
 

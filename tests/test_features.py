@@ -134,12 +134,23 @@ def test_a_channel_that_is_flat_throughout_is_missing(folder):
     assert np.isnan(found["C3-M2 alpha_share"]).all()
 
 
-def test_a_sensor_that_dies_early_has_no_amplitudes_but_spares_the_rest(folder):
+def test_a_sensor_that_dies_early_has_amplitudes_until_then_and_spares_the_rest(folder):
     found, mask = of_night(folder, "flow-dies")
     assert mask.all()
-    assert not np.isfinite(found["Thermal Flow rate_per_min"][4:]).any()
-    assert np.isnan(found["Thermal Flow amplitude_log2_ratio"]).all(), "half of the night has no amplitude"
+    for name in ("rate_per_min", "amplitude_log2_ratio"):
+        assert np.isfinite(found[f"Thermal Flow {name}"][:2]).all(), "it was on"
+        assert np.isnan(found[f"Thermal Flow {name}"][4:]).all(), "it was off"
+    np.testing.assert_allclose(found["Thermal Flow amplitude_log2_ratio"][0], 0, atol=0.2)
     np.testing.assert_allclose(found["Chest rate_per_min"], 15, atol=0.25)
+
+
+def test_channels_that_give_nothing_for_most_of_a_night_are_named(known, tmp_path, capsys):
+    result, said = call(capsys, known, tmp_path / "features")
+    assert result["nights_mostly_empty"] == {"C3-M2": 1, "Thermal Flow": 1}
+    assert "notice: in 2 nights, 2 channels give no features in more than half of the clips" in said
+    assert "flat-eeg C3-M2 (100 %)" in said
+    assert "flow-dies Thermal Flow (70 %)" in said
+    assert "no-ecg" not in said, "what a night has not cannot have been off"
 
 
 def test_a_sensor_unplugged_for_most_of_the_night_is_not_compared_with_its_noise(tmp_path):
@@ -151,7 +162,9 @@ def test_a_sensor_unplugged_for_most_of_the_night_is_not_compared_with_its_noise
     ]
     store = ClipStore(store_of(tmp_path / "split", {"night": signals}))
     names, values = feature_names(store.montage)["respiratory"], measure_recording(store, 0)["respiratory"]
-    assert np.isnan(values[:, names.index("Thermal Flow amplitude_log2_ratio")]).all()
+    flow = values[:, names.index("Thermal Flow amplitude_log2_ratio")]
+    np.testing.assert_allclose(flow[:4], 0, atol=0.2)
+    assert np.isnan(flow[5:]).all()
     np.testing.assert_allclose(values[1:-1, names.index("Chest amplitude_log2_ratio")], 0, atol=0.1)
 
 

@@ -40,6 +40,7 @@ RATE_HZ = (0.1, 0.7)
 LAG_S = (1.4, 10.0)
 DECIMATED_HZ = 16.0
 LOWEST_RATIO = 2.0**-10  # a sensor that shows nothing at all
+APNOEA_CLIPS = 10  # five minutes; no apnoea lasts as long
 
 
 class Breaths:
@@ -145,16 +146,35 @@ def against_median(columns: Array, first: int, *, sensor: bool = False) -> Array
     Returns
     -------
     float64 [n, k]
-        All NaN where the median is 0, or the noise of an unplugged sensor: a channel that shows nothing for half of
-        the night.
+        NaN in clips in which the sensor was off; it does not count for the median either. A channel whose median is
+        still 0 is off wherever it shows nothing.
     """
-    amplitude = columns[np.isfinite(columns[:, first]), first]
-    typical = np.median(amplitude) if len(amplitude) else 0.0
-    if not typical > 0 or (sensor and np.mean(plugged_in(amplitude)) <= 0.5):
-        return np.full_like(columns, np.nan)
+    amplitude = columns[:, first]
+    off = unplugged(amplitude) if sensor else np.zeros(len(columns), np.bool_)
+    known = np.isfinite(amplitude) & ~off
+    typical = np.median(amplitude[known]) if known.any() else 0.0
+    if not typical > 0:
+        shows = known & (np.where(known, amplitude, 0.0) > 0)
+        off, typical = ~shows, np.median(amplitude[shows]) if shows.any() else 1.0
     out = columns.copy()
     out[:, first:] = np.log2(np.maximum(columns[:, first:] / typical, LOWEST_RATIO))
+    out[off] = np.nan
     return out
+
+
+def unplugged(amplitude: Array) -> npt.NDArray[np.bool_]:
+    """Tell the clips [n] of a recording in which a sensor of breathing was off from those that an apnoea fills.
+
+    Off it was where it shows nothing for longer than any apnoea lasts. Where it shows nothing in half of the clips
+    that are left, every one of them counts as off: they would be the median.
+    """
+    on = plugged_in(amplitude)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], ~on, [0]]).astype(np.int8)))
+    off = np.zeros(len(on), np.bool_)
+    for begin, end in zip(edges[::2], edges[1::2], strict=True):
+        off[begin:end] = end - begin >= APNOEA_CLIPS
+    rest = np.isfinite(amplitude) & ~off
+    return ~on if rest.any() and np.mean(on[rest]) <= 0.5 else off
 
 
 def correlation(x: Array, y: Array) -> Array:

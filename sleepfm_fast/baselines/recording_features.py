@@ -15,7 +15,7 @@ from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.montage.montages import CHANNELS
 from sleepfm_fast.store.native_runs import NativeRun, native_run
 
-__all__ = ["feature_names", "measure_recording"]
+__all__ = ["channel_columns", "feature_names", "measure_recording"]
 
 Array = npt.NDArray[np.float64]
 
@@ -106,6 +106,19 @@ def feature_names(montage: Montage) -> dict[str, tuple[str, ...]]:
         pair = pair_of(modality.slots)
         names[modality.name] = (*own, *(() if pair is None else pair[2:]))
     return names
+
+
+def channel_columns(montage: Montage) -> list[tuple[int, str, slice, str]]:
+    """Columns of every channel's own features: its number among the montage's slots, modality, columns, name."""
+    found = []
+    number = 0
+    for modality in montage.modalities:
+        begin = 0
+        for slot in modality.slots:
+            end = begin + len(meter_of(slot).names)
+            found.append((number, modality.name, slice(begin, end), slot.name))
+            begin, number = end, number + 1
+    return found
 
 
 def measure_recording(store: ClipStore, recording: int) -> dict[str, Array]:
