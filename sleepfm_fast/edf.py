@@ -61,6 +61,8 @@ class Recording:
         One, unless the file is discontinuous; in the order of the file.
     issues : tuple of str
         What was repaired or must be known about the file; each signal has its own besides.
+    n_missing : int
+        Records that the header promises and the file does not hold, as where a copy was interrupted.
     """
 
     path: Path
@@ -77,6 +79,7 @@ class Recording:
     segments: tuple[Segment, ...]
     annotations: tuple[Annotation, ...]
     issues: tuple[str, ...]
+    n_missing: int = 0
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -91,6 +94,11 @@ class Recording:
     def duration_s(self) -> float:
         """Time from the first sample to the end of the last segment, gaps included."""
         return float(max((s.onset_s + s.n_records * self.record_s for s in self.segments), default=Fraction(0)))
+
+    @property
+    def missing_s(self) -> float:
+        """Seconds of the records that the header promises and the file does not hold."""
+        return float(self.n_missing * self.record_s)
 
     def signal(self, label: str) -> Signal:
         """Find a signal by its label.
@@ -213,7 +221,7 @@ def read_recording(path: str | Path, *, strict: bool = False) -> Recording:
     recording = Recording(
         path, header.format, shift_start(header.start, shift_s, issues), header.patient, header.recording_id,
         header.n_records, header.record_s, header.header_bytes, header.record_bytes, header.sample_bytes,
-        header.signals, segments, annotations, tuple(issues.sentences),
+        header.signals, segments, annotations, tuple(issues.sentences), header.n_missing,
     )  # fmt: skip
     if records is not None:
         recording.__dict__["_mapped"] = records

@@ -67,7 +67,10 @@ EXPECTED: dict[str, Expected | str] = {
         "EDF", datetime(2017, 1, 1, 19, 51, 40), 0, "1.000301",
         {"EKG": "500/1.000301", "Accelerometer": "50/1.000301"},
         segments=(),
-        issues=("the header promises 93 records, the file holds 0 whole ones, which are used",),
+        issues=(
+            "the header promises 93 records, the file holds 0 whole ones, which are used; probably an incomplete copy: "
+            "the last 93.028 s of 93.028 s are missing",
+        ),
         oracle="edfio",
     ),
     "brainbay__calib_test.edf": Expected(

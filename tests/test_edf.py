@@ -129,7 +129,13 @@ def test_a_clean_file_has_no_issues(tmp_path):
 REPAIRS = [
     ("count -1", {"n_records": -1}, {}, "the record count is '-1'; the file holds 3 whole records"),
     ("count blank", {"n_records": ""}, {}, "the record count is ''"),
-    ("count too high", {"n_records": 9}, {}, "the header promises 9 records, the file holds 3 whole ones"),
+    (
+        "count too high",
+        {"n_records": 9},
+        {},
+        "the header promises 9 records, the file holds 3 whole ones, which are used; "
+        "probably an incomplete copy: the last 6 s of 9 s are missing",
+    ),
     ("count too low", {"n_records": 2}, {}, "the header promises 2 records, the file holds 3; all of them are used"),
     ("stray bytes", {"tail": b"abc"}, {}, "3 stray bytes after the last whole record are left out"),
     ("NULs", {"patient": b"X X X X".ljust(80, b"\0")}, {}, "NUL bytes in: patient"),
@@ -165,6 +171,13 @@ def test_cut_off_record_is_dropped(tmp_path, count):
     assert recording.n_records == 2
     assert any("the last record is cut off after 13 of 20 bytes and is left out" in i for i in recording.issues)
     np.testing.assert_array_equal(samples(recording), np.arange(20))
+
+
+def test_what_an_interrupted_copy_lacks_is_counted(tmp_path):
+    assert read_recording(one_channel(tmp_path, n_records=9, record_s="0.5")).n_missing == 6
+    assert read_recording(one_channel(tmp_path, n_records=9, record_s="0.5")).missing_s == 3
+    for count in (-1, 2, 3, ""):
+        assert read_recording(one_channel(tmp_path, n_records=count)).n_missing == 0
 
 
 def test_longer_header_is_believed_only_where_the_size_agrees(tmp_path):

@@ -14,6 +14,7 @@ from planted import plant, samples_of
 
 from sleepfm_fast import simulate
 from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.edf import read_recording
 from sleepfm_fast.preprocess import cli
 
 EEG, FS = "C4-M1", 128
@@ -225,8 +226,6 @@ def test_a_scoring_with_another_start(tmp_path: Path, examine) -> None:
     write_night(tmp_path / "n.edf", seconds=480, stages="")
     source = write_night
     source(tmp_path / "n-hypnogram.edf", seconds=480, stages="W12R" * 4, leads=[Lead("C3-M2")])
-    from sleepfm_fast.edf import read_recording
-
     start = read_recording(tmp_path / "n.edf").start
     content = bytearray((tmp_path / "n-hypnogram.edf").read_bytes())
     content[168:184] = start.strftime("%d.%m.%y%H.%M.%S").encode()
@@ -238,6 +237,26 @@ def test_a_scoring_with_another_start(tmp_path: Path, examine) -> None:
     (tmp_path / "n-hypnogram.edf").write_bytes(content)
     found = [f for f in examine(tmp_path / "n.edf")[0] if f["code"] == "scoring_start"]
     assert [f["figures"] for f in found] == [{"seconds": 60}]
+
+
+def test_a_copy_that_was_interrupted(tmp_path: Path, examine) -> None:
+    path = tmp_path / "n.edf"
+    write_night(path, seconds=480, stages="W12R" * 4)
+    whole = path.read_bytes()
+    recording = read_recording(path)
+    kept = recording.header_bytes + recording.record_bytes * recording.n_records * 5 // 8 + 9  # and part of a record
+    path.write_bytes(whole[:kept])
+    findings, said = examine(path)
+    (found,) = (f for f in findings if f["code"] == "incomplete")
+    assert found["severity"] == "warning"
+    assert found["text"] == "the last 180 s of 480 s are missing: probably an incomplete copy"
+    assert found["figures"] == {"seconds": 180, "bytes": len(whole)}
+    assert f"whole it has {len(whole)} bytes" in found["action"]
+    assert not any("promises" in f["text"] for f in findings), "it is said once"
+    assert json.loads(said.splitlines()[-1])["clips"] == 10
+    # A recorder that was stopped without writing the count is another matter.
+    path.write_bytes(whole[:236] + b"-1".ljust(8) + whole[244:kept])
+    assert "incomplete" not in {f["code"] for f in examine(path)[0]}
 
 
 def test_gaps_of_a_discontinuous_file(tmp_path: Path, examine) -> None:

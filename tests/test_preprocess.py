@@ -14,6 +14,7 @@ from nights import DATA, Lead, contents, preprocess, run_preprocess, state, writ
 
 import sleepfm_fast.cohorts.night
 from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.edf import read_recording
 from sleepfm_fast.preprocess import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -429,3 +430,26 @@ def test_stages_and_events_in_files_of_their_own_are_joined(tmp_path: Path, caps
     status, result = preprocess(capsys, nights, tmp_path / "store", "--overwrite")
     assert (status, result["added"], result["kept"]) == (0, 1, 1)
     assert np.asarray(ClipStore(tmp_path / "store").sdb).tolist()[:4] == [0, 0, 1, 0]
+
+
+def cut(path: Path, n_records: int) -> None:
+    recording = read_recording(path)
+    os.truncate(path, recording.header_bytes + n_records * recording.record_bytes)
+
+
+def test_interrupted_copies_are_named_and_used_as_far_as_they_go(tmp_path: Path, capsys) -> None:
+    (nights := tmp_path / "nights").mkdir()
+    for name in ("whole", "cut", "empty"):
+        write_night(nights / f"{name}.edf", stages="----")
+        (nights / f"{name}.txt").write_text("W\nN1\nN2\nR\n")  # a list without times fills the whole recording
+    cut(nights / "cut.edf", 70)
+    cut(nights / "empty.edf", 0)
+    status = cli([str(nights), str(tmp_path / "store"), "--workers", "1"])
+    out, said = capsys.readouterr()
+    result = json.loads(out.splitlines()[-1])
+    assert (status, result["nights"]) == (1, 2)
+    assert result["stages"] == {"W": 2, "N1": 2, "N2": 1, "N3": 0, "R": 1, "none": 0}
+    assert result["incomplete"] == ["cut"]
+    assert "notice: the file of 1 night is shorter than the header says, probably an incomplete copy: cut." in said
+    assert "the last 50 s of 120 s are missing" in said
+    assert "It is probably an incomplete copy" in result["failed"][0]["reason"]

@@ -21,6 +21,7 @@ from sleepfm_fast.cohorts.corrections import Corrections
 from sleepfm_fast.cohorts.participants import Participant
 from sleepfm_fast.edf import Recording
 from sleepfm_fast.errors import SleepfmError, is_own_source
+from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.recordings import open_recording
 from sleepfm_fast.scoring.files import ending, find_scorings, similar_scorings
@@ -186,7 +187,9 @@ def night_scoring(
         return inside, None, None, (), ()
 
     def read(path: Path) -> Scoring:
-        return translated(read_scoring(path, start=recording.start, length_s=recording.duration_s), meanings)
+        # The scoring of a recording that was cut short is that of the whole.
+        length_s = recording.duration_s + recording.missing_s
+        return translated(read_scoring(path, start=recording.start, length_s=length_s), meanings)
 
     path = files[0]
     try:
@@ -375,6 +378,7 @@ def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
         held_s = float(recording.n_records * recording.record_s)
         raise SleepfmError(
             f"{path}: no whole clip of {EPOCH_S} s fits; it holds {held_s:g} s in {len(recording.segments)} segment(s)."
+            + (f" It is {INCOMPLETE}: its header promises more." if recording.n_missing else "")
         )
 
 

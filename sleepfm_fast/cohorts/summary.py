@@ -10,6 +10,7 @@ from sleepfm_fast.cohorts.ingest import Outcome
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.shards import Shard
 from sleepfm_fast.cohorts.silent_nights import REMEDY, sentence
+from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.texts import asks_meaning
 from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
@@ -69,6 +70,14 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
         say(
             f"notice: the {agreeing(len(asking), 'scoring')} of {counted(len(asking), 'night holds', 'nights hold')} "
             f"texts whose meaning is not known, as here: {asking[0]}"
+        )
+    incomplete = [name for name, issues in problems.items() if any(INCOMPLETE in issue for issue in issues)]
+    if incomplete:
+        more = f" and {len(incomplete) - NIGHTS_SHOWN} more" if len(incomplete) > NIGHTS_SHOWN else ""
+        say(
+            f"notice: the {agreeing(len(incomplete), 'file')} of {counted(len(incomplete), 'night')} "
+            f"{agreeing(len(incomplete), 'is', 'are')} shorter than the header says, {INCOMPLETE}: "
+            f"{', '.join(incomplete[:NIGHTS_SHOWN])}{more}. What is there is used; copy again and add --overwrite"
         )
     for entry in changed[:NIGHTS_SHOWN]:
         say(f"changed: {entry['reason']}")
@@ -139,6 +148,7 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
         "failed": failed,
         "changed": changed,
         "problems": dict(list(problems.items())[:NIGHTS_IN_JSON]),
+        "incomplete": incomplete,
         "nights_with_problems": len(problems),
         "annotations_only": [str(path) for path in plan.excluded],
         "left_out": [str(path) for path in plan.left_out],

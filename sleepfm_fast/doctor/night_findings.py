@@ -13,6 +13,7 @@ from sleepfm_fast.channels import Montage, likely_slot, unassigned
 from sleepfm_fast.cohorts.night import Night
 from sleepfm_fast.doctor.findings import Finding
 from sleepfm_fast.edf import Recording, read_recording
+from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring.labels import StageSpan, stage_spans
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE
@@ -37,12 +38,13 @@ def night_findings(night: Night, montage: Montage) -> list[Finding]:
     found = [
         Finding("warning" if severe else "note", code, (path,), channel, text, action, figures)
         for code, severe, channel, text, action, figures in (
-            *missing(night, montage), *gaps(night.recording), *scored(night)
+            *missing(night, montage), *incomplete(night.recording), *gaps(night.recording), *scored(night)
         )
     ]  # fmt: skip
     # What is wrong with units is judged from the samples, what lacks a stage is told with its times.
     told = {issue for c in night.channels for issue in c.assignment.issues if "potential" in issue or "range" in issue}
     told |= {issue for issue in night.issues if "every clip has stage none" in issue}
+    told |= {issue for issue in night.issues if INCOMPLETE in issue}
     rest = [issue for issue in night.issues if issue not in told]
     return found + [
         Finding("warning", "meaning", (path,), "", issue, "") if asks_meaning(issue) else
@@ -77,6 +79,18 @@ def missing(night: Night, montage: Montage) -> Iterator[Said]:
         elif empty:
             text = f"no channel for {counted(len(empty), 'slot')}"
             yield "missing_slot", False, ", ".join(empty), text, action, figures
+
+
+def incomplete(recording: Recording) -> Iterator[Said]:
+    """A file that is shorter than its header says."""
+    if not recording.n_missing:
+        return
+    lost_s, n_whole = recording.missing_s, recording.n_records + recording.n_missing
+    whole_s = float(n_whole * recording.record_s)
+    n_bytes = recording.header_bytes + n_whole * recording.record_bytes
+    text = f"the last {minutes(lost_s)} of {minutes(whole_s)} are missing: {INCOMPLETE}"
+    action = f"copy it again: whole it has {n_bytes} bytes; what is there can be used"
+    yield "incomplete", lost_s >= EPOCH_S, "", text, action, {"seconds": lost_s, "bytes": n_bytes}
 
 
 def gaps(recording: Recording) -> Iterator[Said]:

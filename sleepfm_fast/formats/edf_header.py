@@ -26,12 +26,15 @@ from sleepfm_fast.formats.edf_fields import (
 )
 from sleepfm_fast.plurals import agreeing, counted
 
-__all__ = ["Header", "Signal", "parse_header"]
+__all__ = ["INCOMPLETE", "Header", "Signal", "parse_header"]
 
 DATE = re.compile(r"(\d{1,2})\D(\d{1,2})\D(\d{4}|\d{2})", re.ASCII)
 TIME = re.compile(r"(\d{1,2})\D(\d{1,2})\D(\d{1,2})", re.ASCII)
 STARTDATE = re.compile(r"Startdate (\d{1,2})-([A-Z]{3})-(\d{4})(?!\d)", re.ASCII | re.IGNORECASE)
 MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+
+INCOMPLETE = "probably an incomplete copy"
+"""Stands in the remark on a file that is shorter than its header says."""
 
 # What lies under the name of a recording often enough to be recognised by its first bytes.
 NOT_RECORDINGS = (
@@ -84,7 +87,11 @@ class Signal:
 
 @dataclass(frozen=True)
 class Header:
-    """A whole header after repair; ``annotation_spans`` are (offset, length) in bytes within a record."""
+    """A whole header after repair.
+
+    ``annotation_spans`` are (offset, length) in bytes within a record; ``n_missing`` records are promised and not in
+    the file.
+    """
 
     format: str
     start: datetime | None
@@ -97,6 +104,7 @@ class Header:
     record_s: Fraction
     signals: tuple[Signal, ...]
     annotation_spans: tuple[tuple[int, int], ...]
+    n_missing: int = 0
 
 
 def parse_start(fields: dict[str, str], issues: Issues) -> datetime | None:
@@ -210,23 +218,28 @@ def check_version(raw: bytes, path: Path) -> int:
     )
 
 
-def count_records(stated_text: str, available_bytes: int, record_bytes: int, issues: Issues) -> int:
-    """Whole records in the file; the file is trusted over the header."""
+def count_records(
+    stated_text: str, available_bytes: int, record_bytes: int, record_s: Fraction, issues: Issues
+) -> tuple[int, int]:
+    """Whole records in the file, and those that the header promises besides; the file is trusted over the header."""
     stated = int(stated_text) if INTEGER.fullmatch(stated_text) else None
     if record_bytes == 0:
         if available_bytes:
             issues.add(
                 f"{counted(available_bytes, 'byte follows', 'bytes follow')} the header, but no signal claims them"
             )
-        return 0
+        return 0, 0
     n_records, rest = divmod(available_bytes, record_bytes)
     whole = counted(n_records, "whole record, which is", "whole records, which are")
+    n_missing = max((stated or 0) - n_records, 0)
+    lost_s, whole_s = float(n_missing * record_s), float((n_records + n_missing) * record_s)
+    incomplete_copy = f"; {INCOMPLETE}: the last {lost_s:g} s of {whole_s:g} s are missing" if record_s else ""
     if stated is None or stated < 0:
         issues.add(f"the record count is {stated_text!r}; the file holds {whole} used")
     elif stated > n_records:
         issues.add(
             f"the header promises {counted(stated, 'record')}, the file holds {n_records} "
-            f"{agreeing(n_records, 'whole one, which is', 'whole ones, which are')} used"
+            f"{agreeing(n_records, 'whole one, which is', 'whole ones, which are')} used{incomplete_copy}"
         )
     elif stated < n_records:
         issues.add(f"the header promises {counted(stated, 'record')}, the file holds {n_records}; all of them are used")
@@ -236,7 +249,7 @@ def count_records(stated_text: str, available_bytes: int, record_bytes: int, iss
         issues.add(f"{rest} stray bytes after the last whole record are left out")
     elif rest:
         issues.add(f"the last record is cut off after {rest} of {record_bytes} bytes and is left out")
-    return n_records
+    return n_records, n_missing
 
 
 def parse_signals(
@@ -347,10 +360,12 @@ def parse_header(path: Path, content: bytes, file_bytes: int, issues: Issues) ->
             header_bytes = stated
     start = parse_start(text, issues)
     name = parse_format(raw["version"], text["reserved"], bool(spans), issues)
-    n_records = count_records(text["record count"], file_bytes - header_bytes, record_bytes, issues)
+    n_records, n_missing = count_records(
+        text["record count"], file_bytes - header_bytes, record_bytes, record_s, issues
+    )
     return Header(
         name, start, text["patient"], text["recording"], header_bytes, record_bytes, sample_bytes,
-        n_records, record_s, tuple(signals), tuple(spans),
+        n_records, record_s, tuple(signals), tuple(spans), n_missing,
     )  # fmt: skip
 
 
