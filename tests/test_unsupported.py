@@ -175,6 +175,30 @@ def test_second_derivatives_are_refused_with_what_works(name):
     assert torch.autograd.grad(gradient.sum(), leaf)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("name", [*functions(), "contrastive_loss, large"])
+def test_several_gradients_at_once_are_those_one_by_one_or_refused_with_what_works(name):
+    """torch.autograd.grad(..., is_grads_batched=True), as torch.autograd.functional.jacobian(vectorize=True) does."""
+    function, x = (
+        functions()[name] if name in functions() else (functions()["contrastive_loss"][0], torch.randn(3, 300, 8))
+    )
+    leaf = x.clone().requires_grad_()
+    several = torch.tensor([1.0, -2.0, 0.5])
+
+    def batched(module):
+        return torch.autograd.grad(function(module, leaf), leaf, several, is_grads_batched=True)[0]
+
+    one_by_one = torch.stack([torch.autograd.grad(function(ops, leaf), leaf, g)[0] for g in several])
+    if name == "mbconv":
+        sentence = (
+            r"^mbconv takes one gradient at a time, not is_grads_batched=True.* use sleepfm_fast\.reference\.mbconv"
+        )
+        with pytest.raises(NotImplementedError, match=sentence):
+            batched(ops)
+    else:
+        torch.testing.assert_close(batched(ops), one_by_one, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(batched(reference), one_by_one, atol=2e-3, rtol=2e-3)
+
+
 # Dynamo itself instantiates torch.autograd.Function while it traces one.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("name", list(functions()))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sleepfm_fast.ops import contrastive_cpu, contrastive_cuda, contrastive_joint, contrastive_small
 from sleepfm_fast.ops.contrastive_results import allocate_forward
-from sleepfm_fast.ops.dispatch import is_plain
+from sleepfm_fast.ops.dispatch import is_batched, is_plain
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
 from sleepfm_fast.reference.contrastive_loss import ContrastiveStatistics, Directions, Mode, problems
@@ -202,7 +202,8 @@ class _JointLoss(torch.autograd.Function):
         x, log_temperature, mask = ctx.saved_tensors
         mode, directions = ctx.options
         arguments = x, log_temperature, mask, mode, directions
-        if torch.is_grad_enabled() or not contrastive_cpu.is_direct(gradient_loss, x, log_temperature, mask):
+        direct = contrastive_cpu.is_direct(gradient_loss, x, log_temperature, mask) and not is_batched(gradient_loss)
+        if torch.is_grad_enabled() or not direct:
             return *_from_the_state(gradient_loss, *arguments), None, None, None, None
         (gradient_x, slope), ctx.gradients = ctx.gradients or (None, None), None
         upstream = gradient_loss.item()
@@ -218,7 +219,7 @@ class _JointLoss(torch.autograd.Function):
 def _from_the_state(
     gradient_loss: Tensor, x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by the registered ops: where backward is traced, or is to be differentiated (which is refused)."""
+    """Gradients by the registered ops: where backward is traced, is batched, or is to be differentiated (refused)."""
     options = mode, directions, "highest", 0, x.shape[1]
     with torch.no_grad():
         *_, n_valid, state = torch.ops.sleepfm_fast.contrastive_loss_forward(x, log_temperature, mask, *options)
@@ -266,7 +267,7 @@ class _Loss(torch.autograd.Function):
             gradient_x, gradient_log_temperature = _Gradient.apply(  # type: ignore[no-untyped-call]
                 gradient_loss, x, log_temperature, mask, n_valid, state, *options
             )
-        elif kept is not None:
+        elif kept is not None and not is_batched(gradient_loss):
             op: Any = torch.ops.sleepfm_fast.contrastive_loss_backward_kept
             if x.device.type == "cuda":
                 op = contrastive_small.backward_kept

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["is_plain"]
+__all__ = ["is_batched", "is_plain"]
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -24,3 +24,8 @@ def is_plain(*tensors: Tensor | None) -> bool:
         )
         for tensor in tensors
     )
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a tensor stands for several: what torch.autograd.grad(..., is_grads_batched=True) hands to a backward."""
+    return not torch.compiler.is_compiling() and bool(torch._C._functorch.is_legacy_batchedtensor(tensor))

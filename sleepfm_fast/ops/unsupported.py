@@ -6,7 +6,7 @@ their parts and have none. torch's own answer would be a result that silently ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,23 @@ def refuse_gradients(op: str, instead: str) -> None:
             return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
 
     LIBRARY.impl(op, below, "Autograd", with_keyset=True)
+    # Of several gradients at once torch hands one after the other to an op, but not to one that takes a list.
+    takes_list = any(str(argument.type) == "List[Tensor]" for argument in overload._schema.arguments)
+    if takes_list and op.endswith("_backward"):
+        LIBRARY.impl(op, refusal_of_batches(op.removesuffix("_backward")), "Batched")
+
+
+def refusal_of_batches(function: str) -> Callable[..., Any]:
+    """What a backward does with several gradients at once."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"{function} takes one gradient at a time, not is_grads_batched=True of torch.autograd.grad or "
+            "vectorize=True of torch.autograd.functional. Leave that out and loop over the gradients, or use "
+            f"sleepfm_fast.reference.{function}, which is made of torch's own operations."
+        )
+
+    return refuse
 
 
 def wants_gradient(arguments: Sequence[Any]) -> bool:
