@@ -28,6 +28,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import dispatched
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting.following import after_store
+from sleepfm_fast.scoring import labels
 from sleepfm_fast.storage.atomic import write_json
 from sleepfm_fast.store.clip_layout import VERSION, read_store_file
 from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
@@ -135,6 +136,7 @@ def convert_night(
             "scoring": scoring_facts(path, config),
             "format_of_source": f"SleepFM {config.origin}",
             "start": None,
+            "label_rules": label_rules(config),
         }
         issues = write_foreign(config.store.resolve() / "recordings", name, look(path, config), montage, facts)
     except SleepfmError as error:
@@ -142,6 +144,11 @@ def convert_night(
     except Exception as error:
         return Outcome(path, name, (), f"{path} could not be converted: {type(error).__name__}: {error}.")
     return Outcome(path, name, tuple(issues), None)
+
+
+def label_rules(config: Config) -> int | None:
+    """The rules by which scoring becomes labels; None where the source has a label for each clip already."""
+    return labels.LABEL_RULES if config.origin == "clinical" else None
 
 
 def source_facts(path: Path, *, content: bool) -> dict[str, Any]:
@@ -243,9 +250,11 @@ def named(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def unchanged(store: Path, name: str, path: Path, config: Config, digest: str) -> bool:
-    """Whether the store has this night, and its labels, as they are now."""
+    """Whether the store has this night, and its labels, as they are now and by the rules of now."""
     record = read_record(store / "recordings" / f"{name}.json")
     if record is None or record["configuration_digest"] != digest:
+        return False
+    if record.get("label_rules") != label_rules(config):
         return False
     facts = source_facts(path, content=False)
     same = all(record["source"][key] == facts[key] for key in ("path", "size", "mtime_ns"))

@@ -229,6 +229,24 @@ def test_clinical_nights_come_back_within_half_a_step(tmp_path: Path, capsys, fs
     assert found == {"C3-M2", "ECG", "SaO2", "Thor"}
 
 
+def test_nights_with_labels_by_other_rules_are_converted_again(tmp_path: Path, capsys, monkeypatch) -> None:
+    (tmp_path / "h5").mkdir()
+    clinical_file(tmp_path / "h5" / "n.hdf5")
+    (tmp_path / "h5" / "n.csv").write_text("Start,Stop,StageName\n0,30,Wake\n30,60,Stage 2\n")
+    (tmp_path / "seed" / "X" / "a").mkdir(parents=True)
+    np.save(tmp_path / "seed" / "X" / "a" / "a_0.npy", np.random.default_rng(0).normal(0, 300, (13, 7680)))
+    clinical = (tmp_path / "h5", tmp_path / "clinical", "--from", "clinical", "--labels", tmp_path / "h5")
+    seed = (tmp_path / "seed", tmp_path / "from-seed", "--from", "seed")
+    with monkeypatch.context() as earlier:
+        earlier.setattr("sleepfm_fast.scoring.labels.LABEL_RULES", 1)
+        for arguments in (clinical, seed):
+            assert run(capsys, *arguments, "--workers", "1")[1]["added"] == 1
+    for arguments, again in ((clinical, (1, 0)), (clinical, (0, 1)), (seed, (0, 1))):  # of seed, every clip has its own
+        status, result, err = run(capsys, *arguments, "--workers", "1")
+        assert status == 0, err
+        assert (result["added"], result["kept"]) == again
+
+
 def test_a_file_that_is_no_hdf5_is_named(tmp_path: Path, capsys) -> None:
     pytest.importorskip("h5py")
     (tmp_path / "n.hdf5").write_bytes(b"nothing" * 100)
