@@ -25,7 +25,8 @@ VARIANTS = ["", *sleepfm_fast.build_info()["cpu_instruction_sets"]]
 # A value that rounding moves across a kink of ReLU6, or a factor that it moves to the next bfloat16 number, decides one
 # draw in forty (of 288), other draws on other processors: the middle one of three 1 time in 500. Compared with another
 # implementation, whose kinks are elsewhere, one in fourteen (of 3,080): the middle one of fifteen one time in 200,000.
-DRAWS, DRAWS_COMPARED = 3, 15
+# No draw may be off by ten times the bound, which was 4.1 at most: a column in the wrong place is thirty times.
+DRAWS, DRAWS_COMPARED, FARTHEST = 3, 15, 10
 in_bfloat16 = partial(ops.mbconv, precision="bfloat16")
 definition = partial(reference.mbconv, precision="bfloat16")
 
@@ -41,6 +42,15 @@ def evaluate(function, values, dims, dtype=torch.float32):
 def running_of(width, dtype=torch.float32):
     generator = torch.Generator().manual_seed(5)
     return tuple((torch.rand(width, generator=generator) + 0.2).to(dtype) for _ in range(4))
+
+
+def beyond(shares):
+    """Results of which the middle draw is beyond its bound, or any draw far beyond it or NaN."""
+    return {
+        name: of
+        for name, of in shares.items()
+        if not (all(share <= FARTHEST for share in of) and statistics.median(of) <= 1)
+    }
 
 
 def assert_trains_as_defined(draws, dims):
@@ -62,7 +72,7 @@ def assert_trains_as_defined(draws, dims):
             allowed = 1e-3 * float(c.norm()) + term * max(1.0, float(c.abs().max())) + 1e-7
             shares.setdefault(name, []).append(float((a.double() - c).norm()) / allowed)
     assert all(len(of) == DRAWS for of in shares.values())
-    assert {name: of for name, of in shares.items() if not statistics.median(of) <= 1} == {}, dims
+    assert beyond(shares) == {}, dims
 
 
 def assert_evaluates_as_defined(found, dims):
@@ -124,7 +134,7 @@ def test_errors_are_below_those_of_autocast(dims):
             term = 0.0 if name in ("y", "statistics", "b3") else 0.02
             allowed = float((b - c).norm()) + term * float(c.norm())
             shares.setdefault(name, []).append(float((a - c).norm()) / allowed)
-    assert {name: of for name, of in shares.items() if not statistics.median(of) <= 1} == {}
+    assert beyond(shares) == {}
 
 
 @pytest.mark.parametrize("dims", DIMS, ids=str)
