@@ -17,13 +17,13 @@ from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.cohorts.cohort import find_recordings
 from sleepfm_fast.cohorts.corrections import read_corrections
 from sleepfm_fast.cohorts.ingest import Cohort, Request, ingest
-from sleepfm_fast.cohorts.montage_source import montage_like
 from sleepfm_fast.cohorts.participant_tables import read_tables
 from sleepfm_fast.cohorts.shards import parse_shard
 from sleepfm_fast.cohorts.store_inputs import inputs_of
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Backend, open_engine
 from sleepfm_fast.reporting.following import after_preprocess
+from sleepfm_fast.runs.montage_source import montage_like
 from sleepfm_fast.scoring.texts import parse_meanings
 
 __all__ = ["Config", "cli", "main"]
