@@ -70,8 +70,10 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
         if path.is_dir():
             # A link to nothing is a night that is missing, as of a data set whose content was not fetched: it fails.
             found |= {in_place(p) for p in files_under(path) if p.is_file() or is_dangling(p)}
-        elif path.exists():
+        elif path.is_file():
             named.add(in_place(path))
+        elif path.exists():  # to read from a pipe may wait for ever
+            raise SleepfmError(f"{path} is a device or a pipe; give the file of a recording, or a folder.")
         else:
             raise SleepfmError(f"{path}: there is no such file or folder.")
     if not found | named:
