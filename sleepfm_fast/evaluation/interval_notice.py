@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["FEW_SUBJECTS", "covered", "interval_notice"]
+__all__ = ["FEW_SUBJECTS", "covered", "interval_caution", "interval_notice"]
 
 FEW_SUBJECTS = 10  # from here on :func:`covered` is at least 0.90
 
@@ -28,6 +28,12 @@ def covered(n_subjects: int) -> float:
     from scipy.special import stdtr
 
     return float(2 * stdtr(n_subjects - 1, 1.96 * math.sqrt((n_subjects - 1) / n_subjects)) - 1)
+
+
+def interval_caution(n_subjects: int) -> str:
+    """Return :func:`interval_notice` as a sentence of a text, with a space before it; empty where there is none."""
+    notice = interval_notice(n_subjects)
+    return f" {notice[0].upper()}{notice[1:]}" if notice else ""
 
 
 def interval_notice(n_subjects: int) -> str:
