@@ -17,6 +17,7 @@ from sleepfm_fast import compare, reproduce
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.evaluation.calibration import correct_for_prior
 from sleepfm_fast.reporting.retrieval import chance_curve
+from sleepfm_fast.reporting.retrieval_examples import place
 from sleepfm_fast.reporting.sources import open_runs
 from sleepfm_fast.store.simulated_store import is_simulated
 
@@ -128,7 +129,7 @@ def test_retrieval_among_training_clips_is_no_headline(tmp_path):
     assert "No retrieval on the run&#x27;s own test clips: run (clips: train)" in text.replace("&#39;", "&#x27;")
 
 
-def test_a_mean_of_fewer_classes_says_so_and_has_their_chance(tmp_path):
+def test_a_mean_of_fewer_classes_says_so_and_has_their_chance(tmp_path, capsys):
     folder = tmp_path / "run"
     start(folder)
     embeddings = embed(folder / "embeddings")
@@ -136,6 +137,8 @@ def test_a_mean_of_fewer_classes_says_so_and_has_their_chance(tmp_path):
     stage[stage == 4] = 2  # no clip of R
     np.save(embeddings.path / "stage.npy", stage)
     classify(folder / "results" / "stage", Embeddings(embeddings.path), "stage")
+    (macro,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("macro")]
+    assert macro.endswith("AUROC, AUPRC over 4 of 5 classes")
     classes = json.loads((folder / "results" / "stage" / "result.json").read_text())["classes"]
     have = [c["prevalence"] for c in classes.values() if c["auprc"]["value"] is not None]
     assert len(have) == 4
@@ -147,6 +150,19 @@ def test_a_mean_of_fewer_classes_says_so_and_has_their_chance(tmp_path):
     assert card["note"].endswith("mean of the 4 of 5 classes that have it")
     (table,) = [f for (_, _, t), f in figures.items() if t == "Figures of each class"]
     assert "AUROC, AUPRC, F1: mean over 4 of 5 classes." in table["caption"]
+
+
+def test_a_clip_found_is_of_one_of_its_subjects_nights():
+    nights = [SimpleNamespace(id=name) for name in ("anna-visit1", "anna-visit2", "bert")]
+    store = SimpleNamespace(
+        subject=["anna", "anna", "bert"].__getitem__, recordings=nights, recording=np.arange(3), onset_s=[30.0] * 3,
+        stage=[4, -1, 2], sdb=[0, 0, 1],
+    )  # fmt: skip
+    assert [place(store, clip) for clip in range(3)] == [
+        "anna (anna-visit1) at 0:00:30, R",
+        "anna (anna-visit2) at 0:00:30, not scored",
+        "bert at 0:00:30, N2, respiratory event",
+    ]
 
 
 def test_the_headline_counts_candidates_that_are_fewer_than_k(tmp_path):
