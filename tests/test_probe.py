@@ -241,6 +241,10 @@ def test_max_train_clips_and_iterations(tmp_path, capsys):
         capsys, folder, "--task", "stage", "--max-train-clips", "100", "--max-iter", "1", "--bootstraps", "0"
     )
     assert result["train"]["n_clips"] == 100
+    left = result["train"]["n_dropped_not_drawn"]
+    assert f"100 of {100 + left} labelled training clips are drawn" in err
+    everything = run(capsys, folder, "--task", "stage", "--max-iter", "1", "--bootstraps", "0")[1]["train"]
+    assert (everything["n_clips"], everything["n_dropped_not_drawn"]) == (100 + left, 0)
     assert result["fit"]["n_iter"] == 1
     assert result["fit"]["converged"] is False
     assert "before it converged" in err
