@@ -163,8 +163,10 @@ def test_clips_lacking_a_modality_are_dropped_and_counted(tmp_path, capsys):
     lacking = int((test & ~mask.all(1)).sum())
     assert result["test"]["n_dropped_lacking_modality"] == lacking
     assert f"notice: {lacking} of {test.sum()} labelled test clips lack" in err
-    _, result, _ = run(capsys, folder, "--task", "stage", "--modality", "ecg", "--bootstraps", "0")
+    assert "--modality NAME uses every clip that has that one" in err
+    _, result, err = run(capsys, folder, "--task", "stage", "--modality", "ecg", "--bootstraps", "0")
     assert result["test"]["n_clips"] == (test & mask[:, 2]).sum()
+    assert f"{(test & ~mask[:, 2]).sum()} of {test.sum()} labelled test clips lack ecg and are left out." in err
     assert result["modalities"] == ["ecg"]
 
 

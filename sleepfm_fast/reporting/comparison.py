@@ -42,6 +42,11 @@ def fewest_tested(results: Sequence[Result]) -> int:
     return min((int(n) for place in places if (n := value_of(place.get("n_subjects")))), default=0)
 
 
+def few_classes(scored: float | None, known: int) -> str:
+    """Say that means are over fewer classes than the task has; empty where they are not."""
+    return f" (AUROC, AUPRC over {count(scored)} of {known} classes)" if scored is not None and scored < known else ""
+
+
 def overview(named: Sequence[tuple[str, Result]]) -> Figure:
     """One row a classifier."""
     head = ["classifier", "test clips", "AUROC", "AUROC from 0 to 1", "AUPRC", "F1", "accuracy", "Cohen's kappa"]
@@ -54,10 +59,8 @@ def overview(named: Sequence[tuple[str, Result]]) -> Figure:
         cells = {f: escape(with_interval(figure)) for f, figure in figures.items()}
         drawn = spread(figures["auroc"], 0.5)
         scored, known = value_of(macro.get("n_classes")), len(record.get("classes") or ())
-        few = (
-            f" (AUROC, AUPRC over {count(scored)} of {known} classes)" if scored is not None and scored < known else ""
-        )
-        rows.append([escape(name + few), count(n), cells["auroc"], drawn, *(cells[f] for f in figures if f != "auroc")])
+        cells["name"] = escape(name + few_classes(scored, known))
+        rows.append([cells["name"], count(n), cells["auroc"], drawn, *(cells[f] for f in figures if f != "auroc")])
         data.append({"classifier": name, "test_clips": n, **figures})
     external = (
         " Those named external were tested on another store and do not compare with the others."
@@ -84,9 +87,10 @@ def difference_figures(runs: Sequence[Run], task: str) -> list[Figure]:
         record = result.record
         macro = record.get("macro") or {}
         entries = [*(macro.get(f) for f in FIGURES), record.get("accuracy"), record.get("cohen_kappa")]
-        names = f"{record.get('first')} - {record.get('second')}"
+        scored, known = value_of(record.get("n_classes")), len(record.get("classes") or ())
+        names = f"{record.get('first')} - {record.get('second')}{few_classes(scored, known)}"
         rows.append([names, count(record.get("n_subjects", 0)), *(difference(entry) for entry in entries)])
-    keys = ("first", "second", "n_subjects", "n_clips", "macro", "classes", "accuracy", "cohen_kappa")
+    keys = ("first", "second", "n_subjects", "n_clips", "n_classes", "macro", "classes", "accuracy", "cohen_kappa")
     return [
         Figure(
             "Differences", table(head, rows, "Paired differences"),

@@ -74,7 +74,8 @@ def throughput_section(runs: Sequence[Run]) -> Section:
         group.items.append(
             Figure(
                 "How long it took", table(["what", "speed or time", "of"], rows, "Throughput", numeric=False),
-                "Training: median over the logged steps, reading and filtering included.", files, data, wide=True,
+                "Training: median over the logged steps, reading and filtering included. A probe: reading, fitting and "
+                "scoring, without the resamples.", files, data, wide=True,
             )
         )  # fmt: skip
     section.groups.append(group)
