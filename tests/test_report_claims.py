@@ -177,6 +177,23 @@ def test_the_headline_counts_candidates_that_are_fewer_than_k(tmp_path):
     assert text.count("With 2 subjects the intervals are too narrow") == 2
 
 
+def test_differences_of_retrievals_stand_in_their_section(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    results = folder / "results"
+    for name, seed in (("one", 1), ("other", 2)):
+        retrieve(results / name, embed(tmp_path / name, seed=seed))
+    compare.main(compare.Config(results / "one", results / "other", results / "difference", bootstraps=20))
+    _, _, numbers, _ = make(folder)
+    (figure,) = [f for (s, _, t), f in figures_of(numbers).items() if (s[:9], t) == ("Retrieval", "Differences")]
+    mean = json.loads((results / "difference" / "result.json").read_text())["mean"]
+    assert figure["data"][0]["mean"] == mean
+    assert figure["files"] == [str(results / "difference" / "result.json")]
+    text, *_ = make(folder)
+    assert f"{mean['recall@10']['difference']:+.3f} [{mean['recall@10']['low']:+.3f}, " in text
+    assert f"{mean['median_rank']['difference']:+.1f} [{mean['median_rank']['low']:+.1f}, " in text
+
+
 UNSEEN = "neither the encoder nor the classifier was trained on"
 
 

@@ -12,7 +12,7 @@ from sleepfm_fast.reporting.sources import Run
 from sleepfm_fast.reporting.wording import count, interval, value_of, with_interval
 from sleepfm_fast.results import Result
 
-__all__ = ["difference_figures", "overview"]
+__all__ = ["difference_figures", "overview", "retrieval_differences"]
 
 FIGURES = ("auroc", "auprc", "f1")
 
@@ -102,10 +102,37 @@ def difference_figures(runs: Sequence[Run], task: str) -> list[Figure]:
     ]  # fmt: skip
 
 
-def difference(entry: Any) -> str:
+def retrieval_differences(runs: Sequence[Run]) -> list[Figure]:
+    """Every paired difference of two retrievals that ``compare`` has written: of the means over directions."""
+    results = {r.path.resolve(): r for run in runs for r in run.results_of("compare") if "task" not in r.record}
+    found = list(results.values())
+    if not found:
+        return []
+    figures = list(dict.fromkeys(f for r in found for f in r.record.get("mean") or ()))
+    rows = []
+    for result in found:
+        record = result.record
+        mean = record.get("mean") or {}
+        cells = [difference(mean.get(f), 1 if f.endswith("_rank") else 3) for f in figures]
+        names = f"{record.get('first')} - {record.get('second')}"
+        rows.append([names, str(record.get("scope", "-")), count(record.get("n_subjects", 0)), *cells])
+    head = ["first - second", "scope", "subjects", *(f.replace("_", " ") for f in figures)]
+    keys = ("first", "second", "scope", "n_subjects", "n_clips", "mean", "directions")
+    return [
+        Figure(
+            "Differences", table(head, rows, "Paired differences of retrievals"),
+            "Both retrievals with the same queries and candidates, mean over directions, with 95 % intervals over the "
+            f"queries' subjects. Of ranks, smaller is better.{interval_caution(fewest_tested(found))}",
+            [r.path / "result.json" for r in found], [{k: r.record.get(k) for k in keys} for r in found], wide=True,
+        )
+    ]  # fmt: skip
+
+
+def difference(entry: Any, digits: int = 3) -> str:
     """A signed difference and its interval."""
     value = value_of(entry.get("difference")) if isinstance(entry, dict) else None
     if value is None:
         return "-"
     limits = interval(entry)
-    return f"{value:+.3f}" + ("" if limits is None else f" [{limits[0]:+.3f}, {limits[1]:+.3f}]")
+    around = "" if limits is None else f" [{limits[0]:+.{digits}f}, {limits[1]:+.{digits}f}]"
+    return f"{value:+.{digits}f}{around}"

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.evaluation.interval_notice import interval_caution
 from sleepfm_fast.reporting import suggestions
+from sleepfm_fast.reporting.comparison import retrieval_differences
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
 from sleepfm_fast.reporting.retrieval_examples import example_figures
@@ -151,6 +152,12 @@ def retrieval_section(runs: Sequence[Run], n_examples: int) -> Section:
     """Draw every retrieval result."""
     section = Section("retrieval", "Retrieval between modalities")
     n_shown = 0
+    try:
+        if differences := retrieval_differences(runs):
+            section.groups.append(Group(items=[*differences]))
+    except MISSHAPEN as error:
+        words = f"The differences of retrievals cannot be tabulated ({error!r}). Write them again."
+        section.groups.append(Group(items=[Missing(words)]))
     for run in runs:
         results = run.results_of("retrieve")
         for result in results:
