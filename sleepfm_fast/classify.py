@@ -106,7 +106,7 @@ def table_text(
     writer.writerow(["recording", "onset_s", "duration_s", "class", *(f"p_{name}" for name in names)])
     recording, onset = np.asarray(store.recording)[clips], np.asarray(store.onset_s)[clips]
     for r, start, p in zip(recording.tolist(), onset.tolist(), probability, strict=True):
-        row = [store.recordings[r].id, f"{start:g}", EPOCH_S, names[int(p.argmax())]]
+        row = [store.recordings[r].id, f"{start:.10g}", EPOCH_S, names[int(p.argmax())]]
         writer.writerow([*row, *(f"{value:.4f}" for value in p)])
     return text.getvalue()
 

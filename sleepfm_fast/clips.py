@@ -29,6 +29,7 @@ from sleepfm_fast.storage.open_files import (
 )
 from sleepfm_fast.store.clip_entries import ChannelColumns, RecordingEntry, Window
 from sleepfm_fast.store.clip_layout import INDEX_SCHEMA, INDEX_TEXTS, ClipStoreError, read_store_file
+from sleepfm_fast.store.index_check import index_problem
 
 __all__ = ["ChannelColumns", "ClipStore", "ClipStoreError", "RecordingEntry", "Window"]
 
@@ -124,6 +125,10 @@ class ClipStore:
         )
         self.montage = Montage.from_dict(self.store["montage"])
         self.slots = self.montage.slots
+        if (problem := index_problem(columns, texts, len(self.slots))) is not None:
+            raise ClipStoreError(
+                f"{self.path / self.store['index'] / problem[0]} is damaged: {problem[1]}. {self.index_remedy}"
+            )
         self.subjects: list[str] = [s["subject"] for s in texts["subjects"]]
         self.participants: dict[str, dict[str, Any]] = {
             s["subject"]: {"age": s["age"], "sex": s["sex"]} for s in texts["subjects"]

@@ -82,6 +82,11 @@ def _say_table(record: dict[str, Any]) -> None:
             continue
         limits = "" if d["low"] is None else f" [{d['low']:+.3f}, {d['high']:+.3f}]"
         say(f"{name:<{width}}{d['first']:>10.3f}{d['second']:>10.3f}  {d['difference']:+.3f}{limits}")
+    if "macro" in record and record["n_classes"] < len(record["classes"]):
+        say(
+            f"notice: macro AUROC and AUPRC are over the {record['n_classes']} of {len(record['classes'])} classes "
+            "that both results can score."
+        )
 
 
 def _read_both(config: Config) -> tuple[Result, Result]:

@@ -256,7 +256,10 @@ def unchanged(store: Path, name: str, path: Path, config: Config, digest: str) -
         return False
     if record.get("label_rules") != label_rules(config):
         return False
-    facts = source_facts(path, content=False)
+    try:
+        facts = source_facts(path, content=False)
+    except OSError:  # its own turn says why
+        return False
     same = all(record["source"][key] == facts[key] for key in ("path", "size", "mtime_ns"))
     return same and bool(record["scoring"] == scoring_facts(path, config))
 

@@ -23,6 +23,7 @@ from sleepfm_fast.cli.option_effects import Effect, only_with, only_without, ref
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.tasks import TASKS
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting.following import after_probe
 
 if TYPE_CHECKING:
@@ -185,7 +186,12 @@ def _probed(config: Config) -> dict[str, Any]:
     fit_on = ("train",) if config.fit_on == "train" else ("train", "validation")
     train = labelled_clips(embeddings, fit_on, config.task, modalities)
     test = labelled_clips(embeddings, ("test",), config.task, modalities)
-    if config.max_train_clips is not None and len(train) > config.max_train_clips:
+    labelled = len(train)
+    if config.max_train_clips is not None and labelled > config.max_train_clips:
+        say(
+            f"notice: {config.max_train_clips} of {counted(labelled, 'labelled training clip')} are drawn "
+            "(--max-train-clips); the others are not fitted on."
+        )
         drawn = np.random.default_rng(config.seed).choice(len(train), config.max_train_clips, replace=False)
         train = train.of(np.sort(drawn))
     trained = np.unique(train.labels)
@@ -214,7 +220,7 @@ def _probed(config: Config) -> dict[str, Any]:
         "overlap": bool(embeddings.overlap_note),
         "overlap_note": embeddings.overlap_note,
         "store_note": changed,
-        "train": train.counts(names),
+        "train": {**train.counts(names), "n_dropped_not_drawn": labelled - len(train)},
         "test": test.counts(names),
         "fit": about,
         "seconds": round(time.perf_counter() - started, 3),

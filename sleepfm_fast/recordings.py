@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sleepfm_fast.edf import Recording, read_recording
@@ -43,4 +44,5 @@ def open_recording(path: str | Path) -> Recording:
 def wfdb_hint(path: Path) -> str:
     """What to add to the refusal of a file that is a WFDB record's signal file; empty where it is none."""
     header = path.with_suffix(WFDB_SUFFIX)
-    return f" Give {header}, the header of the WFDB record." if header.is_file() else ""
+    is_there = os.path.isfile(header)  # noqa: PTH113 - Path's raises in closed folders
+    return f" Give {header}, the header of the WFDB record." if is_there else ""

@@ -222,9 +222,10 @@ def _retrieved(config: Config) -> dict[str, Any]:
     chosen = draw_pairs(embeddings, clips, config.candidates, config.sample, config.seed)
     if max(len(c) for c in chosen.values()) < 2:
         raise SleepfmError(f"no two modalities occur together in two clips of the {config.split} split.")
-    short = [c for c in chosen.values() if config.candidates is not None and len(c) < config.candidates]
+    short = {pair: len(c) for pair, c in chosen.items() if config.candidates is not None and len(c) < config.candidates}
     if short:
-        say(f"notice: --candidates {config.candidates} is more than the clips there are; all of them are used.")
+        there = ", ".join(f"{n} of {first} and {second}" for (first, second), n in short.items())
+        say(f"notice: --candidates {config.candidates} is more than the clips there are, and all are used: {there}.")
     kept = KeptRanks(config.result, embeddings, chosen, config.scope)
     ranked = _rank(embeddings, chosen, config, kept)
     if not any(len(result.clips) for result in ranked.values()):

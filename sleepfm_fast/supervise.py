@@ -168,8 +168,9 @@ def follow(config: Config, world: World) -> dict[str, Any]:
     ) as bar:
         for row in trainer.steps():
             bar.update()
+            pace = trainer.pace.clips_per_s
             bar.set_postfix_str(
-                f"epoch {row['epoch'] + 1}/{config.epochs} loss {row['loss']:.3f} {trainer.clips_per_s:.0f} clips/s",
+                f"epoch {row['epoch'] + 1}/{config.epochs} loss {row['loss']:.3f} {pace:.0f} clips/s",
                 refresh=False,
             )
             if row["validated"] is not None and world.main:

@@ -178,11 +178,10 @@ def follow(settings: Settings, world: World) -> dict[str, Any]:
         disable=not world.main,
     ) as bar:
         for row in trainer.steps():
-            clips_per_s = trainer.clips_per_s
             bar.update()
             bar.set_postfix_str(
                 f"epoch {row['epoch'] + 1}/{settings.epochs} loss {row['loss']:.3f} "
-                f"temperature {row['temperature']:.1f} {clips_per_s:.0f} clips/s",
+                f"temperature {row['temperature']:.1f} {trainer.pace.clips_per_s:.0f} clips/s",
                 refresh=False,
             )
             if row["validated"] is not None and world.main:

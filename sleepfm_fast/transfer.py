@@ -161,7 +161,8 @@ def main(config: Config) -> dict[str, Any]:
         )
     return {
         "embeddings": config.embeddings,
-        "training_clips": n,
+        "training_clips": int((columns["split"] == 0).sum()),
+        "validation_clips": int((columns["split"] == 1).sum()),
         "test_clips": len(rows[1]),
         "test_subjects": len(tested_names),
         "overlap": bool(note),

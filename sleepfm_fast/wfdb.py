@@ -5,7 +5,6 @@ Format: the WFDB applications guide, annot(5) and header(5), PhysioNet.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +19,8 @@ __all__ = ["WfdbAnnotation", "WfdbError", "WfdbHeader", "read_annotations", "rea
 SKIP, NUM, SUB, CHN, AUX = 59, 60, 61, 62, 63
 NOTE = 22
 TIME_RESOLUTION = re.compile(r"## time resolution:\s*([0-9.eE+/-]+)")
+LOWEST_HZ, HIGHEST_HZ = 1e-12, 1e6
+"""A sampling frequency outside of these is a damaged number."""
 
 
 class WfdbError(SleepfmError):
@@ -67,15 +68,25 @@ def read_header(path: str | Path) -> WfdbHeader:
         # frequency/counter-frequency(base counter): only the sampling frequency gives annotations their time
         fs_hz = float(re.split(r"[/(]", fields[2])[0]) if len(fields) > 2 else 250.0
         n_samples = int(fields[3]) if len(fields) > 3 else 0
-        header = WfdbHeader(fields[0], int(fields[1].split("/")[0]), fs_hz, n_samples or None, start_of(fields[4:6]))
+        n_signals = int(fields[1].split("/")[0])
+        if n_samples < 0 or n_signals < 0:
+            raise ValueError("a negative number")
+        header = WfdbHeader(fields[0], n_signals, fs_hz, n_samples or None, start_of(fields[4:6]))
     except (IndexError, ValueError) as error:
         raise WfdbError(
             f"{path}: its record line reads '{' '.join(fields)[:80]}'; expected a WFDB record line "
             "'name number-of-signals sampling-frequency number-of-samples'."
         ) from error
-    if not (math.isfinite(fs_hz) and fs_hz > 0):
-        raise WfdbError(f"{path}: its sampling frequency is {fs_hz:g} Hz; expected a positive number.")
+    if not is_frequency(fs_hz):
+        raise WfdbError(
+            f"{path}: its sampling frequency is {fs_hz:g} Hz; expected a positive number, at most {HIGHEST_HZ:g}."
+        )
     return header
+
+
+def is_frequency(value_hz: float) -> bool:
+    """Whether a number can be a frequency of samples: times counted by it are finite."""
+    return LOWEST_HZ <= value_hz <= HIGHEST_HZ
 
 
 def start_of(fields: list[str]) -> datetime | None:
@@ -90,7 +101,7 @@ def start_of(fields: list[str]) -> datetime | None:
     try:
         day = datetime(int(date[3]), int(date[2]), int(date[1]))
         return day.replace(hour=int(clock[1] or 0), minute=int(clock[2]), second=int(clock[3]), microsecond=microsecond)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -175,7 +186,7 @@ def resolve_time(
                     frequency_hz = float(match[1])
                 except ValueError:
                     frequency_hz = 0.0
-                if not (math.isfinite(frequency_hz) and frequency_hz > 0):
+                if not is_frequency(frequency_hz):
                     raise WfdbError(f"{path}: its time resolution reads '{match[1]}'; expected a frequency in Hz.")
                 continue
             if annotation.aux.startswith("## "):

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,6 +69,12 @@ def test_another_montage_is_an_external_validation(learnt, tmp_path, capsys):
     assert result["macro"]["auroc"]["value"] > 0.95
     assert result["test"]["n_clips"] == 36
     assert result["test"]["n_subjects"] == 3
+
+
+def test_onsets_of_a_table_are_whole():
+    store = SimpleNamespace(recording=[0], onset_s=[28807.125], recordings=[SimpleNamespace(id="night")])
+    text = classify.table_text(store, np.array([0]), ("W", "R"), np.array([[0.25, 0.75]]))
+    assert text.splitlines()[1] == "night,28807.125,30,R,0.2500,0.7500"
 
 
 def test_nights_without_labels_get_a_table(learnt, tmp_path, capsys):

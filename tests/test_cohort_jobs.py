@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -241,6 +242,47 @@ def test_claims_of_other_machines_are_void_when_they_are_not_renewed(tmp_path: P
     foreign_claim(path)
     monkeypatch.setattr(claims, "STALE_S", 1.5)
     assert not beats(path)
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "link"])
+def test_a_process_killed_while_it_claims_leaves_no_claim(tmp_path: Path, monkeypatch, call: str) -> None:
+    path = tmp_path / "x.claim"
+    if (child := os.fork()) == 0:
+        function = getattr(os, call)
+        monkeypatch.setattr(os, call, lambda *a, **k: (function(*a, **k), os._exit(0)))
+        Claim(path)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    claim = Claim(path)  # at once, not when it is stale
+    assert [p.name for p in tmp_path.iterdir()] == ["x.claim"]
+    claim.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_claims_without_hard_links(tmp_path: Path, monkeypatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    claim = Claim(tmp_path / "x.claim")
+    with pytest.raises(Claimed, match=f"process {os.getpid()} on "):
+        Claim(claim.path)
+    assert claim.holds()
+    claim.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_whose_answer_was_lost_is_a_claim(tmp_path: Path, monkeypatch) -> None:
+    link = os.link
+
+    def lost(*paths: object) -> None:
+        link(*paths)
+        raise FileExistsError(errno.EEXIST, "the server did it at the first asking")
+
+    monkeypatch.setattr(os, "link", lost)
+    claim = Claim(tmp_path / "x.claim")
+    assert claim.holds()
+    claim.release()
 
 
 def test_a_claim_of_another_machine_that_is_renewed_counts(tmp_path: Path) -> None:

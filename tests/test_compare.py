@@ -126,8 +126,9 @@ def test_clips_are_matched_by_recording_and_onset(tmp_path, capsys):
 def test_classes_that_only_one_classifier_knows_are_left_out_of_the_macro(tmp_path, capsys):
     result_of(tmp_path / "a", 1.5, 2)
     result_of(tmp_path / "b", 1.2, 3, trained=np.array([0, 2, 3, 4], np.int8), command="supervise")
-    _, record, _ = run(capsys, tmp_path / "a", tmp_path / "b", "--bootstraps", 20)
+    _, record, err = run(capsys, tmp_path / "a", tmp_path / "b", "--bootstraps", 20)
     assert record["n_classes"] == 4
+    assert "macro AUROC and AUPRC are over the 4 of 5 classes that both results can score" in err
     assert set(record["classes"]["N1"]) == {"f1"}
     rest = [record["classes"][c]["auroc"]["difference"] for c in ("W", "N2", "N3", "R")]
     assert record["macro"]["auroc"]["difference"] == pytest.approx(np.mean(rest))

@@ -321,3 +321,73 @@ def test_a_cohort_of_which_nothing_can_be_read_says_why(tmp_path, capsys):
     (tmp_path / "night.h5").write_text("no HDF5")
     assert convert.cli([str(tmp_path / "night.h5"), str(tmp_path / "store"), "--from", "clinical"]) == 1
     assert "night.h5" in capsys.readouterr().err.splitlines()[-1]
+
+
+def npy(header: str, n_bytes: int) -> bytes:
+    """A file with a header of one's own."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(n_bytes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04",
+        npy("(" * 200, 0),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (13, -7680)}", 800_000),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (True, 7680)}", 800_000),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}", 8),
+    ],
+)
+def test_a_damaged_clip_costs_itself_and_not_its_night(tmp_path, capsys, content):
+    seed_folder(tmp_path / "seed", {"a": (0, 1, 2)})
+    (tmp_path / "seed" / "X" / "a" / "a_1.npy").write_bytes(content)
+    status, result, err = run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed")
+    assert (status, result["clips"]) == (0, 2), err
+    assert "a_1.npy is left out" in err
+
+
+def test_clips_with_numbers_without_end_are_no_clips(tmp_path, capsys):
+    seed_folder(tmp_path / "seed", {"a": (0, 1)})
+    folder = tmp_path / "seed" / "X" / "a"
+    (folder / "a_1.npy").rename(folder / f"a_{'9' * 20}.npy")
+    (tmp_path / "seed" / "Y" / "a.csv").write_text(f"clip,stage\n0,W\n{'9' * 5000},N2\n")
+    status, result, _ = run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed")
+    assert status == 1
+    assert result["failed"][0]["reason"].startswith(str(tmp_path / "seed" / "Y" / "a.csv"))
+    (tmp_path / "seed" / "Y" / "a.csv").unlink()
+    assert run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed")[1]["clips"] == 1
+
+
+def test_what_hdf5_promises_and_does_not_hold_is_left_out(tmp_path, capsys):
+    h5py = pytest.importorskip("h5py")
+    clinical_file(tmp_path / "n.hdf5")
+    with h5py.File(tmp_path / "n.hdf5", "a") as file:
+        file.create_dataset("E2-M1", shape=(10**12,), dtype="f2", chunks=(1000,))
+        file["Flow"] = h5py.SoftLink("/nowhere")
+        file["Snore"] = h5py.SoftLink("/Snore")
+        file["Type"] = np.dtype("f8")
+    options = ("--from", "clinical", "--montage", "aasm")
+    status, result, err = run(capsys, tmp_path / "n.hdf5", tmp_path / "store", *options)
+    assert (status, result["clips"]) == (0, 3), err
+    assert "E2-M1 is left out: none of its 1000000000000 samples was ever written" in err
+    assert "Flow is left out" in err
+    assert "Snore is left out" in err
+    status, _, err = run(capsys, tmp_path / "n.hdf5", tmp_path / "slow", *options, "--fs-hz", "0.00001")
+    assert status == 1
+    assert f"{tmp_path / 'n.hdf5'}: its header says that the samples last" in err
+
+
+def test_damaged_hdf5_files_stop_no_others(tmp_path, capsys):
+    pytest.importorskip("h5py")
+    folder = tmp_path / "h5"
+    folder.mkdir()
+    clinical_file(folder / "a.hdf5")
+    good = (folder / "a.hdf5").read_bytes()
+    for name, mark in (("b", b"TREE"), ("c", b"SNOD"), ("d", b"HEAP")):
+        (folder / f"{name}.hdf5").write_bytes(good.replace(mark, b"\0\0\0\0"))
+    (folder / "e.hdf5").write_bytes(good[:-300])
+    status, result, err = run(capsys, folder, tmp_path / "store", "--from", "clinical")
+    assert (status, result["nights"]) == (1, 1), err
+    assert [Path(failed["path"]).stem for failed in result["failed"]] == ["b", "c", "d", "e"]
+    for failed in result["failed"]:
+        assert failed["reason"].startswith(f"{failed['path']} cannot be read as HDF5")

@@ -9,7 +9,7 @@ from sleepfm_fast.evaluation.interval_notice import FEW_SUBJECTS, covered, inter
 from sleepfm_fast.evaluation.metrics import Interval, percentile_interval
 
 
-@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 10])
 def test_the_share_that_is_stated_is_the_share_that_is_measured(n):
     rng = np.random.default_rng(n)
     held, n_trials = 0, 1500

@@ -163,8 +163,10 @@ def test_clips_lacking_a_modality_are_dropped_and_counted(tmp_path, capsys):
     lacking = int((test & ~mask.all(1)).sum())
     assert result["test"]["n_dropped_lacking_modality"] == lacking
     assert f"notice: {lacking} of {test.sum()} labelled test clips lack" in err
-    _, result, _ = run(capsys, folder, "--task", "stage", "--modality", "ecg", "--bootstraps", "0")
+    assert "--modality NAME uses every clip that has that one" in err
+    _, result, err = run(capsys, folder, "--task", "stage", "--modality", "ecg", "--bootstraps", "0")
     assert result["test"]["n_clips"] == (test & mask[:, 2]).sum()
+    assert f"{(test & ~mask[:, 2]).sum()} of {test.sum()} labelled test clips lack ecg and are left out." in err
     assert result["modalities"] == ["ecg"]
 
 
@@ -241,6 +243,10 @@ def test_max_train_clips_and_iterations(tmp_path, capsys):
         capsys, folder, "--task", "stage", "--max-train-clips", "100", "--max-iter", "1", "--bootstraps", "0"
     )
     assert result["train"]["n_clips"] == 100
+    left = result["train"]["n_dropped_not_drawn"]
+    assert f"100 of {100 + left} labelled training clips are drawn" in err
+    everything = run(capsys, folder, "--task", "stage", "--max-iter", "1", "--bootstraps", "0")[1]["train"]
+    assert (everything["n_clips"], everything["n_dropped_not_drawn"]) == (100 + left, 0)
     assert result["fit"]["n_iter"] == 1
     assert result["fit"]["converged"] is False
     assert "before it converged" in err

@@ -9,13 +9,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from report_runs import classify, embed, few_shot, full_run, start
+from report_runs import classify, embed, few_shot, full_run, retrieve, start
 from synthetic_embeddings import columns_of, unit, write_folder
 from test_report import figures_of, make
 
-from sleepfm_fast import reproduce
+from sleepfm_fast import compare, reproduce
+from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.evaluation.calibration import correct_for_prior
 from sleepfm_fast.reporting.retrieval import chance_curve
+from sleepfm_fast.reporting.retrieval_examples import place
 from sleepfm_fast.reporting.sources import open_runs
 from sleepfm_fast.store.simulated_store import is_simulated
 
@@ -125,6 +127,71 @@ def test_retrieval_among_training_clips_is_no_headline(tmp_path):
     text, _, numbers, _ = make(folder)
     assert not any(t.startswith("Retrieval between") for (s, _, t) in figures_of(numbers) if s.startswith("Head"))
     assert "No retrieval on the run&#x27;s own test clips: run (clips: train)" in text.replace("&#39;", "&#x27;")
+
+
+def test_a_mean_of_fewer_classes_says_so_and_has_their_chance(tmp_path, capsys):
+    folder = tmp_path / "run"
+    start(folder)
+    embeddings = embed(folder / "embeddings")
+    stage = np.load(embeddings.path / "stage.npy")
+    stage[stage == 4] = 2  # no clip of R
+    np.save(embeddings.path / "stage.npy", stage)
+    classify(folder / "results" / "stage", Embeddings(embeddings.path), "stage")
+    (macro,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("macro")]
+    assert macro.endswith("AUROC, AUPRC over 4 of 5 classes")
+    classes = json.loads((folder / "results" / "stage" / "result.json").read_text())["classes"]
+    have = [c["prevalence"] for c in classes.values() if c["auprc"]["value"] is not None]
+    assert len(have) == 4
+    _, _, numbers, _ = make(folder)
+    figures = figures_of(numbers)
+    (card,) = [f["data"]["run"] for (_, _, t), f in figures.items() if t == "Sleep staging: AUPRC, mean of stages"]
+    # Guessing gets the mean of the prevalences of the classes that the mean is over: 1 / 4, not 1 / 5.
+    assert card["chance"] == pytest.approx(np.mean(have)) == pytest.approx(0.25)
+    assert card["note"].endswith("mean of the 4 of 5 classes that have it")
+    (table,) = [f for (_, _, t), f in figures.items() if t == "Figures of each class"]
+    assert "AUROC, AUPRC, F1: mean over 4 of 5 classes." in table["caption"]
+
+
+def test_a_clip_found_is_of_one_of_its_subjects_nights():
+    nights = [SimpleNamespace(id=name) for name in ("anna-visit1", "anna-visit2", "bert")]
+    store = SimpleNamespace(
+        subject=["anna", "anna", "bert"].__getitem__, recordings=nights, recording=np.arange(3), onset_s=[30.0] * 3,
+        stage=[4, -1, 2], sdb=[0, 0, 1],
+    )  # fmt: skip
+    assert [place(store, clip) for clip in range(3)] == [
+        "anna (anna-visit1) at 0:00:30, R",
+        "anna (anna-visit2) at 0:00:30, not scored",
+        "bert at 0:00:30, N2, respiratory event",
+    ]
+
+
+def test_the_headline_counts_candidates_that_are_fewer_than_k(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    retrieve(folder / "results" / "retrieve", embed(folder / "embeddings", clips_each=3))
+    text, _, numbers, _ = make(folder)
+    (card,) = [f for (_, _, t), f in figures_of(numbers).items() if t == "Retrieval between modalities"]
+    assert "is among the 10 nearest of 6; a random order gets 100.0" in card["caption"]
+    assert card["data"]["run"]["note"].endswith("mean of 6 directions, 2 test subjects")
+    # Retrieval has intervals too: its notice stands under the headline and in its own section.
+    assert text.count("With 2 subjects the intervals are too narrow") == 2
+
+
+def test_differences_of_retrievals_stand_in_their_section(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    results = folder / "results"
+    for name, seed in (("one", 1), ("other", 2)):
+        retrieve(results / name, embed(tmp_path / name, seed=seed))
+    compare.main(compare.Config(results / "one", results / "other", results / "difference", bootstraps=20))
+    _, _, numbers, _ = make(folder)
+    (figure,) = [f for (s, _, t), f in figures_of(numbers).items() if (s[:9], t) == ("Retrieval", "Differences")]
+    mean = json.loads((results / "difference" / "result.json").read_text())["mean"]
+    assert figure["data"][0]["mean"] == mean
+    assert figure["files"] == [str(results / "difference" / "result.json")]
+    text, *_ = make(folder)
+    assert f"{mean['recall@10']['difference']:+.3f} [{mean['recall@10']['low']:+.3f}, " in text
+    assert f"{mean['median_rank']['difference']:+.1f} [{mean['median_rank']['low']:+.1f}, " in text
 
 
 UNSEEN = "neither the encoder nor the classifier was trained on"
@@ -270,8 +337,23 @@ def test_few_test_subjects_are_said_to_make_narrow_intervals(tmp_path):
         test = json.loads(file.read_text())["test"]
         change(folder / "results" / "stage", test={**test, "n_subjects": n})
         text, _, _, _ = make(folder)
-        assert text.count(f"ith {n} subjects the intervals are too narrow") == (2 if said else 0)
+        assert text.count(f"With {n} subjects the intervals are too narrow") == (2 if said else 0)
+        # Each stratum is of one of the two subjects, and has no interval.
         assert ("too narrow" in text) == said
+
+
+def test_few_subjects_are_said_beside_differences_and_strata(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    embeddings = embed(folder / "embeddings", ages=(40.0,) * 6, sexes=("F",) * 6)
+    for name, seed in (("stage", 1), ("other", 2)):
+        classify(folder / "results" / name, embeddings, "stage", seed=seed)
+    results = folder / "results"
+    compare.main(compare.Config(results / "stage", results / "other", results / "difference", bootstraps=20))
+    _, _, numbers, _ = make(folder)
+    captions = {t: f["caption"] for (s, _, t), f in figures_of(numbers).items() if s == "Sleep staging"}
+    for title in ("Differences", "All classifiers of this task", "By group of subjects"):
+        assert "With 2 subjects the intervals are too narrow" in captions[title]
 
 
 def test_one_modality_is_not_asked_for_retrieval(tmp_path):

@@ -158,6 +158,9 @@ def test_words():
     assert clock(3661.4) == "1:01:01"
     assert share(0, 0) == "-"
     assert share(1, 8) == "12\u202f%"
+    # What rounds to none or to all is neither.
+    parts = [share(part, 10_000) for part in (0, 1, 9, 949, 9_949, 9_970, 9_999, 10_000)]
+    assert [p.removesuffix("\u202f%") for p in parts] == ["0", "<0.1", "0.1", "9.5", "99", "99.7", ">99.9", "100"]
     assert value_of({"value": None}) is None
     assert value_of(True) is None
     assert value_of("3") is None

@@ -128,7 +128,19 @@ def test_candidates_option(tmp_path, capsys):
     _, every, _ = run(capsys, folder)
     _, more, err = run(capsys, folder, "--candidates", "9999")
     assert more["directions"] == every["directions"]
-    assert "all of them are used" in err
+    assert "more than the clips there are, and all are used: 600 of respiratory and brain, 600 of" in err
+
+
+def test_only_the_pairs_that_have_fewer_candidates_are_named(tmp_path, capsys):
+    mask = np.ones((N, 3), bool)
+    mask[::2, 2] = False
+    folder, _, _ = folder_of(tmp_path, alignment=0.5, mask=mask)
+    _, result, err = run(capsys, folder, "--candidates", "400")
+    sizes = {(d["query"], d["candidates"]): d["n_clips"] for d in result["directions"]}
+    assert sizes["respiratory", "brain"] == 400
+    assert sizes["brain", "ecg"] == sizes["respiratory", "ecg"] == 300
+    assert "respiratory and brain" not in err
+    assert "of brain and ecg" in err
 
 
 def test_split_option(tmp_path, capsys):

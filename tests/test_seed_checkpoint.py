@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from pathlib import Path
 
@@ -111,6 +112,16 @@ def without(content, state, name):
             "3/5/2 respiratory/brain/ecg channels",
         ),
         (lambda c: c.update(temperature=float("nan")), "temperature is nan"),
+        (lambda c: c.update(temperature=torch.ones(0)), r"temperature is tensor\(\[\]\)"),
+        (lambda c: c.update(temperature="warm"), "temperature is warm"),
+        (
+            lambda c: c["ekg_state_dict"].update({"module.fc.bias": torch.ones(512).to_sparse()}),
+            r"ekg_state_dict has fc\.bias as a sparse",
+        ),
+        (
+            lambda c: c["ekg_state_dict"].update({"module.stage1.weight": torch.ones(1).expand(32, 10**9, 3)}),
+            r"no tensor stage1\.weight",
+        ),
     ],
 )
 def test_what_differs_is_named(model, tmp_path, change, message):
@@ -118,6 +129,24 @@ def test_what_differs_is_named(model, tmp_path, change, message):
     change(content)
     with pytest.raises(SleepfmError, match=message):
         read_seed_checkpoint(write(tmp_path / "best.pt", content))
+
+
+@pytest.mark.parametrize("value", [None, "x", float("inf"), [], torch.ones(2)])
+def test_an_epoch_and_a_loss_that_say_nothing_are_unknown(model, tmp_path, value):
+    content = {**content_of(model), "epoch": value, "best_loss": None}
+    found = read_seed_checkpoint(write(tmp_path / "best.pt", content))
+    assert found.epoch == -1
+    assert math.isnan(found.best_loss)
+
+
+def test_a_file_of_the_older_kind_cut_anywhere(tmp_path):
+    path = tmp_path / "best.pt"
+    torch.save({"temperature": 1.0, "w": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(SleepfmError, match=r"best\.pt"):
+            read_seed_checkpoint(path)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"not a checkpoint"])

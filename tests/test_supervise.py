@@ -244,6 +244,21 @@ def test_more_subjects_than_there_are_is_a_notice(planted, tmp_path, capsys):
     assert "--train-subjects 99: only" in err
 
 
+def test_validation_clips_of_a_class_never_trained_are_counted(tmp_path, capsys):
+    (tmp_path / "edf").mkdir()
+    names = [f"night{i}" for i in range(10)]
+    codes, _ = assign_subjects(names, Split())
+    for i, (name, code) in enumerate(zip(names, codes, strict=True)):
+        stages = ["W", "2", "R", "R"] if code == 1 else ["W", "2", "W", "2"]
+        staged_night(tmp_path / "edf" / f"{name}.edf", stages, seed=i)
+    assert preprocess.cli([str(tmp_path / "edf"), str(tmp_path / "store"), "--workers", "1"]) == 0
+    capsys.readouterr()
+    n = 2 * int((codes == 1).sum())
+    result, err = call(capsys, tmp_path / "store", tmp_path / "run", *SMALL, "--max-steps", "1")
+    assert result["validation"]["n_clips"] == n
+    assert f"{n} validation clips of R, which no training clip is, are left out of the validation loss" in err
+
+
 def test_one_subject_serves_all_sides_and_says_so(tmp_path, capsys):
     (tmp_path / "edf").mkdir()
     staged_night(tmp_path / "edf" / "only.edf", ["W", "2"] * 4, seed=0)

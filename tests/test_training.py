@@ -14,6 +14,7 @@ from forked_commands import start
 
 from sleepfm_fast import train
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
+from sleepfm_fast.training.pace import Pace
 from sleepfm_fast.training.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,12 +94,22 @@ def test_kill_and_resume_reproduce_the_uninterrupted_run_bit_for_bit(trained, co
     assert_same_run(trained, run)
 
 
+def test_the_pace_is_that_of_the_last_ten_steps_together():
+    pace = Pace()
+    assert pace.clips_per_s is None
+    for seconds in (60.0, *[0.1, 0.3] * 5):  # the first step warms up
+        pace.add(32, seconds)
+    # 320 clips in 2 s; the mean of 320 and 107 clips/s would be a third more.
+    assert pace.clips_per_s == 160.0
+
+
 def test_a_finished_run_resumes_to_nothing_more(trained, cohort_store, capsys):
     before = (trained / "last.safetensors").read_bytes()
     assert train.cli([str(cohort_store), str(trained), *SMALL, "--resume"]) == 0
     assert (trained / "last.safetensors").read_bytes() == before
     out, err = capsys.readouterr()
     assert last_json(out)["epochs"] == 3
+    assert last_json(out)["clips_per_s"] is None, "no step was made, at no speed"
     assert f"{trained} is finished: it has trained" in err
     assert "all that --epochs 3 asks for" in err
     assert "with --resume and a larger --epochs." in err

@@ -32,7 +32,7 @@ def test_training_clips_of_one_and_test_clips_of_the_other(tmp_path):
     a = folder(tmp_path / "a", [0, 1, 2, 0], seed=0, store="here")
     b = folder(tmp_path / "b", [2, 0, 2], seed=1, store="there")
     result = transfer.main(transfer.Config(a, b, tmp_path / "both"))
-    assert (result["training_clips"], result["test_clips"]) == (9, 6)
+    assert (result["training_clips"], result["validation_clips"], result["test_clips"]) == (6, 3, 6)
     first, second, both = Embeddings(a), Embeddings(b), Embeddings(tmp_path / "both")
     both.verify()
     rows = (np.flatnonzero(np.asarray(first.split) != 2), np.flatnonzero(np.asarray(second.split) == 2))
@@ -123,8 +123,8 @@ def test_a_probe_is_validated_externally_through_the_command_line(tmp_path, caps
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {
-        "embeddings": arguments[2], "training_clips": 120, "test_clips": 80, "test_subjects": 2,
-        "overlap": False, "overlap_note": "",
+        "embeddings": arguments[2], "training_clips": 80, "validation_clips": 40, "test_clips": 80,
+        "test_subjects": 2, "overlap": False, "overlap_note": "",
     }  # fmt: skip
     assert probe.cli([arguments[2], str(tmp_path / "result"), "--task", "stage", "--bootstraps", "0"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

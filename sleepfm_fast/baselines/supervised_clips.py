@@ -14,7 +14,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.classification import HeldOut
 from sleepfm_fast.evaluation.labelled_clips import LabelledClips
 from sleepfm_fast.evaluation.tasks import TASKS, labels_of
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.runs.splits import Split, assign_subjects, draw_subjects
 
 __all__ = ["StoreFacts", "SupervisedClips", "held_out_of", "in_words", "montage_of", "select_labelled"]
@@ -156,7 +156,15 @@ def select_labelled(
     refuse_empty(store, "test", test, task)
     validation = side(1)
     # The loss of a class that the network does not know is infinite.
-    validation = validation.of(np.isin(validation.labels, classes))
+    unknown = ~np.isin(validation.labels, classes)
+    if unknown.any():
+        called = ", ".join(names[k] for k in np.unique(validation.labels[unknown]))
+        notices = (
+            *notices,
+            f"{counted(int(unknown.sum()), 'validation clip')} of {called}, which no training clip is, "
+            f"{agreeing(int(unknown.sum()), 'is', 'are')} left out of the validation loss.",
+        )
+    validation = validation.of(~unknown)
     if len(validation) == 0:
         validation = train
         if len(store.subjects) > 2:

@@ -283,7 +283,7 @@ class SupervisedTrainer(TrainingLoop):
                 "skipped_steps": progress.skipped,
                 "best_epoch": progress.best_epoch + 1,
                 "best_validation_loss": progress.best_loss,
-                "clips_per_s": round(self.clips_per_s, 1),
+                "clips_per_s": self.pace.clips_per_s,
                 "ranks": self.world.size,
             },
         }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import RECORDINGS, Kind
 from sleepfm_fast.cohorts.corrections import Corrections
@@ -69,9 +70,11 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     for path in paths:
         if path.is_dir():
             # A link to nothing is a night that is missing, as of a data set whose content was not fetched: it fails.
-            found |= {in_place(p) for p in files_under(path) if p.is_file() or is_dangling(p)}
-        elif path.exists():
+            found |= {in_place(p) for p in files_under(path) if may_be_file(p)}
+        elif path.is_file():
             named.add(in_place(path))
+        elif path.exists():  # to read from a pipe may wait for ever
+            raise SleepfmError(f"{path} is a device or a pipe; give the file of a recording, or a folder.")
         else:
             raise SleepfmError(f"{path}: there is no such file or folder.")
     if not found | named:
@@ -90,7 +93,8 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
             )
     # One file under several names is one recording: under its own name where that is given, else under the first link.
     kept: dict[str, Path] = {}
-    for path in sorted(found | named, key=lambda p: (p not in named, p.is_symlink(), p)):
+    linked = {path for path in found | named if os.path.islink(path)}  # noqa: PTH114 - Path's raises in closed folders
+    for path in sorted(found | named, key=lambda p: (p not in named, p in linked, p)):
         kept.setdefault(os.path.realpath(path), path)
     return sorted(kept.values()), named & set(kept.values())
 
@@ -103,6 +107,22 @@ def in_place(path: Path) -> Path:
     return Path(os.path.realpath(path.parent)) / path.name
 
 
+def may_be_file(path: Path) -> bool:
+    """Whether a name found in a folder is a file, a link to nothing, or cannot be looked at, as its night will say."""
+    try:
+        return path.is_file() or is_dangling(path)
+    except OSError:
+        return True
+
+
+def say_unlisted(error: OSError) -> None:
+    """Name a folder that the system does not let be listed: its recordings would be missing without a word."""
+    say(
+        f"notice: the folder {error.filename} cannot be listed ({error.strerror}); recordings in it are left out. Make "
+        "it readable and repeat the command, which adds them."
+    )
+
+
 def is_dangling(path: Path) -> bool:
     """Whether the path is a link to what does not exist."""
     return path.is_symlink() and not os.path.exists(path)  # noqa: PTH110 - Path.exists raises where links go round
@@ -111,7 +131,7 @@ def is_dangling(path: Path) -> bool:
 def files_under(folder: Path) -> Iterable[Path]:
     """Files in ``folder`` and below that may be recordings; a folder reached twice through links is read once."""
     seen: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=say_unlisted, followlinks=True):
         real = os.path.realpath(root)
         if real in seen:
             folders.clear()
@@ -281,7 +301,12 @@ def make_plan(
     plan.names = assign_names(recordings, plan.outdated | known)
     for path in files:
         if path in plan.known and path in plan.mine:
-            reason = changed_since(plan.known[path], path, labels, corrections, namesakes)
+            try:
+                reason = changed_since(plan.known[path], path, labels, corrections, namesakes)
+            except OSError as error:
+                reason = (
+                    f"{error.filename or path}, which it was ingested from, cannot be read ({error.strerror or error})"
+                )
             if reason is None:
                 plan.kept.append(path)
             else:
@@ -331,7 +356,7 @@ def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
         target = Path(os.path.realpath(path))
         if path not in plan.known and target in plan.known and target not in given:
             plan.known[path] = plan.known.pop(target)
-    gone = {path: record for path, record in plan.known.items() if not path.exists()}
+    gone = {path: record for path, record in plan.known.items() if not os.path.exists(path)}  # noqa: PTH110
     if not gone:
         return
     by_name: dict[str, list[Path]] = {}
@@ -340,7 +365,11 @@ def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
     for path in files:
         for old in by_name.get(path.name, ()) if path not in plan.known else ():
             source = gone[old]["source"]
-            if path.stat().st_size == source["size"] and file_digest(path) == source["sha256"]:
+            try:
+                same = path.stat().st_size == source["size"] and file_digest(path) == source["sha256"]
+            except OSError:  # its own turn says why
+                continue
+            if same:
                 plan.known[path] = plan.known.pop(old)
                 by_name[path.name].remove(old)
                 break

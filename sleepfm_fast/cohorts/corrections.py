@@ -20,7 +20,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -36,11 +36,12 @@ __all__ = ["Corrected", "Corrections", "read_corrections"]
 KEYS = {
     "alias": "a label",
     "unit": "a unit such as uV, mV or V",
-    "scale": "a number other than 0 that multiplies the values",
+    "scale": "a number other than 0, from 1e-30 to 1e30, that multiplies the values",
     "invert": "true or false",
     "exclude": "true or false",
 }
 EXCLUDE = "exclude"
+MOST_SCALE = 1e30
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def names_file(pattern: str, path: Path) -> bool:
 
 
 def names_channel(pattern: str, signal: Signal) -> bool:
-    if pattern.startswith("#") and pattern[1:].isdigit():
+    if re.fullmatch(r"#\d{1,9}", pattern):
         return int(pattern[1:]) == signal.index
     label, wanted = signal.label.strip().casefold(), pattern.strip().casefold()
     return label == wanted or fnmatch.fnmatchcase(label, wanted)
@@ -168,7 +169,7 @@ def read_corrections(path: Path | None) -> Corrections:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys(path))
     except OSError as error:
         raise SleepfmError(f"--overrides {path} cannot be read: {error.strerror or error}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SleepfmError(f"--overrides {path} is not JSON: {error}.") from None
     form = 'expected {"pattern of recordings": {"channel": {"alias": ..., "unit": ..., "invert": true}}}'
     if not isinstance(content, dict):
@@ -216,7 +217,7 @@ def checked(keys: Any, where: str) -> dict[str, Any]:
             good = isinstance(value, str) and bool(value.strip())
         elif name == "scale":
             good = isinstance(value, int | float) and not isinstance(value, bool)
-            good = good and math.isfinite(value) and value != 0
+            good = good and 1 / MOST_SCALE <= abs(value) <= MOST_SCALE
         else:
             good = isinstance(value, bool)
         if not good:

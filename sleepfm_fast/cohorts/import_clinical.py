@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from sleepfm_fast.annotations import read_scoring
 from sleepfm_fast.cohorts.foreign import ForeignNight
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.scoring.labels import clip_labels
+from sleepfm_fast.scoring.labels import clip_labels, refuse_endless
 from sleepfm_fast.scoring.timed_texts import Event, Scoring
 
 __all__ = ["find_nights", "h5", "label_file", "read_night"]
@@ -70,12 +72,7 @@ def read_night(path: Path, labels: Path | None, fs_hz: Fraction) -> ForeignNight
         When the file is no HDF5 file or has no channels, or its scoring cannot be read.
     """
     issues: list[str] = []
-    with opened(path) as file:
-        lengths = {
-            name: int(item.shape[0])
-            for name, item in file.items()
-            if hasattr(item, "dtype") and item.ndim == 1 and item.dtype.kind in "fiu" and item.shape[0]
-        }
+    lengths = channel_lengths(path, issues)
     if not lengths:
         raise SleepfmError(f"{path} holds no channels: one-dimensional data sets of numbers at its top level.")
     n_samples = Counter(lengths.values()).most_common(1)[0][0]
@@ -85,6 +82,8 @@ def read_night(path: Path, labels: Path | None, fs_hz: Fraction) -> ForeignNight
         for name, n in lengths.items()
         if n != n_samples
     ]
+
+    refuse_endless(path, Fraction(n_samples) / fs_hz)
 
     def read(channel: int) -> npt.NDArray[Any]:
         with opened(path) as file:
@@ -105,13 +104,40 @@ def read_night(path: Path, labels: Path | None, fs_hz: Fraction) -> ForeignNight
     )
 
 
-def opened(path: Path) -> Any:
-    """Open a file for reading, as a context."""
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a file for reading; what a damaged one raises, then or later, becomes a sentence that names it."""
     h5py = h5()
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise SleepfmError(f"{path} cannot be read as HDF5: {error}.") from None
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
+        raise SleepfmError(
+            f"{path} cannot be read as HDF5: {str(error).rstrip('.')}. Was it transferred whole?"
+        ) from None
+
+
+def channel_lengths(path: Path, issues: list[str]) -> dict[str, int]:
+    """Samples of each channel; what looks like one and cannot be read is left out and named."""
+    lengths = {}
+    with opened(path) as file:
+        for name in file:
+            if not isinstance(name, str):
+                issues.append(f"{name!r} is left out: its name is not UTF-8")
+                continue
+            try:
+                item = file[name]
+                if not isinstance(item, h5().Dataset) or item.ndim != 1 or item.dtype.kind not in "fiu":
+                    continue
+                n_samples, n_bytes = int(item.shape[0]), item.id.get_storage_size()
+            except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
+                issues.append(f"{name} is left out: {error}")
+                continue
+            if n_samples and not n_bytes:
+                issues.append(f"{name} is left out: none of its {counted(n_samples, 'sample')} was ever written")
+            elif n_samples:
+                lengths[name] = n_samples
+    return lengths
 
 
 def label_file(path: Path, labels: Path | None) -> Path | None:

@@ -34,7 +34,7 @@ CHANNELS = (
 """Rows of a file, in order."""
 FS_HZ = 256
 SHAPE = (len(CHANNELS), EPOCH_S * FS_HZ)
-NUMBER = re.compile(r".*_(\d+)")
+NUMBER = re.compile(r".*_(\d{1,9})")
 
 
 def find_nights(source: Path) -> list[Path]:
@@ -78,7 +78,7 @@ def read_night(folder: Path, labels: Path | None, *, joined: bool) -> ForeignNig
     for number, path in clip_files(folder).items():
         try:
             clip = mapped(path)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # NumPy's reader says of none which it raises on a damaged header
             issues.append(f"{path.name} is left out: {error}")
             continue
         if clip.shape != SHAPE or clip.dtype.kind != "f":
@@ -111,7 +111,7 @@ def read_night(folder: Path, labels: Path | None, *, joined: bool) -> ForeignNig
 
 def mapped(path: Path) -> npt.NDArray[Any]:
     """Map a clip."""
-    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # np.load also opens archives and pickles
     return array
 
 
@@ -142,7 +142,7 @@ def stages(folder: Path, labels: Path | None, numbers: list[int], issues: list[s
             for row in rows:
                 name, stage = str(row["clip"]).removesuffix(".npy"), stage_of(str(row["stage"]))
                 match = NUMBER.fullmatch(name)
-                if stage is None or not (match or name.isdecimal()):
+                if stage is None or not (match or re.fullmatch(r"\d{1,9}", name)):
                     raise SleepfmError(
                         f"{path}, line {rows.line_num}: clip '{row['clip']}', stage '{row['stage']}'; expected a "
                         f"clip's file name or number, and one of {', '.join(STAGES)} or another name of a stage."

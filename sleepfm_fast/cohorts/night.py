@@ -25,7 +25,7 @@ from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.recordings import open_recording
 from sleepfm_fast.scoring.files import ending, find_scorings, similar_scorings
-from sleepfm_fast.scoring.labels import ClipGrid, clip_labels
+from sleepfm_fast.scoring.labels import ClipGrid, clip_labels, refuse_endless
 from sleepfm_fast.scoring.stages import EPOCH_S, respiratory_event_of, stage_of
 from sleepfm_fast.scoring.texts import translated
 from sleepfm_fast.scoring.timed_texts import Scoring
@@ -129,6 +129,7 @@ def read_night(
         When the recording, or a scoring given by ``labels``, cannot be read.
     """
     recording, corrected = (corrections or Corrections()).apply_to(open_recording(path))
+    refuse_endless(path, recording.n_records * recording.record_s)
     assignments = assign(recording.signals, montage, trusted=corrected.trusted)
     channels = tuple(plan_channels(assignments, recording.sample_bytes))
     issues = [*recording.issues, *recording.sample_issues()]

@@ -91,3 +91,4 @@ def say_curve(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         cells = "".join(_cell(row["macro_absent_at_chance"][f]) for f in FIGURES)
         say(f"{row['subjects']:>8}{row['n_replicates']:>7}{row['mean_clips']:>9.0f}  {cells}".rstrip())
+    say("means over the classes of the test clips, one that a draw lacks at chance; intervals over draws of subjects")

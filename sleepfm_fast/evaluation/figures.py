@@ -192,8 +192,9 @@ def say_table(result: dict[str, Any]) -> None:
     for name, entry in result["classes"].items():
         figures = "".join(cell(entry[f]) for f in ("auroc", "auprc", "f1"))
         say(f"{name:<7}{entry['n_test']:>8}{entry['prevalence']:>7.3f}  {figures}{entry.get('note', '')}".rstrip())
-    macro = result["macro"]
-    say(f"{'macro':<22}  {''.join(cell(macro[f]) for f in ('auroc', 'auprc', 'f1'))}".rstrip())
+    macro, known = result["macro"], len(result["classes"])
+    note = "" if macro["n_classes"] == known else f"AUROC, AUPRC over {macro['n_classes']} of {known} classes"
+    say(f"{'macro':<22}  {''.join(cell(macro[f]) for f in ('auroc', 'auprc', 'f1'))}{note}".rstrip())
     say(f"accuracy {cell(result['accuracy']).strip()}  Cohen's kappa {cell(result['cohen_kappa']).strip()}")
     names, counts = result["confusion"]["rows_true_columns_predicted"], result["confusion"]["counts"]
     say("true \\ predicted" + "".join(f"{n:>9}" for n in names))

@@ -118,9 +118,8 @@ def labelled_clips(
         )
     lacking = int((labelled & ~whole).sum())
     if lacking:
-        say(
-            f"notice: {lacking} of {int(labelled.sum())} labelled {side} clips lack one of {', '.join(modalities)} "
-            "and are left out; --modality NAME uses every clip that has that one."
-        )
+        what = f"one of {', '.join(modalities)}" if len(modalities) > 1 else modalities[0]
+        remedy = "; --modality NAME uses every clip that has that one" if len(modalities) > 1 else ""
+        say(f"notice: {lacking} of {int(labelled.sum())} labelled {side} clips lack {what} and are left out{remedy}.")
     kept = clips[use]
     return LabelledClips(kept, labels[use], np.asarray(embeddings.subject[kept]), int((~labelled).sum()), lacking)

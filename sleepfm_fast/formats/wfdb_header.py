@@ -5,7 +5,6 @@ Format: the WFDB applications guide, header(5), PhysioNet.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,14 @@ __all__ = ["BITS", "SignalLine", "read_signal_lines"]
 BITS = {16: 16, 24: 24, 32: 32, 61: 16, 80: 8, 160: 16, 212: 12}
 """Bits a sample of the formats that are read; 61 is big-endian, 80 and 160 are offset binary."""
 
-FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?", re.ASCII)  # format x samples a frame : skew + offset
-GAIN = re.compile(r"([-+.\deE]+)(?:\(([-+]?\d+)\))?(?:/(\S+))?", re.ASCII)  # gain (baseline) / unit
-INTEGER = re.compile(r"[-+]?\d+", re.ASCII)
+FORMAT = re.compile(
+    r"(\d{1,9})(?:x(\d{1,9}))?(?::(\d{1,9}))?(?:\+(\d{1,18}))?", re.ASCII
+)  # format x samples a frame : skew + offset
+GAIN = re.compile(r"([-+.\deE]+)(?:\(([-+]?\d{1,10})\))?(?:/(\S+))?", re.ASCII)  # gain (baseline) / unit
+INTEGER = re.compile(r"[-+]?\d{1,10}", re.ASCII)
 DEFAULT_UNIT = "mV"
+LEAST_GAIN = 1e-30
+"""Steps a unit; what is smaller, or larger than the inverse, is a damaged number, and leaves no finite values."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class SignalLine:
     byte_offset : int
         Bytes at the beginning of the file that are no samples.
     gain : float or None
-        Steps a unit; None where the header states none, or 0.
+        Steps a unit; None where the header states none, 0, or a number that cannot be one.
     baseline : int
         The integer that stands for 0 units.
     unit : str
@@ -98,9 +101,9 @@ def parse_line(path: Path, index: int, line: str) -> SignalLine:
     """Read ``file format gain resolution zero initial checksum block label``; what comes after the format may lack."""
     fields = line.split(maxsplit=8)
     stored = FORMAT.fullmatch(fields[1]) if len(fields) > 1 else None
-    if stored is None or stored[2] == "0":
+    if stored is None or (stored[2] is not None and int(stored[2]) == 0):
         raise WfdbError(f"{path}: the line of signal {index + 1} reads '{line[:80]}'; expected 'file format ...'.")
-    if Path(fields[0]).name != fields[0]:
+    if Path(fields[0]).name != fields[0] or "\0" in fields[0]:
         raise WfdbError(f"{path}: signal {index + 1} lies in '{fields[0][:80]}'; expected a file beside the header.")
     amplitude = GAIN.fullmatch(fields[2]) if len(fields) > 2 else None
     gain = None
@@ -109,7 +112,7 @@ def parse_line(path: Path, index: int, line: str) -> SignalLine:
             gain = float(amplitude[1])
         except ValueError:
             gain = None
-    if gain is not None and (gain == 0 or not math.isfinite(gain)):
+    if gain is not None and not LEAST_GAIN <= abs(gain) <= 1 / LEAST_GAIN:
         gain = None
     resolution, zero, _initial, checksum = (
         int(fields[k]) if len(fields) > k and INTEGER.fullmatch(fields[k]) else None for k in (3, 4, 5, 6)
@@ -125,7 +128,7 @@ def parse_line(path: Path, index: int, line: str) -> SignalLine:
         gain=gain,
         baseline=int(baseline) if baseline is not None else zero or 0,
         unit=(amplitude[3] if amplitude is not None else None) or DEFAULT_UNIT,
-        resolution=resolution or None,
+        resolution=resolution if resolution is not None and resolution > 0 else None,
         zero=zero or 0,
         checksum=checksum,
         label=fields[8].strip() if len(fields) > 8 else f"signal {index + 1}",

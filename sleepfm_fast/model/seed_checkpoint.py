@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ STATE_OF = {
     "brain": "sleep_stages_state_dict",
     "ecg": "ekg_state_dict",
 }
+MOST_CHANNELS = 64
+"""Of an encoder, far above any montage's: what a damaged file promises takes no memory."""
 MONTAGE_OF = {(7, 10, 2): "paper", (3, 5, 1): "cinc2018"}
 INPUT = InputConfig(filters="seed", notch_hz=0, normalise="none")
 
@@ -88,7 +91,10 @@ def unpickle(path: Path) -> dict[str, Any]:
             f"can run any code. (torch says: {str(error).splitlines()[0]})"
         ) from error
     # What torch's reader raises on the many ways in which a file can be cut or filled with other things.
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+    except (
+        *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError),
+        *(MemoryError, struct.error),
+    ) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise SleepfmError(f"{path} is damaged or no PyTorch checkpoint: {reason}") from error
     if not isinstance(content, dict):
@@ -96,13 +102,34 @@ def unpickle(path: Path) -> dict[str, Any]:
     return content
 
 
+def number(value: Any) -> float | None:
+    """Read a finite number, as such or as a tensor of one; None where it is anything else."""
+    try:
+        found = float(value.detach().reshape(()) if isinstance(value, torch.Tensor) and value.numel() == 1 else value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds real numbers, one after the other, in memory."""
+    dense = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
+    return dense and not tensor.is_complex()
+
+
 def encoder_state(path: Path, modality: str, state: Any) -> dict[str, torch.Tensor]:
     """One encoder's tensors under this project's names, checked one by one."""
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise SleepfmError(f"{path}: {STATE_OF[modality]} is not a mapping of names to tensors.")
     found = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    strange = next((name for name, tensor in found.items() if not is_plain(tensor)), None)
+    if strange is not None:
+        raise SleepfmError(
+            f"{path}: {STATE_OF[modality]} has {strange} as a sparse, quantised, complex or empty tensor; the authors' "
+            "code writes dense real numbers."
+        )
     stem = found.get("stage1.weight")
-    if stem is None or stem.ndim != 3:
+    if stem is None or stem.ndim != 3 or not 1 <= stem.shape[1] <= MOST_CHANNELS:
         raise SleepfmError(
             f"{path}: {STATE_OF[modality]} has no tensor stage1.weight [32, channels, 3]; it was not written by the "
             "authors' training code."
@@ -164,9 +191,10 @@ def read_seed_checkpoint(path: Path) -> SeedCheckpoint:
             f"{path} was trained on {'/'.join(map(str, counts))} respiratory/brain/ecg channels; the montages that "
             f"are known have {known}."
         )
-    temperature = float(torch.as_tensor(content["temperature"]).reshape(-1)[0])
-    if not math.isfinite(temperature):
-        raise SleepfmError(f"{path}: the temperature is {temperature}; expected a finite number.")
+    temperature = number(content["temperature"])
+    if temperature is None:
+        raise SleepfmError(f"{path}: the temperature is {str(content['temperature'])[:60]}; expected a finite number.")
+    epoch, best_loss = number(content.get("epoch")), number(content.get("best_loss"))
     model = SleepModel(channels, PRESETS["seed"], log_temperature=temperature)
     for modality, state in states.items():
         model.encoders[modality].load_state_dict(state)
@@ -174,8 +202,8 @@ def read_seed_checkpoint(path: Path) -> SeedCheckpoint:
         path=path,
         model=model.eval(),
         montage=MONTAGE_OF[counts],
-        epoch=int(content.get("epoch", -1)),
-        best_loss=float(content.get("best_loss", math.nan)),
+        epoch=-1 if epoch is None else int(epoch),
+        best_loss=math.nan if best_loss is None else best_loss,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.evaluation.interval_notice import interval_notice
+from sleepfm_fast.evaluation.interval_notice import interval_caution
 from sleepfm_fast.evaluation.tasks import TASKS, labels_of
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting import suggestions
@@ -83,6 +83,7 @@ def figures_table(name: str, result: Result) -> Figure:
         rows.append(cells)
     macro = record.get("macro", {})
     if len(rows) > 1:
+        notes += averaged_over(record["classes"])
         rows.append(["mean of classes", "", "", *(with_interval(macro.get(f)) for f in ("auroc", "auprc", "f1"))])
     test = record.get("test", {})
     n_subjects = test.get("n_subjects", 0)
@@ -91,8 +92,8 @@ def figures_table(name: str, result: Result) -> Figure:
         if n_subjects == 1
         else f"Brackets are 95 % intervals, bootstrapped over {count(n_subjects)} test subjects."
     )
-    if n_subjects > 1 and (notice := interval_notice(n_subjects)):
-        brackets = f"{brackets} {notice[0].upper()}{notice[1:]}"
+    if n_subjects > 1:
+        brackets += interval_caution(n_subjects)
     about = (
         f"Accuracy {with_interval(record.get('accuracy'))}, Cohen's kappa {with_interval(record.get('cohen_kappa'))}. "
         f"{brackets} Chance is 0.5 for AUROC, the prevalence for AUPRC. " + " ".join(notes)
@@ -103,6 +104,20 @@ def figures_table(name: str, result: Result) -> Figure:
         "Figures of each class", table(head, rows, f"Figures of {name}"), about, [record_file(result)],
         {k: record[k] for k in keys if k in record}, wide=True,
     )  # fmt: skip
+
+
+def averaged_over(classes: dict[str, Any]) -> list[str]:
+    """Say which means are over fewer classes than the task has."""
+    have = {f: sum(value_of(entry.get(f)) is not None for entry in classes.values()) for f in ("auroc", "auprc", "f1")}
+    names = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1"}
+    by_number: dict[int, list[str]] = {}
+    for figure, n in have.items():
+        by_number.setdefault(n, []).append(names[figure])
+    return [
+        f"{', '.join(figures)}: mean over {n} of {len(classes)} classes."
+        for n, figures in by_number.items()
+        if 0 < n < len(classes)
+    ]
 
 
 def confusion_figure(name: str, result: Result) -> Figure | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sleepfm_fast.evaluation.interval_notice import interval_caution
 from sleepfm_fast.reporting.markup import element, escape, percent
 from sleepfm_fast.reporting.page import Figure, table
 from sleepfm_fast.reporting.sources import Run
 from sleepfm_fast.reporting.wording import count, interval, value_of, with_interval
 from sleepfm_fast.results import Result
 
-__all__ = ["difference_figures", "overview"]
+__all__ = ["difference_figures", "overview", "retrieval_differences"]
 
 FIGURES = ("auroc", "auprc", "f1")
 
@@ -35,6 +36,17 @@ def spread(figure: Any, chance: float | None = None) -> str:
     return element("svg", element("title", escape(words)), *parts, class_="range", role="img")
 
 
+def fewest_tested(results: Sequence[Result]) -> int:
+    """The smallest number of subjects that any of some results is of; 0 where none says."""
+    places = [(r.record.get("test") if r.command != "compare" else r.record) or {} for r in results]
+    return min((int(n) for place in places if (n := value_of(place.get("n_subjects")))), default=0)
+
+
+def few_classes(scored: float | None, known: int) -> str:
+    """Say that means are over fewer classes than the task has; empty where they are not."""
+    return f" (AUROC, AUPRC over {count(scored)} of {known} classes)" if scored is not None and scored < known else ""
+
+
 def overview(named: Sequence[tuple[str, Result]]) -> Figure:
     """One row a classifier."""
     head = ["classifier", "test clips", "AUROC", "AUROC from 0 to 1", "AUPRC", "F1", "accuracy", "Cohen's kappa"]
@@ -46,7 +58,9 @@ def overview(named: Sequence[tuple[str, Result]]) -> Figure:
         n = (record.get("test") or {}).get("n_clips", 0)
         cells = {f: escape(with_interval(figure)) for f, figure in figures.items()}
         drawn = spread(figures["auroc"], 0.5)
-        rows.append([escape(name), count(n), cells["auroc"], drawn, *(cells[f] for f in figures if f != "auroc")])
+        scored, known = value_of(macro.get("n_classes")), len(record.get("classes") or ())
+        cells["name"] = escape(name + few_classes(scored, known))
+        rows.append([cells["name"], count(n), cells["auroc"], drawn, *(cells[f] for f in figures if f != "auroc")])
         data.append({"classifier": name, "test_clips": n, **figures})
     external = (
         " Those named external were tested on another store and do not compare with the others."
@@ -57,7 +71,7 @@ def overview(named: Sequence[tuple[str, Result]]) -> Figure:
         "All classifiers of this task", table(head, rows, "All classifiers of this task", escaped=True),
         "Means of classes, with 95 % intervals over test subjects. Intervals that overlap do not show that "
         "classifiers are alike: the same subjects are hard for all of them. `compare` measures the difference itself."
-        f"{external}",
+        f"{external}{interval_caution(fewest_tested([result for _, result in named]))}",
         [result.path / "result.json" for _, result in named], data, wide=True,
     )  # fmt: skip
 
@@ -73,23 +87,52 @@ def difference_figures(runs: Sequence[Run], task: str) -> list[Figure]:
         record = result.record
         macro = record.get("macro") or {}
         entries = [*(macro.get(f) for f in FIGURES), record.get("accuracy"), record.get("cohen_kappa")]
-        names = f"{record.get('first')} - {record.get('second')}"
+        scored, known = value_of(record.get("n_classes")), len(record.get("classes") or ())
+        names = f"{record.get('first')} - {record.get('second')}{few_classes(scored, known)}"
         rows.append([names, count(record.get("n_subjects", 0)), *(difference(entry) for entry in entries)])
-    keys = ("first", "second", "n_subjects", "n_clips", "macro", "classes", "accuracy", "cohen_kappa")
+    keys = ("first", "second", "n_subjects", "n_clips", "n_classes", "macro", "classes", "accuracy", "cohen_kappa")
     return [
         Figure(
             "Differences", table(head, rows, "Paired differences"),
-            "Both classifiers on the same clips of the same subjects. An interval that excludes 0 is a difference "
-            "that other test subjects would show too; other trainings are not accounted for.",
+            "Both classifiers on the same clips of the same subjects, with 95 % intervals over them. An interval "
+            "that excludes 0 is a difference that other test subjects of this kind would show too; other trainings are "
+            f"not accounted for.{interval_caution(fewest_tested(found))}",
             [r.path / "result.json" for r in found], [{k: r.record.get(k) for k in keys} for r in found], wide=True,
         )
     ]  # fmt: skip
 
 
-def difference(entry: Any) -> str:
+def retrieval_differences(runs: Sequence[Run]) -> list[Figure]:
+    """Every paired difference of two retrievals that ``compare`` has written: of the means over directions."""
+    results = {r.path.resolve(): r for run in runs for r in run.results_of("compare") if "task" not in r.record}
+    found = list(results.values())
+    if not found:
+        return []
+    figures = list(dict.fromkeys(f for r in found for f in r.record.get("mean") or ()))
+    rows = []
+    for result in found:
+        record = result.record
+        mean = record.get("mean") or {}
+        cells = [difference(mean.get(f), 1 if f.endswith("_rank") else 3) for f in figures]
+        names = f"{record.get('first')} - {record.get('second')}"
+        rows.append([names, str(record.get("scope", "-")), count(record.get("n_subjects", 0)), *cells])
+    head = ["first - second", "scope", "subjects", *(f.replace("_", " ") for f in figures)]
+    keys = ("first", "second", "scope", "n_subjects", "n_clips", "mean", "directions")
+    return [
+        Figure(
+            "Differences", table(head, rows, "Paired differences of retrievals"),
+            "Both retrievals with the same queries and candidates, mean over directions, with 95 % intervals over the "
+            f"queries' subjects. Of ranks, smaller is better.{interval_caution(fewest_tested(found))}",
+            [r.path / "result.json" for r in found], [{k: r.record.get(k) for k in keys} for r in found], wide=True,
+        )
+    ]  # fmt: skip
+
+
+def difference(entry: Any, digits: int = 3) -> str:
     """A signed difference and its interval."""
     value = value_of(entry.get("difference")) if isinstance(entry, dict) else None
     if value is None:
         return "-"
     limits = interval(entry)
-    return f"{value:+.3f}" + ("" if limits is None else f" [{limits[0]:+.3f}, {limits[1]:+.3f}]")
+    around = "" if limits is None else f" [{limits[0]:+.{digits}f}, {limits[1]:+.{digits}f}]"
+    return f"{value:+.{digits}f}{around}"

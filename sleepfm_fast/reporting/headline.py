@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sleepfm_fast.evaluation.interval_notice import interval_notice
+from sleepfm_fast.evaluation.interval_notice import interval_caution
 from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.comparison import spread
@@ -31,6 +31,7 @@ class Reading:
     note: str
     file: Path
     k: int = 0
+    candidates: tuple[int, int] | None = None
 
     @property
     def value(self) -> float:
@@ -54,17 +55,27 @@ def classifier_reading(run: Run, task: str, key: str, chance: Callable[[Result],
     n_subjects = test.get("n_subjects", 0)
     subjects = f"{number_of(n_subjects, 'test subject')}"
     note = f"{how}, {saw}, {subjects}, {number_of(test.get('n_clips', 0), 'clip')}"
+    classes = result.record.get("classes") or {}
+    averaged = len(with_figure(result, key))
+    if key in next(iter(classes.values()), {}) and averaged < len(classes):
+        note += f"; mean of the {averaged} of {len(classes)} classes that have it"
     return Reading(run, figure, chance(result), note, result.path / "result.json")
 
 
+def with_figure(result: Result, figure: str) -> list[dict[str, Any]]:
+    """The classes that a mean of a figure is over: those that have it."""
+    classes = (result.record.get("classes") or {}).values()
+    return [entry for entry in classes if value_of(entry.get(figure)) is not None]
+
+
 def mean_prevalence(result: Result) -> float | None:
-    """Chance level of a mean of AUPRC."""
-    shares = [v for c in result.record["classes"].values() if (v := value_of(c.get("prevalence"))) is not None]
+    """Chance level of a mean of AUPRC: of the same classes."""
+    shares = [v for c in with_figure(result, "auprc") if (v := value_of(c.get("prevalence"))) is not None]
     return sum(shares) / len(shares) if shares else None
 
 
-def retrieval_reading(run: Run) -> Reading | None:
-    """Mean recall at the largest k of 10 or less, over the directions of ``results/retrieve`` or the first result.
+def retrieval_result(run: Run) -> tuple[Result, str] | None:
+    """Choose the retrieval that speaks for a run, and the largest recall@k of it with k of 10 or less.
 
     Only held-out clips speak for a run; retrieval among training clips stands in its own section.
     """
@@ -78,14 +89,33 @@ def retrieval_reading(run: Run) -> Reading | None:
         keys = recall_keys(result.record)
         keys = [k for k in keys if int(k.partition("@")[2]) <= 10] or keys[:1]
         entry = (result.record.get("mean") or {}).get(keys[-1]) if keys else None
-        if value_of(entry) is None or entry is None:
-            continue
-        k = int(keys[-1].partition("@")[2])
-        times = value_of(entry.get("times_chance"))
-        factor = f", {times:.1f} times chance" if times is not None else ""
-        note = f"recall@{k}{factor}; mean of {result.record['mean'].get('n_directions', '-')} directions"
-        return Reading(run, entry, value_of(entry.get("chance")), note, result.path / "result.json", k)
+        if value_of(entry) is not None:
+            return result, keys[-1]
     return None
+
+
+def queried(result: Result, key: str) -> list[Any]:
+    """One entry of every direction of a retrieval that has it."""
+    directions = result.record.get("directions")
+    found = (d.get(key) for d in directions if isinstance(d, dict)) if isinstance(directions, list) else ()
+    return [value for value in found if value is not None]
+
+
+def retrieval_reading(run: Run) -> Reading | None:
+    """Mean recall over the directions of ``results/retrieve`` or the first result."""
+    chosen = retrieval_result(run)
+    if chosen is None:
+        return None
+    result, key = chosen
+    entry, k = result.record["mean"][key], int(key.partition("@")[2])
+    times = value_of(entry.get("times_chance"))
+    factor = f", {times:.1f} times chance" if times is not None else ""
+    note = f"recall@{k}{factor}; mean of {result.record['mean'].get('n_directions', '-')} directions"
+    if subjects := queried(result, "n_subjects"):
+        note += f", {number_of(min(subjects), 'test subject')}"
+    sizes = [int(n) for low_high in queried(result, "n_candidates") for n in low_high]
+    candidates = (min(sizes), max(sizes)) if sizes else None
+    return Reading(run, entry, value_of(entry.get("chance")), note, result.path / "result.json", k, candidates)
 
 
 def on_test_clips(run: Run, result: Result) -> bool:
@@ -115,17 +145,16 @@ def lead(runs: Sequence[Run]) -> str:
         ]
     words.append("Bars are 95 % intervals, bootstrapped over subjects; dashed marks are chance.")
     tested = [n for run in runs if (n := fewest_subjects(run)) is not None]
-    notice = interval_notice(min(tested)) if tested else ""
-    if notice:
-        words.append(notice[0].upper() + notice[1:])
-    return " ".join(words)
+    return " ".join(words) + interval_caution(min(tested, default=0))
 
 
 def fewest_subjects(run: Run) -> int | None:
-    """The smallest number of test subjects behind any of the run's headline figures of classifiers."""
+    """The smallest number of test subjects behind any of the run's headline figures."""
     results = [result for task in TASKS if (result := run.classified(task)) is not None]
     tests = [test for result in results if isinstance(test := result.record.get("test"), dict)]
     sizes = [value_of(test.get("n_subjects")) for test in tests]
+    retrieval = attempted(retrieval_result, run)
+    sizes += [value_of(n) for n in queried(retrieval[0], "n_subjects")] if retrieval else []
     known = [int(size) for size in sizes if size]
     return min(known) if known else None
 
@@ -232,12 +261,18 @@ def headline_section(runs: Sequence[Run]) -> Section:
         ),
         (
             "Age group: AUROC, mean of groups",
-            lambda r: f"Of clips of two age groups, the right one gets the higher score {hundred(r)} times in 100.",
+            lambda r: (
+                f"Of clips of two age groups, the right one gets the higher score {hundred(r)} times in 100; guessing "
+                "gets 50."
+            ),
             lambda run: classifier_reading(run, "age", "auroc", half),
         ),
         (
             "Sex: AUROC",
-            lambda r: f"Of a woman's clip and a man's, hers gets the higher score {hundred(r)} times in 100.",
+            lambda r: (
+                f"Of a woman's clip and a man's, hers gets the higher score {hundred(r)} times in 100; guessing gets "
+                "50."
+            ),
             lambda run: classifier_reading(run, "sex", "auroc", half),
         ),
         (
@@ -275,7 +310,10 @@ def headline_section(runs: Sequence[Run]) -> Section:
     return section
 
 
-def attempted(read: Callable[[Run], Reading | None], run: Run) -> Reading | None:
+T = TypeVar("T")
+
+
+def attempted(read: Callable[[Run], T | None], run: Run) -> T | None:
     """Read a figure; a result of another shape is noted as a problem of the run."""
     try:
         return read(run)
@@ -285,8 +323,11 @@ def attempted(read: Callable[[Run], Reading | None], run: Run) -> Reading | None
 
 
 def candidates(reading: Reading) -> str:
-    """Among how many clips was searched: chance recall@k is k / N."""
-    return f" of {count(reading.k / reading.chance)}" if reading.chance else ""
+    """Among how many clips was searched."""
+    if reading.candidates is None:
+        return ""
+    low, high = reading.candidates
+    return f" of {count(low)}" if low == high else f" of {count(low)} to {count(high)}"
 
 
 def hundred(reading: Reading) -> str:

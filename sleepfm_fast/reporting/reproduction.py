@@ -64,8 +64,8 @@ def throughput_section(runs: Sequence[Run]) -> Section:
         if speed_figure is not None:
             speed_figure.title = "Training speed"
             speed_figure.caption = (
-                "Clips a second of this process, smoothed over about ten steps; drops are validations, checkpoints, or "
-                "other work on the machine."
+                "Clips a second of all processes together, over ten steps, reading and filtering included, validations "
+                "and checkpoints not. Drops are other work on the machine, or clips read from the disk."
             )
             group.items.append(speed_figure)
         files = [run.metrics_path for run in runs if run.metrics] + [
@@ -74,7 +74,8 @@ def throughput_section(runs: Sequence[Run]) -> Section:
         group.items.append(
             Figure(
                 "How long it took", table(["what", "speed or time", "of"], rows, "Throughput", numeric=False),
-                "Training: median over the logged steps, reading and filtering included.", files, data, wide=True,
+                "Training: median over the logged steps, reading and filtering included. A probe: reading, fitting and "
+                "scoring, without the resamples.", files, data, wide=True,
             )
         )  # fmt: skip
     section.groups.append(group)

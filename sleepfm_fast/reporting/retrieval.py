@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.evaluation.interval_notice import interval_caution
 from sleepfm_fast.reporting import suggestions
+from sleepfm_fast.reporting.comparison import retrieval_differences
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
 from sleepfm_fast.reporting.retrieval_examples import example_figures
@@ -66,12 +68,15 @@ def figures_table(name: str, result: Result) -> Figure:
         for key in keys:
             r = mean.get(key) or {}
             cells += [with_interval(r), shown(r.get("chance"), 4), shown(r.get("times_chance"), 1)]
-        rows.append([*cells, shown(mean.get("median_rank"), 1), "", ""])
+        median, mean_rank = mean.get("median_rank") or {}, mean.get("mean_rank") or {}
+        ranks = (rank_with_interval(median), rank_with_interval(mean_rank), shown(median.get("chance"), 1))
+        rows.append([*cells, *ranks])
+    fewest = min((int(n) for d in record["directions"] if (n := value_of(d.get("n_subjects")))), default=0)
     return Figure(
         "Figures of each direction",
         table(head, rows, f"Retrieval figures of {name}"),
         "recall@k: share of queries whose own clip is among the k nearest. Brackets are 95 % intervals, bootstrapped "
-        "over the queries' subjects. Chance is what a random order would give.",
+        f"over the queries' subjects.{interval_caution(fewest)} Chance is what a random order would give.",
         [result.path / "result.json"],
         {k: record[k] for k in ("scope", "split", "n_clips", "directions", "mean") if k in record},
         wide=True,
@@ -147,6 +152,12 @@ def retrieval_section(runs: Sequence[Run], n_examples: int) -> Section:
     """Draw every retrieval result."""
     section = Section("retrieval", "Retrieval between modalities")
     n_shown = 0
+    try:
+        if differences := retrieval_differences(runs):
+            section.groups.append(Group(items=[*differences]))
+    except MISSHAPEN as error:
+        words = f"The differences of retrievals cannot be tabulated ({error!r}). Write them again."
+        section.groups.append(Group(items=[Missing(words)]))
     for run in runs:
         results = run.results_of("retrieve")
         for result in results:

@@ -27,11 +27,13 @@ FOUND = 2  # clips found that are drawn beside the truth
 
 
 def place(store: ClipStore, clip: int) -> str:
-    """Subject, time and scoring of a clip."""
+    """Subject, recording where it is named otherwise, time and scoring of a clip."""
     stage = int(store.stage[clip])
     event = ", respiratory event" if int(store.sdb[clip]) == 1 else ""
     scored = STAGES[stage] if stage >= 0 else "not scored"
-    return f"{store.subject(clip)} at {clock(float(store.onset_s[clip]))}, {scored}{event}"
+    subject, recording = store.subject(clip), store.recordings[int(store.recording[clip])].id
+    whose = subject if recording == subject else f"{subject} ({recording})"
+    return f"{whose} at {clock(float(store.onset_s[clip]))}, {scored}{event}"
 
 
 def panel(store: ClipStore, clip: int, modality: str, title: str) -> str:

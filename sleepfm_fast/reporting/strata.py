@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sleepfm_fast.evaluation.interval_notice import interval_caution
 from sleepfm_fast.reporting.page import Figure, table
 from sleepfm_fast.reporting.wording import count, value_of, with_interval
 from sleepfm_fast.results import Result
@@ -18,7 +19,7 @@ def strata_figure(name: str, result: Result) -> list[Figure]:
     strata: Any = result.record.get("strata")
     if not isinstance(strata, dict):
         return []
-    rows = []
+    rows, tested = [], []
     for by, groups in strata.items():
         if not isinstance(groups, dict):
             continue
@@ -29,18 +30,20 @@ def strata_figure(name: str, result: Result) -> list[Figure]:
             scored, known = value_of((entry.get("macro") or {}).get("n_classes")), len(entry.get("classes") or ())
             note = f" (over {count(scored)} of {known} classes)" if scored is not None and scored < known else ""
             sizes = [count(n) if (n := value_of(entry.get(k))) is not None else "-" for k in ("n_subjects", "n_clips")]
+            tested.append(int(value_of(entry.get("n_subjects")) or 0))
             figures = [with_interval(macro.get(f)) for f in ("auroc", "auprc", "f1")]
             rows.append([f"{by} {group}{note}", *sizes, *figures, with_interval(entry.get("accuracy"))])
     if not rows:
         return []
+    fewest = min((n for n in tested if n > 1), default=0)
     return [
         Figure(
             "By group of subjects",
             table(
                 ["subjects", "subjects tested", "clips", "AUROC", "AUPRC", "F1", "accuracy"], rows, f"Strata of {name}"
             ),
-            "The same classifier, tested on one group of subjects at a time (means of classes). Groups of few subjects "
-            "have wide intervals or none.",
+            "The same classifier, tested on one group of subjects at a time (means of classes). A group of one subject "
+            f"has no interval.{interval_caution(fewest)}",
             [result.path / "result.json"],
             strata,
             wide=True,

@@ -37,11 +37,14 @@ def clock(seconds: float) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """A part of a whole in percent."""
+    """A part of a whole in percent: never 0 or 100 where it is not none or all."""
     if not whole:
         return "-"
     percent = 100 * part / whole
-    return f"{percent:.0f}{NARROW}%" if percent >= 10 or percent == 0 else f"{percent:.1f}{NARROW}%"
+    if 0 < percent < 0.05 or 99.95 <= percent < 100:
+        return f"{'<0.1' if percent < 1 else '>99.9'}{NARROW}%"
+    digits = 0 if percent in (0, 100) or 10 <= percent < 99.5 else 1
+    return f"{percent:.{digits}f}{NARROW}%"
 
 
 def value_of(figure: Any) -> float | None:

@@ -149,7 +149,7 @@ def frame_of(
     try:
         frame = Frame("dated", start, is_day_first(dated, source, start, issues))
         relative = [frame.seconds(clock) for clock in dated]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ScoringError(f"{source}: one of its dates does not exist ({error}).") from error
     if min(relative) > DAY_S or max(relative) < -DAY_S:
         days = round(min(relative, key=abs) / DAY_S, 1)

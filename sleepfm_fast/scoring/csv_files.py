@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sleepfm_fast.plurals import agreeing, counted
-from sleepfm_fast.scoring.clock import DAY_S, LONGEST_S, Clock, frame_of, length_s, moment, of_day, refuse_half_days
+from sleepfm_fast.scoring.clock import (
+    DAY_S,
+    LONGEST_S,
+    Clock,
+    Frame,
+    frame_of,
+    length_s,
+    moment,
+    of_day,
+    refuse_half_days,
+)
 from sleepfm_fast.scoring.clock_change import without_clock_change
 from sleepfm_fast.scoring.profile import is_profile, profile_events
 from sleepfm_fast.scoring.stages import EPOCH_S, fold, stage_of
@@ -193,7 +203,7 @@ def timed(
     events = []
     for onset_s, (end, duration_s, text) in zip(onsets_s, rest, strict=True):
         if duration_s is None and end is not None:
-            duration_s = frame.seconds(end) - onset_s
+            duration_s = end_of(end, frame, source) - onset_s
             # an end without a date may lie beyond midnight; one just before the onset is a mistake, not a day
             if isinstance(end, Clock) and end.date is None and duration_s % DAY_S < LONGEST_S:
                 duration_s %= DAY_S
@@ -201,6 +211,14 @@ def timed(
     if frame.kind in ("of day", "dated") and start is not None:
         return list(without_clock_change(events, of_day(start), source, issues))
     return events
+
+
+def end_of(end: float | Clock, frame: Frame, source: str) -> float:
+    """Seconds from the recording's start to an end as it is written."""
+    try:
+        return frame.seconds(end)
+    except ValueError as error:
+        raise ScoringError(f"{source}: one of its dates does not exist ({error}).") from error
 
 
 def refuse_minutes(onsets: Sequence[float | Clock], texts: Sequence[str], source: str) -> None:
@@ -246,7 +264,7 @@ def untimed(
         )
     first = 0
     if numbers is not None:
-        numbered = [int(n) if re.fullmatch(r"\d+", n) else -1 for n in numbers]
+        numbered = [int(n) if re.fullmatch(r"\d{1,9}", n) else -1 for n in numbers]
         if numbered != list(range(numbered[0], numbered[0] + len(numbered))) or numbered[0] < 0:
             raise ScoringError(
                 f"{source} has no column of times, and its epochs are not numbered one after the other; expected a "

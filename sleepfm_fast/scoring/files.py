@@ -159,7 +159,7 @@ def files_by_numbers(folder: Path, deep: bool, modified_ns: int) -> dict[tuple[i
     """List what may be scorings by the numbers in their names; again when ``modified_ns`` has changed."""
     found: dict[tuple[int, ...], tuple[Path, ...]] = {}
     for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
-        if path.name.casefold().endswith(ENDINGS) and path.is_file():
+        if path.name.casefold().endswith(ENDINGS) and os.path.isfile(path):  # noqa: PTH113
             numbers = numbers_in(path.stem)
             found[numbers] = (*found.get(numbers, ()), path)
     return found
@@ -203,6 +203,10 @@ def alike(recording: Path, file: Path) -> tuple[int, int]:
 @lru_cache(maxsize=8)
 def files_below(folder: Path, modified_ns: int) -> dict[str, tuple[Path, ...]]:
     """List a folder and its subfolders once for all recordings, or again when ``modified_ns`` has changed."""
+    try:
+        os.scandir(folder).close()  # rglob would find nothing, without a word
+    except OSError as error:
+        raise ScoringError(f"labels {folder}: the folder cannot be listed ({error.strerror}).") from None
     return files_by_name(folder.rglob("*"))
 
 
@@ -210,7 +214,7 @@ def files_by_name(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
     """Files by case-folded name, those of one name in the order of their paths."""
     found: dict[str, tuple[Path, ...]] = {}
     for path in sorted(paths):
-        if path.is_file():
+        if os.path.isfile(path):  # noqa: PTH113 - false, not an exception, where a folder is closed to us
             name = path.name.casefold()
             found[name] = (*found.get(name, ()), path)
     return found

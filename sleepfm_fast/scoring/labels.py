@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,9 +16,9 @@ import numpy.typing as npt
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE, STAGES, is_marker, respiratory_event_of, stage_of
 from sleepfm_fast.scoring.texts import told_apart, unknown_texts
-from sleepfm_fast.scoring.timed_texts import Event, Scoring
+from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
-__all__ = ["LABEL_RULES", "ClipGrid", "clip_labels"]
+__all__ = ["LABEL_RULES", "ClipGrid", "clip_labels", "refuse_endless"]
 
 LABEL_RULES = 2
 """To be raised where the same scoring gives clips other labels than before: nights of a store are then made again.
@@ -35,6 +36,9 @@ LIST_SHARE = 0.95
 changes of stage fewer than half are."""
 SAME_TIME_S = 1e-6
 """Onsets are written with at most microseconds: closer than this is the same time."""
+
+MOST_DAYS = 60
+"""Longer than any recording of sleep: what seems to last longer has a damaged header, and gives clips without end."""
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int8]
@@ -159,6 +163,23 @@ def clip_labels(
         unseen = (onsets_s + EPOCH_S <= min(s.onset_s for s in scored)) | (onsets_s >= max(s.end_s for s in scored))
         sdb[unseen & (sdb == 0)] = -1
     return ClipGrid(onsets_s, stage, sdb, tuple(issues))
+
+
+def refuse_endless(path: Path, recorded_s: Fraction) -> None:
+    """Refuse a recording whose samples, by what its header says of their rate, last longer than any recording does.
+
+    Raises
+    ------
+    ScoringError
+        Before anything is made for its clips, which take memory however few samples there are.
+    """
+    days = recorded_s / 86_400
+    if days > MOST_DAYS:
+        raise ScoringError(
+            f"{path}: its header says that the samples last {float(min(days, Fraction(10**9))):.6g} days or more; "
+            f"expected at most {MOST_DAYS}. Its sampling frequency or the duration of a record must be wrong: restore "
+            "the file, or correct the header."
+        )
 
 
 def stretches_of(n_s: float | Fraction, segments: Sequence[Stretch]) -> Intervals:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-from sleepfm_fast.scoring.clock import DAY_S, Clock, frame_of, length_s, moment
+from sleepfm_fast.scoring.clock import DAY_S, Clock, frame_of, length_s, moment, number
 from sleepfm_fast.scoring.timed_texts import Event, ScoringError
 
 __all__ = ["is_profile", "profile_events"]
@@ -32,7 +32,7 @@ def profile_events(text: str, source: str, start: datetime | None, issues: list[
         When no row can be read.
     """
     rate = RATE.search(text[:4000])
-    rate_s = None if rate is None else float(rate[1].replace(",", "."))
+    rate_s = None if rate is None else number(rate[1])
     onsets: list[float | Clock] = []
     rest: list[tuple[float | Clock | None, float | None, str]] = []
     for match in map(ROW.fullmatch, text.splitlines()):

@@ -188,7 +188,7 @@ def stage_of(text: str) -> Stage | None:
         unscored; None where the text names no stage at all.
     """
     stripped = text.strip()
-    if re.fullmatch(r"[+-]?\d+(?:\.0+)?", stripped):
+    if re.fullmatch(r"[+-]?\d{1,9}(?:\.0+)?", stripped):
         return STAGE_OF_NUMBER.get(int(float(stripped)))
     word = stage_word(stripped)
     return None if word is None else STAGE_OF_WORD[word]

@@ -21,7 +21,7 @@ MEANINGS = {
     "ignore": "",
 }
 """What a text may be said to mean, and the text that stands for it."""
-NUMBER = re.compile(r"[+-]?\d+(?:\.0+)?")
+NUMBER = re.compile(r"[+-]?\d{1,9}(?:\.0+)?")
 TEXTS_SHOWN = 6
 
 

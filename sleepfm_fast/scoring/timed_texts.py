@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sleepfm_fast.errors import SleepfmError
@@ -44,5 +45,17 @@ class Scoring:
     events_scored: bool | None = None
 
     def __post_init__(self) -> None:
-        """Sort the events by onset."""
+        """Sort the events by onset.
+
+        Raises
+        ------
+        ScoringError
+            When an onset is no finite number of seconds, as where a file's unit of time is absurd.
+        """
+        wrong = next((event for event in self.events if not math.isfinite(event.onset_s)), None)
+        if wrong is not None:
+            raise ScoringError(
+                f"{self.source} gives '{wrong.text[:40]}' a time that is no finite number of seconds; expected seconds "
+                "from the recording's start, or a unit and a sampling frequency that are true."
+            )
         object.__setattr__(self, "events", tuple(sorted(self.events, key=lambda event: event.onset_s)))

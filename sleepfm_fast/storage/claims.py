@@ -1,13 +1,15 @@
 """Claims on a folder that several processes and machines share: one file a holder, kept fresh while it is held.
 
-A claim is a file created with ``O_EXCL``, which NFS (version 3 and later), Lustre and BeeGFS do atomically whether or
-not they were mounted with locks; ``flock`` on some of them is refused, or holds on one machine only. A claim whose
-holder is gone is taken over: on the same machine the process is looked up, on another one the claim's modification
-time, which the holder renews, tells.
+A claim is a hard link to a file that is whole, or, where there are no hard links, a file created with ``O_EXCL``. NFS
+(version 3 and later), Lustre and BeeGFS do both atomically whether or not they were mounted with locks; ``flock`` on
+some of them is refused, or holds on one machine only. A claim whose holder is gone is taken over: on the same machine
+the process is looked up, on another one the claim's modification time, which the holder renews, tells.
 """
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
 import socket
@@ -42,6 +44,10 @@ HEARTBEAT_S = 10.0
 STALE_S = 180.0
 """A claim from another machine that was not renewed for as long is void. NFS clients may show times that are 60 s old
 (acregmax); the rest is for a holder that the system suspends or that waits for a slow disk."""
+
+
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EACCES)
+"""What file systems without hard links answer."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,19 @@ def beats(path: Path) -> bool:
     return False
 
 
+def write_holder(path: Path, holder: Holder, flag: int) -> None:
+    """Write a claim's content into a new file, all or nothing unless the process is killed."""
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | flag, 0o666)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(holder)))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # a full disk: an empty claim would count as alive until it is stale
+        path.unlink(missing_ok=True)
+        raise
+
+
 class Claim:
     """A held claim; it is renewed from a thread until :meth:`release`.
 
@@ -159,16 +178,23 @@ class Claim:
         self.thread.start()
 
     def create(self) -> None:
-        """Write the file, which must not exist."""
-        descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        """Make the file, which must not exist: whole at once, so that a process killed meanwhile leaves no claim."""
+        whole = self.path.with_name(f".{self.path.name}.{os.getpid()}-{threading.get_ident()}.new.tmp")
+        write_holder(whole, self.holder, os.O_TRUNC)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(self.holder)))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:  # a full disk: an empty claim would count as alive until it is stale
-            self.path.unlink(missing_ok=True)
-            raise
+            os.link(whole, self.path)
+        except FileExistsError:
+            if whole.stat().st_nlink != 2:  # over NFS a link may be there although its answer was lost
+                raise
+        except OSError as error:
+            # A file system without hard links; or another process took the file for what a killed one had left.
+            if error.errno not in (*NO_LINKS, errno.ENOENT):
+                raise
+            write_holder(self.path, self.holder, os.O_EXCL)
+        finally:
+            whole.unlink(missing_ok=True)
+        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.new.tmp"):
+            left.unlink(missing_ok=True)
 
     def renew(self) -> None:
         """Set the file's time again and again until the claim is released."""

@@ -97,6 +97,10 @@ def read_columns(
         catalogue = json.loads((folder / CATALOGUE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise damaged(CATALOGUE, str(error)) from None
+    if not isinstance(catalogue, dict) or not all(
+        isinstance(entry, dict) and {"n_bytes", "sha256"} <= entry.keys() for entry in catalogue.values()
+    ):
+        raise damaged(CATALOGUE, "it does not list files with their sizes and digests")
     for file in [f"{name}.npy" for name in schema] + [f"{name}.json" for name in texts]:
         if file not in catalogue:
             raise damaged(file, f"it is not listed in {CATALOGUE}")
@@ -108,17 +112,17 @@ def read_columns(
             raise damaged(file, f"it has {counted(n_bytes, 'byte')}, {catalogue[file]['n_bytes']} were written")
         if verify and file_digest(folder / file) != catalogue[file]["sha256"]:
             raise damaged(file, "its SHA-256 is not the one that was written")
-    columns = {}
+    columns: dict[str, Array] = {}
     for name, dtype in schema.items():
         try:
-            column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+            column = np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
+        except Exception as error:  # NumPy's reader says of none which it raises on a damaged header
             raise damaged(f"{name}.npy", str(error)) from None
         if column.dtype != np.dtype(dtype):
             raise damaged(f"{name}.npy", f"its type is {column.dtype}, {np.dtype(dtype)} was expected")
         columns[name] = column
     try:
         values = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in texts}
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged("one of its .json files", str(error)) from None
     return columns, values

@@ -17,6 +17,7 @@ integer + offset, in the channel's unit.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import numpy.typing as npt
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.montage.montages import Montage
 from sleepfm_fast.scoring.stages import STAGES
 
 __all__ = [
@@ -41,6 +43,8 @@ __all__ = [
 ]
 
 FORMAT = "sleepfm_fast clip store"
+ORIGINS = ("seed", "clinical")
+"""What convert makes a store from."""
 VERSION = 1
 
 INDEX_SCHEMA = {
@@ -92,11 +96,8 @@ def read_store_file(path: Path) -> dict[str, Any]:
         )
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ClipStoreError(
-            f"{file} is damaged: {error}. The recordings beside it are not lost, but the store must be made again: "
-            "run preprocess into a new folder."
-        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(file, str(error)) from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise ClipStoreError(f"{file} does not describe a '{FORMAT}'. Choose the folder that preprocess wrote.")
     if value.get("version") != VERSION:
@@ -104,7 +105,42 @@ def read_store_file(path: Path) -> dict[str, Any]:
             f"{path} is a clip store of version {value.get('version')}; this sleepfm_fast reads version {VERSION}. "
             "Run preprocess again into a new folder, or use the version of sleepfm_fast that wrote it."
         )
+    if wrong := wrong_entry(value):
+        raise damaged(file, wrong)
     return value
+
+
+def damaged(file: Path, what: str) -> ClipStoreError:
+    """Say that ``store.json`` cannot be used, and what that means for the store."""
+    return ClipStoreError(
+        f"{file} is damaged: {what}. The recordings beside it are not lost, but the store must be made again: run "
+        "preprocess into a new folder."
+    )
+
+
+def wrong_entry(value: dict[str, Any]) -> str:
+    """Say which entry of ``store.json`` is missing or cannot be as it was written; empty where none is."""
+    configuration, index = value.get("configuration"), value.get("index", False)
+    if not isinstance(configuration, dict):
+        return "the entry 'configuration' is missing or no object"
+    kinds = {"digest": str, "montage": str, "events_scored": bool}
+    for name, kind in kinds.items():
+        if not isinstance(configuration.get(name), kind):
+            return f"the entry 'configuration.{name}' is missing or of the wrong kind"
+    inputs = configuration.get("inputs", [])
+    if not isinstance(inputs, list) or not all(
+        isinstance(i, dict) and isinstance(i.get("paths"), list) for i in inputs
+    ):
+        return "the entry 'configuration.inputs' is of the wrong kind"
+    if not isinstance(configuration.get("meanings", {}), dict) or configuration.get("from") not in (None, *ORIGINS):
+        return "the entry 'configuration.meanings' or 'configuration.from' is of the wrong kind"
+    if index is not None and not (isinstance(index, str) and re.fullmatch("index-[0-9a-f]{16}", index)):
+        return "the entry 'index' is missing or names no index"
+    try:
+        Montage.from_dict(value.get("montage", {}))
+    except SleepfmError as error:
+        return str(error).rstrip(".")
+    return ""
 
 
 def stage_counts(stage: Sequence[int] | Array) -> dict[str, int]:

@@ -23,6 +23,7 @@ from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.storage.atomic import replace_file, write_json
 from sleepfm_fast.storage.columns import read_columns, write_columns
 from sleepfm_fast.store.clip_layout import FORMAT, INDEX_SCHEMA, INDEX_TEXTS, VERSION, sdb_counts, stage_counts
+from sleepfm_fast.store.record_check import is_whole_record
 from sleepfm_fast.store.stored_channels import StoredChannel, blocks, channel_facts, fraction_pair, plan_channels
 
 __all__ = [
@@ -221,9 +222,9 @@ def read_record(path: Path) -> dict[str, Any] | None:
             and record["id"] == path.stem
             and path.with_suffix(".bin").stat().st_size == record["n_bytes"]
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return record if whole else None
+    return record if whole and is_whole_record(record) else None
 
 
 def write_store_file(

@@ -69,7 +69,7 @@ def results(trainer: Trainer) -> dict[str, Any]:
         "trained_subjects": len(trainer.clips.trained),
         "training_clips": len(trainer.clips.train),
         "validation_clips": len(trainer.clips.validation),
-        "clips_per_s": round(trainer.clips_per_s, 1),
+        "clips_per_s": trainer.pace.clips_per_s,
         "ranks": trainer.world.size,
         "overlap": trainer.clips.overlap,
         "notices": list(trainer.notices),

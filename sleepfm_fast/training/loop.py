@@ -26,6 +26,7 @@ from sleepfm_fast.plurals import counted
 from sleepfm_fast.rundir import RunDirectory, pack_optimiser, read_checkpoint, unpack_optimiser, write_checkpoint
 from sleepfm_fast.training.kept_buffers import KeptBuffers
 from sleepfm_fast.training.neighbours import clips_of
+from sleepfm_fast.training.pace import Pace
 from sleepfm_fast.training.progress import Progress
 from sleepfm_fast.training.sampler import ClipSampler, shard
 from sleepfm_fast.training.schedule import learning_rate
@@ -56,8 +57,8 @@ class TrainingLoop(ABC):
         Set by the subclass. An item of the sampler is a clip, or a pair of neighbouring clips.
     progress : Progress
         How far the run has come.
-    clips_per_s : float
-        Smoothed over some ten steps.
+    pace : Pace
+        Clips a second of the last steps, those of all processes together.
     """
 
     input: ClipInput
@@ -72,7 +73,7 @@ class TrainingLoop(ABC):
         self.world = world
         self.device = world.device(options.device)
         self.progress = Progress()
-        self.clips_per_s = 0.0
+        self.pace = Pace()
 
     # ---- what a subclass says --------------------------------------------------------------------------------------
 
@@ -308,13 +309,11 @@ class TrainingLoop(ABC):
                 progress.loss_sum += loss
                 progress.loss_terms += 1
             progress.step += 1
-            now = time.perf_counter()
-            speed = len(clips) / (now - clock)
-            self.clips_per_s = speed if self.clips_per_s == 0 else 0.9 * self.clips_per_s + 0.1 * speed
+            self.pace.add(len(clips), time.perf_counter() - clock)
             row: dict[str, Any] = {"kind": "step", "epoch": epoch, "step": progress.step}
             row |= {"loss": loss, "lr": rate, **self.facts()}
             if progress.step % LOG_STEPS == 0:
-                self.append_metrics({**row, "clips_per_s": round(self.clips_per_s, 1)})
+                self.append_metrics({**row, "clips_per_s": self.pace.clips_per_s})
             last = position + 1 == per_epoch
             self.sampler.epoch, self.sampler.position = (epoch + 1, 0) if last else (epoch, position + 1)
             row["validated"] = self.end_epoch(epoch) if last or progress.step == self.total_steps else None
@@ -346,7 +345,7 @@ class TrainingLoop(ABC):
         if best:
             progress.best_epoch, progress.best_loss = epoch, row["validation_loss"]
         progress.stopped_early = self.options.patience > 0 and epoch - progress.best_epoch >= self.options.patience
-        self.append_metrics({**row, "clips_per_s": round(self.clips_per_s, 1)})
+        self.append_metrics({**row, "clips_per_s": self.pace.clips_per_s})
         self.save(best=best)
         return row
 

@@ -1,0 +1,116 @@
+"""Whether what ``recordings/<id>.json`` holds is of the kinds that were written, so that it can be used unseen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+__all__ = ["is_number", "is_whole_record"]
+
+STORED = ("<i2", "<i4")
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number."""
+    return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_code(value: Any) -> bool:
+    return type(value) is int and -1 <= value < 128
+
+
+def is_ratio(value: Any) -> bool:
+    """Numerator and denominator."""
+    numerator, denominator = value
+    return type(numerator) is int and abs(numerator) < 1 << 62 and is_count(denominator) and denominator > 0
+
+
+def optional(value: Any, is_kind: Callable[[Any], bool]) -> bool:
+    return value is None or is_kind(value)
+
+
+def are(values: Any, is_kind: Callable[[Any], bool]) -> bool:
+    return isinstance(values, list) and all(map(is_kind, values))
+
+
+def is_file(facts: dict[str, Any]) -> bool:
+    """Whether facts say which file a night was made from, and how it was then."""
+    return is_text(facts["path"]) and is_count(facts["size"]) and type(facts["mtime_ns"]) is int
+
+
+def is_scoring(facts: dict[str, Any]) -> bool:
+    """Whether facts say which files of labels were used."""
+    used = facts["path"] is None or is_file(facts)
+    return (
+        used
+        and optional(facts.get("passed_over"), is_text)
+        and are(facts.get("named", []), is_text)
+        and are(facts.get("also", []), is_file)
+    )
+
+
+def is_channel(channel: dict[str, Any]) -> bool:
+    if channel["present"] is not True:
+        return channel["present"] is False
+    return (
+        is_ratio(channel["fs_hz"])
+        and channel["fs_hz"][0] > 0
+        and is_number(channel["gain"])
+        and is_number(channel["offset"])
+        and is_text(channel["unit"])
+        and channel["dtype"] in STORED
+    )
+
+
+def are_clips(clips: dict[str, Any], n_segments: int) -> bool:
+    columns: Sequence[Any] = [clips[name] for name in ("onset_s", "segment", "stage", "sdb")]
+    return (
+        are(clips["onset_s"], is_number)
+        and are(clips["segment"], lambda s: is_count(s) and s < n_segments)
+        and are(clips["stage"], is_code)
+        and are(clips["sdb"], is_code)
+        and len({len(column) for column in columns}) == 1
+    )
+
+
+def is_segment(segment: dict[str, Any], n_slots: int) -> bool:
+    runs = segment["runs"]
+    return is_ratio(segment["onset_s"]) and len(runs) == n_slots and all(are(r, is_count) and len(r) == 2 for r in runs)
+
+
+def is_whole_record(record: Any) -> bool:
+    """Whether a recording's description has every entry, each of its kind.
+
+    Parameters
+    ----------
+    record : JSON value
+        Of the file; what only a user reads (issues, notes) may lack.
+    """
+    try:
+        segments, channels = record["segments"], record["channels"]
+        return (
+            all(is_text(record[name]) for name in ("id", "subject", "configuration_digest", "sha256"))
+            and is_count(record["n_bytes"])
+            and optional(record["age"], is_number)
+            and optional(record["sex"], is_text)
+            and optional(record["start"], is_text)
+            and are(record["issues"], is_text)
+            and is_file(record["source"])
+            and is_text(record["source"]["sha256"])
+            and are(record["source"].get("others", []), lambda facts: is_file(facts) and is_text(facts["sha256"]))
+            and is_scoring(record["scoring"])
+            and are(channels, is_channel)
+            and are(segments, lambda segment: is_segment(segment, len(channels)))
+            and are_clips(record["clips"], len(segments))
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError):
+        return False

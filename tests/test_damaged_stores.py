@@ -1,0 +1,192 @@
+"""A store of which one file has changed: it is refused by the file's name, or the night is made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nights import contents, preprocess, write_cohort
+
+from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.store.clip_layout import read_store_file
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``edf`` and its ``store``."""
+    from sleepfm_fast.preprocess import cli
+
+    folder = tmp_path_factory.mktemp("made")
+    write_cohort(folder / "edf")
+    assert cli([str(folder / "edf"), str(folder / "store"), "--backend", "threading", "--workers", "1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "store", tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    ("column", "place", "value"),
+    [
+        ("recording", 0, 1),
+        ("recording", 3, 1_000_000),
+        ("clip", 1, -1),
+        ("segment", 0, 7),
+        ("segment", 0, -1),
+        ("onset_s", 2, np.nan),
+        ("stage", 0, 9),
+        ("sdb", 0, -2),
+        ("recording_first_clip", 1, 1 << 40),
+        ("recording_first_clip", -1, 0),
+        ("recording_first_segment", 1, -1),
+        ("recording_subject", 0, 1_000_000),
+        ("channel_fs_num", 0, 0),
+        ("channel_fs_den", 0, 0),
+        ("channel_gain", 0, np.inf),
+        ("channel_itemsize", 0, 3),
+        ("channel_present", 0, False),
+        ("channel_unit", 0, 99),
+        ("segment_onset_den", 0, 0),
+        ("run_offset", 0, 1),
+        ("run_offset", 0, 1 << 40),
+        ("run_n_samples", 0, 1 << 61),
+        ("run_n_samples", 0, -1),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_named(store, column, place, value):
+    (file,) = store.glob(f"index-*/{column}.npy")
+    values = np.load(file)
+    values[place] = value
+    np.save(file, values)
+    with pytest.raises(ClipStoreError, match=r"index-\w+/\w+\.npy is damaged: .* Delete the folder"):
+        ClipStore(store)
+
+
+@pytest.mark.parametrize("column", ["clip", "channel_gain", "run_offset", "recording_subject"])
+@pytest.mark.parametrize("reshape", [lambda a: a[:-1], lambda a: a[None], lambda a: np.concatenate([a, a])])
+def test_an_index_of_other_lengths_is_named(store, column, reshape):
+    (file,) = store.glob(f"index-*/{column}.npy")
+    np.save(file, reshape(np.load(file)))
+    catalogue = json.loads((file.parent / "columns.json").read_text())
+    catalogue[file.name]["n_bytes"] = file.stat().st_size
+    (file.parent / "columns.json").write_text(json.dumps(catalogue))
+    with pytest.raises(ClipStoreError, match=r"\.npy is damaged"):
+        ClipStore(store)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("columns.json", []),
+        ("columns.json", {"clip.npy": 3}),
+        ("recordings.json", {}),
+        ("recordings.json", [{}]),
+        ("subjects.json", [3]),
+        ("units.json", [None]),
+    ],
+)
+def test_texts_of_an_index_of_another_kind_are_named(store, name, value):
+    (file,) = store.glob(f"index-*/{name}")
+    text = json.dumps(value)
+    if name != "columns.json":
+        text = text.ljust(file.stat().st_size)
+    file.write_text(text)
+    if name != "columns.json":
+        catalogue = json.loads((file.parent / "columns.json").read_text())
+        catalogue[name]["n_bytes"] = file.stat().st_size
+        (file.parent / "columns.json").write_text(json.dumps(catalogue))
+    with pytest.raises(SleepfmError, match=rf"{name} is damaged"):
+        ClipStore(store)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.pop("configuration"),
+        lambda s: s.update(configuration=[]),
+        lambda s: s["configuration"].pop("digest"),
+        lambda s: s["configuration"].update(montage=3),
+        lambda s: s["configuration"].update(inputs=[1]),
+        lambda s: s["configuration"].update(meanings=[]),
+        lambda s: s["configuration"].update({"from": 3}),
+        lambda s: s.pop("index"),
+        lambda s: s.update(index="../elsewhere"),
+        lambda s: s.update(index=3),
+        lambda s: s.update(montage=None),
+        lambda s: s["montage"].pop("modalities"),
+        lambda s: s["montage"]["modalities"][0].pop("slots"),
+    ],
+)
+def test_a_store_file_of_another_kind_is_named(store, change):
+    content = json.loads((store / "store.json").read_text())
+    change(content)
+    (store / "store.json").write_text(json.dumps(content))
+    for read in (read_store_file, ClipStore):
+        with pytest.raises(ClipStoreError, match=r"store\.json is damaged"):
+            read(store)
+
+
+def set_in(record: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    at: Any = record
+    for name in parents:
+        at = at[int(name) if isinstance(at, list) else name]
+    if value is KeyError:
+        del at[last]
+    else:
+        at[int(last) if isinstance(at, list) else last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("source", None),
+        ("source.path", 3),
+        ("source.size", KeyError),
+        ("source.mtime_ns", "x"),
+        ("source.sha256", None),
+        ("scoring", {}),
+        ("scoring.named", 3),
+        ("clips", []),
+        ("clips.onset_s", KeyError),
+        ("clips.onset_s.0", None),
+        ("clips.stage", [1]),
+        ("clips.segment.0", 10**6),
+        ("segments", {}),
+        ("segments.0.runs", [[0, 0]]),
+        ("segments.0.runs.0", 3),
+        ("segments.0.onset_s", [0, 0]),
+        ("channels.0.fs_hz", [0, 1]),
+        ("channels.0.gain", None),
+        ("channels.0.dtype", "O"),
+        ("channels.0.present", 2),
+        ("subject", None),
+        ("age", "old"),
+        ("issues", None),
+        ("n_bytes", 1.0),
+        ("configuration_digest", KeyError),
+    ],
+)
+def test_a_night_whose_description_is_damaged_is_made_again(made, store, capsys, path, value):
+    file = store / "recordings" / "a1.json"
+    record = json.loads(file.read_text())
+    set_in(record, path, value)
+    file.write_text(json.dumps(record))
+    before = contents(made / "store")
+    status, result = preprocess(capsys, made / "edf", store)
+    assert (status, result["added"], result["kept"]) == (0, 1, 3)
+    assert contents(store) == before
+
+
+def test_whole_records_are_whole(made, store, capsys):
+    status, result = preprocess(capsys, made / "edf", store)
+    assert (status, result["added"], result["kept"]) == (0, 0, 4)
+    assert contents(store) == contents(made / "store")
+    assert len(ClipStore(store, verify=True)) == 16
