@@ -90,8 +90,8 @@ def block_table(main: FloatArray, up: int, down: int, repeats: int) -> FloatArra
     Returns
     -------
     ndarray, shape (16, U / 16, D, 16)
-        For each frequency and group of 16 lanes the weights of a column of ``D`` numbers: of ``.. s_1, s_0`` and then of
-        ``d_1, d_2 ..``. The columns are ``(Re s, Im d)`` and ``(Im s, -Re d)``. The first ``U / 2`` lanes make them
+        For each frequency and group of 16 lanes the weights of a column of ``D`` numbers: of ``.. s_1, s_0`` and then
+        of ``d_1, d_2 ..``. The columns are ``(Re s, Im d)`` and ``(Im s, -Re d)``. The first ``U / 2`` lanes make them
         real and imaginary part of ``(y_n + y_-n) / 2``, ``n = 0, 1 ..``; the others of ``(y_n - y_-n) / 2i``, and
         lane 0 of those of the output half a period away, half a step early. All are divided by 16 for the transforms.
     """
