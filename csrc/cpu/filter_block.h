@@ -176,10 +176,10 @@ inline void unfold(BlockShape const& shape, float const* re, float const* im, st
             store(halves + j * SLEEPFM_LANES, -z.im);
             store(halves + (j + 16) * SLEEPFM_LANES, -z.re);
         });
-        float* const first = y - shape.reach * U;
+        std::int64_t const first = -shape.reach * U;
         auto const put = [&](int j, Vector sum) SLEEPFM_INLINE_LAMBDA {
             if (static_cast<std::uint64_t>(j - shape.reach) < static_cast<std::uint64_t>(n_periods)) {
-                float* const to = first + j * U;
+                float* const to = y + (first + j * U);
                 Vector difference = load(halves + j * SLEEPFM_LANES);
                 if (l == 0) {  // lane 0 is the output half a period away, not a difference
                     to[U - 1] = difference[0];
