@@ -33,7 +33,7 @@ def filter_block(x: np.ndarray, table: np.ndarray, reach: int) -> np.ndarray:
 
     # x_(-D / 2) is half a period early, so its own mirror image lies half a step later.
     spectra = [transform(part) for part in sums] + [transform(part) * np.exp(0.5j * w) for part in edge]
-    s, difference = np.concatenate(spectra, axis=1), transform(after - before)
+    s, difference = np.concatenate(spectra, axis=1)[:, ::-1], transform(after - before)
     columns = np.concatenate([s.real, difference.imag], axis=1), np.concatenate([s.imag, -difference.real], axis=1)
     weights = table.transpose(0, 1, 3, 2).reshape(FREQUENCIES, 2 * half, d)
     re, im = (np.einsum("wld,wd->wl", weights, column) for column in columns)

@@ -131,79 +131,79 @@ SLEEPFM_INLINE Vector reversed(Vector v) {
 #endif
 }
 
-// Samples D / 2 before and after x[0] to their sums and differences. Up to a vector's length around them is read, up to
-// a vector's length after what is asked for written.
-inline void fold(BlockShape const& shape, float const* x, float* sums, float* differences) {
-    for (std::int64_t t = 0; t < shape.sums(); t += SLEEPFM_LANES) {
-        Vector const after = load(x + t), before = reversed(load(x - t - (SLEEPFM_LANES - 1)));
-        store(sums + t, after + before);  // of x[0] twice: the table halves it
-        store(differences + t - 1, after - before);
-    }
-    if (shape.samples % 2 == 0) {  // half a period before and after are one sequence
-        sums[shape.samples / 2] = x[-shape.samples / 2];
-    }
-}
-
-// The spectra of a block's sums and differences, [32][shape.folded()], to its two columns: (Re s, Im d), (Im s, -Re d).
-inline void make_columns(BlockShape const& shape, float const* folded, float* column) {
-    std::int64_t const next_frequency = shape.columns_of_frequency(), next_column = shape.column();
+// The spectra of a block's samples, as sums s and differences d of those r before and r after the middle of a period,
+// to its two columns: (Re s, Im d), (Im s, -Re d). x: the middle of the first period; up to a vector's length beyond
+// the periods is read, up to a vector's length on either side of a column written. before: [16][2][a vector]
+inline void make_columns(BlockShape const& shape, float const* x, float* before, float* column) {
+    std::int64_t const D = shape.samples, next_frequency = shape.columns_of_frequency(), next_column = shape.column();
     for (std::int64_t r = 0; r < shape.sums(); r += SLEEPFM_LANES) {
-        float* const to = column + r;
-        transform(folded + r, shape.folded(), [&](int l, Complex z) SLEEPFM_INLINE_LAMBDA {
-            store(to + l * next_frequency, z.re);
-            store(to + l * next_frequency + next_column, z.im);
+        transform(x - r - (SLEEPFM_LANES - 1), D, [before](int l, Complex z) SLEEPFM_INLINE_LAMBDA {
+            store(before + (2 * l) * SLEEPFM_LANES, z.re);
+            store(before + (2 * l + 1) * SLEEPFM_LANES, z.im);
+        });
+        // s_0 last, d_0 (nothing) in its place first: what is written last stays.
+        float *const sums = column + (shape.sums() - SLEEPFM_LANES - r), *const differences =
+                                                                             column + shape.sums() - 1 + r;
+        transform(x + r, D, [&](int l, Complex after) SLEEPFM_INLINE_LAMBDA {
+            Vector const re = load(before + (2 * l) * SLEEPFM_LANES), im = load(before + (2 * l + 1) * SLEEPFM_LANES);
+            std::int64_t const at = l * next_frequency;
+            store(differences + at, after.im - reversed(im));
+            store(differences + at + next_column, reversed(re) - after.re);
+            store(sums + at, re + reversed(after.re));
+            store(sums + at + next_column, im + reversed(after.im));
         });
     }
-    for (std::int64_t r = 0; r < shape.differences(); r += SLEEPFM_LANES) {
-        float* const to = column + shape.sums() + r;
-        transform(folded + shape.padded_sums() + r, shape.folded(), [&](int l, Complex z) SLEEPFM_INLINE_LAMBDA {
-            store(to + l * next_frequency, z.im);
-            store(to + l * next_frequency + next_column, -z.re);
-        });
-    }
-    if (shape.samples % 2 == 0) {
+    if (D % 2 == 0) {  // half a period before and after are one sequence, half a step away
+        std::int64_t const lane = SLEEPFM_LANES - 1 - (shape.sums() - 1) % SLEEPFM_LANES;
         for (int l = 0; l < frequencies; ++l) {
-            float *const re = column + shape.samples / 2 + l * next_frequency, *const im = re + next_column;
+            float const re = before[2 * l * SLEEPFM_LANES + lane], im = before[(2 * l + 1) * SLEEPFM_LANES + lane];
             float const c = half_step_cos[l], s = half_step_sin[l];
-            float const turned_re = *re * c - *im * s, turned_im = *im * c + *re * s;
-            *re = turned_re;
-            *im = turned_im;
+            column[l * next_frequency] = re * c - im * s;
+            column[l * next_frequency + next_column] = im * c + re * s;
         }
     }
 }
 
-// The products of a block's two columns, [16][U] each, to `n_periods` times U outputs.
+// The products of a block's two columns, [16][U] each, to `n_periods` times U outputs. U is `outputs_known`, so that
+// addresses are constants, or shape.outputs where that is 0.
+template <std::int64_t outputs_known>
 inline void unfold(BlockShape const& shape, float const* re, float const* im, std::int64_t n_periods, float* halves,
                    float* y) {
-    std::int64_t const U = shape.outputs, half = U / 2;
-    auto const period_of = [&](int j) { return j - shape.reach; };
+    std::int64_t const U = outputs_known != 0 ? outputs_known : shape.outputs, half = U / 2;
     for (std::int64_t l = 0; l < half; l += SLEEPFM_LANES) {
         // Half differences are i times what the products are.
         transform_back(re + half + l, im + half + l, U, [halves](int j, Complex z) SLEEPFM_INLINE_LAMBDA {
             store(halves + j * SLEEPFM_LANES, -z.im);
             store(halves + (j + 16) * SLEEPFM_LANES, -z.re);
         });
-        Vector kept = Vector{} + 1.0f;
-        kept[0] = l == 0 ? 0.0f : 1.0f;
-        transform_back(re + l, im + l, U, [&](int j, Complex z) SLEEPFM_INLINE_LAMBDA {
-            auto const put = [&](std::int64_t p, Vector sum, Vector difference) SLEEPFM_INLINE_LAMBDA {
-                if (p >= 0 && p < n_periods) {
-                    float* const to = y + p * U;
-                    if (l == 0) {  // lane 0 is the output half a period away, not a difference
-                        to[U - 1] = difference[0];
-                    }
-                    difference *= kept;
-                    store(to + half - SLEEPFM_LANES - l, reversed(sum - difference));
-                    store(to + half - 1 + l, sum + difference);
+        float* const first = y - shape.reach * U;
+        auto const put = [&](int j, Vector sum) SLEEPFM_INLINE_LAMBDA {
+            if (static_cast<std::uint64_t>(j - shape.reach) < static_cast<std::uint64_t>(n_periods)) {
+                float* const to = first + j * U;
+                Vector difference = load(halves + j * SLEEPFM_LANES);
+                if (l == 0) {  // lane 0 is the output half a period away, not a difference
+                    to[U - 1] = difference[0];
+                    difference[0] = 0.0f;
                 }
-            };
-            put(period_of(j), z.re, load(halves + j * SLEEPFM_LANES));
-            put(period_of(j + 16), -z.im, load(halves + (j + 16) * SLEEPFM_LANES));
+                store(to + half - SLEEPFM_LANES - l, reversed(sum - difference));
+                store(to + half - 1 + l, sum + difference);
+            }
+        };
+        transform_back(re + l, im + l, U, [&](int j, Complex z) SLEEPFM_INLINE_LAMBDA {
+            put(j, z.re);
+            put(j + 16, -z.im);
         });
     }
 }
 
 // ---- blocks ---------------------------------------------------------------------------------------------------------
+
+// With registers enough a number of a column is loaded once for two groups of lanes, each of which is a vector.
+#if SLEEPFM_LANES == 16
+constexpr int groups_together = 2, most_columns = 12;
+#else
+constexpr int groups_together = 1, most_columns = most_groups;
+#endif
 
 // i in [0, up) with i down = phase (mod up): the output of a period at which a clip of this phase begins.
 std::int64_t output_of_phase(FilterRow const& f, std::int64_t phase) {
@@ -258,8 +258,8 @@ void resample_by_block(FilterJob const& job, Span outputs, float const* x, std::
     std::int64_t const middle = job.row.first - shift * f.down / f.up - x_index;  // sample of output 0, in x
     BlockScratch const at(shape);
     float* const scratch = job.scratch + job.plan.before_block();
-    float *const staged = scratch + at.window + filter_group, *const folded = scratch + at.folded;
-    float *const columns = scratch + at.columns, *const spectra = scratch + at.spectra;
+    float *const staged = scratch + at.window + filter_group, *const before = scratch + at.before;
+    float *const columns = scratch + at.columns + filter_group, *const spectra = scratch + at.spectra;
     float* const halves = scratch + at.halves;
     for (std::int64_t strip = first_period; strip <= last_period; strip += shape.strip * shape.periods) {
         std::int64_t const left = (last_period - strip) / shape.periods + 1;
@@ -277,20 +277,18 @@ void resample_by_block(FilterJob const& job, Span outputs, float const* x, std::
                 fill_zeros(staged + stop, n - stop);
                 window = staged;
             }
-            for (int j = 0; j < block_periods; ++j) {
-                float* const row = folded + j * shape.folded();
-                fold(shape, window + j * D + D / 2, row, row + shape.padded_sums());
-            }
-            make_columns(shape, folded, columns + 2 * b * shape.column());
+            make_columns(shape, window + D / 2, before, columns + 2 * b * shape.column());
         }
         for (int l = 0; l < frequencies; ++l) {
             float const* const taps = job.taps + f.block_offset + l * U * D;
             float* const of_frequency = spectra + l * U;
-            for (std::int64_t g = 0; g < U; g += filter_group) {
+            for (std::int64_t g = 0; g < U; g += groups_together * filter_group) {
+                Operands a =
+                    one_run(columns + l * shape.columns_of_frequency(), shape.column(), taps + g * D, filter_group, D);
+                a.apart = groups_together > 1 ? D * filter_group : SLEEPFM_LANES;
                 float* const to = of_frequency + g;
-                products(
-                    2 * n_blocks,
-                    one_run(columns + l * shape.columns_of_frequency(), shape.column(), taps + g * D, filter_group, D),
+                products<most_columns, groups_together * vectors>(
+                    2 * n_blocks, a,
                     [to, stride = shape.spectrum()](std::int64_t i, int v, Vector sums)
                         SLEEPFM_INLINE_LAMBDA { store(to + i * stride + v * SLEEPFM_LANES, sums); });
             }
@@ -307,8 +305,14 @@ void resample_by_block(FilterJob const& job, Span outputs, float const* x, std::
             std::int64_t const period = strip + b * shape.periods;
             std::int64_t const some = last_period - period + 1;
             float const* const re = spectra + 2 * b * shape.spectrum();
-            unfold(shape, re, re + shape.spectrum(), some < shape.periods ? some : shape.periods, halves,
-                   y + (period * U - begin));
+            std::int64_t const n_periods = some < shape.periods ? some : shape.periods;
+            float const* const im = re + shape.spectrum();
+            float* const to = y + (period * U - begin);
+            if (U == 2 * filter_group) {
+                unfold<2 * filter_group>(shape, re, im, n_periods, halves, to);
+            } else {
+                unfold<0>(shape, re, im, n_periods, halves, to);
+            }
         }
     }
 }

@@ -53,8 +53,8 @@ constexpr int most_groups = 2;
 // Longer sums are made of parts: their rounding error stays that of short ones.
 constexpr std::int64_t most_taps_in_a_sum = 512;
 
-template <int n_groups>
-using Sums = Vector[n_groups][vectors];
+template <int n_groups, int n_vectors>
+using Sums = Vector[n_groups][n_vectors];
 
 // Keeps the compiler from expressing a value by others, which would take a register for each of up to 16 addresses.
 template <typename T>
@@ -62,9 +62,9 @@ inline void hide(T& value) {
     asm("" : "+r"(value));
 }
 
-template <int n_groups>
-SLEEPFM_INLINE void multiply_add(float const* x, std::int64_t step, float const* taps, std::int64_t stride,
-                                 std::int64_t n_taps, Sums<n_groups>& sums) {
+template <int n_groups, int n_vectors>
+SLEEPFM_INLINE void multiply_add(float const* x, std::int64_t step, float const* taps, std::int64_t apart,
+                                 std::int64_t stride, std::int64_t n_taps, Sums<n_groups, n_vectors>& sums) {
     // Addresses of eight groups from four registers, as base + index * 1, 2, 4 or 8.
     std::int64_t s1 = step * static_cast<std::int64_t>(sizeof(float)), s3 = 3 * s1, s5 = 5 * s1, s7 = 7 * s1;
     char const* low = reinterpret_cast<char const*>(x);
@@ -75,9 +75,9 @@ SLEEPFM_INLINE void multiply_add(float const* x, std::int64_t step, float const*
     hide(s7);
     hide(high);
     do {  // n_taps >= 1: a loop that may not run would keep the sums in memory
-        Vector tap[vectors];
-        for (int v = 0; v < vectors; ++v) {
-            tap[v] = load(taps + v * SLEEPFM_LANES);
+        Vector tap[n_vectors];
+        for (int v = 0; v < n_vectors; ++v) {
+            tap[v] = load(taps + v * apart);
         }
         std::int64_t const place[8] = {0, s1, 2 * s1, s3, 4 * s1, s5, 2 * s3, s7};
 #pragma GCC unroll 16
@@ -85,7 +85,7 @@ SLEEPFM_INLINE void multiply_add(float const* x, std::int64_t step, float const*
             float sample;
             memcpy(&sample, (i < 8 ? low : high) + place[i % 8], sizeof sample);
 #pragma GCC unroll 4
-            for (int v = 0; v < vectors; ++v) {
+            for (int v = 0; v < n_vectors; ++v) {
                 sums[i][v] += tap[v] * sample;
             }
         }
@@ -95,74 +95,81 @@ SLEEPFM_INLINE void multiply_add(float const* x, std::int64_t step, float const*
     } while (--n_taps > 0);
 }
 
-// What a product goes through: taps [n_taps][.. stride ..] meet samples in runs, run r of them beginning run_step r
-// samples after x; the next group begins `step` samples later.
+// What a product goes through: taps [n_taps][.. stride ..], of which a row's vectors lie `apart`, meet samples in runs,
+// run r of them beginning run_step r samples after x; the next group begins `step` samples later.
 struct Operands {
     float const* x;
     std::int64_t step;
     float const* taps;
-    std::int64_t stride, n_taps, run, run_step;
+    std::int64_t apart, stride, n_taps, run, run_step;
 };
 
 inline Operands one_run(float const* x, std::int64_t step, float const* taps, std::int64_t stride,
                         std::int64_t n_taps) {
     std::int64_t const run = n_taps <= most_taps_in_a_sum ? n_taps : most_taps_in_a_sum / 2;
-    return {x, step, taps, stride, n_taps, run, run};
+    return {x, step, taps, SLEEPFM_LANES, stride, n_taps, run, run};
 }
 
-template <int n_groups, typename Put>
-SLEEPFM_INLINE void put_all(Sums<n_groups> const& sums, Put put) {
+template <int n_groups, int n_vectors, typename Put>
+SLEEPFM_INLINE void put_all(Sums<n_groups, n_vectors> const& sums, Put put) {
 #pragma GCC unroll 16
     for (int i = 0; i < n_groups; ++i) {
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) {
+        for (int v = 0; v < n_vectors; ++v) {
             put(i, v, sums[i][v]);
         }
     }
 }
 
-// Sums of n_groups <= most_groups groups: put(group, vector, sums).
-template <int n_groups, typename Put>
+// Sums of n_groups groups: put(group, vector, sums).
+template <int n_groups, int n_vectors = vectors, typename Put>
 SLEEPFM_INLINE void product(Operands const& a, Put put) {
     float const *x = a.x, *taps = a.taps;
     std::int64_t left = a.n_taps;
-    if (a.n_taps <= most_taps_in_a_sum) {
-        Sums<n_groups> sums = {};
-        do {
-            multiply_add<n_groups>(x, a.step, taps, a.stride, left < a.run ? left : a.run, sums);
-            x += a.run_step;
-            taps += a.run * a.stride;
-            left -= a.run;
-        } while (left > 0);
-        put_all<n_groups>(sums, put);
-        return;
-    }
-    Sums<n_groups> total = {};
-    do {
-        Sums<n_groups> part = {};
-        multiply_add<n_groups>(x, a.step, taps, a.stride, left < a.run ? left : a.run, part);
-        put_all<n_groups>(part, [&](int i, int v, Vector sum) SLEEPFM_INLINE_LAMBDA { total[i][v] += sum; });
+    auto const add_run = [&](Sums<n_groups, n_vectors>& sums) SLEEPFM_INLINE_LAMBDA {
+        multiply_add<n_groups, n_vectors>(x, a.step, taps, a.apart, a.stride, left < a.run ? left : a.run, sums);
         x += a.run_step;
         taps += a.run * a.stride;
         left -= a.run;
-    } while (left > 0);
-    put_all<n_groups>(total, put);
-}
-
-// Numbers of groups that are computed together: as many as fit, then what is left in ever smaller numbers.
-constexpr int fewer_groups(int n) {
-    return n > 8 ? 8 : n > 4 ? 4 : n / 2;
-}
-
-// Any number of groups, first to last: put(group, vector, sums).
-template <int n_groups = most_groups, typename Put>
-SLEEPFM_INLINE void products(std::int64_t n, Operands a, Put put, std::int64_t begin = 0) {
-    for (; n - begin >= n_groups; begin += n_groups, a.x += n_groups * a.step) {
-        product<n_groups>(a,
-                          [begin, put](int i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA { put(begin + i, v, sums); });
+    };
+    if (a.n_taps <= most_taps_in_a_sum) {
+        Sums<n_groups, n_vectors> sums = {};
+        do {
+            add_run(sums);
+        } while (left > 0);
+        put_all<n_groups, n_vectors>(sums, put);
+        return;
     }
-    if constexpr (n_groups > 1) {
-        products<fewer_groups(n_groups)>(n, a, put, begin);
+    Sums<n_groups, n_vectors> total = {};
+    do {
+        Sums<n_groups, n_vectors> part = {};
+        add_run(part);
+        put_all<n_groups, n_vectors>(part, [&](int i, int v, Vector sum) SLEEPFM_INLINE_LAMBDA { total[i][v] += sum; });
+    } while (left > 0);
+    put_all<n_groups, n_vectors>(total, put);
+}
+
+// A product of a number of groups, 1 to n_groups, that the compiler does not know.
+template <int n_groups, int n_vectors, typename Put>
+SLEEPFM_INLINE void product_of(std::int64_t n, Operands const& a, Put put) {
+    if (n == n_groups) {
+        product<n_groups, n_vectors>(a, put);
+    } else if constexpr (n_groups > 1) {
+        product_of<n_groups - 1, n_vectors>(n, a, put);
+    }
+}
+
+// Any number of groups, first to last: put(group, vector, sums). As few parts as registers allow, of nearly equal size:
+// a small one would wait for its own sums.
+template <int most = most_groups, int n_vectors = vectors, typename Put>
+SLEEPFM_INLINE void products(std::int64_t n, Operands a, Put put) {
+    std::int64_t begin = 0;
+    for (std::int64_t parts = (n + most - 1) / most; parts > 0; --parts) {
+        std::int64_t const size = (n - begin) / parts;
+        product_of<most, n_vectors>(
+            size, a, [begin, put](int i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA { put(begin + i, v, sums); });
+        begin += size;
+        a.x += size * a.step;
     }
 }
 

@@ -52,6 +52,7 @@ cpu::TilePlan plan_of(FilterRow const& f, std::int64_t n) {
         // The main filter's samples may lie to one side of what the decimator needs.
         plan.samples += f.decimation;
         plan.low = n_low + padding;
+        plan.rows = 7 * padded_taps(f.decimation);  // decimate
         plan.decimated = n_decimated + padding;
         plan.clean = n_main + 2 * margin + padding;
     }
@@ -60,6 +61,10 @@ cpu::TilePlan plan_of(FilterRow const& f, std::int64_t n) {
         plan.block = cpu::BlockScratch(cpu::BlockShape(f)).floats;
     }
     plan.filtered = n + padding + 2 * f.block_repeats * f.up;
+    for (std::int64_t* const part :
+         {&plan.samples, &plan.decimated, &plan.low, &plan.rows, &plan.clean, &plan.block, &plan.filtered}) {
+        *part = padded_taps(*part);
+    }
     return plan;
 }
 
@@ -171,7 +176,9 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
 #endif
     // Memory is taken before the threads start: nothing inside them can throw.
     std::int64_t const per_thread = (n_scratch + n_whole + 15) / 16 * 16;
-    std::unique_ptr<float[]> const memory(new float[static_cast<std::size_t>(per_thread * n_threads)]);
+    constexpr std::size_t line = 64;
+    std::unique_ptr<float[]> const memory(new float[static_cast<std::size_t>(per_thread * n_threads) + line / 4]);
+    float* const scratch = memory.get() + (line - reinterpret_cast<std::uintptr_t>(memory.get()) % line) / 4;
     std::unique_ptr<std::uint32_t[]> const candidates(
         new std::uint32_t[static_cast<std::size_t>(n_candidates * n_threads)]);
     bool const streamed = static_cast<std::size_t>(n_rows * p.n_out) * out_bytes > streamed_above_bytes;
@@ -199,7 +206,7 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
         job.out_dtype = p.out_dtype;
         job.n_out = p.n_out;
         job.plan = plans[w.filter];
-        job.scratch = memory.get() + thread * per_thread;
+        job.scratch = scratch + thread * per_thread;
         job.whole = n_whole != 0 ? job.scratch + n_scratch : nullptr;
         job.candidates = candidates.get() + thread * n_candidates;
         filter_row(job);

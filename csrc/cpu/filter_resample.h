@@ -13,9 +13,10 @@ namespace cpu {
 // the second cache, and the floats of scratch that they take.
 struct TilePlan {
     std::int64_t outputs;
-    std::int64_t samples, decimated, low, clean, block, filtered;
-    std::int64_t floats() const { return samples + decimated + low + clean + block + filtered; }
-    std::int64_t before_block() const { return samples + decimated + low + clean; }
+    std::int64_t samples, decimated, low, rows, clean, block, filtered;  // whole cache lines each
+    std::int64_t before_clean() const { return samples + decimated + low + rows; }
+    std::int64_t before_block() const { return before_clean() + clean; }
+    std::int64_t floats() const { return before_block() + block + filtered; }
 };
 
 // Samples around `clean` that a group of outputs may meet without using them: they must be numbers.
@@ -38,12 +39,13 @@ struct BlockShape {
           periods(block_periods - 2 * f.block_reach),
           strip(outputs + samples <= 128 ? 12 : 6) {}
 
-    // s_0 .. and d_1 .. of a period, side by side for the transforms and then as a column.
+    // A column is .. s_1, s_0, d_1, d_2 .. of a period, with room for whole vectors before and after.
     std::int64_t sums() const { return samples / 2 + 1; }
     std::int64_t differences() const { return (samples - 1) / 2; }
-    std::int64_t padded_sums() const { return padded_taps(sums() + 1); }
-    std::int64_t folded() const { return padded_sums() + padded_taps(sums()); }
-    std::int64_t column() const { return sums() + padded_taps(differences() + 1); }
+    std::int64_t column() const {
+        std::int64_t const before = padded_taps(sums()) - sums(), after = padded_taps(sums()) - 1 - differences();
+        return samples + (before > after ? before : after);
+    }
     std::int64_t columns_of_frequency() const { return 2 * strip * column(); }
     // Of a column at all frequencies; products of neighbouring columns must not share a set of the first cache.
     std::int64_t spectrum() const { return frequencies * outputs + filter_group; }
@@ -52,17 +54,17 @@ struct BlockShape {
 // Scratch of a strip of blocks, in floats from its beginning.
 struct BlockScratch {
     std::int64_t window;   // [32 D] and a vector's length on either side
-    std::int64_t folded;   // [32][shape.folded()]
-    std::int64_t columns;  // [16][2 strip][shape.column()]
+    std::int64_t before;   // [16][2][filter_group]
+    std::int64_t columns;  // [16][2 strip][shape.column()] and a vector's length on either side
     std::int64_t spectra;  // [2 strip][shape.spectrum()]
     std::int64_t halves;   // [32][filter_group]
     std::int64_t floats;
 
     explicit BlockScratch(BlockShape const& s)
         : window(0),
-          folded(window + padded_taps(block_periods * s.samples) + 2 * filter_group),
-          columns(folded + block_periods * s.folded()),
-          spectra(columns + frequencies * s.columns_of_frequency()),
+          before(window + padded_taps(block_periods * s.samples) + 2 * filter_group),
+          columns(before + block_periods * filter_group),
+          spectra(columns + padded_taps(frequencies * s.columns_of_frequency()) + 2 * filter_group),
           halves(spectra + 2 * s.strip * s.spectrum()),
           floats(halves + block_periods * filter_group) {}
 };

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cpu/filter_block.h"
+#include "cpu/filter_low.h"
 #include "cpu/filter_product.h"
 #include "cpu/filter_resample.h"
 #include "cpu/filter_statistics.h"
@@ -19,6 +20,68 @@ struct Reference {
     double largest_deviation;  // from it
 };
 
+template <typename Raw>
+struct Extent {
+    Raw low, high;
+    std::int64_t total;
+};
+
+template <typename Raw>
+void extend(Extent<Raw>& all, Raw const* x, std::int64_t n) {
+    // Pieces that stay in the first cache; 32 bits hold the sum of 65,536 int16 samples.
+    constexpr std::int64_t piece = 8192;
+    for (std::int64_t i = 0; i < n; i += piece) {
+        std::int64_t const last = n - i < piece ? n : i + piece;
+        if constexpr (sizeof(Raw) == 2) {
+            std::int32_t part = 0;
+            for (std::int64_t j = i; j < last; ++j) {
+                part += x[j];
+            }
+            all.total += part;
+        } else {
+            for (std::int64_t j = i; j < last; ++j) {
+                all.total += x[j];
+            }
+        }
+        for (std::int64_t j = i; j < last; ++j) {
+            all.low = x[j] < all.low ? x[j] : all.low;
+            all.high = x[j] > all.high ? x[j] : all.high;
+        }
+    }
+}
+
+#if SLEEPFM_LANES == 16
+// In one pass; the compiler makes two of the above, and one of them widens every sample.
+template <>
+void extend(Extent<std::int16_t>& all, std::int16_t const* x, std::int64_t n) {
+    constexpr std::int64_t together = 32, piece = 65536;  // sums of 4,096 samples a lane
+    __m512i const ones = _mm512_set1_epi16(1);
+    __m512i low = _mm512_set1_epi16(all.low), high = _mm512_set1_epi16(all.high);
+    for (std::int64_t i = 0; i < n; i += piece) {
+        std::int64_t const last = n - i < piece ? n : i + piece;
+        __m512i sums = _mm512_setzero_si512();
+        for (std::int64_t j = i; j < last; j += together) {
+            // What lies behind the last sample adds nothing, and is the lowest so far.
+            __mmask32 const there = last - j < together ? (__mmask32{1} << (last - j)) - 1 : ~__mmask32{0};
+            sums = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maskz_loadu_epi16(there, x + j), ones));
+            __m512i const some = _mm512_mask_loadu_epi16(low, there, x + j);
+            low = _mm512_min_epi16(low, some);
+            high = _mm512_max_epi16(high, some);
+        }
+        all.total +=
+            _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(sums)),
+                                                     _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(sums, 1))));
+    }
+    std::int16_t lows[together], highs[together];
+    memcpy(lows, &low, sizeof low);
+    memcpy(highs, &high, sizeof high);
+    for (int l = 0; l < together; ++l) {
+        all.low = lows[l] < all.low ? lows[l] : all.low;
+        all.high = highs[l] > all.high ? highs[l] : all.high;
+    }
+}
+#endif
+
 // Over the samples of the window that `needed` holds; an edge sample stands in for what lies outside, so there is one.
 template <typename Raw>
 Reference find_reference(FilterJob const& job, Span needed) {
@@ -28,31 +91,10 @@ Reference find_reference(FilterJob const& job, Span needed) {
     std::int64_t stop = needed.end > end ? end : needed.end;
     stop = stop < begin + 1 ? begin + 1 : stop;
     Raw const* const used = static_cast<Raw const*>(job.window) + (begin - start);
-    std::int64_t const n = stop - begin;
-    Raw low = used[0], high = used[0];
-    std::int64_t total = 0;
-    // Pieces that stay in the first cache; 32 bits hold the sum of 65,536 int16 samples.
-    constexpr std::int64_t piece = 8192;
-    for (std::int64_t i = 0; i < n; i += piece) {
-        std::int64_t const last = n - i < piece ? n : i + piece;
-        if constexpr (sizeof(Raw) == 2) {
-            std::int32_t part = 0;
-            for (std::int64_t j = i; j < last; ++j) {
-                part += used[j];
-            }
-            total += part;
-        } else {
-            for (std::int64_t j = i; j < last; ++j) {
-                total += used[j];
-            }
-        }
-        for (std::int64_t j = i; j < last; ++j) {
-            low = used[j] < low ? used[j] : low;
-            high = used[j] > high ? used[j] : high;
-        }
-    }
-    std::int64_t const value = total / n;
-    double const below = static_cast<double>(value - low), above = static_cast<double>(high - value);
+    Extent<Raw> all{used[0], used[0], 0};
+    extend(all, used, stop - begin);
+    std::int64_t const value = all.total / (stop - begin);
+    double const below = static_cast<double>(value - all.low), above = static_cast<double>(all.high - value);
     return {value, below > above ? below : above};
 }
 
@@ -82,43 +124,6 @@ void load_samples(FilterJob const& job, std::int64_t reference, Span span, float
     }
     for (std::int64_t i = end_in; i < size; ++i) {
         x[i] = right;
-    }
-}
-
-// clean = x - low branch over `main` (segment indices). x[0] is segment sample native.begin, clean[0] main.begin;
-// clean has group_margin(f) floats of room on either side.
-void subtract_low(FilterJob const& job, Span main, Span native, float const* x, float* decimated, float* low,
-                  float* clean) {
-    FilterRow const& f = job.filter;
-    Span const kept = low_span(f, main);
-    Span const before = decimated_span(f, kept);
-    std::int64_t const n_decimated = before.end - before.begin, n_low = kept.end - kept.begin;
-    std::int64_t const n_decimator = padded_taps(2 * f.decimator_half + 1);
-    float const* first = x + (before.begin * f.decimation - f.decimator_half - native.begin);
-    for (std::int64_t m = 0; m < n_decimated; m += 4) {
-        dot4(n_decimated - m < 4 ? n_decimated - m : 4, first + m * f.decimation, f.decimation,
-             job.taps + f.decimator_offset, n_decimator, decimated + m);
-    }
-    fill_zeros(decimated + n_decimated, 2 * filter_group);
-    products(
-        (n_low + filter_group - 1) / filter_group,
-        one_run(decimated, filter_group, job.taps + f.low_group_offset, filter_group, 2 * f.low_half + filter_group),
-        [low](std::int64_t i, int v, Vector sums)
-            SLEEPFM_INLINE_LAMBDA { store(low + i * filter_group + v * SLEEPFM_LANES, sums); });
-    // The decimation columns between two decimated samples, in groups. What the last group has too many is overwritten
-    // by the sample after, which is why that group goes first.
-    std::int64_t const m0 = floor_divide(main.begin, f.decimation), m1 = floor_divide(main.end - 1, f.decimation);
-    float const* const v0 = low + (m0 - f.interpolator_left - kept.begin);
-    std::int64_t const at = m0 * f.decimation;
-    for (std::int64_t g = f.interpolator_stride - filter_group; g >= 0; g -= filter_group) {
-        float const* const from = x + (at + g - native.begin);
-        float* const to = clean + (at + g - main.begin);
-        products(m1 - m0 + 1,
-                 one_run(v0, 1, job.taps + f.interpolator_offset + g, f.interpolator_stride, f.interpolator_taps),
-                 [from, to, &f](std::int64_t i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA {
-                     std::int64_t const k = i * f.decimation + v * SLEEPFM_LANES;
-                     store(to + k, load(from + k) - sums);
-                 });
     }
 }
 
@@ -203,11 +208,9 @@ void filter_tile(FilterJob const& job, std::int64_t reference, Span outputs, flo
     fill_zeros(x + n_native, margin);
     float* clean = x;
     if (f.decimation != 0) {
-        float* const decimated = job.scratch + job.plan.samples;
-        float* const low = decimated + job.plan.decimated;
-        clean = low + job.plan.low + margin;
+        clean = job.scratch + job.plan.before_clean() + margin;
         fill_zeros(clean - margin, margin);
-        subtract_low(job, main, native, x, decimated, low, clean);
+        subtract_low(job, main, native, x, clean);
         fill_zeros(clean + (main.end - main.begin), margin);
     }
     std::int64_t const in_blocks = outputs_in_blocks(job, outputs);

@@ -49,16 +49,21 @@ struct Moments {
     }
 };
 
-// The second pass is relative to the first one's mean, so that nothing cancels.
+// Relative to 0 where the mean is no larger than the deviation, as it mostly is of a filtered channel: at most one bit
+// of the variance cancels. Else relative to the mean, in a second pass.
 Location mean_and_deviation(float const* y, std::int64_t n) {
     double const count = static_cast<double>(n);
-    Moments first;
-    first.add(y, n, 0.0f);
-    float const shift = static_cast<float>(first.sum / count);
-    Moments second;
-    second.add(y, n, shift);
-    double const rest = second.sum / count;
-    double const variance = second.squares / count - rest * rest;
+    Moments about_zero;
+    about_zero.add(y, n, 0.0f);
+    double const mean = about_zero.sum / count, mean_square = about_zero.squares / count;
+    if (mean_square >= 2 * mean * mean) {
+        return {mean, sqrt(mean_square - mean * mean)};
+    }
+    float const shift = static_cast<float>(mean);
+    Moments about_mean;
+    about_mean.add(y, n, shift);
+    double const rest = about_mean.sum / count;
+    double const variance = about_mean.squares / count - rest * rest;
     return {static_cast<double>(shift) + rest, variance > 0 ? sqrt(variance) : 0.0};
 }
 

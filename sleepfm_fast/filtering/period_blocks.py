@@ -90,7 +90,7 @@ def block_table(main: FloatArray, up: int, down: int, repeats: int) -> FloatArra
     Returns
     -------
     ndarray, shape (16, U / 16, D, 16)
-        For each frequency and group of 16 lanes the weights of a column of ``D`` numbers: of ``s_0, s_1 ..`` and then
+        For each frequency and group of 16 lanes the weights of a column of ``D`` numbers: of ``.. s_1, s_0`` and then
         of ``d_1, d_2 ..``. The columns are ``(Re s, Im d)`` and ``(Im s, -Re d)``. The first ``U / 2`` lanes make them
         real and imaginary part of ``(y_n + y_-n) / 2``, ``n = 0, 1 ..``; the others of ``(y_n - y_-n) / 2i``, and
         lane 0 of those of the output half a period away, half a step early. All are divided by 16 for the transforms.
@@ -114,7 +114,7 @@ def block_table(main: FloatArray, up: int, down: int, repeats: int) -> FloatArra
 
     def weights(sums: FloatArray, differences: FloatArray) -> FloatArray:
         middle, after, before = sums[:, :, zero : zero + 1], sums[:, :, zero + 1 :], sums[:, :, :zero][:, :, ::-1]
-        both = [middle, (after[:, :, :zero] + before) / 2.0, after[:, :, zero:]]
+        both = [after[:, :, zero:], ((after[:, :, :zero] + before) / 2.0)[:, :, ::-1], middle]
         after, before = differences[:, :, zero + 1 : 2 * zero + 1], differences[:, :, :zero][:, :, ::-1]
         return np.concatenate([*both, (after - before) / 2.0], axis=2)
 

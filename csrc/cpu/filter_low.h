@@ -1,0 +1,199 @@
+// The low branch of a high-pass, part of filter_row.h under the same rules: included once per instruction set, inside
+// that namespace. Decimation, a low-pass at the low rate, interpolation; what it gives is subtracted.
+#pragma once
+
+#include <string.h>
+
+#include <cstdint>
+
+#include "cpu/filter_product.h"
+#include "cpu/filter_resample.h"
+
+namespace sleepfm::cpu::SLEEPFM_ISA {
+
+namespace {
+
+// y[m] = sum_t x[m step + t] taps[t], in parts of `step` samples: every part is loaded once and meets all rows of taps,
+// in as many outputs. rows: [n_parts][padded_taps(step)], the taps with zeros behind each row. Few enough taps, of a
+// step of n_vectors, stay in registers; n_vectors 0: any step.
+template <int n_parts, int n_vectors>
+void decimate_by_parts(std::int64_t n, float const* x, std::int64_t step, float const* rows, float* y) {
+    std::int64_t const stride = padded_taps(step);
+    constexpr int kept = n_vectors > 0 ? n_vectors : 1;
+    Vector taps[kept][n_parts];
+    for (int v = 0; v < n_vectors; ++v) {
+        for (int p = 0; p < n_parts; ++p) {
+            taps[v][p] = load(rows + p * stride + v * SLEEPFM_LANES);
+        }
+    }
+    Vector sums[n_parts] = {};  // of the outputs that begin with the last part, with the one before ..
+    auto const add_part = [&](std::int64_t part) SLEEPFM_INLINE_LAMBDA {
+#pragma GCC unroll 8
+        for (int p = n_parts - 1; p > 0; --p) {
+            sums[p] = sums[p - 1];
+        }
+        sums[0] = Vector{};
+        float const* samples = x + part * step;
+        if constexpr (n_vectors > 0) {
+#pragma GCC unroll 2
+            for (int v = 0; v < n_vectors; ++v) {
+                Vector const some = load(samples + v * SLEEPFM_LANES);
+#pragma GCC unroll 8
+                for (int p = 0; p < n_parts; ++p) {
+                    sums[p] += some * taps[v][p];
+                }
+            }
+        } else {
+            float const* row = rows;
+            std::int64_t left = (step + SLEEPFM_LANES - 1) / SLEEPFM_LANES;
+            do {  // at least once: see multiply_add
+                Vector const some = load(samples);
+#pragma GCC unroll 8
+                for (int p = 0; p < n_parts; ++p) {
+                    sums[p] += some * load(row + p * stride);
+                }
+                samples += SLEEPFM_LANES;
+                row += SLEEPFM_LANES;
+            } while (--left > 0);
+        }
+        return sums[n_parts - 1];
+    };
+    for (std::int64_t part = 0; part < n_parts - 1; ++part) {
+        add_part(part);
+    }
+    std::int64_t const last = n + n_parts - 2;
+    auto const inside = [last](std::int64_t part) { return part < last ? part : last; };
+    for (std::int64_t m = 0; m < n; m += 4) {
+        std::int64_t const part = m + n_parts - 1;
+        Vector const a = add_part(part), b = add_part(inside(part + 1));
+        Vector const c = add_part(inside(part + 2)), d = add_part(inside(part + 3));
+        if (n - m >= 4) {
+            sum4(a, b, c, d, y + m);
+        } else {
+            float four[4];
+            sum4(a, b, c, d, four);
+            memcpy(y + m, four, static_cast<std::size_t>(n - m) * sizeof(float));
+        }
+    }
+}
+
+template <int n_parts>
+void decimate_by_parts(std::int64_t n, float const* x, std::int64_t step, float const* rows, float* y) {
+#if SLEEPFM_LANES == 16
+    if (step <= SLEEPFM_LANES) {
+        decimate_by_parts<n_parts, 1>(n, x, step, rows, y);
+        return;
+    }
+    if (step <= 2 * SLEEPFM_LANES) {
+        decimate_by_parts<n_parts, 2>(n, x, step, rows, y);
+        return;
+    }
+#endif
+    decimate_by_parts<n_parts, 0>(n, x, step, rows, y);
+}
+
+// The decimated samples [0, n); x is what the first tap of the first one meets, rows the scratch of the plan.
+void decimate(FilterJob const& job, std::int64_t n, float const* x, float* rows, float* y) {
+    FilterRow const& f = job.filter;
+    float const* const taps = job.taps + f.decimator_offset;
+    std::int64_t const n_taps = 2 * f.decimator_half + 1, step = f.decimation;
+    std::int64_t const n_parts = (n_taps + step - 1) / step;
+    if (n_parts == 6 || n_parts == 7) {  // as designs have them that decimate
+        std::int64_t const stride = padded_taps(step);
+        fill_zeros(rows, n_parts * stride);
+        for (std::int64_t p = 0; p < n_parts; ++p) {
+            std::int64_t const some = n_taps - p * step < step ? n_taps - p * step : step;
+            memcpy(rows + p * stride, taps + p * step, static_cast<std::size_t>(some) * sizeof(float));
+        }
+        if (n_parts == 6) {
+            decimate_by_parts<6>(n, x, step, rows, y);
+        } else {
+            decimate_by_parts<7>(n, x, step, rows, y);
+        }
+        return;
+    }
+    for (std::int64_t m = 0; m < n; m += 4) {
+        dot4(n - m < 4 ? n - m : 4, x + m * step, step, taps, padded_taps(n_taps), y + m);
+    }
+}
+
+// One column of vectors of periods side by side: `to` and `from` at the first of them, low at its first tap.
+template <int n_periods, int n_taps>
+SLEEPFM_INLINE void subtract_column(std::int64_t step, Vector const (&taps)[n_taps], float const* low,
+                                    float const* from, float* to) {
+    Vector sums[n_periods] = {};
+#pragma GCC unroll 8
+    for (int t = 0; t < n_taps; ++t) {
+#pragma GCC unroll 4
+        for (int i = 0; i < n_periods; ++i) {
+            sums[i] += taps[t] * low[i + t];
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < n_periods; ++i) {
+        store(to + i * step, load(from + i * step) - sums[i]);
+    }
+}
+
+// to = from - interpolated over the columns [0, stride) of n periods of `step` samples, of which a period's last ones
+// may be the next period's first. low: [n + n_taps - 1], taps: [n_taps][stride].
+template <int n_taps>
+void subtract_interpolated(std::int64_t n, std::int64_t step, float const* low, float const* taps, std::int64_t stride,
+                           float const* from, float* to) {
+    // The last columns go first: what they have too many is overwritten by the first ones.
+    for (std::int64_t c = stride - SLEEPFM_LANES; c >= 0; c -= SLEEPFM_LANES) {
+        Vector column[n_taps];
+#pragma GCC unroll 8
+        for (int t = 0; t < n_taps; ++t) {
+            column[t] = load(taps + t * stride + c);
+        }
+        constexpr int together = 4;
+        std::int64_t m = 0;
+        for (; m + together <= n; m += together) {
+            subtract_column<together>(step, column, low + m, from + m * step + c, to + m * step + c);
+        }
+        for (; m < n; ++m) {
+            subtract_column<1>(step, column, low + m, from + m * step + c, to + m * step + c);
+        }
+    }
+}
+
+// clean = x - low branch over `main` (segment indices). x[0] is segment sample native.begin, clean[0] main.begin;
+// clean has group_margin(f) floats of room on either side.
+void subtract_low(FilterJob const& job, Span main, Span native, float const* x, float* clean) {
+    FilterRow const& f = job.filter;
+    float* const decimated = job.scratch + job.plan.samples;
+    float* const low = decimated + job.plan.decimated;
+    Span const kept = low_span(f, main);
+    Span const before = decimated_span(f, kept);
+    std::int64_t const n_decimated = before.end - before.begin, n_low = kept.end - kept.begin;
+    decimate(job, n_decimated, x + (before.begin * f.decimation - f.decimator_half - native.begin), low + job.plan.low,
+             decimated);
+    fill_zeros(decimated + n_decimated, 2 * filter_group);
+    products(
+        (n_low + filter_group - 1) / filter_group,
+        one_run(decimated, filter_group, job.taps + f.low_group_offset, filter_group, 2 * f.low_half + filter_group),
+        [low](std::int64_t i, int v, Vector sums)
+            SLEEPFM_INLINE_LAMBDA { store(low + i * filter_group + v * SLEEPFM_LANES, sums); });
+    std::int64_t const m0 = floor_divide(main.begin, f.decimation), m1 = floor_divide(main.end - 1, f.decimation);
+    std::int64_t const n = m1 - m0 + 1, at = m0 * f.decimation;
+    float const* const v0 = low + (m0 - f.interpolator_left - kept.begin);
+    float const *const taps = job.taps + f.interpolator_offset, *const from = x + (at - native.begin);
+    float* const to = clean + (at - main.begin);
+    switch (f.interpolator_taps) {
+        case 6: subtract_interpolated<6>(n, f.decimation, v0, taps, f.interpolator_stride, from, to); return;
+        case 7: subtract_interpolated<7>(n, f.decimation, v0, taps, f.interpolator_stride, from, to); return;
+        default: break;
+    }
+    for (std::int64_t g = f.interpolator_stride - filter_group; g >= 0; g -= filter_group) {
+        products(n, one_run(v0, 1, taps + g, f.interpolator_stride, f.interpolator_taps),
+                 [from, to, g, &f](std::int64_t i, int v, Vector sums) SLEEPFM_INLINE_LAMBDA {
+                     std::int64_t const k = i * f.decimation + g + v * SLEEPFM_LANES;
+                     store(to + k, load(from + k) - sums);
+                 });
+    }
+}
+
+}  // namespace
+
+}  // namespace sleepfm::cpu::SLEEPFM_ISA
