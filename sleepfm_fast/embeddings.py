@@ -33,6 +33,7 @@ import numpy.typing as npt
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.storage.array_file import map_array
 
 __all__ = ["COLUMNS", "SPLITS", "Description", "Embeddings", "ModalityRows", "range_problem"]
 
@@ -320,7 +321,7 @@ class Embeddings:
             Naming the first file that differs.
         """
         for name, digest in self.digests.items():
-            array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+            array = map_array(self.path / name)
             found = hashlib.blake2b(digest_size=16)
             for start in range(0, len(array), 4096):
                 found.update(np.ascontiguousarray(array[start : start + 4096]).data.cast("B"))
@@ -335,7 +336,7 @@ class Embeddings:
 
     def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         try:
-            array: npt.NDArray[Any] = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+            array = map_array(self.path / name)
         except FileNotFoundError as error:
             raise self._damage(name, "the file is missing") from error
         except (OSError, ValueError, EOFError) as error:

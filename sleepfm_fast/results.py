@@ -25,6 +25,7 @@ from sleepfm_fast.cli.command import plain, to_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX, remove_leftovers_of, replace_folder
 from sleepfm_fast.storage.claims import claim_to_write
 from sleepfm_fast.system import synchronise_descriptor
@@ -70,7 +71,7 @@ class Result:
             raise SleepfmError(f"the result {self.path} has no array '{name}'; it has {has}.")
         file = self.path / f"{name}.npy"
         try:
-            values: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+            values = map_array(file)
         except (OSError, ValueError, EOFError) as error:
             raise SleepfmError(f"{file} cannot be read ({error}). Run its command again.") from error
         if [str(values.dtype), *values.shape] != expected:

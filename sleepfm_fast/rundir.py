@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RunDirectory",
+    "damaged",
     "pack_optimiser",
     "read_checkpoint",
     "read_state",
@@ -37,6 +38,15 @@ __all__ = [
 
 FORMAT = "sleepfm_fast run"
 VERSION = 1
+
+# What config.json may hold beside what a command looks for by name: a later version may leave some of it out.
+ENTRIES: dict[str, tuple[type, ...]] = {
+    "initialised_from": (dict, type(None)),
+    "overlap": (bool,),
+    "trained_subjects": (list,),
+    "ranks": (int,),
+    "changes": (list,),
+}
 
 # Options that may differ between a run's start and its resumption, and those of which the change is recorded.
 FREE = ("resume", "device", "threads", "compile", "store", "run", "checkpoint_steps", "skip_limit")
@@ -81,8 +91,18 @@ def read_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Te
     tensors, metadata = read_safetensors(path, device)
     if "state" not in metadata:
         raise SleepfmError(f"the safetensors file {path} holds no sleepfm_fast state; it was not written by train.")
-    state: dict[str, Any] = json.loads(metadata["state"])
-    return tensors, state
+    return tensors, state_in(path, metadata)
+
+
+def state_in(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """JSON state in a checkpoint's metadata; empty where there is none."""
+    try:
+        state = json.loads(metadata.get("state", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(state, dict):
+        raise damaged(path, ValueError("its state is no object"))
+    return state
 
 
 def read_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
@@ -110,7 +130,7 @@ def read_safetensors(path: Path, device: str) -> tuple[dict[str, torch.Tensor], 
         with safe_open(str(path), framework="pt", device=device) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return tensors, file.metadata() or {}
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise damaged(path, error) from error
 
 
@@ -133,10 +153,10 @@ def read_state(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            state: dict[str, Any] = json.loads((file.metadata() or {}).get("state", "{}"))
-    except (SafetensorError, ValueError) as error:
+            metadata = file.metadata() or {}
+    except (SafetensorError, ValueError, OSError) as error:
         raise damaged(path, error) from error
-    return state
+    return state_in(path, metadata)
 
 
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -226,6 +246,9 @@ class RunDirectory:
                 f"{self.config_path} says format '{config.get('format')}', version {config.get('version')}; this "
                 f"program reads '{FORMAT}', version {VERSION}."
             )
+        for name, kinds in ENTRIES.items():
+            if name in config and not isinstance(config[name], kinds):
+                raise damaged_entry(self.config_path, name, config[name])
         return config
 
     def append_metrics(self, row: Mapping[str, Any]) -> int:
@@ -287,8 +310,11 @@ def reconcile(run: RunDirectory, now: Mapping[str, Any]) -> list[dict[str, Any]]
             "another folder."
         )
     state = read_state(run.last_path) if run.last_path.exists() else {}
-    run.truncate_metrics(state.get("metrics_bytes", 0))
-    step = state.get("step", 0)
+    n_bytes, step = state.get("metrics_bytes", 0), state.get("step", 0)
+    for name, value in (("metrics_bytes", n_bytes), ("step", step)):
+        if type(value) is not int or value < 0:
+            raise damaged(run.last_path, ValueError(f"the entry {name} is {value!r}"))
+    run.truncate_metrics(n_bytes)
     changes = [
         {"step": step, "option": f"--{k.replace('_', '-')}", "was": then[k], "is": options[k]} for k in differing
     ]

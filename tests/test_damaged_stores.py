@@ -13,6 +13,7 @@ from nights import contents, preprocess, write_cohort
 
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.store.clip_layout import read_store_file
 
 
@@ -41,6 +42,9 @@ def store(made: Path, tmp_path: Path) -> Path:
         ("segment", 0, 7),
         ("segment", 0, -1),
         ("onset_s", 2, np.nan),
+        ("onset_s", 2, 1e9),
+        ("onset_s", 0, -30.0),
+        ("segment_onset_num", 1, -(1 << 63)),
         ("stage", 0, 9),
         ("sdb", 0, -2),
         ("recording_first_clip", 1, 1 << 40),
@@ -65,7 +69,7 @@ def test_an_index_that_contradicts_itself_is_named(store, column, place, value):
     values = np.load(file)
     values[place] = value
     np.save(file, values)
-    with pytest.raises(ClipStoreError, match=r"index-\w+/\w+\.npy is damaged: .* Delete the folder"):
+    with pytest.raises(ClipStoreError, match=r"index-\w+/.*\.npy is damaged: .* Delete the folder"):
         ClipStore(store)
 
 
@@ -190,3 +194,19 @@ def test_whole_records_are_whole(made, store, capsys):
     assert (status, result["added"], result["kept"]) == (0, 0, 4)
     assert contents(store) == contents(made / "store")
     assert len(ClipStore(store, verify=True)) == 16
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04",
+        b"\x93NUMPY\x01\x00\x08\x00((((((((",
+        b"\x93NUMPY\x01\x00\x02\x00{}",
+        b"\x93NUMPY\x09\x00" + bytes(90),
+    ],
+)
+def test_what_is_no_array_is_a_value_error(tmp_path, content):
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(ValueError, match="no whole array"):
+        map_array(tmp_path / "x.npy")

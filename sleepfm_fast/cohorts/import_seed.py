@@ -14,16 +14,15 @@ import itertools
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sleepfm_fast.cohorts.foreign import ForeignNight
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.labels import ClipGrid
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE, STAGES, stage_of
+from sleepfm_fast.storage.array_file import map_array
 
 __all__ = ["CHANNELS", "FS_HZ", "clip_files", "find_nights", "label_file", "read_night"]
 
@@ -77,8 +76,8 @@ def read_night(folder: Path, labels: Path | None, *, joined: bool) -> ForeignNig
     files: dict[int, Path] = {}
     for number, path in clip_files(folder).items():
         try:
-            clip = mapped(path)
-        except Exception as error:  # NumPy's reader says of none which it raises on a damaged header
+            clip = map_array(path)
+        except (OSError, ValueError) as error:
             issues.append(f"{path.name} is left out: {error}")
             continue
         if clip.shape != SHAPE or clip.dtype.kind != "f":
@@ -99,7 +98,7 @@ def read_night(folder: Path, labels: Path | None, *, joined: bool) -> ForeignNig
         fs_hz=Fraction(FS_HZ),
         stretches=stretches,
         # A night's files are as many as a process may hold open: each is mapped for a moment only.
-        read=lambda channel: np.concatenate([np.array(mapped(path)[channel]) for path in paths]),
+        read=lambda channel: np.concatenate([np.array(map_array(path)[channel]) for path in paths]),
         grid=ClipGrid(
             np.array([float(EPOCH_S) * n for n in files]), np.array(stage, np.int8), np.full(numbers.size, -1, np.int8)
         ),
@@ -107,12 +106,6 @@ def read_night(folder: Path, labels: Path | None, *, joined: bool) -> ForeignNig
         kind="the recorder's own numbers",
         issues=tuple(issues),
     )  # fmt: skip
-
-
-def mapped(path: Path) -> npt.NDArray[Any]:
-    """Map a clip."""
-    array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # np.load also opens archives and pickles
-    return array
 
 
 def label_file(folder: Path, labels: Path | None) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.evaluation.scopes import Ranked
+from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.storage.atomic import replace_file
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class KeptRanks:
         if self.folder is None:
             return None
         try:
-            fields = np.load(self.folder / self._names[pair], allow_pickle=False)
+            fields = np.array(map_array(self.folder / self._names[pair]))
         except (OSError, ValueError, EOFError):
             return None
         return Ranked(*fields) if fields.dtype == np.int64 and fields.ndim == 2 and len(fields) == 4 else None

@@ -14,9 +14,28 @@ import numpy.typing as npt
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.system import synchronise_descriptor
 
-__all__ = ["ArrayFile"]
+__all__ = ["ArrayFile", "map_array"]
 
 BLOCK_BYTES = 1 << 22
+
+
+def map_array(path: Path) -> npt.NDArray[Any]:
+    """Map a ``.npy`` file read-only; nothing in it is unpickled.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be opened.
+    ValueError
+        When it holds anything but one whole array.
+    """
+    try:
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # NumPy's reader says of none which it raises on a damaged header
+        raise ValueError(f"it is no whole array: {error}") from error
+    return array
 
 
 class ArrayFile:

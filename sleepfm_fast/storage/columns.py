@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
+from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.storage.atomic import replace_folder, synchronise
 
 __all__ = ["file_digest", "read_columns", "write_columns"]
@@ -115,8 +116,8 @@ def read_columns(
     columns: dict[str, Array] = {}
     for name, dtype in schema.items():
         try:
-            column = np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
-        except Exception as error:  # NumPy's reader says of none which it raises on a damaged header
+            column = map_array(folder / f"{name}.npy")
+        except (OSError, ValueError) as error:
             raise damaged(f"{name}.npy", str(error)) from None
         if column.dtype != np.dtype(dtype):
             raise damaged(f"{name}.npy", f"its type is {column.dtype}, {np.dtype(dtype)} was expected")

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.store.record_check import is_number
 
 __all__ = ["index_problem"]
 
 Array = npt.NDArray[Any]
 CLIPS = ("recording", "clip", "segment", "onset_s", "stage", "sdb")
+BLOCK = 1 << 20
+"""Clips that are looked at together: the index of a large cohort is not held in memory."""
+SLACK_S = 1e-3
 LIMITS = {"stage": (-1, 4), "sdb": (-1, 1)}
 
 
@@ -58,6 +62,7 @@ def problems(columns: Mapping[str, Array], texts: Mapping[str, Any], n_slots: in
     yield from wrong_values(columns, texts)
     yield from wrong_clips(columns, np.diff(columns["recording_first_clip"]))
     yield from wrong_runs(columns, texts, n_slots)
+    yield from misplaced_clips(columns, n_slots)
 
 
 def wrong_texts(texts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -139,3 +144,22 @@ def wrong_runs(columns: Mapping[str, Array], texts: Mapping[str, Any], n_slots: 
         yield "run_n_samples.npy", "samples lie behind the end of their recording's file"
     if (offset % np.maximum(itemsize, 1)).any():
         yield "run_offset.npy", "samples begin within a sample"
+
+
+def misplaced_clips(columns: Mapping[str, Array], n_slots: int) -> Iterator[tuple[str, str]]:
+    """Clips that do not lie within their segment, by the samples of the channel that has most of it."""
+    fs_hz = columns["channel_fs_num"] / columns["channel_fs_den"]
+    period_s = np.where(columns["channel_present"], 1 / np.maximum(fs_hz, 1e-12), 0.0).reshape(-1, n_slots)
+    first_segment = columns["recording_first_segment"]
+    period_s = np.repeat(period_s, np.diff(first_segment), axis=0)
+    lasts_s = (columns["run_n_samples"].reshape(-1, n_slots) * period_s).max(axis=1, initial=0.0)
+    begins_s = columns["segment_onset_num"] / columns["segment_onset_den"]
+    least_s = np.where(period_s > 0, period_s, np.inf).min(axis=1, initial=np.inf)
+    slack_s = SLACK_S + np.where(np.isfinite(least_s), least_s, 0.0)
+    for begin in range(0, len(columns["clip"]), BLOCK):
+        block = slice(begin, begin + BLOCK)
+        row = first_segment[columns["recording"][block]] + columns["segment"][block]
+        into_s = columns["onset_s"][block] - begins_s[row]
+        if ((into_s < -slack_s[row]) | (into_s + EPOCH_S > lasts_s[row] + slack_s[row])).any():
+            yield "onset_s.npy or segment_onset_num.npy", "a clip does not lie within its segment"
+            return

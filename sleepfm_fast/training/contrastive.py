@@ -171,7 +171,7 @@ class Trainer(TrainingLoop):
         if self.load_last() or self.config.init_from is None:
             return
         self.initialise(read_pretrained(self.config.init_from))
-        before = self.world.on_main(self.run.config)["initialised_from"]
+        before = self.world.on_main(self.run.config).get("initialised_from")
         if self.origin is None or self.origin["sha256"] != before["sha256"]:
             raise SleepfmError(
                 f"--init-from {self.config.init_from} is not the file that {self.run.path} was started from. "

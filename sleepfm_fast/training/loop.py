@@ -23,11 +23,18 @@ from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.ops.pages import release_pages
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.rundir import RunDirectory, pack_optimiser, read_checkpoint, unpack_optimiser, write_checkpoint
+from sleepfm_fast.rundir import (
+    RunDirectory,
+    damaged,
+    pack_optimiser,
+    read_checkpoint,
+    unpack_optimiser,
+    write_checkpoint,
+)
 from sleepfm_fast.training.kept_buffers import KeptBuffers
 from sleepfm_fast.training.neighbours import clips_of
 from sleepfm_fast.training.pace import Pace
-from sleepfm_fast.training.progress import Progress
+from sleepfm_fast.training.progress import Progress, whole_number
 from sleepfm_fast.training.sampler import ClipSampler, shard
 from sleepfm_fast.training.schedule import learning_rate
 from sleepfm_fast.training.world import World
@@ -155,10 +162,23 @@ class TrainingLoop(ABC):
             self.say(f"{self.run.path} has no checkpoint yet: starting from the first step")
             return False
         tensors, state = read_checkpoint(self.run.last_path)
+        try:
+            self.take_up(tensors, state)
+        except torch.OutOfMemoryError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = str(error).partition("\n")[0].rstrip(":. ")
+            raise damaged(self.run.last_path, ValueError(f"{type(error).__name__}: {what}")) from error
+        where = f"at step {self.progress.step} (epoch {self.sampler.epoch + 1})"
+        self.say(self.finished() or f"resuming {self.run.path} {where}")
+        return True
+
+    def take_up(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Take everything out of a checkpoint: model, optimiser, progress, random numbers."""
         self.load(tensors)
         unpack_optimiser(self.optimiser, tensors, state["optimiser"])
         self.progress = Progress.from_state(state)
-        self.sampler.epoch, self.sampler.position = state["epoch"], state["position"]
+        self.sampler.epoch, self.sampler.position = (whole_number(state, name) for name in ("epoch", "position"))
         if state.get("ranks", 1) == self.world.size:
             own = f"/{self.world.rank}" if self.world.rank else ""
             torch.set_rng_state(tensors[f"rng/cpu{own}"])
@@ -166,9 +186,6 @@ class TrainingLoop(ABC):
                 torch.cuda.set_rng_state(tensors[f"rng/cuda{own}"], self.device)
         else:
             self.seed_rank(self.progress.step, always=True)
-        where = f"at step {self.progress.step} (epoch {self.sampler.epoch + 1})"
-        self.say(self.finished() or f"resuming {self.run.path} {where}")
-        return True
 
     def finished(self) -> str:
         """Why a run has no step left to train, and how it gets one; empty where it has."""

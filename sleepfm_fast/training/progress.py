@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "whole_number"]
 
 
 @dataclasses.dataclass
@@ -42,4 +42,22 @@ class Progress:
         values = {field.name: state[field.name] for field in dataclasses.fields(cls) if field.name in state}
         if values.get("best_loss") is None:
             values.pop("best_loss", None)
+        for name, value in values.items():
+            kind = type(getattr(cls, name))
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"the entry {name} is {value!r}")
         return cls(**{"loss_terms": state.get("position", 0), **values})
+
+
+def whole_number(state: Mapping[str, Any], name: str) -> int:
+    """An entry that is a whole number.
+
+    Raises
+    ------
+    KeyError, ValueError
+        When it is missing or anything else.
+    """
+    value = state[name]
+    if type(value) is not int or not -1 <= value < 1 << 62:
+        raise ValueError(f"the entry {name} is {value!r}")
+    return value
