@@ -117,7 +117,7 @@ def test_texts_of_an_index_of_another_kind_are_named(store, name, value):
         lambda s: s.update(configuration=[]),
         lambda s: s["configuration"].pop("digest"),
         lambda s: s["configuration"].update(montage=3),
-        lambda s: s["configuration"].update(inputs=[1]),
+        lambda s: s["configuration"].update(inputs=1),
         lambda s: s["configuration"].update(meanings=[]),
         lambda s: s["configuration"].update({"from": 3}),
         lambda s: s.pop("index"),

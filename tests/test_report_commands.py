@@ -112,6 +112,8 @@ def test_a_store_that_says_nothing_of_its_inputs(nights, monkeypatch, capsys):
     (opened,) = open_runs([nights / "run"])
     assert not any("preprocess" in command for command in commands_of(opened))
     assert "the command that made the store cannot be told" in opened.problems[0]
+    for overwrite in (False, True):  # what makes no sense goes with the next night
+        assert with_inputs({INPUTS: [3]}, {"paths": []}, overwrite=overwrite) == {INPUTS: [{"paths": []}]}
 
 
 def test_a_converted_store_says_so(nights, capsys):

@@ -38,9 +38,10 @@ def with_inputs(
     overwrite : bool
         What nights were made from before no longer counts where it was the same paths.
     """
-    before = [other for other in configuration.get(INPUTS, ()) if other != given]
+    known = [other for other in configuration.get(INPUTS, ()) if isinstance(other, dict)]
+    before = [other for other in known if other != given]
     if overwrite:
-        before = [other for other in before if other["paths"] != given["paths"]]
-    elif len(before) < len(configuration.get(INPUTS, ())):
+        before = [other for other in before if other.get("paths") != given["paths"]]
+    elif len(before) < len(known):
         return dict(configuration)
     return {**configuration, INPUTS: [*before, dict(given)]}
