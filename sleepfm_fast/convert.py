@@ -108,7 +108,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.origin == "clinical":
         import_clinical.h5()
     finder = import_seed.find_nights if config.origin == "seed" else import_clinical.find_nights
-    paths = [path.resolve() for path in finder(config.source)]
+    paths = list(dict.fromkeys(path.resolve() for path in finder(config.source)))  # a link may lead to a night twice
     tables = read_tables(config.participants, [config.source])
     tables.refuse_untold_visits(paths)
     store = config.store.resolve()
@@ -141,6 +141,8 @@ def convert_night(
         issues = write_foreign(config.store.resolve() / "recordings", name, look(path, config), montage, facts)
     except SleepfmError as error:
         return Outcome(path, name, (), str(error))
+    except OSError as error:
+        return Outcome(path, name, (), f"{error.filename or path} cannot be read ({error.strerror or error}).")
     except Exception as error:
         return Outcome(path, name, (), f"{path} could not be converted: {type(error).__name__}: {error}.")
     return Outcome(path, name, tuple(issues), None)
