@@ -154,7 +154,7 @@ def test_what_lies_in_many_stretches_that_may_overlap(seed):
 
 
 def test_stretches_are_not_walked_for_every_stage(monkeypatch):
-    """An EDF+D recording may have a stretch a record: a night of 64,000 was read in 6.4 s, of which 4.7 s were those walks."""
+    """An EDF+D recording may have a stretch a record: of the 6.4 s that one of 64,000 took, the walks were 4.7 s."""
     walks = []
 
     class Counted(list):
