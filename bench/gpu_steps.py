@@ -55,12 +55,17 @@ OTHER_TESTS = tuple(
 )
 # torch.compile may take most of a step's time, and its process with it.
 COMPILED_TEST = "tests/test_fused_blocks.py::test_embeds_on_cuda_as_well_as_torch_does[True]"
+TRAINING_TESTS = "tests/test_training_cuda.py"  # make nights and train on them: as long as all others together
 CUDA_TESTS = {
     "small": ["tests/test_contrastive_cuda.py", "tests/test_contrastive_small.py", "-k", "small"],
     "mma": ["tests/test_contrastive_cuda.py", "-k", "mma"],
     "gemm": ["tests/test_contrastive_cuda.py", "tests/test_contrastive_gemm.py", "-k", "gemm"],
     "other losses": ["tests/test_contrastive_cuda.py", "-k", "not (small or mma or gemm)"],
-    "all else": [*(file for file in OTHER_TESTS if file not in LOSS_TESTS), f"--deselect={COMPILED_TEST}"],
+    "all else": [
+        *(file for file in OTHER_TESTS if file not in (*LOSS_TESTS, TRAINING_TESTS)),
+        f"--deselect={COMPILED_TEST}",
+    ],
+    "training": [TRAINING_TESTS],
     "compiled blocks": [COMPILED_TEST],
 }
 # Without a GPU "all else" would import many files to skip nearly every test.
@@ -200,7 +205,7 @@ def steps(work: Path, rehearse: bool) -> list[Step]:
         bench_on_cuda("filter", 50),
         bench_on_cuda("encoder", 90),
         bench_on_cuda("graph", 30),
-        Step("measurements", [sys.executable, str(HERE / "gpu_probe.py"), str(probe)], 60, {}, lambda: json_of(probe)),
+        Step("measurements", [sys.executable, str(HERE / "gpu_probe.py"), str(probe)], 90, {}, lambda: json_of(probe)),
         *(sanitize(tool) for tool in SANITIZERS),
         tests("tests on the cpu", ["-q", "-m", "not cuda", *(parallel if have_xdist else []), *small], 150, HIDDEN),
         bench_on_cuda("rivals", 130),

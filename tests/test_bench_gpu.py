@@ -19,6 +19,7 @@ if not (BENCH / "gpu.sh").is_file():
     pytest.skip("the benchmarks are in the clone, not in the package", allow_module_level=True)
 sys.path.insert(0, str(BENCH))
 
+import gpu_probe  # noqa: E402
 import gpu_steps  # noqa: E402
 
 
@@ -291,6 +292,29 @@ def test_the_table_shows_arms_predictions_and_what_failed():
     text = "\n".join(gpu_steps.comparison(result))
     for words in ("a loss (predicted 20 ms)", "30 ms", "10.00 x", "120 MiB", "failed: OutOfMemoryError"):
         assert words in text
+
+
+def test_measurements_that_fail_stop_nothing_and_are_told_apart(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("an illegal memory access")
+
+    for name in ("errors", "times", "copies", "products", "probe"):
+        monkeypatch.setattr(gpu_probe, name, broken)
+    assert gpu_probe.main(tmp_path / "probe.json") == 1
+    found = json.loads((tmp_path / "probe.json").read_text())
+    failed = [what for what in found if what.startswith("failed: ")]
+    assert len(failed) == 5
+    assert all("illegal memory access" in found[what] for what in failed)
+    assert "a launch through torch (us)" in found
+
+
+def test_every_path_is_timed_where_it_may_run(monkeypatch):
+    monkeypatch.setattr(gpu_probe.cuda_events, "measure", lambda call: 0.0123456)
+    found = gpu_probe.times((8, 2000), (16,))
+    assert set(found.values()) == {12.35}
+    assert [what for what in found if "small" in what] == ["N = 8, D = 16: small, highest (ms)"]
+    assert {"N = 2000, D = 16: mma, high (ms)", "N = 2000, D = 16: gemm, highest (ms)"} < set(found)
+    assert gpu_probe.contrastive_cuda.VARIABLE not in os.environ
 
 
 def test_wheels_usage():
