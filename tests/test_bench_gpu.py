@@ -294,6 +294,45 @@ def test_the_table_shows_arms_predictions_and_what_failed():
         assert words in text
 
 
+def test_the_table_ends_with_the_steps_and_names_the_tests_that_failed(tmp_path, monkeypatch, capsys):
+    """The tail of the output may be all that anybody sees of a run."""
+    summary = "\n".join(f"FAILED tests/test_a.py::test_{k} - assert {k}" for k in range(8))
+    comparisons = [{"name": "a loss", "medians_s": {"ours": 0.03}, "ratios": {}}]
+    run_steps(
+        tmp_path,
+        monkeypatch,
+        step("tests", f"print({summary!r}); raise SystemExit(1)"),
+        step("broken", "raise RuntimeError('no such device')"),
+        step("measurements", "pass", collect=lambda: {"a launch (us)": 3.5}),
+        step("times", "pass", collect=lambda: comparisons),
+    )
+    printed = capsys.readouterr().out
+    places = [printed.index(words) for words in ("a launch (us)", "a loss", "step ", "test_a.py::test_0", "budget:")]
+    assert places == sorted(places)
+    assert "test_a.py::test_5" in printed
+    assert "test_a.py::test_6" not in printed
+    assert "and 2 more" in printed
+    assert "RuntimeError: no such device" in printed
+
+
+def test_the_sanitizer_is_found_beside_the_compiler(tmp_path):
+    """Where only nvcc is on the PATH, as a link into the toolkit."""
+    toolkit, on_path = tmp_path / "cuda" / "bin", tmp_path / "on_path"
+    for folder in (toolkit, on_path):
+        folder.mkdir(parents=True)
+    for name in ("nvcc", "compute-sanitizer"):
+        (toolkit / name).write_text("#!/bin/sh\n")
+        (toolkit / name).chmod(0o755)
+    (on_path / "nvcc").symlink_to(toolkit / "nvcc")
+    if shutil.which("compute-sanitizer"):
+        pytest.skip("the whole toolkit is on the PATH")
+    path = f"{on_path}:{os.environ['PATH']}"
+    done = gpu("--rehearse", str(tmp_path / "out"), PATH=path, SLEEPFM_GPU_STEPS="sanitizer racecheck")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (racecheck,) = json.loads((tmp_path / "out" / "gpu.json").read_text())["steps"]
+    assert racecheck["outcome"] == "passed"
+
+
 def test_measurements_that_fail_stop_nothing_and_are_told_apart(tmp_path, monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError("an illegal memory access")
