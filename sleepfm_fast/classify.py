@@ -261,6 +261,25 @@ def write_all(
     write_predictions(config.predictions, record, found, starts, hypnograms=staged)
 
 
+def prior_of(run: Path, classifier: Classifier) -> npt.NDArray[np.float64] | None:
+    """Frequencies of the classes among the training clips [k], of a network that was trained as if they were equal."""
+    from sleepfm_fast.evaluation.calibration import recorded_prior
+    from sleepfm_fast.results import FOLDER, read_result
+
+    if classifier.config["config"].get("class_weights") != "balanced":
+        return None
+    try:
+        prior = recorded_prior(read_result(run / FOLDER / classifier.task).record)
+    except SleepfmError:
+        prior = None
+    if prior is None:
+        say(
+            f"notice: {run} was trained with balanced classes, and no result in it says how frequent they were: its "
+            "calibration is as fitted. `supervise --resume` writes that result."
+        )
+    return prior
+
+
 def tested(
     record: dict[str, Any],
     config: Config,
@@ -301,6 +320,7 @@ def tested(
         classifier.classes,
         bootstraps=config.bootstraps,
         seed=config.seed,
+        prior=prior_of(config.run, classifier),
         path=config.result,
         overwrite=config.overwrite,
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,19 +22,19 @@ from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.cohorts import import_clinical, import_seed
+from sleepfm_fast.cohorts.attempts import ended_its_worker, killed_sentence, outlive, write_failure
 from sleepfm_fast.cohorts.foreign import ForeignNight, signals_of, write_foreign
 from sleepfm_fast.cohorts.ingest import claimed_run, prepare_folder
+from sleepfm_fast.cohorts.night import STARTED
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables, read_tables
 from sleepfm_fast.cohorts.store_inputs import inputs_of, with_inputs
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.execution.parallel import dispatched
+from sleepfm_fast.execution.parallel import Engine, Progress, WorkersLost, in_parallel
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting.following import after_store
 from sleepfm_fast.scoring import labels
-from sleepfm_fast.storage.atomic import write_json
 from sleepfm_fast.store.clip_layout import VERSION, read_store_file
 from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
-from sleepfm_fast.system import processors
 
 __all__ = ["Config", "cli", "main"]
 
@@ -108,7 +110,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.origin == "clinical":
         import_clinical.h5()
     finder = import_seed.find_nights if config.origin == "seed" else import_clinical.find_nights
-    paths = [path.resolve() for path in finder(config.source)]
+    paths = list(dict.fromkeys(path.resolve() for path in finder(config.source)))  # a link may lead to a night twice
     tables = read_tables(config.participants, [config.source])
     tables.refuse_untold_visits(paths)
     store = config.store.resolve()
@@ -128,6 +130,15 @@ def convert_night(
     path: Path, name: str, config: Config, montage: Montage, digest: str, person: dict[str, Any]
 ) -> Outcome:
     """Convert one night; whatever goes wrong comes back as a sentence."""
+    mark = config.store.resolve() / STARTED / name
+    with suppress(OSError):  # without a mark a death of the process costs more, nothing else
+        mark.touch()
+    outcome = converted(path, name, config, montage, digest, person)
+    mark.unlink(missing_ok=True)
+    return outcome
+
+
+def converted(path: Path, name: str, config: Config, montage: Montage, digest: str, person: dict[str, Any]) -> Outcome:
     try:
         facts = {
             **person,
@@ -141,6 +152,8 @@ def convert_night(
         issues = write_foreign(config.store.resolve() / "recordings", name, look(path, config), montage, facts)
     except SleepfmError as error:
         return Outcome(path, name, (), str(error))
+    except OSError as error:
+        return Outcome(path, name, (), f"{error.filename or path} cannot be read ({error.strerror or error}).")
     except Exception as error:
         return Outcome(path, name, (), f"{path} could not be converted: {type(error).__name__}: {error}.")
     return Outcome(path, name, tuple(issues), None)
@@ -208,15 +221,10 @@ def ingest(config: Config, store: Path, paths: list[Path], tables: ParticipantTa
     if existing is None or (existing["index"] is not None and todo):
         # From here on samples under the index in force may be replaced: it must not be read until the commit.
         write_store_file(store, montage, configuration, None, None)
-    rows = convert_all(config, montage, digest, [(path, names[path]) for path in todo], tables)
-    for row in rows:
-        file = store / "failures" / f"{row.name}.json"
-        if row.failure is None:
-            file.unlink(missing_ok=True)
-        else:
-            write_json(file, {"id": row.name, "path": str(row.path), "sentence": row.failure})
+    rows = convert_all(config, montage, digest, {path: names[path] for path in todo}, tables)
     records = sorted(f for f in (store / "recordings").glob("*.json") if belongs(f, digest))
     totals = commit(store, montage, configuration, records) if records else None
+    shutil.rmtree(store / STARTED, ignore_errors=True)
     return summarise(store, montage, rows, len(kept), totals)
 
 
@@ -271,23 +279,41 @@ def belongs(file: Path, digest: str) -> bool:
 
 
 def convert_all(
-    config: Config, montage: Montage, digest: str, nights: Sequence[tuple[Path, str]], tables: ParticipantTables
+    config: Config, montage: Montage, digest: str, names: Mapping[Path, str], tables: ParticipantTables
 ) -> list[Outcome]:
-    """Convert nights in worker processes, with a progress bar."""
-    from joblib import Parallel, delayed
-    from tqdm import tqdm
+    """Convert nights in worker processes; one that ends its worker twice has failed, and the others go on."""
+    store = config.store.resolve()
+    engine = Engine("loky", config.workers)
+    rows: dict[Path, Outcome] = {}
+    progress = Progress("nights", len(names))
 
-    people = [tables.of(path) for path, _ in nights]
-    n_workers = max(1, min(config.workers or processors(), len(nights)))
-    calls = [
-        delayed(convert_night)(
-            path, name, config, montage, digest, p.facts()
-        )
-        for (path, name), p in zip(nights, people, strict=True)
-    ]  # fmt: skip
-    results = dispatched(Parallel(n_jobs=n_workers, return_as="generator_unordered"), calls)
-    bar = tqdm(results, desc="nights", total=len(nights), unit="night", file=sys.stderr, disable=not nights)
-    return sorted(bar, key=lambda row: row.path)
+    def note(row: Outcome) -> None:
+        rows[row.path] = row
+        if row.failure is None:
+            (store / "failures" / f"{row.name}.json").unlink(missing_ok=True)
+        else:
+            write_failure(store, row.name, row.path, row.failure)
+        progress.step(failed=row.failure is not None)
+
+    def attempt(paths: Sequence[Path], *, own_process: bool) -> bool:
+        arguments = [(path, names[path], config, montage, digest, tables.of(path).facts()) for path in paths]
+        try:
+            for row in in_parallel(convert_night, arguments, engine, own_process=own_process):
+                note(row)
+        except WorkersLost:
+            return False
+        return True
+
+    marks = {path: store / STARTED / name for path, name in names.items()}
+    suspects = [path for path in names if marks[path].exists() or ended_its_worker(store, names[path])]
+    try:
+        outlive(
+            names, marks, suspects, attempt, rows,
+            lambda path: note(Outcome(path, names[path], (), killed_sentence(path))),
+        )  # fmt: skip
+    finally:
+        progress.close()
+    return sorted(rows.values(), key=lambda row: row.path)
 
 
 def summarise(

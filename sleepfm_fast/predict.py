@@ -81,13 +81,14 @@ def same_source(result: Result, embeddings: Embeddings) -> None:
 
 def prior_of(result: Result) -> npt.NDArray[np.float64]:
     """How frequent each class was among the training clips."""
-    try:
-        prior = result.record["calibration"]["prior"]
-        return np.array([prior[result.record["class_names"][k]] for k in result.record["trained_classes"]])
-    except (KeyError, TypeError, IndexError):
+    from sleepfm_fast.evaluation.calibration import recorded_prior
+
+    prior = recorded_prior(result.record)
+    if prior is None:
         raise SleepfmError(
             f"{result.path} does not say how frequent its classes were; run probe again, or leave --correct-prior out."
-        ) from None
+        )
+    return prior
 
 
 def main(config: Config) -> dict[str, Any]:

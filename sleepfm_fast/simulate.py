@@ -26,7 +26,7 @@ from sleepfm_fast.cli.misplaced import Place, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.edf import read_recording
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.execution.parallel import dispatched
+from sleepfm_fast.execution.parallel import dispatched, pool
 from sleepfm_fast.reporting.following import after_nights
 from sleepfm_fast.simulator.card import CARD, PREFIX, name_prefix, prefix_of, read_card
 from sleepfm_fast.simulator.physiology import Physiology
@@ -108,7 +108,7 @@ def _written(config: Config, n_epochs: int, started: float) -> dict[str, Any]:
     # NumPy and SciPy let go of the interpreter lock most of the time: a few threads do as well as processes, which
     # take seconds to start.
     prefer = "threads" if workers <= 4 else "processes"
-    done = dispatched(joblib.Parallel(n_jobs=workers, prefer=prefer, return_as="generator"), jobs)
+    done = dispatched(pool(workers, prefer=prefer, return_as="generator"), jobs)
     for _ in tqdm(done, total=len(todo), desc="simulate", unit="recording", disable=not todo, file=sys.stderr):
         pass
     # A sleeper's traits, stages and events come from their own random streams: cheap to draw again for the table.

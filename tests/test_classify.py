@@ -62,6 +62,21 @@ def test_on_its_own_store_it_repeats_the_runs_test(planted, learnt, tmp_path, ca
     assert again.record["test"] == own.record["test"]
 
 
+def test_calibration_of_a_network_with_balanced_classes_is_corrected_as_the_runs_is(planted, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert supervise.cli([str(planted), str(run), *LEARN, "--max-steps", "3", "--class-weights", "balanced"]) == 0
+    own = read_result(run / "results" / "stage").record["calibration"]
+    _, err = call(capsys, run, planted, tmp_path / "result")
+    assert read_result(tmp_path / "result").record["calibration"] == own
+    assert own["prior_corrected"]["predicted_class"]["bins"]
+    assert "as fitted" in err
+    assert "notice: " + str(run) not in err
+    shutil.rmtree(run / "results")
+    _, err = call(capsys, run, planted, tmp_path / "without")
+    assert list(read_result(tmp_path / "without").record["calibration"]) == ["as_fitted"]
+    assert f"notice: {run} was trained with balanced classes, and no result in it says how frequent they were" in err
+
+
 def test_another_montage_is_an_external_validation(learnt, tmp_path, capsys):
     store = store_of(tmp_path / "edf", [EEG, Lead("E1-M2", 100), FLOW], STAGES)
     result, err = call(capsys, learnt, store, tmp_path / "result", "--subjects", "all")

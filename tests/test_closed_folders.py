@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from nights import preprocess, write_night
 
+from sleepfm_fast import convert
 from sleepfm_fast.scoring.files import files_below
 
 NOBODY = 65534
@@ -88,3 +90,31 @@ def test_closed_folders_of_scorings(place, capsys):
     labels.chmod(0o755)
     (labels / "blind").chmod(0o755)
     assert "cannot be listed (Permission denied)" in result["failed"][0]["reason"]
+
+
+@pytest.mark.parametrize("origin", ["seed", "clinical"])
+def test_convert_names_closed_folders(place, capsys, origin):
+    source = place / origin
+    for name in ("a", "closed", "blind"):
+        folder = source / name
+        folder.mkdir(parents=True)
+        if origin == "seed":
+            np.save(folder / f"{name}_0.npy", np.random.default_rng(0).normal(size=(13, 7680)))
+        else:
+            h5py = pytest.importorskip("h5py")
+            with h5py.File(folder / f"{name}.h5", "w") as file:
+                file["C3"] = np.random.default_rng(0).normal(size=30 * 128)
+    arguments = ["--from", origin, "--workers", "1"]
+    assert convert.cli([str(source / "a"), str(place / "first"), *arguments]) == 0  # imports what it needs
+    capsys.readouterr()
+    (source / "closed").chmod(0)
+    (source / "blind").chmod(0o444)
+    with unprivileged():
+        status = convert.cli([str(source), str(place / "store"), *arguments])
+    for closed in ("closed", "blind"):
+        (source / closed).chmod(0o755)
+    out, err = capsys.readouterr()
+    assert status == 1
+    assert '"added": 1' in out
+    assert f"the folder {source / 'closed'} cannot be listed (Permission denied); recordings in it are left out" in err
+    assert f"{source / 'blind' / 'blind'}{'_0.npy' if origin == 'seed' else '.h5'} cannot be read (Permission" in err

@@ -17,6 +17,7 @@ from foreign_claims import foreign_claim, renewed_elsewhere
 from nights import contents, preprocess, run_preprocess, write_cohort, write_night
 
 from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.cohorts.attempts import outlive
 from sleepfm_fast.cohorts.manifest import read_manifest
 from sleepfm_fast.cohorts.shards import Shard, parse_shard
 from sleepfm_fast.errors import SleepfmError
@@ -132,6 +133,73 @@ def test_a_night_that_kills_its_worker_twice_has_failed_and_the_others_have_not(
     status, result = preprocess(capsys, cohort, store)
     assert (status, result["nights"], result["added"]) == (0, 4, 1)
     assert rows_of(store)["b2"]["status"] == "ingested"
+
+
+def test_after_a_death_no_night_is_worked_on_in_this_process(tmp_path: Path) -> None:
+    """Of a company with a deadly night the last may be deadly too, and what is left alone would need no worker."""
+    marks = {Path(name): tmp_path / name for name in ("a", "b")}
+    calls, done = [], []
+
+    def attempt(paths: list[Path], *, own_process: bool) -> bool:
+        calls.append(([path.name for path in paths], own_process))
+        if Path("a") in paths:
+            marks[Path("a")].touch()
+            return False
+        done.extend(paths)
+        return True
+
+    given_up = []
+    outlive({path: path.name for path in marks}, marks, [], attempt, done, given_up.append)
+    assert calls == [(["a", "b"], False), (["b"], True), (["a"], True)]
+    assert given_up == [Path("a")]
+
+
+def test_a_file_that_shrinks_while_it_is_read_costs_its_own_night(cohort: Path, tmp_path: Path) -> None:
+    """Memory that is mapped from what a file no longer has ends the process by SIGBUS."""
+    store = tmp_path / "store"
+    script = f"""
+import os, sys
+from sleepfm_fast import preprocess
+from sleepfm_fast.cohorts import attempts
+def attempt(path, *rest):
+    import sleepfm_fast.cohorts.night as night
+    from sleepfm_fast.formats import segments
+    original = segments.record_samples
+    def shrinking(recording):
+        mapped = original(recording)
+        if recording.path.name == "b2.bdf":
+            os.truncate(recording.path, recording.path.stat().st_size // 2)
+        return mapped
+    segments.record_samples = shrinking
+    try:
+        return night.attempt_night(path, *rest)
+    finally:
+        segments.record_samples = original
+attempts.attempt_night = attempt
+sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "2"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["nights"], result["added"]) == (3, 3)
+    assert [Path(f["path"]).name for f in result["failed"]] == ["b2.bdf"]
+    assert "it ended its worker process" in result["failed"][0]["reason"]
+    assert "where a file shrinks while it is read" in result["failed"][0]["reason"]
+    assert len(ClipStore(store, verify=True).recordings) == 3
+
+
+def test_a_killed_run_leaves_no_folder_for_arrays_in_shared_memory(tmp_path: Path) -> None:
+    folder, store = tmp_path / "nights", tmp_path / "store"
+    folder.mkdir()
+    for i in range(12):
+        write_night(folder / f"n{i:02d}.edf", seconds=600, stages="W12R" * 5, seed=i)
+    process = start(folder, store, "--workers", "2")
+    while process.poll() is None and not list(store.glob("running/nights/*")):
+        time.sleep(0.005)
+    assert process.poll() is None, process.communicate()[1]
+    os.killpg(process.pid, signal.SIGKILL)  # what would tidy up too
+    process.communicate()
+    assert not list(Path("/dev/shm").glob(f"joblib_memmapping_folder_{process.pid}_*"))
 
 
 def test_what_a_killed_run_had_in_hand_is_tried_alone_and_out_of_this_process(cohort: Path, tmp_path: Path) -> None:

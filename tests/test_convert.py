@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sleepfm_fast.cohorts.import_seed import CHANNELS
 from sleepfm_fast.cohorts.quantise import quantise
 
 FS_HZ, N = 256, 7680
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class Trap:
@@ -391,3 +393,38 @@ def test_damaged_hdf5_files_stop_no_others(tmp_path, capsys):
     assert [Path(failed["path"]).stem for failed in result["failed"]] == ["b", "c", "d", "e"]
     for failed in result["failed"]:
         assert failed["reason"].startswith(f"{failed['path']} cannot be read as HDF5")
+
+
+def test_a_night_that_ends_its_worker_twice_has_failed_and_the_others_have_not(tmp_path, capsys):
+    """As one does whose mapped file shrinks while it is read, or whose file crashes a library."""
+    seed_folder(tmp_path / "seed", {"a": (0, 1), "b": (0, 1), "c": (0, 1)})
+    script = f"""
+import os, signal, sys
+from sleepfm_fast import convert
+def attempt(path, *rest):
+    import sleepfm_fast.convert as convert
+    def converted(*arguments):
+        os.kill(os.getpid(), signal.SIGBUS)
+    original = convert.converted
+    convert.converted = converted if path.name == "b" else original
+    try:
+        return convert.convert_night(path, *rest)
+    finally:
+        convert.converted = original
+convert.convert_night = attempt
+sys.exit(convert.cli([{str(tmp_path / "seed")!r}, {str(tmp_path / "store")!r}, "--from", "seed", "--workers", "2"]))
+"""
+    for again in (False, True):
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 1, done.stderr
+        result = json.loads(done.stdout.splitlines()[-1])
+        assert (result["nights"], result["added"]) == (2, 0 if again else 2)
+        assert [Path(entry["path"]).name for entry in result["failed"]] == ["b"]
+        assert "it ended its worker process, the second time" in result["failed"][0]["reason"]
+        # Known to be deadly, it is tried alone at once.
+        assert ("a worker process died" in done.stderr) is not again
+    assert [entry.id for entry in ClipStore(tmp_path / "store", verify=True).recordings] == ["a", "c"]
+    status, result, _ = run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed")
+    assert (status, result["nights"], result["added"]) == (0, 3, 1)

@@ -97,6 +97,66 @@ def test_a_planted_defect_is_found_and_nothing_else(name: str, sleepers: list[Pa
     assert f"{channel}: {findings[0]['text']} -> " in line
 
 
+PERCENT = {"digital minimum": 0, "digital maximum": 100, "physical minimum": 0, "physical maximum": 100}
+SIGNED = PERCENT | {"digital minimum": -100, "physical minimum": -100}
+SATURATIONS = {
+    "between two values": (lambda t: 96 + t % 2, PERCENT, None),
+    "another value in each window": (lambda t: 95 + t // 60 % 3, PERCENT, None),
+    "at 100 % for most of the time": (lambda t: np.where(t % 7 < 5, 100, 99), PERCENT, None),
+    "off for a third, at the digital limit": (lambda t: np.where(t < 120, 0, 95 + t % 3), PERCENT, 2),
+    "off for a third": (lambda t: np.where(t < 120, 0, 95 + t % 3), SIGNED, 2),
+    "off for a sixth": (lambda t: np.where(t < 60, 0, 95 + t % 3), SIGNED, None),
+    "off": (lambda t: np.where(t < 355, 0, 95), PERCENT, 6),
+}
+
+
+@pytest.mark.parametrize("name", SATURATIONS)
+def test_a_saturation_in_whole_percent(name: str, sleepers: list[Path], tmp_path: Path, examine) -> None:
+    values, header, off = SATURATIONS[name]
+    night = plant(
+        sleepers[0], tmp_path / "n.edf", {"SpO2": lambda x: values(np.arange(len(x)))}, header={"SpO2": header}
+    )
+    findings, _ = examine(night)
+    assert codes(findings) == ([] if off is None else [("warning", "level", "SpO2")])
+    assert [f["figures"]["off"] for f in findings] == ([] if off is None else [off])
+
+
+def test_a_part_of_the_night_at_one_extreme_value_is_not_clipped(sleepers, tmp_path: Path, examine) -> None:
+    for label in (EEG, "Thor"):
+        night = plant(
+            sleepers[0],
+            tmp_path / "n.edf",
+            {label: lambda x: np.where(np.arange(len(x)) < len(x) // 6, x.min() - 9, x)},
+        )
+        assert examine(night)[0] == []  # one window of six
+
+
+@pytest.mark.parametrize(("share", "found"), [(1 / 6, ["polarity"]), (2 / 6, [])])
+def test_peaks_that_point_up_in_a_part_of_the_night_count(share, found, sleepers, tmp_path: Path, examine) -> None:
+    night = plant(
+        sleepers[0], tmp_path / "n.edf", {"ECG": lambda x: np.where(np.arange(len(x)) < share * len(x), x, -x)}
+    )
+    findings, _ = examine(night)
+    assert [f["code"] for f in findings] == found
+    assert [f["figures"]["upward"] for f in findings] == [pytest.approx(share, abs=0.02) for _ in found]
+
+
+def test_markers_of_lights_within_the_night(tmp_path: Path, examine) -> None:
+    marks = [(60, "Lights off"), (900, "Lights on"), (960, "Lights off"), (1790, "Lights on")]
+    write_night(tmp_path / "n.edf", seconds=1800, stages="W12R" * 15, events=[(t, 1, text) for t, text in marks])
+    assert "lights" not in {f["code"] for f in examine(tmp_path / "n.edf")[0]}
+    marks = [(300, "Lights off"), (900, "Lights on"), (960, "Lights off"), (1500, "Lights on")]
+    write_night(tmp_path / "n.edf", seconds=1800, stages="W12R" * 15, events=[(t, 1, text) for t, text in marks])
+    figures = [f["figures"] for f in examine(tmp_path / "n.edf")[0] if f["code"] == "lights"]
+    assert figures == [{"onset_s": 300, "seconds": 300}, {"onset_s": 1500, "seconds": 300}]
+
+
+def test_minutes_that_were_read_twice_count_once(tmp_path: Path, examine) -> None:
+    write_night(tmp_path / "n.edf", seconds=150, stages="W12RW")
+    examine(tmp_path / "n.edf")
+    assert json.loads((tmp_path / "report.json").read_text())["files"][0]["minutes_read"] == 2.5
+
+
 HEADERS = {
     "uV called mV": (EEG, {"unit": "mV"}, "uV"),
     "uV called V": (EEG, {"unit": "V"}, "uV"),

@@ -242,3 +242,14 @@ def test_the_projection_is_seeded_and_says_what_it_is():
         assert ((y >= 0) & (y <= 1)).all()
     one, _ = project(x[:3, :1], "pca", 0)
     assert one.shape == (3, 2)
+
+
+def test_principal_components_keep_their_proportions():
+    from sleepfm_fast.reporting.projection import project
+
+    x = np.random.default_rng(0).standard_normal((200, 3)).astype(np.float32) * np.array([10, 2, 0.1], np.float32)
+    y, _ = project(x, "pca", 0)
+    centred = x.astype(np.float64) - x.mean(0, dtype=np.float64)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    apart = np.linalg.norm((centred @ axes[:2].T)[1:] - (centred @ axes[:2].T)[0], axis=1)
+    np.testing.assert_allclose(np.linalg.norm(y[1:] - y[0], axis=1) / apart, 0.96 / np.ptp(x[:, 0]), rtol=0.01)

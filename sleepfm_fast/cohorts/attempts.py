@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sleepfm_fast.storage.atomic import write_json
 from sleepfm_fast.storage.claims import file_system_time
 from sleepfm_fast.store.clip_writer import read_record
 
-__all__ = ["note_unchanged", "process"]
+__all__ = ["ended_its_worker", "killed_sentence", "note_unchanged", "outlive", "process", "write_failure"]
 
 MAX_UNEXPLAINED_DEATHS = 3
 """Workers that die without a night in hand, in a row: something else is wrong, such as a full /dev/shm."""
@@ -42,11 +42,11 @@ def process(
         note_outcome(night.store, row, journal, shard)
         progress.step(failed=row.failure is not None)
 
-    def attempt(paths: Sequence[Path], *, alone: bool) -> bool:
+    def attempt(paths: Sequence[Path], *, own_process: bool) -> bool:
         """Work on nights; whether the workers lived. Paths are passed, never arrays: each worker reads its files."""
         arguments = [(path, plan.names[path], tables.of(path), night) for path in paths]
         try:
-            for row in in_parallel(attempt_night, arguments, engine, own_process=alone):
+            for row in in_parallel(attempt_night, arguments, engine, own_process=own_process):
                 note(row)
         except WorkersLost:
             # Finished nights whose result was on its way are in the store.
@@ -60,32 +60,63 @@ def process(
     marks = {path: night.store / STARTED / plan.names[path] for path in plan.todo}
     # A night that an earlier run, which was killed, had in hand may be what killed it.
     suspects = [path for path in plan.todo if marks[path].exists() or ended_its_worker(night.store, plan.names[path])]
-    company = [path for path in plan.todo if path not in set(suspects)]
-    unexplained = 0
     try:
-        while company and not attempt(company, alone=False):
-            in_hand = [path for path in company if path not in rows and marks[path].exists()]
+        outlive(plan.names, marks, suspects, attempt, rows, lambda path: note(killed(path, plan.names[path])))
+    finally:
+        progress.close()
+    return sorted(rows.values(), key=lambda row: row.path)
+
+
+def outlive(
+    names: Mapping[Path, str],
+    marks: Mapping[Path, Path],
+    suspects: Sequence[Path],
+    attempt: Callable[..., bool],
+    done: Container[Path],
+    give_up: Callable[[Path], None],
+) -> None:
+    """Attempt nights together, and by itself at the end each that a dead worker had in hand.
+
+    Parameters
+    ----------
+    names : dict of Path to str
+    marks : dict of Path to Path
+        Of each night that is to be done, the file that is there while a worker has it in hand.
+    suspects : sequence of Path
+        Those of them that are attempted by themselves only.
+    attempt : callable
+        Takes a sequence of nights and ``own_process``, as of :func:`in_parallel`; whether the workers lived.
+    done : container of Path
+        The nights whose outcome is known.
+    give_up : callable
+        Takes a night that ended its worker alone.
+    """
+    suspects = list(suspects)
+    company = [path for path in marks if path not in set(suspects)]
+    unexplained, died = 0, False
+    try:
+        # After a death the last of them, which would be worked on in this process, is not trusted with it.
+        while company and not attempt(company, own_process=died):
+            died = True
+            in_hand = [path for path in company if path not in done and marks[path].exists()]
             unexplained = 0 if in_hand else unexplained + 1
-            held = ", ".join(plan.names[path] for path in in_hand[:10]) or "no night"
+            held = ", ".join(names[path] for path in in_hand[:10]) or "no night"
             say(
                 f"a worker process died; in hand: {held}. The others go on, and what was in hand is tried again at the "
                 "end, one at a time"
             )
             suspects += in_hand
-            company = [path for path in company if path not in rows and path not in set(in_hand)]
+            company = [path for path in company if path not in done and path not in set(in_hand)]
             if unexplained == MAX_UNEXPLAINED_DEATHS:
                 suspects, company = suspects + company, []
         for path in suspects:
-            if not attempt([path], alone=True) and path not in rows:
-                note(killed(path, plan.names[path]))
+            if not attempt([path], own_process=True) and path not in done:
+                give_up(path)
             marks[path].unlink(missing_ok=True)
     except KeyboardInterrupt:
         for mark in marks.values():  # no night is to blame
             mark.unlink(missing_ok=True)
         raise
-    finally:
-        progress.close()
-    return sorted(rows.values(), key=lambda row: row.path)
 
 
 def finished_since(night: NightConfig, name: str, began_ns: int) -> NightRow | None:
@@ -101,11 +132,16 @@ KILLED = "it ended its worker process"
 
 
 def killed(path: Path, name: str) -> NightRow:
-    return NightRow(
-        path, name, 0, {}, {}, (),
+    return NightRow(path, name, 0, {}, {}, (), killed_sentence(path))
+
+
+def killed_sentence(path: Path) -> str:
+    """Say that a night ended its worker twice, and what may be behind it."""
+    return (
         f"{path} was not finished: {KILLED}, the second time with no other night beside it. The system kills for want "
-        "of memory, or a library crashed on the file. Look at the file; the same command tries it again, alone.",
-    )  # fmt: skip
+        "of memory or where a file shrinks while it is read, or a library crashed on the file. Look at the file; the "
+        "same command tries it again, alone."
+    )
 
 
 def ended_its_worker(store: Path, name: str) -> bool:
@@ -116,12 +152,17 @@ def ended_its_worker(store: Path, name: str) -> bool:
         return False
 
 
+def write_failure(store: Path, name: str, path: Path, sentence: str) -> None:
+    """Keep why a night failed, and whether it ended its worker: then it is alone the next time."""
+    content = {"id": name, "path": str(path), "sentence": sentence, "ended_its_worker": KILLED in sentence}
+    write_json(store / "failures" / f"{name}.json", content)
+
+
 def note_outcome(store: Path, row: NightRow, journal: Journal, shard: Shard | None) -> None:
     """Write what became of a night: into ``failures/`` and into the run's journal."""
     file = store / "failures" / f"{row.name}.json"
     if row.failure is not None:
-        content = {"id": row.name, "path": str(row.path), "sentence": row.failure}
-        write_json(file, {**content, "ended_its_worker": KILLED in row.failure})
+        write_failure(store, row.name, row.path, row.failure)
     else:
         file.unlink(missing_ok=True)
     journal.add(

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import RECORDINGS, Kind
 from sleepfm_fast.cohorts.corrections import Corrections
+from sleepfm_fast.cohorts.folders import files_under
 from sleepfm_fast.cohorts.shards import Shard
 from sleepfm_fast.edf import Signal
 from sleepfm_fast.errors import SleepfmError
@@ -70,7 +70,7 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     for path in paths:
         if path.is_dir():
             # A link to nothing is a night that is missing, as of a data set whose content was not fetched: it fails.
-            found |= {in_place(p) for p in files_under(path) if may_be_file(p)}
+            found |= {in_place(p) for p in recordings_under(path) if may_be_file(p)}
         elif path.is_file():
             named.add(in_place(path))
         elif path.exists():  # to read from a pipe may wait for ever
@@ -115,36 +115,21 @@ def may_be_file(path: Path) -> bool:
         return True
 
 
-def say_unlisted(error: OSError) -> None:
-    """Name a folder that the system does not let be listed: its recordings would be missing without a word."""
-    say(
-        f"notice: the folder {error.filename} cannot be listed ({error.strerror}); recordings in it are left out. Make "
-        "it readable and repeat the command, which adds them."
-    )
-
-
 def is_dangling(path: Path) -> bool:
     """Whether the path is a link to what does not exist."""
     return path.is_symlink() and not os.path.exists(path)  # noqa: PTH110 - Path.exists raises where links go round
 
 
-def files_under(folder: Path) -> Iterable[Path]:
-    """Files in ``folder`` and below that may be recordings; a folder reached twice through links is read once."""
-    seen: set[str] = set()
-    for root, folders, files in os.walk(folder, onerror=say_unlisted, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        split = [os.path.splitext(file) for file in files if not file.startswith(".")]  # noqa: PTH122 - strings
+def recordings_under(folder: Path) -> Iterable[Path]:
+    """Files in ``folder`` and below that may be recordings."""
+    for root, files in files_under(folder):
+        split = [os.path.splitext(file) for file in files]  # noqa: PTH122 - strings
         found = [(stem, suffix) for stem, suffix in split if suffix.lower() in RECORDINGS]
         named = {stem for stem, suffix in found if suffix.lower() != WFDB_SUFFIX}
         for stem, suffix in found:
             is_annotation = suffix.lower() == WFDB_SUFFIX and stem in named
             if not is_annotation and not stem.lower().endswith("hypnogram"):
-                yield Path(root, stem + suffix)
+                yield root / (stem + suffix)
 
 
 def read_header(path: Path) -> Header:

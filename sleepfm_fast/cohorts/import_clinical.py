@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.annotations import read_scoring
+from sleepfm_fast.cohorts.folders import files_under
 from sleepfm_fast.cohorts.foreign import ForeignNight
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
@@ -47,8 +48,11 @@ def h5() -> Any:
 
 
 def find_nights(source: Path) -> list[Path]:
-    """HDF5 files: ``source`` itself, or those in it and its subfolders; sorted."""
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
+    """HDF5 files: ``source`` itself, or those in it and its subfolders, links followed; sorted."""
+    if source.is_file():
+        return [source]
+    below = (folder / name for folder, names in files_under(source) for name in names)
+    files = sorted(file for file in below if file.suffix.lower() in SUFFIXES)
     if not files:
         raise SleepfmError(f"{source} holds no files ending in {' or '.join(SUFFIXES)}, in any subfolder.")
     return files

@@ -12,11 +12,14 @@ from __future__ import annotations
 import csv
 import itertools
 import re
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from sleepfm_fast.cohorts.folders import files_of
 from sleepfm_fast.cohorts.foreign import ForeignNight
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
@@ -39,8 +42,9 @@ NUMBER = re.compile(r".*_(\d{1,9})")
 def find_nights(source: Path) -> list[Path]:
     """Folders of clips below ``source``: of its ``X``, of itself, or itself; sorted."""
     root = source / "X" if (source / "X").is_dir() else source
-    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and any(folder.glob("*_*.npy"))]
-    if not folders and any(root.glob("*_*.npy")):
+    entries = files_of(root)
+    folders = [root / name for name in entries if (root / name).is_dir() and holds_clips(files_of(root / name))]
+    if not folders and holds_clips(entries):
         folders = [root]
     if not folders:
         raise SleepfmError(
@@ -48,6 +52,11 @@ def find_nights(source: Path) -> list[Path]:
             "into its folder X."
         )
     return folders
+
+
+def holds_clips(names: Iterable[str]) -> bool:
+    """Whether a name is that of a clip, more or less: what is wrong with a file is for its night to say."""
+    return any(fnmatch(name, "*_*.npy") for name in names)
 
 
 def clip_files(folder: Path) -> dict[int, Path]:

@@ -44,11 +44,10 @@ DOWNWARD_SHARE = 0.2
 ANTIPHASE = -0.5, 0.8
 """Median correlation of the belts, and share of windows below 0. Paradoxical breathing turns single windows, in severe
 obstruction most of them."""
-SATURATION_RANGE = (40.0, 100.5)
-"""Oximeters do not report less [%]; a sensor that is off reads 0."""
-PULSE_RANGE = (20.0, 250.0)
+TREND_RANGE = {"SpO2": (40.0, 100.5), "Pulse Rate": (20.0, 250.0)}
+"""Oximeters do not report less saturation [%]; a sensor that is off reads 0."""
 OFF_SHARE = 0.25
-"""As FLAT_SHARE."""
+"""As FLAT_SHARE, of windows whose median lies outside the range."""
 
 
 @dataclass(frozen=True)
@@ -157,20 +156,24 @@ def judged(
     signal, kind = channel.signal, channel.kind
     leave_out = f"leave it out if it holds nothing else: {override(path, signal.label.strip(), exclude=True)}"
     dead = m.flat + m.railed
-    if m.railed >= FLAT_SHARE * n_windows:
+    limits = TREND_RANGE.get(channel_of(signal.label.strip())[0]) if kind == "step" else None
+    one_value = m.flat == n_windows and len(set(m.levels)) == 1
+    # Saturation may stand at 100 %, the limit; whether a known trend is off its values tell.
+    if m.railed >= FLAT_SHARE * n_windows and limits is None:
         figures = {"railed": m.railed, "windows": n_windows}
         yield "railed", f"stands at its digital limit in {m.railed} of {n_windows} windows", leave_out, figures
-    if m.flat >= FLAT_SHARE * n_windows and (kind != "step" or m.flat == n_windows):
+    if m.flat >= FLAT_SHARE * n_windows and (kind != "step" or one_value):
         figures = {"flat": m.flat, "windows": n_windows}
         yield "flat", f"holds one value in {m.flat} of {n_windows} windows", leave_out, figures
     if m.unplugged >= FLAT_SHARE * n_windows:
         text = f"is silent but for noise in {m.unplugged} of {n_windows} windows: unplugged, as a cannula under CPAP?"
         action = "nothing to do for a part of the night: the hours before give its amplitude"
         yield "unplugged", text, action, {"unplugged": m.unplugged, "windows": n_windows}
-    if dead == n_windows:
-        return
     if kind == "step":
-        yield from trends(path, channel, m)
+        if limits is not None and not one_value:
+            yield from trends(path, channel, m, limits)
+        return
+    if dead == n_windows:
         return
     if m.clipped >= CLIPPED_SHARE and kind in (*POTENTIALS, "respiration"):
         text = f"{100 * m.clipped:.2g} % of the samples are cut off at the signal's own extremes"
@@ -188,18 +191,20 @@ def judged(
     yield from beats(path, channel, m)
 
 
-def trends(path: Path, channel: Channel, m: ChannelMeasures) -> Iterator[Judgement]:
-    """Compare saturation and pulse rate with their range."""
+def trends(path: Path, channel: Channel, m: ChannelMeasures, limits: tuple[float, float]) -> Iterator[Judgement]:
+    """Compare saturation or pulse rate with its range."""
     label = channel.signal.label.strip()
-    name = channel_of(label)[0]
-    if name not in ("SpO2", "Pulse Rate"):
+    low, high = limits
+    n_off = sum(not low <= level <= high for level in m.levels)
+    if n_off < OFF_SHARE * len(m.levels):
         return
-    low, high = SATURATION_RANGE if name == "SpO2" else PULSE_RANGE
-    figures = {"median": m.level, "low": m.low, "high": m.high}
+    figures = {"median": m.level, "low": m.low, "high": m.high, "off": n_off, "windows": len(m.levels)}
     if low <= m.level <= high:
+        text = f"lies outside {low:g} to {high:g} in {n_off} of {len(m.levels)} windows: was the sensor off?"
+        yield "level", text, "nothing to do for a part of the night, but know of it", figures
         return
     text = f"has a median of {m.level:.3g} {channel.signal.unit}".rstrip() + f", expected {low:g} to {high:g}"
-    if name == "SpO2" and 100 * m.level >= low and 100 * m.high <= high:
+    if limits == TREND_RANGE["SpO2"] and 100 * m.level >= low and 100 * m.high <= high:
         action = override(path, label, unit="%", scale=100)
         yield "level", f"{text}: it is a fraction", f"turn it into %: {action}", figures
     else:
@@ -250,7 +255,7 @@ def beats(path: Path, channel: Channel, m: ChannelMeasures) -> Iterator[Judgemen
         return
     if not (m.match >= NO_BEAT_MATCH and m.contrast >= NO_BEAT_CONTRAST):
         if float(channel.signal.fs_hz) >= 64:
-            text = "is labelled ECG, but shows no heartbeats"
+            text = "is labelled ECG, but shows no heartbeats of one shape: other signal, noise, or ectopic beats?"
             yield "wrong_kind", text, f"look at it, or leave it out: {override(path, label, exclude=True)}", figures
     elif m.upward <= DOWNWARD_SHARE:
         text = f"{100 * (1 - m.upward):.0f} % of the R peaks point down: perhaps its polarity is swapped"

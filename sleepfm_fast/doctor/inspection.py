@@ -18,7 +18,7 @@ from sleepfm_fast.cohorts.night import Night, read_night, refuse_empty
 from sleepfm_fast.doctor.cohort_findings import cohort_findings
 from sleepfm_fast.doctor.findings import SEVERITIES, Channel, Finding, belts_of, channel_findings, channels_of
 from sleepfm_fast.doctor.inspection_text import cohort_lines, finding_lines, night_lines
-from sleepfm_fast.doctor.measures import N_WINDOWS, WINDOW_S, ChannelMeasures, measure_night
+from sleepfm_fast.doctor.measures import ChannelMeasures, measure_night
 from sleepfm_fast.doctor.night_findings import night_findings, unreadable
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Engine, Progress, WorkersLost, in_parallel
@@ -253,7 +253,6 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
         "stages": dict(stages),
         "sdb": dict(sdb),
         "montage": {"name": montage.name, **{m.name: [slot.name for slot in m.slots] for m in montage.modalities}},
-        "minutes_read_per_night": N_WINDOWS * WINDOW_S / 60,
         "findings_by_severity": {severity: counts[severity] for severity in SEVERITIES},
         "findings_by_code": dict(Counter(finding.code for finding in findings)),
         "failed": [{"path": str(night.path), "reason": night.failure} for night in reports if night.failure],

@@ -53,23 +53,26 @@ class ChannelMeasures:
     index : int
         In the header.
     flat, railed : int
-        Windows that hold one value (to one step); windows that stand at the header's digital limit half of the time.
+        Windows that hold one value (to one step, of trends exactly); windows that stand at the header's digital limit
+        half of the time.
     unplugged : int
         Windows of respiration, other than those, that hold only noise (:mod:`sleepfm_fast.store.unplugged`).
     clipped : float
-        Share of samples, of windows that are not railed, that lie in runs at the signal's own extremes.
+        Share of samples, of the live windows (neither flat nor railed), that lie in runs at the signal's own extremes.
     amplitude : float
         In the header's unit, median over the live windows: of an ECG the peak-to-peak value in 2 s, otherwise the
         standard deviation that the central 95 % would have if they were Gaussian. NaN without a live window.
     level : float
         Median over all windows, in the header's unit.
+    levels : tuple of float
+        Median of each window.
     low, high : float
         1st and 99th percentile, in the header's unit.
     mains_hz, mains : float
         Line frequency, and the share of the power above 0.5 Hz that lies within 1 Hz of it; NaN where it is beyond the
         band.
     rate, match, contrast, upward : float
-        Of :class:`Heartbeat`, median over the live windows; NaN where there is none.
+        Of :class:`Heartbeat`, median over the live windows, of ``upward`` their mean; NaN where there is none.
     digest : str
         Of all samples read; equal in two channels that are one.
     """
@@ -81,6 +84,7 @@ class ChannelMeasures:
     clipped: float
     amplitude: float
     level: float
+    levels: tuple[float, ...]
     low: float
     high: float
     mains_hz: float
@@ -154,7 +158,10 @@ def measure_night(
         by_index = {s.index: s for s in signals}
         pair = [(by_index[i], samples[i]) for i in belts]
         together = breathing_together(pair[0], pair[1])
-    minutes = sum(float(w.n_records * recording.record_s) for w in windows) / 60
+    # A window that was moved back repeats records of the one before it.
+    ends = [0, *(w.first_record + w.n_records for w in windows)]
+    n_read = sum(end - max(w.first_record, before) for w, before, end in zip(windows, ends, ends[1:], strict=False))
+    minutes = float(n_read * recording.record_s) / 60
     return NightMeasures(len(windows), minutes, channels, together, digest.hexdigest()[:16])
 
 
@@ -163,8 +170,11 @@ def measure(signal: Signal, windows: Sequence[NDArray[Any]], kind: str | None) -
     fs_hz = float(signal.fs_hz)
     limits = (signal.digital_min, signal.digital_max)
     railed = [bool(np.mean((w <= limits[0]) | (w >= limits[1])) >= 0.5) for w in windows]
-    flat = [int(w.max()) - int(w.min()) <= 1 for w in windows]
-    live = [w * signal.gain + signal.offset for w, f, r in zip(windows, flat, railed, strict=True) if not f and not r]
+    # A trend in whole percent swings between two values for minutes.
+    steps = 0 if kind == "step" else 1
+    flat = [int(w.max()) - int(w.min()) <= steps for w in windows]
+    live_digital = [w for w, f, r in zip(windows, flat, railed, strict=True) if not f and not r]
+    live = [w * signal.gain + signal.offset for w in live_digital]
     everything = np.concatenate(windows)
     low, level, high = np.percentile(everything, [1, 50, 99]) * signal.gain + signal.offset
     amplitudes = [peak_to_peak(x, fs_hz) if kind == "ecg" else spread(x, fs_hz) for x in live]
@@ -174,15 +184,20 @@ def measure(signal: Signal, windows: Sequence[NDArray[Any]], kind: str | None) -
     line = int(np.argmax(by_line)) if by_line.size and np.any(np.isfinite(by_line)) else None
     beats = [b for x in live if (b := heartbeat(x, fs_hz)) is not None] if kind in POTENTIALS else []
     # A window without enough candidates shows no heartbeat: where that is the rule, there is none.
-    beat = Heartbeat(*np.median(np.array(beats), axis=0).tolist()) if len(beats) * 2 > len(live) else None
+    beat = None
+    if len(beats) * 2 > len(live):
+        beat = Heartbeat(*np.median(np.array(beats), axis=0).tolist())
+        # A lead that was exchanged during the night points down in a part of it.
+        beat = beat._replace(upward=float(np.mean([b.upward for b in beats])))
     return ChannelMeasures(
         index=signal.index,
         flat=sum(f and not r for f, r in zip(flat, railed, strict=True)),
         railed=sum(railed),
         unplugged=int((~on).sum()),
-        clipped=clipped([w for w, r in zip(windows, railed, strict=True) if not r]),
+        clipped=clipped(live_digital),
         amplitude=float(np.median(amplitudes)) if amplitudes else math.nan,
         level=float(level),
+        levels=tuple(float(np.median(w)) * signal.gain + signal.offset for w in windows),
         low=float(min(low, high)),
         high=float(max(low, high)),
         mains_hz=math.nan if line is None else MAINS_HZ[line],

@@ -161,20 +161,24 @@ def clocks(night: Night) -> Iterator[Said]:
 
 
 def lights(night: Night, first_s: float, last_s: float) -> Iterator[Said]:
-    """Markers of lights off and on, against the first and last stage."""
+    """First marker of lights off and last of lights on, against the first and last stage."""
     assert night.scoring is not None
+    onsets: dict[str, list[float]] = {"off": [], "on": []}
     for event in night.scoring.events:
         match = LIGHTS.search(event.text)
-        if match is None:
+        if match is not None:
+            onsets["on" if match[1].lower() == "on" else "off"].append(event.onset_s)
+    # Those between are of somebody who came in, or of a walk to the toilet.
+    marks = [("off", min(onsets["off"], default=None)), ("on", max(onsets["on"], default=None))]
+    for name, onset_s in marks:
+        if onset_s is None:
             continue
-        off = match[1].lower() != "on"
-        early_s = event.onset_s - first_s if off else last_s - event.onset_s
+        early_s = onset_s - first_s if name == "off" else last_s - onset_s
         if early_s >= UNSCORED_S:
-            text = f"lights {'off' if off else 'on'} at {minutes(event.onset_s)}, {minutes(early_s)} of stages lie " + (
-                "before" if off else "after"
-            )
+            side = "before" if name == "off" else "after"
+            text = f"lights {name} at {minutes(onset_s)}, {minutes(early_s)} of stages lie {side}"
             action = "nothing is cut; leave those epochs out of the scoring if they are not sleep opportunity"
-            yield "lights", False, "", text, action, {"onset_s": event.onset_s, "seconds": early_s}
+            yield "lights", False, "", text, action, {"onset_s": onset_s, "seconds": early_s}
 
 
 def minutes(seconds: float) -> str:

@@ -8,6 +8,7 @@ but clips are ranked differently within a class against the rest.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from sleepfm_fast.evaluation.metrics import Interval, bootstrap_subjects, percen
 if TYPE_CHECKING:
     from sleepfm_fast.evaluation.tasks import Task
 
-__all__ = ["calibration", "correct_for_prior", "say_calibration"]
+__all__ = ["calibration", "correct_for_prior", "recorded_prior", "say_calibration"]
 
 N_BINS = 10
 
@@ -94,6 +95,15 @@ def _reliability(
         ),
         "brier": percentile_interval(float(squares.sum() / len(p)), resampled_ratio(squares, clips, draws), n_subjects),
     }
+
+
+def recorded_prior(record: Mapping[str, Any]) -> npt.NDArray[np.float64] | None:
+    """Frequencies among the training clips of a result's classes, [k]; None where the record has none."""
+    try:
+        prior = record["calibration"]["prior"]
+        return np.array([prior[record["class_names"][k]] for k in record["trained_classes"]], np.float64)
+    except (KeyError, TypeError, IndexError):
+        return None
 
 
 def _of(

@@ -9,6 +9,7 @@ import itertools
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.system import processors
 
-__all__ = ["Backend", "Engine", "Progress", "WorkersLost", "dispatched", "in_parallel", "open_engine"]
+__all__ = ["Backend", "Engine", "Progress", "WorkersLost", "dispatched", "in_parallel", "open_engine", "pool"]
 
 Backend = Literal["loky", "threading", "dask", "ray"]
 Result = TypeVar("Result")
@@ -210,7 +211,7 @@ def in_parallel(
     WorkersLost
         When a worker process died. Results that were not yielded yet may be lost.
     """
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
     if not arguments:
         return
@@ -225,9 +226,20 @@ def in_parallel(
             if own_process:
                 # joblib does not leave this process for one job at a time
                 backend, width = "loky", max(width, 2)
-            yield from dispatched(Parallel(n_jobs=width, backend=backend, return_as="generator_unordered"), calls)
+            yield from dispatched(pool(width, backend=backend, return_as="generator_unordered"), calls)
     except engine.deaths as error:
         raise WorkersLost(type(error).__name__) from error
+
+
+def pool(width: int, **options: Any) -> Any:
+    """A :class:`joblib.Parallel` that shares no arrays: there are none, see above.
+
+    joblib makes the folder for them in /dev/shm, where that of a killed run stays until the machine starts again, at
+    once; one that it is given, when it first writes into it.
+    """
+    from joblib import Parallel
+
+    return Parallel(n_jobs=width, max_nbytes=None, temp_folder=tempfile.gettempdir(), **options)
 
 
 def dispatched(parallel: Callable[..., Any], calls: Iterable[Any]) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.evaluation.calibration import correct_for_prior
+from sleepfm_fast.evaluation.calibration import correct_for_prior, recorded_prior
 from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reporting import suggestions
@@ -85,9 +85,7 @@ def nights_of(result: Result) -> dict[str, Night]:
     classes = result.record.get("trained_classes")
     if not isinstance(names, list) or not isinstance(classes, list) or len(classes) != probability.shape[1]:
         raise SleepfmError(f"{result.path / 'result.json'} lacks the names of recordings or classes; write it again.")
-    class_names = result.record["class_names"]
-    recorded = (result.record.get("calibration") or {}).get("prior")
-    prior = np.array([recorded[class_names[k]] for k in classes], np.float64) if recorded else None
+    prior = recorded_prior(result.record)
     nights = {}
     order = np.lexsort((onset, recording))
     starts = np.flatnonzero(np.r_[True, np.diff(recording[order]) != 0])

@@ -70,7 +70,7 @@ def vectors_of(embeddings: Embeddings, clips: npt.NDArray[np.int64]) -> npt.NDAr
 
 
 def project(x: npt.NDArray[np.float32], method: Method, seed: int) -> tuple[Floats, str]:
-    """Two dimensions of vectors [n, D], scaled into [0, 1], and what was done, in words.
+    """Two dimensions of vectors [n, D], both scaled by one factor into [0, 1], and what was done, in words.
 
     t-SNE needs neighbours: fewer than ten vectors are projected by PCA.
     """
@@ -96,9 +96,8 @@ def project(x: npt.NDArray[np.float32], method: Method, seed: int) -> tuple[Floa
         explained = np.nan_to_num(pca.explained_variance_ratio_).sum()
         words = f"PCA, whose two axes hold {100 * explained:.0f} % of the variance"
     y = np.asarray(y, np.float64)
-    low, width = y.min(0), np.ptp(y, axis=0)
-    width[width == 0] = 1.0
-    return 0.02 + 0.96 * (y - low) / width, words
+    # One scale for both axes: stretched each by itself, clusters would look rounder and nearer than they are.
+    return 0.5 + 0.96 * (y - (y.min(0) + y.max(0)) / 2) / (np.ptp(y, axis=0).max() or 1.0), words
 
 
 def scatter(y: Floats, series: Sequence[tuple[str, npt.NDArray[np.bool_]]], title: str) -> tuple[str, str]:
@@ -171,9 +170,9 @@ def run_figures(run: Run, embeddings: Embeddings, n: int, method: Method, seed: 
     for title, series, key, column in plots:
         svg, names = scatter(y, series, f"Embeddings of {run.name} {title}")
         note = (
-            "Points of one colour together: the stage can be read off."
+            "Where points of one colour lie together, the stage can be read off."
             if key == "stage"
-            else "Points of one colour together: the embedding also knows who sleeps."
+            else "Where points of one colour lie together, the embedding also knows who sleeps."
         )
         figures.append(
             Figure(

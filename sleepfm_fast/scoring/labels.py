@@ -140,7 +140,7 @@ def clip_labels(
             f"the 30-s grid of the first stage (which starts at {anchor_s:g} s); each epoch got the stage that covers "
             "most of it."
         )
-    outside = sum(not any(s.onset_s < end and s.end_s > start for start, end in stretches) for s in scored)
+    outside = count_outside(scored, stretches)
     if outside:
         issues.append(
             f"{outside} of {counted(len(scored), 'stage annotation')} {agreeing(outside, 'lies', 'lie')} wholly "
@@ -190,6 +190,15 @@ def stretches_of(n_s: float | Fraction, segments: Sequence[Stretch]) -> Interval
     # the duration of a record follows from the end of the segment that ends last
     record_s = min(((Fraction(n_s) - s.onset_s) / s.n_records for s in filled), default=Fraction(0))
     return [(float(s.onset_s), float(s.onset_s + s.n_records * record_s)) for s in filled]
+
+
+def count_outside(spans: Sequence[StageSpan], stretches: Intervals) -> int:
+    """How many spans share no time with any stretch; stretches may overlap, and there may be one a record."""
+    starts_s, ends_s = np.array(sorted(stretches)).reshape(-1, 2).T
+    # Of the stretches that start before a span ends, the one that ends last decides.
+    begun = np.searchsorted(starts_s, [span.end_s for span in spans], side="left")
+    last_s = np.concatenate([[-np.inf], np.maximum.accumulate(ends_s)])[begun]
+    return int(np.count_nonzero(last_s <= [span.onset_s for span in spans]))
 
 
 def off_grid_s(offset_s: float) -> float:

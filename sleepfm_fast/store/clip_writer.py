@@ -203,10 +203,13 @@ def write_night(
 def segment_of(onsets_s: npt.NDArray[np.float64], segments: Sequence[Segment], record_s: Fraction) -> Array:
     """Segment that holds each clip; the first in the file where segments overlap."""
     found = np.full(len(onsets_s), -1, dtype=np.int64)
-    for i, segment in reversed(list(enumerate(segments))):
-        start_s = float(segment.onset_s)
-        end_s = float(segment.onset_s + segment.n_records * record_s)
-        found[(onsets_s >= start_s - 1e-6) & (onsets_s + EPOCH_S <= end_s + 1e-6)] = i
+    starts_s = np.array([float(segment.onset_s) for segment in segments])
+    ends_s = np.array([float(segment.onset_s + segment.n_records * record_s) for segment in segments])
+    # Onsets ascend, so that a segment's clips are a slice: most of very many segments hold none.
+    first = np.searchsorted(onsets_s, starts_s - 1e-6, side="left")
+    after = np.searchsorted(onsets_s + EPOCH_S, ends_s + 1e-6, side="right")
+    for i in np.flatnonzero(first < after)[::-1].tolist():
+        found[first[i] : after[i]] = i
     if np.any(found < 0):
         raise ValueError(f"a clip at {onsets_s[found < 0][0]} s lies in no segment of the recording.")
     return found
