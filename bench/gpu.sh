@@ -28,15 +28,13 @@ fi
 [ $# -eq 1 ] || usage
 case $1 in -*) usage ;; esac
 
-# The CUDA toolkit where it is usually installed, if it is not on the PATH.
-if ! command -v nvcc >/dev/null; then
-  for toolkit in "${CUDA_HOME:-}" /usr/local/cuda; do
-    if [ -x "$toolkit/bin/nvcc" ]; then
-      export PATH=$PATH:$toolkit/bin
-      break
-    fi
+# The CUDA toolkit where it is usually installed, if not all of it is on the PATH.
+for tool in nvcc compute-sanitizer; do
+  compiler=$(command -v nvcc)
+  for toolkit in "${CUDA_HOME:-}" ${compiler:+"$(dirname "$(dirname "$(readlink -f "$compiler")")")"} /usr/local/cuda; do
+    if ! command -v "$tool" >/dev/null && [ -x "$toolkit/bin/$tool" ]; then export PATH=$PATH:$toolkit/bin; fi
   done
-fi
+done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mkdir -p "$1" || exit 2
@@ -59,7 +57,7 @@ fail() {
 if [ -n "${SLEEPFM_WHEELS:-}" ]; then
   if "$python" -m pip install --quiet --no-index --no-deps --no-compile --find-links "$SLEEPFM_WHEELS" \
     --target "$work/site" "$SLEEPFM_WHEELS"/*.whl >>"$log" 2>&1; then
-    export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
+    export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH} PATH=$PATH:$work/site/bin # cmake and ninja among them
     unset SLEEPFM_WHEELS # a run within the tests finds them installed
   else
     fail "the wheels in $SLEEPFM_WHEELS could not be installed; see $log"

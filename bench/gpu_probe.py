@@ -1,4 +1,4 @@
-"""What the machine can do and how exactly: errors of the loss, copies, products of its shapes, and gpu_probe.cu.
+"""What the machine can do and how exactly: errors and times of the loss path by path, copies, products, gpu_probe.cu.
 
 ``python bench/gpu_probe.py OUT.json`` writes numbers by name. Without a GPU the same code runs at toy sizes.
 """
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import cuda_events
 import cuda_loss_rivals as rivals
 import torch
 
-from sleepfm_fast.ops import contrastive_cuda, contrastive_small
+from sleepfm_fast.ops import contrastive_cuda, contrastive_gemm, contrastive_small
 
 HERE = Path(__file__).resolve().parent
 CUDA = torch.cuda.is_available()
@@ -59,6 +60,38 @@ def launches() -> dict[str, float]:
     return {"a launch through torch (us)": 1e6 * cuda_events.measure(lambda: x.add_(1))}
 
 
+def paths(n: int) -> dict[str, tuple[str, rivals.Loss]]:
+    """Every path that may take N samples, and the loss in each precision that makes a difference there."""
+    arms = {}
+    for path in ("small", "mma", "gemm") if n <= contrastive_small.LARGEST_N else ("mma", "gemm"):
+        for name, loss in (("highest", rivals.highest), ("high", rivals.high)):
+            if (path, name) != ("small", "high"):  # one and the same
+                arms[f"{path}, {name}"] = path, loss
+    return arms
+
+
+def times(sizes: tuple[int, ...], dims: tuple[int, ...]) -> dict[str, float]:
+    """Milliseconds of forward and backward on every path: where contrastive_regime.py should change between them."""
+    results = {}
+    for dim in dims:
+        for n in sizes:
+            x, tau = rivals.inputs(n, cuda_events.device())
+            x = x.detach()[..., :dim].contiguous().requires_grad_()
+            for arm, (path, loss) in paths(n).items():
+                os.environ[contrastive_cuda.VARIABLE] = path
+                call = partial(rivals.step, loss, x, tau)
+                cuda_events.warmed_up(call)
+                results[f"N = {n}, D = {dim}: {arm} (ms)"] = float(f"{1e3 * cuda_events.measure(call):.4g}")
+    del os.environ[contrastive_cuda.VARIABLE]
+    return results
+
+
+def products_of_halves() -> dict[str, bool]:
+    """Whether torch gives float32 from float16 factors; else the library's path copies its operands to float32."""
+    written, added = contrastive_gemm._mixed_products(cuda_events.device())
+    return {"torch multiplies float16 to float32": written, "torch adds such products to float32": added}
+
+
 def errors(n: int) -> dict[str, float]:
     """Relative error of a loss and of its gradients (norm for x's) against float64, path by path and for PyTorch.
 
@@ -67,11 +100,7 @@ def errors(n: int) -> dict[str, float]:
     x, tau = rivals.inputs(n, cuda_events.device())
     os.environ[contrastive_cuda.VARIABLE] = "chunked"
     wide = rivals.step(rivals.highest, x.detach().double().requires_grad_(), tau.detach().double().requires_grad_())
-    arms = {"PyTorch, float32": ("chunked", rivals.eager)}
-    for path in ("small", "mma", "gemm") if n <= contrastive_small.LARGEST_N else ("mma", "gemm"):
-        for name, loss in (("highest", rivals.highest), ("high", rivals.high)):
-            if (path, name) != ("small", "high"):  # one and the same
-                arms[f"{path}, {name}"] = path, loss
+    arms = {"PyTorch, float32": ("chunked", rivals.eager), **paths(n)}
     results = {}
     for arm, (path, loss) in arms.items():
         os.environ[contrastive_cuda.VARIABLE] = path
@@ -102,14 +131,24 @@ def probe() -> dict[str, Any]:
     return {f"{words} ({unit})": float(value) for words, value, unit in rows}
 
 
+def described(part: Callable[[], Any]) -> str:
+    """Name of a measurement and what it was given, so that two that fail are told apart."""
+    if isinstance(part, partial):
+        return " ".join(map(str, (part.func.__name__, *part.args)))
+    return part.__name__
+
+
 def main(path: Path) -> int:
     """Write what could be measured; 1 where something could not."""
     results: dict[str, Any] = {}
     status = 0
     shapes = (32768, 8448, 512) if CUDA else (256, 64, 32)
     sizes = (512, 8192) if CUDA else (64,)
+    timed = ((128, 256, 512, 1024, 2048, 4096, 8192), (128, 512)) if CUDA else ((64,), (512,))
     for part in (
+        products_of_halves,
         *(partial(errors, n) for n in sizes),
+        partial(times, *timed),
         partial(copies, 2**32 if CUDA else 2**22),
         launches,
         partial(products, *shapes),
@@ -118,7 +157,7 @@ def main(path: Path) -> int:
         try:
             results |= part()
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            results[f"failed: {type(error).__name__}"] = str(error)[:300]
+            results[f"failed: {described(part)}"] = f"{type(error).__name__}: {str(error)[:300]}"
             status = 1
         path.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))

@@ -55,12 +55,17 @@ OTHER_TESTS = tuple(
 )
 # torch.compile may take most of a step's time, and its process with it.
 COMPILED_TEST = "tests/test_fused_blocks.py::test_embeds_on_cuda_as_well_as_torch_does[True]"
+TRAINING_TESTS = "tests/test_training_cuda.py"  # make nights and train on them: as long as all others together
 CUDA_TESTS = {
     "small": ["tests/test_contrastive_cuda.py", "tests/test_contrastive_small.py", "-k", "small"],
     "mma": ["tests/test_contrastive_cuda.py", "-k", "mma"],
     "gemm": ["tests/test_contrastive_cuda.py", "tests/test_contrastive_gemm.py", "-k", "gemm"],
     "other losses": ["tests/test_contrastive_cuda.py", "-k", "not (small or mma or gemm)"],
-    "all else": [*(file for file in OTHER_TESTS if file not in LOSS_TESTS), f"--deselect={COMPILED_TEST}"],
+    "all else": [
+        *(file for file in OTHER_TESTS if file not in (*LOSS_TESTS, TRAINING_TESTS)),
+        f"--deselect={COMPILED_TEST}",
+    ],
+    "training": [TRAINING_TESTS],
     "compiled blocks": [COMPILED_TEST],
 }
 # Without a GPU "all else" would import many files to skip nearly every test.
@@ -78,6 +83,7 @@ INTERRUPT_S, KILL_S = 10, 10
 """How long a step may take to end when it is interrupted, and then when it is killed; within the deadline, too."""
 LEAST_S = 10  # a step with less is not begun
 LAST_LINES = 40  # of the log of a step that fails, kept in the JSON
+MOST_NAMED = 6  # of its tests that failed, in the table
 
 
 @dataclass
@@ -200,7 +206,7 @@ def steps(work: Path, rehearse: bool) -> list[Step]:
         bench_on_cuda("filter", 50),
         bench_on_cuda("encoder", 90),
         bench_on_cuda("graph", 30),
-        Step("measurements", [sys.executable, str(HERE / "gpu_probe.py"), str(probe)], 60, {}, lambda: json_of(probe)),
+        Step("measurements", [sys.executable, str(HERE / "gpu_probe.py"), str(probe)], 90, {}, lambda: json_of(probe)),
         *(sanitize(tool) for tool in SANITIZERS),
         tests("tests on the cpu", ["-q", "-m", "not cuda", *(parallel if have_xdist else []), *small], 150, HIDDEN),
         bench_on_cuda("rivals", 130),
@@ -309,13 +315,20 @@ def write(file: Path, document: dict[str, Any]) -> None:
 
 
 def table(document: dict[str, Any]) -> list[str]:
-    """Format steps, comparisons and measurements for a terminal."""
+    """Format measurements, comparisons and, last, where a terminal or the tail of a log shows them, the steps."""
     m = document["machine"]
-    lines = [
+    lines = []
+    for row in document["steps"]:
+        if row["name"] == "measurements" and isinstance(row.get("result"), dict):
+            lines += [*(f"{name:60} {value}" for name, value in row["result"].items()), ""]
+    for row in document["steps"]:
+        for result in row.get("result") or [] if isinstance(row.get("result"), list) else []:
+            lines += [*comparison(result), ""]
+    lines += [
         f"{m.get('gpu') or 'no GPU'}, driver {m.get('gpu_driver') or '-'}, CUDA {m.get('cuda', '-')}, "
         f"torch {m['torch']}, {m['cpu_cores']} cores, commit {m['commit']}",
         "",
-        f"{'step':30} {'outcome':9} {'s':>6}  result",
+        f"{'step':32} {'outcome':9} {'s':>6}  result",
     ]
     for row in document["steps"]:
         result = row.get("result")
@@ -325,15 +338,19 @@ def table(document: dict[str, Any]) -> list[str]:
             own = row["given_s"] >= row["limit_s"]
             whose = "its limit" if own else f"what was left; its limit is {row['limit_s']:g} s"
             words = ", ".join(filter(None, [words, f"out of time: cut at {row['given_s']:g} s, {whose}"]))
-        lines.append(f"{row['name']:30} {row['outcome']:9} {row.get('seconds', '-'):>6}  {words}")
-    lines += budget_lines(document)
-    for row in document["steps"]:
-        for result in row.get("result") or [] if isinstance(row.get("result"), list) else []:
-            lines += comparison(result)
-    for row in document["steps"]:
-        if row["name"] == "measurements" and isinstance(row.get("result"), dict):
-            lines += ["", *(f"{name:60} {value}" for name, value in row["result"].items())]
-    return lines
+        lines.append(f"{row['name']:32} {row['outcome']:9} {row.get('seconds', '-'):>6}  {words}")
+        lines += failures(row)
+    return lines + budget_lines(document)
+
+
+def failures(row: dict[str, Any]) -> list[str]:
+    """Tests that failed, as pytest names them, or what was said last; the rest is in the JSON and in the log."""
+    if row["outcome"] != "failed":
+        return []
+    said = [line.strip() for line in row.get("last_lines", []) if line.strip()]
+    named = [line for line in said if line.startswith(("FAILED ", "ERROR "))]
+    chosen = [*named[:MOST_NAMED], *([f"and {len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else [])]
+    return [f"    {line[:150]}" for line in chosen or said[-2:]]
 
 
 def budget_lines(document: dict[str, Any]) -> list[str]:
@@ -356,7 +373,7 @@ def budget_lines(document: dict[str, Any]) -> list[str]:
 def comparison(result: dict[str, Any]) -> list[str]:
     """Format one comparison: a line an arm."""
     predicted = result.get("predicted_s")
-    lines = ["", result["name"] + (f" (predicted {report.time_text(predicted)})" if predicted else "")]
+    lines = [result["name"] + (f" (predicted {report.time_text(predicted)})" if predicted else "")]
     peaks = result.get("peak_device_mib") or result.get("peak_rss_mib") or {}
     for arm, seconds in result["medians_s"].items():
         ratio = result["ratios"].get(arm)

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "tests" / "cuda_on_cpu"
 SCHEDULES = {"run_ahead": 0, "reversed": 1, "round_robin": 2, "shuffled": 3}
 COPIES = {"eager": 0, "deferred": 1}
+SUMS = {"rounded": 0, "ampere": 1, "hopper": 2}  # as in instructions.h
 TIME_LIMIT_S = 120
 POISON_BYTE = 0xFF  # as in fenced_memory.h: NaN in every type
 
@@ -37,6 +38,7 @@ class _Options(ctypes.Structure):
     _fields_ = [
         ("schedule", ctypes.c_int),
         ("copies", ctypes.c_int),
+        ("sums", ctypes.c_int),
         ("seed", ctypes.c_uint32),
         ("time_limit_s", ctypes.c_int32),
         *((f"skipped_{name}", ctypes.c_int64) for name in ("barrier", "wait", "warp_sync", "grid_barrier")),
@@ -53,6 +55,7 @@ class Run:
     schedule: str = "run_ahead"
     seed: int = 0
     copies: str = "deferred"
+    sums: str = "rounded"  # of mma: as a device adds, "ampere" or "hopper", takes several times as long
     side: str = "end"  # of the pages between the fences that buffers lie at: "end" or "start"
     skipped_barrier: int = -1
     skipped_wait: int = -1
@@ -215,7 +218,7 @@ class Kernels:
         memory = Memory(self.library, self.server, run.side)
 
         def call(name: str, *arguments: object) -> Counts:
-            options = _Options(SCHEDULES[run.schedule], COPIES[run.copies], run.seed, TIME_LIMIT_S)
+            options = _Options(SCHEDULES[run.schedule], COPIES[run.copies], SUMS[run.sums], run.seed, TIME_LIMIT_S)
             for kind in ("barrier", "wait", "warp_sync", "grid_barrier"):
                 setattr(options, f"skipped_{kind}", getattr(run, f"skipped_{kind}"))
             if memory.call(name, options, arguments) != 0:

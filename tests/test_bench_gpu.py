@@ -19,6 +19,7 @@ if not (BENCH / "gpu.sh").is_file():
     pytest.skip("the benchmarks are in the clone, not in the package", allow_module_level=True)
 sys.path.insert(0, str(BENCH))
 
+import gpu_probe  # noqa: E402
 import gpu_steps  # noqa: E402
 
 
@@ -291,6 +292,68 @@ def test_the_table_shows_arms_predictions_and_what_failed():
     text = "\n".join(gpu_steps.comparison(result))
     for words in ("a loss (predicted 20 ms)", "30 ms", "10.00 x", "120 MiB", "failed: OutOfMemoryError"):
         assert words in text
+
+
+def test_the_table_ends_with_the_steps_and_names_the_tests_that_failed(tmp_path, monkeypatch, capsys):
+    """The tail of the output may be all that anybody sees of a run."""
+    summary = "\n".join(f"FAILED tests/test_a.py::test_{k} - assert {k}" for k in range(8))
+    comparisons = [{"name": "a loss", "medians_s": {"ours": 0.03}, "ratios": {}}]
+    run_steps(
+        tmp_path,
+        monkeypatch,
+        step("tests", f"print({summary!r}); raise SystemExit(1)"),
+        step("broken", "raise RuntimeError('no such device')"),
+        step("measurements", "pass", collect=lambda: {"a launch (us)": 3.5}),
+        step("times", "pass", collect=lambda: comparisons),
+    )
+    printed = capsys.readouterr().out
+    places = [printed.index(words) for words in ("a launch (us)", "a loss", "step ", "test_a.py::test_0", "budget:")]
+    assert places == sorted(places)
+    assert "test_a.py::test_5" in printed
+    assert "test_a.py::test_6" not in printed
+    assert "and 2 more" in printed
+    assert "RuntimeError: no such device" in printed
+
+
+def test_the_sanitizer_is_found_beside_the_compiler(tmp_path):
+    """Where only nvcc is on the PATH, as a link into the toolkit."""
+    toolkit, on_path = tmp_path / "cuda" / "bin", tmp_path / "on_path"
+    for folder in (toolkit, on_path):
+        folder.mkdir(parents=True)
+    for name in ("nvcc", "compute-sanitizer"):
+        (toolkit / name).write_text("#!/bin/sh\n")
+        (toolkit / name).chmod(0o755)
+    (on_path / "nvcc").symlink_to(toolkit / "nvcc")
+    if shutil.which("compute-sanitizer"):
+        pytest.skip("the whole toolkit is on the PATH")
+    path = f"{on_path}:{os.environ['PATH']}"
+    done = gpu("--rehearse", str(tmp_path / "out"), PATH=path, SLEEPFM_GPU_STEPS="sanitizer racecheck")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (racecheck,) = json.loads((tmp_path / "out" / "gpu.json").read_text())["steps"]
+    assert racecheck["outcome"] == "passed"
+
+
+def test_measurements_that_fail_stop_nothing_and_are_told_apart(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("an illegal memory access")
+
+    for name in ("errors", "times", "copies", "products", "probe"):
+        monkeypatch.setattr(gpu_probe, name, broken)
+    assert gpu_probe.main(tmp_path / "probe.json") == 1
+    found = json.loads((tmp_path / "probe.json").read_text())
+    failed = [what for what in found if what.startswith("failed: ")]
+    assert len(failed) == 5
+    assert all("illegal memory access" in found[what] for what in failed)
+    assert "a launch through torch (us)" in found
+
+
+def test_every_path_is_timed_where_it_may_run(monkeypatch):
+    monkeypatch.setattr(gpu_probe.cuda_events, "measure", lambda call: 0.0123456)
+    found = gpu_probe.times((8, 2000), (16,))
+    assert set(found.values()) == {12.35}
+    assert [what for what in found if "small" in what] == ["N = 8, D = 16: small, highest (ms)"]
+    assert {"N = 2000, D = 16: mma, high (ms)", "N = 2000, D = 16: gemm, highest (ms)"} < set(found)
+    assert gpu_probe.contrastive_cuda.VARIABLE not in os.environ
 
 
 def test_wheels_usage():

@@ -29,6 +29,7 @@ def check(
     directions: str = "both",
     precision: str = "highest",
     device: Device = Device(),  # noqa: B008 (frozen)
+    run: Run = Run(),  # noqa: B008
 ) -> None:
     """Loss, gradients and statistics against the twin in float64.
 
@@ -40,8 +41,9 @@ def check(
     kwargs = {"mode": mode, "mask": mask, "directions": directions}
     same = evaluate(reference.contrastive_loss, x, tau, **kwargs)
     truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), **kwargs)
-    loss, losses, correct, ranks, n_valid, state = forward(x, tau, mask, mode, directions, precision, device=device)
-    d_x, slope = backward(torch.tensor(1.0), x, tau, n_valid, state, mask, mode, directions, precision, device=device)
+    options, here = (mask, mode, directions, precision), {"device": device, "run": run}
+    loss, losses, correct, ranks, n_valid, state = forward(x, tau, *options, **here)
+    d_x, slope = backward(torch.tensor(1.0), x, tau, n_valid, state, *options, **here)
     factor = (8 if precision == "highest" else 2) * (1 + scale) * COSINE_ERROR[precision]
     smallest = torch.finfo(torch.float32).smallest_normal
     missed = float(truth.loss.clamp_max(1.0))
@@ -103,6 +105,17 @@ def test_every_temperature(kind, log_temperature, precision):
     x = embeddings(kind, 3, 66, 64)
     x[0, 1] = -x[1, 0]
     check(x, math.exp(log_temperature), precision=precision)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize(
+    ("sums", "kind", "D", "scale"),
+    [("hopper", "random", 512, 14.0), ("hopper", "aligned", 200, 100.0), ("ampere", "aligned", 512, 1.0)],
+)
+def test_sums_that_tensor_cores_truncate(sums, kind, D, scale, precision):
+    """Within the same limits as sums that are rounded."""
+    device = Device(capability="9.0" if sums == "hopper" else "8.0")
+    check(embeddings(kind, 2, 100, D), scale, mode="pairwise", precision=precision, device=device, run=Run(sums=sums))
 
 
 @pytest.mark.parametrize(
@@ -179,13 +192,14 @@ def test_not_a_number_is_not_hidden(scale):
 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])
-@pytest.mark.parametrize("capability", ["8.0", "8.6"])
-def test_equal_rows_tie_exactly_and_the_first_wins(capability, precision):
+@pytest.mark.parametrize(("capability", "sums"), [("8.0", "rounded"), ("8.6", "ampere"), ("9.0", "hopper")])
+def test_equal_rows_tie_exactly_and_the_first_wins(capability, sums, precision):
     """Seven different samples, repeated: those of one kind have the same numbers and are told apart by their index."""
-    N = 150
+    N, run = 150, Run(sums=sums)
     kinds = torch.arange(N) % 7
     x = embeddings("aligned", 3, 7, 128)[:, kinds]
-    _, _, correct, ranks, _, _ = forward(x, torch.tensor(3.0), precision=precision, device=Device(2, capability))
+    here = {"device": Device(2, capability), "run": run}
+    _, _, correct, ranks, _, _ = forward(x, torch.tensor(3.0), precision=precision, **here)
     before = torch.arange(N) // 7
     assert torch.equal(ranks, before.int().expand(3, 2, N))
     assert (correct == 7).all()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -97,6 +99,57 @@ def test_mma_has_the_layout_of_the_ptx_tables(dtype: torch.dtype, run: Run) -> N
     assert counts.mma == 1
     truth = (a.double() @ b.double() + c.double())[c_row, c_column]
     assert (d.double() - truth).abs().max() < 4e-6
+
+
+def cut(x: Fraction, step: Fraction) -> Fraction:
+    """The multiple of step next to x on the side of 0."""
+    return int(x / step) * step
+
+
+def power_of_two(x: Fraction) -> Fraction:
+    """The largest one that is not above |x|, which is a float."""
+    return Fraction(2) ** (math.frexp(float(x))[1] - 1)
+
+
+@pytest.mark.parametrize(("sums", "block", "bits"), [("ampere", 8, 24), ("hopper", 16, 25)])
+def test_mma_truncates_as_devices_do(sums: str, block: int, bits: int) -> None:
+    """In exact arithmetic; products and sums of all sizes, so that some vanish beside others."""
+    rng = torch.Generator().manual_seed(4)
+
+    def factors(*shape: int) -> torch.Tensor:
+        powers = torch.ldexp(torch.tensor(1.0), torch.randint(-9, 9, shape, generator=rng).float())
+        return (torch.randn(shape, generator=rng) * powers).half()
+
+    a, b, c = factors(16, 16), factors(16, 8), factors(16, 8).float() / 3
+    a[1], c[2] = 0.0, 0.0
+    a_row, a_column, b_row, b_column, c_row, c_column = lane_tables()
+    d = torch.zeros(32, 4)
+    with compile_kernels(SOURCE).call(Run(sums=sums)) as (memory, call):
+        call(
+            "mma",
+            memory.read("a", registers(a.view(torch.int16).numpy()[a_row, a_column])),
+            memory.read("b", registers(b.view(torch.int16).numpy()[b_row, b_column])),
+            memory.read("c", c[c_row, c_column]),
+            memory.write("d", d),
+            0,
+        )
+    expected = torch.empty(16, 8)
+    for row in range(16):
+        for column in range(8):
+            total = Fraction(float(c[row, column]))
+            for first in range(0, 16, block):
+                at = range(first, first + block)
+                pairs = [(Fraction(float(a[row, k])), Fraction(float(b[k, column]))) for k in at]
+                powers = [power_of_two(x) * power_of_two(y) for x, y in pairs if x * y != 0]
+                powers += [power_of_two(total)] if total else []
+                if powers:
+                    step = max(powers) / 2**bits
+                    total = cut(total, step) + sum(cut(x * y, step) for x, y in pairs)
+                    total = cut(total, power_of_two(total) / 2**23) if total else total
+            expected[row, column] = float(total)
+    assert torch.equal(d, expected[c_row, c_column])
+    nearest = (a.double() @ b.double() + c.double()).float()
+    assert not torch.equal(expected, nearest)
 
 
 @pytest.mark.parametrize(("number", "expected"), [(np.inf, np.inf), (np.nan, np.nan), (65504.0, 4 * 65504.0)])

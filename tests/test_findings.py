@@ -131,6 +131,16 @@ def test_a_part_of_the_night_at_one_extreme_value_is_not_clipped(sleepers, tmp_p
         assert examine(night)[0] == []  # one window of six
 
 
+@pytest.mark.parametrize(("share", "found"), [(1 / 6, ["polarity"]), (2 / 6, [])])
+def test_peaks_that_point_up_in_a_part_of_the_night_count(share, found, sleepers, tmp_path: Path, examine) -> None:
+    night = plant(
+        sleepers[0], tmp_path / "n.edf", {"ECG": lambda x: np.where(np.arange(len(x)) < share * len(x), x, -x)}
+    )
+    findings, _ = examine(night)
+    assert [f["code"] for f in findings] == found
+    assert [f["figures"]["upward"] for f in findings] == [pytest.approx(share, abs=0.02) for _ in found]
+
+
 def test_markers_of_lights_within_the_night(tmp_path: Path, examine) -> None:
     marks = [(60, "Lights off"), (900, "Lights on"), (960, "Lights off"), (1790, "Lights on")]
     write_night(tmp_path / "n.edf", seconds=1800, stages="W12R" * 15, events=[(t, 1, text) for t, text in marks])

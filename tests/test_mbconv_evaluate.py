@@ -65,6 +65,14 @@ def test_agrees_with_float64(shape: tuple[int, int, int], dtype: torch.dtype) ->
     case.check(emulate(case.x, case.block))
 
 
+@HALVES
+@pytest.mark.parametrize("sums", ["ampere", "hopper"])
+def test_sums_that_tensor_cores_truncate(sums: str, dtype: torch.dtype) -> None:
+    """Within the same limits, for as many channels inside as the published network has."""
+    case = Case(80, 112, 2, 133, width=480, dtype=dtype)
+    case.check(emulate(case.x, case.block, Run(sums=sums)))
+
+
 @pytest.mark.parametrize("run", ADVERSARIAL, ids=lambda run: f"{run.schedule}-{run.side}")
 @pytest.mark.parametrize("shape", [(32, 16, 2), (24, 24, 1), (40, 80, 2), (80, 80, 1)], ids=str)
 def test_same_bits_whatever_the_order_of_warps_and_copies(shape: tuple[int, int, int], run: Run) -> None:

@@ -72,7 +72,7 @@ class ChannelMeasures:
         Line frequency, and the share of the power above 0.5 Hz that lies within 1 Hz of it; NaN where it is beyond the
         band.
     rate, match, contrast, upward : float
-        Of :class:`Heartbeat`, median over the live windows; NaN where there is none.
+        Of :class:`Heartbeat`, median over the live windows, of ``upward`` their mean; NaN where there is none.
     digest : str
         Of all samples read; equal in two channels that are one.
     """
@@ -184,7 +184,11 @@ def measure(signal: Signal, windows: Sequence[NDArray[Any]], kind: str | None) -
     line = int(np.argmax(by_line)) if by_line.size and np.any(np.isfinite(by_line)) else None
     beats = [b for x in live if (b := heartbeat(x, fs_hz)) is not None] if kind in POTENTIALS else []
     # A window without enough candidates shows no heartbeat: where that is the rule, there is none.
-    beat = Heartbeat(*np.median(np.array(beats), axis=0).tolist()) if len(beats) * 2 > len(live) else None
+    beat = None
+    if len(beats) * 2 > len(live):
+        beat = Heartbeat(*np.median(np.array(beats), axis=0).tolist())
+        # A lead that was exchanged during the night points down in a part of it.
+        beat = beat._replace(upward=float(np.mean([b.upward for b in beats])))
     return ChannelMeasures(
         index=signal.index,
         flat=sum(f and not r for f, r in zip(flat, railed, strict=True)),

@@ -2,6 +2,8 @@
 // lane arrives.
 #pragma once
 
+#include <climits>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -175,6 +177,47 @@ inline float float_of(std::uint16_t bits) {
     return value;
 }
 
+// How mma adds. rounded: as float does. Devices truncate: the products of a block and the sum so far are cut towards
+// zero to multiples of 2^-(23 + EXTRA_BITS) of the largest power of two among them (a product's is that of its factors
+// together), added exactly, and cut to a float. For float16 and bfloat16 blocks are of 8 with one extra bit on compute
+// capability 8.x, of 16 with two on 9.0 (Khattak and Mikaitis, Accurate Models of NVIDIA Tensor Cores, 2025).
+enum class Sums { rounded, ampere, hopper };
+
+template <unsigned N, int EXTRA_BITS>
+float sum_truncated(float sum, float const* a, float const* b) {
+    bool finite = std::isfinite(sum);
+    for (unsigned k = 0; k < N; ++k) {
+        finite = finite && std::isfinite(a[k]) && std::isfinite(b[k]);
+    }
+    if (!finite) {
+        for (unsigned k = 0; k < N; ++k) {
+            sum += a[k] * b[k];
+        }
+        return sum;
+    }
+    int largest = sum == 0.0f ? INT_MIN : std::ilogb(sum);
+    for (unsigned k = 0; k < N; ++k) {
+        if (a[k] != 0.0f && b[k] != 0.0f) {
+            int const exponent = std::ilogb(a[k]) + std::ilogb(b[k]);
+            largest = exponent > largest ? exponent : largest;
+        }
+    }
+    if (largest == INT_MIN) {
+        return sum;
+    }
+    int const shift = 23 + EXTRA_BITS - largest;
+    double const scale = std::ldexp(1.0, shift);
+    auto total = static_cast<std::int64_t>(static_cast<double>(sum) * scale);
+    for (unsigned k = 0; k < N; ++k) {
+        total += static_cast<std::int64_t>(static_cast<double>(a[k]) * static_cast<double>(b[k]) * scale);
+    }
+    std::int64_t magnitude = total < 0 ? -total : total;
+    for (int dropped = 1; magnitude >> 24 >= std::int64_t{1} << dropped >> 1; ++dropped) {
+        magnitude = magnitude >> dropped << dropped;
+    }
+    return static_cast<float>(std::ldexp(static_cast<double>(total < 0 ? -magnitude : magnitude), -shift));
+}
+
 struct Fragments {
     float* d;
     std::uint32_t const* a;
@@ -205,11 +248,27 @@ __attribute__((no_sanitize("undefined"))) void multiply(Warp const& w) {
             d[g + 8 * (i / 2)][2 * t + i % 2] = f.d[i];
         }
     }
-    for (unsigned row = 0; row < 16; ++row) {
+    Sums const sums = static_cast<Sums>(machine->options->sums);
+    for (unsigned row = 0; row < 16 && sums == Sums::rounded; ++row) {
         for (unsigned k = 0; k < 16; ++k) {
             float const factor = a[row][k];
             for (unsigned column = 0; column < 8; ++column) {
                 d[row][column] += factor * b[k][column];
+            }
+        }
+    }
+    for (unsigned column = 0; column < 8 && sums != Sums::rounded; ++column) {
+        float factors[16];
+        for (unsigned k = 0; k < 16; ++k) {
+            factors[k] = b[k][column];
+        }
+        for (unsigned row = 0; row < 16; ++row) {
+            float& sum = d[row][column];
+            if (sums == Sums::hopper) {
+                sum = sum_truncated<16, 2>(sum, a[row], factors);
+            } else {
+                sum = sum_truncated<8, 1>(sum, a[row], factors);
+                sum = sum_truncated<8, 1>(sum, a[row] + 8, factors + 8);
             }
         }
     }

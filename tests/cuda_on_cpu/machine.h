@@ -32,7 +32,7 @@ inline char const* const collective_names[] = {"no instruction", "shuffle_xor", 
 
 // What a test asks of a launch and what it gets back; tests/emulated_cuda.py holds the same structure.
 struct Options {
-    int schedule, copies;
+    int schedule, copies, sums;
     std::uint32_t seed;
     std::int32_t time_limit_s;
     // Planted faults: every thread runs through its n-th barrier, ...; -1: none.
