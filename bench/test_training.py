@@ -17,6 +17,7 @@ from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.model.precision import Precision
 from sleepfm_fast.reference.seed_training import PublishedNetwork, SeedTraining
 from sleepfm_fast.train import Config
+from sleepfm_fast.training.kept_buffers import KeptBuffers
 from sleepfm_fast.training.objective import Objective, backward
 from sleepfm_fast.training.optimiser import build_optimiser
 from sleepfm_fast.training.settings import resolve
@@ -82,9 +83,10 @@ def published_step(source: ClipInput, dropout: float = PRESETS["seed"].dropout, 
     model = SleepModel({k: v.stop - v.start for k, v in source.spans.items()}, config).train()
     objective = Objective(model, settings.mode, settings.directions, precision=precision)
     optimiser = build_optimiser(model, settings)
+    buffers = list(model.buffers())
 
     def step(batch) -> float:
-        kept = [buffer.clone() for buffer in model.buffers()]
+        kept = KeptBuffers(buffers)
         optimiser.zero_grad(set_to_none=True)
         outcome = backward(objective, objective, batch)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

@@ -52,7 +52,7 @@ class Config:
     features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")]
     """Folder to write; give it to probe and few_shot as EMBEDDINGS."""
 
-    like: Path | None = None
+    split_like: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Split subjects as this run of train did, so that its embeddings and these features share test subjects."""
     validation_share: float = 0.1
     """Expected share of subjects for validation."""
@@ -68,9 +68,9 @@ class Config:
     """Replace an existing FEATURES folder, once the new one is whole."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = (
-        only_without("validation_share", "like"),
-        only_without("test_share", "like"),
-        only_without("split_salt", "like"),
+        only_without("validation_share", "split_like"),
+        only_without("test_share", "split_like"),
+        only_without("split_salt", "split_like"),
     )
 
     def places(self) -> list[Place]:
@@ -207,8 +207,8 @@ def main(config: Config) -> dict[str, Any]:
     if not len(store):
         raise SleepfmError(f"the store {config.store} has no clips; add recordings of 30 s or more with preprocess.")
     split, known = Split(config.split_salt, config.validation_share, config.test_share), None
-    if config.like is not None:
-        run = RunDirectory(config.like)
+    if config.split_like is not None:
+        run = RunDirectory(config.split_like)
         saved = run.config()
         refuse_damaged(run.config_path, saved, {})
         split, known = Split(**saved["split"]), saved.get("subjects")
@@ -238,7 +238,7 @@ def main(config: Config) -> dict[str, Any]:
             columns=columns_of(store, codes),
             description=Description(
                 **people_of(store),
-                run="" if config.like is None else str(config.like),
+                run="" if config.split_like is None else str(config.split_like),
                 store=str(config.store),
                 split_rule=split.rule(),
                 presets={"features": plain(config)},

@@ -184,7 +184,10 @@ def unpack_optimiser(
         if name.startswith("optimiser/"):
             _, index, moment = name.split("/", 2)
             moments.setdefault(int(index), {})[moment] = tensor
-    optimiser.load_state_dict({"state": moments, "param_groups": state["groups"]})
+    # How a step is computed belongs to this process and device, not to the run.
+    here = {name: optimiser.defaults[name] for name in ("foreach", "fused") if name in optimiser.defaults}
+    groups = [{**group, **here} for group in state["groups"]]
+    optimiser.load_state_dict({"state": moments, "param_groups": groups})
 
 
 class RunDirectory:

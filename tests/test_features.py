@@ -319,7 +319,7 @@ def test_the_split_of_a_run(cohort_store, tmp_path, capsys):
     options = ["--preset", "tiny", "--max-steps", "1", "--split-salt", "another", "--test-share", "0.4"]
     assert train.cli([str(cohort_store), str(run), *options]) == 0
     capsys.readouterr()
-    call(capsys, cohort_store, tmp_path / "f", "--like", run)
+    call(capsys, cohort_store, tmp_path / "f", "--split-like", run)
     e, store = Embeddings(tmp_path / "f"), ClipStore(cohort_store)
     codes, _ = assign_subjects(store.subjects, Split("another", 0.1, 0.4))
     np.testing.assert_array_equal(e.split, codes[store.recording_subject[store.recording]])
@@ -331,7 +331,7 @@ def test_the_split_of_a_run(cohort_store, tmp_path, capsys):
         (["--test-share", "0.9", "--validation-share", "0.1"], "leave no subjects"),
         (["--test-share", "nan"], "leave no subjects"),
         (["--workers", "-1"], "--workers -1 is negative"),
-        (["--like", "nowhere"], "holds no run"),
+        (["--split-like", "nowhere"], "holds no run"),
     ],
 )
 def test_impossible_options_are_refused(known, tmp_path, capsys, arguments, sentence):

@@ -419,6 +419,31 @@ def test_processes_that_compile_for_different_types_at_once_do_not_mix_up_the_co
     assert third(3) == 4
 
 
+def test_code_of_earlier_sources_is_removed(tmp_path):
+    """Every upgrade would leave a file for each function and type, as new ones are named by chance."""
+    file = tmp_path / "kernel_of_test.py"
+    source = (
+        "from sleepfm_fast.execution.compiled import compiled\n\n\n@compiled()\ndef following(x):\n    return x + 1\n"
+    )
+    source += "\n\n@compiled()\ndef following_again(x):\n    return x + 2\n"
+
+    def imported_anew():
+        spec = importlib.util.spec_from_file_location("kernel_of_test", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    for text in (source, source.replace("x + 1", "1 + x * 1"), "\n" + source.replace("x + 1", "x + 1.0")):
+        file.write_text(text)
+        first = imported_anew()
+        assert (first.following(3), first.following(1.5), first.following_again(3)) == (4, 2.5, 5)
+        again = imported_anew()
+        assert (again.following(3), again.following(1.5), again.following_again(3)) == (4, 2.5, 5)
+        assert sum(again.following.stats.cache_hits.values()) == 2
+        kept = sorted(path.suffix for path in (tmp_path / "__pycache__").iterdir() if path.suffix != ".pyc")
+        assert kept == [".nbc"] * 3 + [".nbi"] * 2
+
+
 def test_a_killed_job_goes_on_on_another_node(tmp_path, monkeypatch, capsys):
     file = foreign_claim(tmp_path / ".run.claim")
     monkeypatch.setattr(claims, "STALE_S", 1.9)

@@ -230,35 +230,41 @@ def test_autocast_to_bfloat16_is_the_ops_precision_and_float16_is_none():
         assert not block.can_fuse(x)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_encoder_is_nearer_to_float64_than_layer_by_layer(training):
-    """Embeddings and gradients of the published network under autocast, whose blocks are ours or torch's layers."""
+def encoder_errors(training, seed):
+    """Relative errors of the published network's embeddings, then gradients, of our blocks and of torch's layers."""
     found = {}
     for name, dtype, fuse, enabled in (
         ("ours", torch.float32, True, True),
         ("layers", torch.float32, False, True),
         ("truth", torch.float64, False, False),
     ):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         encoder = build_encoder(3, PRESETS["seed"]).to(dtype).train(training)
         for module in encoder.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
             if isinstance(module, MBConvBlock):
                 module.fuse = fuse
-        x = torch.randn(4, 3, 1920, generator=torch.Generator().manual_seed(1)).to(dtype)
+        x = torch.randn(4, 3, 1920, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
         with torch.set_grad_enabled(training), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             y = encoder(x)
         if training:
             (y.to(dtype) * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
         found[name] = {"y": y.detach(), **{n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}}
     truth = found.pop("truth")
-    errors = {
-        name: [float((those[n].double() - c).norm() / c.norm()) for n, c in truth.items() if c.abs().max() > 1e-9]
-        for name, those in found.items()
-    }
-    assert errors["ours"][0] < errors["layers"][0]  # embeddings
-    assert sorted(errors["ours"])[len(errors["ours"]) // 2] < 1.1 * sorted(errors["layers"])[len(errors["layers"]) // 2]
+    return [
+        [float((those[n].double() - c).norm() / c.norm()) for n, c in truth.items() if c.abs().max() > 1e-9]
+        for those in (found["ours"], found["layers"])
+    ]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_encoder_is_nearer_to_float64_than_layer_by_layer(training):
+    """Under autocast; on the mean of six draws, as of twelve ours had 0.82 to 0.999 times the error of the layers."""
+    errors = [encoder_errors(training, seed) for seed in range(6)]
+    mean, median = statistics.geometric_mean, statistics.median
+    assert mean(ours[0] / layers[0] for ours, layers in errors) < 1  # embeddings
+    assert mean(median(ours) / median(layers) for ours, layers in errors) < 1.1
 
 
 def test_build_info_says_whether_the_processor_multiplies_bfloat16(monkeypatch):

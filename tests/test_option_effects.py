@@ -21,9 +21,9 @@ TRAINING = {
     "replicate": ([], ["--train-subjects", "4"], ["0"], ["1"]),
 }
 SHARES = {
-    "validation_share": (["--like", "run"], [], ["0.1"], ["0.3"]),
-    "test_share": (["--like", "run"], [], ["0.2"], ["0.3"]),
-    "split_salt": (["--like", "run"], [], ["sleepfm_fast"], ["another"]),
+    "validation_share": (["--split-like", "run"], [], ["0.1"], ["0.3"]),
+    "test_share": (["--split-like", "run"], [], ["0.2"], ["0.3"]),
+    "split_salt": (["--split-like", "run"], [], ["sleepfm_fast"], ["another"]),
 }
 OVERWRITE = {"overwrite": ([], ["result"], None, [])}
 CASES = {

@@ -117,6 +117,26 @@ def test_a_12_hour_clock_without_am_and_pm_is_named(tmp_path, start, hours, date
     assert read_scoring(path, start=start, length_s=3600 * hours).events[-1].onset_s == 3600 * hours - 30
 
 
+@pytest.mark.parametrize("length_s", [24 * 3600, None])
+@pytest.mark.parametrize("dated", [False, True])
+def test_a_12_hour_clock_of_a_recording_as_long_as_the_day_is_named(tmp_path, dated, length_s):
+    """None of its times lies outside; but behind 12:59:30 comes 1:00."""
+    start = datetime(2020, 3, 1, 20, 0, 10)
+    times = [start + timedelta(seconds=30 * i) for i in range(120 * 9)]
+    day = "%Y-%m-%d " if dated else ""
+    rows = [f"{time:{day}%I:%M:%S},30,{'N2' if i % 7 else 'W'}" for i, time in enumerate(times)]
+    path = write(tmp_path, "\n".join(["time,duration,stage", *rows]))
+    sign = "lie outside" if dated and length_s else "behind 12:59:40 comes 01:00:10"  # a date is of one day only
+    with pytest.raises(ScoringError, match=f"{sign}.*12-hour clock without am and pm"):
+        read_scoring(path, start=start, length_s=length_s)
+    # By a clock of 24 hours 13:00:10 comes next, or, of what is not in order, whatever else.
+    rows = [f"{time:{day}%H:%M:%S},30,{'N2' if i % 7 else 'W'}" for i, time in enumerate(times)]
+    path = write(tmp_path, "\n".join(["time,duration,stage", *rows]))
+    assert len(read_scoring(path, start=start, length_s=length_s).events) == len(times)
+    path = write(tmp_path, "time,duration,event\n12:59:40,15,Hypopnea\n01:10:00,15,Obstructive apnea\n")
+    assert len(read_scoring(path, start=start, length_s=length_s).events) == 2
+
+
 def test_times_just_outside_the_recording_are_no_12_hour_clock(tmp_path):
     """A long recording would hold them twelve hours earlier too."""
     path = write(tmp_path, "time,duration,event\n01:10:00,15,Hypopnea\n10:05:00,15,Hypopnea\n")

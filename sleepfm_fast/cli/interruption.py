@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from pathlib import Path
 from typing import Any
+
+from sleepfm_fast.cli.program import is_a_command
 
 __all__ = ["SENTENCE", "leave_to_python", "say_while_importing"]
 
@@ -21,13 +21,9 @@ def _end(*_: Any) -> None:
 def say_while_importing() -> None:
     """Answer Ctrl-C with a sentence until :func:`leave_to_python`, where this package is what Python was started for.
 
-    While ``python -m MODULE`` looks for its module, the program's name is ``-m``. A program that imports the package,
-    as another one started with ``-m`` may, or a shell that told it to ignore Ctrl-C, keeps its own answer.
+    A program that imports the package, or a shell that told it to ignore Ctrl-C, keeps its own answer.
     """
-    name = sys.argv[0] if sys.argv else ""
-    _, _, module = " ".join(sys.orig_argv).partition(" -m ")
-    own = module.startswith("sleepfm_fast") if name == "-m" else Path(name).name == "sleepfm-fast"
-    if own and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if is_a_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -33,6 +35,7 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
             with suppress(AttributeError):  # these names are Numba's own: another version may have others
                 files = found._cache._cache_file
                 files._data_name = unshared(files._data_name)
+                files.save = tidied(files)
         compiled_function: Function = found
         return compiled_function
 
@@ -61,3 +64,25 @@ def unshared(numbered: Callable[[int], str]) -> Callable[[int], str]:
         return numbered(secrets.randbits(63))
 
     return name
+
+
+def tidied(files: Any) -> Callable[..., None]:
+    """Save, and remove what an earlier source of the function left: nothing would ever be written over it.
+
+    Numba's names have the line of the function before the version of Python: ``copy_records-42.py311``.
+    """
+    save, index, folder = files.save, files._load_index, Path(files._cache_path)
+    function, _, line_and_python = files._index_name.removesuffix(".nbi").rpartition("-")
+    python = line_and_python.partition(".")[2]
+
+    def save_and_tidy(*arguments: Any) -> None:
+        save(*arguments)
+        names = (f"{glob.escape(function)}-*.{python}.{suffix}" for suffix in ("nbi", "*.nbc"))
+        found = [path for name in names for path in folder.glob(name)]
+        # Read after the folder: what another process writes now is in the index before it is in the folder.
+        in_use = {files._index_name, *index().values()}
+        for path in found:
+            if path.name not in in_use:
+                path.unlink(missing_ok=True)
+
+    return save_and_tidy

@@ -228,15 +228,15 @@ class MBConvBlock(nn.Module):
             layer.bias if layer.bias is not None else layer.weight.new_zeros(0) for layer in layers
         )
         return (
-            self.conv1.weight[:, :, 0],
+            self.conv1.weight.flatten(1),  # a view, as its gradient is; that of [:, :, 0] fills a matrix and copies
             expanded,
             self.b0.weight,
             self.b0.bias,
-            self.conv2.weight[:, 0, :],
+            self.conv2.weight.flatten(1),
             depthwise,
             self.b1.weight,
             self.b1.bias,
-            self.conv3.weight[:, :, 0],
+            self.conv3.weight.flatten(1),
             projected,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.timed_texts import ScoringError
 
 __all__ = [
-    "DAY_S", "LONGEST_S", "Clock", "Frame", "frame_of", "length_s", "moment", "number", "of_day", "refuse_half_days",
+    "DAY_S", "LONGEST_S", "Clock", "Frame", "clock_text", "frame_of", "length_s", "moment", "number", "of_day",
+    "refuse_half_days",
 ]  # fmt: skip
 
 CLOCK = re.compile(
@@ -26,6 +28,7 @@ EARLIEST_S = -4 * 3600.0
 LONGEST_S = 18 * 3600.0
 """Times of the day up to this, from 00:00:00 on, may be time elapsed; later ones are those of a clock."""
 HALF_DAY_S = DAY_S / 2
+THIRTEEN_S = 13 * 3600.0
 FAR_S = 3600.0
 """What lies at most this far from the recording may be a remark about it, and says nothing of the clock."""
 
@@ -173,26 +176,43 @@ def refuse_half_days(
         As :func:`frame_of` read them, by a clock of 24 hours.
     source : str
     duration_s : float or None
-        How long the recording is; where it is not known nothing can be told.
+        How long the recording is; where it is not known, only the second sign counts.
 
     Raises
     ------
     ScoringError
-        When no hour is 0 or above 12, some times lie far outside the recording, and all of these lie inside it when
-        they are moved by twelve hours.
+        When no hour is 0 or above 12, and either some times lie far outside the recording, and all of these lie inside
+        it when they are moved by twelve hours, or a row of the last minute before one follows on one of the minute
+        before thirteen: of a recording of half a day or more no time lies far outside.
     """
-    if duration_s is None or any(
-        not isinstance(at, Clock) or at.half or not 3600 <= at.of_day_s < 3600 * 13 for at in moments
-    ):
+    clocks = [at for at in moments if isinstance(at, Clock) and not at.half and 1 <= at.of_day_s / 3600 < 13]
+    if len(clocks) < len(moments):
         return
-    far = [at for at in onsets_s if not -FAR_S <= at < duration_s + FAR_S]
-    if far and all(any(0 <= at + shift < duration_s for shift in (-HALF_DAY_S, HALF_DAY_S)) for at in far):
+    remedy = (
+        "They seem to be of a 12-hour clock without am and pm; expected a 24-hour clock, am or pm behind each time, or "
+        "seconds from the recording's start."
+    )
+    outside = [at for at in onsets_s if duration_s is not None and not -FAR_S <= at < duration_s + FAR_S]
+    ends_s = duration_s or 0.0
+    if outside and all(any(0 <= at + shift < ends_s for shift in (-HALF_DAY_S, HALF_DAY_S)) for at in outside):
         raise ScoringError(
-            f"{source}: {len(far)} of its {counted(len(moments), 'clock time')} {agreeing(len(far), 'lies', 'lie')} "
-            "outside the recording, and inside it twelve hours earlier or later; no hour is 0 or above 12. They seem "
-            "to be of a 12-hour clock without am and pm; expected a 24-hour clock, am or pm behind every time, or "
-            "seconds from the recording's start. If the clock has 24 hours, the recording's start is twelve hours off."
+            f"{source}: {len(outside)} of its {counted(len(moments), 'clock time')} "
+            f"{agreeing(len(outside), 'lies', 'lie')} outside the recording, and inside it twelve hours earlier or "
+            f"later; no hour is 0 or above 12. {remedy} If the clock has 24 hours, the recording's start is twelve "
+            "hours off."
         )
+    for before, after in itertools.pairwise(clocks):
+        if before.of_day_s >= THIRTEEN_S - 60 and 0 < after.of_day_s + HALF_DAY_S - before.of_day_s <= 60:
+            raise ScoringError(
+                f"{source}: behind {clock_text(before.of_day_s)} comes {clock_text(after.of_day_s)}; no hour is 0 or "
+                f"above 12. {remedy}"
+            )
+
+
+def clock_text(of_day_s: float) -> str:
+    """``03:00:00`` of seconds from midnight."""
+    minutes, seconds = divmod(round(of_day_s) % 86_400, 60)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
 
 
 def is_elapsed(clocks: Sequence[Clock], start: datetime | None) -> bool:

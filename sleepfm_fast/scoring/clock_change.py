@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sleepfm_fast.plurals import counted
+from sleepfm_fast.scoring.clock import clock_text
 from sleepfm_fast.scoring.stages import EPOCH_S, stage_of
 from sleepfm_fast.scoring.timed_texts import Event
 
@@ -115,9 +116,3 @@ def found_jump(events: Sequence[Event], start_of_day_s: float) -> Jump | None:
     # the first stage after the change begins within an epoch of it
     longest_s = max(lengths[i], float(EPOCH_S))
     return jump if any(hour <= of_day_s + SAME_TIME_S < hour + longest_s for hour in hours) else None
-
-
-def clock_text(of_day_s: float) -> str:
-    """``03:00:00`` of seconds from midnight."""
-    minutes, seconds = divmod(round(of_day_s) % 86_400, 60)
-    return f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
