@@ -92,12 +92,14 @@ def products_of_halves() -> dict[str, bool]:
     return {"torch multiplies float16 to float32": written, "torch adds such products to float32": added}
 
 
-def errors(n: int) -> dict[str, float]:
+def errors(n: int, what_they_share: float) -> dict[str, float]:
     """Relative error of a loss and of its gradients (norm for x's) against float64, path by path and for PyTorch.
 
-    What tensor cores leave out where they add is seen here alone: the same kernels on a CPU round every sum.
+    What tensor cores leave out where they add is seen here. ``what_they_share``: size of a direction that all samples
+    have in common, as those of an untrained encoder have: sums of much that is alike lose most.
     """
     x, tau = rivals.inputs(n, cuda_events.device())
+    x = (x.detach() + what_they_share * x.detach()[0, 0]).requires_grad_()
     os.environ[contrastive_cuda.VARIABLE] = "chunked"
     wide = rivals.step(rivals.highest, x.detach().double().requires_grad_(), tau.detach().double().requires_grad_())
     arms = {"PyTorch, float32": ("chunked", rivals.eager), **paths(n)}
@@ -107,7 +109,8 @@ def errors(n: int) -> dict[str, float]:
         value, d_x, d_tau = rivals.step(loss, x, tau)
         for what, ours, truth in zip(("loss", "gradient", "slope"), (value, d_x, d_tau), wide, strict=True):
             error = (ours.double() - truth).norm() / truth.norm()
-            results[f"error of the {what}, N = {n}: {arm}"] = float(f"{float(error):.2g}")
+            case = f"N = {n}" + (", alike" if what_they_share else "")
+            results[f"error of the {what}, {case}: {arm}"] = float(f"{float(error):.2g}")
     del os.environ[contrastive_cuda.VARIABLE]
     return results
 
@@ -147,7 +150,7 @@ def main(path: Path) -> int:
     timed = ((128, 256, 512, 1024, 2048, 4096, 8192), (128, 512)) if CUDA else ((64,), (512,))
     for part in (
         products_of_halves,
-        *(partial(errors, n) for n in sizes),
+        *(partial(errors, n, share) for n in sizes for share in (0.0, 3.0)),
         partial(times, *timed),
         partial(copies, 2**32 if CUDA else 2**22),
         launches,

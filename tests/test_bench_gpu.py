@@ -342,7 +342,7 @@ def test_measurements_that_fail_stop_nothing_and_are_told_apart(tmp_path, monkey
     assert gpu_probe.main(tmp_path / "probe.json") == 1
     found = json.loads((tmp_path / "probe.json").read_text())
     failed = [what for what in found if what.startswith("failed: ")]
-    assert len(failed) == 5
+    assert len(failed) == 6
     assert all("illegal memory access" in found[what] for what in failed)
     assert "a launch through torch (us)" in found
 

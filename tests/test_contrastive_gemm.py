@@ -290,6 +290,61 @@ def test_the_small_products_come_first(monkeypatch):
     assert float((all_of_it - a[:, 48:] @ b[48:] - small).norm()) <= 1e-6 * float(all_of_it.norm())
 
 
+def truncated_product(a: Tensor, b: Tensor) -> Tensor:
+    """A product as tensor cores of compute capability 9.0 sum it: see tests/cuda_on_cpu/instructions.h."""
+
+    def exponent(x: Tensor) -> Tensor:
+        return torch.where(x == 0, -1000, torch.frexp(x).exponent - 1)
+
+    def power(exponents: Tensor) -> Tensor:
+        return torch.ldexp(torch.ones_like(exponents, dtype=torch.float64), exponents)
+
+    a, b = a.double(), b.double()
+    of_a, of_b = exponent(a), exponent(b)
+    total = torch.zeros(len(a), b.shape[1], dtype=torch.float64)
+    for first in range(0, len(b), 16):
+        block = range(first, min(first + 16, len(b)))
+        largest = exponent(total)
+        for k in block:
+            largest = torch.maximum(largest, of_a[:, k, None] + of_b[None, k])
+        step = power(largest.clamp_min(-900) - 25)
+        total = torch.trunc(total / step)
+        for k in block:
+            total += torch.trunc(a[:, k, None] * b[None, k] / step)
+        bits = power((exponent(total) - 23).clamp_min(0))
+        total = torch.trunc(total / bits) * bits * step
+    return total.float()
+
+
+def test_the_product_truncates():
+    a, b = torch.full((1, 32), 1.0).half(), torch.full((32, 1), 1.0).half()
+    assert truncated_product(a, b) == 32
+    b[1:] = 2.0**-14  # 16 of them are a quarter of the last bit of 2^14 and of all that follows
+    assert truncated_product(2.0**14 * a, 2.0**10 * b) == 2.0**24 + 31 * 2.0**10
+    assert truncated_product(a, torch.cat([2.0**14 + 0 * b[:1], b[1:]])) == 2.0**14
+
+
+def test_rows_with_much_in_common_lose_nothing_where_tensor_cores_truncate(monkeypatch):
+    """Embeddings of an untrained encoder point in about one direction; their gradient is what is left of that."""
+    monkeypatch.setattr(contrastive_gemm, "multiply", lambda a, b, out: out.copy_(truncated_product(a, b)))
+    monkeypatch.setattr(
+        contrastive_gemm,
+        "multiply_add",
+        lambda a, b, out, scale=1.0: out.add_(truncated_product(a, b), alpha=scale),
+    )
+    generator = torch.Generator().manual_seed(0)
+    x = 3 * torch.randn(8, generator=generator) + torch.randn(2, 512, 8, generator=generator)
+    tau = torch.tensor(WARM)
+    truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), mode="pairwise")
+    theirs = evaluate(reference.contrastive_loss, x, tau, mode="pairwise")
+    ours = Path()(x, tau, mode="pairwise")
+
+    def error(result: Result) -> float:
+        return float((result.d_x - truth.d_x).norm() / truth.d_x.norm())
+
+    assert error(ours) < error(theirs)
+
+
 def test_products_that_torch_gets_wrong_are_not_used():
     cpu = torch.device("cpu")
 

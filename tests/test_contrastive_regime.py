@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sleepfm_fast.ops import contrastive_cuda
-from sleepfm_fast.ops.contrastive_regime import GEMM_SAMPLES, GEMM_SPLIT_SAMPLES, REGIMES, SMALL_SAMPLES, regime
+from sleepfm_fast.ops.contrastive_regime import GEMM_SAMPLES, REGIMES, SMALL_SAMPLES, regime
 
 A100, RTX_3090, RTX_4090, H200, B200, RTX_5090 = (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)
 ORIN = (8, 7)  # 164 KB of shared memory, as the A100
@@ -18,9 +18,10 @@ ORIN = (8, 7)  # 164 KB of shared memory, as the A100
         ("small", 128, 128, 4, torch.bfloat16, "high", A100),
         ("small", 1, 1, 2, torch.float16, "high", RTX_3090),
         ("mma", 1024, 512, 3, torch.float32, "highest", H200),
-        ("mma", 2047, 512, 3, torch.float32, "highest", H200),
-        ("gemm", 2048, 512, 3, torch.float32, "highest", H200),
-        ("mma", 2048, 512, 3, torch.float32, "high", H200),
+        ("mma", 3071, 512, 3, torch.float32, "highest", H200),
+        ("gemm", 3072, 512, 3, torch.float32, "highest", H200),
+        ("mma", 3071, 512, 3, torch.float32, "high", H200),
+        ("gemm", 3072, 512, 3, torch.float32, "high", H200),
         ("mma", 3071, 256, 3, torch.float32, "highest", H200),
         ("mma", 2048, 512, 3, torch.float32, "highest", A100),
         ("gemm", 32768, 512, 3, torch.float32, "high", H200),
@@ -55,7 +56,7 @@ def test_builds_without_kernels():
 @pytest.mark.parametrize("mode", ["leave_one_out", "pairwise"])
 def test_paths_follow_each_other_as_n_grows(capability, precision, n_dim, mode):
     """One path after the other, none comes back, and the one-launch kernel stays within its memory."""
-    bounds = (SMALL_SAMPLES, SMALL_SAMPLES + 1, GEMM_SPLIT_SAMPLES, GEMM_SAMPLES - 1, GEMM_SAMPLES, 10**6)
+    bounds = (SMALL_SAMPLES, SMALL_SAMPLES + 1, GEMM_SAMPLES - 1, GEMM_SAMPLES, 10**6)
     sizes = sorted({*range(1, 1200, 7), *bounds})
     order = [regime(n, n_dim, 3, torch.float32, precision, capability, mode) for n in sizes]
     places = [("small", "mma", "gemm").index(name) for name in order]

@@ -248,6 +248,30 @@ class _Problems:
             return operand, None
         return operand[:, 2 * w :], operand[:, w : 2 * w] if of_b else operand[:, :w]
 
+    def centred(self, of_b: bool) -> Centred:
+        """Operand whose rows the gradient of a tile is multiplied with; where operands are split, less their mean."""
+        high, low = self.parts(of_b)
+        if low is None:
+            return Centred(high, None, None)
+        whole = high.float().add_(low)
+        mean = whole.mean(0)
+        high = whole.sub_(mean).half()
+        return Centred(high, whole.sub_(high).half(), mean)
+
+
+@dataclass(frozen=True)
+class Centred:
+    """Rows ``high + low + mean``, [N, width] and [width].
+
+    Tensor cores truncate where they add: a long sum of rows that have much in common, as the embeddings of an untrained
+    encoder have, comes out short. What they have in common therefore goes round the tensor cores: it is multiplied with
+    the sums of the gradient's rows.
+    """
+
+    high: Tensor
+    low: Tensor | None
+    mean: Tensor | None
+
 
 # ---- the op ----------------------------------------------------------------------------------------------------------
 
@@ -358,6 +382,7 @@ def backward(
         )
         for _ in call.each():
             call.launch("weights", **weights)
+            a, b = (call.centred(of_b) for of_b in (False, True))
             for swapped in call.sides():
                 row_sum = sum_b if swapped else sum_a
                 for place in call.products(swapped):
@@ -367,30 +392,25 @@ def backward(
                     gradient = high[: place["n_rows"], : place["n_columns"]]
                     rest = None if low is None else low[: place["n_rows"], : place["n_columns"]]
                     first = place["row"] == place["column"]  # of these rows, and of these columns
-                    _add_product(gradient, rest, call.parts(of_b=not swapped), at_columns, row_sum[at_rows], first)
+                    _add_product(gradient, rest, a if swapped else b, at_columns, row_sum[at_rows], first)
                     if whole:
                         rest = None if rest is None else rest.T
-                        _add_product(gradient.T, rest, call.parts(of_b=False), at_rows, sum_b[at_columns], first)
+                        _add_product(gradient.T, rest, a, at_rows, sum_b[at_columns], first)
             if begin < end:
                 call.launch("accumulate")
         call.launch("finish_gradient")
     return gradient_x, slope
 
 
-def _add_product(
-    gradient: Tensor,
-    rest: Tensor | None,
-    operand: tuple[Tensor, Tensor | None],
-    at: slice,
-    out: Tensor,
-    first: bool,
-) -> None:
+def _add_product(gradient: Tensor, rest: Tensor | None, operand: Centred, at: slice, out: Tensor, first: bool) -> None:
     """Set (first) or add to ``out`` the product of a tile's gradient with the rows ``at`` of an operand."""
-    high, low = operand
     if first:
-        multiply(gradient, high[at], out)
+        multiply(gradient, operand.high[at], out)
     else:
-        multiply_add(gradient, high[at], out)
-    if rest is not None and low is not None:
-        multiply_add(gradient, low[at], out)
-        multiply_add(rest, high[at], out, REST_SCALE)
+        multiply_add(gradient, operand.high[at], out)
+    if rest is None or operand.low is None or operand.mean is None:
+        return
+    multiply_add(gradient, operand.low[at], out)
+    multiply_add(rest, operand.high[at], out, REST_SCALE)
+    sums = gradient.sum(1, dtype=torch.float32).add_(rest.sum(1, dtype=torch.float32), alpha=REST_SCALE)
+    out.addr_(sums, operand.mean)

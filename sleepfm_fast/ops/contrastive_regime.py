@@ -24,13 +24,10 @@ SMALL_SAMPLES = contrastive_small.LARGEST_N
 MMA_DIM = 512
 MMA_CAPABILITY = (8, 0)
 # From capability 9.0 on a library's products run at about twice the rate that mma.sync reaches, which pays for writing
-# and reading the similarities where D is large, and for more launches where N is: sooner where "highest" triples the
-# products and D is large.
+# and reading the similarities where D is large, and for more launches where N is.
 GEMM_CAPABILITY = (9, 0)
 GEMM_DIM = 128
 GEMM_SAMPLES = 3072
-GEMM_SPLIT_DIM = 256
-GEMM_SPLIT_SAMPLES = 2048
 # Where a block has 99 KB of shared memory, split operands of more dimensions leave most of its warps without work.
 SMALL_SHARED_CAPABILITIES = ((8, 6), (8, 9), (12, 0), (12, 1))
 SMALL_SHARED_SPLIT_DIM = 256
@@ -83,5 +80,4 @@ def regime(
         return "gemm" if split and n_samples >= GEMM_SAMPLES else "mma"
     if compute_capability < GEMM_CAPABILITY or n_dim <= GEMM_DIM:
         return "mma"
-    split = precision == "highest" and n_dim > GEMM_SPLIT_DIM
-    return "gemm" if n_samples >= (GEMM_SPLIT_SAMPLES if split else GEMM_SAMPLES) else "mma"
+    return "gemm" if n_samples >= GEMM_SAMPLES else "mma"
