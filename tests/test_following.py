@@ -196,6 +196,19 @@ def test_clips_without_labels_are_retrieved(tmp_path, capsys):
     assert paste(words, capsys)[2:] == ["sleepfm_fast.report", str(run)]
 
 
+def test_a_store_like_a_run_is_embedded_by_that_run(planted, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.cli([str(planted), "run", *QUICK["train"]]) == 0
+    (tmp_path / "more nights").symlink_to(planted.parent / "edf")
+    capsys.readouterr()
+    assert preprocess.cli(["more nights", "more_store", "--like", "run", *QUICK["preprocess"]]) == 0
+    words = next_of(capsys)
+    assert words[2:] == ["sleepfm_fast.embed", "run", "more_store", "more_embeddings"]
+    assert paste(words, capsys) is not None
+    assert preprocess.cli(["more nights", "third", "--like", str(planted), *QUICK["preprocess"]]) == 0
+    assert next_of(capsys)[2] == "sleepfm_fast.train"  # a store tells of no network
+
+
 def test_every_command_of_the_chain_is_asked():
     asked = {
         simulate: "after_nights",

@@ -69,8 +69,10 @@ def after_nights(config: Any, result: dict[str, Any]) -> str:
 
 
 def after_preprocess(config: Any, result: dict[str, Any]) -> str | None:
-    """Of ``preprocess``: training; with --inspect, the store, with the options that were looked at."""
+    """Of ``preprocess``: training, or embeddings by the run of --like; with --inspect, the store as looked at."""
     if not config.inspect:
+        if config.like is not None and result["clips"] and kind_of(config.like) is Kind.RUN:
+            return typed("embed", config.like, config.paths[-1], beside(config.paths[-1], "embeddings"))
         return after_store(config, {**result, "store": config.paths[-1]})
     if not result["clips"]:
         return None

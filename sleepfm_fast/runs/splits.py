@@ -102,8 +102,8 @@ def assign_subjects(
         )
     if len(subjects) == 2:
         notices.append(
-            "there are only two subjects: the training subject also serves for validation, so the best checkpoint is "
-            "chosen on clips it was trained on."
+            "there are only two subjects: the training subject also serves for validation, so that what validation "
+            "chooses, as the best checkpoint, is chosen on training clips."
         )
     return codes, tuple(notices)
 
