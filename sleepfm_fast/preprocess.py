@@ -50,7 +50,7 @@ class Config:
     """Take the channels that another store was made with, or a run was trained on, in place of --montage: for a second
     cohort that the same network is to read."""
     overrides: Path | None = None
-    """JSON with corrections of channels: aliases, units, polarity, what to leave out (docs/cohorts.md)."""
+    """JSON file with corrections of channels: aliases, units, polarity, what to leave out (docs/cohorts.md)."""
     workers: int = 0
     """Nights at a time; 0 is one for every core this process may use."""
     backend: Backend = "loky"

@@ -491,3 +491,11 @@ def test_corrections_that_nothing_needs_are_said(tmp_path: Path, examine) -> Non
     assert "--overrides names what no file has: 'b.edf', 'Nothing' of '*'" in text
     assert examine(tmp_path / "a.edf")[0] != []
     assert cli(["--inspect", str(tmp_path / "a.edf"), "--overrides", str(tmp_path / "none.json")]) == 1
+
+
+def test_corrections_themselves_are_no_name_of_a_file(tmp_path: Path, capsys) -> None:
+    """As findings show them behind --overrides; long ones are more than a file's name may have."""
+    write_night(tmp_path / "a.edf")
+    for text in ('{"*": {"Nothing": {"invert": true}}}', json.dumps({"*": {"x" * 300: {"invert": True}}})):
+        assert cli([str(tmp_path / "a.edf"), str(tmp_path / "store"), "--overrides", text]) == 1
+        assert "is the corrections themselves; expected the name of a file that holds them" in capsys.readouterr().err

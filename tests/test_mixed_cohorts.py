@@ -9,6 +9,7 @@ from nights import LEADS, write_night
 from sleepfm_fast import embed, preprocess, train
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.embeddings import Embeddings
+from sleepfm_fast.runs.splits import Split, assign_subjects
 from sleepfm_fast.training.contrastive import Trainer
 
 FAST = ["--preset", "tiny", "--batch-size", "4", "--epochs", "1", "--max-steps", "2"]
@@ -33,6 +34,16 @@ def test_nights_of_one_modality_cannot_be_trained_on_whatever_the_montage(make_s
     assert train.cli([str(store), str(tmp_path / "run"), *FAST]) == 1
     assert "leaves 0 clips with two modalities or more" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_where_the_clips_are_that_training_lacks(make_store, tmp_path, capsys):
+    names = [f"n{i}" for i in range(12)]
+    codes, _ = assign_subjects(names, Split("sleepfm_fast", 0.1, 0.2))
+    tested = names[codes.tolist().index(2)]
+    store = make_store({name: LEADS if name == tested else BRAIN for name in names})
+    assert train.cli([str(store), str(tmp_path / "run"), *FAST]) == 1
+    sentence = f"The other 4 are of 1 subject held out for validation or testing (such as {tested})."
+    assert sentence in capsys.readouterr().err
 
 
 def test_nights_of_one_modality_are_left_out_of_training_and_embedded(make_store, tmp_path, capsys):

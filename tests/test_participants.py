@@ -36,6 +36,11 @@ def test_headers_delimiters_and_encodings(tmp_path: Path, content: str | bytes) 
     assert (person.subject, person.age, person.sex) == ("S", 40.5, "F")
 
 
+def test_a_table_that_does_not_exist_can_be_done_without(tmp_path: Path) -> None:
+    with pytest.raises(SleepfmError, match=r"participants\.csv does not exist\..* recording, subject, age, sex, or"):
+        read_participants(tmp_path / "participants.csv")
+
+
 @pytest.mark.parametrize(
     ("name", "path", "found"),
     [

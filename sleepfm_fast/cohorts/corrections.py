@@ -20,6 +20,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -165,6 +166,11 @@ def read_corrections(path: Path | None) -> Corrections:
     """
     if path is None:
         return Corrections()
+    if str(path).lstrip().startswith("{") and not os.path.exists(path):  # noqa: PTH110 - it may be too long for a name
+        raise SleepfmError(
+            f"--overrides {path} is the corrections themselves; expected the name of a file that holds them. Write "
+            "them into one, corrections.json for instance, and give --overrides corrections.json."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys(path))
     except OSError as error:

@@ -245,6 +245,11 @@ def read_participants(path: Path) -> Participants:
     """
     try:
         content = path.read_bytes()
+    except FileNotFoundError:
+        raise SleepfmError(
+            f"the participants table {path} does not exist. Give a CSV with the columns recording, subject, age, sex, "
+            "or none: then every recording is a subject of its own, of unknown age and sex."
+        ) from None
     except OSError as error:
         raise SleepfmError(f"the participants table {path} cannot be read: {error.strerror or error}.") from None
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -108,7 +108,12 @@ def scored(night: Night) -> Iterator[Said]:
     """Scoring against the recording: where it begins and ends, whose clock it has, how much it covers."""
     recording = night.recording
     if night.scoring is None:
-        yield "no_scoring", True, "", "no scoring was found", "name its file or folder with --labels", {}
+        stem = recording.path.stem
+        action = (
+            f"name its file like the recording ({stem}.csv, {stem}-Hypnogram.edf), beside it or in the folder of "
+            "--labels; for one recording --labels takes a file of any name"
+        )
+        yield "no_scoring", True, "", "no scoring was found", action, {}
         return
     spans = [s for s in stage_spans(night.scoring.events, []) if s.end_s > s.onset_s]
     staged = [span for span in spans if span.code != NO_STAGE]

@@ -76,6 +76,12 @@ def after_preprocess(config: Any, result: dict[str, Any]) -> str | None:
         return None
     folder = config.paths[0] if config.paths[0].is_dir() else config.paths[0].parent
     options = options_of(config, "paths", "inspect", "json", "workers")
+    if (
+        "passed_over" in result["findings_by_code"]
+    ):  # auto would leave out all of the EEG, say: what the finding advises
+        options = f"{options} --montage aasm".lstrip()
+    elif result["montage_unresolved"] is not None:  # auto would be refused: what was shown instead
+        options = f"{options} --montage {result['montage']['name']}".lstrip()
     return typed("preprocess", *config.paths, beside(folder, "store"), options=options)
 
 

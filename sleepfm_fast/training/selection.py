@@ -161,10 +161,17 @@ def select_clips(
     n_items = Stretches(train, stretch_numbers(store)[train]).n_pairs if single else len(train)
     if n_items < 2:
         what = "pairs of neighbouring clips" if single else "clips with two modalities or more"
+        elsewhere = [store.subjects[s] for s in np.unique(subject[of_clip > 0])]
+        held = (
+            f" The other {int(np.count_nonzero(of_clip > 0))} are of {counted(len(elsewhere), 'subject')} held out for "
+            f"validation or testing (such as {elsewhere[0]})."
+            if elsewhere
+            else ""
+        )
         settled = " Subjects of the training that --init-from names keep its split." if kept.any() else ""
         raise SleepfmError(
-            f"the store {store.path} leaves {n_items} {what} for training; contrasting needs two. Add recordings (see: "
-            "python -m sleepfm_fast.preprocess --inspect FOLDER), or lower --test-share and --validation-share."
+            f"the store {store.path} leaves {n_items} {what} for training; contrasting needs two.{held} Add recordings "
+            "(see: python -m sleepfm_fast.preprocess --inspect FOLDER), or lower --test-share and --validation-share."
             f"{settled}"
         )
     if len(validation) == 0:
