@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import os
 import re
@@ -324,17 +325,26 @@ def test_the_product_truncates():
     assert truncated_product(a, torch.cat([2.0**14 + 0 * b[:1], b[1:]])) == 2.0**14
 
 
-def test_rows_with_much_in_common_lose_nothing_where_tensor_cores_truncate(monkeypatch):
-    """Embeddings of an untrained encoder point in about one direction; their gradient is what is left of that."""
+@pytest.fixture
+def truncating(monkeypatch):
+    """Products as tensor cores sum them."""
+
+    def multiply_add(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> None:
+        out.add_(truncated_product(a, b), alpha=scale)
+
     monkeypatch.setattr(contrastive_gemm, "multiply", lambda a, b, out: out.copy_(truncated_product(a, b)))
-    monkeypatch.setattr(
-        contrastive_gemm,
-        "multiply_add",
-        lambda a, b, out, scale=1.0: out.add_(truncated_product(a, b), alpha=scale),
-    )
+    monkeypatch.setattr(contrastive_gemm, "multiply_add", multiply_add)
+
+
+def alike(N: int, D: int) -> Tensor:
+    """Embeddings of an untrained encoder point in about one direction."""
     generator = torch.Generator().manual_seed(0)
-    x = 3 * torch.randn(8, generator=generator) + torch.randn(2, 512, 8, generator=generator)
-    tau = torch.tensor(WARM)
+    return 3 * torch.randn(D, generator=generator) + torch.randn(2, N, D, generator=generator)
+
+
+def test_gradients_of_rows_with_much_in_common_lose_nothing_to_truncation(truncating):
+    """They are what is left of a sum over many rows when the common direction is taken away."""
+    x, tau = alike(512, 8), torch.tensor(WARM)
     truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), mode="pairwise")
     theirs = evaluate(reference.contrastive_loss, x, tau, mode="pairwise")
     ours = Path()(x, tau, mode="pairwise")
@@ -343,6 +353,22 @@ def test_rows_with_much_in_common_lose_nothing_where_tensor_cores_truncate(monke
         return float((result.d_x - truth.d_x).norm() / truth.d_x.norm())
 
     assert error(ours) < error(theirs)
+
+
+@pytest.mark.parametrize("ranges", [(0, 96), (0, 40, 96)])
+def test_similarities_of_rows_with_much_in_common_lose_nothing_to_truncation(truncating, ranges):
+    """Own cosines come from float32 rows: similarities that came out short would move loss and slope."""
+    x, tau = alike(96, 512), torch.tensor(WARM)
+    truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), mode="pairwise")
+    loss, slope, emulator = torch.zeros(()), torch.zeros(()), Emulator()
+    *_, n_valid, state = contrastive_gemm.forward(x, tau, None, "pairwise", "both", "highest", 0, 96, launcher=emulator)
+    for at in itertools.pairwise(ranges):
+        options = ("pairwise", "both", "highest", *at)
+        loss += contrastive_gemm.forward(x, tau, None, *options, launcher=emulator)[0]
+        arguments = (torch.tensor(1.0), x, tau, None, n_valid, state)
+        slope += contrastive_gemm.backward(*arguments, *options, launcher=emulator)[1]
+    assert abs(float(loss - truth.loss)) < 2e-6
+    assert abs(float(slope - truth.d_log_temperature)) < 2e-6
 
 
 def test_products_that_torch_gets_wrong_are_not_used():

@@ -56,10 +56,13 @@ struct Patch {
             if (counts && column < g.n_columns) {
                 words = ptx::load_16_streaming(g.tile + (row + i) * g.stride + column);
             }
+            float const of_row = counts && g.row_shift != nullptr ? g.row_shift[g.row + row + i] : 0.0f;
 #pragma unroll
             for (int j = 0; j < columns_of_lane; ++j) {
                 float value;
                 memcpy(&value, &words.word[j], sizeof value);
+                bool const shifted = g.column_shift != nullptr && (columns_valid >> j & 1u) != 0;
+                value += shifted ? g.column_shift[g.column + column + j] : of_row;
                 x[i][j] = counts && (columns_valid >> j & 1u) != 0 && j != offset + i ? value : -INFINITY;
             }
         }

@@ -53,6 +53,7 @@ struct ContrastiveGemm {
     // the tile: similarities times gemm_product_scale of n_rows rows from `row` and n_columns columns from `column`
     float* tile;
     std::int64_t stride, row, column, n_rows, n_columns;
+    float const *row_shift, *column_shift;  // [N] what the similarities lack, in the same scale; null: nothing
     float *row_partials, *column_partials;  // [3, strips, n_rows], [3, segments, n_columns]: largest, sum, number ahead
     float *rows, *columns;                  // [3, N] of everything so far; columns null: not wanted
     // results

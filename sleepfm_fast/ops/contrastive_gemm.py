@@ -39,7 +39,8 @@ FIELDS = (
     *("x", "dtype", "n_modalities", "n_samples", "n_dim", "stride_modality", "stride_sample", "log_temperature"),
     *("mask", "mask_stride_modality", "mask_stride_sample", "pairwise", "both_directions", "begin", "end"),
     *("problem", "i", "j", "split", "width", "a", "b", "own", "valid", "own_product"),
-    *("tile", "stride", "row", "column", "n_rows", "n_columns", "row_partials", "column_partials", "rows", "columns"),
+    *("tile", "stride", "row", "column", "n_rows", "n_columns", "row_shift", "column_shift"),
+    *("row_partials", "column_partials", "rows", "columns"),
     *("partial_losses", "partial_correct", "partial_valid", "loss", "losses", "correct", "ranks", "n_valid", "state"),
     *("gradient_loss", "row_largest", "row_weight", "column_largest", "column_weight", "own_scaled", "unscale"),
     *("slopes", "n_slopes", "slope_of_columns", "gradient_high", "gradient_low", "gradient_a", "gradient_b"),
@@ -188,6 +189,7 @@ class _Problems:
         self.own = x.new_empty(N, dtype=torch.float64)
         self.valid = x.new_empty(N, dtype=torch.uint8)
         self.tile = x.new_empty((self.edge, self.edge), dtype=torch.float32)
+        self.shift = x.new_empty(N, dtype=torch.float32) if self.split else None
         self.fields: Fields = {
             "x": x,
             "dtype": DTYPE_CODES[x.dtype],
@@ -227,7 +229,26 @@ class _Problems:
         mode: Mode = "pairwise" if self.mode == "pairwise" else "leave_one_out"
         for p, (i, j) in enumerate(problems(self.n_modalities, mode)):
             self.launch("operands", problem=p, i=i, j=i if j is None else j)
+            if self.shift is not None:
+                self.centre(self.shift)
             yield p
+
+    def centre(self, shift: Tensor) -> None:
+        """Take the mean off the rows of b, and put what every similarity of a row of a lacks then into ``shift``.
+
+        See :class:`Centred`: the own cosine of a row, which the loss compares with them, does not come out short.
+        """
+        w = self.width
+        centred = self.centred(of_b=True)
+        assert centred.low is not None
+        assert centred.mean is not None
+        self.b[:, :w] = centred.high
+        self.b[:, w : 2 * w] = centred.low
+        self.b[:, 2 * w :] = centred.high
+        self.mean_of_b = centred.mean
+        high, low = self.parts(of_b=False)
+        assert low is not None
+        torch.mv(high.float().add_(low), centred.mean, out=shift)
 
     def sides(self) -> list[bool]:
         """Which operands are the rows of the tiles, a (False) or b (True): one sweep does both where it sees all."""
@@ -239,7 +260,9 @@ class _Problems:
         for t in tiles(self.n_samples, self.begin, self.end, self.edge):
             out = self.tile[: t.n_rows, : t.n_columns]
             multiply(rows[t.row : t.row + t.n_rows], columns[t.column : t.column + t.n_columns].T, out)
-            yield {"row": t.row, "n_rows": t.n_rows, "column": t.column, "n_columns": t.n_columns}
+            shift = 0 if self.shift is None else self.shift
+            shifts = {"row_shift": 0 if swapped else shift, "column_shift": shift if swapped else 0}
+            yield {"row": t.row, "n_rows": t.n_rows, "column": t.column, "n_columns": t.n_columns, **shifts}
 
     def parts(self, of_b: bool) -> tuple[Tensor, Tensor | None]:
         """High and, where operands are split, low part [N, width] of an operand."""
@@ -322,7 +345,10 @@ def forward(
                 for place in call.products(swapped):
                     if place["row"] == place["column"]:
                         n = place["n_rows"]
-                        own_product[place["row"] : place["row"] + n].copy_(call.tile[:n, :n].diagonal())
+                        at = slice(place["row"], place["row"] + n)
+                        own_product[at].copy_(call.tile[:n, :n].diagonal())
+                        if call.shift is not None:
+                            own_product[at].add_(call.shift[at])
                     call.launch("statistics", **place)
                     call.launch("merge", rows=columns if swapped else rows, columns=columns if whole else 0)
             call.launch("finish", rows=rows, columns=columns)
@@ -382,7 +408,8 @@ def backward(
         )
         for _ in call.each():
             call.launch("weights", **weights)
-            a, b = (call.centred(of_b) for of_b in (False, True))
+            a = call.centred(of_b=False)
+            b = Centred(*call.parts(of_b=True), call.mean_of_b) if call.split else call.centred(of_b=True)
             for swapped in call.sides():
                 row_sum = sum_b if swapped else sum_a
                 for place in call.products(swapped):
