@@ -148,7 +148,10 @@ def wrong_usage(config: Config) -> str | None:
     if not config.paths:
         return "--inspect needs files or a folder."
     if not config.inspect and config.paths[-1].is_file():
-        return f"the last path is the store, a folder, but {config.paths[-1]} is a file."
+        return (
+            f"the last path names the store, a folder to write, but {config.paths[-1]} is a file. Put the store's name "
+            "behind the recordings, or --inspect before them to look at them only."
+        )
     if config.workers < 0:
         return f"--workers {config.workers} is negative; 0 means one for every core."
     try:

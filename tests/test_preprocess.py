@@ -346,6 +346,8 @@ def test_wrong_usage(cohort: Path, tmp_path: Path, capsys) -> None:
     assert preprocess(capsys, cohort)[0] == 2
     assert preprocess(capsys)[0] == 2
     assert preprocess(capsys, cohort / "a1.edf", cohort / "a2.edf")[0] == 2
+    assert cli([str(cohort / "a1.edf"), str(cohort / "a2.edf")]) == 2  # as of NIGHTS/*.edf
+    assert "a2.edf is a file. Put the store's name behind the recordings, or --inspect" in capsys.readouterr().err
     assert preprocess(capsys, "--inspect")[0] == 2
     assert preprocess(capsys, cohort, tmp_path / "s", "--montage", "none-such")[0] == 2
     assert preprocess(capsys, tmp_path / "nowhere", tmp_path / "s")[0] == 1
