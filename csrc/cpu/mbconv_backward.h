@@ -171,12 +171,12 @@ struct Backward : ClipBackward<Factor> {
                         put_word(to + (j + i) / DEPTH * ROWS + r, [&](Index k) { return i + k < n ? v[i + k] : 0.0f; });
                     }
                 });
-                for (Index r = 0; r < n_rows; ++r) {
-                    double sum = 0.0;
+                for (Index r = 0; r < ROWS; r += WIDE_LANES) {
+                    Doubles sum{};
                     for (Index c = 0; c < width; ++c) {
-                        sum += static_cast<double>(packed[c * ROWS + r]) * work.mean_gradient[c];
+                        sum += load_widened(packed + c * ROWS + r) * work.mean_gradient[c];
                     }
-                    work.offset[block + r] = static_cast<float>(sum);
+                    store_narrowed(work.offset + block + r, sum);
                 }
             }
             SLEEPFM_OMP(omp for schedule(static))

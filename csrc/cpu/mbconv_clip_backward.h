@@ -100,8 +100,8 @@ struct ClipBackward {
             Index const left = n - k * LANES;
             Vector const x = Extent::load(clip_c2 + place + k * LANES, left);
             Vector const u = x * scale + shift;
-            Vector const g = as_kept<Wide>(Extent::first(relu6_gradient(u, vectors[k]), left));
-            Extent::store(clip_g1 + place + k * LANES, g, left);
+            Vector const g =
+                keep<Extent>(clip_g1 + place + k * LANES, Extent::first(relu6_gradient(u, vectors[k]), left), left);
             store(panel + k * LANES, Extent::first(relu6(u), left));
             sum += g;
             product += g * (x - mean);
@@ -196,8 +196,7 @@ struct ClipBackward {
             using Extent = decltype(extent);
             Vector const at_v = Extent::load(from, n);
             Vector const u = at_v * scale + shift;
-            Vector const g = as_kept<Wide>(Extent::first(relu6_gradient(u, dh), n));
-            store(t.panel + places(c, column), g);
+            Vector const g = keep<Whole>(t.panel + places(c, column), Extent::first(relu6_gradient(u, dh), n), LANES);
             sum += g;
             product += g * at_v;
             return Extent::first(relu6(u), n);

@@ -109,30 +109,31 @@ inline void fill_columns(Columns const& at, Strips const& strips, float const* r
 }
 
 // One vector of columns into a row of the clip that keeps this order: all even samples (n_even of them), all odd ones.
+// Gives what the row holds of it.
 template <typename Wide>
-inline void store_column(Columns const& at, Wide* row, Index n_even, Index t, Vector v) {
+inline Vector keep_column(Columns const& at, Wide* row, Index n_even, Index t, Vector v) {
     if (t < at.offset) {
-        store_first(row + at.first + t, v, at.n - t);
-    } else if (t - at.offset < at.n_odd) {
-        store_first(row + n_even + at.first + t - at.offset, v, at.n_odd - (t - at.offset));
+        return keep<Part>(row + at.first + t, v, at.n - t);
     }
+    Index const left = at.n_odd - (t - at.offset);
+    return left > 0 ? keep<Part>(row + n_even + at.first + t - at.offset, v, left) : v;
 }
 
 // The same for several; whole vectors of one kind at once.
 template <int C, typename Wide>
-inline void store_columns(Columns const& at, Wide* row, Index n_even, Index t, Vector const (&vectors)[C]) {
+inline void keep_columns(Columns const& at, Wide* row, Index n_even, Index t, Vector (&vectors)[C]) {
     bool const odd = t >= at.offset;
     Index const left = odd ? at.offset + at.n_odd - t : at.n - t;
     if (left >= C * LANES) {
         Wide* const to = row + at.first + (odd ? n_even - at.offset : 0) + t;
 #pragma GCC unroll 3
         for (int c = 0; c < C; ++c) {
-            store(to + c * LANES, vectors[c]);
+            vectors[c] = keep<Whole>(to + c * LANES, vectors[c], LANES);
         }
         return;
     }
     for (int c = 0; c < C; ++c) {
-        store_column(at, row, n_even, t + c * LANES, vectors[c]);
+        vectors[c] = keep_column(at, row, n_even, t + c * LANES, vectors[c]);
     }
 }
 

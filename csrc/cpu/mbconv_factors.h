@@ -65,12 +65,18 @@ inline Words rounded(Vector v) {
     return v == v ? up : bits | 0x400000u;
 }
 
+#if SLEEPFM_LANES == 16 && defined(__AVX512BW__)
+// Halves of 0 .. 15 in the lower and of 16 .. 31 in the upper half of every lane.
+alignas(64) constexpr std::uint16_t TURNS[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+// Halves of 0 .. 15 in the upper half of every lane.
+alignas(64) constexpr std::uint16_t TURNS_UP[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
+                                                    0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+#endif
+
 // first and second of every lane.
 inline Words pairs_of(Vector first, Vector second) {
 #if defined(__AVX512BF16__)
-    alignas(64) static constexpr std::uint16_t TURNS[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
-                                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
-                                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     auto const both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
     return reinterpret_cast<Words>(_mm512_permutexvar_epi16(_mm512_load_si512(TURNS), both));
 #else
@@ -97,7 +103,13 @@ inline Vector add_product(Vector sum, Words a, Words b) {
 // ----------------------------------------------------------------------------------
 
 inline Vector widened(HalfWords v) {
+#if SLEEPFM_LANES == 16 && defined(__AVX512BW__)
+    // One permutation where the compiler takes an extension and a shift.
+    __m512i const low = _mm512_castsi256_si512(reinterpret_cast<__m256i>(v));
+    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, _mm512_load_si512(TURNS_UP), low));
+#else
     return vector_of(__builtin_convertvector(v, Words) << 16);
+#endif
 }
 
 inline HalfWords narrowed(Vector v) {
@@ -112,8 +124,12 @@ inline Vector load(BFloat16 const* from) {
     return widened(*reinterpret_cast<UnalignedHalfWords const*>(from));
 }
 
+inline void store(BFloat16* to, HalfWords words) {
+    *reinterpret_cast<UnalignedHalfWords*>(to) = words;
+}
+
 inline void store(BFloat16* to, Vector v) {
-    *reinterpret_cast<UnalignedHalfWords*>(to) = narrowed(v);
+    store(to, narrowed(v));
 }
 
 inline Vector load_first(BFloat16 const* from, Index n) {
@@ -134,12 +150,11 @@ inline Vector load_first(BFloat16 const* from, Index n) {
 #endif
 }
 
-inline void store_first(BFloat16* to, Vector v, Index n) {
+inline void store_first(BFloat16* to, HalfWords words, Index n) {
     if (n >= LANES) {
-        store(to, v);
+        store(to, words);
         return;
     }
-    HalfWords const words = narrowed(v);
 #if SLEEPFM_LANES == 16 && defined(__AVX512BW__) && defined(__AVX512VL__)
     auto const mask = static_cast<__mmask16>((1u << (n < 0 ? 0 : n)) - 1u);
     _mm256_mask_storeu_epi16(to, mask, reinterpret_cast<__m256i>(words));
@@ -152,11 +167,21 @@ inline void store_first(BFloat16* to, Vector v, Index n) {
 #endif
 }
 
+inline void store_first(BFloat16* to, Vector v, Index n) {
+    store_first(to, narrowed(v), n);
+}
+
 // What two rows have in the same places, as pairs.
 inline Words woven(BFloat16 const* first, BFloat16 const* second) {
+#if SLEEPFM_LANES == 16 && defined(__AVX512BW__)
+    __m512i const low = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<__m256i const*>(first)));
+    __m512i const both = _mm512_inserti64x4(low, _mm256_loadu_si256(reinterpret_cast<__m256i const*>(second)), 1);
+    return reinterpret_cast<Words>(_mm512_permutexvar_epi16(_mm512_load_si512(TURNS), both));
+#else
     Words const a = __builtin_convertvector(HalfWords(*reinterpret_cast<UnalignedHalfWords const*>(first)), Words);
     Words const b = __builtin_convertvector(HalfWords(*reinterpret_cast<UnalignedHalfWords const*>(second)), Words);
     return a | b << 16;
+#endif
 }
 
 inline float value_of(float x) {
@@ -173,8 +198,8 @@ struct Whole {
     static Vector load(T const* from, Index) {
         return SLEEPFM_ISA::load(from);
     }
-    template <typename T>
-    static void store(T* to, Vector v, Index) {
+    template <typename T, typename Lanes>
+    static void store(T* to, Lanes v, Index) {
         SLEEPFM_ISA::store(to, v);
     }
     static Vector first(Vector v, Index) { return v; }
@@ -185,8 +210,8 @@ struct Part {
     static Vector load(T const* from, Index n) {
         return load_first(from, n);
     }
-    template <typename T>
-    static void store(T* to, Vector v, Index n) {
+    template <typename T, typename Lanes>
+    static void store(T* to, Lanes v, Index n) {
         store_first(to, v, n);
     }
     static Vector first(Vector v, Index n) { return first_lanes(v, n); }
@@ -230,6 +255,20 @@ inline Vector as_kept<BFloat16>(Vector v) {
     return widened(narrowed(v));
 }
 
+// Stores the first n lanes, and gives what memory holds of all.
+template <typename Extent>
+inline Vector keep(float* to, Vector v, Index n) {
+    Extent::store(to, v, n);
+    return v;
+}
+
+template <typename Extent>
+inline Vector keep(BFloat16* to, Vector v, Index n) {
+    HalfWords const words = narrowed(v);
+    Extent::store(to, words, n);
+    return widened(words);
+}
+
 // Words of n factors that are neighbours in a sum.
 template <typename Factor>
 constexpr Index words_of(Index n) {
@@ -245,6 +284,19 @@ inline void put(float* to, Value value) {
 template <typename Value>
 inline void put(Pair* to, Value value) {
     store(to, pairs_of(value(Index{0}), value(Index{1})));
+}
+
+// The first N of them.
+template <Index N, typename Value>
+inline void put_first(float* to, Value value) {
+    Vector const v = value(Index{0});
+    memcpy(to, &v, static_cast<std::size_t>(N) * sizeof(float));
+}
+
+template <Index N, typename Value>
+inline void put_first(Pair* to, Value value) {
+    Words const words = pairs_of(value(Index{0}), value(Index{1}));
+    memcpy(to, &words, static_cast<std::size_t>(N) * sizeof(Pair));
 }
 
 // A word of the factors value(0) and, for pairs, value(1).

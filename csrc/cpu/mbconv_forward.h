@@ -24,13 +24,12 @@ inline void depthwise(Taps const& x, Index n, float const* taps, float bias, Wid
     float const around = first ? 0.0f : pivot;
     Vector sum{}, squares{}, more{}, more_squares{};  // two chains of additions
     auto const output = [&](Index t) {
-        return as_kept<Wide>(bias + a * load(x.before + t) + b * load(x.at + t) + c * load(x.after + t));
+        return bias + a * load(x.before + t) + b * load(x.at + t) + c * load(x.after + t);
     };
     Index t = 0;
     for (; t + 2 * LANES <= n; t += 2 * LANES) {
-        Vector const y = output(t), z = output(t + LANES);
-        store(out + t, y);
-        store(out + t + LANES, z);
+        Vector const y = keep<Whole>(out + t, output(t), LANES);
+        Vector const z = keep<Whole>(out + t + LANES, output(t + LANES), LANES);
         Vector const d = y - around, e = z - around;
         sum += d;
         more += e;
@@ -38,8 +37,7 @@ inline void depthwise(Taps const& x, Index n, float const* taps, float bias, Wid
         more_squares += e * e;
     }
     for (; t < n; t += LANES) {
-        Vector const y = output(t);
-        store_first(out + t, y, n - t);
+        Vector const y = keep<Part>(out + t, output(t), n - t);
         Vector const d = first_lanes(y - around, n - t);
         sum += d;
         squares += d * d;
@@ -185,12 +183,13 @@ inline void forward(MBConvForward const& call) {
                     s, at, strips, work.expand, x_panel, carry, rows,
                     [=, scale0 = work.scale0, beta0 = w.beta0](Index c, Index t, auto& vectors) {
                         constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
-#pragma GCC unroll 3
-                        for (int k = 0; k < C; ++k) {
-                            vectors[k] = as_kept<Wide>(vectors[k]);
-                        }
                         if (c1 != nullptr) {
-                            store_columns(at, c1 + c * T, S, t, vectors);
+                            keep_columns(at, c1 + c * T, S, t, vectors);
+                        } else {
+#pragma GCC unroll 3
+                            for (int k = 0; k < C; ++k) {
+                                vectors[k] = as_kept<Wide>(vectors[k]);
+                            }
                         }
                         float const scale = scale0[c], shift = beta0[c];
 #pragma GCC unroll 3

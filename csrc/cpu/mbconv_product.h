@@ -21,10 +21,16 @@ constexpr Index TILE = COLUMNS * LANES;
 template <typename Factor, typename Element>
 inline void pack_rows(Index n_rows, Index n_k, Factor* packed, Element element) {
     constexpr Index DEPTH = FactorOf<Factor>::DEPTH;
+    constexpr Index WORDS = ROWS < LANES ? ROWS : LANES;  // ROWS, or half of them where a vector has less
     for (Index k = 0; k < n_k; k += DEPTH) {
-        for (Index r = 0; r < ROWS; ++r) {
-            put_word(packed + k / DEPTH * ROWS + r,
-                     [&](Index i) { return r < n_rows && k + i < n_k ? element(r, k + i) : 0.0f; });
+        for (Index row = 0; row < ROWS; row += WORDS) {
+            put_first<WORDS>(packed + k / DEPTH * ROWS + row, [&](Index i) {
+                Vector v{};
+                for (Index r = 0; r < WORDS; ++r) {
+                    v[r] = row + r < n_rows && k + i < n_k ? element(row + r, k + i) : 0.0f;
+                }
+                return v;
+            });
         }
     }
 }

@@ -126,18 +126,26 @@ inline Vector first_lanes(Vector v, Index n) {
     return lanes_before(n) ? v : Vector{};
 }
 
-inline double total(Vector v) {
-    double sum = 0.0;
-    for (int i = 0; i < SLEEPFM_LANES; ++i) {
-        sum += static_cast<double>(v[i]);
-    }
-    return sum;
-}
-
 // Half as many lanes in float64, a register's worth.
 constexpr Index WIDE_LANES = SLEEPFM_LANES / 2;
 using Doubles = double __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
 using HalfVector = float __attribute__((vector_size(SLEEPFM_LANES / 2 * sizeof(float))));
+
+// The sum of all lanes in float64, halves of a vector added to each other: four steps where one lane after the other
+// would be sixteen that wait for each other.
+inline double total(Vector v) {
+    HalfVector halves[2];
+    memcpy(halves, &v, sizeof halves);
+    Doubles const sum = __builtin_convertvector(halves[0], Doubles) + __builtin_convertvector(halves[1], Doubles);
+    double lanes[WIDE_LANES];
+    memcpy(lanes, &sum, sizeof lanes);
+    for (Index half = WIDE_LANES / 2; half > 0; half /= 2) {
+        for (Index i = 0; i < half; ++i) {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    return lanes[0];
+}
 
 inline Doubles load_wide(double const* from) {
     Doubles v;
