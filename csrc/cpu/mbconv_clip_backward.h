@@ -310,8 +310,11 @@ struct ClipBackward {
             Strips const strips(least(T - t0, span));
             float const* const x = call.x + b * n_in * T + t0;
             float* const dx = call.dx + b * n_in * T + t0;
-            fill_panel(strips, n_in, t.narrow,
-                       [&](Index k, Index at, Index n) { return load_first(x + k * T + at, n) - work.centre[k]; });
+            fill_panel(strips, n_in, t.narrow, [&](Index k, Index at, Index n) {
+                float const* const from = x + k * T + at;
+                __builtin_prefetch(from + 2 * T);
+                return load_first(from, n) - work.centre[k];
+            });
             product(strips, n_in, n_in, work.square, t.narrow, [&](Index k, Index at, Vector v, Index n) {
                 float* const to = dx + k * T + at;
                 Vector const direct =

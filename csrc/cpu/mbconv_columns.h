@@ -54,16 +54,35 @@ struct Columns {
     }
 };
 
+#if SLEEPFM_LANES == 16 && defined(__AVX512F__)
+// Of two vectors, a after b: the even and the odd lanes; the lanes of both in turns, lower and upper half.
+inline Vector chosen(std::int32_t const (&lanes)[16], Vector a, Vector b) {
+    return _mm512_permutex2var_ps(a, _mm512_load_si512(lanes), b);
+}
+alignas(64) constexpr std::int32_t EVEN[16] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+alignas(64) constexpr std::int32_t ODD[16] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+alignas(64) constexpr std::int32_t LOWER[16] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+alignas(64) constexpr std::int32_t UPPER[16] = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+#endif
+
 // line = row - shift, the columns of a tile with stride 2; zero where there is no sample.
 inline void split_columns(Columns const& at, float const* row, float shift, float* line) {
     Index const whole = at.n_odd / 4 * 4;
     float* const odd = line + at.offset;
-    for (Index t = 0; t < whole; t += 4) {
+    Index t = 0;
+#if SLEEPFM_LANES == 16 && defined(__AVX512F__)
+    for (; t + LANES <= whole; t += LANES) {
+        Vector const a = load(row + 2 * t), b = load(row + 2 * t + LANES);
+        store(line + t, chosen(EVEN, a, b) - shift);
+        store(odd + t, chosen(ODD, a, b) - shift);
+    }
+#endif
+    for (; t < whole; t += 4) {
         Four const a = load_four(row + 2 * t), b = load_four(row + 2 * t + 4);
         store_four(line + t, SLEEPFM_SHUFFLE(a, b, 0, 2, 4, 6) - shift);
         store_four(odd + t, SLEEPFM_SHUFFLE(a, b, 1, 3, 5, 7) - shift);
     }
-    for (Index t = whole; t < at.offset; ++t) {
+    for (; t < at.offset; ++t) {
         line[t] = t < at.n ? row[2 * t] - shift : 0.0f;
         odd[t] = t < at.n_odd ? row[2 * t + 1] - shift : 0.0f;
     }
@@ -148,12 +167,20 @@ inline void spill_columns(Columns const& at, float const* panel, Index ld, Index
         }
         float const* const odd = in + at.offset;
         Index const whole = at.n_odd / 4 * 4;
-        for (Index t = 0; t < whole; t += 4) {
+        Index t = 0;
+#if SLEEPFM_LANES == 16 && defined(__AVX512F__)
+        for (; t + LANES <= whole; t += LANES) {
+            Vector const a = load(in + t), b = load(odd + t);
+            store(row + 2 * t, chosen(LOWER, a, b));
+            store(row + 2 * t + LANES, chosen(UPPER, a, b));
+        }
+#endif
+        for (; t < whole; t += 4) {
             Four const a = load_four(in + t), b = load_four(odd + t);
             store_four(row + 2 * t, SLEEPFM_SHUFFLE(a, b, 0, 4, 1, 5));
             store_four(row + 2 * t + 4, SLEEPFM_SHUFFLE(a, b, 2, 6, 3, 7));
         }
-        for (Index t = whole; t < at.n_odd; ++t) {
+        for (; t < at.n_odd; ++t) {
             row[2 * t] = in[t];
             row[2 * t + 1] = odd[t];
         }

@@ -67,11 +67,11 @@ template <int C>
     for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 3
         for (int c = 0; c < C; ++c) {
-            float lanes[LANES];
-            store(lanes, sum[r][c]);
+            HalfVector halves[2];
+            memcpy(halves, &sum[r][c], sizeof halves);
             double* const to = out + r * ldm + c * LANES;
-            store_wide(to, load_wide(to) + load_widened(lanes));
-            store_wide(to + WIDE_LANES, load_wide(to + WIDE_LANES) + load_widened(lanes + WIDE_LANES));
+            store_wide(to, load_wide(to) + __builtin_convertvector(halves[0], Doubles));
+            store_wide(to + WIDE_LANES, load_wide(to + WIDE_LANES) + __builtin_convertvector(halves[1], Doubles));
         }
     }
 }
