@@ -44,21 +44,34 @@ struct Backward : ClipBackward<Factor> {
     void pack_weights() const {
         SLEEPFM_OMP(omp for schedule(static))
         for (Index block = 0; block < width_padded / ROWS; ++block) {
-            pack_block(w.w1, n_in, 1, nullptr, width, n_in, block, work.expand);
-            pack_block(w.w3, 1, width, nullptr, width, n_out, block, work.project_t);
+            pack_block(w.w1, width, n_in, block, work.expand);
+            pack_columns(w.w3, width, nullptr, width, n_out, n_out, block, work.project_t);
             if constexpr (FactorOf<Factor>::DEPTH > 1) {
-                pack_block(w.w1, n_in, 1, nullptr, width, n_in, block, work.exact_expand);
+                pack_block(w.w1, width, n_in, block, work.exact_expand);
             }
         }
         SLEEPFM_OMP(omp for schedule(static))
-        for (Index block = 0; block < n_in; block += ROWS) {
-            auto const element = [&](Index r, Index c) {
-                return c < width ? w.w1[c * n_in + block + r] * work.scale0[c] : 0.0f;
-            };
-            pack_rows(n_in - block, width_padded, work.expand_t + block * words_of<Factor>(width_padded), element);
+        for (Index block = 0; block < (n_in + ROWS - 1) / ROWS; ++block) {
+            pack_columns(w.w1, n_in, work.scale0, n_in, width, width_padded, block, work.expand_t);
             if constexpr (FactorOf<Factor>::DEPTH > 1) {
-                pack_rows(n_in - block, width_padded, work.exact_expand_t + block * width_padded, element);
+                pack_columns(w.w1, n_in, work.scale0, n_in, width, width_padded, block, work.exact_expand_t);
             }
+        }
+    }
+
+    // From the five sums of a channel over the batch: its gradients, and what its first batch norm's gives to dx, dw1.
+    void correct_channel(Index c, double const* sums, Strips const& inputs) const {
+        call.dbeta0[c] = static_cast<float>(sums[0]);
+        call.dgamma0[c] = static_cast<float>(sums[1]);
+        for (int k = 0; k < 3; ++k) {
+            call.dwd[3 * c + k] = static_cast<float>(sums[2 + k]);
+        }
+        double const factor = -inverse(variance0[c]) * sums[1] / n0;
+        work.mean_gradient[c] = -sums[0] / n0;
+        work.factor[c] = static_cast<float>(factor);
+        for (Index k = 0; k < n_in; k += LANES) {
+            store(work.bent + inputs.place(width, c, k),
+                  first_lanes(load_first(w.w1 + c * n_in + k, n_in - k) * work.factor[c], n_in - k));
         }
     }
 
@@ -95,16 +108,20 @@ struct Backward : ClipBackward<Factor> {
             for (Index block = 0; block < width; block += LANES) {
                 Index const n = least(width - block, LANES);
                 sum_groups(work.weight_sums + block * ld_out, groups, size_out, n * ld_out, t.result);
-                for (Index c = block; c < block + n; ++c) {
-                    double sum = 0.0, product = 0.0;
-                    for (Index b = 0; b < B; ++b) {
-                        sum += clip_sums[(b * 2) * width + c];
-                        product += clip_sums[(b * 2 + 1) * width + c];
+                double sums[LANES] = {}, with_c_hat[LANES] = {};
+                for (Index b = 0; b < B; ++b) {
+                    double const* const of_clip = clip_sums + b * 2 * width + block;
+                    for (Index i = 0; i < n; ++i) {
+                        sums[i] += of_clip[i];
+                        with_c_hat[i] += of_clip[width + i];
                     }
-                    call.dbeta1[c] = static_cast<float>(sum);
-                    call.dgamma1[c] = static_cast<float>(product);
+                }
+                for (Index i = 0; i < n; ++i) {
+                    Index const c = block + i;
+                    call.dbeta1[c] = static_cast<float>(sums[i]);
+                    call.dgamma1[c] = static_cast<float>(with_c_hat[i]);
                     reinterpret_cast<BatchNormGradient*>(work.batch_norm)[c] = gradient_of(
-                        static_cast<double>(w.gamma1[c]), mean1[c], variance1[c], call.eps, sum, product, n1);
+                        static_cast<double>(w.gamma1[c]), mean1[c], variance1[c], call.eps, sums[i], with_c_hat[i], n1);
                 }
                 for (Index o = 0; o < n_out; ++o) {
                     for (Index c = 0; c < n; ++c) {
@@ -129,24 +146,17 @@ struct Backward : ClipBackward<Factor> {
                 }
             }
             SLEEPFM_OMP(omp for schedule(static))
-            for (Index c = 0; c < width; ++c) {
-                double sums[5] = {};
+            for (Index block = 0; block < width; block += LANES) {
+                Index const n = least(width - block, LANES);
+                double sums[5 * LANES] = {};
                 for (Index b = 0; b < B; ++b) {
-                    for (int k = 0; k < 5; ++k) {
-                        sums[k] += clip_sums[(b * width + c) * 5 + k];
+                    double const* const of_clip = clip_sums + (b * width + block) * 5;
+                    for (Index i = 0; i < 5 * n; ++i) {
+                        sums[i] += of_clip[i];
                     }
                 }
-                call.dbeta0[c] = static_cast<float>(sums[0]);
-                call.dgamma0[c] = static_cast<float>(sums[1]);
-                for (int k = 0; k < 3; ++k) {
-                    call.dwd[3 * c + k] = static_cast<float>(sums[2 + k]);
-                }
-                double const factor = -inverse(variance0[c]) * sums[1] / n0;
-                work.mean_gradient[c] = -sums[0] / n0;
-                work.factor[c] = static_cast<float>(factor);
-                for (Index k = 0; k < n_in; k += LANES) {
-                    store(work.bent + inputs.place(width, c, k),
-                          first_lanes(load_first(w.w1 + c * n_in + k, n_in - k) * work.factor[c], n_in - k));
+                for (Index i = 0; i < n; ++i) {
+                    this->correct_channel(block + i, sums + 5 * i, inputs);
                 }
             }
             SLEEPFM_OMP(omp for schedule(static))

@@ -65,26 +65,25 @@ alignas(64) constexpr std::int32_t LOWER[16] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 2
 alignas(64) constexpr std::int32_t UPPER[16] = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
 #endif
 
-// line = row - shift, the columns of a tile with stride 2; zero where there is no sample.
-inline void split_columns(Columns const& at, float const* row, float shift, float* line) {
-    Index const whole = at.n_odd / 4 * 4;
-    float* const odd = line + at.offset;
+// The n even and the n_odd odd samples of a row, less shift; zero where there is none, up to `padded` of each.
+inline void split_row(float const* row, Index n, Index n_odd, Index padded, float shift, float* even, float* odd) {
+    Index const whole = n_odd / 4 * 4;
     Index t = 0;
 #if SLEEPFM_LANES == 16 && defined(__AVX512F__)
     for (; t + LANES <= whole; t += LANES) {
         Vector const a = load(row + 2 * t), b = load(row + 2 * t + LANES);
-        store(line + t, chosen(EVEN, a, b) - shift);
+        store(even + t, chosen(EVEN, a, b) - shift);
         store(odd + t, chosen(ODD, a, b) - shift);
     }
 #endif
     for (; t < whole; t += 4) {
         Four const a = load_four(row + 2 * t), b = load_four(row + 2 * t + 4);
-        store_four(line + t, SLEEPFM_SHUFFLE(a, b, 0, 2, 4, 6) - shift);
+        store_four(even + t, SLEEPFM_SHUFFLE(a, b, 0, 2, 4, 6) - shift);
         store_four(odd + t, SLEEPFM_SHUFFLE(a, b, 1, 3, 5, 7) - shift);
     }
-    for (; t < at.offset; ++t) {
-        line[t] = t < at.n ? row[2 * t] - shift : 0.0f;
-        odd[t] = t < at.n_odd ? row[2 * t + 1] - shift : 0.0f;
+    for (; t < padded; ++t) {
+        even[t] = t < n ? row[2 * t] - shift : 0.0f;
+        odd[t] = t < n_odd ? row[2 * t + 1] - shift : 0.0f;
     }
 }
 
@@ -119,7 +118,8 @@ inline void fill_columns(Columns const& at, Strips const& strips, float const* r
             continue;
         }
         for (Index i = 0; i < n_valid; ++i) {
-            split_columns(at, row + i * n_row, shift[i], lines + i * at.count);
+            float* const line = lines + i * at.count;
+            split_row(row + i * n_row, at.n, at.n_odd, at.offset, shift[i], line, line + at.offset);
         }
         for_strips(strips, n_words, k / DEPTH, panel, [&](Index t, Factor* to) {
             put(to, [&](Index i) { return i > 0 && i >= n_valid ? Vector{} : load(lines + i * at.count + t); });

@@ -23,8 +23,9 @@ inline double factor_of(float gamma, float variance, double eps) {
 template <typename Factor>
 inline void pack_scaled(float const* w, double const* scale, Index n_rows, Index n_k, Index block, Factor* packed) {
     float const* const rows = w + block * ROWS * n_k;
-    pack_rows(n_rows - block * ROWS, n_k, packed + block * words_of<Factor>(n_k) * ROWS,
-              [=](Index r, Index k) { return static_cast<float>(static_cast<double>(rows[r * n_k + k]) * scale[r]); });
+    pack_elements(n_rows - block * ROWS, n_k, packed + block * words_of<Factor>(n_k) * ROWS, [=](Index r, Index k) {
+        return static_cast<float>(static_cast<double>(rows[r * n_k + k]) * scale[r]);
+    });
 }
 
 // A block whose batch norms are folded: scale into the weights before them, the rest into the biases.

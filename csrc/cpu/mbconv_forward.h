@@ -87,6 +87,7 @@ inline void forward(MBConvForward const& call) {
     double* const input_sums = work.sums + 2 * B * width;  // [B, n_in]
     Index const ldm = moments_width(n_in), n_moments = round_up(n_in, ROWS) * ldm;
     double* const half = work.moments + groups * n_moments;  // [n_in, ld_in] upper triangle, half of its diagonal
+    double* const padded_mean = half + n_in * ld_in;         // [ld_in] of the input, zero beyond
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
         float* const scratch = work.thread + thread_number() * work.per_thread;
         auto* const lanes = reinterpret_cast<PivotSums*>(scratch);                  // [width]
@@ -100,11 +101,11 @@ inline void forward(MBConvForward const& call) {
 
         SLEEPFM_OMP(omp for schedule(static) nowait)
         for (Index block = 0; block < (width + ROWS - 1) / ROWS; ++block) {
-            pack_block(w.w1, n_in, 1, nullptr, width, n_in, block, work.expand);
+            pack_block(w.w1, width, n_in, block, work.expand);
         }
         SLEEPFM_OMP(omp for schedule(static) nowait)
         for (Index block = 0; block < (s.n_out + ROWS - 1) / ROWS; ++block) {
-            pack_block(w.w3, width, 1, nullptr, s.n_out, width, block, work.project);
+            pack_block(w.w3, s.n_out, width, block, work.project);
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index b = 0; b < B; ++b) {
@@ -113,13 +114,16 @@ inline void forward(MBConvForward const& call) {
             }
         }
         SLEEPFM_OMP(omp single)
-        for (Index k = 0; k < n_in; ++k) {
+        for (Index k = 0; k < ld_in; ++k) {
             double sum = 0.0;
-            for (Index b = 0; b < B; ++b) {
+            for (Index b = 0; b < (k < n_in ? B : 0); ++b) {
                 sum += input_sums[b * n_in + k];
             }
-            input_mean[k] = sum / static_cast<double>(B * T);
-            work.centre[k] = static_cast<float>(input_mean[k]);
+            padded_mean[k] = sum / static_cast<double>(B * T);
+            if (k < n_in) {
+                input_mean[k] = padded_mean[k];
+                work.centre[k] = static_cast<float>(input_mean[k]);
+            }
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index group = 0; group < groups; ++group) {
@@ -149,15 +153,20 @@ inline void forward(MBConvForward const& call) {
             auto* const wide = reinterpret_cast<double*>(products_of_input);  // [4, ld_in]
             Index const n_rows = least(width - 4 * block, 4);
             for (Index r = 0; r < 4; ++r) {
-                double mean = 0.0;
-                for (Index k = 0; k < ld_in; ++k) {
-                    double const v =
-                        r < n_rows && k < n_in ? static_cast<double>(w.w1[(4 * block + r) * n_in + k]) : 0.0;
-                    wide[r * ld_in + k] = v;
-                    mean += k < n_in ? v * input_mean[k] : 0.0;
+                Index const row = 4 * block + r;
+                Doubles means{};
+                for (Index k = 0; k < ld_in; k += LANES) {
+                    HalfVector halves[2];
+                    Vector const v = r < n_rows ? load_first(w.w1 + row * n_in + k, n_in - k) : Vector{};
+                    memcpy(halves, &v, sizeof halves);
+                    for (Index i = 0; i < 2; ++i) {
+                        Doubles const of_row = __builtin_convertvector(halves[i], Doubles);
+                        store_wide(wide + r * ld_in + k + i * WIDE_LANES, of_row);
+                        means += of_row * load_wide(padded_mean + k + i * WIDE_LANES);
+                    }
                 }
                 if (r < n_rows) {
-                    mean0[4 * block + r] = mean + static_cast<double>(w.b1[4 * block + r]);
+                    mean0[row] = total(means) + static_cast<double>(w.b1[row]);
                 }
             }
             double forms[4];

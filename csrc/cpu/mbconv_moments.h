@@ -4,6 +4,8 @@
 // float32 and summed over at most MOMENT_SPAN samples in it, which is less than what rounding the input does to C.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/mbconv_workspace.h"
 
 namespace sleepfm::SLEEPFM_ISA {
@@ -120,29 +122,42 @@ inline void add_moments(MBConvShape const& s, float const* x, float const* centr
 [[gnu::noinline]] void quadratic_forms(Index n_rows, Index n, double const* half, Index ld, double const* w,
                                        double* forms) {
     Doubles sum[4] = {};
-    for (Index i = 0; i < n; ++i) {
-        Doubles row[4] = {}, more[4] = {};
-        double const* const h = half + i * ld;
-        Index k = i / LANES * LANES;
-        for (; k < n; k += LANES) {  // two registers' worth: eight chains of additions
-            Doubles const a = load_wide(h + k), b = load_wide(h + k + WIDE_LANES);
+    // Two rows of the matrix meet each load of w; one where it has an odd number, at its end.
+    auto const add_rows = [&](auto count, Index i) {
+        constexpr int N = decltype(count)::value;
+        Doubles row[N][4] = {};
+        for (Index k = i / LANES * LANES; k < n; k += WIDE_LANES) {
+            Doubles h[N];
+#pragma GCC unroll 2
+            for (int j = 0; j < N; ++j) {
+                h[j] = load_wide(half + (i + j) * ld + k);
+            }
 #pragma GCC unroll 4
             for (int r = 0; r < 4; ++r) {
-                row[r] += a * load_wide(w + r * ld + k);
-                more[r] += b * load_wide(w + r * ld + k + WIDE_LANES);
+                Doubles const v = load_wide(w + r * ld + k);
+#pragma GCC unroll 2
+                for (int j = 0; j < N; ++j) {
+                    row[j][r] += h[j] * v;
+                }
             }
         }
 #pragma GCC unroll 4
         for (int r = 0; r < 4; ++r) {
-            sum[r] += (row[r] + more[r]) * w[r * ld + i];
+#pragma GCC unroll 2
+            for (int j = 0; j < N; ++j) {
+                sum[r] += row[j][r] * w[r * ld + i + j];
+            }
         }
+    };
+    Index i = 0;
+    for (; i + 2 <= n; i += 2) {
+        add_rows(std::integral_constant<int, 2>{}, i);
+    }
+    if (i < n) {
+        add_rows(std::integral_constant<int, 1>{}, i);
     }
     for (Index r = 0; r < n_rows; ++r) {
-        double form = 0.0;
-        for (int i = 0; i < SLEEPFM_LANES / 2; ++i) {
-            form += sum[r][i];
-        }
-        forms[r] = 2.0 * form;
+        forms[r] = 2.0 * total(sum[r]);
     }
 }
 

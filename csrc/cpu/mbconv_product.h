@@ -17,35 +17,6 @@ constexpr Index ROWS = 4;
 constexpr Index COLUMNS = 3;
 constexpr Index TILE = COLUMNS * LANES;
 
-// ROWS rows of a matrix of which element(r, k) is one, as [words of n_k][ROWS]; zero beyond n_rows.
-template <typename Factor, typename Element>
-inline void pack_rows(Index n_rows, Index n_k, Factor* packed, Element element) {
-    constexpr Index DEPTH = FactorOf<Factor>::DEPTH;
-    constexpr Index WORDS = ROWS < LANES ? ROWS : LANES;  // ROWS, or half of them where a vector has less
-    for (Index k = 0; k < n_k; k += DEPTH) {
-        for (Index row = 0; row < ROWS; row += WORDS) {
-            put_first<WORDS>(packed + k / DEPTH * ROWS + row, [&](Index i) {
-                Vector v{};
-                for (Index r = 0; r < WORDS; ++r) {
-                    v[r] = row + r < n_rows && k + i < n_k ? element(row + r, k + i) : 0.0f;
-                }
-                return v;
-            });
-        }
-    }
-}
-
-// Rows of a weight matrix [n_rows, n_k] in blocks of ROWS, [block][words of n_k][ROWS]; `row(r)[k * stride]` times
-// scale[r].
-template <typename Factor>
-inline void pack_block(float const* w, Index row_stride, Index k_stride, float const* scale, Index n_rows, Index n_k,
-                       Index block, Factor* packed) {
-    Index const first = block * ROWS;
-    pack_rows(n_rows - first, n_k, packed + block * words_of<Factor>(n_k) * ROWS, [=](Index r, Index k) {
-        return w[(first + r) * row_stride + k * k_stride] * (scale == nullptr ? 1.0f : scale[first + r]);
-    });
-}
-
 // How a panel's columns lie in memory: strips of as many vectors as a register block is wide, each [k][columns of the
 // strip], so that a product reads memory in order. The last strips are narrower: 2 + 2 vectors rather than 3 + 1.
 struct Strips {

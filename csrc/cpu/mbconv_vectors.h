@@ -25,6 +25,14 @@ inline Index round_up(Index value, Index multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
+inline Index least(Index a, Index b) {
+    return a < b ? a : b;
+}
+
+inline Index most(Index a, Index b) {
+    return a > b ? a : b;
+}
+
 inline Vector splat(float value) {
     return value - Vector{};  // a broadcast: x - 0 is x, where x + 0 would be an addition for the sake of -0
 }
@@ -133,18 +141,21 @@ using HalfVector = float __attribute__((vector_size(SLEEPFM_LANES / 2 * sizeof(f
 
 // The sum of all lanes in float64, halves of a vector added to each other: four steps where one lane after the other
 // would be sixteen that wait for each other.
-inline double total(Vector v) {
-    HalfVector halves[2];
-    memcpy(halves, &v, sizeof halves);
-    Doubles const sum = __builtin_convertvector(halves[0], Doubles) + __builtin_convertvector(halves[1], Doubles);
+inline double total(Doubles v) {
     double lanes[WIDE_LANES];
-    memcpy(lanes, &sum, sizeof lanes);
+    memcpy(lanes, &v, sizeof lanes);
     for (Index half = WIDE_LANES / 2; half > 0; half /= 2) {
         for (Index i = 0; i < half; ++i) {
             lanes[i] += lanes[i + half];
         }
     }
     return lanes[0];
+}
+
+inline double total(Vector v) {
+    HalfVector halves[2];
+    memcpy(halves, &v, sizeof halves);
+    return total(__builtin_convertvector(halves[0], Doubles) + __builtin_convertvector(halves[1], Doubles));
 }
 
 inline Doubles load_wide(double const* from) {

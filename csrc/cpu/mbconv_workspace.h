@@ -4,20 +4,12 @@
 #include <math.h>
 
 #include "cpu/carver.h"
-#include "cpu/mbconv_columns.h"
+#include "cpu/mbconv_pack.h"
 #include "cpu/threads.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
-
-inline Index least(Index a, Index b) {
-    return a < b ? a : b;
-}
-
-inline Index most(Index a, Index b) {
-    return a > b ? a : b;
-}
 
 // Clips whose share of a weight's gradient is summed together: at most 16 sums, whatever the number of threads.
 inline Index clips_per_group(MBConvShape const& s) {
@@ -109,7 +101,7 @@ struct MBConvWorkspace {
         shift1 = floats(s.width);
         batch_norm = floats(backward ? 4 * s.width : 0);
         sums = doubles(s.n_clips * (5 * s.width + s.n_out + s.n_in));
-        moments = doubles(backward ? 0 : n_groups(s) * n_in * moments_width(s.n_in) + s.n_in * ld_in);
+        moments = doubles(backward ? 0 : n_groups(s) * n_in * moments_width(s.n_in) + (s.n_in + 1) * ld_in);
         centre = floats(s.n_in);
         weight_sums = floats(backward ? n_groups(s) * width * ld_widest : 0);
         bent = floats(backward ? width * ld_in : 0);
@@ -138,13 +130,6 @@ struct MBConvWorkspace {
         bytes = carver.used();
     }
 };
-
-inline void pack(float const* w, Index row_stride, Index k_stride, float const* scale, Index n_rows, Index n_k,
-                 float* packed) {
-    for (Index block = 0; block * ROWS < n_rows; ++block) {
-        pack_block(w, row_stride, k_stride, scale, n_rows, n_k, block, packed);
-    }
-}
 
 // The sum over a row, in four chains of additions.
 inline double row_sum(float const* x, Index n) {

@@ -63,16 +63,7 @@ inline void fill_taps(StemShape const& s, Strips const& strips, float const* x, 
     Index const T = s.n_samples, n = strips.n, n_odd = least(T / 2 - from, n);
     for (Index c = 0; c < s.n_in; ++c) {
         float const* const row = x + c * T + 2 * from;
-        Index const whole = n_odd / 4 * 4;
-        for (Index i = 0; i < whole; i += 4) {
-            Four const a = load_four(row + 2 * i), b = load_four(row + 2 * i + 4);
-            store_four(t.even + i, SLEEPFM_SHUFFLE(a, b, 0, 2, 4, 6));
-            store_four(t.odd + i, SLEEPFM_SHUFFLE(a, b, 1, 3, 5, 7));
-        }
-        for (Index i = whole; i < strips.n_vectors * LANES; ++i) {
-            t.even[i] = i < n ? row[2 * i] : 0.0f;
-            t.odd[i] = i < n_odd ? row[2 * i + 1] : 0.0f;
-        }
+        split_row(row, n, n_odd, strips.n_vectors * LANES, 0.0f, t.even, t.odd);
         t.odd[-1] = from > 0 ? row[-1] : 0.0f;
         place_row(strips, 3 * s.n_in, 3 * c, t.odd - 1, t.panel);
         place_row(strips, 3 * s.n_in, 3 * c + 1, t.even, t.panel);
@@ -106,7 +97,9 @@ inline void stem_forward(StemForward const& call) {
     StemShape const& s = call.shape;
     StemWorkspace const work(s);
     Index const B = s.n_clips, T = s.n_samples, S = (T - 1) / 2 + 1, n_out = s.n_out;
-    pack(call.w, work.taps, 1, nullptr, n_out, work.taps, work.weights);
+    for (Index block = 0; block * ROWS < n_out; ++block) {
+        pack_block(call.w, n_out, work.taps, block, work.weights);
+    }
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
         StemScratch const t = work.scratch();
         SLEEPFM_OMP(omp for schedule(static))

@@ -1,0 +1,75 @@
+// Weights as the products read them: blocks of ROWS rows of a matrix, each [words of n_k][ROWS], zero beyond the
+// matrix's rows.
+#pragma once
+
+#include "cpu/mbconv_columns.h"
+
+namespace sleepfm::SLEEPFM_ISA {
+
+namespace {
+
+// A block of which vector(row, k) gives rows row .. of column k in its lanes, and zero beyond the matrix.
+template <typename Factor, typename Columns>
+inline void pack_vectors(Index n_k, Factor* packed, Columns vector) {
+    constexpr Index DEPTH = FactorOf<Factor>::DEPTH;
+    constexpr Index N = ROWS < LANES ? ROWS : LANES;  // ROWS, or half of them where a vector has less
+    for (Index k = 0; k < n_k; k += DEPTH) {
+        for (Index row = 0; row < ROWS; row += N) {
+            put_first<N>(packed + k / DEPTH * ROWS + row, [&](Index i) { return vector(row, k + i); });
+        }
+    }
+}
+
+// A block of which element(r, k) is one.
+template <typename Factor, typename Element>
+inline void pack_elements(Index n_rows, Index n_k, Factor* packed, Element element) {
+    pack_vectors(n_k, packed, [&](Index row, Index k) {
+        Vector v{};
+        for (Index r = 0; r < least(LANES, ROWS - row); ++r) {
+            v[r] = row + r < n_rows && k < n_k ? element(row + r, k) : 0.0f;
+        }
+        return v;
+    });
+}
+
+// A block of the columns of w [n_k][ld], times scale[k] where there is one; zero from n_k to n_padded.
+template <typename Factor>
+inline void pack_columns(float const* w, Index ld, float const* scale, Index n_rows, Index n_k, Index n_padded,
+                         Index block, Factor* packed) {
+    Index const first = block * ROWS;
+    pack_vectors(n_padded, packed + first * words_of<Factor>(n_padded), [&](Index row, Index k) {
+        if (k >= n_k) {
+            return Vector{};
+        }
+        Vector const v = load_first(w + k * ld + first + row, n_rows - first - row);
+        return scale == nullptr ? v : v * scale[k];
+    });
+}
+
+// A block of the rows of w [n_rows][n_k]: a transpose.
+inline void pack_block(float const* w, Index n_rows, Index n_k, Index block, float* packed) {
+    Index const first = block * ROWS;
+    transpose_rows(w + first * n_k, n_k, least(n_rows - first, ROWS), n_k, ROWS, packed + first * n_k);
+}
+
+inline void pack_block(float const* w, Index n_rows, Index n_k, Index block, Pair* packed) {
+    constexpr Index SPAN = 8 * LANES;  // columns at a time
+    Index const first = block * ROWS, n = least(n_rows - first, ROWS);
+    alignas(64) float words[ROWS * SPAN / 2];
+    Pair* const to = packed + first * words_of<Pair>(n_k);
+    for (Index from = 0; from < n_k; from += SPAN) {
+        Index const span = least(n_k - from, SPAN);
+        for (Index r = 0; r < n; ++r) {
+            auto* const row = reinterpret_cast<BFloat16*>(words + r * SPAN / 2);
+            for (Index k = 0; k < span; k += LANES) {
+                store(row + k, load_first(w + (first + r) * n_k + from + k, span - k));
+            }
+        }
+        // Bits that only move; as floats for the shuffles' sake.
+        transpose_rows(words, SPAN / 2, n, words_of<Pair>(span), ROWS, reinterpret_cast<float*>(to + from / 2 * ROWS));
+    }
+}
+
+}  // namespace
+
+}  // namespace sleepfm::SLEEPFM_ISA
