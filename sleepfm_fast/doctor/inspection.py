@@ -302,7 +302,7 @@ def examine(files: Sequence[Path], montage: Montage, request: Request, engine: E
             progress.step(failed=night.failure is not None)
 
     try:
-        run(files, alone=False)
+        run(files, alone=engine.spares_this_process)
     except WorkersLost:
         for path in files:
             if path not in reports:
