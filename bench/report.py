@@ -1,20 +1,24 @@
 """Write the measurements of bench/results/*.json between two marks. Nothing there is typed by hand.
 
 ``python bench/report.py`` writes every comparison into docs/benchmarks.md and the headlines into README.md, there only
-of runs that measured them all, as a run of older code, or of a part of the benchmarks, did not;
-``python bench/report.py --check`` only says whether both are up to date.
+of runs that measured them all, as a run of older code, or of a part of the benchmarks, did not. A page of a kernel
+(docs/kernels/) names the comparisons that it wants with all rivals, in a comment that the table follows.
+``python bench/report.py --check`` only says whether all pages are up to date.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+# The comment names comparisons, separated by semicolons.
+RIVALS = re.compile(r"(<!-- bench:rivals ([^\n]+?) -->\n).*?(<!-- bench:rivals-end -->)", re.DOTALL)
 
 # The README's rows, by how their names begin: one or two a stage of the pipeline, in the order of the data's flow.
 HEADLINES = (
@@ -139,8 +143,43 @@ def rewritten(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
+def rivals(names: list[str], documents: list[dict[str, Any]]) -> str:
+    """Return comparisons as a table of all arms, two columns for each run that has one of them."""
+    runs = [(d, {r["name"]: r for r in d["results"] if r["name"] in names}) for d in documents]
+    runs = [(document, found) for document, found in runs if found]
+    lines = ["| |" + "".join(f" {document['name']} | times ours (10-90 % of rounds) |" for document, _ in runs)]
+    lines.append("|---|" + "---|---|" * len(runs))
+    for name in names:
+        results = [found.get(name, {"medians_s": {}, "ratios": {}}) for _, found in runs]
+        times = {arm: time for result in reversed(results) for arm, time in result["medians_s"].items()}
+        if not times:
+            raise ReportError(f"no stored run has the comparison '{name}', which a page in docs/kernels/ names.")
+        lines.append(f"| **{name}** |" + " | |" * len(runs))
+        for arm in sorted(times, key=lambda arm: (arm != "ours", times[arm])):
+            row = f"| {arm} |"
+            for result in results:
+                median, ratio = result["medians_s"].get(arm), result["ratios"].get(arm)
+                row += f" {time_text(median)} |" if median else " - |"
+                row += f" {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) |" if ratio else " |"
+            lines.append(row)
+    machines = [(document["name"], document["machine"]) for document, _ in runs]
+    files = "; ".join(
+        f"`bench/results/{name}.json` ({m['cpu_model']}, {m['cpu_cores']} cores, {m['instruction_set']}, "
+        f"commit {m['commit']})"
+        for name, m in machines
+    )
+    return "\n".join([*lines, "", f"Medians of the stored runs: {files}."])
+
+
+def with_rivals(page: str, results: Path) -> str:
+    """Return a page of a kernel with its tables of rivals drawn from the stored runs."""
+    files = [path for path in sorted(results.glob("*.json")) if not is_experiment(path)]
+    documents = sorted((json.loads(path.read_text(encoding="utf-8")) for path in files), key=lambda d: str(d["name"]))
+    return RIVALS.sub(lambda m: f"{m[1]}{rivals(m[2].split('; '), documents)}\n{m[3]}", page)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Rewrite or check both pages; the exit status tells."""
+    """Rewrite or check the pages; the exit status tells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is out of date")
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -148,12 +187,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     pages = {arguments.root / "README.md": False, arguments.root / "docs" / "benchmarks.md": True}
     try:
-        old = {page: page.read_text(encoding="utf-8") for page in pages}
+        kernels = sorted((arguments.root / "docs" / "kernels").glob("*.md"))
+        old = {page: page.read_text(encoding="utf-8") for page in (*pages, *kernels)}
         new = {page: rewritten(old[page], block(arguments.results, whole=whole)) for page, whole in pages.items()}
+        new |= {page: with_rivals(old[page], arguments.results) for page in kernels}
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    stale = [page for page in pages if new[page] != old[page]]
+    stale = [page for page in new if new[page] != old[page]]
     for page in stale:
         if arguments.check:
             print(f"error: {page} is out of date; run `python bench/report.py`.", file=sys.stderr)

@@ -325,6 +325,42 @@ def test_the_readme_shows_runs_with_every_headline(tmp_path, capsys, monkeypatch
     assert "run.json lacks a product" in capsys.readouterr().err
 
 
+def test_a_page_of_a_kernel_has_the_rivals_of_the_comparisons_it_names(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "HEADLINES", ("alone",))
+    stored(tmp_path / "results")
+    document = json.loads((tmp_path / "results" / "run.json").read_text())
+    document["results"] = document["results"][:1]
+    document["results"][0]["medians_s"] = {"ours": 2e-3, "another": 0.5}
+    document["results"][0]["ratios"] = {"another": {"median": 250, "low": 240, "high": 260}}
+    (tmp_path / "results" / "a.json").write_text(json.dumps(document | {"name": "second"}))
+    document["results"][0]["name"] = "something else"
+    (tmp_path / "results" / "b.json").write_text(json.dumps(document | {"name": "third"}))
+    pages(tmp_path, f"{report.BEGIN}\n{report.END}\n")
+    kernel = tmp_path / "docs" / "kernels" / "sum.md"
+    kernel.parent.mkdir()
+    kernel.write_text("# Sum\n\n<!-- bench:rivals a sum; alone -->\nold\n<!-- bench:rivals-end -->\nAfter.\n")
+    assert report_run(tmp_path) == 0
+    lines = kernel.read_text().splitlines()
+    assert lines[:3] == ["# Sum", "", "<!-- bench:rivals a sum; alone -->"]
+    assert lines[3] == "| | run | times ours (10-90 % of rounds) | second | times ours (10-90 % of rounds) |"
+    assert lines[5:11] == [
+        "| **a sum** | | | | |",
+        "| ours | 12.3 ms | | 2 ms | |",
+        "| another | - | | 500 ms | 250.00 (240.00-260.00) |",
+        "| rival | 2.5 s | 203.25 (190.00-210.50) | - | |",
+        "| slower | 2.6 s | | - | |",
+        "| **alone** | | | | |",
+    ]
+    assert "old" not in kernel.read_text()
+    assert "`bench/results/run.json` (C, 2 cores, avx2, commit abc)" in kernel.read_text()
+    assert lines[-2:] == ["<!-- bench:rivals-end -->", "After."]
+    assert report_run(tmp_path, "--check") == 0
+    kernel.write_text("<!-- bench:rivals a product -->\n<!-- bench:rivals-end -->\n")
+    capsys.readouterr()
+    assert report_run(tmp_path) == 1
+    assert "'a product'" in capsys.readouterr().err
+
+
 def test_the_pages_show_what_is_stored(capsys):
     assert report.main(["--check"]) == 0, capsys.readouterr().err
 
