@@ -159,7 +159,8 @@ def rivals(names: list[str], documents: list[dict[str, Any]]) -> str:
             row = f"| {arm} |"
             for result in results:
                 median, ratio = result["medians_s"].get(arm), result["ratios"].get(arm)
-                row += f" {time_text(median)} |" if median else " - |"
+                memory = f", {peaks[arm]:.0f} MiB" if (peaks := result.get("peak_rss_mib", {})) and arm in peaks else ""
+                row += f" {time_text(median)}{memory} |" if median else " - |"
                 row += f" {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) |" if ratio else " |"
             lines.append(row)
     machines = [(document["name"], document["machine"]) for document, _ in runs]
@@ -168,7 +169,7 @@ def rivals(names: list[str], documents: list[dict[str, Any]]) -> str:
         f"commit {m['commit']})"
         for name, m in machines
     )
-    return "\n".join([*lines, "", f"Medians of the stored runs: {files}."])
+    return "\n".join([*lines, "", f"Medians and, where measured, extra memory of the stored runs: {files}."])
 
 
 def with_rivals(page: str, results: Path) -> str:

@@ -345,9 +345,9 @@ def test_a_page_of_a_kernel_has_the_rivals_of_the_comparisons_it_names(tmp_path,
     assert lines[3] == "| | run | times ours (10-90 % of rounds) | second | times ours (10-90 % of rounds) |"
     assert lines[5:11] == [
         "| **a sum** | | | | |",
-        "| ours | 12.3 ms | | 2 ms | |",
+        "| ours | 12.3 ms, 3 MiB | | 2 ms, 3 MiB | |",
         "| another | - | | 500 ms | 250.00 (240.00-260.00) |",
-        "| rival | 2.5 s | 203.25 (190.00-210.50) | - | |",
+        "| rival | 2.5 s, 400 MiB | 203.25 (190.00-210.50) | - | |",
         "| slower | 2.6 s | | - | |",
         "| **alone** | | | | |",
     ]
