@@ -2,7 +2,8 @@
 
 ``python bench/report.py`` writes every comparison into docs/benchmarks.md and the headlines into README.md, there only
 of runs that measured them all, as a run of older code, or of a part of the benchmarks, did not. A page of a kernel
-(docs/kernels/) names the comparisons that it wants with all rivals, in a comment that the table follows.
+(docs/kernels/) names the comparisons that it wants with all rivals, in a comment that the table follows. In
+docs/kernels.md the kernels' times are beside their bounds.
 ``python bench/report.py --check`` only says whether all pages are up to date.
 """
 
@@ -15,8 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bounds import BOUNDS, RATES
+
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+BOUNDS_BEGIN, BOUNDS_END = "<!-- bench:bounds -->", "<!-- bench:bounds-end -->"
 # The comment names comparisons, separated by semicolons.
 RIVALS = re.compile(r"(<!-- bench:rivals ([^\n]+?) -->\n).*?(<!-- bench:rivals-end -->)", re.DOTALL)
 
@@ -172,10 +176,37 @@ def rivals(names: list[str], documents: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"Medians and, where measured, extra memory of the stored runs: {files}."])
 
 
-def with_rivals(page: str, results: Path) -> str:
+def bounds(documents: list[dict[str, Any]]) -> str:
+    """Return the kernels' stored times beside what their multiply-adds alone would take, three columns a run."""
+    runs = [
+        (d, {r["name"]: r["medians_s"]["ours"] for r in d["results"] if "ours" in r["medians_s"]}) for d in documents
+    ]
+    runs = [(document, medians) for document, medians in runs if document["name"] in RATES]
+    heads = "".join(f" {d['machine']['instruction_set']}: bound | stored | share |" for d, _ in runs)
+    lines = [
+        f"| kernel | multiply-adds |{heads} what takes the rest |",
+        "|---|---|" + "---|---|---|" * len(runs) + "---|",
+    ]
+    for bound in BOUNDS:
+        row = f"| {bound.title} | {bound.multiply_adds / 1e9:.3g} G |"
+        for document, medians in runs:
+            rate, stored_s = RATES[document["name"]].get(bound.kind), medians.get(bound.result)
+            row += f" {time_text(bound.multiply_adds / rate)} |" if rate else " - |"
+            row += f" {time_text(stored_s)} |" if stored_s else " - |"
+            row += f" {100 * bound.multiply_adds / rate / stored_s:.0f} % |" if rate and stored_s else " - |"
+        lines.append(f"{row} {bound.rest} |")
+    files = ", ".join(f"`bench/results/{document['name']}.json`" for document, _ in runs)
+    return "\n".join([*lines, "", f"Medians of the stored runs: {files}."])
+
+
+def benchmarks(results: Path) -> list[dict[str, Any]]:
+    """Return all stored runs by name, without the experiments."""
+    files = [path for path in results.glob("*.json") if not is_experiment(path)]
+    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in files), key=lambda d: str(d["name"]))
+
+
+def with_rivals(page: str, documents: list[dict[str, Any]]) -> str:
     """Return a page of a kernel with its tables of rivals drawn from the stored runs."""
-    files = [path for path in sorted(results.glob("*.json")) if not is_experiment(path)]
-    documents = sorted((json.loads(path.read_text(encoding="utf-8")) for path in files), key=lambda d: str(d["name"]))
     return RIVALS.sub(lambda m: f"{m[1]}{rivals(m[2].split('; '), documents)}\n{m[3]}", page)
 
 
@@ -189,9 +220,12 @@ def main(argv: list[str] | None = None) -> int:
     pages = {arguments.root / "README.md": False, arguments.root / "docs" / "benchmarks.md": True}
     try:
         kernels = sorted((arguments.root / "docs" / "kernels").glob("*.md"))
-        old = {page: page.read_text(encoding="utf-8") for page in (*pages, *kernels)}
+        index = arguments.root / "docs" / "kernels.md"
+        old = {page: page.read_text(encoding="utf-8") for page in (*pages, index, *kernels)}
         new = {page: rewritten(old[page], block(arguments.results, whole=whole)) for page, whole in pages.items()}
-        new |= {page: with_rivals(old[page], arguments.results) for page in kernels}
+        documents = benchmarks(arguments.results)
+        new |= {page: with_rivals(old[page], documents) for page in kernels}
+        new[index] = rewritten(old[index], bounds(documents), BOUNDS_BEGIN, BOUNDS_END)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
