@@ -144,6 +144,8 @@ class Embeddings:
     recording, clip, onset_s, stage, sdb, subject, split : columns [n_clips]
     modalities, dim, n_clips, description
         As written by :class:`~sleepfm_fast.evaluation.embedding_writer.EmbeddingWriter`.
+    made_of : dict
+        All that the numbers depend on, such as the digests of the store and the weights.
     kind : {"embedding", "feature"}
     features : dict of str to tuple of str
         Names of every modality's features; empty for embeddings.
@@ -163,6 +165,7 @@ class Embeddings:
             self.modalities: tuple[str, ...] = tuple(str(m) for m in record["modalities"])
             self.dim, self.n_clips = int(record["dim"]), int(record["n_clips"])
             self.digests: dict[str, str] = dict(record["blake2b_128"])
+            self.made_of: dict[str, Any] = dict(record.get("made_of", {}))
             self.kind: str = str(record.get("kind", "embedding"))
             self.features: dict[str, tuple[str, ...]] = {
                 str(m): tuple(map(str, names)) for m, names in record.get("features", {}).items()

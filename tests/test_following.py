@@ -156,6 +156,31 @@ def test_a_second_laboratory_by_pasting(cohort_store, tmp_path, capsys, monkeypa
     assert next_of(capsys)[2:] == ["sleepfm_fast.probe", "joined", "joined_stage", "--task", "stage"]
 
 
+def test_a_second_laboratory_without_labels(cohort_store, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.cli([str(cohort_store), "run", *QUICK["train"]]) == 0
+    assert embed.cli(["run", str(cohort_store), "run/embeddings"]) == 0
+    shutil.copytree("run/embeddings", "theirs")
+    for name in ("stage", "sdb"):
+        np.save(f"theirs/{name}.npy", np.full_like(np.load(f"theirs/{name}.npy"), -1))
+    record = json.loads(Path("theirs/embeddings.json").read_text())
+    people = len(record["subjects"])
+    unknown = {"ages": [None] * people, "sexes": [None] * people, "recording_ages": []}
+    Path("theirs/embeddings.json").write_text(json.dumps({**record, **unknown, "store": "there"}))
+    capsys.readouterr()
+    assert transfer.cli(["run/embeddings", "theirs", "joined"]) == 0
+    # First a probe of the scored nights, then what it says of the others.
+    words = next_of(capsys)
+    assert shlex.join(words[2:]) == "sleepfm_fast.probe run/embeddings run/results/stage --task stage"
+    paste(words, capsys)
+    assert transfer.cli(["run/embeddings", "theirs", "again"]) == 0
+    err = capsys.readouterr().err
+    assert "no clip of theirs that is taken has a stage, an event, an age or a sex" in err
+    line = next(line for line in err.splitlines() if line.startswith("next: "))
+    assert line.endswith("sleepfm_fast.predict run/results/stage theirs theirs_predictions")
+    assert paste(shlex.split(line.removeprefix("next: ")), capsys) is None
+
+
 def test_a_network_tested_in_a_second_laboratory(planted, cohort_store, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert supervise.cli([str(planted), "cnn", "--task", "stage", *QUICK["supervise"]]) == 0
