@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.misplaced import mistaken
-from sleepfm_fast.cli.path_kinds import Kind
+from sleepfm_fast.cli.path_kinds import Kind, places_of
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.array_file import map_array
 
@@ -224,6 +224,12 @@ class Embeddings:
         return self.description.overlap_note or (
             "Training and test clips come from the same subjects: these figures say nothing about new subjects."
         )
+
+    @property
+    def store_path(self) -> Path:
+        """The clip store that it was made from, found from any folder; as named where there is none."""
+        places = places_of(self.description.store, self.path)
+        return next((path for path in places if (path / "store.json").is_file()), places[0])
 
     def clips_of(self, *splits: str) -> npt.NDArray[np.int64]:
         """Return the ascending indices of the clips of the named splits.

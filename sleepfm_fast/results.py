@@ -111,7 +111,7 @@ def key_of(config: Any) -> dict[str, Any]:
     except OSError:  # whoever opens the embeddings says what is wrong
         digest = ""
     options = {name: value for name, value in plain(config).items() if name not in ("result", "overwrite")}
-    return {"version": __version__, **options, "digest": digest}
+    return {"version": __version__, **options, "embeddings": digest}
 
 
 def finished_result(path: Path | None, made_of: Mapping[str, Any]) -> Result | None:

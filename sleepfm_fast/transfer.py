@@ -95,7 +95,7 @@ def main(config: Config) -> dict[str, Any]:
             f"{second.description.run}{', whose weights have changed in between' if again else ''}; embed both stores "
             "with the same run."
         )
-    if first.description.store == second.description.store:
+    if first.store_path.resolve() == second.store_path.resolve():
         raise SleepfmError(
             f"both folders are of the store {first.description.store}; external validation is between two stores."
         )

@@ -54,7 +54,6 @@ def is_finished(path: Path, key: Mapping[str, Any], columns: Mapping[str, Any], 
         As the writer is told.
     columns : mapping of str to array [n_clips]
     description : Description
-        Of ``presets``, which also say how fast it was made, nothing is compared.
 
     Raises
     ------
@@ -69,7 +68,7 @@ def is_finished(path: Path, key: Mapping[str, Any], columns: Mapping[str, Any], 
         stands = (
             {name: found.made_of.get(name) for name in (*key, "shape")}
             == {**plain(dict(key)), "shape": [*found.mask.shape, found.dim]}
-            and replace(found.description, presets={}) == replace(description, presets={})
+            and unnamed(found.description) == unnamed(description)
             and all(np.array_equal(getattr(found, name), np.asarray(columns[name]), equal_nan=True) for name in COLUMNS)
         )
     except SleepfmError:  # damaged, or of another version: for the writer to refuse
@@ -83,6 +82,11 @@ def is_finished(path: Path, key: Mapping[str, Any], columns: Mapping[str, Any], 
         return stands
     finally:
         claim.release()
+
+
+def unnamed(description: Description) -> Description:
+    """What a description says but for options, and for the names of folders: their content is in the key."""
+    return replace(description, presets={}, run="", store="")
 
 
 def replaced_name(path: Path) -> Path:

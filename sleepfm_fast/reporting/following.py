@@ -172,7 +172,7 @@ def after_predictions(config: Any, result: dict[str, Any]) -> str | None:
     embeddings, fitted_on = Embeddings(path), Path(str(record_of(config.result / "result.json").get("embeddings")))
     if kind_of(fitted_on) not in (Kind.EMBEDDINGS, Kind.FEATURES):
         return None
-    stores = [Path(e.description.store) for e in (Embeddings(fitted_on), embeddings)]
+    stores = [e.store_path for e in (Embeddings(fitted_on), embeddings)]
     if kind_of(stores[0]) != Kind.STORE or stores[0].resolve() == stores[1].resolve():
         return None
     if not (labels_of(embeddings, result["task"], np.arange(len(embeddings))) >= 0).any():
