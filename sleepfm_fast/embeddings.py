@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -338,9 +339,10 @@ class Embeddings:
                 raise self._damage(name, f"its digest is {found.hexdigest()}, expected {digest}")
 
     def _damage(self, name: str, what: str) -> SleepfmError:
+        path = shlex.quote(str(self.path))
         return SleepfmError(
             f"{self.path / name} is damaged: {what}. Remove the folder and make it again with "
-            f"`python -m sleepfm_fast.embed RUN STORE {self.path}` (or `features STORE {self.path}`)."
+            f"`python -m sleepfm_fast.embed RUN STORE {path}` (or `features STORE {path}`)."
         )
 
     def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -360,7 +362,8 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise SleepfmError(sentence)
     if not path.is_dir():
         made = "make it with" if not path.exists() else "that is a file, not a folder; make one with"
-        raise SleepfmError(f"no embeddings folder at {path}: {made} `python -m sleepfm_fast.embed RUN STORE {path}`.")
+        command = f"python -m sleepfm_fast.embed RUN STORE {shlex.quote(str(path))}"
+        raise SleepfmError(f"no embeddings folder at {path}: {made} `{command}`.")
     try:
         record = json.loads((path / "embeddings.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:

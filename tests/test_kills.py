@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import stat
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from synthetic_embeddings import columns_of, write_folder
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the names of open files are read from /proc")
 KILLS = 6
 OPTIONS = {
     "few_shot": ("--task", "stage", "--subjects", "1", "2", "--replicates", "2"),
@@ -36,8 +38,12 @@ def embeddings(tmp_path_factory):
 
 
 def killed_at(step: int, folder: Path, module: str, arguments: list[str], log: Path) -> None:
-    """Run a command that is killed right before its ``step``-th change of what is in ``folder``; 0 only counts them."""
+    """Run a command that is killed right before its ``step``-th change of what is in ``folder``; 0 only counts them.
+
+    Where it would wait for the disk, half of what was written since it last did is lost, as by a power cut.
+    """
     n, inside = 0, f"{folder}{os.sep}"
+    synchronise, on_the_disk = os.fsync, dict[int, int]()
 
     def watch(event: str, given: tuple[object, ...]) -> None:
         nonlocal n
@@ -47,6 +53,19 @@ def killed_at(step: int, folder: Path, module: str, arguments: list[str], log: P
             if n == step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    def wait(descriptor: int) -> None:
+        nonlocal n
+        found, path = os.fstat(descriptor), str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if path.startswith(inside) and stat.S_ISREG(found.st_mode):
+            n += 1
+            kept = on_the_disk.get(found.st_ino, 0)
+            if n == step:
+                os.truncate(path, kept + (found.st_size - kept) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            on_the_disk[found.st_ino] = found.st_size
+        synchronise(descriptor)
+
+    os.fsync = wait
     sys.addaudithook(watch)
     try:
         forked_commands.run(module, arguments, log)
