@@ -1,20 +1,28 @@
 """Write the measurements of bench/results/*.json between two marks. Nothing there is typed by hand.
 
 ``python bench/report.py`` writes every comparison into docs/benchmarks.md and the headlines into README.md, there only
-of runs that measured them all, as a run of older code, or of a part of the benchmarks, did not;
-``python bench/report.py --check`` only says whether both are up to date.
+of runs that measured them all, as a run of older code, or of a part of the benchmarks, did not. A page of a kernel
+(docs/kernels/) names the comparisons that it wants with all rivals, in a comment that the table follows. In
+docs/kernels.md the kernels' times are beside their bounds.
+``python bench/report.py --check`` only says whether all pages are up to date.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from bounds import BOUNDS, RATES
+
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+BOUNDS_BEGIN, BOUNDS_END = "<!-- bench:bounds -->", "<!-- bench:bounds-end -->"
+# The comment names comparisons, separated by semicolons.
+RIVALS = re.compile(r"(<!-- bench:rivals ([^\n]+?) -->\n).*?(<!-- bench:rivals-end -->)", re.DOTALL)
 
 # The README's rows, by how their names begin: one or two a stage of the pipeline, in the order of the data's flow.
 HEADLINES = (
@@ -139,8 +147,71 @@ def rewritten(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
+def rivals(names: list[str], documents: list[dict[str, Any]]) -> str:
+    """Return comparisons as a table of all arms, two columns for each run that has one of them."""
+    runs = [(d, {r["name"]: r for r in d["results"] if r["name"] in names}) for d in documents]
+    runs = [(document, found) for document, found in runs if found]
+    lines = ["| |" + "".join(f" {document['name']} | times ours (10-90 % of rounds) |" for document, _ in runs)]
+    lines.append("|---|" + "---|---|" * len(runs))
+    for name in names:
+        results = [found.get(name, {"medians_s": {}, "ratios": {}}) for _, found in runs]
+        times = {arm: time for result in reversed(results) for arm, time in result["medians_s"].items()}
+        if not times:
+            raise ReportError(f"no stored run has the comparison '{name}', which a page in docs/kernels/ names.")
+        lines.append(f"| **{name}** |" + " | |" * len(runs))
+        for arm in sorted(times, key=lambda arm: (arm != "ours", times[arm])):
+            row = f"| {arm} |"
+            for result in results:
+                median, ratio = result["medians_s"].get(arm), result["ratios"].get(arm)
+                memory = f", {peaks[arm]:.0f} MiB" if (peaks := result.get("peak_rss_mib", {})) and arm in peaks else ""
+                row += f" {time_text(median)}{memory} |" if median else " - |"
+                row += f" {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) |" if ratio else " |"
+            lines.append(row)
+    machines = [(document["name"], document["machine"]) for document, _ in runs]
+    files = "; ".join(
+        f"`bench/results/{name}.json` ({m['cpu_model']}, {m['cpu_cores']} cores, {m['instruction_set']}, "
+        f"commit {m['commit']})"
+        for name, m in machines
+    )
+    return "\n".join([*lines, "", f"Medians and, where measured, extra memory of the stored runs: {files}."])
+
+
+def bounds(documents: list[dict[str, Any]]) -> str:
+    """Return the kernels' stored times beside what their multiply-adds alone would take, three columns a run."""
+    runs = [
+        (d, {r["name"]: r["medians_s"]["ours"] for r in d["results"] if "ours" in r["medians_s"]}) for d in documents
+    ]
+    runs = [(document, medians) for document, medians in runs if document["name"] in RATES]
+    heads = "".join(f" {d['machine']['instruction_set']}: bound | stored | share |" for d, _ in runs)
+    lines = [
+        f"| kernel | multiply-adds |{heads} what takes the rest |",
+        "|---|---|" + "---|---|---|" * len(runs) + "---|",
+    ]
+    for bound in BOUNDS:
+        row = f"| {bound.title} | {bound.multiply_adds / 1e9:.3g} G |"
+        for document, medians in runs:
+            rate, stored_s = RATES[document["name"]].get(bound.kind), medians.get(bound.result)
+            row += f" {time_text(bound.multiply_adds / rate)} |" if rate else " - |"
+            row += f" {time_text(stored_s)} |" if stored_s else " - |"
+            row += f" {100 * bound.multiply_adds / rate / stored_s:.0f} % |" if rate and stored_s else " - |"
+        lines.append(f"{row} {bound.rest} |")
+    files = ", ".join(f"`bench/results/{document['name']}.json`" for document, _ in runs)
+    return "\n".join([*lines, "", f"Medians of the stored runs: {files}."])
+
+
+def benchmarks(results: Path) -> list[dict[str, Any]]:
+    """Return all stored runs by name, without the experiments."""
+    files = [path for path in results.glob("*.json") if not is_experiment(path)]
+    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in files), key=lambda d: str(d["name"]))
+
+
+def with_rivals(page: str, documents: list[dict[str, Any]]) -> str:
+    """Return a page of a kernel with its tables of rivals drawn from the stored runs."""
+    return RIVALS.sub(lambda m: f"{m[1]}{rivals(m[2].split('; '), documents)}\n{m[3]}", page)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Rewrite or check both pages; the exit status tells."""
+    """Rewrite or check the pages; the exit status tells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is out of date")
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -148,12 +219,17 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     pages = {arguments.root / "README.md": False, arguments.root / "docs" / "benchmarks.md": True}
     try:
-        old = {page: page.read_text(encoding="utf-8") for page in pages}
+        kernels = sorted((arguments.root / "docs" / "kernels").glob("*.md"))
+        index = arguments.root / "docs" / "kernels.md"
+        old = {page: page.read_text(encoding="utf-8") for page in (*pages, index, *kernels)}
         new = {page: rewritten(old[page], block(arguments.results, whole=whole)) for page, whole in pages.items()}
+        documents = benchmarks(arguments.results)
+        new |= {page: with_rivals(old[page], documents) for page in kernels}
+        new[index] = rewritten(old[index], bounds(documents), BOUNDS_BEGIN, BOUNDS_END)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    stale = [page for page in pages if new[page] != old[page]]
+    stale = [page for page in new if new[page] != old[page]]
     for page in stale:
         if arguments.check:
             print(f"error: {page} is out of date; run `python bench/report.py`.", file=sys.stderr)

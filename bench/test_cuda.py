@@ -171,8 +171,8 @@ def test_graph_replay_cuda(versus, quick):
 
 # ---- filter_resample ------------------------------------------------------------------------------------------------
 
-# Instructions, 18,200 cycles of one of an H200's 132 multiprocessors a channel (docs/kernels.md), are what bounds it;
-# 60 % of that reached.
+# Instructions, 18,200 cycles of one of an H200's 132 multiprocessors a channel (docs/kernels/filter-resample.md), are
+# what bounds it; 60 % of that reached.
 PREDICTED_CLIPS_PER_S = 0.6 * 132 * 1.755e9 / (9 * 18_200)
 
 

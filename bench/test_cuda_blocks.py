@@ -24,7 +24,8 @@ from sleepfm_fast.ops.mbconv_evaluate import mbconv_evaluate, pack
 
 CUDA = torch.cuda.is_available()
 N_CLIPS = 512
-# Channels in and out, stride, samples, and the nanoseconds a clip that were computed for an H200 (docs/kernels.md).
+# Channels in and out, stride, samples, and the nanoseconds a clip that were computed for an H200
+# (docs/kernels/encoder-blocks-cuda.md).
 BLOCKS = (
     *((32, 16, 2, 3840, 267), (16, 16, 1, 1920, 108), (16, 24, 2, 1920, 84), (24, 24, 1, 960, 81)),
     *((24, 40, 2, 960, 70), (40, 40, 1, 480, 88), (40, 80, 2, 480, 78), (80, 80, 1, 240, 136)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -98,14 +99,7 @@ class ClipStore:
             raise ValueError(f"read is {read!r}; choose one of: auto, mmap, pread")
         self.path = Path(path)
         self.store = read_store_file(self.path)
-        origin = self.store["configuration"].get("from")
-        self.remake = (
-            f"`python -m sleepfm_fast.preprocess {{source}} {self.path}`"
-            if origin is None
-            else f"`python -m sleepfm_fast.convert {{source}} {self.path} --from {origin}`"
-        )
-        """The command that makes a recording of the store again, with ``{source}`` for what it is made from."""
-        again = self.remake.format(source="FILES-OR-FOLDER")
+        again = self.remake("FILES-OR-FOLDER")
         if self.store["index"] is None:
             raise ClipStoreError(
                 f"{self.path} is unfinished: its making was stopped before its first end, or could not ingest any "
@@ -181,6 +175,13 @@ class ClipStore:
         self.feeds: dict[Any, Any] = {}
         """Prepared :class:`~sleepfm_fast.store.feed.Feed` objects; each keeps its bank alive, so ids stay unique."""
         self.check(digests=verify)
+
+    def remake(self, source: str) -> str:
+        """The command that makes recordings of the store again from ``source``, as a shell takes it."""
+        store, origin = shlex.quote(str(self.path)), self.store["configuration"].get("from")
+        if origin is None:
+            return f"`python -m sleepfm_fast.preprocess {source} {store}`"
+        return f"`python -m sleepfm_fast.convert {source} {store} --from {origin}`"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send the path, not the maps, to another process."""
@@ -342,9 +343,10 @@ class ClipStore:
         """Say what is wrong with the file of a recording, and what to do."""
         entry = self.recordings[recording]
         file = self._file(recording, ".bin")
+        again = self.remake(shlex.quote(str(entry.source)))
         return ClipStoreError(
             f"{file} is damaged: {what}. Delete {file} and {file.with_suffix('.json').name} beside it, then run "
-            f"{self.remake.format(source=entry.source)} with the same options as before: it makes what is missing and "
+            f"{again} with the same options as before: it makes what is missing and "
             "redoes nothing else."
         )
 

@@ -296,9 +296,10 @@ def convert_all(
         progress.step(failed=row.failure is not None)
 
     def attempt(paths: Sequence[Path], *, own_process: bool) -> bool:
+        alone = own_process or engine.spares_this_process
         arguments = [(path, names[path], config, montage, digest, tables.of(path).facts()) for path in paths]
         try:
-            for row in in_parallel(convert_night, arguments, engine, own_process=own_process):
+            for row in in_parallel(convert_night, arguments, engine, own_process=alone):
                 note(row)
         except WorkersLost:
             return False

@@ -26,7 +26,8 @@ __all__ = ["Config", "main"]
 class Config:
     """Embed every clip of a store with the best model of a run: unit vectors, one a modality.
 
-    Killed or interrupted, the same command goes on from there, to the same bytes.
+    Killed or interrupted, the same command goes on from there, to the same bytes. Where EMBEDDINGS is finished already,
+    by the same command, this says so and ends well.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -69,7 +70,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.channels import Montage
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embeddings import Description
-    from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
+    from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
     from sleepfm_fast.inference import embedder
     from sleepfm_fast.pretrained import SEED_SUFFIXES, UNITS, load_model
     from sleepfm_fast.runs.origin import UNKNOWN_SUBJECTS, seen_by
@@ -116,6 +117,33 @@ def main(config: Config) -> dict[str, Any]:
         "device": device.type,
         **({"fused_blocks": True} if config.fused_blocks else {}),
     }
+    columns = columns_of(store, codes)
+    description = Description(
+        **people_of(store),
+        run=str(config.run),
+        store=str(config.store),
+        split_rule=split.rule(),
+        presets={
+            "train": saved["config"],
+            "input": saved["input"],
+            "weights": weights,
+            "precision": config.precision,
+            "subjects_known": seen.complete,
+        },
+        overlap=overlap,
+        overlap_note=" ".join(notices) if overlap else "",
+    )
+    result = {
+        "embeddings": str(config.embeddings),
+        "clips": n,
+        "modalities": list(clip_input.modalities),
+        "dim": dim,
+        "weights": weights,
+        "precision": config.precision,
+        "overlap": overlap,
+    }
+    if not config.overwrite and is_finished(config.embeddings, key, columns, description):
+        return {**result, "elapsed_s": round(time.monotonic() - started, 1)}
     with (
         EmbeddingWriter(
             config.embeddings, n, clip_input.modalities, dim, overwrite=config.overwrite, key=key
@@ -134,34 +162,8 @@ def main(config: Config) -> dict[str, Any]:
             embeddings, mask = embed(batch)
             writer.append(embeddings.transpose(0, 1), mask.T)
             bar.update(len(clips))
-        writer.finish(
-            columns=columns_of(store, codes),
-            description=Description(
-                **people_of(store),
-                run=str(config.run),
-                store=str(config.store),
-                split_rule=split.rule(),
-                presets={
-                    "train": saved["config"],
-                    "input": saved["input"],
-                    "weights": weights,
-                    "precision": config.precision,
-                    "subjects_known": seen.complete,
-                },
-                overlap=overlap,
-                overlap_note=" ".join(notices) if overlap else "",
-            ),
-        )
-    return {
-        "embeddings": str(config.embeddings),
-        "clips": n,
-        "modalities": list(clip_input.modalities),
-        "dim": dim,
-        "weights": weights,
-        "precision": config.precision,
-        "overlap": overlap,
-        "elapsed_s": round(time.monotonic() - started, 1),
-    }
+        writer.finish(columns, description)
+    return {**result, "elapsed_s": round(time.monotonic() - started, 1)}
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

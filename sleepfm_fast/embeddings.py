@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.misplaced import mistaken
-from sleepfm_fast.cli.path_kinds import Kind
+from sleepfm_fast.cli.path_kinds import Kind, places_of
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.array_file import map_array
 
@@ -144,6 +145,8 @@ class Embeddings:
     recording, clip, onset_s, stage, sdb, subject, split : columns [n_clips]
     modalities, dim, n_clips, description
         As written by :class:`~sleepfm_fast.evaluation.embedding_writer.EmbeddingWriter`.
+    made_of : dict
+        All that the numbers depend on, such as the digests of the store and the weights.
     kind : {"embedding", "feature"}
     features : dict of str to tuple of str
         Names of every modality's features; empty for embeddings.
@@ -163,6 +166,7 @@ class Embeddings:
             self.modalities: tuple[str, ...] = tuple(str(m) for m in record["modalities"])
             self.dim, self.n_clips = int(record["dim"]), int(record["n_clips"])
             self.digests: dict[str, str] = dict(record["blake2b_128"])
+            self.made_of: dict[str, Any] = dict(record.get("made_of", {}))
             self.kind: str = str(record.get("kind", "embedding"))
             self.features: dict[str, tuple[str, ...]] = {
                 str(m): tuple(map(str, names)) for m, names in record.get("features", {}).items()
@@ -221,6 +225,12 @@ class Embeddings:
         return self.description.overlap_note or (
             "Training and test clips come from the same subjects: these figures say nothing about new subjects."
         )
+
+    @property
+    def store_path(self) -> Path:
+        """The clip store that it was made from, found from any folder; as named where there is none."""
+        places = places_of(self.description.store, self.path)
+        return next((path for path in places if (path / "store.json").is_file()), places[0])
 
     def clips_of(self, *splits: str) -> npt.NDArray[np.int64]:
         """Return the ascending indices of the clips of the named splits.
@@ -329,9 +339,10 @@ class Embeddings:
                 raise self._damage(name, f"its digest is {found.hexdigest()}, expected {digest}")
 
     def _damage(self, name: str, what: str) -> SleepfmError:
+        path = shlex.quote(str(self.path))
         return SleepfmError(
             f"{self.path / name} is damaged: {what}. Remove the folder and make it again with "
-            f"`python -m sleepfm_fast.embed RUN STORE {self.path}` (or `features STORE {self.path}`)."
+            f"`python -m sleepfm_fast.embed RUN STORE {path}` (or `features STORE {path}`)."
         )
 
     def _map(self, name: str, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -351,7 +362,8 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise SleepfmError(sentence)
     if not path.is_dir():
         made = "make it with" if not path.exists() else "that is a file, not a folder; make one with"
-        raise SleepfmError(f"no embeddings folder at {path}: {made} `python -m sleepfm_fast.embed RUN STORE {path}`.")
+        command = f"python -m sleepfm_fast.embed RUN STORE {shlex.quote(str(path))}"
+        raise SleepfmError(f"no embeddings folder at {path}: {made} `{command}`.")
     try:
         record = json.loads((path / "embeddings.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -44,7 +44,8 @@ class Config:
     Every channel of the montage is measured by its kind, at its native rate, in the units that the features' names say
     (docs/baselines.md lists them). A feature that cannot be measured in a clip is left empty; a probe fills it with the
     median of its training clips and marks it. Each recording is measured by itself. Killed or interrupted, the same
-    command goes on from there, to the same bytes.
+    command goes on from there, to the same bytes. Where FEATURES is finished already, by the same command, this says so
+    and ends well.
     """
 
     store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
@@ -194,7 +195,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.baselines.recording_features import feature_names
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embeddings import Description, Embeddings
-    from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
+    from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
     from sleepfm_fast.execution.parallel import open_engine
     from sleepfm_fast.rundir import RunDirectory
     from sleepfm_fast.runs.run_config import refuse_damaged
@@ -219,34 +220,34 @@ def main(config: Config) -> dict[str, Any]:
     dim = max(map(len, names.values()))
     overlap = bool((codes < 0).any())
     key = {"command": "features", "version": __version__, "store": store.digest, "names": names}
-    with (
-        open_engine(config.backend, config.workers) as engine,
-        EmbeddingWriter(
-            config.features, len(store), tuple(names), dim, features=names, overwrite=config.overwrite, key=key
-        ) as writer,
-    ):
-        for columns in in_order(store, engine, writer.n_written):
-            n = len(next(iter(columns.values())))
-            block = np.full((n, len(names), dim), np.nan, np.float32)
-            mask = np.zeros((n, len(names)), bool)
-            for m, values in enumerate(columns.values()):
-                block[:, m, : values.shape[1]] = values
-                # As for an encoder: a recording has a modality where any of its channels shows anything.
-                mask[:, m] = np.isfinite(values).any()
-            writer.append(block, mask)
-        finished = writer.finish(
-            columns=columns_of(store, codes),
-            description=Description(
-                **people_of(store),
-                run="" if config.split_like is None else str(config.split_like),
-                store=str(config.store),
-                split_rule=split.rule(),
-                presets={"features": plain(config)},
-                overlap=overlap,
-                overlap_note=" ".join(notices) if overlap else "",
-            ),
-        )
-    empty_percent, mostly = holes(Embeddings(finished), store)
+    columns = columns_of(store, codes)
+    description = Description(
+        **people_of(store),
+        run="" if config.split_like is None else str(config.split_like),
+        store=str(config.store),
+        split_rule=split.rule(),
+        presets={"features": plain(config)},
+        overlap=overlap,
+        overlap_note=" ".join(notices) if overlap else "",
+    )
+    if config.overwrite or not is_finished(config.features, key, columns, description):
+        with (
+            open_engine(config.backend, config.workers) as engine,
+            EmbeddingWriter(
+                config.features, len(store), tuple(names), dim, features=names, overwrite=config.overwrite, key=key
+            ) as writer,
+        ):
+            for measures in in_order(store, engine, writer.n_written):
+                n = len(next(iter(measures.values())))
+                block = np.full((n, len(names), dim), np.nan, np.float32)
+                mask = np.zeros((n, len(names)), bool)
+                for m, values in enumerate(measures.values()):
+                    block[:, m, : values.shape[1]] = values
+                    # As for an encoder: a recording has a modality where any of its channels shows anything.
+                    mask[:, m] = np.isfinite(values).any()
+                writer.append(block, mask)
+            writer.finish(columns, description)
+    empty_percent, mostly = holes(Embeddings(config.features), store)
     if mostly:
         say(f"notice: {mostly_empty_text(mostly)}")
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -41,7 +42,8 @@ class Config:
 
     For every number of training subjects and every replicate: AUROC, AUPRC and F1 per class and macro on the test
     subjects; over the replicates their mean and 95 % interval. A run that was stopped goes on with the same command;
-    its finished points are in RESULT.partial.jsonl. Numbers and replicates may then be added.
+    its finished points are in RESULT.partial.jsonl. Numbers and replicates may then be added. Where RESULT
+    is finished already, by the same command, this says so and ends well.
     """
 
     embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
@@ -172,14 +174,19 @@ def _with_chance(figures: dict[str, Any]) -> dict[str, float | None]:
 
 def main(config: Config) -> dict[str, Any]:
     """Fit, test and summarise; the result is what the command prints as JSON and writes."""
-    from sleepfm_fast.results import claimed_result
+    from sleepfm_fast.evaluation.few_shot_points import partial_path
+    from sleepfm_fast.results import claimed_result, key_of
 
     _check(config)
-    with claimed_result(config.result, overwrite=config.overwrite):
-        return _drawn(config)
+    key = key_of(config)
+    with claimed_result(config.result, overwrite=config.overwrite, made_of=key) as finished:
+        if finished is not None:
+            partial_path(config.result).unlink(missing_ok=True)  # where a kill came before it was removed
+            return finished.printed
+        return _drawn(config, key)
 
 
-def _drawn(config: Config) -> dict[str, Any]:
+def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Go on with the curve to its end and write the result."""
     from tqdm import tqdm
 
@@ -251,7 +258,7 @@ def _drawn(config: Config) -> dict[str, Any]:
         "summary": summary,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    write_result(config.result, record, {}, overwrite=config.overwrite)
+    write_result(config.result, record, {}, overwrite=config.overwrite, made_of=made_of)
     partial.unlink(missing_ok=True)
     say(f"wrote {config.result}")
     return record

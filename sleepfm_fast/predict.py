@@ -165,7 +165,7 @@ def _predicted(config: Config) -> dict[str, Any]:
         "correct_prior": config.correct_prior,
     }
     staged = result.record["task"] == "stage"
-    starts = starts_of(config.store or Path(about.store), about.recordings) if staged else {}
+    starts = starts_of(config.store or embeddings.store_path, about.recordings) if staged else {}
     written = write_predictions(config.predictions, record, found, starts, hypnograms=staged)
     return {**written, "predictions": str(config.predictions), "seconds": round(time.perf_counter() - started, 3)}
 

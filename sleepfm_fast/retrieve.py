@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "cli", "main"]
 
+UNPRINTED = ("subjects", "recordings", "examples")
+"""What RESULT has besides the line that is printed."""
 Chosen = dict[tuple[str, str], npt.NDArray[np.int64]]
 
 
@@ -42,7 +45,8 @@ class Config:
 
     Ranks are exact (those of float64 similarities; of equal candidates the earlier clip is preferred) and computed in
     blocks on all cores. Intervals (95 %) are bootstrapped over the queries' subjects with the candidates held fixed.
-    Killed or interrupted, the same command goes on after the last pair of modalities whose ranks were finished.
+    Killed or interrupted, the same command goes on after the last pair of modalities whose ranks were finished;
+    where RESULT is finished already, by the same command, it says so and ends well.
     """
 
     embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
@@ -183,14 +187,19 @@ def _arrays(embeddings: Embeddings, ranked: dict[tuple[str, str], Ranked]) -> di
 
 def main(config: Config) -> dict[str, Any]:
     """Rank, summarise and report; the result is what the command prints as JSON."""
-    from sleepfm_fast.results import claimed_result
+    from sleepfm_fast.evaluation.kept_ranks import remove_kept
+    from sleepfm_fast.results import claimed_result, key_of
 
     _check(config)
-    with claimed_result(config.result, overwrite=config.overwrite):
-        return _retrieved(config)
+    key = key_of(config)
+    with claimed_result(config.result, overwrite=config.overwrite, made_of=key) as finished:
+        if finished is not None:
+            remove_kept(finished.path)  # where a kill came before they were removed
+            return {name: value for name, value in finished.printed.items() if name not in UNPRINTED}
+        return _retrieved(config, key)
 
 
-def _retrieved(config: Config) -> dict[str, Any]:
+def _retrieved(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Rank, summarise and write the result."""
     from sleepfm_fast.embeddings import SPLITS, Embeddings
     from sleepfm_fast.evaluation.candidates import draw_pairs
@@ -266,7 +275,8 @@ def _retrieved(config: Config) -> dict[str, Any]:
             "recordings": about.recordings,
             "examples": examples(embeddings, chosen, ranked, config.scope, config.examples, config.seed),
         }
-        write_result(config.result, written, _arrays(embeddings, ranked), overwrite=config.overwrite)
+        arrays = _arrays(embeddings, ranked)
+        write_result(config.result, written, arrays, overwrite=config.overwrite, made_of=made_of)
         kept.remove()
         say(f"wrote {config.result}")
     return record

@@ -71,6 +71,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.embeddings import COLUMNS, Description, Embeddings
     from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
+    from sleepfm_fast.evaluation.tasks import TASKS, labels_of
 
     sides = (Embeddings(config.training), Embeddings(config.testing))
     first, second = sides
@@ -94,7 +95,7 @@ def main(config: Config) -> dict[str, Any]:
             f"{second.description.run}{', whose weights have changed in between' if again else ''}; embed both stores "
             "with the same run."
         )
-    if first.description.store == second.description.store:
+    if first.store_path.resolve() == second.store_path.resolve():
         raise SleepfmError(
             f"both folders are of the store {first.description.store}; external validation is between two stores."
         )
@@ -104,6 +105,11 @@ def main(config: Config) -> dict[str, Any]:
         if not clips.size:
             more = " --subjects all takes everybody." if split == "test" else ""
             raise SleepfmError(f"{path} has no {split} clips to give; its split rule left that side empty.{more}")
+    if not any((labels_of(second, task, tested) >= 0).any() for task in TASKS):
+        say(
+            f"notice: no clip of {config.testing} that is taken has a stage, an event, an age or a sex: there is "
+            f"nothing to test on. A probe fitted on {config.training} says what they are (predict)."
+        )
     columns: dict[str, Any] = {
         name: np.concatenate([np.asarray(getattr(e, name))[clips] for e, clips in zip(sides, rows, strict=True)])
         for name in COLUMNS

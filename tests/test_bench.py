@@ -280,6 +280,7 @@ def report_run(tmp_path, *arguments):
 
 def pages(tmp_path, text):
     (tmp_path / "docs").mkdir(exist_ok=True)
+    (tmp_path / "docs" / "kernels.md").write_text(f"{report.BOUNDS_BEGIN}\n{report.BOUNDS_END}\n")
     both = tmp_path / "README.md", tmp_path / "docs" / "benchmarks.md"
     for page in both:
         page.write_text(text)
@@ -291,7 +292,7 @@ def test_report_rewrites_only_its_blocks(tmp_path, capsys, monkeypatch):
     stored(tmp_path / "results")
     readme, page = pages(tmp_path, f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n")
     assert report_run(tmp_path, "--check") == 1
-    assert capsys.readouterr().err.count("out of date") == 2
+    assert capsys.readouterr().err.count("out of date") == 3
     assert report_run(tmp_path) == 0
     for text in (readme.read_text(), page.read_text()):
         assert text.startswith(f"# Title\n\n{report.BEGIN}\n| what | ours | fastest rival |")
@@ -323,6 +324,70 @@ def test_the_readme_shows_runs_with_every_headline(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(report, "HEADLINES", ("a sum", "a product"))
     assert report_run(tmp_path) == 1
     assert "run.json lacks a product" in capsys.readouterr().err
+
+
+def test_a_page_of_a_kernel_has_the_rivals_of_the_comparisons_it_names(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "HEADLINES", ("alone",))
+    stored(tmp_path / "results")
+    document = json.loads((tmp_path / "results" / "run.json").read_text())
+    document["results"] = document["results"][:1]
+    document["results"][0]["medians_s"] = {"ours": 2e-3, "another": 0.5}
+    document["results"][0]["ratios"] = {"another": {"median": 250, "low": 240, "high": 260}}
+    (tmp_path / "results" / "a.json").write_text(json.dumps(document | {"name": "second"}))
+    document["results"][0]["name"] = "something else"
+    (tmp_path / "results" / "b.json").write_text(json.dumps(document | {"name": "third"}))
+    pages(tmp_path, f"{report.BEGIN}\n{report.END}\n")
+    kernel = tmp_path / "docs" / "kernels" / "sum.md"
+    kernel.parent.mkdir()
+    kernel.write_text("# Sum\n\n<!-- bench:rivals a sum; alone -->\nold\n<!-- bench:rivals-end -->\nAfter.\n")
+    assert report_run(tmp_path) == 0
+    lines = kernel.read_text().splitlines()
+    assert lines[:3] == ["# Sum", "", "<!-- bench:rivals a sum; alone -->"]
+    assert lines[3] == "| | run | times ours (10-90 % of rounds) | second | times ours (10-90 % of rounds) |"
+    assert lines[5:11] == [
+        "| **a sum** | | | | |",
+        "| ours | 12.3 ms, 3 MiB | | 2 ms, 3 MiB | |",
+        "| another | - | | 500 ms | 250.00 (240.00-260.00) |",
+        "| rival | 2.5 s, 400 MiB | 203.25 (190.00-210.50) | - | |",
+        "| slower | 2.6 s | | - | |",
+        "| **alone** | | | | |",
+    ]
+    assert "old" not in kernel.read_text()
+    assert "`bench/results/run.json` (C, 2 cores, avx2, commit abc)" in kernel.read_text()
+    assert lines[-2:] == ["<!-- bench:rivals-end -->", "After."]
+    assert report_run(tmp_path, "--check") == 0
+    kernel.write_text("<!-- bench:rivals a product -->\n<!-- bench:rivals-end -->\n")
+    capsys.readouterr()
+    assert report_run(tmp_path) == 1
+    assert "'a product'" in capsys.readouterr().err
+
+
+def test_the_page_of_kernels_has_bounds_beside_stored_times(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "HEADLINES", ("alone",))
+    monkeypatch.setattr(report, "RATES", {"run": {"float32": 1e9}, "never stored": {"float32": 1e9}})
+    names = {"title": "A sum", "kind": "float32", "rest": "adding"}
+    sums = report.BOUNDS[0]._replace(result="a sum", multiply_adds=6.15e6, **names)
+    monkeypatch.setattr(report, "BOUNDS", (sums, sums._replace(kind="int16"), sums._replace(result="never measured")))
+    stored(tmp_path / "results")
+    stored(tmp_path / "results", name="without a rate")
+    pages(tmp_path, f"{report.BEGIN}\n{report.END}\n")
+    assert report_run(tmp_path) == 0
+    assert (tmp_path / "docs" / "kernels.md").read_text().splitlines() == [
+        report.BOUNDS_BEGIN,
+        "| kernel | multiply-adds | avx2: bound | stored | share | what takes the rest |",
+        "|---|---|---|---|---|---|",
+        "| A sum | 0.00615 G | 6.15 ms | 12.3 ms | 50 % | adding |",
+        "| A sum | 0.00615 G | - | 12.3 ms | - | adding |",
+        "| A sum | 0.00615 G | 6.15 ms | - | - | adding |",
+        "",
+        "Medians of the stored runs: `bench/results/run.json`.",
+        report.BOUNDS_END,
+    ]
+
+
+def test_every_bound_is_of_a_stored_benchmark():
+    names = {result["name"] for document in report.benchmarks(BENCH / "results") for result in document["results"]}
+    assert [bound.title for bound in report.BOUNDS if bound.result not in names] == []
 
 
 def test_the_pages_show_what_is_stored(capsys):

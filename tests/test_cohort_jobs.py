@@ -154,7 +154,8 @@ def test_after_a_death_no_night_is_worked_on_in_this_process(tmp_path: Path) -> 
     assert given_up == [Path("a")]
 
 
-def test_a_file_that_shrinks_while_it_is_read_costs_its_own_night(cohort: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_shrinks_while_it_is_read_costs_its_own_night(cohort: Path, tmp_path: Path, workers: int) -> None:
     """Memory that is mapped from what a file no longer has ends the process by SIGBUS."""
     store = tmp_path / "store"
     script = f"""
@@ -176,7 +177,7 @@ def attempt(path, *rest):
     finally:
         segments.record_samples = original
 attempts.attempt_night = attempt
-sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "2"]))
+sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "{workers}"]))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
@@ -218,11 +219,11 @@ def attempt(*arguments):
     night.process_night = process
     return night.attempt_night(*arguments)
 attempts.attempt_night = attempt
-sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "1"]))
+sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "1", "--backend", "threading"]))
 """
     command = [sys.executable, "-c", script]
     first = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert first.returncode == -signal.SIGKILL  # one worker is the process itself
+    assert first.returncode == -signal.SIGKILL  # a thread is of the process itself
     with pytest.raises(ClipStoreError, match="unfinished"):
         ClipStore(store)
     second = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)

@@ -71,6 +71,18 @@ def test_a_stopped_embed_goes_on_to_the_same_bytes(cohort_store, tmp_path, capsy
     for file in (tmp_path / "whole").iterdir():
         assert file.read_bytes() == (tmp_path / "stopped" / file.name).read_bytes(), file.name
     assert not list(tmp_path.glob(".*"))
+    # Killed when all was written, or simply given once more: there is nothing to do.
+    (tmp_path / ".stopped.replaced").mkdir()
+    monkeypatch.setattr(SleepModel, "forward", None)
+    again, err = run(embed, [*asked, tmp_path / "stopped"], capsys)
+    assert f"{tmp_path / 'stopped'} is finished: this command has written it" in err
+    assert again["clips"] == 336
+    assert not list(tmp_path.glob(".*"))
+    monkeypatch.chdir(tmp_path)  # the same folders under other names
+    run(embed, ["run", cohort_store, "--batch-size", "50", "stopped/"], capsys)
+    for more in (["--batch-size", "51"], ["--precision", "bfloat16"]):
+        assert embed.cli([*asked, str(tmp_path / "stopped"), *more]) == 1
+        assert "exists and is not overwritten" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [train, supervise])

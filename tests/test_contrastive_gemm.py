@@ -157,7 +157,8 @@ def test_nothing_present_is_a_loss_of_zero():
     assert not got.d_log_temperature
 
 
-# Relative norm of the gradient's error: docs/kernels.md has it for larger N and D, where it is smaller.
+# Relative norm of the gradient's error: docs/kernels/contrastive-loss-cuda.md has it for larger N and D, where it is
+# smaller.
 @pytest.mark.parametrize(
     ("kind", "log_temperature", "allowed"), [("random", WARM, 6e-4), ("random", HOT, 3e-3), ("aligned", HOT, 2e-2)]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from nights import contents, preprocess, write_cohort
 
 from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.store.clip_layout import read_store_file
@@ -31,6 +33,24 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made / "store", tmp_path / "store"))
+
+
+def test_the_command_that_makes_a_store_again_can_be_pasted(store: Path, tmp_path: Path) -> None:
+    odd = store.rename(tmp_path / "mein {store} 1")
+    next((odd / "recordings").glob("*.bin")).unlink()
+    with pytest.raises(ClipStoreError) as damaged:
+        ClipStore(odd, verify=True)
+    words = shlex.split(str(damaged.value).split("`")[1])
+    assert (words[2], Path(words[3]).suffix, words[4:]) == ("sleepfm_fast.preprocess", ".edf", [str(odd)])
+    record = json.loads((odd / "store.json").read_text())
+    (odd / "store.json").write_text(json.dumps({**record, "index": None}))
+    for path in (odd, tmp_path / "no store"):
+        with pytest.raises(ClipStoreError) as refused:
+            ClipStore(path)
+        assert shlex.split(str(refused.value).split("`")[1])[3:] == ["FILES-OR-FOLDER", str(path)]
+    with pytest.raises(SleepfmError) as missing:
+        Embeddings(tmp_path / "no embeddings")
+    assert shlex.split(str(missing.value).split("`")[1])[3:] == ["RUN", "STORE", str(tmp_path / "no embeddings")]
 
 
 @pytest.mark.parametrize(

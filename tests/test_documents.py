@@ -19,7 +19,7 @@ from sleepfm_fast.ops import contrastive_loss
 from sleepfm_fast.ops.mbconv import WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Options of other programs, and what stands for an option.
 FOREIGN = {"--help", "--nproc-per-node", "--array", "--install"}
 
@@ -98,6 +98,86 @@ def test_every_file_that_a_page_names_exists():
         if "NAME" not in name and not (ROOT / name).exists()
     ]
     assert missing == []
+
+
+def prose_of(text):
+    """A page's text without its blocks and spans of code, in which brackets are no links."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def anchors_of(text):
+    """The fragments by which GitHub links to a page's headings."""
+    anchors = set()
+    for heading in re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    ):
+        slug = start = re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
+        repeats = 0
+        while slug in anchors:
+            repeats += 1
+            slug = f"{start}-{repeats}"
+        anchors.add(slug)
+    return anchors
+
+
+def broken_links(page):
+    """What of a page's links into this repository leads nowhere, as sentences."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, fragment = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists():
+            yield f"{page.name}: {target}: no such file"
+        elif fragment and fragment not in anchors_of(file.read_text()):
+            yield f"{page.name}: {target}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page):
+    assert list(broken_links(page)) == []
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path):
+    (tmp_path / "other.md").write_text(
+        "# Other\n\n## A `heading`, twice\n\n## A `heading`, twice\n\n```sh\n# no heading\n```\n"
+    )
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Page\n[a](other.md) [b](other.md#a-heading-twice-1) [c](#page) [d](https://example.org/x) `x[0](1)`\n"
+        "[e](none.md) [f](other.md#a-heading-twice-2)\n[g](#no-heading) ![h](none.svg)\n"
+    )
+    assert list(broken_links(page)) == [
+        "page.md: none.md: no such file",
+        "page.md: other.md#a-heading-twice-2: no such heading",
+        "page.md: #no-heading: no such heading",
+        "page.md: none.svg: no such file",
+    ]
+
+
+def test_every_page_that_a_source_names_exists():
+    folders = {"bench": "*.*", "csrc": "**/*.*", "sleepfm_fast": "**/*.py", "tests": "**/*.*"}
+    files = [path for folder, pattern in folders.items() for path in (ROOT / folder).glob(pattern)]
+    texts = {
+        path: path.read_text() for path in files if path.suffix in {".py", ".h", ".cpp", ".cu", ".cuh", ".md", ".sh"}
+    }
+    named = {
+        (path, name) for path, text in texts.items() for name in re.findall(r"\bdocs/[\w./-]+\.(?:md|svg|png)\b", text)
+    }
+    assert len(named) > 10
+    assert [f"{path.relative_to(ROOT)}: {name}" for path, name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def tables_of(text):
+    """The tables of a page, each as its rows' numbers of cells; a vertical bar in a span of code is no border."""
+    text = re.sub(r"`[^`\n]*`", "`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        yield [row.count("|") - row.count("\\|") - 1 for row in block.splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_rows_of_a_table_have_as_many_cells_as_its_head(page):
+    assert [table for table in tables_of(page.read_text()) if len(table) < 3 or len(set(table)) > 1] == []
 
 
 def example(word):

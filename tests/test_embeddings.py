@@ -242,8 +242,9 @@ def _gone_on(path, parts, key):
     return begun
 
 
-def test_a_stopped_writer_goes_on_to_the_same_bytes(tmp_path, folder, parts, capsys):
-    path = tmp_path / "stopped"
+def test_a_stopped_writer_goes_on_to_the_same_bytes(tmp_path, parts, capsys):
+    path, whole = tmp_path / "stopped", tmp_path / "whole"
+    assert _gone_on(whole, parts, {"weights": "a"}) == 0
     _stopped_after(path, parts, 30, {"weights": "a"})
     _stopped_after(path, parts, 60, {"weights": "a"}, SleepfmError)
     # What a kill leaves behind the last checkpoint is cut off.
@@ -252,8 +253,8 @@ def test_a_stopped_writer_goes_on_to_the_same_bytes(tmp_path, folder, parts, cap
     (tmp_path / ".stopped.partial" / "progress.json.12-34.tmp").write_text("{")
     assert _gone_on(path, parts, {"weights": "a"}) == 60
     assert "going on: 60 of 103 clips were finished before" in capsys.readouterr().err
-    assert {f.name: f.read_bytes() for f in path.iterdir()} == {f.name: f.read_bytes() for f in folder.iterdir()}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["emb", "stopped"]
+    assert {f.name: f.read_bytes() for f in path.iterdir()} == {f.name: f.read_bytes() for f in whole.iterdir()}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["stopped", "whole"]
 
 
 def test_what_was_made_otherwise_is_not_gone_on_with(tmp_path, folder, parts, capsys):

@@ -206,11 +206,21 @@ def test_a_store_that_has_grown_is_opened_again(tmp_path, capsys):
 
 def test_a_folder_is_not_overwritten_unasked(known, tmp_path, capsys):
     call(capsys, known, tmp_path / "f")
-    assert features.cli([str(known), str(tmp_path / "f"), "--backend", "threading"]) == 1
+    assert features.cli([str(known), str(tmp_path / "f"), "--backend", "threading", "--test-share", "0.5"]) == 1
     assert "exists and is not overwritten" in capsys.readouterr().err
     result, _ = call(capsys, known, tmp_path / "f", "--overwrite")
     assert result["clips"] == 60
     assert result["widths"]["ecg"] == 9
+
+
+def test_finished_features_are_not_measured_again(known, tmp_path, capsys, monkeypatch):
+    first, _ = call(capsys, known, tmp_path / "f")
+    (tmp_path / "f" / "progress.json").touch()  # a kill between the folder's name and the end of the command
+    monkeypatch.setattr(features, "in_order", None)
+    again, err = call(capsys, known, tmp_path / "f")
+    assert f"{tmp_path / 'f'} is finished: this command has written it" in err
+    assert {**again, "elapsed_s": 0} == {**first, "elapsed_s": 0}
+    assert not (tmp_path / "f" / "progress.json").exists()
 
 
 def test_names_say_channel_quantity_and_unit_once():

@@ -126,6 +126,26 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, capsys, monkeypatch):
     assert resumed == whole
 
 
+def test_a_finished_curve_is_not_drawn_again(tmp_path, capsys, monkeypatch):
+    folder = planted(tmp_path)
+    asked = (folder, tmp_path / "out", "--task", "stage", "--subjects", 1, "--replicates", 1)
+    first = run(capsys, *asked)[1]
+    partial_path(tmp_path / "out").touch()  # a kill between the result and the end of the command
+    monkeypatch.setattr(few_shot, "_measure", None)
+    status, again, err = run(capsys, *asked)
+    assert (status, again) == (0, first)
+    assert f"{tmp_path / 'out'} is finished: this command has written it. To compute it again add --overwrite." in err
+    assert not partial_path(tmp_path / "out").exists()
+    for more in (("--c", 2), ("--subjects", 1, 2)):
+        status, _, err = run(capsys, *asked, *more)
+        assert (status, "exists and is not overwritten" in err) == (1, True)
+    # Other people under the same vectors: the ages are not in them.
+    record = json.loads((folder / "embeddings.json").read_text())
+    (folder / "embeddings.json").write_text(json.dumps({**record, "ages": [40.0] * len(record["ages"])}))
+    status, _, err = run(capsys, *asked)
+    assert (status, "exists and is not overwritten" in err) == (1, True)
+
+
 def test_two_processes_do_not_write_one_curve(tmp_path, capsys):
     folder = planted(tmp_path)
     asked = (folder, tmp_path / "new" / "out", "--task", "stage", "--subjects", 1, "--replicates", 1)

@@ -216,6 +216,42 @@ def test_channels_under_wrong_names(sleepers: list[Path], tmp_path: Path, examin
     assert "shows no heartbeats" in findings[1]["text"]
 
 
+def test_the_hearts_artefact_in_the_chin_is_not_taken_for_an_ecg(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    label = next(s.label for s in read_recording(sleepers[0]).signals if "chin" in s.label.lower())
+    fs_hz = {s.label: s.fs_hz for s in read_recording(sleepers[0]).signals}
+    ecg = samples_of(sleepers[0], "ECG")
+
+    def with_artefact(x: np.ndarray) -> np.ndarray:
+        at = np.arange(len(x)) / float(fs_hz[label])
+        return 0.05 * x + np.interp(at, np.arange(len(ecg)) / float(fs_hz["ECG"]), ecg)
+
+    findings, _ = examine(plant(sleepers[0], tmp_path / "night.edf", {label: with_artefact}))
+    assert codes(findings) == [("note", "wrong_kind", label)]
+    assert findings[0]["text"].endswith("as ECG does: an artefact of the heart")
+    assert findings[0]["action"] == ""
+    # Without heartbeats in the ECG the plugs may have been exchanged.
+    eeg = samples_of(sleepers[0], EEG)
+    exchanged = {label: with_artefact, "ECG": lambda x: 1.3 * np.repeat(eeg, 2)[: len(x)]}
+    findings, _ = examine(plant(sleepers[0], tmp_path / "night.edf", exchanged))
+    assert ("warning", "wrong_kind", label) in codes(findings)
+    assert any('"alias": "ECG"' in f["action"] for f in findings)
+
+
+@pytest.mark.parametrize("rates_hz", [(10, 32), (32, 10), (25, 16)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_belts_at_two_rates_are_compared(rates_hz: tuple[int, int], sign: int, tmp_path: Path, examine) -> None:
+    rng = np.random.default_rng(0)
+    seconds = 300
+    phase = np.cumsum(rng.uniform(0.15, 0.35, seconds * 160)) / 160
+    channels = [Channel("C3-M2", rng.integers(-900, 900, (seconds, 100)))]
+    for label, fs, way in (("Thor", rates_hz[0], 1), ("Abdo", rates_hz[1], sign)):
+        at = np.interp(np.arange(seconds * fs) / fs, np.arange(phase.size) / 160, phase)
+        values = way * 8000 * np.sin(2 * np.pi * at) + rng.normal(0, 300, at.size)
+        channels.append(Channel(label, np.rint(values).astype(np.int64).reshape(seconds, fs)))
+    findings, _ = examine(write_edf(tmp_path / "n.edf", channels))
+    assert [f["channel"] for f in findings if f["code"] == "belts"] == ([] if sign == 1 else ["Thor"])
+
+
 def test_one_channel_twice(sleepers: list[Path], tmp_path: Path, examine) -> None:
     eeg = samples_of(sleepers[0], EEG)
     night = plant(sleepers[0], tmp_path / "night.edf", {"O2-M1": lambda x: eeg})

@@ -27,6 +27,7 @@ from sleepfm_fast import (
     transfer,
 )
 from sleepfm_fast import features as features_command
+from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.reporting import following
 from sleepfm_fast.reporting.following import beside, options_of, typed
 
@@ -58,6 +59,11 @@ def next_of(capsys) -> list[str] | None:
     lines = [line for line in err.splitlines() if line.startswith("next: ")]
     assert len(lines) <= 1, lines
     return shlex.split(lines[0].removeprefix("next: ")) if lines else None
+
+
+def hint(capsys) -> list[str]:
+    """Words of the command after ``next:`` and its ``python -m``, whatever was printed before."""
+    return shlex.split(capsys.readouterr().err.splitlines()[-1].removeprefix("next: "))[2:]
 
 
 def paste(words: list[str], capsys) -> list[str] | None:
@@ -156,6 +162,31 @@ def test_a_second_laboratory_by_pasting(cohort_store, tmp_path, capsys, monkeypa
     assert next_of(capsys)[2:] == ["sleepfm_fast.probe", "joined", "joined_stage", "--task", "stage"]
 
 
+def test_a_second_laboratory_without_labels(cohort_store, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.cli([str(cohort_store), "run", *QUICK["train"]]) == 0
+    assert embed.cli(["run", str(cohort_store), "run/embeddings"]) == 0
+    shutil.copytree("run/embeddings", "theirs")
+    for name in ("stage", "sdb"):
+        np.save(f"theirs/{name}.npy", np.full_like(np.load(f"theirs/{name}.npy"), -1))
+    record = json.loads(Path("theirs/embeddings.json").read_text())
+    people = len(record["subjects"])
+    unknown = {"ages": [None] * people, "sexes": [None] * people, "recording_ages": []}
+    Path("theirs/embeddings.json").write_text(json.dumps({**record, **unknown, "store": "there"}))
+    capsys.readouterr()
+    assert transfer.cli(["run/embeddings", "theirs", "joined"]) == 0
+    # First a probe of the scored nights, then what it says of the others.
+    words = next_of(capsys)
+    assert shlex.join(words[2:]) == "sleepfm_fast.probe run/embeddings run/results/stage --task stage"
+    paste(words, capsys)
+    assert transfer.cli(["run/embeddings", "theirs", "again"]) == 0
+    err = capsys.readouterr().err
+    assert "no clip of theirs that is taken has a stage, an event, an age or a sex" in err
+    line = next(line for line in err.splitlines() if line.startswith("next: "))
+    assert line.endswith("sleepfm_fast.predict run/results/stage theirs theirs_predictions")
+    assert paste(shlex.split(line.removeprefix("next: ")), capsys) is None
+
+
 def test_a_network_tested_in_a_second_laboratory(planted, cohort_store, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert supervise.cli([str(planted), "cnn", "--task", "stage", *QUICK["supervise"]]) == 0
@@ -165,6 +196,38 @@ def test_a_network_tested_in_a_second_laboratory(planted, cohort_store, tmp_path
     assert next_of(capsys) is None
     assert classify.cli(["cnn", *everybody, "cnn/results/second", "--bootstraps", "0"]) == 0
     assert next_of(capsys)[2:] == ["sleepfm_fast.report", "cnn"]
+
+
+def test_folders_with_odd_names_given_in_odd_ways(tmp_path, capsys, monkeypatch):
+    """Spaces, letters beyond ASCII, slashes at the end, links, folders that cannot be written, from somewhere else."""
+    place = tmp_path / "mein Schlaf ü"
+    nights, away = place / "Nächte 1", place / "anderswo"
+    away.mkdir(parents=True)
+    assert simulate.cli([str(place / "sim"), "--subjects", "4", "--hours", "0.1"]) == 0
+    for i, file in enumerate(sorted((place / "sim").glob("*.edf"))):  # two nights of each name
+        (nights / "ab"[i // 2]).mkdir(parents=True, exist_ok=True)
+        file.rename(nights / "ab"[i // 2] / f"n{i % 2}.edf")
+    (place / "link").symlink_to(nights)
+    for folder in (nights / "a", nights / "b", nights):
+        folder.chmod(0o500)
+    monkeypatch.chdir(place)
+    capsys.readouterr()
+    assert preprocess.cli(["--inspect", "Nächte 1/", *QUICK["preprocess"]]) == 0
+    assert hint(capsys) == ["sleepfm_fast.preprocess", "Nächte 1", "Nächte 1_store"]
+    assert preprocess.cli(["Nächte 1/", "mein store/", *QUICK["preprocess"]]) == 0
+    assert "(4 nights added" in (err := capsys.readouterr().err)
+    assert "2 file names occur in several folders" in err
+    monkeypatch.chdir(away)
+    assert preprocess.cli(["../link", "../mein store", *QUICK["preprocess"]]) == 0
+    assert hint(capsys) == ["sleepfm_fast.train", "../mein store", "../mein store_run"]
+    assert train.cli(["../mein store/", "../mein run/", *QUICK["train"]]) == 0
+    assert hint(capsys) == ["sleepfm_fast.embed", "../mein run", "../mein store", "../mein run/embeddings"]
+    assert embed.cli(["../mein run", "../mein store", "../mein run/embeddings"]) == 0
+    assert hint(capsys)[1] == "../mein run/embeddings"
+    monkeypatch.chdir(tmp_path)  # where the run's names of folders lead nowhere
+    assert Embeddings("mein Schlaf ü/mein run/embeddings").store_path.resolve() == place / "mein store"
+    for folder in (nights, nights / "a", nights / "b"):
+        folder.chmod(0o700)
 
 
 def test_simulated_nights(tmp_path, capsys):

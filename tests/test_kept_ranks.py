@@ -150,3 +150,18 @@ def test_a_killed_run_of_the_command_goes_on(folder, whole, tmp_path, capsys):
     assert files_of(result) == whole
     shutil.rmtree(result)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_result_is_not_ranked_again(folder, ranked, tmp_path, capsys):
+    result = tmp_path / "retrieval"
+    assert retrieve.cli([str(folder), str(result)]) == 0
+    first = capsys.readouterr().out
+    (tmp_path / ".retrieval.partial").mkdir()  # a kill between the result and the end of the command
+    ranked.limit = 0
+    assert retrieve.cli([str(folder), str(result)]) == 0
+    again = capsys.readouterr()
+    assert again.out == first
+    assert f"{result} is finished: this command has written it" in again.err
+    assert [path.name for path in tmp_path.iterdir()] == ["retrieval"]
+    assert retrieve.cli([str(folder), str(result), "--seed", "1"]) == 1
+    assert "exists and is not overwritten" in capsys.readouterr().err

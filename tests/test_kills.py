@@ -1,68 +1,150 @@
-"""few_shot and retrieve killed at any moment, and again: the repeated command ends with what an unkilled one writes."""
+"""few_shot and retrieve killed at every step that they take on the disk, and again: they end as unkilled ones do."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import stat
+import sys
 import time
+from pathlib import Path
 
+import forked_commands
 import numpy as np
 import pytest
-from forked_commands import start
 from synthetic_embeddings import columns_of, write_folder
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the names of open files are read from /proc")
 KILLS = 6
 OPTIONS = {
-    "few_shot": ("--task", "stage", "--subjects", "1", "2", "4", "--replicates", "3"),
-    "retrieve": ("--bootstraps", "200"),
+    "few_shot": ("--task", "stage", "--subjects", "1", "2", "--replicates", "2"),
+    "retrieve": ("--bootstraps", "50"),
 }
+STEPS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 @pytest.fixture(scope="module")
 def embeddings(tmp_path_factory):
     rng = np.random.default_rng(0)
-    subject = np.repeat(np.arange(16), 60)
+    subject = np.repeat(np.arange(10), 40)
     stage = rng.integers(0, 5, subject.size)
-    x = rng.standard_normal((subject.size, 3, 16))
+    x = rng.standard_normal((subject.size, 3, 8))
     x[np.arange(subject.size), :, stage] += 1.2
-    split = np.array([0] * 8 + [1] * 2 + [2] * 6)
+    split = np.array([0] * 5 + [1] * 1 + [2] * 4)
     return write_folder(tmp_path_factory.mktemp("kills") / "emb", x, columns_of(subject, split[subject], stage=stage))
 
 
-def files_of(result):
-    files = {path.name: path.read_bytes() for path in result.iterdir()}
-    record = json.loads(files.pop("result.json"))
-    assert record.pop("seconds") >= 0
-    return files, record
+def killed_at(step: int, folder: Path, module: str, arguments: list[str], log: Path) -> None:
+    """Run a command that is killed right before its ``step``-th change of what is in ``folder``; 0 only counts them.
+
+    Where it would wait for the disk, half of what was written since it last did is lost, as by a power cut.
+    """
+    n, inside = 0, f"{folder}{os.sep}"
+    synchronise, on_the_disk = os.fsync, dict[int, int]()
+
+    def watch(event: str, given: tuple[object, ...]) -> None:
+        nonlocal n
+        changes = event in STEPS or (event == "open" and isinstance(given[2], int) and given[2] & WRITES)
+        if changes and any(isinstance(path, str | Path) and f"{path}{os.sep}".startswith(inside) for path in given[:2]):
+            n += 1
+            if n == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def wait(descriptor: int) -> None:
+        nonlocal n
+        found, path = os.fstat(descriptor), str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if path.startswith(inside) and stat.S_ISREG(found.st_mode):
+            n += 1
+            kept = on_the_disk.get(found.st_ino, 0)
+            if n == step:
+                os.truncate(path, kept + (found.st_size - kept) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            on_the_disk[found.st_ino] = found.st_size
+        synchronise(descriptor)
+
+    os.fsync = wait
+    sys.addaudithook(watch)
+    try:
+        forked_commands.run(module, arguments, log)
+    finally:
+        log.with_name("steps").write_text(str(n))
 
 
-@pytest.mark.parametrize("command", sorted(OPTIONS))
-def test_killed_at_random_moments(embeddings, tmp_path, command):
-    log = tmp_path / "log"
+class Command:
+    """A command with embeddings, whose results lie alone in their folders."""
 
-    def begin(result):
-        return start(f"sleepfm_fast.{command}", [str(embeddings), str(result), *OPTIONS[command]], log)
+    def __init__(self, name: str, embeddings: Path, folder: Path) -> None:
+        self.name, self.embeddings, self.log = name, embeddings, folder / "log"
+        self.result = folder / "results" / "result"
+        self.result.parent.mkdir(parents=True)
 
-    def completed(result):
-        process = begin(result)
+    def start(self, step: int = 0):
+        arguments = [str(self.embeddings), str(self.result), *OPTIONS[self.name]]
+        process = forked_commands.fork_server().Process(
+            target=killed_at, args=(step, self.result.parent, f"sleepfm_fast.{self.name}", arguments, self.log)
+        )
+        process.start()
+        return process
+
+    def complete(self) -> int:
+        """Let it end; returns how many steps it took."""
+        process = self.start()
         process.join(120)
-        assert process.exitcode == 0, log.read_text()
+        assert process.exitcode == 0, self.log.read_text()
+        return int(self.log.with_name("steps").read_text())
 
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    completed(tmp_path / "whole" / "warm")  # what is compiled or imported once is not what takes the time below
+    def files(self):
+        """What it has made, but for the time it took; nothing else may lie there."""
+        assert [path.name for path in self.result.parent.iterdir()] == ["result"]
+        files = {path.name: path.read_bytes() for path in self.result.iterdir()}
+        record = json.loads(files.pop("result.json"))
+        assert record.pop("seconds") >= 0
+        return files, record
+
+
+@pytest.fixture(scope="module", params=sorted(OPTIONS))
+def whole(request, embeddings, tmp_path_factory):
+    """A command that was not killed, its steps and how long it took."""
+    Command(request.param, embeddings, tmp_path_factory.mktemp("warm")).complete()  # compiles and imports what it needs
+    command = Command(request.param, embeddings, tmp_path_factory.mktemp("whole"))
     began = time.monotonic()
-    completed(tmp_path / "whole" / "result")
-    takes_s = time.monotonic() - began
-    result, moments = tmp_path / "killed" / "result", random.Random(command)
+    steps = command.complete()
+    return command, steps, time.monotonic() - began
+
+
+def test_killed_at_every_step(whole, embeddings, tmp_path):
+    command, steps, _ = whole
+    assert steps > 10, "the claim, what is kept, the result and its files"
+    for step in range(1, steps + 1):
+        killed = Command(command.name, embeddings, tmp_path / str(step))
+        process = killed.start(step)
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, killed.log.read_text()
+        killed.complete()
+        assert killed.files() == command.files(), f"killed before step {step} of {steps}"
+
+
+def test_killed_again_and_again(whole, embeddings, tmp_path):
+    """What a kill leaves is what the next one is killed over."""
+    command, steps, _ = whole
+    killed, moments = Command(command.name, embeddings, tmp_path / "again"), random.Random(command.name)
     for _ in range(KILLS):
-        process = begin(result)
+        process = killed.start(moments.randrange(1, steps))
+        process.join(120)
+    killed.complete()
+    assert killed.files() == command.files()
+
+
+def test_killed_at_random_moments(whole, embeddings, tmp_path):
+    command, _, takes_s = whole
+    killed, moments = Command(command.name, embeddings, tmp_path / "random"), random.Random(command.name)
+    for _ in range(KILLS):
+        process = killed.start()
         process.join(moments.uniform(0.1, 0.9) * takes_s)
         process.kill()
         process.join()
-        if result.exists():  # it was killed when it had nothing more to do
-            break
-    else:
-        completed(result)
-    assert files_of(result) == files_of(tmp_path / "whole" / "result")
-    assert [path.name for path in result.parent.iterdir()] == ["result"]
+    killed.complete()
+    assert killed.files() == command.files()

@@ -114,6 +114,22 @@ def test_a_second_cohort_takes_the_channels_of_a_store_or_a_run(cohort: Path, tm
             assert contents(made) == before
 
 
+def test_what_fills_no_slot_of_like_is_not_told_to_choose_a_montage(cohort: Path, tmp_path: Path, capsys) -> None:
+    """--montage does not go with --like."""
+    store, stranger = tmp_path / "store", tmp_path / "stranger"
+    preprocess(capsys, cohort, store)
+    stranger.mkdir()
+    write_night(stranger / "n.edf", leads=[Lead("Aux 1")])
+    for more in (["--inspect"], []):
+        made = [] if more else [str(tmp_path / "new")]
+        assert cli([*more, str(stranger), *made, "--like", str(store)]) == 1
+        assert "leave --like out: other channels need a network trained on them" in (shown := capsys.readouterr()).out
+        assert "--montage" not in shown.out + shown.err
+        made = [] if more else [str(tmp_path / "other")]
+        assert cli([*more, str(stranger), *made, "--montage", "aasm"]) == 1
+        assert "or choose another --montage" in capsys.readouterr().out
+
+
 def test_other_channels_than_those_of_like_are_refused(cohort: Path, tmp_path: Path, capsys) -> None:
     store, other = tmp_path / "store", tmp_path / "other"
     preprocess(capsys, cohort, store)

@@ -404,6 +404,24 @@ def test_our_figures_stand_beside_the_papers(tmp_path):
         assert len(counts) <= 1, block
 
 
+@pytest.mark.parametrize(
+    ("table", "figure", "value", "text"),
+    [
+        (paper_tables.make_table(2), "AUROC", 0.740, "0.740"),
+        (paper_tables.make_table(8), "F1", 0.700, "0.700"),
+        (paper_tables.make_table(4), "median rank", 400.0, "400"),
+        (paper_tables.make_table(5), "recall@10", 0.60, "0.60"),
+        (paper_tables.few_shot_figure((8,), 1, 9), "sleep-disordered breathing, AUPRC", 0.10, "0.10"),
+        (paper_tables.pretraining_figure(), "AUPRC", 0.082, "0.082"),
+    ],
+)
+def test_the_papers_figures_have_the_digits_it_prints(table, figure, value, text):
+    cell = {"row": "row", "method": "m", "figure": figure, "value": 0.5, "low": None, "high": None, "note": ""}
+    lines = reproduce_tables.draw(table, [{**cell, "n_test": None, "paper": value}], simulated=False)
+    assert next(line for line in lines if line.startswith("| row")).split(" | ")[-1] == f"{text} |"
+    assert any(c.paper == value and c.figure == figure for c in table.cells)
+
+
 def test_retrieval_reads_the_direction_and_chance(tmp_path):
     layout = reproduce_plan.Layout(tmp_path)
     directions = [

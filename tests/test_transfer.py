@@ -79,6 +79,21 @@ def test_people_who_may_be_on_both_sides_are_counted(tmp_path, capsys):
     assert not transfer.main(transfer.Config(a, b, tmp_path / "test"))["overlap"]
 
 
+def test_two_stores_of_one_name_are_two(tmp_path, monkeypatch):
+    """Each was named by its laboratory, from its own folder."""
+    folders = []
+    for name in ("here", "there"):
+        (tmp_path / name / "store").mkdir(parents=True)
+        (tmp_path / name / "store" / "store.json").write_text("{}")
+        folders.append(folder(tmp_path / name / "embeddings", [0, 2], seed=0, store="store"))
+    monkeypatch.chdir(tmp_path)
+    assert [Embeddings(f).store_path for f in folders] == [tmp_path / n / "store" for n in ("here", "there")]
+    assert transfer.main(transfer.Config(*folders, tmp_path / "both"))["test_clips"] == 3
+    again = folder(tmp_path / "again", [0, 2], seed=1, store=str(tmp_path / "here" / "store"))
+    with pytest.raises(SleepfmError, match="external validation is between two stores"):
+        transfer.main(transfer.Config(folders[0], again, tmp_path / "same"))
+
+
 def test_what_cannot_be_joined_is_refused(tmp_path):
     a = folder(tmp_path / "a", [0, 2], seed=0, store="here")
     for name, options, words in (

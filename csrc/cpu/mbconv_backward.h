@@ -3,7 +3,7 @@
 //   dc = gamma / sigma (g - mean(g) - c_hat mean(g c_hat)),   g = dloss/du,   dgamma = sum g c_hat,   dbeta = sum g.
 // The second batch norm's g1 therefore waits for sums over the batch. The first one's does not: its dc meets nothing
 // but the expansion, which is linear, so dx and dw1 are made from g0 as it comes and corrected by terms of the narrow
-// input alone (docs/kernels.md).
+// input alone (docs/kernels/encoder-blocks.md).
 #pragma once
 
 #include "cpu/mbconv_clip_backward.h"

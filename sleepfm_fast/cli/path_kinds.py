@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-__all__ = ["UNKNOWN", "Kind", "kind_of", "likely_paths"]
+__all__ = ["UNKNOWN", "Kind", "kind_of", "likely_paths", "places_of"]
 
 RECORDINGS = (".edf", ".bdf", ".rec", ".hea")
 """How the names of recordings end, in lower case; a file that is named one by one may have another suffix."""
@@ -168,3 +168,12 @@ def beside(path: Path) -> Iterator[Path]:
         yield entry
         yield entry / "embeddings"
         yield from entries(entry / "results" if entry.name != "results" else entry)
+
+
+def places_of(named: str, beside: Path) -> list[Path]:
+    """Where a folder may be that files in ``beside`` name: as written, or relative to a folder around them.
+
+    So it is found where both were moved, or the command is given in another folder than then.
+    """
+    path = Path(named)
+    return [path] if path.is_absolute() else [path, *(parent / path for parent in beside.resolve().parents)]

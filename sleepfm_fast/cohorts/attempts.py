@@ -44,9 +44,10 @@ def process(
 
     def attempt(paths: Sequence[Path], *, own_process: bool) -> bool:
         """Work on nights; whether the workers lived. Paths are passed, never arrays: each worker reads its files."""
+        alone = own_process or engine.spares_this_process
         arguments = [(path, plan.names[path], tables.of(path), night) for path in paths]
         try:
-            for row in in_parallel(attempt_night, arguments, engine, own_process=own_process):
+            for row in in_parallel(attempt_night, arguments, engine, own_process=alone):
                 note(row)
         except WorkersLost:
             # Finished nights whose result was on its way are in the store.

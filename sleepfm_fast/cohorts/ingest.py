@@ -131,7 +131,7 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
         night = NightConfig(
             store, settled.montage, request.labels, request.events_scored,
             str(settled.configuration["digest"]), request.corrections, namesakes_of(cohort.files),
-            request.meanings,
+            request.meanings, request.like is not None,
         )  # fmt: skip
         journal = Journal(store, request.run)
         try:

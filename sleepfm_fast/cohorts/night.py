@@ -62,7 +62,7 @@ class Night:
 
 @dataclass(frozen=True)
 class NightConfig:
-    """What all nights of a run share."""
+    """What all nights of a run share; ``like`` says that the montage is another store's or a run's (--like)."""
 
     store: Path
     montage: Montage
@@ -72,6 +72,7 @@ class NightConfig:
     corrections: Corrections = field(default_factory=Corrections)
     namesakes: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
+    like: bool = False
 
 
 @dataclass(frozen=True)
@@ -305,7 +306,7 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
             namesakes=config.namesakes,
             meanings=config.meanings,
         )
-        refuse_empty(path, night, config.montage)
+        refuse_empty(path, night, config.montage, like=config.like)
         record = write_recording(
             config.store / "recordings",
             name,
@@ -355,8 +356,8 @@ def row_of(record: dict[str, Any]) -> NightRow:
     )
 
 
-def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
-    """Raise where a night has no channel or no clip to store."""
+def refuse_empty(path: Path, night: Night, montage: Montage, *, like: bool) -> None:
+    """Raise where a night has no channel or no clip to store; ``like`` as of :class:`NightConfig`."""
     recording = night.recording
     if not recording.signals:
         raise SleepfmError(
@@ -368,12 +369,15 @@ def refuse_empty(path: Path, night: Night, montage: Montage) -> None:
             ((s.label, slot.name) for s in recording.signals if (slot := likely_slot(s.label, montage.slots))),
             (recording.signals[0].label, "C3-M2" if "C3-M2" in slots else "SLOT"),
         )
+        otherwise = (
+            "leave --like out: other channels need a network trained on them" if like else "choose another --montage"
+        )
         example = {path.name: {label: {"alias": meant}}}
         raise SleepfmError(
             f"{path}: none of its {counted(len(recording.signals), 'channel')} "
             f"({listed([s.label for s in recording.signals])}) fills a slot of the montage '{montage.name}'. Say what "
             f"they are, as with --overrides {json.dumps(example, ensure_ascii=False)} (the slots: "
-            f"{listed(slots, 40)}), or choose another --montage."
+            f"{listed(slots, 40)}), or {otherwise}."
         )
     if len(night.grid.onsets_s) == 0:
         held_s = float(recording.n_records * recording.record_s)

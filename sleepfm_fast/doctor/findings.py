@@ -39,6 +39,8 @@ BEAT_MATCH, BEAT_CONTRAST = 0.9, 6.0
 visible ECG artefact 0.81-0.90 and 2.6-3.7, noise 0.58-0.76 and 1.3-2.0."""
 NO_BEAT_MATCH, NO_BEAT_CONTRAST = 0.8, 3.0
 """Below either an ECG shows none: between the noise and the artefacts above."""
+SAME_RATE = 0.05
+"""Rates of one heart in two channels: each misses or adds a beat in twenty at most."""
 DOWNWARD_SHARE = 0.2
 """At most one R peak in five points up. Leads such as aVR do so by nature: it is a suspicion."""
 ANTIPHASE = -0.5, 0.8
@@ -129,10 +131,11 @@ def channel_findings(
         measured = measures.channels.get(channel.signal.index)
         if measured is None:
             continue
-        for code, text, action, figures in judged(path, channel, measured, measures.n_windows, trusted):
+        heart = heart_of(channels, measures, measured)
+        for code, text, action, figures in judged(path, channel, measured, measures.n_windows, trusted, heart):
             found.append(
                 Finding(
-                    "warning" if channel.used else "note",
+                    "warning" if channel.used and action else "note",  # where there is nothing to do it is one
                     code,
                     (str(path),),
                     channel.signal.label.strip(),
@@ -149,10 +152,25 @@ def channel_findings(
 Judgement = tuple[str, str, str, dict[str, Any]]
 
 
+def shows_heartbeats(m: ChannelMeasures) -> bool:
+    """Whether a channel shows them as an ECG does."""
+    return m.match >= BEAT_MATCH and m.contrast >= BEAT_CONTRAST
+
+
+def heart_of(channels: Sequence[Channel], measures: NightMeasures, m: ChannelMeasures) -> str:
+    """Label of an ECG that shows the heartbeats of another channel too, where every ECG of the night shows some."""
+    ecgs = [c for c in channels if c.kind == "ecg" and c.signal.index in measures.channels]
+    measured = [measures.channels[c.signal.index] for c in ecgs]
+    if not all(map(shows_heartbeats, measured)):  # perhaps two plugs were exchanged
+        return ""
+    same = (abs(ecg.rate - m.rate) <= SAME_RATE * ecg.rate for ecg in measured)
+    return next((c.signal.label.strip() for c, is_same in zip(ecgs, same, strict=True) if is_same), "")
+
+
 def judged(
-    path: Path, channel: Channel, m: ChannelMeasures, n_windows: int, trusted: frozenset[int]
+    path: Path, channel: Channel, m: ChannelMeasures, n_windows: int, trusted: frozenset[int], heart: str
 ) -> Iterator[Judgement]:
-    """Everything that is doubtful about one channel."""
+    """Everything that is doubtful about one channel; ``heart`` is an ECG that shows the same heartbeats, if any."""
     signal, kind = channel.signal, channel.kind
     leave_out = f"leave it out if it holds nothing else: {override(path, signal.label.strip(), exclude=True)}"
     dead = m.flat + m.railed
@@ -188,7 +206,7 @@ def judged(
     if m.mains >= MAINS_SHARE:
         text = f"{100 * m.mains:.0f} % of its power lies at {m.mains_hz:.0f} Hz"
         yield "mains", text, leave_out, {"share": m.mains, "hz": m.mains_hz}
-    yield from beats(path, channel, m)
+    yield from beats(path, channel, m, heart)
 
 
 def trends(path: Path, channel: Channel, m: ChannelMeasures, limits: tuple[float, float]) -> Iterator[Judgement]:
@@ -242,15 +260,16 @@ def units(path: Path, channel: Channel, m: ChannelMeasures, trusted: frozenset[i
         yield "unit", text, action, figures
 
 
-def beats(path: Path, channel: Channel, m: ChannelMeasures) -> Iterator[Judgement]:
+def beats(path: Path, channel: Channel, m: ChannelMeasures, heart: str) -> Iterator[Judgement]:
     """Heartbeats where there should be none, none where there should be, and upside down."""
     label, kind = channel.signal.label.strip(), channel.kind
     figures = {"rate": m.rate, "match": m.match, "contrast": m.contrast, "upward": m.upward}
-    shows = m.match >= BEAT_MATCH and m.contrast >= BEAT_CONTRAST
     if kind != "ecg":
-        if shows:
+        if shows_heartbeats(m):
             text = f"is labelled {str(kind).upper()}, but shows heartbeats ({m.rate:.0f}/min, alike to {m.match:.2f})"
             action = f"if it is an ECG: {override(path, label, alias='ECG')}; else know of the artefact"
+            if heart:
+                text, action = f"{text}, as {heart} does: an artefact of the heart", ""
             yield "wrong_kind", text, action, figures
         return
     if not (m.match >= NO_BEAT_MATCH and m.contrast >= NO_BEAT_CONTRAST):

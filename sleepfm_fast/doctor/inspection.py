@@ -99,6 +99,7 @@ def inspect_night(
     corrections: Corrections,
     namesakes: Mapping[str, Sequence[Path]],
     meanings: Mapping[str, str],
+    like: bool,
 ) -> NightReport:
     """Look at one file as it would be ingested, and at a few minutes of its samples."""
     try:
@@ -111,18 +112,18 @@ def inspect_night(
             namesakes=namesakes,
             meanings=meanings,
         )
-        return examined(night, montage, corrections)
+        return examined(night, montage, corrections, like=like)
     except SleepfmError as error:
         return failed(path, str(error))
     except Exception as error:
         return failed(path, f"{path} cannot be read: {type(error).__name__}: {error}")
 
 
-def examined(night: Night, montage: Montage, corrections: Corrections) -> NightReport:
+def examined(night: Night, montage: Montage, corrections: Corrections, *, like: bool) -> NightReport:
     """Report on a night that could be read."""
     recording, path = night.recording, night.recording.path
     try:
-        refuse_empty(path, night, montage)
+        refuse_empty(path, night, montage, like=like)
         failure = None
     except SleepfmError as error:
         failure = str(error)
@@ -293,6 +294,7 @@ def examine(files: Sequence[Path], montage: Montage, request: Request, engine: E
             request.corrections,
             namesakes_of(files),
             request.meanings,
+            request.like is not None,
         )
         arguments = [(p, *shared) for p in paths]
         for night in in_parallel(inspect_night, arguments, engine, own_process=alone):
@@ -300,7 +302,7 @@ def examine(files: Sequence[Path], montage: Montage, request: Request, engine: E
             progress.step(failed=night.failure is not None)
 
     try:
-        run(files, alone=False)
+        run(files, alone=engine.spares_this_process)
     except WorkersLost:
         for path in files:
             if path not in reports:

@@ -39,6 +39,8 @@ CLIP_STEPS = 64
 """Coarser signals repeat their extremes by chance."""
 BREATHING_HZ = (0.1, 0.7)
 """6 to 42 breaths a minute."""
+SLOWEST_BELT_HZ = 4.0
+"""Below, the fastest breathing has fewer than six samples a breath."""
 MAINS_HZ = (50.0, 60.0)
 
 Floats = NDArray[np.float64]
@@ -257,19 +259,30 @@ def mains(x: Floats, fs_hz: float) -> tuple[float, ...] | None:
     )
 
 
+def breathing(x: Floats, fs_hz: float) -> Floats:
+    """Movements at breathing's rates."""
+    sos = dsp.butter(2, BREATHING_HZ, "bandpass", fs=fs_hz, output="sos")
+    return np.asarray(dsp.sosfiltfilt(sos, x - np.mean(x)))
+
+
 def breathing_together(
     chest: tuple[Signal, list[NDArray[Any]]], abdomen: tuple[Signal, list[NDArray[Any]]]
 ) -> tuple[float, float] | None:
-    """Correlation of the breathing movements in two belts, window by window."""
+    """Correlation of the breathing movements in two belts, window by window.
+
+    Of belts at two rates the faster one is read, between its filtered samples, at the times of the slower one.
+    """
     correlations = []
-    (a, a_windows), (b, b_windows) = chest, abdomen
-    if a.fs_hz != b.fs_hz or float(a.fs_hz) < 4:
+    (a, a_windows), (b, b_windows) = sorted((chest, abdomen), key=lambda belt: belt[0].fs_hz)
+    slow, fast = float(a.fs_hz), float(b.fs_hz)
+    if slow < SLOWEST_BELT_HZ:
         return None
-    sos = dsp.butter(2, BREATHING_HZ, "bandpass", fs=float(a.fs_hz), output="sos")
     for x, y in zip(a_windows, b_windows, strict=True):
-        if np.ptp(x) <= 1 or np.ptp(y) <= 1 or x.size < 20 * float(a.fs_hz):
+        if np.ptp(x) <= 1 or np.ptp(y) <= 1 or x.size < 20 * slow:
             continue
-        u, v = (dsp.sosfiltfilt(sos, w * s.gain - np.mean(w * s.gain)) for w, s in ((x, a), (y, b)))
+        u, v = (breathing(w * s.gain, float(s.fs_hz)) for w, s in ((x, a), (y, b)))
+        if slow != fast:
+            v = np.interp(np.arange(u.size) / slow, np.arange(v.size) / fast, v)
         norm = float(np.linalg.norm(u) * np.linalg.norm(v))
         if norm > 0:
             correlations.append(float(u @ v) / norm)

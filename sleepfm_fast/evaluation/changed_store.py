@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ def store_note(embeddings: Embeddings) -> str:
     from sleepfm_fast.store.clip_facts import people_of
 
     about = embeddings.description
-    path = Path(about.store)
+    path = embeddings.store_path
     if not (path / "store.json").is_file():
         return ""
     try:

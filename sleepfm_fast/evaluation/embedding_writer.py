@@ -1,7 +1,8 @@
 """Write a folder of embeddings or features batch by batch: ``.NAME.partial`` is filled in order, renamed when whole.
 
 A writer that is told what its numbers depend on keeps, in ``progress.json`` of that folder, how many clips are on the
-disk; another one that is told the same goes on from there.
+disk; another one that is told the same goes on from there. ``embeddings.json`` keeps what they depend on as
+``made_of``, by which the same command knows a finished folder again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, say, to_json
-from sleepfm_fast.embeddings import COLUMNS, FORMAT, SPLITS, VERSION, Description, range_problem
+from sleepfm_fast.embeddings import COLUMNS, FORMAT, SPLITS, VERSION, Description, Embeddings, range_problem
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.storage.array_file import ArrayFile
@@ -28,7 +29,7 @@ from sleepfm_fast.storage.atomic import remove_leftovers, synchronise, write_jso
 from sleepfm_fast.storage.claims import claim_to_write
 from sleepfm_fast.system import synchronise_descriptor
 
-__all__ = ["EmbeddingWriter"]
+__all__ = ["EmbeddingWriter", "is_finished"]
 
 PROGRESS = "progress.json"
 CHECKPOINT_S = 10.0
@@ -41,6 +42,56 @@ def _plain_array(values: Any) -> npt.NDArray[Any]:
         values = values.detach()
         values = (values.float() if values.is_floating_point() else values).cpu().numpy()
     return np.asarray(values)
+
+
+def is_finished(path: Path, key: Mapping[str, Any], columns: Mapping[str, Any], description: Description) -> bool:
+    """Say whether the folder at ``path`` is what a writer would write again, as where a kill came when all was there.
+
+    Parameters
+    ----------
+    path : Path
+    key : mapping
+        As the writer is told.
+    columns : mapping of str to array [n_clips]
+    description : Description
+
+    Raises
+    ------
+    SleepfmError
+        When another process is writing it.
+    """
+    if not (path / "embeddings.json").is_file():
+        return False
+    claim = claim_to_write(path)
+    try:
+        found = Embeddings(path)
+        stands = (
+            {name: found.made_of.get(name) for name in (*key, "shape")}
+            == {**plain(dict(key)), "shape": [*found.mask.shape, found.dim]}
+            and unnamed(found.description) == unnamed(description)
+            and all(np.array_equal(getattr(found, name), np.asarray(columns[name]), equal_nan=True) for name in COLUMNS)
+        )
+    except SleepfmError:  # damaged, or of another version: for the writer to refuse
+        return False
+    else:
+        if stands:
+            say(f"{path} is finished: this command has written it. To make it again add --overwrite.")
+            path = path.resolve()
+            (path / PROGRESS).unlink(missing_ok=True)
+            shutil.rmtree(replaced_name(path), ignore_errors=True)
+        return stands
+    finally:
+        claim.release()
+
+
+def unnamed(description: Description) -> Description:
+    """What a description says but for options, and for the names of folders: their content is in the key."""
+    return replace(description, presets={}, run="", store="")
+
+
+def replaced_name(path: Path) -> Path:
+    """Name a folder that is being replaced."""
+    return path.with_name(f".{path.name}.replaced")
 
 
 class EmbeddingWriter:
@@ -282,6 +333,7 @@ class EmbeddingWriter:
                 "kind": "embedding" if self.features is None else "feature",
                 "features": self.features or {},
                 **asdict(description),
+                "made_of": self.key or {},
                 "blake2b_128": digests,
             }
             with (self.partial / "embeddings.json").open("w", encoding="utf-8") as out:
@@ -289,7 +341,7 @@ class EmbeddingWriter:
                 out.flush()
                 synchronise_descriptor(out.fileno())
             synchronise(self.partial)
-            old = self.path.with_name(f".{self.path.name}.replaced")
+            old = replaced_name(self.path)
             if (self.path / "embeddings.json").is_file():  # allowed by overwrite
                 shutil.rmtree(old, ignore_errors=True)
                 self.path.rename(old)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,20 @@ from sleepfm_fast.storage.atomic import replace_file
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
 
-__all__ = ["KeptRanks"]
+__all__ = ["KeptRanks", "remove_kept"]
 
 Pair = tuple[str, str]
+
+
+def partial_folder(result: Path) -> Path:
+    """Name the folder of a result that is not finished."""
+    result = result.resolve()
+    return result.with_name(f".{result.name}.partial")
+
+
+def remove_kept(result: Path) -> None:
+    """Forget the ranks kept beside a result that is whole."""
+    shutil.rmtree(partial_folder(result), ignore_errors=True)
 
 
 class KeptRanks:
@@ -43,7 +53,7 @@ class KeptRanks:
     def __init__(
         self, result: Path | None, embeddings: Embeddings, chosen: dict[Pair, npt.NDArray[np.int64]], scope: str
     ) -> None:
-        self.folder = result.resolve().with_name(f".{result.resolve().name}.partial") if result is not None else None
+        self.folder = None if result is None else partial_folder(result)
         self._names = {}
         for pair, clips in chosen.items():
             digest = hashlib.blake2b(json.dumps([embeddings.digests, pair, scope]).encode(), digest_size=16)
@@ -76,5 +86,4 @@ class KeptRanks:
     def remove(self) -> None:
         """Forget them, once the result is whole."""
         if self.folder is not None:
-            with suppress(OSError):
-                shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.execution.forked import CAN_FORK, in_copy
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.system import processors
 
@@ -51,6 +52,11 @@ class Engine:
     def width(self, n_tasks: int) -> int:
         """How many workers a call of ``n_tasks`` uses."""
         return max(1, min(self.workers or processors(), n_tasks))
+
+    @property
+    def spares_this_process(self) -> bool:
+        """Whether even a single worker is no part of this process; threads are, and where there are no copies."""
+        return self.backend == "loky" and CAN_FORK
 
     @property
     def deaths(self) -> tuple[type[BaseException], ...]:
@@ -204,7 +210,8 @@ def in_parallel(
     arguments : sequence of tuple
     engine : Engine
     own_process : bool
-        Never work in this process, so that a death of the worker is survived.
+        Never work in this process, so that a death of the worker is survived. A single worker is a copy of this process
+        where there are such.
 
     Raises
     ------
@@ -223,6 +230,9 @@ def in_parallel(
             yield from through_ray(calls, engine)
         else:
             backend, width = engine.backend, engine.width(len(calls))
+            if own_process and width == 1 and CAN_FORK:
+                yield from in_copy(work, arguments)
+                return
             if own_process:
                 # joblib does not leave this process for one job at a time
                 backend, width = "loky", max(width, 2)

@@ -25,7 +25,7 @@ __all__ = ["FIELDS", "STEPS", "Launcher", "backward", "forward", "tile_edge"]
 
 # Edge of a tile of similarities: 256 MB in float32, and half of that (both halves in "highest") for its gradient. The
 # products for the operands' gradients need that many rows to occupy a large device; tiles that stay in the second-level
-# cache would leave it half idle (docs/kernels.md).
+# cache would leave it half idle (docs/kernels/contrastive-loss-cuda.md).
 TILE_EDGE = 8192
 STRIP, SEGMENT, FINISH_THREADS = 128, 256, 256  # of csrc/cuda/contrastive_epilogue.h
 REST_SCALE = 2.0**-11

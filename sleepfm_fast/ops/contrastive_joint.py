@@ -27,9 +27,9 @@ __all__ = [
 
 LARGEST_UPSTREAM = 2.0**20  # JOINT_UPSTREAM in csrc/params.h
 
-# Measured on a Zen 3 core with D = 512 (docs/kernels.md). With three modalities both make as many products; where there
-# are more samples, the blocks that the other kernels cut them into stay in the caches. Here products are between all
-# pairs of modalities: from four modalities on they are more than the leave-one-out problems.
+# Measured on a Zen 3 core with D = 512 (docs/kernels/contrastive-loss.md). With three modalities both make as many
+# products; where there are more samples, the blocks that the other kernels cut them into stay in the caches. Here
+# products are between all pairs of modalities: from four modalities on they are more than the leave-one-out problems.
 LARGEST_N = 128
 LARGEST_D = 1024
 MOST_WORK_FOR_PAIRS = 24

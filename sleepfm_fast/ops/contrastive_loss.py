@@ -1,7 +1,7 @@
 """Contrastive loss over modalities: normalisation, similarity softmax and backward in one compiled op.
 
 The N x N similarity matrices are computed tile by tile; beyond a fixed budget nothing of them is stored and memory
-grows with N. Derivation and figures: ``docs/kernels.md``.
+grows with N. Derivation and figures: ``docs/kernels/contrastive-loss.md``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ __all__ = ["REGIMES", "Regime", "regime"]
 Regime = Literal["small", "mma", "gemm", "chunked"]
 REGIMES: tuple[Regime, ...] = get_args(Regime)
 
-# These follow from the arithmetic in docs/kernels.md ("Which path runs"); none has been measured on a device yet.
+# These follow from the arithmetic in docs/kernels/contrastive-loss-cuda.md ("Which path runs"); none has been measured
+# on a device yet.
 
 # Up to this many multiply-adds of the three products, 3 P N^2 D, one launch without tensor cores takes no longer than
 # the launches of the tensor-core path alone; it keeps its similarities in memory, hence the bound on N.

@@ -1,7 +1,7 @@
 """The published encoder in evaluation as one compiled op on the CPU: stem, MBConv blocks, maxima, average over time.
 
 A clip goes through all layers on one thread, so nothing but the average is written to memory; figures:
-``docs/kernels.md``.
+``docs/kernels/encoder-blocks.md``.
 """
 
 from __future__ import annotations

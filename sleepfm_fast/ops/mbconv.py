@@ -1,7 +1,8 @@
 """The MBConv block of the encoder as one compiled op on the CPU; other devices use the reference's operations.
 
 Of the block's six wide activations only the two that the batch norms see are written; ReLU6, normalisation and their
-gradients happen in registers on the way through the small matrix products. Derivation and figures: ``docs/kernels.md``.
+gradients happen in registers on the way through the small matrix products.
+Derivation and figures: ``docs/kernels/encoder-blocks.md``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """MBConv blocks in evaluation on CUDA, bfloat16 or float16, one launch a block; never measured on a GPU so far.
 
-Only the block's input and output pass through memory. Derivation and predictions: ``docs/kernels.md``.
+Only the block's input and output pass through memory.
+Derivation and predictions: ``docs/kernels/encoder-blocks-cuda.md``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The encoder's stem in training as one compiled op on the CPU: convolution of 3 with stride 2, batch norm.
 
-What torch's convolution and batch norm do is memory traffic: few channels, long clips. Figures: ``docs/kernels.md``.
+What torch's convolution and batch norm do is memory traffic: few channels, long clips.
+Figures: ``docs/kernels/encoder-blocks.md``.
 """
 
 from __future__ import annotations

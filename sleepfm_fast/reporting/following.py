@@ -115,10 +115,9 @@ def after_embeddings(config: Any, result: dict[str, Any]) -> str | None:
     embeddings = Embeddings(path)
     run = run_of(path)
     if run is None and (former := getattr(config, "run", None)) is not None:
-        for task in TASKS:
-            record = record_of(former / "results" / task / "result.json")
-            if record.get("command") == "probe" and has_clip_of(embeddings, record["modalities"]):
-                return typed("predict", former / "results" / task, path, beside(path, "predictions"))
+        line = predicted(former, embeddings)
+        if line is not None:
+            return line
     for task in TASKS:
         if can_be_probed(embeddings, task):
             place = beside(path, task) if run is None else free(run / "results" / task)
@@ -127,7 +126,10 @@ def after_embeddings(config: Any, result: dict[str, Any]) -> str | None:
 
 
 def after_transfer(config: Any, result: dict[str, Any]) -> str | None:
-    """Of ``transfer``: a probe of the first task of which both laboratories have labels."""
+    """Of ``transfer``: a probe of the first task of which both laboratories have labels.
+
+    Where the second has none, its nights by a probe of the first, or first that probe.
+    """
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.evaluation.tasks import TASKS
 
@@ -137,6 +139,25 @@ def after_transfer(config: Any, result: dict[str, Any]) -> str | None:
         if can_be_probed(embeddings, task):
             place = beside(path, task) if run is None else free(run / "results" / f"external-{task}")
             return typed("probe", path, place, options=f"--task {task}")
+    first, run = Embeddings(config.training), run_of(config.training)
+    if run is not None and (line := predicted(run, Embeddings(config.testing))) is not None:
+        return line
+    for task in TASKS:
+        if can_be_probed(first, task):
+            place = beside(config.training, task) if run is None else free(run / "results" / task)
+            return typed("probe", config.training, place, options=f"--task {task}")
+    return None
+
+
+def predicted(run: Path, embeddings: Embeddings) -> str | None:
+    """Classes of nights by a probe that the run has, and whose modalities any of their clips has."""
+    from sleepfm_fast.evaluation.tasks import TASKS
+
+    path = embeddings.path
+    for task in TASKS:
+        record = record_of(run / "results" / task / "result.json")
+        if record.get("command") == "probe" and has_clip_of(embeddings, record["modalities"]):
+            return typed("predict", run / "results" / task, path, beside(path, "predictions"))
     return None
 
 
@@ -151,7 +172,7 @@ def after_predictions(config: Any, result: dict[str, Any]) -> str | None:
     embeddings, fitted_on = Embeddings(path), Path(str(record_of(config.result / "result.json").get("embeddings")))
     if kind_of(fitted_on) not in (Kind.EMBEDDINGS, Kind.FEATURES):
         return None
-    stores = [Path(e.description.store) for e in (Embeddings(fitted_on), embeddings)]
+    stores = [e.store_path for e in (Embeddings(fitted_on), embeddings)]
     if kind_of(stores[0]) != Kind.STORE or stores[0].resolve() == stores[1].resolve():
         return None
     if not (labels_of(embeddings, result["task"], np.arange(len(embeddings))) >= 0).any():

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleepfm_fast.cli.path_kinds import places_of
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.results import FOLDER, Result, read_result
 from sleepfm_fast.rundir import RunDirectory
@@ -195,8 +196,7 @@ class Run:
 
     def places(self, named: str) -> list[Path]:
         """Where a folder may be that the run's files name: as written, or beside the run if both were moved."""
-        path = Path(named)
-        return [path, *(parent / path for parent in self.path.resolve().parents)] if not path.is_absolute() else [path]
+        return places_of(named, self.path)
 
 
 def open_runs(paths: Sequence[Path]) -> list[Run]:

@@ -74,6 +74,17 @@ class PaperTable:
     cells: tuple[Cell, ...]
     note: str = ""
 
+    def paper_text(self, figure: str, value: float) -> str:
+        """One of the paper's figures with the digits it is printed with, zeros at the end included.
+
+        Its tables give shares with three digits, recall with two, and whole ranks. A plot is read to a hundredth, here
+        and there closer.
+        """
+        digits = {"median rank": 0, "recall@10": 2}.get(figure, 3)
+        if self.name.startswith("Figure") and round(value, 2) == value:
+            digits = 2
+        return f"{value:.{digits}f}"
+
 
 #                        leave-one-out, pairwise, CNN; None where not tabulated
 Triple = tuple[float | None, float | None, float | None]

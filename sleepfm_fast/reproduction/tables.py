@@ -226,13 +226,6 @@ def ours_text(cell: Mapping[str, Any]) -> str:
     return text
 
 
-def paper_text(value: float | None, *, small: bool) -> str:
-    """The paper's figure in its own digits, small where it is for orientation only."""
-    if value is None:
-        return ""
-    return f"<sub>{value:g}</sub>" if small else f"{value:g}"
-
-
 def remarks(cells: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Notes and the cells they are about; a method all of whose cells have the note is named alone."""
     found = []
@@ -307,7 +300,9 @@ def draw(
                 cell = next((c for c in of_figure if c["row"] == row and c["method"] == method), None)
                 texts.append("" if cell is None else ours_text(cell))
                 if method in with_paper:
-                    texts.append("" if cell is None else paper_text(cell["paper"], small=orientation))
+                    value = None if cell is None else cell["paper"]
+                    text = "" if value is None else table.paper_text(figure, value)
+                    texts.append(f"<sub>{text}</sub>" if text and orientation else text)
             lines.append(f"| {' | '.join(texts)} |")
         lines.append("")
     notes = [table.note] if table.note else []

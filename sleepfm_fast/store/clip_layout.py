@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,8 @@ def read_store_file(path: Path) -> dict[str, Any]:
         if sentence := mistaken(path, Kind.STORE):
             raise ClipStoreError(sentence)
         what = "is not a clip store (it has no store.json)" if path.is_dir() else "does not exist"
-        raise ClipStoreError(
-            f"{path} {what}. Make one with `python -m sleepfm_fast.preprocess FILES-OR-FOLDER {path}`."
-        )
+        command = f"python -m sleepfm_fast.preprocess FILES-OR-FOLDER {shlex.quote(str(path))}"
+        raise ClipStoreError(f"{path} {what}. Make one with `{command}`.")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

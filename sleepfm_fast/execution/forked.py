@@ -1,0 +1,94 @@
+"""Work, one piece after another, in a copy of this process, which may die without this one.
+
+A copy is there at once, with all that is imported; a process of its own would import it again, a second or more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn, TypeVar
+
+__all__ = ["CAN_FORK", "in_copy"]
+
+Result = TypeVar("Result")
+
+CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"  # Apple's libraries may crash in a copy
+"""Whether a copy can be made, and works as the original does."""
+
+
+def in_copy(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
+    """Yield ``work(*arguments)`` in their order; the copy ends with the last, or with this process.
+
+    Parameters
+    ----------
+    work : callable
+        It uses no threads but those that it starts. What it raises is raised here.
+    arguments : sequence of tuple
+
+    Raises
+    ------
+    BrokenExecutor
+        When the copy died.
+    """
+    reader, writer = Pipe(duplex=False)
+    try:
+        process = copy()
+    except OSError:  # no memory for a copy, or no process left to this user
+        reader.close()
+        writer.close()
+        yield from (work(*a) for a in arguments)
+        return
+    if process == 0:
+        reader.close()
+        report(work, arguments, writer)
+    writer.close()
+    try:
+        for _ in arguments:
+            try:
+                done, value = reader.recv()
+            except (EOFError, OSError):
+                raise BrokenExecutor("the copy of this process died") from None
+            if not done:
+                raise value
+            yield value
+    finally:
+        reader.close()
+        os.kill(process, signal.SIGKILL)  # it has ended, or nobody waits for it any more
+        os.waitpid(process, 0)
+
+
+def copy() -> int:
+    """Fork; 0 in the copy, which leaves Ctrl-C, as a terminal sends it to both, to the original."""
+    alone = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if alone else None
+    process = -1
+    try:
+        with warnings.catch_warnings():
+            # Python warns where there are threads: those here renew claims and hold nothing that the work needs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process = os.fork()
+    finally:
+        if alone and process != 0:
+            signal.signal(signal.SIGINT, before)
+    return process
+
+
+def report(work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], writer: Connection) -> NoReturn:
+    """Do the work in the copy and end it, without what the original would still do at its end."""
+    try:
+        for a in arguments:
+            try:
+                found = (True, work(*a))
+            except BaseException as error:
+                found = (False, error)
+            writer.send(found)
+    finally:  # also where the original is gone
+        os._exit(0)
