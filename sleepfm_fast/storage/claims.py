@@ -193,8 +193,10 @@ class Claim:
             write_holder(self.path, self.holder, os.O_EXCL)
         finally:
             whole.unlink(missing_ok=True)
-        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.new.tmp"):
-            left.unlink(missing_ok=True)
+        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
+            # A claim that was put aside may be a living one's, which is being given back.
+            if left.name.endswith(".new.tmp") or not is_live(left):
+                left.unlink(missing_ok=True)
 
     def renew(self) -> None:
         """Set the file's time again and again until the claim is released."""
