@@ -117,21 +117,54 @@ void decimate(FilterJob const& job, std::int64_t n, float const* x, float* rows,
     }
 }
 
-// One column of vectors of periods side by side: `to` and `from` at the first of them, low at its first tap.
-template <int n_periods, int n_taps>
-SLEEPFM_INLINE void subtract_column(std::int64_t step, Vector const (&taps)[n_taps], float const* low,
-                                    float const* from, float* to) {
-    Vector sums[n_periods] = {};
-#pragma GCC unroll 8
-    for (int t = 0; t < n_taps; ++t) {
+// n_columns columns of vectors of periods side by side: `from` and `to` at the first of them, low at its first tap.
+template <int n_periods, int n_columns, int n_taps>
+SLEEPFM_INLINE void subtract_columns(std::int64_t step, Vector const (&taps)[n_columns][n_taps], float const* low,
+                                     float const* from, float* to) {
+    Vector sums[n_columns][n_periods] = {};
+    // A number of the low branch is loaded once for all the sums that it meets.
+#pragma GCC unroll 16
+    for (int k = 0; k < n_periods + n_taps - 1; ++k) {
+        float const value = low[k];
 #pragma GCC unroll 4
         for (int i = 0; i < n_periods; ++i) {
-            sums[i] += taps[t] * low[i + t];
+            if (k - i >= 0 && k - i < n_taps) {
+#pragma GCC unroll 2
+                for (int c = 0; c < n_columns; ++c) {
+                    sums[c][i] += taps[c][k - i] * value;
+                }
+            }
         }
     }
+    // The last column goes first: what it has too many is overwritten by the next period's first one.
+#pragma GCC unroll 2
+    for (int c = n_columns - 1; c >= 0; --c) {
 #pragma GCC unroll 4
-    for (int i = 0; i < n_periods; ++i) {
-        store(to + i * step, load(from + i * step) - sums[i]);
+        for (int i = 0; i < n_periods; ++i) {
+            std::int64_t const at = i * step + c * SLEEPFM_LANES;
+            store(to + at, load(from + at) - sums[c][i]);
+        }
+    }
+}
+
+template <int n_columns, int n_taps>
+void subtract_columns(std::int64_t n, std::int64_t step, float const* low, float const* taps, std::int64_t stride,
+                      float const* from, float* to) {
+    Vector column[n_columns][n_taps];
+#pragma GCC unroll 2
+    for (int c = 0; c < n_columns; ++c) {
+#pragma GCC unroll 8
+        for (int t = 0; t < n_taps; ++t) {
+            column[c][t] = load(taps + t * stride + c * SLEEPFM_LANES);
+        }
+    }
+    constexpr int together = 4;
+    std::int64_t m = 0;
+    for (; m + together <= n; m += together) {
+        subtract_columns<together>(step, column, low + m, from + m * step, to + m * step);
+    }
+    for (; m < n; ++m) {
+        subtract_columns<1>(step, column, low + m, from + m * step, to + m * step);
     }
 }
 
@@ -140,21 +173,15 @@ SLEEPFM_INLINE void subtract_column(std::int64_t step, Vector const (&taps)[n_ta
 template <int n_taps>
 void subtract_interpolated(std::int64_t n, std::int64_t step, float const* low, float const* taps, std::int64_t stride,
                            float const* from, float* to) {
-    // The last columns go first: what they have too many is overwritten by the first ones.
+#if SLEEPFM_LANES == 16
+    if (stride == 2 * SLEEPFM_LANES) {
+        subtract_columns<2, n_taps>(n, step, low, taps, stride, from, to);
+        return;
+    }
+#endif
+    // The last columns go first, as above.
     for (std::int64_t c = stride - SLEEPFM_LANES; c >= 0; c -= SLEEPFM_LANES) {
-        Vector column[n_taps];
-#pragma GCC unroll 8
-        for (int t = 0; t < n_taps; ++t) {
-            column[t] = load(taps + t * stride + c);
-        }
-        constexpr int together = 4;
-        std::int64_t m = 0;
-        for (; m + together <= n; m += together) {
-            subtract_column<together>(step, column, low + m, from + m * step + c, to + m * step + c);
-        }
-        for (; m < n; ++m) {
-            subtract_column<1>(step, column, low + m, from + m * step + c, to + m * step + c);
-        }
+        subtract_columns<1, n_taps>(n, step, low, taps + c, stride, from + c, to + c);
     }
 }
 

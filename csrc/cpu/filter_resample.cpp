@@ -192,6 +192,9 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
             std::memset(out, 0, static_cast<std::size_t>(p.n_out) * out_bytes);
             continue;
         }
+        if (i + n_threads < n_rows) {
+            __builtin_prefetch(&p.table[i + n_threads]);
+        }
         std::int64_t const thread = thread_number();
         cpu::FilterJob job{};
         job.window = static_cast<char const*>(p.raw) + w.offset * p.raw_bytes;

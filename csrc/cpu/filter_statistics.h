@@ -24,6 +24,7 @@ struct Moments {
     void add(float const* y, std::int64_t n, float shift) {
         constexpr std::int64_t run = 32, chains = 4, wide = chains * SLEEPFM_LANES;
         std::int64_t const whole = n / wide * wide;
+        Doubles sums = {}, sums_of_squares = {};
         for (std::int64_t begin = 0; begin < whole; begin += run * wide) {
             std::int64_t const end = whole - begin < run * wide ? whole : begin + run * wide;
             Vector s[chains] = {}, q[chains] = {};
@@ -35,17 +36,30 @@ struct Moments {
                 }
             }
             for (std::int64_t c = 0; c < chains; ++c) {
-                for (int l = 0; l < SLEEPFM_LANES; ++l) {
-                    sum += static_cast<double>(s[c][l]);
-                    squares += static_cast<double>(q[c][l]);
-                }
+                sums += folded(s[c]);
+                sums_of_squares += folded(q[c]);
             }
+        }
+        for (int l = 0; l < SLEEPFM_LANES / 2; ++l) {
+            sum += sums[l];
+            squares += sums_of_squares[l];
         }
         for (std::int64_t i = whole; i < n; ++i) {
             double const d = static_cast<double>(y[i]) - static_cast<double>(shift);
             sum += d;
             squares += d * d;
         }
+    }
+
+  private:
+    using Half = float __attribute__((vector_size(SLEEPFM_LANES / 2 * sizeof(float))));
+    using Doubles = double __attribute__((vector_size(SLEEPFM_LANES / 2 * sizeof(double))));
+
+    // Both halves of v, added in double precision.
+    static Doubles folded(Vector v) {
+        Half halves[2];
+        memcpy(halves, &v, sizeof halves);
+        return __builtin_convertvector(halves[0], Doubles) + __builtin_convertvector(halves[1], Doubles);
     }
 };
 
