@@ -172,14 +172,18 @@ def test_high_is_good_to_a_thousandth(kind, log_temperature, allowed):
     assert error < allowed
 
 
-@pytest.mark.parametrize(("log_temperature", "kind"), [(-3.0, "random"), (math.log(41), "aligned"), (7.0, "random")])
+@pytest.mark.parametrize(
+    ("log_temperature", "kind"),
+    [(-200.0, "random"), (-90.0, "random"), (-3.0, "random"), (math.log(41), "aligned"), (7.0, "random")],
+)
 def test_extreme_temperatures(log_temperature, kind):
     check_result(Path(), embeddings(kind, 2, 50, 16), log_temperature, mode="pairwise")
 
 
-def test_not_a_number_is_not_hidden():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_not_hidden(value):
     x = embeddings("random", 2, 20, 16)
-    x[1, 4, 7] = torch.nan
+    x[1, 4, 7] = value
     got = Path()(x, torch.tensor(1.0), mode="pairwise")
     assert got.loss.isnan()
     assert got.d_log_temperature.isnan()
