@@ -395,6 +395,23 @@ def test_products_that_torch_gets_wrong_are_not_used():
     assert not contrastive_gemm.gives_float32(torch.mm, cpu, added=False)  # of CUDA only
 
 
+def test_products_are_tried_in_float32_whatever_the_default():
+    """The answer is kept: a wrong one would take all later products through float32 copies."""
+    found = []
+
+    def product(a, b, *, out_dtype, out):
+        found.append(out.dtype)
+        return out.copy_(a.float() @ b.float())
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert contrastive_gemm.gives_float32(product, torch.device("cpu"), added=False)
+    finally:
+        torch.set_default_dtype(before)
+    assert found == [torch.float32, torch.float32]
+
+
 @pytest.fixture
 def matmul():
     """Settings of the process; what a test allows is taken back."""
