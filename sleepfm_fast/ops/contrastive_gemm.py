@@ -90,7 +90,7 @@ def gives_float32(multiply: Callable[..., Tensor], device: torch.device, *, adde
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     factor = torch.ones(8, 8, dtype=torch.float16, device=device)
     for n_rows in (8, 1):
-        out = torch.ones(n_rows, 8, device=device)
+        out = torch.ones(n_rows, 8, dtype=torch.float32, device=device)
         try:
             multiply(*([out] if added else []), factor[:n_rows], factor, out_dtype=torch.float32, out=out)
         except (RuntimeError, TypeError):
