@@ -15,9 +15,10 @@ from sleepfm_fast.annotations import read_scoring
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
-from sleepfm_fast.evaluation.predictions import edf_hypnogram, night_figures
+from sleepfm_fast.evaluation.predictions import edf_hypnogram
 from sleepfm_fast.results import read_result
 from sleepfm_fast.scoring.labels import clip_labels
+from sleepfm_fast.scoring.sleep_figures import night_figures
 from sleepfm_fast.scoring.stages import STAGES
 
 SPLIT_OF = np.array([0] * 6 + [1] + [2] * 3)
