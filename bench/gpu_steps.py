@@ -370,10 +370,22 @@ def budget_lines(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def floor_words(result: dict[str, Any]) -> str:
+    """Say whether the fastest of our arms takes no longer than the speed that was asked for allows."""
+    ours = [seconds for arm, seconds in result["medians_s"].items() if arm.startswith("ours")]
+    if not result.get("floor_s") or not ours:
+        return ""
+    return ": reached" if min(ours) <= result["floor_s"] else ": missed"
+
+
 def comparison(result: dict[str, Any]) -> list[str]:
     """Format one comparison: a line an arm."""
-    predicted = result.get("predicted_s")
-    lines = [result["name"] + (f" (predicted {report.time_text(predicted)})" if predicted else "")]
+    aims = [
+        f"{word} {report.time_text(result[name])}"
+        for word, name in (("predicted", "predicted_s"), ("at most", "floor_s"))
+        if result.get(name)
+    ]
+    lines = [result["name"] + (f" ({', '.join(aims)}" + floor_words(result) + ")" if aims else "")]
     peaks = result.get("peak_device_mib") or result.get("peak_rss_mib") or {}
     for arm, seconds in result["medians_s"].items():
         ratio = result["ratios"].get(arm)

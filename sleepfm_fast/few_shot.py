@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Config", "cli", "main"]
 
 FIGURES = ("auroc", "auprc", "f1")
+WHICH_POINTS = ("subjects", "all_subjects", "replicates")
 
 
 @dataclass(frozen=True)
@@ -175,10 +176,11 @@ def _with_chance(figures: dict[str, Any]) -> dict[str, float | None]:
 def main(config: Config) -> dict[str, Any]:
     """Fit, test and summarise; the result is what the command prints as JSON and writes."""
     from sleepfm_fast.evaluation.few_shot_points import partial_path
-    from sleepfm_fast.results import claimed_result, key_of
+    from sleepfm_fast.results import claimed_result
+    from sleepfm_fast.storage.standing import digest_of_file, key_of
 
     _check(config)
-    key = key_of(config)
+    key = key_of("few_shot", config, {"embeddings": digest_of_file(config.embeddings / "embeddings.json")})
     with claimed_result(config.result, overwrite=config.overwrite, made_of=key) as finished:
         if finished is not None:
             partial_path(config.result).unlink(missing_ok=True)  # where a kill came before it was removed
@@ -213,17 +215,8 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     partial = partial_path(config.result)
     if config.overwrite:
         partial.unlink(missing_ok=True)
-    key = {
-        "embeddings": embeddings.digests,
-        "task": config.task,
-        "modalities": modalities,
-        "fit_on": config.fit_on,
-        "c": config.c,
-        "max_iter": config.max_iter,
-        "solver": config.solver,
-        "standardise": config.standardise,
-    }
-    points = Points(partial, key)
+    # All that the result depends on, but for what says which points there are: those may be added.
+    points = Points(partial, {name: value for name, value in made_of.items() if name not in WHICH_POINTS})
     plan = [(n, r) for n in numbers for r in range(1 if n == len(available) else config.replicates)]
     kept = sum(points.get(n, r) is not None for n, r in plan)
     if kept:

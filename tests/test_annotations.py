@@ -407,6 +407,7 @@ def test_wfdb_without_texts_or_header(tmp_path):
         ("a.edf", "a-Hypnogram.edf"),
         ("osas2002.edf", "osas2002-stages.csv"),
         ("slp01a.edf", "slp01a.st"),
+        ("a.edf", "a_events.txt"),
         ("sub-01_task-sleep_eeg.edf", "sub-01_task-sleep_events.tsv"),
     ],
 )

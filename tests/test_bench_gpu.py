@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -292,6 +293,23 @@ def test_the_table_shows_arms_predictions_and_what_failed():
     text = "\n".join(gpu_steps.comparison(result))
     for words in ("a loss (predicted 20 ms)", "30 ms", "10.00 x", "120 MiB", "failed: OutOfMemoryError"):
         assert words in text
+
+
+@pytest.mark.parametrize(("fused_s", "words"), [(0.9, "reached"), (1.1, "missed")])
+def test_the_table_says_whether_the_fastest_of_ours_reaches_the_floor(fused_s, words):
+    medians = {"ours": 2.0, "ours, fused blocks, bfloat16": fused_s, "PyTorch": 0.5}
+    result = {"name": "embedding", "medians_s": medians, "ratios": {}, "floor_s": 1.0}
+    assert gpu_steps.comparison(result)[0] == f"embedding (at most 1 s: {words})"
+    assert (
+        gpu_steps.comparison({**result, "predicted_s": 0.5})[0] == f"embedding (predicted 500 ms, at most 1 s: {words})"
+    )
+
+
+def test_the_embedding_benchmark_expects_what_its_page_computes():
+    source = (ROOT / "bench" / "test_cuda_encoder.py").read_text()
+    page = (ROOT / "docs" / "kernels" / "encoder-blocks-cuda.md").read_text()
+    (computed,) = re.findall(r"three encoders embed ([\d,]+) clips/s, against", page.partition("\n## ")[0])
+    assert f"COMPUTED_EMBEDDED = 3 * {computed.replace(',', '_')}\n" in source
 
 
 def test_the_table_ends_with_the_steps_and_names_the_tests_that_failed(tmp_path, monkeypatch, capsys):

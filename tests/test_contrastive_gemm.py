@@ -29,7 +29,7 @@ from sleepfm_fast import reference
 from sleepfm_fast.ops import contrastive_chunked, contrastive_gemm
 from sleepfm_fast.ops.contrastive_gemm import FIELDS, STEPS, Bound, Fields
 from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics
-from sleepfm_fast.ops.float32_sums import float32_sums
+from sleepfm_fast.ops.process_settings import float32_sums
 
 WRITTEN = {
     "operands": {"a", "b", "own", "valid", "rows", "columns"},
@@ -172,14 +172,18 @@ def test_high_is_good_to_a_thousandth(kind, log_temperature, allowed):
     assert error < allowed
 
 
-@pytest.mark.parametrize(("log_temperature", "kind"), [(-3.0, "random"), (math.log(41), "aligned"), (7.0, "random")])
+@pytest.mark.parametrize(
+    ("log_temperature", "kind"),
+    [(-200.0, "random"), (-90.0, "random"), (-3.0, "random"), (math.log(41), "aligned"), (7.0, "random")],
+)
 def test_extreme_temperatures(log_temperature, kind):
     check_result(Path(), embeddings(kind, 2, 50, 16), log_temperature, mode="pairwise")
 
 
-def test_not_a_number_is_not_hidden():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_not_hidden(value):
     x = embeddings("random", 2, 20, 16)
-    x[1, 4, 7] = torch.nan
+    x[1, 4, 7] = value
     got = Path()(x, torch.tensor(1.0), mode="pairwise")
     assert got.loss.isnan()
     assert got.d_log_temperature.isnan()
@@ -389,6 +393,23 @@ def test_products_that_torch_gets_wrong_are_not_used():
     assert not contrastive_gemm.gives_float32(without_addition, cpu, added=True)
     assert not contrastive_gemm.gives_float32(wrong_in_one_row, cpu, added=True)
     assert not contrastive_gemm.gives_float32(torch.mm, cpu, added=False)  # of CUDA only
+
+
+def test_products_are_tried_in_float32_whatever_the_default():
+    """The answer is kept: a wrong one would take all later products through float32 copies."""
+    found = []
+
+    def product(a, b, *, out_dtype, out):
+        found.append(out.dtype)
+        return out.copy_(a.float() @ b.float())
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert contrastive_gemm.gives_float32(product, torch.device("cpu"), added=False)
+    finally:
+        torch.set_default_dtype(before)
+    assert found == [torch.float32, torch.float32]
 
 
 @pytest.fixture

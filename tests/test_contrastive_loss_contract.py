@@ -332,6 +332,20 @@ def test_chunked_path_agrees_with_the_compiled_one(N, directions, mode, monkeypa
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-16)
 
 
+@pytest.mark.parametrize("log_temperature", [-200.0, -110.0, -60.0])
+def test_chunked_path_where_every_logit_is_zero(log_temperature):
+    """A scale of 0 times the -inf of what does not count would be NaN."""
+    x, tau, mask = embeddings("random", 3, 60, 32), torch.tensor(log_temperature), random_mask(3, 60)
+    loss, *_, n_valid, state = contrastive_chunked.forward(x, tau, mask, "leave_one_out", "both", 0, 60)
+    gradients = contrastive_chunked.backward(
+        torch.tensor(1.0), x, tau, mask, n_valid, state, "leave_one_out", "both", 0, 60
+    )
+    truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), mask=mask)
+    torch.testing.assert_close(loss.double(), truth.loss, rtol=1e-6, atol=0)
+    for ours, theirs in zip(gradients, (truth.d_x, truth.d_log_temperature), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-30)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_chunked_path_under_autocast(mode):
     """Its products are of torch, which autocast would round to 16 bits."""

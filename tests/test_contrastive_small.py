@@ -151,7 +151,7 @@ def test_masks_strides_and_types(dtype, mode):
     assert (got.d_x[~mask] == 0).all()
 
 
-@pytest.mark.parametrize("log_temperature", [-3.0, math.log(40), math.log(41), math.log(1000)])
+@pytest.mark.parametrize("log_temperature", [-200.0, -60.0, -3.0, math.log(40), math.log(41), math.log(1000)])
 def test_extreme_temperatures(log_temperature):
     check(embeddings("random", 3, 18, 16), log_temperature, Kernel())
 
@@ -166,9 +166,11 @@ def test_equal_rows_tie_exactly_and_the_first_wins():
     assert (ranks[:, :, 38] == truth.ranks[:, :, 3] + 2).all()
 
 
-def test_not_a_number_is_not_hidden():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_not_hidden(value):
+    """An infinite row has an infinite length: its unit row is NaN, not the zeros of an absent one."""
     x = embeddings("random", 3, 9, 16)
-    x[1, 4, 7] = torch.nan
+    x[1, 4, 7] = value
     got = Kernel().result(x, torch.tensor(1.0))
     assert got.loss.isnan()
     assert got.d_log_temperature.isnan()
@@ -317,6 +319,12 @@ def test_launches_of_a_stream_share_the_barrier_outside_of_graphs_alone(launched
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     contrastive_small.forward_keeping(*arguments)
     assert launched_barriers[-1] not in launched_barriers[:-1]
+    # One number stands for the streams of all threads.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=2))
+    for _ in range(2):
+        contrastive_small.forward_keeping(*arguments)
+        assert launched_barriers[-1] not in launched_barriers[:-1]
 
 
 def test_the_chunked_loss_of_steep_temperatures_is_finite():

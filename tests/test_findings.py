@@ -291,6 +291,7 @@ def test_an_envelope_is_no_waveform(tmp_path: Path, examine) -> None:
         ("missing_modality", "warning", {"stages": "W12R" * 4, "leads": LEADS[:4]}),
         ("missing_slot", "note", {"stages": "W12R" * 4}),
         ("remark", "note", {"stages": "W12R" * 4, "events": [(3000, 20, "Hypopnea")]}),
+        ("long_events", "warning", {"stages": "W12R" * 4, "events": [(60, 301, "Hypopnea")]}),
     ],
 )
 def test_what_is_doubtful_about_a_night(code: str, severity: str, options: dict, tmp_path: Path, examine) -> None:

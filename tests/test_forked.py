@@ -36,6 +36,27 @@ def fail_at_two(i: int) -> int:
     return i
 
 
+class WantsTwoError(ValueError):
+    """It is pickled with the one argument that it keeps."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(a + b)
+
+
+def not_picklable_at_two(i: int) -> object:
+    return (lambda: i) if i == 2 else i
+
+
+def fail_unreadably(i: int) -> int:
+    raise WantsTwoError(i, i)
+
+
+def fail_unpicklably(i: int) -> int:
+    error = ValueError("three")
+    error.held = lambda: i
+    raise error
+
+
 def no_children() -> bool:
     try:
         os.waitpid(-1, os.WNOHANG)
@@ -70,6 +91,21 @@ def test_an_error_is_raised_here():
     assert [next(work), next(work)] == [0, 1]
     with pytest.raises(ValueError, match="two"):
         next(work)
+
+
+def test_what_cannot_be_pickled_is_no_death():
+    work = in_parallel(not_picklable_at_two, [(i,) for i in range(5)], Engine("loky", 1), own_process=True)
+    assert [next(work), next(work)] == [0, 1]
+    with pytest.raises(
+        TypeError, match=r"^not_picklable_at_two returned a value of type function that cannot leave .*pickle"
+    ):
+        next(work)
+    with pytest.raises(TypeError, match=r"^fail_unpicklably raised ValueError\('three'\) that cannot leave"):
+        list(in_copy(fail_unpicklably, [(3,)]))
+    with pytest.raises(
+        TypeError, match=r"^fail_unreadably returned or raised a value .* missing 1 required positional"
+    ):
+        list(in_copy(fail_unreadably, [(3,)]))
 
 
 def test_nothing_is_left_of_it():

@@ -328,3 +328,30 @@ def test_shifting_by_an_epoch_shifts_the_labels_by_one(seed):
     np.testing.assert_allclose(first.onsets_s, later.onsets_s, atol=1e-6)
     np.testing.assert_array_equal(first.stage[:-1], later.stage[1:])
     np.testing.assert_array_equal(first.sdb[:-1], later.sdb[1:])
+
+
+# Events that cannot be
+
+
+def test_an_event_that_was_never_ended_makes_no_clip_an_event():
+    stages = [(30.0 * k, 30.0, "N2") for k in range(40)]
+    events = [(65.0, 20.0, "Hypopnea"), (300.0, 600.0, "Obstructive apnea"), (425.0, 20.0, "Hypopnea")]
+    grid = clip_labels(scored(*stages, *events), 1200)
+    expected = np.zeros(40, int)
+    expected[10:30] = -1
+    expected[[2, 14]] = 1
+    assert grid.sdb.tolist() == expected.tolist()
+    (issue,) = grid.issues
+    assert issue.startswith(
+        "1 of 3 respiratory events is longer than any apnoea or hypopnoea lasts, the longest of 600"
+    )
+    assert "milliseconds" not in issue
+    longest = clip_labels(scored(*stages, (300.0, 300.0, "Obstructive apnea")), 1200)
+    assert (np.flatnonzero(longest.sdb == 1).tolist(), longest.issues) == ([*range(10, 20)], ())
+
+
+def test_durations_in_milliseconds_are_said_to_be_so():
+    stages = [(30.0 * k, 30.0, "N2") for k in range(40)]
+    grid = clip_labels(scored(*stages, (305.0, 15_000.0, "Hypopnea"), (605.0, 22_000.0, "Hypopnea")), 1200)
+    assert counts(grid.sdb) == {-1: 30, 0: 10}
+    assert "the column's name, Duration (ms)" in grid.issues[0]

@@ -459,3 +459,30 @@ def test_a_living_job_on_another_node_is_not_disturbed(tmp_path, monkeypatch):
     with renewed_elsewhere(file), pytest.raises(SleepfmError, match="process 1 on elsewhere"):
         claim_to_write(tmp_path / "run")
     assert file.exists()
+
+
+KILLED_AT_THE_CLOCK = """
+import os, signal, sys
+from pathlib import Path
+from sleepfm_fast.storage import claims
+
+def kill(event, given):
+    if event == "os.remove" and ".clock" in str(given[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+claims.claim_to_write(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("aside", [False, True], ids=["the claim", "one that was put aside"])
+def test_what_a_kill_leaves_of_looking_at_a_foreign_claim_goes_with_the_next_claim(tmp_path, monkeypatch, aside):
+    file = foreign_claim(tmp_path / ("..run.claim.1-2.tmp" if aside else ".run.claim"))
+    done = subprocess.run([sys.executable, "-c", KILLED_AT_THE_CLOCK, str(tmp_path / "run")], cwd=ROOT, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    (tmp_path / ".run.claim").unlink(missing_ok=True)  # that of the process killed
+    (left,) = set(tmp_path.iterdir()) - {file}
+    assert left.name.endswith(".clock.tmp")
+    os.utime(file, (0, 0)) if aside else file.unlink(missing_ok=True)
+    claim_to_write(tmp_path / "run").release()
+    assert not list(tmp_path.iterdir())

@@ -203,6 +203,19 @@ def test_packing_loses_nothing_but_digits(shape: tuple[int, int, int]) -> None:
         torch.testing.assert_close(ours, given, rtol=2.0**-8, atol=1e-7)
 
 
+def test_packing_does_not_depend_on_the_default_type() -> None:
+    expected = Case(24, 24, 1, 1)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        block = pack(*expected.weights, **expected.options, dtype=torch.bfloat16)
+    finally:
+        torch.set_default_dtype(before)
+    assert block.bias.dtype == torch.float32
+    assert torch.equal(block.bias, expected.block.bias)
+    assert torch.equal(block.packed, expected.block.packed)
+
+
 @pytest.mark.parametrize(
     ("shape", "options", "sentence"),
     [
@@ -232,8 +245,12 @@ def test_the_op_refuses_what_it_cannot_run_in_a_sentence() -> None:
         mbconv_evaluate(case.x[0].to("meta"), block)
     with pytest.raises(ValueError, match=r"at least one sample"):
         mbconv_evaluate(case.x[:, :0].to("meta"), block)
+    with pytest.raises(ValueError, match=r"x has shape \(2, 9, 8\); the block was packed for 16 channels in"):
+        mbconv_evaluate(case.x[..., :8].to("meta"), block)  # 8 and 16 channels are one step of the kernel
     with pytest.raises(ValueError, match=r"were not packed for x \(2, 9, 32\), 96 channels inside and 24 out"):
-        mbconv_evaluate(torch.empty(2, 9, 32, dtype=torch.bfloat16, device="meta"), block)
+        torch.ops.sleepfm_fast.mbconv_evaluate_packed(
+            torch.empty(2, 9, 32, dtype=torch.bfloat16, device="meta"), block.packed, block.bias, 96, 24, 2, False
+        )
     with pytest.raises(ValueError, match=r"packed on cpu; move them to one device"):
         mbconv_evaluate(case.x.to("meta"), case.block)
 

@@ -142,6 +142,23 @@ def test_the_default_device_changes_nothing():
     )
 
 
+@pytest.fixture
+def flushed():
+    """Subnormal numbers count as zero in this thread."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush subnormal numbers")
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_small_float16_is_not_flushed(size, flushed):
+    """Float16's subnormal numbers, up to 6e-5, are no subnormal float32, on the way to it neither."""
+    x = (3e-5 * torch.ones(size).cumsum(1).sin()).half()
+    all_close(loss_and_gradients(x)[:1], loss_and_gradients(x.float())[:1])
+    assert all_equal(loss_and_gradients(x)[3:], loss_and_gradients(x.float())[3:])
+
+
 def strided(tensor):
     """The same values with the strides of another order of dimensions."""
     n = tensor.dim()
@@ -241,6 +258,67 @@ def test_an_exported_program_takes_batches_of_any_size():
     for size in SIZES:
         x = torch.randn(size)
         assert torch.equal(program.module()(x), Loss()(x))
+
+
+class Call(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def encoder_calls():
+    """Calls of the encoder's ops as functions of clips [B, 3, T]."""
+    _, *weights = block_of((2, 3, 8, 3, 40, 1))
+    _, parameters = stem_of((2, 3, 8, 41))
+    _, *encoder = network(*NETWORKS[3])
+    running = (torch.zeros(8), torch.ones(8)) * 2
+    return {
+        "mbconv": lambda x: ops.mbconv(x, *weights)[0],
+        "mbconv, evaluated": lambda x: ops.mbconv(x, *weights, running=running)[0],
+        "stem": lambda x: ops.stem(x, *parameters)[0],
+        "max_pool": ops.max_pool,
+        "encoder_evaluate": lambda x: ops.encoder_evaluate(x, *encoder),
+    }
+
+
+@pytest.mark.parametrize("name", list(encoder_calls()))
+def test_exported_layers_take_batches_and_clips_of_any_size(name):
+    """What is traced must not be asked how much memory a result takes, nor its length by `len`, which is a number."""
+    call = encoder_calls()[name]
+    n_in = 3 if name != "encoder_evaluate" else network(*NETWORKS[3])[0].shape[1]
+    sizes = {0: torch.export.Dim("b", min=1, max=512), 2: torch.export.Dim("t", min=8, max=8192)}
+    with torch.no_grad():
+        program = torch.export.export(Call(call), (torch.randn(2, n_in, 64),), dynamic_shapes={"x": sizes}).module()
+        for B, T in ((2, 64), (1, 9), (40, 500)):  # the last one's memory comes from the pool of pages
+            x = torch.randn(B, n_in, T)
+            assert torch.equal(program(x), call(x))
+
+
+@pytest.mark.parametrize("mode", ["leave_one_out", "pairwise"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own tracing
+def test_compiled_for_sizes_of_every_kind(mode):
+    """No size is known while it is traced, the number of modalities neither."""
+
+    def step(x):
+        return ops.contrastive_loss(x, TAU, mode)[0]
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    try:
+        for M, N, D in ((3, 20, 12), (3, 150, 12), (2, 150, 40), (5, 20, 12)):
+            found, expected = (torch.ones(M, N, D).cumsum(1).sin().requires_grad_() for _ in range(2))
+            loss = compiled(found)
+            loss.backward()
+            truth = step(expected)
+            truth.backward()
+            assert torch.equal(loss, truth)
+            torch.testing.assert_close(found.grad, expected.grad)
+        with pytest.raises(ValueError, match="9 modalities"):
+            step(torch.randn(9, 4, 4))
+    finally:
+        torch._dynamo.reset()
 
 
 FORK = """

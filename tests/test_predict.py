@@ -15,9 +15,10 @@ from sleepfm_fast.annotations import read_scoring
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
-from sleepfm_fast.evaluation.predictions import edf_hypnogram, night_figures
+from sleepfm_fast.evaluation.predictions import edf_hypnogram
 from sleepfm_fast.results import read_result
 from sleepfm_fast.scoring.labels import clip_labels
+from sleepfm_fast.scoring.sleep_figures import night_figures
 from sleepfm_fast.scoring.stages import STAGES
 
 SPLIT_OF = np.array([0] * 6 + [1] + [2] * 3)
@@ -106,8 +107,8 @@ def test_unscored_nights_get_hypnograms_that_are_read_back(fitted, tmp_path, cap
     assert [night["subject"] for night in nights] == ["s000", "s001"]
     asleep = sum(row["predicted"] not in ("", "W") for row in rows[:20])
     assert float(nights[0]["total_sleep_time_min"]) == asleep / 2
-    with pytest.raises(SleepfmError, match="not overwritten"):
-        predict.main(predict.Config(result, new, tmp_path / "out"))
+    with pytest.raises(SleepfmError, match="not overwritten: what stands there differs in correct-prior "):
+        predict.main(predict.Config(result, new, tmp_path / "out", correct_prior=True))
     predict.main(predict.Config(result, new, tmp_path / "out", overwrite=True))
 
 

@@ -45,6 +45,16 @@ def test_a_real_polysomnography(tmp_path: Path) -> None:
     reader.close()
 
 
+def test_events_that_cannot_be_are_said_of_the_cohort(tmp_path: Path, capsys) -> None:
+    (tmp_path / "nights").mkdir()
+    write_night(tmp_path / "nights" / "a.edf", seconds=480, stages="W12R" * 4, events=[(60, 15_000, "Hypopnea")])
+    assert cli([str(tmp_path / "nights"), str(tmp_path / "store"), "--workers", "1"]) == 0
+    (said,) = (
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("notice: the scoring of 1 night")
+    )
+    assert "longer than any apnoea or hypopnoea lasts, the longest of 15000 s" in said
+
+
 def test_a_cohort(cohort: Path, tmp_path: Path, capsys) -> None:
     status, result = preprocess(capsys, cohort, tmp_path / "store")
     assert status == 0

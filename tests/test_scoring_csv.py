@@ -414,3 +414,39 @@ def test_abbreviations_of_events_are_asked_for_and_never_guessed():
     assert "Ap. X" not in issue
     said = translated(Scoring(tuple(events), "a.csv"), parse_meanings(["CA=apnea", "H=hypopnea", "CAP=ignore"]))
     assert np.flatnonzero(clip_labels(said, 900).sdb == 1).tolist() == [0, 3, 10]
+
+
+# Cells and columns as laboratories write them
+
+
+def test_a_unit_behind_a_number_counts(tmp_path):
+    text = "Time;Duration;Event\n0 s;30,0 s;N2\n30 s;0.5 min;N3\n40,5 sec;12500 ms;Hypopnea\n"
+    assert read_scoring(write(tmp_path, text)).events == (
+        Event(0.0, 30.0, "N2"), Event(30.0, 30.0, "N3"), Event(40.5, 12.5, "Hypopnea")
+    )  # fmt: skip
+    stated = "onset,duration (ms),event\n0,30000,N2\n31,12 s,Hypopnea\n"
+    assert [e.duration_s for e in read_scoring(write(tmp_path, stated)).events] == [30.0, 12.0]
+
+
+@pytest.mark.parametrize("date", ["", "04.03.2021 ", "2021-03-04 "])
+def test_clock_times_with_dots(tmp_path, date):
+    text = f"Time;Duration;Event\n{date}22.14.17;30;N2\n{date}22.14.47;30;N3\n{date}22.14.50,5;12;Hypopnea\n"
+    events = read_scoring(write(tmp_path, text), start=datetime(2021, 3, 4, 22, 13, 47)).events
+    assert [event.onset_s for event in events] == [30.0, 60.0, 63.5]
+
+
+def test_a_column_of_stages_beside_one_of_events_is_not_lost(tmp_path):
+    text = "Time,Duration,Stage,Event\n0,30,N2,\n30,30,N3,\n33,14,,Hypopnea\n60,30,R,\n65,11,R,Central apnea\n"
+    scoring = read_scoring(write(tmp_path, text))
+    assert [event.text for event in scoring.events] == ["N2", "N3", "Hypopnea", "R", "Central apnea"]
+    assert scoring.issues == ()
+    assert clip_labels(scoring, 90).stage.tolist() == [2, 3, 4]
+
+
+def test_a_row_an_epoch_with_its_stage_and_its_events(tmp_path):
+    rows = [f"{30 * k},{'R' if k > 20 else 'N2'},{'Hypopnea; Arousal' if k in (3, 4, 22) else ''}" for k in range(30)]
+    scoring = read_scoring(write(tmp_path, "Onset,Stage,Events\n" + "\n".join(rows)))
+    grid = clip_labels(scoring, 900)
+    assert grid.stage.tolist() == [2] * 21 + [4] * 9
+    assert np.flatnonzero(grid.sdb == 1).tolist() == [3, 4, 22]
+    assert "of 6 events only the epoch is known" in scoring.issues[0]

@@ -36,11 +36,13 @@ inline float widen(BFloat16 value) {
 inline float widen(Float16 value) {
     std::uint32_t const sign = (value.bits & 0x8000U) << 16;
     std::uint32_t const rest = value.bits & 0x7fffU;
-    // Read as float32, the shifted bits lie 2^112 too low; subnormals come out right as well.
-    float const scaled = float_of(rest << 13) * 5.192296858534828e33F;
-    std::uint32_t finite;
-    std::memcpy(&finite, &scaled, sizeof finite);
+    // No subnormal float32 on the way: a thread may flush those to zero (torch.set_flush_denormal).
+    std::uint32_t const normal = (rest << 13) + 0x38000000U;
+    float const small = float_of((rest << 13) + 0x38800000U) - 6.103515625e-05F;  // 2^-14 on top of a subnormal
+    std::uint32_t subnormal;
+    std::memcpy(&subnormal, &small, sizeof subnormal);
     std::uint32_t const special = (rest << 13) | 0x7f800000U;  // infinity and NaN
+    std::uint32_t const finite = rest < 0x400U ? subnormal : normal;
     return float_of(sign | (rest >= 0x7c00U ? special : finite));
 }
 

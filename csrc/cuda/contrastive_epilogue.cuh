@@ -20,9 +20,11 @@ __device__ __forceinline__ double scale_of(ContrastiveGemm const& g) {
     return exp(static_cast<double>(*g.log_temperature));
 }
 
-// 2^(this (x - y)) is exp(s (cosine - cosine)) for two numbers of the product.
+// 2^(this (x - y)) is exp(s (cosine - cosine)) for two numbers of the product. Not below what a float holds, where
+// every logit is 0 to float32's precision: 0 times the -inf of a pair that does not count would be NaN.
 __device__ __forceinline__ float exponent_scale(ContrastiveGemm const& g) {
-    return static_cast<float>(scale_of(g) * log2_of_e / static_cast<double>(gemm_product_scale));
+    double const s = scale_of(g);
+    return static_cast<float>((s < 1e-20 ? 1e-20 : s) * log2_of_e / static_cast<double>(gemm_product_scale));
 }
 
 template <typename T>

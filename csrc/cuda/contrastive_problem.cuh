@@ -25,6 +25,9 @@ constexpr float raw_floor = -2.0f * raw_one;
 // exp(2 s) * 2^15, are normal float32 numbers. Above, relative to the largest of the row and of the column.
 constexpr float largest_fixed_scale = 32.0f;
 
+// Below, every logit is 0 to float32's precision, and the exponentials take this scale: s * excluded still excludes.
+constexpr float least_scale = 1e-20f;
+
 struct Softmax {
     float scale;     // s
     float exponent;  // exp(s x) = 2^(exponent * raw x)
@@ -32,7 +35,7 @@ struct Softmax {
 
     __device__ __forceinline__ explicit Softmax(void const* log_temperature)
         : scale(expf(*static_cast<float const*>(log_temperature))),
-          exponent(scale * (1.44269504088896340736f / raw_one)),
+          exponent((scale < least_scale ? least_scale : scale) * (1.44269504088896340736f / raw_one)),
           running(!(scale <= largest_fixed_scale)) {}
 
     // exp(s (x - from)), cosines in the raw unit.

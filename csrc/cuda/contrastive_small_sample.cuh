@@ -107,11 +107,13 @@ __device__ inline void prepare_sample(ContrastiveInput const& p, ContrastiveSmal
         // Below the floor the normalisation is a division by a constant; backward is told by the sign.
         w.inverse_norm[m * N + r] = norm < norm_floor ? -inverse : inverse;
         w.shared[m * N + r] = shared ? 1 : 0;
-        scratch[m] = shared ? inverse : 0;  // in place of the sum of squares that only this thread has read
+        // In place of the sum of squares that only this thread has read. Of infinite elements the inverse is 0, which
+        // makes them NaN as it should: what is absent is told by the sign.
+        scratch[m] = shared ? inverse : -1;
     }
     ptx::sync_threads();
     auto const unit = [&](int k, std::int64_t d) {
-        return scratch[k] == 0
+        return scratch[k] < 0
                    ? 0.0f
                    : static_cast<float>(load_element(p.x, p.dtype, k * p.stride_modality + r * p.stride_sample + d) *
                                         scratch[k]);
@@ -126,7 +128,7 @@ __device__ inline void prepare_sample(ContrastiveInput const& p, ContrastiveSmal
                 for (int k = 0; k < M; ++k) {
                     others += k == i ? 0.0f : unit(k, d);
                 }
-                w.mean[at] = scratch[i] == 0 ? 0.0f : others / n_others;
+                w.mean[at] = scratch[i] < 0 ? 0.0f : others / n_others;
             }
         }
     }

@@ -35,7 +35,7 @@ def process(
     """
     rows: dict[Path, NightRow] = {}
     progress = Progress("nights", len(plan.todo))
-    began_ns = file_system_time(night.store / "running")
+    began_ns = file_system_time(night.store / "running" / "began")
 
     def note(row: NightRow) -> None:
         rows[row.path] = row

@@ -23,6 +23,7 @@ from sleepfm_fast.cohorts.cohort import Header, Plan, make_plan, read_header
 from sleepfm_fast.cohorts.corrections import Corrections
 from sleepfm_fast.cohorts.manifest import Entry, Journal, merge_manifest
 from sleepfm_fast.cohorts.night import STARTED, NightConfig, NightRow
+from sleepfm_fast.cohorts.nights_table import night_row, write_nights
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.shards import Shard
 from sleepfm_fast.cohorts.silent_nights import is_scored, is_silent
@@ -169,7 +170,7 @@ def prepare_folder(store: Path) -> None:
 
 
 def ours(path: Path) -> bool:
-    names = (".lock", "recordings", "failures", "running", "manifest", "manifest.csv")
+    names = (".lock", "recordings", "failures", "running", "manifest", "manifest.csv", "nights.csv")
     return path.name in names or path.suffix == ".tmp"
 
 
@@ -368,13 +369,14 @@ def without_visit(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] | None, int, int, str]:
-    """Index every whole night of the configuration in force, merge the manifest, and remove the traces of runs.
+    """Index every whole night of the configuration in force, describe the nights, merge the manifest, and tidy up.
 
     Returns the store's totals, how many of its nights are scored and silent on respiratory events, and a sentence on
     those that are in it twice.
     """
     files: list[Path] = []
     nights: list[Twin] = []
+    described: list[dict[str, Any]] = []
     n_scored = n_silent = 0
     entries: dict[str, Entry] = {}
     for file in sorted((store / "recordings").glob("*.json"), key=lambda path: path.stem):
@@ -387,6 +389,7 @@ def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] |
             n_scored += is_scored(stages)
             n_silent += is_silent(stages, sdb)
             nights.append(Twin.of(record))
+            described.append(night_row(record))
             entries[path] = Entry(record["id"], path, "ingested", "", "", n_clips, record["n_bytes"])
     totals = None
     if files:
@@ -397,6 +400,7 @@ def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] |
                 "the same command goes on from there."
             )
         totals = commit(store, settled.montage, settled.configuration, files)
+        write_nights(store, described)
     merge_manifest(store, entries)
     sweep(store)
     shutil.rmtree(store / STARTED, ignore_errors=True)

@@ -26,6 +26,7 @@ from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.recordings import open_recording
 from sleepfm_fast.scoring.files import ending, find_scorings, similar_scorings
 from sleepfm_fast.scoring.labels import ClipGrid, clip_labels, refuse_endless
+from sleepfm_fast.scoring.respiratory_counts import respiratory_counts
 from sleepfm_fast.scoring.stages import EPOCH_S, respiratory_event_of, stage_of
 from sleepfm_fast.scoring.texts import translated
 from sleepfm_fast.scoring.timed_texts import Scoring
@@ -321,6 +322,7 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
                 "format_of_source": night.recording.format,
                 "start": None if night.recording.start is None else night.recording.start.isoformat(),
                 "issues": list(night.issues),
+                "respiratory_events": respiratory_counts(night.scoring, night.grid),
                 "corrections": list(night.corrections),
                 "corrections_digest": config.corrections.digest(path),
             },

@@ -12,6 +12,7 @@ from sleepfm_fast.cohorts.shards import Shard
 from sleepfm_fast.cohorts.silent_nights import REMEDY, sentence
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.scoring.labels import OVERLONG
 from sleepfm_fast.scoring.texts import asks_meaning
 from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
 
@@ -70,6 +71,13 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
         say(
             f"notice: the {agreeing(len(asking), 'scoring')} of {counted(len(asking), 'night holds', 'nights hold')} "
             f"texts whose meaning is not known, as here: {asking[0]}"
+        )
+    overlong = [issue for issues in problems.values() for issue in issues if OVERLONG in issue]
+    if overlong:
+        say(
+            f"notice: the {agreeing(len(overlong), 'scoring')} of "
+            f"{counted(len(overlong), 'night holds', 'nights hold')} respiratory events of impossible length, as here: "
+            f"{overlong[0]}"
         )
     incomplete = [name for name, issues in problems.items() if any(INCOMPLETE in issue for issue in issues)]
     if incomplete:

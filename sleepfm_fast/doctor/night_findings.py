@@ -15,7 +15,7 @@ from sleepfm_fast.doctor.findings import Finding
 from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.scoring.labels import StageSpan, stage_spans
+from sleepfm_fast.scoring.labels import OVERLONG, StageSpan, stage_spans
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE
 from sleepfm_fast.scoring.texts import asks_meaning
 
@@ -48,6 +48,7 @@ def night_findings(night: Night, montage: Montage) -> list[Finding]:
     rest = [issue for issue in night.issues if issue not in told]
     return found + [
         Finding("warning", "meaning", (path,), "", issue, "") if asks_meaning(issue) else
+        Finding("warning", "long_events", (path,), "", issue, "") if OVERLONG in issue else
         Finding("note", "remark", (path,), "", issue, "")
         for issue in rest
     ]  # fmt: skip

@@ -5,7 +5,7 @@
     PREDICTIONS/
       predictions.json     what made them, columns, counts; written last
       predictions.csv      a row a clip: subject, recording, onset_s, duration_s, predicted, p_CLASS of each, scored
-      nights.csv           of sleep stages, a row a night: the figures of :func:`night_figures`
+      nights.csv           of sleep stages, a row a night: the figures of sleepfm_fast.scoring.sleep_figures
       hypnograms/          of sleep stages, a night each: NAME-Hypnogram.edf (EDF+) and NAME-hypnogram.csv
 """
 
@@ -26,21 +26,18 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, say, to_json
-from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.scoring.sleep_figures import NIGHT_COLUMNS, night_figures
 from sleepfm_fast.scoring.stages import EPOCH_S
-from sleepfm_fast.storage.atomic import remove_leftovers_of, replace_folder
-from sleepfm_fast.storage.claims import claim_to_write
+from sleepfm_fast.storage.atomic import replace_folder
+from sleepfm_fast.storage.standing import FolderKind, claimed_folder
 from sleepfm_fast.system import synchronise_descriptor
 
-__all__ = ["Predicted", "claimed_predictions", "edf_hypnogram", "night_figures", "starts_of", "write_predictions"]
+__all__ = ["Predicted", "claimed_predictions", "edf_hypnogram", "starts_of", "write_predictions"]
 
 FILE = "predictions.json"
-NIGHT_COLUMNS = (
-    *("epochs", "epochs_without_prediction", "time_in_bed_min", "total_sleep_time_min", "sleep_efficiency_percent"),
-    *("sleep_latency_min", "rem_latency_min", "wake_after_sleep_onset_min"),
-    *("w_min", "n1_min", "n2_min", "n3_min", "r_min", "n1_percent", "n2_percent", "n3_percent", "r_percent"),
-)
+KIND = FolderKind("a folder of predictions", FILE)
+HEAD = ("format", "version", "made_of")
 RECORD_BYTES = 60_000
 """An EDF data record should not be larger than 61,440 bytes."""
 
@@ -99,34 +96,26 @@ def starts_of(store: Path, recordings: Iterable[str]) -> dict[str, datetime]:
     return found
 
 
-def refuse_predictions(path: Path, *, overwrite: bool) -> None:
-    """Refuse, before any work, a folder that stands already, or anything else of that name."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not overwrite:
-        raise SleepfmError(f"{path} exists and is not overwritten. Give another folder, or add --overwrite.")
-    if not (path / FILE).is_file():
-        raise SleepfmError(f"{path} is not a folder of predictions and is not overwritten. Give another folder.")
-
-
 @contextmanager
-def claimed_predictions(path: Path | None, *, overwrite: bool) -> Iterator[None]:
-    """Hold the claim to write a folder, so that two processes never write one; refuse what stands there."""
-    if path is None:
-        yield
-        return
-    refuse_predictions(path, overwrite=overwrite)
-    claim = claim_to_write(path)
-    try:
-        refuse_predictions(path, overwrite=overwrite)  # whoever held the claim until now may have finished
-        remove_leftovers_of(path.resolve())
-        yield
-    finally:
-        claim.release()
+def claimed_predictions(
+    path: Path | None, *, overwrite: bool, made_of: Mapping[str, Any]
+) -> Iterator[dict[str, Any] | None]:
+    """Keep a folder for this process (:func:`sleepfm_fast.storage.standing.claimed_folder`).
+
+    Yields what :func:`write_predictions` returned, where what stands there is what ``made_of`` would make again.
+    """
+    with claimed_folder(path, KIND, overwrite=overwrite, made_of=made_of) as record:
+        yield None if record is None else {name: value for name, value in record.items() if name not in HEAD}
 
 
 def write_predictions(
-    path: Path, record: Mapping[str, Any], found: Predicted, starts: Mapping[str, datetime], *, hypnograms: bool
+    path: Path,
+    record: Mapping[str, Any],
+    found: Predicted,
+    starts: Mapping[str, datetime],
+    *,
+    hypnograms: bool,
+    made_of: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the folder, whole or not at all, and return its record.
 
@@ -140,6 +129,8 @@ def write_predictions(
         Start of recordings; without it a night has no EDF+ hypnogram, whose clock would be wrong.
     hypnograms : bool
         The classes are sleep stages: write hypnograms and ``nights.csv`` too.
+    made_of : mapping
+        What they depend on (:func:`sleepfm_fast.storage.standing.key_of`).
     """
     words, nights = found.words, []
     with replace_folder(path) as folder:
@@ -172,7 +163,7 @@ def write_predictions(
             "recordings": len(np.unique(found.recording)),
             "predicted": {name: words.count(name) for name in found.names},
         }
-        head = {"format": "sleepfm_fast predictions", "version": 1}
+        head = {"format": "sleepfm_fast predictions", "version": 1, "made_of": made_of}
         _write(folder / FILE, (to_json({**head, **plain(full)}, indent=1) + "\n").encode())
     say(f"wrote {path}")
     result: dict[str, Any] = plain(full)
@@ -217,53 +208,6 @@ def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
         values = (row[name] for name in columns)
         writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in values])
     return text.getvalue()
-
-
-def night_figures(stages: Sequence[str], onsets_s: Sequence[float] | None = None) -> dict[str, float | int | None]:
-    """Sleep figures of a night's 30-s epochs, in the order of time; the whole recording counts as time in bed.
-
-    Parameters
-    ----------
-    stages : sequence of str
-        W, N1, N2, N3 or R; empty where there is no prediction: such an epoch is time in bed and neither sleep nor
-        wake.
-    onsets_s : sequence of float, optional
-        When each epoch begins. Between two there may be a gap, where the recording was interrupted: it is time in bed
-        without a stage. By default the epochs follow one another.
-
-    Returns
-    -------
-    dict
-        :data:`NIGHT_COLUMNS`. Time in bed: from the beginning of the first epoch to the end of the last. Sleep
-        latency: from the former to the first epoch of any sleep. REM latency: from there to the first epoch of R. Wake
-        after sleep onset: every W from there to the end. Percentages: of total sleep time. None where there is no
-        sleep, or no R, and throughout where nothing is predicted.
-    """
-    minutes = EPOCH_S / 60
-    if not any(stages):
-        nothing = dict.fromkeys(NIGHT_COLUMNS)
-        return {**nothing, "epochs": len(stages), "epochs_without_prediction": len(stages)}
-    at = [i * minutes for i in range(len(stages))] if onsets_s is None else [(o - onsets_s[0]) / 60 for o in onsets_s]
-    in_bed = at[-1] + minutes
-    count = {name: stages.count(name) for name in ("W", "N1", "N2", "N3", "R")}
-    asleep = sum(count[name] for name in ("N1", "N2", "N3", "R"))
-    onset = next((i for i, stage in enumerate(stages) if stage not in ("", "W")), None)
-    rem = next((i for i, stage in enumerate(stages) if stage == "R"), None)
-    return {
-        "epochs": len(stages),
-        "epochs_without_prediction": stages.count(""),
-        "time_in_bed_min": in_bed,
-        "total_sleep_time_min": asleep * minutes,
-        "sleep_efficiency_percent": 100 * asleep * minutes / in_bed,
-        "sleep_latency_min": None if onset is None else at[onset],
-        "rem_latency_min": None if onset is None or rem is None else at[rem] - at[onset],
-        "wake_after_sleep_onset_min": None if onset is None else stages[onset:].count("W") * minutes,
-        **{f"{name.lower()}_min": n * minutes for name, n in count.items()},
-        **{
-            f"{name.lower()}_percent": 100 * count[name] / asleep if asleep else None
-            for name in ("N1", "N2", "N3", "R")
-        },
-    }
 
 
 def edf_hypnogram(start: datetime, onsets_s: Sequence[float], stages: Sequence[str]) -> bytes:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn, TypeVar
 
 __all__ = ["CAN_FORK", "in_copy"]
@@ -37,6 +38,8 @@ def in_copy(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -
     ------
     BrokenExecutor
         When the copy died.
+    TypeError
+        When what it returned or raised cannot be pickled, and so cannot leave the copy.
     """
     reader, writer = Pipe(duplex=False)
     try:
@@ -53,9 +56,10 @@ def in_copy(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -
     try:
         for _ in arguments:
             try:
-                done, value = reader.recv()
+                message = reader.recv_bytes()
             except (EOFError, OSError):
                 raise BrokenExecutor("the copy of this process died") from None
+            done, value = unpacked(message, work)
             if not done:
                 raise value
             yield value
@@ -89,6 +93,38 @@ def report(work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], write
                 found = (True, work(*a))
             except BaseException as error:
                 found = (False, error)
-            writer.send(found)
+            writer.send_bytes(packed(found, work))
     finally:  # also where the original is gone
         os._exit(0)
+
+
+def packed(found: tuple[bool, Any], work: Callable[..., Any]) -> memoryview:
+    """Pickle what the work returned, or raised; where that cannot be, the error that says so."""
+    try:
+        message: memoryview = ForkingPickler.dumps(found)
+    except Exception as error:
+        message = ForkingPickler.dumps((False, stuck(found, work, error)))
+    return message
+
+
+def unpacked(message: bytes, work: Callable[..., Any]) -> tuple[bool, Any]:
+    """Undo :func:`packed`; an error whose class wants other arguments than it keeps is pickled, and not read again."""
+    try:
+        found: tuple[bool, Any] = ForkingPickler.loads(message)
+    except Exception as error:
+        return False, stuck(None, work, error)
+    return found
+
+
+def stuck(found: tuple[bool, Any] | None, work: Callable[..., Any], error: Exception) -> TypeError:
+    """Say what could not leave the copy, and why."""
+    name = getattr(work, "__qualname__", type(work).__name__)
+    what = "returned or raised a value"
+    if found is not None:
+        done, value = found
+        what = f"returned a value of type {type(value).__qualname__}" if done else f"raised {value!r}"
+    return TypeError(
+        f"{name} {what} that cannot leave the copy of this process in which it ran ({type(error).__name__}: {error}). "
+        "It must be picklable: return plain values, arrays or dataclasses of a module, and raise errors whose "
+        "arguments are what their class takes."
+    )

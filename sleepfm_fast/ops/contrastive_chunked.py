@@ -20,6 +20,8 @@ __all__ = ["backward", "forward"]
 CHUNK_ELEMENTS = 1 << 26  # similarities at a time: 256 MB in float32
 NORM_FLOOR = 1e-12
 NEVER = -torch.inf
+# What exponentials take for the scale at least: every logit is 0 to any precision there, and NEVER still excludes.
+LEAST_SCALE = 1e-20
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -109,7 +111,7 @@ def one_direction(
         largest = matrix.amax(1)
         alone = largest == NEVER
         largest = torch.where(alone, 0, largest)
-        total = (matrix - largest[:, None]).mul_(scale).exp_().sum(1).double()
+        total = (matrix - largest[:, None]).mul_(scale.clamp_min(LEAST_SCALE)).exp_().sum(1).double()
         own, largest = own.double(), largest.double()
         lead = scale.double() * (own - largest)
         # log(1 + total exp(-lead)), without overflow on either side; above 40 the 1 is below float64's last digit
@@ -170,6 +172,7 @@ def gradient_rows(
     ``by_row`` and ``by_column`` hold the largest cosine and the weight of the exponential in s * dloss/dlogit.
     """
     gradients = torch.zeros_like(rows)
+    scale = scale.clamp_min(LEAST_SCALE)
     slope = torch.zeros((), dtype=torch.float64, device=rows.device)
     for at in chunks(len(valid), begin, end):
         matrix, _ = cosines(rows, columns, valid, at)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sleepfm_fast import _C
 from sleepfm_fast.ops.contrastive_results import allocate_forward
-from sleepfm_fast.ops.float32_sums import float32_sums
+from sleepfm_fast.ops.process_settings import float32_sums
 from sleepfm_fast.ops.registry import DTYPE_CODES
 from sleepfm_fast.reference.contrastive_loss import Mode, problems
 
@@ -90,7 +90,7 @@ def gives_float32(multiply: Callable[..., Tensor], device: torch.device, *, adde
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     factor = torch.ones(8, 8, dtype=torch.float16, device=device)
     for n_rows in (8, 1):
-        out = torch.ones(n_rows, 8, device=device)
+        out = torch.ones(n_rows, 8, dtype=torch.float32, device=device)
         try:
             multiply(*([out] if added else []), factor[:n_rows], factor, out_dtype=torch.float32, out=out)
         except (RuntimeError, TypeError):

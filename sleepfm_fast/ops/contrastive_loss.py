@@ -25,7 +25,7 @@ Precision = Literal["high", "highest"]
 MODES = get_args(Mode)
 DIRECTIONS = get_args(Directions)
 PRECISIONS = get_args(Precision)
-N_MODALITIES = range(2, 9)
+LEAST_MODALITIES, MOST_MODALITIES = 2, 8
 
 
 def contrastive_loss(
@@ -119,7 +119,7 @@ def validate(
     if x.layout != torch.strided:
         raise TypeError(f"x has the layout {x.layout}; contrastive_loss takes dense tensors: x.to_dense().")
     M, N, D = x.shape
-    if M not in N_MODALITIES:
+    if not LEAST_MODALITIES <= M <= MOST_MODALITIES:
         raise ValueError(f"x has {M} modalities (shape {tuple(x.shape)}); contrastive_loss takes 2 to 8.")
     if D < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}; contrastive_loss needs at least one dimension, D >= 1.")

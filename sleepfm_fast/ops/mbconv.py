@@ -124,7 +124,7 @@ def mbconv(
             )
         y = torch.ops.sleepfm_fast.mbconv_evaluate(x, list(weights), list(running), stride, eps, residual, bf16)
         return y, torch.stack([tensor.double() for tensor in running])
-    if len(x) * x.shape[2] < 2:
+    if x.shape[0] * x.shape[2] < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; a batch norm needs more than one value a channel to train.")
     if seed is None:
         seed = torch.zeros((), dtype=torch.int64, device=x.device)

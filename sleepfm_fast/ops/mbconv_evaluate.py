@@ -121,7 +121,7 @@ def pack(
     # Of lane t: bias, taps and bias of channels 2 t and 2 t + 1 of either half of the chunk.
     parameters = torch.cat([b1[:, None] / 6, wd, bd[:, None] / 6], dim=1).float()
     parameters = parameters.view(n_chunks, 2, 4, 2, 5).permute(0, 2, 1, 4, 3).reshape(n_chunks, -1).contiguous()
-    bias = torch.zeros(16 * N, device="cpu")
+    bias = torch.zeros(16 * N, dtype=torch.float32, device="cpu")
     bias[:n_out] = b3
     packed = torch.cat([fragments, parameters.view(torch.uint8)], dim=1).contiguous()
     return PackedMBConv(packed, bias, n_in, width, n_out, stride, residual, dtype)
@@ -152,6 +152,11 @@ def mbconv_evaluate(x: Tensor, block: PackedMBConv) -> Tensor:
     """
     if x.dtype != block.dtype:
         raise TypeError(f"mbconv_evaluate: x is {x.dtype}, the block was packed for {block.dtype}.")
+    if x.dim() == 3 and x.shape[2] != block.n_in:  # packed in steps of 16, which hold other numbers of channels too
+        raise ValueError(
+            f"mbconv_evaluate: x has shape {tuple(x.shape)}; the block was packed for {block.n_in} channels in, "
+            f"[B, T, {block.n_in}]."
+        )
     refuse_transforms("mbconv_evaluate", x)
     if x.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(

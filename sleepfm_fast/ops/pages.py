@@ -26,8 +26,10 @@ def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
     what was in use at one time; :func:`release_pages` gives what is idle back to the system.
     """
     dtype = like.dtype if dtype is None else dtype
+    if like.device.type != "cpu" or isinstance(like, FakeTensor):  # first: a traced size must not be asked about
+        return like.new_empty(shape, dtype=dtype)
     n_bytes = math.prod(shape) * dtype.itemsize
-    if like.device.type != "cpu" or n_bytes < SMALL_BYTES or isinstance(like, FakeTensor):
+    if n_bytes < SMALL_BYTES:
         return like.new_empty(shape, dtype=dtype)
     return torch.frombuffer(_C.Pages(n_bytes), dtype=dtype).view(shape)
 

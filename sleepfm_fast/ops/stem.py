@@ -71,7 +71,7 @@ def stem(
         if tensor.device.type not in ("cpu", "meta"):
             raise ValueError(f"{name} is on {tensor.device}; stem runs on cpu. Use sleepfm_fast.reference.stem.")
     refuse_transforms("stem", x, *weights)
-    if len(x) * ((x.shape[2] - 1) // 2 + 1) < 2:
+    if x.shape[0] * ((x.shape[2] - 1) // 2 + 1) < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; a batch norm needs more than one value a channel to train.")
     if torch.is_grad_enabled():
         if x.requires_grad:

@@ -21,6 +21,8 @@ CLOCK = re.compile(
     r"(?:(?P<date>\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4})[T ,]+)?"
     r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?P<fraction>[.,]\d+)?)?\s*(?P<half>[AaPp]\.?[Mm]\.?)?Z?"
 )
+DOTTED = re.compile(r"^(.*[T ])?(\d{1,2})\.(\d{2})\.(\d{2}(?:,\d+)?(?: ?[AaPp]\.?[Mm]\.?)?)$")
+"""``22.13.47``, as in Nordic countries and Italy; a date may stand before it."""
 SHORT = re.compile(r"(\d{1,3}):([0-5]\d(?:[.,]\d+)?)")
 DAY_S = 86_400.0
 EARLIEST_S = -4 * 3600.0
@@ -56,7 +58,7 @@ def moment(text: str) -> float | Clock | None:
     """Read a time: seconds, a clock time, or neither."""
     if (value := number(text)) is not None:
         return value
-    match = CLOCK.fullmatch(text.strip())
+    match = CLOCK.fullmatch(DOTTED.sub(r"\1\2:\3:\4", text.strip()))
     if match is None:
         return None
     hour, minute, second = int(match["hour"]), int(match["minute"]), int(match["second"] or 0)

@@ -23,6 +23,7 @@ from sleepfm_fast.scoring.clock import (
     refuse_half_days,
 )
 from sleepfm_fast.scoring.clock_change import without_clock_change
+from sleepfm_fast.scoring.labels import listed_epoch_s
 from sleepfm_fast.scoring.profile import is_profile, profile_events
 from sleepfm_fast.scoring.stages import EPOCH_S, fold, stage_of
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
@@ -85,6 +86,8 @@ UNITS_S = {
 }
 SAMPLES = ("sample", "samples", "point", "points", "frame", "frames")
 UNIT = "|".join((*UNITS_S, *SAMPLES))
+MEASURED = re.compile(rf"(?P<number>[+-]?[\d.,]+)\s*(?P<unit>{'|'.join(UNITS_S)})\.?", re.IGNORECASE)
+"""``25,3 s`` in a cell."""
 IN_NAME = re.compile(rf"\s*[\[(]\s*(?P<inside>{UNIT})\s*[\])]|_(?P<behind>s|sec|ms|min|samples?)$", re.IGNORECASE)
 PREAMBLE_LINES = 100
 """The table's header is looked for in so many lines; exports put patient, settings and lists of events before it."""
@@ -94,13 +97,17 @@ SHORTFALL_S = 60.0
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what, None where there is none; and how many seconds a number in it stands for."""
+    """Which column holds what, None where there is none; and how many seconds a number in it stands for.
+
+    ``stage`` is a column of stages beside one of events, which then is ``text``.
+    """
 
     onset: int | None
     end: int | None
     duration: int | None
     text: int
     epoch: int | None = None
+    stage: int | None = None
     stages_only: bool = False
     onset_unit_s: float = 1.0
     end_unit_s: float = 1.0
@@ -158,14 +165,19 @@ def timed(
     """Events of a table whose rows have a time."""
     onsets: list[float | Clock] = []
     rest: list[tuple[float | Clock | None, float | None, str]] = []
+    stages: list[str] = []
     bad: list[int] = []
     n_blank = 0
-    last = max(c for c in (columns.onset, columns.end, columns.duration, columns.text) if c is not None)
+    used = (columns.onset, columns.end, columns.duration, columns.text, columns.stage)
+    last = max(c for c in used if c is not None)
     for line, row in rows:
         cells = [*row, *[""] * (last + 1 - len(row))]
-        onset, text = scaled(moment(cells[columns.onset or 0]), columns.onset_unit_s), cells[columns.text].strip()
-        end = scaled(moment(cells[columns.end]), columns.end_unit_s) if columns.end is not None else None
-        duration = length_s(cells[columns.duration]) if columns.duration is not None else None
+        onset, text = time_in(cells[columns.onset or 0], columns.onset_unit_s), cells[columns.text].strip()
+        end = time_in(cells[columns.end], columns.end_unit_s) if columns.end is not None else None
+        duration = None if columns.duration is None else duration_in(cells[columns.duration], columns.duration_unit_s)
+        stage = "" if columns.stage is None else cells[columns.stage].strip()
+        stage = stage if stage_of(stage) is not None else ""
+        text = text or stage
         if onset is not None and not text and columns.stages_only:
             # An epoch that nobody scored: without a word of its own, the stage before it would last through it.
             text = "unscored"
@@ -174,9 +186,9 @@ def timed(
             if any(cell.strip() and not re.fullmatch(r"\[.*\]", cell.strip()) for cell in row):
                 bad.append(line)
             continue
-        clock = columns.duration is not None and ":" in cells[columns.duration]
         onsets.append(onset)
-        rest.append((end, duration if duration is None or clock else duration * columns.duration_unit_s, text))
+        rest.append((end, duration, text))
+        stages.append(stage)
     if not onsets:
         raise ScoringError(
             f"{source}: none of its {counted(len(rows), 'row')} has a readable time and a text; expected a time in "
@@ -208,9 +220,29 @@ def timed(
             if isinstance(end, Clock) and end.date is None and duration_s % DAY_S < LONGEST_S:
                 duration_s %= DAY_S
         events.append(Event(onset_s, duration_s, text))
+    if all(stages) and listed_epoch_s(sorted({*onsets_s})) is not None:
+        events = staged_epochs(events, stages, source, issues)
     if frame.kind in ("of day", "dated") and start is not None:
         return list(without_clock_change(events, of_day(start), source, issues))
     return events
+
+
+def staged_epochs(events: Sequence[Event], stages: Sequence[str], source: str, issues: list[str]) -> list[Event]:
+    """Events of a table of epochs, each with its stage and the events in it, whose place in it is not given."""
+    found: list[Event] = []
+    n_placeless = 0
+    for event, stage in zip(events, stages, strict=True):
+        found.append(Event(event.onset_s, event.duration_s, stage))
+        texts = [] if event.text == stage else [text.strip() for text in re.split(r"[;|+\n]", event.text)]
+        named = [text for text in texts if text and stage_of(text) is None]
+        n_placeless += len(named)
+        found += [Event(event.onset_s, None, text) for text in named]
+    if n_placeless:
+        issues.append(
+            f"{source} has a row an epoch, with its stage and its events; of {counted(n_placeless, 'event')} only the "
+            "epoch is known."
+        )
+    return found
 
 
 def end_of(end: float | Clock, frame: Frame, source: str) -> float:
@@ -235,9 +267,20 @@ def refuse_minutes(onsets: Sequence[float | Clock], texts: Sequence[str], source
         )
 
 
-def scaled(at: float | Clock | None, unit_s: float) -> float | Clock | None:
-    """Seconds where a number was given; a clock time as it is."""
+def time_in(cell: str, unit_s: float) -> float | Clock | None:
+    """Time of a cell: a clock time as it is, a number in the unit behind it or else in ``unit_s``, in seconds."""
+    if match := MEASURED.fullmatch(cell.strip()):
+        cell, unit_s = match["number"], UNITS_S[match["unit"].casefold()]
+    at = moment(cell)
     return at * unit_s if isinstance(at, float) else at
+
+
+def duration_in(cell: str, unit_s: float) -> float | None:
+    """Duration of a cell in seconds: hh:mm:ss, mm:ss, or a number as in :func:`time_in`."""
+    if ":" in cell:
+        return length_s(cell)
+    at = time_in(cell, unit_s)
+    return at.of_day_s if isinstance(at, Clock) else at
 
 
 def untimed(
@@ -425,4 +468,5 @@ def named_columns(header: list[str], source: str) -> Columns | None:
         stage = column(STAGE)
         return None if stage is None else Columns(None, None, None, stage, column(EPOCH), stages_only=True)
     stages_only = names[text] in STAGE
-    return Columns(onset, end, duration, text, None, stages_only, unit_s(onset), unit_s(end), unit_s(duration))
+    stage = None if stages_only else column(STAGE)
+    return Columns(onset, end, duration, text, None, stage, stages_only, unit_s(onset), unit_s(end), unit_s(duration))

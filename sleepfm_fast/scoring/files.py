@@ -18,6 +18,7 @@ BESIDE = (
     *(".csv", ".tsv", "-stages.csv", "_stages.csv", "-hypnogram.csv", "_hypnogram.csv", "-annotations.csv"),
     *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
     *(".txt", "-stages.txt", "_stages.txt", "-hypnogram.txt", "_hypnogram.txt", "_hypnogram.tsv"),
+    *("-annotations.txt", "_annotations.txt", "-scoring.txt", "_scoring.txt", "-events.txt", "_events.txt"),
 )
 
 ENDINGS = ("hypnogram.edf", ".xml", ".st", ".arousal", ".csv", ".tsv", ".txt")

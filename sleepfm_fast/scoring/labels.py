@@ -18,16 +18,20 @@ from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE, STAGES, is_marker, re
 from sleepfm_fast.scoring.texts import told_apart, unknown_texts
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
-__all__ = ["LABEL_RULES", "ClipGrid", "clip_labels", "refuse_endless"]
+__all__ = ["LABEL_RULES", "OVERLONG", "ClipGrid", "clip_labels", "refuse_endless"]
 
-LABEL_RULES = 2
+LABEL_RULES = 3
 """To be raised where the same scoring gives clips other labels than before: nights of a store are then made again.
-2: no clip outside the scored part of a night is free of events."""
+2: no clip outside the scored part of a night is free of events. 3: no respiratory event of more than five minutes."""
 
 SDB_OVERLAP_S = 10.0
 """An apnoea or hypopnoea lasts at least 10 s (AASM): that much of it inside a clip makes the clip an event."""
 SDB_OVERLAP_FRACTION = 0.5
 """...and so does half of the event, for the shorter ones that some scorers keep."""
+LONGEST_EVENT_S = 300.0
+"""No apnoea or hypopnoea lasts five minutes: a longer one was never ended, or its duration is in another unit."""
+OVERLONG = "longer than any apnoea or hypopnoea lasts"
+"""Stands in the remark on such events."""
 STAGE_COVERAGE = 0.5
 """Part of an epoch that stage annotations must cover for the epoch to get a stage."""
 LIST_STEPS = 20
@@ -105,7 +109,8 @@ def clip_labels(
 
     SDB of a clip: 1 where an apnoea or hypopnoea overlaps it by at least 10 s or by half of the event's duration;
     otherwise 0 where respiratory events were scored, -1 where they were not. Before the first stage and after the last
-    nobody scored: a clip there that has no event has no label.
+    nobody scored: a clip there that has no event has no label. Nor has one for which only an event of more than
+    five minutes speaks, which is an error of the scoring or of its unit of time.
 
     Parameters
     ----------
@@ -347,6 +352,8 @@ def sdb_codes(onsets_s: Floats, events: Sequence[Event], events_scored: bool, is
     """SDB label of each clip; see :func:`clip_labels`."""
     sdb = np.full(len(onsets_s), 0 if events_scored else -1, dtype=np.int8)
     n_outside = n_timeless = 0
+    overlong_s: list[float] = []
+    unsure = np.zeros(len(onsets_s), dtype=bool)
     for event in events:
         duration_s = event.duration_s or 0.0
         if duration_s <= 0 or not math.isfinite(duration_s):
@@ -357,9 +364,24 @@ def sdb_codes(onsets_s: Floats, events: Sequence[Event], events_scored: bool, is
             end_s = event.onset_s + duration_s
             clips = touched(onsets_s, event.onset_s, end_s)
             shared_s = overlap_s(onsets_s[clips], event.onset_s, end_s)
-            enough_s = min(SDB_OVERLAP_S, SDB_OVERLAP_FRACTION * duration_s)
-            sdb[clips][shared_s >= enough_s - SAME_TIME_S] = 1
+            if duration_s > LONGEST_EVENT_S:
+                overlong_s.append(duration_s)
+                unsure[clips] |= shared_s >= SDB_OVERLAP_S - SAME_TIME_S
+            else:
+                enough_s = min(SDB_OVERLAP_S, SDB_OVERLAP_FRACTION * duration_s)
+                sdb[clips][shared_s >= enough_s - SAME_TIME_S] = 1
         n_outside += clips.start >= clips.stop
+    sdb[unsure & (sdb == 0)] = -1
+    if overlong_s:
+        n, median_s = len(overlong_s), float(np.median([event.duration_s or 0.0 for event in events]))
+        remark = (
+            f"{n} of {counted(len(events), 'respiratory event')} {agreeing(n, 'is', 'are')} {OVERLONG}, the longest of "
+            f"{max(overlong_s):g} s; clips for which only {agreeing(n, 'it speaks', 'they speak')} have no label of "
+            "sleep-disordered breathing."
+        )
+        if SDB_OVERLAP_S <= median_s / 1000 <= LONGEST_EVENT_S:
+            remark += " The durations would fit milliseconds: if they are, say so in the column's name, Duration (ms)."
+        issues.append(remark)
     if n_timeless:
         issues.append(
             f"{counted(n_timeless, 'respiratory event has', 'respiratory events have')} no duration; each counts in "

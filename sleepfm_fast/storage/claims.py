@@ -45,7 +45,8 @@ STALE_S = 180.0
 """A claim from another machine that was not renewed for as long is void. NFS clients may show times that are 60 s old
 (acregmax); the rest is for a holder that the system suspends or that waits for a slow disk."""
 
-
+NEW_SUFFIX, CLOCK_SUFFIX = ".new.tmp", ".clock.tmp"
+"""Of the temporary files of a claim: it before it has its name, and what the time of the file system is read from."""
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EACCES)
 """What file systems without hard links answer."""
 
@@ -94,9 +95,12 @@ def renewed(path: Path) -> float:
         return os.fstat(file.fileno()).st_mtime
 
 
-def file_system_time(folder: Path) -> int:
-    """Time by the clock of the file system that holds ``folder`` [ns]; that of this machine may be another."""
-    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".clock-")
+def file_system_time(path: Path) -> int:
+    """Time by the clock of the file system that ``path`` is to lie on [ns]; that of this machine may be another.
+
+    A process that is killed meanwhile leaves the file that tells the time: with the next claim of that name it goes.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=CLOCK_SUFFIX)
     try:
         return os.fstat(descriptor).st_mtime_ns
     finally:
@@ -104,12 +108,12 @@ def file_system_time(folder: Path) -> int:
         Path(name).unlink(missing_ok=True)
 
 
-def is_live(path: Path) -> bool:
-    """Whether the claim ``path`` exists and its holder lives."""
+def is_live(path: Path, claim: Path | None = None) -> bool:
+    """Whether the claim ``path`` exists and its holder lives; one that was put aside is of the name ``claim``."""
     holder = holder_of(path)
     if holder is not None and is_local(holder):
         return process_start(holder.pid) == holder.started
-    now_s = file_system_time(path.parent) / 1e9
+    now_s = file_system_time(claim or path) / 1e9
     try:
         return now_s - renewed(path) < STALE_S
     except FileNotFoundError:
@@ -179,7 +183,7 @@ class Claim:
 
     def create(self) -> None:
         """Make the file, which must not exist: whole at once, so that a process killed meanwhile leaves no claim."""
-        whole = self.path.with_name(f".{self.path.name}.{os.getpid()}-{threading.get_ident()}.new.tmp")
+        whole = self.path.with_name(f".{self.path.name}.{os.getpid()}-{threading.get_ident()}{NEW_SUFFIX}")
         write_holder(whole, self.holder, os.O_TRUNC)
         try:
             os.link(whole, self.path)
@@ -195,7 +199,7 @@ class Claim:
             whole.unlink(missing_ok=True)
         for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
             # A claim that was put aside may be a living one's, which is being given back.
-            if left.name.endswith(".new.tmp") or not is_live(left):
+            if left.name.endswith((NEW_SUFFIX, CLOCK_SUFFIX)) or not is_live(left, self.path):
                 left.unlink(missing_ok=True)
 
     def renew(self) -> None:

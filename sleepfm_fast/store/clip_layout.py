@@ -7,6 +7,7 @@ A store is a folder (layout version 1)::
     recordings/<id>.bin     for each segment, for each filled slot: its samples, contiguous, little-endian int16 or
                             int32 (BDF and derived channels), every run starting at a multiple of 64 bytes
     recordings/<id>.json    what the .bin holds and where it came from; written after the .bin
+    nights.csv              a row a recording: its subject and the scorer's figures (``cohorts.nights_table``)
     failures/<id>.json      a recording that could not be ingested, and why; tried again by the next run
     index-<hash>/           columns of all recordings: one row a clip, a (recording, slot), a segment, a (segment, slot)
 

@@ -1,0 +1,74 @@
+"""``STORE/nights.csv``: a row a night, with its subject, the scorer's sleep figures and apnoea-hypopnoea index.
+
+It describes a cohort (a paper's first table) and is what predictions of a night are compared with.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from sleepfm_fast.scoring.respiratory_counts import KINDS
+from sleepfm_fast.scoring.sleep_figures import NIGHT_COLUMNS, night_figures
+from sleepfm_fast.scoring.stages import STAGES
+from sleepfm_fast.storage.atomic import replace_file
+
+__all__ = ["FILE", "night_row", "write_nights"]
+
+FILE = "nights.csv"
+FIGURES = tuple(
+    name for name in NIGHT_COLUMNS if name not in ("epochs", "epochs_without_prediction", "time_in_bed_min")
+)
+COLUMNS = (
+    *("recording", "subject", "age", "sex", "start", "recorded_min", "clips", "scored_clips", "scored_min"),
+    *FIGURES,
+    *(f"{kind}s" for kind in KINDS),
+    *("events_outside_sleep", "apnea_hypopnea_index"),
+)
+
+
+def night_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Row of a night, from its record in the store; None where the scoring does not say.
+
+    The night that the figures are of begins with the first clip that has a stage and ends with the last:
+    ``scored_min`` are its minutes, and efficiency and latency refer to it.
+    """
+    clips = record["clips"]
+    words = ["" if code < 0 else STAGES[code] for code in clips["stage"]]
+    staged = [i for i, word in enumerate(words) if word]
+    within = slice(staged[0], staged[-1] + 1) if staged else slice(0)
+    figures = night_figures(words[within], clips["onset_s"][within])
+    seconds = sum((Fraction(*segment["duration_s"]) for segment in record["segments"]), start=Fraction(0))
+    counts = record.get("respiratory_events")
+    sleep_min = figures["total_sleep_time_min"]
+    row = {
+        **{name: record[name] for name in ("subject", "age", "sex", "start")},
+        "recording": record["id"],
+        "recorded_min": float(seconds) / 60,
+        "clips": len(words),
+        "scored_clips": len(staged),
+        "scored_min": figures["time_in_bed_min"],
+        **{name: figures[name] for name in FIGURES},
+        **{f"{kind}s": None if counts is None else counts[kind] for kind in KINDS},
+        "events_outside_sleep": None if counts is None else counts["outside_sleep"],
+        "apnea_hypopnea_index": None,
+    }
+    if counts is not None and sleep_min:
+        row["apnea_hypopnea_index"] = sum(counts[kind] for kind in KINDS) / (sleep_min / 60)
+    return row
+
+
+def write_nights(store: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the table anew."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        values = (row[name] for name in COLUMNS)
+        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in values])
+    with replace_file(store / FILE) as file:
+        file.write(text.getvalue().encode())
