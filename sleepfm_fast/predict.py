@@ -31,9 +31,9 @@ __all__ = ["Config", "cli", "main"]
 class Config:
     """Apply the classifier that probe fitted to the nights of any embeddings folder, scored or not.
 
-    The folder must come from the model whose embeddings the probe was fitted on (of features: have the same ones). Of
-    sleep stages, PREDICTIONS holds hypnograms as EDF+ annotations and as CSV, and sleep figures of every night; of
-    every task, a table with each clip's class and probabilities.
+    The folder must come from the model whose embeddings the probe was fitted on (of features: have the same ones).
+    PREDICTIONS holds a table with each clip's class and probabilities, and one with figures of every night and its
+    agreement with the scorer; of sleep stages and of breathing also annotations (EDF+, CSV) that viewers show.
     """
 
     result: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULT")]
@@ -110,6 +110,7 @@ def _predicted(config: Config) -> dict[str, Any]:
     from sleepfm_fast.evaluation.predictions import Predicted, starts_of, write_predictions
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
     from sleepfm_fast.results import read_result
+    from sleepfm_fast.runs.splits import SPLITS
 
     started = time.perf_counter()
     result = read_result(config.result)
@@ -135,7 +136,8 @@ def _predicted(config: Config) -> dict[str, Any]:
             f"{agreeing(lacking, 'gets', 'get')} no class"
             + ("; a probe of one modality (probe --modality) needs only that" if len(modalities) > 1 else "")
         )
-    if Path(embeddings.description.store).resolve() == Path(str(result.record.get("store"))).resolve():
+    own = Path(embeddings.description.store).resolve() == Path(str(result.record.get("store"))).resolve()
+    if own:
         say("notice: the probe was fitted on subjects of this store; what it says of them is no test of it.")
     odds = scores(Features(embeddings, clips, modalities), model)
     p = probability_of(odds)
@@ -154,6 +156,7 @@ def _predicted(config: Config) -> dict[str, Any]:
         task.names,
         about.recordings,
         about.subjects,
+        [SPLITS[code] for code in np.asarray(embeddings.split).tolist()] if own else None,
     )
     record = {
         "command": "predict",
@@ -164,9 +167,8 @@ def _predicted(config: Config) -> dict[str, Any]:
         "modalities": modalities,
         "correct_prior": config.correct_prior,
     }
-    staged = result.record["task"] == "stage"
-    starts = starts_of(config.store or embeddings.store_path, about.recordings) if staged else {}
-    written = write_predictions(config.predictions, record, found, starts, hypnograms=staged)
+    starts = starts_of(config.store or embeddings.store_path, about.recordings)
+    written = write_predictions(config.predictions, record, found, starts, task=result.record["task"])
     return {**written, "predictions": str(config.predictions), "seconds": round(time.perf_counter() - started, 3)}
 
 
