@@ -20,6 +20,7 @@ N_CHANNELS = 7
 PLAIN = "PyTorch, operation by operation"
 COMPILED = "torch.compile"
 CHANNELS_LAST = "PyTorch, 2-D channels last"
+CHANNELS_LAST_COMPILED = "torch.compile, 2-D channels last"
 FOLDED = "PyTorch, 2-D channels last, batch norms folded"
 FOLDED_COMPILED = "torch.compile, 2-D channels last, batch norms folded"
 IN_FLOAT32 = "ours, float32"
@@ -151,7 +152,9 @@ def networks(
         arms[FOLDED] = two_dimensional(folded(plain))
     if timed:
         arms[COMPILED] = torch.compile(copy.deepcopy(plain))  # type: ignore[assignment]
-        if not training:  # weights arranged once, as constants
+        if training:
+            arms[CHANNELS_LAST_COMPILED] = torch.compile(two_dimensional(plain))  # type: ignore[assignment]
+        else:  # weights arranged once, as constants
             frozen = torch.compile(two_dimensional(folded(plain)), options={"freezing": True})
             arms[FOLDED_COMPILED] = frozen  # type: ignore[assignment]
     found = {arm: (network, bfloat16) for arm, network in arms.items()}

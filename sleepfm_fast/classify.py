@@ -37,7 +37,8 @@ class Config:
 
     The store may have another montage: channels are matched by name and missing ones are masked. Scored recordings of
     test subjects give an external validation, in the layout of probe's results; --table gives every clip's class,
-    scored or not, such as a hypnogram of nights that nobody has scored.
+    scored or not, such as a hypnogram of nights that nobody has scored. Where all that is asked for is finished, by the
+    same command, this says so and ends well; a table by itself does not say what it was made of, and is refused.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -91,8 +92,6 @@ def check(config: Config) -> None:
         raise SleepfmError(
             f"--table {config.table} is a folder; give a file to write, such as {config.table / 'stages.csv'}."
         )
-    if config.table is not None and config.table.exists() and not config.overwrite:
-        raise SleepfmError(f"--table {config.table} exists and is not overwritten. Give another name, or --overwrite.")
 
 
 def table_text(
@@ -152,21 +151,79 @@ def overlap_of(names: Sequence[str], known: Mapping[str, int], run: Path) -> str
     )
 
 
+def made_of(config: Config) -> dict[str, Any]:
+    """What the classes and figures depend on."""
+    from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.results import FOLDER
+    from sleepfm_fast.rundir import RunDirectory
+    from sleepfm_fast.storage.standing import digest_of_file, key_of
+    from sleepfm_fast.training.world import choose_device
+
+    run = RunDirectory(config.run)
+    task = str(run.config().get("config", {}).get("task"))
+    inputs = {
+        "run": digest_of_file(run.config_path),
+        "weights": digest_of_file(run.best_path),
+        "prior": digest_of_file(run.path / FOLDER / task / "result.json"),
+        "store": ClipStore(config.store).digest,
+        "device": choose_device(config.device).type,
+    }
+    return key_of("classify", config, inputs, leave_out=("threads",))
+
+
+def refuse_table(config: Config) -> None:
+    """Refuse a table that stands already, of which nothing says what it was made of."""
+    if config.table is not None and config.table.exists() and not config.overwrite:
+        raise SleepfmError(
+            f"--table {config.table} exists and is not overwritten: a table does not say what it was made of. Give "
+            "another name, or add --overwrite."
+        )
+
+
 def main(config: Config) -> dict[str, Any]:
     """Classify; returns the results that end the command."""
     from sleepfm_fast.evaluation.predictions import claimed_predictions
     from sleepfm_fast.results import claimed_result
 
+    started = time.monotonic()
     check(config)
+    if config.result is None and config.predictions is None:
+        refuse_table(config)
+    key = made_of(config)
     with (
-        claimed_predictions(config.predictions, overwrite=config.overwrite),
-        claimed_result(config.result, overwrite=config.overwrite),
+        claimed_predictions(config.predictions, overwrite=config.overwrite, made_of=key) as predictions,
+        claimed_result(config.result, overwrite=config.overwrite, made_of=key) as result,
     ):
-        return classified(config)
+        left = dataclasses.replace(
+            config,
+            predictions=config.predictions if predictions is None else None,
+            result=config.result if result is None else None,
+        )
+        if left.predictions is not None or left.result is not None:
+            refuse_table(config)
+        elif config.table is not None and config.table.exists() and not config.overwrite:
+            left = dataclasses.replace(left, table=None)  # it was written last
+        found = {} if predictions is None else earlier(predictions)
+        found |= {} if result is None else result.printed
+        if left.predictions is not None or left.result is not None or left.table is not None:
+            found |= classified(left, key)
+    return {
+        **found,
+        "predictions": None if config.predictions is None else str(config.predictions),
+        "table": None if config.table is None else str(config.table),
+        "elapsed_s": round(time.monotonic() - started, 1),
+    }
 
 
-def classified(config: Config) -> dict[str, Any]:
-    """Classify, write the table and the result."""
+def earlier(predictions: Mapping[str, Any]) -> dict[str, Any]:
+    """What the command returned of a folder of predictions, but for the figures."""
+    names = ("command", "run", "store", "task", "clips_without_channels", "overlap", "overlap_note")
+    clips = predictions["clips"] - predictions["clips_without_prediction"]
+    return {"clips": clips, **{name: predictions[name] for name in names}}
+
+
+def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
+    """Classify, write what is asked for, the table last."""
     import torch
     from tqdm import tqdm
 
@@ -177,7 +234,6 @@ def classified(config: Config) -> dict[str, Any]:
     from sleepfm_fast.rundir import RunDirectory, write_atomically
     from sleepfm_fast.training.world import choose_device
 
-    started = time.monotonic()
     if config.threads:
         torch.set_num_threads(config.threads)
     store = ClipStore(config.store)
@@ -200,11 +256,6 @@ def classified(config: Config) -> dict[str, Any]:
     if not len(clips):
         raise SleepfmError(f"none of these recordings of {config.store} has a channel that the network reads.")
     odds = log_odds(classifier.logits(clips))
-    if config.table is not None:
-        names = [TASKS[classifier.task].names[k] for k in classifier.classes]
-        config.table.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(config.table, table_text(store, clips, names, probability_of(odds)).encode())
-        say(f"wrote {config.table}")
     result: dict[str, Any] = {
         "command": "classify",
         "run": str(config.run),
@@ -216,12 +267,14 @@ def classified(config: Config) -> dict[str, Any]:
         "overlap_note": overlap_note,
     }
     if config.predictions is not None:
-        write_all(config, classifier, np.flatnonzero(mine), clips, odds, result)
+        write_all(config, classifier, np.flatnonzero(mine), clips, odds, result, made_of)
     if config.result is not None:
-        result = tested(result, config, classifier, np.flatnonzero(mine), clips, odds)
-    result["predictions"] = None if config.predictions is None else str(config.predictions)
-    result["table"] = None if config.table is None else str(config.table)
-    result["elapsed_s"] = round(time.monotonic() - started, 1)
+        result = tested(result, config, classifier, np.flatnonzero(mine), clips, odds, made_of)
+    if config.table is not None:
+        names = [TASKS[classifier.task].names[k] for k in classifier.classes]
+        config.table.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(config.table, table_text(store, clips, names, probability_of(odds)).encode())
+        say(f"wrote {config.table}")
     return result
 
 
@@ -232,6 +285,7 @@ def write_all(
     clips: npt.NDArray[np.int64],
     odds: npt.NDArray[np.float64],
     record: dict[str, Any],
+    made_of: Mapping[str, Any],
 ) -> None:
     """Write the folder of predictions: of all clips ``asked`` for, those without a channel have no class."""
     from sleepfm_fast.baselines.supervised_clips import StoreFacts
@@ -260,7 +314,8 @@ def write_all(
         store.subjects,
         [sides[subject] for subject in np.asarray(facts.subject)[asked].tolist()],
     )
-    write_predictions(config.predictions, record, found, starts_of(config.store, names), task=classifier.task)
+    starts = starts_of(config.store, names)
+    write_predictions(config.predictions, record, found, starts, task=classifier.task, made_of=made_of)
 
 
 def prior_of(run: Path, classifier: Classifier) -> npt.NDArray[np.float64] | None:
@@ -289,6 +344,7 @@ def tested(
     asked: npt.NDArray[np.int64],
     clips: npt.NDArray[np.int64],
     odds: npt.NDArray[np.float64],
+    made_of: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Score those of the classified ``clips`` that have a label and write the result folder."""
     from sleepfm_fast.baselines.supervised_clips import StoreFacts, held_out_of
@@ -325,6 +381,7 @@ def tested(
         prior=prior_of(config.run, classifier),
         path=config.result,
         overwrite=config.overwrite,
+        made_of=made_of,
     )
 
 

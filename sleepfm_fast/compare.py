@@ -8,6 +8,7 @@ suggest, and it is the one that answers the question.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -36,7 +37,7 @@ class Config:
     FIRST and SECOND are result folders of `probe`, `supervise` or `classify` for one task, or of `retrieve` for one
     scope. Clips are matched by recording and onset; those that only one result has are left out and counted. An
     interval that excludes 0 is a difference that other test subjects of this kind would show too; other training seeds
-    are not accounted for.
+    are not accounted for. Where RESULT is finished already, by the same command, this says so and ends well.
     """
 
     first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
@@ -123,15 +124,17 @@ def _overlap_of(results: tuple[Result, Result]) -> str:
 def main(config: Config) -> dict[str, Any]:
     """Match, resample and report; the result is what the command prints as JSON."""
     from sleepfm_fast.results import claimed_result
+    from sleepfm_fast.storage.standing import digest_of_files, key_of
 
     refuse_without_effect(config)
     if config.bootstraps < 0:
         raise SleepfmError(f"--bootstraps is {config.bootstraps}; give 0 (no intervals) or more.")
-    with claimed_result(config.result, overwrite=config.overwrite):
-        return _compared(config)
+    key = key_of("compare", config, {"first": digest_of_files(config.first), "second": digest_of_files(config.second)})
+    with claimed_result(config.result, overwrite=config.overwrite, made_of=key) as finished:
+        return _compared(config, key) if finished is None else finished.printed
 
 
-def _compared(config: Config) -> dict[str, Any]:
+def _compared(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Match, resample and write the result."""
     from sleepfm_fast.evaluation.interval_notice import interval_notice
     from sleepfm_fast.evaluation.metrics import bootstrap_subjects
@@ -169,7 +172,7 @@ def _compared(config: Config) -> dict[str, Any]:
     if config.bootstraps and (notice := interval_notice(shared.n_subjects)):
         say(f"notice: {notice}")
     if config.result is not None:
-        write_result(config.result, record, {}, overwrite=config.overwrite)
+        write_result(config.result, record, {}, overwrite=config.overwrite, made_of=made_of)
         say(f"wrote {config.result}")
     return record
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +35,8 @@ class Config:
 
     The folder must come from the model whose embeddings the probe was fitted on (of features: have the same ones).
     PREDICTIONS holds a table with each clip's class and probabilities, and one with figures of every night and its
-    agreement with the scorer; of sleep stages and of breathing also annotations (EDF+, CSV) that viewers show.
+    agreement with the scorer; of sleep stages and of breathing also annotations (EDF+, CSV) that viewers show. Where
+    PREDICTIONS are finished already, by the same command, this says so and ends well.
     """
 
     result: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULT")]
@@ -94,12 +97,32 @@ def prior_of(result: Result) -> npt.NDArray[np.float64]:
 def main(config: Config) -> dict[str, Any]:
     """Classify every clip that has the modalities; returns what ends the command."""
     from sleepfm_fast.evaluation.predictions import claimed_predictions
+    from sleepfm_fast.storage.standing import digest_of_file, digest_of_files, digest_of_value, key_of
 
-    with claimed_predictions(config.predictions, overwrite=config.overwrite):
-        return _predicted(config)
+    started = time.perf_counter()
+    inputs = {
+        "result": digest_of_files(config.result),
+        "embeddings": digest_of_file(config.embeddings / "embeddings.json"),
+        "store": digest_of_value({name: start.isoformat() for name, start in _starts(config).items()}),
+    }
+    key = key_of("predict", config, inputs)
+    with claimed_predictions(config.predictions, overwrite=config.overwrite, made_of=key) as finished:
+        found = _predicted(config, key) if finished is None else finished
+        return {**found, "predictions": str(config.predictions), "seconds": round(time.perf_counter() - started, 3)}
 
 
-def _predicted(config: Config) -> dict[str, Any]:
+def _starts(config: Config) -> dict[str, datetime]:
+    """When the nights started, as their store says; empty where the embeddings cannot be opened, as is said later."""
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.predictions import starts_of
+
+    with suppress(SleepfmError):
+        embeddings = Embeddings(config.embeddings)
+        return starts_of(config.store or embeddings.store_path, embeddings.description.recordings)
+    return {}
+
+
+def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Classify and write."""
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.evaluation.calibration import correct_for_prior
@@ -107,12 +130,11 @@ def _predicted(config: Config) -> dict[str, Any]:
     from sleepfm_fast.evaluation.classification import probability_of
     from sleepfm_fast.evaluation.logistic import Features, model_of
     from sleepfm_fast.evaluation.penalty import scores
-    from sleepfm_fast.evaluation.predictions import Predicted, starts_of, write_predictions
+    from sleepfm_fast.evaluation.predictions import Predicted, write_predictions
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
     from sleepfm_fast.results import read_result
     from sleepfm_fast.runs.splits import SPLITS
 
-    started = time.perf_counter()
     result = read_result(config.result)
     model = model_of(result)
     embeddings = Embeddings(config.embeddings)
@@ -167,9 +189,9 @@ def _predicted(config: Config) -> dict[str, Any]:
         "modalities": modalities,
         "correct_prior": config.correct_prior,
     }
-    starts = starts_of(config.store or embeddings.store_path, about.recordings)
-    written = write_predictions(config.predictions, record, found, starts, task=result.record["task"])
-    return {**written, "predictions": str(config.predictions), "seconds": round(time.perf_counter() - started, 3)}
+    return write_predictions(
+        config.predictions, record, found, _starts(config), task=result.record["task"], made_of=made_of
+    )
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -43,7 +44,8 @@ class Config:
     AUROC, AUPRC and F1 per class and macro, the confusion matrix and 95 % intervals bootstrapped over test subjects.
     Clips without a label are left out. So are, and are counted, clips that lack a modality the probe needs; to use
     them, probe one modality (--modality), which asks for no other. Training features of more than 4 GiB are read from
-    disk in every pass of the fit, smaller ones are held in memory; test features are read in blocks.
+    disk in every pass of the fit, smaller ones are held in memory; test features are read in blocks. Where RESULT is
+    finished already, by the same command, this says so and ends well.
     """
 
     embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
@@ -161,13 +163,15 @@ def _fitted(
 def main(config: Config) -> dict[str, Any]:
     """Fit, test and report; the result is what the command prints as JSON, intervals as dicts."""
     from sleepfm_fast.results import claimed_result
+    from sleepfm_fast.storage.standing import digest_of_file, key_of
 
     _check(config)
-    with claimed_result(config.result, overwrite=config.overwrite):
-        return _probed(config)
+    key = key_of("probe", config, {"embeddings": digest_of_file(config.embeddings / "embeddings.json")})
+    with claimed_result(config.result, overwrite=config.overwrite, made_of=key) as finished:
+        return _probed(config, key) if finished is None else finished.printed
 
 
-def _probed(config: Config) -> dict[str, Any]:
+def _probed(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Fit, test and write the result."""
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.evaluation.changed_store import say_changed_store
@@ -235,6 +239,7 @@ def _probed(config: Config) -> dict[str, Any]:
         prior=prior_of(train.labels),
         path=config.result,
         overwrite=config.overwrite,
+        made_of=made_of,
         classifier=arrays_of(model),
     )
 

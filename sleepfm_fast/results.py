@@ -4,7 +4,7 @@
 
     RESULT/
       result.json   the command's last line of JSON with "format", "version", the shapes of the arrays, and "made_of":
-                    what few_shot and retrieve, which go on when they are repeated, computed it from
+                    what it was computed from, by which the same command knows it again
       NAME.npy      arrays with one row a test clip, such as clip, label, score (see each command)
 
 By convention a run keeps its results in ``RUN/results/``; :func:`find_results` looks there.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sleepfm_fast import __version__
-from sleepfm_fast.cli.command import plain, say, to_json
+from sleepfm_fast.cli.command import plain, to_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.array_file import map_array
-from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX, remove_leftovers_of, replace_folder
-from sleepfm_fast.storage.claims import claim_to_write
-from sleepfm_fast.storage.columns import file_digest
+from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX, replace_folder
+from sleepfm_fast.storage.standing import FolderKind, claimed_folder, refuse_standing
 from sleepfm_fast.system import synchronise_descriptor
 
-__all__ = [
-    "FOLDER", "Result", "claimed_result", "find_results", "finished_result", "key_of", "read_result", "refuse_result",
-    "write_result",
-]  # fmt: skip
+__all__ = ["FOLDER", "Result", "claimed_result", "find_results", "read_result", "write_result"]
 
 FORMAT = "sleepfm_fast result"
 VERSION = 1
 FOLDER = "results"
 HEAD = ("format", "version", "arrays", "made_of")
+UNPRINTED = ("subjects", "recordings", "examples")
+"""What a result has besides the line that is printed."""
+KIND = FolderKind("a result folder", "result.json")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Result:
     @property
     def printed(self) -> dict[str, Any]:
         """What the command printed of it, but for what it leaves to the file."""
-        return {name: value for name, value in self.record.items() if name not in HEAD}
+        return {name: value for name, value in self.record.items() if name not in (*HEAD, *UNPRINTED)}
 
     @property
     def command(self) -> str:
@@ -94,45 +92,13 @@ class Result:
         return values
 
 
-def refuse_result(path: Path | None, *, overwrite: bool = False) -> None:
-    """Refuse, before any work, a result folder that stands already, or anything else of that name."""
-    if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not overwrite:
-        raise SleepfmError(f"{path} exists and is not overwritten. Give another folder, or add --overwrite.")
-    if not (path / "result.json").is_file():
-        raise SleepfmError(f"{path} is not a result folder and is not overwritten. Give another folder.")
-
-
-def key_of(config: Any) -> dict[str, Any]:
-    """What a result of EMBEDDINGS depends on, as JSON: this version, the embeddings to the byte, and the options."""
-    try:
-        digest = file_digest(config.embeddings / "embeddings.json")
-    except OSError:  # whoever opens the embeddings says what is wrong
-        digest = ""
-    options = {name: value for name, value in plain(config).items() if name not in ("result", "overwrite")}
-    return {"version": __version__, **options, "embeddings": digest}
-
-
-def finished_result(path: Path | None, made_of: Mapping[str, Any]) -> Result | None:
-    """The result at ``path`` if it is of this version, these embeddings and these options."""
-    if path is None:
-        return None
-    with suppress(SleepfmError):
-        result = read_result(path)
-        if result.record.get("made_of") == plain(dict(made_of)):
-            return result
-    return None
-
-
 @contextmanager
 def claimed_result(
     path: Path | None, *, overwrite: bool = False, made_of: Mapping[str, Any] | None = None
 ) -> Iterator[Result | None]:
-    """Keep a result folder for this process while it computes what will stand there; None needs no keeping.
+    """Keep a result folder for this process (:func:`sleepfm_fast.storage.standing.claimed_folder`).
 
-    Yields the result that stands there where it is what ``made_of`` would make again, as after a kill that came when
-    all was written: then there is nothing to do.
+    Yields the result that stands there where it is what ``made_of`` would make again.
 
     Raises
     ------
@@ -140,30 +106,17 @@ def claimed_result(
         When another process computes it, or something stands there that is not to be replaced.
     """
 
-    def found() -> Result | None:
-        finished = None if overwrite or made_of is None else finished_result(path, made_of)
-        if finished is None:
-            refuse_result(path, overwrite=overwrite)
-        return finished
+    def is_whole(record: dict[str, Any]) -> bool:
+        try:
+            result = read_result(path or Path())
+            for name in record["arrays"]:
+                result.array(name)
+        except SleepfmError:
+            return False
+        return True
 
-    found()
-    if path is None:
-        yield None
-        return
-    made = [folder for folder in path.resolve().parents if not folder.exists()]
-    claim = claim_to_write(path)
-    try:
-        finished = found()  # whoever held the claim until now may have finished
-        remove_leftovers_of(path.resolve())
-        if finished is not None:
-            say(f"{path} is finished: this command has written it. To compute it again add --overwrite.")
-        yield finished
-    finally:
-        claim.release()
-        # A refusal leaves no RUN/results behind: training would refuse a RUN that exists.
-        with suppress(OSError):
-            for folder in made:
-                folder.rmdir()
+    with claimed_folder(path, KIND, overwrite=overwrite, made_of=made_of, is_whole=is_whole) as record:
+        yield None if path is None or record is None else Result(path, record)
 
 
 def write_result(
@@ -187,14 +140,14 @@ def write_result(
     overwrite : bool
         Replace a result that stands there.
     made_of : mapping, optional
-        What it depends on (:func:`key_of`), by which the same command knows it again.
+        What it depends on (:func:`sleepfm_fast.storage.standing.key_of`), by which the same command knows it again.
 
     Raises
     ------
     SleepfmError
         Where something stands that is not to be replaced.
     """
-    refuse_result(path, overwrite=overwrite)
+    refuse_standing(path, KIND, overwrite=overwrite, made_of=made_of)
     shapes = {name: [str(values.dtype), *values.shape] for name, values in arrays.items()}
     head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "arrays": shapes}
     if made_of is not None:

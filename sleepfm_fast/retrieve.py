@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "cli", "main"]
 
-UNPRINTED = ("subjects", "recordings", "examples")
-"""What RESULT has besides the line that is printed."""
 Chosen = dict[tuple[str, str], npt.NDArray[np.int64]]
 
 
@@ -188,14 +186,15 @@ def _arrays(embeddings: Embeddings, ranked: dict[tuple[str, str], Ranked]) -> di
 def main(config: Config) -> dict[str, Any]:
     """Rank, summarise and report; the result is what the command prints as JSON."""
     from sleepfm_fast.evaluation.kept_ranks import remove_kept
-    from sleepfm_fast.results import claimed_result, key_of
+    from sleepfm_fast.results import claimed_result
+    from sleepfm_fast.storage.standing import digest_of_file, key_of
 
     _check(config)
-    key = key_of(config)
+    key = key_of("retrieve", config, {"embeddings": digest_of_file(config.embeddings / "embeddings.json")})
     with claimed_result(config.result, overwrite=config.overwrite, made_of=key) as finished:
         if finished is not None:
             remove_kept(finished.path)  # where a kill came before they were removed
-            return {name: value for name, value in finished.printed.items() if name not in UNPRINTED}
+            return finished.printed
         return _retrieved(config, key)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Config", "cli", "main"]
 
 BLOCK = 4096  # clips in memory at a time
+SIDES = ("training", "testing")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Config:
     """Training and validation clips of one embeddings folder with the test clips of another, for probe and few_shot.
 
     Both are embedded by one run, each from its own store; the embeddings of the other laboratory's training subjects
-    are not taken unless --subjects all asks for them. Hand-made features are joined likewise.
+    are not taken unless --subjects all asks for them. Hand-made features are joined likewise. Killed or interrupted,
+    the same command goes on from there. Where EMBEDDINGS is finished already, by the same command, this says so and
+    ends well.
     """
 
     training: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRAINING")]
@@ -70,8 +73,9 @@ def main(config: Config) -> dict[str, Any]:
 
     from sleepfm_fast.embeddings import COLUMNS, Description, Embeddings
     from sleepfm_fast.evaluation.changed_store import say_changed_store
-    from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
+    from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
+    from sleepfm_fast.storage.standing import digest_of_file, key_of
 
     sides = (Embeddings(config.training), Embeddings(config.testing))
     first, second = sides
@@ -127,44 +131,49 @@ def main(config: Config) -> dict[str, Any]:
     note = _shared_note(trained_names, tested_names)
     if note:
         say(f"notice: {note}")
-    with EmbeddingWriter(
-        config.embeddings,
-        sum(map(len, rows)),
-        first.modalities,
-        first.dim,
-        features=first.features or None,
-        overwrite=config.overwrite,
-    ) as writer:
-        with tqdm(total=sum(map(len, rows)), desc="transfer", unit="clip", file=sys.stderr) as bar:
-            for side, clips in zip(sides, rows, strict=True):
-                for start in range(0, len(clips), BLOCK):
-                    chosen = clips[start : start + BLOCK]
-                    writer.append(side.vectors[chosen], side.mask[chosen])
-                    bar.update(len(chosen))
-        writer.finish(
-            columns,
-            Description(
-                subjects=(*(f"training/{s}" for s in a.subjects), *(f"external/{s}" for s in b.subjects)),
-                recordings=(*(f"training/{r}" for r in a.recordings), *(f"external/{r}" for r in b.recordings)),
-                ages=(*a.ages, *b.ages),
-                sexes=(*a.sexes, *b.sexes),
-                recording_ages=(*_recording_ages(first), *_recording_ages(second)),
-                run=a.run,
-                store=f"{a.store} (training), {b.store} (test)",
-                split_rule=f"training and validation: {a.split_rule}; test: "
-                f"{'all subjects' if config.subjects == 'all' else 'the test subjects'} of {b.store}",
-                presets={
-                    **a.presets,
-                    "joined": {
-                        "training": str(config.training.resolve()),
-                        "testing": str(config.testing.resolve()),
-                        "subjects": config.subjects,
-                    },
-                },
-                overlap=bool(note),
-                overlap_note=note,
-            ),
-        )
+    description = Description(
+        subjects=(*(f"training/{s}" for s in a.subjects), *(f"external/{s}" for s in b.subjects)),
+        recordings=(*(f"training/{r}" for r in a.recordings), *(f"external/{r}" for r in b.recordings)),
+        ages=(*a.ages, *b.ages),
+        sexes=(*a.sexes, *b.sexes),
+        recording_ages=(*_recording_ages(first), *_recording_ages(second)),
+        run=a.run,
+        store=f"{a.store} (training), {b.store} (test)",
+        split_rule=f"training and validation: {a.split_rule}; test: "
+        f"{'all subjects' if config.subjects == 'all' else 'the test subjects'} of {b.store}",
+        presets={
+            **a.presets,
+            "joined": {
+                "training": str(config.training.resolve()),
+                "testing": str(config.testing.resolve()),
+                "subjects": config.subjects,
+            },
+        },
+        overlap=bool(note),
+        overlap_note=note,
+    )
+    n_clips = sum(map(len, rows))
+    inputs = {name: digest_of_file(side.path / "embeddings.json") for name, side in zip(SIDES, sides, strict=True)}
+    key = key_of("transfer", config, inputs)
+    if config.overwrite or not is_finished(config.embeddings, key, columns, description):
+        with EmbeddingWriter(
+            config.embeddings,
+            n_clips,
+            first.modalities,
+            first.dim,
+            features=first.features or None,
+            overwrite=config.overwrite,
+            key=key,
+        ) as writer:
+            with tqdm(total=n_clips, initial=writer.n_written, desc="transfer", unit="clip", file=sys.stderr) as bar:
+                done = writer.n_written
+                for side, clips in zip(sides, rows, strict=True):
+                    for start in range(min(done, len(clips)), len(clips), BLOCK):
+                        chosen = clips[start : start + BLOCK]
+                        writer.append(side.vectors[chosen], side.mask[chosen])
+                        bar.update(len(chosen))
+                    done = max(done - len(clips), 0)
+            writer.finish(columns, description)
     return {
         "embeddings": config.embeddings,
         "training_clips": int((columns["split"] == 0).sum()),
@@ -209,7 +218,8 @@ def _content(embeddings: Embeddings) -> str:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` or the process's own arguments."""
-    return run(Config, main, argv, following=after_transfer)
+    kept = "clips that were joined are kept beside EMBEDDINGS; the same command goes on from there"
+    return run(Config, main, argv, interrupted=kept, following=after_transfer)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,9 @@ def test_predictions_are_a_folder_of_hypnograms(learnt, tmp_path, capsys):
     scored = [str(tmp_path / "edf"), str(again), "--labels", str(folder / "hypnograms"), "--workers", "1"]
     assert preprocess.cli(scored) == 0
     assert np.asarray(ClipStore(again).stage).tolist() == [2] * 18
-    assert "exists and is not overwritten" in refused(capsys, learnt, store, "--predictions", folder)
+    assert "exists and is not overwritten: what stands there differs in subjects (all there, test now)" in (
+        refused(capsys, learnt, store, "--predictions", folder, "--table", tmp_path / "t.csv")
+    )
 
 
 def test_predictions_say_what_a_subject_served_the_network_for(learnt, planted, tmp_path, capsys):
@@ -143,6 +145,41 @@ def test_nothing_is_overwritten_unasked(learnt, planted, tmp_path, capsys):
         assert "is a folder; give a file" in refused(capsys, learnt, planted, "--table", tmp_path, *option)
     call(capsys, learnt, planted, "--table", table, "--overwrite")
     assert table.read_text().startswith("recording,onset_s,duration_s,class,p_W,p_N2\n")
+
+
+def test_what_is_finished_is_not_classified_again(learnt, planted, tmp_path, capsys, monkeypatch):
+    result, folder, table = (tmp_path / name for name in ("result", "predictions", "t.csv"))
+    given = (learnt, planted, result, "--predictions", folder, "--table", table)
+    first, _ = call(capsys, *given)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    classified = classify.classified
+    monkeypatch.setattr(classify, "classified", None)
+    again, err = call(capsys, *given)
+    for path in (result, folder):
+        assert f"{path} is finished: this command has written it. To make it again add --overwrite." in err
+    assert {**again, "elapsed_s": 0} == {**first, "elapsed_s": 0}
+    # Killed before the result and the table, which come last: they are made, and the predictions stay.
+    monkeypatch.setattr(classify, "classified", classified)
+    shutil.rmtree(result)
+    assert "a table does not say what it was made of" in refused(capsys, *given, "--bootstraps", "20")
+    table.unlink()
+    again, err = call(capsys, *given)
+    assert "wrote" in err
+    assert f"{folder} is finished" in err
+    assert {**again, "elapsed_s": 0} == {**first, "elapsed_s": 0}
+    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    # The table alone, which comes last.
+    table.unlink()
+    again, _ = call(capsys, *given)
+    assert again["macro"] == first["macro"]
+    assert table.read_bytes() == files[table]
+    # Another network, in the same folder.
+    run = tmp_path / "run"
+    shutil.copytree(learnt, run)
+    call(capsys, run, planted, "--predictions", tmp_path / "own")
+    (run / "best.safetensors").write_bytes((run / "last.safetensors").read_bytes())
+    for where in ("own", "predictions"):
+        assert "what stands there differs in" in refused(capsys, run, planted, "--predictions", tmp_path / where)
 
 
 def test_what_cannot_be_is_refused_in_a_sentence(learnt, planted, cohort_store, tmp_path, capsys):

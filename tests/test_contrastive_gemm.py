@@ -29,7 +29,7 @@ from sleepfm_fast import reference
 from sleepfm_fast.ops import contrastive_chunked, contrastive_gemm
 from sleepfm_fast.ops.contrastive_gemm import FIELDS, STEPS, Bound, Fields
 from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics
-from sleepfm_fast.ops.float32_sums import float32_sums
+from sleepfm_fast.ops.process_settings import float32_sums
 
 WRITTEN = {
     "operands": {"a", "b", "own", "valid", "rows", "columns"},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sleepfm_fast.ops import contrastive_cuda
+from sleepfm_fast.ops import contrastive_chunked, contrastive_cuda
 from sleepfm_fast.ops.contrastive_regime import GEMM_SAMPLES, REGIMES, SMALL_SAMPLES, regime
 
 A100, RTX_3090, RTX_4090, H200, B200, RTX_5090 = (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)
@@ -74,3 +74,47 @@ def test_override(monkeypatch):
     monkeypatch.setenv(contrastive_cuda.VARIABLE, "fastest")
     with pytest.raises(ValueError, match=r"is 'fastest'; choose one of small, mma, gemm, chunked, or unset it"):
         contrastive_cuda.chosen_regime(x, "pairwise", "high")
+
+
+def by_the_older_function(precision):
+    torch.set_float32_matmul_precision("highest" if precision == "ieee" else "high")
+
+
+def by_the_newer_setting(precision):
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this torch has one way to set the precision of products")
+    torch.backends.cuda.matmul.fp32_precision = precision
+
+
+@pytest.mark.parametrize("allow", [by_the_older_function, by_the_newer_setting])
+def test_products_of_torch_keep_float32_whatever_the_process_allows(allow, monkeypatch):
+    """Without kernels of ours "highest" is torch's float32, not TF32, which a process may allow."""
+    found = []
+
+    def seen(compute):
+        def run(*arguments):
+            found.append(torch.backends.cuda.matmul.allow_tf32)
+            return compute(*arguments)
+
+        return run
+
+    monkeypatch.setenv(contrastive_cuda.VARIABLE, "chunked")
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(contrastive_chunked, name, seen(getattr(contrastive_chunked, name)))
+    x, tau = torch.ones(2, 5, 3).cumsum(1).sin(), torch.tensor(1.0)
+    try:
+        allow("tf32")
+        before = torch.backends.cuda.matmul.fp32_precision if allow is by_the_newer_setting else None
+        *_, n_valid, state = contrastive_cuda.forward(x, tau, None, "pairwise", "both", "highest", 0, 5)
+        arguments = (torch.tensor(1.0), x, tau, None, n_valid, state, "pairwise", "both")
+        contrastive_cuda.backward(*arguments, "highest", 0, 5)
+        assert found == [False, False]
+        if before is None:
+            assert torch.get_float32_matmul_precision() == "high"
+            contrastive_cuda.backward(*arguments, "high", 0, 5)
+            assert found[2:] == [True]
+        else:
+            assert torch.backends.cuda.matmul.fp32_precision == before == "tf32"
+    finally:
+        allow("ieee")
+        torch.set_float32_matmul_precision("highest")

@@ -319,6 +319,12 @@ def test_launches_of_a_stream_share_the_barrier_outside_of_graphs_alone(launched
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     contrastive_small.forward_keeping(*arguments)
     assert launched_barriers[-1] not in launched_barriers[:-1]
+    # One number stands for the streams of all threads.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=2))
+    for _ in range(2):
+        contrastive_small.forward_keeping(*arguments)
+        assert launched_barriers[-1] not in launched_barriers[:-1]
 
 
 def test_the_chunked_loss_of_steep_temperatures_is_finite():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -25,7 +26,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("build")
 
 
-def configured(folder: Path, architectures: str) -> subprocess.CompletedProcess[str]:
+def configured(
+    folder: Path, architectures: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     found = subprocess.run(
         [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -33,9 +36,23 @@ def configured(folder: Path, architectures: str) -> subprocess.CompletedProcess[
         pytest.skip("pybind11 is not installed")
     options = {"SLEEPFM_CUDA": "ON", "SLEEPFM_CUDA_ARCHITECTURES": architectures, "pybind11_DIR": found}
     command = ["cmake", "-S", str(ROOT), "-B", str(folder), *(f"-D{name}={value}" for name, value in options.items())]
-    return subprocess.run(
-        [*command, f"-DPython_EXECUTABLE={sys.executable}"], capture_output=True, text=True, timeout=300, check=False
-    )
+    command.append(f"-DPython_EXECUTABLE={sys.executable}")
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_toolkit_that_is_not_on_the_path_is_found_as_torch_finds_it(tmp_path):
+    """CUDA_HOME, which torch's own extensions are built with, comes before everything else."""
+    home = tmp_path / "cuda"
+    (home / "bin").mkdir(parents=True)
+    nvcc = home / "bin" / "nvcc"
+    nvcc.write_text(f'#!/bin/sh\nexec {shutil.which("nvcc")} "$@"\n')
+    nvcc.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in ("CUDACXX", "CUDA_PATH")}
+    environment["CUDA_HOME"] = str(home)
+    done = configured(tmp_path / "build", "90", environment)
+    assert done.returncode == 0, done.stderr
+    assert "CUDA kernels ON" in done.stdout
+    assert f"Looking for a CUDA compiler - {nvcc}" in done.stdout
 
 
 def test_words_become_numbers_that_the_module_knows(folder):

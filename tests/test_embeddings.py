@@ -262,7 +262,7 @@ def test_what_was_made_otherwise_is_not_gone_on_with(tmp_path, folder, parts, ca
     _stopped_after(path, parts, 30, {"weights": "a", "store": "s"})
     assert _gone_on(path, parts, {"weights": "b", "store": "s"}) == 0
     assert "30 clips that an unfinished run left" in (err := capsys.readouterr().err)
-    assert "were made otherwise (weights); starting anew" in err
+    assert "were made otherwise and differ in weights (a there, b now); starting anew" in err
     assert (path / "embeddings.npy").read_bytes() == (folder / "embeddings.npy").read_bytes()
 
 

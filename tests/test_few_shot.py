@@ -134,7 +134,7 @@ def test_a_finished_curve_is_not_drawn_again(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(few_shot, "_measure", None)
     status, again, err = run(capsys, *asked)
     assert (status, again) == (0, first)
-    assert f"{tmp_path / 'out'} is finished: this command has written it. To compute it again add --overwrite." in err
+    assert f"{tmp_path / 'out'} is finished: this command has written it. To make it again add --overwrite." in err
     assert not partial_path(tmp_path / "out").exists()
     for more in (("--c", 2), ("--subjects", 1, 2)):
         status, _, err = run(capsys, *asked, *more)
@@ -182,7 +182,7 @@ def test_points_of_another_experiment_are_not_mixed_in(tmp_path, capsys, monkeyp
         status, _, err = run(capsys, *asked)
         assert (status, "differs in the embeddings" in err) == (1, True)
     (folder / "embeddings.json").write_text(json.dumps(record, indent=1) + "\n")
-    monkeypatch.setattr("sleepfm_fast.results.__version__", "0")
+    monkeypatch.setattr("sleepfm_fast.storage.standing.__version__", "0")
     status, _, err = run(capsys, *asked)
     assert (status, "differs in version (" in err) == (1, True)
     partial_path(tmp_path / "out").write_text("thesis\n")

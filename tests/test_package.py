@@ -1,7 +1,10 @@
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import sleepfm_fast
 
@@ -46,6 +49,18 @@ def test_versions_agree():
     text = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{sleepfm_fast.__version__}"' in text
     assert f"version: {sleepfm_fast.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.skipif(shutil.which("nm") is None or sys.platform != "linux", reason="needs nm, of Linux's binutils")
+def test_the_module_exports_no_function_of_ours():
+    """Those of the CUDA sources neither; another library's of the same name would take their place."""
+    from sleepfm_fast import _C
+
+    command = ["nm", "-D", "--defined-only", str(_C.__file__)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
+    names = [line.split()[-1] for line in listed.stdout.splitlines()]
+    assert "PyInit__C" in names
+    assert [name for name in names if "7sleepfm" in name] == []
 
 
 def test_the_core_knows_neither_python_nor_torch():

@@ -108,8 +108,8 @@ def test_unscored_nights_get_hypnograms_that_are_read_back(fitted, tmp_path, cap
     assert [night["subject"] for night in nights] == ["s000", "s001"]
     asleep = sum(row["predicted"] not in ("", "W") for row in rows[:20])
     assert float(nights[0]["total_sleep_time_min"]) == asleep / 2
-    with pytest.raises(SleepfmError, match="not overwritten"):
-        predict.main(predict.Config(result, new, tmp_path / "out"))
+    with pytest.raises(SleepfmError, match="not overwritten: what stands there differs in correct-prior "):
+        predict.main(predict.Config(result, new, tmp_path / "out", correct_prior=True))
     predict.main(predict.Config(result, new, tmp_path / "out", overwrite=True))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.results import find_results, read_result, refuse_result, write_result
+from sleepfm_fast.results import find_results, read_result, write_result
 
 
 def test_a_result_comes_back_as_it_was_written(tmp_path):
@@ -29,7 +29,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").touch()
     with pytest.raises(SleepfmError, match="not a result folder"):
-        refuse_result(tmp_path / "b", overwrite=True)
+        write_result(tmp_path / "b", {"command": "probe"}, {}, overwrite=True)
     assert (tmp_path / "b" / "thesis.tex").exists()
 
 

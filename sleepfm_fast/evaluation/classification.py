@@ -122,6 +122,7 @@ def conclude(
     prior: npt.NDArray[np.float64] | None = None,
     path: Path | None = None,
     overwrite: bool = False,
+    made_of: Mapping[str, Any] | None = None,
     classifier: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> dict[str, Any]:
     """Score a classifier on its test clips, print the table and write the result folder.
@@ -145,6 +146,8 @@ def conclude(
         The result folder; nothing is written without it.
     overwrite : bool
         Replace a result that stands there.
+    made_of : mapping, optional
+        What the result depends on (:func:`sleepfm_fast.storage.standing.key_of`).
     classifier : mapping of str to array, optional
         What the classifier is made of, for the result folder (:func:`sleepfm_fast.evaluation.logistic.arrays_of`).
 
@@ -191,7 +194,7 @@ def conclude(
             **(classifier or {}),
         }
         names = {"subjects": held_out.subjects, "recordings": held_out.recordings}
-        write_result(path, {**full, **names}, arrays, overwrite=overwrite)
+        write_result(path, {**full, **names}, arrays, overwrite=overwrite, made_of=made_of)
         say(f"wrote {path}")
     result: dict[str, Any] = plain(full)
     return result

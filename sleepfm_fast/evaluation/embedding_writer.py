@@ -27,10 +27,12 @@ from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.storage.array_file import ArrayFile
 from sleepfm_fast.storage.atomic import remove_leftovers, synchronise, write_json
 from sleepfm_fast.storage.claims import claim_to_write
+from sleepfm_fast.storage.standing import FolderKind, difference, refuse_standing, say_finished
 from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = ["EmbeddingWriter", "is_finished"]
 
+KIND = FolderKind("an embeddings folder", "embeddings.json", "the labels, people or split of its clips")
 PROGRESS = "progress.json"
 CHECKPOINT_S = 10.0
 """At most so much work is lost to a kill; a checkpoint waits for the disk."""
@@ -75,7 +77,7 @@ def is_finished(path: Path, key: Mapping[str, Any], columns: Mapping[str, Any], 
         return False
     else:
         if stands:
-            say(f"{path} is finished: this command has written it. To make it again add --overwrite.")
+            say_finished(path)
             path = path.resolve()
             (path / PROGRESS).unlink(missing_ok=True)
             shutil.rmtree(replaced_name(path), ignore_errors=True)
@@ -166,7 +168,7 @@ class EmbeddingWriter:
         self._open = True
         self._files: dict[str, ArrayFile] = {}
         try:
-            self._refuse(overwrite=overwrite)
+            refuse_standing(self.path, KIND, overwrite=overwrite, made_of=self.key)
             kept = self._kept()
             for name, dtype, of in (("embeddings", "float32", (*shape, self.dim)), ("mask", "bool", shape)):
                 self._files[name] = ArrayFile(self.partial / f"{name}.npy", dtype, of, kept.get("clips", 0))
@@ -188,14 +190,6 @@ class EmbeddingWriter:
                 f"{agreeing(self.n_written, 'was', 'were')} finished before."
             )
 
-    def _refuse(self, *, overwrite: bool) -> None:
-        """Refuse to write where anything stands that is not to be replaced."""
-        free = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
-        if not free and not (overwrite and (self.path / "embeddings.json").is_file()):
-            if overwrite:
-                raise SleepfmError(f"{self.path} is not an embeddings folder and is not overwritten. Give another.")
-            raise SleepfmError(f"{self.path} exists and is not overwritten. Give another folder, or add --overwrite.")
-
     def _kept(self) -> dict[str, Any]:
         """What an unfinished writer with the same key left: clips and digests; anything else is removed."""
         self.partial.mkdir(parents=True, exist_ok=True)
@@ -204,10 +198,10 @@ class EmbeddingWriter:
             found: dict[str, Any] = json.loads((self.partial / PROGRESS).read_text(encoding="utf-8"))
             if self.key is not None and found["key"] == self.key:
                 return found
-            differ = sorted(name for name, value in (self.key or {}).items() if found["key"].get(name) != value)
+            n, differ = found["clips"], difference(found["key"], self.key or {}) or "what is not said"
             say(
-                f"notice: {counted(found['clips'], 'clip')} that an unfinished run left in {self.partial} "
-                f"{agreeing(found['clips'], 'was', 'were')} made otherwise ({', '.join(differ) or 'in another way'}); "
+                f"notice: {counted(n, 'clip')} that an unfinished run left in {self.partial} "
+                f"{agreeing(n, 'was', 'were')} made otherwise and {agreeing(n, 'differs', 'differ')} in {differ}; "
                 "starting anew."
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

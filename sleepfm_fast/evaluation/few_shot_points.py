@@ -10,6 +10,7 @@ from typing import Any
 from sleepfm_fast.cli.command import plain, to_json
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.atomic import named_errors
+from sleepfm_fast.storage.standing import difference
 from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = ["Points", "partial_path"]
@@ -58,13 +59,9 @@ class Points:
                 f"{self.path} does not hold the points of a few-shot curve ({error}). {remedy}"
             ) from None
         if head is not None and head["key"] != self.key:
-            differ = ", ".join(
-                f"{name} ({head['key'].get(name)} there, {value} now)"
-                for name, value in self.key.items()
-                if head["key"].get(name) != value and name != "embeddings"
-            )
             raise SleepfmError(
-                f"{self.path} holds points of another experiment; it differs in {differ or 'the embeddings'}. {remedy}"
+                f"{self.path} holds points of another experiment; it differs in {difference(head['key'], self.key)}. "
+                f"{remedy}"
             )
         if torn or head is None:
             # A run killed while it wrote: what was written last is cut off.

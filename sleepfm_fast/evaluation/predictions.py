@@ -26,17 +26,18 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, say, to_json
-from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.predicted_nights import night_columns, night_row
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.stages import EPOCH_S
-from sleepfm_fast.storage.atomic import remove_leftovers_of, replace_folder
-from sleepfm_fast.storage.claims import claim_to_write
+from sleepfm_fast.storage.atomic import replace_folder
+from sleepfm_fast.storage.standing import FolderKind, claimed_folder
 from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = ["Predicted", "claimed_predictions", "edf_annotations", "stage_spans", "starts_of", "write_predictions"]
 
 FILE = "predictions.json"
+KIND = FolderKind("a folder of predictions", FILE)
+HEAD = ("format", "version", "made_of")
 RECORD_BYTES = 60_000
 """An EDF data record should not be larger than 61,440 bytes."""
 
@@ -99,34 +100,26 @@ def starts_of(store: Path, recordings: Iterable[str]) -> dict[str, datetime]:
     return found
 
 
-def refuse_predictions(path: Path, *, overwrite: bool) -> None:
-    """Refuse, before any work, a folder that stands already, or anything else of that name."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not overwrite:
-        raise SleepfmError(f"{path} exists and is not overwritten. Give another folder, or add --overwrite.")
-    if not (path / FILE).is_file():
-        raise SleepfmError(f"{path} is not a folder of predictions and is not overwritten. Give another folder.")
-
-
 @contextmanager
-def claimed_predictions(path: Path | None, *, overwrite: bool) -> Iterator[None]:
-    """Hold the claim to write a folder, so that two processes never write one; refuse what stands there."""
-    if path is None:
-        yield
-        return
-    refuse_predictions(path, overwrite=overwrite)
-    claim = claim_to_write(path)
-    try:
-        refuse_predictions(path, overwrite=overwrite)  # whoever held the claim until now may have finished
-        remove_leftovers_of(path.resolve())
-        yield
-    finally:
-        claim.release()
+def claimed_predictions(
+    path: Path | None, *, overwrite: bool, made_of: Mapping[str, Any]
+) -> Iterator[dict[str, Any] | None]:
+    """Keep a folder for this process (:func:`sleepfm_fast.storage.standing.claimed_folder`).
+
+    Yields what :func:`write_predictions` returned, where what stands there is what ``made_of`` would make again.
+    """
+    with claimed_folder(path, KIND, overwrite=overwrite, made_of=made_of) as record:
+        yield None if record is None else {name: value for name, value in record.items() if name not in HEAD}
 
 
 def write_predictions(
-    path: Path, record: Mapping[str, Any], found: Predicted, starts: Mapping[str, datetime], *, task: str
+    path: Path,
+    record: Mapping[str, Any],
+    found: Predicted,
+    starts: Mapping[str, datetime],
+    *,
+    task: str,
+    made_of: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the folder, whole or not at all, and return its record.
 
@@ -140,6 +133,8 @@ def write_predictions(
         Start of recordings; without it a night has no EDF+ annotations, whose clock would be wrong.
     task : str
         Of sleep stages and of breathing, annotations of each night are written too.
+    made_of : mapping
+        What they depend on (:func:`sleepfm_fast.storage.standing.key_of`).
     """
     words, nights = found.words, []
     with replace_folder(path) as folder:
@@ -175,7 +170,7 @@ def write_predictions(
             "recordings": len(np.unique(found.recording)),
             "predicted": {name: words.count(name) for name in found.names},
         }
-        head = {"format": "sleepfm_fast predictions", "version": 1}
+        head = {"format": "sleepfm_fast predictions", "version": 1, "made_of": made_of}
         _write(folder / FILE, (to_json({**head, **plain(full)}, indent=1) + "\n").encode())
     say(f"wrote {path}")
     result: dict[str, Any] = plain(full)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from sleepfm_fast.ops import contrastive_chunked, contrastive_gemm, contrastive_mma, contrastive_small
 from sleepfm_fast.ops.contrastive_regime import REGIMES, Regime, regime
 from sleepfm_fast.ops.cuda_kernels import has_kernels
+from sleepfm_fast.ops.process_settings import float32_factors
 
 __all__ = ["VARIABLE", "backward", "chosen_regime", "forward"]
 
@@ -36,6 +38,11 @@ def chosen_regime(x: Tensor, mode: str, precision: str) -> Regime:
     return regime(N, D, M, x.dtype, precision, capability, mode, kernels=has_kernels(x.device))
 
 
+def _factors(precision: str) -> AbstractContextManager[None]:
+    """Where torch multiplies x's own type: "high" may take TF32 if the process allows it, "highest" never."""
+    return float32_factors() if precision == "highest" else nullcontext()
+
+
 def forward(
     x: Tensor,
     log_temperature: Tensor,
@@ -54,7 +61,8 @@ def forward(
         return contrastive_mma.forward(x, log_temperature, mask, mode, directions, precision, begin, end)
     if path == "gemm":
         return contrastive_gemm.forward(x, log_temperature, mask, mode, directions, precision, begin, end)
-    return contrastive_chunked.forward(x, log_temperature, mask, mode, directions, begin, end)
+    with _factors(precision):
+        return contrastive_chunked.forward(x, log_temperature, mask, mode, directions, begin, end)
 
 
 def backward(
@@ -82,4 +90,5 @@ def backward(
         return contrastive_mma.backward(*arguments, precision, begin, end)
     if path == "gemm":
         return contrastive_gemm.backward(*arguments, precision, begin, end)
-    return contrastive_chunked.backward(*arguments, begin, end)
+    with _factors(precision):
+        return contrastive_chunked.backward(*arguments, begin, end)

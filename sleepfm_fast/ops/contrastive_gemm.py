@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sleepfm_fast import _C
 from sleepfm_fast.ops.contrastive_results import allocate_forward
-from sleepfm_fast.ops.float32_sums import float32_sums
+from sleepfm_fast.ops.process_settings import float32_sums
 from sleepfm_fast.ops.registry import DTYPE_CODES
 from sleepfm_fast.reference.contrastive_loss import Mode, problems
 

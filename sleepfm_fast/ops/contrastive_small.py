@@ -22,6 +22,7 @@ LARGEST_N = 1024  # cosines are kept, 2 P N^2 of them
 # State of the barrier between blocks, one for each stream: launches of one stream do not overlap, and each leaves the
 # state as the next one needs it.
 _barriers: dict[tuple[int, int], Tensor] = {}
+STREAM_OF_THREAD = 2  # cudaStreamPerThread: one number for a stream of each thread, and these do overlap
 
 
 def _kept_barrier(device: torch.device, stream: int) -> Tensor:
@@ -31,7 +32,7 @@ def _kept_barrier(device: torch.device, stream: int) -> Tensor:
     every launch of a registered op: torch.compile may warm it up in the memory of a graph to come, where it refuses
     (in ``torch._inductor.cudagraph_trees``) what outlives the call.
     """
-    if torch.cuda.is_current_stream_capturing():
+    if stream == STREAM_OF_THREAD or torch.cuda.is_current_stream_capturing():
         return _fresh_barrier(device)
     key = (device.index, stream)
     if key not in _barriers:
