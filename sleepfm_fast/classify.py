@@ -292,6 +292,7 @@ def write_all(
     from sleepfm_fast.evaluation.classification import probability_of
     from sleepfm_fast.evaluation.predictions import Predicted, starts_of, write_predictions
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
+    from sleepfm_fast.runs.splits import SPLITS
 
     assert config.predictions is not None
     store, task = classifier.clip_input.store, TASKS[classifier.task]
@@ -299,6 +300,8 @@ def write_all(
     probability = np.full((len(asked), len(classifier.classes)), np.nan)
     probability[np.searchsorted(asked, clips)] = probability_of(odds)
     names = [recording.id for recording in store.recordings]
+    known: dict[str, int] = classifier.config["subjects"]
+    sides = [SPLITS[known[name]] if name in known else "" for name in store.subjects]
     found = Predicted(
         tuple(task.names[k] for k in classifier.classes),
         probability,
@@ -309,10 +312,10 @@ def write_all(
         task.names,
         names,
         store.subjects,
+        [sides[subject] for subject in np.asarray(facts.subject)[asked].tolist()],
     )
-    staged = classifier.task == "stage"
-    starts = starts_of(config.store, names) if staged else {}
-    write_predictions(config.predictions, record, found, starts, hypnograms=staged, made_of=made_of)
+    starts = starts_of(config.store, names)
+    write_predictions(config.predictions, record, found, starts, task=classifier.task, made_of=made_of)
 
 
 def prior_of(run: Path, classifier: Classifier) -> npt.NDArray[np.float64] | None:

@@ -33,10 +33,10 @@ __all__ = ["Config", "cli", "main"]
 class Config:
     """Apply the classifier that probe fitted to the nights of any embeddings folder, scored or not.
 
-    The folder must come from the model whose embeddings the probe was fitted on (of features: have the same ones). Of
-    sleep stages, PREDICTIONS holds hypnograms as EDF+ annotations and as CSV, and sleep figures of every night; of
-    every task, a table with each clip's class and probabilities. Where PREDICTIONS are finished already, by the same
-    command, this says so and ends well.
+    The folder must come from the model whose embeddings the probe was fitted on (of features: have the same ones).
+    PREDICTIONS holds a table with each clip's class and probabilities, and one with figures of every night and its
+    agreement with the scorer; of sleep stages and of breathing also annotations (EDF+, CSV) that viewers show. Where
+    PREDICTIONS are finished already, by the same command, this says so and ends well.
     """
 
     result: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULT")]
@@ -133,6 +133,7 @@ def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     from sleepfm_fast.evaluation.predictions import Predicted, write_predictions
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
     from sleepfm_fast.results import read_result
+    from sleepfm_fast.runs.splits import SPLITS
 
     result = read_result(config.result)
     model = model_of(result)
@@ -157,7 +158,8 @@ def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
             f"{agreeing(lacking, 'gets', 'get')} no class"
             + ("; a probe of one modality (probe --modality) needs only that" if len(modalities) > 1 else "")
         )
-    if Path(embeddings.description.store).resolve() == Path(str(result.record.get("store"))).resolve():
+    own = Path(embeddings.description.store).resolve() == Path(str(result.record.get("store"))).resolve()
+    if own:
         say("notice: the probe was fitted on subjects of this store; what it says of them is no test of it.")
     odds = scores(Features(embeddings, clips, modalities), model)
     p = probability_of(odds)
@@ -176,6 +178,7 @@ def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         task.names,
         about.recordings,
         about.subjects,
+        [SPLITS[code] for code in np.asarray(embeddings.split).tolist()] if own else None,
     )
     record = {
         "command": "predict",
@@ -186,14 +189,8 @@ def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         "modalities": modalities,
         "correct_prior": config.correct_prior,
     }
-    staged = result.record["task"] == "stage"
     return write_predictions(
-        config.predictions,
-        record,
-        found,
-        _starts(config) if staged else {},
-        hypnograms=staged,
-        made_of=made_of,
+        config.predictions, record, found, _starts(config), task=result.record["task"], made_of=made_of
     )
 
 

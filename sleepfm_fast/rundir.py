@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RunDirectory",
     "damaged",
+    "has_ended_as_asked",
     "pack_optimiser",
     "read_checkpoint",
     "read_state",
@@ -272,6 +273,33 @@ class RunDirectory:
             os.truncate(self.metrics_path, n_bytes)
         elif n_bytes:
             raise SleepfmError(f"{self.metrics_path} is missing; restore it, or train into another folder.")
+
+
+def has_ended_as_asked(run: RunDirectory, command: str, now: Mapping[str, Any]) -> bool:
+    """Whether the same command has trained this run to its end: there is nothing to do, with ``--resume`` or without.
+
+    Parameters
+    ----------
+    run : RunDirectory
+    command : str
+        ``train`` or ``supervise``.
+    now : mapping
+        As of :func:`reconcile`.
+    """
+    try:
+        saved = run.config()
+        state = read_state(run.last_path) if run.last_path.is_file() else {}
+    except SleepfmError:  # none, or a damaged one, which is refused in place of a new one
+        return False
+    options, then = now["config"], saved.get("config")
+    # What --init-from names may have become another file.
+    if saved.get("command", "train") != command or not isinstance(then, dict) or options.get("init_from") is not None:
+        return False
+    same = all(k in FREE or (k in then and then[k] == value) for k, value in options.items())
+    if not same or (saved.get("store_digest"), saved.get("ranks", 1)) != (now["store_digest"], now["ranks"]):
+        return False
+    step, epoch = (found if type(found := state.get(name)) is int else 0 for name in ("step", "epoch"))
+    return bool(state.get("stopped_early")) or epoch >= options["epochs"] or 0 < options["max_steps"] <= step
 
 
 def reconcile(run: RunDirectory, now: Mapping[str, Any]) -> list[dict[str, Any]]:

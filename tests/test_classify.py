@@ -15,7 +15,7 @@ from test_supervise import LEARN, last_json
 from sleepfm_fast import classify, compare, preprocess, supervise, train
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.results import read_result
-from sleepfm_fast.runs.splits import hash_fraction
+from sleepfm_fast.runs.splits import SPLITS, hash_fraction
 
 STAGES = ["W"] * 6 + ["2"] * 6
 
@@ -117,6 +117,8 @@ def test_predictions_are_a_folder_of_hypnograms(learnt, tmp_path, capsys):
     assert [(r["recording"], r["onset_s"], r["predicted"]) for r in rows] == [
         (r["recording"], r["onset_s"], r["class"]) for r in table
     ]
+    nights = list(csv.DictReader((folder / "nights.csv").read_text().splitlines()))
+    assert [(night["split"], night["epochs_compared"]) for night in nights] == [("", "0")] * len(nights)
     # Other software's way back: the same nights, scored by these files.
     again = tmp_path / "again"
     scored = [str(tmp_path / "edf"), str(again), "--labels", str(folder / "hypnograms"), "--workers", "1"]
@@ -125,6 +127,13 @@ def test_predictions_are_a_folder_of_hypnograms(learnt, tmp_path, capsys):
     assert "exists and is not overwritten: what stands there differs in subjects (all there, test now)" in (
         refused(capsys, learnt, store, "--predictions", folder, "--table", tmp_path / "t.csv")
     )
+
+
+def test_predictions_say_what_a_subject_served_the_network_for(learnt, planted, tmp_path, capsys):
+    call(capsys, learnt, planted, "--predictions", tmp_path / "p", "--subjects", "all")
+    nights = list(csv.DictReader((tmp_path / "p" / "nights.csv").read_text().splitlines()))
+    known = json.loads((learnt / "config.json").read_text())["subjects"]
+    assert [night["split"] for night in nights] == [SPLITS[known[night["subject"]]] for night in nights]
 
 
 def test_nothing_is_overwritten_unasked(learnt, planted, tmp_path, capsys):

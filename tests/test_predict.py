@@ -15,7 +15,8 @@ from sleepfm_fast.annotations import read_scoring
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
-from sleepfm_fast.evaluation.predictions import edf_hypnogram
+from sleepfm_fast.evaluation.predicted_nights import agreement
+from sleepfm_fast.evaluation.predictions import edf_annotations, stage_spans
 from sleepfm_fast.results import read_result
 from sleepfm_fast.scoring.labels import clip_labels
 from sleepfm_fast.scoring.sleep_figures import night_figures
@@ -162,6 +163,75 @@ def test_what_cannot_be_is_refused(fitted, tmp_path):
         predict.main(predict.Config(result, folder, tmp_path / "mine", overwrite=True))
 
 
+def test_every_night_says_how_far_it_agrees_with_the_scorer(fitted, tmp_path):
+    from sklearn.metrics import cohen_kappa_score
+
+    folder, result = fitted
+    predict.main(predict.Config(result, folder, tmp_path / "out"))
+    rows, nights = (rows_of(tmp_path / "out" / name) for name in ("predictions.csv", "nights.csv"))
+    assert len(nights) == 10
+    for night in nights:
+        own = [row for row in rows if row["recording"] == night["recording"]]
+        truth, answer = [row["scored"] for row in own], [row["predicted"] for row in own]
+        assert night["epochs_compared"] == "20"
+        assert float(night["kappa"]) == pytest.approx(cohen_kappa_score(truth, answer), abs=1e-5)
+        equal = sum(a == b for a, b in zip(truth, answer, strict=True))
+        assert float(night["agreement_percent"]) == pytest.approx(5 * equal)
+    assert [night["split"] for night in nights] == ["train"] * 6 + ["validation"] + ["test"] * 3
+
+
+def test_agreement_where_there_is_little_to_compare():
+    assert agreement(["W", ""], ["", "N2"]) == {"epochs_compared": 0, "agreement_percent": None, "kappa": None}
+    assert agreement(["W", "W"], ["W", "W"]) == {"epochs_compared": 2, "agreement_percent": 100, "kappa": None}
+    assert agreement(["W", "W", ""], ["W", "R", "R"]) == {"epochs_compared": 2, "agreement_percent": 50, "kappa": 0}
+
+
+def test_breathing_is_annotated_and_counted_by_night(tmp_path):
+    rng = np.random.default_rng(2)
+    subject, label = np.repeat(np.arange(10), 20), rng.integers(0, 2, 200)
+    x = rng.standard_normal((200, 3, 12))
+    x[:, :, 0] += 4 * label[:, None]
+    store = tmp_path / "store"
+    (store / "recordings").mkdir(parents=True)
+    start = datetime(2024, 2, 28, 23, 59, 30)
+    for i in range(10):
+        (store / "recordings" / f"s{i:03d}_night1.json").write_text(json.dumps({"start": start.isoformat()}))
+    columns = columns_of(subject, SPLIT_OF[subject], sdb=label)
+    folder = write_folder(tmp_path / "emb", x, columns, store=str(store), presets={"weights": {"sha256": "a"}})
+    probe.main(probe.Config(folder, "sdb", tmp_path / "result", bootstraps=0))
+    predict.main(predict.Config(tmp_path / "result", folder, tmp_path / "out"))
+    rows, nights = (rows_of(tmp_path / "out" / name) for name in ("predictions.csv", "nights.csv"))
+    for i, night in enumerate(nights):
+        found = np.array([row["predicted"] == "event" for row in rows[20 * i : 20 * i + 20]])
+        assert int(night["event_epochs"]) == found.sum()
+        assert float(night["event_epochs_per_h"]) == pytest.approx(found.sum() * 6)
+        assert float(night["scored_event_epochs_per_h"]) == pytest.approx(label[20 * i : 20 * i + 20].sum() * 6)
+        name = tmp_path / "out" / "breathing" / f"{night['recording']}-"
+        for path in (f"{name}Breathing.edf", f"{name}breathing.csv"):
+            covered = np.zeros(20, bool)
+            for event in read_scoring(path, start=start).events:
+                covered[int(event.onset_s / 30) : int((event.onset_s + event.duration_s) / 30)] = True
+            assert covered.tolist() == found.tolist()
+    assert not (tmp_path / "out" / "hypnograms").exists()
+
+
+def test_of_age_and_sex_a_night_has_one_class(tmp_path):
+    rng = np.random.default_rng(3)
+    subject = np.repeat(np.arange(10), 20)
+    sexes = list(description_of(10).sexes)
+    x = rng.standard_normal((200, 3, 12))
+    x[:, :, 0] += 2 * (subject % 2)[:, None]
+    folder = write_folder(tmp_path / "emb", x, columns_of(subject, SPLIT_OF[subject]))
+    probe.main(probe.Config(folder, "sex", tmp_path / "result", bootstraps=0))
+    predict.main(predict.Config(tmp_path / "result", folder, tmp_path / "out"))
+    rows, nights = (rows_of(tmp_path / "out" / name) for name in ("predictions.csv", "nights.csv"))
+    assert [night["known"] for night in nights] == [night["predicted"] for night in nights] == sexes
+    for i, night in enumerate(nights):
+        mean = np.mean([float(row["p_F"]) for row in rows[20 * i : 20 * i + 20]])
+        assert float(night["p_F"]) == pytest.approx(mean, abs=1e-4)
+        assert float(night["p_M"]) + float(night["p_F"]) == pytest.approx(1, abs=1e-5)
+
+
 def test_sleep_figures():
     stages = ["W", "", "W", "N1", "N2", "W", "N3", "R", "R", "W"]
     figures = night_figures(stages)
@@ -201,7 +271,7 @@ def test_an_edf_hypnogram_of_any_length_is_read_by_pyedflib_and_by_us(tmp_path, 
     onsets = [7.5 + 30 * i for i in range(n)]
     stages = [("W", "N1", "R", "", "N3", "N3")[i % 6] for i in range(n)]
     path = tmp_path / "h.edf"
-    path.write_bytes(edf_hypnogram(start, onsets, stages))
+    path.write_bytes(edf_annotations(start, stage_spans(onsets, stages)))
     with pyedflib.EdfReader(str(path)) as file:
         assert file.getStartdatetime() == start.replace(microsecond=0)
         found, _, texts = file.readAnnotations()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -154,13 +155,21 @@ def test_kill_and_resume_reproduce_the_uninterrupted_run_bit_for_bit(whole, coho
 
 
 def test_a_run_that_was_killed_before_its_result_gets_it_on_resume(whole, cohort_store, tmp_path, capsys):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "results")
     result, _ = call(capsys, cohort_store, run, *SMALL, "--resume", "--bootstraps", "5")
     assert result["n_bootstraps"] == 5
+    assert_same_run(whole, run)
+
+
+def test_a_finished_run_given_again_is_tested_and_not_trained(whole, cohort_store, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    _, err = call(capsys, cohort_store, run, *SMALL)
+    assert f"{run} is finished: it has trained" in err
+    assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert_same_run(whole, run)
 
 
@@ -175,7 +184,7 @@ def test_nothing_to_resume_is_said(cohort_store, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (SMALL, "add --resume"),
+        ([*SMALL, "--lr", "0.5"], "add --resume"),
         ([*SMALL, "--resume", "--lr", "0.5"], "--lr was 0.001, is 0.5"),
         ([*SMALL, "--resume", "--task", "sdb"], "--task was stage, is sdb"),
         ([*SMALL, "--resume", "--train-subjects", "2"], "--train-subjects was 0, is 2"),

@@ -2,6 +2,7 @@ import ast
 import dataclasses
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -103,10 +104,11 @@ def test_the_pace_is_that_of_the_last_ten_steps_together():
     assert pace.clips_per_s == 160.0
 
 
-def test_a_finished_run_resumes_to_nothing_more(trained, cohort_store, capsys):
-    before = (trained / "last.safetensors").read_bytes()
-    assert train.cli([str(cohort_store), str(trained), *SMALL, "--resume"]) == 0
-    assert (trained / "last.safetensors").read_bytes() == before
+@pytest.mark.parametrize("more", [["--resume"], [], ["--threads", "1"]], ids=["resumed", "again", "by other threads"])
+def test_a_finished_run_resumes_to_nothing_more(trained, cohort_store, capsys, more):
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
+    assert train.cli([str(cohort_store), str(trained), *SMALL, *more]) == 0
+    assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
     out, err = capsys.readouterr()
     assert last_json(out)["epochs"] == 3
     assert last_json(out)["clips_per_s"] is None, "no step was made, at no speed"
@@ -114,6 +116,17 @@ def test_a_finished_run_resumes_to_nothing_more(trained, cohort_store, capsys):
     assert "all that --epochs 3 asks for" in err
     assert "with --resume and a larger --epochs." in err
     assert "epoch 4" not in err
+
+
+def test_a_run_that_is_not_finished_or_was_made_otherwise_is_refused(trained, cohort_store, tmp_path, capsys):
+    for options in ([*SMALL, "--seed", "5"], [*SMALL, "--epochs", "4"], [*SMALL, "--max-steps", "1"]):
+        assert train.cli([str(cohort_store), str(trained), *options]) == 1
+        assert f"{trained} exists already. To go on with its run add --resume" in capsys.readouterr().err
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "last.safetensors").unlink()  # as after a kill before the first checkpoint
+    assert train.cli([str(cohort_store), str(run), *SMALL]) == 1
+    assert f"{run} exists already" in capsys.readouterr().err
 
 
 def test_the_option_that_ended_a_run_is_the_one_to_raise(cohort_store, tmp_path, capsys):
@@ -136,7 +149,7 @@ def test_nothing_to_resume_is_said(cohort_store, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (SMALL, "add --resume"),
+        ([*SMALL, "--lr", "0.5"], "add --resume"),
         ([*SMALL, "--resume", "--lr", "0.5"], "--lr was 0.001, is 0.5"),
         ([*SMALL, "--resume", "--batch-size", "8"], "--batch-size was 16, is 8"),
     ],

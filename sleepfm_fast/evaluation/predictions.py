@@ -1,21 +1,21 @@
-"""A classifier's class of every clip as files that other software reads: tables, EDF+ hypnograms, a night's figures.
+"""A classifier's class of every clip as files that other software reads: tables, EDF+ annotations, a night's figures.
 
 ::
 
     PREDICTIONS/
       predictions.json     what made them, columns, counts; written last
       predictions.csv      a row a clip: subject, recording, onset_s, duration_s, predicted, p_CLASS of each, scored
-      nights.csv           of sleep stages, a row a night: the figures of sleepfm_fast.scoring.sleep_figures
+      nights.csv           a row a night: figures and agreement with the scorer (``predicted_nights``)
       hypnograms/          of sleep stages, a night each: NAME-Hypnogram.edf (EDF+) and NAME-hypnogram.csv
+      breathing/           of breathing, a night each: NAME-Breathing.edf (EDF+) and NAME-breathing.csv
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,14 +26,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, say, to_json
+from sleepfm_fast.evaluation.predicted_nights import night_columns, night_row
 from sleepfm_fast.plurals import agreeing, counted
-from sleepfm_fast.scoring.sleep_figures import NIGHT_COLUMNS, night_figures
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.storage.atomic import replace_folder
 from sleepfm_fast.storage.standing import FolderKind, claimed_folder
 from sleepfm_fast.system import synchronise_descriptor
 
-__all__ = ["Predicted", "claimed_predictions", "edf_hypnogram", "starts_of", "write_predictions"]
+__all__ = ["Predicted", "claimed_predictions", "edf_annotations", "stage_spans", "starts_of", "write_predictions"]
 
 FILE = "predictions.json"
 KIND = FolderKind("a folder of predictions", FILE)
@@ -60,6 +60,9 @@ class Predicted:
         The scorer's class as an index of ``all_names``, -1 where there is none.
     all_names : tuple of str
         Every class of the task, those that were never trained too.
+    split : sequence of str, optional
+        Of each clip, what its subject served the classifier for: train, validation or test; empty where it does not
+        know the subject.
     """
 
     names: tuple[str, ...]
@@ -71,6 +74,7 @@ class Predicted:
     all_names: tuple[str, ...]
     recordings: Sequence[str]
     subjects: Sequence[str]
+    split: Sequence[str] | None = None
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
@@ -114,7 +118,7 @@ def write_predictions(
     found: Predicted,
     starts: Mapping[str, datetime],
     *,
-    hypnograms: bool,
+    task: str,
     made_of: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the folder, whole or not at all, and return its record.
@@ -126,34 +130,37 @@ def write_predictions(
         What made the predictions; counts are added to it.
     found : Predicted
     starts : mapping of str to datetime
-        Start of recordings; without it a night has no EDF+ hypnogram, whose clock would be wrong.
-    hypnograms : bool
-        The classes are sleep stages: write hypnograms and ``nights.csv`` too.
+        Start of recordings; without it a night has no EDF+ annotations, whose clock would be wrong.
+    task : str
+        Of sleep stages and of breathing, annotations of each night are written too.
     made_of : mapping
         What they depend on (:func:`sleepfm_fast.storage.standing.key_of`).
     """
     words, nights = found.words, []
     with replace_folder(path) as folder:
         _write(folder / "predictions.csv", _predictions_text(found, words).encode())
-        if hypnograms:
-            (folder / "hypnograms").mkdir()
-            for index in np.unique(found.recording).tolist():
-                rows = np.flatnonzero(found.recording == index)
-                rows = rows[np.argsort(found.onset_s[rows], kind="stable")]
-                name, onsets = found.recordings[index], found.onset_s[rows].tolist()
-                stages = [words[i] for i in rows.tolist()]
-                subject = found.subjects[int(found.subject[rows[0]])]
-                nights.append({"subject": subject, "recording": name, **night_figures(stages, onsets)})
-                text = "".join(f"{o:.10g},{EPOCH_S},{s or '?'}\n" for o, s in zip(onsets, stages, strict=True))
-                _write(folder / "hypnograms" / f"{name}-hypnogram.csv", f"onset,duration,stage\n{text}".encode())
-                if name in starts:
-                    _write(folder / "hypnograms" / f"{name}-Hypnogram.edf", edf_hypnogram(starts[name], onsets, stages))
-            _write(folder / "nights.csv", _table(("subject", "recording", *NIGHT_COLUMNS), nights).encode())
+        kind = ANNOTATED.get(task)
+        if kind is not None:
+            (folder / kind.folder).mkdir()
+        for index in np.unique(found.recording).tolist():
+            rows = np.flatnonzero(found.recording == index)
+            rows = rows[np.argsort(found.onset_s[rows], kind="stable")]
+            name, onsets = found.recordings[index], found.onset_s[rows].tolist()
+            classes = [words[i] for i in rows.tolist()]
+            nights.append(night_row(found, task, rows.tolist(), classes))
+            if kind is None:
+                continue
+            spans = kind.spans(onsets, classes)
+            text = kind.table(onsets, classes) if kind.table is not None else table_of(spans)
+            _write(folder / kind.folder / f"{name}-{kind.ending.lower()}.csv", text.encode())
+            if name in starts:
+                _write(folder / kind.folder / f"{name}-{kind.ending}.edf", edf_annotations(starts[name], spans))
+        _write(folder / "nights.csv", _table(night_columns(task, found.names), nights).encode())
         unstarted = sorted({found.recordings[i] for i in np.unique(found.recording).tolist()} - set(starts))
-        if hypnograms and unstarted:
+        if kind is not None and unstarted:
             say(
                 f"notice: when {counted(len(unstarted), 'recording')} started is not known (such as {unstarted[0]}); "
-                f"{agreeing(len(unstarted), 'it has', 'they have')} a CSV and no EDF+ hypnogram."
+                f"{agreeing(len(unstarted), 'it has', 'they have')} a CSV and no EDF+ annotations."
             )
         full = {
             **record,
@@ -210,25 +217,69 @@ def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def edf_hypnogram(start: datetime, onsets_s: Sequence[float], stages: Sequence[str]) -> bytes:
-    """EDF+ file of annotations only, with the standard texts (``Sleep stage W``), equal epochs in a row as one.
+Spans = list[tuple[float, float, str]]
+
+
+def stage_spans(onsets_s: Sequence[float], stages: Sequence[str]) -> Spans:
+    """Onset, length and standard text (``Sleep stage W``) of a night's stages, equal epochs in a row as one."""
+    return joined((onset_s, f"Sleep stage {stage or '?'}") for onset_s, stage in zip(onsets_s, stages, strict=True))
+
+
+def event_spans(onsets_s: Sequence[float], classes: Sequence[str]) -> Spans:
+    """Stretches of epochs with a respiratory event; where an event begins within them is not known."""
+    found = zip(onsets_s, classes, strict=True)
+    return joined((onset_s, "Epochs with respiratory event") for onset_s, name in found if name == "event")
+
+
+def joined(epochs: Iterable[tuple[float, str]]) -> Spans:
+    """Epochs as onset, length and text, those of one text that follow one another as one."""
+    spans: Spans = []
+    for onset_s, text in epochs:
+        last = spans[-1] if spans else None
+        if last is not None and last[2] == text and abs(last[0] + last[1] - onset_s) < 1e-6:
+            spans[-1] = (last[0], last[1] + EPOCH_S, text)
+        else:
+            spans.append((onset_s, float(EPOCH_S), text))
+    return spans
+
+
+def stage_table(onsets_s: Sequence[float], stages: Sequence[str]) -> str:
+    """CSV of a night's stages, a row an epoch."""
+    rows = (f"{o:.10g},{EPOCH_S},{s or '?'}\n" for o, s in zip(onsets_s, stages, strict=True))
+    return "onset,duration,stage\n" + "".join(rows)
+
+
+def table_of(spans: Spans) -> str:
+    """CSV of annotations."""
+    return "onset,duration,description\n" + "".join(f"{o:.10g},{d:.10g},{text}\n" for o, d, text in spans)
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """How a task's predictions are written as annotations: folder, end of the files' names, content."""
+
+    folder: str
+    ending: str
+    spans: Callable[[Sequence[float], Sequence[str]], Spans]
+    table: Callable[[Sequence[float], Sequence[str]], str] | None = None
+
+
+ANNOTATED = {
+    "stage": Annotated("hypnograms", "Hypnogram", stage_spans, stage_table),
+    "sdb": Annotated("breathing", "Breathing", event_spans),
+}
+
+
+def edf_annotations(start: datetime, spans: Spans) -> bytes:
+    """EDF+ file of annotations only: onset and length in seconds, and text.
 
     The file starts at the whole second at or before the recording's; a fraction is added to the onsets.
     """
     start = start.replace(tzinfo=None)
     begin = start.replace(microsecond=0)
     shift_s = (start - begin) / timedelta(seconds=1)
-    spans: list[tuple[float, float, str]] = []
-    for stage, group in itertools.groupby(zip(onsets_s, stages, strict=True), key=lambda item: item[1]):
-        for onset_s, _ in group:
-            last = spans[-1] if spans else None
-            if last is not None and last[2] == stage and abs(last[0] + last[1] - onset_s) < 1e-6:
-                spans[-1] = (last[0], last[1] + EPOCH_S, stage)
-            else:
-                spans.append((onset_s, float(EPOCH_S), stage))
     texts = [
-        f"+{onset_s + shift_s:.10g}\x15{length_s:.10g}\x14Sleep stage {stage or '?'}\x14\0".encode()
-        for onset_s, length_s, stage in spans
+        f"+{onset_s + shift_s:.10g}\x15{length_s:.10g}\x14{text}\x14\0".encode() for onset_s, length_s, text in spans
     ]
     records: list[bytes] = [b"+0\x14\x14\0"]
     for text in texts:

@@ -1,0 +1,92 @@
+"""What predictions say of each night as a whole, and how far they agree with the scorer there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sleepfm_fast.scoring.sleep_figures import NIGHT_COLUMNS, night_figures
+from sleepfm_fast.scoring.stages import EPOCH_S
+
+if TYPE_CHECKING:
+    from sleepfm_fast.evaluation.predictions import Predicted
+
+__all__ = ["night_columns", "night_row"]
+
+AGREEMENT = ("epochs_compared", "agreement_percent", "kappa")
+BREATHING = ("event_epochs", "event_epochs_per_h", "scored_event_epochs_per_h")
+
+
+def night_columns(task: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Columns of ``nights.csv`` for a task with these classes."""
+    counts = ("epochs", "epochs_without_prediction")
+    if task == "stage":
+        what: tuple[str, ...] = (*NIGHT_COLUMNS, *AGREEMENT)
+    elif task == "sdb":
+        what = (*counts, *BREATHING, *AGREEMENT)
+    else:
+        what = (*counts, "predicted", *(f"p_{name}" for name in names), "known")
+    return ("subject", "recording", "split", *what)
+
+
+def night_row(found: Predicted, task: str, rows: Sequence[int], words: Sequence[str]) -> dict[str, Any]:
+    """Row of a night.
+
+    Parameters
+    ----------
+    found : Predicted
+    task : str
+    rows : sequence of int
+        Its clips, in the order of time.
+    words : sequence of str
+        The class predicted for each of them, empty where there is none.
+
+    Returns
+    -------
+    dict
+        :func:`night_columns`; None where there is nothing to say. ``event_epochs_per_h``: per hour of epochs with a
+        prediction; ``scored_event_epochs_per_h``: the scorer's, per hour of epochs with a label. Agreement and Cohen's
+        kappa are of the epochs that have both; kappa is None where both are one class throughout. Of age and sex,
+        whose class is the person's, ``p_CLASS`` is the mean over the night's epochs, ``predicted`` the largest.
+    """
+    index = list(rows)
+    scored = [found.all_names[code] if code >= 0 else "" for code in found.scored[index].tolist()]
+    row: dict[str, Any] = {
+        "subject": found.subjects[int(found.subject[index[0]])],
+        "recording": found.recordings[int(found.recording[index[0]])],
+        "split": found.split[index[0]] if found.split is not None else "",
+        "epochs": len(index),
+        "epochs_without_prediction": sum(not word for word in words),
+    }
+    if task == "stage":
+        return {**row, **night_figures(words, found.onset_s[index].tolist()), **agreement(words, scored)}
+    if task == "sdb":
+        per_h = 3600 / EPOCH_S
+        known, labelled = sum(map(bool, words)), sum(map(bool, scored))
+        return {
+            **row,
+            "event_epochs": words.count("event") if known else None,
+            "event_epochs_per_h": per_h * words.count("event") / known if known else None,
+            "scored_event_epochs_per_h": per_h * scored.count("event") / labelled if labelled else None,
+            **agreement(words, scored),
+        }
+    row |= {"predicted": None, **{f"p_{name}": None for name in found.names}, "known": scored[0] or None}
+    there = [i for i, word in zip(index, words, strict=True) if word]
+    if there:
+        mean = found.probability[there].mean(axis=0)
+        row |= {f"p_{name}": p for name, p in zip(found.names, mean.tolist(), strict=True)}
+        row["predicted"] = found.names[int(mean.argmax())]
+    return row
+
+
+def agreement(words: Sequence[str], scored: Sequence[str]) -> dict[str, float | int | None]:
+    """Share of epochs with one class by both, and Cohen's kappa, of the epochs that have both."""
+    pairs = [(truth, word) for truth, word in zip(scored, words, strict=True) if truth and word]
+    if not pairs:
+        return dict.fromkeys(AGREEMENT) | {"epochs_compared": 0}
+    names = sorted({name for pair in pairs for name in pair})
+    n, equal = len(pairs), sum(truth == word for truth, word in pairs)
+    truths, answers = [truth for truth, _ in pairs], [word for _, word in pairs]
+    chance = sum(truths.count(name) * answers.count(name) for name in names)
+    kappa = None if chance == n * n else (n * equal - chance) / (n * n - chance)
+    return {"epochs_compared": n, "agreement_percent": 100 * equal / n, "kappa": kappa}
