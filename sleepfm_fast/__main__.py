@@ -6,6 +6,7 @@ import importlib
 import sys
 from contextlib import suppress
 
+from sleepfm_fast import __version__
 from sleepfm_fast.cli.command import finish
 
 COMMANDS = {
@@ -30,11 +31,15 @@ COMMANDS = {
 
 
 def main() -> int:
-    """Forward to one command, or list them."""
+    """Forward to one command, list them, or say the version."""
     arguments = sys.argv[1:]
+    if arguments and arguments[0] == "--version":
+        print(f"sleepfm_fast {__version__}")
+        return finish(0)
     if not arguments or arguments[0] in ("-h", "--help"):
         with suppress(BrokenPipeError):  # as of `| head`
-            print("usage: sleepfm-fast COMMAND ...\n\n" + "\n".join(f"  {k:<17} {v}" for k, v in COMMANDS.items()))
+            print("usage: sleepfm-fast COMMAND ...\n       sleepfm-fast --version\n")
+            print("\n".join(f"  {k:<17} {v}" for k, v in COMMANDS.items()))
         return finish(0 if arguments else 2)
     if arguments[0] not in COMMANDS:
         print(f"error: no command '{arguments[0]}'; choose one of: {', '.join(COMMANDS)}.", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sleepfm_fast import embed, preprocess, probe, retrieve, supervise, train
+from sleepfm_fast import __version__, embed, preprocess, probe, retrieve, supervise, train
 from sleepfm_fast.__main__ import COMMANDS
 from sleepfm_fast.storage.claims import claim_to_write
 
@@ -153,6 +153,8 @@ def test_the_one_name_for_all_commands():
     assert listing.returncode == 0
     assert all(name in listing.stdout for name in COMMANDS)
     assert call().returncode == 2
+    version = call("--version")
+    assert (version.returncode, version.stdout) == (0, f"sleepfm_fast {__version__}\n")
     wrong = call("trian")
     assert wrong.returncode == 2
     assert "no command 'trian'" in wrong.stderr
