@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RunDirectory",
     "damaged",
-    "has_ended_as_asked",
+    "goes_on",
     "pack_optimiser",
     "read_checkpoint",
     "read_state",
@@ -300,6 +300,14 @@ def has_ended_as_asked(run: RunDirectory, command: str, now: Mapping[str, Any]) 
         return False
     step, epoch = (found if type(found := state.get(name)) is int else 0 for name in ("step", "epoch"))
     return bool(state.get("stopped_early")) or epoch >= options["epochs"] or 0 < options["max_steps"] <= step
+
+
+def goes_on(run: RunDirectory, command: str, now: Mapping[str, Any]) -> bool:
+    """Whether a command without ``--resume`` resumes a run, as there is nothing to do; else what stands is refused."""
+    if has_ended_as_asked(run, command, now):
+        return True
+    run.refuse_if_present()
+    return False
 
 
 def reconcile(run: RunDirectory, now: Mapping[str, Any]) -> list[dict[str, Any]]:

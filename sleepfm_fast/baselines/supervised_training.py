@@ -26,7 +26,7 @@ from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.model.batch_norm import synchronise_batch_norm
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.results import FOLDER
-from sleepfm_fast.rundir import RunDirectory, has_ended_as_asked, read_checkpoint, reconcile
+from sleepfm_fast.rundir import RunDirectory, goes_on, read_checkpoint, reconcile
 from sleepfm_fast.runs.splits import Split
 from sleepfm_fast.training.loop import TrainingLoop, recordings_of
 from sleepfm_fast.training.objective import wrap
@@ -126,10 +126,7 @@ class SupervisedTrainer(TrainingLoop):
         store = ClipStore(config.store)
         if not config.resume:
             asked = {"config": kept_options(config), "store_digest": store.digest, "ranks": world.size}
-            if world.on_main(lambda: has_ended_as_asked(run, "supervise", asked)):
-                config = dataclasses.replace(config, resume=True)
-            else:
-                world.on_main(run.refuse_if_present)
+            config = dataclasses.replace(config, resume=world.on_main(lambda: goes_on(run, "supervise", asked)))
         changes: list[dict[str, Any]] = []
         if resumed := world.on_main(lambda: config.resume and run.exists()):
             remedy = "Resume it with `python -m sleepfm_fast.{command}`, or name another folder."

@@ -5,8 +5,6 @@ It describes a cohort (a paper's first table) and is what predictions of a night
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +14,7 @@ from sleepfm_fast.scoring.respiratory_counts import KINDS
 from sleepfm_fast.scoring.sleep_figures import NIGHT_COLUMNS, night_figures
 from sleepfm_fast.scoring.stages import STAGES
 from sleepfm_fast.storage.atomic import replace_file
+from sleepfm_fast.storage.csv_table import csv_table
 
 __all__ = ["FILE", "night_row", "write_nights"]
 
@@ -64,11 +63,5 @@ def night_row(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_nights(store: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write the table anew."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        values = (row[name] for name in COLUMNS)
-        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in values])
     with replace_file(store / FILE) as file:
-        file.write(text.getvalue().encode())
+        file.write(csv_table(COLUMNS, rows).encode())

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from sleepfm_fast.evaluation.metrics import confusion_by_subject, confusion_curves
 from sleepfm_fast.scoring.sleep_figures import NIGHT_COLUMNS, night_figures
 from sleepfm_fast.scoring.stages import EPOCH_S
 
@@ -85,8 +88,12 @@ def agreement(words: Sequence[str], scored: Sequence[str]) -> dict[str, float | 
     if not pairs:
         return dict.fromkeys(AGREEMENT) | {"epochs_compared": 0}
     names = sorted({name for pair in pairs for name in pair})
-    n, equal = len(pairs), sum(truth == word for truth, word in pairs)
-    truths, answers = [truth for truth, _ in pairs], [word for _, word in pairs]
-    chance = sum(truths.count(name) * answers.count(name) for name in names)
-    kappa = None if chance == n * n else (n * equal - chance) / (n * n - chance)
-    return {"epochs_compared": n, "agreement_percent": 100 * equal / n, "kappa": kappa}
+    truth, answer = (np.array([names.index(pair[side]) for pair in pairs]) for side in (0, 1))
+    confusion = confusion_by_subject(truth, answer, np.zeros_like(truth), len(names), 1)
+    figures = confusion_curves(confusion, np.ones((1, 1), np.int32))
+    accuracy, kappa = (float(figures[name][0]) for name in ("accuracy", "cohen_kappa"))
+    return {
+        "epochs_compared": len(pairs),
+        "agreement_percent": 100 * accuracy,
+        "kappa": kappa if np.isfinite(kappa) else None,
+    }

@@ -30,6 +30,7 @@ from sleepfm_fast.evaluation.predicted_nights import night_columns, night_row
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.storage.atomic import replace_folder
+from sleepfm_fast.storage.csv_table import csv_table
 from sleepfm_fast.storage.standing import FolderKind, claimed_folder
 from sleepfm_fast.system import synchronise_descriptor
 
@@ -155,7 +156,7 @@ def write_predictions(
             _write(folder / kind.folder / f"{name}-{kind.ending.lower()}.csv", text.encode())
             if name in starts:
                 _write(folder / kind.folder / f"{name}-{kind.ending}.edf", edf_annotations(starts[name], spans))
-        _write(folder / "nights.csv", _table(night_columns(task, found.names), nights).encode())
+        _write(folder / "nights.csv", csv_table(night_columns(task, found.names), nights).encode())
         unstarted = sorted({found.recordings[i] for i in np.unique(found.recording).tolist()} - set(starts))
         if kind is not None and unstarted:
             say(
@@ -204,16 +205,6 @@ def _predictions_text(found: Predicted, words: Sequence[str]) -> str:
                 found.all_names[scored] if scored >= 0 else "",
             ]
         )
-    return text.getvalue()
-
-
-def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        values = (row[name] for name in columns)
-        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in values])
     return text.getvalue()
 
 

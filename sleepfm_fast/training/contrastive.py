@@ -21,7 +21,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.model.batch_norm import synchronise_batch_norm
 from sleepfm_fast.model.compilation import compile_encoders
 from sleepfm_fast.pretrained import Pretrained, initialise, read_pretrained
-from sleepfm_fast.rundir import RunDirectory, has_ended_as_asked, reconcile
+from sleepfm_fast.rundir import RunDirectory, goes_on, reconcile
 from sleepfm_fast.runs.origin import UNKNOWN_SUBJECTS, Seen, seen_by, split_before
 from sleepfm_fast.runs.splits import Split
 from sleepfm_fast.training.facts import announcement, description, results
@@ -106,10 +106,7 @@ class Trainer(TrainingLoop):
         store = ClipStore(config.store)
         if not config.resume:
             now = {"config": plain(config), "store_digest": store.digest, "ranks": world.size}
-            if world.on_main(lambda: has_ended_as_asked(run, "train", now)):
-                config = dataclasses.replace(config, resume=True)
-            else:
-                world.on_main(run.refuse_if_present)
+            config = dataclasses.replace(config, resume=world.on_main(lambda: goes_on(run, "train", now)))
         found = None
         if resumed := world.on_main(lambda: config.resume and run.exists()):
             saved = world.on_main(run.config)
