@@ -28,9 +28,14 @@ def blocks(text, *languages):
     return [m[2] for m in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if m[1] in languages]
 
 
+def shell_blocks(text):
+    """Fenced and indented ones."""
+    return blocks(text, "sh", "bash", "") + re.findall(r"(?:^ {4}\S.*\n)+", text, re.MULTILINE)
+
+
 def commands_of(page):
     """(command, arguments) of every call of one of our commands in a page's shell blocks."""
-    for block in blocks(page.read_text(), "sh", "bash", ""):
+    for block in shell_blocks(page.read_text()):
         for line in block.replace("\\\n", " ").splitlines():
             if not re.search(r"-m sleepfm_fast\.\w+", line) or '"$' in line:
                 continue
@@ -50,6 +55,17 @@ CALLS = [(page.name, command, own) for page in PAGES for command, own in command
 def test_the_pages_have_been_read():
     assert len(CALLS) > 50
     assert {command for _, command, _ in CALLS} >= set(COMMANDS) - {"import_checkpoint", "convert"}
+
+
+def test_a_command_of_the_pages_stands_on_one_line():
+    lines = [
+        f"{page.name}: {line}"
+        for page in PAGES
+        for block in shell_blocks(page.read_text())
+        for line in block.splitlines()
+        if re.search(r"^\s*sleepfm_fast\.[a-z_]+(?: |$)|-m$", line)
+    ]
+    assert lines == []
 
 
 @pytest.mark.parametrize(
