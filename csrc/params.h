@@ -295,6 +295,90 @@ struct MBConvPacked {
     bool residual;
 };
 
+// The same block on a CUDA device, in training: what stands between its matrix products. Channels last, contiguous;
+// wide activations are bfloat16, and width is a multiple of 4. `partial`: a row for each of n_partials blocks, not
+// initialised. sleepfm_fast/ops/mbconv_train.py has the mathematics.
+struct MBConvPrepare {
+    float const* gram;            // [n_in, n_in] sums of products of the input
+    float const* mean;            // [n_in] of the input
+    float const *w1, *b1;         // [width, n_in], [width]
+    float const *gamma0, *beta0;  // [width]
+    float const *wd, *bd;         // [width, 3], [width]
+    double eps;
+    double* statistics;                   // [3, width] mean and variance of the expansion, mean of c1
+    float* parameters;                    // [7, width] scale0, shift0, three taps, bd, pivot of c2
+    void *w1_rounded, *w1_scaled, *bias;  // [width, n_in] twice, [width], bfloat16: c1 = x w1_rounded' + bias has a
+                                          // mean near 0; w1 times scale0. n_in is even
+    std::int64_t n_rows, n_in, width;     // n_rows: B T
+};
+
+struct MBConvDepthwise {
+    void const* c1;           // [B, T, width]
+    float const* parameters;  // of MBConvPrepare
+    void* c2;                 // [B, S, width]
+    float* partial;           // [n_partials, 2, width] sums of c2 - pivot and of its square
+    std::int64_t n_clips, n_samples, width;
+    int stride, n_partials;
+};
+
+struct MBConvFinishDepthwise {
+    float const* partial;         // of MBConvDepthwise
+    float const* pivot;           // [width]
+    float const *gamma1, *beta1;  // [width]
+    double eps;
+    double* statistics;          // [2, width] mean and variance of c2
+    float* parameters;           // [3, width] scale1, shift1, mean of c2
+    std::int64_t n_rows, width;  // n_rows: B S
+    int n_partials;
+};
+
+struct MBConvActivate {
+    void const* c2;           // [n_rows, width]
+    float const* parameters;  // of MBConvFinishDepthwise
+    void* a2;                 // [n_rows, width]
+    std::int64_t n_rows, width;
+};
+
+struct MBConvGradientSums {
+    void const *c2, *da2;     // [n_rows, width]
+    float const* parameters;  // of MBConvFinishDepthwise
+    float* partial;           // [n_partials, 2, width] sums of g1 and of g1 (c2 - mean)
+    std::int64_t n_rows, width;
+    int n_partials;
+};
+
+struct MBConvFinishGradientSums {
+    float const* partial;                    // of MBConvGradientSums
+    double const* statistics1;               // of MBConvFinishDepthwise
+    float const *parameters0, *parameters1;  // of MBConvPrepare and MBConvFinishDepthwise
+    float const* gamma1;                     // [width]
+    double eps;
+    float *dgamma1, *dbeta1;     // [width]
+    float* parameters;           // [9, width] scale0, shift0, three taps, scale1, shift1, slope and constant of dc2
+    std::int64_t n_rows, width;  // n_rows: B S
+    int n_partials;
+};
+
+struct MBConvDepthwiseBackward {
+    void const *c1, *c2, *da2;  // [B, T, width], [B, S, width] twice
+    float const* parameters;    // of MBConvFinishGradientSums
+    void* g0;                   // [B, T, width]
+    float* partial;             // [n_partials, 5, width] sums of g0, of g0 c1, and gradients of the taps
+    std::int64_t n_clips, n_samples, width;
+    int stride, n_partials;
+};
+
+struct MBConvFinishDepthwiseBackward {
+    float const* partial;       // of MBConvDepthwiseBackward
+    double const* statistics0;  // of MBConvPrepare
+    float const* gamma0;        // [width]
+    double eps;
+    float *dgamma0, *dbeta0, *dwd;  // [width], [width], [width, 3]
+    float* vectors;  // [3, width] scale0; then by what the expansion's gradient depends on the mean of g0, and on c1
+    std::int64_t n_rows, width;  // n_rows: B T
+    int n_partials;
+};
+
 // ---- narrow layers of the encoder: stem and maximum of three
 // ----------------------------------------------------------
 
