@@ -298,23 +298,29 @@ struct MBConvPacked {
 // The same block on a CUDA device, in training: what stands between its matrix products. Channels last, contiguous;
 // wide activations are bfloat16, and width is a multiple of 4. `partial`: a row for each of n_partials blocks, not
 // initialised. sleepfm_fast/ops/mbconv_train.py has the mathematics.
-struct MBConvPrepare {
-    float const* gram;            // [n_in, n_in] sums of products of the input
-    float const* mean;            // [n_in] of the input
-    float const *w1, *b1;         // [width, n_in], [width]
+struct MBConvExpansionSums {
+    void const* c1;  // [n_rows, width]
+    float* partial;  // [n_partials, 2, width] sums of c1 and of its square; the mean of c1 is near 0
+    std::int64_t n_rows, width;
+    int n_partials;
+};
+
+struct MBConvFinishExpansionSums {
+    float const* partial;         // of MBConvExpansionSums
+    void const* bias;             // [width] bfloat16, that the product had in place of b1
+    float const* b1;              // [width]
     float const *gamma0, *beta0;  // [width]
     float const *wd, *bd;         // [width, 3], [width]
     double eps;
-    double* statistics;                   // [3, width] mean and variance of the expansion, mean of c1
-    float* parameters;                    // [7, width] scale0, shift0, three taps, bd, pivot of c2
-    void *w1_rounded, *w1_scaled, *bias;  // [width, n_in] twice, [width], bfloat16: c1 = x w1_rounded' + bias has a
-                                          // mean near 0; w1 times scale0. n_in is even
-    std::int64_t n_rows, n_in, width;     // n_rows: B T
+    double* statistics;          // [3, width] mean and variance of the expansion, mean of c1
+    float* parameters;           // [7, width] scale0, shift0, three taps, bd, pivot of c2
+    std::int64_t n_rows, width;  // n_rows: B T
+    int n_partials;
 };
 
 struct MBConvDepthwise {
     void const* c1;           // [B, T, width]
-    float const* parameters;  // of MBConvPrepare
+    float const* parameters;  // of MBConvFinishExpansionSums
     void* c2;                 // [B, S, width]
     float* partial;           // [n_partials, 2, width] sums of c2 - pivot and of its square
     std::int64_t n_clips, n_samples, width;
@@ -350,7 +356,7 @@ struct MBConvGradientSums {
 struct MBConvFinishGradientSums {
     float const* partial;                    // of MBConvGradientSums
     double const* statistics1;               // of MBConvFinishDepthwise
-    float const *parameters0, *parameters1;  // of MBConvPrepare and MBConvFinishDepthwise
+    float const *parameters0, *parameters1;  // of MBConvFinishExpansionSums and MBConvFinishDepthwise
     float const* gamma1;                     // [width]
     double eps;
     float *dgamma1, *dbeta1;     // [width]
@@ -370,7 +376,7 @@ struct MBConvDepthwiseBackward {
 
 struct MBConvFinishDepthwiseBackward {
     float const* partial;       // of MBConvDepthwiseBackward
-    double const* statistics0;  // of MBConvPrepare
+    double const* statistics0;  // of MBConvFinishExpansionSums
     float const* gamma0;        // [width]
     double eps;
     float *dgamma0, *dbeta0, *dwd;  // [width], [width], [width, 3]

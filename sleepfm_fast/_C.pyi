@@ -286,8 +286,8 @@ def mbconv_evaluate_cuda(
 
 # What stands between a block's products in training. wide: clips, samples in, channels inside, stride, rows of partial
 # sums; addresses: csrc/bindings/mbconv_train.cpp.
-def mbconv_train_prepare(
-    n_rows: int, n_in: int, width: int, eps: float, addresses: tuple[int, ...], device: int, stream: int, /
+def mbconv_train_expansion_sums(
+    n_rows: int, width: int, n_partials: int, eps: float, addresses: tuple[int, ...], device: int, stream: int, /
 ) -> None: ...
 def mbconv_train_depthwise(
     wide: tuple[int, int, int, int, int], eps: float, addresses: tuple[int, ...], device: int, stream: int, /

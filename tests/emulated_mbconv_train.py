@@ -22,10 +22,7 @@ OP = importlib.import_module("sleepfm_fast.ops.mbconv_train")  # the package's a
 
 # Names of the buffers in the order of the bindings, and how many of them, from which on, the kernels write.
 BUFFERS = {
-    "prepare": (
-        "gram mean w1 b1 gamma0 beta0 wd bd statistics parameters w1_rounded w1_scaled bias",
-        {8, 9, 10, 11, 12},
-    ),
+    "expansion_sums": ("c1 partial bias b1 gamma0 beta0 wd bd statistics parameters", {1, 8, 9}),
     "depthwise": ("c1 parameters0 c2 partial pivot gamma1 beta1 statistics parameters", {2, 3, 7, 8}),
     "activate": ("c2 parameters1 a2", {2}),
     "gradient_sums": (

@@ -97,7 +97,7 @@ def check(case: Case, ours: dict[str, Tensor]) -> None:
             assert distance(value, twin[name]) < 1e-4, name
         else:
             # The gradient of x is rounded twice on its way, which the twin's is not.
-            limit = half if name == "x" else 0.1 * half if name == "y" else 2e-3
+            limit = {"x": 1.5 * half, "y": 0.3 * half}.get(name, 2e-3)
             assert distance(value, twin[name]) < limit, name
 
 
@@ -154,6 +154,17 @@ def test_edges_of_clips_and_runs(stride: int, monkeypatch: pytest.MonkeyPatch) -
         check(case, case.ours())
 
 
+def test_autocast_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The op is called under it, and in it some products are of float32."""
+    emulate_training(monkeypatch)
+    case = Case(16, 48, 16, 1, 2, 50)
+    expected = case.ours()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = case.ours()
+    for name, value in expected.items():
+        assert torch.equal(ours[name], value), name
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step with it is to be noticed and left out; ReLU6 by comparisons alone would make a number of NaN."""
@@ -180,11 +191,13 @@ def test_constant_inputs_offsets_and_a_common_artefact(monkeypatch: pytest.Monke
     case = Case(8, 16, 8, 1, 2, 64)
     case.x = (case.x.float() + 30.0).bfloat16()
     check(case, case.ours())
-    case = Case(8, 16, 8, 1, 2, 64)
-    case.x = (case.x.float() + 100.0 * torch.randn(2, 64, 1)).bfloat16()
+    case = Case(8, 16, 8, 1, 16, 1024)
+    case.x = (case.x.float() + 100.0 * torch.randn(16, 1024, 1)).bfloat16()
     case.weights[0][:, 1::2] = -case.weights[0][:, ::2]
-    truth = case.truth()
-    assert distance(case.ours()["y"], truth["y"]) < 1.05 * distance(case.layers()["y"], truth["y"])
+    truth, ours, theirs = case.truth(), case.ours(), case.layers()
+    assert distance(ours["y"], truth["y"]) < distance(theirs["y"], truth["y"])
+    for name in set(NAMES) - {"statistics", "b3", *WITHOUT_GRADIENT}:
+        assert distance(ours[name], truth[name]) < 1.5 * distance(theirs[name], truth[name]), name
 
 
 def test_every_barrier_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +207,7 @@ def test_every_barrier_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         emulated = emulate_training(monkeypatch, planted, n_partials=20)
         values = case.ours()
         assert {name: emulated.counts[name].barriers for name in emulated.counts} == {
-            **{"prepare": 0, "depthwise": 1, "activate": 0, "gradient_sums": 1, "depthwise_backward": 1}
+            **{"expansion_sums": 1, "depthwise": 1, "activate": 0, "gradient_sums": 1, "depthwise_backward": 1}
         }
         return b"".join(value.numpy().tobytes() for value in values.values())
 

@@ -43,29 +43,31 @@ class Pointers {
                   "`pip install .` again, or leave the blocks to torch.");
 }
 
-void prepare(std::int64_t n_rows, std::int64_t n_in, std::int64_t width, double eps,
-             std::array<Address, 13> const& addresses, int device, Address stream) {
+void expansion_sums(std::int64_t n_rows, std::int64_t width, int n_partials, double eps,
+                    std::array<Address, 10> const& addresses, int device, Address stream) {
     Pointers of(addresses);
-    MBConvPrepare call{};
-    call.gram = of.next<float const>();
-    call.mean = of.next<float const>();
-    call.w1 = of.next<float const>();
-    call.b1 = of.next<float const>();
-    call.gamma0 = of.next<float const>();
-    call.beta0 = of.next<float const>();
-    call.wd = of.next<float const>();
-    call.bd = of.next<float const>();
-    call.statistics = of.next<double>();
-    call.parameters = of.next<float>();
-    call.w1_rounded = of.next<void>();
-    call.w1_scaled = of.next<void>();
-    call.bias = of.next<void>();
-    call.eps = eps;
+    MBConvExpansionSums call{};
+    MBConvFinishExpansionSums finish{};
+    call.c1 = of.next<void const>();
+    call.partial = of.next<float>();
     call.n_rows = n_rows;
-    call.n_in = n_in;
     call.width = width;
+    call.n_partials = n_partials;
+    finish.partial = call.partial;
+    finish.bias = of.next<void const>();
+    finish.b1 = of.next<float const>();
+    finish.gamma0 = of.next<float const>();
+    finish.beta0 = of.next<float const>();
+    finish.wd = of.next<float const>();
+    finish.bd = of.next<float const>();
+    finish.statistics = of.next<double>();
+    finish.parameters = of.next<float>();
+    finish.eps = eps;
+    finish.n_rows = n_rows;
+    finish.width = width;
+    finish.n_partials = n_partials;
 #if defined(SLEEPFM_WITH_CUDA)
-    mbconv_prepare_cuda(call, device, pointer<void>(stream));
+    mbconv_expansion_sums_cuda(call, finish, device, pointer<void>(stream));
 #else
     static_cast<void>(device);
     static_cast<void>(stream);
@@ -192,7 +194,7 @@ void depthwise_backward(Wide wide, double eps, std::array<Address, 12> const& ad
 
 void bind_mbconv_train(py::module_& module) {
     using NoGil = py::call_guard<py::gil_scoped_release>;
-    module.def("mbconv_train_prepare", &prepare, NoGil());
+    module.def("mbconv_train_expansion_sums", &expansion_sums, NoGil());
     module.def("mbconv_train_depthwise", &depthwise, NoGil());
     module.def("mbconv_train_activate", &activate, NoGil());
     module.def("mbconv_train_gradient_sums", &gradient_sums, NoGil());

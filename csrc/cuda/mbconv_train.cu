@@ -5,10 +5,12 @@
 
 namespace sleepfm {
 
-void mbconv_prepare_cuda(MBConvPrepare const& call, int device, void* stream) {
+void mbconv_expansion_sums_cuda(MBConvExpansionSums const& call, MBConvFinishExpansionSums const& finish, int device,
+                                void* stream) {
     cuda::DeviceGuard const guard(device);
     cuda::CudaQueue queue{static_cast<cudaStream_t>(stream)};
-    cuda::launch_mbconv_prepare(queue, call);
+    cuda::launch_mbconv_expansion_sums(queue, call);
+    cuda::launch_mbconv_finish(queue, &cuda::mbconv_finish_expansion_sums_kernel, finish);
 }
 
 void mbconv_depthwise_cuda(MBConvDepthwise const& call, MBConvFinishDepthwise const& finish, int device, void* stream) {

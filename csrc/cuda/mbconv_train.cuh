@@ -138,6 +138,26 @@ __device__ __forceinline__ void add_walkers(Walker const& me, Four const (&sums)
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 
+// Sums of c1 and of its square.
+__global__ void __launch_bounds__(between_threads, 4)
+    mbconv_expansion_sums_kernel(MBConvExpansionSums const p, int lanes) {
+    Walker const me(p.width, lanes);
+    Four sums[2] = {};
+    if (me.works) {
+        auto const* const c1 = static_cast<std::uint16_t const*>(p.c1) + me.channel;
+#pragma unroll 8
+        for (std::int64_t row = me.first(); row < p.n_rows; row += me.step()) {
+            Four const x = four_of_bits(ptx::load_8_read_only(c1 + row * p.width));
+#pragma unroll
+            for (int c = 0; c < between_channels; ++c) {
+                sums[0].v[c] += x.v[c];
+                sums[1].v[c] = fmaf(x.v[c], x.v[c], sums[1].v[c]);
+            }
+        }
+    }
+    add_walkers(me, sums, lanes, p.width, p.partial);
+}
+
 // c2 = depthwise convolution of relu6(batch norm of c1), and the sums of its first two powers around the pivot.
 template <int STRIDE>
 __global__ void __launch_bounds__(between_threads, STRIDE == 1 ? 3 : 2)
@@ -363,7 +383,7 @@ __global__ void __launch_bounds__(between_threads, 2)
     add_walkers(me, sums, lanes, p.width, p.partial);
 }
 
-// ---- what a channel needs: before the first convolution, and from the partial sums -------------------------------
+// ---- what a channel needs of the partial sums -------------------------------
 
 constexpr int finish_channels = 32, finish_groups = between_threads / finish_channels;
 
@@ -396,63 +416,34 @@ __device__ __forceinline__ void add_partials(float const* partial, int n_partial
     }
 }
 
-// A warp a channel: the first batch norm's statistics from the input's sums of products, what mbconv_depthwise_kernel
-// wants of the channel, and the expansion's weights as the products want them. The statistics are those of the rounded
-// weights, which make c1.
-__global__ void __launch_bounds__(between_threads) mbconv_prepare_kernel(MBConvPrepare const p) {
-    int const lane = static_cast<int>(threadIdx.x) % 32, n_in = static_cast<int>(p.n_in);
-    std::int64_t const channel =
-        static_cast<std::int64_t>(blockIdx.x) * (between_threads / 32) + static_cast<int>(threadIdx.x) / 32;
-    bool const inside = channel < p.width;
-    float const* const w = p.w1 + (inside ? channel : 0) * n_in;
-    auto const rounded = [&](int i) {
-        return static_cast<double>(ptx::from_bf16(static_cast<std::uint16_t>(ptx::pack_bf16(w[i], 0.0f))));
-    };
-    double const n = static_cast<double>(p.n_rows);
-    double square = 0.0, mean = 0.0;
-    for (int j = lane; j < n_in; j += 32) {
-        double product = 0.0;
-        for (int i = 0; i < n_in; ++i) {
-            double const covariance = static_cast<double>(p.gram[i * n_in + j]) / n -
-                                      static_cast<double>(p.mean[i]) * static_cast<double>(p.mean[j]);
-            product += rounded(i) * covariance;
-        }
-        square += product * rounded(j);
-        mean += static_cast<double>(p.mean[j]) * rounded(j);
-    }
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) {
-        square += ptx::shuffle_xor(square, mask);
-        mean += ptx::shuffle_xor(mean, mask);
-    }
-    if (!inside) {
+// The first batch norm's statistics, and what mbconv_depthwise_kernel wants of the channel.
+__global__ void __launch_bounds__(between_threads)
+    mbconv_finish_expansion_sums_kernel(MBConvFinishExpansionSums const p) {
+    double sums[2];
+    add_partials(p.partial, p.n_partials, p.width, sums);
+    std::int64_t const channel = static_cast<std::int64_t>(blockIdx.x) * finish_channels + threadIdx.x;
+    if (threadIdx.x >= finish_channels || channel >= p.width) {
         return;
     }
-    double const variance = square < 0.0 ? 0.0 : square;  // by rounding
+    double const n = static_cast<double>(p.n_rows), mean = sums[0] / n, difference = sums[1] / n - mean * mean;
+    double const variance = difference < 0.0 ? 0.0 : difference;
     double const scale = static_cast<double>(p.gamma0[channel]) / sqrt(variance + p.eps);
-    float const factor = static_cast<float>(scale);
-    for (int i = 2 * lane; i < n_in; i += 64) {
-        std::uint32_t const words[2] = {ptx::pack_bf16(w[i], w[i + 1]),
-                                        ptx::pack_bf16(factor * w[i], factor * w[i + 1])};
-        memcpy(static_cast<std::uint16_t*>(p.w1_rounded) + channel * n_in + i, &words[0], sizeof words[0]);
-        memcpy(static_cast<std::uint16_t*>(p.w1_scaled) + channel * n_in + i, &words[1], sizeof words[1]);
-    }
-    if (lane == 0) {
-        auto const bias = static_cast<std::uint16_t>(ptx::pack_bf16(static_cast<float>(-mean), 0.0f));
-        static_cast<std::uint16_t*>(p.bias)[channel] = bias;
-        double const mean_of_c1 = mean + static_cast<double>(ptx::from_bf16(bias));
-        p.statistics[channel] = mean + static_cast<double>(p.b1[channel]);
-        p.statistics[p.width + channel] = variance;
-        p.statistics[2 * p.width + channel] = mean_of_c1;
-        float const *const taps = p.wd + 3 * channel, beta = p.beta0[channel];
-        float const rows[7] = {factor, static_cast<float>(static_cast<double>(beta) - mean_of_c1 * scale), taps[0],
-                               taps[1], taps[2], p.bd[channel],
-                               // what the convolution makes of a constant: near the mean of c2
-                               p.bd[channel] + (taps[0] + taps[1] + taps[2]) * relu6(beta)};
+    double const bias = static_cast<double>(ptx::from_bf16(static_cast<std::uint16_t const*>(p.bias)[channel]));
+    float const *const taps = p.wd + 3 * channel, beta = p.beta0[channel];
+    p.statistics[channel] = mean - bias + static_cast<double>(p.b1[channel]);
+    p.statistics[p.width + channel] = variance;
+    p.statistics[2 * p.width + channel] = mean;
+    // Last what the convolution makes of a constant, which is near the mean of c2.
+    float const rows[7] = {static_cast<float>(scale),
+                           static_cast<float>(static_cast<double>(beta) - mean * scale),
+                           taps[0],
+                           taps[1],
+                           taps[2],
+                           p.bd[channel],
+                           p.bd[channel] + (taps[0] + taps[1] + taps[2]) * relu6(beta)};
 #pragma unroll
-        for (int row = 0; row < 7; ++row) {
-            p.parameters[row * p.width + channel] = rows[row];
-        }
+    for (int row = 0; row < 7; ++row) {
+        p.parameters[row * p.width + channel] = rows[row];
     }
 }
 

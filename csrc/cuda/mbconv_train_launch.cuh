@@ -38,13 +38,11 @@ inline void check_between_clips(std::int64_t n_clips, std::int64_t n_samples, in
 }
 
 template <typename Queue>
-void launch_mbconv_prepare(Queue& queue, MBConvPrepare const& p) {
-    check_between(p.n_rows, p.width, 1);
-    SLEEPFM_CHECK(p.n_in >= 2 && p.n_in % 2 == 0 && p.n_in <= 32768, "mbconv_train: ", p.n_in,
-                  " channels in; expected an even number up to 32768.");
-    constexpr std::int64_t channels = between_threads / 32;
-    queue(&mbconv_prepare_kernel, Grid{static_cast<unsigned>((p.width + channels - 1) / channels), 1}, between_threads,
-          0, p);
+void launch_mbconv_expansion_sums(Queue& queue, MBConvExpansionSums const& p) {
+    check_between(p.n_rows, p.width, p.n_partials);
+    BetweenTiles const tiles(p.width);
+    queue(&mbconv_expansion_sums_kernel, Grid{static_cast<unsigned>(p.n_partials), tiles.tiles}, between_threads, 0, p,
+          tiles.lanes);
 }
 
 template <typename Queue>

@@ -20,7 +20,7 @@ from sleepfm_fast.model.mbconv_blocks import (
 from sleepfm_fast.model.precision import Precision
 from sleepfm_fast.ops.mbconv_train import MULTIPLE, mbconv_train
 
-__all__ = ["check_fused_training", "fuse_training"]
+__all__ = ["check_fused_training", "fuse_encoder", "fuse_training"]
 
 
 def check_fused_training(model: SleepModel, precision: Precision, *, compiled: bool, synchronised: bool) -> None:
@@ -52,7 +52,12 @@ def fuse_training(model: SleepModel) -> None:
     """
     for encoder in model.encoders.values():
         assert isinstance(encoder, EfficientNet1d)
-        encoder.before_last = MethodType(before_last, encoder)  # type: ignore[method-assign]
+        fuse_encoder(encoder)
+
+
+def fuse_encoder(encoder: EfficientNet1d) -> None:
+    """As :func:`fuse_training`, one encoder."""
+    encoder.before_last = MethodType(before_last, encoder)  # type: ignore[method-assign]
 
 
 def before_last(encoder: EfficientNet1d, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sleepfm_fast import _C
 
-__all__ = ["activate", "depthwise", "depthwise_backward", "gradient_sums", "prepare"]
+__all__ = ["activate", "depthwise", "depthwise_backward", "expansion_sums", "gradient_sums"]
 
 MOST_PARTIALS = 512  # rows of partial sums: blocks that fill a large device twice
 
@@ -32,19 +32,17 @@ def addresses(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(tensor.data_ptr() for tensor in tensors)
 
 
-def prepare(
-    gram: Tensor,
-    mean: Tensor,
-    n_rows: int,
-    w1: Tensor,
+def expansion_sums(
+    c1: Tensor,
+    bias: Tensor,
     b1: Tensor,
     gamma0: Tensor,
     beta0: Tensor,
     wd: Tensor,
     bd: Tensor,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """From the input's mean and sums of products over ``n_rows`` samples to the first batch norm.
+) -> tuple[Tensor, Tensor]:
+    """From the expansion to the first batch norm; ``bias`` (bfloat16) is what the product had in place of b1.
 
     Returns
     -------
@@ -52,21 +50,14 @@ def prepare(
         ``[3, width]`` float64, mean and variance of the expansion, mean of c1.
     parameters : Tensor
         ``[7, width]``: scale, shift, three taps and bias of the convolution, and what it makes of a constant.
-    w1_rounded, w1_scaled : Tensor
-        ``[width, n_in]`` bfloat16: w1, and w1 times the scale.
-    bias : Tensor
-        ``[width]`` bfloat16, with which the expansion's mean is near 0: c1 is the input times w1_rounded, plus this.
     """
-    width, n_in = w1.shape
-    statistics = w1.new_empty((3, width), dtype=torch.float64)
-    parameters = w1.new_empty((7, width))
-    shapes = ((width, n_in), (width, n_in), (width,))
-    w1_rounded, w1_scaled, bias = (w1.new_empty(shape, dtype=torch.bfloat16) for shape in shapes)
-    made = (statistics, parameters, w1_rounded, w1_scaled, bias)
-    _C.mbconv_train_prepare(
-        n_rows, n_in, width, eps, addresses(gram, mean, w1, b1, gamma0, beta0, wd, bd, *made), *place(w1)
-    )
-    return made
+    B, T, width = c1.shape
+    n = partial_rows(B * T)
+    partial, parameters = b1.new_empty((n, 2, width)), b1.new_empty((7, width))
+    statistics = b1.new_empty((3, width), dtype=torch.float64)
+    given = addresses(c1, partial, bias, b1, gamma0, beta0, wd, bd, statistics, parameters)
+    _C.mbconv_train_expansion_sums(B * T, width, n, eps, given, *place(c1))
+    return statistics, parameters
 
 
 def depthwise(

@@ -7,6 +7,8 @@ Derivation and predictions: ``docs/kernels/encoder-blocks-cuda.md``.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -157,34 +159,40 @@ def call_backward(
 # ---- the block ------------------------------------------------------------------------------------------------------
 
 
+def without_autocast(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """Every product in here has the precision that it was given; under autocast it is asked for, float32 ones too."""
+
+    @functools.wraps(function)
+    def run(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *arguments)
+
+    return run
+
+
+@without_autocast
 def forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, ...]:
     """y, statistics, then what backward wants: see :func:`_fake_forward`.
 
-    With the input's mean m and covariance C, channel k of the expansion has the mean ``w1[k] m`` and the variance
-    ``w1[k] C w1[k]``. The mean is taken off before c1 is rounded.
+    A batch norm takes the expansion's bias away. In its place the product has one that takes the mean off before c1 is
+    rounded, which needs the mean of x alone.
     """
     x = x.contiguous()
     w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3 = (weight.contiguous() for weight in weights)
     B, T, n_in = x.shape
     flat = x.view(B * T, n_in)
-    mean = flat.mean(0, dtype=torch.float32)
-    gram = x.new_empty((n_in, n_in), dtype=torch.float32)
-    multiply(flat.T, flat, gram)
-    statistics0, parameters0, w1_rounded, w1_scaled, bias = between.prepare(
-        gram, mean, B * T, w1, b1, gamma0, beta0, wd, bd, eps
-    )
-    c1 = torch.addmm(bias, flat, w1_rounded.T).view(B, T, -1)
+    bias = torch.mv(w1, flat.mean(0, dtype=torch.float32)).neg_().to(x.dtype)
+    c1 = torch.addmm(bias, flat, w1.to(x.dtype).T).view(B, T, -1)
+    statistics0, parameters0 = between.expansion_sums(c1, bias, b1, gamma0, beta0, wd, bd, eps)
     c2, statistics1, parameters1 = between.depthwise(c1, parameters0, gamma1, beta1, stride, eps)
     a2 = between.activate(c2, parameters1)
     S = c2.shape[1]
     y = torch.addmm(b3.to(x.dtype), a2.view(B * S, -1), w3.to(x.dtype).T).view(B, S, -1)
     statistics = torch.cat((statistics0[:2], statistics1))
-    return (
-        *(y, statistics, statistics0, statistics1, parameters0, parameters1, w1_rounded, w1_scaled, mean, gram),
-        *(c1, c2, a2),
-    )
+    return y, statistics, statistics0, statistics1, parameters0, parameters1, c1, c2, a2
 
 
+@without_autocast
 def backward(
     dy: Tensor, x: Tensor, kept: list[Tensor], weights: list[Tensor], stride: int, eps: float
 ) -> tuple[Tensor, ...]:
@@ -195,13 +203,11 @@ def backward(
     """
     # What forward kept comes back as hooks on saved tensors leave it.
     dy, x = dy.contiguous(), x.contiguous()
-    statistics0, statistics1, parameters0, parameters1, w1_rounded, w1_scaled, mean, gram, c1, c2, a2 = (
-        tensor.contiguous() for tensor in kept
-    )
-    gamma0, gamma1, w3 = (weights[k].contiguous() for k in (2, 6, 8))
+    statistics0, statistics1, parameters0, parameters1, c1, c2, a2 = (tensor.contiguous() for tensor in kept)
+    w1, gamma0, gamma1, w3 = (weights[k].contiguous() for k in (0, 2, 6, 8))
     B, T, n_in = x.shape
     rows = B * T
-    width, n_out, S = len(w1_rounded), len(w3), c2.shape[1]
+    width, n_out, S = len(w1), len(w3), c2.shape[1]
     flat_dy, flat = dy.view(B * S, n_out), x.view(rows, n_in)
     dw3 = w3.new_empty((n_out, width))
     multiply(flat_dy.T, a2.view(B * S, width), dw3)
@@ -213,15 +219,18 @@ def backward(
     )
     flat_g0 = g0.view(rows, width)
     scale, of_mean, of_c1 = vectors[:, :, None]
-    w1 = w1_rounded.float()
-    # Of a sample: w1' v0 g0 + w1' v1 + w1' v2 w1 (x - mean). The constant is that of the rounded matrix.
-    square = torch.mm((w1 * of_c1).T, w1).to(dy.dtype)
-    constant = ((w1 * of_mean).sum(0) - torch.mv(square.float().T, mean)).to(dy.dtype)
-    dx = torch.addmm(torch.addmm(constant, flat, square), flat_g0, w1_scaled).view(B, T, n_in)
-    dw1 = w3.new_empty((width, n_in))
+    # With m the mean of x, a sample's gradient is w1' v0 g0 + w1' v1 + w1' v2 w1 (x - m); the constant is that of the
+    # rounded matrix.
+    mean = flat.mean(0, dtype=torch.float32)
+    rounded = w1.to(dy.dtype).float()
+    square = torch.mm((rounded * of_c1).T, rounded).to(dy.dtype)
+    constant = ((rounded * of_mean).sum(0) - torch.mv(square.float().T, mean)).to(dy.dtype)
+    dx = torch.addmm(torch.addmm(constant, flat, square), flat_g0, (w1 * scale).to(dy.dtype)).view(B, T, n_in)
+    dw1, gram = w1.new_empty((width, n_in)), w1.new_empty((n_in, n_in))
     multiply(flat_g0.T, flat, dw1)
+    multiply(flat.T, flat, gram)
     covariance = torch.addr(gram, mean, mean, alpha=-rows)  # times the number of samples
-    dw1 = torch.addcmul(scale * torch.addr(dw1, dbeta0, mean, alpha=-1), of_c1, torch.mm(w1, covariance))
+    dw1 = torch.addcmul(scale * torch.addr(dw1, dbeta0, mean, alpha=-1), of_c1, torch.mm(rounded, covariance))
     zero = torch.zeros_like(dgamma0)
     return dx, dw1, zero, dgamma0, dbeta0, dwd, zero.clone(), dgamma1, dbeta1, dw3, db3
 
@@ -230,8 +239,7 @@ def backward(
 
 LIBRARY.define(
     "mbconv_train_forward(Tensor x, Tensor[] weights, int stride, float eps) -> (Tensor y, Tensor statistics, "
-    "Tensor statistics0, Tensor statistics1, Tensor parameters0, Tensor parameters1, Tensor w1_rounded, "
-    "Tensor w1_scaled, Tensor mean, Tensor gram, Tensor c1, Tensor c2, Tensor a2)",
+    "Tensor statistics0, Tensor statistics1, Tensor parameters0, Tensor parameters1, Tensor c1, Tensor c2, Tensor a2)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
@@ -244,14 +252,13 @@ LIBRARY.define(
 
 @torch.library.register_fake("sleepfm_fast::mbconv_train_forward", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _fake_forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, ...]:
-    B, T, n_in = x.shape
+    B, T = x.shape[:2]
     S, width, n_out = (T - 1) // stride + 1, weights[0].shape[0], weights[8].shape[0]
     small = [((n, width), torch.float64) for n in (4, 3, 2)] + [((n, width), torch.float32) for n in (7, 3)]
-    narrow = [((width, n_in), x.dtype)] * 2 + [((n_in,), torch.float32), ((n_in, n_in), torch.float32)]
     wide = [((B, T, width), x.dtype), *[((B, S, width), x.dtype)] * 2]
     return (
         x.new_empty((B, S, n_out)),
-        *(x.new_empty(shape, dtype=dtype) for shape, dtype in (*small, *narrow, *wide)),
+        *(x.new_empty(shape, dtype=dtype) for shape, dtype in (*small, *wide)),
     )
 
 

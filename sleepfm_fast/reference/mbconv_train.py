@@ -40,14 +40,12 @@ def mbconv_train(
         weights = (w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3)
         y, statistics = exact(first, weights, stride, None, eps)
         return y.transpose(1, 2), torch.stack(statistics).detach()
-    w1, w3, b3 = to_bfloat16(w1), to_bfloat16(w3), to_bfloat16(b3)
-    mean = first.mean((0, 2))
-    centred = first - mean[:, None]
-    mean0, variance0 = w1 @ mean, F.conv1d(centred, w1[:, :, None]).square().mean((0, 2))
-    bias = to_bfloat16(-mean0).detach()
-    c1 = to_bfloat16(F.conv1d(first, w1[:, :, None], bias))
+    bias = to_bfloat16(-(w1 @ first.mean((0, 2)))).detach()  # its gradient is that of a constant
+    c1 = to_bfloat16(F.conv1d(first, to_bfloat16(w1)[:, :, None], bias))
+    mean0 = c1.mean((0, 2))
+    variance0 = (c1 - mean0[:, None]).square().mean((0, 2))
     scale0 = gamma0 / (variance0 + eps).sqrt()
-    shift0 = beta0 - (mean0 + bias) * scale0 + (b1 - b1)  # a batch norm takes b1 away
+    shift0 = beta0 - mean0 * scale0 + (b1 - b1)  # a batch norm takes b1 away
     u = gradient_rounded(c1 * scale0[:, None] + shift0[:, None])
     c2 = to_bfloat16(F.conv1d(relu6(u), wd[:, None, :], bd, stride=stride, padding=1, groups=len(wd)))
     mean1 = c2.mean((0, 2))
@@ -55,6 +53,6 @@ def mbconv_train(
     scale1 = gamma1 / (variance1 + eps).sqrt()
     u = c2 * scale1[:, None] + (beta1 - mean1 * scale1)[:, None]
     a2 = to_bfloat16(relu6(gradient_rounded(u)))
-    y = to_bfloat16(gradient_rounded(F.conv1d(a2, w3[:, :, None], b3)))
-    statistics = [mean0 + b1, variance0, mean1, variance1]
+    y = to_bfloat16(gradient_rounded(F.conv1d(a2, to_bfloat16(w3)[:, :, None], to_bfloat16(b3))))
+    statistics = [mean0 - bias + b1, variance0, mean1, variance1]
     return y.transpose(1, 2), torch.stack(statistics).detach()

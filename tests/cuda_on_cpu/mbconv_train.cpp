@@ -26,13 +26,16 @@ struct EmulatedQueue {
 
 }  // namespace
 
-extern "C" int prepare(cuda_on_cpu::Options* options, std::int64_t n_rows, std::int64_t n_in, std::int64_t width,
-                       float eps, float const* gram, float const* mean, float const* w1, float const* b1,
-                       float const* gamma0, float const* beta0, float const* wd, float const* bd, double* statistics,
-                       float* parameters, void* w1_rounded, void* w1_scaled, void* bias) {
+extern "C" int expansion_sums(cuda_on_cpu::Options* options, std::int64_t n_rows, std::int64_t width,
+                              std::int64_t n_partials, float eps, void const* c1, float* partial, void const* bias,
+                              float const* b1, float const* gamma0, float const* beta0, float const* wd,
+                              float const* bd, double* statistics, float* parameters) {
     EmulatedQueue queue{*options};
-    cuda::launch_mbconv_prepare(queue, {gram, mean, w1, b1, gamma0, beta0, wd, bd, eps, statistics, parameters,
-                                        w1_rounded, w1_scaled, bias, n_rows, n_in, width});
+    int const n = static_cast<int>(n_partials);
+    cuda::launch_mbconv_expansion_sums(queue, {c1, partial, n_rows, width, n});
+    cuda::launch_mbconv_finish(queue, &cuda::mbconv_finish_expansion_sums_kernel,
+                               MBConvFinishExpansionSums{partial, bias, b1, gamma0, beta0, wd, bd, eps, statistics,
+                                                         parameters, n_rows, width, n});
     return queue.status;
 }
 
