@@ -18,6 +18,7 @@ from sleepfm_fast.ops import mbconv_between as between
 from sleepfm_fast.ops.contrastive_gemm import multiply
 from sleepfm_fast.ops.dispatch import is_plain
 from sleepfm_fast.ops.mbconv import WEIGHTS
+from sleepfm_fast.ops.process_settings import float32_factors
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
 
@@ -159,18 +160,21 @@ def call_backward(
 # ---- the block ------------------------------------------------------------------------------------------------------
 
 
-def without_autocast(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """Every product in here has the precision that it was given; under autocast it is asked for, float32 ones too."""
+def as_given(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """Products in the precision of their factors: autocast, under which training runs, would round the float32 ones.
+
+    So would a process that allows TF32.
+    """
 
     @functools.wraps(function)
     def run(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), float32_factors():
             return function(x, *arguments)
 
     return run
 
 
-@without_autocast
+@as_given
 def forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, ...]:
     """y, statistics, then what backward wants: see :func:`_fake_forward`.
 
@@ -192,7 +196,7 @@ def forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[
     return y, statistics, statistics0, statistics1, parameters0, parameters1, c1, c2, a2
 
 
-@without_autocast
+@as_given
 def backward(
     dy: Tensor, x: Tensor, kept: list[Tensor], weights: list[Tensor], stride: int, eps: float
 ) -> tuple[Tensor, ...]:
