@@ -71,6 +71,9 @@ class Config:
     """Seed of simulation, training, draws and resamples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train and embed."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of all networks in training and embedding, as in train and embed. bfloat16 is for GPUs, and for
+    processors that multiply it (docs/training.md)."""
     threads: int = 0
     """CPU threads of training; 0 for all cores."""
 
@@ -100,9 +103,8 @@ def claim(layout: Layout, settings: dict[str, Any]) -> None:
         raise SleepfmError(f"{file} is damaged ({error}). Delete it; what is finished beside it is kept.") from error
     if saved.get("format") != FORMAT or saved.get("version") != VERSION:
         raise SleepfmError(f"{file} says '{saved.get('format')} {saved.get('version')}'; name a new folder.")
-    differing = [
-        f"{k} was {saved['settings'].get(k)}, is {v}" for k, v in settings.items() if saved["settings"].get(k) != v
-    ]
+    before = {"precision": "float32", **saved["settings"]}  # records before there was a choice have no precision
+    differing = [f"{k} was {before.get(k)}, is {v}" for k, v in settings.items() if before.get(k) != v]
     if differing:
         raise SleepfmError(
             f"{layout.out} holds a reproduction of other settings: {'; '.join(differing)}. Go on with the same ones "
@@ -183,7 +185,9 @@ def prepared(config: Config) -> tuple[Planner, list[PaperTable], dict[str, float
         import torch
 
         torch.set_num_threads(config.threads)
-    rates = reproduce_cost.measure(preset.encoder, facts.channels, preset.training["batch_size"], config.device)
+    rates = reproduce_cost.measure(
+        preset.encoder, facts.channels, preset.training["batch_size"], config.device, config.precision
+    )
     dim, parameters = reproduce_cost.network_sizes(preset.encoder, facts.channels)
     planner = reproduce_plan.Planner(
         layout,
@@ -194,6 +198,7 @@ def prepared(config: Config) -> tuple[Planner, list[PaperTable], dict[str, float
         external_store=config.external,
         seed=config.seed,
         device=config.device,
+        precision=config.precision,
         threads=config.threads,
         dim=dim,
         parameters=parameters,
@@ -209,6 +214,7 @@ def settings_of(config: Config, preset: Preset) -> dict[str, Any]:
         "external": None if config.external is None else str(config.external.resolve()),
         "preset": config.preset,
         "epochs": preset.training["epochs"],
+        "precision": config.precision,
         "seed": config.seed,
     }
 
@@ -239,7 +245,7 @@ def main(config: Config) -> dict[str, Any]:
     states = {step.name: reproduce_steps.state_of(step) for step in steps}
     encoder = planner.preset.encoder
     about = (
-        reproduce_tables.size_line(config.preset, planner.preset, facts),
+        reproduce_tables.size_line(config.preset, planner.preset, facts, config.precision),
         reproduce_tables.warning(simulated=facts.simulated, encoder=encoder),
     )
     say("\n".join(about))

@@ -34,7 +34,7 @@ RATES = {
 }
 
 
-def planner(out=Path("/nowhere"), store=None, external_store=None, preset=SMOKE):
+def planner(out=Path("/nowhere"), store=None, external_store=None, preset=SMOKE, precision="float32"):
     facts = simulated_facts(preset.subjects, preset.hours, preset.split, "sim-")
     external = simulated_facts(preset.external_subjects, preset.hours, preset.split, "sim-1-")
     return reproduce_plan.Planner(
@@ -46,6 +46,7 @@ def planner(out=Path("/nowhere"), store=None, external_store=None, preset=SMOKE)
         external_store=external_store,
         seed=0,
         device="cpu",
+        precision=precision,
         threads=1,
         dim=128,
         parameters={"encoder": 1e5, "supervised": 2e5},
@@ -199,8 +200,9 @@ def test_cost_is_work_at_the_measured_rate():
     assert embedded.disk_bytes == facts.n_clips * 3 * 128 * 4
 
 
-def test_networks_are_timed_and_all_work_has_a_rate():
-    rates = reproduce_cost.measure("tiny", {"respiratory": 2, "brain": 1}, 4, "cpu")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_networks_are_timed_and_all_work_has_a_rate(precision):
+    rates = reproduce_cost.measure("tiny", {"respiratory": 2, "brain": 1}, 4, "cpu", precision)
     assert all(rate > 0 for rate in rates.values())
     dim, parameters = reproduce_cost.network_sizes("tiny", {"respiratory": 2, "brain": 1})
     assert dim == 128
@@ -323,6 +325,15 @@ def test_what_a_killed_command_keeps_beside_its_folder_has_begun(tmp_path, monke
     assert reproduce_steps.state_of(step) == "finished"
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_network_computes_in_the_precision_asked_for(precision):
+    steps = reproduce_plan.make_plan(planner(precision=precision), all_tables())
+    computing = [step for step in steps if step.command in ("train", "supervise", "embed")]
+    assert {step.command for step in computing} == {"train", "supervise", "embed"}
+    assert {step.options["precision"] for step in computing} == {precision}
+    assert not any("precision" in step.options for step in steps if step not in computing)
+
+
 def test_a_folder_holds_one_reproduction(tmp_path):
     layout = reproduce_plan.Layout(tmp_path / "out")
     reproduce.claim(layout, {"seed": 0})  # a new folder
@@ -333,6 +344,9 @@ def test_a_folder_holds_one_reproduction(tmp_path):
     reproduce.claim(layout, {"seed": 0})
     with pytest.raises(SleepfmError, match="other settings: seed was 0, is 1"):
         reproduce.claim(layout, {"seed": 1})
+    reproduce.claim(layout, {"seed": 0, "precision": "float32"})  # what all were before there was a choice
+    with pytest.raises(SleepfmError, match="precision was float32, is bfloat16"):
+        reproduce.claim(layout, {"seed": 0, "precision": "bfloat16"})
     record.write_text("{")
     with pytest.raises(SleepfmError, match="is damaged"):
         reproduce.claim(layout, {"seed": 0})
@@ -550,6 +564,7 @@ def test_the_size_stands_above_the_tables_and_a_tiny_encoder_is_not_the_papers()
     line = reproduce_tables.size_line("smoke", SMOKE, facts)
     assert "\n" not in line
     assert line.startswith("Preset smoke: encoder tiny, 5 epochs, 25 training and 11 test subjects")
+    assert "5 epochs in bfloat16, 25" in reproduce_tables.size_line("smoke", SMOKE, facts, "bfloat16")
     cell = {"row": "macro", "method": "pairwise", "figure": "AUROC", "value": 0.7, "low": None, "high": None}
     cells = [{**cell, "paper": 0.902, "note": ""}]
     table = paper_tables.make_table(7)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sleepfm_fast.model.precision import Precision
     from sleepfm_fast.reproduction.plan import Step, Work
 
 __all__ = ["RATES", "clock_text", "measure", "network_sizes", "seconds"]
@@ -43,7 +44,9 @@ def time_calls(call: Callable[[], Any], at_least_s: float = 0.5) -> float:
     return (time.perf_counter() - started) / n
 
 
-def measure(encoder: str, channels: Mapping[str, int], batch_size: int, device_name: str) -> dict[str, float]:
+def measure(
+    encoder: str, channels: Mapping[str, int], batch_size: int, device_name: str, precision: Precision = "float32"
+) -> dict[str, float]:
     """Time a few steps of the networks on noise; reading and filtering clips is faster than all of them on a CPU.
 
     Parameters
@@ -56,6 +59,8 @@ def measure(encoder: str, channels: Mapping[str, int], batch_size: int, device_n
         Clips of a training step.
     device_name : {"auto", "cpu", "cuda"}
         Where the training will run.
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the networks.
 
     Returns
     -------
@@ -66,6 +71,7 @@ def measure(encoder: str, channels: Mapping[str, int], batch_size: int, device_n
 
     from sleepfm_fast.batches import Batch
     from sleepfm_fast.encoder import PRESETS, SleepModel, build_encoder
+    from sleepfm_fast.model.precision import arithmetic
     from sleepfm_fast.training.objective import Objective, backward
     from sleepfm_fast.training.world import choose_device
 
@@ -86,7 +92,7 @@ def measure(encoder: str, channels: Mapping[str, int], batch_size: int, device_n
     with torch.random.fork_rng(devices=[]):
         model = SleepModel(dict(channels), config, 0.0).to(device)
         whole = build_encoder(sum(channels.values()), config).to(device)
-    objective = Objective(model, "leave_one_out", "both")
+    objective = Objective(model, "leave_one_out", "both", precision=precision)
 
     def train() -> None:
         model.zero_grad(set_to_none=True)
@@ -97,11 +103,13 @@ def measure(encoder: str, channels: Mapping[str, int], batch_size: int, device_n
 
     def supervise() -> None:
         whole.zero_grad(set_to_none=True)
-        whole(together).sum().backward()
+        with arithmetic(precision, device):
+            loss = whole(together).sum()
+        loss.backward()
         wait()
 
     def embed() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), arithmetic(precision, device):
             model(x, present)
         wait()
 

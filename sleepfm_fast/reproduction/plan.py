@@ -110,13 +110,14 @@ class Planner:
         external_store: Path | None,
         seed: int,
         device: str,
+        precision: str,
         threads: int,
         dim: int,
         parameters: Mapping[str, float],
     ) -> None:
         self.layout, self.preset, self.facts, self.external = layout, preset, facts, external
         self.given, self.given_external = store, external_store
-        self.seed, self.device, self.threads = seed, device, threads
+        self.seed, self.device, self.precision, self.threads = seed, device, precision, threads
         self.dim, self.parameters = dim, parameters
         self.steps: dict[str, Step] = {}
         self.serves: dict[str, list[str]] = {}
@@ -207,6 +208,7 @@ class Planner:
             **self.split_options(),
             "seed": self.seed,
             "device": self.device,
+            "precision": self.precision,
             "threads": self.threads,
             "resume": True,
         }
@@ -236,6 +238,11 @@ class Planner:
             4 * copies * 4,
         )
 
+    def embed_options(self, run: Run, store: Path, makes: Path) -> dict[str, Any]:
+        """Options of an embed command."""
+        where = {"device": self.device, "precision": self.precision}
+        return {"run": self.layout.run(run), "store": store, "embeddings": makes, **where}
+
     def embed(self, table: str, run: Run) -> str:
         """Plan the embeddings of the store, or its features."""
         store, needs = self.cohort(table)
@@ -246,7 +253,7 @@ class Planner:
             return self.add(table, makes, "features", options, Work("clips of features", n, 2.0), needs, n * 1000)
         trained = self.train(table, run)
         modalities = len(self.modalities(run))
-        options = {"run": self.layout.run(run), "store": store, "embeddings": makes, "device": self.device}
+        options = self.embed_options(run, store, makes)
         work = Work("embedded clips", n * modalities / len(self.facts.channels), 1.0)
         return self.add(table, makes, "embed", options, work, (trained,), n * modalities * self.dim * 4)
 
@@ -257,7 +264,7 @@ class Planner:
         trained = self.train(table, run)
         makes = self.layout.run(run) / "external_embeddings"
         n = self.external.n_clips
-        options = {"run": self.layout.run(run), "store": store, "embeddings": makes, "device": self.device}
+        options = self.embed_options(run, store, makes)
         name = self.add(
             table,
             makes,

@@ -68,12 +68,13 @@ def warning(*, simulated: bool, encoder: str = PAPER_ENCODER) -> str:
     return f"{PATIENTS} {OTHER_ENCODER.format(encoder=encoder, paper=PAPER_ENCODER)}"
 
 
-def size_line(name: str, preset: Preset, facts: Facts) -> str:
+def size_line(name: str, preset: Preset, facts: Facts, precision: str = "float32") -> str:
     """Say in one line what was trained, for how long and on how many."""
     people, clips, epochs = facts.subjects, facts.clips, preset.training["epochs"]
+    arithmetic = "" if precision == "float32" else f" in {precision}"
     return (
-        f"Preset {name}: encoder {preset.encoder}, {counted(epochs, 'epoch')}, {people['train']} training and "
-        f"{counted(people['test'], 'test subject')} ({clips['train']} and {counted(clips['test'], 'clip')}), "
+        f"Preset {name}: encoder {preset.encoder}, {counted(epochs, 'epoch')}{arithmetic}, {people['train']} training "
+        f"and {counted(people['test'], 'test subject')} ({clips['train']} and {counted(clips['test'], 'clip')}), "
         f"{'simulated' if facts.simulated else 'recorded'}."
     )
 
