@@ -39,7 +39,9 @@ class Config:
     Several runs are put side by side. Beside the page stands a JSON with every number shown and the files it came from.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="(required)")
+    ]
     """Run folders with their results in RUN/results, such as leave-one-out, pairwise and the supervised baseline."""
     out: Path | None = None
     """The page, ending in .html; report.html in the first RUN when omitted."""
