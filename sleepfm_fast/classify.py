@@ -241,8 +241,8 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     clip_input = classifier.clip_input
     if clip_input.renamed_slots:
         say(f"notice: the montages have different names for one channel; taken: {', '.join(clip_input.renamed_slots)}")
-    if clip_input.missing_slots:
-        say(f"notice: the store lacks {', '.join(clip_input.missing_slots)}; the network works without them")
+    for notice in clip_input.lacking("network"):
+        say(f"notice: {notice}")
     mine, overlap_note = chosen(config, store, classifier.config)
     if overlap_note:
         say(f"notice: {overlap_note}")

@@ -143,7 +143,7 @@ def main(config: Config) -> dict[str, Any]:
                 f"the store {store} could not be written ({error.filename or 'disk'}: {error.strerror or error}). What "
                 "was finished is kept; when that is mended, the same command goes on from there."
             ) from None
-        return summarise(store.resolve(), outcome, tables, shard)
+        return summarise(store.resolve(), outcome, tables, shard, config.like)
 
 
 def wrong_usage(config: Config) -> str | None:
