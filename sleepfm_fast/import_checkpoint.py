@@ -23,9 +23,9 @@ __all__ = ["Config", "main"]
 class Config:
     """Turn the authors' best.pt into a run folder that embed, probe and retrieve work with.
 
-    The file is read without running anything in it. The montage follows from the numbers of channels (7/10/2: paper,
-    3/5/1: cinc2018); filters and scaling are those of the authors' preprocessing: resampling only, no normalisation.
-    Where RUN holds this checkpoint already, this says so and ends well.
+    The file is read without running anything in it. The montage follows from the numbers of channels: 7, 10 and 2 are
+    those of paper; 3, 5 and 1 of cinc2018. Filters and scaling are those of the authors' preprocessing: resampling
+    only, no normalisation. Where RUN holds this checkpoint already, this says so and ends well.
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]

@@ -41,7 +41,9 @@ class Config:
     Where the same report stands already, this says so and ends well; another one is refused, with what differs.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="(required)")
+    ]
     """Run folders with their results in RUN/results, such as leave-one-out, pairwise and the supervised baseline."""
     out: Path | None = None
     """The page, ending in .html; report.html in the first RUN when omitted."""

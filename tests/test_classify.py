@@ -87,6 +87,22 @@ def test_another_montage_is_an_external_validation(learnt, tmp_path, capsys):
     assert result["test"]["n_subjects"] == 3
 
 
+def test_channels_that_a_store_made_like_the_run_has_in_no_night_are_said(learnt, tmp_path, capsys):
+    """Its montage is the network's, so that nothing seems to be missing."""
+    folder = tmp_path / "edf"
+    folder.mkdir()
+    for i in range(3):
+        staged_night(folder / f"new{i}.edf", STAGES, seed=100 + i, leads=[EEG, FLOW] if i else [EEG, ECG])
+    for only, said in ((1, "the store lacks ecg ECG; the network works without it"), (0, "ecg ECG in 1")):
+        files = [str(folder / f"new{i}.edf") for i in range(only, 3)]
+        store = tmp_path / f"store{only}"
+        assert preprocess.cli([*files, str(store), "--like", str(learnt), "--workers", "1"]) == 0
+        _, err = call(capsys, learnt, store, tmp_path / f"result{only}", "--subjects", "all")
+        (notice,) = (line for line in err.splitlines() if "ecg ECG" in line)
+        assert said in notice
+        assert ('{"*": {"LABEL": {"alias": "ECG"}}}' in notice) == (only == 1)
+
+
 def test_onsets_of_a_table_are_whole():
     store = SimpleNamespace(recording=[0], onset_s=[28807.125], recordings=[SimpleNamespace(id="night")])
     text = classify.table_text(store, np.array([0]), ("W", "R"), np.array([[0.25, 0.75]]))
