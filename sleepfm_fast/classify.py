@@ -176,7 +176,7 @@ def refuse_table(config: Config) -> None:
     if config.table is not None and config.table.exists() and not config.overwrite:
         raise SleepfmError(
             f"--table {config.table} exists and is not overwritten: a table does not say what it was made of. Give "
-            "another name, or add --overwrite."
+            "another name, or add --overwrite; --predictions FOLDER holds the table and says it."
         )
 
 
