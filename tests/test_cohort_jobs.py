@@ -475,6 +475,24 @@ def test_a_night_that_is_left_out_is_taken_out_when_told(cohort: Path, tmp_path:
     assert {row["status"] for row in manifest_rows(store)} == {"ingested"}
 
 
+def test_a_night_that_is_left_out_when_the_configuration_changes_leaves_no_file(
+    cohort: Path, tmp_path: Path, capsys
+) -> None:
+    """Its samples stayed, and once its recording was gone every later run was refused for its sake."""
+    store, overrides = tmp_path / "store", tmp_path / "o.json"
+    overrides.write_text('{"b1.edf": "exclude"}')
+    preprocess(capsys, cohort, store)
+    changed = ("--overrides", overrides, "--events-scored")
+    status, result = preprocess(capsys, cohort, store, *changed, "--overwrite")
+    assert (status, result["nights"]) == (0, 3)
+    assert sorted(file.name for file in (store / "recordings").iterdir()) == [
+        f"{name}.{kind}" for name in ("a1", "a2", "b2") for kind in ("bin", "json")
+    ]
+    (cohort / "b1.edf").unlink()
+    status, result = preprocess(capsys, cohort, store, *changed)
+    assert (status, result["nights"]) == (0, 3)
+
+
 def test_a_torn_line_and_a_missing_row_do_no_harm(cohort: Path, tmp_path: Path, capsys) -> None:
     store = tmp_path / "store"
     preprocess(capsys, cohort, store)

@@ -269,9 +269,10 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         configuration["meanings"] = dict(request.meanings)
     if existing is not None and existing["configuration"]["digest"] == digest:
         configuration = existing["configuration"]
-    removed: list[str] = []
+    # Of another configuration: it could neither stay in the index nor, once its file is gone, be made again.
+    removed = [plan.outdated.pop(path) for path in plan.left_out if path in plan.outdated]
     if request.overwrite:
-        removed = [plan.known.pop(path)["id"] for path in plan.left_out if path in plan.known]
+        removed += [plan.known.pop(path)["id"] for path in plan.left_out if path in plan.known]
         plan.todo = sorted([*plan.todo, *(path for path in plan.changed if path in plan.known)])
         plan.changed = {}
     # Nights that stay as they are came from what is listed; a table may name their subjects and ages anew.
@@ -285,7 +286,9 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         for suffix in (".json", ".bin"):
             (store / "recordings" / f"{name}{suffix}").unlink(missing_ok=True)
     update_participants(store, plan, cohort, request.shard)
-    unused = request.corrections.unused((h.path, h.signals) for h in headers) if len(headers) == len(given) else []
+    unused = []
+    if len(headers) == len(given):
+        unused = request.corrections.unused(((h.path, h.signals) for h in headers), plan.left_out)
     return Settled(plan, montage, configuration, given, unused)
 
 

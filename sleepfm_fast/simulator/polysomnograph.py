@@ -337,7 +337,7 @@ class Polysomnograph:
         return self.respiration("Flow", smooth, 110, 0.02, 0.04, 0.6)
 
     def nasal_pressure(self) -> Array:
-        """Pressure at the nose [cmH2O]: goes with the square of the flow; snoring rides on it."""
+        """Pressure at the nose [cmH2O]: goes with the flow to the power 1.7; snoring rides on it."""
         flow = self.air_flow
         pressure = np.sign(flow) * np.abs(flow) ** 1.7
         x = self.respiration("Nasal Pressure", pressure, 0.8, 0.03, 0.03, 0.5)
