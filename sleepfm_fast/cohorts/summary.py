@@ -79,7 +79,11 @@ def summarise(
             f"remarks on {counted(len(problems) - NIGHTS_SHOWN, 'more night is', 'more nights are')} in "
             f"{store / 'recordings'}/*.json, under issues"
         )
-    asking = [issue for issues in problems.values() for issue in issues if asks_meaning(issue)]
+    asking = [
+        next(issue for issue in issues if asks_meaning(issue))
+        for issues in problems.values()
+        if any(map(asks_meaning, issues))
+    ]
     if asking:
         say(
             f"notice: the {agreeing(len(asking), 'scoring')} of {counted(len(asking), 'night holds', 'nights hold')} "
