@@ -80,7 +80,8 @@ class Outcome:
 
     ``n_scored`` and ``n_silent`` count the indexed nights that have stages, and those of them without any word on
     respiratory events; ``twins`` is a sentence on nights that are indexed more than once, or empty; ``filled`` counts
-    the indexed nights that have each of the montage's channels.
+    the indexed nights that have each of the montage's channels; ``absent`` are recordings of other jobs of the array
+    that the index lacks.
     """
 
     montage: Montage
@@ -94,6 +95,7 @@ class Outcome:
     n_silent: int = 0
     twins: str = ""
     filled: tuple[int, ...] = ()
+    absent: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
             claim.release()
     return Outcome(
         settled.montage, settled.plan, rows, indexed.totals, settled.given, others, settled.unused_corrections,
-        indexed.n_scored, indexed.n_silent, indexed.twins, indexed.filled,
+        indexed.n_scored, indexed.n_silent, indexed.twins, indexed.filled, indexed.absent,
     )  # fmt: skip
 
 
@@ -382,6 +384,7 @@ class Indexed:
     n_silent: int = 0
     twins: str = ""
     filled: tuple[int, ...] = ()
+    absent: tuple[Path, ...] = ()
 
 
 def finish(store: Path, settled: Settled, lock: Claim) -> Indexed:
@@ -419,4 +422,5 @@ def finish(store: Path, settled: Settled, lock: Claim) -> Indexed:
     sweep(store)
     shutil.rmtree(store / STARTED, ignore_errors=True)
     (store / "running" / "headers.json").unlink(missing_ok=True)
-    return Indexed(totals, n_scored, n_silent, twins_notice(nights), tuple(filled))
+    absent = [path for path in settled.plan.names if path not in settled.plan.mine and str(path) not in entries]
+    return Indexed(totals, n_scored, n_silent, twins_notice(nights), tuple(filled), tuple(sorted(absent)))

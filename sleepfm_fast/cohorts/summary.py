@@ -137,6 +137,14 @@ def summarise(
             f"{store}: {counted(totals['recordings'], 'night')} of {counted(totals['subjects'], 'subject')}, "
             f"{counted(totals['clips'], 'clip')}, {totals['hours']:.2f} hours ({share}); montage {montage.name}"
         )
+    if outcome.absent:
+        n = len(outcome.absent)
+        say(
+            f"notice: the store lacks {counted(n, 'recording')} that other tasks of the array were to ingest (such as "
+            f"{outcome.absent[0].name}): these have not run yet, were ended, or the "
+            f"{agreeing(n, 'recording', 'recordings')} failed (manifest.csv says which). Run them again, or once "
+            "without --shard, before the store is used"
+        )
     if totals["clips"]:
         shown = iter(channels_with_counts(montage, outcome.filled, totals["recordings"]))
         say("  " + "; ".join(f"{m.name}: {', '.join(next(shown) for _ in m.slots)}" for m in montage.modalities))
@@ -181,6 +189,7 @@ def summarise(
         "added": len(added),
         "kept": len(plan.kept),
         "failed": failed,
+        "absent": len(outcome.absent),
         "changed": changed,
         "problems": dict(list(problems.items())[:NIGHTS_IN_JSON]),
         "incomplete": incomplete,
