@@ -287,8 +287,8 @@ class Polysomnograph:
         body, c = self.body, self.couplings
         since, until, rr = self._beat_grid
         rng = self.random("ECG")
-        female = body.subject.sex == "F" and c.traits
-        r_mv = rng.uniform(0.9, 1.4) * (0.85 if female else 1.0)
+        female = c.traits * (body.subject.sex == "F")
+        r_mv = rng.uniform(0.9, 1.4) * (1 - 0.15 * female)
         x = r_mv * self.qrs
         x += rng.uniform(0.08, 0.15) * np.exp(-0.5 * ((until - 0.16) / 0.022) ** 2)
         qt = rng.uniform(0.29, 0.31) * np.sqrt(rr)
