@@ -34,7 +34,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sleepfm_fast.cli.path_kinds import RECORDINGS
+from sleepfm_fast.cli.path_kinds import PREPARED, RECORDINGS
 from sleepfm_fast.cohorts.sexes import MISSING, sexes_of
 from sleepfm_fast.cohorts.visits import EXAMPLES, told_visit, visit_of
 from sleepfm_fast.errors import SleepfmError
@@ -222,7 +222,7 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 def stem_of(name: str) -> str:
     stem, dot, suffix = name.rpartition(".")
-    return stem if dot and f".{suffix.casefold()}" in RECORDINGS else name
+    return stem if dot and f".{suffix.casefold()}" in (*RECORDINGS, *PREPARED) else name
 
 
 def read_participants(path: Path) -> Participants:
