@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import stat
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -215,6 +215,10 @@ def read_recording(path: str | Path, *, strict: bool = False) -> Recording:
         if header.record_s > 0:
             shift_s = starts.exact(0) or shift_s
             segments = find_segments(header, starts, shift_s, issues)
+            # Where records are out of order, the first sample is not that of the first record.
+            if earliest_s := min(segment.onset_s for segment in segments):
+                segments = tuple(replace(segment, onset_s=segment.onset_s - earliest_s) for segment in segments)
+                shift_s += Decimal(earliest_s.numerator) / Decimal(earliest_s.denominator)
         annotations = tuple(
             Annotation(
                 float(t.onset_s - shift_s if shift_s else t.onset_s),

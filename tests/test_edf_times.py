@@ -87,6 +87,16 @@ def test_discontinuous_file_with_faults(tmp_path):
     assert any("1 record starts before the one before has ended" in issue for issue in recording.issues)
 
 
+def test_records_out_of_order_count_from_the_earliest(tmp_path):
+    more = {2: b"+0.75\x1430\x14early\x14\0", 0: b"+500.5\x14late\x14\0"}
+    recording = read_recording(plus(tmp_path, ["500.5", "501.5", "0.25", "1.25"], more=more))
+    assert [(s.first_record, s.onset_s) for s in recording.segments] == [(0, Fraction("500.25")), (2, 0)]
+    assert recording.start == datetime(2021, 3, 2, 22, 15, 30, 250000)
+    assert {a.text: a.onset_s for a in recording.annotations} == {"30": 0.5, "early": 0.5, "late": 500.25}
+    assert recording.duration_s == 502.25
+    assert any("1 record starts before the one before has ended" in issue for issue in recording.issues)
+
+
 def test_continuous_file_with_a_gap_is_read_as_marked_and_reported(tmp_path):
     recording = read_recording(plus(tmp_path, ["0", "1", "5"], reserved="EDF+C"))
     assert len(recording.segments) == 1
