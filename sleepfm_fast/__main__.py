@@ -11,7 +11,7 @@ from sleepfm_fast.cli.command import finish
 
 COMMANDS = {
     "simulate": "write a simulated cohort: EDF+ files with hypnograms and respiratory events, participants.csv",
-    "preprocess": "recordings (EDF, BDF) and their scoring -> clip store",
+    "preprocess": "recordings (EDF, BDF, WFDB) and their scoring -> clip store",
     "convert": "what other SleepFM code has prepared (.npy clips, HDF5 nights) -> clip store",
     "train": "clip store -> trained model; without arguments, the demo on a simulated cohort",
     "features": "clip store -> hand-made features, which probe and few_shot read in place of embeddings",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import queue
 import threading
 from collections import deque
@@ -19,7 +20,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
 from sleepfm_fast.ops.cuda_kernels import has_kernels
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.store.feed import Batch as Windows
 from sleepfm_fast.store.feed import Buffer, Feed
 from sleepfm_fast.store.scales import Scales, measure_scales, nominal_scales
@@ -134,6 +135,9 @@ class ClipInput:
         )
         """Channels that the store's montage calls otherwise than the model's: ``CHEST as Chest``."""
         self.missing_slots = tuple(f"{m} {s}" for (m, s), c in zip(wanted, columns, strict=True) if c < 0)
+        filled = np.asarray(store.channels.present).sum(axis=0)
+        self.n_filled = {f"{m} {s}": int(filled[c]) for (m, s), c in zip(wanted, columns, strict=True) if c >= 0}
+        """In how many recordings of the store each of the model's channels is, of those that its montage has."""
         if (columns < 0).all():
             raise SleepfmError(
                 f"the store {store.path} has none of the model's channels ({', '.join(self.missing_slots)}); its "
@@ -151,6 +155,29 @@ class ClipInput:
         self.scales = Scales.identity(len(store.recordings), len(self.slots))
         if config.normalise != "none":
             nominal_scales(self.feed, self.scales)
+
+    def lacking(self, model: str = "model") -> list[str]:
+        """Say which of the model's channels the store lacks, and which less than half of its nights have.
+
+        A store that was made for the model (``preprocess --like``) has all of its slots, and they may be empty.
+        """
+        n = len(self.store.recordings)
+        empty = [name for name, found in self.n_filled.items() if not found]
+        scarce = [f"{name} in {found}" for name, found in self.n_filled.items() if 0 < 2 * found < n]
+        said = []
+        if absent := [*self.missing_slots, *empty]:
+            them = agreeing(len(absent), "it", "them")
+            aliased = json.dumps({"*": {"LABEL": {"alias": (absent[0]).partition(" ")[2]}}})
+            said.append(
+                f"the store lacks {', '.join(absent)}; the {model} works without {them}. If its nights have {them} "
+                f"under other names, give these to preprocess, with --like and --overrides: {aliased}"
+            )
+        if scarce:
+            said.append(
+                f"of {counted(n, 'night')} the store has {', '.join(scarce)} only; in the others the {model} works "
+                f"without {agreeing(len(scarce), 'it', 'them')}"
+            )
+        return said
 
     def measure(
         self, recordings: npt.NDArray[np.int64], progress: Callable[[Iterable[int]], Iterable[int]]

@@ -51,8 +51,8 @@ class Config:
     table: Path | None = None
     """CSV to write: recording, onset_s, duration_s, class and the probability of each class, a row a clip."""
     predictions: Path | None = None
-    """Folder to write as predict does: that table with subjects, and of sleep stages a hypnogram of every night (EDF+
-    annotations, CSV) and its sleep figures."""
+    """Folder to write as predict does: that table with subjects, figures of every night and its agreement with the
+    scorer, and of sleep stages and breathing annotations of every night (EDF+, CSV)."""
     subjects: Literal["test", "all"] = "test"
     """Test subjects by the run's rule (those it was trained with never are), or everybody: right for nights of people
     whom the run has not seen. Subjects that it has seen, by name, are counted in a notice and in the record."""
@@ -65,7 +65,7 @@ class Config:
     threads: int = 0
     """CPU threads; 0 for all cores."""
     overwrite: bool = False
-    """Replace a RESULT or a table that stands there."""
+    """Replace a RESULT, a table or predictions that stand there."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = (only_with("bootstraps", "result", spelling="RESULT"),)
 
@@ -176,7 +176,7 @@ def refuse_table(config: Config) -> None:
     if config.table is not None and config.table.exists() and not config.overwrite:
         raise SleepfmError(
             f"--table {config.table} exists and is not overwritten: a table does not say what it was made of. Give "
-            "another name, or add --overwrite."
+            "another name, or add --overwrite; --predictions FOLDER holds the table and says it."
         )
 
 
@@ -241,8 +241,8 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     clip_input = classifier.clip_input
     if clip_input.renamed_slots:
         say(f"notice: the montages have different names for one channel; taken: {', '.join(clip_input.renamed_slots)}")
-    if clip_input.missing_slots:
-        say(f"notice: the store lacks {', '.join(clip_input.missing_slots)}; the network works without them")
+    for notice in clip_input.lacking("network"):
+        say(f"notice: {notice}")
     mine, overlap_note = chosen(config, store, classifier.config)
     if overlap_note:
         say(f"notice: {overlap_note}")

@@ -67,9 +67,12 @@ class Config:
 def _say_table(record: dict[str, Any]) -> None:
     rows: list[tuple[str, dict[str, Any]]] = []
     if "macro" in record:
-        rows += [(f"macro {name}", entry) for name, entry in record["macro"].items()]
-        rows += [(f"{c} {name}", entry) for c, figures in record["classes"].items() for name, entry in figures.items()]
-        rows += [(name.replace("_", " "), record[name]) for name in ("accuracy", "cohen_kappa")]
+        parts = {"": record} | ({"over nights, ": record["nights"]} if "nights" in record else {})
+        for over, part in parts.items():
+            rows += [(f"{over}macro {name}", entry) for name, entry in part["macro"].items()]
+            of_classes = part["classes"].items()
+            rows += [(f"{over}{c} {name}", entry) for c, figures in of_classes for name, entry in figures.items()]
+            rows += [(f"{over}{name.replace('_', ' ')}", part[name]) for name in ("accuracy", "cohen_kappa")]
     else:
         for d in record["directions"]:
             start = f"{d['query']} -> {d['candidates']}"

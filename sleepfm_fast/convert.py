@@ -26,6 +26,7 @@ from sleepfm_fast.cohorts.attempts import ended_its_worker, killed_sentence, out
 from sleepfm_fast.cohorts.foreign import ForeignNight, signals_of, write_foreign
 from sleepfm_fast.cohorts.ingest import claimed_run, prepare_folder
 from sleepfm_fast.cohorts.night import STARTED
+from sleepfm_fast.cohorts.nights_table import night_row, write_nights
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables, read_tables
 from sleepfm_fast.cohorts.store_inputs import inputs_of, with_inputs
 from sleepfm_fast.errors import SleepfmError
@@ -140,6 +141,7 @@ def convert_night(
 
 def converted(path: Path, name: str, config: Config, montage: Montage, digest: str, person: dict[str, Any]) -> Outcome:
     try:
+        night = look(path, config)
         facts = {
             **person,
             "configuration_digest": digest,
@@ -148,8 +150,9 @@ def converted(path: Path, name: str, config: Config, montage: Montage, digest: s
             "format_of_source": f"SleepFM {config.origin}",
             "start": None,
             "label_rules": label_rules(config),
+            "respiratory_events": night.events,
         }
-        issues = write_foreign(config.store.resolve() / "recordings", name, look(path, config), montage, facts)
+        issues = write_foreign(config.store.resolve() / "recordings", name, night, montage, facts)
     except SleepfmError as error:
         return Outcome(path, name, (), str(error))
     except OSError as error:
@@ -223,9 +226,12 @@ def ingest(config: Config, store: Path, paths: list[Path], tables: ParticipantTa
         write_store_file(store, montage, configuration, None, None)
     rows = convert_all(config, montage, digest, {path: names[path] for path in todo}, tables)
     records = sorted(f for f in (store / "recordings").glob("*.json") if belongs(f, digest))
-    totals = commit(store, montage, configuration, records) if records else None
+    totals = None
+    if records:
+        totals = commit(store, montage, configuration, records)
+        write_nights(store, [night_row(record) for file in records if (record := read_record(file)) is not None])
     shutil.rmtree(store / STARTED, ignore_errors=True)
-    return summarise(store, montage, rows, len(kept), totals)
+    return summarise(store, montage, rows, len(kept), totals, tables.unknown_recordings(paths))
 
 
 def cohort_signals(paths: Sequence[Path], config: Config) -> list[Any]:
@@ -318,7 +324,12 @@ def convert_all(
 
 
 def summarise(
-    store: Path, montage: Montage, rows: Sequence[Outcome], n_kept: int, totals: dict[str, Any] | None
+    store: Path,
+    montage: Montage,
+    rows: Sequence[Outcome],
+    n_kept: int,
+    totals: dict[str, Any] | None,
+    unknown: Sequence[str],
 ) -> dict[str, Any]:
     """Say what was done, and return the same as a dict with the exit status."""
     failed = [{"path": str(row.path), "reason": row.failure} for row in rows if row.failure is not None]
@@ -329,6 +340,9 @@ def summarise(
             say(f"  {issue}")
     for entry in failed[:NIGHTS_SHOWN]:
         say(f"failed: {entry['reason']}")
+    if unknown:
+        recordings = counted(len(unknown), "recording that was", "recordings that were")
+        say(f"the participants table names {recordings} not given: {', '.join(unknown[:10])}")
     if totals is None:
         say("error: nothing could be converted; the store holds no night yet")
     else:
@@ -346,6 +360,7 @@ def summarise(
         "kept": n_kept,
         "failed": failed,
         "problems": problems,
+        "participants_unknown": list(unknown),
         "exit_status": int(bool(failed) or totals is None),
     }
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import stat
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -30,6 +30,11 @@ from sleepfm_fast.formats.edf_tal import Annotation, RecordStarts, read_tals
 from sleepfm_fast.plurals import agreeing, counted
 
 __all__ = ["Annotation", "EdfError", "Recording", "Segment", "Signal", "read_recording"]
+
+DRIFT_S = 0.5
+"""Starts that leave the samples behind by less than rounding, record by record, count when so much has come together:
+a crystal's 20 ppm do not reach it in seven hours, and nobody scores finer."""
+NANOSECOND = Decimal("1e-9")
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,10 @@ def read_recording(path: str | Path, *, strict: bool = False) -> Recording:
         if header.record_s > 0:
             shift_s = starts.exact(0) or shift_s
             segments = find_segments(header, starts, shift_s, issues)
+            # Where records are out of order, the first sample is not that of the first record.
+            if earliest_s := min(segment.onset_s for segment in segments):
+                segments = tuple(replace(segment, onset_s=segment.onset_s - earliest_s) for segment in segments)
+                shift_s += Decimal(earliest_s.numerator) / Decimal(earliest_s.denominator)
         annotations = tuple(
             Annotation(
                 float(t.onset_s - shift_s if shift_s else t.onset_s),
@@ -243,7 +252,8 @@ def find_segments(header: Header, starts: RecordStarts, shift_s: Decimal, issues
     """Cut the records where their stated starts leave a gap, or go back.
 
     A start counts as contiguous when it is less than one sample of the fastest signal, or than 1 ms, away from the
-    end of the record before: writers round the starts.
+    end of the record before: writers round the starts. Where such differences add up, as of a recorder whose clock
+    runs otherwise than its header says, a segment ends when they reach ``DRIFT_S``.
     """
     n_records = header.n_records
     stated = ~np.isnan(starts.seconds)
@@ -257,16 +267,28 @@ def find_segments(header: Header, starts: RecordStarts, shift_s: Decimal, issues
     begins_s = np.where(last >= 0, starts.seconds[last], float(shift_s)) + (index - np.maximum(last, 0)) * record_s
     tolerance_s = max(1e-3, min((float(1 / s.fs_hz) for s in header.signals), default=0.0))
     jumps = np.flatnonzero(np.abs(np.diff(begins_s) - record_s) >= tolerance_s) + 1
+    limit_s = max(DRIFT_S, tolerance_s)
+    drifted = drift_breaks(begins_s - index * record_s, jumps, limit_s)
     whole = (Segment(0, n_records, Fraction(0)),)
-    if jumps.size == 0:
-        return whole
-    if not header.format.endswith("D"):
+    continuous = not header.format.endswith("D")
+    if drifted:
+        consequence = (
+            "the file is marked continuous and read so, and annotations lie beside their samples by as much"
+            if continuous
+            else f"the file is cut at {counted(len(drifted), 'such place')}, so that each part lies where it states"
+        )
+        issues.add(
+            "the starts of the records, each less than a sample from the end of the one before, drift away from the "
+            f"samples, by {limit_s:g} s up to record {drifted[0] + 1}; {consequence}"
+        )
+    if continuous and jumps.size:
         k = int(jumps[0])
         issues.add(
             f"the file is marked continuous and read so, but {counted(jumps.size, 'record does', 'records do')} not "
             f"follow the one before: record {k + 1} states that it starts at {begins_s[k]:g} s, the one before ends at "
             f"{begins_s[k - 1] + record_s:g} s"
         )
+    if continuous or not (jumps.size or drifted):
         return whole
     backwards = int(np.sum(begins_s[jumps] < begins_s[jumps - 1] + record_s))
     if backwards:
@@ -275,7 +297,38 @@ def find_segments(header: Header, starts: RecordStarts, shift_s: Decimal, issues
             "file is kept"
         )
     segments = []
-    for first, end in itertools.pairwise([0, *jumps.tolist(), n_records]):
+    for first, end in itertools.pairwise([0, *sorted([*jumps.tolist(), *drifted]), n_records]):
         onset_s = starts.exact(first)
-        segments.append(Segment(first, end - first, Fraction(0 if onset_s is None else onset_s - shift_s)))
+        segments.append(Segment(first, end - first, Fraction(0 if onset_s is None else rounded_s(onset_s - shift_s))))
     return tuple(segments)
+
+
+def drift_breaks(deviation_s: NDArray[np.float64], jumps: NDArray[np.int64], limit_s: float) -> list[int]:
+    """Records, between the jumps, at which what the stated starts deviate by has grown to ``limit_s``.
+
+    Parameters
+    ----------
+    deviation_s : float64 [n_records]
+        Each start less that of records that follow one another without a break.
+    jumps : int64 [n_jumps]
+        First records of the stretches but the first one.
+    limit_s : float
+    """
+    breaks = []
+    for first, end in itertools.pairwise([0, *jumps.tolist(), len(deviation_s)]):
+        begin, seen, width = first, first + 1, 64
+        while seen < end:
+            away = np.abs(deviation_s[seen : min(seen + width, end)] - deviation_s[begin]) >= limit_s
+            if away.any():
+                begin = seen + int(away.argmax())
+                breaks.append(begin)
+                seen, width = begin + 1, 64
+            else:
+                seen, width = seen + width, 2 * width
+    return breaks
+
+
+def rounded_s(onset_s: Decimal) -> Decimal:
+    """An onset in whole nanoseconds where it has more decimals: further ones are those of a printed double."""
+    exponent = onset_s.as_tuple().exponent
+    return onset_s.quantize(NANOSECOND) if isinstance(exponent, int) and exponent < -9 else onset_s

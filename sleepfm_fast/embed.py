@@ -92,8 +92,8 @@ def main(config: Config) -> dict[str, Any]:
     clip_input = ClipInput(store, Montage.from_dict(saved["montage"]), InputConfig(**saved["input"]), device)
     if clip_input.renamed_slots:
         say(f"notice: the montages have different names for one channel; taken: {', '.join(clip_input.renamed_slots)}")
-    if clip_input.missing_slots:
-        say(f"notice: the store lacks {', '.join(clip_input.missing_slots)}; the model works without them")
+    for notice in clip_input.lacking():
+        say(f"notice: {notice}")
     split = Split(**saved["split"])
     codes, notices = assign_subjects(store.subjects, split, seen.subjects)
     overlap = bool((codes < 0).any())

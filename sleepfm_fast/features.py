@@ -41,9 +41,9 @@ SHOWN = 8  # channels that a notice names
 class Config:
     """Measure what a sleep researcher would: band powers, heart rate and its variability, breathing, saturation.
 
-    Every channel of the montage is measured by its kind, at its native rate, in the units that the features' names say
-    (docs/baselines.md lists them). A feature that cannot be measured in a clip is left empty; a probe fills it with the
-    median of its training clips and marks it. Each recording is measured by itself. Killed or interrupted, the same
+    Every channel of the montage is measured by its kind, at its native rate, in the units that the features' names
+    say; docs/baselines.md lists them. A feature that cannot be measured in a clip is left empty; a probe fills it with
+    the median of its training clips and marks it. Each recording is measured by itself. Killed or interrupted, the same
     command goes on from there, to the same bytes. Where FEATURES is finished already, by the same command, this says so
     and ends well.
     """

@@ -23,8 +23,9 @@ __all__ = ["Config", "main"]
 class Config:
     """Turn the authors' best.pt into a run folder that embed, probe and retrieve work with.
 
-    The file is read without running anything in it. The montage follows from the numbers of channels (7/10/2: paper,
-    3/5/1: cinc2018); filters and scaling are those of the authors' preprocessing: resampling only, no normalisation.
+    The file is read without running anything in it. The montage follows from the numbers of channels: 7, 10 and 2 are
+    those of paper; 3, 5 and 1 of cinc2018. Filters and scaling are those of the authors' preprocessing: resampling
+    only, no normalisation. Where RUN holds this checkpoint already, this says so and ends well.
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -47,7 +48,8 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.rundir import RunDirectory
 
     checkpoint = read_seed_checkpoint(config.checkpoint)
-    write_run(checkpoint, RunDirectory(config.run))
+    if not write_run(checkpoint, RunDirectory(config.run)):
+        say(f"{config.run} is finished: this command has written it.")
     say(f"notice: {UNITS}")
     return {
         "run": str(config.run),

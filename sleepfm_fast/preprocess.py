@@ -38,7 +38,11 @@ class Config:
     Run again, it adds what is missing and redoes nothing; killed at any moment, it goes on from there.
     """
 
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH... [STORE]")]
+    paths: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PATH... [STORE]", help_behavior_hint="(required)"),
+    ]
     """FILES-OR-FOLDER... STORE: EDF, BDF or WFDB (.hea) files, or folders, and last the store (not for --inspect)."""
     labels: Path | None = None
     """Scoring: a file (for one recording) or a folder; by default it is looked for beside and inside each recording."""
@@ -139,7 +143,7 @@ def main(config: Config) -> dict[str, Any]:
                 f"the store {store} could not be written ({error.filename or 'disk'}: {error.strerror or error}). What "
                 "was finished is kept; when that is mended, the same command goes on from there."
             ) from None
-        return summarise(store.resolve(), outcome, tables, shard)
+        return summarise(store.resolve(), outcome, tables, shard, config.like)
 
 
 def wrong_usage(config: Config) -> str | None:

@@ -39,7 +39,8 @@ __all__ = ["Config", "cli", "main"]
 class Config:
     """Sleep stages, sleep-disordered breathing, age group or sex from frozen embeddings by logistic regression.
 
-    Class weights are balanced. Age and sex are asked of every clip, as in the paper; a night's clips share the label.
+    Class weights are balanced. Age and sex are asked of every clip, as in the paper; a night's clips share the label,
+    and figures over nights (by the mean probability of their clips) stand beside those over clips.
 
     AUROC, AUPRC and F1 per class and macro, the confusion matrix and 95 % intervals bootstrapped over test subjects.
     Clips without a label are left out. So are, and are counted, clips that lack a modality the probe needs; to use

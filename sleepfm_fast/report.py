@@ -6,6 +6,7 @@ plane of the embeddings. Every figure names its files; what is missing is named 
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -37,9 +38,12 @@ class Config:
     """Write one HTML page that needs no network and no script: figures, curves, nights, embeddings, retrieval, sources.
 
     Several runs are put side by side. Beside the page stands a JSON with every number shown and the files it came from.
+    Where the same report stands already, this says so and ends well; another one is refused, with what differs.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="(required)")
+    ]
     """Run folders with their results in RUN/results, such as leave-one-out, pairwise and the supervised baseline."""
     out: Path | None = None
     """The page, ending in .html; report.html in the first RUN when omitted."""
@@ -79,15 +83,8 @@ def check(config: Config) -> tuple[Path, Path]:
     if page.is_dir():
         raise SleepfmError(f"{page} is a folder; give a file that ends in .html.")
     numbers = page.with_suffix(".json")
-    for file in (page, numbers):
-        if file.exists() and not config.overwrite:
-            raise SleepfmError(f"{file} exists and is not overwritten. Give another --out, or add --overwrite.")
     if config.out is not None and not page.parent.is_dir():
         raise SleepfmError(f"the folder {page.parent} does not exist; make it, or give another --out.")
-    if config.figures is not None:
-        from sleepfm_fast.reporting.figure_files import refuse_folder
-
-        refuse_folder(config.figures, overwrite=config.overwrite)
     return page, numbers
 
 
@@ -169,38 +166,57 @@ def notices_of(runs: Sequence[Run]) -> list[str]:
 def main(config: Config) -> dict[str, Any]:
     """Write page and JSON; returns where they are."""
     from sleepfm_fast import __version__
-    from sleepfm_fast.reporting.figure_files import write_figures
+    from sleepfm_fast.reporting.figure_files import draw_figures, earlier_figures, refuse_folder
     from sleepfm_fast.reporting.page import render, to_record
     from sleepfm_fast.reporting.sources import open_runs
+    from sleepfm_fast.reporting.standing import earlier_report, is_as_drawn
     from sleepfm_fast.storage.atomic import replace_file
+    from sleepfm_fast.storage.standing import key_of, say_finished
 
     started = time.monotonic()
     page, numbers = check(config)
+    made_of = key_of("report", config, {})
+    earlier = None if config.overwrite else earlier_report(page, numbers, made_of)
+    if config.figures is not None:
+        refuse_folder(config.figures, overwrite=config.overwrite or earlier is not None)
     runs = open_runs(config.runs)
     sections = sections_of(runs, config)
     notices = notices_of(runs)
     names = ", ".join(r.name for r in runs) if len(runs) <= 4 else f"{len(runs)} runs"
     title = config.title or f"Report on {names}"
-    drawn = [] if config.figures is None else write_figures(sections, config.figures)
+    drawn = {} if config.figures is None else draw_figures(sections, config.figures)
+    left = [] if config.figures is None else [path for path in earlier_figures(config.figures) if path not in drawn]
     html = render(title, subtitle(runs), notices, sections, page.parent)
     record: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "sleepfm_fast": __version__,
+        "made_of": made_of,
         "title": title,
         "runs": [{"name": r.name, "path": str(r.path)} for r in runs],
         "notices": notices,
         "sections": to_record(sections),
     }
-    for file, text in ((numbers, to_json(record, indent=None) + "\n"), (page, html)):
-        with replace_file(file) as out:
-            out.write(text.encode("utf-8"))
+    text = to_json(record, indent=None) + "\n"
+    # The numbers first: they say of what is killed afterwards that it is this report.
+    whole = {numbers: text.encode("utf-8"), **drawn, page: html.encode("utf-8")}
+    finished = earlier is not None and is_as_drawn(page, earlier, json.loads(text), whole, left)
+    if not finished:
+        for path in left:
+            path.unlink()
+        for file, data in whole.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replace_file(file) as out:
+                out.write(data)
     for notice in notices:
         say(f"notice: {notice}")
     missing = [item for section in record["sections"] for item in section["missing"]]
-    say(f"wrote {page} ({len(html.encode()) / 2**20:.2f} MiB)")
-    if config.figures is not None:
-        say(f"wrote {counted(len(drawn), 'figure')} to {config.figures}")
+    if finished:
+        say_finished(page)
+    else:
+        say(f"wrote {page} ({len(html.encode()) / 2**20:.2f} MiB)")
+        if config.figures is not None:
+            say(f"wrote {counted(len(drawn), 'figure')} to {config.figures}")
     files = {} if config.figures is None else {"figure_files": len(drawn), "figures_folder": config.figures}
     result: dict[str, Any] = plain(
         {

@@ -48,7 +48,9 @@ class Config:
     again, the same command goes on; a step that fails stops only what needs it, and the exit status is then 1.
     """
 
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[STORE] OUT")]
+    paths: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[STORE] OUT", help_behavior_hint="(required)")
+    ]
     """Clip store written by preprocess (a cohort is simulated without one), and the folder to write."""
     tables: str = "2-8"
     """Tables of the paper, such as 2-8 or 6,7 or none. 2 age, 3 sex, 4 and 5 retrieval, 6 stages, 7 sleep-disordered
@@ -60,7 +62,8 @@ class Config:
     external: Path | None = None
     """Second clip store for Table 8; where the first is simulated, so is this one, with another montage."""
     sizes: tuple[int, ...] | None = None
-    """Numbers of pretraining subjects for performance against pretraining size; the preset's by default."""
+    """Numbers of pretraining subjects for performance against pretraining size: the preset's by default, no such table
+    where no number follows."""
     epochs: int | None = None
     """Epochs of every training; the preset's by default."""
     report: bool = True

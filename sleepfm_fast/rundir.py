@@ -7,6 +7,7 @@ file's metadata, so that one rename commits all of it together. Nothing is ever 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -261,6 +262,17 @@ class RunDirectory:
             file.write(to_json(row).encode() + b"\n")
             file.flush()
             return file.tell()
+
+    def last_metric(self, name: str) -> Any:
+        """Value of ``name`` in the last line of ``metrics.jsonl`` that has one; None where none has."""
+        if not self.metrics_path.exists():
+            return None
+        for line in reversed(self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines()):
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and name in row:
+                    return row[name]
+        return None
 
     def truncate_metrics(self, n_bytes: int) -> None:
         """Forget lines written after the checkpoint that the run resumes from."""

@@ -60,7 +60,7 @@ class Config:
     workers: int = 0
     """Recordings that are simulated at the same time; 0 takes one for each processor core."""
     couplings: Couplings = field(default_factory=Couplings)
-    """Strength of every dependence that the simulator knows, 1 or (switched off) 0."""
+    """Strength of every dependence that the simulator knows, from 1 (as in the model) to 0 (switched off)."""
 
     def places(self) -> list[Place]:
         """What its positionals take."""

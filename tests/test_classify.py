@@ -16,6 +16,7 @@ from sleepfm_fast import classify, compare, preprocess, supervise, train
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.results import read_result
 from sleepfm_fast.runs.splits import SPLITS, hash_fraction
+from sleepfm_fast.scoring.sleep_figures import SLEEP_COLUMNS
 
 STAGES = ["W"] * 6 + ["2"] * 6
 
@@ -86,6 +87,22 @@ def test_another_montage_is_an_external_validation(learnt, tmp_path, capsys):
     assert result["test"]["n_subjects"] == 3
 
 
+def test_channels_that_a_store_made_like_the_run_has_in_no_night_are_said(learnt, tmp_path, capsys):
+    """Its montage is the network's, so that nothing seems to be missing."""
+    folder = tmp_path / "edf"
+    folder.mkdir()
+    for i in range(3):
+        staged_night(folder / f"new{i}.edf", STAGES, seed=100 + i, leads=[EEG, FLOW] if i else [EEG, ECG])
+    for only, said in ((1, "the store lacks ecg ECG; the network works without it"), (0, "ecg ECG in 1")):
+        files = [str(folder / f"new{i}.edf") for i in range(only, 3)]
+        store = tmp_path / f"store{only}"
+        assert preprocess.cli([*files, str(store), "--like", str(learnt), "--workers", "1"]) == 0
+        _, err = call(capsys, learnt, store, tmp_path / f"result{only}", "--subjects", "all")
+        (notice,) = (line for line in err.splitlines() if "ecg ECG" in line)
+        assert said in notice
+        assert ('{"*": {"LABEL": {"alias": "ECG"}}}' in notice) == (only == 1)
+
+
 def test_onsets_of_a_table_are_whole():
     store = SimpleNamespace(recording=[0], onset_s=[28807.125], recordings=[SimpleNamespace(id="night")])
     text = classify.table_text(store, np.array([0]), ("W", "R"), np.array([[0.25, 0.75]]))
@@ -119,6 +136,10 @@ def test_predictions_are_a_folder_of_hypnograms(learnt, tmp_path, capsys):
     ]
     nights = list(csv.DictReader((folder / "nights.csv").read_text().splitlines()))
     assert [(night["split"], night["epochs_compared"]) for night in nights] == [("", "0")] * len(nights)
+    for night in nights:
+        assert night["scored_epochs"] == "0"
+        assert night["total_sleep_time_min"]
+        assert {night["scored_min"], night["total_sleep_time_min_within_scored"], night["scored_n2_min"]} == {""}
     # Other software's way back: the same nights, scored by these files.
     again = tmp_path / "again"
     scored = [str(tmp_path / "edf"), str(again), "--labels", str(folder / "hypnograms"), "--workers", "1"]
@@ -134,6 +155,26 @@ def test_predictions_say_what_a_subject_served_the_network_for(learnt, planted, 
     nights = list(csv.DictReader((tmp_path / "p" / "nights.csv").read_text().splitlines()))
     known = json.loads((learnt / "config.json").read_text())["subjects"]
     assert [night["split"] for night in nights] == [SPLITS[known[night["subject"]]] for night in nights]
+
+
+def test_predicted_sleep_is_compared_with_the_scorers_in_the_epochs_that_were_scored(learnt, tmp_path, capsys):
+    stages = ["?"] * 3 + ["W", "W", "2", "?", "2", "2"] + ["?"] * 3  # lights off after three epochs, on before the last
+    store = store_of(tmp_path / "edf", [EEG, ECG, FLOW], stages)
+    call(capsys, learnt, store, "--predictions", tmp_path / "p", "--subjects", "all")
+    nights, scorers = (
+        list(csv.DictReader((folder / "nights.csv").read_text().splitlines())) for folder in (tmp_path / "p", store)
+    )
+    assert [night["recording"] for night in nights] == [night["recording"] for night in scorers]
+    for night, scorer in zip(nights, scorers, strict=True):
+        assert night["total_sleep_time_min"] == "5", "all but the two epochs of W"
+        assert (night["scored_epochs"], night["scored_min"]) == (scorer["scored_clips"], scorer["scored_min"])
+        assert (night["scored_epochs"], night["scored_min"]) == ("5", "3")
+        for name in SLEEP_COLUMNS:
+            assert night[f"scored_{name}"] == scorer[name]
+            # Right in every epoch, so equal in every figure.
+            assert night[f"{name}_within_scored"] == scorer[name]
+        assert night["total_sleep_time_min_within_scored"] == "1.5"
+        assert night["sleep_latency_min_within_scored"] == "1"
 
 
 def test_nothing_is_overwritten_unasked(learnt, planted, tmp_path, capsys):

@@ -21,6 +21,7 @@ from sleepfm_fast.cohorts.attempts import outlive
 from sleepfm_fast.cohorts.manifest import read_manifest
 from sleepfm_fast.cohorts.shards import Shard, parse_shard
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.preprocess import cli
 from sleepfm_fast.storage import claims
 from sleepfm_fast.storage.claims import Claim, Claimed, beats, is_live
 
@@ -294,6 +295,29 @@ def test_a_killed_shard_does_not_hold_the_others(cohort: Path, tmp_path: Path, c
     assert len(ClipStore(store)) == 8
 
 
+def test_recordings_that_other_shards_left_out_are_said(cohort: Path, tmp_path: Path, capsys) -> None:
+    """A task that was killed, or nights that came later, leave a store that can be used and is not the cohort."""
+    store = tmp_path / "store"
+    arguments = [str(cohort), str(store), "--workers", "1", "--shard"]
+    assert cli([*arguments, "1/2"]) == 0
+    shown = capsys.readouterr()
+    n_others = len(read_manifest(store))
+    assert json.loads(shown.out.splitlines()[-1])["absent"] == n_others == 2
+    assert "notice: the store lacks 2 recordings that other tasks of the array were to ingest (such as a2.edf)" in (
+        shown.err
+    )
+    assert "next:" not in shown.err
+    write_night(cohort / "a0.edf", seed=30)  # moves all others to the next task
+    assert cli([*arguments, "2/2"]) == 0
+    shown = capsys.readouterr()
+    assert "lacks 3 recordings that other tasks of the array were to ingest (such as a0.edf)" in shown.err
+    assert cli([*arguments, "1/2"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out.splitlines()[-1])["absent"] == 0
+    assert "next: python -m sleepfm_fast.train" in shown.err
+    assert len(ClipStore(store).recordings) == 5
+
+
 def test_claims_of_other_machines_are_void_when_they_are_not_renewed(tmp_path: Path, monkeypatch) -> None:
     path = foreign_claim(tmp_path / "x.claim")
     assert is_live(path)
@@ -449,6 +473,24 @@ def test_a_night_that_is_left_out_is_taken_out_when_told(cohort: Path, tmp_path:
     status, result = preprocess(capsys, cohort, store)
     assert (status, result["nights"], result["added"]) == (0, 4, 1)
     assert {row["status"] for row in manifest_rows(store)} == {"ingested"}
+
+
+def test_a_night_that_is_left_out_when_the_configuration_changes_leaves_no_file(
+    cohort: Path, tmp_path: Path, capsys
+) -> None:
+    """Its samples stayed, and once its recording was gone every later run was refused for its sake."""
+    store, overrides = tmp_path / "store", tmp_path / "o.json"
+    overrides.write_text('{"b1.edf": "exclude"}')
+    preprocess(capsys, cohort, store)
+    changed = ("--overrides", overrides, "--events-scored")
+    status, result = preprocess(capsys, cohort, store, *changed, "--overwrite")
+    assert (status, result["nights"]) == (0, 3)
+    assert sorted(file.name for file in (store / "recordings").iterdir()) == [
+        f"{name}.{kind}" for name in ("a1", "a2", "b2") for kind in ("bin", "json")
+    ]
+    (cohort / "b1.edf").unlink()
+    status, result = preprocess(capsys, cohort, store, *changed)
+    assert (status, result["nights"]) == (0, 3)
 
 
 def test_a_torn_line_and_a_missing_row_do_no_harm(cohort: Path, tmp_path: Path, capsys) -> None:

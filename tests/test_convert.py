@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pickle
 import subprocess
@@ -229,6 +230,30 @@ def test_clinical_nights_come_back_within_half_a_step(tmp_path: Path, capsys, fs
         known = np.isfinite(wanted)
         assert np.abs(all_samples(store, 0, slot) - wanted)[known].max() <= 0.5 * step * (1 + 1e-6)
     assert found == {"C3-M2", "ECG", "SaO2", "Thor"}
+
+
+def test_nights_are_described_in_a_table(tmp_path: Path, capsys) -> None:
+    clinical_file(tmp_path / "n.hdf5")
+    scored = "onset,duration,description\n0,30,N2\n30,30,N2\n60,30,W\n35,15,Hypopnea\n"
+    (tmp_path / "n.csv").write_text(scored)
+    seed_folder(tmp_path / "seed", {"a": (0, 1)})
+    (tmp_path / "seed" / "Y" / "a.csv").write_text("clip,stage\n0,N2\n1,R\n")
+    (tmp_path / "people.csv").write_text("recording,subject,age,sex\na,a,61,F\nn,p,50,M\n")
+    rows = {}
+    for source, kind in ((tmp_path / "n.hdf5", "clinical"), (tmp_path / "seed", "seed")):
+        labels = ("--labels", tmp_path) if kind == "clinical" else ()
+        store = tmp_path / f"from-{kind}"
+        arguments = (source, store, "--from", kind, "--participants", tmp_path / "people.csv", *labels)
+        status, result, err = run(capsys, *arguments)
+        other = {"clinical": "a", "seed": "n"}[kind]
+        assert (status, result["participants_unknown"]) == (0, [other])
+        assert f"the participants table names 1 recording that was not given: {other}" in err
+        with (store / "nights.csv").open(newline="") as file:
+            (rows[kind],) = csv.DictReader(file)
+    chosen = ("subject", "age", "sex", "scored_clips", "total_sleep_time_min", "sleep_efficiency_percent")
+    assert [rows["clinical"][name] for name in chosen] == ["p", "50", "M", "3", "1", "66.6667"]
+    assert [rows["seed"][name] for name in chosen] == ["a", "61", "F", "2", "1", "100"]
+    assert [rows[kind]["apnea_hypopnea_index"] for kind in ("clinical", "seed")] == ["60", ""]
 
 
 def test_nights_with_labels_by_other_rules_are_converted_again(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
+import inspect
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -13,10 +16,11 @@ import torch
 import tyro
 from torch.nn import functional
 
-from sleepfm_fast import ops
+from sleepfm_fast import distributed, ops
 from sleepfm_fast.__main__ import COMMANDS
 from sleepfm_fast.ops import contrastive_loss
 from sleepfm_fast.ops.mbconv import WEIGHTS
+from sleepfm_fast.ranks import pair_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -79,6 +83,23 @@ def test_a_command_of_the_pages_parses(page, command, arguments, capsys):
         tyro.cli(module.Config, args=arguments, use_underscores=False)
     except SystemExit:
         pytest.fail(f"{page}: python -m sleepfm_fast.{command} {shlex.join(arguments)}\n{capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("file", [*(f"{command}.py" for command in COMMANDS), "simulator/sleeper.py"])
+def test_no_line_of_a_docstring_breaks_the_help(file):
+    """Tyro joins the lines of a paragraph, but for those that do not begin with a letter."""
+    classes = [node for node in ast.parse((ROOT / "sleepfm_fast" / file).read_text()).body if hasattr(node, "bases")]
+    shown = [
+        statement.value.value
+        for options in classes
+        if options.name in ("Config", "Couplings")
+        for statement in options.body
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    ]
+    assert shown
+    lines = [line.strip() for text in shown for line in ["", *text.splitlines(), ""]]
+    broken = [line for before, line in itertools.pairwise(lines) if before and line and not line[0].isalpha()]
+    assert broken == []
 
 
 def options_of(config, prefix=""):
@@ -185,8 +206,8 @@ def test_every_page_that_a_source_names_exists():
 
 
 def tables_of(text):
-    """The tables of a page, each as its rows' numbers of cells; a vertical bar in a span of code is no border."""
-    text = re.sub(r"`[^`\n]*`", "`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+    """The tables of a page, each as its rows' numbers of cells; to GitHub a bar in a span of code is a border too."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         yield [row.count("|") - row.count("\\|") - 1 for row in block.splitlines()]
 
@@ -194,6 +215,12 @@ def tables_of(text):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_rows_of_a_table_have_as_many_cells_as_its_head(page):
     assert [table for table in tables_of(page.read_text()) if len(table) < 3 or len(set(table)) > 1] == []
+
+
+def test_a_bar_in_a_table_s_code_is_found():
+    head = "| option | what |\n|---|---|\n"
+    assert list(tables_of(f"{head}| `a | b` | both |\n")) == [[2, 2, 3]]
+    assert list(tables_of(f"{head}| `a \\| b` | both |\n")) == [[2, 2, 2]]
 
 
 def example(word):
@@ -231,6 +258,29 @@ def test_the_readme_s_example_of_the_loss_runs():
 
 
 OPERATIONS = blocks((ROOT / "docs" / "operations.md").read_text(), "python")
+
+
+def signatures_of(text):
+    """(name, arguments) of the calls with ``->`` in a page's indented blocks."""
+    for block in re.findall(r"(?:^ {4}\S.*\n(?:^ {5,}\S.*\n)*)+", text, re.MULTILINE):
+        for name, arguments in re.findall(r"^ {4}([a-z_.]+)\(([^()]*)\)(?: ->|$)", block, re.MULTILINE):
+            yield name, [word.strip() for word in arguments.split(",")]
+
+
+def test_the_page_of_operations_has_the_arguments_of_every_operation():
+    found = dict(signatures_of((ROOT / "docs" / "operations.md").read_text()))
+    assert len(found) == 8
+    for name, written in found.items():
+        operation = {"distributed.contrastive_loss": distributed.contrastive_loss, "pair_ranks": pair_ranks}.get(
+            name, getattr(ops, name, None)
+        )
+        parameters = inspect.signature(operation).parameters.values()
+        assert [word.partition("=")[0] for word in written if word != "*"] == [p.name for p in parameters], name
+        defaults = {p.name: p.default for p in parameters}
+        for word in written:
+            argument, is_given, value = word.partition("=")
+            if is_given:
+                assert eval(value, {"torch": torch}) == defaults[argument], (name, word)
 
 
 def test_the_page_of_operations_names_every_public_one():

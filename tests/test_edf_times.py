@@ -47,6 +47,34 @@ def test_rounded_starts_are_no_gaps(tmp_path):
     assert [s.first_record for s in recording.segments] == [0, 20]
 
 
+@pytest.mark.parametrize("step", ["1.0005", "0.9995"])
+def test_starts_that_drift_away_from_the_samples_cut_the_file(tmp_path, step):
+    onsets = [f"{k * float(step):.4f}" for k in range(2500)]  # each within a sample of the end of the one before
+    recording = read_recording(plus(tmp_path, onsets))
+    assert [(s.first_record, s.onset_s) for s in recording.segments] == [
+        (k, k * Fraction(step)) for k in (0, 1000, 2000)
+    ]
+    assert "drift away from the samples, by 0.5 s up to record 1001; the file is cut at 2 such" in recording.issues[0]
+    recording = read_recording(plus(tmp_path, onsets, reserved="EDF+C"))
+    assert len(recording.segments) == 1
+    assert "marked continuous and read so, and annotations lie beside" in recording.issues[0]
+
+
+def test_starts_that_stray_and_come_back_cut_nothing(tmp_path):
+    onsets = [f"{k + 0.4 * np.sin(k / 100):.3f}" for k in range(2500)]
+    recording = read_recording(plus(tmp_path, onsets), strict=True)
+    assert len(recording.segments) == 1
+
+
+def test_onsets_as_a_double_is_printed(tmp_path):
+    more = {1: b"+0.30000000000000004\x150.30000000000000004\x14Sleep stage N2\x14\0"}
+    onsets = ["0", "1", "28800.123456789012345678"]
+    recording = read_recording(plus(tmp_path, onsets, more=more), strict=True)
+    assert [(a.onset_s, a.duration_s) for a in recording.annotations] == [(0.1 + 0.2, 0.1 + 0.2)]
+    # whole nanoseconds: numerator and denominator stand in the store as 64-bit integers
+    assert recording.segments[1].onset_s == Fraction("28800.123456789")
+
+
 def test_discontinuous_file_with_faults(tmp_path):
     path = plus(tmp_path, ["0", "1", "2", "9", "10"])
     content = path.read_bytes().replace(b"+1\x14\x14", b"\0\0\0\0").replace(b"+10\x14\x14", b"\0\0\0\0\0")
@@ -56,6 +84,16 @@ def test_discontinuous_file_with_faults(tmp_path):
     assert recording.issues == ("2 of 5 records do not state their start; each is taken to follow the one before",)
     recording = read_recording(plus(tmp_path, ["0", "1", "0.5"]))
     assert len(recording.segments) == 2
+    assert any("1 record starts before the one before has ended" in issue for issue in recording.issues)
+
+
+def test_records_out_of_order_count_from_the_earliest(tmp_path):
+    more = {2: b"+0.75\x1430\x14early\x14\0", 0: b"+500.5\x14late\x14\0"}
+    recording = read_recording(plus(tmp_path, ["500.5", "501.5", "0.25", "1.25"], more=more))
+    assert [(s.first_record, s.onset_s) for s in recording.segments] == [(0, Fraction("500.25")), (2, 0)]
+    assert recording.start == datetime(2021, 3, 2, 22, 15, 30, 250000)
+    assert {a.text: a.onset_s for a in recording.annotations} == {"30": 0.5, "early": 0.5, "late": 500.25}
+    assert recording.duration_s == 502.25
     assert any("1 record starts before the one before has ended" in issue for issue in recording.issues)
 
 

@@ -530,6 +530,19 @@ def test_corrections_that_nothing_needs_are_said(tmp_path: Path, examine) -> Non
     assert cli(["--inspect", str(tmp_path / "a.edf"), "--overrides", str(tmp_path / "none.json")]) == 1
 
 
+def test_corrections_that_leave_a_recording_out_have_found_it(tmp_path: Path, capsys) -> None:
+    for name in ("a.edf", "b.edf"):
+        write_night(tmp_path / name)
+    (tmp_path / "o.json").write_text('{"b.edf": "exclude", "c.edf": "exclude"}')
+    for arguments in (
+        ["--inspect", str(tmp_path)],
+        [str(tmp_path / "a.edf"), str(tmp_path / "b.edf"), str(tmp_path / "s")],
+    ):
+        assert cli([*arguments, "--overrides", str(tmp_path / "o.json")]) == 0
+        captured = capsys.readouterr()
+        assert "--overrides names what no file has: 'c.edf'\n" in captured.out + captured.err
+
+
 def test_corrections_themselves_are_no_name_of_a_file(tmp_path: Path, capsys) -> None:
     """As findings show them behind --overrides; long ones are more than a file's name may have."""
     write_night(tmp_path / "a.edf")

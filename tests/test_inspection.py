@@ -108,6 +108,24 @@ def test_nights_without_an_event_are_a_finding(tmp_path: Path, capsys) -> None:
     assert found("--events-scored") == []
 
 
+def test_events_without_a_duration_are_a_finding_with_their_number(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "nights"
+    folder.mkdir()
+    write_night(folder / "moments.edf", events=[(40, -1, "Hypo"), (70, -1, "Hypo"), (120, 30, "Leicht")])
+    write_night(folder / "remark.edf", events=[(40, 12, "Hypopnea"), (70, -1, "post apnea")])
+    assert preprocess(capsys, "--inspect", folder, "--json", tmp_path / "report.json")[0] == 0
+    findings = json.loads((tmp_path / "report.json").read_text())["findings"]
+    shown = [f for f in findings if "'Hypo' (" in f["text"] or "'post apnea' (" in f["text"]]
+    said = {(f["severity"], f["code"], Path(f["paths"][0]).stem): f["text"] for f in shown}
+    assert "'Hypo' (2). Say what they mean, as with --meanings" in said.pop(("warning", "meaning", "moments"))
+    assert "'post apnea' (1). They were taken for remarks" in said.pop(("note", "remark", "remark"))
+    assert not said
+    capsys.readouterr()
+    assert cli([str(folder), str(tmp_path / "store"), "--workers", "1", "--backend", "threading"]) == 0
+    notice = "the scoring of 1 night holds texts whose meaning is not known, as here: texts that are as long as epochs"
+    assert notice in capsys.readouterr().err, "two questions, one night"
+
+
 def test_a_montage_that_cannot_be_resolved_does_not_hide_the_files(tmp_path: Path, capsys) -> None:
     write_night(tmp_path / "a.edf", leads=[Lead("Gen1")])
     status, text = inspect(capsys, tmp_path)

@@ -126,6 +126,18 @@ def test_stages_off_the_grid_are_reported():
     assert any("1 of 2 stage annotations does not start on the 30-s grid" in issue for issue in grid.issues)
 
 
+def test_clips_lie_where_most_epochs_lie_and_not_where_the_first_stage_begins():
+    """The first stage lasts until lights off, or is the rest of an epoch that was cut: no clip may mix two epochs."""
+    epochs = [(137 + 30 * k, 30, "W12R"[k % 4]) for k in range(8)]
+    grid = clip_labels(scored((0, 137, "W"), *epochs), 420)
+    assert grid.onsets_s.tolist() == [17 + 30 * k for k in range(13)]
+    assert grid.stage.tolist() == [0, 0, 0, 0, *[0, 1, 2, 4] * 2, -1]
+    assert any("1 of 9 stage annotations does not start on the 30-s grid of most of them" in i for i in grid.issues)
+    # Epochs of 20 s agree on no grid of 30 s: the first decides, as it does of two.
+    grid = clip_labels(scored(*((5 + 20 * k, 20, "W") for k in range(6))), 125)
+    assert grid.onsets_s.tolist() == [5, 35, 65, 95]
+
+
 SEGMENTS = (Stretch(0, 10, Fraction(0)), Stretch(10, 12, Fraction(205, 2)), Stretch(22, 2, Fraction(300)))
 
 

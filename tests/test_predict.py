@@ -15,7 +15,7 @@ from sleepfm_fast.annotations import read_scoring
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
-from sleepfm_fast.evaluation.predicted_nights import agreement
+from sleepfm_fast.evaluation.predicted_nights import agreement, beside_scorer
 from sleepfm_fast.evaluation.predictions import edf_annotations, stage_spans
 from sleepfm_fast.results import read_result
 from sleepfm_fast.scoring.labels import clip_labels
@@ -63,6 +63,23 @@ def test_test_clips_get_the_probes_own_probabilities(fitted, tmp_path, capsys):
         assert (row["subject"], row["recording"]) == (f"s{clip // 20:03d}", f"s{clip // 20:03d}_night1")
         assert float(row["onset_s"]) == 30 * (clip % 20)
     assert sum(done["predicted"].values()) == len(rows)
+
+
+def test_people_of_another_store_whom_the_probe_knows_are_said(fitted, tmp_path, capsys):
+    """A second visit of the same people is another store and no test."""
+    _, result = fitted
+    names = [f"s{i:03d}" for i in (0, 6, 7)]
+    for i, name in enumerate(("stranger", *names)):
+        assert (i == 0) == (name not in read_result(result).record["subjects"])
+    new = planted(
+        tmp_path / "visit2", seed=5, split_of=np.array([2, 0, 1, 2]), store=str(tmp_path / "store2"),
+        presets={"weights": {"sha256": "a"}}, subjects=("stranger", *names),
+    )  # fmt: skip
+    predict.main(predict.Config(result, new, tmp_path / "out"))
+    said = capsys.readouterr().err
+    assert "notice: 2 of the 4 subjects have the names of training or validation subjects (s000, s006)." in said
+    nights = {night["subject"]: night["split"] for night in rows_of(tmp_path / "out" / "nights.csv")}
+    assert nights == {"stranger": "", "s000": "train", "s006": "validation", "s007": "test"}
 
 
 def test_correcting_the_prior_multiplies_by_the_training_frequencies(fitted, tmp_path):
@@ -186,6 +203,25 @@ def test_agreement_where_there_is_little_to_compare():
     assert agreement(["W", "W", ""], ["W", "R", "R"]) == {"epochs_compared": 2, "agreement_percent": 50, "kappa": 0}
 
 
+def test_sleep_beside_the_scorers_is_of_the_same_epochs():
+    scored = ["", "", "W", "N2", "", "R", ""]
+    words = ["N2", "W", "N1", "N2", "N3", "", "R"]
+    onsets_s = [0.0, 30.0, 60.0, 90.0, 120.0, 720.0, 750.0]
+    row = beside_scorer(words, scored, onsets_s)
+    assert (row["scored_epochs"], row["scored_min"]) == (3, 11.5)
+    assert (row["scored_total_sleep_time_min"], row["total_sleep_time_min_within_scored"]) == (1, 1)
+    assert (row["scored_sleep_latency_min"], row["sleep_latency_min_within_scored"]) == (0.5, 0)
+    assert (row["scored_rem_latency_min"], row["rem_latency_min_within_scored"]) == (10.5, None)
+    assert row["n3_min_within_scored"] == 0, "the scorer left that epoch out"
+    assert row["sleep_efficiency_percent_within_scored"] == pytest.approx(100 / 11.5)
+    nothing = beside_scorer(words, [""] * 7, onsets_s)
+    assert nothing.pop("scored_epochs") == 0
+    assert set(nothing.values()) == {None}
+    unpredicted = beside_scorer([""] * 7, scored, onsets_s)
+    assert (unpredicted["scored_total_sleep_time_min"], unpredicted["total_sleep_time_min_within_scored"]) == (1, None)
+    assert list(row) == list(unpredicted)
+
+
 def test_breathing_is_annotated_and_counted_by_night(tmp_path):
     rng = np.random.default_rng(2)
     subject, label = np.repeat(np.arange(10), 20), rng.integers(0, 2, 200)
@@ -196,7 +232,8 @@ def test_breathing_is_annotated_and_counted_by_night(tmp_path):
     start = datetime(2024, 2, 28, 23, 59, 30)
     for i in range(10):
         (store / "recordings" / f"s{i:03d}_night1.json").write_text(json.dumps({"start": start.isoformat()}))
-    columns = columns_of(subject, SPLIT_OF[subject], sdb=label)
+    scored = np.where(np.tile(np.arange(20), 10) < 15, label, -1)  # nobody scored the last five epochs of a night
+    columns = columns_of(subject, SPLIT_OF[subject], sdb=scored)
     folder = write_folder(tmp_path / "emb", x, columns, store=str(store), presets={"weights": {"sha256": "a"}})
     probe.main(probe.Config(folder, "sdb", tmp_path / "result", bootstraps=0))
     predict.main(predict.Config(tmp_path / "result", folder, tmp_path / "out"))
@@ -205,7 +242,8 @@ def test_breathing_is_annotated_and_counted_by_night(tmp_path):
         found = np.array([row["predicted"] == "event" for row in rows[20 * i : 20 * i + 20]])
         assert int(night["event_epochs"]) == found.sum()
         assert float(night["event_epochs_per_h"]) == pytest.approx(found.sum() * 6)
-        assert float(night["scored_event_epochs_per_h"]) == pytest.approx(label[20 * i : 20 * i + 20].sum() * 6)
+        assert float(night["scored_event_epochs_per_h"]) == pytest.approx(label[20 * i : 20 * i + 15].sum() * 8)
+        assert float(night["event_epochs_per_h_within_scored"]) == pytest.approx(found[:15].sum() * 8)
         name = tmp_path / "out" / "breathing" / f"{night['recording']}-"
         for path in (f"{name}Breathing.edf", f"{name}breathing.csv"):
             covered = np.zeros(20, bool)

@@ -465,3 +465,18 @@ def test_interrupted_copies_are_named_and_used_as_far_as_they_go(tmp_path: Path,
     assert "notice: the file of 1 night is shorter than the header says, probably an incomplete copy: cut." in said
     assert "the last 50 s of 120 s are missing" in said
     assert "It is probably an incomplete copy" in result["failed"][0]["reason"]
+
+
+def test_a_night_that_cannot_be_described_has_failed_and_is_not_lost_without_a_word(
+    cohort: Path, tmp_path: Path, capsys
+) -> None:
+    content = bytearray((cohort / "a1.edf").read_bytes())
+    n_signals = int(content[252:256])
+    at = 256 + n_signals * (16 + 80 + 8)  # physical minimum and maximum of the first signal
+    content[at : at + 8], content[at + 8 * n_signals : at + 8 * n_signals + 8] = b"-1E+306 ", b"1E+306  "
+    (cohort / "c1.edf").write_bytes(content)
+    _, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert [Path(night["path"]).name for night in result["failed"]] == ["c1.edf"]
+    assert "cannot be kept in a store" in result["failed"][-1]["reason"]
+    assert result["nights"] == result["added"]
+    assert not list((tmp_path / "store" / "recordings").glob("c1*"))

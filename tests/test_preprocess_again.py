@@ -105,7 +105,12 @@ def test_a_second_cohort_takes_the_channels_of_a_store_or_a_run(cohort: Path, tm
     for like in (store, run):
         made = tmp_path / f"like-{like.name}"
         assert preprocess(capsys, "--inspect", second, "--like", like)[1]["montage"]["ecg"] == ["ECG"]
-        assert preprocess(capsys, second, made, "--like", like)[0] == 0
+        assert cli([str(second), str(made), "--like", str(like)]) == 0
+        shown = capsys.readouterr()
+        assert "ecg: ECG (1 of 3 nights)" in shown.err
+        assert "notice: no night has Thermal Flow, SpO2, which --like asks for" in shown.err
+        n_filled = json.loads(shown.out.splitlines()[-1])["nights_by_channel"]
+        assert (n_filled["ECG"], n_filled["SpO2"]) == (1, 0)
         assert ClipStore(made).montage == montage
         assert ClipStore(made).store["configuration"]["inputs"][0]["like"] == str(like)
         before = contents(made)

@@ -363,13 +363,77 @@ def test_a_night_of_ten_hours_stays_small(tmp_path):
     assert len(text.encode()) < 5 * 2**20
 
 
-def test_reports_are_not_overwritten_unasked(tmp_path, capsys):
-    start(tmp_path / "run")
-    assert run(capsys, tmp_path / "run")[0] == 0
-    assert (tmp_path / "run" / "report.html").is_file()
-    status, _, err = run(capsys, tmp_path / "run")
+def test_a_report_given_again_is_finished_where_it_would_be_the_same(tmp_path, capsys):
+    folder, figures = tmp_path / "run", tmp_path / "figures"
+    start(folder)
+    embeddings = embed(folder / "embeddings")
+    for task in ("stage", "sdb"):
+        classify(folder / "results" / task, embeddings, task)
+    given = (folder, "--figures", figures)
+    status, first, _ = run(capsys, *given)
+    assert status == 0
+    page, numbers = folder / "report.html", folder / "report.json"
+    files = (page, numbers, *sorted(figures.iterdir()))
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+    def unchanged():
+        return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files} == before
+
+    status, again, err = run(capsys, *given)
+    assert status == 0
+    assert f"{page} is finished: this command has written it. To make it again add --overwrite." in err
+    assert "wrote" not in err
+    first.pop("elapsed_s"), again.pop("elapsed_s")
+    assert again == first
+    assert unchanged()
+
+    # With other options it is refused before anything is read.
+    (folder / "results" / "sdb").rename(tmp_path / "sdb")
+    refusal = f"{page} exists and is not overwritten: what stands there differs in "
+    status, _, err = run(capsys, *given, "--recordings", 1)
+    assert (status, f"{refusal}recordings (3 there, 1 now). Give another --out, or add --overwrite." in err) == (
+        1,
+        True,
+    )
+    assert "embeddings" not in err
+
+    # With other results the sections are named.
+    status, _, err = run(capsys, *given)
     assert status == 1
-    assert "--overwrite" in err
+    assert f"{refusal}'Headline figures', 'Nights of held-out subjects', 'Sleep-disordered breathing'," in err
+    assert "'Sleep staging'" not in err
+    assert unchanged()
+    (tmp_path / "sdb").rename(folder / "results" / "sdb")
+    assert run(capsys, *given)[0] == 0
+
+    # A kill leaves the numbers, which are written first; the rest follows.
+    files[-1].unlink()
+    page.unlink()
+    status, _, err = run(capsys, *given)
+    assert (status, f"wrote {page}" in err) == (0, True)
+    assert {file: data for file, (data, _) in before.items()} == {file: file.read_bytes() for file in files}
+
+    # A figure that was changed by hand is not lost.
+    files[-1].write_bytes(files[-1].read_bytes() + b"<!-- mine -->")
+    status, _, err = run(capsys, *given)
+    assert (status, f"{refusal}{files[-1]}. Give" in err) == (1, True)
+    assert run(capsys, *given, "--overwrite")[0] == 0
+    assert {file: data for file, (data, _) in before.items()} == {file: file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": "sleepfm_fast report", "version": 1, "sections": []}'])
+def test_a_report_that_does_not_say_what_it_was_made_of_is_refused(tmp_path, capsys, content):
+    """Of versions before this, or a file of the user."""
+    start(tmp_path / "run")
+    page = tmp_path / "run" / "report.html"
+    page.write_text("mine")
+    for numbers in (None, content):
+        if numbers is not None:
+            page.with_suffix(".json").write_text(numbers)
+        status, _, err = run(capsys, tmp_path / "run")
+        assert status == 1
+        assert f"{page} exists and is not overwritten. Give another --out, or add --overwrite." in err
+        assert page.read_text() == "mine"
     assert run(capsys, tmp_path / "run", "--overwrite")[0] == 0
 
 

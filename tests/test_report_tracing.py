@@ -23,8 +23,10 @@ HEADLINES = {
     "Sleep staging: Cohen's kappa": ("stage", "cohen_kappa"),
     "Sleep-disordered breathing: AUROC": ("sdb", "macro", "auroc"),
     "Sleep-disordered breathing: AUPRC": ("sdb", "macro", "auprc"),
-    "Age group: AUROC, mean of groups": ("age", "macro", "auroc"),
-    "Sex: AUROC": ("sex", "macro", "auroc"),
+    "Age group: AUROC over clips, mean of groups": ("age", "macro", "auroc"),
+    "Age group: AUROC over nights, mean of groups": ("age", "nights", "macro", "auroc"),
+    "Sex: AUROC over clips": ("sex", "macro", "auroc"),
+    "Sex: AUROC over nights": ("sex", "nights", "macro", "auroc"),
     "Retrieval between modalities": ("retrieve", "mean", "recall@10"),
 }
 AGES = (30.0, 42.0, 61.0, 8.0, 42.0, 61.0)

@@ -11,7 +11,7 @@ import pytest
 
 from sleepfm_fast.annotations import Event, Scoring, ScoringError, clip_labels, read_scoring
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.scoring.texts import parse_meanings, stated, translated
+from sleepfm_fast.scoring.texts import asks_meaning, parse_meanings, stated, translated
 
 
 def write(tmp_path: Path, text: str | bytes, name: str = "a.csv", encoding: str = "utf-8") -> Path:
@@ -414,6 +414,36 @@ def test_abbreviations_of_events_are_asked_for_and_never_guessed():
     assert "Ap. X" not in issue
     said = translated(Scoring(tuple(events), "a.csv"), parse_meanings(["CA=apnea", "H=hypopnea", "CAP=ignore"]))
     assert np.flatnonzero(clip_labels(said, 900).sdb == 1).tolist() == [0, 3, 10]
+
+
+def said_of(*events: tuple[float, float | None, str]) -> list[str]:
+    stages = [Event(30.0 * i, 30.0, "N2") for i in range(10)]
+    grid = clip_labels(Scoring((*stages, *(Event(*event) for event in events)), "a.csv"), 300)
+    return [issue for issue in grid.issues if "texts" in issue]
+
+
+@pytest.mark.parametrize("duration_s", [None, 0.0, -1.0, float("inf"), float("nan")])
+def test_events_without_a_duration_are_asked_for_too(duration_s):
+    """Of a scoring that lists onsets only, every event would be lost unasked."""
+    moments = [(20.0 * i, duration_s, "Hypo") for i in range(5)] + [(7.0, duration_s, "CA"), (9.0, duration_s, "Leg")]
+    (issue,) = said_of(*moments)
+    assert "seem to be respiratory events without a duration" in issue
+    assert "'Hypo' (5), 'CA' (1). Say what they mean, as with --meanings 'Hypo=apnea'." in issue
+    (issue,) = said_of(*moments, (100.0, None, "Hypopnea"))
+    assert "--meanings" in issue, "no event of this scoring has a duration"
+    both = said_of(*moments, (100.0, 12.0, "Ap."), (130.0, 12.0, "Ap."))
+    assert ["without a duration" in issue for issue in both] == [False, True]
+    assert "'Ap.' (2)" not in both[1]
+
+
+def test_a_remark_on_breathing_beside_events_that_last_is_named_and_not_asked_for():
+    (issue,) = said_of((100.0, 12.0, "Hypopnea"), (113.0, None, "post apnea arousal"), (150.0, 0.0, "resp."))
+    assert issue == (
+        "texts about breathing without a duration, beside respiratory events that have one: 'post apnea arousal' (1), "
+        "'resp.' (1). They were taken for remarks; if they are events, give them a meaning."
+    )
+    assert not asks_meaning(issue)
+    assert said_of((100.0, 12.0, "Hypopnea"), (113.0, None, "Lights off"), (120.0, 5.0, "Hypo")) == []
 
 
 # Cells and columns as laboratories write them

@@ -70,8 +70,48 @@ def test_the_command_writes_a_run_that_embed_reads(model, tmp_path, cohort_store
     assert sorted(p.name for p in run.iterdir()) == ["best.safetensors", "config.json"]
     assert embed.cli([str(run), str(cohort_store), str(tmp_path / "emb")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["dim"] == 512
-    # Nothing is written over.
-    assert import_checkpoint.cli([str(path), str(run)]) == 1
+
+
+def test_an_import_given_again_is_finished_and_another_is_refused(model, tmp_path, capsys):
+    path, run = write(tmp_path / "best.pt", content_of(model)), tmp_path / "run"
+
+    def call(checkpoint, folder=run):
+        status = import_checkpoint.cli([str(checkpoint), str(folder)])
+        out, err = capsys.readouterr()
+        return status, json.loads(out.splitlines()[-1]) if status == 0 else None, err
+
+    status, first, err = call(path)
+    assert (status, "is finished" in err) == (0, False)
+    whole = {file: file.read_bytes() for file in run.iterdir()}
+    (run / "results").mkdir()  # what embed and probe leave there does not matter
+    moved = tmp_path / "elsewhere" / "authors.pt"
+    moved.parent.mkdir()
+    path.rename(moved)
+    status, record, err = call(moved)
+    assert (status, record) == (0, first)
+    assert f"{run} is finished: this command has written it." in err
+    # A kill between the two files.
+    (run / "best.safetensors").unlink()
+    status, _, err = call(moved)
+    assert (status, "is finished" in err) == (0, False)
+    assert (run / "config.json").read_bytes() == whole[run / "config.json"]
+    whole = {file: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    assert "is finished" in call(moved)[2]
+
+    content = content_of(model)
+    content["temperature"] = content["temperature"] + 1
+    status, _, err = call(write(tmp_path / "other.pt", content))
+    assert (status, f"{run} holds a run of other weights than {tmp_path / 'other.pt'} and is not" in err) == (1, True)
+    status, _, err = call(write(tmp_path / "later.pt", content_of(model) | {"epoch": 9}))
+    assert (status, f"{run} holds another run and is not overwritten. Name a new folder." in err) == (1, True)
+    assert {file: file.read_bytes() for file in run.iterdir() if file.is_file()} == whole
+    (run / "best.safetensors").write_bytes(whole[run / "best.safetensors"][:-9])
+    status, _, err = call(moved)
+    assert (status, "best.safetensors is damaged" in err) == (1, True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.txt").write_text("a")
+    assert call(moved, tmp_path / "mine")[0] == 1
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["a.txt"]
 
 
 class Harmful:

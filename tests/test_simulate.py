@@ -460,6 +460,13 @@ def test_traits_have_their_direction():
     assert abs(np.corrcoef(age, [s.slow_wave_gain for s in without])[0, 1]) < 0.15
 
 
+def test_half_the_traits_are_half_of_what_sex_does_to_the_r_wave():
+    woman = next(i for i in range(20) if record(i, 4)[0].subject.sex == "F")
+    alone = dict.fromkeys(("ecg_derived_respiration", "movement"), 0.0)
+    heights = [np.percentile(record(woman, 20, traits=t, **alone)[1]["ECG"].samples, 99.9) for t in (0.0, 0.5, 1.0)]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], rel=0.2)
+
+
 def test_every_coupling_is_listed():
     assert set(REACH) == {field.name for field in dataclasses.fields(Couplings)}
 

@@ -167,8 +167,11 @@ def test_a_finished_run_given_again_is_tested_and_not_trained(whole, cohort_stor
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    _, err = call(capsys, cohort_store, run, *SMALL)
+    fit = json.loads((run / "results" / "stage" / "result.json").read_text())["fit"]
+    result, err = call(capsys, cohort_store, run, *SMALL)
     assert f"{run} is finished: it has trained" in err
+    assert result["fit"] == fit, "with its speed: compare and classify find the result that they have read"
+    assert fit["clips_per_s"] > 0
     assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert_same_run(whole, run)
 

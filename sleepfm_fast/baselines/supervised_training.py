@@ -264,6 +264,9 @@ class SupervisedTrainer(TrainingLoop):
             return {}
         config, progress = self.config, self.progress
         names = TASKS[config.task].names
+        pace = self.pace.clips_per_s
+        if pace is None:  # no step was made now; what stands at the run's result would else lose its speed
+            pace = self.run.last_metric("clips_per_s")
         record = {
             "command": "supervise",
             "run": self.run.path,
@@ -284,7 +287,7 @@ class SupervisedTrainer(TrainingLoop):
                 "skipped_steps": progress.skipped,
                 "best_epoch": progress.best_epoch + 1,
                 "best_validation_loss": progress.best_loss,
-                "clips_per_s": self.pace.clips_per_s,
+                "clips_per_s": pace,
                 "ranks": self.world.size,
             },
         }

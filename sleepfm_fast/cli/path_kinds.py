@@ -13,6 +13,8 @@ from typing import Any
 __all__ = ["UNKNOWN", "Kind", "kind_of", "likely_paths", "places_of"]
 
 RECORDINGS = (".edf", ".bdf", ".rec", ".hea")
+PREPARED = (".hdf5", ".h5")
+"""Nights as the authors' clinical code keeps them, for convert."""
 """How the names of recordings end, in lower case; a file that is named one by one may have another suffix."""
 CHECKPOINTS = (".safetensors", ".pt", ".pth")
 ENTRIES_SEEN = 500

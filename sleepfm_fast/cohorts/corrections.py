@@ -109,18 +109,26 @@ class Corrections:
         corrected = self.apply(recording.path, recording.signals)
         return (replace(recording, signals=corrected.signals) if corrected.applied else recording), corrected
 
-    def unused(self, files: Iterable[tuple[Path, Sequence[Signal]]]) -> list[str]:
-        """Describe the entries that no channel of ``files`` (the headers as written) matches."""
+    def unused(self, files: Iterable[tuple[Path, Sequence[Signal]]], left_out: Iterable[Path] = ()) -> list[str]:
+        """Describe the entries that match nothing.
+
+        Parameters
+        ----------
+        files : iterable of (Path, sequence of Signal)
+            The recordings, with the headers as written.
+        left_out : iterable of Path
+            Those that the entries exclude, whose headers need not be known.
+        """
         open_entries = {(pattern, channel) for pattern, channel, _ in self.entries}
-        open_files = set(self.left_out)
+        there = list(left_out)
+        open_files = {pattern for pattern in self.left_out if not any(names_file(pattern, path) for path in there)}
         for path, signals in files:
-            open_files = {pattern for pattern in open_files if not names_file(pattern, path)}
             open_entries = {
                 (pattern, channel)
                 for pattern, channel in open_entries
                 if not (names_file(pattern, path) and any(names_channel(channel, s) for s in signals))
             }
-            if not open_entries and not open_files:
+            if not open_entries:
                 break
         return [f"'{pattern}'" for pattern in sorted(open_files)] + [
             f"'{channel}' of '{pattern}'" for pattern, channel in sorted(open_entries)

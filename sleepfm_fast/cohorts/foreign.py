@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -45,6 +45,8 @@ class ForeignNight:
     kind : str
         What the numbers are, for the channels' notes.
     issues : tuple of str
+    events : mapping of str to int, optional
+        Respiratory events, as :func:`sleepfm_fast.scoring.respiratory_counts.respiratory_counts` counts them.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class ForeignNight:
     clip_stretches: tuple[int, ...]
     kind: str
     issues: tuple[str, ...] = ()
+    events: Mapping[str, int] | None = None
 
 
 def signals_of(labels: Sequence[str], fs_hz: Fraction) -> tuple[Signal, ...]:

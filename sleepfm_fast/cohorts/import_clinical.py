@@ -18,16 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.annotations import read_scoring
+from sleepfm_fast.cli.path_kinds import PREPARED
 from sleepfm_fast.cohorts.folders import files_under
 from sleepfm_fast.cohorts.foreign import ForeignNight
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring.labels import clip_labels, refuse_endless
+from sleepfm_fast.scoring.respiratory_counts import respiratory_counts
 from sleepfm_fast.scoring.timed_texts import Event, Scoring
 
 __all__ = ["find_nights", "h5", "label_file", "read_night"]
-
-SUFFIXES = (".hdf5", ".h5")
 
 
 def h5() -> Any:
@@ -52,9 +52,9 @@ def find_nights(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     below = (folder / name for folder, names in files_under(source) for name in names)
-    files = sorted(file for file in below if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in below if file.suffix.lower() in PREPARED)
     if not files:
-        raise SleepfmError(f"{source} holds no files ending in {' or '.join(SUFFIXES)}, in any subfolder.")
+        raise SleepfmError(f"{source} holds no files ending in {' or '.join(PREPARED)}, in any subfolder.")
     return files
 
 
@@ -105,6 +105,7 @@ def read_night(path: Path, labels: Path | None, fs_hz: Fraction) -> ForeignNight
         clip_stretches=(0,) * len(grid.onsets_s),
         kind="scaled to the night's standard deviation by the source",
         issues=tuple(issues),
+        events=respiratory_counts(scoring, grid),
     )
 
 

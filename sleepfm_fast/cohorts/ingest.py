@@ -79,7 +79,9 @@ class Outcome:
     """What a run did: ``totals`` is None where the index was left to other runs, or there is nothing to index.
 
     ``n_scored`` and ``n_silent`` count the indexed nights that have stages, and those of them without any word on
-    respiratory events; ``twins`` is a sentence on nights that are indexed more than once, or empty.
+    respiratory events; ``twins`` is a sentence on nights that are indexed more than once, or empty; ``filled`` counts
+    the indexed nights that have each of the montage's channels; ``absent`` are recordings of other jobs of the array
+    that the index lacks.
     """
 
     montage: Montage
@@ -92,6 +94,8 @@ class Outcome:
     n_scored: int = 0
     n_silent: int = 0
     twins: str = ""
+    filled: tuple[int, ...] = ()
+    absent: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,12 +146,12 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
             journal.close()
         with store_lock(store) as lock:
             others = [path.stem for path in other_claims(store, claim.path) if beats(path)]
-            totals, n_scored, n_silent, twins = (None, 0, 0, "") if others else finish(store, settled, lock)
+            indexed = Indexed() if others else finish(store, settled, lock)
             # Released under the lock: of two jobs that end together, one sees that it is the last.
             claim.release()
     return Outcome(
-        settled.montage, settled.plan, rows, totals, settled.given, others, settled.unused_corrections,
-        n_scored, n_silent, twins,
+        settled.montage, settled.plan, rows, indexed.totals, settled.given, others, settled.unused_corrections,
+        indexed.n_scored, indexed.n_silent, indexed.twins, indexed.filled, indexed.absent,
     )  # fmt: skip
 
 
@@ -265,9 +269,10 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         configuration["meanings"] = dict(request.meanings)
     if existing is not None and existing["configuration"]["digest"] == digest:
         configuration = existing["configuration"]
-    removed: list[str] = []
+    # Of another configuration: it could neither stay in the index nor, once its file is gone, be made again.
+    removed = [plan.outdated.pop(path) for path in plan.left_out if path in plan.outdated]
     if request.overwrite:
-        removed = [plan.known.pop(path)["id"] for path in plan.left_out if path in plan.known]
+        removed += [plan.known.pop(path)["id"] for path in plan.left_out if path in plan.known]
         plan.todo = sorted([*plan.todo, *(path for path in plan.changed if path in plan.known)])
         plan.changed = {}
     # Nights that stay as they are came from what is listed; a table may name their subjects and ages anew.
@@ -281,7 +286,9 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         for suffix in (".json", ".bin"):
             (store / "recordings" / f"{name}{suffix}").unlink(missing_ok=True)
     update_participants(store, plan, cohort, request.shard)
-    unused = request.corrections.unused((h.path, h.signals) for h in headers) if len(headers) == len(given) else []
+    unused = []
+    if len(headers) == len(given):
+        unused = request.corrections.unused(((h.path, h.signals) for h in headers), plan.left_out)
     return Settled(plan, montage, configuration, given, unused)
 
 
@@ -368,16 +375,25 @@ def without_visit(record: dict[str, Any]) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- the index
 
 
-def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] | None, int, int, str]:
-    """Index every whole night of the configuration in force, describe the nights, merge the manifest, and tidy up.
+@dataclass(frozen=True)
+class Indexed:
+    """What the index holds; the fields are those of :class:`Outcome`."""
 
-    Returns the store's totals, how many of its nights are scored and silent on respiratory events, and a sentence on
-    those that are in it twice.
-    """
+    totals: dict[str, Any] | None = None
+    n_scored: int = 0
+    n_silent: int = 0
+    twins: str = ""
+    filled: tuple[int, ...] = ()
+    absent: tuple[Path, ...] = ()
+
+
+def finish(store: Path, settled: Settled, lock: Claim) -> Indexed:
+    """Index every whole night of the configuration in force, describe the nights, merge the manifest, and tidy up."""
     files: list[Path] = []
     nights: list[Twin] = []
     described: list[dict[str, Any]] = []
     n_scored = n_silent = 0
+    filled = [0] * len(settled.montage.slots)
     entries: dict[str, Entry] = {}
     for file in sorted((store / "recordings").glob("*.json"), key=lambda path: path.stem):
         record = read_record(file)
@@ -388,6 +404,7 @@ def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] |
             stages, sdb = stage_counts(record["clips"]["stage"]), sdb_counts(record["clips"]["sdb"])
             n_scored += is_scored(stages)
             n_silent += is_silent(stages, sdb)
+            filled = [n + bool(channel["present"]) for n, channel in zip(filled, record["channels"], strict=True)]
             nights.append(Twin.of(record))
             described.append(night_row(record))
             entries[path] = Entry(record["id"], path, "ingested", "", "", n_clips, record["n_bytes"])
@@ -405,4 +422,5 @@ def finish(store: Path, settled: Settled, lock: Claim) -> tuple[dict[str, Any] |
     sweep(store)
     shutil.rmtree(store / STARTED, ignore_errors=True)
     (store / "running" / "headers.json").unlink(missing_ok=True)
-    return totals, n_scored, n_silent, twins_notice(nights)
+    absent = [path for path in settled.plan.names if path not in settled.plan.mine and str(path) not in entries]
+    return Indexed(totals, n_scored, n_silent, twins_notice(nights), tuple(filled), tuple(sorted(absent)))

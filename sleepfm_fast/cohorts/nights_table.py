@@ -1,6 +1,6 @@
 """``STORE/nights.csv``: a row a night, with its subject, the scorer's sleep figures and apnoea-hypopnoea index.
 
-It describes a cohort (a paper's first table) and is what predictions of a night are compared with.
+It describes a cohort: a paper's first table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.scoring.respiratory_counts import KINDS
-from sleepfm_fast.scoring.sleep_figures import NIGHT_COLUMNS, night_figures
+from sleepfm_fast.scoring.sleep_figures import SLEEP_COLUMNS, night_figures, scored_span
 from sleepfm_fast.scoring.stages import STAGES
 from sleepfm_fast.storage.atomic import replace_file
 from sleepfm_fast.storage.csv_table import csv_table
@@ -19,12 +19,9 @@ from sleepfm_fast.storage.csv_table import csv_table
 __all__ = ["FILE", "night_row", "write_nights"]
 
 FILE = "nights.csv"
-FIGURES = tuple(
-    name for name in NIGHT_COLUMNS if name not in ("epochs", "epochs_without_prediction", "time_in_bed_min")
-)
 COLUMNS = (
     *("recording", "subject", "age", "sex", "start", "recorded_min", "clips", "scored_clips", "scored_min"),
-    *FIGURES,
+    *SLEEP_COLUMNS,
     *(f"{kind}s" for kind in KINDS),
     *("events_outside_sleep", "apnea_hypopnea_index"),
 )
@@ -38,8 +35,7 @@ def night_row(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     clips = record["clips"]
     words = ["" if code < 0 else STAGES[code] for code in clips["stage"]]
-    staged = [i for i, word in enumerate(words) if word]
-    within = slice(staged[0], staged[-1] + 1) if staged else slice(0)
+    within = scored_span(words)
     figures = night_figures(words[within], clips["onset_s"][within])
     seconds = sum((Fraction(*segment["duration_s"]) for segment in record["segments"]), start=Fraction(0))
     counts = record.get("respiratory_events")
@@ -49,9 +45,9 @@ def night_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "recording": record["id"],
         "recorded_min": float(seconds) / 60,
         "clips": len(words),
-        "scored_clips": len(staged),
+        "scored_clips": sum(map(bool, words)),
         "scored_min": figures["time_in_bed_min"],
-        **{name: figures[name] for name in FIGURES},
+        **{name: figures[name] for name in SLEEP_COLUMNS},
         **{f"{kind}s": None if counts is None else counts[kind] for kind in KINDS},
         "events_outside_sleep": None if counts is None else counts["outside_sleep"],
         "apnea_hypopnea_index": None,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sleepfm_fast.channels import Montage
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cohorts.ingest import Outcome
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
@@ -29,7 +32,17 @@ def percentages(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {n} ({100 * n / total:.1f} %)" for name, n in counts.items() if n) or "none"
 
 
-def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: Shard | None) -> dict[str, Any]:
+def channels_with_counts(montage: Montage, filled: Sequence[int], n_nights: int) -> list[str]:
+    """Names of the montage's channels; of those that some nights lack, with how many have them."""
+    return [
+        slot.name if n == n_nights else f"{slot.name} ({n} of {counted(n_nights, 'night')})"
+        for slot, n in zip(montage.slots, filled, strict=True)
+    ]
+
+
+def summarise(
+    store: Path, outcome: Outcome, tables: ParticipantTables, shard: Shard | None, like: Path | None
+) -> dict[str, Any]:
     """Say what was done and what was wrong, and return the same as a dict with the exit status.
 
     The exit status is 1 when the store holds no night, or any night of this run failed, has changed since it was
@@ -66,7 +79,11 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
             f"remarks on {counted(len(problems) - NIGHTS_SHOWN, 'more night is', 'more nights are')} in "
             f"{store / 'recordings'}/*.json, under issues"
         )
-    asking = [issue for issues in problems.values() for issue in issues if asks_meaning(issue)]
+    asking = [
+        next(issue for issue in issues if asks_meaning(issue))
+        for issues in problems.values()
+        if any(map(asks_meaning, issues))
+    ]
     if asking:
         say(
             f"notice: the {agreeing(len(asking), 'scoring')} of {counted(len(asking), 'night holds', 'nights hold')} "
@@ -120,10 +137,27 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
             f"{store}: {counted(totals['recordings'], 'night')} of {counted(totals['subjects'], 'subject')}, "
             f"{counted(totals['clips'], 'clip')}, {totals['hours']:.2f} hours ({share}); montage {montage.name}"
         )
+    if outcome.absent:
+        n = len(outcome.absent)
+        say(
+            f"notice: the store lacks {counted(n, 'recording')} that other tasks of the array were to ingest (such as "
+            f"{outcome.absent[0].name}): these have not run yet, were ended, or the "
+            f"{agreeing(n, 'recording', 'recordings')} failed (manifest.csv says which). Run them again, or once "
+            "without --shard, before the store is used"
+        )
     if totals["clips"]:
-        say("  " + "; ".join(f"{m.name}: {', '.join(slot.name for slot in m.slots)}" for m in montage.modalities))
+        shown = iter(channels_with_counts(montage, outcome.filled, totals["recordings"]))
+        say("  " + "; ".join(f"{m.name}: {', '.join(next(shown) for _ in m.slots)}" for m in montage.modalities))
         say(f"  stages: {percentages(totals['stages'])}")
         say(f"  sleep-disordered breathing: {percentages(totals['sdb'])}")
+        empty = [slot.name for slot, n in zip(montage.slots, outcome.filled, strict=True) if not n]
+        if empty and like is not None:
+            say(
+                f"notice: no night has {', '.join(empty)}, which --like asks for: a network does without "
+                f"{agreeing(len(empty), 'it', 'them')}. If the recordings have {agreeing(len(empty), 'it', 'them')} "
+                "under other names (--inspect lists what is not used), name them: --overrides FILE with "
+                f"{json.dumps({'*': {'LABEL': {'alias': empty[0]}}})}, and --overwrite"
+            )
         if outcome.twins:
             say(outcome.twins)
         if outcome.n_silent:
@@ -148,12 +182,14 @@ def summarise(store: Path, outcome: Outcome, tables: ParticipantTables, shard: S
         "nights_scored": outcome.n_scored,
         "nights_without_events": outcome.n_silent,
         "montage": montage.name,
+        "nights_by_channel": {slot.name: n for slot, n in zip(montage.slots, outcome.filled, strict=False)},
         "shard": None if shard is None else str(shard),
         "index": index,
         "manifest": str(store / "manifest.csv"),
         "added": len(added),
         "kept": len(plan.kept),
         "failed": failed,
+        "absent": len(outcome.absent),
         "changed": changed,
         "problems": dict(list(problems.items())[:NIGHTS_IN_JSON]),
         "incomplete": incomplete,

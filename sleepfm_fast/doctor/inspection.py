@@ -228,7 +228,8 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
         text = passed_over_text(kinds, len(headers))
         findings.append(Finding("warning", "passed_over", tuple(str(n.path) for n in good), "", text, "", dict(kinds)))
     findings.sort(key=lambda f: (SEVERITIES.index(f.severity), f.code, f.paths, f.channel))
-    unused = corrections.unused((h.path, h.signals) for h in headers)
+    left_out = [path for path in cohort.files if corrections.excludes(path)]
+    unused = corrections.unused(((h.path, h.signals) for h in headers), left_out)
 
     if len(reports) <= NIGHTS_SHOWN:
         for night in reports:
@@ -258,7 +259,7 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
         "findings_by_code": dict(Counter(finding.code for finding in findings)),
         "failed": [{"path": str(night.path), "reason": night.failure} for night in reports if night.failure],
         "annotations_only": sorted(excluded),
-        "left_out": [path for path in cohort.files if corrections.excludes(path)],
+        "left_out": left_out,
         "participants_unknown": tables.unknown_recordings(files),
         "overrides_unused": unused,
         "montage_unresolved": unresolved,

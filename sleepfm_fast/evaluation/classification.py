@@ -22,6 +22,7 @@ from sleepfm_fast.evaluation.figures import evaluate, say_table
 from sleepfm_fast.evaluation.interval_notice import interval_notice
 from sleepfm_fast.evaluation.strata import by_stratum, say_strata
 from sleepfm_fast.evaluation.tasks import TASKS
+from sleepfm_fast.evaluation.whole_nights import by_night, say_nights
 from sleepfm_fast.results import write_result
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ def conclude(
     -------
     dict
         The record with ``class_names``, ``trained_classes``, ``n_bootstraps``, the figures of
-        :func:`sleepfm_fast.evaluation.figures.evaluate`, ``strata`` (:mod:`sleepfm_fast.evaluation.strata`) and
+        :func:`sleepfm_fast.evaluation.figures.evaluate`, of age and sex ``nights``
+        (:mod:`sleepfm_fast.evaluation.whole_nights`), ``strata`` (:mod:`sleepfm_fast.evaluation.strata`) and
         ``calibration`` (:mod:`sleepfm_fast.evaluation.calibration`); the file has ``subjects`` and ``recordings``
         (names) as well.
     """
@@ -164,6 +166,11 @@ def conclude(
     probability = probability_of(score)
     figures = evaluate(score, trained, held_out.label, held_out.subject, task, bootstraps, seed)
     say_table(figures)
+    nights = {}
+    if task.of_person:
+        whose = (held_out.label, held_out.subject, held_out.recording)
+        nights["nights"] = by_night(probability, trained, *whose, task, bootstraps, seed)
+        say_nights(nights["nights"])
     strata = by_stratum(held_out, score, trained, task, bootstraps, seed)
     say_strata(strata)
     reliability = calibration(
@@ -179,6 +186,7 @@ def conclude(
         "n_bootstraps": bootstraps,
         "seed": seed,
         **figures,
+        **nights,
         "strata": strata,
         "calibration": reliability,
     }

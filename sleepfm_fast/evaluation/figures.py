@@ -53,12 +53,13 @@ def resample(
     task: Task,
     *,
     progress: bool = True,
+    unit: str = "clip",
 ) -> Resampled:
     """Compute every figure under every resample of subjects.
 
     Parameters
     ----------
-    scores, trained, labels, task, progress
+    scores, trained, labels, task, progress, unit
         As for :func:`evaluate`.
     group : int64 [n]
         Column of ``draws`` of each clip's subject.
@@ -79,9 +80,9 @@ def resample(
         if k not in trained:
             notes[k] = "absent from the training clips, so it is never predicted"
         elif not positive.any():
-            notes[k] = "absent from the test clips"
+            notes[k] = f"absent from the test {unit}s"
         elif positive.all():
-            notes[k] = "the only class of the test clips"
+            notes[k] = f"the only class of the test {unit}s"
         else:
             score = scores[:, list(trained).index(k)]
             auroc[k], auprc[k] = metrics.bootstrap_curves(positive, score, group, weights)
@@ -114,6 +115,7 @@ def evaluate(
     seed: int,
     *,
     progress: bool = True,
+    unit: str = "clip",
 ) -> dict[str, Any]:
     """Score a classifier on test clips; classes without a figure get null and a note.
 
@@ -134,6 +136,8 @@ def evaluate(
         Resamples of subjects, and what draws them.
     progress : bool
         Show a bar over the classes.
+    unit : str
+        What a row is, in words: a clip, or a night.
 
     Returns
     -------
@@ -145,7 +149,7 @@ def evaluate(
 
     subjects, group = np.unique(subject, return_inverse=True)
     draws = metrics.bootstrap_subjects(len(subjects), bootstraps, seed)
-    found = resample(scores, trained, labels, group, draws, task, progress=progress)
+    found = resample(scores, trained, labels, group, draws, task, progress=progress, unit=unit)
 
     def interval(values: npt.NDArray[np.float64]) -> Interval:
         return metrics.percentile_interval(float(values[0]), values[1:], len(subjects))
@@ -173,7 +177,7 @@ def evaluate(
         "confusion": {
             "rows_true_columns_predicted": task.names,
             "counts": found.confusion,
-            "n_clips": len(labels),
+            f"n_{unit}s": len(labels),
         },
     }
 
@@ -186,9 +190,9 @@ def cell(interval: Interval) -> str:
     return f"{f'{interval.value:.3f}{limits}':<21}"
 
 
-def say_table(result: dict[str, Any]) -> None:
+def say_table(result: dict[str, Any], unit: str = "clip") -> None:
     """Print what :func:`evaluate` returned."""
-    say(f"{'class':<7}{'clips':>8}{'prev.':>7}  {'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}")
+    say(f"{'class':<7}{f'{unit}s':>8}{'prev.':>7}  {'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}")
     for name, entry in result["classes"].items():
         figures = "".join(cell(entry[f]) for f in ("auroc", "auprc", "f1"))
         say(f"{name:<7}{entry['n_test']:>8}{entry['prevalence']:>7.3f}  {figures}{entry.get('note', '')}".rstrip())

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.classification import probability_of
 from sleepfm_fast.evaluation.figures import macro_of, resample
 from sleepfm_fast.evaluation.metrics import percentile_interval
 from sleepfm_fast.evaluation.retrieval_figures import Direction, summarise
 from sleepfm_fast.evaluation.tasks import TASKS
+from sleepfm_fast.evaluation.whole_nights import nights_of
 
 if TYPE_CHECKING:
+    from sleepfm_fast.evaluation.figures import Resampled
     from sleepfm_fast.evaluation.shared_clips import SharedClips
+    from sleepfm_fast.evaluation.tasks import Task
     from sleepfm_fast.results import Result
 
 __all__ = ["difference", "of_classifiers", "of_retrievals"]
@@ -51,7 +55,8 @@ def of_classifiers(results: tuple[Result, Result], shared: SharedClips, draws: n
     -------
     dict
         ``n_classes`` (those that both can score), ``macro``, ``classes``, ``accuracy``, ``cohen_kappa``, each figure
-        as of :func:`difference`.
+        as of :func:`difference`. Of age and sex also ``nights``: the same over nights
+        (:mod:`sleepfm_fast.evaluation.whole_nights`), each by the mean over the clips that both results have.
 
     Raises
     ------
@@ -65,18 +70,29 @@ def of_classifiers(results: tuple[Result, Result], shared: SharedClips, draws: n
             f"{results[1].path} share carry another label in each; compare results of one scoring."
         )
     task = TASKS[results[0].record["task"]]
-    one, other = (
-        resample(
-            np.asarray(result.array("score"))[rows],
-            np.asarray(result.record["trained_classes"], np.int8),
-            labels[0],
-            shared.group,
-            draws,
-            task,
-        )
-        for result, rows in zip(results, shared.rows, strict=True)
+    scores = [np.asarray(result.array("score"))[rows] for result, rows in zip(results, shared.rows, strict=True)]
+    trained = [np.asarray(result.record["trained_classes"], np.int8) for result in results]
+    record: dict[str, Any] = {"task": results[0].record["task"]}
+    record |= _differences(
+        [resample(s, t, labels[0], shared.group, draws, task) for s, t in zip(scores, trained, strict=True)],
+        draws,
+        task,
     )
-    n = shared.n_subjects
+    if task.of_person:
+        recording = np.asarray(results[0].array("recording"))[shared.rows[0]]
+        pair = [nights_of(probability_of(s), labels[0], shared.group, recording) for s in scores]
+        found = [
+            resample(nights.probability, t, nights.label, nights.subject, draws, task, progress=False, unit="night")
+            for nights, t in zip(pair, trained, strict=True)
+        ]
+        record["nights"] = {"n_nights": len(pair[0].label), **_differences(found, draws, task)}
+    return record
+
+
+def _differences(pair: Sequence[Resampled], draws: npt.NDArray[np.int32], task: Task) -> dict[str, Any]:
+    """Subtract every figure of the second classifier from that of the first."""
+    one, other = pair
+    n = draws.shape[1]
     both = [k for k in task.scored if k in one.auroc and k in other.auroc]
     classes: dict[str, dict[str, Any]] = {task.names[k]: {} for k in task.scored}
     macro: dict[str, Any] = {}
@@ -90,7 +106,6 @@ def of_classifiers(results: tuple[Result, Result], shared: SharedClips, draws: n
     single = classes[task.names[task.scored[0]]]["f1"]
     macro["f1"] = difference(one.macro_f1, other.macro_f1, n) if len(task.scored) > 1 else single
     return {
-        "task": results[0].record["task"],
         "n_classes": len(both),
         "macro": macro,
         "classes": classes,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sleepfm_fast.evaluation.metrics import confusion_by_subject, confusion_curves
-from sleepfm_fast.scoring.sleep_figures import NIGHT_COLUMNS, night_figures
+from sleepfm_fast.scoring.sleep_figures import NIGHT_COLUMNS, SLEEP_COLUMNS, night_figures, scored_span
 from sleepfm_fast.scoring.stages import EPOCH_S
 
 if TYPE_CHECKING:
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["night_columns", "night_row"]
 
 AGREEMENT = ("epochs_compared", "agreement_percent", "kappa")
-BREATHING = ("event_epochs", "event_epochs_per_h", "scored_event_epochs_per_h")
+BREATHING = ("event_epochs", "event_epochs_per_h", "scored_event_epochs_per_h", "event_epochs_per_h_within_scored")
+BESIDE_SCORER = tuple(column for name in SLEEP_COLUMNS for column in (f"scored_{name}", f"{name}_within_scored"))
 
 
 def night_columns(task: str, names: Sequence[str]) -> tuple[str, ...]:
     """Columns of ``nights.csv`` for a task with these classes."""
     counts = ("epochs", "epochs_without_prediction")
     if task == "stage":
-        what: tuple[str, ...] = (*NIGHT_COLUMNS, *AGREEMENT)
+        what: tuple[str, ...] = (*NIGHT_COLUMNS, *AGREEMENT, "scored_epochs", "scored_min", *BESIDE_SCORER)
     elif task == "sdb":
         what = (*counts, *BREATHING, *AGREEMENT)
     else:
@@ -48,9 +49,11 @@ def night_row(found: Predicted, task: str, rows: Sequence[int], words: Sequence[
     -------
     dict
         :func:`night_columns`; None where there is nothing to say. ``event_epochs_per_h``: per hour of epochs with a
-        prediction; ``scored_event_epochs_per_h``: the scorer's, per hour of epochs with a label. Agreement and Cohen's
-        kappa are of the epochs that have both; kappa is None where both are one class throughout. Of age and sex,
-        whose class is the person's, ``p_CLASS`` is the mean over the night's epochs, ``predicted`` the largest.
+        prediction; ``scored_event_epochs_per_h``: the scorer's, per hour of epochs with a label;
+        ``event_epochs_per_h_within_scored``: the prediction's, per hour of epochs with both. Agreement and Cohen's
+        kappa are of the epochs that have both; kappa is None where both are one class throughout. Of stages, as
+        :func:`beside_scorer`. Of age and sex, whose class is the person's, ``p_CLASS`` is the mean over the night's
+        epochs, ``predicted`` the largest.
     """
     index = list(rows)
     scored = [found.all_names[code] if code >= 0 else "" for code in found.scored[index].tolist()]
@@ -62,15 +65,19 @@ def night_row(found: Predicted, task: str, rows: Sequence[int], words: Sequence[
         "epochs_without_prediction": sum(not word for word in words),
     }
     if task == "stage":
-        return {**row, **night_figures(words, found.onset_s[index].tolist()), **agreement(words, scored)}
+        onsets_s = found.onset_s[index].tolist()
+        own = night_figures(words, onsets_s)
+        return {**row, **own, **agreement(words, scored), **beside_scorer(words, scored, onsets_s)}
     if task == "sdb":
         per_h = 3600 / EPOCH_S
         known, labelled = sum(map(bool, words)), sum(map(bool, scored))
+        both = [word for word, truth in zip(words, scored, strict=True) if word and truth]
         return {
             **row,
             "event_epochs": words.count("event") if known else None,
             "event_epochs_per_h": per_h * words.count("event") / known if known else None,
             "scored_event_epochs_per_h": per_h * scored.count("event") / labelled if labelled else None,
+            "event_epochs_per_h_within_scored": per_h * both.count("event") / len(both) if both else None,
             **agreement(words, scored),
         }
     row |= {"predicted": None, **{f"p_{name}": None for name in found.names}, "known": scored[0] or None}
@@ -79,6 +86,26 @@ def night_row(found: Predicted, task: str, rows: Sequence[int], words: Sequence[
         mean = found.probability[there].mean(axis=0)
         row |= {f"p_{name}": p for name, p in zip(found.names, mean.tolist(), strict=True)}
         row["predicted"] = found.names[int(mean.argmax())]
+    return row
+
+
+def beside_scorer(
+    words: Sequence[str], scored: Sequence[str], onsets_s: Sequence[float]
+) -> dict[str, float | int | None]:
+    """Sleep figures of the scorer, and of the prediction in the same epochs, so that they differ by the stages only.
+
+    The whole recording is no match for a scoring: before lights off and after lights on nobody scored, and what is
+    predicted there is counted as sleep or wake. Both are of the span of
+    :func:`sleepfm_fast.scoring.sleep_figures.scored_span`; in it, an epoch that the scorer left out is left out of the
+    prediction too.
+    """
+    span = scored_span(scored)
+    theirs, onsets_s = scored[span], onsets_s[span]
+    ours = [word if truth else "" for word, truth in zip(words[span], theirs, strict=True)]
+    by_scorer, by_us = (night_figures(stages, onsets_s) for stages in (theirs, ours))
+    row = {"scored_epochs": sum(map(bool, theirs)), "scored_min": by_scorer["time_in_bed_min"]}
+    for name in SLEEP_COLUMNS:
+        row |= {f"scored_{name}": by_scorer[name], f"{name}_within_scored": by_us[name]}
     return row
 
 

@@ -28,12 +28,15 @@ class Task:
         What the labels are, for messages.
     remedy : str
         Where they come from, for messages.
+    of_person : bool
+        Whether the class is a person's, and so the same in all clips of a night.
     """
 
     names: tuple[str, ...]
     scored: tuple[int, ...]
     labels: str
     remedy: str
+    of_person: bool = False
 
 
 SCORING = "Give the scoring to `python -m sleepfm_fast.preprocess ... --labels`"
@@ -43,8 +46,8 @@ PARTICIPANTS = "Give a table with the subjects' age and sex to `python -m sleepf
 TASKS = {
     "stage": Task(("W", "N1", "N2", "N3", "R"), (0, 1, 2, 3, 4), "sleep stage", SCORING),
     "sdb": Task(("none", "event"), (1,), "scored respiratory events", f"{SCORING}, or {NO_EVENTS}"),
-    "age": Task(("0-18", "18-35", "35-50", "50+"), (0, 1, 2, 3), "the subject's age", PARTICIPANTS),
-    "sex": Task(("M", "F"), (1,), "the subject's sex", PARTICIPANTS),
+    "age": Task(("0-18", "18-35", "35-50", "50+"), (0, 1, 2, 3), "the subject's age", PARTICIPANTS, of_person=True),
+    "sex": Task(("M", "F"), (1,), "the subject's sex", PARTICIPANTS, of_person=True),
 }
 
 

@@ -21,11 +21,12 @@ from sleepfm_fast.formats.edf_fields import Issues
 __all__ = ["Annotation", "RecordStarts", "Tal", "read_tals"]
 
 CHUNK = re.compile(rb"[^\x00]+")
-ONSET = re.compile(rb"[+-]\d{1,15}(?:\.\d{0,15})?")
-DURATION = re.compile(rb"\d{1,15}(?:\.\d{0,15})?")
+# Programs write what their doubles print, so that 0.1 + 0.2 stands with 17 decimals.
+ONSET = re.compile(rb"[+-]\d{1,15}(?:\.\d{0,40})?")
+DURATION = re.compile(rb"\d{1,15}(?:\.\d{0,40})?")
 POWERS = 10.0 ** np.arange(16)
 FIRST_TOUCH_BYTES = 1024  # a record's first look costs a fault and misses, as much time as copying about so many bytes
-LENIENT = re.compile(rb"[+-]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})")
+LENIENT = re.compile(rb"[+-]?(?:\d{1,15}(?:\.\d{0,40})?|\.\d{1,40})")
 
 
 @dataclass(frozen=True)

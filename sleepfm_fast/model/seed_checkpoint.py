@@ -7,6 +7,7 @@ unpickled, and a file that asks for anything else is refused.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pickle
 import struct
@@ -18,11 +19,11 @@ from typing import Any
 import torch
 
 from sleepfm_fast.batches import InputConfig
-from sleepfm_fast.cli.command import plain
+from sleepfm_fast.cli.command import plain, to_json
 from sleepfm_fast.encoder import PRESETS, SleepModel, build_encoder
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.montage.montages import MONTAGES
-from sleepfm_fast.rundir import RunDirectory, write_checkpoint
+from sleepfm_fast.rundir import RunDirectory, read_checkpoint, write_checkpoint
 from sleepfm_fast.runs.splits import Split
 
 __all__ = ["SeedCheckpoint", "read_seed_checkpoint", "write_run"]
@@ -207,15 +208,48 @@ def read_seed_checkpoint(path: Path) -> SeedCheckpoint:
     )
 
 
-def write_run(checkpoint: SeedCheckpoint, run: RunDirectory) -> None:
+def write_run(checkpoint: SeedCheckpoint, run: RunDirectory) -> bool:
     """Write the checkpoint as a run folder, which embed reads and train can start from.
+
+    Returns
+    -------
+    bool
+        False where that run stands there already. One without weights, as after a kill, is completed.
 
     Raises
     ------
     SleepfmError
-        When the folder holds something already.
+        When the folder holds something else.
     """
-    run.create(checkpoint.description())
     tensors = {f"model/{name}": tensor for name, tensor in checkpoint.model.state_dict().items()}
     best_loss = None if math.isnan(checkpoint.best_loss) else checkpoint.best_loss
-    write_checkpoint(run.best_path, tensors, {"epoch": checkpoint.epoch, "best_loss": best_loss})
+    state = {"epoch": checkpoint.epoch, "best_loss": best_loss}
+    if not run.exists():
+        run.create(checkpoint.description())
+    elif not is_described(run, checkpoint):
+        raise SleepfmError(f"{run.path} holds another run and is not overwritten. Name a new folder.")
+    elif run.best_path.exists():
+        there, then = read_checkpoint(run.best_path)
+        same = there.keys() == tensors.keys() and all(same_bits(there[name], tensors[name]) for name in tensors)
+        if not same or then != state:
+            raise SleepfmError(
+                f"{run.path} holds a run of other weights than {checkpoint.path} and is not overwritten. Name a new "
+                "folder."
+            )
+        return False
+    write_checkpoint(run.best_path, tensors, state)
+    return True
+
+
+def is_described(run: RunDirectory, checkpoint: SeedCheckpoint) -> bool:
+    """Whether a run's ``config.json`` is that of a checkpoint, wherever its file lay."""
+    there, now = run.config(), json.loads(to_json(checkpoint.description()))
+    options = there.get("config")
+    source = options.get("imported_from") if isinstance(options, dict) else None
+    now["config"]["imported_from"] = source
+    return bool(source) and {name: there.get(name) for name in now} == now
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal, NaN to NaN too."""
+    return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()

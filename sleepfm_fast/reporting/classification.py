@@ -19,7 +19,7 @@ from sleepfm_fast.reporting.markup import element, escape, number
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
 from sleepfm_fast.reporting.scale import Scale
-from sleepfm_fast.reporting.sources import MISSHAPEN, Run
+from sleepfm_fast.reporting.sources import MISSHAPEN, Run, over_nights
 from sleepfm_fast.reporting.strata import strata_figure
 from sleepfm_fast.reporting.wording import count, number_of, share, value_of, with_interval
 from sleepfm_fast.results import Result
@@ -67,9 +67,13 @@ def array_file(result: Result, name: str) -> Path:
     return result.path / f"{name}.npy"
 
 
-def figures_table(name: str, result: Result) -> Figure:
-    """AUROC, AUPRC and F1 per class with intervals."""
+def figures_table(name: str, result: Result, *, nights: bool = False) -> Figure:
+    """AUROC, AUPRC and F1 per class with intervals, over clips or over nights."""
     record = result.record
+    test = record.get("test", {})
+    if nights:
+        record = over_nights(result)
+        test = record
     rows, notes = [], []
     for class_name, entry in record.get("classes", {}).items():
         if entry.get("note"):
@@ -85,7 +89,6 @@ def figures_table(name: str, result: Result) -> Figure:
     if len(rows) > 1:
         notes += averaged_over(record["classes"])
         rows.append(["mean of classes", "", "", *(with_interval(macro.get(f)) for f in ("auroc", "auprc", "f1"))])
-    test = record.get("test", {})
     n_subjects = test.get("n_subjects", 0)
     brackets = (
         "One test subject, so no intervals."
@@ -98,12 +101,24 @@ def figures_table(name: str, result: Result) -> Figure:
         f"Accuracy {with_interval(record.get('accuracy'))}, Cohen's kappa {with_interval(record.get('cohen_kappa'))}. "
         f"{brackets} Chance is 0.5 for AUROC, the prevalence for AUPRC. " + " ".join(notes)
     )
-    head = ["class", "clips", "prevalence", "AUROC", "AUPRC", "F1"]
+    head = ["class", "nights" if nights else "clips", "prevalence", "AUROC", "AUPRC", "F1"]
+    if nights:
+        counted_nights = f"{number_of(record.get('n_nights', 0), 'night')} of {number_of(n_subjects, 'subject')}"
+        about = f"A night counts once, by the mean probability of its clips ({counted_nights}). {about}"
+        return Figure(
+            "Figures of each class, over nights", table(head, rows, f"Figures of {name}, over nights"), about,
+            [record_file(result)], record, wide=True,
+        )  # fmt: skip
     keys = ("task", "classes", "macro", "accuracy", "cohen_kappa", "train", "test", "overlap_note")
     return Figure(
         "Figures of each class", table(head, rows, f"Figures of {name}"), about, [record_file(result)],
         {k: record[k] for k in keys if k in record}, wide=True,
     )  # fmt: skip
+
+
+def night_figures(name: str, result: Result) -> list[Figure]:
+    """Figures over nights, of tasks whose class is a person's; results of earlier versions have none."""
+    return [figures_table(name, result, nights=True)] if over_nights(result) else []
 
 
 def averaged_over(classes: dict[str, Any]) -> list[str]:
@@ -341,11 +356,16 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
     together: list[Figure | Missing] = []
     try:
         if len(found) > 1:
-            together.append(overview([(describe_result(run, result, runs), result) for run, result in found]))
-        together += difference_figures(runs, task)
+            named = [(describe_result(run, result, runs), result) for run, result in found]
+            together.append(overview(named))
+            if len(by_night := [(name, result) for name, result in named if over_nights(result)]) > 1:
+                together.append(overview(by_night, nights=True))
+        differences = difference_figures(runs, task)
+        together += differences
     except MISSHAPEN as error:
+        differences = []
         together.append(Missing(f"The classifiers of this task cannot be tabulated ({error!r}). Write them again."))
-    if len(together) == 1 and len(own) > 1:
+    if together and not differences and len(own) > 1:
         (run, first), (_, second) = own[:2]
         command = suggestions.compare(run, task, first, second)
         together.append(Missing("No difference of two of them has been measured. This command measures one:", command))
@@ -357,6 +377,7 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
             group.note = sizes(result)
             items: list[Figure | Missing | None] = [
                 figures_table(group.title, result),
+                *night_figures(group.title, result),
                 confusion_figure(group.title, result),
                 *curve_figures(group.title, result),
                 calibration_figure(group.title, result),

@@ -8,7 +8,7 @@ from typing import Any
 from sleepfm_fast.evaluation.interval_notice import interval_caution
 from sleepfm_fast.reporting.markup import element, escape, percent
 from sleepfm_fast.reporting.page import Figure, table
-from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.sources import Run, over_nights
 from sleepfm_fast.reporting.wording import count, interval, value_of, with_interval
 from sleepfm_fast.results import Result
 
@@ -47,29 +47,32 @@ def few_classes(scored: float | None, known: int) -> str:
     return f" (AUROC, AUPRC over {count(scored)} of {known} classes)" if scored is not None and scored < known else ""
 
 
-def overview(named: Sequence[tuple[str, Result]]) -> Figure:
-    """One row a classifier."""
-    head = ["classifier", "test clips", "AUROC", "AUROC from 0 to 1", "AUPRC", "F1", "accuracy", "Cohen's kappa"]
+def overview(named: Sequence[tuple[str, Result]], *, nights: bool = False) -> Figure:
+    """One row a classifier, over clips or over nights."""
+    unit = "nights" if nights else "clips"
+    head = ["classifier", f"test {unit}", "AUROC", "AUROC from 0 to 1", "AUPRC", "F1", "accuracy", "Cohen's kappa"]
     rows, data = [], []
     for name, result in named:
-        record = result.record
+        record = over_nights(result) if nights else result.record
         macro = record.get("macro") or {}
         figures = {f: macro.get(f) for f in FIGURES} | {f: record.get(f) for f in ("accuracy", "cohen_kappa")}
-        n = (record.get("test") or {}).get("n_clips", 0)
+        n = record.get("n_nights", 0) if nights else (record.get("test") or {}).get("n_clips", 0)
         cells = {f: escape(with_interval(figure)) for f, figure in figures.items()}
         drawn = spread(figures["auroc"], 0.5)
         scored, known = value_of(macro.get("n_classes")), len(record.get("classes") or ())
         cells["name"] = escape(name + few_classes(scored, known))
         rows.append([cells["name"], count(n), cells["auroc"], drawn, *(cells[f] for f in figures if f != "auroc")])
-        data.append({"classifier": name, "test_clips": n, **figures})
+        data.append({"classifier": name, f"test_{unit}": n, **figures})
     external = (
         " Those named external were tested on another store and do not compare with the others."
         if any("external: " in name for name, _ in named)
         else ""
     )
+    title = "All classifiers of this task" + (", over nights" if nights else "")
+    whole = "A night counts once, by the mean probability of its clips. " if nights else ""
     return Figure(
-        "All classifiers of this task", table(head, rows, "All classifiers of this task", escaped=True),
-        "Means of classes, with 95 % intervals over test subjects. Intervals that overlap do not show that "
+        title, table(head, rows, title, escaped=True),
+        f"{whole}Means of classes, with 95 % intervals over test subjects. Intervals that overlap do not show that "
         "classifiers are alike: the same subjects are hard for all of them. `compare` measures the difference itself."
         f"{external}{interval_caution(fewest_tested([result for _, result in named]))}",
         [result.path / "result.json" for _, result in named], data, wide=True,
@@ -84,19 +87,24 @@ def difference_figures(runs: Sequence[Run], task: str) -> list[Figure]:
     head = ["first - second", "subjects", "AUROC", "AUPRC", "F1", "accuracy", "Cohen's kappa"]
     rows = []
     for result in found:
-        record = result.record
-        macro = record.get("macro") or {}
-        entries = [*(macro.get(f) for f in FIGURES), record.get("accuracy"), record.get("cohen_kappa")]
-        scored, known = value_of(record.get("n_classes")), len(record.get("classes") or ())
-        names = f"{record.get('first')} - {record.get('second')}{few_classes(scored, known)}"
-        rows.append([names, count(record.get("n_subjects", 0)), *(difference(entry) for entry in entries)])
-    keys = ("first", "second", "n_subjects", "n_clips", "n_classes", "macro", "classes", "accuracy", "cohen_kappa")
+        names = f"{result.record.get('first')} - {result.record.get('second')}"
+        nights = over_nights(result)
+        for over, record in (("", result.record), *([(", over nights", nights)] if nights else [])):
+            macro = record.get("macro") or {}
+            entries = [*(macro.get(f) for f in FIGURES), record.get("accuracy"), record.get("cohen_kappa")]
+            scored, known = value_of(record.get("n_classes")), len(record.get("classes") or ())
+            cells = [f"{names}{over}{few_classes(scored, known)}", count(result.record.get("n_subjects", 0))]
+            rows.append([*cells, *(difference(entry) for entry in entries)])
+    any_nights = any(over_nights(result) for result in found)
+    whole = " Over nights, a night counts once, by the mean probability of its clips." if any_nights else ""
+    figures = ("n_classes", "macro", "classes", "accuracy", "cohen_kappa")
+    keys = ("first", "second", "n_subjects", "n_clips", *figures, *(("nights",) if any_nights else ()))
     return [
         Figure(
             "Differences", table(head, rows, "Paired differences"),
             "Both classifiers on the same clips of the same subjects, with 95 % intervals over them. An interval "
             "that excludes 0 is a difference that other test subjects of this kind would show too; other trainings are "
-            f"not accounted for.{interval_caution(fewest_tested(found))}",
+            f"not accounted for.{whole}{interval_caution(fewest_tested(found))}",
             [r.path / "result.json" for r in found], [{k: r.record.get(k) for k in keys} for r in found], wide=True,
         )
     ]  # fmt: skip

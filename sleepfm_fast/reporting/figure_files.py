@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -14,9 +14,8 @@ from sleepfm_fast.reporting.look import attributes_of, colour
 from sleepfm_fast.reporting.markup import element, escape, number
 from sleepfm_fast.reporting.page import Figure, Section
 from sleepfm_fast.reporting.plot import Plot
-from sleepfm_fast.storage.atomic import replace_file
 
-__all__ = ["figure_svg", "refuse_folder", "write_figures"]
+__all__ = ["draw_figures", "earlier_figures", "figure_svg", "refuse_folder"]
 
 NARROW_PX, WIDE_PX = 360.0, 720.0  # 95 and 190 mm: one and two columns of a page
 MARGIN_PX = 8.0
@@ -235,8 +234,8 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].rstrip("-")
 
 
-def earlier(folder: Path) -> list[Path]:
-    """Figures that a report wrote there before."""
+def earlier_figures(folder: Path) -> list[Path]:
+    """Figures that a report wrote into a folder before; none where there is no folder."""
     found = []
     for path in sorted(folder.glob("*.svg")):
         with path.open("rb") as file:
@@ -254,26 +253,25 @@ def refuse_folder(folder: Path, *, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise SleepfmError(f"--figures {folder} is a file; give a folder for the SVG files.")
-    if folder.is_dir() and not overwrite and (found := earlier(folder)):
+    if folder.is_dir() and not overwrite and (found := earlier_figures(folder)):
         raise SleepfmError(
             f"--figures {folder} holds figures of a report already (such as {found[0].name}). Give another folder, or "
             "add --overwrite."
         )
 
 
-def write_figures(sections: Iterable[Section], folder: Path) -> Sequence[Path]:
-    """Write every figure that is drawn into a folder and note its file's name in ``figure.file``.
+def draw_figures(sections: Iterable[Section], folder: Path) -> dict[Path, bytes]:
+    """Draw every figure that is a file of its own, and note the file's name in ``figure.file``.
 
-    Figures that an earlier report left in the folder are removed; other files there stay.
+    Figures that an earlier report left in the folder are replaced; other files there keep their names.
 
     Returns
     -------
-    sequence of Path
+    dict of Path to bytes
+        To be written, in the order of the page.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in earlier(folder):
-        path.unlink()
-    written: list[Path] = []
+    earlier = set(earlier_figures(folder))
+    drawn: dict[Path, bytes] = {}
     for section in sections:
         for group in section.groups:
             for figure in group.items:
@@ -283,11 +281,9 @@ def write_figures(sections: Iterable[Section], folder: Path) -> Sequence[Path]:
                     continue
                 name = "-".join(filter(None, (section.identity, slug(group.title), slug(figure.title))))
                 path, n = folder / f"{name}.svg", 1
-                while path in written or path.exists():
+                while path in drawn or (path.exists() and path not in earlier):
                     n += 1
                     path = folder / f"{name}-{n}.svg"
-                with replace_file(path) as file:
-                    file.write(text.encode("utf-8"))
                 figure.file = path.name
-                written.append(path)
-    return written
+                drawn[path] = text.encode("utf-8")
+    return drawn

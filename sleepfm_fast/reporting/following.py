@@ -71,6 +71,8 @@ def after_nights(config: Any, result: dict[str, Any]) -> str:
 def after_preprocess(config: Any, result: dict[str, Any]) -> str | None:
     """Of ``preprocess``: training, or embeddings by the run of --like; with --inspect, the store as looked at."""
     if not config.inspect:
+        if result.get("absent"):  # other tasks of the array are needed first
+            return None
         if config.like is not None and result["clips"] and kind_of(config.like) is Kind.RUN:
             return typed("embed", config.like, config.paths[-1], beside(config.paths[-1], "embeddings"))
         return after_store(config, {**result, "store": config.paths[-1]})

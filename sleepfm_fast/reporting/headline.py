@@ -14,7 +14,7 @@ from sleepfm_fast.reporting.comparison import spread
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
 from sleepfm_fast.reporting.retrieval import recall_keys
-from sleepfm_fast.reporting.sources import MISSHAPEN, Run
+from sleepfm_fast.reporting.sources import MISSHAPEN, Run, over_nights
 from sleepfm_fast.reporting.wording import count, interval, number_of, value_of
 from sleepfm_fast.results import Result
 
@@ -40,6 +40,33 @@ class Reading:
         return value
 
 
+def night_reading(run: Run, task: str) -> Reading | None:
+    """Read the AUROC over nights of the result that speaks for a task."""
+    result = run.classified(task)
+    nights = over_nights(result) if result is not None else {}
+    figure = (nights.get("macro") or {}).get("auroc")
+    if result is None or value_of(figure) is None:
+        return None
+    note = f"{classifier_of(result)}, {number_of(nights.get('n_nights'), 'night')} of "
+    note += number_of(nights.get("n_subjects"), "test subject")
+    note += averaged(nights.get("classes") or {}, "auroc")
+    return Reading(run, figure, 0.5, note, result.path / "result.json")
+
+
+def classifier_of(result: Result) -> str:
+    """Say what kind of classifier a result is of, and what it saw."""
+    modalities = result.record.get("modalities") or ()
+    saw = "all modalities" if len(modalities) > 1 else ", ".join(modalities)
+    return f"{'end-to-end network' if result.command == 'supervise' else 'probe'}, {saw}"
+
+
+def averaged(classes: dict[str, Any], key: str) -> str:
+    """Say that a mean is over fewer classes than there are; empty where it is not."""
+    have = len(with_figure(classes, key))
+    few = key in next(iter(classes.values()), {}) and have < len(classes)
+    return f"; mean of the {have} of {len(classes)} classes that have it" if few else ""
+
+
 def classifier_reading(run: Run, task: str, key: str, chance: Callable[[Result], float | None]) -> Reading | None:
     """Read a figure of the result that speaks for a task."""
     result = run.classified(task)
@@ -48,29 +75,25 @@ def classifier_reading(run: Run, task: str, key: str, chance: Callable[[Result],
     figure = result.record.get(key) if key in result.record else (result.record.get("macro") or {}).get(key)
     if value_of(figure) is None:
         return None
-    modalities = result.record.get("modalities") or ()
-    saw = "all modalities" if len(modalities) > 1 else ", ".join(modalities)
     test = result.record.get("test") or {}
-    how = "end-to-end network" if result.command == "supervise" else "probe"
-    n_subjects = test.get("n_subjects", 0)
-    subjects = f"{number_of(n_subjects, 'test subject')}"
-    note = f"{how}, {saw}, {subjects}, {number_of(test.get('n_clips', 0), 'clip')}"
-    classes = result.record.get("classes") or {}
-    averaged = len(with_figure(result, key))
-    if key in next(iter(classes.values()), {}) and averaged < len(classes):
-        note += f"; mean of the {averaged} of {len(classes)} classes that have it"
+    subjects = number_of(test.get("n_subjects", 0), "test subject")
+    note = f"{classifier_of(result)}, {subjects}, {number_of(test.get('n_clips', 0), 'clip')}"
+    note += averaged(result.record.get("classes") or {}, key)
     return Reading(run, figure, chance(result), note, result.path / "result.json")
 
 
-def with_figure(result: Result, figure: str) -> list[dict[str, Any]]:
+def with_figure(classes: dict[str, Any], figure: str) -> list[dict[str, Any]]:
     """The classes that a mean of a figure is over: those that have it."""
-    classes = (result.record.get("classes") or {}).values()
-    return [entry for entry in classes if value_of(entry.get(figure)) is not None]
+    return [entry for entry in classes.values() if value_of(entry.get(figure)) is not None]
 
 
 def mean_prevalence(result: Result) -> float | None:
     """Chance level of a mean of AUPRC: of the same classes."""
-    shares = [v for c in with_figure(result, "auprc") if (v := value_of(c.get("prevalence"))) is not None]
+    shares = [
+        v
+        for c in with_figure(result.record.get("classes") or {}, "auprc")
+        if (v := value_of(c.get("prevalence"))) is not None
+    ]
     return sum(shares) / len(shares) if shares else None
 
 
@@ -260,7 +283,7 @@ def headline_section(runs: Sequence[Run]) -> Section:
             lambda run: classifier_reading(run, "sdb", "auprc", mean_prevalence),
         ),
         (
-            "Age group: AUROC, mean of groups",
+            "Age group: AUROC over clips, mean of groups",
             lambda r: (
                 f"Of clips of two age groups, the right one gets the higher score {hundred(r)} times in 100; guessing "
                 "gets 50."
@@ -268,12 +291,28 @@ def headline_section(runs: Sequence[Run]) -> Section:
             lambda run: classifier_reading(run, "age", "auroc", half),
         ),
         (
-            "Sex: AUROC",
+            "Age group: AUROC over nights, mean of groups",
+            lambda r: (
+                f"Of nights of two age groups, each by the mean probability of its clips, the right one gets the "
+                f"higher score {hundred(r)} times in 100; guessing gets 50."
+            ),
+            lambda run: night_reading(run, "age"),
+        ),
+        (
+            "Sex: AUROC over clips",
             lambda r: (
                 f"Of a woman's clip and a man's, hers gets the higher score {hundred(r)} times in 100; guessing gets "
                 "50."
             ),
             lambda run: classifier_reading(run, "sex", "auroc", half),
+        ),
+        (
+            "Sex: AUROC over nights",
+            lambda r: (
+                f"Of a woman's night and a man's, each by the mean probability of its clips, hers gets the higher "
+                f"score {hundred(r)} times in 100; guessing gets 50."
+            ),
+            lambda run: night_reading(run, "sex"),
         ),
         (
             "Retrieval between modalities",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embeddings import Embeddings
 
-__all__ = ["EMBEDDINGS", "MISSHAPEN", "Run", "describe", "open_runs", "replicates_beside"]
+__all__ = ["EMBEDDINGS", "MISSHAPEN", "Run", "describe", "open_runs", "over_nights", "replicates_beside"]
 
 # What reading a record raises whose keys or kinds are not those that its command writes: edited, or of another version.
 MISSHAPEN = (SleepfmError, AttributeError, IndexError, KeyError, TypeError, ValueError)
@@ -252,6 +252,12 @@ def open_run(path: Path, name: str) -> Run:
             "with results/."
         )
     return run
+
+
+def over_nights(result: Result) -> dict[str, Any]:
+    """The figures of a classifier, or of a comparison, over whole nights; empty where it has none."""
+    nights = result.record.get("nights")
+    return nights if isinstance(nights, dict) else {}
 
 
 def describe(folder: Path) -> dict[str, Any] | None:

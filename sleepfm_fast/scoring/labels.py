@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,9 +21,10 @@ from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
 __all__ = ["LABEL_RULES", "OVERLONG", "ClipGrid", "clip_labels", "refuse_endless"]
 
-LABEL_RULES = 3
+LABEL_RULES = 4
 """To be raised where the same scoring gives clips other labels than before: nights of a store are then made again.
-2: no clip outside the scored part of a night is free of events. 3: no respiratory event of more than five minutes."""
+2: no clip outside the scored part of a night is free of events. 3: no respiratory event of more than five minutes.
+4: clips lie where most epochs lie, and not where the first stage begins."""
 
 SDB_OVERLAP_S = 10.0
 """An apnoea or hypopnoea lasts at least 10 s (AASM): that much of it inside a clip makes the clip an event."""
@@ -99,9 +101,10 @@ def clip_labels(
 ) -> ClipGrid:
     """Cut a recording into 30-s clips on its scoring's own grid and label each.
 
-    The grid is anchored on the onset of the first annotation that names a stage, modulo 30 s, and extends over the
-    whole recording; clips that no stage covers by half keep stage none. Without stages it starts at the recording's
-    start. A clip lies wholly inside one segment.
+    The grid is anchored on the onset of the first annotation that names a stage, modulo 30 s, or where more than half
+    of them begin at another time of it, there: a first stage may last until lights off, or be the rest of an epoch that
+    was cut. It extends over the whole recording; clips that no stage covers by half keep stage none. Without stages it
+    starts at the recording's start. A clip lies wholly inside one segment.
 
     Stage of an epoch: the stage that covers most of it; of two that cover as much, the one that starts later; of two
     that also start together, none. An annotation without duration lasts until the next one,
@@ -134,7 +137,7 @@ def clip_labels(
     unknown_texts(events, issues)
     spans = stage_spans(events, issues)
     scored = [span for span in spans if span.code != NO_STAGE]
-    anchor_s = round(min(span.onset_s for span in scored) % EPOCH_S, 6) % EPOCH_S if scored else 0.0
+    anchor_s, is_first = grid_anchor(scored)
     stretches = stretches_of(n_s, segments)
     onsets_s = grid_onsets(anchor_s, stretches)
 
@@ -142,8 +145,8 @@ def clip_labels(
     if off_grid:
         issues.append(
             f"{off_grid} of {counted(len(scored), 'stage annotation')} {agreeing(off_grid, 'does', 'do')} not start on "
-            f"the 30-s grid of the first stage (which starts at {anchor_s:g} s); each epoch got the stage that covers "
-            "most of it."
+            f"the 30-s grid of {'the first stage' if is_first else 'most of them'} (which starts at {anchor_s:g} s); "
+            "each epoch got the stage that covers most of it."
         )
     outside = count_outside(scored, stretches)
     if outside:
@@ -168,6 +171,15 @@ def clip_labels(
         unseen = (onsets_s + EPOCH_S <= min(s.onset_s for s in scored)) | (onsets_s >= max(s.end_s for s in scored))
         sdb[unseen & (sdb == 0)] = -1
     return ClipGrid(onsets_s, stage, sdb, tuple(issues))
+
+
+def grid_anchor(scored: Sequence[StageSpan]) -> tuple[float, bool]:
+    """Where the grid of clips begins, between 0 and 30 s, and whether that is where the first stage does."""
+    if not scored:
+        return 0.0, True
+    phases = [round(span.onset_s % EPOCH_S, 6) % EPOCH_S for span in sorted(scored, key=lambda span: span.onset_s)]
+    common_s, n = Counter(phases).most_common(1)[0]
+    return (common_s, common_s == phases[0]) if 2 * n > len(phases) else (phases[0], True)
 
 
 def refuse_endless(path: Path, recorded_s: Fraction) -> None:

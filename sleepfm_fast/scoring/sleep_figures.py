@@ -6,13 +6,24 @@ from collections.abc import Sequence
 
 from sleepfm_fast.scoring.stages import EPOCH_S
 
-__all__ = ["NIGHT_COLUMNS", "night_figures"]
+__all__ = ["NIGHT_COLUMNS", "SLEEP_COLUMNS", "night_figures", "scored_span"]
 
 NIGHT_COLUMNS = (
     *("epochs", "epochs_without_prediction", "time_in_bed_min", "total_sleep_time_min", "sleep_efficiency_percent"),
     *("sleep_latency_min", "rem_latency_min", "wake_after_sleep_onset_min"),
     *("w_min", "n1_min", "n2_min", "n3_min", "r_min", "n1_percent", "n2_percent", "n3_percent", "r_percent"),
 )
+SLEEP_COLUMNS = NIGHT_COLUMNS[3:]
+"""Those that say how somebody slept, not what was recorded."""
+
+
+def scored_span(stages: Sequence[str]) -> slice:
+    """From the first epoch with a stage to the last: what stands for the time between lights off and lights on.
+
+    Scorers stage what lies between; the clock of lights is in few scorings. Empty where no epoch has a stage.
+    """
+    staged = [i for i, stage in enumerate(stages) if stage]
+    return slice(staged[0], staged[-1] + 1) if staged else slice(0)
 
 
 def night_figures(stages: Sequence[str], onsets_s: Sequence[float] | None = None) -> dict[str, float | int | None]:

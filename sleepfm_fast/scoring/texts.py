@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -97,32 +98,53 @@ def asks_meaning(issue: str) -> bool:
 
 
 def unknown_texts(events: Sequence[Event], issues: list[str]) -> None:
-    """Say which texts look like a stage or a respiratory event and are known as neither."""
+    """Say which texts look like a stage or a respiratory event and are known as neither.
+
+    Of a text about breathing without a duration the other events decide: where they have durations it is a remark of
+    the technician, and is only named; where none has, it may be an event as well as they, and is asked for.
+    """
     unstaged: Counter[str] = Counter()
     breathing: Counter[str] = Counter()
+    moments: Counter[str] = Counter()
+    timed = False
     stages = [event for event in events if stage_of(event.text) is not None]
     begun_s = [event.onset_s for event in stages]
     grid = {event.onset_s % EPOCH_S for event in stages}
     for event in events:
-        if stage_of(event.text) is not None or respiratory_event_of(event.text) is not None:
+        duration_s = event.duration_s or 0.0
+        lasts = duration_s > 0 and math.isfinite(duration_s)
+        respiratory = respiratory_event_of(event.text) is not None
+        timed |= respiratory and lasts
+        if respiratory or stage_of(event.text) is not None:
             continue
-        whole_epochs = bool(event.duration_s) and (event.duration_s or 0.0) % EPOCH_S == 0
+        whole_epochs = bool(event.duration_s) and duration_s % EPOCH_S == 0
         before = bisect.bisect_right(begun_s, event.onset_s) - 1
         stage = stages[before] if before >= 0 else None
         staged = stage is not None and (not stage.duration_s or stage.onset_s + stage.duration_s > event.onset_s)
         if whole_epochs and not staged and event.onset_s % EPOCH_S in grid:
             unstaged[event.text] += 1
-        elif (event.duration_s or 0.0) >= 10 and perhaps_respiratory(event.text):
-            breathing[event.text] += 1
-    kinds = (
+        elif (duration_s >= 10 or not lasts) and perhaps_respiratory(event.text):
+            (breathing if lasts else moments)[event.text] += 1
+    asked = [
         (unstaged, "are as long as epochs and name no sleep stage that is known", "N2"),
         (breathing, "seem to be respiratory events and are not known as such", "hypopnea"),
-    )
-    for found, what, example in kinds:
+    ]
+    if not timed:
+        asked.append((moments, "seem to be respiratory events without a duration and are not known as such", "apnea"))
+    for found, what, example in asked:
         if found:
-            most = found.most_common(TEXTS_SHOWN)
-            listed = ", ".join(f"'{text}' ({n})" for text, n in most)
-            more = f" and {len(found) - TEXTS_SHOWN} more" if len(found) > TEXTS_SHOWN else ""
+            first = found.most_common(1)[0][0]
             issues.append(
-                f"texts that {what}: {listed}{more}. Say what they mean, as with --meanings '{most[0][0]}={example}'."
+                f"texts that {what}: {listed(found)}. Say what they mean, as with --meanings '{first}={example}'."
             )
+    if timed and moments:
+        issues.append(
+            f"texts about breathing without a duration, beside respiratory events that have one: {listed(moments)}. "
+            "They were taken for remarks; if they are events, give them a meaning."
+        )
+
+
+def listed(found: Counter[str]) -> str:
+    """The most frequent texts with their numbers."""
+    shown = ", ".join(f"'{text}' ({n})" for text, n in found.most_common(TEXTS_SHOWN))
+    return f"{shown} and {len(found) - TEXTS_SHOWN} more" if len(found) > TEXTS_SHOWN else shown

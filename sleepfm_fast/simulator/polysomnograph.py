@@ -287,8 +287,8 @@ class Polysomnograph:
         body, c = self.body, self.couplings
         since, until, rr = self._beat_grid
         rng = self.random("ECG")
-        female = body.subject.sex == "F" and c.traits
-        r_mv = rng.uniform(0.9, 1.4) * (0.85 if female else 1.0)
+        female = c.traits * (body.subject.sex == "F")
+        r_mv = rng.uniform(0.9, 1.4) * (1 - 0.15 * female)
         x = r_mv * self.qrs
         x += rng.uniform(0.08, 0.15) * np.exp(-0.5 * ((until - 0.16) / 0.022) ** 2)
         qt = rng.uniform(0.29, 0.31) * np.sqrt(rr)
@@ -337,7 +337,7 @@ class Polysomnograph:
         return self.respiration("Flow", smooth, 110, 0.02, 0.04, 0.6)
 
     def nasal_pressure(self) -> Array:
-        """Pressure at the nose [cmH2O]: goes with the square of the flow; snoring rides on it."""
+        """Pressure at the nose [cmH2O]: goes with the flow to the power 1.7; snoring rides on it."""
         flow = self.air_flow
         pressure = np.sign(flow) * np.abs(flow) ** 1.7
         x = self.respiration("Nasal Pressure", pressure, 0.8, 0.03, 0.03, 0.5)

@@ -26,7 +26,7 @@ def float32(x: Any) -> Array:
 
 @dataclass(frozen=True)
 class Couplings:
-    """Strength of each dependence between processes or sensors: 1 as in the model, 0 switched off."""
+    """Strength of each dependence between processes or sensors, from 1 (as in the model) to 0 (switched off)."""
 
     stage_eeg: float = 1.0
     """EEG spectrum, spindles, K-complexes and slow waves follow the stage."""

@@ -173,6 +173,11 @@ def write_night(
     -------
     dict
         The record, as written to ``<name>.json``.
+
+    Raises
+    ------
+    SleepfmError
+        When a value does not fit the description of a recording.
     """
     # A stale description must never stand beside new samples.
     (folder / f"{name}.json").unlink(missing_ok=True)
@@ -196,6 +201,14 @@ def write_night(
         "n_bytes": n_bytes,
         "sha256": sha256,
     }
+    # Where the description cannot be read again, the night would be missing in the index without a word.
+    if not is_whole_record(record):
+        (folder / f"{name}.bin").unlink()
+        raise SleepfmError(
+            f"{name}: a number read from its files cannot be kept in a store (a time, rate, gain or age that is not "
+            "finite or has too many digits). Look at the recording's header and record starts, its scoring and its row "
+            "of the participants table."
+        )
     write_json(folder / f"{name}.json", record)
     return record
 

@@ -74,7 +74,7 @@ def is_channel(channel: dict[str, Any]) -> bool:
 def are_clips(clips: dict[str, Any], n_segments: int) -> bool:
     columns: Sequence[Any] = [clips[name] for name in ("onset_s", "segment", "stage", "sdb")]
     return (
-        are(clips["onset_s"], is_number)
+        are(clips["onset_s"], lambda onset_s: is_number(onset_s) and onset_s >= 0)
         and are(clips["segment"], lambda s: is_count(s) and s < n_segments)
         and are(clips["stage"], is_code)
         and are(clips["sdb"], is_code)
