@@ -133,7 +133,6 @@ def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     from sleepfm_fast.evaluation.predictions import Predicted, write_predictions
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
     from sleepfm_fast.results import read_result
-    from sleepfm_fast.runs.splits import SPLITS
 
     result = read_result(config.result)
     model = model_of(result)
@@ -158,15 +157,23 @@ def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
             f"{agreeing(lacking, 'gets', 'get')} no class"
             + ("; a probe of one modality (probe --modality) needs only that" if len(modalities) > 1 else "")
         )
-    own = Path(embeddings.description.store).resolve() == Path(str(result.record.get("store"))).resolve()
+    about = embeddings.description
+    own = Path(about.store).resolve() == Path(str(result.record.get("store"))).resolve()
+    side = sides(result, embeddings, own=own)
     if own:
         say("notice: the probe was fitted on subjects of this store; what it says of them is no test of it.")
+    elif seen := [name for name, served in side.items() if served in ("train", "validation")]:
+        shown = ", ".join(seen[:3]) + (f" and {len(seen) - 3} more" if len(seen) > 3 else "")
+        say(
+            f"notice: {len(seen)} of the {counted(len(about.subjects), 'subject')} "
+            f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects ({shown}). If "
+            "they are the same people, what the probe says of them is no test of it."
+        )
     odds = scores(Features(embeddings, clips, modalities), model)
     p = probability_of(odds)
     p = correct_for_prior(p, prior_of(result) if config.correct_prior else np.ones(p.shape[1]))
     probability = np.full((len(embeddings), p.shape[1]), np.nan)
     probability[clips] = p
-    about = embeddings.description
     everything = np.arange(len(embeddings))
     found = Predicted(
         tuple(task.names[k] for k in model.classes),
@@ -178,7 +185,7 @@ def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         task.names,
         about.recordings,
         about.subjects,
-        [SPLITS[code] for code in np.asarray(embeddings.split).tolist()] if own else None,
+        [side[about.subjects[subject]] for subject in np.asarray(embeddings.subject).tolist()],
     )
     record = {
         "command": "predict",
@@ -192,6 +199,27 @@ def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     return write_predictions(
         config.predictions, record, found, _starts(config), task=result.record["task"], made_of=made_of
     )
+
+
+def sides(result: Result, embeddings: Embeddings, *, own: bool) -> dict[str, str]:
+    """What each subject of the embeddings served the classifier for: train, validation, test, or nothing.
+
+    Another store may hold the same people, as at another visit: names tell. Of results that do not name their subjects,
+    only those of their ``own`` store are known.
+    """
+    from sleepfm_fast.runs.splits import SPLITS
+
+    subjects = embeddings.description.subjects
+    named = result.record.get("subjects")
+    known = set(subjects if own else ()) if named is None else set(named)
+    tested: set[str] = set()
+    if named is not None and not result.record.get("overlap"):  # one person may have served for everything
+        tested = {named[i] for i in np.unique(result.array("subject")).tolist()}
+    codes = dict(zip(np.asarray(embeddings.subject).tolist(), np.asarray(embeddings.split).tolist(), strict=True))
+    return {
+        name: ("test" if name in tested else SPLITS[codes[i]]) if name in known and i in codes else ""
+        for i, name in enumerate(subjects)
+    }
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

@@ -285,3 +285,11 @@ def test_accents_are_one_character_or_two(tmp_path):
         assert by_recording.of(Path(f"/n/{there}.edf")).subject == "S1"
         by_subject = table(tmp_path, f"subject,age\n{written},45\n")
         assert by_subject.of(Path(f"/n/{there}_night1.edf")).age == 45
+
+
+def test_of_a_cohort_s_hundreds_of_columns_those_that_may_be_meant_come_first(tmp_path: Path) -> None:
+    table = tmp_path / "shhs1-dataset.csv"
+    names = [*(f"pct{i}" for i in range(200)), "age_s1", "average"]
+    table.write_text(f"nsrrid,{','.join(names)},gender\n200001,{','.join('5' for _ in names)},2\n")
+    (said,) = (issue for issue in read_participants(table).issues if "no column is known as age" in issue)
+    assert "if one of these is meant, name it age: age_s1, average, pct0" in said

@@ -65,6 +65,23 @@ def test_test_clips_get_the_probes_own_probabilities(fitted, tmp_path, capsys):
     assert sum(done["predicted"].values()) == len(rows)
 
 
+def test_people_of_another_store_whom_the_probe_knows_are_said(fitted, tmp_path, capsys):
+    """A second visit of the same people is another store and no test."""
+    _, result = fitted
+    names = [f"s{i:03d}" for i in (0, 6, 7)]
+    for i, name in enumerate(("stranger", *names)):
+        assert (i == 0) == (name not in read_result(result).record["subjects"])
+    new = planted(
+        tmp_path / "visit2", seed=5, split_of=np.array([2, 0, 1, 2]), store=str(tmp_path / "store2"),
+        presets={"weights": {"sha256": "a"}}, subjects=("stranger", *names),
+    )  # fmt: skip
+    predict.main(predict.Config(result, new, tmp_path / "out"))
+    said = capsys.readouterr().err
+    assert "notice: 2 of the 4 subjects have the names of training or validation subjects (s000, s006)." in said
+    nights = {night["subject"]: night["split"] for night in rows_of(tmp_path / "out" / "nights.csv")}
+    assert nights == {"stranger": "", "s000": "train", "s006": "validation", "s007": "test"}
+
+
 def test_correcting_the_prior_multiplies_by_the_training_frequencies(fitted, tmp_path):
     folder, result = fitted
     for name, more in (("plain", {}), ("corrected", {"correct_prior": True})):

@@ -77,6 +77,8 @@ COLUMNS = {
     "age": ("age", "ageyears", "ageyr", "ageatrecording", "years", "ageinyears", "nsrrage", *AGES),
     "sex": ("sex", "gender", "nsrrsex", "sexmf", "gendermf", *SEXES),
 }
+MAY_BE = {"age": re.compile(r"(?<![a-z])age|age(?![a-z])"), "sex": re.compile("sex|gender")}
+"""Names of columns that may be meant where none is known."""
 NSRR_IDS = ("nsrrid", "mesaid", "wscid")
 """Columns whose subjects end the names of their recordings."""
 FOLDERS = 3
@@ -384,6 +386,8 @@ def unknown_columns(header: Sequence[str], columns: Mapping[str, int], name: str
     others = [cell for i, cell in enumerate(header) if i not in columns.values() and cell]
     if not lacking or not others:
         return []
+    # Tables of cohorts have hundreds of columns.
+    others.sort(key=lambda cell: not any(MAY_BE[fact].search(cell.casefold()) for fact in lacking))
     shown = ", ".join(others[:12]) + (", ..." if len(others) > 12 else "")
     return [
         f"{name}: no column is known as {' or '.join(lacking)}, so that it stays unknown; if one of these is meant, "
