@@ -141,7 +141,8 @@ class ClipInput:
         if (columns < 0).all():
             raise SleepfmError(
                 f"the store {store.path} has none of the model's channels ({', '.join(self.missing_slots)}); its "
-                f"montage is '{store.montage.name}'. Preprocess the recordings with the model's montage."
+                f"montage is '{store.montage.name}'. Preprocess the recordings with the model's montage "
+                "(--like RUN; of the authors' file, --montage cinc2018)."
             )
         self.slots = columns[columns >= 0]
         self.feed = Feed(store, [int(s) for s in self.slots], self.bank)

@@ -34,6 +34,7 @@ import numpy.typing as npt
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind, places_of
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.storage.array_file import map_array
 
 __all__ = ["COLUMNS", "SPLITS", "Description", "Embeddings", "ModalityRows", "range_problem"]
@@ -264,7 +265,7 @@ class Embeddings:
         Raises
         ------
         SleepfmError
-            When an embedding is not of unit length: the file is damaged.
+            When a clip lacks one of the modalities, or an embedding is not of unit length: the file is damaged.
         """
         names = self.modalities if modalities is None else tuple(modalities)
         x = self.copy(clips, names)
@@ -272,6 +273,15 @@ class Embeddings:
             return x
         off = ~(np.abs(np.einsum("nmd,nmd->nm", x, x) - 1.0) <= UNIT_NORM_TOLERANCE)
         if off.any():
+            there = np.asarray(self.mask)[clips][:, [self.modalities.index(m) for m in names]]
+            if not there.all():
+                i, j = np.argwhere(~there)[0]
+                n = int((~there.all(axis=1)).sum())
+                raise SleepfmError(
+                    f"{n} of the {counted(len(clips), 'clip')} asked for {agreeing(n, 'lacks', 'lack')} a modality "
+                    f"(the first: clip {clips[i]} of {self.path} has no {names[j]}). Choose clips by .mask, bool "
+                    f"[n_clips, modalities] of {', '.join(self.modalities)}, or ask for other modalities."
+                )
             i, j = np.argwhere(off)[0]
             raise self._damage("embeddings.npy", f"the {names[j]} vector of clip {clips[i]} is not of unit length")
         return x

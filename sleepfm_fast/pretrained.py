@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,10 +228,13 @@ def refuse_other_channels(found: Pretrained, montage: Montage) -> None:
         ours = [slot.name for slot in modality.slots]
         if ours and ours != trained[modality.name]:
             theirs = ", ".join(trained[modality.name])
+            name = found.config["montage"]["name"]
+            is_run = found.file.suffix not in SEED_SUFFIXES
+            with_its = f"--like {shlex.quote(str(found.file.parent))}" if is_run else f"--montage {name}"
             raise SleepfmError(
-                f"--init-from {found.file}: its {modality.name} encoder was trained on {theirs} (montage "
-                f"{found.config['montage']['name']}); the store has {', '.join(ours)} (montage "
-                f"{montage.name}). Preprocess the recordings with that montage."
+                f"--init-from {found.file}: its {modality.name} encoder was trained on {theirs} (montage {name}); the "
+                f"store has {', '.join(ours)} (montage {montage.name}). Make a store with its channels: "
+                f"`python -m sleepfm_fast.preprocess FILES-OR-FOLDER STORE {with_its}`."
             )
 
 

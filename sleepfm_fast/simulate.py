@@ -100,6 +100,8 @@ def _written(config: Config, n_epochs: int, started: float) -> dict[str, Any]:
     prefix = _take(config)
     names = [f"{prefix}{i:04d}" for i in range(config.subjects)]
     todo = [i for i, name in enumerate(names) if not (config.out / f"{name}.edf").exists()]
+    if not todo:
+        command.say(f"{config.out} is finished: this command has written it.")
     workers = min(config.workers or os.cpu_count() or 1, max(len(todo), 1))
     jobs = (
         joblib.delayed(write_recording)(config.out / f"{names[i]}.edf", config.seed, i, n_epochs, config.couplings)

@@ -102,6 +102,19 @@ def test_no_line_of_a_docstring_breaks_the_help(file):
     assert broken == []
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_breaks_where_the_terminal_ends(command, capsys, monkeypatch):
+    """Tyro alone takes every line of an option's docstring but the first for a line of its own."""
+    monkeypatch.setenv("COLUMNS", "2000")
+    module = importlib.import_module(f"sleepfm_fast.{command}")
+    assert module.cli(["--help"]) == 0
+    shown = [line.strip(" \u2502") for line in capsys.readouterr().out.splitlines()]
+    (options,) = [n for n in ast.parse(Path(module.__file__).read_text()).body if getattr(n, "name", "") == "Config"]
+    texts = [s.value.value for s in options.body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)]
+    missing = [text for text in texts[1:] if not any(" ".join(text.split()) in line for line in shown)]
+    assert missing == []
+
+
 def options_of(config, prefix=""):
     for field in dataclasses.fields(config):
         name = prefix + field.name.replace("_", "-")

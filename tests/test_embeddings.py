@@ -91,6 +91,20 @@ def test_read_gives_the_modalities_in_the_order_asked(folder, parts):
     np.testing.assert_allclose(e.read(clips, ("ecg", "respiratory")), unit(x)[clips][:, [2, 0]], atol=1e-7)
 
 
+def test_a_clip_that_lacks_a_modality_is_no_damage(folder, parts):
+    """Who deletes the folder, as is advised of a damaged one, loses it for nothing."""
+    embeddings = Embeddings(folder)
+    mask = np.asarray(embeddings.mask)
+    lacking = np.flatnonzero(~mask.all(axis=1))
+    with pytest.raises(SleepfmError) as refused:
+        embeddings.matrix(np.arange(N), embeddings.modalities)
+    assert f"{lacking.size} of the {N} clips asked for lack a modality (the first: clip {lacking[0]} of" in str(
+        refused.value
+    )
+    assert "damaged" not in str(refused.value)
+    assert embeddings.matrix(np.flatnonzero(mask[:, 1]), [MODALITIES[1]]).shape == (mask[:, 1].sum(), DIM)
+
+
 def test_clips_of_splits(folder, parts):
     _, columns, _ = parts
     e = Embeddings(folder)

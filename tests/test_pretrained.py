@@ -214,7 +214,8 @@ def test_what_does_not_fit_is_refused_by_name(source, best_pt, cohort_store, cin
     )
     sentence = refusal(source, cinc_store)
     assert "its respiratory encoder was trained on" in sentence
-    assert "(montage cinc2018). Preprocess" in sentence
+    assert "(montage cinc2018). Make a store with its channels: " in sentence
+    assert f"`python -m sleepfm_fast.preprocess FILES-OR-FOLDER STORE --like {source}`" in sentence
     assert "holds another network (--preset tiny was asked for): it lacks" in refusal(best_pt, cinc_store)
     weights = {k: v for k, v in model_of(source, "best").items() if not k.startswith("encoders.ecg")}
     save_file(weights, tmp_path / "two.safetensors")

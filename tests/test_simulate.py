@@ -176,11 +176,12 @@ def test_a_subject_does_not_depend_on_the_size_of_the_cohort(cohort, tmp_path):
     assert digests(tmp_path / "fewer")["sim-7-0001.edf"] == digests(out)["sim-7-0001.edf"]
 
 
-def test_complete_cohort_is_left_alone(cohort):
+def test_complete_cohort_is_left_alone(cohort, capsys):
     out, first = cohort
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.edf")}
     again = simulate.main(Config(out, subjects=3, hours=0.5, seed=7, workers=1))
     assert again["written"] == 0
+    assert f"{out} is finished: this command has written it." in capsys.readouterr().err
     assert again["respiratory_events"] == first["respiratory_events"]
     assert before == {p.name: p.stat().st_mtime_ns for p in out.glob("*.edf")}
 

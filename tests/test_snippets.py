@@ -97,16 +97,18 @@ def test_the_classes_behind_the_commands(here, cohort_store):
         Path("STORE").symlink_to(cohort_store)
     names: dict[str, object] = {}
     pages = [text for page, text in SNIPPETS if page == "python.md"]
-    assert len(pages) == 7
+    assert len(pages) == 8
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        for text in pages[:5]:
+        for text in pages[:6]:
             exec(text, names)
         embeddings, asleep, unit = names["embeddings"], names["asleep"], names["unit"]
         written = np.asarray(embeddings.vectors)[asleep].transpose(1, 0, 2)
         np.testing.assert_allclose(unit.numpy(), written, atol=1e-5)
         assert names["mask"].all()
+        assert len(names["ahi"]) == len(names["mean"]) == len(embeddings.description.recordings)
+        assert np.isfinite(names["mean"]).all()
         before = {name: value.clone() for name, value in names["model"].state_dict().items()}
-        for text in pages[5:]:
+        for text in pages[6:]:
             exec(text, names)
     assert "respiratory" in out.getvalue()
     assert np.abs(names["millivolts"]).max() > 0.1

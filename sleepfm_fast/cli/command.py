@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+from sleepfm_fast.cli.help_texts import join_lines
 from sleepfm_fast.cli.interruption import SENTENCE, leave_to_python
 from sleepfm_fast.cli.misplaced import refuse_misplaced
 from sleepfm_fast.cli.option_effects import given_options, refuse_without_effect
@@ -160,6 +161,8 @@ def attempt(
     try:
         import tyro
 
+        if {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
+            join_lines(config_type)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="tyro")
             config = tyro.cli(
