@@ -74,7 +74,7 @@ def emulate_training(monkeypatch: pytest.MonkeyPatch, run: Run = AHEAD, n_partia
     monkeypatch.setattr(mbconv_between, "addresses", lambda *tensors: tensors)
     monkeypatch.setattr(mbconv_between, "place", lambda tensor: (0, 0))
     if n_partials:
-        monkeypatch.setattr(mbconv_between, "partial_rows", lambda n_rows: n_partials)
+        monkeypatch.setattr(mbconv_between, "blocks_for", lambda *_: n_partials)
     monkeypatch.setattr(OP, "multiply", product)
     monkeypatch.setattr(OP, "call_forward", OP.forward)
     monkeypatch.setattr(OP, "call_backward", OP.backward)

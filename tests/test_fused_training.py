@@ -148,6 +148,23 @@ def test_evaluation_and_hooks_see_the_layers(monkeypatch: pytest.MonkeyPatch) ->
     assert len(seen) == len(CHANNELS) * sum(SHORT.depth)
 
 
+def test_a_hooked_or_another_pool_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_training, "mbconv_train", in_torch)
+    model = new(SHORT)
+    fuse_training(model)
+    x = {name: torch.randn(3, n, N) for name, n in CHANNELS.items()}
+    seen: list[torch.Size] = []
+    for encoder in model.encoders.values():
+        encoder.pool.register_forward_hook(lambda _module, _inputs, y: seen.append(y.shape))  # type: ignore[union-attr]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(x)
+        assert len(seen) == len(CHANNELS)
+        for encoder in model.encoders.values():
+            encoder.pool = nn.AvgPool1d(3, stride=1, padding=1)
+        embeddings, _ = model(x)
+    assert bool(embeddings.isfinite().all())
+
+
 def test_dropout_is_the_blocks_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_training, "mbconv_train", in_torch)
     model = new(dataclasses.replace(SHORT, dropout=1.0))  # all of a residual block's projection is dropped

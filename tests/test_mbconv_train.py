@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from sleepfm_fast import ops, reference
 from sleepfm_fast.ops import mbconv_between
+from sleepfm_fast.ops.dispatch import is_plain
 from sleepfm_fast.ops.mbconv import WEIGHTS
 
 OP = importlib.import_module("sleepfm_fast.ops.mbconv_train")
@@ -234,8 +238,60 @@ def test_reads_and_writes_beyond_a_buffer_would_be_caught(short: int) -> None:
             call("depthwise", B, T, width, 1, 1, 1e-5, *addresses)
 
 
-def test_partial_sums_have_a_row_for_each_block_that_has_work() -> None:
-    assert [mbconv_between.partial_rows(n) for n in (1, 255, 512, 600, 10**6)] == [1, 1, 2, 2, 512]
+def test_what_hooks_on_saved_tensors_put_at_an_odd_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load of 8 bytes from there would end the process's use of the device."""
+    emulate_training(monkeypatch)
+    case = Case(8, 16, 8, 2, 2, 31)
+    expected = case.ours()
+    given: list[Tensor] = []
+
+    def noted(*tensors: Tensor) -> tuple[Tensor, ...]:
+        given.extend(tensors)
+        return tensors
+
+    def move(tensor: Tensor) -> Tensor:
+        """To one element behind where it was: contiguous all the same."""
+        return torch.cat((tensor.new_zeros(1), tensor.detach().flatten()))[1:].view(tensor.shape)
+
+    monkeypatch.setattr(mbconv_between, "addresses", noted)
+    with torch.autograd.graph.saved_tensors_hooks(move, lambda tensor: tensor):
+        ours = case.ours()
+    wide = [tensor for tensor in given if tensor.dtype == torch.bfloat16 and tensor.ndim == 3]
+    assert len(wide) == 2 + 2 + 1 + 2 + 4  # of the five kernels, read and written
+    assert all(tensor.data_ptr() % 8 == 0 for tensor in wide)
+    for name, value in expected.items():
+        assert torch.equal(ours[name], value), name
+
+
+def blocks_of(kernel: str) -> str:
+    """Blocks of a kernel that a multiprocessor holds, as its __launch_bounds__ have it; of the first of two strides."""
+    source = (Path(__file__).parents[1] / "csrc" / "cuda" / "mbconv_train.cuh").read_text()
+    found = re.search(rf"__launch_bounds__\(between_threads, ([^)]*)\)\s+{kernel}\(", source)
+    assert found is not None, kernel
+    return found.group(1)
+
+
+def test_blocks_are_as_many_as_the_device_holds_at_once() -> None:
+    """132 multiprocessors. The numbers of the kernels' own source."""
+    device = torch.device("cpu")
+    rows = [blocks_of(f"mbconv_{name}_kernel") for name in ("expansion_sums", "activate", "gradient_sums")]
+    assert rows == [str(mbconv_between.OF_ROWS)] * 3
+    depthwise = mbconv_between.OF_DEPTHWISE
+    assert blocks_of("mbconv_depthwise_kernel") == f"STRIDE == 1 ? {depthwise[1]} : {depthwise[2]}"
+    assert blocks_of("mbconv_depthwise_backward_kernel") == str(mbconv_between.OF_DEPTHWISE_BACKWARD)
+    # Little work: a block for what its walkers take, no block without any.
+    assert [mbconv_between.for_rows(n, 96, device) for n in (1, 80, 81, 800)] == [1, 1, 2, 10]
+    for n_in, n_out in ((32, 1920), (16, 1920), (24, 960), (40, 480), (80, 240), (112, 120), (192, 60), (192, 30)):
+        width, tiles = 6 * n_in, -(-6 * n_in // 256)
+        lanes = {192: 48, 96: 24, 144: 36, 240: 60, 480: 60, 672: 56, 1152: 60}[width]
+        for n_clips, resident in itertools.product((1, 64, 256, 4096), (2, 3)):
+            n = mbconv_between.for_runs(n_clips, n_out, width, resident, device)
+            runs, of_block = n_clips * math.ceil(n_out / 32), 256 // lanes
+            assert n * tiles <= 132 * resident
+            # As few rounds as the device allows, and no more blocks than these take: all walkers have as many runs.
+            rounds = math.ceil(math.ceil(runs / of_block) / (132 * resident // tiles))
+            assert math.ceil(runs / (n * of_block)) == rounds
+            assert n == 1 or math.ceil(runs / ((n - 1) * of_block)) > rounds
 
 
 def test_the_twin_is_the_block() -> None:
@@ -249,6 +305,32 @@ def test_the_twin_is_the_block() -> None:
 
 def meta(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.to("meta") for tensor in tensors]
+
+
+def test_several_gradients_at_once_are_refused() -> None:
+    """They have no memory of their own, which the way past torch's dispatcher would hand to a kernel."""
+    plain: list[bool] = []
+
+    class Noted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, dy: Tensor) -> Tensor:
+            plain.append(is_plain(dy))
+            return dy.clone()
+
+    x = torch.zeros(3, requires_grad=True)
+    y = Noted.apply(x)
+    torch.autograd.grad(y, x, torch.ones(3), retain_graph=True)
+    torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True)
+    assert plain == [True, False]
+    case = Case(16, 48, 24, 2, 2, 31)
+    x, *weights = meta((case.x, *case.weights))
+    y, _ = ops.mbconv_train(x.requires_grad_(), *weights, stride=2)
+    with pytest.raises(NotImplementedError, match=r"^mbconv_train takes one gradient at a time"):
+        torch.autograd.grad(y, x, torch.empty((3, *y.shape), device="meta", dtype=y.dtype), is_grads_batched=True)
 
 
 def test_shapes_without_a_device() -> None:

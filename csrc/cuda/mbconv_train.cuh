@@ -95,6 +95,39 @@ struct Walker {
     __device__ __forceinline__ std::int64_t step() const { return static_cast<std::int64_t>(gridDim.x) * n_walkers; }
 };
 
+// use(row, bits) for the walker's rows in order, where fetch(row) gives the bits. N fetches are under way before the
+// first use: a loop that the compiler unrolls itself asks whether to go on after each, and waits for one at a time.
+template <int N, typename Fetch, typename Use>
+__device__ __forceinline__ void walk_rows(Walker const& me, std::int64_t n_rows, Fetch const& fetch, Use const& use) {
+    std::int64_t const step = me.step();
+    std::int64_t row = me.first();
+#pragma unroll 1
+    for (; row + (N - 1) * step < n_rows; row += N * step) {
+        decltype(fetch(row)) ahead[N];
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+            ahead[k] = fetch(row + k * step);
+        }
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+            use(row + k * step, ahead[k]);
+        }
+    }
+    if (row < n_rows) {  // what is left, fewer than N
+        decltype(fetch(row)) ahead[N - 1];
+#pragma unroll
+        for (int k = 0; k < N - 1; ++k) {
+            ahead[k] = fetch(row + k * step < n_rows ? row + k * step : row);
+        }
+#pragma unroll
+        for (int k = 0; k < N - 1; ++k) {
+            if (row + k * step < n_rows) {
+                use(row + k * step, ahead[k]);
+            }
+        }
+    }
+}
+
 // Samples `begin` to `end` of one clip. n_samples: of a clip.
 struct Run {
     std::int64_t clip;
@@ -145,15 +178,15 @@ __global__ void __launch_bounds__(between_threads, 4)
     Four sums[2] = {};
     if (me.works) {
         auto const* const c1 = static_cast<std::uint16_t const*>(p.c1) + me.channel;
-#pragma unroll 8
-        for (std::int64_t row = me.first(); row < p.n_rows; row += me.step()) {
-            Four const x = four_of_bits(ptx::load_8_read_only(c1 + row * p.width));
+        auto const fetch = [&](std::int64_t row) { return ptx::load_8_read_only(c1 + row * p.width); };
+        walk_rows<8>(me, p.n_rows, fetch, [&](std::int64_t, Bits bits) {
+            Four const x = four_of_bits(bits);
 #pragma unroll
             for (int c = 0; c < between_channels; ++c) {
                 sums[0].v[c] += x.v[c];
                 sums[1].v[c] = fmaf(x.v[c], x.v[c], sums[1].v[c]);
             }
-        }
+        });
     }
     add_walkers(me, sums, lanes, p.width, p.partial);
 }
@@ -247,15 +280,15 @@ __global__ void __launch_bounds__(between_threads, 4) mbconv_activate_kernel(MBC
     Four const shift = four_of(p.parameters, p.width, 1, me.channel);
     auto const* const c2 = static_cast<std::uint16_t const*>(p.c2) + me.channel;
     auto* const a2 = static_cast<std::uint16_t*>(p.a2) + me.channel;
-#pragma unroll 4
-    for (std::int64_t row = me.first(); row < p.n_rows; row += me.step()) {
-        Four x = four_of_bits(ptx::load_8_read_only(c2 + row * p.width));
+    auto const fetch = [&](std::int64_t row) { return ptx::load_8_read_only(c2 + row * p.width); };
+    walk_rows<8>(me, p.n_rows, fetch, [&](std::int64_t row, Bits bits) {
+        Four x = four_of_bits(bits);
 #pragma unroll
         for (int c = 0; c < between_channels; ++c) {
             x.v[c] = relu6(normalised(x.v[c], scale.v[c], shift.v[c]));
         }
         store_bf16(a2 + row * p.width, x);
-    }
+    });
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------------
@@ -270,17 +303,21 @@ __global__ void __launch_bounds__(between_threads, 4)
         Four const scale = parameter(0), shift = parameter(1), mean = parameter(2);
         auto const* const c2 = static_cast<std::uint16_t const*>(p.c2) + me.channel;
         auto const* const da2 = static_cast<std::uint16_t const*>(p.da2) + me.channel;
-#pragma unroll 4
-        for (std::int64_t row = me.first(); row < p.n_rows; row += me.step()) {
-            Four const x = four_of_bits(ptx::load_8_read_only(c2 + row * p.width));
-            Four const g = four_of_bits(ptx::load_8_read_only(da2 + row * p.width));
+        struct Both {
+            Bits c2, da2;
+        };
+        auto const fetch = [&](std::int64_t row) {
+            return Both{ptx::load_8_read_only(c2 + row * p.width), ptx::load_8_read_only(da2 + row * p.width)};
+        };
+        walk_rows<4>(me, p.n_rows, fetch, [&](std::int64_t, Both const& bits) {
+            Four const x = four_of_bits(bits.c2), g = four_of_bits(bits.da2);
 #pragma unroll
             for (int c = 0; c < between_channels; ++c) {
                 float const g1 = is_flat(normalised(x.v[c], scale.v[c], shift.v[c])) ? 0.0f : g.v[c];
                 sums[0].v[c] += g1;
                 sums[1].v[c] = fmaf(g1, x.v[c] - mean.v[c], sums[1].v[c]);
             }
-        }
+        });
     }
     add_walkers(me, sums, lanes, p.width, p.partial);
 }
@@ -385,9 +422,11 @@ __global__ void __launch_bounds__(between_threads, 2)
 
 // ---- what a channel needs of the partial sums -------------------------------
 
-constexpr int finish_channels = 32, finish_groups = between_threads / finish_channels;
+// Few channels a block, 32 bytes of a row, so that many threads share a channel's rows: each waits for little more than
+// one piece of memory after another.
+constexpr int finish_channels = 8, finish_groups = between_threads / finish_channels;
 
-// Sums over the rows of `partial` [n_partials, K, width] for the 32 channels of the block, in threads 0 to 31. All
+// Sums over the rows of `partial` [n_partials, K, width] for the block's channels, in as many of its first threads. All
 // threads call it.
 template <int K>
 __device__ __forceinline__ void add_partials(float const* partial, int n_partials, std::int64_t width,
@@ -396,21 +435,29 @@ __device__ __forceinline__ void add_partials(float const* partial, int n_partial
     int const lane = static_cast<int>(threadIdx.x) % finish_channels;
     int const group = static_cast<int>(threadIdx.x) / finish_channels;
     std::int64_t const channel = static_cast<std::int64_t>(blockIdx.x) * finish_channels + lane;
+    double of_group[K] = {};
+    if (channel < width) {
+#pragma unroll(16 / K)
+        for (int row = group; row < n_partials; row += finish_groups) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-        double sum = 0.0;
-        if (channel < width) {
-            for (int row = group; row < n_partials; row += finish_groups) {
-                sum += static_cast<double>(partial[(static_cast<std::int64_t>(row) * K + k) * width + channel]);
+            for (int k = 0; k < K; ++k) {
+                of_group[k] += static_cast<double>(partial[(static_cast<std::int64_t>(row) * K + k) * width + channel]);
             }
         }
-        of_groups[group][k][lane] = sum;
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        of_groups[group][k][lane] = of_group[k];
     }
     ptx::sync_threads();
 #pragma unroll
     for (int k = 0; k < K; ++k) {
         sums[k] = 0.0;
-        for (int g = 0; g < finish_groups; ++g) {
+    }
+#pragma unroll 2
+    for (int g = 0; g < finish_groups; ++g) {
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
             sums[k] += of_groups[g][k][lane];
         }
     }

@@ -10,7 +10,8 @@
 
 namespace sleepfm::cuda {
 
-// Threads side by side along the channels: as many tiles as are needed, of as equal a width as can be.
+// Threads side by side along the channels: as many tiles as are needed, of as equal a width as can be where each begins
+// at 32 bytes, the piece in which memory is read. sleepfm_fast/ops/mbconv_between.py counts with it.
 struct BetweenTiles {
     int lanes;
     unsigned tiles;
@@ -18,6 +19,7 @@ struct BetweenTiles {
     explicit BetweenTiles(std::int64_t width) {
         std::int64_t const all = width / between_channels, n = (all + between_lanes - 1) / between_lanes;
         lanes = static_cast<int>((all + n - 1) / n);
+        lanes = n > 1 ? (lanes + 3) / 4 * 4 : lanes;
         tiles = static_cast<unsigned>(n);
     }
 };
@@ -79,7 +81,7 @@ void launch_mbconv_depthwise_backward(Queue& queue, MBConvDepthwiseBackward cons
           Grid{static_cast<unsigned>(p.n_partials), tiles.tiles}, between_threads, 0, p, tiles.lanes);
 }
 
-// The kernels that finish sums: a block for 32 channels.
+// The kernels that finish sums: a block for a few channels.
 template <typename Queue, typename Finish>
 void launch_mbconv_finish(Queue& queue, void (*kernel)(Finish const), Finish const& p) {
     check_between(p.n_rows, p.width, p.n_partials);

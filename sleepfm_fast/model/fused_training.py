@@ -15,6 +15,7 @@ from sleepfm_fast.model.mbconv_blocks import (
     MBConvStage,
     convolve_and_normalise,
     has_hooks,
+    is_plain_pool,
     track,
 )
 from sleepfm_fast.model.precision import Precision
@@ -63,7 +64,8 @@ def fuse_encoder(encoder: EfficientNet1d) -> None:
 def before_last(encoder: EfficientNet1d, x: Tensor) -> Tensor:
     """[B, C, n] -> [B, channels of the last stage, n / 256], as :meth:`EfficientNet1d.before_last`."""
     stages = [(name, stage) for name, stage in encoder.stages() if isinstance(stage, MBConvStage)]
-    if not encoder.training or any(has_hooks(stage, stage.stack) for _, stage in stages):
+    hooked = any(has_hooks(stage, stage.stack) for _, stage in stages)
+    if not encoder.training or hooked or not is_plain_pool(encoder.pool):
         return EfficientNet1d.before_last(encoder, x)
     x = convolve_and_normalise(encoder.stage1, encoder.b0, x).to(torch.bfloat16).transpose(1, 2).contiguous()
     pool = PoolChannelsLast(encoder.pool)

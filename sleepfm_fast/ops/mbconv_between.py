@@ -6,6 +6,8 @@ each, from the kernel that makes them to those that use them.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -13,12 +15,55 @@ from sleepfm_fast import _C
 
 __all__ = ["activate", "depthwise", "depthwise_backward", "expansion_sums", "gradient_sums"]
 
-MOST_PARTIALS = 512  # rows of partial sums: blocks that fill a large device twice
+# Of csrc/cuda/mbconv_train.cuh: threads of a block, channels of a thread, threads side by side along the channels at
+# most, samples that a walker of the convolution takes in a row, and that one of the other kernels asks for at once.
+THREADS, CHANNELS, LANES, RUN, AT_ONCE = 256, 4, 64, 32, 8
+# Blocks that a multiprocessor holds, as the kernels' __launch_bounds__ have it; the convolution's by its stride.
+OF_ROWS, OF_DEPTHWISE, OF_DEPTHWISE_BACKWARD = 4, {1: 3, 2: 2}, 2
 
 
-def partial_rows(n_rows: int) -> int:
-    """Rows of partial sums for so many samples of all clips: blocks, none of which has next to nothing to do."""
-    return max(1, min(MOST_PARTIALS, n_rows // 256))
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Of the device; off CUDA, where the kernels are only emulated, those of an H200."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def blocks_for(n_pieces: int, width: int, resident: int, device: torch.device) -> int:
+    """Blocks along the samples, a row of partial sums each: no more than the device holds at once.
+
+    Of those beyond, the last would run while most of the device waits. There are fewer blocks where there are fewer
+    pieces of work than walkers, and where that takes no more rounds.
+
+    Parameters
+    ----------
+    n_pieces : int
+        What walkers take one after the other: stretches of samples.
+    width : int
+        Channels.
+    resident : int
+        Blocks that a multiprocessor holds.
+    device : torch.device
+        Where.
+    """
+    threads = width // CHANNELS
+    tiles = -(-threads // LANES)
+    lanes = -(-threads // tiles)
+    if tiles > 1:
+        lanes = -(-lanes // 4) * 4
+    wanted = -(-n_pieces // (THREADS // lanes))
+    places = max(1, multiprocessors(device) * resident // tiles)
+    rounds = -(-wanted // places)
+    return -(-wanted // rounds)
+
+
+def for_rows(n_rows: int, width: int, device: torch.device) -> int:
+    """Blocks of a kernel that takes samples one by one."""
+    return blocks_for(-(-n_rows // AT_ONCE), width, OF_ROWS, device)
+
+
+def for_runs(n_clips: int, n_out: int, width: int, resident: int, device: torch.device) -> int:
+    """Blocks of a kernel that takes runs of a clip."""
+    return blocks_for(n_clips * -(-n_out // RUN), width, resident, device)
 
 
 def place(tensor: Tensor) -> tuple[int, int]:
@@ -52,7 +97,7 @@ def expansion_sums(
         ``[7, width]``: scale, shift, three taps and bias of the convolution, and what it makes of a constant.
     """
     B, T, width = c1.shape
-    n = partial_rows(B * T)
+    n = for_rows(B * T, width, c1.device)
     partial, parameters = b1.new_empty((n, 2, width)), b1.new_empty((7, width))
     statistics = b1.new_empty((3, width), dtype=torch.float64)
     given = addresses(c1, partial, bias, b1, gamma0, beta0, wd, bd, statistics, parameters)
@@ -76,7 +121,7 @@ def depthwise(
     """
     B, T, width = c1.shape
     c2 = c1.new_empty((B, (T - 1) // stride + 1, width))
-    n = partial_rows(B * c2.shape[1])
+    n = for_runs(B, c2.shape[1], width, OF_DEPTHWISE[stride], c1.device)
     partial = parameters0.new_empty((n, 2, width))
     statistics = parameters0.new_empty((2, width), dtype=torch.float64)
     parameters = parameters0.new_empty((3, width))
@@ -89,7 +134,8 @@ def activate(c2: Tensor, parameters1: Tensor) -> Tensor:
     """Batch norm and ReLU6, of the shape of c2."""
     B, S, width = c2.shape
     a2 = torch.empty_like(c2)
-    _C.mbconv_train_activate(B * S, width, partial_rows(B * S), addresses(c2, parameters1, a2), *place(c2))
+    n = for_rows(B * S, width, c2.device)
+    _C.mbconv_train_activate(B * S, width, n, addresses(c2, parameters1, a2), *place(c2))
     return a2
 
 
@@ -107,7 +153,7 @@ def gradient_sums(
         slope and constant by which its gradient depends on c2.
     """
     B, S, width = c2.shape
-    n = partial_rows(B * S)
+    n = for_rows(B * S, width, c2.device)
     partial = parameters0.new_empty((n, 2, width))
     dgamma1, dbeta1, parameters = (parameters0.new_empty(shape) for shape in ((width,), (width,), (9, width)))
     given = addresses(c2, da2, parameters1, partial, statistics1, parameters0, gamma1, dgamma1, dbeta1, parameters)
@@ -137,7 +183,7 @@ def depthwise_backward(
         ``[3, width]``: the gradient of c1 is ``vectors[0] g0 + vectors[1] + vectors[2] (c1 - its mean)``.
     """
     B, T, width = c1.shape
-    n = partial_rows(B * c2.shape[1])
+    n = for_runs(B, c2.shape[1], width, OF_DEPTHWISE_BACKWARD, c1.device)
     g0, partial = torch.empty_like(c1), parameters.new_empty((n, 5, width))
     dgamma0, dbeta0 = parameters.new_empty((width,)), parameters.new_empty((width,))
     dwd, vectors = parameters.new_empty((width, 3)), parameters.new_empty((3, width))

@@ -174,6 +174,15 @@ def as_given(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple
     return run
 
 
+def aligned(kept: Tensor) -> Tensor:
+    """What forward kept comes back as hooks on saved tensors leave it: a view, or off the kernels' accesses of 8 bytes.
+
+    That is an error of the device, after which the process can use it no more.
+    """
+    kept = kept.contiguous()
+    return kept if kept.data_ptr() % 8 == 0 else kept.clone()
+
+
 @as_given
 def forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, ...]:
     """y, statistics, then what backward wants: see :func:`_fake_forward`.
@@ -205,9 +214,8 @@ def backward(
     With ``v`` the vectors of :func:`sleepfm_fast.ops.mbconv_between.depthwise_backward`, the gradient of c1 is ``v0 g0
     + v1 + v2 (c1 - its mean)``; that is linear in x but for g0, so that only its product has wide factors.
     """
-    # What forward kept comes back as hooks on saved tensors leave it.
     dy, x = dy.contiguous(), x.contiguous()
-    statistics0, statistics1, parameters0, parameters1, c1, c2, a2 = (tensor.contiguous() for tensor in kept)
+    statistics0, statistics1, parameters0, parameters1, c1, c2, a2 = (aligned(tensor) for tensor in kept)
     w1, gamma0, gamma1, w3 = (weights[k].contiguous() for k in (0, 2, 6, 8))
     B, T, n_in = x.shape
     rows = B * T
