@@ -46,6 +46,22 @@ def evaluate_blocks(device: torch.device) -> None:
         assert bool(y.isfinite().all()), (n_in, n_out, stride)
 
 
+def train_blocks(device: torch.device) -> None:
+    """Blocks in training; the twin where there is no GPU."""
+    for n_in, n_out, stride in BLOCKS:
+        g = torch.Generator().manual_seed(0)
+        width = 6 * n_in
+        shapes = ((width, n_in), (width,), (width,), (width,), (width, 3), (width,), (width,), (width,))
+        weights = [torch.randn(shape, generator=g).to(device) for shape in (*shapes, (n_out, width), (n_out,))]
+        x = torch.randn(3, 135, n_in, generator=g).to(device, torch.bfloat16).requires_grad_()
+        if device.type == "cuda":
+            y, _ = ops.mbconv_train(x, *weights, stride=stride)
+        else:
+            y, _ = reference.mbconv_train(x.float(), *weights, stride=stride)
+        y.sum().backward()
+        assert bool(x.grad.isfinite().all()), (n_in, n_out, stride)
+
+
 def main(paths: list[str]) -> None:
     """Run on the GPU, or on the CPU where there is none."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,7 +82,8 @@ def main(paths: list[str]) -> None:
         out = ops.filter_resample(*arguments, batch.bank, 7680, normalise=normalise)
         assert bool(out.isfinite().all()), normalise
     evaluate_blocks(device)
-    print(f"{n_losses} losses, {len(NORMALISATIONS)} filters and {len(BLOCKS)} blocks on {device}")
+    train_blocks(device)
+    print(f"{n_losses} losses, {len(NORMALISATIONS)} filters and {2 * len(BLOCKS)} blocks on {device}")
 
 
 if __name__ == "__main__":

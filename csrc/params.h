@@ -295,6 +295,96 @@ struct MBConvPacked {
     bool residual;
 };
 
+// The same block on a CUDA device, in training: what stands between its matrix products. Channels last, contiguous;
+// wide activations are bfloat16, and width is a multiple of 4. `partial`: a row for each of n_partials blocks, not
+// initialised. sleepfm_fast/ops/mbconv_train.py has the mathematics.
+struct MBConvExpansionSums {
+    void const* c1;  // [n_rows, width]
+    float* partial;  // [n_partials, 2, width] sums of c1 and of its square; the mean of c1 is near 0
+    std::int64_t n_rows, width;
+    int n_partials;
+};
+
+struct MBConvFinishExpansionSums {
+    float const* partial;         // of MBConvExpansionSums
+    void const* bias;             // [width] bfloat16, that the product had in place of b1
+    float const* b1;              // [width]
+    float const *gamma0, *beta0;  // [width]
+    float const *wd, *bd;         // [width, 3], [width]
+    double eps;
+    double* statistics;          // [3, width] mean and variance of the expansion, mean of c1
+    float* parameters;           // [7, width] scale0, shift0, three taps, bd, pivot of c2
+    std::int64_t n_rows, width;  // n_rows: B T
+    int n_partials;
+};
+
+struct MBConvDepthwise {
+    void const* c1;           // [B, T, width]
+    float const* parameters;  // of MBConvFinishExpansionSums
+    void* c2;                 // [B, S, width]
+    float* partial;           // [n_partials, 2, width] sums of c2 - pivot and of its square
+    std::int64_t n_clips, n_samples, width;
+    int stride, n_partials;
+};
+
+struct MBConvFinishDepthwise {
+    float const* partial;         // of MBConvDepthwise
+    float const* pivot;           // [width]
+    float const *gamma1, *beta1;  // [width]
+    double eps;
+    double* statistics;          // [2, width] mean and variance of c2
+    float* parameters;           // [3, width] scale1, shift1, mean of c2
+    std::int64_t n_rows, width;  // n_rows: B S
+    int n_partials;
+};
+
+struct MBConvActivate {
+    void const* c2;           // [n_rows, width]
+    float const* parameters;  // of MBConvFinishDepthwise
+    void* a2;                 // [n_rows, width]
+    std::int64_t n_rows, width;
+};
+
+struct MBConvGradientSums {
+    void const *c2, *da2;     // [n_rows, width]
+    float const* parameters;  // of MBConvFinishDepthwise
+    float* partial;           // [n_partials, 2, width] sums of g1 and of g1 (c2 - mean)
+    std::int64_t n_rows, width;
+    int n_partials;
+};
+
+struct MBConvFinishGradientSums {
+    float const* partial;                    // of MBConvGradientSums
+    double const* statistics1;               // of MBConvFinishDepthwise
+    float const *parameters0, *parameters1;  // of MBConvFinishExpansionSums and MBConvFinishDepthwise
+    float const* gamma1;                     // [width]
+    double eps;
+    float *dgamma1, *dbeta1;     // [width]
+    float* parameters;           // [9, width] scale0, shift0, three taps, scale1, shift1, slope and constant of dc2
+    std::int64_t n_rows, width;  // n_rows: B S
+    int n_partials;
+};
+
+struct MBConvDepthwiseBackward {
+    void const *c1, *c2, *da2;  // [B, T, width], [B, S, width] twice
+    float const* parameters;    // of MBConvFinishGradientSums
+    void* g0;                   // [B, T, width]
+    float* partial;             // [n_partials, 5, width] sums of g0, of g0 c1, and gradients of the taps
+    std::int64_t n_clips, n_samples, width;
+    int stride, n_partials;
+};
+
+struct MBConvFinishDepthwiseBackward {
+    float const* partial;       // of MBConvDepthwiseBackward
+    double const* statistics0;  // of MBConvFinishExpansionSums
+    float const* gamma0;        // [width]
+    double eps;
+    float *dgamma0, *dbeta0, *dwd;  // [width], [width], [width, 3]
+    float* vectors;  // [3, width] scale0; then by what the expansion's gradient depends on the mean of g0, and on c1
+    std::int64_t n_rows, width;  // n_rows: B T
+    int n_partials;
+};
+
 // ---- narrow layers of the encoder: stem and maximum of three
 // ----------------------------------------------------------
 

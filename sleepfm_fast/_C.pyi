@@ -284,6 +284,24 @@ def mbconv_evaluate_cuda(
     /,
 ) -> None: ...
 
+# What stands between a block's products in training. wide: clips, samples in, channels inside, stride, rows of partial
+# sums; addresses: csrc/bindings/mbconv_train.cpp.
+def mbconv_train_expansion_sums(
+    n_rows: int, width: int, n_partials: int, eps: float, addresses: tuple[int, ...], device: int, stream: int, /
+) -> None: ...
+def mbconv_train_depthwise(
+    wide: tuple[int, int, int, int, int], eps: float, addresses: tuple[int, ...], device: int, stream: int, /
+) -> None: ...
+def mbconv_train_activate(
+    n_rows: int, width: int, n_blocks: int, addresses: tuple[int, ...], device: int, stream: int, /
+) -> None: ...
+def mbconv_train_gradient_sums(
+    n_rows: int, width: int, n_partials: int, eps: float, addresses: tuple[int, ...], device: int, stream: int, /
+) -> None: ...
+def mbconv_train_depthwise_backward(
+    wide: tuple[int, int, int, int, int], eps: float, addresses: tuple[int, ...], device: int, stream: int, /
+) -> None: ...
+
 # ---- narrow layers ---------------------------------------------------------------------------------------------------
 
 def stem_workspace_bytes(dims: tuple[int, int, int, int], n_threads: int, /) -> int: ...

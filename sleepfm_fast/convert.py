@@ -141,7 +141,6 @@ def convert_night(
 
 def converted(path: Path, name: str, config: Config, montage: Montage, digest: str, person: dict[str, Any]) -> Outcome:
     try:
-        night = look(path, config)
         facts = {
             **person,
             "configuration_digest": digest,
@@ -150,8 +149,9 @@ def converted(path: Path, name: str, config: Config, montage: Montage, digest: s
             "format_of_source": f"SleepFM {config.origin}",
             "start": None,
             "label_rules": label_rules(config),
-            "respiratory_events": night.events,
         }
+        night = look(path, config)
+        facts["respiratory_events"] = night.events
         issues = write_foreign(config.store.resolve() / "recordings", name, night, montage, facts)
     except SleepfmError as error:
         return Outcome(path, name, (), str(error))

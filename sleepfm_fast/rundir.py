@@ -51,7 +51,7 @@ ENTRIES: dict[str, tuple[type, ...]] = {
 }
 
 # Options that may differ between a run's start and its resumption, and those of which the change is recorded.
-FREE = ("resume", "device", "threads", "compile", "store", "run", "checkpoint_steps", "skip_limit")
+FREE = ("resume", "device", "threads", "compile", "fused_blocks", "store", "run", "checkpoint_steps", "skip_limit")
 RECORDED = ("epochs", "max_steps")
 
 

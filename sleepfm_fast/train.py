@@ -81,6 +81,9 @@ class Config:
     """Arithmetic of the encoders; the loss, the weights and the optimiser are float32 either way."""
     compile: bool = False
     """Run the encoders through torch.compile, for a GPU; compiling can take minutes at the start."""
+    fused_blocks: bool = False
+    """Train the published network's MBConv blocks with kernels of our own; CUDA, with --precision bfloat16. What it
+    saves has not been measured on a GPU yet."""
     optimiser: Annotated[Literal["sgd", "adamw"] | None, decided("sgd", "{sgd,adamw}")] = None
     """SGD with momentum as in the paper, or AdamW."""
     schedule: Annotated[Literal["step", "cosine"] | None, decided("step", "{step,cosine}")] = None

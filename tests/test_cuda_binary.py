@@ -92,6 +92,29 @@ GATES = (
     ),
     Gate("mbconv_evaluate_kernel.*PolicyILi.ELi.*ELi.ELi.ELi12E", registers=168, shared_bytes=0),
     Gate("mbconv_evaluate_kernel.*PolicyILi.ELi.*ELi.ELi.ELi8ELi2E", registers=128, shared_bytes=0),
+    # They stream: every load and store of a walker is 8 bytes, and enough warps share a multiprocessor to hide them.
+    Gate(
+        "mbconv_depthwise_kernelILi1E",  # three blocks of 256 threads
+        registers=80,
+        shared_bytes=8192,
+        instructions={"LDG.E.64": 5, "STG.E.64": 1, "FFMA": 24},
+    ),
+    Gate(
+        "mbconv_depthwise_kernelILi2E",
+        registers=128,
+        shared_bytes=8192,
+        instructions={"LDG.E.64": 7, "STG.E.64": 1, "FFMA": 28},
+    ),
+    Gate("mbconv_activate_kernel", registers=64, shared_bytes=0, instructions={"LDG.E.64": 4, "STG.E.64": 4}),
+    Gate("mbconv_gradient_sums_kernel", registers=64, shared_bytes=8192, instructions={"LDG.E.64": 8, "FFMA": 24}),
+    Gate(
+        "mbconv_depthwise_backward_kernel",
+        registers=128,
+        shared_bytes=20480,
+        instructions={"LDG.E.64": 8, "STG.E.64": 1, "FFMA": 40},
+    ),
+    Gate("mbconv_expansion_sums_kernel", registers=64, shared_bytes=8192, instructions={"LDG.E.64": 8, "FFMA": 16}),
+    Gate("mbconv_finish_.*_kernel", registers=96, shared_bytes=10240),
 )
 # Local memory: spilled registers, or an array whose index the compiler does not know.
 FORBIDDEN = ("LDL", "STL")

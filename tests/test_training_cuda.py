@@ -76,6 +76,18 @@ def test_trains_resumes_and_embeds(cohort_store, tmp_path, device, options):
     assert cosines.min() > 0.999
 
 
+@pytest.mark.cuda
+def test_the_published_network_trains_with_fused_blocks(cohort_store, tmp_path):
+    """And goes on without them: the weights are the same."""
+    run, fused = tmp_path / "run", ["--precision", "bfloat16", "--fused-blocks"]
+    arguments = [str(cohort_store), str(run), "--batch-size", "8", "--micro-batch", "4", "--device", "cuda"]
+    assert train.cli([*arguments, *fused, "--max-steps", "3"]) == 0
+    assert train.cli([*arguments, *fused[:2], "--max-steps", "4", "--resume"]) == 0
+    tensors, state = read_checkpoint(run / "last.safetensors")
+    assert (state["skipped"], state["step"]) == (0, 4)
+    assert all(bool(tensor.isfinite().all()) for name, tensor in tensors.items() if tensor.is_floating_point())
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_first_steps_are_those_of_the_cpu(cohort_store, tmp_path, device, exact_convolutions):
     """Same weights, clips and batches; dropout, which draws other numbers on a device, is off.

@@ -36,6 +36,8 @@ def calls():
     bank = batch.bank.tensors()
     case = Case(16, 16, 1, 40, B=1)
     packed = case.block
+    half = torch.randn(2, 40, 8, dtype=torch.bfloat16)
+    train = [torch.randn(shape) for shape in ((8, 8), *[(8,)] * 3, (8, 3), *[(8,)] * 3, (8, 8), (8,))]
     return {
         "contrastive_loss_forward": (*loss, "highest", 0, 9),
         "contrastive_loss_backward": (TAU, x, TAU, None, n_valid, state, "leave_one_out", "both", "highest", 0, 9),
@@ -45,6 +47,8 @@ def calls():
         "mbconv_evaluate": (block, weights, running, 1, 1e-5, False, False),
         "mbconv_backward": (y, block, weights, torch.tensor(1), *moments, *options),
         "mbconv_evaluate_packed": (case.x, packed.packed, packed.bias, packed.width, packed.n_out, 1, False),
+        "mbconv_train_forward": (half, train, 1, 1e-5),
+        "mbconv_train_backward": (half, half, [half] * 7, train, 1, 1e-5),
         "encoder_evaluate": registered(*network(*NETWORKS[3])),
         "stem_forward": (clips, weight, bias, gamma, beta, 1e-5),
         "stem_backward": (z, clips, c, gamma, statistics, 1e-5),
@@ -76,7 +80,7 @@ def test_a_registered_op_never_drops_a_gradient_in_silence(name):
         op(*leaf)
     with pytest.raises(NotImplementedError, match=sentence), forward_ad.dual_level():
         op(*marked(arguments, lambda value: forward_ad.make_dual(value, value)))
-    if name == "mbconv_evaluate_packed":  # runs on CUDA only
+    if name.startswith(("mbconv_evaluate_packed", "mbconv_train")):  # run on CUDA only
         with pytest.raises(ValueError, match="it runs on CUDA"), torch.no_grad():
             op(*leaf)
         return

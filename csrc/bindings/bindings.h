@@ -10,6 +10,7 @@ void bind_contrastive(pybind11::module_& module);
 void bind_contrastive_cuda(pybind11::module_& module);
 void bind_ranks(pybind11::module_& module);
 void bind_mbconv(pybind11::module_& module);
+void bind_mbconv_train(pybind11::module_& module);
 void bind_encoder(pybind11::module_& module);
 void bind_narrow(pybind11::module_& module);
 void bind_pages(pybind11::module_& module);

@@ -38,6 +38,7 @@ PYBIND11_MODULE(_C, module) {
     sleepfm::bindings::bind_contrastive_cuda(module);
     sleepfm::bindings::bind_ranks(module);
     sleepfm::bindings::bind_mbconv(module);
+    sleepfm::bindings::bind_mbconv_train(module);
     sleepfm::bindings::bind_encoder(module);
     sleepfm::bindings::bind_narrow(module);
     sleepfm::bindings::bind_pages(module);

@@ -255,9 +255,19 @@ __device__ __forceinline__ Words4 load_16_streaming(void const* global) {
 __device__ __forceinline__ std::uint32_t load_4_read_only(void const* global) {
     std::uint32_t word;
 #if defined(SLEEPFM_ON_HOST)
-    word = cuda_on_cpu::load_4<std::uint32_t>(global);
+    word = cuda_on_cpu::load_word<std::uint32_t>(global);
 #else
     asm("ld.global.nc.u32 %0, [%1];\n" : "=r"(word) : "l"(global));
+#endif
+    return word;
+}
+
+__device__ __forceinline__ std::uint64_t load_8_read_only(void const* global) {
+    std::uint64_t word;
+#if defined(SLEEPFM_ON_HOST)
+    word = cuda_on_cpu::load_word<std::uint64_t>(global);
+#else
+    asm("ld.global.nc.u64 %0, [%1];\n" : "=l"(word) : "l"(global));
 #endif
     return word;
 }

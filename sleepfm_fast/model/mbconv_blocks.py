@@ -189,15 +189,8 @@ class MBConvBlock(nn.Module):
             and x.device.type == "cpu"
             and x.dtype == self.conv1.weight.dtype == torch.float32
             and self.has_plain_layers()
-            and type(self.b0) is nn.BatchNorm1d
-            and type(self.b1) is nn.BatchNorm1d
-            and self.b0.affine
-            and self.b1.affine
-            and self.b0.training == self.b1.training == self.training
+            and self.has_plain_norms()
             and (self.training or not self.drop.training)
-            and self.b0.track_running_stats
-            and self.b1.track_running_stats
-            and self.b0.eps == self.b1.eps
             and not has_hooks(self.conv1, self.b0, self.conv2, self.b1, self.act, self.conv3, self.drop)
             and cpu_precision() is not None
             and (self.training or not torch.is_grad_enabled())
@@ -215,6 +208,19 @@ class MBConvBlock(nn.Module):
             and is_pointwise(self.conv3)
             and type(self.act) is nn.ReLU6
             and type(self.drop) is nn.Dropout
+        )
+
+    def has_plain_norms(self) -> bool:
+        """Whether the batch norms are those of one process, alike, with weights, running statistics and one mode."""
+        return (
+            type(self.b0) is nn.BatchNorm1d
+            and type(self.b1) is nn.BatchNorm1d
+            and self.b0.affine
+            and self.b1.affine
+            and self.b0.training == self.b1.training == self.training
+            and self.b0.track_running_stats
+            and self.b1.track_running_stats
+            and self.b0.eps == self.b1.eps
         )
 
     def has_biases(self) -> bool:

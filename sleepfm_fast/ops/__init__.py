@@ -8,6 +8,7 @@ from sleepfm_fast.ops.filter_resample import filter_resample
 from sleepfm_fast.ops.max_pool import max_pool
 from sleepfm_fast.ops.mbconv import mbconv
 from sleepfm_fast.ops.mbconv_evaluate import mbconv_evaluate
+from sleepfm_fast.ops.mbconv_train import mbconv_train
 from sleepfm_fast.ops.pages import release_pages
 from sleepfm_fast.ops.stem import stem
 
@@ -19,6 +20,7 @@ __all__ = [
     "max_pool",
     "mbconv",
     "mbconv_evaluate",
+    "mbconv_train",
     "problems",
     "release_pages",
     "stem",

@@ -8,6 +8,16 @@ from sleepfm_fast.reference.filter_resample import filter_resample
 from sleepfm_fast.reference.max_pool import max_pool
 from sleepfm_fast.reference.mbconv import mbconv
 from sleepfm_fast.reference.mbconv_evaluate import mbconv_evaluate
+from sleepfm_fast.reference.mbconv_train import mbconv_train
 from sleepfm_fast.reference.stem import stem
 
-__all__ = ["contrastive_loss", "encoder_evaluate", "filter_resample", "max_pool", "mbconv", "mbconv_evaluate", "stem"]
+__all__ = [
+    "contrastive_loss",
+    "encoder_evaluate",
+    "filter_resample",
+    "max_pool",
+    "mbconv",
+    "mbconv_evaluate",
+    "mbconv_train",
+    "stem",
+]

@@ -20,6 +20,7 @@ from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.model.batch_norm import synchronise_batch_norm
 from sleepfm_fast.model.compilation import compile_encoders
+from sleepfm_fast.model.fused_training import check_fused_training, fuse_training
 from sleepfm_fast.pretrained import Pretrained, initialise, read_pretrained
 from sleepfm_fast.rundir import RunDirectory, goes_on, reconcile
 from sleepfm_fast.runs.origin import UNKNOWN_SUBJECTS, Seen, seen_by, split_before
@@ -88,6 +89,10 @@ class Trainer(TrainingLoop):
         self.model.to(self.device)
         if config.compile:
             compile_encoders(self.model)
+        if config.fused_blocks:
+            synchronised = config.batch_norm == "synchronised" and world.size > 1
+            check_fused_training(self.model, config.precision, compiled=config.compile, synchronised=synchronised)
+            fuse_training(self.model)
         self.objective = Objective(self.model, config.mode, config.directions, config.loss_scale, config.precision)
         self.wrapped: torch.nn.Module = self.objective
         self.optimiser = build_optimiser(self.model, config)

@@ -362,8 +362,8 @@ Words load_16(void const* global, bool streaming) {
 }
 
 template <typename Word>
-Word load_4(void const* global) {
-    check_global("load_4", global, 4);
+Word load_word(void const* global) {
+    check_global(sizeof(Word) == 4 ? "load_4" : "load_8", global, sizeof(Word));
     check_not_written(global);
     Word word;
     memcpy(&word, global, sizeof word);

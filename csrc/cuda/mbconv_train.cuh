@@ -1,0 +1,516 @@
+// What stands between the matrix products of an MBConv block in training, channels last: the batch norms as scale and
+// shift, ReLU6, the depthwise convolution of 3, their gradients, and the sums over samples that batch norms and weights
+// want. All of it streams through memory once. The products are a library's.
+//
+// A thread has 4 neighbouring channels and walks along samples, so that the convolution's neighbours and all sums stay
+// in its registers; its own loads are 8 bytes, and those of the threads beside it continue them. Sums of a block's
+// walkers meet in shared memory, those of blocks in a `partial` row each, added in float64 by the kernels that finish.
+// Every sum has a fixed order.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "cuda/ptx.h"
+#include "params.h"
+
+namespace sleepfm::cuda {
+
+constexpr int between_threads = 256;
+constexpr int between_channels = 4;  // of a thread
+constexpr int between_lanes = 64;    // threads side by side along the channels, at most
+constexpr int between_run = 32;      // samples that a walker takes in a row
+
+// ---- four channels --------------------------------------------------------------------------------------------------
+
+using Bits = std::uint64_t;  // of four bfloat16
+
+struct Four {
+    float v[between_channels];
+};
+
+__device__ __forceinline__ Four four_of_bits(Bits bits) {
+    Four x;
+#pragma unroll
+    for (int c = 0; c < between_channels; ++c) {
+        x.v[c] = ptx::from_bf16(static_cast<std::uint16_t>(bits >> 16 * c));
+    }
+    return x;
+}
+
+// Rounds, stores, and leaves what is stored in x.
+__device__ __forceinline__ void store_bf16(void* to, Four& x) {
+    std::uint32_t const low = ptx::pack_bf16(x.v[0], x.v[1]), high = ptx::pack_bf16(x.v[2], x.v[3]);
+    *static_cast<Bits*>(to) = static_cast<Bits>(high) << 32 | low;
+    x.v[0] = ptx::from_bf16(static_cast<std::uint16_t>(low));
+    x.v[1] = ptx::from_bf16(static_cast<std::uint16_t>(low >> 16));
+    x.v[2] = ptx::from_bf16(static_cast<std::uint16_t>(high));
+    x.v[3] = ptx::from_bf16(static_cast<std::uint16_t>(high >> 16));
+}
+
+// A row of parameters [rows, width] for the channels of this thread.
+__device__ __forceinline__ Four four_of(float const* parameters, std::int64_t width, int row, int channel) {
+    Four x;
+#pragma unroll
+    for (int c = 0; c < between_channels; ++c) {
+        x.v[c] = parameters[row * width + channel + c];
+    }
+    return x;
+}
+
+// What a batch norm makes of x: one rounding, so that all kernels see a value on the same side of a kink.
+__device__ __forceinline__ float normalised(float x, float scale, float shift) {
+    return fmaf(x, scale, shift);
+}
+
+// NaN stays NaN.
+__device__ __forceinline__ float relu6(float u) {
+    return u < 0.0f ? 0.0f : u > 6.0f ? 6.0f : u;
+}
+
+// Where ReLU6 is flat. Not at NaN: its gradient is NaN too.
+__device__ __forceinline__ bool is_flat(float u) {
+    return u <= 0.0f || u >= 6.0f;
+}
+
+// ---- threads --------------------------------------------------------------------------------------------------------
+
+// The place of a thread: `lanes` threads along the channels, and as many walkers as the block then holds.
+struct Walker {
+    int lane, number, n_walkers, channel;
+    bool works;
+
+    __device__ __forceinline__ Walker(std::int64_t width, int lanes) {
+        int const thread = static_cast<int>(threadIdx.x);
+        lane = thread % lanes;
+        number = thread / lanes;
+        n_walkers = between_threads / lanes;
+        channel = (static_cast<int>(blockIdx.y) * lanes + lane) * between_channels;
+        works = number < n_walkers && channel < width;
+    }
+    // The walker's first run, and how far its next one is.
+    __device__ __forceinline__ std::int64_t first() const {
+        return static_cast<std::int64_t>(blockIdx.x) * n_walkers + number;
+    }
+    __device__ __forceinline__ std::int64_t step() const { return static_cast<std::int64_t>(gridDim.x) * n_walkers; }
+};
+
+// Samples `begin` to `end` of one clip. n_samples: of a clip.
+struct Run {
+    std::int64_t clip;
+    int begin, end;
+
+    __device__ __forceinline__ Run(std::int64_t number, int runs_of_clip, int n_samples) {
+        clip = number / runs_of_clip;
+        begin = static_cast<int>(number % runs_of_clip) * between_run;
+        end = n_samples - begin < between_run ? n_samples : begin + between_run;
+    }
+};
+
+// Row blockIdx.x of `partial` [rows, K, width]: the sums of the block's walkers, added in order. All threads call it.
+template <int K>
+__device__ __forceinline__ void add_walkers(Walker const& me, Four const (&sums)[K], int lanes, std::int64_t width,
+                                            float* partial) {
+    SLEEPFM_SHARED(float, of_threads, [K][between_channels][between_threads]);
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+#pragma unroll
+        for (int c = 0; c < between_channels; ++c) {
+            of_threads[k][c][threadIdx.x] = sums[k].v[c];
+        }
+    }
+    ptx::sync_threads();
+    int const n_channels = lanes * between_channels;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < K * n_channels; i += between_threads) {
+        int const k = i / n_channels, of_block = i % n_channels;
+        std::int64_t const channel = static_cast<std::int64_t>(blockIdx.y) * n_channels + of_block;
+        if (channel < width) {
+            float const* const from = of_threads[k][of_block % between_channels] + of_block / between_channels;
+            float sum = 0.0f;
+            for (int walker = 0; walker < me.n_walkers; ++walker) {
+                sum += from[walker * lanes];
+            }
+            partial[(static_cast<std::int64_t>(blockIdx.x) * K + k) * width + channel] = sum;
+        }
+    }
+}
+
+// ---- forward --------------------------------------------------------------------------------------------------------
+
+// Sums of c1 and of its square.
+__global__ void __launch_bounds__(between_threads, 4)
+    mbconv_expansion_sums_kernel(MBConvExpansionSums const p, int lanes) {
+    Walker const me(p.width, lanes);
+    Four sums[2] = {};
+    if (me.works) {
+        auto const* const c1 = static_cast<std::uint16_t const*>(p.c1) + me.channel;
+#pragma unroll 8
+        for (std::int64_t row = me.first(); row < p.n_rows; row += me.step()) {
+            Four const x = four_of_bits(ptx::load_8_read_only(c1 + row * p.width));
+#pragma unroll
+            for (int c = 0; c < between_channels; ++c) {
+                sums[0].v[c] += x.v[c];
+                sums[1].v[c] = fmaf(x.v[c], x.v[c], sums[1].v[c]);
+            }
+        }
+    }
+    add_walkers(me, sums, lanes, p.width, p.partial);
+}
+
+// c2 = depthwise convolution of relu6(batch norm of c1), and the sums of its first two powers around the pivot.
+template <int STRIDE>
+__global__ void __launch_bounds__(between_threads, STRIDE == 1 ? 3 : 2)
+    mbconv_depthwise_kernel(MBConvDepthwise const p, int lanes) {
+    Walker const me(p.width, lanes);
+    Four sums[2] = {};
+    if (me.works) {
+        auto const parameter = [&](int row) { return four_of(p.parameters, p.width, row, me.channel); };
+        Four const scale = parameter(0), shift = parameter(1), bias = parameter(5), pivot = parameter(6);
+        Four const taps[3] = {parameter(2), parameter(3), parameter(4)};
+        int const n_in = static_cast<int>(p.n_samples), n_out = (n_in - 1) / STRIDE + 1;
+        int const runs_of_clip = (n_out + between_run - 1) / between_run;
+        auto const* const c1 = static_cast<std::uint16_t const*>(p.c1) + me.channel;
+        auto* const c2 = static_cast<std::uint16_t*>(p.c2) + me.channel;
+        for (std::int64_t number = me.first(); number < p.n_clips * runs_of_clip; number += me.step()) {
+            Run const run(number, runs_of_clip, n_out);
+            auto const* const from = c1 + run.clip * n_in * p.width;
+            // Zeros beyond the clip, which `activation` gives, are the convolution's padding.
+            auto const fetch = [&](int t) {
+                return t >= 0 && t < n_in ? ptx::load_8_read_only(from + t * p.width) : Bits{0};
+            };
+            auto const activation = [&](int t, Bits bits) {
+                Four x = four_of_bits(bits);
+#pragma unroll
+                for (int c = 0; c < between_channels; ++c) {
+                    x.v[c] = relu6(normalised(x.v[c], scale.v[c], shift.v[c]));
+                    x.v[c] = t >= 0 && t < n_in ? x.v[c] : 0.0f;
+                }
+                return x;
+            };
+            auto const write = [&](int s, Four const& left, Four const& middle, Four const& right) {
+                Four y;
+#pragma unroll
+                for (int c = 0; c < between_channels; ++c) {
+                    y.v[c] = fmaf(taps[0].v[c], left.v[c], bias.v[c]);
+                    y.v[c] = fmaf(taps[1].v[c], middle.v[c], y.v[c]);
+                    y.v[c] = fmaf(taps[2].v[c], right.v[c], y.v[c]);
+                }
+                store_bf16(c2 + (run.clip * n_out + s) * p.width, y);
+#pragma unroll
+                for (int c = 0; c < between_channels; ++c) {
+                    float const d = y.v[c] - pivot.v[c];
+                    sums[0].v[c] += d;
+                    sums[1].v[c] = fmaf(d, d, sums[1].v[c]);
+                }
+            };
+            int const first = run.begin * STRIDE;
+            Four left = activation(first - 1, fetch(first - 1));
+            if constexpr (STRIDE == 1) {
+                Four middle = activation(first, fetch(first));
+                Bits ahead[3] = {fetch(first + 1), fetch(first + 2), fetch(first + 3)};  // under way
+#pragma unroll 1
+                for (int s = run.begin; s < run.end; ++s) {
+                    Four const right = activation(s + 1, ahead[0]);
+                    ahead[0] = ahead[1];
+                    ahead[1] = ahead[2];
+                    ahead[2] = fetch(s + 4);
+                    write(s, left, middle, right);
+                    left = middle;
+                    middle = right;
+                }
+            } else {
+                Bits ahead[4] = {fetch(first), fetch(first + 1), fetch(first + 2), fetch(first + 3)};
+#pragma unroll 1
+                for (int s = run.begin; s < run.end; ++s) {
+                    Four const middle = activation(2 * s, ahead[0]), right = activation(2 * s + 1, ahead[1]);
+                    ahead[0] = ahead[2];
+                    ahead[1] = ahead[3];
+                    ahead[2] = fetch(2 * s + 4);
+                    ahead[3] = fetch(2 * s + 5);
+                    write(s, left, middle, right);
+                    left = right;
+                }
+            }
+        }
+    }
+    add_walkers(me, sums, lanes, p.width, p.partial);
+}
+
+// a2 = relu6(batch norm of c2), the projection's factor.
+__global__ void __launch_bounds__(between_threads, 4) mbconv_activate_kernel(MBConvActivate const p, int lanes) {
+    Walker const me(p.width, lanes);
+    if (!me.works) {
+        return;
+    }
+    Four const scale = four_of(p.parameters, p.width, 0, me.channel);
+    Four const shift = four_of(p.parameters, p.width, 1, me.channel);
+    auto const* const c2 = static_cast<std::uint16_t const*>(p.c2) + me.channel;
+    auto* const a2 = static_cast<std::uint16_t*>(p.a2) + me.channel;
+#pragma unroll 4
+    for (std::int64_t row = me.first(); row < p.n_rows; row += me.step()) {
+        Four x = four_of_bits(ptx::load_8_read_only(c2 + row * p.width));
+#pragma unroll
+        for (int c = 0; c < between_channels; ++c) {
+            x.v[c] = relu6(normalised(x.v[c], scale.v[c], shift.v[c]));
+        }
+        store_bf16(a2 + row * p.width, x);
+    }
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------------
+
+// Sums of g1, the gradient behind the second ReLU6, and of g1 times c2 less its mean.
+__global__ void __launch_bounds__(between_threads, 4)
+    mbconv_gradient_sums_kernel(MBConvGradientSums const p, int lanes) {
+    Walker const me(p.width, lanes);
+    Four sums[2] = {};
+    if (me.works) {
+        auto const parameter = [&](int row) { return four_of(p.parameters, p.width, row, me.channel); };
+        Four const scale = parameter(0), shift = parameter(1), mean = parameter(2);
+        auto const* const c2 = static_cast<std::uint16_t const*>(p.c2) + me.channel;
+        auto const* const da2 = static_cast<std::uint16_t const*>(p.da2) + me.channel;
+#pragma unroll 4
+        for (std::int64_t row = me.first(); row < p.n_rows; row += me.step()) {
+            Four const x = four_of_bits(ptx::load_8_read_only(c2 + row * p.width));
+            Four const g = four_of_bits(ptx::load_8_read_only(da2 + row * p.width));
+#pragma unroll
+            for (int c = 0; c < between_channels; ++c) {
+                float const g1 = is_flat(normalised(x.v[c], scale.v[c], shift.v[c])) ? 0.0f : g.v[c];
+                sums[0].v[c] += g1;
+                sums[1].v[c] = fmaf(g1, x.v[c] - mean.v[c], sums[1].v[c]);
+            }
+        }
+    }
+    add_walkers(me, sums, lanes, p.width, p.partial);
+}
+
+// g0, the gradient behind the first ReLU6, by way of dc2 = scale1 g1 + slope c2 + constant (the second batch norm's)
+// and the transposed convolution; sums of g0, of g0 c1, and of the three taps' gradients.
+template <int STRIDE>
+__global__ void __launch_bounds__(between_threads, 2)
+    mbconv_depthwise_backward_kernel(MBConvDepthwiseBackward const p, int lanes) {
+    Walker const me(p.width, lanes);
+    Four sums[5] = {};
+    if (me.works) {
+        auto const parameter = [&](int row) { return four_of(p.parameters, p.width, row, me.channel); };
+        Four const scale0 = parameter(0), shift0 = parameter(1), scale1 = parameter(5), shift1 = parameter(6);
+        Four const taps[3] = {parameter(2), parameter(3), parameter(4)};
+        Four const slope = parameter(7), constant = parameter(8);
+        int const n_in = static_cast<int>(p.n_samples), n_out = (n_in - 1) / STRIDE + 1;
+        int const runs_of_clip = (n_out + between_run - 1) / between_run;
+        auto const* const c1 = static_cast<std::uint16_t const*>(p.c1) + me.channel;
+        auto const* const c2 = static_cast<std::uint16_t const*>(p.c2) + me.channel;
+        auto const* const da2 = static_cast<std::uint16_t const*>(p.da2) + me.channel;
+        auto* const g0 = static_cast<std::uint16_t*>(p.g0) + me.channel;
+        for (std::int64_t number = me.first(); number < p.n_clips * runs_of_clip; number += me.step()) {
+            Run const run(number, runs_of_clip, n_out);
+            // What the sample s of c2, and the samples of c1 in step with it, want from memory, asked for a step ahead.
+            struct Ahead {
+                Bits c2, da2, c1[STRIDE];
+            };
+            auto const fetch = [&](int s) {
+                Ahead bits{};
+                if (s >= 0 && s < n_out) {
+                    std::int64_t const at = (run.clip * n_out + s) * p.width;
+                    bits.c2 = ptx::load_8_read_only(c2 + at);
+                    bits.da2 = ptx::load_8_read_only(da2 + at);
+                }
+#pragma unroll
+                for (int k = 0; k < STRIDE; ++k) {
+                    int const t = s * STRIDE + k;
+                    bool const inside = t >= 0 && t < n_in;
+                    bits.c1[k] = inside ? ptx::load_8_read_only(c1 + (run.clip * n_in + t) * p.width) : Bits{0};
+                }
+                return bits;
+            };
+            auto const gradient = [&](int s, Ahead const& bits) {  // dc2, zero beyond the clip
+                Four const x = four_of_bits(bits.c2), g = four_of_bits(bits.da2);
+                Four d;
+#pragma unroll
+                for (int c = 0; c < between_channels; ++c) {
+                    float const g1 = is_flat(normalised(x.v[c], scale1.v[c], shift1.v[c])) ? 0.0f : g.v[c];
+                    d.v[c] = fmaf(scale1.v[c], g1, fmaf(slope.v[c], x.v[c], constant.v[c]));
+                    d.v[c] = s >= 0 && s < n_out ? d.v[c] : 0.0f;
+                }
+                return d;
+            };
+            // The sample t, which meets the gradients after, here and before by the taps 0, 1 and 2.
+            auto const write = [&](int t, Bits bits, Four const& after, Four const& here, Four const& before) {
+                Four const x = four_of_bits(bits);
+                Four y;
+                float a1[between_channels];
+#pragma unroll
+                for (int c = 0; c < between_channels; ++c) {
+                    float const u = normalised(x.v[c], scale0.v[c], shift0.v[c]);
+                    float const da1 =
+                        fmaf(taps[0].v[c], after.v[c], fmaf(taps[1].v[c], here.v[c], taps[2].v[c] * before.v[c]));
+                    a1[c] = relu6(u);
+                    y.v[c] = is_flat(u) ? 0.0f : da1;
+                }
+                store_bf16(g0 + (run.clip * n_in + t) * p.width, y);
+#pragma unroll
+                for (int c = 0; c < between_channels; ++c) {
+                    sums[0].v[c] += y.v[c];
+                    sums[1].v[c] = fmaf(y.v[c], x.v[c], sums[1].v[c]);
+                    sums[2].v[c] = fmaf(after.v[c], a1[c], sums[2].v[c]);
+                    sums[3].v[c] = fmaf(here.v[c], a1[c], sums[3].v[c]);
+                    sums[4].v[c] = fmaf(before.v[c], a1[c], sums[4].v[c]);
+                }
+            };
+            Four before = STRIDE == 1 ? gradient(run.begin - 1, fetch(run.begin - 1)) : Four{};
+            Ahead bits = fetch(run.begin), next = fetch(run.begin + 1);
+            Four here = gradient(run.begin, bits);
+#pragma unroll 1
+            for (int s = run.begin; s < run.end; ++s) {
+                Ahead const later = fetch(s + 2);
+                Four const after = gradient(s + 1, next);
+                if constexpr (STRIDE == 1) {
+                    write(s, bits.c1[0], after, here, before);
+                    before = here;
+                } else {  // even samples meet one gradient, odd ones those on either side
+                    write(2 * s, bits.c1[0], Four{}, here, Four{});
+                    if (2 * s + 1 < n_in) {
+                        write(2 * s + 1, bits.c1[STRIDE - 1], after, Four{}, here);
+                    }
+                }
+                here = after;
+                bits = next;
+                next = later;
+            }
+        }
+    }
+    add_walkers(me, sums, lanes, p.width, p.partial);
+}
+
+// ---- what a channel needs of the partial sums -------------------------------
+
+constexpr int finish_channels = 32, finish_groups = between_threads / finish_channels;
+
+// Sums over the rows of `partial` [n_partials, K, width] for the 32 channels of the block, in threads 0 to 31. All
+// threads call it.
+template <int K>
+__device__ __forceinline__ void add_partials(float const* partial, int n_partials, std::int64_t width,
+                                             double (&sums)[K]) {
+    SLEEPFM_SHARED(double, of_groups, [finish_groups][K][finish_channels]);
+    int const lane = static_cast<int>(threadIdx.x) % finish_channels;
+    int const group = static_cast<int>(threadIdx.x) / finish_channels;
+    std::int64_t const channel = static_cast<std::int64_t>(blockIdx.x) * finish_channels + lane;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        double sum = 0.0;
+        if (channel < width) {
+            for (int row = group; row < n_partials; row += finish_groups) {
+                sum += static_cast<double>(partial[(static_cast<std::int64_t>(row) * K + k) * width + channel]);
+            }
+        }
+        of_groups[group][k][lane] = sum;
+    }
+    ptx::sync_threads();
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        sums[k] = 0.0;
+        for (int g = 0; g < finish_groups; ++g) {
+            sums[k] += of_groups[g][k][lane];
+        }
+    }
+}
+
+// The first batch norm's statistics, and what mbconv_depthwise_kernel wants of the channel.
+__global__ void __launch_bounds__(between_threads)
+    mbconv_finish_expansion_sums_kernel(MBConvFinishExpansionSums const p) {
+    double sums[2];
+    add_partials(p.partial, p.n_partials, p.width, sums);
+    std::int64_t const channel = static_cast<std::int64_t>(blockIdx.x) * finish_channels + threadIdx.x;
+    if (threadIdx.x >= finish_channels || channel >= p.width) {
+        return;
+    }
+    double const n = static_cast<double>(p.n_rows), mean = sums[0] / n, difference = sums[1] / n - mean * mean;
+    double const variance = difference < 0.0 ? 0.0 : difference;
+    double const scale = static_cast<double>(p.gamma0[channel]) / sqrt(variance + p.eps);
+    double const bias = static_cast<double>(ptx::from_bf16(static_cast<std::uint16_t const*>(p.bias)[channel]));
+    float const *const taps = p.wd + 3 * channel, beta = p.beta0[channel];
+    p.statistics[channel] = mean - bias + static_cast<double>(p.b1[channel]);
+    p.statistics[p.width + channel] = variance;
+    p.statistics[2 * p.width + channel] = mean;
+    // Last what the convolution makes of a constant, which is near the mean of c2.
+    float const rows[7] = {static_cast<float>(scale),
+                           static_cast<float>(static_cast<double>(beta) - mean * scale),
+                           taps[0],
+                           taps[1],
+                           taps[2],
+                           p.bd[channel],
+                           p.bd[channel] + (taps[0] + taps[1] + taps[2]) * relu6(beta)};
+#pragma unroll
+    for (int row = 0; row < 7; ++row) {
+        p.parameters[row * p.width + channel] = rows[row];
+    }
+}
+
+// The second batch norm's statistics, scale, shift and mean, from mbconv_depthwise_kernel's sums.
+__global__ void __launch_bounds__(between_threads) mbconv_finish_depthwise_kernel(MBConvFinishDepthwise const p) {
+    double sums[2];
+    add_partials(p.partial, p.n_partials, p.width, sums);
+    std::int64_t const channel = static_cast<std::int64_t>(blockIdx.x) * finish_channels + threadIdx.x;
+    if (threadIdx.x >= finish_channels || channel >= p.width) {
+        return;
+    }
+    double const n = static_cast<double>(p.n_rows), distance = sums[0] / n;
+    double const mean = static_cast<double>(p.pivot[channel]) + distance;
+    double const difference = sums[1] / n - distance * distance;
+    double const variance = difference < 0.0 ? 0.0 : difference;
+    double const scale = static_cast<double>(p.gamma1[channel]) / sqrt(variance + p.eps);
+    p.statistics[channel] = mean;
+    p.statistics[p.width + channel] = variance;
+    p.parameters[channel] = static_cast<float>(scale);
+    p.parameters[p.width + channel] = static_cast<float>(static_cast<double>(p.beta1[channel]) - mean * scale);
+    p.parameters[2 * p.width + channel] = static_cast<float>(mean);
+}
+
+// Gradients of the second batch norm, and the parameters of mbconv_depthwise_backward_kernel.
+__global__ void __launch_bounds__(between_threads)
+    mbconv_finish_gradient_sums_kernel(MBConvFinishGradientSums const p) {
+    double sums[2];
+    add_partials(p.partial, p.n_partials, p.width, sums);
+    std::int64_t const channel = static_cast<std::int64_t>(blockIdx.x) * finish_channels + threadIdx.x;
+    if (threadIdx.x >= finish_channels || channel >= p.width) {
+        return;
+    }
+    double const mean = p.statistics1[channel], variance = p.statistics1[p.width + channel] + p.eps;
+    double const n = static_cast<double>(p.n_rows), scale = static_cast<double>(p.gamma1[channel]) / sqrt(variance);
+    // dc2 = scale (g1 - mean of g1 - (c2 - mean) of_c2)
+    double const of_c2 = sums[1] / (n * variance);
+    p.dbeta1[channel] = static_cast<float>(sums[0]);
+    p.dgamma1[channel] = static_cast<float>(sums[1] / sqrt(variance));
+    for (int row = 0; row < 5; ++row) {
+        p.parameters[row * p.width + channel] = p.parameters0[row * p.width + channel];
+    }
+    p.parameters[5 * p.width + channel] = p.parameters1[channel];
+    p.parameters[6 * p.width + channel] = p.parameters1[p.width + channel];
+    p.parameters[7 * p.width + channel] = static_cast<float>(-scale * of_c2);
+    p.parameters[8 * p.width + channel] = static_cast<float>(scale * (of_c2 * mean - sums[0] / n));
+}
+
+// Gradients of the first batch norm and of the taps, and what its statistics take from the gradients of x and w1.
+__global__ void __launch_bounds__(between_threads)
+    mbconv_finish_depthwise_backward_kernel(MBConvFinishDepthwiseBackward const p) {
+    double sums[5];
+    add_partials(p.partial, p.n_partials, p.width, sums);
+    std::int64_t const channel = static_cast<std::int64_t>(blockIdx.x) * finish_channels + threadIdx.x;
+    if (threadIdx.x >= finish_channels || channel >= p.width) {
+        return;
+    }
+    double const variance = p.statistics0[p.width + channel] + p.eps, n = static_cast<double>(p.n_rows);
+    double const scale = static_cast<double>(p.gamma0[channel]) / sqrt(variance);
+    double const product = sums[1] - p.statistics0[2 * p.width + channel] * sums[0];  // of g0 and c1 less its mean
+    p.dbeta0[channel] = static_cast<float>(sums[0]);
+    p.dgamma0[channel] = static_cast<float>(product / sqrt(variance));
+    for (int k = 0; k < 3; ++k) {
+        p.dwd[3 * channel + k] = static_cast<float>(sums[2 + k]);
+    }
+    p.vectors[channel] = static_cast<float>(scale);
+    p.vectors[p.width + channel] = static_cast<float>(-scale * sums[0] / n);
+    p.vectors[2 * p.width + channel] = static_cast<float>(-scale * product / (n * variance));
+}
+
+}  // namespace sleepfm::cuda

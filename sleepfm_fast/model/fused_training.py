@@ -1,0 +1,99 @@
+"""The published encoder as it trains on CUDA with fused MBConv blocks, channels last from the stem to the average."""
+
+from __future__ import annotations
+
+from types import MethodType
+
+import torch
+from torch import Tensor
+
+from sleepfm_fast.encoder import EfficientNet1d, SleepModel
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.model.fused_blocks import PoolChannelsLast, check_fused_blocks
+from sleepfm_fast.model.mbconv_blocks import (
+    MBConvBlock,
+    MBConvStage,
+    convolve_and_normalise,
+    has_hooks,
+    track,
+)
+from sleepfm_fast.model.precision import Precision
+from sleepfm_fast.ops.mbconv_train import MULTIPLE, mbconv_train
+
+__all__ = ["check_fused_training", "fuse_encoder", "fuse_training"]
+
+
+def check_fused_training(model: SleepModel, precision: Precision, *, compiled: bool, synchronised: bool) -> None:
+    """Refuse to train a model with fused blocks where no kernel would run.
+
+    Raises
+    ------
+    SleepfmError
+        As :func:`sleepfm_fast.model.fused_blocks.check_fused_blocks`; together with ``--compile``, and with batch norms
+        over several processes.
+    """
+    check_fused_blocks(model, precision)
+    if compiled:
+        raise SleepfmError(
+            "--compile and --fused-blocks both replace what runs between the convolutions; give one of them."
+        )
+    if synchronised:
+        raise SleepfmError(
+            "--batch-norm synchronised takes statistics over all processes, which the kernels of --fused-blocks take "
+            "over one process's clips; give one of them."
+        )
+
+
+def fuse_training(model: SleepModel) -> None:
+    """Let the encoders of a model train with fused blocks, in place; names and values of the weights stay.
+
+    Under autocast to bfloat16, in training. In evaluation the layers run as they are, and so do blocks that the kernels
+    do not cover: those with hooks, other layers or SyncBatchNorm.
+    """
+    for encoder in model.encoders.values():
+        assert isinstance(encoder, EfficientNet1d)
+        fuse_encoder(encoder)
+
+
+def fuse_encoder(encoder: EfficientNet1d) -> None:
+    """As :func:`fuse_training`, one encoder."""
+    encoder.before_last = MethodType(before_last, encoder)  # type: ignore[method-assign]
+
+
+def before_last(encoder: EfficientNet1d, x: Tensor) -> Tensor:
+    """[B, C, n] -> [B, channels of the last stage, n / 256], as :meth:`EfficientNet1d.before_last`."""
+    stages = [(name, stage) for name, stage in encoder.stages() if isinstance(stage, MBConvStage)]
+    if not encoder.training or any(has_hooks(stage, stage.stack) for _, stage in stages):
+        return EfficientNet1d.before_last(encoder, x)
+    x = convolve_and_normalise(encoder.stage1, encoder.b0, x).to(torch.bfloat16).transpose(1, 2).contiguous()
+    pool = PoolChannelsLast(encoder.pool)
+    for name, stage in stages:
+        for block in stage.stack:
+            assert isinstance(block, MBConvBlock)
+            x = fused(block, x) if is_covered(block) else block(x.transpose(1, 2)).transpose(1, 2).contiguous()
+        # A row a sample: the batch norm counts clips and samples together either way.
+        x = stage.bn(x.flatten(0, 1)).view(x.shape)
+        if name in encoder.pooled_after:
+            x = pool(x)
+    return x.transpose(1, 2)
+
+
+def is_covered(block: MBConvBlock) -> bool:
+    """Whether the kernels may take the place of the block."""
+    return (
+        block.fuse
+        and block.has_plain_layers()
+        and block.has_plain_norms()
+        and block.has_biases()
+        and block.conv1.weight.dtype == torch.float32
+        and not any(n % MULTIPLE for n in (*block.conv1.weight.shape[:2], len(block.conv3.weight)))
+        and not has_hooks(*block.modules())
+    )
+
+
+def fused(block: MBConvBlock, x: Tensor) -> Tensor:
+    """[B, n, n_in] -> [B, n / stride, n_out]; updates the running statistics."""
+    y, statistics = mbconv_train(x, *block.weights(), stride=block.conv2.stride[0], eps=block.b0.eps)
+    track(block.b0, statistics[:2], x.shape[0] * x.shape[1])
+    track(block.b1, statistics[2:], y.shape[0] * y.shape[1])
+    return x + block.drop(y) if block.residual else y
