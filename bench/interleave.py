@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+WARM_BELOW_S = 1.0
+
 
 def quantile(values: list[float], q: float) -> float:
     """Interpolate linearly between order statistics; ``values`` is not empty."""
@@ -72,6 +74,10 @@ def interleave(
 ) -> Comparison:
     """Run every arm once, check that the results agree, then time rounds in alternating order (AB BA AB ...).
 
+    A call of less than ``WARM_BELOW_S`` is made twice in its turn, and the second is timed. The arms before it may have
+    taken seconds, in which threads went to sleep and caches were filled with other things: that can take as long as the
+    call, while programs call such functions batch by batch and night by night. Of a longer call it is a small part.
+
     Parameters
     ----------
     name : str
@@ -113,10 +119,15 @@ def interleave(
         call()
         return clock() - start
 
-    time_once = measure or by_clock
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for round_ in range(rounds):
         order = list(arms) if round_ % 2 == 0 else list(reversed(arms))
         for arm in order:
-            seconds[arm].append(time_once(arms[arm]))
+            if measure:
+                seconds[arm].append(measure(arms[arm]))
+                continue
+            # The first call may have compiled.
+            if min(first_seconds[arm], *seconds[arm], WARM_BELOW_S) < WARM_BELOW_S:
+                arms[arm]()
+            seconds[arm].append(by_clock(arms[arm]))
     return Comparison(name, seconds, quick)

@@ -157,11 +157,14 @@ class ClipInput:
         if config.normalise != "none":
             nominal_scales(self.feed, self.scales)
 
-    def lacking(self, model: str = "model") -> list[str]:
+    def lacking(self, trained_on: str | None, model: str = "model") -> list[str]:
         """Say which of the model's channels the store lacks, and which less than half of its nights have.
 
-        A store that was made for the model (``preprocess --like``) has all of its slots, and they may be empty.
+        A store that was made for the model (``preprocess --like``) has all of its slots, and they may be empty. What
+        the store that the model was trained on, by its digest ``trained_on``, lacks, the model has never seen.
         """
+        if trained_on == self.store.digest:
+            return []
         n = len(self.store.recordings)
         empty = [name for name, found in self.n_filled.items() if not found]
         scarce = [f"{name} in {found}" for name, found in self.n_filled.items() if 0 < 2 * found < n]

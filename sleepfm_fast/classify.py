@@ -241,7 +241,7 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     clip_input = classifier.clip_input
     if clip_input.renamed_slots:
         say(f"notice: the montages have different names for one channel; taken: {', '.join(clip_input.renamed_slots)}")
-    for notice in clip_input.lacking("network"):
+    for notice in clip_input.lacking(classifier.config.get("store_digest"), "network"):
         say(f"notice: {notice}")
     mine, overlap_note = chosen(config, store, classifier.config)
     if overlap_note:

@@ -92,7 +92,7 @@ def main(config: Config) -> dict[str, Any]:
     clip_input = ClipInput(store, Montage.from_dict(saved["montage"]), InputConfig(**saved["input"]), device)
     if clip_input.renamed_slots:
         say(f"notice: the montages have different names for one channel; taken: {', '.join(clip_input.renamed_slots)}")
-    for notice in clip_input.lacking():
+    for notice in clip_input.lacking(saved.get("store_digest")):
         say(f"notice: {notice}")
     split = Split(**saved["split"])
     codes, notices = assign_subjects(store.subjects, split, seen.subjects)

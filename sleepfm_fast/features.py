@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import sys
 import time
@@ -22,7 +23,7 @@ from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_without, refuse_without_effect
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reporting.following import after_embeddings
 
 if TYPE_CHECKING:
@@ -247,6 +248,15 @@ def main(config: Config) -> dict[str, Any]:
                     mask[:, m] = np.isfinite(values).any()
                 writer.append(block, mask)
             writer.finish(columns, description)
+    filled = np.asarray(store.channels.present).sum(axis=0)
+    absent = [slot.name for slot, n in zip(store.slots, filled, strict=True) if not n]
+    if absent:
+        say(
+            f"notice: no night of the store has {', '.join(absent)}: the features of "
+            f"{agreeing(len(absent), 'this channel', 'these channels')} are empty, and a probe that was fitted on "
+            "another cohort fills them with its medians. If nights have them under other names, give these to "
+            f"preprocess, with --overrides: {json.dumps({'*': {'LABEL': {'alias': absent[0]}}})}"
+        )
     empty_percent, mostly = holes(Embeddings(config.features), store)
     if mostly:
         say(f"notice: {mostly_empty_text(mostly)}")

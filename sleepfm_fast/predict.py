@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -67,9 +68,20 @@ def same_source(result: Result, embeddings: Embeddings) -> None:
     record, about = result.record, embeddings.description
     columns = {modality: list(names) for modality, names in embeddings.features.items()}
     if record.get("features") != (columns or None):
+        remedy = ""
+        if record.get("features") and columns:
+            fitted, held = (
+                {f"{m} {n}" for m, names in side.items() for n in names} for side in (record["features"], columns)
+            )
+            lacks = ", ".join(sorted(fitted - held)[:3]) + (", ..." if len(fitted - held) > 3 else "")
+            remedy = (
+                f"{f' It lacks {lacks}.' if lacks else ''} Measure a store with the same channels: `python -m "
+                f"sleepfm_fast.preprocess FILES-OR-FOLDER STORE --like {shlex.quote(str(record.get('store')))}`, then "
+                "features."
+            )
         raise SleepfmError(
             f"{result.path} was fitted on {'features' if record.get('features') else 'embeddings'}, and "
-            f"{embeddings.path} holds {'other features' if embeddings.features else 'embeddings'}."
+            f"{embeddings.path} holds {'other features' if embeddings.features else 'embeddings'}.{remedy}"
         )
     lacking = [name for name in record["modalities"] if name not in embeddings.modalities]
     if lacking:

@@ -5,6 +5,7 @@ A probe of that folder is fitted on the first laboratory and tested on the secon
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +86,13 @@ def main(config: Config) -> dict[str, Any]:
         raise SleepfmError(
             f"{config.training} holds {_content(first)}, {config.testing} {_content(second)}; a probe needs the same "
             "of both."
+            + (
+                " Measure the second cohort from a store with the channels of the first: `python -m "
+                "sleepfm_fast.preprocess FILES-OR-FOLDER STORE2 --like "
+                f"{shlex.quote(str(first.store_path))}`, then features."
+                if first.kind == second.kind == "feature"
+                else ""
+            )
         )
     if (first.modalities, first.dim) != (second.modalities, second.dim):
         raise SleepfmError(

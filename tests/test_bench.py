@@ -60,6 +60,17 @@ def test_arms_take_turns_in_alternating_order():
         c.require("rival", at_least=2.1)
 
 
+def test_a_short_call_is_timed_the_second_time_and_one_that_compiled_first_from_then_on():
+    clock = Clock()
+    arms = {"ours": clock.arm("ours", 0.1, 0.5, 0.1, 0.5, 0.2), "rival": clock.arm("rival", 9, 0.9, 0.7, 0.6)}
+    c = interleave.interleave("x", arms, rounds=2, agree=lambda results: None, quick=False, clock=clock)
+    assert clock.calls == ["ours", "rival", "ours", "ours", "rival", "rival", "rival", "ours", "ours"]
+    assert c.seconds == {
+        "ours": [pytest.approx(0.1), pytest.approx(0.2)],
+        "rival": [pytest.approx(0.9), pytest.approx(0.6)],
+    }
+
+
 def test_quick_calls_each_arm_once_and_still_checks():
     clock = Clock()
     arms = {"ours": clock.arm("ours", 2), "rival": clock.arm("rival", 1)}

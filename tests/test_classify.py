@@ -103,6 +103,18 @@ def test_channels_that_a_store_made_like_the_run_has_in_no_night_are_said(learnt
         assert ('{"*": {"LABEL": {"alias": "ECG"}}}' in notice) == (only == 1)
 
 
+def test_what_the_training_lacked_too_is_not_said(tmp_path, capsys):
+    folder = tmp_path / "edf"
+    folder.mkdir()
+    for i in range(3):
+        staged_night(folder / f"new{i}.edf", STAGES, seed=100 + i, leads=[EEG, ECG])
+    store, run = tmp_path / "store", tmp_path / "run"
+    assert preprocess.cli([str(folder), str(store), "--montage", "aasm", "--workers", "1"]) == 0
+    assert supervise.cli([str(store), str(run), *LEARN, "--max-steps", "2"]) == 0
+    _, err = call(capsys, run, store, tmp_path / "result", "--subjects", "all")
+    assert "the store lacks" not in err
+
+
 def test_onsets_of_a_table_are_whole():
     store = SimpleNamespace(recording=[0], onset_s=[28807.125], recordings=[SimpleNamespace(id="night")])
     text = classify.table_text(store, np.array([0]), ("W", "R"), np.array([[0.25, 0.75]]))

@@ -128,6 +128,15 @@ def test_a_missing_channel_is_empty_and_a_missing_modality_masked(folder):
     assert np.isnan(whole["F4-M1 delta_log10_uv2"]).all(), "the montage has it, the night has not"
 
 
+def test_channels_that_no_night_has_are_named(known, tmp_path, capsys):
+    """A probe of another cohort fills their features, which then look as if they had been measured."""
+    assert features.cli([str(known), str(tmp_path / "f"), "--backend", "threading"]) == 0
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "no night of the store has" in line)
+    assert "F4-M1" in said
+    assert "C3-M2" not in said.split(":")[1]
+    assert "are empty, and a probe that was fitted on another cohort fills them with its medians" in said
+
+
 def test_a_channel_that_is_flat_throughout_is_missing(folder):
     found, mask = of_night(folder, "flat-eeg")
     assert not mask[:, Embeddings(folder).modalities.index("brain")].any()

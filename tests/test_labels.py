@@ -138,6 +138,17 @@ def test_clips_lie_where_most_epochs_lie_and_not_where_the_first_stage_begins():
     assert grid.onsets_s.tolist() == [5, 35, 65, 95]
 
 
+def test_what_many_gaps_leave_in_no_clip_is_said():
+    stretches = [
+        Stretch(35 * k, 35, Fraction(71 * k, 2)) for k in range(20)
+    ]  # of 35 s, a gap of half a second after each
+    grid = clip_labels(None, Fraction(71 * 19, 2) + 35, stretches)
+    left_min = (20 * 35 - 30 * len(grid.onsets_s)) / 60
+    assert any(f"leave {left_min:.1f} of its 11.7 recorded minutes in no clip" in issue for issue in grid.issues)
+    grid = clip_labels(None, 1200, [Stretch(0, 600, Fraction(0)), Stretch(600, 590, Fraction(610))])
+    assert not any("in no clip" in issue for issue in grid.issues)
+
+
 SEGMENTS = (Stretch(0, 10, Fraction(0)), Stretch(10, 12, Fraction(205, 2)), Stretch(22, 2, Fraction(300)))
 
 

@@ -149,6 +149,12 @@ def test_hand_made_features_keep_their_medians_and_marks(tmp_path):
         assert [float(rows[clip][f"p_{name}"]) for name in STAGES] == pytest.approx(p.tolist(), abs=2e-5)
     with pytest.raises(SleepfmError, match="was fitted on features"):
         predict.main(predict.Config(tmp_path / "result", planted(tmp_path / "emb"), tmp_path / "no"))
+    others = {"brain": ("a_uv", "b_uv", "c_uv", "e_uv")}
+    with EmbeddingWriter(tmp_path / "others", 200, ("brain",), 4, features=others) as writer:
+        writer.append(x, None)
+        writer.finish(columns, description_of(10))
+    with pytest.raises(SleepfmError, match=r"other features\. It lacks brain d_uv\. .*preprocess .* --like store`"):
+        predict.main(predict.Config(tmp_path / "result", tmp_path / "others", tmp_path / "no"))
 
 
 def test_what_cannot_be_is_refused(fitted, tmp_path):

@@ -286,18 +286,24 @@ void filter_row(FilterJob const& job) {
     // The low branch takes the constant away exactly, as a main filter of dc = 0 does.
     double const constant = f.dc != 0 && f.decimation == 0 ? gain * static_cast<double>(reference.value) + offset : 0;
     double b = (constant - center) * scale;
+    Moments moments;  // about 0, of each tile while it is in the cache
     for (std::int64_t n = 0; n < job.n_out; n += job.plan.outputs) {
         std::int64_t const end = job.n_out - n < job.plan.outputs ? job.n_out : n + job.plan.outputs;
         filter_tile(job, reference.value, {n, end}, filtered);
         if (!normalised) {
             write(job, n, filtered, end - n, static_cast<float>(a), static_cast<float>(b));
-        } else if (!one_tile) {
+            continue;
+        }
+        if (job.normalise == Normalise::zscore) {
+            moments.add(filtered, end - n, 0.0f);
+        }
+        if (!one_tile) {
             memcpy(kept + n, filtered, static_cast<std::size_t>(end - n) * sizeof(float));
         }
     }
     if (normalised) {
         Location const y = job.normalise == Normalise::robust ? median_and_deviation(kept, job.n_out, job.candidates)
-                                                              : mean_and_deviation(kept, job.n_out);
+                                                              : mean_and_deviation(moments, kept, job.n_out);
         bool const flat = a == 0 || y.deviation <= flat_below(reference.largest_deviation);
         a = flat ? 0 : (a > 0 ? 1 : a < 0 ? -1 : a) / y.deviation;  // NaN stays NaN
         b = -y.center * a;

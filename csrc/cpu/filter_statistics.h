@@ -63,12 +63,10 @@ struct Moments {
     }
 };
 
-// Relative to 0 where the mean is no larger than the deviation, as it mostly is of a filtered channel: at most one bit
-// of the variance cancels. Else relative to the mean, in a second pass.
-Location mean_and_deviation(float const* y, std::int64_t n) {
+// Of n values y from their moments about 0. These suffice where the mean is no larger than the deviation, as it mostly
+// is of a filtered channel: at most one bit of the variance cancels. Else a second pass is relative to the mean.
+Location mean_and_deviation(Moments const& about_zero, float const* y, std::int64_t n) {
     double const count = static_cast<double>(n);
-    Moments about_zero;
-    about_zero.add(y, n, 0.0f);
     double const mean = about_zero.sum / count, mean_square = about_zero.squares / count;
     if (mean_square >= 2 * mean * mean) {
         return {mean, sqrt(mean_square - mean * mean)};

@@ -5,6 +5,7 @@ Unlike Numba's own thread pool they also work in forked and in threaded programs
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,12 +22,14 @@ def thread_limit() -> int:
 
 
 def in_threads(work: Callable[[int, int], None], n_items: int, n_bytes: int) -> None:
-    """Run ``work(begin, end)`` over blocks of items, in as many threads as the bytes are worth."""
+    """Run ``work(begin, end)`` over blocks of items, in as many threads as the bytes are worth, this one among them."""
     n_threads = max(1, min(thread_limit(), n_items, n_bytes // THREAD_BYTES))
     if n_threads == 1:
         work(0, n_items)
         return
     bounds = [n_items * i // n_threads for i in range(n_threads + 1)]
-    with ThreadPoolExecutor(n_threads) as pool:
-        for _ in pool.map(work, bounds[:-1], bounds[1:]):
-            pass
+    with ThreadPoolExecutor(n_threads - 1) as pool:
+        others = [pool.submit(work, *block) for block in itertools.pairwise(bounds[1:])]
+        work(*bounds[:2])
+        for other in others:
+            other.result()

@@ -43,6 +43,8 @@ changes of stage fewer than half are."""
 SAME_TIME_S = 1e-6
 """Onsets are written with at most microseconds: closer than this is the same time."""
 
+LEFT_SHARE = 0.1
+"""What gaps leave in no clip is said from here on: a few gaps in a night leave less."""
 MOST_DAYS = 60
 """Longer than any recording of sleep: what seems to last longer has a damaged header, and gives clips without end."""
 
@@ -141,6 +143,13 @@ def clip_labels(
     stretches = stretches_of(n_s, segments)
     onsets_s = grid_onsets(anchor_s, stretches)
 
+    recorded_s = sum(end_s - start_s for start_s, end_s in stretches)
+    left_s = recorded_s - EPOCH_S * len(onsets_s)
+    if len(stretches) > 1 and left_s > LEFT_SHARE * recorded_s:
+        issues.append(
+            f"the gaps of the recording leave {left_s / 60:.1f} of its {recorded_s / 60:.1f} recorded minutes in no "
+            f"clip: one lies on the grid of {EPOCH_S} s, and holds no gap."
+        )
     off_grid = sum(off_grid_s(span.onset_s - anchor_s) > SAME_TIME_S for span in scored)
     if off_grid:
         issues.append(
