@@ -165,6 +165,53 @@ def test_a_hooked_or_another_pool_is_called(monkeypatch: pytest.MonkeyPatch) -> 
     assert bool(embeddings.isfinite().all())
 
 
+class Wrapped(nn.Module):
+    """As checkpointing and adapters put around a layer."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return 2 * y
+
+
+@pytest.mark.parametrize("what", ["stage", "block", "norm", "group norm"])
+def test_what_stands_in_a_layers_place_is_called(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_training, "mbconv_train", in_torch)
+    model = new(SHORT)
+    for encoder in model.encoders.values():
+        stage = encoder.stage2
+        if what == "stage":
+            encoder.stage2 = Wrapped(stage)
+        elif what == "block":
+            stage.stack[0] = Wrapped(stage.stack[0])
+        else:
+            stage.bn = Wrapped(stage.bn) if what == "norm" else nn.GroupNorm(4, stage.bn.num_features)
+    ours = copy.deepcopy(model)
+    fuse_training(ours)
+    expected, _, right = gradients(by_layers(model), True)
+    embeddings, _, got = gradients(ours, True)
+    assert float((embeddings - expected).norm() / expected.norm()) < 0.1
+    assert distance(got, right) < 0.15
+
+
+def test_a_hook_sees_channels_before_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_training, "mbconv_train", in_torch)
+    seen: list[torch.Size] = []
+    model = new(SHORT)
+    for encoder in model.encoders.values():
+        encoder.stage2.bn.register_forward_hook(  # type: ignore[union-attr]
+            lambda _module, inputs, y: seen.extend((inputs[0].shape, y.shape))
+        )
+    gradients(by_layers(model), True)
+    expected, seen[:] = list(seen), []
+    fuse_training(model)
+    gradients(model, True)
+    assert seen == expected
+
+
 def test_dropout_is_the_blocks_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_training, "mbconv_train", in_torch)
     model = new(dataclasses.replace(SHORT, dropout=1.0))  # all of a residual block's projection is dropped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MethodType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sleepfm_fast.encoder import EfficientNet1d, SleepModel
 from sleepfm_fast.errors import SleepfmError
@@ -63,21 +63,33 @@ def fuse_encoder(encoder: EfficientNet1d) -> None:
 
 def before_last(encoder: EfficientNet1d, x: Tensor) -> Tensor:
     """[B, C, n] -> [B, channels of the last stage, n / 256], as :meth:`EfficientNet1d.before_last`."""
-    stages = [(name, stage) for name, stage in encoder.stages() if isinstance(stage, MBConvStage)]
-    hooked = any(has_hooks(stage, stage.stack) for _, stage in stages)
-    if not encoder.training or hooked or not is_plain_pool(encoder.pool):
+    if not encoder.training or not is_plain_pool(encoder.pool):
         return EfficientNet1d.before_last(encoder, x)
     x = convolve_and_normalise(encoder.stage1, encoder.b0, x).to(torch.bfloat16).transpose(1, 2).contiguous()
     pool = PoolChannelsLast(encoder.pool)
-    for name, stage in stages:
-        for block in stage.stack:
-            assert isinstance(block, MBConvBlock)
-            x = fused(block, x) if is_covered(block) else block(x.transpose(1, 2)).transpose(1, 2).contiguous()
-        # A row a sample: the batch norm counts clips and samples together either way.
-        x = stage.bn(x.flatten(0, 1)).view(x.shape)
+    for name, stage in encoder.stages():
+        x = of_stage(stage, x)
         if name in encoder.pooled_after:
             x = pool(x)
     return x.transpose(1, 2)
+
+
+def of_stage(stage: nn.Module, x: Tensor) -> Tensor:
+    """[B, n, n_in] -> [B, n / 2, n_out]; layers with hooks, and those in another's place, are called as they are."""
+    if type(stage) is not MBConvStage or type(stage.stack) is not nn.Sequential or has_hooks(stage, stage.stack):
+        return channels_first(stage, x)
+    for block in stage.stack:
+        x = fused(block, x) if type(block) is MBConvBlock and is_covered(block) else channels_first(block, x)
+    if type(stage.bn) not in (nn.BatchNorm1d, nn.SyncBatchNorm) or has_hooks(stage.bn):
+        return channels_first(stage.bn, x)
+    # A row a sample: the batch norm counts clips and samples together either way.
+    return stage.bn(x.flatten(0, 1)).view(x.shape)  # type: ignore[no-any-return]
+
+
+def channels_first(layer: nn.Module, x: Tensor) -> Tensor:
+    """[B, n, n_in] -> [B, n', n_out], by a layer that has the channels before the samples."""
+    y: Tensor = layer(x.transpose(1, 2))
+    return y.transpose(1, 2).contiguous().to(x.dtype)
 
 
 def is_covered(block: MBConvBlock) -> bool:
