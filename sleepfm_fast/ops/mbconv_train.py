@@ -237,7 +237,8 @@ def backward(
     rounded = w1.to(dy.dtype).float()
     square = torch.mm((rounded * of_c1).T, rounded).to(dy.dtype)
     constant = ((rounded * of_mean).sum(0) - torch.mv(square.float().T, mean)).to(dy.dtype)
-    dx = torch.addmm(torch.addmm(constant, flat, square), flat_g0, (w1 * scale).to(dy.dtype)).view(B, T, n_in)
+    # In place: torch.addmm first copies a matrix that it adds to.
+    dx = torch.addmm(constant, flat, square).addmm_(flat_g0, (w1 * scale).to(dy.dtype)).view(B, T, n_in)
     dw1, gram = w1.new_empty((width, n_in)), w1.new_empty((n_in, n_in))
     multiply(flat_g0.T, flat, dw1)
     multiply(flat.T, flat, gram)
