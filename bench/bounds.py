@@ -41,7 +41,7 @@ BOUNDS = (
     Bound(
         "resample only", "resample 200 to 256 Hz, 9 channels, 8 h", 3.3e9, "float32", "the same without the low branch"
     ),
-    loss(32, "autograd and Python 0.15 ms, cold caches"),
+    loss(32, "autograd and Python 0.15 ms"),
     loss(512, "packing, exponentials, the last step of the gradients"),
     loss(4096, "the same"),
     Bound(
