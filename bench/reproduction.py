@@ -18,9 +18,11 @@ from sleepfm_fast.reproduction.paper_tables import PaperTable
 from sleepfm_fast.reproduction.tables import draw
 
 HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "reproduce-smoke.json"
+RESULTS = HERE / "results"
 DOC = HERE.parent / "docs" / "reproduce.md"
-BEGIN, END = "<!-- reproduction:begin -->", "<!-- reproduction:end -->"
+# Stored runs that the page shows, and the word of their marks in it.
+SHOWN = {"reproduce-smoke": "reproduction", "reproduce-study": "study"}
+RESULT, STUDY = (RESULTS / f"{name}.json" for name in SHOWN)
 
 
 def stored(record: dict[str, Any], name: str, commit: str | None = None) -> dict[str, Any]:
@@ -63,7 +65,8 @@ def summary(document: dict[str, Any]) -> str:
 
 def redrawn(page: str, document: dict[str, Any]) -> str:
     """Return a page with the summary between its marks."""
-    return report.rewritten(page, summary(document), BEGIN, END)
+    mark = SHOWN[document["name"]]
+    return report.rewritten(page, summary(document), f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->")
 
 
 def main(arguments: list[str]) -> int:
@@ -74,9 +77,11 @@ def main(arguments: list[str]) -> int:
     if arguments:
         record = json.loads((Path(arguments[0]) / "reproduction.json").read_text(encoding="utf-8"))
         document = stored(record, *arguments[1:])
-        (HERE / "results" / f"{arguments[1]}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    document = json.loads(RESULT.read_text(encoding="utf-8"))
-    DOC.write_text(redrawn(DOC.read_text(encoding="utf-8"), document), encoding="utf-8")
+        (RESULTS / f"{arguments[1]}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    page = DOC.read_text(encoding="utf-8")
+    for file in (RESULT, STUDY):
+        page = redrawn(page, json.loads(file.read_text(encoding="utf-8")))
+    DOC.write_text(page, encoding="utf-8")
     return 0
 
 

@@ -34,6 +34,12 @@ def test_the_page_shows_the_stored_experiment(experiment):
     assert experiment.redrawn(page, changed) != page
 
 
+def test_the_page_shows_the_stored_study():
+    document, page = json.loads(reproduction.STUDY.read_text()), reproduction.DOC.read_text()
+    assert reproduction.redrawn(page, document) == page
+    assert (document["encoder"], document["settings"]["preset"]) == ("seed", "study")
+
+
 def test_all_couplings_and_single_routes_are_switched_off():
     assert set(couplings.ARMS["everything off"].off) == set(couplings.ALL)
     for arm in couplings.ARMS.values():
