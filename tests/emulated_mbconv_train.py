@@ -20,7 +20,7 @@ AHEAD = Run()
 
 OP = importlib.import_module("sleepfm_fast.ops.mbconv_train")  # the package's attribute of that name is the function
 
-# Names of the buffers in the order of the bindings, and how many of them, from which on, the kernels write.
+# Names of the buffers in the order of the bindings, and the places of those that the kernels write.
 BUFFERS = {
     "expansion_sums": ("c1 partial bias b1 gamma0 beta0 wd bd statistics parameters", {1, 8, 9}),
     "depthwise": ("c1 parameters0 c2 partial pivot gamma1 beta1 statistics parameters", {2, 3, 7, 8}),

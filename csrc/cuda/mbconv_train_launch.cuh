@@ -1,5 +1,5 @@
-// How the kernels of mbconv_train.cuh are checked and launched, the same on a device and in the emulator: the queue of
-// cuda/contrastive_launch.h.
+// How the kernels of mbconv_train.cuh and mbconv_train_finish.cuh are checked and launched, the same on a device and in
+// the emulator: the queue of cuda/contrastive_launch.h.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include "check.h"
 #include "cuda/contrastive_launch.h"
 #include "cuda/mbconv_train.cuh"
+#include "cuda/mbconv_train_finish.cuh"
 
 namespace sleepfm::cuda {
 
