@@ -192,7 +192,7 @@ def mostly_empty_text(mostly: Sequence[tuple[str, str, float]]) -> str:
 
 def main(config: Config) -> dict[str, Any]:
     """Measure all recordings; returns the results that end the command."""
-    from sleepfm_fast.baselines.recording_features import feature_names
+    from sleepfm_fast.baselines.recording_features import DEFINITIONS, feature_names
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embeddings import Description, Embeddings
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
@@ -219,7 +219,13 @@ def main(config: Config) -> dict[str, Any]:
     names = feature_names(store.montage)
     dim = max(map(len, names.values()))
     overlap = bool((codes < 0).any())
-    key = {"command": "features", "version": __version__, "store": store.digest, "names": names}
+    key = {
+        "command": "features",
+        "version": __version__,
+        "definitions": DEFINITIONS,
+        "store": store.digest,
+        "names": names,
+    }
     columns = columns_of(store, codes)
     description = Description(
         **people_of(store),
