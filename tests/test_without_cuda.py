@@ -57,7 +57,15 @@ def test_everything_that_the_bindings_call_is_there_and_refuses(tmp_path):
         "}",
     ]
     (tmp_path / "calls.cpp").write_text("\n".join(program) + "\n")
-    command = ["g++", "-std=c++17", f"-I{CSRC}", str(tmp_path / "calls.cpp"), str(binary), "-o", str(tmp_path / "calls")]
+    command = [
+        "g++",
+        "-std=c++17",
+        f"-I{CSRC}",
+        str(tmp_path / "calls.cpp"),
+        str(binary),
+        "-o",
+        str(tmp_path / "calls"),
+    ]
     subprocess.run(command, check=True, timeout=120)
     said = subprocess.run([str(tmp_path / "calls")], check=True, capture_output=True, text=True, timeout=60).stdout
     lines = said.splitlines()
