@@ -20,7 +20,7 @@ from sleepfm_fast.cli.command import run, say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.reporting.following import after_predictions
 
 if TYPE_CHECKING:
@@ -175,10 +175,10 @@ def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     if own:
         say("notice: the probe was fitted on subjects of this store; what it says of them is no test of it.")
     elif seen := [name for name, served in side.items() if served in ("train", "validation")]:
-        shown = ", ".join(seen[:3]) + (f" and {len(seen) - 3} more" if len(seen) > 3 else "")
         say(
             f"notice: {len(seen)} of the {counted(len(about.subjects), 'subject')} "
-            f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects ({shown}). If "
+            f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects "
+            f"({first_of(seen, 3)}). If "
             "they are the same people, what the probe says of them is no test of it."
         )
     odds = scores(Features(embeddings, clips, modalities), model)

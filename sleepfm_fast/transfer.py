@@ -19,7 +19,7 @@ from sleepfm_fast.cli.command import run, say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.reporting.following import after_transfer
 
 if TYPE_CHECKING:
@@ -198,10 +198,10 @@ def _shared_note(trained: set[str], tested: Sequence[str]) -> str:
     seen = [name for name in tested if name in trained]
     if not seen:
         return ""
-    shown = ", ".join(seen[:3]) + (f" and {len(seen) - 3} more" if len(seen) > 3 else "")
     return (
         f"{len(seen)} of the {counted(len(tested), 'subject')} tested "
-        f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects ({shown}). If "
+        f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects "
+        f"({first_of(seen, 3)}). If "
         "they are the same people, their clips describe memorisation, not generalisation."
     )
 
