@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import counted, first_of
 from sleepfm_fast.scoring.stages import (
     EPOCH_S,
     fold,
@@ -191,5 +191,4 @@ def unknown_texts(events: Sequence[Event], issues: list[str]) -> None:
 
 def listed(found: Counter[str]) -> str:
     """The most frequent texts with their numbers."""
-    shown = ", ".join(f"'{text}' ({n})" for text, n in found.most_common(TEXTS_SHOWN))
-    return f"{shown} and {len(found) - TEXTS_SHOWN} more" if len(found) > TEXTS_SHOWN else shown
+    return first_of([f"'{text}' ({n})" for text, n in found.most_common()], TEXTS_SHOWN)
