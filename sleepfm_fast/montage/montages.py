@@ -211,8 +211,8 @@ CHANNELS: dict[str, Slot] = {
             "Nasal Pressure",
             "respiration",
             labels(
-                "Nasal Pressure, NPress, Nasal Pres, Nas Pres, Nasal, NAF, Pressure, Pres, PNASAL, Nasal Pressure Flow, "
-                "PTAF, Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, Nasaldruck, Staudruck, "
+                "Nasal Pressure, NPress, Nasal Pres, Nas Pres, Nasal, NAF, Pressure, Pres, PNASAL, "
+                "Nasal Pressure Flow, PTAF, Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, Nasaldruck, Staudruck, "
                 "Pression nasale, Pression, "
                 "Canule nasale, Canule, Druck, PFlow, Press, Pressure Flow, Nasal Airflow, FLOW_P, Presion nasal, "
                 "Pneumoflow, Resp Nasal Pressure, Flow Cannula, Nasal P, Pnasal flow, Nasal Press, Canula, Can"
@@ -227,7 +227,8 @@ CHANNELS: dict[str, Slot] = {
                 "Thorax RIP, Resp Thorax, Resp chest, THX, THOR RES, Thoracique, Effort thoracique, Sangle thorax, "
                 "Brustkorb, Atmung Thorax, Torax, Torace, Inductance Thorax, Thorax Belt, Chest Belt, Thor Belt, "
                 "Resp Rib, RIBCAGE, Chest Wall, Thorax 1, Thoracic Respiration, VTO, VTH, Thrx, RIP Thrx, "
-                "Resp Effort Thor, Resp Tho, Thoraxx, XCHEST, Thorax_DC, Tho Res, Belt Thor, Belt Thorax, Inductance Thor, Toracico"
+                "Resp Effort Thor, Resp Tho, Thoraxx, XCHEST, Thorax_DC, Tho Res, Belt Thor, Belt Thorax, "
+                "Inductance Thor, Toracico"
             ),
         ),
         Slot(
