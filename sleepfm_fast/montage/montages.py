@@ -212,7 +212,8 @@ CHANNELS: dict[str, Slot] = {
             "respiration",
             labels(
                 "Nasal Pressure, NPress, Nasal Pres, Nas Pres, Nasal, NAF, Pressure, Pres, PNASAL, "
-                "Nasal Pressure Flow, PTAF, Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, Nasaldruck, Staudruck, "
+                "Nasal Pressure Flow, PTAF, Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, "
+                "Nasaldruck, Staudruck, "
                 "Pression nasale, Pression, "
                 "Canule nasale, Canule, Druck, PFlow, Press, Pressure Flow, Nasal Airflow, FLOW_P, Presion nasal, "
                 "Pneumoflow, Resp Nasal Pressure, Flow Cannula, Nasal P, Pnasal flow, Nasal Press, Canula, Can"
