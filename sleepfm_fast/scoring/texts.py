@@ -11,7 +11,14 @@ from dataclasses import replace
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.scoring.stages import EPOCH_S, fold, perhaps_respiratory, respiratory_event_of, stage_of
+from sleepfm_fast.scoring.stages import (
+    EPOCH_S,
+    LONGEST_NAME,
+    fold,
+    perhaps_respiratory,
+    respiratory_event_of,
+    stage_of,
+)
 from sleepfm_fast.scoring.timed_texts import Event, Scoring
 
 __all__ = ["asks_meaning", "parse_meanings", "stated", "told_apart", "translated", "unknown_texts"]
@@ -115,7 +122,7 @@ def unknown_texts(events: Sequence[Event], issues: list[str]) -> None:
         lasts = duration_s > 0 and math.isfinite(duration_s)
         respiratory = respiratory_event_of(event.text) is not None
         timed |= respiratory and lasts
-        if respiratory or stage_of(event.text) is not None:
+        if respiratory or stage_of(event.text) is not None or len(event.text) > LONGEST_NAME:
             continue
         whole_epochs = bool(event.duration_s) and duration_s % EPOCH_S == 0
         before = bisect.bisect_right(begun_s, event.onset_s) - 1
