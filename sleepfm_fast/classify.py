@@ -21,7 +21,7 @@ from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.reporting.following import after_result
 
 if TYPE_CHECKING:
@@ -143,11 +143,10 @@ def overlap_of(names: Sequence[str], known: Mapping[str, int], run: Path) -> str
         return ""
     counts = [(SPLITS[code], sum(known[name] == code for name in seen)) for code in (0, 1)]
     sides = " and ".join(f"{n} {side}" for side, n in counts if n)
-    shown = ", ".join(seen[:3]) + (f" and {len(seen) - 3} more" if len(seen) > 3 else "")
     return (
         f"{len(seen)} of the {counted(len(names), 'subject')} classified "
-        f"{agreeing(len(seen), 'is a subject', 'are subjects')} that {run} has seen ({sides}: {shown}), so their clips "
-        "describe memorisation, not generalisation."
+        f"{agreeing(len(seen), 'is a subject', 'are subjects')} that {run} has seen ({sides}: "
+        f"{first_of(seen, 3)}), so their clips describe memorisation, not generalisation."
     )
 
 

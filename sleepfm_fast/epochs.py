@@ -15,7 +15,7 @@ from sleepfm_fast.edf import EdfError, Recording, Signal
 from sleepfm_fast.execution.threads import in_threads
 from sleepfm_fast.formats.record_kernels import SNAP_SAMPLES, copy_epochs
 from sleepfm_fast.formats.segments import read_digital, read_physical, record_samples, sample_dtype, sample_starts
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing, counted, first_of
 
 __all__ = ["EpochPositions", "EpochReader", "locate_epochs", "read_digital", "read_epochs", "read_physical"]
 
@@ -85,12 +85,11 @@ def outside_error(
     """Say which epochs lie in no segment, and where the segments lie."""
     begins = [float(s.onset_s) for s in recording.segments]
     lengths = [float(s.n_records * recording.record_s) for s in recording.segments]
-    spans = ", ".join(f"{b:g}-{b + n:g} s" for b, n in zip(begins[:5], lengths[:5], strict=True)) or "none"
+    spans = [f"{b:g}-{b + n:g} s" for b, n in zip(begins, lengths, strict=True)]
     return EdfError(
         f"{recording.path}: {outside.sum()} of {counted(onsets_s.size, 'epoch')} of {epoch_s:g} s "
         f"{agreeing(int(outside.sum()), 'does', 'do')} not lie wholly inside one segment; the first starts "
-        f"at {onsets_s[outside][0]:g} s, the segments are: {spans}"
-        + (f" and {len(begins) - 5} more." if len(begins) > 5 else ".")
+        f"at {onsets_s[outside][0]:g} s, the segments are: {first_of(spans, 5) or 'none'}."
     )
 
 

@@ -23,7 +23,7 @@ from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_without, refuse_without_effect
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.reporting.following import after_embeddings
 
 if TYPE_CHECKING:
@@ -182,18 +182,17 @@ def holes(features: Embeddings, store: ClipStore) -> tuple[dict[str, float], lis
 def mostly_empty_text(mostly: Sequence[tuple[str, str, float]]) -> str:
     """A sentence on channels that give nothing for most of a night."""
     n_nights = len({recording for recording, _, _ in mostly})
-    shown = ", ".join(f"{recording} {channel} ({share:.0f} %)" for recording, channel, share in mostly[:SHOWN])
-    more = f" and {len(mostly) - SHOWN} more" if len(mostly) > SHOWN else ""
+    shown = first_of([f"{recording} {channel} ({share:.0f} %)" for recording, channel, share in mostly], SHOWN)
     return (
         f"in {counted(n_nights, 'night')}, {counted(len(mostly), 'channel gives', 'channels give')} no features in "
-        f"more than half of the clips, as where a sensor was off, or the rate is too low: {shown}{more}. Those "
+        f"more than half of the clips, as where a sensor was off, or the rate is too low: {shown}. Those "
         "clips are empty; a probe fills and marks them. preprocess --inspect says what is wrong with a channel."
     )
 
 
 def main(config: Config) -> dict[str, Any]:
     """Measure all recordings; returns the results that end the command."""
-    from sleepfm_fast.baselines.recording_features import feature_names
+    from sleepfm_fast.baselines.recording_features import DEFINITIONS, feature_names
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embeddings import Description, Embeddings
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
@@ -220,7 +219,13 @@ def main(config: Config) -> dict[str, Any]:
     names = feature_names(store.montage)
     dim = max(map(len, names.values()))
     overlap = bool((codes < 0).any())
-    key = {"command": "features", "version": __version__, "store": store.digest, "names": names}
+    key = {
+        "command": "features",
+        "version": __version__,
+        "definitions": DEFINITIONS,
+        "store": store.digest,
+        "names": names,
+    }
     columns = columns_of(store, codes)
     description = Description(
         **people_of(store),

@@ -42,9 +42,10 @@ class Config:
     """How well a linear classifier does with few labelled subjects, against their number.
 
     For every number of training subjects and every replicate: AUROC, AUPRC and F1 per class and macro on the test
-    subjects; over the replicates their mean and 95 % interval. A run that was stopped goes on with the same command;
-    its finished points are in RESULT.partial.jsonl. Numbers and replicates may then be added. Where RESULT
-    is finished already, by the same command, this says so and ends well.
+    subjects; over the replicates their mean and 95 % interval. Of age and sex also over nights, each by the mean
+    probability of its clips. A run that was stopped goes on with the same command; its finished points are in
+    RESULT.partial.jsonl. Numbers and replicates may then be added. Where RESULT is finished already, by the same
+    command, this says so and ends well.
     """
 
     embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
@@ -113,10 +114,12 @@ def _numbers(config: Config, available: int) -> list[int]:
 def _measure(
     embeddings: Embeddings, drawn: LabelledClips, test: LabelledClips, modalities: tuple[str, ...], config: Config
 ) -> dict[str, Any]:
-    """Fit on the clips of some subjects and evaluate on the test clips."""
+    """Fit on the clips of some subjects and evaluate on the test clips, of age and sex also on the test nights."""
+    from sleepfm_fast.evaluation.classification import probability_of
     from sleepfm_fast.evaluation.figures import evaluate
     from sleepfm_fast.evaluation.logistic import Features, fit
     from sleepfm_fast.evaluation.penalty import scores
+    from sleepfm_fast.evaluation.whole_nights import by_night
 
     task = TASKS[config.task]
     classes = np.unique(drawn.labels)
@@ -138,24 +141,36 @@ def _measure(
         note = f"every clip drawn is '{task.names[classes[0]]}': there is nothing to fit, and every clip is called so"
         odds = np.zeros((len(test), 1))
     # The same precision as the scores that the probe writes and evaluates.
-    score = odds.astype(np.float32)
-    figures = evaluate(score, classes.astype(np.int8), test.labels, test.subject, task, 0, 0, progress=False)
+    score, trained = odds.astype(np.float32), classes.astype(np.int8)
+    figures = evaluate(score, trained, test.labels, test.subject, task, 0, 0, progress=False)
+    nights = {}
+    if task.of_person:
+        whose = (test.labels, test.subject, np.asarray(embeddings.recording)[test.clips])
+        nights["nights"] = _values(by_night(probability_of(score), trained, *whose, task, 0, 0))
+    return {
+        "n_clips": len(drawn),
+        "class_counts": drawn.counts(task.names)["class_counts"],
+        **_values(figures),
+        **nights,
+        **({"converged": about["converged"], "n_iter": about["n_iter"]} if about else {}),
+        **({"note": note} if note else {}),
+    }
+
+
+def _values(figures: dict[str, Any]) -> dict[str, Any]:
+    """Take the figures of :func:`sleepfm_fast.evaluation.figures.evaluate` without intervals, and with chance."""
     of_class: dict[str, Any] = {}
     for name, entry in figures["classes"].items():
         of_class[name] = {figure: entry[figure].value for figure in FIGURES}
         if "note" in entry:
             of_class[name]["note"] = entry["note"]
     return {
-        "n_clips": len(drawn),
-        "class_counts": drawn.counts(task.names)["class_counts"],
         "macro": {figure: figures["macro"][figure].value for figure in FIGURES}
         | {"n_classes": figures["macro"]["n_classes"]},
         "macro_absent_at_chance": _with_chance(figures),
         "classes": of_class,
         "accuracy": figures["accuracy"].value,
         "cohen_kappa": figures["cohen_kappa"].value,
-        **({"converged": about["converged"], "n_iter": about["n_iter"]} if about else {}),
-        **({"note": note} if note else {}),
     }
 
 
@@ -218,12 +233,19 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     # All that the result depends on, but for what says which points there are: those may be added.
     points = Points(partial, {name: value for name, value in made_of.items() if name not in WHICH_POINTS})
     plan = [(n, r) for n in numbers for r in range(1 if n == len(available) else config.replicates)]
-    kept = sum(points.get(n, r) is not None for n, r in plan)
+    task = TASKS[config.task]
+
+    def finished(n: int, replicate: int) -> dict[str, Any] | None:
+        # A point of before figures over nights were measured is measured again.
+        point = points.get(n, replicate)
+        return None if point is None or (task.of_person and "nights" not in point) else point
+
+    kept = sum(finished(n, r) is not None for n, r in plan)
     if kept:
         say(f"going on: {kept} of {counted(len(plan), 'point')} {agreeing(kept, 'is', 'are')} finished.")
     curve = []
     for n, replicate in tqdm(plan, desc="few-shot", unit="point", file=sys.stderr):
-        point = points.get(n, replicate)
+        point = finished(n, replicate)
         if point is None:
             drawn = draw_subjects(available, n, replicate)
             here = train.of(np.isin(train.subject, [names.index(s) for s in drawn]))
@@ -232,11 +254,14 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         curve.append(point)
     summary = summarise(curve)
     say_curve(summary)
+    counts = test.counts(task.names)
+    if task.of_person:
+        counts["n_nights"] = len(np.unique(np.asarray(embeddings.recording)[test.clips]))
     record = {
         "command": "few_shot",
         "embeddings": config.embeddings,
         "task": config.task,
-        "class_names": TASKS[config.task].names,
+        "class_names": task.names,
         "modalities": modalities,
         "fit_on": config.fit_on,
         "c": config.c,
@@ -246,7 +271,7 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         "store_note": changed,
         "n_subjects_to_draw_from": len(available),
         "replicates": config.replicates,
-        "test": test.counts(TASKS[config.task].names),
+        "test": counts,
         "curve": curve,
         "summary": summary,
         "seconds": round(time.perf_counter() - started, 3),

@@ -1,8 +1,10 @@
-"""Nouns and verbs that agree with a number."""
+"""Nouns and verbs that agree with a number, and lists that end before they are long."""
 
 from __future__ import annotations
 
-__all__ = ["agreeing", "counted"]
+from collections.abc import Sequence
+
+__all__ = ["agreeing", "counted", "first_of"]
 
 
 def agreeing(n: float, one: str, many: str | None = None) -> str:
@@ -26,3 +28,14 @@ def counted(n: float, one: str, many: str | None = None, spec: str = "") -> str:
     """
     written = f"{n:{spec}}"
     return f"{written} {agreeing(1 if written == '1' else n, one, many)}"
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """The first ``most`` names with commas, and how many more there are.
+
+    Examples
+    --------
+    >>> first_of(["a", "b", "c", "d"], 2), first_of(["a", "b"], 2)
+    ('a, b and 2 more', 'a, b')
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -20,7 +20,7 @@ from sleepfm_fast.cli.command import run, say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.reporting.following import after_predictions
 
 if TYPE_CHECKING:
@@ -86,8 +86,7 @@ def same_source(result: Result, embeddings: Embeddings) -> None:
     lacking = [name for name in record["modalities"] if name not in embeddings.modalities]
     if lacking:
         raise SleepfmError(f"{embeddings.path} has no {', '.join(lacking)}, which {result.path} was fitted on.")
-    made_by = (about.presets.get("weights") or {}).get("sha256")
-    if record.get("weights") != made_by:
+    if record.get("weights") != embeddings.weights:
         raise SleepfmError(
             f"{embeddings.path} was embedded by other weights ({about.run}) than those {result.path} was fitted on "
             f"({record.get('encoder')}). Embed the nights with that run: python -m sleepfm_fast.embed RUN STORE."
@@ -175,10 +174,10 @@ def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     if own:
         say("notice: the probe was fitted on subjects of this store; what it says of them is no test of it.")
     elif seen := [name for name, served in side.items() if served in ("train", "validation")]:
-        shown = ", ".join(seen[:3]) + (f" and {len(seen) - 3} more" if len(seen) > 3 else "")
         say(
             f"notice: {len(seen)} of the {counted(len(about.subjects), 'subject')} "
-            f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects ({shown}). If "
+            f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects "
+            f"({first_of(seen, 3)}). If "
             "they are the same people, what the probe says of them is no test of it."
         )
     odds = scores(Features(embeddings, clips, modalities), model)

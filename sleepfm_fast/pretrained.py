@@ -22,6 +22,7 @@ from sleepfm_fast.encoder import EncoderConfig, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.model.seed_checkpoint import read_seed_checkpoint
 from sleepfm_fast.montage.montages import MODALITIES, Montage
+from sleepfm_fast.plurals import first_of
 from sleepfm_fast.rundir import RunDirectory, read_tensors
 from sleepfm_fast.runs.run_config import refuse_damaged
 
@@ -247,8 +248,7 @@ def refuse_differences(
         ("has, and the model lacks,", [n for n in theirs if n not in ours]),
     ):
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise SleepfmError(f"{found.file} holds another network{why}: it {words} {', '.join(names[:3])}{more}.")
+            raise SleepfmError(f"{found.file} holds another network{why}: it {words} {first_of(names, 3)}.")
     for name, tensor in ours.items():
         if theirs[name].shape != tensor.shape:
             raise SleepfmError(

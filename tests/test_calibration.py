@@ -120,6 +120,21 @@ def test_classes_that_were_not_trained_have_no_curve_and_count_as_wrong():
     assert result["as_fitted"]["predicted_class"]["brier"].low is None  # one subject
 
 
+@pytest.mark.parametrize(("n", "low", "high"), [(30, 0.16, 0.20), (300, 0.05, 0.07)])
+def test_the_error_of_right_probabilities_of_few_cases_is_noise(n, low, high):
+    # Why there is none over nights (docs/evaluation.md).
+    errors = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        p = rng.random(n)
+        label = (rng.random(n) < p).astype(np.int8)
+        found = calibration(
+            np.stack([1 - p, p], 1), np.array([0, 1], np.int8), label, np.arange(n, dtype=np.int32), TASKS["sdb"], 0, 0
+        )
+        errors.append(found["as_fitted"]["classes"]["event"]["expected_calibration_error"].value)
+    assert low < np.mean(errors) < high
+
+
 def test_one_clip():
     result = calibration(
         np.array([[0.3, 0.7]]),

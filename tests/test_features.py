@@ -232,6 +232,14 @@ def test_finished_features_are_not_measured_again(known, tmp_path, capsys, monke
     assert not (tmp_path / "f" / "progress.json").exists()
 
 
+def test_features_by_earlier_definitions_are_not_taken_for_these(known, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("sleepfm_fast.baselines.recording_features.DEFINITIONS", 1)
+        call(capsys, known, tmp_path / "f")
+    assert features.cli([str(known), str(tmp_path / "f"), "--backend", "threading"]) == 1
+    assert "definitions" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_names_say_channel_quantity_and_unit_once():
     for montage in MONTAGES.values():
         for names in feature_names(montage).values():

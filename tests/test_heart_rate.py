@@ -72,6 +72,31 @@ def test_slow_swings_are_low_frequency():
     np.testing.assert_allclose(found[:, ECG_NAMES.index("lf_120s_log10_ms2")], np.log10(800), atol=0.2)
 
 
+# The spline's own response at 70 beats a minute; straight lines keep 0.95, 0.73 and 0.54 of the power.
+@pytest.mark.parametrize(("f_hz", "kept"), [(0.1, 1.0), (0.25, 0.986), (0.35, 0.929)])
+@pytest.mark.parametrize("depth_ms", [10.0, 30.0])
+def test_the_power_of_a_known_modulation_is_found(f_hz, kept, depth_ms):
+    beats = rhythm(300, mean_s=60 / 70, depth_s=depth_ms / 1000, f_hz=f_hz)
+    found = heart_rate.frequency_features(beats[1:], np.diff(beats), clips(10), 300.0)
+    in_band, other = (found[:, column] for column in ((0, 1) if f_hz < 0.15 else (1, 0)))
+    np.testing.assert_allclose(10**in_band / (depth_ms**2 / 2), kept, atol=0.01)
+    assert (other < in_band - 3).all()
+    # With the noise of an ECG, and beats that are found in it.
+    found = ecg_features(run_of(ecg_of(beats, 300, 256, noise_mv=0.01), 256), clips(10))
+    np.testing.assert_allclose(10 ** found[:, 5 if f_hz > 0.15 else 4] / (depth_ms**2 / 2), kept, atol=0.05)
+
+
+@pytest.mark.parametrize("end_s", [101.5, 105, 110, 120])
+def test_a_gap_between_beats_makes_no_slow_swing(end_s):
+    beats = rhythm(300, mean_s=60 / 70, depth_s=0.04, f_hz=0.25)
+    rr = np.diff(beats)
+    use = (beats[1:] <= 100) | (beats[:-1] >= end_s)
+    found = heart_rate.frequency_features(beats[1:][use], rr[use], clips(10), 300.0)
+    # A spline over 20 s without beats would swing with 310 ms2 in LF, where there is nothing.
+    assert 10 ** found[3, 0] < 40
+    assert 0.7 < 10 ** found[3, 1] / 800 < 1
+
+
 def test_clips_at_the_edges_have_all_features_and_a_short_run_no_slow_ones():
     found = ecg_features(run_of(ecg_of(rhythm(120), 120, 256), 256), clips(4))
     assert np.isfinite(found).all()

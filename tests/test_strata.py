@@ -26,7 +26,7 @@ def test_a_stratum_is_what_evaluating_it_alone_gives():
     test = held_out(rng.integers(0, 5, 450))
     score = rng.standard_normal((450, 5)) + 2 * np.eye(5)[test.label]
     trained = np.arange(5, dtype=np.int8)
-    strata = by_stratum(test, score, trained, TASKS["stage"], 30, 0)
+    strata = by_stratum(test, score, score, trained, TASKS["stage"], 30, 0)
     subjects = {
         "age": {"0-18": [0, 1], "18-35": [2], "35-50": [3, 4], "50+": [5, 6], "unknown": [7, 8]},
         "sex": {"M": [0, 3, 5], "F": [1, 2, 6, 7], "unknown": [4, 8]},
@@ -54,7 +54,7 @@ def test_absent_classes_and_one_class_strata_are_noted(capsys):
         lambda subject: np.where(subject <= 1, 2, np.where(subject == 2, np.arange(450) % 2, np.arange(450) % 5))
     )
     score = rng.standard_normal((450, 5))
-    strata = by_stratum(test, score, np.arange(5, dtype=np.int8), TASKS["stage"], 10, 0)
+    strata = by_stratum(test, score, score, np.arange(5, dtype=np.int8), TASKS["stage"], 10, 0)
     children = strata["age"]["0-18"]
     assert children["macro"]["auroc"].value is None
     assert children["macro"]["n_classes"] == 0
@@ -69,7 +69,7 @@ def test_absent_classes_and_one_class_strata_are_noted(capsys):
 def test_the_task_itself_as_a_stratum_has_one_class_in_each():
     test = held_out(lambda subject: np.array([0, 0, 1, 2, 2, 3, 3, 0, 0])[subject])
     score = np.random.default_rng(0).standard_normal((450, 4))
-    strata = by_stratum(test, score, np.arange(4, dtype=np.int8), TASKS["age"], 10, 0)
+    strata = by_stratum(test, score, score, np.arange(4, dtype=np.int8), TASKS["age"], 10, 0)
     for name in TASKS["age"].names:
         assert strata["age"][name]["macro"]["auroc"].value is None
         assert strata["age"][name]["accuracy"].value is not None
@@ -79,6 +79,8 @@ def test_the_task_itself_as_a_stratum_has_one_class_in_each():
 def test_no_facts_at_all_is_one_unknown_stratum():
     test = held_out(np.arange(450) % 2)
     test = HeldOut(*(getattr(test, f) for f in list(HeldOut.__dataclass_fields__)[:7]), (None,) * 9, (None,) * 9)
-    strata = by_stratum(test, np.zeros((450, 2)), np.arange(2, dtype=np.int8), TASKS["sdb"], 5, 0)
+    strata = by_stratum(
+        test, np.zeros((450, 2)), np.full((450, 2), 0.5), np.arange(2, dtype=np.int8), TASKS["sdb"], 5, 0
+    )
     assert {fact: list(groups) for fact, groups in strata.items()} == {"age": ["unknown"], "sex": ["unknown"]}
     assert strata["age"]["unknown"]["classes"]["event"]["auroc"].value == 0.5

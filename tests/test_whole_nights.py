@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from synthetic_embeddings import columns_of, unit, write_folder
 from test_report import figures_of, make
 
-from sleepfm_fast import compare, predict, probe
+from sleepfm_fast import compare, few_shot, predict, probe
+from sleepfm_fast.evaluation import few_shot_points
 from sleepfm_fast.evaluation.classification import HeldOut, conclude, log_odds, probability_of
 from sleepfm_fast.evaluation.metrics import bootstrap_subjects
 from sleepfm_fast.evaluation.tasks import TASKS
@@ -94,6 +96,107 @@ def test_figures_over_nights_are_those_of_scikit_learn(tmp_path, task, capsys):
     assert "over nights, each by the mean probability of its clips (20 nights of 12 subjects):" in said
     assert said.index("over nights") < said.index("stratum")
     assert "class    nights" in said
+
+
+@pytest.mark.parametrize("task", ["age", "sex"])
+def test_strata_over_nights_are_those_of_the_nights_alone(tmp_path, task, capsys):
+    result, test, odds = concluded(tmp_path / task, task)
+    mean, label, subject = by_hand(test, odds)
+    of_sex = np.array([SEXES[s] for s in subject])
+    for sex in ("M", "F"):
+        here = of_sex == sex
+        nights = result["strata"]["sex"][sex]["nights"]
+        assert (nights["n_nights"], nights["n_subjects"]) == (here.sum(), 6)
+        assert nights["accuracy"]["value"] == pytest.approx((mean.argmax(1) == label)[here].mean())
+        assert "confusion" not in nights
+        for k in TASKS[task].scored:
+            entry = nights["classes"][TASKS[task].names[k]]
+            assert entry["n_test"] == (label[here] == k).sum()
+            if 0 < entry["n_test"] < here.sum():
+                assert entry["auroc"]["value"] == pytest.approx(roc_auc_score(label[here] == k, mean[here, k]))
+    assert sum(entry["nights"]["n_nights"] for entry in result["strata"]["age"].values()) == 20
+    said = capsys.readouterr().err
+    assert "strata over nights:" in said
+    assert "stratum       subjects   nights" in said
+
+
+def test_calibration_over_nights_is_that_of_the_mean_probabilities(tmp_path, capsys):
+    test = held_out("sex")
+    logits = np.random.default_rng(1).standard_normal((len(test.label), 2)) + 0.7 * np.eye(2)[test.label]
+    odds = log_odds(logits).astype(np.float32)
+    prior = np.array([0.8, 0.2])
+    result = conclude(
+        {"command": "probe", "task": "sex"}, test, odds, np.arange(2, dtype=np.int8), bootstraps=60, seed=5, prior=prior
+    )
+    nights = result["calibration"]["nights"]
+    assert (nights["n_nights"], nights["n_subjects"]) == (20, 12)
+    p = probability_of(odds)
+    corrected = p * prior / (p * prior).sum(1, keepdims=True)
+    weights = bootstrap_subjects(12, 60, 5)
+    for name, of_clips in (("as_fitted", p), ("prior_corrected", corrected)):
+        mean, label, subject = (
+            np.array(column)
+            for column in zip(
+                *(
+                    (of_clips[here].mean(0), test.label[here[0]], test.subject[here[0]])
+                    for here in (np.flatnonzero(test.recording == night) for night in range(20))
+                ),
+                strict=True,
+            )
+        )
+        squares = np.square(mean[:, 1] - label)
+        found = nights[name]["classes"]["F"]
+        assert found["brier"]["value"] == pytest.approx(squares.mean())
+        drawn = weights[:, subject]
+        limits = np.percentile((drawn @ squares) / drawn.sum(1), [2.5, 97.5])
+        assert (found["brier"]["low"], found["brier"]["high"]) == pytest.approx(tuple(limits))
+        place = np.minimum((10 * mean[:, 1]).astype(int), 9)
+        assert [b["n"] for b in found["bins"]] == np.bincount(place, minlength=10).tolist()
+        right = mean.argmax(1) == label
+        brier = np.square(mean.max(1) - right).mean()
+        assert nights[name]["predicted_class"]["brier"]["value"] == pytest.approx(brier)
+        assert "expected_calibration_error" not in found
+    assert "over nights, Brier score of the predicted class: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["sex", "age"])
+def test_few_shot_over_nights_ends_at_the_probe_and_takes_points_of_before(tmp_path, capsys, task):
+    rng = np.random.default_rng(4)
+    night = np.repeat(np.arange(36), 10)
+    subject = night // 2
+    columns = columns_of(subject, np.array([0] * 10 + [2] * 8)[subject])
+    columns |= {"recording": night.astype(np.int32), "clip": np.tile(np.arange(10), 36).astype(np.int32)}
+    columns["onset_s"] = columns["clip"] * 30.0
+    x = rng.standard_normal((len(night), 3, 6))
+    x[:, :, 0] += 0.6 * (subject % 2)[:, None]
+    ages = tuple(30.0 if i % 2 else 60.0 for i in range(18))
+    folder = write_folder(tmp_path / "emb", unit(x), columns, recordings=tuple(f"n{i}" for i in range(36)), ages=ages)
+    asked = [str(folder), str(tmp_path / "curve"), "--task", task, "--subjects", "1", "4"]
+    assert few_shot.cli(asked) == 0
+    said = capsys.readouterr().err
+    assert "over nights, each by the mean probability of its clips:" in said
+    assert probe.cli([str(folder), str(tmp_path / "probe"), "--task", task, "--bootstraps", "0"]) == 0
+    record, whole = read_result(tmp_path / "curve").record, read_result(tmp_path / "probe").record["nights"]
+    assert record["test"]["n_nights"] == whole["n_nights"] == 16
+    last = record["curve"][-1]["nights"]
+    for figure in ("auroc", "auprc", "f1"):
+        assert last["macro"][figure] == pytest.approx(whole["macro"][figure]["value"])
+    assert last["accuracy"] == pytest.approx(whole["accuracy"]["value"])
+    four = [p["nights"]["macro_absent_at_chance"]["auroc"] for p in record["curve"] if p["subjects"] == 4]
+    mean = {row["subjects"]: row for row in record["summary"]}[4]["nights"]["macro_absent_at_chance"]["auroc"]
+    assert (mean["mean"], mean["n"]) == (pytest.approx(np.mean(four)), 3)
+    alone = [p["nights"] for p in record["curve"] if p["subjects"] == 1]
+    assert all(p["macro_absent_at_chance"]["auroc"] == 0.5 for p in alone)  # one person has one class
+    # A run that an earlier version left unfinished.
+    curve = record["curve"]
+    shutil.rmtree(tmp_path / "curve")
+    key = {name: value for name, value in record["made_of"].items() if name not in few_shot.WHICH_POINTS}
+    points = few_shot_points.Points(few_shot_points.partial_path(tmp_path / "curve"), key)
+    points.add({name: value for name, value in curve[0].items() if name != "nights"})
+    points.add(curve[1])
+    assert few_shot.cli(asked) == 0
+    assert "going on: 1 of 7 points is finished" in capsys.readouterr().err
+    assert read_result(tmp_path / "curve").record["curve"] == curve
 
 
 def test_two_visits_of_a_subject_may_be_of_two_age_groups(tmp_path):
@@ -198,6 +301,7 @@ def test_the_report_shows_figures_over_nights_and_reads_results_without(tmp_path
     for name, seed in (("age", 1), ("age-2", 2)):
         classify(results / name, embeddings, "age", seed=seed)
     compare.main(compare.Config(results / "age", results / "age-2", results / "difference", bootstraps=20))
+    few_shot.main(few_shot.Config(embeddings.path, results / "curve", "age", subjects=(2, 3), replicates=1))
     _, page, numbers, _ = make(run)
     figures = figures_of(numbers)
     record = read_result(results / "age").record
@@ -212,9 +316,21 @@ def test_the_report_shows_figures_over_nights_and_reads_results_without(tmp_path
     (differences,) = [f for (_, _, t), f in figures.items() if t == "Differences"]
     assert differences["data"][0]["nights"] == read_result(results / "difference").record["nights"]
     assert "over nights" in "".join(page.text)
+    (calibrated,) = [f for (s, _, t), f in figures.items() if (s, t) == ("Age group", "Calibration, over nights")][:1]
+    assert calibrated["data"] == record["calibration"]["nights"]
+    assert "no mean distance from the diagonal" in calibrated["caption"]
+    (groups,) = [f for (s, _, t), f in figures.items() if t == "By group of subjects, over nights"][:1]
+    assert groups["data"]["sex M"] == record["strata"]["sex"]["M"]["nights"]
+    (curve,) = [f for (_, _, t), f in figures.items() if t == "Age group: macro AUROC, over nights"]
+    assert curve["data"]["run: probe"]["replicates"] == [
+        [p["nights"]["macro_absent_at_chance"]["auroc"]] for p in read_result(results / "curve").record["curve"]
+    ]
     for file in results.glob("*/result.json"):
         old = json.loads(file.read_text())
-        old.pop("nights")
+        old.pop("nights", None)
+        (old.get("calibration") or {}).pop("nights", None)
+        for entry in (*(old.get("curve") or ()), *(e for g in (old.get("strata") or {}).values() for e in g.values())):
+            entry.pop("nights", None)
         file.write_text(json.dumps(old))
     _, _, numbers, _ = make(run)
     titles = {t for (_, _, t) in figures_of(numbers)}

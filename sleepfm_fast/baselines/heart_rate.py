@@ -3,7 +3,7 @@
 Beats are found as Pan and Tompkins (1985) do: band-pass, derivative, square, moving integration, a threshold that
 follows the signal. Intervals are used where both beats are plausible (0.3 to 2 s, within 20 % of the median of their
 neighbours). Definitions of the variability: Task Force of the ESC and NASPE (1996). Low frequencies need more than a
-clip: LF and HF are those of the 120 s around it.
+clip: LF and HF are those of the 120 s around it, by Welch's method from a cubic spline through the intervals.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy.interpolate
 import scipy.ndimage
 import scipy.signal
 
@@ -161,6 +162,25 @@ def beat_features(beats: Beats, onset_s: Array, duration_s: float, mv: float) ->
     return out
 
 
+def tachogram(time_s: Array, nn_s: Array) -> scipy.interpolate.CubicSpline:
+    """Cubic spline through the intervals that count, each at the beat that ends it.
+
+    Straight lines would take a quarter of the power at 0.25 Hz and 70 beats a minute, the spline takes a hundredth.
+    Where intervals were left out, a spline would swing far beyond its ends: there it runs along a straight line,
+    through as many points as beats are missing.
+    """
+    lost_s = time_s[1:] - nn_s[1:] - time_s[:-1]
+    n_lost = np.rint(np.maximum(lost_s, 0.0) / (0.5 * (nn_s[1:] + nn_s[:-1]))).astype(np.int64)
+    gap = np.repeat(np.arange(len(n_lost)), n_lost)
+    nth = np.arange(len(gap)) - np.repeat(np.cumsum(n_lost) - n_lost, n_lost) + 1
+    share = nth / (n_lost[gap] + 1)
+    filled_s = time_s[gap] + share * (time_s[gap + 1] - time_s[gap])
+    at_s = np.concatenate([time_s, filled_s])
+    order = np.argsort(at_s, kind="stable")
+    values = np.concatenate([nn_s, nn_s[gap] + share * (nn_s[gap + 1] - nn_s[gap])])
+    return scipy.interpolate.CubicSpline(at_s[order], values[order])
+
+
 def frequency_features(time_s: Array, nn_s: Array, onset_s: Array, duration_s: float) -> Array:
     """LF, HF and their ratio of the 120 s around each clip, moved inwards at the ends of the run: [n, 3]."""
     out = np.full((len(onset_s), 3), np.nan)
@@ -171,9 +191,10 @@ def frequency_features(time_s: Array, nn_s: Array, onset_s: Array, duration_s: f
     a, b = (np.searchsorted(time_s, t) for t in (start, start + WINDOW_S))
     use = np.flatnonzero(covered[b] - covered[a] >= LEAST_COVERAGE * WINDOW_S)
     grid = np.arange(int(WINDOW_S * TACHOGRAM_HZ)) / TACHOGRAM_HZ
+    nn_at = tachogram(time_s, nn_s)
     for begin in range(0, len(use), 1024):
         rows = use[begin : begin + 1024]
-        nn_ms = np.interp((start[rows, None] + grid).ravel(), time_s, 1000 * nn_s).reshape(len(rows), -1)
+        nn_ms = 1000 * nn_at(np.clip(start[rows, None] + grid, time_s[0], time_s[-1]))
         f, density = scipy.signal.welch(nn_ms, TACHOGRAM_HZ, nperseg=len(grid) // 2, detrend="linear")
         lf, hf = (
             np.log10(np.maximum(density[:, (f >= low) & (f < high)].sum(axis=1) * f[1], SMALLEST_MS2))

@@ -15,7 +15,11 @@ from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.montage.montages import CHANNELS
 from sleepfm_fast.store.native_runs import NativeRun, native_run
 
-__all__ = ["channel_columns", "feature_names", "measure_recording"]
+__all__ = ["DEFINITIONS", "channel_columns", "feature_names", "measure_recording"]
+
+DEFINITIONS = 2
+"""To be raised where a recording gets other features than before: a folder of earlier ones then counts as another.
+2: LF and HF from a cubic spline through the intervals between beats, not from straight lines."""
 
 Array = npt.NDArray[np.float64]
 

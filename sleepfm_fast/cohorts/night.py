@@ -22,7 +22,7 @@ from sleepfm_fast.cohorts.participants import Participant
 from sleepfm_fast.edf import Recording
 from sleepfm_fast.errors import SleepfmError, is_own_source
 from sleepfm_fast.formats.edf_header import INCOMPLETE
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.recordings import open_recording
 from sleepfm_fast.scoring.files import ending, find_scorings, similar_scorings
 from sleepfm_fast.scoring.labels import ClipGrid, clip_labels, refuse_endless
@@ -406,4 +406,4 @@ def listed(labels: Sequence[str], limit: int = 12) -> str:
     """Join labels with commas, repeated ones counted, at most ``limit`` of them."""
     counts = Counter(labels)
     names = [f"{label} ({n})" if n > 1 else label for label, n in counts.items()]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return first_of(names, limit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.shards import Shard
 from sleepfm_fast.cohorts.silent_nights import REMEDY, sentence
 from sleepfm_fast.formats.edf_header import INCOMPLETE
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.scoring.labels import OVERLONG
 from sleepfm_fast.scoring.texts import asks_meaning
 from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
@@ -40,34 +40,8 @@ def channels_with_counts(montage: Montage, filled: Sequence[int], n_nights: int)
     ]
 
 
-def summarise(
-    store: Path, outcome: Outcome, tables: ParticipantTables, shard: Shard | None, like: Path | None
-) -> dict[str, Any]:
-    """Say what was done and what was wrong, and return the same as a dict with the exit status.
-
-    The exit status is 1 when the store holds no night, or any night of this run failed, has changed since it was
-    ingested, or is damaged; the store is usable nevertheless when it holds a night. A shard that leaves the index to
-    others answers for its own nights only.
-    """
-    plan, rows, totals, given = outcome.plan, outcome.rows, outcome.totals, outcome.given
-    montage = outcome.montage
-    failed = [{"path": str(row.path), "reason": row.failure} for row in rows if row.failure is not None]
-    failed += [
-        {"path": name, "reason": f"{what}, and its source was not given. Give it to make it again."}
-        for name, what in plan.lost.items()
-    ]
-    changed = [
-        {"path": str(path), "reason": f"{why}; the store keeps what it has. Add --overwrite to make it again."}
-        for path, why in plan.changed.items()
-    ]
-    problems = {row.name: list(row.issues) for row in rows if row.issues}
-    unknown = tables.unknown_recordings([*given, *plan.known])
-    added = [row for row in rows if row.failure is None]
-    index = f"left to {counted(len(outcome.others), 'other shard')} at work" if outcome.others else "written"
-    totals = totals or {
-        "recordings": 0, "subjects": 0, "clips": 0, "hours": 0.0, "stages": stage_counts([]), "sdb": sdb_counts([])
-    }  # fmt: skip
-
+def say_remarks(store: Path, problems: Mapping[str, Sequence[str]]) -> None:
+    """Say what is doubtful of the nights, the first of each; then what only a person can settle."""
     for name, issues in list(problems.items())[:NIGHTS_SHOWN]:
         say(f"{name}:")
         for issue in issues[:ISSUES_SHOWN]:
@@ -96,14 +70,22 @@ def summarise(
             f"{counted(len(overlong), 'night holds', 'nights hold')} respiratory events of impossible length, as here: "
             f"{overlong[0]}"
         )
-    incomplete = [name for name, issues in problems.items() if any(INCOMPLETE in issue for issue in issues)]
+    incomplete = incomplete_nights(problems)
     if incomplete:
-        more = f" and {len(incomplete) - NIGHTS_SHOWN} more" if len(incomplete) > NIGHTS_SHOWN else ""
         say(
             f"notice: the {agreeing(len(incomplete), 'file')} of {counted(len(incomplete), 'night')} "
             f"{agreeing(len(incomplete), 'is', 'are')} shorter than the header says, {INCOMPLETE}: "
-            f"{', '.join(incomplete[:NIGHTS_SHOWN])}{more}. What is there is used; copy again and add --overwrite"
+            f"{first_of(incomplete, NIGHTS_SHOWN)}. What is there is used; copy again and add --overwrite"
         )
+
+
+def incomplete_nights(problems: Mapping[str, Sequence[str]]) -> list[str]:
+    """Nights whose file is shorter than its header says."""
+    return [name for name, issues in problems.items() if any(INCOMPLETE in issue for issue in issues)]
+
+
+def say_undone(store: Path, changed: Sequence[Mapping[str, str]], failed: Sequence[Mapping[str, str]]) -> None:
+    """Say which nights were not made, and why."""
     for entry in changed[:NIGHTS_SHOWN]:
         say(f"changed: {entry['reason']}")
     if len(changed) > NIGHTS_SHOWN:
@@ -115,16 +97,25 @@ def summarise(
         say(f"failed: {entry['reason']}")
     if len(failed) > NIGHTS_SHOWN:
         say(f"and {len(failed) - NIGHTS_SHOWN} more failed; the reasons are in {store / 'failures'}")
-    for notice in tables.notices(given):
+
+
+def say_unmatched(outcome: Outcome, tables: ParticipantTables, unknown: Sequence[str]) -> None:
+    """Say where the participants table and the corrections do not fit the recordings."""
+    for notice in tables.notices(outcome.given):
         say(notice)
     if unknown:
         recordings = counted(len(unknown), "recording that was", "recordings that were")
         say(f"the participants table names {recordings} not given: {', '.join(unknown[:10])}")
-    if plan.left_out:
-        say(f"{counted(len(plan.left_out), 'recording was', 'recordings were')} left out, as --overrides says")
+    if outcome.plan.left_out:
+        say(f"{counted(len(outcome.plan.left_out), 'recording was', 'recordings were')} left out, as --overrides says")
     if outcome.unused_corrections:
         say(f"notice: --overrides names what no file has: {', '.join(outcome.unused_corrections[:10])}")
-    share = f"{counted(len(added), 'night')} added, {len(plan.kept)} unchanged, {len(failed)} failed"
+
+
+def say_totals(store: Path, outcome: Outcome, totals: Mapping[str, Any], shard: Shard | None, n_failed: int) -> None:
+    """Say what this run has added, and what the store holds or still lacks."""
+    n_added = sum(row.failure is None for row in outcome.rows)
+    share = f"{counted(n_added, 'night')} added, {len(outcome.plan.kept)} unchanged, {n_failed} failed"
     if outcome.others:
         say(
             f"{store}: shard {shard}: {share}; the last of the "
@@ -135,7 +126,7 @@ def summarise(
     else:
         say(
             f"{store}: {counted(totals['recordings'], 'night')} of {counted(totals['subjects'], 'subject')}, "
-            f"{counted(totals['clips'], 'clip')}, {totals['hours']:.2f} hours ({share}); montage {montage.name}"
+            f"{counted(totals['clips'], 'clip')}, {totals['hours']:.2f} hours ({share}); montage {outcome.montage.name}"
         )
     if outcome.absent:
         n = len(outcome.absent)
@@ -145,28 +136,65 @@ def summarise(
             f"{agreeing(n, 'recording', 'recordings')} failed (manifest.csv says which). Run them again, or once "
             "without --shard, before the store is used"
         )
+
+
+def say_contents(outcome: Outcome, totals: Mapping[str, Any], like: Path | None) -> None:
+    """Say what the store's clips have: channels, stages, respiratory events; and what they lack."""
+    montage = outcome.montage
+    shown = iter(channels_with_counts(montage, outcome.filled, totals["recordings"]))
+    say("  " + "; ".join(f"{m.name}: {', '.join(next(shown) for _ in m.slots)}" for m in montage.modalities))
+    say(f"  stages: {percentages(totals['stages'])}")
+    say(f"  sleep-disordered breathing: {percentages(totals['sdb'])}")
+    empty = [slot.name for slot, n in zip(montage.slots, outcome.filled, strict=True) if not n]
+    if empty and like is not None:
+        say(
+            f"notice: no night has {', '.join(empty)}, which --like asks for: a network does without "
+            f"{agreeing(len(empty), 'it', 'them')}. If the recordings have {agreeing(len(empty), 'it', 'them')} "
+            "under other names (--inspect lists what is not used), name them: --overrides FILE with "
+            f"{json.dumps({'*': {'LABEL': {'alias': empty[0]}}})}, and --overwrite"
+        )
+    if outcome.twins:
+        say(outcome.twins)
+    if outcome.n_silent:
+        say(f"notice: {sentence(outcome.n_silent, outcome.n_scored)}: {REMEDY}")
+    if not outcome.n_scored:
+        say(
+            "notice: no night has a sleep stage. The encoders need none; for the probes name the scoring's file or "
+            "folder with --labels (and --overwrite, which makes the nights that stand again)"
+        )
+
+
+def summarise(
+    store: Path, outcome: Outcome, tables: ParticipantTables, shard: Shard | None, like: Path | None
+) -> dict[str, Any]:
+    """Say what was done and what was wrong, and return the same as a dict with the exit status.
+
+    The exit status is 1 when the store holds no night, or any night of this run failed, has changed since it was
+    ingested, or is damaged; the store is usable nevertheless when it holds a night. A shard that leaves the index to
+    others answers for its own nights only.
+    """
+    plan, rows, given = outcome.plan, outcome.rows, outcome.given
+    failed = [{"path": str(row.path), "reason": row.failure} for row in rows if row.failure is not None]
+    failed += [
+        {"path": name, "reason": f"{what}, and its source was not given. Give it to make it again."}
+        for name, what in plan.lost.items()
+    ]
+    changed = [
+        {"path": str(path), "reason": f"{why}; the store keeps what it has. Add --overwrite to make it again."}
+        for path, why in plan.changed.items()
+    ]
+    problems = {row.name: list(row.issues) for row in rows if row.issues}
+    unknown = tables.unknown_recordings([*given, *plan.known])
+    totals = outcome.totals or {
+        "recordings": 0, "subjects": 0, "clips": 0, "hours": 0.0, "stages": stage_counts([]), "sdb": sdb_counts([])
+    }  # fmt: skip
+
+    say_remarks(store, problems)
+    say_undone(store, changed, failed)
+    say_unmatched(outcome, tables, unknown)
+    say_totals(store, outcome, totals, shard, len(failed))
     if totals["clips"]:
-        shown = iter(channels_with_counts(montage, outcome.filled, totals["recordings"]))
-        say("  " + "; ".join(f"{m.name}: {', '.join(next(shown) for _ in m.slots)}" for m in montage.modalities))
-        say(f"  stages: {percentages(totals['stages'])}")
-        say(f"  sleep-disordered breathing: {percentages(totals['sdb'])}")
-        empty = [slot.name for slot, n in zip(montage.slots, outcome.filled, strict=True) if not n]
-        if empty and like is not None:
-            say(
-                f"notice: no night has {', '.join(empty)}, which --like asks for: a network does without "
-                f"{agreeing(len(empty), 'it', 'them')}. If the recordings have {agreeing(len(empty), 'it', 'them')} "
-                "under other names (--inspect lists what is not used), name them: --overrides FILE with "
-                f"{json.dumps({'*': {'LABEL': {'alias': empty[0]}}})}, and --overwrite"
-            )
-        if outcome.twins:
-            say(outcome.twins)
-        if outcome.n_silent:
-            say(f"notice: {sentence(outcome.n_silent, outcome.n_scored)}: {REMEDY}")
-        if not outcome.n_scored:
-            say(
-                "notice: no night has a sleep stage. The encoders need none; for the probes name the scoring's file or "
-                "folder with --labels (and --overwrite, which makes the nights that stand again)"
-            )
+        say_contents(outcome, totals, like)
         if failed:
             say("the store can be used as it is; the same command tries again what failed")
     elif not outcome.others and (shard is None or given):
@@ -181,18 +209,18 @@ def summarise(
         "sdb": totals["sdb"],
         "nights_scored": outcome.n_scored,
         "nights_without_events": outcome.n_silent,
-        "montage": montage.name,
-        "nights_by_channel": {slot.name: n for slot, n in zip(montage.slots, outcome.filled, strict=False)},
+        "montage": outcome.montage.name,
+        "nights_by_channel": {slot.name: n for slot, n in zip(outcome.montage.slots, outcome.filled, strict=False)},
         "shard": None if shard is None else str(shard),
-        "index": index,
+        "index": f"left to {counted(len(outcome.others), 'other shard')} at work" if outcome.others else "written",
         "manifest": str(store / "manifest.csv"),
-        "added": len(added),
+        "added": sum(row.failure is None for row in rows),
         "kept": len(plan.kept),
         "failed": failed,
         "absent": len(outcome.absent),
         "changed": changed,
         "problems": dict(list(problems.items())[:NIGHTS_IN_JSON]),
-        "incomplete": incomplete,
+        "incomplete": incomplete_nights(problems),
         "nights_with_problems": len(problems),
         "annotations_only": [str(path) for path in plan.excluded],
         "left_out": [str(path) for path in plan.left_out],

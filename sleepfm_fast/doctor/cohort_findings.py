@@ -13,7 +13,7 @@ from sleepfm_fast.cohorts.silent_nights import REMEDY, is_scored, is_silent, sen
 from sleepfm_fast.doctor.findings import Finding, override
 from sleepfm_fast.doctor.measures import POTENTIALS, identical_samples
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import counted, first_of
 from sleepfm_fast.recordings import open_recording
 
 __all__ = ["cohort_findings"]
@@ -61,9 +61,8 @@ def cohort_findings(nights: Sequence[Examined], tables: ParticipantTables) -> li
     ]  # fmt: skip
 
 
-def listed(nights: Sequence[Any], limit: int = 3) -> str:
-    names = [night.path.name for night in nights[:limit]]
-    return ", ".join(names) + (f" and {len(nights) - limit} more" if len(nights) > limit else "")
+def named(nights: Sequence[Any]) -> str:
+    return first_of([night.path.name for night in nights], 3)
 
 
 def mixed_montages(nights: Sequence[Examined]) -> Iterator[Finding]:
@@ -83,8 +82,8 @@ def mixed_montages(nights: Sequence[Examined]) -> Iterator[Finding]:
         rates = [f"{s} at {here[s]:g} instead of {usual[s]:g} Hz" for s in usual if s in here and here[s] != usual[s]]
         what = [f"lack {', '.join(lacks)}"] if lacks else []
         what += [f"have {', '.join(more)}"] if more else []
-        what += [", ".join(rates[:3]) + (f" and {len(rates) - 3} more" if len(rates) > 3 else "")] if rates else []
-        texts.append(f"{len(members)} ({listed(members)}) {'; '.join(what)}")
+        what += [first_of(rates, 3)] if rates else []
+        texts.append(f"{len(members)} ({named(members)}) {'; '.join(what)}")
     rest = f"; and {counted(len(ordered) - 1 - GROUPS_SHOWN, 'more group')}" if len(ordered) > 1 + GROUPS_SHOWN else ""
     yield Finding(
         "note", "mixed_montages", tuple(str(m.path) for _, members in ordered[1:] for m in members), "",
@@ -103,7 +102,7 @@ def silent(nights: Sequence[Examined]) -> Iterator[Finding]:
     if found:
         yield Finding(
             "warning" if len(found) < len(scored) else "note", "no_events", tuple(str(n.path) for n in found), "",
-            f"{sentence(len(found), len(scored))}: {listed(found)}", REMEDY,
+            f"{sentence(len(found), len(scored))}: {named(found)}", REMEDY,
             {"nights": len(found), "scored": len(scored)},
         )  # fmt: skip
 
@@ -135,7 +134,7 @@ def identical(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator
         surplus = min((*reversed(same), first), key=lambda m: (is_scored(m.stages), tables.names(m.path)))
         yield Finding(
             "warning", "identical", tuple(str(m.path) for m in (first, *same)), "",
-            f"hold the same samples from beginning to end: {listed([first, *same])}{leak}",
+            f"hold the same samples from beginning to end: {named([first, *same])}{leak}",
             f'keep one: --overrides {{"{surplus.path.name}": "exclude"}}', {"subjects": subjects},
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.evaluation.metrics import Interval, bootstrap_subjects, percentile_interval, resampled_ratio
+from sleepfm_fast.evaluation.whole_nights import nights_of
 
 if TYPE_CHECKING:
     from sleepfm_fast.evaluation.tasks import Task
@@ -135,6 +136,7 @@ def calibration(
     bootstraps: int,
     seed: int,
     prior: npt.NDArray[np.float64] | None = None,
+    recording: npt.NDArray[np.int32] | None = None,
 ) -> dict[str, Any]:
     """Measure the calibration of probabilities on test clips, with intervals over subjects.
 
@@ -150,30 +152,50 @@ def calibration(
     bootstraps, seed : int
     prior : float64 [k], optional
         Frequencies of the classes among the training clips, of a classifier fitted with balanced class weights.
+    recording : int32 [n], optional
+        Whose night each clip is of; what is measured over nights needs it.
 
     Returns
     -------
     dict
         ``as_fitted`` and, with a prior, ``prior_corrected``; each has ``classes`` (every scored class that was trained,
         against the rest) and ``predicted_class`` (the largest probability against whether it was right), with ``bins``
-        (10 of equal width), ``expected_calibration_error`` and ``brier``. ``prior`` by class name where given.
+        (10 of equal width), ``expected_calibration_error`` and ``brier``. ``prior`` by class name where given. Of tasks
+        whose class is a person's also ``nights``: ``n_nights``, ``n_subjects`` and the same of each night's mean
+        probability, without the calibration error. Tens of nights in ten bins would make it mostly noise: right
+        probabilities have one above 0.1 there (tests/test_calibration.py).
     """
     subjects, group = np.unique(subject, return_inverse=True)
     draws = bootstrap_subjects(len(subjects), bootstraps, seed)
     p = np.asarray(probability, np.float64)
     result: dict[str, Any] = {"as_fitted": _of(p, trained, labels, group, draws, task)}
+    kinds = {"as_fitted": p}
     if prior is not None:
-        corrected = correct_for_prior(p, prior)
-        result["prior_corrected"] = _of(corrected, trained, labels, group, draws, task)
+        kinds["prior_corrected"] = correct_for_prior(p, prior)
+        result["prior_corrected"] = _of(kinds["prior_corrected"], trained, labels, group, draws, task)
         result["prior"] = {task.names[k]: float(f) for k, f in zip(trained, prior, strict=True)}
+    if task.of_person and recording is not None:
+        of_nights: dict[str, Any] = {"n_nights": len(np.unique(recording)), "n_subjects": len(subjects)}
+        for name, of_clips in kinds.items():
+            nights = nights_of(of_clips, labels, group, recording)
+            found = _of(nights.probability, trained, nights.label, nights.subject, draws, task)
+            for entry in (*found["classes"].values(), found["predicted_class"]):
+                del entry["expected_calibration_error"]
+            of_nights[name] = found
+        result["nights"] = of_nights
     return result
 
 
 def say_calibration(result: dict[str, Any]) -> None:
-    """Print one line."""
-    parts = []
-    for name, words in (("as_fitted", "as fitted"), ("prior_corrected", "corrected to the training clips' classes")):
-        if name in result:
-            error = result[name]["predicted_class"]["expected_calibration_error"].value
-            parts.append(f"{error:.3f} {words}")
-    say(f"expected calibration error of the predicted class: {', '.join(parts)}")
+    """Print one line, and of tasks whose class is a person's another over nights."""
+    error, score = "expected_calibration_error", "brier"
+    say(f"expected calibration error of the predicted class: {_of_kinds(result, error)}")
+    if "nights" in result:
+        say(f"over nights, Brier score of the predicted class: {_of_kinds(result['nights'], score)}")
+
+
+def _of_kinds(result: dict[str, Any], figure: str) -> str:
+    words = {"as_fitted": "as fitted", "prior_corrected": "corrected to the training clips' classes"}
+    return ", ".join(
+        f"{result[name]['predicted_class'][figure].value:.3f} {word}" for name, word in words.items() if name in result
+    )

@@ -171,10 +171,18 @@ def conclude(
         whose = (held_out.label, held_out.subject, held_out.recording)
         nights["nights"] = by_night(probability, trained, *whose, task, bootstraps, seed)
         say_nights(nights["nights"])
-    strata = by_stratum(held_out, score, trained, task, bootstraps, seed)
+    strata = by_stratum(held_out, score, probability, trained, task, bootstraps, seed)
     say_strata(strata)
     reliability = calibration(
-        probability, trained, held_out.label, held_out.subject, task, bootstraps, seed, prior=prior
+        probability,
+        trained,
+        held_out.label,
+        held_out.subject,
+        task,
+        bootstraps,
+        seed,
+        prior=prior,
+        recording=held_out.recording,
     )
     say_calibration(reliability)
     if bootstraps and (notice := interval_notice(len(np.unique(held_out.subject)))):

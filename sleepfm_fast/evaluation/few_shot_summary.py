@@ -49,7 +49,8 @@ def summarise(curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Parameters
     ----------
     curve : sequence of dict
-        Points with ``subjects``, ``n_clips``, ``macro``, ``macro_absent_at_chance`` and ``classes``.
+        Points with ``subjects``, ``n_clips``, ``macro``, ``macro_absent_at_chance`` and ``classes``; of age and sex
+        also ``nights``, which has the last three over nights.
 
     Returns
     -------
@@ -59,22 +60,31 @@ def summarise(curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for n in sorted({point["subjects"] for point in curve}):
         here = [point for point in curve if point["subjects"] == n]
+        nights = [point["nights"] for point in here if "nights" in point]
         rows.append(
             {
                 "subjects": n,
                 "n_replicates": len(here),
                 "mean_clips": float(np.mean([p["n_clips"] for p in here])),
-                **{
-                    kind: {f: mean_interval([p[kind][f] for p in here]) for f in FIGURES}
-                    for kind in ("macro", "macro_absent_at_chance")
-                },
-                "classes": {
-                    name: {f: mean_interval([p["classes"][name][f] for p in here]) for f in FIGURES}
-                    for name in here[0]["classes"]
-                },
+                **_averaged(here),
+                **({"nights": _averaged(nights)} if nights else {}),
             }
         )
     return rows
+
+
+def _averaged(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Average every figure of some replicates."""
+    return {
+        **{
+            kind: {f: mean_interval([p[kind][f] for p in points]) for f in FIGURES}
+            for kind in ("macro", "macro_absent_at_chance")
+        },
+        "classes": {
+            name: {f: mean_interval([p["classes"][name][f] for p in points]) for f in FIGURES}
+            for name in points[0]["classes"]
+        },
+    }
 
 
 def _cell(entry: dict[str, Any]) -> str:
@@ -86,9 +96,16 @@ def _cell(entry: dict[str, Any]) -> str:
 
 
 def say_curve(rows: Sequence[dict[str, Any]]) -> None:
-    """Print one line a number of subjects; classes that a draw lacks count at chance."""
-    say(f"{'subjects':>8}{'draws':>7}{'clips':>9}  {'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}")
-    for row in rows:
-        cells = "".join(_cell(row["macro_absent_at_chance"][f]) for f in FIGURES)
-        say(f"{row['subjects']:>8}{row['n_replicates']:>7}{row['mean_clips']:>9.0f}  {cells}".rstrip())
+    """Print one line a number of subjects, over clips and of age and sex over nights; absent classes at chance."""
+    _say_rows([(row, row) for row in rows])
+    if nights := [(row, row["nights"]) for row in rows if "nights" in row]:
+        say("over nights, each by the mean probability of its clips:")
+        _say_rows(nights)
     say("means over the classes of the test clips, one that a draw lacks at chance; intervals over draws of subjects")
+
+
+def _say_rows(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    say(f"{'subjects':>8}{'draws':>7}{'clips':>9}  {'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}")
+    for row, figures in rows:
+        cells = "".join(_cell(figures["macro_absent_at_chance"][f]) for f in FIGURES)
+        say(f"{row['subjects']:>8}{row['n_replicates']:>7}{row['mean_clips']:>9.0f}  {cells}".rstrip())

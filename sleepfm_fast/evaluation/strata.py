@@ -1,4 +1,4 @@
-"""A classifier's figures for parts of the test subjects: by age group and by sex."""
+"""A classifier's figures for parts of the test subjects: by age group and by sex, over clips and over nights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.evaluation.figures import cell, evaluate
 from sleepfm_fast.evaluation.tasks import TASKS, age_groups_of, sex_codes
+from sleepfm_fast.evaluation.whole_nights import by_night
 
 if TYPE_CHECKING:
     from sleepfm_fast.evaluation.classification import HeldOut
@@ -23,6 +24,7 @@ UNKNOWN = "unknown"
 def by_stratum(
     held_out: HeldOut,
     score: npt.NDArray[np.floating[Any]],
+    probability: npt.NDArray[np.floating[Any]],
     trained: npt.NDArray[np.int8],
     task: Task,
     bootstraps: int,
@@ -39,12 +41,15 @@ def by_stratum(
     held_out : HeldOut
     score, trained, task, bootstraps, seed
         As for :func:`sleepfm_fast.evaluation.figures.evaluate`; resamples draw among the stratum's subjects.
+    probability : float [n, k]
+        That goes with ``score``.
 
     Returns
     -------
     dict
         ``{"age": {group: figures}, "sex": {...}}``, groups without test clips left out; figures are those of
-        ``evaluate`` but the confusion matrix, with ``n_clips`` and ``n_subjects``.
+        ``evaluate`` but the confusion matrix, with ``n_clips`` and ``n_subjects``. Of age and sex each also has
+        ``nights``, those of :func:`sleepfm_fast.evaluation.whole_nights.by_night`: a night's clips are of one stratum.
     """
     strata: dict[str, dict[str, dict[str, Any]]] = {}
     ages = age_groups_of(held_out.ages, held_out.recording_ages, held_out.subject, held_out.recording)
@@ -59,18 +64,30 @@ def by_stratum(
                 score[here], trained, held_out.label[here], subject, task, bootstraps, seed, progress=False
             )
             figures.pop("confusion")
-            strata[fact][name] = {"n_clips": int(here.sum()), "n_subjects": len(np.unique(subject)), **figures}
+            entry = {"n_clips": int(here.sum()), "n_subjects": len(np.unique(subject)), **figures}
+            if task.of_person:
+                whose = (held_out.label[here], subject, held_out.recording[here])
+                entry["nights"] = by_night(probability[here], trained, *whose, task, bootstraps, seed)
+                entry["nights"].pop("confusion")
+            strata[fact][name] = entry
     return strata
 
 
 def say_strata(strata: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """Print one line a stratum."""
-    say(f"{'stratum':<13}{'subjects':>9}{'clips':>9}  {'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}")
-    for fact, groups in strata.items():
-        for name, entry in groups.items():
-            macro = entry["macro"]
-            figures = "".join(cell(macro[f]) for f in ("auroc", "auprc", "f1"))
-            classes = f"AUROC, AUPRC over {macro['n_classes']} of {len(entry['classes'])} classes"
-            note = "" if macro["n_classes"] == len(entry["classes"]) else classes
-            label = f"{fact} {name}"
-            say(f"{label:<13}{entry['n_subjects']:>9}{entry['n_clips']:>9}  {figures}{note}".rstrip())
+    """Print one line a stratum, over clips and of age and sex over nights."""
+    entries = [(f"{fact} {name}", entry) for fact, groups in strata.items() for name, entry in groups.items()]
+    _say_rows(entries, "clip")
+    if nights := [(name, entry["nights"]) for name, entry in entries if "nights" in entry]:
+        say("strata over nights:")
+        _say_rows(nights, "night")
+
+
+def _say_rows(entries: list[tuple[str, dict[str, Any]]], unit: str) -> None:
+    head = f"{'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}"
+    say(f"{'stratum':<13}{'subjects':>9}{f'{unit}s':>9}  {head}")
+    for name, entry in entries:
+        macro = entry["macro"]
+        figures = "".join(cell(macro[f]) for f in ("auroc", "auprc", "f1"))
+        classes = f"AUROC, AUPRC over {macro['n_classes']} of {len(entry['classes'])} classes"
+        note = "" if macro["n_classes"] == len(entry["classes"]) else classes
+        say(f"{name:<13}{entry['n_subjects']:>9}{entry[f'n_{unit}s']:>9}  {figures}{note}".rstrip())

@@ -9,6 +9,7 @@ import re
 from decimal import Decimal
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import first_of
 
 __all__ = ["EdfError", "Fields", "Issues", "parse_decimal", "split_fields"]
 
@@ -90,8 +91,7 @@ class Fields:
     def report(self, issues: Issues) -> None:
         """Make one issue of each kind of fault, naming the first fields."""
         for kind, names in self.faults.items():
-            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            issues.add(f"the header has {kind} in: {shown}")
+            issues.add(f"the header has {kind} in: {first_of(names, 4)}")
 
 
 def split_fields(block: bytes, widths: dict[str, int], count: int) -> list[dict[str, bytes]]:

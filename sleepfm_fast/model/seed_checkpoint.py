@@ -23,6 +23,7 @@ from sleepfm_fast.cli.command import plain, to_json
 from sleepfm_fast.encoder import PRESETS, SleepModel, build_encoder
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.montage.montages import MONTAGES
+from sleepfm_fast.plurals import first_of
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint, write_checkpoint
 from sleepfm_fast.runs.splits import Split
 
@@ -142,7 +143,7 @@ def encoder_state(path: Path, modality: str, state: Any) -> dict[str, torch.Tens
         raise SleepfmError(
             f"{path}: {STATE_OF[modality]} is not the published network: "
             + "; ".join(
-                f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+                f"{what} {first_of(names, 3)}"
                 for what, names in (("it lacks", missing), ("it has unknown", unknown))
                 if names
             )

@@ -326,6 +326,45 @@ def calibration_figure(name: str, result: Result) -> Figure | None:
     )
 
 
+def night_calibration(name: str, result: Result) -> list[Figure]:
+    """Predicted probability of nights against observed share; of tasks whose class is a person's."""
+    recorded = result.record.get("calibration")
+    nights = recorded.get("nights") if isinstance(recorded, dict) else None
+    if not nights:
+        return []
+    which = "prior_corrected" if "prior_corrected" in nights else "as_fitted"
+    classes = nights[which]["classes"]
+    plot = Plot(
+        UNIT, UNIT, f"Calibration of {name}, over nights",
+        " ".join(f"Brier score of {n}: {value_of(c['brier']):.3f}." for n, c in classes.items()),
+        x_label="predicted probability", y_label="observed share", square=True,
+    )  # fmt: skip
+    plot.line([0, 1], [0, 1], "chance")
+    for series, (class_name, entry) in enumerate(classes.items()):
+        used = [b for b in entry["bins"] if b["n"]]
+        at, seen = ([b[key] for b in used] for key in ("mean_probability", "observed"))
+        plot.line(at, seen, f"s{series % N_SERIES}")
+        plot.points(at, seen, series, [f"{class_name}: {number_of(b['n'], 'night')}" for b in used])
+    scores = {kind: with_interval(nights[kind]["predicted_class"]["brier"]) for kind in ("as_fitted", which)}
+    words = f"{scores[which]}, without correction {scores['as_fitted']}" if len(scores) > 1 else scores[which]
+    return [
+        Figure(
+            "Calibration, over nights",
+            plot,
+            f"{number_of(nights['n_nights'], 'night')} of {number_of(nights['n_subjects'], 'subject')} in ten bins of "
+            "predicted probability, the mean over a night's clips. The key gives the Brier score (mean squared "
+            "difference of probability and outcome, 0 is best), and no mean distance from the diagonal: with few "
+            f"nights a bin, most of that is noise. Of the predicted class: {words}.",
+            [record_file(result)],
+            nights,
+            key=legend(
+                [(f"s{i % N_SERIES}", f"{n} {value_of(c['brier']):.3f}") for i, (n, c) in enumerate(classes.items())],
+                "both",
+            ),
+        )
+    ]
+
+
 def clips_of(side: dict[str, Any]) -> str:
     """How many clips of how many subjects."""
     return f"{number_of(side['n_clips'], 'clip')} of {number_of(side['n_subjects'], 'subject')}"
@@ -381,6 +420,7 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
                 confusion_figure(group.title, result),
                 *curve_figures(group.title, result),
                 calibration_figure(group.title, result),
+                *night_calibration(group.title, result),
                 *strata_figure(group.title, result),
             ]
         except MISSHAPEN as error:

@@ -17,13 +17,14 @@ from sleepfm_fast.reporting.classification import TASK_TITLES
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
 from sleepfm_fast.reporting.scale import Scale, covering
-from sleepfm_fast.reporting.sources import MISSHAPEN, Run, replicates_beside
+from sleepfm_fast.reporting.sources import MISSHAPEN, Run, over_nights, replicates_beside
 from sleepfm_fast.reporting.wording import value_of
 from sleepfm_fast.reproduction.tables import with_chance
 
 __all__ = ["few_shot_section"]
 
 FIGURES = {"auroc": "macro AUROC", "auprc": "macro AUPRC", "f1": "macro F1"}
+WHOLE = "A night counts once, by the mean probability of its clips. "
 
 
 @dataclass
@@ -45,10 +46,11 @@ class Curve:
         return sizes, values
 
 
-def curves_of(runs: Sequence[Run], task: str) -> list[Curve]:
+def curves_of(runs: Sequence[Run], task: str, *, nights: bool = False) -> list[Curve]:
     """Collect the curves of a task: ``few_shot`` results, and networks trained with ``--train-subjects``.
 
-    In both, a class that the draw lacks counts at chance: left out, a draw of fewer classes would look better.
+    In both, a class that the draw lacks counts at chance: left out, a draw of fewer classes would look better. Over
+    ``nights`` only age and sex have figures; results of earlier versions have none.
     """
     curves: list[Curve] = []
     scratch: dict[str, Curve] = {}
@@ -57,10 +59,14 @@ def curves_of(runs: Sequence[Run], task: str) -> list[Curve]:
             modalities = list(result.record.get("modalities") or [])
             saw = f", {modalities[0]}" if len(modalities) == 1 else ""
             curve = Curve(f"{run.name}: probe{saw}", files=[result.path / "result.json"])
-            for entry in result.record.get("curve") or ():
+            for point in result.record.get("curve") or ():
+                entry = point.get("nights") if nights else point
+                if entry is None:
+                    continue
                 macro = entry.get("macro_absent_at_chance") or entry.get("macro") or {}
-                curve.values[int(entry["subjects"])].append(macro)
-            curves.append(curve)
+                curve.values[int(point["subjects"])].append(macro)
+            if curve.values:
+                curves.append(curve)
         subjects = run.options.get("train_subjects")
         for result in run.results_of("supervise", task=task):
             size = subjects or result.record.get("train_subjects") or result.record.get("train", {}).get("n_subjects")
@@ -69,8 +75,11 @@ def curves_of(runs: Sequence[Run], task: str) -> list[Curve]:
             modalities = list(result.record.get("modalities") or [])
             saw = f", {modalities[0]}" if len(modalities) == 1 else ""
             curve = scratch.setdefault(saw, Curve(f"end-to-end network{saw}"))
-            at_chance = {figure: with_chance(result.record, figure) for figure in ("auroc", "auprc")}
-            curve.values[size].append({**(result.record.get("macro") or {}), **at_chance})
+            record = over_nights(result) if nights else result.record
+            if nights and not record:
+                continue
+            at_chance = {figure: with_chance(record, figure) for figure in ("auroc", "auprc")}
+            curve.values[size].append({**(record.get("macro") or {}), **at_chance})
             curve.files.append(result.path / "result.json")
     if strange := [n for curve in (*curves, *scratch.values()) for n in curve.values if not 0 < n < 2**31]:
         raise SleepfmError(f"a curve has {strange[0]} subjects")
@@ -79,8 +88,9 @@ def curves_of(runs: Sequence[Run], task: str) -> list[Curve]:
     return [c for c in (*curves, *scratch.values()) if c.values]
 
 
-def curve_figure(curves: Sequence[Curve], task: str, figure: str) -> Figure | None:
+def curve_figure(curves: Sequence[Curve], task: str, figure: str, *, nights: bool = False) -> Figure | None:
     """One figure of all methods over the number of subjects."""
+    over = ", over nights" if nights else ""
     drawn = [(curve, *curve.of(figure)) for curve in curves]
     drawn = [(curve, sizes, values) for curve, sizes, values in drawn if sizes]
     if not drawn:
@@ -92,7 +102,7 @@ def curve_figure(curves: Sequence[Curve], task: str, figure: str) -> Figure | No
     plot = Plot(
         x,
         covering(np.array([v for *_, values in drawn for found in values for v in found])),
-        f"{FIGURES[figure]} by number of labelled subjects",
+        f"{FIGURES[figure]} by number of labelled subjects{over}",
         " ".join(
             f"{c.name}: {np.mean(v[0]):.3f} from {s[0]} and {np.mean(v[-1]):.3f} from {counted(s[-1], 'subject')}."
             for c, s, v in drawn
@@ -109,28 +119,30 @@ def curve_figure(curves: Sequence[Curve], task: str, figure: str) -> Figure | No
         plot.points(sizes, mean, i, texts)
         data[curve.name] = {"subjects": sizes, "replicates": values, "mean": mean}
     return Figure(
-        f"{TASK_TITLES.get(task, task)}: {FIGURES[figure]}",
+        f"{TASK_TITLES.get(task, task)}: {FIGURES[figure]}{over}",
         plot,
-        "Mean over replicates, that is over draws of subjects; vertical lines go from the worst to the best. A class "
-        "that a draw lacks counts at chance for probes and networks alike (AUROC 0.5, AUPRC its prevalence; F1 0), so "
-        "the network's figures can lie below those of its own section, which are means of the classes it knows.",
+        f"{WHOLE if nights else ''}Mean over replicates, that is over draws of subjects; vertical lines go from the "
+        "worst to the best. A class that a draw lacks counts at chance for probes and networks alike (AUROC 0.5, AUPRC "
+        "its prevalence; F1 0), so the network's figures can lie below those of its own section, which are means of "
+        "the classes it knows.",
         [file for curve, *_ in drawn for file in curve.files],
         data,
         key=legend([(f"s{i % N_SERIES}", curve.name) for i, (curve, *_) in enumerate(drawn)], "both"),
     )
 
 
-def curve_table(curves: Sequence[Curve], task: str) -> Figure:
+def curve_table(curves: Sequence[Curve], task: str, *, nights: bool = False) -> Figure:
     """The same as numbers."""
+    over = ", over nights" if nights else ""
     rows = [
         [f"{curve.name}, {n}", str(len(curve.values[n])), *(means(curve.values[n], f) for f in FIGURES)]
         for curve in curves
         for n in sorted(curve.values)
     ]
     return Figure(
-        f"{TASK_TITLES.get(task, task)}: few-shot figures",
-        table(["method, subjects", "replicates", *FIGURES.values()], rows, "Few-shot figures"),
-        "Means over replicates; a class that a draw lacks counts at chance.",
+        f"{TASK_TITLES.get(task, task)}: few-shot figures{over}",
+        table(["method, subjects", "replicates", *FIGURES.values()], rows, f"Few-shot figures{over}"),
+        f"{WHOLE if nights else ''}Means over replicates; a class that a draw lacks counts at chance.",
         [file for curve in curves for file in curve.files],
         [{"method": c.name, "subjects": n, "macro": c.values[n]} for c in curves for n in sorted(c.values)],
         wide=True,
@@ -151,10 +163,14 @@ def few_shot_section(runs: Sequence[Run]) -> Section:
     tasks = dict.fromkeys(str(r.record.get("task")) for run in runs for r in run.results_of("few_shot", "supervise"))
     for task in tasks:
         try:
-            curves = curves_of(runs, task)
-            if curves:
-                figures = [curve_figure(curves, task, f) for f in ("auroc", "f1")]
-                section.groups.append(Group(items=[*(f for f in figures if f is not None), curve_table(curves, task)]))
+            for nights in (False, True):
+                if curves := curves_of(runs, task, nights=nights):
+                    figures = [curve_figure(curves, task, f, nights=nights) for f in ("auroc", "f1")]
+                    items: list[Figure | Missing] = [
+                        *(f for f in figures if f is not None),
+                        curve_table(curves, task, nights=nights),
+                    ]
+                    section.groups.append(Group(items=items))
         except MISSHAPEN as error:
             section.groups.append(Group(items=[Missing(f"A few-shot result for {task} is not as written: {error!r}.")]))
     if not section.groups:

@@ -22,7 +22,7 @@ from sleepfm_fast.cli.command import say
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.ops.pages import release_pages
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import counted, first_of
 from sleepfm_fast.rundir import (
     RunDirectory,
     damaged,
@@ -293,8 +293,7 @@ class TrainingLoop(ABC):
         names = sorted({self.store.recordings[r].id for r in recordings_of(self.store, clips).tolist()})
         row = {"kind": "skipped", "step": step, "reason": reason, "recordings": names, "clips": clips.tolist()}
         self.append_metrics(row)
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        self.say(f"notice: step {step} is skipped: {reason} (clips of {', '.join(names[:3])}{more}; see metrics.jsonl)")
+        self.say(f"notice: step {step} is skipped: {reason} (clips of {first_of(names, 3)}; see metrics.jsonl)")
         if in_a_row > self.options.skip_limit:
             raise SleepfmError(
                 f"{reason} at step {step}, which makes {in_a_row} in a row (--skip-limit {self.options.skip_limit}). "
