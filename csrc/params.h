@@ -385,8 +385,7 @@ struct MBConvFinishDepthwiseBackward {
     int n_partials;
 };
 
-// ---- narrow layers of the encoder: stem and maximum of three
-// ----------------------------------------------------------
+// ---- narrow layers of the encoder: stem and maximum of three --------------------------------------------------------
 
 // B clips, T samples in, S = (T - 1) / 2 + 1 samples out; all tensors contiguous float32.
 struct StemShape {

@@ -310,6 +310,12 @@ class Embeddings:
                 self.vectors.base.madvise(mmap.MADV_DONTNEED)
         return x
 
+    @property
+    def weights(self) -> str | None:
+        """Digest of the weights that made the embeddings; None where none did, as of features."""
+        digest: str | None = (self.description.presets.get("weights") or {}).get("sha256")
+        return digest
+
     def width(self, modalities: Sequence[str]) -> int:
         """Columns of :meth:`matrix`."""
         return sum(self.widths[m] for m in modalities)

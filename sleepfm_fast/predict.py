@@ -86,8 +86,7 @@ def same_source(result: Result, embeddings: Embeddings) -> None:
     lacking = [name for name in record["modalities"] if name not in embeddings.modalities]
     if lacking:
         raise SleepfmError(f"{embeddings.path} has no {', '.join(lacking)}, which {result.path} was fitted on.")
-    made_by = (about.presets.get("weights") or {}).get("sha256")
-    if record.get("weights") != made_by:
+    if record.get("weights") != embeddings.weights:
         raise SleepfmError(
             f"{embeddings.path} was embedded by other weights ({about.run}) than those {result.path} was fitted on "
             f"({record.get('encoder')}). Embed the nights with that run: python -m sleepfm_fast.embed RUN STORE."

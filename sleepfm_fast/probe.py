@@ -216,7 +216,7 @@ def _probed(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         "command": "probe",
         "embeddings": config.embeddings,
         "encoder": embeddings.description.run,
-        "weights": (embeddings.description.presets.get("weights") or {}).get("sha256"),
+        "weights": embeddings.weights,
         "store": embeddings.description.store,
         "features": embeddings.features or None,
         "task": config.task,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import tyro
 
 from sleepfm_fast.cli.command import run, say
@@ -23,7 +24,10 @@ from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.reporting.following import after_transfer
 
 if TYPE_CHECKING:
-    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.embeddings import Description, Embeddings
+    from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
+
+    Clips = npt.NDArray[np.int64]
 
 __all__ = ["Config", "cli", "main"]
 
@@ -70,22 +74,67 @@ def main(config: Config) -> dict[str, Any]:
     SleepfmError
         When a side has no clips to give, both are of one store, or their embeddings cannot stand in one matrix.
     """
-    from tqdm import tqdm
-
-    from sleepfm_fast.embeddings import COLUMNS, Description, Embeddings
+    from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
     from sleepfm_fast.storage.standing import digest_of_file, key_of
 
-    sides = (Embeddings(config.training), Embeddings(config.testing))
-    first, second = sides
+    sides = first, second = Embeddings(config.training), Embeddings(config.testing)
     for side in sides:
         say_changed_store(side)
+    _refuse_unlike(first, second)
+    tested = np.arange(len(second)) if config.subjects == "all" else second.clips_of("test")
+    rows = (first.clips_of("train", "validation"), tested)
+    for split, clips, side in zip(("training", "test"), rows, sides, strict=True):
+        if not clips.size:
+            more = " --subjects all takes everybody." if split == "test" else ""
+            raise SleepfmError(f"{side.path} has no {split} clips to give; its split rule left that side empty.{more}")
+    if not any((labels_of(second, task, tested) >= 0).any() for task in TASKS):
+        say(
+            f"notice: no clip of {config.testing} that is taken has a stage, an event, an age or a sex: there is "
+            f"nothing to test on. A probe fitted on {config.training} says what they are (predict)."
+        )
+    trained_names, tested_names = (
+        [side.description.subjects[s] for s in np.unique(np.asarray(side.subject)[clips])]
+        for side, clips in zip(sides, rows, strict=True)
+    )
+    note = _shared_note(set(trained_names), tested_names)
+    if note:
+        say(f"notice: {note}")
+    columns = _joined_columns(sides, rows)
+    description = _joined_description(config, first, second, note)
+    n_clips = sum(map(len, rows))
+    inputs = {name: digest_of_file(side.path / "embeddings.json") for name, side in zip(SIDES, sides, strict=True)}
+    key = key_of("transfer", config, inputs)
+    if config.overwrite or not is_finished(config.embeddings, key, columns, description):
+        with EmbeddingWriter(
+            config.embeddings,
+            n_clips,
+            first.modalities,
+            first.dim,
+            features=first.features or None,
+            overwrite=config.overwrite,
+            key=key,
+        ) as writer:
+            _copy(sides, rows, writer)
+            writer.finish(columns, description)
+    return {
+        "embeddings": config.embeddings,
+        "training_clips": int((columns["split"] == 0).sum()),
+        "validation_clips": int((columns["split"] == 1).sum()),
+        "test_clips": len(tested),
+        "test_subjects": len(tested_names),
+        "overlap": bool(note),
+        "overlap_note": note,
+    }
+
+
+def _refuse_unlike(first: Embeddings, second: Embeddings) -> None:
+    """Raise where the vectors of two folders cannot stand in one matrix, or both are of one store."""
     if (first.kind, first.features) != (second.kind, second.features):
         raise SleepfmError(
-            f"{config.training} holds {_content(first)}, {config.testing} {_content(second)}; a probe needs the same "
-            "of both."
+            f"{first.path} holds {_content(first)}, {second.path} {_content(second)}; a probe needs the same of both."
             + (
                 " Measure the second cohort from a store with the channels of the first: `python -m "
                 "sleepfm_fast.preprocess FILES-OR-FOLDER STORE2 --like "
@@ -96,14 +145,14 @@ def main(config: Config) -> dict[str, Any]:
         )
     if (first.modalities, first.dim) != (second.modalities, second.dim):
         raise SleepfmError(
-            f"{config.training} holds {', '.join(first.modalities)} of length {first.dim}, {config.testing} "
+            f"{first.path} holds {', '.join(first.modalities)} of length {first.dim}, {second.path} "
             f"{', '.join(second.modalities)} of length {second.dim}; embed both stores with the same run."
         )
-    made_by = [(e.description.presets.get("weights") or {}).get("sha256") or e.description.run for e in sides]
+    made_by = [e.weights or e.description.run for e in (first, second)]
     if made_by[0] != made_by[1]:
         again = first.description.run == second.description.run
         raise SleepfmError(
-            f"{config.training} was embedded by {first.description.run}, {config.testing} by "
+            f"{first.path} was embedded by {first.description.run}, {second.path} by "
             f"{second.description.run}{', whose weights have changed in between' if again else ''}; embed both stores "
             "with the same run."
         )
@@ -111,35 +160,32 @@ def main(config: Config) -> dict[str, Any]:
         raise SleepfmError(
             f"both folders are of the store {first.description.store}; external validation is between two stores."
         )
-    tested = np.arange(len(second)) if config.subjects == "all" else second.clips_of("test")
-    rows = (first.clips_of("train", "validation"), tested)
-    for split, clips, path in zip(("training", "test"), rows, (config.training, config.testing), strict=True):
-        if not clips.size:
-            more = " --subjects all takes everybody." if split == "test" else ""
-            raise SleepfmError(f"{path} has no {split} clips to give; its split rule left that side empty.{more}")
-    if not any((labels_of(second, task, tested) >= 0).any() for task in TASKS):
-        say(
-            f"notice: no clip of {config.testing} that is taken has a stage, an event, an age or a sex: there is "
-            f"nothing to test on. A probe fitted on {config.training} says what they are (predict)."
-        )
+
+
+def _joined_columns(sides: tuple[Embeddings, Embeddings], rows: tuple[Clips, Clips]) -> dict[str, Any]:
+    """Columns of the chosen clips of both sides, one below the other."""
+    from sleepfm_fast.embeddings import COLUMNS
+
     columns: dict[str, Any] = {
         name: np.concatenate([np.asarray(getattr(e, name))[clips] for e, clips in zip(sides, rows, strict=True)])
         for name in COLUMNS
     }
-    n = len(rows[0])
+    n, about = len(rows[0]), sides[0].description
     # A store with one subject serves all splits; here its side decides.
     columns["split"][n:] = 2
-    if first.description.overlap:
+    if about.overlap:
         columns["split"][:n] = 0
-    columns["subject"][n:] += len(first.description.subjects)
-    columns["recording"][n:] += len(first.description.recordings)
+    columns["subject"][n:] += len(about.subjects)
+    columns["recording"][n:] += len(about.recordings)
+    return columns
+
+
+def _joined_description(config: Config, first: Embeddings, second: Embeddings, note: str) -> Description:
+    """Describe both sides together; ``note`` says that somebody seems to be on both."""
+    from sleepfm_fast.embeddings import Description
+
     a, b = first.description, second.description
-    trained_names = {a.subjects[s] for s in np.unique(np.asarray(first.subject)[rows[0]])}
-    tested_names = [b.subjects[s] for s in np.unique(np.asarray(second.subject)[rows[1]])]
-    note = _shared_note(trained_names, tested_names)
-    if note:
-        say(f"notice: {note}")
-    description = Description(
+    return Description(
         subjects=(*(f"training/{s}" for s in a.subjects), *(f"external/{s}" for s in b.subjects)),
         recordings=(*(f"training/{r}" for r in a.recordings), *(f"external/{r}" for r in b.recordings)),
         ages=(*a.ages, *b.ages),
@@ -160,37 +206,20 @@ def main(config: Config) -> dict[str, Any]:
         overlap=bool(note),
         overlap_note=note,
     )
-    n_clips = sum(map(len, rows))
-    inputs = {name: digest_of_file(side.path / "embeddings.json") for name, side in zip(SIDES, sides, strict=True)}
-    key = key_of("transfer", config, inputs)
-    if config.overwrite or not is_finished(config.embeddings, key, columns, description):
-        with EmbeddingWriter(
-            config.embeddings,
-            n_clips,
-            first.modalities,
-            first.dim,
-            features=first.features or None,
-            overwrite=config.overwrite,
-            key=key,
-        ) as writer:
-            with tqdm(total=n_clips, initial=writer.n_written, desc="transfer", unit="clip", file=sys.stderr) as bar:
-                done = writer.n_written
-                for side, clips in zip(sides, rows, strict=True):
-                    for start in range(min(done, len(clips)), len(clips), BLOCK):
-                        chosen = clips[start : start + BLOCK]
-                        writer.append(side.vectors[chosen], side.mask[chosen])
-                        bar.update(len(chosen))
-                    done = max(done - len(clips), 0)
-            writer.finish(columns, description)
-    return {
-        "embeddings": config.embeddings,
-        "training_clips": int((columns["split"] == 0).sum()),
-        "validation_clips": int((columns["split"] == 1).sum()),
-        "test_clips": len(rows[1]),
-        "test_subjects": len(tested_names),
-        "overlap": bool(note),
-        "overlap_note": note,
-    }
+
+
+def _copy(sides: tuple[Embeddings, Embeddings], rows: tuple[Clips, Clips], writer: EmbeddingWriter) -> None:
+    """Copy the chosen clips' vectors, from the first on that a stopped run has not written."""
+    from tqdm import tqdm
+
+    done = writer.n_written
+    with tqdm(total=sum(map(len, rows)), initial=done, desc="transfer", unit="clip", file=sys.stderr) as bar:
+        for side, clips in zip(sides, rows, strict=True):
+            for start in range(min(done, len(clips)), len(clips), BLOCK):
+                chosen = clips[start : start + BLOCK]
+                writer.append(side.vectors[chosen], side.mask[chosen])
+                bar.update(len(chosen))
+            done = max(done - len(clips), 0)
 
 
 def _shared_note(trained: set[str], tested: Sequence[str]) -> str:

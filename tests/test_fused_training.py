@@ -17,7 +17,7 @@ from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.model import fused_blocks, fused_training
 from sleepfm_fast.model.fused_training import check_fused_training, fuse_training
-from sleepfm_fast.model.mbconv_blocks import MBConvBlock
+from sleepfm_fast.model.mbconv_blocks import MBConvBlock, OfBatch, track, track_all
 
 # Channels that the kernels take, a residual block and two that halve, a pool behind the second stage.
 SHORT = dataclasses.replace(CONFIGS["short"], channels=(8, 8, 16, 32), depth=(2, 1))
@@ -218,7 +218,29 @@ def test_dropout_is_the_blocks_own(monkeypatch: pytest.MonkeyPatch) -> None:
     fuse_training(model)
     block = model.encoders["ecg"].stage2.stack[0]  # type: ignore[union-attr]
     x = torch.randn(2, 40, 8).bfloat16()
-    assert torch.equal(fused_training.fused(block, x), x)  # type: ignore[arg-type]
+    assert torch.equal(fused_training.fused(block, x, []), x)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("momenta", [(0.1, 0.1, 0.1), (0.1, 0.3, 0.1), (0.1, None, None), (None, None, None), ()])
+@pytest.mark.parametrize("counted", [True, False])
+def test_running_statistics_of_all_blocks_follow_as_those_of_each(
+    momenta: tuple[float | None, ...], counted: bool
+) -> None:
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm1d(8 * (k + 1), momentum=momentum) for k, momentum in enumerate(momenta)]
+    for own in norms:
+        if not counted:
+            own.num_batches_tracked = None
+    alone = copy.deepcopy(norms)
+    for n_values in (50, 2):
+        seen = [OfBatch(own, torch.rand(2, own.num_features, dtype=torch.float64), n_values) for own in norms]
+        for own, of in zip(alone, seen, strict=True):
+            track(own, of.statistics.clone(), of.n_values)
+        track_all(seen)
+    for own, other in zip(norms, alone, strict=True):
+        assert own.state_dict().keys() == other.state_dict().keys()
+        assert all(torch.equal(own.state_dict()[name], value) for name, value in other.state_dict().items())
+        assert own.momentum is None or bool((own.running_mean != 0).all())
 
 
 def test_refusals_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,9 @@
-// The contrastive loss on CUDA; a build without it refuses.
+// The contrastive loss on CUDA.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
 #include <tuple>
 #include <vector>
 
@@ -12,11 +11,9 @@
 #include "bindings.h"
 #include "check.h"
 #include "contrastive_input.h"
+#include "cuda/contrastive.h"
 #include "cuda/contrastive_epilogue.h"
 #include "cuda/contrastive_small.h"
-#if defined(SLEEPFM_WITH_CUDA)
-#include "cuda/contrastive.h"
-#endif
 #include "params.h"
 
 namespace py = pybind11;
@@ -25,73 +22,48 @@ namespace sleepfm::bindings {
 
 namespace {
 
-[[maybe_unused, noreturn]] void refuse_cuda() {
-    throw std::invalid_argument(
-        "contrastive_loss: this build has no CUDA kernels. Install the CUDA toolkit (nvcc) and run `pip install .` "
-        "again, or move the tensors to the CPU.");
-}
-
 // Split operands, samples, device, stream.
 using ContrastiveDevice = std::tuple<bool, std::int64_t, std::int64_t, int, Address>;
 
-#if defined(SLEEPFM_WITH_CUDA)
 sleepfm::ContrastiveCudaOptions contrastive_options(ContrastiveDevice const& where) {
     auto const& [split, begin, end, device, stream] = where;
     return {split, begin, end, device, pointer<void>(stream)};
 }
-#endif
 
 std::int64_t contrastive_cuda_workspace_bytes(ContrastiveShape shape, bool pairwise, bool backward,
-                                              [[maybe_unused]] ContrastiveDevice const& where) {
-    [[maybe_unused]] sleepfm::ContrastiveInput const sizes =
-        contrastive_input(0, 0, shape, {0, 0}, 0, 0, {0, 0}, pairwise, true, 0, 0);
-    static_cast<void>(backward);
-#if defined(SLEEPFM_WITH_CUDA)
+                                              ContrastiveDevice const& where) {
+    sleepfm::ContrastiveInput const sizes = contrastive_input(0, 0, shape, {0, 0}, 0, 0, {0, 0}, pairwise, true, 0, 0);
     return backward ? sleepfm::contrastive_backward_cuda_bytes(sizes, contrastive_options(where))
                     : sleepfm::contrastive_forward_cuda_bytes(sizes, contrastive_options(where));
-#else
-    refuse_cuda();
-#endif
 }
 
 void contrastive_cuda_forward(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
                               Address mask, Strides mask_strides, bool pairwise, bool both_directions,
-                              [[maybe_unused]] ContrastiveDevice const& where, Address workspace, Address loss,
-                              Address losses, Address correct, Address ranks, Address n_valid, Address state) {
-    [[maybe_unused]] sleepfm::ContrastiveForward const call{
-        contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides, pairwise, both_directions, 0,
-                          workspace),
-        pointer<void>(loss),
-        pointer<void>(losses),
-        pointer<std::int64_t>(correct),
-        pointer<std::int32_t>(ranks),
-        pointer<std::int64_t>(n_valid),
-        pointer<double>(state)};
-#if defined(SLEEPFM_WITH_CUDA)
+                              ContrastiveDevice const& where, Address workspace, Address loss, Address losses,
+                              Address correct, Address ranks, Address n_valid, Address state) {
+    sleepfm::ContrastiveForward const call{contrastive_input(x, dtype, shape, x_strides, log_temperature, mask,
+                                                             mask_strides, pairwise, both_directions, 0, workspace),
+                                           pointer<void>(loss),
+                                           pointer<void>(losses),
+                                           pointer<std::int64_t>(correct),
+                                           pointer<std::int32_t>(ranks),
+                                           pointer<std::int64_t>(n_valid),
+                                           pointer<double>(state)};
     sleepfm::contrastive_forward_cuda(call, contrastive_options(where));
-#else
-    refuse_cuda();
-#endif
 }
 
 void contrastive_cuda_backward(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
                                Address mask, Strides mask_strides, bool pairwise, bool both_directions,
-                               [[maybe_unused]] ContrastiveDevice const& where, Address workspace,
-                               Address gradient_loss, Address n_valid, Address state, Address gradient_x,
-                               Address gradient_log_temperature) {
-    [[maybe_unused]] sleepfm::ContrastiveBackward const call{
-        contrastive_input(x, dtype, shape, x_strides, log_temperature, mask, mask_strides, pairwise, both_directions, 0,
-                          workspace),
-        pointer<void const>(gradient_loss),
-        pointer<std::int64_t const>(n_valid),
-        pointer<double const>(state),
-        pointer<void>(gradient_x),
-        pointer<void>(gradient_log_temperature)};
-#if defined(SLEEPFM_WITH_CUDA)
+                               ContrastiveDevice const& where, Address workspace, Address gradient_loss,
+                               Address n_valid, Address state, Address gradient_x, Address gradient_log_temperature) {
+    sleepfm::ContrastiveBackward const call{contrastive_input(x, dtype, shape, x_strides, log_temperature, mask,
+                                                              mask_strides, pairwise, both_directions, 0, workspace),
+                                            pointer<void const>(gradient_loss),
+                                            pointer<std::int64_t const>(n_valid),
+                                            pointer<double const>(state),
+                                            pointer<void>(gradient_x),
+                                            pointer<void>(gradient_log_temperature)};
     sleepfm::contrastive_backward_cuda(call, contrastive_options(where));
-#else
-    refuse_cuda();
-#endif
 }
 
 std::int64_t contrastive_small_workspace_bytes(std::int64_t n_modalities, std::int64_t n_samples, std::int64_t n_dim,
@@ -127,13 +99,7 @@ void contrastive_small(Address x, int dtype, ContrastiveShape shape, Strides x_s
     p.gradient_dtype = static_cast<sleepfm::DType>(gradient_dtype);
     p.gradient_log_temperature = pointer<float>(gradient_log_temperature);
     p.barrier = pointer<unsigned>(barrier);
-#if defined(SLEEPFM_WITH_CUDA)
     sleepfm::contrastive_small_cuda(p, device, pointer<void>(stream));
-#else
-    static_cast<void>(device);
-    static_cast<void>(stream);
-    refuse_cuda();
-#endif
 }
 
 // members: of ContrastiveGemm, in its order.
@@ -142,14 +108,7 @@ void contrastive_gemm(std::int64_t step, std::vector<std::int64_t> const& member
     SLEEPFM_CHECK(members.size() * sizeof(std::int64_t) == sizeof g, "contrastive_gemm: ", members.size(),
                   " members are given; the structure has ", sizeof g / sizeof(std::int64_t), ".");
     std::memcpy(&g, members.data(), sizeof g);
-#if defined(SLEEPFM_WITH_CUDA)
     sleepfm::contrastive_gemm_cuda(static_cast<sleepfm::GemmStep>(step), g, device, pointer<void>(stream));
-#else
-    static_cast<void>(step);
-    static_cast<void>(device);
-    static_cast<void>(stream);
-    refuse_cuda();
-#endif
 }
 
 }  // namespace

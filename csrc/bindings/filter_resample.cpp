@@ -4,11 +4,8 @@
 #include <cstdint>
 
 #include "bindings.h"
-#include "check.h"
 #include "cpu/filter_resample.h"
-#if defined(SLEEPFM_WITH_CUDA)
 #include "cuda/filter_resample.h"
-#endif
 #include "launch.h"
 #include "params.h"
 
@@ -45,14 +42,7 @@ void filter_resample(std::uintptr_t raw, std::int64_t n_raw, int raw_bytes, std:
         sleepfm::filter_resample_cpu(p, n_threads);
         return;
     }
-#if defined(SLEEPFM_WITH_CUDA)
     sleepfm::filter_resample_cuda(p, device, reinterpret_cast<void*>(stream));
-#else
-    static_cast<void>(stream);
-    SLEEPFM_CHECK(false,
-                  "filter_resample: this build has no CUDA kernels. Install the CUDA toolkit (nvcc) and run "
-                  "`pip install .` again, or move the tensors to the CPU.");
-#endif
 }
 
 py::dict filter_resample_launch(std::int64_t n_clips, std::int64_t n_channels, std::int64_t n_out, bool statistics,

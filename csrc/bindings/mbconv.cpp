@@ -9,10 +9,8 @@
 #include "bindings.h"
 #include "check.h"
 #include "cpu/mbconv.h"
-#include "cuda/mbconv_evaluate_policy.h"
-#if defined(SLEEPFM_WITH_CUDA)
 #include "cuda/mbconv_evaluate.h"
-#endif
+#include "cuda/mbconv_evaluate_policy.h"
 #include "mbconv_shape.h"
 #include "params.h"
 
@@ -104,19 +102,11 @@ void mbconv_evaluate_cuda(MBConvDims dims, int dtype, bool residual, Address x, 
     p.y = pointer<void>(y);
     p.dtype = static_cast<sleepfm::DType>(dtype);
     p.residual = residual;
-#if defined(SLEEPFM_WITH_CUDA)
     SLEEPFM_CHECK(p.dtype == sleepfm::DType::bf16 || p.dtype == sleepfm::DType::f16,
                   "mbconv_evaluate: x is neither bfloat16 nor float16.");
     auto const launch =
         p.dtype == sleepfm::DType::bf16 ? &sleepfm::mbconv_evaluate_cuda_bf16 : &sleepfm::mbconv_evaluate_cuda_f16;
     launch(p, device, pointer<void>(stream));
-#else
-    static_cast<void>(device);
-    static_cast<void>(stream);
-    SLEEPFM_CHECK(false,
-                  "mbconv_evaluate: this build has no CUDA kernels. Install the CUDA toolkit (nvcc) and run "
-                  "`pip install .` again, or leave the blocks to torch.");
-#endif
 }
 
 }  // namespace

@@ -7,11 +7,8 @@
 
 #include "addresses.h"
 #include "bindings.h"
-#include "check.h"
-#include "params.h"
-#if defined(SLEEPFM_WITH_CUDA)
 #include "cuda/mbconv_train.h"
-#endif
+#include "params.h"
 
 namespace py = pybind11;
 
@@ -37,12 +34,6 @@ class Pointers {
     std::size_t place_ = 0;
 };
 
-[[maybe_unused]] void refuse_without_cuda() {
-    SLEEPFM_CHECK(false,
-                  "mbconv_train: this build has no CUDA kernels. Install the CUDA toolkit (nvcc) and run "
-                  "`pip install .` again, or leave the blocks to torch.");
-}
-
 void expansion_sums(std::int64_t n_rows, std::int64_t width, int n_partials, double eps,
                     std::array<Address, 10> const& addresses, int device, Address stream) {
     Pointers of(addresses);
@@ -66,13 +57,7 @@ void expansion_sums(std::int64_t n_rows, std::int64_t width, int n_partials, dou
     finish.n_rows = n_rows;
     finish.width = width;
     finish.n_partials = n_partials;
-#if defined(SLEEPFM_WITH_CUDA)
     mbconv_expansion_sums_cuda(call, finish, device, pointer<void>(stream));
-#else
-    static_cast<void>(device);
-    static_cast<void>(stream);
-    refuse_without_cuda();
-#endif
 }
 
 std::int64_t samples_out(Wide const& wide) {
@@ -98,13 +83,7 @@ void depthwise(Wide wide, double eps, std::array<Address, 9> const& addresses, i
     finish.n_rows = call.n_clips * samples_out(wide);
     finish.width = call.width;
     finish.n_partials = call.n_partials;
-#if defined(SLEEPFM_WITH_CUDA)
     mbconv_depthwise_cuda(call, finish, device, pointer<void>(stream));
-#else
-    static_cast<void>(device);
-    static_cast<void>(stream);
-    refuse_without_cuda();
-#endif
 }
 
 void activate(std::int64_t n_rows, std::int64_t width, int n_blocks, std::array<Address, 3> const& addresses,
@@ -116,14 +95,7 @@ void activate(std::int64_t n_rows, std::int64_t width, int n_blocks, std::array<
     call.a2 = of.next<void>();
     call.n_rows = n_rows;
     call.width = width;
-#if defined(SLEEPFM_WITH_CUDA)
     mbconv_activate_cuda(call, n_blocks, device, pointer<void>(stream));
-#else
-    static_cast<void>(n_blocks);
-    static_cast<void>(device);
-    static_cast<void>(stream);
-    refuse_without_cuda();
-#endif
 }
 
 void gradient_sums(std::int64_t n_rows, std::int64_t width, int n_partials, double eps,
@@ -150,13 +122,7 @@ void gradient_sums(std::int64_t n_rows, std::int64_t width, int n_partials, doub
     finish.n_rows = n_rows;
     finish.width = width;
     finish.n_partials = n_partials;
-#if defined(SLEEPFM_WITH_CUDA)
     mbconv_gradient_sums_cuda(call, finish, device, pointer<void>(stream));
-#else
-    static_cast<void>(device);
-    static_cast<void>(stream);
-    refuse_without_cuda();
-#endif
 }
 
 void depthwise_backward(Wide wide, double eps, std::array<Address, 12> const& addresses, int device, Address stream) {
@@ -181,13 +147,7 @@ void depthwise_backward(Wide wide, double eps, std::array<Address, 12> const& ad
     finish.n_rows = call.n_clips * call.n_samples;
     finish.width = call.width;
     finish.n_partials = call.n_partials;
-#if defined(SLEEPFM_WITH_CUDA)
     mbconv_depthwise_backward_cuda(call, finish, device, pointer<void>(stream));
-#else
-    static_cast<void>(device);
-    static_cast<void>(stream);
-    refuse_without_cuda();
-#endif
 }
 
 }  // namespace

@@ -99,8 +99,7 @@ inline Vector add_product(Vector sum, Words a, Words b) {
 #endif
 }
 
-// ---- a vector of bfloat16 in memory
-// ----------------------------------------------------------------------------------
+// ---- a vector of bfloat16 in memory ---------------------------------------------------------------------------------
 
 inline Vector widened(HalfWords v) {
 #if SLEEPFM_LANES == 16 && defined(__AVX512BW__)
@@ -217,8 +216,7 @@ struct Part {
     static Vector first(Vector v, Index n) { return first_lanes(v, n); }
 };
 
-// ---- one code for both
-// -----------------------------------------------------------------------------------------------
+// ---- one code for both ----------------------------------------------------------------------------------------------
 
 // Wide: of what waits in memory, and of a row along whose samples is summed. DEPTH: neighbours in the sum in one word.
 template <typename Factor>

@@ -88,8 +88,7 @@ __global__ void __launch_bounds__(epilogue_threads) gemm_operands_kernel(Contras
     }
 }
 
-// ---- what follows from the statistics
-// ---------------------------------------------------------------------------------
+// ---- what follows from the statistics -------------------------------------------------------------------------------
 
 // grid: (blocks, directions)
 __global__ void __launch_bounds__(gemm_finish_threads) gemm_finish_kernel(ContrastiveGemm const g) {

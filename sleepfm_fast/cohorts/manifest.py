@@ -138,7 +138,7 @@ def latest(rows: Iterable[Entry]) -> dict[str, Entry]:
     return found
 
 
-def merge_manifest(store: Path, stored: Mapping[str, Entry], merged: Iterable[str] | None = None) -> None:
+def merge_manifest(store: Path, stored: Mapping[str, Entry]) -> None:
     """Write ``manifest.csv`` anew and remove the journals that went into it.
 
     Parameters
@@ -147,11 +147,8 @@ def merge_manifest(store: Path, stored: Mapping[str, Entry], merged: Iterable[st
     stored : mapping of str to Entry
         By path, what the store holds: a night without a row, as after a kill, gets this one. Rows of nights that the
         store no longer holds, as of recordings that were moved, go.
-    merged : iterable of str, optional
-        Journals to merge, by the name of their run; all by default.
     """
-    names = None if merged is None else set(merged)
-    parts = [path for path in journals(store) if names is None or path.stem in names]
+    parts = journals(store)
     rows = read_rows(store / FILE)
     for part in parts:
         rows += read_rows(part)

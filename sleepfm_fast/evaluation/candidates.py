@@ -15,15 +15,10 @@ from sleepfm_fast.plurals import counted
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
 
-__all__ = ["Pair", "balanced_order", "clips_of_pair", "draw_pairs", "event_types"]
+__all__ = ["Pair", "balanced_order", "draw_pairs", "event_types"]
 
 Pair = tuple[str, str]
 SDB = ("unscored", "none", "event")  # codes -1, 0, 1
-
-
-def clips_of_pair(chosen: dict[Pair, npt.NDArray[np.int64]], query: str, candidates: str) -> npt.NDArray[np.int64]:
-    """Return the clips of a pair of modalities, which is kept in one order only."""
-    return chosen[query, candidates] if (query, candidates) in chosen else chosen[candidates, query]
 
 
 def event_types(embeddings: Embeddings, clips: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:

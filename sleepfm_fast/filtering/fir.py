@@ -72,11 +72,11 @@ def triangle(half_width: float) -> FloatArray:
     return 1.0 - np.abs(np.arange(-reach, reach + 1, dtype=np.float64)) / half_width
 
 
-def butterworth_forward_backward(order: int, cutoff: float, floor: float = 1e-9) -> FloatArray:
+def butterworth_forward_backward(order: int, cutoff: float) -> FloatArray:
     """FIR equivalent of a Butterworth low-pass run forwards and backwards (``scipy.signal.sosfiltfilt``).
 
     Running a filter both ways has the autocorrelation of its impulse response as impulse response, which decays
-    exponentially; it is cut where it stays below ``floor`` times its peak.
+    exponentially; it is cut where it stays below 1e-9 of its peak.
 
     Parameters
     ----------
@@ -84,8 +84,6 @@ def butterworth_forward_backward(order: int, cutoff: float, floor: float = 1e-9)
         Order of the Butterworth filter (of one pass).
     cutoff
         Corner frequency over the Nyquist frequency, in (0, 1); the gain of both passes together is -6 dB there.
-    floor
-        Size of the first tap left out, relative to the largest one.
 
     Returns
     -------
@@ -93,6 +91,7 @@ def butterworth_forward_backward(order: int, cutoff: float, floor: float = 1e-9)
     """
     import scipy.signal
 
+    floor = 1e-9
     sos = scipy.signal.butter(order, cutoff, output="sos")
     n = 64
     while True:

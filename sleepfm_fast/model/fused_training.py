@@ -13,10 +13,11 @@ from sleepfm_fast.model.fused_blocks import PoolChannelsLast, check_fused_blocks
 from sleepfm_fast.model.mbconv_blocks import (
     MBConvBlock,
     MBConvStage,
+    OfBatch,
     convolve_and_normalise,
     has_hooks,
     is_plain_pool,
-    track,
+    track_all,
 )
 from sleepfm_fast.model.precision import Precision
 from sleepfm_fast.ops.mbconv_train import MULTIPLE, mbconv_train
@@ -67,19 +68,24 @@ def before_last(encoder: EfficientNet1d, x: Tensor) -> Tensor:
         return EfficientNet1d.before_last(encoder, x)
     x = convolve_and_normalise(encoder.stage1, encoder.b0, x).to(torch.bfloat16).transpose(1, 2).contiguous()
     pool = PoolChannelsLast(encoder.pool)
+    seen: list[OfBatch] = []
     for name, stage in encoder.stages():
-        x = of_stage(stage, x)
+        x = of_stage(stage, x, seen)
         if name in encoder.pooled_after:
             x = pool(x)
+    track_all(seen)
     return x.transpose(1, 2)
 
 
-def of_stage(stage: nn.Module, x: Tensor) -> Tensor:
-    """[B, n, n_in] -> [B, n / 2, n_out]; layers with hooks, and those in another's place, are called as they are."""
+def of_stage(stage: nn.Module, x: Tensor, seen: list[OfBatch]) -> Tensor:
+    """[B, n, n_in] -> [B, n / 2, n_out]; layers with hooks, and those in another's place, are called as they are.
+
+    Adds to ``seen`` what the running statistics of its fused blocks are to follow.
+    """
     if type(stage) is not MBConvStage or type(stage.stack) is not nn.Sequential or has_hooks(stage, stage.stack):
         return channels_first(stage, x)
     for block in stage.stack:
-        x = fused(block, x) if type(block) is MBConvBlock and is_covered(block) else channels_first(block, x)
+        x = fused(block, x, seen) if type(block) is MBConvBlock and is_covered(block) else channels_first(block, x)
     if type(stage.bn) not in (nn.BatchNorm1d, nn.SyncBatchNorm) or has_hooks(stage.bn):
         return channels_first(stage.bn, x)
     # A row a sample: the batch norm counts clips and samples together either way.
@@ -105,9 +111,9 @@ def is_covered(block: MBConvBlock) -> bool:
     )
 
 
-def fused(block: MBConvBlock, x: Tensor) -> Tensor:
-    """[B, n, n_in] -> [B, n / stride, n_out]; updates the running statistics."""
+def fused(block: MBConvBlock, x: Tensor, seen: list[OfBatch]) -> Tensor:
+    """[B, n, n_in] -> [B, n / stride, n_out]; adds to ``seen`` what the running statistics are to follow."""
     y, statistics = mbconv_train(x, *block.weights(), stride=block.conv2.stride[0], eps=block.b0.eps)
-    track(block.b0, statistics[:2], x.shape[0] * x.shape[1])
-    track(block.b1, statistics[2:], y.shape[0] * y.shape[1])
+    seen.append(OfBatch(block.b0, statistics[:2], x.shape[0] * x.shape[1]))
+    seen.append(OfBatch(block.b1, statistics[2:], y.shape[0] * y.shape[1]))
     return x + block.drop(y) if block.residual else y

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,17 @@ from sleepfm_fast.ops.max_pool import max_pool
 from sleepfm_fast.ops.mbconv import mbconv
 from sleepfm_fast.ops.stem import stem
 
-__all__ = ["MBConvBlock", "MBConvStage", "convolve_and_normalise", "has_hooks", "is_pointwise", "pool"]
+__all__ = [
+    "MBConvBlock",
+    "MBConvStage",
+    "OfBatch",
+    "convolve_and_normalise",
+    "has_hooks",
+    "is_pointwise",
+    "pool",
+    "track",
+    "track_all",
+]
 
 
 def has_hooks(*layers: nn.Module) -> bool:
@@ -49,6 +61,34 @@ def track(norm: nn.BatchNorm1d, statistics: Tensor, n_values: int) -> None:
         return
     mean.lerp_(statistics[0].to(mean.dtype), momentum)
     variance.lerp_((statistics[1] * (n_values / (n_values - 1))).to(variance.dtype), momentum)
+
+
+class OfBatch(NamedTuple):
+    """What a batch norm saw: mean and population variance ``[2, width]`` of so many values."""
+
+    norm: nn.BatchNorm1d
+    statistics: Tensor
+    n_values: int
+
+
+def track_all(seen: Sequence[OfBatch]) -> None:
+    """As :func:`track`, of many batch norms: a few launches on a GPU where each would have six."""
+    momenta = {of.norm.momentum for of in seen}
+    dtypes = {running.dtype for of in seen for running in running_statistics(of.norm)}
+    counts = [of.norm.num_batches_tracked for of in seen if of.norm.num_batches_tracked is not None]
+    momentum = next(iter(momenta), None)
+    if momentum is None or len(momenta) > 1 or len(dtypes) > 1:
+        for of in seen:
+            track(*of)
+        return
+    widths = [of.statistics.shape[1] for of in seen]
+    together = torch.cat([of.statistics for of in seen], dim=1)
+    torch._foreach_mul_(together[1].split(widths), [of.n_values / (of.n_values - 1) for of in seen])
+    means, variances = zip(*(running_statistics(of.norm) for of in seen), strict=True)
+    together = together.to(means[0].dtype)
+    torch._foreach_lerp_([*means, *variances], [*together[0].split(widths), *together[1].split(widths)], momentum)
+    if counts:
+        torch._foreach_add_(counts, 1)
 
 
 def is_affine(norm: nn.Module) -> bool:

@@ -139,10 +139,6 @@ class Tile:
     column: int
     n_columns: int
 
-    @property
-    def has_diagonal(self) -> bool:
-        return self.row == self.column
-
 
 def tile_edge(n_samples: int) -> int:
     """Edge of the tiles: as few of them as TILE_EDGE allows, of about equal size, a multiple of 8."""

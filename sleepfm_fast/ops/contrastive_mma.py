@@ -9,9 +9,7 @@ from sleepfm_fast import _C
 from sleepfm_fast.ops.contrastive_results import allocate_forward
 from sleepfm_fast.ops.registry import DTYPE_CODES
 
-__all__ = ["LARGEST_DIM", "backward", "forward", "workspace_bytes"]
-
-LARGEST_DIM = 512  # contrastive_largest_dim in csrc/cuda/contrastive.h
+__all__ = ["backward", "forward", "workspace_bytes"]
 
 # The leading arguments of the compiled functions, and where they run, as in _C.pyi.
 Where = tuple[bool, int, int, int, int]

@@ -21,7 +21,7 @@ REGIMES: tuple[Regime, ...] = get_args(Regime)
 # the launches of the tensor-core path alone; it keeps its similarities in memory, hence the bound on N.
 SMALL_WORK = contrastive_small.MOST_MULTIPLY_ADDS
 SMALL_SAMPLES = contrastive_small.LARGEST_N
-# The tensor-core path pads D to 64, 128, 256 or this.
+# The tensor-core path pads D to 64, 128, 256 or this (contrastive_largest_dim in csrc/cuda/contrastive.h).
 MMA_DIM = 512
 MMA_CAPABILITY = (8, 0)
 # From capability 9.0 on a library's products run at about twice the rate that mma.sync reaches, which pays for writing

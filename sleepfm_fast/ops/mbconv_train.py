@@ -194,15 +194,17 @@ def forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[
     w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3 = (weight.contiguous() for weight in weights)
     B, T, n_in = x.shape
     flat = x.view(B * T, n_in)
-    bias = torch.mv(w1, flat.mean(0, dtype=torch.float32)).neg_().to(x.dtype)
+    mean = flat.mean(0, dtype=torch.float32)
+    bias = torch.mv(w1, mean).neg_().to(x.dtype)
     c1 = torch.addmm(bias, flat, w1.to(x.dtype).T).view(B, T, -1)
     statistics0, parameters0 = between.expansion_sums(c1, bias, b1, gamma0, beta0, wd, bd, eps)
     c2, statistics1, parameters1 = between.depthwise(c1, parameters0, gamma1, beta1, stride, eps)
     a2 = between.activate(c2, parameters1)
     S = c2.shape[1]
-    y = torch.addmm(b3.to(x.dtype), a2.view(B * S, -1), w3.to(x.dtype).T).view(B, S, -1)
+    projection = w3.to(x.dtype)
+    y = torch.addmm(b3.to(x.dtype), a2.view(B * S, -1), projection.T).view(B, S, -1)
     statistics = torch.cat((statistics0[:2], statistics1))
-    return y, statistics, statistics0, statistics1, parameters0, parameters1, c1, c2, a2
+    return y, statistics, statistics0, statistics1, parameters0, parameters1, mean, projection, c1, c2, a2
 
 
 @as_given
@@ -215,16 +217,16 @@ def backward(
     + v1 + v2 (c1 - its mean)``; that is linear in x but for g0, so that only its product has wide factors.
     """
     dy, x = dy.contiguous(), x.contiguous()
-    statistics0, statistics1, parameters0, parameters1, c1, c2, a2 = (aligned(tensor) for tensor in kept)
-    w1, gamma0, gamma1, w3 = (weights[k].contiguous() for k in (0, 2, 6, 8))
+    statistics0, statistics1, parameters0, parameters1, mean, projection, c1, c2, a2 = map(aligned, kept)
+    w1, gamma0, gamma1 = (weights[k].contiguous() for k in (0, 2, 6))
     B, T, n_in = x.shape
     rows = B * T
-    width, n_out, S = len(w1), len(w3), c2.shape[1]
+    width, n_out, S = len(w1), len(projection), c2.shape[1]
     flat_dy, flat = dy.view(B * S, n_out), x.view(rows, n_in)
-    dw3 = w3.new_empty((n_out, width))
+    dw3 = w1.new_empty((n_out, width))
     multiply(flat_dy.T, a2.view(B * S, width), dw3)
     db3 = flat_dy.sum(0, dtype=torch.float32)
-    da2 = torch.mm(flat_dy, w3.to(dy.dtype)).view(B, S, width)
+    da2 = torch.mm(flat_dy, projection).view(B, S, width)
     dgamma1, dbeta1, parameters = between.gradient_sums(c2, da2, statistics1, parameters0, parameters1, gamma1, eps)
     g0, dgamma0, dbeta0, dwd, vectors = between.depthwise_backward(
         c1, c2, da2, parameters, statistics0, gamma0, stride, eps
@@ -233,7 +235,6 @@ def backward(
     scale, of_mean, of_c1 = vectors[:, :, None]
     # With m the mean of x, a sample's gradient is w1' v0 g0 + w1' v1 + w1' v2 w1 (x - m); the constant is that of the
     # rounded matrix.
-    mean = flat.mean(0, dtype=torch.float32)
     rounded = w1.to(dy.dtype).float()
     square = torch.mm((rounded * of_c1).T, rounded).to(dy.dtype)
     constant = ((rounded * of_mean).sum(0) - torch.mv(square.float().T, mean)).to(dy.dtype)
@@ -244,15 +245,16 @@ def backward(
     multiply(flat.T, flat, gram)
     covariance = torch.addr(gram, mean, mean, alpha=-rows)  # times the number of samples
     dw1 = torch.addcmul(scale * torch.addr(dw1, dbeta0, mean, alpha=-1), of_c1, torch.mm(rounded, covariance))
-    zero = torch.zeros_like(dgamma0)
-    return dx, dw1, zero, dgamma0, dbeta0, dwd, zero.clone(), dgamma1, dbeta1, dw3, db3
+    db1, dbd = w1.new_zeros((2, width))
+    return dx, dw1, db1, dgamma0, dbeta0, dwd, dbd, dgamma1, dbeta1, dw3, db3
 
 
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 LIBRARY.define(
     "mbconv_train_forward(Tensor x, Tensor[] weights, int stride, float eps) -> (Tensor y, Tensor statistics, "
-    "Tensor statistics0, Tensor statistics1, Tensor parameters0, Tensor parameters1, Tensor c1, Tensor c2, Tensor a2)",
+    "Tensor statistics0, Tensor statistics1, Tensor parameters0, Tensor parameters1, Tensor mean, Tensor projection, "
+    "Tensor c1, Tensor c2, Tensor a2)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
@@ -265,9 +267,11 @@ LIBRARY.define(
 
 @torch.library.register_fake("sleepfm_fast::mbconv_train_forward", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _fake_forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, ...]:
-    B, T = x.shape[:2]
+    B, T, n_in = x.shape
     S, width, n_out = (T - 1) // stride + 1, weights[0].shape[0], weights[8].shape[0]
-    small = [((n, width), torch.float64) for n in (4, 3, 2)] + [((n, width), torch.float32) for n in (7, 3)]
+    small: list[Any] = [((n, width), torch.float64) for n in (4, 3, 2)]
+    small += [((7, width), torch.float32), ((3, width), torch.float32), ((n_in,), torch.float32)]
+    small += [((n_out, width), x.dtype)]
     wide = [((B, T, width), x.dtype), *[((B, S, width), x.dtype)] * 2]
     return (
         x.new_empty((B, S, n_out)),

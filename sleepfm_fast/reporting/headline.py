@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sleepfm_fast.evaluation.interval_notice import interval_caution
 from sleepfm_fast.evaluation.tasks import TASKS
@@ -223,132 +223,140 @@ def card(title: str, meaning: str, readings: Sequence[Reading], several: bool) -
     )
 
 
+class Card(NamedTuple):
+    """A headline figure: its title, what a reading of it means, and how it is read."""
+
+    title: str
+    meaning: Callable[[Reading], str]
+    read: Callable[[Run], Reading | None]
+
+
+def half(_: Result) -> float:
+    """Chance level of an AUROC."""
+    return 0.5
+
+
+def nothing(_: Result) -> float:
+    """Chance level of Cohen's kappa."""
+    return 0.0
+
+
+CARDS = (
+    Card(
+        "Sleep staging: AUROC, mean of stages",
+        lambda r: (
+            f"Of a clip of one stage and a clip of another, the right one gets the higher score {hundred(r)} "
+            "times in 100; guessing gets 50."
+        ),
+        lambda run: classifier_reading(run, "stage", "auroc", half),
+    ),
+    Card(
+        "Sleep staging: AUPRC, mean of stages",
+        lambda r: (
+            "Precision averaged over all recalls, every stage counting alike; guessing gets a stage's share of the "
+            f"clips, {r.chance or 0:.2f} on average."
+        ),
+        lambda run: classifier_reading(run, "stage", "auprc", mean_prevalence),
+    ),
+    Card(
+        "Sleep staging: F1, mean of stages",
+        lambda r: (
+            "Harmonic mean of precision and recall when each clip gets its most probable stage, every stage "
+            "counting alike; 1 is perfect."
+        ),
+        lambda run: classifier_reading(run, "stage", "f1", lambda _: None),
+    ),
+    Card(
+        "Sleep staging: Cohen's kappa",
+        lambda r: f"Of the agreement with the scorer that chance leaves open, {hundred(r)} % is reached.",
+        lambda run: classifier_reading(run, "stage", "cohen_kappa", nothing),
+    ),
+    Card(
+        "Sleep-disordered breathing: AUROC",
+        lambda r: (
+            f"Of a clip with a respiratory event and one without, the first gets the higher score {hundred(r)} "
+            "times in 100; guessing gets 50."
+        ),
+        lambda run: classifier_reading(run, "sdb", "auroc", half),
+    ),
+    Card(
+        "Sleep-disordered breathing: AUPRC",
+        lambda r: (
+            f"Precision averaged over all recalls; guessing gets the share of clips with an event, {r.chance or 0:.2f}."
+        ),
+        lambda run: classifier_reading(run, "sdb", "auprc", mean_prevalence),
+    ),
+    Card(
+        "Age group: AUROC over clips, mean of groups",
+        lambda r: (
+            f"Of clips of two age groups, the right one gets the higher score {hundred(r)} times in 100; guessing "
+            "gets 50."
+        ),
+        lambda run: classifier_reading(run, "age", "auroc", half),
+    ),
+    Card(
+        "Age group: AUROC over nights, mean of groups",
+        lambda r: (
+            f"Of nights of two age groups, each by the mean probability of its clips, the right one gets the "
+            f"higher score {hundred(r)} times in 100; guessing gets 50."
+        ),
+        lambda run: night_reading(run, "age"),
+    ),
+    Card(
+        "Sex: AUROC over clips",
+        lambda r: (
+            f"Of a woman's clip and a man's, hers gets the higher score {hundred(r)} times in 100; guessing gets 50."
+        ),
+        lambda run: classifier_reading(run, "sex", "auroc", half),
+    ),
+    Card(
+        "Sex: AUROC over nights",
+        lambda r: (
+            f"Of a woman's night and a man's, each by the mean probability of its clips, hers gets the higher "
+            f"score {hundred(r)} times in 100; guessing gets 50."
+        ),
+        lambda run: night_reading(run, "sex"),
+    ),
+    Card(
+        "Retrieval between modalities",
+        lambda r: (
+            f"Asked with a clip of one modality, {hundred(r)} times in 100 the clip recorded at the same time with "
+            f"another modality is among the {r.k} nearest{candidates(r)}; a random order gets "
+            f"{100 * (r.chance or 0):.1f}."
+        ),
+        retrieval_reading,
+    ),
+)
+
+
 def headline_section(runs: Sequence[Run]) -> Section:
     """Draw a card for every figure that any run has."""
-    section = Section(
-        "headline",
-        "Headline figures",
-        lead(runs),
-    )
-
-    def half(_: Result) -> float | None:
-        return 0.5
-
-    def nothing(_: Result) -> float | None:
-        return 0.0
-
-    group = Group(note=not_shown(runs))
-    wanted: list[tuple[str, Callable[[Reading], str], Callable[[Run], Reading | None]]] = [
-        (
-            "Sleep staging: AUROC, mean of stages",
-            lambda r: (
-                f"Of a clip of one stage and a clip of another, the right one gets the higher score {hundred(r)} "
-                "times in 100; guessing gets 50."
-            ),
-            lambda run: classifier_reading(run, "stage", "auroc", half),
-        ),
-        (
-            "Sleep staging: AUPRC, mean of stages",
-            lambda r: (
-                "Precision averaged over all recalls, every stage counting alike; guessing gets a stage's share of the "
-                f"clips, {r.chance or 0:.2f} on average."
-            ),
-            lambda run: classifier_reading(run, "stage", "auprc", mean_prevalence),
-        ),
-        (
-            "Sleep staging: F1, mean of stages",
-            lambda r: (
-                "Harmonic mean of precision and recall when each clip gets its most probable stage, every stage "
-                "counting alike; 1 is perfect."
-            ),
-            lambda run: classifier_reading(run, "stage", "f1", lambda _: None),
-        ),
-        (
-            "Sleep staging: Cohen's kappa",
-            lambda r: f"Of the agreement with the scorer that chance leaves open, {hundred(r)} % is reached.",
-            lambda run: classifier_reading(run, "stage", "cohen_kappa", nothing),
-        ),
-        (
-            "Sleep-disordered breathing: AUROC",
-            lambda r: (
-                f"Of a clip with a respiratory event and one without, the first gets the higher score {hundred(r)} "
-                "times in 100; guessing gets 50."
-            ),
-            lambda run: classifier_reading(run, "sdb", "auroc", half),
-        ),
-        (
-            "Sleep-disordered breathing: AUPRC",
-            lambda r: (
-                "Precision averaged over all recalls; guessing gets the share of clips with an event, "
-                f"{r.chance or 0:.2f}."
-            ),
-            lambda run: classifier_reading(run, "sdb", "auprc", mean_prevalence),
-        ),
-        (
-            "Age group: AUROC over clips, mean of groups",
-            lambda r: (
-                f"Of clips of two age groups, the right one gets the higher score {hundred(r)} times in 100; guessing "
-                "gets 50."
-            ),
-            lambda run: classifier_reading(run, "age", "auroc", half),
-        ),
-        (
-            "Age group: AUROC over nights, mean of groups",
-            lambda r: (
-                f"Of nights of two age groups, each by the mean probability of its clips, the right one gets the "
-                f"higher score {hundred(r)} times in 100; guessing gets 50."
-            ),
-            lambda run: night_reading(run, "age"),
-        ),
-        (
-            "Sex: AUROC over clips",
-            lambda r: (
-                f"Of a woman's clip and a man's, hers gets the higher score {hundred(r)} times in 100; guessing gets "
-                "50."
-            ),
-            lambda run: classifier_reading(run, "sex", "auroc", half),
-        ),
-        (
-            "Sex: AUROC over nights",
-            lambda r: (
-                f"Of a woman's night and a man's, each by the mean probability of its clips, hers gets the higher "
-                f"score {hundred(r)} times in 100; guessing gets 50."
-            ),
-            lambda run: night_reading(run, "sex"),
-        ),
-        (
-            "Retrieval between modalities",
-            lambda r: (
-                f"Asked with a clip of one modality, {hundred(r)} times in 100 the clip recorded at the same time with "
-                f"another modality is among the {r.k} nearest{candidates(r)}; a random order gets "
-                f"{100 * (r.chance or 0):.1f}."
-            ),
-            retrieval_reading,
-        ),
-    ]
-    for title, meaning, read in wanted:
+    section = Section("headline", "Headline figures", lead(runs), [Group(note=not_shown(runs))])
+    items = section.groups[0].items
+    for title, meaning, read in CARDS:
         readings = [reading for run in runs if (reading := attempted(read, run)) is not None]
         if readings:
             first = f"{readings[0].run.name}: " if len(runs) > 1 else ""
-            group.items.append(card(title, first + meaning(readings[0]), readings, len(runs) > 1))
-    if not group.items:
-        run = runs[0]
-        # Features of two modalities have no common space to retrieve in.
-        has_space = run.embeddings is None or run.embeddings.kind != "feature"
-        group.items.append(
-            Missing(
-                "No results on the run's own test clips yet. These commands make them:",
-                "\n".join(
-                    [
-                        *([suggestions.embed(run)] if run.embeddings is None else []),
-                        *(suggestions.probe(run, t) for t in ("stage", "sdb")),
-                        *([suggestions.retrieve(run)] if has_space else []),
-                    ]
-                ),
-            )
-        )
-    section.groups.append(group)
+            items.append(card(title, first + meaning(readings[0]), readings, len(runs) > 1))
+    if not items:
+        items.append(no_results(runs[0]))
     return section
+
+
+def no_results(run: Run) -> Missing:
+    """Name the commands that make the first figures of a run."""
+    # Features of two modalities have no common space to retrieve in.
+    has_space = run.embeddings is None or run.embeddings.kind != "feature"
+    return Missing(
+        "No results on the run's own test clips yet. These commands make them:",
+        "\n".join(
+            [
+                *([suggestions.embed(run)] if run.embeddings is None else []),
+                *(suggestions.probe(run, t) for t in ("stage", "sdb")),
+                *([suggestions.retrieve(run)] if has_space else []),
+            ]
+        ),
+    )
 
 
 T = TypeVar("T")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 __all__ = ["Scale", "covering", "tick_text"]
 
+N_MARKS = 5
 LARGEST = 1e100  # beyond, differences and margins overflow
 
 
@@ -51,18 +52,18 @@ class Scale:
         clipped: npt.NDArray[np.float64] = np.clip(position, 0.0, 1.0)
         return clipped
 
-    def marks(self, n: int = 5) -> tuple[tuple[float, str], ...]:
-        """About ``n`` round values within the axis, with their texts."""
+    def marks(self) -> tuple[tuple[float, str], ...]:
+        """About five round values within the axis, with their texts."""
         if self.ticks:
             return self.ticks
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for steps in ((1, 2, 5), (1, 3), (1,)):
                 values = [s * 10.0**d for d in decades for s in steps if self.low <= s * 10.0**d <= self.high]
-                if len(values) <= n:
+                if len(values) <= N_MARKS:
                     break
             return tuple((v, tick_text(v, v)) for v in (values or [self.low, self.high]))
-        step = round_step((self.high - self.low) / n)
+        step = round_step((self.high - self.low) / N_MARKS)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return tuple((i * step, tick_text(i * step, step)) for i in range(first, last + 1))

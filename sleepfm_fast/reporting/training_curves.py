@@ -45,11 +45,11 @@ def column(rows: Rows, key: str) -> Floats:
     return np.array([math.nan if v is None else v for v in values], np.float64)
 
 
-def thinned(x: Floats, y: Floats, n: int = MAX_POINTS) -> tuple[Floats, Floats]:
-    """Means of ``n`` stretches where there are more points."""
-    if len(x) <= n:
+def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Means of ``MAX_POINTS`` stretches where there are more points."""
+    if len(x) <= MAX_POINTS:
         return x, y
-    bounds = np.linspace(0, len(x), n + 1).astype(int)
+    bounds = np.linspace(0, len(x), MAX_POINTS + 1).astype(int)
     starts, sizes = bounds[:-1], np.diff(bounds)
     return np.add.reduceat(x, starts) / sizes, np.add.reduceat(y, starts) / sizes
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RATES", "clock_text", "measure", "network_sizes", "seconds"]
 
+AT_LEAST_S = 0.5
 # Amounts a second on one core of a 2.6-GHz Zen 4: readings to plan with, right to a factor of two or so.
 RATES = {
     "simulated hours": 0.8,
@@ -34,11 +35,11 @@ def network_sizes(encoder: str, channels: Mapping[str, int]) -> tuple[int, dict[
     return config.dim, {"encoder": count(max(channels.values())), "supervised": count(sum(channels.values()))}
 
 
-def time_calls(call: Callable[[], Any], at_least_s: float = 0.5) -> float:
-    """Seconds of a call, after one that warms up."""
+def time_calls(call: Callable[[], Any]) -> float:
+    """Seconds of a call: the mean of at least two in ``AT_LEAST_S``, after one that warms up."""
     call()
     started, n = time.perf_counter(), 0
-    while n < 2 or time.perf_counter() - started < at_least_s:
+    while n < 2 or time.perf_counter() - started < AT_LEAST_S:
         call()
         n += 1
     return (time.perf_counter() - started) / n

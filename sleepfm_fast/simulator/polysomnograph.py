@@ -92,13 +92,13 @@ class Polysomnograph:
         """Draw unit noise of a named process at a channel's rate."""
         return band_noise(self.random(process), self.n_samples(fs_hz), fs_hz, low_hz, high_hz, order)
 
-    def pink(self, process: str, knee_hz: float = 1.0) -> Array:
-        """Draw unit noise whose power falls as 1/f above the knee, as that of background EEG."""
+    def pink(self, process: str) -> Array:
+        """Draw unit noise whose power falls as 1/f above 1 Hz, as that of background EEG."""
         n = self.n_samples(FS_EXG_HZ)
         white = self.random(process).standard_normal(n, dtype=np.float32)
         spectrum = fft.rfft(white)
         f = np.arange(spectrum.size) * (FS_EXG_HZ / n)
-        spectrum *= float32(1 / np.sqrt(1 + f / knee_hz))
+        spectrum *= float32(1 / np.sqrt(1 + f))
         spectrum[0] = 0
         x = float32(fft.irfft(spectrum, n))
         return float32(x / x.std())

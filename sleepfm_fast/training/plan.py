@@ -73,4 +73,4 @@ def make_plan(settings: Settings, store: ClipStore, selection: Selection, n_moda
                 f"{counted(n_parts, 'part')} leaves fewer than two clips to a part; batch norm needs two. Raise "
                 "--batch-size or --micro-batch, or use fewer processes."
             )
-    return Plan(sampler, fixed_blocks(held_out, settings.validation_block, seed=0), n_parts)
+    return Plan(sampler, fixed_blocks(held_out, settings.validation_block), n_parts)
