@@ -273,26 +273,34 @@ def read_participants(path: Path) -> Participants:
         raise SleepfmError(
             f"the participants table {path} is empty; a header line with recording, subject, age, sex is expected."
         )
-    if (stated := re.fullmatch(r"sep=(.)", lines[0].strip().strip('"'))) and len(lines) > 1:  # Excel's own first line
+    if (stated := re.fullmatch(r"sep=([^\w\s\0\"])", lines[0].strip().strip('"'))) and len(
+        lines
+    ) > 1:  # Excel's own first line
         lines = lines[1:]
     delimiter = stated[1] if stated else max("\t;,", key=lambda d: lines[0].count(d))
     reader = csv.reader(lines, delimiter=delimiter)
-    header = [cell.strip() for cell in next(reader)]
+    try:
+        table = list(reader)
+    except csv.Error as error:
+        raise SleepfmError(
+            f"the participants table {path} cannot be read: row {reader.line_num}: {error}. Was a quotation mark "
+            "opened and not closed?"
+        ) from None
+    header = [cell.strip() for cell in table[0]]
     columns = find_columns(header)
     if "recording" not in columns and "subject" not in columns:
         raise SleepfmError(
             f"the participants table {path} has the columns {', '.join(header)}; a column named recording (or file) or "
             "subject is needed, and age and sex are understood."
         )
-    table = list(reader)
-    if "subject" in columns and "recording" in columns and counts_nights(header, table, columns["recording"]):
+    if "subject" in columns and "recording" in columns and counts_nights(header, table[1:], columns["recording"]):
         del columns["recording"]
     issues: list[str] = []
     rows: list[Participant] = []
     seen: dict[str, int] = {}
     facts: dict[str, tuple[str, str]] = {}
     without_suffix: dict[str, str] = {}
-    for number, cells in enumerate(table, start=2):
+    for number, cells in enumerate(table[1:], start=2):
         row = {name: cells[i].strip() if i < len(cells) else "" for name, i in columns.items()}
         recording, subject = row.get("recording") or None, row.get("subject") or None
         if recording is None and subject is None:

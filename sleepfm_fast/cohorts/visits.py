@@ -26,8 +26,8 @@ CHAT_NUMBERS = {"baseline": "3", "followup": "10"}
 def visit_of(cell: str) -> str:
     """A table's visit as names tell it: ``02``, ``2.0`` and ``Visit 2`` are ``2``; ``Follow-up`` is ``followup``."""
     text = cell.strip().casefold()
-    number = re.fullmatch(r"(?:visit|session|ses)?[-_. ]*0*([0-9]+)(?:\.0*)?", text)
-    return number[1] if number is not None else "".join(WORD.findall(text)) or text
+    number = re.fullmatch(r"(?:visit|session|ses)?[-_. ]*([0-9]+)(?:\.0*)?", text)
+    return number[1].lstrip("0") or "0" if number is not None else "".join(WORD.findall(text)) or text
 
 
 def told_visit(path: Path, visits: Collection[str]) -> str | None:

@@ -366,7 +366,8 @@ def stage_codes(onsets_s: Floats, spans: Sequence[StageSpan], issues: list[str])
         )
     partly = int(np.count_nonzero(~enough & (any_stage_s > SAME_TIME_S)))
     if partly:
-        issues.append(f"{partly} epochs are covered by stage annotations for less than half and got stage none.")
+        are = counted(partly, "epoch is", "epochs are")
+        issues.append(f"{are} covered by stage annotations for less than half and got stage none.")
     return stage
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 __all__ = [
     "EPOCH_S",
+    "LONGEST_NAME",
     "NO_STAGE",
     "STAGES",
     "RespiratoryEvent",
@@ -33,6 +34,8 @@ NO_STAGE = -1
 """Code of an epoch without a stage: movement, unscored, artefact, not covered."""
 EPOCH_S = 30
 """Length of a scored epoch in seconds (AASM)."""
+LONGEST_NAME = 500
+"""A text of more characters is a remark and names nothing; to look for brackets in it takes its length squared."""
 
 STAGE_WORDS: dict[Stage, tuple[str, ...]] = {
     "W": (
@@ -112,10 +115,11 @@ CENTRAL = r"centrale?s?|zentrale?|cent"
 MIXED = r"mixed|mixtes?|mixta|mista|gemischte?|gemengde?|mix"
 APNEA = r"apneas?|apnoeas?|apnees?|apnoen?|apneus?|apneias?|apn"
 HYPOPNEA = r"hypopneas?|hypopnoeas?|hypopnees?|hypopnoen?|hypopneus?|hipopneas?|hipopneias?|ipopneas?|ipopnee|hypop|hyp"
-# What may stand around the event's name without changing what it is: criteria and accompaniments.
+# What may stand around the event's name without changing what it is: criteria and accompaniments. A text must be of
+# this form in one way only: each further way doubles the time that a long one takes, so digits are taken all at once.
 AROUND = (
     r"(?:event|finding|evenement|ereignis|sleep|(?:with|w|and|avec|mit|con)?(?:arousals?|desaturations?|desat)|"
-    r"rule\d?[ab]?|aasm(?:19|20)?\d*|\d+(?:percent|pct|seconds?|secs?|s)?)*"
+    r"rule(?:\d?[ab])?|aasm|(?<!\d)\d+(?!\d)(?:percent|pct|seconds?|secs?|s)?)*"
 )
 RESPIRATORY = re.compile(
     rf"(?:aasm)?(?:resp|respiratory|respiratoire)?(?:event)?(?P<before>{OBSTRUCTIVE}|{CENTRAL}|{MIXED})?(?:sleep)?"
@@ -145,7 +149,9 @@ the flow) and for nobody else. Only the user can say; none is taken for an event
 
 
 def fold(text: str) -> str:
-    """Reduce a text to its letters, digits and question marks: no case, accents, spaces or punctuation."""
+    """Reduce a name to its letters, digits and question marks: no case, accents, spaces or punctuation."""
+    if len(text) > LONGEST_NAME:
+        return ""
     plain = unicodedata.normalize("NFKD", text.replace("ß", "ss")).casefold()
     return "".join(c for c in plain if (c.isalnum() and c.isascii()) or c == "?")
 
@@ -199,6 +205,8 @@ def concept(text: str) -> str:
 
 def stage_word(text: str) -> str | None:
     """Return the word of the vocabulary that ``text`` is, with or without brackets behind it, or None."""
+    if len(text) > LONGEST_NAME:
+        return None
     bare = re.sub(r"(?<=\w)\s*[(\[][^()\[\]]*[)\]]\s*$", "", text)
     return word_of(text) or (word_of(bare) if bare != text else None)
 
@@ -249,6 +257,8 @@ def is_marker(text: str) -> bool:
 
 def perhaps_respiratory(text: str) -> bool:
     """Whether a text that is no known respiratory event may be one: a bare type or abbreviation, or part of a word."""
+    if len(text) > LONGEST_NAME:
+        return False
     text = with_latin_words(text)
     key = fold(concept(text))
     return key in DOUBTFUL or re.search(r"hyp[oe]?p|apn|pnoe|pnee", text.casefold()) is not None
@@ -261,7 +271,7 @@ def respiratory_event_of(text: str) -> RespiratoryEvent | None:
     An apnoea whose type is not stated is returned as obstructive, the commonest. The text must be the event's name
     and nothing more than its type and criteria: a remark such as ``post apnea arousal`` is not an event.
     """
-    named = in_latin(concept(text))
+    named = in_latin(concept(text)) if len(text) <= LONGEST_NAME else None
     if named is None:
         return None
     for part in (named, re.sub(r"[(\[{].*?[)\]}]", " ", named)):
