@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nights import preprocess, write_night
 
 from sleepfm_fast.annotations import (
     Event,
@@ -25,7 +27,14 @@ from sleepfm_fast.annotations import (
     stage_of,
 )
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.scoring.files import files_below, files_by_numbers, namesakes_of, similar_scorings
+from sleepfm_fast.scoring.files import (
+    files_below,
+    files_by_numbers,
+    folders_of_scorings,
+    namesakes_of,
+    scoring_folder,
+    similar_scorings,
+)
 from sleepfm_fast.scoring.stages import STAGES
 
 DATA = Path(os.environ.get("SLEEPFM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -448,6 +457,34 @@ def test_find_scoring_prefers_and_refuses(tmp_path):
         assert find_scoring(path) == written
     with pytest.raises(ScoringError, match="no such file"):
         find_scoring(path, tmp_path / "none")
+
+
+def test_a_folder_of_scorings_beside_the_recordings_is_suggested(tmp_path):
+    root = tmp_path / "polysomnography"
+    for made in ("edfs/lab/full", "annotations-events-nsrr/lab/full", "annotations-events-profusion", "notes"):
+        (root / made).mkdir(parents=True)
+    path = write(root / "edfs" / "lab" / "full", b"0", "homepap-lab-full-1.edf")
+    assert scoring_folder(path) is None
+    write(root / "notes", b"0", "homepap-lab-full-1.csv")
+    assert scoring_folder(path) is None, "any folder may hold anything"
+    write(root / "annotations-events-nsrr" / "lab" / "full", b"0", "homepap-lab-full-1-nsrr.xml")
+    folders_of_scorings.cache_clear()
+    files_below.cache_clear()
+    assert scoring_folder(path) == root / "annotations-events-nsrr"
+
+
+def test_a_folder_of_scorings_is_what_to_give_as_labels(tmp_path, capsys):
+    (root := tmp_path / "polysomnography" / "edfs").mkdir(parents=True)
+    (tmp_path / "annotations").mkdir()
+    write_night(root / "n1.edf", stages="----")
+    write(tmp_path / "annotations", "onset,duration,stage\n0,30,N2\n", "n1.csv")
+    status, line = preprocess(capsys, "--inspect", tmp_path, "--json", tmp_path / "report.json")
+    (finding,) = [f for f in json.loads((tmp_path / "report.json").read_text())["findings"] if "scor" in f["text"]]
+    assert (status, finding["code"]) == (0, "no_scoring")
+    assert finding["action"].endswith(f"--labels {tmp_path / 'annotations'}")
+    assert preprocess(capsys, root, tmp_path / "store")[0] == 0
+    status, line = preprocess(capsys, root, tmp_path / "other", "--labels", tmp_path / "annotations")
+    assert (status, line["stages"]["N2"]) == (0, 1)
 
 
 def test_a_scoring_named_otherwise_is_suggested(tmp_path):
