@@ -111,6 +111,27 @@ def test_profusion_xml(tmp_path):
     assert any("1 of 5 sleep stage codes" in issue for issue in scoring.issues)
 
 
+SLEEPWARE = """<?xml version="1.0" encoding="utf-8"?>
+<PatientStudy xmlns="http://www.respironics.com/PatientStudy.xsd"><ScoringData><StagingData>
+<MachineStaging><NeuroAdultAASMStaging><Stage Type="NonREM3" Start="0"/></NeuroAdultAASMStaging></MachineStaging>
+{user}</StagingData><Events><Event Family="Respiratory" Type="ObstructiveApnea" Start="65.2" Duration="11"/>
+<Event Family="Nasal" Type="Snore" Start="3" Duration="2.5"/><Event Family="Respiratory" Type="Hypopnea" Duration="2"/>
+</Events></ScoringData></PatientStudy>"""
+USER = """<UserStaging><NeuroAdultAASMStaging><Stage Type="NotScored" Start="0" /><Stage Type="Wake" Start="30" />
+<Stage Type="NonREM2" Start="60"/><Stage Type="REM" Start="120"/></NeuroAdultAASMStaging></UserStaging>"""
+
+
+def test_sleepware_xml(tmp_path):
+    scoring = read_scoring(write(tmp_path, SLEEPWARE.format(user=USER), "a.rml"))
+    grid = clip_labels(scoring, 150)
+    assert grid.stage.tolist() == [-1, 0, 2, 2, 4]
+    assert grid.sdb.tolist() == [-1, 0, 1, 0, 0]
+    assert any("1 scored event has no name" in issue for issue in scoring.issues)
+    scoring = read_scoring(write(tmp_path, SLEEPWARE.format(user="<UserStaging/>"), "a.rml"))
+    assert clip_labels(scoring, 30).stage.tolist() == [3]
+    assert any("those of the software were taken" in issue for issue in scoring.issues)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -412,6 +433,8 @@ def test_wfdb_without_texts_or_header(tmp_path):
         ("shhs1-200001.edf", "shhs1-200001-nsrr.xml"),
         ("shhs1-200001.edf", "shhs1-200001-profusion.xml"),
         ("a.edf", "a.xml"),
+        ("a.edf", "a.edf.XML"),
+        ("a.edf", "a.rml"),
         ("a.EDF", "A.csv"),
         ("a.edf", "a-Hypnogram.edf"),
         ("osas2002.edf", "osas2002-stages.csv"),

@@ -23,7 +23,16 @@ __all__ = [
 
 # Beside a recording, in this order: S is the recording's name without its suffix.
 BESIDE = (
-    *("-nsrr.xml", "-profusion.xml", ".xml", "-hypnogram.edf", "_hypnogram.edf", "_sleepscoring.edf"),
+    *(
+        "-nsrr.xml",
+        "-profusion.xml",
+        ".xml",
+        ".edf.xml",
+        ".rml",
+        "-hypnogram.edf",
+        "_hypnogram.edf",
+        "_sleepscoring.edf",
+    ),
     *(".st", ".arousal", ".allscore.txt", ".stg.txt"),
     *(".csv", ".tsv", "-stages.csv", "_stages.csv", "-hypnogram.csv", "_hypnogram.csv", "-annotations.csv"),
     *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
@@ -42,7 +51,7 @@ SCORINGS = re.compile(r"annot|scor|hypno|label|staging|stages|events", re.IGNORE
 FOLDERS_UP = 4
 """``edfs/lab/full/homepap-lab-full-1600001.edf`` has its scoring beside ``edfs``."""
 
-ENDINGS = ("hypnogram.edf", "scoring.edf", "base.edf", ".xml", ".st", ".arousal", ".csv", ".tsv", ".txt")
+ENDINGS = ("hypnogram.edf", "scoring.edf", "base.edf", ".xml", ".rml", ".st", ".arousal", ".csv", ".tsv", ".txt")
 """How the names of all of them end."""
 MANY = 2
 """Stages and events may lie in two files; numbers that more files share say nothing."""
