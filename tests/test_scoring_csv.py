@@ -324,6 +324,9 @@ def test_ends_are_read_as_the_onsets_are(tmp_path):
         ("onset,duration,stage\n22:00:00,30,N1\n2020-01-01 22:00:30,30,N1\n", "carries a date"),
         ("onset,duration,stage\n32/13/2020 22:00:00,30,N1\n", "does not exist"),
         ("0,N2,30\n30,N2,30\n", "not a duration"),
+        (";\n" * 20 + "30\n", "not a duration"),
+        ("stage;epoch\n" + ";\n" * 20 + "N2\n", "not numbered"),
+        ('"a","b\nc,"\n' * 2, "among 'a, b c,'"),
         (bytes(range(256)), "neither text"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     ],
@@ -472,6 +475,19 @@ def test_a_column_of_stages_beside_one_of_events_is_not_lost(tmp_path):
     assert [event.text for event in scoring.events] == ["N2", "N3", "Hypopnea", "R", "Central apnea"]
     assert scoring.issues == ()
     assert clip_labels(scoring, 90).stage.tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Schlafphase,Lage,Zeit,Ereignis,Dauer", "Sleep Stage,Position,Time,Event,Duration",
+     "Stade,Position,Heure,Événement,Durée", "stage,position,onset,Annotation,duration",
+     "分期,体位,开始时间,事件,持续时间"],
+)  # fmt: skip
+def test_a_column_of_events_is_read_and_not_the_stage_at_that_time(tmp_path, header):
+    text = f"{header}\nN2,L,0,N2,30\nN2,L,30,N2,30\nN2,L,33,Hypopnea,14\nR,L,60,R,30\nR,L,65,Central apnea,11\n"
+    scoring = read_scoring(write(tmp_path, text))
+    assert [event.text for event in scoring.events] == ["N2", "N2", "Hypopnea", "R", "Central apnea"]
+    assert clip_labels(scoring, 90).sdb.tolist() == [0, 1, 1]
 
 
 def test_a_row_an_epoch_with_its_stage_and_its_events(tmp_path):

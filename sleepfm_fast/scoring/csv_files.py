@@ -25,7 +25,7 @@ from sleepfm_fast.scoring.clock import (
 from sleepfm_fast.scoring.clock_change import without_clock_change
 from sleepfm_fast.scoring.labels import LIST_STEPS, listed_epoch_s
 from sleepfm_fast.scoring.profile import is_profile, profile_events
-from sleepfm_fast.scoring.stages import EPOCH_S, fold, stage_of
+from sleepfm_fast.scoring.stages import EPOCH_S, LONGEST_NAME, fold, stage_of, with_latin_words
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
 __all__ = ["parse_csv"]
@@ -71,24 +71,13 @@ STAGE = (
     *("userdefinedstage", "humanstage", "stagehum", "manualstage", "expertstage", "consensusstage", "majority"),
     *("stade", "stades", "schlafstadium", "schlafstadien", "schlafphase", "stadium", "estadio", "stadio", "hypnogram"),
 )
-TEXT = (
-    *("description", "descriptions", "event", "events"),
-    *STAGE,
-    *(
-        "annotation",
-        "annotations",
-        "eventname",
-        "label",
-        "labels",
-        "trialtype",
-        "name",
-        "text",
-        "evenement",
-        "ereignis",
-    ),
-    *("evento", "eventtype", "type", "value", "concept", "gebeurtenis", "beschreibung", "bezeichnung", "descripcion"),
-    *("descrizione", "omschrijving", "libelle"),
+EVENT = (
+    *("description", "descriptions", "event", "events", "eventname", "eventtype", "annotation", "annotations"),
+    *("evenement", "ereignis", "evento", "gebeurtenis", "beschreibung", "bezeichnung", "descripcion", "descrizione"),
+    *("omschrijving", "libelle"),
 )
+TEXT = (*EVENT, *STAGE, "label", "labels", "trialtype", "name", "text", "type", "value", "concept")
+"""A table that has a column of events and one of the stage at that time is one of events."""
 EPOCH = ("epoch", "epochs", "epochnumber", "epochno", "epochindex", "epoche", "epoque", "epoca", "epochid")
 UNITS_S = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds", "sek", "sekunden"), 1.0),
@@ -160,12 +149,17 @@ def parse_csv(data: bytes, source: str, start: datetime | None, length_of_record
     if columns.onset is not None and counts_epochs(rows, columns, length_of_recording_s):
         columns = Columns(None, None, None, stage_column(rows, columns), columns.onset, stages_only=True)
     if columns.onset is None:
-        texts = [row[columns.text].strip() if columns.text < len(row) else "" for _, row in rows]
-        numbers = None if columns.epoch is None else [row[columns.epoch].strip() for _, row in rows]
+        texts = [cell_of(row, columns.text) for _, row in rows]
+        numbers = None if columns.epoch is None else [cell_of(row, columns.epoch) for _, row in rows]
         events = untimed(texts, numbers, source, length_of_recording_s, issues)
         return Scoring(tuple(events), source, tuple(issues), events_scored=None)
     events = timed(rows, columns, source, start, length_of_recording_s, issues)
     return Scoring(tuple(events), source, tuple(issues), events_scored=None)
+
+
+def cell_of(row: Sequence[str], column: int) -> str:
+    """Text of a cell; empty where the row ends before it."""
+    return row[column].strip() if column < len(row) else ""
 
 
 def timed(
@@ -433,10 +427,11 @@ def layout(rows: list[tuple[int, list[str]]], source: str) -> tuple[list[tuple[i
     if moment(header[0]) is not None:
         if len(header) == 2:
             return rows, Columns(0, None, None, 1)
-        if length_s(header[1]) is not None:
+        second = header[1] if len(header) > 1 else ""
+        if length_s(second) is not None:
             return rows, columns_by_place(rows, 0, 2)
         raise ScoringError(
-            f"{source} has no header, and its second column ('{header[1][:30]}') is not a duration; expected a header "
+            f"{source} has no header, and its second column ('{second[:30]}') is not a duration; expected a header "
             "naming the columns onset, duration, description, or these three in this order."
         )
     columns = named_columns(header, source)
@@ -447,8 +442,10 @@ def layout(rows: list[tuple[int, list[str]]], source: str) -> tuple[list[tuple[i
     names = [fold(name) for name, _ in map(name_and_unit, header)]
     wanted = (("the onset", ONSET), ("the stage or event", TEXT))
     missing = " and ".join(what for what, accepted in wanted if not set(accepted) & set(names))
+    shown = " ".join(", ".join(c.strip() for c in header).split())
+    shown = shown if len(shown) <= LONGEST_NAME else f"{shown[:LONGEST_NAME]}..."
     raise ScoringError(
-        f"{source}: no column for {missing} among '{', '.join(c.strip() for c in header)}'; expected a header such "
+        f"{source}: no column for {missing} among '{shown}'; expected a header such "
         "as 'onset,duration,description', 'onset_s,duration_s,stage' or 'Start,Duration,Event'."
     )
 
@@ -488,6 +485,8 @@ def stage_column(rows: list[tuple[int, list[str]]], columns: Columns) -> int:
 
 def name_and_unit(cell: str) -> tuple[str, str]:
     """``Start (ms)`` -> ``Start``, ``ms``; what else stands in brackets is no part of the name."""
+    if len(cell) > LONGEST_NAME:
+        return cell, ""
     match = IN_NAME.search(cell.strip())
     unit = "" if match is None else (match["inside"] or match["behind"]).casefold()
     return re.sub(r"\s*[\[(].*?[\])]|_(s|sec|ms|min|samples?)$", "", cell.strip(), flags=re.IGNORECASE), unit
@@ -496,7 +495,7 @@ def name_and_unit(cell: str) -> tuple[str, str]:
 def named_columns(header: list[str], source: str) -> Columns | None:
     """Columns of a header: with a text and a time, or with a stage and no time; None where there are neither."""
     named = [name_and_unit(cell) for cell in header]
-    names = [fold(name) for name, _ in named]
+    names = [fold(with_latin_words(name)) for name, _ in named]
 
     def column(accepted: Sequence[str]) -> int | None:
         return next((names.index(name) for name in accepted if name in names), None)

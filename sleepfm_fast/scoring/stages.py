@@ -13,6 +13,7 @@ from typing import Literal
 
 __all__ = [
     "EPOCH_S",
+    "LONGEST_NAME",
     "NO_STAGE",
     "STAGES",
     "RespiratoryEvent",
@@ -22,6 +23,7 @@ __all__ = [
     "perhaps_respiratory",
     "respiratory_event_of",
     "stage_of",
+    "with_latin_words",
 ]
 
 Stage = Literal["W", "N1", "N2", "N3", "R", "none"]
@@ -33,6 +35,8 @@ NO_STAGE = -1
 """Code of an epoch without a stage: movement, unscored, artefact, not covered."""
 EPOCH_S = 30
 """Length of a scored epoch in seconds (AASM)."""
+LONGEST_NAME = 500
+"""A text of more characters is a remark and names nothing; to look for brackets in it takes its length squared."""
 
 STAGE_WORDS: dict[Stage, tuple[str, ...]] = {
     "W": (
@@ -112,10 +116,11 @@ CENTRAL = r"centrale?s?|zentrale?|cent"
 MIXED = r"mixed|mixtes?|mixta|mista|gemischte?|gemengde?|mix"
 APNEA = r"apneas?|apnoeas?|apnees?|apnoen?|apneus?|apneias?|apn"
 HYPOPNEA = r"hypopneas?|hypopnoeas?|hypopnees?|hypopnoen?|hypopneus?|hipopneas?|hipopneias?|ipopneas?|ipopnee|hypop|hyp"
-# What may stand around the event's name without changing what it is: criteria and accompaniments.
+# What may stand around the event's name without changing what it is: criteria and accompaniments. A text must be of
+# this form in one way only: each further way doubles the time that a long one takes, so digits are taken all at once.
 AROUND = (
     r"(?:event|finding|evenement|ereignis|sleep|(?:with|w|and|avec|mit|con)?(?:arousals?|desaturations?|desat)|"
-    r"rule\d?[ab]?|aasm(?:19|20)?\d*|\d+(?:percent|pct|seconds?|secs?|s)?)*"
+    r"rule(?:\d?[ab])?|aasm|(?<!\d)\d+(?!\d)(?:percent|pct|seconds?|secs?|s)?)*"
 )
 RESPIRATORY = re.compile(
     rf"(?:aasm)?(?:resp|respiratory|respiratoire)?(?:event)?(?P<before>{OBSTRUCTIVE}|{CENTRAL}|{MIXED})?(?:sleep)?"
@@ -131,6 +136,9 @@ ABBREVIATIONS: dict[str, RespiratoryEvent] = {
     },
     **{"apc": "central_apnea", "apneac": "central_apnea"},
     **{"apm": "mixed_apnea", "apneam": "mixed_apnea"},
+    # A. Obstructive, H. Central: Noxturnal
+    **{"aobstructive": "obstructive_apnea", "acentral": "central_apnea", "amixed": "mixed_apnea"},
+    **{"hobstructive": "hypopnea", "hcentral": "hypopnea", "hmixed": "hypopnea"},
 }
 DOUBTFUL = frozenset(
     (
@@ -145,7 +153,9 @@ the flow) and for nobody else. Only the user can say; none is taken for an event
 
 
 def fold(text: str) -> str:
-    """Reduce a text to its letters, digits and question marks: no case, accents, spaces or punctuation."""
+    """Reduce a name to its letters, digits and question marks: no case, accents, spaces or punctuation."""
+    if len(text) > LONGEST_NAME:
+        return ""
     plain = unicodedata.normalize("NFKD", text.replace("ß", "ss")).casefold()
     return "".join(c for c in plain if (c.isalnum() and c.isascii()) or c == "?")
 
@@ -159,6 +169,7 @@ OTHER_SCRIPTS = (
         ("觉醒", "wake"),
         ("覚醒", "wake"),
     ),
+    *(("开始时间", "start"), ("结束时间", "end"), ("持续时间", "duration"), ("时长", "duration"), ("时间", "time")),
     *(("未分期", "unscored"), ("体动", "movement"), ("睡眠分期", "stage"), ("睡眠期", "stage"), ("睡眠", "sleep")),
     *(("期", ""), ("阻塞性", "obstructive"), ("中枢性", "central"), ("混合性", "mixed"), ("呼吸暂停", "apnea")),
     *(("低通气", "hypopnea"), ("事件", "event"), ("стадия", "stage"), ("бодрствование", "wake"), ("сна", "")),
@@ -199,6 +210,8 @@ def concept(text: str) -> str:
 
 def stage_word(text: str) -> str | None:
     """Return the word of the vocabulary that ``text`` is, with or without brackets behind it, or None."""
+    if len(text) > LONGEST_NAME:
+        return None
     bare = re.sub(r"(?<=\w)\s*[(\[][^()\[\]]*[)\]]\s*$", "", text)
     return word_of(text) or (word_of(bare) if bare != text else None)
 
@@ -249,9 +262,11 @@ def is_marker(text: str) -> bool:
 
 def perhaps_respiratory(text: str) -> bool:
     """Whether a text that is no known respiratory event may be one: a bare type or abbreviation, or part of a word."""
+    if len(text) > LONGEST_NAME:
+        return False
     text = with_latin_words(text)
     key = fold(concept(text))
-    return key in DOUBTFUL or re.search(r"hyp[oe]?p|apn|pnoe|pnee", text.casefold()) is not None
+    return key in DOUBTFUL or re.search(r"hyp[oe]?p|apn|pnoe|pnee|obstru", text.casefold()) is not None
 
 
 @lru_cache(maxsize=4096)
@@ -261,7 +276,7 @@ def respiratory_event_of(text: str) -> RespiratoryEvent | None:
     An apnoea whose type is not stated is returned as obstructive, the commonest. The text must be the event's name
     and nothing more than its type and criteria: a remark such as ``post apnea arousal`` is not an event.
     """
-    named = in_latin(concept(text))
+    named = in_latin(concept(text)) if len(text) <= LONGEST_NAME else None
     if named is None:
         return None
     for part in (named, re.sub(r"[(\[{].*?[)\]}]", " ", named)):

@@ -14,6 +14,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted, first_of
 from sleepfm_fast.scoring.stages import (
     EPOCH_S,
+    LONGEST_NAME,
     fold,
     other_letters,
     perhaps_respiratory,
@@ -160,7 +161,7 @@ def unknown_texts(events: Sequence[Event], issues: list[str]) -> None:
         lasts = duration_s > 0 and math.isfinite(duration_s)
         respiratory = respiratory_event_of(event.text) is not None
         timed |= respiratory and lasts
-        if respiratory or stage_of(event.text) is not None:
+        if respiratory or stage_of(event.text) is not None or len(event.text) > LONGEST_NAME:
             continue
         whole_epochs = bool(event.duration_s) and duration_s % EPOCH_S == 0
         before = bisect.bisect_right(begun_s, event.onset_s) - 1
