@@ -27,6 +27,7 @@ from sleepfm_fast.annotations import (
     stage_of,
 )
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.preprocess import cli
 from sleepfm_fast.scoring.files import (
     files_below,
     files_by_numbers,
@@ -109,6 +110,27 @@ def test_profusion_xml(tmp_path):
     assert grid.sdb.tolist() == [0, 0, 1, -1, -1], "after the last stage nobody scored"
     assert any("1 scored event has no name" in issue for issue in scoring.issues)
     assert any("1 of 5 sleep stage codes" in issue for issue in scoring.issues)
+
+
+SLEEPWARE = """<?xml version="1.0" encoding="utf-8"?>
+<PatientStudy xmlns="http://www.respironics.com/PatientStudy.xsd"><ScoringData><StagingData>
+<MachineStaging><NeuroAdultAASMStaging><Stage Type="NonREM3" Start="0"/></NeuroAdultAASMStaging></MachineStaging>
+{user}</StagingData><Events><Event Family="Respiratory" Type="ObstructiveApnea" Start="65.2" Duration="11"/>
+<Event Family="Nasal" Type="Snore" Start="3" Duration="2.5"/><Event Family="Respiratory" Type="Hypopnea" Duration="2"/>
+</Events></ScoringData></PatientStudy>"""
+USER = """<UserStaging><NeuroAdultAASMStaging><Stage Type="NotScored" Start="0" /><Stage Type="Wake" Start="30" />
+<Stage Type="NonREM2" Start="60"/><Stage Type="REM" Start="120"/></NeuroAdultAASMStaging></UserStaging>"""
+
+
+def test_sleepware_xml(tmp_path):
+    scoring = read_scoring(write(tmp_path, SLEEPWARE.format(user=USER), "a.rml"))
+    grid = clip_labels(scoring, 150)
+    assert grid.stage.tolist() == [-1, 0, 2, 2, 4]
+    assert grid.sdb.tolist() == [-1, 0, 1, 0, 0]
+    assert any("1 scored event has no name" in issue for issue in scoring.issues)
+    scoring = read_scoring(write(tmp_path, SLEEPWARE.format(user="<UserStaging/>"), "a.rml"))
+    assert clip_labels(scoring, 30).stage.tolist() == [3]
+    assert any("those of the software were taken" in issue for issue in scoring.issues)
 
 
 @pytest.mark.parametrize(
@@ -412,6 +434,8 @@ def test_wfdb_without_texts_or_header(tmp_path):
         ("shhs1-200001.edf", "shhs1-200001-nsrr.xml"),
         ("shhs1-200001.edf", "shhs1-200001-profusion.xml"),
         ("a.edf", "a.xml"),
+        ("a.edf", "a.edf.XML"),
+        ("a.edf", "a.rml"),
         ("a.EDF", "A.csv"),
         ("a.edf", "a-Hypnogram.edf"),
         ("osas2002.edf", "osas2002-stages.csv"),
@@ -482,9 +506,21 @@ def test_a_folder_of_scorings_is_what_to_give_as_labels(tmp_path, capsys):
     (finding,) = [f for f in json.loads((tmp_path / "report.json").read_text())["findings"] if "scor" in f["text"]]
     assert (status, finding["code"]) == (0, "no_scoring")
     assert finding["action"].endswith(f"--labels {tmp_path / 'annotations'}")
-    assert preprocess(capsys, root, tmp_path / "store")[0] == 0
+    assert cli([str(root), str(tmp_path / "store"), "--workers", "1", "--backend", "threading"]) == 0
+    notices = [line for line in capsys.readouterr().err.splitlines() if "no night has a sleep stage" in line]
+    assert notices[0].endswith(f"--labels {tmp_path / 'annotations'}")
     status, line = preprocess(capsys, root, tmp_path / "other", "--labels", tmp_path / "annotations")
     assert (status, line["stages"]["N2"]) == (0, 1)
+
+
+def test_a_file_that_cannot_be_read_is_what_no_scoring_is_about(tmp_path, capsys):
+    write_night(tmp_path / "n1.edf", stages="----")
+    write(tmp_path, "Beginning;What\n0;N2\n", "n1.csv")
+    assert preprocess(capsys, "--inspect", tmp_path, "--json", tmp_path / "report.json")[0] == 0
+    (finding,) = [f for f in json.loads((tmp_path / "report.json").read_text())["findings"] if "scor" in f["text"]]
+    assert (finding["code"], finding["text"]) == ("no_scoring", "no scoring was read")
+    assert "n1.csv beside the recording was not used as its scoring" in finding["action"]
+    assert "expected a header such as" in finding["action"]
 
 
 def test_a_scoring_named_otherwise_is_suggested(tmp_path):
