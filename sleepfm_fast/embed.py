@@ -15,6 +15,7 @@ from sleepfm_fast import __version__
 from sleepfm_fast.cli import command
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.option_ranges import refuse_not_positive
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting.following import after_embeddings
@@ -79,8 +80,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.training.world import choose_device
 
     started = time.monotonic()
-    if config.batch_size < 1:
-        raise SleepfmError(f"--batch-size is {config.batch_size}; expected a number above 0.")
+    refuse_not_positive(config, ("batch_size",))
     device = choose_device(config.device)
     model, saved, weights = load_model(config.run, device)
     if config.run.suffix in SEED_SUFFIXES:
