@@ -198,9 +198,23 @@ def main(config: Config) -> dict[str, Any]:
         return _retrieved(config, key)
 
 
+def _asked_for(embeddings: Embeddings, config: Config) -> npt.NDArray[np.int64]:
+    """Clips of the split; raise where there are not two."""
+    from sleepfm_fast.embeddings import SPLITS
+
+    clips = embeddings.clips_of(*(SPLITS if config.split == "all" else (config.split,)))
+    if clips.size < 2:
+        sizes = ", ".join(f"{s} {embeddings.clips_of(s).size}" for s in SPLITS)
+        raise SleepfmError(
+            f"the {config.split} split of {config.embeddings} has {counted(clips.size, 'clip')}; retrieval needs at "
+            f"least two. The folder's clips: {sizes}. Choose another with --split."
+        )
+    return clips
+
+
 def _retrieved(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Rank, summarise and write the result."""
-    from sleepfm_fast.embeddings import SPLITS, Embeddings
+    from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.evaluation.candidates import draw_pairs
     from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.found_clips import examples
@@ -215,14 +229,7 @@ def _retrieved(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         raise SleepfmError(
             f"{config.embeddings} holds one modality ({embeddings.modalities[0]}); retrieval is between two."
         )
-    splits = SPLITS if config.split == "all" else (config.split,)
-    clips = embeddings.clips_of(*splits)
-    if clips.size < 2:
-        sizes = ", ".join(f"{s} {embeddings.clips_of(s).size}" for s in SPLITS)
-        raise SleepfmError(
-            f"the {config.split} split of {config.embeddings} has {counted(clips.size, 'clip')}; retrieval needs at "
-            f"least two. The folder's clips: {sizes}. Choose another with --split."
-        )
+    clips = _asked_for(embeddings, config)
     overlaps = bool(embeddings.overlap_note)
     if overlaps:
         say(f"notice: {embeddings.overlap_note}")
