@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,9 @@ SLPDB_EVENTS = {
     "A": "Arousal",
 }
 SLPDB_STAGES = frozenset(("W", "1", "2", "3", "4", "R", "M", "MT"))
+UCDDB_STAGES = {"0": "W", "1": "R", "2": "1", "3": "2", "4": "3", "5": "4"}
+"""The numbers of ``ucddb002_stage.txt`` (St. Vincent's University Hospital), which are nobody else's; 6 and more mean
+artefact and not scored."""
 
 
 def read_scoring(path: str | Path, *, start: datetime | None = None, length_s: float | None = None) -> Scoring:
@@ -102,7 +106,15 @@ def read_scoring(path: str | Path, *, start: datetime | None = None, length_s: f
             f"{path} is taken for WFDB annotations, but {path.with_suffix('.hea').name}, which states the sampling "
             "frequency, is not beside it. Put it there."
         )
-    return parse_csv(path.read_bytes(), str(path), start, length_s)
+    scoring = parse_csv(path.read_bytes(), str(path), start, length_s)
+    return ucddb_stages(scoring) if re.fullmatch(r"ucddb\d+_stage\.txt", path.name.lower()) else scoring
+
+
+def ucddb_stages(scoring: Scoring) -> Scoring:
+    """Stages of a file of UCDDB, by its documentation."""
+    events = tuple(replace(e, text=f"Sleep stage {UCDDB_STAGES.get(e.text.strip(), '?')}") for e in scoring.events)
+    issue = f"{scoring.source} is named like those of UCDDB: 1 was read as REM, and 2 to 5 as the stages 1 to 4."
+    return replace(scoring, events=events, issues=(*scoring.issues, issue))
 
 
 def scoring_of(recording: Recording) -> Scoring:

@@ -20,6 +20,7 @@ from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reporting.following import after_result
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ def _compared(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     shared = shared_clips(*results)
     for path, only in zip((config.first, config.second), shared.n_only, strict=True):
         if only:
-            say(f"notice: {only} test clips are only in {path} and are left out.")
+            are, left = counted(only, "test clip is", "test clips are"), agreeing(only, "is", "are")
+            say(f"notice: {are} only in {path} and {left} left out.")
     draws = bootstrap_subjects(shared.n_subjects, config.bootstraps, config.seed)
     compared = of_retrievals if results[0].command == "retrieve" else of_classifiers
     record: dict[str, Any] = plain(

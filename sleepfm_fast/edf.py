@@ -39,11 +39,15 @@ NANOSECOND = Decimal("1e-9")
 
 @dataclass(frozen=True)
 class Segment:
-    """One stretch of records without a gap; ``onset_s`` is counted from the first sample of the recording."""
+    """One stretch of records without a gap; ``onset_s`` is counted from the first sample of the recording.
+
+    ``drifted`` says that it begins where the stated starts had drifted away from the samples, and not after a gap.
+    """
 
     first_record: int
     n_records: int
     onset_s: Fraction
+    drifted: bool = False
 
 
 @dataclass(frozen=True)
@@ -299,7 +303,8 @@ def find_segments(header: Header, starts: RecordStarts, shift_s: Decimal, issues
     segments = []
     for first, end in itertools.pairwise([0, *sorted([*jumps.tolist(), *drifted]), n_records]):
         onset_s = starts.exact(first)
-        segments.append(Segment(first, end - first, Fraction(0 if onset_s is None else rounded_s(onset_s - shift_s))))
+        at_s = Fraction(0 if onset_s is None else rounded_s(onset_s - shift_s))
+        segments.append(Segment(first, end - first, at_s, drifted=first in drifted))
     return tuple(segments)
 
 

@@ -105,7 +105,8 @@ def _numbers(config: Config, available: int) -> list[int]:
     beyond = sorted(n for n in set(config.subjects) if n > available)
     if beyond:
         say(
-            f"notice: there are {available} subjects to draw from; {', '.join(map(str, beyond))} "
+            f"notice: there {agreeing(available, 'is', 'are')} {counted(available, 'subject')} to draw from; "
+            f"{', '.join(map(str, beyond))} "
             f"{'stand' if len(beyond) > 1 else 'stands'} for all of them."
         )
     return sorted(numbers | ({available} if config.all_subjects else set()))

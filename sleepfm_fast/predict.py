@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +24,7 @@ from sleepfm_fast.reporting.following import after_predictions
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.logistic import LogisticModel
     from sleepfm_fast.results import Result
 
 __all__ = ["Config", "cli", "main"]
@@ -107,48 +107,46 @@ def prior_of(result: Result) -> npt.NDArray[np.float64]:
 
 def main(config: Config) -> dict[str, Any]:
     """Classify every clip that has the modalities; returns what ends the command."""
-    from sleepfm_fast.evaluation.predictions import claimed_predictions
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.logistic import model_of
+    from sleepfm_fast.evaluation.predictions import claimed_predictions, starts_of
+    from sleepfm_fast.results import read_result
     from sleepfm_fast.storage.standing import digest_of_file, digest_of_files, digest_of_value, key_of
 
     started = time.perf_counter()
+    # Whether the two go together comes first: of a folder that stands in the way, --overwrite would be no help.
+    result, embeddings = read_result(config.result), Embeddings(config.embeddings)
+    model = model_of(result)
+    same_source(result, embeddings)
+    starts = starts_of(config.store or embeddings.store_path, embeddings.description.recordings)
     inputs = {
         "result": digest_of_files(config.result),
         "embeddings": digest_of_file(config.embeddings / "embeddings.json"),
-        "store": digest_of_value({name: start.isoformat() for name, start in _starts(config).items()}),
+        "store": digest_of_value({name: start.isoformat() for name, start in starts.items()}),
     }
     key = key_of("predict", config, inputs)
     with claimed_predictions(config.predictions, overwrite=config.overwrite, made_of=key) as finished:
-        found = _predicted(config, key) if finished is None else finished
+        found = _predicted(config, key, result, model, embeddings, starts) if finished is None else finished
         return {**found, "predictions": str(config.predictions), "seconds": round(time.perf_counter() - started, 3)}
 
 
-def _starts(config: Config) -> dict[str, datetime]:
-    """When the nights started, as their store says; empty where the embeddings cannot be opened, as is said later."""
-    from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.evaluation.predictions import starts_of
-
-    with suppress(SleepfmError):
-        embeddings = Embeddings(config.embeddings)
-        return starts_of(config.store or embeddings.store_path, embeddings.description.recordings)
-    return {}
-
-
-def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
+def _predicted(
+    config: Config,
+    made_of: Mapping[str, Any],
+    result: Result,
+    model: LogisticModel,
+    embeddings: Embeddings,
+    starts: Mapping[str, datetime],
+) -> dict[str, Any]:
     """Classify and write."""
-    from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.evaluation.calibration import correct_for_prior
     from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.classification import probability_of
-    from sleepfm_fast.evaluation.logistic import Features, model_of
+    from sleepfm_fast.evaluation.logistic import Features
     from sleepfm_fast.evaluation.penalty import scores
     from sleepfm_fast.evaluation.predictions import Predicted, write_predictions
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
-    from sleepfm_fast.results import read_result
 
-    result = read_result(config.result)
-    model = model_of(result)
-    embeddings = Embeddings(config.embeddings)
-    same_source(result, embeddings)
     say_changed_store(embeddings)
     task = TASKS[result.record["task"]]
     modalities = tuple(result.record["modalities"])
@@ -207,9 +205,7 @@ def _predicted(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         "modalities": modalities,
         "correct_prior": config.correct_prior,
     }
-    return write_predictions(
-        config.predictions, record, found, _starts(config), task=result.record["task"], made_of=made_of
-    )
+    return write_predictions(config.predictions, record, found, starts, task=result.record["task"], made_of=made_of)
 
 
 def sides(result: Result, embeddings: Embeddings, *, own: bool) -> dict[str, str]:

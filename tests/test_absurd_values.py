@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import tracemalloc
 from collections.abc import Callable
 from datetime import datetime
@@ -22,11 +23,15 @@ from wfdb_files import write_notes, write_wfdb
 from sleepfm_fast.annotations import read_scoring
 from sleepfm_fast.channels import MONTAGES
 from sleepfm_fast.cohorts.corrections import read_corrections
+from sleepfm_fast.cohorts.manifest import Entry, Journal, read_manifest
 from sleepfm_fast.cohorts.night import read_night
+from sleepfm_fast.cohorts.participants import read_participants
 from sleepfm_fast.edf import read_recording
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.formats.wfdb_recording import read_wfdb_recording
+from sleepfm_fast.scoring.csv_files import name_and_unit
 from sleepfm_fast.scoring.labels import clip_labels
+from sleepfm_fast.scoring.stages import perhaps_respiratory, respiratory_event_of, stage_of
 from sleepfm_fast.scoring.texts import parse_meanings, translated
 
 LONG = "9" * 5000
@@ -86,6 +91,82 @@ def test_times_that_cannot_be_are_refused(tmp_path, name, text):
     if scoring is not None:
         assert name in ("far.csv", "same.csv")  # the date exists, and is reported
         assert any("away from the recording's start" in issue for issue in scoring.issues)
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (respiratory_event_of, "Hypopnea 20240305 223015 20240305 nadir"),  # each digit more doubled the time
+        (respiratory_event_of, "Apnea" + " rule1a aasm2012 95percent" * 4 + " x"),
+        (respiratory_event_of, "(" * 40_000),
+        (stage_of, "N2" + " [x" * 40_000),
+        (perhaps_respiratory, "apnea" * 40_000),
+        (name_and_unit, "onset" + " " * 40_000 + "x"),
+    ],
+)
+def test_texts_take_no_time_that_grows_without_bound(read, text):
+    begun_s = time.process_time()
+    assert not read(text) or read is name_and_unit
+    assert time.process_time() - begun_s < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "event"),
+    [
+        ("Hypopnea rule1a aasm2012 95 percent, 12 seconds", "hypopnea"),
+        ("Apnea rule 4b 5s arousal", "obstructive_apnea"),
+        ("Apnea rule12", "obstructive_apnea"),
+        ("Apnea rule12a", None),
+    ],
+)
+def test_criteria_behind_an_event_are_still_criteria(text, event):
+    assert respiratory_event_of(text) == event
+
+
+def test_a_file_that_is_quoted_at_length_does_not_block_the_store(tmp_path, capsys):
+    """The reason of a failure held the file's header, which the manifest's reader refused in every later run."""
+    folder = tmp_path / "edf"
+    folder.mkdir()
+    write_night(folder / "a.edf", leads=LEADS[:2])
+    write_night(folder / "b.edf", leads=LEADS[:2])
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / "a.csv").write_text(("x" * 70_000 + "," + '"y\ny"' * 35_000 + "\n") * 2)
+    for added in (1, 0):
+        status, result = preprocess(capsys, folder, tmp_path / "store", "--labels", labels)
+        assert (status, result["added"], len(result["failed"])) == (1, added, 1)
+        reason = result["failed"][0]["reason"]
+        assert str(labels / "a.csv") in reason
+        assert len(reason) < 1500
+        assert "\n" not in reason
+
+
+def test_a_manifest_keeps_what_it_can_read(tmp_path):
+    journal = Journal(tmp_path, "run")
+    journal.add(Entry("a", "a.edf", "failed", "z" * 200_000))
+    journal.close()
+    (row,) = read_manifest(tmp_path)
+    assert (row.id, set(row.reason)) == ("a", {"z"})
+    with (tmp_path / "manifest" / "run.csv").open("a") as file:
+        file.write('b,"b.ed' + "\n" * 200_000)
+    assert [row.id for row in read_manifest(tmp_path)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "text", ['recording,age\n"a.edf,5\n' + "b.edf,5\n" * 20_000, 'sep="\nrecording"age\n', "sep=\0\nrecording\0age\n"]
+)
+def test_participants_tables_with_marks_out_of_place_are_read_or_refused(tmp_path, text):
+    path = tmp_path / "participants.csv"
+    path.write_text(text)
+    attempted(lambda: read_participants(path), path)
+
+
+def test_a_visit_of_many_noughts_takes_no_time(tmp_path):
+    path = tmp_path / "participants.csv"
+    path.write_text(f"subject,visit\na,{'0' * 20_000}x\na,002.0\na,00\n")
+    begun_s = time.process_time()
+    assert [row.visit for row in read_participants(path).rows] == ["0" * 20_000 + "x", "2", "0"]
+    assert time.process_time() - begun_s < 1
 
 
 @pytest.mark.parametrize("value", [LONG + "=R", "4=" + LONG, "²=R"])

@@ -409,6 +409,12 @@ def test_wfdb_without_texts_or_header(tmp_path):
         ("slp01a.edf", "slp01a.st"),
         ("a.edf", "a_events.txt"),
         ("sub-01_task-sleep_eeg.edf", "sub-01_task-sleep_events.tsv"),
+        ("wsc-visit1-10119-nsrr.edf", "wsc-visit1-10119-nsrr.allscore.txt"),
+        ("wsc-visit1-10119-nsrr.edf", "wsc-visit1-10119-nsrr.stg.txt"),
+        ("SN001.edf", "SN001_sleepscoring.edf"),
+        ("01-03-0001 PSG.edf", "01-03-0001 Base.edf"),
+        ("night7-PSG.edf", "night7-Hypnogram.edf"),
+        ("1.rec", "1_1.txt"),
     ],
 )
 def test_find_scoring(tmp_path, recording, labels):
@@ -425,6 +431,14 @@ def test_find_scoring(tmp_path, recording, labels):
     beside = write(folder, b"0", labels)
     assert find_scoring(path) == beside
     assert find_scoring(path, apart) == apart
+
+
+def test_a_first_scorers_file_is_no_other_recordings(tmp_path):
+    path, scored = (write(tmp_path, b"0", name) for name in ("1.rec", "1_1.txt"))
+    assert find_scoring(path) == scored
+    other = write(tmp_path, b"0", "1_1.rec")
+    assert find_scoring(path) is None
+    assert find_scoring(other) == scored
 
 
 def test_find_scoring_prefers_and_refuses(tmp_path):

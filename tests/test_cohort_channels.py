@@ -35,6 +35,15 @@ COHORTS: dict[str, dict[str | None, str]] = {
         "step": "SpO2, Pulse",
         None: "PlethWV, OxStatus, Pos, C-Pres, Leak",
     },
+    "BOAS": {
+        "eeg": "PSG_F3, PSG_F4, PSG_C3, PSG_O1",
+        "eog": "PSG_EOGL, PSG_EOGR",
+        "emg": "PSG_EMG",
+        "ecg": "PSG_ECG",
+        "respiration": "PSG_THER, PSG_CAN, PSG_THOR, PSG_ABD",
+        "step": "PSG_SPO2, PSG_PULSE, HB_PULSE",
+        None: "HB_1, HB_2, HB_IMU_1, PSG_BEAT",
+    },
     "CAP": {
         "eeg": "Fp2-F4, F4-C4, C4-P4, P4-O2, F8-T4, F7-T3, C4-A1",
         "eog": "ROC-LOC, LOC-ROC, EOG dx, EOG sin, LOC-A1, ROC-A2",
@@ -78,6 +87,12 @@ COHORTS: dict[str, dict[str | None, str]] = {
         "eog": "EOG1, EOG2",
         "emg": "EMG",
         "ecg": "ECG",
+    },
+    "HCHS": {
+        "respiration": "A-Flow, FVP/A-Effort",
+        "snore": "A-Snore",
+        "step": "A-SpO2, A-Pulse",
+        None: "HMov, HPos",
     },
     "HMC": {"eeg": "EEG F4-M1, EEG C3-M2", "eog": "EOG E1-M2", "emg": "EMG chin", "ecg": "ECG"},
     "HomePAP": {
@@ -207,8 +222,8 @@ def test_kind_of_a_cohorts_channel(label, kind):
 @pytest.mark.parametrize(
     ("labels", "channel"),
     [
-        ("SHHS: NEW AIR, New A/F; CAP: TERMISTORE; MASS: Resp Thermistor", "Thermal Flow"),
-        ("CFS: NASAL PRES; WSC: nas_pres; CAP: CANULA; NCH: RESP PTAF", "Nasal Pressure"),
+        ("BOAS: PSG_THER; SHHS: NEW AIR, New A/F; CAP: TERMISTORE; MASS: Resp Thermistor", "Thermal Flow"),
+        ("BOAS: PSG_CAN; CFS: NASAL PRES; WSC: nas_pres; CAP: CANULA; NCH: RESP PTAF", "Nasal Pressure"),
         ("SHHS: THOR RES; HomePAP: THO RES; MASS: Resp Belt Thor; CAP: TORACE, toracico; UCDDB: ribcage", "Chest"),
         ("SHHS: ABDO RES; HomePAP: ABD RES; MASS: Resp Belt Abdo; CAP: ADDOME; STAGES: Inductance abdom", "Abdomen"),
         ("MASS: SaO2 SaO2; SLPDB: SO2; CAP: SatO2, OSSIMETRO", "SpO2"),
@@ -225,6 +240,14 @@ def test_names_of_one_channel(labels, channel):
     for label in named:
         filled = [a.slot.name for a in assign(signals(label), MONTAGES["aasm"]) if a.signal is not None]
         assert filled == [channel], label
+
+
+@pytest.mark.parametrize("labels", ["nasalflow, nas_pres", "nas_pres, nasalflow", "Nasal Flow, Nasal Pres"])
+def test_a_nasal_pressure_is_taken_before_a_nasal_flow(labels):
+    """The Wisconsin Sleep Cohort's nasalflow is a thermistor."""
+    (filled,) = [a for a in assign(signals(labels), MONTAGES["aasm"]) if a.signal is not None]
+    assert filled.slot.name == "Nasal Pressure"
+    assert filled.signal.label in ("nas_pres", "Nasal Pres")
 
 
 PULSE_WAVES = """
@@ -249,6 +272,10 @@ def test_the_pulse_wave_belongs_to_no_modality(label):
     ("labels", "kind"),
     [
         ("PR, HR, H.R., DHR, HRate, Pulse, PULSE, Pulse Rate, PulseRate, PlethRate, ECG Rate, ECG HR", "step"),
+        ("HR(ECG), HR_ECG, ECG HR, TcpCO2, PtcCO2, Saturatie, POL SpO2, POL PR", "step"),
+        ("POL C3, POL Fp1, EEG C3-Ref, PSG C3-M2", "eeg"),
+        ("HEOG, VEOG, POL EOG1", "eog"),
+        ("Thrx, RIP Thrx, Luftstrom, Flow (CPAP), VTH, Ademhaling", "respiration"),
         ("Pleth Rate, Pulse Rate Pleth, SpO2 PR, Pulse Oximeter, SpO2, SaO2, SpO2 BB, OSAT, Oximeter", "step"),
         ("EEG lead 3, EEG lat, EEG Rat 1, EEG C3-A2, EEG A2-CLE, EEG 1, EEG Fp1-Ref", "eeg"),
         ("EEG EKG1-REF, EEG ECG", "ecg"),

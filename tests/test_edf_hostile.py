@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from edf_files import Channel, annotation_channel, edf_bytes, ramp, starts
 
 from sleepfm_fast.edf import EdfError, read_recording
 from sleepfm_fast.epochs import read_digital
+from sleepfm_fast.formats.edf_tal import take_starts
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
@@ -66,3 +68,17 @@ def test_any_bytes_are_read_or_refused(tmp_path):
         assert all(s.fs_hz > 0 and np.isfinite([s.gain, s.offset]).all() for s in recording.signals)
     assert read > 300
     assert refused > 100
+
+
+@pytest.mark.parametrize(
+    "text", [b"+0\x14\x14", b"+0\x14\x14\0", b"+123456789012345\x14\x14", b"+0\x14", b"+", b"\x14"]
+)
+def test_starts_are_looked_for_in_their_signal_only(text):
+    """A start without its closing zero at the file's end was compared with the byte behind it, which may be no page."""
+    records = np.frombuffer(b"abc" + text, np.uint8).reshape(1, -1)
+    ticks, decimals, taken = np.zeros((3, 1), np.int64)
+    busy = np.zeros(1, np.bool_)
+    # Python, other than the compiled function, checks every index
+    take_starts.py_func(records, 0, 1, np.array([3]), np.array([len(text)]), ticks, decimals, taken, busy)
+    assert bool(taken[0]) == text.endswith(b"\0")
+    assert busy[0] != text.endswith(b"\0")

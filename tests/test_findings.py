@@ -370,6 +370,22 @@ def test_gaps_of_a_discontinuous_file(tmp_path: Path, examine) -> None:
     assert [f["figures"] for f in findings if f["code"] == "gaps"] == [{"gaps": 1, "seconds": 40}]
 
 
+def test_cuts_for_a_drifting_clock_are_no_gaps(tmp_path: Path, examine) -> None:
+    rng = np.random.default_rng(0)
+    # Two cuts at half a second each, and one true gap of a minute.
+    for name, gap_s, expected in (("drift", 0, []), ("both", 60, [1])):
+        onsets = [f"{1.0005 * k + (gap_s if k >= 2200 else 0):.4f}" for k in range(2500)]
+        channels = [
+            Channel("C3-M2", rng.integers(-9000, 9000, (2500, 10))),
+            annotation_channel(starts(onsets, {0: b"+0\x15120\x14Sleep stage W\x14\0"}), 40),
+        ]
+        path = tmp_path / f"{name}.edf"
+        write_edf(path, channels, reserved="EDF+D")
+        figures = [f["figures"] for f in examine(path)[0] if f["code"] == "gaps"]
+        assert [f["gaps"] for f in figures] == expected
+        assert all(59 < f["seconds"] < 61 for f in figures)
+
+
 def test_what_cannot_be_ingested_is_an_error_and_stands_first(sleepers, tmp_path: Path, examine) -> None:
     plant(sleepers[0], tmp_path / "in" / "b.edf", {"ECG": lambda x: -x})
     (tmp_path / "in" / "c.edf").write_bytes(b"<html>")

@@ -253,6 +253,8 @@ def test_columns_and_words_of_other_languages(tmp_path, header, cells, expected)
         ("1.0 2.0 nan", ["M", "F", None], "1 is taken as male and 2 as female (ISO 5218)"),
         ("0 1 2", [None, "M", "F"], "(ISO 5218), 0 as not known."),
         ("0.0 1.0 1.0", ["0.0", "1.0", "1.0"], "neither male nor female"),
+        ("2 2 nan", ["2", "2", None], "the sex '2' of 2 rows is neither male nor female"),  # MrOS: men are 2
+        ("1 1 1", ["1", "1", "1"], "neither male nor female"),
     ],
 )
 def test_letters_and_codes_are_told_by_the_others(tmp_path, cells, expected, said):
@@ -260,6 +262,50 @@ def test_letters_and_codes_are_told_by_the_others(tmp_path, cells, expected, sai
     found = table(tmp_path, "recording,subject,sex\n" + rows)
     assert [row.sex for row in found.rows] == expected
     assert any(said in issue for issue in found.issues) if said else not found.issues
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "expected"),
+    [
+        ("sex (F=1)", "1 2 2", ["F", "M", "M"]),  # Sleep-EDF's SC-subjects.xls
+        ("M1/F2", "1 2 2", ["M", "F", "F"]),  # and its ST-subjects.xls
+        ("sex (F=1)", "1 0 0", ["F", "M", "M"]),
+        ("Gender [0: female, 1: male]", "1 0 nan", ["M", "F", None]),
+        ("Sex (M=2)", "2 2 2", ["M", "M", "M"]),
+        ("Sex (M/F)", "M F F", ["M", "F", "F"]),
+    ],
+)
+def test_what_a_columns_name_says_of_its_codes_counts(tmp_path, header, cells, expected):
+    rows = "".join(f"n{i}.edf,S{i},{cell}\n" for i, cell in enumerate(cells.split()))
+    found = table(tmp_path, f'recording,subject,"{header}"\n' + rows)
+    assert [row.sex for row in found.rows] == expected
+    assert not any("ISO" in issue or "neither" in issue or "no column" in issue for issue in found.issues)
+
+
+def test_ages_in_months_are_no_years(tmp_path):
+    found = table(tmp_path, "recording,subject,age (months),sex\nn1.edf,S1,30,F\n")
+    assert found.rows[0].age is None
+    assert "no column is known as age" in found.issues[0]
+
+
+def test_a_row_for_every_night_of_one_person(tmp_path):
+    found = table(tmp_path, "subject,night,age,sex\nS1,1,33,F\nS1,2,33,F\nS2,1,41,M\n")
+    assert [(row.subject, row.age) for row in found.rows] == [("S1", 33), ("S2", 41)]
+    assert found.of(Path("S1_night2.edf")).age == 33
+    with pytest.raises(SleepfmError, match="names 's1' in rows 2 and 3"):
+        table(tmp_path, "subject,night,age,sex\nS1,1,33,F\nS1,2,34,F\n")
+    assert table(tmp_path, "subject,night,age\nS1,n1.edf,33\nS1,n2.edf,33\n").of(Path("n2.edf")).subject == "S1"
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04" + bytes(range(256)), b"\xd0\xcf\x11\xe0\xa1\xb1" + bytes(500)])
+def test_a_spreadsheet_is_refused_by_name(tmp_path, content):
+    with pytest.raises(SleepfmError, match=r"is a spreadsheet \(.*save it as CSV"):
+        table(tmp_path, content)
+
+
+@pytest.mark.parametrize("name", ["PID", "subject_code", "Patient Number", "study id", "SID"])
+def test_other_names_of_a_subject(tmp_path, name):
+    assert table(tmp_path, f"{name},age\nS1,40\n").of(Path("S1_night1.edf")).age == 40
 
 
 def test_a_column_that_may_be_the_age_is_named(tmp_path):

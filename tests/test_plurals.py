@@ -4,10 +4,12 @@ import ast
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from known_nights import ECG, EEG, FLOW, staged_night
+from synthetic_embeddings import columns_of, write_folder
 
-from sleepfm_fast import plurals, preprocess
+from sleepfm_fast import compare, few_shot, plurals, preprocess, probe
 from sleepfm_fast.execution import parallel
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reporting.wording import NARROW, number_of
@@ -64,7 +66,7 @@ def test_one_night_of_one_clip_is_told_in_the_singular(one_night, tmp_path, caps
     assert ONE_OF_MANY.findall(said) == []
 
 
-COUNTS = re.compile(r"^(?:len\([\w.]+\)|n_\w+|\w*totals\[.*\])$")
+COUNTS = re.compile(r"^(?:len\([\w.]+\)|n_\w+|\w*totals\[.*\]|only|lacking|skipped|available|partly)$")
 NOUNS = re.compile(
     r"^ (?:[a-z-]+ )?(?:nights|clips|files|subjects|recordings|steps|epochs|figures|runs|rows|annotations)\b"
 )
@@ -81,6 +83,25 @@ SEVERAL = {
     "hypnogram.py": {"len(first)"},
     "files.py": {"len(files)"},
 }
+
+
+def test_one_clip_that_is_left_out_is_told_in_the_singular(tmp_path, capsys):
+    subject = np.repeat([0, 1, 2], 20)
+    x = np.random.default_rng(0).standard_normal((60, 3, 6))
+    mask = np.ones((60, 3), bool)
+    mask[45, 0] = False
+    columns = columns_of(subject, np.array([0, 0, 2])[subject], stage=np.arange(60) % 5)
+    folder = write_folder(tmp_path / "emb", x, columns, mask=mask)
+    results = [tmp_path / name for name in ("all", "brain")]
+    assert probe.cli([str(folder), str(results[0]), "--task", "stage"]) == 0
+    said = capsys.readouterr().err
+    assert "notice: 1 of 20 labelled test clips lacks one of respiratory, brain, ecg and is left out; " in said
+    assert probe.cli([str(folder), str(results[1]), "--task", "stage", "--modality", "brain"]) == 0
+    assert compare.cli([*map(str, results)]) == 0
+    said = capsys.readouterr().err
+    assert f"notice: 1 test clip is only in {results[1]} and is left out." in said
+    assert few_shot.cli([str(folder), str(tmp_path / "curve"), "--task", "stage", "--subjects", "8"]) == 0
+    assert "there are 2 subjects to draw from; 8 stands for all of them" in capsys.readouterr().err
 
 
 def test_no_sentence_writes_a_count_before_a_fixed_plural():

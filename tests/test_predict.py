@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from synthetic_embeddings import columns_of, description_of, write_folder
 
-from sleepfm_fast import predict, probe, transfer
+from sleepfm_fast import few_shot, predict, probe, transfer
 from sleepfm_fast.annotations import read_scoring
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
@@ -173,6 +173,10 @@ def test_what_cannot_be_is_refused(fitted, tmp_path):
         SleepfmError, match=r"it has respiratory and ecg\. Fit one on what there is.*--modality respiratory"
     ):
         predict.main(predict.Config(result, alone, tmp_path / "out"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a").write_text("a")
+    with pytest.raises(SleepfmError, match="not a folder of predictions"):
+        predict.main(predict.Config(result, folder, tmp_path / "mine", overwrite=True))
     (result / "coef.npy").unlink()
     record = json.loads((result / "result.json").read_text())
     del record["arrays"]["coef"]
@@ -180,10 +184,22 @@ def test_what_cannot_be_is_refused(fitted, tmp_path):
     with pytest.raises(SleepfmError, match="Run its probe again"):
         predict.main(predict.Config(result, folder, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "a").write_text("a")
-    with pytest.raises(SleepfmError, match="not a folder of predictions"):
-        predict.main(predict.Config(result, folder, tmp_path / "mine", overwrite=True))
+
+
+def test_what_cannot_be_is_said_before_the_folder_that_stands(fitted, tmp_path, capsys):
+    folder, result = fitted
+    predict.main(predict.Config(result, folder, tmp_path / "out"))
+    other = planted(tmp_path / "other", presets={"weights": {"sha256": "b"}})
+    with pytest.raises(SleepfmError, match="other weights"):
+        predict.main(predict.Config(result, other, tmp_path / "out"))
+    few_shot.main(few_shot.Config(folder, tmp_path / "curve", "stage", subjects=(2,), replicates=1))
+    for unsuitable, sentence in ((tmp_path / "curve", "a result of few_shot; a probe's is expected"),
+                                 (tmp_path / "nowhere", "nowhere")):  # fmt: skip
+        with pytest.raises(SleepfmError, match=sentence):
+            predict.main(predict.Config(unsuitable, folder, tmp_path / "out"))
+    # What goes together is still not written over other predictions.
+    with pytest.raises(SleepfmError, match="exists and is not overwritten: what stands there differs in correct-prior"):
+        predict.main(predict.Config(result, folder, tmp_path / "out", correct_prior=True))
 
 
 def test_every_night_says_how_far_it_agrees_with_the_scorer(fitted, tmp_path):

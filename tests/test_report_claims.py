@@ -311,9 +311,18 @@ def test_one_subject_is_not_called_held_out(tmp_path):
     text, _, numbers, _ = make(folder)
     assert "eld-out" not in re.sub("<[^>]*>", "", text.partition("Files behind")[0])
     assert any(s == "Nights of test subjects" for (s, _, _) in figures_of(numbers))
-    assert "subjects, not all of them others" in text
+    assert "of 1 subject, who is no other" in text
     assert "One test subject, so no intervals." in text
     assert "of 1 others" not in text
+    embeddings = embed(tmp_path / "more" / "embeddings", n_subjects=5, overlap=True)
+    for name, n, whom in (("one", 1, "of 1 other subject"), ("two", 2, "of 2 other subjects")):
+        start(tmp_path / name)
+        counts = {"n_clips": 40 * n, "n_subjects": n}
+        classify(tmp_path / name / "results" / "stage", embeddings, "stage", test=counts)
+        assert f"tested on {40 * n} clips {whom}" in make(tmp_path / name)[0]
+    start(tmp_path / "both")
+    classify(tmp_path / "both" / "results" / "stage", embeddings, "stage", overlap=True)
+    assert "of 2 subjects, not all of them others" in make(tmp_path / "both")[0]
 
 
 def test_a_task_without_labels_is_not_suggested(tmp_path):

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sleepfm_fast.annotations import Event, Scoring, ScoringError, clip_labels, read_scoring
+from sleepfm_fast.annotations import Event, Scoring, ScoringError, clip_labels, find_scoring, read_scoring
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.scoring.stages import STAGES
 from sleepfm_fast.scoring.texts import asks_meaning, parse_meanings, stated, translated
 
 
@@ -323,6 +324,9 @@ def test_ends_are_read_as_the_onsets_are(tmp_path):
         ("onset,duration,stage\n22:00:00,30,N1\n2020-01-01 22:00:30,30,N1\n", "carries a date"),
         ("onset,duration,stage\n32/13/2020 22:00:00,30,N1\n", "does not exist"),
         ("0,N2,30\n30,N2,30\n", "not a duration"),
+        (";\n" * 20 + "30\n", "not a duration"),
+        ("stage;epoch\n" + ";\n" * 20 + "N2\n", "not numbered"),
+        ('"a","b\nc,"\n' * 2, "among 'a, b c,'"),
         (bytes(range(256)), "neither text"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     ],
@@ -480,3 +484,104 @@ def test_a_row_an_epoch_with_its_stage_and_its_events(tmp_path):
     assert grid.stage.tolist() == [2] * 21 + [4] * 9
     assert np.flatnonzero(grid.sdb == 1).tolist() == [3, 4, 22]
     assert "of 6 events only the epoch is known" in scoring.issues[0]
+
+
+CODES = [0] * 4 + [1, 2, 2, 3, 3, 2, 5, 5] * 4 + [0] * 4
+STAGES_OF_CODES = [{5: 4}.get(code, code) for code in CODES]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "{epoch}\t{code}",
+        "{epoch}\t{code}\t{other}",  # the Wisconsin Sleep Cohort's .stg.txt, some of which lack the header
+        "{epoch},30,{code}",
+        "time,stage\n{zero},{code}",
+        "Epoch\tUser-Defined Stage\tCAST-Defined Stage\n{epoch}\t{code}\t{other}",
+    ],
+)
+def test_numbers_of_epochs_are_no_seconds(tmp_path, row):
+    head, _, row = row.rpartition("\n")
+    lines = [row.format(epoch=i + 1, zero=i, code=code, other=0) for i, code in enumerate(CODES)]
+    text = "\n".join([head, *lines] if head else lines)
+    assert labelled(tmp_path, text, 1200).stage.tolist() == STAGES_OF_CODES
+    with pytest.raises(ScoringError, match="not known where they lie"):
+        labelled(tmp_path, text, 2400)
+
+
+def test_a_stage_a_second_stays_one(tmp_path):
+    text = "".join(f"{second}\t{CODES[second // 30]}\n" for second in range(1200))
+    assert labelled(tmp_path, text, 1200).stage.tolist() == STAGES_OF_CODES
+
+
+@pytest.mark.parametrize("row", ["{a},{b},{stage}", "{stage}\t{a}\t{b}"])
+@pytest.mark.parametrize("clock", [False, True])
+def test_without_a_header_the_second_time_may_be_the_end(tmp_path, row, clock):
+    start = datetime(2021, 3, 4, 23, 58, 0)
+
+    def time(at_s):
+        return f"{start + timedelta(seconds=at_s):%H:%M:%S}" if clock else at_s
+
+    runs = [(0, 90, "L"), (90, 210, "N2"), (210, 240, "R"), (240, 300, "W")]
+    text = "\n".join(row.format(a=time(a), b=time(b), stage=stage) for a, b, stage in runs)
+    events = read_scoring(write(tmp_path, text), start=start).events
+    assert [(e.onset_s, e.duration_s, e.text) for e in events] == [(a, b - a, stage) for a, b, stage in runs]
+    text = "\n".join(row.format(a=time(a), b=b - a, stage=stage) for a, b, stage in runs)
+    assert read_scoring(write(tmp_path, text), start=start).events == events
+
+
+def test_a_length_in_the_text_of_an_event_is_its_duration(tmp_path):
+    text = (
+        "22:13:47.00\tSTART RECORDING\n22:13:47.00\tSTAGE - W\n22:14:20.50\tRESPIRATORY EVENT - DUR: 24.5 SEC. - "
+        "HYPOPNEA - DESAT 91.6 %\n22:14:41.00\tDESATURATION - DUR: 55.8 SEC. - MIN 91.6 % - DROP 3.1 %\n22:14:47.00\t"
+        "STAGE - N2\n22:15:20.00\tRespiratory Event - Dur:  9,9 sec. - Obstructive Apnea\n22:15:47.00\tSTAGE - NO STAGE"
+    )
+    start = datetime(2021, 3, 4, 22, 13, 47)
+    grid = labelled(tmp_path, text, 150, start=start)
+    assert (grid.stage.tolist(), grid.sdb.tolist()) == ([0, 0, 2, 2, -1], [0, 1, 0, 1, -1])
+    events = [e for e in read_scoring(write(tmp_path, text), start=start).events if e.duration_s]
+    assert [e.duration_s for e in events] == [24.5, 55.8, 9.9]
+    assert events[0].text == "RESPIRATORY EVENT - HYPOPNEA - DESAT 91.6 %"
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        ([0] * 4 + [2, 3, 3, 4, 5, 4, 5, 4, 3, 1, 1] * 3, "5 comes behind 3 or 4 in 6 of 6 places"),  # UCDDB: 5 is S4
+        ([1] * 10 + [2, 3, 4, 3, 2, 5] * 25, "none of 160 is a 0"),  # counted from 1
+        ([5] * 10 + [3, 2, 1, 2, 4, 2, 0] * 20, "the first is a 5"),  # DREAMS: 5 is wake, 4 REM
+    ],
+)
+def test_numbers_that_no_night_has_get_no_stage_until_their_meaning_is_stated(tmp_path, codes, said):
+    text = "".join(f"{30 * k},30,{code}\n" for k, code in enumerate(codes))
+    grid = labelled(tmp_path, text, 30 * len(codes))
+    assert {*grid.stage.tolist()} == {-1}
+    assert said in grid.issues[0]
+    assert asks_meaning(grid.issues[0])
+    meanings = {code: STAGES[code % 5] for code in {*codes}}
+    told = parse_meanings([f"{code}={stage}" for code, stage in meanings.items()])
+    grid = clip_labels(translated(read_scoring(write(tmp_path, text)), told), 30 * len(codes))
+    assert grid.stage.tolist() == [code % 5 for code in codes]
+    assert not any(map(asks_meaning, grid.issues))
+
+
+@pytest.mark.parametrize("codes", [[5] * 40 + [2] * 20, [2] * 60 + [3] * 40, [2, 3, 2, 5] * 10])
+def test_a_piece_of_a_night_may_have_any_stages(tmp_path, codes):
+    text = "".join(f"{30 * k},30,{code}\n" for k, code in enumerate(codes))
+    assert labelled(tmp_path, text, 30 * len(codes)).stage.tolist() == [{5: 4}.get(code, code) for code in codes]
+
+
+@pytest.mark.parametrize(
+    ("recording", "name"),
+    [("ucddb002.rec", "ucddb002_stage.txt"), ("UCDDB002.REC", "UCDDB002_STAGE.TXT")],
+)
+def test_the_numbers_of_ucddb_are_its_own(tmp_path, recording, name):
+    text = "0\n2\n3\n4\n5\n1\n6\n7\n"
+    found = find_scoring(write(tmp_path, b"0", recording))
+    assert found is None
+    write(tmp_path, text, name)
+    found = find_scoring(tmp_path / recording)
+    assert found == tmp_path / name
+    scoring = read_scoring(found, length_s=240)
+    assert clip_labels(scoring, 240).stage.tolist() == [0, 1, 2, 3, 3, 4, -1, -1]
+    assert any("UCDDB" in issue for issue in scoring.issues)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sleepfm_fast.scoring.stages import STAGE_OF_WORD, is_marker, respiratory_event_of, stage_of
+from sleepfm_fast.scoring.stages import STAGE_OF_WORD, is_marker, perhaps_respiratory, respiratory_event_of, stage_of
 
 STAGE_TEXTS = {
     "W": "W, Wake, Wake|0, 0, SlpStgWake, Sleep stage W, SDO:WakeState, SRO:Wake, Éveil, Wach, AWAKE",
@@ -55,6 +55,26 @@ NO_STAGE_TEXTS = (
 @pytest.mark.parametrize("text", ["", *NO_STAGE_TEXTS.split(", ")])
 def test_texts_that_are_no_stage(text):
     assert stage_of(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "stage"),
+    [("体位 1", None), ("灯光 0", None), ("Позиция 2", None), ("Позиция: R", None), ("清醒", "W"), ("清醒期", "W"),
+     ("N2期", "N2"), ("1期", "N1"), ("快速眼动期", "R"), ("非快速眼动3期", "N3"), ("Стадия 2", "N2"),
+     ("未分期", "none")],
+)  # fmt: skip
+def test_a_number_behind_letters_of_another_script_is_no_stage(text, stage):
+    assert stage_of(text) == stage
+
+
+@pytest.mark.parametrize(
+    ("text", "event"),
+    [("阻塞性呼吸暂停", "obstructive_apnea"), ("中枢性呼吸暂停", "central_apnea"), ("混合性呼吸暂停", "mixed_apnea"),
+     ("低通气", "hypopnea"), ("呼吸暂停后觉醒", None), ("после apnea", None)],
+)  # fmt: skip
+def test_respiratory_words_of_another_script(text, event):
+    assert respiratory_event_of(text) == event
+    assert event is not None or perhaps_respiratory(text)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,21 @@ def test_a_name_or_a_folder_tells_the_visit(path: str, visit: str | None) -> Non
     assert told_visit(Path(path), {"1", "2", "baseline"}) == visit
 
 
+@pytest.mark.parametrize(
+    ("path", "visit"),
+    [
+        ("baseline/abc-baseline-900001.edf", "0"),
+        ("month09/abc-month09-900001.edf", "9"),
+        ("month18/900001.edf", "18"),
+        ("abc-900001.edf", None),
+    ],
+)
+def test_visits_that_count_months(path: str, visit: str | None) -> None:
+    assert told_visit(Path(path), {"0", "9", "18"}) == visit
+    assert told_visit(Path("abc-baseline-1.edf"), {"1", "2"}) is None
+    assert told_visit(Path("abc-baseline-1.edf"), set()) is None
+
+
 def test_a_visit_is_written_in_many_ways() -> None:
     assert [visit_of(cell) for cell in ("2", "02", "2.0", "Visit 2", "ses-2", "visit2")] == ["2"] * 6
     assert [visit_of(cell) for cell in ("Baseline", "month 9", "10")] == ["baseline", "month9", "10"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["Entry", "Journal", "merge_manifest", "read_manifest"]
 
 FOLDER = "manifest"
 FILE = "manifest.csv"
+LONGEST_CELL = 10_000
+"""A reason may repeat what a file holds; what goes on is cut off, for the reader refuses cells of 128 KiB."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def now() -> str:
 
 def lines_of(rows: Iterable[tuple[object, ...]]) -> str:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    cells = ([v[:LONGEST_CELL] if isinstance(v, str) else v for v in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(cells)
     return text.getvalue()
 
 
@@ -102,12 +106,13 @@ def read_rows(path: Path) -> list[Entry]:
     except FileNotFoundError:
         return []
     rows = []
-    for row in csv.DictReader(io.StringIO(text, newline="")):
-        try:
-            known = {name: row[name] or "" for name in HEADER}
-            rows.append(Entry(**{**known, "clips": int(known["clips"]), "bytes": int(known["bytes"])}))  # type: ignore[arg-type]
-        except (KeyError, ValueError, TypeError):
-            continue
+    with suppress(csv.Error):  # a quotation mark whose other half was torn off takes all that follows into one cell
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            try:
+                known = {name: row[name] or "" for name in HEADER}
+                rows.append(Entry(**{**known, "clips": int(known["clips"]), "bytes": int(known["bytes"])}))  # type: ignore[arg-type]
+            except (KeyError, ValueError, TypeError):
+                continue
     return rows
 
 

@@ -5,8 +5,8 @@ spaces and punctuation:
 
 =========  ============================================================================================
 recording  ``recording``, ``file``, ``filename``, ``path``, ``record``, ``night``, ``edf``
-subject    ``subject``, ``participant``, ``patient``, ``id``, also with ``id`` behind (``patient_id``); ``nsrrid``,
-           ``mesaid``, ``wsc_id``
+subject    ``subject``, ``participant``, ``patient``, ``id``, also with ``id``, ``code`` or ``number`` behind
+           (``patient_id``); ``nsrrid``, ``mesaid``, ``wsc_id``, ``pid``, ``sid``, ``studyid``
 visit      ``visit``, ``visitnumber``, ``wsc_vst``, ``session``, ``timepoint``
 age        ``age``, ``age_years``, ``age_at_recording``, ``years``, ``nsrr_age``
 sex        ``sex``, ``gender``, ``nsrr_sex``
@@ -35,14 +35,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sleepfm_fast.cli.path_kinds import PREPARED, RECORDINGS
-from sleepfm_fast.cohorts.sexes import MISSING, sexes_of
+from sleepfm_fast.cohorts.sexes import MISSING, codes_in, sexes_of
 from sleepfm_fast.cohorts.visits import EXAMPLES, told_visit, visit_of
 from sleepfm_fast.errors import SleepfmError
 
 __all__ = ["Participant", "Participants", "read_participants"]
 
 AGES = ("ageatpsg", "agepsg", "ageatvisit", "ageatstudy", "alter", "edad", "leeftijd", "eta", "idade", "alder")
-SEXES = ("geschlecht", "sexe", "sexo", "sesso", "geslacht", "biologicalsex", "sexatbirth")
+SEXES = ("geschlecht", "sexe", "sexo", "sesso", "geslacht", "biologicalsex", "sexatbirth", "pcorigendercd")
 COLUMNS = {
     "recording": (
         "recording",
@@ -70,6 +70,8 @@ COLUMNS = {
         "nsrrid",
         "mesaid",
         "wscid",
+        *("subjectcode", "participantcode", "patientcode", "subjectnumber", "participantnumber", "patientnumber"),
+        *("pid", "sid", "studyid", "studypatid", "scode"),
         *("proband", "probandid", "probandennummer", "patientennummer", "patientid", "sujet", "sujeto", "soggetto"),
         *("paciente", "paziente", "deelnemer", "participante", "pseudonym"),
     ),
@@ -238,6 +240,11 @@ def lines_of(path: Path) -> list[str]:
         ) from None
     except OSError as error:
         raise SleepfmError(f"the participants table {path} cannot be read: {error.strerror or error}.") from None
+    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        raise SleepfmError(
+            f"the participants table {path} is a spreadsheet (.xlsx, .xls, .ods), not text; save it as CSV in the "
+            "program that made it, and give that file."
+        )
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = content.decode("utf-16", errors="replace")
     else:
@@ -272,22 +279,33 @@ def read_participants(path: Path) -> Participants:
         visit, twice.
     """
     lines = lines_of(path)
-    if (stated := re.fullmatch(r"sep=(.)", lines[0].strip().strip('"'))) and len(lines) > 1:  # Excel's own first line
+    stated = re.fullmatch(r"sep=([^\w\s\0\"])", lines[0].strip().strip('"'))  # Excel's own first line
+    if stated and len(lines) > 1:
         lines = lines[1:]
     delimiter = stated[1] if stated else max("\t;,", key=lambda d: lines[0].count(d))
     reader = csv.reader(lines, delimiter=delimiter)
-    header = [cell.strip() for cell in next(reader)]
+    try:
+        table = list(reader)
+    except csv.Error as error:
+        raise SleepfmError(
+            f"the participants table {path} cannot be read: row {reader.line_num}: {error}. Was a quotation mark "
+            "opened and not closed?"
+        ) from None
+    header = [cell.strip() for cell in table[0]]
     columns = find_columns(header)
     if "recording" not in columns and "subject" not in columns:
         raise SleepfmError(
             f"the participants table {path} has the columns {', '.join(header)}; a column named recording (or file) or "
             "subject is needed, and age and sex are understood."
         )
+    if "subject" in columns and "recording" in columns and counts_nights(header, table[1:], columns["recording"]):
+        del columns["recording"]
     issues: list[str] = []
     rows: list[Participant] = []
     seen: dict[str, int] = {}
+    facts: dict[str, tuple[str, str]] = {}
     without_suffix: dict[str, str] = {}
-    for number, cells in enumerate(reader, start=2):
+    for number, cells in enumerate(table[1:], start=2):
         row = {name: cells[i].strip() if i < len(cells) else "" for name, i in columns.items()}
         recording, subject = row.get("recording") or None, row.get("subject") or None
         if recording is None and subject is None:
@@ -300,6 +318,10 @@ def read_participants(path: Path) -> Participants:
         # A name without suffix names the same recording as one with it; two suffixes are two recordings.
         stem = stem_of(key) if recording else key
         other = key if key in seen else stem if stem in seen else without_suffix.get(key)
+        same = (row.get("age", ""), row.get("sex", ""))
+        if other is not None and recording is None and facts[other] == same:
+            continue  # a row for every night of one person, which says the same of each
+        facts[key] = same
         if other is not None:
             raise SleepfmError(
                 f"the participants table {path} names '{recording or key}' in rows {seen[other]} and {number}; keep "
@@ -322,7 +344,7 @@ def read_participants(path: Path) -> Participants:
                 visit,
             )
         )
-    rows = with_sexes(rows, path.name, issues)
+    rows = with_sexes(rows, path.name, issues, header[columns["sex"]] if "sex" in columns else "")
     issues += [*unknown_columns(header, columns, path.name), *alike_subjects(rows, path.name)]
     ends_names = "subject" in columns and folded(header[columns["subject"]]) in NSRR_IDS
     return Participants(path, tuple(rows), tuple(issues), ends_names)
@@ -335,11 +357,22 @@ def folded(name: str) -> str:
 def find_columns(header: list[str]) -> dict[str, int]:
     """Which column of ``header`` is which; the first name of the list that occurs wins."""
     given = [folded(cell) for cell in header]
-    return {
+    found = {
         name: given.index(match)
         for name, names in COLUMNS.items()
         if (match := next((n for n in names if n in given), None)) is not None
     }
+    if "sex" not in found:  # sex (F=1), M1/F2
+        bare = [folded(re.sub(r"[\[(].*", "", cell)) for cell in header]
+        at = next((i for i, cell in enumerate(header) if codes_in(cell) and bare[i] in (*COLUMNS["sex"], "m1f2")), None)
+        found |= {} if at is None else {"sex": at}
+    return found
+
+
+def counts_nights(header: Sequence[str], rows: Sequence[Sequence[str]], recording: int) -> bool:
+    """Whether the column taken for names of recordings is one of the nights' numbers, beside one of subjects."""
+    cells = {row[recording].strip() for row in rows if recording < len(row)}
+    return folded(header[recording]) == "night" and all(re.fullmatch(r"\d{0,2}", cell) for cell in cells)
 
 
 def parse_age(text: str, where: str, issues: list[str]) -> float | None:
@@ -355,9 +388,9 @@ def parse_age(text: str, where: str, issues: list[str]) -> float | None:
     return age
 
 
-def with_sexes(rows: Sequence[Participant], name: str, issues: list[str]) -> list[Participant]:
+def with_sexes(rows: Sequence[Participant], name: str, issues: list[str], header: str) -> list[Participant]:
     """Rows with their sex as M or F where it can be understood, None where it is not given."""
-    sexes = sexes_of([row.sex or "" for row in rows], name, issues)
+    sexes = sexes_of([row.sex or "" for row in rows], name, issues, header)
     parsed = [replace(row, sex=sex) for row, sex in zip(rows, sexes, strict=True)]
     of_subject: dict[str, set[str]] = {}
     for row in parsed:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from sleepfm_fast.plurals import counted
 
-__all__ = ["MISSING", "sexes_of"]
+__all__ = ["MISSING", "codes_in", "sexes_of"]
 
 WORDS = {
     **dict.fromkeys(("m", "male", "man", "men", "boy", "mann", "mannlich", "masculin", "masculino", "maschile"), "M"),
@@ -21,9 +21,21 @@ WORDS = {
 """Without case and accents."""
 MISSING = ("", "na", "nan", "n/a", "none", "null", "unknown", "not reported", "?", ".", "-")
 ISO_5218 = {"1": "M", "2": "F"}
+STATED = re.compile(r"(?P<word>[a-z]+) ?[=: ]? ?(?P<code>\d)(?!\d)|(?<!\d)(?P<first>\d) ?[=: ]? ?(?P<behind>[a-z]+)")
+"""``F=1``, ``M1/F2``, ``1: male``."""
 
 
-def sexes_of(given: Sequence[str], name: str, issues: list[str]) -> list[str | None]:
+def codes_in(header: str) -> dict[str, str]:
+    """Sexes of the codes that a column's name states, as Sleep-EDF's ``sex (F=1)``; empty where it states none."""
+    found = {}
+    for match in STATED.finditer(key_of(header)):
+        sex = WORDS.get(match["word"] or match["behind"])
+        if sex is not None:
+            found[match["code"] or match["first"]] = sex
+    return found if len({*found.values()}) == len(found) else {}
+
+
+def sexes_of(given: Sequence[str], name: str, issues: list[str], header: str = "") -> list[str | None]:
     """Sex of each row.
 
     Parameters
@@ -34,6 +46,8 @@ def sexes_of(given: Sequence[str], name: str, issues: list[str]) -> list[str | N
         The table, for messages.
     issues : list of str
         What was taken for what, and what could not be understood, is appended.
+    header : str
+        The column's name, which may state what its codes mean.
 
     Returns
     -------
@@ -42,8 +56,17 @@ def sexes_of(given: Sequence[str], name: str, issues: list[str]) -> list[str | N
     """
     keys = [key_of(cell) for cell in given]
     words, there = dict(WORDS), set(keys)
-    if "2" in there:
-        # Without a 2 the code is another one: where it is 0 and 1, tables differ in what they mean.
+    stated = codes_in(header)
+    others = {key for key in there if key.isdigit() and key not in stated}
+    if len(stated) == 1 and len(others) == 1:
+        stated[others.pop()] = "F" if "M" in stated.values() else "M"
+    if stated:
+        words |= stated
+        meant = " and ".join(f"{code} as {'male' if sex == 'M' else 'female'}" for code, sex in sorted(stated.items()))
+        issues.append(f"{name}: the sexes are coded; {meant}, by the column's name '{header}'.")
+    elif {"1", "2"} <= there:
+        # Without one of both the code is another one: where it is 0 and 1, tables differ in what they mean, and all
+        # 2 are the men of a cohort of men (MrOS).
         words |= ISO_5218
         nought = ", 0 as not known" if "0" in there else ""
         issues.append(f"{name}: the sexes are coded; 1 is taken as male and 2 as female (ISO 5218){nought}.")
@@ -54,7 +77,7 @@ def sexes_of(given: Sequence[str], name: str, issues: list[str]) -> list[str | N
             issues.append(f"{name}: the sexes are H and M; H is taken as male (hombre) and M as female (mujer).")
         else:
             issues.append(f"{name}: the sex H is taken as male (homme, hombre).")
-    coded = "2" in there
+    coded = not stated and {"1", "2"} <= there
     found: list[str | None] = []
     for cell, key in zip(given, keys, strict=True):
         nothing = cell.casefold() in MISSING or (key == "0" and coded)

@@ -17,6 +17,7 @@ EXAMPLES = "shhs2-200077.edf, mros-visit1-aa0001.edf, or a folder visit2"
 NUMBERED = re.compile(r"(?<![a-z])(?:(?:visit|session|ses)[-_. ]?|shhs)0*([1-9][0-9]?)(?![0-9])")
 """A word for a visit with its number, below 100. Other words with a number, as ``aa0001`` and ``n2``, tell none."""
 WORD = re.compile(r"[^\W_]+")
+MONTH = re.compile(r"(?<![a-z])months?[-_. ]?0*([1-9][0-9]?)(?![0-9])")
 CHAT = re.compile(r"^chat-(baseline|followup)-")
 CHAT_NUMBERS = {"baseline": "3", "followup": "10"}
 """The Childhood Adenotonsillectomy Trial names its recordings by word and numbers the rows of its tables (``vnum``)."""
@@ -25,8 +26,8 @@ CHAT_NUMBERS = {"baseline": "3", "followup": "10"}
 def visit_of(cell: str) -> str:
     """A table's visit as names tell it: ``02``, ``2.0`` and ``Visit 2`` are ``2``; ``Follow-up`` is ``followup``."""
     text = cell.strip().casefold()
-    number = re.fullmatch(r"(?:visit|session|ses)?[-_. ]*0*([0-9]+)(?:\.0*)?", text)
-    return number[1] if number is not None else "".join(WORD.findall(text)) or text
+    number = re.fullmatch(r"(?:visit|session|ses)?[-_. ]*([0-9]+)(?:\.0*)?", text)
+    return number[1].lstrip("0") or "0" if number is not None else "".join(WORD.findall(text)) or text
 
 
 def told_visit(path: Path, visits: Collection[str]) -> str | None:
@@ -37,7 +38,8 @@ def told_visit(path: Path, visits: Collection[str]) -> str | None:
     path : Path
     visits : collection of str
         The table's, by :func:`visit_of`; its words (``baseline``) are looked for too, whatever stands between their
-        parts. Where they are CHAT's numbers, its recordings' words tell them.
+        parts. Where they are CHAT's numbers, its recordings' words tell them; where they are numbers with a 0, so do
+        ``baseline`` and ``month09`` (Apnea, Bariatric Surgery, and CPAP study).
 
     Returns
     -------
@@ -49,9 +51,12 @@ def told_visit(path: Path, visits: Collection[str]) -> str | None:
     if chat is not None and visits and set(visits) <= set(CHAT_NUMBERS.values()):
         return CHAT_NUMBERS[chat[1]]
     words = {visit for visit in visits if not visit.isdigit()}
+    months = bool(visits) and not words and "0" in visits
     for name in (path.stem, *(folder.name for folder in path.parents)):
         folded = name.casefold()
         found = set(NUMBERED.findall(folded)) | (words & joined(WORD.findall(folded)))
+        if months:  # visits that count months from 0: baseline, month09, month18
+            found |= set(MONTH.findall(folded)) | ({"0"} if "baseline" in WORD.findall(folded) else set())
         if found:
             return found.pop() if len(found) == 1 else None
     return None

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.tasks import TASKS, labels_of
+from sleepfm_fast.plurals import agreeing, counted
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -120,6 +121,8 @@ def labelled_clips(
     if lacking:
         what = f"one of {', '.join(modalities)}" if len(modalities) > 1 else modalities[0]
         remedy = "; --modality NAME uses every clip that has that one" if len(modalities) > 1 else ""
-        say(f"notice: {lacking} of {int(labelled.sum())} labelled {side} clips lack {what} and are left out{remedy}.")
+        of_all = f"{lacking} of {counted(int(labelled.sum()), f'labelled {side} clip')}"
+        do = agreeing(lacking, f"lacks {what} and is", f"lack {what} and are")
+        say(f"notice: {of_all} {do} left out{remedy}.")
     kept = clips[use]
     return LabelledClips(kept, labels[use], np.asarray(embeddings.subject[kept]), int((~labelled).sum()), lacking)

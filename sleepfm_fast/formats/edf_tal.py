@@ -85,7 +85,8 @@ def take_starts(
     A night has tens of thousands of them, and nothing else in most records. ``taken`` is how many bytes it took, 0
     where the record begins otherwise; ``busy`` marks the records that hold more.
     """
-    width = min(lengths[0], 18)  # at most 15 digits, which a double holds exactly
+    # At most 15 digits, which a double holds exactly. Three bytes follow them, all of which the signal must still hold.
+    width = min(lengths[0] - 1, 18)
     for record in range(begin, end):
         row = records[record, offsets[0] : offsets[0] + lengths[0]]
         stop = 0

@@ -15,6 +15,8 @@ __all__ = ["Name", "canonical", "fits", "kind_of", "matched_as"]
 RENAMED = {"a1": "m1", "a2": "m2", "t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8"}
 ELECTRODE = re.compile(r"(?:fp|af|fc|ft|cp|tp|po|f|c|t|p|o)(?:10|[1-9]|z)|[ni]z|[am][12]|e[12]|pg[12]")
 PREFIX = re.compile(r"(eeg|eog|ecg|ekg|emg|resp|resp\.|respiration)[\s_.:/(-]+(?=\S)")
+DEVICE = re.compile(r"^(?:psg|pol)[\s_.:/-]+(?=\S)")
+"""What says nothing of the signal: ``PSG_F3`` beside a headband's channels (BOAS), ``POL SpO2`` (Nihon Kohden)."""
 REFERENCE = re.compile(r"[\s_.:/-]+(?:ref|reference|le)\d*$")
 UNIT_BEHIND = re.compile(r"\s*[\[(]\s*(?:[numµμ]?v|%|bpm|cmh2o)\s*[\])]\s*$")
 """``EEG F3-M2 [uV]``: some exports write the unit into the label."""
@@ -33,7 +35,7 @@ BELTS = r"(?:resp|rip|induct|tho|chest|abd|rib|belt)\w*"
 # What a label says of its signal's kind, tried in this order on the words of the label. None: not a signal to learn
 # from (scored, technical, or of no modality).
 KIND_RULES: tuple[tuple[str | None, str], ...] = (
-    ("step", r"(?:pulse?|plet\w*|heart|resp\w*|breath\w*|[ec][ck]g) ?rate"),
+    ("step", r"(?:pulse?|plet\w*|heart|resp\w*|breath\w*|[ec][ck]g) ?rate|hr [ec][ck]g"),
     (None, r"hypnogram|stages?|status|trigger|trig|marker|events?|annotations?|epoch|scoring|lights?|photic|battery"),
     (None, r"imp|impedance|temp|temperature|rectal|position|pos|body|posture|activity|actigraphy|acc|accel\w*|gravity"),
     (None, r"[xyz] axis|elevation|ambient|humidity|unused|dc ?\d+|off|none|empty|ptt|rr|rri|phase|quality|bp|abp"),
@@ -43,19 +45,19 @@ KIND_RULES: tuple[tuple[str | None, str], ...] = (
     (None, r"plet\w*|\w*pleth\w*|ppg\d*|(?:pulse?|sp ?o2) ?wave\w*|pulse? ?(?:amp\w*|transit)|pulswelle|onde de pouls"),
     (None, r"pwa|pat|(?:pulse?|oxi\w*) (?:.* )?(?:infra ?)?red"),
     # A device's flow is the airflow of a night under pressure (AASM); the pressure that it gives is a setting.
-    ("respiration", r"(?:c|mask|[a-z]{0,2}pap) ?(?:pt |patient )?flow"),
+    ("respiration", r"(?:c|mask|[a-z]{0,2}pap) ?(?:pt |patient )?flow|flow [a-z]{0,2}pap"),
     (None, r"[a-z]{0,2}pap|(?:c|mask|set|[a-z]{0,2}pap) ?pres\w*"),
     ("emg", r"\w*emg\w*|[lrc]?chin\w*|submental\w*|mentalis|masseter|kinn|menton"),
     ("emg", r"[lr]?leg\w*|tib\w*|lat|rat|plm\w*|limb\w*|jambe\w*|bein\w*|[ds]x[12]"),
-    ("eog", r"eog\w*|(?:loc|roc|e[12])(?:[am][12]|fpz|cz|avg)?|leog|reog|pg[12]|pos8|pos18|(?:left|right|l|r) ?eye"),
-    ("ecg", r"[ex]?[ec][ck]g\w*|ekg\w*|lead|cardio|electrocardiogramme"),
-    ("snore", r"snor\w*|ronfl\w*|schnarch\w*|russ\w*|mic\w*|sound|audio|larynx"),
-    ("step", r"sp ?o2\w*|sa? ?o2\w*|o2 ?sat\w*|sat|sat o2|osat|saturation|oxi\w*|oxym\w*|ossimetr\w*|sattigung"),
-    ("step", r"(?:et|tc|p)co2|co2|capno\w*|pulse?|pulse ?rate|pr|hr|heart\w*|bpm|pouls|\w*frequenz"),
+    ("eog", r"[hvlr]?eog\w*|(?:loc|roc|e[12])(?:[am][12]|fpz|cz|avg)?|pg[12]|pos8|pos18|(?:left|right|l|r) ?eye"),
+    ("ecg", r"[ex]?[ec][ck]g\w*|ekg\w*|lead|cardio|electrocardiogramme|elektrokardiogramm"),
+    ("snore", r"snor\w*|ronfl\w*|schnarch\w*|russ\w*|mic\w*|mikro\w*|sound|audio|larynx"),
+    ("step", r"sp ?o2\w*|sa? ?o2\w*|o2 ?sat\w*|sat|sat o2|osat|saturat\w*|oxi\w*|oxym\w*|ossimetr\w*|sattigung"),
+    ("step", r"(?:et|p?tcp?|p)co2|co2|capno\w*|pulse?|pulse ?rate|pr|hr|heart\w*|bpm|pouls|pols|\w*frequenz"),
     ("respiration", r"resp\w*|\w*flow\w*|air|therm\w*|termist\w*|nasal|oronasal|oro|pres|press|pressure|ptaf"),
     ("respiration", r"chest|tho\w*|thx|abd\w*|rip\w*|effort\w*|belt|rib\w*|sangle|bauch|brust\w*|flux|debit|naf"),
     ("respiration", r"can+ul\w*|npress|pes|sum|ripsum|xsum|esoph\w*|intercost\w*|diaphragm|atem\w*|vth|vto|vab"),
-    ("respiration", r"torax|torac\w*|addom\w*|induct\w*"),
+    ("respiration", r"torax|torac\w*|addom\w*|induct\w*|thrx|ther|can|adem\w*|luftstrom|pneumo\w*"),
     ("eeg", r"eeg\w*"),
 )
 
@@ -77,7 +79,7 @@ def canonical(label: str) -> tuple[Name, ...]:
     """
     plain = unicodedata.normalize("NFKD", label.replace("μ", "u").replace("µ", "u")).casefold()
     plain = "".join(c for c in plain if not unicodedata.combining(c)).strip()
-    plain = REFERENCE.sub("", UNIT_BEHIND.sub("", plain))
+    plain = REFERENCE.sub("", UNIT_BEHIND.sub("", DEVICE.sub("", plain)))
     names = [Name(key(plain))]
     if match := PREFIX.match(plain):
         names.append(Name(key(plain[match.end() :]), KIND_OF_PREFIX[match[1].rstrip(".")]))
@@ -115,7 +117,7 @@ def kind_of(label: str) -> str | None:
     """Tell a signal's kind by its label; None where the label does not say, or names no signal to learn from."""
     plain = unicodedata.normalize("NFKD", label).casefold()
     plain = UNIT_BEHIND.sub("", "".join(c for c in plain if not unicodedata.combining(c)).strip())
-    plain = REFERENCE.sub("", plain)
+    plain = REFERENCE.sub("", DEVICE.sub("", plain))
     words = re.findall(r"[a-z0-9]+", plain)
     text = " ".join(words)
     if TECHNICAL.search(text):

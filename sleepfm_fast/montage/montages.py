@@ -204,18 +204,19 @@ CHANNELS: dict[str, Slot] = {
                 "oro-nasal, oro-nasal, oronasal flow, Flow, Airflow, Resp Airflow, Resp Flow, FLOW_TH, Flow Therm, "
                 "Flow Aux, New Air, AUX Flow, Thermocouple, TFlow, Therm Flow, Flux nasal, Flux, Débit, Flux "
                 "oro-nasal, Atemfluss, Luftfluss, Naso-buccal, Flujo, Flusso, Airflow1, Flow1, Nasal/Oral, Resp "
-                "Flow Thermistor, OroNasal Thermistor, Flow oronasal, New A/F, Termistore"
+                "Flow Thermistor, OroNasal Thermistor, Flow oronasal, New A/F, Termistore, Ther"
             ),
         ),
         Slot(
             "Nasal Pressure",
             "respiration",
             labels(
-                "Nasal Pressure, NPress, Nasal Pres, Nasal, NAF, Pressure, Pres, PNASAL, Nasal Pressure Flow, PTAF, "
-                "Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, Nasaldruck, Staudruck, "
+                "Nasal Pressure, NPress, Nasal Pres, Nas Pres, Nasal, NAF, Pressure, Pres, PNASAL, "
+                "Nasal Pressure Flow, PTAF, Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, "
+                "Nasaldruck, Staudruck, "
                 "Pression nasale, Pression, "
                 "Canule nasale, Canule, Druck, PFlow, Press, Pressure Flow, Nasal Airflow, FLOW_P, Presion nasal, "
-                "Pneumoflow, Resp Nasal Pressure, Flow Cannula, Nasal P, Pnasal flow, Nasal Press, Nas Pres, Canula"
+                "Pneumoflow, Resp Nasal Pressure, Flow Cannula, Nasal P, Pnasal flow, Nasal Press, Canula, Can"
             ),
         ),
         Slot(
@@ -226,8 +227,9 @@ CHANNELS: dict[str, Slot] = {
                 "Effort Chest, Effort Tho, Effort Thorax, THO Effort, RIP Thorax, RIP Thor, RIP Tho, RIP Thoracic, "
                 "Thorax RIP, Resp Thorax, Resp chest, THX, THOR RES, Thoracique, Effort thoracique, Sangle thorax, "
                 "Brustkorb, Atmung Thorax, Torax, Torace, Inductance Thorax, Thorax Belt, Chest Belt, Thor Belt, "
-                "Resp Rib, RIBCAGE, Chest Wall, Thorax 1, Thoracic Respiration, VTO, Resp Effort Thor, Resp "
-                "Tho, Thoraxx, XCHEST, Thorax_DC, Tho Res, Belt Thor, Belt Thorax, Inductance Thor, Toracico"
+                "Resp Rib, RIBCAGE, Chest Wall, Thorax 1, Thoracic Respiration, VTO, VTH, Thrx, RIP Thrx, "
+                "Resp Effort Thor, Resp Tho, Thoraxx, XCHEST, Thorax_DC, Tho Res, Belt Thor, Belt Thorax, "
+                "Inductance Thor, Toracico"
             ),
         ),
         Slot(
@@ -238,7 +240,7 @@ CHANNELS: dict[str, Slot] = {
                 "Effort Abdo, Effort Abdomen, ABD Effort, RIP Abdomen, RIP Abdo, RIP Abd, RIP Abdominal, Abdomen "
                 "RIP, Resp Abdomen, Resp Abdominal, ABDO RES, Abdominale, Effort abdominal, Sangle abdomen, Bauch, "
                 "Atmung Abdomen, Addome, Abdomen Belt, Inductance Abdomen, Abdo Belt, Abdominal Respiration, VAB, "
-                "Abdomen_DC, Resp Abd, Resp Effort Abd, Abdm Effort, ABDOM, Abdomn, Abd Belt, "
+                "Abdomen_DC, Resp Abd, Resp Effort Abd, Abdm Effort, ABDOM, RIP Abdom, Abdomn, Abd Belt, "
                 "Abd Res, Belt Abdo, Belt Abdomen, Inductance Abdomen, Inductance Abdom, Addominale"
             ),
         ),

@@ -11,7 +11,7 @@ import numpy as np
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.interval_notice import interval_caution
 from sleepfm_fast.evaluation.tasks import TASKS, labels_of
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.comparison import difference_figures, overview
 from sleepfm_fast.reporting.curves import calibration, precision_recall, roc, thin
@@ -381,11 +381,12 @@ def sizes(result: Result) -> str:
     parts = [", ".join(str(m) for m in record.get("modalities") or ())]
     train, test = record.get("train"), record.get("test")
     if train and test:
-        whom = "subjects, not all of them others" if record.get("overlap") else "others"
-        parts.append(
-            f"fitted on {clips_of(train)}, tested on {number_of(test['n_clips'], 'clip')} of "
-            f"{count(test['n_subjects'])} {whom}"
-        )
+        if record.get("overlap"):
+            of_them = agreeing(test["n_subjects"], "who is no other", "not all of them others")
+            whom = f"{number_of(test['n_subjects'], 'subject')}, {of_them}"
+        else:
+            whom = number_of(test["n_subjects"], "other subject")
+        parts.append(f"fitted on {clips_of(train)}, tested on {number_of(test['n_clips'], 'clip')} of {whom}")
     elif test:  # `classify` fits nothing
         parts.append(f"tested on {clips_of(test)}")
     return "; ".join(part for part in parts if part)

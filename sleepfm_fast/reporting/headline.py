@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sleepfm_fast.evaluation.interval_notice import interval_caution
 from sleepfm_fast.evaluation.tasks import TASKS
+from sleepfm_fast.plurals import agreeing
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.comparison import spread
 from sleepfm_fast.reporting.markup import element, escape
@@ -64,7 +65,8 @@ def averaged(classes: dict[str, Any], key: str) -> str:
     """Say that a mean is over fewer classes than there are; empty where it is not."""
     have = len(with_figure(classes, key))
     few = key in next(iter(classes.values()), {}) and have < len(classes)
-    return f"; mean of the {have} of {len(classes)} classes that have it" if few else ""
+    classes_have = f"classes that {agreeing(have, 'has', 'have')} it"
+    return f"; mean of the {have} of {len(classes)} {classes_have}" if few else ""
 
 
 def classifier_reading(run: Run, task: str, key: str, chance: Callable[[Result], float | None]) -> Reading | None:

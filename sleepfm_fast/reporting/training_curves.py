@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
 from sleepfm_fast.reporting.plot import Plot, legend, series_class
@@ -73,8 +74,8 @@ def loss_figure(run: Run) -> Figure | None:
         covering([0.0, last], margin=0.0),
         covering(everything),
         f"Loss of {run.name}",
-        f"Line plot over {last:.0f} steps of the loss on training batches, and its mean over each epoch for training "
-        f"and validation subjects. {trend(curves['validation_loss'], 'validation loss')}",
+        f"Line plot over {counted(last, 'step', spec='.0f')} of the loss on training batches, and its mean over each "
+        f"epoch for training and validation subjects. {trend(curves['validation_loss'], 'validation loss')}",
         x_label="step",
         y_label="loss",
     )
@@ -92,7 +93,8 @@ def loss_figure(run: Run) -> Figure | None:
         k = int(np.nanargmin(curves["validation_loss"]))
         best = f" The best validation loss is {curves['validation_loss'][k]:.4g}, after step {at[k]:.0f}."
     skipped = sum(row.get("kind") == "skipped" for row in run.metrics)
-    left_out = f" {skipped} steps were skipped because loss or gradient was not finite." if skipped else ""
+    were = counted(skipped, "step was", "steps were")
+    left_out = f" {were} skipped because loss or gradient was not finite." if skipped else ""
     return Figure(
         f"Loss of {run.name}",
         plot,

@@ -23,15 +23,26 @@ from sleepfm_fast.scoring.clock import (
     refuse_half_days,
 )
 from sleepfm_fast.scoring.clock_change import without_clock_change
-from sleepfm_fast.scoring.labels import listed_epoch_s
+from sleepfm_fast.scoring.labels import LIST_STEPS, listed_epoch_s
 from sleepfm_fast.scoring.profile import is_profile, profile_events
-from sleepfm_fast.scoring.stages import EPOCH_S, fold, stage_of
+from sleepfm_fast.scoring.stages import EPOCH_S, LONGEST_NAME, fold, stage_of
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
 __all__ = ["parse_csv"]
 
 ONSET = (
-    *("onset", "onsets", "onsetsec", "onsetseconds", "start", "starts", "startsec", "starttime", "startseconds"),
+    *(
+        "recordingonset",
+        "onset",
+        "onsets",
+        "onsetsec",
+        "onsetseconds",
+        "start",
+        "starts",
+        "startsec",
+        "starttime",
+        "startseconds",
+    ),
     *(
         "starttimesec",
         "begin",
@@ -57,6 +68,7 @@ DURATION = (
 )
 STAGE = (
     *("stage", "sleepstage", "sleepstages", "staging", "stages", "stagename", "sleepstagename", "stagelabel"),
+    *("userdefinedstage", "humanstage", "stagehum", "manualstage", "expertstage", "consensusstage", "majority"),
     *("stade", "stades", "schlafstadium", "schlafstadien", "schlafphase", "stadium", "estadio", "stadio", "hypnogram"),
 )
 TEXT = (
@@ -145,13 +157,20 @@ def parse_csv(data: bytes, source: str, start: datetime | None, length_of_record
         events = profile_events(text, source, start, issues)
         return Scoring(tuple(events), source, tuple(issues), events_scored=None)
     rows, columns = table(text, source)
+    if columns.onset is not None and counts_epochs(rows, columns, length_of_recording_s):
+        columns = Columns(None, None, None, stage_column(rows, columns), columns.onset, stages_only=True)
     if columns.onset is None:
-        texts = [row[columns.text].strip() if columns.text < len(row) else "" for _, row in rows]
-        numbers = None if columns.epoch is None else [row[columns.epoch].strip() for _, row in rows]
+        texts = [cell_of(row, columns.text) for _, row in rows]
+        numbers = None if columns.epoch is None else [cell_of(row, columns.epoch) for _, row in rows]
         events = untimed(texts, numbers, source, length_of_recording_s, issues)
         return Scoring(tuple(events), source, tuple(issues), events_scored=None)
     events = timed(rows, columns, source, start, length_of_recording_s, issues)
     return Scoring(tuple(events), source, tuple(issues), events_scored=None)
+
+
+def cell_of(row: Sequence[str], column: int) -> str:
+    """Text of a cell; empty where the row ends before it."""
+    return row[column].strip() if column < len(row) else ""
 
 
 def timed(
@@ -419,26 +438,66 @@ def layout(rows: list[tuple[int, list[str]]], source: str) -> tuple[list[tuple[i
     if moment(header[0]) is not None:
         if len(header) == 2:
             return rows, Columns(0, None, None, 1)
-        if length_s(header[1]) is not None:
-            return rows, Columns(0, None, 1, 2)
+        second = header[1] if len(header) > 1 else ""
+        if length_s(second) is not None:
+            return rows, columns_by_place(rows, 0, 2)
         raise ScoringError(
-            f"{source} has no header, and its second column ('{header[1][:30]}') is not a duration; expected a header "
+            f"{source} has no header, and its second column ('{second[:30]}') is not a duration; expected a header "
             "naming the columns onset, duration, description, or these three in this order."
         )
     columns = named_columns(header, source)
     if columns is not None:
         return rows[1:], columns
+    if len(header) > 2 and moment(header[1]) is not None and length_s(header[2]) is not None:
+        return rows, columns_by_place(rows, 1, 0)
     names = [fold(name) for name, _ in map(name_and_unit, header)]
     wanted = (("the onset", ONSET), ("the stage or event", TEXT))
     missing = " and ".join(what for what, accepted in wanted if not set(accepted) & set(names))
+    shown = " ".join(", ".join(c.strip() for c in header).split())
+    shown = shown if len(shown) <= LONGEST_NAME else f"{shown[:LONGEST_NAME]}..."
     raise ScoringError(
-        f"{source}: no column for {missing} among '{', '.join(c.strip() for c in header)}'; expected a header such "
+        f"{source}: no column for {missing} among '{shown}'; expected a header such "
         "as 'onset,duration,description', 'onset_s,duration_s,stage' or 'Start,Duration,Event'."
     )
 
 
+def columns_by_place(rows: list[tuple[int, list[str]]], onset: int, text: int) -> Columns:
+    """Columns without a header: onsets, behind them durations or ends, and texts.
+
+    They are ends where most are the onset of the row below.
+    """
+    pairs = [(moment(row[onset]), moment(row[onset + 1])) for _, row in rows if len(row) > onset + 1]
+    follows = [b is not None and b == a for (_, b), (a, _) in itertools.pairwise(pairs)]
+    if len(follows) > 1 and 2 * sum(follows) > len(follows):
+        return Columns(onset, onset + 1, None, text)
+    return Columns(onset, None, onset + 1, text)
+
+
+def counts_epochs(rows: list[tuple[int, list[str]]], columns: Columns, length_of_recording_s: float | None) -> bool:
+    """Whether what stands as onset is the number of the epoch: stages one by one, and as seconds over too soon."""
+    onset, text = columns.onset or 0, columns.text
+    if length_of_recording_s is None or not LIST_STEPS <= len(rows) < length_of_recording_s / 2:
+        return False
+    numbers = [row[onset].strip() if len(row) > max(onset, text, columns.duration or 0) else "" for _, row in rows]
+    if not all(re.fullmatch(r"\d{1,9}", number) for number in numbers):
+        return False
+    counted_up = list(range(int(numbers[0]), int(numbers[0]) + len(numbers)))
+    return [*map(int, numbers)] == counted_up and all(stage_of(row[text]) is not None for _, row in rows)
+
+
+def stage_column(rows: list[tuple[int, list[str]]], columns: Columns) -> int:
+    """Column of the stages beside numbers of epochs: without a header, the first of two scorers' columns."""
+    if columns.duration is not None:
+        cells = [row[columns.duration].strip() for _, row in rows]
+        if len({*cells}) > 1 and all(stage_of(cell) is not None for cell in cells):
+            return columns.duration
+    return columns.text
+
+
 def name_and_unit(cell: str) -> tuple[str, str]:
     """``Start (ms)`` -> ``Start``, ``ms``; what else stands in brackets is no part of the name."""
+    if len(cell) > LONGEST_NAME:
+        return cell, ""
     match = IN_NAME.search(cell.strip())
     unit = "" if match is None else (match["inside"] or match["behind"]).casefold()
     return re.sub(r"\s*[\[(].*?[\])]|_(s|sec|ms|min|samples?)$", "", cell.strip(), flags=re.IGNORECASE), unit

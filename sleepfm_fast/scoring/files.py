@@ -8,20 +8,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from sleepfm_fast.cli.path_kinds import RECORDINGS
 from sleepfm_fast.scoring.timed_texts import ScoringError
 
 __all__ = ["ending", "find_scoring", "find_scorings", "namesakes_of", "similar_scorings"]
 
 # Beside a recording, in this order: S is the recording's name without its suffix.
 BESIDE = (
-    *("-nsrr.xml", "-profusion.xml", ".xml", "-hypnogram.edf", "_hypnogram.edf", ".st", ".arousal"),
+    *("-nsrr.xml", "-profusion.xml", ".xml", "-hypnogram.edf", "_hypnogram.edf", "_sleepscoring.edf"),
+    *(".st", ".arousal", ".allscore.txt", ".stg.txt"),
     *(".csv", ".tsv", "-stages.csv", "_stages.csv", "-hypnogram.csv", "_hypnogram.csv", "-annotations.csv"),
     *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
     *(".txt", "-stages.txt", "_stages.txt", "-hypnogram.txt", "_hypnogram.txt", "_hypnogram.tsv"),
     *("-annotations.txt", "_annotations.txt", "-scoring.txt", "_scoring.txt", "-events.txt", "_events.txt"),
+    *("_sleepscoring.txt", "_stage.txt", "_1.txt"),
 )
+BESIDE_PSG = ("-hypnogram.edf", "_hypnogram.edf", " hypnogram.edf", " base.edf", "-base.edf", "_base.edf")
+"""Of ``S-PSG.edf``, ``S PSG.edf`` and the like, behind ``S``."""
+FIRST_SCORER = "_1.txt"
+"""``1_1.txt`` is the first of two scorings of ``1.rec`` (ISRUC), unless there is a recording ``1_1``."""
 
-ENDINGS = ("hypnogram.edf", ".xml", ".st", ".arousal", ".csv", ".tsv", ".txt")
+ENDINGS = ("hypnogram.edf", "scoring.edf", "base.edf", ".xml", ".st", ".arousal", ".csv", ".tsv", ".txt")
 """How the names of all of them end."""
 MANY = 2
 """Stages and events may lie in two files; numbers that more files share say nothing."""
@@ -66,10 +73,10 @@ def find_scorings(
     tuple of Path
         Those that are there, in the order ``S-nsrr.xml``, ``S-profusion.xml``, ``S.xml``, ``S-Hypnogram.edf``,
         ``S.st``, ``S.arousal``, ``S.csv``, ``S.txt`` and the like; for Sleep-EDF, ``SC4001EC-Hypnogram.edf`` belongs to
-        ``SC4001E0-PSG.edf``. Of several files of one name in ``labels``, the one whose folders are named like the
-        recording's: ``scoring/site/s1/night1.csv`` for ``edf/site/s1/night1.edf``; and never one whose folders are
-        more like those of a namesake. Empty where there is none: the recording's own annotations may still hold
-        the scoring.
+        ``SC4001E0-PSG.edf``, for MASS ``S Base.edf`` to ``S PSG.edf``. Of several files of one name in ``labels``, the
+        one whose folders are named like the recording's: ``scoring/site/s1/night1.csv`` for
+        ``edf/site/s1/night1.edf``; and never one whose folders are more like those of a namesake. Empty
+        where there is none: the recording's own annotations may still hold the scoring.
 
     Raises
     ------
@@ -80,9 +87,10 @@ def find_scorings(
     stem = recording_path.stem.casefold()
     sleep_edf = re.fullmatch(r"(s[ct]\d{4}[a-z])\w-psg", stem)
     bids = re.fullmatch(r"(.+)_(?:eeg|psg)", stem)
+    psg = re.fullmatch(r"(.+)[-_ ](?:eeg|psg)", stem)
     if labels is None:
         # A cohort may keep thousands of nights in one folder: only what is named like this one is looked at.
-        match = sleep_edf or bids
+        match = sleep_edf or psg
         start = match[1] if match is not None else stem
         folder = recording_path.parent
         with os.scandir(folder) as entries:
@@ -94,12 +102,16 @@ def find_scorings(
         if not labels.is_dir():
             raise ScoringError(f"labels {labels}: there is no such file or folder.")
         names = files_below(labels, labels.stat().st_mtime_ns)
-    groups = [names.get(stem + suffix, ()) for suffix in BESIDE]
+    groups = [names.get(stem + suffix, ()) for suffix in BESIDE if suffix != FIRST_SCORER]
+    if psg:
+        groups += [names.get(psg[1] + suffix, ()) for suffix in BESIDE_PSG]
     if sleep_edf:
         pattern = re.compile(re.escape(sleep_edf[1]) + r"\w-hypnogram\.edf")
         groups += [names[name] for name in sorted(names) if pattern.fullmatch(name)]
     if bids:
         groups += [names.get(bids[1] + s, ()) for s in ("_hypnogram.tsv", "_events.tsv", "_hypnogram.csv")]
+    if (first := names.get(stem + FIRST_SCORER)) and not is_recording(recording_path, FIRST_SCORER.partition(".")[0]):
+        groups.append(first)
     same = recording_path.resolve()
     others = [path for path in (namesakes or {}).get(stem, ()) if path.resolve() != same]
     found: dict[Path, None] = {}
@@ -116,6 +128,11 @@ def find_scorings(
             else:
                 found |= {} if own is None else {own: None}
     return tuple(found)
+
+
+def is_recording(path: Path, behind: str) -> bool:
+    """Whether a recording's neighbour, of its name with ``behind``, is a recording too."""
+    return any(os.path.isfile(path.with_name(f"{path.stem}{behind}{suffix}")) for suffix in RECORDINGS)  # noqa: PTH113
 
 
 def similar_scorings(recording_path: str | Path, labels: str | Path | None = None) -> tuple[Path, ...]:

@@ -21,10 +21,11 @@ from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
 __all__ = ["LABEL_RULES", "OVERLONG", "ClipGrid", "clip_labels", "refuse_endless"]
 
-LABEL_RULES = 4
+LABEL_RULES = 5
 """To be raised where the same scoring gives clips other labels than before: nights of a store are then made again.
 2: no clip outside the scored part of a night is free of events. 3: no respiratory event of more than five minutes.
-4: clips lie where most epochs lie, and not where the first stage begins."""
+4: clips lie where most epochs lie, and not where the first stage begins. 5: numbers that no night has mean no stage,
+lists that count epochs are of epochs, and durations in texts count."""
 
 SDB_OVERLAP_S = 10.0
 """An apnoea or hypopnoea lasts at least 10 s (AASM): that much of it inside a clip makes the clip an event."""
@@ -365,7 +366,8 @@ def stage_codes(onsets_s: Floats, spans: Sequence[StageSpan], issues: list[str])
         )
     partly = int(np.count_nonzero(~enough & (any_stage_s > SAME_TIME_S)))
     if partly:
-        issues.append(f"{partly} epochs are covered by stage annotations for less than half and got stage none.")
+        are = counted(partly, "epoch is", "epochs are")
+        issues.append(f"{are} covered by stage annotations for less than half and got stage none.")
     return stage
 
 

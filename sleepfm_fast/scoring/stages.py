@@ -13,11 +13,13 @@ from typing import Literal
 
 __all__ = [
     "EPOCH_S",
+    "LONGEST_NAME",
     "NO_STAGE",
     "STAGES",
     "RespiratoryEvent",
     "Stage",
     "is_marker",
+    "other_letters",
     "perhaps_respiratory",
     "respiratory_event_of",
     "stage_of",
@@ -32,6 +34,8 @@ NO_STAGE = -1
 """Code of an epoch without a stage: movement, unscored, artefact, not covered."""
 EPOCH_S = 30
 """Length of a scored epoch in seconds (AASM)."""
+LONGEST_NAME = 500
+"""A text of more characters is a remark and names nothing; to look for brackets in it takes its length squared."""
 
 STAGE_WORDS: dict[Stage, tuple[str, ...]] = {
     "W": (
@@ -111,10 +115,11 @@ CENTRAL = r"centrale?s?|zentrale?|cent"
 MIXED = r"mixed|mixtes?|mixta|mista|gemischte?|gemengde?|mix"
 APNEA = r"apneas?|apnoeas?|apnees?|apnoen?|apneus?|apneias?|apn"
 HYPOPNEA = r"hypopneas?|hypopnoeas?|hypopnees?|hypopnoen?|hypopneus?|hipopneas?|hipopneias?|ipopneas?|ipopnee|hypop|hyp"
-# What may stand around the event's name without changing what it is: criteria and accompaniments.
+# What may stand around the event's name without changing what it is: criteria and accompaniments. A text must be of
+# this form in one way only: each further way doubles the time that a long one takes, so digits are taken all at once.
 AROUND = (
     r"(?:event|finding|evenement|ereignis|sleep|(?:with|w|and|avec|mit|con)?(?:arousals?|desaturations?|desat)|"
-    r"rule\d?[ab]?|aasm(?:19|20)?\d*|\d+(?:percent|pct|seconds?|secs?|s)?)*"
+    r"rule(?:\d?[ab])?|aasm|(?<!\d)\d+(?!\d)(?:percent|pct|seconds?|secs?|s)?)*"
 )
 RESPIRATORY = re.compile(
     rf"(?:aasm)?(?:resp|respiratory|respiratoire)?(?:event)?(?P<before>{OBSTRUCTIVE}|{CENTRAL}|{MIXED})?(?:sleep)?"
@@ -135,17 +140,62 @@ DOUBTFUL = frozenset(
     (
         *("ca", "ma", "ac", "ao", "am", "h", "ch", "oh", "mh", "ho", "hc", "ah", "ap", "hypo", "osa", "csa", "msa"),
         *("cap", "map", "obstructive", "central", "mixed", "obstruktiv", "zentral", "gemischt", "obstructif"),
-        *("obs", "obst", "obstr", "cent", "mix", "respiratoryevent", "respevent", "resp"),
+        *("obs", "obst", "obstr", "cent", "mix", "respiratoryevent", "respevent", "resp", "unsure"),
     )
 )
 """Texts that are respiratory events in some laboratories and something else, or nothing, in others: CAP is a central
-apnoea or the cyclic alternating pattern. Nobody but the user can say; none is taken for an event unasked."""
+apnoea or the cyclic alternating pattern. The NSRR's ``Unsure|Unsure`` are hypopnoeas for its indices (a smaller drop of
+the flow) and for nobody else. Only the user can say; none is taken for an event unasked."""
 
 
 def fold(text: str) -> str:
-    """Reduce a text to its letters, digits and question marks: no case, accents, spaces or punctuation."""
+    """Reduce a name to its letters, digits and question marks: no case, accents, spaces or punctuation."""
+    if len(text) > LONGEST_NAME:
+        return ""
     plain = unicodedata.normalize("NFKD", text.replace("ß", "ss")).casefold()
     return "".join(c for c in plain if (c.isalnum() and c.isascii()) or c == "?")
+
+
+OTHER_SCRIPTS = (
+    *(
+        ("非快速眼动", "nrem"),
+        ("快速眼动", "rem"),
+        ("快动眼", "rem"),
+        ("清醒", "wake"),
+        ("觉醒", "wake"),
+        ("覚醒", "wake"),
+    ),
+    *(("未分期", "unscored"), ("体动", "movement"), ("睡眠分期", "stage"), ("睡眠期", "stage"), ("睡眠", "sleep")),
+    *(("期", ""), ("阻塞性", "obstructive"), ("中枢性", "central"), ("混合性", "mixed"), ("呼吸暂停", "apnea")),
+    *(("低通气", "hypopnea"), ("事件", "event"), ("стадия", "stage"), ("бодрствование", "wake"), ("сна", "")),
+)
+"""Words in other letters than Latin ones, the longer of two that begin alike first, and what they mean."""
+
+
+def other_letters(text: str) -> str:
+    """Letters of a text that :func:`fold` drops, as those of another script: without them it says something else."""
+    plain = unicodedata.normalize("NFKD", text.replace("ß", "ss").casefold())
+    return "".join(c for c in plain if c.isalnum() and not c.isascii())
+
+
+def with_latin_words(text: str) -> str:
+    """Put the known words of other scripts into English."""
+    if not other_letters(text):
+        return text
+    plain = unicodedata.normalize("NFKD", text.replace("ß", "ss").casefold())
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    for word, meaning in OTHER_SCRIPTS:
+        plain = plain.replace(unicodedata.normalize("NFKD", word), meaning)
+    return plain
+
+
+def in_latin(text: str) -> str | None:
+    """Return a text in Latin letters, None where it has words of another script that are not known.
+
+    ``体位 1`` is a position and no stage 1.
+    """
+    plain = with_latin_words(text)
+    return None if other_letters(plain) else plain
 
 
 def concept(text: str) -> str:
@@ -155,12 +205,17 @@ def concept(text: str) -> str:
 
 def stage_word(text: str) -> str | None:
     """Return the word of the vocabulary that ``text`` is, with or without brackets behind it, or None."""
+    if len(text) > LONGEST_NAME:
+        return None
     bare = re.sub(r"(?<=\w)\s*[(\[][^()\[\]]*[)\]]\s*$", "", text)
     return word_of(text) or (word_of(bare) if bare != text else None)
 
 
 def word_of(text: str) -> str | None:
-    key = fold(concept(text))
+    latin = in_latin(concept(text))
+    if latin is None:
+        return None
+    key = fold(latin)
     cores = [key] + [key[len(p) :] for p in PREFIXES if key.startswith(p) and len(key) > len(p)]
     cores += [core[: -len(s)] for core in cores for s in SUFFIXES if core.endswith(s) and len(core) > len(s)]
     # NonRapidEyeMovementSleep-N1
@@ -202,6 +257,9 @@ def is_marker(text: str) -> bool:
 
 def perhaps_respiratory(text: str) -> bool:
     """Whether a text that is no known respiratory event may be one: a bare type or abbreviation, or part of a word."""
+    if len(text) > LONGEST_NAME:
+        return False
+    text = with_latin_words(text)
     key = fold(concept(text))
     return key in DOUBTFUL or re.search(r"hyp[oe]?p|apn|pnoe|pnee", text.casefold()) is not None
 
@@ -213,7 +271,9 @@ def respiratory_event_of(text: str) -> RespiratoryEvent | None:
     An apnoea whose type is not stated is returned as obstructive, the commonest. The text must be the event's name
     and nothing more than its type and criteria: a remark such as ``post apnea arousal`` is not an event.
     """
-    named = concept(text)
+    named = in_latin(concept(text)) if len(text) <= LONGEST_NAME else None
+    if named is None:
+        return None
     for part in (named, re.sub(r"[(\[{].*?[)\]}]", " ", named)):
         key = fold(part)
         if key in ABBREVIATIONS:

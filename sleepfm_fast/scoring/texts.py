@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted, first_of
-from sleepfm_fast.scoring.stages import EPOCH_S, fold, perhaps_respiratory, respiratory_event_of, stage_of
+from sleepfm_fast.scoring.stages import (
+    EPOCH_S,
+    LONGEST_NAME,
+    fold,
+    other_letters,
+    perhaps_respiratory,
+    respiratory_event_of,
+    stage_of,
+)
 from sleepfm_fast.scoring.timed_texts import Event, Scoring
 
 __all__ = ["asks_meaning", "parse_meanings", "stated", "told_apart", "translated", "unknown_texts"]
@@ -24,6 +33,8 @@ MEANINGS = {
 """What a text may be said to mean, and the text that stands for it."""
 NUMBER = re.compile(r"[+-]?\d{1,9}(?:\.0+)?")
 TEXTS_SHOWN = 6
+WHOLE_S = 3600.0
+"""Numbers of an hour or more are judged by what a night looks like; a piece of one may be of any stages."""
 
 
 def parse_meanings(stated: Sequence[str]) -> dict[str, str]:
@@ -58,7 +69,11 @@ def stated(meanings: Mapping[str, str]) -> list[str]:
 def key_of(text: str) -> str:
     """How texts are compared: letters and digits; a number by its value, with its sign."""
     stripped = text.strip()
-    return str(int(float(stripped))) if NUMBER.fullmatch(stripped) else fold(stripped) or stripped.casefold()
+    if NUMBER.fullmatch(stripped):
+        return str(int(float(stripped)))
+    return (
+        stripped.casefold() if other_letters(stripped.replace("ß", "ss")) else fold(stripped)
+    ) or stripped.casefold()
 
 
 def translated(scoring: Scoring, meanings: Mapping[str, str]) -> Scoring:
@@ -74,22 +89,53 @@ def translated(scoring: Scoring, meanings: Mapping[str, str]) -> Scoring:
 
 
 def told_apart(events: Sequence[Event], source: str, issues: list[str]) -> Sequence[Event]:
-    """Give bare 4s no stage where they may be S4 or REM: numbers with a 4 and no 5 are of either convention.
+    """Give numbers no stage that may be of another convention than Rechtschaffen and Kales' codes.
 
-    Rechtschaffen and Kales' codes end with 4 (S4, which is N3) and 5 (REM); AASM codes have no S4 and, in much
-    software, 4 is REM.
+    Their codes are 0 for wake and end with 4 (S4, which is N3) and 5 (REM). AASM codes have no S4 and, in much
+    software, 4 is REM: a 4 without a 5 may be either. Others count from 1, backwards, or have REM elsewhere: what no
+    night looks like is none of them.
     """
-    numbers = Counter(int(float(e.text)) for e in events if NUMBER.fullmatch(e.text.strip()))
-    if not numbers[4] or numbers[5]:
+    numbered = [event for event in events if NUMBER.fullmatch(event.text.strip())]
+    codes = [int(float(event.text)) for event in numbered]
+    there = Counter(codes)
+    doubt = unlike_a_night(codes, sum(event.duration_s or EPOCH_S for event in numbered))
+    if doubt:
+        known = " ".join(f"{code}=..." for code in sorted(there) if stage_of(str(code)) not in (None, "none"))
+        issues.append(
+            f"{source} writes stages as numbers, and {doubt}: they are hardly 0 for W, 1 to 4 and 5 for REM, so none "
+            f"of them got a stage. Say what each means, as with --meanings {known} (W, N1, N2, N3, R or none)."
+        )
+        return unstaged(events, set(there))
+    if not there[4] or there[5]:
         return events
     issues.append(
-        f"{source} writes stages as numbers, with a 4 ({counted(numbers[4], 'time')}) and no 5: 4 may be S4 or REM, so "
+        f"{source} writes stages as numbers, with a 4 ({counted(there[4], 'time')}) and no 5: 4 may be S4 or REM, so "
         "those epochs got no stage. Say which with --meanings 4=R or --meanings 4=N3."
     )
+    return unstaged(events, {4})
+
+
+def unstaged(events: Sequence[Event], codes: Collection[int]) -> Sequence[Event]:
+    """Events with the numbers ``codes`` as not scored."""
     return [
-        replace(e, text="Sleep stage ?") if NUMBER.fullmatch(e.text.strip()) and int(float(e.text)) == 4 else e
+        replace(e, text="Sleep stage ?") if NUMBER.fullmatch(e.text.strip()) and int(float(e.text)) in codes else e
         for e in events
     ]
+
+
+def unlike_a_night(codes: Sequence[int], lasting_s: float) -> str:
+    """Say in what stages as numbers, in the order of time, are unlike those of a night; empty where in nothing."""
+    scored = [code for code in codes if 0 <= code <= 5]
+    changes = [(a, b) for a, b in itertools.pairwise(scored) if a != b]
+    before_rem = Counter(a for a, b in changes if b == 5)
+    from_deep, entered = before_rem[3] + before_rem[4], sum(before_rem.values())
+    if entered >= 2 and 2 * from_deep > entered:
+        return f"5 comes behind 3 or 4 in {from_deep} of {entered} places, as REM does not"
+    if not scored or lasting_s < WHOLE_S:
+        return ""
+    if 0 not in scored:
+        return f"none of {len(scored)} is a 0, and no night is without wake"
+    return "the first is a 5, and no night begins with REM" if scored[0] == 5 else ""
 
 
 def asks_meaning(issue: str) -> bool:
@@ -115,7 +161,7 @@ def unknown_texts(events: Sequence[Event], issues: list[str]) -> None:
         lasts = duration_s > 0 and math.isfinite(duration_s)
         respiratory = respiratory_event_of(event.text) is not None
         timed |= respiratory and lasts
-        if respiratory or stage_of(event.text) is not None:
+        if respiratory or stage_of(event.text) is not None or len(event.text) > LONGEST_NAME:
             continue
         whole_epochs = bool(event.duration_s) and duration_s % EPOCH_S == 0
         before = bisect.bisect_right(begun_s, event.onset_s) - 1

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from sleepfm_fast.errors import SleepfmError
 
 __all__ = ["Event", "Scoring", "ScoringError"]
+
+
+STATED_LENGTH = re.compile(r"\s*-\s*dur:\s*(?P<seconds>\d+(?:[.,]\d+)?)\s*sec\b\.?", re.IGNORECASE)
+"""``Respiratory Event - Dur: 12.9 sec. - Hypopnea - Desat 91.6 %``: Grass' Twin writes an event's length into its text,
+and so do the annotations that other programs export from it."""
 
 
 class ScoringError(SleepfmError):
@@ -21,6 +27,14 @@ class Event:
     onset_s: float
     duration_s: float | None
     text: str
+
+    def with_stated_length(self) -> Event:
+        """Take the duration out of a text that states it, where the source gives none."""
+        match = None if self.duration_s else STATED_LENGTH.search(self.text)
+        if match is None:
+            return self
+        text = self.text[: match.start()] + self.text[match.end() :]
+        return replace(self, duration_s=float(match["seconds"].replace(",", ".")), text=text)
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class Scoring:
     events_scored: bool | None = None
 
     def __post_init__(self) -> None:
-        """Sort the events by onset.
+        """Sort the events by onset, and give those their duration whose text states it.
 
         Raises
         ------
@@ -58,4 +72,5 @@ class Scoring:
                 f"{self.source} gives '{wrong.text[:40]}' a time that is no finite number of seconds; expected seconds "
                 "from the recording's start, or a unit and a sampling frequency that are true."
             )
-        object.__setattr__(self, "events", tuple(sorted(self.events, key=lambda event: event.onset_s)))
+        events = sorted((event.with_stated_length() for event in self.events), key=lambda event: event.onset_s)
+        object.__setattr__(self, "events", tuple(events))

@@ -37,7 +37,7 @@ def parse_xml(data: bytes, source: str) -> Scoring:
         events = [*scored_events(root, ("Name", "EventConcept"), issues), *profusion_stages(root, source, issues)]
     else:
         raise ScoringError(
-            f"{source} is an XML document <{kind}>; expected the annotations of the NSRR (<PSGAnnotation>) or of "
+            f"{source} is an XML document <{kind[:60]}>; expected the annotations of the NSRR (<PSGAnnotation>) or of "
             "Profusion (<CMPStudyConfig>). Convert it to one of these or to a CSV with the columns onset, duration, "
             "description."
         )

@@ -41,7 +41,7 @@ from sleepfm_fast.training.world import World
 
 __all__ = ["TrainingLoop", "recordings_of"]
 
-LOG_STEPS = 10  # a line of metrics.jsonl every so many steps
+LOG_STEPS = 10  # a line of metrics.jsonl every so many steps; its epochs count from 0, as those of runs before
 
 Int64 = npt.NDArray[np.int64]
 
