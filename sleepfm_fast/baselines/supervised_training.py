@@ -227,6 +227,13 @@ class SupervisedTrainer(TrainingLoop):
                 logits[np.concatenate(blocks_of(place)[of_rank::n_ranks])] = values.numpy()
         return logits
 
+    def validation_words(self, row: dict[str, Any]) -> str:
+        """Accuracy, and averaged over the classes."""
+        return (
+            f"validation accuracy {100 * row['validation_accuracy']:.1f} % (mean over classes "
+            f"{100 * row['validation_balanced_accuracy']:.1f} %)"
+        )
+
     def validation(self) -> dict[str, float]:
         """Mean loss, accuracy, and accuracy averaged over the classes that occur, on the validation clips."""
         k = len(self.classes)
