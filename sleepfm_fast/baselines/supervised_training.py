@@ -44,8 +44,8 @@ class SupervisedTrainer(TrainingLoop):
     """One supervised training.
 
     Use :meth:`prepare`; iterate :meth:`steps`; end with :meth:`finish`. With several processes all of them do, in step;
-    the first alone writes. The network is one encoder over the channels of
-    all modalities stacked, with one output a class; absent channels are left out by the encoder itself.
+    the first alone writes. The network is one encoder over the channels of all modalities stacked, with one output a
+    class; absent channels are left out by the encoder itself.
     """
 
     def __init__(self, config: Config, store: ClipStore, run: RunDirectory, world: World) -> None:
