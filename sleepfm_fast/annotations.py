@@ -61,8 +61,8 @@ def read_scoring(path: str | Path, *, start: datetime | None = None, length_s: f
     Parameters
     ----------
     path : str or Path
-        EDF+ or BDF+ with annotations, CSV, NSRR ``PSGAnnotation`` or Profusion XML, or WFDB annotations (``.st``; the
-        header ``.hea`` of the same name beside it).
+        EDF+ or BDF+ with annotations, CSV, NSRR ``PSGAnnotation``, Profusion or Sleepware XML, or WFDB annotations
+        (``.st``; the header ``.hea`` of the same name beside it).
     start : datetime, optional
         The recording's start. Clock times of a CSV need it; an EDF+ hypnogram that started at another time of the
         same night is shifted by the difference, and says so.

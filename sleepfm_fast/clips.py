@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.channels import Montage
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.storage.columns import file_digest, read_columns
@@ -221,7 +221,7 @@ class ClipStore:
 
     def record(self, recording: int) -> dict[str, Any]:
         """Everything the store knows about a recording: sources, digests, labels used, issues."""
-        value: dict[str, Any] = json.loads(self._file(recording, ".json").read_text(encoding="utf-8"))
+        value: dict[str, Any] = from_json(self._file(recording, ".json").read_text(encoding="utf-8"))
         return value
 
     def fs_hz(self, recording: int, slot: int) -> Fraction | None:

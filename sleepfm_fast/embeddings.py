@@ -20,10 +20,9 @@ clip is NaN too; a classifier fills and scales them with what its training clips
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind, places_of
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.embedding_record import wrong_entry
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.storage.array_file import map_array
+from sleepfm_fast.store.record_check import is_number
 
 __all__ = ["COLUMNS", "SPLITS", "Description", "Embeddings", "ModalityRows", "range_problem"]
 
@@ -93,6 +95,8 @@ def range_problem(name: str, values: npt.NDArray[Any], n_subjects: int, n_record
         "split": (0, len(SPLITS) - 1),
     }
     low, high = limits[name]
+    if not values.size:
+        return ""
     lowest, highest = values.min(), values.max()
     if low <= lowest and highest <= high:
         return ""
@@ -101,16 +105,16 @@ def range_problem(name: str, values: npt.NDArray[Any], n_subjects: int, n_record
 
 def people_problem(about: Description) -> str:
     """Return what is wrong with the subjects' ages and sexes, or an empty string."""
-    facts: list[tuple[str, Sequence[Any], Any, Any, str]] = [
-        ("ages", about.ages, (int, float), about.subjects, "subjects"),
-        ("sexes", about.sexes, (str,), about.subjects, "subjects"),
+    facts: list[tuple[str, Sequence[Any], Callable[[Any], bool], Any, str]] = [
+        ("ages", about.ages, is_number, about.subjects, "subjects"),
+        ("sexes", about.sexes, lambda value: isinstance(value, str), about.subjects, "subjects"),
     ]
     if about.recording_ages:
-        facts.append(("ages of them", about.recording_ages, (int, float), about.recordings, "recordings"))
-    for name, values, kinds, whose, kind in facts:
+        facts.append(("ages of them", about.recording_ages, is_number, about.recordings, "recordings"))
+    for name, values, is_right, whose, kind in facts:
         if len(values) != len(whose):
             return f"it has {len(whose)} {kind} and {len(values)} {name}"
-        wrong = [value for value in values if value is not None and not isinstance(value, kinds)]
+        wrong = [value for value in values if value is not None and not is_right(value)]
         if wrong:
             return f"one of its {name} is {wrong[0]!r}"
     return ""
@@ -163,33 +167,30 @@ class Embeddings:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         record = _read_record(self.path)
-        try:
-            self.modalities: tuple[str, ...] = tuple(str(m) for m in record["modalities"])
-            self.dim, self.n_clips = int(record["dim"]), int(record["n_clips"])
-            self.digests: dict[str, str] = dict(record["blake2b_128"])
-            self.made_of: dict[str, Any] = dict(record.get("made_of", {}))
-            self.kind: str = str(record.get("kind", "embedding"))
-            self.features: dict[str, tuple[str, ...]] = {
-                str(m): tuple(map(str, names)) for m, names in record.get("features", {}).items()
-            }
-            self.widths: dict[str, int] = {
-                m: len(self.features[m]) if self.kind == "feature" else self.dim for m in self.modalities
-            }
-            self.description = Description(
-                subjects=tuple(record["subjects"]),
-                recordings=tuple(record["recordings"]),
-                ages=tuple(record["ages"]),
-                sexes=tuple(record["sexes"]),
-                run=record["run"],
-                store=record["store"],
-                split_rule=record["split_rule"],
-                presets=record["presets"],
-                overlap=bool(record["overlap"]),
-                overlap_note=record["overlap_note"],
-                recording_ages=tuple(record.get("recording_ages", ())),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._damage("embeddings.json", f"the entry {error} is missing or of the wrong kind") from error
+        if (entry := wrong_entry(record)) is not None:
+            raise self._damage("embeddings.json", f"the entry '{entry}' is missing or of the wrong kind")
+        self.modalities: tuple[str, ...] = tuple(record["modalities"])
+        self.dim, self.n_clips = int(record["dim"]), int(record["n_clips"])
+        self.digests: dict[str, str] = record["blake2b_128"]
+        self.made_of: dict[str, Any] = record.get("made_of", {})
+        self.kind: str = record.get("kind", "embedding")
+        self.features: dict[str, tuple[str, ...]] = {m: tuple(names) for m, names in record.get("features", {}).items()}
+        self.widths: dict[str, int] = {
+            m: len(self.features.get(m, ())) if self.kind == "feature" else self.dim for m in self.modalities
+        }
+        self.description = Description(
+            subjects=tuple(record["subjects"]),
+            recordings=tuple(record["recordings"]),
+            ages=tuple(record["ages"]),
+            sexes=tuple(record["sexes"]),
+            run=record["run"],
+            store=record["store"],
+            split_rule=record["split_rule"],
+            presets=record["presets"],
+            overlap=record["overlap"],
+            overlap_note=record["overlap_note"],
+            recording_ages=tuple(record.get("recording_ages", ())),
+        )
         problem = people_problem(self.description)
         if problem:
             raise self._damage("embeddings.json", problem)
@@ -381,7 +382,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         command = f"python -m sleepfm_fast.embed RUN STORE {shlex.quote(str(path))}"
         raise SleepfmError(f"no embeddings folder at {path}: {made} `{command}`.")
     try:
-        record = json.loads((path / "embeddings.json").read_text(encoding="utf-8"))
+        record = from_json((path / "embeddings.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         if (path / "embeddings" / "embeddings.json").is_file():
             raise SleepfmError(f"{path} is a run, not its embeddings folder; give {path / 'embeddings'}.") from error

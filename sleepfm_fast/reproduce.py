@@ -20,6 +20,7 @@ import tyro
 
 from sleepfm_fast.cli import command
 from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
@@ -91,8 +92,6 @@ class Config:
 
 def claim(layout: Layout, settings: dict[str, Any]) -> None:
     """Refuse a folder that holds something else, or a reproduction of other things."""
-    import json
-
     file = layout.out / RECORD
     if not layout.out.exists():
         return
@@ -101,7 +100,7 @@ def claim(layout: Layout, settings: dict[str, Any]) -> None:
     if not file.is_file():
         return
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = from_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SleepfmError(f"{file} is damaged ({error}). Delete it; what is finished beside it is kept.") from error
     if saved.get("format") != FORMAT or saved.get("version") != VERSION:
@@ -338,10 +337,8 @@ def carried_out(
 
 def earlier(layout: Layout) -> dict[str, Any]:
     """What an earlier call has noted."""
-    import json
-
     file = layout.out / RECORD
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return dict(from_json(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def write_report(layout: Layout, broken: dict[str, str]) -> Path | None:

@@ -12,7 +12,6 @@ By convention a run keeps its results in ``RUN/results/``; :func:`find_results` 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, to_json
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
@@ -173,7 +173,7 @@ def read_result(path: Path) -> Result:
         When it is missing, unfinished, or of another format.
     """
     try:
-        record = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        record = from_json((path / "result.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise SleepfmError(
             mistaken(path, Kind.RESULT)

@@ -8,13 +8,13 @@ file's metadata, so that one rename commits all of it together. Nothing is ever 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepfm_fast.cli.command import is_encodable, to_json
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import UNKNOWN, Kind, kind_of
 from sleepfm_fast.errors import SleepfmError
@@ -99,8 +99,8 @@ def read_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Te
 def state_in(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """JSON state in a checkpoint's metadata; empty where there is none."""
     try:
-        state = json.loads(metadata.get("state", "{}"))
-    except (ValueError, RecursionError) as error:
+        state = from_json(metadata.get("state", "{}"))
+    except ValueError as error:
         raise damaged(path, error) from error
     if not isinstance(state, dict):
         raise damaged(path, ValueError("its state is no object"))
@@ -235,7 +235,7 @@ class RunDirectory:
     def config(self) -> dict[str, Any]:
         """Read ``config.json``."""
         try:
-            config: dict[str, Any] = json.loads(self.config_path.read_text(encoding="utf-8"))
+            config: dict[str, Any] = from_json(self.config_path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise SleepfmError(
                 mistaken(self.path, Kind.RUN, Kind.SUPERVISED)
@@ -269,7 +269,7 @@ class RunDirectory:
             return None
         for line in reversed(self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines()):
             with contextlib.suppress(ValueError):
-                row = json.loads(line)
+                row = from_json(line)
                 if isinstance(row, dict) and name in row:
                     return row[name]
         return None

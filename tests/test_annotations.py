@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nights import preprocess, write_night
 
 from sleepfm_fast.annotations import (
     Event,
@@ -25,7 +27,14 @@ from sleepfm_fast.annotations import (
     stage_of,
 )
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.scoring.files import files_below, files_by_numbers, namesakes_of, similar_scorings
+from sleepfm_fast.scoring.files import (
+    files_below,
+    files_by_numbers,
+    folders_of_scorings,
+    namesakes_of,
+    scoring_folder,
+    similar_scorings,
+)
 from sleepfm_fast.scoring.stages import STAGES
 
 DATA = Path(os.environ.get("SLEEPFM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -100,6 +109,27 @@ def test_profusion_xml(tmp_path):
     assert grid.sdb.tolist() == [0, 0, 1, -1, -1], "after the last stage nobody scored"
     assert any("1 scored event has no name" in issue for issue in scoring.issues)
     assert any("1 of 5 sleep stage codes" in issue for issue in scoring.issues)
+
+
+SLEEPWARE = """<?xml version="1.0" encoding="utf-8"?>
+<PatientStudy xmlns="http://www.respironics.com/PatientStudy.xsd"><ScoringData><StagingData>
+<MachineStaging><NeuroAdultAASMStaging><Stage Type="NonREM3" Start="0"/></NeuroAdultAASMStaging></MachineStaging>
+{user}</StagingData><Events><Event Family="Respiratory" Type="ObstructiveApnea" Start="65.2" Duration="11"/>
+<Event Family="Nasal" Type="Snore" Start="3" Duration="2.5"/><Event Family="Respiratory" Type="Hypopnea" Duration="2"/>
+</Events></ScoringData></PatientStudy>"""
+USER = """<UserStaging><NeuroAdultAASMStaging><Stage Type="NotScored" Start="0" /><Stage Type="Wake" Start="30" />
+<Stage Type="NonREM2" Start="60"/><Stage Type="REM" Start="120"/></NeuroAdultAASMStaging></UserStaging>"""
+
+
+def test_sleepware_xml(tmp_path):
+    scoring = read_scoring(write(tmp_path, SLEEPWARE.format(user=USER), "a.rml"))
+    grid = clip_labels(scoring, 150)
+    assert grid.stage.tolist() == [-1, 0, 2, 2, 4]
+    assert grid.sdb.tolist() == [-1, 0, 1, 0, 0]
+    assert any("1 scored event has no name" in issue for issue in scoring.issues)
+    scoring = read_scoring(write(tmp_path, SLEEPWARE.format(user="<UserStaging/>"), "a.rml"))
+    assert clip_labels(scoring, 30).stage.tolist() == [3]
+    assert any("those of the software were taken" in issue for issue in scoring.issues)
 
 
 @pytest.mark.parametrize(
@@ -403,6 +433,8 @@ def test_wfdb_without_texts_or_header(tmp_path):
         ("shhs1-200001.edf", "shhs1-200001-nsrr.xml"),
         ("shhs1-200001.edf", "shhs1-200001-profusion.xml"),
         ("a.edf", "a.xml"),
+        ("a.edf", "a.edf.XML"),
+        ("a.edf", "a.rml"),
         ("a.EDF", "A.csv"),
         ("a.edf", "a-Hypnogram.edf"),
         ("osas2002.edf", "osas2002-stages.csv"),
@@ -448,6 +480,34 @@ def test_find_scoring_prefers_and_refuses(tmp_path):
         assert find_scoring(path) == written
     with pytest.raises(ScoringError, match="no such file"):
         find_scoring(path, tmp_path / "none")
+
+
+def test_a_folder_of_scorings_beside_the_recordings_is_suggested(tmp_path):
+    root = tmp_path / "polysomnography"
+    for made in ("edfs/lab/full", "annotations-events-nsrr/lab/full", "annotations-events-profusion", "notes"):
+        (root / made).mkdir(parents=True)
+    path = write(root / "edfs" / "lab" / "full", b"0", "homepap-lab-full-1.edf")
+    assert scoring_folder(path) is None
+    write(root / "notes", b"0", "homepap-lab-full-1.csv")
+    assert scoring_folder(path) is None, "any folder may hold anything"
+    write(root / "annotations-events-nsrr" / "lab" / "full", b"0", "homepap-lab-full-1-nsrr.xml")
+    folders_of_scorings.cache_clear()
+    files_below.cache_clear()
+    assert scoring_folder(path) == root / "annotations-events-nsrr"
+
+
+def test_a_folder_of_scorings_is_what_to_give_as_labels(tmp_path, capsys):
+    (root := tmp_path / "polysomnography" / "edfs").mkdir(parents=True)
+    (tmp_path / "annotations").mkdir()
+    write_night(root / "n1.edf", stages="----")
+    write(tmp_path / "annotations", "onset,duration,stage\n0,30,N2\n", "n1.csv")
+    status, line = preprocess(capsys, "--inspect", tmp_path, "--json", tmp_path / "report.json")
+    (finding,) = [f for f in json.loads((tmp_path / "report.json").read_text())["findings"] if "scor" in f["text"]]
+    assert (status, finding["code"]) == (0, "no_scoring")
+    assert finding["action"].endswith(f"--labels {tmp_path / 'annotations'}")
+    assert preprocess(capsys, root, tmp_path / "store")[0] == 0
+    status, line = preprocess(capsys, root, tmp_path / "other", "--labels", tmp_path / "annotations")
+    assert (status, line["stages"]["N2"]) == (0, 1)
 
 
 def test_a_scoring_named_otherwise_is_suggested(tmp_path):

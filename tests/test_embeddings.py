@@ -382,6 +382,7 @@ DAMAGES = {
     "entry gone": (_rewrite("embeddings.json", lambda r: r.pop("subjects")), r"embeddings\.json is damaged.*subjects"),
     "later version": (_rewrite("embeddings.json", lambda r: r.update(version=9)), "this version reads"),
     "other json": (lambda f: (f / "embeddings.json").write_text("[1]"), "this version reads"),
+    "deep json": (lambda f: (f / "embeddings.json").write_text("[" * 100_000), r"embeddings\.json cannot be read"),
 }
 
 
@@ -514,6 +515,19 @@ except SleepfmError as error:
         ("ages", [50.0], "it has 7 subjects and 1 ages"),
         ("ages", ["x"] * 7, "one of its ages is 'x'"),
         ("sexes", [1] * 7, "one of its sexes is 1"),
+        ("ages", [10**400] * 7, "one of its ages is 1000"),
+        ("ages", [float("nan")] * 7, "one of its ages is nan"),
+        ("modalities", "abc", "the entry 'modalities'"),
+        ("modalities", ["brain", "brain"], "the entry 'modalities'"),
+        ("dim", float("inf"), "the entry 'dim'"),
+        ("n_clips", -1, "the entry 'n_clips'"),
+        ("features", 1, "the entry 'features'"),
+        ("presets", "x", "the entry 'presets'"),
+        ("presets", {"weights": "x"}, "the entry 'presets'"),
+        ("store", 1, "the entry 'store'"),
+        ("recordings", [["a"]] * 7, "the entry 'recordings'"),
+        ("blake2b_128", [1], "the entry 'blake2b_128'"),
+        ("made_of", [], "the entry 'made_of'"),
     ],
 )
 def test_people_changed_by_hand_are_damage(folder, name, value, sentence):

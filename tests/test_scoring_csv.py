@@ -477,6 +477,19 @@ def test_a_column_of_stages_beside_one_of_events_is_not_lost(tmp_path):
     assert clip_labels(scoring, 90).stage.tolist() == [2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["Schlafphase,Lage,Zeit,Ereignis,Dauer", "Sleep Stage,Position,Time,Event,Duration",
+     "Stade,Position,Heure,Événement,Durée", "stage,position,onset,Annotation,duration",
+     "分期,体位,开始时间,事件,持续时间"],
+)  # fmt: skip
+def test_a_column_of_events_is_read_and_not_the_stage_at_that_time(tmp_path, header):
+    text = f"{header}\nN2,L,0,N2,30\nN2,L,30,N2,30\nN2,L,33,Hypopnea,14\nR,L,60,R,30\nR,L,65,Central apnea,11\n"
+    scoring = read_scoring(write(tmp_path, text))
+    assert [event.text for event in scoring.events] == ["N2", "N2", "Hypopnea", "R", "Central apnea"]
+    assert clip_labels(scoring, 90).sdb.tolist() == [0, 1, 1]
+
+
 def test_a_row_an_epoch_with_its_stage_and_its_events(tmp_path):
     rows = [f"{30 * k},{'R' if k > 20 else 'N2'},{'Hypopnea; Arousal' if k in (3, 4, 22) else ''}" for k in range(30)]
     scoring = read_scoring(write(tmp_path, "Onset,Stage,Events\n" + "\n".join(rows)))

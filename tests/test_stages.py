@@ -85,6 +85,16 @@ def test_remarks_of_a_moment(text, marker):
     assert is_marker(text) == marker
 
 
+@pytest.mark.parametrize(
+    ("text", "event"),
+    [("A. Obstructive", "obstructive_apnea"), ("A. Central", "central_apnea"), ("A. Mixed", "mixed_apnea"),
+     ("H. Obstructive", "hypopnea"), ("H.Mixed", "hypopnea"), ("A. Obstrusive", None), ("Airway obstruction", None)],
+)  # fmt: skip
+def test_noxturnals_names_of_respiratory_events(text, event):
+    assert respiratory_event_of(text) == event
+    assert event is not None or perhaps_respiratory(text)
+
+
 RESPIRATORY_TEXTS = {
     "obstructive_apnea": (
         "Obstructive Apnea, Obstructive apnea|Obstructive Apnea, SRO:ObstructiveApnea, Apnoea, resp_obstructiveapnea, "

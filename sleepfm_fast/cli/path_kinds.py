@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
-import json
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from sleepfm_fast.cli.json_text import from_json
 
 __all__ = ["UNKNOWN", "Kind", "kind_of", "likely_paths", "places_of"]
 
@@ -115,7 +116,7 @@ def holds(folder: Path, suffixes: tuple[str, ...]) -> bool:
 def record_of(file: Path) -> dict[str, Any]:
     """A JSON object, empty where it cannot be read."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = from_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cohorts.cohort import Plan
 from sleepfm_fast.cohorts.manifest import Entry, Journal, now, read_manifest
 from sleepfm_fast.cohorts.night import STARTED, NightConfig, NightRow, attempt_night, row_of
@@ -148,7 +148,7 @@ def killed_sentence(path: Path) -> str:
 def ended_its_worker(store: Path, name: str) -> bool:
     """Whether the night failed that way before."""
     try:
-        return bool(json.loads((store / "failures" / f"{name}.json").read_text(encoding="utf-8"))["ended_its_worker"])
+        return bool(from_json((store / "failures" / f"{name}.json").read_text(encoding="utf-8"))["ended_its_worker"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import RECORDINGS, Kind
 from sleepfm_fast.cohorts.corrections import Corrections
@@ -312,7 +312,7 @@ def headers_of(
     known: dict[str, list[int]] = {}
     if share:
         try:
-            known = json.loads(file.read_text(encoding="utf-8"))
+            known = from_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             known = {}
     facts = {path: facts_of(path) for path in paths}

@@ -18,6 +18,7 @@ from typing import Any
 
 from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_text, resolve_auto
 from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cohorts.attempts import note_unchanged, process
 from sleepfm_fast.cohorts.cohort import Header, Plan, make_plan, read_header
 from sleepfm_fast.cohorts.corrections import Corrections
@@ -356,7 +357,7 @@ def update_participants(store: Path, plan: Plan, cohort: Cohort, shard: Shard | 
         changes = {**facts, "source": source}
         if {**without_visit(known), **changes} != known:
             file = store / "recordings" / f"{known['id']}.json"
-            write_json(file, {**without_visit(json.loads(file.read_text(encoding="utf-8"))), **changes})
+            write_json(file, {**without_visit(from_json(file.read_text(encoding="utf-8"))), **changes})
             plan.known[path] = {**without_visit(known), **changes}
             n_changed += any(known.get(name) != facts.get(name) for name in ("subject", "age", "sex"))
     if n_changed:

@@ -24,7 +24,7 @@ from sleepfm_fast.errors import SleepfmError, is_own_source
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.recordings import open_recording
-from sleepfm_fast.scoring.files import ending, find_scorings, similar_scorings
+from sleepfm_fast.scoring.files import SEEMS_TO_LIE, ending, find_scorings, scoring_folder, similar_scorings
 from sleepfm_fast.scoring.labels import ClipGrid, clip_labels, refuse_endless
 from sleepfm_fast.scoring.respiratory_counts import respiratory_counts
 from sleepfm_fast.scoring.stages import EPOCH_S, respiratory_event_of, stage_of
@@ -182,7 +182,10 @@ def night_scoring(
         if labels is not None:
             where = "its own annotations were used" if inside is not None else "it has no annotations of its own"
             issues.append(f"no scoring for this recording was found in {labels}; {where}.")
-        if inside is None and (similar := similar_scorings(recording.path, labels)):
+        unstaged = inside is None or not names_stage(inside)
+        if labels is None and unstaged and (folder := scoring_folder(recording.path)) is not None:
+            issues.append(f"its scoring {SEEMS_TO_LIE} {folder}, which is looked into only with --labels {folder}")
+        elif inside is None and (similar := similar_scorings(recording.path, labels)):
             issues.append(
                 f"{' and '.join(path.name for path in similar)} may be its scoring, by the numbers in the names. "
                 f"If so, name it like the recording: {recording.path.stem}{ending(similar[0])}."

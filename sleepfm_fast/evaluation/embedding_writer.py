@@ -7,7 +7,6 @@ disk; another one that is told the same goes on from there. ``embeddings.json`` 
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, say, to_json
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.embeddings import COLUMNS, FORMAT, SPLITS, VERSION, Description, Embeddings, range_problem
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
@@ -195,7 +195,7 @@ class EmbeddingWriter:
         self.partial.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.partial)  # of a checkpoint that a kill cut off
         try:
-            found: dict[str, Any] = json.loads((self.partial / PROGRESS).read_text(encoding="utf-8"))
+            found: dict[str, Any] = from_json((self.partial / PROGRESS).read_text(encoding="utf-8"))
             if self.key is not None and found["key"] == self.key:
                 return found
             n, differ = found["clips"], difference(found["key"], self.key or {}) or "what is not said"

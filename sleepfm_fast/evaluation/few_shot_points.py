@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.cli.command import plain, to_json
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.atomic import named_errors
 from sleepfm_fast.storage.standing import difference
@@ -50,7 +51,7 @@ class Points:
         remedy = "Remove it to start anew, or add --overwrite."
         whole, _, torn = self.path.read_bytes().rpartition(b"\n")
         try:
-            head, *points = [json.loads(line) for line in whole.decode().splitlines()] or [None]
+            head, *points = [from_json(line) for line in whole.decode().splitlines()] or [None]
             if head is not None and head["format"] != FORMAT:
                 raise ValueError(f"its format is '{head['format']}', expected '{FORMAT}'")
             self._points = {(p["subjects"], p["replicate"]): p for p in points}

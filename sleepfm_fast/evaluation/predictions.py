@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, say, to_json
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.evaluation.predicted_nights import night_columns, night_row
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.stages import EPOCH_S
@@ -96,7 +96,7 @@ def starts_of(store: Path, recordings: Iterable[str]) -> dict[str, datetime]:
     found: dict[str, datetime] = {}
     for name in recordings:
         with suppress(OSError, ValueError, TypeError, KeyError):
-            record = json.loads((store / "recordings" / f"{name}.json").read_text(encoding="utf-8"))
+            record = from_json((store / "recordings" / f"{name}.json").read_text(encoding="utf-8"))
             found[name] = datetime.fromisoformat(record["start"])
     return found
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.path_kinds import places_of
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.embedding_record import wrong_entry
 from sleepfm_fast.results import FOLDER, Result, read_result
 from sleepfm_fast.rundir import RunDirectory
 from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX
@@ -263,10 +264,10 @@ def over_nights(result: Result) -> dict[str, Any]:
 def describe(folder: Path) -> dict[str, Any] | None:
     """Read ``embeddings.json`` of a folder without its arrays; None where there is none that can be read."""
     try:
-        found = json.loads((folder / "embeddings.json").read_text(encoding="utf-8"))
+        found = from_json((folder / "embeddings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and wrong_entry(found) is None else None
 
 
 def read_rows(run: Run) -> list[dict[str, Any]]:
@@ -281,7 +282,7 @@ def read_rows(run: Run) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for i, line in enumerate(lines):
         try:
-            row = json.loads(line)
+            row = from_json(line)
             if isinstance(row, dict):
                 rows.append(row)
         except ValueError:

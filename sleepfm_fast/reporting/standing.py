@@ -7,11 +7,11 @@ the same bytes: it is drawn again and compared.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.standing import difference
 
@@ -39,7 +39,7 @@ def earlier_report(page: Path, numbers: Path, made_of: Mapping[str, Any]) -> dic
     if not standing:
         return None
     try:
-        record = json.loads(numbers.read_text(encoding="utf-8"))
+        record = from_json(numbers.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = None
     there = record.get("made_of") if isinstance(record, dict) else None

@@ -25,7 +25,7 @@ from sleepfm_fast.scoring.clock import (
 from sleepfm_fast.scoring.clock_change import without_clock_change
 from sleepfm_fast.scoring.labels import LIST_STEPS, listed_epoch_s
 from sleepfm_fast.scoring.profile import is_profile, profile_events
-from sleepfm_fast.scoring.stages import EPOCH_S, LONGEST_NAME, fold, stage_of
+from sleepfm_fast.scoring.stages import EPOCH_S, LONGEST_NAME, fold, stage_of, with_latin_words
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
 __all__ = ["parse_csv"]
@@ -71,24 +71,13 @@ STAGE = (
     *("userdefinedstage", "humanstage", "stagehum", "manualstage", "expertstage", "consensusstage", "majority"),
     *("stade", "stades", "schlafstadium", "schlafstadien", "schlafphase", "stadium", "estadio", "stadio", "hypnogram"),
 )
-TEXT = (
-    *("description", "descriptions", "event", "events"),
-    *STAGE,
-    *(
-        "annotation",
-        "annotations",
-        "eventname",
-        "label",
-        "labels",
-        "trialtype",
-        "name",
-        "text",
-        "evenement",
-        "ereignis",
-    ),
-    *("evento", "eventtype", "type", "value", "concept", "gebeurtenis", "beschreibung", "bezeichnung", "descripcion"),
-    *("descrizione", "omschrijving", "libelle"),
+EVENT = (
+    *("description", "descriptions", "event", "events", "eventname", "eventtype", "annotation", "annotations"),
+    *("evenement", "ereignis", "evento", "gebeurtenis", "beschreibung", "bezeichnung", "descripcion", "descrizione"),
+    *("omschrijving", "libelle"),
 )
+TEXT = (*EVENT, *STAGE, "label", "labels", "trialtype", "name", "text", "type", "value", "concept")
+"""A table that has a column of events and one of the stage at that time is one of events."""
 EPOCH = ("epoch", "epochs", "epochnumber", "epochno", "epochindex", "epoche", "epoque", "epoca", "epochid")
 UNITS_S = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds", "sek", "sekunden"), 1.0),
@@ -506,7 +495,7 @@ def name_and_unit(cell: str) -> tuple[str, str]:
 def named_columns(header: list[str], source: str) -> Columns | None:
     """Columns of a header: with a text and a time, or with a stage and no time; None where there are neither."""
     named = [name_and_unit(cell) for cell in header]
-    names = [fold(name) for name, _ in named]
+    names = [fold(with_latin_words(name)) for name, _ in named]
 
     def column(accepted: Sequence[str]) -> int | None:
         return next((names.index(name) for name in accepted if name in names), None)

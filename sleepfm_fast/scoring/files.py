@@ -11,11 +11,28 @@ from pathlib import Path
 from sleepfm_fast.cli.path_kinds import RECORDINGS
 from sleepfm_fast.scoring.timed_texts import ScoringError
 
-__all__ = ["ending", "find_scoring", "find_scorings", "namesakes_of", "similar_scorings"]
+__all__ = [
+    "SEEMS_TO_LIE",
+    "ending",
+    "find_scoring",
+    "find_scorings",
+    "namesakes_of",
+    "scoring_folder",
+    "similar_scorings",
+]
 
 # Beside a recording, in this order: S is the recording's name without its suffix.
 BESIDE = (
-    *("-nsrr.xml", "-profusion.xml", ".xml", "-hypnogram.edf", "_hypnogram.edf", "_sleepscoring.edf"),
+    *(
+        "-nsrr.xml",
+        "-profusion.xml",
+        ".xml",
+        ".edf.xml",
+        ".rml",
+        "-hypnogram.edf",
+        "_hypnogram.edf",
+        "_sleepscoring.edf",
+    ),
     *(".st", ".arousal", ".allscore.txt", ".stg.txt"),
     *(".csv", ".tsv", "-stages.csv", "_stages.csv", "-hypnogram.csv", "_hypnogram.csv", "-annotations.csv"),
     *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
@@ -28,7 +45,13 @@ BESIDE_PSG = ("-hypnogram.edf", "_hypnogram.edf", " hypnogram.edf", " base.edf",
 FIRST_SCORER = "_1.txt"
 """``1_1.txt`` is the first of two scorings of ``1.rec`` (ISRUC), unless there is a recording ``1_1``."""
 
-ENDINGS = ("hypnogram.edf", "scoring.edf", "base.edf", ".xml", ".st", ".arousal", ".csv", ".tsv", ".txt")
+SEEMS_TO_LIE = "seems to lie in"
+"""Stands in the remark that names the folder of :func:`scoring_folder`."""
+SCORINGS = re.compile(r"annot|scor|hypno|label|staging|stages|events", re.IGNORECASE)
+FOLDERS_UP = 4
+"""``edfs/lab/full/homepap-lab-full-1600001.edf`` has its scoring beside ``edfs``."""
+
+ENDINGS = ("hypnogram.edf", "scoring.edf", "base.edf", ".xml", ".rml", ".st", ".arousal", ".csv", ".tsv", ".txt")
 """How the names of all of them end."""
 MANY = 2
 """Stages and events may lie in two files; numbers that more files share say nothing."""
@@ -160,6 +183,32 @@ def similar_scorings(recording_path: str | Path, labels: str | Path | None = Non
     files = files_by_numbers(folder, labels is not None, folder.stat().st_mtime_ns).get(numbers, ())
     similar = tuple(file for file in files if file.name.casefold() not in taken)
     return similar if len(similar) <= MANY else ()
+
+
+def scoring_folder(recording_path: Path) -> Path | None:
+    """Find a folder for ``--labels``, beside the recordings' or one of its parents, that holds a recording's scoring.
+
+    The NSRR's cohorts have recordings in ``polysomnography/edfs`` and their scoring in
+    ``polysomnography/annotations-events-nsrr``. Only folders with such names are looked into.
+    """
+    for parent in recording_path.resolve().parents[:FOLDERS_UP]:
+        for folder in folders_of_scorings(parent):
+            try:
+                if find_scorings(recording_path, folder):
+                    return folder
+            except (OSError, ScoringError):
+                continue
+    return None
+
+
+@lru_cache(maxsize=64)
+def folders_of_scorings(parent: Path) -> tuple[Path, ...]:
+    """Subfolders whose names say that they hold scorings, in the order of their names."""
+    try:
+        with os.scandir(parent) as entries:
+            return tuple(sorted(parent / e.name for e in entries if SCORINGS.search(e.name) and e.is_dir()))
+    except OSError:
+        return ()
 
 
 def ending(path: Path) -> str:

@@ -25,7 +25,7 @@ LABEL_RULES = 5
 """To be raised where the same scoring gives clips other labels than before: nights of a store are then made again.
 2: no clip outside the scored part of a night is free of events. 3: no respiratory event of more than five minutes.
 4: clips lie where most epochs lie, and not where the first stage begins. 5: numbers that no night has mean no stage,
-lists that count epochs are of epochs, and durations in texts count."""
+lists that count epochs are of epochs, durations in texts count, and so do columns of events in every language."""
 
 SDB_OVERLAP_S = 10.0
 """An apnoea or hypopnoea lasts at least 10 s (AASM): that much of it inside a clip makes the clip an event."""

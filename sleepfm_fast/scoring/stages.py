@@ -23,6 +23,7 @@ __all__ = [
     "perhaps_respiratory",
     "respiratory_event_of",
     "stage_of",
+    "with_latin_words",
 ]
 
 Stage = Literal["W", "N1", "N2", "N3", "R", "none"]
@@ -135,6 +136,9 @@ ABBREVIATIONS: dict[str, RespiratoryEvent] = {
     },
     **{"apc": "central_apnea", "apneac": "central_apnea"},
     **{"apm": "mixed_apnea", "apneam": "mixed_apnea"},
+    # A. Obstructive, H. Central: Noxturnal
+    **{"aobstructive": "obstructive_apnea", "acentral": "central_apnea", "amixed": "mixed_apnea"},
+    **{"hobstructive": "hypopnea", "hcentral": "hypopnea", "hmixed": "hypopnea"},
 }
 DOUBTFUL = frozenset(
     (
@@ -165,6 +169,7 @@ OTHER_SCRIPTS = (
         ("觉醒", "wake"),
         ("覚醒", "wake"),
     ),
+    *(("开始时间", "start"), ("结束时间", "end"), ("持续时间", "duration"), ("时长", "duration"), ("时间", "time")),
     *(("未分期", "unscored"), ("体动", "movement"), ("睡眠分期", "stage"), ("睡眠期", "stage"), ("睡眠", "sleep")),
     *(("期", ""), ("阻塞性", "obstructive"), ("中枢性", "central"), ("混合性", "mixed"), ("呼吸暂停", "apnea")),
     *(("低通气", "hypopnea"), ("事件", "event"), ("стадия", "stage"), ("бодрствование", "wake"), ("сна", "")),
@@ -261,7 +266,7 @@ def perhaps_respiratory(text: str) -> bool:
         return False
     text = with_latin_words(text)
     key = fold(concept(text))
-    return key in DOUBTFUL or re.search(r"hyp[oe]?p|apn|pnoe|pnee", text.casefold()) is not None
+    return key in DOUBTFUL or re.search(r"hyp[oe]?p|apn|pnoe|pnee|obstru", text.casefold()) is not None
 
 
 @lru_cache(maxsize=4096)

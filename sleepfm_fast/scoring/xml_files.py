@@ -1,4 +1,4 @@
-"""Scoring in XML: NSRR ``PSGAnnotation`` and Compumedics Profusion ``CMPStudyConfig``.
+"""Scoring in XML: NSRR ``PSGAnnotation``, Compumedics Profusion ``CMPStudyConfig``, Philips Sleepware ``PatientStudy``.
 
 Source: the NSRR's description of its annotation files and samples of its EDF editor and translator.
 """
@@ -21,7 +21,7 @@ WRONG_ENCODING = (4, 18, 19)
 
 
 def parse_xml(data: bytes, source: str) -> Scoring:
-    """Read the bytes of a ``PSGAnnotation`` or ``CMPStudyConfig`` document.
+    """Read the bytes of a ``PSGAnnotation``, ``CMPStudyConfig`` or ``PatientStudy`` document.
 
     Raises
     ------
@@ -35,11 +35,13 @@ def parse_xml(data: bytes, source: str) -> Scoring:
         events = [*scored_events(root, ("EventConcept", "Name", "EventType"), issues)]
     elif kind == "CMPStudyConfig":
         events = [*scored_events(root, ("Name", "EventConcept"), issues), *profusion_stages(root, source, issues)]
+    elif kind == "PatientStudy":
+        events = [*sleepware_stages(root, source, issues), *sleepware_events(root, issues)]
     else:
         raise ScoringError(
-            f"{source} is an XML document <{kind[:60]}>; expected the annotations of the NSRR (<PSGAnnotation>) or of "
-            "Profusion (<CMPStudyConfig>). Convert it to one of these or to a CSV with the columns onset, duration, "
-            "description."
+            f"{source} is an XML document <{kind[:60]}>; expected the annotations of the NSRR (<PSGAnnotation>), of "
+            "Profusion (<CMPStudyConfig>) or of Sleepware (<PatientStudy>). Convert it to one of these or to a CSV "
+            "with the columns onset, duration, description."
         )
     if not any(stage_of(event.text) or respiratory_event_of(event.text) for event in events):
         issues.append(
@@ -118,6 +120,11 @@ def scored_events(root: Element, names: tuple[str, ...], issues: list[str]) -> I
             n_timeless += 1
             continue
         yield Event(onset_s, seconds(child_text(element, "Duration")), text)
+    say_timeless(n_timeless, issues)
+
+
+def say_timeless(n_timeless: int, issues: list[str]) -> None:
+    """Count the events that could not be used."""
     if n_timeless:
         events = counted(n_timeless, "scored event has", "scored events have")
         were = agreeing(n_timeless, "was", "were")
@@ -145,3 +152,31 @@ def profusion_stages(root: Element, source: str, issues: list[str]) -> Iterator[
             f"{n_unknown} of {counted(epoch, 'sleep stage code')} {agreeing(n_unknown, 'is', 'are')} not known; "
             f"{agreeing(n_unknown, 'that epoch has', 'those epochs have')} no stage."
         )
+
+
+def sleepware_stages(root: Element, source: str, issues: list[str]) -> Iterator[Event]:
+    """Changes of stage by a scorer, or else by the software: ``<Stage Type="NonREM2" Start="960"/>``."""
+    blocks = {name_of(element): element for element in root.iter() if name_of(element).endswith("Staging")}
+    by_scorer, by_software = (
+        [e for e in (blocks[name].iter() if name in blocks else ()) if name_of(e) == "Stage"]
+        for name in ("UserStaging", "MachineStaging")
+    )
+    if by_software and not by_scorer:
+        issues.append(f"{source} has no stages of a scorer; those of the software were taken.")
+    for element in by_scorer or by_software:
+        if (onset_s := seconds(element.get("Start"))) is not None:
+            yield Event(onset_s, None, f"Sleep stage {element.get('Type', '?')}")
+
+
+def sleepware_events(root: Element, issues: list[str]) -> Iterator[Event]:
+    """``<Event Family="Respiratory" Type="ObstructiveApnea" Start="3011.5" Duration="16.5"/>``."""
+    n_timeless = 0
+    for element in root.iter():
+        text = element.get("Type") if name_of(element) == "Event" else None
+        if text is None:
+            continue
+        onset_s = seconds(element.get("Start"))
+        n_timeless += onset_s is None
+        if onset_s is not None:
+            yield Event(onset_s, seconds(element.get("Duration")), text)
+    say_timeless(n_timeless, issues)

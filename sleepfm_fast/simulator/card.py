@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from sleepfm_fast.cli.json_text import from_json
 
 __all__ = ["CARD", "PREFIX", "name_prefix", "prefix_of", "read_card"]
 
@@ -27,7 +28,7 @@ def prefix_of(seed: int) -> str:
 def read_card(out: Path) -> dict[str, Any] | None:
     """Options of the cohort in a folder; None where there is none, or its record is damaged."""
     try:
-        found = json.loads((out / CARD).read_text(encoding="utf-8"))
+        found = from_json((out / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.system import process_start, system_identity
 
@@ -79,7 +80,7 @@ def this_process() -> Holder:
 def holder_of(path: Path) -> Holder | None:
     """Who holds the claim ``path``; None where the file is gone, or not written to its end."""
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+        return Holder(**from_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.storage.array_file import map_array
@@ -95,7 +96,7 @@ def read_columns(
         return SleepfmError(f"{folder / file} is damaged: {what}. {remedy}")
 
     try:
-        catalogue = json.loads((folder / CATALOGUE).read_text(encoding="utf-8"))
+        catalogue = from_json((folder / CATALOGUE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise damaged(CATALOGUE, str(error)) from None
     if not isinstance(catalogue, dict) or not all(
@@ -123,7 +124,7 @@ def read_columns(
             raise damaged(f"{name}.npy", f"its type is {column.dtype}, {np.dtype(dtype)} was expected")
         columns[name] = column
     try:
-        values = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in texts}
-    except (OSError, ValueError, RecursionError) as error:
+        values = {name: from_json((folder / f"{name}.json").read_text(encoding="utf-8")) for name in texts}
+    except (OSError, ValueError) as error:
         raise damaged("one of its .json files", str(error)) from None
     return columns, values

@@ -18,6 +18,7 @@ from typing import Any
 
 from sleepfm_fast import __version__
 from sleepfm_fast.cli.command import plain, say
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.atomic import remove_leftovers_of
 from sleepfm_fast.storage.claims import claim_to_write
@@ -115,7 +116,7 @@ def is_short(value: Any) -> bool:
 def record_in(path: Path, kind: FolderKind) -> dict[str, Any]:
     """The record of a folder; empty where there is none that can be read."""
     try:
-        record = json.loads((path / kind.record).read_text(encoding="utf-8"))
+        record = from_json((path / kind.record).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -17,7 +17,6 @@ integer + offset, in the channel's unit.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
@@ -96,8 +96,8 @@ def read_store_file(path: Path) -> dict[str, Any]:
         command = f"python -m sleepfm_fast.preprocess FILES-OR-FOLDER {shlex.quote(str(path))}"
         raise ClipStoreError(f"{path} {what}. Make one with `{command}`.")
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = from_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise damaged(file, str(error)) from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise ClipStoreError(f"{file} does not describe a '{FORMAT}'. Choose the folder that preprocess wrote.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.channels import Montage
+from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.edf import Recording, Segment
 from sleepfm_fast.epochs import read_digital
 from sleepfm_fast.errors import SleepfmError
@@ -231,14 +231,14 @@ def segment_of(onsets_s: npt.NDArray[np.float64], segments: Sequence[Segment], r
 def read_record(path: Path) -> dict[str, Any] | None:
     """Read a ``<id>.json``; None where it is damaged or its ``.bin`` is missing or of another size."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = from_json(path.read_text(encoding="utf-8"))
         whole = (
             record["format"] == RECORD_FORMAT
             and record["version"] == VERSION
             and record["id"] == path.stem
             and path.with_suffix(".bin").stat().st_size == record["n_bytes"]
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if whole and is_whole_record(record) else None
 
@@ -317,7 +317,7 @@ def gather_columns(records: Sequence[Path], n_slots: int) -> tuple[dict[str, Arr
     for i, file in enumerate(records):
         content = file.read_bytes()
         digest.update(hashlib.sha256(content).digest())
-        record = json.loads(content)
+        record = from_json(content)
         channels, segments, clips = record["channels"], record["segments"], record["clips"]
         if len(channels) != n_slots:
             raise SleepfmError(

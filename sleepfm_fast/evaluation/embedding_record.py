@@ -1,0 +1,91 @@
+"""Whether ``embeddings.json`` holds what was written, each entry of its kind, so that it can be used unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["wrong_entry"]
+
+Check = Callable[[Any], bool]
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_text, value))
+
+
+def are_names(value: Any) -> bool:
+    """Whether a value is a list of different texts, one at least."""
+    return are_texts(value) and 0 < len(value) == len(set(value))
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def are_lists_of_texts(value: Any) -> bool:
+    return is_object(value) and all(map(are_texts, value.values()))
+
+
+def are_presets(value: Any) -> bool:
+    """Whether a value is an object of options, with the digest of the weights or none."""
+    if not is_object(value):
+        return False
+    weights = value.get("weights")
+    return weights is None or (is_object(weights) and (weights.get("sha256") is None or is_text(weights["sha256"])))
+
+
+NEEDED: Mapping[str, Check] = {
+    "modalities": are_names,
+    "dim": is_count,
+    "n_clips": is_count,
+    "blake2b_128": lambda value: is_object(value) and all(map(is_text, value.values())),
+    "subjects": are_texts,
+    "recordings": are_texts,
+    "ages": is_list,
+    "sexes": is_list,
+    "run": is_text,
+    "store": is_text,
+    "split_rule": is_text,
+    "presets": are_presets,
+    "overlap": lambda value: isinstance(value, bool),
+    "overlap_note": is_text,
+}
+LATER: Mapping[str, Check] = {
+    "kind": is_text,
+    "features": are_lists_of_texts,
+    "recording_ages": is_list,
+    "made_of": is_object,
+}
+"""What folders of an earlier version lack."""
+
+
+def wrong_entry(record: Mapping[str, Any]) -> str | None:
+    """Find the first entry of ``embeddings.json`` that is missing or cannot be as it was written; None: there is none.
+
+    What the lists of ages and sexes hold is left to :func:`sleepfm_fast.embeddings.people_problem`.
+
+    Parameters
+    ----------
+    record : mapping of str to JSON value
+        Of a format and version that are read.
+    """
+    for name, is_right in (*NEEDED.items(), *LATER.items()):
+        if name not in record:
+            if name in NEEDED:
+                return name
+        elif not is_right(record[name]):
+            return name
+    return None
