@@ -231,12 +231,10 @@ def carried_out(broken=(), finished=()):
             else reproduce_steps.Outcome("done")
         )
 
-    outcomes = reproduce_steps.carry_out(
-        steps,
-        lambda step, outcome: noted.append((step.name, outcome.state)),
-        attempt,
-        lambda step: step.name in finished,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce_steps, "attempt", attempt)
+        patch.setattr(reproduce_steps, "is_finished", lambda step: step.name in finished)
+        outcomes = reproduce_steps.carry_out(steps, lambda step, outcome: noted.append((step.name, outcome.state)))
     assert noted == [(name, outcome.state) for name, outcome in outcomes.items()]
     return tried, {name: outcome.state for name, outcome in outcomes.items()}
 
