@@ -216,7 +216,7 @@ def _retrieved(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Rank, summarise and write the result."""
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.evaluation.candidates import draw_pairs
-    from sleepfm_fast.evaluation.changed_store import say_changed_store
+    from sleepfm_fast.evaluation.changed_store import say_notes
     from sleepfm_fast.evaluation.found_clips import examples
     from sleepfm_fast.evaluation.interval_notice import interval_notice
     from sleepfm_fast.evaluation.kept_ranks import KeptRanks
@@ -230,10 +230,7 @@ def _retrieved(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
             f"{config.embeddings} holds one modality ({embeddings.modalities[0]}); retrieval is between two."
         )
     clips = _asked_for(embeddings, config)
-    overlaps = bool(embeddings.overlap_note)
-    if overlaps:
-        say(f"notice: {embeddings.overlap_note}")
-    changed = say_changed_store(embeddings)
+    notes = say_notes(embeddings)
     chosen = draw_pairs(embeddings, clips, config.candidates, config.sample, config.seed)
     if max(len(c) for c in chosen.values()) < 2:
         raise SleepfmError(f"no two modalities occur together in two clips of the {config.split} split.")
@@ -263,9 +260,7 @@ def _retrieved(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
             "sample": config.sample if config.candidates is not None else "all",
             "n_clips": clips.size,
             "modalities": embeddings.modalities,
-            "overlap": overlaps,
-            "overlap_note": embeddings.overlap_note if overlaps else "",
-            "store_note": changed,
+            **notes,
             "n_bootstraps": config.bootstraps,
             "seed": config.seed,
             "directions": records,
