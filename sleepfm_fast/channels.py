@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sleepfm_fast.formats.units import unit_of
-from sleepfm_fast.montage.channel_names import canonical, fits, kind_of, matched_as
+from sleepfm_fast.montage.channel_names import canonical, fits, kind_of, matched_as, numbered_contacts
 from sleepfm_fast.montage.montages import (
     CHANNELS,
     KINDS,
@@ -122,6 +122,7 @@ def assign(signals: Sequence[Signal], montage: Montage, *, trusted: Collection[i
     tuple of Assignment
         One per slot, in the montage's order.
     """
+    signals = without_numbered_contacts(signals)
     offers: list[tuple[Offer, int, Signal, Signal | None]] = []
     for place, slot in enumerate(montage.slots):
         for tier, aliases in ((EXACT, slot.aliases), (SUBSTITUTE, slot.substitutes)):
@@ -148,6 +149,12 @@ def assign(signals: Sequence[Signal], montage: Montage, *, trusted: Collection[i
         others = [*left.values()] if tier == EXACT else []
         assignments.append(filled(slot, signal, minus, tier == SUBSTITUTE, others, trusted))
     return tuple(assignments)
+
+
+def without_numbered_contacts(signals: Sequence[Signal]) -> list[Signal]:
+    """Signals but for those whose labels look like electrodes and only number contacts."""
+    numbered = numbered_contacts(signal.label for signal in signals)
+    return [signal for signal in signals if signal.label not in numbered]
 
 
 def matching(signals: Sequence[Signal], alias: str, slot: Slot) -> list[tuple[int, Signal]]:
@@ -212,7 +219,7 @@ def resolve_auto(recordings: Sequence[Sequence[Signal]]) -> Montage:
     kinds: dict[str, str] = {}
     for signals in recordings:
         first: dict[str, Signal] = {}
-        for signal in sorted(signals, key=lambda s: s.index):
+        for signal in sorted(without_numbered_contacts(signals), key=lambda s: s.index):
             name, kind = channel_of(signal.label)
             if kind is not None:
                 first.setdefault(name, signal)
@@ -248,7 +255,9 @@ def passed_over(recordings: Sequence[Sequence[Signal]], montage: Montage) -> dic
     """
     counts: Counter[str] = Counter()
     for signals in recordings:
-        counts.update({kind for s in signals if (kind := channel_of(s.label)[1]) is not None})
+        counts.update(
+            {kind for s in without_numbered_contacts(signals) if (kind := channel_of(s.label)[1]) is not None}
+        )
     there = {slot.kind for slot in montage.slots}
     return {kind: n for kind in KINDS if kind not in there and (n := counts[kind]) >= AUTO_SHARE * len(recordings)}
 

@@ -140,7 +140,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def _compared(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Match, resample and write the result."""
-    from sleepfm_fast.evaluation.interval_notice import interval_notice
+    from sleepfm_fast.evaluation.interval_notice import class_notice, interval_notice
     from sleepfm_fast.evaluation.metrics import bootstrap_subjects
     from sleepfm_fast.evaluation.paired_figures import of_classifiers, of_retrievals
     from sleepfm_fast.evaluation.shared_clips import shared_clips
@@ -175,6 +175,8 @@ def _compared(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     )
     _say_table(record)
     if config.bootstraps and (notice := interval_notice(shared.n_subjects)):
+        say(f"notice: {notice}")
+    if config.bootstraps and (notice := class_notice(record.get("class_subjects", {}), shared.n_subjects)):
         say(f"notice: {notice}")
     if config.result is not None:
         write_result(config.result, record, {}, overwrite=config.overwrite, made_of=made_of)

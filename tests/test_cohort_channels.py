@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from nights import Lead, write_night
 
-from sleepfm_fast.channels import MONTAGES, assign, channel_of, kind_of, resolve_auto
+from sleepfm_fast.channels import MONTAGES, ChannelError, assign, channel_of, kind_of, resolve_auto
 from sleepfm_fast.edf import Signal
 from sleepfm_fast.preprocess import cli
 
@@ -248,6 +248,31 @@ def test_a_nasal_pressure_is_taken_before_a_nasal_flow(labels):
     (filled,) = [a for a in assign(signals(labels), MONTAGES["aasm"]) if a.signal is not None]
     assert filled.slot.name == "Nasal Pressure"
     assert filled.signal.label in ("nas_pres", "Nasal Pres")
+
+
+CAP = ", ".join(f"{letter}{number}" for letter in "ABCD" for number in range(1, 33))
+DEPTH = ", ".join(f"{letter}{number}" for letter in ("A", "C", "F'", "B", "H'") for number in range(1, 10))
+
+
+@pytest.mark.parametrize("labels", [CAP, DEPTH])
+def test_numbered_contacts_are_no_electrodes_of_the_10_20_system(labels):
+    """BioSemi's A2 and C3 lie elsewhere, and so do those of electrodes in the brain: C3-A2 would be another channel."""
+    for name in ("aasm", "paper"):
+        assert not any(a.signal is not None for a in assign(signals(f"{labels}, Status"), MONTAGES[name]))
+    with pytest.raises(ChannelError, match="no channel with a known kind"):
+        resolve_auto([signals(labels)])
+    named = assign(signals(f"{labels}, C3-M2, ECG"), MONTAGES["aasm"])
+    assert [a.signal.label for a in named if a.signal is not None] == ["C3-M2", "ECG"]
+    montage = resolve_auto([signals(f"{labels}, EEG C3, ECG")])
+    assert [slot.name for slot in montage.slots] == ["EEG C3", "ECG"]
+
+
+def test_a_high_density_montage_of_named_electrodes_stays():
+    numbers = {"A": 2, "C": 6, "F": 10, "P": 10, "T": 10, "O": 2, "E": 2}
+    numbers |= {"X": 22, "R": 2}  # and the spare inputs of a headbox
+    labels = ", ".join(f"{letter}{number + 1}" for letter, last in numbers.items() for number in range(last))
+    filled = assign(signals(labels), MONTAGES["aasm"])
+    assert {"C3-M2", "C4-M1", "F3-M2", "O1-M2"} <= {a.slot.name for a in filled if a.signal is not None}
 
 
 PULSE_WAVES = """

@@ -220,6 +220,42 @@ def test_retrievals_within_nights_match_whatever_the_rows(tmp_path, capsys):
         assert (entry["difference"], entry["low"], entry["high"]) == (0, 0, 0)
 
 
+def test_retrievals_within_nights_of_equally_many_other_candidates_do_not_compare(tmp_path, capsys):
+    # Of every night the first 20 clips, and the last 20: 10 are shared, and both had 20 candidates.
+    place = np.arange(240) % 30
+    a = retrieved(tmp_path, "a", 1.2, 1, keep=np.flatnonzero(place < 20), arguments=("--scope", "night"))
+    b = retrieved(tmp_path, "b", 1.2, 1, keep=np.flatnonzero(place >= 10), arguments=("--scope", "night"))
+    capsys.readouterr()
+    status, _, err = run(capsys, a.path, b.path)
+    assert status == 1
+    assert "among other candidates (of 160 and 160 clips they share 80)" in err.splitlines()[-1]
+
+
+def test_a_class_of_one_subject_differs_without_an_interval(tmp_path, capsys):
+    # Only the first subject keeps its clips of R.
+    rng = np.random.default_rng(0)
+    subject, truth = np.repeat(np.arange(12), 30), rng.integers(0, 4, 360)
+    truth[:30:3] = 4
+    names = tuple(f"s{i}" for i in range(12))
+    for name, seed in (("a", 1), ("b", 2)):
+        odds = log_odds(np.random.default_rng(seed).standard_normal((360, 5)) + 1.5 * np.eye(5)[truth])
+        onset = 30.0 * (np.arange(360) % 30)
+        test = HeldOut(np.arange(360), truth.astype(np.int8), subject.astype(np.int32), subject.astype(np.int32), onset,
+                       names, names, (None,) * 12, (None,) * 12)  # fmt: skip
+        conclude({"command": "probe", "task": "stage"}, test, odds, np.arange(5, dtype=np.int8), bootstraps=20, seed=0,
+                 path=tmp_path / name)  # fmt: skip
+    capsys.readouterr()
+    status, record, err = run(capsys, tmp_path / "a", tmp_path / "b")
+    assert status == 0
+    assert record["class_subjects"]["R"] == {"n_test": 10, "n_subjects": 1, "n_subjects_of_others": 12}
+    for entry in (record["classes"]["R"]["auroc"], record["macro"]["auroc"], record["macro"]["f1"]):
+        assert entry["difference"] is not None
+        assert entry["low"] is None
+    assert record["classes"]["W"]["auroc"]["low"] is not None
+    assert record["accuracy"]["low"] is not None
+    assert "notice: one subject has clips of R, which says nothing of others like them" in err
+
+
 def test_retrievals_among_other_candidates_do_not_compare(tmp_path, capsys):
     a, b = retrieved(tmp_path, "a", 1.2, 1), retrieved(tmp_path, "b", 1.2, 1, arguments=("--candidates", "100"))
     other_draw = retrieved(tmp_path, "d", 1.2, 1, arguments=("--candidates", "100", "--seed", "5"))

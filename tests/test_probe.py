@@ -50,7 +50,8 @@ def test_planted_classes_are_found(tmp_path, capsys):
     assert result["macro"]["auprc"]["value"] == 1.0
     assert result["macro"]["f1"]["value"] == 1.0
     assert result["macro"]["n_classes"] == 5
-    assert result["accuracy"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n_resamples": 50}
+    # Nobody differs from anybody, which is no 95 % interval from 1 to 1.
+    assert result["accuracy"] == {"value": 1.0, "low": None, "high": None, "n_resamples": 50}
     assert "macro" in err
     assert result["overlap"] is False
 
@@ -202,18 +203,39 @@ def test_only_one_class_in_the_test(tmp_path, capsys):
 
 
 def test_resamples_that_lack_a_class_are_left_out_and_counted(tmp_path, capsys):
-    # Only subject 10 has R among the 6 test subjects; (1 - 1/6)^6 of the resamples, a third, do not draw it.
+    # Subjects 10 and 11 have R among the 6 test subjects; (1 - 2/6)^6 of the resamples, a tenth, draw neither.
+    def change(label, split):
+        own = np.repeat(np.arange(16), 40)
+        return np.where((split == 2) & (own > 11) & (label == 4), 3, label)
+
+    folder, _, _ = planted(tmp_path, signal=2.0, change=change)
+    _, result, err = run(capsys, folder, "--task", "stage", "--bootstraps", "500")
+    n = result["classes"]["R"]["auroc"]["n_resamples"]
+    assert abs(n / 500 - (1 - (4 / 6) ** 6)) < 0.06
+    assert (result["classes"]["R"]["n_subjects"], result["classes"]["R"]["n_subjects_of_others"]) == (2, 6)
+    assert (
+        "only 2 subjects have clips of R: intervals of this class, and of means over it, hold the truth about 50" in err
+    )
+    assert result["macro"]["auroc"]["n_resamples"] == n
+    assert result["classes"]["R"]["f1"]["n_resamples"] == n
+    assert result["classes"]["W"]["auroc"]["n_resamples"] == 500
+
+
+def test_a_class_of_one_subject_has_no_interval(tmp_path, capsys):
     def change(label, split):
         own = np.repeat(np.arange(16), 40)
         return np.where((split == 2) & (own != 10) & (label == 4), 3, label)
 
     folder, _, _ = planted(tmp_path, signal=2.0, change=change)
-    _, result, _ = run(capsys, folder, "--task", "stage", "--bootstraps", "500")
-    n = result["classes"]["R"]["auroc"]["n_resamples"]
-    assert abs(n / 500 - (1 - (5 / 6) ** 6)) < 0.11
-    assert result["macro"]["auroc"]["n_resamples"] == n
-    assert result["classes"]["R"]["f1"]["n_resamples"] == n
-    assert result["classes"]["W"]["auroc"]["n_resamples"] == 500
+    _, result, err = run(capsys, folder, "--task", "stage", "--bootstraps", "200")
+    for entry in (*(result["classes"]["R"][f] for f in ("auroc", "auprc", "f1")), *list(result["macro"].values())[1:]):
+        assert entry["value"] is not None
+        assert (entry["low"], entry["high"], entry["n_resamples"]) == (None, None, 0)
+    assert result["classes"]["W"]["auroc"]["low"] is not None
+    assert result["accuracy"]["low"] is not None
+    assert (
+        "notice: one subject has clips of R, which says nothing of others like them: the figures of this class" in err
+    )
 
 
 def test_few_test_subjects_are_said_to_make_narrow_intervals(tmp_path, capsys):

@@ -13,7 +13,7 @@ from report_runs import classify, embed, few_shot, full_run, retrieve, start
 from synthetic_embeddings import columns_of, unit, write_folder
 from test_report import figures_of, make
 
-from sleepfm_fast import compare, reproduce
+from sleepfm_fast import compare, probe, reproduce
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.evaluation.calibration import correct_for_prior
 from sleepfm_fast.reporting.retrieval import chance_curve
@@ -323,6 +323,27 @@ def test_one_subject_is_not_called_held_out(tmp_path):
     start(tmp_path / "both")
     classify(tmp_path / "both" / "results" / "stage", embeddings, "stage", overlap=True)
     assert "of 2 subjects, not all of them others" in make(tmp_path / "both")[0]
+
+
+def test_classes_of_few_subjects_and_results_without_intervals_are_said(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    sexes = ("M", "F") * 3 + ("M",) * 9 + ("F",) * 3
+    subject = np.repeat(np.arange(18), 10)
+    columns = columns_of(subject, np.where(subject > 5, 2, 0))  # twelve are tested, three of them women
+    vectors = unit(np.random.default_rng(0).standard_normal((180, 3, 6)))
+    embeddings = Embeddings(write_folder(folder / "embeddings", vectors, columns, sexes=sexes))
+    classify(folder / "results" / "sex", embeddings, "sex")
+    probe.main(probe.Config(embeddings.path, "sex", folder / "results" / "without", bootstraps=0))
+    text, _, numbers, _ = make(folder)
+    captions = [f["caption"] for (_, _, t), f in figures_of(numbers).items() if t.startswith("Figures of each class")]
+    assert (
+        "Only 3 subjects have clips of F: intervals of this class, and of means over it, hold the truth" in captions[0]
+    )
+    assert any("No intervals: it was made with --bootstraps 0." in c and "Brackets" not in c for c in captions)
+    assert "Of the rarest class only 3 subjects have clips" in text.partition("Recordings</h2>")[0]
+    (together,) = [f for (_, _, t), f in figures_of(numbers).items() if t == "All classifiers of this task"]
+    assert "Of the rarest class only 3 subjects have clips" in together["caption"]
 
 
 def test_a_task_without_labels_is_not_suggested(tmp_path):

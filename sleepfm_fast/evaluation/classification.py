@@ -19,8 +19,8 @@ import numpy.typing as npt
 from sleepfm_fast.cli.command import plain, say
 from sleepfm_fast.evaluation.calibration import calibration, say_calibration
 from sleepfm_fast.evaluation.figures import evaluate, say_table
-from sleepfm_fast.evaluation.interval_notice import interval_notice
-from sleepfm_fast.evaluation.strata import by_stratum, say_strata
+from sleepfm_fast.evaluation.interval_notice import class_notice, interval_notice
+from sleepfm_fast.evaluation.strata import by_stratum, say_strata, strata_notice
 from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.evaluation.whole_nights import by_night, say_nights
 from sleepfm_fast.results import write_result
@@ -185,8 +185,10 @@ def conclude(
         recording=held_out.recording,
     )
     say_calibration(reliability)
-    if bootstraps and (notice := interval_notice(len(np.unique(held_out.subject)))):
-        say(f"notice: {notice}")
+    n_subjects = len(np.unique(held_out.subject))
+    for notice in (interval_notice(n_subjects), class_notice(figures["classes"], n_subjects), strata_notice(strata)):
+        if bootstraps and notice:
+            say(f"notice: {notice}")
     full = {
         **record,
         "class_names": task.names,

@@ -32,6 +32,8 @@ class Resampled:
     confusion : int64 [K, K]
     notes : dict of int to str
         Why a class is missing.
+    n_subjects : int64 [K, 2]
+        Subjects with a clip of each class, and with one of any other.
     """
 
     auroc: dict[int, npt.NDArray[np.float64]]
@@ -42,6 +44,16 @@ class Resampled:
     cohen_kappa: npt.NDArray[np.float64]
     confusion: npt.NDArray[np.int64]
     notes: dict[int, str]
+    n_subjects: npt.NDArray[np.int64]
+
+    def behind(self, classes: Iterable[int]) -> int:
+        """Return how many subjects an interval of these classes, or of their mean, rests on.
+
+        The smaller of those who have the class and those who have another: of one person's clips against those of 30
+        others an interval tells how the 30 vary, and nothing of the one. Where nobody has another, it is the former.
+        """
+        sides = [side for k in classes for side in self.n_subjects[k].tolist() if side]
+        return min(sides, default=0)
 
 
 def resample(
@@ -88,8 +100,15 @@ def resample(
             auroc[k], auprc[k] = metrics.bootstrap_curves(positive, score, group, weights)
             # Where every drawn clip is of the class, precision is 1 whatever the scores: no figure, as for AUROC.
             auprc[k][np.isnan(auroc[k])] = np.nan
+    has = confusion.sum(2) > 0
+    any_other = confusion.sum((1, 2))[:, None] > confusion.sum(2)
     return Resampled(
-        auroc, auprc, **metrics.confusion_curves(confusion, weights), confusion=confusion.sum(0), notes=notes
+        auroc,
+        auprc,
+        **metrics.confusion_curves(confusion, weights),
+        confusion=confusion.sum(0),
+        notes=notes,
+        n_subjects=np.stack([has.sum(0), any_other.sum(0)], axis=1),
     )
 
 
@@ -142,8 +161,10 @@ def evaluate(
     Returns
     -------
     dict
-        ``classes`` (name -> n_test, prevalence, auroc, auprc, f1, note), ``macro``, ``accuracy``, ``cohen_kappa``,
-        ``confusion``; intervals as :class:`sleepfm_fast.evaluation.metrics.Interval`.
+        ``classes`` (name -> n_test, n_subjects, n_subjects_of_others, prevalence, auroc, auprc, f1, note), ``macro``,
+        ``accuracy``, ``cohen_kappa``, ``confusion``; intervals as
+        :class:`sleepfm_fast.evaluation.metrics.Interval`. A class that one subject has, or beside which one
+        subject has others, has none, nor have means over it.
     """
     from sleepfm_fast.evaluation import metrics
 
@@ -151,26 +172,32 @@ def evaluate(
     draws = metrics.bootstrap_subjects(len(subjects), bootstraps, seed)
     found = resample(scores, trained, labels, group, draws, task, progress=progress, unit=unit)
 
-    def interval(values: npt.NDArray[np.float64]) -> Interval:
-        return metrics.percentile_interval(float(values[0]), values[1:], len(subjects))
+    def interval(values: npt.NDArray[np.float64], of: Iterable[int] | None = None) -> Interval:
+        n = len(subjects) if of is None else found.behind(of)
+        return metrics.percentile_interval(float(values[0]), values[1:], n)
 
     classes: dict[str, Any] = {}
+    present = np.flatnonzero(found.n_subjects[:, 0]).tolist()
     for k in task.scored:
         positive = labels == k
-        entry: dict[str, Any] = {"n_test": int(positive.sum()), "prevalence": float(positive.mean())}
+        of, others = found.n_subjects[k].tolist()
+        entry: dict[str, Any] = {"n_test": int(positive.sum()), "n_subjects": of, "n_subjects_of_others": others}
+        entry["prevalence"] = float(positive.mean())
         if k in found.notes:
             entry |= {"auroc": metrics.NO_VALUE, "auprc": metrics.NO_VALUE, "note": found.notes[k]}
         else:
-            entry |= {"auroc": interval(found.auroc[k]), "auprc": interval(found.auprc[k])}
-        entry["f1"] = interval(found.f1[:, k])
+            entry |= {"auroc": interval(found.auroc[k], [k]), "auprc": interval(found.auprc[k], [k])}
+        entry["f1"] = interval(found.f1[:, k], [k])
         classes[task.names[k]] = entry
     return {
         "classes": classes,
         "macro": {
             "n_classes": len(found.auroc),
-            "auroc": interval(macro_of(found.auroc, bootstraps)),
-            "auprc": interval(macro_of(found.auprc, bootstraps)),
-            "f1": interval(found.macro_f1 if len(task.scored) > 1 else found.f1[:, task.scored[0]]),
+            "auroc": interval(macro_of(found.auroc, bootstraps), found.auroc),
+            "auprc": interval(macro_of(found.auprc, bootstraps), found.auprc),
+            "f1": interval(found.macro_f1, present)
+            if len(task.scored) > 1
+            else interval(found.f1[:, task.scored[0]], task.scored),
         },
         "accuracy": interval(found.accuracy),
         "cohen_kappa": interval(found.cohen_kappa),
@@ -192,13 +219,15 @@ def cell(interval: Interval) -> str:
 
 def say_table(result: dict[str, Any], unit: str = "clip") -> None:
     """Print what :func:`evaluate` returned."""
-    say(f"{'class':<7}{f'{unit}s':>8}{'prev.':>7}  {'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}")
+    head = f"{'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}"
+    say(f"{'class':<7}{f'{unit}s':>8}{'subjects':>10}{'prev.':>7}  {head}")
     for name, entry in result["classes"].items():
         figures = "".join(cell(entry[f]) for f in ("auroc", "auprc", "f1"))
-        say(f"{name:<7}{entry['n_test']:>8}{entry['prevalence']:>7.3f}  {figures}{entry.get('note', '')}".rstrip())
+        sizes = f"{entry['n_test']:>8}{entry['n_subjects']:>10}{entry['prevalence']:>7.3f}"
+        say(f"{name:<7}{sizes}  {figures}{entry.get('note', '')}".rstrip())
     macro, known = result["macro"], len(result["classes"])
     note = "" if macro["n_classes"] == known else f"AUROC, AUPRC over {macro['n_classes']} of {known} classes"
-    say(f"{'macro':<22}  {''.join(cell(macro[f]) for f in ('auroc', 'auprc', 'f1'))}{note}".rstrip())
+    say(f"{'macro':<32}  {''.join(cell(macro[f]) for f in ('auroc', 'auprc', 'f1'))}{note}".rstrip())
     say(f"accuracy {cell(result['accuracy']).strip()}  Cohen's kappa {cell(result['cohen_kappa']).strip()}")
     names, counts = result["confusion"]["rows_true_columns_predicted"], result["confusion"]["counts"]
     say("true \\ predicted" + "".join(f"{n:>9}" for n in names))

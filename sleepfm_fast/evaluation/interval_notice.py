@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-__all__ = ["FEW_SUBJECTS", "covered", "interval_caution", "interval_notice"]
+from sleepfm_fast.plurals import agreeing
+
+__all__ = [
+    "FEW_SUBJECTS", "class_caution", "class_notice", "covered", "interval_caution", "interval_notice", "rarest_caution",
+]  # fmt: skip
 
 FEW_SUBJECTS = 10  # from here on :func:`covered` is at least 0.90
 
@@ -45,4 +51,75 @@ def interval_notice(n_subjects: int) -> str:
     return (
         f"with {n_subjects} subjects the intervals are too narrow: of a mean they hold the truth about "
         f"{100 * covered(n_subjects):.0f} times in 100, not 95."
+    )
+
+
+def class_caution(classes: Mapping[str, Any], n_subjects: int) -> str:
+    """Return :func:`class_notice` as a sentence of a text, with a space before it; empty where there is none."""
+    notice = class_notice(classes, n_subjects)
+    return f" {notice[0].upper()}{notice[1:]}" if notice else ""
+
+
+def class_notice(classes: Mapping[str, Any], n_subjects: int) -> str:
+    """Return the sentence that belongs beside intervals of classes that few of the subjects have, or few lack.
+
+    What an AUROC varies by is as much those who have the class as those who have others: of two groups the smaller
+    decides, and coverage is about :func:`covered` of it (tests/test_interval_notice.py).
+
+    Parameters
+    ----------
+    classes : mapping of str to dict
+        Of a record: ``n_subjects`` and ``n_subjects_of_others`` of each class; records of before have neither.
+    n_subjects : int
+        Tested in all; where :func:`interval_notice` says nearly the same of them, nothing is said.
+    """
+    if n_subjects < 2:
+        return ""
+    sides = sides_of(classes)
+    parts = []
+    if ones := [name for n, name in sides if n == 1]:
+        each, these = agreeing(len(ones), "", " each"), agreeing(len(ones), "this class", "these classes")
+        parts.append(
+            f"one subject{each} has clips of {' and of '.join(ones)}, which says nothing of others like them: the "
+            f"figures of {these}, and means over {agreeing(len(ones), 'it', 'them')}, have no interval"
+        )
+    fewest = min((n for n, _ in sides if n > 1), default=n_subjects)
+    if fewest < FEW_SUBJECTS and covered(fewest) < covered(n_subjects) - 0.03:
+        few = [name for n, name in sides if n == fewest]
+        each, these = agreeing(len(few), "", " each"), agreeing(len(few), "this class", "these classes")
+        parts.append(
+            f"only {fewest} subjects{each} have clips of {' and of '.join(few)}: intervals of {these}, and of means "
+            f"over {agreeing(len(few), 'it', 'them')}, hold the truth about {100 * covered(fewest):.0f} times in 100, "
+            "not 95"
+        )
+    return "; ".join(parts) + "." if parts else ""
+
+
+def sides_of(classes: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Subjects with each class that can be told from others, and subjects with those others, in words."""
+    keys = ("n_subjects", "n_subjects_of_others")
+    found = []
+    for name, entry in classes.items() if isinstance(classes, Mapping) else ():
+        sizes = [entry.get(key) for key in ("n_test", *keys)] if isinstance(entry, Mapping) else []
+        if sizes and all(type(size) is int and size > 0 for size in sizes):
+            found += [(entry[key], f"{word}{name}") for key, word in zip(keys, ("", "other than "), strict=True)]
+    return found
+
+
+def rarest_caution(several: Iterable[Mapping[str, Any]], n_subjects: int) -> str:
+    """Return the sentence for figures of several results, whose classes are given; empty where there is none.
+
+    Parameters
+    ----------
+    several : iterable of mapping
+        The classes of each result, as of :func:`class_notice`.
+    n_subjects : int
+        The fewest tested in any of them.
+    """
+    fewest = min((n for classes in several for n, _ in sides_of(classes) if n > 1), default=n_subjects)
+    if n_subjects < 2 or fewest >= FEW_SUBJECTS or covered(fewest) >= covered(n_subjects) - 0.03:
+        return ""
+    return (
+        f" Of the rarest class only {fewest} subjects have clips: intervals of such a class, and of means over it, "
+        f"hold the truth about {100 * covered(fewest):.0f} times in 100."
     )

@@ -214,7 +214,9 @@ class Interval:
 NO_VALUE = Interval(None, None, None, 0)
 
 
-def percentile_interval(value: float, resampled: npt.ArrayLike, n_subjects: int) -> Interval:
+def percentile_interval(
+    value: float, resampled: npt.ArrayLike, n_subjects: int, *, may_agree: bool = False
+) -> Interval:
     """Summarise resampled values by their 2.5 and 97.5 percentiles.
 
     Parameters
@@ -225,11 +227,15 @@ def percentile_interval(value: float, resampled: npt.ArrayLike, n_subjects: int)
         The same figure in each resample; NaN is left out.
     n_subjects : int
         With fewer than two subjects there is no variation to measure: the limits are None.
+    may_agree : bool
+        All resamples may agree although subjects differ, as of a median of ranks, or of a difference of two that say
+        the same of everybody: that is an interval.
 
     Notes
     -----
-    Where resamples without a value were left out and all others agree, the limits are None too. Of two subjects who
-    have one class each, for example, only the resamples that draw both count, and those are one and the same.
+    Where all resamples agree, no variation was seen and the limits are None too: that all of three subjects are
+    classified rightly does not show that all others would be. Of two subjects who have one class each only the
+    resamples that draw both have a value, and those are one and the same.
     """
     values = np.asarray(resampled, np.float64)
     values = values[np.isfinite(values)]
@@ -237,7 +243,8 @@ def percentile_interval(value: float, resampled: npt.ArrayLike, n_subjects: int)
         return NO_VALUE
     if n_subjects < 2 or values.size < 2:
         return Interval(float(value), None, None, 0 if n_subjects < 2 else int(values.size))
-    if values.size < np.size(resampled) and (values == values[0]).all():
+    agree = np.ptp(values) <= 1e-12 * max(1.0, abs(float(values[0])))
+    if agree and not (may_agree and values.size == np.size(resampled)):
         return Interval(float(value), None, None, int(values.size))
     low, high = np.percentile(values, [2.5, 97.5])
     return Interval(float(value), float(low), float(high), int(values.size))

@@ -37,7 +37,7 @@ def difference(first: Curve, second: Curve, n_subjects: int) -> dict[str, Any]:
     n_subjects : int
         With fewer than two there is no interval.
     """
-    found = percentile_interval(float(first[0] - second[0]), (first - second)[1:], n_subjects)
+    found = percentile_interval(float(first[0] - second[0]), (first - second)[1:], n_subjects, may_agree=True)
     return {
         "first": float(first[0]),
         "second": float(second[0]),
@@ -54,8 +54,9 @@ def of_classifiers(results: tuple[Result, Result], shared: SharedClips, draws: n
     Returns
     -------
     dict
-        ``n_classes`` (those that both can score), ``macro``, ``classes``, ``accuracy``, ``cohen_kappa``, each figure
-        as of :func:`difference`. Of age and sex also ``nights``: the same over nights
+        ``n_classes`` (those that both can score), ``class_subjects`` (of each of these, its clips and the subjects who
+        have it, and those who have others), ``macro``, ``classes``, ``accuracy``, ``cohen_kappa``, each figure as of
+        :func:`difference`. Of age and sex also ``nights``: the same over nights
         (:mod:`sleepfm_fast.evaluation.whole_nights`), each by the mean over the clips that both results have.
 
     Raises
@@ -98,15 +99,26 @@ def _differences(pair: Sequence[Resampled], draws: npt.NDArray[np.int32], task: 
     macro: dict[str, Any] = {}
     for name in ("auroc", "auprc"):
         mine, theirs = getattr(one, name), getattr(other, name)
-        macro[name] = difference(macro_of(mine, len(draws), both), macro_of(theirs, len(draws), both), n)
+        mean, their_mean = (macro_of(of_class, len(draws), both) for of_class in (mine, theirs))
+        macro[name] = difference(mean, their_mean, one.behind(both))
         for k in both:
-            classes[task.names[k]][name] = difference(mine[k], theirs[k], n)
+            classes[task.names[k]][name] = difference(mine[k], theirs[k], one.behind([k]))
     for k in task.scored:
-        classes[task.names[k]]["f1"] = difference(one.f1[:, k], other.f1[:, k], n)
+        classes[task.names[k]]["f1"] = difference(one.f1[:, k], other.f1[:, k], one.behind([k]))
     single = classes[task.names[task.scored[0]]]["f1"]
-    macro["f1"] = difference(one.macro_f1, other.macro_f1, n) if len(task.scored) > 1 else single
+    present = np.flatnonzero(one.n_subjects[:, 0]).tolist()
+    all_f1 = difference(one.macro_f1, other.macro_f1, one.behind(present))
+    macro["f1"] = all_f1 if len(task.scored) > 1 else single
     return {
         "n_classes": len(both),
+        "class_subjects": {
+            task.names[k]: {
+                "n_test": int(one.confusion[k].sum()),
+                "n_subjects": int(one.n_subjects[k, 0]),
+                "n_subjects_of_others": int(one.n_subjects[k, 1]),
+            }
+            for k in both
+        },
         "macro": macro,
         "classes": classes,
         "accuracy": difference(one.accuracy, other.accuracy, n),
@@ -136,6 +148,12 @@ def _shared_queries(
     return tuple(place[asks] for place in places), shared.group[asks]
 
 
+def recording_of(result: Result, name: str) -> npt.NDArray[np.int64]:
+    """Return the recording of every query of a direction."""
+    place = np.searchsorted(result.array("clip"), result.array(f"clip_{name}"))
+    return np.asarray(result.array("recording"))[place].astype(np.int64)
+
+
 def of_retrievals(results: tuple[Result, Result], shared: SharedClips, draws: npt.NDArray[np.int32]) -> dict[str, Any]:
     """Compare two retrievals on shared queries, direction by direction and on average.
 
@@ -163,9 +181,15 @@ def of_retrievals(results: tuple[Result, Result], shared: SharedClips, draws: np
             [np.asarray(r.array(f"{kind}_{name}")).astype(np.int64)[p] for r, p in zip(results, places, strict=True)]
             for kind in ("rank", "n_candidates")
         )
-        # Among the clips of a night, other nights do not matter; elsewhere every clip is a candidate of every query.
+        # Every candidate is a query too. Among the clips of a night, other nights do not matter, and as many of it must
+        # be shared as there were candidates; elsewhere every clip is a candidate of every query.
         n_queries = [len(r.array(f"rank_{name}")) for r in results]
-        if (sizes[0] != sizes[1]).any() or (scope != "night" and max(n_queries) > len(group)):
+        if scope == "night":
+            night = recording_of(results[0], name)[places[0]]
+            others = bool((np.bincount(night)[night] != sizes[0]).any())
+        else:
+            others = max(n_queries) > len(group)
+        if others or (sizes[0] != sizes[1]).any():
             raise SleepfmError(
                 f"{results[0].path} and {results[1].path} ranked the {candidates} clips for {query} queries among "
                 f"other candidates (of {n_queries[0]} and {n_queries[1]} clips they share {len(group)}). Ranks compare "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -65,20 +65,19 @@ def summarise(
     Returns
     -------
     Direction
-        Record: ``n_clips``, ``n_subjects``, ``n_candidates`` (its range), ``recall@k`` (value, low, high, chance,
-        times_chance), ``median_rank`` and ``mean_rank`` (value, low, high, chance).
+        Record: ``n_clips``, ``n_subjects``, ``n_candidates`` (its range), ``recall@k`` (value, low, high, n_resamples,
+        chance, times_chance), ``median_rank`` and ``mean_rank`` (value, low, high, n_resamples, chance).
     """
     n_groups = draws.shape[1]
     counts = np.bincount(group, minlength=n_groups)
     n_subjects = int((counts > 0).sum())
     resampled: dict[str, npt.NDArray[np.float64]] = {}
 
-    def interval(name: str, value: float, values: npt.NDArray[np.float64]) -> dict[str, float | None]:
+    def interval(name: str, value: float, values: npt.NDArray[np.float64]) -> dict[str, float | int | None]:
         resampled[name] = values
-        found = percentile_interval(value, values, n_subjects)
-        return {"value": found.value, "low": found.low, "high": found.high}
+        return asdict(percentile_interval(value, values, n_subjects, may_agree=name == "median_rank"))
 
-    def mean_over_clips(name: str, values: npt.NDArray[Any]) -> dict[str, float | None]:
+    def mean_over_clips(name: str, values: npt.NDArray[Any]) -> dict[str, float | int | None]:
         sums = np.bincount(group, weights=values, minlength=n_groups)
         return interval(name, float(values.mean()), resampled_ratio(sums, counts, draws))
 
@@ -103,8 +102,8 @@ def mean_of_directions(directions: Sequence[Direction], ks: Sequence[int]) -> di
     mean: dict[str, Any] = {"n_directions": len(directions)}
     for name in [*(f"recall@{k}" for k in ks), "median_rank", "mean_rank"]:
         value = float(np.mean([d.record[name]["value"] for d in directions]))
-        found = percentile_interval(value, np.mean([d.resampled[name] for d in directions], axis=0), n_subjects)
-        mean[name] = {"value": found.value, "low": found.low, "high": found.high}
+        resampled = np.mean([d.resampled[name] for d in directions], axis=0)
+        mean[name] = asdict(percentile_interval(value, resampled, n_subjects, may_agree=name == "median_rank"))
         for against in ("chance", "times_chance"):
             if against in directions[0].record[name]:
                 mean[name][against] = float(np.mean([d.record[name][against] for d in directions]))

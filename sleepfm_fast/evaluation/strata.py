@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.evaluation.figures import cell, evaluate
+from sleepfm_fast.evaluation.interval_notice import FEW_SUBJECTS, covered
 from sleepfm_fast.evaluation.tasks import TASKS, age_groups_of, sex_codes
 from sleepfm_fast.evaluation.whole_nights import by_night
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from sleepfm_fast.evaluation.classification import HeldOut
     from sleepfm_fast.evaluation.tasks import Task
 
-__all__ = ["by_stratum", "say_strata"]
+__all__ = ["by_stratum", "say_strata", "strata_notice"]
 
 UNKNOWN = "unknown"
 
@@ -80,6 +81,19 @@ def say_strata(strata: dict[str, dict[str, dict[str, Any]]]) -> None:
     if nights := [(name, entry["nights"]) for name, entry in entries if "nights" in entry]:
         say("strata over nights:")
         _say_rows(nights, "night")
+
+
+def strata_notice(strata: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Return the sentence that belongs beside strata of few subjects among more; empty where there are none."""
+    sizes = [entry["n_subjects"] for groups in strata.values() for entry in groups.values()]
+    fewest = min((n for n in sizes if n > 1), default=FEW_SUBJECTS)
+    total = max((sum(entry["n_subjects"] for entry in groups.values()) for groups in strata.values()), default=0)
+    if fewest >= FEW_SUBJECTS or total < FEW_SUBJECTS:  # of few subjects in all it is said already
+        return ""
+    return (
+        f"in strata of few subjects the intervals are too narrow: with {fewest}, of a mean, they hold the truth about "
+        f"{100 * covered(fewest):.0f} times in 100, not 95."
+    )
 
 
 def _say_rows(entries: list[tuple[str, dict[str, Any]]], unit: str) -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from sleepfm_fast.montage.montages import CHANNELS
 
-__all__ = ["Name", "canonical", "fits", "kind_of", "matched_as"]
+__all__ = ["Name", "canonical", "fits", "kind_of", "matched_as", "numbered_contacts"]
 
 # 10-20 names that changed (T3 -> T7 and so on) and the two names of the mastoid reference.
 RENAMED = {"a1": "m1", "a2": "m2", "t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8"}
 ELECTRODE = re.compile(r"(?:fp|af|fc|ft|cp|tp|po|f|c|t|p|o)(?:10|[1-9]|z)|[ni]z|[am][12]|e[12]|pg[12]")
 PREFIX = re.compile(r"(eeg|eog|ecg|ekg|emg|resp|resp\.|respiration)[\s_.:/(-]+(?=\S)")
+CONTACT = re.compile(r"(?P<letter>[A-Z])'?(?P<number>[1-9]|[12][0-9]|3[0-2])")
+LAST_OF_LETTER = {"A": 2, "C": 10, "E": 2, "F": 10, "M": 2, "O": 2, "P": 10, "T": 10}
+"""The highest number that an electrode of the 10-20 system, its extensions or the AASM has behind a single letter."""
+CONTACTS_OF_LETTER, MANY_CONTACTS = 4, 16
+"""Of two letters or more: X1 to X22 alone are the spare inputs of a headbox, beside electrodes of the 10-20 system."""
 DEVICE = re.compile(r"^(?:psg|pol)[\s_.:/-]+(?=\S)")
 """What says nothing of the signal: ``PSG_F3`` beside a headband's channels (BOAS), ``POL SpO2`` (Nihon Kohden)."""
 REFERENCE = re.compile(r"[\s_.:/-]+(?:ref|reference|le)\d*$")
@@ -139,6 +146,18 @@ def kind_of(label: str) -> str | None:
         if any(fits(label, alias, slot.kind) for alias in slot.aliases):
             return slot.kind
     return None
+
+
+def numbered_contacts(labels: Iterable[str]) -> frozenset[str]:
+    """Labels that number the contacts of a cap or of depth electrodes; none where they may be the 10-20 system's.
+
+    A cap of BioSemi has A1 to A32, B1 to B32 and so on, an electrode in the brain A1 to A15: their A1 is no mastoid
+    and their C3 no central electrode. They are told by the others, which the 10-20 system does not have.
+    """
+    found = {label: match for label in labels if (match := CONTACT.fullmatch(label.strip())) is not None}
+    foreign = Counter(m["letter"] for m in found.values() if int(m["number"]) > LAST_OF_LETTER.get(m["letter"], 0))
+    rows = [n for n in foreign.values() if n >= CONTACTS_OF_LETTER]
+    return frozenset(found) if len(rows) > 1 and sum(rows) >= MANY_CONTACTS else frozenset()
 
 
 def by_rules(text: str) -> tuple[str | None, bool]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.evaluation.interval_notice import interval_caution
+from sleepfm_fast.evaluation.interval_notice import class_caution, interval_caution
 from sleepfm_fast.evaluation.tasks import TASKS, labels_of
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reporting import suggestions
@@ -81,6 +81,7 @@ def figures_table(name: str, result: Result, *, nights: bool = False) -> Figure:
         cells = [
             class_name,
             count(entry.get("n_test", 0)),
+            count(entry.get("n_subjects")),
             f"{entry.get('prevalence', 0):.3f}",
             *(with_interval(entry.get(f)) for f in ("auroc", "auprc", "f1")),
         ]
@@ -88,20 +89,22 @@ def figures_table(name: str, result: Result, *, nights: bool = False) -> Figure:
     macro = record.get("macro", {})
     if len(rows) > 1:
         notes += averaged_over(record["classes"])
-        rows.append(["mean of classes", "", "", *(with_interval(macro.get(f)) for f in ("auroc", "auprc", "f1"))])
+        rows.append(["mean of classes", "", "", "", *(with_interval(macro.get(f)) for f in ("auroc", "auprc", "f1"))])
     n_subjects = test.get("n_subjects", 0)
     brackets = (
         "One test subject, so no intervals."
         if n_subjects == 1
         else f"Brackets are 95 % intervals, bootstrapped over {count(n_subjects)} test subjects."
     )
-    if n_subjects > 1:
-        brackets += interval_caution(n_subjects)
+    if result.record.get("n_bootstraps") == 0:
+        brackets = "No intervals: it was made with --bootstraps 0."
+    elif n_subjects > 1:
+        brackets += interval_caution(n_subjects) + class_caution(record.get("classes", {}), n_subjects)
     about = (
         f"Accuracy {with_interval(record.get('accuracy'))}, Cohen's kappa {with_interval(record.get('cohen_kappa'))}. "
         f"{brackets} Chance is 0.5 for AUROC, the prevalence for AUPRC. " + " ".join(notes)
     )
-    head = ["class", "nights" if nights else "clips", "prevalence", "AUROC", "AUPRC", "F1"]
+    head = ["class", "nights" if nights else "clips", "subjects", "prevalence", "AUROC", "AUPRC", "F1"]
     if nights:
         counted_nights = f"{number_of(record.get('n_nights', 0), 'night')} of {number_of(n_subjects, 'subject')}"
         about = f"A night counts once, by the mean probability of its clips ({counted_nights}). {about}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sleepfm_fast.evaluation.interval_notice import interval_caution
+from sleepfm_fast.evaluation.interval_notice import interval_caution, rarest_caution
 from sleepfm_fast.reporting.markup import element, escape, percent
 from sleepfm_fast.reporting.page import Figure, table
 from sleepfm_fast.reporting.sources import Run, over_nights
@@ -42,6 +42,13 @@ def fewest_tested(results: Sequence[Result]) -> int:
     return min((int(n) for place in places if (n := value_of(place.get("n_subjects")))), default=0)
 
 
+def caution(results: Sequence[Result]) -> str:
+    """Say where the intervals of some results rest on few subjects, or on few with one of the classes."""
+    fewest = fewest_tested(results)
+    classes = [r.record.get("class_subjects" if r.command == "compare" else "classes") or {} for r in results]
+    return interval_caution(fewest) + rarest_caution(classes, fewest)
+
+
 def few_classes(scored: float | None, known: int) -> str:
     """Say that means are over fewer classes than the task has; empty where they are not."""
     return f" (AUROC, AUPRC over {count(scored)} of {known} classes)" if scored is not None and scored < known else ""
@@ -74,7 +81,7 @@ def overview(named: Sequence[tuple[str, Result]], *, nights: bool = False) -> Fi
         title, table(head, rows, title, escaped=True),
         f"{whole}Means of classes, with 95 % intervals over test subjects. Intervals that overlap do not show that "
         "classifiers are alike: the same subjects are hard for all of them. `compare` measures the difference itself."
-        f"{external}{interval_caution(fewest_tested([result for _, result in named]))}",
+        f"{external}{caution([result for _, result in named])}",
         [result.path / "result.json" for _, result in named], data, wide=True,
     )  # fmt: skip
 
@@ -104,7 +111,7 @@ def difference_figures(runs: Sequence[Run], task: str) -> list[Figure]:
             "Differences", table(head, rows, "Paired differences"),
             "Both classifiers on the same clips of the same subjects, with 95 % intervals over them. An interval "
             "that excludes 0 is a difference that other test subjects of this kind would show too; other trainings are "
-            f"not accounted for.{whole}{interval_caution(fewest_tested(found))}",
+            f"not accounted for.{whole}{caution(found)}",
             [r.path / "result.json" for r in found], [{k: r.record.get(k) for k in keys} for r in found], wide=True,
         )
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sleepfm_fast.evaluation.interval_notice import interval_caution
+from sleepfm_fast.evaluation.interval_notice import interval_caution, rarest_caution
 from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.plurals import agreeing
 from sleepfm_fast.reporting import suggestions
@@ -170,7 +170,9 @@ def lead(runs: Sequence[Run]) -> str:
         ]
     words.append("Bars are 95 % intervals, bootstrapped over subjects; dashed marks are chance.")
     tested = [n for run in runs if (n := fewest_subjects(run)) is not None]
-    return " ".join(words) + interval_caution(min(tested, default=0))
+    fewest = min(tested, default=0)
+    classes = [result.record.get("classes") or {} for run in runs for t in TASKS if (result := run.classified(t))]
+    return " ".join(words) + interval_caution(fewest) + rarest_caution(classes, fewest)
 
 
 def fewest_subjects(run: Run) -> int | None:
