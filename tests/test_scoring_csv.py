@@ -515,6 +515,8 @@ def test_a_four_beside_the_word_rem_is_s4(tmp_path):
     grid = labelled(tmp_path, "0,30,2\n30,30,4\n60,30,REM\n", 90)
     assert grid.stage.tolist() == [2, 3, 4]
     assert not any(map(asks_meaning, grid.issues))
+    burst = labelled(tmp_path, "0,30,2\n30,30,4\n61,1.5,REM\n", 90)
+    assert burst.stage.tolist() == [2, -1, -1]
 
 
 def test_a_row_an_epoch_with_its_stage_and_its_events(tmp_path):
@@ -625,3 +627,5 @@ def test_the_numbers_of_ucddb_are_its_own(tmp_path, recording, name):
     scoring = read_scoring(found, length_s=240)
     assert clip_labels(scoring, 240).stage.tolist() == [0, 1, 2, 3, 3, 4, -1, -1]
     assert any("UCDDB" in issue for issue in scoring.issues)
+    in_words = read_scoring(write(tmp_path, "onset,duration,stage\n0,30,W\n30,30,2\n", "ucddb002.csv"))
+    assert clip_labels(in_words, 60).stage.tolist() == [0, 2]
