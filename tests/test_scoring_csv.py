@@ -12,7 +12,7 @@ import pytest
 from sleepfm_fast.annotations import Event, Scoring, ScoringError, clip_labels, find_scoring, read_scoring
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.scoring.stages import STAGES
-from sleepfm_fast.scoring.texts import asks_meaning, parse_meanings, stated, translated
+from sleepfm_fast.scoring.texts import asks_meaning, parse_meanings, stated, translated, unlike_a_night
 
 
 def write(tmp_path: Path, text: str | bytes, name: str = "a.csv", encoding: str = "utf-8") -> Path:
@@ -604,6 +604,7 @@ def test_a_length_in_the_text_of_an_event_is_its_duration(tmp_path):
     ("codes", "said"),
     [
         ([0] * 4 + [2, 3, 3, 4, 5, 4, 5, 4, 3, 1, 1] * 3, "5 comes behind 3 or 4 in 6 of 6 places"),  # UCDDB: 5 is S4
+        ([0] * 4 + [2, 3, 3, 4, 3, 2, 1, 1, 1, 1] * 15, "1 lasts 4 epochs at a time and 2 lasts 1"),  # ... without S4
         ([1] * 10 + [2, 3, 4, 3, 2, 5] * 25, "none of 160 is a 0"),  # counted from 1
         ([5] * 10 + [3, 2, 1, 2, 4, 2, 0] * 20, "the first is a 5"),  # DREAMS: 5 is wake, 4 REM
     ],
@@ -619,6 +620,12 @@ def test_numbers_that_no_night_has_get_no_stage_until_their_meaning_is_stated(tm
     grid = clip_labels(translated(read_scoring(write(tmp_path, text)), told), 30 * len(codes))
     assert grid.stage.tolist() == [code % 5 for code in codes]
     assert not any(map(asks_meaning, grid.issues))
+
+
+def test_numbers_that_a_night_has_are_taken():
+    for rem in (4, 5):
+        codes = ([0] * 10 + [1, 2, 2, 2, 3, 3, 2, 2, 1, rem, rem, rem, 2, 2, 1, 1, 0] * 20)[:300]
+        assert unlike_a_night(codes, 30.0 * len(codes)) == ""
 
 
 @pytest.mark.parametrize("codes", [[5] * 40 + [2] * 20, [2] * 60 + [3] * 40, [2, 3, 2, 5] * 10])
