@@ -27,6 +27,7 @@ from sleepfm_fast.annotations import (
     stage_of,
 )
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.preprocess import cli
 from sleepfm_fast.scoring.files import (
     files_below,
     files_by_numbers,
@@ -494,6 +495,10 @@ def test_a_folder_of_scorings_beside_the_recordings_is_suggested(tmp_path):
     folders_of_scorings.cache_clear()
     files_below.cache_clear()
     assert scoring_folder(path) == root / "annotations-events-nsrr"
+    for number in range(8):
+        (root / f"scored_night{number}").mkdir()
+    folders_of_scorings.cache_clear()
+    assert scoring_folder(path) is None, "folders of nights are not searched for every night"
 
 
 def test_a_folder_of_scorings_is_what_to_give_as_labels(tmp_path, capsys):
@@ -505,9 +510,21 @@ def test_a_folder_of_scorings_is_what_to_give_as_labels(tmp_path, capsys):
     (finding,) = [f for f in json.loads((tmp_path / "report.json").read_text())["findings"] if "scor" in f["text"]]
     assert (status, finding["code"]) == (0, "no_scoring")
     assert finding["action"].endswith(f"--labels {tmp_path / 'annotations'}")
-    assert preprocess(capsys, root, tmp_path / "store")[0] == 0
+    assert cli([str(root), str(tmp_path / "store"), "--workers", "1", "--backend", "threading"]) == 0
+    notices = [line for line in capsys.readouterr().err.splitlines() if "no night has a sleep stage" in line]
+    assert notices[0].endswith(f"--labels {tmp_path / 'annotations'}")
     status, line = preprocess(capsys, root, tmp_path / "other", "--labels", tmp_path / "annotations")
     assert (status, line["stages"]["N2"]) == (0, 1)
+
+
+def test_a_file_that_cannot_be_read_is_what_no_scoring_is_about(tmp_path, capsys):
+    write_night(tmp_path / "n1.edf", stages="----")
+    write(tmp_path, "Beginning;What\n0;N2\n", "n1.csv")
+    assert preprocess(capsys, "--inspect", tmp_path, "--json", tmp_path / "report.json")[0] == 0
+    (finding,) = [f for f in json.loads((tmp_path / "report.json").read_text())["findings"] if "scor" in f["text"]]
+    assert (finding["code"], finding["text"]) == ("no_scoring", "no scoring was read")
+    assert "n1.csv beside the recording was not used as its scoring" in finding["action"]
+    assert "expected a header such as" in finding["action"]
 
 
 def test_a_scoring_named_otherwise_is_suggested(tmp_path):

@@ -490,6 +490,35 @@ def test_a_column_of_events_is_read_and_not_the_stage_at_that_time(tmp_path, hea
     assert clip_labels(scoring, 90).sdb.tolist() == [0, 1, 1]
 
 
+def test_of_two_columns_of_texts_that_is_read_which_says_something(tmp_path):
+    text = "onset\tduration\ttrial_type\tvalue\n0\t30\tsleep_stage\tN2\n30\t30\tsleep_stage\tR\n"
+    assert labelled(tmp_path, text, 60).stage.tolist() == [2, 4]
+    arousals = "onset,duration,event,stage\n0,3,Arousal,N2\n33,4,Arousal,R\n"
+    assert [e.text for e in read_scoring(write(tmp_path, arousals)).events] == ["Arousal", "Arousal"]
+
+
+def test_lunas_annotations(tmp_path):
+    write(tmp_path, b"0", "n1.edf")
+    text = (
+        "# N2 | stage\nclass\tinstance\tchannel\tstart\tstop\tmeta\nW\t.\t.\t0\t30\t.\nHypopnea\t.\tFlow\t40\t55\tx=1\n"
+    )
+    path = write(tmp_path, text + "N2\t.\t.\t30\t90\t.\n", "n1.annot")
+    assert find_scoring(tmp_path / "n1.edf") == path
+    grid = clip_labels(read_scoring(path), 90)
+    assert (grid.stage.tolist(), grid.sdb.tolist()) == ([0, 2, 2], [0, 1, 0])
+    path.unlink()
+    path = write(tmp_path, "W\nNREM2\nREM\n", "n1.eannot")
+    assert clip_labels(read_scoring(find_scoring(tmp_path / "n1.edf"), length_s=90), 90).stage.tolist() == [0, 2, 4]
+
+
+def test_a_four_beside_the_word_rem_is_s4(tmp_path):
+    grid = labelled(tmp_path, "0,30,2\n30,30,4\n60,30,REM\n", 90)
+    assert grid.stage.tolist() == [2, 3, 4]
+    assert not any(map(asks_meaning, grid.issues))
+    burst = labelled(tmp_path, "0,30,2\n30,30,4\n61,1.5,REM\n", 90)
+    assert burst.stage.tolist() == [2, -1, -1]
+
+
 def test_a_row_an_epoch_with_its_stage_and_its_events(tmp_path):
     rows = [f"{30 * k},{'R' if k > 20 else 'N2'},{'Hypopnea; Arousal' if k in (3, 4, 22) else ''}" for k in range(30)]
     scoring = read_scoring(write(tmp_path, "Onset,Stage,Events\n" + "\n".join(rows)))
@@ -598,3 +627,5 @@ def test_the_numbers_of_ucddb_are_its_own(tmp_path, recording, name):
     scoring = read_scoring(found, length_s=240)
     assert clip_labels(scoring, 240).stage.tolist() == [0, 1, 2, 3, 3, 4, -1, -1]
     assert any("UCDDB" in issue for issue in scoring.issues)
+    in_words = read_scoring(write(tmp_path, "onset,duration,stage\n0,30,W\n30,30,2\n", "ucddb002.csv"))
+    assert clip_labels(in_words, 60).stage.tolist() == [0, 2]

@@ -24,7 +24,7 @@ from sleepfm_fast.errors import SleepfmError, is_own_source
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.recordings import open_recording
-from sleepfm_fast.scoring.files import SEEMS_TO_LIE, ending, find_scorings, scoring_folder, similar_scorings
+from sleepfm_fast.scoring.files import NOT_USED, SEEMS_TO_LIE, ending, find_scorings, scoring_folder, similar_scorings
 from sleepfm_fast.scoring.labels import ClipGrid, clip_labels, refuse_endless
 from sleepfm_fast.scoring.respiratory_counts import respiratory_counts
 from sleepfm_fast.scoring.stages import EPOCH_S, respiratory_event_of, stage_of
@@ -204,7 +204,7 @@ def night_scoring(
         if labels is not None:
             raise
         # Only its name suggested that it belongs to the recording.
-        issues.append(f"the file {path.name} beside the recording was not used as its scoring: {error}")
+        issues.append(f"the file {path.name} {NOT_USED}: {error}")
         return inside, None, path, (), files
     also = []
     for more in files[1:]:

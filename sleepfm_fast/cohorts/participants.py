@@ -13,14 +13,14 @@ sex        ``sex``, ``gender``, ``nsrr_sex``
 =========  ============================================================================================
 
 A recording is named by its path or the end of it, its file name, or its file name without suffix. Without a recording
-column a row counts for the recordings whose name is the subject, or begins with it and a separator
-(``sub-01`` for ``sub-01_ses-2.edf``), and then for those in a folder of that name (``sub-01/night1.edf``; the three
-nearest folders are looked at); an ``nsrrid`` (``mesaid``, ``wsc_id``) also for those whose name ends with a separator
-and it (``200001`` for ``shhs1-200001.edf``, ``10119`` for ``wsc-visit1-10119-nsrr.edf``), as the files of the National
-Sleep Research Resource are called. A subject may have a row for every visit: the visit that the recording's name or
-folder tells (:mod:`sleepfm_fast.cohorts.visits`) chooses the row, and its age is the recording's; the subject is one
-person all the same. The subject of a recording that no row names is its whole file name without suffix: a subject with
-several nights under several names is several subjects, and one name in several folders is one.
+column a row counts for the recordings whose name is the subject, or begins with it and a separator (``sub-01`` for
+``sub-01_ses-2.edf``), and then for those in a folder of that name (``sub-01/night1.edf``; the three nearest folders are
+looked at); an ``nsrrid`` (``mesaid``, ``wsc_id``, ``pid``) also for those whose name ends with a separator and it
+(``200001`` for ``shhs1-200001.edf``, ``10119`` for ``wsc-visit1-10119-nsrr.edf``), as the files of the National Sleep
+Research Resource are called. A subject may have a row for every visit: the visit that the recording's name or folder
+tells (:mod:`sleepfm_fast.cohorts.visits`) chooses the row, and its age is the recording's; the subject is one person
+all the same. The subject of a recording that no row names is its whole file name without suffix: a subject with several
+nights under several names is several subjects, and one name in several folders is one.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ COLUMNS = {
         "mesaid",
         "wscid",
         *("subjectcode", "participantcode", "patientcode", "subjectnumber", "participantnumber", "patientnumber"),
-        *("pid", "sid", "studyid", "studypatid", "scode"),
+        *("pid", "publicid", "sid", "studyid", "studypatid", "scode"),
         *("proband", "probandid", "probandennummer", "patientennummer", "patientid", "sujet", "sujeto", "soggetto"),
         *("paciente", "paziente", "deelnemer", "participante", "pseudonym"),
     ),
@@ -81,7 +81,7 @@ COLUMNS = {
 }
 MAY_BE = {"age": re.compile(r"(?<![a-z])age|age(?![a-z])"), "sex": re.compile("sex|gender")}
 """Names of columns that may be meant where none is known."""
-NSRR_IDS = ("nsrrid", "mesaid", "wscid")
+NSRR_IDS = ("nsrrid", "mesaid", "wscid", "pid", "publicid")
 """Columns whose subjects end the names of their recordings."""
 FOLDERS = 3
 """How many folders from the recording up may be named like its subject: night, session, subject."""

@@ -15,7 +15,7 @@ from sleepfm_fast.cohorts.shards import Shard
 from sleepfm_fast.cohorts.silent_nights import REMEDY, sentence
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import agreeing, counted, first_of
-from sleepfm_fast.scoring.files import scoring_folder
+from sleepfm_fast.scoring.files import SEEMS_TO_LIE
 from sleepfm_fast.scoring.labels import OVERLONG
 from sleepfm_fast.scoring.texts import asks_meaning
 from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
@@ -159,11 +159,10 @@ def say_contents(outcome: Outcome, totals: Mapping[str, Any], like: Path | None)
     if outcome.n_silent:
         say(f"notice: {sentence(outcome.n_silent, outcome.n_scored)}: {REMEDY}")
     if not outcome.n_scored:
-        found = scoring_folder(outcome.given[0]) if outcome.given else None
+        seems = next((i for row in outcome.rows for i in row.issues if SEEMS_TO_LIE in i), "")
         say(
             "notice: no night has a sleep stage. The encoders need none; for the probes name the scoring's file or "
-            f"folder with --labels{'' if found is None else f', which may be {found}'} (and --overwrite, which makes "
-            "the nights that stand again)"
+            f"folder with --labels (and --overwrite, which makes the nights that stand again){seems and f': {seems}'}"
         )
 
 

@@ -15,7 +15,7 @@ from sleepfm_fast.doctor.findings import Finding
 from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.scoring.files import SEEMS_TO_LIE
+from sleepfm_fast.scoring.files import NOT_USED, SEEMS_TO_LIE
 from sleepfm_fast.scoring.labels import OVERLONG, StageSpan, stage_spans
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE
 from sleepfm_fast.scoring.texts import asks_meaning
@@ -46,7 +46,7 @@ def night_findings(night: Night, montage: Montage) -> list[Finding]:
     told = {issue for c in night.channels for issue in c.assignment.issues if "potential" in issue or "range" in issue}
     told |= {issue for issue in night.issues if "every clip has stage none" in issue}
     told |= {issue for issue in night.issues if INCOMPLETE in issue}
-    told |= {issue for issue in night.issues if SEEMS_TO_LIE in issue and night.scoring is None}
+    told |= {issue for issue in night.issues if night.scoring is None and (SEEMS_TO_LIE in issue or NOT_USED in issue)}
     rest = [issue for issue in night.issues if issue not in told]
     return found + [
         Finding("warning", "meaning", (path,), "", issue, "") if asks_meaning(issue) else
@@ -117,8 +117,9 @@ def scored(night: Night) -> Iterator[Said]:
             f"name its file like the recording ({stem}.csv, {stem}-Hypnogram.edf), beside it or in the folder of "
             "--labels; for one recording --labels takes a file of any name"
         )
-        action = next((issue for issue in night.issues if SEEMS_TO_LIE in issue), action)
-        yield "no_scoring", True, "", "no scoring was found", action, {}
+        action = next((issue for issue in night.issues if SEEMS_TO_LIE in issue or NOT_USED in issue), action)
+        found = "found" if night.passed_over is None else "read"
+        yield "no_scoring", True, "", f"no scoring was {found}", action, {}
         return
     spans = [s for s in stage_spans(night.scoring.events, []) if s.end_s > s.onset_s]
     staged = [span for span in spans if span.code != NO_STAGE]

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
+from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices
 from sleepfm_fast.ops.mbconv import Precision, is_bfloat16, validate
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import refuse_gradients, refuse_transforms
 
 __all__ = ["Block", "Norm", "Stem", "encoder_evaluate"]
+
+
+NORM = ("gamma", "beta", "mean", "variance")
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,10 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block], *, precisio
     -----
     A clip's result is the same bits in every batch and for every number of threads. One clip runs on one thread.
     """
+    own = [("x", x), ("stem.weight", stem.weight), ("stem.bias", stem.bias)]
+    for name, norm in [("stem.norm", stem.norm), *[(f"blocks[{i}].after", b.after) for i, b in enumerate(blocks)]]:
+        own += [(f"{name}.{field}", getattr(norm, field)) for field in NORM] if norm is not None else []
+    refuse_no_tensors("encoder_evaluate", own)
     if x.ndim != 3 or x.shape[2] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}; encoder_evaluate takes [B, n_in, T], at least one sample.")
     n = len(stem.weight) if stem.weight.ndim else 0
@@ -99,7 +107,9 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block], *, precisio
     named += norm_shapes("stem.norm", stem.norm, n)
     here = x.new_empty((x.shape[0], n, (x.shape[2] - 1) // 2 + 1), device="meta")
     for i, block in enumerate(blocks):
-        validate(here, block.weights, block.stride, block.running)
+        own += [
+            (f"blocks[{i}], {name}", t) for name, t in validate(here, block.weights, block.stride, block.running)[1:]
+        ]
         n_in, n = n, len(block.weights[8])
         if block.residual and (block.stride != 1 or n_in != n):
             raise ValueError(
@@ -125,6 +135,7 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block], *, precisio
                 f"{name} is on {tensor.device}; encoder_evaluate runs on cpu. Use "
                 "sleepfm_fast.reference.encoder_evaluate."
             )
+    refuse_other_devices(own)
     tensors = [stem.weight, stem.bias, *stem.norm.tensors()]
     for block in blocks:
         tensors += [*block.weights, *block.running, *(block.after.tensors() if block.after else [])]
@@ -146,8 +157,7 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block], *, precisio
 
 def norm_shapes(name: str, norm: Norm, n: int) -> list[tuple[str, Tensor, tuple[int, ...]]]:
     """Name, tensor and shape of what a batch norm of n channels consists of."""
-    fields = ("gamma", "beta", "mean", "variance")
-    return [(f"{name}.{field}", tensor, (n,)) for field, tensor in zip(fields, norm.tensors(), strict=True)]
+    return [(f"{name}.{field}", tensor, (n,)) for field, tensor in zip(NORM, norm.tensors(), strict=True)]
 
 
 # ---- registration ----------------------------------------------------------------------------------------------------

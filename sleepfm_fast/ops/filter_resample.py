@@ -8,6 +8,7 @@ import torch
 
 from sleepfm_fast import _C
 from sleepfm_fast.filters import FILTER_COLUMNS
+from sleepfm_fast.ops.arguments import refuse_no_tensors
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 from sleepfm_fast.ops.unsupported import refuse_gradients
 
@@ -89,6 +90,8 @@ def filter_resample(
         For arguments of the wrong type, shape, device or range. On a CUDA device the rows of ``table`` are not read
         back to be checked: an impossible row gives NaN there.
     """
+    named = [("raw", raw), ("table", table), ("calibration", calibration)]
+    refuse_no_tensors("filter_resample", named if out is None else [*named, ("out", out)])
     filters, taps = bank.tensors(raw.device)
     if out is None:
         result: torch.Tensor = torch.ops.sleepfm_fast.filter_resample(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
+from sleepfm_fast.ops.arguments import refuse_no_tensors
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
 
@@ -36,6 +37,7 @@ def max_pool(x: Tensor) -> Tensor:
     NotImplementedError
         For second derivatives, and inside the transforms of torch.func.
     """
+    refuse_no_tensors("max_pool", [("x", x)])
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}; max_pool needs at least one sample.")
     if x.dtype != torch.float32:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
+from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
@@ -104,7 +105,8 @@ def mbconv(
     ``bd`` are exactly zero: the batch norms take constants away.
     """
     weights = (w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3)
-    validate(x, weights, stride, running)
+    named = validate(x, weights, stride, running)
+    refuse_other_devices(named)
     bf16 = is_bfloat16(precision)
     refuse_transforms("mbconv", x, *weights)
     if residual and (stride != 1 or x.shape[1] != len(w3)):
@@ -147,8 +149,11 @@ def is_bfloat16(precision: Precision) -> bool:
 
 def validate(
     x: Tensor, weights: tuple[Tensor, ...], stride: int, running: tuple[Tensor, Tensor, Tensor, Tensor] | None
-) -> None:
-    """Refuse what :func:`mbconv` does not take, in a sentence."""
+) -> list[tuple[str, Tensor]]:
+    """Refuse what :func:`mbconv` does not take, in a sentence; the tensors by name, which must lie on one device."""
+    given = [("x", x), *zip(WEIGHTS, weights, strict=True)]
+    given += [(f"running[{k}]", tensor) for k, tensor in enumerate(running or ())]
+    refuse_no_tensors("mbconv", given)
     if x.ndim != 3:
         raise ValueError(f"x has shape {tuple(x.shape)}; mbconv takes [B, n_in, T]: clips, channels, samples.")
     if x.shape[2] < 1:
@@ -161,21 +166,27 @@ def validate(
             "[width, n_in] and [n_out, width]."
         )
     width, n_in, n_out = len(weights[0]), x.shape[1], len(weights[8])
+    refuse_no_channels(n_in, width, n_out)
     shapes = [(width, n_in), *[(width,)] * 3, (width, 3), *[(width,)] * 3, (n_out, width), (n_out,)]
-    named = list(zip(WEIGHTS, weights, shapes, strict=True))
-    if running is not None:
-        named += [(f"running[{k}]", tensor, (width,)) for k, tensor in enumerate(running)]
-    for name, tensor, shape in named:
+    shapes += [(width,)] * (len(given) - 1 - len(shapes))
+    for (name, tensor), shape in zip(given[1:], shapes, strict=True):
         if tuple(tensor.shape) != shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; with x {tuple(x.shape)}, width {width} and {n_out} channels "
                 f"out it has shape {shape}."
             )
-    for name, tensor in [("x", x), *[(name, tensor) for name, tensor, _ in named]]:
+    for name, tensor in given:
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name} is {tensor.dtype}; mbconv takes float32. sleepfm_fast.reference.mbconv takes any.")
         if tensor.device.type not in ("cpu", "meta"):
             raise ValueError(f"{name} is on {tensor.device}; mbconv runs on cpu. Use sleepfm_fast.reference.mbconv.")
+    return given
+
+
+def refuse_no_channels(n_in: int, width: int, n_out: int) -> None:
+    """Refuse a block without channels somewhere: its workspace would be divided by their number."""
+    if min(n_in, width, n_out) < 1:
+        raise ValueError(f"mbconv: {n_in} channels in, {width} inside, {n_out} out; at least one of each is needed.")
 
 
 class _MBConv(torch.autograd.Function):
@@ -295,6 +306,7 @@ def call_arguments(
 ) -> tuple[tuple[Dims, bool, int, int, tuple[int, ...]], list[Tensor]]:
     """Leading arguments of the compiled functions, and the tensors that must outlive the call."""
     dims = (x.shape[0], x.shape[1], weights[0].shape[0], weights[8].shape[0], x.shape[2], stride)
+    refuse_no_channels(dims[1], dims[2], dims[3])
     n_threads = min(torch.get_num_threads(), max(x.shape[0], 1))
     kept = [weight.contiguous() for weight in weights]
     if what == "evaluation":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
+from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
@@ -55,6 +56,8 @@ def stem(
     batch norm takes constants away.
     """
     weights = (weight, bias, gamma, beta)
+    named = list(zip(("x", "weight", "bias", "gamma", "beta"), (x, *weights), strict=True))
+    refuse_no_tensors("stem", named)
     if x.ndim != 3 or x.shape[2] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}; stem takes [B, n_in, T], clips of at least one sample.")
     n_out = len(weight) if weight.ndim else 0
@@ -65,11 +68,12 @@ def stem(
                 f"{name} has shape {tuple(tensor.shape)}; with x {tuple(x.shape)} and {n_out} channels out it has "
                 f"shape {shape}."
             )
-    for name, tensor in zip(("x", "weight", "bias", "gamma", "beta"), (x, *weights), strict=True):
+    for name, tensor in named:
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name} is {tensor.dtype}; stem takes float32. sleepfm_fast.reference.stem takes any.")
         if tensor.device.type not in ("cpu", "meta"):
             raise ValueError(f"{name} is on {tensor.device}; stem runs on cpu. Use sleepfm_fast.reference.stem.")
+    refuse_other_devices(named)
     refuse_transforms("stem", x, *weights)
     if x.shape[0] * ((x.shape[2] - 1) // 2 + 1) < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; a batch norm needs more than one value a channel to train.")

@@ -25,7 +25,7 @@ from sleepfm_fast.scoring.clock import (
 from sleepfm_fast.scoring.clock_change import without_clock_change
 from sleepfm_fast.scoring.labels import LIST_STEPS, listed_epoch_s
 from sleepfm_fast.scoring.profile import is_profile, profile_events
-from sleepfm_fast.scoring.stages import EPOCH_S, LONGEST_NAME, fold, stage_of, with_latin_words
+from sleepfm_fast.scoring.stages import EPOCH_S, LONGEST_NAME, fold, respiratory_event_of, stage_of, with_latin_words
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
 __all__ = ["parse_csv"]
@@ -70,13 +70,14 @@ STAGE = (
     *("stage", "sleepstage", "sleepstages", "staging", "stages", "stagename", "sleepstagename", "stagelabel"),
     *("userdefinedstage", "humanstage", "stagehum", "manualstage", "expertstage", "consensusstage", "majority"),
     *("stade", "stades", "schlafstadium", "schlafstadien", "schlafphase", "stadium", "estadio", "stadio", "hypnogram"),
+    "hypno",
 )
 EVENT = (
     *("description", "descriptions", "event", "events", "eventname", "eventtype", "annotation", "annotations"),
     *("evenement", "ereignis", "evento", "gebeurtenis", "beschreibung", "bezeichnung", "descripcion", "descrizione"),
     *("omschrijving", "libelle"),
 )
-TEXT = (*EVENT, *STAGE, "label", "labels", "trialtype", "name", "text", "type", "value", "concept")
+TEXT = (*EVENT, *STAGE, "label", "labels", "trialtype", "name", "text", "type", "value", "concept", "class")
 """A table that has a column of events and one of the stage at that time is one of events."""
 EPOCH = ("epoch", "epochs", "epochnumber", "epochno", "epochindex", "epoche", "epoque", "epoca", "epochid")
 UNITS_S = {
@@ -399,7 +400,7 @@ def table(text: str, source: str) -> tuple[list[tuple[int, list[str]]], Columns]
     for d in (delimiter,) if delimiter is not None else ("\t", ";", ","):
         rows = split_rows(text, d, source)
         for at, (_, row) in enumerate(rows[:PREAMBLE_LINES]):
-            columns = named_columns(row, source) if len(row) > 1 else None
+            columns = named_columns(row, source, rows[at + 1 :]) if len(row) > 1 else None
             if columns is not None and columns.onset is not None:
                 return rows[at + 1 :], columns
     if failure is not None:
@@ -434,7 +435,7 @@ def layout(rows: list[tuple[int, list[str]]], source: str) -> tuple[list[tuple[i
             f"{source} has no header, and its second column ('{second[:30]}') is not a duration; expected a header "
             "naming the columns onset, duration, description, or these three in this order."
         )
-    columns = named_columns(header, source)
+    columns = named_columns(header, source, rows[1:])
     if columns is not None:
         return rows[1:], columns
     if len(header) > 2 and moment(header[1]) is not None and length_s(header[2]) is not None:
@@ -483,6 +484,12 @@ def stage_column(rows: list[tuple[int, list[str]]], columns: Columns) -> int:
     return columns.text
 
 
+def names_any(rows: list[tuple[int, list[str]]], column: int) -> bool:
+    """Whether a column names a stage or a respiratory event in any row."""
+    texts = {row[column].strip() for _, row in rows if column < len(row)}
+    return any(stage_of(text) is not None or respiratory_event_of(text) is not None for text in texts)
+
+
 def name_and_unit(cell: str) -> tuple[str, str]:
     """``Start (ms)`` -> ``Start``, ``ms``; what else stands in brackets is no part of the name."""
     if len(cell) > LONGEST_NAME:
@@ -492,8 +499,12 @@ def name_and_unit(cell: str) -> tuple[str, str]:
     return re.sub(r"\s*[\[(].*?[\])]|_(s|sec|ms|min|samples?)$", "", cell.strip(), flags=re.IGNORECASE), unit
 
 
-def named_columns(header: list[str], source: str) -> Columns | None:
-    """Columns of a header: with a text and a time, or with a stage and no time; None where there are neither."""
+def named_columns(header: list[str], source: str, rows: list[tuple[int, list[str]]]) -> Columns | None:
+    """Columns of a header: with a text and a time, or with a stage and no time; None where there are neither.
+
+    Of several columns of texts the first by name is taken, unless nothing in it is known and in another is: BIDS may
+    have ``sleep_stage`` as ``trial_type`` and the stage as ``value``.
+    """
     named = [name_and_unit(cell) for cell in header]
     names = [fold(with_latin_words(name)) for name, _ in named]
 
@@ -512,6 +523,9 @@ def named_columns(header: list[str], source: str) -> Columns | None:
     onset, text, end, duration = column(ONSET), column(TEXT), column(END), column(DURATION)
     if text is None:
         return None
+    if not names_any(rows, text):
+        others = (i for name in TEXT for i, given in enumerate(names) if given == name and name not in STAGE)
+        text = next((i for i in others if names_any(rows, i)), text)
     if onset is None:
         stage = column(STAGE)
         return None if stage is None else Columns(None, None, None, stage, column(EPOCH), stages_only=True)

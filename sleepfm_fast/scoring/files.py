@@ -12,14 +12,9 @@ from sleepfm_fast.cli.path_kinds import RECORDINGS
 from sleepfm_fast.scoring.timed_texts import ScoringError
 
 __all__ = [
-    "SEEMS_TO_LIE",
-    "ending",
-    "find_scoring",
-    "find_scorings",
-    "namesakes_of",
-    "scoring_folder",
+    "NOT_USED", "SEEMS_TO_LIE", "ending", "find_scoring", "find_scorings", "namesakes_of", "scoring_folder",
     "similar_scorings",
-]
+]  # fmt: skip
 
 # Beside a recording, in this order: S is the recording's name without its suffix.
 BESIDE = (
@@ -38,20 +33,36 @@ BESIDE = (
     *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
     *(".txt", "-stages.txt", "_stages.txt", "-hypnogram.txt", "_hypnogram.txt", "_hypnogram.tsv"),
     *("-annotations.txt", "_annotations.txt", "-scoring.txt", "_scoring.txt", "-events.txt", "_events.txt"),
-    *("_sleepscoring.txt", "_stage.txt", "_1.txt"),
+    *("_sleepscoring.txt", "_stage.txt", "_1.txt", ".annot", ".eannot"),
 )
 BESIDE_PSG = ("-hypnogram.edf", "_hypnogram.edf", " hypnogram.edf", " base.edf", "-base.edf", "_base.edf")
 """Of ``S-PSG.edf``, ``S PSG.edf`` and the like, behind ``S``."""
 FIRST_SCORER = "_1.txt"
 """``1_1.txt`` is the first of two scorings of ``1.rec`` (ISRUC), unless there is a recording ``1_1``."""
 
+NOT_USED = "beside the recording was not used as its scoring"
+"""Stands in the remark on a file that is named like a scoring and cannot be read."""
 SEEMS_TO_LIE = "seems to lie in"
 """Stands in the remark that names the folder of :func:`scoring_folder`."""
 SCORINGS = re.compile(r"annot|scor|hypno|label|staging|stages|events", re.IGNORECASE)
+MANY_FOLDERS = 8
 FOLDERS_UP = 4
 """``edfs/lab/full/homepap-lab-full-1600001.edf`` has its scoring beside ``edfs``."""
 
-ENDINGS = ("hypnogram.edf", "scoring.edf", "base.edf", ".xml", ".rml", ".st", ".arousal", ".csv", ".tsv", ".txt")
+ENDINGS = (
+    "hypnogram.edf",
+    "scoring.edf",
+    "base.edf",
+    ".xml",
+    ".rml",
+    ".st",
+    ".arousal",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".annot",
+    ".eannot",
+)
 """How the names of all of them end."""
 MANY = 2
 """Stages and events may lie in two files; numbers that more files share say nothing."""
@@ -203,12 +214,16 @@ def scoring_folder(recording_path: Path) -> Path | None:
 
 @lru_cache(maxsize=64)
 def folders_of_scorings(parent: Path) -> tuple[Path, ...]:
-    """Subfolders whose names say that they hold scorings, in the order of their names."""
+    """Subfolders whose names say that they hold scorings, in the order of their names; none where there are many.
+
+    A folder for every night is none to search for all of them.
+    """
     try:
         with os.scandir(parent) as entries:
-            return tuple(sorted(parent / e.name for e in entries if SCORINGS.search(e.name) and e.is_dir()))
+            found = sorted(parent / e.name for e in entries if SCORINGS.search(e.name) and e.is_dir())
     except OSError:
         return ()
+    return tuple(found) if len(found) <= MANY_FOLDERS else ()
 
 
 def ending(path: Path) -> str:

@@ -106,7 +106,8 @@ def told_apart(events: Sequence[Event], source: str, issues: list[str]) -> Seque
             f"of them got a stage. Say what each means, as with --meanings {known} (W, N1, N2, N3, R or none)."
         )
         return unstaged(events, set(there))
-    if not there[4] or there[5]:
+    by_word = any(stage_of(e.text) == "R" and (not e.duration_s or e.duration_s >= EPOCH_S / 2) for e in events)
+    if not there[4] or there[5] or by_word:  # where REM has a word, and is no burst of eye movements, 4 is S4
         return events
     issues.append(
         f"{source} writes stages as numbers, with a 4 ({counted(there[4], 'time')}) and no 5: 4 may be S4 or REM, so "
