@@ -490,6 +490,20 @@ def test_a_column_of_events_is_read_and_not_the_stage_at_that_time(tmp_path, hea
     assert clip_labels(scoring, 90).sdb.tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "gb18030"])
+def test_a_table_in_chinese(tmp_path, encoding):
+    text = "开始时间,持续时间,事件\n0,30,清醒\n30,30,N2期\n60,30,快速眼动期\n65,12,低通气\n70,20,体位 1\n"
+    scoring = read_scoring(write(tmp_path, text, encoding=encoding))
+    grid = clip_labels(scoring, 90)
+    assert (grid.stage.tolist(), grid.sdb.tolist()) == ([0, 2, 4], [0, 0, 1])
+    assert bool(scoring.issues) == (encoding == "gb18030")
+
+
+def test_a_table_in_cyrillic_of_windows(tmp_path):
+    text = "onset,duration,stage\n0,30,Бодрствование\n30,30,Стадия 2\n60,30,Позиция 1\n"
+    assert clip_labels(read_scoring(write(tmp_path, text, encoding="cp1251")), 90).stage.tolist() == [0, 2, -1]
+
+
 def test_of_two_columns_of_texts_that_is_read_which_says_something(tmp_path):
     text = "onset\tduration\ttrial_type\tvalue\n0\t30\tsleep_stage\tN2\n30\t30\tsleep_stage\tR\n"
     assert labelled(tmp_path, text, 60).stage.tolist() == [2, 4]

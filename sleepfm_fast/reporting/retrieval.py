@@ -12,7 +12,7 @@ from sleepfm_fast.evaluation.interval_notice import interval_caution
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.comparison import retrieval_differences
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
-from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
+from sleepfm_fast.reporting.plot import Plot, legend, series_class
 from sleepfm_fast.reporting.retrieval_examples import example_figures
 from sleepfm_fast.reporting.scale import Scale
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
@@ -134,7 +134,7 @@ def ranks_figure(name: str, result: Result) -> Figure | None:
     data: dict[str, Any] = {"k": grid}
     for i, (direction, _, ranks) in enumerate(ranked):
         recall = np.searchsorted(ranks, grid, "right") / len(ranks)
-        plot.line(grid, recall, f"s{i % N_SERIES}")
+        plot.line(grid, recall, series_class(i))
         data[direction] = recall.round(4)
     words = ""
     if n_candidates.size:
@@ -147,7 +147,7 @@ def ranks_figure(name: str, result: Result) -> Figure | None:
         "Recall at every k", plot,
         f"Share of queries whose own clip is among the k nearest{words}.",
         [result.path / f"{array}.npy" for _, array, _ in ranked], data,
-        key=legend([(f"s{i % N_SERIES}", d) for i, (d, *_) in enumerate(ranked)]),
+        key=legend([(series_class(i), d) for i, (d, *_) in enumerate(ranked)]),
     )  # fmt: skip
 
 
