@@ -6,7 +6,6 @@ are taken over only where the encoders are the same, tensor by tensor, and the c
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shlex
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from sleepfm_fast.montage.montages import MODALITIES, Montage
 from sleepfm_fast.plurals import first_of
 from sleepfm_fast.rundir import RunDirectory, read_tensors
 from sleepfm_fast.runs.run_config import refuse_damaged
+from sleepfm_fast.storage.columns import file_digest
 
 if TYPE_CHECKING:
     from sleepfm_fast.training.settings import Settings
@@ -61,11 +61,7 @@ class Pretrained:
 
     def sha256(self) -> str:
         """Digest of the file."""
-        with self.file.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        return file_digest(self.file)
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -175,7 +175,7 @@ def main(config: Config) -> dict[str, Any]:
 def _probed(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Fit, test and write the result."""
     from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.evaluation.changed_store import say_changed_store
+    from sleepfm_fast.evaluation.changed_store import say_notes
     from sleepfm_fast.evaluation.classification import HeldOut, conclude
     from sleepfm_fast.evaluation.labelled_clips import labelled_clips, modalities_of
     from sleepfm_fast.evaluation.logistic import Features, arrays_of
@@ -185,9 +185,7 @@ def _probed(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     embeddings = Embeddings(config.embeddings)
     names = TASKS[config.task].names
     modalities = modalities_of(embeddings, config.modality)
-    if embeddings.overlap_note:
-        say(f"notice: {embeddings.overlap_note}")
-    changed = say_changed_store(embeddings)
+    notes = say_notes(embeddings)
     fit_on = ("train",) if config.fit_on == "train" else ("train", "validation")
     train = labelled_clips(embeddings, fit_on, config.task, modalities)
     test = labelled_clips(embeddings, ("test",), config.task, modalities)
@@ -222,9 +220,7 @@ def _probed(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         "task": config.task,
         "modalities": modalities,
         "fit_on": config.fit_on,
-        "overlap": bool(embeddings.overlap_note),
-        "overlap_note": embeddings.overlap_note,
-        "store_note": changed,
+        **notes,
         "train": {**train.counts(names), "n_dropped_not_drawn": labelled - len(train)},
         "test": test.counts(names),
         "fit": about,

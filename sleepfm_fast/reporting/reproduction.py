@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from sleepfm_fast.reporting.training_curves import column, compared, of_kind
 from sleepfm_fast.reporting.wording import count, number_of, value_of
 from sleepfm_fast.results import Result
 from sleepfm_fast.scoring.texts import stated
+from sleepfm_fast.storage.columns import file_digest
 
 __all__ = ["commands_of", "configuration_section", "files_section", "throughput_section"]
 
@@ -298,7 +298,7 @@ def files_section(sections: Sequence[Section]) -> Section:
     for path in sorted(used):
         try:
             size = path.stat().st_size
-            digest = file_digest(path) if size <= DIGEST_UP_TO else "not taken (large)"
+            digest = file_digest(path)[:16] if size <= DIGEST_UP_TO else "not taken (large)"
         except OSError as error:
             size, digest = 0, f"cannot be read ({error.strerror})"
         rows.append([str(path), count(size), digest, str(used[path])])
@@ -310,12 +310,3 @@ def files_section(sections: Sequence[Section]) -> Section:
     )
     group = Group(items=[Figure(f"Files ({len(rows)})", body, note, [], data, wide=True, folded=True)])
     return Section("files", "Files behind the figures", "", [group])
-
-
-def file_digest(path: Path) -> str:
-    """First 16 hexadecimal digits of a file's SHA-256."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

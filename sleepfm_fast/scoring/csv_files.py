@@ -25,7 +25,15 @@ from sleepfm_fast.scoring.clock import (
 from sleepfm_fast.scoring.clock_change import without_clock_change
 from sleepfm_fast.scoring.labels import LIST_STEPS, listed_epoch_s
 from sleepfm_fast.scoring.profile import is_profile, profile_events
-from sleepfm_fast.scoring.stages import EPOCH_S, LONGEST_NAME, fold, respiratory_event_of, stage_of, with_latin_words
+from sleepfm_fast.scoring.stages import (
+    EPOCH_S,
+    LONGEST_NAME,
+    fold,
+    has_words_of_other_scripts,
+    respiratory_event_of,
+    stage_of,
+    with_latin_words,
+)
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
 __all__ = ["parse_csv"]
@@ -357,13 +365,16 @@ def stage_lines(text: str) -> list[str] | None:
 
 
 def decoded(data: bytes, source: str, issues: list[str]) -> str:
-    """Text of the file: by its byte order mark, by its zero bytes, as UTF-8, at last as Latin-1."""
+    """Text of the file: by its byte order mark, by its zero bytes, as UTF-8, at last as Latin-1.
+
+    The encodings of Chinese and Cyrillic Windows fit other texts too; they are taken where known words come of it.
+    """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings = ["utf-16"]
     elif data[:200].count(0) > len(data[:200]) // 4:
         encodings = ["utf-16-be" if data[0] == 0 else "utf-16-le"]
     else:
-        encodings = ["utf-8-sig", "cp1252", "latin-1"]
+        encodings = ["utf-8-sig", "gb18030", "cp1251", "cp1252", "latin-1"]
     for encoding in encodings:
         try:
             text = data.decode(encoding)
@@ -371,6 +382,12 @@ def decoded(data: bytes, source: str, issues: list[str]) -> str:
             continue
         if "\0" in text:
             break
+        if encoding in ("gb18030", "cp1251"):
+            if not has_words_of_other_scripts(text.casefold()):
+                continue
+            issues.append(
+                f"{source} is not UTF-8; it was read as {encoding.upper()}, in which it has words of a scoring."
+            )
         if encoding in ("cp1252", "latin-1"):
             issues.append(f"{source} is not UTF-8; it was read as Latin-1 (Windows-1252).")
         return text
