@@ -33,6 +33,7 @@ TASK_TITLES = {
     "sex": "Sex",
 }
 UNIT = Scale(0.0, 1.0, ticks=tuple((t, number(t)) for t in (0.0, 0.25, 0.5, 0.75, 1.0)))
+OF_PERSON = tuple(name for name, task in TASKS.items() if task.of_person)
 CLASSIFIERS = ("probe", "supervise", "classify")  # commands whose results are a classifier's test
 SHOWN = 4  # results of a task that stand open; further ones are folded
 
@@ -171,11 +172,12 @@ def confusion_figure(name: str, result: Result) -> Figure | None:
     region = element(
         "div", body, class_="scroll", tabindex="0", role="region", aria_label=f"Confusion matrix of {name}"
     )
+    whose = "subjects'" if result.record.get("task") in OF_PERSON else "scorers'"
     shares = (counts / np.maximum(counts.sum(1, keepdims=True), 1)).round(6)
     return Figure(
         "Confusion matrix",
         region,
-        "Rows are the scorers' classes, columns the predicted ones: share of the row, and clips below. Framed cells "
+        f"Rows are the {whose} classes, columns the predicted ones: share of the row, and clips below. Framed cells "
         "are right.",
         [record_file(result)],
         {"classes": names, "counts": counts.astype(int).tolist(), "row_share": shares.tolist()},

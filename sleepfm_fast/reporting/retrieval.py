@@ -72,11 +72,14 @@ def figures_table(name: str, result: Result) -> Figure:
         ranks = (rank_with_interval(median), rank_with_interval(mean_rank), shown(median.get("chance"), 1))
         rows.append([*cells, *ranks])
     fewest = min((int(n) for d in record["directions"] if (n := value_of(d.get("n_subjects")))), default=0)
+    brackets = "No intervals: it was made with --bootstraps 0."
+    if record.get("n_bootstraps") != 0:
+        brackets = "Brackets are 95 % intervals, bootstrapped over the queries' subjects." + interval_caution(fewest)
     return Figure(
         "Figures of each direction",
         table(head, rows, f"Retrieval figures of {name}"),
-        "recall@k: share of queries whose own clip is among the k nearest. Brackets are 95 % intervals, bootstrapped "
-        f"over the queries' subjects.{interval_caution(fewest)} Chance is what a random order would give.",
+        f"recall@k: share of queries whose own clip is among the k nearest. {brackets} Chance is what a random order "
+        "would give.",
         [result.path / "result.json"],
         {k: record[k] for k in ("scope", "split", "n_clips", "directions", "mean") if k in record},
         wide=True,

@@ -134,6 +134,10 @@ def unlike_a_night(codes: Sequence[int], lasting_s: float) -> str:
         return f"5 comes behind 3 or 4 in {from_deep} of {entered} places, as REM does not"
     if not scored or lasting_s < WHOLE_S:
         return ""
+    runs = Counter(code for code, _ in itertools.groupby(scored))
+    ones, twos = (scored.count(code) / max(runs[code], 1) for code in (1, 2))
+    if 4 in runs and 5 not in runs and ones > 2 * twos:
+        return f"1 lasts {ones:.3g} epochs at a time and 2 lasts {twos:.3g}, as REM and N1 do and N1 and N2 do not"
     if 0 not in scored:
         return f"none of {len(scored)} is a 0, and no night is without wake"
     return "the first is a 5, and no night begins with REM" if scored[0] == 5 else ""
