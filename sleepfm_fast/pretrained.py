@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast.batches import InputConfig
+from sleepfm_fast.cli.option_ranges import option
 from sleepfm_fast.encoder import EncoderConfig, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.model.seed_checkpoint import read_seed_checkpoint
@@ -211,9 +212,7 @@ def other_input(found: Pretrained, settings: Settings) -> list[str]:
     differing = [name for name in ("filters", "notch_hz", "normalise") if trained[name] != getattr(settings, name)]
     if not differing:
         return []
-    listed = ", ".join(
-        f"--{name.replace('_', '-')} {trained[name]} (now {getattr(settings, name)})" for name in differing
-    )
+    listed = ", ".join(f"{option(name)} {trained[name]} (now {getattr(settings, name)})" for name in differing)
     return [f"notice: {found.file} was trained with {listed}; its encoders meet other amplitudes or bands here"]
 
 

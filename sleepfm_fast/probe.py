@@ -21,6 +21,7 @@ import tyro
 from sleepfm_fast.cli.command import run, say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, only_without, refuse_without_effect
+from sleepfm_fast.cli.option_ranges import option
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.tasks import TASKS
@@ -104,7 +105,7 @@ def _check(config: Config) -> None:
     for name, lowest in (("bootstraps", 0), ("max_iter", 1), ("max_train_clips", 2)):
         value = getattr(config, name)
         if value is not None and value < lowest:
-            raise SleepfmError(f"--{name.replace('_', '-')} is {value}; give {lowest} or more.")
+            raise SleepfmError(f"{option(name)} is {value}; give {lowest} or more.")
     if not (np.isfinite(config.c) and config.c > 0):
         raise SleepfmError(f"--c is {config.c}; the inverse penalty strength is a positive number.")
     if not config.c_grid or not all(np.isfinite(c) and c > 0 for c in config.c_grid):

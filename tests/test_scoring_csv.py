@@ -533,6 +533,24 @@ def test_a_four_beside_the_word_rem_is_s4(tmp_path):
     assert burst.stage.tolist() == [2, -1, -1]
 
 
+@pytest.mark.parametrize("head", ["Sleep Stage,Time,Event,Duration", "Schlafphase,Zeit,Ereignis,Dauer"])
+def test_a_few_events_among_listed_epochs_keep_their_durations(tmp_path, head):
+    rows = sorted([*((30 * k, 30, "N2") for k in range(100)), (85, 25, "Hypopnea"), (1200.5, 33, "Central apnea")])
+    scoring = read_scoring(write(tmp_path, head + "\n" + "".join(f"N2,{at},{text},{s}\n" for at, s, text in rows)))
+    assert [e for e in scoring.events if e.text != "N2"] == [
+        Event(85, 25, "Hypopnea"), Event(1200.5, 33, "Central apnea")
+    ]  # fmt: skip
+    grid = clip_labels(scoring, 3000)
+    assert (np.flatnonzero(grid.sdb == 1).tolist(), grid.issues, scoring.issues) == ([3, 40], (), ())
+
+
+def test_a_remark_beside_a_stage_does_not_take_its_place(tmp_path):
+    text = "onset,duration,stage,annotation\n0,90,W,\n90,120,N2,snoring\n210,60,R,\n"
+    scoring = read_scoring(write(tmp_path, text))
+    assert clip_labels(scoring, 270).stage.tolist() == [0] * 3 + [2] * 4 + [4] * 2
+    assert "snoring" in [event.text for event in scoring.events]
+
+
 def test_a_row_an_epoch_with_its_stage_and_its_events(tmp_path):
     rows = [f"{30 * k},{'R' if k > 20 else 'N2'},{'Hypopnea; Arousal' if k in (3, 4, 22) else ''}" for k in range(30)]
     scoring = read_scoring(write(tmp_path, "Onset,Stage,Events\n" + "\n".join(rows)))

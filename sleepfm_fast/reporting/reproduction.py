@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sleepfm_fast.cli.command import to_json
+from sleepfm_fast.cli.option_ranges import option
 from sleepfm_fast.cohorts.store_inputs import INPUTS
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting.following import typed
@@ -88,9 +89,9 @@ def options_text(options: dict[str, Any], defaults: dict[str, Any], leave_out: I
     for name, value in options.items():
         if name in leave_out or name not in defaults or value == defaults[name] or value is None:
             continue
-        flag = "--" + name.replace("_", "-")
+        flag = option(name)
         if isinstance(value, bool):
-            words.append(flag if value else "--no-" + name.replace("_", "-"))
+            words.append(flag if value else option(f"no_{name}"))
         elif isinstance(value, list):
             words.append(f"{flag} {' '.join(shlex.quote(str(v)) for v in value)}")
         else:
@@ -164,7 +165,7 @@ def store_commands(run: Run) -> list[str]:
         own = [*([] if "like" in given else montage), *words]
         for name, value in given.items():
             if name != "paths":
-                flag = "--" + name.replace("_", "-")
+                flag = option(name)
                 own += [flag] if value is True else [flag, str(value)]
         command, origin = ("preprocess", []) if imported is None else ("convert", ["--from", str(imported)])
         options = shlex.join([*origin, *own])
