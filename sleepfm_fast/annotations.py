@@ -107,12 +107,15 @@ def read_scoring(path: str | Path, *, start: datetime | None = None, length_s: f
             "frequency, is not beside it. Put it there."
         )
     scoring = parse_csv(path.read_bytes(), str(path), start, length_s)
-    return ucddb_stages(scoring) if re.fullmatch(r"ucddb\d+_stage\.txt", path.name.lower()) else scoring
+    return ucddb_stages(scoring) if re.fullmatch(r"ucddb\d+(?:_stages?)?\.(?:txt|csv)", path.name.lower()) else scoring
 
 
 def ucddb_stages(scoring: Scoring) -> Scoring:
     """Stages of a file of UCDDB, by its documentation."""
-    events = tuple(replace(e, text=f"Sleep stage {UCDDB_STAGES.get(e.text.strip(), '?')}") for e in scoring.events)
+    numbers = [event for event in scoring.events if event.text.strip().isdigit()]
+    if len(numbers) < len(scoring.events):
+        return scoring  # somebody has put it into words
+    events = tuple(replace(e, text=f"Sleep stage {UCDDB_STAGES.get(e.text.strip(), '?')}") for e in numbers)
     issue = f"{scoring.source} is named like those of UCDDB: 1 was read as REM, and 2 to 5 as the stages 1 to 4."
     return replace(scoring, events=events, issues=(*scoring.issues, issue))
 

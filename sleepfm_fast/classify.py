@@ -19,6 +19,7 @@ from sleepfm_fast.cli import command
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
+from sleepfm_fast.cli.option_ranges import refuse_negative
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted, first_of
@@ -85,9 +86,7 @@ def check(config: Config) -> None:
         raise SleepfmError(
             "nothing would be written: name a RESULT folder, a --table FILE.csv, or --predictions FOLDER."
         )
-    for name in ("bootstraps", "seed", "threads"):
-        if getattr(config, name) < 0:
-            raise SleepfmError(f"--{name} is {getattr(config, name)}; expected 0 or more.")
+    refuse_negative(config, ("bootstraps", "seed", "threads"))
     if config.table is not None and config.table.is_dir():
         raise SleepfmError(
             f"--table {config.table} is a folder; give a file to write, such as {config.table / 'stages.csv'}."

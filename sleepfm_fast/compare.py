@@ -109,7 +109,10 @@ def _read_both(config: Config) -> tuple[Result, Result]:
         raise SleepfmError(
             f"{first.path} is a result of {first.command}, {second.path} of {second.command}; they share no figure."
         )
-    for setting in ("task",) if first.command in CLASSIFIERS else ("scope", "split"):
+    settings = ("task",) if first.command in CLASSIFIERS else ("scope", "split")
+    for result in results:
+        result.require(*settings, "subjects", "recordings", *(("trained_classes",) if "task" in settings else ()))
+    for setting in settings:
         values = first.record[setting], second.record[setting]
         if values[0] != values[1]:
             raise SleepfmError(f"{first.path} is of --{setting} {values[0]}, {second.path} of --{setting} {values[1]}.")

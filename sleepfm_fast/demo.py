@@ -45,6 +45,7 @@ def recipe(config: Config) -> Config:
 def demo(config: Config) -> dict[str, Any]:
     """Run the demo in ``sleepfm_demo/``; a second run goes on where the first stopped."""
     from sleepfm_fast import embed, preprocess, probe, report, retrieve, simulate
+    from sleepfm_fast.reporting.following import options_of
     from sleepfm_fast.train import train
 
     started = time.monotonic()
@@ -61,14 +62,7 @@ def demo(config: Config) -> dict[str, Any]:
     step(f"preprocess {recordings} {store}")
     results["preprocess"] = preprocess.main(preprocess.Config((recordings, store)))
     training = recipe(config)
-    changed = {f.name: getattr(training, f.name) for f in dataclasses.fields(training)}
-    defaults = type(config)()
-    options = " ".join(
-        f"--{name.replace('_', '-')} {value}"
-        for name, value in changed.items()
-        if value != getattr(defaults, name) and name not in ("store", "run", "resume")
-    )
-    step(f"train {store} {run} {options}")
+    step(f"train {store} {run} {options_of(training, 'store', 'run', 'resume')}")
     results["train"] = train(training)
     step(f"embed {run} {store} {embeddings}")
     results["embed"] = embed.main(embed.Config(run, store, embeddings, device=config.device, overwrite=True))

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -15,9 +15,16 @@ from sleepfm_fast import __version__
 from sleepfm_fast.cli import command
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
+from sleepfm_fast.cli.option_ranges import refuse_not_positive
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting.following import after_embeddings
+
+if TYPE_CHECKING:
+    from sleepfm_fast.batches import ClipInput
+    from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
+    from sleepfm_fast.inference import Embed
 
 __all__ = ["Config", "main"]
 
@@ -62,10 +69,6 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Embed; returns the results that end the command."""
-    import numpy as np
-    import torch
-    from tqdm import tqdm
-
     from sleepfm_fast.batches import ClipInput, InputConfig
     from sleepfm_fast.channels import Montage
     from sleepfm_fast.clips import ClipStore
@@ -79,8 +82,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.training.world import choose_device
 
     started = time.monotonic()
-    if config.batch_size < 1:
-        raise SleepfmError(f"--batch-size is {config.batch_size}; expected a number above 0.")
+    refuse_not_positive(config, ("batch_size",))
     device = choose_device(config.device)
     model, saved, weights = load_model(config.run, device)
     if config.run.suffix in SEED_SUFFIXES:
@@ -133,7 +135,13 @@ def main(config: Config) -> dict[str, Any]:
         overlap=overlap,
         overlap_note=" ".join(notices) if overlap else "",
     )
-    result = {
+    if config.overwrite or not is_finished(config.embeddings, key, columns, description):
+        with EmbeddingWriter(
+            config.embeddings, n, clip_input.modalities, dim, overwrite=config.overwrite, key=key
+        ) as writer:
+            write(store, clip_input, embed, writer, config.batch_size)
+            writer.finish(columns, description)
+    return {
         "embeddings": str(config.embeddings),
         "clips": n,
         "modalities": list(clip_input.modalities),
@@ -141,29 +149,31 @@ def main(config: Config) -> dict[str, Any]:
         "weights": weights,
         "precision": config.precision,
         "overlap": overlap,
+        "elapsed_s": round(time.monotonic() - started, 1),
     }
-    if not config.overwrite and is_finished(config.embeddings, key, columns, description):
-        return {**result, "elapsed_s": round(time.monotonic() - started, 1)}
+
+
+def write(store: ClipStore, clip_input: ClipInput, embed: Embed, writer: EmbeddingWriter, batch_size: int) -> None:
+    """Embed the clips that are not written yet."""
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    done, n = writer.n_written, len(store)
     with (
-        EmbeddingWriter(
-            config.embeddings, n, clip_input.modalities, dim, overwrite=config.overwrite, key=key
-        ) as writer,
-        tqdm(total=n, initial=writer.n_written, unit="clip", desc="embed", file=sys.stderr) as bar,
+        tqdm(total=n, initial=done, unit="clip", desc="embed", file=sys.stderr) as bar,
         torch.inference_mode(),
     ):
         for notice in clip_input.measure(
-            np.unique(np.asarray(store.recording)[writer.n_written :]).astype(np.int64),
+            np.unique(np.asarray(store.recording)[done:]).astype(np.int64),
             lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr),
         ):
             say(f"notice: {notice}")
-        starts = range(writer.n_written, n, config.batch_size)
-        batches = [np.arange(i, min(i + config.batch_size, n), dtype=np.int64) for i in starts]
+        batches = [np.arange(i, min(i + batch_size, n), dtype=np.int64) for i in range(done, n, batch_size)]
         for clips, batch in clip_input.batches(batches, lambda clips: clips):
             embeddings, mask = embed(batch)
             writer.append(embeddings.transpose(0, 1), mask.T)
             bar.update(len(clips))
-        writer.finish(columns, description)
-    return {**result, "elapsed_s": round(time.monotonic() - started, 1)}
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

@@ -62,6 +62,13 @@ class EncoderConfig:
             )
         if self.design not in ("efficientnet", "strided"):
             raise ValueError(f"design is '{self.design}'; choose 'efficientnet' or 'strided'.")
+        sizes = {"dim": (self.dim,), "expansion": (self.expansion,), "segments": (self.segments,)}
+        sizes |= {name: getattr(self, name) for name in ("channels", "depth", "kernels", "strides")}
+        for name, values in sizes.items():
+            if any(value < 1 for value in values):
+                raise ValueError(f"{name} is {', '.join(map(str, values))}; expected 1 or more.")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout is {self.dropout}; expected 0 to 1.")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EncoderConfig:

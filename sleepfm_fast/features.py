@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -104,19 +105,12 @@ def measured(path: str, digest: str, recording: int) -> tuple[int, dict[str, npt
     return recording, {name: values.astype(np.float32) for name, values in columns.items()}
 
 
+@lru_cache(maxsize=1)
 def opened(path: str, digest: str) -> ClipStore:
     """Open a store once a process, and again where it has changed since: workers outlive a call."""
     from sleepfm_fast.clips import ClipStore
 
-    store = OPEN.get((path, digest))
-    if store is None:
-        store = ClipStore(path)
-        OPEN.clear()
-        OPEN[path, digest] = store
-    return store
-
-
-OPEN: dict[tuple[str, str], ClipStore] = {}
+    return ClipStore(path)
 
 
 def in_order(store: ClipStore, engine: Engine, n_done: int) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
@@ -190,6 +184,32 @@ def mostly_empty_text(mostly: Sequence[tuple[str, str, float]]) -> str:
     )
 
 
+def as_vectors(
+    measures: Sequence[npt.NDArray[np.float32]], dim: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Features of a recording's clips, one array a modality, as a folder of embeddings holds them: vectors and mask."""
+    block = np.full((len(measures[0]), len(measures), dim), np.nan, np.float32)
+    mask = np.zeros(block.shape[:2], np.bool_)
+    for m, values in enumerate(measures):
+        block[:, m, : values.shape[1]] = values
+        # As for an encoder: a recording has a modality where any of its channels shows anything.
+        mask[:, m] = np.isfinite(values).any()
+    return block, mask
+
+
+def say_absent(store: ClipStore) -> None:
+    """Name channels of the montage that no night has."""
+    filled = np.asarray(store.channels.present).sum(axis=0)
+    absent = [slot.name for slot, n in zip(store.slots, filled, strict=True) if not n]
+    if absent:
+        say(
+            f"notice: no night of the store has {', '.join(absent)}: the features of "
+            f"{agreeing(len(absent), 'this channel', 'these channels')} are empty, and a probe that was fitted on "
+            "another cohort fills them with its medians. If nights have them under other names, give these to "
+            f"preprocess, with --overrides: {json.dumps({'*': {'LABEL': {'alias': absent[0]}}})}"
+        )
+
+
 def main(config: Config) -> dict[str, Any]:
     """Measure all recordings; returns the results that end the command."""
     from sleepfm_fast.baselines.recording_features import DEFINITIONS, feature_names
@@ -244,24 +264,9 @@ def main(config: Config) -> dict[str, Any]:
             ) as writer,
         ):
             for measures in in_order(store, engine, writer.n_written):
-                n = len(next(iter(measures.values())))
-                block = np.full((n, len(names), dim), np.nan, np.float32)
-                mask = np.zeros((n, len(names)), bool)
-                for m, values in enumerate(measures.values()):
-                    block[:, m, : values.shape[1]] = values
-                    # As for an encoder: a recording has a modality where any of its channels shows anything.
-                    mask[:, m] = np.isfinite(values).any()
-                writer.append(block, mask)
+                writer.append(*as_vectors(list(measures.values()), dim))
             writer.finish(columns, description)
-    filled = np.asarray(store.channels.present).sum(axis=0)
-    absent = [slot.name for slot, n in zip(store.slots, filled, strict=True) if not n]
-    if absent:
-        say(
-            f"notice: no night of the store has {', '.join(absent)}: the features of "
-            f"{agreeing(len(absent), 'this channel', 'these channels')} are empty, and a probe that was fitted on "
-            "another cohort fills them with its medians. If nights have them under other names, give these to "
-            f"preprocess, with --overrides: {json.dumps({'*': {'LABEL': {'alias': absent[0]}}})}"
-        )
+    say_absent(store)
     empty_percent, mostly = holes(Embeddings(config.features), store)
     if mostly:
         say(f"notice: {mostly_empty_text(mostly)}")

@@ -209,7 +209,7 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     from tqdm import tqdm
 
     from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.evaluation.changed_store import say_changed_store
+    from sleepfm_fast.evaluation.changed_store import say_notes
     from sleepfm_fast.evaluation.few_shot_points import Points, partial_path
     from sleepfm_fast.evaluation.few_shot_summary import say_curve, summarise
     from sleepfm_fast.evaluation.labelled_clips import labelled_clips, modalities_of
@@ -219,9 +219,7 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     embeddings = Embeddings(config.embeddings)
     modalities = modalities_of(embeddings, config.modality)
-    if embeddings.overlap_note:
-        say(f"notice: {embeddings.overlap_note}")
-    changed = say_changed_store(embeddings)
+    notes = say_notes(embeddings)
     fit_on = ("train",) if config.fit_on == "train" else ("train", "validation")
     train = labelled_clips(embeddings, fit_on, config.task, modalities)
     test = labelled_clips(embeddings, ("test",), config.task, modalities)
@@ -267,9 +265,7 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         "fit_on": config.fit_on,
         "c": config.c,
         "standardise": config.standardise,
-        "overlap": bool(embeddings.overlap_note),
-        "overlap_note": embeddings.overlap_note,
-        "store_note": changed,
+        **notes,
         "n_subjects_to_draw_from": len(available),
         "replicates": config.replicates,
         "test": counts,

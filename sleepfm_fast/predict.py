@@ -118,6 +118,12 @@ def main(config: Config) -> dict[str, Any]:
     result, embeddings = read_result(config.result), Embeddings(config.embeddings)
     model = model_of(result)
     same_source(result, embeddings)
+    n_given, n_taken = embeddings.width(result.record["modalities"]), model.n_features
+    if n_given != n_taken:
+        raise SleepfmError(
+            f"the classifier in {result.path} takes {n_taken} numbers a clip, {embeddings.path} has {n_given} of "
+            f"{', '.join(result.record['modalities'])}. Fit the probe again on embeddings of that width."
+        )
     starts = starts_of(config.store or embeddings.store_path, embeddings.description.recordings)
     inputs = {
         "result": digest_of_files(config.result),

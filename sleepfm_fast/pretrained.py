@@ -6,7 +6,6 @@ are taken over only where the encoders are the same, tensor by tensor, and the c
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shlex
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast.batches import InputConfig
+from sleepfm_fast.cli.option_ranges import option
 from sleepfm_fast.encoder import EncoderConfig, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.model.seed_checkpoint import read_seed_checkpoint
@@ -25,6 +25,7 @@ from sleepfm_fast.montage.montages import MODALITIES, Montage
 from sleepfm_fast.plurals import first_of
 from sleepfm_fast.rundir import RunDirectory, read_tensors
 from sleepfm_fast.runs.run_config import refuse_damaged
+from sleepfm_fast.storage.columns import file_digest
 
 if TYPE_CHECKING:
     from sleepfm_fast.training.settings import Settings
@@ -61,11 +62,7 @@ class Pretrained:
 
     def sha256(self) -> str:
         """Digest of the file."""
-        with self.file.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        return file_digest(self.file)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -215,9 +212,7 @@ def other_input(found: Pretrained, settings: Settings) -> list[str]:
     differing = [name for name in ("filters", "notch_hz", "normalise") if trained[name] != getattr(settings, name)]
     if not differing:
         return []
-    listed = ", ".join(
-        f"--{name.replace('_', '-')} {trained[name]} (now {getattr(settings, name)})" for name in differing
-    )
+    listed = ", ".join(f"{option(name)} {trained[name]} (now {getattr(settings, name)})" for name in differing)
     return [f"notice: {found.file} was trained with {listed}; its encoders meet other amplitudes or bands here"]
 
 

@@ -21,6 +21,7 @@ import tyro
 from sleepfm_fast.cli.command import run, say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, only_without, refuse_without_effect
+from sleepfm_fast.cli.option_ranges import option
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.tasks import TASKS
@@ -104,7 +105,7 @@ def _check(config: Config) -> None:
     for name, lowest in (("bootstraps", 0), ("max_iter", 1), ("max_train_clips", 2)):
         value = getattr(config, name)
         if value is not None and value < lowest:
-            raise SleepfmError(f"--{name.replace('_', '-')} is {value}; give {lowest} or more.")
+            raise SleepfmError(f"{option(name)} is {value}; give {lowest} or more.")
     if not (np.isfinite(config.c) and config.c > 0):
         raise SleepfmError(f"--c is {config.c}; the inverse penalty strength is a positive number.")
     if not config.c_grid or not all(np.isfinite(c) and c > 0 for c in config.c_grid):
@@ -175,7 +176,7 @@ def main(config: Config) -> dict[str, Any]:
 def _probed(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Fit, test and write the result."""
     from sleepfm_fast.embeddings import Embeddings
-    from sleepfm_fast.evaluation.changed_store import say_changed_store
+    from sleepfm_fast.evaluation.changed_store import say_notes
     from sleepfm_fast.evaluation.classification import HeldOut, conclude
     from sleepfm_fast.evaluation.labelled_clips import labelled_clips, modalities_of
     from sleepfm_fast.evaluation.logistic import Features, arrays_of
@@ -185,9 +186,7 @@ def _probed(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     embeddings = Embeddings(config.embeddings)
     names = TASKS[config.task].names
     modalities = modalities_of(embeddings, config.modality)
-    if embeddings.overlap_note:
-        say(f"notice: {embeddings.overlap_note}")
-    changed = say_changed_store(embeddings)
+    notes = say_notes(embeddings)
     fit_on = ("train",) if config.fit_on == "train" else ("train", "validation")
     train = labelled_clips(embeddings, fit_on, config.task, modalities)
     test = labelled_clips(embeddings, ("test",), config.task, modalities)
@@ -222,9 +221,7 @@ def _probed(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         "task": config.task,
         "modalities": modalities,
         "fit_on": config.fit_on,
-        "overlap": bool(embeddings.overlap_note),
-        "overlap_note": embeddings.overlap_note,
-        "store_note": changed,
+        **notes,
         "train": {**train.counts(names), "n_dropped_not_drawn": labelled - len(train)},
         "test": test.counts(names),
         "fit": about,

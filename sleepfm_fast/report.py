@@ -7,7 +7,6 @@ plane of the embeddings. Every figure names its files; what is missing is named 
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import tyro
 
 from sleepfm_fast.cli.command import plain, run, say, to_json
 from sleepfm_fast.cli.misplaced import Place, reads
+from sleepfm_fast.cli.option_ranges import option
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
@@ -76,7 +76,7 @@ def check(config: Config) -> tuple[Path, Path]:
         raise SleepfmError("no run was named; give one or more folders that train wrote.")
     for name, lowest in (("recordings", 0), ("examples", 0), ("projection_clips", 10), ("seed", 0)):
         if getattr(config, name) < lowest:
-            raise SleepfmError(f"--{name.replace('_', '-')} is {getattr(config, name)}; expected {lowest} or more.")
+            raise SleepfmError(f"{option(name)} is {getattr(config, name)}; expected {lowest} or more.")
     page = config.out if config.out is not None else config.runs[0] / "report.html"
     if page.suffix.lower() not in (".html", ".htm"):
         raise SleepfmError(f"--out is {page}; expected a file that ends in .html.")
@@ -96,6 +96,7 @@ def sections_of(runs: Sequence[Run], config: Config) -> list[Section]:
     from sleepfm_fast.reporting.classification import task_section
     from sleepfm_fast.reporting.cohort import cohort_section
     from sleepfm_fast.reporting.few_shot import few_shot_section
+    from sleepfm_fast.reporting.following import options_of, typed
     from sleepfm_fast.reporting.headline import headline_section
     from sleepfm_fast.reporting.hypnogram import hypnogram_section
     from sleepfm_fast.reporting.projection import projection_section
@@ -103,6 +104,7 @@ def sections_of(runs: Sequence[Run], config: Config) -> list[Section]:
     from sleepfm_fast.reporting.retrieval import retrieval_section
     from sleepfm_fast.reporting.training_curves import training_section
 
+    command = typed("report", *config.runs, options=options_of(config, "overwrite"))
     makers: list[tuple[str, Callable[[], Section]]] = [
         ("headline figures", lambda: headline_section(runs)),
         ("recordings", lambda: cohort_section(runs)),
@@ -116,7 +118,7 @@ def sections_of(runs: Sequence[Run], config: Config) -> list[Section]:
         ("few-shot", lambda: few_shot_section(runs)),
         ("retrieval", lambda: retrieval_section(runs, config.examples)),
         ("throughput", lambda: throughput_section(runs)),
-        ("configuration", lambda: configuration_section(runs, typed(config))),
+        ("configuration", lambda: configuration_section(runs, command)),
     ]
     sections = []
     with tqdm(makers, desc="report", unit="section", file=sys.stderr) as bar:
@@ -126,17 +128,6 @@ def sections_of(runs: Sequence[Run], config: Config) -> list[Section]:
             if any(group.items for group in section.groups):
                 sections.append(section)
     return [*sections, files_section(sections)]
-
-
-def typed(config: Config) -> str:
-    """The command that makes this report."""
-    words = ["python -m sleepfm_fast.report", *(shlex.quote(str(r)) for r in config.runs)]
-    defaults = Config(runs=())
-    for name in ("out", "figures", "title", "recordings", "examples", "projection", "projection_clips", "seed"):
-        value = getattr(config, name)
-        if value != getattr(defaults, name):
-            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
-    return " ".join(words)
 
 
 def notices_of(runs: Sequence[Run]) -> list[str]:

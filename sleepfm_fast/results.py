@@ -12,7 +12,7 @@ By convention a run keeps its results in ``RUN/results/``; :func:`find_results` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,36 @@ UNPRINTED = ("subjects", "recordings", "examples")
 KIND = FolderKind("a result folder", "result.json")
 
 
+def are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def are_codes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(code) is int and 0 <= code < 128 for code in value)
+
+
+def are_shapes(value: Any) -> bool:
+    """Whether a value gives type and shape of every array."""
+    return isinstance(value, dict) and all(
+        isinstance(shape, list) and are_texts(shape[:1]) and all(type(n) is int for n in shape[1:])
+        for shape in value.values()
+    )
+
+
+ENTRIES: Mapping[str, Callable[[Any], bool]] = {
+    "arrays": are_shapes,
+    "command": lambda value: isinstance(value, str),
+    "task": lambda value: isinstance(value, str),
+    **dict.fromkeys(("subjects", "recordings", "modalities", "class_names"), are_texts),
+    "trained_classes": are_codes,
+}
+"""What must be of its kind where a result has it: the entries that say what the numbers of arrays stand for."""
+NAMED_BY = {"subject": "subjects", "recording": "recordings", "label": "class_names"}
+"""Arrays of places in an entry's list."""
+KNOWN = ("score", "probability", "coef", "intercept", "fill", "onset_s")
+"""Arrays in which no number is missing."""
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished result.
@@ -67,6 +97,19 @@ class Result:
         """The command that wrote it."""
         return str(self.record["command"])
 
+    def require(self, *names: str) -> None:
+        """Refuse a result that lacks one of the entries.
+
+        Raises
+        ------
+        SleepfmError
+            Naming the first.
+        """
+        if lacking := [name for name in names if self.record.get(name) is None]:
+            raise SleepfmError(
+                f"{self.path / 'result.json'} is damaged: the entry '{lacking[0]}' is missing. Run its command again."
+            )
+
     def array(self, name: str) -> npt.NDArray[Any]:
         """Map one of the arrays.
 
@@ -89,6 +132,16 @@ class Result:
                 f"{file} holds {values.dtype} {values.shape}, expected {expected[0]} {tuple(expected[1:])}. "
                 "Run its command again."
             )
+        names = self.record.get(NAMED_BY.get(name, ""))
+        if names is not None and values.size:
+            within = values.dtype.kind in "iu" and 0 <= values.min() <= values.max() < len(names)
+            if not within:
+                raise SleepfmError(
+                    f"{file} is damaged: it holds values from {values.min()} to {values.max()}, expected places among "
+                    f"the {len(names)} {NAMED_BY[name].replace('_', ' ')}. Run its command again."
+                )
+        if name in KNOWN and values.dtype.kind == "f" and np.isnan(values).any():
+            raise SleepfmError(f"{file} is damaged: it holds NaN. Run its command again.")
         return values
 
 
@@ -185,6 +238,13 @@ def read_result(path: Path) -> Result:
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
         found = f"{record.get('format')} {record.get('version')}" if isinstance(record, dict) else type(record).__name__
         raise SleepfmError(f"{path / 'result.json'} says '{found}'; this version reads '{FORMAT} {VERSION}'.")
+    given = {"arrays": None, "command": None, **record}
+    wrong = next((name for name, is_right in ENTRIES.items() if name in given and not is_right(given[name])), None)
+    if wrong is not None:
+        raise SleepfmError(
+            f"{path / 'result.json'} is damaged: the entry '{wrong}' is missing or of the wrong kind. Run its command "
+            "again."
+        )
     return Result(path, record)
 
 

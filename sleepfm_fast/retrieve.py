@@ -198,11 +198,25 @@ def main(config: Config) -> dict[str, Any]:
         return _retrieved(config, key)
 
 
+def _asked_for(embeddings: Embeddings, config: Config) -> npt.NDArray[np.int64]:
+    """Clips of the split; raise where there are not two."""
+    from sleepfm_fast.embeddings import SPLITS
+
+    clips = embeddings.clips_of(*(SPLITS if config.split == "all" else (config.split,)))
+    if clips.size < 2:
+        sizes = ", ".join(f"{s} {embeddings.clips_of(s).size}" for s in SPLITS)
+        raise SleepfmError(
+            f"the {config.split} split of {config.embeddings} has {counted(clips.size, 'clip')}; retrieval needs at "
+            f"least two. The folder's clips: {sizes}. Choose another with --split."
+        )
+    return clips
+
+
 def _retrieved(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Rank, summarise and write the result."""
-    from sleepfm_fast.embeddings import SPLITS, Embeddings
+    from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.evaluation.candidates import draw_pairs
-    from sleepfm_fast.evaluation.changed_store import say_changed_store
+    from sleepfm_fast.evaluation.changed_store import say_notes
     from sleepfm_fast.evaluation.found_clips import examples
     from sleepfm_fast.evaluation.interval_notice import interval_notice
     from sleepfm_fast.evaluation.kept_ranks import KeptRanks
@@ -215,18 +229,8 @@ def _retrieved(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         raise SleepfmError(
             f"{config.embeddings} holds one modality ({embeddings.modalities[0]}); retrieval is between two."
         )
-    splits = SPLITS if config.split == "all" else (config.split,)
-    clips = embeddings.clips_of(*splits)
-    if clips.size < 2:
-        sizes = ", ".join(f"{s} {embeddings.clips_of(s).size}" for s in SPLITS)
-        raise SleepfmError(
-            f"the {config.split} split of {config.embeddings} has {counted(clips.size, 'clip')}; retrieval needs at "
-            f"least two. The folder's clips: {sizes}. Choose another with --split."
-        )
-    overlaps = bool(embeddings.overlap_note)
-    if overlaps:
-        say(f"notice: {embeddings.overlap_note}")
-    changed = say_changed_store(embeddings)
+    clips = _asked_for(embeddings, config)
+    notes = say_notes(embeddings)
     chosen = draw_pairs(embeddings, clips, config.candidates, config.sample, config.seed)
     if max(len(c) for c in chosen.values()) < 2:
         raise SleepfmError(f"no two modalities occur together in two clips of the {config.split} split.")
@@ -256,9 +260,7 @@ def _retrieved(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
             "sample": config.sample if config.candidates is not None else "all",
             "n_clips": clips.size,
             "modalities": embeddings.modalities,
-            "overlap": overlaps,
-            "overlap_note": embeddings.overlap_note if overlaps else "",
-            "store_note": changed,
+            **notes,
             "n_bootstraps": config.bootstraps,
             "seed": config.seed,
             "directions": records,

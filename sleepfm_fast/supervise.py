@@ -21,7 +21,6 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting.following import after_supervised
 
 if TYPE_CHECKING:
-    from sleepfm_fast.baselines.supervised_training import SupervisedTrainer
     from sleepfm_fast.training.world import World
 
 __all__ = ["Config", "main"]
@@ -144,50 +143,21 @@ def main(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     with joined(config.device) as world, claimed_run(config.run, world):
         world.share_threads(config.threads)
-        result = follow(config, world)
+        result = trained(config, world)
     result["elapsed_s"] = round(time.monotonic() - started, 1)
     return result
 
 
-def follow(config: Config, world: World) -> dict[str, Any]:
-    """Train and show progress; then the test."""
-    from tqdm import tqdm
-
+def trained(config: Config, world: World) -> dict[str, Any]:
+    """Train to the end, and test the best epoch."""
     from sleepfm_fast.baselines.supervised_training import SupervisedTrainer
     from sleepfm_fast.ops.pages import release_pages
 
     trainer = SupervisedTrainer.prepare(config, world)
-    with tqdm(
-        total=trainer.total_steps,
-        initial=trainer.progress.step,
-        unit="step",
-        desc="supervise",
-        file=sys.stderr,
-        mininterval=0.5,
-        disable=not world.main,
-    ) as bar:
-        for row in trainer.steps():
-            bar.update()
-            pace = trainer.pace.clips_per_s
-            bar.set_postfix_str(
-                f"epoch {row['epoch'] + 1}/{config.epochs} loss {row['loss']:.3f} {pace:.0f} clips/s",
-                refresh=False,
-            )
-            if row["validated"] is not None and world.main:
-                bar.write(epoch_line(trainer, row["validated"]), file=sys.stderr)
+    trainer.follow("supervise")
     result = trainer.finish()
     release_pages()  # of the test
     return result
-
-
-def epoch_line(trainer: SupervisedTrainer, row: dict[str, Any]) -> str:
-    """One readable line an epoch."""
-    best = " (best)" if row["epoch"] == trainer.progress.best_epoch else ""
-    return (
-        f"epoch {row['epoch'] + 1}: training loss {row['training_loss']:.4f}, validation loss "
-        f"{row['validation_loss']:.4f}{best}, validation accuracy {100 * row['validation_accuracy']:.1f} % "
-        f"(mean over classes {100 * row['validation_balanced_accuracy']:.1f} %)"
-    )
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,6 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reporting.following import after_training
 
 if TYPE_CHECKING:
-    from sleepfm_fast.training.contrastive import Trainer
     from sleepfm_fast.training.settings import Settings
     from sleepfm_fast.training.world import World
 
@@ -161,44 +160,16 @@ def train(config: Config) -> dict[str, Any]:
         world.share_threads(config.threads)
         if world.main:
             say(f"resolved: {spelled(settings)}")
-        return follow(settings, world)
+        return trained(settings, world)
 
 
-def follow(settings: Settings, world: World) -> dict[str, Any]:
-    """Train and show progress."""
-    from tqdm import tqdm
-
+def trained(settings: Settings, world: World) -> dict[str, Any]:
+    """Train to the end."""
     from sleepfm_fast.training.contrastive import Trainer
 
     trainer = Trainer.prepare(settings, world)
-    with tqdm(
-        total=trainer.total_steps,
-        initial=trainer.progress.step,
-        unit="step",
-        desc="train",
-        file=sys.stderr,
-        mininterval=0.5,
-        disable=not world.main,
-    ) as bar:
-        for row in trainer.steps():
-            bar.update()
-            bar.set_postfix_str(
-                f"epoch {row['epoch'] + 1}/{settings.epochs} loss {row['loss']:.3f} "
-                f"temperature {row['temperature']:.1f} {trainer.pace.clips_per_s:.0f} clips/s",
-                refresh=False,
-            )
-            if row["validated"] is not None and world.main:
-                bar.write(epoch_line(trainer, row["validated"]), file=sys.stderr)
+    trainer.follow("train")
     return trainer.finish()
-
-
-def epoch_line(trainer: Trainer, row: dict[str, Any]) -> str:
-    """One readable line an epoch."""
-    best = " (best)" if row["epoch"] == trainer.progress.best_epoch else ""
-    return (
-        f"epoch {row['epoch'] + 1}: training loss {row['training_loss']:.4f}, validation loss "
-        f"{row['validation_loss']:.4f}{best}, validation top-1 {100 * row['validation_top1']:.1f} %"
-    )
 
 
 def main(config: Config) -> dict[str, Any]:

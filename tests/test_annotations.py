@@ -495,6 +495,10 @@ def test_a_folder_of_scorings_beside_the_recordings_is_suggested(tmp_path):
     folders_of_scorings.cache_clear()
     files_below.cache_clear()
     assert scoring_folder(path) == root / "annotations-events-nsrr"
+    for number in range(8):
+        (root / f"scored_night{number}").mkdir()
+    folders_of_scorings.cache_clear()
+    assert scoring_folder(path) is None, "folders of nights are not searched for every night"
 
 
 def test_a_folder_of_scorings_is_what_to_give_as_labels(tmp_path, capsys):

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from called import last_json
 from foreign_claims import foreign_claim, renewed_elsewhere
 from nights import contents, preprocess, run_preprocess, write_cohort, write_night
 
@@ -56,7 +57,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, dict, str]:
         os.killpg(process.pid, signal.SIGKILL)  # its workers too
         pytest.fail(f"not done within 120 s\n{process.communicate()[1][-6000:]}")
     assert out, err
-    return process.returncode, json.loads(out.splitlines()[-1]), err
+    return process.returncode, last_json(out), err
 
 
 # ------------------------------------------------------------------------------------------------------ dead workers
@@ -123,7 +124,7 @@ def test_a_night_that_kills_its_worker_twice_has_failed_and_the_others_have_not(
     for attempt in range(2):
         done = run_with_a_deadly_night(cohort, store)
         assert done.returncode == 1, done.stderr
-        result = json.loads(done.stdout.splitlines()[-1])
+        result = last_json(done.stdout)
         assert (result["nights"], result["added"]) == (3, 0 if attempt else 3)
         assert len(result["failed"]) == 1
         assert "b2.bdf was not finished: it ended its worker process, the second time" in result["failed"][0]["reason"]
@@ -182,7 +183,7 @@ sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "{workers
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = last_json(done.stdout)
     assert (result["nights"], result["added"]) == (3, 3)
     assert [Path(f["path"]).name for f in result["failed"]] == ["b2.bdf"]
     assert "it ended its worker process" in result["failed"][0]["reason"]
@@ -229,7 +230,7 @@ sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "1", "--b
         ClipStore(store)
     second = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert second.returncode == 1, second.stderr
-    result = json.loads(second.stdout.splitlines()[-1])
+    result = last_json(second.stdout)
     assert result["nights"] == 3
     assert [Path(f["path"]).name for f in result["failed"]] == ["b1.edf"]
 
@@ -302,7 +303,7 @@ def test_recordings_that_other_shards_left_out_are_said(cohort: Path, tmp_path: 
     assert cli([*arguments, "1/2"]) == 0
     shown = capsys.readouterr()
     n_others = len(read_manifest(store))
-    assert json.loads(shown.out.splitlines()[-1])["absent"] == n_others == 2
+    assert last_json(shown.out)["absent"] == n_others == 2
     assert "notice: the store lacks 2 recordings that other tasks of the array were to ingest (such as a2.edf)" in (
         shown.err
     )
@@ -313,7 +314,7 @@ def test_recordings_that_other_shards_left_out_are_said(cohort: Path, tmp_path: 
     assert "lacks 3 recordings that other tasks of the array were to ingest (such as a0.edf)" in shown.err
     assert cli([*arguments, "1/2"]) == 0
     shown = capsys.readouterr()
-    assert json.loads(shown.out.splitlines()[-1])["absent"] == 0
+    assert last_json(shown.out)["absent"] == 0
     assert "next: python -m sleepfm_fast.train" in shown.err
     assert len(ClipStore(store).recordings) == 5
 
@@ -519,7 +520,7 @@ def test_a_missing_cluster_package_is_a_sentence(
 def test_a_dask_cluster_on_this_machine(cohort: Path, tmp_path: Path, capsys) -> None:
     pytest.importorskip("distributed", reason="dask is not installed: pip install 'sleepfm_fast[dask]'")
     done = run_preprocess(cohort, tmp_path / "dask", "--backend", "dask", "--workers", "2")
-    assert json.loads(done.stdout.splitlines()[-1])["added"] == 4
+    assert last_json(done.stdout)["added"] == 4
     preprocess(capsys, cohort, tmp_path / "here")
     assert contents(tmp_path / "dask") == contents(tmp_path / "here")
 

@@ -1,12 +1,12 @@
 """The commands in the order a user runs them, on a simulated cohort and on a real recording."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from called import last_json
 
 from sleepfm_fast import __version__, embed, preprocess, probe, retrieve, supervise, train
 from sleepfm_fast.__main__ import COMMANDS
@@ -21,7 +21,7 @@ def run(command, arguments, capsys):
     status = command.cli([str(a) for a in arguments])
     captured = capsys.readouterr()
     assert status == 0, captured.err
-    return json.loads(captured.out.strip().splitlines()[-1]), captured.err
+    return last_json(captured.out), captured.err
 
 
 def test_from_store_to_retrieval(cohort_store, tmp_path, capsys):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 
 import numpy as np
 import pytest
+from called import called
 from synthetic_embeddings import columns_of, write_folder
 
 from sleepfm_fast import compare, retrieve
@@ -51,10 +52,7 @@ def result_of(path, signal, seed, rows=None, *, trained=TRAINED, command="probe"
     return score.astype(np.float32), truth, subject
 
 
-def run(capsys, *arguments):
-    status = compare.cli([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return status, json.loads(out.splitlines()[-1]) if status == 0 else None, err
+run = partial(called, compare.cli)
 
 
 def test_the_difference_is_resampled_pairwise(tmp_path, capsys):

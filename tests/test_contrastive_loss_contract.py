@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from contrastive_cases import DIRECTIONS, MODES, embeddings, evaluate, random_mask
+from instruction_sets import tests_passed_with
 
-import sleepfm_fast
 from sleepfm_fast import _C, ops, reference
 from sleepfm_fast.ops import contrastive_chunked, contrastive_cpu
 from sleepfm_fast.ops.contrastive_cpu import workspace_bytes
@@ -240,9 +239,6 @@ INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_every_instruction_set(name):
     """The tests of values again, in a process that is told which variant to use."""
-    if name not in sleepfm_fast.build_info()["cpu_instruction_sets"]:
-        pytest.skip(f"this processor has no {name}")
-    here = Path(__file__).parent
     cases = [
         "test_contrastive_loss.py::test_agrees_with_float64[33-3-leave_one_out]",
         "test_contrastive_loss.py::test_agrees_with_float64[31-4-pairwise]",
@@ -254,19 +250,7 @@ def test_every_instruction_set(name):
         "test_contrastive_loss.py::test_not_a_number_is_not_hidden",
         f"{Path(__file__).name}::test_exponential_is_good_to_about_one_unit",
     ]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *cases]
-    environment = {**os.environ, "SLEEPFM_CPU": name, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    seen = subprocess.run(
-        [sys.executable, "-c", "import sleepfm_fast; print(sleepfm_fast.build_info()['cpu_instruction_set_in_use'])"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=True,
-    )
-    assert seen.stdout.strip() == name
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=here, check=False)
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) == 25
+    assert tests_passed_with(name, *cases) == 25
 
 
 # ---- a range of samples at a time ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from called import last_json
 from nights import state
 
 from sleepfm_fast import convert
@@ -447,7 +448,7 @@ sys.exit(convert.cli(given))
             [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 1, done.stderr
-        result = json.loads(done.stdout.splitlines()[-1])
+        result = last_json(done.stdout)
         assert (result["nights"], result["added"]) == (2, 0 if again else 2)
         assert [Path(entry["path"]).name for entry in result["failed"]] == ["b"]
         assert "it ended its worker process, the second time" in result["failed"][0]["reason"]

@@ -12,6 +12,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.pretrained import trained_config
+from sleepfm_fast.rundir import RunDirectory
 from sleepfm_fast.train import cli
 
 OPTIONS = ("--preset", "tiny", "--optimiser", "adamw", "--batch-size", "16", "--max-steps", "3")
@@ -85,6 +88,27 @@ def test_entries_of_a_configuration_of_another_kind_are_named(trained, cohort_st
     assert cli([str(cohort_store), str(run), *OPTIONS[:-1], "5", "--epochs", "2", "--resume"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {run / 'config.json'} is damaged: the entry '{entry}'")
+
+
+@pytest.mark.parametrize(
+    ("entry", "values"),
+    [
+        ("modalities", {"brain": -1}),
+        ("encoder", {"design": "deep"}),
+        ("encoder", {"channels": [16, 32, 64]}),
+        ("encoder", {"kernels": [24, 7, 5, -3]}),
+        ("encoder", {"strides": [8, 4, 4, 0]}),
+        ("encoder", {"dim": 0}),
+        ("encoder", {"dropout": 1.5}),
+    ],
+)
+def test_a_network_that_cannot_be_is_named(trained, tmp_path, entry, values):
+    run = shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["model"][entry] |= values
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SleepfmError, match=rf"config\.json is damaged: the entry .model\.{entry}"):
+        trained_config(RunDirectory(run))
 
 
 def test_an_unchanged_copy_goes_on(trained, cohort_store, tmp_path):

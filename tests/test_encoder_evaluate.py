@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import resource
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from closeness import assert_close
+from instruction_sets import results_with
 
 import sleepfm_fast
 from sleepfm_fast import encoder as encoder_module
@@ -22,7 +19,6 @@ from sleepfm_fast.model import encoder_evaluation
 from sleepfm_fast.model.encoder_evaluation import has_global_hooks
 from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem
 
-ROOT = Path(__file__).resolve().parent.parent
 # clips, channels in, channels of the stem, samples; blocks: width, channels out, stride, batch norm after, maximum.
 NETWORKS = [
     ((2, 1, 1, 1), []),
@@ -296,21 +292,15 @@ def test_embedding_again_touches_no_fresh_memory(published):
 
 
 ISA_SCRIPT = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import torch, test_encoder_evaluate as t
+import sys, torch, test_encoder_evaluate as t
 from sleepfm_fast import ops
 with torch.no_grad():
-    torch.save([ops.encoder_evaluate(*t.network(*case)) for case in t.NETWORKS], sys.argv[2])
+    torch.save([ops.encoder_evaluate(*t.network(*case)) for case in t.NETWORKS], sys.argv[1])
 """
 
 
 @pytest.mark.parametrize("isa", sleepfm_fast.build_info()["cpu_instruction_sets"])
 def test_every_instruction_set_agrees(isa, tmp_path):
-    path = tmp_path / "results.pt"
-    environment = {**os.environ, "SLEEPFM_CPU": isa, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", ISA_SCRIPT, str(Path(__file__).parent), str(path)]
-    subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=300)
-    for case, found in zip(NETWORKS, torch.load(path, weights_only=True), strict=True):
+    for case, found in zip(NETWORKS, results_with(isa, ISA_SCRIPT, tmp_path), strict=True):
         truth = reference.encoder_evaluate(*to(torch.float64, network(*case)))
         assert (found.double() - truth).abs().max() <= 1e-4 * truth.abs().max().clamp_min(1.0), case

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
+from called import last_json
 from synthetic_embeddings import columns_of, write_folder
 
 from sleepfm_fast import few_shot, probe, retrieve
@@ -16,7 +15,7 @@ DIM = 4
 def run(command, capsys, *arguments):
     status = command.cli([str(a) for a in arguments])
     out, err = capsys.readouterr()
-    return status, json.loads(out.splitlines()[-1]) if status == 0 else err
+    return status, last_json(out) if status == 0 else err
 
 
 @pytest.mark.parametrize("scope", ["cohort", "night", "other-subjects"])

@@ -1,10 +1,10 @@
 """The command from a night of known signals to a folder that probe reads, with channels missing, flat and cut short."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from called import last_json
 from known_nights import ECG, EEG, FLOW, write_known_night
 from nights import Lead
 from test_breathing import breaths
@@ -24,10 +24,6 @@ SPO2 = Lead("SpO2", 1, "%", 127.0)
 THORAX = Lead("Thorax", 25, "", 100.0)
 ABDOMEN = Lead("Abdomen", 25, "", 100.0)
 MINUTES = 5
-
-
-def last_json(text):
-    return json.loads(text.strip().splitlines()[-1])
 
 
 def known_signals(per_min=15.0):

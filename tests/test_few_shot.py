@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from functools import partial
 
 import numpy as np
 import pytest
+from called import called, last_json
 from scipy import stats
 from synthetic_embeddings import columns_of, write_folder
 
@@ -33,10 +35,7 @@ def planted(tmp_path, *, signal=1.2, n_each=30, change=None, name="emb", seed=0,
     return write_folder(tmp_path / name, x, columns, **more)
 
 
-def run(capsys, *arguments):
-    status = few_shot.cli([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return status, json.loads(out.splitlines()[-1]) if status == 0 else None, err
+run = partial(called, few_shot.cli)
 
 
 def test_the_curve(tmp_path, capsys):
@@ -80,7 +79,7 @@ def test_the_last_point_is_the_probe(tmp_path, capsys, more):
     folder = planted(tmp_path)
     _, result, _ = run(capsys, folder, tmp_path / "out", "--task", "stage", "--subjects", 2, *more)
     probe.cli([str(folder), "--task", "stage", "--bootstraps", "0", *more])
-    probed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    probed = last_json(capsys.readouterr().out)
     last = result["curve"][-1]
     assert last["subjects"] == probed["train"]["n_subjects"] == (11 if "train+validation" in more else 9)
     assert last["n_clips"] == probed["train"]["n_clips"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from filter_batch import N_OUT, NORMALISATIONS, Batch, mixed_batch, noise, snr_db
+from instruction_sets import results_with
 
 import sleepfm_fast
 from sleepfm_fast import ops
@@ -312,21 +313,15 @@ def test_impossible_rows_give_nan_on_the_gpu(cuda: torch.device) -> None:
 
 
 ISA_SCRIPT = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import numpy as np, filter_batch as t
+import sys, torch, filter_batch as t
 batch = t.mixed_batch()
-np.save(sys.argv[2], np.stack([batch.run(n_channels=5, normalise=m).numpy() for m in t.NORMALISATIONS]))
+torch.save(torch.stack([batch.run(n_channels=5, normalise=m) for m in t.NORMALISATIONS]), sys.argv[1])
 """
 
 
 @pytest.mark.parametrize("isa", sleepfm_fast.build_info()["cpu_instruction_sets"])
 def test_every_instruction_set_agrees(isa: str, tmp_path: Path) -> None:
-    path = tmp_path / "out.npy"
-    environment = {**os.environ, "SLEEPFM_CPU": isa, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", ISA_SCRIPT, str(Path(__file__).parent), str(path)]
-    subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=300)
-    got = torch.from_numpy(np.load(path))
+    got = results_with(isa, ISA_SCRIPT, tmp_path)
     batch = mixed_batch()
     for i, normalise in enumerate(NORMALISATIONS):
         truth = batch.truth(n_channels=5, normalise=normalise)

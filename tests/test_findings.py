@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from called import last_json
 from edf_files import Channel, annotation_channel, starts, write_edf
 from nights import LEADS, Lead, contents, write_night
 from planted import plant, samples_of
@@ -350,7 +351,7 @@ def test_a_copy_that_was_interrupted(tmp_path: Path, examine) -> None:
     assert found["figures"] == {"seconds": 180, "bytes": len(whole)}
     assert f"whole it has {len(whole)} bytes" in found["action"]
     assert not any("promises" in f["text"] for f in findings), "it is said once"
-    assert json.loads(said.splitlines()[-1])["clips"] == 10
+    assert last_json(said)["clips"] == 10
     # A recorder that was stopped without writing the count is another matter.
     path.write_bytes(whole[:236] + b"-1".ljust(8) + whole[244:kept])
     assert "incomplete" not in {f["code"] for f in examine(path)[0]}
@@ -504,7 +505,7 @@ def test_corrections_are_applied_and_recorded(sleepers: list[Path], tmp_path: Pa
     overrides.write_text(json.dumps({"*.edf": {"Snore": {"exclude": True}}, "in/night.edf": {"#1": {"alias": EEG}}}))
     capsys.readouterr()
     assert cli([*arguments, "--overrides", str(overrides)]) == 1
-    changed = json.loads(capsys.readouterr().out.splitlines()[-1])["changed"]
+    changed = last_json(capsys.readouterr().out)["changed"]
     assert {Path(c["path"]).name for c in changed} == {night.name, other.name}  # 'snore' was written otherwise
     assert contents(tmp_path / "store") == before
     assert cli([*arguments, "--overrides", str(overrides), "--overwrite"]) == 0

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from closeness import assert_close
+from instruction_sets import results_with
 from torch.nn.utils import prune
 
 import sleepfm_fast
@@ -19,7 +16,6 @@ from sleepfm_fast import _C, ops, reference
 from sleepfm_fast.encoder import PRESETS, build_encoder
 from sleepfm_fast.model.mbconv_blocks import MBConvBlock, convolve_and_normalise
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("x", "w1", "b1", "gamma0", "beta0", "wd", "bd", "gamma1", "beta1", "w3", "b3")
 # clips, channels in, width, channels out, samples, stride: one value a channel and clip, less than a vector, one more
 # than a panel, rows that are no multiple of a register block, a stage of the network, several tiles with the expansion
@@ -503,21 +499,15 @@ def test_opcheck(stride):
 
 
 ISA_SCRIPT = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import torch, test_mbconv as t
+import sys, torch, test_mbconv as t
 from sleepfm_fast import ops
-torch.save([t.evaluate(ops.mbconv, t.arguments(dims), dims) for dims in t.DIMS], sys.argv[2])
+torch.save([t.evaluate(ops.mbconv, t.arguments(dims), dims) for dims in t.DIMS], sys.argv[1])
 """
 
 
 @pytest.mark.parametrize("isa", sleepfm_fast.build_info()["cpu_instruction_sets"])
 def test_every_instruction_set_agrees(isa, tmp_path):
-    path = tmp_path / "results.pt"
-    environment = {**os.environ, "SLEEPFM_CPU": isa, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", ISA_SCRIPT, str(Path(__file__).parent), str(path)]
-    subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=300)
-    for dims, found in zip(DIMS, torch.load(path, weights_only=True), strict=True):
+    for dims, found in zip(DIMS, results_with(isa, ISA_SCRIPT, tmp_path), strict=True):
         truth = evaluate(reference.mbconv, arguments(dims), dims, torch.float64)
         for name, a, c in zip(("y", "statistics", *NAMES), found, truth, strict=True):
             allowed = (1e-4 if dims[0] * dims[4] > 4 else 2e-2) * c.abs().max().clamp_min(1.0)

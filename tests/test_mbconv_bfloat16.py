@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from instruction_sets import results_with
 from test_encoder_evaluate import NETWORKS, network, to
 from test_mbconv import DIMS, NAMES, arguments, upstream_of
 
@@ -19,7 +17,6 @@ from sleepfm_fast import _C, ops, reference
 from sleepfm_fast.encoder import PRESETS, build_encoder
 from sleepfm_fast.model.mbconv_blocks import MBConvBlock
 
-ROOT = Path(__file__).resolve().parent.parent
 # What the processor offers by itself, and every set of instructions by name, none of which has products of bfloat16.
 VARIANTS = ["", *sleepfm_fast.build_info()["cpu_instruction_sets"]]
 # A value that rounding moves across a kink of ReLU6, or a factor that it moves to the next bfloat16 number, decides one
@@ -90,24 +87,18 @@ def results(dims):
 
 
 VARIANT_SCRIPT = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import torch, test_mbconv_bfloat16 as t
+import sys, torch, test_mbconv_bfloat16 as t
 from sleepfm_fast import ops
 blocks = [t.results(dims) for dims in t.DIMS]
 with torch.no_grad():
     networks = [ops.encoder_evaluate(*t.network(*case), precision="bfloat16") for case in t.NETWORKS]
-torch.save((blocks, networks), sys.argv[2])
+torch.save((blocks, networks), sys.argv[1])
 """
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_computes_what_is_defined(variant, tmp_path):
-    path = tmp_path / "results.pt"
-    environment = {**os.environ, "SLEEPFM_CPU": variant, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", VARIANT_SCRIPT, str(Path(__file__).parent), str(path)]
-    subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=300)
-    blocks, networks = torch.load(path, weights_only=True)
+    blocks, networks = results_with(variant, VARIANT_SCRIPT, tmp_path)
     for dims, (trainings, evaluation) in zip(DIMS, blocks, strict=True):
         assert_trains_as_defined(trainings, dims)
         assert_evaluates_as_defined(evaluation, dims)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from called import last_json
 from nights import LEADS, write_night
 
 from sleepfm_fast import embed, preprocess, train
@@ -53,7 +54,7 @@ def test_nights_of_one_modality_are_left_out_of_training_and_embedded(make_store
     assert "4 of 12 recordings have channels of only one modality" in captured.err
     subjects = json.loads((tmp_path / "run" / "config.json").read_text())["subjects"]
     whole = [code for subject, code in subjects.items() if subject.startswith("n")]
-    assert json.loads(captured.out.splitlines()[-1])["training_clips"] == 4 * whole.count(0)
+    assert last_json(captured.out)["training_clips"] == 4 * whole.count(0)
     assert embed.cli([str(tmp_path / "run"), str(store), str(tmp_path / "emb")]) == 0
     e = Embeddings(tmp_path / "emb")
     lacking = np.array([r.startswith("brain") for r in e.description.recordings])[e.recording]

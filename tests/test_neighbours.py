@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from called import last_json
 
 from sleepfm_fast import embed, probe, reference, retrieve, train
 from sleepfm_fast.batches import Batch
@@ -110,10 +111,6 @@ def test_the_loss_is_that_of_clip_against_neighbour(n_parts):
         torch.testing.assert_close(mine, p.grad, rtol=1e-8, atol=1e-12)
 
 
-def last_json(capsys):
-    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-
-
 def test_a_run_of_one_modality_resumes_embeds_and_probes(cohort_store, tmp_path, capsys):
     options = [*TINY, "--modalities", "brain", "--checkpoint-steps", "2"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -130,9 +127,9 @@ def test_a_run_of_one_modality_resumes_embeds_and_probes(cohort_store, tmp_path,
     assert list(RunDirectory(whole).config()["model"]["modalities"]) == ["brain"]
     capsys.readouterr()
     assert embed.cli([str(whole), str(cohort_store), str(tmp_path / "emb")]) == 0
-    assert last_json(capsys)["modalities"] == ["brain"]
+    assert last_json(capsys.readouterr().out)["modalities"] == ["brain"]
     assert probe.cli([str(tmp_path / "emb"), "--task", "stage", "--bootstraps", "10"]) == 0
-    assert last_json(capsys)["modalities"] == ["brain"]
+    assert last_json(capsys.readouterr().out)["modalities"] == ["brain"]
     assert retrieve.cli([str(tmp_path / "emb")]) == 1
     assert "retrieval is between two" in capsys.readouterr().err
 
@@ -142,9 +139,10 @@ def test_a_run_of_two_modalities_embeds_and_retrieves(cohort_store, tmp_path, ca
     options = [*TINY, "--modalities", "ecg", "respiratory", "--max-steps", "3"]
     assert train.cli([str(cohort_store), str(run), *options]) == 0
     assert embed.cli([str(run), str(cohort_store), str(tmp_path / "emb")]) == 0
-    assert last_json(capsys)["modalities"] == ["respiratory", "ecg"]  # the montage's order, whatever was typed
+    embedded = last_json(capsys.readouterr().out)
+    assert embedded["modalities"] == ["respiratory", "ecg"]  # the montage's order, whatever was typed
     assert retrieve.cli([str(tmp_path / "emb")]) == 0
-    assert {(d["query"], d["candidates"]) for d in last_json(capsys)["directions"]} == {
+    assert {(d["query"], d["candidates"]) for d in last_json(capsys.readouterr().out)["directions"]} == {
         ("respiratory", "ecg"),
         ("ecg", "respiratory"),
     }
@@ -174,7 +172,7 @@ def test_fewer_training_subjects_are_nested_and_change_no_split(cohort_store, tm
         options += ["--replicate", str(replicate)] if n else []
         assert train.cli([str(cohort_store), str(run), *options]) == 0
         configs[n, replicate] = RunDirectory(run).config()
-        result = last_json(capsys)
+        result = last_json(capsys.readouterr().out)
         assert result["trained_subjects"] == len(configs[n, replicate]["trained_subjects"])
     everybody = set(configs[0, 0]["trained_subjects"])
     splits = configs[0, 0]["subjects"]

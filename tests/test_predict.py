@@ -186,6 +186,26 @@ def test_what_cannot_be_is_refused(fitted, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("array", "change", "said"),
+    [
+        ("coef", lambda a: a[:, :-1], "takes 35 numbers a clip, .* has 36 of respiratory, brain, ecg"),
+        ("coef", lambda a: a[:-1], "do not fit each other"),
+        ("intercept", lambda a: a[:-1], "do not fit each other"),
+        ("subject", lambda a: a + 1000, r"subject\.npy is damaged"),
+    ],
+)
+def test_a_classifier_that_was_changed_is_named(fitted, tmp_path, array, change, said):
+    folder, result = fitted
+    values = change(np.load(result / f"{array}.npy"))
+    np.save(result / f"{array}.npy", values)
+    record = json.loads((result / "result.json").read_text())
+    record["arrays"][array] = [str(values.dtype), *values.shape]
+    (result / "result.json").write_text(json.dumps(record))
+    with pytest.raises(SleepfmError, match=said):
+        predict.main(predict.Config(result, folder, tmp_path / "out"))
+
+
 def test_what_cannot_be_is_said_before_the_folder_that_stands(fitted, tmp_path, capsys):
     folder, result = fitted
     predict.main(predict.Config(result, folder, tmp_path / "out"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from called import last_json
 from nights import DATA, Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
 
 import sleepfm_fast.cohorts.night
@@ -28,7 +29,7 @@ def cohort(tmp_path: Path) -> Path:
 @pytest.mark.skipif(not (DATA / "osas2002.edf").is_file(), reason=f"the real recording is missing: {DATA}")
 def test_a_real_polysomnography(tmp_path: Path) -> None:
     done = run_preprocess(DATA / "osas2002.edf", tmp_path / "store", "--labels", DATA / "osas2002-stages.csv")
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = last_json(done.stdout)
     assert (result["nights"], result["clips"], result["failed"]) == (1, 40, [])
     assert result["stages"] == {"W": 0, "N1": 0, "N2": 14, "N3": 12, "R": 14, "none": 0}
     assert "40 clips" in done.stderr
@@ -83,7 +84,7 @@ def notices(capsys, *arguments: object) -> tuple[list[str], dict]:
     assert cli([*map(str, arguments), "--backend", "threading", "--workers", "1"]) == 0
     out, err = capsys.readouterr()
     said = [line for line in err.splitlines() if "no respiratory event" in line]
-    return said, json.loads(out.splitlines()[-1])
+    return said, last_json(out)
 
 
 def test_nights_with_labels_by_other_rules_are_made_again(cohort: Path, tmp_path: Path, capsys, monkeypatch) -> None:
@@ -154,7 +155,7 @@ def test_a_night_that_is_there_twice_is_said_at_every_run(tmp_path: Path, capsys
 def test_processes_and_threads_give_the_same_bytes(cohort: Path, tmp_path: Path, capsys) -> None:
     preprocess(capsys, cohort, tmp_path / "threads")
     done = run_preprocess(cohort, tmp_path / "processes", "--workers", 2, "--backend", "loky")
-    assert json.loads(done.stdout.splitlines()[-1])["nights"] == 4
+    assert last_json(done.stdout)["nights"] == 4
     assert contents(tmp_path / "threads") == contents(tmp_path / "processes")
 
 
@@ -458,7 +459,7 @@ def test_interrupted_copies_are_named_and_used_as_far_as_they_go(tmp_path: Path,
     cut(nights / "empty.edf", 0)
     status = cli([str(nights), str(tmp_path / "store"), "--workers", "1"])
     out, said = capsys.readouterr()
-    result = json.loads(out.splitlines()[-1])
+    result = last_json(out)
     assert (status, result["nights"]) == (1, 2)
     assert result["stages"] == {"W": 2, "N1": 2, "N2": 1, "N3": 0, "R": 1, "none": 0}
     assert result["incomplete"] == ["cut"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from called import last_json
 from nights import LEADS, Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
 from process_trees import marked, stop
 from report_runs import start
@@ -109,7 +110,7 @@ def test_a_second_cohort_takes_the_channels_of_a_store_or_a_run(cohort: Path, tm
         shown = capsys.readouterr()
         assert "ecg: ECG (1 of 3 nights)" in shown.err
         assert "notice: no night has Thermal Flow, SpO2, which --like asks for" in shown.err
-        n_filled = json.loads(shown.out.splitlines()[-1])["nights_by_channel"]
+        n_filled = last_json(shown.out)["nights_by_channel"]
         assert (n_filled["ECG"], n_filled["SpO2"]) == (1, 0)
         assert ClipStore(made).montage == montage
         assert ClipStore(made).store["configuration"]["inputs"][0]["like"] == str(like)
@@ -294,7 +295,7 @@ def test_kill_9_loses_and_repeats_nothing(tmp_path: Path) -> None:
         ClipStore(store)
     survivors = {name: s for name, s in state(store).items() if name.endswith(".json")}
     assert 2 <= len(survivors) < n_nights
-    done = json.loads(run_preprocess(folder, store, "--workers", 2).stdout.splitlines()[-1])
+    done = last_json(run_preprocess(folder, store, "--workers", 2).stdout)
     assert (done["nights"], done["kept"]) == (n_nights, len(survivors))
     assert {name: state(store)[name] for name in survivors} == survivors
     run_preprocess(folder, tmp_path / "uninterrupted", "--workers", 2)

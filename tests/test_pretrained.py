@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from called import last_json
 from safetensors.torch import save_file
 
 from sleepfm_fast import embed, import_checkpoint, train
@@ -134,7 +135,7 @@ def test_whom_the_first_training_has_seen_is_never_tested(source, cohort_store, 
         captured = capsys.readouterr()
         assert "keep the split of the training that --init-from names" in captured.err
         assert "are not known" not in captured.err
-        assert "keep the split" in json.loads(captured.out.splitlines()[-1])["notices"][-1]
+        assert "keep the split" in last_json(captured.out)["notices"][-1]
         second = config_of(run)
         assert second["subjects"] == first
         assert second["initialised_from"]["subjects"] == first
@@ -183,7 +184,7 @@ def test_weights_that_do_not_say_whom_they_have_seen_are_noticed(source, cohort_
         assert train.cli(options) == 0
         captured = capsys.readouterr()
         assert f"{path}: The subjects it was trained on are not known" in captured.err
-        assert "are not known" in json.loads(captured.out.splitlines()[-1])["notices"][-1]
+        assert "are not known" in last_json(captured.out)["notices"][-1]
         assert config_of(run)["initialised_from"]["subjects_known"] is False
         assert train.cli([*options, "--resume"]) == 0
         assert "are not known" in capsys.readouterr().err
@@ -254,7 +255,7 @@ def test_embedding_with_the_authors_file_equals_importing_it_first(best_pt, cinc
     captured = capsys.readouterr()
     assert "the recorder's integers without gain" in captured.err
     assert "a test subject may be one of them" in captured.err
-    weights = json.loads(captured.out.splitlines()[-1])["weights"]
+    weights = last_json(captured.out)["weights"]
     assert weights["file"] == str(best_pt)
     assert import_checkpoint.cli([str(best_pt), str(tmp_path / "run")]) == 0
     capsys.readouterr()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
+from called import called
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
 from synthetic_embeddings import columns_of, unit, write_folder
@@ -38,10 +39,7 @@ def planted(
     return folder, unit(x), columns
 
 
-def run(capsys, folder, *arguments):
-    status = probe.cli([str(folder), *map(str, arguments)])
-    out, err = capsys.readouterr()
-    return status, json.loads(out.splitlines()[-1]) if status == 0 else None, err
+run = partial(called, probe.cli)
 
 
 def test_planted_classes_are_found(tmp_path, capsys):

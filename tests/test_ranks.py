@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from instruction_sets import tests_passed_with
 
 import sleepfm_fast
 from sleepfm_fast.ranks import pair_ranks
@@ -153,20 +153,10 @@ def test_threads_change_nothing(threads):
 
 @pytest.mark.parametrize("name", ["portable", "avx2", "avx512"])
 def test_every_instruction_set(name):
-    if name not in sleepfm_fast.build_info()["cpu_instruction_sets"]:
-        pytest.skip(f"this processor has no {name}")
     if name == sleepfm_fast.build_info()["cpu_instruction_set_in_use"]:
         pytest.skip(f"all tests of this file run with {name} in this process")
     cases = ["equals_the_dense_definition and 257", "nearly_equal", "duplicates", "exact_ties"]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", " or ".join(cases)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SLEEPFM_CPU": name, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert "14 passed" in run.stdout
+    assert tests_passed_with(name, __file__, "-k", " or ".join(cases)) == 14
 
 
 def test_memory_does_not_grow_with_the_square():

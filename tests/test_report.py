@@ -6,10 +6,12 @@ import itertools
 import json
 import re
 import shutil
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from called import called
 from report_runs import classify, embed, few_shot, full_run, retrieve, start
 
 from sleepfm_fast import report
@@ -43,10 +45,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def run(capsys, *arguments):
-    status = report.cli([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return status, json.loads(out.splitlines()[-1]) if status == 0 else None, err
+run = partial(called, report.cli)
 
 
 def make(folder, *, projection="pca", **changes):

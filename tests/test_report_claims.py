@@ -14,6 +14,7 @@ from synthetic_embeddings import columns_of, unit, write_folder
 from test_report import figures_of, make
 
 from sleepfm_fast import compare, probe, reproduce
+from sleepfm_fast import retrieve as other
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.evaluation.calibration import correct_for_prior
 from sleepfm_fast.reporting.retrieval import chance_curve
@@ -335,7 +336,12 @@ def test_classes_of_few_subjects_and_results_without_intervals_are_said(tmp_path
     embeddings = Embeddings(write_folder(folder / "embeddings", vectors, columns, sexes=sexes))
     classify(folder / "results" / "sex", embeddings, "sex")
     probe.main(probe.Config(embeddings.path, "sex", folder / "results" / "without", bootstraps=0))
+    other.main(other.Config(embeddings.path, folder / "results" / "retrieve", bootstraps=0))
     text, _, numbers, _ = make(folder)
+    (found,) = [f["caption"] for (_, _, t), f in figures_of(numbers).items() if t == "Figures of each direction"]
+    assert "No intervals: it was made with --bootstraps 0. Chance is" in found
+    (counts, *_) = [f["caption"] for (_, _, t), f in figures_of(numbers).items() if t == "Confusion matrix"]
+    assert "Rows are the subjects' classes" in counts
     captions = [f["caption"] for (_, _, t), f in figures_of(numbers).items() if t.startswith("Figures of each class")]
     assert (
         "Only 3 subjects have clips of F: intervals of this class, and of means over it, hold the truth" in captions[0]

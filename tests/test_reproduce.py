@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from called import last_json
 from synthetic_embeddings import columns_of, write_folder
 
 from sleepfm_fast import reproduce
@@ -230,12 +231,10 @@ def carried_out(broken=(), finished=()):
             else reproduce_steps.Outcome("done")
         )
 
-    outcomes = reproduce_steps.carry_out(
-        steps,
-        lambda step, outcome: noted.append((step.name, outcome.state)),
-        attempt,
-        lambda step: step.name in finished,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce_steps, "attempt", attempt)
+        patch.setattr(reproduce_steps, "is_finished", lambda step: step.name in finished)
+        outcomes = reproduce_steps.carry_out(steps, lambda step, outcome: noted.append((step.name, outcome.state)))
     assert noted == [(name, outcome.state) for name, outcome in outcomes.items()]
     return tried, {name: outcome.state for name, outcome in outcomes.items()}
 
@@ -585,11 +584,11 @@ def test_from_store_to_tables_and_again(cohort_store, tmp_path, capsys):
     command = [str(cohort_store), str(out), "--tables", "4,11,13", "--figures", "none", "--sizes", "--epochs", "1"]
     command += ["--threads", "1", "--no-report"]
     assert reproduce.cli([*command, "--plan"]) == 0
-    planned = json.loads(capsys.readouterr().out.splitlines()[-1])
+    planned = last_json(capsys.readouterr().out)
     assert not out.exists()
     assert reproduce.cli(command) == 0, capsys.readouterr().err
     captured = capsys.readouterr()
-    done = json.loads(captured.out.splitlines()[-1])
+    done = last_json(captured.out)
     assert done["steps"] == {"found": 0, "done": planned["steps"], "failed": 0, "blocked": 0}
     text = (out / "tables.md").read_text()
     assert "cannot be compared with figures of patients" in text
@@ -604,7 +603,7 @@ def test_from_store_to_tables_and_again(cohort_store, tmp_path, capsys):
     for file in (out / "runs" / "leave_one_out" / "results" / "stage-ecg").iterdir():
         file.unlink()
     assert reproduce.cli(command) == 0
-    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    again = last_json(capsys.readouterr().out)
     assert again["steps"] == {"found": planned["steps"] - 1, "done": 1, "failed": 0, "blocked": 0}
     repeated = json.loads((out / "reproduction.json").read_text())
     assert [t["cells"] for t in repeated["tables"]] == [t["cells"] for t in record["tables"]]

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from called import last_json
 from known_nights import EEG, staged_night
 
 from sleepfm_fast import preprocess, reproduce
@@ -110,7 +111,7 @@ def test_a_store_of_one_modality_is_planned_without_what_would_fail(eeg_store, t
     command = [str(eeg_store), str(tmp_path / "out"), "--plan", "--threads", "1"]
     assert reproduce.cli(command) == 0
     captured = capsys.readouterr()
-    planned = json.loads(captured.out.splitlines()[-1])
+    planned = last_json(captured.out)
     assert planned["tables"] == ["Table 6", "Figure 2", "Figure 3"]
     assert not [step for step in planned["to_do"] if "retrieve" in step or "sdb" in step or "-sex" in step]
     assert captured.err.count("notice: the store has no two classes of scored respiratory events") == 1

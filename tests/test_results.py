@@ -1,5 +1,7 @@
 """Result folders: whole or not at all, never overwritten unasked, damage named."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,50 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     with pytest.raises(SleepfmError, match="not a result folder"):
         write_result(tmp_path / "b", {"command": "probe"}, {}, overwrite=True)
     assert (tmp_path / "b" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("arrays", None),
+        ("arrays", {"clip": [3]}),
+        ("command", 1),
+        ("subjects", "abc"),
+        ("recordings", [1]),
+        ("trained_classes", [0, -1]),
+        ("modalities", [["brain"]]),
+        ("task", ["stage"]),
+    ],
+)
+def test_an_entry_of_another_kind_is_named(tmp_path, name, value):
+    write_result(tmp_path / "a", {"command": "probe"}, {"clip": np.arange(3)})
+    file = tmp_path / "a" / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    with pytest.raises(SleepfmError, match=rf"result\.json is damaged: the entry '{name}'"):
+        read_result(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("subject", np.array([0, 2])),
+        ("recording", np.array([-1, 0])),
+        ("recording", np.array([0.0, 1.0])),
+        ("label", np.array([0, 127], np.int8)),
+        ("score", np.array([[0.5, np.nan]])),
+        ("coef", np.full((2, 2), np.nan)),
+    ],
+)
+def test_an_array_that_cannot_be_is_named(tmp_path, name, values):
+    names = {"subjects": ["a", "b"], "recordings": ["a", "b"], "class_names": ["no", "yes"]}
+    write_result(tmp_path / "a", {"command": "probe", **names}, {name: values, "empty": values[:0]})
+    result = read_result(tmp_path / "a")
+    with pytest.raises(SleepfmError, match=rf"{name}\.npy is damaged"):
+        result.array(name)
+    assert not result.array("empty").size
+    result.require("subjects")
+    with pytest.raises(SleepfmError, match="the entry 'task' is missing"):
+        result.require("subjects", "task")
 
 
 def test_damage_is_named(tmp_path):

@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
+from called import called
 from synthetic_embeddings import MODALITIES, columns_of, unit, write_folder
 
 from sleepfm_fast import retrieve
@@ -35,10 +37,7 @@ def folder_of(tmp_path, *, alignment, n=N, n_subjects=12, mask=None, split_of=No
     return write_folder(tmp_path / "emb", x, columns_of(subject, split[subject]), mask=mask, **more), unit(x), subject
 
 
-def run(capsys, folder, *arguments):
-    status = retrieve.cli([str(folder), *map(str, arguments)])
-    out, err = capsys.readouterr()
-    return status, json.loads(out.splitlines()[-1]) if status == 0 else None, err
+run = partial(called, retrieve.cli)
 
 
 def dense(a, b):

@@ -12,7 +12,7 @@ import pytest
 from sleepfm_fast.annotations import Event, Scoring, ScoringError, clip_labels, find_scoring, read_scoring
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.scoring.stages import STAGES
-from sleepfm_fast.scoring.texts import asks_meaning, parse_meanings, stated, translated
+from sleepfm_fast.scoring.texts import asks_meaning, parse_meanings, stated, translated, unlike_a_night
 
 
 def write(tmp_path: Path, text: str | bytes, name: str = "a.csv", encoding: str = "utf-8") -> Path:
@@ -490,6 +490,20 @@ def test_a_column_of_events_is_read_and_not_the_stage_at_that_time(tmp_path, hea
     assert clip_labels(scoring, 90).sdb.tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "gb18030"])
+def test_a_table_in_chinese(tmp_path, encoding):
+    text = "开始时间,持续时间,事件\n0,30,清醒\n30,30,N2期\n60,30,快速眼动期\n65,12,低通气\n70,20,体位 1\n"
+    scoring = read_scoring(write(tmp_path, text, encoding=encoding))
+    grid = clip_labels(scoring, 90)
+    assert (grid.stage.tolist(), grid.sdb.tolist()) == ([0, 2, 4], [0, 0, 1])
+    assert bool(scoring.issues) == (encoding == "gb18030")
+
+
+def test_a_table_in_cyrillic_of_windows(tmp_path):
+    text = "onset,duration,stage\n0,30,Бодрствование\n30,30,Стадия 2\n60,30,Позиция 1\n"
+    assert clip_labels(read_scoring(write(tmp_path, text, encoding="cp1251")), 90).stage.tolist() == [0, 2, -1]
+
+
 def test_of_two_columns_of_texts_that_is_read_which_says_something(tmp_path):
     text = "onset\tduration\ttrial_type\tvalue\n0\t30\tsleep_stage\tN2\n30\t30\tsleep_stage\tR\n"
     assert labelled(tmp_path, text, 60).stage.tolist() == [2, 4]
@@ -515,6 +529,26 @@ def test_a_four_beside_the_word_rem_is_s4(tmp_path):
     grid = labelled(tmp_path, "0,30,2\n30,30,4\n60,30,REM\n", 90)
     assert grid.stage.tolist() == [2, 3, 4]
     assert not any(map(asks_meaning, grid.issues))
+    burst = labelled(tmp_path, "0,30,2\n30,30,4\n61,1.5,REM\n", 90)
+    assert burst.stage.tolist() == [2, -1, -1]
+
+
+@pytest.mark.parametrize("head", ["Sleep Stage,Time,Event,Duration", "Schlafphase,Zeit,Ereignis,Dauer"])
+def test_a_few_events_among_listed_epochs_keep_their_durations(tmp_path, head):
+    rows = sorted([*((30 * k, 30, "N2") for k in range(100)), (85, 25, "Hypopnea"), (1200.5, 33, "Central apnea")])
+    scoring = read_scoring(write(tmp_path, head + "\n" + "".join(f"N2,{at},{text},{s}\n" for at, s, text in rows)))
+    assert [e for e in scoring.events if e.text != "N2"] == [
+        Event(85, 25, "Hypopnea"), Event(1200.5, 33, "Central apnea")
+    ]  # fmt: skip
+    grid = clip_labels(scoring, 3000)
+    assert (np.flatnonzero(grid.sdb == 1).tolist(), grid.issues, scoring.issues) == ([3, 40], (), ())
+
+
+def test_a_remark_beside_a_stage_does_not_take_its_place(tmp_path):
+    text = "onset,duration,stage,annotation\n0,90,W,\n90,120,N2,snoring\n210,60,R,\n"
+    scoring = read_scoring(write(tmp_path, text))
+    assert clip_labels(scoring, 270).stage.tolist() == [0] * 3 + [2] * 4 + [4] * 2
+    assert "snoring" in [event.text for event in scoring.events]
 
 
 def test_a_row_an_epoch_with_its_stage_and_its_events(tmp_path):
@@ -588,6 +622,7 @@ def test_a_length_in_the_text_of_an_event_is_its_duration(tmp_path):
     ("codes", "said"),
     [
         ([0] * 4 + [2, 3, 3, 4, 5, 4, 5, 4, 3, 1, 1] * 3, "5 comes behind 3 or 4 in 6 of 6 places"),  # UCDDB: 5 is S4
+        ([0] * 4 + [2, 3, 3, 4, 3, 2, 1, 1, 1, 1] * 15, "1 lasts 4 epochs at a time and 2 lasts 1"),  # ... without S4
         ([1] * 10 + [2, 3, 4, 3, 2, 5] * 25, "none of 160 is a 0"),  # counted from 1
         ([5] * 10 + [3, 2, 1, 2, 4, 2, 0] * 20, "the first is a 5"),  # DREAMS: 5 is wake, 4 REM
     ],
@@ -603,6 +638,12 @@ def test_numbers_that_no_night_has_get_no_stage_until_their_meaning_is_stated(tm
     grid = clip_labels(translated(read_scoring(write(tmp_path, text)), told), 30 * len(codes))
     assert grid.stage.tolist() == [code % 5 for code in codes]
     assert not any(map(asks_meaning, grid.issues))
+
+
+def test_numbers_that_a_night_has_are_taken():
+    for rem in (4, 5):
+        codes = ([0] * 10 + [1, 2, 2, 2, 3, 3, 2, 2, 1, rem, rem, rem, 2, 2, 1, 1, 0] * 20)[:300]
+        assert unlike_a_night(codes, 30.0 * len(codes)) == ""
 
 
 @pytest.mark.parametrize("codes", [[5] * 40 + [2] * 20, [2] * 60 + [3] * 40, [2, 3, 2, 5] * 10])
@@ -625,3 +666,5 @@ def test_the_numbers_of_ucddb_are_its_own(tmp_path, recording, name):
     scoring = read_scoring(found, length_s=240)
     assert clip_labels(scoring, 240).stage.tolist() == [0, 1, 2, 3, 3, 4, -1, -1]
     assert any("UCDDB" in issue for issue in scoring.issues)
+    in_words = read_scoring(write(tmp_path, "onset,duration,stage\n0,30,W\n30,30,2\n", "ucddb002.csv"))
+    assert clip_labels(in_words, 60).stage.tolist() == [0, 2]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from called import called, last_json
 
 from sleepfm_fast import embed, import_checkpoint
 from sleepfm_fast.encoder import PRESETS, SleepModel
@@ -64,21 +64,19 @@ def test_the_command_writes_a_run_that_embed_reads(model, tmp_path, cohort_store
     path = write(tmp_path / "best.pt", content_of(model))
     run = tmp_path / "run"
     assert import_checkpoint.cli([str(path), str(run)]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = last_json(capsys.readouterr().out)
     assert result["montage"] == "cinc2018"
     assert result["parameters"] == sum(p.numel() for p in model.parameters())
     assert sorted(p.name for p in run.iterdir()) == ["best.safetensors", "config.json"]
     assert embed.cli([str(run), str(cohort_store), str(tmp_path / "emb")]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["dim"] == 512
+    assert last_json(capsys.readouterr().out)["dim"] == 512
 
 
 def test_an_import_given_again_is_finished_and_another_is_refused(model, tmp_path, capsys):
     path, run = write(tmp_path / "best.pt", content_of(model)), tmp_path / "run"
 
     def call(checkpoint, folder=run):
-        status = import_checkpoint.cli([str(checkpoint), str(folder)])
-        out, err = capsys.readouterr()
-        return status, json.loads(out.splitlines()[-1]) if status == 0 else None, err
+        return called(import_checkpoint.cli, capsys, checkpoint, folder)
 
     status, first, err = call(path)
     assert (status, "is finished" in err) == (0, False)

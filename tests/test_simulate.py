@@ -18,6 +18,7 @@ import edfio
 import numpy as np
 import pyedflib
 import pytest
+from called import last_json
 from scipy import ndimage, signal
 
 from sleepfm_fast import simulate
@@ -286,7 +287,7 @@ def test_command_line(tmp_path, capsys):
     out = tmp_path / "cli"
     options = ["--subjects", "1", "--hours", "0.05", "--workers", "1", "--couplings.desaturation", "0"]
     assert simulate.cli([str(out), *options]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["recordings"] == 1
+    assert last_json(capsys.readouterr().out)["recordings"] == 1
     assert json.loads((out / "simulation.json").read_text())["couplings"]["desaturation"] == 0
     assert simulate.cli([str(out), "--subjects", "2"]) == 1
     assert simulate.cli([]) == 2

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from closeness import assert_close
+from instruction_sets import results_with
 from torch import nn
 
 import sleepfm_fast
 from sleepfm_fast import ops, reference
 from sleepfm_fast.model.mbconv_blocks import convolve_and_normalise
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("weight", "bias", "gamma", "beta")
 # clips, channels in, channels out, samples: one value in all but one clip's channel, odd and even lengths, less than a
 # vector, one more than a tile of 192, several tiles, rows that are no multiple of a register block, more taps than a
@@ -212,13 +208,11 @@ def test_opcheck():
 
 
 ISA_SCRIPT = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import torch, test_stem as t, test_max_pool as m
+import sys, torch, test_stem as t, test_max_pool as m
 from sleepfm_fast import ops
 stems = [t.evaluate(ops.stem, *t.arguments(dims)) for dims in t.DIMS]
 pools = [m.both(ops.max_pool, m.rows(n)) for n in m.LENGTHS]
-torch.save([stems, pools], sys.argv[2])
+torch.save([stems, pools], sys.argv[1])
 """
 
 
@@ -226,11 +220,7 @@ torch.save([stems, pools], sys.argv[2])
 def test_every_instruction_set_agrees(isa, tmp_path):
     from test_max_pool import LENGTHS, both, rows
 
-    path = tmp_path / "results.pt"
-    environment = {**os.environ, "SLEEPFM_CPU": isa, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", ISA_SCRIPT, str(Path(__file__).parent), str(path)]
-    subprocess.run(command, env=environment, check=True, cwd=ROOT, timeout=300)
-    stems, pools = torch.load(path, weights_only=True)
+    stems, pools = results_with(isa, ISA_SCRIPT, tmp_path)
     for dims, found in zip(DIMS, stems, strict=True):
         truth = evaluate(reference.stem, *arguments(dims), torch.float64)
         for name, a, c in zip(("y", "statistics", *NAMES), found, truth, strict=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from called import last_json
 from forked_commands import start
 from known_nights import EEG, FLOW, staged_night
 
@@ -26,10 +27,6 @@ SMALL = [
     "--checkpoint-steps", "3", "--patience", "0", "--threads", "1", "--bootstraps", "20",
 ]  # fmt: skip
 LEARN = [*SMALL, "--epochs", "8", "--lr", "3e-3"]
-
-
-def last_json(text):
-    return json.loads(text.strip().splitlines()[-1])
 
 
 def metrics(run, *, drop=("clips_per_s",)):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from called import last_json
 from forked_commands import start
 
 from sleepfm_fast import train
@@ -24,10 +25,6 @@ SMALL = [
     "--preset", "tiny", "--batch-size", "16", "--epochs", "3", "--optimiser", "adamw", "--checkpoint-steps", "3",
     "--patience", "0", "--threads", "2",
 ]  # fmt: skip
-
-
-def last_json(text):
-    return json.loads(text.strip().splitlines()[-1])
 
 
 def metrics(run, *, drop=("clips_per_s",)):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from called import last_json
 from synthetic_embeddings import columns_of, unit, write_folder
 
 from sleepfm_fast import features, probe, transfer
@@ -137,12 +138,12 @@ def test_a_probe_is_validated_externally_through_the_command_line(tmp_path, caps
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {
+    assert last_json(done.stdout) == {
         "embeddings": arguments[2], "training_clips": 80, "validation_clips": 40, "test_clips": 80,
         "test_subjects": 2, "overlap": False, "overlap_note": "",
     }  # fmt: skip
     assert probe.cli([arguments[2], str(tmp_path / "result"), "--task", "stage", "--bootstraps", "0"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = last_json(capsys.readouterr().out)
     assert (result["train"]["n_subjects"], result["test"]["n_subjects"], result["overlap"]) == (2, 2, False)
     assert result["macro"]["auroc"]["value"] > 0.95
     assert transfer.cli([*arguments, "--subjects", "all"]) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from called import last_json
 from nights import DATA, preprocess, state, write_night
 from wfdb_files import write_notes, write_wfdb
 
@@ -294,7 +295,7 @@ def test_the_doctor_looks_at_them(tmp_path: Path, capsys) -> None:
     write_cinc(tmp_path / "nights", "tr03-0005")
     assert cli(["--inspect", str(tmp_path / "nights"), "--montage", "cinc2018", "--backend", "threading"]) == 0
     out, _ = capsys.readouterr()
-    report = json.loads(out.splitlines()[-1])
+    report = last_json(out)
     assert report["nights"] == 1
 
 

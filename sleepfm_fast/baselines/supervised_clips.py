@@ -16,6 +16,7 @@ from sleepfm_fast.evaluation.labelled_clips import LabelledClips
 from sleepfm_fast.evaluation.tasks import TASKS, labels_of
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.runs.splits import Split, assign_subjects, draw_subjects
+from sleepfm_fast.store.clip_facts import people_of
 
 __all__ = ["StoreFacts", "SupervisedClips", "held_out_of", "in_words", "montage_of", "select_labelled"]
 
@@ -33,16 +34,12 @@ class StoreFacts:
     """The columns of a store that :func:`sleepfm_fast.evaluation.tasks.labels_of` reads labels from."""
 
     def __init__(self, store: ClipStore) -> None:
-        people = [store.participants[s] for s in store.subjects]
         self.stage = np.asarray(store.stage)
         self.sdb = np.asarray(store.sdb)
         self.recording = np.asarray(store.recording)
         self.subject = np.asarray(store.recording_subject, np.int32)[self.recording]
-        self.description = People(
-            tuple(p["age"] for p in people),
-            tuple(p["sex"] for p in people),
-            tuple(entry.age for entry in store.recordings),
-        )
+        people = people_of(store)
+        self.description = People(people["ages"], people["sexes"], people["recording_ages"])
 
 
 @dataclass(frozen=True)
@@ -208,16 +205,11 @@ def in_words(clips: LabelledClips, names: Sequence[str]) -> str:
 
 def held_out_of(store: ClipStore, test: LabelledClips) -> HeldOut:
     """Describe test clips of a store as results want them."""
-    people = StoreFacts(store).description
     return HeldOut(
         clip=test.clips,
         label=test.labels,
         subject=test.subject,
         recording=np.asarray(store.recording, np.int32)[test.clips],
         onset_s=np.asarray(store.onset_s)[test.clips],
-        subjects=tuple(store.subjects),
-        recordings=tuple(r.id for r in store.recordings),
-        ages=people.ages,
-        sexes=people.sexes,
-        recording_ages=people.recording_ages,
+        **people_of(store),
     )

@@ -45,8 +45,8 @@ class SupervisedTrainer(TrainingLoop):
     """One supervised training.
 
     Use :meth:`prepare`; iterate :meth:`steps`; end with :meth:`finish`. With several processes all of them do, in step;
-    the first alone writes. The network is one encoder over the channels of
-    all modalities stacked, with one output a class; absent channels are left out by the encoder itself.
+    the first alone writes. The network is one encoder over the channels of all modalities stacked, with one output a
+    class; absent channels are left out by the encoder itself.
     """
 
     def __init__(self, config: Config, store: ClipStore, run: RunDirectory, world: World) -> None:
@@ -227,6 +227,13 @@ class SupervisedTrainer(TrainingLoop):
             if len(values):
                 logits[np.concatenate(blocks_of(place)[of_rank::n_ranks])] = values.numpy()
         return logits
+
+    def validation_words(self, row: dict[str, Any]) -> str:
+        """Accuracy, and averaged over the classes."""
+        return (
+            f"validation accuracy {100 * row['validation_accuracy']:.1f} % (mean over classes "
+            f"{100 * row['validation_balanced_accuracy']:.1f} %)"
+        )
 
     def validation(self) -> dict[str, float]:
         """Mean loss, accuracy, and accuracy averaged over the classes that occur, on the validation clips."""

@@ -158,34 +158,17 @@ def attempt(
     module = sys.modules.get(main.__module__)
     spec = getattr(module, "__spec__", None)
     name = spec.name if spec is not None else main.__module__
-    try:
-        import tyro
-
-        if {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
-            join_lines(config_type)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="tyro")
-            config = tyro.cli(
-                config_type, prog=f"python -m {name}", args=None if argv is None else list(argv), use_underscores=False
-            )
-    except SystemExit as stop:
-        return 0 if stop.code in (0, None) else 2
-    except BrokenPipeError:  # of the help
-        silence(sys.stdout)
-        return 0
-    except OSError as error:
-        say(f"error: the help could not be written: {error.strerror or error}.")
-        return 1 if {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv) else 2
-    except KeyboardInterrupt:
-        say(SENTENCE)
-        return 130
+    given = sys.argv[1:] if argv is None else list(argv)
+    config = parsed(config_type, name, given)
+    if isinstance(config, int):
+        return config
     # joblib's, of work that was given up: the command says why in a sentence of its own.
     warnings.filterwarnings("ignore", message=r"\d+ tasks which were still being processed")
     who = f"process {rank}: " if rank else ""
     if rank == 0:
         say(f"{name}: {to_json(config)}")
     try:
-        refuse_without_effect(config, given_options(sys.argv[1:] if argv is None else argv))
+        refuse_without_effect(config, given_options(given))
     except SleepfmError as error:
         say(f"{who}error: {error}")
         return 2
@@ -214,6 +197,30 @@ def attempt(
     if rank == 0 and not show(result):
         return status or 1
     return status
+
+
+def parsed(config_type: type[Config], name: str, given: list[str]) -> Config | int:
+    """The configuration; where there is none to go on with, as after ``--help``, the exit status."""
+    asks_help = not {"-h", "--help"}.isdisjoint(given)
+    try:
+        import tyro
+
+        if asks_help:
+            join_lines(config_type)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="tyro")
+            return tyro.cli(config_type, prog=f"python -m {name}", args=given, use_underscores=False)
+    except SystemExit as stop:
+        return 0 if stop.code in (0, None) else 2
+    except BrokenPipeError:  # of the help
+        silence(sys.stdout)
+        return 0
+    except OSError as error:
+        say(f"error: the help could not be written: {error.strerror or error}.")
+        return 1 if asks_help else 2
+    except KeyboardInterrupt:
+        say(SENTENCE)
+        return 130
 
 
 def describe_shortage(error: Exception) -> str:

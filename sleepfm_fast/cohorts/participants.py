@@ -229,24 +229,8 @@ def stem_of(name: str) -> str:
     return stem if dot and f".{suffix.casefold()}" in (*RECORDINGS, *PREPARED) else name
 
 
-def read_participants(path: Path) -> Participants:
-    """Read a participants table.
-
-    Parameters
-    ----------
-    path : Path
-        A CSV or TSV file with a header line.
-
-    Returns
-    -------
-    Participants
-
-    Raises
-    ------
-    SleepfmError
-        When the file cannot be read, has neither a recording nor a subject column, or names a recording, or a subject's
-        visit, twice.
-    """
+def lines_of(path: Path) -> list[str]:
+    """Lines of a table that are not blank, as far as it can be read."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -273,9 +257,30 @@ def read_participants(path: Path) -> Participants:
         raise SleepfmError(
             f"the participants table {path} is empty; a header line with recording, subject, age, sex is expected."
         )
-    if (stated := re.fullmatch(r"sep=([^\w\s\0\"])", lines[0].strip().strip('"'))) and len(
-        lines
-    ) > 1:  # Excel's own first line
+    return lines
+
+
+def read_participants(path: Path) -> Participants:
+    """Read a participants table.
+
+    Parameters
+    ----------
+    path : Path
+        A CSV or TSV file with a header line.
+
+    Returns
+    -------
+    Participants
+
+    Raises
+    ------
+    SleepfmError
+        When the file cannot be read, has neither a recording nor a subject column, or names a recording, or a subject's
+        visit, twice.
+    """
+    lines = lines_of(path)
+    stated = re.fullmatch(r"sep=([^\w\s\0\"])", lines[0].strip().strip('"'))  # Excel's own first line
+    if stated and len(lines) > 1:
         lines = lines[1:]
     delimiter = stated[1] if stated else max("\t;,", key=lambda d: lines[0].count(d))
     reader = csv.reader(lines, delimiter=delimiter)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_text, resolve_auto, unassigned
 from sleepfm_fast.cli.command import to_json
-from sleepfm_fast.cohorts.cohort import read_header
+from sleepfm_fast.cohorts.cohort import Header, read_header
 from sleepfm_fast.cohorts.corrections import Corrections
 from sleepfm_fast.cohorts.ingest import Cohort, Request
 from sleepfm_fast.cohorts.night import Night, read_night, refuse_empty
@@ -209,17 +209,7 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
         raise SleepfmError(
             f"--labels {labels} is one file, but {len(files)} recordings were given. Give a folder, or one recording."
         )
-    unresolved = None
-    kinds: dict[str, int] = {}
-    montage = request.like or MONTAGES.get(request.montage, MONTAGES["paper"])
-    if request.like is None and request.montage == "auto":
-        try:
-            signals = [corrections.apply(h.path, h.signals).signals for h in headers]
-            readable = [s for s in signals if s]
-            montage = resolve_auto(readable)
-            kinds = passed_over(readable, montage)
-        except SleepfmError as error:
-            unresolved = f"{error} Shown here is the montage '{montage.name}'."
+    montage, kinds, unresolved = chosen_montage(request, headers)
     reports = examine(files, montage, request, engine)
     good = [night for night in reports if night.failure is None]
     findings = [finding for night in reports for finding in night.findings]
@@ -265,14 +255,31 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
         "montage_unresolved": unresolved,
     }
     if report is not None:
-        whole = {**summary, "files": [facts_of(night) for night in reports], "findings": findings}
-        try:
-            with replace_file(report) as file:
-                file.write((to_json(whole, indent=1) + "\n").encode())
-        except OSError as error:
-            raise SleepfmError(f"--json {report} cannot be written: {error.strerror or error}.") from None
+        write_report(report, {**summary, "files": [facts_of(night) for night in reports], "findings": findings})
     status = int(len(good) < len(reports) or not good or unresolved is not None)
     return {**summary, "report": None if report is None else str(report), "exit_status": status}
+
+
+def chosen_montage(request: Request, headers: Sequence[Header]) -> tuple[Montage, dict[str, int], str | None]:
+    """The montage that the files are looked at with, kinds of channel that it passes over, why ``auto`` gave none."""
+    montage = request.like or MONTAGES.get(request.montage, MONTAGES["paper"])
+    if request.like is not None or request.montage != "auto":
+        return montage, {}, None
+    try:
+        readable = [s for h in headers if (s := request.corrections.apply(h.path, h.signals).signals)]
+        montage = resolve_auto(readable)
+        return montage, passed_over(readable, montage), None
+    except SleepfmError as error:
+        return montage, {}, f"{error} Shown here is the montage '{montage.name}'."
+
+
+def write_report(path: Path, content: dict[str, Any]) -> None:
+    """Write the whole report as JSON."""
+    try:
+        with replace_file(path) as file:
+            file.write((to_json(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise SleepfmError(f"--json {path} cannot be written: {error.strerror or error}.") from None
 
 
 def facts_of(night: NightReport) -> dict[str, Any]:

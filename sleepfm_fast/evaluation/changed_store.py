@@ -13,7 +13,7 @@ from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
 
-__all__ = ["say_changed_store", "store_note"]
+__all__ = ["say_changed_store", "say_notes", "store_note"]
 
 Whole = npt.NDArray[np.int64]
 
@@ -24,6 +24,14 @@ def say_changed_store(embeddings: Embeddings) -> str:
     if note:
         say(f"notice: {note}")
     return note
+
+
+def say_notes(embeddings: Embeddings) -> dict[str, Any]:
+    """Print what a reader of the clips' figures must know, and return it for the record."""
+    overlap = embeddings.overlap_note
+    if overlap:
+        say(f"notice: {overlap}")
+    return {"overlap": bool(overlap), "overlap_note": overlap, "store_note": say_changed_store(embeddings)}
 
 
 def store_note(embeddings: Embeddings) -> str:

@@ -77,32 +77,41 @@ def class_notice(classes: Mapping[str, Any], n_subjects: int) -> str:
         return ""
     sides = sides_of(classes)
     parts = []
-    if ones := [name for n, name in sides if n == 1]:
+    if ones := [name for n, name, _ in sides if n == 1]:
         each, these = agreeing(len(ones), "", " each"), agreeing(len(ones), "this class", "these classes")
         parts.append(
             f"one subject{each} has clips of {' and of '.join(ones)}, which says nothing of others like them: the "
             f"figures of {these}, and means over {agreeing(len(ones), 'it', 'them')}, have no interval"
         )
-    fewest = min((n for n, _ in sides if n > 1), default=n_subjects)
+    fewest = min((smaller for _, _, smaller in sides if smaller > 1), default=n_subjects)
     if fewest < FEW_SUBJECTS and covered(fewest) < covered(n_subjects) - 0.03:
-        few = [name for n, name in sides if n == fewest]
+        few = [name for n, name, smaller in sides if n == smaller == fewest]
         each, these = agreeing(len(few), "", " each"), agreeing(len(few), "this class", "these classes")
+        means = "" if ones else f", and of means over {agreeing(len(few), 'it', 'them')},"
         parts.append(
-            f"only {fewest} subjects{each} have clips of {' and of '.join(few)}: intervals of {these}, and of means "
-            f"over {agreeing(len(few), 'it', 'them')}, hold the truth about {100 * covered(fewest):.0f} times in 100, "
-            "not 95"
+            f"only {fewest} subjects{each} have clips of {' and of '.join(few)}: intervals of {these}{means} hold the "
+            f"truth about {100 * covered(fewest):.0f} times in 100, not 95"
         )
     return "; ".join(parts) + "." if parts else ""
 
 
-def sides_of(classes: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Subjects with each class that can be told from others, and subjects with those others, in words."""
-    keys = ("n_subjects", "n_subjects_of_others")
-    found = []
+def sides_of(classes: Mapping[str, Any]) -> list[tuple[int, str, int]]:
+    """Subjects with each class that can be told from others, and subjects with those others.
+
+    Each as their number, what they have in words, and the smaller number of the two.
+    """
+    found: list[tuple[int, str, int]] = []
     for name, entry in classes.items() if isinstance(classes, Mapping) else ():
-        sizes = [entry.get(key) for key in ("n_test", *keys)] if isinstance(entry, Mapping) else []
-        if sizes and all(type(size) is int and size > 0 for size in sizes):
-            found += [(entry[key], f"{word}{name}") for key, word in zip(keys, ("", "other than "), strict=True)]
+        given = (
+            [entry.get(key) for key in ("n_test", "n_subjects", "n_subjects_of_others")]
+            if isinstance(entry, Mapping)
+            else []
+        )
+        sizes = [size for size in given if type(size) is int and size > 0]
+        if len(sizes) == 3:
+            _, with_it, with_others = sizes
+            smaller = min(with_it, with_others)
+            found += [(with_it, name, smaller), (with_others, f"other than {name}", smaller)]
     return found
 
 
@@ -116,7 +125,8 @@ def rarest_caution(several: Iterable[Mapping[str, Any]], n_subjects: int) -> str
     n_subjects : int
         The fewest tested in any of them.
     """
-    fewest = min((n for classes in several for n, _ in sides_of(classes) if n > 1), default=n_subjects)
+    smaller = [of_two for classes in several for _, _, of_two in sides_of(classes)]
+    fewest = min((n for n in smaller if n > 1), default=n_subjects)
     if n_subjects < 2 or fewest >= FEW_SUBJECTS or covered(fewest) >= covered(n_subjects) - 0.03:
         return ""
     return (

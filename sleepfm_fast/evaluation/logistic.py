@@ -144,6 +144,11 @@ class LogisticModel:
     intercept: npt.NDArray[np.float64]
     imputer: Imputer | None = None
 
+    @property
+    def n_features(self) -> int:
+        """Numbers of a clip that it takes."""
+        return self.coef.shape[1] if self.imputer is None else len(self.imputer.fill)
+
     def logits(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return the logits [n, k] of rows [n, F], computed in float64."""
         filled = x if self.imputer is None else self.imputer(x)
@@ -176,11 +181,22 @@ def model_of(result: Result) -> LogisticModel:
             f"{result.path} does not hold its classifier: it was written before results kept it. Run its probe again "
             "with --overwrite."
         )
+    result.require("task", "modalities", "trained_classes")
     imputer = None
     if "fill" in result.record["arrays"]:
         imputer = imputation.Imputer(np.array(result.array("fill")), np.array(result.array("marked")))
     classes = np.asarray(result.record["trained_classes"], np.int8)
-    return LogisticModel(classes, np.array(result.array("coef")), np.array(result.array("intercept")), imputer)
+    coef, intercept = np.array(result.array("coef")), np.array(result.array("intercept"))
+    fits = coef.shape[:1] == intercept.shape == classes.shape and coef.ndim == 2
+    if imputer is not None:
+        k = len(imputer.fill)
+        fits = fits and bool(((imputer.marked >= 0) & (imputer.marked < k)).all()) and coef.shape[1] == imputer.width
+    if not fits:
+        raise SleepfmError(
+            f"the classifier in {result.path} is damaged: its arrays do not fit each other. Run its probe again with "
+            "--overwrite."
+        )
+    return LogisticModel(classes, coef, intercept, imputer)
 
 
 def _fit_in_memory(features: Features, labels: npt.NDArray[np.int8], c: float, max_iter: int) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sleepfm_fast.reporting.comparison import difference_figures, overview
 from sleepfm_fast.reporting.curves import calibration, precision_recall, roc, thin
 from sleepfm_fast.reporting.markup import element, escape, number
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
-from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
+from sleepfm_fast.reporting.plot import Plot, legend, series_class
 from sleepfm_fast.reporting.scale import Scale
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run, over_nights
 from sleepfm_fast.reporting.strata import strata_figure
@@ -33,6 +33,7 @@ TASK_TITLES = {
     "sex": "Sex",
 }
 UNIT = Scale(0.0, 1.0, ticks=tuple((t, number(t)) for t in (0.0, 0.25, 0.5, 0.75, 1.0)))
+OF_PERSON = tuple(name for name, task in TASKS.items() if task.of_person)
 CLASSIFIERS = ("probe", "supervise", "classify")  # commands whose results are a classifier's test
 SHOWN = 4  # results of a task that stand open; further ones are folded
 
@@ -171,11 +172,12 @@ def confusion_figure(name: str, result: Result) -> Figure | None:
     region = element(
         "div", body, class_="scroll", tabindex="0", role="region", aria_label=f"Confusion matrix of {name}"
     )
+    whose = "subjects'" if result.record.get("task") in OF_PERSON else "scorers'"
     shares = (counts / np.maximum(counts.sum(1, keepdims=True), 1)).round(6)
     return Figure(
         "Confusion matrix",
         region,
-        "Rows are the scorers' classes, columns the predicted ones: share of the row, and clips below. Framed cells "
+        f"Rows are the {whose} classes, columns the predicted ones: share of the row, and clips below. Framed cells "
         "are right.",
         [record_file(result)],
         {"classes": names, "counts": counts.astype(int).tolist(), "row_share": shares.tolist()},
@@ -227,10 +229,10 @@ def curve_figures(name: str, result: Result) -> list[Figure | Missing]:
                 continue
             s = score[:, trained.index(code)]
             x, y = thin(*(roc(positive, s) if kind == "ROC" else precision_recall(positive, s)))
-            plot.line(x, y, f"s{series % N_SERIES}")
+            plot.line(x, y, series_class(series))
             value = value_of(result.record["classes"][class_name].get(figure_key))
             area = "" if value is None else f" {value:.3f}"
-            entries.append((f"s{series % N_SERIES}", f"{class_name}{area}"))
+            entries.append((series_class(series), f"{class_name}{area}"))
             curves[class_name] = {x_label: x.round(4).tolist(), y_label: y.round(4).tolist(), "area": value}
         if not curves:
             figures.append(Missing(f"{kind} of {name}: no class has both positive and negative test clips."))
@@ -300,27 +302,37 @@ def calibration_of(result: Result) -> tuple[dict[str, Any], str, list[Path]]:
     return bins, "", [array_file(result, "label"), array_file(result, "probability")]
 
 
+def reliability_plot(
+    title: str, description: str, lines: Iterable[tuple[Sequence[float], Sequence[float], Sequence[str]]]
+) -> Plot:
+    """Draw observed shares over predicted probabilities, a line a class, with a text for every point."""
+    plot = Plot(
+        UNIT, UNIT, title, description, x_label="predicted probability", y_label="observed share", square=True
+    )  # fmt: skip
+    plot.line([0, 1], [0, 1], "chance")
+    for series, (predicted, observed, texts) in enumerate(lines):
+        plot.line(predicted, observed, series_class(series))
+        plot.points(predicted, observed, series, texts)
+    return plot
+
+
 def calibration_figure(name: str, result: Result) -> Figure | None:
     """Predicted probability against observed share, in ten bins a class."""
     bins, words, sources = calibration_of(result)
     if not bins:
         return None
     errors = {n: value_of(b["error"]) for n, b in bins.items()}
-    plot = Plot(
-        UNIT, UNIT, f"Calibration of {name}",
-        " ".join(f"{n} is off by {e:.3f} on average." for n, e in errors.items() if e is not None),
-        x_label="predicted probability", y_label="observed share", square=True,
-    )  # fmt: skip
-    plot.line([0, 1], [0, 1], "chance")
-    for series, (class_name, b) in enumerate(bins.items()):
-        plot.line(b["predicted"], b["observed"], f"s{series % N_SERIES}")
-        plot.points(b["predicted"], b["observed"], series, [f"{class_name}: {counted(n, 'clip')}" for n in b["clips"]])
+    described = " ".join(f"{n} is off by {e:.3f} on average." for n, e in errors.items() if e is not None)
+    lines = [
+        (b["predicted"], b["observed"], [f"{class_name}: {counted(n, 'clip')}" for n in b["clips"]])
+        for class_name, b in bins.items()
+    ]
     entries = [
-        (f"s{i % N_SERIES}", n if (e := errors[n]) is None else f"{n} {e:.3f}") for i, n in enumerate(bins)
+        (series_class(i), n if (e := errors[n]) is None else f"{n} {e:.3f}") for i, n in enumerate(bins)
     ]  # fmt: skip
     return Figure(
         "Calibration",
-        plot,
+        reliability_plot(f"Calibration of {name}", described, lines),
         "Clips in ten bins of predicted probability; on the diagonal the probabilities can be taken at their word. The "
         f"key gives the mean distance from it (expected calibration error).{words}",
         sources,
@@ -337,23 +349,18 @@ def night_calibration(name: str, result: Result) -> list[Figure]:
         return []
     which = "prior_corrected" if "prior_corrected" in nights else "as_fitted"
     classes = nights[which]["classes"]
-    plot = Plot(
-        UNIT, UNIT, f"Calibration of {name}, over nights",
-        " ".join(f"Brier score of {n}: {value_of(c['brier']):.3f}." for n, c in classes.items()),
-        x_label="predicted probability", y_label="observed share", square=True,
-    )  # fmt: skip
-    plot.line([0, 1], [0, 1], "chance")
-    for series, (class_name, entry) in enumerate(classes.items()):
+    described = " ".join(f"Brier score of {n}: {value_of(c['brier']):.3f}." for n, c in classes.items())
+    lines = []
+    for class_name, entry in classes.items():
         used = [b for b in entry["bins"] if b["n"]]
         at, seen = ([b[key] for b in used] for key in ("mean_probability", "observed"))
-        plot.line(at, seen, f"s{series % N_SERIES}")
-        plot.points(at, seen, series, [f"{class_name}: {number_of(b['n'], 'night')}" for b in used])
+        lines.append((at, seen, [f"{class_name}: {number_of(b['n'], 'night')}" for b in used]))
     scores = {kind: with_interval(nights[kind]["predicted_class"]["brier"]) for kind in ("as_fitted", which)}
     words = f"{scores[which]}, without correction {scores['as_fitted']}" if len(scores) > 1 else scores[which]
     return [
         Figure(
             "Calibration, over nights",
-            plot,
+            reliability_plot(f"Calibration of {name}, over nights", described, lines),
             f"{number_of(nights['n_nights'], 'night')} of {number_of(nights['n_subjects'], 'subject')} in ten bins of "
             "predicted probability, the mean over a night's clips. The key gives the Brier score (mean squared "
             "difference of probability and outcome, 0 is best), and no mean distance from the diagonal: with few "
@@ -361,7 +368,7 @@ def night_calibration(name: str, result: Result) -> list[Figure]:
             [record_file(result)],
             nights,
             key=legend(
-                [(f"s{i % N_SERIES}", f"{n} {value_of(c['brier']):.3f}") for i, (n, c) in enumerate(classes.items())],
+                [(series_class(i), f"{n} {value_of(c['brier']):.3f}") for i, (n, c) in enumerate(classes.items())],
                 "both",
             ),
         )

@@ -15,7 +15,7 @@ from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.classification import TASK_TITLES
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
-from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
+from sleepfm_fast.reporting.plot import Plot, legend, series_class
 from sleepfm_fast.reporting.scale import Scale, covering
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run, over_nights, replicates_beside
 from sleepfm_fast.reporting.wording import value_of
@@ -114,7 +114,7 @@ def curve_figure(curves: Sequence[Curve], task: str, figure: str, *, nights: boo
     for i, (curve, sizes, values) in enumerate(drawn):
         mean = [float(np.mean(found)) for found in values]
         plot.whiskers(sizes, [min(f) for f in values], [max(f) for f in values], i)
-        plot.line(sizes, mean, f"s{i % N_SERIES}")
+        plot.line(sizes, mean, series_class(i))
         texts = [f"{curve.name}, {counted(n, 'subject')}: {m:.3f}" for n, m in zip(sizes, mean, strict=True)]
         plot.points(sizes, mean, i, texts)
         data[curve.name] = {"subjects": sizes, "replicates": values, "mean": mean}
@@ -127,7 +127,7 @@ def curve_figure(curves: Sequence[Curve], task: str, figure: str, *, nights: boo
         "the classes it knows.",
         [file for curve, *_ in drawn for file in curve.files],
         data,
-        key=legend([(f"s{i % N_SERIES}", curve.name) for i, (curve, *_) in enumerate(drawn)], "both"),
+        key=legend([(series_class(i), curve.name) for i, (curve, *_) in enumerate(drawn)], "both"),
     )
 
 

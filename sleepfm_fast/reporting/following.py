@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleepfm_fast.cli.option_ranges import option
 from sleepfm_fast.cli.path_kinds import Kind, entries, kind_of, record_of
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def options_of(config: Any, *without: str) -> str:
         value = getattr(config, field.name)
         if field.default is dataclasses.MISSING or value == field.default or field.name in without:
             continue
-        words.append(f"--{field.name.replace('_', '-')}")
+        words.append(option(field.name))
         if value is not True:
             words += map(str, value) if isinstance(value, tuple) else [str(value)]
     return shlex.join(words)

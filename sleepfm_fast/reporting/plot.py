@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sleepfm_fast.reporting.markup import element, escape, number, percent
 from sleepfm_fast.reporting.scale import Scale
 
-__all__ = ["MARKERS", "N_SERIES", "Plot", "legend", "polyline"]
+__all__ = ["MARKERS", "N_SERIES", "Plot", "legend", "polyline", "series_class"]
 
 INNER = 2000  # units of the stretched drawing in both directions: half a pixel at 1,000 pixels of width
 N_SERIES = 8
@@ -156,7 +156,7 @@ class Plot:
         px, py = self.x.fraction(x), self.y.fraction(y)
         for i in np.flatnonzero(np.isfinite(px) & np.isfinite(py)).tolist():
             tip = element("title", escape(labels[i])) if labels is not None else ""
-            mark = element("path", tip, d=MARKERS[series % len(MARKERS)], class_=f"mark s{series % N_SERIES}")
+            mark = element("path", tip, d=MARKERS[series % len(MARKERS)], class_=f"mark {series_class(series)}")
             self.marks.append(element("svg", mark, x=percent(px[i]), y=percent(1 - py[i]), class_="at"))
 
     def whiskers(self, x: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike, series: int) -> None:
@@ -167,7 +167,7 @@ class Plot:
             self.marks.append(
                 element(
                     "line", x1=at, x2=at, y1=percent(1 - a[i]), y2=percent(1 - b[i]),
-                    class_=f"whisker s{series % N_SERIES}",
+                    class_=f"whisker {series_class(series)}",
                 )
             )  # fmt: skip
 
@@ -212,6 +212,11 @@ class Plot:
         above = element("div", escape(self.y_label), class_="y-label") if self.y_label else ""
         below = "plot" if self.x_label else "plot bare"
         return element("div", above, svg, class_=below)
+
+
+def series_class(series: int) -> str:
+    """Class of the style sheet that a series is drawn with."""
+    return f"s{series % N_SERIES}"
 
 
 def legend(entries: Sequence[tuple[str, str]], kind: str = "line") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sleepfm_fast.cli.command import to_json
+from sleepfm_fast.cli.option_ranges import option
 from sleepfm_fast.cohorts.store_inputs import INPUTS
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting.following import typed
@@ -22,6 +22,7 @@ from sleepfm_fast.reporting.training_curves import column, compared, of_kind
 from sleepfm_fast.reporting.wording import count, number_of, value_of
 from sleepfm_fast.results import Result
 from sleepfm_fast.scoring.texts import stated
+from sleepfm_fast.storage.columns import file_digest
 
 __all__ = ["commands_of", "configuration_section", "files_section", "throughput_section"]
 
@@ -88,9 +89,9 @@ def options_text(options: dict[str, Any], defaults: dict[str, Any], leave_out: I
     for name, value in options.items():
         if name in leave_out or name not in defaults or value == defaults[name] or value is None:
             continue
-        flag = "--" + name.replace("_", "-")
+        flag = option(name)
         if isinstance(value, bool):
-            words.append(flag if value else "--no-" + name.replace("_", "-"))
+            words.append(flag if value else option(f"no_{name}"))
         elif isinstance(value, list):
             words.append(f"{flag} {' '.join(shlex.quote(str(v)) for v in value)}")
         else:
@@ -164,7 +165,7 @@ def store_commands(run: Run) -> list[str]:
         own = [*([] if "like" in given else montage), *words]
         for name, value in given.items():
             if name != "paths":
-                flag = "--" + name.replace("_", "-")
+                flag = option(name)
                 own += [flag] if value is True else [flag, str(value)]
         command, origin = ("preprocess", []) if imported is None else ("convert", ["--from", str(imported)])
         options = shlex.join([*origin, *own])
@@ -298,7 +299,7 @@ def files_section(sections: Sequence[Section]) -> Section:
     for path in sorted(used):
         try:
             size = path.stat().st_size
-            digest = file_digest(path) if size <= DIGEST_UP_TO else "not taken (large)"
+            digest = file_digest(path)[:16] if size <= DIGEST_UP_TO else "not taken (large)"
         except OSError as error:
             size, digest = 0, f"cannot be read ({error.strerror})"
         rows.append([str(path), count(size), digest, str(used[path])])
@@ -310,12 +311,3 @@ def files_section(sections: Sequence[Section]) -> Section:
     )
     group = Group(items=[Figure(f"Files ({len(rows)})", body, note, [], data, wide=True, folded=True)])
     return Section("files", "Files behind the figures", "", [group])
-
-
-def file_digest(path: Path) -> str:
-    """First 16 hexadecimal digits of a file's SHA-256."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

@@ -12,7 +12,7 @@ from sleepfm_fast.evaluation.interval_notice import interval_caution
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.comparison import retrieval_differences
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
-from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
+from sleepfm_fast.reporting.plot import Plot, legend, series_class
 from sleepfm_fast.reporting.retrieval_examples import example_figures
 from sleepfm_fast.reporting.scale import Scale
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
@@ -72,11 +72,14 @@ def figures_table(name: str, result: Result) -> Figure:
         ranks = (rank_with_interval(median), rank_with_interval(mean_rank), shown(median.get("chance"), 1))
         rows.append([*cells, *ranks])
     fewest = min((int(n) for d in record["directions"] if (n := value_of(d.get("n_subjects")))), default=0)
+    brackets = "No intervals: it was made with --bootstraps 0."
+    if record.get("n_bootstraps") != 0:
+        brackets = "Brackets are 95 % intervals, bootstrapped over the queries' subjects." + interval_caution(fewest)
     return Figure(
         "Figures of each direction",
         table(head, rows, f"Retrieval figures of {name}"),
-        "recall@k: share of queries whose own clip is among the k nearest. Brackets are 95 % intervals, bootstrapped "
-        f"over the queries' subjects.{interval_caution(fewest)} Chance is what a random order would give.",
+        f"recall@k: share of queries whose own clip is among the k nearest. {brackets} Chance is what a random order "
+        "would give.",
         [result.path / "result.json"],
         {k: record[k] for k in ("scope", "split", "n_clips", "directions", "mean") if k in record},
         wide=True,
@@ -131,7 +134,7 @@ def ranks_figure(name: str, result: Result) -> Figure | None:
     data: dict[str, Any] = {"k": grid}
     for i, (direction, _, ranks) in enumerate(ranked):
         recall = np.searchsorted(ranks, grid, "right") / len(ranks)
-        plot.line(grid, recall, f"s{i % N_SERIES}")
+        plot.line(grid, recall, series_class(i))
         data[direction] = recall.round(4)
     words = ""
     if n_candidates.size:
@@ -144,7 +147,7 @@ def ranks_figure(name: str, result: Result) -> Figure | None:
         "Recall at every k", plot,
         f"Share of queries whose own clip is among the k nearest{words}.",
         [result.path / f"{array}.npy" for _, array, _ in ranked], data,
-        key=legend([(f"s{i % N_SERIES}", d) for i, (d, *_) in enumerate(ranked)]),
+        key=legend([(series_class(i), d) for i, (d, *_) in enumerate(ranked)]),
     )  # fmt: skip
 
 

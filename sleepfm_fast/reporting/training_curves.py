@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
-from sleepfm_fast.reporting.plot import N_SERIES, Plot, legend
+from sleepfm_fast.reporting.plot import Plot, legend, series_class
 from sleepfm_fast.reporting.scale import covering
 from sleepfm_fast.reporting.sources import Run
 from sleepfm_fast.reporting.wording import value_of
@@ -135,7 +135,7 @@ def compared(runs: Sequence[Run], kind: str, key: str) -> Figure | None:
         height_px=150,
     )
     for i, _, x, y in found:
-        plot.line(x, y, f"s{i % N_SERIES}")
+        plot.line(x, y, series_class(i))
         if kind == "epoch":
             plot.points(x, y, i, [f"{v:.4g}" for v in y])
     kinds = "both" if kind == "epoch" else "line"
@@ -145,7 +145,7 @@ def compared(runs: Sequence[Run], kind: str, key: str) -> Figure | None:
         NOTES.get(key, ""),
         [run.metrics_path for _, run, _, _ in found],
         {run.name: {"step": x, key: y} for _, run, x, y in found},
-        key=legend([(f"s{i % N_SERIES}", run.name) for i, run, _, _ in found], kinds) if len(runs) > 1 else "",
+        key=legend([(series_class(i), run.name) for i, run, _, _ in found], kinds) if len(runs) > 1 else "",
     )
 
 

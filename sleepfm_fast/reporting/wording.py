@@ -50,9 +50,12 @@ def share(part: float, whole: float) -> str:
 def value_of(figure: Any) -> float | None:
     """The point estimate of a figure as results store it, a number or a dict with ``value``; None where it has none."""
     value = figure.get("value") if isinstance(figure, dict) else figure
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
-    return float(value)
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # JSON has integers beyond any float
+        return None
 
 
 def interval(figure: Any) -> tuple[float, float] | None:

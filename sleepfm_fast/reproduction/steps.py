@@ -128,12 +128,7 @@ def attempt(step: Step) -> Outcome:
     return Outcome("failed" if error else "done", round(time.monotonic() - started, 2), error)
 
 
-def carry_out(
-    steps: Iterable[Step],
-    note: Callable[[Step, Outcome], None],
-    try_step: Callable[[Step], Outcome] = attempt,
-    finished: Callable[[Step], bool] = is_finished,
-) -> dict[str, Outcome]:
+def carry_out(steps: Iterable[Step], note: Callable[[Step, Outcome], None]) -> dict[str, Outcome]:
     """Carry out what is missing, in order; a broken step stops only what needs it.
 
     Parameters
@@ -142,8 +137,6 @@ def carry_out(
         Each after what it needs.
     note : callable
         Told of every step once it is over.
-    try_step, finished : callable
-        Replaceable in tests.
 
     Returns
     -------
@@ -153,7 +146,7 @@ def carry_out(
     steps = tuple(steps)
     outcomes: dict[str, Outcome] = {}
     for number, step in enumerate(steps, 1):
-        if finished(step):
+        if is_finished(step):
             outcome = Outcome("found")
         else:
             broken = [name for name in step.needs if outcomes[name].state in ("failed", "blocked")]
@@ -161,7 +154,7 @@ def carry_out(
                 outcome = Outcome("blocked", error=f"it needs {broken[0]}, which is missing.")
             else:
                 say(f"\n[{number} of {len(steps)}] {step.command} -> {step.name}")
-                outcome = try_step(step)
+                outcome = attempt(step)
         if outcome.state == "failed":
             say(f"error: {step.name}: {outcome.error}")
         outcomes[step.name] = outcome

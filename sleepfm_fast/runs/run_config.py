@@ -40,7 +40,11 @@ def refuse_damaged(file: Path, config: Mapping[str, Any], options: Mapping[str, 
         if not isinstance(config.get(entry), dict):
             raise damaged_entry(file, entry, config.get(entry))
     modalities = config["model"].get("modalities")
-    if not isinstance(modalities, dict) or not modalities or any(type(n) is not int for n in modalities.values()):
+    if (
+        not isinstance(modalities, dict)
+        or not modalities
+        or any(type(n) is not int or n < 1 for n in modalities.values())
+    ):
         raise damaged_entry(file, "model.modalities", modalities)
     for subject, code in config["subjects"].items():
         if code not in (0, 1, 2):
@@ -52,6 +56,13 @@ def refuse_damaged(file: Path, config: Mapping[str, Any], options: Mapping[str, 
         if not isinstance(found, dict):
             raise damaged_entry(file, entry, found)
         check_fields(file, entry, found, kind)
+        try:
+            kind(**found)
+        except ValueError as error:
+            raise SleepfmError(
+                f"{file} is damaged: the entry '{entry}' cannot be: {str(error).rstrip('.')}. Restore the file, or "
+                "train anew."
+            ) from error
 
 
 def check_fields(file: Path, entry: str, found: Mapping[str, Any], kind: type) -> None:

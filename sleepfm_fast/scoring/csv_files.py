@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +24,17 @@ from sleepfm_fast.scoring.clock import (
     refuse_half_days,
 )
 from sleepfm_fast.scoring.clock_change import without_clock_change
-from sleepfm_fast.scoring.labels import LIST_STEPS, listed_epoch_s
+from sleepfm_fast.scoring.labels import LIST_STEPS, SAME_TIME_S, listed_epoch_s
 from sleepfm_fast.scoring.profile import is_profile, profile_events
-from sleepfm_fast.scoring.stages import EPOCH_S, LONGEST_NAME, fold, respiratory_event_of, stage_of, with_latin_words
+from sleepfm_fast.scoring.stages import (
+    EPOCH_S,
+    LONGEST_NAME,
+    fold,
+    has_words_of_other_scripts,
+    respiratory_event_of,
+    stage_of,
+    with_latin_words,
+)
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
 __all__ = ["parse_csv"]
@@ -176,7 +185,7 @@ def timed(
     rest: list[tuple[float | Clock | None, float | None, str]] = []
     stages: list[str] = []
     bad: list[int] = []
-    n_blank = 0
+    n_blank = n_staged = 0
     used = (columns.onset, columns.end, columns.duration, columns.text, columns.stage)
     last = max(c for c in used if c is not None)
     for line, row in rows:
@@ -186,6 +195,7 @@ def timed(
         duration = None if columns.duration is None else duration_in(cells[columns.duration], columns.duration_unit_s)
         stage = "" if columns.stage is None else cells[columns.stage].strip()
         stage = stage if stage_of(stage) is not None else ""
+        n_staged += stage_of(text) is not None
         text = text or stage
         if onset is not None and not text and columns.stages_only:
             # An epoch that nobody scored: without a word of its own, the stage before it would last through it.
@@ -229,11 +239,20 @@ def timed(
             if isinstance(end, Clock) and end.date is None and duration_s % DAY_S < LONGEST_S:
                 duration_s %= DAY_S
         events.append(Event(onset_s, duration_s, text))
-    if all(stages) and listed_epoch_s(sorted({*onsets_s})) is not None:
+    # Where the column of events has the stages too (RemLogic), the one of stages says only which was scored meanwhile.
+    rows_are_stages = all(stages) and 2 * n_staged < len(onsets)
+    if rows_are_stages and (listed_epoch_s(sorted({*onsets_s})) is not None or follow_one_another(events)):
         events = staged_epochs(events, stages, source, issues)
     if frame.kind in ("of day", "dated") and start is not None:
         return list(without_clock_change(events, of_day(start), source, issues))
     return events
+
+
+def follow_one_another(events: Sequence[Event]) -> bool:
+    """Whether most events end where the next begins, as stages do and what is scored in them does not."""
+    ends_s = [event.onset_s + (event.duration_s or math.nan) for event in events]
+    follows = [abs(b.onset_s - end_s) <= SAME_TIME_S for end_s, b in zip(ends_s, events[1:], strict=False)]
+    return 2 * sum(follows) > len(follows)
 
 
 def staged_epochs(events: Sequence[Event], stages: Sequence[str], source: str, issues: list[str]) -> list[Event]:
@@ -357,13 +376,16 @@ def stage_lines(text: str) -> list[str] | None:
 
 
 def decoded(data: bytes, source: str, issues: list[str]) -> str:
-    """Text of the file: by its byte order mark, by its zero bytes, as UTF-8, at last as Latin-1."""
+    """Text of the file: by its byte order mark, by its zero bytes, as UTF-8, at last as Latin-1.
+
+    The encodings of Chinese and Cyrillic Windows fit other texts too; they are taken where known words come of it.
+    """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings = ["utf-16"]
     elif data[:200].count(0) > len(data[:200]) // 4:
         encodings = ["utf-16-be" if data[0] == 0 else "utf-16-le"]
     else:
-        encodings = ["utf-8-sig", "cp1252", "latin-1"]
+        encodings = ["utf-8-sig", "gb18030", "cp1251", "cp1252", "latin-1"]
     for encoding in encodings:
         try:
             text = data.decode(encoding)
@@ -371,6 +393,12 @@ def decoded(data: bytes, source: str, issues: list[str]) -> str:
             continue
         if "\0" in text:
             break
+        if encoding in ("gb18030", "cp1251"):
+            if not has_words_of_other_scripts(text.casefold()):
+                continue
+            issues.append(
+                f"{source} is not UTF-8; it was read as {encoding.upper()}, in which it has words of a scoring."
+            )
         if encoding in ("cp1252", "latin-1"):
             issues.append(f"{source} is not UTF-8; it was read as Latin-1 (Windows-1252).")
         return text

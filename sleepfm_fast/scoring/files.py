@@ -45,6 +45,7 @@ NOT_USED = "beside the recording was not used as its scoring"
 SEEMS_TO_LIE = "seems to lie in"
 """Stands in the remark that names the folder of :func:`scoring_folder`."""
 SCORINGS = re.compile(r"annot|scor|hypno|label|staging|stages|events", re.IGNORECASE)
+MANY_FOLDERS = 8
 FOLDERS_UP = 4
 """``edfs/lab/full/homepap-lab-full-1600001.edf`` has its scoring beside ``edfs``."""
 
@@ -213,12 +214,16 @@ def scoring_folder(recording_path: Path) -> Path | None:
 
 @lru_cache(maxsize=64)
 def folders_of_scorings(parent: Path) -> tuple[Path, ...]:
-    """Subfolders whose names say that they hold scorings, in the order of their names."""
+    """Subfolders whose names say that they hold scorings, in the order of their names; none where there are many.
+
+    A folder for every night is none to search for all of them.
+    """
     try:
         with os.scandir(parent) as entries:
-            return tuple(sorted(parent / e.name for e in entries if SCORINGS.search(e.name) and e.is_dir()))
+            found = sorted(parent / e.name for e in entries if SCORINGS.search(e.name) and e.is_dir())
     except OSError:
         return ()
+    return tuple(found) if len(found) <= MANY_FOLDERS else ()
 
 
 def ending(path: Path) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "STAGES",
     "RespiratoryEvent",
     "Stage",
+    "has_words_of_other_scripts",
     "is_marker",
     "other_letters",
     "perhaps_respiratory",
@@ -192,6 +193,11 @@ def with_latin_words(text: str) -> str:
     for word, meaning in OTHER_SCRIPTS:
         plain = plain.replace(unicodedata.normalize("NFKD", word), meaning)
     return plain
+
+
+def has_words_of_other_scripts(text: str) -> bool:
+    """Whether a text has a known word of another script; single signs may come of a wrong encoding."""
+    return any(len(word) > 1 and word in text for word, _ in OTHER_SCRIPTS)
 
 
 def in_latin(text: str) -> str | None:

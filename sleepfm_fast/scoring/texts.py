@@ -106,7 +106,8 @@ def told_apart(events: Sequence[Event], source: str, issues: list[str]) -> Seque
             f"of them got a stage. Say what each means, as with --meanings {known} (W, N1, N2, N3, R or none)."
         )
         return unstaged(events, set(there))
-    if not there[4] or there[5] or any(stage_of(event.text) == "R" for event in events):
+    by_word = any(stage_of(e.text) == "R" and (not e.duration_s or e.duration_s >= EPOCH_S / 2) for e in events)
+    if not there[4] or there[5] or by_word:  # where REM has a word, and is no burst of eye movements, 4 is S4
         return events
     issues.append(
         f"{source} writes stages as numbers, with a 4 ({counted(there[4], 'time')}) and no 5: 4 may be S4 or REM, so "
@@ -133,6 +134,10 @@ def unlike_a_night(codes: Sequence[int], lasting_s: float) -> str:
         return f"5 comes behind 3 or 4 in {from_deep} of {entered} places, as REM does not"
     if not scored or lasting_s < WHOLE_S:
         return ""
+    runs = Counter(code for code, _ in itertools.groupby(scored))
+    ones, twos = (scored.count(code) / max(runs[code], 1) for code in (1, 2))
+    if 4 in runs and 5 not in runs and ones > 2 * twos:
+        return f"1 lasts {ones:.3g} epochs at a time and 2 lasts {twos:.3g}, as REM and N1 do and N1 and N2 do not"
     if 0 not in scored:
         return f"none of {len(scored)} is a 0, and no night is without wake"
     return "the first is a 5, and no night begins with REM" if scored[0] == 5 else ""

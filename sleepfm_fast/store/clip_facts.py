@@ -1,4 +1,4 @@
-"""What an embeddings folder keeps of its store: every clip's labels and subject, and who the subjects are."""
+"""What embeddings and results keep of their store: every clip's labels and subject, and who the subjects are."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def columns_of(store: ClipStore, codes: npt.NDArray[np.int8]) -> dict[str, npt.N
 
 
 def people_of(store: ClipStore) -> dict[str, tuple[Any, ...]]:
-    """The names, ages (years) and sexes that a :class:`sleepfm_fast.embeddings.Description` takes."""
+    """The names, ages (years) and sexes that descriptions of embeddings and of held-out clips take."""
     people = [store.participants[s] for s in store.subjects]
     return {
         "subjects": tuple(store.subjects),

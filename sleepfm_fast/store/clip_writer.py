@@ -105,21 +105,15 @@ def write_recording(
     grid: ClipGrid,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write ``<name>.bin`` and then ``<name>.json`` into ``folder``, each all or nothing.
+    """:func:`write_night` of a recording.
 
     Parameters
     ----------
-    folder : Path
-        ``recordings`` of the store.
-    name : str
-        The recording's id.
+    folder, name, grid, facts
+        As for :func:`write_night`.
     recording : Recording
     channels : sequence of StoredChannel
         One per slot of the montage.
-    grid : ClipGrid
-        Onsets and labels of the clips.
-    facts : dict
-        JSON values added to the record: sources, subject, issues.
 
     Returns
     -------

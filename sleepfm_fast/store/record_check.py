@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sleepfm_fast.scoring.respiratory_counts import KINDS
+from sleepfm_fast.scoring.stages import STAGES
+
 __all__ = ["is_number", "is_whole_record"]
 
 STORED = ("<i2", "<i4")
@@ -24,8 +27,17 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def is_code(value: Any) -> bool:
-    return type(value) is int and -1 <= value < 128
+def is_stage(value: Any) -> bool:
+    return type(value) is int and -1 <= value < len(STAGES)
+
+
+def is_sdb(value: Any) -> bool:
+    return type(value) is int and -1 <= value <= 1
+
+
+def are_events(counts: Any) -> bool:
+    """Whether a value counts respiratory events by kind."""
+    return all(is_count(counts[kind]) for kind in (*KINDS, "outside_sleep"))
 
 
 def is_ratio(value: Any) -> bool:
@@ -76,15 +88,16 @@ def are_clips(clips: dict[str, Any], n_segments: int) -> bool:
     return (
         are(clips["onset_s"], lambda onset_s: is_number(onset_s) and onset_s >= 0)
         and are(clips["segment"], lambda s: is_count(s) and s < n_segments)
-        and are(clips["stage"], is_code)
-        and are(clips["sdb"], is_code)
+        and are(clips["stage"], is_stage)
+        and are(clips["sdb"], is_sdb)
         and len({len(column) for column in columns}) == 1
     )
 
 
 def is_segment(segment: dict[str, Any], n_slots: int) -> bool:
     runs = segment["runs"]
-    return is_ratio(segment["onset_s"]) and len(runs) == n_slots and all(are(r, is_count) and len(r) == 2 for r in runs)
+    times = is_ratio(segment["onset_s"]) and is_ratio(segment["duration_s"])
+    return times and len(runs) == n_slots and all(are(r, is_count) and len(r) == 2 for r in runs)
 
 
 def is_whole_record(record: Any) -> bool:
@@ -108,6 +121,7 @@ def is_whole_record(record: Any) -> bool:
             and is_text(record["source"]["sha256"])
             and are(record["source"].get("others", []), lambda facts: is_file(facts) and is_text(facts["sha256"]))
             and is_scoring(record["scoring"])
+            and optional(record.get("respiratory_events"), are_events)
             and are(channels, is_channel)
             and are(segments, lambda segment: is_segment(segment, len(channels)))
             and are_clips(record["clips"], len(segments))

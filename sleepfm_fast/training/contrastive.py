@@ -209,6 +209,14 @@ class Trainer(TrainingLoop):
         """The temperature."""
         return {"temperature": self.model.log_temperature.detach().exp()}
 
+    def step_words(self, row: dict[str, Any]) -> str:
+        """The temperature."""
+        return f"temperature {row['temperature']:.1f} "
+
+    def validation_words(self, row: dict[str, Any]) -> str:
+        """How often a clip's own partner is the most similar."""
+        return f"validation top-1 {100 * row['validation_top1']:.1f} %"
+
     def validation(self) -> dict[str, float]:
         """The contrastive loss over fixed blocks of clips."""
         return validate(

@@ -107,6 +107,14 @@ class TrainingLoop(ABC):
     def validation(self) -> dict[str, float]:
         """``validation_loss`` and whatever else belongs into an epoch's row."""
 
+    @abstractmethod
+    def validation_words(self, row: dict[str, Any]) -> str:
+        """What an epoch's line says of its validation beside the loss."""
+
+    def step_words(self, row: dict[str, Any]) -> str:
+        """What the bar says of a step beside the loss; with a space behind it."""
+        return ""
+
     def prepared(self, batch: Batch, epoch: int, position: int, n_clips: int) -> Batch:
         """Change the batch of a place in the run before its step."""
         return batch
@@ -341,6 +349,32 @@ class TrainingLoop(ABC):
             if progress.stopped_early:
                 return
             clock = time.perf_counter()
+
+    def follow(self, command: str) -> None:
+        """Train to the end, with a bar of progress and a line an epoch."""
+        with tqdm(
+            total=self.total_steps,
+            initial=self.progress.step,
+            unit="step",
+            desc=command,
+            file=sys.stderr,
+            mininterval=0.5,
+            disable=not self.world.main,
+        ) as bar:
+            for row in self.steps():
+                bar.update()
+                bar.set_postfix_str(
+                    f"epoch {row['epoch'] + 1}/{self.options.epochs} loss {row['loss']:.3f} {self.step_words(row)}"
+                    f"{self.pace.clips_per_s:.0f} clips/s",
+                    refresh=False,
+                )
+                if (validated := row["validated"]) is not None and self.world.main:
+                    best = " (best)" if validated["epoch"] == self.progress.best_epoch else ""
+                    bar.write(
+                        f"epoch {validated['epoch'] + 1}: training loss {validated['training_loss']:.4f}, validation "
+                        f"loss {validated['validation_loss']:.4f}{best}, {self.validation_words(validated)}",
+                        file=sys.stderr,
+                    )
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Validate, remember the best, write the checkpoints."""

@@ -75,6 +75,36 @@ def chosen_montage(store: ClipStore, names: Sequence[str]) -> Montage:
     return Montage(montage.name, tuple(m for m in montage.modalities if m.name in (names or available)))
 
 
+def contrastable_clips(store: ClipStore, montage: Montage) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Clips that have something to be contrasted with, and what the user should know of the others."""
+    notices = []
+    names = [m.name for m in montage.modalities]
+    of_store = [m.name for m in store.montage.modalities]
+    present = store.modality_present()[:, [of_store.index(name) for name in names]].sum(axis=1)
+    single = len(names) == 1
+    contrasting = present >= (1 if single else 2)
+    clips = np.flatnonzero(contrasting[store.recording])
+    if lost := int((~contrasting).sum()):
+        has = (
+            f"no channel of {names[0]}"
+            if single
+            else f"channels of only one modality (of {', '.join(names)}) or of none"
+        )
+        notices.append(
+            f"{lost} of {counted(len(contrasting), 'recording')} {agreeing(lost, 'has', 'have')} {has}; their clips "
+            "cannot be contrasted and are left out of training and validation."
+        )
+    if single:
+        neighboured = Stretches(clips, stretch_numbers(store)[clips]).clips
+        if alone := len(clips) - len(neighboured):
+            notices.append(
+                f"{alone} of {counted(len(clips), 'clip')} {agreeing(alone, 'has', 'have')} no neighbour in the "
+                f"same uninterrupted segment and {agreeing(alone, 'is', 'are')} left out of training and validation."
+            )
+        clips = neighboured
+    return clips, notices
+
+
 def select_clips(
     store: ClipStore,
     split: Split,
@@ -116,32 +146,9 @@ def select_clips(
             "that --init-from names, where the rule here has another one: whom those weights have seen is never "
             "tested.",
         )
-    names = [m.name for m in montage.modalities]
-    of_store = [m.name for m in store.montage.modalities]
-    present = store.modality_present()[:, [of_store.index(name) for name in names]].sum(axis=1)
-    single = len(names) == 1
-    contrasting = present >= (1 if single else 2)
-    everything = np.flatnonzero(contrasting[store.recording])
-    if lost := int((~contrasting).sum()):
-        has = (
-            f"no channel of {names[0]}"
-            if single
-            else f"channels of only one modality (of {', '.join(names)}) or of none"
-        )
-        notices = (
-            *notices,
-            f"{lost} of {counted(len(contrasting), 'recording')} {agreeing(lost, 'has', 'have')} {has}; their clips "
-            "cannot be contrasted and are left out of training and validation.",
-        )
-    if single:
-        neighboured = Stretches(everything, stretch_numbers(store)[everything]).clips
-        if alone := len(everything) - len(neighboured):
-            notices = (
-                *notices,
-                f"{alone} of {counted(len(everything), 'clip')} {agreeing(alone, 'has', 'have')} no neighbour in the "
-                f"same uninterrupted segment and {agreeing(alone, 'is', 'are')} left out of training and validation.",
-            )
-        everything = neighboured
+    single = len(montage.modalities) == 1
+    everything, left_out = contrastable_clips(store, montage)
+    notices = (*notices, *left_out)
     subject = np.asarray(store.recording_subject[store.recording[everything]])
     of_clip = codes[subject]
     training = (of_clip == 0) | (of_clip < 0)
