@@ -71,7 +71,7 @@ def losses(run: Path) -> list[float]:
 
 
 def test_trains_as_on_the_cpu_and_waits_once_a_step(environment, cohort_store, tmp_path):
-    options = [*SMALL, "--lr", "0.05", "--dropout", "0"]  # whose draws are others on CUDA
+    options = [*SMALL, "--lr", "0.01", "--dropout", "0"]  # whose draws are others on CUDA
     assert train.cli([str(cohort_store), str(tmp_path / "cpu"), *options, "--device", "cpu"]) == 0
     noted = on_device(environment, tmp_path / "notes", "train", cohort_store, tmp_path / "cuda", *options)
     expected = losses(tmp_path / "cpu")
@@ -87,7 +87,7 @@ def test_trains_as_on_the_cpu_and_waits_once_a_step(environment, cohort_store, t
 
     on_device(environment, tmp_path / "notes", "embed", tmp_path / "cuda", cohort_store, tmp_path / "embeddings")
     found = Embeddings(tmp_path / "embeddings")
-    assert np.isfinite(np.asarray(found.vectors["brain"])).all()
+    assert np.isfinite(np.asarray(found.vectors)).all()
 
 
 @pytest.mark.parametrize(
