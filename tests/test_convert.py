@@ -405,6 +405,26 @@ def test_what_hdf5_promises_and_does_not_hold_is_left_out(tmp_path, capsys):
     assert f"{tmp_path / 'n.hdf5'}: its header says that the samples last" in err
 
 
+def test_what_lies_in_another_file_is_not_read(tmp_path, capsys):
+    h5py = pytest.importorskip("h5py")
+    clinical_file(tmp_path / "other.hdf5")
+    (tmp_path / "private").write_bytes(b"secret!!" * 3200)
+    (tmp_path / "in").mkdir()
+    with h5py.File(tmp_path / "in" / "n.hdf5", "w") as file:
+        file["C3-M2"] = np.arange(12800, dtype=np.float16)
+        file["ECG"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "/ECG")
+        file.create_dataset("SaO2", shape=(12800,), dtype="f2", external=[(str(tmp_path / "private"), 0, 25600)])
+        layout = h5py.VirtualLayout((12800,), "f2")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "other.hdf5"), "Thor", shape=(12800,))
+        file.create_virtual_dataset("Thor", layout)
+    options = ("--from", "clinical", "--montage", "aasm")
+    status, _, err = run(capsys, tmp_path / "in", tmp_path / "store", *options)
+    assert status == 0, err
+    for name in ("ECG", "SaO2", "Thor"):
+        assert f"{name} is left out: its samples lie in another file" in err
+    assert ClipStore(tmp_path / "store").channels.present.sum() == 1
+
+
 def test_damaged_hdf5_files_stop_no_others(tmp_path, capsys):
     pytest.importorskip("h5py")
     folder = tmp_path / "h5"

@@ -526,6 +526,9 @@ except SleepfmError as error:
         ("presets", {"weights": "x"}, "the entry 'presets'"),
         ("store", 1, "the entry 'store'"),
         ("recordings", [["a"]] * 7, "the entry 'recordings'"),
+        ("recordings", ["../a"] * 7, "the entry 'recordings'"),  # predict would write files of these names
+        ("recordings", ["/tmp/a"] * 7, "the entry 'recordings'"),
+        ("recordings", [".."] * 7, "the entry 'recordings'"),
         ("blake2b_128", [1], "the entry 'blake2b_128'"),
         ("made_of", [], "the entry 'made_of'"),
     ],

@@ -186,6 +186,22 @@ def test_what_cannot_be_is_refused(fitted, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_no_file_is_written_outside_of_the_folder(fitted, tmp_path):
+    folder, result = fitted
+    file = folder / "embeddings.json"
+    record = json.loads(file.read_text())
+    first, second, *others = record["recordings"]
+    file.write_text(json.dumps({**record, "recordings": [f"training/{first}", second, *others]}))
+    predict.main(predict.Config(result, folder, tmp_path / "deep" / "out"))
+    names = {path.name for path in (tmp_path / "deep" / "out" / "hypnograms").iterdir()}
+    assert {f"training-{first}-hypnogram.csv", f"{second}-hypnogram.csv"} <= names
+    for name in ("../../../evil", str(tmp_path / "evil"), ".."):
+        file.write_text(json.dumps({**record, "recordings": [name, second, *others]}))
+        with pytest.raises(SleepfmError, match="the entry 'recordings'"):
+            predict.main(predict.Config(result, folder, tmp_path / "deep" / "again"))
+    assert not [*tmp_path.rglob("*evil*")]
+
+
 @pytest.mark.parametrize(
     ("array", "change", "said"),
     [

@@ -131,6 +131,9 @@ def channel_lengths(path: Path, issues: list[str]) -> dict[str, int]:
                 issues.append(f"{name!r} is left out: its name is not UTF-8")
                 continue
             try:
+                if lies_elsewhere(file, name):
+                    issues.append(f"{name} is left out: its samples lie in another file, to which this one only points")
+                    continue
                 item = file[name]
                 if not isinstance(item, h5().Dataset) or item.ndim != 1 or item.dtype.kind not in "fiu":
                     continue
@@ -143,6 +146,14 @@ def channel_lengths(path: Path, issues: list[str]) -> dict[str, int]:
             elif n_samples:
                 lengths[name] = n_samples
     return lengths
+
+
+def lies_elsewhere(file: Any, name: str) -> bool:
+    """Whether a name stands for what another file holds, whose changes nobody would see and which may be any file."""
+    if isinstance(file.get(name, getlink=True), h5().ExternalLink):
+        return True
+    item = file[name]
+    return isinstance(item, h5().Dataset) and bool(item.is_virtual or item.external)
 
 
 def label_file(path: Path, labels: Path | None) -> Path | None:

@@ -26,6 +26,11 @@ def are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_text, value))
 
 
+def are_recordings(value: Any) -> bool:
+    """Whether a value is a list of names of files below a folder; of those of two stores, transfer names the side."""
+    return are_texts(value) and all("\0" not in name and not {"", ".", ".."} & {*name.split("/")} for name in value)
+
+
 def are_names(value: Any) -> bool:
     """Whether a value is a list of different texts, one at least."""
     return are_texts(value) and 0 < len(value) == len(set(value))
@@ -53,7 +58,7 @@ NEEDED: Mapping[str, Check] = {
     "n_clips": is_count,
     "blake2b_128": lambda value: is_object(value) and all(map(is_text, value.values())),
     "subjects": are_texts,
-    "recordings": are_texts,
+    "recordings": are_recordings,
     "ages": is_list,
     "sexes": is_list,
     "run": is_text,

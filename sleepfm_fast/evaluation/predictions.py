@@ -152,10 +152,11 @@ def write_predictions(
             if kind is None:
                 continue
             spans = kind.spans(onsets, classes)
+            stem = name.replace("/", "-")  # of two stores that were joined: training/night1
             text = kind.table(onsets, classes) if kind.table is not None else table_of(spans)
-            _write(folder / kind.folder / f"{name}-{kind.ending.lower()}.csv", text.encode())
+            _write(folder / kind.folder / f"{stem}-{kind.ending.lower()}.csv", text.encode())
             if name in starts:
-                _write(folder / kind.folder / f"{name}-{kind.ending}.edf", edf_annotations(starts[name], spans))
+                _write(folder / kind.folder / f"{stem}-{kind.ending}.edf", edf_annotations(starts[name], spans))
         _write(folder / "nights.csv", csv_table(night_columns(task, found.names), nights).encode())
         unstarted = sorted({found.recordings[i] for i in np.unique(found.recording).tolist()} - set(starts))
         if kind is not None and unstarted:
