@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["SleepfmError", "is_own_source"]
+__all__ = ["SleepfmError", "is_own_source", "refused_by_system"]
 
 
 class SleepfmError(Exception):
@@ -14,3 +14,8 @@ class SleepfmError(Exception):
 def is_own_source(file: str) -> bool:
     """Whether a traceback's file is of this package; a folder above others' files may have its name too."""
     return Path(file).is_relative_to(Path(__file__).parent)
+
+
+def refused_by_system(error: OSError) -> str:
+    """What the system refused, and why, without a full stop."""
+    return f"{error.filename or 'reading or writing'}: {error.strerror or error}"

@@ -19,7 +19,7 @@ from sleepfm_fast.cli.help_texts import join_lines
 from sleepfm_fast.cli.interruption import SENTENCE, leave_to_python
 from sleepfm_fast.cli.misplaced import refuse_misplaced
 from sleepfm_fast.cli.option_effects import given_options, refuse_without_effect
-from sleepfm_fast.errors import SleepfmError, is_own_source
+from sleepfm_fast.errors import SleepfmError, is_own_source, refused_by_system
 
 __all__ = ["finish", "run", "say", "to_json"]
 
@@ -180,7 +180,7 @@ def attempt(
         say(f"{who}error: {error}")
         return 1
     except OSError as error:
-        say(f"{who}error: {error.filename or 'reading or writing'}: {error.strerror or error}.")
+        say(f"{who}error: {refused_by_system(error)}.")
         return 1
     except KeyboardInterrupt:
         if rank == 0:

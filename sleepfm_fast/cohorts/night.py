@@ -20,7 +20,7 @@ from sleepfm_fast.channels import Montage, assign, likely_slot
 from sleepfm_fast.cohorts.corrections import Corrections
 from sleepfm_fast.cohorts.participants import Participant
 from sleepfm_fast.edf import Recording
-from sleepfm_fast.errors import SleepfmError, is_own_source
+from sleepfm_fast.errors import SleepfmError, is_own_source, refused_by_system
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.recordings import open_recording
@@ -333,7 +333,7 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
     except SleepfmError as error:
         return NightRow(path, name, 0, {}, {}, (), str(error))
     except OSError as error:
-        what = f"{error.filename or 'reading or writing'}: {error.strerror or error}"
+        what = refused_by_system(error)
         return NightRow(path, name, 0, {}, {}, (), f"{path} could not be ingested ({what}).")
     except Exception as error:
         # The last line of our own code tells where to look; the night's failure must not stop the others.

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from sleepfm_fast.cli.command import say
+from sleepfm_fast.evaluation.figures import FIGURES, HEAD, cell
 
 __all__ = ["mean_interval", "say_curve", "summarise"]
-
-FIGURES = ("auroc", "auprc", "f1")
 
 
 def mean_interval(values: Sequence[float | None]) -> dict[str, Any]:
@@ -87,14 +86,6 @@ def _averaged(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _cell(entry: dict[str, Any]) -> str:
-    if entry["mean"] is None:
-        return f"{'-':<21}"
-    limits = "" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]"
-    words = f"{entry['mean']:.3f}{limits}"
-    return f"{words:<21}"
-
-
 def say_curve(rows: Sequence[dict[str, Any]]) -> None:
     """Print one line a number of subjects, over clips and of age and sex over nights; absent classes at chance."""
     _say_rows([(row, row) for row in rows])
@@ -105,7 +96,8 @@ def say_curve(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _say_rows(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    say(f"{'subjects':>8}{'draws':>7}{'clips':>9}  {'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}")
+    say(f"{'subjects':>8}{'draws':>7}{'clips':>9}  {HEAD}")
     for row, figures in rows:
-        cells = "".join(_cell(figures["macro_absent_at_chance"][f]) for f in FIGURES)
+        means = (figures["macro_absent_at_chance"][f] for f in FIGURES)
+        cells = "".join(cell(m["mean"], m["low"], m["high"]) for m in means)
         say(f"{row['subjects']:>8}{row['n_replicates']:>7}{row['mean_clips']:>9.0f}  {cells}".rstrip())

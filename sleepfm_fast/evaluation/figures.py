@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from sleepfm_fast.evaluation.metrics import Interval
     from sleepfm_fast.evaluation.tasks import Task
 
-__all__ = ["Resampled", "cell", "evaluate", "macro_of", "resample", "say_table"]
+__all__ = ["FIGURES", "HEAD", "Resampled", "cell", "cells", "evaluate", "macro_of", "resample", "say_table"]
+
+FIGURES = ("auroc", "auprc", "f1")
+HEAD = f"{'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}"
+"""Of the columns that :func:`cells` writes."""
 
 
 @dataclass(frozen=True)
@@ -209,26 +213,30 @@ def evaluate(
     }
 
 
-def cell(interval: Interval) -> str:
+def cell(value: float | None, low: float | None, high: float | None) -> str:
     """Format a figure with its interval for a table, 21 characters wide."""
-    if interval.value is None:
+    if value is None:
         return f"{'-':<21}"
-    limits = "" if interval.low is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
-    return f"{f'{interval.value:.3f}{limits}':<21}"
+    limits = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{f'{value:.3f}{limits}':<21}"
+
+
+def cells(entry: Mapping[str, Interval]) -> str:
+    """Format the figures of a class, or their means."""
+    return "".join(cell(entry[f].value, entry[f].low, entry[f].high) for f in FIGURES)
 
 
 def say_table(result: dict[str, Any], unit: str = "clip") -> None:
     """Print what :func:`evaluate` returned."""
-    head = f"{'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}"
-    say(f"{'class':<7}{f'{unit}s':>8}{'subjects':>10}{'prev.':>7}  {head}")
+    say(f"{'class':<7}{f'{unit}s':>8}{'subjects':>10}{'prev.':>7}  {HEAD}")
     for name, entry in result["classes"].items():
-        figures = "".join(cell(entry[f]) for f in ("auroc", "auprc", "f1"))
         sizes = f"{entry['n_test']:>8}{entry['n_subjects']:>10}{entry['prevalence']:>7.3f}"
-        say(f"{name:<7}{sizes}  {figures}{entry.get('note', '')}".rstrip())
+        say(f"{name:<7}{sizes}  {cells(entry)}{entry.get('note', '')}".rstrip())
     macro, known = result["macro"], len(result["classes"])
     note = "" if macro["n_classes"] == known else f"AUROC, AUPRC over {macro['n_classes']} of {known} classes"
-    say(f"{'macro':<32}  {''.join(cell(macro[f]) for f in ('auroc', 'auprc', 'f1'))}{note}".rstrip())
-    say(f"accuracy {cell(result['accuracy']).strip()}  Cohen's kappa {cell(result['cohen_kappa']).strip()}")
+    say(f"{'macro':<32}  {cells(macro)}{note}".rstrip())
+    accuracy, kappa = (cell(f.value, f.low, f.high).strip() for f in (result["accuracy"], result["cohen_kappa"]))
+    say(f"accuracy {accuracy}  Cohen's kappa {kappa}")
     names, counts = result["confusion"]["rows_true_columns_predicted"], result["confusion"]["counts"]
     say("true \\ predicted" + "".join(f"{n:>9}" for n in names))
     for name, row in zip(names, counts, strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import say
-from sleepfm_fast.evaluation.figures import cell, evaluate
+from sleepfm_fast.evaluation.figures import HEAD, cells, evaluate
 from sleepfm_fast.evaluation.interval_notice import FEW_SUBJECTS, covered
 from sleepfm_fast.evaluation.tasks import TASKS, age_groups_of, sex_codes
 from sleepfm_fast.evaluation.whole_nights import by_night
@@ -97,11 +97,9 @@ def strata_notice(strata: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def _say_rows(entries: list[tuple[str, dict[str, Any]]], unit: str) -> None:
-    head = f"{'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}"
-    say(f"{'stratum':<13}{'subjects':>9}{f'{unit}s':>9}  {head}")
+    say(f"{'stratum':<13}{'subjects':>9}{f'{unit}s':>9}  {HEAD}")
     for name, entry in entries:
         macro = entry["macro"]
-        figures = "".join(cell(macro[f]) for f in ("auroc", "auprc", "f1"))
         classes = f"AUROC, AUPRC over {macro['n_classes']} of {len(entry['classes'])} classes"
         note = "" if macro["n_classes"] == len(entry["classes"]) else classes
-        say(f"{name:<13}{entry['n_subjects']:>9}{entry[f'n_{unit}s']:>9}  {figures}{note}".rstrip())
+        say(f"{name:<13}{entry['n_subjects']:>9}{entry[f'n_{unit}s']:>9}  {cells(macro)}{note}".rstrip())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.cli.command import describe_bug, say
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, refused_by_system
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reproduction.plan import Step
 
@@ -122,7 +122,7 @@ def attempt(step: Step) -> Outcome:
     except SleepfmError as problem:
         error = str(problem)
     except OSError as problem:
-        error = f"{problem.filename or 'reading or writing'}: {problem.strerror or problem}."
+        error = f"{refused_by_system(problem)}."
     except Exception as problem:
         error = describe_bug(problem, f"sleepfm_fast.{step.command}")
     return Outcome("failed" if error else "done", round(time.monotonic() - started, 2), error)

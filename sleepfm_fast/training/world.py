@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sleepfm_fast.distributed import gather_equal, gather_rows
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, refused_by_system
 from sleepfm_fast.storage.claims import Claim, claim_to_write
 from sleepfm_fast.system import processors
 
@@ -99,7 +99,7 @@ class World:
             except SleepfmError as error:
                 answer = {"error": str(error)}
             except OSError as error:
-                answer = {"error": f"{error.filename or 'reading or writing'}: {error.strerror or error}."}
+                answer = {"error": f"{refused_by_system(error)}."}
         answer = self.gather(answer)[0]
         if "error" in answer:
             raise SleepfmError(answer["error"])
