@@ -91,6 +91,7 @@ def test_curves_from_the_numbers_of_a_report(here, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.export's own
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch.export.load's of its own memory (2.11)
 def test_the_classes_behind_the_commands(here, cohort_store):
     """Every block of the page in order, in one program; what it finds is compared with what the commands wrote."""
     if not Path("STORE").exists():
