@@ -310,9 +310,10 @@ class SleepModel(nn.Module):
             # Not copied: a copy from pageable memory may not be part of a CUDA graph.
             return encoder(x, present), torch.ones(n, dtype=torch.bool, device=x.device)
         rows = have.nonzero().squeeze(1)
-        some = encoder(x[rows.to(x.device)], present[rows])
-        embeddings = some.new_zeros(n, self.config.dim).index_copy(0, rows.to(x.device), some)
-        return embeddings, have.to(x.device, non_blocking=True)
+        # Without non_blocking torch would wait for all that the device has to do.
+        of_x, mask = (values.to(x.device, non_blocking=True) for values in (rows, have))
+        some = encoder(x[of_x], present[rows])
+        return some.new_zeros(n, self.config.dim).index_copy(0, of_x, some), mask
 
     def forward(
         self, batch: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None

@@ -69,6 +69,7 @@ FIRST_FILES = (
     "test_rank_bounds.py",
     "test_commands.py",
     "test_compat.py",
+    "test_pretended_cuda.py",
     "test_system.py",
     "test_training.py",
     "test_bench_gpu.py",

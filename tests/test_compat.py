@@ -54,10 +54,10 @@ def test_compat_seed_takes_the_steps_of_the_authors_loop(trainer, mode):
     for row in ours.steps():
         _, position, clips = next(order)
         rate = theirs.optimiser.param_groups[0]["lr"]
+        temperatures.append((row["temperature"], float(theirs.temperature.detach().exp())))
         step = theirs.step({name: x.double() for name, x in ours.input(clips).x.items()})
         losses.append((row["loss"], step.loss))
         rates.append((row["lr"], rate))
-        temperatures.append((row["temperature"], float(theirs.temperature.detach().exp())))
         if position + 1 == per_epoch:
             theirs.end_epoch()
     assert len(losses) == 45
@@ -171,7 +171,9 @@ def test_a_sum_without_terms_is_no_failure(trainer):
     for name in ("brain", "ecg"):
         batch.present[name][:] = False
     one.model.train()
-    assert one.update(batch, clips, 1e-30) == (0.0, "")
+    before, failure = one.update(batch, clips, 1e-30)
+    assert before["loss"] == 0.0
+    assert not failure
 
 
 @pytest.mark.parametrize("compat", ["seed", "paper"])

@@ -28,6 +28,7 @@ from sleepfm_fast.plurals import counted
 from sleepfm_fast.results import FOLDER
 from sleepfm_fast.rundir import RunDirectory, goes_on, read_checkpoint, reconcile
 from sleepfm_fast.runs.splits import Split
+from sleepfm_fast.store.side_stream import upload
 from sleepfm_fast.training.loop import TrainingLoop, recordings_of
 from sleepfm_fast.training.objective import wrap
 from sleepfm_fast.training.optimiser import build_optimiser
@@ -191,7 +192,7 @@ class SupervisedTrainer(TrainingLoop):
 
     def losses(self, logits: Tensor, clips: npt.NDArray[np.int64]) -> Tensor:
         """Weighted cross-entropy of every clip, [B]; its mean is the loss."""
-        columns = torch.from_numpy(self.column[clips]).to(self.device)
+        columns = upload(torch.from_numpy(self.column[clips]), self.device)
         return cross_entropy(logits, columns, reduction="none") * self.weights[columns]
 
     def gradient(self, batch: Batch, items: npt.NDArray[np.int64]) -> tuple[Tensor, Callable[[], str]]:

@@ -87,6 +87,10 @@ def unpickle(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SleepfmError(f"there is no file {path}; give the authors' best.pt or checkpoint.pt.") from None
+    except OSError as error:  # of a damaged archive torch seeks to places that cannot be, which names no file
+        raise SleepfmError(
+            f"{path} cannot be read: {error.strerror or error}. Was the file transferred whole?"
+        ) from error
     except pickle.UnpicklingError as error:
         raise SleepfmError(
             f"{path} holds more than tensors and numbers, or is no PyTorch checkpoint, and was not loaded: a pickle "

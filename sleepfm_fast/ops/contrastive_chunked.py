@@ -64,8 +64,9 @@ def prepare(x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str) 
     n_others = (n_present - 1).clamp_min(1)
     mean = None
     if mode != "pairwise":
-        others = [[k for k in range(M) if k != i] for i in range(M)]
-        mean = torch.stack([unit[group].sum(0) for group in others]) / n_others[None, :, None]
+        # Stacked, not indexed by a list, which torch would copy to the device and wait for.
+        others = [torch.stack([unit[k] for k in range(M) if k != i]) for i in range(M)]
+        mean = torch.stack([of_others.sum(0) for of_others in others]) / n_others[None, :, None]
         mean = torch.where(shared[..., None], mean, 0)
     return Operands(unit, norm, shared, n_others, log_temperature.exp(), mean)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -206,9 +205,9 @@ class Trainer(TrainingLoop):
         with torch.no_grad():
             self.model.log_temperature.clamp_(0.0, self.config.max_log_temperature)
 
-    def facts(self) -> dict[str, float]:
+    def watched(self) -> dict[str, torch.Tensor]:
         """The temperature."""
-        return {"temperature": math.exp(float(self.model.log_temperature.detach()))}
+        return {"temperature": self.model.log_temperature.detach().exp()}
 
     def step_words(self, row: dict[str, Any]) -> str:
         """The temperature."""

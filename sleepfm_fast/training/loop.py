@@ -122,8 +122,8 @@ class TrainingLoop(ABC):
     def after_step(self) -> None:  # noqa: B027 - most parameters have no range
         """Bring parameters back into their range."""
 
-    def facts(self) -> dict[str, float]:
-        """What else belongs into a step's row."""
+    def watched(self) -> dict[str, Tensor]:
+        """What else belongs into a step's row, as it is before the step; 0-d on the device, read with the loss."""
         return {}
 
     def measure(self, recordings: Int64) -> tuple[str, ...]:
@@ -273,8 +273,8 @@ class TrainingLoop(ABC):
         steps: int = self.options.epochs * self.sampler.batches_per_epoch
         return min(steps, self.options.max_steps) if self.options.max_steps else steps
 
-    def update(self, batch: Batch, items: Int64, rate: float) -> tuple[float, str]:
-        """One step of the optimiser: the loss before it, and why the step was left out if it was."""
+    def update(self, batch: Batch, items: Int64, rate: float) -> tuple[dict[str, float], str]:
+        """One step of the optimiser: loss and what is watched before it, and why the step was left out if it was."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         # A batch with impossible values must not leave them in the running statistics either.
@@ -282,16 +282,18 @@ class TrainingLoop(ABC):
         self.optimiser.zero_grad(set_to_none=True)
         loss, explain = self.gradient(batch, items)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        # One wait for the device. Both numbers have the same bits on every rank, so all of them decide alike.
-        value, size = torch.stack([loss.to(norm.dtype), norm]).tolist()
+        # The one wait for the device in a step. Loss and norm have the same bits on every rank: all decide alike.
+        watched = self.watched()
+        value, size, *values = torch.stack([t.to(norm.dtype) for t in (loss, norm, *watched.values())]).tolist()
+        before = {"loss": value, **dict(zip(watched, values, strict=True))}
         if not (math.isfinite(value) and math.isfinite(size)):
             kept.restore()
             what = "the gradient is not finite" if math.isfinite(value) else f"the loss is {value}"
             where = explain()
-            return value, f"{what}; not finite: {where}" if where else what
+            return before, f"{what}; not finite: {where}" if where else what
         self.optimiser.step()
         self.after_step()
-        return value, ""
+        return before, ""
 
     def skip(self, reason: str, clips: Int64) -> None:
         """Note a step that was left out; too many in a row end the training."""
@@ -325,17 +327,17 @@ class TrainingLoop(ABC):
         for (epoch, position, items), batch in batches:
             clips = clips_of(items)
             rate = learning_rate(self.options, progress.step, per_epoch, self.total_steps)
-            loss, failure = self.update(self.prepared(batch, epoch, position, len(clips)), items, rate)
+            before, failure = self.update(self.prepared(batch, epoch, position, len(clips)), items, rate)
             if failure:
                 self.skip(failure, clips)
             else:
                 progress.skipped_in_a_row = 0
-                progress.loss_sum += loss
+                progress.loss_sum += before["loss"]
                 progress.loss_terms += 1
             progress.step += 1
             self.pace.add(len(clips), time.perf_counter() - clock)
             row: dict[str, Any] = {"kind": "step", "epoch": epoch, "step": progress.step}
-            row |= {"loss": loss, "lr": rate, **self.facts()}
+            row |= {**before, "lr": rate}
             if progress.step % LOG_STEPS == 0:
                 self.append_metrics({**row, "clips_per_s": self.pace.clips_per_s})
             last = position + 1 == per_epoch
