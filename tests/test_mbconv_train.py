@@ -345,6 +345,23 @@ def test_shapes_without_a_device() -> None:
     assert x.grad.shape == x.shape
 
 
+def test_results_are_as_registered_and_share_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch's checks of an op ask on a device, where alone the op runs."""
+    emulate_training(monkeypatch)
+    case = Case(16, 32, 24, 2, 2, 21)
+    forward = OP.forward(case.x, case.weights, 2, 1e-5)
+    _, _, *kept = forward
+    backward = OP.backward(case.dy, case.x, kept, case.weights, 2, 1e-5)
+    registered = torch.ops.sleepfm_fast
+    on_meta = [tensor.to("meta") for tensor in case.weights]
+    fakes = registered.mbconv_train_forward(case.x.to("meta"), on_meta, 2, 1e-5)
+    gradients = registered.mbconv_train_backward(case.dy.to("meta"), case.x.to("meta"), fakes[2:], on_meta, 2, 1e-5)
+    for results, expected in ((forward, fakes), (backward, gradients)):
+        assert [(t.shape, t.dtype) for t in results] == [(t.shape, t.dtype) for t in expected]
+        memory = {t.untyped_storage().data_ptr() for t in (*results, case.x, case.dy, *case.weights)}
+        assert len(memory) == len(results) + 2 + len(case.weights)
+
+
 def test_refusals_are_sentences() -> None:
     case = Case(16, 48, 24, 2, 2, 31)
     x, weights = case.x, case.weights

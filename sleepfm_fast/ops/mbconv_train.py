@@ -245,7 +245,7 @@ def backward(
     multiply(flat.T, flat, gram)
     covariance = torch.addr(gram, mean, mean, alpha=-rows)  # times the number of samples
     dw1 = torch.addcmul(scale * torch.addr(dw1, dbeta0, mean, alpha=-1), of_c1, torch.mm(rounded, covariance))
-    db1, dbd = w1.new_zeros((2, width))
+    db1, dbd = torch.zeros_like(dgamma0), torch.zeros_like(dgamma0)  # results of an op share no memory
     return dx, dw1, db1, dgamma0, dbeta0, dwd, dbd, dgamma1, dbeta1, dw3, db3
 
 
