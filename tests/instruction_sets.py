@@ -30,7 +30,7 @@ def results_with(instruction_set: str, script: str, folder: Path) -> Any:
     return torch.load(path, weights_only=True)
 
 
-def tests_passed_with(instruction_set: str, *arguments: str) -> int:
+def passed_with(instruction_set: str, *arguments: str) -> int:
     """Run tests of this folder; returns how many have passed. Skips where the processor lacks the instruction set."""
     if instruction_set not in sleepfm_fast.build_info()["cpu_instruction_sets"]:
         pytest.skip(f"this processor has no {instruction_set}")

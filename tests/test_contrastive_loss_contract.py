@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from contrastive_cases import DIRECTIONS, MODES, embeddings, evaluate, random_mask
-from instruction_sets import tests_passed_with
+from instruction_sets import passed_with
 
 from sleepfm_fast import _C, ops, reference
 from sleepfm_fast.ops import contrastive_chunked, contrastive_cpu
@@ -250,7 +250,7 @@ def test_every_instruction_set(name):
         "test_contrastive_loss.py::test_not_a_number_is_not_hidden",
         f"{Path(__file__).name}::test_exponential_is_good_to_about_one_unit",
     ]
-    assert tests_passed_with(name, *cases) == 25
+    assert passed_with(name, *cases) == 25
 
 
 # ---- a range of samples at a time ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from sleepfm_fast.reporting.plot import MARKERS, Plot, legend
 from sleepfm_fast.reporting.scale import Scale
 
 SVG = "{http://www.w3.org/2000/svg}"
-HOSTILE = "../<b>&\"'\u202e"
+HOSTILE = "x/<b>&\"'\u202e"
 
 
 @pytest.fixture(scope="module")

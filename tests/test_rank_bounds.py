@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from instruction_sets import tests_passed_with
+from instruction_sets import passed_with
 
 import sleepfm_fast
 from sleepfm_fast import _C, ranks
@@ -182,4 +182,4 @@ def test_every_instruction_set(name):
     if name == sleepfm_fast.build_info()["cpu_instruction_set_in_use"]:
         pytest.skip(f"all tests of this file run with {name} in this process")
     cases = "257 or 100003 or residues or overflow or one_bit or list_holds or clusters"
-    assert tests_passed_with(name, __file__, "-k", cases) > 0
+    assert passed_with(name, __file__, "-k", cases) > 0

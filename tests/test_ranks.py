@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from instruction_sets import tests_passed_with
+from instruction_sets import passed_with
 
 import sleepfm_fast
 from sleepfm_fast.ranks import pair_ranks
@@ -156,7 +156,7 @@ def test_every_instruction_set(name):
     if name == sleepfm_fast.build_info()["cpu_instruction_set_in_use"]:
         pytest.skip(f"all tests of this file run with {name} in this process")
     cases = ["equals_the_dense_definition and 257", "nearly_equal", "duplicates", "exact_ties"]
-    assert tests_passed_with(name, __file__, "-k", " or ".join(cases)) == 14
+    assert passed_with(name, __file__, "-k", " or ".join(cases)) == 14
 
 
 def test_memory_does_not_grow_with_the_square():

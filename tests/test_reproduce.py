@@ -491,7 +491,7 @@ def test_a_simulated_cohort_comes_with_its_sentence():
 def single_record(task, n_classes, n_clips=300, n_subjects=25):
     one = {name: interval(0.7) for name in ("auroc", "auprc", "f1")}
     sides = {"train": {"n_subjects": n_subjects}, "test": {"n_clips": n_clips}}
-    return {"task": task, "macro": {**one, "n_classes": n_classes}, "classes": {}, **sides}
+    return {"command": "probe", "task": task, "macro": {**one, "n_classes": n_classes}, "classes": {}, **sides}
 
 
 @pytest.mark.parametrize(("number", "task", "n_all"), [(15, "age", 4), (11, "stage", 5)])
@@ -521,7 +521,7 @@ def test_figure_3_and_the_few_shot_curve_are_guarded_too(tmp_path):
     curve = [{"subjects": 1, "replicate": 0, "macro_absent_at_chance": {"auroc": 0.6, "auprc": 0.2}}]
     test = {"n_clips": 9, "class_counts": {"W": 3, "N1": 2, "N2": 2, "N3": 0, "R": 2}}
     source = Source(Run("contrastive"), Evaluation("few_shot"))
-    record = {"task": "stage", "curve": curve, "test": test, "n_subjects_to_draw_from": 5}
+    record = {"command": "few_shot", "task": "stage", "curve": curve, "test": test, "n_subjects_to_draw_from": 5}
     write_result(layout.result(source), record, {})
     cells = reproduce_tables.collect(paper_tables.few_shot_figure((1,), 1, 9), layout)
     ours = next(c for c in cells if (c["row"], c["method"]) == ("1", "leave-one-out"))
@@ -531,7 +531,7 @@ def test_figure_3_and_the_few_shot_curve_are_guarded_too(tmp_path):
 def test_more_subjects_than_are_labelled_are_said_so(tmp_path):
     layout = reproduce_plan.Layout(tmp_path)
     curve = [{"subjects": 6, "replicate": 0, "macro_absent_at_chance": {"auroc": 0.6, "auprc": 0.2}}]
-    record = {"task": "stage", "curve": curve, "n_subjects_to_draw_from": 6}
+    record = {"command": "few_shot", "task": "stage", "curve": curve, "n_subjects_to_draw_from": 6}
     write_result(layout.result(Source(Run("contrastive"), Evaluation("few_shot"))), record, {})
     network = Source(Run("supervised", subjects=8), Evaluation("supervised"))
     write_result(layout.result(network), {**stage_record(0.7), "train": {"n_subjects": 6}}, {})

@@ -98,7 +98,17 @@ def test_metrics_go_back_to_the_checkpoint(tmp_path):
 
 CONFIG = {
     "config": {"lr": 0.1},
-    "model": {"modalities": {"brain": 3}, "encoder": {"dim": 8, "channels": [1, 2], "design": "strided", "dropout": 0}},
+    "model": {
+        "modalities": {"brain": 3},
+        "encoder": {
+            "dim": 8,
+            "channels": [1, 2],
+            "kernels": [3, 3],
+            "strides": [2, 2],
+            "design": "strided",
+            "dropout": 0,
+        },
+    },
     "montage": {"name": "x", "modalities": []},
     "input": {"filters": "aasm", "notch_hz": 0, "normalise": "clip"},
     "split": {"salt": "s", "validation": 0.1, "test": 0},
