@@ -29,7 +29,7 @@ from sleepfm_fast.cohorts.participants import read_participants
 from sleepfm_fast.edf import read_recording
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.formats.wfdb_recording import read_wfdb_recording
-from sleepfm_fast.scoring.csv_files import name_and_unit
+from sleepfm_fast.scoring.csv_columns import name_and_unit
 from sleepfm_fast.scoring.labels import clip_labels
 from sleepfm_fast.scoring.stages import perhaps_respiratory, respiratory_event_of, stage_of
 from sleepfm_fast.scoring.texts import parse_meanings, translated

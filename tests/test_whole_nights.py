@@ -159,18 +159,23 @@ def test_calibration_over_nights_is_that_of_the_mean_probabilities(tmp_path, cap
     assert "over nights, Brier score of the predicted class: " in capsys.readouterr().err
 
 
+def two_nights_each(path, n_train, n_test, n_clips, shift, seed, **about):
+    """Embeddings of subjects with two nights each, every other one shifted along the first coordinate."""
+    n_nights = 2 * (n_train + n_test)
+    night = np.repeat(np.arange(n_nights), n_clips)
+    subject = night // 2
+    columns = columns_of(subject, np.array([0] * n_train + [2] * n_test)[subject])
+    columns |= {"recording": night.astype(np.int32), "clip": np.tile(np.arange(n_clips), n_nights).astype(np.int32)}
+    columns["onset_s"] = columns["clip"] * 30.0
+    x = np.random.default_rng(seed).standard_normal((len(night), 3, 6))
+    x[:, :, 0] += shift * (subject % 2)[:, None]
+    return write_folder(path, unit(x), columns, recordings=tuple(f"n{i}" for i in range(n_nights)), **about)
+
+
 @pytest.mark.parametrize("task", ["sex", "age"])
 def test_few_shot_over_nights_ends_at_the_probe_and_takes_points_of_before(tmp_path, capsys, task):
-    rng = np.random.default_rng(4)
-    night = np.repeat(np.arange(36), 10)
-    subject = night // 2
-    columns = columns_of(subject, np.array([0] * 10 + [2] * 8)[subject])
-    columns |= {"recording": night.astype(np.int32), "clip": np.tile(np.arange(10), 36).astype(np.int32)}
-    columns["onset_s"] = columns["clip"] * 30.0
-    x = rng.standard_normal((len(night), 3, 6))
-    x[:, :, 0] += 0.6 * (subject % 2)[:, None]
     ages = tuple(30.0 if i % 2 else 60.0 for i in range(18))
-    folder = write_folder(tmp_path / "emb", unit(x), columns, recordings=tuple(f"n{i}" for i in range(36)), ages=ages)
+    folder = two_nights_each(tmp_path / "emb", n_train=10, n_test=8, n_clips=10, shift=0.6, seed=4, ages=ages)
     asked = [str(folder), str(tmp_path / "curve"), "--task", task, "--subjects", "1", "4"]
     assert few_shot.cli(asked) == 0
     said = capsys.readouterr().err
@@ -244,16 +249,7 @@ def test_stages_and_events_have_no_figures_over_nights(tmp_path):
 
 
 def test_nights_of_a_probe_are_those_that_predict_writes(tmp_path, capsys):
-    rng = np.random.default_rng(2)
-    night = np.repeat(np.arange(24), 12)
-    subject = night // 2
-    columns = columns_of(subject, np.array([0] * 6 + [2] * 6)[subject])
-    columns |= {"recording": night.astype(np.int32), "clip": np.tile(np.arange(12), 24).astype(np.int32)}
-    columns["onset_s"] = columns["clip"] * 30.0
-    x = rng.standard_normal((len(night), 3, 6))
-    x[:, :, 0] += 0.5 * (subject % 2)[:, None]
-    names = {"recordings": tuple(f"n{i}" for i in range(24))}
-    folder = write_folder(tmp_path / "emb", unit(x), columns, **names)
+    folder = two_nights_each(tmp_path / "emb", n_train=6, n_test=6, n_clips=12, shift=0.5, seed=2)
     result, predictions = tmp_path / "sex", tmp_path / "predictions"
     assert probe.cli([str(folder), str(result), "--task", "sex", "--bootstraps", "0"]) == 0
     assert predict.cli([str(result), str(folder), str(predictions)]) == 0
