@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -34,10 +36,21 @@ def test_small_cohorts_fill_every_split_and_say_so(n):
         assert all("may change when subjects are added" in notice for notice in notices)
 
 
+def test_the_split_is_the_one_that_the_rule_says():
+    """By the words of the rule alone: a study repeated elsewhere, or years later, tests on the same subjects."""
+    split = Split(salt="study", validation=0.25, test=0.125)
+    assert "'study/<subject>' mapped to [0, 1): below 0.125 test, below 0.375 validation" in split.rule()
+    shares = [int(hashlib.sha256(f"study/{name}".encode()).hexdigest(), 16) / 2**256 for name in NAMES]
+    codes, _ = assign_subjects(NAMES, split)
+    assert codes.tolist() == [2 if share < 0.125 else 1 if share < 0.375 else 0 for share in shares]
+
+
 def test_two_subjects_train_and_test():
-    codes, notices = assign_subjects(["a", "b"], Split())
-    assert sorted(codes) == [0, 2]
-    assert any("only two subjects" in notice for notice in notices)
+    for pair in zip(NAMES[:60:2], NAMES[1:60:2], strict=True):
+        codes, notices = assign_subjects(pair, Split())
+        assert sorted(codes) == [0, 2]
+        assert any("only two subjects" in notice for notice in notices)
+        assert not any("validation split" in notice for notice in notices)
 
 
 def test_one_subject_overlaps_and_says_so():
