@@ -73,7 +73,9 @@ BLOCKS, GROUPS = (22, 23, 24), (18, 19, 20)  # columns of FilterRow
 
 
 @pytest.mark.parametrize("without", [(), GROUPS, BLOCKS, (*GROUPS, *BLOCKS)], ids=str)
-@pytest.mark.parametrize(("preset", "fs_hz"), [("aasm", 1), ("aasm", 100), ("none", 200), ("clinical", 512)], ids=str)
+@pytest.mark.parametrize(
+    ("preset", "fs_hz"), [("aasm", 1), ("aasm", 100), ("aasm", 200), ("none", 200), ("clinical", 512)], ids=str
+)
 def test_results_do_not_depend_on_memory_that_nobody_has_written(preset, fs_hz, without, spoilt_heap):
     """Scratch is never cleared as a whole: what taps of zero meet beyond the samples in use must be numbers."""
     bank = FilterBank(preset, 256)
