@@ -31,6 +31,7 @@ def test_bins_and_brier_equal_scikit_learn():
         full = [b for b in entry["bins"] if b["n"]]
         np.testing.assert_allclose([b["observed"] for b in full], observed)
         np.testing.assert_allclose([b["mean_probability"] for b in full], mean_p)
+        assert all(b["low"] <= b["mean_probability"] <= b["high"] == pytest.approx(b["low"] + 0.1) for b in full)
         assert sum(b["n"] for b in entry["bins"]) == len(p)
         assert entry["brier"].value == pytest.approx(brier_score_loss(labels == k, p[:, k]))
         assert entry["brier"].low < entry["brier"].value < entry["brier"].high

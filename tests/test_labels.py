@@ -107,9 +107,39 @@ def test_stages_without_duration_last_until_the_next(duration_s):
     assert any("4 stage annotations have no duration" in issue for issue in grid.issues)
 
 
-def test_a_remark_without_duration_is_no_epoch():
-    grid = clip_labels(scored((0, 60, "W"), (35, 0.0, "Movement"), (60, 30, "N1")), 90)
+@pytest.mark.parametrize("n_remarks", [1, 3])
+@pytest.mark.parametrize("last_s", [30, None])
+def test_a_remark_without_duration_is_no_epoch(n_remarks, last_s):
+    remarks = [(30, 0.0, "Movement"), (31, None, "Artifact"), (33, None, "Movement")][:n_remarks]
+    grid = clip_labels(scored((0, 60, "W"), *remarks, (60, last_s, "N1")), 90)
     assert grid.stage.tolist() == [0, 0, 1]
+
+
+def test_movement_in_a_list_of_stages_without_durations_is_an_epoch():
+    grid = clip_labels(scored((0, None, "W"), (30, None, "Movement"), (60, 0.0, "N1")), 90)
+    assert grid.stage.tolist() == [0, -1, 1]
+
+
+@pytest.mark.parametrize("epoch_s", [20, 30])
+def test_in_a_list_of_every_epoch_a_gap_is_not_scored(epoch_s):
+    """The stage before the gap would last through it: an hour of a stage that nobody saw."""
+    onsets = [epoch_s * k for k in range(90) if not 60 <= epoch_s * k < 240]
+    stages = {onset: STAGES[onset // 60 % 5] for onset in onsets}
+    grid = clip_labels(scored(*((onset, None, text) for onset, text in stages.items())), epoch_s * 90)
+    expected = [-1 if 60 <= onset < 240 else onset // 60 % 5 for onset in grid.onsets_s]
+    assert grid.stage.tolist() == expected
+    assert any(f"listed every {epoch_s} s, with 1 gap; what lies in a gap" in issue for issue in grid.issues)
+
+
+@pytest.mark.parametrize(("n_changes", "is_list"), [(1, True), (2, False)])
+def test_where_stages_are_listed_as_they_change_each_lasts_until_the_next(n_changes, is_list):
+    """Of 20 steps, 95 % of an epoch make a list of epochs; of fewer steps nothing is known."""
+    steps = [30] * (20 - n_changes) + [120] * n_changes
+    onsets = np.cumsum([0, *steps]).tolist()
+    grid = clip_labels(scored(*((onset, None, "N2") for onset in onsets)), onsets[-1] + 30)
+    assert counts(grid.stage) == ({-1: 3, 2: 21} if is_list else {2: len(grid.stage)})
+    grid = clip_labels(scored(*((onset, None, "N2") for onset in onsets[1:])), onsets[-1] + 30)
+    assert -1 not in grid.stage[1:]
 
 
 def test_bad_durations_and_foreign_labels_are_reported():
@@ -371,6 +401,8 @@ def test_an_event_that_was_never_ended_makes_no_clip_an_event():
     assert "milliseconds" not in issue
     longest = clip_labels(scored(*stages, (300.0, 300.0, "Obstructive apnea")), 1200)
     assert (np.flatnonzero(longest.sdb == 1).tolist(), longest.issues) == ([*range(10, 20)], ())
+    longer = clip_labels(scored(*stages, (300.0, 300.5, "Obstructive apnea")), 1200)
+    assert np.flatnonzero(longer.sdb == -1).tolist() == [*range(10, 20)]
 
 
 def test_durations_in_milliseconds_are_said_to_be_so():

@@ -75,6 +75,7 @@ def test_the_table_of_a_store(tmp_path: Path, capsys) -> None:
     assert (a["recorded_min"], a["clips"], a["scored_clips"], a["scored_min"]) == ("8", "16", "6", "3.5")
     assert (a["total_sleep_time_min"], a["sleep_latency_min"], a["rem_latency_min"]) == ("2", "0.5", "1")
     assert float(a["sleep_efficiency_percent"]) == pytest.approx(100 * 2 / 3.5, rel=1e-5)
+    assert sum(float(a[f"{stage}_percent"]) for stage in ("n1", "n2", "n3", "r")) == pytest.approx(100, rel=1e-5)
     assert (a["hypopneas"], a["obstructive_apneas"], a["events_outside_sleep"]) == ("1", "1", "2")
     assert a["apnea_hypopnea_index"] == "60", "two in two minutes"
     assert (b["total_sleep_time_min"], b["sleep_efficiency_percent"], b["sleep_latency_min"]) == ("0", "0", "")

@@ -349,7 +349,7 @@ def test_events_are_sorted_whatever_the_file_order(tmp_path):
 # The night on which clocks change
 
 
-def stages_by_the_clock(start: datetime, jump: datetime, hours: int, *, n: int = 960) -> list[tuple[str, str]]:
+def stages_by_the_clock(start: datetime, jump: datetime, hours: float, *, n: int = 960) -> list[tuple[str, str]]:
     """Every epoch of a night as a clock shows it that is moved by ``hours`` at ``jump``."""
     words = ["W", "N1", "N2", "N3", "R"]
     times = [start + timedelta(seconds=30 * i) for i in range(n)]
@@ -364,6 +364,7 @@ def stages_by_the_clock(start: datetime, jump: datetime, hours: int, *, n: int =
         (datetime(2024, 10, 27, 3), -1, "put back by an hour at 03:00"),
         (datetime(2024, 3, 31, 2), 1, "put forward by an hour at 02:00"),
         (datetime(2024, 10, 27, 2), -1, "put back by an hour at 02:00"),
+        (datetime(2024, 3, 31, 1), 1, "put forward by an hour at 01:00"),
     ],
 )
 @pytest.mark.parametrize("columns", ["Time,Stage", "Time,Duration,Stage"])
@@ -397,11 +398,21 @@ def test_events_of_the_hour_that_a_clock_shows_twice(tmp_path, ordered):
     assert any("2 events lie in the hour that the clock shows twice" in i for i in scoring.issues) is not ordered
 
 
-def test_a_gap_in_the_scoring_is_no_change_of_the_clock(tmp_path):
-    rows = stages_by_the_clock(datetime(2024, 3, 30, 22), datetime(2024, 3, 31, 4), 1)  # an hour without stages at 4
+def test_a_clock_that_changes_among_stages_and_as_many_events(tmp_path):
+    start, jump = datetime(2024, 10, 26, 22), datetime(2024, 10, 27, 3)
+    stages = stages_by_the_clock(start, jump, -1)
+    rows = [f"{time},30,{stage}\n{time[:-1]}7,3,Arousal\n" for time, stage in stages]
+    scoring = read_scoring(write(tmp_path, "Time,Duration,Event\n" + "".join(rows)), start=start)
+    assert [event.onset_s for event in scoring.events] == [30.0 * i + s for i in range(960) for s in (0, 7)]
+
+
+@pytest.mark.parametrize(("hours", "minutes"), [(4, 60), (2.5, 30), (1.5, 90)])
+def test_a_gap_in_the_scoring_is_no_change_of_the_clock(tmp_path, hours, minutes):
+    begins = datetime(2024, 3, 31) + timedelta(hours=hours)
+    rows = stages_by_the_clock(datetime(2024, 3, 30, 22), begins, minutes / 60)
     path = write(tmp_path, "Time,Stage\n" + "".join(f"{time},{stage}\n" for time, stage in rows))
     scoring = read_scoring(path, start=datetime(2024, 3, 30, 22))
-    assert scoring.events[-1].onset_s == 30.0 * 959 + 3600
+    assert scoring.events[-1].onset_s == 30.0 * 959 + 60 * minutes
     assert not any("clock" in issue for issue in scoring.issues)
 
 

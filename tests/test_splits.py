@@ -1,9 +1,16 @@
+import hashlib
+import itertools
+
 import numpy as np
 import pytest
 
 from sleepfm_fast.runs.splits import Split, assign_subjects, draw_subjects
 
 NAMES = [f"subject-{i}" for i in range(2000)]
+
+
+def share_of(name: str, salt: str) -> float:
+    return int(hashlib.sha256(f"{salt}/{name}".encode()).hexdigest(), 16) / 2**256
 
 
 def test_expected_shares():
@@ -34,10 +41,42 @@ def test_small_cohorts_fill_every_split_and_say_so(n):
         assert all("may change when subjects are added" in notice for notice in notices)
 
 
+def test_the_split_is_the_one_that_the_rule_says():
+    """By the words of the rule alone: a study repeated elsewhere, or years later, tests on the same subjects."""
+    split = Split(salt="study", validation=0.25, test=0.125)
+    assert "'study/<subject>' mapped to [0, 1): below 0.125 test, below 0.375 validation" in split.rule()
+    shares = [share_of(name, "study") for name in NAMES]
+    codes, _ = assign_subjects(NAMES, split)
+    assert codes.tolist() == [2 if share < 0.125 else 1 if share < 0.375 else 0 for share in shares]
+
+
+def test_who_fills_an_empty_split_is_the_nearest_of_the_largest():
+    """The assignment then differs least from that of the same subjects in a larger cohort."""
+    begins, ends = (0.3, 0.2, 0.0), (1.0, 0.3, 0.2)  # of the shares that train, validate, test
+    filled = set()
+    for n, start in itertools.product((3, 4, 5, 6), range(0, 1990, 5)):
+        names = NAMES[start : start + n]
+        shares = [share_of(name, Split().salt) for name in names]
+        by_hash = [next(c for c in range(3) if begins[c] <= share < ends[c]) for share in shares]
+        (empty, *others) = [c for c in range(3) if c not in by_hash] or [None]
+        if empty is None or others:
+            continue
+        codes = assign_subjects(names, Split())[0].tolist()
+        (moved,) = (i for i in range(n) if codes[i] != by_hash[i])
+        largest = [i for i in range(n) if by_hash[i] == by_hash[moved]]
+        assert len(largest) == max(by_hash.count(c) for c in range(3))
+        away = {i: max(begins[empty] - shares[i], shares[i] - ends[empty]) for i in largest}
+        assert (codes[moved], moved) == (empty, min(away, key=away.get))
+        filled.add((empty, by_hash[moved]))
+    assert filled >= {(1, 0), (2, 0), (0, 2)}, "validation and test from train, train from test"
+
+
 def test_two_subjects_train_and_test():
-    codes, notices = assign_subjects(["a", "b"], Split())
-    assert sorted(codes) == [0, 2]
-    assert any("only two subjects" in notice for notice in notices)
+    for pair in zip(NAMES[:60:2], NAMES[1:60:2], strict=True):
+        codes, notices = assign_subjects(pair, Split())
+        assert sorted(codes) == [0, 2]
+        assert any("only two subjects" in notice for notice in notices)
+        assert not any("validation split" in notice for notice in notices)
 
 
 def test_one_subject_overlaps_and_says_so():

@@ -1,4 +1,4 @@
-"""Plain twins of :mod:`sleepfm_fast.ops`: same signatures, slow, readable, and the law where the two disagree."""
+"""Plain twins of :mod:`sleepfm_fast.ops`: same signatures, slow and readable; they define what the ops compute."""
 
 from __future__ import annotations
 
