@@ -7,7 +7,7 @@ import torch
 
 from sleepfm_fast import _C
 from sleepfm_fast.filters import FilterBank
-from sleepfm_fast.ops import encoder_evaluate, filter_resample, max_pool, mbconv, stem
+from sleepfm_fast.ops import batch_norm, encoder_evaluate, filter_resample, max_pool, mbconv, stem
 from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem
 
 
@@ -22,6 +22,10 @@ def norm(n):
 
 def of_max_pool(change):
     max_pool(change(torch.ones(2, 4)))
+
+
+def of_batch_norm(change):
+    batch_norm(torch.ones(2, 3, 8), torch.ones(3), change(torch.ones(3)))
 
 
 def of_stem(change):
@@ -56,7 +60,7 @@ def of_calibration(change):
     filter_resample(torch.zeros(4, dtype=torch.int16), table, change(torch.zeros(1, 1, 4)), FilterBank("aasm", 256), 8)
 
 
-CALLS = [of_max_pool, of_stem, of_mbconv, of_running, of_norm, of_block, of_calibration]
+CALLS = [of_max_pool, of_batch_norm, of_stem, of_mbconv, of_running, of_norm, of_block, of_calibration]
 
 
 @pytest.mark.parametrize("call", CALLS)
