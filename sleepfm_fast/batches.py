@@ -142,7 +142,7 @@ class ClipInput:
             raise SleepfmError(
                 f"the store {store.path} has none of the model's channels ({', '.join(self.missing_slots)}); its "
                 f"montage is '{store.montage.name}'. Preprocess the recordings with the model's montage "
-                "(--like RUN; of the authors' file, --montage cinc2018)."
+                "(--like RUN; for the authors' file, --montage cinc2018)."
             )
         self.slots = columns[columns >= 0]
         self.feed = Feed(store, [int(s) for s in self.slots], self.bank)
@@ -178,7 +178,7 @@ class ClipInput:
             )
         if scarce:
             said.append(
-                f"of {counted(n, 'night')} the store has {', '.join(scarce)} only; in the others the {model} works "
+                f"the store has {', '.join(scarce)} of its {counted(n, 'night')} only; in the others the {model} works "
                 f"without {agreeing(len(scarce), 'it', 'them')}"
             )
         return said

@@ -231,8 +231,8 @@ def resolve_auto(recordings: Sequence[Sequence[Signal]]) -> Montage:
     if not kept:
         seen = ", ".join(sorted({f"'{s.label}'" for signals in recordings for s in signals})[:20]) or "none"
         raise ChannelError(
-            f"no channel with a known kind is in half of the {counted(len(recordings), 'recording')}; their labels "
-            f"are: {seen}. "
+            f"no channel of a known kind occurs in at least half of the {counted(len(recordings), 'recording')}; their "
+            f"labels are: {seen}. "
             'Say what they are in a file for --overrides, such as {"*": {"EEG 1": {"alias": "C3-M2"}}}, or choose a '
             f"montage by name: {', '.join(MONTAGES)}."
         )
@@ -267,9 +267,9 @@ def passed_over_text(kinds: dict[str, int], n_recordings: int) -> str:
     words = {"eeg": "EEG", "eog": "EOG", "emg": "EMG", "ecg": "ECG", "step": "saturation or pulse rate"}
     listed = ", ".join(f"{words.get(kind, kind)} ({n} of {n_recordings})" for kind, n in kinds.items())
     return (
-        "most recordings have channels of a kind of which no single one is in half of them, so that --montage auto "
-        f"takes none: {listed}. Choose --montage aasm, where other electrodes stand in, or give channels one name with "
-        "--overrides"
+        "of some kinds most recordings have a channel, but no single channel occurs in half of them, so --montage "
+        f"auto takes none: {listed}. Choose --montage aasm, which accepts other electrodes in their place, or give the "
+        "channels one name with --overrides"
     )
 
 

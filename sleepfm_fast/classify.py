@@ -175,8 +175,8 @@ def refuse_table(config: Config) -> None:
     """Refuse a table that stands already, of which nothing says what it was made of."""
     if config.table is not None and config.table.exists() and not config.overwrite:
         raise SleepfmError(
-            f"--table {config.table} exists and is not overwritten: a table does not say what it was made of. Give "
-            "another name, or add --overwrite; --predictions FOLDER holds the table and says it."
+            f"--table {config.table} exists and is not overwritten: a table does not record what it was made from. "
+            "Give another name, or add --overwrite; --predictions FOLDER holds the same table and records it."
         )
 
 
@@ -240,7 +240,7 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     classifier = load_classifier(RunDirectory(config.run), store, choose_device(config.device))
     clip_input = classifier.clip_input
     if clip_input.renamed_slots:
-        say(f"notice: the montages have different names for one channel; taken: {', '.join(clip_input.renamed_slots)}")
+        say(f"notice: the montages name some channels differently; taken: {', '.join(clip_input.renamed_slots)}")
     for notice in clip_input.lacking(classifier.config.get("store_digest"), "network"):
         say(f"notice: {notice}")
     mine, overlap_note = chosen(config, store, classifier.config)

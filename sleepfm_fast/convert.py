@@ -109,7 +109,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.workers < 0:
         raise SleepfmError(f"--workers {config.workers} is negative; 0 means one for every core.")
     if not 0 < config.fs_hz < 1e6:
-        raise SleepfmError(f"--fs-hz {config.fs_hz} is no sampling rate; the clinical code writes 128 or 256.")
+        raise SleepfmError(f"--fs-hz {config.fs_hz} is not a sampling rate; the clinical code writes 128 or 256.")
     if config.origin == "clinical":
         import_clinical.h5()
     finder = import_seed.find_nights if config.origin == "seed" else import_clinical.find_nights
@@ -373,7 +373,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
         Config,
         main,
         argv,
-        interrupted="what was finished is kept, the same command goes on from there",
+        interrupted="what was finished is kept; the same command continues from there",
         following=after_store,
     )
 

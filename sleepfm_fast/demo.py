@@ -86,8 +86,8 @@ def demo(config: Config) -> dict[str, Any]:
         f"\non {counted(results['stage']['test']['n_subjects'], 'held-out subject')}, in {elapsed_s:.0f} s:\n  sleep "
         f"staging                macro AUROC {figures['stage_macro_auroc']:.3f}\n  sleep-disordered breathing   AUROC "
         f"{figures['sdb_auroc']:.3f}\n  retrieval                    recall@10 {figures['recall_at_10']:.3f}, "
-        f"{figures['recall_at_10_times_chance']:.0f} times chance\nThe subjects are simulated: the figures say that "
-        "the pipeline works, nothing about patients.\nAll figures, nights and signals on one page: "
+        f"{figures['recall_at_10_times_chance']:.0f} times chance\nThe subjects are simulated: the figures show that "
+        "the pipeline works; they say nothing about patients.\nAll figures, nights and signals on one page: "
         f"{run / 'report.html'}"
     )
     return {"demo": str(FOLDER), **figures, "elapsed_s": elapsed_s, "steps": results}

@@ -93,7 +93,7 @@ def main(config: Config) -> dict[str, Any]:
     store = ClipStore(config.store)
     clip_input = ClipInput(store, Montage.from_dict(saved["montage"]), InputConfig(**saved["input"]), device)
     if clip_input.renamed_slots:
-        say(f"notice: the montages have different names for one channel; taken: {', '.join(clip_input.renamed_slots)}")
+        say(f"notice: the montages name some channels differently; taken: {', '.join(clip_input.renamed_slots)}")
     for notice in clip_input.lacking(saved.get("store_digest")):
         say(f"notice: {notice}")
     split = Split(**saved["split"])
@@ -178,7 +178,7 @@ def write(store: ClipStore, clip_input: ClipInput, embed: Embed, writer: Embeddi
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    kept = "finished clips are kept beside EMBEDDINGS; the same command goes on from there"
+    kept = "finished clips are kept beside EMBEDDINGS; the same command continues from there"
     return command.run(Config, main, argv, interrupted=kept, following=after_embeddings)
 
 

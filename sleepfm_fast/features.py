@@ -133,8 +133,8 @@ def in_order(store: ClipStore, engine: Engine, n_done: int) -> Iterator[dict[str
                 wanted = next(following, None)
     except WorkersLost:
         raise SleepfmError(
-            "a worker process died, most likely for want of memory. Give fewer with --workers; the same command goes "
-            "on from there."
+            "a worker process died, most likely because memory ran out. Lower --workers; the same command "
+            "continues from there."
         ) from None
     finally:
         progress.close()
@@ -179,7 +179,7 @@ def mostly_empty_text(mostly: Sequence[tuple[str, str, float]]) -> str:
     shown = first_of([f"{recording} {channel} ({share:.0f} %)" for recording, channel, share in mostly], SHOWN)
     return (
         f"in {counted(n_nights, 'night')}, {counted(len(mostly), 'channel gives', 'channels give')} no features in "
-        f"more than half of the clips, as where a sensor was off, or the rate is too low: {shown}. Those "
+        f"more than half of the clips, as when a sensor was off or the sampling rate is too low: {shown}. Those "
         "clips are empty; a probe fills and marks them. preprocess --inspect says what is wrong with a channel."
     )
 
@@ -284,7 +284,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    kept = "finished recordings are kept beside FEATURES; the same command goes on from there"
+    kept = "finished recordings are kept beside FEATURES; the same command continues from there"
     return command.run(Config, main, argv, interrupted=kept, following=after_embeddings)
 
 

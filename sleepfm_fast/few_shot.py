@@ -140,7 +140,7 @@ def _measure(
         )
         odds = scores(Features(embeddings, test.clips, modalities), model, progress=False)
     else:
-        note = f"every clip drawn is '{task.names[classes[0]]}': there is nothing to fit, and every clip is called so"
+        note = f"every clip drawn is '{task.names[classes[0]]}': there is nothing to fit, so every clip is called that"
         odds = np.zeros((len(test), 1))
     # The same precision as the scores that the probe writes and evaluates.
     score, trained = odds.astype(np.float32), classes.astype(np.int8)
@@ -242,7 +242,7 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
 
     kept = sum(finished(n, r) is not None for n, r in plan)
     if kept:
-        say(f"going on: {kept} of {counted(len(plan), 'point')} {agreeing(kept, 'is', 'are')} finished.")
+        say(f"continuing: {kept} of {counted(len(plan), 'point')} {agreeing(kept, 'is', 'are')} finished.")
     curve = []
     for n, replicate in tqdm(plan, desc="few-shot", unit="point", file=sys.stderr):
         point = finished(n, replicate)
@@ -282,7 +282,7 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
 
 def cli(argv: list[str] | None = None) -> int:
     """Run the command with ``argv`` or the process's own arguments."""
-    kept = "finished points are kept beside RESULT; the same command goes on"
+    kept = "finished points are kept beside RESULT; the same command continues"
     return run(Config, main, argv, interrupted=kept, following=after_result)
 
 

@@ -50,7 +50,7 @@ def main(config: Config) -> dict[str, Any]:
 
     checkpoint = read_seed_checkpoint(config.checkpoint)
     if not write_run(checkpoint, RunDirectory(config.run)):
-        say(f"{config.run} is finished: this command has written it.")
+        say(f"{config.run} is already finished: this same command wrote it.")
     say(f"notice: {UNITS}")
     return {
         "run": str(config.run),

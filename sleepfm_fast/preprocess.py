@@ -147,7 +147,7 @@ def main(config: Config) -> dict[str, Any]:
         except OSError as error:
             raise SleepfmError(
                 f"the store {store} could not be written ({error.filename or 'disk'}: {error.strerror or error}). What "
-                "was finished is kept; when that is mended, the same command goes on from there."
+                "was finished is kept; when that is fixed, the same command continues from there."
             ) from None
         return summarise(store.resolve(), outcome, tables, shard, config.like)
 
@@ -177,7 +177,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
         Config,
         main,
         argv,
-        interrupted="what was finished is kept, the same command goes on from there",
+        interrupted="what was finished is kept; the same command continues from there",
         following=after_preprocess,
     )
 

@@ -195,7 +195,7 @@ def _probed(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     if config.max_train_clips is not None and labelled > config.max_train_clips:
         say(
             f"notice: {config.max_train_clips} of {counted(labelled, 'labelled training clip')} are drawn "
-            "(--max-train-clips); the others are not fitted on."
+            "(--max-train-clips); the others are not used in the fit."
         )
         drawn = np.random.default_rng(config.seed).choice(len(train), config.max_train_clips, replace=False)
         train = train.of(np.sort(drawn))

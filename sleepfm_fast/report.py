@@ -137,7 +137,9 @@ def notices_of(runs: Sequence[Run]) -> list[str]:
 
     notices = []
     if any(r.store is not None and is_simulated(r.store) for r in runs):
-        notices.append("The recordings are simulated: the figures say that the pipeline works, nothing about patients.")
+        notices.append(
+            "The recordings are simulated: the figures show that the pipeline works; they say nothing about patients."
+        )
     notes = [str(result.record.get("overlap_note") or "") for r in runs for result in r.results]
     notes += [str(result.record.get("store_note") or "") for r in runs for result in r.results]
     notes += [r.embeddings.overlap_note for r in runs if r.embeddings is not None]
@@ -145,7 +147,8 @@ def notices_of(runs: Sequence[Run]) -> list[str]:
     stores = {str(r.store.path.resolve()) for r in runs if r.store is not None}
     if len(stores) > 1:
         notices.append(
-            f"The runs stand on {len(stores)} different clip stores; their figures compare only as far as those do."
+            f"The runs use {len(stores)} different clip stores; their figures are comparable only as far as the "
+            "stores are."
         )
     salts = {to_json(r.config["split"]) for r in runs if r.config.get("split")}
     if len(salts) > 1:

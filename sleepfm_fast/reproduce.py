@@ -97,7 +97,7 @@ def claim(layout: Layout, settings: dict[str, Any]) -> None:
     if not layout.out.exists():
         return
     if not layout.out.is_dir() or (any(layout.out.iterdir()) and not file.is_file()):
-        raise SleepfmError(f"{layout.out} exists and is no reproduction; name a new folder.")
+        raise SleepfmError(f"{layout.out} exists and is not a reproduction; name a new folder.")
     if not file.is_file():
         return
     try:
@@ -110,7 +110,7 @@ def claim(layout: Layout, settings: dict[str, Any]) -> None:
     differing = [f"{k} was {before.get(k)}, is {v}" for k, v in settings.items() if before.get(k) != v]
     if differing:
         raise SleepfmError(
-            f"{layout.out} holds a reproduction of other settings: {'; '.join(differing)}. Go on with the same ones "
+            f"{layout.out} holds a reproduction of other settings: {'; '.join(differing)}. Continue with the same ones "
             "(--tables, --figures and --sizes may differ), or name another folder."
         )
 
@@ -132,10 +132,10 @@ def print_plan(steps: Sequence[Step], states: dict[str, str], rates: dict[str, f
     todo = [step for step in steps if states[step.name] != "finished"]
     say(
         f"\n{len(todo)} of {counted(len(steps), 'step')} to do: about {clock_text(total_seconds(todo, rates))} and "
-        f"{sum(step.disk_bytes for step in todo) / 1e9:.1f} GB. Networks timed here on noise: training "
+        f"{sum(step.disk_bytes for step in todo) / 1e9:.1f} GB. The networks were timed here on noise: training "
         f"{rates['training clips, 3 modalities']:.0f}, embedding {rates['embedded clips']:.0f}, supervised training "
-        f"{rates['supervised clips']:.0f} clips/s; the other steps by rates of one core (half or twice as long is "
-        "possible)."
+        f"{rates['supervised clips']:.0f} clips/s; the other steps are estimated from rates of one core (half or twice "
+        "as long is possible)."
     )
 
 
@@ -365,7 +365,7 @@ def write_report(layout: Layout, broken: dict[str, str]) -> Path | None:
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     return command.run(
-        Config, main, argv, interrupted="what was finished is kept, and the same command goes on from there"
+        Config, main, argv, interrupted="what was finished is kept, and the same command continues from there"
     )
 
 

@@ -110,7 +110,7 @@ def _rank(embeddings: Embeddings, chosen: Chosen, config: Config, kept: KeptRank
     ranked = {pair: ranks for pair in whole if (ranks := kept.get(pair)) is not None}
     if ranked:
         say(
-            f"going on: {len(ranked)} of {counted(len(whole), 'pair')} of modalities "
+            f"continuing: {len(ranked)} of {counted(len(whole), 'pair')} of modalities "
             f"{agreeing(len(ranked), 'is', 'are')} ranked."
         )
     left = [pair for pair in whole if pair not in ranked]
@@ -237,7 +237,7 @@ def _retrieved(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     short = {pair: len(c) for pair, c in chosen.items() if config.candidates is not None and len(c) < config.candidates}
     if short:
         there = ", ".join(f"{n} of {first} and {second}" for (first, second), n in short.items())
-        say(f"notice: --candidates {config.candidates} is more than the clips there are, and all are used: {there}.")
+        say(f"notice: --candidates {config.candidates} is more than the clips available; all are used: {there}.")
     kept = KeptRanks(config.result, embeddings, chosen, config.scope)
     ranked = _rank(embeddings, chosen, config, kept)
     if not any(len(result.clips) for result in ranked.values()):
@@ -285,7 +285,7 @@ def _retrieved(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
 
 def cli(argv: list[str] | None = None) -> int:
     """Run the command with ``argv`` or the process's own arguments."""
-    kept = "ranks of finished pairs of modalities are kept beside RESULT, if it was given; the same command goes on"
+    kept = "ranks of finished pairs of modalities are kept beside RESULT, if it was given; the same command continues"
     return run(Config, main, argv, interrupted=kept, following=after_result)
 
 

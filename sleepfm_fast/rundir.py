@@ -145,7 +145,7 @@ def damaged(path: Path, error: Exception) -> SleepfmError:
     elif other.is_file():
         remedy = f"Restore it; {other} holds the model of the last checkpoint, which embed and --init-from take too."
     else:
-        remedy = "Restore it, or train anew."
+        remedy = "Restore it, or train again."
     return SleepfmError(f"the checkpoint {path} is damaged ({error}). {remedy}")
 
 
@@ -215,7 +215,8 @@ class RunDirectory:
             if found not in (*UNKNOWN, Kind.RUN, Kind.SUPERVISED):
                 raise SleepfmError(f"{self.path} is {found.value} and is not overwritten. Name a new folder.")
             raise SleepfmError(
-                f"{self.path} exists already. To go on with its run add --resume; to train anew name another folder."
+                f"{self.path} exists already. To continue its run, add --resume; to train from the beginning, name "
+                "another folder."
             )
 
     def exists(self) -> bool:
@@ -243,9 +244,9 @@ class RunDirectory:
                 "python -m sleepfm_fast.train STORE RUN"
             ) from None
         except ValueError as error:
-            raise SleepfmError(f"{self.config_path} is damaged: {error}. Restore it, or train anew.") from error
+            raise SleepfmError(f"{self.config_path} is damaged: {error}. Restore it, or train again.") from error
         if not isinstance(config, dict):
-            raise SleepfmError(f"{self.config_path} is damaged: it holds no object. Restore it, or train anew.")
+            raise SleepfmError(f"{self.config_path} is damaged: it holds no object. Restore it, or train again.")
         if config.get("format") != FORMAT or config.get("version") != VERSION:
             raise SleepfmError(
                 f"{self.config_path} says format '{config.get('format')}', version {config.get('version')}; this "
@@ -280,7 +281,7 @@ class RunDirectory:
             if self.metrics_path.stat().st_size < n_bytes:
                 raise SleepfmError(
                     f"{self.metrics_path} is shorter ({self.metrics_path.stat().st_size} bytes) than when the "
-                    f"checkpoint was written ({n_bytes} bytes): it was changed by hand. Restore it or train anew."
+                    f"checkpoint was written ({n_bytes} bytes): it was changed by hand. Restore it, or train again."
                 )
             os.truncate(self.metrics_path, n_bytes)
         elif n_bytes:
@@ -352,8 +353,8 @@ def reconcile(run: RunDirectory, now: Mapping[str, Any]) -> list[dict[str, Any]]
     if refused:
         listed = ", ".join(f"--{k.replace('_', '-')} was {then[k]}, is {options[k]}" for k in refused)
         raise SleepfmError(
-            f"the run in {run.path} was started otherwise: {listed}. Resume with the same options; only --epochs, "
-            "--max-steps and the number of processes may change."
+            f"the run in {run.path} was started with other options: {listed}. Resume with the same options; only "
+            "--epochs, --max-steps and the number of processes may change."
         )
     if saved["store_digest"] != now["store_digest"]:
         raise SleepfmError(

@@ -102,7 +102,7 @@ def _written(config: Config, n_epochs: int, started: float) -> dict[str, Any]:
     names = [f"{prefix}{i:04d}" for i in range(config.subjects)]
     todo = [i for i, name in enumerate(names) if not (config.out / f"{name}.edf").exists()]
     if not todo:
-        command.say(f"{config.out} is finished: this command has written it.")
+        command.say(f"{config.out} is already finished: this same command wrote it.")
     workers = min(config.workers or os.cpu_count() or 1, max(len(todo), 1))
     jobs = (
         joblib.delayed(write_recording)(config.out / f"{names[i]}.edf", config.seed, i, n_epochs, config.couplings)
@@ -170,7 +170,7 @@ def write_recording(path: Path, seed: int, subject: int, n_epochs: int, coupling
     if not _is_whole(temporary, records, len(annotations)):
         temporary.unlink(missing_ok=True)
         raise SleepfmError(
-            f"{path} could not be written whole; the disk is full or failing. Free space; the same command goes on."
+            f"{path} could not be written whole; the disk is full or failing. Free space; the same command continues."
         )
     temporary.replace(path)
 
@@ -222,8 +222,8 @@ def _take(config: Config) -> str:
         remove_leftovers(config.out)
         if prefix != own:
             command.say(
-                f"notice: {config.out} was begun by an earlier version and goes on with its names, {prefix}0000, ..., "
-                "which other cohorts of that version have too."
+                f"notice: {config.out} was begun by an earlier version and continues with its names, {prefix}0000, "
+                "..., which other cohorts of that version have too."
             )
         return prefix
     if config.out.exists() and any(config.out.iterdir()):
@@ -281,7 +281,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
         Config,
         main,
         argv,
-        interrupted="what was finished is kept, the same command goes on from there",
+        interrupted="what was finished is kept; the same command continues from there",
         following=after_nights,
     )
 

@@ -168,7 +168,7 @@ def trained(config: Config, world: World) -> dict[str, Any]:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    kept = "what was finished is kept; with --resume the same command goes on from the last checkpoint"
+    kept = "what was finished is kept; with --resume the same command continues from the last checkpoint"
     rank = int(os.environ.get("RANK", "0"))
     return command.run(Config, main, argv, interrupted=kept, rank=rank, following=after_supervised)
 

@@ -203,7 +203,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    kept = "what was finished is kept; the same command with --resume goes on from there (the demo without it)"
+    kept = "what was finished is kept; the same command with --resume continues from there (the demo without it)"
     rank = int(os.environ.get("RANK", "0"))
     return command.run(Config, main, argv, interrupted=kept, rank=rank, following=after_training)
 

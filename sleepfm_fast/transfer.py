@@ -94,7 +94,7 @@ def main(config: Config) -> dict[str, Any]:
     if not any((labels_of(second, task, tested) >= 0).any() for task in TASKS):
         say(
             f"notice: no clip of {config.testing} that is taken has a stage, an event, an age or a sex: there is "
-            f"nothing to test on. A probe fitted on {config.training} says what they are (predict)."
+            f"nothing to test on. To classify them, fit a probe on {config.training} and apply it with predict."
         )
     trained_names, tested_names = (
         [side.description.subjects[s] for s in np.unique(np.asarray(side.subject)[clips])]
@@ -256,7 +256,7 @@ def _content(embeddings: Embeddings) -> str:
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` or the process's own arguments."""
-    kept = "clips that were joined are kept beside EMBEDDINGS; the same command goes on from there"
+    kept = "clips that were joined are kept beside EMBEDDINGS; the same command continues from there"
     return run(Config, main, argv, interrupted=kept, following=after_transfer)
 
 

@@ -157,7 +157,7 @@ def test_predictions_are_a_folder_of_hypnograms(learnt, tmp_path, capsys):
     scored = [str(tmp_path / "edf"), str(again), "--labels", str(folder / "hypnograms"), "--workers", "1"]
     assert preprocess.cli(scored) == 0
     assert np.asarray(ClipStore(again).stage).tolist() == [2] * 18
-    assert "exists and is not overwritten: what stands there differs in subjects (all there, test now)" in (
+    assert "exists and is not overwritten: the existing one differs in subjects (all there, test now)" in (
         refused(capsys, learnt, store, "--predictions", folder, "--table", tmp_path / "t.csv")
     )
 
@@ -209,7 +209,7 @@ def test_what_is_finished_is_not_classified_again(learnt, planted, tmp_path, cap
     monkeypatch.setattr(classify, "classified", None)
     again, err = call(capsys, *given)
     for path in (result, folder):
-        assert f"{path} is finished: this command has written it. To make it again add --overwrite." in err
+        assert f"{path} is already finished: this same command wrote it. To make it again, add --overwrite." in err
     assert {**again, "elapsed_s": 0} == {**first, "elapsed_s": 0}
     # Killed before the result and the table, which come last: they are made, and the predictions stay.
     monkeypatch.setattr(classify, "classified", classified)
@@ -232,7 +232,7 @@ def test_what_is_finished_is_not_classified_again(learnt, planted, tmp_path, cap
     call(capsys, run, planted, "--predictions", tmp_path / "own")
     (run / "best.safetensors").write_bytes((run / "last.safetensors").read_bytes())
     for where in ("own", "predictions"):
-        assert "what stands there differs in" in refused(capsys, run, planted, "--predictions", tmp_path / where)
+        assert "the existing one differs in" in refused(capsys, run, planted, "--predictions", tmp_path / where)
 
 
 def test_what_cannot_be_is_refused_in_a_sentence(learnt, planted, cohort_store, tmp_path, capsys):

@@ -64,10 +64,10 @@ def test_a_stopped_embed_goes_on_to_the_same_bytes(cohort_store, tmp_path, capsy
 
     monkeypatch.setattr(SleepModel, "forward", stop_after_three)
     assert embed.cli([*asked, str(tmp_path / "stopped")]) == 130
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "the same command continues from there" in capsys.readouterr().err
     monkeypatch.undo()
     _, err = run(embed, [*asked, tmp_path / "stopped"], capsys)
-    assert "going on: 150 of 336 clips were finished before" in err
+    assert "continuing: 150 of 336 clips were finished before" in err
     for file in (tmp_path / "whole").iterdir():
         assert file.read_bytes() == (tmp_path / "stopped" / file.name).read_bytes(), file.name
     assert not list(tmp_path.glob(".*"))
@@ -75,7 +75,7 @@ def test_a_stopped_embed_goes_on_to_the_same_bytes(cohort_store, tmp_path, capsy
     (tmp_path / ".stopped.replaced").mkdir()
     monkeypatch.setattr(SleepModel, "forward", None)
     again, err = run(embed, [*asked, tmp_path / "stopped"], capsys)
-    assert f"{tmp_path / 'stopped'} is finished: this command has written it" in err
+    assert f"{tmp_path / 'stopped'} is already finished: this same command wrote it" in err
     assert again["clips"] == 336
     assert not list(tmp_path.glob(".*"))
     monkeypatch.chdir(tmp_path)  # the same folders under other names
@@ -186,7 +186,7 @@ def test_an_unforeseen_error_is_a_sentence_with_the_file_and_a_traceback_in_a_fi
     monkeypatch.setattr(sleepfm_fast.doctor.cohort_findings, "open_recording", broken)
     assert preprocess.cli(["--inspect", str(tmp_path), "--workers", "1", "--backend", "threading"]) == 1
     captured = capsys.readouterr()
-    assert "preprocess failed by a bug in sleepfm_fast while it worked on" in captured.err
+    assert "preprocess failed because of a bug in sleepfm_fast while it worked on" in captured.err
     assert "ZeroDivisionError: division by zero (cohort_findings.py, line" in captured.err
     assert "Traceback" not in captured.err
     (report,) = tmp_path.glob("*.traceback")

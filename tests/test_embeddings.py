@@ -266,7 +266,7 @@ def test_a_stopped_writer_goes_on_to_the_same_bytes(tmp_path, parts, capsys):
         file.write(b"torn")
     (tmp_path / ".stopped.partial" / "progress.json.12-34.tmp").write_text("{")
     assert _gone_on(path, parts, {"weights": "a"}) == 60
-    assert "going on: 60 of 103 clips were finished before" in capsys.readouterr().err
+    assert "continuing: 60 of 103 clips were finished before" in capsys.readouterr().err
     assert {f.name: f.read_bytes() for f in path.iterdir()} == {f.name: f.read_bytes() for f in whole.iterdir()}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["stopped", "whole"]
 
@@ -276,7 +276,7 @@ def test_what_was_made_otherwise_is_not_gone_on_with(tmp_path, folder, parts, ca
     _stopped_after(path, parts, 30, {"weights": "a", "store": "s"})
     assert _gone_on(path, parts, {"weights": "b", "store": "s"}) == 0
     assert "30 clips that an unfinished run left" in (err := capsys.readouterr().err)
-    assert "were made otherwise and differ in weights (a there, b now); starting anew" in err
+    assert "were made with other inputs and differ in weights (a there, b now); starting from the beginning" in err
     assert (path / "embeddings.npy").read_bytes() == (folder / "embeddings.npy").read_bytes()
 
 

@@ -223,7 +223,7 @@ def test_finished_features_are_not_measured_again(known, tmp_path, capsys, monke
     (tmp_path / "f" / "progress.json").touch()  # a kill between the folder's name and the end of the command
     monkeypatch.setattr(features, "in_order", None)
     again, err = call(capsys, known, tmp_path / "f")
-    assert f"{tmp_path / 'f'} is finished: this command has written it" in err
+    assert f"{tmp_path / 'f'} is already finished: this same command wrote it" in err
     assert {**again, "elapsed_s": 0} == {**first, "elapsed_s": 0}
     assert not (tmp_path / "f" / "progress.json").exists()
 
@@ -377,12 +377,12 @@ def test_a_stopped_command_goes_on_to_the_same_bytes(known, folder, tmp_path, ca
     monkeypatch.setattr(recording_features, "measure_recording", stop_after_four)
     arguments = [str(known), str(tmp_path / "f"), "--backend", "threading", "--workers", "1"]
     assert features.cli(arguments) == 130
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "the same command continues from there" in capsys.readouterr().err
     assert not (tmp_path / "f").exists()
     monkeypatch.undo()
     monkeypatch.setattr(recording_features, "measure_recording", lambda s, r: calls.append(r) or measure(s, r))
     result, err = call(capsys, known, tmp_path / "f", "--workers", "1")
-    assert "going on: 40 of 60 clips were finished before" in err
+    assert "continuing: 40 of 60 clips were finished before" in err
     assert calls == [0, 1, 2, 3, 4, 4, 5]
     assert result["empty_percent"]["ecg"] > 10, "holes of all recordings count, whenever they were measured"
     for file in folder.iterdir():

@@ -110,7 +110,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(few_shot, "_measure", stop_after(3))
     status, _, err = run(capsys, folder, tmp_path / "out", *asked)
     assert status == 130
-    assert "the same command goes on" in err
+    assert "the same command continues" in err
     assert not (tmp_path / "out").exists()
     with partial_path(tmp_path / "out").open("ab") as file:
         file.write(b'{"subjects": 4, "repl')  # killed while it wrote
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(few_shot, "_measure", stop_after(100))
     status, resumed, err = run(capsys, folder, tmp_path / "out", *asked)
     assert status == 0
-    assert "going on: 3 of 7 points are finished" in err
+    assert "continuing: 3 of 7 points are finished" in err
     assert len(calls) == 4
     whole.pop("seconds")
     resumed.pop("seconds")
@@ -133,7 +133,9 @@ def test_a_finished_curve_is_not_drawn_again(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(few_shot, "_measure", None)
     status, again, err = run(capsys, *asked)
     assert (status, again) == (0, first)
-    assert f"{tmp_path / 'out'} is finished: this command has written it. To make it again add --overwrite." in err
+    assert (
+        f"{tmp_path / 'out'} is already finished: this same command wrote it. To make it again, add --overwrite." in err
+    )
     assert not partial_path(tmp_path / "out").exists()
     for more in (("--c", 2), ("--subjects", 1, 2)):
         status, _, err = run(capsys, *asked, *more)
@@ -170,7 +172,7 @@ def test_points_of_another_experiment_are_not_mixed_in(tmp_path, capsys, monkeyp
     assert run(capsys, *asked)[0] == 1
     status, _, err = run(capsys, *asked, "--c", "0.5")
     assert status == 1
-    assert "differs in c (1.0 there, 0.5 now). Remove it to start anew, or add --overwrite." in err
+    assert "differs in c (1.0 there, 0.5 now). Remove it to start from the beginning, or add --overwrite." in err
     other = planted(tmp_path, name="other", seed=1)
     status, _, err = run(capsys, other, *asked[1:])
     assert (status, "differs in the embeddings" in err) == (1, True)

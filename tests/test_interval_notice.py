@@ -78,15 +78,15 @@ def test_classes_of_few_subjects_are_named_unless_all_are_few():
     assert class_notice({"W": {"n_test": 5}}, 30) == ""  # a record of before
     words = class_notice({"W": many, "R": of(80, 3, 30)}, 30)
     assert words == (
-        "only 3 subjects have clips of R: intervals of this class, and of means over it, hold the truth about 75 times "
-        "in 100, not 95."
+        "only 3 subjects have clips of R: intervals of this class, and of means over it, contain the true value about "
+        "75 times in 100, not 95."
     )
     assert class_notice({"F": of(900, 27, 3)}, 30).startswith("only 3 subjects have clips of other than F: intervals")
     two = class_notice({"A": of(9, 1, 30), "B": of(9, 1, 30), "C": of(9, 4, 30), "D": of(9, 4, 30)}, 31)
     assert two.startswith("one subject each has clips of A and of B, which says nothing of others like them: the fig")
     assert two.endswith(
-        "; only 4 subjects each have clips of C and of D: intervals of these classes hold the truth about 81 times in "
-        "100, not 95."
+        "; only 4 subjects each have clips of C and of D: intervals of these classes contain the true value about 81 "
+        "times in 100, not 95."
     )
     # Of F, which one subject has, the four others are no matter: it has no interval.
     assert "only" not in class_notice({"F": of(9, 1, 4)}, 5)

@@ -78,7 +78,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(folder, whole, ranked, tmp
     assert not result.exists()
     assert retrieve.cli([str(folder), str(result)]) == 0
     assert len(ranked) == 3 - after
-    assert (f"going on: {after} of 3 pairs" in capsys.readouterr().err) == (after > 0)
+    assert (f"continuing: {after} of 3 pairs" in capsys.readouterr().err) == (after > 0)
     assert files_of(result) == whole
     assert [path.name for path in tmp_path.iterdir()] == ["retrieval"]
 
@@ -95,7 +95,7 @@ def test_ranks_among_other_candidates_are_not_taken(folder, ranked, tmp_path, ca
     capsys.readouterr()
     assert retrieve.cli([str(folder), str(tmp_path / "retrieval"), *options]) == 0
     assert len(ranked) == 3
-    assert "going on" not in capsys.readouterr().err
+    assert "continuing" not in capsys.readouterr().err
     plain = tmp_path / "plain"
     assert retrieve.cli([str(folder), str(plain), *options]) == 0
     assert files_of(tmp_path / "retrieval") == files_of(plain)
@@ -146,7 +146,7 @@ def test_a_killed_run_of_the_command_goes_on(folder, whole, tmp_path, capsys):
     process.communicate()
     assert not result.exists()
     assert retrieve.cli([str(folder), str(result)]) == 0
-    assert "going on: " in capsys.readouterr().err
+    assert "continuing: " in capsys.readouterr().err
     assert files_of(result) == whole
     shutil.rmtree(result)
     assert list(tmp_path.iterdir()) == []
@@ -161,7 +161,7 @@ def test_a_finished_result_is_not_ranked_again(folder, ranked, tmp_path, capsys)
     assert retrieve.cli([str(folder), str(result)]) == 0
     again = capsys.readouterr()
     assert again.out == first
-    assert f"{result} is finished: this command has written it" in again.err
+    assert f"{result} is already finished: this same command wrote it" in again.err
     assert [path.name for path in tmp_path.iterdir()] == ["retrieval"]
     assert retrieve.cli([str(folder), str(result), "--seed", "1"]) == 1
     assert "exists and is not overwritten" in capsys.readouterr().err

@@ -168,8 +168,11 @@ class OutOfMemoryError(RuntimeError):
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "the GPU's memory is not enough"),
-        (MemoryError("Unable to allocate 8 GiB"), "the memory is not enough (Unable to allocate 8 GiB)"),
+        (
+            OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+            "the GPU does not have enough memory",
+        ),
+        (MemoryError("Unable to allocate 8 GiB"), "there is not enough memory (Unable to allocate 8 GiB)"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "the memory is not"),
         (OSError(28, "No space left on device", "/x/y"), "/x/y: No space left on device."),
     ],
@@ -448,7 +451,7 @@ def test_a_killed_job_goes_on_on_another_node(tmp_path, monkeypatch, capsys):
     file = foreign_claim(tmp_path / ".run.claim")
     monkeypatch.setattr(claims, "STALE_S", 1.9)
     claim = claim_to_write(tmp_path / "run")
-    assert "looking whether process 1 on elsewhere still writes" in capsys.readouterr().err
+    assert "checking whether process 1 on elsewhere still writes" in capsys.readouterr().err
     assert claim.holds()
     claim.release()
     assert not file.exists()

@@ -285,7 +285,7 @@ def test_what_a_columns_name_says_of_its_codes_counts(tmp_path, header, cells, e
 def test_ages_in_months_are_no_years(tmp_path):
     found = table(tmp_path, "recording,subject,age (months),sex\nn1.edf,S1,30,F\n")
     assert found.rows[0].age is None
-    assert "no column is known as age" in found.issues[0]
+    assert "no column is recognised as age" in found.issues[0]
 
 
 def test_a_row_for_every_night_of_one_person(tmp_path):
@@ -311,7 +311,7 @@ def test_other_names_of_a_subject(tmp_path, name):
 def test_a_column_that_may_be_the_age_is_named(tmp_path):
     found = table(tmp_path, "recording,subject,Lebensjahre,sex\nn1.edf,S1,45,F\n")
     (said,) = found.issues
-    assert "no column is known as age" in said
+    assert "no column is recognised as age" in said
     assert "name it age: Lebensjahre" in said
     assert not table(tmp_path, "recording,subject\nn1.edf,S1\n").issues, "nothing was passed over"
 
@@ -337,5 +337,5 @@ def test_of_a_cohort_s_hundreds_of_columns_those_that_may_be_meant_come_first(tm
     table = tmp_path / "shhs1-dataset.csv"
     names = [*(f"pct{i}" for i in range(200)), "age_s1", "average"]
     table.write_text(f"nsrrid,{','.join(names)},gender\n200001,{','.join('5' for _ in names)},2\n")
-    (said,) = (issue for issue in read_participants(table).issues if "no column is known as age" in issue)
+    (said,) = (issue for issue in read_participants(table).issues if "no column is recognised as age" in issue)
     assert "if one of these is meant, name it age: age_s1, average, pct0" in said

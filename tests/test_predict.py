@@ -125,7 +125,7 @@ def test_unscored_nights_get_hypnograms_that_are_read_back(fitted, tmp_path, cap
     assert [night["subject"] for night in nights] == ["s000", "s001"]
     asleep = sum(row["predicted"] not in ("", "W") for row in rows[:20])
     assert float(nights[0]["total_sleep_time_min"]) == asleep / 2
-    with pytest.raises(SleepfmError, match="not overwritten: what stands there differs in correct-prior "):
+    with pytest.raises(SleepfmError, match="not overwritten: the existing one differs in correct-prior "):
         predict.main(predict.Config(result, new, tmp_path / "out", correct_prior=True))
     predict.main(predict.Config(result, new, tmp_path / "out", overwrite=True))
 
@@ -234,7 +234,7 @@ def test_what_cannot_be_is_said_before_the_folder_that_stands(fitted, tmp_path, 
         with pytest.raises(SleepfmError, match=sentence):
             predict.main(predict.Config(unsuitable, folder, tmp_path / "out"))
     # What goes together is still not written over other predictions.
-    with pytest.raises(SleepfmError, match="exists and is not overwritten: what stands there differs in correct-prior"):
+    with pytest.raises(SleepfmError, match="exists and is not overwritten: the existing one differs in correct-prior"):
         predict.main(predict.Config(result, folder, tmp_path / "out", correct_prior=True))
 
 

@@ -143,7 +143,7 @@ def test_a_night_that_is_there_twice_is_said_at_every_run(tmp_path: Path, capsys
     (nights / "copy of s1.edf").write_bytes((nights / "s1.edf").read_bytes())
     (notice,) = said()
     assert notice.startswith("notice: 1 night is in the store more than once, with the same samples (such as ")
-    assert "of 1 of them the subjects differ, so that one person may be trained and tested on" in notice
+    assert "of 1 of them the subjects differ, so that one person may be in both training and test" in notice
     assert said() == [notice], "the night was not ingested again, and the notice is said again"
     (nights / "participants.csv").write_text("recording,subject\ns0.edf,s0\ns1.edf,s1\ncopy of s1.edf,s1\n")
     (notice,) = said()

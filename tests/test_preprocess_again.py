@@ -69,7 +69,7 @@ def test_a_cohort_without_scoring_is_told_what_to_do_and_many_changes_are_a_few_
     assert cli([*command, "--labels", str(labels)]) == 1
     said = capsys.readouterr().err
     assert said.count("changed: ") == 10
-    assert "and 2 more have changed; --overwrite makes all of them again" in said
+    assert "and 2 more have changed; --overwrite processes all of them again" in said
     assert "tries again what failed" not in said
     assert cli([*command, "--labels", str(labels), "--overwrite"]) == 0
     said = capsys.readouterr().err

@@ -214,7 +214,8 @@ def test_resamples_that_lack_a_class_are_left_out_and_counted(tmp_path, capsys):
     assert abs(n / 500 - (1 - (4 / 6) ** 6)) < 0.06
     assert (result["classes"]["R"]["n_subjects"], result["classes"]["R"]["n_subjects_of_others"]) == (2, 6)
     assert (
-        "only 2 subjects have clips of R: intervals of this class, and of means over it, hold the truth about 50" in err
+        "only 2 subjects have clips of R: intervals of this class, and of means over it, contain the true value about "
+        "50" in err
     )
     assert result["macro"]["auroc"]["n_resamples"] == n
     assert result["classes"]["R"]["f1"]["n_resamples"] == n

@@ -123,12 +123,12 @@ def test_a_command_given_again(name, place, capsys, monkeypatch):
         patch.setattr(owner, work, None)  # it is not done again
         status, again, err = call()
     assert status == 0, err
-    assert f"{out} is finished: this command has written it. To make it again add --overwrite." in err
+    assert f"{out} is already finished: this same command wrote it. To make it again, add --overwrite." in err
     first, again = json.loads(first), json.loads(again)
     for record in (first, again):
         record.pop("seconds", None)  # of predict: this call's
     assert again == first
-    refusal = f"error: {out} exists and is not overwritten: what stands there differs in "
+    refusal = f"error: {out} exists and is not overwritten: the existing one differs in "
     status, _, err = call(option, value)
     assert (status, f"{refusal}{differs}. Give another folder, or add --overwrite." in err) == (1, True), err
     change(place)
@@ -143,7 +143,7 @@ def test_a_command_given_again(name, place, capsys, monkeypatch):
 def test_the_result_of_another_command_is_named(place, capsys):
     assert probe.cli([str(place / "emb"), str(place / "out"), "--task", "stage", "--bootstraps", "0"]) == 0
     assert retrieve.cli([str(place / "emb"), str(place / "out")]) == 1
-    assert "what stands there differs in command (probe there, retrieve now). Give" in capsys.readouterr().err
+    assert "the existing one differs in command (probe there, retrieve now). Give" in capsys.readouterr().err
 
 
 def test_a_result_that_lacks_a_file_is_not_finished(place, capsys):
@@ -178,11 +178,12 @@ def test_a_stopped_transfer_goes_on(place, capsys, monkeypatch):
     monkeypatch.setattr(transfer, "BLOCK", 50)
     monkeypatch.setattr(embedding_writer.EmbeddingWriter, "append", stop_in_the_second_cohort)
     assert transfer.cli([*given, str(place / "out")]) == 130
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "the same command continues from there" in capsys.readouterr().err
     monkeypatch.setattr(embedding_writer.EmbeddingWriter, "append", append)
     assert transfer.cli([*given, str(place / "out")]) == 0
     assert (
-        f"going on: {sum(calls[:4])} of {len(Embeddings(place / 'out'))} clips were finished" in capsys.readouterr().err
+        f"continuing: {sum(calls[:4])} of {len(Embeddings(place / 'out'))} clips were finished"
+        in capsys.readouterr().err
     )
     assert files_of(place / "out") == files_of(place / "whole")
     shutil.rmtree(place / "out")

@@ -380,7 +380,7 @@ def test_a_report_given_again_is_finished_where_it_would_be_the_same(tmp_path, c
 
     status, again, err = run(capsys, *given)
     assert status == 0
-    assert f"{page} is finished: this command has written it. To make it again add --overwrite." in err
+    assert f"{page} is already finished: this same command wrote it. To make it again, add --overwrite." in err
     assert "wrote" not in err
     first.pop("elapsed_s"), again.pop("elapsed_s")
     assert again == first
@@ -388,7 +388,7 @@ def test_a_report_given_again_is_finished_where_it_would_be_the_same(tmp_path, c
 
     # With other options it is refused before anything is read.
     (folder / "results" / "sdb").rename(tmp_path / "sdb")
-    refusal = f"{page} exists and is not overwritten: what stands there differs in "
+    refusal = f"{page} exists and is not overwritten: the existing one differs in "
     status, _, err = run(capsys, *given, "--recordings", 1)
     assert (status, f"{refusal}recordings (3 there, 1 now). Give another --out, or add --overwrite." in err) == (
         1,

@@ -344,7 +344,8 @@ def test_classes_of_few_subjects_and_results_without_intervals_are_said(tmp_path
     assert "Rows are the subjects' classes" in counts
     captions = [f["caption"] for (_, _, t), f in figures_of(numbers).items() if t.startswith("Figures of each class")]
     assert (
-        "Only 3 subjects have clips of F: intervals of this class, and of means over it, hold the truth" in captions[0]
+        "Only 3 subjects have clips of F: intervals of this class, and of means over it, contain the true value"
+        in captions[0]
     )
     assert any("No intervals: it was made with --bootstraps 0." in c and "Brackets" not in c for c in captions)
     assert "Of the rarest class only 3 subjects have clips" in text.partition("Recordings</h2>")[0]

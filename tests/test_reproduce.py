@@ -351,7 +351,7 @@ def test_a_folder_holds_one_reproduction(tmp_path):
         reproduce.claim(layout, {"seed": 0})
     record.unlink()
     (layout.out / "thesis.tex").touch()
-    with pytest.raises(SleepfmError, match="is no reproduction"):
+    with pytest.raises(SleepfmError, match="is not a reproduction"):
         reproduce.claim(layout, {"seed": 0})
 
 

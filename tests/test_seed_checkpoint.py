@@ -87,7 +87,7 @@ def test_an_import_given_again_is_finished_and_another_is_refused(model, tmp_pat
     path.rename(moved)
     status, record, err = call(moved)
     assert (status, record) == (0, first)
-    assert f"{run} is finished: this command has written it." in err
+    assert f"{run} is already finished: this same command wrote it." in err
     # A kill between the two files.
     (run / "best.safetensors").unlink()
     status, _, err = call(moved)

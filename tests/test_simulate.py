@@ -182,7 +182,7 @@ def test_complete_cohort_is_left_alone(cohort, capsys):
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.edf")}
     again = simulate.main(Config(out, subjects=3, hours=0.5, seed=7, workers=1))
     assert again["written"] == 0
-    assert f"{out} is finished: this command has written it." in capsys.readouterr().err
+    assert f"{out} is already finished: this same command wrote it." in capsys.readouterr().err
     assert again["respiratory_events"] == first["respiratory_events"]
     assert before == {p.name: p.stat().st_mtime_ns for p in out.glob("*.edf")}
 
@@ -247,7 +247,7 @@ def test_a_folder_that_an_earlier_version_began_goes_on_with_its_names(tmp_path,
     assert simulate.main(config)["written"] == 1
     assert names_in(out) == ["sim-0000", "sim-0001"]
     assert (out / "sim-0000.edf").read_bytes() == kept
-    said = f"{out} was begun by an earlier version and goes on with its names, sim-0000"
+    said = f"{out} was begun by an earlier version and continues with its names, sim-0000"
     assert (said in capsys.readouterr().err) == (seed > 0)
     card.write_text(json.dumps({**written, "prefix": "sim-9-"}))
     with pytest.raises(SleepfmError, match="other options"):

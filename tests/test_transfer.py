@@ -147,7 +147,7 @@ def test_a_probe_is_validated_externally_through_the_command_line(tmp_path, caps
     assert (result["train"]["n_subjects"], result["test"]["n_subjects"], result["overlap"]) == (2, 2, False)
     assert result["macro"]["auroc"]["value"] > 0.95
     assert transfer.cli([*arguments, "--subjects", "all"]) == 1
-    assert "exists and is not overwritten: what stands there differs in subjects (test there, all now), shape (" in (
+    assert "exists and is not overwritten: the existing one differs in subjects (test there, all now), shape (" in (
         capsys.readouterr().err
     )
     assert transfer.cli([*arguments, "--overwrite"]) == 0

@@ -200,7 +200,7 @@ def test_few_shot_over_nights_ends_at_the_probe_and_takes_points_of_before(tmp_p
     points.add({name: value for name, value in curve[0].items() if name != "nights"})
     points.add(curve[1])
     assert few_shot.cli(asked) == 0
-    assert "going on: 1 of 7 points is finished" in capsys.readouterr().err
+    assert "continuing: 1 of 7 points is finished" in capsys.readouterr().err
     assert read_result(tmp_path / "curve").record["curve"] == curve
 
 

@@ -145,7 +145,9 @@ class SupervisedTrainer(TrainingLoop):
             trainer.load_last()
         else:
             if config.resume:
-                trainer.say(f"notice: there is no run in {run.path} to go on with; the training begins")
+                trainer.say(
+                    f"notice: there is no run in {run.path} to continue; the training starts from the beginning"
+                )
             world.on_main(lambda: run.create(trainer.description()))
         trainer.announce()
         return trainer

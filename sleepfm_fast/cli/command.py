@@ -113,7 +113,7 @@ def run(
     main: Callable[[Config], dict[str, Any]],
     argv: Sequence[str] | None = None,
     *,
-    interrupted: str = "nothing was kept; the same command starts anew",
+    interrupted: str = "nothing was kept; the same command starts from the beginning",
     rank: int = 0,
     following: Callable[[Config, dict[str, Any]], str | None] | None = None,
 ) -> int:
@@ -229,11 +229,13 @@ def describe_shortage(error: Exception) -> str:
     # torch's errors, which cannot be imported here: of the GPU by type, of the processor by text.
     if type(error).__name__ == "OutOfMemoryError":
         return (
-            f"the GPU's memory is not enough ({text}) Lower --batch-size (train: --micro-batch, which keeps the "
-            "negatives), or end what else uses the GPU."
+            f"the GPU does not have enough memory ({text}) Lower --batch-size (train: --micro-batch, which keeps the "
+            "negatives), or stop other programs that use the GPU."
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return f"the memory is not enough ({text}). Lower --batch-size or --workers, or end what else uses it."
+        return (
+            f"there is not enough memory ({text}). Lower --batch-size or --workers, or stop other programs that use it."
+        )
     return ""
 
 
@@ -257,6 +259,6 @@ def describe_bug(error: Exception, command: str) -> str:
     except OSError:
         say(text)
     return (
-        f"{command} failed by a bug in sleepfm_fast{f' while it worked on {file}' if file else ''}: "
+        f"{command} failed because of a bug in sleepfm_fast{f' while it worked on {file}' if file else ''}: "
         f"{type(error).__name__}: {error}{place}. Please report it; {where}."
     )

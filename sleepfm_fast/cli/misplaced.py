@@ -109,7 +109,7 @@ def refuse_misplaced(command: str, places: Sequence[Place]) -> None:
                 there = "does not exist" if other.found is Kind.NOTHING else f"is {other.found.value}"
                 raise SleepfmError(
                     f"the order is {' '.join(p.name for p in places)}: {place.path} is {place.found.value} and was "
-                    f"given as {place.name}, {other.path} {there} and was given as {other.name}. Exchange the two."
+                    f"given as {place.name}, {other.path} {there} and was given as {other.name}. Swap the two."
                 )
     for place in wrong:
         assert place.path is not None

@@ -60,8 +60,8 @@ class Effect:
             return f"{given} has no effect without {decider}. Leave it out, or give {decider} too."
         wanted = " or ".join(f"{decider} {value}" for value in self.values)
         return (
-            f"{given} has no effect with {decider} {getattr(config, self.decider)}; it counts with {wanted}. Leave it "
-            f"out, or choose {wanted}."
+            f"{given} has no effect with {decider} {getattr(config, self.decider)}; it applies only with {wanted}. "
+            f"Leave it out, or choose {wanted}."
         )
 
 

@@ -103,8 +103,8 @@ def outlive(
             unexplained = 0 if in_hand else unexplained + 1
             held = ", ".join(names[path] for path in in_hand[:10]) or "no night"
             say(
-                f"a worker process died; in hand: {held}. The others go on, and what was in hand is tried again at the "
-                "end, one at a time"
+                f"a worker process died while it worked on {held}. The other workers continue, and these nights are "
+                "tried again at the end, one at a time"
             )
             suspects += in_hand
             company = [path for path in company if path not in done and path not in set(in_hand)]
@@ -139,9 +139,9 @@ def killed(path: Path, name: str) -> NightRow:
 def killed_sentence(path: Path) -> str:
     """Say that a night ended its worker twice, and what may be behind it."""
     return (
-        f"{path} was not finished: {KILLED}, the second time with no other night beside it. The system kills for want "
-        "of memory or where a file shrinks while it is read, or a library crashed on the file. Look at the file; the "
-        "same command tries it again, alone."
+        f"{path} was not finished: {KILLED}, the second time with no other night beside it. The system ends a process "
+        "when memory runs out or when a file shrinks while it is read; or a library crashed on the file. Check the "
+        "file; the same command tries it again, alone."
     )
 
 

@@ -193,7 +193,7 @@ def read_corrections(path: Path | None) -> Corrections:
     for pattern, channels in content.items():
         where = f"--overrides {path}: '{pattern}'"
         if not PurePosixPath(pattern).parts or pattern.startswith("/"):
-            raise SleepfmError(f"{where} is no pattern of recordings; give a file name or the end of a path.")
+            raise SleepfmError(f"{where} is not a pattern of recordings; give a file name or the end of a path.")
         if channels == EXCLUDE:
             left_out.append(pattern)
             continue

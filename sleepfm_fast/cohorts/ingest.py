@@ -200,9 +200,9 @@ def claimed_run(store: Path, run: str, shard: Shard | None = None) -> Iterator[C
             count = "" if shard is None else f"-of-{shard.count}"
             if shard is None or not other.stem.endswith(count):
                 raise SleepfmError(
-                    f"another run ({holder_of(other) or 'which cannot be named'}, {other.stem}) is writing to "
-                    f"{store}. Wait for it, or choose another store; only the shards of one array, --shard i/n with "
-                    "one n, write together."
+                    f"another run ({holder_of(other) or 'which cannot be named'}, {other.stem}) is writing to {store}. "
+                    "Wait for it, or choose another store; only the shards of one array (--shard i/n with the same n) "
+                    "can write together."
                 )
         try:
             claim = Claim(path)
@@ -249,8 +249,8 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
     if forgotten:
         raise SleepfmError(
             f"{counted(len(forgotten), 'recording')} of {store} {agreeing(len(forgotten), 'was', 'were')} made with "
-            f"another configuration and cannot be made again without the recorded file, which is not given (the first: "
-            f"{forgotten[0]}). Give all of them, or choose another store."
+            "another configuration and cannot be processed again without the recorded file, which is not given (the "
+            f"first: {forgotten[0]}). Give all of them, or choose another store."
         )
     if montage is None:
         signals = [request.corrections.apply(h.path, h.signals).signals for h in headers]
@@ -323,7 +323,7 @@ def settle_montage(request: Request, store: Path, existing: dict[str, Any] | Non
     if differences and not request.overwrite:
         raise SleepfmError(
             f"{store} was made with {' and '.join(differences)}. Use the same options, choose another store, or add "
-            "--overwrite to make all its recordings again."
+            "--overwrite to process all its recordings again."
         )
     if request.like is None and (request.montage == made_with or (request.montage == "auto" and not request.overwrite)):
         return stored
@@ -362,9 +362,9 @@ def update_participants(store: Path, plan: Plan, cohort: Cohort, shard: Shard | 
             n_changed += any(known.get(name) != facts.get(name) for name in ("subject", "age", "sex"))
     if n_changed:
         say(
-            f"notice: the participants table gives {counted(n_changed, 'night')} of the store another "
-            "subject, age or sex than before, which the store now has; embeddings and features keep the former until "
-            "they are made again"
+            f"notice: the participants table gives {counted(n_changed, 'night')} of the store another subject, age or "
+            "sex than before, which the store now has; embeddings and features keep the old ones until they are made "
+            "again"
         )
 
 
@@ -415,7 +415,7 @@ def finish(store: Path, settled: Settled, lock: Claim) -> Indexed:
         if not lock.holds():
             raise SleepfmError(
                 f"the lock of {store} was taken over while this process was suspended or cut off. The nights are kept; "
-                "the same command goes on from there."
+                "the same command continues from there."
             )
         totals = commit(store, settled.montage, settled.configuration, files)
         write_nights(store, described)

@@ -104,10 +104,10 @@ class ParticipantTables:
         nights = self.perhaps_one_person(paths)
         if nights:
             said.append(
-                f"notice: {counted(len(nights), 'time')}, names of recordings look like several nights of one person "
-                f"(such as {nights[0][0].stem} and {nights[0][1].stem}), and no table says so: each counts as a "
-                "subject of its own, so that one person may be trained and tested on. If they are, give --participants "
-                "with the columns recording and subject."
+                f"notice: in {counted(len(nights), 'case')} the names of recordings look like several nights of one "
+                f"person (such as {nights[0][0].stem} and {nights[0][1].stem}), and no table says so: each counts as a "
+                "separate subject, so one person may be in both training and test. If they are one person, give "
+                "--participants with the columns recording and subject."
             )
         ageless = [path for path in paths if (table := self.table_of(path)) is not None and table.lacks_visit(path)]
         if ageless:

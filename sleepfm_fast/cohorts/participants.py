@@ -236,7 +236,7 @@ def lines_of(path: Path) -> list[str]:
     except FileNotFoundError:
         raise SleepfmError(
             f"the participants table {path} does not exist. Give a CSV with the columns recording, subject, age, sex, "
-            "or none: then every recording is a subject of its own, of unknown age and sex."
+            "or leave the option out: then every recording counts as a separate subject, of unknown age and sex."
         ) from None
     except OSError as error:
         raise SleepfmError(f"the participants table {path} cannot be read: {error.strerror or error}.") from None
@@ -414,8 +414,8 @@ def alike_subjects(rows: Sequence[Participant], name: str) -> list[str]:
         return []
     shown = "; ".join(", ".join(names) for names in several[:3]) + ("; ..." if len(several) > 3 else "")
     return [
-        f"notice: {name}: names of subjects differ only in case, separators or leading zeros ({shown}); each counts "
-        "as a subject of its own, so that one person may be trained and tested on. Write a person's name in one way."
+        f"notice: {name}: names of subjects differ only in case, separators or leading zeros ({shown}); each counts as "
+        "a subject of its own, so that one person may be in both training and test. Write a person's name in one way."
     ]
 
 
@@ -429,8 +429,8 @@ def unknown_columns(header: Sequence[str], columns: Mapping[str, int], name: str
     others.sort(key=lambda cell: not any(MAY_BE[fact].search(cell.casefold()) for fact in lacking))
     shown = ", ".join(others[:12]) + (", ..." if len(others) > 12 else "")
     return [
-        f"{name}: no column is known as {' or '.join(lacking)}, so that it stays unknown; if one of these is meant, "
-        f"name it {' or '.join(lacking)}: {shown}."
+        f"{name}: no column is recognised as {' or '.join(lacking)}, so it stays unknown; if one of these is meant, "
+        f"rename it {' or '.join(lacking)}: {shown}."
     ]
 
 

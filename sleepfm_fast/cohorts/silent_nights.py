@@ -13,8 +13,8 @@ from sleepfm_fast.plurals import agreeing, counted
 __all__ = ["REMEDY", "is_scored", "is_silent", "sentence"]
 
 REMEDY = (
-    "if they were scored for events and had none, give --events-scored (and --overwrite where the store stands): "
-    "without it sleepers who breathe well are missing, and events look commoner than they are"
+    "if they were scored for events and had none, give --events-scored (and --overwrite if the store exists already): "
+    "without it, sleepers who breathe well are missing, and events look more common than they are"
 )
 
 
@@ -33,5 +33,5 @@ def sentence(n_silent: int, n_scored: int) -> str:
     return (
         f"{n_silent} of {counted(n_scored, 'scored night')} "
         f"{agreeing(n_silent, 'has no respiratory event; it is', 'have no respiratory event; they are')} taken as not "
-        "scored for events, so that their clips have no label of sleep-disordered breathing"
+        "scored for events, so their clips have no label of sleep-disordered breathing"
     )

@@ -76,7 +76,8 @@ def say_remarks(store: Path, problems: Mapping[str, Sequence[str]]) -> None:
         say(
             f"notice: the {agreeing(len(incomplete), 'file')} of {counted(len(incomplete), 'night')} "
             f"{agreeing(len(incomplete), 'is', 'are')} shorter than the header says, {INCOMPLETE}: "
-            f"{first_of(incomplete, NIGHTS_SHOWN)}. What is there is used; copy again and add --overwrite"
+            f"{first_of(incomplete, NIGHTS_SHOWN)}. What is there is used; copy the whole file again and add "
+            "--overwrite"
         )
 
 
@@ -91,8 +92,8 @@ def say_undone(store: Path, changed: Sequence[Mapping[str, str]], failed: Sequen
         say(f"changed: {entry['reason']}")
     if len(changed) > NIGHTS_SHOWN:
         say(
-            f"and {counted(len(changed) - NIGHTS_SHOWN, 'more has', 'more have')} changed; --overwrite makes all of "
-            "them again"
+            f"and {counted(len(changed) - NIGHTS_SHOWN, 'more has', 'more have')} changed; --overwrite processes all "
+            "of them again"
         )
     for entry in failed[:NIGHTS_SHOWN]:
         say(f"failed: {entry['reason']}")
@@ -110,7 +111,10 @@ def say_unmatched(outcome: Outcome, tables: ParticipantTables, unknown: Sequence
     if outcome.plan.left_out:
         say(f"{counted(len(outcome.plan.left_out), 'recording was', 'recordings were')} left out, as --overrides says")
     if outcome.unused_corrections:
-        say(f"notice: --overrides names what no file has: {', '.join(outcome.unused_corrections[:10])}")
+        say(
+            "notice: --overrides names recordings or channels that no file has: "
+            f"{', '.join(outcome.unused_corrections[:10])}"
+        )
 
 
 def say_totals(store: Path, outcome: Outcome, totals: Mapping[str, Any], shard: Shard | None, n_failed: int) -> None:
@@ -121,8 +125,8 @@ def say_totals(store: Path, outcome: Outcome, totals: Mapping[str, Any], shard: 
         say(
             f"{store}: shard {shard}: {share}; the last of the "
             f"{counted(len(outcome.others), 'other shard that is', 'other shards that are')} still at work "
-            f"({', '.join(outcome.others[:5])}) writes the index. Were they all killed, any shard's command, or the "
-            "same without --shard, writes it."
+            f"({', '.join(outcome.others[:5])}) writes the index. If all of them are killed, repeat any shard's "
+            "command, or the same one without --shard, to write it."
         )
     else:
         say(
@@ -149,7 +153,7 @@ def say_contents(outcome: Outcome, totals: Mapping[str, Any], like: Path | None)
     empty = [slot.name for slot, n in zip(montage.slots, outcome.filled, strict=True) if not n]
     if empty and like is not None:
         say(
-            f"notice: no night has {', '.join(empty)}, which --like asks for: a network does without "
+            f"notice: no night has {', '.join(empty)}, which --like asks for: the network works without "
             f"{agreeing(len(empty), 'it', 'them')}. If the recordings have {agreeing(len(empty), 'it', 'them')} "
             "under other names (--inspect lists what is not used), name them: --overrides FILE with "
             f"{json.dumps({'*': {'LABEL': {'alias': empty[0]}}})}, and --overwrite"
@@ -161,8 +165,8 @@ def say_contents(outcome: Outcome, totals: Mapping[str, Any], like: Path | None)
     if not outcome.n_scored:
         seems = next((i for row in outcome.rows for i in row.issues if SEEMS_TO_LIE in i), "")
         say(
-            "notice: no night has a sleep stage. The encoders need none; for the probes name the scoring's file or "
-            f"folder with --labels (and --overwrite, which makes the nights that stand again){seems and f': {seems}'}"
+            "notice: no night has a sleep stage. Training needs none; for probes, name the file or folder of the "
+            f"scoring with --labels (and add --overwrite to process the existing nights again){seems and f': {seems}'}"
         )
 
 
@@ -178,11 +182,11 @@ def summarise(
     plan, rows, given = outcome.plan, outcome.rows, outcome.given
     failed = [{"path": str(row.path), "reason": row.failure} for row in rows if row.failure is not None]
     failed += [
-        {"path": name, "reason": f"{what}, and its source was not given. Give it to make it again."}
+        {"path": name, "reason": f"{what}, and its source was not given. Give it to process the night again."}
         for name, what in plan.lost.items()
     ]
     changed = [
-        {"path": str(path), "reason": f"{why}; the store keeps what it has. Add --overwrite to make it again."}
+        {"path": str(path), "reason": f"{why}; the store keeps what it has. Add --overwrite to process it again."}
         for path, why in plan.changed.items()
     ]
     problems = {row.name: list(row.issues) for row in rows if row.issues}

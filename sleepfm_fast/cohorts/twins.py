@@ -40,7 +40,7 @@ def twins_notice(nights: list[Twin]) -> str:
     first = (strangers or several)[0]
     shown = " and ".join(night.path for night in first[:SHOWN])
     leak = (
-        f"of {len(strangers)} of them the subjects differ, so that one person may be trained and tested on; "
+        f"of {len(strangers)} of them the subjects differ, so that one person may be in both training and test; "
         if strangers
         else ""
     )

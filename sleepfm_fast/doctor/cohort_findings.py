@@ -89,8 +89,8 @@ def mixed_montages(nights: Sequence[Examined]) -> Iterator[Finding]:
         "note", "mixed_montages", tuple(str(m.path) for _, members in ordered[1:] for m in members), "",
         f"{len(ordered)} montages: {counted(len(ordered[0][1]), 'night has', 'nights have')} the commonest; "
         f"{' | '.join(texts)}{rest}",
-        "nothing to do: rates are brought together and missing channels masked; aliases may fill slots that are not "
-        "really missing",
+        "nothing to do: different rates are resampled to one, and missing channels are masked; aliases may fill "
+        "slots that are not really missing",
         {"groups": [{"nights": len(members), "slots": dict(key)} for key, members in ordered]},
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def identical(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator
             continue
         subjects = sorted({tables.of(m.path).subject or "" for m in (first, *same)})
         leak = (
-            f", of {len(subjects)} subjects ({', '.join(subjects[:3])}): it would be trained and tested on"
+            f", of {len(subjects)} subjects ({', '.join(subjects[:3])}): it would be in both training and test"
             if len(subjects) > 1
             else ""
         )
@@ -158,7 +158,7 @@ def one_person(nights: Sequence[Examined], tables: ParticipantTables) -> Iterato
         yield Finding(
             "warning", "perhaps_one_person", tuple(map(str, paths)), "",
             f"{len(paths)} names ({', '.join(p.stem for p in paths[:3])}) look like nights of one person, who counts "
-            f"as {len(paths)} subjects: one may be trained and another tested on",
+            f"as {len(paths)} subjects and may be in both training and test",
             "if they are, give --participants with the columns recording and subject",
             {"recordings": len(paths)},
         )  # fmt: skip

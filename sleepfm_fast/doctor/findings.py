@@ -179,13 +179,13 @@ def judged(
     # Saturation may stand at 100 %, the limit; whether a known trend is off its values tell.
     if m.railed >= FLAT_SHARE * n_windows and limits is None:
         figures = {"railed": m.railed, "windows": n_windows}
-        yield "railed", f"stands at its digital limit in {m.railed} of {n_windows} windows", leave_out, figures
+        yield "railed", f"is at its digital limit in {m.railed} of {n_windows} windows", leave_out, figures
     if m.flat >= FLAT_SHARE * n_windows and (kind != "step" or one_value):
         figures = {"flat": m.flat, "windows": n_windows}
         yield "flat", f"holds one value in {m.flat} of {n_windows} windows", leave_out, figures
     if m.unplugged >= FLAT_SHARE * n_windows:
         text = f"is silent but for noise in {m.unplugged} of {n_windows} windows: unplugged, as a cannula under CPAP?"
-        action = "nothing to do for a part of the night: the hours before give its amplitude"
+        action = "nothing to do if it is only part of the night: the hours before give its amplitude"
         yield "unplugged", text, action, {"unplugged": m.unplugged, "windows": n_windows}
     if kind == "step":
         if limits is not None and not one_value:
@@ -195,7 +195,7 @@ def judged(
         return
     if m.clipped >= CLIPPED_SHARE and kind in (*POTENTIALS, "respiration"):
         text = f"{100 * m.clipped:.2g} % of the samples are cut off at the signal's own extremes"
-        yield "clipped", text, "record with a larger range; here, know that its peaks are missing", {"share": m.clipped}
+        yield "clipped", text, "its peaks are missing here; next time record a larger range", {"share": m.clipped}
     if kind not in POTENTIALS:
         return
     if float(signal.fs_hz) < SLOWEST_WAVEFORM_HZ:
@@ -219,7 +219,7 @@ def trends(path: Path, channel: Channel, m: ChannelMeasures, limits: tuple[float
     figures = {"median": m.level, "low": m.low, "high": m.high, "off": n_off, "windows": len(m.levels)}
     if low <= m.level <= high:
         text = f"lies outside {low:g} to {high:g} in {n_off} of {len(m.levels)} windows: was the sensor off?"
-        yield "level", text, "nothing to do for a part of the night, but know of it", figures
+        yield "level", text, "nothing to do if it is only part of the night, but keep it in mind", figures
         return
     text = f"has a median of {m.level:.3g} {channel.signal.unit}".rstrip() + f", expected {low:g} to {high:g}"
     if limits == TREND_RANGE["SpO2"] and 100 * m.level >= low and 100 * m.high <= high:
@@ -246,14 +246,14 @@ def units(path: Path, channel: Channel, m: ChannelMeasures, trusted: frozenset[i
     if stated is not None and low <= m.amplitude * stated <= high:
         if not converted:
             text = f"the header's range contradicts its unit {unit}, but the amplitude of {m.amplitude:.3g} fits it"
-            yield "unit", text, f"if so, say it: {override(path, label, unit=unit)}", figures
+            yield "unit", text, f"if so, state it: {override(path, label, unit=unit)}", figures
         return
     given = f"the header says {unit}" if stated is not None else f"the header's unit is '{unit}'" if unit else "no unit"
     if not signal.calibrated:
         given = "not calibrated"
     if fitting:
         text = f"{given}; its amplitude of {m.amplitude:.3g} ({what}) fits {fitting[0]}"
-        yield "unit", text, f"if so, say it: {override(path, label, unit=fitting[0])}", figures
+        yield "unit", text, f"if so, state it: {override(path, label, unit=fitting[0])}", figures
     else:
         text = f"{given}; its amplitude of {m.amplitude:.3g} ({what}) fits {kind.upper()} in none of uV, mV, V"
         action = f"look at it; state unit and scale, or leave it out: {override(path, label, exclude=True)}"
@@ -266,15 +266,15 @@ def beats(path: Path, channel: Channel, m: ChannelMeasures, heart: str) -> Itera
     figures = {"rate": m.rate, "match": m.match, "contrast": m.contrast, "upward": m.upward}
     if kind != "ecg":
         if shows_heartbeats(m):
-            text = f"is labelled {str(kind).upper()}, but shows heartbeats ({m.rate:.0f}/min, alike to {m.match:.2f})"
-            action = f"if it is an ECG: {override(path, label, alias='ECG')}; else know of the artefact"
+            text = f"is labelled {str(kind).upper()}, but shows heartbeats ({m.rate:.0f}/min, similar to {m.match:.2f})"
+            action = f"if it is an ECG: {override(path, label, alias='ECG')}; otherwise keep the artefact in mind"
             if heart:
                 text, action = f"{text}, as {heart} does: an artefact of the heart", ""
             yield "wrong_kind", text, action, figures
         return
     if not (m.match >= NO_BEAT_MATCH and m.contrast >= NO_BEAT_CONTRAST):
         if float(channel.signal.fs_hz) >= 64:
-            text = "is labelled ECG, but shows no heartbeats of one shape: other signal, noise, or ectopic beats?"
+            text = "is labelled ECG, but shows no heartbeats of a single shape: other signal, noise or ectopic beats?"
             yield "wrong_kind", text, f"look at it, or leave it out: {override(path, label, exclude=True)}", figures
     elif m.upward <= DOWNWARD_SHARE:
         text = f"{100 * (1 - m.upward):.0f} % of the R peaks point down: perhaps its polarity is swapped"
@@ -301,7 +301,7 @@ def duplicates(path: Path, channels: Sequence[Channel], measures: NightMeasures)
         if len(same) > 1 and same[0].kind is not None:
             numbers = ", ".join(f"#{c.signal.index}" for c in same)
             text = f"{len(same)} channels have this label ({numbers})"
-            action = f"name them apart: {override(path, '#' + str(same[-1].signal.index), alias='...')}"
+            action = f"tell them apart: {override(path, '#' + str(same[-1].signal.index), alias='...')}"
             yield Finding("note", "duplicate_label", (str(path),), same[0].signal.label.strip(), text, action)
 
 

@@ -228,7 +228,7 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
     if unresolved is not None:
         print(f"  {unresolved}")
     if unused:
-        print(f"  notice: --overrides names what no file has: {', '.join(unused[:10])}")
+        print(f"  notice: --overrides names recordings or channels that no file has: {', '.join(unused[:10])}")
     print()
     print("\n".join(finding_lines(findings)))
 
@@ -317,7 +317,9 @@ def examine(files: Sequence[Path], montage: Montage, request: Request, engine: E
                 try:
                     run([path], alone=True)
                 except WorkersLost:
-                    reports[path] = failed(path, f"{path}: the process that read it died, perhaps for want of memory.")
+                    reports[path] = failed(
+                        path, f"{path}: the process that read it died, perhaps because memory ran out."
+                    )
                     progress.step(failed=True)
     finally:
         progress.close()

@@ -104,7 +104,7 @@ def gaps(recording: Recording) -> Iterator[Said]:
     if not lost:
         return
     text = f"{counted(len(lost), 'gap')}, {sum(lost):g} s of {recording.duration_s:g} s are missing"
-    action = "nothing to do: clips lie inside one segment; if the gaps are not real, mend the record starts"
+    action = "nothing to do: clips lie inside one segment; if the gaps are not real, correct the record starts"
     yield "gaps", False, "", text, action, {"gaps": len(lost), "seconds": sum(lost)}
 
 
@@ -133,7 +133,7 @@ def scored(night: Night) -> Iterator[Said]:
         text = f"the first {minutes(first_s)} have no stage"
         yield "unscored_lead_in", False, "", text, "nothing to do: those clips have stage none", {"seconds": first_s}
     if end_s - last_s >= UNSCORED_S:
-        text = f"the recording goes on for {minutes(end_s - last_s)} after the last stage"
+        text = f"the recording continues for {minutes(end_s - last_s)} after the last stage"
         action = "nothing to do: those clips have stage none; if it should be scored, is it the whole scoring?"
         yield "unscored_tail", False, "", text, action, {"seconds": end_s - last_s}
     if last_s - end_s > BEYOND_S or first_s < -BEYOND_S:
@@ -199,5 +199,10 @@ def minutes(seconds: float) -> str:
 def unreadable(path: Path, sentence: str) -> Finding:
     """A night that cannot be ingested."""
     return Finding(
-        "error", "unreadable", (str(path),), "", sentence, "if that cannot be mended, remove the file; the others go on"
+        "error",
+        "unreadable",
+        (str(path),),
+        "",
+        sentence,
+        "if that cannot be repaired, remove the file; the others are not affected",
     )

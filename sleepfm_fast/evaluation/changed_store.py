@@ -80,8 +80,8 @@ def store_note(embeddings: Embeddings) -> str:
         return ""
     return (
         f"the store {about.store} is not what {embeddings.path} was made from: it has {', '.join(changes)}. The "
-        "figures here are of the clips and labels as they were; make the folder again with --overwrite to use those of "
-        "now."
+        "figures here use the clips and labels as they were; make the folder again with --overwrite to use the "
+        "present ones."
     )
 
 

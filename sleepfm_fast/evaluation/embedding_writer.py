@@ -174,7 +174,7 @@ class EmbeddingWriter:
                 self._files[name] = ArrayFile(self.partial / f"{name}.npy", dtype, of, kept.get("clips", 0))
             if kept and {name: file.digest() for name, file in self._files.items()} != kept["digests"]:
                 raise SleepfmError(
-                    f"{self.partial} is damaged: it does not hold what was written. Remove it and start anew."
+                    f"{self.partial} is damaged: it does not hold what was written. Remove it and start again."
                 )
         except OSError as error:
             self._release()
@@ -186,7 +186,7 @@ class EmbeddingWriter:
         self._saved_s = time.monotonic()
         if self.n_written:
             say(
-                f"going on: {self.n_written} of {counted(self.n_clips, 'clip')} "
+                f"continuing: {self.n_written} of {counted(self.n_clips, 'clip')} "
                 f"{agreeing(self.n_written, 'was', 'were')} finished before."
             )
 
@@ -201,8 +201,8 @@ class EmbeddingWriter:
             n, differ = found["clips"], difference(found["key"], self.key or {}) or "what is not said"
             say(
                 f"notice: {counted(n, 'clip')} that an unfinished run left in {self.partial} "
-                f"{agreeing(n, 'was', 'were')} made otherwise and {agreeing(n, 'differs', 'differ')} in {differ}; "
-                "starting anew."
+                f"{agreeing(n, 'was', 'were')} made with other inputs and {agreeing(n, 'differs', 'differ')} in "
+                f"{differ}; starting from the beginning."
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # no writer got so far as to keep anything
@@ -350,7 +350,7 @@ class EmbeddingWriter:
 
     def _disk_error(self, error: OSError) -> SleepfmError:
         kept = (self.partial / PROGRESS).exists()
-        then = " What is on the disk is kept: the same command goes on from there." if kept else ""
+        then = " What is on the disk is kept: the same command continues from there." if kept else ""
         return SleepfmError(
             f"writing {self.partial} failed: {error.strerror or error}. Free space or give another folder.{then}"
         )

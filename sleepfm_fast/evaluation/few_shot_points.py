@@ -48,7 +48,7 @@ class Points:
             self._read()
 
     def _read(self) -> None:
-        remedy = "Remove it to start anew, or add --overwrite."
+        remedy = "Remove it to start from the beginning, or add --overwrite."
         whole, _, torn = self.path.read_bytes().rpartition(b"\n")
         try:
             head, *points = [from_json(line) for line in whole.decode().splitlines()] or [None]

@@ -49,7 +49,7 @@ def interval_notice(n_subjects: int) -> str:
     if n_subjects == 1:
         return "one subject; there is nothing to bootstrap over, so no intervals."
     return (
-        f"with {n_subjects} subjects the intervals are too narrow: of a mean they hold the truth about "
+        f"with {n_subjects} subjects the intervals are too narrow: for a mean they contain the true value about "
         f"{100 * covered(n_subjects):.0f} times in 100, not 95."
     )
 
@@ -89,8 +89,8 @@ def class_notice(classes: Mapping[str, Any], n_subjects: int) -> str:
         each, these = agreeing(len(few), "", " each"), agreeing(len(few), "this class", "these classes")
         means = "" if ones else f", and of means over {agreeing(len(few), 'it', 'them')},"
         parts.append(
-            f"only {fewest} subjects{each} have clips of {' and of '.join(few)}: intervals of {these}{means} hold the "
-            f"truth about {100 * covered(fewest):.0f} times in 100, not 95"
+            f"only {fewest} subjects{each} have clips of {' and of '.join(few)}: intervals of {these}{means} contain "
+            f"the true value about {100 * covered(fewest):.0f} times in 100, not 95"
         )
     return "; ".join(parts) + "." if parts else ""
 
@@ -131,5 +131,5 @@ def rarest_caution(several: Iterable[Mapping[str, Any]], n_subjects: int) -> str
         return ""
     return (
         f" Of the rarest class only {fewest} subjects have clips: intervals of such a class, and of means over it, "
-        f"hold the truth about {100 * covered(fewest):.0f} times in 100."
+        f"contain the true value about {100 * covered(fewest):.0f} times in 100."
     )

@@ -91,8 +91,8 @@ def strata_notice(strata: dict[str, dict[str, dict[str, Any]]]) -> str:
     if fewest >= FEW_SUBJECTS or total < FEW_SUBJECTS:  # of few subjects in all it is said already
         return ""
     return (
-        f"in strata of few subjects the intervals are too narrow: with {fewest}, of a mean, they hold the truth about "
-        f"{100 * covered(fewest):.0f} times in 100, not 95."
+        f"in strata of few subjects the intervals are too narrow: with {fewest}, for a mean, they contain the true "
+        f"value about {100 * covered(fewest):.0f} times in 100, not 95."
     )
 
 

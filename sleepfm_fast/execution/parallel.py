@@ -296,7 +296,7 @@ def through_dask(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...
     except (CancelledError, OSError) as error:
         raise SleepfmError(
             f"the dask scheduler was lost ({type(error).__name__}: {error}). What was finished is kept; the same "
-            "command goes on from there."
+            "command continues from there."
         ) from None
     if n_lost:
         raise WorkersLost(counted(n_lost, "task"))

@@ -47,7 +47,7 @@ def earlier_report(page: Path, numbers: Path, made_of: Mapping[str, Any]) -> dic
         raise SleepfmError(f"{standing[0]} exists and is not overwritten. {REMEDY}")
     if differ := difference(there, made_of):
         raise SleepfmError(
-            f"{standing[0]} exists and is not overwritten: what stands there differs in {differ}. {REMEDY}"
+            f"{standing[0]} exists and is not overwritten: the existing one differs in {differ}. {REMEDY}"
         )
     return dict(record)
 
@@ -81,7 +81,7 @@ def is_as_drawn(
     others = [file for file, data in files.items() if file not in missing and file.read_bytes() != data]
     if others or left:
         differ = ", ".join(_sections_that_differ(earlier, record)) or str((*others, *left)[0])
-        raise SleepfmError(f"{page} exists and is not overwritten: what stands there differs in {differ}. {REMEDY}")
+        raise SleepfmError(f"{page} exists and is not overwritten: the existing one differs in {differ}. {REMEDY}")
     return not missing
 
 

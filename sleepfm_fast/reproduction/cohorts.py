@@ -173,7 +173,7 @@ def agreed_sides(
             raise SleepfmError(
                 f"{store} is not the cohort that {counted(len(finished), 'folder')} of {layout.out} "
                 f"{agreeing(len(finished), 'was', 'were')} made with: {differences}. What is made now would be tested "
-                f"on other subjects than what stands there. To go on with the former cohort, {restore}; for this one "
+                f"on other subjects than what is there. To continue with the former cohort, {restore}; for this one, "
                 f"name another OUT, or delete {shown}."
             )
         agreed[name] = sides

@@ -16,7 +16,7 @@ __all__ = ["damaged_entry", "refuse_damaged"]
 def damaged_entry(file: Path, entry: str, found: Any) -> SleepfmError:
     """Say which entry is wrong."""
     what = "is missing" if found is None else f"is {str(found)[:60]!r}, which it cannot be"
-    return SleepfmError(f"{file} is damaged: the entry '{entry}' {what}. Restore the file, or train anew.")
+    return SleepfmError(f"{file} is damaged: the entry '{entry}' {what}. Restore the file, or train again.")
 
 
 def refuse_damaged(file: Path, config: Mapping[str, Any], options: Mapping[str, type]) -> None:
@@ -61,7 +61,7 @@ def refuse_damaged(file: Path, config: Mapping[str, Any], options: Mapping[str, 
         except ValueError as error:
             raise SleepfmError(
                 f"{file} is damaged: the entry '{entry}' cannot be: {str(error).rstrip('.')}. Restore the file, or "
-                "train anew."
+                "train again."
             ) from error
 
 

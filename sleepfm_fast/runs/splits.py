@@ -97,7 +97,7 @@ def assign_subjects(
         chosen = candidates[0] if code > donor else candidates[-1]
         codes[chosen] = code
         notices.append(
-            f"the hash gave the {SPLITS[code]} split none of the {counted(len(subjects), 'subject')}; "
+            f"the hash put none of the {counted(len(subjects), 'subject')} into the {SPLITS[code]} split; "
             f"{subjects[chosen]} was moved there. In a cohort this small the splits may change when subjects are added."
         )
     if len(subjects) == 2:

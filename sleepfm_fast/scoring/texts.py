@@ -102,8 +102,8 @@ def told_apart(events: Sequence[Event], source: str, issues: list[str]) -> Seque
     if doubt:
         known = " ".join(f"{code}=..." for code in sorted(there) if stage_of(str(code)) not in (None, "none"))
         issues.append(
-            f"{source} writes stages as numbers, and {doubt}: they are hardly 0 for W, 1 to 4 and 5 for REM, so none "
-            f"of them got a stage. Say what each means, as with --meanings {known} (W, N1, N2, N3, R or none)."
+            f"{source} writes stages as numbers, and {doubt}: they can hardly be 0 for W, 1 to 4 and 5 for REM, so "
+            f"none of them got a stage. Say what each means, as with --meanings {known} (W, N1, N2, N3, R or none)."
         )
         return unstaged(events, set(there))
     by_word = any(stage_of(e.text) == "R" and (not e.duration_s or e.duration_s >= EPOCH_S / 2) for e in events)

@@ -248,7 +248,10 @@ def claim_to_write(path: Path) -> Claim:
         except Claimed as held:
             if is_local(held.holder):
                 raise
-            say(f"looking whether {held.holder or 'another process'} still writes {path}; at most {STALE_S:.0f} s")
+            say(
+                f"checking whether {held.holder or 'another process'} is still writing {path}; this takes at most "
+                f"{STALE_S:.0f} s"
+            )
             if beats(file):
                 raise
             return Claim(file)

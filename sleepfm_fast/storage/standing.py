@@ -148,13 +148,13 @@ def refuse_standing(
     why = ""
     if made_of is not None and isinstance(there := record.get("made_of"), dict) and there:
         differ = difference(there, plain(dict(made_of))) or kind.beside
-        why = f": what stands there differs in {differ}"
+        why = f": the existing one differs in {differ}"
     raise SleepfmError(f"{path} exists and is not overwritten{why}. Give another folder, or add --overwrite.")
 
 
 def say_finished(path: Path) -> None:
     """Tell that there is nothing to do."""
-    say(f"{path} is finished: this command has written it. To make it again add --overwrite.")
+    say(f"{path} is already finished: this same command wrote it. To make it again, add --overwrite.")
 
 
 @contextmanager

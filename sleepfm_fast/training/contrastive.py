@@ -132,7 +132,9 @@ class Trainer(TrainingLoop):
             trainer.restore()
         else:
             if config.resume:
-                trainer.say(f"notice: there is no run in {run.path} to go on with; the training begins")
+                trainer.say(
+                    f"notice: there is no run in {run.path} to continue; the training starts from the beginning"
+                )
             if found is not None:
                 trainer.initialise(found)
             world.on_main(lambda: run.create(description(trainer)))

@@ -143,8 +143,8 @@ def select_clips(
         notices = (
             *notices,
             f"{moved} of {counted(len(kept), 'subject')} {agreeing(moved, 'keeps', 'keep')} the split of the training "
-            "that --init-from names, where the rule here has another one: whom those weights have seen is never "
-            "tested.",
+            "that --init-from names, although the rule here would give another: nobody whom those weights have seen "
+            "is tested.",
         )
     single = len(montage.modalities) == 1
     everything, left_out = contrastable_clips(store, montage)
