@@ -214,7 +214,7 @@ def test_what_is_finished_is_not_classified_again(learnt, planted, tmp_path, cap
     # Killed before the result and the table, which come last: they are made, and the predictions stay.
     monkeypatch.setattr(classify, "classified", classified)
     shutil.rmtree(result)
-    assert "a table does not say what it was made of" in refused(capsys, *given, "--bootstraps", "20")
+    assert "a table does not record what it was made from" in refused(capsys, *given, "--bootstraps", "20")
     table.unlink()
     again, err = call(capsys, *given)
     assert "wrote" in err

@@ -259,7 +259,7 @@ def test_numbered_contacts_are_no_electrodes_of_the_10_20_system(labels):
     """BioSemi's A2 and C3 lie elsewhere, and so do those of electrodes in the brain: C3-A2 would be another channel."""
     for name in ("aasm", "paper"):
         assert not any(a.signal is not None for a in assign(signals(f"{labels}, Status"), MONTAGES[name]))
-    with pytest.raises(ChannelError, match="no channel with a known kind"):
+    with pytest.raises(ChannelError, match="no channel of a known kind"):
         resolve_auto([signals(labels)])
     named = assign(signals(f"{labels}, C3-M2, ECG"), MONTAGES["aasm"])
     assert [a.signal.label for a in named if a.signal is not None] == ["C3-M2", "ECG"]

@@ -187,7 +187,7 @@ sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "{workers
     assert (result["nights"], result["added"]) == (3, 3)
     assert [Path(f["path"]).name for f in result["failed"]] == ["b2.bdf"]
     assert "it ended its worker process" in result["failed"][0]["reason"]
-    assert "where a file shrinks while it is read" in result["failed"][0]["reason"]
+    assert "when a file shrinks while it is read" in result["failed"][0]["reason"]
     assert len(ClipStore(store, verify=True).recordings) == 3
 
 

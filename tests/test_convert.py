@@ -169,7 +169,7 @@ def test_what_cannot_be_converted_is_a_sentence(tmp_path: Path, capsys) -> None:
         (("empty", "store", "--from", "seed"), "holds no folders of clips"),
         (("empty", "store", "--from", "clinical"), "holds no files ending in .hdf5 or .h5"),
         (("seed", "other", "--from", "seed"), "with other things in it, not a clip store"),
-        (("seed", "store", "--from", "clinical", "--fs-hz", "0.0"), "is no sampling rate"),
+        (("seed", "store", "--from", "clinical", "--fs-hz", "0.0"), "is not a sampling rate"),
         (("seed", "store", "--from", "seed", "--labels", "nowhere"), "--labels nowhere"),
     ):
         source, store, *options = arguments

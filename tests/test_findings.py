@@ -521,7 +521,7 @@ def test_corrections_are_applied_and_recorded(sleepers: list[Path], tmp_path: Pa
         ("[1]", "holds a list; expected"),
         ('{"a.edf": 3}', "'a.edf' has a number; expected channels"),
         ('{"a.edf": {}}', "expected channels"),
-        ('{"": {"ECG": {"invert": true}}}', "is no pattern of recordings"),
+        ('{"": {"ECG": {"invert": true}}}', "is not a pattern of recordings"),
         ('{"a.edf": {"ECG": {"polarity": -1}}}', "has the key 'polarity'; choose from: alias"),
         ('{"a.edf": {"ECG": {}}}', "expected one or more of: alias"),
         ('{"a.edf": {"ECG": {"invert": 1}}}', "'invert' is 1; expected true or false"),
@@ -542,7 +542,7 @@ def test_corrections_that_nothing_needs_are_said(tmp_path: Path, examine) -> Non
     write_night(tmp_path / "a.edf")
     (tmp_path / "o.json").write_text('{"*": {"Nothing": {"invert": true}}, "b.edf": "exclude"}')
     _, text = examine(tmp_path / "a.edf", "--overrides", tmp_path / "o.json")
-    assert "--overrides names what no file has: 'b.edf', 'Nothing' of '*'" in text
+    assert "--overrides names recordings or channels that no file has: 'b.edf', 'Nothing' of '*'" in text
     assert examine(tmp_path / "a.edf")[0] != []
     assert cli(["--inspect", str(tmp_path / "a.edf"), "--overrides", str(tmp_path / "none.json")]) == 1
 
@@ -557,7 +557,7 @@ def test_corrections_that_leave_a_recording_out_have_found_it(tmp_path: Path, ca
     ):
         assert cli([*arguments, "--overrides", str(tmp_path / "o.json")]) == 0
         captured = capsys.readouterr()
-        assert "--overrides names what no file has: 'c.edf'\n" in captured.out + captured.err
+        assert "--overrides names recordings or channels that no file has: 'c.edf'\n" in captured.out + captured.err
 
 
 def test_corrections_themselves_are_no_name_of_a_file(tmp_path: Path, capsys) -> None:

@@ -173,7 +173,10 @@ class OutOfMemoryError(RuntimeError):
             "the GPU does not have enough memory",
         ),
         (MemoryError("Unable to allocate 8 GiB"), "there is not enough memory (Unable to allocate 8 GiB)"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "the memory is not"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "there is not enough memory",
+        ),
         (OSError(28, "No space left on device", "/x/y"), "/x/y: No space left on device."),
     ],
 )
@@ -451,7 +454,7 @@ def test_a_killed_job_goes_on_on_another_node(tmp_path, monkeypatch, capsys):
     file = foreign_claim(tmp_path / ".run.claim")
     monkeypatch.setattr(claims, "STALE_S", 1.9)
     claim = claim_to_write(tmp_path / "run")
-    assert "checking whether process 1 on elsewhere still writes" in capsys.readouterr().err
+    assert "checking whether process 1 on elsewhere is still writing" in capsys.readouterr().err
     assert claim.holds()
     claim.release()
     assert not file.exists()

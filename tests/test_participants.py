@@ -338,4 +338,4 @@ def test_of_a_cohort_s_hundreds_of_columns_those_that_may_be_meant_come_first(tm
     names = [*(f"pct{i}" for i in range(200)), "age_s1", "average"]
     table.write_text(f"nsrrid,{','.join(names)},gender\n200001,{','.join('5' for _ in names)},2\n")
     (said,) = (issue for issue in read_participants(table).issues if "no column is recognised as age" in issue)
-    assert "if one of these is meant, name it age: age_s1, average, pct0" in said
+    assert "if one of these is meant, rename it age: age_s1, average, pct0" in said

@@ -157,6 +157,6 @@ def test_a_store_that_has_grown_is_refused_by_the_command_and_said(stores, tmp_p
         assert reproduce.cli([*command, *more]) == 1
         said = capsys.readouterr().err
         assert "1 subject is new (p7)" in said
-        assert "give the store as it was; for this one name another OUT, or delete" in said
+        assert "give the store as it was; for this one, name another OUT, or delete" in said
         assert str(out / "runs" / "leave_one_out") in said
     assert (out / "reproduction.json").read_bytes() == before

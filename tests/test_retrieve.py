@@ -129,7 +129,7 @@ def test_candidates_option(tmp_path, capsys):
     _, every, _ = run(capsys, folder)
     _, more, err = run(capsys, folder, "--candidates", "9999")
     assert more["directions"] == every["directions"]
-    assert "more than the clips there are, and all are used: 600 of respiratory and brain, 600 of" in err
+    assert "more than the clips available; all are used: 600 of respiratory and brain, 600 of" in err
 
 
 def test_only_the_pairs_that_have_fewer_candidates_are_named(tmp_path, capsys):

@@ -165,7 +165,7 @@ def test_a_configuration_that_is_no_object_is_damaged(tmp_path, content):
     run = RunDirectory(tmp_path / "run")
     run.create(CONFIG)
     run.config_path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(SleepfmError, match=r"config.json is damaged: .* Restore it, or train anew"):
+    with pytest.raises(SleepfmError, match=r"config.json is damaged: .* Restore it, or train again"):
         run.config()
 
 

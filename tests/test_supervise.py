@@ -176,7 +176,7 @@ def test_a_finished_run_given_again_is_tested_and_not_trained(whole, cohort_stor
 def test_nothing_to_resume_is_said(cohort_store, tmp_path, capsys):
     arguments = [str(cohort_store), str(tmp_path / "misspelt"), *SMALL, "--max-steps", "2", "--resume"]
     assert supervise.cli(arguments) == 0
-    assert f"there is no run in {tmp_path / 'misspelt'} to go on with" in capsys.readouterr().err
+    assert f"there is no run in {tmp_path / 'misspelt'} to continue; the training starts" in capsys.readouterr().err
     assert supervise.cli(arguments) == 0
     assert "there is no run" not in capsys.readouterr().err
 

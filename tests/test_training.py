@@ -118,7 +118,7 @@ def test_a_finished_run_resumes_to_nothing_more(trained, cohort_store, capsys, m
 def test_a_run_that_is_not_finished_or_was_made_otherwise_is_refused(trained, cohort_store, tmp_path, capsys):
     for options in ([*SMALL, "--seed", "5"], [*SMALL, "--epochs", "4"], [*SMALL, "--max-steps", "1"]):
         assert train.cli([str(cohort_store), str(trained), *options]) == 1
-        assert f"{trained} exists already. To go on with its run add --resume" in capsys.readouterr().err
+        assert f"{trained} exists already. To continue its run, add --resume" in capsys.readouterr().err
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     (run / "last.safetensors").unlink()  # as after a kill before the first checkpoint
@@ -138,7 +138,7 @@ def test_the_option_that_ended_a_run_is_the_one_to_raise(cohort_store, tmp_path,
 def test_nothing_to_resume_is_said(cohort_store, tmp_path, capsys):
     arguments = [str(cohort_store), str(tmp_path / "misspelt"), *SMALL, "--max-steps", "2", "--resume"]
     assert train.cli(arguments) == 0
-    assert f"there is no run in {tmp_path / 'misspelt'} to go on with" in capsys.readouterr().err
+    assert f"there is no run in {tmp_path / 'misspelt'} to continue; the training starts" in capsys.readouterr().err
     assert train.cli(arguments) == 0
     assert "there is no run" not in capsys.readouterr().err
 
