@@ -437,6 +437,29 @@ struct StemBackward {
     float *dw, *dgamma, *dbeta;  // the bias has none: the batch norm removes constants, so that it is exactly zero
 };
 
+struct BatchNormShape {
+    std::int64_t n_clips, n_channels, n_samples;
+    int n_threads;
+    void* workspace;  // batch_norm_workspace_bytes(...), aligned to 64 bytes
+};
+
+struct BatchNormForward {  // with the batch's statistics
+    BatchNormShape shape;
+    double eps;
+    float const* x;             // [B, C, n]
+    float const *gamma, *beta;  // [C]
+    double* statistics;         // [2, C] mean and population variance
+    float* y;                   // [B, C, n]
+};
+
+struct BatchNormBackward {
+    BatchNormShape shape;
+    double eps;
+    float const *x, *gamma, *dy;
+    double const* statistics;
+    float *dx, *dgamma, *dbeta;
+};
+
 // Each sample becomes the maximum of itself and its two neighbours in the row.
 struct MaxPool {
     std::int64_t n_rows, n_samples;
