@@ -169,6 +169,21 @@ def test_a_fall_of_saturation_within_the_clip_and_against_the_two_minutes_before
     assert np.isnan(rows["below_120s_before_percent"][0]), "nothing stands before the first clip"
 
 
+def test_a_saturation_that_stays_low_has_fallen_once():
+    x = np.r_[np.full(155, 96.0), np.full(145, 90.0)]
+    found = spo2_features(run_of(x, 1, "%"), clips(10))
+    assert found[:, SPO2_NAMES.index("fall_percent")].tolist() == [0] * 5 + [6] + [0] * 4
+    # The 90th percentile of the two minutes before: of the last clip's none is from before the fall.
+    assert found[1:, SPO2_NAMES.index("below_120s_before_percent")].tolist() == [0] * 4 + [6] * 4 + [0]
+
+
+@pytest.mark.parametrize(("features", "lowest", "highest"), [(spo2_features, 50, 100), (pulse_features, 20, 250)])
+def test_the_limits_of_what_is_plausible_are_plausible(features, lowest, highest):
+    x = np.repeat([lowest - 0.1, lowest, highest, highest + 0.1], 30)
+    means = features(run_of(x, 1, gain=0.1), clips(4))[:, 0]
+    np.testing.assert_allclose(means, [np.nan, lowest, highest, np.nan])
+
+
 def test_a_rise_is_no_fall():
     found = spo2_features(run_of(np.linspace(85, 97, 30), 1), clips(1))
     assert found[0, SPO2_NAMES.index("fall_percent")] == pytest.approx(0)
