@@ -1,5 +1,5 @@
-// The only macros of the project: a refused argument becomes std::invalid_argument (Python: ValueError), a failed
-// CUDA call std::runtime_error (Python: RuntimeError). Nothing below Python ever ends the process.
+// How the compiled core reports errors: a refused argument throws std::invalid_argument (ValueError in Python), a
+// failed CUDA call std::runtime_error (RuntimeError in Python). Nothing below Python ever ends the process.
 #pragma once
 
 #include <sstream>
@@ -25,7 +25,8 @@ std::string concatenate(Args const&... args) {
         }                                                                     \
     } while (false)
 
-// The runtime's memory of the failure is cleared: the next launch of this thread would be told of it otherwise.
+// cudaGetLastError() clears the runtime's record of the failure, which the check of this thread's next launch would
+// report a second time.
 #define SLEEPFM_CUDA_CHECK(call)                                                                         \
     do {                                                                                                 \
         cudaError_t const status_ = (call);                                                              \

@@ -1,6 +1,9 @@
-// Index arithmetic of filter_resample, the same on the CPU and on the GPU: which samples an output needs, which rows of
-// the table make sense. Positions are relative to the clip's `first` sample unless said, so no product can overflow.
-// Everything is static: a copy compiled for a newer instruction set must not become the one copy of the program.
+// Index arithmetic of filter_resample, shared by CPU and GPU: which samples an output needs, and which rows of the
+// tables are acceptable. Output n of a clip lies at sample first + (phase + n down) / up of the recording's segment.
+// Positions count from `first` unless a comment says "segment index", which keeps every product within 64 bits.
+//
+// All functions are static. The CPU kernels are compiled once for each instruction set; of inline functions with
+// external linkage the linker would keep one copy, perhaps an AVX-512 one that other processors cannot run.
 #pragma once
 
 #include <cstdint>
@@ -10,16 +13,17 @@
 
 namespace sleepfm {
 
-// Half-open range of native samples or of decimated samples.
+// A half-open range [begin, end) of native samples (as recorded) or of decimated samples.
 struct Span {
     std::int64_t begin, end;
 };
 
-// Where an output lies: sample q and row of the main table.
+// Where an output lies: at sample q (from `first`) plus a fraction of a sample, which selects the main table's row.
 struct Place {
     std::int64_t q, row;
 };
 
+// Rounded towards minus infinity, as Python's //.
 SLEEPFM_HOST_DEVICE static inline std::int64_t floor_divide(std::int64_t a, std::int64_t b) {
     std::int64_t const quotient = a / b;
     return quotient - ((a % b != 0) && ((a < 0) != (b < 0)));
@@ -32,7 +36,7 @@ SLEEPFM_HOST_DEVICE static inline std::int64_t padded_taps(std::int64_t n) {
 SLEEPFM_HOST_DEVICE static inline Place place_of(FilterRow const& f, std::int64_t phase, std::int64_t n) {
     std::int64_t const u = phase + n * f.down;
     Place place{u / f.up, u % f.up};
-    if (f.phases != f.up) {
+    if (f.phases != f.up) {  // fewer rows than phases: the nearest row, which may be row 0 of the next sample
         place.row = (place.row * f.phases + f.up / 2) / f.up;
         if (place.row == f.phases) {
             place.row = 0;
@@ -42,7 +46,7 @@ SLEEPFM_HOST_DEVICE static inline Place place_of(FilterRow const& f, std::int64_
     return place;
 }
 
-// Native samples (segment index) that main meets for outputs [begin, end).
+// The native samples (segment index) that the main filter multiplies for outputs [begin, end).
 SLEEPFM_HOST_DEVICE static inline Span main_span(FilterRow const& f, WindowRow const& w, std::int64_t begin,
                                                  std::int64_t end) {
     std::int64_t const q0 = place_of(f, w.phase, begin).q;
@@ -50,25 +54,27 @@ SLEEPFM_HOST_DEVICE static inline Span main_span(FilterRow const& f, WindowRow c
     return {w.first + q0 - f.main_left, w.first + q1 - f.main_left + f.main_taps};
 }
 
-// Decimated samples that the interpolator meets for the native samples `samples`; the grid lies on segment sample 0.
+// The decimated samples that the interpolator multiplies to give the low branch at the native samples `samples`.
+// Decimated sample m lies on segment sample m * decimation, so that neighbouring clips share the grid.
 SLEEPFM_HOST_DEVICE static inline Span low_span(FilterRow const& f, Span samples) {
     return {floor_divide(samples.begin, f.decimation) - f.interpolator_left,
             floor_divide(samples.end - 1, f.decimation) - f.interpolator_left + f.interpolator_taps};
 }
 
-// Decimated samples before the low-pass.
+// The decimated samples that the low-pass multiplies to give the decimated samples `low`.
 SLEEPFM_HOST_DEVICE static inline Span decimated_span(FilterRow const& f, Span low) {
     return {low.begin - f.low_half, low.end + f.low_half};
 }
 
-// Native samples that the decimator meets, together with `samples` itself.
+// The native samples that the decimator multiplies to give `decimated`, together with `samples` itself.
 SLEEPFM_HOST_DEVICE static inline Span native_span(FilterRow const& f, Span samples, Span decimated) {
     std::int64_t const begin = decimated.begin * f.decimation - f.decimator_half;
     std::int64_t const end = (decimated.end - 1) * f.decimation + f.decimator_half + 1;
     return {begin < samples.begin ? begin : samples.begin, end > samples.end ? end : samples.end};
 }
 
-// Everything outputs [begin, end) read, before the edges of the window repeat.
+// All native samples (segment index) that outputs [begin, end) depend on. The range may reach beyond the window, whose
+// first and last sample are then repeated.
 SLEEPFM_HOST_DEVICE static inline Span needed_span(FilterRow const& f, WindowRow const& w, std::int64_t begin,
                                                    std::int64_t end) {
     Span const samples = main_span(f, w, begin, end);
@@ -77,9 +83,10 @@ SLEEPFM_HOST_DEVICE static inline Span needed_span(FilterRow const& f, WindowRow
 
 enum class RowFault : int { none, filter, offset, first, phase };
 
-// Indices beyond these are no recordings: 2^40 samples are 17 years at 2,048 Hz.
+// No recording has indices beyond this: 2^40 samples are 17 years at 2,048 Hz.
 constexpr std::int64_t largest_index = std::int64_t{1} << 40;
 
+// What is wrong with a row of the table, if anything; a missing channel (length 0) is not looked at further.
 SLEEPFM_HOST_DEVICE static inline RowFault check_row(WindowRow const& w, std::int64_t n_raw, std::int64_t n_filters,
                                                      FilterRow const* filters) {
     if (w.length == 0) {
@@ -100,13 +107,15 @@ SLEEPFM_HOST_DEVICE static inline RowFault check_row(WindowRow const& w, std::in
     return RowFault::none;
 }
 
+// True if a table of `rows` rows of `stride` floats lies inside taps[n], without overflow in the test itself.
 SLEEPFM_HOST_DEVICE static inline bool inside(std::int64_t offset, std::int64_t rows, std::int64_t stride,
                                               std::int64_t n) {
     return offset >= 0 && rows >= 0 && stride >= 0 && (stride == 0 || rows <= n / stride) &&
            offset <= n - rows * stride;
 }
 
-// True if every table of the filter lies inside taps[n_taps] and its factors make sense.
+// True if every table of the filter lies inside taps[n_taps] and its factors are possible. The tables for the CPU alone
+// (group_*, block_*) are not looked at.
 SLEEPFM_HOST_DEVICE static inline bool check_filter(FilterRow const& f, std::int64_t n_taps) {
     constexpr std::int64_t largest = std::int64_t{1} << 31;
     bool good = f.up >= 1 && f.up < largest && f.down >= 1 && f.down < largest && f.phases >= 1 && f.phases <= f.up &&
@@ -124,8 +133,8 @@ SLEEPFM_HOST_DEVICE static inline bool check_filter(FilterRow const& f, std::int
     return good;
 }
 
-// Floats that a block needs for a tile of n outputs: the outputs, the samples that main meets, and for a low branch
-// twice the decimated samples (before and after its low-pass).
+// Floats that a tile of n outputs needs: the outputs, the samples that the main filter multiplies, and, with a low
+// branch, the decimated samples twice (before and after the low-pass).
 SLEEPFM_HOST_DEVICE static inline std::int64_t tile_floats(FilterRow const& f, std::int64_t n) {
     std::int64_t const samples = (n - 1) * f.down / f.up + 2 + f.main_taps;
     std::int64_t floats = n + samples + filter_tap_padding;
@@ -135,7 +144,8 @@ SLEEPFM_HOST_DEVICE static inline std::int64_t tile_floats(FilterRow const& f, s
     return floats;
 }
 
-// The largest tile that fits into `floats`, at most `limit` outputs; 0 if not even one output does.
+// Outputs of the largest tile that fits into `floats`, at most `limit`; 0 if not even one output fits. Bisection, as
+// tile_floats grows with n.
 SLEEPFM_HOST_DEVICE static inline std::int64_t tile_outputs(FilterRow const& f, std::int64_t floats,
                                                             std::int64_t limit) {
     std::int64_t fits = 0, above = limit + 1;
@@ -146,8 +156,9 @@ SLEEPFM_HOST_DEVICE static inline std::int64_t tile_outputs(FilterRow const& f, 
     return fits;
 }
 
-// Below this standard deviation (in digital steps) a channel is flat and its z-score is 0: rounding noise of single
-// precision (relative to the largest deviation in the window) or a thousandth of a step.
+// A channel whose deviation (in digital steps) is not above this counts as flat, and its normalised output is 0: what
+// varies less is float32's rounding noise (1e-6 of the largest deviation in the window) or under a thousandth of a
+// step.
 SLEEPFM_HOST_DEVICE static inline double flat_below(double largest_deviation) {
     double const rounding = 1e-6 * largest_deviation;
     return rounding > 1.0 / 1024.0 ? rounding : 1.0 / 1024.0;

@@ -1,4 +1,6 @@
-// float32 to bfloat16 and float16 bits, the same on every processor.
+// Conversion of float32 to the bits of bfloat16 and float16 in integer arithmetic: the same result on every processor,
+// whether or not it has instructions for it. Both round to nearest, ties to even; overflow gives infinity, NaN a quiet
+// NaN.
 #pragma once
 
 #include <string.h>
@@ -9,7 +11,6 @@
 
 namespace sleepfm {
 
-// Round to nearest, ties to even; overflow becomes infinity, NaN stays NaN.
 SLEEPFM_HOST_DEVICE static inline std::uint16_t to_bf16(float value) {
     std::uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
@@ -24,14 +25,17 @@ SLEEPFM_HOST_DEVICE static inline std::uint16_t to_f16(float value) {
     memcpy(&bits, &value, sizeof bits);
     std::uint32_t const sign = (bits >> 16) & 0x8000u;
     bits &= 0x7fffffffu;
-    // All cases are computed and one is chosen: loops over this become vector code.
-    float magnitude;  // below the smallest normal number: adding 0.5 aligns the fraction
+    // Every case is computed and one is selected, without a branch, so that compilers vectorise loops over this.
+    // Below 2^-14, float16's smallest normal number: 0.5 has a unit in the last place of 2^-24, which is float16's
+    // smallest step, so that the addition of 0.5 rounds to it and leaves the result in the lowest bits.
+    float magnitude;
     memcpy(&magnitude, &bits, sizeof magnitude);
     magnitude += 0.5f;
     std::uint32_t subnormal;
     memcpy(&subnormal, &magnitude, sizeof subnormal);
     subnormal -= 0x3f000000u;
-    std::uint32_t const normal = (bits + 0xc8000fffu + ((bits >> 13) & 1u)) >> 13;  // from 65520 carries into infinity
+    // Otherwise: exponent bias from 127 to 15, and round away 13 bits. From 65520 on the carry makes it infinity.
+    std::uint32_t const normal = (bits + 0xc8000fffu + ((bits >> 13) & 1u)) >> 13;
     std::uint32_t half = bits < 0x38800000u ? subnormal : normal;
     half = bits >= 0x47800000u ? 0x7c00u : half;  // 65536 and above
     half = bits > 0x7f800000u ? 0x7e00u : half;   // NaN

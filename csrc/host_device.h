@@ -1,4 +1,4 @@
-// Functions that are compiled for the processor and, by nvcc, for the GPU as well.
+// SLEEPFM_HOST_DEVICE marks functions that run on the CPU and, where nvcc compiles them, on the GPU as well.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,4 +1,5 @@
-// Launch geometry of the CUDA kernels: pure host arithmetic, so that it is tested where there is no GPU.
+// Launch geometry of filter_resample on CUDA: grid, block and shared memory from the batch's shape and the device's
+// limits. It is host arithmetic without any CUDA call, so that it is tested where there is no GPU.
 #pragma once
 
 #include <algorithm>
@@ -11,32 +12,33 @@ namespace sleepfm {
 // ---- filter_resample ------------------------------------------------------------------------------------------------
 
 struct FilterResampleLaunch {
-    std::int64_t rows;    // gridDim.x: one (clip, channel) each
-    std::int64_t slices;  // gridDim.y: parts of a row's outputs; 1 where a block needs the whole row
+    std::int64_t rows;    // gridDim.x: one block, or one column of blocks, for each (clip, channel)
+    std::int64_t slices;  // gridDim.y: parts that a row's outputs are cut into; 1 where a block needs the whole row
     std::int64_t outputs_per_slice;
-    std::int64_t threads;           // blockDim.x: whole warps
-    std::int64_t workspace_floats;  // of shared memory, a multiple of 4
-    std::int64_t shared_bytes;      // dynamic shared memory
+    std::int64_t threads;           // blockDim.x, a multiple of 32
+    std::int64_t workspace_floats;  // the block's dynamic shared memory in floats, a multiple of 4
+    std::int64_t shared_bytes;      // the same in bytes
 };
 
 constexpr std::int64_t filter_resample_threads = 256;
-constexpr int filter_resample_blocks = 2;                        // on a multiprocessor: 128 registers a thread
-constexpr std::int64_t filter_resample_static_bytes = 6 * 1024;  // of shared memory, at most
-constexpr std::int64_t shared_system_bytes = 1024;               // that the system takes of each block's
-// One output of 6,000 taps (_MAX_TAPS_PER_OUTPUT, sleepfm_fast/filtering/filter_design.py) and its low branch: 40 KiB.
+constexpr int filter_resample_blocks = 2;                        // per multiprocessor; leaves a thread 128 registers
+constexpr std::int64_t filter_resample_static_bytes = 6 * 1024;  // upper bound of the kernel's static shared memory
+constexpr std::int64_t shared_system_bytes = 1024;               // that CUDA reserves for itself in every block
+// The least workspace that can compute any accepted filter: one output of 6,000 taps (_MAX_TAPS_PER_OUTPUT in
+// sleepfm_fast/filtering/filter_design.py) with its low branch. 40 KiB.
 constexpr std::int64_t filter_resample_least_floats = 10240;
 constexpr std::int64_t filter_resample_outputs_per_slice = 8192;
 constexpr std::int64_t largest_grid_x = 2147483647, largest_grid_y = 65535;
 
-// Of the most shared memory that a device gives a block, what the kernel may ask for. Without the system's share, which
-// the compiler counts among the kernel's own on compute capability 9.0: if the runtime did so too, it would refuse
-// more.
+// The most dynamic shared memory that the kernel may request on a device whose blocks may have `most_bytes` in all.
+// CUDA's reserve is subtracted as a precaution: for compute capability 9.0 the compiler counts it as static memory of
+// the kernel, and a runtime that did the same would refuse a request for that last KiB.
 inline std::int64_t filter_resample_shared_limit(std::int64_t most_bytes) {
     return most_bytes - filter_resample_static_bytes - shared_system_bytes;
 }
 
-// shared_limit_bytes: the most dynamic shared memory that a block of this device may ask for. statistics: outputs are
-// normalised by statistics of the whole row, which wants them in shared memory.
+// shared_limit_bytes: from filter_resample_shared_limit. statistics: outputs are normalised by statistics of their
+// whole row; one block then computes the row, and keeps it in shared memory if it fits, so as to filter it only once.
 inline FilterResampleLaunch filter_resample_launch(std::int64_t n_clips, std::int64_t n_channels, std::int64_t n_out,
                                                    bool statistics, std::int64_t shared_limit_bytes) {
     SLEEPFM_CHECK(n_clips >= 1 && n_channels >= 1 && n_out >= 1, "filter_resample_launch: a batch of ", n_clips,
@@ -50,14 +52,14 @@ inline FilterResampleLaunch filter_resample_launch(std::int64_t n_clips, std::in
     launch.rows = n_clips * n_channels;
     launch.threads = filter_resample_threads;
     launch.outputs_per_slice = n_out;
-    // Two blocks on a multiprocessor (with their static memory and the system's), if that leaves each of them the tile
-    // of a 200 Hz clip.
+    // Two blocks share a multiprocessor (each with its static memory and CUDA's reserve) if that leaves each of them
+    // 42 KiB, the tile of a 200 Hz clip; else one block takes all of it.
     constexpr std::int64_t beside = filter_resample_static_bytes + shared_system_bytes;
     std::int64_t const share = (shared_limit_bytes + beside) / filter_resample_blocks - beside;
     std::int64_t bytes = share >= 42 * 1024 ? share : shared_limit_bytes;
     if (statistics) {
-        // Rows longer than a tile: all outputs (9 floats for 8 at most, and a last repeat) beside a small tile, where a
-        // block may have that much.
+        // A row longer than a slice is kept beside a small tile (32 KiB) if a block may have that much. Padding against
+        // bank conflicts makes 9 floats of 8 outputs at most; 320 more are the last, incomplete repeat.
         std::int64_t const keeping = 4 * (n_out / 8 * 9 + 320) + 32 * 1024;
         if (n_out > filter_resample_outputs_per_slice && keeping > bytes && keeping <= shared_limit_bytes) {
             bytes = keeping;
@@ -71,7 +73,5 @@ inline FilterResampleLaunch filter_resample_launch(std::int64_t n_clips, std::in
     launch.shared_bytes = 4 * launch.workspace_floats;
     return launch;
 }
-
-// ---- contrastive_loss -----------------------------------------------------------------------------------------------
 
 }  // namespace sleepfm

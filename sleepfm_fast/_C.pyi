@@ -335,6 +335,33 @@ def stem_backward(
     dbeta: int,
     /,
 ) -> None: ...
+def batch_norm_workspace_bytes(dims: tuple[int, int, int], n_threads: int, /) -> int: ...
+def batch_norm_forward(
+    dims: tuple[int, int, int],
+    n_threads: int,
+    workspace: int,
+    eps: float,
+    x: int,
+    gamma: int,
+    beta: int,
+    statistics: int,
+    y: int,
+    /,
+) -> None: ...
+def batch_norm_backward(
+    dims: tuple[int, int, int],
+    n_threads: int,
+    workspace: int,
+    eps: float,
+    x: int,
+    gamma: int,
+    dy: int,
+    statistics: int,
+    dx: int,
+    dgamma: int,
+    dbeta: int,
+    /,
+) -> None: ...
 def max_pool_forward(n_rows: int, n_samples: int, n_threads: int, x: int, y: int, /) -> None: ...
 def max_pool_backward(n_rows: int, n_samples: int, n_threads: int, x: int, dy: int, dx: int, /) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 from collections.abc import Callable
@@ -55,6 +56,23 @@ def poisoned() -> Callable[[Callable[[], Any]], Any]:
             torch.use_deterministic_algorithms(False)
 
     return call
+
+
+@pytest.fixture
+def spoilt_heap() -> Callable[[], None]:
+    """A function that leaves NaN in what malloc gives next, which compiled code takes without torch."""
+
+    def spoil() -> None:
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype = ctypes.c_void_p
+        libc.free.argtypes = (ctypes.c_void_p,)
+        n_bytes = 16 << 20
+        for _ in range(2):  # the first goes back to the system, and tells glibc to keep the next one of this size
+            block = libc.malloc(ctypes.c_size_t(n_bytes))
+            ctypes.memset(block, 0xFF, n_bytes)
+            libc.free(block)
+
+    return spoil
 
 
 # Workers take whole files (``--dist loadfile``): a long one taken last would leave the others without work. These take

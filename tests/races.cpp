@@ -323,8 +323,16 @@ Results narrow(Index B, Index n_in, Index n_out, Index T, int n_threads) {
                             dgamma.data(), dbeta.data()});
     sleepfm::max_pool_forward({B * n_out, S, n_threads, y.data(), nullptr, pooled.data()});
     sleepfm::max_pool_backward({B * n_out, S, n_threads, y.data(), dy.data(), dx.data()});
+    sleepfm::BatchNormShape norm{B, n_out, S, n_threads, nullptr};
+    Workspace const norm_workspace(sleepfm::batch_norm_workspace_bytes(norm));
+    norm.workspace = norm_workspace.data();
+    Floats normalised = dy, dpooled = dy, dgain = gamma, dshift = gamma;
+    sleepfm::batch_norm_forward(
+        {norm, 1e-5, pooled.data(), gamma.data(), gamma.data(), statistics.data(), normalised.data()});
+    sleepfm::batch_norm_backward({norm, 1e-5, pooled.data(), gamma.data(), dy.data(), statistics.data(), dpooled.data(),
+                                  dgain.data(), dshift.data()});
     Results all;
-    for (auto const* const each : {&y, &dw, &dgamma, &dbeta, &pooled, &dx}) {
+    for (auto const* const each : {&y, &dw, &dgamma, &dbeta, &pooled, &dx, &normalised, &dpooled, &dgain, &dshift}) {
         all.add(*each);
     }
     return all;
@@ -416,7 +424,8 @@ void run_all(int n_threads) {
     for (Index const T : {31, 770}) {
         run("encoder " + std::to_string(T), n_threads, [&](int n) { return encoder(9, T, false, n); });
         run("encoder in bfloat16 " + std::to_string(T), n_threads, [&](int n) { return encoder(9, T, true, n); });
-        run("stem and maximum " + std::to_string(T), n_threads, [&](int n) { return narrow(7, 5, 9, T, n); });
+        run("stem, maximum and batch norm " + std::to_string(T), n_threads,
+            [&](int n) { return narrow(7, 5, 9, T, n); });
     }
     for (auto const normalise : {sleepfm::Normalise::none, sleepfm::Normalise::zscore, sleepfm::Normalise::robust}) {
         for (DType const dtype : {DType::f32, DType::bf16}) {

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -13,6 +16,7 @@ from contrastive_cases import (
     DIRECTIONS,
     LOG_TEMPERATURES,
     MODES,
+    Result,
     check_against_truth,
     embeddings,
     evaluate,
@@ -20,7 +24,8 @@ from contrastive_cases import (
 )
 from torch import Tensor
 
-from sleepfm_fast import ops, reference
+from sleepfm_fast import _C, ops, reference
+from sleepfm_fast.ops import pages
 
 KINDS = ("random", "aligned")
 
@@ -178,6 +183,34 @@ def test_small_losses_keep_their_digits():
     torch.testing.assert_close(ours.loss.double(), truth.loss, rtol=5e-5, atol=0)
     assert float((ours.d_x - truth.d_x).norm() / truth.d_x.norm()) < 5e-5
     torch.testing.assert_close(ours.d_log_temperature.double(), truth.d_log_temperature, rtol=5e-5, atol=0)
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+def spoilt(monkeypatch: pytest.MonkeyPatch, function: Callable[[], Result]) -> Result:
+    """What a function gives whose workspaces hold NaN: those that Python makes, and those of the compiled pool."""
+    held = [_C.Pages(n << 16) for n in range(1, 25)]  # up to 1.5 MB, whole pages: the pool hands them out next
+    for pages_of in held:
+        np.asarray(pages_of).fill(0xFF)
+    del held, pages_of
+    with monkeypatch.context() as patch:
+        patch.setattr(pages, "empty", lambda like, shape: torch.full(shape, 0xFF, dtype=like.dtype))
+        return function()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("N", "D"), [(1, 5), (3, 40), (19, 33), (32, 64), (70, 33), (230, 10)])
+def test_results_do_not_depend_on_memory_that_nobody_has_written(N, D, mode, dtype, monkeypatch):
+    x, mask = embeddings("random", 3, N, D).to(dtype), random_mask(3, N)
+    for log_temperature in (2.0, 4.5):  # exponentials relative to 1, and to the largest of a row or column
+        tau = torch.tensor(log_temperature, dtype=dtype)
+        for kwargs in ({"mode": mode}, {"mode": mode, "mask": mask}):
+            clean = evaluate(ops.contrastive_loss, x, tau, **kwargs)
+            dirty = spoilt(monkeypatch, partial(evaluate, ops.contrastive_loss, x, tau, **kwargs))
+            for ours, theirs in zip((*dirty[:3], *dirty.statistics), (*clean[:3], *clean.statistics), strict=True):
+                assert torch.equal(ours, theirs)
 
 
 # ---- masks ---------------------------------------------------------------------------------------------------------

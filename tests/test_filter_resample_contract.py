@@ -72,6 +72,29 @@ def test_missing_channels_need_no_filter() -> None:
 BLOCKS, GROUPS = (22, 23, 24), (18, 19, 20)  # columns of FilterRow
 
 
+@pytest.mark.parametrize("without", [(), GROUPS, BLOCKS, (*GROUPS, *BLOCKS)], ids=str)
+@pytest.mark.parametrize(
+    ("preset", "fs_hz"), [("aasm", 1), ("aasm", 100), ("aasm", 200), ("none", 200), ("clinical", 512)], ids=str
+)
+def test_results_do_not_depend_on_memory_that_nobody_has_written(preset, fs_hz, without, spoilt_heap):
+    """Scratch is never cleared as a whole: what taps of zero meet beyond the samples in use must be numbers."""
+    bank = FilterBank(preset, 256)
+    f = bank.index("eeg" if fs_hz > 1 else "step", fs_hz)
+    filters, taps = bank.tensors()
+    filters = filters.clone()
+    filters[:, list(without)] = 0
+    batch = Batch(bank)
+    for n, first in ((30 * fs_hz + 40, 20), (3, 1)):
+        for phase in {0, bank.up(f) // 2, bank.up(f) - 1}:
+            batch.add(noise(np.random.default_rng(13), n), f, first=first, phase=phase)
+    for n_out in (1, 77, 2001):
+        arguments = (*batch.tensors(), filters, taps, n_out, torch.float32, "none")
+        y = torch.ops.sleepfm_fast.filter_resample(*arguments)
+        spoilt_heap()
+        assert torch.equal(torch.ops.sleepfm_fast.filter_resample(*arguments), y), n_out
+        assert y.isfinite().all()
+
+
 @pytest.mark.parametrize("fs_hz", [100, 200, 250, 512])
 def test_every_way_to_the_outputs_agrees(fs_hz: int) -> None:
     """Blocks of periods, groups and single outputs: what the filter's row offers decides."""
@@ -104,6 +127,34 @@ def test_long_rows_are_cut_into_tiles() -> None:
         for i in range(3):
             assert snr_db(y[i], truth[i]) > 100.0, (normalise, i)
         assert torch.equal(batch.run(n_out, normalise=normalise, dtype=torch.bfloat16), y.bfloat16())
+
+
+@pytest.mark.parametrize("normalise", ["zscore", "robust"])
+def test_long_rows_of_several_threads_are_kept_apart(normalise: str) -> None:
+    bank = FilterBank("none", 256)
+    batch = Batch(bank)
+    rng = np.random.default_rng(14)
+    n_rows, n_out = 60, 32768 + 77
+    for i in range(n_rows):
+        batch.add(noise(rng, n_out, 10 + i), bank.index("eeg", 256))
+    rows = {}
+    for n_threads in (1, 5):
+        torch.set_num_threads(n_threads)
+        rows[n_threads] = batch.run(n_out, normalise=normalise, dtype=torch.bfloat16)
+    assert torch.equal(rows[1], rows[5])
+
+
+def test_results_too_large_for_the_caches_are_the_same() -> None:
+    """Above 64 MiB they are written past the caches, from where a row begins, which is no vector's place."""
+    bank = FilterBank("none", 256)
+    batch = Batch(bank)
+    batch.add(noise(np.random.default_rng(15), 7700), bank.index("eeg", 256), calibration=(0.5, 1.0, 2.0, 0.25))
+    raw, table, calibration = batch.tensors()
+    n_out, n_clips = 7681, 2190
+    assert 4 * n_out * n_clips > 64 << 20
+    one = ops.filter_resample(raw, table, calibration, bank, n_out)
+    many = ops.filter_resample(raw, table.repeat(n_clips, 1, 1), calibration.repeat(n_clips, 1, 1), bank, n_out)
+    assert torch.equal(many, one.expand_as(many))
 
 
 def test_strided_arguments() -> None:
@@ -236,12 +287,25 @@ def test_bad_arguments_are_refused() -> None:
     ],
 )
 def test_tables_that_are_no_filters_are_refused(column: int, value: int) -> None:
+    check_that_a_table_is_refused(0, column, value)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value"),
+    [(0, 1, 24), (1, 22, 16), (3, 2, 255)],
+    ids=["rates not in lowest terms", "blocks of half a vector", "groups of a table with few phases"],
+)
+def test_tables_that_groups_and_blocks_cannot_use_are_refused(row: int, column: int, value: int) -> None:
+    check_that_a_table_is_refused(row, column, value)
+
+
+def check_that_a_table_is_refused(row: int, column: int, value: int) -> None:
     batch = mixed_batch()
     raw, table, calibration = batch.tensors(5)
     filters, taps = batch.bank.tensors()
     filters = filters.clone()
-    filters[0, column] = value
-    with pytest.raises(ValueError, match="row 0 of filters does not describe tables inside taps"):
+    filters[row, column] = value
+    with pytest.raises(ValueError, match=f"row {row} of filters does not describe tables inside taps"):
         torch.ops.sleepfm_fast.filter_resample(raw, table, calibration, filters, taps, 10, torch.float32, "none")
 
 

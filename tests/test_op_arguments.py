@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sleepfm_fast import _C
 from sleepfm_fast.filters import FilterBank
-from sleepfm_fast.ops import encoder_evaluate, filter_resample, max_pool, mbconv, stem
+from sleepfm_fast.ops import batch_norm, encoder_evaluate, filter_resample, max_pool, mbconv, stem
 from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem
 
 
@@ -21,6 +22,10 @@ def norm(n):
 
 def of_max_pool(change):
     max_pool(change(torch.ones(2, 4)))
+
+
+def of_batch_norm(change):
+    batch_norm(torch.ones(2, 3, 8), torch.ones(3), change(torch.ones(3)))
 
 
 def of_stem(change):
@@ -55,7 +60,7 @@ def of_calibration(change):
     filter_resample(torch.zeros(4, dtype=torch.int16), table, change(torch.zeros(1, 1, 4)), FilterBank("aasm", 256), 8)
 
 
-CALLS = [of_max_pool, of_stem, of_mbconv, of_running, of_norm, of_block, of_calibration]
+CALLS = [of_max_pool, of_batch_norm, of_stem, of_mbconv, of_running, of_norm, of_block, of_calibration]
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -95,3 +100,108 @@ def test_a_block_without_channels_is_refused(sizes, evaluated):
     )
     with pytest.raises(ValueError, match="at least one of each"):
         registered[0](*registered[1])
+
+
+# ---- the compiled functions themselves -------------------------------------------------------------------------------
+
+# Python refuses all this before, or cannot ask for it; without these checks a mistake there would be a crash. Addresses
+# are 0: nothing may be read before the refusal.
+PLAIN, ADDED = (False, 0.0, 0), (True, 0.0, 0)
+
+
+def compiled_mbconv(dims=(1, 2, 3, 2, 4, 1), n_threads=1, workspace=0, residual=PLAIN, function="forward"):
+    others = {"forward": (0,) * 6, "evaluate": (0,) * 6, "backward": (0,) * 8 + ((0,) * 8,)}[function]
+    getattr(_C, f"mbconv_{function}")(dims, False, n_threads, workspace, (0,) * 10, residual, 1e-5, *others)
+
+
+def compiled_encoder(dims=(1, 2, 3, 8), n_threads=1, workspace=0, stride=1, after=0, n_addresses=26):
+    layout = [(4, 3, stride, True, False, 1e-5, 1e-5)]
+    addresses = [0] * (n_addresses - 4) + [after] * 4
+    _C.encoder_evaluate(dims, False, n_threads, workspace, 1e-5, layout, addresses)
+
+
+def compiled_stem(dims=(1, 2, 3, 8), n_threads=1, workspace=0):
+    _C.stem_forward(dims, n_threads, workspace, 1e-5, *(0,) * 8)
+    _C.stem_backward(dims, n_threads, workspace, 1e-5, *(0,) * 8)
+
+
+def compiled_loss(shape=(3, 4, 5), n_threads=1, workspace=0, samples=(0, 4), kept=0):
+    given = (0, 0, shape, (1, 1), 0, 0, (0, 0), False, True, n_threads, workspace)
+    _C.contrastive_forward(*given, *(0,) * 6, samples, kept)
+
+
+def compiled_joint(shape=(3, 4, 5), gradient_x=0, slope=0):
+    given = (0, 0, shape, (1, 1), 0, 0, (0, 0), False, True, 1)
+    _C.contrastive_joint(*given, (0,) * 6, 1.0, gradient_x, slope)
+
+
+def compiled_ranks(n_dim=4, n_threads=1, workspace=0):
+    _C.pair_ranks((0,) * 11, (0,) * 11, (0, 0, n_dim), (0, 0), True, n_threads, workspace)
+
+
+def compiled_filter(raw_bytes=2, n_out=10, normalise=0):
+    _C.filter_resample(0, 0, raw_bytes, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, n_out, normalise, 1, -1, 0)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "sentence"),
+    [
+        (compiled_mbconv, {"dims": (1, 2, 3, 5, 4, 1), "residual": ADDED}, "a residual from 2 to 5 channels"),
+        (compiled_mbconv, {"dims": (1, 2, 3, 2, 4, 2), "residual": ADDED}, "2 to 2 channels with stride 2"),
+        (compiled_mbconv, {"residual": (True, -0.5, 0)}, "dropout is -0.5; between 0 and 1"),
+        (compiled_mbconv, {"residual": (True, 1.5, 0)}, "dropout is 1.5; between 0 and 1"),
+        (compiled_mbconv, {"residual": (False, 0.5, 0)}, "dropout is 0.5; .* 0 without a residual"),
+        (compiled_mbconv, {"dims": (-1, 2, 3, 2, 4, 1)}, "-1 clips of 4 samples"),
+        (compiled_mbconv, {"dims": (1, 2, 3, 2, 0, 1)}, "1 clips of 0 samples; at least one sample"),
+        (compiled_mbconv, {"dims": (1, 0, 3, 2, 4, 1)}, "0 channels in, 3 inside, 2 out"),
+        (compiled_mbconv, {"dims": (1, 2, 0, 2, 4, 1)}, "2 channels in, 0 inside, 2 out"),
+        (compiled_mbconv, {"dims": (1, 2, 3, 0, 4, 1)}, "2 channels in, 3 inside, 0 out"),
+        (compiled_mbconv, {"dims": (1, 2, 3, 2, 4, 3)}, "stride is 3; 1 or 2"),
+        (compiled_mbconv, {"dims": (1, 2, 3, 2, 4, 3), "function": "evaluate"}, "stride is 3; 1 or 2"),
+        (compiled_mbconv, {"dims": (1, 2, 3, 2, 4, 3), "function": "backward"}, "stride is 3; 1 or 2"),
+        (compiled_mbconv, {"n_threads": 0}, "mbconv: n_threads is 0; at least one"),
+        (compiled_mbconv, {"workspace": 32}, "mbconv: the workspace is not aligned to 64 bytes"),
+        (compiled_mbconv, {"dims": (1, 2, 3, 2, 1, 1)}, "more than one value a channel"),
+        (compiled_encoder, {"dims": (1, 2, 3, 0)}, "1 clips of 0 samples"),
+        (compiled_encoder, {"dims": (-1, 2, 3, 8)}, "-1 clips of 8 samples"),
+        (compiled_encoder, {"dims": (1, 0, 3, 8)}, "0 channels in, 3 after the stem"),
+        (compiled_encoder, {"n_threads": 0}, "encoder: n_threads is 0; at least one"),
+        (compiled_encoder, {"workspace": 32}, "encoder: the workspace is not aligned to 64 bytes"),
+        (compiled_encoder, {"stride": 3}, "a residual from 3 to 3 channels with stride 3"),
+        (compiled_encoder, {"after": 64}, "block 0 adds its input and has a batch norm after it"),
+        (compiled_encoder, {"n_addresses": 25}, "25 addresses for 1 blocks"),
+        (compiled_stem, {"dims": (1, 2, 3, 0)}, "1 clips of 0 samples"),
+        (compiled_stem, {"dims": (1, 0, 3, 8)}, "0 channels in, 3 out"),
+        (compiled_stem, {"dims": (1, 2, 0, 8)}, "2 channels in, 0 out"),
+        (compiled_stem, {"n_threads": 0}, "stem: n_threads is 0; at least one"),
+        (compiled_stem, {"workspace": 32}, "not aligned to 64 bytes"),
+        (compiled_stem, {"dims": (1, 2, 3, 2)}, "more than one value"),
+        (_C.max_pool_forward, (1, 0, 1, 0, 0), "1 rows of 0 samples"),
+        (_C.max_pool_forward, (1, 4, 0, 0, 0), "max_pool: n_threads is 0; at least one"),
+        (_C.max_pool_backward, (-1, 4, 1, 0, 0, 0), "-1 rows of 4 samples"),
+        (compiled_loss, {"shape": (1, 4, 5)}, "x has 1 modalities; contrastive_loss takes 2 to 8"),
+        (compiled_loss, {"shape": (9, 4, 5)}, "x has 9 modalities; contrastive_loss takes 2 to 8"),
+        (compiled_loss, {"shape": (3, 4, 0)}, "x has no dimensions"),
+        (compiled_loss, {"shape": (3, 1 << 31, 5)}, "2147483648 samples; ranks are counted in 32 bits"),
+        (compiled_loss, {"n_threads": 0}, "n_threads is 0; at least one"),
+        (compiled_loss, {"workspace": 32}, "not aligned to 64 bytes"),
+        (compiled_loss, {"kept": 32}, "not aligned to 64 bytes"),
+        (compiled_loss, {"samples": (-1, 4)}, r"the range \[-1, 4\) is not one of 4 samples"),
+        (compiled_loss, {"samples": (3, 2)}, r"the range \[3, 2\) is not one of 4 samples"),
+        (compiled_loss, {"samples": (0, 5)}, r"the range \[0, 5\) is not one of 4 samples"),
+        (compiled_joint, {"shape": (9, 4, 5)}, "x has 9 modalities"),
+        (compiled_joint, {"gradient_x": 64}, "the gradient of x comes with that of log_temperature"),
+        (compiled_ranks, {"n_dim": 0}, "the embeddings have no dimensions"),
+        (compiled_ranks, {"n_threads": 0}, "n_threads is 0; at least one"),
+        (compiled_ranks, {"workspace": 32}, "not aligned to 64 bytes"),
+        (_C.measure_rank_rows, (0, (0, 0), (0, (1 << 30) + 1), (0,) * 5, 1), r"ranks take up to 2\^30"),
+        (compiled_filter, {"raw_bytes": 3}, "raw has samples of 3 bytes; expected int16 or int32"),
+        (compiled_filter, {"n_out": 1 << 31}, r"n_out is 2147483648; at most 2\^31 - 1"),
+        (compiled_filter, {"normalise": 3}, "normalise is 3; expected 0, 1 or 2"),
+        (_C.mbconv_evaluate_cuda, ((1, 8, 32, 8, 4, 1), 0, False, 0, 0, 0, 0, 0, 0), "neither bfloat16 nor float16"),
+        (_C.contrastive_gemm, (0, [1, 2], 0, 0), "2 members are given; the structure has"),
+    ],
+)
+def test_compiled_functions_refuse_before_they_read(function, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        function(**arguments) if isinstance(arguments, dict) else function(*arguments)

@@ -52,6 +52,8 @@ def calls():
         "encoder_evaluate": registered(*network(*NETWORKS[3])),
         "stem_forward": (clips, weight, bias, gamma, beta, 1e-5),
         "stem_backward": (z, clips, c, gamma, statistics, 1e-5),
+        "batch_norm_forward": (z, gamma, beta, 1e-5),
+        "batch_norm_backward": (z, z, gamma, statistics, 1e-5),
         "max_pool_forward": (x,),
         "max_pool_backward": (x, x),
         "filter_resample": (raw, table, calibration, *bank, 96, torch.float32, "none"),
@@ -106,11 +108,13 @@ def functions():
     mask = torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) > 0.3
     block, *weights = block_of((2, 3, 8, 4, 12, 1))
     clips, stem = stem_of((2, 3, 8, 13))
+    gain, shift, upstream = torch.randn(6), torch.randn(6), torch.randn(3, 6, 5)
     return {
         "contrastive_loss": (lambda m, x: m.contrastive_loss(x, TAU)[0], x),
         "contrastive_loss, masked": (lambda m, x: m.contrastive_loss(x, TAU, "pairwise", mask=mask)[0], x),
         "mbconv": (lambda m, x: m.mbconv(x, *weights)[0].square().sum(), block),
         "stem": (lambda m, weight: m.stem(clips, weight, *stem[1:])[0].square().sum(), stem[0]),
+        "batch_norm": (lambda m, x: (m.batch_norm(x, gain, shift)[0] * upstream).sum(), x),
         "max_pool": (lambda m, x: m.max_pool(x).square().sum(), x),
     }
 

@@ -1,4 +1,4 @@
-// Families of functions of the Python module; each is defined in the file of its name.
+// Each adds a family of functions to the Python module, and is defined in the file of its name.
 #pragma once
 
 #include <pybind11/pybind11.h>

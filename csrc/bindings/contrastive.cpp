@@ -43,7 +43,7 @@ void contrastive_backward(Address x, int dtype, ContrastiveShape shape, Strides 
                                    pointer<void>(gradient_log_temperature)});
 }
 
-// results: loss, losses, correct, ranks, n_valid, state or 0.
+// results: addresses of loss, losses, correct, ranks, n_valid, and of state or 0.
 void contrastive_joint(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
                        Address mask, Strides mask_strides, bool pairwise, bool both_directions, int n_threads,
                        std::tuple<Address, Address, Address, Address, Address, Address> results, double upstream,

@@ -22,7 +22,7 @@ namespace sleepfm::bindings {
 
 namespace {
 
-// Split operands, samples, device, stream.
+// The members of ContrastiveCudaOptions: split, begin, end, device, stream.
 using ContrastiveDevice = std::tuple<bool, std::int64_t, std::int64_t, int, Address>;
 
 sleepfm::ContrastiveCudaOptions contrastive_options(ContrastiveDevice const& where) {
@@ -76,7 +76,7 @@ std::int64_t contrastive_small_workspace_bytes(std::int64_t n_modalities, std::i
     return sleepfm::contrastive_small_workspace_bytes(input, gradient);
 }
 
-// results: loss, losses, correct, ranks, n_valid, state.
+// results: addresses of loss, losses, correct, ranks, n_valid, state.
 void contrastive_small(Address x, int dtype, ContrastiveShape shape, Strides x_strides, Address log_temperature,
                        Address mask, Strides mask_strides, bool pairwise, bool both_directions, Address workspace,
                        std::tuple<std::int64_t, std::int64_t> range, bool given_state,
@@ -102,7 +102,7 @@ void contrastive_small(Address x, int dtype, ContrastiveShape shape, Strides x_s
     sleepfm::contrastive_small_cuda(p, device, pointer<void>(stream));
 }
 
-// members: of ContrastiveGemm, in its order.
+// members: all members of ContrastiveGemm in their order, addresses among them.
 void contrastive_gemm(std::int64_t step, std::vector<std::int64_t> const& members, int device, Address stream) {
     sleepfm::ContrastiveGemm g{};
     SLEEPFM_CHECK(members.size() * sizeof(std::int64_t) == sizeof g, "contrastive_gemm: ", members.size(),

@@ -1,4 +1,4 @@
-// What every call of the contrastive loss is given, on the CPU and on CUDA.
+// The arguments that every call of the contrastive loss has, on the CPU and on CUDA, as ContrastiveInput.
 #pragma once
 
 #include <cstdint>

@@ -19,13 +19,14 @@ namespace sleepfm::bindings {
 
 namespace {
 
-// clips, channels in, channels of the stem, samples. A block: width, channels out, stride, residual, maximum after it,
-// eps of its batch norms, eps of the one after it. Addresses: x, y, the stem's weight, bias and batch norm, then for
-// every block its ten weights, four running statistics and the batch norm after it (zeros: none); a batch norm is
-// gamma, beta, mean, variance.
+// Clips, channels in, channels of the stem, samples in.
 using EncoderDims = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+// Of a block: width, channels out, stride, residual, pooling after it, eps of its batch norms, eps of the one after it.
 using EncoderBlockDims = std::tuple<std::int64_t, std::int64_t, int, bool, bool, double, double>;
 
+// EncoderEvaluate from a flat list of addresses: x, y, the stem's weight, bias and batch norm; then for every block its
+// ten weights, its four running statistics and the batch norm after it (zeros: none). A batch norm is gamma, beta, mean
+// and variance, so that the stem has 8 addresses (with x and y) and a block 18.
 class EncoderCall {
   public:
     EncoderCall(EncoderDims dims, bool bf16, int n_threads, Address workspace, double stem_eps,

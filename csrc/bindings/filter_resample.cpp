@@ -15,7 +15,7 @@ namespace sleepfm::bindings {
 
 namespace {
 
-// device: -1 for the CPU (n_threads is used), else the index of a CUDA device (stream is used).
+// device: -1 for the CPU, which uses n_threads; else the index of a CUDA device, which uses stream.
 void filter_resample(std::uintptr_t raw, std::int64_t n_raw, int raw_bytes, std::uintptr_t table,
                      std::uintptr_t calibration, std::int64_t n_clips, std::int64_t n_channels, std::uintptr_t filters,
                      std::int64_t n_filters, std::uintptr_t taps, std::int64_t n_taps, std::uintptr_t out,

@@ -20,6 +20,7 @@ namespace sleepfm::bindings {
 
 namespace {
 
+// The weights in the order of MBConvWeights.
 using MBConvAddresses =
     std::tuple<Address, Address, Address, Address, Address, Address, Address, Address, Address, Address>;
 
@@ -36,7 +37,7 @@ std::int64_t mbconv_evaluate_workspace_bytes(MBConvDims dims, bool bf16, int n_t
     return sleepfm::mbconv_evaluate_workspace_bytes(mbconv_shape(dims, bf16, n_threads, 0));
 }
 
-using MBConvResidual = std::tuple<bool, double, std::uint64_t>;
+using MBConvResidual = std::tuple<bool, double, std::uint64_t>;  // add, dropout, seed
 
 sleepfm::MBConvResidual mbconv_residual(MBConvResidual const& r) {
     return {std::get<0>(r), std::get<1>(r), std::get<2>(r)};

@@ -1,4 +1,4 @@
-// Sizes of a block, for its own calls and for those of a whole encoder.
+// The sizes of an MBConv block as MBConvShape, for calls of the block and of a whole encoder.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace sleepfm::bindings {
 
-// Clips, channels in, channels inside, channels out, samples, stride.
+// Clips, channels in, channels inside, channels out, samples in, stride.
 using MBConvDims = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, int>;
 
 inline sleepfm::MBConvShape mbconv_shape(MBConvDims dims, bool bf16, int n_threads, Address workspace) {

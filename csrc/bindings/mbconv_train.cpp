@@ -1,3 +1,4 @@
+// MBConv blocks in training on CUDA: the steps between the library's products.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -19,7 +20,8 @@ namespace {
 // Clips, samples in, channels inside, stride, rows of partial sums.
 using Wide = std::tuple<std::int64_t, std::int64_t, std::int64_t, int, int>;
 
-// Addresses in the order of a structure's pointers.
+// Hands out the addresses of a call one by one. sleepfm_fast/ops/mbconv_between.py lists them in the order in which the
+// functions below take them.
 template <std::size_t N>
 class Pointers {
   public:

@@ -1,5 +1,5 @@
-// The Python module. Nothing outside this folder knows Python: here addresses, sizes and the stream are unpacked into
-// the structs of params.h and kernels are called without the GIL; there is no arithmetic.
+// The Python module. Nothing outside this folder knows Python. Here addresses, sizes and streams are unpacked into the
+// structs of params.h, and kernels are called without the GIL.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

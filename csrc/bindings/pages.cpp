@@ -1,4 +1,4 @@
-// Memory that large activations use again.
+// The pool of memory for large activations (cpu/pages.h), as Python buffers.
 #include "cpu/pages.h"
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// Ranks of retrieval.
+// Retrieval ranks.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -17,7 +17,7 @@ namespace sleepfm::bindings {
 
 namespace {
 
-// x, mean, factor, step, length, loss, shift, low, high, own, ahead
+// The pointers of RankOperand: x, mean, factor, step, length, loss, shift, low, high, own, ahead.
 using RankAddresses = std::array<Address, 11>;
 
 sleepfm::RankOperand rank_operand(RankAddresses const& at, std::int64_t n, std::int64_t first) {
@@ -46,7 +46,7 @@ void pair_ranks(RankAddresses const& rows, RankAddresses const& columns, MatrixS
                          pointer<void>(workspace)});
 }
 
-// shape: rows, dimensions. out: factor, step, length, residue, inner
+// means: of the modality and of the other one. shape: rows, dimensions. out: factor, step, length, residue, inner.
 void measure_rank_rows(Address x, std::tuple<Address, Address> means, std::tuple<std::int64_t, std::int64_t> shape,
                        std::array<Address, 5> const& out, int n_threads) {
     sleepfm::RankRows call{};

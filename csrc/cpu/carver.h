@@ -1,4 +1,4 @@
-// Workspaces: one block of memory, cut into pieces. Compiled once for each instruction set.
+// Cuts a workspace, one block of memory, into the pieces that a kernel wants. Compiled once for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,8 @@
 
 namespace sleepfm::SLEEPFM_ISA {
 
-// Cuts one block into pieces, each on a cache line of its own; from a null base it only counts.
+// Each piece begins on a cache line of its own. From a null base it only counts the bytes, so that the same code says
+// how large a workspace has to be.
 class Carver {
   public:
     explicit Carver(void* base) : base_(static_cast<char*>(base)) {}

@@ -37,7 +37,7 @@ void check(ContrastiveInput const& input) {
                   input.begin, ", ", input.end, ") is not one of ", input.n_samples, " samples.");
 }
 
-// Fresh memory in pages of 2 MiB: faulting in pages of 4 KiB takes a tenth of the time that the products take.
+// Asks for fresh memory in pages of 2 MiB: faulting in pages of 4 KiB takes a tenth of the time of the products.
 void use_huge_pages(void* memory, std::int64_t n_bytes) {
 #if defined(__linux__)
     constexpr std::uintptr_t page = std::uintptr_t{2} << 20;
@@ -108,7 +108,7 @@ void pair_ranks(PairRanks const& call) {
 }
 
 void measure_rank_rows(RankRows const& call) {
-    // Far beyond, rounding to whole numbers could make a vector longer than 32-bit sums allow.
+    // With far more dimensions, rounding to integers could lengthen a vector beyond what 32-bit sums allow: factor_of.
     SLEEPFM_CHECK(call.n_dim <= (std::int64_t{1} << 30), "the embeddings have ", call.n_dim,
                   " dimensions; ranks take up to 2^30.");
     kernels().measure_rank_rows(call);

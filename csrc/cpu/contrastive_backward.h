@@ -1,6 +1,8 @@
-// Backward pass of the contrastive loss: the tiles of cosines, kept or computed again, are turned into s *
-// dloss/dlogit and multiplied with both operands. The gradient of the pair that belongs together is minus the
-// probability missed, not probability - 1, which would cancel.
+// Backward pass of the contrastive loss, tile by tile: cosines, kept or multiplied again, become their gradients
+// G = s dloss/dlogit, which are multiplied with both operands. The own pair's gradient is minus the probability missed,
+// as forward left it; probability - 1 would cancel. Last, means go back to their members, and everything through the
+// normalisation. The steps of tiles are those of contrastive_prepare.h: a tile's products are added to the gradients of
+// its row block and its column block, which no other tile of the step writes.
 #pragma once
 
 #include "cpu/contrastive_prepare.h"
@@ -10,18 +12,18 @@ namespace sleepfm::SLEEPFM_ISA {
 template <typename T>
 struct BackwardWork {
     Operands<T> operands;
-    T* diagonal;    // [P, n_padded] cosine of the pair that belongs together
-    T* reference;   // [P, 2, n_padded] what exponentials are relative to, by row and by column
-    T* weight;      // [P, 2, n_padded] factor of the exponential in s * dloss/dlogit
-    T* counted;     // [n_padded] 1 in the range: where the temperature's gradient counts
-    T* pull;        // [P, n_padded] s * dloss/dlogit of the pair that belongs together
+    T* diagonal;   // [P, n_padded] cosine of the own pair
+    T* reference;  // [P, 2, n_padded] what exponentials are relative to, by row and by column
+    T* weight;     // [P, 2, n_padded] factor of the exponential in G
+    T* counted;    // [n_padded] 1 for samples in [begin, end), whose terms count for the temperature's gradient, else 0
+    T* pull;       // [P, n_padded] the own pair's G
     double* slope;  // [P, n_padded] each row's part of dloss/dlog_temperature
-    T* d_row;       // [M, panels] gradient of e (pairwise: all of it)
-    T* d_column;    // [M, panels] gradient of o; leave-one-out only
-    T* tiles;       // [n_threads, 2, block, PANEL * panels of a block]: one and its transpose
+    T* d_row;       // [M, matrix] gradient of e (pairwise: all of it)
+    T* d_column;    // [M, matrix] gradient of o; leave-one-out only
+    T* tiles;       // [n_threads, 2, tile_size] a tile and its transpose for each thread
     Index workspace_bytes, kept_bytes;
 
-    BackwardWork() = default;  // for who cuts the memory itself
+    BackwardWork() = default;  // the joint pass cuts its own memory
     BackwardWork(Memory memory, Shape const& shape) : operands(memory.operands<T>(shape)) {
         Carver& carver = memory.workspace;
         Index const samples = shape.P * shape.n_padded;
@@ -40,7 +42,7 @@ struct BackwardWork {
     static Index tile_size(Shape const& shape) { return shape.block * round_up(shape.block, PANEL); }
 };
 
-// From cosines to s * dloss/dlogit. `from` may be `gradient` itself.
+// Turns a tile of cosines, `from`, into G, `gradient`, which may be the same memory. Adds to the rows' slopes.
 template <typename T, bool fixed_maximum>
 inline void differentiate_tile(Shape const& shape, BackwardWork<T> const& work, Index p, Tile const& at, T s,
                                T const* from, T* gradient) {
@@ -81,8 +83,9 @@ inline void differentiate_tile(Shape const& shape, BackwardWork<T> const& work, 
                 by_row = exponential(s * (x - reference)) * weight;
                 by_column = exponential(s * (x - load<T>(reference_of_columns + c))) * load<T>(weight_of_columns + c);
             }
-            // dloss/dlog_temperature = sum of G S; as the sum of each row's (column's) G is 0, its own d may be taken
-            // off.
+            // dloss/dlog_temperature is the sum of G x over all pairs. Each softmax's part of G sums to 0 over its row
+            // (column), so that the own cosine may be subtracted from x, which leaves the own pair out and cancels
+            // less.
             slope += counted * by_row * (x - own) +
                      load<T>(work.counted + at.c0 + c) * by_column * (x - load<T>(diagonal + at.c0 + c));
             store<T>(gradient + in_tile(c), by_row + by_column);
@@ -104,7 +107,7 @@ inline void differentiate_any_tile(Shape const& shape, BackwardWork<T> const& wo
     }
 }
 
-// [panel of columns][row] to [panel of rows][column].
+// From [panel of columns][row][column of the panel] to [panel of rows][column][row of the panel].
 template <typename T>
 inline void transpose_tile(Index n_rows, Index n_columns, T const* tile, T* turned) {
     constexpr Index width = WIDTH<T>;
@@ -116,6 +119,8 @@ inline void transpose_tile(Index n_rows, Index n_columns, T const* tile, T* turn
     }
 }
 
+// One tile of problem p: G, and its products with the other side added to the gradients of rows and columns (or
+// written, for the first tile of a block).
 template <typename T>
 inline void backward_tile(ContrastiveInput const& in, Shape const& shape, BackwardWork<T> const& work, Index p,
                           Tile const& at, bool first_of_rows, bool first_of_columns, T s, T* tile) {
@@ -141,7 +146,9 @@ inline void backward_tile(ContrastiveInput const& in, Shape const& shape, Backwa
     }
 }
 
-// Means back to embeddings, then through the normalisation, dx = (de - e <e, de>) / |x|: WIDTH samples from r on.
+// From the gradients of e and o to that of x, for WIDTH samples from r on: each modality's part of the other
+// modalities' means is added to de; then dx = (de - e <e, de>) / |x|. What is absent or outside [begin, end) gets
+// zeros.
 template <typename T, typename Element>
 inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape, BackwardWork<T> const& work,
                              Index r) {
@@ -173,14 +180,15 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
         }
         T const* const e = work.operands.unit + m * shape.matrix + at;
         T* const de = work.d_row + m * shape.matrix + at;
-        Vec<T> along_of_piece{};  // <e, de>, a few dimensions in T, their sums in double
+        Vec<T> along_of_piece{};  // <e, de> over 16 dimensions in T; these are summed in double
         double along[width] = {};
         for (Index k = 0; k < shape.D; ++k) {
             Vec<T> sum = load<T>(de + k * PANEL);
             if (!shape.pairwise) {
                 Vec<T> means{};
                 for (Index other = 0; other < shape.M; ++other) {
-                    if (other != m) {  // zero where absent
+                    // Where `other` is absent its gradient is zero: its rows and columns do not count.
+                    if (other != m) {
                         means += load<T>(work.d_column + other * shape.matrix + at + k * PANEL);
                     }
                 }
@@ -237,7 +245,7 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
     }
 }
 
-// From forward's state to the weights of this backward, a problem's sample r.
+// From forward's state to weights, for sample r of problem p. factor: s * gradient_loss / number of terms.
 template <typename T>
 inline void load_state(ContrastiveInput const& in, double const* all_states, Shape const& shape,
                        BackwardWork<T> const& work, double s, double factor, Index p, Index r) {
@@ -299,11 +307,13 @@ void backward(ContrastiveBackward const& call) {
             }
         }
         T* const tile = work.tiles + thread_number() * 2 * BackwardWork<T>::tile_size(shape);
-        // Leave-one-out problems write apart from each other; pairs share embeddings and take turns.
+        // Leave-one-out, each problem writes a d_row and a d_column of its own, and all run together. Pairwise,
+        // problems add to gradients that they share, and take turns.
         Index const n_turns = shape.pairwise ? shape.P : 1;
         Index const n_together = shape.pairwise ? 1 : shape.P;
         for (Index turn = 0; turn < n_turns; ++turn) {
-            bool first_of_rows = true, first_of_columns = true;  // problem that writes this modality's gradient
+            // Whether this problem is the first to write its rows' (columns') modality's gradient.
+            bool first_of_rows = true, first_of_columns = true;
             for (Index before = 0; before < turn; ++before) {
                 for (int const m : {shape.row_of[before], shape.column_of[before]}) {
                     first_of_rows = first_of_rows && m != shape.row_of[turn];

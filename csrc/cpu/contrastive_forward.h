@@ -1,28 +1,31 @@
-// Forward pass of the contrastive loss, tile by tile. With x_rc the cosine, d_r = x_rr, m = max and u = sum exp(s (x -
-// m)) over the others only:
+// Forward pass of the contrastive loss, tile by tile. With cosines x_rc, the own pair's d_r = x_rr, and over the other
+// pairs only m = max x_rc and u = sum exp(s (x_rc - m)), the loss of a row is
 //   loss_r = log(1 + u exp(s (m - d_r))),
-// which keeps its relative accuracy where the pair that belongs together dominates (log(sum) - d would cancel).
-// Exponentials are taken relative to 1 where s allows it, one for the row and the column together; else relative to a
-// running maximum of each row and each column.
+// which keeps its relative accuracy where the own pair dominates (log(sum) - s d_r would cancel). Columns likewise.
+// Exponentials are relative to a cosine of 1 where s allows it, one for row and column together; else to the running
+// maximum of each row and of each column. The diagonal's tiles come in the first step, so that all later tiles find the
+// own cosines, which ranks compare with.
 #pragma once
 
 #include "cpu/contrastive_prepare.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
-enum class Place { below, diagonal, above };  // columns before the rows, the same samples, columns after the rows
+// Where a tile lies: below the diagonal (all columns have lower numbers than all rows), on it, or above it. It says
+// which way ties go.
+enum class Place { below, diagonal, above };
 
 template <typename T>
 struct ForwardWork {
     Operands<T> operands;
-    T* diagonal;  // [P, n_padded] cosine of the pair that belongs together
-    T* largest;   // [P, 2, n_padded] largest cosine of the others, by row and by column
-    double* sum;  // [P, 2, n_padded] of exponentials, then the loss
-    T* tiles;     // [n_threads, block, PANEL * panels of a block]; not where cosines are kept
-    T* edges;     // [n_threads, 4, block]
+    T* diagonal;  // [P, n_padded] cosine of the own pair
+    T* largest;   // [P, 2, n_padded] largest cosine of the other pairs so far, by row and by column
+    double* sum;  // [P, 2, n_padded] sum of their exponentials so far; in the end the loss
+    T* tiles;     // [n_threads, tile_size] a tile of cosines for each thread; none where cosines are kept
+    T* edges;     // [n_threads, 4, block] sums along the edges of a tile: see gather_statistics
     Index workspace_bytes, kept_bytes;
 
-    ForwardWork() = default;  // for who cuts the memory itself
+    ForwardWork() = default;  // the joint pass cuts its own memory
     ForwardWork(Memory memory, Shape const& shape) : operands(memory.operands<T>(shape)) {
         Carver& carver = memory.workspace;
         Index const samples = shape.P * shape.n_padded;
@@ -37,8 +40,9 @@ struct ForwardWork {
     static Index tile_size(Shape const& shape) { return shape.block * round_up(shape.block, PANEL); }
 };
 
-// Maxima, counts and, with fixed_maximum, sums of exponentials of one tile. A tie counts for the rank when the other
-// comes first.
+// Goes through a tile once: maxima and counts and, with fixed_maximum, sums of exponentials. Of two equal cosines, the
+// one whose sample has the lower number is ahead. Rows' results go to the tile's edges or are added to the work at
+// once; columns' are in column_max, column_sum and column_count, [block] each.
 template <typename T, Place place, bool fixed_maximum>
 inline void scan_tile(Shape const& shape, ForwardWork<T> const& work, Index p, Tile const& at, T s, T* tile, T* row_max,
                       T* column_max, T* column_sum, IntVec<T>* column_count, std::int32_t* row_ranks) {
@@ -116,7 +120,8 @@ inline void scan_any_tile(Shape const& shape, ForwardWork<T> const& work, Index 
     scan(shape, work, p, at, s, tile, row_max, column_max, column_sum, column_count, row_ranks);
 }
 
-// The running maximum takes in a tile's; the sum follows. Returns the maximum to subtract (0 while there is none).
+// Raises the running maximum to a tile's, and rescales the sum. Returns what exponentials are to be relative to: the
+// maximum, or 0 while there is none.
 template <typename T>
 inline T raise_maximum(T& largest, double& sum, T tile_max, double s) {
     if (tile_max > largest) {
@@ -127,7 +132,7 @@ inline T raise_maximum(T& largest, double& sum, T tile_max, double s) {
     return largest <= static_cast<T>(EXCLUDED) ? T{0} : largest;
 }
 
-// Sums of exponentials relative to the running maxima, after scan_tile.
+// Without fixed_maximum, after scan_tile: a second pass for the sums of exponentials, relative to the running maxima.
 template <typename T>
 inline void sum_tile(Shape const& shape, ForwardWork<T> const& work, Index p, Tile const& at, T s, T const* tile,
                      T const* row_max, T* column_max, T* column_sum) {
@@ -160,7 +165,8 @@ inline void sum_tile(Shape const& shape, ForwardWork<T> const& work, Index p, Ti
     }
 }
 
-// From a tile of cosines to its part of sums, maxima and ranks.
+// Adds a tile of cosines to the sums, maxima and ranks of its rows and columns. On the diagonal's tiles it reads the
+// own cosines first. edges: [4, block], maxima of rows, maxima, sums and counts of columns.
 template <typename T>
 inline void gather_statistics(Shape const& shape, ForwardWork<T> const& work, Index p, Tile const& at, T s, T* tile,
                               T* edges, std::int32_t* ranks) {
@@ -197,16 +203,17 @@ inline void gather_statistics(Shape const& shape, ForwardWork<T> const& work, In
     }
 }
 
-// Loss and what backward needs, of one problem, one direction and one sample; `sum` is relative to `reference`.
+// Returns the loss of one sample in one direction of a problem, and writes the three numbers of the state. d: the own
+// cosine; `sum` is relative to `reference`.
 inline double finish_sample(double d, double largest, double reference, double sum, double s, double* state_largest,
                             double* state_inverse, double* state_missed) {
-    if (sum == 0.0) {  // no other sample: nothing can be missed
+    if (sum == 0.0) {  // no other sample to compare with: loss 0, or NaN where d is not finite
         *state_largest = *state_inverse = *state_missed = 0.0;
         return 0.0 * d;
     }
     sum *= std::exp(s * (reference - largest));
     double const lead = s * (d - largest);
-    double const odds = sum * std::exp(-lead);  // of a miss
+    double const odds = sum * std::exp(-lead);  // of all other pairs against the own one; exp(loss) - 1
     *state_largest = largest;
     *state_inverse = 1.0 / (sum + std::exp(lead));
     *state_missed = odds > 1.0 ? 1.0 / (1.0 + 1.0 / odds) : odds / (1.0 + odds);
@@ -216,7 +223,8 @@ inline double finish_sample(double d, double largest, double reference, double s
     return std::log1p(odds);
 }
 
-// The same for both directions of a problem's sample r, from the work's sums to the state.
+// The same for both directions of problem p's sample r, from the work's sums to the state; the sums become losses.
+// Samples outside [begin, end) get rank -1 and a state of zeros.
 template <typename T>
 inline void finish_sample_of(ContrastiveForward const& call, Shape const& shape, ForwardWork<T> const& work, double s,
                              Index p, Index r) {
@@ -247,6 +255,7 @@ inline void finish_sample_of(ContrastiveForward const& call, Shape const& shape,
     }
 }
 
+// Sets sample r's sums and ranks to those of no pairs.
 template <typename T>
 inline void start_sample(ContrastiveForward const& call, Shape const& shape, ForwardWork<T> const& work, Index r) {
     for (Index p = 0; p < shape.P; ++p) {
@@ -261,7 +270,7 @@ inline void start_sample(ContrastiveForward const& call, Shape const& shape, For
     }
 }
 
-// Losses, counts and the loss itself, from the losses of all samples.
+// Means over valid samples, counts and the loss itself, from the losses of all samples, by one thread.
 template <typename T>
 inline void sum_losses(ContrastiveForward const& call, Shape const& shape, ForwardWork<T> const& work) {
     ContrastiveInput const& in = call.input;

@@ -1,9 +1,13 @@
-// Loss, statistics and gradients of a small batch in one call. All modalities' rows lie side by side; with the cosines
-// G of every pair of modalities, present ones only, a leave-one-out problem's cosines are
+// Loss, statistics and gradients of a small batch in one call. The cosines G_ij [N, N] of every pair of modalities i, j
+// are multiplied once (0 where a row is absent). A leave-one-out problem's cosines are then
 //   S_i = sum over j != i of G_ij / n_others(column),
-// and dloss/dG_ij = dS_i / n_others(column) + (dS_j)^T / n_others(row) = W_ij gives
+// and with W_ij = dloss/dG_ij = dS_i / n_others(column) + (dS_j)^T / n_others(row) the gradients of unit rows are
 //   de_i = sum over j != i of W_ij e_j,   <e_i, de_i> = sum over j and columns of W_ij G_ij,
-// so that no mean, no gradient of a mean and no unprojected gradient is ever written. Pairwise, S and W are G's own.
+// so that means, their gradients and unprojected gradients are never written. Pairwise, S is G and W is dS or (dS)^T.
+//
+// Five steps, each a parallel loop that ends with a barrier: unit rows; G; each problem's S, statistics, dS and its
+// transpose; W in place of G; gradients of x. Statistics and derivatives are those of contrastive_forward.h and
+// contrastive_backward.h, with all samples in one tile.
 #pragma once
 
 #include "cpu/contrastive_backward.h"
@@ -12,7 +16,7 @@
 
 namespace sleepfm::SLEEPFM_ISA {
 
-// One tile a problem, whatever N.
+// The shape with one tile for each problem, whatever N is.
 inline Shape whole_shape(ContrastiveInput const& in) {
     Shape shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
     shape.block = shape.n_padded;
@@ -24,22 +28,23 @@ template <typename T>
 struct JointWork {
     ForwardWork<T> forward;
     BackwardWork<T> backward;
-    Index stride;    // elements from row to row of `unit`
-    Index n_all;     // rows and columns of all modalities, n_padded each
-    T* unit;         // [M, n_padded, stride] e; zero where absent, and in the rows that fill up a block
-    T* share;        // [n_padded] 1 / number of other modalities present
-    T* inverse;      // [M, n_padded] 1 / |x|
-    bool* present;   // [M, n_padded] and not alone
-    bool* is_short;  // [M, n_padded] |x| < NORM_FLOOR: the length does not depend on x
-    T* projection;   // [M, n_padded] <e, dloss/de>
-    T* cosines;      // [M n_padded, M n_padded] G; then W
-    T* tiles;        // [P, n_padded, panels] S, then dloss/dS
-    T* turned;       // [P, n_padded, panels] its transpose
-    double* state;   // [P, CONTRASTIVE_STATE_ROWS, N]
+    Index stride;    // elements from one row of `unit` to the next
+    Index n_all;     // M n_padded, the rows of all modalities
+    T* unit;         // [M, n_padded, stride] e, row after row as x has it; zero where absent
+    T* share;        // [n_padded] 1 / (number of other modalities that the sample has); 0 where there is none
+    T* inverse;      // [M, n_padded] 1 / max(|x|, NORM_FLOOR)
+    bool* present;   // [M, n_padded] the sample has the modality and at least one other
+    bool* is_short;  // [M, n_padded] |x| < NORM_FLOOR: e is x times a constant, and its gradient is not projected
+    T* projection;   // [M, n_padded] <e, de>
+    T* cosines;      // [n_all, n_all] G of all pairs of modalities; in the end W
+    T* tiles;        // [P, tile_size] S, then dS
+    T* turned;       // [P, tile_size] dS transposed
+    double* state;   // [P, CONTRASTIVE_STATE_ROWS, N], where the caller wants none
     Index bytes;
 
     JointWork(void* memory, Shape const& shape) {
-        // Rows an odd number of cache lines apart: neighbours share no set of the first cache.
+        // An odd number of cache lines from row to row, so that consecutive rows lie in different sets of the first
+        // cache.
         constexpr Index line = 64 / static_cast<Index>(sizeof(T));
         Index const lines = (shape.D + line - 1) / line;
         stride = (lines + (lines % 2 == 0 ? 1 : 0)) * line;
@@ -85,8 +90,8 @@ inline Index joint_bytes(ContrastiveInput const& in) {
     return in.dtype == DType::f64 ? JointWork<double>(nullptr, shape).bytes : JointWork<float>(nullptr, shape).bytes;
 }
 
-// Presence, norms and unit rows of sample r. Rows beyond N that fill up a block of inner products are zero, and so are
-// their cosines where vectors reach beyond that.
+// Presence, norms and unit rows of sample r, which may lie beyond N. inner_products goes through blocks of rows and so
+// reads a few rows beyond N, which are set to zero; vectors read cosines beyond those, which are set to zero too.
 template <typename T, typename Element>
 inline void start_joint_sample(ContrastiveJoint const& call, Shape const& shape, JointWork<T> const& work, Index r) {
     ContrastiveInput const& in = call.forward.input;
@@ -128,7 +133,7 @@ inline void start_joint_sample(ContrastiveJoint const& call, Shape const& shape,
     start_sample<T>(call.forward, shape, work.forward, r);
 }
 
-// Cosines of modality i's rows with NEAR_COLUMNS of modality j's, at both places.
+// Cosines of all rows of modality i with NEAR_COLUMNS rows of modality j, written to G_ij and transposed to G_ji.
 template <typename T>
 inline void multiply_pair(Shape const& shape, JointWork<T> const& work, Index i, Index j, Index first_column) {
     Index const n_k = round_up(shape.D, WIDTH<T>);
@@ -148,7 +153,8 @@ inline void multiply_pair(Shape const& shape, JointWork<T> const& work, Index i,
     }
 }
 
-// A problem's cosines, its statistics and, where wanted, the derivatives by its cosines and their transpose.
+// Problem p: its cosines S, their statistics and, if gradients are wanted, dS and its transpose. factor: s * upstream /
+// number of terms.
 template <typename T>
 inline void solve_problem(ContrastiveJoint const& call, ContrastiveForward const& results, Shape const& shape,
                           JointWork<T> const& work, T s, double factor, Index p) {
@@ -187,7 +193,7 @@ inline void solve_problem(ContrastiveJoint const& call, ContrastiveForward const
     transpose_tile<T>(at.n_rows, at.n_columns, tile, work.turned + p * JointWork<T>::tile_size(shape));
 }
 
-// From the problems' derivatives to W and <e, de>, of one row.
+// Row r of modality i: from the problems' dS to W, in place of G, and to <e, de> and the projection.
 template <typename T>
 inline void weigh_row(Shape const& shape, JointWork<T> const& work, Index i, Index r) {
     constexpr Index width = WIDTH<T>;
@@ -198,7 +204,7 @@ inline void weigh_row(Shape const& shape, JointWork<T> const& work, Index i, Ind
         if (j == i) {
             continue;
         }
-        // Pairwise, the problem of both modalities, as it lies or turned.
+        // Pairwise, the one problem of both modalities: dS as it is, or transposed where i is the columns' modality.
         Index const low = i < j ? i : j, high = i < j ? j : i;
         Index const pair = low * (2 * shape.M - low - 1) / 2 + high - low - 1;
         T const* const own = work.tiles + (shape.pairwise ? pair : i) * size;
@@ -222,7 +228,7 @@ inline void weigh_row(Shape const& shape, JointWork<T> const& work, Index i, Ind
     work.projection[at] = work.is_short[at] ? T{0} : static_cast<T>(along);
 }
 
-// dx = (de - e <e, de>) / |x| of one modality's rows, VECTORS vectors of dimensions from d on.
+// dx = (de - e <e, de>) / |x| for all rows of modality i, VECTORS vectors of dimensions from d on; times `outside`.
 template <typename T, typename Element, int VECTORS>
 inline void write_gradients(ContrastiveJoint const& call, Shape const& shape, JointWork<T> const& work, T outside,
                             Index i, Index d) {
@@ -264,8 +270,9 @@ inline void run_joint(ContrastiveJoint const& call) {
     ContrastiveForward results = call.forward;
     results.state = results.state == nullptr ? work.state : results.state;
     T const s = exponent_scale<T>(scale_of<T>(in));
-    // A moderate upstream gradient multiplies what was rounded for 1, as who keeps that may do; a far one, which would
-    // bring up what was lost below the smallest normal number, goes into the weights.
+    // A moderate upstream gradient multiplies the gradients as computed for 1 (JOINT_UPSTREAM promises it: the caller
+    // may have kept those). A huge one would magnify what was lost below the smallest normal number; it goes into the
+    // weights.
     bool const is_moderate = std::abs(call.upstream) <= JOINT_UPSTREAM;
     double const inside = is_moderate ? 1.0 : call.upstream;
     T const outside = static_cast<T>(is_moderate ? call.upstream : 1.0);

@@ -1,5 +1,5 @@
-// Products of the joint pass on unit rows that lie as x does, [sample][dimension]: nothing is packed or turned. Cosines
-// are sums along dimensions, in the lanes of vectors; gradients are sums of rows.
+// Products of the joint pass on unit rows that lie as in x, [sample][dimension]: nothing is packed or transposed. For
+// cosines, vectors lie along the dimensions, and their lanes are summed at the end; gradients are sums of rows.
 #pragma once
 
 #include <type_traits>
@@ -8,13 +8,13 @@
 
 namespace sleepfm::SLEEPFM_ISA {
 
-// Rows of e and columns whose inner products stay in registers, and the columns whose rows stay in the first cache
-// (16 KB at D = 512) while the others pass by.
+// Inner products of INNER_ROWS x INNER_COLUMNS rows stay in registers; NEAR_COLUMNS rows of one side (16 KB of float32
+// at D = 512) stay in the first cache while all rows of the other side pass by.
 constexpr Index INNER_ROWS = 2;
 constexpr Index INNER_COLUMNS = 4;
 constexpr Index NEAR_COLUMNS = 8;
 
-// From v[0 .. COUNT) to v[0], whose lane l COUNT + i holds a part of the sum of v[i]'s lanes.
+// Folds COUNT vectors into v[0], whose lanes i, COUNT + i, 2 COUNT + i, ... add up to the sum of v[i]'s lanes.
 template <typename T, int COUNT>
 inline void fold_lanes(Vec<T>* v) {
     constexpr auto lanes = std::make_index_sequence<static_cast<std::size_t>(WIDTH<T>)>{};
@@ -27,7 +27,8 @@ inline void fold_lanes(Vec<T>* v) {
     }
 }
 
-// Keeps a vector that several sums take in a register: read from memory by each of them, it is one load too many.
+// Makes the compiler keep a vector, which several multiply-adds use, in a register. Else it may fold the load into each
+// of them.
 template <typename V>
 inline void hold([[maybe_unused]] V& vector) {
 #if defined(__AVX512F__)
@@ -39,7 +40,8 @@ inline void hold([[maybe_unused]] V& vector) {
 #endif
 }
 
-// out[m][n] = <a_m, b_n>, rows `stride` elements apart; every element is summed in the same order, whatever its place.
+// out[m][n] = <a_m, b_n> for INNER_ROWS x INNER_COLUMNS rows that lie `stride` elements apart. The order of a sum does
+// not depend on m and n, so that equal rows give equal bits.
 template <typename T>
 inline void inner_products(Index n_k, Index stride, T const* a, T const* b, T* out) {
     constexpr int width = WIDTH<T>;
@@ -73,15 +75,15 @@ inline void inner_products(Index n_k, Index stride, T const* a, T const* b, T* o
     }
 }
 
-// Rows of e that lie one after the other, and the weights that go with them.
+// Consecutive rows of e and the weights they are multiplied with.
 template <typename T>
 struct Run {
-    T const* weight;  // of row m and e's row k: weight[m * weight_stride + k]
-    T const* row;     // its first vector
+    T const* weight;  // weight[m * weight_stride + k] for result m and row k of e
+    T const* row;     // the first of the wanted vectors of row 0
 };
 
-// sums[m][w] = sum over runs and k < n_k of weight(m, k) row(k)[w WIDTH ...]. No run is empty: sums that a loop might
-// pass by would live in memory.
+// sums[m][w] = sum over runs and k < n_k of weight(m, k) times vector w of row k, for ROWS results m. There is at least
+// one run and n_k >= 1, hence the do loops: if the loops could be skipped, compilers would keep the sums in memory.
 template <typename T, int VECTORS>
 inline void sum_rows(Run<T> const* run, Index n_runs, Index n_k, Index weight_stride, Index stride,
                      Vec<T> (&sums)[ROWS][VECTORS]) {
@@ -124,7 +126,7 @@ inline void sum_rows(Run<T> const* run, Index n_runs, Index n_k, Index weight_st
     }
 }
 
-// VECTORS vectors of T to n elements at `out`, which need not be aligned.
+// Writes the first n elements of n_vectors vectors to `out`, which need not be aligned.
 template <typename T, typename Element>
 inline void write_elements(Vec<T> const* from, int n_vectors, Element* out, Index n) {
     constexpr int width = WIDTH<T>;
@@ -150,13 +152,14 @@ inline void write_elements(Vec<T> const* from, int n_vectors, Element* out, Inde
     }
 }
 
-// e = x / max(|x|, 1e-12) of one row, and zeros up to a whole vector.
+// e = x / max(|x|, 1e-12), D elements.
 template <typename T, typename Element>
 inline void write_unit(Element const* x, Index D, double norm, T* e) {
     double const divisor = norm < NORM_FLOOR ? NORM_FLOOR : norm;
     double const inverse = 1.0 / divisor;
 #if defined(__FMA__)
-    // The double reciprocal as two floats: rounded once but for one case in 2^24, without a detour through doubles.
+    // The reciprocal as the sum of two floats, so that no element passes through double; the result is rounded once in
+    // all but about one case in 2^24.
     if constexpr (sizeof(T) == 4) {
         if (inverse > 1e-30 && inverse < 1e30) {
             T const high = static_cast<T>(inverse);

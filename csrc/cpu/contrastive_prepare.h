@@ -1,5 +1,10 @@
-// Workspace, presence and operands of the contrastive loss: unit embeddings e and means of the others o, in panels.
-// Compiled once for each instruction set, see contrastive_simd.h.
+// What forward and backward of the contrastive loss share: the shape and its tiles, the operands (unit embeddings e and
+// means of the other modalities o, in the panels of contrastive_product.h), and how they are made from x. Compiled once
+// for each instruction set, see contrastive_simd.h.
+//
+// Tiles of cosines are worked on in steps: in step t, row block i meets column block (i + t) mod n_blocks. The tiles of
+// a step share neither rows nor columns, so that threads need no locks, and every row and column gathers its tiles in
+// the order of t: sums are in the same order for every number of threads.
 #pragma once
 
 #include <cmath>
@@ -13,9 +18,9 @@
 
 namespace sleepfm::SLEEPFM_ISA {
 
-constexpr Index SAMPLES = 16;  // samples are padded to a multiple: of ROWS and of every vector's width
+constexpr Index SAMPLES = 16;  // N is padded to a multiple of this, hence of ROWS and of every vector's width
 constexpr int MAX_MODALITIES = 8;
-// Stands for "no such pair": below every cosine, finite so that 0 * EXCLUDED is 0, not NaN.
+// The cosine of a pair that does not count: far below every cosine, and finite, so that 0 * EXCLUDED is 0 and not NaN.
 constexpr double EXCLUDED = -1e30;
 constexpr double NORM_FLOOR = 1e-12;  // torch.nn.functional.normalize's eps
 
@@ -23,18 +28,18 @@ inline Index round_up(Index value, Index multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
-// Sizes that follow from the shape alone, never from the number of threads: the order of every sum follows from them.
+// Sizes that follow from the shape of x alone and not from the number of threads, as does the order of every sum.
 struct Shape {
     Index M, N, D, P;
     bool pairwise;
-    Index n_padded;      // samples computed
-    Index d_padded;      // dimensions stored
+    Index n_padded;      // N, rounded up to a multiple of SAMPLES
+    Index d_padded;      // D, rounded up to a multiple of ROWS
     Index panel_stride;  // elements of a panel
-    Index matrix;        // elements of a matrix of one modality
-    Index block;         // samples on a tile's side
-    Index n_blocks;
-    int row_of[28];     // modality of the problem's rows
-    int column_of[28];  // pairwise: modality of its columns; leave-one-out: number of the mean
+    Index matrix;        // elements of one modality's matrix, whole panels
+    Index block;         // samples on a side of a tile
+    Index n_blocks;      // blocks on a side of a problem
+    int row_of[28];      // modality of a problem's rows
+    int column_of[28];   // pairwise: modality of its columns; leave-one-out: the problem's number, for `mean`
 
     Shape(Index n_modalities, Index n_samples, Index n_dim, bool pairs)
         : M(n_modalities), N(n_samples), D(n_dim), pairwise(pairs) {
@@ -42,8 +47,9 @@ struct Shape {
         d_padded = round_up(D, ROWS);
         panel_stride = d_padded * PANEL;
         matrix = round_up(n_padded, PANEL) * d_padded;
-        // About eight blocks a side, so that threads find work; at most 192 samples, so that a tile and its transpose
-        // stay in the second cache. Whole panels of every instruction set; the blocks of few samples lie in one.
+        // About eight blocks on a side, so that threads find work, but at most 192 samples in each, so that a tile and
+        // its transpose stay in the second cache. 48 samples are whole panels of every instruction set. Where all
+        // samples fit into one panel, blocks may be parts of it.
         block = n_padded <= PANEL ? SAMPLES : round_up((N + 7) / 8, 48);
         block = block > 192 ? 192 : block;
         n_blocks = (N + block - 1) / block;
@@ -60,26 +66,27 @@ struct Shape {
             }
         }
     }
-    // Of sample r in a matrix.
+    // Where sample r's first dimension lies in a matrix.
     Index place(Index r) const { return r / PANEL * panel_stride + r % PANEL; }
 };
 
-// As many threads as there is work for: below about 2^20 multiply-adds each (10 us), starting one costs more than it
-// saves. The results do not depend on it.
+// As many threads as there is work for: with less than about 2^20 multiply-adds (10 to 20 us of a core), starting
+// another one costs more than it saves. Results do not depend on it.
 inline int useful_threads(Index n_multiply_adds, int n_threads) {
     Index const n_useful = 1 + (n_multiply_adds >> 20);
     return n_useful < n_threads ? static_cast<int>(n_useful) : n_threads;
 }
 
-// What forward makes of x, and what backward can use again: in the workspace, or in `kept` where there is one.
+// What forward makes of x and backward needs again. It lies in the workspace, and backward makes it anew; or in `kept`,
+// if there is one, and backward uses it.
 template <typename T>
 struct Operands {
-    T* unit;          // [M, panels] e; zero where absent
-    T* mean;          // [M, panels] o; leave-one-out only
-    double* norm;     // [M, n_padded]; 0 where absent
-    Index* n_others;  // [n_padded]
-    T* bias;          // [P, n_padded] 0 where the sample takes part, else EXCLUDED
-    T* cosines;       // [P, n_padded * n_padded] tile after tile, in `kept` only
+    T* unit;          // [M, matrix] e; zero where absent or alone
+    T* mean;          // [M, matrix] o, leave-one-out only; zero likewise
+    double* norm;     // [M, n_padded] |x|; 0 likewise
+    Index* n_others;  // [n_padded] number of modalities that the sample has, less 1
+    T* bias;          // [P, n_padded] added to cosines: 0 where the sample takes part in the problem, else EXCLUDED
+    T* cosines;       // [P, tiles_of_problem] the tiles of cosines one after the other, in `kept` only
 
     Operands() = default;
     Operands(Carver& carver, Shape const& shape, bool with_cosines) {
@@ -90,7 +97,8 @@ struct Operands {
         bias = carver.take<T>(shape.P * shape.n_padded);
         cosines = with_cosines ? carver.take<T>(shape.P * tiles_of_problem(shape)) : nullptr;
     }
-    // A ragged panel takes the room of a whole one.
+    // Elements of the tiles of one row of blocks, for each of their rows; an incomplete panel takes the room of a whole
+    // one.
     static Index row_of_tiles(Shape const& shape) { return shape.n_blocks * round_up(shape.block, PANEL); }
     static Index tiles_of_problem(Shape const& shape) { return shape.n_padded * row_of_tiles(shape); }
     T const* rows(Shape const& shape, Index p) const { return unit + shape.row_of[p] * shape.matrix; }
@@ -99,8 +107,7 @@ struct Operands {
     }
 };
 
-// The two buffers of a call; from null addresses they only count. `has_kept`: the operands and the cosines lie in
-// `kept`, written by forward and read by backward.
+// The two buffers of a call. From null addresses they only count bytes. has_kept: operands and cosines lie in `kept`.
 struct Memory {
     Carver workspace, kept;
     bool has_kept;
@@ -114,7 +121,7 @@ struct Memory {
     }
 };
 
-// |x| of one row, its squares summed in double in a fixed order.
+// |x| of one row; squares are summed in double, in a fixed order.
 template <typename Element>
 inline double length_of(Element const* x, Index D) {
     double lane[16] = {};
@@ -137,15 +144,16 @@ inline double length_of(Element const* x, Index D) {
     return std::sqrt(lane[0]);
 }
 
-// e = x / max(|x|, 1e-12). A float times a double reciprocal is right to the last place once rounded; a double needs
-// the quotient itself.
+// An element of e = x / max(|x|, 1e-12); divisor = max(|x|, 1e-12), inverse = 1 / divisor. For float, the product with
+// the reciprocal in double, rounded once, is right in all but rare cases; for double only the quotient is.
 template <typename T, typename Element>
 inline T unit_element(Element x, double divisor, double inverse) {
     double const value = static_cast<double>(widen(x));
     return static_cast<T>(sizeof(T) == 8 ? value / divisor : value * inverse);
 }
 
-// Unit rows of one modality and WIDTH samples into their panel. x[lane] is null where the sample is absent.
+// Writes the unit rows of one modality of WIDTH samples to their panel, in squares of WIDTH x WIDTH elements that are
+// transposed, and their norms. x[l]: sample l's row, null where it is absent.
 template <typename T, typename Element>
 inline void pack_units(Element const* const* x, double* norm, Shape const& shape, T* panel) {
     constexpr Index width = WIDTH<T>;
@@ -191,7 +199,7 @@ inline void pack_units(Element const* const* x, double* norm, Shape const& shape
     }
 }
 
-// Presence, unit rows and means of the others of WIDTH samples from r on.
+// Presence, unit rows and means of the others, of WIDTH samples from r on.
 template <typename T, typename Element>
 inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Operands<T> const& operands, Index r) {
     constexpr Index width = WIDTH<T>;
@@ -231,7 +239,7 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
         return;
     }
     Vec<T> const share = load<T>(n_others);
-    bool exact = true;  // whether the reciprocals are: dividing is slow
+    bool exact = true;  // all reciprocals are exact, so that multiplying with them equals dividing, which is slow
     for (Index l = 0; l < width; ++l) {
         exact = exact && (n_others[l] == T{1} || n_others[l] == T{2} || n_others[l] == T{4});
     }
@@ -256,7 +264,8 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
     }
 }
 
-// Inside a parallel region; ends with a barrier. `then` is called with every sample that is ready.
+// Makes the operands of all samples; called by all threads of a parallel region, and ends with a barrier. Calls then(r)
+// for every sample, padding included, when its operands are there.
 template <typename T, typename Then>
 inline void prepare(ContrastiveInput const& in, Shape const& shape, Operands<T> const& operands, Then const& then) {
     constexpr Index width = WIDTH<T>;
@@ -284,24 +293,25 @@ inline double scale_of(ContrastiveInput const& in) {
     return std::exp(static_cast<double>(*static_cast<T const*>(in.log_temperature)));
 }
 
-// What the exponentials take for s: at least 1e-25, where every logit is 0 to T's precision and s * EXCLUDED still
-// excludes.
+// The scale that exponentials use: s, but at least 1e-25. There every logit is 0 to T's precision anyway, and
+// s * EXCLUDED is still far below 0.
 template <typename T>
 inline T exponent_scale(double s) {
     return static_cast<T>(s < 1e-25 ? 1e-25 : s);
 }
 
-// A cosine lies in [-1, 1], so 1 can stand for every maximum while exp(-2 s) is far from the smallest number:
-// |s (x - 1)| <= 64, the range of `exponential` in float. Rows and columns then share one exponential.
+// Whether exponentials may be taken relative to a cosine of 1 in place of the maxima. Cosines lie in [-1, 1], so that
+// s (x - 1) >= -2 s, which must stay within the range of `exponential` in float, 64, with room for rounding. Row and
+// column then share one exponential.
 inline bool is_fixed_maximum(double s) {
     return s <= 31.5;
 }
 
-// Step t of n_blocks takes the tiles (i, (i + t) mod n_blocks): no two share a row block or a column block, so tiles of
-// one step run in parallel, and what a block gathers comes in the order of t, whatever the number of threads.
+// The tile of row block i in one of the steps that the top of this file describes.
 struct Tile {
+    // Row block and column block; first row and number of rows; first column and number of columns.
     Index i, j, r0, n_rows, c0, n_columns;
-    bool rows_count, columns_count;  // whether the block holds samples of the range
+    bool rows_count, columns_count;  // whether the block has samples in [in.begin, in.end)
     Tile(Shape const& shape, ContrastiveInput const& in, Index row_block, Index step) {
         i = row_block;
         j = (row_block + step) % shape.n_blocks;
@@ -312,7 +322,7 @@ struct Tile {
         rows_count = r0 < in.end && r0 + n_rows > in.begin;
         columns_count = c0 < in.end && c0 + n_columns > in.begin;
     }
-    // Where it lies among the kept cosines of all problems.
+    // Where problem p's tile lies among the kept cosines of all problems.
     template <typename T>
     T* kept(Shape const& shape, T* kept_cosines, Index p) const {
         return kept_cosines + p * Operands<T>::tiles_of_problem(shape) + r0 * Operands<T>::row_of_tiles(shape) +

@@ -1,7 +1,9 @@
-// Matrix products of the contrastive loss on panels: a matrix [samples, dimensions] is stored as panels of PANEL
-// samples, [panel][dimension][sample of the panel], a tile of similarities as [panel of columns][row][column of the
-// panel]. One such copy of an operand serves all three products: read along its panel as vectors, and element by
-// element as the factor that is broadcast, with constant strides and inside few pages.
+// Matrix products of the contrastive loss, all by one micro-kernel of ROWS x COLUMN_VECTORS vector sums in registers.
+//
+// A matrix [samples, dimensions] is stored in panels of PANEL samples, [panel][dimension][sample of the panel]; a tile
+// of similarities as [panel of columns][row][column of the panel]. One such copy of an operand serves all three
+// products (similarities, and the gradients of both operands), either as the vectors, read along the panel, or as the
+// factor that is broadcast element by element. Every read has a constant stride and stays within few pages.
 #pragma once
 
 #include "cpu/contrastive_simd.h"
@@ -10,18 +12,19 @@ namespace sleepfm::SLEEPFM_ISA {
 
 using Index = std::int64_t;
 
-// ROWS x COLUMN_VECTORS accumulators stay in registers: 24 of 32 with AVX-512 and on ARM, 12 of 16 elsewhere.
+// The micro-kernel's sums take 24 of 32 vector registers with AVX-512 and on ARM, 12 of 16 elsewhere.
 #if SLEEPFM_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr Index ROWS = 8;
 #else
 constexpr Index ROWS = 4;
 #endif
 constexpr int COLUMN_VECTORS = 3;
-// COLUMN_VECTORS vectors of float32 (of float64 and of narrow vectors a multiple), and a multiple of ROWS: what the
-// micro-kernel reads is one run of memory, of which 128 steps, or the 192 rows of a tile, stay in the first cache.
+// Samples of a panel: COLUMN_VECTORS vectors of float32 (a multiple for float64 and for narrow vectors), and a multiple
+// of ROWS. What the micro-kernel reads as vectors is then one run of memory; 128 dimensions of it, or the 192 rows of a
+// tile, stay in the first cache.
 constexpr Index PANEL = SLEEPFM_VECTOR_BYTES == 64 ? 48 : 24;
 
-// The broadcast factor's element (row m, step k).
+// Where element (row m, step k) of the broadcast factor lies.
 enum class Left {
     by_step,  // a[k * PANEL + m]
     by_row    // a[m * PANEL + k]
@@ -40,8 +43,8 @@ struct Accumulators {
             }
         }
     }
-    // Every element is one chain of multiply-adds in the order of k, whatever its place: equal operands give equal
-    // bits, on which the exact treatment of ties rests.
+    // Every element is one chain of multiply-adds in the order of k, wherever it lies, so that equal operands give
+    // equal bits; the exact treatment of ties in ranks relies on that.
     template <Left left>
     void multiply_add(Index n_k, T const* a, T const* b) {
         for (Index k = 0; k < n_k; ++k) {
@@ -60,6 +63,7 @@ struct Accumulators {
             }
         }
     }
+    // To c[row][PANEL], or added to it.
     void write(T* c, bool add) const {
 #pragma GCC unroll 8
         for (int m = 0; m < ROWS; ++m) {
@@ -72,7 +76,7 @@ struct Accumulators {
     }
 };
 
-// Operands too large for the second cache come from memory, ahead of their use: what hardware prefetches of the
+// Prefetches n elements to the second cache. For operands too large for it: the hardware's own prefetching of the
 // strided reads comes too late.
 template <typename T>
 inline void fetch(T const* from, Index n) {
@@ -81,15 +85,17 @@ inline void fetch(T const* from, Index n) {
     }
 }
 
-// D is summed in pieces: a panel of them stays in the first cache (12 or 24 KB of float32), and the rounding error of
-// long rows stays that of short ones.
+// D is summed in pieces of this length, whose sums are added up: a piece of a panel (12 or 24 KB of float32) stays in
+// the first cache, and the rounding error of long rows is little more than that of short ones.
 constexpr Index PIECE = 128;
 
+// One panel of columns (VECTORS vectors of it) against n_rows rows, over n_k dimensions. cold: nobody has read these
+// rows before, so that the next panel of them is prefetched, a share with each step.
 template <typename T, int VECTORS>
 inline void cosines_of_panel(Index n_rows, Index n_k, Index panel_stride, T const* a, T const* b, T* c, bool add,
                              bool cold) {
     for (Index r = 0; r < n_rows; r += ROWS) {
-        if (cold && r / PANEL * PANEL + PANEL < n_rows) {  // a share of the next panel of rows
+        if (cold && r / PANEL * PANEL + PANEL < n_rows) {
             fetch(a + (r / PANEL + 1) * panel_stride + r % PANEL * n_k, ROWS * n_k);
         }
         Accumulators<T, VECTORS> sums;
@@ -99,8 +105,8 @@ inline void cosines_of_panel(Index n_rows, Index n_k, Index panel_stride, T cons
     }
 }
 
-// tile[c / PANEL][r][c % PANEL] = sum over k < n_dim of a(r, k) b(c, k); panels of both lie panel_stride apart.
-// n_columns is a multiple of the vector, n_rows of ROWS.
+// Similarities: tile[c / PANEL][r][c % PANEL] = sum over k < n_dim of a(r, k) b(c, k). Panels of a and b lie
+// panel_stride elements apart. n_columns is a multiple of the vector's width, n_rows of ROWS.
 template <typename T>
 inline void cosines(Index n_rows, Index n_columns, Index n_dim, Index panel_stride, T const* a, T const* b, T* tile) {
     constexpr Index width = WIDTH<T>;
@@ -123,6 +129,7 @@ inline void cosines(Index n_rows, Index n_columns, Index n_dim, Index panel_stri
     }
 }
 
+// One panel of `out` (VECTORS vectors of it). Prefetches what comes next of `out`, if it is added to, and of a.
 template <typename T, int VECTORS>
 inline void gather_panel(Index n_dim, Index n_k, Index panel_stride, T const* a, T const* b, T* c, bool add,
                          bool cold) {
@@ -145,8 +152,8 @@ inline void gather_panel(Index n_dim, Index n_k, Index panel_stride, T const* a,
     }
 }
 
-// out(c, d) (+)= sum over r < n_rows of tile(r, c) a(r, d), where panels of out and a lie panel_stride apart; n_dim is
-// a multiple of ROWS.
+// Gradients: out(c, d) = sum over r < n_rows of tile(r, c) a(r, d), or added to it. Panels of out and a lie
+// panel_stride elements apart; n_dim is a multiple of ROWS.
 template <typename T>
 inline void gather(Index n_rows, Index n_columns, Index n_dim, Index panel_stride, T const* a, T const* tile, T* out,
                    bool add) {

@@ -1,12 +1,14 @@
-// Counts of candidates that come before a clip's own, in both directions, from one tile of integer products; pairs that
-// these cannot tell are decided in double. See sleepfm_fast/ranks.py for the inequalities.
+// Retrieval ranks: for each clip of two modalities, how many candidates of the other modality are ahead of its own
+// counterpart. A product of 16-bit integers (rank_product.h) screens all pairs of a tile, in both directions; the pairs
+// that its error bound leaves open are decided in double. The inequalities are those of PairRanks in params.h;
+// sleepfm_fast/ranks.py computes the bounds. Counts are integers, so that threads may take tiles in any order.
 #pragma once
 
 #include "cpu/rank_operands.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
-constexpr Index RANK_BLOCK = 192;  // a tile and its operands at D = 512 fill the second cache
+constexpr Index RANK_BLOCK = 192;  // edge of a tile; with its operands at D = 512 it fills the second cache
 
 inline Vec<double> load_widened(float const* from) {
 #if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512F__)
@@ -24,7 +26,8 @@ inline Vec<double> load_widened(float const* from) {
 #endif
 }
 
-// <a, b> in double, where products of floats are exact: sixteen sums in a fixed order, equal vectors give equal bits.
+// <a, b> in double, where a product of floats is exact: sixteen sums in a fixed order, so that equal vectors give equal
+// bits on every instruction set.
 inline double exact_inner(float const* a, float const* b, Index n) {
     constexpr Index width = WIDTH<double>;
     Vec<double> sums[16 / width] = {};
@@ -51,14 +54,15 @@ inline double exact_inner(float const* a, float const* b, Index n) {
 }
 
 struct RankWork {
-    Index n_pairs;  // of dimensions
-    Index rows_padded, columns_padded;
-    std::int32_t* rows;                                // panels of a - mean_a
-    std::int32_t* columns;                             // panels of b - mean_b
-    float *step, *length, *loss, *shift, *low, *high;  // [columns_padded] of columns; never ahead beyond the last one
-    std::int32_t* tiles;                               // [n_threads, RANK_BLOCK * RANK_BLOCK]
-    std::int32_t* of_tile;                             // [n_threads, RANK_BLOCK] ahead in the columns of a tile
-    std::int32_t* of_block;                            // [n_threads, rows_padded + columns_padded] ahead
+    Index n_pairs;                      // pairs of dimensions
+    Index rows_padded, columns_padded;  // whole panels
+    std::int32_t* rows;                 // panels of a - mean_a, quantised: see rank_product.h
+    std::int32_t* columns;              // panels of b - mean_b, quantised
+    // [columns_padded] the columns' members of RankOperand; beyond the last column, such that none is ahead or open
+    float *step, *length, *loss, *shift, *low, *high;
+    std::int32_t* tiles;     // [n_threads, RANK_BLOCK * RANK_BLOCK] integer products
+    std::int32_t* of_tile;   // [n_threads, RANK_BLOCK] number ahead in each column of a tile
+    std::int32_t* of_block;  // [n_threads, rows_padded + columns_padded] number ahead in all tiles of a thread
     Index bytes;
 
     RankWork(void* base, Index n_rows, Index n_columns, Index n_dim, int n_threads) {
@@ -78,6 +82,7 @@ struct RankWork {
     }
 };
 
+// A panel of columns, from column `first` on, and its members of RankOperand.
 inline void pack_columns(PairRanks const& call, RankWork const& work, Index first) {
     RankOperand const& columns = call.columns;
     pack_integers(columns, call.n_dim, first, RANK_PANEL, work.columns + first * work.n_pairs);
@@ -92,14 +97,16 @@ inline void pack_columns(PairRanks const& call, RankWork const& work, Index firs
     }
 }
 
-// Pairs of a tile that integers cannot tell: row << 16 | column << 2 | open in the column << 1 | open in the row.
+// The pairs of a tile that the integer product leaves open, each as
+// row << 16 | column << 2 | (open in the column's ranking) << 1 | (open in the row's ranking).
 struct OpenPairs {
     static constexpr Index CAPACITY = 1024;
     Index n = 0;
-    std::uint32_t pair[CAPACITY + WIDTH<float>];
+    std::uint32_t pair[CAPACITY + WIDTH<float>];  // writes beyond n are overwritten or not read
 };
 
-// Rows come in turn; the columns' embeddings are fetched while two other pairs are decided.
+// Decides the open pairs in double, and empties the list. Pairs come row by row, so that rows stay in the cache; a
+// column's embedding is prefetched while two other pairs are decided. A clip's own pair is not counted.
 inline void decide(PairRanks const& call, Index r0, Index c0, OpenPairs& open, std::int32_t* ahead_rows,
                    std::int32_t* ahead_columns) {
     for (Index at = 0; at < open.n; ++at) {
@@ -119,6 +126,7 @@ inline void decide(PairRanks const& call, Index r0, Index c0, OpenPairs& open, s
     open.n = 0;
 }
 
+// Counts a tile's pairs that are certainly ahead, and collects and decides the open ones.
 inline void count_tile(PairRanks const& call, RankWork const& work, Index r0, Index n_rows, Index c0, Index n_columns,
                        std::int32_t const* tile, std::int32_t* of_tile, std::int32_t* ahead_rows,
                        std::int32_t* ahead_columns) {
@@ -145,6 +153,7 @@ inline void count_tile(PairRanks const& call, RankWork const& work, Index r0, In
             V const error = loss * load(work.length + j) + length * load(work.loss + j);
             V const least = value - error, most = value + error;
             I const in_row = least > high, in_column = least > load(work.high + j);
+            // Not certainly ahead and not certainly behind. The own pair is always open, as low <= own <= high.
             I const open_in_row = in_row ^ (most >= low), open_in_column = in_column ^ (most >= load(work.low + j));
             above -= in_row;
             *reinterpret_cast<I*>(of_tile + c) -= in_column;
@@ -152,7 +161,7 @@ inline void count_tile(PairRanks const& call, RankWork const& work, Index r0, In
             if (any_lane(either)) {
                 I const pairs =
                     (lanes + static_cast<std::int32_t>(r << 16 | c << 2)) | (open_in_row & 1) | (open_in_column & 2);
-                for (int l = 0; l < width; ++l) {
+                for (int l = 0; l < width; ++l) {  // without a branch: n grows by 1 where the lane is -1
                     open.pair[open.n] = static_cast<std::uint32_t>(pairs[l]);
                     open.n -= either[l];
                 }
@@ -205,7 +214,7 @@ inline void pair_ranks(PairRanks const& call) {
                        ahead_rows, ahead_rows + work.rows_padded);
         }
     }
-    for (int thread = 0; thread < call.n_threads; ++thread) {  // whole numbers: any order gives the same sum
+    for (int thread = 0; thread < call.n_threads; ++thread) {
         std::int32_t const* const counts = work.of_block + thread * n_counts;
         for (Index i = 0; i < n_rows; ++i) {
             call.rows.ahead[i] += counts[i];
@@ -216,7 +225,7 @@ inline void pair_ranks(PairRanks const& call) {
     }
 }
 
-// own[r] = <a_r, b_r> of the rows of two blocks.
+// own[r] = <a_r, b_r>.
 inline void own_inner_products(float const* a, float const* b, double* own, Index n_rows, Index n_dim) {
     for (Index r = 0; r < n_rows; ++r) {
         own[r] = exact_inner(a + r * n_dim, b + r * n_dim, n_dim);

@@ -1,7 +1,7 @@
-// Vector arithmetic of the contrastive loss, compiled once for each instruction set:
-// contrastive_{portable,avx2,avx512}.cpp define SLEEPFM_ISA (the namespace) and SLEEPFM_VECTOR_BYTES before they
-// include this. Everything lives in that namespace, so that the linker never replaces one instruction set's code by
-// another's.
+// Vector arithmetic of the contrastive loss, in the compilers' vector extension, compiled once for each instruction
+// set: contrastive_{portable,avx2,avx512}.cpp define SLEEPFM_ISA (the namespace) and SLEEPFM_VECTOR_BYTES, then include
+// the headers. Everything lives in that namespace, so that the linker never replaces one instruction set's code by that
+// of another, which the processor may lack.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +37,7 @@ using IntVec = typename Simd<T>::I;
 template <typename T>
 constexpr int WIDTH = Simd<T>::WIDTH;
 
-// All pointers given to load and store are aligned to the vector: the workspace is, and its rows are padded.
+// load and store need pointers aligned to a vector; workspaces are, and their rows are padded.
 template <typename T>
 inline Vec<T> load(T const* p) {
     return *reinterpret_cast<Vec<T> const*>(p);
@@ -55,7 +55,7 @@ inline Vec<T> splat(T value) {
     return v;
 }
 
-// Sums in a fixed tree: the same bits for the same lanes.
+// The lanes' sum, in a fixed binary tree.
 template <typename T>
 inline T sum_of_lanes(Vec<T> v) {
     alignas(64) T lane[WIDTH<T>];
@@ -87,12 +87,13 @@ inline std::int32_t count_of_lanes(IntVec<T> v) {
     return total;
 }
 
-// exp(x) for x <= 0 (a logit less its maximum); exactly 0 below `lowest`, where the sum, which holds a 1, cannot feel
-// it and where the products with the gradient's weights would be subnormal. NaN stays NaN. x = n ln 2 + r with |r| <=
-// ln(2)/2 and ln 2 split in two, exp(r) by a polynomial, 2^n added to the exponent bits.
+// exp(x) for x <= 0 (a logit less its maximum). Exactly 0 below `lowest`, where it no longer changes a sum that has a 1
+// in it, and where products with the gradient's weights would be subnormal. NaN stays NaN. x = n ln 2 + r with
+// |r| <= ln(2) / 2 and ln 2 in two parts (Cody and Waite); exp(r) is a polynomial (float: Cephes'), and n is added to
+// the exponent bits.
 inline Vec<float> exponential(Vec<float> x) {
     using V = Vec<float>;
-    using Bits = Simd<float>::Bits;  // unsigned: where x is far below or NaN, the sum overflows and is not used
+    using Bits = Simd<float>::Bits;  // unsigned: far below `lowest` and for NaN the addition overflows, and is not used
     constexpr float lowest = -64.0F;
     constexpr float round_to_integer = 12582912.0F;  // 1.5 * 2^23: adding it leaves the integer in the low bits
     V const shifted = x * 1.44269504088896341F + round_to_integer;
@@ -149,7 +150,8 @@ inline Vec<T> interleave_high(Vec<T> a, Vec<T> b, std::index_sequence<lane...>) 
                                    static_cast<int>(lane / 2 + sizeof...(lane) / 2 + (lane % 2) * sizeof...(lane))...);
 }
 
-// Interleaving vector i with vector i + WIDTH/2, log2(WIDTH) times, is the transpose.
+// to[j][i] = from[i][j], i, j < WIDTH; strides in elements. Interleaving vector i with vector i + WIDTH / 2 is repeated
+// log2(WIDTH) times.
 template <typename T>
 inline void transpose(T const* from, std::int64_t from_stride, T* to, std::int64_t to_stride) {
     constexpr int width = WIDTH<T>;

@@ -1,4 +1,5 @@
-// The table of one instruction set's kernels; see contrastive_simd.h.
+// Collects the kernels of one instruction set; included once by each of contrastive_{portable,avx2,avx512}.cpp (see
+// contrastive_simd.h).
 #pragma once
 
 #include "cpu/contrastive.h"

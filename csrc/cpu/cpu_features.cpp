@@ -11,7 +11,7 @@ namespace {
 
 Isa detect() {
 #if defined(__x86_64__)
-    // For the emulated processor of tests/emulated_avx512; this one would stop at the first instruction it lacks.
+    // Set by tests/emulated_avx512, whose emulator carries out what this processor lacks.
     char const* emulated = std::getenv("SLEEPFM_EMULATED_CPU");
     if (emulated != nullptr && std::strcmp(emulated, "avx512") == 0) {
         return Isa::avx512;

@@ -1,5 +1,6 @@
-// Storage formats of 16 bits and their conversion, rounding to nearest even; NaN stays NaN, overflow becomes infinity.
-// Plain integer arithmetic, so that every instruction set gives the same bits. Static: one copy per translation unit.
+// The storage formats of 16 bits, and their conversion from (narrow) and to (widen) the type of arithmetic. narrow
+// rounds as half_precision.h says. In integer arithmetic, so that every instruction set gives the same bits. The
+// unnamed namespace makes a copy for each translation unit, that is for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -36,9 +37,9 @@ inline float widen(BFloat16 value) {
 inline float widen(Float16 value) {
     std::uint32_t const sign = (value.bits & 0x8000U) << 16;
     std::uint32_t const rest = value.bits & 0x7fffU;
-    // No subnormal float32 on the way: a thread may flush those to zero (torch.set_flush_denormal).
-    std::uint32_t const normal = (rest << 13) + 0x38000000U;
-    float const small = float_of((rest << 13) + 0x38800000U) - 6.103515625e-05F;  // 2^-14 on top of a subnormal
+    // No intermediate float32 may be subnormal: a thread may flush those to zero (torch.set_flush_denormal).
+    std::uint32_t const normal = (rest << 13) + 0x38000000U;                      // exponent bias from 15 to 127
+    float const small = float_of((rest << 13) + 0x38800000U) - 6.103515625e-05F;  // a subnormal as (2^-14 + it) - 2^-14
     std::uint32_t subnormal;
     std::memcpy(&subnormal, &small, sizeof subnormal);
     std::uint32_t const special = (rest << 13) | 0x7f800000U;  // infinity and NaN

@@ -1,5 +1,6 @@
-// An encoder in evaluation: stem, MBConv blocks, maxima of three, average over time. A clip goes through all of it on
-// one thread, between two buffers, so that what lies between the layers stays in the caches.
+// An encoder in evaluation: stem, MBConv blocks, max pooling over three samples, average over time. A clip goes through
+// all of it on one thread, to and fro between two buffers, so that activations between layers stay in the caches. The
+// weights are folded by all threads first, with a barrier after.
 #pragma once
 
 #include <vector>
@@ -15,9 +16,9 @@ namespace {
 template <typename Factor>
 struct EncoderWorkspace {
     StemShape stem;
-    float *stem_weights, *stem_bias;  // packed [n_stem / ROWS, 3 n_in, ROWS], [n_stem]
+    float *stem_weights, *stem_bias;  // folded: packed [n_stem / ROWS, 3 n_in, ROWS], [n_stem]
     std::vector<FoldedBlock<Factor>> blocks;
-    float* thread;  // [n_threads, per_thread]: a layer's input and output, scratch
+    float* thread;  // [n_threads, per_thread]: two buffers for a layer's input and output, then scratch
     Index buffer, per_thread, bytes;
 
     explicit EncoderWorkspace(EncoderEvaluate const& call) {
@@ -44,7 +45,7 @@ struct EncoderWorkspace {
     }
 };
 
-// y [n_stem, S] of a clip, the batch norm folded.
+// The stem of one clip, its batch norm folded: y [n_stem, S] from x [n_in, T].
 template <typename Factor>
 inline void evaluate_stem(EncoderWorkspace<Factor> const& work, float const* x, float* y, float* scratch) {
     StemShape const& s = work.stem;
@@ -63,7 +64,7 @@ template <typename Factor>
 inline void fold_stem(EncoderEvaluate const& call, EncoderWorkspace<Factor> const& work) {
     BatchNorm const& norm = call.stem_norm;
     for (Index block = 0; block * ROWS < call.n_stem; ++block) {
-        double scale[ROWS];  // no memory is asked for here, on a thread that may not throw
+        double scale[ROWS];  // on the stack: inside a parallel region nothing may throw
         for (Index o = block * ROWS; o < least((block + 1) * ROWS, call.n_stem); ++o) {
             double const factor = factor_of(norm.gamma[o], norm.variance[o], norm.eps);
             double const offset = static_cast<double>(call.stem_bias[o]) - static_cast<double>(norm.mean[o]);

@@ -1,6 +1,6 @@
-// Whole blocks of periods by their spectra, part of filter_row.h under the same rules: included once per instruction
-// set, inside that namespace. sleepfm_fast/filtering/period_blocks.py derives what is computed here and makes the
-// tables.
+// Outputs by blocks of 32 periods: transforms of the samples over periods, two real matrix products at each of 16
+// frequencies, transforms back. sleepfm_fast/filtering/period_blocks.py derives this and makes the tables. Part of
+// filter_row.h, under the same rules: included once for each instruction set, in its namespace.
 #pragma once
 
 #include <string.h>
@@ -16,7 +16,8 @@ namespace {
 
 // ---- transforms of 32 real sequences values at the frequencies 2 pi (2 l + 1/2) / 32 --------------------------------
 
-// With z_j = (x_j - i x_(j+16)) exp(-i pi j / 32) they are the complex transform of 16 values z.
+// These are the complex transform of the 16 values z_j = (x_j - i x_(j+16)) exp(-i pi j / 32): twist_* are cosine and
+// sine of pi j / 32. half_step_* are those of half of frequency l, pi (2 l + 1/2) / 32.
 constexpr float twist_cos[frequencies] = {
     1.000000000f, 0.995184727f, 0.980785280f, 0.956940336f, 0.923879533f, 0.881921264f, 0.831469612f, 0.773010453f,
     0.707106781f, 0.634393284f, 0.555570233f, 0.471396737f, 0.382683432f, 0.290284677f, 0.195090322f, 0.098017140f};
@@ -35,11 +36,12 @@ struct Complex {
     Vector re, im;
 };
 
+// z times cosine + i sine.
 SLEEPFM_INLINE Complex turned(Complex z, float cosine, float sine) {
     return {z.re * cosine - z.im * sine, z.re * sine + z.im * cosine};
 }
 
-// Four values in place, direction -1 or +1: z_k = sum_j z_j exp(direction 2 pi i j k / 4).
+// In place, with direction -1 or +1: z_k = sum over j < 4 of z_j exp(direction 2 pi i j k / 4).
 template <int direction>
 SLEEPFM_INLINE void transform4(Complex (&z)[4]) {
     Complex const even{z[0].re + z[2].re, z[0].im + z[2].im}, rest{z[0].re - z[2].re, z[0].im - z[2].im};
@@ -52,7 +54,7 @@ SLEEPFM_INLINE void transform4(Complex (&z)[4]) {
     z[3] = {rest.re - re, rest.im - im};
 }
 
-// exp(direction 2 pi i n / 16) for n = b c, both below 4.
+// z times exp(direction 2 pi i n / 16), for n = b c with b and c below 4.
 template <int direction>
 SLEEPFM_INLINE Complex turned16(Complex z, int n) {
     constexpr float c1 = 0.923879533f, s1 = 0.382683432f, half = 0.707106781f;
@@ -61,7 +63,8 @@ SLEEPFM_INLINE Complex turned16(Complex z, int n) {
     return n == 0 ? z : turned(z, cosines[n], static_cast<float>(direction) * sines[n]);
 }
 
-// A vector of sequences, value j at x[j * step]; put(l, value at frequency l).
+// Transforms the sequences in the lanes of a vector, whose values j are at x[j step]; calls put(l, value) for frequency
+// l. 16 = 4 x 4.
 template <typename Put>
 SLEEPFM_INLINE void transform(float const* x, std::int64_t step, Put put) {
     Complex part[4][4];
@@ -90,8 +93,8 @@ SLEEPFM_INLINE void transform(float const* x, std::int64_t step, Put put) {
     }
 }
 
-// Back, sixteen times too large, from frequency l at re[l * step] and im[l * step]: put(j, values j and j + 16), as
-// real and negative imaginary part.
+// Transforms back from the values at re[l step] and im[l step]; calls put(j, z) with 16 times value j in the real part
+// of z and -16 times value j + 16 in its imaginary part. (The tables have the factor 1 / 16.)
 template <typename Put>
 SLEEPFM_INLINE void transform_back(float const* re, float const* im, std::int64_t step, Put put) {
     Complex part[4][4];
@@ -131,9 +134,10 @@ SLEEPFM_INLINE Vector reversed(Vector v) {
 #endif
 }
 
-// The spectra of a block's samples, as sums s and differences d of those r before and r after the middle of a period,
-// to its two columns: (Re s, Im d), (Im s, -Re d). x: the middle of the first period; up to a vector's length beyond
-// the periods is read, up to a vector's length on either side of a column written. before: [16][2][a vector]
+// The spectra of a block's samples to its two columns at every frequency: of the samples r before and r after the
+// middle of a period, the sums s and differences d, as (Re s, Im d) and (Im s, -Re d). x: the middle of the first
+// period. Reads up to a vector's length beyond the periods, and writes up to a vector's length beyond a column on
+// either side.
 inline void make_columns(BlockShape const& shape, float const* x, float* before, float* column) {
     std::int64_t const D = shape.samples, next_frequency = shape.columns_of_frequency(), next_column = shape.column();
     for (std::int64_t r = 0; r < shape.sums(); r += SLEEPFM_LANES) {
@@ -141,7 +145,7 @@ inline void make_columns(BlockShape const& shape, float const* x, float* before,
             store(before + (2 * l) * SLEEPFM_LANES, z.re);
             store(before + (2 * l + 1) * SLEEPFM_LANES, z.im);
         });
-        // s_0 last, d_0 (nothing) in its place first: what is written last stays.
+        // s_0 and d_0, which is 0, have the same place; sums are written last, and stay.
         float *const sums = column + (shape.sums() - SLEEPFM_LANES - r), *const differences =
                                                                              column + shape.sums() - 1 + r;
         transform(x + r, D, [&](int l, Complex after) SLEEPFM_INLINE_LAMBDA {
@@ -153,7 +157,9 @@ inline void make_columns(BlockShape const& shape, float const* x, float* before,
             store(sums + at + next_column, im + reversed(after.im));
         });
     }
-    if (D % 2 == 0) {  // half a period before and after are one sequence, half a step away
+    // For even D, the samples half a period before the middle and half a period after it are one sequence, which half a
+    // step of phase makes its own mirror image.
+    if (D % 2 == 0) {
         std::int64_t const lane = SLEEPFM_LANES - 1 - (shape.sums() - 1) % SLEEPFM_LANES;
         for (int l = 0; l < frequencies; ++l) {
             float const re = before[2 * l * SLEEPFM_LANES + lane], im = before[(2 * l + 1) * SLEEPFM_LANES + lane];
@@ -164,14 +170,14 @@ inline void make_columns(BlockShape const& shape, float const* x, float* before,
     }
 }
 
-// The products of a block's two columns, [16][U] each, to `n_periods` times U outputs. U is `outputs_known`, so that
-// addresses are constants, or shape.outputs where that is 0.
+// From the products of a block's two columns, [16][U] each, to the outputs of n_periods periods, [n_periods][U]. U is
+// outputs_known, which makes addresses constants, or, if that is 0, shape.outputs.
 template <std::int64_t outputs_known>
 inline void unfold(BlockShape const& shape, float const* re, float const* im, std::int64_t n_periods, float* halves,
                    float* y) {
     std::int64_t const U = outputs_known != 0 ? outputs_known : shape.outputs, half = U / 2;
     for (std::int64_t l = 0; l < half; l += SLEEPFM_LANES) {
-        // Half differences are i times what the products are.
+        // Half differences are i times the products: real and imaginary part change places.
         transform_back(re + half + l, im + half + l, U, [halves](int j, Complex z) SLEEPFM_INLINE_LAMBDA {
             store(halves + j * SLEEPFM_LANES, -z.im);
             store(halves + (j + 16) * SLEEPFM_LANES, -z.re);
@@ -198,14 +204,15 @@ inline void unfold(BlockShape const& shape, float const* re, float const* im, st
 
 // ---- blocks ---------------------------------------------------------------------------------------------------------
 
-// With registers enough a number of a column is loaded once for two groups of lanes, each of which is a vector.
+// With enough registers, a number of a column is loaded once for two groups of outputs, each of them a vector.
 #if SLEEPFM_LANES == 16
 constexpr int groups_together = 2, most_columns = 12;
 #else
 constexpr int groups_together = 1, most_columns = most_groups;
 #endif
 
-// i in [0, up) with i down = phase (mod up): the output of a period at which a clip of this phase begins.
+// The i in [0, up) with i down = phase (mod up): the place in its period of the first output of a clip of this phase,
+// where place 0 lies on a sample.
 std::int64_t output_of_phase(FilterRow const& f, std::int64_t phase) {
     // Extended Euclid: inverse * down = 1 (mod up).
     std::int64_t a = f.up, b = f.down % f.up, inverse = 0, next = 1;
@@ -220,14 +227,15 @@ std::int64_t output_of_phase(FilterRow const& f, std::int64_t phase) {
     return phase * (inverse < 0 ? inverse + f.up : inverse) % f.up;
 }
 
-// First output of a period p, counted as the row's outputs are. Output k of the row's grid, on which output 0 meets a
-// sample, is place k + U / 2 - 1 of period 0.
+// What to add to an output's number in the row so that periods of blocks begin at multiples of U. Counted from an
+// output that lies on a sample (output_of_phase), output k has place k + U / 2 - 1 in period 0, so that its mirror
+// images lie around the period's middle.
 inline std::int64_t grid_shift(FilterJob const& job, BlockShape const& shape) {
     return output_of_phase(job.filter, job.row.phase) + shape.outputs / 2 - 1;
 }
 
-// How many of the outputs, from the first, are for blocks: a last block that is less than half full is no less work in
-// groups.
+// How many of the outputs, from the first on, are computed in blocks. A last block that would be less than half full is
+// left to groups of outputs, which are then less work.
 inline std::int64_t outputs_in_blocks(FilterJob const& job, Span outputs) {
     if (job.filter.block_offset == 0) {
         return 0;
@@ -244,9 +252,9 @@ inline std::int64_t outputs_in_blocks(FilterJob const& job, Span outputs) {
     return n_periods > rest ? end - outputs.begin : 0;
 }
 
-// The outputs, in blocks of as many periods as are right after a cyclic convolution. x[0 .. n_samples) is what outputs
-// use: beyond it lie zeros, so that an output's rounding never depends on more.
-// y has a period's room on either side.
+// Computes outputs in blocks of shape.periods periods. x[0 .. n_samples), from segment sample x_index on, is all that
+// the outputs use; where a block's window reaches beyond it, zeros are put there, so that an output's rounding does not
+// depend on what lies there. y has a period's room on either side.
 void resample_by_block(FilterJob const& job, Span outputs, float const* x, std::int64_t x_index, std::int64_t n_samples,
                        float* y) {
     FilterRow const& f = job.filter;
@@ -292,7 +300,8 @@ void resample_by_block(FilterJob const& job, Span outputs, float const* x, std::
                     [to, stride = shape.spectrum()](std::int64_t i, int v, Vector sums)
                         SLEEPFM_INLINE_LAMBDA { store(to + i * stride + v * SLEEPFM_LANES, sums); });
             }
-            // The output half a period away: -i exp(i w / 2) times the product, as it is then taken for a difference.
+            // The output half a period away is its own mirror image after half a step, and lies in the differences'
+            // place: it becomes -i exp(i w / 2) times the product, since unfold multiplies differences by i.
             float const c = half_step_cos[l], s = half_step_sin[l];
             for (std::int64_t b = 0; b < n_blocks; ++b) {
                 float *const re = of_frequency + 2 * b * shape.spectrum() + U / 2, *const im = re + shape.spectrum();

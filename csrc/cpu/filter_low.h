@@ -1,5 +1,5 @@
-// The low branch of a high-pass, part of filter_row.h under the same rules: included once per instruction set, inside
-// that namespace. Decimation, a low-pass at the low rate, interpolation; what it gives is subtracted.
+// The low branch of a high-pass: decimation, a low-pass at the low rate, interpolation; the result is subtracted from
+// the samples. Part of filter_row.h, under the same rules: included once for each instruction set, in its namespace.
 #pragma once
 
 #include <string.h>
@@ -13,9 +13,10 @@ namespace sleepfm::cpu::SLEEPFM_ISA {
 
 namespace {
 
-// y[m] = sum_t x[m step + t] taps[t], in parts of `step` samples: every part is loaded once and meets all rows of taps,
-// in as many outputs. rows: [n_parts][padded_taps(step)], the taps with zeros behind each row. Few enough taps, of a
-// step of n_vectors, stay in registers; n_vectors 0: any step.
+// y[m] = sum over t of x[m step + t] taps[t]. Samples are taken in parts of `step`; a part is loaded once and
+// multiplied by all rows of taps, each for another of n_parts outputs that overlap there, whose sums move on by one
+// after each part. rows [n_parts][padded_taps(step)]: the taps cut to parts, each filled up with zeros. n_vectors:
+// vectors of a part, few enough that the taps stay in registers; 0: any step.
 template <int n_parts, int n_vectors>
 void decimate_by_parts(std::int64_t n, float const* x, std::int64_t step, float const* rows, float* y) {
     std::int64_t const stride = padded_taps(step);
@@ -26,7 +27,7 @@ void decimate_by_parts(std::int64_t n, float const* x, std::int64_t step, float 
             taps[v][p] = load(rows + p * stride + v * SLEEPFM_LANES);
         }
     }
-    Vector sums[n_parts] = {};  // of the outputs that begin with the last part, with the one before ..
+    Vector sums[n_parts] = {};  // sums[p]: the output that began p parts ago
     auto const add_part = [&](std::int64_t part) SLEEPFM_INLINE_LAMBDA {
 #pragma GCC unroll 8
         for (int p = n_parts - 1; p > 0; --p) {
@@ -92,13 +93,13 @@ void decimate_by_parts(std::int64_t n, float const* x, std::int64_t step, float 
     decimate_by_parts<n_parts, 0>(n, x, step, rows, y);
 }
 
-// The decimated samples [0, n); x is what the first tap of the first one meets, rows the scratch of the plan.
+// Decimated samples [0, n) to y. x: the sample for the first tap of the first one; rows: scratch (TilePlan::rows).
 void decimate(FilterJob const& job, std::int64_t n, float const* x, float* rows, float* y) {
     FilterRow const& f = job.filter;
     float const* const taps = job.taps + f.decimator_offset;
     std::int64_t const n_taps = 2 * f.decimator_half + 1, step = f.decimation;
     std::int64_t const n_parts = (n_taps + step - 1) / step;
-    if (n_parts == 6 || n_parts == 7) {  // as designs have them that decimate
+    if (n_parts == 6 || n_parts == 7) {  // as all designs with a low branch have
         std::int64_t const stride = padded_taps(step);
         fill_zeros(rows, n_parts * stride);
         for (std::int64_t p = 0; p < n_parts; ++p) {
@@ -117,12 +118,13 @@ void decimate(FilterJob const& job, std::int64_t n, float const* x, float* rows,
     }
 }
 
-// n_columns columns of vectors of periods side by side: `from` and `to` at the first of them, low at its first tap.
+// A "period" is the `step` native samples from one decimated sample to the next. to = from - interpolated for n_columns
+// vectors of n_periods periods, whose first one begins at `from`, `to` and at its first tap in `low`.
 template <int n_periods, int n_columns, int n_taps>
 SLEEPFM_INLINE void subtract_columns(std::int64_t step, Vector const (&taps)[n_columns][n_taps], float const* low,
                                      float const* from, float* to) {
     Vector sums[n_columns][n_periods] = {};
-    // A number of the low branch is loaded once for all the sums that it meets.
+    // A decimated sample is loaded once for all sums that it is in.
 #pragma GCC unroll 16
     for (int k = 0; k < n_periods + n_taps - 1; ++k) {
         float const value = low[k];
@@ -136,7 +138,8 @@ SLEEPFM_INLINE void subtract_columns(std::int64_t step, Vector const (&taps)[n_c
             }
         }
     }
-    // The last column goes first: what it has too many is overwritten by the next period's first one.
+    // From the last column to the first: what a last one has beyond its period lies where the next period begins, and
+    // is overwritten by that period's first column.
 #pragma GCC unroll 2
     for (int c = n_columns - 1; c >= 0; --c) {
 #pragma GCC unroll 4
@@ -168,8 +171,8 @@ void subtract_columns(std::int64_t n, std::int64_t step, float const* low, float
     }
 }
 
-// to = from - interpolated over the columns [0, stride) of n periods of `step` samples, of which a period's last ones
-// may be the next period's first. low: [n + n_taps - 1], taps: [n_taps][stride].
+// to = from - interpolated over n periods of `step` samples. low [n + n_taps - 1]: decimated samples; taps
+// [n_taps][stride]: stride is `step` rounded up, and the results beyond a period are overwritten by the next one's.
 template <int n_taps>
 void subtract_interpolated(std::int64_t n, std::int64_t step, float const* low, float const* taps, std::int64_t stride,
                            float const* from, float* to) {
@@ -179,14 +182,14 @@ void subtract_interpolated(std::int64_t n, std::int64_t step, float const* low, 
         return;
     }
 #endif
-    // The last columns go first, as above.
+    // From the last columns to the first, as above.
     for (std::int64_t c = stride - SLEEPFM_LANES; c >= 0; c -= SLEEPFM_LANES) {
         subtract_columns<1, n_taps>(n, step, low, taps + c, stride, from + c, to + c);
     }
 }
 
-// clean = x - low branch over `main` (segment indices). x[0] is segment sample native.begin, clean[0] main.begin;
-// clean has group_margin(f) floats of room on either side.
+// clean = x - low branch over the samples `main`. x[0] is segment sample native.begin, clean[0] segment sample
+// main.begin; clean has group_margin(f) floats of room on either side, of which whole periods take some.
 void subtract_low(FilterJob const& job, Span main, Span native, float const* x, float* clean) {
     FilterRow const& f = job.filter;
     float* const decimated = job.scratch + job.plan.samples;

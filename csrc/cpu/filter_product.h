@@ -1,4 +1,4 @@
-// The multiply-adds of filter_row.h, under the same rules: included once per instruction set, inside that namespace.
+// The multiply-adds of filter_row.h, under the same rules: included once for each instruction set, in its namespace.
 #pragma once
 
 #include <string.h>
@@ -16,7 +16,7 @@ namespace sleepfm::cpu::SLEEPFM_ISA {
 
 namespace {
 
-// Calls with vectors as arguments would go through memory.
+// Arguments that are vectors would pass through memory in a call; such functions are always inlined.
 #define SLEEPFM_INLINE_LAMBDA __attribute__((always_inline))
 #define SLEEPFM_INLINE inline SLEEPFM_INLINE_LAMBDA
 
@@ -38,11 +38,11 @@ inline void fill_zeros(float* to, std::int64_t n) {
 
 // ---- groups of outputs ----------------------------------------------------------------------------------------------
 
-// A group is filter_group outputs that lie side by side in vectors. Every tap meets one sample, which all outputs of
-// the group share; several groups whose samples lie `step` apart share the taps, one load for all of them.
+// A group is filter_group outputs that lie side by side in vectors. A row of taps, one for each output of the group, is
+// multiplied by one sample, broadcast. Several groups, whose samples lie `step` apart, share each load of taps.
 constexpr int vectors = static_cast<int>(filter_group) / SLEEPFM_LANES;
-// Sums that stay in registers: 16 of 32 with AVX-512 (whose multiply-add takes the sample from memory), 24 of 32 on
-// ARM, 12 of 16 with AVX2, 8 of 16 where products need a register of their own.
+// The most groups whose sums stay in registers. These take 16 of 32 with AVX-512 (whose multiply-add broadcasts the
+// sample from memory), 24 of 32 on ARM, 12 of 16 with AVX2, and 8 of 16 where products need a register of their own.
 #if SLEEPFM_LANES == 16
 constexpr int most_groups = 16;
 #elif SLEEPFM_LANES == 8 || defined(__aarch64__)
@@ -50,22 +50,25 @@ constexpr int most_groups = 6;
 #else
 constexpr int most_groups = 2;
 #endif
-// Longer sums are made of parts: their rounding error stays that of short ones.
+// Longer sums are made of parts, so that their rounding error is little more than that of short ones.
 constexpr std::int64_t most_taps_in_a_sum = 512;
 
 template <int n_groups, int n_vectors>
 using Sums = Vector[n_groups][n_vectors];
 
-// Keeps the compiler from expressing a value by others, which would take a register for each of up to 16 addresses.
+// Makes a value opaque to the compiler. Else it would compute the addresses of up to 16 groups ahead, and keep each in
+// a register of its own.
 template <typename T>
 inline void hide(T& value) {
     asm("" : "+r"(value));
 }
 
+// sums[i][v] += taps of vector v times the sample of group i, over n_taps rows of taps. Group i's samples begin at
+// x + i step; vectors of taps lie `apart`, rows `stride`.
 template <int n_groups, int n_vectors>
 SLEEPFM_INLINE void multiply_add(float const* x, std::int64_t step, float const* taps, std::int64_t apart,
                                  std::int64_t stride, std::int64_t n_taps, Sums<n_groups, n_vectors>& sums) {
-    // Addresses of eight groups from four registers, as base + index * 1, 2, 4 or 8.
+    // The addresses of eight groups need only four index registers: an address may be base + index * 1, 2, 4 or 8.
     std::int64_t s1 = step * static_cast<std::int64_t>(sizeof(float)), s3 = 3 * s1, s5 = 5 * s1, s7 = 7 * s1;
     char const* low = reinterpret_cast<char const*>(x);
     char const* high = low + (n_groups > 8 ? 8 * s1 : 0);
@@ -74,7 +77,7 @@ SLEEPFM_INLINE void multiply_add(float const* x, std::int64_t step, float const*
     hide(s5);
     hide(s7);
     hide(high);
-    do {  // n_taps >= 1: a loop that may not run would keep the sums in memory
+    do {  // n_taps >= 1. If the loop could be skipped, the compiler would keep the sums in memory.
         Vector tap[n_vectors];
         for (int v = 0; v < n_vectors; ++v) {
             tap[v] = load(taps + v * apart);
@@ -95,8 +98,9 @@ SLEEPFM_INLINE void multiply_add(float const* x, std::int64_t step, float const*
     } while (--n_taps > 0);
 }
 
-// What a product goes through: taps [n_taps][.. stride ..], of which a row's vectors lie `apart`, meet samples in runs,
-// run r of them beginning run_step r samples after x; the next group begins `step` samples later.
+// The operands of a product: taps [n_taps][stride], vectors of a row `apart` floats from each other; samples from x on
+// for the first group, `step` samples later for each next one. Taps are taken in runs of `run`; run r is multiplied by
+// the samples from x + r run_step on.
 struct Operands {
     float const* x;
     std::int64_t step;
@@ -104,6 +108,7 @@ struct Operands {
     std::int64_t apart, stride, n_taps, run, run_step;
 };
 
+// Consecutive samples, whose runs only divide long sums.
 inline Operands one_run(float const* x, std::int64_t step, float const* taps, std::int64_t stride,
                         std::int64_t n_taps) {
     std::int64_t const run = n_taps <= most_taps_in_a_sum ? n_taps : most_taps_in_a_sum / 2;
@@ -121,7 +126,7 @@ SLEEPFM_INLINE void put_all(Sums<n_groups, n_vectors> const& sums, Put put) {
     }
 }
 
-// Sums of n_groups groups: put(group, vector, sums).
+// Computes n_groups groups and calls put(group, vector, sums) for every vector.
 template <int n_groups, int n_vectors = vectors, typename Put>
 SLEEPFM_INLINE void product(Operands const& a, Put put) {
     float const *x = a.x, *taps = a.taps;
@@ -149,7 +154,7 @@ SLEEPFM_INLINE void product(Operands const& a, Put put) {
     put_all<n_groups, n_vectors>(total, put);
 }
 
-// A product of a number of groups, 1 to n_groups, that the compiler does not know.
+// The same for n groups, 1 <= n <= n_groups, where n is not known to the compiler.
 template <int n_groups, int n_vectors, typename Put>
 SLEEPFM_INLINE void product_of(std::int64_t n, Operands const& a, Put put) {
     if (n == n_groups) {
@@ -159,8 +164,8 @@ SLEEPFM_INLINE void product_of(std::int64_t n, Operands const& a, Put put) {
     }
 }
 
-// Any number of groups, first to last: put(group, vector, sums). As few parts as registers allow, of nearly equal size:
-// a small one would wait for its own sums.
+// The same for any number of groups, from the first to the last, in as few parts as registers allow and of nearly equal
+// size: with few sums, each multiply-add would have to wait for the one before it.
 template <int most = most_groups, int n_vectors = vectors, typename Put>
 SLEEPFM_INLINE void products(std::int64_t n, Operands a, Put put) {
     std::int64_t begin = 0;
@@ -177,7 +182,7 @@ SLEEPFM_INLINE void products(std::int64_t n, Operands a, Put put) {
 
 #if defined(__x86_64__)
 
-// The lanes of v folded onto four.
+// Adds the lanes of v up to four.
 inline __m128 fold(Vector v) {
 #if SLEEPFM_LANES == 16
     __m512 const wide = (__m512)v;
@@ -191,7 +196,7 @@ inline __m128 fold(Vector v) {
 #endif
 }
 
-// Four sums at once: a transposition with additions.
+// out[i] = the sum of the lanes of the i-th vector: a transposition with additions in between.
 inline void sum4(Vector va, Vector vb, Vector vc, Vector vd, float* out) {
     __m128 const a = fold(va), b = fold(vb), c = fold(vc), d = fold(vd);
     __m128 const ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
@@ -219,7 +224,7 @@ inline void sum4(Vector a, Vector b, Vector c, Vector d, float* out) {
 
 #endif
 
-// out[i] = sum_t x[i * step + t] * taps[t] for n <= 4 outputs; n_taps is a multiple of filter_tap_padding.
+// out[i] = sum over t of x[i step + t] taps[t] for n <= 4 outputs; n_taps is a multiple of filter_tap_padding.
 inline void dot4(std::int64_t n, float const* x, std::int64_t step, float const* taps, std::int64_t n_taps,
                  float* out) {
     float const* const x1 = x + (n > 1 ? step : 0);

@@ -31,12 +31,12 @@ RowFunction row_function() {
     return &cpu::portable::filter_row;
 }
 
-// 128 KiB of outputs: long enough that the samples which neighbouring tiles both load cost little.
+// The largest tile has 128 KiB of outputs, long enough that the samples which neighbouring tiles both load cost little.
 constexpr std::int64_t most_tile_outputs = 32768, fewest_tile_outputs = 2048;
-constexpr std::int64_t tile_floats_wanted = 3 * 65536;
+constexpr std::int64_t tile_floats_wanted = 3 * 65536;  // 768 KiB, within a second cache
 
-// A result beyond any third cache's share of a core: it goes past the caches, which saves reading it before it is
-// written.
+// A result larger than this, which exceeds any third cache's share of a core, is written past the caches. That saves
+// reading each line before it is written.
 constexpr std::size_t streamed_above_bytes = std::size_t{64} << 20;
 
 cpu::TilePlan plan_of(FilterRow const& f, std::int64_t n) {
@@ -49,10 +49,11 @@ cpu::TilePlan plan_of(FilterRow const& f, std::int64_t n) {
         std::int64_t const n_low = n_main / f.decimation + 2 + f.interpolator_taps;
         std::int64_t const n_decimated = n_low + 2 * f.low_half;
         plan.samples = std::max(n_main, (n_decimated - 1) * f.decimation + 2 * f.decimator_half + 1);
-        // The main filter's samples may lie to one side of what the decimator needs.
+        // Native samples are both the main filter's and the decimator's, which may begin up to a decimated sample
+        // apart.
         plan.samples += f.decimation;
         plan.low = n_low + padding;
-        plan.rows = 7 * padded_taps(f.decimation);  // decimate
+        plan.rows = 7 * padded_taps(f.decimation);  // at most seven parts: see decimate
         plan.decimated = n_decimated + padding;
         plan.clean = n_main + 2 * margin + padding;
     }
@@ -75,7 +76,9 @@ cpu::TilePlan tile_plan(FilterRow const& f, std::int64_t n_out) {
         n = std::max(n / 2, fewest_tile_outputs);
         plan = plan_of(f, n);
     }
-    if (n < n_out && f.block_offset != 0) {  // whole strips of blocks; the first and the last period share one
+    // Several tiles: each a whole number of strips of blocks. One period less, since the first and the last period of a
+    // tile are parts of one.
+    if (n < n_out && f.block_offset != 0) {
         cpu::BlockShape const shape(f);
         std::int64_t const strip = shape.strip * shape.periods * shape.outputs;
         plan = plan_of(f, std::max(n / strip, std::int64_t{1}) * strip - shape.outputs);
@@ -83,7 +86,7 @@ cpu::TilePlan tile_plan(FilterRow const& f, std::int64_t n_out) {
     return plan;
 }
 
-// True if the tables for groups lie inside taps[n_taps].
+// True if the tables for groups and for blocks lie inside taps[n_taps] and their sizes are possible.
 bool check_groups(FilterRow const& f, std::int64_t n_taps) {
     constexpr std::int64_t largest = std::int64_t{1} << 31;
     bool good = true;
@@ -174,7 +177,7 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
 #if !defined(_OPENMP)
     n_threads = 1;
 #endif
-    // Memory is taken before the threads start: nothing inside them can throw.
+    // All memory is taken before the threads start, since nothing may throw inside them.
     std::int64_t const per_thread = (n_scratch + n_whole + 15) / 16 * 16;
     constexpr std::size_t line = 64;
     std::unique_ptr<float[]> const memory(new float[static_cast<std::size_t>(per_thread * n_threads) + line / 4]);

@@ -1,6 +1,12 @@
-// The body of filter_row, included once per instruction set with SLEEPFM_ISA (namespace) and SLEEPFM_LANES (floats in a
-// register) defined. Everything here is in that namespace or static and nothing of the standard library is
-// instantiated: the linker must never pick a copy compiled for a newer processor for general use.
+// filter_row: one (clip, channel) from integers to normalised outputs. Samples become floats relative to an integer
+// near their mean (so that float32 loses nothing to a large offset), the low branch is subtracted, and the main filter
+// gives the outputs in one of three ways: blocks of periods by their spectra (filter_block.h), groups of 16 outputs, or
+// outputs one by one (both by filter_product.h). A row is filtered in tiles; one that is normalised is kept until the
+// statistics of the whole are known.
+//
+// Included once for each instruction set, with SLEEPFM_ISA (the namespace) and SLEEPFM_LANES (floats in a register)
+// defined. Everything is in that namespace or static, and no template of the standard library is instantiated: of equal
+// functions the linker keeps one for all, perhaps one compiled for a newer processor.
 #include <math.h>
 #include <string.h>
 
@@ -15,11 +21,13 @@ namespace sleepfm::cpu::SLEEPFM_ISA {
 
 namespace {
 
+// What samples are measured from.
 struct Reference {
-    std::int64_t value;        // integer near the mean of the samples in use: what the floats are relative to
-    double largest_deviation;  // from it
+    std::int64_t value;        // an integer near the mean of the samples in use
+    double largest_deviation;  // of a sample in use from it, in digital steps
 };
 
+// Least, largest and sum of samples.
 template <typename Raw>
 struct Extent {
     Raw low, high;
@@ -28,7 +36,7 @@ struct Extent {
 
 template <typename Raw>
 void extend(Extent<Raw>& all, Raw const* x, std::int64_t n) {
-    // Pieces that stay in the first cache; 32 bits hold the sum of 65,536 int16 samples.
+    // In pieces that stay in the first cache between the two loops; 32 bits hold the sum of 65,536 int16 samples.
     constexpr std::int64_t piece = 8192;
     for (std::int64_t i = 0; i < n; i += piece) {
         std::int64_t const last = n - i < piece ? n : i + piece;
@@ -51,17 +59,17 @@ void extend(Extent<Raw>& all, Raw const* x, std::int64_t n) {
 }
 
 #if SLEEPFM_LANES == 16
-// In one pass; the compiler makes two of the above, and one of them widens every sample.
+// In one pass. Of the above the compiler makes two, in one of which it widens every sample.
 template <>
 void extend(Extent<std::int16_t>& all, std::int16_t const* x, std::int64_t n) {
-    constexpr std::int64_t together = 32, piece = 65536;  // sums of 4,096 samples a lane
+    constexpr std::int64_t together = 32, piece = 65536;  // a 32-bit lane holds the sum of 4,096 samples
     __m512i const ones = _mm512_set1_epi16(1);
     __m512i low = _mm512_set1_epi16(all.low), high = _mm512_set1_epi16(all.high);
     for (std::int64_t i = 0; i < n; i += piece) {
         std::int64_t const last = n - i < piece ? n : i + piece;
         __m512i sums = _mm512_setzero_si512();
         for (std::int64_t j = i; j < last; j += together) {
-            // What lies behind the last sample adds nothing, and is the lowest so far.
+            // Lanes behind the last sample add 0, and repeat the lowest so far.
             __mmask32 const there = last - j < together ? (__mmask32{1} << (last - j)) - 1 : ~__mmask32{0};
             sums = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maskz_loadu_epi16(there, x + j), ones));
             __m512i const some = _mm512_mask_loadu_epi16(low, there, x + j);
@@ -82,7 +90,8 @@ void extend(Extent<std::int16_t>& all, std::int16_t const* x, std::int64_t n) {
 }
 #endif
 
-// Over the samples of the window that `needed` holds; an edge sample stands in for what lies outside, so there is one.
+// Of the samples that the outputs depend on, `needed`, cut to the window (at least one of its samples, which repeats
+// outside it).
 template <typename Raw>
 Reference find_reference(FilterJob const& job, Span needed) {
     std::int64_t const start = job.row.start, end = start + job.row.length;
@@ -98,7 +107,7 @@ Reference find_reference(FilterJob const& job, Span needed) {
     return {value, below > above ? below : above};
 }
 
-// x[i] = sample span.begin + i, relative to the reference; the window's edge samples repeat outside it.
+// x[i] = sample span.begin + i less the reference; beyond the window its first or last sample repeats.
 template <typename Raw>
 void load_samples(FilterJob const& job, std::int64_t reference, Span span, float* x) {
     std::int64_t const start = job.row.start, end = start + job.row.length;
@@ -127,7 +136,8 @@ void load_samples(FilterJob const& job, std::int64_t reference, Span span, float
     }
 }
 
-// Outputs n, n + up, n + 2 up ... share a row of taps, `down` samples apart.
+// Outputs one by one, four at a time. Outputs n, n + up, n + 2 up, ... share a row of taps and lie `down` samples
+// apart. x[0] is segment sample x_index.
 void resample_by_row(FilterJob const& job, Span outputs, float const* x, std::int64_t x_index, float* y) {
     FilterRow const& f = job.filter;
     std::int64_t const n = outputs.end - outputs.begin;
@@ -146,21 +156,23 @@ void resample_by_row(FilterJob const& job, Span outputs, float const* x, std::in
     }
 }
 
-// Outputs in groups of filter_group. A group, the same place in every period, shares its taps between periods.
-// x lies between group_margin(f) zeros on either side.
+// Outputs in groups of filter_group, which lie side by side in vectors. The groups at the same place of all periods
+// share their taps and are computed together. x[0] is segment sample x_index, and group_margin(f) zeros lie on either
+// side.
 void resample_by_group(FilterJob const& job, Span outputs, float const* x, std::int64_t x_index, float* y) {
     FilterRow const& f = job.filter;
     std::int64_t const shift = output_of_phase(f, job.row.phase);
     std::int64_t const begin = outputs.begin + shift, end = outputs.end + shift;
     std::int64_t const period = f.group_repeats * f.up, step = f.group_repeats * f.down;
     float const* const first = x + (job.row.first - shift * f.down / f.up - f.main_left - x_index);
-    // The last group of a period may be part padding, which the group after it overwrites: so it goes first.
+    // The last group of a period may end in padding, whose results lie where the next period's first group belongs.
+    // Groups are therefore computed from the last to the first.
     for (std::int64_t g = (period - 1) / filter_group; g >= 0; --g) {
-        std::int64_t const at = g * filter_group;  // in the period
+        std::int64_t const at = g * filter_group;  // place of the group's first output in the period
         std::int64_t const n = period - at < filter_group ? period - at : filter_group;
         std::int64_t const q = at * f.down / f.up;
         float const* const taps = job.taps + f.group_offset + g * f.group_taps * filter_group;
-        // Periods in which the group holds outputs at all, and those in which nothing but outputs.
+        // The periods in which the group has any wanted output, and those in which it has only wanted ones.
         std::int64_t const some_begin = floor_divide(begin - at - n, period) + 1;
         std::int64_t const some_end = floor_divide(end - at - 1, period) + 1;
         std::int64_t all_begin = -floor_divide(at - begin, period), all_end = floor_divide(end - at - n, period) + 1;
@@ -192,7 +204,7 @@ void resample_by_group(FilterJob const& job, Span outputs, float const* x, std::
     }
 }
 
-// Outputs [outputs.begin, outputs.end) to y.
+// Filters outputs [outputs.begin, outputs.end) to y.
 void filter_tile(FilterJob const& job, std::int64_t reference, Span outputs, float* y) {
     FilterRow const& f = job.filter;
     Span const main = main_span(f, job.row, outputs.begin, outputs.end);
@@ -227,7 +239,7 @@ void filter_tile(FilterJob const& job, std::int64_t reference, Span outputs, flo
     }
 }
 
-// out[begin + i] = a y[i] + b for i < n; y may be where out is.
+// out[begin + i] = a y[i] + b for i < n, rounded to the outputs' type; y may be the same memory as out.
 void write(FilterJob const& job, std::int64_t begin, float const* y, std::int64_t n, float a, float b) {
     if (job.out_dtype == DType::f32) {
         float* const out = static_cast<float*>(job.out) + begin;
@@ -245,7 +257,7 @@ void write(FilterJob const& job, std::int64_t begin, float const* y, std::int64_
                 _mm256_stream_ps(out + i, (__m256)v);
 #endif
             }
-            _mm_sfence();  // before another thread reads the result
+            _mm_sfence();  // streamed stores are not ordered with later ones; another thread will read the result
         }
 #endif
         for (; i < n; ++i) {
@@ -272,21 +284,22 @@ void filter_row(FilterJob const& job) {
     Span const needed = needed_span(f, job.row, 0, job.n_out);
     Reference const reference =
         job.raw_bytes == 2 ? find_reference<std::int16_t>(job, needed) : find_reference<std::int32_t>(job, needed);
-    // A block of periods may write a period too many on either side.
+    // Blocks of periods write whole periods, and thus up to a period beyond the outputs on either side.
     float* const filtered = job.scratch + (job.plan.floats() - job.plan.filtered) + f.block_repeats * f.up;
     double const gain = job.calibration[0], offset = job.calibration[1];
     double const center = job.calibration[2], scale = job.calibration[3];
     bool const normalised = job.normalise != Normalise::none && f.step == 0;
     bool const one_tile = job.n_out <= job.plan.outputs;
-    // A normalised row is kept until its statistics are known.
+    // Where a normalised row is kept until its statistics are known.
     float* const kept = !normalised || one_tile       ? filtered
                         : job.out_dtype == DType::f32 ? static_cast<float*>(job.out)
                                                       : job.whole;
     double a = gain * scale;
-    // The low branch takes the constant away exactly, as a main filter of dc = 0 does.
+    // Filtering removes a constant if the main filter has no gain at 0 Hz, or if the low branch is subtracted; the
+    // reference and the offset then have no part in the outputs.
     double const constant = f.dc != 0 && f.decimation == 0 ? gain * static_cast<double>(reference.value) + offset : 0;
     double b = (constant - center) * scale;
-    Moments moments;  // about 0, of each tile while it is in the cache
+    Moments moments;  // about 0, summed up tile by tile while each is in the cache
     for (std::int64_t n = 0; n < job.n_out; n += job.plan.outputs) {
         std::int64_t const end = job.n_out - n < job.plan.outputs ? job.n_out : n + job.plan.outputs;
         filter_tile(job, reference.value, {n, end}, filtered);

@@ -1,5 +1,5 @@
-// Statistics of a filtered row for its normalisation. Part of filter_row.h, under the same rules: included once per
-// instruction set, inside that namespace.
+// Statistics of a filtered row for its normalisation: mean and deviation, median and quartiles. Part of filter_row.h,
+// under the same rules: included once for each instruction set, in its namespace.
 #pragma once
 
 #include <math.h>
@@ -17,7 +17,7 @@ struct Location {
     double center, deviation;
 };
 
-// Sum and sum of squares of y - shift: single precision over at most `run` values a lane, double precision beyond.
+// Sums of y - shift and of its square: in float32 over at most `run` values in a lane, in float64 beyond.
 struct Moments {
     double sum = 0, squares = 0;
 
@@ -55,7 +55,7 @@ struct Moments {
     using Half = float __attribute__((vector_size(SLEEPFM_LANES / 2 * sizeof(float))));
     using Doubles = double __attribute__((vector_size(SLEEPFM_LANES / 2 * sizeof(double))));
 
-    // Both halves of v, added in double precision.
+    // The two halves of v, added in float64.
     static Doubles folded(Vector v) {
         Half halves[2];
         memcpy(halves, &v, sizeof halves);
@@ -63,8 +63,9 @@ struct Moments {
     }
 };
 
-// Of n values y from their moments about 0. These suffice where the mean is no larger than the deviation, as it mostly
-// is of a filtered channel: at most one bit of the variance cancels. Else a second pass is relative to the mean.
+// Mean and deviation of the n values y, whose moments about 0 are known. Where the mean is no larger than the
+// deviation, as it mostly is in a filtered channel, these suffice: at most one bit of the variance is lost to
+// cancellation. Else a second pass takes the moments about the mean.
 Location mean_and_deviation(Moments const& about_zero, float const* y, std::int64_t n) {
     double const count = static_cast<double>(n);
     double const mean = about_zero.sum / count, mean_square = about_zero.squares / count;
@@ -79,16 +80,16 @@ Location mean_and_deviation(Moments const& about_zero, float const* y, std::int6
     return {static_cast<double>(shift) + rest, variance > 0 ? sqrt(variance) : 0.0};
 }
 
-// Unsigned integers in the order of the floats.
+// An unsigned integer for each float, in the same order.
 inline std::uint32_t order_key(float value) {
     std::uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return bits ^ (static_cast<std::uint32_t>(-static_cast<std::int32_t>(bits >> 31)) | 0x80000000u);
 }
 
-// Order statistics of a row by radix selection. The first digit of the key (sign, exponent and two bits of the
-// fraction) is counted once for all ranks; the few values that share it with the one looked for are selected bit by
-// bit.
+// Order statistics of a row by radix selection on order_key. The first digit of the key (sign, exponent and two bits of
+// the fraction) is counted once for all ranks; among the few values that share the digit of the wanted one, the
+// remaining bits are decided one by one.
 struct OrderStatistics {
     static constexpr int bins = 2048, shift = 21;
 
@@ -99,7 +100,7 @@ struct OrderStatistics {
 
     OrderStatistics(float const* row, std::int64_t size, std::uint32_t* scratch)
         : y(row), n(size), candidates(scratch) {
-        // Neighbours often share a digit: several counters, so that they do not wait for each other.
+        // Neighbouring values often share a digit. They count in different tables, so as not to wait for each other.
         std::uint32_t count[4][bins] = {};
         std::int64_t i = 0;
         for (; i + 4 <= n; i += 4) {
@@ -126,7 +127,8 @@ struct OrderStatistics {
         return below;
     }
 
-    // The values that `rank` and rank + 1 others precede; the first one twice at the end of the row.
+    // The values of rank `rank` and rank + 1 (from 0) in the sorted row; where the first one is the last, both are the
+    // same.
     void neighbours(std::int64_t rank, double& first, double& second) {
         std::uint32_t const digit = digit_of(rank);
         std::int64_t m = 0, i = 0;
@@ -147,7 +149,7 @@ struct OrderStatistics {
             candidates[m] = key;
             m += (key >> shift) == digit;
         }
-        std::uint32_t next = 0xffffffffu;  // the smallest key of a higher digit
+        std::uint32_t next = 0xffffffffu;  // the smallest key of a higher digit, needed if `rank` is its digit's last
         if (rank + 1 == up_to[digit]) {
             for (i = 0; i < n; ++i) {
                 std::uint32_t const key = order_key(y[i]);
@@ -160,10 +162,11 @@ struct OrderStatistics {
         second = rank + 1 < n ? value_of(next) : first;
     }
 
-    // The key that `rank` of the m candidates precede; `next` becomes the one after it.
+    // The key of rank `rank` among the m candidates, which are permuted; `next` becomes the key after it, if it is
+    // here.
     std::uint32_t select(std::int64_t rank, std::int64_t m, std::uint32_t& next) {
         for (int bit = shift - 1; bit >= 0 && m > 1; --bit) {
-            // Those without the bit to the front, those with it to the back of what they leave.
+            // Candidates without the bit go to the front, those with it to the back.
             std::int64_t zeros = 0, end = m;
             for (std::int64_t i = 0; i < end;) {
                 std::uint32_t const key = candidates[i];
@@ -187,7 +190,7 @@ struct OrderStatistics {
                 m -= zeros;
             }
         }
-        // All that are left are equal.
+        // All candidates that are left are equal.
         std::uint32_t const key = candidates[0];
         next = rank + 1 < m ? key : next;
         return key;
@@ -212,7 +215,7 @@ struct OrderStatistics {
     }
 };
 
-// Median, and the interquartile range over that of a standard normal distribution. scratch: [n].
+// The median, and the interquartile range in units of that of a standard normal distribution, 1.349. scratch: [n].
 Location median_and_deviation(float const* y, std::int64_t n, std::uint32_t* scratch) {
     OrderStatistics row(y, n, scratch);
     double const low = row.quantile(0.25), median = row.quantile(0.5), high = row.quantile(0.75);

@@ -1,6 +1,6 @@
-// The MBConv block of the encoder on the CPU: 1x1 expansion, batch norm, ReLU6, depthwise convolution of 3, batch norm,
-// ReLU6, 1x1 projection; forward, evaluation and backward. And the whole encoder in evaluation. Products have factors
-// of float32 or of bfloat16, and sums of float32.
+// The MBConv block of the encoder on the CPU (forward and backward of training, evaluation), and the whole encoder in
+// evaluation. The contracts are those of params.h; these functions check the arguments and call the kernels of the best
+// instruction set. Matrix products have float32 or bfloat16 factors and float32 sums.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace sleepfm {
 
-// Refuse (std::invalid_argument) what the kernels do not cover; otherwise run on shape.n_threads threads. The results
+// Throw std::invalid_argument for what the kernels do not cover; otherwise run on shape.n_threads threads. The results
 // are the same bits for every number of threads.
 void mbconv_forward(MBConvForward const& call);
 void mbconv_evaluate(MBConvEvaluate const& call);
@@ -17,12 +17,12 @@ void mbconv_backward(MBConvBackward const& call);
 
 void encoder_evaluate(EncoderEvaluate const& call);
 
-// For forward or backward of a training; for evaluation.
+// Bytes of workspace: for forward or backward in training, for a block's evaluation, for an encoder's.
 std::int64_t mbconv_workspace_bytes(MBConvShape const& shape, bool backward);
 std::int64_t mbconv_evaluate_workspace_bytes(MBConvShape const& shape);
 std::int64_t encoder_workspace_bytes(EncoderEvaluate const& call);
 
-// One instruction set's code.
+// The kernels of one instruction set.
 struct MBConvKernels {
     void (*forward)(MBConvForward const&);
     void (*evaluate)(MBConvEvaluate const&);
@@ -46,7 +46,7 @@ namespace avx512 {
 MBConvKernels mbconv_kernels();
 MBConvKernels mbconv_bf16_kernels();
 }  // namespace avx512
-namespace avx512_bf16 {  // with instructions for products of bfloat16
+namespace avx512_bf16 {  // AVX-512 with instructions for products of bfloat16
 MBConvKernels mbconv_bf16_kernels();
 }
 #endif

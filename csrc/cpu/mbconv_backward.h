@@ -1,9 +1,10 @@
-// Backward of an MBConv block in training. With u the input of a ReLU6 and c_hat the normalised activation, a batch
-// norm over n values a channel gives
-//   dc = gamma / sigma (g - mean(g) - c_hat mean(g c_hat)),   g = dloss/du,   dgamma = sum g c_hat,   dbeta = sum g.
-// The second batch norm's g1 therefore waits for sums over the batch. The first one's does not: its dc meets nothing
-// but the expansion, which is linear, so dx and dw1 are made from g0 as it comes and corrected by terms of the narrow
-// input alone (docs/kernels/encoder-blocks.md).
+// Backward of an MBConv block in training. With c the input of a batch norm, c_hat the normalised c, u = gamma c_hat +
+// beta the input of the ReLU6 behind it, and g = dloss/du (g0 for the first batch norm, g1 for the second),
+//   dc = gamma / sigma (g - mean(g) - c_hat mean(g c_hat)),   dgamma = sum g c_hat,   dbeta = sum g.
+// So dc2 has to wait for sums of g1 over the batch, and g1 is written to memory. dc1 does not: it goes through the
+// expansion only, which is linear, so that dx and dw1 are made from g0 at once, and corrected at the end by terms of
+// the narrow input alone (docs/kernels/encoder-blocks.md). The passes over a clip are in mbconv_clip_backward.h; here
+// are the parallel loops, with a barrier after each, and the sums over clips between them.
 #pragma once
 
 #include "cpu/mbconv_clip_backward.h"
@@ -12,8 +13,8 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// to[k] = sum over the groups of [groups][size] at `from`, in float64; n a multiple of LANES. A stretch of one group at
-// a time: the same place of all groups may be the same place of the first cache.
+// to[k] = sum over groups of from[group][k], k < n, in float64; from is [groups][size], n a multiple of LANES. A
+// stretch of each group at a time, since the same place of all groups may fall on the same set of the first cache.
 inline void sum_groups(float const* from, Index groups, Index size, Index n, float* to) {
     constexpr Index SPAN = 256;
     alignas(64) double sums[SPAN];
@@ -40,7 +41,7 @@ struct Backward : ClipBackward<Factor> {
     using Clip::inverse, Clip::mean0, Clip::mean1, Clip::s, Clip::variance0, Clip::variance1, Clip::w, Clip::work;
     using typename Clip::Scratch;
 
-    // Work shared by a team of threads.
+    // Called by all threads of the team, who share the work.
     void pack_weights() const {
         SLEEPFM_OMP(omp for schedule(static))
         for (Index block = 0; block < width_padded / ROWS; ++block) {
@@ -59,7 +60,8 @@ struct Backward : ClipBackward<Factor> {
         }
     }
 
-    // From the five sums of a channel over the batch: its gradients, and what its first batch norm's gives to dx, dw1.
+    // From the five sums of a channel over the batch: its gradients, and what corrects dx and dw1 for the first batch
+    // norm.
     void correct_channel(Index c, double const* sums, Strips const& inputs) const {
         call.dbeta0[c] = static_cast<float>(sums[0]);
         call.dgamma0[c] = static_cast<float>(sums[1]);

@@ -1,5 +1,5 @@
-// One instruction set's table of the kernels whose products have bfloat16 factors; included with SLEEPFM_ISA
-// (namespace) and SLEEPFM_LANES (floats in a register).
+// Collects the kernels of one instruction set whose products have bfloat16 factors; included once for each, with
+// SLEEPFM_ISA (the namespace) and SLEEPFM_LANES (floats in a register) defined.
 #include "cpu/encoder_evaluate.h"
 #include "cpu/mbconv.h"
 #include "cpu/mbconv_backward.h"

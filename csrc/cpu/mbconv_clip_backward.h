@@ -1,5 +1,6 @@
-// What one clip gives to the gradients of an MBConv block: the passes over its wide activations. The sums over the
-// batch between them are in mbconv_backward.h, which also has the equations.
+// What one clip contributes to the gradients of an MBConv block, in three passes: project (from dy to g1), expand (from
+// g1 to g0, dx and dw1) and correct (the first batch norm's part of dx). Only the first two go through wide
+// activations. mbconv_backward.h has the equations and what happens between the passes.
 #pragma once
 
 #include "cpu/mbconv_batch_norm.h"
@@ -9,7 +10,7 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// Where the vectors of a backward tile lie in a panel.
+// Where the vectors of a backward tile, of at most 24, lie in a panel of n_k rows: Strips::place without divisions.
 struct Places {
     Index start[24], step[24];
 
@@ -49,36 +50,37 @@ struct ClipBackward {
     Wide const* const c2 = static_cast<Wide const*>(call.c2);
     Wide* const g1 = static_cast<Wide*>(call.g1);
 
+    // A thread's scratch.
     struct Scratch {
-        float* lanes;
-        Wide* panel;     // width rows of samples
-        Factor* wide;    // the same as factors of a sum over channels; in the panel itself where that is the same
-        Factor* narrow;  // n_in or n_out factors
-        float* result;
-        Factor* transposed;
-        float *rows, *d;
+        float* lanes;        // [width, 2 or 5, LANES] sums of a channel over a clip, by lane
+        Wide* panel;         // width rows of samples: for sums over samples
+        Factor* wide;        // the same as factors: for sums over channels. With float32 it is the panel itself
+        Factor* narrow;      // panel of n_in or n_out factors
+        float* result;       // [n_in, ld]
+        Factor* transposed;  // [ld, n_in or n_out] the narrow panel transposed
+        float *rows, *d;     // [ROWS, ld]; a row of dc2, with one sample before it and some after
     };
 
     Scratch scratch() const {
         Index const widest = round_up(most(n_in, n_out), ROWS);
         Scratch t;
-        t.lanes = work.thread + thread_number() * work.per_thread;  // [width, 5, LANES]
-        float* const panel = t.lanes + 5 * LANES * width_padded;  // [width, ld]: rows of samples, then factors of pairs
+        t.lanes = work.thread + thread_number() * work.per_thread;
+        float* const panel = t.lanes + 5 * LANES * width_padded;  // [width, ld]; for pairs in halves: panel, wide
         t.panel = reinterpret_cast<Wide*>(panel);
         t.wide = reinterpret_cast<Factor*>(FactorOf<Factor>::DEPTH == 1 ? panel : panel + width_padded * ld / 2);
-        float* const narrow = panel + width_padded * ld;  // [n_in or n_out, ld]
+        float* const narrow = panel + width_padded * ld;
         t.narrow = reinterpret_cast<Factor*>(narrow);
-        t.result = narrow + widest * ld;                   // [n_in, ld]
-        float* const transposed = t.result + widest * ld;  // [ld, n_in or n_out]
+        t.result = narrow + widest * ld;
+        float* const transposed = t.result + widest * ld;
         t.transposed = reinterpret_cast<Factor*>(transposed);
-        t.rows = transposed + ld * most(ld_in, ld_out);  // [ROWS, ld]
-        t.d = t.rows + ROWS * ld + LANES;                // one sample before, some after
+        t.rows = transposed + ld * most(ld_in, ld_out);
+        t.d = t.rows + ROWS * ld + LANES;
         return t;
     }
 
     double inverse(double variance) const { return 1.0 / sqrt(variance + call.eps); }
 
-    // Rows of the wide panel beyond the last channel, of a block of ROWS channels.
+    // Zeros to the wide panel's rows beyond the last channel, in the block of ROWS channels from `block` on.
     void clear_padding(Scratch const& t, Strips const& strips, Index block) const {
         for (Index c = width; c < block + ROWS; ++c) {
             for (Index v = 0; v < strips.n_vectors; ++v) {
@@ -87,7 +89,8 @@ struct ClipBackward {
         }
     }
 
-    // g1 and what the projection saw, for C vectors of a channel.
+    // For C vectors of channel c, samples from `at` on, whose gradients behind the second ReLU6 are `vectors`: writes
+    // g1, adds to its sums, and puts the ReLU6's output, the projection's input, into the panel.
     template <typename Extent, int C>
     void project_rows(Scratch const& t, Strips const& strips, Index c, Index at, Vector const (&vectors)[C], Index n,
                       Wide const* clip_c2, Wide* clip_g1) const {
@@ -111,7 +114,8 @@ struct ClipBackward {
         store(lanes + LANES, load(lanes + LANES) + product);
     }
 
-    // g1, its sums and the projection's gradient (transposed) from one clip, the first that dw is made of or not.
+    // The first pass over clip b: g1, its sums, and the projection's gradient, transposed, added to dw (or written, if
+    // `first`).
     void project(Scratch const& t, Index b, bool first, float* dw) const {
         memset(t.lanes, 0, static_cast<std::size_t>(2 * width * LANES) * sizeof(float));
         float const* const dy = call.dy + b * n_out * S;
@@ -156,7 +160,7 @@ struct ClipBackward {
         }
     }
 
-    // dc2 of a channel of a tile, from one sample before it to a vector after it.
+    // dc2 of channel c of a tile to t.d, from one sample before the tile to a vector after it; zero outside the clip.
     void gradient_of_c2(Scratch const& t, Columns const& at, Index b, Index c) const {
         BatchNormGradient const to_c2 = reinterpret_cast<BatchNormGradient const*>(work.batch_norm)[c];
         Wide const* const row = c2 + (b * width + c) * S + at.first;
@@ -173,7 +177,7 @@ struct ClipBackward {
         for (; i <= end; i += LANES) {
             store(d + i, to_c2(load(gradient + i), load(row + i)));
         }
-        // The neighbour after the last vector too: h is zero there, but zero times the NaN that memory may hold is NaN.
+        // A vector beyond the tile's last one too: h is zero there, but memory may hold NaN, and 0 * NaN is NaN.
         for (; i <= at.offset; i += LANES) {
             store(d + i,
                   i < left
@@ -182,8 +186,8 @@ struct ClipBackward {
         }
     }
 
-    // g0 of one channel of a tile, into the panel, from v, what the first batch norm saw, less its mean: of the even
-    // samples and of the odd ones where the stride is 2.
+    // g0 of channel c of a tile, to the panel, and its five sums: of g0, of g0 v, and the gradients of the taps. v: c1
+    // less its mean, with stride 2 of even samples, and v_odd of odd ones. t.d: dc2.
     template <int STRIDE, typename Expanded>
     void channel(Scratch const& t, Columns const& at, Places const& places, Index c, Expanded const* v,
                  Expanded const* v_odd) const {
@@ -191,7 +195,7 @@ struct ClipBackward {
         float const a0 = w.wd[3 * c], a1 = w.wd[3 * c + 1], a2 = w.wd[3 * c + 2];
         float const* const d = t.d;
         Vector sum{}, product{}, tap0{}, tap1{}, tap2{};
-        // g0 of a vector and h, what the depthwise convolution saw.
+        // Puts g0 of a vector, from dh, into the panel, and returns h, the depthwise convolution's input.
         auto const through = [&](auto extent, Expanded const* from, Vector dh, Index n, Index column) {
             using Extent = decltype(extent);
             Vector const at_v = Extent::load(from, n);
@@ -245,7 +249,7 @@ struct ClipBackward {
         }
     }
 
-    // The panel's rows c and c + 1 as factors of a sum over channels.
+    // For pairs: the panel's rows c and c + 1, interleaved, become a row of `wide`.
     void pair_rows(Scratch const& t, Strips const& strips, Index c) const {
         if constexpr (FactorOf<Factor>::DEPTH == 2) {
             for (Index strip = 0; strip < strips.n_strips; ++strip) {
@@ -259,7 +263,8 @@ struct ClipBackward {
         }
     }
 
-    // g0 of one clip, its sums, and what it gives to dx and dw1.
+    // The second pass over clip b: g0, its sums, and its products with w1 (to dx) and with the input (added to dw, or
+    // written, if `first`), both still without the first batch norm's correction.
     void expand(Scratch const& t, Index b, bool first, float* dw) const {
         for (Index from = 0; from < S; from += tile) {
             Columns const at(s, from, tile);
@@ -303,7 +308,7 @@ struct ClipBackward {
         }
     }
 
-    // The batch norm's share of dx: square x (x - mean) + offset.
+    // The third pass over clip b: adds the first batch norm's part, square x (x - mean) + offset, and the residual's.
     void correct(Scratch const& t, Index b) const {
         Index const span = most(columns, LANES);
         for (Index t0 = 0; t0 < T; t0 += span) {

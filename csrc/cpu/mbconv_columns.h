@@ -1,6 +1,6 @@
-// Panels of samples: rows are channels, columns are the samples of a tile. A tile is a run of units; with stride 1 a
-// unit is a sample, with stride 2 a pair, and the even samples of all pairs come before the odd ones, so that the
-// depthwise convolution and its gradient read neighbours only.
+// From rows of a clip in memory to the columns of a tile's panel, and back; and transposes. A tile is a run of "units".
+// With stride 1 a unit is a sample. With stride 2 it is a pair of samples, and the even samples of all pairs come
+// before the odd ones, so that the depthwise convolution and its gradient read consecutive columns.
 #pragma once
 
 #include "cpu/mbconv_product.h"
@@ -14,7 +14,7 @@ inline Index samples_out(MBConvShape const& s) {
     return (s.n_samples - 1) / s.stride + 1;
 }
 
-// Floats of a panel's row: an odd number of vectors, so that rows do not meet in few sets of the cache.
+// Floats of a row of n: an odd number of vectors, so that rows do not fall on few sets of the cache.
 inline Index odd_vectors(Index n) {
     Index const vectors = (n + LANES - 1) / LANES;
     return (vectors + (vectors % 2 == 0)) * LANES;
@@ -38,10 +38,10 @@ inline void store_four(float* to, Four v) {
     memcpy(to, &v, sizeof v);
 }
 
-// A tile of a clip: units [first, first + n) of samples_out; columns [0, n) and, with stride 2, [offset, offset +
-// n_odd).
+// A tile of a clip: units [first, first + n) of samples_out. Its columns are [0, n) and, with stride 2, the odd samples
+// [offset, offset + n_odd); n_odd is n - 1 where a clip of odd length ends.
 struct Columns {
-    Index first, n, n_odd, offset, count;  // count: of all columns, whole vectors
+    Index first, n, n_odd, offset, count;  // count: all columns, whole vectors
     int stride;
 
     Columns(MBConvShape const& s, Index from, Index tile) : first(from), stride(s.stride) {
@@ -55,7 +55,8 @@ struct Columns {
 };
 
 #if SLEEPFM_LANES == 16 && defined(__AVX512F__)
-// Of two vectors, a after b: the even and the odd lanes; the lanes of both in turns, lower and upper half.
+// The chosen lanes of two vectors, those of a numbered 0 to 15, those of b 16 to 31. EVEN and ODD lanes; LOWER and
+// UPPER: half of each vector, interleaved.
 inline Vector chosen(std::int32_t const (&lanes)[16], Vector a, Vector b) {
     return _mm512_permutex2var_ps(a, _mm512_load_si512(lanes), b);
 }
@@ -65,7 +66,7 @@ alignas(64) constexpr std::int32_t LOWER[16] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 2
 alignas(64) constexpr std::int32_t UPPER[16] = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
 #endif
 
-// The n even and the n_odd odd samples of a row, less shift; zero where there is none, up to `padded` of each.
+// Separates the n even and the n_odd odd samples of a row, less `shift`; zeros from there to `padded` of each.
 inline void split_row(float const* row, Index n, Index n_odd, Index padded, float shift, float* even, float* odd) {
     Index const whole = n_odd / 4 * 4;
     Index t = 0;
@@ -87,8 +88,8 @@ inline void split_row(float const* row, Index n, Index n_odd, Index padded, floa
     }
 }
 
-// Factor k of a panel = rows[k] (of n_row samples) - centre[k]; zero where there is no sample. lines: scratch for one
-// or, of pairs, two rows.
+// Fills a tile's panel from n_k rows of n_row samples: factor k is row k less centre[k] (0 if centre is null); zero
+// where there is no sample. lines: scratch for one row or, for pairs, two.
 template <typename Factor>
 inline void fill_columns(Columns const& at, Strips const& strips, float const* rows, Index n_row, Index n_k,
                          float const* centre, float* lines, Factor* panel) {
@@ -127,8 +128,8 @@ inline void fill_columns(Columns const& at, Strips const& strips, float const* r
     }
 }
 
-// One vector of columns into a row of the clip that keeps this order: all even samples (n_even of them), all odd ones.
-// Gives what the row holds of it.
+// Stores one vector of a tile's columns, from t on, to a row of a clip that has all even samples (n_even of them)
+// before all odd ones, as c1 does. Returns the vector as the row holds it, rounded.
 template <typename Wide>
 inline Vector keep_column(Columns const& at, Wide* row, Index n_even, Index t, Vector v) {
     if (t < at.offset) {
@@ -138,7 +139,7 @@ inline Vector keep_column(Columns const& at, Wide* row, Index n_even, Index t, V
     return left > 0 ? keep<Part>(row + n_even + at.first + t - at.offset, v, left) : v;
 }
 
-// The same for several; whole vectors of one kind at once.
+// The same for C vectors; at once if all are whole and either even or odd.
 template <int C, typename Wide>
 inline void keep_columns(Columns const& at, Wide* row, Index n_even, Index t, Vector (&vectors)[C]) {
     bool const odd = t >= at.offset;
@@ -156,7 +157,7 @@ inline void keep_columns(Columns const& at, Wide* row, Index n_even, Index t, Ve
     }
 }
 
-// The other way: rows[k] = panel[k].
+// The other way: stores the tile's columns, panel [n_k][ld], to rows of n_row samples in their natural order.
 inline void spill_columns(Columns const& at, float const* panel, Index ld, Index n_k, Index n_row, float* rows) {
     for (Index k = 0; k < n_k; ++k) {
         float const* const in = panel + k * ld;
@@ -190,7 +191,7 @@ inline void spill_columns(Columns const& at, float const* panel, Index ld, Index
     }
 }
 
-// transposed[t][k] of rows [n_k][ld]; zero for n_k <= k < ldo.
+// transposed[t][k], t < n_t, from panel [n_k][ld]; zero for n_k <= k < ldo.
 inline void transpose_rows(float const* panel, Index ld, Index n_k, Index n_t, Index ldo, float* transposed) {
     Index const whole_k = n_k / 4 * 4, whole_t = n_t / 4 * 4;
     for (Index t = 0; t < whole_t; t += 4) {
@@ -214,8 +215,8 @@ inline void transpose_rows(float const* panel, Index ld, Index n_k, Index n_t, I
     }
 }
 
-// The same of pairs: transposed[t / 2][k] has the samples t and t + 1 of factor k, rows have the factors k and k + 1 of
-// sample t.
+// The same for pairs: a word of the panel has factors k and k + 1 of sample t, a word transposed[t / 2][k] samples t
+// and t + 1 of factor k.
 inline void transpose_rows(Pair const* panel, Index ld, Index n_k, Index n_t, Index ldo, Pair* transposed) {
     using FourWords = std::uint32_t __attribute__((vector_size(16)));
     using EightHalves = std::uint16_t __attribute__((vector_size(16)));
@@ -275,6 +276,7 @@ inline void transpose_rows(Pair const* panel, Index ld, Index n_k, Index n_t, In
     }
 }
 
+// transposed [words of columns][ldo] from a panel of n_k factors.
 template <typename Factor>
 inline void transpose_panel(Strips const& strips, Factor const* panel, Index n_k, Index ldo, Factor* transposed) {
     constexpr Index DEPTH = FactorOf<Factor>::DEPTH;

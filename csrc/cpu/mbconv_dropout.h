@@ -1,5 +1,6 @@
-// Dropout before the residual is added. What is dropped is a hash of seed, row and sample, so backward needs no mask
-// from forward and the choice does not depend on threads or instruction set.
+// Dropout of the projection, before the residual is added. Whether an element is dropped follows from a hash of seed,
+// row and sample, so that backward needs no mask from forward, and neither threads nor instruction sets change the
+// choice.
 #pragma once
 
 #include "cpu/mbconv_factors.h"
@@ -21,7 +22,7 @@ struct Dropout {
         scale = p >= 1.0 ? 0.0f : static_cast<float>(1.0 / (1.0 - p));
     }
 
-    // SplitMix64 (Steele, Lea and Flood) of the row's number: clip * n_out + channel.
+    // SplitMix64 (Steele, Lea and Flood) of the row's number, clip * n_out + channel.
     std::uint64_t key(Index row) const {
         std::uint64_t z = seed + 0x9e3779b97f4a7c15u * (static_cast<std::uint64_t>(row) + 1);
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -29,7 +30,8 @@ struct Dropout {
         return z ^ (z >> 31);
     }
 
-    // v, dropped or scaled, for the samples from t on: MurmurHash3's finalisers around the two halves of the key.
+    // v for the samples from t on of the row with this key, each dropped or scaled. Sample and lower half of the key go
+    // through MurmurHash3's finaliser, the result and the upper half through a shorter one.
     Vector operator()(Vector v, std::uint64_t row_key, Index t) const {
         if (!active) {
             return v;

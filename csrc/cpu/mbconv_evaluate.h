@@ -1,5 +1,6 @@
-// Evaluation of an MBConv block with running statistics: a tile of samples goes through all of it, and no wide
-// activation is written.
+// Evaluation of an MBConv block: its batch norms, with their running statistics, are folded into the weights; then a
+// tile of samples goes through expansion, depthwise convolution and projection, and no wide activation leaves the
+// second cache.
 #pragma once
 
 #include "cpu/mbconv_expand.h"
@@ -8,18 +9,18 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// Evaluation: the expanded tile stays in the second cache.
+// Samples of a tile: its input stays in the first cache, what the projection multiplies in the second.
 inline Index evaluation_tile(MBConvShape const& s) {
     return least(units(s, least(most(6144 / s.n_in, 16 * LANES), 24 * LANES)),
                  most(98304 / s.width / LANES, 1) * LANES);
 }
 
-// A batch norm with running statistics as a multiplication.
+// What a batch norm with running statistics multiplies its input by.
 inline double factor_of(float gamma, float variance, double eps) {
     return static_cast<double>(gamma) / sqrt(static_cast<double>(variance) + eps);
 }
 
-// ROWS rows of w [n_rows, n_k], times their scale, as `pack_block` lays them.
+// Packs block `block` of w [n_rows, n_k], each of its ROWS rows times its scale, as pack_block does.
 template <typename Factor>
 inline void pack_scaled(float const* w, double const* scale, Index n_rows, Index n_k, Index block, Factor* packed) {
     float const* const rows = w + block * ROWS * n_k;
@@ -28,16 +29,17 @@ inline void pack_scaled(float const* w, double const* scale, Index n_rows, Index
     });
 }
 
-// A block whose batch norms are folded: scale into the weights before them, the rest into the biases.
+// A block whose batch norms (its own two, and one after it) are folded: their factors into the weights before them, the
+// rest into the biases.
 template <typename Factor>
 struct FoldedBlock {
     static constexpr Index DEPTH = FactorOf<Factor>::DEPTH;
     MBConvShape s;
     MBConvResidual residual;
-    Factor *expand, *project;       // packed w1 [width / ROWS, n_in, ROWS], w3 [n_out / ROWS, width, ROWS]
-    float *taps, *shift0, *shift1;  // [width, 3], [width], [width]
-    float* bias;                    // [n_out]
-    Index n_scratch_floats;         // what a clip needs
+    Factor *expand, *project;       // w1 and w3, packed: [width / ROWS, n_in, ROWS], [n_out / ROWS, width, ROWS]
+    float *taps, *shift0, *shift1;  // [width, 3] taps; [width] what follows expansion and depthwise convolution
+    float* bias;                    // [n_out] what follows the projection
+    Index n_scratch_floats;         // scratch for one clip at a time
 
     FoldedBlock(MBConvShape const& shape, MBConvResidual const& add, Carver& carver) : s(shape), residual(add) {
         expand = carver.take<Factor>(round_up(s.width, ROWS) * words_of<Factor>(s.n_in));
@@ -54,7 +56,7 @@ struct FoldedBlock {
 
     Index n_parts() const { return (s.width + ROWS - 1) / ROWS + (s.n_out + ROWS - 1) / ROWS; }
 
-    // One of n_parts() independent parts of the weights: ROWS channels inside, or ROWS channels out.
+    // Folds one of n_parts() independent parts of the weights: ROWS channels inside, or ROWS channels out.
     void fold(MBConvEvaluate const& call, BatchNorm const& after, Index part) const {
         MBConvWeights const& w = call.weights;
         Index const n_inside = (s.width + ROWS - 1) / ROWS;
@@ -90,7 +92,7 @@ struct FoldedBlock {
         pack_scaled(w.w3, scale, s.n_out, s.width, part, project);
     }
 
-    // y [n_out, S] of x [n_in, T].
+    // One clip: y [n_out, S] from x [n_in, T].
     void evaluate(float const* x, float* y, float* scratch) const {
         Index const T = s.n_samples, S = samples_out(s), width = s.width, tile = evaluation_tile(s);
         Dropout const dropout(residual);

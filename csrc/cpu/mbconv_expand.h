@@ -1,5 +1,5 @@
-// Expansion and depthwise convolution of a clip, a tile and a few channels at a time, so that what lies between them
-// stays in the first cache; shared by training and evaluation.
+// Expansion and depthwise convolution of a clip, a tile of samples and ROWS channels at a time, so that what lies
+// between them stays in the first cache. Shared by training and evaluation.
 #pragma once
 
 #include "cpu/mbconv_dropout.h"
@@ -9,13 +9,15 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// The depthwise convolution needs a sample of the tile before and, with stride 1, one of the tile after: the last
-// samples of every channel are kept, and with stride 1 a tile gives the outputs that end one before its last sample.
+// What a channel hands on from a tile to the next one. The depthwise convolution needs the sample before a tile, and
+// with stride 1 the sample after it. With stride 1, a tile's last output is therefore left to the next tile, and its
+// last two samples are handed on; with stride 2, its last odd sample.
 struct Carry {
-    float last, before;
+    float last, before;  // the last sample, and (stride 1) the one before it
 };
 
-// The end of a block: bias, dropout and residual for C vectors of a row of the projection, from sample t on.
+// The end of a block: bias, dropout and residual for C vectors of a row of the projection, from sample t on. n: samples
+// that count; x and y: the row.
 template <int C>
 inline void finish_rows(MBConvResidual const& residual, Dropout const& dropout, Index row, float bias, Index t,
                         Vector const (&vectors)[C], Index n, float const* x, float* y) {
@@ -31,27 +33,28 @@ inline void finish_rows(MBConvResidual const& residual, Dropout const& dropout, 
     }
 }
 
-// How many outputs are done after a tile, of S.
+// How many of the S outputs are done after a tile.
 inline Index expand_end(Columns const& at, Index S) {
     Index const end = at.first + at.n;
     return at.stride == 1 && end < S ? end - 1 : end;
 }
 
-// What a depthwise convolution of 3 reads for its outputs of a tile.
+// The samples that a depthwise convolution of 3 multiplies by its taps: output t needs before[t], at[t] and after[t].
 struct Taps {
     float const *before, *at, *after;
 };
 
-// For every block of ROWS channels: activation(c, t, vectors) turns vectors of channel c, columns from t on, into what
-// the depthwise convolution reads; convolve(c, n, taps) gets, for as many channels from c on as are neighbours in a
-// word of the projection's factors, the three samples around each of n outputs, the first of which is the first that
-// was not done before. Where the last word has one channel too many, it is the one before again.
+// Goes through a tile, for every block of ROWS channels: expands it; calls activation(c, t, vectors), which turns
+// vectors of channel c, columns from t on, into the depthwise convolution's input; and calls convolve(c, n, taps) for
+// TOGETHER channels from c on (those that share a word of the projection's factors), for the n outputs that follow
+// those done before. If the last word has one channel too many, its taps repeat those of the channel before. x: the
+// tile's panel; rows: scratch [ROWS, ld_row].
 template <Index TOGETHER, typename Factor, typename Activation, typename Convolve>
 inline void expand_tile(MBConvShape const& s, Columns const& at, Strips const& strips, Factor const* packed,
                         Factor const* x, Carry* carry, float* rows, Activation activation, Convolve convolve) {
     static_assert(ROWS % TOGETHER == 0);
     Index const first = at.first == 0, last = at.first + at.n == samples_out(s);
-    Index const gap = 2 * LANES;  // room before every run of columns, for the samples before it
+    Index const gap = 2 * LANES;  // room before every run of columns, of which stride 2 has two, for earlier samples
     Index const ld_row = at.count + 2 * gap;
     for (Index block = 0; block < s.width; block += ROWS) {
         Index const n_rows = least(s.width - block, ROWS);

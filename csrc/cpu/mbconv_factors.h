@@ -1,7 +1,8 @@
-// What the products of an MBConv block multiply: float32, or bfloat16 in pairs that are neighbours in the sum, for
-// instructions that multiply two of them and add to a float32. Panels of pairs have half as many rows of as many
-// 32-bit words; what meets in a sum over samples has them side by side in a row. The wide activations that wait in
-// memory are of the factors' type.
+// The factors that an MBConv block's products multiply: float32, or bfloat16 in pairs. The two of a pair follow each
+// other in the sum, as instructions want them that multiply two pairs and add both products to a float32. In sums over
+// channels a pair is two channels, so that a panel has half as many rows of 32-bit words; in sums over samples it is
+// two neighbouring samples of a row. Wide activations in memory have the factors' type. Code for both is written once,
+// by FactorOf, WideOf, words_of, put and keep below.
 #pragma once
 
 #include "cpu/element.h"
@@ -15,10 +16,10 @@ struct Pair {
     BFloat16 first, second;
 };
 
-// Lanes as 32-bit and as 16-bit words.
+// A vector's lanes as 32-bit words, and half as many bits as 16-bit words.
 using Words = std::uint32_t __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
 using HalfWords = std::uint16_t __attribute__((vector_size(SLEEPFM_LANES * sizeof(std::uint16_t))));
-// What lies in memory as pairs or halves is read and written by these only, whatever lay there before.
+// Pairs and halves in memory are read and written through these types only, which may alias whatever was there before.
 typedef std::uint32_t UnalignedWords
     __attribute__((vector_size(SLEEPFM_LANES * sizeof(float)), aligned(alignof(std::uint16_t)), may_alias));
 typedef std::uint16_t UnalignedHalfWords
@@ -45,7 +46,7 @@ inline void store(Pair* to, Words pairs) {
     *reinterpret_cast<UnalignedWords*>(to) = pairs;
 }
 
-// One word in all lanes: of a packed matrix, or of a row's two samples.
+// One word in all lanes: of a packed matrix, or two neighbouring samples of a row.
 inline Vector spread(float const* from) {
     return splat(*from);
 }
@@ -58,7 +59,7 @@ inline Words spread(BFloat16 const* from) {
     return *reinterpret_cast<Word const*>(from) - Words{};
 }
 
-// The bits of bfloat16 in the upper half of every lane, to nearest even; NaN stays NaN. The lower halves are rubbish.
+// Rounds to bfloat16, to nearest even, in the upper half of every lane; NaN stays NaN. The lower halves are undefined.
 inline Words rounded(Vector v) {
     Words const bits = bits_of(v);
     Words const up = bits + 0x7fffu + ((bits >> 16) & 1u);
@@ -66,15 +67,15 @@ inline Words rounded(Vector v) {
 }
 
 #if SLEEPFM_LANES == 16 && defined(__AVX512BW__)
-// Halves of 0 .. 15 in the lower and of 16 .. 31 in the upper half of every lane.
+// A permutation of 32 halves: numbers 0 to 15 go to the lower halves of the lanes, 16 to 31 to the upper halves.
 alignas(64) constexpr std::uint16_t TURNS[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-// Halves of 0 .. 15 in the upper half of every lane.
+// Numbers 0 to 15 go to the upper halves of the lanes.
 alignas(64) constexpr std::uint16_t TURNS_UP[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
                                                     0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
 #endif
 
-// first and second of every lane.
+// A pair in every lane, rounded from `first` (lower half) and `second`.
 inline Words pairs_of(Vector first, Vector second) {
 #if defined(__AVX512BF16__)
     auto const both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
@@ -88,7 +89,7 @@ inline Vector add_product(Vector sum, Vector a, Vector b) {
     return sum + a * b;
 }
 
-// sum + first first + second second.
+// sum + (product of both firsts) + (product of both seconds).
 inline Vector add_product(Vector sum, Words a, Words b) {
 #if defined(__AVX512BF16__)
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
@@ -103,7 +104,7 @@ inline Vector add_product(Vector sum, Words a, Words b) {
 
 inline Vector widened(HalfWords v) {
 #if SLEEPFM_LANES == 16 && defined(__AVX512BW__)
-    // One permutation where the compiler takes an extension and a shift.
+    // One permutation, where the compiler would take an extension and a shift.
     __m512i const low = _mm512_castsi256_si512(reinterpret_cast<__m256i>(v));
     return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, _mm512_load_si512(TURNS_UP), low));
 #else
@@ -170,7 +171,7 @@ inline void store_first(BFloat16* to, Vector v, Index n) {
     store_first(to, narrowed(v), n);
 }
 
-// What two rows have in the same places, as pairs.
+// Pairs of what two rows have in the same places.
 inline Words woven(BFloat16 const* first, BFloat16 const* second) {
 #if SLEEPFM_LANES == 16 && defined(__AVX512BW__)
     __m512i const low = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<__m256i const*>(first)));
@@ -191,7 +192,8 @@ inline float value_of(BFloat16 x) {
     return widen(x);
 }
 
-// For loops of which all turns but the last meet whole vectors: of those, n is no matter.
+// How much of a vector counts. A loop takes Whole for all turns but its last, where n is ignored, and Part for the last
+// one, where the first n lanes count.
 struct Whole {
     template <typename T>
     static Vector load(T const* from, Index) {
@@ -218,7 +220,7 @@ struct Part {
 
 // ---- one code for both ----------------------------------------------------------------------------------------------
 
-// Wide: of what waits in memory, and of a row along whose samples is summed. DEPTH: neighbours in the sum in one word.
+// Wide: the type of wide activations in memory, and of rows that are summed along samples. DEPTH: factors in a word.
 template <typename Factor>
 struct FactorOf;
 
@@ -237,9 +239,9 @@ struct FactorOf<Pair> {
 template <typename Factor>
 using WideOf = typename FactorOf<Factor>::Wide;
 
-// What memory of that type holds of a vector. Whatever is made of a value that also waits in memory is made of this:
-// then the gradient is that of what forward computed, on either side of every kink, and a batch norm's sums are those
-// of what it finds.
+// A vector as memory of type Wide holds it, rounded. Everything that is computed from a value which is also stored is
+// computed from this: backward then sees each value on the same side of ReLU6's kinks as forward did, and a batch
+// norm's sums are of the values that it will normalise.
 template <typename Wide>
 inline Vector as_kept(Vector v);
 
@@ -253,7 +255,7 @@ inline Vector as_kept<BFloat16>(Vector v) {
     return widened(narrowed(v));
 }
 
-// Stores the first n lanes, and gives what memory holds of all.
+// Stores the first n lanes (Extent says whether n matters), and returns all lanes as memory holds them.
 template <typename Extent>
 inline Vector keep(float* to, Vector v, Index n) {
     Extent::store(to, v, n);
@@ -267,13 +269,13 @@ inline Vector keep(BFloat16* to, Vector v, Index n) {
     return widened(words);
 }
 
-// Words of n factors that are neighbours in a sum.
+// The words that n factors of one sum take.
 template <typename Factor>
 constexpr Index words_of(Index n) {
     return (n + FactorOf<Factor>::DEPTH - 1) / FactorOf<Factor>::DEPTH;
 }
 
-// A vector of words of the factors value(0) and, for pairs, value(1).
+// Stores a vector of words: the factors value(0) and, in pairs, value(1).
 template <typename Value>
 inline void put(float* to, Value value) {
     store(to, value(Index{0}));
@@ -284,7 +286,7 @@ inline void put(Pair* to, Value value) {
     store(to, pairs_of(value(Index{0}), value(Index{1})));
 }
 
-// The first N of them.
+// The same for its first N words.
 template <Index N, typename Value>
 inline void put_first(float* to, Value value) {
     Vector const v = value(Index{0});
@@ -297,7 +299,7 @@ inline void put_first(Pair* to, Value value) {
     memcpy(to, &words, static_cast<std::size_t>(N) * sizeof(Pair));
 }
 
-// A word of the factors value(0) and, for pairs, value(1).
+// The same for one word, from single values.
 template <typename Value>
 inline void put_word(float* to, Value value) {
     *to = value(Index{0});

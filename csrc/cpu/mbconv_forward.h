@@ -1,5 +1,8 @@
-// Forward of an MBConv block in training. The first batch norm's statistics follow from the moments of the input, since
-// the expansion is linear; the second's need the whole batch, so what it sees (c2) is written.
+// Forward of an MBConv block in training. The expansion is linear, so that the first batch norm's statistics follow
+// from the moments of the narrow input (mbconv_moments.h) before anything is expanded. The second batch norm's need the
+// whole batch, so that its input c2 is written and read again for the projection. The steps are parallel loops over
+// clips, groups of clips or channels, with barriers between them; the order of sums does not depend on the number of
+// threads.
 #pragma once
 
 #include "cpu/mbconv_expand.h"
@@ -9,14 +12,15 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// Sums of a channel of one clip around a pivot, the mean of its first tile. That is near enough: with n of N samples in
-// the first tile, the square of its distance from the clip's mean is at most N / n variances.
+// Sums of c2 - pivot and of its square for a channel of one clip, by lane. The pivot is the mean of the clip's first
+// tile. That is near enough for the variance not to cancel: with n of N samples in that tile, the square of its
+// distance from the clip's mean is at most N / n variances.
 struct PivotSums {
     float sum[LANES], squares[LANES];
 };
 
-// out[t] = bias + a x.before[t] + b x.at[t] + c x.after[t]; adds the outputs to the sums, and finds the pivot where it
-// is first.
+// out[t] = bias + taps[0] x.before[t] + taps[1] x.at[t] + taps[2] x.after[t] for n outputs, and their sums around the
+// pivot, which the first tile chooses. Sums are of the outputs as they are stored.
 template <typename Wide>
 inline void depthwise(Taps const& x, Index n, float const* taps, float bias, Wide* out, bool first, float& pivot,
                       PivotSums& sums) {
@@ -86,8 +90,8 @@ inline void forward(MBConvForward const& call) {
     Dropout const dropout(call.residual);
     double* const input_sums = work.sums + 2 * B * width;  // [B, n_in]
     Index const ldm = moments_width(n_in), n_moments = round_up(n_in, ROWS) * ldm;
-    double* const half = work.moments + groups * n_moments;  // [n_in, ld_in] upper triangle, half of its diagonal
-    double* const padded_mean = half + n_in * ld_in;         // [ld_in] of the input, zero beyond
+    double* const half = work.moments + groups * n_moments;  // [n_in, ld_in]: see quadratic_forms
+    double* const padded_mean = half + n_in * ld_in;         // [ld_in] the input's mean, zero beyond n_in
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
         float* const scratch = work.thread + thread_number() * work.per_thread;
         auto* const lanes = reinterpret_cast<PivotSums*>(scratch);                  // [width]
@@ -172,7 +176,7 @@ inline void forward(MBConvForward const& call) {
             double forms[4];
             quadratic_forms(n_rows, n_in, half, ld_in, wide, forms);
             for (Index r = 0; r < n_rows; ++r) {
-                // Written so that NaN stays NaN.
+                // In this form NaN stays NaN.
                 variance0[4 * block + r] = forms[r] < 0.0 ? 0.0 : forms[r] / static_cast<double>(B * T);
             }
         }

@@ -1,7 +1,8 @@
-// Second moments of a block's input, from which the variance of its expansion follows: w C w for every channel. Where
-// the input's channels go together (an artefact in all leads) and w takes the difference, what is left is a small part
-// of C; hence float64. Of pairs they are those of the rounded input, as the expansion is of that: products are exact in
-// float32 and summed over at most MOMENT_SPAN samples in it, which is less than what rounding the input does to C.
+// Second moments of a block's input, C = sum of x x^T with x less its mean, from which the variance of each channel of
+// the expansion follows: w C w / n. In float64: where the input's channels go together (an artefact in all leads) and w
+// takes their difference, what is left is a small part of C. With bfloat16 factors they are the moments of the rounded
+// input, which is what the expansion multiplies; products of two bfloat16 are exact in float32, and float32 sums over
+// at most MOMENT_SPAN samples do less to C than the rounding of the input does.
 #pragma once
 
 #include <type_traits>
@@ -12,7 +13,8 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// out [ROWS][ldm] += sum_t at[t][0..ROWS) x at[t][columns ..), a register block of 3 vectors; at [n_t][ldm].
+// out [ROWS][ldm] += sum over t < n_t of rows[t][i] columns[t][j], i < ROWS, a register block 3 vectors wide; rows and
+// columns are places in the same [n_t][ldm].
 [[gnu::noinline]] void add_moments_block(Index n_t, double const* rows, double const* columns, Index ldm, double* out) {
     Doubles sum[ROWS][3];
 #pragma GCC unroll 8
@@ -46,7 +48,7 @@ namespace {
     }
 }
 
-// The same of the rows' and the columns' pairs, C vectors wide: at [words of samples][ldm].
+// The same for pairs of samples, C vectors wide: rows and columns are places in the same [words of samples][ldm].
 template <int C>
 [[gnu::noinline]] void add_moments_block(Index n_words, Pair const* rows, Pair const* columns, Index ldm, double* out) {
     Vector sum[ROWS][C] = {};
@@ -78,8 +80,8 @@ template <int C>
     }
 }
 
-// products[i][k] += sum_t x[i][t] x[k][t] for k >= i, over one clip, x centred; rows of moments_width(n_in). Of float64
-// what lies transposed is widened first.
+// products[i][k] += sum over t of x[i][t] x[k][t] for k >= i (and for some k < i), over one clip, x less centre. Rows
+// of products are moments_width(n_in) long.
 template <typename Factor>
 inline void add_moments(MBConvShape const& s, float const* x, float const* centre, float* scratch, double* products) {
     Index const n_in = s.n_in, ldm = moments_width(n_in);
@@ -117,12 +119,12 @@ inline void add_moments(MBConvShape const& s, float const* x, float const* centr
     }
 }
 
-// 2 sum_ik w[i] half[i][k] w[k] for n_rows rows of w [n_rows][ld]; half: see below, nothing before k = i / LANES *
-// LANES.
+// forms[r] = 2 sum over i, k of w[r][i] half[i][k] w[r][k] for n_rows <= 4 rows of w [4][ld], which is w C w: half
+// [n][ld] is C's upper triangle with half of its diagonal. Elements below the diagonal must be zero.
 [[gnu::noinline]] void quadratic_forms(Index n_rows, Index n, double const* half, Index ld, double const* w,
                                        double* forms) {
     Doubles sum[4] = {};
-    // Two rows of the matrix meet each load of w; one where it has an odd number, at its end.
+    // Two rows of the matrix share each load of w; a last odd one is alone.
     auto const add_rows = [&](auto count, Index i) {
         constexpr int N = decltype(count)::value;
         Doubles row[N][4] = {};

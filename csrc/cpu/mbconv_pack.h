@@ -1,5 +1,5 @@
-// Weights as the products read them: blocks of ROWS rows of a matrix, each [words of n_k][ROWS], zero beyond the
-// matrix's rows.
+// Packs weights as the products of mbconv_product.h read them: blocks of ROWS rows of a matrix, each block
+// [words of n_k][ROWS], zero beyond the matrix's last row. A word is a float32 or two bfloat16 (mbconv_factors.h).
 #pragma once
 
 #include "cpu/mbconv_columns.h"
@@ -8,11 +8,11 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// A block of which vector(row, k) gives rows row .. of column k in its lanes, and zero beyond the matrix.
+// Packs one block. vector(row, k) has rows row, row + 1, ... of column k in its lanes, zero beyond the matrix.
 template <typename Factor, typename Columns>
 inline void pack_vectors(Index n_k, Factor* packed, Columns vector) {
     constexpr Index DEPTH = FactorOf<Factor>::DEPTH;
-    constexpr Index N = ROWS < LANES ? ROWS : LANES;  // ROWS, or half of them where a vector has less
+    constexpr Index N = ROWS < LANES ? ROWS : LANES;  // ROWS, or half of them where a vector has fewer lanes
     for (Index k = 0; k < n_k; k += DEPTH) {
         for (Index row = 0; row < ROWS; row += N) {
             put_first<N>(packed + k / DEPTH * ROWS + row, [&](Index i) { return vector(row, k + i); });
@@ -20,7 +20,7 @@ inline void pack_vectors(Index n_k, Factor* packed, Columns vector) {
     }
 }
 
-// A block of which element(r, k) is one.
+// Packs one block of the matrix whose elements are element(r, k).
 template <typename Factor, typename Element>
 inline void pack_elements(Index n_rows, Index n_k, Factor* packed, Element element) {
     pack_vectors(n_k, packed, [&](Index row, Index k) {
@@ -32,7 +32,8 @@ inline void pack_elements(Index n_rows, Index n_k, Factor* packed, Element eleme
     });
 }
 
-// A block of the columns of w [n_k][ld], times scale[k] where there is one; zero from n_k to n_padded.
+// Packs block `block` of the transpose of w [n_k][ld], whose n_rows columns become rows, times scale[k] if scale is not
+// null; zero from n_k to n_padded.
 template <typename Factor>
 inline void pack_columns(float const* w, Index ld, float const* scale, Index n_rows, Index n_k, Index n_padded,
                          Index block, Factor* packed) {
@@ -46,7 +47,7 @@ inline void pack_columns(float const* w, Index ld, float const* scale, Index n_r
     });
 }
 
-// A block of the rows of w [n_rows][n_k]: a transpose.
+// Packs block `block` of w [n_rows][n_k], which transposes ROWS rows of it.
 inline void pack_block(float const* w, Index n_rows, Index n_k, Index block, float* packed) {
     Index const first = block * ROWS;
     transpose_rows(w + first * n_k, n_k, least(n_rows - first, ROWS), n_k, ROWS, packed + first * n_k);
@@ -65,7 +66,7 @@ inline void pack_block(float const* w, Index n_rows, Index n_k, Index block, Pai
                 store(row + k, load_first(w + (first + r) * n_k + from + k, span - k));
             }
         }
-        // Bits that only move; as floats for the shuffles' sake.
+        // As floats, for which there are shuffles; the bits only move.
         transpose_rows(words, SPAN / 2, n, words_of<Pair>(span), ROWS, reinterpret_cast<float*>(to + from / 2 * ROWS));
     }
 }

@@ -1,4 +1,7 @@
-// The small matrix products of an MBConv block, and the panels that they read. Compiled once for each instruction set.
+// The small matrix products of an MBConv block, and the panels that they read. A panel is a matrix [channels, samples]
+// of a tile, cut into strips (Strips); weights are packed as mbconv_pack.h says. product_rows and product multiply
+// packed weights with a panel; accumulate multiplies two panels over their samples, for the weights' gradients.
+// Compiled once for each instruction set.
 #pragma once
 
 #include "cpu/mbconv_factors.h"
@@ -7,8 +10,8 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// Rows times vectors held in registers: 8 x 3 of 32 with AVX-512 and on ARM, 4 x 3 of 16 otherwise; the rest holds the
-// operands.
+// The micro-kernels hold ROWS x COLUMNS vector sums in registers: 8 x 3 of 32 with AVX-512 and on ARM, 4 x 3 of 16
+// otherwise. The other registers hold operands.
 #if SLEEPFM_LANES == 16 || defined(__aarch64__)
 constexpr Index ROWS = 8;
 #else
@@ -17,10 +20,10 @@ constexpr Index ROWS = 4;
 constexpr Index COLUMNS = 3;
 constexpr Index TILE = COLUMNS * LANES;
 
-// How a panel's columns lie in memory: strips of as many vectors as a register block is wide, each [k][columns of the
+// How a panel's columns lie in memory: in strips as wide as a register block (3 vectors), each [k][columns of the
 // strip], so that a product reads memory in order. The last strips are narrower: 2 + 2 vectors rather than 3 + 1.
 struct Strips {
-    Index n, n_vectors, tail, n_strips;  // n: columns that count; tail: first vector of the narrower strips
+    Index n, n_vectors, tail, n_strips;  // n: columns that count; tail: number of the first vector in narrower strips
 
     explicit Strips(Index n_columns) : n(n_columns), n_vectors((n_columns + LANES - 1) / LANES) {
         static_assert(COLUMNS == 3, "2 + 2 = 3 + 1");
@@ -29,6 +32,7 @@ struct Strips {
         n_strips = tail / 3 + (n_vectors - tail + 1) / 2;
     }
 
+    // First column and number of columns of a strip.
     Index first(Index strip) const { return LANES * (strip < tail / 3 ? 3 * strip : tail + 2 * (strip - tail / 3)); }
     Index width(Index strip) const { return LANES * (strip < tail / 3 ? 3 : n_vectors == 1 ? 1 : 2); }
 
@@ -41,9 +45,9 @@ struct Strips {
     }
 };
 
-// w x strip: w [n_words][ROWS], strip [n_words][C vectors]; body as for product_rows, from a row on. A function of its
-// own: where it is inlined into more, the compiler runs out of registers and keeps sums in memory (two thirds of the
-// speed).
+// Multiplies one block of packed weights, w [n_words][ROWS], with a strip [n_words][C vectors], and calls body as
+// product_rows does for rows `row` and following, of which n_rows exist. Not inlined: within larger functions the
+// compiler runs out of registers and keeps sums in memory, at two thirds of the speed.
 template <int C, typename Factor, typename Body>
 [[gnu::noinline]] void multiply(Index n_words, Factor const* w, Factor const* strip, Index row, Index n_rows, Index t,
                                 Index n, Body& body) {
@@ -66,7 +70,7 @@ template <int C, typename Factor, typename Body>
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
         if (r < n_rows) {
-            Vector vectors[C];  // a copy: the sums have no address and stay in registers
+            Vector vectors[C];  // a copy, so that the address of `sum` is not taken and it stays in registers
 #pragma GCC unroll 3
             for (int c = 0; c < C; ++c) {
                 vectors[c] = sum[r][c];
@@ -76,7 +80,8 @@ template <int C, typename Factor, typename Body>
     }
 }
 
-// out [R rows of ldo] (+)= a x b over all columns: rows row .. row + R of the panel a, b [words of columns][ldo].
+// out [R][ldo] = a x b, summed over all columns of the panels, or added to it unless `fresh`: rows row to row + R - 1
+// of the panel a of n_rows rows, and C vectors of b [words of columns][ldo].
 template <int R, int C, typename Factor>
 [[gnu::noinline]] void accumulate_block(Strips const& strips, Index n_rows, Index row, WideOf<Factor> const* a,
                                         Factor const* b, Index ldo, bool fresh, float* out) {
@@ -122,7 +127,7 @@ template <int R, int C, typename Factor>
 inline void accumulate_rows(Strips const& strips, Index n_rows, WideOf<Factor> const* a, Factor const* b, Index ldo,
                             bool fresh, float* out) {
     for (Index row = 0; row < n_rows; row += R) {
-        if (!fresh && row + R < n_rows) {  // the sums are larger than the second cache where the samples are few
+        if (!fresh && row + R < n_rows) {  // for late stages: few samples, and sums larger than the second cache
             for (Index r = 0; r < R; ++r) {
                 prefetch_to_write(out + (row + R + r) * ldo, C * LANES);
             }
@@ -131,8 +136,8 @@ inline void accumulate_rows(Strips const& strips, Index n_rows, WideOf<Factor> c
     }
 }
 
-// out [n_rows][ldo] = a x b over all columns of the panel a of n_rows rows, a multiple of ROWS; b [words of
-// columns][ldo], of which n columns count; added to what is there unless `fresh`.
+// out [n_rows][ldo] = a x b, summed over all columns (samples) of the panel a of n_rows rows, a multiple of ROWS; or
+// added to it unless `fresh`. b [words of samples][ldo] is transposed, and n of its columns count.
 template <typename Factor>
 inline void accumulate(Strips const& strips, Index n_rows, WideOf<Factor> const* a, Factor const* b, Index n, Index ldo,
                        bool fresh, float* out) {
@@ -145,7 +150,7 @@ inline void accumulate(Strips const& strips, Index n_rows, WideOf<Factor> const*
         switch (columns.width(i) / LANES) {
             case 3: accumulate_rows<R, 3>(strips, n_rows, a, from, ldo, fresh, to); break;
             case 2:
-                if (ROWS == 4 && n_rows % 6 == 0) {  // 12 sums, as many as keep the multipliers busy
+                if (ROWS == 4 && n_rows % 6 == 0) {  // 12 sums, enough to keep the multipliers busy; 8 are not
                     accumulate_rows<6, 2>(strips, n_rows, a, from, ldo, fresh, to);
                 } else {
                     accumulate_rows<R, 2>(strips, n_rows, a, from, ldo, fresh, to);
@@ -156,7 +161,8 @@ inline void accumulate(Strips const& strips, Index n_rows, WideOf<Factor> const*
     }
 }
 
-// Factor k, columns from t on of a panel of n_k factors = value(k, t, n) with n valid lanes; zero beyond.
+// Fills a panel of n_k factors: value(k, t, n) is a vector of factor k, columns from t on, of which n lanes count; zero
+// beyond.
 template <typename Factor, typename Value>
 inline void fill_panel(Strips const& strips, Index n_k, Factor* panel, Value value) {
     constexpr Index DEPTH = FactorOf<Factor>::DEPTH;
@@ -179,7 +185,7 @@ inline void fill_panel(Strips const& strips, Index n_k, Factor* panel, Value val
     }
 }
 
-// body(t, to) for every vector of row k of a panel of n_rows rows: column t and its place.
+// Calls body(t, to) for every vector of row k of a panel of n_rows rows: its first column and its place.
 template <typename Factor, typename Body>
 inline void for_strips(Strips const& strips, Index n_rows, Index k, Factor* panel, Body body) {
     for (Index strip = 0; strip < strips.n_strips; ++strip) {
@@ -195,12 +201,12 @@ inline void for_strips(Strips const& strips, Index n_rows, Index k, Factor* pane
     }
 }
 
-// Row k of a panel of n_k rows from `row`, which has whole vectors.
+// Copies `row`, which has whole vectors, to row k of a panel of n_k rows.
 inline void place_row(Strips const& strips, Index n_k, Index k, float const* row, float* panel) {
     for_strips(strips, n_k, k, panel, [row](Index t, float* to) { store(to, load(row + t)); });
 }
 
-// Calls body(row, t, vectors, n) for w x strip: C vectors of a row from column t on, of which n columns count.
+// product_rows for one strip of C vectors, which begins at column t.
 template <int C, typename Factor, typename Body>
 inline void product_strip(Index n_rows, Index n_words, Index t, Index n, Factor const* packed, Factor const* strip,
                           Body& body) {
@@ -209,7 +215,9 @@ inline void product_strip(Index n_rows, Index n_words, Index t, Index n, Factor 
     }
 }
 
-// w x panel: packed w [n_rows / ROWS][words of n_k][ROWS], panel of n_k factors.
+// Multiplies packed weights [n_rows / ROWS][words of n_k][ROWS] with a panel of n_k factors, and calls
+// body(row, t, vectors, n) for every row and strip of the result: its vectors from column t on, of which n columns
+// count.
 template <typename Factor, typename Body>
 inline void product_rows(Strips const& strips, Index n_rows, Index n_k, Factor const* packed, Factor const* panel,
                          Body body) {
@@ -225,7 +233,7 @@ inline void product_rows(Strips const& strips, Index n_rows, Index n_k, Factor c
     }
 }
 
-// The same, a vector at a time: body(row, t, vector, valid lanes).
+// The same with body(row, t, vector, n) for every vector, of which n lanes count (if n is less than a vector's).
 template <typename Factor, typename Body>
 inline void product(Strips const& strips, Index n_rows, Index n_k, Factor const* packed, Factor const* panel,
                     Body body) {

@@ -1,5 +1,5 @@
-// One instruction set's tables of kernels; included with SLEEPFM_ISA (namespace) and SLEEPFM_LANES (floats in a
-// register).
+// Collects the kernels of one instruction set; included once for each, with SLEEPFM_ISA (the namespace) and
+// SLEEPFM_LANES (floats in a register) defined.
 #include "cpu/mbconv_bf16_table.h"
 
 namespace sleepfm::SLEEPFM_ISA {

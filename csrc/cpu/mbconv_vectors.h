@@ -1,4 +1,5 @@
-// Vectors along time, of the float32 lanes of a register. Compiled once for each instruction set.
+// Vectors of SLEEPFM_LANES float32, in the compilers' vector extension: loads and stores (of the first n lanes too),
+// sums over lanes, ReLU6. Compiled once for each instruction set, in a namespace of its own.
 #pragma once
 
 #include <string.h>
@@ -34,11 +35,11 @@ inline Index most(Index a, Index b) {
 }
 
 inline Vector splat(float value) {
-    return value - Vector{};  // a broadcast: x - 0 is x, where x + 0 would be an addition for the sake of -0
+    return value - Vector{};  // compiles to a broadcast: x - 0 is x for every x, while -0 + 0 is not -0
 }
 
-// Vectors where floats are. Not memcpy, which may change anything: the compiler would read every pointer again after a
-// store. A typedef: in a `using`, Clang passes over `aligned`.
+// A vector at any address of a float. Not by memcpy: that may change anything, so that the compiler would read pointers
+// again after every store. A typedef, since Clang ignores `aligned` in a `using`.
 typedef float Unaligned __attribute__((vector_size(SLEEPFM_LANES * sizeof(float)), aligned(alignof(float))));
 
 inline Vector load(float const* from) {
@@ -49,7 +50,7 @@ inline void store(float* to, Vector v) {
     *reinterpret_cast<Unaligned*>(to) = v;
 }
 
-// Ask for n numbers that are read soon.
+// Prefetches n numbers that will be read soon.
 template <typename T>
 inline void prefetch(T const* from, Index n) {
     for (Index i = 0; i < n; i += 64 / static_cast<Index>(sizeof(T))) {
@@ -57,7 +58,7 @@ inline void prefetch(T const* from, Index n) {
     }
 }
 
-// Ask for n numbers that are written soon.
+// Prefetches n numbers that will be written soon.
 template <typename T>
 inline void prefetch_to_write(T* to, Index n) {
     for (Index i = 0; i < n; i += 64 / static_cast<Index>(sizeof(T))) {
@@ -65,7 +66,7 @@ inline void prefetch_to_write(T* to, Index n) {
     }
 }
 
-// All bits of the first n lanes.
+// All bits set in the first n lanes.
 inline Mask lanes_before(Index n) {
     Mask lane;
     for (int i = 0; i < SLEEPFM_LANES; ++i) {
@@ -74,7 +75,7 @@ inline Mask lanes_before(Index n) {
     return lane < static_cast<std::int32_t>(n);
 }
 
-// The first n lanes; the others are zero and their memory is not touched.
+// Loads the first n lanes; the others are zero, and their memory is not touched.
 inline Vector load_first(float const* from, Index n) {
     if (n >= LANES) {
         return load(from);
@@ -95,6 +96,7 @@ inline Vector load_first(float const* from, Index n) {
 #endif
 }
 
+// Stores the first n lanes; memory of the others is not touched.
 inline void store_first(float* to, Vector v, Index n) {
     if (n >= LANES) {
         store(to, v);
@@ -103,7 +105,7 @@ inline void store_first(float* to, Vector v, Index n) {
 #if SLEEPFM_LANES == 16 && defined(__AVX512F__)
     _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << (n < 0 ? 0 : n)) - 1u), v);
 #elif SLEEPFM_LANES == 8 && defined(__AVX__)
-    // Halves: a masked store takes some processors 40 operations.
+    // In halves, since a masked store takes some processors 40 operations.
     __m128 part = _mm256_castps256_ps128(v);
     if (n & 4) {
         _mm_storeu_ps(to, part);
@@ -127,6 +129,7 @@ inline void store_first(float* to, Vector v, Index n) {
 #endif
 }
 
+// v with zeros in all but the first n lanes.
 inline Vector first_lanes(Vector v, Index n) {
     if (n >= LANES) {
         return v;
@@ -134,13 +137,12 @@ inline Vector first_lanes(Vector v, Index n) {
     return lanes_before(n) ? v : Vector{};
 }
 
-// Half as many lanes in float64, a register's worth.
+// A register of float64, which has half as many lanes.
 constexpr Index WIDE_LANES = SLEEPFM_LANES / 2;
 using Doubles = double __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
 using HalfVector = float __attribute__((vector_size(SLEEPFM_LANES / 2 * sizeof(float))));
 
-// The sum of all lanes in float64, halves of a vector added to each other: four steps where one lane after the other
-// would be sixteen that wait for each other.
+// The sum of all lanes in float64, in a binary tree: at most four additions wait for each other, in place of fifteen.
 inline double total(Doubles v) {
     double lanes[WIDE_LANES];
     memcpy(lanes, &v, sizeof lanes);
@@ -179,8 +181,8 @@ inline void store_narrowed(float* to, Doubles v) {
     memcpy(to, &half, sizeof half);
 }
 
-// NaN stays NaN, as in torch: the maximum and minimum of x86 give their second operand then, those of ARM are NaN.
-// Written as two comparisons, the compiler takes four instructions.
+// NaN stays NaN, as in torch: of a NaN and a number, x86's maximum and minimum give their second operand, which is v
+// here, and ARM's give NaN. From comparisons and selections the compiler would make four instructions.
 inline Vector relu6(Vector v) {
 #if SLEEPFM_LANES == 16 && defined(__AVX512F__)
     return _mm512_min_ps(splat(6.0f), _mm512_max_ps(Vector{}, v));
@@ -196,7 +198,7 @@ inline Vector relu6(Vector v) {
 #endif
 }
 
-// The gradient where 0 < at < 6, and where `at` is NaN; else zero.
+// `gradient` in lanes where 0 < at < 6 or `at` is NaN; else zero.
 inline Vector relu6_gradient(Vector at, Vector gradient) {
 #if SLEEPFM_LANES == 16 && defined(__AVX512F__)
     __mmask16 const above = _mm512_cmp_ps_mask(at, Vector{}, _CMP_NLE_UQ);

@@ -1,4 +1,4 @@
-// Tiles and scratch memory of an MBConv block.
+// The sizes of an MBConv block's tiles, which depend on its shape alone, and the workspace of training.
 #pragma once
 
 #include <math.h>
@@ -11,7 +11,8 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// Clips whose share of a weight's gradient is summed together: at most 16 sums, whatever the number of threads.
+// The clips of a group, whose part of a weight's gradient is summed in order by one thread. At most 16 groups, whatever
+// the number of threads, so that sums have one order.
 inline Index clips_per_group(MBConvShape const& s) {
     return s.n_clips <= 16 ? 1 : (s.n_clips + 15) / 16;
 }
@@ -21,13 +22,13 @@ inline Index n_groups(MBConvShape const& s) {
     return (s.n_clips + n - 1) / n;
 }
 
-// Units of a tile of at most `columns` columns, a whole number of vectors.
+// Units (mbconv_columns.h) of a tile of about `columns` columns, a whole number of vectors.
 inline Index units(MBConvShape const& s, Index columns) {
     Index const vectors = most(columns / LANES / s.stride, 1);
     return least(vectors * LANES, round_up(samples_out(s), LANES));
 }
 
-// Forward: the tile's input, which every four or eight channels of the expansion read again, stays in the first cache.
+// Forward: the tile's input, which each block of ROWS channels of the expansion reads again, stays in the first cache.
 inline Index forward_tile(MBConvShape const& s) {
     return units(s, least(most(6144 / s.n_in, 16 * LANES), 24 * LANES));
 }
@@ -37,15 +38,15 @@ inline Index backward_tile(MBConvShape const& s) {
     return units(s, least(most(73728 / s.width, 6 * LANES), 24 * LANES));
 }
 
-// Columns of a panel for a projection over S samples: the panel stays in the second cache, few samples are left over.
+// Columns of a panel of the projection: the panel stays in the second cache, and few samples are left for a last one.
 inline Index panel_width(MBConvShape const& s) {
     Index const widest = least(most(65536 / s.width / TILE, 2), 8) * TILE;
     Index const whole = round_up(samples_out(s), LANES);
     return whole <= most(widest, 8 * LANES) ? whole : widest;
 }
 
-// Samples of a clip's input that stand transposed at a time, and the length of such a row: whole register blocks, which
-// are ROWS high and a part of TILE wide.
+// Samples of a clip's input that are transposed at a time for its moments, and the length of such a row: whole register
+// blocks, which are ROWS high and TILE or half of it wide.
 constexpr Index MOMENT_SPAN = 2 * TILE;
 
 inline Index moments_width(Index n_in) {
@@ -53,26 +54,27 @@ inline Index moments_width(Index n_in) {
     return round_up(n_in, TILE % ROWS == 0 ? TILE : 2 * TILE);
 }
 
+// "Packed" is the layout of mbconv_pack.h. What backward alone uses has no memory in forward.
 template <typename Factor>
 struct MBConvWorkspace {
-    Factor* expand;    // packed w1 [width / ROWS, n_in, ROWS]
-    Factor* project;   // packed w3 [n_out / ROWS, width, ROWS]
-    Factor* expand_t;  // packed w1 transposed [n_in / ROWS, width, ROWS], times scale0
-    Factor* project_t;
-    float *exact_expand, *exact_expand_t;      // of them what the corrections of backward multiply, in float32
+    Factor* expand;                        // w1, packed [width / ROWS, n_in, ROWS]
+    Factor* project;                       // w3, packed [n_out / ROWS, width, ROWS]
+    Factor* expand_t;                      // backward: w1 transposed, packed [n_in / ROWS, width, ROWS], times scale0
+    Factor* project_t;                     // backward: w3 transposed, packed [width / ROWS, n_out, ROWS]
+    float *exact_expand, *exact_expand_t;  // backward: expand and expand_t in float32, for the corrections
     float *scale0, *shift0, *scale1, *shift1;  // [width] the batch norms as a multiplication and an addition
-    float* batch_norm;                         // [width, 4] backward: BatchNormGradient of the second
-    double* sums;                              // [B, width, 5] and [B, n_out]; forward: [B, 2, width]
-    double* moments;        // forward: products of the input's samples, of each group and of all: mbconv_moments.h
+    float* batch_norm;                         // [width, 4] backward: BatchNormGradient of the second batch norm
+    double* sums;           // of each clip. Backward: [B, 2 or 5, width], [B, n_out]; forward: [B, 2, width], [B, n_in]
+    double* moments;        // forward: moments of the input, of each group of clips and of all (mbconv_moments.h)
     float* centre;          // [n_in] the input's mean
-    float* weight_sums;     // [groups, ...] of dw1 or of dw3
-    float* bent;            // [width, ld_in] w1 times what the batch norm's gradient makes of it
-    float* factor;          // [width] that factor
-    double* mean_gradient;  // [width] minus the mean of the first batch norm's gradient
-    Factor* square;         // packed [n_in, n_in]: what a sample less its mean gives to dx
-    float* offset;          // [n_in] and what every sample gives
-    float* covariance;      // [n_in, ld_in]
-    float* thread;          // [n_threads, per_thread]
+    float* weight_sums;     // backward: [groups, width, ...] sums of dw3, then of dw1
+    float* bent;            // [width, ld_in] backward: w1 times `factor`
+    float* factor;          // [width] backward: -(sum of g0 c_hat) / (n sigma) of the first batch norm
+    double* mean_gradient;  // [width] backward: minus the mean of g0
+    Factor* square;         // backward: packed [n_in, n_in], what multiplies x less its mean in the correction of dx
+    float* offset;          // [n_in] backward: what that correction adds to every sample
+    float* covariance;      // [n_in, ld_in] backward: sums of products of x less its mean
+    float* thread;          // [n_threads, per_thread] scratch of the threads
     Index per_thread;
     Index bytes;
 
@@ -131,7 +133,7 @@ struct MBConvWorkspace {
     }
 };
 
-// The sum over a row, in four chains of additions.
+// The sum of a row's n values, in four chains of additions.
 inline double row_sum(float const* x, Index n) {
     Vector sum[4] = {};
     Index t = 0;
@@ -147,6 +149,7 @@ inline double row_sum(float const* x, Index n) {
     return total((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
+// Batch norms as scale and shift: gamma (c - mean) / sigma + beta = c scale + shift.
 inline void affine(MBConvShape const& s, double const* mean, double const* variance, float const* gamma,
                    float const* beta, double eps, float* scale, float* shift) {
     for (Index c = 0; c < s.width; ++c) {

@@ -28,6 +28,16 @@ void check(StemShape const& shape) {
                   "stem: the workspace is not aligned to 64 bytes.");
 }
 
+void check(BatchNormShape const& shape) {
+    SLEEPFM_CHECK(shape.n_clips >= 0 && shape.n_channels >= 1 && shape.n_samples >= 1, "batch_norm: ", shape.n_clips,
+                  " clips of ", shape.n_channels, " channels and ", shape.n_samples,
+                  " samples; at least one channel and one sample are needed.");
+    SLEEPFM_CHECK(shape.n_clips * shape.n_samples > 1, "batch_norm: more than one value a channel is needed to train.");
+    SLEEPFM_CHECK(shape.n_threads >= 1, "batch_norm: n_threads is ", shape.n_threads, "; at least one is needed.");
+    SLEEPFM_CHECK(reinterpret_cast<std::uintptr_t>(shape.workspace) % 64 == 0,
+                  "batch_norm: the workspace is not aligned to 64 bytes.");
+}
+
 void check(MaxPool const& call) {
     SLEEPFM_CHECK(call.n_rows >= 0 && call.n_samples >= 1, "max_pool: ", call.n_rows, " rows of ", call.n_samples,
                   " samples; at least one sample is needed.");
@@ -48,6 +58,16 @@ void stem_backward(StemBackward const& call) {
     kernels().stem_backward(call);
 }
 
+void batch_norm_forward(BatchNormForward const& call) {
+    check(call.shape);
+    kernels().batch_norm_forward(call);
+}
+
+void batch_norm_backward(BatchNormBackward const& call) {
+    check(call.shape);
+    kernels().batch_norm_backward(call);
+}
+
 void max_pool_forward(MaxPool const& call) {
     check(call);
     kernels().max_pool_forward(call);
@@ -60,6 +80,10 @@ void max_pool_backward(MaxPool const& call) {
 
 std::int64_t stem_workspace_bytes(StemShape const& shape) {
     return kernels().stem_workspace_bytes(shape);
+}
+
+std::int64_t batch_norm_workspace_bytes(BatchNormShape const& shape) {
+    return kernels().batch_norm_workspace_bytes(shape);
 }
 
 }  // namespace sleepfm

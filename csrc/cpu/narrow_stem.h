@@ -3,8 +3,8 @@
 // that the convolution and its weights' gradient are the products of the MBConv blocks.
 #pragma once
 
-#include "cpu/mbconv_batch_norm.h"
 #include "cpu/mbconv_workspace.h"
+#include "cpu/narrow_batch_norm.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
@@ -33,7 +33,7 @@ struct StemWorkspace {
     float* weights;               // packed [n_out / ROWS, taps, ROWS]
     float* scale;                 // [n_out] gamma / deviation
     BatchNormGradient* gradient;  // [n_out]
-    double* sums;                 // [B, 2, n_out]
+    RowSums* rows;                // [B, n_out]
     float* weight_sums;           // [groups, n_out, ld]
     float* thread;                // [n_threads, per_thread]
     Index taps, ld, n_padded, groups, per_group, per_thread, bytes;
@@ -48,7 +48,7 @@ struct StemWorkspace {
         weights = carver.take<float>(n_padded * taps);
         scale = carver.take<float>(s.n_out);
         gradient = carver.take<BatchNormGradient>(s.n_out);
-        sums = carver.take<double>(s.n_clips * 2 * s.n_out);
+        rows = carver.take<RowSums>(s.n_clips * s.n_out);
         weight_sums = carver.take<float>(groups * n_padded * ld);
         per_thread = round_up(StemScratch::floats(taps, n_padded, ld), 16);
         thread = carver.take<float>(s.n_threads * per_thread);
@@ -71,28 +71,6 @@ inline void fill_taps(StemShape const& s, Strips const& strips, float const* x, 
     }
 }
 
-// The sum of a row's squares around its mean, which it makes exact.
-inline double squares_around(float const* x, Index n, double& mean) {
-    float const around = static_cast<float>(mean);
-    Vector sum{}, more{}, squares{}, more_squares{};
-    Index t = 0;
-    for (; t + 2 * LANES <= n; t += 2 * LANES) {
-        Vector const a = load(x + t) - around, b = load(x + t + LANES) - around;
-        sum += a;
-        more += b;
-        squares += a * a;
-        more_squares += b * b;
-    }
-    for (; t < n; t += LANES) {
-        Vector const a = first_lanes(load_first(x + t, n - t) - around, n - t);
-        sum += a;
-        squares += a * a;
-    }
-    double const step = total(sum + more) / static_cast<double>(n);
-    mean = static_cast<double>(around) + step;
-    return total(squares + more_squares) - step * step * static_cast<double>(n);
-}
-
 inline void stem_forward(StemForward const& call) {
     StemShape const& s = call.shape;
     StemWorkspace const work(s);
@@ -113,24 +91,12 @@ inline void stem_forward(StemForward const& call) {
                 });
             }
             for (Index o = 0; o < n_out; ++o) {
-                double mean = row_sum(c + o * S, S) / static_cast<double>(S);
-                work.sums[(b * 2 + 1) * n_out + o] = squares_around(c + o * S, S, mean);
-                work.sums[(b * 2) * n_out + o] = mean;
+                work.rows[b * n_out + o] = row_moments(c + o * S, S);
             }
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index o = 0; o < n_out; ++o) {
-            double mean = 0.0, squares = 0.0;
-            for (Index b = 0; b < B; ++b) {
-                mean += work.sums[(b * 2) * n_out + o];
-            }
-            mean /= static_cast<double>(B);
-            for (Index b = 0; b < B; ++b) {
-                double const d = work.sums[(b * 2) * n_out + o] - mean;
-                squares += work.sums[(b * 2 + 1) * n_out + o] + d * d * static_cast<double>(S);
-            }
-            // Written so that NaN stays NaN.
-            double const variance = squares < 0.0 ? 0.0 : squares / static_cast<double>(B * S);
+            auto const [mean, variance] = moments_of(work.rows, B, n_out, o, S);
             call.statistics[o] = mean;
             call.statistics[n_out + o] = variance;
             work.scale[o] = static_cast<float>(static_cast<double>(call.gamma[o]) / sqrt(variance + call.eps));
@@ -138,16 +104,8 @@ inline void stem_forward(StemForward const& call) {
         SLEEPFM_OMP(omp for schedule(static))
         for (Index row = 0; row < B * n_out; ++row) {
             Index const o = row % n_out;
-            float const* const c = call.c + row * S;
-            float* const y = call.y + row * S;
-            float const mean = static_cast<float>(call.statistics[o]), scale = work.scale[o], shift = call.beta[o];
-            Index i = 0;
-            for (; i + LANES <= S; i += LANES) {
-                store(y + i, (load(c + i) - mean) * scale + shift);
-            }
-            if (i < S) {
-                store_first(y + i, (load_first(c + i, S - i) - mean) * scale + shift, S - i);
-            }
+            normalise_row(call.c + row * S, S, static_cast<float>(call.statistics[o]), work.scale[o], call.beta[o],
+                          call.y + row * S);
         }
     }
 }
@@ -156,45 +114,17 @@ inline void stem_backward(StemBackward const& call) {
     StemShape const& s = call.shape;
     StemWorkspace const work(s);
     Index const B = s.n_clips, T = s.n_samples, S = (T - 1) / 2 + 1, n_out = s.n_out;
-    double const* const mean = call.statistics;
-    double const* const variance = mean + n_out;
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
         StemScratch const t = work.scratch();
         SLEEPFM_OMP(omp for schedule(static))
         for (Index row = 0; row < B * n_out; ++row) {
-            Index const o = row % n_out, b = row / n_out;
-            float const* const c = call.c + row * S;
-            float const* const dy = call.dy + row * S;
-            float const around = static_cast<float>(mean[o]);
-            Vector sum{}, more{}, product{}, more_product{};
-            Index i = 0;
-            for (; i + 2 * LANES <= S; i += 2 * LANES) {
-                Vector const g = load(dy + i), h = load(dy + i + LANES);
-                sum += g;
-                more += h;
-                product += g * (load(c + i) - around);
-                more_product += h * (load(c + i + LANES) - around);
-            }
-            for (; i < S; i += LANES) {
-                Vector const g = load_first(dy + i, S - i);
-                sum += g;
-                product += g * first_lanes(load_first(c + i, S - i) - around, S - i);
-            }
-            work.sums[(b * 2) * n_out + o] = total(sum + more);
-            work.sums[(b * 2 + 1) * n_out + o] = total(product + more_product);
+            work.rows[row] =
+                row_products(call.c + row * S, call.dy + row * S, S, static_cast<float>(call.statistics[row % n_out]));
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index o = 0; o < n_out; ++o) {
-            double sum = 0.0, product = 0.0;
-            for (Index b = 0; b < B; ++b) {
-                sum += work.sums[(b * 2) * n_out + o];
-                product += work.sums[(b * 2 + 1) * n_out + o];
-            }
-            product /= sqrt(variance[o] + call.eps);
-            call.dbeta[o] = static_cast<float>(sum);
-            call.dgamma[o] = static_cast<float>(product);
-            work.gradient[o] = gradient_of(static_cast<double>(call.gamma[o]), mean[o], variance[o], call.eps, sum,
-                                           product, static_cast<double>(B * S));
+            work.gradient[o] = reduce_products(work.rows, B, n_out, o, S, call.eps, call.gamma[o], call.statistics,
+                                               call.dgamma, call.dbeta);
         }
         SLEEPFM_OMP(omp for schedule(static))
         for (Index group = 0; group < work.groups; ++group) {

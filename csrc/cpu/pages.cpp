@@ -20,7 +20,7 @@ namespace sleepfm {
 namespace {
 
 constexpr std::size_t HUGE_PAGE = std::size_t{2} << 20;
-constexpr std::size_t SMALL_PAGE = std::size_t{64} << 10;  // half a huge page or less is not worth one
+constexpr std::size_t SMALL_PAGE = std::size_t{64} << 10;  // for up to half a huge page, which are not worth one
 
 std::size_t page_of(std::size_t bytes) {
     return bytes > HUGE_PAGE / 2 ? HUGE_PAGE : SMALL_PAGE;
@@ -42,7 +42,8 @@ Pool& pool();
 Pool* make_pool() {
     Pool* const all = new Pool;
 #if defined(__unix__) || defined(__APPLE__)
-    // A child of fork has a copy of the pool: taken while another thread changes it, that would stay locked for ever.
+    // A forked child has a copy of the pool. Were it copied while another thread holds the mutex, it would stay locked
+    // for ever, since that thread does not exist in the child; fork therefore waits for the mutex.
     pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); }, [] { pool().mutex.unlock(); });
 #endif
     return all;
@@ -53,7 +54,7 @@ Pool& pool() {
     return *all;
 }
 
-// The oldest idle blocks go until no more than `bytes` of them are left; returns what was freed.
+// Frees idle blocks, the longest idle first, until no more than `bytes` of them are left; returns the bytes freed.
 std::size_t free_idle(Pool& all, std::size_t bytes) {
     std::size_t const before = all.idle_bytes;
     std::size_t freed = 0;
@@ -66,10 +67,12 @@ std::size_t free_idle(Pool& all, std::size_t bytes) {
     return before - all.idle_bytes;
 }
 
+// A new block from the system.
 void* allocate(Pool& all, std::size_t bytes) {
-    // Together with what is in use, idle blocks stay below 5/4 of the most that was ever in use: a program that does
-    // the same again and again has its most blocks of one size and of another at different times. At 4/4, a training
-    // step of the published network gave up to 1,500 pages back and asked for them again.
+    // Blocks in use and idle ones together stay within 5/4 of the most bytes that were ever in use. A quarter more than
+    // that most, since a program that does the same again and again needs most blocks of one size at one time and most
+    // of another size at another: with none, a training step of the published network gave up to 1,500 pages back and
+    // asked for them again.
     std::size_t const used = all.used_bytes + bytes;
     free_idle(all, std::max(all.most_used_bytes + all.most_used_bytes / 4, used) - used);
     void* block = std::aligned_alloc(page_of(bytes), bytes);
@@ -94,6 +97,7 @@ Pages::Pages(std::size_t n_bytes) : block_(nullptr), n_bytes_(n_bytes) {
     held_ = (std::max(n_bytes, std::size_t{1}) + page - 1) / page * page;
     Pool& all = pool();
     std::lock_guard<std::mutex> const lock(all.mutex);
+    // The smallest idle block that is large enough, and not more than a quarter larger than that.
     auto best = all.idle.end();
     for (auto block = all.idle.begin(); block != all.idle.end(); ++block) {
         if (block->size >= held_ && block->size <= held_ + held_ / 4 &&

@@ -1,10 +1,12 @@
-// Large blocks of memory that are kept when they are freed and handed out again.
+// A pool of large blocks of memory: what is freed stays in the process and is handed out again, since each page that is
+// fresh from the system costs a fault when it is first touched. Thread-safe, also across fork.
 #pragma once
 
 #include <cstddef>
 
 namespace sleepfm {
 
+// A block of at least n_bytes, aligned to 64 KiB or, if larger than 1 MiB, to 2 MiB. Throws std::bad_alloc.
 class Pages {
   public:
     explicit Pages(std::size_t n_bytes);
@@ -20,7 +22,7 @@ class Pages {
     std::size_t n_bytes_, held_;
 };
 
-// Give all idle blocks back to the system; returns their bytes.
+// Gives all idle blocks back to the system; returns how many bytes they had.
 std::size_t release_pages();
 
 }  // namespace sleepfm

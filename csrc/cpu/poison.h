@@ -1,4 +1,4 @@
-// Memory that must not be touched, for the address sanitizer; nothing in other builds.
+// Marks memory that must not be touched for the address sanitizer; does nothing in other builds.
 #pragma once
 
 #include <cstddef>
@@ -17,14 +17,15 @@
 
 namespace sleepfm {
 
-// Unused bytes after every piece of a workspace, in multiples of 64: an overrun meets them, not the next piece.
+// Unused bytes after every piece of a workspace, a multiple of 64, so that an overrun is seen and does not reach the
+// next piece.
 #if defined(SLEEPFM_POISON)
 constexpr std::ptrdiff_t GAP = 128;
 #else
 constexpr std::ptrdiff_t GAP = 0;
 #endif
 
-// Of the n_held bytes from `address` on, the first n_bytes may be used from now on and the rest may not.
+// From now on the first n_bytes of the n_held bytes at `address` may be used, the others may not.
 static inline void allow_only([[maybe_unused]] void* address, [[maybe_unused]] std::size_t n_bytes,
                               [[maybe_unused]] std::size_t n_held) {
 #if defined(SLEEPFM_POISON)

@@ -1,5 +1,5 @@
-// Operands of retrieval ranks: centred vectors as whole numbers of 16 bits, and what bounds the error that this makes.
-// Compiled once for each instruction set, see contrastive_simd.h.
+// Operands of retrieval ranks: centred vectors as 16-bit integers, and the measures that bound the error of doing so
+// (RankRows in params.h). Compiled once for each instruction set, see contrastive_simd.h.
 #pragma once
 
 #include <cmath>
@@ -11,10 +11,11 @@
 
 namespace sleepfm::SLEEPFM_ISA {
 
-constexpr Index RANK_CHUNK = 256;  // dimensions of one sample at a time, on the stack
+constexpr Index RANK_CHUNK = 256;  // dimensions of one sample that are quantised at a time, on the stack
 
-// q = the whole numbers nearest to (x - mean) factor / 2. Half the difference: that of two finite numbers may overflow.
-// Not inlined: the residual is that of these very numbers, whatever the compiler contracts elsewhere.
+// q = the integers nearest to (x - mean) factor / 2. Halves are subtracted, since the difference of two finite numbers
+// may overflow. Not inlined, so that measure_row and pack_integers get the same integers: inlined, the compiler might
+// contract the arithmetic to multiply-adds in one place and not in the other.
 __attribute__((noinline)) inline void quantise(float const* x, float const* mean, float factor, Index n,
                                                std::int16_t* q) {
     constexpr float round_to_integer = 12582912.0F;  // 1.5 * 2^23: adding it leaves the integer in the low bits
@@ -26,8 +27,9 @@ __attribute__((noinline)) inline void quantise(float const* x, float const* mean
     }
 }
 
-// Twice the number of steps in a unit for a vector of this length and largest element. Elements then stay within 32767,
-// and the length of q, which is at most sqrt(D) / 2 more than that of what it rounds, within 46340, the root of 2^31.
+// The factor for a centred vector of this length and largest element: twice the number of steps in a unit. It keeps the
+// elements of q within 32767, and the length of q, which rounding makes at most sqrt(D) / 2 longer, within 46340, the
+// root of 2^31.
 inline float factor_of(double length, double largest, Index n_dim) {
     if (!(largest > 0.0)) {
         return 0.0F;
@@ -35,14 +37,14 @@ inline float factor_of(double length, double largest, Index n_dim) {
     double const by_length = (46340.0 - 0.5 * std::sqrt(static_cast<double>(n_dim))) / length;
     double const by_element = 32767.0 / largest;
     double const factor = 2.0 * (by_length < by_element ? by_length : by_element);
-    return static_cast<float>(factor < 0x1p120 ? factor : 0x1p120);  // tiny vectors: fewer steps, and 1 / factor normal
+    return static_cast<float>(factor < 0x1p120 ? factor : 0x1p120);  // for tiny vectors, so that 1 / factor is normal
 }
 
 inline double sum_of(double const (&lane)[8]) {
     return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 }
 
-// One row of RankRows.
+// The measures of row r: see RankRows.
 inline void measure_row(RankRows const& call, Index r) {
     float const* const x = call.x + r * call.n_dim;
     double squares[8] = {}, inner[8] = {}, largest[8] = {};
@@ -105,7 +107,8 @@ inline void measure_rows(RankRows const& call) {
     }
 }
 
-// `width` samples from `first` on as one panel; zero beyond the last sample and dimension.
+// Writes the panel of `width` samples from `first` on, quantised, [pair of dimensions][sample]; zero beyond the last
+// sample and the last dimension.
 inline void pack_integers(RankOperand const& operand, Index n_dim, Index first, Index width, std::int32_t* panel) {
     std::int16_t q[RANK_CHUNK];
     for (Index s = 0; s < width; ++s) {

@@ -1,8 +1,9 @@
-// Integer products of retrieval ranks: two 16-bit factors a lane, multiplied and added in one instruction. Compiled
-// once for each instruction set, see contrastive_simd.h.
+// Integer products of retrieval ranks. A lane has two 16-bit factors, dimensions 2 k and 2 k + 1 of one sample, whose
+// products with two others are added in one instruction. Compiled once for each instruction set, see
+// contrastive_simd.h.
 //
-// An operand is stored in panels, [panel][pair of dimensions][sample of the panel], a tile of products as
-// [panel of columns][row][column of the panel].
+// An operand is stored in panels, [panel][pair of dimensions][sample of the panel], rows in panels of RANK_ROWS and
+// columns in panels of RANK_PANEL samples; a tile of products as [panel of columns][row][column of the panel].
 #pragma once
 
 #include "cpu/contrastive_simd.h"
@@ -16,10 +17,10 @@
 namespace sleepfm::SLEEPFM_ISA {
 
 using Index = std::int64_t;
-using Pairs = IntVec<float>;  // of int16, dimensions 2 k and 2 k + 1 of one sample in a lane
+using Pairs = IntVec<float>;  // in each lane two int16
 
-// RANK_ROWS x RANK_VECTORS sums, the vectors, one broadcast factor and one product: 28 of 32 registers with AVX-512, 16
-// of 16 elsewhere; on ARM 27 of 32, as a sum takes two registers and a product none.
+// RANK_ROWS x RANK_VECTORS sums, RANK_VECTORS vectors of columns, one broadcast factor and one product take 28 of 32
+// registers with AVX-512 and 16 of 16 elsewhere; on ARM 27 of 32, where a sum takes two registers and a product none.
 #if SLEEPFM_VECTOR_BYTES == 64
 constexpr Index RANK_ROWS = 8;
 constexpr int RANK_VECTORS = 3;
@@ -28,11 +29,11 @@ constexpr Index RANK_ROWS = 6;
 constexpr int RANK_VECTORS = 2;
 #endif
 constexpr Index RANK_PANEL = RANK_VECTORS * WIDTH<float>;
-// Pairs of dimensions at a time: 24 KiB of a panel of columns stay in the first cache.
+// Pairs of dimensions that are multiplied at a time: 24 KiB of a panel of columns, which stay in the first cache.
 constexpr Index RANK_PIECE = 24 * 1024 / (RANK_PANEL * 4);
 
-// In every lane, the first factor of a times that of b plus the second of a times that of b. No factor is -32768, so
-// that the sum fits.
+// In every lane the product of both first factors plus the product of both second factors. No factor is -32768, so that
+// the sum fits into 32 bits.
 inline Pairs multiply_pairs(Pairs a, Pairs b) {
 #if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512BW__)
     return reinterpret_cast<Pairs>(_mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
@@ -45,7 +46,7 @@ inline Pairs multiply_pairs(Pairs a, Pairs b) {
 #endif
 }
 
-// Is any lane not zero, where lanes are 0 or -1?
+// True if any lane is not 0; lanes are 0 or -1.
 inline bool any_lane(Pairs lanes) {
 #if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512DQ__)
     return _mm512_movepi32_mask(reinterpret_cast<__m512i>(lanes)) != 0;
@@ -60,7 +61,8 @@ inline bool any_lane(Pairs lanes) {
 #endif
 }
 
-// Sums over pairs: `add` takes the next pair in, `total` is the sum of both factors' products.
+// How sums over pairs are kept: `add` adds the products of one more pair of dimensions, `total` gives the lanes' sums.
+// Here a product and an addition.
 struct TwoSteps {
     using Sum = Pairs;
     static Sum add(Sum sum, Pairs a, Pairs b) { return sum + multiply_pairs(a, b); }
@@ -68,7 +70,8 @@ struct TwoSteps {
 };
 
 #if defined(__aarch64__)
-// Products of first and of second factors in lanes of their own, of the first two and of the last two samples.
+// ARM multiplies and adds in one instruction, into 32-bit lanes of their own for first and second factors: `low` has
+// those of the vector's first two samples, `high` of the last two, and total adds neighbouring lanes.
 struct InHalves {
     struct Sum {
         int32x4_t low, high;
@@ -81,7 +84,8 @@ struct InHalves {
 };
 #endif
 
-// tile[r][c] (+)= sum over n_pairs of the products of rows and of one panel of columns.
+// tile[r][c] = the products of n_rows rows and one panel of columns over n_pairs pairs, or added to it. row_stride:
+// from one panel of rows to the next.
 template <typename Step>
 inline void products_of_panel(Index n_rows, Index n_pairs, Index row_stride, std::int32_t const* a,
                               std::int32_t const* b, std::int32_t* tile, bool add) {
@@ -118,7 +122,7 @@ inline void products_of_panel(Index n_rows, Index n_pairs, Index row_stride, std
 using PanelProducts = void (*)(Index, Index, Index, std::int32_t const*, std::int32_t const*, std::int32_t*, bool);
 
 #if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512BW__)
-// Multiply and add in one instruction, where the processor has it: AVX-512 alone does not say so.
+// Multiplication and addition in one instruction (VNNI), which not every processor with AVX-512 has.
 struct OneStep {
     using Sum = Pairs;
     __attribute__((target("avx512vnni"))) static Sum add(Sum sum, Pairs a, Pairs b) {
@@ -146,10 +150,9 @@ inline PanelProducts panel_products() {
 }
 #endif
 
-// tile[c / RANK_PANEL][r][c % RANK_PANEL] = <q_r, q_c>. Rows lie in panels of RANK_ROWS samples, columns in panels of
-// RANK_PANEL, both n_pairs long; n_rows and n_columns are multiples of these. No sum leaves 32 bits on its way, since
-// the squares of a sample sum to less than 2^31 (quantise): by the inequality of Cauchy and Schwarz, that bounds the
-// sum of any of the products of two samples.
+// tile[c / RANK_PANEL][r][c % RANK_PANEL] = <q_r, q_c>, for n_rows rows (a multiple of RANK_ROWS) and n_columns columns
+// (a multiple of RANK_PANEL). No partial sum overflows 32 bits: the squares of a sample sum to less than 2^31
+// (factor_of), which by the Cauchy-Schwarz inequality bounds the sum of any subset of the products of two samples.
 inline void integer_products(Index n_rows, Index n_columns, Index n_pairs, std::int32_t const* a, std::int32_t const* b,
                              std::int32_t* tile) {
     PanelProducts const products = panel_products();

@@ -1,4 +1,4 @@
-// OpenMP, or one thread where the compiler is not asked for it.
+// SLEEPFM_OMP(omp ...) is the OpenMP pragma, or nothing in a build without OpenMP, which then runs on one thread.
 #pragma once
 
 #if defined(_OPENMP)
@@ -10,7 +10,8 @@ extern "C" int omp_get_thread_num(void);  // declared here: Apple's Clang knows 
 
 namespace sleepfm {
 
-// Static: each instruction set has its own, so that none runs another's instructions.
+// The number of the calling thread in its team. Static: of an inline function the linker would keep one copy for all
+// instruction sets.
 static inline int thread_number() {
 #if defined(_OPENMP)
     return omp_get_thread_num();

@@ -1,5 +1,7 @@
-// The contrastive loss on a CUDA device: what its kernels share, and the tensor-core path's two entry points. The
-// contract is that of params.h, with all pointers on the device; n_threads is not used. Nothing waits for the device.
+// The contrastive loss on a CUDA device: the operands that its kernels multiply, and the two entry points of the fused
+// tensor-core path (`mma` in docs/kernels/contrastive-loss-cuda.md). The contract is that of params.h with all pointers
+// on the device, except that ContrastiveCudaOptions gives the range of samples, and n_threads and kept are not used.
+// Calls return without waiting for the device.
 #pragma once
 
 #include <cstdint>
@@ -8,21 +10,22 @@
 
 namespace sleepfm {
 
-// Rows of the operands are padded to the largest tile with zeros.
+// The number of an operand's rows is padded with zeros to a multiple of the largest tile's.
 constexpr std::int64_t contrastive_row_padding = 128;
-// Unit rows times 2^8 keep float16's 11 bits down to elements of 2^-22.
+// Unit rows are stored times 2^8, so that elements down to 2^-22 have all 11 bits of a normal float16.
 constexpr float contrastive_operand_scale = 256.0f;
-// What the tensor-core path takes; D is padded with zeros to 64, 128, 256 or this.
+// The most dimensions that the tensor-core path takes; D is padded with zeros to 64, 128, 256 or this.
 constexpr std::int64_t contrastive_largest_dim = 512;
 
 struct ContrastiveCudaOptions {
-    bool split;               // "highest": each operand as the sum of two float16 numbers
-    std::int64_t begin, end;  // samples that are computed, as rows and as columns against all
+    bool split;               // precision "highest": each operand is the sum of two float16 numbers
+    std::int64_t begin, end;  // results are for these samples, as rows and as columns, each against all N
     int device;
     void* stream;  // cudaStream_t
 };
 
-// Cuts one buffer into pieces aligned to 256 bytes, null for none; from a null base it only counts.
+// Cuts one buffer into pieces that begin at multiples of 256 bytes. A piece of no elements is null. From a null base it
+// only counts the bytes.
 class DeviceArena {
   public:
     explicit DeviceArena(void* base) : base_(static_cast<char*>(base)) {}
@@ -39,18 +42,19 @@ class DeviceArena {
     std::int64_t used_ = 0;
 };
 
-// What every CUDA path multiplies: unit rows e and, for leave-one-out, means of the others o, times
-// contrastive_operand_scale, in float16. split: the sum of two such numbers, the second in *_low.
+// What the tensor cores multiply: unit rows e and, for leave-one-out, means of the other modalities' unit rows, times
+// contrastive_operand_scale, in float16. split: an element is the sum of two float16 numbers, of which *_low has the
+// second. What is absent, and the padding of N and D, is zero.
 struct ContrastiveOperands {
     std::int64_t n_modalities, n_problems, n_samples, n_dim;
-    std::int64_t n_padded;  // samples
-    std::int64_t d_padded;  // elements of a row
+    std::int64_t n_padded;  // N, rounded up to a multiple of contrastive_row_padding
+    std::int64_t d_padded;  // D, rounded up by contrastive_padded_dim
     bool pairwise, split;
     std::uint16_t* unit;      // [M, n_padded, d_padded]
     std::uint16_t* unit_low;  // split only
     std::uint16_t* mean;      // [M, n_padded, d_padded]; leave-one-out only
     std::uint16_t* mean_low;
-    double* own;  // [P, n_padded] cosine of the pair that belongs together, from float32 rows; 0 where not valid
+    double* own;  // [P, n_padded] cosine of the sample's own pair, from rows before their rounding; 0 where not valid
     std::uint8_t* valid;  // [P, n_padded] 1 where the sample takes part in the problem
 };
 
@@ -88,11 +92,11 @@ inline ContrastiveOperands contrastive_operands(DeviceArena& arena, std::int64_t
     return o;
 }
 
-// Bytes of workspace for these sizes; sizes.workspace is null, addresses are not looked at.
+// Bytes of workspace for these sizes. sizes.workspace must be null; no address is looked at.
 std::int64_t contrastive_forward_cuda_bytes(ContrastiveInput const& sizes, ContrastiveCudaOptions const& options);
 std::int64_t contrastive_backward_cuda_bytes(ContrastiveInput const& sizes, ContrastiveCudaOptions const& options);
 
-// gradient_x outside [begin, end) is not written.
+// gradient_x is written for samples [begin, end) only.
 void contrastive_forward_cuda(ContrastiveForward const& call, ContrastiveCudaOptions const& options);
 void contrastive_backward_cuda(ContrastiveBackward const& call, ContrastiveCudaOptions const& options);
 

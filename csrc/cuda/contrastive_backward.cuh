@@ -1,7 +1,14 @@
-// Backward of the contrastive loss on the tensor cores, attention-like: a block keeps ROWS rows of one side, streams
-// the other side past them, computes the similarities again, turns them into s * dloss/dlogit less the diagonal, and
-// multiplies those with the streamed rows. The gradient of the columns is the same with the sides exchanged, so nothing
-// is added by atomics.
+// Backward of the contrastive loss on the tensor cores, in the manner of attention kernels. A block keeps ROWS rows of
+// an oriented problem in shared memory and streams all columns past them, COLUMNS at a time in two stages. For each
+// tile it multiplies the similarities again, turns them into coefficients
+//     g_rc = w_r exp(s (x_rc - m_r)) + w_c exp(s (x_rc - m_c)),   0 on the diagonal,
+// the softmax probabilities by row and by column, writes those to shared memory as float16, and adds their product with
+// the streamed columns to the rows' gradient, which stays in registers. The columns' gradient is that of the exchanged
+// problem's rows (q = P + p), so that no block adds to another's results. The diagonal, scale and the factor of the
+// loss are left to contrastive_combine.cuh.
+//
+// Two barriers a tile: one when its columns have arrived, after which the previous tile's stage and coefficients may be
+// overwritten, and one when the coefficients are complete.
 #pragma once
 
 #include "cuda/contrastive_problem.cuh"
@@ -9,8 +16,8 @@
 
 namespace sleepfm::cuda {
 
-// ROWS x COLUMNS: a block's tile of similarities, by LOGIT_WARPS_M x LOGIT_WARPS_N of its eight warps. The gradient
-// [ROWS, DIM] is cut into 8 / DIM_WARPS x DIM_WARPS parts.
+// ROWS x COLUMNS: a tile of similarities, cut among LOGIT_WARPS_M x LOGIT_WARPS_N of the block's eight warps. The
+// gradient [ROWS, DIM] is cut among 8 / DIM_WARPS x DIM_WARPS warps. SPLIT: as ContrastiveOperands has it.
 template <int DIM_, int ROWS_, int COLUMNS_, int LOGIT_WARPS_M_, int LOGIT_WARPS_N_, int DIM_WARPS_, bool SPLIT_>
 struct BackwardPolicy {
     static constexpr int DIM = DIM_, ROWS = ROWS_, COLUMNS = COLUMNS_;
@@ -30,26 +37,28 @@ struct BackwardPolicy {
         8 * LOGIT_WARPS_N * ROWS + 2 * PARTS * (ROWS * DIM + STAGES * COLUMNS * DIM + ROWS * COLUMNS);
 };
 
-// For p, direction (0 by row, 1 by column) and sample: [P, 2, n_padded].
+// How an exponential becomes a probability: weight * exp(s (x - reference)). Arrays are [P, 2, n_padded], direction 0
+// by row and 1 by column, unless said otherwise.
 struct GradientWeights {
-    float* reference;  // raw cosine that the exponential is relative to; infinity where the sample is not valid
-    float* weight;     // of the exponential in the probability, times 2^shift
-    float* own;        // [P, n_padded] raw cosine of the pair that belongs together
-    int* shift;        // [P] probabilities times 2^shift lie below 2^14, in float16's range
+    float* reference;  // a raw cosine; infinity where the sample is not valid
+    float* weight;     // times 2^shift
+    float* own;        // [P, n_padded] raw cosine of the sample's own pair
+    int* shift;        // [P] a coefficient times 2^shift is below 2^14, well within float16
 };
 
 struct BackwardTiles {
     ContrastiveOperands operands;
     void const* log_temperature;
     GradientWeights weights;
-    int begin, end;   // of the rows
+    int begin, end;   // samples that are rows; all samples are columns
     float* gradient;  // [2 P, end - begin, d_padded] times 2^shift and contrastive_operand_scale, without the diagonal
-    double* slope;    // [2 P, n_padded] per row, sum of P_rc (x_rc - x_rr), raw, times 2^shift
+    double* slope;    // [2 P, n_padded] for each row, sum over c of (its probability of c) (x_rc - x_rr), times 2^shift
 };
 
 constexpr int weight_threads = 256;
 
-// One block a problem: shift, from the largest probabilities missed. The sum of both bounds every element.
+// One block for each problem: the shift, from the largest probabilities missed. Off the diagonal a probability is at
+// most what its row (column) misses, so that the two largest ones together bound every coefficient.
 static __global__ void __launch_bounds__(weight_threads)
     contrastive_shift_kernel(ContrastiveOperands o, double const* state, bool both_directions, int* shift) {
     SLEEPFM_SHARED(double, largest, [2][weight_threads]);
@@ -77,11 +86,11 @@ static __global__ void __launch_bounds__(weight_threads)
         if (bound > 0.0) {
             frexp(bound, &exponent);
         }
-        shift[p] = 14 - (exponent < -900 ? -900 : exponent);
+        shift[p] = 14 - (exponent < -900 ? -900 : exponent);  // bound < 2^exponent; 2^shift stays a normal double
     }
 }
 
-// blockIdx.x: samples, blockIdx.y: 2 p + direction.
+// The weights, from forward's state. blockIdx.x: block of weight_threads samples; blockIdx.y: 2 p + direction.
 static __global__ void __launch_bounds__(weight_threads)
     contrastive_weights_kernel(ContrastiveOperands o, void const* log_temperature, double const* state,
                                bool both_directions, GradientWeights out) {
@@ -113,19 +122,19 @@ static __global__ void __launch_bounds__(weight_threads)
     }
 }
 
-// What an element needs of its row, and of its column.
+// What the elements of a row need of it.
 struct RowWeight {
     float reference, weight, own;
 };
 
-// One store of 8 bytes: of four lanes a whole sector of 32.
+// Stored at once: the 8 bytes of four neighbouring lanes are a sector of 32 bytes.
 struct alignas(8) TwoFloats {
     float first, second;
 };
 
 template <typename Policy>
 struct BackwardShared {
-    double* slopes;      // [LOGIT_WARPS_N, ROWS]; each is one lane's
+    double* slopes;      // [LOGIT_WARPS_N, ROWS]; an element is written by one lane only, so that no barrier is needed
     Half* rows;          // [PARTS][ROWS, DIM]
     Half* columns;       // [STAGES][PARTS][COLUMNS, DIM]
     Half* coefficients;  // [PARTS][ROWS, COLUMNS]
@@ -144,8 +153,8 @@ struct BackwardShared {
     }
 };
 
-// The warp's part of the similarities. Split products are summed apart, 64 dimensions at a time: the tensor cores
-// truncate where they add.
+// x = the warp's part of the tile's similarities, from `row` and `column` on. Split products start new sums every 64
+// dimensions, which are added with rounding: tensor cores truncate where they add.
 template <typename Policy>
 __device__ __forceinline__ void multiply_logits(float (&x)[Policy::LOGIT_M_TILES][Policy::LOGIT_N_TILES][4],
                                                 BackwardShared<Policy> const& shared, Half const* stage, int row,
@@ -208,8 +217,9 @@ __device__ __forceinline__ void multiply_logits(float (&x)[Policy::LOGIT_M_TILES
     }
 }
 
-// From similarities to coefficients in shared memory, as float16 (and, split, what float16 left over); adds each row's
-// part to its slope, [ROWS]. The weights are read again for every tile: they are few, registers are fewer.
+// Turns the warp's similarities x into coefficients in shared memory, as float16 and, if split, what float16 left of
+// them; adds each row's part to its slope, slopes[ROWS]. row, column: of the warp's part within the tile, which begins
+// at first_row and first_column. The weights are read again for every tile: registers are scarcer than those loads.
 template <typename Policy, bool RUNNING>
 __device__ __forceinline__ void write_coefficients(float (&x)[Policy::LOGIT_M_TILES][Policy::LOGIT_N_TILES][4],
                                                    BackwardTiles const& tiles, int q, Softmax const& softmax,
@@ -224,7 +234,7 @@ __device__ __forceinline__ void write_coefficients(float (&x)[Policy::LOGIT_M_TI
     RowWeight by_row[Policy::LOGIT_M_TILES][2];
     int const g = lane / 4, t = lane % 4;
     float reference[Policy::LOGIT_N_TILES][2], weight[Policy::LOGIT_N_TILES][2];
-    bool all_count = true;
+    bool all_count = true;  // no pair of this lane is on the diagonal or of a sample that is not valid
 #pragma unroll
     for (int n = 0; n < Policy::LOGIT_N_TILES; ++n) {
 #pragma unroll
@@ -248,6 +258,7 @@ __device__ __forceinline__ void write_coefficients(float (&x)[Policy::LOGIT_M_TI
             all_count = all_count && by_row[m][half].reference != INFINITY;
         }
     }
+    // How far the part's first row is below the diagonal at its first column.
     int const off_diagonal = first_row + row - first_column - column;
     all_count = all_count && (off_diagonal >= Policy::LOGIT_COLUMNS || -off_diagonal >= Policy::LOGIT_ROWS);
     if (ptx::any(!all_count)) {
@@ -302,7 +313,8 @@ __device__ __forceinline__ void write_coefficients(float (&x)[Policy::LOGIT_M_TI
     }
 }
 
-// gradient += coefficients times the streamed rows.
+// gradient += coefficients [ROWS, COLUMNS] times the stage's columns [COLUMNS, DIM], the warp's part: rows from `row`
+// on, dimensions from 8 dim_chunk on.
 template <typename Policy>
 __device__ __forceinline__ void multiply_gradient(float (&gradient)[Policy::M_TILES][Policy::N_TILES][4],
                                                   BackwardShared<Policy> const& shared, Half const* stage, int row,
@@ -330,7 +342,7 @@ __device__ __forceinline__ void multiply_gradient(float (&gradient)[Policy::M_TI
             }
         }
     } else {
-        // Summed apart a tile at a time, so that a long sum is rounded, not truncated.
+        // New sums for every tile, which are added with rounding: tensor cores truncate where they add.
         constexpr int STEPS = Policy::COLUMNS / 16;
 #pragma unroll
         for (int n = 0; n < Policy::N_TILES; n += 2) {
@@ -383,7 +395,7 @@ __device__ __forceinline__ void copy_rows(Half* rows, Sides const& sides, int fi
     }
 }
 
-// blockIdx.x: block of rows, blockIdx.y: q.
+// blockIdx.x: block of ROWS rows, from tiles.begin on; blockIdx.y: oriented problem q.
 template <typename Policy>
 __global__ void __launch_bounds__(Policy::THREADS, 1) contrastive_backward_kernel(BackwardTiles tiles) {
     SLEEPFM_DYNAMIC_SHARED(double, memory);
@@ -417,7 +429,9 @@ __global__ void __launch_bounds__(Policy::THREADS, 1) contrastive_backward_kerne
     for (int tile = 0; tile < n_tiles; ++tile) {
         int const first_column = tile * Policy::COLUMNS;
         ptx::cp_async_wait<0>();
-        ptx::sync_threads();  // the tile is there for all; the previous one and its coefficients are no longer read
+        // The tile (with the first one also the rows) has arrived for all threads; the stage of the previous tile and
+        // its coefficients are no longer read.
+        ptx::sync_threads();
         if (tile + 1 < n_tiles) {
             copy_columns<Policy>(shared.stage(tile + 1), sides, first_column + Policy::COLUMNS, N);
         }
@@ -434,7 +448,7 @@ __global__ void __launch_bounds__(Policy::THREADS, 1) contrastive_backward_kerne
                                                   logit_column, first_column, lane);
             }
         }
-        ptx::sync_threads();  // all coefficients are there
+        ptx::sync_threads();  // all warps have written their coefficients
         multiply_gradient<Policy>(gradient, shared, stage, gradient_row, gradient_chunk, lane);
     }
     ptx::cp_async_wait<0>();
@@ -455,7 +469,7 @@ __global__ void __launch_bounds__(Policy::THREADS, 1) contrastive_backward_kerne
             }
         }
     }
-    // Every slope was written before the last barrier.
+    // The last tile's second barrier stands between the slopes' writers and this loop.
     for (int i = static_cast<int>(threadIdx.x); i < Policy::ROWS && first_row + i < tiles.end; i += Policy::THREADS) {
         double sum = 0.0;
         for (int w = 0; w < Policy::LOGIT_WARPS_N; ++w) {

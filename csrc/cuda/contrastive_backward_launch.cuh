@@ -1,4 +1,5 @@
-// Backward's kernels in order, its workspace, and which tiles suit the device.
+// Backward of the tensor-core path on the host's side: the choice of tiles, the workspace, and the launches in order:
+// prepare, shift, weights, then backward and combine for a chunk of samples at a time, last the temperature's gradient.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +10,8 @@
 
 namespace sleepfm::cuda {
 
-// Gradients of both sides are kept for this many bytes of rows at a time.
+// The float32 gradients of both sides' rows are in memory for a chunk of samples at a time, of at most this many bytes
+// (but contrastive_row_padding samples at least).
 constexpr std::int64_t backward_chunk_bytes = std::int64_t{256} << 20;
 
 template <int DIM, typename Use>
@@ -38,7 +40,7 @@ void for_backward_policy_of(bool split, DeviceLimits limits, Use use) {
     }
 }
 
-// Calls use(Policy{}) with the tiles for the device.
+// Calls use(Policy{}) with the tiles that fit the device's shared memory.
 template <typename Use>
 void for_backward_policy(std::int64_t d_padded, bool split, DeviceLimits limits, Use use) {
     switch (d_padded) {
@@ -54,7 +56,7 @@ struct BackwardWorkspace {
     GradientWeights weights;
     double* slope;
     float* gradient;
-    std::int64_t chunk;  // rows at a time
+    std::int64_t chunk;  // samples at a time, a multiple of contrastive_row_padding
     std::int64_t bytes;
 };
 

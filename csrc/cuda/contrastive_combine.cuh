@@ -1,5 +1,6 @@
-// From the gradients of both sides of every problem to that of x: the diagonal's pull, the means' members, the
-// normalisation. A warp does all modalities of one sample.
+// From the gradients of both sides of every problem to the gradient of x. For each modality of a sample a warp adds up
+// the sides that it is a part of (as a row, as a column, as a member of a mean) with the diagonal's contribution, and
+// goes through the normalisation e = x / |x|: dx = (de - e <e, de>) / |x|.
 #pragma once
 
 #include "cuda/contrastive_launch.h"
@@ -19,14 +20,14 @@ struct Combine {
     double const* state;          // [P, CONTRASTIVE_STATE_ROWS, N]
     bool both_directions;
     Index begin, end;
-    // Of rows [begin, end), row side and, from P on, column side: [2 P, end - begin, d_padded], times
+    // [2 P, end - begin, d_padded] of the oriented problems' rows [begin, end): rows, and from P on columns; times
     // 2^(shift + 8), without the diagonal.
     float const* gradient;
     int const* shift;  // [P]
     void* gradient_x;  // [M, N, D]
 };
 
-// s dloss / (number of terms): the factor of every probability in s * dloss/dlogit.
+// s * gradient_loss / (number of terms in the mean): the factor that turns probabilities into the gradient of cosines.
 __device__ __forceinline__ double loss_factor(Softmax const& softmax, void const* gradient_loss,
                                               std::int64_t const* n_valid, int P, bool both_directions) {
     std::int64_t n = 0;
@@ -51,7 +52,7 @@ __device__ __forceinline__ void store_element(void* x, Index i, float value) {
 
 template <DType type, int LIMIT>
 __global__ void __launch_bounds__(32 * combine_warps, 2) contrastive_combine_kernel(ContrastiveInput in, Combine c) {
-    // One row a warp; a lane reads what it wrote itself.
+    // A warp's sum over the sides. A lane reads only what it wrote itself, so that no barrier is needed.
     SLEEPFM_SHARED(float, rows, [combine_warps][contrastive_largest_dim]);
     int const lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
     Index const r = c.begin + static_cast<Index>(blockIdx.x) * combine_warps + warp;
@@ -70,7 +71,8 @@ __global__ void __launch_bounds__(32 * combine_warps, 2) contrastive_combine_ker
         if (i >= M) {
             break;
         }
-        // Modality i is a side of one problem with each j; leave-one-out, j = i is its own problem, with the mean.
+        // Pairwise, modality i is a side of one problem with each other j. Leave-one-out, it is the rows of problem i
+        // (with the mean) and a member of the mean in every other problem j.
         float const* side[LIMIT];
         double unscale[LIMIT], pull[LIMIT];
 #pragma unroll
@@ -88,7 +90,7 @@ __global__ void __launch_bounds__(32 * combine_warps, 2) contrastive_combine_ker
             pull[j] = -share * (missed[0] + (c.both_directions ? missed[3 * N] : 0.0));
             unscale[j] = ldexp(share, -8 - c.shift[p]);  // contrastive_operand_scale is 2^8
         }
-        double along = 0.0;
+        double along = 0.0;  // <e, de>
         for (int k = lane; sample.shared[i] && k < D; k += 32) {
             float e[LIMIT];
             sample.unit_rows(k, e);
@@ -104,7 +106,7 @@ __global__ void __launch_bounds__(32 * combine_warps, 2) contrastive_combine_ker
             along += static_cast<double>(e[i]) * sum;
         }
         along = sum_of_warp(along);
-        along = sample.norm[i] < norm_floor ? 0.0 : along;
+        along = sample.norm[i] < norm_floor ? 0.0 : along;  // below the floor, e is x times a constant
         for (int k = lane; k < D; k += 32) {
             float value = 0.0f;
             if (sample.shared[i]) {
@@ -116,7 +118,7 @@ __global__ void __launch_bounds__(32 * combine_warps, 2) contrastive_combine_ker
     }
 }
 
-// One block: the gradient of log_temperature from each row's slope [2 P, n_padded], raw and times 2^shift.
+// One block: the gradient of log_temperature, from the rows' slopes [2 P, n_padded], raw and times 2^shift.
 static __global__ void __launch_bounds__(combine_total_threads)
     contrastive_slope_kernel(Combine c, void const* log_temperature, double const* slope,
                              float* gradient_log_temperature) {

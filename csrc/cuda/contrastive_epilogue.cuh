@@ -1,6 +1,7 @@
-// The two kernels that read a tile of similarities, once, and the one that merges what the first finds. A warp holds 4
-// rows of 128 columns in registers, takes the rows' sums across its lanes and carries the columns' along. No atomics,
-// and every sum in a fixed order.
+// The two kernels that read a tile of similarities, once each (statistics in forward, gradient in backward), and the
+// one that merges the statistics of tiles. A block takes 256 rows x 128 columns; its warps take 4 rows at a time, a
+// lane 4 of their columns. Rows are summed across the warp's lanes; columns are carried along in registers and meet in
+// shared memory at the end. No atomics, and every sum has a fixed order.
 #pragma once
 
 #include <cmath>
@@ -20,13 +21,16 @@ __device__ __forceinline__ double scale_of(ContrastiveGemm const& g) {
     return exp(static_cast<double>(*g.log_temperature));
 }
 
-// 2^(this (x - y)) is exp(s (cosine - cosine)) for two numbers of the product. Not below what a float holds, where
-// every logit is 0 to float32's precision: 0 times the -inf of a pair that does not count would be NaN.
+// The factor f with 2^(f (x - y)) = exp(s (x' - y')) for two numbers x, y of a tile and their cosines x', y'. s is at
+// least 1e-20, where every logit is 0 to float32's precision anyway: were f to round to 0, 0 times the -inf of a pair
+// that does not count would be NaN.
 __device__ __forceinline__ float exponent_scale(ContrastiveGemm const& g) {
     double const s = scale_of(g);
     return static_cast<float>((s < 1e-20 ? 1e-20 : s) * log2_of_e / static_cast<double>(gemm_product_scale));
 }
 
+// The sum of all threads' values, in a binary tree; every thread gets it. scratch: [blockDim.x] in shared memory, free
+// again on return. blockDim.x is a power of two.
 template <typename T>
 __device__ T sum_of_block(T value, T* scratch) {
     scratch[threadIdx.x] = value;
@@ -42,13 +46,14 @@ __device__ T sum_of_block(T value, T* scratch) {
     return sum;
 }
 
-// Four rows of four columns of a lane; -inf where a pair does not count: the diagonal, what is not valid, what is
-// beyond the tile.
+// A lane's 4 x 4 similarities; -inf where a pair does not count: on the diagonal, of samples that are not valid, beyond
+// the tile.
 struct Patch {
     float x[rows_at_once][columns_of_lane];
-    int offset;  // number of the first row less that of the first column: (i, j) is on the diagonal if j - i is this
+    int offset;  // number of the first row less that of the first column: (i, j) is on the diagonal if j - i = offset
 
-    // row, column: of the tile. columns_valid: one bit each.
+    // row, column: the first ones, within the tile. columns_valid: of valid_columns. Loads 16 bytes of each row, which
+    // `stride`, a multiple of 4, leaves within the tile's memory; what lies beyond n_columns is not used.
     __device__ __forceinline__ void load(ContrastiveGemm const& g, Index row, Index column, unsigned columns_valid) {
         offset = static_cast<int>(g.row + row - g.column - column);
 #pragma unroll
@@ -71,6 +76,7 @@ struct Patch {
     }
 };
 
+// Bit j: column `column` + j of the tile exists and its sample is valid.
 __device__ __forceinline__ unsigned valid_columns(ContrastiveGemm const& g, Index column) {
     unsigned bits = 0;
 #pragma unroll
@@ -87,7 +93,9 @@ struct Sum {
     __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
 };
 
-// Combines each of the values across the warp in 6 exchanges; lane gets the result of value lane / lanes_of_row.
+// Combines each of a lane's four values with those of the other lanes. While it halves the number of lanes that have
+// yet to meet, it halves the number of values too, which makes 2 + 1 + 3 = 6 exchanges and not 4 x 5; the result of
+// value i ends up in lanes i * lanes_of_row and the following ones. Warp-collective.
 constexpr int lanes_of_row = 32 / rows_at_once;
 
 template <typename Combine>
@@ -108,11 +116,13 @@ __device__ __forceinline__ float reduce_rows(float (&v)[rows_at_once], int lane,
     return v[0];
 }
 
-// The reference that exponentials of a row are relative to: its largest, or anything where there is none.
+// What a row's exponentials are relative to: its maximum, or 0 if it has no pairs, since -inf - -inf would be NaN.
 __device__ __forceinline__ float reference_of(float largest) {
     return largest == -INFINITY ? 0.0f : largest;
 }
 
+// Maximum, sum of exponentials relative to it, and number ahead of the own one, for each row of the tile over 128
+// columns and for each column over 256 rows. blockIdx.x: strip of columns; blockIdx.y: segment of rows.
 __global__ void __launch_bounds__(epilogue_threads, 3) gemm_statistics_kernel(ContrastiveGemm const g) {
     SLEEPFM_SHARED(float, of_warps, [3][epilogue_warps][gemm_strip]);
     int const lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
@@ -140,7 +150,8 @@ __global__ void __launch_bounds__(epilogue_threads, 3) gemm_statistics_kernel(Co
 #pragma unroll
             for (int j = 0; j < columns_of_lane; ++j) {
                 float const x = patch.x[i][j];
-                bool const counts = x != -INFINITY, before = j < patch.offset + i;  // the column before the row
+                // Of two equal cosines the one whose sample has the lower number is ahead. before: column before row.
+                bool const counts = x != -INFINITY, before = j < patch.offset + i;
                 of_row[i] += counts && (x > own_row || (x == own_row && before)) ? 1.0f : 0.0f;
                 ahead[j] += counts && (x > own[j] || (x == own[j] && !before)) ? 1.0f : 0.0f;
             }
@@ -178,7 +189,7 @@ __global__ void __launch_bounds__(epilogue_threads, 3) gemm_statistics_kernel(Co
                 larger = fmaxf(larger, patch.x[i][j]);
             }
             float const reference = reference_of(larger);
-            total[j] *= ptx::ex2((largest[j] - reference) * scale);
+            total[j] *= ptx::ex2((largest[j] - reference) * scale);  // to the new maximum
 #pragma unroll
             for (int i = 0; i < rows_at_once; ++i) {
                 total[j] += ptx::ex2((patch.x[i][j] - reference) * scale);
@@ -211,7 +222,8 @@ __global__ void __launch_bounds__(epilogue_threads, 3) gemm_statistics_kernel(Co
     }
 }
 
-// Adds n_partials partial results [3, n_partials, n] of line `line` to those so far, [3, N].
+// Adds the n_partials partial results [3, n_partials, n] of a row or column `line` of the tile to those of all tiles so
+// far, so_far[3, N], at `place`.
 __device__ __forceinline__ void merge_line(float* so_far, Index N, Index place, float const* partials, Index n_partials,
                                            Index n, Index line, float scale) {
     float const before = so_far[place];
@@ -230,6 +242,7 @@ __device__ __forceinline__ void merge_line(float* so_far, Index N, Index place, 
     so_far[2 * N + place] = ahead;
 }
 
+// A thread for each row of the tile, then for each column.
 __global__ void __launch_bounds__(epilogue_threads) gemm_merge_kernel(ContrastiveGemm const g) {
     Index const line = static_cast<Index>(blockIdx.x) * epilogue_threads + threadIdx.x;
     float const scale = exponent_scale(g);
@@ -242,12 +255,12 @@ __global__ void __launch_bounds__(epilogue_threads) gemm_merge_kernel(Contrastiv
     }
 }
 
-// One store of 8 bytes.
+// Four float16 numbers in one store of 8 bytes; `low` has the first two.
 __device__ __forceinline__ void store_halves(std::uint16_t* to, std::uint32_t low, std::uint32_t high) {
     *reinterpret_cast<std::uint64_t*>(to) = static_cast<std::uint64_t>(high) << 32 | low;
 }
 
-// Four gradients in float16 and, where rest is not null, 2^11 times what the rounding leaves.
+// Stores four gradients in float16 and, where `rest` is not null, 2^11 times what the rounding left of them.
 __device__ __forceinline__ void store_gradients(std::uint16_t* high, std::uint16_t* rest, Index at,
                                                 float const (&value)[columns_of_lane]) {
     std::uint32_t const rounded[2] = {ptx::pack_f16(value[0], value[1]), ptx::pack_f16(value[2], value[3])};
@@ -264,6 +277,9 @@ __device__ __forceinline__ void store_gradients(std::uint16_t* high, std::uint16
     store_halves(rest + at, ptx::pack_f16(left[0], left[1]), ptx::pack_f16(left[2], left[3]));
 }
 
+// The gradient of each similarity of the tile, less the common factor and times the problem's scale: the probability by
+// row and the one by column, 0 where a pair does not count (the diagonal among them). Adds the block's part of the
+// temperature's gradient to a slope of its own. Blocks as in gemm_statistics_kernel.
 __global__ void __launch_bounds__(epilogue_threads, 3) gemm_gradient_kernel(ContrastiveGemm const g) {
     SLEEPFM_SHARED(double, scratch, [epilogue_threads]);
     int const lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);

@@ -1,4 +1,6 @@
-// From the blocks' shares of sums to losses, ranks and what backward needs; every sum in a fixed order.
+// From the shares that forward's blocks wrote to losses, ranks and the state for backward. First a thread for each
+// sample (contrastive_finish_kernel), whose block sums losses and counts; then one block that adds up the blocks'
+// totals (contrastive_total_kernel). Every sum has a fixed order.
 #pragma once
 
 #include "cuda/contrastive_forward.cuh"
@@ -7,11 +9,11 @@ namespace sleepfm::cuda {
 
 constexpr int finish_threads = 256;
 
-// Per block of finish_threads samples, by row and by column: [P, n_blocks, 2].
+// Sums over the samples of each block of contrastive_finish_kernel.
 struct BlockTotals {
-    double* loss;
-    int* correct;
-    int* valid;  // [P, n_blocks]
+    double* loss;  // [P, n_blocks, 2]: by row, by column
+    int* correct;  // [P, n_blocks, 2]
+    int* valid;    // [P, n_blocks]
 };
 
 struct Finish {
@@ -26,6 +28,8 @@ struct Finish {
     int n_blocks;
 };
 
+// The sum of all threads' values, in a binary tree; every thread gets it. scratch: [finish_threads] in shared memory,
+// free again on return.
 template <typename T>
 __device__ __forceinline__ T sum_of_block(T value, T* scratch) {
     scratch[threadIdx.x] = value;
@@ -41,12 +45,15 @@ __device__ __forceinline__ T sum_of_block(T value, T* scratch) {
     return total;
 }
 
-// One direction of one sample: its loss and rank, and three of the state's rows from `state` on.
+// The loss and the rank of one sample in one direction.
 struct SampleLoss {
     double loss;
     int rank;
 };
 
+// Merges a sample's shares, which begin at `first`, and writes three of the state's rows, from `state` on. With the sum
+// S over the other pairs relative to their maximum m, the loss is log(1 + exp(z)), z = log S - s (own - m), computed
+// without cancellation for any sign of z.
 __device__ __forceinline__ SampleLoss finish_sample(Shares const& shares, Index first, int groups, Index n_padded,
                                                     Softmax const& softmax, double own, double* state, Index N) {
     Share share{0.0, raw_floor, 0};
@@ -54,22 +61,23 @@ __device__ __forceinline__ SampleLoss finish_sample(Shares const& shares, Index 
         Index const at = first + group * n_padded;
         merge(share, softmax, shares.sum[at], shares.largest[at], shares.ahead[at]);
     }
-    if (share.sum == 0.0) {  // no other sample
+    if (share.sum == 0.0) {  // no other sample to compare with: loss 0, or NaN where own is not finite
         state[0] = 0.0;
         state[N] = state[2 * N] = 0.0 * own;
         return {0.0 * own, share.ahead};
     }
     double const largest = static_cast<double>(share.largest) / raw_one;
     double const lead = static_cast<double>(softmax.scale) * (own - largest);
-    double const z = log(share.sum) - lead;  // loss = log(1 + exp(z))
-    double const small = exp(z > 0.0 ? -z : z);
+    double const z = log(share.sum) - lead;
+    double const small = exp(z > 0.0 ? -z : z);  // exp(-|z|)
     state[0] = largest;
     state[N] = 1.0 / (share.sum + exp(lead));
-    state[2 * N] = z > 0.0 ? 1.0 / (1.0 + small) : small / (1.0 + small);
+    state[2 * N] = z > 0.0 ? 1.0 / (1.0 + small) : small / (1.0 + small);  // the probability missed, 1 / (1 + exp(-z))
     return {(z > 0.0 ? z : 0.0) + log1p(small), share.ahead};
 }
 
-// blockIdx.x: samples, blockIdx.y: problem.
+// blockIdx.x: block of finish_threads samples; blockIdx.y: problem. Samples that are not valid or outside [begin, end)
+// get rank -1 and a state of zeros.
 static __global__ void __launch_bounds__(finish_threads) contrastive_finish_kernel(Finish f) {
     SLEEPFM_SHARED(double, losses, [finish_threads]);
     SLEEPFM_SHARED(int, counts, [finish_threads]);
@@ -86,7 +94,7 @@ static __global__ void __launch_bounds__(finish_threads) contrastive_finish_kern
             state[0] = own;
             by_row = finish_sample(f.rows, p * f.column_groups * n_padded + r, f.column_groups, n_padded, softmax, own,
                                    state + N, N);
-            bool const exchanged = f.columns.sum == nullptr;
+            bool const exchanged = f.columns.sum == nullptr;  // the column's sums are those of row r of problem P + p
             Shares const& shares = exchanged ? f.rows : f.columns;
             int const groups = exchanged ? f.column_groups : f.row_groups;
             by_column = finish_sample(shares, (exchanged ? P + p : p) * groups * n_padded + r, groups, n_padded,
@@ -113,7 +121,7 @@ static __global__ void __launch_bounds__(finish_threads) contrastive_finish_kern
     }
 }
 
-// One block.
+// One block: means over the valid samples, and the loss, their mean over all problems and directions that count.
 static __global__ void __launch_bounds__(finish_threads)
     contrastive_total_kernel(BlockTotals totals, int n_blocks, int P, bool both_directions, float* loss, float* losses,
                              std::int64_t* correct, std::int64_t* n_valid) {

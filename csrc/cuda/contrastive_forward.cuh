@@ -1,6 +1,14 @@
-// Forward of the contrastive loss, tile by tile: similarities on the tensor cores, and in the same registers their
-// exponentials, row sums, column sums and ranks. A block walks its share of one problem's tiles in a fixed order and
-// keeps sums of its own, so that nothing is added by atomics; contrastive_finish.cuh adds the shares up.
+// Forward of the contrastive loss, tile by tile. The tensor cores multiply a tile of similarities (ROWS x COLUMNS, in
+// slices of 64 dimensions that cp.async brings STAGES - 1 ahead), and in the registers of its sums the warps take the
+// exponentials, sum them by row and by column, and count the cosines ahead of each own one.
+//
+// A block walks its part of one oriented problem's tiles: row blocks row_group, row_group + row_groups, ..., and for
+// each of them a contiguous range of column blocks. For each row and each column it writes one Share (a sum of
+// exponentials, its maximum, a count), which contrastive_finish.cuh merges. No atomics: the order of all sums depends
+// on shape and device alone, and so do their bits.
+//
+// Barriers: one at the top of every slice (the slice has arrived; the one before it is no longer read, so its stage can
+// be filled again) and one between the warps' sums of a tile and their merging.
 #pragma once
 
 #include "cuda/contrastive_problem.cuh"
@@ -8,36 +16,40 @@
 
 namespace sleepfm::cuda {
 
-// ROWS x COLUMNS: a block's tile, in WARPS_M x WARPS_N warps. STAGES: slices of 64 dimensions in shared memory.
+// ROWS x COLUMNS: a block's tile, cut among WARPS_M x WARPS_N warps. STAGES: slices of 64 dimensions that shared memory
+// holds. A stage is [ROWS, 64] of rows, [COLUMNS, 64] of columns and, if SPLIT, the same of the low parts. Behind the
+// stages lies ForwardScratch.
 template <int ROWS_, int COLUMNS_, int WARPS_M_, int WARPS_N_, int STAGES_, bool SPLIT_, int BLOCKS_>
 struct ForwardPolicy {
     static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_, STAGES = STAGES_;
     static constexpr bool SPLIT = SPLIT_;
-    static constexpr int BLOCKS = BLOCKS_;  // that share a multiprocessor
+    static constexpr int BLOCKS = BLOCKS_;  // blocks that share a multiprocessor, which caps a thread's registers
     static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
     static constexpr int SLICE = 64, CHUNKS = SLICE / half_per_chunk;
     static constexpr int PARTS = SPLIT ? 2 : 1;
-    static constexpr int STAGE = PARTS * (ROWS + COLUMNS) * SLICE;  // elements
+    static constexpr int STAGE = PARTS * (ROWS + COLUMNS) * SLICE;  // in elements
     static constexpr int WARP_ROWS = ROWS / WARPS_M, WARP_COLUMNS = COLUMNS / WARPS_N;
     static constexpr int M_TILES = WARP_ROWS / 16, N_TILES = WARP_COLUMNS / 8;
     static_assert(WARP_ROWS % 16 == 0 && WARP_COLUMNS % 16 == 0, "ldmatrix loads 16 rows of either operand");
     static constexpr int SHARED_BYTES = 2 * STAGES * STAGE + 16 * ROWS + 12 * (WARPS_N * ROWS + WARPS_M * COLUMNS);
 };
 
-// A sum of exponentials relative to the largest cosine, and how many cosines are ahead of the own one.
+// What is known of some of a row's (or column's) cosines: their sum of exponentials relative to `largest`, and how many
+// of them are ahead of the own one. The own pair is not among them.
 struct Share {
     double sum;
     float largest;
     int ahead;
 };
 
-// Structure of arrays of shares, [n_oriented, groups, n_padded].
+// Arrays of shares, [n_oriented, groups, n_padded] each.
 struct Shares {
     double* sum;
     float* largest;
     int* ahead;
 };
 
+// Adds a share to `into`, both sums brought to the larger of the two maxima.
 __device__ __forceinline__ void merge(Share& into, Softmax const& softmax, double sum, float largest, int ahead) {
     float const top = fmaxf(into.largest, largest);
     into.sum = into.sum * static_cast<double>(softmax.relative(into.largest, top)) +
@@ -49,17 +61,17 @@ __device__ __forceinline__ void merge(Share& into, Softmax const& softmax, doubl
 struct ForwardTiles {
     ContrastiveOperands operands;
     void const* log_temperature;
-    float const* own;   // [n_oriented, n_padded], of contrastive_own_kernel
-    int begin, end;     // of the rows
-    int row_blocks;     // of ROWS, from `begin`
-    int column_blocks;  // of COLUMNS, from 0
-    int row_groups;     // blocks i, i + row_groups, ... of rows are one thread block's
-    int column_groups;  // contiguous ranges of blocks of columns
+    float const* own;   // [n_oriented, n_padded] raw, of contrastive_own_kernel
+    int begin, end;     // samples that are rows; all samples are columns
+    int row_blocks;     // blocks of ROWS rows, from `begin`
+    int column_blocks;  // blocks of COLUMNS columns, from 0
+    int row_groups;     // group i has the row blocks i, i + row_groups, ...
+    int column_groups;  // each has a contiguous range of column blocks
     Shares rows;        // [n_oriented, column_groups, n_padded]
-    Shares columns;     // [P, row_groups, n_padded]; sum null: only rows are counted
+    Shares columns;     // [P, row_groups, n_padded]; sum null: columns are rows of exchanged problems instead
 };
 
-// The largest float below x; NaN and -infinity stay.
+// The largest float below x, so that "above next_below(x)" is "x or above". NaN and -infinity are returned as they are.
 __device__ __forceinline__ float next_below(float x) {
     std::uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -74,15 +86,16 @@ __device__ __forceinline__ float next_below(float x) {
     return x;
 }
 
+// The block's sums in shared memory.
 template <typename Policy>
 struct ForwardScratch {
-    double* row_sum;     // [ROWS] running over the tiles of a block of rows
+    double* row_sum;     // [ROWS] over the row block's tiles so far; these three belong to one thread for each row
     float* row_largest;  // [ROWS]
     int* row_ahead;      // [ROWS]
-    float* sum_of_row;   // [WARPS_N, ROWS] of this tile
+    float* sum_of_row;   // [WARPS_N, ROWS] over the columns of one warp, of the current tile
     float* largest_of_row;
     int* ahead_of_row;
-    float* sum_of_column;  // [WARPS_M, COLUMNS]
+    float* sum_of_column;  // [WARPS_M, COLUMNS] over the rows of one warp, of the current tile
     float* largest_of_column;
     int* ahead_of_column;
 
@@ -98,16 +111,20 @@ struct ForwardScratch {
           ahead_of_column(reinterpret_cast<int*>(largest_of_column + Policy::WARPS_M * Policy::COLUMNS)) {}
 };
 
-// Where a tile lies, and what of its own diagonal it holds.
+// Where a tile lies, and the own cosines that its cosines are compared with.
 struct TilePlace {
-    int row, column;     // first of each
-    int n_samples, end;  // end of the rows
-    float const* own;    // [n_padded]
+    int row, column;     // the tile's first row and first column
+    int n_samples, end;  // ends of the columns and of the rows
+    float const* own;    // [n_padded] of the oriented problem, raw
 };
 
-// Sums, maxima and counts of a warp's part of a tile into the scratch. EXACT_PAIRS: some pairs do not count, or the
-// tile holds the diagonal; else every pair counts, and `rows_tie`, `columns_tie` say which side an equal cosine is
-// ahead on. RUNNING: relative to the warp's own maxima.
+// From a warp's part of a tile (`sums`, raw cosines in mma fragments) to sums, maxima and counts in the scratch.
+//
+// A cosine is ahead of the own one if it is larger, or equal and of a sample of lower number. EXACT_PAIRS: the tile
+// holds a part of the diagonal, or pairs that do not count; each pair is looked at. Otherwise all pairs count and all
+// rows lie on one side of all columns, so that ties go one way for the whole tile: in `rows_tie` every equal cosine is
+// ahead in its row, in `columns_tie` in its column, and comparing with next_below(own) says so in one instruction.
+// RUNNING: exponentials are relative to the maxima of the warp's part, else to a cosine of 1.
 template <typename Policy, bool EXACT_PAIRS, bool RUNNING>
 __device__ __forceinline__ void reduce_warp_tile(float (&sums)[Policy::M_TILES][Policy::N_TILES][4],
                                                  ForwardScratch<Policy> const& scratch, TilePlace const& place,
@@ -117,7 +134,7 @@ __device__ __forceinline__ void reduce_warp_tile(float (&sums)[Policy::M_TILES][
     int const row0 = warp_m * Policy::WARP_ROWS + g, column0 = warp_n * Policy::WARP_COLUMNS + 2 * t;
     bool const rows_tie = place.column < place.row, columns_tie = place.row < place.column;
     float column_own[Policy::N_TILES][2], column_top[Policy::N_TILES][2], column_sum[Policy::N_TILES][2];
-    unsigned column_ahead[Policy::N_TILES];  // of the two columns, 16 bits each
+    unsigned column_ahead[Policy::N_TILES];  // counts of a tile's two columns, 16 bits each; at most WARP_ROWS
 #pragma unroll
     for (int n = 0; n < Policy::N_TILES; ++n) {
 #pragma unroll
@@ -242,9 +259,9 @@ __device__ __forceinline__ void reduce_warp_tile(float (&sums)[Policy::M_TILES][
     }
 }
 
-// Walks the tiles of a block, one slice of 64 dimensions after the other.
+// A place in the block's walk: slices innermost, then its column blocks, then its row blocks.
 struct TileWalk {
-    int slice, column, row;  // slice; block of columns; block of rows
+    int slice, column, row;  // slice of 64 dimensions, column block, row block
 
     __device__ __forceinline__ void advance(int n_slices, int first_column, int end_column, int row_step) {
         if (++slice == n_slices) {
@@ -257,6 +274,8 @@ struct TileWalk {
     }
 };
 
+// Begins the copy of a slice of both operands to a stage. Rows from N on become zeros. (Rows between tiles.end and N
+// are copied and multiplied, and do not count.)
 template <typename Policy>
 __device__ __forceinline__ void copy_slice(Half* stage, ForwardTiles const& tiles, Sides const& sides,
                                            TileWalk const& at) {
@@ -278,8 +297,8 @@ __device__ __forceinline__ void copy_slice(Half* stage, ForwardTiles const& tile
     }
 }
 
-// sums += the product of a slice. Split products are summed apart and added once a slice: the tensor cores truncate
-// where they add, which over a long row would cost float32 some of its bits.
+// sums += the product of one slice, the warp's part. Split products start new sums for each slice, which are added with
+// rounding: tensor cores truncate where they add, a bias that grows with the length of the chain.
 template <typename Policy>
 __device__ __forceinline__ void multiply_slice(float (&sums)[Policy::M_TILES][Policy::N_TILES][4], Half const* stage,
                                                int warp_m, int warp_n, int lane) {
@@ -334,7 +353,8 @@ __device__ __forceinline__ void multiply_slice(float (&sums)[Policy::M_TILES][Po
     }
 }
 
-// True if every pair of the tile counts and it lies off the diagonal, the same for all lanes of the warp.
+// True if every pair of the warp's part of the tile counts and the tile lies off the diagonal. Warp-collective; all
+// lanes get the same.
 template <typename Policy>
 __device__ __forceinline__ bool all_pairs_count(TilePlace const& place, int warp_m, int warp_n, int lane) {
     if (place.row < place.column + Policy::COLUMNS && place.column < place.row + Policy::ROWS) {
@@ -352,8 +372,9 @@ __device__ __forceinline__ bool all_pairs_count(TilePlace const& place, int warp
     return !ptx::any(!counts);
 }
 
-// Adds the tile's rows to the running sums and its columns to this block's share in global memory. Each entry is
-// always the same thread's.
+// Adds the warps' sums of a tile to the running sums of its rows (written out with the row block's last tile) and to
+// this block's shares of its columns, which stay in global memory meanwhile. An entry is always the same thread's, so
+// that no barrier is needed between tiles.
 template <typename Policy>
 __device__ __forceinline__ void merge_tile(ForwardScratch<Policy> const& scratch, ForwardTiles const& tiles,
                                            TilePlace const& place, Softmax const& softmax, Index column_share,
@@ -405,7 +426,7 @@ __device__ __forceinline__ void merge_tile(ForwardScratch<Policy> const& scratch
     }
 }
 
-// blockIdx.x: row group and, slower, column group; blockIdx.y: q.
+// blockIdx.x: row group + row_groups * column group; blockIdx.y: oriented problem q.
 template <typename Policy>
 __global__ void __launch_bounds__(Policy::THREADS, Policy::BLOCKS) contrastive_forward_kernel(ForwardTiles tiles) {
     SLEEPFM_DYNAMIC_SHARED(Half, shared);
@@ -428,8 +449,10 @@ __global__ void __launch_bounds__(Policy::THREADS, Policy::BLOCKS) contrastive_f
     Index const row_share = (static_cast<Index>(q) * tiles.column_groups + column_group) * tiles.operands.n_padded;
     Index const column_share = (static_cast<Index>(q) * tiles.row_groups + row_group) * tiles.operands.n_padded;
 
-    TileWalk ahead{0, first_column, row_group}, at = ahead;
+    TileWalk ahead{0, first_column, row_group}, at = ahead;  // the next slice to copy, and to multiply
     Index n_issued = 0;
+    // Commits a group even where nothing is left to copy, so that a wait for all but STAGES - 2 groups always means
+    // the same slice.
     auto const issue = [&] {
         if (n_issued < total) {
             copy_slice<Policy>(shared + n_issued % Policy::STAGES * Policy::STAGE, tiles, sides, ahead);
@@ -444,7 +467,7 @@ __global__ void __launch_bounds__(Policy::THREADS, Policy::BLOCKS) contrastive_f
     float sums[Policy::M_TILES][Policy::N_TILES][4] = {};
     for (Index i = 0; i < total; ++i) {
         ptx::cp_async_wait<Policy::STAGES - 2>();
-        ptx::sync_threads();  // slice i is there for all, and slice i - 1 is no longer read
+        ptx::sync_threads();  // slice i has arrived for all threads; slice i - 1, which issue() overwrites, was read
         issue();
         multiply_slice<Policy>(sums, shared + i % Policy::STAGES * Policy::STAGE, warp_m, warp_n, lane);
         if (at.slice == n_slices - 1) {
@@ -462,7 +485,9 @@ __global__ void __launch_bounds__(Policy::THREADS, Policy::BLOCKS) contrastive_f
                 reduce_warp_tile<Policy, true, false>(sums, scratch, place, softmax, count_columns, warp_m, warp_n,
                                                       lane);
             }
-            ptx::sync_threads();  // the scratch is written; the next tile's first barrier protects it from its writers
+            // All warps have written the scratch. It is written again only after the next slice's barrier, which no
+            // thread passes before all have merged.
+            ptx::sync_threads();
             merge_tile<Policy>(scratch, tiles, place, softmax, column_share, at.row == row_group,
                                at.column == first_column, at.column == end_column - 1, row_share);
 #pragma unroll

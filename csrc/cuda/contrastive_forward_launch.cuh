@@ -1,4 +1,5 @@
-// Forward's kernels in order, its workspace, and which tiles and shares suit the device.
+// Forward of the tensor-core path on the host's side: the choice of tiles, how they are cut among blocks, the
+// workspace, and the launches in order: prepare, own, forward, finish, total.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +10,7 @@
 
 namespace sleepfm::cuda {
 
-// Calls use(Policy{}) with the tiles for the device.
+// Calls use(Policy{}) with the tiles that fit the device's shared memory.
 template <typename Use>
 void for_forward_policy(bool split, DeviceLimits limits, Use use) {
     if (!split && limits.shared_bytes >= shared_bytes_of_90) {
@@ -23,8 +24,8 @@ void for_forward_policy(bool split, DeviceLimits limits, Use use) {
     }
 }
 
-// Of `most` blocks with so much shared memory, how many share a multiprocessor: it has what one block may have and the
-// 1 KiB that the system takes of each.
+// How many blocks of `shared_bytes`, at most `most`, share a multiprocessor. It has the most that one block may have
+// and the 1 KiB that CUDA reserves in every block.
 inline int blocks_side_by_side(int most, std::int64_t shared_bytes, DeviceLimits limits) {
     std::int64_t const fit = (limits.shared_bytes + 1024) / (shared_bytes + 1024);
     return static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(most, fit)));
@@ -34,8 +35,9 @@ struct ForwardGroups {
     int row_groups, column_groups;
 };
 
-// Cuts a problem's tiles among blocks: fewest tiles in the longest share, then least memory for the shares. Each share
-// costs 16 bytes a sample, hence at most 32 of either kind.
+// Cuts a problem's tiles into row_groups x column_groups, one for each block, so that the busiest multiprocessor has
+// the fewest tiles, and among such cuts the fewest groups. A group costs a Share of 16 bytes for each sample, hence at
+// most 32 of either kind. capacity: blocks that the device runs at a time.
 inline ForwardGroups forward_groups(int row_blocks, int column_blocks, int n_oriented, int capacity) {
     ForwardGroups best{1, 1};
     std::int64_t best_cost = INT64_MAX;
@@ -57,8 +59,8 @@ struct ForwardWorkspace {
     float* own;
     ForwardTiles tiles;
     BlockTotals totals;
-    int n_oriented, n_blocks;
-    bool whole;
+    int n_oriented, n_blocks;  // n_blocks: of contrastive_finish_kernel, for a problem
+    bool whole;                // all samples are computed: columns are summed with rows, no problem is exchanged
     std::int64_t bytes;
 };
 
@@ -68,7 +70,7 @@ inline Shares take_shares(DeviceArena& arena, std::int64_t n) {
     return {sum, largest, arena.take<int>(n)};
 }
 
-// From a null base, sizes only.
+// With in.workspace null, sizes only.
 template <typename Policy>
 ForwardWorkspace forward_workspace(ContrastiveInput const& in, ContrastiveCudaOptions const& options,
                                    DeviceLimits limits) {

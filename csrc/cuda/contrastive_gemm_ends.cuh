@@ -1,5 +1,6 @@
-// The kernels before and after the tiles of the contrastive loss's library path: operands, results, the scale of the
-// gradient, and the gradients of x and of the temperature.
+// The contrastive loss's library path before and after its tiles: operands from x; losses, ranks and state from the
+// statistics; the scale of the gradient; gradients of x and of the temperature from the products. Each kernel goes
+// through its data once, with a warp for each sample where there are D elements of it, else a thread.
 #pragma once
 
 #include "cuda/contrastive_epilogue.cuh"
@@ -28,6 +29,7 @@ inline __host__ __device__ ContrastiveInput input_of(ContrastiveGemm const& g) {
 
 // ---- operands -------------------------------------------------------------------------------------------------------
 
+// Element k of row r of a (is_row) or b, in the layout of ContrastiveGemm::a.
 __device__ __forceinline__ void store_operand(ContrastiveGemm const& g, std::uint16_t* operand, bool is_row, Index r,
                                               Index k, float value) {
     float const scaled = value * gemm_operand_scale;
@@ -43,6 +45,8 @@ __device__ __forceinline__ void store_operand(ContrastiveGemm const& g, std::uin
     row[2 * g.width] = high;
 }
 
+// A warp for each sample: its rows of a and b for the problem, own cosine and validity. The statistics of its row and
+// column are set to those of no pairs.
 template <DType type, int LIMIT>
 __global__ void __launch_bounds__(epilogue_threads) gemm_operands_kernel(ContrastiveGemm const g) {
     int const lane = static_cast<int>(threadIdx.x % 32);
@@ -90,7 +94,9 @@ __global__ void __launch_bounds__(epilogue_threads) gemm_operands_kernel(Contras
 
 // ---- what follows from the statistics -------------------------------------------------------------------------------
 
-// grid: (blocks, directions)
+// A thread for each sample. blockIdx.x: block of samples; blockIdx.y: direction. Samples that are not valid or outside
+// [begin, end) get rank -1 and a state of zeros. With the sum S over the other pairs relative to their maximum m, the
+// loss is log(1 + exp(excess)), excess = log S - s (own - m).
 __global__ void __launch_bounds__(gemm_finish_threads) gemm_finish_kernel(ContrastiveGemm const g) {
     SLEEPFM_SHARED(double, losses, [gemm_finish_threads]);
     SLEEPFM_SHARED(Index, counts, [gemm_finish_threads]);
@@ -105,7 +111,7 @@ __global__ void __launch_bounds__(gemm_finish_threads) gemm_finish_kernel(Contra
         own = g.own[r];
         rank = static_cast<int>(line[2 * N + r]);
         double const total = line[N + r];
-        if (line[r] == -INFINITY && total == 0) {  // nothing to compare with: 0, or not a number where own is none
+        if (line[r] == -INFINITY && total == 0) {  // nothing to compare with: 0, or NaN where own is not finite
             loss = largest = inverse = missed = 0 * own;
         } else {
             largest = static_cast<double>(line[r]) / static_cast<double>(gemm_product_scale);
@@ -155,7 +161,7 @@ __device__ inline double common_factor(ContrastiveGemm const& g) {
     return scale_of(g) * static_cast<double>(*g.gradient_loss) / number_of_terms(g);
 }
 
-// one block
+// One block: means over the valid samples, and the loss, their mean over all problems and directions that count.
 __global__ void __launch_bounds__(gemm_finish_threads) gemm_total_kernel(ContrastiveGemm const g) {
     SLEEPFM_SHARED(double, losses, [gemm_finish_threads]);
     SLEEPFM_SHARED(Index, counts, [gemm_finish_threads]);
@@ -194,9 +200,10 @@ __global__ void __launch_bounds__(gemm_finish_threads) gemm_total_kernel(Contras
 
 // ---- backward -------------------------------------------------------------------------------------------------------
 
-// One block. The gradient of a similarity, less the common factor, is at most the largest weight of a row and that of a
-// column together, exponentials being at most 1, and at most the largest probabilities missed: a power of two makes
-// the smaller bound at most 2^15 in float16.
+// One block: the weights of one problem and the scale of its gradient. The gradient of a similarity, less the common
+// factor, is weight_r exp(...) + weight_c exp(...) with exponentials of at most 1. It is bounded by the largest weights
+// of a row and of a column together, and also by the largest probabilities missed together; the smaller bound times
+// 2^(15 - exponent) is at most 2^15, well within float16.
 constexpr int weights_threads = 512;
 
 __global__ void __launch_bounds__(weights_threads) gemm_weights_kernel(ContrastiveGemm const g) {
@@ -245,7 +252,8 @@ __global__ void __launch_bounds__(weights_threads) gemm_weights_kernel(Contrasti
     }
 }
 
-// A warp per sample: adds what one problem contributes to the gradients of the unit rows.
+// A warp for each sample: adds to gradient_unit what one problem contributes, the products of its gradient and the
+// diagonal's part, -(probabilities missed) times the partner.
 template <DType type, int LIMIT>
 __global__ void __launch_bounds__(epilogue_threads) gemm_accumulate_kernel(ContrastiveGemm const g) {
     int const lane = static_cast<int>(threadIdx.x % 32);
@@ -285,7 +293,8 @@ __global__ void __launch_bounds__(epilogue_threads) gemm_accumulate_kernel(Contr
     }
 }
 
-// A warp per sample: dx = (de - e <e, de>) / |x|; the last block: the temperature's gradient.
+// A warp for each sample: dx = (de - e <e, de>) / |x|, zeros where the sample lacks the modality, is alone or is
+// outside [begin, end). The last block computes the temperature's gradient instead.
 template <DType type, int LIMIT>
 __global__ void __launch_bounds__(epilogue_threads, 2) gemm_finish_gradient_kernel(ContrastiveGemm const g) {
     SLEEPFM_SHARED(double, scratch, [epilogue_threads]);

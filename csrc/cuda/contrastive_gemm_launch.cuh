@@ -1,4 +1,4 @@
-// One launch for each step of the contrastive loss's library path, on a device or in the emulator.
+// The launch of each step of the contrastive loss's library path, on a device or in the emulator.
 #pragma once
 
 #include "cuda/contrastive_gemm_ends.cuh"
@@ -20,7 +20,8 @@ void for_gemm_modalities(Index n_modalities, Launch launch) {
     }
 }
 
-// Kernels that go through x once are bound by memory: fewer of them than for_element_and_modalities makes.
+// As for_element_and_modalities, with fewer upper bounds: kernels that go through x once are bound by memory, and need
+// not be compiled for every number of modalities.
 template <typename Launch>
 void for_gemm_elements(ContrastiveGemm const& g, Launch launch) {
     SLEEPFM_CHECK(g.n_modalities >= 2 && g.n_modalities <= 8, "contrastive_gemm: x has ", g.n_modalities,

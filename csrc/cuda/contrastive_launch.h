@@ -1,5 +1,6 @@
-// How the contrastive loss launches its kernels, the same on a device and in the emulator: a queue is called as
-// queue(kernel, Grid, threads, dynamic shared bytes, arguments...) and runs kernels one after the other.
+// How kernels are launched, the same on a device and in the emulator. A queue is called as
+// queue(kernel, Grid, threads, dynamic shared bytes, arguments...) and runs kernels one after the other, each seeing
+// what those before it wrote. The arguments of the contrastive loss are checked here.
 #pragma once
 
 #include <cstdint>
@@ -17,10 +18,11 @@ struct Grid {
 
 struct DeviceLimits {
     int n_multiprocessors;
-    std::int64_t shared_bytes;  // the most a block may have
+    std::int64_t shared_bytes;  // the most shared memory that a block may have
 };
 
-// 99 KB (compute capability 8.6, 8.9), 163 KB (8.0) and 227 KB (9.0) are what there is.
+// Thresholds between the three sizes of a block's shared memory: 99 KB on compute capability 8.6 and 8.9, 163 KB on 8.0
+// and 227 KB on 9.0.
 constexpr std::int64_t shared_bytes_of_80 = 160 * 1024, shared_bytes_of_90 = 224 * 1024;
 
 inline void check_contrastive(ContrastiveInput const& in, ContrastiveCudaOptions const& options) {
@@ -45,7 +47,8 @@ void for_modalities(std::int64_t n_modalities, Launch launch) {
     }
 }
 
-// launch(element type, most modalities), both as types.
+// Calls launch(type, limit) with x's element type and an upper bound of the number of modalities, both as
+// std::integral_constant, for which a kernel is compiled.
 template <typename Launch>
 void for_element_and_modalities(ContrastiveInput const& in, Launch launch) {
     SLEEPFM_CHECK(in.n_modalities >= 2 && in.n_modalities <= 8, "contrastive_loss: x has ", in.n_modalities,

@@ -1,5 +1,6 @@
-// The cosines of what belongs together as the tile kernels' own arithmetic gives them, bit by bit: ranks compare with
-// these, so that rows with the same numbers tie exactly. (The loss uses the more exact cosines of the prepare kernel.)
+// The cosines of the samples' own pairs, by the same instructions in the same order as the tile kernels compute all
+// others. Ranks compare with these, so that rows with the same numbers tie bit by bit. (The loss uses the more exact
+// cosines of contrastive_prepare_kernel.)
 #pragma once
 
 #include "cuda/contrastive_problem.cuh"
@@ -13,7 +14,7 @@ __device__ __forceinline__ std::uint32_t two_halves(std::uint16_t const* at) {
     return *reinterpret_cast<std::uint32_t const*>(at);
 }
 
-// Factors of 16 rows and 16 elements, straight from global memory.
+// Fragments a [16, 16] and b [16, 8] (ptx.h) from global memory. `from` is row g, element 2 t of the operand.
 __device__ __forceinline__ void own_a(std::uint32_t (&a)[4], std::uint16_t const* from, Index d_padded) {
     a[0] = two_halves(from);
     a[1] = two_halves(from + 8 * d_padded);
@@ -26,7 +27,8 @@ __device__ __forceinline__ void own_b(std::uint32_t (&b)[2], std::uint16_t const
     b[1] = two_halves(from + 8);
 }
 
-// own [n_oriented, n_padded], raw; -infinity where the sample is not valid. A warp takes 16 samples; blockIdx.y: q.
+// own [n_oriented, n_padded]: raw cosines, -infinity where the sample is not valid. A warp takes 16 samples of the
+// oriented problem q = blockIdx.y: it multiplies their 16 x 16 similarities and keeps the diagonal.
 template <bool split>
 __global__ void __launch_bounds__(32 * own_warps) contrastive_own_kernel(ContrastiveOperands o, float* own) {
     int const lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
@@ -36,7 +38,7 @@ __global__ void __launch_bounds__(32 * own_warps) contrastive_own_kernel(Contras
     Index const ld = o.d_padded, at = (first + g) * ld + 2 * t;
     float sums[2][4] = {};
     for (Index k = 0; k < ld; k += 64) {
-        float part[2][4] = {};
+        float part[2][4] = {};  // split: summed apart for 64 dimensions, as in multiply_slice and multiply_logits
 #pragma unroll
         for (Index step = 0; step < 64; step += 16) {
             std::uint32_t a[4], a_low[4], b[2], b_low[2];
@@ -63,6 +65,8 @@ __global__ void __launch_bounds__(32 * own_warps) contrastive_own_kernel(Contras
             }
         }
     }
+    // Of row g the lane has columns 2 t and 2 t + 1 in sums[0][0, 1]; of row g + 8, columns 2 t + 8 and 2 t + 9 in
+    // sums[1][2, 3]. Lane t = g / 2 of the four has column g (g + 8), the diagonal's.
     if (t == g / 2) {
         float const upper = g % 2 == 0 ? sums[0][0] : sums[0][1], lower = g % 2 == 0 ? sums[1][2] : sums[1][3];
         for (int half = 0; half < 2; ++half) {

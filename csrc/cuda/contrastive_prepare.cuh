@@ -1,5 +1,6 @@
-// From x to what the tensor cores multiply: a warp normalises all modalities of one sample, and writes its unit rows
-// and means of the others in float16, which samples are valid, and the cosine of what belongs together.
+// From x to what the tensor cores multiply. A warp normalises all modalities of one sample and writes, as
+// ContrastiveOperands has them: the unit rows and the means of the others in float16, whether the sample is valid in
+// each problem, and the cosine of its own pair. Norms and cosines are sums in double.
 #pragma once
 
 #include "cuda/contrastive.h"
@@ -10,7 +11,7 @@ namespace sleepfm::cuda {
 
 constexpr int prepare_warps = 4;
 
-// Two neighbouring elements; `low` may be null.
+// Stores elements `at` and `at` + 1 in float16 and, where `low` is not null, what the rounding left of each.
 __device__ __forceinline__ void store_operand(std::uint16_t* high, std::uint16_t* low, Index at, float a, float b) {
     a *= contrastive_operand_scale;
     b *= contrastive_operand_scale;
@@ -30,7 +31,8 @@ __global__ void __launch_bounds__(32 * prepare_warps, 2)
     constexpr int N_OWN = N_PAIRS > LIMIT ? N_PAIRS : LIMIT;
     int const lane = static_cast<int>(threadIdx.x % 32);
     int const M = static_cast<int>(out.n_modalities), d_padded = static_cast<int>(out.d_padded);
-    Index const r = static_cast<Index>(blockIdx.x) * prepare_warps + threadIdx.x / 32;  // n_padded: whole blocks
+    // A sample for each warp, padding included: n_padded is a multiple of prepare_warps. For r >= N nothing is shared.
+    Index const r = static_cast<Index>(blockIdx.x) * prepare_warps + threadIdx.x / 32;
     Sample<type, LIMIT> const sample(in, r, lane);
     double own[N_OWN] = {};
     for (int k = 2 * lane; k < d_padded; k += 64) {
@@ -47,6 +49,7 @@ __global__ void __launch_bounds__(32 * prepare_warps, 2)
             if (out.pairwise) {
 #pragma unroll
                 for (int j = i + 1; j < LIMIT; ++j) {
+                    // The pair's number among LIMIT modalities, not M: a constant, so that own stays in registers.
                     int const p = i * (2 * LIMIT - i - 1) / 2 + j - i - 1;
                     own[p] += static_cast<double>(e[i]) * static_cast<double>(e[j]);
                     own[p] += static_cast<double>(e_next[i]) * static_cast<double>(e_next[j]);

@@ -1,4 +1,5 @@
-// One sample of the contrastive loss as a warp sees it: which modalities it has, and its unit rows, straight from x.
+// One sample of the contrastive loss, which a warp works on: which modalities it has, their norms, and its unit rows,
+// computed from x whenever they are needed.
 #pragma once
 
 #include <cmath>
@@ -32,21 +33,22 @@ __device__ __forceinline__ double sum_of_warp(double value) {
     return value;
 }
 
-// Number of the pair (i < j) among all pairs of M, in lexicographic order.
+// The number of the pair (i, j), i < j, among all pairs of M in lexicographic order, which is the problem's number.
 __device__ __forceinline__ int number_of_pair(int i, int j, int M) {
     return i * (2 * M - i - 1) / 2 + j - i - 1;
 }
 
-// At most LIMIT modalities. All lanes hold the same; the constructor is warp-collective.
+// A sample of at most LIMIT modalities. A modality is "shared" if the sample has it and at least one other: alone it
+// has nothing to be compared with. All lanes hold the same values; the constructor is warp-collective.
 template <DType type, int LIMIT>
 struct Sample {
     void const* x;
-    Index row, stride;   // in elements of x: the sample's first of modality 0, and from modality to modality
-    bool shared[LIMIT];  // present, and not alone
-    double norm[LIMIT];
+    Index row, stride;  // where the sample's row of modality 0 begins in x, and from one modality's row to the next's
+    bool shared[LIMIT];
+    double norm[LIMIT];     // 0 where not shared: such rows are not read
     double inverse[LIMIT];  // 1 / max(norm, norm_floor)
     int n_dim;
-    int n_others;  // number of other modalities beside a shared one, at least 1
+    int n_others;  // number of modalities that a shared one's mean is of; 1 where none is shared
 
     __device__ __forceinline__ Sample(ContrastiveInput const& in, Index r, int lane)
         : x(in.x), row(r * in.stride_sample), stride(in.stride_modality), n_dim(static_cast<int>(in.n_dim)) {
@@ -77,7 +79,7 @@ struct Sample {
         return load_element<type>(x, m * stride + row + k);
     }
 
-    // Element k of every unit row; 0 where it is not shared, and beyond D.
+    // e[m]: element k of modality m's unit row, rounded to float32; 0 where not shared, and for k >= D.
     __device__ __forceinline__ void unit_rows(int k, float (&e)[LIMIT]) const {
 #pragma unroll
         for (int m = 0; m < LIMIT; ++m) {
@@ -85,7 +87,8 @@ struct Sample {
         }
     }
 
-    // Mean of the others beside modality i, of one element.
+    // The mean over the shared modalities other than i of one element e. Added in the order of modalities, so that all
+    // kernels get the same bits.
     __device__ __forceinline__ float mean_of_others(int i, float const (&e)[LIMIT]) const {
         float total = 0.0f;
 #pragma unroll

@@ -12,7 +12,8 @@ namespace sleepfm {
 
 namespace {
 
-// What a kernel may ask for on a device does not change; the runtime takes microseconds to say it.
+// How many blocks of the kernel the device runs at a time. Kept for each device, since the answer never changes and the
+// runtime takes microseconds to give it. (Two threads that ask at once write the same number.)
 template <int tile>
 int resident_blocks(int device, int n_multiprocessors) {
     constexpr int n_devices = 64;
@@ -24,7 +25,7 @@ int resident_blocks(int device, int n_multiprocessors) {
     SLEEPFM_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
         &blocks, &cuda::contrastive_small_kernel<tile>, static_cast<int>(contrastive_small_threads),
         static_cast<std::size_t>(contrastive_small_shared_bytes(tile))));
-    // More blocks than two a multiprocessor make the barriers dearer and the phases no shorter.
+    // More than two blocks on a multiprocessor would make the barriers dearer and the phases no shorter.
     blocks = std::min(blocks, 2) * n_multiprocessors;
     if (device < n_devices) {
         known[device] = blocks;

@@ -1,9 +1,13 @@
-// The contrastive loss of a small batch: preparation, similarities, statistics, gradients and normalisation's backward,
-// one launch with a barrier between each two. Everything in between stays in the second-level cache.
+// The contrastive loss of a small batch in one cooperative launch. Five phases, each spread over all blocks, with a
+// grid barrier after each but the last: unit rows and means; similarities; statistics of each row of them; gradients of
+// the operands; backward of the normalisation. What passes between phases (ContrastiveSmallArrays) stays in the
+// second-level cache; since it is written during the launch, nothing may read it by the read-only path.
 //
-// Direction 1 of a problem is direction 0 of the transposed similarities, so that the 2 P softmaxes (q = 2 problem +
-// direction) are one case: G_q[r, c] = w_q[r] exp(s (x_rc - m_q[r])) + w_q'[c] exp(s (x_rc - m_q'[c])), q' = q ^ 1.
-// Sums have a fixed order: the same bits for every number of blocks.
+// Direction 1 of a problem is direction 0 of the transposed similarities, which are stored too, so that the 2 P
+// softmaxes (q = 2 problem + direction) are treated alike. The gradient with respect to similarity x_rc of softmax q,
+// off the diagonal and less the common factor, is, with q' = q ^ 1 the problem's other direction,
+//     G_q[r, c] = w_q[r] exp(s (x_rc - m_q[r])) + w_q'[c] exp(s (x_rc - m_q'[c])).
+// Every sum has a fixed order: the bits do not depend on the number of blocks.
 #pragma once
 
 #include <cmath>
@@ -12,6 +16,8 @@
 
 namespace sleepfm::cuda {
 
+// Similarities of all problems, both as they are and transposed. Tiles without a row or a column in [begin, end) are
+// left out, and their memory holds anything.
 template <int tile>
 __device__ void multiply_cosines(ContrastiveSmall const& p, ContrastiveSmallArrays const& w, float* shared) {
     int const N = static_cast<int>(p.input.n_samples), D = static_cast<int>(p.input.n_dim);
@@ -40,14 +46,15 @@ __device__ void multiply_cosines(ContrastiveSmall const& p, ContrastiveSmallArra
     }
 }
 
-// What follows from one row of cosines; a warp. largest: of state, in backward.
+// What follows from one row of cosines, without the own pair.
 struct RowSums {
     float largest;
-    double total, moment;  // of exp(s (x - largest)), and times (x - own)
-    int rank;
-    bool alone;
+    double total, moment;  // sums of exp(s (x - largest)) and of (x - own) exp(s (x - largest))
+    int rank;              // number of cosines ahead of the own one
+    bool alone;            // there is no other pair
 };
 
+// By a warp, for row r. In backward (given_largest) the maximum comes from the state, so that weights fit to it.
 __device__ inline RowSums sum_row(float const* cosine, std::int64_t N, std::int64_t r, float scale_log2,
                                   bool given_largest, float largest) {
     int const lane = threadIdx.x % 32;
@@ -56,7 +63,7 @@ __device__ inline RowSums sum_row(float const* cosine, std::int64_t N, std::int6
     bool counts = false;
     for (std::int64_t c = lane; c < N; c += 32) {
         float const x = cosine[c];
-        if (c != r && x != -INFINITY) {  // also where x is not a number
+        if (c != r && x != -INFINITY) {  // NaN counts as a pair, and makes the sums NaN
             counts = true;
             sums.largest = fmaxf(sums.largest, x);
             sums.rank += x > own || (x == own && c < r) ? 1 : 0;
@@ -82,17 +89,17 @@ __device__ inline RowSums sum_row(float const* cosine, std::int64_t N, std::int6
     return sums;
 }
 
-// Softmax of one row against its own counterpart, which the sums leave out. excess: log of the sum's ratio to it.
+// Loss and state of one row. `total` leaves the own pair out; excess is the log of its ratio to the own exponential.
 struct RowLoss {
     double loss, largest, inverse, missed;
 
     __device__ RowLoss(double own, double largest_other, double total, bool alone, double scale) {
-        if (alone) {  // 0, or not a number where own is none
+        if (alone) {  // nothing to compare with: 0, or NaN where own is not finite
             loss = largest = inverse = missed = 0 * own;
             return;
         }
         double const lead = scale * (own - largest_other), excess = log(total) - lead;
-        loss = excess > 40 ? excess : log1p(exp(excess));
+        loss = excess > 40 ? excess : log1p(exp(excess));  // beyond 40 both are equal in double
         largest = largest_other;
         inverse = 1 / (total + exp(lead));
         missed = 1 / (1 + exp(-excess));
@@ -103,7 +110,7 @@ __device__ inline double temperature_scale(ContrastiveSmall const& p) {
     return exp(static_cast<double>(*static_cast<float const*>(p.input.log_temperature)));
 }
 
-// Number of terms that the loss is the mean of; n_valid is there.
+// Number of terms that the loss is the mean of. n_valid must be complete: after the statistics' barrier, or given.
 __device__ inline double number_of_terms(ContrastiveSmall const& p) {
     std::int64_t n = 0;
     for (std::int64_t problem = 0; problem < contrastive_n_problems(p.input); ++problem) {
@@ -113,12 +120,14 @@ __device__ inline double number_of_terms(ContrastiveSmall const& p) {
     return static_cast<double>(n > 0 ? n : 1);
 }
 
-// Of all gradients.
+// The factor of all gradients: s * gradient_loss / number of terms.
 __device__ inline double common_factor(ContrastiveSmall const& p) {
     double const upstream = p.gradient_loss == nullptr ? 1.0 : static_cast<double>(*p.gradient_loss);
     return temperature_scale(p) * upstream / number_of_terms(p);
 }
 
+// The statistics of every row of similarities, a warp each, and the number of valid samples of every problem. Backward
+// (given_state) takes them from the state, and only needs the rows' slopes besides.
 __device__ inline void find_statistics(ContrastiveSmall const& p, ContrastiveSmallArrays const& w, double scale) {
     std::int64_t const N = p.input.n_samples, P = contrastive_n_problems(p.input);
     std::int64_t const n_warps = std::int64_t{gridDim.x} * small_warps;
@@ -126,7 +135,7 @@ __device__ inline void find_statistics(ContrastiveSmall const& p, ContrastiveSma
     float const scale_log2 = static_cast<float>(scale * 1.4426950408889634);
     for (std::int64_t task = std::int64_t{blockIdx.x} * small_warps + threadIdx.x / 32; task < 2 * P * N + P;
          task += n_warps) {
-        if (task >= 2 * P * N) {  // a count of valid samples
+        if (task >= 2 * P * N) {  // the last P tasks count a problem's valid samples
             std::int64_t const problem = task - 2 * P * N;
             SmallProblem const of(p.input, w, static_cast<int>(problem));
             std::int64_t n = 0;
@@ -144,9 +153,9 @@ __device__ inline void find_statistics(ContrastiveSmall const& p, ContrastiveSma
         SmallProblem const of(p.input, w, static_cast<int>(problem));
         bool const valid = of.valid(r), inside = r >= p.begin && r < p.end;
         double* const state = p.state == nullptr ? nullptr : p.state + problem * CONTRASTIVE_STATE_ROWS * N + r;
-        std::int64_t const at = is_column ? 4 : 1;  // of largest, inverse, missed in state
+        std::int64_t const at = is_column ? 4 : 1;  // row of the state that begins with largest, inverse, missed
         if (p.given_state) {
-            // of all samples: other rows' gradients need them
+            // For samples outside [begin, end) too: they are columns in the gradients of those within.
             float const counts = is_column && !p.input.both_directions ? 0.0f : 1.0f;
             float const largest = static_cast<float>(state[at * N]);
             float const weight = counts * static_cast<float>(state[(at + 1) * N]);
@@ -191,13 +200,15 @@ __device__ inline void find_statistics(ContrastiveSmall const& p, ContrastiveSma
     }
 }
 
-// What the rows of softmax q are compared with.
+// The operand that the rows of softmax q are compared with.
 __device__ inline float const* softmax_columns(ContrastiveInput const& p, ContrastiveSmallArrays const& w, int q) {
     SmallProblem const of(p, w, q / 2);
     return q % 2 == 0 ? of.columns : of.rows;
 }
 
-// Gradients of the similarities' operands, less the common factor.
+// Gradients of the operands, less the common factor: for softmax q the product of G_q [N, N], which is made from the
+// similarities as they are loaded, with the other operand [N, D]. On the diagonal G_q is minus the probabilities
+// missed, by row and by column.
 template <int tile>
 __device__ void multiply_gradients(ContrastiveSmall const& p, ContrastiveSmallArrays const& w, double scale,
                                    float* shared) {
@@ -213,9 +224,9 @@ __device__ void multiply_gradients(ContrastiveSmall const& p, ContrastiveSmallAr
         }
         float const* const other = softmax_columns(p.input, w, q) + d0;
         float const* const cosine = w.cosine + (std::int64_t{q} * N + r0) * N;
-        // of the row at q, of the column at q ^ 1
+        // The row's weights are those of softmax q, the column's those of q ^ 1.
         int const of_row = q * N + r0, of_column = (q ^ 1) * N;
-        // Rows before begin may hold anything; what becomes of them is not read.
+        // Rows before `begin` that are in the tile may hold anything; their gradients are not read.
         auto const a = [&](int i, int c) { return r0 + i < end ? cosine[i * N + c] : -INFINITY; };
         auto const convert = [&](int i, int c, float x) {
             if (c == r0 + i) {
@@ -234,7 +245,8 @@ __device__ void multiply_gradients(ContrastiveSmall const& p, ContrastiveSmallAr
     }
 }
 
-// Element d of the gradient of unit row (m, r): its own problems', and its part of the others' means.
+// Element d of the gradient of unit row (m, r): from the problems that it is a side of, and, times `share` = 1 /
+// (number of others), from the problems in whose means it is.
 __device__ inline float unit_gradient(ContrastiveInput const& p, ContrastiveSmallArrays const& w, int m, std::int64_t r,
                                       std::int64_t d, float share) {
     std::int64_t const size = p.n_samples * p.n_dim, at = r * p.n_dim + d;
@@ -257,7 +269,7 @@ __device__ inline float unit_gradient(ContrastiveInput const& p, ContrastiveSmal
     return w.gradient[2 * m * size + at] + share * sum;
 }
 
-// dx = (de - e <e, de>) / |x|, a warp per row.
+// dx = (de - e <e, de>) / |x|, a warp for each row. Rows that are not shared or outside [begin, end) get zeros.
 __device__ inline void normalisation_backward(ContrastiveSmall const& p, ContrastiveSmallArrays const& w,
                                               double factor) {
     ContrastiveInput const& input = p.input;
@@ -294,11 +306,12 @@ __device__ inline void normalisation_backward(ContrastiveSmall const& p, Contras
     }
 }
 
-// Losses and counts, or the temperature's gradient: sums over all rows in a fixed order, by one block.
+// Losses and counts (unless given) and the temperature's gradient: sums over all rows in a fixed order, by one block.
+// scratch: [2 P, 2] loss and slope, at most 2 * 64 elements.
 __device__ inline void add_up(ContrastiveSmall const& p, ContrastiveSmallArrays const& w, double* scratch) {
     std::int64_t const N = p.input.n_samples;
     int const n_rows = static_cast<int>(2 * contrastive_n_problems(p.input)), lane = threadIdx.x % 32;
-    ptx::sync_threads();
+    ptx::sync_threads();  // scratch is free
     for (int q = threadIdx.x / 32; q < n_rows; q += small_warps) {
         double loss = 0, slope = 0;
         std::int64_t n_correct = 0;
@@ -338,12 +351,12 @@ __device__ inline void add_up(ContrastiveSmall const& p, ContrastiveSmallArrays 
     }
 }
 
-// N and D below 2^15 and N D below 2^30, so that what lies within one matrix is counted in 32 bits.
+// The caller keeps N and D below 2^15 and N D below 2^30, so that places within one matrix fit into 32 bits.
 template <int tile>
 __global__ void __launch_bounds__(small_threads, 2) contrastive_small_kernel(ContrastiveSmall const p) {
     SLEEPFM_DYNAMIC_SHARED(float, shared);
     SLEEPFM_SHARED(double, scratch, [2 * small_modalities * small_modalities]);
-    SLEEPFM_SHARED(ContrastiveSmallArrays, arrays, [1]);  // in registers they would crowd out the sums
+    SLEEPFM_SHARED(ContrastiveSmallArrays, arrays, [1]);  // in registers the addresses would crowd out the sums
     ContrastiveSmallArrays& w = arrays[0];
     bool const gradient = p.gradient_x != nullptr;
     if (threadIdx.x == 0) {
@@ -370,7 +383,7 @@ __global__ void __launch_bounds__(small_threads, 2) contrastive_small_kernel(Con
         barrier();
         normalisation_backward(p, w, common_factor(p));
     }
-    if (blockIdx.x == gridDim.x - 1) {
+    if (blockIdx.x == gridDim.x - 1) {  // the block with the fewest tasks, where they do not divide evenly
         add_up(p, w, scratch);
     }
 }

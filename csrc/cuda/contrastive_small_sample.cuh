@@ -1,4 +1,4 @@
-// What a small batch's kernel knows of samples and problems, and its first phase: unit rows, means and norms.
+// What the kernel for small batches knows of samples and problems, and its first phase: unit rows, means and norms.
 #pragma once
 
 #include "cuda/contrastive_sample.cuh"
@@ -39,7 +39,8 @@ __device__ inline bool is_present(ContrastiveInput const& p, std::int64_t m, std
     return p.mask == nullptr || p.mask[m * p.mask_stride_modality + r * p.mask_stride_sample] != 0;
 }
 
-// Problem number -> modality of the rows, of the columns (leave-one-out: the same).
+// The modalities of a problem's rows and columns; leave-one-out, both are the problem's number, and the columns are the
+// means of the others.
 __device__ inline void problem_modalities(ContrastiveInput const& p, int problem, int& i, int& j) {
     i = problem;
     j = problem;
@@ -54,9 +55,10 @@ __device__ inline void problem_modalities(ContrastiveInput const& p, int problem
     }
 }
 
+// The operands of one problem.
 struct SmallProblem {
     float const *rows, *columns;                       // [N, D]
-    std::uint8_t const *rows_shared, *columns_shared;  // [N]
+    std::uint8_t const *rows_shared, *columns_shared;  // [N] ContrastiveSmallArrays::shared of both modalities
 
     __device__ SmallProblem(ContrastiveInput const& p, ContrastiveSmallArrays const& w, int problem) {
         int i, j;
@@ -70,7 +72,8 @@ struct SmallProblem {
     __device__ bool valid(std::int64_t r) const { return (rows_shared[r] & columns_shared[r]) != 0; }
 };
 
-// Unit rows, means of the others and norms; a block per sample. scratch: a row of small_modalities for each warp.
+// Unit rows, means of the others and norms of sample r, by all threads of a block. scratch: [small_warps,
+// small_modalities] in shared memory; its first row then holds 1 / norm of each modality, -1 where it is not shared.
 __device__ inline void prepare_sample(ContrastiveInput const& p, ContrastiveSmallArrays const& w, std::int64_t r,
                                       double* scratch) {
     int const M = static_cast<int>(p.n_modalities), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -79,7 +82,7 @@ __device__ inline void prepare_sample(ContrastiveInput const& p, ContrastiveSmal
     for (int m = 0; m < M; ++m) {
         n_present += is_present(p, m, r) ? 1 : 0;
     }
-    ptx::sync_threads();  // scratch has been read
+    ptx::sync_threads();  // all have read scratch for the previous sample
     for (int m = 0; m < M; ++m) {
         double squares = 0;
         if (n_present > 1 && is_present(p, m, r)) {
@@ -104,11 +107,12 @@ __device__ inline void prepare_sample(ContrastiveInput const& p, ContrastiveSmal
         bool const shared = n_present > 1 && is_present(p, m, r);
         double const norm = sqrt(squares);
         double const inverse = 1 / (norm < norm_floor ? norm_floor : norm);
-        // Below the floor the normalisation is a division by a constant; backward is told by the sign.
+        // Below the floor the normalisation is a division by a constant, without a projection in its backward; the sign
+        // says so.
         w.inverse_norm[m * N + r] = norm < norm_floor ? -inverse : inverse;
         w.shared[m * N + r] = shared ? 1 : 0;
-        // In place of the sum of squares that only this thread has read. Of infinite elements the inverse is 0, which
-        // makes them NaN as it should: what is absent is told by the sign.
+        // In place of warp 0's sum of squares, which only this thread reads. Absence has the sign as its mark and not
+        // 0: 0 is the inverse of an infinite norm, which must make the row's infinite elements NaN.
         scratch[m] = shared ? inverse : -1;
     }
     ptx::sync_threads();

@@ -1,4 +1,7 @@
-// Product of two matrices of float32 in small tiles, without tensor cores, by 256 threads.
+// A tile of a product of two float32 matrices, without tensor cores, by a block of 256 threads. Slabs of the summed
+// dimension k pass through shared memory as [slab, tile + 4] for each operand; while one is multiplied the next one is
+// already being loaded to registers. Four groups of 64 threads each take a quarter of every slab's k, and their partial
+// sums meet in shared memory at the end.
 #pragma once
 
 #include "cuda/contrastive_small.h"
@@ -14,8 +17,9 @@ struct alignas(4 * n) Consecutive {
     float value[n];
 };
 
-// Which element of a slab a thread loads and stores: of [tile, slab] in order of k where by_row, else of [slab, tile].
-// By row a warp takes 8 neighbouring k of 4 lines, whole sectors of 32 bytes, which it stores to 32 banks.
+// Which element of a slab (k and the line of the tile) thread `index` loads, and where it stores it. by_row: k is the
+// contiguous dimension in global memory, and a warp takes 8 neighbouring k of 4 lines: whole sectors of 32 bytes, which
+// go to 32 different banks. Else lines are contiguous, and neighbouring threads take neighbouring lines.
 template <int tile, bool by_row>
 struct SlabPlace {
     static constexpr int slab = static_cast<int>(contrastive_small_slab(tile)), pitch = tile + 4;
@@ -26,7 +30,7 @@ struct SlabPlace {
           line(by_row ? index / 8 % 4 + index / (4 * slab) * 4 : index % tile) {}
     SLEEPFM_HOST_DEVICE constexpr int in_shared() const { return k * pitch + line; }
 
-    // Most lanes of a warp that store to one bank.
+    // The largest number of a warp's lanes that store to the same bank.
     static constexpr int conflicts() {
         int lanes[32] = {}, most = 0;
         for (int index = 0; index < 32; ++index) {
@@ -39,9 +43,11 @@ struct SlabPlace {
 static_assert(SlabPlace<16, true>::conflicts() == 1 && SlabPlace<32, true>::conflicts() == 1);
 static_assert(SlabPlace<16, false>::conflicts() == 2 && SlabPlace<32, false>::conflicts() == 1);
 
-// store(row, column, sum over k < n_k of convert(row, k, a(row, k)) b(k, column)) for a tile x tile matrix. Threads are
-// four groups, each with a quarter of every slab of k; a thread of a group has (tile / 8)^2 sums. by_row: see
-// SlabPlace. Every sum has the same order wherever it lies.
+// Calls store(row, column, sum) for every element of a tile x tile matrix with
+//     sum = sum over k < n_k of convert(row, k, a(row, k)) b(k, column).
+// a and b read global memory and are called ahead of time; convert is called when the value has arrived. A thread has
+// (tile / 8)^2 of its group's sums. The order of a sum depends on n_k and `tile` only, not on where the element lies.
+// Begins and ends so that calls can follow each other; all threads of the block call it.
 template <int tile, bool a_by_row, bool b_by_row, typename A, typename Convert, typename B, typename Store>
 __device__ void multiply_tile(int n_k, float* shared, A a, Convert convert, B b, Store store) {
     using PlaceA = SlabPlace<tile, a_by_row>;
@@ -65,7 +71,7 @@ __device__ void multiply_tile(int n_k, float* shared, A a, Convert convert, B b,
     float sums[edge][edge] = {};
     load(0);
     for (int k0 = 0; k0 < n_k; k0 += slab) {
-        ptx::sync_threads();  // the last slab, or the last tile's sums, have been read
+        ptx::sync_threads();  // all have read the previous slab, or the previous call's partial sums
 #pragma unroll
         for (int i = 0; i < n_loads; ++i) {
             PlaceA const of_a(thread + i * small_threads);
@@ -73,7 +79,7 @@ __device__ void multiply_tile(int n_k, float* shared, A a, Convert convert, B b,
             shared_a[of_a.in_shared()] = k0 + of_a.k < n_k ? convert(of_a.line, k0 + of_a.k, next_a[i]) : 0.0f;
             shared_b[of_b.in_shared()] = next_b[i];
         }
-        ptx::sync_threads();
+        ptx::sync_threads();  // the slab is complete
         if (k0 + slab < n_k) {
             load(k0 + slab);
         }
@@ -90,7 +96,7 @@ __device__ void multiply_tile(int n_k, float* shared, A a, Convert convert, B b,
             }
         }
     }
-    ptx::sync_threads();  // the slab has been read; its memory takes the sums of the groups
+    ptx::sync_threads();  // all have read the last slab; the groups' sums take its memory
 #pragma unroll
     for (int i = 0; i < edge; ++i) {
 #pragma unroll

@@ -1,4 +1,4 @@
-// A stream that kernels are launched on, as contrastive_launch.h calls it. For .cu files.
+// The queue of contrastive_launch.h on a device: a CUDA stream. For .cu files.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,8 +17,8 @@ struct CudaQueue {
     template <typename... Parameters, typename... Arguments>
     void operator()(void (*kernel)(Parameters...), Grid grid, int threads, std::int64_t shared_bytes,
                     Arguments const&... arguments) {
-        if (shared_bytes > 48 * 1024) {                // beyond what a block gets unasked
-            allow_shared_bytes(kernel, shared_bytes);  // of one kernel always the same
+        if (shared_bytes > 48 * 1024) {                // what a block gets without asking
+            allow_shared_bytes(kernel, shared_bytes);  // the same for all launches of a kernel
         }
         kernel<<<dim3(grid.x, grid.y), static_cast<unsigned>(threads), static_cast<std::size_t>(shared_bytes),
                  stream>>>(arguments...);

@@ -1,4 +1,5 @@
-// The device as the launches see it: which one is current, and what a block may have there. For .cu files.
+// What the launches of all kernels ask the CUDA runtime for: the current device, its limits, and shared memory beyond
+// the default. For .cu files.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,9 +10,10 @@
 
 namespace sleepfm::cuda {
 
-// Makes `device` current in this thread and gives the old one back. The runtime asks the driver for the current
-// context's device, so that what torch's own runtime has set is seen here. Where it is current already nothing is set:
-// setting a device creates its context, and a thread of a process that uses another device would make one on the first.
+// Makes `device` current in this thread for the guard's lifetime, then the previous one again. The module links a CUDA
+// runtime of its own beside torch's; both ask the driver for the current context's device, so that torch's choice is
+// seen here. If `device` is current already, nothing is set, since cudaSetDevice creates a context on a device that has
+// none yet.
 class DeviceGuard {
   public:
     explicit DeviceGuard(int device) {
@@ -34,9 +36,9 @@ class DeviceGuard {
     bool changed_ = false;
 };
 
-// Lets the kernel have up to `bytes` of dynamic shared memory on the current device. The permission belongs to the
-// kernel and the device, not to a launch: give the same number every time, or a thread takes from another what that one
-// is about to launch with.
+// Lets the kernel have up to `bytes` of dynamic shared memory on the current device. The limit belongs to the kernel
+// and the device, not to a launch. Pass the same number every time: a smaller one, set by another thread in between,
+// would make a launch fail.
 template <typename Kernel>
 void allow_shared_bytes(Kernel* kernel, std::int64_t bytes) {
     SLEEPFM_CUDA_CHECK(

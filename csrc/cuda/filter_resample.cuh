@@ -1,11 +1,13 @@
-// The kernel of filter_resample. One block filters one (clip, channel), or a slice of its outputs:
-//   mean, least and largest sample                                            (device memory, first pass)
-//   low branch: samples -> shared memory -> decimated -> low-pass             (second pass, from the caches)
-//   tiles: samples -> shared memory -> minus the low branch -> outputs in registers -> shared memory
-//   statistics of the outputs, outputs -> device memory
-// Outputs that are read again for a normalisation stay in shared memory; where they do not fit, each pass filters anew.
-// No atomics but counts of integers: the same bits at every run. The file compiles for the host as well
-// (tests/cuda_on_cpu).
+// The kernel of filter_resample. One block filters one (clip, channel), or, where no statistics are needed, a slice of
+// its outputs:
+//   find_reference: mean, least and largest sample                           (reads device memory)
+//   low_branch, for a slice: samples -> shared memory -> decimated -> low-passed (reads again, from the caches)
+//   filter_tile: samples -> shared memory -> minus the low branch -> outputs in registers -> shared memory
+//   use_outputs: statistics of the outputs, or outputs -> device memory
+// A z-score takes three passes over the outputs (mean, variance, writing), quartiles six. Outputs that fit stay in
+// shared memory between passes; else each pass filters anew. Samples are taken relative to an integer near their mean,
+// so that float32 loses nothing to a large offset. Atomics only count integers, so that the bits are the same in every
+// run. The file compiles for the host as well (tests/cuda_on_cpu).
 #pragma once
 
 #include <math.h>
@@ -23,11 +25,13 @@
 
 namespace sleepfm::cuda {
 
+// What samples are measured from.
 struct Reference {
-    std::int64_t value;        // integer near the mean of the samples in use
-    double largest_deviation;  // from it
+    std::int64_t value;        // an integer near the mean of the samples in use
+    double largest_deviation;  // of a sample in use from it, in digital steps
 };
 
+// Of the samples that the outputs depend on, `needed`, cut to the window (at least one of its samples).
 template <typename Raw>
 __device__ Reference find_reference(Window<Raw> const& window, Span needed) {
     std::int64_t const end = window.start + window.length;
@@ -42,7 +46,7 @@ __device__ Reference find_reference(Window<Raw> const& window, Span needed) {
         low = sample < low ? sample : low;
         high = sample > high ? sample : high;
     };
-    constexpr std::int64_t part = 1 << 30;
+    constexpr std::int64_t part = 1 << 30;  // for_each_sample counts in 32 bits
     for (std::int64_t from = 0; from < last - first; from += part) {
         std::int64_t const n = last - first - from;
         for_each_sample(
@@ -68,32 +72,33 @@ __device__ Reference find_reference(Window<Raw> const& window, Span needed) {
     return {value, static_cast<double>(deviation)};
 }
 
-// What is done with the outputs: one pass over them each.
+// What is done with the outputs in one pass over them; `digit` and `neighbours` are Quartiles' passes.
 enum class Pass : int { mean, variance, digit, neighbours, write };
 
-// What the block knows of its row; in shared memory, since the inner loops need the registers.
+// What the block knows of its row. In shared memory, since the inner loops need the registers. Thread 0 writes it (all
+// threads write `phases`), and a barrier stands before the reading.
 struct Row {
     WindowRow window;
     FilterRow filter;
     FilterPlan plan;
     Reference reference;
-    double total, mean;
-    double a, b;     // what is written: a y + b
-    int begin, end;  // outputs of the block
-    int n_passes;    // over them: statistics, and the last one writes
-    // Floats of shared memory: [0, low) scratch, [low, ...) low branch, from y on outputs.
+    double total, mean;  // of the outputs: the current pass's sum so far, and the result of the first pass
+    double a, b;         // a y + b is written
+    int begin, end;      // the block's outputs
+    int n_passes;        // passes over them: statistics, and a last one that writes
+    // Places in shared memory, in floats: scratch and tiles in [0, low), the low branch from `low`, outputs from `y`.
     int low, y;
     Phases phases;
-    // Of the slice: what the low branch needs.
-    std::int64_t low_begin, decimator_begin;  // index of low[0]; first sample that the decimator meets
-    int n_low, n_decimated;
-    // Of the tile.
-    std::int64_t tile_begin;
+    // Of the current slice's low branch: the decimated index of low[0], the first native sample for the decimator.
+    std::int64_t low_begin, decimator_begin;
+    int n_low, n_decimated;  // decimated samples after and before the low-pass
+    // Of the current tile.
+    std::int64_t tile_begin;  // number of its first output
     int tile_outputs;
-    std::int64_t first;        // sample at place 0
-    int start_row;             // of the main table, of the first output
-    int n_met;                 // samples that its taps meet
-    int low_place, low_phase;  // where `first` lies between the low branch's samples
+    std::int64_t first;        // segment index of the sample at place 0
+    int start_row;             // row of the main table for the first output
+    int n_met;                 // number of samples that the outputs depend on
+    int low_place, low_phase;  // `first` is low_phase samples after decimated sample low_begin + low_place + left
 };
 
 template <typename Raw>
@@ -102,7 +107,8 @@ __device__ Window<Raw> window_of(FilterResample const& p, Row const& row) {
             row.reference.value};
 }
 
-// Two sums over k of h[k] x[at + k], from different places; h has 16-byte rows and is zero up to a multiple of 4.
+// y0, y1 = sum over k of h[k] sample(at + k), from two places at once, so that a load of taps serves both. h is aligned
+// to 16 bytes and continues with zeros to a multiple of 4 taps.
 template <typename Sample>
 __device__ void two_sums(float const* h, int n, Sample sample, int at0, int at1, float& y0, float& y1) {
     float a[4] = {}, b[4] = {};
@@ -120,7 +126,7 @@ __device__ void two_sums(float const* h, int n, Sample sample, int at0, int at1,
     y1 = (b[0] + b[1]) + (b[2] + b[3]);
 }
 
-// y[i] = sum over k < n of h[k] sample(i step + k), i in [0, count): a thread takes two.
+// y[i] = sum over k < n of h[k] sample(i step + k) for i in [0, count), by all threads; a thread takes i and i + half.
 template <typename Sample>
 __device__ void convolve(float const* h, int n, Sample sample, int step, int count, float* y) {
     int const half = (count + 1) / 2;
@@ -135,27 +141,30 @@ __device__ void convolve(float const* h, int n, Sample sample, int step, int cou
     }
 }
 
-// The low branch that outputs [begin, begin + n) need, at the decimated rate. area: scratch.
+// Computes the low branch that outputs [begin, begin + n) need, at the decimated rate, to low[0 .. n_low). area:
+// scratch of area_floats, for the decimated samples before the low-pass and, as far as they fit, samples. Begins and
+// ends with a barrier.
 template <typename Raw>
 __device__ void low_branch(FilterResample const& p, Row& row, std::int64_t begin, int n, float* area, int area_floats,
                            float* low) {
     FilterRow const& f = row.filter;
     Window<Raw> const window = window_of<Raw>(p, row);
     float const* const taps = p.taps;
-    if (ptx::thread_index() == 0) {  // 64-bit divisions: once a block
+    if (ptx::thread_index() == 0) {  // divisions of 64 bits are slow: done once for the block
         Span const low_at = low_span(f, main_span(f, row.window, begin, begin + n)), at = decimated_span(f, low_at);
         row.low_begin = low_at.begin;
         row.decimator_begin = at.begin * f.decimation - f.decimator_half;
         row.n_low = static_cast<int>(low_at.end - low_at.begin);
         row.n_decimated = static_cast<int>(at.end - at.begin);
     }
-    ptx::sync_threads();  // also: the area has been used
+    ptx::sync_threads();  // the description is written, and all have done with what was in `area`
     int const n_before = row.n_decimated;
     int const step = static_cast<int>(f.decimation), n_taps = static_cast<int>(2 * f.decimator_half + 1);
     float* const decimated = area;
     float* const samples = area + round_up(n_before + 4, 4);
-    // A pad word after every 32 samples: 32, 64, ... samples apart would be in one bank.
+    // A word of padding after every 32 samples: threads that are 32, 64, ... samples apart would meet in one bank.
     auto const place = [](int i) { return i + i / 32; };
+    // Decimated samples whose native samples fit at a time; 0: not even one's do, and they are read from memory.
     int const fits = (area_floats - round_up(n_before + 4, 4)) / 33 * 32 - 4 - n_taps;
     int const at_once = fits < 0 ? 0 : fits / step + 1;
     for (int i = n_before + ptx::thread_index(); i < round_up(n_before + 4, 4); i += static_cast<int>(blockDim.x)) {
@@ -180,7 +189,8 @@ __device__ void low_branch(FilterResample const& p, Row& row, std::int64_t begin
     ptx::sync_threads();
 }
 
-// samples[place(i)] -= the low branch, at the n_met samples of the tile.
+// Subtracts the interpolated low branch from each of the tile's n_met samples. No barrier: a thread changes samples of
+// its own. Its place on the decimated grid, sample d after decimated sample m, is carried along without divisions.
 template <typename Where>
 __device__ void subtract_low(Row const& row, float const* taps, float const* low, float* samples, Where place) {
     FilterRow const& f = row.filter;
@@ -205,12 +215,13 @@ __device__ void subtract_low(Row const& row, float const* taps, float const* low
     }
 }
 
-// Outputs [begin, begin + n) to y from output y_begin on; low: the low branch of the slice.
+// Computes outputs [begin, begin + n), to row.y: behind those of the tiles before where all are kept, else from the
+// beginning. Ends with a barrier, after which the outputs can be read.
 template <typename Raw>
 __device__ void filter_tile(FilterResample const& p, Row& row, std::int64_t begin, int n, float* area) {
     FilterRow const& f = row.filter;
     FilterPlan const& plan = row.plan;
-    if (ptx::thread_index() == 0) {  // 64-bit divisions: once a block
+    if (ptx::thread_index() == 0) {  // divisions of 64 bits are slow: done once for the block
         sleepfm::Place const start = place_of(f, row.window.phase, begin);
         Span const met = main_span(f, row.window, begin, begin + n);
         row.tile_begin = begin;
@@ -224,8 +235,9 @@ __device__ void filter_tile(FilterResample const& p, Row& row, std::int64_t begi
             row.low_phase = static_cast<int>(met.begin - m * f.decimation);
         }
     }
-    ptx::sync_threads();                                                        // also: the tile before has been read
-    int n_samples = row.n_met + static_cast<int>(f.main_stride - f.main_taps);  // all that is multiplied, if by zero
+    ptx::sync_threads();  // the description is written, and all have done with the previous tile
+    // Samples beyond n_met are multiplied by zeros; they must be finite, since 0 * NaN is NaN.
+    int n_samples = row.n_met + static_cast<int>(f.main_stride - f.main_taps);
     if (plan.shape != 0) {
         int const up = static_cast<int>(f.up), down = static_cast<int>(f.down);
         for (int v = ptx::thread_index(); v < largest_period; v += static_cast<int>(blockDim.x)) {
@@ -244,7 +256,6 @@ __device__ void filter_tile(FilterResample const& p, Row& row, std::int64_t begi
         subtract_low(row, p.taps, area + row.low, area, place);
         ptx::sync_threads();
     }
-    // Outputs that are kept lie behind those of the tiles before.
     if (plan.shape != 0) {
         int const before = plan.kept_floats > 0 ? static_cast<int>(row.tile_begin - row.begin) / plan.period : 0;
         multiply_tile(f, plan, row.phases, p.taps, area, area + plan.sample_floats,
@@ -257,14 +268,16 @@ __device__ void filter_tile(FilterResample const& p, Row& row, std::int64_t begi
     ptx::sync_threads();
 }
 
-// The row's normalisation from the center and the deviation of its outputs. By one thread.
+// Sets a and b to normalise by the outputs' center and deviation; a flat channel becomes 0. The sign of the calibration
+// (gain * scale) stays; its size does not matter, except that NaN stays NaN and 0 counts as flat. By one thread.
 __device__ inline void normalise_by(Row& row, double center, double deviation) {
     bool const flat = row.a == 0.0 || !(deviation > flat_below(row.reference.largest_deviation));
     row.a = flat ? 0.0 : (row.a > 0.0 ? 1.0 : row.a < 0.0 ? -1.0 : row.a) / deviation;
     row.b = -center * row.a;
 }
 
-// Takes the outputs [0, n) of y into account; `finish` does what follows when all of the row's have been seen.
+// Takes the outputs [0, n) at y into account in a statistics pass. When all of the row's outputs have been seen,
+// `finish` does what follows. digit: number of the pass.
 __device__ inline void see_outputs(Pass pass, int digit, Row& row, Quartiles& quartiles, float const* y, int n) {
     if (pass == Pass::digit) {
         count_digits(quartiles, digit, row.plan, y, n);
@@ -292,6 +305,7 @@ __device__ inline void finish(Pass pass, int digit, Row& row, Quartiles& quartil
         if (pass == Pass::mean) {
             row.mean = row.total / static_cast<double>(n);
         } else if (pass == Pass::variance) {
+            // The sum of squares is around the mean as rounded to float32, which is corrected here.
             double const rounding = static_cast<double>(static_cast<float>(row.mean)) - row.mean;
             double const variance = row.total / static_cast<double>(n) - rounding * rounding;
             normalise_by(row, row.mean, variance > 0.0 ? sqrt(variance) : 0.0);
@@ -304,6 +318,7 @@ __device__ inline void finish(Pass pass, int digit, Row& row, Quartiles& quartil
     ptx::sync_threads();
 }
 
+// Calls write(pointer to output `first`), the pointer being of the outputs' type.
 template <typename Write>
 __device__ void with_outputs(FilterResample const& p, std::int64_t first, Write write) {
     switch (p.out_dtype) {
@@ -313,7 +328,8 @@ __device__ void with_outputs(FilterResample const& p, std::int64_t first, Write 
     }
 }
 
-// Reads the row's description, makes the plan and finds the reference; false if there is nothing to filter.
+// Reads the row's description, makes the plan and finds the reference. False if there is nothing to filter: the channel
+// is missing (outputs 0), or its description is impossible or does not fit (outputs NaN), and the outputs are written.
 template <typename Raw>
 __device__ bool prepare(FilterResample const& p, FilterResampleLaunch const& launch, Row& row) {
     std::int64_t const index = blockIdx.x;
@@ -351,7 +367,8 @@ __device__ bool prepare(FilterResample const& p, FilterResampleLaunch const& lau
     if (ptx::thread_index() == 0) {
         float const* const calibration = p.calibration + 4 * index;
         double const gain = calibration[0], offset = calibration[1], center = calibration[2], scale = calibration[3];
-        // The low branch takes the constant away exactly, as a main filter of dc = 0 does.
+        // Filtering removes a constant if the main filter has no gain at 0 Hz, or if the low branch is subtracted; the
+        // reference and the offset then have no part in the outputs.
         bool const constant = row.filter.dc != 0 && row.filter.decimation == 0;
         row.reference = reference;
         row.total = 0.0;
@@ -368,7 +385,7 @@ __device__ inline Pass pass_of(int i, int n_passes) {
                              : (i < 4 ? Pass::digit : Pass::neighbours);
 }
 
-// Outputs [from, from + n) of the row, which lie at y, in pass i.
+// What pass i does with outputs [from, from + n) of the row, which lie at y.
 __device__ inline void use_outputs(FilterResample const& p, int i, Row& row, Quartiles& quartiles, float const* y,
                                    int from, int n) {
     Pass const pass = pass_of(i, row.n_passes);
@@ -407,7 +424,7 @@ __global__ void __launch_bounds__(filter_resample_threads, filter_resample_block
                 if (filters) {
                     filter_tile<Raw>(p, row, slice + done, n, area);
                 }
-                // With all outputs in shared memory, wait for the last tile and take them at once.
+                // Outputs that are resident are used all at once, after the last tile.
                 if (plan.resident == 0 || slice + done + n == row.end) {
                     bool const all = plan.resident != 0;
                     use_outputs(p, i, row, quartiles[0], area + row.y, all ? row.begin : slice + done,

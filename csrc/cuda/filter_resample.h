@@ -1,12 +1,12 @@
-// filter_resample on a CUDA device; the contract is that of params.h, with all pointers on that device. Rows of the
-// table are not read back: an impossible one gives NaN.
+// filter_resample on a CUDA device; the contract is that of params.h with all pointers on that device. The host does
+// not see the table's rows, so that an impossible one is not refused: its outputs are NaN.
 #pragma once
 
 #include "params.h"
 
 namespace sleepfm {
 
-// stream is a cudaStream_t. Returns before the kernel has run.
+// `stream` is a cudaStream_t. Returns before the kernel has run.
 void filter_resample_cuda(FilterResample const& p, int device, void* stream);
 
 }  // namespace sleepfm

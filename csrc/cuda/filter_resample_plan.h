@@ -1,10 +1,15 @@
-// How a block of the CUDA kernel computes the outputs of one row: pure integer arithmetic, done once a block.
+// How a block of filter_resample's CUDA kernel computes the outputs of one row: integer arithmetic, done by one thread
+// of the block.
 //
-// Outputs `period` apart share their taps and lie `advance` samples apart: with phase v = n mod period and repeat
-// j = n div period, y[v, j] = sum_k taps[v][k] x[start[v] + j advance + k], a product of a table [period, k] with a
-// matrix of samples [k, repeats] that is never written down. A thread holds P phases x J repeats of it: its warp shares
-// the P rows of taps (broadcasts), its lanes take neighbouring repeats. For 4 k, a warp issues 4 P J multiply-adds and
-// loads 4 J words (or J vectors) of samples and P vectors of taps.
+// Outputs `period` apart have the same taps and lie `advance` samples apart. With phase v = n mod period and repeat
+// j = n div period, y[v, j] = sum_k taps[v][k] x[start[v] + j advance + k]: a product of a table [period, taps] with a
+// matrix of samples [taps, repeats] that is never written down. A thread has P phases x J repeats of y; its warp shares
+// the P rows of taps, which shared memory broadcasts, and its lanes take neighbouring repeats. For 4 taps, a warp
+// issues 4 P J multiply-adds and loads 4 J words (or J vectors of 16 bytes) of samples and P vectors of taps.
+//
+// The block's shared memory holds, in this order: the tile's samples, a chunk of the table (both also used as scratch
+// for the low branch, and the samples' place by the outputs of a tile), the slice's low branch, and, where outputs are
+// read again, all of them. A slice is several tiles that share one computation of the low branch.
 #pragma once
 
 #include "filter_geometry.h"
@@ -14,30 +19,33 @@
 namespace sleepfm {
 
 struct FilterPlan {
-    int shape;            // of filter_shapes; 0: one output a thread, taps from device memory
-    int period, advance;  // of outputs, of samples
-    int row_floats;       // of `period` outputs in shared memory: see place_in_row
-    int groups;           // of P phases
-    int repeats;          // of a tile
-    int taps;             // of a row of the table, shifted rows included; a multiple of 4
-    int chunk;            // of them in shared memory at a time
-    int tile;             // outputs; 0: the workspace is too small
+    int shape;            // number of a filter_shape; 0: one output for each thread, taps from device memory
+    int period, advance;  // in outputs, and in samples
+    int row_floats;       // floats that `period` outputs take in shared memory: see place_in_row
+    int groups;           // groups of P phases that make a period
+    int repeats;          // repeats (periods) of a tile
+    int taps;             // length of the table's rows, with zeros since they begin at a common sample; a multiple of 4
+    int chunk;            // how many of these are in shared memory at a time
+    int tile;             // outputs of a tile; 0: the workspace is too small
     int slice;            // outputs for which the low branch is computed at once, a multiple of the tile
-    int sample_floats;    // of a tile
-    int low_floats;       // of a slice's low branch
-    int padded;           // 1: four words of padding after every 32 samples, samples are loaded four at a time
+    int sample_floats;    // floats of a tile's samples
+    int low_floats;       // floats of a slice's low branch
+    int padded;           // 1: four words of padding after every 32 samples, and samples are loaded four at a time
     int resident;         // 1: all outputs of the block stay in shared memory
-    int kept_floats;      // of them beside the tile; 0: over its samples
+    int kept_floats;      // floats of all outputs beside the tile; 0: a tile's outputs take its samples' place
 };
 
 struct FilterShape {
-    int phases, repeats;  // P, J of a thread
-    int cycles;           // of a multiprocessor for one k of 8 warps: max(FMA 2 P J, shared memory 8 J + 2 P)
+    int phases, repeats;  // a thread's P and J
+    // Cycles of a multiprocessor for one tap of 8 warps: the larger of 2 P J for the multiply-adds and 8 J + 2 P for
+    // shared memory.
+    int cycles;
 };
 constexpr int n_filter_shapes = 6;
 constexpr int filter_slice_outputs = 8192;  // 8 warps x 32 lanes x 32 outputs
 constexpr int largest_period = 256, largest_advance = 1 << 16;
 
+// A switch and not an array: device code cannot read a host's constexpr array.
 SLEEPFM_HOST_DEVICE static inline FilterShape filter_shape(int shape) {
     switch (shape) {
         case 1: return {8, 4, 64};
@@ -53,8 +61,9 @@ SLEEPFM_HOST_DEVICE static inline int round_up(int n, int to) {
     return (n + to - 1) / to * to;
 }
 
-// Outputs in shared memory: a pad word after every 32 and an odd distance between repeats, so that neither the lanes
-// of a warp that write one phase of 32 repeats nor those that read neighbouring outputs meet in one bank.
+// Where outputs lie in shared memory, [repeats, row_floats]. A word of padding after every 32 phases and an odd number
+// of floats for each repeat keep a warp's lanes in different banks, both when they write one phase of 32 repeats and
+// when they read neighbouring outputs.
 SLEEPFM_HOST_DEVICE static inline int place_in_row(int phase) {
     return phase + phase / 32;
 }
@@ -62,17 +71,19 @@ SLEEPFM_HOST_DEVICE static inline int output_row_floats(int period) {
     return (period + period / 32) | 1;
 }
 
-// Samples in shared memory; padded: lanes 4, 8, 16, ... samples apart load vectors from different banks.
+// Where samples lie in shared memory. padded: lanes that are 4, 8, 16, ... samples apart then load their vectors of 16
+// bytes from different banks.
 SLEEPFM_HOST_DEVICE static inline int place_of_sample(int i, bool padded) {
     return padded ? i + i / 32 * 4 : i;
 }
 
-// Decimated samples of the low branch for n outputs, after its low-pass.
+// An upper bound of the decimated samples, after the low-pass, that n outputs need.
 SLEEPFM_HOST_DEVICE static inline std::int64_t low_samples(FilterRow const& f, std::int64_t n) {
     return f.decimation == 0 ? 0 : ((n - 1) * f.down / f.up + 2 + f.main_taps) / f.decimation + 2 + f.interpolator_taps;
 }
 
-// Fills in the tile of `shape` if it fits into `room` floats; returns the cycles it takes (relative), 0 if it does not.
+// Fills in the largest tile of `shape` that fits into `room` floats and returns the cycles that all outputs then take
+// (to compare shapes with), or 0 if none fits. over_samples: the tile's outputs will be written over its samples.
 SLEEPFM_HOST_DEVICE static inline std::int64_t try_shape(FilterRow const& f, int n_outputs, int room, bool over_samples,
                                                          int n_warps, int shape, FilterPlan& plan) {
     FilterShape const s = filter_shape(shape);
@@ -84,6 +95,8 @@ SLEEPFM_HOST_DEVICE static inline std::int64_t try_shape(FilterRow const& f, int
     plan.shape = shape;
     plan.groups = groups;
     plan.padded = plan.advance % 4 == 0;
+    // The P rows of a group begin at a common sample (padded: rounded down to a multiple of 4); its last phase begins
+    // up to `shifts` samples later.
     int const shifts = (s.phases - 1) * down / up + 1 + (plan.padded != 0 ? 3 : 0);
     plan.taps = round_up(static_cast<int>(f.main_taps) + shifts, 4);
     int const starts = (plan.period - 1) * down / up + 1;
@@ -99,7 +112,7 @@ SLEEPFM_HOST_DEVICE static inline std::int64_t try_shape(FilterRow const& f, int
         plan.sample_floats = round_up(place_of_sample(static_cast<int>(samples), plan.padded != 0), 4);
         int const fits = (room - plan.sample_floats) / rows / 4 * 4;
         plan.chunk = fits < plan.taps ? fits : plan.taps;
-        bool const enough = plan.chunk == plan.taps || plan.chunk >= 16;
+        bool const enough = plan.chunk == plan.taps || plan.chunk >= 16;  // shorter chunks would mean too many barriers
         if (enough && (!over_samples || plan.repeats * plan.row_floats <= room)) {
             plan.tile = plan.repeats * plan.period;
             return static_cast<std::int64_t>((n_outputs + plan.tile - 1) / plan.tile) * s.cycles * plan.taps;
@@ -108,7 +121,8 @@ SLEEPFM_HOST_DEVICE static inline std::int64_t try_shape(FilterRow const& f, int
     return 0;
 }
 
-// The largest tile of one output a thread: samples, and (over_samples) its outputs behind them.
+// The largest tile for one output for each thread (shape 0): its samples and, unless all outputs are kept elsewhere
+// (over_samples), its outputs behind them.
 SLEEPFM_HOST_DEVICE static inline void plan_single_outputs(FilterRow const& f, int n_outputs, int room,
                                                            bool over_samples, FilterPlan& plan) {
     plan.shape = 0;
@@ -127,6 +141,7 @@ SLEEPFM_HOST_DEVICE static inline void plan_single_outputs(FilterRow const& f, i
     plan.sample_floats = plan.tile == 0 ? 0 : static_cast<int>((plan.tile - 1) * f.down / f.up + 4 + f.main_stride);
 }
 
+// The plan with the fewest cycles; keeps: with room for all outputs beside the tile. A tile of 0 outputs if none fits.
 SLEEPFM_HOST_DEVICE static inline FilterPlan best_tile(FilterRow const& f, int n_outputs, int workspace, bool keeps,
                                                        int n_warps) {
     FilterPlan plan{};
@@ -141,8 +156,10 @@ SLEEPFM_HOST_DEVICE static inline FilterPlan best_tile(FilterRow const& f, int n
     FilterPlan best = plan;
     if (f.phases == f.up && f.up <= largest_period && f.down <= largest_advance / 8) {
         int const up = static_cast<int>(f.up);
+        // A period of at least 8 outputs. Its lanes must be an odd number of samples apart (words of 32 lanes in
+        // different banks) or a multiple of 4 (vectors).
         int multiple = up >= 8 ? 1 : up % 2 == 0 ? 4 : 8;
-        if (multiple * f.down % 4 == 2) {  // lanes an odd number or a multiple of 4 of samples apart
+        if (multiple * f.down % 4 == 2) {
             multiple *= 2;
         }
         plan.period = multiple * up;
@@ -175,11 +192,11 @@ SLEEPFM_HOST_DEVICE static inline FilterPlan best_tile(FilterRow const& f, int n
     return best;
 }
 
-// For a block that computes n_outputs of a row; workspace: floats of shared memory. statistics: the outputs are read
-// again.
+// The plan of a block that computes n_outputs of a row with `workspace` floats of shared memory. statistics: the
+// outputs are read several times, so that they are kept if they fit (unless that would give up the shapes for shape 0).
 SLEEPFM_HOST_DEVICE static inline FilterPlan filter_plan(FilterRow const& f, std::int64_t n_outputs, int workspace,
                                                          bool statistics, int n_warps) {
-    constexpr std::int64_t many = 1 << 30;  // never resident
+    constexpr std::int64_t many = 1 << 30;  // never fits, so that 32 bits suffice
     int const n = static_cast<int>(n_outputs < many ? n_outputs : many);
     FilterPlan plan = best_tile(f, n, workspace, false, n_warps);
     plan.resident = plan.tile >= n_outputs;

@@ -1,4 +1,5 @@
-// Samples and taps to outputs, for one tile: the inner loop of the CUDA filter.
+// From samples and taps to outputs, for one tile: the inner loop of the CUDA filter. See filter_resample_plan.h for how
+// the outputs are dealt out to threads.
 #pragma once
 
 #include "cuda/filter_resample_plan.h"
@@ -10,13 +11,14 @@ struct alignas(16) Four {
     float part[4];
 };
 
+// A channel's samples: `length` of them, the first one at segment index `start`.
 template <typename Raw>
 struct Window {
     Raw const* samples;
     std::int64_t start, length;
     std::int64_t reference;
 
-    // Sample at a segment index, relative to the reference; the edges repeat.
+    // The sample at a segment index, less the reference; beyond the window its first or last sample repeats.
     __device__ float at(std::int64_t index) const {
         std::int64_t i = index - start;
         i = i < 0 ? 0 : i > length - 1 ? length - 1 : i;
@@ -30,8 +32,8 @@ struct Window {
     }
 };
 
-// Calls one(i, x[i]) or vector(i, 16 bytes from x[i] on) so that together they see x[begin .. end) once, by the threads
-// of the block; vectors are aligned, and nothing outside of the range is read.
+// The block's threads together call one(i, x[i]) or vector(i, samples of 16 bytes from x[i] on, number of the vector)
+// so that each of x[begin .. end) is seen once. Vectors are aligned, and nothing outside the range is read.
 template <typename Raw, typename One, typename Vector>
 __device__ void for_each_sample(Raw const* x, int begin, int end, One one, Vector vector) {
     constexpr int width = 16 / sizeof(Raw);
@@ -55,9 +57,9 @@ __device__ void for_each_sample(Raw const* x, int begin, int end, One one, Vecto
     }
 }
 
-// to[place(i)] = sample `begin` + i of the segment, i in [0, n). Lanes write what they loaded in an order of their own,
-// which keeps them in different banks: lane l has samples w l to w l + w - 1, and writes number k ^ (l w / 32) at step
-// k.
+// to[place(i)] = sample `begin` + i of the segment, for i in [0, n), by all threads; no barrier. A lane l has loaded
+// samples w l to w l + w - 1, w = `width`. If all lanes wrote their first, then their second, ..., w lanes at a time
+// would meet in one bank; lane l therefore writes number k ^ (l w / 32) at step k, for which it permutes its registers.
 template <typename Raw, typename Place>
 __device__ void load_samples(Window<Raw> const& window, std::int64_t begin, int n, float* to, Place place) {
     constexpr int width = 16 / sizeof(Raw);
@@ -97,14 +99,14 @@ __device__ void load_samples(Window<Raw> const& window, std::int64_t begin, int 
     }
 }
 
-// The rows of the table for the phases of a tile, in shared memory: where its taps are and its first sample.
+// Of each phase of a tile: its row of taps, and where its samples begin. In shared memory.
 struct Phases {
-    int row[largest_period];    // times main_stride, from main_offset
-    int start[largest_period];  // first sample of the output of repeat 0
+    int row[largest_period];    // place of the row from main_offset on, in floats
+    int start[largest_period];  // first sample of its output of repeat 0
 };
 
-// table[v][k] = tap k + k0 - (start[v] - first sample of v's group) of phase v; [groups P, chunk], zero where there is
-// none.
+// Loads a chunk of the table, from tap k0 on, to shared memory [groups * P, chunk]: table[v][k] is the tap of phase v
+// for the sample k0 + k after the group's first one, tap k0 + k - (start[v] - group's first), 0 where there is none.
 __device__ inline void load_taps(FilterRow const& f, FilterPlan const& plan, Phases const& phases, float const* taps,
                                  int n_rows, int k0, float* table) {
     int const lane = ptx::thread_index() % 32, per_group = n_rows / plan.groups;
@@ -122,7 +124,8 @@ __device__ inline void load_taps(FilterRow const& f, FilterPlan const& plan, Pha
     }
 }
 
-// sums[p J + i] += sum over k < n (a multiple of 4) of table[p][k] samples[base[i] + k].
+// sums[p J + i] += sum over k < n of table[p][k] samples[base[i] + k], P phases and J repeats of a thread; n is a
+// multiple of 4, and so is base[i] if padded.
 template <int P, int J, bool padded>
 __device__ __forceinline__ void multiply(float (&sums)[32], float const* samples, int const (&base)[4],
                                          float const* table, int stride, int n) {
@@ -154,7 +157,7 @@ __device__ __forceinline__ void multiply(float (&sums)[32], float const* samples
     }
 }
 
-// Where a thread's outputs lie: phases group P + p, repeats first + 32 i.
+// A thread's outputs: phases group * P + p, p < P, of repeats first + 32 i, i < J.
 struct ThreadPlace {
     int group, first;
 
@@ -165,15 +168,16 @@ struct ThreadPlace {
     }
 };
 
-// The outputs of a tile of n_outputs. samples: the tile's, complete; table: shared memory behind them; y: where output
-// 0 goes, maybe over the samples.
+// Computes the n_outputs outputs of a tile. samples: all that the tile needs; table: shared memory behind them; y:
+// where output 0 goes, perhaps over the samples, which is why a barrier stands before the writing. n_outputs is a
+// reference to shared memory, read again where it is needed, to spare a register.
 __device__ inline void multiply_tile(FilterRow const& f, FilterPlan const& plan, Phases const& phases,
                                      float const* taps, float const* samples, float* table, float* y,
                                      int const& n_outputs) {
     float sums[32] = {};
     for (int k0 = 0; k0 < plan.taps; k0 += plan.chunk) {
         if (k0 > 0) {
-            ptx::sync_threads();  // the table has been used
+            ptx::sync_threads();  // all have done with the previous chunk
         }
         FilterShape const shape = filter_shape(plan.shape);
         load_taps(f, plan, phases, taps, plan.groups * shape.phases, k0, table);
@@ -204,7 +208,7 @@ __device__ inline void multiply_tile(FilterRow const& f, FilterPlan const& plan,
             }
         }
     }
-    ptx::sync_threads();  // the samples have been used
+    ptx::sync_threads();  // all have done with the samples
     FilterShape const shape = filter_shape(plan.shape);
     ThreadPlace const at(plan, shape);
     int const n_repeats = (n_outputs + plan.period - 1) / plan.period;
@@ -217,7 +221,8 @@ __device__ inline void multiply_tile(FilterRow const& f, FilterPlan const& plan,
     }
 }
 
-// Any rate: one output a thread, its row of taps from device memory. place(n): where output n of the tile goes.
+// For any rate: one output for each thread at a time, with its row of taps from device memory. place(i): where output i
+// of the tile goes.
 template <typename Where>
 __device__ void single_outputs(FilterRow const& f, std::int64_t phase, std::int64_t begin, int n, float const* taps,
                                float const* samples, float* y, Where place) {

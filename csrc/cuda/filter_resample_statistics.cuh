@@ -1,5 +1,5 @@
-// Outputs of a row in shared memory: sums and order statistics over the block, and writing them out. Sums are taken in
-// an order that depends on nothing but the sizes: the same bits at every run.
+// What is done with the outputs of a row in shared memory: sums and order statistics over the block, and writing them
+// out. The order of sums depends on nothing but sizes, so that the bits are the same in every run.
 #pragma once
 
 #include "cuda/filter_resample_plan.h"
@@ -11,7 +11,7 @@ namespace sleepfm::cuda {
 
 constexpr int most_warps = static_cast<int>(filter_resample_threads / 32);
 
-// Every thread gets the result. All threads of the block take part; whole warps.
+// Combines the values of all threads of the block, in a fixed order; every thread gets the result. All threads call it.
 template <typename T, typename Combine>
 __device__ T reduce_block(T value, Combine combine) {
     SLEEPFM_SHARED(T, of_warp, [most_warps]);
@@ -26,7 +26,7 @@ __device__ T reduce_block(T value, Combine combine) {
     for (unsigned w = 1; w < blockDim.x / 32; ++w) {
         value = combine(value, of_warp[w]);
     }
-    ptx::sync_threads();  // of_warp may be written again
+    ptx::sync_threads();  // all have read of_warp, which the next call writes
     return value;
 }
 
@@ -39,14 +39,14 @@ __device__ T least_of_block(T value) {
     return reduce_block(value, [](T a, T b) { return a < b ? a : b; });
 }
 
-// Output n of rows of `period`: see output_row_floats.
+// The place of output n in rows of `period` outputs (output_row_floats), which advances without divisions.
 struct Cursor {
     int phase, repeat_floats;
 
     __device__ Cursor(FilterPlan const& plan, int n)
         : phase(n % plan.period), repeat_floats(n / plan.period * plan.row_floats) {}
     __device__ int place() const { return repeat_floats + place_in_row(phase); }
-    // By step = steps / period repeats and steps % period phases.
+    // By a number of outputs that is whole_floats / row_floats periods and `rest` < period phases.
     __device__ void advance(FilterPlan const& plan, int whole_floats, int rest) {
         phase += rest;
         repeat_floats += whole_floats;
@@ -57,7 +57,7 @@ struct Cursor {
     }
 };
 
-// see(y) of outputs [0, n), those of a thread in increasing order.
+// Calls see(output) for outputs [0, n), each by one thread; a thread sees its own in increasing order.
 template <typename See>
 __device__ void for_each_output(FilterPlan const& plan, float const* y, int n, See see) {
     int const n_threads = static_cast<int>(blockDim.x), thread = ptx::thread_index();
@@ -71,7 +71,8 @@ __device__ void for_each_output(FilterPlan const& plan, float const* y, int n, S
 
 // ---- order statistics -----------------------------------------------------------------------------------------------
 
-// Unsigned integers in the order of the floats, and back.
+// An unsigned integer for each float, in the same order, and back: negative floats have all bits inverted, others the
+// sign bit.
 __device__ inline std::uint32_t order_key(float value) {
     std::uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
@@ -84,16 +85,18 @@ __device__ inline float value_of_key(std::uint32_t key) {
     return value;
 }
 
-// Quartiles by radix selection: four passes find eight bits of the key each, a fifth the neighbour above.
+// Three quartiles by radix selection over the keys, in shared memory. A quartile lies between two neighbours in the
+// sorted outputs; passes 0 to 3 find the key of the lower one, eight bits each from the top, and pass 4 the upper one.
 struct Quartiles {
-    std::uint32_t count[3][256];
-    std::uint32_t prefix[3];  // bits found so far
-    std::uint32_t rank[3];    // among the values that share them
-    std::int64_t up_to[3];    // values up to the quartile's lower neighbour, which prefix is in the end
-    std::uint32_t above[3];   // the least key above it
+    std::uint32_t count[3][256];  // outputs that share the prefix, by their next eight bits
+    std::uint32_t prefix[3];      // bits of the lower neighbour's key found so far; in the end the key
+    std::uint32_t rank[3];        // its rank among the outputs that share them
+    std::int64_t up_to[3];        // number of outputs that are not above the lower neighbour
+    std::uint32_t above[3];       // the least key above it
 };
 
-// pass: 0 to 3 for a digit each, 4 for the neighbours.
+// Before each pass: counts to 0, and before the first one the ranks of the lower neighbours among n outputs. Ends with
+// a barrier.
 __device__ inline void begin_pass(Quartiles& q, int pass, std::int64_t n) {
     for (int i = ptx::thread_index(); i < 3 * 256; i += static_cast<int>(blockDim.x)) {
         q.count[i / 256][i % 256] = 0;
@@ -109,6 +112,8 @@ __device__ inline void begin_pass(Quartiles& q, int pass, std::int64_t n) {
     ptx::sync_threads();
 }
 
+// Passes 0 to 3: counts the outputs [0, n) at y. In pass 0 all share the empty prefix, so that one count serves all
+// three.
 __device__ inline void count_digits(Quartiles& q, int pass, FilterPlan const& plan, float const* y, int n) {
     int const shift = 24 - 8 * pass;
     std::uint32_t const known = pass == 0 ? 0u : 0xffffffffu << (shift + 8);
@@ -127,7 +132,9 @@ __device__ inline void count_digits(Quartiles& q, int pass, FilterPlan const& pl
     });
 }
 
-// One warp a quartile: its lanes add up eight counts each.
+// After each of passes 0 to 3: a warp for each quartile finds the digit in which its rank falls. A lane has eight
+// digits; a prefix sum over the lanes says which lane's they are, and only that lane writes. Begins and ends with a
+// barrier.
 __device__ inline void end_digit(Quartiles& q, int pass) {
     ptx::sync_threads();
     int const lane = ptx::thread_index() % 32, shift = 24 - 8 * pass;
@@ -143,7 +150,7 @@ __device__ inline void end_digit(Quartiles& q, int pass) {
             up_to += lane < distance ? 0 : left;
         }
         std::uint32_t const rank = q.rank[k];
-        ptx::sync_warp();  // all lanes have read the rank
+        ptx::sync_warp();  // all lanes have read the rank, which one of them overwrites
         std::uint32_t below = up_to - own;
         if (rank >= below && rank < up_to) {
             int digit = 8 * lane;
@@ -157,6 +164,8 @@ __device__ inline void end_digit(Quartiles& q, int pass) {
     ptx::sync_threads();
 }
 
+// Pass 4: for each quartile, how many of the outputs [0, n) at y are not above its lower neighbour, and the least key
+// above it.
 __device__ inline void count_neighbours(Quartiles& q, FilterPlan const& plan, float const* y, int n) {
 #pragma unroll 1
     for (int k = 0; k < 3; ++k) {
@@ -177,7 +186,7 @@ __device__ inline void count_neighbours(Quartiles& q, FilterPlan const& plan, fl
     }
 }
 
-// As numpy.quantile: linear between the two neighbours.
+// Quartile k of n outputs, as numpy.quantile has it: linear between the two neighbours.
 __device__ inline double quartile(Quartiles const& q, int k, std::int64_t n) {
     double const place = 0.25 * (k + 1) * static_cast<double>(n - 1);
     std::int64_t const rank = static_cast<std::int64_t>(place);
@@ -220,8 +229,8 @@ __device__ inline ptx::Words4 pack(float const (&v)[8], F16 const*) {
         {ptx::pack_f16(v[0], v[1]), ptx::pack_f16(v[2], v[3]), ptx::pack_f16(v[4], v[5]), ptx::pack_f16(v[6], v[7])}};
 }
 
-// out[i] = value(i), i in [0, n), 16 bytes at a time where they are aligned. The values of a vector come from value(i)
-// and then from next() for its other elements.
+// Writes out[0 .. n), by all threads, 16 bytes at a time where they are aligned. value(i, values) fills an array with
+// the values for out[i], out[i + 1], ...: a vector's, or a single one.
 template <typename Out, typename Value>
 __device__ void write_values(Out* out, std::int64_t n, Value value) {
     constexpr int width = 16 / sizeof(Out);
@@ -255,7 +264,7 @@ __device__ void fill(Out* out, std::int64_t n, float value) {
     }
 }
 
-// out[0 .. n) = a y + b.
+// out[i] = a y[i] + b for i in [0, n).
 template <typename Out>
 __device__ void write_outputs(Out* out, FilterPlan const& plan, float const* y, int n, float a, float b) {
     write_values(out, n, [&](std::int64_t i, auto& values) {

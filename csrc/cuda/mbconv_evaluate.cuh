@@ -1,12 +1,18 @@
-// An MBConv block in evaluation: expansion, ReLU6, depthwise convolution of 3, ReLU6, projection and residual, of which
-// only x is read and y written. A warp keeps a stretch of one clip's samples in registers from one matrix product to
-// the next; its own registers hold neighbouring samples, so that the depthwise convolution needs two exchanges a
-// channel.
+// An MBConv block in evaluation as one kernel: expansion, ReLU6, depthwise convolution of 3, ReLU6, projection and
+// residual. In memory only x is read and y written. A warp holds a stretch of one clip's samples in registers
+// throughout and goes through the wide channels 16 at a time; the sums of one product (mma fragment d) are, rounded,
+// the first factor of the next (fragment a). Only weights pass through shared memory, in two slabs: while one is used,
+// cp.async fills the other. One barrier for each slab says both that it has arrived and that the other is no longer
+// read.
 //
-// Row r of a warp's stretch is row g (g + 8) of the tensor cores' tile r / 2 % ROW_TILES for r even (odd), with
-// g = lane / 4 = r / (2 ROW_TILES): lane 4g + t holds 2 ROW_TILES samples in a row. Channels are permuted too: lane t
-// of the four holds 8 neighbours of every 32 (4 of the last 16), read and written together; the weights are packed to
-// match. Both ReLU6 are saturation to [0, 1]: the weights before them are divided by 6, those after multiplied.
+// Samples: a lane's rows of the fragments are consecutive in time. With g = lane / 4, lane 4 g + t holds rows
+// 2 ROW_TILES g to 2 ROW_TILES g + 2 ROW_TILES - 1 of the stretch; row r is row g (r even) or g + 8 (r odd) of the
+// tensor cores' tile r / 2 % ROW_TILES. So all neighbours of the depthwise convolution but the first and the last are
+// the lane's own: two exchanges for a channel, one with stride 2.
+// Channels: lane t holds 8 consecutive ones of every 32 (4 of a last 16) of x and y, so that it reads and writes 16
+// bytes at a time. The weights' rows and columns are permuted to match: sleepfm_fast/ops/mbconv_evaluate.py.
+// ReLU6 is saturation to [0, 1], which additions and multiply-adds do at no cost: the weights and biases before each
+// ReLU6 are divided by 6, and the projection's are multiplied by 6.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +25,7 @@ namespace sleepfm::cuda {
 
 // ---- element types --------------------------------------------------------------------------------------------------
 
-// bf16 or f16: the matrices, x and y.
+// The type of the matrices, of x and of y: bf16 or f16.
 template <DType type>
 struct MBConvElement {
     static_assert(type == DType::bf16 || type == DType::f16, "what the tensor cores read");
@@ -40,7 +46,8 @@ struct MBConvElement {
 
 // ---- addresses ------------------------------------------------------------------------------------------------------
 
-// The first of the channels that lane t of four holds of 32 (16) neighbouring ones: 8 (4) in a row.
+// The first of the 8 (4) consecutive channels that lane t of four holds of the 32 (a last 16) channels of `group`.
+// STEPS: channels of the row in steps of 16.
 template <int STEPS>
 __device__ __forceinline__ int mbconv_channel(int group, int t) {
     return 32 * group + (group < STEPS / 2 ? 8 : 4) * t;
@@ -52,7 +59,7 @@ __device__ __forceinline__ float mbconv_float(std::uint32_t bits) {
     return value;
 }
 
-// The next slab of weights, by all threads; the caller commits.
+// Begins the copy of a slab of weights, shared out among all threads; the caller commits.
 template <typename Policy>
 __device__ __forceinline__ void mbconv_copy_slab(unsigned char* slab, unsigned char const* from) {
 #pragma unroll 1
@@ -63,8 +70,8 @@ __device__ __forceinline__ void mbconv_copy_slab(unsigned char* slab, unsigned c
 
 // ---- the stretch of a warp ------------------------------------------------------------------------------------------
 
-// x as the first factor of the expansion; samples outside of the clip and channels beyond n_in are zeros. first: the
-// sample of row 0.
+// Loads x as the expansion's first factor (fragment a). Samples outside the clip and channels beyond n_in are zeros.
+// first: the sample of row 0, -1 at the beginning of a clip.
 template <typename Policy>
 __device__ __forceinline__ void mbconv_load(std::uint32_t (&x)[Policy::ROW_TILES][Policy::K][4], MBConvPacked const& p,
                                             std::int64_t clip, int first, int lane) {
@@ -91,14 +98,16 @@ __device__ __forceinline__ void mbconv_load(std::uint32_t (&x)[Policy::ROW_TILES
         if constexpr (Policy::K % 2 != 0) {
             int const channel = mbconv_channel<Policy::K>(Policy::K / 2, t);
             bool const reads = inside && channel < n_in;
-            // Two loads: one of 8 bytes would have its words moved to where the tensor cores want them in every chunk.
+            // Two loads: the words of one load of 8 bytes would be in neighbouring registers, and would be moved to
+            // those that the tensor cores want again in every chunk.
             x[i][Policy::K - 1][half] = reads ? ptx::load_4_read_only(row + channel) : 0u;
             x[i][Policy::K - 1][2 + half] = reads ? ptx::load_4_read_only(row + channel + 2) : 0u;
         }
     }
 }
 
-// Saturation loses NaN. Bit r: an output around row r of this lane sees a sample that is not finite. Warp-collective.
+// Finds samples that are not finite, since saturation would turn NaN into 0. Bit r of the result: one of the rows r -
+// 1, r and r + 1 around this lane's row r is not finite, so that an output there must be NaN. Warp-collective.
 template <typename Policy, typename Element>
 __device__ __forceinline__ unsigned mbconv_spoilt(std::uint32_t const (&x)[Policy::ROW_TILES][Policy::K][4], int lane) {
     constexpr int ROWS = 2 * Policy::ROW_TILES;
@@ -106,7 +115,8 @@ __device__ __forceinline__ unsigned mbconv_spoilt(std::uint32_t const (&x)[Polic
     std::uint32_t const zeros[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < Policy::ROW_TILES; ++i) {
-        float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};  // rows of x times zero: NaN or 0, the same in all four lanes
+        // Rows of x times zeros: NaN if an element is not finite, else 0; the same in all four lanes that share a row.
+        float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
         for (int s = 0; s < Policy::K; ++s) {
             Element::mma(sums, x[i][s], zeros);
@@ -115,19 +125,23 @@ __device__ __forceinline__ unsigned mbconv_spoilt(std::uint32_t const (&x)[Polic
     }
     unsigned const before = ptx::shuffle_idx(spoilt, (lane + 28) % 32),
                    after = ptx::shuffle_idx(spoilt, (lane + 4) % 32);
+    // Bit r + 1 is row r; bits 0 and ROWS + 1 are the last row of the lane before and the first of the lane behind.
     unsigned const seen = spoilt << 1 | before >> (ROWS - 1) | (after & 1u) << (ROWS + 1);
     return seen | seen >> 1 | seen >> 2;
 }
 
-// What is special about a lane's rows, at most 8, in one register.
+// What is special about a lane's rows, of which there are at most 8, in one register: bits 0 to 7 outside, bits 8 to 15
+// spoilt, bit 31 at_edge.
 class MBConvRows {
   public:
     MBConvRows() = default;
     __device__ __forceinline__ MBConvRows(unsigned outside, unsigned spoilt, bool at_edge)
         : bits_(outside | (spoilt & 0xffu) << 8 | (at_edge ? 0x80000000u : 0u)) {}
-    // The row is padding of the depthwise convolution; at_edge: a row of any lane of the warp is.
+    // Row r lies outside the clip and is the depthwise convolution's zero padding.
     __device__ __forceinline__ bool outside(int r) const { return (bits_ >> r & 1u) != 0; }
+    // Some row of some lane of the warp lies outside the clip.
     __device__ __forceinline__ bool at_edge() const { return static_cast<int>(bits_) < 0; }
+    // An output whose middle tap is on row r sees a sample that is not finite.
     __device__ __forceinline__ bool spoilt(int r) const { return (bits_ >> (8 + r) & 1u) != 0; }
 
   private:
@@ -136,7 +150,8 @@ class MBConvRows {
 
 // ---- a chunk of 16 wide channels ------------------------------------------------------------------------------------
 
-// Adds what the chunk contributes to y.
+// y += what 16 wide channels contribute: expands them (`wide`), convolves and packs them (`narrow`, fragment a), and
+// multiplies with the projection. chunk: their weights in shared memory. Warp-collective.
 template <typename Policy, typename Element>
 __device__ __forceinline__ void mbconv_add_chunk(float (&y)[Policy::OUT_TILES][2 * Policy::N][4],
                                                  std::uint32_t const (&x)[Policy::ROW_TILES][Policy::K][4],
@@ -161,7 +176,8 @@ __device__ __forceinline__ void mbconv_add_chunk(float (&y)[Policy::OUT_TILES][2
             Element::mma(wide[1][i], x[i][s], second);
         }
     }
-    // For lane t of four: bias, three taps and bias of its channels, 2t and 2t + 1 of either half of the chunk.
+    // parameter(n, which, k), for channel 2 t + k of half n of the chunk: which = 0 the expansion's bias, 1 to 3 the
+    // taps, 4 the depthwise convolution's bias.
     auto const* const parameters = reinterpret_cast<ptx::Words4 const*>(
         chunk + (Policy::K + Policy::N) * Policy::FRAGMENT_BYTES + lane % 4 * (Policy::PARAMETER_BYTES / 4));
     ptx::Words4 const words[5] = {parameters[0], parameters[1], parameters[2], parameters[3], parameters[4]};
@@ -174,12 +190,12 @@ __device__ __forceinline__ void mbconv_add_chunk(float (&y)[Policy::OUT_TILES][2
         float out[2][ROWS / Policy::STRIDE];
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
-            float v[ROWS + 2];  // with a neighbour on either side
+            float v[ROWS + 2];  // row r is v[r + 1]; a neighbour on either side
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
                 v[r + 1] = ptx::add_saturated(wide[n][r / 2][2 * (r % 2) + k], parameter(n, 0, k));
             }
-            if (rows.at_edge()) {
+            if (rows.at_edge()) {  // ReLU6 of the bias is not 0, but padding is
 #pragma unroll
                 for (int r = 0; r < ROWS; ++r) {
                     v[r + 1] = rows.outside(r) ? 0.0f : v[r + 1];
@@ -189,7 +205,7 @@ __device__ __forceinline__ void mbconv_add_chunk(float (&y)[Policy::OUT_TILES][2
             v[ROWS + 1] = ptx::shuffle_idx(v[1], (lane + 4) % 32);
 #pragma unroll
             for (int o = 0; o < ROWS / Policy::STRIDE; ++o) {
-                int const r = Policy::STRIDE == 1 ? o + 1 : 2 * o + 2;  // of v, in the middle
+                int const r = Policy::STRIDE == 1 ? o + 1 : 2 * o + 2;  // place in v of the middle tap
                 float sum = v[r - 1] * parameter(n, 1, k) + parameter(n, 4, k);
                 sum = v[r] * parameter(n, 2, k) + sum;
                 out[k][o] = ptx::multiply_add_saturated(v[r + 1], parameter(n, 3, k), sum);
@@ -214,7 +230,7 @@ __device__ __forceinline__ void mbconv_add_chunk(float (&y)[Policy::OUT_TILES][2
 
 // ---- results --------------------------------------------------------------------------------------------------------
 
-// Where y starts: the projection's bias and, with a residual, x.
+// The values that y's sums begin with: the projection's bias and, with a residual, x, which has the same layout.
 template <typename Policy, typename Element>
 __device__ __forceinline__ void mbconv_begin(float (&y)[Policy::OUT_TILES][2 * Policy::N][4],
                                              std::uint32_t const (&x)[Policy::ROW_TILES][Policy::K][4],
@@ -242,13 +258,16 @@ __device__ __forceinline__ void mbconv_begin(float (&y)[Policy::OUT_TILES][2 * P
     }
 }
 
+// Writes the stretch's outputs that exist and belong to this warp; an output that sees a sample that is not finite is
+// NaN in all channels.
 template <typename Policy, typename Element>
 __device__ __forceinline__ void mbconv_store(float const (&y)[Policy::OUT_TILES][2 * Policy::N][4],
                                              MBConvPacked const& p, std::int64_t clip, int first_output,
                                              MBConvRows rows, int lane) {
     int const g = lane / 4, t = lane % 4, n_out = static_cast<int>(p.n_out);
     int const n_outputs = static_cast<int>((p.n_samples - 1) / Policy::STRIDE + 1);
-    int const first = 2 * Policy::OUT_TILES * g - (Policy::STRIDE == 1 ? 1 : 0);  // of the stretch's outputs
+    // The number within the stretch of the lane's first output; with stride 1 row 0 is the sample before the stretch.
+    int const first = 2 * Policy::OUT_TILES * g - (Policy::STRIDE == 1 ? 1 : 0);
     int const last = n_outputs - first_output < Policy::OUTPUTS ? n_outputs - first_output : Policy::OUTPUTS;
     auto* row = static_cast<std::uint16_t*>(p.y) + (clip * n_outputs + first_output + first) * p.n_out;
 #pragma unroll
@@ -280,13 +299,14 @@ __device__ __forceinline__ void mbconv_store(float const (&y)[Policy::OUT_TILES]
 
 // ---- kernel ---------------------------------------------------------------------------------------------------------
 
-// One warp a stretch of OUTPUTS outputs of one clip.
+// A warp's stretch: OUTPUTS outputs of one clip.
 template <typename Policy>
 struct MBConvStretch {
     std::int64_t clip;
     int first_output;
 
-    // n_stretches: of a clip. The thread's number is read anew: no register holds this across the loop over weights.
+    // n_stretches: stretches of a clip. The thread's number is read anew, so that no register holds this during the
+    // loop over weights.
     __device__ __forceinline__ explicit MBConvStretch(int n_stretches) {
         unsigned const stretch = blockIdx.x * Policy::WARPS + static_cast<unsigned>(ptx::thread_index()) / 32;
         unsigned const of_clip = static_cast<unsigned>(n_stretches);
@@ -326,7 +346,7 @@ __global__ void __launch_bounds__(Policy::THREADS, Policy::BLOCKS)
 
     for (int slab = 0; slab < n_slabs; ++slab) {
         ptx::cp_async_wait<0>();
-        ptx::sync_threads();  // this slab is there for all, and nobody reads the one before it any more
+        ptx::sync_threads();  // the slab has arrived for all threads; the one before it, overwritten next, was read
         if (slab + 1 < n_slabs) {
             mbconv_copy_slab<Policy>(slabs + (slab + 1) % 2 * Policy::SLAB_BYTES,
                                      weights + static_cast<std::int64_t>(slab + 1) * Policy::SLAB_BYTES);

@@ -1,5 +1,5 @@
-// How the evaluation of an MBConv block is checked and launched, the same on a device and in the emulator: the queue of
-// cuda/contrastive_launch.h.
+// How the evaluation of an MBConv block is checked and launched, the same on a device and in the emulator. The queue is
+// that of cuda/contrastive_launch.h.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace sleepfm::cuda {
 
-// Everything but the element type, which the caller has chosen: each is compiled apart.
+// `type` is p.dtype, which the caller has looked at already; each type is compiled in a file of its own.
 template <DType type, typename Queue>
 void launch_mbconv_evaluate(Queue& queue, MBConvPacked const& p) {
     SLEEPFM_CHECK(p.n_clips >= 0 && p.n_samples >= 1 && p.n_samples <= (std::int64_t{1} << 30),

@@ -1,11 +1,13 @@
-// What stands between the matrix products of an MBConv block in training, channels last: the batch norms as scale and
-// shift, ReLU6, the depthwise convolution of 3, their gradients, and the sums over samples that batch norms and weights
-// want. All of it streams through memory once. The products are a library's.
+// The steps between the matrix products of an MBConv block in training: batch norms as scale and shift, ReLU6, the
+// depthwise convolution of 3, their gradients, and the sums over samples that the batch norms' statistics and the
+// weights' gradients need. Each kernel goes through its arrays once, bound by memory. Activations are [samples, width]
+// bfloat16, channels last; the names are those of params.h.
 //
-// A thread has 4 neighbouring channels and walks along samples, so that the convolution's neighbours and all sums stay
-// in its registers; its own loads are 8 bytes, and those of the threads beside it continue them. Sums of a block's
-// walkers meet in shared memory, those of blocks in a `partial` row each, which mbconv_train_finish.cuh adds in
-// float64. Every sum has a fixed order.
+// A thread has 4 consecutive channels (8 bytes, which the threads beside it continue) and walks along samples, so that
+// the convolution's neighbours and all sums stay in its registers. A block has `lanes` threads along the channels, and
+// with the rest of its threads several such walkers. The walkers' float32 sums meet in shared memory, after one
+// barrier; each block writes a row of `partial`, and mbconv_train_finish.cuh adds the rows in float64. Every sum has a
+// fixed order.
 #pragma once
 
 #include <cmath>
@@ -17,13 +19,13 @@
 namespace sleepfm::cuda {
 
 constexpr int between_threads = 256;
-constexpr int between_channels = 4;  // of a thread
-constexpr int between_lanes = 64;    // threads side by side along the channels, at most
-constexpr int between_run = 32;      // samples that a walker takes in a row
+constexpr int between_channels = 4;  // channels of a thread
+constexpr int between_lanes = 64;    // the most threads side by side along the channels
+constexpr int between_run = 32;      // consecutive samples that a walker of a convolution takes at a time
 
 // ---- four channels --------------------------------------------------------------------------------------------------
 
-using Bits = std::uint64_t;  // of four bfloat16
+using Bits = std::uint64_t;  // four bfloat16 as they are in memory
 
 struct Four {
     float v[between_channels];
@@ -38,7 +40,8 @@ __device__ __forceinline__ Four four_of_bits(Bits bits) {
     return x;
 }
 
-// Rounds, stores, and leaves what is stored in x.
+// Stores x rounded to bfloat16 and replaces it by what was stored, so that sums are of the values that others will
+// read.
 __device__ __forceinline__ void store_bf16(void* to, Four& x) {
     std::uint32_t const low = ptx::pack_bf16(x.v[0], x.v[1]), high = ptx::pack_bf16(x.v[2], x.v[3]);
     *static_cast<Bits*>(to) = static_cast<Bits>(high) << 32 | low;
@@ -48,7 +51,7 @@ __device__ __forceinline__ void store_bf16(void* to, Four& x) {
     x.v[3] = ptx::from_bf16(static_cast<std::uint16_t>(high >> 16));
 }
 
-// A row of parameters [rows, width] for the channels of this thread.
+// Row `row` of parameters [rows, width], for the four channels from `channel` on.
 __device__ __forceinline__ Four four_of(float const* parameters, std::int64_t width, int row, int channel) {
     Four x;
 #pragma unroll
@@ -58,24 +61,26 @@ __device__ __forceinline__ Four four_of(float const* parameters, std::int64_t wi
     return x;
 }
 
-// What a batch norm makes of x: one rounding, so that all kernels see a value on the same side of a kink.
+// The batch norm of x. Always one fused multiply-add, so that every kernel, forward and backward, gets the same bits
+// and sees the value on the same side of ReLU6's kinks.
 __device__ __forceinline__ float normalised(float x, float scale, float shift) {
     return fmaf(x, scale, shift);
 }
 
-// NaN stays NaN.
+// NaN stays NaN, since both comparisons are false.
 __device__ __forceinline__ float relu6(float u) {
     return u < 0.0f ? 0.0f : u > 6.0f ? 6.0f : u;
 }
 
-// Where ReLU6 is flat. Not at NaN: its gradient is NaN too.
+// Where the gradient of ReLU6 is 0. Not at NaN, so that the gradient there comes through.
 __device__ __forceinline__ bool is_flat(float u) {
     return u <= 0.0f || u >= 6.0f;
 }
 
 // ---- threads --------------------------------------------------------------------------------------------------------
 
-// The place of a thread: `lanes` threads along the channels, and as many walkers as the block then holds.
+// The place of a thread in its block: `lane` along the channels, `number` of its walker. Threads left over, or beyond
+// the last channel, do not work, but do come to the barrier of add_walkers.
 struct Walker {
     int lane, number, n_walkers, channel;
     bool works;
@@ -88,15 +93,15 @@ struct Walker {
         channel = (static_cast<int>(blockIdx.y) * lanes + lane) * between_channels;
         works = number < n_walkers && channel < width;
     }
-    // The walker's first run, and how far its next one is.
+    // The walker's first piece of work (sample or run), and the distance to its next one.
     __device__ __forceinline__ std::int64_t first() const {
         return static_cast<std::int64_t>(blockIdx.x) * n_walkers + number;
     }
     __device__ __forceinline__ std::int64_t step() const { return static_cast<std::int64_t>(gridDim.x) * n_walkers; }
 };
 
-// use(row, bits) for the walker's rows in order, where fetch(row) gives the bits. N fetches are under way before the
-// first use: a loop that the compiler unrolls itself asks whether to go on after each, and waits for one at a time.
+// Calls use(row, fetch(row)) for the walker's rows in order. N fetches are issued before the first is used. (In a loop
+// unrolled by the compiler the test for the end stands between any two loads, and one is waited for at a time.)
 template <int N, typename Fetch, typename Use>
 __device__ __forceinline__ void walk_rows(Walker const& me, std::int64_t n_rows, Fetch const& fetch, Use const& use) {
     std::int64_t const step = me.step();
@@ -113,7 +118,7 @@ __device__ __forceinline__ void walk_rows(Walker const& me, std::int64_t n_rows,
             use(row + k * step, ahead[k]);
         }
     }
-    if (row < n_rows) {  // what is left, fewer than N
+    if (row < n_rows) {  // fewer than N rows are left; a fetch beyond the end repeats the first one and is not used
         decltype(fetch(row)) ahead[N - 1];
 #pragma unroll
         for (int k = 0; k < N - 1; ++k) {
@@ -128,7 +133,7 @@ __device__ __forceinline__ void walk_rows(Walker const& me, std::int64_t n_rows,
     }
 }
 
-// Samples `begin` to `end` of one clip. n_samples: of a clip.
+// Samples [begin, end) of one clip: run `number` of all clips. n_samples: samples of a clip.
 struct Run {
     std::int64_t clip;
     int begin, end;
@@ -140,7 +145,8 @@ struct Run {
     }
 };
 
-// Row blockIdx.x of `partial` [rows, K, width]: the sums of the block's walkers, added in order. All threads call it.
+// Writes row blockIdx.x of `partial` [n_partials, K, width]: the sums of the block's walkers, added in their order. All
+// threads of the block call it, those that do not work with sums of 0.
 template <int K>
 __device__ __forceinline__ void add_walkers(Walker const& me, Four const (&sums)[K], int lanes, std::int64_t width,
                                             float* partial) {
@@ -171,7 +177,7 @@ __device__ __forceinline__ void add_walkers(Walker const& me, Four const (&sums)
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 
-// Sums of c1 and of its square.
+// Sums of c1 and of c1^2.
 __global__ void __launch_bounds__(between_threads, 4)
     mbconv_expansion_sums_kernel(MBConvExpansionSums const p, int lanes) {
     Walker const me(p.width, lanes);
@@ -191,7 +197,8 @@ __global__ void __launch_bounds__(between_threads, 4)
     add_walkers(me, sums, lanes, p.width, p.partial);
 }
 
-// c2 = depthwise convolution of relu6(batch norm of c1), and the sums of its first two powers around the pivot.
+// c2 = depthwise convolution of relu6(batch norm of c1), and the sums of c2 - pivot and of (c2 - pivot)^2; around a
+// pivot near the mean, the variance loses few digits to cancellation.
 template <int STRIDE>
 __global__ void __launch_bounds__(between_threads, STRIDE == 1 ? 3 : 2)
     mbconv_depthwise_kernel(MBConvDepthwise const p, int lanes) {
@@ -208,7 +215,8 @@ __global__ void __launch_bounds__(between_threads, STRIDE == 1 ? 3 : 2)
         for (std::int64_t number = me.first(); number < p.n_clips * runs_of_clip; number += me.step()) {
             Run const run(number, runs_of_clip, n_out);
             auto const* const from = c1 + run.clip * n_in * p.width;
-            // Zeros beyond the clip, which `activation` gives, are the convolution's padding.
+            // Beyond the clip fetch returns zeros, from which `activation` makes the convolution's padding: zeros after
+            // the ReLU6.
             auto const fetch = [&](int t) {
                 return t >= 0 && t < n_in ? ptx::load_8_read_only(from + t * p.width) : Bits{0};
             };
@@ -241,7 +249,7 @@ __global__ void __launch_bounds__(between_threads, STRIDE == 1 ? 3 : 2)
             Four left = activation(first - 1, fetch(first - 1));
             if constexpr (STRIDE == 1) {
                 Four middle = activation(first, fetch(first));
-                Bits ahead[3] = {fetch(first + 1), fetch(first + 2), fetch(first + 3)};  // under way
+                Bits ahead[3] = {fetch(first + 1), fetch(first + 2), fetch(first + 3)};  // loads under way
 #pragma unroll 1
                 for (int s = run.begin; s < run.end; ++s) {
                     Four const right = activation(s + 1, ahead[0]);
@@ -293,7 +301,7 @@ __global__ void __launch_bounds__(between_threads, 4) mbconv_activate_kernel(MBC
 
 // ---- backward -------------------------------------------------------------------------------------------------------
 
-// Sums of g1, the gradient behind the second ReLU6, and of g1 times c2 less its mean.
+// Sums of g1, the gradient of the second batch norm's output, and of g1 (c2 - mean).
 __global__ void __launch_bounds__(between_threads, 4)
     mbconv_gradient_sums_kernel(MBConvGradientSums const p, int lanes) {
     Walker const me(p.width, lanes);
@@ -322,8 +330,10 @@ __global__ void __launch_bounds__(between_threads, 4)
     add_walkers(me, sums, lanes, p.width, p.partial);
 }
 
-// g0, the gradient behind the first ReLU6, by way of dc2 = scale1 g1 + slope c2 + constant (the second batch norm's)
-// and the transposed convolution; sums of g0, of g0 c1, and of the three taps' gradients.
+// g0, the gradient of the first batch norm's output: g1 from da2 and the second ReLU6, dc2 = scale1 g1 + slope c2 +
+// constant (backward of the second batch norm), the transposed convolution, and the first ReLU6. Sums of g0 and of
+// g0 c1, and the three taps' gradients. A walker's run is of samples of c2; it writes the samples of g0 in step with
+// them.
 template <int STRIDE>
 __global__ void __launch_bounds__(between_threads, 2)
     mbconv_depthwise_backward_kernel(MBConvDepthwiseBackward const p, int lanes) {
@@ -342,7 +352,8 @@ __global__ void __launch_bounds__(between_threads, 2)
         auto* const g0 = static_cast<std::uint16_t*>(p.g0) + me.channel;
         for (std::int64_t number = me.first(); number < p.n_clips * runs_of_clip; number += me.step()) {
             Run const run(number, runs_of_clip, n_out);
-            // What the sample s of c2, and the samples of c1 in step with it, want from memory, asked for a step ahead.
+            // What sample s of c2, and the STRIDE samples of c1 in step with it, need from memory; loaded a step before
+            // it is used.
             struct Ahead {
                 Bits c2, da2, c1[STRIDE];
             };
@@ -372,7 +383,8 @@ __global__ void __launch_bounds__(between_threads, 2)
                 }
                 return d;
             };
-            // The sample t, which meets the gradients after, here and before by the taps 0, 1 and 2.
+            // Sample t of g0. The convolution multiplied its activation by taps 0, 1 and 2 for the outputs one after
+            // it, at it and one before it, whose gradients are `after`, `here` and `before`.
             auto const write = [&](int t, Bits bits, Four const& after, Four const& here, Four const& before) {
                 Four const x = four_of_bits(bits);
                 Four y;
@@ -405,7 +417,7 @@ __global__ void __launch_bounds__(between_threads, 2)
                 if constexpr (STRIDE == 1) {
                     write(s, bits.c1[0], after, here, before);
                     before = here;
-                } else {  // even samples meet one gradient, odd ones those on either side
+                } else {  // an even sample was in one output, by the middle tap; an odd one in those on either side
                     write(2 * s, bits.c1[0], Four{}, here, Four{});
                     if (2 * s + 1 < n_in) {
                         write(2 * s + 1, bits.c1[STRIDE - 1], after, Four{}, here);

@@ -1,6 +1,7 @@
-// What becomes of the sums that mbconv_train.cuh leaves, a row for each block: statistics, scales and shifts of the
-// batch norms, gradients of their weights and of the taps, and what the next kernel wants of a channel. Float64, in a
-// fixed order.
+// The kernels that add up the rows of sums which mbconv_train.cuh's blocks leave in `partial`, and make of them the
+// batch norms' statistics, scales and shifts, the gradients of their weights and of the taps, and the parameters that
+// the next kernel needs of each channel. In float64 and in a fixed order: 32 groups of threads take every 32nd row
+// each, and their sums meet in shared memory after one barrier.
 #pragma once
 
 #include <cmath>
@@ -12,12 +13,12 @@
 
 namespace sleepfm::cuda {
 
-// Few channels a block, 32 bytes of a row, so that many threads share a channel's rows: each waits for little more than
-// one piece of memory after another.
+// A block takes few channels, 32 bytes of a row (a sector of memory), so that many threads share a channel's rows and
+// each waits for few loads one after another.
 constexpr int finish_channels = 8, finish_groups = between_threads / finish_channels;
 
-// Sums over the rows of `partial` [n_partials, K, width] for the block's channels, in as many of its first threads. All
-// threads call it.
+// sums[K] of a channel over the rows of `partial` [n_partials, K, width]. The block's channels are those of its first
+// finish_channels threads, though every thread gets its lane's. All threads of the block call it.
 template <int K>
 __device__ __forceinline__ void add_partials(float const* partial, int n_partials, std::int64_t width,
                                              double (&sums)[K]) {
@@ -53,7 +54,7 @@ __device__ __forceinline__ void add_partials(float const* partial, int n_partial
     }
 }
 
-// The first batch norm's statistics, and what mbconv_depthwise_kernel wants of the channel.
+// The first batch norm's statistics, and the parameters of mbconv_depthwise_kernel.
 __global__ void __launch_bounds__(between_threads)
     mbconv_finish_expansion_sums_kernel(MBConvFinishExpansionSums const p) {
     double sums[2];
@@ -70,7 +71,8 @@ __global__ void __launch_bounds__(between_threads)
     p.statistics[channel] = mean - bias + static_cast<double>(p.b1[channel]);
     p.statistics[p.width + channel] = variance;
     p.statistics[2 * p.width + channel] = mean;
-    // Last what the convolution makes of a constant, which is near the mean of c2.
+    // The last one is the pivot: the convolution of a constant relu6(beta), the activation of a c1 at its mean. It is
+    // near the mean of c2.
     float const rows[7] = {static_cast<float>(scale),
                            static_cast<float>(static_cast<double>(beta) - mean * scale),
                            taps[0],
@@ -128,7 +130,8 @@ __global__ void __launch_bounds__(between_threads)
     p.parameters[8 * p.width + channel] = static_cast<float>(scale * (of_c2 * mean - sums[0] / n));
 }
 
-// Gradients of the first batch norm and of the taps, and what its statistics take from the gradients of x and w1.
+// Gradients of the first batch norm and of the taps, and the vectors with which the caller forms
+// dc1 = scale g0 + vectors[1] + vectors[2] (c1 - mean): the last two are what the statistics' dependence on c1 adds.
 __global__ void __launch_bounds__(between_threads)
     mbconv_finish_depthwise_backward_kernel(MBConvFinishDepthwiseBackward const p) {
     double sums[5];
@@ -139,7 +142,7 @@ __global__ void __launch_bounds__(between_threads)
     }
     double const variance = p.statistics0[p.width + channel] + p.eps, n = static_cast<double>(p.n_rows);
     double const scale = static_cast<double>(p.gamma0[channel]) / sqrt(variance);
-    double const product = sums[1] - p.statistics0[2 * p.width + channel] * sums[0];  // of g0 and c1 less its mean
+    double const product = sums[1] - p.statistics0[2 * p.width + channel] * sums[0];  // sum of g0 (c1 - mean)
     p.dbeta0[channel] = static_cast<float>(sums[0]);
     p.dgamma0[channel] = static_cast<float>(product / sqrt(variance));
     for (int k = 0; k < 3; ++k) {

@@ -1,5 +1,5 @@
 // How the kernels of mbconv_train.cuh and mbconv_train_finish.cuh are checked and launched, the same on a device and in
-// the emulator: the queue of cuda/contrastive_launch.h.
+// the emulator. The queue is that of cuda/contrastive_launch.h.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,9 @@
 
 namespace sleepfm::cuda {
 
-// Threads side by side along the channels: as many tiles as are needed, of as equal a width as can be where each begins
-// at 32 bytes, the piece in which memory is read. sleepfm_fast/ops/mbconv_between.py counts with it.
+// How the channels are cut into tiles, of `lanes` threads side by side: as few tiles as between_lanes allows, as equal
+// in width as they can be while each begins at a multiple of 32 bytes, a sector of memory. blocks_for in
+// sleepfm_fast/ops/mbconv_between.py computes the same to choose the number of blocks.
 struct BetweenTiles {
     int lanes;
     unsigned tiles;
@@ -82,7 +83,7 @@ void launch_mbconv_depthwise_backward(Queue& queue, MBConvDepthwiseBackward cons
           Grid{static_cast<unsigned>(p.n_partials), tiles.tiles}, between_threads, 0, p, tiles.lanes);
 }
 
-// The kernels that finish sums: a block for a few channels.
+// A kernel that finishes sums: a block for every finish_channels channels.
 template <typename Queue, typename Finish>
 void launch_mbconv_finish(Queue& queue, void (*kernel)(Finish const), Finish const& p) {
     check_between(p.n_rows, p.width, p.n_partials);

@@ -1,9 +1,9 @@
-// Every instruction with hardware semantics that the kernels use, one inline function each: the device body is PTX or
-// an intrinsic, the host body (SLEEPFM_ON_HOST) calls the emulator of tests/cuda_on_cpu, which runs threads as fibers.
-// Kernels keep to this header, so that the same source runs where there is no GPU.
+// Every instruction with hardware semantics that the kernels use, one inline function each. The device body is PTX or
+// an intrinsic; the host body (SLEEPFM_ON_HOST) calls the emulator of tests/cuda_on_cpu, which runs threads as fibers.
+// Kernels use such instructions through this header only, so that the same source runs where there is no GPU.
 //
-// "Warp-collective" functions must be reached by all lanes of the warp together, whatever their arguments. Call all of
-// them as ptx::name: CUDA's own headers have an `any` and a `ballot`.
+// All 32 lanes of a warp must reach a "warp-collective" function together, whatever their arguments. Call everything as
+// ptx::name: CUDA's own headers also have an `any` and a `ballot`.
 #pragma once
 
 #include <string.h>
@@ -41,8 +41,8 @@ __device__ __forceinline__ unsigned shared_address(void const* pointer) {
 }
 #endif
 
-// threadIdx.x, read anew at every call: what is computed from it is not kept in registers across the loops of a long
-// kernel.
+// threadIdx.x, read anew at every call (asm volatile), so that the compiler does not keep values computed from it in
+// registers across the loops of a long kernel.
 __device__ __forceinline__ int thread_index() {
 #if defined(SLEEPFM_ON_HOST)
     return static_cast<int>(threadIdx.x);
@@ -55,9 +55,9 @@ __device__ __forceinline__ int thread_index() {
 
 // ---- tensor cores ---------------------------------------------------------------------------------------------------
 
-// Loads four 8 x 8 matrices of 16-bit elements. Lane i gives the address of row i % 8 of matrix i / 8 (16 bytes,
-// aligned to 16, in shared memory) and receives elements 2 (i % 4) and 2 (i % 4) + 1 of row i / 4 of each matrix;
-// _trans: of each matrix transposed. x2: lanes 0 to 15 give the addresses (the others' are not used). Warp-collective.
+// Loads four (x2: two) 8 x 8 matrices of 16-bit elements from shared memory. Lane i passes the address of row i % 8 of
+// matrix i / 8, 16 bytes aligned to 16; x2 ignores the addresses of lanes 16 to 31. In r[j] lane i receives elements
+// 2 (i % 4) and 2 (i % 4) + 1 of row i / 4 of matrix j; with _trans, of the transposed matrix j. Warp-collective.
 __device__ __forceinline__ void ldmatrix_x4(std::uint32_t (&r)[4], void const* smem_row) {
 #if defined(SLEEPFM_ON_HOST)
     cuda_on_cpu::ldmatrix<4, false>(r, smem_row);
@@ -102,12 +102,13 @@ __device__ __forceinline__ void ldmatrix_x2_trans(std::uint32_t (&r)[2], void co
 #endif
 }
 
-// d [16, 8] += a [16, 16] b [16, 8], float16 (or bfloat16) factors, float32 sums. With g = lane / 4, t = lane % 4:
+// d [16, 8] += a [16, 16] b [16, 8] with float16 (or bfloat16) factors and float32 sums, which compute capabilities 8.x
+// and 9.0 truncate rather than round. The fragments of a lane, with g = lane / 4 and t = lane % 4:
 //   a[0]: row g,     columns 2t, 2t + 1     a[1]: row g + 8, columns 2t, 2t + 1
 //   a[2]: row g,     columns 2t + 8, 2t + 9 a[3]: row g + 8, columns 2t + 8, 2t + 9
 //   b[0]: rows 2t, 2t + 1, column g         b[1]: rows 2t + 8, 2t + 9, column g
 //   d[0], d[1]: row g, columns 2t, 2t + 1   d[2], d[3]: row g + 8, columns 2t, 2t + 1
-// (the lower half of a register is the lower index). Warp-collective.
+// Of the two halves of a register, the lower one has the lower index. Warp-collective.
 __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], std::uint32_t const (&a)[4],
                                                  std::uint32_t const (&b)[2]) {
 #if defined(SLEEPFM_ON_HOST)
@@ -136,7 +137,7 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], std::uint32_t c
 
 // ---- 16-bit numbers -------------------------------------------------------------------------------------------------
 
-// Two floats rounded to nearest even in one register, `low` in its lower half.
+// Two floats, rounded to nearest even, in one register; `low` is the lower half.
 __device__ __forceinline__ std::uint32_t pack_f16(float low, float high) {
 #if defined(SLEEPFM_ON_HOST)
     return static_cast<std::uint32_t>(to_f16(low)) | static_cast<std::uint32_t>(to_f16(high)) << 16;
@@ -176,9 +177,9 @@ __device__ __forceinline__ float from_bf16(std::uint16_t bits) {
 
 // ---- copies ---------------------------------------------------------------------------------------------------------
 
-// 16 bytes from global to shared memory, both aligned to 16, past the registers and the L1 cache. Not valid: zeros, and
-// `global` is not read. The bytes are there after cp_async_wait of this thread, for others after a barrier that
-// follows.
+// Copies 16 bytes from global to shared memory, both aligned to 16, asynchronously and past registers and L1 cache. If
+// not valid, zeros are written and `global` is not read. The issuing thread sees the bytes after its own cp_async_wait;
+// other threads see them after a barrier which that thread reaches after its wait.
 __device__ __forceinline__ void cp_async_16(void* smem, void const* global, bool valid) {
 #if defined(SLEEPFM_ON_HOST)
     cuda_on_cpu::cp_async_16(smem, global, valid);
@@ -189,7 +190,7 @@ __device__ __forceinline__ void cp_async_16(void* smem, void const* global, bool
 #endif
 }
 
-// Closes the group of copies issued since the last commit.
+// Closes this thread's group of the copies that it issued since its last commit; the group may be empty.
 __device__ __forceinline__ void cp_async_commit() {
 #if defined(SLEEPFM_ON_HOST)
     cuda_on_cpu::cp_async_commit();
@@ -198,7 +199,7 @@ __device__ __forceinline__ void cp_async_commit() {
 #endif
 }
 
-// Waits until at most `pending` of this thread's newest groups are under way.
+// Waits until all groups of this thread but the newest `pending` ones have arrived.
 template <int pending>
 __device__ __forceinline__ void cp_async_wait() {
 #if defined(SLEEPFM_ON_HOST)
@@ -212,8 +213,8 @@ struct alignas(16) Words4 {
     std::uint32_t word[4];
 };
 
-// 16 bytes of global memory, aligned to 16. read_only and streaming: memory that no thread writes while the kernel
-// runs; streaming: read once, not kept in L1.
+// 16 bytes of global memory, aligned to 16. The read_only and streaming forms may be used only on memory that no thread
+// writes while the kernel runs (the non-coherent path); streaming is for data read once, and leaves no copy in L1.
 __device__ __forceinline__ Words4 load_16(void const* global) {
 #if defined(SLEEPFM_ON_HOST)
     return cuda_on_cpu::load_16<Words4>(global, false);
@@ -251,7 +252,8 @@ __device__ __forceinline__ Words4 load_16_streaming(void const* global) {
 #endif
 }
 
-// 4 bytes, which the compiler leaves apart from its neighbours: those of a wider load come in consecutive registers.
+// 4 (8) bytes by the read-only path. As inline assembly the compiler does not merge neighbouring loads into a wider
+// one, whose words would have to arrive in consecutive registers.
 __device__ __forceinline__ std::uint32_t load_4_read_only(void const* global) {
     std::uint32_t word;
 #if defined(SLEEPFM_ON_HOST)
@@ -284,7 +286,7 @@ __device__ __forceinline__ void store_16(void* global, Words4 v) {
 
 // ---- arithmetic -----------------------------------------------------------------------------------------------------
 
-// 2^x to about 2 units in the last place; subnormal numbers count as 0.
+// 2^x to about 2 units in the last place; subnormal arguments and results are flushed to 0.
 __device__ __forceinline__ float ex2(float x) {
 #if defined(SLEEPFM_ON_HOST)
     float const y = static_cast<float>(std::exp2(static_cast<double>(x)));
@@ -296,7 +298,7 @@ __device__ __forceinline__ float ex2(float x) {
 #endif
 }
 
-// x + y and x y + z, rounded once and brought between 0 and 1; NaN becomes 0.
+// x + y and x y + z, rounded once and clamped to [0, 1]; NaN becomes 0.
 __device__ __forceinline__ float add_saturated(float x, float y) {
     float sum;
 #if defined(SLEEPFM_ON_HOST)
@@ -321,8 +323,8 @@ __device__ __forceinline__ float multiply_add_saturated(float x, float y, float 
 
 // ---- exchange within a warp -----------------------------------------------------------------------------------------
 
-// The value of lane (lane ^ mask), of lane + delta (own value beyond the warp), of lane `source`. T: 4 or 8 bytes.
-// Warp-collective.
+// The value that lane (lane ^ mask), (lane + delta) or `source` passes. shuffle_down gives lanes that would read beyond
+// the warp their own value. T has 4 or 8 bytes. Warp-collective.
 template <typename T>
 __device__ __forceinline__ T shuffle_xor(T value, int mask) {
 #if defined(SLEEPFM_ON_HOST)
@@ -350,7 +352,7 @@ __device__ __forceinline__ T shuffle_idx(T value, int source) {
 #endif
 }
 
-// One bit a lane; `any`: true if it is set in one lane at least. Warp-collective.
+// ballot: bit i is lane i's predicate. any: true if at least one lane's predicate is. Warp-collective.
 __device__ __forceinline__ unsigned ballot(bool predicate) {
 #if defined(SLEEPFM_ON_HOST)
     return cuda_on_cpu::ballot(predicate);
@@ -369,7 +371,7 @@ __device__ __forceinline__ bool any(bool predicate) {
 
 // ---- barriers -------------------------------------------------------------------------------------------------------
 
-// All lanes of the warp, and what they wrote to memory.
+// Waits for all lanes of the warp and makes what each wrote to memory visible to the others.
 __device__ __forceinline__ void sync_warp() {
 #if defined(SLEEPFM_ON_HOST)
     cuda_on_cpu::sync_warp();
@@ -378,7 +380,7 @@ __device__ __forceinline__ void sync_warp() {
 #endif
 }
 
-// All threads of the block, and what they wrote to memory.
+// Waits for all threads of the block and makes what each wrote to memory visible to the others.
 __device__ __forceinline__ void sync_threads() {
 #if defined(SLEEPFM_ON_HOST)
     cuda_on_cpu::sync_threads();
@@ -387,7 +389,8 @@ __device__ __forceinline__ void sync_threads() {
 #endif
 }
 
-// n_threads threads (whole warps) of the block at barrier `id`, 1 to 15 (0 is sync_threads); arrive: without waiting.
+// The same for n_threads threads (whole warps) of the block, those that come to barrier `id`, 1 to 15 (0 is
+// sync_threads). bar_arrive counts as having come but does not wait.
 __device__ __forceinline__ void bar_sync(int id, int n_threads) {
 #if defined(SLEEPFM_ON_HOST)
     cuda_on_cpu::bar_sync(id, n_threads);
@@ -406,8 +409,9 @@ __device__ __forceinline__ void bar_arrive(int id, int n_threads) {
 
 // ---- between blocks -------------------------------------------------------------------------------------------------
 
-// Returns the value before. Whoever reads the sum, or a later one, with load_acquire sees what this thread wrote
-// before, and what it had seen of others, by a barrier for one.
+// Returns the value before the addition. A thread that reads the sum, or a later one, with load_acquire then sees
+// everything that this thread wrote before it, and also what this thread had been shown of other threads' writes, by a
+// block's barrier for example.
 __device__ __forceinline__ unsigned atomic_add_release_u32(unsigned* global, unsigned value) {
 #if defined(SLEEPFM_ON_HOST)
     return cuda_on_cpu::atomic_add(global, value);
@@ -418,7 +422,8 @@ __device__ __forceinline__ unsigned atomic_add_release_u32(unsigned* global, uns
 #endif
 }
 
-// To a word of shared memory, in no order with other accesses; sums of integers do not depend on it.
+// Atomic addition to a word of shared memory, unordered with other accesses. For integers only: their sums do not
+// depend on the order.
 __device__ __forceinline__ void add_shared_u32(unsigned* shared, unsigned value) {
 #if defined(SLEEPFM_ON_HOST)
     *shared += value;
@@ -427,7 +432,7 @@ __device__ __forceinline__ void add_shared_u32(unsigned* shared, unsigned value)
 #endif
 }
 
-// Reads a word that other blocks add to; what they wrote before they did is seen after it.
+// Reads a word that other blocks add to; what they wrote before their additions is visible after it.
 __device__ __forceinline__ unsigned load_acquire(unsigned const* global) {
 #if defined(SLEEPFM_ON_HOST)
     return cuda_on_cpu::load_acquire(global);
@@ -438,11 +443,14 @@ __device__ __forceinline__ unsigned load_acquire(unsigned const* global) {
 #endif
 }
 
-// All threads of all n_blocks blocks of a cooperative launch, and what they wrote to global memory. *state is 0 before
-// its first use and needs no reset: each barrier adds 2^31 in total, so its highest bit turns when the last block
-// arrives and the lower bits are 0 again. Every thread of the block calls it; memory that was written before it must
-// not be read by load_*_read_only or load_16_streaming after it. Additions release and the wait acquires, as in
-// cooperative groups: what the block's other threads wrote is ordered by the block's own barriers on either side.
+// Waits for all threads of all n_blocks blocks of a cooperative launch and makes what each wrote to global memory
+// visible to all. Every thread of every block calls it. Memory that was written before it must not be read by
+// load_*_read_only or load_16_streaming after it.
+//
+// One thread a block does the waiting. Its addition releases and its polling acquires, as in cooperative groups; the
+// block's own barriers before and after extend that to the block's other threads. *state is 0 before its first use and
+// is never reset: block 0 adds 2^31 - (n_blocks - 1) and every other block 1, together 2^31, so that the highest bit
+// flips when the last block arrives, and the lower bits are 0 again for the next barrier.
 __device__ __forceinline__ void grid_barrier(unsigned* state, unsigned n_blocks) {
 #if defined(SLEEPFM_ON_HOST)
     if (cuda_on_cpu::skips_grid_barrier()) {

@@ -1,7 +1,9 @@
-// Tiles of float16 rows in shared memory, and how a warp reads them as the tensor cores' fragments.
+// Tiles of float16 rows in shared memory, and how a warp reads them as fragments for mma.m16n8k16 (ptx.h).
 //
-// A row of a tile is a number of 16-byte chunks. ldmatrix reads one chunk of eight rows at a time; chunks are permuted
-// within 128 bytes so that those eight lie in different banks.
+// A tile [rows, ROW_CHUNKS * 8] is stored in chunks of 16 bytes, 8 of which make a line of 128 bytes, once through all
+// banks. ldmatrix reads the same chunk of eight consecutive rows at a time. Stored in order, those would share banks
+// (all eight do in rows of 64 or more elements); a row's chunks are therefore permuted by an exclusive or with the
+// row's number (the swizzle), after which the eight lie in different banks.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +15,8 @@ namespace sleepfm::cuda {
 using Half = std::uint16_t;  // the bits of a float16
 constexpr int half_per_chunk = 8;
 
-// Where chunk `chunk` of row `row` lies, in elements. ROW_CHUNKS: 2, 4 or a multiple of 8.
+// Where chunk `chunk` of row `row` lies, in elements. Rows shorter than a line share one, and are then permuted by the
+// line's number.
 template <int ROW_CHUNKS>
 __device__ __forceinline__ int swizzled(int row, int chunk) {
     static_assert(ROW_CHUNKS == 2 || ROW_CHUNKS == 4 || ROW_CHUNKS % 8 == 0, "rows of 16, 32 or a multiple of 64");
@@ -22,11 +25,11 @@ __device__ __forceinline__ int swizzled(int row, int chunk) {
     return (row * ROW_CHUNKS + (chunk ^ (row / ROWS_PER_LINE & MASK))) * half_per_chunk;
 }
 
-// Asynchronous copy of ROWS x ROW_CHUNKS chunks by all threads of the block; rows from n_valid on become zeros. The
-// caller commits.
+// Begins an asynchronous copy of ROWS x ROW_CHUNKS chunks, shared out among all threads of the block; rows from n_valid
+// on become zeros. The caller commits, waits and synchronises.
 template <int ROWS, int ROW_CHUNKS, int THREADS>
 __device__ __forceinline__ void copy_tile(Half* tile, Half const* from, std::int64_t row_stride, int n_valid) {
-#pragma unroll 2  // more would keep every address in a register
+#pragma unroll 2  // unrolled further, every iteration's address would be kept in a register
     for (int i = 0; i < (ROWS * ROW_CHUNKS + THREADS - 1) / THREADS; ++i) {
         int const at = static_cast<int>(threadIdx.x) + i * THREADS;
         if (ROWS * ROW_CHUNKS % THREADS == 0 || at < ROWS * ROW_CHUNKS) {
@@ -37,13 +40,14 @@ __device__ __forceinline__ void copy_tile(Half* tile, Half const* from, std::int
     }
 }
 
-// The factor a [16, 16] of rows [row, row + 16) and two chunks.
+// Fragment a [16, 16]: the tile's rows [row, row + 16), elements of `chunk` and the next one.
 template <int ROW_CHUNKS>
 __device__ __forceinline__ void load_a(std::uint32_t (&a)[4], Half const* tile, int row, int chunk, int lane) {
     ptx::ldmatrix_x4(a, tile + swizzled<ROW_CHUNKS>(row + lane % 16, chunk + lane / 16));
 }
 
-// The factors b [16, 8] of rows [row, row + 8) and [row + 8, row + 16) and two chunks: the tile's rows are b's columns.
+// Two fragments b [16, 8] of a product with the tile transposed: the tile's rows [row, row + 8) are the columns of
+// `first`, rows [row + 8, row + 16) those of `second`; b's rows are the elements of `chunk` and the next one.
 template <int ROW_CHUNKS>
 __device__ __forceinline__ void load_b(std::uint32_t (&first)[2], std::uint32_t (&second)[2], Half const* tile, int row,
                                        int chunk, int lane) {
@@ -55,13 +59,14 @@ __device__ __forceinline__ void load_b(std::uint32_t (&first)[2], std::uint32_t 
     second[1] = r[3];
 }
 
-// The factor b [16, 8] of rows [row, row + 8) alone.
+// The first of these two alone.
 template <int ROW_CHUNKS>
 __device__ __forceinline__ void load_b(std::uint32_t (&b)[2], Half const* tile, int row, int chunk, int lane) {
     ptx::ldmatrix_x2(b, tile + swizzled<ROW_CHUNKS>(row + lane % 8, chunk + lane / 8 % 2));
 }
 
-// The factors b [16, 8] of rows [row, row + 16) and the columns of `chunk` and of the next: the tile's rows are b's.
+// Two fragments b [16, 8] of a product with the tile itself: its rows [row, row + 16) are b's rows; the columns of
+// `first` are the elements of `chunk`, those of `second` the elements of the next chunk.
 template <int ROW_CHUNKS>
 __device__ __forceinline__ void load_b_across(std::uint32_t (&first)[2], std::uint32_t (&second)[2], Half const* tile,
                                               int row, int chunk, int lane) {
@@ -73,7 +78,8 @@ __device__ __forceinline__ void load_b_across(std::uint32_t (&first)[2], std::ui
     second[1] = r[3];
 }
 
-// d += a b, a and b each the sum of two float16 numbers: all but the product of the two small parts.
+// d += a b. split: the factors are a + a_low and b + b_low; of the four products, a_low b_low is left out, which is at
+// most 2^-22 of a b.
 template <bool split>
 __device__ __forceinline__ void multiply(float (&d)[4], std::uint32_t const (&a)[4], std::uint32_t const (&a_low)[4],
                                          std::uint32_t const (&b)[2], std::uint32_t const (&b_low)[2]) {

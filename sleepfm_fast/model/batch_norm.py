@@ -1,7 +1,7 @@
 """Batch normalisation over the samples of all processes, on every device and backend.
 
-torch's own ``SyncBatchNorm`` runs on GPUs only. Sums are added in the order of the ranks, so that every rank has the
-same statistics to the last bit.
+torch's own ``SyncBatchNorm`` runs on GPUs only. Every rank gathers all ranks' sums and adds them in the order of ranks,
+so that all have the same statistics to the last bit.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["SynchronisedBatchNorm", "synchronise_batch_norm"]
 class SynchronisedBatchNorm(_BatchNorm):
     """``nn.BatchNorm1d`` (and 2d, 3d) whose training statistics are those of all ranks' samples together.
 
-    Every rank of the group calls forward and backward together; a rank may have no samples at all. The affine
-    parameters get this rank's share of their gradient, as every other parameter does.
+    All ranks of the group call forward and backward together; a rank may have no samples at all. The affine parameters
+    get this rank's part of their gradient, as all other parameters do.
     """
 
     group: dist.ProcessGroup | None = None
@@ -65,7 +65,7 @@ class _Normalise(torch.autograd.Function):
             moments[1 : C + 1] = mean
             moments[C + 1 :] = variance * n
         every = gather_equal(moments, dist.get_world_size(group), group)
-        # Chan, Golub and LeVeque: means and sums of squares about them, combined.
+        # Ranks' counts, means and sums of squares about the means, combined as Chan, Golub and LeVeque do.
         number, means, squares = every[:, :1], every[:, 1 : C + 1], every[:, C + 1 :]
         count = number.sum()
         mean = (number * means).sum(0) / count
@@ -101,24 +101,24 @@ class _Normalise(torch.autograd.Function):
 
 
 def at_least_float32(x: Tensor) -> torch.dtype:
-    """The type in which statistics of x are kept."""
+    """Return the type in which statistics of x are kept."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def synchronise_batch_norm(module: nn.Module, group: dist.ProcessGroup | None = None) -> int:
-    """Replace every batch norm below ``module`` by one over all ranks; parameters, buffers and names stay.
+    """Replace every batch norm below ``module`` by one over all ranks; parameters, buffers and names stay the same.
 
     Parameters
     ----------
     module : nn.Module
         Changed in place.
     group : ProcessGroup, optional
-        The ranks; best a group of its own, so that its collectives cannot be taken for those of gradients.
+        The ranks. Best a group of its own, so that its collectives cannot be mixed up with those of gradients.
 
     Returns
     -------
     int
-        How many were replaced.
+        How many batch norms were replaced.
     """
     n = 0
     for name, child in module.named_children():

@@ -1,4 +1,4 @@
-"""Encoders through torch.compile: what stands between the convolutions becomes a few kernels instead of dozens."""
+"""Encoders through torch.compile, which makes a few kernels of the dozens of operations between convolutions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["compile_encoders"]
 
 
 def compile_encoders(model: SleepModel) -> None:
-    """Compile the network proper of every encoder, in place; names and values of the weights stay.
+    """Compile the network proper of every encoder, in place; names and values of the weights stay the same.
 
-    Nothing is compiled before the first batch. Which clips have a modality, and which channels, is decided outside:
-    a batch of another size is compiled once more, for any size.
+    Nothing is compiled before the first batch. The handling of absent modalities and channels stays outside, so that
+    only the batch's size varies: a second size is compiled once more, then for any size.
 
     Raises
     ------
@@ -33,10 +33,10 @@ def compile_encoders(model: SleepModel) -> None:
 
 
 def own_code(function: Callable[..., Tensor], name: str) -> FunctionType:
-    """Copy a function with a code object of its own.
+    """Copy a function, so that it has a code object of its own.
 
-    The compiler counts what it has compiled by code object, and leaves a function as it is from the ninth time on:
-    three encoders in training and evaluation, with full and smaller batches, would reach that together.
+    The compiler counts its compilations by code object, and from the ninth on runs a function uncompiled. Three
+    encoders in training and evaluation, with full and smaller batches, would reach that if they shared one.
     """
     assert isinstance(function, FunctionType)
     code = function.__code__.replace(co_name=f"{function.__name__}_{name}")
@@ -44,7 +44,7 @@ def own_code(function: Callable[..., Tensor], name: str) -> FunctionType:
 
 
 def explained(embed: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same function; a compiler that fails is a sentence."""
+    """Wrap ``embed`` so that a failure of the compiler becomes a SleepfmError that says what to do."""
     from torch._dynamo.exc import TorchDynamoException
 
     @functools.wraps(embed)

@@ -1,4 +1,4 @@
-"""The published encoder's layers as the arguments of one compiled op, where nobody asks for what lies between them."""
+"""Runs the published encoder's layers as one compiled op, where nothing needs the activations between them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["average_over_time", "covers"]
 
 
 GLOBAL_HOOKS = tuple(f"_global_{when}_hooks" for when in ("forward", "forward_pre", "backward", "backward_pre"))
-"""Where torch keeps them, from 2.0 on."""
+"""Attributes of ``nn.modules.module`` in which torch (from 2.0 on) keeps hooks that are called with every module."""
 
 
 class Layers(Protocol):
-    """What an encoder consists of before its average over time."""
+    """An encoder's layers before its average over time."""
 
     stage1: nn.Conv1d
     b0: nn.BatchNorm1d
@@ -35,7 +35,7 @@ class Layers(Protocol):
     pooled_after: tuple[str, ...]
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Names and modules in order."""
+        """Return the stages' names and modules in order."""
         ...
 
 
@@ -55,12 +55,12 @@ def covers(encoder: Layers, x: Tensor) -> bool:
 
 
 def has_global_hooks() -> bool:
-    """Whether torch calls somebody's hook with every module. It has no public question for that: unanswered is yes."""
+    """Whether torch would call a global hook with every module; True too if torch has no such attribute any more."""
     return any(getattr(nn.modules.module, name, True) for name in GLOBAL_HOOKS)
 
 
 def covers_stage(stage: nn.Module, x: Tensor) -> bool:
-    """Whether every block of a stage can be fused, and its batch norm be folded."""
+    """Whether every block of a stage can be fused, and the stage's batch norm can be folded into the last one."""
     return (
         isinstance(stage, MBConvStage)
         and not has_hooks(stage, stage.stack, *stage.stack)
@@ -71,7 +71,7 @@ def covers_stage(stage: nn.Module, x: Tensor) -> bool:
 
 
 def average_over_time(encoder: Layers, x: Tensor) -> Tensor:
-    """[B, C, n] -> [B, channels of the last stage], where :func:`covers` says so."""
+    """[B, C, n] -> [B, channels of the last stage], for encoders and inputs that :func:`covers` accepts."""
     blocks: list[Block] = []
     for name, stage in encoder.stages():
         assert isinstance(stage, MBConvStage)
@@ -95,5 +95,5 @@ def average_over_time(encoder: Layers, x: Tensor) -> Tensor:
 
 
 def norm_of(norm: nn.BatchNorm1d) -> Norm:
-    """Make the op's batch norm."""
+    """Return a batch norm as the op takes it."""
     return Norm(norm.weight, norm.bias, *running_statistics(norm), norm.eps)

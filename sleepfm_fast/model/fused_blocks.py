@@ -1,4 +1,4 @@
-"""The published encoder as it embeds on CUDA with one kernel for each MBConv block, channels last."""
+"""Embedding with the published encoder on CUDA, with one kernel for each MBConv block, channels last."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def check_fused_blocks(model: SleepModel, precision: Precision) -> None:
 
 
 def fuse_blocks(model: SleepModel, dtype: torch.dtype) -> SleepModel:
-    """Let the encoders of a model whose batch norms are folded run their MBConv blocks as one kernel each, in place.
+    """Let the encoders of a model, its batch norms folded, run each MBConv block as one kernel, in place.
 
-    Blocks that the kernel does not cover (the published network's last stage), and those with hooks, stay layers of
-    torch. What is not packed becomes ``dtype``.
+    Blocks that no kernel is compiled for (the published network's last stage) and those with hooks stay layers of
+    torch. All weights but the packed ones are converted to ``dtype``.
     """
     for name, encoder in model.encoders.items():
         assert isinstance(encoder, EfficientNet1d)
@@ -62,7 +62,7 @@ def fuse_blocks(model: SleepModel, dtype: torch.dtype) -> SleepModel:
 
 
 class FusedEfficientNet1d(Encoder):
-    """An :class:`EfficientNet1d` in evaluation between its stem and its average channels last, ``[B, samples, C]``."""
+    """An :class:`EfficientNet1d` in evaluation, with channels last, ``[B, samples, C]``, from stem to average."""
 
     def __init__(self, encoder: EfficientNet1d, dtype: torch.dtype) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class FusedEfficientNet1d(Encoder):
 
 
 def layers_of(stage: MBConvStage, dtype: torch.dtype) -> list[nn.Module]:
-    """Layers of a stage, each ``[B, samples, C]`` to the same; neighbouring blocks that stay torch's are one layer."""
+    """Layers of a stage, channels last; consecutive blocks that stay torch's become one layer, transposed once."""
     if has_hooks(stage, stage.stack, stage.bn):
         return [ChannelsFirst(stage)]
     layers: list[nn.Module] = []
@@ -105,7 +105,7 @@ def layers_of(stage: MBConvStage, dtype: torch.dtype) -> list[nn.Module]:
 
 
 def is_covered(block: MBConvBlock) -> bool:
-    """Whether the kernel may take the place of the block."""
+    """Whether the kernel may replace the block's layers: plain ones without hooks, of a shape it is compiled for."""
     if not block.fuse or not block.has_plain_layers() or has_hooks(*block.modules()):
         return False
     width, n_in = block.conv1.weight.shape[:2]
@@ -113,7 +113,7 @@ def is_covered(block: MBConvBlock) -> bool:
 
 
 def packed(block: MBConvBlock, dtype: torch.dtype) -> PackedMBConv:
-    """Weights of a block without batch norms, on its device."""
+    """Pack the weights of a block without batch norms; they are on its device."""
     matrices = (block.conv1.weight[:, :, 0], block.conv2.weight[:, 0, :], block.conv3.weight[:, :, 0])
     biases = (layer.bias for layer in (block.conv1, block.conv2, block.conv3))
     weights = [
@@ -126,7 +126,7 @@ def packed(block: MBConvBlock, dtype: torch.dtype) -> PackedMBConv:
 
 
 class FusedBlock(nn.Module):
-    """One kernel; its weights are no parameters, so that a cast of the model leaves them as they are."""
+    """A block as one kernel. Its weights are not parameters, so that a cast of the model does not touch them."""
 
     def __init__(self, block: PackedMBConv) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class FusedBlock(nn.Module):
 
 
 class ChannelsFirst(nn.Module):
-    """Layers of torch between layers that have channels last."""
+    """Layers of torch, which want channels first, between layers that have channels last."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class ChannelsFirst(nn.Module):
 
 
 class PoolChannelsLast(nn.Module):
-    """A maximum over neighbouring samples; torch pools channels last in two dimensions."""
+    """Max pooling of channels-last activations; torch has that in two dimensions only."""
 
     def __init__(self, pool: nn.MaxPool1d) -> None:
         super().__init__()
@@ -159,6 +159,6 @@ class PoolChannelsLast(nn.Module):
         self.pool = nn.MaxPool2d((1, kernel), stride=(1, stride), padding=(0, padding))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, n, C] -> [B, n, C], contiguous both."""
+        """[B, n, C] -> [B, n, C], both contiguous."""
         y: Tensor = self.pool(x.transpose(1, 2)[:, :, None])  # an image of one row, channels last in memory
         return y[:, :, 0].transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The published encoder as it trains on CUDA with fused MBConv blocks, channels last from the stem to the average."""
+"""Training of the published encoder on CUDA with fused MBConv blocks, channels last from the stem to the average."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def check_fused_training(model: SleepModel, precision: Precision, *, compiled: b
 
 
 def fuse_training(model: SleepModel) -> None:
-    """Let the encoders of a model train with fused blocks, in place; names and values of the weights stay.
+    """Let the encoders of a model train with fused blocks, in place; names and values of the weights stay the same.
 
-    Under autocast to bfloat16, in training. In evaluation the layers run as they are, and so do blocks that the kernels
-    do not cover: those with hooks, other layers or SyncBatchNorm.
+    To be run under autocast to bfloat16. In evaluation the layers run as they are, and so do, in training, blocks that
+    the kernels do not cover: those with hooks, with other layers or with SyncBatchNorm.
     """
     for encoder in model.encoders.values():
         assert isinstance(encoder, EfficientNet1d)
@@ -78,9 +78,9 @@ def before_last(encoder: EfficientNet1d, x: Tensor) -> Tensor:
 
 
 def of_stage(stage: nn.Module, x: Tensor, seen: list[OfBatch]) -> Tensor:
-    """[B, n, n_in] -> [B, n / 2, n_out]; layers with hooks, and those in another's place, are called as they are.
+    """[B, n, n_in] -> [B, n / 2, n_out]; layers that are not covered (hooks, other types) are called as they are.
 
-    Adds to ``seen`` what the running statistics of its fused blocks are to follow.
+    Appends the fused blocks' batch statistics to ``seen``, from which the running statistics are updated later.
     """
     if type(stage) is not MBConvStage or type(stage.stack) is not nn.Sequential or has_hooks(stage, stage.stack):
         return channels_first(stage, x)
@@ -88,18 +88,18 @@ def of_stage(stage: nn.Module, x: Tensor, seen: list[OfBatch]) -> Tensor:
         x = fused(block, x, seen) if type(block) is MBConvBlock and is_covered(block) else channels_first(block, x)
     if type(stage.bn) not in (nn.BatchNorm1d, nn.SyncBatchNorm) or has_hooks(stage.bn):
         return channels_first(stage.bn, x)
-    # A row a sample: the batch norm counts clips and samples together either way.
+    # [B n, n_out]: a batch norm takes its statistics over clips and samples alike.
     return stage.bn(x.flatten(0, 1)).view(x.shape)  # type: ignore[no-any-return]
 
 
 def channels_first(layer: nn.Module, x: Tensor) -> Tensor:
-    """[B, n, n_in] -> [B, n', n_out], by a layer that has the channels before the samples."""
+    """[B, n, n_in] -> [B, n', n_out], by a layer that wants the channels before the samples."""
     y: Tensor = layer(x.transpose(1, 2))
     return y.transpose(1, 2).contiguous().to(x.dtype)
 
 
 def is_covered(block: MBConvBlock) -> bool:
-    """Whether the kernels may take the place of the block."""
+    """Whether the kernels may replace the block's layers: plain ones without hooks, of shapes that they take."""
     return (
         block.fuse
         and block.has_plain_layers()
@@ -112,7 +112,7 @@ def is_covered(block: MBConvBlock) -> bool:
 
 
 def fused(block: MBConvBlock, x: Tensor, seen: list[OfBatch]) -> Tensor:
-    """[B, n, n_in] -> [B, n / stride, n_out]; adds to ``seen`` what the running statistics are to follow."""
+    """[B, n, n_in] -> [B, n / stride, n_out]; appends the batch statistics to ``seen``."""
     y, statistics = mbconv_train(x, *block.weights(), stride=block.conv2.stride[0], eps=block.b0.eps)
     seen.append(OfBatch(block.b0, statistics[:2], x.shape[0] * x.shape[1]))
     seen.append(OfBatch(block.b1, statistics[2:], y.shape[0] * y.shape[1]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sleepfm_fast.model.precision import cpu_precision
+from sleepfm_fast.ops.batch_norm import batch_norm
 from sleepfm_fast.ops.max_pool import max_pool
 from sleepfm_fast.ops.mbconv import mbconv
 from sleepfm_fast.ops.stem import stem
@@ -22,6 +23,7 @@ __all__ = [
     "convolve_and_normalise",
     "has_hooks",
     "is_pointwise",
+    "normalise",
     "pool",
     "track",
     "track_all",
@@ -162,19 +164,41 @@ def is_plain_stem(conv: nn.Conv1d) -> bool:
     return type(conv) is nn.Conv1d and is_of_three(conv) and conv.bias is not None and not has_hooks(conv)
 
 
+def is_in_training(norm: nn.Module) -> bool:
+    """Whether a batch norm takes the batch's statistics, of one process, and nobody has a hook there."""
+    return (
+        type(norm) is nn.BatchNorm1d
+        and norm.affine
+        and norm.training
+        and norm.track_running_stats
+        and not has_hooks(norm)
+    )
+
+
 def is_stem(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> bool:
     """Whether the compiled op covers this call; float32 without hooks of the convolution is known."""
     return (
         x.device.type == "cpu"
         and is_of_three(conv)
         and not (x.requires_grad and torch.is_grad_enabled())
-        and type(norm) is nn.BatchNorm1d
-        and norm.affine
-        and norm.training
-        and norm.track_running_stats
-        and not has_hooks(norm)
+        and is_in_training(norm)
         and x.shape[0] * x.shape[2] > 2
     )
+
+
+def normalise(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+    """``norm(x)``, the batch norm that ends a stage; with the compiled op where it covers the call."""
+    covered = (
+        is_in_training(norm)
+        and x.device.type == "cpu"
+        and x.dtype == norm.weight.dtype == torch.float32
+        and x.shape[0] * x.shape[2] > 1
+    )
+    if not covered:
+        return norm(x)  # type: ignore[no-any-return]
+    y, statistics = batch_norm(x, norm.weight, norm.bias, eps=norm.eps)
+    track(norm, statistics, x.shape[0] * x.shape[2])
+    return y
 
 
 def is_plain_pool(layer: nn.MaxPool1d) -> bool:
@@ -336,4 +360,4 @@ class MBConvStage(nn.Module):
             if last.can_fuse(x):
                 return last.fused(x, after=self.bn)
             return self.bn(last(x))  # type: ignore[no-any-return]
-        return self.bn(self.stack(x))  # type: ignore[no-any-return]
+        return normalise(self.bn, self.stack(x))

@@ -1,7 +1,7 @@
 """Checkpoints of the authors' code (``best.pt``, ``checkpoint.pt``) as models of this project, and as run folders.
 
-The authors' file is a pickle. It is read with ``weights_only``: tensors, numbers and containers are all that is
-unpickled, and a file that asks for anything else is refused.
+The authors' file is a pickle. It is read with ``weights_only``, which unpickles tensors, numbers and containers and
+refuses anything else.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ STATE_OF = {
     "ecg": "ekg_state_dict",
 }
 MOST_CHANNELS = 64
-"""Of an encoder, far above any montage's: what a damaged file promises takes no memory."""
+"""The most channels of an encoder, far above any montage's, so that a damaged file cannot demand absurd memory."""
 MONTAGE_OF = {(7, 10, 2): "paper", (3, 5, 1): "cinc2018"}
 INPUT = InputConfig(filters="seed", notch_hz=0, normalise="none")
 
 
 @dataclasses.dataclass(frozen=True)
 class SeedCheckpoint:
-    """What the authors' training wrote.
+    """The contents of a checkpoint of the authors' training.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class SeedCheckpoint:
     best_loss: float
 
     def description(self) -> dict[str, Any]:
-        """What a run's ``config.json`` holds."""
+        """Return the contents of a run's ``config.json``."""
         return {
             "config": {"imported_from": str(self.path), "epoch": self.epoch},
             "model": self.model.describe(),
@@ -80,14 +80,14 @@ class SeedCheckpoint:
 
 
 def unpickle(path: Path) -> dict[str, Any]:
-    """Read the file's dictionary without running anything in it."""
+    """Read the file's dictionary without executing anything in it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read raises
+            warnings.simplefilter("ignore")  # they are about pickle protocols; a file that cannot be read raises
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SleepfmError(f"there is no file {path}; give the authors' best.pt or checkpoint.pt.") from None
-    except OSError as error:  # of a damaged archive torch seeks to places that cannot be, which names no file
+    except OSError as error:  # in a damaged archive torch seeks to impossible places; that error names no file
         raise SleepfmError(
             f"{path} cannot be read: {error.strerror or error}. Was the file transferred whole?"
         ) from error
@@ -96,7 +96,7 @@ def unpickle(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors and numbers, or is no PyTorch checkpoint, and was not loaded: a pickle "
             f"can run any code. (torch says: {str(error).splitlines()[0]})"
         ) from error
-    # What torch's reader raises on the many ways in which a file can be cut or filled with other things.
+    # All that torch's reader raises for the many ways in which a file can be cut short or garbled.
     except (
         *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError),
         *(MemoryError, struct.error),
@@ -109,7 +109,7 @@ def unpickle(path: Path) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | None:
-    """Read a finite number, as such or as a tensor of one; None where it is anything else."""
+    """Return a finite number that is given as such or as a tensor of one element; None for anything else."""
     try:
         found = float(value.detach().reshape(()) if isinstance(value, torch.Tensor) and value.numel() == 1 else value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -118,13 +118,13 @@ def number(value: Any) -> float | None:
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds real numbers, one after the other, in memory."""
+    """Whether a tensor is dense, real and in memory: not sparse, quantised, complex or on "meta"."""
     dense = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
     return dense and not tensor.is_complex()
 
 
 def encoder_state(path: Path, modality: str, state: Any) -> dict[str, torch.Tensor]:
-    """One encoder's tensors under this project's names, checked one by one."""
+    """Return one encoder's tensors under this project's names, after checking each."""
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise SleepfmError(f"{path}: {STATE_OF[modality]} is not a mapping of names to tensors.")
     found = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}

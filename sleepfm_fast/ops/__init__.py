@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sleepfm_fast.ops.batch_norm import batch_norm
 from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics, contrastive_loss, problems
 from sleepfm_fast.ops.encoder_evaluate import encoder_evaluate
 from sleepfm_fast.ops.filter_resample import filter_resample
@@ -14,6 +15,7 @@ from sleepfm_fast.ops.stem import stem
 
 __all__ = [
     "ContrastiveStatistics",
+    "batch_norm",
     "contrastive_loss",
     "encoder_evaluate",
     "filter_resample",

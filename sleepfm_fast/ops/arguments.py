@@ -1,4 +1,4 @@
-"""What every op asks of its arguments before it looks at them more closely: dense tensors on one device."""
+"""What every op checks of its arguments first: that they are dense tensors on one device."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["refuse_no_tensors", "refuse_other_devices"]
 
 
 def refuse_no_tensors(op: str, named: Iterable[tuple[str, Any]]) -> None:
-    """Refuse what is no tensor, and tensors that do not hold all of their values.
+    """Refuse arguments that are not tensors, and sparse or other tensors that are not dense.
 
     Parameters
     ----------
     op : str
-        Its name, for the sentence.
+        Name of the op, for the message.
     named : iterable of (str, object)
-        The arguments by their names.
+        The arguments with their names.
 
     Raises
     ------
     TypeError
-        For the first that is none.
+        For the first argument that is not a dense tensor.
     """
     for name, value in named:
         if not isinstance(value, Tensor):
@@ -34,12 +34,12 @@ def refuse_no_tensors(op: str, named: Iterable[tuple[str, Any]]) -> None:
 
 
 def refuse_other_devices(named: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse tensors that lie elsewhere than the first: of one on "meta" there is nothing to read.
+    """Refuse tensors that are on another device than the first one, "meta" included, where there is nothing to read.
 
     Raises
     ------
     ValueError
-        For the first that does.
+        For the first tensor on another device.
     """
     (first, reference), *others = named
     for name, tensor in others:

@@ -1,7 +1,7 @@
 """The contrastive loss on CUDA where no kernel runs: torch operations over chunks of rows.
 
-Memory grows with N: at most ``CHUNK_ELEMENTS`` similarities exist at a time. It runs on every device (the tests run
-it on the CPU), waits for nothing, and keeps forward's results in the layout of the compiled op.
+At most ``CHUNK_ELEMENTS`` similarities exist at a time, so that memory grows linearly with N. It runs on every device
+(the tests run it on the CPU), never waits for the device, and has forward's results in the compiled op's layout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ __all__ = ["backward", "forward"]
 CHUNK_ELEMENTS = 1 << 26  # similarities at a time: 256 MB in float32
 NORM_FLOOR = 1e-12
 NEVER = -torch.inf
-# What exponentials take for the scale at least: every logit is 0 to any precision there, and NEVER still excludes.
+# Exponentials use at least this scale. For a smaller one every logit is 0 to any precision anyway, and 0 * NEVER would
+# be NaN.
 LEAST_SCALE = 1e-20
 
 Arguments = ParamSpec("Arguments")
@@ -28,7 +29,7 @@ Result = TypeVar("Result")
 
 
 def without_autocast(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Keep the products in the type of their operands, as a compiled op does: autocast would round them to 16 bits."""
+    """Turn autocast off inside ``function``: it would round products' factors to 16 bits, as compiled ops do not."""
 
     @wraps(function)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -42,14 +43,14 @@ def without_autocast(function: Callable[Arguments, Result]) -> Callable[Argument
 
 @dataclass(frozen=True)
 class Operands:
-    """Unit rows and what follows from them; absent entries are zero."""
+    """Unit rows and what follows from them; zero where the sample lacks the modality or has no other."""
 
     unit: Tensor  # [M, N, D]
     norm: Tensor  # [M, N]
-    shared: Tensor  # [M, N] present, and not alone
-    n_others: Tensor  # [N] number of other modalities present beside one
-    scale: Tensor  # []
-    mean: Tensor | None  # [M, N, D] of the others; leave-one-out only
+    shared: Tensor  # [M, N] True where the sample has the modality and at least one other
+    n_others: Tensor  # [N] number of modalities that a mean is of, at least 1
+    scale: Tensor  # [] exp(log_temperature)
+    mean: Tensor | None  # [M, N, D] of the other modalities' unit rows; leave-one-out only
 
 
 def prepare(x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str) -> Operands:
@@ -64,7 +65,7 @@ def prepare(x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str) 
     n_others = (n_present - 1).clamp_min(1)
     mean = None
     if mode != "pairwise":
-        # Stacked, not indexed by a list, which torch would copy to the device and wait for.
+        # Stacked; an index that is a list would be copied to the device, and the host would wait for that.
         others = [torch.stack([unit[k] for k in range(M) if k != i]) for i in range(M)]
         mean = torch.stack([of_others.sum(0) for of_others in others]) / n_others[None, :, None]
         mean = torch.where(shared[..., None], mean, 0)
@@ -72,7 +73,7 @@ def prepare(x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str) 
 
 
 def pairs(operands: Operands) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
-    """Per problem: modality of the rows, of the columns, both operands, and which samples are valid."""
+    """For each problem: modality of the rows and of the columns, both operands, and which samples are valid."""
     M = operands.unit.shape[0]
     if operands.mean is not None:
         for i in range(M):
@@ -90,7 +91,7 @@ def chunks(n_samples: int, begin: int, end: int) -> Iterator[slice]:
 
 
 def cosines(rows: Tensor, columns: Tensor, valid: Tensor, at: slice) -> tuple[Tensor, Tensor]:
-    """Cosines of the chunk's rows with all others, -inf where a pair does not count, and with their own counterpart."""
+    """Cosines of the chunk's rows with all columns, -inf where a pair does not count, and those of the own pairs."""
     matrix = rows[at] @ columns.T
     own = matrix.diagonal(at.start)
     counts = valid[at, None] & valid[None, :]
@@ -101,7 +102,7 @@ def cosines(rows: Tensor, columns: Tensor, valid: Tensor, at: slice) -> tuple[Te
 def one_direction(
     rows: Tensor, columns: Tensor, valid: Tensor, scale: Tensor, begin: int, end: int
 ) -> tuple[Tensor, ...]:
-    """Loss, rank, own cosine, largest other cosine, inverse sum and probability missed of the rows [begin, end)."""
+    """Loss, rank, own cosine, largest other cosine, inverse sum and probability missed, for rows [begin, end)."""
     N = len(valid)
     number = torch.arange(N, device=valid.device)
     results = []
@@ -115,7 +116,7 @@ def one_direction(
         total = (matrix - largest[:, None]).mul_(scale.clamp_min(LEAST_SCALE)).exp_().sum(1).double()
         own, largest = own.double(), largest.double()
         lead = scale.double() * (own - largest)
-        # log(1 + total exp(-lead)), without overflow on either side; above 40 the 1 is below float64's last digit
+        # log(1 + total exp(-lead)) without overflow on either side; above 40 the 1 is below float64's last digit.
         loss = torch.nn.functional.softplus(total.log() - lead, threshold=40.0)
         inverse = 1 / (total + lead.exp())
         missed = torch.sigmoid(total.log() - lead)
@@ -168,9 +169,11 @@ def gradient_rows(
     begin: int,
     end: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of the rows [begin, end), and the row softmax's share of d loss / d log_temperature.
+    """Gradient of rows [begin, end), and the row softmax's part of d loss / d log_temperature.
 
-    ``by_row`` and ``by_column`` hold the largest cosine and the weight of the exponential in s * dloss/dlogit.
+    ``by_row`` and ``by_column`` have, for each sample, the largest cosine, which the exponential is relative to, and
+    the exponential's weight in s * dloss/dlogit; None for a direction that does not count. ``pull`` is that gradient of
+    the own pair.
     """
     gradients = torch.zeros_like(rows)
     scale = scale.clamp_min(LEAST_SCALE)
@@ -181,8 +184,8 @@ def gradient_rows(
         if by_row is not None:
             largest, weight = by_row
             gradient = (matrix - largest[at, None]).mul_(scale).exp_().mul_(weight[at, None])
-            # Each row's gradient sums to 0, so the own cosine may be taken off. Excluded pairs, -inf, have the gradient
-            # 0 and must not become NaN here.
+            # Each row's gradient sums to 0, so that the own cosine may be subtracted, which cancels less. Pairs that do
+            # not count are -inf and have gradient 0; the clamp keeps their product from being NaN.
             slope = slope + (gradient * (matrix.clamp_min(-2.0) - own[at, None])).sum(dtype=torch.float64)
         if by_column is not None:
             largest, weight = by_column

@@ -1,7 +1,7 @@
-"""CPU implementation of the contrastive loss: allocates, and passes addresses to the compiled kernels.
+"""The contrastive loss on the CPU: allocates memory and passes its addresses to the compiled kernels.
 
-Small batches go to :mod:`sleepfm_fast.ops.contrastive_joint`. Beyond them, where a gradient is wanted and
-``kept_bytes`` allows it, forward leaves the unit rows and all cosines to backward, which then makes two products
+Small batches go to :mod:`sleepfm_fast.ops.contrastive_joint`. For larger ones, if a gradient is wanted and
+``kept_bytes`` allows it, forward keeps the unit rows and all cosines for backward, which then computes two products
 instead of three.
 """
 
@@ -27,19 +27,20 @@ __all__ = [
     "workspace_bytes",
 ]
 
-KEEP_AT_MOST_BYTES = 256 << 20  # M = 3, D = 512, float32: N up to 4,100
+KEEP_AT_MOST_BYTES = 256 << 20  # with M = 3, D = 512 and float32, N up to 4,100
 
 BYTE = torch.empty(0, dtype=torch.uint8, device="cpu")
 
-# The arguments of the compiled functions that both share, as in _C.pyi.
+# The leading arguments of the compiled forward and backward, as in _C.pyi.
 Leading = tuple[int, int, tuple[int, int, int], tuple[int, int], int, int, tuple[int, int], bool, bool, int, int]
 
 
 def kept_bytes(x: Tensor, mode: str) -> int:
-    """Bytes that forward leaves to backward for this x; 0 where they would be more than ``KEEP_AT_MOST_BYTES``."""
+    """Size in bytes of what forward keeps for backward; 0 where it would exceed ``KEEP_AT_MOST_BYTES``."""
     M, N, D = x.shape
     item = 8 if x.dtype == torch.float64 else 4
-    # An upper bound of contrastive_bytes(...).kept over the instruction sets, in operations that symbolic sizes know.
+    # An upper bound of contrastive_bytes(...).kept for every instruction set, by operations that symbolic sizes
+    # support.
     samples, in_panels, dimensions = (N + 15) // 16 * 16, (N + 47) // 48 * 48, (D + 7) // 8 * 8
     P = n_problems(M, mode)
     operands = (M if mode == "pairwise" else 2 * M) * in_panels * dimensions
@@ -51,9 +52,9 @@ def kept_bytes(x: Tensor, mode: str) -> int:
 def workspace_bytes(
     x: Tensor, mode: str, *, backward: bool, n_threads: int | None = None, kept: bool | None = None
 ) -> int:
-    """Bytes of scratch memory that the CPU op takes for this x, beside what is kept from forward to backward.
+    """Size in bytes of the scratch memory that the CPU op takes for this x, without what forward keeps for backward.
 
-    By default with torch's number of threads, and with what a call that wants a gradient would keep.
+    By default for torch's number of threads, and for a call whose gradient is wanted.
     """
     M, N, D = x.shape
     n_threads = torch.get_num_threads() if n_threads is None else n_threads
@@ -62,14 +63,14 @@ def workspace_bytes(
 
 
 def is_direct(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether the functions here may be called past torch's dispatcher with these tensors, which are on one device."""
+    """Whether the functions here may be called directly with these tensors, which are on one device."""
     return x.device.type == "cpu" and is_plain(x, *others)
 
 
 def _arguments(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, backward: bool, kept: bool
 ) -> tuple[Leading, tuple[Tensor, ...]]:
-    """Leading arguments of the compiled functions, and the tensors that must outlive the call."""
+    """Return the leading arguments of the compiled functions, and the tensors that must stay alive during the call."""
     if x.stride(2) != 1:
         x = x.contiguous()
     n_threads = torch.get_num_threads()
@@ -188,7 +189,7 @@ def backward(
 def forward_keeping(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Forward of all samples; a seventh result ``kept`` for :func:`backward_kept`, empty where that is too much."""
+    """Forward of all samples, with a seventh result ``kept`` for :func:`backward_kept`; empty above the budget."""
     if contrastive_joint.is_joint(x.shape, mode):
         return contrastive_joint.forward_keeping(x, log_temperature, mask, mode, directions)
     kept = pages.empty(BYTE, (kept_bytes(x, mode),))
@@ -210,7 +211,7 @@ def backward_kept(
     """Backward of :func:`forward_keeping`."""
     if contrastive_joint.is_joint(x.shape, mode):
         return contrastive_joint.backward_kept(gradient_loss, x, log_temperature, mask, kept, mode, directions)
-    if kept.data_ptr() % 64 != 0:  # a hook on saved tensors put it elsewhere
+    if kept.data_ptr() % 64 != 0:  # a hook on saved tensors has moved it, and the kernels need alignment
         kept = kept.clone()
     arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions, 0, x.shape[1])
     return _backward(*arguments, kept if kept.numel() else None)

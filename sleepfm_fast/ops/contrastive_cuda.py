@@ -1,4 +1,4 @@
-"""CUDA implementation of the contrastive loss: which path runs is chosen from shape, type and device."""
+"""The contrastive loss on CUDA: runs the path that shape, type and device choose."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sleepfm_fast.ops.process_settings import float32_factors
 
 __all__ = ["VARIABLE", "backward", "chosen_regime", "forward"]
 
-# Environment variable that names the path instead, for benchmarks and tests.
+# Environment variable that names a path to run instead, for benchmarks and tests.
 VARIABLE = "SLEEPFM_CONTRASTIVE_REGIME"
 
 
 def chosen_regime(x: Tensor, mode: str, precision: str) -> Regime:
-    """Path that the loss of x takes; ``SLEEPFM_CONTRASTIVE_REGIME`` goes first.
+    """Path that the loss of x takes: the one that ``SLEEPFM_CONTRASTIVE_REGIME`` names, else that of :func:`regime`.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def chosen_regime(x: Tensor, mode: str, precision: str) -> Regime:
 
 
 def _factors(precision: str) -> AbstractContextManager[None]:
-    """Where torch multiplies x's own type: "high" may take TF32 if the process allows it, "highest" never."""
+    """Setting for products of x's own type by torch: "high" may use TF32 if the process allows it, "highest" never."""
     return float32_factors() if precision == "highest" else nullcontext()
 
 
@@ -80,7 +80,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Backward of the op on a CUDA device: gradients of x and of log_temperature.
 
-    Every path reads the state of every other: the cosine that exponentials are relative to stands beside them.
+    Every path can read the state that any other wrote, since it includes the cosines that sums are relative to.
     """
     arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions)
     path = chosen_regime(x, mode, precision)

@@ -1,7 +1,7 @@
-"""The contrastive loss on CUDA for large N: matrix products of the library, tile by tile, and kernels around them.
+"""The contrastive loss on CUDA for large N: the library's matrix products, tile by tile, with kernels between them.
 
-A tile of similarities is a product that torch computes; one kernel reads it once for everything that rows and columns
-need, and in backward another turns it into the gradient of the similarities, which goes into two more products.
+torch multiplies a tile of similarities. In forward, one kernel reads the tile once for everything that its rows and
+columns need. In backward, another turns it into the gradient of the similarities, the factor of two more products.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from sleepfm_fast.reference.contrastive_loss import Mode, problems
 
 __all__ = ["FIELDS", "STEPS", "Launcher", "backward", "forward", "tile_edge"]
 
-# Edge of a tile of similarities: 256 MB in float32, and half of that (both halves in "highest") for its gradient. The
+# The largest edge of a tile of similarities: 256 MB in float32, and 128 MB (256 MB in "highest") for its gradient. The
 # products for the operands' gradients need that many rows to occupy a large device; tiles that stay in the second-level
-# cache would leave it half idle (docs/kernels/contrastive-loss-cuda.md).
+# cache would leave much of it idle (docs/kernels/contrastive-loss-cuda.md).
 TILE_EDGE = 8192
-STRIP, SEGMENT, FINISH_THREADS = 128, 256, 256  # of csrc/cuda/contrastive_epilogue.h
-REST_SCALE = 2.0**-11
+STRIP, SEGMENT, FINISH_THREADS = 128, 256, 256  # gemm_* in csrc/cuda/contrastive_epilogue.h
+REST_SCALE = 2.0**-11  # undoes gemm_rest_scale
 
-# Steps and members of csrc/cuda/contrastive_epilogue.h, in their order.
+# GemmStep and the members of ContrastiveGemm in csrc/cuda/contrastive_epilogue.h, in their order.
 STEPS = (
     *("operands", "statistics", "merge", "finish", "total"),
     *("weights", "gradient", "accumulate", "finish_gradient"),
@@ -55,9 +55,10 @@ Bound = Callable[[str, Fields], None]
 
 
 class Launcher(Protocol):
-    """Runs the kernels: ``bind`` the fields, then call with one of ``STEPS`` and those that are new from then on.
+    """Runs the kernels.
 
-    Fields are members of the structure: tensors stand for their addresses, what is not given for 0.
+    ``bind`` takes the members of ContrastiveGemm by name, a tensor for its address; members that are not given are 0.
+    What it returns is called with one of ``STEPS`` and the members that change from then on.
     """
 
     def bind(self, fields: Fields) -> Bound: ...  # noqa: D102
@@ -86,7 +87,7 @@ class _Device:
 
 
 def gives_float32(multiply: Callable[..., Tensor], device: torch.device, *, added: bool) -> bool:
-    """Whether float16 factors give their float32 product, alone or added to what is there; one row is a case apart."""
+    """Try whether ``multiply`` writes (``added``: adds) products of float16 to float32, of one row as of several."""
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     factor = torch.ones(8, 8, dtype=torch.float16, device=device)
     for n_rows in (8, 1):
@@ -102,14 +103,14 @@ def gives_float32(multiply: Callable[..., Tensor], device: torch.device, *, adde
 
 @cache
 def _mixed_products(device: torch.device) -> tuple[bool, bool]:
-    """Whether torch multiplies float16 to float32 there (2.8), and adds such a product to float32 (2.10)."""
+    """Whether torch on this device writes float16 products to float32 (torch 2.8), and adds them to float32 (2.10)."""
     if device.type != "cuda":
         return False, False
     return gives_float32(torch.mm, device, added=False), gives_float32(torch.addmm, device, added=True)
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Write a b to ``out``: float16 factors, float32 sums; without such products in torch, by float32 copies."""
+    """Write the product a b of float16 factors to the float32 ``out``; where torch cannot, of float32 copies."""
     if _mixed_products(a.device)[0]:
         torch.mm(a, b, out_dtype=torch.float32, out=out)
     else:
@@ -117,7 +118,7 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 
 def multiply_add(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> None:
-    """Add ``scale`` a b to ``out``."""
+    """Add ``scale`` a b to ``out``; types as in :func:`multiply`."""
     mixed, added = _mixed_products(a.device)
     if added:
         torch.addmm(out, a, b, out_dtype=torch.float32, alpha=scale, out=out)
@@ -141,13 +142,13 @@ class Tile:
 
 
 def tile_edge(n_samples: int) -> int:
-    """Edge of the tiles: as few of them as TILE_EDGE allows, of about equal size, a multiple of 8."""
+    """Edge of the tiles, a multiple of 8: as few tiles as TILE_EDGE allows, of about equal size."""
     n_tiles = max(1, math.ceil(n_samples / TILE_EDGE))
     return 8 * math.ceil(n_samples / n_tiles / 8)
 
 
 def tiles(n_samples: int, begin: int, end: int, edge: int) -> list[Tile]:
-    """Tiles of the rows [begin, end) against all columns; first those with the diagonal, whose columns are the rows."""
+    """Tiles of rows [begin, end) against all columns, those on the diagonal first, whose columns are their rows."""
     rows = [(start, min(edge, end - start)) for start in range(begin, end, edge)]
     first = [Tile(row, n, row, n) for row, n in rows]
     rest = []
@@ -158,7 +159,7 @@ def tiles(n_samples: int, begin: int, end: int, edge: int) -> list[Tile]:
 
 
 class _Problems:
-    """The operands of one problem after the other, and a tile of their product."""
+    """Goes through the problems: the operands of the current one, and a tile of their product."""
 
     def __init__(
         self,
@@ -177,7 +178,7 @@ class _Problems:
         self.launcher, self.mode, self.n_samples, self.begin, self.end = launcher, mode, N, begin, end
         self.n_modalities = M
         self.split = precision == "highest"
-        self.width = 8 * math.ceil(D / 8)  # what rows of float16 need for aligned access
+        self.width = 8 * math.ceil(D / 8)  # whole 16 bytes of float16, for aligned access
         self.edge = tile_edge(N)
         depth = self.width * (3 if self.split else 1)
         self.a = x.new_empty((N, depth), dtype=torch.float16)
@@ -213,15 +214,15 @@ class _Problems:
         }
 
     def bind(self, **fields: Tensor | int) -> None:
-        """Give all members; the launches give what is new from then on."""
-        self.fields.update(fields)  # lives as long as the launches
+        """Set all other members; launches only change some."""
+        self.fields.update(fields)  # keeps the tensors alive as long as the launches
         self.bound = self.launcher.bind(self.fields)
 
     def launch(self, step: str, **changed: Tensor | int) -> None:
         self.bound(step, changed)
 
     def each(self) -> Iterator[int]:
-        """Go through the problems; the operands of each are there while it lasts."""
+        """Yield each problem's number, when its operands have been made."""
         mode: Mode = "pairwise" if self.mode == "pairwise" else "leave_one_out"
         for p, (i, j) in enumerate(problems(self.n_modalities, mode)):
             self.launch("operands", problem=p, i=i, j=i if j is None else j)
@@ -230,9 +231,10 @@ class _Problems:
             yield p
 
     def centre(self, shift: Tensor) -> None:
-        """Take the mean off the rows of b, and put what every similarity of a row of a lacks then into ``shift``.
+        """Subtract the mean from b's rows, and write what each row of a then lacks in its similarities to ``shift``.
 
-        See :class:`Centred`: the own cosine of a row, which the loss compares with them, does not come out short.
+        See :class:`Centred` for the reason: similarities would come out short, while the own cosines, which the loss
+        compares with them, come from float32 rows and do not.
         """
         w = self.width
         centred = self.centred(of_b=True)
@@ -247,11 +249,11 @@ class _Problems:
         torch.mv(high.float().add_(low), centred.mean, out=shift)
 
     def sides(self) -> list[bool]:
-        """Which operands are the rows of the tiles, a (False) or b (True): one sweep does both where it sees all."""
+        """For each sweep, whether b (True) or a (False) gives the tiles' rows; for all samples one sweep does both."""
         return [False] if (self.begin, self.end) == (0, self.n_samples) else [False, True]
 
     def products(self, swapped: bool) -> Iterator[dict[str, Any]]:
-        """Compute one tile after the other; yields where it lies."""
+        """Multiply one tile after the other, and yield the members that say where it lies."""
         rows, columns = (self.b, self.a) if swapped else (self.a, self.b)
         for t in tiles(self.n_samples, self.begin, self.end, self.edge):
             out = self.tile[: t.n_rows, : t.n_columns]
@@ -261,14 +263,14 @@ class _Problems:
             yield {"row": t.row, "n_rows": t.n_rows, "column": t.column, "n_columns": t.n_columns, **shifts}
 
     def parts(self, of_b: bool) -> tuple[Tensor, Tensor | None]:
-        """High and, where operands are split, low part [N, width] of an operand."""
+        """High and, if operands are split, low part of an operand, [N, width] each."""
         operand, w = (self.b if of_b else self.a), self.width
         if not self.split:
             return operand, None
         return operand[:, 2 * w :], operand[:, w : 2 * w] if of_b else operand[:, :w]
 
     def centred(self, of_b: bool) -> Centred:
-        """Operand whose rows the gradient of a tile is multiplied with; where operands are split, less their mean."""
+        """Operand whose rows a tile's gradient is multiplied with; if operands are split, its rows less their mean."""
         high, low = self.parts(of_b)
         if low is None:
             return Centred(high, None, None)
@@ -280,11 +282,11 @@ class _Problems:
 
 @dataclass(frozen=True)
 class Centred:
-    """Rows ``high + low + mean``, [N, width] and [width].
+    """An operand as ``high + low + mean``: [N, width] twice, and [width].
 
-    Tensor cores truncate where they add: a long sum of rows that have much in common, as the embeddings of an untrained
-    encoder have, comes out short. What they have in common therefore goes round the tensor cores: it is multiplied with
-    the sums of the gradient's rows.
+    Tensor cores truncate where they add, so that a long sum of rows that have much in common, as the embeddings of an
+    untrained encoder have, comes out too small. What the rows have in common, their mean, is therefore kept out of the
+    tensor cores, and multiplied with the sums of the gradient's rows in float32.
     """
 
     high: Tensor
@@ -414,7 +416,7 @@ def backward(
                     at_columns = slice(place["column"], place["column"] + place["n_columns"])
                     gradient = high[: place["n_rows"], : place["n_columns"]]
                     rest = None if low is None else low[: place["n_rows"], : place["n_columns"]]
-                    first = place["row"] == place["column"]  # of these rows, and of these columns
+                    first = place["row"] == place["column"]  # the first tile of these rows, and of these columns
                     _add_product(gradient, rest, a if swapped else b, at_columns, row_sum[at_rows], first)
                     if whole:
                         rest = None if rest is None else rest.T
@@ -426,7 +428,7 @@ def backward(
 
 
 def _add_product(gradient: Tensor, rest: Tensor | None, operand: Centred, at: slice, out: Tensor, first: bool) -> None:
-    """Set (first) or add to ``out`` the product of a tile's gradient with the rows ``at`` of an operand."""
+    """Write (``first``) or add to ``out`` the product of a tile's gradient with rows ``at`` of an operand."""
     if first:
         multiply(gradient, operand.high[at], out)
     else:

@@ -1,7 +1,7 @@
 """The contrastive loss of a small batch on the CPU: loss, statistics and gradients in one compiled call.
 
-The loss is one number, so its gradients are those for an upstream gradient of 1, times what comes from above. They are
-made in the forward pass, where everything they need still lies in the caches, and handed out in the backward pass.
+The loss is one number, so that its gradients are those for an upstream gradient of 1 times the actual one. They are
+computed in the forward pass, while everything they need is still in the caches, and returned by the backward pass.
 """
 
 from __future__ import annotations
@@ -27,37 +27,40 @@ __all__ = [
 
 LARGEST_UPSTREAM = 2.0**20  # JOINT_UPSTREAM in csrc/params.h
 
-# Measured on a Zen 3 core with D = 512 (docs/kernels/contrastive-loss.md). With three modalities both make as many
-# products; where there are more samples, the blocks that the other kernels cut them into stay in the caches. Here
-# products are between all pairs of modalities: from four modalities on they are more than the leave-one-out problems.
+# Up to these sizes one call is faster than two; measured on a Zen 3 core with D = 512
+# (docs/kernels/contrastive-loss.md). With more samples the other kernels win, whose blocks stay in the caches. With
+# more modalities they do because the joint kernel multiplies all M (M - 1) / 2 pairs of modalities, which from four on
+# is more than the M leave-one-out problems.
 LARGEST_N = 128
 LARGEST_D = 1024
 MOST_WORK_FOR_PAIRS = 24
 
-# Of loss, losses, correct, ranks, n_valid, state; 0 for none.
+# Addresses of the results loss, losses, correct, ranks, n_valid and state; 0 for one that is not wanted.
 Addresses = tuple[int, int, int, int, int, int]
 
 
 def is_joint(shape: tuple[int, ...], mode: str) -> bool:
-    """Whether one call is faster than forward and backward in turn. The sizes ``[M, N, D]`` of x decide, nothing else,
-    so that what is kept for backward is found again.
-    """  # noqa: D205
+    """Whether one call is faster than forward and backward in turn, for x of shape ``[M, N, D]``.
+
+    It depends on nothing else, so that backward, which asks again, interprets what forward kept in the same way.
+    """
     M, N, D = shape
     more_pairs = M * (M - 1) // 2 - n_problems(M, mode)
     return N <= LARGEST_N and D <= LARGEST_D and N * more_pairs <= MOST_WORK_FOR_PAIRS * M
 
 
 def can_be_scaled(dtype: torch.dtype, upstream: float) -> bool:
-    """Whether gradients for 1, rounded to x's ``dtype``, times ``upstream`` are the gradients for ``upstream``.
+    """Whether gradients for an upstream gradient of 1, rounded to x's ``dtype``, may be multiplied by ``upstream``.
 
-    A 16-bit product would be rounded twice, a large factor bring up what had been rounded below the smallest normal
-    number, and one that is not finite would not leave masked embeddings at 0.
+    They may not where the result would differ from gradients computed for ``upstream``: a 16-bit result would be
+    rounded twice, a large factor would magnify what was lost below the smallest normal number, and a factor that is not
+    finite would turn the zeros of masked embeddings into NaN.
     """
     return upstream == 1.0 or (abs(upstream) <= LARGEST_UPSTREAM and dtype in (torch.float32, torch.float64))
 
 
 def addresses(results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]) -> Addresses:
-    """Where the kernel writes them."""
+    """Addresses at which the kernel writes the results."""
     loss, losses, correct, ranks, n_valid, state = (result.data_ptr() for result in results)
     return loss, losses, correct, ranks, n_valid, state
 
@@ -73,7 +76,7 @@ def _run(
     gradient_x: int,
     gradient_log_temperature: int,
 ) -> None:
-    """Call the kernel. The gradients are addresses, 0 for what is not wanted."""
+    """Call the kernel; the gradients are addresses, 0 for one that is not wanted."""
     if x.stride(2) != 1:
         x = x.contiguous()
     stride = x.stride()
@@ -101,10 +104,11 @@ def _run(
 def loss_and_gradients(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, *, wants_x: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor]]:
-    """Loss; losses, correct, ranks, n_valid; gradients of x and log_temperature for an upstream gradient of 1."""
+    """Return the loss; losses, correct, ranks, n_valid; the gradients of x and log_temperature for an upstream of 1."""
     M, N, _ = x.shape
     P, dtype, device = n_problems(M, mode), log_temperature.dtype, x.device
-    loss, slope = torch.empty_like(log_temperature), torch.empty_like(log_temperature)  # half as long as empty(())
+    # empty_like takes half the time of torch.empty(()).
+    loss, slope = torch.empty_like(log_temperature), torch.empty_like(log_temperature)
     losses = torch.empty((P, 2), dtype=dtype, device=device)
     correct = torch.empty((P, 2), dtype=torch.int64, device=device)
     ranks = torch.empty((P, 2, N), dtype=torch.int32, device=device)
@@ -119,8 +123,8 @@ def loss_and_gradients(
 def gradients(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, upstream: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and log_temperature for any upstream gradient, from x anew."""
-    results = allocate_forward(x, mode)  # written as well, and dropped
+    """Compute the gradients of x and log_temperature for any upstream gradient, from x anew."""
+    results = allocate_forward(x, mode)  # the kernel writes them too; not used
     gradient_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     slope = torch.empty((), dtype=log_temperature.dtype, device=x.device)
     at = gradient_x.data_ptr(), slope.data_ptr()
@@ -132,12 +136,12 @@ def gradients(
 
 
 def _place_of_slope(x: Tensor) -> int:
-    """Bytes of x's gradient, up to where an element of any type may lie."""
+    """Offset in bytes of the slope behind x's gradient, aligned for an element of any type."""
     return (x.numel() * x.element_size() + 7) // 8 * 8
 
 
 def kept_bytes(x: Tensor) -> int:
-    """Bytes that :func:`forward_keeping` leaves to :func:`backward_kept`."""
+    """Size of what :func:`forward_keeping` keeps for :func:`backward_kept`."""
     return _place_of_slope(x) + 8
 
 
@@ -153,7 +157,7 @@ def forward(
 def forward_keeping(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Forward of all samples, and the gradients as a seventh result ``kept``."""
+    """Forward of all samples, with the gradients as bytes in a seventh result ``kept``."""
     results = allocate_forward(x, mode)
     kept = torch.empty(kept_bytes(x), dtype=torch.uint8, device=x.device)
     at = kept.data_ptr()

@@ -1,7 +1,7 @@
-"""Contrastive loss over modalities: normalisation, similarity softmax and backward in one compiled op.
+"""Contrastive loss over modalities: normalisation, similarity softmax and backward as one compiled op.
 
-The N x N similarity matrices are computed tile by tile; beyond a fixed budget nothing of them is stored and memory
-grows with N. Derivation and figures: ``docs/kernels/contrastive-loss.md``.
+The N x N similarity matrices are computed tile by tile. Where they exceed a fixed budget they are not stored, and
+memory grows linearly with N. Derivation and figures: ``docs/kernels/contrastive-loss.md``.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def validate(
 
 
 def _keeps_gradients(x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, precision: str) -> bool:
-    """Whether forward computes the gradients as well: small batches on CUDA, past the dispatcher if nobody traces."""
+    """Whether forward computes the gradients too: for small batches on CUDA, where the op can be called directly."""
     if x.device.type != "cuda":
         return False
     return is_plain(x, log_temperature, mask) and contrastive_cuda.chosen_regime(x, mode, precision) == "small"
@@ -167,14 +167,17 @@ def _keeps_gradients(x: Tensor, log_temperature: Tensor, mask: Tensor | None, mo
 def _forward(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, precision: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Forward of all samples, which leaves nothing to a backward: loss, losses, correct, ranks, n_valid, state."""
+    """Forward of all samples, keeping nothing for a backward: loss, losses, correct, ranks, n_valid, state."""
     direct = contrastive_cpu.is_direct(x, log_temperature, mask)
     op = contrastive_cpu.forward if direct else torch.ops.sleepfm_fast.contrastive_loss_forward
     return op(x, log_temperature, mask, mode, directions, precision, 0, x.shape[1])  # type: ignore[no-any-return]
 
 
 class _JointLoss(torch.autograd.Function):
-    """The loss of a small batch on the CPU. Its gradients are made in forward and given away in the first backward."""
+    """The loss of a small batch on the CPU, with gradients made in forward and handed over by the first backward.
+
+    A second backward (``retain_graph=True``) computes them again, since the first one's results belong to the caller.
+    """
 
     @staticmethod
     def forward(
@@ -184,13 +187,14 @@ class _JointLoss(torch.autograd.Function):
         mask: Tensor | None,
         mode: str,
         directions: str,
-        statistics: list[Tensor],  # filled here: four results more would cost autograd 10 us
+        statistics: list[Tensor],  # filled here; as four more results they would cost 10 us in autograd
     ) -> Tensor:
         loss, others, ctx.gradients = contrastive_joint.loss_and_gradients(
             x, log_temperature, mask, mode, directions, wants_x=ctx.needs_input_grad[0]
         )
         statistics.extend(others)
-        ctx.save_for_backward(x, log_temperature, mask)  # autograd refuses if they are changed in place
+        # Saved even where the gradients exist already, so that autograd refuses a backward after an in-place change.
+        ctx.save_for_backward(x, log_temperature, mask)
         ctx.options = mode, directions
         ctx.set_materialize_grads(False)
         return loss
@@ -219,7 +223,7 @@ class _JointLoss(torch.autograd.Function):
 def _from_the_state(
     gradient_loss: Tensor, x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by the registered ops: where backward is traced, is batched, or is to be differentiated (refused)."""
+    """Gradients by the registered ops, where backward is traced or batched, or is to be differentiated (refused)."""
     options = mode, directions, "highest", 0, x.shape[1]
     with torch.no_grad():
         *_, n_valid, state = torch.ops.sleepfm_fast.contrastive_loss_forward(x, log_temperature, mask, *options)
@@ -285,7 +289,7 @@ class _Loss(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """Stands where a second derivative would be asked for."""
+    """The gradient as a differentiable function whose own backward refuses."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -298,9 +302,9 @@ class _Gradient(torch.autograd.Function):
 
 
 # ---- registration ----------------------------------------------------------------------------------------------------
-# [begin, end): the samples that are computed, as rows and as columns against all N. loss, losses, correct and
-# gradient_log_temperature are then their share, to be added up over ranges (the denominators are those of all N); ranks
-# are -1, state and gradient_x zero for the other samples. backward needs the state of all samples.
+# Results are for samples [begin, end), as rows and as columns, each against all N. loss, losses, correct and
+# gradient_log_temperature are the range's share of those of all samples (with the same denominators), to be added up
+# over ranges. For the other samples ranks are -1, state and gradient_x zero. backward needs the state of all N samples.
 
 LIBRARY.define(  # type: ignore[no-untyped-call]
     "contrastive_loss_forward(Tensor x, Tensor log_temperature, Tensor? mask, str mode, str directions, "

@@ -1,4 +1,4 @@
-"""The contrastive loss by the tensor-core kernels: allocates, and passes addresses to them."""
+"""The contrastive loss by the fused tensor-core kernels: allocates memory and passes its addresses to them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sleepfm_fast.ops.registry import DTYPE_CODES
 
 __all__ = ["backward", "forward", "workspace_bytes"]
 
-# The leading arguments of the compiled functions, and where they run, as in _C.pyi.
+# Where the compiled functions run (split, begin, end, device, stream), and their leading arguments, as in _C.pyi.
 Where = tuple[bool, int, int, int, int]
 Leading = tuple[int, int, tuple[int, int, int], tuple[int, int], int, int, tuple[int, int], bool, bool, Where, int]
 
@@ -19,7 +19,7 @@ Leading = tuple[int, int, tuple[int, int, int], tuple[int, int], int, int, tuple
 def workspace_bytes(
     x: Tensor, mode: str, precision: str, *, backward: bool, samples: tuple[int, int] | None = None
 ) -> int:
-    """Bytes of scratch memory on x's device that the op takes for this x."""
+    """Size in bytes of the scratch memory on x's device that the op takes for this x."""
     M, N, D = x.shape
     begin, end = (0, N) if samples is None else samples
     where = (precision == "highest", begin, end, _index(x), 0)
@@ -41,12 +41,13 @@ def _arguments(
     end: int,
     backward: bool,
 ) -> tuple[Leading, tuple[Tensor, ...]]:
-    """Leading arguments of the compiled functions, and the tensors that must outlive the call."""
+    """Return the leading arguments of the compiled functions, and the tensors that must stay alive during the call."""
     if x.stride(2) != 1:
         x = x.contiguous()
     M, N, D = x.shape
     n_bytes = workspace_bytes(x, mode, precision, backward=backward, samples=(begin, end))
-    # Freed when the call returns, while the kernels still run: the allocator gives it to this stream's later work only.
+    # Freed when the call returns, perhaps before the kernels have run. That is safe, since the caching allocator hands
+    # it only to later work on the same stream.
     workspace = torch.empty(n_bytes, dtype=torch.uint8, device=x.device)
     stream = torch.cuda.current_stream(x.device).cuda_stream
     arguments: Leading = (

@@ -1,4 +1,4 @@
-"""Which implementation of the contrastive loss runs on a CUDA device."""
+"""The choice of the contrastive loss's implementation on a CUDA device."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ __all__ = ["REGIMES", "Regime", "regime"]
 Regime = Literal["small", "mma", "gemm", "chunked"]
 REGIMES: tuple[Regime, ...] = get_args(Regime)
 
-# These follow from the arithmetic in docs/kernels/contrastive-loss-cuda.md ("Which path runs"); none has been measured
-# on a device yet.
+# All bounds follow from the arithmetic in docs/kernels/contrastive-loss-cuda.md ("Which path runs"). None has been
+# measured on a device yet.
 
-# Up to this many multiply-adds of the three products, 3 P N^2 D, one launch without tensor cores takes no longer than
-# the launches of the tensor-core path alone; it keeps its similarities in memory, hence the bound on N.
+# Up to this many multiply-adds in the three products, 3 P N^2 D, one launch without tensor cores takes no longer than
+# the overhead of the tensor-core path's launches alone. It keeps all similarities in memory, hence the bound on N.
 SMALL_WORK = contrastive_small.MOST_MULTIPLY_ADDS
 SMALL_SAMPLES = contrastive_small.LARGEST_N
 # The tensor-core path pads D to 64, 128, 256 or this (contrastive_largest_dim in csrc/cuda/contrastive.h).
 MMA_DIM = 512
 MMA_CAPABILITY = (8, 0)
-# From capability 9.0 on a library's products run at about twice the rate that mma.sync reaches, which pays for writing
-# and reading the similarities where D is large, and for more launches where N is.
+# From capability 9.0 on, the library's products run at about twice the rate that mma.sync reaches. Above this D that
+# pays for writing the similarities to memory and reading them, and from this N on for the greater number of launches.
 GEMM_CAPABILITY = (9, 0)
 GEMM_DIM = 128
 GEMM_SAMPLES = 3072
-# Where a block has 99 KB of shared memory, split operands of more dimensions leave most of its warps without work.
+# Where a block may have only 99 KB of shared memory, tiles of split operands with more dimensions than this are so
+# small that most of the block's warps have no work.
 SMALL_SHARED_CAPABILITIES = ((8, 6), (8, 9), (12, 0), (12, 1))
 SMALL_SHARED_SPLIT_DIM = 256
 
@@ -50,13 +51,13 @@ def regime(
     Parameters
     ----------
     n_samples, n_dim, n_modalities : int
-        N, D, M of x.
+        N, D and M of x.
     dtype : torch.dtype
-        Of x.
+        Element type of x.
     precision : {"highest", "high"}
-        Of the products.
+        As in :func:`sleepfm_fast.ops.contrastive_loss`.
     compute_capability : tuple of int
-        Of the device, as :func:`torch.cuda.get_device_capability` gives it.
+        The device's, as :func:`torch.cuda.get_device_capability` returns it.
     mode : {"leave_one_out", "pairwise"}
         Decides the number of problems.
     kernels : bool
@@ -66,8 +67,8 @@ def regime(
     -------
     {"small", "mma", "gemm", "chunked"}
         ``small``: one launch without tensor cores. ``mma``: fused tiles on tensor cores. ``gemm``: the library's matrix
-        products and fused kernels between them. ``chunked``: torch operations, for what no kernel covers: float64, no
-        samples, devices before capability 8.0 or that this build has no kernels for.
+        products with fused kernels between them. ``chunked``: torch operations, for what no kernel covers: float64, no
+        samples, devices older than capability 8.0, and devices that this build has no kernels for.
     """
     if not kernels or dtype == torch.float64 or n_samples == 0 or compute_capability < MMA_CAPABILITY:
         return "chunked"

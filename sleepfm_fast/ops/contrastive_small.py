@@ -1,4 +1,4 @@
-"""The contrastive loss of a small batch on CUDA: one launch, with the gradients in the forward pass where asked for."""
+"""The contrastive loss of a small batch on CUDA in one launch, together with its gradients where they are wanted."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from sleepfm_fast.ops.registry import DTYPE_CODES
 
 __all__ = ["LARGEST_N", "MOST_MULTIPLY_ADDS", "backward", "backward_kept", "forward", "forward_keeping"]
 
-# Multiply-adds of the three products that float32 units do in about 35 microseconds on an H200 (132 multiprocessors,
-# 128 a clock, 40 % of the peak, 1.7 GHz), which is what the launches of the other paths take: N = 295 for three
+# The multiply-adds (of all three products) that float32 units do in about 35 microseconds on an H200, which is what the
+# launches of the other paths take: 132 multiprocessors x 128 a clock x 1.7 GHz x 40 % of that peak. N = 295 for three
 # modalities of 512 dimensions. Computed, not measured.
 MOST_MULTIPLY_ADDS = 400_000_000
-LARGEST_N = 1024  # cosines are kept, 2 P N^2 of them
+LARGEST_N = 1024  # 2 P N^2 cosines are in memory
 
-# State of the barrier between blocks, one for each stream: launches of one stream do not overlap, and each leaves the
-# state as the next one needs it.
+# State of the grid barrier for each (device, stream). Launches on one stream do not overlap, and each leaves the state
+# as the next one needs it.
 _barriers: dict[tuple[int, int], Tensor] = {}
-STREAM_OF_THREAD = 2  # cudaStreamPerThread: one number for a stream of each thread, and these do overlap
+STREAM_OF_THREAD = 2  # cudaStreamPerThread: the same number means another stream in each thread, and those do overlap
 
 
 def _kept_barrier(device: torch.device, stream: int) -> Tensor:
-    """State that launches on this stream share, made once; for calls that no graph records.
+    """The barrier state that launches on this stream share, made once; for calls that no CUDA graph records.
 
-    A graph may be replayed beside anything, so a launch inside one has a state of its own, zeroed in the graph. So has
-    every launch of a registered op: torch.compile may warm it up in the memory of a graph to come, where it refuses
-    (in ``torch._inductor.cudagraph_trees``) what outlives the call.
+    A graph may be replayed while anything else runs, so that a launch inside one gets a state of its own, zeroed within
+    the graph. So does every launch of a registered op: torch.compile may run it once in the memory pool of a graph that
+    it is about to record, where it refuses memory that outlives the call (``torch._inductor.cudagraph_trees``).
     """
     if stream == STREAM_OF_THREAD or torch.cuda.is_current_stream_capturing():
         return _fresh_barrier(device)
@@ -101,9 +101,10 @@ def forward(
     begin: int,
     end: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Forward of the op on a CUDA device: loss, losses, correct, ranks, n_valid, state. ``precision`` changes nothing:
-    products are float32 throughout.
-    """  # noqa: D205
+    """Forward of the op on a CUDA device: loss, losses, correct, ranks, n_valid, state.
+
+    ``precision`` has no effect: products are float32 throughout.
+    """
     results = allocate_forward(x, mode)
     _launch(x, log_temperature, mask, mode, directions, begin, end, given_state=False, results=results)
     return results
@@ -138,10 +139,10 @@ def backward(
 def forward_keeping(
     x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Forward of all samples and, in the same launch, the gradients for a loss whose own gradient is 1.
+    """Forward of all samples and, in the same launch, the gradients for an upstream gradient of 1.
 
-    The seventh result ``kept`` holds them for :func:`backward_kept`: float32 ``[M N D + 1]`` as bytes. Not for code
-    that torch.compile traces, see :func:`_kept_barrier`.
+    The seventh result ``kept`` has them for :func:`backward_kept`: float32 ``[M N D + 1]``, x's and then the
+    temperature's, as bytes. Not to be traced by torch.compile: see :func:`_kept_barrier`.
     """
     results = allocate_forward(x, mode)
     kept = torch.empty(x.numel() + 1, dtype=torch.float32, device=x.device)
@@ -167,7 +168,7 @@ def backward_kept(
     mode: str,
     directions: str,
 ) -> tuple[Tensor, Tensor]:
-    """Backward of :func:`forward_keeping`: what was kept, times the loss's gradient, on the device."""
+    """Backward of :func:`forward_keeping`: the kept gradients times the loss's gradient, on the device."""
     gradients = kept.view(torch.float32)
     gradient_x = (gradients[:-1] * gradient_loss).view(x.shape)
     return gradient_x.to(x.dtype), gradients[-1] * gradient_loss

@@ -16,11 +16,11 @@ ARCHITECTURES = tuple(name for name in str(_C.build_info()["cuda_architectures"]
 
 
 def architectures_serve(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Whether code for CMake's ``architectures`` runs on a device of compute capability ``capability``.
+    """Whether code compiled for CMake's ``architectures`` runs on a device of compute capability ``capability``.
 
-    ``"86"`` is machine code for 8.6 (newer devices of the same generation run it) and PTX that any newer driver
-    compiles; ``"86-real"`` and ``"86-virtual"`` are one of the two; ``"90a"`` runs on 9.0 alone, ``"100f"`` on 10.0 and
-    newer of its generation.
+    ``"86"`` stands for machine code for 8.6, which newer devices of the same generation run too, together with PTX,
+    which the driver compiles for any newer device. ``"86-real"`` is the machine code alone, ``"86-virtual"`` the PTX
+    alone. ``"90a"`` runs on 9.0 only, ``"100f"`` on 10.0 and newer devices of its generation.
     """
     for name in architectures:
         number, _, kind = name.partition("-")

@@ -1,4 +1,4 @@
-"""Where an op may be called past torch's dispatcher, which costs tens of microseconds."""
+"""When an op may be called directly, without torch's dispatcher, which costs tens of microseconds a call."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ __all__ = ["is_batched", "is_plain"]
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether the dispatcher would only pass the tensors on: nobody traces, they are torch's own, and their
-    memory holds what they are worth. That of a tensor with the negative bit holds the opposite, a zero tensor has none,
-    nor has one that stands for several (:func:`is_batched`).
-    """  # noqa: D205
+    """Whether torch's dispatcher would do nothing with these tensors but pass them on to the op.
+
+    That is so where nothing traces or intercepts the call, the tensors are torch's own (no subclass), and their memory
+    holds their values. The memory of a tensor with the negative bit holds the negated values; a zero tensor and a
+    batched one (:func:`is_batched`) have no memory of their own.
+    """
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._is_tracing():  # type: ignore[attr-defined]
         return False
     return all(
@@ -29,5 +31,5 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether a tensor stands for several: what torch.autograd.grad(..., is_grads_batched=True) hands to a backward."""
+    """Whether a tensor stands for a batch of them, as ``torch.autograd.grad(..., is_grads_batched=True)`` passes on."""
     return not torch.compiler.is_compiling() and bool(torch._C._functorch.is_legacy_batchedtensor(tensor))

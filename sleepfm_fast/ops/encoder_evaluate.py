@@ -1,7 +1,7 @@
-"""The published encoder in evaluation as one compiled op on the CPU: stem, MBConv blocks, maxima, average over time.
+"""The published encoder in evaluation as one compiled op on the CPU: stem, MBConv blocks, pooling, average over time.
 
-A clip goes through all layers on one thread, so nothing but the average is written to memory; figures:
-``docs/kernels/encoder-blocks.md``.
+A clip goes through all layers on one thread, between two buffers of that thread; activations of a whole batch never
+exist. Figures: ``docs/kernels/encoder-blocks.md``.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Norm:
     eps: float = 1e-5
 
     def tensors(self) -> list[Tensor]:
-        """In the order of the compiled op."""
+        """Return the tensors in the compiled op's order."""
         return [self.gamma, self.beta, self.mean, self.variance]
 
 
 @dataclass(frozen=True)
 class Stem:
-    """Convolution of 3 with stride 2: ``[n_stem, n_in, 3]`` and ``[n_stem]``, and the batch norm after it."""
+    """Convolution of 3 with stride 2 (weight ``[n_stem, n_in, 3]``, bias ``[n_stem]``), and the batch norm after it."""
 
     weight: Tensor
     bias: Tensor
@@ -61,13 +61,13 @@ class Block:
     eps: float = 1e-5
     residual: bool = False
     after: Norm | None = None
-    """Batch norm of what the block gives; not with ``residual``."""
+    """Batch norm after the block; not with ``residual``."""
     pool: bool = False
-    """Maximum of each sample and its neighbours, last."""
+    """Whether max pooling over three samples follows, last."""
 
 
 def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block], *, precision: Precision = "float32") -> Tensor:
-    """Average over time of what a stem and MBConv blocks make of clips, with running statistics.
+    """Run a stem and MBConv blocks with running statistics on clips, and average the result over time.
 
     Parameters
     ----------
@@ -156,23 +156,23 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block], *, precisio
 
 
 def norm_shapes(name: str, norm: Norm, n: int) -> list[tuple[str, Tensor, tuple[int, ...]]]:
-    """Name, tensor and shape of what a batch norm of n channels consists of."""
+    """Return name, tensor and expected shape of each part of a batch norm of n channels."""
     return [(f"{name}.{field}", tensor, (n,)) for field, tensor in zip(NORM, norm.tensors(), strict=True)]
 
 
 # ---- registration ----------------------------------------------------------------------------------------------------
 
-# kinds: 4 with a residual, 2 with a batch norm after the block, 1 with a maximum, added up.
+# kinds: for each block the sum of 4 (residual), 2 (batch norm after it) and 1 (pooling after it).
 LIBRARY.define(
     "encoder_evaluate(Tensor x, Tensor[] tensors, int[] strides, int[] kinds, float[] eps, bool bf16) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
-STEM_TENSORS = 6
+STEM_TENSORS = 6  # weight, bias and the four of the batch norm
 
 
 def widths(tensors: list[Tensor], kinds: list[int]) -> list[tuple[int, int]]:
-    """Channels inside and out of every block."""
+    """Return the channels inside and the channels out of every block."""
     found, place = [], STEM_TENSORS
     for kind in kinds:
         found.append((tensors[place].shape[0], tensors[place + 8].shape[0]))

@@ -1,4 +1,4 @@
-"""``filter_resample``: integers as recorded to filtered, resampled, normalised clips in one pass."""
+"""``filter_resample``: from integers as recorded to filtered, resampled and normalised clips, in one pass."""
 
 from __future__ import annotations
 

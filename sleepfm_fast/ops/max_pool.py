@@ -1,4 +1,4 @@
-"""Maximum of each sample and its neighbours as a compiled op on the CPU; the same choice at ties as torch's."""
+"""Max pooling over three samples as a compiled op on the CPU; ties are decided as torch decides them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def max_pool(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        In the shape of x.
+        Has the shape of x.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""The MBConv block of the encoder as one compiled op on the CPU; other devices use the reference's operations.
+"""The MBConv block of the encoder as one compiled op on the CPU.
 
-Of the block's six wide activations only the two that the batch norms see are written; ReLU6, normalisation and their
-gradients happen in registers on the way through the small matrix products.
+Of the block's six wide activations only the inputs of the two batch norms are written to memory. Normalisation, ReLU6
+and their gradients are computed in registers on the way through the small matrix products.
 Derivation and figures: ``docs/kernels/encoder-blocks.md``.
 """
 
@@ -48,61 +48,62 @@ def mbconv(
 ) -> tuple[Tensor, Tensor]:
     """Inverted bottleneck of a 1-D EfficientNet (Sandler et al. 2018; as in SleepFM, Thapa et al. 2024), fused.
 
-    ``projection(relu6(norm1(depthwise(relu6(norm0(expansion(x)))))))``; with ``residual``, x plus dropout of that.
+    ``y = projection(relu6(norm1(depthwise(relu6(norm0(expansion(x)))))))``; with ``residual``, ``x + dropout(y)``.
 
     Parameters
     ----------
     x : Tensor
         ``[B, n_in, T]`` float32 on the CPU.
     w1, b1 : Tensor
-        ``[width, n_in]``, ``[width]`` of the 1x1 expansion.
+        Weight and bias of the 1x1 expansion, ``[width, n_in]`` and ``[width]``.
     gamma0, beta0 : Tensor
-        ``[width]`` of the batch norm after it.
+        Weight and bias of the batch norm after it, ``[width]``.
     wd, bd : Tensor
-        ``[width, 3]``, ``[width]`` of the depthwise convolution, padded with one zero on either side.
+        Weight and bias of the depthwise convolution, ``[width, 3]`` and ``[width]``; its input is padded with one zero
+        on either side.
     gamma1, beta1 : Tensor
-        ``[width]`` of the batch norm after it.
+        Weight and bias of the batch norm after it, ``[width]``.
     w3, b3 : Tensor
-        ``[n_out, width]``, ``[n_out]`` of the 1x1 projection.
+        Weight and bias of the 1x1 projection, ``[n_out, width]`` and ``[n_out]``.
     stride : {1, 2}
-        Of the depthwise convolution.
+        Stride of the depthwise convolution.
     running : tuple of four Tensor, optional
-        Means and variances ``[width]`` of the two batch norms for evaluation (mean0, variance0, mean1, variance1);
-        by default the batch's own, as in training.
+        Running statistics ``[width]`` of the two batch norms, for evaluation: mean0, variance0, mean1, variance1. By
+        default the batch's own statistics, as in training.
     eps : float
         Added to the variances.
     residual : bool
-        Add x; needs as many channels out as in and stride 1.
+        Whether x is added; needs as many channels out as in, and stride 1.
     dropout : float
         Probability that a value of the projection is dropped before x is added; only with ``residual``.
     seed : Tensor, optional
-        0-d int64 that says what is dropped; drawn from torch's generator by default.
+        0-d int64 that decides which values are dropped; by default drawn from torch's generator.
     precision : {"float32", "bfloat16"}
-        What the factors of the 1x1 convolutions and of their gradients are rounded to, and the wide activations that
-        wait in memory; all sums, statistics, inputs and results are float32 or better. bfloat16 is faster on a
-        processor with instructions for it (``sleepfm_fast.build_info()["cpu_multiplies_bfloat16"]``), and takes half
-        of the memory on every one.
+        Type to which the factors of the 1x1 convolutions and of their gradients are rounded, and of the wide
+        activations in memory. All sums, statistics, inputs and results are float32 or better. bfloat16 is faster on
+        processors with instructions for it (``sleepfm_fast.build_info()["cpu_multiplies_bfloat16"]``), and takes half
+        of the memory on all.
 
     Returns
     -------
     y : Tensor
         ``[B, n_out, (T - 1) // stride + 1]``.
     statistics : Tensor
-        ``[4, width]``, the means and population variances that were used, in float64; no gradient.
+        ``[4, width]`` float64, without gradient: mean0, variance0, mean1, variance1 as used (population variances).
 
     Raises
     ------
     TypeError, ValueError
         For arguments of the wrong type, device, shape or value.
     NotImplementedError
-        When gradients are asked for with ``running``: there the block is only evaluated. For second derivatives, and
-        inside the transforms of torch.func.
+        For gradients with ``running`` (evaluation has none), for second derivatives, and inside the transforms of
+        torch.func.
 
     Notes
     -----
-    The same arguments give the same bits, for every number of threads. One clip runs on one thread, so threads beyond
-    the number of clips are idle; backward uses at most 16. In training the gradients of ``b1`` and
-    ``bd`` are exactly zero: the batch norms take constants away.
+    The same arguments give the same bits, for every number of threads. One clip runs on one thread, so that threads
+    beyond the number of clips are idle; backward uses at most 16. In training the gradients of ``b1`` and ``bd`` are
+    exactly zero, since a batch norm with the batch's statistics removes constants.
     """
     weights = (w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3)
     named = validate(x, weights, stride, running)
@@ -141,7 +142,7 @@ def mbconv(
 
 
 def is_bfloat16(precision: Precision) -> bool:
-    """Refuse what is no precision of the blocks."""
+    """Whether ``precision`` is bfloat16; anything that is not a precision of the blocks is refused."""
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision is {precision!r}; choose float32 or bfloat16.")
     return precision == "bfloat16"
@@ -150,7 +151,7 @@ def is_bfloat16(precision: Precision) -> bool:
 def validate(
     x: Tensor, weights: tuple[Tensor, ...], stride: int, running: tuple[Tensor, Tensor, Tensor, Tensor] | None
 ) -> list[tuple[str, Tensor]]:
-    """Refuse what :func:`mbconv` does not take, in a sentence; the tensors by name, which must lie on one device."""
+    """Refuse what :func:`mbconv` does not take; return all tensors with their names, for the check of their devices."""
     given = [("x", x), *zip(WEIGHTS, weights, strict=True)]
     given += [(f"running[{k}]", tensor) for k, tensor in enumerate(running or ())]
     refuse_no_tensors("mbconv", given)
@@ -240,14 +241,14 @@ LIBRARY.define(
 
 
 def keeps_expansion(n_in: int) -> bool:
-    """Whether forward keeps the expanded activation for backward; computing few channels again costs less."""
+    """Whether forward keeps the expanded activation for backward; from few channels it is cheaper to expand again."""
     return n_in > 32
 
 
 def results_of_forward(
     x: Tensor, weights: list[Tensor], stride: int, bf16: bool, for_backward: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Uninitialised y, c1, c2, statistics, moments."""
+    """Allocate y, c1, c2, statistics and moments; c1 is empty where backward does not need it."""
     wide = torch.bfloat16 if bf16 else torch.float32
     B, n_in, T = x.shape
     S, width = (T - 1) // stride + 1, weights[0].shape[0]
@@ -304,7 +305,7 @@ def _fake_backward(
 def call_arguments(
     x: Tensor, weights: list[Tensor], stride: int, bf16: bool, what: Literal["forward", "backward", "evaluation"]
 ) -> tuple[tuple[Dims, bool, int, int, tuple[int, ...]], list[Tensor]]:
-    """Leading arguments of the compiled functions, and the tensors that must outlive the call."""
+    """Return the leading arguments of the compiled functions, and the tensors that must stay alive during the call."""
     dims = (x.shape[0], x.shape[1], weights[0].shape[0], weights[8].shape[0], x.shape[2], stride)
     refuse_no_channels(dims[1], dims[2], dims[3])
     n_threads = min(torch.get_num_threads(), max(x.shape[0], 1))
@@ -367,7 +368,7 @@ def _backward(
     dropout: float,
     bf16: bool,
 ) -> tuple[Tensor, ...]:
-    # What forward kept comes back as hooks on saved tensors leave it.
+    # Hooks on saved tensors may have replaced what forward kept, by tensors with other strides for example.
     x, dy, c1, c2, statistics, moments = (t.contiguous() for t in (x, dy, c1, c2, statistics, moments))
     g1, dx = empty(c2, tuple(c2.shape)), empty(x, tuple(x.shape))
     gradients = [

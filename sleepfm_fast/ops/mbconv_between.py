@@ -1,7 +1,7 @@
-"""What stands between the matrix products of an MBConv block in training on CUDA: `csrc/cuda/mbconv_train.cuh`.
+"""The steps between the matrix products of an MBConv block in training on CUDA: `csrc/cuda/mbconv_train.cuh`.
 
-Wide activations are bfloat16, channels last, contiguous. Parameters of channels travel in small float32 matrices, a row
-each, from the kernel that makes them to those that use them.
+Names are those of csrc/params.h. Wide activations are bfloat16, channels last, contiguous. What a kernel needs of each
+channel (scales, taps, ...) is a row of a small float32 matrix ``[rows, width]``, written by the kernel before it.
 """
 
 from __future__ import annotations
@@ -15,35 +15,36 @@ from sleepfm_fast import _C
 
 __all__ = ["activate", "depthwise", "depthwise_backward", "expansion_sums", "gradient_sums"]
 
-# Of csrc/cuda/mbconv_train.cuh: threads of a block, channels of a thread, threads side by side along the channels at
-# most, samples that a walker of the convolution takes in a row, and that one of the other kernels asks for at once.
+# As in csrc/cuda/mbconv_train.cuh: threads of a block; channels of a thread; the most threads side by side along the
+# channels; consecutive samples that a walker of a convolution takes; samples that one of the other kernels loads at
+# once.
 THREADS, CHANNELS, LANES, RUN, AT_ONCE = 256, 4, 64, 32, 8
-# Blocks that a multiprocessor holds, as the kernels' __launch_bounds__ have it; the convolution's by its stride.
+# Blocks that a multiprocessor holds, as the kernels' __launch_bounds__ say; the convolution's depends on its stride.
 OF_ROWS, OF_DEPTHWISE, OF_DEPTHWISE_BACKWARD = 4, {1: 3, 2: 2}, 2
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """Of the device; off CUDA, where the kernels are only emulated, those of an H200."""
+    """Number of multiprocessors of a device; off CUDA, where the kernels are only emulated, that of an H200."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 def blocks_for(n_pieces: int, width: int, resident: int, device: torch.device) -> int:
-    """Blocks along the samples, a row of partial sums each: no more than the device holds at once.
+    """Number of blocks along the samples, each of which writes a row of partial sums.
 
-    Of those beyond, the last would run while most of the device waits. There are fewer blocks where there are fewer
-    pieces of work than walkers, and where that takes no more rounds.
+    At most as many as the device holds at once: of more, the last would run while most of the device is idle. Fewer
+    where there are fewer pieces of work than walkers, or where fewer blocks need no more rounds.
 
     Parameters
     ----------
     n_pieces : int
-        What walkers take one after the other: stretches of samples.
+        Pieces of work, of which a walker takes one after the other.
     width : int
-        Channels.
+        Number of wide channels.
     resident : int
         Blocks that a multiprocessor holds.
     device : torch.device
-        Where.
+        Where the kernel runs.
     """
     threads = width // CHANNELS
     tiles = -(-threads // LANES)
@@ -57,23 +58,23 @@ def blocks_for(n_pieces: int, width: int, resident: int, device: torch.device) -
 
 
 def for_rows(n_rows: int, width: int, device: torch.device) -> int:
-    """Blocks of a kernel that takes samples one by one."""
+    """Number of blocks of a kernel whose walkers take samples one by one."""
     return blocks_for(-(-n_rows // AT_ONCE), width, OF_ROWS, device)
 
 
 def for_runs(n_clips: int, n_out: int, width: int, resident: int, device: torch.device) -> int:
-    """Blocks of a kernel that takes runs of a clip."""
+    """Number of blocks of a kernel whose walkers take runs of a clip's samples."""
     return blocks_for(n_clips * -(-n_out // RUN), width, resident, device)
 
 
 def place(tensor: Tensor) -> tuple[int, int]:
-    """Device and current stream."""
+    """Return a tensor's device number and the current stream there."""
     assert tensor.device.index is not None
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def addresses(*tensors: Tensor) -> tuple[int, ...]:
-    """Where the tensors lie; all of them contiguous."""
+    """Return the tensors' addresses; all are contiguous."""
     return tuple(tensor.data_ptr() for tensor in tensors)
 
 
@@ -87,14 +88,15 @@ def expansion_sums(
     bd: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """From the expansion to the first batch norm; ``bias`` (bfloat16) is what the product had in place of b1.
+    """Statistics of the first batch norm, from c1; ``bias`` (bfloat16) is what the product added in place of b1.
 
     Returns
     -------
     statistics : Tensor
-        ``[3, width]`` float64, mean and variance of the expansion, mean of c1.
+        ``[3, width]`` float64: mean and variance of the expansion (with b1), mean of c1.
     parameters : Tensor
-        ``[7, width]``: scale, shift, three taps and bias of the convolution, and what it makes of a constant.
+        ``[7, width]``: scale and shift of the batch norm, three taps and bias of the convolution, and a value near the
+        mean of c2, around which its sums are taken.
     """
     B, T, width = c1.shape
     n = for_rows(B * T, width, c1.device)
@@ -108,14 +110,14 @@ def expansion_sums(
 def depthwise(
     c1: Tensor, parameters0: Tensor, gamma1: Tensor, beta1: Tensor, stride: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm, ReLU6 and depthwise convolution.
+    """First batch norm, ReLU6 and depthwise convolution; statistics of the second batch norm.
 
     Returns
     -------
     c2 : Tensor
         ``[B, (T - 1) // stride + 1, width]``.
     statistics : Tensor
-        ``[2, width]`` float64, mean and variance of c2.
+        ``[2, width]`` float64: mean and variance of c2.
     parameters : Tensor
         ``[3, width]``: scale, shift and mean of the second batch norm.
     """
@@ -131,7 +133,7 @@ def depthwise(
 
 
 def activate(c2: Tensor, parameters1: Tensor) -> Tensor:
-    """Batch norm and ReLU6, of the shape of c2."""
+    """Second batch norm and ReLU6; a2 has the shape of c2."""
     B, S, width = c2.shape
     a2 = torch.empty_like(c2)
     n = for_rows(B * S, width, c2.device)
@@ -142,7 +144,7 @@ def activate(c2: Tensor, parameters1: Tensor) -> Tensor:
 def gradient_sums(
     c2: Tensor, da2: Tensor, statistics1: Tensor, parameters0: Tensor, parameters1: Tensor, gamma1: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """From the gradient of a2 to those of the second batch norm.
+    """Gradients of the second batch norm's weights, from that of a2.
 
     Returns
     -------
@@ -150,7 +152,7 @@ def gradient_sums(
         ``[width]``.
     parameters : Tensor
         ``[9, width]``: scale and shift of the first batch norm, three taps, scale and shift of the second one, and
-        slope and constant by which its gradient depends on c2.
+        slope and constant in ``dc2 = scale g1 + slope c2 + constant``.
     """
     B, S, width = c2.shape
     n = for_rows(B * S, width, c2.device)
@@ -171,12 +173,12 @@ def depthwise_backward(
     stride: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """From the gradient of a2 to that behind the first ReLU6.
+    """Gradient of the first batch norm's output, and of its weights and the taps, from the gradient of a2.
 
     Returns
     -------
     g0 : Tensor
-        Of the shape of c1.
+        Has the shape of c1.
     dgamma0, dbeta0, dwd : Tensor
         ``[width]``, ``[width]``, ``[width, 3]``.
     vectors : Tensor

@@ -1,6 +1,6 @@
-"""MBConv blocks in evaluation on CUDA, bfloat16 or float16, one launch a block; never measured on a GPU so far.
+"""MBConv blocks in evaluation on CUDA, bfloat16 or float16, one launch for each block; not yet measured on a GPU.
 
-Only the block's input and output pass through memory.
+Only a block's input and output pass through memory.
 Derivation and predictions: ``docs/kernels/encoder-blocks-cuda.md``.
 """
 
@@ -19,7 +19,7 @@ from sleepfm_fast.ops.unsupported import refuse_gradients, refuse_transforms
 __all__ = ["DTYPES", "PackedMBConv", "covers", "mbconv_evaluate", "pack"]
 
 DTYPES = (torch.bfloat16, torch.float16)
-CHUNK = 16  # wide channels: `mbconv_chunk` in csrc/cuda/mbconv_evaluate_policy.h
+CHUNK = 16  # wide channels in a chunk of weights: `mbconv_chunk` in csrc/cuda/mbconv_evaluate_policy.h
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class PackedMBConv:
     """Weights of a block with its batch norms folded, as the kernel reads them; made by :func:`pack`."""
 
     packed: Tensor
-    """uint8 ``[width / 16, bytes]``."""
+    """uint8 ``[width / 16, bytes of a chunk]``: fragments of both matrices, then biases and taps."""
     bias: Tensor
-    """float32 ``[n_out rounded up to a multiple of 16]`` of the projection."""
+    """The projection's, float32 ``[n_out rounded up to a multiple of 16]``."""
     n_in: int
     width: int
     n_out: int
@@ -38,7 +38,7 @@ class PackedMBConv:
     dtype: torch.dtype
 
     def to(self, device: torch.device) -> PackedMBConv:
-        """The same on a device."""
+        """Return a copy on a device."""
         fields = {**self.__dict__, "packed": self.packed.to(device), "bias": self.bias.to(device)}
         return PackedMBConv(**fields)
 
@@ -49,14 +49,15 @@ def covers(n_in: int, width: int, n_out: int, stride: int) -> bool:
 
 
 def steps(n: int) -> int:
-    """Steps of 16 channels that hold ``n``."""
+    """Number of steps of 16 channels that hold ``n`` channels."""
     return -(-n // 16)
 
 
 def lane_channels(n_steps: int) -> Tensor:
-    """Channels ``[n_steps, 4, 4]`` that lane ``t`` of four holds of each 16, of which 2 belong to either 8.
+    """The channels that lane ``t`` of four holds in each step of 16: ``[n_steps, 4 lanes, 4]``.
 
-    Of two steps together a lane has 8 channels in a row, of a last one 4: it reads and writes them at once.
+    In two steps together a lane has 8 consecutive channels, in a last single step 4, so that it reads and writes 16 (8)
+    bytes at a time. The first two of a lane's four are in the fragment's first half, the others in its second.
     """
     lane, k = torch.arange(4, device="cpu")[:, None], torch.arange(4, device="cpu")
     pairs = [32 * (s // 2) + 8 * lane + 4 * (s % 2) + k for s in range(n_steps // 2 * 2)]
@@ -75,23 +76,23 @@ def pack(
     residual: bool,
     dtype: torch.dtype,
 ) -> PackedMBConv:
-    """Round and arrange a block's weights once, for :func:`mbconv_evaluate`.
+    """Round and arrange a block's weights, once, for :func:`mbconv_evaluate`.
 
     Parameters
     ----------
     w1, b1, wd, bd, w3, b3 : Tensor
         As in :func:`sleepfm_fast.ops.mbconv`, with the batch norms folded into them; float32 or float64.
     stride : {1, 2}
-        Of the depthwise convolution.
+        Stride of the depthwise convolution.
     residual : bool
-        Add the block's input.
+        Whether the block's input is added.
     dtype : dtype
-        Of the matrices, of input and output: bfloat16 or float16.
+        Type of the matrices, of the input and of the output: bfloat16 or float16.
 
     Raises
     ------
     ValueError
-        Where the kernel does not cover the block, :func:`covers`, or the type.
+        For a block that no kernel is compiled for (:func:`covers`), or another type.
     """
     width, n_in, n_out = len(w1), w1.shape[1], len(w3)
     if dtype not in DTYPES:
@@ -108,7 +109,9 @@ def pack(
         )
     K, N, n_chunks = steps(n_in), steps(n_out), width // CHUNK
     w1, b1, wd, bd, w3, b3 = (weight.detach().cpu().double() for weight in (w1, b1, wd, bd, w3, b3))
-    # Fragments b of mma.m16n8k16: lane 4 g + t holds column g, rows 2 t, 2 t + 1, 2 t + 8 and 2 t + 9.
+    # Fragments b of mma.m16n8k16 (csrc/cuda/ptx.h): lane 4 g + t holds column g, rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9.
+    # Packed as [chunk, step of 16, lane, both halves of a fragment]. ReLU6 is a clamp to [0, 1]: w1, b1 and bd are
+    # divided by 6, w3 is multiplied by 6.
     expand = w1.new_zeros(width, 16 * K)
     expand[:, :n_in] = w1 / 6
     expand = expand[:, lane_channels(K)].view(n_chunks, 2, 8, K, 4, 4).permute(0, 3, 2, 4, 1, 5)
@@ -118,7 +121,7 @@ def pack(
     rows = 2 * torch.arange(4, device="cpu")[:, None] + torch.tensor([0, 1, 8, 9], device="cpu")
     project = project[columns].view(N, 2, 8, n_chunks, 16)[..., rows].permute(3, 0, 2, 4, 1, 5)
     fragments = torch.cat([m.reshape(n_chunks, -1).to(dtype).view(torch.uint8) for m in (expand, project)], dim=1)
-    # Of lane t: bias, taps and bias of channels 2 t and 2 t + 1 of either half of the chunk.
+    # For lane t of four: bias, taps and bias of channels 2 t and 2 t + 1 of either half of the chunk.
     parameters = torch.cat([b1[:, None] / 6, wd, bd[:, None] / 6], dim=1).float()
     parameters = parameters.view(n_chunks, 2, 4, 2, 5).permute(0, 2, 1, 4, 3).reshape(n_chunks, -1).contiguous()
     bias = torch.zeros(16 * N, dtype=torch.float32, device="cpu")
@@ -141,7 +144,8 @@ def mbconv_evaluate(x: Tensor, block: PackedMBConv) -> Tensor:
     -------
     Tensor
         ``[B, (T - 1) // stride + 1, n_out]``. Sums, biases and the depthwise convolution are float32; the projection's
-        factors and the result are rounded to the type of x. A result that sees a sample that is not finite is NaN.
+        factors and the result are rounded to the type of x. A result that depends on a sample which is not finite is
+        NaN.
 
     Raises
     ------
@@ -163,7 +167,7 @@ def mbconv_evaluate(x: Tensor, block: PackedMBConv) -> Tensor:
             "mbconv_evaluate has no gradient; call it under torch.no_grad(), or use the reference's."
         )
     arguments = (x, block.packed, block.bias, block.width, block.n_out, block.stride, block.residual)
-    if x.is_cuda and is_plain(x):  # past torch's dispatcher, which costs as much again as the call
+    if x.is_cuda and is_plain(x):  # without torch's dispatcher, which costs as much again as the call
         return _run(*arguments)
     y: Tensor = torch.ops.sleepfm_fast.mbconv_evaluate_packed(*arguments)
     return y

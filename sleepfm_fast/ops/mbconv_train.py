@@ -1,7 +1,6 @@
-"""The MBConv block in training on CUDA, bfloat16, channels last; never measured on a GPU so far.
+"""The MBConv block in training on CUDA, bfloat16, channels last; not yet measured on a GPU.
 
-The matrix products are the library's; what stands between them is a few kernels, of
-:mod:`sleepfm_fast.ops.mbconv_between`.
+The matrix products are torch's; between them are a few kernels, those of :mod:`sleepfm_fast.ops.mbconv_between`.
 Derivation and predictions: ``docs/kernels/encoder-blocks-cuda.md``.
 """
 
@@ -24,7 +23,7 @@ from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients,
 
 __all__ = ["MULTIPLE", "mbconv_train"]
 
-MULTIPLE = 8  # of all numbers of channels: rows of 16 bytes, which the library's products want
+MULTIPLE = 8  # all numbers of channels are multiples of it: the library's products want rows of whole 16 bytes
 
 
 def mbconv_train(
@@ -53,7 +52,7 @@ def mbconv_train(
         As in :func:`sleepfm_fast.ops.mbconv`, float32 on the same device. ``n_in``, width and ``n_out`` are multiples
         of 8.
     stride : {1, 2}
-        Of the depthwise convolution.
+        Stride of the depthwise convolution.
     eps : float
         Added to the variances, which are those of the batch.
 
@@ -63,7 +62,7 @@ def mbconv_train(
         ``[B, (T - 1) // stride + 1, n_out]`` bfloat16. The factors of products and the wide activations are rounded
         to bfloat16; sums, batch norms and the depthwise convolution are float32 or better.
     statistics : Tensor
-        ``[4, width]``, the means and population variances that were used, in float64; no gradient.
+        ``[4, width]`` float64, without gradient: mean0, variance0, mean1, variance1 as used (population variances).
 
     Raises
     ------
@@ -75,8 +74,8 @@ def mbconv_train(
 
     Notes
     -----
-    The gradients of ``b1`` and ``bd`` are exactly zero: the batch norms take constants away. A residual and its dropout
-    are for the caller to add.
+    The gradients of ``b1`` and ``bd`` are exactly zero, since the batch norms remove constants. A residual and its
+    dropout are left to the caller.
     """
     weights = (w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3)
     validate(x, weights, stride)
@@ -89,7 +88,7 @@ def mbconv_train(
 
 
 def validate(x: Tensor, weights: tuple[Tensor, ...], stride: int) -> None:
-    """Refuse what :func:`mbconv_train` does not take, in a sentence."""
+    """Refuse what :func:`mbconv_train` does not take."""
     if x.ndim != 3 or x.dtype != torch.bfloat16:
         raise TypeError(f"mbconv_train: x is {x.dtype} of shape {tuple(x.shape)}; expected bfloat16 [B, T, n_in].")
     if stride not in (1, 2):
@@ -141,7 +140,7 @@ class _MBConvTrain(torch.autograd.Function):
 
 
 def call_forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, ...]:
-    """Run the registered op, past torch's dispatcher where nobody listens."""
+    """Run the registered op, without torch's dispatcher where that would only pass the tensors on."""
     if x.is_cuda and is_plain(x, *weights):
         with torch.no_grad():
             return forward(x, weights, stride, eps)
@@ -151,7 +150,7 @@ def call_forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> t
 def call_backward(
     dy: Tensor, x: Tensor, kept: list[Tensor], weights: list[Tensor], stride: int, eps: float
 ) -> tuple[Tensor, ...]:
-    """Run the registered op, past torch's dispatcher where nobody listens."""
+    """Run the registered op, without torch's dispatcher where that would only pass the tensors on."""
     if dy.is_cuda and is_plain(dy, x, *kept, *weights):
         return backward(dy, x, kept, weights, stride, eps)
     return tuple(torch.ops.sleepfm_fast.mbconv_train_backward(dy, x, kept, weights, stride, eps))
@@ -161,9 +160,9 @@ def call_backward(
 
 
 def as_given(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """Products in the precision of their factors: autocast, under which training runs, would round the float32 ones.
+    """Let products be computed in the type of their factors.
 
-    So would a process that allows TF32.
+    Autocast, under which training runs, would round float32 factors, and so would TF32, if the process allows it.
     """
 
     @functools.wraps(function)
@@ -175,9 +174,10 @@ def as_given(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple
 
 
 def aligned(kept: Tensor) -> Tensor:
-    """What forward kept comes back as hooks on saved tensors leave it: a view, or off the kernels' accesses of 8 bytes.
+    """Return a tensor that forward kept, contiguous and aligned to 8 bytes, as the kernels access it.
 
-    That is an error of the device, after which the process can use it no more.
+    Hooks on saved tensors may have replaced it by a view, for example. A misaligned access is an error of the device,
+    after which the process cannot use the device any more.
     """
     kept = kept.contiguous()
     return kept if kept.data_ptr() % 8 == 0 else kept.clone()
@@ -185,10 +185,10 @@ def aligned(kept: Tensor) -> Tensor:
 
 @as_given
 def forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, ...]:
-    """y, statistics, then what backward wants: see :func:`_fake_forward`.
+    """Return y, statistics, and what backward needs: see :func:`_fake_forward`.
 
-    A batch norm takes the expansion's bias away. In its place the product has one that takes the mean off before c1 is
-    rounded, which needs the mean of x alone.
+    The first batch norm removes the expansion's bias b1. The product adds another one in its place, which brings the
+    mean of c1 near 0 before c1 is rounded, and which needs only the mean of x.
     """
     x = x.contiguous()
     w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3 = (weight.contiguous() for weight in weights)
@@ -211,10 +211,11 @@ def forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[
 def backward(
     dy: Tensor, x: Tensor, kept: list[Tensor], weights: list[Tensor], stride: int, eps: float
 ) -> tuple[Tensor, ...]:
-    """Gradients of x and of the weights.
+    """Return the gradients of x and of the weights.
 
     With ``v`` the vectors of :func:`sleepfm_fast.ops.mbconv_between.depthwise_backward`, the gradient of c1 is ``v0 g0
-    + v1 + v2 (c1 - its mean)``; that is linear in x but for g0, so that only its product has wide factors.
+    + v1 + v2 (c1 - its mean)``. All of it but g0 is a linear function of the narrow x, so that only g0 has to be
+    multiplied as a wide matrix.
     """
     dy, x = dy.contiguous(), x.contiguous()
     statistics0, statistics1, parameters0, parameters1, mean, projection, c1, c2, a2 = map(aligned, kept)
@@ -233,19 +234,19 @@ def backward(
     )
     flat_g0 = g0.view(rows, width)
     scale, of_mean, of_c1 = vectors[:, :, None]
-    # With m the mean of x, a sample's gradient is w1' v0 g0 + w1' v1 + w1' v2 w1 (x - m); the constant is that of the
-    # rounded matrix.
+    # With m the mean of x, a sample's gradient is w1' v0 g0 + w1' v1 + w1' v2 w1 (x - m). The constant is computed from
+    # the rounded matrix `square`, so that it fits to the product with x.
     rounded = w1.to(dy.dtype).float()
     square = torch.mm((rounded * of_c1).T, rounded).to(dy.dtype)
     constant = ((rounded * of_mean).sum(0) - torch.mv(square.float().T, mean)).to(dy.dtype)
-    # In place: torch.addmm first copies a matrix that it adds to.
+    # In place, since torch.addmm copies a matrix that it adds to.
     dx = torch.addmm(constant, flat, square).addmm_(flat_g0, (w1 * scale).to(dy.dtype)).view(B, T, n_in)
     dw1, gram = w1.new_empty((width, n_in)), w1.new_empty((n_in, n_in))
     multiply(flat_g0.T, flat, dw1)
     multiply(flat.T, flat, gram)
-    covariance = torch.addr(gram, mean, mean, alpha=-rows)  # times the number of samples
+    covariance = torch.addr(gram, mean, mean, alpha=-rows)  # of x, times the number of samples
     dw1 = torch.addcmul(scale * torch.addr(dw1, dbeta0, mean, alpha=-1), of_c1, torch.mm(rounded, covariance))
-    db1, dbd = torch.zeros_like(dgamma0), torch.zeros_like(dgamma0)  # results of an op share no memory
+    db1, dbd = torch.zeros_like(dgamma0), torch.zeros_like(dgamma0)  # two, since results of an op must not share memory
     return dx, dw1, db1, dgamma0, dbeta0, dwd, dbd, dgamma1, dbeta1, dw3, db3
 
 

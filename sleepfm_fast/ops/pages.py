@@ -1,4 +1,4 @@
-"""Large tensors whose memory is used again: the first touch of a fresh page costs more than a pass over a used one."""
+"""Large tensors from a pool of memory: the first touch of a fresh page costs more than a whole pass over a used one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from sleepfm_fast import _C
 
 __all__ = ["empty", "release_pages"]
 
-# Below, glibc's malloc never asks the system for a single block. Above, it gives the end of its heap back whenever that
-# is larger than twice the largest block it has asked for: three blocks of 1 MB in a loop were fresh pages every time.
+# Smaller tensors come from malloc, where glibc never asks the system for a block of their own (M_MMAP_THRESHOLD). For
+# larger ones it does, and it gives the end of its heap back whenever that exceeds twice the largest such block: a loop
+# with three blocks of 1 MB had fresh pages in every turn.
 SMALL_BYTES = 1 << 17
 
 
 def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-    """Uninitialised contiguous tensor on the device of ``like``, on the CPU from pages that were freed before.
+    """Uninitialised contiguous tensor on the device of ``like``; on the CPU, if large, with memory from the pool.
 
-    Its type is that of ``like`` unless another is named.
-
-    The memory goes back to the pool when the last tensor that uses it is gone. The pool never holds more than 5/4 of
-    what was in use at one time; :func:`release_pages` gives what is idle back to the system.
+    Its type is that of ``like`` unless another is given. The memory goes back to the pool when the last tensor that
+    uses it is gone. The pool never holds more than 5/4 of the most memory that was in use at one time;
+    :func:`release_pages` gives its idle part back to the system.
     """
     dtype = like.dtype if dtype is None else dtype
-    if like.device.type != "cpu" or isinstance(like, FakeTensor):  # first: a traced size must not be asked about
+    # FakeTensors are handled before any size is compared: a comparison would fix a symbolic size while tracing.
+    if like.device.type != "cpu" or isinstance(like, FakeTensor):
         return like.new_empty(shape, dtype=dtype)
     n_bytes = math.prod(shape) * dtype.itemsize
     if n_bytes < SMALL_BYTES:
@@ -35,14 +36,14 @@ def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
 
 
 def release_pages() -> int:
-    """Give the memory that the ops keep for their next call back to the system; what tensors use stays.
+    """Give the memory that the ops keep for their next calls back to the system; memory of live tensors stays.
 
-    The commands call it when a training ends. A program of your own that goes on after training can do the same; the
-    next step of a training takes a little longer, as it must ask for its memory again.
+    The commands call it when training ends. A program of your own that goes on after training can do the same. The next
+    training step then takes a little longer, since it has to get its memory from the system again.
 
     Returns
     -------
     int
-        Bytes that were given back.
+        How many bytes were given back.
     """
     return _C.release_pages()

@@ -1,4 +1,4 @@
-"""Settings that torch has one of for the whole process, held where an op needs them while it computes."""
+"""Settings of torch that are global to the process, changed for as long as an op needs them and then restored."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ __all__ = ["ProcessSetting", "float32_factors", "float32_sums"]
 
 
 class ProcessSetting:
-    """A context manager: the first thread that needs it calls ``change``, the last one that leaves what that returned.
+    """A context manager that changes a setting while any thread is inside it.
 
-    ``change`` returns what gives the setting back, or None where there is nothing to do.
+    The first thread that enters calls ``change``, which returns a function that restores the setting, or None if there
+    is nothing to restore; the last thread that leaves calls that function.
     """
 
     def __init__(self, change: Callable[[], Callable[[], None] | None]) -> None:
@@ -25,7 +26,7 @@ class ProcessSetting:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Hold the setting for a while; other threads compute with it meanwhile."""
+        """Hold the setting; meanwhile all threads of the process compute with it."""
         with self._lock:
             if self._users == 0:
                 self._give_back = self._change()
@@ -40,7 +41,7 @@ class ProcessSetting:
 
 
 def _forbid_float16_sums() -> Callable[[], None] | None:
-    # torch 2.7 on
+    # The setting exists from torch 2.7 on.
     matmul = torch.backends.cuda.matmul
     if not getattr(matmul, "allow_fp16_accumulation", False):
         return None
@@ -52,8 +53,8 @@ def _forbid_float16_sums() -> Callable[[], None] | None:
     return give_back
 
 
-# Sums in float16 off. With them on, torch refuses to multiply float16 to float32, and cuBLAS would sum in float16:
-# operands that are scaled to fill its range would overflow.
+# Turns float16 sums off. While they are on, torch refuses products of float16 factors with a float32 result, and others
+# are summed in float16 by cuBLAS, where operands that are scaled to fill float16's range would overflow.
 float32_sums = ProcessSetting(_forbid_float16_sums)
 
 
@@ -61,7 +62,8 @@ def _keep_float32_factors() -> Callable[[], None] | None:
     matmul = torch.backends.cuda.matmul
     try:
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by `fp32_precision`, torch 2.9 on, after which the older function does not answer
+    # From torch 2.9 on, once a program has set `fp32_precision`, the older function raises.
+    except RuntimeError:
         newer = matmul.fp32_precision
         matmul.fp32_precision = "ieee"
 
@@ -79,5 +81,5 @@ def _keep_float32_factors() -> Callable[[], None] | None:
     return give_back
 
 
-# Float32 factors with all of their bits; a process may allow their products on CUDA in TF32, which drops 13 of 24.
+# Products of float32 factors with all 24 bits of them. A process may allow TF32 on CUDA, which drops 13.
 float32_factors = ProcessSetting(_keep_float32_factors)

@@ -1,7 +1,7 @@
-"""What the ops cannot be asked for, said where it is asked: gradients of registered ops, and torch.func's transforms.
+"""Refusals of what the ops do not support: gradients of the registered ops, torch.func, forward-mode derivatives.
 
-The functions of :mod:`sleepfm_fast.ops` have gradients; the registered ops below them (``torch.ops.sleepfm_fast``) are
-their parts and have none. torch's own answer would be a result that silently has no gradient.
+The functions of :mod:`sleepfm_fast.ops` have gradients. The registered ops that they are made of
+(``torch.ops.sleepfm_fast``) have none, and without a refusal torch would return a result that silently has no gradient.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["no_second_derivative", "refuse_gradients", "refuse_transforms"]
 
 
 def refuse_gradients(op: str, instead: str) -> None:
-    """Let a registered op raise where it is called with a tensor that requires grad and gradients are recorded.
+    """Make a registered op raise if it is called with a tensor that requires grad while gradients are recorded.
 
     Parameters
     ----------
     op : str
-        Its name in ``torch.ops.sleepfm_fast``.
+        Name of the op in ``torch.ops.sleepfm_fast``.
     instead : str
-        What to use, at the end of the sentence.
+        What to use instead; the end of the message.
     """
     overload = getattr(torch.ops.sleepfm_fast, op).default
 
     def below(keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        # While it is traced, torch.compile itself calls what our functions' forward and backward consist of.
+        # While torch.compile traces one of our functions, it calls the ops of its forward and backward itself.
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and wants_gradient((*args, *kwargs.values())):
             raise NotImplementedError(
                 f"torch.ops.sleepfm_fast.{op} has no gradient, and an argument requires one. Call it under "
@@ -41,14 +41,14 @@ def refuse_gradients(op: str, instead: str) -> None:
             return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
 
     LIBRARY.impl(op, below, "Autograd", with_keyset=True)
-    # Of several gradients at once torch hands one after the other to an op, but not to one that takes a list.
+    # Given a batch of gradients, torch calls an op for one after the other, unless the op takes a list of tensors.
     takes_list = any(str(argument.type) == "List[Tensor]" for argument in overload._schema.arguments)
     if takes_list and op.endswith("_backward"):
         LIBRARY.impl(op, refusal_of_batches(op.removesuffix("_backward")), "Batched")
 
 
 def refusal_of_batches(function: str) -> Callable[..., Any]:
-    """What a backward does with several gradients at once."""
+    """Return what takes a backward's place for a batch of gradients: a function that refuses it."""
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(
@@ -77,21 +77,21 @@ def has_tangent(value: Tensor) -> bool:
 
 
 def refuse_transforms(function: str, *tensors: Tensor, twin: str | None = None) -> None:
-    """Refuse to work inside vmap, grad, jvp and the other transforms of torch.func, and on forward-mode derivatives.
+    """Refuse calls inside vmap, grad, jvp and the other transforms of torch.func, and forward-mode derivatives.
 
     Parameters
     ----------
     function : str
-        Its name.
+        Name of the function that was called.
     *tensors : Tensor
         Its differentiable arguments.
     twin : str, optional
-        What does it; sleepfm_fast.reference's function of the same name if None.
+        Name of what supports it; by default the function of the same name in ``sleepfm_fast.reference``.
 
     Raises
     ------
     NotImplementedError
-        Naming what to use.
+        With a message that names ``twin``.
     """
     if torch.compiler.is_compiling():
         return
@@ -110,7 +110,7 @@ def refuse_transforms(function: str, *tensors: Tensor, twin: str | None = None) 
 
 
 def no_second_derivative(function: str, twin: str | None = None) -> NotImplementedError:
-    """What is raised where a gradient itself is to be differentiated; ``twin`` as in :func:`refuse_transforms`."""
+    """Return the exception for a gradient that is to be differentiated; ``twin`` as in :func:`refuse_transforms`."""
     return NotImplementedError(
         f"{function} has no second derivative. Use {twin or f'sleepfm_fast.reference.{function}'}, which is made of "
         "differentiable torch operations, where one is needed."

@@ -1,7 +1,8 @@
-"""Plain twins of :mod:`sleepfm_fast.ops`: same signatures, slow, readable, and the law where the two disagree."""
+"""Plain twins of :mod:`sleepfm_fast.ops`: same signatures, slow and readable; they define what the ops compute."""
 
 from __future__ import annotations
 
+from sleepfm_fast.reference.batch_norm import batch_norm
 from sleepfm_fast.reference.contrastive_loss import contrastive_loss
 from sleepfm_fast.reference.encoder_evaluate import encoder_evaluate
 from sleepfm_fast.reference.filter_resample import filter_resample
@@ -12,6 +13,7 @@ from sleepfm_fast.reference.mbconv_train import mbconv_train
 from sleepfm_fast.reference.stem import stem
 
 __all__ = [
+    "batch_norm",
     "contrastive_loss",
     "encoder_evaluate",
     "filter_resample",

@@ -1,4 +1,4 @@
-"""Contrastive loss over modalities, written as the definition: every N x N similarity matrix in full."""
+"""Contrastive loss over modalities, written as its definition: every N x N similarity matrix in full."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Directions = Literal["both", "row"]
 
 
 class ContrastiveStatistics(NamedTuple):
-    """How well each sample finds its own counterpart; P problems, direction 0 by row and 1 by column.
+    """How well each sample finds its own counterpart, for P problems; direction 0 is by row and 1 by column.
 
     Attributes
     ----------
@@ -25,8 +25,8 @@ class ContrastiveStatistics(NamedTuple):
     correct : Tensor
         ``[P, 2]`` int64, number of valid samples of rank 0.
     ranks : Tensor
-        ``[P, 2, N]`` int32, how many others come before the sample's own counterpart; -1 where not valid. An equally
-        similar other comes before it if its index is smaller.
+        ``[P, 2, N]`` int32, how many others are more similar than the sample's own counterpart; -1 where not valid. An
+        equally similar other counts if its index is smaller.
     n_valid : Tensor
         ``[P]`` int64, number of valid samples.
     """
@@ -55,8 +55,8 @@ def problems(n_modalities: int, mode: Mode = "leave_one_out") -> tuple[tuple[int
 def cross_entropy_of_diagonal(logits: Tensor) -> Tensor:
     """Cross-entropy of row r for class r, as log(1 + sum over c != r of exp(S_rc - S_rr)).
 
-    The same number as ``cross_entropy(logits, arange(n))``, but exact to the last digits where S_rr dominates and
-    log-sum-exp less S_rr would leave rounding noise, in the value and in the gradient.
+    The same number as ``cross_entropy(logits, arange(n))``, but accurate to the last digits where S_rr dominates, where
+    log-sum-exp minus S_rr would leave rounding noise in the value and in the gradient.
     """
     n = len(logits)
     if n < 2:
@@ -86,7 +86,7 @@ def contrastive_loss(
     M, N, _ = x.shape
     present = torch.ones(M, N, dtype=torch.bool, device=x.device) if mask is None else mask
     shared = present & (present.sum(0) > 1)  # a modality that is alone has nothing to be compared with
-    # what is absent must not matter, not even as NaN
+    # Values of absent modalities must have no effect, not even if they are NaN.
     e = F.normalize(torch.where(shared[..., None], x.to(dtype), 0), dim=-1, eps=1e-12)
     s = log_temperature.to(dtype).exp()
 
@@ -112,7 +112,7 @@ def contrastive_loss(
             own = matrix.diagonal()[:, None]
             ahead = (matrix > own) | ((matrix == own) & (target[None] < target[:, None]))
             rank = torch.full((N,), -1, dtype=torch.int32, device=x.device)
-            rank = rank.index_copy(0, index, ahead.sum(1, dtype=torch.int32))  # not in place: vmap takes it
+            rank = rank.index_copy(0, index, ahead.sum(1, dtype=torch.int32))  # not in place, so that vmap can run it
             losses.append(each.detach().sum() / max(len(index), 1))
             correct.append((rank == 0).sum())
             ranks.append(rank)

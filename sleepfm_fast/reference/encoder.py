@@ -12,7 +12,7 @@ __all__ = ["PublishedEncoder"]
 
 
 class Block(nn.Module):
-    """Expansion, depthwise convolution, projection; a residual with dropout where the length stays."""
+    """Expansion, depthwise convolution, projection; with stride 1 also dropout and a residual."""
 
     def __init__(self, n_in: int, n_out: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks, the last of which changes the channels and halves the length, and a batch norm."""
+    """Blocks, of which the last changes the number of channels and halves the length, and a batch norm."""
 
     def __init__(self, n_in: int, n_out: int, n_blocks: int, dropout: float) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Stage(nn.Module):
 
 
 class PublishedEncoder(nn.Module):
-    """The 1-D EfficientNet of SleepFM as published: the rival of our benchmarks and the truth of our tests.
+    """The 1-D EfficientNet of SleepFM as published: what tests compare with, and a rival in the benchmarks.
 
     Parameters
     ----------

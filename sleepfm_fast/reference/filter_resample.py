@@ -23,7 +23,7 @@ def filter_resample(
     dtype: torch.dtype = torch.float32,
     normalise: str = "none",
 ) -> torch.Tensor:
-    """Do the same as `sleepfm_fast.ops.filter_resample`, in float64; ``dtype`` may also be ``torch.float64``."""
+    """`sleepfm_fast.ops.filter_resample`, computed in float64; ``dtype`` may also be ``torch.float64``."""
     n_clips, n_channels = table.shape[:2]
     out = np.zeros((n_clips, n_channels, n_out))
     samples = raw.cpu().numpy()
@@ -36,7 +36,7 @@ def filter_resample(
             design = bank.design(f)
             digital = samples[offset : offset + length].astype(np.float64)
             if normalise != "none" and not design.step:
-                # The normalisation takes the gain away; digital steps also say what is flat.
+                # The normalisation removes the gain. Filtering digital values keeps the unit of the flatness threshold.
                 y = filter_window(digital, design, start, first, phase, n_out)
                 flat_below = max(1.0 / 1024.0, 1e-6 * float(np.abs(digital - digital.mean()).max()))
                 out[b, c] = _NORMALISE[normalise](y, np.sign(gain * scale), flat_below)
@@ -67,7 +67,7 @@ def filter_window(x: FloatArray, design: FilterDesign, start: int, first: int, p
     u = phase + np.arange(n_out, dtype=np.int64) * design.down
     half = (len(design.main) - 1) // 2
     reach = design.phases + half // design.phases + 2
-    # Segment indices that the main filter may meet.
+    # The range of segment indices that the main filter may need.
     begin = first - reach
     end = first + int(u[-1] // design.up if n_out else 0) + reach + 2
     extended = _extend(x, start, begin, end)
@@ -75,7 +75,7 @@ def filter_window(x: FloatArray, design: FilterDesign, start: int, first: int, p
         extended = extended - _low(x, design, start, begin, end)
     if design.phases == design.up:
         return _upfirdn_at(extended, design, int(first - begin) * design.up + phase, n_out)
-    # Fewer phases than the ratio asks for: the time is rounded to 1 / phases of a sample.
+    # The table has fewer phases than `up`: an output's time is rounded to 1 / phases of a sample.
     row = (u % design.up * design.phases + design.up // 2) // design.up
     q = first - begin + u // design.up + row // design.phases
     table, left = design.main_table
@@ -92,7 +92,7 @@ def _extend(x: FloatArray, start: int, begin: int, end: int) -> FloatArray:
 def _upfirdn_at(x: FloatArray, design: FilterDesign, u0: int, n_out: int) -> FloatArray:
     import scipy.signal
 
-    # upfirdn keeps every `down`-th output; leading zeros in front of the taps move u0 onto that grid.
+    # upfirdn keeps every `down`-th output; zeros in front of the taps shift u0 onto that grid.
     half = (len(design.main) - 1) // 2
     lead = -(half + u0) % design.down
     taps = np.concatenate([np.zeros(lead), design.main])
@@ -123,7 +123,7 @@ def _zscore(y: FloatArray, sign: float, flat_below: float) -> FloatArray:
 
 def _robust(y: FloatArray, sign: float, flat_below: float) -> FloatArray:
     low, median, high = np.quantile(y, [0.25, 0.5, 0.75])
-    deviation = (high - low) / 1.349  # of a normal distribution
+    deviation = (high - low) / 1.349  # the interquartile range of a standard normal distribution is 1.349
     return np.asarray(sign * (y - median) / deviation) if deviation > flat_below else np.zeros_like(y)
 
 

@@ -1,4 +1,4 @@
-"""The maximum of neighbouring samples, as the torch operation that defines it."""
+"""Max pooling over three samples, as the torch operation that defines it."""
 
 from __future__ import annotations
 

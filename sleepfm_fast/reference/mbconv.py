@@ -37,8 +37,8 @@ def mbconv(
 ) -> tuple[Tensor, Tensor]:
     """1x1 expansion, batch norm, ReLU6, depthwise convolution of 3, batch norm, ReLU6, 1x1 projection, residual.
 
-    Arguments and results as in :func:`sleepfm_fast.ops.mbconv`; ``precision`` says what the factors of products are
-    rounded to, everything else is in the arguments' own.
+    Arguments and results as in :func:`sleepfm_fast.ops.mbconv`, on any device. ``precision`` says what the factors of
+    products are rounded to; everything else is computed in the arguments' own type.
     """
     if precision == "bfloat16":
         weights = (w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3)
@@ -63,7 +63,7 @@ def exact(
     running: tuple[Tensor, Tensor, Tensor, Tensor] | None,
     eps: float,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Projection [B, n_out, S] and the four statistics, rounded to nothing but the arguments' type."""
+    """Projection [B, n_out, S] and the four statistics, computed in the arguments' type without further rounding."""
     w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3 = weights
     statistics = []
     y = F.conv1d(x, w1[:, :, None], b1)
@@ -82,7 +82,10 @@ def exact(
 
 
 def hashes(shape: torch.Size, seed: int) -> NDArray[np.uint32]:
-    """Numbers of 32 bits that say what is dropped: SplitMix64 of a row, then MurmurHash3 of a sample."""
+    """32-bit hashes that decide what is dropped: SplitMix64 of the row, then a hash of its halves with the sample.
+
+    The same as in csrc/cpu/mbconv_dropout.h, bit by bit.
+    """
     n_clips, n_rows, n_samples = shape
     with np.errstate(over="ignore"):
         z = np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, n_clips * n_rows + 1, dtype=np.uint64)

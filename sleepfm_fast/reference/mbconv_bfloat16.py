@@ -1,4 +1,4 @@
-"""The MBConv block whose products have bfloat16 factors: what is rounded, and where, in any precision of the rest."""
+"""The MBConv block whose products have bfloat16 factors: rounds where the op rounds, and is exact elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["evaluate", "train"]
 
 
 class _Rounded(torch.autograd.Function):
-    """x to the nearest bfloat16; its gradient stays."""
+    """Rounds x to the nearest bfloat16; its gradient passes unchanged."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ class _Rounded(torch.autograd.Function):
 
 
 class _GradientRounded(torch.autograd.Function):
-    """x unchanged; its gradient to the nearest bfloat16."""
+    """Leaves x unchanged; rounds its gradient to the nearest bfloat16."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -36,19 +36,19 @@ class _GradientRounded(torch.autograd.Function):
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Round to the nearest bfloat16, by way of float32; the gradient stays."""
+    """Round to the nearest bfloat16, by way of float32; the gradient passes unchanged."""
     y: Tensor = _Rounded.apply(x)  # type: ignore[no-untyped-call]
     return y
 
 
 def gradient_rounded(x: Tensor) -> Tensor:
-    """Leave x as it is, and round its gradient: a factor of products."""
+    """Leave x as it is, and round its gradient, which is a factor of products."""
     y: Tensor = _GradientRounded.apply(x)  # type: ignore[no-untyped-call]
     return y
 
 
 class _Variance(torch.autograd.Function):
-    """Variances of w x over clips and samples, x without mean; what they give to x is a product of rounded factors."""
+    """Variances of w x over clips and samples, for x without its mean; their gradient by x has rounded factors."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def train(
     stride: int,
     eps: float,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Projection [B, n_out, S] without its bias, and the four statistics, of the batch's own.
+    """Projection [B, n_out, S] without its bias, and the four statistics of the batch.
 
     The input is rounded less its mean, and so is the expansion; the first batch norm's variance is that of the rounded
     input and exact weights. The second batch norm sees, and its statistics are of, what was rounded to wait in memory.
@@ -83,9 +83,10 @@ def train(
     variance0: Tensor = _Variance.apply(narrow, w1)  # type: ignore[no-untyped-call]
     scale = gamma0 / (variance0 + eps).sqrt()
     c1 = rounded(F.conv1d(narrow.detach(), rounded(w1)[:, :, None]))
-    # Backward rounds the weights times the batch norm's scale: a zero whose gradient goes to x that way.
+    # In backward the op rounds the product of weights and batch norm's scale. `to_x` minus itself is zero, and gives x
+    # that gradient.
     to_x = F.conv1d(narrow, rounded(w1 * scale[:, None]).detach()[:, :, None])
-    c1 = c1 + (b1 - b1)[:, None]  # a batch norm takes it away
+    c1 = c1 + (b1 - b1)[:, None]  # the batch norm removes b1; its gradient is zero
     u = gradient_rounded(c1 * scale[:, None] + beta0[:, None] + (to_x - to_x.detach()))
     c2 = rounded(F.conv1d(relu6(u), wd[:, None, :], bd, stride=stride, padding=1, groups=len(wd)))
     mean1 = c2.mean((0, 2))

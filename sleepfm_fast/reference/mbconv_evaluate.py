@@ -1,4 +1,4 @@
-"""An MBConv block in evaluation with its batch norms folded, channels last: what defines the op of the same name."""
+"""An MBConv block in evaluation with its batch norms folded, channels last: defines the op of the same name."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def mbconv_evaluate(
     w1, b1, wd, bd, w3, b3 : Tensor
         As in :func:`sleepfm_fast.ops.mbconv`, with the batch norms folded into them.
     stride : {1, 2}
-        Of the depthwise convolution.
+        Stride of the depthwise convolution.
     residual : bool
-        Add x.
+        Whether x is added.
     rounded : dtype, optional
-        Round where the op rounds in bfloat16 or float16: both matrices (the first divided by 6, the second multiplied
-        by it), what the projection multiplies, and the result. By default nothing is rounded.
+        bfloat16 or float16: round where the op rounds, that is both matrices (the first divided by 6, the second
+        multiplied by 6), the projection's other factor, and the result. By default nothing is rounded.
 
     Returns
     -------

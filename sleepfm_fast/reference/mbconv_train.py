@@ -1,4 +1,4 @@
-"""The MBConv block in training, channels last: what defines the op of the same name."""
+"""The MBConv block in training, channels last: defines the op of the same name."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def mbconv_train(
 ) -> tuple[Tensor, Tensor]:
     """1x1 expansion, batch norm, ReLU6, depthwise convolution of 3, batch norm, ReLU6, 1x1 projection.
 
-    Arguments and results as in :func:`sleepfm_fast.ops.mbconv_train`, in the precision and on the device of the
-    arguments. ``rounded``: round to bfloat16 where the op does, but for the gradient of x; by default nothing is.
+    Arguments and results as in :func:`sleepfm_fast.ops.mbconv_train`, in the arguments' type and on their device.
+    ``rounded``: round to bfloat16 where the op does, except for the gradient of x; by default nothing is rounded.
     """
     first = x.transpose(1, 2)
     if not rounded:
@@ -45,7 +45,7 @@ def mbconv_train(
     mean0 = c1.mean((0, 2))
     variance0 = (c1 - mean0[:, None]).square().mean((0, 2))
     scale0 = gamma0 / (variance0 + eps).sqrt()
-    shift0 = beta0 - mean0 * scale0 + (b1 - b1)  # a batch norm takes b1 away
+    shift0 = beta0 - mean0 * scale0 + (b1 - b1)  # the batch norm removes b1; its gradient is zero
     u = gradient_rounded(c1 * scale0[:, None] + shift0[:, None])
     c2 = to_bfloat16(F.conv1d(relu6(u), wd[:, None, :], bd, stride=stride, padding=1, groups=len(wd)))
     mean1 = c2.mean((0, 2))

@@ -1,9 +1,9 @@
 """The authors' pretraining, restated in plain PyTorch: their network operation by operation, their loop step by step.
 
-``train --compat seed`` is compared with it, and the benchmarks of training and embedding measure against it. Of the
-original it keeps the loss and its scale, the statistics it takes from the device at every step, the optimiser, the
-schedule, and the temperature that is held at 0 from below and by nothing from above. Files, progress and the parallel
-wrapper are left out.
+``train --compat seed`` is compared with it, and the benchmarks of training and embedding measure against it. It keeps
+the original's loss and scale, the statistics that are read from the device in every step, the optimiser, the schedule,
+and the log temperature, which is clamped at 0 from below and unbounded above. Files, progress and the parallel wrapper
+are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POOLED = (3, 6)
 
 
 class Bottleneck(nn.Module):
-    """1x1 up, depthwise 3, 1x1 down; added to its input, after dropout, where it keeps the length."""
+    """1x1 expansion, depthwise convolution of 3, 1x1 projection; with stride 1 dropout, and the input is added."""
 
     def __init__(self, n_in: int, n_out: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
 
 
 class Stage(nn.Module):
-    """Bottlenecks that keep the length, one that halves it, batch norm."""
+    """Bottlenecks that keep the length, then one that halves it, then a batch norm."""
 
     def __init__(self, n_in: int, n_out: int, n_blocks: int, dropout: float) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class PublishedNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step tells: its loss before the update, and by direction the loss summed and the number of hits."""
+    """Results of a step: its loss before the update; and for each problem and direction, sum of losses and hits."""
 
     loss: float
     sums: list[float]
@@ -113,7 +113,7 @@ class SeedTraining:
     mode : {"leave_one_out", "pairwise"}
     lr : float
     step_epochs : int
-        Epochs after which the rate is a tenth.
+        Number of epochs after which the learning rate is divided by ten, again and again.
     momentum : float
     """
 
@@ -132,7 +132,7 @@ class SeedTraining:
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimiser, self.step_epochs, gamma=0.1)
 
     def problems(self, e: Sequence[Tensor]) -> list[Tensor]:
-        """The matrices of logits of unit embeddings, [n, n] each."""
+        """Return the matrices of logits, [n, n] each, of unit embeddings."""
         scale = self.temperature.exp()
         m = len(e)
         if self.mode == "pairwise":
@@ -141,7 +141,7 @@ class SeedTraining:
         return [e[i] @ others[i].T * scale for i in range(m)]
 
     def step(self, batch: Mapping[str, Tensor]) -> StepResult:
-        """One update from clips [B, C, n] of every modality, of any float type (the original's files are float64)."""
+        """Update from clips [B, C, n] of every modality, of any float type (the original's files are float64)."""
         for encoder in self.encoders.values():
             encoder.train()
         clips = {name: batch[name].to(self.temperature.device, torch.float32) for name in self.encoders}
@@ -167,7 +167,7 @@ class SeedTraining:
         return StepResult(loss.item(), sums, hits)
 
     def end_epoch(self) -> None:
-        """Lower the rate where it is due."""
+        """Lower the learning rate where it is due."""
         self.schedule.step()
 
 

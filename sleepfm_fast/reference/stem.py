@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
 from torch import Tensor
+
+from sleepfm_fast.reference.batch_norm import batch_norm
 
 __all__ = ["stem"]
 
@@ -17,7 +18,4 @@ def stem(
     Arguments and results as in :func:`sleepfm_fast.ops.stem`.
     """
     c = F.conv1d(x, weight, bias, stride=2, padding=1)
-    mean = c.mean((0, 2))
-    variance = (c - mean[:, None]).square().mean((0, 2))
-    y = (c - mean[:, None]) / (variance + eps).sqrt()[:, None] * gamma[:, None] + beta[:, None]
-    return y, torch.stack([mean, variance]).detach()
+    return batch_norm(c, gamma, beta, eps=eps)

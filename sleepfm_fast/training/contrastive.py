@@ -1,4 +1,4 @@
-"""One contrastive training: model, clips, a step, a validation. The command in ``train.py`` shows it to the user."""
+"""One contrastive training: model, clips, step and validation. ``train.py`` is the command around it."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ __all__ = ["Trainer"]
 class Trainer(TrainingLoop):
     """One contrastive training.
 
-    Use :meth:`prepare`; iterate :meth:`steps`; end with :meth:`finish`. With several processes all of them do, in step;
-    the first alone writes.
+    Make it by :meth:`prepare`, iterate :meth:`steps`, end with :meth:`finish`. With several processes all of them do so
+    in lockstep; only the first one writes.
     """
 
     model: SleepModel
@@ -102,7 +102,7 @@ class Trainer(TrainingLoop):
 
     @classmethod
     def prepare(cls, config: Settings, world: World | None = None) -> Trainer:
-        """Start a new run, or restore one when ``config.resume``."""
+        """Start a new run; with ``config.resume``, go on with an existing one."""
         world = world or World()
         if config.store is None or config.run is None:
             raise ValueError("prepare needs config.store and config.run")
@@ -140,7 +140,8 @@ class Trainer(TrainingLoop):
         used = np.unique(recordings_of(trainer.store, trainer.clips.clips))
         for notice in trainer.measure(used):
             trainer.say(f"notice: {notice}")
-        # Where every recording has every modality, no encoder is ever without clips.
+        # If every recording has every modality, no encoder is ever without clips, and DistributedDataParallel need not
+        # look for unused parameters.
         present = trainer.input.feed.present & (trainer.input.scales.scale != 0)
         whole = all(present[used][:, trainer.columns(name)].any(axis=1).all() for name in trainer.input.modalities)
         trainer.wrapped = wrap(trainer.objective, unused=not whole or config.modality_dropout > 0)
@@ -162,12 +163,12 @@ class Trainer(TrainingLoop):
         }
 
     def columns(self, modality: str) -> npt.NDArray[np.int64]:
-        """Columns of the store's channels that belong to a modality."""
+        """Return the columns of the store's channels that belong to a modality."""
         span = self.input.spans[modality]
         return np.flatnonzero((self.input.places >= span.start) & (self.input.places < span.stop))
 
     def restore(self) -> None:
-        """Load the last checkpoint; a run whose configuration differs is refused by the names that differ."""
+        """Load the last checkpoint; a run whose configuration differs is refused, naming what differs."""
         now = {"config": plain(self.config), "store_digest": self.store.digest, "ranks": self.world.size}
         changes = self.world.on_main(lambda: reconcile(self.run, now))
         for change in changes:
@@ -187,14 +188,14 @@ class Trainer(TrainingLoop):
     # ---- a step and a validation ---------------------------------------------------------------------------------
 
     def prepared(self, batch: Batch, epoch: int, position: int, n_clips: int) -> Batch:
-        """Leave modalities out (``--modality-dropout``)."""
+        """Return the batch with modalities left out of it (``--modality-dropout``)."""
         if not self.config.modality_dropout:
             return batch
         numbers = draw(self.config.seed, epoch, position, n_clips)
         return without(batch, numbers, self.config.modality_dropout, self.world.rank, self.world.size)
 
     def gradient(self, batch: Batch, items: npt.NDArray[np.int64]) -> tuple[torch.Tensor, Callable[[], str]]:
-        """Add the gradient of the contrastive loss; the loss itself is a mean whatever its scale."""
+        """Add the gradient of the contrastive loss; the loss returned is the mean, whatever ``--loss-scale`` is."""
         counts = shard_sizes(len(items), self.world.size)
         outcome = backward(self.objective, self.wrapped, batch, counts=counts, n_parts=self.n_parts)
         modalities = tuple(self.model.modalities)
@@ -214,7 +215,7 @@ class Trainer(TrainingLoop):
         return f"temperature {row['temperature']:.1f} "
 
     def validation_words(self, row: dict[str, Any]) -> str:
-        """How often a clip's own partner is the most similar."""
+        """Say how often a clip's own counterpart is the most similar one."""
         return f"validation top-1 {100 * row['validation_top1']:.1f} %"
 
     def validation(self) -> dict[str, float]:
@@ -225,6 +226,6 @@ class Trainer(TrainingLoop):
         )
 
     def finish(self) -> dict[str, Any]:
-        """The results that end the command."""
+        """End the training; return the results that the command prints last."""
         self.wind_up()
         return results(self)

@@ -1,4 +1,4 @@
-"""What a training says of itself: in ``config.json``, at its start, and at its end."""
+"""What a training reports about itself: in ``config.json``, at its start, and at its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["announcement", "description", "results"]
 
 
 def description(trainer: Trainer) -> dict[str, Any]:
-    """What ``config.json`` holds: all that embed needs to do the same to other clips."""
+    """Return the contents of ``config.json``: everything that embed needs to treat other clips in the same way."""
     return {
         "config": plain(trainer.config),
         "model": trainer.model.describe(),
@@ -37,7 +37,7 @@ def description(trainer: Trainer) -> dict[str, Any]:
 
 
 def announcement(trainer: Trainer) -> str:
-    """What runs where, in a sentence."""
+    """Say in one sentence what is trained, on which clips, and where it runs."""
     n = sum(p.numel() for p in trainer.model.parameters())
     backend = "C++ kernels" if trainer.device.type == "cpu" else "CUDA kernels"
     if trainer.device.type == "cuda" and not has_kernels(trainer.device):
@@ -56,7 +56,7 @@ def announcement(trainer: Trainer) -> str:
 
 
 def results(trainer: Trainer) -> dict[str, Any]:
-    """What ends the command."""
+    """Return the results that the command prints last."""
     return {
         "run": str(trainer.run.path),
         "steps": trainer.progress.step,

@@ -1,4 +1,4 @@
-"""A model's buffers as they were: the running statistics of batch norm, which a step may have to take back."""
+"""Copies of a model's buffers, the running statistics of batch norm, which a step may have to restore."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["KeptBuffers"]
 
 
 class KeptBuffers:
-    """Copies of tensors, those of a type and device in one.
+    """Copies of tensors; those of one type and device are concatenated into one.
 
-    The published network has 378 buffers. A copy of each would be as many launches in every step on a GPU, a
-    millisecond or two of the processor; put together they are a few.
+    The published network has 378 buffers. Copied one by one, they would cost as many launches in every step on a GPU, a
+    millisecond or two of the host's time; together they are a few.
     """
 
     def __init__(self, buffers: Iterable[Tensor]) -> None:
@@ -26,7 +26,7 @@ class KeptBuffers:
         ]
 
     def restore(self) -> None:
-        """Give every tensor the values that it had."""
+        """Give every tensor the values that it had when it was copied."""
         for group, values in self._kept:
             for buffer, before in zip(group, values.split([buffer.numel() for buffer in group]), strict=True):
                 buffer.copy_(before.view(buffer.shape))

@@ -1,4 +1,4 @@
-"""The loop that every training shares: steps, those left out, epochs, early stopping, checkpoints and resuming."""
+"""The loop that every training shares: steps, skipped steps, epochs, early stopping, checkpoints and resuming."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ from sleepfm_fast.training.world import World
 
 __all__ = ["TrainingLoop", "recordings_of"]
 
-LOG_STEPS = 10  # a line of metrics.jsonl every so many steps; its epochs count from 0, as those of runs before
+LOG_STEPS = 10  # steps between lines of metrics.jsonl; epochs count from 0 there, as they have in all earlier runs
 
 Int64 = npt.NDArray[np.int64]
 
 
 class TrainingLoop(ABC):
-    """One run, from the first step or from its last checkpoint. What a step and a validation are, a subclass says.
+    """One run, from the first step or from its last checkpoint. A subclass defines a step and a validation.
 
-    With several processes all of them iterate :meth:`steps`, in step; the first alone writes.
+    With several processes all of them iterate :meth:`steps` in lockstep; only the first one writes.
 
     Parameters
     ----------
     options : Config or Settings
         Length, schedule, patience, limits and the device of the run.
     store, run, world
-        Where clips come from, where the run goes, who takes part.
+        Where clips come from, where the run is written, and the processes that take part.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class TrainingLoop(ABC):
     progress : Progress
         How far the run has come.
     pace : Pace
-        Clips a second of the last steps, those of all processes together.
+        Clips per second of the last steps, of all processes together.
     """
 
     input: ClipInput
@@ -100,30 +100,30 @@ class TrainingLoop(ABC):
         loss : Tensor
             0-d and detached, the same on every rank.
         explain : callable
-            Names what else was not finite, or gives an empty text; called where loss or gradient is not.
+            Called if loss or gradient is not finite; returns what else was not, or an empty text.
         """
 
     @abstractmethod
     def validation(self) -> dict[str, float]:
-        """``validation_loss`` and whatever else belongs into an epoch's row."""
+        """Return ``validation_loss`` and whatever else belongs into an epoch's row."""
 
     @abstractmethod
     def validation_words(self, row: dict[str, Any]) -> str:
-        """What an epoch's line says of its validation beside the loss."""
+        """Return what an epoch's line says about its validation besides the loss."""
 
     def step_words(self, row: dict[str, Any]) -> str:
-        """What the bar says of a step beside the loss; with a space behind it."""
+        """Return what the progress bar says about a step besides the loss, with a space at the end."""
         return ""
 
     def prepared(self, batch: Batch, epoch: int, position: int, n_clips: int) -> Batch:
-        """Change the batch of a place in the run before its step."""
+        """Return the batch at this place of the run as its step is to use it."""
         return batch
 
     def after_step(self) -> None:  # noqa: B027 - most parameters have no range
-        """Bring parameters back into their range."""
+        """Bring parameters back into their ranges."""
 
     def watched(self) -> dict[str, Tensor]:
-        """What else belongs into a step's row, as it is before the step; 0-d on the device, read with the loss."""
+        """Return what else belongs into a step's row, from before the step: 0-d on the device, read with the loss."""
         return {}
 
     def measure(self, recordings: Int64) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ class TrainingLoop(ABC):
     # ---- saying and writing, once ----------------------------------------------------------------------------------
 
     def say(self, sentence: str) -> None:
-        """Say it once, whatever the number of processes."""
+        """Say a sentence to the user once, whatever the number of processes."""
         if self.world.main:
             say(sentence)
 
@@ -161,11 +161,11 @@ class TrainingLoop(ABC):
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take the model out of a checkpoint's tensors."""
+        """Load the model from a checkpoint's tensors."""
         self.model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
 
     def load_last(self) -> bool:
-        """Go back to where the last checkpoint stands; False where there is none yet."""
+        """Restore the last checkpoint; False if there is none yet."""
         if not self.world.on_main(self.run.last_path.exists):
             self.say(f"{self.run.path} has no checkpoint yet: starting from the first step")
             return False
@@ -182,7 +182,7 @@ class TrainingLoop(ABC):
         return True
 
     def take_up(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Take everything out of a checkpoint: model, optimiser, progress, random numbers."""
+        """Restore everything from a checkpoint: model, optimiser, progress, random numbers."""
         self.load(tensors)
         unpack_optimiser(self.optimiser, tensors, state["optimiser"])
         self.progress = Progress.from_state(state)
@@ -196,7 +196,7 @@ class TrainingLoop(ABC):
             self.seed_rank(self.progress.step, always=True)
 
     def finished(self) -> str:
-        """Why a run has no step left to train, and how it gets one; empty where it has."""
+        """Say why a run has no steps left to train, and how to get more; empty if it has some."""
         steps = counted(self.progress.step, "step")
         if self.progress.stopped_early:
             return (
@@ -218,7 +218,7 @@ class TrainingLoop(ABC):
         )
 
     def seed_rank(self, step: int, *, always: bool = False) -> None:
-        """Give this rank random numbers of its own (dropout); the first goes on with those that made the weights."""
+        """Seed this rank's own random numbers (for dropout); rank 0 goes on with those that made the weights."""
         if self.world.rank or always:
             numbers = np.random.SeedSequence([self.options.seed, self.world.rank, step]).generate_state(1, np.uint64)
             torch.manual_seed(int(numbers[0] >> np.uint64(1)))
@@ -296,7 +296,7 @@ class TrainingLoop(ABC):
         return before, ""
 
     def skip(self, reason: str, clips: Int64) -> None:
-        """Note a step that was left out; too many in a row end the training."""
+        """Record a step that was skipped; too many in a row end the training."""
         self.progress.skipped += 1
         self.progress.skipped_in_a_row += 1
         step, in_a_row = self.progress.step + 1, self.progress.skipped_in_a_row
@@ -312,7 +312,7 @@ class TrainingLoop(ABC):
             )
 
     def steps(self) -> Iterator[dict[str, Any]]:
-        """Train; yields a row after every step, with the epoch's validation where one just ended."""
+        """Train; yields a row after every step, with the epoch's validation if the step ended one."""
         progress = self.progress
         remaining = self.total_steps - progress.step
         if remaining <= 0 or progress.stopped_early:
@@ -351,7 +351,7 @@ class TrainingLoop(ABC):
             clock = time.perf_counter()
 
     def follow(self, command: str) -> None:
-        """Train to the end, with a bar of progress and a line an epoch."""
+        """Train to the end, with a progress bar and a line for each epoch."""
         with tqdm(
             total=self.total_steps,
             initial=self.progress.step,
@@ -377,7 +377,7 @@ class TrainingLoop(ABC):
                     )
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        """Validate, remember the best, write the checkpoints."""
+        """Validate, update the best result, and write the checkpoints."""
         progress = self.progress
         self.unite_buffers()
         row: dict[str, Any] = {
@@ -402,12 +402,12 @@ class TrainingLoop(ABC):
         return row
 
     def wind_up(self) -> None:
-        """Give the memory kept for further steps back to the system, and say why the training ended if it is early."""
+        """Give the memory kept for further steps back to the system; say so if the training was stopped early."""
         release_pages()
         if self.progress.stopped_early:
             self.say(f"stopped early: no better validation loss in {counted(self.options.patience, 'epoch')}")
 
 
 def recordings_of(store: ClipStore, clips: Int64) -> Int64:
-    """Recording of each clip."""
+    """Return the number of each clip's recording."""
     return np.asarray(store.recording[clips], np.int64)

@@ -1,8 +1,8 @@
 """Pairs of adjacent 30-s clips, the positives of training on one modality alone (Thapa et al. 2024, figure 3).
 
-An epoch cuts every uninterrupted stretch of clips into pairs, beginning with its first or its second clip as a coin
-falls: each clip then stands in one pair of the epoch at most (in two, it would be its own negative), and over the
-epochs every clip meets both of its neighbours.
+In each epoch every uninterrupted stretch of clips is cut into pairs, beginning with its first or its second clip at
+random. Each clip is then in at most one pair of the epoch (in two, it would be its own negative), and over the epochs
+every clip is paired with both of its neighbours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOLERANCE_S = 1e-3  # onsets are float64 seconds; clips of one stretch lie exact
 
 
 def stretch_numbers(store: ClipStore) -> Int64:
-    """Number of the uninterrupted stretch of clips that each clip of a store is in: int64 [n_clips]."""
+    """Return, for each clip of a store, the number of its uninterrupted stretch of clips: int64 [n_clips]."""
     recording, segment, onset_s = (np.asarray(column) for column in (store.recording, store.segment, store.onset_s))
     if not len(recording):
         return np.zeros(0, np.int64)
@@ -33,21 +33,23 @@ def stretch_numbers(store: ClipStore) -> Int64:
 
 
 class Stretches:
-    """The clips among some that have a neighbour among them.
+    """Of a set of clips, those that have a neighbour in the set, as stretches of consecutive clips.
 
     Parameters
     ----------
     clips : int64 array [n]
         Clip numbers, ascending.
     numbers : int64 array [n]
-        Stretch of each, as :func:`stretch_numbers` says.
+        The stretch of each clip in the store, of :func:`stretch_numbers`.
 
     Attributes
     ----------
     clips : int64 array
-        Those of stretches of two clips and more.
+        Clips of stretches of at least two.
+    lengths : int64 array
+        Clips of each such stretch.
     n_pairs : int
-        Pairs that every choice of beginnings gives at least.
+        The least number of pairs that any choice of beginnings gives.
     """
 
     def __init__(self, clips: Int64, numbers: Int64) -> None:
@@ -73,22 +75,22 @@ class Stretches:
 
 @dataclasses.dataclass
 class NeighbourSampler(ClipSampler):
-    """Batches of pairs of neighbours, int64 [n, 2]; what :class:`ClipSampler` says of clips holds for pairs."""
+    """Batches of pairs of neighbours, int64 [n, 2]; like :class:`ClipSampler`, with pairs in place of clips."""
 
     stretches: Stretches = dataclasses.field(kw_only=True)
 
     @property
     def n_items(self) -> int:
-        """Pairs of an epoch, the same for every epoch."""
+        """Number of pairs of an epoch, the same for every epoch."""
         return self.stretches.n_pairs
 
     def order(self, epoch: int) -> Int64:
-        """The pairs of one epoch in their order."""
+        """Return the pairs of one epoch in their order."""
         random = np.random.default_rng([self.seed, epoch])
         pairs = self.stretches.pairs(random.integers(0, 2, len(self.stretches.lengths)))
         return random.permutation(pairs)[: self.n_items]
 
 
 def clips_of(items: Int64) -> Int64:
-    """The clips of a batch in the order in which they are embedded: of pairs, all first ones, then all second ones."""
+    """Return the clips of a batch in the order in which they are embedded: all first ones of pairs, then all second."""
     return items if items.ndim == 1 else items.T.reshape(-1)

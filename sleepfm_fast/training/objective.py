@@ -1,4 +1,4 @@
-"""One step's gradient: encoders and loss in one module, of a batch at once or of cached embeddings, part by part."""
+"""The gradient of one step: encoders and loss in one module, for a whole batch at once or part by part."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Scale = Literal["mean", "sum"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step computed besides gradients, all on the device.
+    """What a step computed besides gradients; everything is on the device.
 
     Attributes
     ----------
     loss : Tensor
-        0-d, over the batch of all ranks; what was differentiated.
+        The loss that was differentiated, over the batch of all ranks; 0-d.
     statistics : ContrastiveStatistics
-        Of the batch; see :func:`sleepfm_fast.distributed.contrastive_loss`.
+        The batch's; see :func:`sleepfm_fast.distributed.contrastive_loss`.
     embeddings : Tensor
-        ``[M, n, dim]`` of this rank's clips, detached.
+        Embeddings of this rank's clips, ``[M, n, dim]``, detached.
     """
 
     loss: Tensor
@@ -47,8 +47,8 @@ class Outcome:
 class Objective(nn.Module):
     """Encoders, temperature and loss as one module, so that DistributedDataParallel sees all that a step uses.
 
-    A model of one modality is contrasted with itself: its clips are all first ones of pairs, then all second ones, and
-    the loss is that of two modalities.
+    A model of one modality is contrasted with itself: its clips are the first clips of all pairs, then the second ones,
+    and the loss treats these as two modalities.
 
     Parameters
     ----------
@@ -56,9 +56,9 @@ class Objective(nn.Module):
     mode, directions
         As in :func:`sleepfm_fast.ops.contrastive_loss`.
     scale : {"mean", "sum"}
-        The loss as the op gives it, or times the number of its terms.
+        The loss as the op returns it, or times the number of its terms.
     precision : {"float32", "bfloat16"}
-        Arithmetic of the encoders.
+        Precision of the encoders.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Objective(nn.Module):
         self.precision: Precision = precision
 
     def embed(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Embeddings ``[M, n, dim]`` and mask, in the arithmetic asked for."""
+        """Return embeddings ``[M, n, dim]`` and mask, computed in the wanted precision."""
         with arithmetic(self.precision, self.model.log_temperature.device):
             embeddings, mask = self.model(x, present)
         return embeddings, mask
@@ -85,7 +85,7 @@ class Objective(nn.Module):
     def contrast(
         self, embeddings: Tensor, log_temperature: Tensor, mask: Tensor, counts: Sequence[int] | None
     ) -> tuple[Tensor, ContrastiveStatistics]:
-        """Loss of the embeddings of all ranks."""
+        """Return the loss, and statistics, of the embeddings of all ranks."""
         embeddings, mask = as_pairs(embeddings, mask)
         loss, statistics = distributed.contrastive_loss(
             embeddings, log_temperature, self.mode, mask=mask, directions=self.directions, counts=counts
@@ -95,11 +95,11 @@ class Objective(nn.Module):
         return loss, statistics
 
     def n_terms(self, statistics: ContrastiveStatistics) -> Tensor:
-        """How many terms the mean is over: clips times directions times modalities (or pairs of them); 0-d."""
+        """Number of terms in the mean, 0-d: valid clips, over all modalities (or pairs of them) and directions."""
         return (2 if self.directions == "both" else 1) * statistics.n_valid.sum()
 
     def mean(self, outcome: Outcome) -> Tensor:
-        """The loss of a step as a mean over its terms, whatever the scale that was differentiated; 0-d."""
+        """Return a step's loss as the mean over its terms, 0-d, whatever scale was differentiated."""
         if self.scale == "mean":
             return outcome.loss
         return outcome.loss / self.n_terms(outcome.statistics).clamp(min=1)
@@ -111,17 +111,18 @@ class Objective(nn.Module):
         counts: Sequence[int] | None = None,
         gradient: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
-        """Loss, statistics and embeddings; or, with ``gradient``, a number whose derivative is the parameters' own.
+        """Return loss, statistics and embeddings; with ``gradient``, a number whose gradient is these clips' part.
 
         Parameters
         ----------
         x, present : mapping
             As :class:`SleepModel` takes them.
         counts : sequence of int, optional
-            Clips of every rank.
+            Number of clips of every rank.
         gradient : (Tensor, Tensor), optional
-            The loss's derivative with respect to these clips' embeddings ``[M, n, dim]`` and, once a step, to the log
-            temperature (else 0).
+            The loss's gradient with respect to these clips' embeddings, ``[M, n, dim]``, and with respect to the log
+            temperature (in one part of a step; 0 in the others). The number returned is their inner product with
+            embeddings and log temperature.
         """
         embeddings, mask = self.embed(x, present)
         if gradient is not None:
@@ -132,7 +133,7 @@ class Objective(nn.Module):
 
 
 def as_pairs(embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """One modality's clips ``[1, 2n, dim]``, first ones of pairs and then second ones, as two modalities' of n."""
+    """View one modality's ``[1, 2n, dim]`` (first clips of pairs, then second ones) as two modalities of n clips."""
     if embeddings.shape[0] > 1:
         return embeddings, mask
     return embeddings.reshape(2, -1, embeddings.shape[2]), mask.reshape(2, -1)
@@ -153,21 +154,22 @@ def backward(
     objective : Objective
         The module itself.
     wrapped : nn.Module
-        The same, possibly inside DistributedDataParallel.
+        The same module, possibly inside DistributedDataParallel.
     batch : Batch
         This rank's clips.
     counts : sequence of int, optional
-        Clips (pairs of clips) of every rank; see :func:`sleepfm_fast.distributed.contrastive_loss`.
+        Number of clips (pairs of clips) of every rank; see :func:`sleepfm_fast.distributed.contrastive_loss`.
     n_parts : int
-        Parts in which the clips are embedded, the same on every rank. Activations of one part exist at a time.
+        Number of parts in which the clips are embedded, the same on every rank. Activations of one part exist at a
+        time.
 
     Notes
     -----
-    In parts, every clip still has all others of the batch as negatives (Gao et al. 2021, GradCache): embed all parts
-    without activations, take loss and derivatives of the embeddings, embed each part again and propagate. The second
-    embedding draws the same random numbers as the first, so dropout agrees. Batch norm in training takes the statistics
-    of a part instead of the batch, and updates its running ones once a part; with batch norm in evaluation the gradient
-    is that of the batch at once.
+    In parts, every clip still has all others of the batch as negatives (Gao et al. 2021, GradCache): all parts are
+    embedded without keeping activations, the loss and its gradient by the embeddings are computed, and each part is
+    embedded again and the gradient propagated. The second embedding draws the same random numbers as the first, so that
+    dropout agrees. Batch norm in training takes the statistics of a part instead of the batch, and updates its running
+    ones once for each part; with batch norm in evaluation the gradient is that of the whole batch at once.
     """
     if n_parts == 1:
         loss, statistics, embeddings = wrapped(batch.x, batch.present, counts)
@@ -197,7 +199,7 @@ def backward(
 
 
 def silence(wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Keep gradients to this rank; the next backward pass outside exchanges what has been added up."""
+    """Keep gradients on this rank; the next backward pass outside exchanges what has been added up."""
     if isinstance(wrapped, nn.parallel.DistributedDataParallel):
         quiet: contextlib.AbstractContextManager[None] = wrapped.no_sync()
         return quiet
@@ -205,7 +207,7 @@ def silence(wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 
 def split(batch: Batch, n_parts: int) -> list[Batch]:
-    """Near-equal parts in order."""
+    """Cut a batch into parts of nearly equal size, in order."""
     columns = {
         kind: {name: torch.tensor_split(values, n_parts) for name, values in getattr(batch, kind).items()}
         for kind in ("x", "present")
@@ -217,34 +219,34 @@ def split(batch: Batch, n_parts: int) -> list[Batch]:
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The generators that dropout draws from."""
+    """Return the states of the generators that dropout draws from."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 def set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
-    """Undo what was drawn since :func:`random_state`."""
+    """Restore the generators to what :func:`random_state` returned."""
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)
 
 
 def wrap(module: nn.Module, *, unused: bool) -> nn.Module:
-    """DistributedDataParallel around what a step differentiates, where there are several ranks.
+    """Wrap what a step differentiates in DistributedDataParallel, if there are several ranks.
 
     Parameters
     ----------
     module : nn.Module
-        On its device.
+        The module, already on its device.
     unused : bool
-        Whether an encoder may have nothing to do in some batch on some rank.
+        Whether an encoder may have no clips in some batch on some rank.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return module
     device = next(module.parameters()).device
-    # torch 2.13 renamed the option.
+    # The option has another name from torch 2.13 on.
     known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
     broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    # Running statistics are brought together where they are used: at validation and in checkpoints.
+    # Off: running statistics are united where they are used, for validation and checkpoints.
     options: dict[str, Any] = {broadcast: False}
     return nn.parallel.DistributedDataParallel(
         module,
@@ -255,7 +257,7 @@ def wrap(module: nn.Module, *, unused: bool) -> nn.Module:
 
 
 def not_finite(batch: Batch, outcome: Outcome, modalities: Sequence[str], world: World) -> str:
-    """Name the modalities whose inputs, or else whose embeddings, are not finite on any rank; empty where all are."""
+    """Name the modalities with inputs, or else with embeddings, that are not finite on some rank; empty if none."""
     finite = outcome.embeddings.isfinite().flatten(1).all(1).tolist()
     embeddings = [name for name, fine in zip(modalities, finite, strict=True) if not fine]
     every = world.gather([batch.not_finite(), embeddings])

@@ -13,17 +13,17 @@ __all__ = ["build_optimiser"]
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay kernels and matrices only: a decayed temperature or BatchNorm gain would be pulled towards 0."""
+    """Let weight decay act on kernels and matrices only; it would pull the temperature and batch norms' gains to 0."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     other = [p for p in model.parameters() if p.ndim <= 1]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
 
 
 def keep_momentum_of_all(optimiser: torch.optim.Optimizer) -> None:
-    """Give every parameter its momentum, zero, before its first gradient, as torch's fused SGD needs.
+    """Give every parameter a momentum buffer of zeros before its first gradient, as torch's fused SGD needs.
 
-    A modality that is missing from the first batches has no gradients there; fused, the step in which only some
-    parameters begin fails. A first step from zero is the same: 0 times the momentum, plus the gradient.
+    An encoder whose modality is missing from the first batches has no gradients there, and fused SGD fails in a step in
+    which only some parameters have a buffer. The result is the same: 0 times the momentum, plus the gradient.
     """
     for group in optimiser.param_groups:
         for p in group["params"]:
@@ -32,16 +32,16 @@ def keep_momentum_of_all(optimiser: torch.optim.Optimizer) -> None:
 
 
 def build_optimiser(model: torch.nn.Module, config: Settings) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW, as ``config.optimiser`` says; on a CPU in torch's fused form.
+    """Build SGD with momentum or AdamW, as ``config.optimiser`` says; on a CPU in torch's fused form.
 
-    The published networks have 577 parameters, most of them small: the time of a step is that of its calls.
+    The published networks have 577 parameters, most of them small, so that an unfused step's time is that of its calls.
     """
     parameters = list(model.parameters())
     lower = sorted({str(p.dtype) for p in parameters if p.dtype in (torch.float16, torch.bfloat16)})
     if lower:
         raise TypeError(f"the model has parameters of {', '.join(lower)}; small updates would be lost. Use float32.")
     groups = parameter_groups(model, config.weight_decay)
-    # None: torch chooses, on CUDA one call for many parameters.
+    # None leaves the choice to torch, which on CUDA makes one call for many parameters.
     fused = True if all(p.device.type == "cpu" for p in parameters) else None
     if config.optimiser == "sgd":
         optimiser = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)

@@ -1,4 +1,4 @@
-"""Which clips stand together: in every step, on every rank, and in the validation loss."""
+"""Which clips are compared with each other, in every step, on every rank, and in the validation loss."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = ["Plan", "make_plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Batches and blocks of one training. An item is a clip, or a pair of neighbours where one modality trains alone.
+    """Batches and blocks of one training. An item is a clip or, if one modality trains alone, a pair of neighbours.
 
     Attributes
     ----------
     sampler : ClipSampler
-        The batches; its place is the training's.
+        Draws the batches; its place is the training's.
     blocks : list of int64 arrays [n] or [n, 2]
-        Items that stand together in the validation loss.
+        Items that are compared with each other in the validation loss.
     n_parts : int
-        In how many parts a rank embeds its own clips.
+        Number of parts in which a rank embeds its clips, one after the other.
     """
 
     sampler: ClipSampler
@@ -41,12 +41,12 @@ class Plan:
 
 
 def make_plan(settings: Settings, store: ClipStore, selection: Selection, n_modalities: int, n_ranks: int) -> Plan:
-    """Lay out the batches.
+    """Make the plan of a training.
 
     Raises
     ------
     SleepfmError
-        Where a batch leaves a rank or a part fewer than two clips, which batch norm needs.
+        If a batch leaves a rank or a part fewer than two clips, which batch norm needs.
     """
     keep_last = settings.last_batch == "keep"
     sampler: ClipSampler

@@ -1,4 +1,4 @@
-"""How far a run has come, as its checkpoints keep it."""
+"""How far a run has come, as stored in its checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Progress", "whole_number"]
 
 @dataclasses.dataclass
 class Progress:
-    """Counts and bests of a run; the sampler keeps its own place."""
+    """Counters and best results of a run; the sampler keeps its own place in the epoch."""
 
     step: int = 0
     """Batches drawn so far."""
@@ -23,22 +23,22 @@ class Progress:
     loss_sum: float = 0.0
     """Sum of the losses of the steps since the last validation."""
     loss_terms: int = 0
-    """How many they are."""
+    """Number of losses in ``loss_sum``."""
     skipped: int = 0
-    """Steps left out because loss or gradient was not finite."""
+    """Steps that were skipped because loss or gradient was not finite."""
     skipped_in_a_row: int = 0
-    """Those since the last step that was taken."""
+    """Steps skipped since the last one that was taken."""
     stopped_early: bool = False
     """Whether the validation loss has stopped falling."""
 
     def to_state(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the fields as plain JSON values."""
         state = dataclasses.asdict(self)
         return {**state, "best_loss": None if math.isinf(self.best_loss) else self.best_loss}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        """Undo :meth:`to_state`; what an older checkpoint lacks starts at its default."""
+        """Restore from :meth:`to_state`; fields that an older checkpoint lacks get their defaults."""
         values = {field.name: state[field.name] for field in dataclasses.fields(cls) if field.name in state}
         if values.get("best_loss") is None:
             values.pop("best_loss", None)
@@ -50,12 +50,12 @@ class Progress:
 
 
 def whole_number(state: Mapping[str, Any], name: str) -> int:
-    """An entry that is a whole number.
+    """Return an entry that must be a whole number of -1 or more.
 
     Raises
     ------
     KeyError, ValueError
-        When it is missing or anything else.
+        If it is missing or anything else.
     """
     value = state[name]
     if type(value) is not int or not -1 <= value < 1 << 62:

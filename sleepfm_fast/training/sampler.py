@@ -1,4 +1,4 @@
-"""The order in which clips are seen: shuffled by (seed, epoch), and resumable at any batch."""
+"""The order of clips in training: shuffled by (seed, epoch), and resumable at any batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Number = TypeVar("Number", bound=np.generic)
 
 @dataclasses.dataclass
 class ClipSampler:
-    """Batches of clip numbers, without end.
+    """An endless sequence of batches of clip numbers.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class ClipSampler:
     seed : int
         Seeds the order.
     epoch, position : int
-        Where to go on: batches already drawn in that epoch.
+        Where to go on: the epoch, and the number of batches already drawn in it.
     keep_last : bool
         Whether the last, shorter batch of an epoch is kept. By default it is dropped, because a contrastive loss over
         fewer clips is another loss. A single clip, which has no negatives, is always dropped.
@@ -42,7 +42,7 @@ class ClipSampler:
 
     @property
     def n_items(self) -> int:
-        """What an epoch draws from."""
+        """Number of items that an epoch draws from."""
         return len(self.clips)
 
     @property
@@ -53,14 +53,14 @@ class ClipSampler:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """The sizes that occur: of the whole batches, and of the last one where it is shorter and kept."""
+        """The sizes of batches that occur: of whole ones, and of the last one if it is shorter and kept."""
         whole, left = divmod(self.n_items, self.batch_size)
         if not whole:
             return (left,)
         return (self.batch_size, left) if self.keep_last and left > 1 else (self.batch_size,)
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
-        """The clips in the order of one epoch."""
+        """Return the clips in the order of one epoch."""
         return np.random.default_rng([self.seed, epoch]).permutation(self.clips)
 
     def __iter__(self) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
@@ -74,14 +74,14 @@ class ClipSampler:
 
 
 def shard_sizes(n: int, n_ranks: int) -> tuple[int, ...]:
-    """How many of a batch's n clips each rank takes: as equal as can be, the larger shards first."""
+    """How many of a batch's n clips each rank takes: as equal as possible, larger shards first."""
     return tuple(n // n_ranks + (rank < n % n_ranks) for rank in range(n_ranks))
 
 
 def shard(clips: npt.NDArray[Number], rank: int, n_ranks: int) -> npt.NDArray[Number]:
-    """One rank's clips of a batch: consecutive, so that the ranks in order give the batch.
+    """Return one rank's clips of a batch: consecutive ones, so that the ranks' clips in order are the batch.
 
-    The batch, and with it the loss, is the same for every number of ranks; so is the order of clips of a whole run.
+    Batches, and with them the loss and the order of clips of a whole run, are the same for every number of ranks.
     """
     sizes = shard_sizes(len(clips), n_ranks)
     begin = sum(sizes[:rank])
@@ -89,10 +89,10 @@ def shard(clips: npt.NDArray[Number], rank: int, n_ranks: int) -> npt.NDArray[Nu
 
 
 def fixed_blocks(clips: npt.NDArray[np.int64], block_size: int) -> list[npt.NDArray[np.int64]]:
-    """Cut ``clips`` into near-equal blocks in an order that mixes recordings and never changes.
+    """Cut ``clips`` into blocks of nearly equal size, in an order that mixes recordings and never changes.
 
-    A contrastive loss depends on which clips stand together; a validation loss is only comparable between epochs
-    when the blocks stay the same. Near-equal sizes keep the last block from having fewer negatives than the rest.
+    A contrastive loss depends on which clips are compared with each other, so that validation losses of different
+    epochs are comparable only if the blocks stay the same. Equal sizes give all blocks the same number of negatives.
     """
     if len(clips) == 0:
         return []

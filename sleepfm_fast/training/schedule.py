@@ -12,7 +12,10 @@ __all__ = ["learning_rate"]
 
 
 def learning_rate(config: Settings, step: int, steps_per_epoch: int, total_steps: int) -> float:
-    """The learning rate of one step.
+    """Return the learning rate of one step.
+
+    ``step``: divided by 10 every ``step_epochs`` epochs. ``cosine``: a linear warm-up over the first twentieth of the
+    steps, then half a cosine down to 0.
 
     Parameters
     ----------
@@ -21,7 +24,7 @@ def learning_rate(config: Settings, step: int, steps_per_epoch: int, total_steps
     step : int
         Steps already taken.
     steps_per_epoch, total_steps : int
-        Length of an epoch and of the whole training.
+        Number of steps of an epoch and of the whole training.
     """
     if config.schedule == "step":
         return config.lr * 0.1 ** (step // steps_per_epoch // config.step_epochs)

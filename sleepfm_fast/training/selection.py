@@ -1,4 +1,4 @@
-"""Which clips of a store a training sees: by the subject's split, and only where there is something to contrast."""
+"""Which clips of a store a training uses: by the subject's split, and only those that can be contrasted."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Selection:
     train, validation : int64 arrays
         Clip numbers, ascending.
     subjects : dict of str to int
-        Split code of every subject of the store, and of those that were settled before.
+        Split code of every subject of the store, and of those whose split an earlier training has settled.
     trained : tuple of str
         Subjects whose clips are in ``train``.
     overlap : bool
-        Whether subjects too few to split stand in all parts.
+        Whether there were too few subjects to split, so that all parts share them.
     notices : tuple of str
-        What the user should know.
+        Sentences that the user should see.
     """
 
     train: npt.NDArray[np.int64]
@@ -45,17 +45,17 @@ class Selection:
 
     @property
     def clips(self) -> npt.NDArray[np.int64]:
-        """Of training and validation together."""
+        """Clips of training and validation together."""
         return np.concatenate([self.train, self.validation])
 
 
 def chosen_montage(store: ClipStore, names: Sequence[str]) -> Montage:
-    """The store's montage, cut down to the modalities of ``names`` where there are any.
+    """Return the store's montage, restricted to the modalities ``names`` if there are any.
 
     Raises
     ------
     SleepfmError
-        When the montage has no channels of one of them, or of one modality only and nobody asked for it.
+        If the montage has no channels of a named modality; or, without names, if it has only one modality.
     """
     montage = store.montage
     available = [m.name for m in montage.modalities if m.slots]
@@ -76,7 +76,7 @@ def chosen_montage(store: ClipStore, names: Sequence[str]) -> Montage:
 
 
 def contrastable_clips(store: ClipStore, montage: Montage) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Clips that have something to be contrasted with, and what the user should know of the others."""
+    """Return the clips that have something to be contrasted with, and notices about the others."""
     notices = []
     names = [m.name for m in montage.modalities]
     of_store = [m.name for m in store.montage.modalities]
@@ -120,21 +120,21 @@ def select_clips(
     ----------
     store : ClipStore
     split : Split
-        Its subjects are those of the whole store, whatever is trained on.
+        Divides all subjects of the store, whatever is trained on.
     montage : Montage
-        Of the modalities to contrast. With two or more, a clip needs two of them; with one, a clip needs it and so does
-        a neighbour in the same uninterrupted stretch.
+        The modalities to contrast. With two or more, a clip must have two of them; with one, a clip must have it, and
+        so must a neighbour in the same uninterrupted stretch.
     n_subjects : int
-        Train on so many of the training subjects that have such clips; 0 for all.
+        How many of the training subjects that have such clips to train on; 0 for all.
     replicate : int
-        Which draw of them (:func:`sleepfm_fast.runs.splits.draw_subjects`).
+        Number of the draw of these subjects (:func:`sleepfm_fast.runs.splits.draw_subjects`).
     known : mapping of str to int, optional
-        Subjects whose split the training that this one starts from has settled; they keep it.
+        Split of subjects that the training which this one starts from has settled; they keep it.
 
     Raises
     ------
     SleepfmError
-        Where fewer than two clips (pairs of neighbours) are left for training, or subjects fewer than asked for.
+        If fewer than two clips (pairs of neighbours) are left for training, or there are fewer subjects than asked for.
     """
     known = known or {}
     codes, notices = assign_subjects(store.subjects, split, known)

@@ -1,4 +1,4 @@
-"""The options of a training with every open one decided: by the user, by ``--compat``, or by default."""
+"""The options of a training with every one decided: by the user, by ``--compat``, or by default."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Settings(Config):
 
     @property
     def max_log_temperature(self) -> float:
-        """Where the log temperature is clamped from above."""
+        """Upper bound at which the log temperature is clamped."""
         return math.log(self.max_temperature) if self.max_temperature else math.inf
 
 
@@ -107,7 +107,7 @@ def resolve(config: Config) -> Settings:
 
 
 def spelled(settings: Settings) -> str:
-    """The options that were open, as a user would write them."""
+    """Return the options that ``Config`` leaves open, as a user would write them."""
     open_ = [f.name for f in dataclasses.fields(Config) if f.default is None and getattr(settings, f.name) is not None]
     return " ".join(
         f"{option(name)} {getattr(settings, name)}" for name in open_ if name not in ("store", "run", "init_from")
@@ -115,7 +115,7 @@ def spelled(settings: Settings) -> str:
 
 
 def check(settings: Settings) -> None:
-    """Refuse values that cannot work, by name."""
+    """Refuse values that cannot work, naming the option."""
     refuse_without_effect(settings)
     refuse_not_finite(settings)
     for name in ("batch_size", "validation_block"):
@@ -136,7 +136,7 @@ def check(settings: Settings) -> None:
 
 
 def check_shares(settings: Settings) -> None:
-    """Shares of the split."""
+    """Refuse shares of the split that are negative or leave no training subjects."""
     validation, test = settings.validation_share, settings.test_share
     if validation < 0 or test < 0 or validation + test >= 1:
         raise SleepfmError(
@@ -146,7 +146,7 @@ def check_shares(settings: Settings) -> None:
 
 
 def check_temperature(settings: Settings) -> None:
-    """Bounds of the temperature and its start."""
+    """Refuse an upper bound of the temperature below 1, and a start outside the bounds."""
     if settings.max_temperature and settings.max_temperature < 1:
         raise SleepfmError(f"--max-temperature is {settings.max_temperature:g}; expected 1 or more, or 0 for no limit.")
     start, limit = settings.log_temperature, settings.max_log_temperature
@@ -156,7 +156,7 @@ def check_temperature(settings: Settings) -> None:
 
 
 def check_modalities(settings: Settings) -> None:
-    """What goes with one or two modalities."""
+    """Refuse modalities named twice, and modality dropout where it has no room."""
     names = settings.modalities
     if len(set(names)) < len(names):
         raise SleepfmError(f"--modalities names one twice: {' '.join(names)}.")

@@ -1,4 +1,4 @@
-"""The validation loss: over fixed blocks of clips, the same number for every number of processes."""
+"""The validation loss, over fixed blocks of clips; the same for every number of processes."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def validate(
     world: World,
     precision: Precision = "float32",
 ) -> dict[str, float]:
-    """Mean loss over the blocks, and how often the true clip is the nearest.
+    """Compute the mean loss over the blocks, and how often the true counterpart is the most similar one.
 
     Parameters
     ----------
     model : SleepModel
-        With the same weights and running statistics on every rank; in training mode again afterwards.
+        With the same weights and running statistics on every rank; left in training mode.
     clip_input : ClipInput
         Makes the batches.
     blocks : list of int64 arrays [n] or [n, 2]
-        Clips, or pairs of neighbours, that stand together. Each rank takes every so many-th block, whole.
+        Clips, or pairs of neighbours, that are compared with each other. Rank r of R takes blocks r, r + R, ... whole.
     mode, directions
         As in :func:`sleepfm_fast.ops.contrastive_loss`.
     world : World
-        The processes; all call together.
+        The processes; all of them call together.
     precision : {"float32", "bfloat16"}
-        Arithmetic of the encoders.
+        Precision of the encoders.
     """
     model.eval()
     results = torch.zeros(len(blocks), 3, dtype=torch.float64)
@@ -60,7 +60,7 @@ def validate(
     model.train()
     for rank, rows in enumerate(world.gather_rows(results[world.rank :: world.size])):
         results[rank :: world.size] = rows
-    # Added block by block: the same bits for every number of ranks.
+    # Added block by block in order, so that the bits are the same for every number of ranks.
     total = correct = terms = 0.0
     for one_total, one_correct, one_terms in results.tolist():
         total, correct, terms = total + one_total, correct + one_correct, terms + one_terms

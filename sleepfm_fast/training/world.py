@@ -1,4 +1,4 @@
-"""The processes that train together: who this one is, and what they tell each other. ``torchrun`` starts them."""
+"""The processes that train together, which ``torchrun`` starts: this one's rank, and communication among them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ from sleepfm_fast.system import processors
 
 __all__ = ["World", "choose_device", "claimed_run", "joined"]
 
-TIMEOUT = timedelta(minutes=30)  # rank 0 may write a large checkpoint to a slow disk while the others wait
+TIMEOUT = timedelta(minutes=30)  # long enough for rank 0 to write a large checkpoint to a slow disk
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """Resolve ``auto``; CUDA that was asked for and is absent is refused. ``local_rank`` chooses one of several."""
+    """Return the device for ``auto``, ``cpu`` or ``cuda``; with ``local_rank``, this process's own GPU.
+
+    Raises
+    ------
+    SleepfmError
+        If CUDA was asked for and there is none, or if there are fewer GPUs than processes.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise SleepfmError(
             "--device cuda was given, but torch sees no CUDA device here. Use --device cpu, or install a CUDA build of "
@@ -46,35 +52,35 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Number of this process and of all; with one process nothing is communicated."""
+    """Rank of this process and number of processes; with one process nothing is communicated."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    """Processes on this machine."""
+    """Number of processes on this machine."""
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes and shows progress."""
+        """Whether this process is rank 0, the one that writes files and shows progress."""
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """Device of this process."""
+        """Return this process's device; if it is a GPU, make it torch's current one."""
         device = choose_device(name, self.local_rank if self.size > 1 else None)
         if device.index is not None:
             torch.cuda.set_device(device)
         return device
 
     def share_threads(self, threads: int) -> None:
-        """Set the number of CPU threads; without a wish (0), the processes of a machine share its cores."""
+        """Set the number of CPU threads; for 0, the processes of a machine share its cores equally."""
         if not threads and self.local_size > 1:
             threads = max(processors() // self.local_size, 1)
         if threads:
             torch.set_num_threads(threads)
 
     def gather_rows(self, rows: Tensor) -> list[Tensor]:
-        """``[n, ...]`` of every rank; n may differ."""
+        """Return every rank's ``[n, ...]``; n may differ between ranks."""
         if self.size == 1:
             return [rows]
         n = torch.tensor([len(rows)], dtype=torch.int64, device=rows.device)
@@ -82,7 +88,7 @@ class World:
         return list(gather_rows(rows, counts, None).split(counts))
 
     def gather(self, value: Any) -> list[Any]:
-        """A JSON value of every rank."""
+        """Return every rank's value, which must be JSON."""
         if self.size == 1:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -106,7 +112,7 @@ class World:
         return answer["result"]
 
     def total(self, count: int, group: dist.ProcessGroup | None = None) -> int:
-        """Sum of every rank's count."""
+        """Return the sum of all ranks' counts."""
         if self.size == 1:
             return count
         counts = torch.tensor([count], dtype=torch.int64)
@@ -119,7 +125,7 @@ class World:
                 dist.broadcast(tensor, 0)
 
     def mean_in_place(self, tensors: list[Tensor]) -> None:
-        """Replace floating-point tensors by their mean over ranks, others by their largest; all get the same bits."""
+        """Replace floating-point tensors by their mean over ranks, others by their maximum, bit by bit the same."""
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([t.detach().double().flatten() for t in tensors])
@@ -132,12 +138,12 @@ class World:
 
 @contextmanager
 def claimed_run(path: Path, world: World) -> Iterator[None]:
-    """Keep a run folder for these processes while they train into it.
+    """Claim a run folder for these processes while they train into it.
 
     Raises
     ------
     SleepfmError
-        On every rank alike, when other processes are writing it or it cannot be written.
+        On every rank, if other processes are writing to the folder or it cannot be written.
     """
     claims: list[Claim] = []
     world.on_main(lambda: claims.append(claim_to_write(path)))
@@ -150,7 +156,7 @@ def claimed_run(path: Path, world: World) -> Iterator[None]:
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """Join the processes that ``torchrun`` started (gloo on the CPU, NCCL between GPUs), or stand alone."""
+    """Join the processes that ``torchrun`` started (gloo on the CPU, NCCL between GPUs); without it, stay alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield World()
         return
@@ -159,5 +165,5 @@ def joined(device: str) -> Iterator[World]:
     backend = "gloo" if world.device(device).type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=TIMEOUT)
     yield world
-    # After an exception the others may never come to say goodbye; torchrun ends them.
+    # Not after an exception: the other ranks may never get here, and torchrun ends them.
     dist.destroy_process_group()
