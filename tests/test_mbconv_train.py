@@ -175,12 +175,29 @@ def test_what_is_not_finite_stays_so(value: float, monkeypatch: pytest.MonkeyPat
     emulate_training(monkeypatch)
     case = Case(8, 16, 8, 1, 2, 50)
     case.x[1, 20, 3] = value
-    assert bool(case.ours()["y"].isnan().all())
+    spoilt = case.ours()
+    assert bool(spoilt["y"].isnan().all())
+    assert not bool(spoilt["statistics"].isfinite().any())
     case = Case(8, 16, 8, 2, 2, 50)
     case.dy[0, 3, 2] = value
     spoilt = case.ours()
     assert bool(spoilt["y"].isfinite().all())
     assert not any(bool(spoilt[name].isfinite().all()) for name in ("x", "w1", "gamma0", "wd", "gamma1"))
+
+
+@pytest.mark.parametrize("norm", [0, 1])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_relu6_is_flat_at_both_of_its_kinks(stride: int, norm: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in torch: a channel that a batch norm sets to 0 or to 6 has no gradient."""
+    emulate_training(monkeypatch)
+    case = Case(8, 16, 8, stride, 2, 50)
+    gamma, beta = case.weights[2 + 4 * norm], case.weights[3 + 4 * norm]
+    gamma.zero_()
+    beta[0::2], beta[1::2] = 0.0, 6.0
+    ours = case.ours()
+    for name in ("x", "w1", f"gamma{norm}", f"beta{norm}"):
+        assert not bool(ours[name].any()), name
+    assert bool(ours["w3"].any())
 
 
 def test_constant_inputs_offsets_and_a_common_artefact(monkeypatch: pytest.MonkeyPatch) -> None:
