@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
 from emulated_cuda import ADVERSARIAL, KernelError, Run, compile_kernels, unnoticed
-from emulated_mbconv_train import emulate_training
+from emulated_mbconv_train import BUFFERS, emulate_training
 from torch import Tensor
 
 from sleepfm_fast import ops, reference
@@ -412,6 +412,17 @@ def test_no_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
     y, _ = ops.mbconv_train(x, *case.weights)
     with pytest.raises(NotImplementedError, match="mbconv_train has no second derivative"):
         torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+
+
+def test_bindings_take_addresses_in_the_order_that_was_emulated() -> None:
+    """The emulator stands in for them, so that only a device would tell two of one type from each other."""
+    source = (Path(__file__).resolve().parents[1] / "csrc" / "bindings" / "mbconv_train.cpp").read_text()
+    for name, (buffers, _) in BUFFERS.items():
+        body = re.search(rf"^void {name}\(.*?^}}", source, re.DOTALL | re.MULTILINE)
+        assert body is not None, name
+        members = re.findall(r"(?:call|finish)\.(\w+) = of\.next<", body[0])
+        emulated = [re.sub(r"(?<=parameters)\d", "", buffer) for buffer in buffers.split()]
+        assert [re.sub(r"(?<=parameters)\d", "", member) for member in members] == emulated, name
 
 
 # ---- on a device ----------------------------------------------------------------------------------------------------
