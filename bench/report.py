@@ -122,7 +122,7 @@ def is_experiment(path: Path) -> bool:
 
 def block(results: Path, *, whole: bool) -> str:
     """Return the text between the marks for every stored run, in the order of their names."""
-    files = [path for path in sorted(results.glob("*.json")) if not is_experiment(path)]
+    files = [path for path in sorted(results.glob("*.json"), key=lambda path: path.stem) if not is_experiment(path)]
     if not files:
         raise ReportError(f"no measurements in {results}; take some with `pytest bench/ --store NAME`.")
     lines = {path: stored(path, whole=whole) for path in files}

@@ -38,8 +38,9 @@ class Config:
 
     The store may have another montage: channels are matched by name and missing ones are masked. Scored recordings of
     test subjects give an external validation, in the layout of probe's results; --table gives every clip's class,
-    scored or not, such as a hypnogram of nights that nobody has scored. Where all that is asked for is finished, by the
-    same command, this says so and ends well; a table by itself does not say what it was made of, and is refused.
+    scored or not, such as a hypnogram of nights that nobody has scored. If the same command has already finished
+    everything asked for, it says so and exits with status 0. An existing --table alone is refused, because a table does
+    not record what it was made from.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -47,26 +48,27 @@ class Config:
     store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
     """Clip store written by preprocess."""
     result: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RESULT]")] = None
-    """Result folder to write; it needs labelled clips."""
+    """Result folder to write; needs labelled clips."""
 
     table: Path | None = None
-    """CSV to write: recording, onset_s, duration_s, class and the probability of each class, a row a clip."""
+    """CSV to write, one row per clip: recording, onset_s, duration_s, class and the probability of each class."""
     predictions: Path | None = None
-    """Folder to write as predict does: that table with subjects, figures of every night and its agreement with the
-    scorer, and of sleep stages and breathing annotations of every night (EDF+, CSV)."""
+    """Folder to write, as predict does: that table with subjects, each night's figures and its agreement with the
+    scorer, and, for sleep stages and breathing, annotations of every night (EDF+, CSV)."""
     subjects: Literal["test", "all"] = "test"
-    """Test subjects by the run's rule (those it was trained with never are), or everybody: right for nights of people
-    whom the run has not seen. Subjects that it has seen, by name, are counted in a notice and in the record."""
+    """test: test subjects by the run's rule (never those it was trained with); all: everybody, which is right for
+    nights of people whom the run has not seen. Subjects that it has seen, by name, are counted in a notice and in the
+    record."""
     bootstraps: int = 1000
     """Resamples of subjects for the intervals; 0 for none."""
     seed: int = 0
     """Seed of the resamples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run; auto takes CUDA where it is available."""
+    """Where to run; auto uses CUDA if it is available."""
     threads: int = 0
     """CPU threads; 0 for all cores."""
     overwrite: bool = False
-    """Replace a RESULT, a table or predictions that stand there."""
+    """Replace an existing RESULT, table or predictions."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = (only_with("bootstraps", "result", spelling="RESULT"),)
 

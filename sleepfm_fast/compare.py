@@ -33,12 +33,12 @@ CLASSIFIERS = ("probe", "supervise", "classify")
 
 @dataclass(frozen=True)
 class Config:
-    """The difference of two results' figures, FIRST minus SECOND, with 95 % intervals over the shared subjects.
+    """Compute the difference of two results' figures, FIRST minus SECOND, with 95 % intervals over shared subjects.
 
     FIRST and SECOND are result folders of `probe`, `supervise` or `classify` for one task, or of `retrieve` for one
     scope. Clips are matched by recording and onset; those that only one result has are left out and counted. An
     interval that excludes 0 is a difference that other test subjects of this kind would show too; other training seeds
-    are not accounted for. Where RESULT is finished already, by the same command, this says so and ends well.
+    are not accounted for. If the same command has already finished RESULT, it says so and exits with status 0.
     """
 
     first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
@@ -46,13 +46,13 @@ class Config:
     second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
     """Result folder to compare it with."""
     result: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RESULT]")] = None
-    """Result folder to write; nothing is written when omitted."""
+    """Result folder to write. If omitted, nothing is written."""
     bootstraps: int = 1000
     """Resamples of the shared test subjects; 0 for none."""
     seed: int = 0
     """Seed of the resamples."""
     overwrite: bool = False
-    """Replace a result that stands at RESULT."""
+    """Replace an existing RESULT."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = (only_with("overwrite", "result", spelling="RESULT"),)
 

@@ -45,30 +45,32 @@ NIGHTS_SHOWN = 10
 
 @dataclass(frozen=True)
 class Config:
-    """What other SleepFM code has prepared -> clip store. The samples are quantised, with at most half a step of error.
+    """Turn what other SleepFM code has prepared into a clip store; samples are quantised, within half a step.
 
-    Recordings (EDF, BDF) give a better store: preprocess keeps their own integers, rates and units. Run again, it adds
-    what is missing and redoes nothing.
+    The original recordings (EDF, BDF) give a better store: preprocess keeps their integers, rates and units. Repeating
+    the command adds what is missing and redoes nothing.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """seed: the folder that holds X and Y; clinical: an HDF5 file, or a folder of them."""
+    """seed: the folder that holds X and Y; clinical: an HDF5 file or a folder of them."""
     store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
-    """The clip store: a new or empty folder, or one that the same command has begun."""
+    """Clip store to write: a new or empty folder, or one that the same command has begun."""
     origin: Annotated[Literal["seed", "clinical"], tyro.conf.arg(name="from")]
-    """seed: float64 .npy files, one a clip; clinical: float16 HDF5 files, one a night (needs h5py)."""
+    """seed: float64 .npy files, one per clip; clinical: float16 HDF5 files, one per night (needs h5py)."""
     labels: Path | None = None
-    """Folder of stages, <name>.csv. seed: columns clip, stage (by default Y); clinical: Start, Stop, StageName."""
+    """Folder of stages, <name>.csv. seed: columns clip, stage (by default the folder Y); clinical: columns Start, Stop,
+    StageName."""
     participants: Path | None = None
-    """CSV with recording, subject, age, sex."""
+    """CSV with the columns recording, subject, age, sex."""
     montage: Literal["auto", "paper", "cinc2018", "aasm"] = "auto"
-    """auto: what the store has, and for a new store what at least half of the nights have."""
+    """Channels to store. auto: those the store already has; for a new store, those that at least half of the nights
+    have. The others are fixed lists."""
     fs_hz: float = 128.0
-    """clinical: rate of the channels, which the files do not state."""
+    """clinical: sampling rate of the channels, which the files do not state."""
     joined: bool = False
-    """seed: clips with consecutive numbers touch, so that filters may look from one into the next."""
+    """seed: clips with consecutive numbers are contiguous, so filters may look from one into the next."""
     workers: int = 0
-    """Nights at a time; 0 is one for every core this process may use."""
+    """Nights processed at a time; 0 for one per core that this process may use."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = (
         only_with("fs_hz", "origin", "clinical", spelling="--from"),

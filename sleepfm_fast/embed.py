@@ -31,32 +31,32 @@ __all__ = ["Config", "main"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Embed every clip of a store with the best model of a run: unit vectors, one a modality.
+    """Embed every clip of a store with the best model of a run: one unit vector for each modality.
 
-    Killed or interrupted, the same command goes on from there, to the same bytes. Where EMBEDDINGS is finished already,
-    by the same command, this says so and ends well.
+    After a kill or an interruption, the same command continues where it stopped and writes the same bytes. If the same
+    command has already finished EMBEDDINGS, it says so and exits with status 0.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder written by train, one of its .safetensors checkpoints, or the authors' best.pt."""
     store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
-    """Clip store; its montage may differ from the one trained on: channels are matched by name."""
+    """Clip store; its montage may differ from the one the model was trained on: channels are matched by name."""
     embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
     """Folder to write."""
 
     batch_size: int = 128
-    """Clips in a batch; it changes the speed, and the embeddings by rounding at most."""
+    """Clips in a batch; it changes the speed, and the embeddings by no more than rounding."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the encoders; embeddings are stored as float32 either way."""
     compile: bool = False
     """Run the encoders through torch.compile, for a GPU; compiling can take minutes at the start."""
     fused_blocks: bool = False
-    """Run the published network's MBConv blocks as one kernel each; CUDA, with --precision bfloat16. What it saves has
-    not been measured on a GPU yet."""
+    """Run each of the published network's MBConv blocks as one kernel; needs CUDA and --precision bfloat16. What it
+    saves has not been measured on a GPU yet."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run; auto takes CUDA where it is available."""
+    """Where to run; auto uses CUDA if it is available."""
     overwrite: bool = False
-    """Replace an existing EMBEDDINGS folder, once the new one is whole."""
+    """Replace an existing EMBEDDINGS folder once the new one is complete."""
 
     def places(self) -> list[Place]:
         """What its positionals take."""

@@ -43,11 +43,11 @@ SHOWN = 8  # channels that a notice names
 class Config:
     """Measure what a sleep researcher would: band powers, heart rate and its variability, breathing, saturation.
 
-    Every channel of the montage is measured by its kind, at its native rate, in the units that the features' names
-    say; docs/baselines.md lists them. A feature that cannot be measured in a clip is left empty; a probe fills it with
-    the median of its training clips and marks it. Each recording is measured by itself. Killed or interrupted, the same
-    command goes on from there, to the same bytes. Where FEATURES is finished already, by the same command, this says so
-    and ends well.
+    Every channel of the montage is measured according to its kind, at its native rate, in the units given in the
+    features' names; docs/baselines.md lists them. A feature that cannot be measured in a clip is left empty; a probe
+    fills it with the median of its training clips and marks it. Each recording is measured by itself. After a kill or
+    an interruption, the same command continues where it stopped and writes the same bytes. If the same command has
+    already finished FEATURES, it says so and exits with status 0.
     """
 
     store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
@@ -58,17 +58,17 @@ class Config:
     split_like: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Split subjects as this run of train did, so that its embeddings and these features share test subjects."""
     validation_share: float = 0.1
-    """Expected share of subjects for validation."""
+    """Expected share of subjects used for validation."""
     test_share: float = 0.2
     """Expected share of subjects kept for testing."""
     split_salt: str = "sleepfm_fast"
-    """Text hashed with each subject; another text is another split."""
+    """Text hashed with each subject's name; another text gives another split."""
     workers: int = 0
-    """Recordings at a time; 0 is one for every core this process may use."""
+    """Recordings measured at a time; 0 for one per core that this process may use."""
     backend: Literal["loky", "threading"] = "loky"
-    """Processes (loky) or threads."""
+    """Processes (loky) or threads (threading)."""
     overwrite: bool = False
-    """Replace an existing FEATURES folder, once the new one is whole."""
+    """Replace an existing FEATURES folder once the new one is complete."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = (
         only_without("validation_share", "split_like"),

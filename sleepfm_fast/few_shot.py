@@ -39,41 +39,42 @@ WHICH_POINTS = ("subjects", "all_subjects", "replicates")
 
 @dataclass(frozen=True)
 class Config:
-    """How well a linear classifier does with few labelled subjects, against their number.
+    """Measure how well a linear classifier does with few labelled subjects, for growing numbers of them.
 
-    For every number of training subjects and every replicate: AUROC, AUPRC and F1 per class and macro on the test
-    subjects; over the replicates their mean and 95 % interval. Of age and sex also over nights, each by the mean
-    probability of its clips. A run that was stopped goes on with the same command; its finished points are in
-    RESULT.partial.jsonl. Numbers and replicates may then be added. Where RESULT is finished already, by the same
-    command, this says so and ends well.
+    For every number of training subjects and every replicate: AUROC, AUPRC and F1 per class and macro-averaged on the
+    test subjects; then the mean and 95 % interval over the replicates. For age and sex also over nights, from the mean
+    probability of each night's clips. If the command was stopped, repeat it to continue; the finished points are in
+    RESULT.partial.jsonl, and you may then add numbers and replicates. If the same command has already finished RESULT,
+    it says so and exits with status 0.
     """
 
     embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
-    """Embeddings folder, made by `python -m sleepfm_fast.embed`."""
+    """Embeddings folder written by `python -m sleepfm_fast.embed`."""
     result: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULT")]
     """Result folder to write, such as RUN/results/few_shot_stage."""
     task: Literal["stage", "sdb", "age", "sex"]
     """Sleep stage (W, N1, N2, N3, R), respiratory event (event, none), age group (0-18, 18-35, 35-50, 50+) or sex."""
     subjects: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N ...]")] = (1, 2, 4, 8, 16, 32, 64, 128)
-    """Numbers of training subjects. Those above the number there are stand for all of them."""
+    """Numbers of training subjects to draw. A number larger than the subjects available means all of them."""
     all_subjects: bool = True
-    """Add the point of all training subjects."""
+    """Add the point with all training subjects."""
     replicates: int = 3
-    """Draws of subjects for every number; all subjects are one draw."""
+    """Draws of subjects for every number; all subjects are always a single draw."""
     modality: Literal["all", "respiratory", "brain", "ecg"] = "all"
-    """Embeddings the probe sees: every modality of the folder, concatenated, or one."""
+    """Embeddings the probe sees: those of every modality in the folder, concatenated, or those of one."""
     fit_on: Literal["train", "train+validation"] = "train"
     """Subjects to draw from. The validation subjects are used for nothing else here."""
     max_iter: int = 10000
-    """Iterations of L-BFGS at most."""
+    """Maximum number of L-BFGS iterations."""
     c: float = 1.0
     """Inverse strength of the L2 penalty."""
     solver: Literal["auto", "sklearn", "blocks"] = "auto"
-    """As for `probe`: in memory, or read from disk every pass; auto by size."""
+    """As in `probe`: hold the features in memory (sklearn) or read them from disk in every pass (blocks); auto decides
+    by size."""
     standardise: bool = False
-    """Scale every feature to mean 0 and variance 1 on the clips of the draw; hand-made features need it."""
+    """Scale every feature to mean 0 and variance 1 on the clips drawn; hand-made features are always scaled."""
     overwrite: bool = False
-    """Replace a result that stands at RESULT, and points kept beside it."""
+    """Replace an existing RESULT and the points kept beside it."""
 
     # All subjects, the only point without numbers, are one draw.
     EFFECTS: ClassVar[tuple[Effect, ...]] = (only_with("replicates", "subjects"),)

@@ -23,9 +23,10 @@ __all__ = ["Config", "main"]
 class Config:
     """Turn the authors' best.pt into a run folder that embed, probe and retrieve work with.
 
-    The file is read without running anything in it. The montage follows from the numbers of channels: 7, 10 and 2 are
-    those of paper; 3, 5 and 1 of cinc2018. Filters and scaling are those of the authors' preprocessing: resampling
-    only, no normalisation. Where RUN holds this checkpoint already, this says so and ends well.
+    The file is read without running any code in it. The montage follows from the numbers of channels: 7, 10 and 2 are
+    those of paper; 3, 5 and 1 those of cinc2018. Filters and scaling are those of the authors' preprocessing:
+    resampling only, no normalisation. If RUN already holds this checkpoint, the command says so and exits with
+    status 0.
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]

@@ -34,10 +34,10 @@ __all__ = ["Config", "cli", "main"]
 class Config:
     """Apply the classifier that probe fitted to the nights of any embeddings folder, scored or not.
 
-    The folder must come from the model whose embeddings the probe was fitted on (of features: have the same ones).
-    PREDICTIONS holds a table with each clip's class and probabilities, and one with figures of every night and its
-    agreement with the scorer; of sleep stages and of breathing also annotations (EDF+, CSV) that viewers show. Where
-    PREDICTIONS are finished already, by the same command, this says so and ends well.
+    The embeddings must come from the model whose embeddings the probe was fitted on (hand-made features must be the
+    same ones). PREDICTIONS holds a table of each clip's class and probabilities, and a table of each night's figures
+    and its agreement with the scorer; for sleep stages and breathing also annotations (EDF+, CSV) that viewers show. If
+    the same command has already finished PREDICTIONS, it says so and exits with status 0.
     """
 
     result: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULT")]
@@ -47,12 +47,13 @@ class Config:
     predictions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTIONS")]
     """Folder to write."""
     correct_prior: bool = False
-    """Weigh the classes by their frequency among the probe's training clips. As fitted all classes count as equally
-    frequent, which finds the rare ones (N1) and calls others so too often; the probe's figures are of that."""
+    """Weight the classes by their frequency among the probe's training clips. Without it all classes count as equally
+    frequent, as in the fit: rare ones (N1) are found, but too many other clips are called N1. The probe's own figures
+    are without it."""
     store: Path | None = None
-    """Clip store of the nights, which says when they started; by default where the embeddings were made from."""
+    """Clip store of the nights, which says when they started; by default the one the embeddings were made from."""
     overwrite: bool = False
-    """Replace PREDICTIONS that stand there."""
+    """Replace existing PREDICTIONS."""
 
     def places(self) -> list[Place]:
         """What its positionals take."""

@@ -33,9 +33,10 @@ Choice = Literal["auto", "paper", "cinc2018", "aasm"]
 
 @dataclass(frozen=True)
 class Config:
-    """Recordings and their scoring -> clip store; or, with --inspect, what the recordings hold, writing nothing.
+    """Turn recordings and their scoring into a clip store; with --inspect, only report what the recordings hold.
 
-    Run again, it adds what is missing and redoes nothing; killed at any moment, it goes on from there.
+    Repeating the command adds what is missing and redoes nothing. If it is killed at any moment, the same command
+    continues from there.
     """
 
     paths: Annotated[
@@ -43,38 +44,43 @@ class Config:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="PATH... [STORE]", help_behavior_hint="(required)"),
     ]
-    """FILES-OR-FOLDER... STORE: EDF, BDF or WFDB (.hea) files, or folders, and last the store (not for --inspect)."""
+    """FILES-OR-FOLDER... STORE: EDF, BDF or WFDB (.hea) files, or folders of them; the last path is the store (not
+    with --inspect)."""
     labels: Path | None = None
-    """Scoring: a file (for one recording) or a folder; by default it is looked for beside and inside each recording."""
+    """Scoring: one file (for a single recording) or a folder. By default it is looked for beside and inside each
+    recording."""
     participants: Path | None = None
-    """CSV with recording, subject, age, sex; by default participants.csv in the folders given."""
+    """CSV with the columns recording, subject, age, sex; by default participants.csv in the given folders."""
     montage: Choice = "auto"
-    """auto: what the store has, and for a new store what at least half of the recordings have."""
+    """Channels to store. auto: those the store already has; for a new store, those that at least half of the recordings
+    have. The others are fixed lists."""
     like: Annotated[Path | None, tyro.conf.arg(metavar="STORE-OR-RUN")] = None
-    """Take the channels that another store was made with, or a run was trained on, in place of --montage: for a second
-    cohort that the same network is to read."""
+    """Use the channels of another store, or those a run was trained on, instead of --montage: for a second cohort that
+    the same network will read."""
     overrides: Path | None = None
-    """JSON file with corrections of channels: aliases, units, polarity, what to leave out (docs/cohorts.md)."""
+    """JSON file that corrects channels: aliases, units, polarity, what to leave out (docs/cohorts.md)."""
     workers: int = 0
-    """Nights at a time; 0 is one for every core this process may use."""
+    """Nights processed at a time; 0 for one per core that this process may use."""
     backend: Backend = "loky"
-    """Processes (loky) or threads of this machine, a dask or a ray cluster."""
+    """Where the work runs: processes (loky) or threads (threading) on this machine, or a dask or ray cluster."""
     dask_scheduler: str | None = None
     """Address of a running dask scheduler, such as tcp://node1:8786; by default dask starts workers on this machine."""
     shard: str | None = None
-    """i/n: every n-th recording from the i-th; slurm: the place of this task in its job array."""
+    """Process only one share of the recordings. i/n: every n-th recording, starting with the i-th; slurm: this task's
+    place in its job array."""
     events_scored: bool = False
-    """Respiratory events were scored in all nights, so that a scored night without one has none (instead of: unknown,
-    which leaves sleepers without events out of the labels)."""
+    """Respiratory events were scored in every night, so a scored night without any had none. By default such a night
+    counts as unknown, which leaves sleepers without events out of the labels."""
     meanings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT=MEANING ...")] = ()
-    """What texts of the scoring mean that are not known, or numbers of another convention: 4=R 'light sleep=N2'. Of W,
-    N1, N2, N3, R, none (not scored), apnea, hypopnea, ignore."""
+    """What the scoring's own words or numbers mean, if they are unknown or follow another convention: 4=R 'light
+    sleep=N2'. A meaning is one of W, N1, N2, N3, R, none (not scored), apnea, hypopnea, ignore."""
     overwrite: bool = False
-    """Make recordings again whose file, scoring, corrections or configuration has changed."""
+    """Process recordings again if their file, scoring, corrections or configuration has changed."""
     inspect: bool = False
-    """Examine the recordings: which channel fills which slot, what is doubtful, what to do about it; write nothing."""
+    """Only examine the recordings: which channel fills which slot, what is doubtful and what to do about it. Writes no
+    store."""
     json: Path | None = None
-    """With --inspect: write the whole report into this file."""
+    """With --inspect: write the full report to this file."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = (
         only_without("montage", "like"),

@@ -38,53 +38,54 @@ __all__ = ["Config", "cli", "main"]
 
 @dataclass(frozen=True)
 class Config:
-    """Sleep stages, sleep-disordered breathing, age group or sex from frozen embeddings by logistic regression.
+    """Predict sleep stage, sleep-disordered breathing, age group or sex from frozen embeddings by logistic regression.
 
-    Class weights are balanced. Age and sex are asked of every clip, as in the paper; a night's clips share the label,
-    and figures over nights (by the mean probability of their clips) stand beside those over clips.
+    Class weights are balanced. Age and sex are predicted for every clip, as in the paper. All clips of a night share
+    that label, so figures over nights (from the mean probability of their clips) are given beside those over clips.
 
-    AUROC, AUPRC and F1 per class and macro, the confusion matrix and 95 % intervals bootstrapped over test subjects.
-    Clips without a label are left out. So are, and are counted, clips that lack a modality the probe needs; to use
-    them, probe one modality (--modality), which asks for no other. Training features of more than 4 GiB are read from
-    disk in every pass of the fit, smaller ones are held in memory; test features are read in blocks. Where RESULT is
-    finished already, by the same command, this says so and ends well.
+    The figures are AUROC, AUPRC and F1 per class and macro-averaged, and the confusion matrix, with 95 % intervals
+    bootstrapped over test subjects. Clips without a label are left out. Clips that lack a modality the probe needs are
+    left out and counted; to use them, probe a single modality (--modality), which needs no other. Training features of
+    more than 4 GiB are read from disk in every pass of the fit, smaller ones are held in memory; test features are read
+    in blocks. If the same command has already finished RESULT, it says so and exits with status 0.
     """
 
     embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
-    """Embeddings folder, made by `python -m sleepfm_fast.embed`."""
+    """Embeddings folder written by `python -m sleepfm_fast.embed`."""
     task: Literal["stage", "sdb", "age", "sex"]
     """Sleep stage (W, N1, N2, N3, R), respiratory event (event, none), age group (0-18, 18-35, 35-50, 50+) or sex."""
     result: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RESULT]")] = None
-    """Result folder to write, such as RUN/results/stage: every figure, and of every test clip its label, scores and
-    probabilities; nothing is written when omitted."""
+    """Result folder to write, such as RUN/results/stage: all figures, and the label, scores and probabilities of every
+    test clip. If omitted, nothing is written."""
     modality: Literal["all", "respiratory", "brain", "ecg"] = "all"
-    """Embeddings the probe sees: every modality of the folder, concatenated, or one."""
+    """Embeddings the probe sees: those of every modality in the folder, concatenated, or those of one."""
     fit_on: Literal["train", "train+validation"] = "train"
     """Subjects the probe is fitted on."""
     max_train_clips: int | None = None
-    """Fit on at most this many clips, drawn uniformly (seeded); all when omitted."""
+    """Fit on at most this many clips, drawn uniformly (seeded); by default on all."""
     bootstraps: int = 1000
     """Resamples of test subjects for the intervals; 0 for none."""
     seed: int = 0
     """Seed of the resamples and of --max-train-clips."""
     max_iter: int = 10000
-    """Iterations of lbfgs at most."""
+    """Maximum number of L-BFGS iterations."""
     c: float = 1.0
     """Inverse strength of the L2 penalty."""
     choose_c: bool = False
-    """Take the C of --c-grid with the highest macro AUROC on the validation subjects, in place of --c. Every C is
-    fitted on the training subjects. With --fit-on train the best of these fits is the probe; with train+validation the
-    probe is fitted once more, on both."""
+    """Use the C of --c-grid with the highest macro AUROC on the validation subjects, instead of --c. Every C is fitted
+    on the training subjects. With --fit-on train the best of these fits is the probe; with train+validation the probe
+    is fitted once more, on both."""
     c_grid: Annotated[tuple[float, ...], tyro.conf.arg(metavar="C [C ...]")] = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
     """Values that --choose-c tries."""
     solver: Literal["auto", "sklearn", "blocks"] = "auto"
-    """scikit-learn holds the training features in memory; blocks reads them from disk every pass and has the same
-    optimum; auto takes blocks above 4 GiB of features."""
+    """sklearn (scikit-learn) holds the training features in memory; blocks reads them from disk in every pass and has
+    the same optimum; auto takes blocks above 4 GiB of features."""
     standardise: bool = False
-    """Scale every feature to mean 0 and variance 1 on the training clips. Unit embeddings do without; hand-made
-    features, in different units, always are (and their holes are filled with the training clips' median)."""
+    """Scale every feature to mean 0 and variance 1 on the training clips. Embeddings, which are unit vectors, do not
+    need it; hand-made features, which have different units, are always scaled (and their missing values filled with the
+    training clips' median)."""
     overwrite: bool = False
-    """Replace a result that stands at RESULT."""
+    """Replace an existing RESULT."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = (
         only_without("c", "choose_c"),

@@ -37,8 +37,9 @@ VERSION = 1
 class Config:
     """Write one HTML page that needs no network and no script: figures, curves, nights, embeddings, retrieval, sources.
 
-    Several runs are put side by side. Beside the page stands a JSON with every number shown and the files it came from.
-    Where the same report stands already, this says so and ends well; another one is refused, with what differs.
+    Several runs are shown side by side. A JSON file beside the page holds every number shown and the files it came
+    from. If the same report exists already, the command says so and exits with status 0; a different one is refused,
+    and the message says what differs.
     """
 
     runs: Annotated[
@@ -46,23 +47,23 @@ class Config:
     ]
     """Run folders with their results in RUN/results, such as leave-one-out, pairwise and the supervised baseline."""
     out: Path | None = None
-    """The page, ending in .html; report.html in the first RUN when omitted."""
+    """Page to write, ending in .html; by default report.html in the first RUN."""
     figures: Path | None = None
-    """Folder for every plot of the page as an SVG file of its own, for papers and slides."""
+    """Folder for every plot of the page as a separate SVG file, for papers and slides."""
     title: str = ""
-    """Heading of the page; made from the runs' names when omitted."""
+    """Heading of the page; by default made from the runs' names."""
     recordings: int = 3
-    """Nights drawn, from the best predicted to the worst; 0 for none."""
+    """Nights to draw, from the best predicted to the worst; 0 for none."""
     examples: int = 6
-    """Retrieval examples drawn, of every direction in turn; 0 for none."""
+    """Retrieval examples to draw, taken from every direction in turn; 0 for none."""
     projection: Literal["tsne", "pca"] = "tsne"
-    """How embeddings become two-dimensional: t-SNE, or PCA, which is faster and linear."""
+    """How embeddings are reduced to two dimensions: t-SNE, or PCA, which is faster and linear."""
     projection_clips: int = 400
-    """Held-out clips projected, drawn at random."""
+    """Held-out clips to project, drawn at random."""
     seed: int = 0
     """Seed of that draw and of t-SNE."""
     overwrite: bool = False
-    """Replace a report that stands at --out, and the figures that one left in --figures."""
+    """Replace an existing report at --out, and the figures it left in --figures."""
 
     def places(self) -> list[Place]:
         """What its positionals take."""

@@ -43,10 +43,11 @@ FORMAT, VERSION = "sleepfm_fast reproduction", 1
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Train, evaluate and tabulate what the paper's tables and figures show, with the paper's figures beside.
+    """Train, evaluate and tabulate what the paper's tables and figures show, beside the paper's own figures.
 
-    Without a STORE a cohort is simulated. The plan and its cost are printed before anything starts. Killed or run
-    again, the same command goes on; a step that fails stops only what needs it, and the exit status is then 1.
+    Without a STORE, a cohort is simulated. The plan and its cost are printed before anything starts. After a kill or a
+    failure, repeat the command to continue. A step that fails stops only the steps that need it; the exit status is
+    then 1.
     """
 
     paths: Annotated[
@@ -57,29 +58,29 @@ class Config:
     """Tables of the paper, such as 2-8 or 6,7 or none. 2 age, 3 sex, 4 and 5 retrieval, 6 stages, 7 sleep-disordered
     breathing, 8 external validation, 11-18 single modalities, 29 and 30 supervised single modalities."""
     figures: str = "2,3"
-    """Figures of the paper: 2 few-shot curves, 3 modalities of the pretraining; or none."""
+    """Figures of the paper: 2 few-shot curves, 3 modalities used in pretraining; or none."""
     preset: Literal["smoke", "study"] = "smoke"
     """smoke: tiny encoders, minutes on two cores; study: SleepFM's encoders, overnight."""
     external: Path | None = None
-    """Second clip store for Table 8; where the first is simulated, so is this one, with another montage."""
+    """Second clip store for Table 8. If the first cohort is simulated, so is this one, with another montage."""
     sizes: tuple[int, ...] | None = None
-    """Numbers of pretraining subjects for performance against pretraining size: the preset's by default, no such table
-    where no number follows."""
+    """Numbers of pretraining subjects for the table of performance against pretraining size; by default the preset's.
+    Give the option without a number for no such table."""
     epochs: int | None = None
-    """Epochs of every training; the preset's by default."""
+    """Epochs of every training; by default the preset's."""
     report: bool = True
     """Show all runs on one page, OUT/report.html, at the end."""
     plan: bool = False
-    """Print the plan and what it costs, and stop."""
+    """Print the plan and its cost, and stop."""
     seed: int = 0
     """Seed of simulation, training, draws and resamples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train and embed."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of all networks in training and embedding, as in train and embed. bfloat16 is for GPUs, and for
-    processors that multiply it (docs/training.md)."""
+    """Arithmetic of all networks in training and embedding, as in train and embed. bfloat16 is for GPUs and for
+    processors with bfloat16 instructions (docs/training.md)."""
     threads: int = 0
-    """CPU threads of training; 0 for all cores."""
+    """CPU threads used in training; 0 for all cores."""
 
     def places(self) -> list[Place]:
         """What its positionals take."""

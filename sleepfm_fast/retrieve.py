@@ -39,40 +39,40 @@ Chosen = dict[tuple[str, str], npt.NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Config:
-    """Recall@k, median and mean rank between every two modalities of an embeddings folder, in both directions.
+    """Measure recall@k and the median and mean rank between every two modalities of an embeddings folder, both ways.
 
-    Ranks are exact (those of float64 similarities; of equal candidates the earlier clip is preferred) and computed in
-    blocks on all cores. Intervals (95 %) are bootstrapped over the queries' subjects with the candidates held fixed.
-    Killed or interrupted, the same command goes on after the last pair of modalities whose ranks were finished;
-    where RESULT is finished already, by the same command, it says so and ends well.
+    Ranks are exact (those of float64 similarities; among equal candidates the earlier clip comes first) and computed in
+    blocks on all cores. 95 % intervals are bootstrapped over the queries' subjects, with the candidates held fixed.
+    After a kill or an interruption, the same command continues after the last pair of modalities it finished. If the
+    same command has already finished RESULT, it says so and exits with status 0.
     """
 
     embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
-    """Embeddings folder, made by `python -m sleepfm_fast.embed`."""
+    """Embeddings folder written by `python -m sleepfm_fast.embed`."""
     result: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RESULT]")] = None
-    """Result folder to write, such as RUN/results/retrieval: every figure, and the rank of every query; nothing is
-    written when omitted."""
+    """Result folder to write, such as RUN/results/retrieval: all figures, and the rank of every query. If omitted,
+    nothing is written."""
     split: Literal["train", "validation", "test", "all"] = "test"
-    """Clips that are queries and candidates."""
+    """Clips that serve as queries and candidates."""
     scope: Literal["cohort", "night", "other-subjects"] = "cohort"
-    """Candidates of a query: all clips; those of its own recording; or its own clip and all clips of other subjects,
-    so that recognising the person does not count against it."""
+    """Candidates of a query: all clips (cohort); those of its own recording (night); or its own clip and all clips of
+    other subjects, so that recognising the person does not count against it (other-subjects)."""
     candidates: int | None = None
-    """Use N clips drawn without replacement among the split's clips that have both modalities; all when omitted or when
-    there are fewer. The draw keeps to one seeded order of the clips, so that pairs share clips."""
+    """Use this many clips, drawn without replacement from the split's clips that have both modalities; all if omitted
+    or if there are fewer. All draws follow one seeded order of the clips, so that pairs of modalities share clips."""
     sample: Literal["uniform", "balanced"] = "uniform"
-    """How --candidates draws: every clip equally likely; or as even as can be over event types (sleep stage x
-    respiratory event) and, in each, over subjects, among the clips that have a sleep stage."""
+    """How --candidates draws. uniform: every clip is equally likely; balanced: as evenly as possible over event
+    types (sleep stage x respiratory event) and over subjects within each, among the clips that have a sleep stage."""
     k: Annotated[tuple[int, ...], tyro.conf.arg(metavar="K [K ...]")] = (1, 10)
-    """Ranks up to which a query counts as answered."""
+    """Ranks up to which a query counts as found."""
     bootstraps: int = 1000
     """Resamples of subjects for the intervals; 0 for none."""
     seed: int = 0
     """Seed of the draw of candidates, of the examples and of the resamples."""
     examples: int = 4
-    """Queries of each direction whose best candidates are kept in RESULT, drawn at random."""
+    """Queries per direction, drawn at random, whose best candidates are kept in RESULT."""
     overwrite: bool = False
-    """Replace a result that stands at RESULT."""
+    """Replace an existing RESULT."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = (
         only_with("sample", "candidates"),

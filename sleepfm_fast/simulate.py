@@ -43,24 +43,25 @@ DIGITAL = (-32768, 32767)
 
 @dataclass(frozen=True)
 class Config:
-    """Write a simulated cohort of sleepers: EDF+ files with hypnogram and respiratory events, participants.csv.
+    """Write a simulated cohort of sleepers: EDF+ files with hypnogram and respiratory events, and participants.csv.
 
     The modalities share one hidden physiology (sleep stage, breathing, heart, arousals); docs/simulator.md describes
-    it. The same options give the same bytes. Interrupted, the same command goes on from there.
+    it. The same options give the same bytes. After an interruption, the same command continues where it stopped.
     """
 
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder to write; must be new, empty, or an unfinished one of the same options."""
+    """Folder to write; must be new, empty, or left unfinished by a command with the same options."""
     subjects: int = 20
     """Number of subjects; each has one recording."""
     hours: float = 1.0
     """Length of every recording [h], in steps of 30 s. Below 8 h it is an excerpt from anywhere in the night."""
     seed: int = 0
-    """Chooses the sleepers; those of another number have other names (sim-0000, ... of 0, sim-7-0000, ... of 7)."""
+    """Chooses the sleepers; another seed gives other sleepers with other names (seed 0: sim-0000, ...; seed 7:
+    sim-7-0000, ...)."""
     workers: int = 0
-    """Recordings that are simulated at the same time; 0 takes one for each processor core."""
+    """Recordings simulated at a time; 0 for one per processor core."""
     couplings: Couplings = field(default_factory=Couplings)
-    """Strength of every dependence that the simulator knows, from 1 (as in the model) to 0 (switched off)."""
+    """Strength of every dependence in the simulator, from 1 (as in the model) to 0 (switched off)."""
 
     def places(self) -> list[Place]:
         """What its positionals take."""

@@ -30,12 +30,12 @@ __all__ = ["Config", "main"]
 class Config:
     """Train one network from signals to labels: the paper's supervised baseline.
 
-    It is the encoder of train over the channels of all modalities stacked (or of one), with an output for each class.
-    Subjects are split as train splits them; the epoch with the lowest validation loss is tested and its figures stand
-    in RUN/results/TASK, as those of probe do. Clips without a label are left out and counted; a missing channel is
-    masked, and only a clip without any channel is left out.
+    It is train's encoder applied to the channels of all modalities stacked (or of one modality), with an output for
+    each class. Subjects are split as in train. The epoch with the lowest validation loss is tested, and its figures are
+    written to RUN/results/TASK in the layout of probe's. Clips without a label are left out and counted; a missing
+    channel is masked, and only a clip without any channel is left out.
 
-    In several processes: torchrun --nproc-per-node 8 -m sleepfm_fast.supervise STORE RUN (see docs/distributed.md).
+    With several processes: torchrun --nproc-per-node 8 -m sleepfm_fast.supervise STORE RUN (see docs/distributed.md).
     """
 
     store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
@@ -46,31 +46,35 @@ class Config:
     """Sleep stage (W, N1, N2, N3, R), respiratory event (event, none), age group (0-18, 18-35, 35-50, 50+) or sex."""
 
     modality: Literal["all", "respiratory", "brain", "ecg"] = "all"
-    """Channels the network sees: those of every modality, stacked, or of one."""
+    """Channels the network sees: those of every modality, stacked, or those of one."""
     train_subjects: int = 0
-    """Train on so many of the training subjects (draws are nested: those of 4 are among those of 8); 0 for all."""
+    """Train on this many of the training subjects (draws are nested: 4 subjects are among the 8 of a larger draw); 0
+    for all."""
     replicate: int = 0
-    """Another number is another draw of --train-subjects."""
+    """Number of the draw of --train-subjects; another number gives another draw."""
     class_weights: Literal["none", "balanced"] = "none"
-    """Weight of a clip in the loss: 1 (the paper states no weights), or inverse to how frequent its class is."""
+    """Weight of a clip in the loss: 1 (the paper states no weights), or inversely proportional to its class's
+    frequency."""
     preset: Literal["seed", "tiny"] = "seed"
-    """Network: seed is SleepFM's 1-D EfficientNet, tiny trains in a minute on two cores."""
+    """Network: seed is SleepFM's 1-D EfficientNet; tiny trains in a minute on two cores."""
     epochs: int = 20
     """Passes over the training clips."""
     batch_size: int = 32
     """Clips in a batch, over all processes."""
     batch_norm: Literal["local", "synchronised"] = "local"
-    """Statistics of batch norm over a process's own clips, or over those of all processes."""
+    """Take batch norm statistics over each process's own clips (local), or over those of all
+    processes (synchronised)."""
     dropout: float | None = None
-    """Dropout of the network; the preset's own by default."""
+    """Dropout of the network; by default the preset's own."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum as in the paper, or AdamW."""
     schedule: Literal["step", "cosine"] = "step"
-    """Learning rate times 0.1 every step-epochs, or warm-up and cosine decay to zero."""
+    """step: multiply the learning rate by 0.1 every --step-epochs; cosine: warm up, then decay to zero along a
+    cosine."""
     lr: float = 1e-3
     """Learning rate."""
     step_epochs: int = 5
-    """Epochs between steps of the step schedule."""
+    """Epochs between two steps of the step schedule."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 0.0
@@ -80,33 +84,35 @@ class Config:
     max_steps: int = 0
     """Stop after this many steps; 0 for no limit."""
     skip_limit: int = 5
-    """Leave out a step whose loss or gradient is not finite; give up after more than this many in a row."""
+    """Skip a step whose loss or gradient is not finite; give up after more than this many in a row."""
     filters: Literal["aasm", "seed", "clinical", "none"] = "aasm"
-    """Filter preset: aasm (bands of the AASM manual), seed (resampling only), clinical, none."""
+    """Filter preset: aasm (bands of the AASM manual), seed (resampling only, as the authors' code), clinical, or
+    none."""
     notch_hz: Literal[0, 50, 60] = 0
     """Mains frequency to remove; 0 for none."""
     normalise: Literal["recording", "clip", "none"] = "recording"
-    """Scale by each recording's typical amplitude, z-score every clip, or leave physical units (as the seed)."""
+    """recording: scale by each recording's typical amplitude; clip: z-score every clip; none: keep physical units, as
+    the authors' code does."""
     validation_share: float = 0.1
-    """Expected share of subjects for validation."""
+    """Expected share of subjects used for validation."""
     test_share: float = 0.2
     """Expected share of subjects kept for testing."""
     split_salt: str = "sleepfm_fast"
-    """Text hashed with each subject; another text is another split."""
+    """Text hashed with each subject's name; another text gives another split."""
     checkpoint_steps: int = 200
-    """Steps between checkpoints within an epoch (one is always written at an epoch's end)."""
+    """Steps between checkpoints within an epoch (one is always written at the end of an epoch)."""
     bootstraps: int = 1000
     """Resamples of test subjects for the intervals; 0 for none."""
     seed: int = 0
-    """Seeds weights, order, dropout and resamples."""
+    """Seed of weights, order of clips, dropout and resamples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes CUDA where it is available."""
+    """Where to train; auto uses CUDA if it is available."""
     threads: int = 0
     """CPU threads; 0 for all cores."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the network; weights, loss and optimiser are float32 in both."""
+    """Arithmetic of the network; weights, loss and optimiser are float32 either way."""
     resume: bool = False
-    """Go on with the run in RUN, exactly where its last checkpoint stands; --epochs and --max-steps may differ."""
+    """Continue the run in RUN exactly from its last checkpoint; --epochs and --max-steps may differ."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = TRAINING_EFFECTS
 

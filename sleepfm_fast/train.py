@@ -34,9 +34,9 @@ def decided(default: object, metavar: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Train one encoder a modality by contrasting the modalities of each 30-second clip.
+    """Train one encoder for each modality by contrasting the modalities of each 30-second clip.
 
-    In several processes: torchrun --nproc-per-node 8 -m sleepfm_fast.train STORE RUN (see docs/distributed.md).
+    With several processes: torchrun --nproc-per-node 8 -m sleepfm_fast.train STORE RUN (see docs/distributed.md).
 
     Without STORE and RUN: simulate a small cohort, preprocess it, train the tiny preset and report staging,
     sleep-disordered breathing and retrieval on held-out subjects (about two minutes on two CPU cores).
@@ -50,93 +50,101 @@ class Config:
     compat: Literal["none", "seed", "paper"] = "none"
     """Train as the authors' code does (seed) or as their paper describes it (paper); see docs/training.md."""
     preset: Literal["seed", "tiny"] = "seed"
-    """Encoder: seed is SleepFM's 1-D EfficientNet, tiny trains in a minute on two cores."""
+    """Encoder: seed is SleepFM's 1-D EfficientNet; tiny trains in a minute on two cores."""
     init_from: Path | None = None
     """Start from these encoders: a run folder, its .safetensors, or the authors' best.pt."""
     modalities: tuple[Literal["respiratory", "brain", "ecg"], ...] = ()
-    """Modalities to train, all of the montage by default. One alone is contrasted with itself 30 seconds later."""
+    """Modalities to train; by default all of the montage. A single modality is contrasted with its own clip 30 seconds
+    later."""
     mode: Literal["leave_one_out", "pairwise"] = "leave_one_out"
-    """Each modality against the mean of the others, or every pair."""
+    """Contrast each modality with the mean of the others, or every pair of modalities."""
     directions: Annotated[Literal["both", "row"] | None, decided("both", "{both,row}")] = None
-    """Softmax over rows and columns (the authors' code) or over rows only (the paper's equation)."""
+    """Take the softmax over rows and columns (the authors' code), or over rows only (the paper's equation)."""
     loss_scale: Annotated[Literal["mean", "sum"] | None, decided("mean", "{mean,sum}")] = None
-    """Mean over clips, directions and modalities (the authors' code), or their sum (the paper's equation). What is
-    shown and logged is the mean either way."""
+    """Mean over clips, directions and modalities (the authors' code), or their sum (the paper's equation). The loss
+    that is printed and logged is the mean either way."""
     epochs: Annotated[int | None, decided(20, "INT")] = None
     """Passes over the training clips."""
     batch_size: Annotated[int | None, decided(32, "INT")] = None
-    """Clips in a batch (pairs of clips with one modality), over all processes: each has batch_size - 1 negatives."""
+    """Clips in a batch (with a single modality, pairs of clips), over all processes; each has batch_size - 1
+    negatives."""
     last_batch: Annotated[Literal["drop", "keep"] | None, decided("drop", "{drop,keep}")] = None
-    """The shorter batch that ends an epoch: leave it out, or train on it with its fewer negatives."""
+    """The shorter batch at the end of an epoch: leave it out, or train on it with fewer negatives."""
     micro_batch: int = 0
-    """Clips that a process embeds at a time, to save memory; 0 for all. Negatives stay those of the whole batch."""
+    """Clips that a process embeds at a time, to save memory; 0 for all. The negatives are still those of the whole
+    batch."""
     batch_norm: Literal["local", "synchronised"] = "local"
-    """Statistics of batch norm over a process's own clips, or over those of all processes."""
+    """Take batch norm statistics over each process's own clips (local), or over those of all
+    processes (synchronised)."""
     dropout: float | None = None
-    """Dropout of the encoder; the preset's own by default."""
+    """Dropout of the encoder; by default the preset's own."""
     modality_dropout: float = 0.0
-    """Probability that a clip with three modalities or more goes without one of them, chosen evenly, in a step."""
+    """Probability that, in a step, a clip with three or more modalities goes without one of them, chosen evenly."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the encoders; the loss, the weights and the optimiser are float32 either way."""
     compile: bool = False
     """Run the encoders through torch.compile, for a GPU; compiling can take minutes at the start."""
     fused_blocks: bool = False
-    """Train the published network's MBConv blocks with kernels of our own; CUDA, with --precision bfloat16. What it
-    saves has not been measured on a GPU yet."""
+    """Train the published network's MBConv blocks with this package's own kernels; needs CUDA and --precision bfloat16.
+    What it saves has not been measured on a GPU yet."""
     optimiser: Annotated[Literal["sgd", "adamw"] | None, decided("sgd", "{sgd,adamw}")] = None
     """SGD with momentum as in the paper, or AdamW."""
     schedule: Annotated[Literal["step", "cosine"] | None, decided("step", "{step,cosine}")] = None
-    """Learning rate times 0.1 every step-epochs, or warm-up and cosine decay to zero."""
+    """step: multiply the learning rate by 0.1 every --step-epochs; cosine: warm up, then decay to zero along a
+    cosine."""
     lr: Annotated[float | None, decided(0.001, "FLOAT")] = None
     """Learning rate."""
     step_epochs: Annotated[int | None, decided(5, "INT")] = None
-    """Epochs between steps of the step schedule."""
+    """Epochs between two steps of the step schedule."""
     momentum: Annotated[float | None, decided(0.9, "FLOAT")] = None
     """Momentum of SGD."""
     weight_decay: Annotated[float | None, decided(0, "FLOAT")] = None
     """Weight decay of matrices and convolution kernels; biases, BatchNorm and the temperature are never decayed."""
     log_temperature: Annotated[float | None, decided("0 or that of --init-from", "FLOAT")] = None
-    """Initial log temperature; it is learned and kept within 0 and log(max-temperature)."""
+    """Initial log temperature; it is learned and kept between 0 and log(max-temperature)."""
     max_temperature: Annotated[float | None, decided(100, "FLOAT")] = None
-    """Largest temperature, the factor of the cosines in the softmax; 0 for no limit."""
+    """Largest temperature, which multiplies the cosines in the softmax; 0 for no limit."""
     patience: Annotated[int | None, decided(5, "INT")] = None
     """Stop after this many epochs without a better validation loss; 0 never stops early."""
     max_steps: int = 0
     """Stop after this many steps; 0 for no limit."""
     skip_limit: int = 5
-    """Leave out a step whose loss or gradient is not finite; give up after more than this many in a row."""
+    """Skip a step whose loss or gradient is not finite; give up after more than this many in a row."""
     filters: Annotated[
         Literal["aasm", "seed", "clinical", "none"] | None, decided("aasm", "{aasm,seed,clinical,none}")
     ] = None
-    """Filter preset: aasm (bands of the AASM manual), seed (resampling only), clinical, none."""
+    """Filter preset: aasm (bands of the AASM manual), seed (resampling only, as the authors' code), clinical, or
+    none."""
     notch_hz: Annotated[Literal[0, 50, 60] | None, decided(0, "{0,50,60}")] = None
     """Mains frequency to remove; 0 for none."""
     normalise: Annotated[Literal["recording", "clip", "none"] | None, decided("recording", "{recording,clip,none}")] = (
         None
     )
-    """Scale by each recording's typical amplitude, z-score every clip, or leave physical units (as the seed)."""
+    """recording: scale by each recording's typical amplitude; clip: z-score every clip; none: keep physical units, as
+    the authors' code does."""
     train_subjects: int = 0
-    """Train on so many of the training subjects, drawn by a hash (nested: fewer are among more); 0 for all."""
+    """Train on this many of the training subjects, drawn by a hash (nested: a smaller draw is part of a larger one); 0
+    for all."""
     replicate: int = 0
-    """Which draw of --train-subjects; another number is another draw."""
+    """Number of the draw of --train-subjects; another number gives another draw."""
     validation_share: float = 0.1
-    """Expected share of subjects for validation."""
+    """Expected share of subjects used for validation."""
     test_share: float = 0.2
     """Expected share of subjects kept for testing."""
     split_salt: str = "sleepfm_fast"
-    """Text hashed with each subject; another text is another split."""
+    """Text hashed with each subject's name; another text gives another split."""
     validation_block: Annotated[int | None, decided(256, "INT")] = None
-    """Clips that stand together in the validation loss."""
+    """Number of clips compared with each other in the validation loss."""
     checkpoint_steps: int = 200
-    """Steps between checkpoints within an epoch (one is always written at an epoch's end)."""
+    """Steps between checkpoints within an epoch (one is always written at the end of an epoch)."""
     seed: int = 0
-    """Seeds weights, order and dropout."""
+    """Seed of weights, order of clips and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes CUDA where it is available."""
+    """Where to train; auto uses CUDA if it is available."""
     threads: int = 0
     """CPU threads; 0 for all cores."""
     resume: bool = False
-    """Go on with the run in RUN, exactly where its last checkpoint stands; --epochs and --max-steps may differ."""
+    """Continue the run in RUN exactly from its last checkpoint; --epochs and --max-steps may differ."""
 
     EFFECTS: ClassVar[tuple[Effect, ...]] = TRAINING_EFFECTS
 

@@ -37,25 +37,26 @@ SIDES = ("training", "testing")
 
 @dataclass(frozen=True)
 class Config:
-    """Training and validation clips of one embeddings folder with the test clips of another, for probe and few_shot.
+    """Join one embeddings folder's training and validation clips with another's test clips, for probe and few_shot.
 
-    Both are embedded by one run, each from its own store; the embeddings of the other laboratory's training subjects
-    are not taken unless --subjects all asks for them. Hand-made features are joined likewise. Killed or interrupted,
-    the same command goes on from there. Where EMBEDDINGS is finished already, by the same command, this says so and
-    ends well.
+    Both must be embedded by one run, each from its own store. The other laboratory's training subjects are left out
+    unless --subjects all includes them. Hand-made features are joined in the same way. After a kill or an interruption,
+    the same command continues where it stopped. If the same command has already finished EMBEDDINGS, it says so and
+    exits with status 0.
     """
 
     training: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRAINING")]
-    """Embeddings whose training and validation clips are taken."""
+    """Embeddings that provide the training and validation clips."""
     testing: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TESTING")]
-    """Embeddings by the same run, of another store, of which clips are taken to test on."""
+    """Embeddings of another store, by the same run, that provide the test clips."""
     embeddings: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
     """Folder to write."""
     subjects: Literal["test", "all"] = "test"
-    """Of TESTING: test subjects by the split that it was embedded with, or everybody: right for a store that nothing
-    was ever trained on. Subjects whom the run has trained on, by name, are counted in a notice and in the record."""
+    """Subjects of TESTING. test: test subjects by the split it was embedded with; all: everybody, which is right for a
+    store that nothing was ever trained on. Subjects that the run was trained on, by name, are counted in a notice and
+    in the record."""
     overwrite: bool = False
-    """Replace an existing EMBEDDINGS folder, once the new one is whole."""
+    """Replace an existing EMBEDDINGS folder once the new one is complete."""
 
     def places(self) -> list[Place]:
         """What its positionals take."""
