@@ -178,6 +178,20 @@ def test_small_tiles_and_filtering_again_change_nothing_but_rounding(
     assert_close(got, kernel.truth(4001, normalise))
 
 
+@pytest.mark.parametrize(("n_out", "workspace_floats"), [(1000, 2000), (2000, 2840)])
+def test_the_decimator_reads_device_memory_where_its_samples_do_not_fit(
+    kernels: Kernels, n_out: int, workspace_floats: int
+) -> None:
+    """Kept outputs leave less shared memory beside the decimated samples than one of these takes."""
+    kernel = Kernel(kernels, FilterBank("aasm", 256))
+    f = kernel.bank.index("eeg", 1000)
+    plan = kernel.plan(f, n_out, workspace_floats, statistics=True)
+    assert workspace_floats - plan["low_floats"] - plan["kept_floats"] < 2 * kernel.bank.tensors()[0][f, 11] + 1 + 200
+    kernel.add(np.random.default_rng(6).integers(-3000, 3000, 12000), f, first=2000)
+    got = kernel.run(n_out, normalise="zscore", workspace_floats=workspace_floats)
+    assert_close(got, kernel.truth(n_out, "zscore"))
+
+
 @pytest.mark.parametrize("threads", [32, 64, 256])
 def test_any_number_of_warps(kernels: Kernels, threads: int) -> None:
     kernel = mixed(kernels)
