@@ -295,6 +295,19 @@ def test_flat_and_constant_channels_give_zeros(kernels: Kernels, normalise: str)
     assert torch.allclose(got[0, 1].double(), truth[0, 1], atol=1e-6)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_what_counts_as_flat_follows_from_the_largest_deviation_of_either_sign(kernels: Kernels, sign: int) -> None:
+    kernel = Kernel(kernels, FilterBank("none", 256), np.int32)
+    for spike in (10_000_000, 100_000_000):  # a millionth of it, 10 and 100, lies on either side of the deviation
+        x = np.random.default_rng(11).integers(-50, 50, 2000)
+        x[1000] = sign * spike
+        kernel.add(x, kernel.bank.index("eeg", 256))
+    y = kernel.run(2000, normalise="robust")
+    assert_close(y, kernel.truth(2000, "robust"))
+    assert y[0, 0].any()
+    assert not y[0, 1].any()
+
+
 def test_quartiles_of_many_equal_values(kernels: Kernels) -> None:
     """Ties, negative numbers and a neighbour that is far away: an identity filter shows the statistics as they are."""
     kernel = Kernel(kernels, FilterBank("none", 256))
