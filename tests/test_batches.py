@@ -133,6 +133,9 @@ def test_a_sensor_unplugged_for_cpap_and_an_electrode_that_came_off_count_for_th
     came_off = int(0.7 * len(eeg))
     eeg[:came_off] = rng.integers(-20, 21, came_off)
     eeg[came_off:] = rng.integers(-20_000, 20_001, len(eeg) - came_off)
+    pulse = labels.index("Pulse")
+    headers[pulse]["dimension"] = "mV"  # an oximeter's analogue output: its own spread is the only measure
+    signals[pulse][:] = rng.integers(-2000, 2001, len(signals[pulse]))
     with pyedflib.EdfWriter(str(tmp_path / "night.edf"), len(headers), pyedflib.FILETYPE_EDFPLUS) as writer:
         writer.setSignalHeaders(headers)
         writer.writeSamples(signals, digital=True)
@@ -150,6 +153,8 @@ def test_a_sensor_unplugged_for_cpap_and_an_electrode_that_came_off_count_for_th
     spread = batch.x["brain"][:, [slot.name for slot in brain.slots].index("F4-M1")].std(dim=1)
     assert float(spread[: int(0.7 * len(store))].median()) == pytest.approx(1, rel=0.1)
     assert float(spread[-3:].min()) > 500
+    x = batch.x["respiratory"][:, [slot.name for slot in respiratory.slots].index("Pulse Rate")]
+    assert (float(x.mean()), float(x.std(dim=1).median())) == (pytest.approx(0, abs=0.1), pytest.approx(1, rel=0.1))
 
 
 def test_scaling_clip_by_clip_leaves_saturation_its_meaning(real):
