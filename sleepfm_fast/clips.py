@@ -64,7 +64,7 @@ class ClipStore:
     recordings : list of RecordingEntry
     subjects : list of str
     participants : dict of str to dict
-        Subject to ``{"age": float or None, "sex": str or None}``; the age is that of its first recording with one.
+        Each subject's ``{"age": float or None, "sex": str or None}``; the age is that of its first recording with one.
     units : list of str
     recording, clip, segment : int32 [n_clips]
         Recording, index of the clip and of its segment within the recording.
@@ -166,8 +166,8 @@ class ClipStore:
         ]
         limit = open_limit() if max_mapped is None else max_mapped
         self.fits = fits_in_memory(sum(entry.n_bytes for entry in self.recordings))
-        """Whether what was read once stays in the system's cache."""
-        # To open a file again costs pread a sixth of what it costs a map, whose pages must be found again.
+        """Whether the recordings fit in memory, so that what was read once stays in the system's cache."""
+        # Reopening a file costs pread(2) a sixth of what it costs a map, all of whose pages must be faulted in again.
         auto: Way = "mmap" if self.fits and len(self.recordings) <= limit else "pread"
         self.read: Way = auto if read == "auto" else read
         self._mapped: Recent[Array] = Recent(limit)
@@ -177,7 +177,7 @@ class ClipStore:
         self.check(digests=verify)
 
     def remake(self, source: str) -> str:
-        """The command that makes recordings of the store again from ``source``, as a shell takes it."""
+        """Return the shell command that makes recordings of the store again from ``source``."""
         store, origin = shlex.quote(str(self.path)), self.store["configuration"].get("from")
         if origin is None:
             return f"`python -m sleepfm_fast.preprocess {source} {store}`"
@@ -200,11 +200,11 @@ class ClipStore:
         )
 
     def subject(self, clip: int) -> str:
-        """Subject of clip number ``clip`` of the store."""
+        """Return the subject of clip number ``clip`` of the store."""
         return self.subjects[int(self.recording_subject[self.recording[clip]])]
 
     def slots_of(self, modality: str) -> list[int]:
-        """Flat slot numbers of a modality, in the montage's order."""
+        """Return a modality's slot numbers, counted through all modalities, in the montage's order."""
         n = 0
         for candidate in self.montage.modalities:
             if candidate.name == modality:
@@ -220,12 +220,12 @@ class ClipStore:
         )
 
     def record(self, recording: int) -> dict[str, Any]:
-        """Everything the store knows about a recording: sources, digests, labels used, issues."""
+        """Return everything the store knows about a recording: sources, digests, labels used, issues."""
         value: dict[str, Any] = from_json(self._file(recording, ".json").read_text(encoding="utf-8"))
         return value
 
     def fs_hz(self, recording: int, slot: int) -> Fraction | None:
-        """Native sampling rate, None where the slot is missing."""
+        """Return the native sampling rate in hertz; None where the slot is missing."""
         if not self.channels.present[recording, slot]:
             return None
         return Fraction(int(self.channels.fs_num[recording, slot]), int(self.channels.fs_den[recording, slot]))
@@ -241,7 +241,7 @@ class ClipStore:
         return self._mapped.get(recording, self._map)
 
     def open_recordings(self, recordings: Sequence[int]) -> Opened:
-        """Open recordings for reading, in the store's way, and keep them open while the result lives.
+        """Open recordings for reading, as maps or descriptors by ``read``; they stay open while the result lives.
 
         Raises
         ------
@@ -276,7 +276,7 @@ class ClipStore:
             )
 
     def run(self, recording: int, slot: int, segment: int) -> Array:
-        """All samples of a slot in a segment: read-only int16 or int32 view; empty where the slot is missing."""
+        """Return all samples of a slot in a segment, a read-only int16 or int32 view; empty if the slot is missing."""
         row = int(self.first_segment[recording]) + segment
         if not 0 <= segment < self.first_segment[recording + 1] - self.first_segment[recording]:
             raise ValueError(f"recording {self.recordings[recording].id} has no segment {segment}.")
@@ -288,17 +288,17 @@ class ClipStore:
         return self.samples(recording)[start:stop].view(np.int16 if itemsize == 2 else np.int32)
 
     def window(self, recording: int, slot: int, clip: int, n_before: int, n_after: int, *, up: int = 1) -> Window:
-        """Native samples of a clip with neighbours from the same segment.
+        """Return the native samples of a clip, with neighbours from the same segment.
 
         Parameters
         ----------
         recording, slot, clip : int
             Recording, flat slot number, index of the clip within the recording.
         n_before, n_after : int
-            Samples wanted before the sample at or before the clip's start, and after the last sample at or before the
-            clip's end; fewer come back at the ends of the segment.
+            Samples wanted before the clip's first sample (the one at or before its start), and after its last one; at
+            the ends of the segment fewer are returned.
         up : int
-            L of the resampling ratio L/M: the clip's start is rounded to a multiple of 1/L sample.
+            L of the resampling ratio L/M; the clip's start is rounded to a multiple of 1/L sample.
 
         Returns
         -------
@@ -340,7 +340,7 @@ class ClipStore:
         return self.path / "recordings" / f"{self.recordings[recording].id}{suffix}"
 
     def damaged(self, recording: int, what: str) -> ClipStoreError:
-        """Say what is wrong with the file of a recording, and what to do."""
+        """Make the error that says what is wrong with the file of a recording, and what to do."""
         entry = self.recordings[recording]
         file = self._file(recording, ".bin")
         again = self.remake(shlex.quote(str(entry.source)))

@@ -1,8 +1,9 @@
 """The contrastive loss over the samples of all processes of a ``torch.distributed`` group.
 
-Each rank computes the rows and the columns of its own samples against everybody's. Embeddings (M N D) and a few numbers
-a sample (7 P N) are gathered in the forward pass; a rank then holds all that the gradient of its own samples needs, so
-the backward pass communicates nothing. The arithmetic is shared evenly: a rank with n of N samples does n/N of it.
+Each rank computes the rows and the columns of its own samples against the samples of all ranks. The forward pass
+gathers the embeddings (M N D numbers) and the op's state (7 P N); a rank then holds everything that the gradient of its
+own samples depends on, so the backward pass communicates nothing. The arithmetic is shared evenly: a rank with n of N
+samples does n/N of it.
 """
 
 from __future__ import annotations
@@ -48,10 +49,11 @@ def contrastive_loss(
     counts: Sequence[int] | None = None,
     gradient: Gradient = "mean",
 ) -> tuple[Tensor, ContrastiveStatistics]:
-    """:func:`sleepfm_fast.ops.contrastive_loss` of the samples of all ranks, each rank giving its own.
+    """:func:`sleepfm_fast.ops.contrastive_loss` over the samples of all ranks, each rank passing its own.
 
-    Without an initialised process group, or in a group of one, it is that op. Otherwise all ranks of the group call it
-    together, with the same M, D, dtype, options and temperature, and with a mask either all or none of them.
+    Without an initialised process group, or in a group of one, it is that op. Otherwise it is a collective call: all
+    ranks of the group make it with the same M, D, dtype, options and temperature, and either all or none of them pass
+    a mask.
 
     Parameters
     ----------
@@ -65,37 +67,39 @@ def contrastive_loss(
     mask : Tensor, optional
         ``[M, n]`` bool, True where the sample has the modality.
     group : ProcessGroup, optional
-        The default group if None. gloo and NCCL serve.
+        The default group if None. Both gloo and NCCL work.
     counts : sequence of int, optional
-        n of every rank. Where the caller knows them, nothing waits for the device. Without them they are exchanged,
-        and a rank whose arguments do not fit the others' is refused on all ranks alike.
+        n of every rank. With them, the host does not wait for the device. Without them the ranks exchange their counts
+        and arguments first, which does wait; arguments that differ between ranks then raise on every rank.
     gradient : {"mean", "sum"}
-        How the caller combines the ranks' parameter gradients. ``"mean"``, as DistributedDataParallel does: gradients
-        are those of the loss times the number of ranks, so that their mean over ranks is exactly the gradient of the
-        single-process loss over all N samples. ``"sum"``: x receives its own gradient, the temperature this rank's
-        share, and the caller adds up.
+        How the caller combines the ranks' parameter gradients. ``"mean"``, as DistributedDataParallel does: every
+        rank's gradients are multiplied by the number of ranks, so that their mean over ranks is exactly the gradient
+        of the single-process loss over all N samples. ``"sum"``: x receives the gradient of the loss by its samples,
+        the temperature this rank's share of its gradient, and the caller adds the ranks up.
 
     Returns
     -------
     loss : Tensor
-        0-d, over all N samples: the same bits on every rank.
+        0-d, over all N samples; bitwise equal on all ranks.
     statistics : ContrastiveStatistics
-        ``losses``, ``correct`` and ``n_valid`` over all N samples; ``ranks`` ``[P, 2, n]`` of this rank's samples,
-        among all N.
+        ``losses``, ``correct`` and ``n_valid`` over all N samples; ``ranks`` ``[P, 2, n]`` for this process's samples
+        only, each ranked among all N.
 
     Raises
     ------
     TypeError, ValueError
-        As the op; and where ``counts`` does not fit the group or x. An exception on one rank only leaves the others
-        waiting until the process group's timeout.
+        As the op, and where ``counts`` does not fit the group or x. An exception that is raised on only some of the
+        ranks leaves the others waiting until the process group's timeout.
     NotImplementedError
-        As the op, on every rank alike: for second derivatives, forward-mode derivatives and torch.func.
+        As the op, on every rank: for second derivatives, forward-mode derivatives and torch.func.
 
     Notes
     -----
-    The gradient needs no scaling by the caller. Averaging ranks that each differentiated a loss over local negatives,
-    or gathering embeddings with a gradient that is summed over ranks (``torch.distributed.nn.all_gather``) and then
-    averaging, gives another number: 1 / ranks, or ranks, times too much.
+    The gradient needs no scaling by the caller. Two common constructions do not give it when their parameter gradients
+    are averaged: losses over each rank's local negatives are another objective, not a multiple of this one; and the
+    whole loss on embeddings gathered without a gradient (``torch.distributed.all_gather``, the rank's own slice put
+    back) gives 1 / ranks of it. With ``torch.distributed.nn.all_gather``, whose backward pass adds up the ranks'
+    gradients, the mean is right and the sum is ranks times too large.
     """
     validate(x, log_temperature, mode, mask, directions, precision)
     if gradient not in ("mean", "sum"):
@@ -129,7 +133,10 @@ def contrastive_loss(
 def exchange_counts(
     x: Tensor, mask: Tensor | None, mode: str, directions: str, group: dist.ProcessGroup | None
 ) -> tuple[int, ...]:
-    """Number of samples of every rank; arguments that differ between ranks are refused on all of them."""
+    """Gather every rank's number of samples; raise on all ranks where their other arguments differ.
+
+    Reading the numbers waits for the device.
+    """
     M, n, D = x.shape
     words = ("modalities", "dimensions", "dtype", "mode", "directions", "mask")
     numbers = (M, D, DTYPE_CODES[x.dtype], MODES.index(mode), DIRECTIONS.index(directions), int(mask is not None))
@@ -146,7 +153,7 @@ def exchange_counts(
 
 
 def gather_equal(mine: Tensor, n_ranks: int, group: dist.ProcessGroup | None) -> Tensor:
-    """``[n_ranks, n]`` from every rank's 1-D tensor of n elements."""
+    """Gather 1-D tensors of n elements, the same n on every rank, into ``[n_ranks, n]``."""
     every = mine.new_empty(n_ranks * len(mine))
     # torch 2.13 renamed the function.
     gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
@@ -155,9 +162,10 @@ def gather_equal(mine: Tensor, n_ranks: int, group: dist.ProcessGroup | None) ->
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
-    """Concatenate ``[n, ...]`` of every rank, n by rank in ``counts``, along the first dimension.
+    """Concatenate the ranks' ``[n, ...]`` tensors along the first dimension; ``counts`` holds every rank's n.
 
-    Travels as bytes, which every backend takes, in one collective padded to the largest n.
+    One collective, each rank's rows padded with zeros to the largest n. The rows travel as bytes (uint8), because a
+    backend may lack the tensors' dtype, whereas every one has uint8.
     """
     n, longest = len(rows), max(counts)
     shape = rows.shape[1:]
@@ -191,13 +199,14 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         begin = sum(counts[: dist.get_rank(group)])
         end = begin + x.shape[1]
-        # [M, N, D] by strides: the op takes any, so the gathered samples are not copied once more.
+        # Samples are gathered as [N, M, D] and seen as [M, N, D] through strides, which the op accepts without a copy.
         x_all = gather_rows(x.detach().transpose(0, 1), counts, group).transpose(0, 1)
         mask_all = None if mask is None else gather_rows(mask.T, counts, group).T
         options = (mode, directions, precision, begin, end)
         loss, losses, correct, ranks, n_valid, state = torch.ops.sleepfm_fast.contrastive_loss_forward(
             x_all, log_temperature, mask_all, *options
         )
+        # Counts and losses in one float64 message: integers up to 2^53 survive it exactly.
         shares = torch.cat([loss.double().view(1), losses.double().flatten(), correct.double().flatten()])
         total, state = exchange_shares(shares, state[..., begin:end], counts, group)
         n_losses = losses.numel()
@@ -227,7 +236,11 @@ class _Loss(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """Stands where a second derivative would be asked for, also of this rank's x, of which x_all is a copy."""
+    """The backward op as a node of the graph, whose only purpose is that its own backward refuses.
+
+    ``x`` is unused in the forward; it ties the node to this rank's x. The op itself reads ``x_all``, a detached copy,
+    so that a second derivative by x would otherwise be lost without an error.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -242,14 +255,16 @@ class _Gradient(torch.autograd.Function):
 def exchange_shares(
     shares: Tensor, state: Tensor, counts: tuple[int, ...], group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
-    """Sum of all ranks' shares, added in the order of the ranks, and the state of all samples; one collective.
+    """Sum all ranks' shares and gather the state of all samples, in one collective.
+
+    A rank's message is its shares [K], its state as [n, P, S] and zeros up to the length that the largest n needs.
 
     Parameters
     ----------
     shares : Tensor
-        float64 ``[K]``.
+        float64 ``[K]``: this rank's share of the loss, the losses and the correct counts.
     state : Tensor
-        float64 ``[P, S, n]`` of this rank's samples.
+        float64 ``[P, S, n]``: S numbers for each of this rank's samples in each pair of modalities.
 
     Returns
     -------
@@ -265,7 +280,7 @@ def exchange_shares(
     padded[: len(message)] = message
     every = gather_equal(padded, len(counts), group)
     total = every[0, :K]
-    for other in every[1:, :K]:  # a fixed order: all ranks get the same bits
+    for other in every[1:, :K]:  # in the order of the ranks, so that all of them round alike and get the same bits
         total = total + other
     gathered = torch.cat([every[r, K : K + P * S * n] for r, n in enumerate(counts)])
     return total, gathered.view(-1, P, S).permute(1, 2, 0).contiguous()

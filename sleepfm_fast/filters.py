@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "NOTCHES_HZ", "PRESETS", "FilterBank", "FilterDesign"]
 
 NOTCHES_HZ = (50, 60)
-FILTER_COLUMNS = 25  # of FilterRow in csrc/params.h
+FILTER_COLUMNS = 25  # members of FilterRow in csrc/params.h
 
-_BLOCKS_BELOW = 0.9  # of the cost of groups: where they win a little, simpler is better
+_BLOCKS_BELOW = 0.9  # blocks are used below this share of the cost of groups: a smaller gain is not worth them
 
 FloatArray = npt.NDArray[np.float64]
 
 
 class FilterBank:
-    """The filters of one preset and output rate, designed when they are first asked for.
+    """The filters of one preset and output rate, each designed when it is first asked for.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ class FilterBank:
 
     Notes
     -----
-    Band edges are the ends of the flat band, as in MNE-Python: the low-pass is down 6 dB at 1.125 times its edge and
-    at least 80 dB from 1.25 times; the high-pass at half its edge, and nothing passes at 0 Hz.
+    Band edges are the ends of the flat band, as in MNE-Python: a low-pass is down 6 dB at 1.125 times its edge and at
+    least 80 dB from 1.25 times its edge on; a high-pass is down 6 dB at half its edge, and its gain at 0 Hz is 0.
     """
 
     def __init__(self, preset: str, fs_out_hz: int | Fraction = 256, notch_hz: int | None = None) -> None:
@@ -72,7 +72,8 @@ class FilterBank:
         self._contexts: list[int] = []
         self._rows: list[list[int]] = []
         self._taps: list[npt.NDArray[np.float32]] = []
-        self._plain: list[npt.NDArray[np.float32]] = []  # the taps without those that are there twice
+        # The taps of each filter without the regrouped copies of `_place_groups`: what `digest` covers.
+        self._plain: list[npt.NDArray[np.float32]] = []
         self._n_taps = 0
         self._tensors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -158,7 +159,7 @@ class FilterBank:
         }
 
     def digest(self) -> str:
-        """Return the SHA-256 over the preset, the rates and the taps designed so far, in any order of asking."""
+        """Return a SHA-256 of the preset, the rates and the filters designed so far, whatever the order of design."""
         digest = hashlib.sha256()
         head = [self.preset, str(self.fs_out_hz), self.notch_hz]
         digest.update(json.dumps(head).encode())
@@ -188,7 +189,7 @@ class FilterBank:
             decimator_offset, _ = place(design.decimator)
             low_offset, _ = place(design.low)
             inter, inter_left = design.interpolator_table
-            # Transposed: the D samples between two decimated ones are computed side by side.
+            # Transposed to [taps, D]: the kernels compute the D samples between two decimated ones as lanes of vectors.
             inter_offset, inter_stride = place(np.ascontiguousarray(inter.T))
             row += [decimator_offset, (len(design.decimator) - 1) // 2, low_offset, (len(design.low) - 1) // 2]
             row += [inter_offset, inter.shape[1], inter_left, inter_stride]
@@ -206,11 +207,11 @@ class FilterBank:
 
     @staticmethod
     def _place_groups(design: FilterDesign, place: Callable[[FloatArray], tuple[int, int]]) -> list[int]:
-        """Place the tables for many outputs at a time; return their columns of ``FilterRow``."""
+        """Place the tables that compute many outputs at a time; return their 7 columns of ``FilterRow``."""
         table, _ = design.main_table
         row, cost = [0, 0, 0], table.shape[1] + 128.0
-        # Sixteen outputs that lie far apart share few samples: an output at a time, with the cost of some 128 taps for
-        # its horizontal sum, is then cheaper.
+        # Sixteen outputs that lie far apart share few samples. One output at a time is then cheaper, although its
+        # horizontal sum costs as much as some 128 taps.
         reach = (PAD - 1) * design.down / design.up
         if design.phases == design.up and reach <= max(128, table.shape[1]):
             groups, repeats = fir.grouped(table, design.down, PAD)

@@ -1,4 +1,4 @@
-"""A trained model as it embeds: without batch norms and with weights in the arithmetic asked for, where that helps."""
+"""A trained model made ready to embed: batch norms folded and weights in the precision asked for, where that helps."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def embedder(
     folded: bool | None = None,
     fused_blocks: bool = False,
 ) -> Embed:
-    """Return a function from a batch to its embeddings ``[M, B, dim]`` in float32, not normalised, and mask ``[M, B]``.
+    """Return a function from a batch to its embeddings, float32 ``[M, B, dim]``, not normalised, and mask ``[M, B]``.
 
     Parameters
     ----------
     model : SleepModel
-        On the device that embeds; put into evaluation, and compiled in place if nothing is folded.
+        On the device that embeds. It is put into evaluation mode and, if nothing is folded, compiled in place.
     precision : {"float32", "bfloat16"}
         Arithmetic of the encoders.
     compiled : bool
         Run the encoders through torch.compile.
     folded : bool, optional
-        Work with a copy whose batch norms are folded and whose weights are of ``precision``: a third fewer passes over
-        the wide activations, and no cast of a weight in every batch. By default not on the CPU, where the fused blocks
-        fold on their own.
+        Work with a copy whose batch norms are folded and whose weights have the dtype of ``precision``. This saves a
+        third of the passes over the wide activations, and the cast of every weight in every batch. By default it is
+        done except on the CPU, where the fused blocks fold by themselves.
     fused_blocks : bool
-        Run the published network's MBConv blocks as one CUDA kernel each, in bfloat16 and folded. Not measured on a GPU
-        so far.
+        Run each MBConv block of the published network as one CUDA kernel, in bfloat16 and folded. Not yet measured on a
+        GPU.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def embedder(
 
 
 def fold_batch_norms(model: SleepModel) -> SleepModel:
-    """Return a copy in evaluation whose batch norms are part of the convolutions before them, computed in float64."""
+    """Return a copy in evaluation mode with its batch norms folded, in float64, into the convolutions before them."""
     model = copy.deepcopy(model).eval()
     for encoder in model.encoders.values():
         assert isinstance(encoder, Encoder)
@@ -90,7 +90,7 @@ def fold_batch_norms(model: SleepModel) -> SleepModel:
 
 
 def convolutions_before_norms(encoder: Encoder) -> list[tuple[nn.Module, str, nn.Module, str]]:
-    """Module and attribute of every convolution, and of the batch norm that follows it."""
+    """List every convolution that a batch norm follows: its module and attribute, and those of the norm."""
     found: list[tuple[nn.Module, str, nn.Module, str]] = []
     if isinstance(encoder, StridedConvNet):
         layers = encoder.layers

@@ -8,14 +8,14 @@ __all__ = ["agreeing", "counted", "first_of"]
 
 
 def agreeing(n: float, one: str, many: str | None = None) -> str:
-    """The form that goes with ``n``: ``one`` for 1, else ``many``, which is ``one`` with an s where it is left out."""
+    """Return the form that agrees with ``n``: ``one`` for 1, else ``many``, by default ``one`` with an s appended."""
     if n == 1:
         return one
     return f"{one}s" if many is None else many
 
 
 def counted(n: float, one: str, many: str | None = None, spec: str = "") -> str:
-    """The number, written as ``spec`` says, and the form that goes with what is written.
+    """Return the number, formatted by ``spec``, and the form that agrees with the number as it is written.
 
     Examples
     --------
@@ -31,7 +31,7 @@ def counted(n: float, one: str, many: str | None = None, spec: str = "") -> str:
 
 
 def first_of(names: Sequence[str], most: int) -> str:
-    """The first ``most`` names with commas, and how many more there are.
+    """Join the first ``most`` names with commas, and say how many more there are.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Trained models: of a run folder, of one of its checkpoints, or of the authors' code; to embed with, or to start from.
+"""Trained models to embed with or to start from: a run folder, one of its checkpoints, or a file of the authors' code.
 
-What a model was trained on travels with it: the names of its channels in their order, its filters and scaling. Weights
-are taken over only where the encoders are the same, tensor by tensor, and the channels are too.
+A model comes with a description of its training input: the channels' names in their order, the filters and the scaling.
+Weights are taken over only where the encoders agree tensor by tensor, and the channels do too.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ UNITS = (
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a training left behind.
+    """The weights and the description of a trained model.
 
     Attributes
     ----------
     file : Path
         The file that holds the weights.
     kind : str
-        In words.
+        What kind of file it is, in words.
     tensors : dict of str to Tensor
-        Under the names of :class:`SleepModel`'s state dict.
+        The weights by the names of :class:`SleepModel`'s state dict.
     config : dict or None
-        As in a run's ``config.json``: ``model``, ``montage``, ``input`` and more; None where only weights are known.
+        The content of a run's ``config.json``: ``model``, ``montage``, ``input`` and more; None where only the weights
+        are known.
     """
 
     file: Path
@@ -61,12 +62,12 @@ class Pretrained:
     config: dict[str, Any] | None
 
     def sha256(self) -> str:
-        """Digest of the file."""
+        """Return the SHA-256 of the file, in hexadecimal."""
         return file_digest(self.file)
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Those with an encoder."""
+        """The modalities that have an encoder."""
         found = {name.split(".")[1] for name in self.tensors if name.startswith("encoders.")}
         return tuple(sorted(found, key=MODALITIES.index)) if found <= set(MODALITIES) else tuple(sorted(found))
 
@@ -77,7 +78,7 @@ def read_pretrained(path: Path) -> Pretrained:
     Raises
     ------
     SleepfmError
-        When it is missing, damaged, or nothing of the kind.
+        When it is missing, damaged, or none of these.
     """
     if path.suffix in SEED_SUFFIXES:
         checkpoint = read_seed_checkpoint(path)
@@ -93,7 +94,7 @@ def read_pretrained(path: Path) -> Pretrained:
 
 
 def trained_config(run: RunDirectory) -> dict[str, Any]:
-    """The configuration of a run of train; another command's is refused."""
+    """Return the configuration of a run of train; refuse a run of another command."""
     config = run.config()
     if config.get("command", "train") != "train":
         raise SleepfmError(
@@ -105,7 +106,7 @@ def trained_config(run: RunDirectory) -> dict[str, Any]:
 
 
 def model_tensors(path: Path) -> dict[str, Tensor]:
-    """The model's tensors of a checkpoint, with the names of its state dict; optimiser and generators are left out."""
+    """Return a checkpoint's model tensors by their state dict's names, without those of optimiser and generators."""
     found = read_tensors(path)
     if any(name.startswith("model/") for name in found):
         found = {name.removeprefix("model/"): t for name, t in found.items() if name.startswith("model/")}
@@ -118,12 +119,12 @@ def model_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_model(path: Path, device: torch.device) -> tuple[SleepModel, dict[str, Any], dict[str, str]]:
-    """A trained model, in evaluation mode, the configuration of its run, and the file and SHA-256 of its weights.
+    """Load a trained model in evaluation mode, its run's configuration, and the file and SHA-256 of its weights.
 
     Parameters
     ----------
     path : Path
-        As :func:`read_pretrained` takes it.
+        A path as for :func:`read_pretrained`.
     device : torch.device
 
     Raises
@@ -149,18 +150,18 @@ def initialise(model: SleepModel, found: Pretrained, montage: Montage, settings:
     Parameters
     ----------
     model : SleepModel
-        Just made.
+        The new model; changed in place.
     found : Pretrained
-        It may have more modalities than the model.
+        The trained one, which may have more modalities.
     montage : Montage
-        Of the model; each modality's channels must be those that its encoder was trained on, in their order.
+        The new model's; each modality's channels must be those that its encoder was trained on, in the same order.
     settings : Settings
-        ``log_temperature`` None takes the trained one, within the limits.
+        Where ``log_temperature`` is None, the trained one is taken, clamped to 0 to ``max_log_temperature``.
 
     Returns
     -------
     tuple of str
-        Sentences: what was initialised, and what the user should know.
+        Sentences for the user: what was initialised, and notices.
 
     Raises
     ------
@@ -206,7 +207,7 @@ def initialise(model: SleepModel, found: Pretrained, montage: Montage, settings:
 
 
 def other_input(found: Pretrained, settings: Settings) -> list[str]:
-    """Say where the trained encoders were fed otherwise."""
+    """Return a notice of the options in which the input of the training differs from the input now, if any."""
     assert found.config is not None
     trained: Mapping[str, Any] = found.config["input"]
     differing = [name for name in ("filters", "notch_hz", "normalise") if trained[name] != getattr(settings, name)]
@@ -217,7 +218,7 @@ def other_input(found: Pretrained, settings: Settings) -> list[str]:
 
 
 def refuse_other_channels(found: Pretrained, montage: Montage) -> None:
-    """Refuse an encoder for channels that were other ones, or in another order, in its training."""
+    """Refuse encoders that were trained on other channels, or on the same ones in another order."""
     assert found.config is not None
     trained = {m.name: [s.name for s in m.slots] for m in Montage.from_dict(found.config["montage"]).modalities}
     for modality in montage.modalities:

@@ -1,7 +1,7 @@
-"""What systems offer under different names: processors, reading ahead, durable files, and which process a number is.
+"""What systems offer under different names: processors, read-ahead, durable files, and the identity of a process.
 
-Linux is where everything has run. macOS has no processor affinity, no posix_fadvise and no ``/proc``; what stands in
-for them was checked against its headers. On any other system the answers are those that are always safe.
+The project has been run on Linux only. macOS has no processor affinity, no posix_fadvise and no ``/proc``; what
+replaces them was checked against its headers. On any other system the functions return what is always safe.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ __all__ = [
     "system_identity",
 ]
 
-# Of macOS's sys/fcntl.h, sys/sysctl.h and sys/proc.h; tests/test_macos.py compiles against them.
+# From macOS's sys/fcntl.h, sys/sysctl.h and sys/proc.h; tests/test_macos.py compiles against those headers.
 F_RDAHEAD, F_FULLFSYNC = 45, 51
 CTL_KERN, KERN_PROC, KERN_PROC_PID = 1, 14, 1
 KINFO_PROC_BYTES = 648
 START_AT, STATE_AT = 0, 36
-"""Bytes of ``kinfo_proc`` before the start of the process (seconds int64, microseconds int32) and its state (int8)."""
+"""Offsets in ``kinfo_proc``, in bytes, of the process's start (seconds int64, microseconds int32) and state (int8)."""
 ZOMBIE = 5
 PROC = Path("/proc")
-DARWIN_FILES = 4096  # of the 10,240 that macOS allows a process
+DARWIN_FILES = 4096  # open files that are asked for, of the 10,240 that macOS allows a process
 
 
 def processors() -> int:
-    """Processors that this process may use; all of the machine's where the system does not say."""
+    """Return the number of processors that this process may use; all of the machine's where the system cannot tell."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def read_no_more_than_asked(descriptor: int) -> None:
-    """Tell the system that an open file is read at random places: reading ahead would be for nothing."""
+    """Tell the system that an open file is read at random places, so that it does not read ahead."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
     elif sys.platform == "darwin":
@@ -53,7 +53,7 @@ def read_no_more_than_asked(descriptor: int) -> None:
 
 
 def files_allowed() -> int | None:
-    """Files that this process may have open; None for any number. macOS's 256 are made 4096 first."""
+    """Return how many files this process may have open, None for any number; raise the 256 of macOS to 4096 first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wish = DARWIN_FILES if hard == resource.RLIM_INFINITY else min(hard, DARWIN_FILES)
     if sys.platform == "darwin" and soft != resource.RLIM_INFINITY and soft < wish:
@@ -64,16 +64,17 @@ def files_allowed() -> int | None:
 
 
 def synchronise_descriptor(descriptor: int) -> None:
-    """Wait until what was written to an open file or folder outlasts a power failure.
+    """Wait until what was written to an open file or folder would survive a power failure.
 
-    On macOS fsync(2) leaves it in the drive's own memory, and some drives of a network do not know the stronger call.
+    On macOS fsync(2) may leave it in the drive's cache. F_FULLFSYNC flushes that too, but some network file systems do
+    not support it; they get fsync(2).
     """
     if sys.platform != "darwin" or not control(descriptor, F_FULLFSYNC):
         os.fsync(descriptor)
 
 
 def control(descriptor: int, command: int) -> bool:
-    """Give a command of fcntl(2); False where the file system refuses it."""
+    """Issue a command of fcntl(2); return False where the file system does not support it, raise where a disk fails."""
     import fcntl
 
     try:
@@ -87,11 +88,14 @@ def control(descriptor: int, command: int) -> bool:
 
 @lru_cache(maxsize=1)
 def system_identity() -> str:
-    """Running kernel and process namespace: process numbers mean the same where it is the same; empty if unknown."""
+    """Identify the running kernel and the process namespace, within which a process number has one meaning.
+
+    Empty where that cannot be told.
+    """
     try:
         if sys.platform == "darwin":
             boot = sysctl("kern.bootsessionuuid").rstrip(b"\0").decode("ascii")
-            # Without the start of a process its number says nothing.
+            # Where the start of a process cannot be read, its number does not identify it: count as unknown.
             return boot if process_start(os.getpid()) else ""
         boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {(PROC / 'self/ns/pid').readlink()}"
@@ -100,14 +104,18 @@ def system_identity() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """Start of a process, by a clock of the system's own; None where no such process runs."""
+    """Return when a process started, in a form that only serves for comparison; None where no such process runs.
+
+    With the process number it tells a process from a later one that was given the same number.
+    """
     try:
         if sys.platform == "darwin":
             return darwin_process_start(pid)
         status = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # the name in parentheses may hold spaces; field 22 is the 20th behind it
+    # The process's name, in parentheses, may hold spaces and parentheses itself. Behind it come fields 3 (the state)
+    # and on; the start is field 22 of proc(5).
     fields = status.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]
 
@@ -121,7 +129,7 @@ def darwin_process_start(pid: int) -> str | None:
 
 
 def sysctl(name: str | tuple[int, ...]) -> bytes:
-    """Value of a variable of the kernel of macOS, by its name or its numbers, of 1023 bytes at most."""
+    """Return a variable of the macOS kernel, named by a string or by numbers, of at most 1023 bytes."""
     value = ctypes.create_string_buffer(1024)
     size = ctypes.c_size_t(len(value) - 1)
     library = darwin_library()

@@ -50,7 +50,10 @@ def test_a_sine_in_every_band_has_the_power_of_half_its_squared_amplitude(fs_hz)
 
 def test_white_noise_has_power_in_proportion_to_the_width_of_a_band():
     x = 7 * np.random.default_rng(0).standard_normal((40, 6000))
-    found = 10 ** eeg_features(x, 200)[:, :5].mean(axis=0)
+    features = eeg_features(x, 200)
+    edges = [features[:, EEG_NAMES.index(name)].mean() for name in ("edge50_hz", "edge95_hz")]
+    assert edges == pytest.approx([0.5 + 0.5 * 29.5, 0.5 + 0.95 * 29.5], abs=0.3), "of 0.5 to 30 Hz alone"
+    found = 10 ** features[:, :5].mean(axis=0)
     width = np.array([high - low for low, high in EEG_BANDS_HZ.values()])
     # The two bins next to a window's mean lose some of their power to it.
     np.testing.assert_allclose(found, 49 / 100 * width, rtol=0.08)

@@ -44,6 +44,12 @@ def test_the_rate_of_a_sine_is_found_at_every_sampling_rate_up_to_the_edges(fs_h
     np.testing.assert_allclose(found["amplitude_log2_ratio"], 0, atol=0.1)
 
 
+@pytest.mark.parametrize("per_min", [8.2, 15.23, 15.47, 21.3])
+def test_the_rate_is_found_between_the_bins_of_the_spectrum(per_min):
+    found = measured(breaths(5, 25, per_min), 25, 10)  # bins are 0.47 a minute apart
+    np.testing.assert_allclose(found["rate_per_min"], per_min, atol=0.05)
+
+
 def test_noise_is_less_regular_than_breaths():
     rng = np.random.default_rng(1)
     noise = measured(rng.standard_normal(32 * 300), 32, 10)["regularity"]
@@ -75,7 +81,15 @@ def test_gain_and_offset_of_the_sensor_do_not_matter():
 def test_a_dead_sensor_has_no_features():
     for x in (np.zeros(25 * 120), np.full(25 * 120, 7.0), np.zeros(0)):
         assert np.isnan(against_median(breathing_amplitudes(run_of(x, 25), clips(4)), 2)).all()
-    assert np.isnan(breathing_amplitudes(run_of(np.ones(120), 1), clips(4))).all(), "one sample a second is too few"
+    slow = run_of(breaths(2, 3, 15), 3)
+    assert np.isnan(breathing_amplitudes(slow, clips(4))).all(), "three samples a second are too few"
+
+
+def test_what_lies_beyond_the_signal_is_not_known():
+    windows = Breaths(run_of(breaths(1, 25, 15), 25)).windows(np.array([-5.0, 0.0, 30.0, 40.0]))
+    np.testing.assert_array_equal(np.isnan(windows).sum(axis=1), [5 * 8, 0, 0, 10 * 8 - 2])
+    assert np.isnan(windows[0, :40]).all()
+    assert np.isnan(windows[3, -78:]).all()
 
 
 def test_chest_and_abdomen():
@@ -95,6 +109,21 @@ def test_snoring_is_loud_against_the_nights_median():
     assert found[2, 0] == pytest.approx(2, abs=0.1)
     assert found[4, 1] == pytest.approx(3, abs=0.3)
     assert abs(found[0, 0]) < 0.1
+
+
+def test_snoring_at_one_value_a_second_is_as_loud_as_its_loudest_second():
+    x = np.tile([3.0, 5.0], 30)
+    x[40] = 14.0
+    found = snore_amplitudes(run_of(x, 1), clips(2))
+    np.testing.assert_allclose(found[0], [1, 1])
+    np.testing.assert_allclose(found[1], [x[30:].std(), 14 - x[30:].mean()])
+
+
+@pytest.mark.parametrize(("n", "off"), [(9, False), (10, True)])
+def test_a_sensor_is_off_from_five_minutes_on(n, off):
+    amplitude = np.r_[np.full(40, 2.0), np.full(n, 1e-3), np.full(40, 2.0)]
+    found = against_median(amplitude[:, None], 0, sensor=True)[40 : 40 + n, 0]
+    assert np.isnan(found).all() if off else (found == -10).all()
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7])
@@ -138,6 +167,21 @@ def test_a_fall_of_saturation_within_the_clip_and_against_the_two_minutes_before
     assert (rows["fall_percent"][others] == 0).all()
     np.testing.assert_array_equal(rows["below_120s_before_percent"][others], 0)
     assert np.isnan(rows["below_120s_before_percent"][0]), "nothing stands before the first clip"
+
+
+def test_a_saturation_that_stays_low_has_fallen_once():
+    x = np.r_[np.full(155, 96.0), np.full(145, 90.0)]
+    found = spo2_features(run_of(x, 1, "%"), clips(10))
+    assert found[:, SPO2_NAMES.index("fall_percent")].tolist() == [0] * 5 + [6] + [0] * 4
+    # The 90th percentile of the two minutes before: of the last clip's none is from before the fall.
+    assert found[1:, SPO2_NAMES.index("below_120s_before_percent")].tolist() == [0] * 4 + [6] * 4 + [0]
+
+
+@pytest.mark.parametrize(("features", "lowest", "highest"), [(spo2_features, 50, 100), (pulse_features, 20, 250)])
+def test_the_limits_of_what_is_plausible_are_plausible(features, lowest, highest):
+    x = np.repeat([lowest - 0.1, lowest, highest, highest + 0.1], 30)
+    means = features(run_of(x, 1, gain=0.1), clips(4))[:, 0]
+    np.testing.assert_allclose(means, [np.nan, lowest, highest, np.nan])
 
 
 def test_a_rise_is_no_fall():

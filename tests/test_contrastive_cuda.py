@@ -1,6 +1,8 @@
 """The contrastive loss on a CUDA device, every path of it; on the CPU too, where what is allowed is to be tried."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,23 @@ from sleepfm_fast.ops import contrastive_cuda
 PATHS = ("small", "mma", "gemm", "chunked")
 # Relative to the largest element: similarities are uncertain by float32's epsilon, or by two factors of 11 bits.
 TOLERANCE = {"highest": 2e-5, "high": 4e-3}
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+@pytest.mark.parametrize("prefix", ["contrastive", "contrastive_cuda"])
+def test_bindings_fill_the_structure_in_its_order(prefix, name):
+    """Most members are addresses: two of them exchanged would compile, and only a device would tell of CUDA's."""
+    csrc = Path(__file__).resolve().parents[1] / "csrc"
+    structure = re.search(rf"struct Contrastive{name.title()} {{(.*?)}};", (csrc / "params.h").read_text(), re.DOTALL)
+    members = re.findall(r"(\w+);", re.sub(r"//.*", "", structure[1]))
+    binding = (csrc / "bindings" / f"{prefix}.cpp").read_text()
+    signature, body = re.search(
+        rf"^void {prefix}_{name}\((.*?)\) {{\n(.*?)^}}", binding, re.DOTALL | re.MULTILINE
+    ).groups()
+    given = re.findall(r"pointer<[^>]*>\((\w+)\)", body)
+    assert [name for name in given if name != "kept"] == members[1:]  # after the input
+    named = re.findall(r"Address (\w+)", signature)
+    assert [name for name in named if name in members] == members[1:]  # as the ops give them
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.cuda) for name in PATHS])

@@ -305,6 +305,8 @@ def test_without_h5py_the_extra_is_named(tmp_path: Path, capsys, monkeypatch) ->
         np.arange(-32769, 32768, dtype=float),
         np.concatenate([np.random.default_rng(0).normal(0, 1, 5000), [1e6]]),
         np.full(9, 1e-7),
+        np.full(9, -1.7e308),
+        np.array([0.3, np.nextafter(0.3, 1)]),
         np.zeros(0),
     ],
     ids=lambda v: f"{v.size} values to {abs(v).max(initial=0):g}",
@@ -328,6 +330,9 @@ def test_spikes_take_32_bits_and_lost_samples_are_counted() -> None:
     spiked = quantise(quiet, "x")
     assert spiked.integers.dtype == np.int32
     assert spiked.gain < 1 / 256
+    often = quiet.copy()
+    often[::100] = 1e6  # an amplifier that saturates again and again moves a mean far from the signal
+    assert quantise(often, "x").gain < 1 / 256
     quiet[5:9] = (np.nan, np.inf, -np.inf, np.nan)
     assert quantise(quiet, "x").issues == (
         "x: 4 of 10000 samples are not finite; the middle of the range stands for them",

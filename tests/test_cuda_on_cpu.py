@@ -178,6 +178,20 @@ def test_small_tiles_and_filtering_again_change_nothing_but_rounding(
     assert_close(got, kernel.truth(4001, normalise))
 
 
+@pytest.mark.parametrize(("n_out", "workspace_floats"), [(1000, 2000), (2000, 2840)])
+def test_the_decimator_reads_device_memory_where_its_samples_do_not_fit(
+    kernels: Kernels, n_out: int, workspace_floats: int
+) -> None:
+    """Kept outputs leave less shared memory beside the decimated samples than one of these takes."""
+    kernel = Kernel(kernels, FilterBank("aasm", 256))
+    f = kernel.bank.index("eeg", 1000)
+    plan = kernel.plan(f, n_out, workspace_floats, statistics=True)
+    assert workspace_floats - plan["low_floats"] - plan["kept_floats"] < 2 * kernel.bank.tensors()[0][f, 11] + 1 + 200
+    kernel.add(np.random.default_rng(6).integers(-3000, 3000, 12000), f, first=2000)
+    got = kernel.run(n_out, normalise="zscore", workspace_floats=workspace_floats)
+    assert_close(got, kernel.truth(n_out, "zscore"))
+
+
 @pytest.mark.parametrize("threads", [32, 64, 256])
 def test_any_number_of_warps(kernels: Kernels, threads: int) -> None:
     kernel = mixed(kernels)
@@ -279,6 +293,19 @@ def test_flat_and_constant_channels_give_zeros(kernels: Kernels, normalise: str)
     got, truth = kernel.run(600, normalise=normalise), kernel.truth(600, normalise)
     assert torch.equal(got[0, 0], torch.zeros(600))
     assert torch.allclose(got[0, 1].double(), truth[0, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_what_counts_as_flat_follows_from_the_largest_deviation_of_either_sign(kernels: Kernels, sign: int) -> None:
+    kernel = Kernel(kernels, FilterBank("none", 256), np.int32)
+    for spike in (10_000_000, 100_000_000):  # a millionth of it, 10 and 100, lies on either side of the deviation
+        x = np.random.default_rng(11).integers(-50, 50, 2000)
+        x[1000] = sign * spike
+        kernel.add(x, kernel.bank.index("eeg", 256))
+    y = kernel.run(2000, normalise="robust")
+    assert_close(y, kernel.truth(2000, "robust"))
+    assert y[0, 0].any()
+    assert not y[0, 1].any()
 
 
 def test_quartiles_of_many_equal_values(kernels: Kernels) -> None:

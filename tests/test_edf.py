@@ -227,6 +227,9 @@ CALIBRATIONS = [
     ({"digital_min": "1.2.3"}, False, "the digital minimum is '1.2.3'"),
     ({"physical_min": "-100,5"}, True, "the comma is read as a decimal point"),
     ({"digital_min": 0, "digital_max": 65535}, True, "exceed the sample's range -32768 to 32767"),
+    ({"digital_min": -32769, "digital_max": 32767}, True, "exceed the sample's range -32768 to 32767"),
+    ({"digital_min": -32768, "digital_max": 32768}, True, "exceed the sample's range -32768 to 32767"),
+    ({"physical_min": 0, "physical_max": "1e-323"}, False, "give no usable gain"),
     ({"label": ""}, True, "the label is empty"),
 ]
 

@@ -15,7 +15,8 @@ from synthetic_embeddings import columns_of, write_folder
 
 from sleepfm_fast import few_shot, probe
 from sleepfm_fast.evaluation.few_shot_points import partial_path
-from sleepfm_fast.evaluation.few_shot_summary import mean_interval
+from sleepfm_fast.evaluation.few_shot_summary import mean_interval, summarise
+from sleepfm_fast.evaluation.figures import FIGURES
 from sleepfm_fast.results import claimed_result, read_result
 from sleepfm_fast.storage import claims
 
@@ -302,6 +303,35 @@ def test_intervals_are_cut_at_0_and_1_and_leave_out_what_is_unknown():
     assert entry["high"] == 1.0
     assert mean_interval([None]) == {"mean": None, "low": None, "high": None, "n": 0}
     assert mean_interval([0.25]) == {"mean": 0.25, "low": None, "high": None, "n": 1}
+
+
+def test_the_interval_of_replicates_is_student_s():
+    values = np.random.default_rng(0).uniform(0.4, 0.6, 7)
+    entry = mean_interval(values.tolist())
+    expected = stats.ttest_1samp(values, 0.5).confidence_interval(0.95)
+    assert (entry["low"], entry["high"]) == pytest.approx((expected.low, expected.high))
+    two = mean_interval([0.5, 0.5001])
+    assert (two["mean"], two["low"]) == pytest.approx((0.50005, 0.50005 - 12.7062 * 0.00005))
+    assert mean_interval([0.0, 0.1])["low"] == 0.0
+
+
+def test_a_curve_has_one_row_a_number_of_subjects_ascending():
+    def point(subjects, n_clips, value, **more):
+        kinds = {kind: dict.fromkeys(FIGURES, value) for kind in ("macro", "macro_absent_at_chance")}
+        return {"subjects": subjects, "n_clips": n_clips, **kinds, "classes": {"F": kinds["macro"]}, **more}
+
+    def both(subjects, n_clips, value):
+        return point(subjects, n_clips, value, nights=point(subjects, n_clips, value / 2))
+
+    curve = [both(64, 900, 0.9), both(8, 100, 0.5), both(64, 1100, 0.8), both(8, 110, 0.7), point(8, 120, None)]
+    few, many = summarise(curve)
+    assert (few["subjects"], few["n_replicates"], few["mean_clips"]) == (8, 3, 110)
+    assert (many["subjects"], many["n_replicates"], many["mean_clips"]) == (64, 2, 1000)
+    for figure in FIGURES:
+        assert few["macro"][figure] == few["classes"]["F"][figure] == mean_interval([0.5, 0.7])
+        assert many["macro_absent_at_chance"][figure] == mean_interval([0.9, 0.8])
+        assert few["nights"]["macro"][figure] == mean_interval([0.25, 0.35])
+        assert many["nights"]["classes"]["F"][figure] == mean_interval([0.45, 0.4])
 
 
 def test_a_refusal_leaves_no_folder_that_training_would_refuse(tmp_path, capsys):

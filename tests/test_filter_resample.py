@@ -391,6 +391,20 @@ def test_flat_channels_are_zero_not_amplified_rounding() -> None:
         assert torch.equal(batch.run(normalise=normalise), torch.zeros(6, 1, N_OUT))
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_what_counts_as_flat_follows_from_the_largest_deviation_of_either_sign(sign: int) -> None:
+    bank = FilterBank("none", 256)
+    batch = Batch(bank, np.int32)
+    for spike in (10_000_000, 100_000_000):  # a millionth of it, 10 and 100, lies on either side of the deviation
+        x = noise(np.random.default_rng(11), N_OUT, 50)
+        x[1000] = sign * spike
+        batch.add(x, bank.index("eeg", 256))
+    y, truth = batch.run(normalise="robust"), batch.truth(normalise="robust")
+    assert snr_db(y[0], truth[0]) > 100.0
+    assert torch.equal(y[1], torch.zeros(1, N_OUT))
+    assert not truth[1].any()
+
+
 def test_a_gain_that_is_no_number_gives_none() -> None:
     """Of the gain a normalisation keeps the sign, and NaN has none."""
     bank = FilterBank("aasm", 256)

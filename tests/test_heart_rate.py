@@ -1,5 +1,9 @@
 """Beats and their intervals in synthetic ECGs whose intervals are known."""
 
+import itertools
+import math
+import statistics
+
 import numpy as np
 import pytest
 
@@ -64,6 +68,55 @@ def test_rate_and_variability_are_those_of_the_known_intervals(fs_hz):
         assert values["lf_to_hf_120s_log10"] < -1
         assert values["qrs_peak_to_peak_mv"] == pytest.approx(1.0, abs=0.12)
         assert values["qrs_variation_percent"] < 5
+
+
+@pytest.mark.parametrize("fs_hz", [100, 128, 256])
+def test_the_sampling_grid_adds_no_variability(fs_hz):
+    found = ecg_features(run_of(ecg_of(np.arange(0.5, 298, 0.9137), 300, fs_hz, noise_mv=0.0), fs_hz), clips(10))
+    assert found[:, [ECG_NAMES.index("sdnn_ms"), ECG_NAMES.index("rmssd_ms")]].max() < 0.5
+
+
+def test_the_figures_of_known_beats_are_their_definitions():
+    rng = np.random.default_rng(1)
+    times_s = np.cumsum(rng.uniform(0.85, 0.95, 40))
+    times_s[12] -= 0.4  # a premature beat, and the pause behind it
+    beats = heart_rate.Beats(times_s, rng.uniform(0.8, 1.2, 40))
+    row = dict(zip(ECG_NAMES, heart_rate.beat_features(beats, np.array([0.0]), 60.0, 0.001)[0], strict=True))
+    n = int((times_s < 30).sum())
+    rr_ms = [1000 * (b - a) for a, b in itertools.pairwise(times_s[:n].tolist())]
+    pairs = [(a, b) for i, (a, b) in enumerate(itertools.pairwise(rr_ms)) if not {i, i + 1} & {11, 12}]
+    nn_ms = [rr for i, rr in enumerate(rr_ms) if i not in (11, 12)]
+    heights = beats.amplitude[:n].tolist()
+    assert row["heart_rate_per_min"] == pytest.approx(60_000 / statistics.mean(nn_ms), rel=1e-9)
+    assert row["sdnn_ms"] == pytest.approx(statistics.stdev(nn_ms), rel=1e-9)
+    assert row["rmssd_ms"] == pytest.approx(math.sqrt(statistics.mean((b - a) ** 2 for a, b in pairs)), rel=1e-9)
+    assert row["rejected_percent"] == pytest.approx(100 * 2 / len(rr_ms), rel=1e-9)
+    assert row["qrs_peak_to_peak_mv"] == pytest.approx(0.001 * statistics.median(heights), rel=1e-9)
+    variation = 100 * statistics.pstdev(heights) / statistics.mean(heights)
+    assert row["qrs_variation_percent"] == pytest.approx(variation, rel=1e-9)
+
+
+def test_slow_features_are_of_the_120_s_around_a_clip_moved_inwards_at_the_ends():
+    beats = np.cumsum(np.random.default_rng(2).uniform(0.8, 1.0, 340))
+    onsets_s = np.array([0.0, 45.0, 46.0, 224.0, 225.0, 270.0])  # the windows begin at 0, 0, 1, 179, 180, 180 s
+    found = heart_rate.frequency_features(beats[1:], np.diff(beats), onsets_s, 300.0)
+    assert [np.array_equal(a, b) for a, b in itertools.pairwise(found)] == [True, False, False, False, True]
+    # More clips than are computed at once, as of a long night.
+    many = heart_rate.frequency_features(beats[1:], np.diff(beats), np.tile(onsets_s, 350), 300.0)
+    np.testing.assert_array_equal(many, np.tile(found, (350, 1)))
+
+
+def test_slow_features_need_beats_in_four_fifths_of_the_120_s():
+    beats = rhythm(600)
+    use = (beats[1:] <= 250) | (beats[:-1] >= 290)
+    end_s, nn_s = beats[1:][use], np.diff(beats)[use]
+    onsets_s = np.arange(0.0, 571.0)
+    found = heart_rate.frequency_features(end_s, nn_s, onsets_s, 600.0)
+    starts_s = np.minimum(np.maximum(onsets_s - 45, 0), 480)
+    known_s = np.array([nn_s[(end_s >= start) & (end_s < start + 120)].sum() for start in starts_s])
+    assert 0 < (known_s < 96).sum() < 571
+    np.testing.assert_array_equal(np.isnan(found).all(axis=1), known_s < 96)
+    np.testing.assert_array_equal(np.isnan(found).any(axis=1), known_s < 96)
 
 
 def test_slow_swings_are_low_frequency():

@@ -190,6 +190,8 @@ def test_clips_are_whole_inside_one_segment():
     grid = clip_labels(scored((12.5, 30, "N2")), 320, SEGMENTS)
     assert grid.onsets_s.tolist() == [12.5, 42.5, 102.5, 132.5, 162.5, 192.5]
     assert len(clip_labels(None, 0, (Stretch(0, 0, Fraction(0)),)).stage) == 0
+    minutes = (Stretch(0, 1, Fraction(0)), Stretch(1, 1, Fraction(100)))  # of one record of 60 s each
+    assert clip_labels(None, 160, minutes).onsets_s.tolist() == [0, 30, 120]
 
 
 @pytest.mark.parametrize("seed", range(20))

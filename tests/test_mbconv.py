@@ -452,6 +452,31 @@ def test_nan_is_not_hidden_by_relu6():
         assert ops.mbconv(x, *weights)[0].isnan().all()
 
 
+def at_kinks(norm, dims):
+    """Arguments of a block whose batch norm sets every channel to 0 or to 6."""
+    values = arguments(dims)
+    gamma, beta = values[3 + 4 * norm], values[4 + 4 * norm]
+    gamma.zero_()
+    beta[0::2], beta[1::2] = 0.0, 6.0
+    return values
+
+
+KINKS = [(norm, (2, 3, 9, 4, 50, stride)) for norm in (0, 1) for stride in (1, 2)]
+
+
+def assert_flat_at_kinks(results):
+    """As in torch: a channel that a batch norm sets to 0 or to 6 has no gradient."""
+    for (norm, _), found in zip(KINKS, results, strict=True):
+        gradients = dict(zip(NAMES, found[2:], strict=True))
+        for name in ("x", "w1", f"gamma{norm}", f"beta{norm}"):
+            assert not gradients[name].any(), (norm, name)
+        assert gradients["w3"].any()
+
+
+def test_relu6_is_flat_at_both_of_its_kinks():
+    assert_flat_at_kinks([evaluate(ops.mbconv, at_kinks(*case), case[1]) for case in KINKS])
+
+
 def test_no_clips():
     _, *weights = arguments((2, 3, 8, 4, 40, 1))
     running = tuple(torch.rand(8) + 0.5 for _ in range(4))
@@ -501,13 +526,16 @@ def test_opcheck(stride):
 ISA_SCRIPT = """
 import sys, torch, test_mbconv as t
 from sleepfm_fast import ops
-torch.save([t.evaluate(ops.mbconv, t.arguments(dims), dims) for dims in t.DIMS], sys.argv[1])
+agreeing = [t.evaluate(ops.mbconv, t.arguments(dims), dims) for dims in t.DIMS]
+torch.save([agreeing, [t.evaluate(ops.mbconv, t.at_kinks(*case), case[1]) for case in t.KINKS]], sys.argv[1])
 """
 
 
 @pytest.mark.parametrize("isa", sleepfm_fast.build_info()["cpu_instruction_sets"])
 def test_every_instruction_set_agrees(isa, tmp_path):
-    for dims, found in zip(DIMS, results_with(isa, ISA_SCRIPT, tmp_path), strict=True):
+    agreeing, flat = results_with(isa, ISA_SCRIPT, tmp_path)
+    assert_flat_at_kinks(flat)
+    for dims, found in zip(DIMS, agreeing, strict=True):
         truth = evaluate(reference.mbconv, arguments(dims), dims, torch.float64)
         for name, a, c in zip(("y", "statistics", *NAMES), found, truth, strict=True):
             allowed = (1e-4 if dims[0] * dims[4] > 4 else 2e-2) * c.abs().max().clamp_min(1.0)

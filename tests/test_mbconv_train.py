@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
 from emulated_cuda import ADVERSARIAL, KernelError, Run, compile_kernels, unnoticed
-from emulated_mbconv_train import emulate_training
+from emulated_mbconv_train import BUFFERS, emulate_training
 from torch import Tensor
 
 from sleepfm_fast import ops, reference
@@ -175,12 +175,29 @@ def test_what_is_not_finite_stays_so(value: float, monkeypatch: pytest.MonkeyPat
     emulate_training(monkeypatch)
     case = Case(8, 16, 8, 1, 2, 50)
     case.x[1, 20, 3] = value
-    assert bool(case.ours()["y"].isnan().all())
+    spoilt = case.ours()
+    assert bool(spoilt["y"].isnan().all())
+    assert not bool(spoilt["statistics"].isfinite().any())
     case = Case(8, 16, 8, 2, 2, 50)
     case.dy[0, 3, 2] = value
     spoilt = case.ours()
     assert bool(spoilt["y"].isfinite().all())
     assert not any(bool(spoilt[name].isfinite().all()) for name in ("x", "w1", "gamma0", "wd", "gamma1"))
+
+
+@pytest.mark.parametrize("norm", [0, 1])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_relu6_is_flat_at_both_of_its_kinks(stride: int, norm: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in torch: a channel that a batch norm sets to 0 or to 6 has no gradient."""
+    emulate_training(monkeypatch)
+    case = Case(8, 16, 8, stride, 2, 50)
+    gamma, beta = case.weights[2 + 4 * norm], case.weights[3 + 4 * norm]
+    gamma.zero_()
+    beta[0::2], beta[1::2] = 0.0, 6.0
+    ours = case.ours()
+    for name in ("x", "w1", f"gamma{norm}", f"beta{norm}"):
+        assert not bool(ours[name].any()), name
+    assert bool(ours["w3"].any())
 
 
 def test_constant_inputs_offsets_and_a_common_artefact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,6 +412,17 @@ def test_no_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
     y, _ = ops.mbconv_train(x, *case.weights)
     with pytest.raises(NotImplementedError, match="mbconv_train has no second derivative"):
         torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+
+
+def test_bindings_take_addresses_in_the_order_that_was_emulated() -> None:
+    """The emulator stands in for them, so that only a device would tell two of one type from each other."""
+    source = (Path(__file__).resolve().parents[1] / "csrc" / "bindings" / "mbconv_train.cpp").read_text()
+    for name, (buffers, _) in BUFFERS.items():
+        body = re.search(rf"^void {name}\(.*?^}}", source, re.DOTALL | re.MULTILINE)
+        assert body is not None, name
+        members = re.findall(r"(?:call|finish)\.(\w+) = of\.next<", body[0])
+        emulated = [re.sub(r"(?<=parameters)\d", "", buffer) for buffer in buffers.split()]
+        assert [re.sub(r"(?<=parameters)\d", "", member) for member in members] == emulated, name
 
 
 # ---- on a device ----------------------------------------------------------------------------------------------------

@@ -125,6 +125,11 @@ def compiled_stem(dims=(1, 2, 3, 8), n_threads=1, workspace=0):
     _C.stem_backward(dims, n_threads, workspace, 1e-5, *(0,) * 8)
 
 
+def compiled_batch_norm(dims=(2, 3, 8), n_threads=1, workspace=0, function="forward"):
+    n_addresses = {"forward": 5, "backward": 7}[function]
+    getattr(_C, f"batch_norm_{function}")(dims, n_threads, workspace, 1e-5, *(0,) * n_addresses)
+
+
 def compiled_loss(shape=(3, 4, 5), n_threads=1, workspace=0, samples=(0, 4), kept=0):
     given = (0, 0, shape, (1, 1), 0, 0, (0, 0), False, True, n_threads, workspace)
     _C.contrastive_forward(*given, *(0,) * 6, samples, kept)
@@ -176,6 +181,11 @@ def compiled_filter(raw_bytes=2, n_out=10, normalise=0):
         (compiled_stem, {"n_threads": 0}, "stem: n_threads is 0; at least one"),
         (compiled_stem, {"workspace": 32}, "not aligned to 64 bytes"),
         (compiled_stem, {"dims": (1, 2, 3, 2)}, "more than one value"),
+        (compiled_batch_norm, {"dims": (2, 0, 8)}, "2 clips of 0 channels and 8 samples"),
+        (compiled_batch_norm, {"dims": (2, 3, 0), "function": "backward"}, "2 clips of 3 channels and 0 samples"),
+        (compiled_batch_norm, {"dims": (1, 3, 1)}, "more than one value a channel"),
+        (compiled_batch_norm, {"n_threads": 0}, "batch_norm: n_threads is 0; at least one"),
+        (compiled_batch_norm, {"workspace": 32}, "batch_norm: the workspace is not aligned to 64 bytes"),
         (_C.max_pool_forward, (1, 0, 1, 0, 0), "1 rows of 0 samples"),
         (_C.max_pool_forward, (1, 4, 0, 0, 0), "max_pool: n_threads is 0; at least one"),
         (_C.max_pool_backward, (-1, 4, 1, 0, 0, 0), "-1 rows of 4 samples"),

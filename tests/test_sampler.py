@@ -3,7 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from sleepfm_fast.training.sampler import ClipSampler, fixed_blocks
+from sleepfm_fast.training.sampler import ClipSampler, fixed_blocks, shard, shard_sizes
 
 CLIPS = np.arange(100, 203)
 
@@ -37,6 +37,26 @@ def test_fewer_clips_than_a_batch():
     (_, _, clips), (epoch, _, _) = islice(sampler, 2)
     assert sorted(clips) == sorted(CLIPS[:4])
     assert epoch == 1
+
+
+@pytest.mark.parametrize("keep_last", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 9, 10, 11, 12, 19, 20, 21, 22, 103])
+def test_the_sizes_of_batches_are_those_that_occur_and_no_clip_stands_alone(n, keep_last):
+    sampler = ClipSampler(np.arange(n), 10, seed=0, keep_last=keep_last)
+    sizes = [len(clips) for _, _, clips in islice(sampler, sampler.batches_per_epoch)]
+    assert sorted(set(sizes)) == sorted(sampler.batch_sizes)
+    assert n - sum(sizes) == (0 if n < 10 else int(n % 10 == 1) if keep_last else n % 10)
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 7])
+@pytest.mark.parametrize("n", [0, 1, 6, 7, 8, 32])
+def test_the_shards_of_a_batch_in_order_are_the_batch(n, n_ranks):
+    shards = [shard(CLIPS[:n], rank, n_ranks) for rank in range(n_ranks)]
+    np.testing.assert_array_equal(np.concatenate(shards), CLIPS[:n])
+    sizes = [len(part) for part in shards]
+    assert tuple(sizes) == shard_sizes(n, n_ranks)
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 103])

@@ -19,11 +19,13 @@ def test_step_schedule_equals_torch_steplr():
         rival.step()
 
 
-def test_cosine_warms_up_then_decays_to_nearly_nothing():
-    config = resolve(Config(lr=1.0, schedule="cosine"))
-    rates = [learning_rate(config, step, 10, 100) for step in range(100)]
+@pytest.mark.parametrize("lr", [1.0, 0.003])
+def test_cosine_warms_up_then_decays_to_nearly_nothing(lr):
+    config = resolve(Config(lr=lr, schedule="cosine"))
+    rates = [learning_rate(config, step, 10, 105) / lr for step in range(105)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert all(a >= b for a, b in pairwise(rates[4:]))
+    assert rates[55] == pytest.approx(0.5), "half of the way down"
     assert rates[-1] < 1e-3
 
 

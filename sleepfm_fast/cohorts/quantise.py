@@ -65,13 +65,11 @@ def quantise(values: npt.NDArray[Any], label: str) -> Quantised | None:
     if -limit - 1 <= low and high <= limit and not issues and np.array_equal(x, np.rint(x)):
         return Quantised(x.astype("<i2"), 1.0, 0.0, f"{label}: whole numbers, exact", issues)
     offset = 0.5 * low + 0.5 * high
-    if low == high:
-        return Quantised(np.zeros(x.size, "<i2"), 1.0, offset, f"{label}: constant", issues)
     sampled = x[:: max(1, x.size // SAMPLED)]
     spread = DEVIATION * float(np.median(np.abs(sampled - np.median(sampled))))
     dtype = "<i4" if (high - low) / (2 * limit) > spread / STEPS > 0 else "<i2"
     gain = (high / 2 - low / 2) / LIMITS[dtype]
-    if gain == 0.0:  # the range is smaller than what float64 can divide
+    if gain == 0.0:  # one value, or a range smaller than what float64 can divide
         return Quantised(np.zeros(x.size, "<i2"), 1.0, offset, f"{label}: constant", issues)
     integers = np.clip(np.rint((x - offset) / gain), -LIMITS[dtype], LIMITS[dtype]).astype(dtype)
     return Quantised(integers, gain, offset, f"{label}: requantised in steps of {gain:.6g}", issues)

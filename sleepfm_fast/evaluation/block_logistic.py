@@ -6,7 +6,7 @@ the intercepts b,
     f(W, b) = 1/S sum_i s_i loss(y_i, W x_i + b) + |W|^2 / (2 C S),
 
 where loss is the cross-entropy of the softmax, or of two classes log(1 + exp(z)) - y z with one row of coefficients.
-Start, scaling and stopping rule are scikit-learn's as well. The products with a block are of the rows' own type; all
+Start, scaling and stopping rule are scikit-learn's as well. Products with a block are computed in the rows' own type;
 sums over blocks are float64, where scikit-learn sums in the rows' type.
 """
 
@@ -20,16 +20,16 @@ import numpy.typing as npt
 
 __all__ = ["BLOCK", "FloatRows", "minimise"]
 
-# Rows of a block: 1,024 x 1,536 float32 are 6 MiB, read from memory once for both products of a pass.
+# Rows of a block: 1,024 x 1,536 float32 are 6 MiB, which the second product of a pass finds in a processor's cache.
 BLOCK = 1024
-# The largest gradient entry at which scikit-learn stops, and the relative decrease.
+# scikit-learn's stopping rule: the largest gradient entry, and the relative decrease of the objective.
 GRADIENT_TOLERANCE, DECREASE_TOLERANCE = 1e-4, 64 * np.finfo(np.float64).eps
 
 Gradient = npt.NDArray[np.float64]
 
 
 class FloatRows(Protocol):
-    """A matrix [n, F] that gives blocks of rows: an array, or rows that stay on disk."""
+    """A matrix [n, F] that can be read by blocks of rows: an array, or rows that stay on disk."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ class FloatRows(Protocol):
 def _softmax_terms(
     z: npt.NDArray[np.float64], code: npt.NDArray[np.int64], weight: npt.NDArray[np.float64]
 ) -> tuple[float, npt.NDArray[np.float64]]:
-    """Return the weighted loss of a block and its derivative by z [m, K]."""
+    """Return the weighted cross-entropy of the softmax of logits ``z`` [m, K], summed, and its derivative by z."""
     rows = np.arange(len(z))
     z = z - z.max(1, keepdims=True)
     own = z[rows, code]
@@ -56,7 +56,7 @@ def _softmax_terms(
 def _logistic_terms(
     z: npt.NDArray[np.float64], code: npt.NDArray[np.int64], weight: npt.NDArray[np.float64]
 ) -> tuple[float, npt.NDArray[np.float64]]:
-    """Return the weighted loss of a block of two classes and its derivative by z [m, 1]."""
+    """Return the weighted logistic loss of logits ``z`` [m, 1] for two classes, summed, and its derivative by z."""
     z = z[:, 0]
     small = np.exp(-np.abs(z))
     loss = np.maximum(z, 0.0) + np.log1p(small) - code * z
@@ -74,12 +74,12 @@ def minimise(
     gradient_tolerance: float = GRADIENT_TOLERANCE,
     progress: Callable[[int, float], object] | None = None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int, bool]:
-    """Fit in memory for a block of rows, ten pairs of gradients and a few numbers a row.
+    """Minimise the objective by L-BFGS, in the memory of a block of rows, ten pairs of gradients, a few numbers a row.
 
     Parameters
     ----------
     rows : float [n, F]
-        An array or :class:`FloatRows`; read once a pass, and a pass is one evaluation of f and its gradient.
+        An array or :class:`FloatRows`. It is read once in each pass, an evaluation of f and its gradient.
     code : int64 [n]
         Class of each row, 0 to K - 1.
     class_weight : float64 [K]
@@ -96,7 +96,7 @@ def minimise(
     Returns
     -------
     coef : float64 [K, F]
-        Of two classes the first row is zero.
+        With two classes the first row is zero.
     intercept : float64 [K]
     n_iter : int
     converged : bool

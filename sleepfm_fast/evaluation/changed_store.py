@@ -1,4 +1,4 @@
-"""Whether the store that embeddings were made from still says of their clips what it said then."""
+"""Whether the store that embeddings were made from still has the clips, labels and subjects that it had then."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def say_changed_store(embeddings: Embeddings) -> str:
 
 
 def say_notes(embeddings: Embeddings) -> dict[str, Any]:
-    """Print what a reader of the clips' figures must know, and return it for the record."""
+    """Print the notices that a reader of the clips' figures needs, and return them for the record."""
     overlap = embeddings.overlap_note
     if overlap:
         say(f"notice: {overlap}")
@@ -35,10 +35,10 @@ def say_notes(embeddings: Embeddings) -> dict[str, Any]:
 
 
 def store_note(embeddings: Embeddings) -> str:
-    """Say what has changed in the store since a folder was embedded; empty where nothing has, or it is not there.
+    """Return what has changed in the store since a folder was embedded; empty if nothing, or if the store is not there.
 
-    A folder keeps the labels and facts of its clips. Where nights are added to a store, scored anew or given to other
-    subjects, its figures are still those of the labels of then.
+    A folder keeps its own copy of the clips' labels and facts. When nights are added to the store, scored anew or given
+    to other subjects later, figures of the folder still rest on the earlier labels.
     """
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.store.clip_facts import people_of
@@ -50,7 +50,7 @@ def store_note(embeddings: Embeddings) -> str:
     try:
         store = ClipStore(path)
     except SleepfmError:
-        return ""  # who needs the store says what is wrong with it
+        return ""  # a command that needs the store will say what is wrong with it
     people = people_of(store)
     recording = positions(about.recordings, people["recordings"])[np.asarray(embeddings.recording)]
     rows = rows_of(
@@ -86,19 +86,19 @@ def store_note(embeddings: Embeddings) -> str:
 
 
 def positions(names: Sequence[str], among: Sequence[str]) -> Whole:
-    """Where each name stands among others, -1 where it does not."""
+    """Return the position of each name in ``among``, -1 where it is not there."""
     at = {name: i for i, name in enumerate(among)}
     return np.array([at.get(name, -1) for name in names], np.int64)
 
 
 def keys(recording: npt.NDArray[Any], onset_s: npt.NDArray[np.float64]) -> Whole:
-    """One number a clip: its recording and the millisecond at which it begins."""
+    """Return a number for each clip: its recording and, in the lower 32 bits, the millisecond at which it begins."""
     whole: Whole = (recording.astype(np.int64) << 32) + np.rint(1000 * onset_s).astype(np.int64)
     return whole
 
 
 def rows_of(wanted: Whole, keys: Whole) -> Whole:
-    """Row of each key that is wanted, -1 where there is none."""
+    """Return the row in ``keys`` of each wanted key, -1 where there is none."""
     if np.array_equal(wanted, keys):
         return np.arange(len(keys))
     if not len(keys):
@@ -110,5 +110,5 @@ def rows_of(wanted: Whole, keys: Whole) -> Whole:
 
 
 def differing(then: npt.NDArray[Any], now: npt.NDArray[Any]) -> int:
-    """Count the places in which two columns differ."""
+    """Count the rows in which two columns differ."""
     return int(np.count_nonzero(then != now))

@@ -1,9 +1,9 @@
-"""The end of every classifier, linear or deep: its held-out clips scored, said, and written as a result folder.
+"""The last step of every classifier, linear or deep: score its test clips, print the figures, write a result folder.
 
-Arrays of the folder have one row a test clip: ``clip`` (int64; the row in the embeddings folder and the clip store),
-``label`` (int8), ``subject`` and ``recording`` (int32; index the record's ``subjects`` and ``recordings``), ``onset_s``
-(float64), ``score`` and ``probability`` (float32 [n, k], one column a class of ``trained_classes``). Every figure of
-the record is computed from these arrays as they are written.
+The folder's arrays have one row per test clip: ``clip`` (int64; the row in the embeddings folder and the clip store),
+``label`` (int8), ``subject`` and ``recording`` (int32; indices into the record's ``subjects`` and ``recordings``),
+``onset_s`` (float64), ``score`` and ``probability`` (float32 [n, k], one column for each class of
+``trained_classes``). Every figure of the record is computed from these arrays as they are written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["HeldOut", "conclude", "log_odds", "probability_of"]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The test clips of a classifier and whose they are.
+    """The test clips of a classifier, with their subjects and recordings.
 
     Attributes
     ----------
@@ -46,11 +46,11 @@ class HeldOut:
     onset_s : float64 [n]
         Start of the clip in its recording, seconds.
     subjects, recordings : tuple of str
-        Names; more than the test clips have may be listed.
+        Names; some of them may have no test clip.
     ages, sexes : tuple
-        Years and "M" or "F" of each of ``subjects``; None where not known.
+        Age in years, and "M" or "F", of each of ``subjects``; None where not known.
     recording_ages : tuple
-        Years of the subject at each of ``recordings``; empty where that is not kept.
+        The subject's age in years at each of ``recordings``; empty where that is not kept.
     """
 
     clip: npt.NDArray[np.int64]
@@ -66,7 +66,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, embeddings: Embeddings, clips: npt.NDArray[np.int64], labels: npt.NDArray[np.int8]) -> HeldOut:
-        """Take rows of an embeddings folder."""
+        """Take the test clips ``clips``, rows of an embeddings folder, with their true classes."""
         about = embeddings.description
         return cls(
             clips,
@@ -85,7 +85,7 @@ class HeldOut:
 def log_odds(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return log p_k / (1 - p_k) of the softmax of some logits.
 
-    It orders clips as the probability p_k does, without the ties that p_k gets where it rounds to 0 or 1.
+    It orders clips as the probability p_k does, without the ties that arise where p_k rounds to 0 or 1.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def log_odds(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def probability_of(odds: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Undo :func:`log_odds`: p = 1 / (1 + exp(-odds)), without overflow."""
+    """Return the probabilities of some :func:`log_odds`: p = 1 / (1 + exp(-odds)), without overflow."""
     small = np.exp(-np.abs(np.asarray(odds, np.float64)))
     p: npt.NDArray[np.float64] = np.where(odds >= 0, 1.0, small) / (1.0 + small)
     return p
@@ -135,14 +135,14 @@ def conclude(
         :data:`sleepfm_fast.evaluation.tasks.TASKS`) and anything else; the figures are added to it.
     held_out : HeldOut
     odds : float [n, k]
-        Of every test clip, :func:`log_odds` for each class the classifier knows.
+        The :func:`log_odds` of every test clip for each class that the classifier knows.
     trained : int8 [k]
         Class of each column, ascending.
     bootstraps, seed : int
-        Resamples of test subjects for the intervals, and what draws them.
+        Number of resamples of test subjects for the intervals, and the seed of their draw.
     prior : float64 [k], optional
-        Of a classifier fitted with balanced class weights: how frequent each class was among its training clips.
-        Calibration is then also reported after correction to these frequencies.
+        For a classifier fitted with balanced class weights, the share of each class among its training clips.
+        Calibration is then also reported after correction to these shares.
     path : Path, optional
         The result folder; nothing is written without it.
     overwrite : bool
@@ -150,16 +150,16 @@ def conclude(
     made_of : mapping, optional
         What the result depends on (:func:`sleepfm_fast.storage.standing.key_of`).
     classifier : mapping of str to array, optional
-        What the classifier is made of, for the result folder (:func:`sleepfm_fast.evaluation.logistic.arrays_of`).
+        The classifier's own arrays, for the result folder (:func:`sleepfm_fast.evaluation.logistic.arrays_of`).
 
     Returns
     -------
     dict
         The record with ``class_names``, ``trained_classes``, ``n_bootstraps``, the figures of
-        :func:`sleepfm_fast.evaluation.figures.evaluate`, of age and sex ``nights``
+        :func:`sleepfm_fast.evaluation.figures.evaluate`, for the tasks age and sex ``nights``
         (:mod:`sleepfm_fast.evaluation.whole_nights`), ``strata`` (:mod:`sleepfm_fast.evaluation.strata`) and
-        ``calibration`` (:mod:`sleepfm_fast.evaluation.calibration`); the file has ``subjects`` and ``recordings``
-        (names) as well.
+        ``calibration`` (:mod:`sleepfm_fast.evaluation.calibration`). The file also has the names ``subjects`` and
+        ``recordings``.
     """
     task = TASKS[record["task"]]
     score = np.asarray(odds, np.float32)

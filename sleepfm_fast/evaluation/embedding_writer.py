@@ -1,8 +1,8 @@
-"""Write a folder of embeddings or features batch by batch: ``.NAME.partial`` is filled in order, renamed when whole.
+"""Write a folder of embeddings or features batch by batch: ``.NAME.partial`` is filled in order and renamed at the end.
 
-A writer that is told what its numbers depend on keeps, in ``progress.json`` of that folder, how many clips are on the
-disk; another one that is told the same goes on from there. ``embeddings.json`` keeps what they depend on as
-``made_of``, by which the same command knows a finished folder again.
+A writer that is given a key, everything that its numbers depend on, records in the partial folder's ``progress.json``
+how many clips are on the disk; a later writer with the same key continues from there. The finished
+``embeddings.json`` holds the key as ``made_of``, by which the same command recognises the folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["EmbeddingWriter", "is_finished"]
 KIND = FolderKind("an embeddings folder", "embeddings.json", "the labels, people or split of its clips")
 PROGRESS = "progress.json"
 CHECKPOINT_S = 10.0
-"""At most so much work is lost to a kill; a checkpoint waits for the disk."""
+"""Seconds of work that a kill loses at most. Not less, as a checkpoint waits for the disk."""
 
 
 def _plain_array(values: Any) -> npt.NDArray[Any]:
@@ -47,13 +47,15 @@ def _plain_array(values: Any) -> npt.NDArray[Any]:
 
 
 def is_finished(path: Path, key: Mapping[str, Any], columns: Mapping[str, Any], description: Description) -> bool:
-    """Say whether the folder at ``path`` is what a writer would write again, as where a kill came when all was there.
+    """Return whether the folder at ``path`` is finished and is what a writer would write again.
+
+    Also removes what a kill left in or beside it, between the folder's renaming and the end of :meth:`finish`.
 
     Parameters
     ----------
     path : Path
     key : mapping
-        As the writer is told.
+        As for :class:`EmbeddingWriter`.
     columns : mapping of str to array [n_clips]
     description : Description
 
@@ -73,7 +75,7 @@ def is_finished(path: Path, key: Mapping[str, Any], columns: Mapping[str, Any], 
             and unnamed(found.description) == unnamed(description)
             and all(np.array_equal(getattr(found, name), np.asarray(columns[name]), equal_nan=True) for name in COLUMNS)
         )
-    except SleepfmError:  # damaged, or of another version: for the writer to refuse
+    except SleepfmError:  # damaged, or of another version; the writer refuses it with a message
         return False
     else:
         if stands:
@@ -87,12 +89,12 @@ def is_finished(path: Path, key: Mapping[str, Any], columns: Mapping[str, Any], 
 
 
 def unnamed(description: Description) -> Description:
-    """What a description says but for options, and for the names of folders: their content is in the key."""
+    """Return a description without options and folders' names, which the key covers by their content."""
     return replace(description, presets={}, run="", store="")
 
 
 def replaced_name(path: Path) -> Path:
-    """Name a folder that is being replaced."""
+    """Return the name under which the folder ``path`` is kept while it is replaced."""
     return path.with_name(f".{path.name}.replaced")
 
 
@@ -102,31 +104,31 @@ class EmbeddingWriter:
     Parameters
     ----------
     path : path
-        The folder to make; it must not exist (an empty folder is taken).
+        The folder to make; it must not exist or be empty.
     n_clips : int
-        Clips that will be appended.
+        Number of clips that will be appended.
     modalities : sequence of str
         Names along axis 1, in the order respiratory, brain, ecg.
     dim : int
-        Length of one embedding; of features, the largest number of names.
+        Length of an embedding; for features, the number of names of the modality that has most.
     features : mapping of str to sequence of str, optional
-        Names of every modality's features: the folder then holds features, which are not normalised.
+        Names of every modality's features. The folder then holds features, which are not normalised.
     overwrite : bool
-        Let a finished embeddings folder stand at ``path``: it is replaced by :meth:`finish`, not before. Any other
-        folder is refused all the same.
+        Accept a finished embeddings folder at ``path``, which stays until :meth:`finish` replaces it. Any other folder
+        is refused nevertheless.
     key : mapping, optional
-        Everything that the vectors depend on, as JSON. What a writer with the same key left unfinished is then kept,
-        and so is what this one leaves; without a key nothing is.
+        Everything that the vectors depend on, as JSON. Clips that an unfinished writer with the same key left are then
+        kept, and this one's are if it does not finish; without a key nothing is kept.
 
     Attributes
     ----------
     n_written : int
-        Clips so far; above 0 from the start where a writer goes on.
+        Clips written so far, including those of an earlier writer.
 
     Raises
     ------
     SleepfmError
-        When the folder exists, another process is writing it, or the disk refuses.
+        When the folder exists, another process is writing it, or the disk fails.
 
     Examples
     --------
@@ -191,7 +193,10 @@ class EmbeddingWriter:
             )
 
     def _kept(self) -> dict[str, Any]:
-        """What an unfinished writer with the same key left: clips and digests; anything else is removed."""
+        """Return the progress of an unfinished writer with the same key; otherwise empty the partial folder.
+
+        Progress has ``clips``, their number, and the ``digests`` of the arrays up to there.
+        """
         self.partial.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.partial)  # of a checkpoint that a kill cut off
         try:
@@ -205,13 +210,13 @@ class EmbeddingWriter:
                 f"{differ}; starting from the beginning."
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # no writer got so far as to keep anything
+            pass  # no writer got as far as a checkpoint
         for leftover in self.partial.iterdir():
             leftover.unlink()
         return {}
 
     def _checkpoint(self) -> None:
-        """Bring what was appended to the disk, then say so in ``progress.json``."""
+        """Wait until what was appended is on the disk, and then record it in ``progress.json``."""
         for file in self._files.values():
             file.synchronise()
         digests = {name: file.digest() for name, file in self._files.items()}
@@ -219,21 +224,21 @@ class EmbeddingWriter:
         self._saved_s = time.monotonic()
 
     def append(self, embeddings: Any, mask: Any = None) -> None:
-        """Add the next clips: embeddings are normalised here to unit length in float64, features stay as they are.
+        """Append the next clips. Embeddings are normalised to unit length, in float64; features are kept as they are.
 
         Parameters
         ----------
         embeddings : array or tensor [B, M, D] of any float type
-            Not necessarily normalised; what stands where ``mask`` is false is ignored. Features may be NaN.
+            Of any length; values where ``mask`` is false are ignored and stored as NaN. Features may be NaN.
         mask : array or tensor of bool [B, M], optional
-            Modalities present; all by default.
+            True where the clip has the modality; all by default.
 
         Raises
         ------
         ValueError
             For a wrong shape or more clips than announced.
         SleepfmError
-            For a present embedding that is zero, infinite or NaN, a feature that is infinite, or a disk that refuses.
+            For a present embedding that is zero, infinite or NaN, a feature that is infinite, or an error of the disk.
         """
         x = _plain_array(embeddings).astype(np.float64)
         n = x.shape[0] if x.ndim else 0
@@ -257,7 +262,7 @@ class EmbeddingWriter:
             raise self._disk_error(error) from error
 
     def _unit(self, x: npt.NDArray[np.float64], present: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-        """Divide present embeddings by their lengths."""
+        """Divide embeddings by their lengths; refuse a present one whose length is 0 or not finite."""
         norm = np.sqrt(np.einsum("bmd,bmd->bm", x, x))
         bad = present & ~((norm > 0) & np.isfinite(norm))
         if bad.any():
@@ -271,7 +276,7 @@ class EmbeddingWriter:
         return unit
 
     def _measured(self, x: npt.NDArray[np.float64], features: Mapping[str, Sequence[str]]) -> npt.NDArray[np.float64]:
-        """Empty the places beyond each modality's features; a feature is a finite float32 or NaN."""
+        """Set the places beyond each modality's features to NaN; refuse a feature beyond the range of float32."""
         for modality, names in enumerate(features.values()):
             x[:, modality, len(names) :] = np.nan
         bad = np.abs(x) > np.finfo(np.float32).max
@@ -285,7 +290,7 @@ class EmbeddingWriter:
         return x
 
     def finish(self, columns: Mapping[str, Any], description: Description) -> Path:
-        """Write the columns and ``embeddings.json`` and give the folder its name.
+        """Write the columns and ``embeddings.json``, and give the folder its final name.
 
         Parameters
         ----------
@@ -340,7 +345,7 @@ class EmbeddingWriter:
                 shutil.rmtree(old, ignore_errors=True)
                 self.path.rename(old)
             self.partial.rename(self.path)
-            # Last: killed before the rename, the next writer must still find it.
+            # After the rename, since a writer that follows a kill before the rename must still find the progress.
             (self.path / PROGRESS).unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
@@ -369,7 +374,7 @@ class EmbeddingWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Keep what was written for the next writer, if this one has a key, unless :meth:`finish` gave it its name."""
+        """Unless the folder is finished, keep what was written if there is a key, and delete it otherwise."""
         if not self._open:
             return
         if self.key is not None and self.n_written:
@@ -379,7 +384,7 @@ class EmbeddingWriter:
             shutil.rmtree(self.partial, ignore_errors=True)
         self._release()
         if kind is None:
-            raise ValueError(f"the writer of {self.path} was closed before finish(); nothing was kept")
+            raise ValueError(f"the writer of {self.path} was closed before finish(); its embeddings cannot be read")
 
 
 def _checked_columns(columns: Mapping[str, Any], n_clips: int, description: Description) -> dict[str, npt.NDArray[Any]]:

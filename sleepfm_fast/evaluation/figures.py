@@ -1,4 +1,4 @@
-"""The figures of a classifier on held-out clips: per class against the rest, macro, intervals over subjects."""
+"""The figures of a classifier on held-out clips: each class against the rest and their means, with intervals."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = ["FIGURES", "HEAD", "Resampled", "cell", "cells", "evaluate", "macro_o
 
 FIGURES = ("auroc", "auprc", "f1")
 HEAD = f"{'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}"
-"""Of the columns that :func:`cells` writes."""
+"""The table's heading over the columns that :func:`cells` writes."""
 
 
 @dataclass(frozen=True)
 class Resampled:
-    """Every figure of a classifier on all test clips, first, and in each resample of subjects.
+    """Every figure of a classifier: entry 0 is on all test clips, the other B are in the resamples of subjects.
 
     Attributes
     ----------
     auroc, auprc : dict of int to float64 [1 + B]
-        By class; the classes that cannot be scored are missing.
+        By class; classes that cannot be scored are missing.
     f1 : float64 [1 + B, K]
     macro_f1, accuracy, cohen_kappa : float64 [1 + B]
     confusion : int64 [K, K]
     notes : dict of int to str
         Why a class is missing.
     n_subjects : int64 [K, 2]
-        Subjects with a clip of each class, and with one of any other.
+        Number of subjects with a clip of each class, and of those with a clip of any other class.
     """
 
     auroc: dict[int, npt.NDArray[np.float64]]
@@ -53,8 +53,9 @@ class Resampled:
     def behind(self, classes: Iterable[int]) -> int:
         """Return how many subjects an interval of these classes, or of their mean, rests on.
 
-        The smaller of those who have the class and those who have another: of one person's clips against those of 30
-        others an interval tells how the 30 vary, and nothing of the one. Where nobody has another, it is the former.
+        It is the smaller number of those who have the class and those who have another. An interval of one person's
+        clips against those of 30 others tells how the 30 vary, and nothing about the one. Where nobody has another
+        class, it is the number of those who have this one.
         """
         sides = [side for k in classes for side in self.n_subjects[k].tolist() if side]
         return min(sides, default=0)
@@ -121,7 +122,7 @@ def macro_of(
 ) -> npt.NDArray[np.float64]:
     """Average a figure over classes, on all clips and in each resample: float64 [1 + n_resamples].
 
-    A resample that lacks one of the classes has no macro value: over other classes it would be another figure.
+    A resample that lacks one of the classes has no macro value (NaN): a mean over fewer classes is another figure.
     """
     rows = [of_class[k] for k in (of_class if classes is None else classes)]
     mean: npt.NDArray[np.float64] = np.mean(rows, axis=0) if rows else np.full(1 + n_resamples, np.nan)
@@ -145,30 +146,30 @@ def evaluate(
     Parameters
     ----------
     scores : float [n, len(trained)]
-        One column a class that the classifier knows, any increasing function of its probability. The predicted class is
-        that of the largest.
+        A column for each class that the classifier knows, with any increasing function of its probability that is the
+        same for all. The class with the largest score is predicted.
     trained : int8 [k]
         Class of each column, ascending.
     labels : int8 [n]
         True class of every clip.
     subject : int32 [n]
-        Whose clip it is; intervals are bootstrapped over subjects.
+        The subject of every clip; intervals are bootstrapped over subjects.
     task : Task
         Names the classes and says which of them are scored.
     bootstraps, seed : int
-        Resamples of subjects, and what draws them.
+        Number of resamples of subjects, and the seed of their draw.
     progress : bool
         Show a bar over the classes.
     unit : str
-        What a row is, in words: a clip, or a night.
+        What messages and keys call a row: ``clip`` or ``night``.
 
     Returns
     -------
     dict
         ``classes`` (name -> n_test, n_subjects, n_subjects_of_others, prevalence, auroc, auprc, f1, note), ``macro``,
-        ``accuracy``, ``cohen_kappa``, ``confusion``; intervals as
-        :class:`sleepfm_fast.evaluation.metrics.Interval`. A class that one subject has, or beside which one
-        subject has others, has none, nor have means over it.
+        ``accuracy``, ``cohen_kappa``, ``confusion``; figures are
+        :class:`sleepfm_fast.evaluation.metrics.Interval`. A class has no limits, and neither has a mean over it, if
+        only one subject has it or only one has another.
     """
     from sleepfm_fast.evaluation import metrics
 

@@ -1,7 +1,7 @@
-"""Features that could not be measured, as a linear classifier needs them: filled with the median, and marked.
+"""Fill features that could not be measured with the median, and mark them, as a linear classifier needs.
 
-Medians come from the clips a classifier is fitted on, so nothing of a test subject, nor of a training subject that a
-few-shot draw left out, reaches it.
+The medians are those of the clips that the classifier is fitted on, so that it learns nothing from a test subject, nor
+from a training subject that a few-shot draw left out.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy.typing as npt
 
 __all__ = ["LARGEST_SAMPLE", "Imputer", "sample"]
 
-LARGEST_SAMPLE = 65536  # a median of so many clips is known to 0.5 % of the spread between clips
+LARGEST_SAMPLE = 65536  # the median of so many clips has a standard error of 0.5 % of the spread between clips
 
 
 @dataclass(frozen=True)
 class Imputer:
-    """Fills the holes of a matrix and appends columns that say where they were.
+    """Fills the missing values (NaN) of a matrix, and appends columns that say where they were.
 
     Attributes
     ----------
     fill : float32 [k]
-        Median of each column over the fitted clips that have it; 0 where none has.
+        Median of each column over those fitted clips that have it; 0 if none has.
     marked : int64 [i]
-        The columns whose holes are marked: one for each pattern of holes, since the features of one channel are missing
-        together. The marks (1 missing, 0 there) follow the columns.
+        The columns whose missing values are marked: one column for each distinct pattern of missing values, since the
+        features of one channel are missing together. The marks (1 missing, 0 present) follow the k columns.
     """
 
     fill: npt.NDArray[np.float32]
@@ -35,7 +35,7 @@ class Imputer:
 
     @classmethod
     def fit(cls, x: npt.NDArray[np.float32]) -> Imputer:
-        """Take medians and patterns from ``x`` [n, k], clips that a classifier will be fitted on; NaN is missing."""
+        """Take the medians and patterns from ``x`` [n, k], the clips of the fit, where NaN is a missing value."""
         fill = np.zeros(x.shape[1], np.float32)
         patterns: dict[bytes, int] = {}
         for j in range(x.shape[1]):
@@ -49,11 +49,11 @@ class Imputer:
 
     @property
     def width(self) -> int:
-        """Columns that come out."""
+        """Number of columns of a filled matrix: k, and one for each mark."""
         return len(self.fill) + len(self.marked)
 
     def __call__(self, x: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-        """Fill clips ``x`` [n, k] into float32 [n, width]."""
+        """Return clips ``x`` [n, k], filled and with marks, as float32 [n, width]."""
         k = len(self.fill)
         if x.ndim != 2 or x.shape[1] != k:
             raise ValueError(f"expected clips with {k} columns, got an array of shape {x.shape}")
@@ -65,12 +65,12 @@ class Imputer:
         return out
 
     def names(self, columns: Sequence[str]) -> tuple[str, ...]:
-        """Name what comes out, given the names of what goes in."""
+        """Return the names of the ``width`` columns of a filled matrix, given those of the k columns."""
         return (*columns, *(f"{columns[j]} missing" for j in self.marked))
 
 
 def sample(clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Of many clips, :data:`LARGEST_SAMPLE` evenly spaced ones; of fewer, all."""
+    """Return :data:`LARGEST_SAMPLE` evenly spaced clips; all of them where they are fewer."""
     if len(clips) <= LARGEST_SAMPLE:
         return clips
     return clips[np.linspace(0, len(clips) - 1, LARGEST_SAMPLE).round().astype(np.int64)]

@@ -1,4 +1,4 @@
-"""Ranks of finished pairs of modalities, kept beside a result that is not whole yet, so that a killed run goes on."""
+"""Ranks of finished pairs of modalities, kept beside an unfinished result so that a killed run can be continued."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Pair = tuple[str, str]
 
 
 def partial_folder(result: Path) -> Path:
-    """Name the folder of a result that is not finished."""
+    """Return the folder that keeps the ranks of a result until it is finished."""
     result = result.resolve()
     return result.with_name(f".{result.name}.partial")
 
 
 def remove_kept(result: Path) -> None:
-    """Forget the ranks kept beside a result that is whole."""
+    """Delete the ranks kept beside a result, which is finished."""
     shutil.rmtree(partial_folder(result), ignore_errors=True)
 
 
 class KeptRanks:
-    """One file a pair in the hidden folder ``.RESULT.partial/``: the fields of :class:`Ranked`, int64 [4, n].
+    """The ranks of finished pairs: one file per pair in the hidden folder ``.RESULT.partial/``.
 
-    A file's name holds a digest of all that its ranks depend on, so that those of other embeddings, clips or another
-    scope are never taken.
+    A file holds the fields of :class:`Ranked` as int64 [4, n]. Its name contains a digest of everything that the ranks
+    depend on, so that those of other embeddings, other clips or another scope are never used.
 
     Parameters
     ----------
@@ -61,11 +61,11 @@ class KeptRanks:
             self._names[pair] = f"{'_'.join(pair)}-{digest.hexdigest()}.npy"
         if self.folder is not None and self.folder.is_dir():
             for file in self.folder.iterdir():
-                if file.name not in self._names.values():  # of other options, or left by a killed writer
+                if file.name not in self._names.values():  # from other options, or left by a killed writer
                     file.unlink()
 
     def get(self, pair: Pair) -> Ranked | None:
-        """The ranks of a pair that an earlier run has finished, or None."""
+        """Return the ranks of a pair if an earlier run finished it; else None."""
         if self.folder is None:
             return None
         try:
@@ -75,7 +75,7 @@ class KeptRanks:
         return Ranked(*fields) if fields.dtype == np.int64 and fields.ndim == 2 and len(fields) == 4 else None
 
     def keep(self, pair: Pair, ranked: Ranked) -> None:
-        """Write the ranks of a pair, on the disk before this returns."""
+        """Write the ranks of a pair; they are on the disk when this returns."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +84,6 @@ class KeptRanks:
             np.save(file, fields, allow_pickle=False)
 
     def remove(self) -> None:
-        """Forget them, once the result is whole."""
+        """Delete the kept ranks, once the result is finished."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The clips of one side of the split that a classifier can use: labelled, and with every modality it reads."""
+"""The clips of some splits that a classifier can use: those with a label and with every modality that it reads."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["LabelledClips", "labelled_clips", "modalities_of"]
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """The clips that can be used, and how many could not.
+    """The clips that can be used, and the numbers of those that cannot.
 
     Attributes
     ----------
     clips : int64 [n]
         Rows of the embeddings folder, ascending.
     labels : int8 [n]
-        Class of each, as of :func:`sleepfm_fast.evaluation.tasks.labels_of`; none is -1.
+        Class of each by :func:`sleepfm_fast.evaluation.tasks.labels_of`; none is -1.
     subject : int32 [n]
-        Whose clip it is.
+        Subject of each.
     n_unlabelled, n_lacking_modality : int
-        Clips of the side without a label, and labelled ones that lack a modality.
+        Number of clips of the splits without a label, and of labelled ones that lack a modality.
     """
 
     clips: npt.NDArray[np.int64]
@@ -47,13 +47,13 @@ class LabelledClips:
         return len(self.clips)
 
     def of(self, which: npt.NDArray[Any]) -> LabelledClips:
-        """Keep some of the clips, given by a mask or by ascending places."""
+        """Return some of the clips, chosen by a mask or by ascending indices, with the same counts of the others."""
         return LabelledClips(
             self.clips[which], self.labels[which], self.subject[which], self.n_unlabelled, self.n_lacking_modality
         )
 
     def counts(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return clips, subjects, what was dropped and the clips of each class, by name."""
+        """Return the counts for a record: clips, subjects, dropped clips, and the clips of each class by name."""
         return {
             "n_clips": len(self.clips),
             "n_subjects": len(np.unique(self.subject)),
@@ -86,12 +86,12 @@ def labelled_clips(
     task : str
         A key of :data:`sleepfm_fast.evaluation.tasks.TASKS`.
     modalities : tuple of str
-        Those that the classifier reads.
+        The modalities that the classifier reads.
 
     Raises
     ------
     SleepfmError
-        When no clip is left; the sentence says which condition took the last ones.
+        When no clip is left; the message says which condition excluded the last ones.
     """
     clips = embeddings.clips_of(*splits)
     side = " or ".join(splits)

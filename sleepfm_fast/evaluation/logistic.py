@@ -34,8 +34,8 @@ Solver = Literal["auto", "sklearn", "blocks"]
 class Features:
     """Clips of an embeddings folder as a matrix [n, F] that is read block by block.
 
-    Of embeddings, F is n_modalities x dim; of hand-made features, as many as the modalities have, and NaN where one
-    could not be measured, unless an imputer fills (and marks) it.
+    For embeddings F is n_modalities x dim. For hand-made features it is the number of the modalities' features; a
+    feature that could not be measured is NaN, unless an imputer fills and marks it.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Features:
         self.shape = (len(clips), embeddings.width(modalities) if imputer is None else imputer.width)
         self.centre: npt.NDArray[np.float32] | None = None
         self.scale: npt.NDArray[np.float32] | None = None
-        self._n_checked = 0  # rows from the first on whose vectors have been checked
+        self._n_checked = 0  # rows, counted from the first, whose vectors have been checked
 
     def __len__(self) -> int:
         """Return the number of clips."""
@@ -93,7 +93,7 @@ class Features:
 
     def _checked(self, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         x = self.embeddings.matrix(clips, self.modalities)
-        # A hole among features is no damage.
+        # NaN among features is a missing value and no damage.
         bad = np.isinf(x) if self.embeddings.kind == "feature" else ~np.isfinite(x)
         if bad.any():
             i, j = np.argwhere(bad)[0]
@@ -106,18 +106,19 @@ class Features:
     def standardise(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Set ``centre`` and ``scale`` to these clips' mean and 1 / standard deviation, and return both.
 
-        A feature that does not vary gets scale 0: it says nothing about the class.
+        A feature that does not vary gets scale 0, since it says nothing about the class.
         """
         n, mean, squares = 0, np.zeros(self.shape[1]), np.zeros(self.shape[1])
         for start in range(0, len(self), BLOCK):
             x = self[start : start + BLOCK].astype(np.float64)
             m = x.mean(0)
-            # Chan et al.: the squares about the joint mean are both parts' and what the means differ by.
+            # Chan et al.: the sum of squares about the joint mean is the sum of both parts' about their own means, plus
+            # (difference of the means)^2 n1 n2 / (n1 + n2).
             squares += np.square(x - m).sum(0) + np.square(m - mean) * (n * len(x) / (n + len(x)))
             mean += (m - mean) * (len(x) / (n + len(x)))
             n += len(x)
         deviation = np.sqrt(squares / n)
-        # float32 values that are all equal leave no more than rounding.
+        # Equal float32 values leave a deviation that is only rounding, far below a millionth of the mean.
         varies = deviation > 1e-6 * np.abs(mean)
         scale = np.where(varies, 1.0 / np.where(varies, deviation, 1.0), 0.0)
         self.centre, self.scale = mean.astype(np.float32), scale.astype(np.float32)
@@ -133,10 +134,10 @@ class LogisticModel:
     classes : int8 [k]
         Class of each row of ``coef``, ascending.
     coef : float64 [k, F]
-        One row a class; of two classes, the first has zeros.
+        One row per class; of two classes, the first row is zero.
     intercept : float64 [k]
     imputer : Imputer or None
-        Fills the holes of rows of hand-made features before anything else; F then counts its marks.
+        Fills the missing hand-made features of a row first; F then includes its marks.
     """
 
     classes: npt.NDArray[np.int8]
@@ -146,18 +147,18 @@ class LogisticModel:
 
     @property
     def n_features(self) -> int:
-        """Numbers of a clip that it takes."""
+        """Number of values per clip that :meth:`logits` takes, without an imputer's marks."""
         return self.coef.shape[1] if self.imputer is None else len(self.imputer.fill)
 
     def logits(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Return the logits [n, k] of rows [n, F], computed in float64."""
+        """Return the logits [n, k] of rows [n, n_features], computed in float64."""
         filled = x if self.imputer is None else self.imputer(x)
         z: npt.NDArray[np.float64] = np.asarray(filled, np.float64) @ self.coef.T + self.intercept
         return z
 
 
 def arrays_of(model: LogisticModel) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of a model for a result folder: ``coef`` [k, F], ``intercept`` [k]; of features the imputer's too."""
+    """Return a model's arrays for a result folder: ``coef`` [k, F], ``intercept`` [k], and those of the imputer."""
     arrays: dict[str, npt.NDArray[Any]] = {"coef": model.coef, "intercept": model.intercept}
     if model.imputer is not None:
         arrays |= {"fill": model.imputer.fill, "marked": model.imputer.marked}
@@ -165,12 +166,12 @@ def arrays_of(model: LogisticModel) -> dict[str, npt.NDArray[Any]]:
 
 
 def model_of(result: Result) -> LogisticModel:
-    """Take a fitted classifier out of the result that probe wrote.
+    """Read the fitted classifier of a result that probe wrote.
 
     Raises
     ------
     SleepfmError
-        When the result is another command's, or older than the arrays of :func:`arrays_of`.
+        When the result is another command's, or older than the keeping of :func:`arrays_of`, or damaged.
     """
     if result.command != "probe":
         raise SleepfmError(
@@ -261,23 +262,23 @@ def fit(
     c : float
         Inverse strength of the L2 penalty, scikit-learn's ``C``.
     max_iter : int
-        Iterations of L-BFGS at most.
+        Largest number of iterations of L-BFGS.
     solver : {"auto", "sklearn", "blocks"}
         scikit-learn with the features in memory, or :mod:`sleepfm_fast.evaluation.block_logistic`, whose optimum is the
-        same. "auto" takes blocks for features of more than :data:`LARGEST_IN_MEMORY` bytes.
+        same. "auto" chooses blocks for features of more than :data:`LARGEST_IN_MEMORY` bytes.
     standardise : bool
-        Scale every feature to mean 0 and variance 1 over these clips; the model returned takes features as they are.
-        Hand-made features are always scaled, and their holes filled with the median over these clips and marked.
-
+        Scale every feature to mean 0 and variance 1 over these clips; the model returned takes unscaled features.
+        Hand-made features are always scaled; their missing values are filled with the median over these clips, and
+        marked.
     quiet : bool
-        Say nothing of what is fitted; that it did not converge is said all the same.
+        Do not print what is fitted. A fit that did not converge is reported nevertheless.
 
     Returns
     -------
     model : LogisticModel
     about : dict
-        ``solver``, ``c``, ``max_iter``, ``standardise``, ``n_iter``, ``converged``, ``fit_seconds``; of hand-made
-        features also ``strongest``: for each class's code the names and weights of :data:`N_STRONGEST` features.
+        ``solver``, ``c``, ``max_iter``, ``standardise``, ``n_iter``, ``converged``, ``fit_seconds``; for hand-made
+        features also ``strongest``, the names and weights of :data:`N_STRONGEST` features by class code.
     """
     standardise = standardise or features.embeddings.kind == "feature"
     imputer = None
@@ -324,10 +325,10 @@ def fit(
 def strongest(
     features: Features, imputer: Imputer, classes: npt.NDArray[np.int8], coef: npt.NDArray[np.float64]
 ) -> dict[int, list[tuple[str, float]]]:
-    """Names and weights of the features with the largest weights, for each class.
+    """Return the names and weights of the features with the largest weights, for each class.
 
-    A weight is the change of the class's logit by one standard deviation of the feature. Features that go together
-    share their weight, so a small one does not say that a feature is useless.
+    A weight is the change of the class's logit by one standard deviation of the feature. Correlated features share
+    their weight, so that a small weight does not mean that a feature is useless.
     """
     columns = [name for m in features.modalities for name in features.embeddings.features[m]]
     names = imputer.names(columns)

@@ -1,8 +1,8 @@
 """AUROC, AUPRC and confusion figures, with intervals bootstrapped over subjects.
 
-Clips of one night are not independent, so a resample draws subjects with replacement and every clip weighs as often as
-its subject was drawn. Scores are sorted once; a resample is then one sweep over the sorted clips with those weights,
-16 resamples at a time.
+Clips of one night are not independent, so a resample draws subjects with replacement, and a clip's weight is the number
+of times its subject was drawn. Scores are sorted once for all resamples; a sweep over the sorted clips then computes
+16 resamples at a time, each with its own weights.
 
 Definitions follow scikit-learn, ties included. With weights w, at the distinct thresholds t_1 > t_2 > ...,
 TP_i = sum w [y = 1, s >= t_i] and FP_i likewise:
@@ -36,7 +36,7 @@ __all__ = [
     "resampled_ratio",
 ]
 
-# Resamples a sweep carries: one cache line of float64 counts is 8; 16 fills two AVX-512 or four AVX2 registers.
+# Resamples per sweep: 16 float64 counts are two cache lines, and fill two AVX-512 or four AVX2 registers.
 LANES = 16
 
 
@@ -87,7 +87,7 @@ def _sweep(
 def bootstrap_curves(
     positive: npt.ArrayLike, score: npt.ArrayLike, group: npt.ArrayLike, weights: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """AUROC and AUPRC under many weightings of groups of clips, from one sort.
+    """Compute AUROC and AUPRC under many weightings of groups of clips, from one sort.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def _one(positive: npt.ArrayLike, score: npt.ArrayLike, weight: npt.ArrayLike | 
 
 
 def auroc(positive: npt.ArrayLike, score: npt.ArrayLike, weight: npt.ArrayLike | None = None) -> float:
-    """Area under the receiver operating characteristic; ties count half.
+    """Compute the area under the receiver operating characteristic; ties count half.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def auroc(positive: npt.ArrayLike, score: npt.ArrayLike, weight: npt.ArrayLike |
 
 
 def auprc(positive: npt.ArrayLike, score: npt.ArrayLike, weight: npt.ArrayLike | None = None) -> float:
-    """Area under the precision-recall curve as average precision (no interpolation).
+    """Compute the area under the precision-recall curve as average precision, without interpolation.
 
     Parameters
     ----------
@@ -200,9 +200,10 @@ def _ratio(top: npt.NDArray[np.float64], bottom: npt.NDArray[np.float64]) -> npt
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate with its 95 % interval; None where it does not exist.
+    """A point estimate with its 95 % interval; each is None where it does not exist.
 
-    ``n_resamples`` counts the resamples the interval rests on: those that lack a class have no value and are left out.
+    ``n_resamples`` counts the resamples that the interval rests on: those that lack a class have no value and are left
+    out.
     """
 
     value: float | None
@@ -228,14 +229,14 @@ def percentile_interval(
     n_subjects : int
         With fewer than two subjects there is no variation to measure: the limits are None.
     may_agree : bool
-        All resamples may agree although subjects differ, as of a median of ranks, or of a difference of two that say
-        the same of everybody: that is an interval.
+        Give limits also where all resamples agree. This is right for figures on which they may agree although subjects
+        differ, such as a median of ranks, or the difference of two classifiers that predict the same.
 
     Notes
     -----
-    Where all resamples agree, no variation was seen and the limits are None too: that all of three subjects are
-    classified rightly does not show that all others would be. Of two subjects who have one class each only the
-    resamples that draw both have a value, and those are one and the same.
+    Otherwise, where all resamples agree, no variation was seen and the limits are None too. That all of three subjects
+    are classified correctly does not show that everybody would be; and of two subjects with one class each, only
+    resamples that draw both have a value, which is always the same.
     """
     values = np.asarray(resampled, np.float64)
     values = values[np.isfinite(values)]
@@ -253,12 +254,12 @@ def percentile_interval(
 def resampled_ratio(
     numerator: npt.ArrayLike, denominator: npt.ArrayLike, draws: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.float64]:
-    """Return sum(numerator) / sum(denominator) over subjects in each resample: a mean over clips.
+    """Return sum(numerator) / sum(denominator) over the subjects of each resample, such as a mean over clips.
 
     Parameters
     ----------
     numerator, denominator : float [S]
-        Sums and counts of each subject.
+        Each subject's sum and count over its clips.
     draws : int32 [B, S]
         From :func:`bootstrap_subjects`.
 
@@ -280,7 +281,7 @@ def resampled_median(
     Parameters
     ----------
     values : float [N]
-        One a clip.
+        The value of each clip.
     subject : int [N]
         Column of ``draws`` of each clip's subject.
     draws : int32 [B, S]
@@ -289,14 +290,14 @@ def resampled_median(
     Returns
     -------
     float64 [B]
-        The mean of the two middle values where they are two; NaN where the drawn subjects have no clip.
+        The mean of the two middle values where their number is even; NaN where the drawn subjects have no clip.
     """
     v = np.asarray(values, np.float64)
     order = np.argsort(v, kind="stable")
     v, g = v[order], np.asarray(subject)[order]
     out = np.full(len(draws), np.nan)
     for b, drawn in enumerate(draws):
-        # Clips up to each place, each counted as often as its subject was drawn.
+        # upto[i]: weight of the clips 0 to i in sorted order, each counted as often as its subject was drawn.
         upto = np.cumsum(drawn[g], dtype=np.int64)
         if v.size and upto[-1]:
             middle = np.searchsorted(upto, [(upto[-1] - 1) // 2, upto[-1] // 2], side="right")
@@ -326,7 +327,7 @@ def _accuracy(confusion: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _kappa(confusion: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    # Cohen's kappa = (p_o - p_e) / (1 - p_e), p_e from the margins.
+    # Cohen's kappa = (p_o - p_e) / (1 - p_e), p_e from the margins; both terms are multiplied by total^2.
     total = confusion.sum((-2, -1))
     expected = (confusion.sum(-1) * confusion.sum(-2)).sum(-1)
     hits = np.trace(confusion, axis1=-2, axis2=-1)
@@ -337,7 +338,7 @@ def _kappa(confusion: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def confusion_curves(
     confusion: npt.NDArray[np.int64], weights: npt.NDArray[np.int32]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """F1 of each class and their mean, accuracy and Cohen's kappa under many weightings of subjects.
+    """Compute the F1 of each class and their mean, accuracy and Cohen's kappa under many weightings of subjects.
 
     Parameters
     ----------
@@ -348,8 +349,9 @@ def confusion_curves(
     Returns
     -------
     dict
-        ``f1`` [B, K], ``macro_f1`` (mean over the classes that occur as truth), ``accuracy``, ``cohen_kappa`` [B].
-        A resample whose truth lacks a class has no F1 for it, as it has no AUROC: NaN.
+        ``f1`` [B, K]; ``macro_f1`` (the mean over the classes that occur as truth), ``accuracy`` and ``cohen_kappa``
+        [B]. In a resample whose truth lacks a class, the F1 of that class is NaN, as its AUROC is, and so is the macro
+        F1 if the class occurs in other resamples.
     """
     weighted = np.tensordot(np.asarray(weights, np.float64), confusion.astype(np.float64), axes=1)
     present = confusion.sum((0, 2)) > 0
@@ -362,7 +364,7 @@ def confusion_curves(
 def confusion_figures(
     confusion: npt.NDArray[np.int64], draws: npt.NDArray[np.int32]
 ) -> dict[str, Interval | list[Interval]]:
-    """Point estimates of :func:`confusion_curves` with intervals over subjects.
+    """Compute the figures of :func:`confusion_curves` on all clips, with intervals over subjects.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The difference of two results' figures, resampled together over the subjects of the clips they share."""
+"""Differences between two results' figures, resampled together over the subjects of the clips that they share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["difference", "of_classifiers", "of_retrievals"]
 
-Curve = npt.NDArray[np.float64]  # [1 + B]: on all clips, then in each resample
+Curve = npt.NDArray[np.float64]  # [1 + B]: a figure on all clips, then in each resample
 
 
 def difference(first: Curve, second: Curve, n_subjects: int) -> dict[str, Any]:
@@ -54,15 +54,15 @@ def of_classifiers(results: tuple[Result, Result], shared: SharedClips, draws: n
     Returns
     -------
     dict
-        ``n_classes`` (those that both can score), ``class_subjects`` (of each of these, its clips and the subjects who
-        have it, and those who have others), ``macro``, ``classes``, ``accuracy``, ``cohen_kappa``, each figure as of
-        :func:`difference`. Of age and sex also ``nights``: the same over nights
-        (:mod:`sleepfm_fast.evaluation.whole_nights`), each by the mean over the clips that both results have.
+        ``n_classes`` (those that both can score), ``class_subjects`` (for each of them the numbers of its clips, of the
+        subjects who have it, and of those who have another), ``macro``, ``classes``, ``accuracy`` and ``cohen_kappa``,
+        each figure as from :func:`difference`. For age and sex also ``nights``, the same over nights
+        (:mod:`sleepfm_fast.evaluation.whole_nights`), where a night's score is the mean over its shared clips.
 
     Raises
     ------
     SleepfmError
-        When shared clips carry other labels.
+        When shared clips have different labels in the two results.
     """
     labels = [np.asarray(result.array("label"))[rows] for result, rows in zip(results, shared.rows, strict=True)]
     if (labels[0] != labels[1]).any():
@@ -137,10 +137,10 @@ def _directions(results: tuple[Result, Result]) -> Iterator[tuple[str, str]]:
 def _shared_queries(
     results: tuple[Result, Result], shared: SharedClips, name: str
 ) -> tuple[tuple[npt.NDArray[np.int64], ...], npt.NDArray[np.int64]]:
-    """Return each result's rows of the queries of a direction that both have, and the queries' subjects."""
+    """Return each result's indices of a direction's shared queries, and the subjects of these queries."""
     places = []
     for result, rows in zip(results, shared.rows, strict=True):
-        # The place of every shared clip among the direction's queries, -1 where it asks nothing.
+        # The index of every shared clip among the direction's queries, -1 where it is none.
         clips, queries = np.asarray(result.array("clip"))[rows], np.asarray(result.array(f"clip_{name}"))
         place = np.searchsorted(queries, clips).clip(max=max(len(queries) - 1, 0))
         places.append(np.where(queries[place] == clips, place, -1) if len(queries) else np.full(len(clips), -1))
@@ -160,13 +160,13 @@ def of_retrievals(results: tuple[Result, Result], shared: SharedClips, draws: np
     Returns
     -------
     dict
-        ``directions`` (query, candidates, n_clips, recall@k, median_rank, mean_rank) and ``mean``, each figure as of
+        ``directions`` (query, candidates, n_clips, recall@k, median_rank, mean_rank) and ``mean``, each figure as from
         :func:`difference`.
 
     Raises
     ------
     SleepfmError
-        When queries had other candidates in each, or when no direction is in both.
+        When the queries' candidates differ between the results, or when they have no direction in common.
     """
     ks = [int(name[7:]) for name in results[0].record["mean"] if name.startswith("recall@")]
     names = [*(f"recall@{k}" for k in ks), "median_rank", "mean_rank"]
@@ -181,8 +181,8 @@ def of_retrievals(results: tuple[Result, Result], shared: SharedClips, draws: np
             [np.asarray(r.array(f"{kind}_{name}")).astype(np.int64)[p] for r, p in zip(results, places, strict=True)]
             for kind in ("rank", "n_candidates")
         )
-        # Every candidate is a query too. Among the clips of a night, other nights do not matter, and as many of it must
-        # be shared as there were candidates; elsewhere every clip is a candidate of every query.
+        # Every candidate is a query too, so candidates are the same if all queries are shared. In the scope of a night
+        # only that night's matter: as many of its queries must be shared as it had candidates.
         n_queries = [len(r.array(f"rank_{name}")) for r in results]
         if scope == "night":
             night = recording_of(results[0], name)[places[0]]

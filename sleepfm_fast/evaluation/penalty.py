@@ -1,4 +1,4 @@
-"""The penalty of a logistic regression chosen on the validation subjects, from a grid, every score on record."""
+"""Choice of a logistic regression's penalty from a grid, on the validation subjects, with every score recorded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CRITERION = "macro AUROC on the validation subjects"
 
 
 def scores(features: Features, model: LogisticModel, *, progress: bool = True) -> npt.NDArray[np.float64]:
-    """Return the log-odds [n, k] of every class for every clip, read block by block."""
+    """Return the log-odds [n, k] of every class for every clip; features are read block by block."""
     from tqdm import tqdm
 
     from sleepfm_fast.evaluation import logistic
@@ -43,16 +43,16 @@ def scores(features: Features, model: LogisticModel, *, progress: bool = True) -
 
 @dataclass(frozen=True)
 class Choice:
-    """The best of a grid.
+    """The best C of a grid, and what was tried.
 
     Attributes
     ----------
     c : float
         Inverse strength of the penalty.
     model : LogisticModel
-        Fitted with it on the training subjects.
+        The classifier fitted with it on the training subjects.
     about : dict
-        What the fit says of itself.
+        Facts of that fit; see :func:`sleepfm_fast.evaluation.logistic.fit`.
     tried : tuple of dict
         In the order of the grid: ``c``, ``auroc``, ``auprc``, ``f1`` (macro, on the validation clips), ``log_loss``
         (their mean, in nats), ``n_iter``, ``converged``.
@@ -80,14 +80,14 @@ def choose_c(
         A key of :data:`sleepfm_fast.evaluation.tasks.TASKS`.
     validation : LabelledClips
     validation_features : Features
-        Of the same clips.
+        The features of the same clips.
     fit_with : callable
-        Fits the training clips with a C.
+        Takes a C and fits the training clips with it.
 
     Returns
     -------
     Choice
-        Of equal scores the smallest C, which is the strongest penalty.
+        With equal scores, the smallest C, which is the strongest penalty.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A classifier's class of every clip as files that other software reads: tables, EDF+ annotations, a night's figures.
+"""A classifier's predictions as files that other software reads: tables, EDF+ annotations, the figures of each night.
 
 ::
 
@@ -40,30 +40,30 @@ FILE = "predictions.json"
 KIND = FolderKind("a folder of predictions", FILE)
 HEAD = ("format", "version", "made_of")
 RECORD_BYTES = 60_000
-"""An EDF data record should not be larger than 61,440 bytes."""
+"""Size up to which a data record is filled: EDF allows 61,440 bytes."""
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Clips and what a classifier says of them.
+    """Clips and a classifier's predictions for them.
 
     Attributes
     ----------
     names : tuple of str
         Class of each column of ``probability``.
     probability : float64 [n, k]
-        NaN throughout where nothing could be said of a clip.
+        A row is NaN where the clip has no prediction.
     recording, subject : int [n]
-        Index ``recordings`` and ``subjects``.
+        Indices into ``recordings`` and ``subjects``.
     onset_s : float64 [n]
-        From the recording's start.
+        Start of the clip from the recording's start.
     scored : int8 [n]
-        The scorer's class as an index of ``all_names``, -1 where there is none.
+        The scorer's class as an index into ``all_names``, -1 where there is none.
     all_names : tuple of str
-        Every class of the task, those that were never trained too.
+        Every class of the task, including those that the classifier was not trained on.
     split : sequence of str, optional
-        Of each clip, what its subject served the classifier for: train, validation or test; empty where it does not
-        know the subject.
+        For each clip the classifier's split that its subject was in (train, validation or test), empty where the
+        classifier does not know the subject.
     """
 
     names: tuple[str, ...]
@@ -79,20 +79,20 @@ class Predicted:
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
-        """Clips of which something is said."""
+        """True for the clips that have a prediction: bool [n]."""
         known: npt.NDArray[np.bool_] = np.asarray(np.isfinite(self.probability).all(axis=1))
         return known
 
     @property
     def words(self) -> list[str]:
-        """The most probable class of every clip, empty where there is none."""
+        """The name of every clip's most probable class, empty where it has no prediction."""
         known = self.known
         best = np.where(known[:, None], self.probability, 0.0).argmax(axis=1)
         return [self.names[k] if there else "" for k, there in zip(best.tolist(), known.tolist(), strict=True)]
 
 
 def starts_of(store: Path, recordings: Iterable[str]) -> dict[str, datetime]:
-    """When recordings of a store started, of those whose records can be read and say it."""
+    """Return when recordings of a store started; those whose records are unreadable or do not tell are left out."""
     found: dict[str, datetime] = {}
     for name in recordings:
         with suppress(OSError, ValueError, TypeError, KeyError):
@@ -105,9 +105,10 @@ def starts_of(store: Path, recordings: Iterable[str]) -> dict[str, datetime]:
 def claimed_predictions(
     path: Path | None, *, overwrite: bool, made_of: Mapping[str, Any]
 ) -> Iterator[dict[str, Any] | None]:
-    """Keep a folder for this process (:func:`sleepfm_fast.storage.standing.claimed_folder`).
+    """Claim a folder for this process by :func:`sleepfm_fast.storage.standing.claimed_folder`.
 
-    Yields what :func:`write_predictions` returned, where what stands there is what ``made_of`` would make again.
+    Yields what :func:`write_predictions` returned for the folder that stands there, if it was made of ``made_of``; else
+    None.
     """
     with claimed_folder(path, KIND, overwrite=overwrite, made_of=made_of) as record:
         yield None if record is None else {name: value for name, value in record.items() if name not in HEAD}
@@ -122,7 +123,7 @@ def write_predictions(
     task: str,
     made_of: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write the folder, whole or not at all, and return its record.
+    """Write the folder, all or nothing, and return its record.
 
     Parameters
     ----------
@@ -131,11 +132,11 @@ def write_predictions(
         What made the predictions; counts are added to it.
     found : Predicted
     starts : mapping of str to datetime
-        Start of recordings; without it a night has no EDF+ annotations, whose clock would be wrong.
+        Start of recordings. A night without one gets no EDF+ annotations, since their clock would be wrong.
     task : str
-        Of sleep stages and of breathing, annotations of each night are written too.
+        For sleep stages and for breathing, annotations of each night are written too.
     made_of : mapping
-        What they depend on (:func:`sleepfm_fast.storage.standing.key_of`).
+        What the predictions depend on (:func:`sleepfm_fast.storage.standing.key_of`).
     """
     words, nights = found.words, []
     with replace_folder(path) as folder:
@@ -152,7 +153,7 @@ def write_predictions(
             if kind is None:
                 continue
             spans = kind.spans(onsets, classes)
-            stem = name.replace("/", "-")  # of two stores that were joined: training/night1
+            stem = name.replace("/", "-")  # names of joined stores have a slash: training/night1
             text = kind.table(onsets, classes) if kind.table is not None else table_of(spans)
             _write(folder / kind.folder / f"{stem}-{kind.ending.lower()}.csv", text.encode())
             if name in starts:
@@ -213,18 +214,18 @@ Spans = list[tuple[float, float, str]]
 
 
 def stage_spans(onsets_s: Sequence[float], stages: Sequence[str]) -> Spans:
-    """Onset, length and standard text (``Sleep stage W``) of a night's stages, equal epochs in a row as one."""
+    """Return onset, length and EDF+ text (``Sleep stage W``) of a night's stages, runs of equal epochs merged."""
     return joined((onset_s, f"Sleep stage {stage or '?'}") for onset_s, stage in zip(onsets_s, stages, strict=True))
 
 
 def event_spans(onsets_s: Sequence[float], classes: Sequence[str]) -> Spans:
-    """Stretches of epochs with a respiratory event; where an event begins within them is not known."""
+    """Return the stretches of epochs with a respiratory event; where in them the event begins is not known."""
     found = zip(onsets_s, classes, strict=True)
     return joined((onset_s, "Epochs with respiratory event") for onset_s, name in found if name == "event")
 
 
 def joined(epochs: Iterable[tuple[float, str]]) -> Spans:
-    """Epochs as onset, length and text, those of one text that follow one another as one."""
+    """Return epochs as onset, length and text, with adjacent epochs of the same text merged."""
     spans: Spans = []
     for onset_s, text in epochs:
         last = spans[-1] if spans else None
@@ -236,13 +237,13 @@ def joined(epochs: Iterable[tuple[float, str]]) -> Spans:
 
 
 def stage_table(onsets_s: Sequence[float], stages: Sequence[str]) -> str:
-    """CSV of a night's stages, a row an epoch."""
+    """Return a night's stages as CSV, one row per epoch."""
     rows = (f"{o:.10g},{EPOCH_S},{s or '?'}\n" for o, s in zip(onsets_s, stages, strict=True))
     return "onset,duration,stage\n" + "".join(rows)
 
 
 def table_of(spans: Spans) -> str:
-    """CSV of annotations."""
+    """Return annotations as CSV."""
     return "onset,duration,description\n" + "".join(f"{o:.10g},{d:.10g},{text}\n" for o, d, text in spans)
 
 
@@ -263,9 +264,10 @@ ANNOTATED = {
 
 
 def edf_annotations(start: datetime, spans: Spans) -> bytes:
-    """EDF+ file of annotations only: onset and length in seconds, and text.
+    """Return an EDF+ file that holds only annotations: onset and length in seconds, and text.
 
-    The file starts at the whole second at or before the recording's; a fraction is added to the onsets.
+    An EDF header has whole seconds: the file starts at the one at or before the recording's start, and the fraction is
+    added to the onsets.
     """
     start = start.replace(tzinfo=None)
     begin = start.replace(microsecond=0)

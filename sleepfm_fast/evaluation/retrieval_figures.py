@@ -1,4 +1,4 @@
-"""What ranks say: recall@k, median and mean rank, against chance, with intervals over subjects."""
+"""The figures of retrieval: recall@k, median and mean rank, against chance, with intervals over subjects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Direction", "chance_median", "mean_of_directions", "say_directions",
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction's figures and the same figures in every resample of subjects, for the mean over directions."""
+    """One direction's figures, and their values in every resample of subjects, from which directions are averaged."""
 
     record: dict[str, Any]
     resampled: dict[str, npt.NDArray[np.float64]]
@@ -38,7 +38,8 @@ def chance_median(n_candidates: npt.NDArray[np.int64]) -> float:
             low, high = (low, middle) if below(middle) >= reached else (middle + 1, high)
         return low
 
-    # Where the distribution stands at exactly one half, the median is between two ranks. 1e-9 is above rounding.
+    # Where the distribution function is exactly 1/2 between two ranks, the median is their mean: look for the first
+    # rank that reaches 1/2, and for the first that exceeds it. 1e-9 is well above the rounding of the sums.
     return (first(half - 1e-9 * half) + first(half + 1e-9 * half)) / 2
 
 
@@ -55,9 +56,9 @@ def summarise(
     ----------
     ranks : int64 [n]
     n_candidates : int64 [n]
-        Of each query; chance is accounted for query by query.
+        Number of candidates of each query; the chance level is the mean of the queries' own.
     group : int64 [n]
-        The query's subject as a column of ``draws``.
+        Column of ``draws`` of each query's subject.
     draws : int32 [B, S]
         From :func:`sleepfm_fast.evaluation.metrics.bootstrap_subjects`.
     ks : sequence of int
@@ -97,7 +98,7 @@ def summarise(
 
 
 def mean_of_directions(directions: Sequence[Direction], ks: Sequence[int]) -> dict[str, Any]:
-    """Average the directions' figures; a resample draws the same subjects in every direction."""
+    """Average the directions' figures, within each resample too, which draws the same subjects in every direction."""
     n_subjects = min((d.record["n_subjects"] for d in directions), default=0)
     mean: dict[str, Any] = {"n_directions": len(directions)}
     for name in [*(f"recall@{k}" for k in ks), "median_rank", "mean_rank"]:
@@ -111,7 +112,7 @@ def mean_of_directions(directions: Sequence[Direction], ks: Sequence[int]) -> di
 
 
 def say_directions(directions: Sequence[dict[str, Any]], ks: Sequence[int]) -> None:
-    """Print one line a direction."""
+    """Print a table with one line per direction."""
     heads = "".join(f"{f'recall@{k}':>11}  {'95 % interval':<15}{'x chance':>9}" for k in ks)
     say(f"{'query':<12} {'candidates':<12}{'clips':>8}{heads}{'median':>9}  {'95 % interval':<15}{'chance':>9}")
     for d in directions:

@@ -24,9 +24,9 @@ class Ranked:
     clips : int64 [n]
         The queries: clips with at least two candidates.
     forward, backward : int64 [n]
-        Rank of the own clip, from 1, for the first modality's query and for the second's.
+        Rank of the query's own clip, from 1, with the first modality as query and with the second.
     n_candidates : int64 [n]
-        Clips that each query's own clip competes with, itself included.
+        Number of candidates of each query, its own clip included.
     """
 
     clips: npt.NDArray[np.int64]
@@ -44,7 +44,7 @@ def restricting_group(embeddings: Embeddings, clips: npt.NDArray[np.int64], scop
 
 
 def n_similarities(embeddings: Embeddings, clips: npt.NDArray[np.int64], scope: str) -> int:
-    """Count the similarities that ranking a pair's clips takes."""
+    """Count the similarities that are computed to rank a pair's clips."""
     within = int(np.square(np.unique(restricting_group(embeddings, clips, scope), return_counts=True)[1]).sum())
     return within + (len(clips) ** 2 if scope == "other-subjects" else 0)
 
@@ -56,7 +56,7 @@ def _within(
     group: npt.NDArray[np.int64],
     progress: Callable[[int], object] | None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rank among the clips of the same group: both directions, and the sizes of the groups."""
+    """Rank every clip among those of its group: return both directions' ranks, and the size of each clip's group."""
     from sleepfm_fast.embeddings import ModalityRows
     from sleepfm_fast.ranks import pair_ranks
 
@@ -82,23 +82,24 @@ def ranks_in_scope(
     ----------
     embeddings : Embeddings
     clips : int64 [n]
-        Ascending, not empty; all have both modalities.
+        Ascending and not empty; every clip has both modalities.
     pair : (str, str)
     scope : {"cohort", "night", "other-subjects"}
-        Candidates: all ``clips``; those of the query's recording; the query's own clip and all of other subjects.
+        The candidates: all ``clips``; those of the query's recording; or the query's own clip and all clips of other
+        subjects.
     progress : callable, optional
-        Called with the number of similarities just done; they add up to :func:`n_similarities`.
+        Called with the number of similarities just computed; these add up to :func:`n_similarities`.
 
     Returns
     -------
     Ranked
-        Of equal candidates the earlier clip is preferred, in every scope.
+        Of equally similar candidates the earlier clip ranks first, in every scope.
     """
     group = restricting_group(embeddings, clips, scope)
     forward, backward, size = _within(embeddings, clips, pair, group, progress)
     if scope == "other-subjects":
-        # Comparisons are exact, so the candidates ahead among other subjects are those ahead in all less those ahead
-        # within the subject.
+        # A pair of candidates compares alike in every scope, so that the candidates of other subjects ahead of the own
+        # clip are those ahead among all clips minus those ahead within the subject.
         everyone = np.zeros_like(group)
         forward_all, backward_all, _ = _within(embeddings, clips, pair, everyone, progress)
         forward, backward, size = forward_all - forward + 1, backward_all - backward + 1, len(clips) - size + 1

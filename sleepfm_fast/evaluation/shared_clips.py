@@ -1,4 +1,4 @@
-"""The clips that two results have in common, whatever their order."""
+"""The clips that two results have in common, whatever the order of their rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["SharedClips", "shared_clips"]
 
 @dataclass(frozen=True)
 class SharedClips:
-    """Clips that both results have, by recording and onset.
+    """The clips that both results have, matched by recording and onset.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class SharedClips:
         Number of the clip's subject, from 0 to ``n_subjects`` - 1.
     n_subjects : int
     n_only : (int, int)
-        Clips that only one of the results has.
+        Number of clips that only the first, and only the second, result has.
     """
 
     rows: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -38,10 +38,10 @@ class SharedClips:
 
 
 def _keys(result: Result, recordings: dict[str, int]) -> npt.NDArray[np.int64]:
-    """Return one number a clip: its recording, numbered alike for both results, and its onset in milliseconds."""
+    """Return a number for each clip: its recording, numbered alike for both results, and its onset in milliseconds."""
     of_recording = np.array([recordings.setdefault(name, len(recordings)) for name in result.record["recordings"]])
     onset_ms = np.round(np.asarray(result.array("onset_s")) * 1000).astype(np.int64)
-    # 2^40 ms are 35 years.
+    # The onset has the lower 40 bits: 2^40 ms are 35 years.
     keys: npt.NDArray[np.int64] = of_recording[result.array("recording")].astype(np.int64) * 2**40 + onset_ms
     return keys
 
@@ -52,12 +52,12 @@ def shared_clips(first: Result, second: Result) -> SharedClips:
     Parameters
     ----------
     first, second : Result
-        With arrays ``recording``, ``onset_s`` and ``subject``, and the names in the record.
+        With arrays ``recording``, ``onset_s`` and ``subject``, and the recordings' and subjects' names in the record.
 
     Raises
     ------
     SleepfmError
-        When there is no shared clip, or when shared clips carry other subjects.
+        When no clip is shared, when a result has a clip twice, or when shared clips have different subjects.
     """
     recordings: dict[str, int] = {}
     keys = [_keys(result, recordings) for result in (first, second)]

@@ -1,4 +1,4 @@
-"""What a classifier may be asked to tell of a clip: the classes, and every clip's label."""
+"""The tasks of classifiers: their classes, and the label of every clip."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ AGE_EDGES = (18.0, 35.0, 50.0)  # years; the groups of Thapa et al. (2024): 0-18
 
 @dataclass(frozen=True)
 class Task:
-    """One classification.
+    """What a classifier predicts of a clip.
 
     Attributes
     ----------
     names : tuple of str
         Class names by code.
     scored : tuple of int
-        The classes that get an AUROC and AUPRC. Of two complementary classes only one is scored.
+        The classes that get an AUROC and an AUPRC; of two complementary classes only one.
     labels : str
-        What the labels are, for messages.
+        Noun for the labels in messages.
     remedy : str
-        Where they come from, for messages.
+        Sentence for messages that says how to supply the labels.
     of_person : bool
-        Whether the class is a person's, and so the same in all clips of a night.
+        Whether the class is that of a person, and so the same in all clips of a night.
     """
 
     names: tuple[str, ...]
@@ -52,40 +52,40 @@ TASKS = {
 
 
 def age_groups(ages: Sequence[float | None]) -> npt.NDArray[np.int8]:
-    """The group of every age (years), -1 where it is not known; 18.0 years is in 18-35."""
+    """Return the age group of every age in years, -1 where it is not known; 18.0 years is in 18-35."""
     known = (-1 if age is None or np.isnan(age) else int(np.searchsorted(AGE_EDGES, age, "right")) for age in ages)
     return np.fromiter(known, np.int8, len(ages))
 
 
 def sex_codes(sexes: Sequence[str | None]) -> npt.NDArray[np.int8]:
-    """Every subject's sex as a class of the task, -1 where it is not known."""
+    """Return every subject's sex as a class of the task ``sex``, -1 where it is not known."""
     names = TASKS["sex"].names
     return np.fromiter((names.index(sex) if sex in names else -1 for sex in sexes), np.int8, len(sexes))
 
 
 class Labelled(Protocol):
-    """Columns that labels are read from: of an embeddings folder, or of a clip store."""
+    """The columns that labels are read from, of an embeddings folder or of a clip store."""
 
     stage: Any
     sdb: Any
     subject: Any
     recording: Any
     description: Any
-    """Has ``ages`` and ``sexes``, one entry a subject, and ``recording_ages``, one a recording or empty."""
+    """Has ``ages`` and ``sexes``, with an entry per subject, and ``recording_ages``, with one per recording or none."""
 
 
 def labels_of(clips_of: Labelled, task: str, clips: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
-    """Every clip's class, -1 where it is not known.
+    """Return every clip's class, -1 where it is not known.
 
     Parameters
     ----------
     clips_of : Embeddings or StoreFacts
-        Where the clips are; sex is a fact of the subject, and age one of the recording where its visit is known, else
-        of the subject.
+        Holds the clips. Sex is taken from the subject, and age from the recording where recordings have ages, else from
+        the subject.
     task : {"stage", "sdb", "age", "sex"}
         A key of :data:`TASKS`. Age groups are half-open: 18.0 years is in 18-35.
     clips : int64 [n]
-        Rows of it.
+        Rows of ``clips_of``.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def age_groups_of(
     subject: npt.NDArray[np.integer[Any]],
     recording: npt.NDArray[np.integer[Any]],
 ) -> npt.NDArray[np.int8]:
-    """Every clip's age group, -1 where it is not known: by its recording's age, or where none is kept its subject's."""
+    """Return every clip's age group, by its recording's age, or by its subject's if none are kept; -1 if unknown."""
     groups: npt.NDArray[np.int8] = (
         age_groups(recording_ages)[recording] if recording_ages else age_groups(ages)[subject]
     )

@@ -1,6 +1,6 @@
 """Memory and files by address in compiled code: copies at the speed of ``memcpy``, reads without Python's lock.
 
-For functions compiled by Numba only; nothing here checks a bound.
+Only functions compiled by Numba can call what is here, and nothing here checks a bound.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["advise_file", "advise_memory", "as_pointer", "copy_bytes", "read_byt
 
 
 def type_pointer(typing_context: Any, address: Any, like: Any) -> Any:
-    """Type an integer taken as the address of samples of the type of ``like``, whose value is not read."""
+    """Type :data:`as_pointer`: an integer becomes a pointer to the type of ``like``, whose value is not read."""
     return types.CPointer(like)(address, like), emit_pointer  # type: ignore[no-untyped-call]
 
 
@@ -27,7 +27,7 @@ def emit_pointer(context: Any, builder: Any, signature: Any, arguments: Any) -> 
     return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
 
-# Outputs reach a kernel as addresses: a list of arrays would cost Numba more than the copying does.
+# Kernels take their outputs as addresses, since passing a list of arrays costs Numba more than the copying itself.
 as_pointer: Any = intrinsic(type_pointer)
 
 
@@ -48,12 +48,12 @@ copy_bytes: Any = intrinsic(type_copy)
 """``copy_bytes(target, source, n_bytes)``: copy between two addresses that do not overlap."""
 
 read_bytes: Any = types.ExternalFunction("pread", types.intp(types.intc, types.intp, types.uintp, types.int64))
-"""``read_bytes(descriptor, address, n_bytes, position)``: pread(2); the bytes read, or -1."""
+"""``read_bytes(descriptor, address, n_bytes, position)``: pread(2); returns the number of bytes read, or -1."""
 
 
 @compiled()
 def advise_nothing(descriptor: Any, position: Any, n_bytes: Any, advice: Any) -> int:
-    """Stand in for posix_fadvise(2), which macOS lacks: a name that no library has would keep a kernel from linking."""
+    """Stand in for posix_fadvise(2), which macOS lacks: a kernel that names a function of no library does not link."""
     return 0
 
 

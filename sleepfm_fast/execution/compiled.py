@@ -1,4 +1,4 @@
-"""Numba functions that are kept compiled where a folder can be written, and work where none can."""
+"""Numba functions whose machine code is cached on disk where a folder can be written, and which work where none can."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
-    """Compile a function that needs no Python, and keep it on the disk for later processes.
+    """Compile a function to code that needs no Python objects and no lock, and cache it on disk for later processes.
 
-    It is kept beside the source, in the user's cache folder, or in ``NUMBA_CACHE_DIR``. In a container or on a cluster
-    none of them may be writable, or the quota may be used up: then every process compiles for itself, some seconds.
+    The cache is in ``NUMBA_CACHE_DIR``, beside the source, or in the user's cache folder. In a container or on a
+    cluster none of them may be writable, or the quota may be used up: every process then compiles for itself, which
+    takes some seconds.
     """
 
     def decorate(function: Function) -> Function:
@@ -28,7 +29,7 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
         found: Any
         try:
             found = numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # numba finds no folder to write
+        except RuntimeError:  # Numba found no folder that it can write
             found = numba.njit(**options)(function)
         else:
             found._cache.save_overload = forgiving(found._cache.save_overload)
@@ -43,7 +44,7 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
 
 
 def forgiving(save: Callable[..., None]) -> Callable[..., None]:
-    """Save what can be saved."""
+    """Wrap Numba's saving of machine code so that a failure of the disk is ignored: the cache is only a cache."""
 
     def save_if_possible(*arguments: Any) -> None:
         with suppress(OSError):
@@ -53,11 +54,11 @@ def forgiving(save: Callable[..., None]) -> Callable[..., None]:
 
 
 def unshared(numbered: Callable[[int], str]) -> Callable[[int], str]:
-    """Name a file of machine code as no other process does.
+    """Wrap Numba's naming of files of machine code so that no two processes choose the same name.
 
-    Numba takes the next number that its list of files does not hold. Two processes that compile a function for
-    different types at once read the same list, take the same number, and the list that is left may name the code of
-    one for the types of the other: a later process would compute wrong numbers without a word.
+    Numba itself takes the next number that its list of files does not hold. Two processes that compile a function for
+    different types at the same time read the same list and take the same number. The list that remains may then give
+    the code of one for the types of the other, and a later process would silently compute wrong numbers.
     """
 
     def name(_: int) -> str:
@@ -67,9 +68,10 @@ def unshared(numbered: Callable[[int], str]) -> Callable[[int], str]:
 
 
 def tidied(files: Any) -> Callable[..., None]:
-    """Save, and remove what an earlier source of the function left: nothing would ever be written over it.
+    """Wrap Numba's saving so that it also removes files of earlier versions of the function's source.
 
-    Numba's names have the line of the function before the version of Python: ``copy_records-42.py311``.
+    Under the random names of :func:`unshared` nothing ever overwrites them. In Numba's names the function's line stands
+    before the version of Python, as in ``copy_records-42.py311``.
     """
     save, index, folder = files.save, files._load_index, Path(files._cache_path)
     function, _, line_and_python = files._index_name.removesuffix(".nbi").rpartition("-")
@@ -79,7 +81,8 @@ def tidied(files: Any) -> Callable[..., None]:
         save(*arguments)
         names = (f"{glob.escape(function)}-*.{python}.{suffix}" for suffix in ("nbi", "*.nbc"))
         found = [path for name in names for path in folder.glob(name)]
-        # Read after the folder: what another process writes now is in the index before it is in the folder.
+        # The index is read after the folder was listed: another process enters a file into the index before it writes
+        # it, so that every listed file that is in use is in the index by now.
         in_use = {files._index_name, *index().values()}
         for path in found:
             if path.name not in in_use:

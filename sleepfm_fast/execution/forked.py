@@ -1,6 +1,6 @@
-"""Work, one piece after another, in a copy of this process, which may die without this one.
+"""Work that runs, one piece after another, in a forked copy of this process, whose death this process survives.
 
-A copy is there at once, with all that is imported; a process of its own would import it again, a second or more.
+A copy starts at once, with everything imported; a new process would import it all again, which takes a second or more.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ __all__ = ["CAN_FORK", "in_copy"]
 
 Result = TypeVar("Result")
 
-CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"  # Apple's libraries may crash in a copy
-"""Whether a copy can be made, and works as the original does."""
+CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"  # Apple's libraries may crash in a forked process
+"""Whether this process can be forked, and the copy works as the original does."""
 
 
 def in_copy(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
-    """Yield ``work(*arguments)`` in their order; the copy ends with the last, or with this process.
+    """Yield ``work(*a)`` for each ``a`` of ``arguments``, in their order, computed in one copy of this process.
+
+    The copy ends after the last result, when the caller closes the iterator early, or when this process ends. Where the
+    system refuses a copy, the work is done in this process.
 
     Parameters
     ----------
     work : callable
-        It uses no threads but those that it starts. What it raises is raised here.
+        It may use only threads that it starts itself, since those of this process do not run in the copy. What it
+        raises is raised here.
     arguments : sequence of tuple
 
     Raises
@@ -39,7 +43,7 @@ def in_copy(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -
     BrokenExecutor
         When the copy died.
     TypeError
-        When what it returned or raised cannot be pickled, and so cannot leave the copy.
+        When what the work returned or raised cannot be pickled, and so cannot leave the copy.
     """
     reader, writer = Pipe(duplex=False)
     try:
@@ -65,18 +69,22 @@ def in_copy(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -
             yield value
     finally:
         reader.close()
-        os.kill(process, signal.SIGKILL)  # it has ended, or nobody waits for it any more
+        os.kill(process, signal.SIGKILL)  # harmless if it has ended: its number stays taken until waitpid
         os.waitpid(process, 0)
 
 
 def copy() -> int:
-    """Fork; 0 in the copy, which leaves Ctrl-C, as a terminal sends it to both, to the original."""
+    """Fork; return 0 in the copy and its process number in the original.
+
+    A terminal sends Ctrl-C to both; the copy ignores it, and the original decides what to do.
+    """
     alone = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if alone else None
     process = -1
     try:
         with warnings.catch_warnings():
-            # Python warns where there are threads: those here renew claims and hold nothing that the work needs.
+            # Python warns about forking a process with threads, as their locks stay locked in the copy. The threads of
+            # this program renew claims, and hold no lock that the work needs.
             warnings.simplefilter("ignore", DeprecationWarning)
             process = os.fork()
     finally:
@@ -86,7 +94,7 @@ def copy() -> int:
 
 
 def report(work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], writer: Connection) -> NoReturn:
-    """Do the work in the copy and end it, without what the original would still do at its end."""
+    """Do the work in the copy and end the copy at once, without the exit handlers that it inherited."""
     try:
         for a in arguments:
             try:
@@ -94,12 +102,12 @@ def report(work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], write
             except BaseException as error:
                 found = (False, error)
             writer.send_bytes(packed(found, work))
-    finally:  # also where the original is gone
+    finally:  # also where the original is gone, and sending failed
         os._exit(0)
 
 
 def packed(found: tuple[bool, Any], work: Callable[..., Any]) -> memoryview:
-    """Pickle what the work returned, or raised; where that cannot be, the error that says so."""
+    """Pickle what the work returned or raised; where it cannot be pickled, an error that says so."""
     try:
         message: memoryview = ForkingPickler.dumps(found)
     except Exception as error:
@@ -108,7 +116,11 @@ def packed(found: tuple[bool, Any], work: Callable[..., Any]) -> memoryview:
 
 
 def unpacked(message: bytes, work: Callable[..., Any]) -> tuple[bool, Any]:
-    """Undo :func:`packed`; an error whose class wants other arguments than it keeps is pickled, and not read again."""
+    """Undo :func:`packed`.
+
+    An exception whose class takes other arguments than it passes to its base can be pickled but not unpickled: it is
+    replaced by an error that says so.
+    """
     try:
         found: tuple[bool, Any] = ForkingPickler.loads(message)
     except Exception as error:
@@ -117,7 +129,7 @@ def unpacked(message: bytes, work: Callable[..., Any]) -> tuple[bool, Any]:
 
 
 def stuck(found: tuple[bool, Any] | None, work: Callable[..., Any], error: Exception) -> TypeError:
-    """Say what could not leave the copy, and why."""
+    """Make the error that says what could not leave the copy, and why."""
     name = getattr(work, "__qualname__", type(work).__name__)
     what = "returned or raised a value"
     if found is not None:

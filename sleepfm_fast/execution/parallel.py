@@ -1,6 +1,7 @@
-"""Work fanned out over recordings: processes (loky) and threads through joblib, a dask or a ray cluster; with progress.
+"""Work spread over recordings, with progress: in processes (loky) or threads by joblib, or on a dask or ray cluster.
 
-Work is a module-level function and arguments are paths and small values, never arrays: every worker reads its files.
+The work is a module-level function, and its arguments are paths and small values, never arrays: every worker reads its
+files itself.
 """
 
 from __future__ import annotations
@@ -30,37 +31,37 @@ Backend = Literal["loky", "threading", "dask", "ray"]
 Result = TypeVar("Result")
 
 LOG_EVERY_S = 30.0
-"""How often progress is written where standard error is a file, as that of a job."""
+"""How often a line of progress is written where standard error is not a terminal, as in a batch job."""
 CONNECT_S = 10.0
 """How long a dask scheduler may take to answer."""
 RAY_CHUNK = 8
-"""Tasks a worker in one call: ray's joblib backend gives results only when a whole call is done."""
+"""Tasks per worker in one call: ray's joblib backend returns results only when the whole call is done."""
 
 
 class WorkersLost(Exception):  # noqa: N818 - it is dealt with, never shown
-    """A worker process died, and the rest of the call with it."""
+    """A worker process died, and the results of the call that were not yielded yet may be lost."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where work runs: a backend, how many workers (0: one a core that this process may use), a dask client."""
+    """Where work runs: a backend, the number of workers (0: one per core that this process may use), a dask client."""
 
     backend: Backend
     workers: int = 0
     client: Any = None
 
     def width(self, n_tasks: int) -> int:
-        """How many workers a call of ``n_tasks`` uses."""
+        """Return how many workers a call of ``n_tasks`` uses."""
         return max(1, min(self.workers or processors(), n_tasks))
 
     @property
     def spares_this_process(self) -> bool:
-        """Whether even a single worker is no part of this process; threads are, and where there are no copies."""
+        """Whether even a single worker runs outside this process: with loky, where this process can be forked."""
         return self.backend == "loky" and CAN_FORK
 
     @property
     def deaths(self) -> tuple[type[BaseException], ...]:
-        """What is raised when a worker process dies."""
+        """The exceptions that mean that a worker process died."""
         if self.backend == "ray":
             from ray.exceptions import RayError
 
@@ -85,11 +86,11 @@ def open_engine(
     ----------
     backend : {"loky", "threading", "dask", "ray"}
     workers : int
-        0 is one for every core that this process may use. Without meaning on a cluster that runs already.
+        0 for one per core that this process may use. Has no effect on a cluster that is already running.
     dask_scheduler : str, optional
         Address such as ``tcp://node1:8786``; without it a cluster is started on this machine.
     folder : Path
-        One that every worker must see.
+        A folder that every dask worker must see.
 
     Raises
     ------
@@ -135,7 +136,7 @@ def open_ray(stack: ExitStack, workers: int) -> None:
     except ImportError:
         raise missing("ray", "ray") from None
     if not ray.is_initialized():
-        # ray.init() itself connects to the cluster that RAY_ADDRESS names.
+        # Where RAY_ADDRESS names a cluster, ray.init() connects to it by itself, and refuses num_cpus.
         local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers or None}
         try:
             ray.init(include_dashboard=False, log_to_driver=False, **local)
@@ -150,7 +151,10 @@ def open_ray(stack: ExitStack, workers: int) -> None:
 
 
 class Progress:
-    """Items done of ``total`` with their rate and the time left, on standard error; a line now and then in a log."""
+    """Shows items done of ``total``, their rate and the time left: a bar on a terminal, else a line now and then.
+
+    Both go to standard error. ``what`` is the items' plural, which ends in s.
+    """
 
     def __init__(self, what: str, total: int) -> None:
         from tqdm import tqdm
@@ -175,7 +179,7 @@ class Progress:
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """Say how far the work is."""
+        """Return a line that says how far the work is."""
         seconds = max(time.monotonic() - self.began_s, 1e-9)
         rate = self.done / seconds
         failed = f", {self.failed} failed" if self.failed else ""
@@ -184,7 +188,7 @@ class Progress:
         return f"{self.what}: {self.done} of {self.total}{failed}, {speed}, {left}"
 
     def close(self) -> None:
-        """End the bar."""
+        """Close the bar, if there is one."""
         if self.bar is not None:
             self.bar.close()
 
@@ -201,7 +205,7 @@ def in_parallel(
     *,
     own_process: bool = False,
 ) -> Iterator[Result]:
-    """Yield ``work(*arguments)`` as the results come, in no particular order.
+    """Yield ``work(*a)`` for each ``a`` of ``arguments`` as the results come, in no particular order.
 
     Parameters
     ----------
@@ -210,8 +214,8 @@ def in_parallel(
     arguments : sequence of tuple
     engine : Engine
     own_process : bool
-        Never work in this process, so that a death of the worker is survived. A single worker is a copy of this process
-        where there are such.
+        Never work in this process, so that it survives the death of a worker. A single worker is then a forked copy of
+        this process, where the system has such. (Processes and threads only; a cluster's workers are separate anyway.)
 
     Raises
     ------
@@ -234,7 +238,7 @@ def in_parallel(
                 yield from in_copy(work, arguments)
                 return
             if own_process:
-                # joblib does not leave this process for one job at a time
+                # with one job joblib works in this process, so it gets two
                 backend, width = "loky", max(width, 2)
             yield from dispatched(pool(width, backend=backend, return_as="generator_unordered"), calls)
     except engine.deaths as error:
@@ -242,10 +246,10 @@ def in_parallel(
 
 
 def pool(width: int, **options: Any) -> Any:
-    """A :class:`joblib.Parallel` that shares no arrays: there are none, see above.
+    """Make a :class:`joblib.Parallel` that does not share arrays through files, as arguments hold none (see above).
 
-    joblib makes the folder for them in /dev/shm, where that of a killed run stays until the machine starts again, at
-    once; one that it is given, when it first writes into it.
+    By default joblib creates a folder for shared arrays in /dev/shm at once, which a killed run leaves there until the
+    machine restarts. A folder that it is given instead it uses only when it first writes an array, which is never.
     """
     from joblib import Parallel
 
@@ -253,9 +257,10 @@ def pool(width: int, **options: Any) -> Any:
 
 
 def dispatched(parallel: Callable[..., Any], calls: Iterable[Any]) -> Any:
-    """Call a :class:`joblib.Parallel` whose workers leave Ctrl-C, which a terminal sends to all, to this process.
+    """Call a :class:`joblib.Parallel` so that its workers ignore Ctrl-C, which a terminal sends to all processes.
 
-    A worker inherits what this process ignores while it is started; otherwise each would end with a traceback.
+    Workers inherit the signals that this process ignores when they are started; otherwise each of them would end with
+    a traceback. Only the main thread can set signal handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         return parallel(calls)
@@ -267,16 +272,18 @@ def dispatched(parallel: Callable[..., Any], calls: Iterable[Any]) -> Any:
 
 
 def through_dask(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], client: Any) -> Iterator[Result]:
-    """Work on a dask cluster, through its own futures: joblib's dask backend waits for ever for a task that failed.
+    """Work on a dask cluster through dask's own futures, since joblib's dask backend waits for ever for a failed task.
 
-    dask repeats a task whose worker died, three times unless its scheduler is told otherwise.
+    dask itself repeats a task whose worker died, three times unless its scheduler is configured otherwise; only then
+    is it lost.
     """
     from concurrent.futures import CancelledError
 
     from distributed import KilledWorker, as_completed
 
     waiting = iter(arguments)
-    # Two tasks a thread: the next one is there when one ends, and the rest stays here.
+    # Two tasks per worker thread are submitted at a time: the next one is ready when one ends, and the scheduler does
+    # not have to hold all the others.
     width = max(4, 2 * sum(client.ncores().values()))
     n_lost = 0
     try:
@@ -303,7 +310,7 @@ def through_dask(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...
 
 
 def probe(folder: str) -> bool:
-    """Whether a worker can import this module, which it does to get here, and sees a folder."""
+    """Whether a worker sees a folder; that the worker can import this module is shown by this call succeeding."""
     return Path(folder).is_dir()
 
 

@@ -1,6 +1,7 @@
-"""Blocks of work in plain threads, for compiled functions that hold no lock.
+"""Blocks of work in plain threads, for compiled functions that release Python's lock.
 
-Unlike Numba's own thread pool they also work in forked and in threaded programs. ``NUMBA_NUM_THREADS`` sets how many.
+Unlike Numba's thread pool they also work in forked processes and when several threads call them at once.
+``NUMBA_NUM_THREADS`` limits their number.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import numba
 
 __all__ = ["in_threads", "thread_limit"]
 
-THREAD_BYTES = 1 << 20  # starting a thread costs what copying about 1 MB does
+THREAD_BYTES = 1 << 20  # a further thread for each MiB: starting one takes about as long as copying that much
 
 
 def thread_limit() -> int:
-    """Return ``NUMBA_NUM_THREADS``, by default the processors; read without starting Numba's thread pool."""
+    """Return ``NUMBA_NUM_THREADS``, by default the number of processors, without starting Numba's thread pool."""
     return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
 def in_threads(work: Callable[[int, int], None], n_items: int, n_bytes: int) -> None:
-    """Run ``work(begin, end)`` over blocks of items, in as many threads as the bytes are worth, this one among them."""
+    """Run ``work(begin, end)`` over blocks of the items, one in this thread and the others in as many as pay off.
+
+    ``n_bytes`` is the memory that all items move: there is at most one thread for each :data:`THREAD_BYTES`.
+    """
     n_threads = max(1, min(thread_limit(), n_items, n_bytes // THREAD_BYTES))
     if n_threads == 1:
         work(0, n_items)

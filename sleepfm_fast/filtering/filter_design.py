@@ -1,10 +1,11 @@
 """From a channel's kind and rate to its filter: the bands of the presets and the FIRs that realise them.
 
-The processing of a channel is one zero-phase linear filter that ends at a rational rate ``L / M`` times its own:
-``y = resample(h_main, x - low(x))``. ``h_main`` is anti-alias and low-pass filter in one (with a high-pass at 5 Hz or
-more and a notch folded in). ``low`` is there for high-passes below 5 Hz only: decimate by ``D`` to a rate of about 26
-times the edge, low-pass there, interpolate back. The complement ``x - low(x)`` is the high-pass, at a twentieth of
-the arithmetic of a direct FIR and without the state of a recursive filter.
+A channel is processed by one zero-phase linear filter whose output rate is ``L / M`` times the native rate:
+``y = resample(h_main, x - low(x))``. ``h_main`` is the anti-alias and the low-pass filter in one; high-passes from 5 Hz
+on and notches are folded into it. High-passes below 5 Hz are the complement ``x - low(x)`` instead, where ``low``
+decimates by ``D`` to a rate of about 26 times the edge, low-passes there and interpolates back. For EEG at 256 Hz the
+whole filter then takes a twentieth of the multiply-adds of a direct FIR of the same edge, and unlike a recursive filter
+it has no state.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ KINDS = ("eeg", "eog", "emg", "ecg", "respiration", "snore", "step")
 
 FloatArray = npt.NDArray[np.float64]
 
-# Pass band in Hz per kind: (high-pass edge or None, low-pass edge or None = up to Nyquist). AASM manual, version 2.6+.
+# Pass band in Hz per kind, after the AASM manual, version 2.6 and later: (high-pass edge or None, low-pass edge or None
+# for up to the Nyquist frequency).
 _AASM_BANDS_HZ: dict[str, tuple[float | None, float | None]] = {
     "eeg": (0.3, 35.0),
     "eog": (0.3, 35.0),
@@ -35,9 +37,10 @@ _AASM_BANDS_HZ: dict[str, tuple[float | None, float | None]] = {
     "respiration": (0.1, 15.0),
     "snore": (None, None),
 }
-# Designed 6 dB beyond the 80 dB that is promised: the unit-gain scaling of the phases may double a stop-band lobe.
+# 6 dB more than the 80 dB that are promised: scaling the phases to unit gain may double a stop-band lobe.
 _MAIN_DB = 86.0
-# 66 dB: a ripple of 0.005 dB above the high-pass edge. The gain at 0 Hz is exactly zero by construction.
+# 66 dB leave a ripple of 0.005 dB above the high-pass edge. The gain at 0 Hz is exactly zero whatever this is, because
+# `low` passes a constant exactly.
 _LOW_DB = 66.0
 _LOW_PASS_TRANSITION = 0.25  # of the pass edge, as MNE-Python's default
 _ANTI_ALIAS_PASS = {"seed": 0.95, "clinical": 0.9, "aasm": 0.9, "none": 0.9}  # of the lower Nyquist frequency
@@ -53,41 +56,42 @@ PAD = 16  # filter_tap_padding in csrc/params.h
 
 
 def padded(n: int) -> int:
-    """Round a number of taps up to the padding of the tables."""
+    """Round a number of taps up to a multiple of :data:`PAD`, the row length of the tables."""
     return -(-n // PAD) * PAD
 
 
 @dataclass(frozen=True, eq=False)
 class FilterDesign:
-    """One channel kind at one native rate; impulse responses in float64, centred, of odd length.
+    """The filter of one channel kind at one native rate; impulse responses are float64, centred and of odd length.
 
     Attributes
     ----------
     kind, fs_hz
-        What it was designed for.
+        The channel kind and native rate (Hz) that it was designed for.
     up, down
         Output rate over native rate in lowest terms.
     phases
         Rows of the polyphase table: ``up``, or fewer where ``up`` rows would take too much memory; the output time is
         then rounded to ``1 / phases`` of a native sample.
     main
-        Impulse response on the ``phases``-fold native grid; every phase sums to ``dc``.
+        Impulse response on a grid of ``phases`` times the native rate; the taps of every phase sum to ``dc``.
     dc
-        Gain at 0 Hz: 1, or 0 where a high-pass is folded into ``main``. (The low branch brings its own zero.)
+        Gain of ``main`` at 0 Hz: 1, or 0 where a high-pass is folded in. (The zero of a low branch is not in ``main``.)
     step
-        True for step-like trends: positive taps, no z-score.
+        True for step-like trends: the taps are positive, and the op does not z-score the channel.
     decimation
         ``D`` of the low branch; 0 where there is none.
     decimator, low, interpolator
-        FIRs of the low branch at the native rate, at the native rate over ``D``, and at the native rate again.
+        FIRs of the low branch, at the native rate, at 1 / ``D`` of it, and at the native rate again; empty where there
+        is none.
     pass_hz
         (high-pass edge or None, low-pass edge): the band of gain 1.
     stop_hz
         (upper end of the high-pass's stop band or None, start of the low-pass's stop band or None).
     notches_hz
-        Mains frequencies removed.
+        Mains frequency and its multiples that are removed, Hz.
     issues
-        What the native rate did not allow.
+        A remark on each part of the preset that the native or the output rate does not allow.
     """
 
     kind: str
@@ -119,7 +123,7 @@ class FilterDesign:
 
     @property
     def context(self) -> int:
-        """Native samples that an output may need on either side of its own place."""
+        """Native samples that an output may need on either side of its own time; an upper bound."""
         half = (len(self.main) - 1) // 2
         reach = (self.phases - 1 + half) // self.phases + 1
         if self.decimation:
@@ -128,7 +132,7 @@ class FilterDesign:
         return reach
 
     def gain(self, frequency_hz: npt.ArrayLike) -> FloatArray:
-        """Gain (signed, linear) of a tone of ``frequency_hz`` in native time, images left aside."""
+        """Gain (linear, signed as the filter has zero phase) for a tone of ``frequency_hz``, ignoring its images."""
         omega = 2.0 * np.pi * np.asarray(frequency_hz, dtype=np.float64) / float(self.fs_hz)
 
         def response(taps: FloatArray, steps_per_sample: float) -> FloatArray:
@@ -232,7 +236,7 @@ def _band_design(preset: str, kind: str, fs_hz: Fraction, fs_out_hz: Fraction, n
         if multiple_hz + _NOTCH_FLAT_HZ <= pass_hz:
             notches.append(multiple_hz)
         elif multiple_hz - _NOTCH_REJECT_HZ < stop_hz:
-            # In the transition band: end the pass band below the mains instead.
+            # A notch needs a flat band on either side, which it does not have here: end the pass band below the mains.
             stop_hz = multiple_hz - _NOTCH_REJECT_HZ
             pass_hz = min(pass_hz, 0.95 * stop_hz)
             issues.append(f"the low-pass ends below {multiple_hz} Hz mains: flat to {pass_hz:g} Hz")
@@ -294,7 +298,8 @@ def _main(
     for center_hz in notches:
         width = (_NOTCH_FLAT_HZ + _NOTCH_REJECT_HZ) / 2.0
         band = phases * fir.kaiser_bandpass(grid, center_hz, width, _NOTCH_FLAT_HZ - _NOTCH_REJECT_HZ, _MAIN_DB)
-        # The band-pass must let nothing of a constant through, at any phase.
+        # A constant must pass the notch unchanged at every phase, so the band-pass that is subtracted must have gain 0
+        # at 0 Hz in each phase: what a phase of it leaks is taken back with the low-pass, whose phases sum to 1.
         half = (len(band) - 1) // 2
         phase = (np.arange(len(band)) - half) % phases
         leak = np.bincount(phase, weights=band, minlength=phases)
@@ -310,13 +315,13 @@ def _main(
 
 
 def _low_branch(fs: float, high_hz: float) -> tuple[int, FloatArray, FloatArray, FloatArray]:
-    """FIRs of the low branch of a high-pass: what lies below ``high_hz``, at a low rate."""
+    """Return ``D`` and the decimator, low-pass and interpolator of the low branch of a high-pass at ``high_hz``."""
     decimation = max(1, int(fs / (_LOW_RATE_OVER_EDGE * high_hz)))
     low_rate = fs / decimation
     low = fir.kaiser_lowpass(low_rate, 0.0, high_hz, _LOW_DB)
     if decimation == 1:
         return 1, np.ones(1), low, np.ones(1)
-    # Aliases and images of the band up to high_hz start here.
+    # From here on a frequency aliases into the band up to high_hz when decimated, and is an image of it interpolated.
     image_hz = low_rate - high_hz
     guard = fir.unit_gain_per_phase(fir.kaiser_lowpass(fs, high_hz, image_hz, _MAIN_DB), decimation)
     return decimation, guard / decimation, low, guard

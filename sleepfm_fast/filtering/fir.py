@@ -1,6 +1,6 @@
-"""Zero-phase FIR building blocks: Kaiser designs, unit-gain polyphase tables, Butterworth forward-backward as an FIR.
+"""Building blocks of zero-phase FIRs: Kaiser designs, polyphase tables, a forward-backward Butterworth as an FIR.
 
-Every impulse response here is symmetric, of odd length and centred: tap ``K = (len(h) - 1) // 2`` lies at time zero.
+Every impulse response here is symmetric, of odd length and centred: tap ``(len(h) - 1) // 2`` lies at time zero.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def n_taps_for(fs_hz: float, transition_hz: float, attenuation_db: float) -> int
 
 
 def kaiser_lowpass(fs_hz: float, pass_hz: float, stop_hz: float, attenuation_db: float) -> FloatArray:
-    """Low-pass with unit gain at 0 Hz.
+    """Design a Kaiser-windowed low-pass of unit gain at 0 Hz.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def kaiser_lowpass(fs_hz: float, pass_hz: float, stop_hz: float, attenuation_db:
 def kaiser_bandpass(
     fs_hz: float, center_hz: float, half_width_hz: float, transition_hz: float, attenuation_db: float
 ) -> FloatArray:
-    """Band-pass of unit gain at ``center_hz``, -6 dB at ``center_hz +- half_width_hz``; shape (odd,)."""
+    """Design a band-pass of unit gain at ``center_hz``, -6 dB at ``center_hz +- half_width_hz``; shape (odd,)."""
     import scipy.signal
 
     n_taps = n_taps_for(fs_hz, transition_hz, attenuation_db)
@@ -67,16 +67,16 @@ def kaiser_bandpass(
 
 
 def triangle(half_width: float) -> FloatArray:
-    """Triangle of peak 1 that reaches zero ``half_width`` grid steps from its centre; shape (odd,)."""
+    """Return a triangle of peak 1 that reaches zero ``half_width`` grid steps from its centre; shape (odd,)."""
     reach = math.ceil(half_width) - 1
     return 1.0 - np.abs(np.arange(-reach, reach + 1, dtype=np.float64)) / half_width
 
 
 def butterworth_forward_backward(order: int, cutoff: float) -> FloatArray:
-    """FIR equivalent of a Butterworth low-pass run forwards and backwards (``scipy.signal.sosfiltfilt``).
+    """Design the FIR equivalent of a Butterworth low-pass run forwards and backwards (``scipy.signal.sosfiltfilt``).
 
-    Running a filter both ways has the autocorrelation of its impulse response as impulse response, which decays
-    exponentially; it is cut where it stays below 1e-9 of its peak.
+    The impulse response of running a filter both ways is the autocorrelation of the filter's own. It decays
+    exponentially, and is cut off from where on it stays below 1e-9 of its peak.
 
     Parameters
     ----------
@@ -110,10 +110,11 @@ def butterworth_forward_backward(order: int, cutoff: float) -> FloatArray:
 
 
 def unit_gain_per_phase(taps: FloatArray, up: int) -> FloatArray:
-    """Scale every polyphase component of ``taps`` to sum 1: a constant then stays exactly that constant.
+    """Scale every polyphase component of ``taps`` to sum 1, so that a constant stays exactly that constant.
 
-    A constant sampled at ``fs`` has images at all multiples of ``fs``; this puts exact zeros there, where the window
-    method alone leaves the stop-band attenuation (80 dB below a 24-bit electrode offset is still a lot).
+    On the ``up``-fold grid a constant sampled at ``fs`` has images at all multiples of ``fs``. This puts exact zeros
+    there, where the window method alone leaves the stop-band attenuation: an electrode's offset may fill the range of
+    24 bits, and 80 dB below it is still larger than an EEG.
     """
     half = (len(taps) - 1) // 2
     phase = (np.arange(len(taps)) - half) % up
@@ -122,7 +123,7 @@ def unit_gain_per_phase(taps: FloatArray, up: int) -> FloatArray:
 
 
 def polyphase(taps: FloatArray, up: int) -> tuple[FloatArray, int]:
-    """Table of the taps that meet real samples, one row per output phase.
+    """Arrange taps by output phase, without those that would meet the zeros between the samples.
 
     With ``u = q * up + r``, output ``u`` of the ``up``-fold grid is ``sum_t table[r, t] * x[q - left + t]``.
 
@@ -137,7 +138,7 @@ def polyphase(taps: FloatArray, up: int) -> tuple[FloatArray, int]:
     -------
     table : ndarray, shape (up, n_taps)
     left : int
-        Number of samples before ``x[q]`` that a row starts at.
+        How many samples before ``x[q]`` the first tap of a row lies.
     """
     half = (len(taps) - 1) // 2
     left = half // up
@@ -150,25 +151,26 @@ def polyphase(taps: FloatArray, up: int) -> tuple[FloatArray, int]:
 
 
 def grouped(table: FloatArray, down: int, group: int) -> tuple[FloatArray, int]:
-    """Taps of ``group`` outputs side by side, for outputs at ``len(table) / down`` times the rate of their samples.
+    """Lay the taps of ``group`` consecutive outputs side by side, for the output rate ``len(table) / down``.
 
-    Output ``i`` has row ``i * down % up`` of ``table`` and begins ``i * down // up`` samples after output 0. Groups of
-    consecutive outputs begin at the samples of their first one; a period of ``repeats * up`` outputs, after which taps
-    and places recur, is cut into groups, the last one filled up with zeros.
+    Output ``i`` uses row ``i * down % up`` of ``table`` and begins ``i * down // up`` samples after output 0. A period
+    of ``repeats * up`` outputs, after which rows and relative places recur, is cut into groups; all outputs of a group
+    read from the first sample of its first output on, and the last group is filled up with zero taps. One sample times
+    ``group`` adjacent taps is then one vector multiply-add.
 
     Parameters
     ----------
     table : ndarray, shape (up, n_taps)
         As from `polyphase`.
     down
-        Samples in which ``up`` outputs lie.
+        Samples that ``up`` outputs span.
     group
-        Outputs in a group.
+        Outputs in a group: lanes of a vector.
 
     Returns
     -------
     groups : ndarray, shape (n_groups, n_taps + reach, group)
-        ``groups[g, t, l]`` is the tap with which sample ``t`` of group ``g`` goes into its output ``l``.
+        ``groups[g, t, l]`` is the weight of sample ``t`` of group ``g`` in its output ``l``.
     repeats
         Periods of ``up`` outputs that the groups hold: as few as leave at most 3 % of the last group empty.
     """

@@ -1,22 +1,25 @@
-"""Tables for filtering periods of outputs by their spectrum: 32 periods at a time, two real matrices a frequency.
+"""Tables for filtering 32 periods of outputs at a time by their spectrum: two real matrices for each frequency.
 
-A *period* is ``U`` outputs that lie in ``D`` samples; in the next one taps and places recur. Sample ``r`` and output
-``n`` of all periods are sequences, and each output sequence is the sum of ``D`` sample sequences, each convolved with
-taps ``D`` samples apart. Over 32 periods that is a product at every frequency ``w`` of a discrete Fourier transform,
+A *period* is ``U`` outputs that span ``D`` samples, after which taps and relative places recur. Over the periods, each
+sample place ``r`` and each output place ``n`` is a sequence of one number per period, and output sequence ``n`` is the
+sum over ``r`` of sample sequence ``r`` convolved with the taps that lie ``D`` samples apart. Over a block of 32 periods
+that convolution is a product at each frequency ``w`` of a discrete Fourier transform,
 
     y_n(w) = sum_r A_nr(w) x_r(w),   A_nr(w) = sum_k h(n M / L - r + k D) exp(-i w k).
 
-Outputs and samples are counted from a sample on which an output lies, so that a symmetric ``h`` makes
-``A_(-n, -r)`` the conjugate of ``A_nr``. With ``s_r = x_r + x_-r`` and ``d_r = x_r - x_-r``, then
+where ``L / M`` is the output rate over the native rate. Outputs and samples are counted from a sample on which an
+output lies, so that a symmetric ``h`` makes ``A_(-n, -r)`` the conjugate of ``A_nr``. Then, with
+``s_r = x_r + x_-r`` and ``d_r = x_r - x_-r``,
 
     (y_n + y_-n) / 2 = sum_r  g s_r + i e d_r        g, e = (Re A_nr + Re A_(n,-r)) / 2, (Im A_nr - Im A_(n,-r)) / 2
     (y_n - y_-n) / 2 = sum_r  a d_r + i b s_r        a, b = (Re A_nr - Re A_(n,-r)) / 2, (Im A_nr + Im A_(n,-r)) / 2
 
-with real g, e, a, b: half the multiplications. The output half a period away mirrors into its own neighbour, as does a
-sample half a period away; half a step of phase, ``exp(i w / 2)``, makes both their own mirror images.
+with real g, e, a, b, which halves the multiplications. The mirror image of the output (or the sample) half a period
+away is that of the period before; multiplied by half a step of phase, ``exp(i w / 2)``, it is its own mirror image.
 
-The frequencies are ``w = 2 pi (2 l + 1/2) / 32``, ``l = 0 .. 15``: a transform of real sequences at half-integer
-frequencies is a complex one of half the length, with none that is real.
+The frequencies are ``w = 2 pi (2 l + 1/2) / 32``, ``l = 0 .. 15``. At half-integer frequencies the transform of 32 real
+numbers is exactly a complex transform of 16, without the purely real bins of integer frequencies, which would need a
+path of their own.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ _LONGEST_REACH = 10  # periods: 12 of 32 are then left
 
 
 def reach_of(n_main: int, up: int, down: int, repeats: int) -> int:
-    """Return how many periods before and after its own an output needs.
+    """Return how many periods before and after its own hold samples that an output needs.
 
     Parameters
     ----------
@@ -45,7 +48,7 @@ def reach_of(n_main: int, up: int, down: int, repeats: int) -> int:
     up, down
         Output rate over native rate in lowest terms.
     repeats
-        Periods of ``up`` outputs in a period here.
+        How many times ``up`` outputs make a period: ``U = repeats * up`` and ``D = repeats * down``.
     """
     n_outputs, n_samples = repeats * up, repeats * down
     farthest = (n_outputs // 2) * down + (n_samples // 2) * up  # an output's first tap from its last sample
@@ -53,17 +56,18 @@ def reach_of(n_main: int, up: int, down: int, repeats: int) -> int:
 
 
 def block_cost(n_main: int, up: int, down: int, repeats: int) -> float:
-    """Return the arithmetic of an output, in multiply-adds of a direct sum."""
+    """Return the cost of an output, in units of a multiply-add of the direct sum."""
     left = BLOCK_PERIODS - 2 * reach_of(n_main, up, down, repeats)
-    # 32 D multiply-adds a period for each output; two transforms of 224 additions or multiplications a sequence, of
-    # which a processor does more at a time; folding and unfolding.
+    # A block yields `left` periods. Its three costs: the matrices, 32 D multiply-adds for each of its U output
+    # sequences; the transforms of the U output and D sample sequences, each of 224 additions or multiplications, which
+    # count as 170 since a processor runs them at a higher rate than the direct sum; and folding and unfolding, 6.
     return 2.0 * FREQUENCIES * repeats * down / left + 170.0 * (1.0 + down / up) / left + 6.0
 
 
 def choose_repeats(n_main: int, up: int, down: int) -> int:
-    """Return the ``repeats`` of least cost; 0 where a period would hold too much or the filter be too long.
+    """Return the ``repeats`` of least cost; 0 where the matrices would be too large or the filter is too long.
 
-    A period's outputs must fill whole vectors twice over: its size is a multiple of 32.
+    ``U`` must be a multiple of 32, so that each half of the lanes fills whole vectors of 16.
     """
     best, least = 0, np.inf
     step = 2 * GROUP // int(np.gcd(up, 2 * GROUP))
@@ -78,7 +82,7 @@ def choose_repeats(n_main: int, up: int, down: int) -> int:
 
 
 def block_table(main: FloatArray, up: int, down: int, repeats: int) -> FloatArray:
-    """Return the real matrices of all frequencies.
+    """Return the real matrices of all frequencies, as the kernels read them.
 
     Parameters
     ----------
@@ -90,10 +94,12 @@ def block_table(main: FloatArray, up: int, down: int, repeats: int) -> FloatArra
     Returns
     -------
     ndarray, shape (16, U / 16, D, 16)
-        For each frequency and group of 16 lanes the weights of a column of ``D`` numbers: of ``.. s_1, s_0`` and then
-        of ``d_1, d_2 ..``. The columns are ``(Re s, Im d)`` and ``(Im s, -Re d)``. The first ``U / 2`` lanes make them
-        real and imaginary part of ``(y_n + y_-n) / 2``, ``n = 0, 1 ..``; the others of ``(y_n - y_-n) / 2i``, and
-        lane 0 of those of the output half a period away, half a step early. All are divided by 16 for the transforms.
+        Weights for each frequency and group of 16 lanes. A matrix is applied to two columns of ``D`` numbers,
+        ``(Re s, Im d)`` and ``(Im s, -Re d)``; a column lists the sample half a period away if ``D`` is even, then
+        ``.. s_1, s_0``, then ``d_1, d_2 ..``. The first ``U / 2`` lanes turn the two columns into the real and the
+        imaginary part of ``(y_n + y_-n) / 2``, ``n = 0, 1 ..``; the others into those of ``(y_n - y_-n) / 2i``, except
+        that their lane 0 gives the output half a period away, half a step of phase early. All weights are divided by
+        16, which normalises the transforms.
     """
     lanes, n_samples = repeats * up // 2, repeats * down
     half, reach = (len(main) - 1) // 2, reach_of(len(main), up, down, repeats)

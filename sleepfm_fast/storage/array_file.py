@@ -1,4 +1,7 @@
-"""A ``.npy`` file written front to back, with a digest of its values: a full disk is an error and not a signal."""
+"""A ``.npy`` file that is written front to back, with a digest of its values.
+
+It is written through a file and not a memory map, where a full disk would be a signal (SIGBUS) and not an exception.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +23,20 @@ BLOCK_BYTES = 1 << 22
 
 
 def map_array(path: Path) -> npt.NDArray[Any]:
-    """Map a ``.npy`` file read-only; nothing in it is unpickled.
+    """Map a ``.npy`` file into memory, read-only; arrays of objects are refused, so that nothing is unpickled.
 
     Raises
     ------
     OSError
         When the file cannot be opened.
     ValueError
-        When it holds anything but one whole array.
+        When it does not hold one whole array, or holds an array of objects.
     """
     try:
         array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except OSError:
         raise
-    except Exception as error:  # NumPy's reader says of none which it raises on a damaged header
+    except Exception as error:  # NumPy does not document what its reader raises on a damaged header
         raise ValueError(f"it is no whole array: {error}") from error
     return array
 
@@ -44,14 +47,14 @@ class ArrayFile:
     Parameters
     ----------
     path : Path
-        The file.
+        Name of the file.
     dtype : str
         NumPy type of the values.
     shape : tuple of int
-        Of the whole array.
+        Shape of the whole array, which the header states from the beginning.
     n_kept : int
-        Rows of a file that another writer began; they are read again for the digest, and what follows is cut off.
-        With 0 a file that stands there is replaced.
+        Rows to keep of a file that an earlier writer began: they are read for the digest, and what follows them is cut
+        off. With 0 an existing file is replaced.
 
     Raises
     ------
@@ -83,14 +86,14 @@ class ArrayFile:
         self.file.truncate(self.file.tell())
 
     def write(self, rows: npt.NDArray[Any]) -> None:
-        """Append rows."""
+        """Append rows, converted to the file's type."""
         if rows.size:
             data = np.ascontiguousarray(rows, dtype=self.dtype).data.cast("B")
             self._digest.update(data)
             self.file.write(data)
 
     def digest(self) -> str:
-        """BLAKE2b of the values so far, 128 bits in hexadecimal."""
+        """Return the BLAKE2b digest of the values so far, 128 bits in hexadecimal."""
         return self._digest.hexdigest()
 
     def synchronise(self) -> None:
@@ -105,6 +108,6 @@ class ArrayFile:
         return self.digest()
 
     def abandon(self) -> None:
-        """Close whatever the disk says to what is still to be written."""
+        """Close the file of an array that is given up, ignoring errors of writing what is still buffered."""
         with suppress(OSError):
             self.file.close()

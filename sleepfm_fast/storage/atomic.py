@@ -31,13 +31,13 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 def temporary_name(path: Path) -> Path:
-    # Two writers of one file (a worker that outlived its killed parent, say) must not share a temporary file.
+    # Two writers of one file must not share a temporary file; one may be a worker that outlived its killed parent.
     return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
 
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Give an error of the system that names no file, such as a full disk while writing, the name ``path``."""
+    """Give system errors that name no file, as that of a full disk during a write, the file name ``path``."""
     try:
         yield
     except OSError as error:
@@ -52,7 +52,7 @@ def synchronise(path: Path) -> None:
     try:
         synchronise_descriptor(descriptor)
     except OSError as error:
-        # Some network file systems, as macOS mounts them, know no such thing as a folder to synchronise.
+        # On some network file systems, as mounted by macOS, a folder cannot be synchronised.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
             raise
     finally:
@@ -79,8 +79,8 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a fresh folder that takes the name ``path`` only when the block ends without an exception.
 
-    A folder that already has the name is removed behind it; where the name is a link, what it points to is replaced.
-    The files written must be synchronised by the caller.
+    A folder that already has the name is renamed before and removed after the new one takes it. Where the name is a
+    symbolic link, its target is replaced. The caller must synchronise the files that it writes.
     """
     path = path.resolve()
     temporary = temporary_name(path)
@@ -104,7 +104,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> bytes:
     """Write ``value`` as strict JSON (no NaN) to ``path``, all or nothing, and return the bytes written."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
-    if not is_encodable(text, "utf-8"):  # a file name in another encoding
+    if not is_encodable(text, "utf-8"):  # a file name that was no UTF-8 has surrogates, which only escapes can hold
         text = json.dumps(value, allow_nan=False, indent=indent)
     content = (text + "\n").encode()
     with replace_file(path) as file:
@@ -113,7 +113,7 @@ def write_json(path: Path, value: Any, *, indent: int | None = None) -> bytes:
 
 
 def remove_leftovers_of(path: Path) -> None:
-    """Delete what killed writers of the file or folder ``path`` left beside it; only while nobody else writes it."""
+    """Delete what killed writers of ``path`` left beside it; only to be called while nobody else writes ``path``."""
     pattern = re.compile(rf"(old-)?{re.escape(path.name)}\.\d+-\d+{re.escape(TEMPORARY_SUFFIX)}")
     if path.parent.is_dir():
         for leftover in path.parent.iterdir():
@@ -128,7 +128,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, whatever is in it."""
+    """Delete a file, or a folder with its content."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,9 +1,10 @@
-"""Claims on a folder that several processes and machines share: one file a holder, kept fresh while it is held.
+"""Claims on files and folders that several processes and machines share: a claim is a file that its holder keeps fresh.
 
-A claim is a hard link to a file that is whole, or, where there are no hard links, a file created with ``O_EXCL``. NFS
-(version 3 and later), Lustre and BeeGFS do both atomically whether or not they were mounted with locks; ``flock`` on
-some of them is refused, or holds on one machine only. A claim whose holder is gone is taken over: on the same machine
-the process is looked up, on another one the claim's modification time, which the holder renews, tells.
+A claim is created as a hard link to a file that is already written, or, where there are no hard links, with ``O_EXCL``.
+NFS (version 3 and later), Lustre and BeeGFS do both atomically, whether or not they were mounted with locks, whereas
+``flock`` is refused by some of them, or holds on one machine only. A claim whose holder is gone is taken over. Whether
+it is gone is looked up in the process table for a holder of the same machine, and told from the claim's modification
+time, which the holder renews, for a holder of another one.
 """
 
 from __future__ import annotations
@@ -43,18 +44,19 @@ __all__ = [
 HEARTBEAT_S = 10.0
 """How often a holder renews its claim."""
 STALE_S = 180.0
-"""A claim from another machine that was not renewed for as long is void. NFS clients may show times that are 60 s old
-(acregmax); the rest is for a holder that the system suspends or that waits for a slow disk."""
+"""A claim from another machine that was not renewed for this long is void. An NFS client may show times that are 60 s
+old (its acregmax); the rest allows for a holder that the system suspends or that waits for a slow disk."""
 
 NEW_SUFFIX, CLOCK_SUFFIX = ".new.tmp", ".clock.tmp"
-"""Of the temporary files of a claim: it before it has its name, and what the time of the file system is read from."""
+"""Suffixes of a claim's temporary files: the claim before it has its name, and the file that tells the file system's
+time."""
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EACCES)
-"""What file systems without hard links answer."""
+"""Errors by which file systems refuse a hard link."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Process that holds a claim; ``started`` tells it from a later one with the same number."""
+    """The process that holds a claim; ``started`` tells it from a later process with the same number."""
 
     host: str
     system: str
@@ -78,7 +80,7 @@ def this_process() -> Holder:
 
 
 def holder_of(path: Path) -> Holder | None:
-    """Who holds the claim ``path``; None where the file is gone, or not written to its end."""
+    """Return who holds the claim ``path``; None where the file is gone, or not yet completely written."""
     try:
         return Holder(**from_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -91,15 +93,19 @@ def is_local(holder: Holder | None) -> bool:
 
 
 def renewed(path: Path) -> float:
-    """When a claim was renewed last, by the file system's clock; opening a file makes an NFS client ask the server."""
+    """Return when a claim was last renewed, in seconds of the file system's clock.
+
+    Opening the file makes an NFS client ask the server for its times, where ``stat`` may answer from its cache.
+    """
     with path.open("rb") as file:
         return os.fstat(file.fileno()).st_mtime
 
 
 def file_system_time(path: Path) -> int:
-    """Time by the clock of the file system that ``path`` is to lie on [ns]; that of this machine may be another.
+    """Return the time, in ns, by the clock of the file system that holds ``path``; this machine's clock may differ.
 
-    A process that is killed meanwhile leaves the file that tells the time: with the next claim of that name it goes.
+    It is read off a temporary file. A process that is killed meanwhile leaves that file behind, and the next claim of
+    the same name deletes it.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=CLOCK_SUFFIX)
     try:
@@ -110,7 +116,10 @@ def file_system_time(path: Path) -> int:
 
 
 def is_live(path: Path, claim: Path | None = None) -> bool:
-    """Whether the claim ``path`` exists and its holder lives; one that was put aside is of the name ``claim``."""
+    """Whether the claim ``path`` exists and its holder lives.
+
+    A claim that :func:`discard` has put aside is checked with its original name as ``claim``.
+    """
     holder = holder_of(path)
     if holder is not None and is_local(holder):
         return process_start(holder.pid) == holder.started
@@ -122,7 +131,11 @@ def is_live(path: Path, claim: Path | None = None) -> bool:
 
 
 def beats(path: Path) -> bool:
-    """Whether the holder of the claim ``path`` lives; that of another machine must be seen to renew it."""
+    """Whether the holder of the claim ``path`` lives; a holder on another machine must be observed to renew it.
+
+    This takes up to :data:`STALE_S`, but is right also just after a job on another machine was killed, when
+    :func:`is_live` still takes its claim for fresh.
+    """
     if not is_live(path):
         return False
     if is_local(holder_of(path)):
@@ -139,20 +152,20 @@ def beats(path: Path) -> bool:
 
 
 def write_holder(path: Path, holder: Holder, flag: int) -> None:
-    """Write a claim's content into a new file, all or nothing unless the process is killed."""
+    """Write a claim's content into a new file; an error of the disk leaves none, but a kill may leave part of it."""
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | flag, 0o666)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(json.dumps(asdict(holder)))
             file.flush()
             os.fsync(file.fileno())
-    except OSError:  # a full disk: an empty claim would count as alive until it is stale
+    except OSError:  # such as a full disk: an empty claim would count as live until it is stale
         path.unlink(missing_ok=True)
         raise
 
 
 class Claim:
-    """A held claim; it is renewed from a thread until :meth:`release`.
+    """A claim that this process holds; a thread renews it until :meth:`release`.
 
     Parameters
     ----------
@@ -183,23 +196,24 @@ class Claim:
         self.thread.start()
 
     def create(self) -> None:
-        """Make the file, which must not exist: whole at once, so that a process killed meanwhile leaves no claim."""
+        """Create the file, which must not exist, with its content at once, so that a kill leaves no partial claim."""
         whole = self.path.with_name(f".{self.path.name}.{os.getpid()}-{threading.get_ident()}{NEW_SUFFIX}")
         write_holder(whole, self.holder, os.O_TRUNC)
         try:
             os.link(whole, self.path)
         except FileExistsError:
-            if whole.stat().st_nlink != 2:  # over NFS a link may be there although its answer was lost
+            if whole.stat().st_nlink != 2:  # over NFS the link may have been made although the answer was lost
                 raise
         except OSError as error:
-            # A file system without hard links; or another process took the file for what a killed one had left.
+            # Either the file system has no hard links, or (ENOENT) another process deleted `whole`, below, as one that
+            # a killed process had left.
             if error.errno not in (*NO_LINKS, errno.ENOENT):
                 raise
             write_holder(self.path, self.holder, os.O_EXCL)
         finally:
             whole.unlink(missing_ok=True)
         for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
-            # A claim that was put aside may be a living one's, which is being given back.
+            # A claim that was put aside may belong to a living holder, to which `discard` is just giving it back.
             if left.name.endswith((NEW_SUFFIX, CLOCK_SUFFIX)) or not is_live(left, self.path):
                 left.unlink(missing_ok=True)
 
@@ -212,7 +226,7 @@ class Claim:
                 continue
 
     def holds(self) -> bool:
-        """Whether nobody took the claim over, as after this process was suspended for long."""
+        """Whether this process still holds the claim; another may have taken it over if this one was suspended."""
         return holder_of(self.path) == self.holder
 
     def release(self) -> None:
@@ -224,10 +238,10 @@ class Claim:
 
 
 def claim_to_write(path: Path) -> Claim:
-    """Claim the file or folder ``path`` for this process, in a hidden file beside it; ``path`` need not exist.
+    """Claim the file or folder ``path`` for this process, by a hidden file beside it; ``path`` need not exist.
 
-    Where a process of another machine holds it, this waits until that one is seen to live, or not to: a job that was
-    killed and starts again on another node goes on.
+    Where a process of another machine holds it, this waits until that process is seen to renew its claim, or long
+    enough to know that it does not, so that a job that was killed can be started again on another node.
 
     Raises
     ------
@@ -267,7 +281,7 @@ def claim_to_write(path: Path) -> Claim:
 
 
 def discard(path: Path) -> None:
-    """Remove a void claim; of several processes that found it void, one does."""
+    """Remove a void claim; of several processes that found it void, one succeeds and the others do nothing."""
     void = holder_of(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -275,7 +289,7 @@ def discard(path: Path) -> None:
     except FileNotFoundError:
         return
     if holder_of(aside) != void:
-        # Between the look and the rename another process had replaced it: give it back.
+        # Another process replaced the claim between the look and the rename: give it back.
         with suppress(OSError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)
@@ -283,7 +297,7 @@ def discard(path: Path) -> None:
 
 @contextmanager
 def waited(path: Path, say: Callable[[str], None], what: str) -> Iterator[Claim]:
-    """Hold the claim ``path`` for the length of the block, waiting for whoever holds it; ``what`` names it."""
+    """Hold the claim ``path`` during the block, after waiting for any other holder; ``what`` names it in a message."""
     pause_s, told = 0.02, False
     while True:
         try:

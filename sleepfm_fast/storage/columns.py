@@ -1,4 +1,4 @@
-"""A table as a folder: one ``.npy`` file a column, memory-mapped on reading; ``columns.json`` has their digests."""
+"""A table as a folder: one ``.npy`` file per column, memory-mapped on reading, and the digests in ``columns.json``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CATALOGUE = "columns.json"
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of the whole file ``path``, in hexadecimal, read in blocks of 4 MiB."""
+    """Return the SHA-256 of the file ``path``, in hexadecimal; read in blocks of 4 MiB."""
     digest = hashlib.sha256()
     block = bytearray(1 << 22)
     view = memoryview(block)
@@ -40,11 +40,11 @@ def write_columns(folder: Path, columns: Mapping[str, Array], texts: Mapping[str
     Parameters
     ----------
     folder : Path
-        Appears, or is replaced, when everything is on the disk.
+        Appears, or is replaced, once everything is on the disk.
     columns : mapping of str to ndarray
         Each becomes ``<name>.npy``.
     texts : mapping of str to JSON value
-        Each becomes ``<name>.json``; for strings, of which a table has few.
+        Each becomes ``<name>.json``: strings and other small values that do not fit a column.
     """
     with replace_folder(folder) as temporary:
         files = []
@@ -78,9 +78,9 @@ def read_columns(
     texts : tuple of str
         Names of the JSON values wanted.
     remedy : str
-        What the user should do about a damaged file; it ends the sentence of the error.
+        A sentence that tells the user what to do about a damaged file; the error message ends with it.
     verify : bool
-        Compare every file's SHA-256, not only its size.
+        Compare the SHA-256 of every file too, not only its size.
 
     Returns
     -------

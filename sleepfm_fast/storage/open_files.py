@@ -1,4 +1,4 @@
-"""A bounded number of open files, mapped or by descriptor, the least recently used closed first."""
+"""A bounded number of open files, either mapped or as descriptors; the least recently used is closed first."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["Descriptor", "Opened", "Recent", "fits_in_memory", "map_file", "open
 Way = Literal["mmap", "pread"]
 Item = TypeVar("Item")
 
-LARGEST_LIMIT = 16384  # of the 65,530 maps that Linux allows a process by default
+LARGEST_LIMIT = 16384  # a quarter of the 65,530 maps that Linux allows a process by default
 MEMORY_SHARE = 0.5
-"""Part of the machine's memory that a store may fill and still be read through maps."""
+"""Share of the machine's memory up to which a store is read through maps."""
 
 
 def fits_in_memory(n_bytes: int) -> bool:
-    """Whether so many bytes take at most half of the machine's memory, so that files once read stay in its cache."""
+    """Whether files of so many bytes take at most half of the machine's memory, and so stay cached once read."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):
@@ -36,13 +36,13 @@ def fits_in_memory(n_bytes: int) -> bool:
 
 
 def open_limit() -> int:
-    """Half of the files that this process may have open (``ulimit -n``)."""
+    """Return half of the files that this process may have open (``ulimit -n``), at most :data:`LARGEST_LIMIT`."""
     allowed = files_allowed()
     return LARGEST_LIMIT if allowed is None else max(1, min(allowed // 2, LARGEST_LIMIT))
 
 
 def map_file(path: Path) -> npt.NDArray[np.uint8]:
-    """Map a whole file, read-only; an empty array where it is empty."""
+    """Map a whole file, read-only; an empty file, which cannot be mapped, gives an empty array."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return np.empty(0, np.uint8)
@@ -50,11 +50,11 @@ def map_file(path: Path) -> npt.NDArray[np.uint8]:
 
 
 class Descriptor:
-    """An open file that closes when the last user lets go of it."""
+    """An open file that is closed when the last reference to it goes."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        # Without this the system reads far more than was asked for whenever two windows lie near each other.
+        # Otherwise two windows near each other look like a sequential reader, and the system reads far ahead.
         read_no_more_than_asked(self.number)
 
     def __del__(self) -> None:
@@ -66,9 +66,10 @@ class Descriptor:
 
 @dataclass(frozen=True)
 class Opened:
-    """Recordings held open: addresses of the maps (0 where not mapped), descriptors (-1 where there is none).
+    """Recordings held open: addresses of their maps (0 where not mapped) and descriptors (-1 where there is none).
 
-    ``maps`` or ``files`` keep them open as long as this object lives, whatever is closed meanwhile.
+    ``maps`` or ``files``, of which one is None, hold references that keep them open as long as this object lives, also
+    where :class:`Recent` has dropped them.
     """
 
     addresses: npt.NDArray[np.int64]
@@ -78,7 +79,10 @@ class Opened:
 
 
 class Recent(Generic[Item]):
-    """The items used last, at most ``limit`` of them; may be used from several threads."""
+    """A cache of the ``limit`` most recently used items, safe to use from several threads.
+
+    Two threads that miss the same key at once may both make it; the later item stays, and both are valid.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = max(1, limit)
@@ -90,7 +94,7 @@ class Recent(Generic[Item]):
         return len(self._items)
 
     def get(self, key: int, make: Callable[[int], Item]) -> Item:
-        """Return an item, made by ``make(key)`` where it is not among the last ones."""
+        """Return the item of ``key``, made by ``make(key)`` where the cache does not hold it."""
         with self._lock:
             item = self._items.get(key)
             if item is not None:
@@ -105,12 +109,12 @@ class Recent(Generic[Item]):
 
 
 def opened_maps(maps: Sequence[npt.NDArray[Any]]) -> Opened:
-    """Hold maps."""
+    """Hold recordings open by their maps."""
     addresses = np.array([m.ctypes.data for m in maps], np.int64)
     return Opened(addresses, np.full(len(maps), -1, np.int64), maps, None)
 
 
 def opened_files(files: Sequence[Descriptor]) -> Opened:
-    """Hold descriptors."""
+    """Hold recordings open by their descriptors."""
     numbers = np.array([f.number for f in files], np.int64)
     return Opened(np.zeros(len(files), np.int64), numbers, None, files)

@@ -1,8 +1,8 @@
-"""What stands where a command is to write: finished by the same command, or something else, which is refused.
+"""What already stands where a command is to write: its own finished result, or something else, which is refused.
 
 A folder's record keeps as ``made_of`` what the folder was computed from: the command, the version, the options, and
-digests of what was read. A command that is given again compares that with what it would be now. Where nothing differs
-there is nothing to do; otherwise the refusal names what does.
+digests of what was read. A command that is run again compares this with what it would be now. If nothing differs there
+is nothing to do; otherwise the refusal names the differences.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ __all__ = [
 ]  # fmt: skip
 
 UNNAMED = ("result", "predictions", "embeddings", "overwrite")
-"""Options that say where to write, and whether to replace: nothing that is computed depends on them."""
+"""Options that say where to write and whether to replace, and so do not influence what is computed."""
 SHORT = 40
-"""Characters of a value that a sentence shows; of others it has the name."""
+"""Characters up to which a refusal shows a value; longer ones it only names."""
 DIGEST = re.compile("[0-9a-f]{32,}")
 
 
 @dataclass(frozen=True)
 class FolderKind:
-    """A kind of folder that commands write whole.
+    """A kind of folder that commands write all or nothing.
 
     Attributes
     ----------
     words : str
-        What it is called, with its article.
+        Its name in a sentence, with the article.
     record : str
-        The file of JSON that is in every such folder.
+        Name of the JSON file that every such folder holds.
     beside : str
-        What a folder may differ in although it was made of the same.
+        What a refusal names where a folder was made of the same but is not whole.
     """
 
     words: str
@@ -56,7 +56,7 @@ class FolderKind:
 
 
 def key_of(command: str, config: Any, inputs: Mapping[str, Any], *, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What a folder depends on, as JSON: the command, this version, its options, and ``inputs`` by their content.
+    """Return what a folder depends on, as JSON: the command, this version, its options, and digests of ``inputs``.
 
     Parameters
     ----------
@@ -64,9 +64,9 @@ def key_of(command: str, config: Any, inputs: Mapping[str, Any], *, leave_out: t
     config : dataclass
         The options; those that say where to write are left out.
     inputs : mapping of str to any
-        Digests and other facts of what is read, each in place of the option of that name, which is a path.
+        Digests and other facts of what is read; each replaces the option of the same name, which is a path.
     leave_out : tuple of str
-        More options that change nothing of what is written.
+        Further options that do not influence what is written.
     """
     options = {name: value for name, value in plain(config).items() if name not in (*UNNAMED, *leave_out)}
     key: dict[str, Any] = plain({"command": command, "version": __version__, **options, **inputs})
@@ -74,7 +74,7 @@ def key_of(command: str, config: Any, inputs: Mapping[str, Any], *, leave_out: t
 
 
 def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file; empty where it cannot be read, of which whoever opens it says what is wrong."""
+    """Return a file's SHA-256; empty where it cannot be read, which the code that opens it will report."""
     try:
         return file_digest(path)
     except OSError:
@@ -82,18 +82,18 @@ def digest_of_file(path: Path) -> str:
 
 
 def digest_of_files(folder: Path) -> str:
-    """Digest of the files that lie in a folder, with their names; empty where there are none."""
+    """Return a digest of the files directly in a folder and of their names; empty where there are none."""
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     return digest_of_value([[path.name, digest_of_file(path)] for path in files]) if files else ""
 
 
 def digest_of_value(value: Any) -> str:
-    """Digest of what JSON can hold."""
+    """Return the SHA-256 of a value's JSON text, with sorted keys."""
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Name what two keys differ in, with both values where they are short; empty where nothing does."""
+    """Name what two results of :func:`key_of` differ in, with both values where they are short; empty if nothing."""
     names = [name for name in now if there.get(name) != now[name]]
     if "command" in names:
         names = ["command"]  # the options of another command say nothing
@@ -114,7 +114,7 @@ def is_short(value: Any) -> bool:
 
 
 def record_in(path: Path, kind: FolderKind) -> dict[str, Any]:
-    """The record of a folder; empty where there is none that can be read."""
+    """Return the record of a folder; empty where it has none that can be read."""
     try:
         record = from_json((path / kind.record).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -123,7 +123,7 @@ def record_in(path: Path, kind: FolderKind) -> dict[str, Any]:
 
 
 def finished_record(path: Path, kind: FolderKind, made_of: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The record of the folder at ``path`` where it was made of that; else None."""
+    """Return the record of the folder at ``path`` if it was made of ``made_of``; else None."""
     record = {} if made_of is None else record_in(path, kind)
     return record if made_of is not None and record.get("made_of") == plain(dict(made_of)) else None
 
@@ -131,12 +131,21 @@ def finished_record(path: Path, kind: FolderKind, made_of: Mapping[str, Any] | N
 def refuse_standing(
     path: Path, kind: FolderKind, *, overwrite: bool = False, made_of: Mapping[str, Any] | None = None
 ) -> None:
-    """Refuse a folder that stands already, or anything else of that name; ``made_of`` is what would be made.
+    """Refuse to write where a folder with content, or anything else of that name, stands already.
+
+    Parameters
+    ----------
+    path : Path
+    kind : FolderKind
+    overwrite : bool
+        Refuse only what is not a folder of this kind.
+    made_of : mapping, optional
+        What the folder would be made of now, by :func:`key_of`.
 
     Raises
     ------
     SleepfmError
-        It names what differs.
+        Its message names what differs.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
@@ -153,7 +162,7 @@ def refuse_standing(
 
 
 def say_finished(path: Path) -> None:
-    """Tell that there is nothing to do."""
+    """Tell the user that the folder is finished and there is nothing to do."""
     say(f"{path} is already finished: this same command wrote it. To make it again, add --overwrite.")
 
 
@@ -166,10 +175,10 @@ def claimed_folder(
     made_of: Mapping[str, Any] | None = None,
     is_whole: Callable[[dict[str, Any]], bool] = bool,
 ) -> Iterator[dict[str, Any] | None]:
-    """Keep a folder for this process while it computes what will stand there; None needs no keeping.
+    """Claim a folder for this process while it computes what will stand there; a ``path`` of None claims nothing.
 
-    Yields the record of the folder that stands there where it is what ``made_of`` would make again, as after a kill
-    that came when all was written: then there is nothing to do.
+    Yields None, or the record of a folder that stands there and was made of ``made_of``, as after a kill that came when
+    everything was written: then there is nothing to do.
 
     Parameters
     ----------
@@ -178,14 +187,14 @@ def claimed_folder(
     overwrite : bool
         Make it again, whatever it was made of.
     made_of : mapping, optional
-        By :func:`key_of`; without it nothing counts as finished.
+        What it is made of, by :func:`key_of`; without it nothing counts as finished.
     is_whole : callable
-        Of a record: whether what it lists is there.
+        Takes a record and returns whether everything that it lists is there.
 
     Raises
     ------
     SleepfmError
-        When another process computes it, or something stands there that is not to be replaced.
+        When another process is computing it, or something stands there that may not be replaced.
     """
     if path is None:
         yield None
@@ -203,14 +212,14 @@ def claimed_folder(
     made = [parent for parent in path.resolve().parents if not parent.exists()]
     claim = claim_to_write(path)
     try:
-        record = found()  # whoever held the claim until now may have finished
+        record = found()  # again, as a process that held the claim until now may have finished the folder
         remove_leftovers_of(path.resolve())
         if record is not None:
             say_finished(path)
         yield record
     finally:
         claim.release()
-        # A refusal leaves no RUN/results behind: training would refuse a RUN that exists.
+        # Remove the parents that the claim had made, if they are empty: training would refuse a RUN that exists.
         with suppress(OSError):
             for parent in made:
                 parent.rmdir()

@@ -1,4 +1,4 @@
-"""What an open clip store gives: its recordings, its channels, windows of samples."""
+"""The types that an open clip store returns: its recordings, its channels, windows of samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RecordingEntry:
     Attributes
     ----------
     id : str
-        Names its files in ``recordings/``.
+        The stem of its files' names in ``recordings/``.
     subject : str
     source : str
         Path of the file it was made from.
@@ -52,11 +52,21 @@ class RecordingEntry:
 
 @dataclass(frozen=True)
 class ChannelColumns:
-    """The channels of a store, every array of shape [n_recordings, n_slots].
+    """The channels of a store; every array has the shape [n_recordings, n_slots].
 
-    ``present`` bool; rate in hertz ``fs_num / fs_den`` (int64, 0/1 where missing); physical value = ``gain`` * integer
-    + ``offset`` (float64); ``itemsize`` 2 or 4 bytes, 0 where missing; ``unit`` a position in the store's ``units``;
-    ``n_samples`` over all segments.
+    Attributes
+    ----------
+    present : bool
+    fs_num, fs_den : int64
+        The rate in hertz is ``fs_num / fs_den``, 0/1 where the channel is missing.
+    gain, offset : float64
+        Physical value = ``gain`` * integer + ``offset``.
+    itemsize : int
+        Bytes of a sample, 2 or 4; 0 where the channel is missing.
+    unit : int
+        Index into the store's ``units``.
+    n_samples : int64
+        Samples of all segments together.
     """
 
     present: Array

@@ -1,4 +1,4 @@
-"""Writing a clip store: one recording at a time by :func:`write_recording`, then all at once by :func:`commit`."""
+"""Writing a clip store: :func:`write_recording` for each recording, then :func:`commit` for the index of them all."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-ALIGNMENT = 64  # bytes: a cache line, and what AVX-512 loads at once
+ALIGNMENT = 64  # bytes: a cache line, and the width of an AVX-512 load
 RECORD_FORMAT = "sleepfm_fast recording"
 
 
 def write_samples(
     path: Path, segments: Iterable[Sequence[Iterable[Array] | None]]
 ) -> tuple[list[list[list[int]]], int, str]:
-    """Write a ``.bin``, segment by segment, all or nothing.
+    """Write a recording's ``.bin``, segment by segment, all or nothing; every run starts at a multiple of 64 bytes.
 
     Parameters
     ----------
     path : Path
     segments : iterable of sequences
-        For each segment, for each slot: its integers in blocks, contiguous and little-endian; None where it is missing.
+        For each segment and slot its integers in blocks, contiguous and little-endian; None where the slot is missing.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def write_recording(
     grid: ClipGrid,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """:func:`write_night` of a recording.
+    """Write a recording by :func:`write_night`, taking its samples and segments from the open file.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def write_night(
     SleepfmError
         When a value does not fit the description of a recording.
     """
-    # A stale description must never stand beside new samples.
+    # The description is removed before the samples change: a kill in between must not leave an old one beside new ones.
     (folder / f"{name}.json").unlink(missing_ok=True)
     runs, n_bytes, sha256 = write_samples(folder / f"{name}.bin", segments)
     record = {
@@ -195,7 +195,7 @@ def write_night(
         "n_bytes": n_bytes,
         "sha256": sha256,
     }
-    # Where the description cannot be read again, the night would be missing in the index without a word.
+    # A description that the reader would reject would silently be missing from the index, so it is refused here.
     if not is_whole_record(record):
         (folder / f"{name}.bin").unlink()
         raise SleepfmError(
@@ -208,11 +208,12 @@ def write_night(
 
 
 def segment_of(onsets_s: npt.NDArray[np.float64], segments: Sequence[Segment], record_s: Fraction) -> Array:
-    """Segment that holds each clip; the first in the file where segments overlap."""
+    """Return the segment that holds each clip; of overlapping segments the first in the file."""
     found = np.full(len(onsets_s), -1, dtype=np.int64)
     starts_s = np.array([float(segment.onset_s) for segment in segments])
     ends_s = np.array([float(segment.onset_s + segment.n_records * record_s) for segment in segments])
-    # Onsets ascend, so that a segment's clips are a slice: most of very many segments hold none.
+    # Onsets ascend, so that the clips of a segment are a slice. Segments without a clip, which are most where there are
+    # very many, are skipped; going backwards lets the first of overlapping segments win.
     first = np.searchsorted(onsets_s, starts_s - 1e-6, side="left")
     after = np.searchsorted(onsets_s + EPOCH_S, ends_s + 1e-6, side="right")
     for i in np.flatnonzero(first < after)[::-1].tolist():
@@ -240,7 +241,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def write_store_file(
     path: Path, montage: Montage, configuration: dict[str, Any], index: str | None, totals: dict[str, Any] | None
 ) -> None:
-    """Replace ``store.json``: with an index this is the commit; without one the store counts as unfinished."""
+    """Replace ``store.json``. With the name of an index this is the commit; with None the store is unfinished."""
     write_json(
         path / "store.json",
         {
@@ -256,7 +257,7 @@ def write_store_file(
 
 
 def commit(path: Path, montage: Montage, configuration: dict[str, Any], records: Sequence[Path]) -> dict[str, Any]:
-    """Make the index of ``records`` and put it in force.
+    """Make the index of ``records``, point ``store.json`` to it, and then delete earlier indices.
 
     Parameters
     ----------
@@ -264,7 +265,7 @@ def commit(path: Path, montage: Montage, configuration: dict[str, Any], records:
         The store.
     montage : Montage
     configuration : dict
-        What every recording was made with; JSON values.
+        The options that every recording was made with, as JSON values.
     records : sequence of Path
         The ``recordings/<id>.json`` that belong to the store, in the order of their ids.
 
@@ -296,7 +297,7 @@ def commit(path: Path, montage: Montage, configuration: dict[str, Any], records:
 
 
 def gather_columns(records: Sequence[Path], n_slots: int) -> tuple[dict[str, Array], dict[str, Any], str]:
-    """Columns and texts of the index, and the digest that names it. One record is held at a time."""
+    """Return the columns and texts of the index and the digest that names it, holding one record at a time."""
     parts: dict[str, list[Array]] = {name: [] for name in INDEX_SCHEMA}
     recordings: list[dict[str, Any]] = []
     participants: dict[str, dict[str, Any]] = {}
@@ -358,7 +359,7 @@ def gather_columns(records: Sequence[Path], n_slots: int) -> tuple[dict[str, Arr
     columns = {name: np.concatenate(chunks) for name, chunks in parts.items()}
     facts = list(participants.values())
     for recording, subject, visit in zip(recordings, columns["recording_subject"].tolist(), of_one_visit, strict=True):
-        if recording["age"] is None and not visit:  # at another visit the subject was of another age
+        if recording["age"] is None and not visit:  # the subject's age may be that of another visit
             recording["age"] = facts[subject]["age"]
     texts = {
         "recordings": recordings,
@@ -369,7 +370,7 @@ def gather_columns(records: Sequence[Path], n_slots: int) -> tuple[dict[str, Arr
 
 
 def participant(participants: dict[str, dict[str, Any]], record: dict[str, Any]) -> int:
-    """Position of the record's subject; facts that one recording lacks are taken from another of the subject."""
+    """Return the position of the record's subject, whose age and sex come from its first record that has them."""
     facts = participants.setdefault(record["subject"], {"position": len(participants), "age": None, "sex": None})
     for name in ("age", "sex"):
         if facts[name] is None:

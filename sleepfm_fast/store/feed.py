@@ -32,7 +32,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 class Bank(Protocol):
-    """What is asked of a :class:`sleepfm_fast.filters.FilterBank`."""
+    """The methods of :class:`sleepfm_fast.filters.FilterBank` that a :class:`Feed` needs."""
 
     def index(self, kind: str, fs_hz: Fraction) -> int:
         """Return the number of the filter for a kind of channel at a native rate."""
@@ -48,11 +48,17 @@ class Bank(Protocol):
 
 
 class Batch(NamedTuple):
-    """Arguments of ``filter_resample``.
+    """The first three arguments of :func:`sleepfm_fast.ops.filter_resample`.
 
-    ``raw`` int16 or int32, 1-D: the windows of the batch one after the other. ``table`` int64 [B, C, 6]: offset into
-    raw, length (0 = missing), start of the window and first sample of the clip (both counted in the segment), phase,
-    filter. ``calibration`` float32 [B, C, 4]: gain, offset, center (0), scale (1).
+    Attributes
+    ----------
+    raw : int16 or int32 [n]
+        The windows of the batch one after the other, clip by clip and within a clip channel by channel.
+    table : int64 [B, C, 6]
+        Offset of the window in ``raw``, its length (0: the channel is missing), its first sample and the clip's first
+        sample (both counted from the start of the segment), the clip's phase in 1/L samples, and the filter's number.
+    calibration : float32 [B, C, 4]
+        Gain, offset, centre and scale; here the centre is 0 and the scale 1.
     """
 
     raw: Array
@@ -61,16 +67,17 @@ class Batch(NamedTuple):
 
 
 class Buffer:
-    """Memory for the integers of one batch after the other; it grows to the largest, and is touched once.
+    """Memory that is reused for the integers of one batch after the other; it grows to the largest batch.
 
-    A batch that was gathered into a buffer is overwritten by the next one.
+    Reused memory has its pages already, where fresh memory would fault each of them in. A batch that was gathered into
+    a buffer is overwritten by the next one.
     """
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
 
     def take(self, n_bytes: int) -> npt.NDArray[np.uint8]:
-        """Return ``n_bytes`` of the memory, grown by an eighth more than it must."""
+        """Return the first ``n_bytes`` of the memory; where it must grow, it grows by an eighth more than it must."""
         if n_bytes > self._memory.size:
             self._memory = np.empty(n_bytes + n_bytes // 8, np.uint8)
         return self._memory[:n_bytes]
@@ -83,9 +90,10 @@ class Feed:
     ----------
     store : ClipStore
     slots : sequence of int
-        Flat slot numbers, in the order the channels shall have; ``store.slots_of(modality)`` gives a modality's.
+        Slot numbers counted through all modalities, in the order of the batch's channels;
+        ``store.slots_of(modality)`` gives a modality's.
     bank : FilterBank
-        Filters are designed here, one for each kind and native rate that occurs.
+        The constructor has it design a filter for each kind and native rate that occurs.
     """
 
     def __init__(self, store: ClipStore, slots: Sequence[int], bank: Bank) -> None:
@@ -119,20 +127,22 @@ class Feed:
             np.array([entry.n_bytes for entry in store.recordings], np.int64),
             rows,
         )
-        # Clips whose windows the kernel has been asked for; in a store that fits in memory they then stay there.
+        # Clips whose windows the kernel was asked to read. In a store that fits in memory they stay in the page cache,
+        # so that the mark is kept; otherwise `gather` clears it, since the pages may be dropped after their use.
         self._announced = np.zeros(len(store), np.bool_)
 
     def gather(self, clips: npt.ArrayLike, out: Buffer | None = None) -> Batch:
-        """Native windows of the clips ``clips`` (numbers into the store's rows, [B]), in their order.
+        """Gather the native windows of some clips, in the order given.
 
-        A window reaches from ``context`` samples before the clip to ``context`` samples after it, or to the end of the
-        segment. ``raw`` is int16 unless the batch holds a channel that is stored in 32 bits.
+        A window reaches from ``context`` samples before the clip to ``context`` samples after it, cut off at the ends
+        of the segment. ``raw`` is int16 unless the batch holds a channel that is stored in 32 bits.
 
         Parameters
         ----------
         clips : array-like of int [B]
+            Numbers of the clips in the store; negative ones count from the end.
         out : Buffer, optional
-            Where ``raw`` lies; by default in fresh memory.
+            Memory for ``raw``; by default fresh memory.
 
         Raises
         ------
@@ -157,7 +167,8 @@ class Feed:
                 if row >= 0:
                     failed.append(row)
 
-            # Who waits for a disk or for the system waits in parallel; out of maps, one core is fast enough.
+            # Waits for the disk or for system calls overlap in threads; copies out of maps that are in memory are fast
+            # enough on one core.
             if cold or opened.files is not None:
                 in_threads(work, len(numbers), n_bytes)
             else:
@@ -170,10 +181,10 @@ class Feed:
         return Batch(raw, table, self.calibration[np.asarray(self.store.recording[numbers])])
 
     def announce(self, clips: npt.ArrayLike) -> None:
-        """Ask the system to fetch clips from the disk that will be gathered soon; returns without waiting for them.
+        """Ask the system to read clips that will be gathered soon; returns without waiting for the disk.
 
-        A random clip of a store that is not in memory waits for one disk access a channel; announced, those of a whole
-        batch are under way at once. Clips known to be in memory cost next to nothing.
+        In a store that is not in memory each channel of a random clip costs a disk access. Once announced, the accesses
+        of a whole batch run concurrently. Clips that were announced before cost next to nothing.
         """
         numbers = self._numbers(clips)
         numbers = numbers[~self._announced[numbers]]
@@ -185,7 +196,7 @@ class Feed:
     def _announce(
         self, numbers: Int64, table: Int64, places: Int64, source: Int64, opened: Opened, n_bytes: int
     ) -> bool:
-        """Announce the windows of clips that were not announced yet; tells whether there were any."""
+        """Announce the windows of all these clips unless every one is marked as announced; return whether it did."""
         cold = not self._announced[numbers].all()
         if cold:
             in_threads(
@@ -199,7 +210,7 @@ class Feed:
         return cold
 
     def _numbers(self, clips: npt.ArrayLike) -> Int64:
-        """Clip numbers as int64, negative ones counted from the end."""
+        """Check clip numbers and return them as int64 [B] from 0 on, negative ones counted from the end."""
         numbers = np.ascontiguousarray(clips, np.int64).reshape(-1)
         n = len(self.store)
         if numbers.size and not -n <= numbers.min() <= numbers.max() < n:
@@ -209,7 +220,7 @@ class Feed:
         return np.where(numbers < 0, numbers + n, numbers)
 
     def _locate(self, numbers: Int64) -> tuple[Int64, Int64, int, int]:
-        """Table and places of the windows, how many samples they have, and the bytes of the widest sample."""
+        """Return the windows' ``table`` and ``places``, their total of samples, and the bytes of the widest sample."""
         shape = (len(numbers), len(self.slots))
         table, places = np.empty((*shape, 6), np.int64), np.empty((*shape, 2), np.int64)
         located: Any = locate_windows
@@ -223,13 +234,13 @@ class Feed:
         return table, places, total, widest
 
     def _open(self, numbers: Int64) -> tuple[Int64, Opened]:
-        """Open the recordings of clips; which of them each clip's is."""
+        """Open the recordings of some clips; return each clip's index among them, and the recordings held open."""
         recordings, source = np.unique(np.asarray(self.store.recording)[numbers], return_inverse=True)
         return source.reshape(-1), self.store.open_recordings(recordings.tolist())
 
 
 def gather(store: ClipStore, clip_indices: npt.ArrayLike, slots: Sequence[int], bank: Bank) -> Batch:
-    """Gather one batch; see :class:`Feed`, which is prepared once per store, slots and bank and kept with the store.
+    """Gather one batch by a :class:`Feed` that is prepared once for each store, slots and bank, and kept in the store.
 
     Parameters
     ----------

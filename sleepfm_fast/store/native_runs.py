@@ -15,7 +15,7 @@ from sleepfm_fast.scoring.stages import EPOCH_S
 __all__ = ["BLOCK", "NativeRun", "native_run"]
 
 Array = npt.NDArray[np.float64]
-BLOCK = 128  # windows in memory at a time: 15 MB of float64 at 512 Hz
+BLOCK = 128  # windows that `blocks` holds at a time: 15 MiB of float64 at 512 Hz
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class NativeRun:
         return len(self.integers)
 
     def physical(self, start: int = 0, stop: int | None = None) -> Array:
-        """Samples ``start`` to ``stop`` in the channel's unit, float64."""
+        """Return samples ``start`` to ``stop`` (exclusive) in the channel's unit, float64."""
         return np.asarray(self.integers[start:stop], np.float64) * self.gain + self.offset
 
     def windows(self, onset_s: Array, length_s: float = EPOCH_S) -> Array:
-        """Stretches of equal length that begin at ``onset_s`` [n] from the start of the run: float64 [n, samples].
+        """Return windows of equal length that begin ``onset_s`` [n] seconds into the run, as float64 [n, samples].
 
-        A window has floor(length * rate) samples from the one nearest to its onset on; NaN stands outside the run. A
-        clip's last sample may lie one beyond the run's end by rounding: its window then begins one sample earlier.
+        A window has floor(length * rate) samples, beginning with the one nearest to its onset; places outside the run
+        are NaN. Rounding may put a clip's last sample one beyond the run's end: its window then begins one earlier.
         """
         n = int(length_s * self.fs_hz + 1e-6)
         start = np.rint(onset_s * self.fs_hz).astype(np.int64)
@@ -63,14 +63,14 @@ class NativeRun:
         return values
 
     def blocks(self, onset_s: Array) -> Iterator[tuple[slice, Array]]:
-        """Windows of one clip each, :data:`BLOCK` at a time, with their places."""
+        """Yield the windows of the clips at ``onset_s``, :data:`BLOCK` at a time, each block with its slice of rows."""
         for begin in range(0, len(onset_s), BLOCK):
             rows = slice(begin, min(begin + BLOCK, len(onset_s)))
             yield rows, self.windows(onset_s[rows])
 
 
 def native_run(store: ClipStore, recording: int, slot: int, segment: int) -> NativeRun | None:
-    """Open a channel's run; None where the recording lacks the channel, or samples it less than once a clip."""
+    """Open a channel's run; None where the recording lacks the channel or has less than one sample of it a clip."""
     fs = store.fs_hz(recording, slot)
     if fs is None or fs * EPOCH_S < 1:
         return None

@@ -1,11 +1,11 @@
-"""The amplitude of every channel of a recording, so that two amplifiers speak the same language to one encoder.
+"""The amplitude of every channel of a recording, by which recordings of different amplifiers become comparable.
 
-A clip's own z-score would erase what tells N3 from wake: how large the waves are within the night. So the scale is one
-number a channel and recording: the median, over clips spread evenly through the night, of the standard deviation within
-a clip (a few clips of artefact do not move a median, and rare sharp waves such as QRS complexes still count). Flat
-clips are passed over, so that a sensor that fell off in the night still counts for the hours before, and so are clips
-of a respiratory sensor that was unplugged and recorded noise. Step-like channels keep their absolute meaning instead:
-saturation and pulse rate are mapped by fixed constants.
+A z-score of each clip would erase what tells N3 from wake: how large the waves are compared with the rest of the night.
+So there is one scale for each channel of each recording: the median, over clips spread evenly through the night, of the
+standard deviation within a clip. (A few clips of artefact do not move a median, and within a clip rare sharp waves such
+as QRS complexes still count.) Flat clips are passed over, so that a sensor that fell off in the night is scaled by the
+hours before, and so are clips of a respiratory sensor that was unplugged and recorded noise. Step-like channels keep
+their absolute meaning instead: saturation and pulse rate are mapped by fixed constants.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sleepfm_fast.store.unplugged import plugged_in
 
 __all__ = ["NOMINAL", "Scales", "measure_scales", "nominal_scales"]
 
-N_CLIPS = 32  # a standard error of the median of about 1.25/sqrt(32) = 22 % of the spread between clips
+N_CLIPS = 32  # gives the median a standard error of about 1.25/sqrt(32) = 22 % of the spread between clips
 
 # (centre, scale) of step-like channels by unit: a saturation of 95 % and a pulse of 60 a minute map to 0, a
 # desaturation of 5 % and a surge of 20 a minute to 1.
@@ -47,13 +47,17 @@ class Scales:
 
     @classmethod
     def identity(cls, n_recordings: int, n_slots: int) -> Scales:
-        """No change: physical units."""
+        """Centre 0 and scale 1 everywhere: the op's output stays in physical units."""
         return cls(np.zeros((n_recordings, n_slots), np.float32), np.ones((n_recordings, n_slots), np.float32))
 
     def apply(
         self, calibration: npt.NDArray[np.float32], table: npt.NDArray[np.int64], recordings: npt.NDArray[np.int64]
     ) -> None:
-        """Write into the batch's calibration; flat channels lose their window in the batch's table."""
+        """Write centre and scale into a batch's ``calibration``, and mark flat channels missing in its ``table``.
+
+        Both arrays are changed in place; ``recordings`` [B] is each clip's recording. A window of length 0 is a missing
+        channel to the op.
+        """
         calibration[:, :, 2] = self.centre[recordings]
         calibration[:, :, 3] = self.scale[recordings]
         table[:, :, 1][self.scale[recordings] == 0] = 0

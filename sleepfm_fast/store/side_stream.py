@@ -1,9 +1,10 @@
 """Batches that a thread prepares on a CUDA device, on a stream of its own, and how the consumer's stream takes them.
 
-Two streams of a device know nothing of each other. An event orders what the thread's stream writes before what the
-consumer's reads. Memory belongs to the stream it was allocated on, and torch gives it to that stream's next batch as
-soon as Python lets go of it: ``record_stream`` keeps it until the consumer's stream has used it. A copy from the host
-runs later than the call that asks for it: its source is pinned memory of torch's, which is kept until the copy has run.
+Nothing orders the work of two streams of a device by itself. An event makes the consumer's stream wait for what the
+thread's stream wrote before it. Torch's allocator keeps memory for the stream it was allocated on, and gives it to that
+stream's next batch as soon as no tensor refers to it: ``record_stream`` holds it back until the consumer's stream has
+used it. A copy from the host runs later than the call that asks for it, so its source is pinned memory of torch's,
+which torch does not reuse before the copy has run.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ class SideStream:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Launch what follows on this stream. For a thread of its own: its current device stays set."""
-        # A new thread starts on the first device; leaving the stream there would make a context on it.
+        """Launch the block's work on this stream. For threads of one's own only: the current device stays changed."""
+        # A new thread's current device is device 0, and leaving the stream's block there would create a context on it.
         torch.cuda.set_device(self.stream.device)
         with torch.cuda.stream(self.stream):
             yield
 
     def mark(self) -> torch.cuda.Event:
-        """Return the point that this stream's work has come to."""
+        """Return an event that completes when all work launched on this stream so far has."""
         event = torch.cuda.Event()
         event.record(self.stream)
         return event
 
     def receive(self, event: torch.cuda.Event, tensors: Iterable[torch.Tensor]) -> None:
-        """Let the caller's current stream use ``tensors``, made on this stream before ``event``; nothing waits here."""
+        """Let the caller's current stream use ``tensors``, made on it before ``event``; the host never waits."""
         current = torch.cuda.current_stream(self.stream.device)
         current.wait_event(event)
         for tensor in tensors:
@@ -50,14 +51,14 @@ class SideStream:
 
 
 class PinnedBuffer(Buffer):
-    """Pinned memory for one batch, which a copy to a device may read after the call that asks for it."""
+    """Pinned memory, fresh for each batch, that an asynchronous copy to a device may still read when it is dropped."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tensor = torch.empty(0, dtype=torch.uint8)
 
     def take(self, n_bytes: int) -> npt.NDArray[np.uint8]:
-        """Return fresh memory; torch keeps it for other batches once the copies from it have run."""
+        """Return pinned memory; torch's allocator reuses it for other batches once the copies from it have run."""
         self.tensor = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
         memory: npt.NDArray[np.uint8] = self.tensor.numpy()
         return memory

@@ -1,8 +1,8 @@
 """Which clips of a respiratory channel were recorded by a sensor that was plugged in.
 
-When a split night goes on under CPAP, the cannula is unplugged, often for more than half of the recording. Its channel
-then holds the amplifier's noise, mostly not one value, and a median over all clips would be that noise. Electrodes are
-another matter: one that came off is louder than one that holds.
+When a split night continues under CPAP, the cannula is unplugged, often for more than half of the recording. Its
+channel then holds the amplifier's noise rather than a constant, so that it does not count as flat, and a median over
+all clips would measure that noise. This does not work for electrodes: one that came off is louder than one that holds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import numpy.typing as npt
 __all__ = ["plugged_in"]
 
 QUIET = 0.02
-"""Of the amplitude that a tenth of the clips exceed. Breathing between sighs and shallow breaths spans a factor of ten;
-a clip that an apnoea fills may be passed over too, which moves a median less than leaving the noise in."""
+"""A clip counts as plugged in from this share of the amplitude that a tenth of the clips exceed. Breathing spans a
+factor of ten between shallow breaths and sighs. A clip that an apnoea fills may be passed over as well, which moves a
+median less than the noise would."""
 
 
 def plugged_in(amplitude: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
@@ -23,12 +24,12 @@ def plugged_in(amplitude: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     Parameters
     ----------
     amplitude : float64 [n]
-        Of every clip of a recording, or of some spread evenly through it; NaN where it is not known.
+        One for each clip of a recording, or of clips spread evenly through it; NaN where it is not known.
 
     Returns
     -------
     bool [n]
-        False where the amplitude is below a fiftieth of the 90th percentile, or not known.
+        False where the amplitude is below :data:`QUIET` times its 90th percentile, or not known.
     """
     known = np.isfinite(amplitude)
     if not known.any():

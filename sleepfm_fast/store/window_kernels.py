@@ -1,6 +1,7 @@
-"""From clip numbers to windows of samples, compiled: places, announcements to the kernel, copies, reads from files.
+"""From clip numbers to windows of samples, compiled: locate them, announce them to the kernel, copy or read them.
 
-Without Python's lock, so that threads may gather in parallel. Bounds are checked by :func:`locate_windows` alone.
+The functions release Python's lock, so that threads may gather in parallel. Only :func:`locate_windows` checks bounds;
+the others trust its ``table`` and ``places``.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from sleepfm_fast.scoring.stages import EPOCH_S
 __all__ = ["CHANNEL_COLUMNS", "announce_windows", "copy_windows", "locate_windows", "read_windows"]
 
 CHANNEL_COLUMNS = ("itemsize", "up", "fs_num", "fs_den", "context", "filter", "slot")
-"""Columns of what is known of a (recording, channel) of a feed; ``itemsize`` is 0 where the channel is missing."""
+"""Columns of a feed's facts about each (recording, channel); ``itemsize`` is 0 where the channel is missing."""
 WILL_NEED = 3  # POSIX_FADV_WILLNEED and MADV_WILLNEED
-PAGE_BYTES = mmap.PAGESIZE  # where an advice must start: 4 KiB, but 64 KiB in some ARM systems
+PAGE_BYTES = mmap.PAGESIZE  # madvise(2) takes addresses at multiples of it: 4 KiB, but 64 KiB on some ARM systems
 
 
 @compiled()
@@ -38,10 +39,14 @@ def locate_windows(
     table: Any,
     places: Any,
 ) -> Any:
-    """Fill ``table`` int64 [B, C, 6] and ``places`` int64 [B, C, 2]: byte in the file, bytes a sample.
+    """Fill ``table`` int64 [B, C, 6], as in ``Batch``, and ``places`` int64 [B, C, 2].
 
-    Returns the samples of all windows, the bytes of the widest sample, and -1, or the row of a clip whose window the
-    index places outside its file.
+    ``places`` has the window's first byte in the recording's file and its bytes per sample. The arguments before them
+    are B clip numbers, columns of the store, the files' lengths and ``channels`` int64 [n_recordings, C, 7] with the
+    columns :data:`CHANNEL_COLUMNS`.
+
+    Returns the samples of all windows together, the bytes of the widest sample (2 or 4), and -1; or, as the third, the
+    row of a clip whose window the index places outside its file.
     """
     total, widest = np.int64(0), np.int64(2)
     for row in range(clips.size):
@@ -60,9 +65,11 @@ def locate_windows(
                 table[row, c, :] = 0
                 places[row, c, :] = 0
                 continue
-            # Rounding to 1/L sample before dividing carries a phase of L over into the next sample.
+            # The clip's onset on the grid of 1/L samples (L = up). It is rounded there and split afterwards, so that
+            # a phase that rounds up to L becomes phase 0 of the next sample.
             position = np.int64(np.rint(onset * np.float64(num) * up / den))
             first, phase = position // up, position % up
+            # first + ceil(phase / L + EPOCH_S * rate): one past the last sample within the clip, in integers.
             last = first - (-(phase * den + EPOCH_S * num * up) // (den * up))
             context, slot = channels[night, c, 4], channels[night, c, 6]
             start = max(first - context, 0)
@@ -88,7 +95,7 @@ def locate_windows(
 def announce_windows(table: Any, places: Any, source: Any, addresses: Any, files: Any, begin: int, end: int) -> None:
     """Ask the kernel to read the windows of the rows ``[begin, end)`` into the page cache, without waiting for them.
 
-    ``source`` int64 [B] says which of ``addresses`` (0: not mapped) and ``files`` a row's recording is.
+    ``source`` int64 [B] is the index of a row's recording in ``addresses`` (0: not mapped) and ``files``.
     """
     for row in range(begin, end):
         address, file = addresses[source[row]], files[source[row]]
@@ -106,7 +113,11 @@ def announce_windows(table: Any, places: Any, source: Any, addresses: Any, files
 
 @compiled()
 def widen(source: int, target: int, n_samples: int) -> None:
-    """Widen int16 samples to int32; ``source`` may be the second half of ``target``."""
+    """Widen int16 samples to int32; ``source`` may be the second half of ``target``.
+
+    In ascending order this is safe: writing ``wide[i]`` overwrites the bytes 4 i to 4 i + 3, and the narrow samples
+    that are still to be read, j > i, lie at 2 n + 2 j, which is beyond them as i < n.
+    """
     narrow = numba.carray(as_pointer(source, np.int16(0)), (n_samples,))  # type: ignore[attr-defined]
     wide = numba.carray(as_pointer(target, np.int32(0)), (n_samples,))  # type: ignore[attr-defined]
     for i in range(n_samples):
@@ -117,7 +128,10 @@ def widen(source: int, target: int, n_samples: int) -> None:
 def copy_windows(
     table: Any, places: Any, source: Any, addresses: Any, raw: int, raw_itemsize: int, begin: int, end: int
 ) -> None:
-    """Copy the windows of the rows ``[begin, end)`` out of mapped recordings to the address ``raw``."""
+    """Copy the windows of the rows ``[begin, end)`` out of mapped recordings to the address ``raw``.
+
+    A window goes to ``table``'s offset times ``raw_itemsize`` bytes; int16 samples are widened where that is 4.
+    """
     for row in range(begin, end):
         address = addresses[source[row]]
         for c in range(table.shape[1]):
@@ -139,7 +153,8 @@ def read_windows(
         for c in range(table.shape[1]):
             n_samples, itemsize = table[row, c, 1], places[row, c, 1]
             target = raw + raw_itemsize * table[row, c, 0]
-            # Narrow samples are read into the second half of their place and widened from there.
+            # Narrow samples are read into the second half of their target, from where `widen` spreads them over all of
+            # it. Samples that are not widened have narrow == target.
             narrow = target + (raw_itemsize - itemsize) * n_samples
             n_bytes, done = n_samples * itemsize, np.int64(0)
             while done < n_bytes:
