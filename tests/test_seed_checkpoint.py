@@ -79,7 +79,7 @@ def test_an_import_given_again_is_finished_and_another_is_refused(model, tmp_pat
         return called(import_checkpoint.cli, capsys, checkpoint, folder)
 
     status, first, err = call(path)
-    assert (status, "is finished" in err) == (0, False)
+    assert (status, "is already finished" in err) == (0, False)
     whole = {file: file.read_bytes() for file in run.iterdir()}
     (run / "results").mkdir()  # what embed and probe leave there does not matter
     moved = tmp_path / "elsewhere" / "authors.pt"
@@ -91,10 +91,10 @@ def test_an_import_given_again_is_finished_and_another_is_refused(model, tmp_pat
     # A kill between the two files.
     (run / "best.safetensors").unlink()
     status, _, err = call(moved)
-    assert (status, "is finished" in err) == (0, False)
+    assert (status, "is already finished" in err) == (0, False)
     assert (run / "config.json").read_bytes() == whole[run / "config.json"]
     whole = {file: file.read_bytes() for file in run.iterdir() if file.is_file()}
-    assert "is finished" in call(moved)[2]
+    assert "is already finished" in call(moved)[2]
 
     content = content_of(model)
     content["temperature"] = content["temperature"] + 1
