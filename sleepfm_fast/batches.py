@@ -1,4 +1,4 @@
-"""Clips of a store as the encoders' input: integers -> filter_resample -> one tensor a modality."""
+"""Clips of a store as the encoders' input: integers -> filter_resample -> one tensor for each modality."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["Batch", "ClipInput", "InputConfig", "prefetch"]
 
 FS_HZ = 256
 N_OUT = 30 * FS_HZ
-AHEAD = 2  # batches announced before they are read
+AHEAD = 2  # batches that are announced to the system before they are read
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,15 +57,15 @@ class Batch:
     x : dict of str to float tensor [B, C, 7680]
         The input of each modality.
     present : dict of str to bool tensor [B, C]
-        Which channels the recording has; where False, ``x`` is zero and means nothing. On the CPU, where the model
-        chooses the clips of each encoder without waiting for the device.
+        Which channels the recording has; where False, ``x`` is zero and carries no meaning. These tensors stay on the
+        CPU, so that the model can choose each encoder's clips without waiting for the device.
     """
 
     x: dict[str, torch.Tensor]
     present: dict[str, torch.Tensor]
 
     def not_finite(self) -> list[str]:
-        """The modalities with a sample of a present channel that is not finite."""
+        """Return the modalities that have a sample that is not finite in a present channel; waits for the device."""
         return [
             name
             for name, x in self.x.items()
@@ -73,22 +73,22 @@ class Batch:
         ]
 
     def to(self, device: torch.device) -> Batch:
-        """Move the clips to a device."""
+        """Copy ``x`` to a device, without waiting for it; ``present`` stays where it is."""
         return Batch({k: v.to(device, non_blocking=True) for k, v in self.x.items()}, self.present)
 
 
 def places_of(wanted: list[tuple[str, str]], held: list[tuple[str, str]]) -> list[int]:
-    """Find slots of one montage in another: by modality and name, else by the channel that both names mean.
+    """Find the slots of one montage in another: by modality and name, else by the channel that the names stand for.
 
     Parameters
     ----------
     wanted, held : list of (str, str)
-        Modality and name of each slot. Montages name one channel differently: ``Chest``, ``CHEST``.
+        Modality and name of each slot. Montages may name the same channel differently, ``Chest`` and ``CHEST``.
 
     Returns
     -------
     list of int
-        Position in ``held``, -1 where it is missing; no position twice.
+        Position in ``held`` of each wanted slot, -1 where it is missing; no position occurs twice.
     """
     by_name = {key: i for i, key in enumerate(held)}
     places = [by_name.get(key, -1) for key in wanted]
@@ -108,15 +108,15 @@ class ClipInput:
     Parameters
     ----------
     store : ClipStore
-        Where the integers are.
+        The store that holds the integers.
     montage : Montage
-        What the model was built for. Slots are found in the store by modality and name, or by the channel that the
-        name means; a slot that the store lacks is a channel that is not present.
+        The model's montage. Its slots are found in the store by modality and name, or by the channel that the name
+        stands for; a slot that the store lacks becomes a channel that is not present.
     config : InputConfig
         Filter preset and normalisation.
     device : torch.device
-        Where batches land, and where filtering runs: on a CUDA device if this build has kernels for it, else on the
-        CPU.
+        The device of the batches. Filtering runs there too if it is a CUDA device that this build has kernels for, else
+        on the CPU.
     """
 
     def __init__(self, store: ClipStore, montage: Montage, config: InputConfig, device: torch.device) -> None:
@@ -133,11 +133,11 @@ class ClipInput:
         self.renamed_slots = tuple(
             f"{held[c][1]} as {s}" for (_, s), c in zip(wanted, columns, strict=True) if c >= 0 and held[c][1] != s
         )
-        """Channels that the store's montage calls otherwise than the model's: ``CHEST as Chest``."""
+        """Channels that have another name in the store's montage than in the model's, such as ``CHEST as Chest``."""
         self.missing_slots = tuple(f"{m} {s}" for (m, s), c in zip(wanted, columns, strict=True) if c < 0)
         filled = np.asarray(store.channels.present).sum(axis=0)
         self.n_filled = {f"{m} {s}": int(filled[c]) for (m, s), c in zip(wanted, columns, strict=True) if c >= 0}
-        """In how many recordings of the store each of the model's channels is, of those that its montage has."""
+        """For each of the model's channels that the store's montage has, the number of recordings that have it."""
         if (columns < 0).all():
             raise SleepfmError(
                 f"the store {store.path} has none of the model's channels ({', '.join(self.missing_slots)}); its "
@@ -158,10 +158,11 @@ class ClipInput:
             nominal_scales(self.feed, self.scales)
 
     def lacking(self, trained_on: str | None, model: str = "model") -> list[str]:
-        """Say which of the model's channels the store lacks, and which less than half of its nights have.
+        """Return sentences on which of the model's channels the store lacks, and which fewer than half its nights have.
 
-        A store that was made for the model (``preprocess --like``) has all of its slots, and they may be empty. What
-        the store that the model was trained on, by its digest ``trained_on``, lacks, the model has never seen.
+        A store that was made for the model (``preprocess --like``) has all of the model's slots, but they may be empty.
+        Nothing is said of the store that the model was trained on, whose digest is ``trained_on``: what that one lacks,
+        the model does without anyway.
         """
         if trained_on == self.store.digest:
             return []
@@ -199,7 +200,7 @@ class ClipInput:
         return self.flat_channels(recordings)
 
     def flat_channels(self, recordings: npt.NDArray[np.int64]) -> tuple[str, ...]:
-        """Say which channels :meth:`measure` found flat, a sentence each."""
+        """Return a sentence for each channel that :meth:`measure` found flat in some of the recordings."""
         flat = (self.scales.scale[recordings] == 0) & self.feed.present[recordings]
         return tuple(
             f"{self.store.slots[slot].name} is flat throughout {n} of {counted(len(recordings), 'recording')} "
@@ -209,13 +210,13 @@ class ClipInput:
         )
 
     def read(self, clips: npt.NDArray[np.int64], out: Buffer | None = None) -> Windows:
-        """Read the recorded integers of clips, into ``out`` or fresh memory; the disk is touched here only."""
+        """Read the recorded integers of clips into ``out`` or fresh memory; only this touches the disk."""
         windows = self.feed.gather(clips, out)
         self.scales.apply(windows.calibration, windows.table, np.asarray(self.store.recording[clips], np.int64))
         return windows
 
     def filter(self, windows: Windows, raw: torch.Tensor | None = None) -> Batch:
-        """Filter, resample and scale what :meth:`read` read, in the current stream; ``raw``: its integers, pinned."""
+        """Filter, resample and scale what :meth:`read` gave, on the current stream; ``raw``: its integers, pinned."""
         table = windows.table
         x = filter_resample(
             upload(torch.from_numpy(windows.raw) if raw is None else raw, self.filter_device),
@@ -237,7 +238,7 @@ class ClipInput:
         )
 
     def __call__(self, clips: npt.NDArray[np.int64]) -> Batch:
-        """Read and filter; on the CPU the integers pass through memory that each thread keeps."""
+        """Read and filter some clips; on the CPU the integers pass through a buffer that each thread reuses."""
         if self.filter_device.type == "cuda":
             pinned = PinnedBuffer()
             windows = self.read(clips, pinned)
@@ -250,14 +251,14 @@ class ClipInput:
     def batches(self, items: Iterable[Item], clips_of: Callable[[Item], npt.NDArray[np.int64]]) -> Iterator[Any]:
         """Yield (item, Batch) in order, reading and filtering ahead in a thread.
 
-        On CUDA the thread works on a stream of its own, beside what the caller computes, and each batch is handed to
-        the stream that is current where it is asked for.
+        On CUDA the thread works on a stream of its own, concurrently with the caller's work, and each batch is handed
+        over to the stream that is current where the caller asks for it.
 
-        Clips are announced to the system two batches before they are read, so that a disk is kept busy meanwhile.
+        Clips are announced to the system two batches before they are read, so that the disk is kept busy meanwhile.
 
-        On two idle cores filtering between the steps instead would be faster by about a quarter (single readings, tiny
-        encoder: 627 clips/s against 500), but other work on the machine then stalls all threads at every barrier (51
-        against 221).
+        On two idle cores, filtering between the steps instead of in a thread was faster by about a quarter (single
+        measurements, tiny encoder: 627 clips/s against 500). But with other work on the machine all threads then stall
+        at every barrier (51 clips/s against 221).
         """
 
         def announced() -> Iterator[tuple[Item, npt.NDArray[np.int64]]]:
@@ -293,7 +294,8 @@ def prefetch(
 ) -> Generator[tuple[Item, Result], None, None]:
     """Yield (item, prepare(item)) in order, preparing up to ``depth`` items ahead in a thread.
 
-    An exception in the thread is raised here; leaving the loop stops the thread.
+    An exception in the thread is raised here. The thread stops when the generator is closed, as by leaving a loop that
+    holds its only reference.
     """
     done = object()
     results: queue.Queue[Any] = queue.Queue(maxsize=depth)

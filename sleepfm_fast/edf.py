@@ -1,11 +1,11 @@
-"""EDF, EDF+, BDF and BDF+ recordings: header and annotations read, samples left where they are, memory-mapped.
+"""EDF, EDF+, BDF and BDF+ recordings: header and annotations are read, samples stay on disk and are memory-mapped.
 
-Times are seconds from the first sample. An EDF+ file may start its first record a fraction of a second after the
-start that its header states, and counts its annotations from the header's start; here that fraction is added to
-``Recording.start`` and taken off every annotation and segment, so that sample 0 lies at 0 s.
+Times are seconds from the first sample. The first record of an EDF+ file may start a fraction of a second after the
+start that the header states, whereas its annotations count from the header's start. Here that fraction is added to
+``Recording.start`` and subtracted from every annotation and segment, so that sample 0 lies at 0 s.
 
-What can be repaired safely is repaired and listed in ``issues``, of the recording and of each signal; nothing is
-changed silently. One bad signal never costs the night. ``strict=True`` raises at the first issue instead.
+What can be repaired safely is repaired, and listed in the ``issues`` of the recording or the signal; nothing is changed
+silently. A bad signal never makes the whole recording unusable. With ``strict=True`` the first issue raises instead.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from sleepfm_fast.plurals import agreeing, counted
 __all__ = ["Annotation", "EdfError", "Recording", "Segment", "Signal", "read_recording"]
 
 DRIFT_S = 0.5
-"""Starts that leave the samples behind by less than rounding, record by record, count when so much has come together:
-a crystal's 20 ppm do not reach it in seven hours, and nobody scores finer."""
+"""Sum of deviations between stated starts and samples, each too small to be a gap, from which on they count. A clock
+that is 20 ppm off does not reach it in the 6.9 hours of a night, and nobody scores more finely."""
 NANOSECOND = Decimal("1e-9")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One stretch of records without a gap; ``onset_s`` is counted from the first sample of the recording.
+    """A stretch of records without a gap; ``onset_s`` counts from the first sample of the recording.
 
     ``drifted`` says that it begins where the stated starts had drifted away from the samples, and not after a gap.
     """
@@ -67,11 +67,11 @@ class Recording:
     signals : tuple of Signal
         The ordinary signals. Those without samples or without a sampling rate are left out and named in ``issues``.
     segments : tuple of Segment
-        One, unless the file is discontinuous; in the order of the file.
+        In the order of the file; only one unless the file is discontinuous.
     issues : tuple of str
-        What was repaired or must be known about the file; each signal has its own besides.
+        What was repaired, or what a user must know, about the file; each signal has issues of its own.
     n_missing : int
-        Records that the header promises and the file does not hold, as where a copy was interrupted.
+        Number of records that the header promises and the file lacks, as after an interrupted copy.
     """
 
     path: Path
@@ -92,11 +92,11 @@ class Recording:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What it was read from: ``path``, and the others that hold its samples."""
+        """The files that it was read from: ``path``, and any others that hold its samples."""
         return (self.path,)
 
     def sample_issues(self) -> tuple[str, ...]:
-        """Say what only the samples show about the file; nothing, where they stay on disk until they are used."""
+        """Return issues that only the samples show; none here, since these stay on disk until they are used."""
         return ()
 
     @property
@@ -133,8 +133,8 @@ class Recording:
     def records(self) -> NDArray[np.uint8]:
         """Map the data records, read-only, ``uint8 [n_records, record_bytes]``; mapped once, kept with the object.
 
-        A file with annotations is mapped from the start on, so that its pages are looked up once. The map takes one
-        file descriptor until the object goes.
+        A file with annotations is mapped when it is read, so that its pages are looked up only once. The map holds one
+        file descriptor as long as the object lives.
 
         Raises
         ------
@@ -242,7 +242,7 @@ def read_recording(path: str | Path, *, strict: bool = False) -> Recording:
 
 
 def shift_start(start: datetime | None, shift_s: Decimal, issues: Issues) -> datetime | None:
-    """Move the header's start to the first sample."""
+    """Return the time of the first sample, ``shift_s`` after the header's start; None beyond the calendar."""
     if start is None or not shift_s:
         return start
     try:
@@ -253,11 +253,11 @@ def shift_start(start: datetime | None, shift_s: Decimal, issues: Issues) -> dat
 
 
 def find_segments(header: Header, starts: RecordStarts, shift_s: Decimal, issues: Issues) -> tuple[Segment, ...]:
-    """Cut the records where their stated starts leave a gap, or go back.
+    """Cut the records where their stated starts leave a gap or go back.
 
-    A start counts as contiguous when it is less than one sample of the fastest signal, or than 1 ms, away from the
-    end of the record before: writers round the starts. Where such differences add up, as of a recorder whose clock
-    runs otherwise than its header says, a segment ends when they reach ``DRIFT_S``.
+    A start counts as contiguous when it is less than one sample of the fastest signal, or less than 1 ms, away from the
+    end of the record before, since writers round the starts. Such differences may add up, as with a recorder whose
+    clock runs at another rate than its header says: a segment then ends when they reach ``DRIFT_S``.
     """
     n_records = header.n_records
     stated = ~np.isnan(starts.seconds)
@@ -309,14 +309,14 @@ def find_segments(header: Header, starts: RecordStarts, shift_s: Decimal, issues
 
 
 def drift_breaks(deviation_s: NDArray[np.float64], jumps: NDArray[np.int64], limit_s: float) -> list[int]:
-    """Records, between the jumps, at which what the stated starts deviate by has grown to ``limit_s``.
+    """Return the records, between the jumps, at which the deviation of the stated starts has grown by ``limit_s``.
 
     Parameters
     ----------
     deviation_s : float64 [n_records]
-        Each start less that of records that follow one another without a break.
+        Each start minus the one it would have if all records followed one another without a break.
     jumps : int64 [n_jumps]
-        First records of the stretches but the first one.
+        First record of every stretch except the first stretch.
     limit_s : float
     """
     breaks = []

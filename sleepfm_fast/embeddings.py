@@ -8,12 +8,13 @@
       mask.npy          bool    [clip, modality], true where present
       recording.npy clip.npy subject.npy (int32), onset_s.npy (float64), stage.npy sdb.npy split.npy (int8)
 
-A folder under its own name is finished: :mod:`sleepfm_fast.evaluation.embedding_writer` renames it when whole.
+A folder of this name is finished: :mod:`sleepfm_fast.evaluation.embedding_writer` renames it when everything is
+written.
 
-There are two kinds. ``embedding``: what a model made, unit vectors, every modality of the same width. ``feature``: what
-``python -m sleepfm_fast.features`` measured, numbers with units in their names; a modality has as many as it has names,
-``dim`` is the largest number, and beyond a modality's own width stands NaN. A feature that could not be measured in a
-clip is NaN too; a classifier fills and scales them with what its training clips say
+There are two kinds. ``embedding``: vectors that a model made, of unit length and of the same width for every modality.
+``feature``: what ``python -m sleepfm_fast.features`` measured, numbers with units in their names. A modality then has
+as many numbers as names, ``dim`` is the largest of these widths, and places beyond a modality's own width are NaN. A
+feature that could not be measured in a clip is NaN too; a classifier fills and scales features by its training clips
 (:mod:`sleepfm_fast.evaluation.imputation`).
 """
 
@@ -55,19 +56,21 @@ COLUMNS: dict[str, str] = {
     "subject": "int32",
     "split": "int8",
 }
-# A float32 vector normalised in float64 and rounded has a norm within 2^-24 of 1; bfloat16 copies stay inside this too.
+# Bound of |x . x - 1|. A vector normalised in float64 and rounded to float32 has a norm within 2^-24 of 1; vectors that
+# were stored as bfloat16 in between meet this bound as well.
 UNIT_NORM_TOLERANCE = 1e-3
-RELEASE_BYTES = 2**28
+RELEASE_BYTES = 2**28  # bytes read from the mapped vectors after which their pages are handed back
 
 
 @dataclass(frozen=True)
 class Description:
-    """What the numbers of an embeddings folder belong to.
+    """The subjects, recordings and provenance of an embeddings folder.
 
-    ``subject`` and ``recording`` columns index ``subjects`` and ``recordings``; ``ages`` (years) and ``sexes`` have one
-    entry a subject, None where unknown; ``recording_ages`` one a recording (a subject is older at its second visit), or
-    none where the folder is of an earlier version. ``overlap`` says that training and test clips come from the same
-    subjects (a store with one subject); ``overlap_note`` is the sentence that every command then repeats.
+    The columns ``subject`` and ``recording`` index ``subjects`` and ``recordings``. ``ages`` (years) and ``sexes`` have
+    an entry per subject, None where unknown; ``recording_ages`` has one per recording, since a subject is older at its
+    second visit, or is empty where the folder is of an earlier version. ``overlap`` says that training and test clips
+    come from the same subjects, as in a store with one subject; ``overlap_note`` is the sentence that every command
+    then repeats.
     """
 
     subjects: tuple[str, ...]
@@ -121,9 +124,9 @@ def people_problem(about: Description) -> str:
 
 
 class ModalityRows:
-    """Rows of one modality for chosen clips; a slice reads just those rows, as float32 [n, D].
+    """The embeddings of chosen clips in one modality, as a matrix [N, D] that stays on disk.
 
-    It stands in for a matrix [N, D] wherever blocks are enough, so that the vectors stay on disk.
+    It takes the place of an array wherever blocks are enough: a slice reads its rows only, as float32 [n, D].
     """
 
     def __init__(self, embeddings: Embeddings, clips: npt.NDArray[np.int64], modality: str) -> None:
@@ -141,7 +144,7 @@ class ModalityRows:
 
 
 class Embeddings:
-    """Open a finished embeddings folder; every array is mapped, not read.
+    """A finished embeddings folder; its arrays are memory-mapped and not read when it is opened.
 
     Attributes
     ----------
@@ -151,7 +154,7 @@ class Embeddings:
     modalities, dim, n_clips, description
         As written by :class:`~sleepfm_fast.evaluation.embedding_writer.EmbeddingWriter`.
     made_of : dict
-        All that the numbers depend on, such as the digests of the store and the weights.
+        Everything that the numbers depend on, such as the digests of the store and of the weights.
     kind : {"embedding", "feature"}
     features : dict of str to tuple of str
         Names of every modality's features; empty for embeddings.
@@ -230,15 +233,15 @@ class Embeddings:
 
     @property
     def store_path(self) -> Path:
-        """The clip store that it was made from, found from any folder; as named where there is none."""
+        """The clip store that it was made from, looked for from any working folder; as recorded if it is not found."""
         places = places_of(self.description.store, self.path)
         return next((path for path in places if (path / "store.json").is_file()), places[0])
 
     def clips_of(self, *splits: str) -> npt.NDArray[np.int64]:
         """Return the ascending indices of the clips of the named splits.
 
-        Where the folder says that splits overlap and a clip cannot carry two codes, a training or test split without
-        clips of its own means all clips.
+        A clip has one split code only. Where the folder says that its splits overlap, a training or test split that has
+        no clips of its own therefore means all clips.
         """
         unknown = [s for s in splits if s not in SPLITS]
         if unknown:
@@ -256,12 +259,12 @@ class Embeddings:
         ----------
         clips : int array [n]
         modalities : sequence of str, optional
-            All by default; the order given is the order returned.
+            Returned in the order given; by default all.
 
         Returns
         -------
         float32 [n, len(modalities), D]
-            Features of a modality are followed by NaN where another has more; :meth:`matrix` leaves that out.
+            A modality with fewer features than ``dim`` is padded with NaN, which :meth:`matrix` leaves out.
 
         Raises
         ------
@@ -288,11 +291,11 @@ class Embeddings:
         return x
 
     def copy(self, clips: npt.NDArray[np.int64], modalities: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Copy vectors as :meth:`read` does, unchecked, for passes over what has been read before.
+        """Copy vectors as :meth:`read` does, but unchecked, for later passes over vectors that were read before.
 
-        Pages of the mapped file would stay resident as long as the machine has memory to spare. They are handed back
-        every :data:`RELEASE_BYTES`, so that a pass over any number of clips holds no more; they stay in the system's
-        page cache.
+        Pages of the mapped file would count as this process's memory as long as the machine has some to spare. They are
+        handed back every :data:`RELEASE_BYTES`, which bounds the memory of a pass over any number of clips; the
+        system's page cache may keep them.
         """
         columns = [self.modalities.index(m) for m in modalities]
         vectors = np.asarray(self.vectors)
@@ -313,16 +316,16 @@ class Embeddings:
 
     @property
     def weights(self) -> str | None:
-        """Digest of the weights that made the embeddings; None where none did, as of features."""
+        """SHA-256 of the weights that made the embeddings; None where no weights did, as for features."""
         digest: str | None = (self.description.presets.get("weights") or {}).get("sha256")
         return digest
 
     def width(self, modalities: Sequence[str]) -> int:
-        """Columns of :meth:`matrix`."""
+        """Return the number of columns of :meth:`matrix`."""
         return sum(self.widths[m] for m in modalities)
 
     def matrix(self, clips: npt.NDArray[np.int64], modalities: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Copy what a classifier sees of chosen clips: the modalities' numbers side by side, in the order given.
+        """Copy a classifier's input for chosen clips: the modalities' numbers side by side, in the order given.
 
         Parameters
         ----------

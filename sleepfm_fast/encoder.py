@@ -91,19 +91,19 @@ PRESETS: dict[str, EncoderConfig] = {
 
 
 class Encoder(nn.Module):
-    """What the designs share: absent channels are left out before the first convolution sees them.
+    """The part that all designs share: absent channels are removed before the first convolution.
 
-    An absent channel contributes nothing to the stem, and the channels that are there are scaled by
-    ``n_channels / n_present``, clip by clip, so that the stem's response keeps its expected size (the stem is linear:
-    scaling its input scales the response without its bias). With all channels present the factor is exactly 1 and
-    the network is the plain one. The samples of an absent channel are never read into the result: NaN there is safe.
+    An absent channel contributes nothing to the stem, and the present ones are scaled by ``n_channels / n_present``,
+    clip by clip, so that the stem's response keeps its expected size. (The stem is linear: scaling its input scales the
+    response without the bias.) With all channels present the factor is exactly 1, and the network is the plain one. The
+    samples of an absent channel never reach the result, so that they may be NaN.
     """
 
     n_channels: int
     dim: int
 
     def embed(self, x: Tensor) -> Tensor:
-        """Run the network proper, [B, C, n] -> [B, dim]."""
+        """Run the network on clips whose absent channels are zero: [B, C, n] -> [B, dim]."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
@@ -114,8 +114,8 @@ class Encoder(nn.Module):
         x : Tensor
             Clips [B, C, n_samples], 7680 samples at 256 Hz.
         present : Tensor, optional
-            bool [B, C], which channels each clip has; all of them by default. A clip without any channel gives the
-            embedding of a silent input, which means nothing: :class:`SleepModel` never asks for it.
+            bool [B, C], which channels each clip has; by default all of them. A clip without any channel gives the
+            embedding of an input of zeros, which carries no meaning and which :class:`SleepModel` never asks for.
 
         Returns
         -------
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
                 raise ValueError(
                     f"present must be bool of shape {list(x.shape[:2])}, got {present.dtype} {list(present.shape)}."
                 )
-            # Looking at it on the CPU costs nothing; on a device it would make the host wait.
+            # Reading the mask is free on the CPU; on a device it would make the host wait.
             if present.device.type == "cpu" and bool(present.all()):
                 return self.embed(x.contiguous())
             present = present.to(x.device, non_blocking=True)
@@ -143,9 +143,9 @@ class Encoder(nn.Module):
 class EfficientNet1d(Encoder):
     """The encoder of SleepFM: stem, MBConv stages, 1x1 convolution, global average, linear layer.
 
-    The stem's batch norm has no activation after it, max pooling of 3 follows the second and the fifth MBConv stage
-    (``stage3``, ``stage6``), every convolution has a bias; lengths for 7680 samples: 3840 after the stem, then
-    1920, 960, 480, 240, 120, 60, 30.
+    As published, no activation follows the stem's batch norm, max pooling of 3 follows the second and the fifth MBConv
+    stage (``stage3``, ``stage6``), and every convolution has a bias. The lengths for 7680 samples are 3840 after the
+    stem, then 1920, 960, 480, 240, 120, 60, 30.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class EfficientNet1d(Encoder):
         """[B, C, n] -> [B, dim]."""
         if has_hooks(self.stage9) or not is_pointwise(self.stage9):
             pooled = self.stage9(self.before_last(x)).mean(dim=2)
-        else:  # convolution and average are both linear: averaging first gives the same for a thirtieth of the work
+        else:  # both are linear, so averaging 30 positions before the 1x1 convolution takes a thirtieth of its work
             average = average_over_time(self, x) if covers(self, x) else self.before_last(x).mean(dim=2)
             pooled = functional.linear(average, self.stage9.weight[:, :, 0], self.stage9.bias)
         y: Tensor = self.fc(self.drop(torch.relu(pooled)))
@@ -200,9 +200,9 @@ class EfficientNet1d(Encoder):
 class StridedConvNet(Encoder):
     """Strided convolutions with batch norm and ReLU, then mean and maximum over equal parts of the clip.
 
-    The first convolution works as a bank of band-pass filters (24 samples: 94 ms at 256 Hz); what follows its
-    rectification measures envelopes on ever coarser grids. Pooling parts of the clip separately keeps when
-    something happened, which is what tells clips of one night apart.
+    The first convolution acts as a bank of band-pass filters (24 samples are 94 ms at 256 Hz). After its rectification
+    the other layers measure envelopes on ever coarser grids. Pooling parts of the clip separately preserves when
+    something happened, by which clips of the same night differ.
     """
 
     def __init__(self, n_channels: int, config: EncoderConfig) -> None:
@@ -252,8 +252,8 @@ class SleepModel(nn.Module):
     config : EncoderConfig
         Shape of every encoder.
     log_temperature : float
-        Where the temperature starts. 0 as published; short runs get much further from 2, because at 0 even perfectly
-        aligned embeddings have a loss near that of chance.
+        Initial value: 0 as published. Short runs get much further from 2, because at 0 even perfectly aligned
+        embeddings have a loss near chance.
 
     Attributes
     ----------
@@ -264,7 +264,7 @@ class SleepModel(nn.Module):
     """
 
     count_everywhere: Callable[[int], int] | None = None
-    """Sums a count over all ranks, where batch norm is over all ranks: then their clips together must suffice."""
+    """Sums a count over all ranks; set where batch norm is over all ranks, whose clips together must then suffice."""
 
     def __init__(self, modalities: Mapping[str, int], config: EncoderConfig, log_temperature: float = 0.0) -> None:
         super().__init__()
@@ -274,12 +274,12 @@ class SleepModel(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(float(log_temperature)))
 
     def embed_modality(self, name: str, x: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Embed one modality where it exists.
+        """Embed the clips that have a modality.
 
-        Clips without any of its channels are not shown to the encoder, so batch norm never averages over invented
-        input. In training a modality that fewer than two clips of the batch have is left out altogether: it has no
-        negatives, and batch norm over a single clip would track that clip instead of the data. (Its parameters then
-        get no gradient; DistributedDataParallel needs ``find_unused_parameters=True`` where that can happen.)
+        Clips without any of its channels are not passed to the encoder, so that batch norm never averages over invented
+        input. In training, a modality that fewer than two clips of the batch have is skipped: it has no negatives, and
+        batch norm over a single clip would track that clip instead of the data. (Its parameters then get no gradient;
+        DistributedDataParallel needs ``find_unused_parameters=True`` where that can happen.)
 
         Parameters
         ----------
@@ -288,8 +288,8 @@ class SleepModel(nn.Module):
         x : Tensor
             Clips [B, C, n_samples]; absent channels may hold anything, NaN included.
         present : Tensor, optional
-            bool [B, C]; all present by default. Best on the CPU: choosing rows from a mask on the device
-            makes the host wait for the device.
+            bool [B, C]; all present by default. Best on the CPU, since choosing rows by a mask on the device makes the
+            host wait for it.
 
         Returns
         -------
@@ -307,10 +307,10 @@ class SleepModel(nn.Module):
         if n_all < n_least:
             return x.new_zeros(n, self.config.dim), torch.zeros(n, dtype=torch.bool, device=x.device)
         if present is None or n_have == n:
-            # Not copied: a copy from pageable memory may not be part of a CUDA graph.
+            # The mask is created on the device: a copy from pageable memory may not be part of a CUDA graph.
             return encoder(x, present), torch.ones(n, dtype=torch.bool, device=x.device)
         rows = have.nonzero().squeeze(1)
-        # Without non_blocking torch would wait for all that the device has to do.
+        # Without non_blocking, torch would wait for all work queued on the device.
         of_x, mask = (values.to(x.device, non_blocking=True) for values in (rows, have))
         some = encoder(x[of_x], present[rows])
         return some.new_zeros(n, self.config.dim).index_copy(0, of_x, some), mask
@@ -344,11 +344,11 @@ class SleepModel(nn.Module):
         return torch.stack([e for e, _ in pairs]), torch.stack([m for _, m in pairs])
 
     def n_parameters(self) -> int:
-        """Count the trainable numbers."""
+        """Return the number of trainable parameters."""
         return sum(math.prod(p.shape) for p in self.parameters() if p.requires_grad)
 
     def describe(self) -> dict[str, Any]:
-        """Say what rebuilds this model with :meth:`from_description`, as plain JSON values."""
+        """Return what :meth:`from_description` needs to rebuild this model, as plain JSON values."""
         return {"modalities": dict(self.modalities), "encoder": dataclasses.asdict(self.config)}
 
     @classmethod

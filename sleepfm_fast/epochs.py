@@ -21,7 +21,7 @@ __all__ = ["EpochPositions", "EpochReader", "locate_epochs", "read_digital", "re
 
 
 class EpochPositions(NamedTuple):
-    """Where epochs lie in the samples of one rate.
+    """The places of epochs in samples of one rate.
 
     Attributes
     ----------
@@ -30,8 +30,8 @@ class EpochPositions(NamedTuple):
     first : int64 [n]
         Index, within the segment, of the sample at or before the onset: ``floor(onset * fs)``.
     phase : float64 [n]
-        Rest of the onset in samples, 0 <= phase < 1: not 0 where the rate is fractional or the onset falls between
-        samples.
+        Fraction of a sample by which the onset lies after ``first``, 0 <= phase < 1. It is not 0 where the rate is
+        fractional or the onset falls between samples.
     """
 
     segment: NDArray[np.int64]
@@ -67,7 +67,8 @@ def locate_epochs(recording: Recording, fs_hz: Fraction, onsets_s: ArrayLike, ep
     lengths = np.array([float(s.n_records * recording.record_s) for s in recording.segments])
     slack_s = SNAP_SAMPLES / rate
     segment = np.full(onsets.size, -1, np.int64)
-    # Usually one segment, seldom more than tens; first fit, as overlapping segments are kept in the file's order.
+    # There is usually one segment, seldom more than tens. The loop runs backwards so that of overlapping segments the
+    # first in the file wins.
     for index in range(begins.size - 1, -1, -1):
         inside = (onsets >= begins[index] - slack_s) & (onsets + epoch_s <= begins[index] + lengths[index] + slack_s)
         segment[inside] = index
@@ -82,7 +83,7 @@ def locate_epochs(recording: Recording, fs_hz: Fraction, onsets_s: ArrayLike, ep
 def outside_error(
     recording: Recording, onsets_s: NDArray[np.float64], outside: NDArray[np.bool_], epoch_s: float
 ) -> EdfError:
-    """Say which epochs lie in no segment, and where the segments lie."""
+    """Make the error that says which epochs lie in no segment, and where the segments lie."""
     begins = [float(s.onset_s) for s in recording.segments]
     lengths = [float(s.n_records * recording.record_s) for s in recording.segments]
     spans = [f"{b:g}-{b + n:g} s" for b, n in zip(begins, lengths, strict=True)]
@@ -96,17 +97,17 @@ def outside_error(
 class EpochReader:
     """Reads epochs of signals of any mixture of rates from an open recording, with the context that filters need.
 
-    An epoch of a signal is the ``ceil(epoch_s * fs)`` samples from the one at or before its onset
-    (:func:`locate_epochs` gives that sample and the phase); on either side come ``ceil(context_s * fs)`` more, which
-    repeat the edge sample beyond the segment's end. The places are worked out here, once: a :meth:`read` is one
-    compiled call. A reader may be used from several threads.
+    An epoch of a signal consists of ``ceil(epoch_s * fs)`` samples, beginning with the one at or before its onset
+    (:func:`locate_epochs` gives that sample and the phase), and of ``ceil(context_s * fs)`` more on either side; beyond
+    the ends of the segment these repeat the edge sample. Places are computed once by the constructor, so that a
+    :meth:`read` is a single compiled call. A reader may be used from several threads.
 
     Parameters
     ----------
     recording : Recording
-        Its records are mapped now and stay so.
+        Its records are mapped by the constructor and stay mapped.
     signals : sequence of Signal
-        Of this recording, in the order wanted.
+        Signals of this recording, in the order of the output.
     epoch_s, context_s : float
         Duration of an epoch, and of the context before and after it.
 
@@ -115,14 +116,14 @@ class EpochReader:
     dtype : dtype
         int16 (EDF) or int32 (BDF).
     n_samples : tuple of int
-        Samples of each signal in an epoch, context included.
+        Number of samples of each signal in an epoch, context included.
     offsets : tuple of int
-        Where each signal starts in an epoch's row; one more, the length of the row, is last.
+        Index at which each signal starts in an epoch's row, followed by the length of the row.
 
     Raises
     ------
     ValueError
-        When a signal does not belong to the recording, or a duration is not possible.
+        When a signal does not belong to the recording, or a duration is out of range.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class EpochReader:
             *(*record_samples(recording), geometry, rates_hz),
             *(self._begins_s, self._lengths_s, first_records, n_records),
         )
-        # An epoch must lie inside its segment by the measure of the fastest signal.
+        # The tolerance for an epoch to lie inside its segment: 1/1000 of a sample of the fastest signal.
         self._times_s = (self.epoch_s, SNAP_SAMPLES / float(rates_hz.max(initial=0.0) or 1.0))
         self._shape = (1, self.offsets[-1])
 
@@ -185,7 +186,7 @@ class EpochReader:
         return out
 
     def read_many(self, onsets_s: ArrayLike, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Read epochs, in any order: ``[epoch, offsets[-1]]``; many of them are shared out to threads.
+        """Read epochs in any order, as ``[epoch, offsets[-1]]``; large requests are divided among threads.
 
         Parameters
         ----------
@@ -222,7 +223,7 @@ class EpochReader:
         return out
 
     def split(self, samples: NDArray[Any]) -> list[NDArray[Any]]:
-        """Views ``[..., n_samples]`` of each signal in what :meth:`read` or :meth:`read_many` returned."""
+        """Return a view ``[..., n_samples]`` of each signal in what :meth:`read` or :meth:`read_many` returned."""
         return [samples[..., a:b] for a, b in itertools.pairwise(self.offsets)]
 
 
@@ -237,13 +238,13 @@ def read_epochs(
 ) -> NDArray[Any]:
     """Read epochs of signals of one rate, with the neighbouring samples that filters need.
 
-    :class:`EpochReader` describes an epoch; it is what to use for many calls, and for signals of several rates.
+    :class:`EpochReader` defines an epoch; use it directly for many calls, and for signals of several rates.
 
     Parameters
     ----------
     recording : Recording
     signals : sequence of Signal
-        Of this recording, all of one rate.
+        Signals of this recording, all of one rate.
     onsets_s : array_like of float [clip]
         Onsets from the first sample of the recording, in any order.
     epoch_s, context_s : float

@@ -1,27 +1,28 @@
-"""Retrieval ranks between two modalities, streamed: no N x N matrix, and the ranks of float64 similarities.
+"""Retrieval ranks between two modalities, by float64 similarities, computed in blocks without an N x N matrix.
 
 With S_rc = <a_r, b_c>, the rank of query r among N candidates is
 
     rank_r = 1 + #{c != r : S_rc > S_rr} + #{c < r : S_rc = S_rr},
 
-so 1 is best, and of equal candidates the earlier one is preferred. Both directions (a -> b along the rows, b -> a along
-the columns) come from one block of S.
+so 1 is best, and of equally similar candidates the earlier one ranks first. Each block of S serves both directions, a
+-> b along its rows and b -> a along its columns.
 
-Most pairs are told apart by a coarse similarity with a proven bound of its error. Encoders put all embeddings into a
-narrow cone where inner products hardly differ, so the operands are centred, A = a - m_a and B = b - m_b:
+Most comparisons are decided by a coarse similarity with a proven bound of its error. Encoders put all embeddings into a
+narrow cone where inner products hardly differ, so the operands are centred by their means, A = a - m_a and B = b - m_b:
 
     S_rc - <m_a, m_b> = <A_r, B_c> + h_r + f_c,    h_r = <A_r, m_b>,    f_c = <B_c, m_a>.
 
-Each vector becomes whole numbers q of 16 bits in steps d of its own length, A_r = d_r q_r + e_r, with |q_r| < 2^15.5.
-The |e_r|, about sqrt(D / 12) d_r, are computed from the q that are used. Then <q_r, q_c> is a product of integers,
-without error and inside 32 bits (Cauchy-Schwarz), and
+Each vector becomes 16-bit integers q in steps of a d proportional to its length, A_r = d_r q_r + e_r, with
+|q_r| < 2^15.5. The residues |e_r|, about sqrt(D / 12) d_r, are computed from the q that are used. Then <q_r, q_c> is an
+exact product of integers that fits 32 bits (Cauchy-Schwarz), and
 
     |<A_r, B_c> - d_r d_c <q_r, q_c>| <= |e_r| |B_c| + |d_r q_r| |e_c|.
 
-What remains is rounding to float32 (u = 2^-24) of the integer, of the products with d_r and d_c, of the shifts and of
-the sums: at most 6 u |A_r| |B_c| + 5 u (|h_r| + |f_c|). The first part is added to the |e|, the second widens the
-limits of S_rr - <m_a, m_b>. A pair closer than these bounds is decided by a float64 inner product <a_r, b_c> summed in
-one fixed order. The ranks therefore depend neither on the blocks nor on the processor, and duplicates tie exactly.
+What remains is the rounding to float32 (u = 2^-24) of the integer, of the products with d_r and d_c, of the shifts and
+of the sums: at most 6 u |A_r| |B_c| + 5 u (|h_r| + |f_c|). The first term is added to the |e|, and the second widens
+the limits around S_rr - <m_a, m_b>. A comparison closer than these bounds is decided by the float64 inner product
+<a_r, b_c>, summed in one fixed order. The ranks therefore depend neither on the blocks nor on the processor, and
+duplicates tie exactly.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _U = 2.0**-24
 
 
 class Rows(Protocol):
-    """A matrix [N, D] that gives blocks of rows: an array, or rows that stay on disk."""
+    """A matrix [N, D] that can be read by blocks of rows: an array, or rows that stay on disk."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,7 +59,7 @@ def _block(rows: Rows, which: slice) -> npt.NDArray[np.float32]:
 
 
 class _Modality:
-    """What the kernel needs of every clip of one modality, beside its embedding: see RankOperand in csrc/params.h."""
+    """What the kernel needs of every clip in one modality besides its embedding; see RankOperand in csrc/params.h."""
 
     def __init__(self, n: int, mean: npt.NDArray[np.float32]) -> None:
         self.mean = mean
@@ -67,7 +68,7 @@ class _Modality:
         self.ahead = np.zeros(n, np.int64)
 
     def measure(self, which: slice, x: npt.NDArray[np.float32], other: _Modality, n_threads: int) -> None:
-        """Measure one block of the embeddings."""
+        """Measure the embeddings ``x`` of the rows ``which``: fill these rows of all arrays but ``ahead``."""
         results = (self.factor, self.step, self.length, self.residue, self.shift)
         _C.measure_rank_rows(
             x.ctypes.data,
@@ -78,12 +79,12 @@ class _Modality:
         )
 
     def bound(self) -> None:
-        """Turn lengths and residues into bounds that hold whatever was rounded, below and in float64 sums."""
+        """Turn lengths and residues into upper bounds that cover the rounding in the kernel and of the float64 sums."""
         self.length = (1 + 2.0**-20 + len(self.mean) * 2.0**-50) * (self.length + self.residue)
         self.residue = 1.0001 * self.residue + 6 * _U * self.length
 
     def tables(self, unit: float, limits: tuple[npt.NDArray[Any], ...]) -> tuple[npt.NDArray[Any], ...]:
-        """Return what the kernel reads of every clip: lengths in ``unit``, and the limits and counts."""
+        """Return the arrays of RankOperand, in its order: lengths are in multiples of ``unit``."""
         lengths = ((each / unit).astype(np.float32) for each in (self.step, self.length, self.residue))
         return (self.factor, *lengths, self.shift.astype(np.float32), *limits, self.ahead)
 
@@ -96,19 +97,19 @@ def pair_ranks(
     candidate_block: int = CANDIDATE_BLOCK,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rank every clip's own embedding among all clips' embeddings of the other modality.
+    """Rank every clip's own embedding in the other modality among the embeddings of all clips.
 
-    Memory is ``6 (query_block + candidate_block) D`` bytes, a tile a thread, and a few numbers a clip; both operands
-    are read block by block.
+    Both operands are read block by block. The memory is ``6 (query_block + candidate_block) D`` bytes (float32 and
+    16-bit integers), a tile per thread, and a few numbers per clip.
 
     Parameters
     ----------
     a, b : float32 [N, D]
-        The same clips in two modalities; arrays or :class:`Rows`. Row r of ``a`` belongs to row r of ``b``.
+        The same clips in two modalities, as arrays or :class:`Rows`; row r of both is clip r.
     query_block, candidate_block : int
         Rows of ``a`` and of ``b`` in a block.
     progress : callable, optional
-        Called with the number of similarities just done.
+        Called with the number of similarities just computed.
 
     Returns
     -------
@@ -169,19 +170,20 @@ def pair_ranks(
 def _tables(
     queries: _Modality, candidates: _Modality, own: npt.NDArray[np.float64]
 ) -> tuple[tuple[npt.NDArray[Any], ...], ...]:
-    """Of the queries and of the candidates, the arrays of RankOperand, in units in which float32 holds them."""
+    """Return the arrays of RankOperand for queries and candidates, scaled to units in which float32 can hold them."""
     wide_a, wide_b = queries.mean.astype(np.float64), candidates.mean.astype(np.float64)
     centre = float(wide_a @ wide_b)
     target = own - centre
-    # The float64 roundings of own, the shifts and the centre, which count where lengths are (nearly) zero, as for a
-    # single clip.
+    # Bound of the float64 rounding of own, the shifts and the centre. It matters only where the centred vectors are
+    # (nearly) zero, as with a single clip.
     lengths = [each.length.max() + np.linalg.norm(each.mean.astype(np.float64)) for each in (queries, candidates)]
     margin = 4 * 2.0**-53 * (len(wide_a) + 8) * float(np.prod(lengths))
     for each in (queries, candidates):
         each.bound()
     shifts = np.abs(queries.shift).max() + np.abs(candidates.shift).max()
     margin += 5 * _U * shifts
-    # Powers of two, so that no similarity exceeds 4 and no length 2. What float32 cannot hold then is below 2^-100.
+    # The units are powers of two, so that scaling is exact, and such that no similarity exceeds 4 and no length 2. What
+    # then underflows in float32 is below 2^-100 of the unit, which is added to the margin.
     longest = queries.length.max(), candidates.length.max()
     unit = 2.0 ** float(np.frexp(max(longest[0] * longest[1], shifts, np.abs(target).max()))[1])
     unit_a = 2.0 ** float(np.frexp(longest[0])[1])

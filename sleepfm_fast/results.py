@@ -1,4 +1,4 @@
-"""A result on disk: what an evaluation printed, and the arrays behind it, so that a report can be traced to files.
+"""A result on disk: what an evaluation printed and the arrays behind it, so that a report can be traced to files.
 
 ::
 
@@ -51,7 +51,7 @@ def are_codes(value: Any) -> bool:
 
 
 def are_shapes(value: Any) -> bool:
-    """Whether a value gives type and shape of every array."""
+    """Whether a value gives the type and the shape of every array."""
     return isinstance(value, dict) and all(
         isinstance(shape, list) and are_texts(shape[:1]) and all(type(n) is int for n in shape[1:])
         for shape in value.values()
@@ -65,11 +65,11 @@ ENTRIES: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("subjects", "recordings", "modalities", "class_names"), are_texts),
     "trained_classes": are_codes,
 }
-"""What must be of its kind where a result has it: the entries that say what the numbers of arrays stand for."""
+"""Checks of the entries that say what the numbers of arrays mean; a result need not have all of them."""
 NAMED_BY = {"subject": "subjects", "recording": "recordings", "label": "class_names"}
-"""Arrays of places in an entry's list."""
+"""Arrays that hold indices into a list of the record, and the entry that is the list."""
 KNOWN = ("score", "probability", "coef", "intercept", "fill", "onset_s")
-"""Arrays in which no number is missing."""
+"""Arrays that must not hold NaN."""
 
 
 @dataclass(frozen=True)

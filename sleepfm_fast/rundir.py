@@ -71,7 +71,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], state: Map
     tensors : mapping of str to tensor
         Any device; copied to the CPU.
     state : mapping
-        What JSON can hold.
+        Values that JSON can hold.
     """
     from safetensors.torch import save
 
@@ -97,7 +97,7 @@ def read_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Te
 
 
 def state_in(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """JSON state in a checkpoint's metadata; empty where there is none."""
+    """Return the JSON state in a checkpoint's metadata; empty where there is none."""
     try:
         state = from_json(metadata.get("state", "{}"))
     except ValueError as error:
@@ -137,7 +137,7 @@ def read_safetensors(path: Path, device: str) -> tuple[dict[str, torch.Tensor], 
 
 
 def damaged(path: Path, error: Exception) -> SleepfmError:
-    """Say that a checkpoint cannot be read, and what the run's other one is good for."""
+    """Make the error that says that a checkpoint cannot be read, and how the run's other one can help."""
     other = path.with_name("last.safetensors" if path.name == "best.safetensors" else "best.safetensors")
     if path.name == "last.safetensors":
         remedy = "Restore it, or delete it: --resume then begins at the first step."

@@ -109,7 +109,16 @@ def test_profusion_xml(tmp_path):
     assert grid.stage.tolist() == [0, 3, 4, -1, -1]
     assert grid.sdb.tolist() == [0, 0, 1, -1, -1], "after the last stage nobody scored"
     assert any("1 scored event has no name" in issue for issue in scoring.issues)
-    assert any("1 of 5 sleep stage codes" in issue for issue in scoring.issues)
+    assert any(issue.startswith("1 of 5 sleep stage codes is not known") for issue in scoring.issues)
+
+
+@pytest.mark.parametrize(("stated", "epoch_s"), [("20", 20), ("30", 30), ("0", 30), ("-20", 30), ("", 30)])
+def test_epochs_of_profusion_are_as_long_as_stated(tmp_path, stated, epoch_s):
+    text = f"<CMPStudyConfig><EpochLength>{stated}</EpochLength><SleepStages>{{}}</SleepStages></CMPStudyConfig>"
+    stages = "".join(f"<SleepStage>{code}</SleepStage>" for code in (0, 2, 5))
+    scoring = read_scoring(write(tmp_path, text.format(stages), "a.xml"))
+    assert [(event.onset_s, event.duration_s) for event in scoring.events] == [(epoch_s * k, epoch_s) for k in range(3)]
+    assert any("states no epoch length" in issue for issue in scoring.issues) is (stated not in ("20", "30"))
 
 
 SLEEPWARE = """<?xml version="1.0" encoding="utf-8"?>
@@ -128,9 +137,10 @@ def test_sleepware_xml(tmp_path):
     assert grid.stage.tolist() == [-1, 0, 2, 2, 4]
     assert grid.sdb.tolist() == [-1, 0, 1, 0, 0]
     assert any("1 scored event has no name" in issue for issue in scoring.issues)
-    scoring = read_scoring(write(tmp_path, SLEEPWARE.format(user="<UserStaging/>"), "a.rml"))
-    assert clip_labels(scoring, 30).stage.tolist() == [3]
-    assert any("those of the software were taken" in issue for issue in scoring.issues)
+    for user in ("<UserStaging/>", ""):
+        scoring = read_scoring(write(tmp_path, SLEEPWARE.format(user=user), "a.rml"))
+        assert clip_labels(scoring, 30).stage.tolist() == [3]
+        assert any("those of the software were taken" in issue for issue in scoring.issues)
 
 
 @pytest.mark.parametrize(

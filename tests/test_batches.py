@@ -120,8 +120,8 @@ def test_a_sensor_that_fell_off_counts_for_the_hours_before_and_a_dead_one_not_a
     assert float(before.std(dim=1).median()) == pytest.approx(1, rel=0.35)
 
 
-def test_a_sensor_that_was_unplugged_for_cpap_counts_for_the_hours_before(cohort, tmp_path):
-    """Its channel goes on with the amplifier's noise, which a split night has more of than of breathing."""
+def test_a_sensor_unplugged_for_cpap_and_an_electrode_that_came_off_count_for_the_hours_before(cohort, tmp_path):
+    """The sensor goes on with the amplifier's noise, which a split night has more of; the electrode is far louder."""
     with pyedflib.EdfReader(str(cohort / "sim-3-0000.edf")) as reader:
         headers = reader.getSignalHeaders()
         labels = [h["label"] for h in headers]
@@ -129,6 +129,13 @@ def test_a_sensor_that_was_unplugged_for_cpap_counts_for_the_hours_before(cohort
     signal = signals[labels.index("Nasal Pressure")]
     begin = int(0.3 * len(signal))
     signal[begin:] = 11 + np.random.default_rng(0).integers(-2, 3, len(signal) - begin)
+    eeg, rng = signals[labels.index("F4-M1")], np.random.default_rng(1)
+    came_off = int(0.7 * len(eeg))
+    eeg[:came_off] = rng.integers(-20, 21, came_off)
+    eeg[came_off:] = rng.integers(-20_000, 20_001, len(eeg) - came_off)
+    pulse = labels.index("Pulse")
+    headers[pulse]["dimension"] = "mV"  # an oximeter's analogue output: its own spread is the only measure
+    signals[pulse][:] = rng.integers(-2000, 2001, len(signals[pulse]))
     with pyedflib.EdfWriter(str(tmp_path / "night.edf"), len(headers), pyedflib.FILETYPE_EDFPLUS) as writer:
         writer.setSignalHeaders(headers)
         writer.writeSamples(signals, digital=True)
@@ -142,6 +149,12 @@ def test_a_sensor_that_was_unplugged_for_cpap_counts_for_the_hours_before(cohort
     spread = x.std(dim=1)
     assert float(spread[: int(0.3 * len(store))].median()) == pytest.approx(1, rel=0.35)
     assert float(spread[int(0.3 * len(store)) + 1 :].max()) < 0.02
+    brain = next(m for m in store.montage.modalities if m.name == "brain")
+    spread = batch.x["brain"][:, [slot.name for slot in brain.slots].index("F4-M1")].std(dim=1)
+    assert float(spread[: int(0.7 * len(store))].median()) == pytest.approx(1, rel=0.1)
+    assert float(spread[-3:].min()) > 500
+    x = batch.x["respiratory"][:, [slot.name for slot in respiratory.slots].index("Pulse Rate")]
+    assert (float(x.mean()), float(x.std(dim=1).median())) == (pytest.approx(0, abs=0.1), pytest.approx(1, rel=0.1))
 
 
 def test_scaling_clip_by_clip_leaves_saturation_its_meaning(real):

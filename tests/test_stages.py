@@ -8,10 +8,22 @@ from sleepfm_fast.scoring.stages import STAGE_OF_WORD, is_marker, perhaps_respir
 
 STAGE_TEXTS = {
     "W": "W, Wake, Wake|0, 0, SlpStgWake, Sleep stage W, SDO:WakeState, SRO:Wake, Éveil, Wach, AWAKE",
-    "N1": "N1, S1, 1, Stage 1 sleep|1, Sleep stage 1, SRO:Stage1Sleep, NREM 1, nonrem1, 1.0, Stage N1",
-    "N2": "N2, S2, 2, Sleep stage N2, NREM stage 2, Stade 2, Schlafstadium 2, Non-REM 2, Stadium II, NREM II",
-    "N3": "N3, S3, S4, 3, 4, Stage 4 sleep|4, Sleep stage 3/4, SWS, Stage 3 sleep|3, Sleep stage 4",
-    "R": "R, REM, 5, REM sleep|5, SRO:RapidEyeMovement, Sleep stage R, Stage REM, Sommeil paradoxal, rem",
+    "N1": (
+        "N1, S1, 1, Stage 1 sleep|1, Sleep stage 1, SRO:Stage1Sleep, NREM 1, nonrem1, 1.0, Stage N1, "
+        "NonRapidEyeMovementSleep-N1"
+    ),
+    "N2": (
+        "N2, S2, 2, Sleep stage N2, NREM stage 2, Stade 2, Schlafstadium 2, Non-REM 2, Stadium II, NREM II, "
+        "NonRapidEyeMovementSleep-N2"
+    ),
+    "N3": (
+        "N3, S3, S4, 3, 4, Stage 4 sleep|4, Sleep stage 3/4, SWS, Stage 3 sleep|3, Sleep stage 4, "
+        "NonRapidEyeMovementSleep-N3"
+    ),
+    "R": (
+        "R, REM, 5, REM sleep|5, SRO:RapidEyeMovement, Sleep stage R, Stage REM, Sommeil paradoxal, rem, "
+        "RapidEyeMovementSleep-R"
+    ),
     "none": (
         "?, Sleep stage ?, Movement time, M, MT, 6, 9, Unscored|9, Movement|6, Artifact, SP, undefined, UnknownStage, "
         "-1, -2, nan, Not scored, ART, UNS"

@@ -1,6 +1,7 @@
 // Batch norm in training: mean and variance of every channel over the clips and samples of the batch, and the gradients
-// of input, gain and shift. A row is one channel of one clip, [B, n_channels] rows of n samples each. Rows are summed
-// one by one and their sums are added in the order of the clips, in float64, whatever thread made them.
+// of input, gain and shift. A row is one channel of one clip, so that there are [B, n_channels] rows of n samples. Each
+// row is summed by itself, and the rows' sums are added in the order of the clips in float64: the bits do not depend on
+// the number of threads.
 #pragma once
 
 #include <math.h>
@@ -12,14 +13,14 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// What one row gives to the sums over the batch. In forward a is its mean and b the sum of squares around that mean; in
-// backward a is the sum of dy and b the sum of dy (x - mean of the channel).
+// What one row contributes to the sums over the batch. In forward a is its mean and b the sum of squares around that
+// mean; in backward a is the sum of dy and b the sum of dy (x - mean of the channel).
 struct RowSums {
     double a, b;
 };
 
-// Mean of a row, and the sum of squares around it. Squares are taken around the mean rounded to float32, so that
-// nothing cancels; the rest of the mean, which is the mean of those differences, corrects both.
+// Mean of a row, and the sum of squares around it. Differences are taken from `around`, the mean rounded to float32, so
+// that large offsets do not cancel. Their mean, `step`, is what the rounding left out, and corrects both results.
 inline RowSums row_moments(float const* x, Index n) {
     float const around = static_cast<float>(row_sum(x, n) / static_cast<double>(n));
     Vector sum{}, more{}, squares{}, more_squares{};
@@ -90,8 +91,8 @@ inline void normalise_row(float const* x, Index n, float mean, float scale, floa
     }
 }
 
-// Gradients of gain and shift, which it writes, and what makes the input's gradient of a sample, from the rows'
-// products [B, n_channels]; statistics [2, n_channels].
+// Writes the gradients of gain and shift of one channel, from the rows' products [B, n_channels], and returns the
+// function that turns a sample's dy and x into its dx. statistics is [2, n_channels]: means, then variances.
 inline BatchNormGradient reduce_products(RowSums const* rows, Index B, Index n_channels, Index channel, Index n,
                                          double eps, float gamma, double const* statistics, float* dgamma,
                                          float* dbeta) {

@@ -1,5 +1,5 @@
-// Maximum of each sample and its two neighbours, and its gradient. As in torch the first of equal samples is the
-// maximum, and a NaN is larger than all before it.
+// The maximum of each sample and its two neighbours, and its gradient. As in torch, the first of equal samples is the
+// maximum, and a NaN is larger than everything before it.
 #pragma once
 
 #include "cpu/mbconv_workspace.h"
@@ -8,7 +8,7 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-// All lanes set where b, coming after a, takes its place.
+// Lanes in which b, the later sample, replaces a as the maximum: b is larger, or NaN.
 inline Mask displaces(Vector a, Vector b) {
     return (b > a) | (b != b);
 }
@@ -29,7 +29,7 @@ inline Vector later(Vector a, Vector b) {
     return displaces(a, b) ? b : a;
 }
 
-// Which sample of a row of n is the maximum around sample t.
+// Index of the sample that is the maximum around sample t of a row of n.
 inline Index maximum_around(float const* x, Index n, Index t) {
     Index best = t > 0 ? t - 1 : t;
     for (Index i = best + 1; i <= t + 1 && i < n; ++i) {

@@ -1,6 +1,9 @@
-// The stem in training: convolution of 3 with stride 2, batch norm with the batch's statistics; backward for the
-// weights (the input is data and has no gradient). A tile's samples are a panel of 3 n_in rows, one for each tap, so
-// that the convolution and its weights' gradient are the products of the MBConv blocks.
+// The stem in training: a convolution of 3 taps with stride 2, then a batch norm with the batch's statistics. Backward
+// computes the gradients of the weights only: the input is data and has none.
+// A clip is processed in tiles of samples. fill_taps copies a tile into a panel of 3 n_in rows, one for each tap of
+// each channel, so that the convolution and its weights' gradient are the matrix products of the MBConv blocks. One
+// clip runs on one thread; the gradients of the weights are summed for each group of clips and the groups added in
+// order, so that the bits do not depend on the number of threads.
 #pragma once
 
 #include "cpu/mbconv_workspace.h"
@@ -10,19 +13,20 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-constexpr Index STEM_TILE = 192;  // samples out: the tile's taps, and what comes of them, stay in the second cache
+constexpr Index STEM_TILE = 192;  // output samples; a tile's taps and its results stay in the second cache
 
-// A thread's memory.
+// Scratch memory of one thread. `even` and `odd` hold one channel's samples of a tile, `panel` the taps [3 n_in,
+// STEM_TILE] in strips; backward also needs the convolution's gradient [n_gradients, STEM_TILE] and the transposed
+// taps.
 struct StemScratch {
     float *even, *odd, *panel, *gradient, *transposed;
 
-    // Lines of even and of odd samples, taps; in backward the convolution's gradient and the taps transposed.
     static Index floats(Index taps, Index n_gradients, Index ld) {
         return 2 * (STEM_TILE + 2 * LANES) + (taps + n_gradients + ld) * STEM_TILE;
     }
 
     StemScratch(float* memory, Index taps, Index n_gradients) : even(memory) {
-        odd = even + STEM_TILE + 2 * LANES;  // one sample before
+        odd = even + STEM_TILE + 2 * LANES;  // odd[-1] is the sample before the tile; it fits into the 2 * LANES
         panel = even + 2 * (STEM_TILE + 2 * LANES);
         gradient = panel + taps * STEM_TILE;
         transposed = gradient + n_gradients * STEM_TILE;
@@ -30,11 +34,11 @@ struct StemScratch {
 };
 
 struct StemWorkspace {
-    float* weights;               // packed [n_out / ROWS, taps, ROWS]
+    float* weights;               // packed [n_padded / ROWS, taps, ROWS]
     float* scale;                 // [n_out] gamma / deviation
     BatchNormGradient* gradient;  // [n_out]
     RowSums* rows;                // [B, n_out]
-    float* weight_sums;           // [groups, n_out, ld]
+    float* weight_sums;           // [groups, n_padded, ld]; a row has `taps` numbers
     float* thread;                // [n_threads, per_thread]
     Index taps, ld, n_padded, groups, per_group, per_thread, bytes;
 
@@ -58,7 +62,8 @@ struct StemWorkspace {
     StemScratch scratch() const { return {thread + thread_number() * per_thread, taps, n_padded}; }
 };
 
-// The taps of n outputs from `from` on: rows before, at and after the even sample, for every channel of a clip.
+// Fills the panel with the taps of the outputs from `from` on: for every channel of a clip at x, the samples 2 t - 1,
+// 2 t and 2 t + 1 of output t. Samples outside the clip are zero.
 inline void fill_taps(StemShape const& s, Strips const& strips, float const* x, Index from, StemScratch const& t) {
     Index const T = s.n_samples, n = strips.n, n_odd = least(T / 2 - from, n);
     for (Index c = 0; c < s.n_in; ++c) {

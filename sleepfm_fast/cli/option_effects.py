@@ -1,7 +1,8 @@
-"""Options that another option decides about: one that was given and would change nothing is refused, in one place.
+"""Refusal of options that the user gave but that would have no effect, because of another option.
 
-A command's ``Config`` lists in ``EFFECTS`` when an option counts. Left at its default an option may be idle; given, it
-must count. An option whose wish is met because nothing depends on it (a seed where nothing is drawn) is no such case.
+The ``EFFECTS`` of a command's ``Config`` list when an option has an effect. At its default an option may be without
+effect, but one that is given must have one. A seed where nothing is drawn is no such case: what it asks for is
+fulfilled.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ __all__ = ["TRAINING_EFFECTS", "Effect", "given_options", "only_with", "only_wit
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """When an option counts.
+    """The condition under which an option has an effect.
 
     Attributes
     ----------
     option : str
-        Name of its field.
+        Name of the option's field.
     decider : str
-        Field of the option that decides.
+        Name of the field of the option that decides.
     values : tuple
-        The decider's values with which the option counts; none listed: any but None, False, 0 and empty.
+        The decider's values with which the option has an effect; if empty, all but None, False, 0 and empty ones.
     without : bool
-        The other way round: the option counts where the decider is left out.
+        The opposite: the option has an effect where the decider is left out.
     spelling : str
-        The decider as the user writes it, where that is not its field's name.
+        The decider as the user types it, where that is not derived from its field's name.
     """
 
     option: str
@@ -41,14 +42,14 @@ class Effect:
     spelling: str = ""
 
     def holds(self, config: Any) -> bool:
-        """Whether the option counts in a configuration."""
+        """Whether the option has an effect in a configuration."""
         value = getattr(config, self.decider)
         if self.values:
             return value is None or value in self.values  # None is decided later, for a value that counts
         return bool(value) != self.without
 
     def sentence(self, config: Any) -> str:
-        """Why it would change nothing, and what would make it count."""
+        """Return the message of the refusal: why the option has no effect, and what would give it one."""
         given = written(self.option, getattr(config, self.option))
         decider = self.spelling or option(self.decider)
         if self.without:
@@ -66,12 +67,12 @@ class Effect:
 
 
 def only_with(option: str, decider: str, *values: Any, spelling: str = "") -> Effect:
-    """An option that counts where another has one of some values, or is given at all."""
+    """Return the effect of an option that needs another one to have one of ``values`` or, without them, to be given."""
     return Effect(option, decider, values, spelling=spelling)
 
 
 def only_without(option: str, decider: str) -> Effect:
-    """An option that counts where another is left out."""
+    """Return the effect of an option that needs another one to be left out."""
     return Effect(option, decider, without=True)
 
 
@@ -80,11 +81,11 @@ TRAINING_EFFECTS = (
     only_with("step_epochs", "schedule", "step"),
     only_with("replicate", "train_subjects"),
 )
-"""Of the commands that train a network."""
+"""Effects that all commands that train a network share."""
 
 
 def written(name: str, value: Any, spelled: str = "") -> str:
-    """An option with its value, as a user types it."""
+    """Return an option with its value, as a user types it."""
     spelled = spelled or option(name)
     if isinstance(value, bool):
         return spelled if value else f"--no-{spelled.removeprefix('--')}"
@@ -94,7 +95,7 @@ def written(name: str, value: Any, spelled: str = "") -> str:
 
 
 def given_options(argv: Sequence[str]) -> set[str]:
-    """Names of the fields whose options stand in a command line, whatever their values."""
+    """Return the names of the fields whose options occur in a command line, whatever their values."""
     names = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
     return names | {name.removeprefix("no_") for name in names}
 
@@ -105,14 +106,14 @@ def refuse_without_effect(config: Any, given: Collection[str] = ()) -> None:
     Parameters
     ----------
     config : dataclass
-        Its ``EFFECTS``, if it has any, are looked at.
+        The options; its class may have ``EFFECTS``.
     given : collection of str
-        Fields that the user wrote; besides them, those whose value is not their default.
+        Fields that the user gave. Fields whose value is not the default count as given too.
 
     Raises
     ------
     SleepfmError
-        Naming the option that decides.
+        Its message names the option that decides.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     effects: tuple[Effect, ...] = getattr(config, "EFFECTS", ())

@@ -1,4 +1,4 @@
-"""Refusals that the options of several commands share: which option, its value, and what was expected."""
+"""Range checks that the options of several commands share; a refusal names the option, its value, and the range."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["option", "refuse_dropout", "refuse_negative", "refuse_not_finite", "
 
 
 def option(name: str) -> str:
-    """A field's name as the user writes it."""
+    """Return a field's name as the user types the option."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -26,20 +26,20 @@ def refuse_not_finite(config: Any) -> None:
 
 
 def refuse_not_positive(config: Any, names: Iterable[str]) -> None:
-    """Refuse 0 and below."""
+    """Refuse a value of 0 or below in the named fields."""
     for name in names:
         if getattr(config, name) <= 0:
             raise SleepfmError(f"{option(name)} is {getattr(config, name)}; expected a number above 0.")
 
 
 def refuse_negative(config: Any, names: Iterable[str]) -> None:
-    """Refuse what is below 0."""
+    """Refuse a value below 0 in the named fields."""
     for name in names:
         if getattr(config, name) < 0:
             raise SleepfmError(f"{option(name)} is {getattr(config, name)}; expected 0 or more.")
 
 
 def refuse_dropout(dropout: float | None) -> None:
-    """Refuse a share outside [0, 1); None is the preset's own."""
+    """Refuse a dropout outside [0, 1); None stands for the preset's own."""
     if dropout is not None and not 0 <= dropout < 1:
         raise SleepfmError(f"--dropout is {dropout:g}; expected 0 or more and less than 1.")

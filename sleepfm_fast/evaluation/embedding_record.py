@@ -1,4 +1,4 @@
-"""Whether ``embeddings.json`` holds what was written, each entry of its kind, so that it can be used unseen."""
+"""Checks that ``embeddings.json`` has all entries, each of its type, so that it can be used without more checks."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def are_texts(value: Any) -> bool:
 
 
 def are_recordings(value: Any) -> bool:
-    """Whether a value is a list of names of files below a folder; of those of two stores, transfer names the side."""
+    """Whether a value is a list of paths inside a folder, as are names from two joined stores (``training/night1``)."""
     return are_texts(value) and all("\0" not in name and not {"", ".", ".."} & {*name.split("/")} for name in value)
 
 
 def are_names(value: Any) -> bool:
-    """Whether a value is a list of different texts, one at least."""
+    """Whether a value is a list of at least one text, all different."""
     return are_texts(value) and 0 < len(value) == len(set(value))
 
 

@@ -384,7 +384,7 @@ class EmbeddingWriter:
             shutil.rmtree(self.partial, ignore_errors=True)
         self._release()
         if kind is None:
-            raise ValueError(f"the writer of {self.path} was closed before finish(); nothing was kept")
+            raise ValueError(f"the writer of {self.path} was closed before finish(); its embeddings cannot be read")
 
 
 def _checked_columns(columns: Mapping[str, Any], n_clips: int, description: Description) -> dict[str, npt.NDArray[Any]]:

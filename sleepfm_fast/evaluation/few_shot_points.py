@@ -1,4 +1,4 @@
-"""The finished points of a few-shot curve in a file beside the result, so that a killed run goes on where it was."""
+"""The finished points of a few-shot curve, in a file beside the result, so that a killed run can be continued."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ FORMAT = "sleepfm_fast few-shot points 1"
 
 
 def partial_path(result: Path) -> Path:
-    """Name the file of a result that is not finished."""
+    """Return the file that keeps the points of a result until it is finished."""
     result = result.resolve()
     return result.with_name(f"{result.name}.partial.jsonl")
 
 
 class Points:
-    """Points by (subjects, replicate): one line of JSON each after a first line that says what they belong to.
+    """Points by (subjects, replicate): a JSON line for each, after a first line that holds the key.
 
     Parameters
     ----------
     path : Path
-        The file; it is made with the first point.
+        The file, which the first point creates.
     key : mapping
-        Everything that a point depends on but its own place in the curve.
+        Everything that a point depends on except its own place in the curve.
 
     Raises
     ------
@@ -65,7 +65,7 @@ class Points:
                 f"{remedy}"
             )
         if torn or head is None:
-            # A run killed while it wrote: what was written last is cut off.
+            # A run was killed while it wrote: remove the incomplete last line.
             with self.path.open("r+b") as file:
                 file.truncate(len(whole) + 1 if head is not None else 0)
 
@@ -74,11 +74,11 @@ class Points:
         return len(self._points)
 
     def get(self, subjects: int, replicate: int) -> dict[str, Any] | None:
-        """Return a finished point."""
+        """Return a point if it is finished; else None."""
         return self._points.get((subjects, replicate))
 
     def add(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a point, on the disk before this returns, and return it as it will be read."""
+        """Append a point, which is on the disk when this returns, and return it as a later run will read it."""
         kept: dict[str, Any] = json.loads(to_json(dict(point)))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with named_errors(self.path), self.path.open("ab") as file:

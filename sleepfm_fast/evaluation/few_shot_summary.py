@@ -1,4 +1,4 @@
-"""A few-shot curve over its replicates: mean and 95 % interval at every number of subjects."""
+"""Summary of a few-shot curve: mean and 95 % interval over the replicates at every number of subjects."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ __all__ = ["mean_interval", "say_curve", "summarise"]
 def mean_interval(values: Sequence[float | None]) -> dict[str, Any]:
     """Return the mean of replicates and its 95 % interval by Student's t, cut at 0 and 1.
 
-    Student's t takes the replicates for independent. They are draws of k from the same N training subjects: as k nears
-    N they share most subjects and the interval shrinks towards nothing, which is not precision. It is the spread of
-    the draw within this cohort, small numbers of subjects being those where it is near that between cohorts.
+    Student's t assumes independent replicates, but these are draws of k from the same N training subjects. As k
+    approaches N they share most of their subjects, and the interval shrinks towards zero without the figure becoming
+    more certain. It shows the spread of draws within this cohort, which is close to that between cohorts only where k
+    is small.
 
     Parameters
     ----------
     values : sequence of float or None
-        One figure of each replicate; None where it has none is left out and seen in ``n``.
+        A figure for each replicate; None, where a replicate has none, is left out, and ``n`` counts the others.
 
     Returns
     -------
@@ -48,13 +49,13 @@ def summarise(curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Parameters
     ----------
     curve : sequence of dict
-        Points with ``subjects``, ``n_clips``, ``macro``, ``macro_absent_at_chance`` and ``classes``; of age and sex
+        Points with ``subjects``, ``n_clips``, ``macro``, ``macro_absent_at_chance`` and ``classes``; for age and sex
         also ``nights``, which has the last three over nights.
 
     Returns
     -------
     list of dict
-        One a number of subjects, ascending, with :func:`mean_interval` of each figure.
+        One for each number of subjects, ascending, with the :func:`mean_interval` of every figure.
     """
     rows = []
     for n in sorted({point["subjects"] for point in curve}):
@@ -87,7 +88,7 @@ def _averaged(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def say_curve(rows: Sequence[dict[str, Any]]) -> None:
-    """Print one line a number of subjects, over clips and of age and sex over nights; absent classes at chance."""
+    """Print a line per number of subjects, over clips and, for age and sex, over nights; absent classes at chance."""
     _say_rows([(row, row) for row in rows])
     if nights := [(row, row["nights"]) for row in rows if "nights" in row]:
         say("over nights, each by the mean probability of its clips:")

@@ -1,9 +1,10 @@
-"""Age and sex told of whole nights: a night is one case, judged by the mean probability of its clips.
+"""Age and sex predicted for whole nights: a night is one case, judged by the mean probability of its clips.
 
-Age and sex are facts of a person, and every clip of a night carries the same label. Figures over clips, the paper's,
-ask what 30 s tell. These ask what a recording tells. The night is the case, not the subject: age is the age at a
-recording, so two visits of a subject can be of two groups, and one recording is what a later user of the classifier
-has. That nights of a subject resemble each other is left to the intervals, which are over subjects.
+Age and sex are facts of a person, so that all clips of a night have the same label. Figures over clips, as in the
+paper, tell how much 30 s reveal; these figures tell how much a recording reveals. The case is the night and not the
+subject, because age is that at the recording, so that two visits of a subject can be in different groups, and because a
+later user of the classifier has one recording. The intervals, which are over subjects, account for the likeness of a
+subject's nights.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Nights:
         Mean over each night's clips.
     label : int8 [n]
     subject : int [n]
-        As the clips' subjects are numbered.
+        Numbered as the clips' subjects are.
     """
 
     probability: npt.NDArray[np.float64]
@@ -54,7 +55,7 @@ def nights_of(
     ----------
     probability : float [n, k]
     label, subject, recording : int [n]
-        Of each clip; the same label and subject in all clips of a recording.
+        One per clip; all clips of a recording have the same label and subject.
     """
     _, first, night = np.unique(recording, return_index=True, return_inverse=True)
     n_clips = np.bincount(night)
@@ -78,16 +79,16 @@ def by_night(
     Parameters
     ----------
     probability : float [n, k]
-        Of every test clip, a column a class of ``trained``.
+        A row per test clip, and a column for each class of ``trained``.
     trained, label, subject, task, bootstraps, seed
         As for :func:`sleepfm_fast.evaluation.figures.evaluate`; the same subjects are drawn as for clips.
     recording : int32 [n]
-        Whose night each clip is of.
+        The recording of each clip.
 
     Returns
     -------
     dict
-        The figures of ``evaluate``, of nights, with ``n_nights`` and ``n_subjects``.
+        The figures of ``evaluate``, over nights, with ``n_nights`` and ``n_subjects``.
     """
     nights = nights_of(probability, label, subject, recording)
     figures = evaluate(

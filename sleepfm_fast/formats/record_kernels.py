@@ -1,7 +1,7 @@
-"""Data records to samples, compiled: the loops behind :mod:`sleepfm_fast.epochs`, without Python's lock.
+"""Data records to samples, compiled: the loops behind :mod:`sleepfm_fast.epochs`, which release Python's lock.
 
-The records are walked in the order they lie in the file, and every signal is filled on the way. Numba checks no
-index: whatever calls these functions has checked the places.
+The records are traversed in their order in the file, and all signals are filled on the way. Numba checks no index:
+callers must have checked the places.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ __all__ = ["EPOCH_COLUMNS", "SNAP_SAMPLES", "copy_epochs", "copy_records", "find
 
 SNAP_SAMPLES = 1e-3  # an onset this close to a sample is that sample: onsets are written in rounded decimals
 EPOCH_COLUMNS = ("start", "samples_per_record", "n_context", "n_samples", "target")
-"""Columns of an epoch's geometry, one row a signal: its first sample within a record, the context on either side, the
-epoch with its context, and its place in the output, all in samples."""
+"""Columns of an epoch's geometry, with a row per signal: its first sample within a record, its samples per record, the
+context on either side, the epoch with its context, and its place in the output row, all in samples."""
 
 
 # The loops run over slices from 0: an index that Numba cannot prove non-negative costs the vector instructions.
@@ -34,7 +34,7 @@ def widen24(source: Any, target: Any) -> None:
 
 @compiled()
 def copy16(source: Any, target: Any) -> None:
-    """Copy int16 samples: for the short pieces of a record this loop takes two thirds of memcpy's time."""
+    """Copy int16 samples by a loop, which for the short pieces of a record takes two thirds of memcpy's time."""
     for i in range(target.size):
         target[i] = source[i]
 
@@ -43,10 +43,10 @@ def copy16(source: Any, target: Any) -> None:
 def copy_records(
     records: Any, sample_units: int, like: Any, begin: int, end: int, starts: Any, lengths: Any, addresses: Any
 ) -> None:
-    """Scatter the records ``[begin, end)`` to one array a signal, at ``addresses``, of the type of ``like``.
+    """Scatter the records ``[begin, end)`` to one array per signal, at ``addresses``, of the type of ``like``.
 
-    ``records`` begins with the segment; a sample takes ``sample_units`` of its elements: 1 of int16, or 3 of uint8.
-    ``starts`` and ``lengths`` count samples within a record.
+    ``records`` [n_records, elements] are those of the segment. A sample has ``sample_units`` elements: 1 of int16, or 3
+    of uint8. ``starts`` and ``lengths`` count samples within a record.
     """
     n_records = records.shape[0]
     for record in range(begin, end):
@@ -80,7 +80,7 @@ def scale24(source: Any, target: Any, gain: Any, offset: Any) -> None:
 def scale_records(
     records: Any, sample_units: int, begin: int, end: int, starts: Any, lengths: Any, addresses: Any, scales: Any
 ) -> None:
-    """As :func:`copy_records`, to float32 ``gain * integer + offset``; ``scales`` float32 [signal, (gain, offset)]."""
+    """Scatter as :func:`copy_records`, as float32 ``gain * integer + offset``; ``scales`` [signal, (gain, offset)]."""
     like = np.float32(0)
     n_records = records.shape[0]
     for record in range(begin, end):
@@ -122,10 +122,10 @@ def copy_epochs(
     end: int,
     out: Any,
 ) -> int:
-    """Fill the rows ``[begin, end)`` of ``out`` with all signals of one epoch each, one signal after the other.
+    """Fill each of the rows ``[begin, end)`` of ``out`` with all signals of an epoch, one signal after the other.
 
     ``geometry`` int64 [signal, 5] has the columns ``EPOCH_COLUMNS``. Samples beyond the segment repeat its edge.
-    Returns -1, or the row of the first epoch that lies in no segment; then nothing is written.
+    Returns -1; or the row of the first epoch that lies in no segment, and then none of these rows is written.
     """
     for row in range(begin, end):
         if find_segment(onsets_s[row], epoch_s, slack_s, begins_s, lengths_s) < 0:

@@ -1,7 +1,8 @@
-"""Data records to whole segments: the integers recorded, or physical values in float32.
+"""Data records to whole segments: the recorded integers, or physical values in float32.
 
-The records are walked once, in the order they lie on disk, and every signal is filled on the way: the file is read
-front to back whatever the number of signals. Memory may be handed in: to touch fresh memory costs more than the copy.
+The records are traversed once, in their order on disk, and all signals are filled on the way, so that the file is read
+front to back whatever the number of signals. Callers may pass memory in, since touching fresh memory costs more than
+the copy itself.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ __all__ = ["read_digital", "read_physical", "record_samples", "sample_dtype", "s
 
 
 def sample_dtype(recording: Recording) -> np.dtype[Any]:
-    """Native integer type: int16 for EDF, int32 for BDF."""
+    """Return the native integer type: int16 for EDF, int32 for BDF."""
     return np.dtype(np.int16 if recording.sample_bytes == 2 else np.int32)
 
 
 def record_samples(recording: Recording) -> tuple[NDArray[Any], int]:
-    """Map the records as int16 ``[record, sample]``, or as uint8 ``[record, byte]``; with the elements a sample."""
+    """Map the records as int16 ``[record, sample]`` or uint8 ``[record, byte]``; return also elements per sample."""
     records = recording.records()
     return (records.view("<i2"), 1) if recording.sample_bytes == 2 else (records, 3)
 
 
 def sample_starts(recording: Recording, signals: Sequence[Signal]) -> NDArray[np.int64]:
-    """Place of each signal's first sample within a record, in samples; refuse signals of another recording."""
+    """Return each signal's first sample within a record, counted in samples; refuse signals of another recording."""
     own = {s.index: s for s in recording.signals}
     for signal in signals:
         known = own.get(signal.index)
@@ -54,13 +55,13 @@ def read_digital(
     ----------
     recording : Recording
     signals : sequence of Signal
-        Of this recording, in the order wanted.
+        Signals of this recording, in the order of the output.
     segment : Segment
-        Of this recording.
+        A segment of this recording.
     out : list of ndarray, optional
-        One C-contiguous array a signal of ``segment.n_records * signal.samples_per_record`` native integers (int16
-        for EDF, int32 for BDF), written in place. Arrays used again save the cost of fresh memory, which is higher
-        than that of copying.
+        One C-contiguous array per signal, of ``segment.n_records * signal.samples_per_record`` native integers (int16
+        for EDF, int32 for BDF), written in place. Reusing arrays saves the cost of fresh memory, which is higher than
+        that of the copy.
 
     Returns
     -------
@@ -93,14 +94,14 @@ def read_physical(
     segment: Segment,
     out: list[NDArray[np.float32]] | None = None,
 ) -> list[NDArray[np.float32]]:
-    """As :func:`read_digital`, in each signal's unit: float32 ``gain * integer + offset``.
+    """Read as :func:`read_digital` does, but in each signal's unit: float32 ``gain * integer + offset``.
 
     Parameters
     ----------
     recording, signals, segment
         See :func:`read_digital`.
     out : list of float32 ndarray, optional
-        One C-contiguous array a signal, written in place.
+        One C-contiguous array per signal, written in place.
 
     Returns
     -------
@@ -129,7 +130,7 @@ def segment_arrays(
     dtype: np.dtype[Any],
     out: list[NDArray[Any]] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[NDArray[Any]]]:
-    """Signals' places in a record, their samples a record, and their output: ``out`` after a check, or fresh."""
+    """Return the signals' places in a record, their samples per record, and the output: ``out``, checked, or fresh."""
     starts = sample_starts(recording, signals)
     n_records = segment.n_records
     if not 0 <= segment.first_record <= segment.first_record + n_records <= recording.n_records:

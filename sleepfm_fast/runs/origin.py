@@ -1,4 +1,4 @@
-"""What a training starts from, and whom those weights have seen: a subject that they have seen is never tested."""
+"""The origin of a training's weights and the subjects that they have seen, which must never become test subjects."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ UNKNOWN_SUBJECTS = "The subjects it was trained on are not known: a test subject
 
 @dataclass(frozen=True)
 class Seen:
-    """Subjects whose split is settled, because weights were trained, validated or left untested on them.
+    """Subjects whose split is fixed, because weights were trained or validated on them or kept for testing on them.
 
     Attributes
     ----------
     subjects : dict of str to int
-        Their splits, as index into :data:`sleepfm_fast.runs.splits.SPLITS`.
+        Their splits, as indices into :data:`sleepfm_fast.runs.splits.SPLITS`.
     complete : bool
-        Whether they are all that the weights have seen.
+        Whether these are all subjects that the weights have seen.
     """
 
     subjects: dict[str, int] = field(default_factory=dict)
@@ -28,22 +28,22 @@ class Seen:
 
 
 def seen_by(config: Mapping[str, Any] | None) -> Seen:
-    """Whom the weights of a run have seen: in its training, and in the one that it was started from.
+    """Return the subjects that a run's weights have seen, in its training and in the one that it was started from.
 
     Parameters
     ----------
     config : mapping or None
-        As in the run's ``config.json``; None where only the weights are known.
+        The content of the run's ``config.json``; None where only the weights are known.
     """
-    # The authors' files name nobody.
+    # The authors' files name no subjects.
     if config is None or not config.get("subjects"):
         return Seen({}, complete=False)
-    # A run's own subjects include those of the run before. Where that is not recorded, they are not.
+    # A run's subjects include those of the run that it was started from, unless these were not recorded.
     return Seen(config["subjects"], split_before(config.get("initialised_from")).complete)
 
 
 def split_before(origin: Mapping[str, Any] | None) -> Seen:
-    """Whom the weights that a run was started from had seen, by its ``initialised_from``; nobody without any."""
+    """Return the subjects that a run's initial weights had seen, by its ``initialised_from``; none without that."""
     if origin is None:
         return Seen()
     return Seen(origin.get("subjects", {}), origin.get("subjects_known", False))

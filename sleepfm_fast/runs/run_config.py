@@ -1,4 +1,4 @@
-"""What ``config.json`` of a run must hold before its model is used: what was changed by hand is refused by name."""
+"""Checks of a run's ``config.json`` before its model is used; an entry that was damaged by hand is refused by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["damaged_entry", "refuse_damaged"]
 
 
 def damaged_entry(file: Path, entry: str, found: Any) -> SleepfmError:
-    """Say which entry is wrong."""
+    """Make the error that says which entry is wrong."""
     what = "is missing" if found is None else f"is {str(found)[:60]!r}, which it cannot be"
     return SleepfmError(f"{file} is damaged: the entry '{entry}' {what}. Restore the file, or train anew.")
 
@@ -25,16 +25,16 @@ def refuse_damaged(file: Path, config: Mapping[str, Any], options: Mapping[str, 
     Parameters
     ----------
     file : Path
-        ``config.json``, for the sentence.
+        ``config.json``, for the message.
     config : mapping
         Its content.
     options : mapping of str to type
-        Entries, with dots between their levels, that are the fields of a dataclass; each has the type of its default.
+        Entries, as paths with dots, and the dataclass whose fields each holds; a field must have its default's type.
 
     Raises
     ------
     SleepfmError
-        Naming the first entry that is wrong.
+        Its message names the first entry that is wrong.
     """
     for entry in ("config", "model", "montage", "input", "subjects", "split"):
         if not isinstance(config.get(entry), dict):
@@ -79,7 +79,7 @@ def check_fields(file: Path, entry: str, found: Mapping[str, Any], kind: type) -
 
 
 def fits(value: Any, default: Any) -> bool:
-    """Whether a JSON value has the type of a default; an integer is a number."""
+    """Whether a JSON value has the type of a default; an integer may stand for a float."""
     if isinstance(default, tuple):
         return isinstance(value, list | tuple) and all(type(v) is int for v in value)
     if isinstance(default, float):

@@ -1,4 +1,4 @@
-"""Which subjects train, validate and test: by a hash of the subject's name, so adding nights moves nobody."""
+"""The split of the subjects, by a hash of the subject's name, so that adding nights moves no subject."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Split:
     """Expected share of the subjects for testing."""
 
     def rule(self) -> str:
-        """The rule in words."""
+        """Return the rule in words."""
         return (
             f"subjects by SHA-256 of '{self.salt}/<subject>' mapped to [0, 1): below {self.test:g} test, below "
             f"{self.test + self.validation:g} validation, else train"
@@ -53,8 +53,8 @@ def assign_subjects(
     split : Split
         The rule.
     known : mapping of str to int, optional
-        Subjects whose split is settled (those a run was trained with), as index into :data:`SPLITS`. They keep it: a
-        subject the encoder has seen is never moved into the test split.
+        Subjects whose split is fixed, such as those of a run's training, as index into :data:`SPLITS`. They keep it, so
+        that a subject which the encoder has seen never becomes a test subject.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def assign_subjects(
     for code in (2, 0, 1):
         if shares[code] == 0 or (codes == code).any():
             continue
-        # The neighbour in hash order of the largest split that can spare a subject.
+        # Move the subject of the largest split that can spare one whose hash is nearest to the empty split.
         donors = [c for c in range(3) if (codes == c).sum() > 1 and any(codes[i] == c for i in movable)]
         if not donors:
             notices.append(
@@ -111,17 +111,18 @@ def assign_subjects(
 def draw_subjects(subjects: Sequence[str], n: int, replicate: int = 0) -> tuple[str, ...]:
     """Draw ``n`` subjects for a few-shot or a pretraining-size experiment.
 
-    Draws are nested: those of a smaller ``n`` are among those of a larger one of the same replicate, as cohorts grow. A
-    hash decides, so the draw is the same on every machine and adding subjects to the cohort disturbs it little.
+    Draws are nested, as if a cohort grew: the subjects of a smaller ``n`` are among those of a larger one of the same
+    replicate. A hash decides, so that the draw is the same on every machine and changes little when subjects are added
+    to the cohort.
 
     Parameters
     ----------
     subjects : sequence of str
-        Whom to draw from, such as the training subjects.
+        The subjects to draw from, such as the training subjects.
     n : int
-        How many; all of them where there are fewer.
+        How many to draw; all of them where there are fewer.
     replicate : int
-        Another number is another draw.
+        Number of the draw; each number gives another one.
 
     Returns
     -------

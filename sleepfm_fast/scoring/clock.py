@@ -1,4 +1,4 @@
-"""Times as scorers write them: seconds, or clock times with or without a date, counted from a recording's start."""
+"""Times as scorers write them, seconds or clock times with or without a date, as seconds from a recording's start."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ CLOCK = re.compile(
     r"(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?P<fraction>[.,]\d+)?)?\s*(?P<half>[AaPp]\.?[Mm]\.?)?Z?"
 )
 DOTTED = re.compile(r"^(.*[T ])?(\d{1,2})\.(\d{2})\.(\d{2}(?:,\d+)?(?: ?[AaPp]\.?[Mm]\.?)?)$")
-"""``22.13.47``, as in Nordic countries and Italy; a date may stand before it."""
+"""A clock time with dots, ``22.13.47``, as in Nordic countries and Italy; a date may precede it."""
 SHORT = re.compile(r"(\d{1,3}):([0-5]\d(?:[.,]\d+)?)")
 DAY_S = 86_400.0
 EARLIEST_S = -4 * 3600.0
-"""A clock time without a date lies at most this long before the recording's start, and under a day after that."""
+"""A clock time without a date is placed in the day that begins this long before the recording's start."""
 LONGEST_S = 18 * 3600.0
-"""Times of the day up to this, from 00:00:00 on, may be time elapsed; later ones are those of a clock."""
+"""Times from 00:00:00 up to this may be time elapsed since the recording's start; later ones are clock times."""
 HALF_DAY_S = DAY_S / 2
 THIRTEEN_S = 13 * 3600.0
 FAR_S = 3600.0
-"""What lies at most this far from the recording may be a remark about it, and says nothing of the clock."""
+"""An annotation at most this far outside the recording may be a remark about it, and is no evidence about the clock."""
 
 
 @dataclass(frozen=True)
 class Clock:
-    """A clock time: seconds of the day, and the three numbers of its date where it has one."""
+    """A clock time: seconds since midnight, the three numbers of its date, if any, and whether it has am or pm."""
 
     of_day_s: float
     date: tuple[int, int, int] | None
@@ -46,7 +46,7 @@ class Clock:
 
 
 def number(text: str) -> float | None:
-    """Finite number, with a decimal point or comma; None otherwise."""
+    """Read a finite number with a decimal point or comma; return None for other texts."""
     try:
         value = float(text.strip().replace(",", "."))
     except ValueError:
@@ -55,7 +55,7 @@ def number(text: str) -> float | None:
 
 
 def moment(text: str) -> float | Clock | None:
-    """Read a time: seconds, a clock time, or neither."""
+    """Read a time as seconds or as a clock time; return None for other texts."""
     if (value := number(text)) is not None:
         return value
     match = CLOCK.fullmatch(DOTTED.sub(r"\1\2:\3:\4", text.strip()))
@@ -89,15 +89,15 @@ def length_s(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class Frame:
-    """What the times of a file are counted from.
+    """The origin that the times of a file are counted from.
 
     Attributes
     ----------
     kind : {"seconds", "elapsed", "of day", "dated"}
     start : datetime or None
-        The recording's start; the last two kinds have it.
+        The recording's start, which the last two kinds need.
     day_first : bool
-        Dates read day/month.
+        Whether dates are day/month rather than month/day.
     """
 
     kind: str
@@ -105,7 +105,7 @@ class Frame:
     day_first: bool = True
 
     def seconds(self, at: float | Clock) -> float:
-        """Seconds from the recording's start; of a time without date in a dated file, those of the start's day."""
+        """Return seconds from the recording's start; a clock time without a date is placed by :data:`EARLIEST_S`."""
         if not isinstance(at, Clock):
             return at
         if self.kind in ("seconds", "elapsed") or self.start is None:
@@ -118,7 +118,7 @@ class Frame:
 def frame_of(
     moments: Sequence[float | Clock], source: str, start: datetime | None, issues: list[str]
 ) -> tuple[Frame, list[float]]:
-    """Tell what times are counted from, and give them in seconds from the recording's start.
+    """Find out what a file's times are counted from, and return that with the times in seconds from the start.
 
     Raises
     ------
@@ -168,24 +168,25 @@ def frame_of(
 def refuse_half_days(
     moments: Sequence[float | Clock], onsets_s: Sequence[float], source: str, duration_s: float | None
 ) -> None:
-    """Refuse the times of a 12-hour clock that lost its am and pm: half of a night would be moved by twelve hours.
+    """Refuse times of a 12-hour clock whose am and pm were lost, which would move half of a night by twelve hours.
 
     Parameters
     ----------
     moments : sequence of float or Clock
-        As they are written.
+        The times as they are written.
     onsets_s : sequence of float
-        As :func:`frame_of` read them, by a clock of 24 hours.
+        The same times as :func:`frame_of` read them, by a 24-hour clock.
     source : str
     duration_s : float or None
-        How long the recording is; where it is not known, only the second sign counts.
+        Length of the recording; where it is not known, only the second sign below counts.
 
     Raises
     ------
     ScoringError
-        When no hour is 0 or above 12, and either some times lie far outside the recording, and all of these lie inside
-        it when they are moved by twelve hours, or a row of the last minute before one follows on one of the minute
-        before thirteen: of a recording of half a day or more no time lies far outside.
+        When no hour is 0 or above 12, and there is one of two signs. The first: some times lie far outside the
+        recording, and all of these would lie inside it twelve hours earlier or later. The second, for recordings so
+        long that no time lies far outside: a time of the last minute before 13:00 is followed by one from 1:00 on that
+        lies at most a minute later by a 12-hour clock.
     """
     clocks = [at for at in moments if isinstance(at, Clock) and not at.half and 1 <= at.of_day_s / 3600 < 13]
     if len(clocks) < len(moments):
@@ -212,15 +213,15 @@ def refuse_half_days(
 
 
 def clock_text(of_day_s: float) -> str:
-    """``03:00:00`` of seconds from midnight."""
+    """Write seconds from midnight as ``03:00:00``."""
     minutes, seconds = divmod(round(of_day_s) % 86_400, 60)
     return f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
 
 
 def is_elapsed(clocks: Sequence[Clock], start: datetime | None) -> bool:
-    """Whether hh:mm:ss counts from the recording's start: from 00:00:00 on, and the recording began at another time.
+    """Whether times hh:mm:ss count from the recording's start: they begin at 00:00:00, and the recording does not.
 
-    The clock times of a night that passes midnight have 00:00:00 too, but begin before it.
+    Clock times of a night that passes midnight include 00:00:00 too, but begin before it.
     """
     first_s = min(clock.of_day_s for clock in clocks)
     start_s = None if start is None else of_day(start)
@@ -233,12 +234,12 @@ def is_elapsed(clocks: Sequence[Clock], start: datetime | None) -> bool:
 
 
 def of_day(start: datetime) -> float:
-    """Seconds since midnight."""
+    """Return the seconds since midnight."""
     return start.hour * 3600 + start.minute * 60 + start.second + start.microsecond / 1e6
 
 
 def midnight(clock: Clock, day_first: bool) -> datetime:
-    """Start of the day of a dated clock time; a date that begins with four digits is year, month, day."""
+    """Return the start of a dated clock time's day; a date whose first number is a year is year, month, day."""
     if clock.date is None:
         raise ValueError("a clock time without a date")
     a, b, c = clock.date
@@ -247,7 +248,7 @@ def midnight(clock: Clock, day_first: bool) -> datetime:
 
 
 def is_day_first(dated: Sequence[Clock], source: str, start: datetime, issues: list[str]) -> bool:
-    """Whether dates read day/month: by numbers above 12, by dots, by nearness to the recording's start."""
+    """Whether dates are day/month: told by dots, by numbers above 12, or by the distance to the recording's start."""
     dates = sorted({clock.date for clock in dated if clock.date is not None})
     if dates[0][0] > 31 or dated[0].separator == ".":
         return True

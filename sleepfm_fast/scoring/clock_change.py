@@ -1,4 +1,4 @@
-"""The night on which clocks change: a scorer's clock jumps by an hour, a recording's samples do not."""
+"""The nights when summer time begins or ends: a scorer's clock jumps by an hour, a recording's samples do not."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SAME_TIME_S = 1e-3
 """Clock times are written to the millisecond at best."""
 LEAST_STEPS = 20
 CONTINUOUS_SHARE = 0.95
-"""A jump is told from a gap where, of at least 20 stages, 95 % follow the one before without a break."""
+"""A jump counts as one, and not as a gap, if of at least 20 steps between stages 95 % are without a break."""
 PUT_BACK_TO_S = (1 * HOUR_S, 2 * HOUR_S)
 """Clocks go from 2 to 1 (Britain, America) or from 3 to 2 (most of Europe) in autumn."""
 PUT_FORWARD_TO_S = (2 * HOUR_S, 3 * HOUR_S)
-"""...and from 1 to 2 or from 2 to 3 in spring."""
+"""Clocks go from 1 to 2 or from 2 to 3 in spring."""
 
 
 @dataclass(frozen=True)
 class Jump:
-    """Row of the first stage after a jump, the clock times around it, and what makes the stages follow one another."""
+    """A jump of the clock: the row of the first stage after it, and that stage's expected and written times."""
 
     row: int
     expected_s: float
@@ -35,7 +35,7 @@ class Jump:
 
     @property
     def shift_s(self) -> float:
-        """Seconds to add to what was read off the clock after the jump."""
+        """Seconds to add to the times that were read off the clock after the jump."""
         return self.expected_s - self.found_s
 
 
@@ -44,24 +44,24 @@ def without_clock_change(
 ) -> Sequence[Event]:
     """Undo the hour by which the clock of a list of stages jumps when summer time begins or ends.
 
-    Stages that follow one another without a break but for one step of exactly an hour too much, at the hour at which
-    clocks are put forward, or too little, at the one at which they are put back, were written by such a clock.
+    Such a clock is recognised by stages that follow one another without a break, except for one step that is exactly an
+    hour too long at the hour at which clocks are put forward, or too short at the hour at which they are put back.
 
     Parameters
     ----------
     events : sequence of Event
-        In the file's order, times read off the clock as if it had not changed.
+        In the file's order, with times read off the clock as if it had not changed.
     start_of_day_s : float
         The recording's start, in seconds from midnight.
     source : str
     issues : list of str
-        What was done is appended.
+        Remarks on what was done are appended.
 
     Returns
     -------
     sequence of Event
-        Those after the jump moved by an hour; of what is no stage and lies in the hour that the clock showed twice,
-        only if the file is in the order of time.
+        The events, with those after the jump moved by an hour. Events other than stages in the hour that the clock
+        showed twice are moved only if the file is in temporal order, which tells to which of the two they belong.
     """
     jump = found_jump(events, start_of_day_s)
     if jump is None:
@@ -96,7 +96,7 @@ def without_clock_change(
 
 
 def found_jump(events: Sequence[Event], start_of_day_s: float) -> Jump | None:
-    """The one step between two stages of the file that is an hour off at the hour at which clocks change."""
+    """Find the only step between two stages that is an hour off, at an hour at which clocks change; None if none."""
     rows = [i for i, event in enumerate(events) if stage_of(event.text) is not None]
     staged = [events[i] for i in rows]
     steps = [b.onset_s - a.onset_s for a, b in itertools.pairwise(staged)]

@@ -22,32 +22,34 @@ from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 __all__ = ["LABEL_RULES", "OVERLONG", "ClipGrid", "clip_labels", "refuse_endless"]
 
 LABEL_RULES = 5
-"""To be raised where the same scoring gives clips other labels than before: nights of a store are then made again.
-2: no clip outside the scored part of a night is free of events. 3: no respiratory event of more than five minutes.
-4: clips lie where most epochs lie, and not where the first stage begins. 5: numbers that no night has mean no stage,
-lists that count epochs are of epochs, durations in texts count, and so do columns of events in every language."""
+"""Version of the labels, to be raised when the same scoring gives clips other labels than before: nights of a store are
+then made again. 2: no clip outside the scored part of a night counts as free of events. 3: no respiratory event lasts
+more than five minutes. 4: the grid of clips follows most epochs and not the first stage. 5: numbers unlike those of any
+night mean no stage, lists that count epochs are read as epochs, durations within texts are read, and so are columns of
+events in every language."""
 
 SDB_OVERLAP_S = 10.0
-"""An apnoea or hypopnoea lasts at least 10 s (AASM): that much of it inside a clip makes the clip an event."""
+"""Seconds of an event inside a clip that make the clip one with an event: the least that an apnoea or hypopnoea lasts
+(AASM)."""
 SDB_OVERLAP_FRACTION = 0.5
-"""...and so does half of the event, for the shorter ones that some scorers keep."""
+"""Share of an event inside a clip that does so as well, for the shorter events that some scorers keep."""
 LONGEST_EVENT_S = 300.0
 """No apnoea or hypopnoea lasts five minutes: a longer one was never ended, or its duration is in another unit."""
 OVERLONG = "longer than any apnoea or hypopnoea lasts"
-"""Stands in the remark on such events."""
+"""Part of the remark on such events."""
 STAGE_COVERAGE = 0.5
-"""Part of an epoch that stage annotations must cover for the epoch to get a stage."""
+"""Share of an epoch that stage annotations must cover for the epoch to get a stage."""
 LIST_STEPS = 20
 LIST_SHARE = 0.95
-"""Stages without duration are a list of every epoch where, of at least 20 steps, 95 % are an epoch long: in a night's
-changes of stage fewer than half are."""
+"""Stages without duration are taken for a list of every epoch where, of at least 20 steps, 95 % are an epoch long.
+Where only changes of stage are listed, fewer than half of the steps are."""
 SAME_TIME_S = 1e-6
-"""Onsets are written with at most microseconds: closer than this is the same time."""
+"""Times closer than this are the same, since onsets are written with microseconds at most."""
 
 LEFT_SHARE = 0.1
-"""What gaps leave in no clip is said from here on: a few gaps in a night leave less."""
+"""Share of the recorded time in no clip, because of gaps, from which on a remark is made; a few gaps leave less."""
 MOST_DAYS = 60
-"""Longer than any recording of sleep: what seems to last longer has a damaged header, and gives clips without end."""
+"""Longer than any recording of sleep. One that seems longer has a damaged header, and would give clips without end."""
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int8]
@@ -77,7 +79,7 @@ class ClipGrid:
     sdb : ndarray of int8, shape (n,)
         1 respiratory event, 0 none, -1 not scored.
     issues : tuple of str
-        What the scoring left doubtful, one sentence each.
+        A sentence for each thing that the scoring leaves doubtful.
     """
 
     onsets_s: Floats
@@ -104,19 +106,20 @@ def clip_labels(
 ) -> ClipGrid:
     """Cut a recording into 30-s clips on its scoring's own grid and label each.
 
-    The grid is anchored on the onset of the first annotation that names a stage, modulo 30 s, or where more than half
-    of them begin at another time of it, there: a first stage may last until lights off, or be the rest of an epoch that
-    was cut. It extends over the whole recording; clips that no stage covers by half keep stage none. Without stages it
-    starts at the recording's start. A clip lies wholly inside one segment.
+    The grid is anchored on the onset of the first annotation that names a stage, modulo 30 s; but where more than half
+    of these annotations agree on another onset modulo 30 s, it is anchored there, since a first stage may last until
+    lights off or be the rest of an epoch that was cut. The grid extends over the whole recording; clips of which stages
+    cover less than half keep stage none. Without stages it starts at the recording's start. A clip lies wholly inside
+    one segment.
 
-    Stage of an epoch: the stage that covers most of it; of two that cover as much, the one that starts later; of two
-    that also start together, none. An annotation without duration lasts until the next one,
-    or for an epoch where every epoch is listed.
+    The stage of an epoch is the one that covers most of it; of two that cover as much, the one that starts later; of
+    two that also start together, none. An annotation without duration lasts until the next one, or for one epoch where
+    every epoch is listed.
 
-    SDB of a clip: 1 where an apnoea or hypopnoea overlaps it by at least 10 s or by half of the event's duration;
-    otherwise 0 where respiratory events were scored, -1 where they were not. Before the first stage and after the last
-    nobody scored: a clip there that has no event has no label. Nor has one for which only an event of more than
-    five minutes speaks, which is an error of the scoring or of its unit of time.
+    The SDB label of a clip is 1 where an apnoea or hypopnoea overlaps it by at least 10 s or by half of the event's
+    duration; otherwise it is 0 where respiratory events were scored, and -1 where they were not. Nobody scored before
+    the first stage and after the last: a clip there without an event has no label. Neither has a clip whose only event
+    lasts more than five minutes, which is an error of the scoring or of its unit of time.
 
     Parameters
     ----------
@@ -127,7 +130,7 @@ def clip_labels(
     segments : sequence of Segment
         Contiguous stretches; their records share one duration. Empty: one stretch from 0 to ``n_s``.
     events_scored : bool, optional
-        Overrules ``scoring.events_scored``, of a night that has a stage or an event: one that nobody scored has no
+        Overrides ``scoring.events_scored`` for a night that has a stage or an event; a night that nobody scored has no
         label. Where both are None, events count as scored if there is at least one.
 
     Returns
@@ -184,7 +187,7 @@ def clip_labels(
 
 
 def grid_anchor(scored: Sequence[StageSpan]) -> tuple[float, bool]:
-    """Where the grid of clips begins, between 0 and 30 s, and whether that is where the first stage does."""
+    """Return where the grid of clips begins, from 0 to 30 s, and whether the first stage begins on it."""
     if not scored:
         return 0.0, True
     phases = [round(span.onset_s % EPOCH_S, 6) % EPOCH_S for span in sorted(scored, key=lambda span: span.onset_s)]
@@ -193,12 +196,12 @@ def grid_anchor(scored: Sequence[StageSpan]) -> tuple[float, bool]:
 
 
 def refuse_endless(path: Path, recorded_s: Fraction) -> None:
-    """Refuse a recording whose samples, by what its header says of their rate, last longer than any recording does.
+    """Refuse a recording that, by the rates in its header, lasts longer than any recording of sleep.
 
     Raises
     ------
     ScoringError
-        Before anything is made for its clips, which take memory however few samples there are.
+        To be raised before clips are made, which take memory however few samples there are.
     """
     days = recorded_s / 86_400
     if days > MOST_DAYS:
@@ -210,31 +213,32 @@ def refuse_endless(path: Path, recorded_s: Fraction) -> None:
 
 
 def stretches_of(n_s: float | Fraction, segments: Sequence[Stretch]) -> Intervals:
-    """Start and end of each contiguous stretch, in seconds."""
+    """Return the start and end of each contiguous stretch, in seconds."""
     if not segments:
         return [(0.0, float(n_s))] if n_s > 0 else []
     filled = [segment for segment in segments if segment.n_records > 0]
-    # the duration of a record follows from the end of the segment that ends last
+    # n_s is the end of the segment that ends last: for this one the quotient is the duration of a record, and for the
+    # others it is larger.
     record_s = min(((Fraction(n_s) - s.onset_s) / s.n_records for s in filled), default=Fraction(0))
     return [(float(s.onset_s), float(s.onset_s + s.n_records * record_s)) for s in filled]
 
 
 def count_outside(spans: Sequence[StageSpan], stretches: Intervals) -> int:
-    """How many spans share no time with any stretch; stretches may overlap, and there may be one a record."""
+    """Count the spans that share no time with any stretch; stretches may overlap, and be as many as the records."""
     starts_s, ends_s = np.array(sorted(stretches)).reshape(-1, 2).T
-    # Of the stretches that start before a span ends, the one that ends last decides.
+    # A span overlaps a stretch if, of the stretches that start before the span ends, the last end is after its onset.
     begun = np.searchsorted(starts_s, [span.end_s for span in spans], side="left")
     last_s = np.concatenate([[-np.inf], np.maximum.accumulate(ends_s)])[begun]
     return int(np.count_nonzero(last_s <= [span.onset_s for span in spans]))
 
 
 def off_grid_s(offset_s: float) -> float:
-    """Distance to the nearest multiple of 30 s."""
+    """Return the distance to the nearest multiple of 30 s."""
     return abs(offset_s - EPOCH_S * round(offset_s / EPOCH_S))
 
 
 def grid_onsets(anchor_s: float, stretches: Intervals) -> Floats:
-    """Onsets anchor + 30 k of the clips that lie wholly inside one stretch."""
+    """Return the onsets, anchor + 30 k seconds, of the clips that lie wholly inside one stretch."""
     onsets: list[Floats] = [np.empty(0)]
     for start_s, end_s in stretches:
         first = math.ceil((start_s - anchor_s - SAME_TIME_S) / EPOCH_S)
@@ -244,13 +248,13 @@ def grid_onsets(anchor_s: float, stretches: Intervals) -> Floats:
 
 
 def stage_spans(events: Iterable[Event], issues: list[str]) -> list[StageSpan]:
-    """Stage annotations with their ends; those without duration last until the next stage annotation."""
+    """Return the stage annotations with their ends; one without duration lasts until the next stage annotation."""
     staged = [(event, code_of(stage)) for event in events if (stage := stage_of(event.text)) is not None]
     staged.sort(key=lambda item: item[0].onset_s)
     timeless = [
         event for event, code in staged if not event.duration_s and not (code == NO_STAGE and is_marker(event.text))
     ]
-    # In a source whose stages carry durations, a "Movement" or "Artifact" without one is a remark, not an epoch.
+    # In a source whose stages have durations, a "Movement" or "Artifact" without one is a remark and not an epoch.
     epochs_are_timeless = len(timeless) * 2 > sum(code != NO_STAGE for _, code in staged)
     starts = sorted({event.onset_s for event, _ in staged})
     following = dict(itertools.pairwise(starts))
@@ -290,7 +294,7 @@ def stage_spans(events: Iterable[Event], issues: list[str]) -> list[StageSpan]:
 
 
 def listed_epoch_s(starts_s: Sequence[float]) -> float | None:
-    """Step of a list of every epoch, 20 or 30 s; None where only the changes of stage are listed."""
+    """Return the step of a list of every epoch, 20 or 30 s; None where only changes of stage are listed."""
     steps = np.diff(np.asarray(starts_s))
     for epoch_s in (30.0, 20.0):
         if len(steps) >= LIST_STEPS and np.mean(np.abs(steps - epoch_s) <= SAME_TIME_S) >= LIST_SHARE:
@@ -299,12 +303,12 @@ def listed_epoch_s(starts_s: Sequence[float]) -> float | None:
 
 
 def code_of(stage: str) -> int:
-    """Stage code: 0..4, -1 for none."""
+    """Return the code of a stage: 0..4, -1 for none."""
     return NO_STAGE if stage == "none" else STAGES.index(stage)
 
 
 def merged(intervals: Iterable[tuple[float, float]]) -> Intervals:
-    """Union of intervals, as disjoint intervals in order."""
+    """Return the union of intervals as disjoint intervals in ascending order."""
     union: Intervals = []
     for start, end in sorted(intervals):
         if union and start <= union[-1][1]:
@@ -315,18 +319,18 @@ def merged(intervals: Iterable[tuple[float, float]]) -> Intervals:
 
 
 def touched(onsets_s: Floats, start_s: float, end_s: float) -> slice:
-    """Clips that overlap the interval from ``start_s`` to ``end_s``."""
+    """Return the slice of the clips that overlap the interval from ``start_s`` to ``end_s``."""
     first = np.searchsorted(onsets_s, start_s - EPOCH_S, side="right")
     return slice(int(first), int(np.searchsorted(onsets_s, end_s, side="left")))
 
 
 def overlap_s(onsets_s: Floats, start_s: float, end_s: float) -> Floats:
-    """Seconds that each clip shares with the interval."""
+    """Return the seconds that each clip shares with the interval; negative where they are apart."""
     return np.minimum(onsets_s + EPOCH_S, end_s) - np.maximum(onsets_s, start_s)
 
 
 def coverage_s(onsets_s: Floats, intervals: Iterable[tuple[float, float]]) -> Floats:
-    """Seconds of each clip that the union of the intervals covers."""
+    """Return how many seconds of each clip the union of the intervals covers."""
     covered = np.zeros(len(onsets_s))
     for start_s, end_s in merged(intervals):
         clips = touched(onsets_s, start_s, end_s)
@@ -335,7 +339,7 @@ def coverage_s(onsets_s: Floats, intervals: Iterable[tuple[float, float]]) -> Fl
 
 
 def stage_codes(onsets_s: Floats, spans: Sequence[StageSpan], issues: list[str]) -> Codes:
-    """Stage of each clip by largest coverage; see :func:`clip_labels` for ties."""
+    """Return the stage of each clip, by largest coverage; see :func:`clip_labels` for ties."""
     codes = np.array([*range(len(STAGES)), NO_STAGE], dtype=np.int8)
     n = len(onsets_s)
     covered = np.zeros((len(codes), n))
@@ -372,7 +376,7 @@ def stage_codes(onsets_s: Floats, spans: Sequence[StageSpan], issues: list[str])
 
 
 def sdb_codes(onsets_s: Floats, events: Sequence[Event], events_scored: bool, issues: list[str]) -> Codes:
-    """SDB label of each clip; see :func:`clip_labels`."""
+    """Return the SDB label of each clip; see :func:`clip_labels`."""
     sdb = np.full(len(onsets_s), 0 if events_scored else -1, dtype=np.int8)
     n_outside = n_timeless = 0
     overlong_s: list[float] = []

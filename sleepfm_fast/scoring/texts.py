@@ -1,4 +1,4 @@
-"""What the texts of a scoring mean where the vocabulary does not say: a user's words, numbers of two conventions."""
+"""The meaning of a scoring's texts that the vocabulary lacks: words that the user explains, ambiguous numbers."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ MEANINGS = {
     **{"none": "Sleep stage ?", "apnea": "Apnea", "apnoea": "Apnea", "hypopnea": "Hypopnea", "hypopnoea": "Hypopnea"},
     "ignore": "",
 }
-"""What a text may be said to mean, and the text that stands for it."""
+"""The meanings that ``--meanings`` may give a text, and the text of the vocabulary that replaces it."""
 NUMBER = re.compile(r"[+-]?\d{1,9}(?:\.0+)?")
 TEXTS_SHOWN = 6
 WHOLE_S = 3600.0
-"""Numbers of an hour or more are judged by what a night looks like; a piece of one may be of any stages."""
+"""Numbers are compared with a typical night if they cover an hour or more; a shorter piece may hold any stages."""
 
 
 def parse_meanings(stated: Sequence[str]) -> dict[str, str]:
-    """``4=R``, ``Leichtschlaf=N2`` to a text's key and the text that it stands for.
+    """Parse meanings such as ``4=R`` and ``Leichtschlaf=N2`` into the text's key and the text that replaces it.
 
     Raises
     ------
     SleepfmError
-        When one is not of that form, means none of the choices, or a text is given two meanings.
+        When one is not of that form or none of the choices, or when a text is given two meanings.
     """
     meanings: dict[str, str] = {}
     for item in stated:
@@ -61,13 +61,13 @@ def parse_meanings(stated: Sequence[str]) -> dict[str, str]:
 
 
 def stated(meanings: Mapping[str, str]) -> list[str]:
-    """Undo :func:`parse_meanings`: ``TEXT=MEANING`` of each, texts as they are compared."""
+    """Undo :func:`parse_meanings`: return ``TEXT=MEANING`` for each, where TEXT is the key."""
     names = {wanted: name.upper() if len(name) < 3 else name for name, wanted in reversed(MEANINGS.items())}
     return [f"{text}={names.get(wanted, wanted)}" for text, wanted in meanings.items()]
 
 
 def key_of(text: str) -> str:
-    """How texts are compared: letters and digits; a number by its value, with its sign."""
+    """Return the form in which texts are compared: letters and digits only, or a number's value with its sign."""
     stripped = text.strip()
     if NUMBER.fullmatch(stripped):
         return str(int(float(stripped)))
@@ -77,7 +77,7 @@ def key_of(text: str) -> str:
 
 
 def translated(scoring: Scoring, meanings: Mapping[str, str]) -> Scoring:
-    """Replace the texts that were given a meaning; those to be ignored go."""
+    """Replace the texts that were given a meaning, and drop the events to be ignored."""
     if not meanings:
         return scoring
     events = []
@@ -89,11 +89,11 @@ def translated(scoring: Scoring, meanings: Mapping[str, str]) -> Scoring:
 
 
 def told_apart(events: Sequence[Event], source: str, issues: list[str]) -> Sequence[Event]:
-    """Give numbers no stage that may be of another convention than Rechtschaffen and Kales' codes.
+    """Turn numbers into "not scored" where they may follow another convention than Rechtschaffen and Kales' codes.
 
-    Their codes are 0 for wake and end with 4 (S4, which is N3) and 5 (REM). AASM codes have no S4 and, in much
-    software, 4 is REM: a 4 without a 5 may be either. Others count from 1, backwards, or have REM elsewhere: what no
-    night looks like is none of them.
+    Those codes begin with 0 for wake and end with 4 (S4, which is N3) and 5 (REM). AASM codes have no S4, and in much
+    software 4 is REM: a 4 without any 5 may be either. Other conventions count from 1, count backwards, or place REM
+    elsewhere; they show in that the sequence, read by the codes, looks like no night.
     """
     numbered = [event for event in events if NUMBER.fullmatch(event.text.strip())]
     codes = [int(float(event.text)) for event in numbered]
@@ -117,7 +117,7 @@ def told_apart(events: Sequence[Event], source: str, issues: list[str]) -> Seque
 
 
 def unstaged(events: Sequence[Event], codes: Collection[int]) -> Sequence[Event]:
-    """Events with the numbers ``codes`` as not scored."""
+    """Return the events with those whose text is one of the numbers ``codes`` as not scored."""
     return [
         replace(e, text="Sleep stage ?") if NUMBER.fullmatch(e.text.strip()) and int(float(e.text)) in codes else e
         for e in events
@@ -125,7 +125,7 @@ def unstaged(events: Sequence[Event], codes: Collection[int]) -> Sequence[Event]
 
 
 def unlike_a_night(codes: Sequence[int], lasting_s: float) -> str:
-    """Say in what stages as numbers, in the order of time, are unlike those of a night; empty where in nothing."""
+    """Say in what respect stages as numbers, in temporal order, are unlike a night; empty if in none."""
     scored = [code for code in codes if 0 <= code <= 5]
     changes = [(a, b) for a, b in itertools.pairwise(scored) if a != b]
     before_rem = Counter(a for a, b in changes if b == 5)
@@ -149,10 +149,11 @@ def asks_meaning(issue: str) -> bool:
 
 
 def unknown_texts(events: Sequence[Event], issues: list[str]) -> None:
-    """Say which texts look like a stage or a respiratory event and are known as neither.
+    """Make remarks on texts that look like a stage or a respiratory event but are known as neither.
 
-    Of a text about breathing without a duration the other events decide: where they have durations it is a remark of
-    the technician, and is only named; where none has, it may be an event as well as they, and is asked for.
+    What a text about breathing without a duration is depends on the other respiratory events. Where these have
+    durations, it is a remark of the technician, and is only mentioned. Where none has, it may be an event like them,
+    and the user is asked for its meaning.
     """
     unstaged: Counter[str] = Counter()
     breathing: Counter[str] = Counter()
@@ -196,5 +197,5 @@ def unknown_texts(events: Sequence[Event], issues: list[str]) -> None:
 
 
 def listed(found: Counter[str]) -> str:
-    """The most frequent texts with their numbers."""
+    """List the most frequent texts with their counts."""
     return first_of([f"'{text}' ({n})" for text, n in found.most_common()], TEXTS_SHOWN)

@@ -1,4 +1,4 @@
-"""What every source of labels is reduced to: a list of timed texts."""
+"""The form to which every source of labels is reduced: a list of timed texts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["Event", "Scoring", "ScoringError"]
 
 
 STATED_LENGTH = re.compile(r"\s*-\s*dur:\s*(?P<seconds>\d+(?:[.,]\d+)?)\s*sec\b\.?", re.IGNORECASE)
-"""``Respiratory Event - Dur: 12.9 sec. - Hypopnea - Desat 91.6 %``: Grass' Twin writes an event's length into its text,
-and so do the annotations that other programs export from it."""
+"""An event's length within its text, as Grass' Twin, and what other programs export from it, write it:
+``Respiratory Event - Dur: 12.9 sec. - Hypopnea - Desat 91.6 %``."""
 
 
 class ScoringError(SleepfmError):
-    """A file of labels that cannot be read: which file, what was found, what was expected, what to do."""
+    """A file of labels that cannot be read; the message says which, what was found and expected, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Event:
     text: str
 
     def with_stated_length(self) -> Event:
-        """Take the duration out of a text that states it, where the source gives none."""
+        """Return the event with the duration that its text states, if the source gives none, cut out of the text."""
         match = None if self.duration_s else STATED_LENGTH.search(self.text)
         if match is None:
             return self
@@ -48,7 +48,7 @@ class Scoring:
     source : str
         The file, for messages.
     issues : tuple of str
-        What was repaired, skipped or is doubtful, one sentence each.
+        A sentence for each thing that was repaired or skipped, or is doubtful.
     events_scored : bool or None
         Whether the source scored respiratory events; None where the file cannot tell.
     """
@@ -59,12 +59,12 @@ class Scoring:
     events_scored: bool | None = None
 
     def __post_init__(self) -> None:
-        """Sort the events by onset, and give those their duration whose text states it.
+        """Sort the events by onset, after giving events their duration where only their text states it.
 
         Raises
         ------
         ScoringError
-            When an onset is no finite number of seconds, as where a file's unit of time is absurd.
+            When an onset is not finite, as where a file states an absurd unit of time.
         """
         wrong = next((event for event in self.events if not math.isfinite(event.onset_s)), None)
         if wrong is not None:

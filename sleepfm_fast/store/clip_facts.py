@@ -1,4 +1,4 @@
-"""What embeddings and results keep of their store: every clip's labels and subject, and who the subjects are."""
+"""The facts of a store that embeddings and results keep: every clip's labels and subject, the subjects' age and sex."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["columns_of", "people_of"]
 
 
 def columns_of(store: ClipStore, codes: npt.NDArray[np.int8]) -> dict[str, npt.NDArray[Any]]:
-    """The columns of :data:`sleepfm_fast.embeddings.COLUMNS`, one row a clip.
+    """Return the columns of :data:`sleepfm_fast.embeddings.COLUMNS`, with one row per clip.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def columns_of(store: ClipStore, codes: npt.NDArray[np.int8]) -> dict[str, npt.N
 
 
 def people_of(store: ClipStore) -> dict[str, tuple[Any, ...]]:
-    """The names, ages (years) and sexes that descriptions of embeddings and of held-out clips take."""
+    """Return the names, ages (years) and sexes for the descriptions of embeddings and of held-out clips."""
     people = [store.participants[s] for s in store.subjects]
     return {
         "subjects": tuple(store.subjects),

@@ -7,9 +7,10 @@ A store is a folder (layout version 1)::
     recordings/<id>.bin     for each segment, for each filled slot: its samples, contiguous, little-endian int16 or
                             int32 (BDF and derived channels), every run starting at a multiple of 64 bytes
     recordings/<id>.json    what the .bin holds and where it came from; written after the .bin
-    nights.csv              a row a recording: its subject and the scorer's figures (``cohorts.nights_table``)
+    nights.csv              one row per recording: its subject and the scorer's figures (``cohorts.nights_table``)
     failures/<id>.json      a recording that could not be ingested, and why; tried again by the next run
-    index-<hash>/           columns of all recordings: one row a clip, a (recording, slot), a segment, a (segment, slot)
+    index-<hash>/           columns of all recordings, with one row per clip, per recording, per (recording, slot), per
+                            segment, or per (segment, slot)
 
 ``clip_writer`` writes it, ``clips`` reads it. Only the slots of the montage are stored. Physical value = gain * stored
 integer + offset, in the channel's unit.
@@ -46,22 +47,22 @@ __all__ = [
 
 FORMAT = "sleepfm_fast clip store"
 ORIGINS = ("seed", "clinical")
-"""What convert makes a store from."""
+"""The origins of the data that convert makes a store from."""
 VERSION = 1
 
 INDEX_SCHEMA = {
-    # one row a clip
+    # one row per clip
     "recording": "<i4",
     "clip": "<i4",
     "segment": "<i4",
     "onset_s": "<f8",
     "stage": "<i1",
     "sdb": "<i1",
-    # one row a recording; the two "first" columns have one row more, the total
+    # one row per recording; the two "first" columns have one row more, the total
     "recording_first_clip": "<i8",
     "recording_first_segment": "<i8",
     "recording_subject": "<i4",
-    # one row a (recording, slot)
+    # one row per (recording, slot)
     "channel_present": "|b1",
     "channel_fs_num": "<i8",
     "channel_fs_den": "<i8",
@@ -70,10 +71,10 @@ INDEX_SCHEMA = {
     "channel_itemsize": "|i1",
     "channel_unit": "<i4",
     "channel_n_samples": "<i8",
-    # one row a segment
+    # one row per segment
     "segment_onset_num": "<i8",
     "segment_onset_den": "<i8",
-    # one row a (segment, slot)
+    # one row per (segment, slot)
     "run_offset": "<i8",
     "run_n_samples": "<i8",
 }
@@ -112,7 +113,7 @@ def read_store_file(path: Path) -> dict[str, Any]:
 
 
 def damaged(file: Path, what: str) -> ClipStoreError:
-    """Say that ``store.json`` cannot be used, and what that means for the store."""
+    """Make the error that says that ``store.json`` cannot be used, and what that means for the store."""
     return ClipStoreError(
         f"{file} is damaged: {what}. The recordings beside it are not lost, but the store must be made again: run "
         "preprocess into a new folder."
@@ -120,7 +121,7 @@ def damaged(file: Path, what: str) -> ClipStoreError:
 
 
 def wrong_entry(value: dict[str, Any]) -> str:
-    """Say which entry of ``store.json`` is missing or cannot be as it was written; empty where none is."""
+    """Return which entry of ``store.json`` is missing or cannot be as it was written; empty if none."""
     configuration, index = value.get("configuration"), value.get("index", False)
     if not isinstance(configuration, dict):
         return "the entry 'configuration' is missing or no object"
@@ -148,6 +149,6 @@ def stage_counts(stage: Sequence[int] | Array) -> dict[str, int]:
 
 
 def sdb_counts(sdb: Sequence[int] | Array) -> dict[str, int]:
-    """Count the clips with a respiratory event, without one, and where it is unknown."""
+    """Count the clips with a respiratory event, without one, and those of which it is unknown."""
     counts = np.bincount(np.asarray(sdb, dtype=np.int64) + 1, minlength=3)
     return {"event": int(counts[2]), "none": int(counts[1]), "unknown": int(counts[0])}

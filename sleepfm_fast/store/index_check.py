@@ -1,4 +1,4 @@
-"""Whether the columns of a store's index agree with each other: a damaged one must not place a clip out of a file."""
+"""Checks that the columns of a store's index agree, since a damaged one must not place a clip outside its file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["index_problem"]
 Array = npt.NDArray[Any]
 CLIPS = ("recording", "clip", "segment", "onset_s", "stage", "sdb")
 BLOCK = 1 << 20
-"""Clips that are looked at together: the index of a large cohort is not held in memory."""
+"""Clips that are checked at a time, so that the index of a large cohort is not held in memory."""
 SLACK_S = 1e-3
 LIMITS = {"stage": (-1, 4), "sdb": (-1, 1)}
 
@@ -27,10 +27,10 @@ def index_problem(columns: Mapping[str, Array], texts: Mapping[str, Any], n_slot
     Parameters
     ----------
     columns : mapping of str to ndarray
-        Of :data:`~sleepfm_fast.store.clip_layout.INDEX_SCHEMA`.
+        The columns of :data:`~sleepfm_fast.store.clip_layout.INDEX_SCHEMA`.
     texts : mapping of str to JSON value
     n_slots : int
-        Of the montage.
+        Number of slots of the montage.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def wrong_texts(texts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def wrong_values(columns: Mapping[str, Array], texts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Values that lie outside of what the column can hold."""
+    """Yield the columns with values outside the range that they can have."""
     present = columns["channel_present"]
     rated = np.where(present, columns["channel_fs_num"], 1)
     limits = {
@@ -117,7 +117,7 @@ def wrong_values(columns: Mapping[str, Array], texts: Mapping[str, Any]) -> Iter
 
 
 def wrong_clips(columns: Mapping[str, Array], n_clips: Array) -> Iterator[tuple[str, str]]:
-    """Clips that are not numbered through their recordings, or lie in a segment that their recording lacks."""
+    """Yield an error if clips are not numbered recording by recording, or lie in a segment that does not exist."""
     recording = np.repeat(np.arange(n_clips.size, dtype=np.int32), n_clips)
     if not np.array_equal(columns["recording"], recording):
         yield "recording.npy", "its clips are not those of the recordings, one after the other"

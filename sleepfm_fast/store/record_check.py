@@ -1,4 +1,4 @@
-"""Whether what ``recordings/<id>.json`` holds is of the kinds that were written, so that it can be used unseen."""
+"""Checks that ``recordings/<id>.json`` has every entry, each of its type, so that it can be used without others."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def is_sdb(value: Any) -> bool:
 
 
 def are_events(counts: Any) -> bool:
-    """Whether a value counts respiratory events by kind."""
+    """Whether an object has a count of respiratory events for every kind."""
     return all(is_count(counts[kind]) for kind in (*KINDS, "outside_sleep"))
 
 
 def is_ratio(value: Any) -> bool:
-    """Numerator and denominator."""
+    """Whether a pair is a numerator and a positive denominator, both of which fit int64."""
     numerator, denominator = value
     return type(numerator) is int and abs(numerator) < 1 << 62 and is_count(denominator) and denominator > 0
 
@@ -55,12 +55,12 @@ def are(values: Any, is_kind: Callable[[Any], bool]) -> bool:
 
 
 def is_file(facts: dict[str, Any]) -> bool:
-    """Whether facts say which file a night was made from, and how it was then."""
+    """Whether facts name the file that a night was made from, with its size and time then."""
     return is_text(facts["path"]) and is_count(facts["size"]) and type(facts["mtime_ns"]) is int
 
 
 def is_scoring(facts: dict[str, Any]) -> bool:
-    """Whether facts say which files of labels were used."""
+    """Whether facts name the files of labels that were used, if any."""
     used = facts["path"] is None or is_file(facts)
     return (
         used
@@ -101,12 +101,12 @@ def is_segment(segment: dict[str, Any], n_slots: int) -> bool:
 
 
 def is_whole_record(record: Any) -> bool:
-    """Whether a recording's description has every entry, each of its kind.
+    """Whether a recording's description has every entry that is used, each of its type.
 
     Parameters
     ----------
     record : JSON value
-        Of the file; what only a user reads (issues, notes) may lack.
+        The content of the file. Entries that only a user reads, such as the channels' notes, may be missing.
     """
     try:
         segments, channels = record["segments"], record["channels"]

@@ -17,16 +17,16 @@ __all__ = ["StoredChannel", "blocks", "channel_facts", "fraction_pair", "plan_ch
 
 Array = npt.NDArray[Any]
 
-BLOCK = 1 << 20  # samples handled at a time while a channel is derived, to bound the temporary memory
-DIVISOR = 256  # a derived channel's step is the finer of the two gains over this: rounding adds < 0.2 % of that step
+BLOCK = 1 << 20  # samples that are derived at a time, which bounds the temporary memory
+DIVISOR = 256  # a derived channel's step is the finer gain over this, so that rounding adds at most 0.2 % of that gain
 
 
 @dataclass(frozen=True)
 class StoredChannel:
     """How a slot is filled: ``signal``, or ``signal - minus``, as integers of ``dtype`` with ``gain`` and ``offset``.
 
-    ``factors`` are what the two signals' integers are multiplied with before they are subtracted and rounded; None
-    where the integers are stored as they are, or subtracted exactly.
+    ``factors`` multiply the two signals' integers before these are subtracted and rounded; None where the integers are
+    stored as they are, or subtracted exactly.
     """
 
     assignment: Assignment
@@ -42,9 +42,10 @@ class StoredChannel:
 def plan_channels(assignments: Sequence[Assignment], sample_bytes: int) -> list[StoredChannel]:
     """Decide integer type, gain and offset of every slot.
 
-    A derived channel A - B is the exact int32 difference where A and B have one gain. Otherwise it is requantised to
-    int32 in steps of the finer gain over 256 (a coarser power of two where 24-bit signals would overflow), which its
-    note says.
+    A derived channel A - B is the exact int32 difference where A and B have the same gain. Otherwise it is requantised
+    to int32 in steps of the finer gain over 256, which its note says. Where that would overflow, as with 24-bit
+    signals, 256 is halved as often as needed; if the gains are so different that even the finer gain itself would
+    overflow, the step is the smallest that does not.
     """
     return [plan_channel(a, sample_bytes) for a in assignments]
 
@@ -92,12 +93,12 @@ def blocks(channel: StoredChannel, digital: dict[int, Array]) -> Iterator[Array]
 
 
 def fraction_pair(value: Fraction) -> list[int]:
-    """Numerator and denominator, for JSON."""
+    """Return the numerator and the denominator, for JSON."""
     return [value.numerator, value.denominator]
 
 
 def channel_facts(channel: StoredChannel) -> dict[str, Any]:
-    """Describe a slot in a recording's ``.json``."""
+    """Return the description of a slot for a recording's ``.json``."""
     slot = channel.assignment.slot
     if channel.signal is None:
         return {"slot": slot.name, "kind": slot.kind, "present": False}
