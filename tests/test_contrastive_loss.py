@@ -185,6 +185,22 @@ def test_small_losses_keep_their_digits():
     torch.testing.assert_close(ours.d_log_temperature.double(), truth.d_log_temperature, rtol=5e-5, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("N", [2, 150])
+def test_opposite_embeddings_where_the_reference_of_exponentials_changes(N, dtype):
+    """Relative to a cosine of 1, exp(-2 s) is zero in float32 from 32 on: all cosines are -1, and the loss is log N."""
+    v = F.normalize(torch.arange(1.0, 9.0, dtype=dtype), dim=0)
+    x = torch.stack([v.expand(N, 8), -v.expand(N, 8)])
+    for scale in (1.0, 31.0, 31.5, 31.51, 33.0, 45.0, 60.0, 345.0, 351.0, 400.0):
+        tau = torch.tensor(math.log(scale), dtype=dtype)
+        result = evaluate(ops.contrastive_loss, x, tau)
+        forward, _ = ops.contrastive_loss(x, tau)
+        for loss in (result.loss, forward):
+            assert abs(float(loss) - math.log(N)) < 1e-4, scale
+        assert result.d_x.isfinite().all()
+        assert abs(float(result.d_log_temperature)) < 1e-3, scale
+
+
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 
@@ -437,6 +453,9 @@ def test_the_same_bits_for_every_number_of_threads(N, mode):
         for n_threads in (1, 2, 3, 5, 2):
             torch.set_num_threads(n_threads)
             results.append(evaluate(ops.contrastive_loss, x, torch.tensor(2.5), mode=mode, mask=mask))
+            loss, statistics = ops.contrastive_loss(x, torch.tensor(2.5), mode=mode, mask=mask)  # keeps no cosines
+            assert torch.equal(loss, results[0].loss)
+            assert torch.equal(statistics.ranks, results[0].statistics.ranks)
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:

@@ -124,7 +124,8 @@ def test_what_is_not_finite_spoils_what_sees_it_and_nothing_else(
     T = 2 * stride * OUTPUTS[n_in, stride]
     case = Case(*shape, T, B=3, dtype=dtype)
     clean = emulate(case.x, case.block)
-    places = [0, 3, 4, 7, 8, stride * OUTPUTS[n_in, stride] - 1, stride * OUTPUTS[n_in, stride], T - 1]
+    # With stride 1 the sample 14 is a lane's last, which only the next lane's first output beside it sees.
+    places = [0, 3, 4, 7, 8, 14, stride * OUTPUTS[n_in, stride] - 1, stride * OUTPUTS[n_in, stride], T - 1]
     for k, t in enumerate(places):
         case.x[1, t, (5 * k) % n_in] = value
     y, twin = emulate(case.x, case.block), case.twin()
