@@ -170,12 +170,13 @@ def test_small_tiles_and_filtering_again_change_nothing_but_rounding(
     kernels: Kernels, workspace_floats: int, normalise: str
 ) -> None:
     """Tiles and chunks of taps of any size; statistics of outputs that do not fit are taken by filtering again."""
+    n_out = 4002  # the quartiles lie between two outputs, which may be of different tiles
     kernel = mixed(kernels)
-    plans = [kernel.plan(row[5], 4001, workspace_floats, statistics=True) for row in kernel.rows if row[1] > 0]
+    plans = [kernel.plan(row[5], n_out, workspace_floats, statistics=True) for row in kernel.rows if row[1] > 0]
     assert any(plan["chunk"] < plan["taps"] for plan in plans) or workspace_floats > 6000
     assert any(plan["resident"] == 0 for plan in plans) or workspace_floats > 4400
-    got = kernel.run(4001, normalise=normalise, workspace_floats=workspace_floats)
-    assert_close(got, kernel.truth(4001, normalise))
+    got = kernel.run(n_out, normalise=normalise, workspace_floats=workspace_floats)
+    assert_close(got, kernel.truth(n_out, normalise))
 
 
 @pytest.mark.parametrize(("n_out", "workspace_floats"), [(1000, 2000), (2000, 2840)])
