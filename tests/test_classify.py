@@ -217,7 +217,7 @@ def test_what_is_finished_is_not_classified_again(learnt, planted, tmp_path, cap
     assert "a table does not record what it was made from" in refused(capsys, *given, "--bootstraps", "20")
     table.unlink()
     again, err = call(capsys, *given)
-    assert "wrote" in err
+    assert f"wrote {table}" in err
     assert f"{folder} is already finished" in err
     assert {**again, "elapsed_s": 0} == {**first, "elapsed_s": 0}
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
