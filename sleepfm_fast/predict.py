@@ -177,12 +177,12 @@ def _predicted(
     own = Path(about.store).resolve() == Path(str(result.record.get("store"))).resolve()
     side = sides(result, embeddings, own=own)
     if own:
-        say("notice: the probe was fitted on subjects of this store; its predictions for them are no test of it.")
+        say("notice: the probe was fitted on subjects of this store; its predictions for them do not test it.")
     elif seen := [name for name, served in side.items() if served in ("train", "validation")]:
         say(
             f"notice: {len(seen)} of the {counted(len(about.subjects), 'subject')} "
             f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects "
-            f"({first_of(seen, 3)}). If they are the same people, the probe's predictions for them are no test of it."
+            f"({first_of(seen, 3)}). If they are the same people, the probe's predictions for them do not test it."
         )
     odds = scores(Features(embeddings, clips, modalities), model)
     p = probability_of(odds)

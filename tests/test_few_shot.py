@@ -55,7 +55,7 @@ def test_the_curve(tmp_path, capsys):
         (9, 0),
     ]
     assert "there are 9 subjects to draw from; 64 stands for all of them" in err
-    assert "one that a draw lacks at chance; intervals over draws of subjects" in err
+    assert "a class that a draw lacks counts at chance; intervals over draws of subjects" in err
     draws = {(p["subjects"], p["replicate"]): set(p["drawn"]) for p in result["curve"]}
     for (n, replicate), drawn in draws.items():
         assert len(drawn) == n

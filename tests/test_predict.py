@@ -52,7 +52,7 @@ def fitted(tmp_path):
 def test_test_clips_get_the_probes_own_probabilities(fitted, tmp_path, capsys):
     folder, result = fitted
     done = predict.main(predict.Config(result, folder, tmp_path / "out"))
-    assert "no test of it" in capsys.readouterr().err
+    assert "predictions for them do not test it" in capsys.readouterr().err
     own, rows = read_result(result), rows_of(tmp_path / "out" / "predictions.csv")
     assert len(rows) == done["clips"] == len(Embeddings(folder))
     expected = own.array("probability")

@@ -93,7 +93,10 @@ def say_curve(rows: Sequence[dict[str, Any]]) -> None:
     if nights := [(row, row["nights"]) for row in rows if "nights" in row]:
         say("over nights, each by the mean probability of its clips:")
         _say_rows(nights)
-    say("means over the classes of the test clips, one that a draw lacks at chance; intervals over draws of subjects")
+    say(
+        "means over the classes of the test clips, where a class that a draw lacks counts at chance; intervals over "
+        "draws of subjects"
+    )
 
 
 def _say_rows(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> None:
