@@ -115,7 +115,11 @@ def _read_both(config: Config) -> tuple[Result, Result]:
     for setting in settings:
         values = first.record[setting], second.record[setting]
         if values[0] != values[1]:
-            raise SleepfmError(f"{first.path} is of --{setting} {values[0]}, {second.path} of --{setting} {values[1]}.")
+            made = "probe, supervise or classify" if setting == "task" else "retrieve"
+            raise SleepfmError(
+                f"{first.path} is of --{setting} {values[0]}, {second.path} of --{setting} {values[1]}; give two "
+                f"results that {made} made with the same --{setting}."
+            )
     return results
 
 

@@ -265,7 +265,7 @@ def test_retrievals_among_other_candidates_do_not_compare(tmp_path, capsys):
     for first, second, match in (
         (a.path, b.path, "among other candidates (of 240 and 100 clips they share 100)"),
         (b.path, other_draw.path, "among other candidates (of 100 and 100 clips they share "),
-        (a.path, night.path, "is of --scope cohort"),
+        (a.path, night.path, "c of --scope night; give two results that retrieve made with the same --scope."),
         (a.path, tmp_path / "stage", "they share no figure"),
     ):
         status, _, err = run(capsys, first, second)
