@@ -118,6 +118,7 @@ def test_strata_over_nights_are_those_of_the_nights_alone(tmp_path, task, capsys
     said = capsys.readouterr().err
     assert "strata over nights:" in said
     assert "stratum       subjects   nights" in said
+    assert said.count(f"\n{'age 0-18':<13}") == 2  # over clips, then over nights
 
 
 def test_calibration_over_nights_is_that_of_the_mean_probabilities(tmp_path, capsys):
