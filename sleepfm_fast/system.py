@@ -42,13 +42,10 @@ DARWIN_FILES = 4096  # open files that are asked for, of the 10,240 that macOS a
 def processors() -> int:
     """Return the number of processors that this process may use; all of the machine's where the system cannot tell.
 
-    A container that may use the time of 2.5 processors (``docker run --cpus``, a limit of Kubernetes) has three: it sees
-    all of the machine's, but more threads or processes than three only take the time from each other.
+    A container that may use the time of 2.5 processors (``docker run --cpus``, a limit of Kubernetes) has three. It
+    sees all of the machine's, but more threads or processes than three only take the time from each other.
     """
-    if hasattr(os, "sched_getaffinity"):
-        n = len(os.sched_getaffinity(0))
-    else:
-        n = os.cpu_count() or 1
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(n, math.ceil(quota))) if (quota := processor_quota()) < n else n
 
 

@@ -1,4 +1,7 @@
-"""Commands shorten OpenMP's wait, and count its threads by their quota, before torch is there to read it; programs that import the package keep their own."""
+"""Commands shorten OpenMP's wait, and choose its threads by their quota, before torch is there to read that.
+
+Programs that import the package keep their own.
+"""
 
 import os
 import subprocess
