@@ -179,7 +179,7 @@ def retrieved(tmp_path, name, alignment, seed, *, keep=None, arguments=(), mask=
 
 def test_retrievals_are_compared_query_by_query(tmp_path, capsys):
     mask = np.ones((240, 3), bool)
-    mask[::9, 2] = False
+    mask[::9, 2] = mask[-1, 2] = False  # the last clip of all too
     a, b = retrieved(tmp_path, "a", 1.2, 1, mask=mask), retrieved(tmp_path, "b", 0.8, 2, mask=mask)
     capsys.readouterr()
     status, record, err = run(capsys, a.path, b.path, "--bootstraps", 50)
@@ -209,6 +209,23 @@ def test_retrievals_are_compared_query_by_query(tmp_path, capsys):
     assert record["mean"]["recall@5"]["low"] > 0
     assert record["mean"]["mean_rank"]["high"] < 0
     assert "respiratory -> brain recall@5" in err
+
+
+def test_a_direction_that_one_retrieval_lacks_is_left_out(tmp_path, capsys):
+    never, late, early = np.ones((3, 240, 3), bool)
+    never[:, 2] = late[:120, 2] = early[120:, 2] = False
+    every = retrieved(tmp_path, "every", 1.2, 1)
+    a, b, c = (retrieved(tmp_path, name, 0.8, 2, mask=mask) for name, mask in (("a", never), ("b", late), ("c", early)))
+    capsys.readouterr()
+    for pair in ((every, a), (a, every), (b, c)):  # b and c have no ECG in common
+        status, record, _ = run(capsys, *(r.path for r in pair), "--bootstraps", 20)
+        assert status == 0
+        assert [(d["query"], d["candidates"]) for d in record["directions"]] == [
+            ("respiratory", "brain"),
+            ("brain", "respiratory"),
+        ]
+        both = [d["recall@5"]["difference"] for d in record["directions"]]
+        assert record["mean"]["recall@5"]["difference"] == pytest.approx(np.mean(both))
 
 
 def test_retrievals_within_nights_match_whatever_the_rows(tmp_path, capsys):
@@ -286,6 +303,10 @@ def test_events_differ_by_the_f1_of_events(tmp_path, capsys):
 
 def test_retrievals_among_other_candidates_do_not_compare(tmp_path, capsys):
     a, b = retrieved(tmp_path, "a", 1.2, 1), retrieved(tmp_path, "b", 1.2, 1, arguments=("--candidates", "100"))
+    ecg_off, ecg_off_elsewhere = np.ones((2, 240, 3), bool)
+    ecg_off[::9, 2] = ecg_off_elsewhere[1::9, 2] = False
+    e = retrieved(tmp_path, "e", 1.2, 1, mask=ecg_off)
+    f = retrieved(tmp_path, "f", 1.2, 1, mask=ecg_off_elsewhere)
     other_draw = retrieved(tmp_path, "d", 1.2, 1, arguments=("--candidates", "100", "--seed", "5"))
     night = retrieved(tmp_path, "c", 1.2, 1, arguments=("--scope", "night"))
     result_of(tmp_path / "stage", 1.5, 2)
@@ -294,6 +315,7 @@ def test_retrievals_among_other_candidates_do_not_compare(tmp_path, capsys):
         (a.path, b.path, "among other candidates (of 240 and 100 clips they share 100)"),
         (b.path, other_draw.path, "among other candidates (of 100 and 100 clips they share "),
         (a.path, night.path, "c of --scope night; give two results that retrieve made with the same --scope."),
+        (e.path, f.path, "among other candidates (of 213 and 213 clips they share 186)"),
         (a.path, tmp_path / "stage", "they share no figure"),
     ):
         status, _, err = run(capsys, first, second)
