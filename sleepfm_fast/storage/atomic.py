@@ -96,7 +96,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        # After a failure or Ctrl-C between the two renames nobody would find the old one, and the next run would delete it.
+        # After a failure or Ctrl-C between the two renames: nobody would find the old one, and the next run deletes it.
         if old.exists() and not path.exists():
             old.rename(path)
         raise
