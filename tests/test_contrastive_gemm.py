@@ -190,6 +190,31 @@ def test_what_is_not_finite_is_not_hidden(value):
     assert got.d_x.isnan().any(-1).all()
 
 
+def test_what_is_not_finite_is_not_hidden_where_a_sample_is_alone():
+    x = embeddings("random", 2, 1, 16)
+    x[1, 0, 7] = torch.nan
+    got = Path()(x, torch.tensor(1.0), mode="pairwise")
+    assert got.loss.isnan()
+    assert got.d_x.isnan().all()
+
+
+def test_zero_rows_have_the_gradient_of_a_division_by_the_floor():
+    x = embeddings("random", 3, 9, 16)
+    x[0, 2] = 0
+    x[1, 5] *= 1e-14
+    check_result(Path(), x, WARM)
+
+
+def test_a_sample_alone_leaves_a_state_that_is_finite():
+    """Other paths' backward reads it, and weighs exponentials relative to it with zero."""
+    x, mask = embeddings("random", 2, 9, 16), torch.zeros(2, 9, dtype=torch.bool)
+    mask[:, 4] = True
+    options = ("pairwise", "both")
+    state = contrastive_gemm.forward(x, torch.tensor(1.0), mask, *options, "highest", 0, 9, launcher=Emulator())[5]
+    truth = contrastive_chunked.forward(x.double(), torch.tensor(1.0).double(), mask, *options, 0, 9)[5]
+    torch.testing.assert_close(state.double(), truth, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("begin", "end", "mode"), [(0, 13, "pairwise"), (13, 37, "leave_one_out"), (5, 5, "pairwise")])
 def test_ranges_are_their_share_of_the_whole(begin, end, mode, monkeypatch):
     monkeypatch.setattr(contrastive_gemm, "TILE_EDGE", 24)
@@ -210,6 +235,22 @@ def test_ranges_are_their_share_of_the_whole(begin, end, mode, monkeypatch):
     torch.testing.assert_close(slope.double(), wanted[1], rtol=1e-4, atol=1e-7)
     assert not gradient[:, :begin].any()
     assert not gradient[:, end:].any()
+
+
+@pytest.mark.parametrize("edge", [8192, 72])
+@pytest.mark.parametrize("mode", MODES)
+def test_equal_rows_tie_exactly_and_the_first_wins(mode, edge, monkeypatch):
+    """Rows whose products no order of summation rounds: every cosine is 1, 0 or -1, and their mean is zero."""
+    monkeypatch.setattr(contrastive_gemm, "TILE_EDGE", edge)
+    signs = torch.tensor([[1.0]])
+    for _ in range(4):
+        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])  # Hadamard's, 16 by 16
+    N, kinds = 160, torch.cat([signs[:4], -signs[:4]])
+    x = (kinds[torch.arange(N) % 8] * torch.tensor([1.0, 2.0, 0.5])[:, None, None]).contiguous()
+    got = Path()(x, torch.tensor(3.0), mode=mode)
+    before = torch.arange(N, dtype=torch.int32) // 8
+    assert torch.equal(got.statistics.ranks, before.expand(3, 2, N))
+    assert (got.statistics.correct == 8).all()
 
 
 def test_backward_takes_exponentials_relative_to_anything():

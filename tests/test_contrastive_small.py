@@ -177,6 +177,13 @@ def test_what_is_not_finite_is_not_hidden(value):
     assert got.d_x.isnan().any(-1).all()
 
 
+def test_what_is_not_finite_is_not_hidden_where_a_sample_is_alone():
+    x = embeddings("random", 2, 1, 16)
+    x[1, 0, 7] = torch.nan
+    for value in Kernel().result(x, torch.tensor(1.0), mode="pairwise")[:3]:
+        assert value.isnan().all()
+
+
 def test_zero_rows_have_the_gradient_of_a_division_by_the_floor():
     x = embeddings("random", 3, 9, 16)
     x[0, 2] = 0
