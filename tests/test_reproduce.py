@@ -464,7 +464,7 @@ def test_a_damaged_result_is_told_from_one_that_is_not_there(tmp_path):
     write_result(folder, {"command": "retrieve", "directions": [], "mean": {}}, {})
     (folder / "result.json").write_text("{")
     cells = reproduce_tables.collect(table, layout)
-    assert {c["note"] for c in cells} == {"its result is damaged: remove its folder and run again"}
+    assert {c["note"] for c in cells} == {"damaged: remove the result's folder and run again"}
     (folder / "result.json").unlink()
     assert {c["note"] for c in reproduce_tables.collect(table, layout)} == {"not computed"}
 
