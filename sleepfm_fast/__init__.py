@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.cli.interruption import say_while_importing
+from sleepfm_fast.cli.thread_quota import keep_to_quota
 from sleepfm_fast.cli.waiting import wait_briefly
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ def _find_compiled_module() -> None:
 
 say_while_importing()
 wait_briefly()
+keep_to_quota()
 _find_compiled_module()
 
 

@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -97,24 +96,9 @@ def check(config: Config) -> None:
         raise SleepfmError(f"--workers {config.workers} is negative; 0 means one for every core.")
 
 
-def measured(path: str, digest: str, recording: int) -> tuple[int, dict[str, npt.NDArray[np.float32]]]:
-    """Measure one recording of the store at ``path``, in whatever process."""
-    from sleepfm_fast.baselines.recording_features import measure_recording
-
-    columns = measure_recording(opened(path, digest), recording)
-    return recording, {name: values.astype(np.float32) for name, values in columns.items()}
-
-
-@lru_cache(maxsize=1)
-def opened(path: str, digest: str) -> ClipStore:
-    """Open a store once a process, and again where it has changed since: workers outlive a call."""
-    from sleepfm_fast.clips import ClipStore
-
-    return ClipStore(path)
-
-
 def in_order(store: ClipStore, engine: Engine, n_done: int) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
     """Features of the recordings behind ``n_done`` clips, in the store's order whichever is finished first."""
+    from sleepfm_fast.baselines.recording_features import measure_stored
     from sleepfm_fast.execution.parallel import Progress, WorkersLost, in_parallel
 
     recordings = [i for i, entry in enumerate(store.recordings) if entry.n_clips and entry.first_clip >= n_done]
@@ -124,7 +108,7 @@ def in_order(store: ClipStore, engine: Engine, n_done: int) -> Iterator[dict[str
     wanted = next(following, None)
     try:
         for recording, columns in in_parallel(
-            measured, [(str(store.path.resolve()), store.digest, i) for i in recordings], engine
+            measure_stored, [(str(store.path.resolve()), store.digest, i) for i in recordings], engine
         ):
             progress.step()
             waiting[recording] = columns

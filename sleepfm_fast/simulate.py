@@ -34,6 +34,7 @@ from sleepfm_fast.simulator.polysomnograph import Channel, Polysomnograph
 from sleepfm_fast.simulator.sleeper import EPOCH_S, Couplings, Random
 from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX, remove_leftovers, replace_file, synchronise
 from sleepfm_fast.storage.claims import claim_to_write
+from sleepfm_fast.system import processors
 
 __all__ = ["Config", "cli", "main", "write_recording"]
 
@@ -103,7 +104,7 @@ def _written(config: Config, n_epochs: int, started: float) -> dict[str, Any]:
     todo = [i for i, name in enumerate(names) if not (config.out / f"{name}.edf").exists()]
     if not todo:
         command.say(f"{config.out} is already finished: this same command wrote it.")
-    workers = min(config.workers or os.cpu_count() or 1, max(len(todo), 1))
+    workers = min(config.workers or processors(), max(len(todo), 1))
     jobs = (
         joblib.delayed(write_recording)(config.out / f"{names[i]}.edf", config.seed, i, n_epochs, config.couplings)
         for i in todo

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import os
 import resource
 import struct
@@ -34,14 +35,53 @@ START_AT, STATE_AT = 0, 36
 """Offsets in ``kinfo_proc``, in bytes, of the process's start (seconds int64, microseconds int32) and state (int8)."""
 ZOMBIE = 5
 PROC = Path("/proc")
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 DARWIN_FILES = 4096  # open files that are asked for, of the 10,240 that macOS allows a process
 
 
 def processors() -> int:
-    """Return the number of processors that this process may use; all of the machine's where the system cannot tell."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the number of processors that this process may use; all of the machine's where the system cannot tell.
+
+    A container that may use the time of 2.5 processors (``docker run --cpus``, a limit of Kubernetes) has three. It
+    sees all of the machine's, but more threads or processes than three only take the time from each other.
+    """
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(n, math.ceil(quota))) if (quota := processor_quota()) < n else n
+
+
+def processor_quota() -> float:
+    """Return how many processors' time the control groups of this process grant it; infinite where they do not say."""
+    quota = math.inf
+    try:
+        lines = (PROC / "self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return quota
+    for line in lines:
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # Version 2 has one tree and no name of a controller here, version 1 one for each. In a container the path may
+        # be that outside of it, and its own group is then the top of the tree.
+        top = CONTROL_GROUPS / "cpu" if controllers else CONTROL_GROUPS
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            quota = min(quota, group_quota(folder))
+            if folder == top:
+                break
+    return quota
+
+
+def group_quota(folder: Path) -> float:
+    """Return how many processors' time one control group may use."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            words = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
+            granted_us, period_us = (int(word) for word in words)
+        except (OSError, ValueError):  # also "max", which is no number
+            continue
+        if granted_us > 0 and period_us > 0:  # -1: no limit
+            return granted_us / period_us
+    return math.inf
 
 
 def read_no_more_than_asked(descriptor: int) -> None:

@@ -205,6 +205,27 @@ def test_a_killed_run_leaves_no_folder_for_arrays_in_shared_memory(tmp_path: Pat
     assert not list(Path("/dev/shm").glob(f"joblib_memmapping_folder_{process.pid}_*"))
 
 
+@pytest.mark.parametrize("place", ["none", "zw\u00f6lf", "long"])
+def test_workers_need_no_folder_for_temporary_files(cohort: Path, tmp_path: Path, place: str) -> None:
+    """There may be none that can be written, or one whose name joblib's tracker of folders cannot write down."""
+    script = (
+        "import sys, tempfile\n"
+        "from sleepfm_fast import preprocess\n"
+        "if sys.argv[1] == 'none':\n"
+        "    tempfile._candidate_tempdir_list = lambda: ['/nowhere']\n"
+        "sys.exit(preprocess.cli(sys.argv[2:]))\n"
+    )
+    folder = tmp_path / ("/".join(["x" * 200] * 3) if place == "long" else place)
+    folder.mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, place, cohort, tmp_path / "store", "--workers", "2"],
+        cwd=REPOSITORY, env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    assert last_json(done.stdout)["added"] == len(ClipStore(tmp_path / "store").recordings) > 0
+    assert not list(folder.iterdir())
+
+
 def test_what_a_killed_run_had_in_hand_is_tried_alone_and_out_of_this_process(cohort: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     script = f"""

@@ -1,5 +1,7 @@
 """The command from a night of known signals to a folder that probe reads, with channels missing, flat and cut short."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -191,11 +193,25 @@ def test_columns_and_splits_are_those_of_embed(known, folder):
     assert e.description.split_rule == Split().rule()
 
 
-def test_workers_change_no_byte(known, folder, tmp_path, capsys):
-    call(capsys, known, tmp_path / "f", "--workers", "3")
+def of_same_bytes(folder, other):
     for file in folder.iterdir():
         if file.name != "embeddings.json":
-            assert file.read_bytes() == (tmp_path / "f" / file.name).read_bytes(), file.name
+            assert file.read_bytes() == (other / file.name).read_bytes(), file.name
+
+
+def test_workers_change_no_byte(known, folder, tmp_path, capsys):
+    call(capsys, known, tmp_path / "f", "--workers", "3")
+    of_same_bytes(folder, tmp_path / "f")
+
+
+def test_worker_processes_of_the_command_as_users_start_it(known, folder, tmp_path):
+    """Then the command's module is the program's, and its functions go to the workers by value."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sleepfm_fast.features", known, tmp_path / "f", "--workers", "2"],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    of_same_bytes(folder, tmp_path / "f")
 
 
 def test_a_store_that_has_grown_is_opened_again(tmp_path, capsys):

@@ -1,6 +1,10 @@
 """The optimiser of a run: the fused form takes the steps of torch's plain one, and goes on from any checkpoint."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,3 +86,51 @@ def test_a_state_of_the_plain_optimiser_is_continued(name):
 def test_parameters_of_half_precision_are_refused():
     with pytest.raises(TypeError, match=r"torch\.bfloat16; small updates would be lost"):
         build_optimiser(model().to(torch.bfloat16), dataclasses.replace(settings(), optimiser="adamw"))
+
+
+PLACES = """
+import getpass, os, pathlib, sys, tempfile
+case, folder = sys.argv[1:]
+os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+if case == "nobody":
+    def getuser():
+        raise KeyError("getpwuid(): uid not found: 12345")
+    getpass.getuser = getuser
+if case == "no folder":
+    tempfile._candidate_tempdir_list = lambda: ["/nowhere"]
+if case == "full":  # of inodes
+    own = tempfile.gettempdir()
+    make = os.mkdir
+    def mkdir(path, *rest, **options):
+        if os.fspath(path).startswith(own + os.sep):
+            raise OSError(28, "No space left on device", os.fspath(path))
+        make(path, *rest, **options)
+    os.mkdir = mkdir
+import torch
+from sleepfm_fast.train import Config
+from sleepfm_fast.training.optimiser import build_optimiser
+from sleepfm_fast.training.settings import resolve
+build_optimiser(torch.nn.Linear(2, 3), resolve(Config(pathlib.Path("s"), pathlib.Path("r"))))
+print(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
+"""
+
+
+@pytest.mark.parametrize("case", ["nobody", "no folder", "full", "usual"])
+def test_an_optimiser_where_the_user_has_no_name_or_temporary_files_no_place(case, tmp_path):
+    """Torch makes a folder for compiled code, named by the user, before its first optimiser."""
+    done = subprocess.run(
+        [sys.executable, "-c", PLACES, case, tmp_path],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    named = [path.name for path in tmp_path.iterdir()]
+    if case == "nobody":
+        assert named == [f"torchinductor_{os.getuid()}"]
+    elif case == "usual":
+        assert len(named) == 1
+    else:
+        assert not named

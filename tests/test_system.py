@@ -102,6 +102,37 @@ def test_processors(monkeypatch):
         assert system.processors() == expected
 
 
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, 3),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 64),
+        ("0::/\n", {}, 64),
+        ("0::/a/b\n", {"cpu.max": "max 100000", "a/cpu.max": "400000 100000", "a/b/cpu.max": "max 100000"}, 4),
+        ("0::/a/b\n", {"a/cpu.max": "400000 100000", "a/b/cpu.max": "50000 100000"}, 1),
+        ("5:cpu,cpuacct:/x\n", {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, 64),
+        ("5:cpuacct,cpu:/x\n", {"cpu/x/cpu.cfs_quota_us": "200000", "cpu/x/cpu.cfs_period_us": "100000"}, 2),
+        # As in a container, where the path is that outside of it.
+        ("5:cpu:/docker/9c\n0::/\n", {"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ("5:cpuset:/x\n", {"cpu/x/cpu.cfs_quota_us": "100000", "cpu/x/cpu.cfs_period_us": "100000"}, 64),
+        ("nothing\n\n", {"cpu.max": "100000 100000"}, 1),
+        ("0::/../..\n", {"cpu.max": "0 0"}, 64),
+        (None, {"cpu.max": "100000 100000"}, 64),
+    ],
+)
+def test_processors_of_a_container(monkeypatch, tmp_path, own, files, expected):
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    if own is not None:
+        (tmp_path / "proc/self/cgroup").write_text(own)
+    monkeypatch.setattr(system, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(system, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert system.processors() == expected
+
+
 def test_reading_ahead_is_turned_off_where_that_can_be(monkeypatch, tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"x")

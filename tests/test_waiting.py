@@ -1,4 +1,7 @@
-"""Commands shorten OpenMP's wait before torch is there to read it; programs that import the package keep their own."""
+"""Commands shorten OpenMP's wait, and choose its threads by their quota, before torch is there to read that.
+
+Programs that import the package keep their own.
+"""
 
 import os
 import subprocess
@@ -54,3 +57,27 @@ def test_a_program_that_imports_the_package_keeps_its_own(tmp_path):
     assert spins(tmp_path, ["-c", "import sleepfm_fast.ops"]) == "None"
     (tmp_path / "tool.py").write_text("import sleepfm_fast.ops")
     assert spins(tmp_path, ["-m", "tool"]) == "None"
+
+
+QUOTA = """
+import sleepfm_fast.system as system
+system.processor_quota = lambda: 0.5
+from sleepfm_fast.cli import thread_quota
+thread_quota.processor_quota = system.processor_quota
+import os
+thread_quota.is_a_command = lambda: True
+os.environ.pop("OMP_NUM_THREADS", None)
+if len(__import__("sys").argv) > 1:
+    os.environ["OMP_NUM_THREADS"] = "2"
+thread_quota.keep_to_quota()
+import torch
+print(os.environ["OMP_NUM_THREADS"], torch.get_num_threads())
+"""
+
+
+def test_a_command_in_a_container_has_as_many_threads_as_its_quota():
+    for more, expected in (([], "1 1"), (["set"], "2 2")):
+        done = subprocess.run(
+            [sys.executable, "-c", QUOTA, *more], cwd=ROOT, capture_output=True, text=True, check=False, timeout=100
+        )
+        assert done.stdout.strip() == expected, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.montage.montages import CHANNELS
 from sleepfm_fast.store.native_runs import NativeRun, native_run
 
-__all__ = ["DEFINITIONS", "channel_columns", "feature_names", "measure_recording"]
+__all__ = ["DEFINITIONS", "channel_columns", "feature_names", "measure_recording", "measure_stored"]
 
 DEFINITIONS = 2
 """To be raised where a recording gets other features than before: a folder of earlier ones then counts as another.
@@ -180,3 +181,17 @@ def together(kind: str, a: NativeRun, b: NativeRun, onset_s: Array) -> Array:
         for (rows, x), (_, y) in zip(a.blocks(onset_s), b.blocks(onset_s), strict=True):
             out[rows] = band_power.eog_correlation(x, y, a.fs_hz)
     return out
+
+
+# These two cannot stand in the command's module: where a command is the program that was started, its functions go to a
+# worker process by value, and one that lru_cache wraps goes by its name, which the worker does not find.
+def measure_stored(path: str, digest: str, recording: int) -> tuple[int, dict[str, npt.NDArray[np.float32]]]:
+    """Measure one recording of the store at ``path``, in whatever process; returns its number too."""
+    columns = measure_recording(opened(path, digest), recording)
+    return recording, {name: values.astype(np.float32) for name, values in columns.items()}
+
+
+@lru_cache(maxsize=1)
+def opened(path: str, digest: str) -> ClipStore:
+    """Open a store once a process, and again where it has changed since: workers outlive a call."""
+    return ClipStore(path)

@@ -10,7 +10,6 @@ import itertools
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -210,7 +209,8 @@ def in_parallel(
     Parameters
     ----------
     work : callable
-        A module-level function.
+        A module-level function. Of the module that was started as the program, it may use only what can be pickled by
+        value; functions that a decorator wraps cannot.
     arguments : sequence of tuple
     engine : Engine
     own_process : bool
@@ -249,11 +249,13 @@ def pool(width: int, **options: Any) -> Any:
     """Make a :class:`joblib.Parallel` that does not share arrays through files, as arguments hold none (see above).
 
     By default joblib creates a folder for shared arrays in /dev/shm at once, which a killed run leaves there until the
-    machine restarts. A folder that it is given instead it uses only when it first writes an array, which is never.
+    machine restarts. A folder that it is given instead it uses only when it first writes an array, which is never. So
+    the folder need not exist: a node may have no folder for temporary files that can be written, or one with a name
+    that joblib's tracker of such folders cannot write down (it is not ASCII, or is long).
     """
     from joblib import Parallel
 
-    return Parallel(n_jobs=width, max_nbytes=None, temp_folder=tempfile.gettempdir(), **options)
+    return Parallel(n_jobs=width, max_nbytes=None, temp_folder=os.devnull, **options)
 
 
 def dispatched(parallel: Callable[..., Any], calls: Iterable[Any]) -> Any:

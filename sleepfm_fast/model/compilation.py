@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import getpass
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import FunctionType, MethodType
 
 import torch
@@ -12,7 +16,32 @@ from torch import Tensor
 from sleepfm_fast.encoder import Encoder, SleepModel
 from sleepfm_fast.errors import SleepfmError
 
-__all__ = ["compile_encoders"]
+__all__ = ["compile_encoders", "settle_compiler_cache"]
+
+UNWRITABLE = (Path("/proc"), Path("/"))
+"""Folders of which at least one exists, on Linux one that nobody can write."""
+
+
+def settle_compiler_cache() -> None:
+    """Name a folder for torch's compiler where it cannot choose one itself; to be called before an optimiser is made.
+
+    With the first optimiser torch imports its compiler, which makes a folder for what it compiles, although nothing may
+    ever be compiled: ``torchinductor_USER`` in the folder for temporary files. That ended the command in a container
+    whose user has no name (up to torch 2.11 or later), and where temporary files have no room or no folder.
+    """
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        return
+    try:
+        user = getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        user = ""
+    try:
+        folder = Path(tempfile.gettempdir(), f"torchinductor_{user or os.getuid()}")
+        folder.mkdir(exist_ok=True)
+    except OSError:  # a folder that exists is all that torch asks for unless it compiles
+        folder, user = next(path for path in UNWRITABLE if path.is_dir()), ""
+    if not user:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def compile_encoders(model: SleepModel) -> None:
@@ -26,6 +55,7 @@ def compile_encoders(model: SleepModel) -> None:
     SleepfmError
         In the first batch, where the compiler fails.
     """
+    settle_compiler_cache()
     for name, encoder in model.encoders.items():
         assert isinstance(encoder, Encoder)
         own = MethodType(own_code(type(encoder).embed, name), encoder)

@@ -159,7 +159,8 @@ def read_cell(cell: Cell, layout: Layout) -> Found:
                 classes.add(n)
             tested.add(tested_clips(record, cell.path))
         except SleepfmError:
-            return Found(None, note="not computed")
+            there = (layout.result(source) / "result.json").exists()
+            return Found(None, note="its result is damaged: remove its folder and run again" if there else "not computed")
         except (KeyError, StopIteration, TypeError):
             return Found(None, note="not in the result")
     n_classes = min(classes, default=None)

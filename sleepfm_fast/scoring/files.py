@@ -33,7 +33,7 @@ BESIDE = (
     *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
     *(".txt", "-stages.txt", "_stages.txt", "-hypnogram.txt", "_hypnogram.txt", "_hypnogram.tsv"),
     *("-annotations.txt", "_annotations.txt", "-scoring.txt", "_scoring.txt", "-events.txt", "_events.txt"),
-    *("_sleepscoring.txt", "_stage.txt", "_1.txt", ".annot", ".eannot"),
+    *("_sleepscoring.txt", "_stage.txt", "_1.txt", ".annot", ".eannot", "_respevt.txt", ".sco.txt"),
 )
 BESIDE_PSG = ("-hypnogram.edf", "_hypnogram.edf", " hypnogram.edf", " base.edf", "-base.edf", "_base.edf")
 """Of ``S-PSG.edf``, ``S PSG.edf`` and the like, behind ``S``."""

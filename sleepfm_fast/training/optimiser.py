@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sleepfm_fast.model.compilation import settle_compiler_cache
+
 if TYPE_CHECKING:
     from sleepfm_fast.training.settings import Settings
 
@@ -41,6 +43,7 @@ def build_optimiser(model: torch.nn.Module, config: Settings) -> torch.optim.Opt
     if lower:
         raise TypeError(f"the model has parameters of {', '.join(lower)}; small updates would be lost. Use float32.")
     groups = parameter_groups(model, config.weight_decay)
+    settle_compiler_cache()
     # None leaves the choice to torch, which on CUDA makes one call for many parameters.
     fused = True if all(p.device.type == "cpu" for p in parameters) else None
     if config.optimiser == "sgd":
