@@ -209,8 +209,8 @@ def test_what_lies_in_many_stretches_that_may_overlap(seed):
 
 
 def test_a_clip_as_long_as_its_segment_is_in_it_whatever_the_rounding():
-    onsets = [Fraction(k, 7) for k in range(1, 300 * 7, 301)]
-    inexact = [float(at) + 30.0 != float(at + 30) for at in onsets]
+    onsets = [Fraction(k, 7) for k in range(1, 200)]
+    inexact = [float(at) + 30.0 > float(at + 30) for at in onsets]
     assert any(inexact)
     for at in onsets:
         for first in (Segment(0, 90, at), Segment(0, 90, at + 1)):
