@@ -24,6 +24,7 @@ from sleepfm_fast.storage import open_files
 from sleepfm_fast.store import clip_writer
 from sleepfm_fast.store.clip_writer import read_record
 from sleepfm_fast.store.feed import Buffer, Feed, gather
+from sleepfm_fast.store.native_runs import native_run
 
 
 class FakeBank:
@@ -84,6 +85,23 @@ def test_samples_are_those_that_pyedflib_reads(tmp_path: Path, capsys, bdf: bool
     assert store.onset_s.tolist() == [0, 30, 60, 90]
     assert [m.name for m in store.montage.modalities] == ["respiratory", "brain", "ecg"]
     assert store.modality_present().tolist() == [[True] * 3]
+
+
+def test_a_channel_of_each_night_is_in_its_own_unit_and_scale(tmp_path: Path, capsys) -> None:
+    first = (Lead("C3-M2"), Lead("SpO2", 1, "%", 100.0))
+    second = (Lead("C3-M2", 200, "mV", 2.0), Lead("SpO2", 1, "", 1.0), Lead("Chest", 25, "", 1.0))
+    leads = (first, second)
+    store = make(tmp_path, capsys, **{name: {"leads": of} for name, of in zip("ab", leads, strict=True)})
+    for recording in range(2):
+        reader = pyedflib.EdfReader(store.recordings[recording].source)
+        for name, signal, scale in (("C3-M2", 0, (1, 1e3)[recording]), ("SpO2", 1, 1)):
+            run = native_run(store, recording, slot_of(store, name), 0)
+            assert run is not None
+            assert run.fs_hz == reader.getSampleFrequency(signal)
+            assert run.unit == ("uV" if signal == 0 else ("%", "")[recording])
+            np.testing.assert_allclose(run.physical(), scale * reader.readSignal(signal), rtol=1e-9, atol=1e-9)
+        reader.close()
+        assert (native_run(store, recording, slot_of(store, "Chest"), 0) is None) is (recording == 0)
 
 
 def test_only_the_slots_of_the_montage_are_stored(tmp_path: Path, capsys) -> None:
