@@ -80,6 +80,10 @@ def test_the_difference_is_resampled_pairwise(tmp_path, capsys):
     for name in ("auroc", "auprc", "f1"):
         assert record["macro"][name]["first"] == pytest.approx(a["macro"][name]["value"])
         assert record["macro"][name]["second"] == pytest.approx(b["macro"][name]["value"])
+        for stage, entry in record["classes"].items():
+            pair = [x["classes"][stage][name]["value"] for x in (a, b)]
+            assert (entry[name]["first"], entry[name]["second"]) == pytest.approx(tuple(pair))
+            assert entry[name]["difference"] == pytest.approx(pair[0] - pair[1])
     for name in ("accuracy", "cohen_kappa"):
         assert record[name]["difference"] == pytest.approx(a[name]["value"] - b[name]["value"])
     assert "macro auroc" in err
@@ -237,23 +241,47 @@ def test_a_class_of_one_subject_differs_without_an_interval(tmp_path, capsys):
     subject, truth = np.repeat(np.arange(12), 30), rng.integers(0, 4, 360)
     truth[:30:3] = 4
     names = tuple(f"s{i}" for i in range(12))
-    for name, seed in (("a", 1), ("b", 2)):
+    for name, seed, k in (("a", 1, 5), ("b", 2, 5), ("c", 2, 4)):  # the last does not know R
         odds = log_odds(np.random.default_rng(seed).standard_normal((360, 5)) + 1.5 * np.eye(5)[truth])
         onset = 30.0 * (np.arange(360) % 30)
         test = HeldOut(np.arange(360), truth.astype(np.int8), subject.astype(np.int32), subject.astype(np.int32), onset,
                        names, names, (None,) * 12, (None,) * 12)  # fmt: skip
-        conclude({"command": "probe", "task": "stage"}, test, odds, np.arange(5, dtype=np.int8), bootstraps=20, seed=0,
-                 path=tmp_path / name)  # fmt: skip
+        conclude({"command": "probe", "task": "stage"}, test, odds[:, :k], np.arange(k, dtype=np.int8), bootstraps=20,
+                 seed=0, path=tmp_path / name)  # fmt: skip
     capsys.readouterr()
     status, record, err = run(capsys, tmp_path / "a", tmp_path / "b")
     assert status == 0
     assert record["class_subjects"]["R"] == {"n_test": 10, "n_subjects": 1, "n_subjects_of_others": 12}
-    for entry in (record["classes"]["R"]["auroc"], record["macro"]["auroc"], record["macro"]["f1"]):
+    of_r = record["classes"]["R"]
+    for entry in (of_r["auroc"], of_r["auprc"], of_r["f1"], *record["macro"].values()):
         assert entry["difference"] is not None
         assert entry["low"] is None
     assert record["classes"]["W"]["auroc"]["low"] is not None
     assert record["accuracy"]["low"] is not None
     assert "notice: one subject has clips of R, which says nothing of others like them" in err
+    status, record, _ = run(capsys, tmp_path / "a", tmp_path / "c")
+    assert status == 0
+    assert record["macro"]["auroc"]["low"] is not None  # over the four that both know
+    assert record["macro"]["f1"]["low"] is None
+
+
+def test_events_differ_by_the_f1_of_events(tmp_path, capsys):
+    truth = np.random.default_rng(0).integers(0, 2, 300)
+    subject = np.repeat(np.arange(10), 30).astype(np.int32)
+    names = tuple(f"s{i}" for i in range(10))
+    for name, signal in (("a", 1.5), ("b", 0.5)):
+        odds = log_odds(np.random.default_rng(2).standard_normal((300, 2)) + signal * np.eye(2)[truth])
+        test = HeldOut(np.arange(300), truth.astype(np.int8), subject, subject, 30.0 * (np.arange(300) % 30), names,
+                       names, (None,) * 10, (None,) * 10)  # fmt: skip
+        conclude({"command": "probe", "task": "sdb"}, test, odds, np.arange(2, dtype=np.int8), bootstraps=20, seed=0,
+                 path=tmp_path / name)  # fmt: skip
+    _, record, _ = run(capsys, tmp_path / "a", tmp_path / "b")
+    a, b = (read_result(tmp_path / x).record for x in "ab")
+    for found in (record["macro"]["f1"], record["classes"]["event"]["f1"]):
+        assert (found["first"], found["second"]) == pytest.approx(
+            (a["macro"]["f1"]["value"], b["macro"]["f1"]["value"])
+        )
+        assert found["low"] < found["difference"] < found["high"]
 
 
 def test_retrievals_among_other_candidates_do_not_compare(tmp_path, capsys):

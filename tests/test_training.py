@@ -15,10 +15,13 @@ from called import last_json
 from forked_commands import start
 
 from sleepfm_fast import train
+from sleepfm_fast.batches import ClipInput
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
+from sleepfm_fast.training import contrastive, loop
 from sleepfm_fast.training.contrastive import Trainer
 from sleepfm_fast.training.neighbours import clips_of
 from sleepfm_fast.training.pace import Pace
+from sleepfm_fast.training.schedule import learning_rate
 from sleepfm_fast.training.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,6 +222,67 @@ def test_early_stopping(cohort_store, tmp_path, capsys):
     result = last_json(capsys.readouterr().out)
     assert result["stopped_early"]
     assert result["epochs"] < 30
+
+
+def with_validation_losses(monkeypatch, losses):
+    """Have the epochs' validations find these losses, whatever the model."""
+    left = iter(losses)
+    monkeypatch.setattr(
+        contrastive, "validate", lambda *a, **k: {"validation_loss": next(left), "validation_top1": 0.5}
+    )
+
+
+def test_patience_counts_epochs_since_the_best_and_a_tie_is_no_better(cohort_store, tmp_path, capsys, monkeypatch):
+    with_validation_losses(monkeypatch, [3.0, 2.0, 2.0, 1.5, 1.5, 1.6, 0.1])
+    run = tmp_path / "run"
+    assert train.cli([str(cohort_store), str(run), *SMALL, "--patience", "2", "--epochs", "9"]) == 0
+    assert last_json(capsys.readouterr().out)["stopped_early"]
+    rows = [row for row in metrics(run) if row["kind"] == "epoch"]
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    _, best = read_checkpoint(run / "best.safetensors")
+    assert (best["best_epoch"], best["best_loss"], best["step"]) == (3, 1.5, rows[3]["step"])
+
+
+def test_a_training_that_diverges_ends_and_keeps_what_it_had(cohort_store, tmp_path, capsys, monkeypatch):
+    with_validation_losses(monkeypatch, [3.0, float("nan")])
+    run = tmp_path / "run"
+    assert train.cli([str(cohort_store), str(run), *SMALL]) == 1
+    assert "the validation loss is nan after step" in capsys.readouterr().err
+    for name in ("best", "last"):
+        assert read_checkpoint(run / f"{name}.safetensors")[1]["best_loss"] == 3.0
+
+
+def test_rows_hold_the_rate_of_their_step_and_the_mean_of_the_steps_taken(cohort_store, tmp_path, monkeypatch):
+    filter_, calls = ClipInput.filter, []
+
+    def poison(self, windows):
+        batch = filter_(self, windows)
+        calls.append(0)
+        if len(calls) in (1, 3):
+            next(iter(batch.x.values()))[0, :, 100] = torch.nan
+        return batch
+
+    monkeypatch.setattr(loop, "LOG_STEPS", 1)
+    monkeypatch.setattr(ClipInput, "filter", poison)
+    monkeypatch.setattr(contrastive, "validate", lambda *a, **k: {"validation_loss": 1.0, "validation_top1": 0.5})
+    run = tmp_path / "run"
+    # Two steps in all are skipped, and never two in a row.
+    arguments = [*SMALL, "--epochs", "2", "--skip-limit", "1", "--schedule", "cosine"]
+    assert train.cli([str(cohort_store), str(run), *arguments]) == 0
+    rows = metrics(run)
+    assert [row["step"] for row in rows if row["kind"] == "skipped"] == [1, 3]
+    steps = [row for row in rows if row["kind"] == "step"]
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    per_epoch, total = epochs[0]["step"], epochs[1]["step"]
+    assert [row["step"] for row in steps] == list(range(1, total + 1))
+    assert [row["epoch"] for row in steps] == [k // per_epoch for k in range(total)]
+    config = resolve(train.Config(schedule="cosine", optimiser="adamw"))
+    assert [row["lr"] for row in steps] == [learning_rate(config, k, per_epoch, total) for k in range(total)]
+    for epoch in epochs:
+        taken = [row["loss"] for row in steps if row["epoch"] == epoch["epoch"] and row["step"] not in (1, 3)]
+        assert epoch["training_loss"] == pytest.approx(np.mean(taken))
+    skipped = [row for row in rows if row["kind"] == "skipped"]
+    assert all(len(row["clips"]) == 16 and row["recordings"] for row in skipped)
 
 
 def test_a_resumed_run_that_had_stopped_early_stays_stopped(cohort_store, tmp_path, capsys):
