@@ -1,7 +1,6 @@
 """Channel names, montages, units."""
 
-from __future__ import annotations
-
+import dataclasses
 import itertools
 import json
 import os
@@ -370,6 +369,33 @@ def test_impossible_units_are_reported_not_guessed(unit, top, said):
     kept, scale, issues = unit_of(signal("C3", unit=unit, top=top), "eeg")
     assert (kept, scale) == (unit, 1.0)
     assert said in issues[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit", "low", "high", "scale"),
+    [
+        ("eeg", "uV", -10, 10, 1.0),
+        ("eog", "uV", -9.9, 9.9, None),
+        ("ecg", "mV", -0.0099, 0.0099, None),
+        ("emg", "uV", -1, 1, 1.0),  # an envelope
+        ("emg", "uV", 0, 0.9, None),
+        ("eeg", "mV", -1000, 1000, 1e3),
+        ("eeg", "V", -1.01, 1.01, None),
+        ("eeg", "uV", -500, 0, 1.0),  # the larger end counts, whichever it is
+        ("eeg", "V", 0, 500, None),
+        ("eeg", "uV", 0, 0, 1.0),  # says nothing of the unit
+        ("eeg", "Millivolts.", -5, 5, 1e3),
+        ("ecg", "Volts", -0.005, 0.005, 1e6),
+        ("ecg", "nV", -5e6, 5e6, 1e-3),
+    ],
+)
+def test_a_unit_is_converted_where_the_range_allows_it_or_the_user_says_so(kind, unit, low, high, scale):
+    given = dataclasses.replace(signal("x", unit=unit), physical_min=low, physical_max=high)
+    kept, found, issues = unit_of(given, kind)
+    assert (kept, found, bool(issues)) == (("uV", scale, False) if scale else (unit, 1.0, True))
+    if scale is None:
+        kept, found, issues = unit_of(given, kind, trusted=True)
+        assert (kept, found, issues) == ("uV", {"uV": 1.0, "mV": 1e3, "V": 1e6}[unit], ())
 
 
 def test_other_units_are_the_headers():

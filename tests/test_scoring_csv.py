@@ -262,6 +262,23 @@ def test_units_in_the_names_of_columns_count(tmp_path, header, per_second):
     assert read_scoring(write(tmp_path, f"{header}\n{rows}")).events == (Event(0, 30, "W"), Event(30, 30, "N2"))
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "onset_s", "duration_s"),
+    [
+        ("Onset (min),Duration (s),Stage", "1,30,W", 60, 30),
+        ("Onset (s),Duration (min),Stage", "60,0.5,W", 60, 30),
+        ("Start (h),End (min),Stage", "0.5,31,W", 1800, 60),
+        ("Start (s),End (ms),Stage", "60,90000,W", 60, 30),
+        ("Start (min),End,Stage", "1,90,W", 60, 30),
+        ("Start (ms),End (ms),Stage", "1 min,90000,W", 60, 30),  # a cell's own unit goes first
+        ("Start,Duration (ms),Stage", '"0,5 h",30 s,W', 1800, 30),
+    ],
+)
+def test_each_column_has_its_own_unit(tmp_path, header, row, onset_s, duration_s):
+    (event,) = read_scoring(write(tmp_path, f"{header}\n{row}\n")).events
+    assert event == Event(onset_s, duration_s, "W")
+
+
 def test_times_in_samples_are_refused(tmp_path):
     with pytest.raises(ScoringError, match="samples"):
         read_scoring(write(tmp_path, "onset_samples,stage\n0,W\n7680,N2\n"))

@@ -14,7 +14,7 @@ import torch
 from called import last_json
 from forked_commands import start
 
-from sleepfm_fast import train
+from sleepfm_fast import reference, train
 from sleepfm_fast.batches import ClipInput
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 from sleepfm_fast.training import contrastive, loop
@@ -339,3 +339,31 @@ def test_order_of_clips_is_not_touched_by_the_device_or_threads(cohort_store, tm
         assert train.cli([str(cohort_store), str(tmp_path / threads), *arguments]) == 0
     one, two = metrics(tmp_path / "1")[0], metrics(tmp_path / "2")[0]
     np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("mode", "directions"), [("leave_one_out", "both"), ("pairwise", "row")])
+def test_the_validation_loss_is_the_mean_over_the_terms_of_all_blocks(planted, tmp_path, mode, directions):
+    options = {"mode": mode, "directions": directions, "validation_share": 0.4, "validation_block": 24}
+    config = train.Config(planted, tmp_path / "run", preset="tiny", batch_size=8, log_temperature=1.5, **options)
+    trainer = contrastive.Trainer.prepare(resolve(config))
+    assert len(trainer.blocks) > 1
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    found = trainer.validation()
+    assert trainer.model.training
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    trainer.model.eval()
+    total = correct = terms = 0.0
+    sizes = set()
+    for _, batch in trainer.input.batches(trainer.blocks, lambda block: block):
+        with torch.no_grad():
+            embeddings, mask = trainer.model(batch.x, batch.present)
+            loss, statistics = reference.contrastive_loss(
+                embeddings.double(), trainer.model.log_temperature.double(), mode, mask=mask, directions=directions
+            )
+        n = 2 * int(statistics.n_valid.sum())
+        sizes.add(n)
+        total, correct, terms = total + float(loss) * n, correct + int(statistics.correct.sum()), terms + n
+    assert found["validation_loss"] == pytest.approx(total / terms, rel=1e-5)
+    assert found["validation_top1"] == pytest.approx(correct / terms, abs=1.5 / terms)
+    assert 0 < correct < terms
+    assert len(sizes) > 1, "some nights have no ECG, or no flow"
