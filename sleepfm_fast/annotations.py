@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleepfm_fast.plurals import agreeing, counted
-from sleepfm_fast.scoring.csv_files import parse_csv
+from sleepfm_fast.scoring.csv_files import decoded, parse_csv
 from sleepfm_fast.scoring.files import find_scoring
 from sleepfm_fast.scoring.labels import ClipGrid, clip_labels
+from sleepfm_fast.scoring.respiratory_lists import gamma_events, ucddb_events
 from sleepfm_fast.scoring.stages import EPOCH_S, respiratory_event_of, stage_of
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 from sleepfm_fast.scoring.xml_files import parse_xml
@@ -61,8 +62,9 @@ def read_scoring(path: str | Path, *, start: datetime | None = None, length_s: f
     Parameters
     ----------
     path : str or Path
-        EDF+ or BDF+ with annotations, CSV, NSRR ``PSGAnnotation``, Profusion or Sleepware XML, or WFDB annotations
-        (``.st``; the header ``.hea`` of the same name beside it).
+        EDF+ or BDF+ with annotations, CSV, NSRR ``PSGAnnotation``, Profusion or Sleepware XML, WFDB annotations
+        (``.st``; the header ``.hea`` of the same name beside it), or a list of respiratory events named as UCDDB or
+        the Wisconsin Sleep Cohort name theirs.
     start : datetime, optional
         The recording's start. Clock times of a CSV need it; an EDF+ hypnogram that started at another time of the
         same night is shifted by the difference, and says so.
@@ -106,6 +108,14 @@ def read_scoring(path: str | Path, *, start: datetime | None = None, length_s: f
             f"{path} is taken for WFDB annotations, but {path.with_suffix('.hea').name}, which states the sampling "
             "frequency, is not beside it. Put it there."
         )
+    if path.name.casefold().endswith(("_respevt.txt", ".sco.txt")):
+        issues: list[str] = []
+        text = decoded(path.read_bytes(), str(path), issues)
+        if path.name.casefold().endswith("_respevt.txt"):
+            events = ucddb_events(text, str(path), start, length_s, issues)
+        else:
+            events = gamma_events(text, str(path), start, issues)
+        return Scoring(tuple(events), str(path), tuple(issues), events_scored=True)
     scoring = parse_csv(path.read_bytes(), str(path), start, length_s)
     return ucddb_stages(scoring) if re.fullmatch(r"ucddb\d+(?:_stages?)?\.(?:txt|csv)", path.name.lower()) else scoring
 

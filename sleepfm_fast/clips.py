@@ -32,6 +32,7 @@ from sleepfm_fast.storage.open_files import (
 from sleepfm_fast.store.clip_entries import ChannelColumns, RecordingEntry, Window
 from sleepfm_fast.store.clip_layout import INDEX_SCHEMA, INDEX_TEXTS, ClipStoreError, read_store_file
 from sleepfm_fast.store.index_check import index_problem
+from sleepfm_fast.system import read_whole_soon
 
 __all__ = ["ChannelColumns", "ClipStore", "ClipStoreError", "RecordingEntry", "Window"]
 
@@ -252,6 +253,10 @@ class ClipStore:
         if self.read == "mmap":
             return opened_maps([self._mapped.get(r, self._map) for r in recordings])
         return opened_files([self._files.get(r, self._descriptor) for r in recordings])
+
+    def read_soon(self, recording: int) -> None:
+        """Ask the system to read all of a recording, most of whose clips are needed soon; does not wait for the end."""
+        read_whole_soon(self._file(recording, ".bin"))
 
     def _map(self, recording: int) -> Array:
         try:

@@ -16,15 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sleepfm_fast.ops import contrastive_loss as local_contrastive_loss
-from sleepfm_fast.ops.contrastive_loss import (
-    DIRECTIONS,
-    MODES,
-    ContrastiveStatistics,
-    Directions,
-    Mode,
-    Precision,
-    validate,
-)
+from sleepfm_fast.ops.contrastive_arguments import DIRECTIONS, MODES, Precision, validate
+from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics, Directions, Mode
 from sleepfm_fast.ops.registry import DTYPE_CODES
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_transforms
 from sleepfm_fast.plurals import counted

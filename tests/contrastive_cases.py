@@ -34,6 +34,28 @@ def embeddings(kind: str, M: int, N: int, D: int, seed: int = 0) -> Tensor:
     return x * (0.5 + torch.rand(M, N, 1, generator=generator))
 
 
+def exact_rows() -> Tensor:
+    """[8, 16] float32, four orthogonal rows and their negatives: their cosines are the same in any order of sums."""
+    signs = torch.ones(1, 1)
+    for _ in range(4):
+        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])  # Hadamard's
+    return torch.cat([signs[:4], -signs[:4]])
+
+
+def wrong_in_one_column() -> Tensor:
+    """[2, 5, 8]: every row is nearest to its own column, but one column is nearer to another row."""
+    rows, columns = torch.eye(5, 8), torch.eye(5, 8)
+    columns[4] = torch.tensor([0.5, 0, 0, 0, 0, 0.75**0.5, 0, 0])
+    rows[4] = torch.tensor([0, 0, 0, 0, 0, 0.3, 0.91**0.5, 0])
+    return torch.stack([rows, columns])
+
+
+def certain_and_wrong() -> Tensor:
+    """[2, 2, 8]: each sample's partner lies opposite to it, the other sample's beside it."""
+    rows = torch.tensor([1.0, -1.0])[:, None] * torch.eye(1, 8)
+    return torch.stack([rows, -rows]) + 0.1 * embeddings("random", 2, 2, 8)
+
+
 def random_mask(M: int, N: int, seed: int = 0) -> Tensor:
     """[M, N] bool; about two thirds present."""
     return torch.rand(M, N, generator=torch.Generator().manual_seed(seed)) > 0.35

@@ -89,6 +89,18 @@ def test_awkward_inputs(kind):
     check((x, gamma, beta), loose={"silent": 1e-3, "far from zero": 1e-4}.get(kind, 2e-5))
 
 
+@pytest.mark.parametrize("far", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("dims", [(4, 6, 500), (3, 2, 16), (5, 7, 30)], ids=str)
+def test_statistics_keep_their_digits_far_from_zero(dims, far):
+    """To a millionth of the deviation, though float32 rounds numbers around a million to sixteenths."""
+    x, gamma, beta = arguments(dims)
+    x += far
+    mean, variance = ops.batch_norm(x, gamma, beta)[1]
+    expected = x.double().var((0, 2), correction=0)
+    assert ((mean - x.double().mean((0, 2))).abs() <= 1e-6 * expected.sqrt()).all()
+    assert ((variance - expected).abs() <= 1e-6 * expected).all()
+
+
 def test_a_constant_channel_has_no_variance_and_gives_the_shift():
     x, gamma, beta = arguments((3, 4, 77))
     x[:, 1] = 0.1  # not a float32 number: its sum rounds

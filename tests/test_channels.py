@@ -1,7 +1,6 @@
 """Channel names, montages, units."""
 
-from __future__ import annotations
-
+import dataclasses
 import itertools
 import json
 import os
@@ -271,6 +270,34 @@ def test_one_reference_serves_several_slots():
     }
 
 
+PAPER_LABELS = ("C3-Cz", "C4-Cz", "O1-Cz", "M1-Cz", "M2-Cz", "E1-Cz", "EKG_L-Cz", "EKG_R-Cz")
+
+
+def test_a_reference_that_all_electrodes_have_in_common_is_taken_out():
+    """The paper's recordings, ECG and EEG against Cz: the differences hold no Cz any more."""
+    assert filled_by(PAPER_LABELS, "cinc2018") == {
+        "C3-M2": "C3-Cz - M2-Cz",
+        "C4-M1": "C4-Cz - M1-Cz",
+        "O1-M2": "O1-Cz - M2-Cz",
+        "E1-M2": "E1-Cz - M2-Cz",
+        "ECG": "EKG_L-Cz - EKG_R-Cz",
+    }
+    found = filled_by(PAPER_LABELS, "aasm")
+    assert (found["C4-M1"], found["ECG"]) == ("C4-Cz - M1-Cz", "EKG_L-Cz - EKG_R-Cz")
+    assert filled_by(("C3-Fpz", "Cz-Fpz", "M2-Fpz"), "paper") == {
+        "C3-Cz": "C3-Fpz - Cz-Fpz",
+        "M2-Cz": "M2-Fpz - Cz-Fpz",
+    }
+
+
+def test_two_references_have_nothing_in_common():
+    # Without a mastoid against the same electrode the channel stands in, as recorded.
+    assert filled_by(("C3-Cz", "M2-Fpz"), "aasm") == {"C3-M2": "C3-Cz"}
+    assert filled_by(("EKG_L-Cz", "EKG_R-M1"), "aasm") == {}
+    # A channel that has the right reference is taken as it is.
+    assert filled_by(("C3-M2", "C3-Cz", "M2-Cz"), "aasm") == {"C3-M2": "C3-M2"}
+
+
 def test_substitutes_are_reported():
     assignments = assign(signals("EEG C4-Cz", "EOG horizontal", "SaO2"), MONTAGES["aasm"])
     by_name = {a.slot.name: a for a in assignments}
@@ -342,6 +369,33 @@ def test_impossible_units_are_reported_not_guessed(unit, top, said):
     kept, scale, issues = unit_of(signal("C3", unit=unit, top=top), "eeg")
     assert (kept, scale) == (unit, 1.0)
     assert said in issues[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit", "low", "high", "scale"),
+    [
+        ("eeg", "uV", -10, 10, 1.0),
+        ("eog", "uV", -9.9, 9.9, None),
+        ("ecg", "mV", -0.0099, 0.0099, None),
+        ("emg", "uV", -1, 1, 1.0),  # an envelope
+        ("emg", "uV", 0, 0.9, None),
+        ("eeg", "mV", -1000, 1000, 1e3),
+        ("eeg", "V", -1.01, 1.01, None),
+        ("eeg", "uV", -500, 0, 1.0),  # the larger end counts, whichever it is
+        ("eeg", "V", 0, 500, None),
+        ("eeg", "uV", 0, 0, 1.0),  # says nothing of the unit
+        ("eeg", "Millivolts.", -5, 5, 1e3),
+        ("ecg", "Volts", -0.005, 0.005, 1e6),
+        ("ecg", "nV", -5e6, 5e6, 1e-3),
+    ],
+)
+def test_a_unit_is_converted_where_the_range_allows_it_or_the_user_says_so(kind, unit, low, high, scale):
+    given = dataclasses.replace(signal("x", unit=unit), physical_min=low, physical_max=high)
+    kept, found, issues = unit_of(given, kind)
+    assert (kept, found, bool(issues)) == (("uV", scale, False) if scale else (unit, 1.0, True))
+    if scale is None:
+        kept, found, issues = unit_of(given, kind, trusted=True)
+        assert (kept, found, issues) == ("uV", {"uV": 1.0, "mV": 1e3, "V": 1e6}[unit], ())
 
 
 def test_other_units_are_the_headers():

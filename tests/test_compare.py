@@ -80,6 +80,10 @@ def test_the_difference_is_resampled_pairwise(tmp_path, capsys):
     for name in ("auroc", "auprc", "f1"):
         assert record["macro"][name]["first"] == pytest.approx(a["macro"][name]["value"])
         assert record["macro"][name]["second"] == pytest.approx(b["macro"][name]["value"])
+        for stage, entry in record["classes"].items():
+            pair = [x["classes"][stage][name]["value"] for x in (a, b)]
+            assert (entry[name]["first"], entry[name]["second"]) == pytest.approx(tuple(pair))
+            assert entry[name]["difference"] == pytest.approx(pair[0] - pair[1])
     for name in ("accuracy", "cohen_kappa"):
         assert record[name]["difference"] == pytest.approx(a[name]["value"] - b[name]["value"])
     assert "macro auroc" in err
@@ -169,19 +173,20 @@ def retrieved(tmp_path, name, alignment, seed, *, keep=None, arguments=(), mask=
     columns["clip"] = (np.arange(240) % 30)[rows].astype(np.int32)
     columns["onset_s"] = columns["clip"] * 30.0
     folder = write_folder(tmp_path / f"{name}-embeddings", x, columns, mask=mask)
-    assert retrieve.cli([str(folder), str(tmp_path / name), "--k", "1", "5", *arguments]) == 0
+    assert retrieve.cli([str(folder), str(tmp_path / name), "--k", "1", "5", "25", *arguments]) == 0
     return read_result(tmp_path / name)
 
 
 def test_retrievals_are_compared_query_by_query(tmp_path, capsys):
     mask = np.ones((240, 3), bool)
-    mask[::9, 2] = False
+    mask[::9, 2] = mask[-1, 2] = False  # the last clip of all too
     a, b = retrieved(tmp_path, "a", 1.2, 1, mask=mask), retrieved(tmp_path, "b", 0.8, 2, mask=mask)
     capsys.readouterr()
     status, record, err = run(capsys, a.path, b.path, "--bootstraps", 50)
     assert status == 0
     draws = bootstrap_subjects(8, 50, 0)
-    figures = {"recall@5": lambda r: (r <= 5).mean(), "median_rank": np.median, "mean_rank": np.mean}
+    figures = {f"recall@{k}": lambda r, k=k: (r <= k).mean() for k in (5, 25)}
+    figures |= {"median_rank": np.median, "mean_rank": np.mean}
     sums = {name: np.zeros(51) for name in figures}
     for d in record["directions"]:
         name = f"{d['query']}_{d['candidates']}"
@@ -207,6 +212,23 @@ def test_retrievals_are_compared_query_by_query(tmp_path, capsys):
     assert "respiratory -> brain recall@5" in err
 
 
+def test_a_direction_that_one_retrieval_lacks_is_left_out(tmp_path, capsys):
+    never, late, early = np.ones((3, 240, 3), bool)
+    never[:, 2] = late[:120, 2] = early[120:, 2] = False
+    every = retrieved(tmp_path, "every", 1.2, 1)
+    a, b, c = (retrieved(tmp_path, name, 0.8, 2, mask=mask) for name, mask in (("a", never), ("b", late), ("c", early)))
+    capsys.readouterr()
+    for pair in ((every, a), (a, every), (b, c)):  # b and c have no ECG in common
+        status, record, _ = run(capsys, *(r.path for r in pair), "--bootstraps", 20)
+        assert status == 0
+        assert [(d["query"], d["candidates"]) for d in record["directions"]] == [
+            ("respiratory", "brain"),
+            ("brain", "respiratory"),
+        ]
+        both = [d["recall@5"]["difference"] for d in record["directions"]]
+        assert record["mean"]["recall@5"]["difference"] == pytest.approx(np.mean(both))
+
+
 def test_retrievals_within_nights_match_whatever_the_rows(tmp_path, capsys):
     a = retrieved(tmp_path, "a", 1.2, 1, arguments=("--scope", "night"))
     # The same nights but the first, so that rows and numbers of subjects differ.
@@ -216,6 +238,7 @@ def test_retrievals_within_nights_match_whatever_the_rows(tmp_path, capsys):
     assert status == 0
     assert record["n_clips"] == 210
     assert record["n_clips_only_in"] == [30, 0]
+    assert {d["n_clips"] for d in record["directions"]} == {210}
     for entry in record["mean"].values():
         assert (entry["difference"], entry["low"], entry["high"]) == (0, 0, 0)
 
@@ -229,6 +252,35 @@ def test_retrievals_within_nights_of_equally_many_other_candidates_do_not_compar
     status, _, err = run(capsys, a.path, b.path)
     assert status == 1
     assert "among other candidates (of 160 and 160 clips they share 80)" in err.splitlines()[-1]
+    # All of a night's 20 candidates are shared, but the other result had 30.
+    c = retrieved(tmp_path, "c", 1.2, 1, arguments=("--scope", "night"))
+    capsys.readouterr()
+    for pair in ((a, c), (c, a)):
+        status, _, err = run(capsys, *(r.path for r in pair))
+        assert status == 1
+        assert "among other candidates (of " in err.splitlines()[-1]
+
+
+def test_retrievals_of_one_subject_differ_without_an_interval(tmp_path, capsys):
+    kept = np.arange(30)
+    a, b = (retrieved(tmp_path, name, strength, 1, keep=kept) for name, strength in (("a", 1.2), ("b", 0.5)))
+    capsys.readouterr()
+    status, record, _ = run(capsys, a.path, b.path)
+    assert status == 0
+    for figures in (record["mean"], record["directions"][0]):
+        for name in ("recall@5", "median_rank", "mean_rank"):
+            assert figures[name]["difference"] == pytest.approx(figures[name]["first"] - figures[name]["second"])
+            assert figures[name]["low"] is None
+
+
+def test_retrievals_without_a_common_direction_are_refused(tmp_path, capsys):
+    no_ecg, no_flow = np.ones((2, 240, 3), bool)
+    no_ecg[:, 2] = no_flow[:, 0] = False
+    a, b = retrieved(tmp_path, "a", 1.2, 1, mask=no_ecg), retrieved(tmp_path, "b", 1.2, 1, mask=no_flow)
+    capsys.readouterr()
+    status, _, err = run(capsys, a.path, b.path)
+    assert status == 1
+    assert "have no direction of retrieval in common" in err.splitlines()[-1]
 
 
 def test_a_class_of_one_subject_differs_without_an_interval(tmp_path, capsys):
@@ -237,27 +289,55 @@ def test_a_class_of_one_subject_differs_without_an_interval(tmp_path, capsys):
     subject, truth = np.repeat(np.arange(12), 30), rng.integers(0, 4, 360)
     truth[:30:3] = 4
     names = tuple(f"s{i}" for i in range(12))
-    for name, seed in (("a", 1), ("b", 2)):
+    for name, seed, k in (("a", 1, 5), ("b", 2, 5), ("c", 2, 4)):  # the last does not know R
         odds = log_odds(np.random.default_rng(seed).standard_normal((360, 5)) + 1.5 * np.eye(5)[truth])
         onset = 30.0 * (np.arange(360) % 30)
         test = HeldOut(np.arange(360), truth.astype(np.int8), subject.astype(np.int32), subject.astype(np.int32), onset,
                        names, names, (None,) * 12, (None,) * 12)  # fmt: skip
-        conclude({"command": "probe", "task": "stage"}, test, odds, np.arange(5, dtype=np.int8), bootstraps=20, seed=0,
-                 path=tmp_path / name)  # fmt: skip
+        conclude({"command": "probe", "task": "stage"}, test, odds[:, :k], np.arange(k, dtype=np.int8), bootstraps=20,
+                 seed=0, path=tmp_path / name)  # fmt: skip
     capsys.readouterr()
     status, record, err = run(capsys, tmp_path / "a", tmp_path / "b")
     assert status == 0
     assert record["class_subjects"]["R"] == {"n_test": 10, "n_subjects": 1, "n_subjects_of_others": 12}
-    for entry in (record["classes"]["R"]["auroc"], record["macro"]["auroc"], record["macro"]["f1"]):
+    of_r = record["classes"]["R"]
+    for entry in (of_r["auroc"], of_r["auprc"], of_r["f1"], *record["macro"].values()):
         assert entry["difference"] is not None
         assert entry["low"] is None
     assert record["classes"]["W"]["auroc"]["low"] is not None
     assert record["accuracy"]["low"] is not None
     assert "notice: one subject has clips of R, which says nothing of others like them" in err
+    status, record, _ = run(capsys, tmp_path / "a", tmp_path / "c")
+    assert status == 0
+    assert record["macro"]["auroc"]["low"] is not None  # over the four that both know
+    assert record["macro"]["f1"]["low"] is None
+
+
+def test_events_differ_by_the_f1_of_events(tmp_path, capsys):
+    truth = np.random.default_rng(0).integers(0, 2, 300)
+    subject = np.repeat(np.arange(10), 30).astype(np.int32)
+    names = tuple(f"s{i}" for i in range(10))
+    for name, signal in (("a", 1.5), ("b", 0.5)):
+        odds = log_odds(np.random.default_rng(2).standard_normal((300, 2)) + signal * np.eye(2)[truth])
+        test = HeldOut(np.arange(300), truth.astype(np.int8), subject, subject, 30.0 * (np.arange(300) % 30), names,
+                       names, (None,) * 10, (None,) * 10)  # fmt: skip
+        conclude({"command": "probe", "task": "sdb"}, test, odds, np.arange(2, dtype=np.int8), bootstraps=20, seed=0,
+                 path=tmp_path / name)  # fmt: skip
+    _, record, _ = run(capsys, tmp_path / "a", tmp_path / "b")
+    a, b = (read_result(tmp_path / x).record for x in "ab")
+    for found in (record["macro"]["f1"], record["classes"]["event"]["f1"]):
+        assert (found["first"], found["second"]) == pytest.approx(
+            (a["macro"]["f1"]["value"], b["macro"]["f1"]["value"])
+        )
+        assert found["low"] < found["difference"] < found["high"]
 
 
 def test_retrievals_among_other_candidates_do_not_compare(tmp_path, capsys):
     a, b = retrieved(tmp_path, "a", 1.2, 1), retrieved(tmp_path, "b", 1.2, 1, arguments=("--candidates", "100"))
+    ecg_off, ecg_off_elsewhere = np.ones((2, 240, 3), bool)
+    ecg_off[::9, 2] = ecg_off_elsewhere[1::9, 2] = False
+    e = retrieved(tmp_path, "e", 1.2, 1, mask=ecg_off)
+    f = retrieved(tmp_path, "f", 1.2, 1, mask=ecg_off_elsewhere)
     other_draw = retrieved(tmp_path, "d", 1.2, 1, arguments=("--candidates", "100", "--seed", "5"))
     night = retrieved(tmp_path, "c", 1.2, 1, arguments=("--scope", "night"))
     result_of(tmp_path / "stage", 1.5, 2)
@@ -266,6 +346,7 @@ def test_retrievals_among_other_candidates_do_not_compare(tmp_path, capsys):
         (a.path, b.path, "among other candidates (of 240 and 100 clips they share 100)"),
         (b.path, other_draw.path, "among other candidates (of 100 and 100 clips they share "),
         (a.path, night.path, "c of --scope night; give two results that retrieve made with the same --scope."),
+        (e.path, f.path, "among other candidates (of 213 and 213 clips they share 186)"),
         (a.path, tmp_path / "stage", "they share no figure"),
     ):
         status, _, err = run(capsys, first, second)

@@ -9,7 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 from closeness import assert_close
-from contrastive_cases import embeddings, evaluate, random_mask
+from contrastive_cases import (
+    certain_and_wrong,
+    embeddings,
+    evaluate,
+    exact_rows,
+    random_mask,
+    wrong_in_one_column,
+)
 from emulated_contrastive import Device, backward, forward
 from emulated_cuda import ADVERSARIAL, Counts, Run, unnoticed
 
@@ -194,6 +201,12 @@ def test_what_is_not_finite_is_not_hidden(scale, value):
     assert torch.isnan(slope)
 
 
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize(("x", "scale"), [(wrong_in_one_column(), 100.0), (certain_and_wrong(), 30.0)])
+def test_coefficients_fit_into_float16_whichever_side_is_wrong(x, scale, precision):
+    check(x, scale, mode="pairwise", precision=precision)
+
+
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +224,15 @@ def test_equal_rows_tie_exactly_and_the_first_wins(capability, sums, precision):
     assert (correct == 7).all()
 
 
+@pytest.mark.parametrize("own", [-1, 0])
+def test_cosines_that_are_not_positive_tie_as_well(own):
+    N, kinds = 300, exact_rows()
+    partners = -kinds if own < 0 else kinds.roll(1, 0)
+    x, tau = torch.stack([kinds, partners])[:, torch.arange(N) % 8], torch.tensor(1.0)
+    truth = contrastive_chunked.forward(x.double(), tau.double(), None, "pairwise", "both", 0, N)
+    assert torch.equal(forward(x, tau, None, "pairwise")[3], truth[3])
+
+
 # ---- how the work is cut ---------------------------------------------------------------------------------------------
 
 
@@ -223,6 +245,26 @@ def test_any_number_of_multiprocessors(n_multiprocessors, capability):
     torch.testing.assert_close(results[0].double(), truth[0], rtol=1e-6, atol=0)
     torch.testing.assert_close(results[5][:, [3, 6]], truth[5][:, [3, 6]], rtol=1e-4, atol=1e-12)
     assert int((results[3] - truth[3]).abs().sum()) <= 2
+
+
+@pytest.mark.parametrize("absent", [167, 180, 299])
+def test_one_absent_sample_far_from_the_diagonal(absent):
+    """Of a tile without the diagonal that absent sample alone says that not every pair counts."""
+    x, tau, mask = embeddings("random", 2, 300, 64), torch.tensor(1.0), torch.ones(2, 300, dtype=torch.bool)
+    mask[:, absent] = False
+    truth = contrastive_chunked.forward(x.double(), tau.double(), mask, "pairwise", "both", 0, 300)
+    results = forward(x, tau, mask, "pairwise")
+    torch.testing.assert_close(results[0].double(), truth[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(results[5][:, [3, 6]], truth[5][:, [3, 6]], rtol=1e-5, atol=1e-12)
+
+
+def test_ranges_begin_anywhere_beside_the_tiles_of_columns():
+    """Ten rows of the first tile have their own columns in the second one, which is not the tile's of that number."""
+    x, tau, samples = embeddings("random", 2, 170, 64), torch.tensor(1.0), (10, 170)
+    whole = forward(x, tau, None, "pairwise")
+    share = forward(x, tau, None, "pairwise", samples=samples)
+    assert torch.equal(share[3][..., 10:], whole[3][..., 10:])
+    torch.testing.assert_close(share[5][..., 10:], whole[5][..., 10:], rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["leave_one_out", "pairwise"])

@@ -17,10 +17,13 @@ from contrastive_cases import (
     LOG_TEMPERATURES,
     MODES,
     Result,
+    certain_and_wrong,
     check_result,
     embeddings,
     evaluate,
+    exact_rows,
     random_mask,
+    wrong_in_one_column,
 )
 from emulated_cuda import ADVERSARIAL, ROOT, Run, compile_kernels, unnoticed
 from torch import Tensor
@@ -180,6 +183,11 @@ def test_extreme_temperatures(log_temperature, kind):
     check_result(Path(), embeddings(kind, 2, 50, 16), log_temperature, mode="pairwise")
 
 
+@pytest.mark.parametrize(("x", "scale"), [(wrong_in_one_column(), 100.0), (certain_and_wrong(), 30.0)])
+def test_gradients_fit_into_float16_whichever_side_is_wrong(x, scale):
+    check_result(Path(), x, math.log(scale), mode="pairwise")
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_not_hidden(value):
     x = embeddings("random", 2, 20, 16)
@@ -240,13 +248,9 @@ def test_ranges_are_their_share_of_the_whole(begin, end, mode, monkeypatch):
 @pytest.mark.parametrize("edge", [8192, 72])
 @pytest.mark.parametrize("mode", MODES)
 def test_equal_rows_tie_exactly_and_the_first_wins(mode, edge, monkeypatch):
-    """Rows whose products no order of summation rounds: every cosine is 1, 0 or -1, and their mean is zero."""
     monkeypatch.setattr(contrastive_gemm, "TILE_EDGE", edge)
-    signs = torch.tensor([[1.0]])
-    for _ in range(4):
-        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])  # Hadamard's, 16 by 16
-    N, kinds = 160, torch.cat([signs[:4], -signs[:4]])
-    x = (kinds[torch.arange(N) % 8] * torch.tensor([1.0, 2.0, 0.5])[:, None, None]).contiguous()
+    N = 160
+    x = (exact_rows()[torch.arange(N) % 8] * torch.tensor([1.0, 2.0, 0.5])[:, None, None]).contiguous()
     got = Path()(x, torch.tensor(3.0), mode=mode)
     before = torch.arange(N, dtype=torch.int32) // 8
     assert torch.equal(got.statistics.ranks, before.expand(3, 2, N))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from bisect import bisect_left
 from fractions import Fraction
 
 import numpy as np
@@ -179,6 +180,16 @@ def test_small_tiles_and_filtering_again_change_nothing_but_rounding(
     assert_close(got, kernel.truth(n_out, normalise))
 
 
+@pytest.mark.parametrize("normalise", ["none", "zscore"])
+def test_outputs_that_take_more_room_than_their_samples(kernels: Kernels, normalise: str) -> None:
+    """Ten outputs a sample: a tile whose samples fit may have outputs that do not, and they take the samples' place."""
+    kernel = Kernel(kernels, FilterBank("aasm", 256))
+    kernel.add(np.random.default_rng(9).integers(-3000, 3000, 900), kernel.bank.index("respiration", 25), first=50)
+    for workspace_floats in (4400, 6000):
+        got = kernel.run(8000, normalise=normalise, workspace_floats=workspace_floats)
+        assert_close(got, kernel.truth(8000, normalise))
+
+
 @pytest.mark.parametrize(("n_out", "workspace_floats"), [(1000, 2000), (2000, 2840)])
 def test_the_decimator_reads_device_memory_where_its_samples_do_not_fit(
     kernels: Kernels, n_out: int, workspace_floats: int
@@ -191,6 +202,39 @@ def test_the_decimator_reads_device_memory_where_its_samples_do_not_fit(
     kernel.add(np.random.default_rng(6).integers(-3000, 3000, 12000), f, first=2000)
     got = kernel.run(n_out, normalise="zscore", workspace_floats=workspace_floats)
     assert_close(got, kernel.truth(n_out, "zscore"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate"), [("eeg", 200), ("eeg", 1000), ("ecg", 256), ("respiration", 25), ("eog", 50)]
+)
+def test_the_least_workspaces_are_enough(kernels: Kernels, kind: str, rate: int) -> None:
+    """The least with which there are tiles at all, and the least that keeps the outputs of all tiles."""
+    n_out, kernel = 300, Kernel(kernels, FilterBank("aasm", 256))
+    f = kernel.bank.index(kind, rate)
+    kernel.add(np.random.default_rng(10).integers(-3000, 3000, 4 * rate), f, first=rate)
+    for field, normalise in (("tile", "none"), ("kept_floats", "zscore")):
+        least = 1 + bisect_left(
+            range(1, 12000), 1, key=lambda floats: kernel.plan(f, n_out, floats, statistics=normalise != "none")[field]
+        )
+        for floats in range(least, least + 4):
+            got = kernel.run(n_out, normalise=normalise, workspace_floats=floats)
+            assert_close(got, kernel.truth(n_out, normalise))
+
+
+def test_slices_end_where_a_tile_does(kernels: Kernels) -> None:
+    """Periods of 25 outputs do not divide the outputs that a low branch is computed for at once."""
+    kernel = Kernel(kernels, FilterBank("aasm", 100))
+    f = kernel.bank.index("eeg", 256)
+    plan = kernel.plan(f, 9000, SHARED_LIMIT_BYTES // 4, statistics=True)
+    assert (plan["period"], plan["kept_floats"] > 0, plan["slice"] < 9000) == (25, True, True)
+    kernel.add(np.random.default_rng(11).integers(-3000, 3000, 92 * 256), f, first=256)
+    assert_close(kernel.run(9000, normalise="zscore"), kernel.truth(9000, "zscore"))
+
+
+def test_a_period_that_is_too_long_for_the_table_of_phases(kernels: Kernels) -> None:
+    kernel = Kernel(kernels, FilterBank("none", 129))
+    kernel.add(np.random.default_rng(12).integers(-3000, 3000, 1400), kernel.bank.index("eeg", 130), first=130)
+    assert_close(kernel.run(1000), kernel.truth(1000))
 
 
 @pytest.mark.parametrize("threads", [32, 64, 256])

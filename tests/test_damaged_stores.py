@@ -86,6 +86,18 @@ def test_the_command_that_makes_a_store_again_can_be_pasted(store: Path, tmp_pat
         ("run_offset", 0, 1 << 40),
         ("run_n_samples", 0, 1 << 61),
         ("run_n_samples", 0, -1),
+        # One beyond what there is.
+        ("segment", 0, 1),
+        ("stage", 0, 5),
+        ("stage", 0, -2),
+        ("sdb", 0, 2),
+        ("recording_subject", 0, 4),
+        ("recording_subject", 0, -1),
+        ("recording_first_clip", 0, 1),
+        ("channel_unit", 0, -1),
+        ("channel_offset", 0, np.nan),
+        ("run_offset", 0, -64),
+        ("onset_s", 0, -0.1),
     ],
 )
 def test_an_index_that_contradicts_itself_is_named(store, column, place, value):

@@ -220,6 +220,25 @@ def test_an_error_of_the_disk_names_the_file(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("nth", [1, 2], ids=["before the old one is moved", "before the new one is"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
+def test_a_folder_whose_replacement_fails_is_still_there(tmp_path, monkeypatch, nth, error):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "content").write_text("old")
+    rename, calls = Path.rename, []
+
+    def fail(self, target):
+        calls.append(target)
+        if len(calls) == nth:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(type(error)), replace_folder(tmp_path / "x") as folder:
+        (folder / "content").write_text("new")
+    assert {path.relative_to(tmp_path): path.read_text() for path in tmp_path.glob("*/*")} == {Path("x/content"): "old"}
+
+
 def test_a_claim_that_could_not_be_written_holds_nobody_up(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")

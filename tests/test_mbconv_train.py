@@ -370,6 +370,12 @@ def test_results_are_as_registered_and_share_no_memory(monkeypatch: pytest.Monke
     forward = OP.forward(case.x, case.weights, 2, 1e-5)
     _, _, *kept = forward
     backward = OP.backward(case.dy, case.x, kept, case.weights, 2, 1e-5)
+    OP.check_backward(case.dy, case.x, kept, case.weights, 2)
+    for wrong in ([*kept[:6], kept[6].float(), *kept[7:]], kept[:-1], [*kept[:-1], kept[-1][:, :-1]]):
+        with pytest.raises(ValueError, match=r"mbconv_train_backward: .* expected"):
+            OP.check_backward(case.dy, case.x, wrong, case.weights, 2)
+    with pytest.raises(ValueError, match="expected 10"):
+        OP.check_backward(case.dy, case.x, kept, case.weights[:9], 2)
     registered = torch.ops.sleepfm_fast
     on_meta = [tensor.to("meta") for tensor in case.weights]
     fakes = registered.mbconv_train_forward(case.x.to("meta"), on_meta, 2, 1e-5)

@@ -147,6 +147,17 @@ def test_auroc_interval_covers_the_known_auroc():
     assert 85 <= covered <= 100
 
 
+def figures_of(confusion, draws):
+    """Intervals of every figure of confusion matrices: that of all clips, then those of the resamples."""
+    n = len(confusion)
+    curves = metrics.confusion_curves(confusion, np.vstack([np.ones((1, n), np.int32), draws]))
+
+    def interval(values):
+        return metrics.percentile_interval(values[0], values[1:], n)
+
+    return {"f1": [interval(values) for values in curves.pop("f1").T]} | {n: interval(v) for n, v in curves.items()}
+
+
 def test_confusion_figures_equal_scikit_learn():
     rng = np.random.default_rng(4)
     truth, subject = rng.integers(0, 4, 500), rng.integers(0, 6, 500)
@@ -155,7 +166,7 @@ def test_confusion_figures_equal_scikit_learn():
     assert confusion.shape == (6, 5, 5)
     assert confusion[2, 1, 3] == ((subject == 2) & (truth == 1) & (predicted == 3)).sum()
     draws = metrics.bootstrap_subjects(6, 50, seed=0)
-    figures = metrics.confusion_figures(confusion, draws)
+    figures = figures_of(confusion, draws)
     expected = f1_score(truth, predicted, labels=range(4), average=None)
     assert [f.value for f in figures["f1"][:4]] == pytest.approx(expected)
     assert figures["f1"][4] == metrics.Interval(None, None, None, 0)  # predicted, never true
@@ -171,7 +182,7 @@ def test_confusion_figures_equal_scikit_learn():
 
 
 def test_confusion_figures_of_one_class():
-    figures = metrics.confusion_figures(np.array([[[5, 0], [0, 0]]]), metrics.bootstrap_subjects(1, 10, seed=0))
+    figures = figures_of(np.array([[[5, 0], [0, 0]]]), metrics.bootstrap_subjects(1, 10, seed=0))
     assert figures["accuracy"].value == 1.0
     assert figures["cohen_kappa"].value is None
     assert figures["f1"][0].value == 1.0

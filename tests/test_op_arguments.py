@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_unsupported import OPS, calls
 
 from sleepfm_fast import _C
 from sleepfm_fast.filters import FilterBank
-from sleepfm_fast.ops import batch_norm, encoder_evaluate, filter_resample, max_pool, mbconv, stem
+from sleepfm_fast.ops import batch_norm, contrastive_loss, encoder_evaluate, filter_resample, max_pool, mbconv, stem
 from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem
 
 
@@ -215,3 +216,86 @@ def compiled_filter(raw_bytes=2, n_out=10, normalise=0):
 def test_compiled_functions_refuse_before_they_read(function, arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         function(**arguments) if isinstance(arguments, dict) else function(*arguments)
+
+
+# ---- the registered ops, which can be called without the functions above them ----------------------------------------
+
+ON_CUDA = ("mbconv_evaluate_packed", "mbconv_train_forward", "mbconv_train_backward")
+REGISTERED = {op: arguments for op, arguments in calls().items() if op not in ON_CUDA}
+
+
+def unlike(tensor):
+    """The same tensor of another type, with another shape, or with fewer or no elements."""
+    yield tensor.to(torch.float16 if tensor.dtype != torch.float16 else torch.float32)
+    yield tensor.to(torch.complex64)
+    yield tensor.unsqueeze(0).unsqueeze(0)
+    yield tensor.new_empty(0, 0, 0, 0)
+    if tensor.ndim > 1:
+        yield tensor.flatten()
+
+
+def changed(arguments):
+    """Arguments of which one tensor, alone or in a list, is unlike what the op reads."""
+    for place, argument in enumerate(arguments):
+        tensors = argument if isinstance(argument, list) else [argument]
+        for index, tensor in enumerate(tensors):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            for other in unlike(tensor):
+                given = [*tensors[:index], other, *tensors[index + 1 :]] if isinstance(argument, list) else other
+                yield (*arguments[:place], given, *arguments[place + 1 :])
+        if isinstance(argument, list):
+            yield (*arguments[:place], argument[:-1], *arguments[place + 1 :])
+            yield (*arguments[:place], [], *arguments[place + 1 :])
+
+
+@pytest.mark.parametrize("op", REGISTERED)
+def test_registered_ops_refuse_tensors_that_they_would_misread(op):
+    run, arguments = getattr(OPS, op), REGISTERED[op]
+    with torch.no_grad():
+        run(*arguments)
+        takes = {"max_pool_forward": 2, "filter_resample": 1, "filter_resample_out": 2}.get(
+            op, int(op.startswith("contrastive_loss") and not op.endswith("kept"))
+        )
+        taken = []
+        for given in changed(arguments):
+            try:
+                run(*given)
+            except (TypeError, ValueError) as error:
+                assert str(error).endswith("."), error  # noqa: PT017
+            except RuntimeError as error:
+                assert "not implemented" in str(error)  # noqa: PT017
+            else:
+                taken.append([a.shape if isinstance(a, torch.Tensor) else a for a in given])
+        # Embeddings in half precision, rows of any number of dimensions, taps in any shape: what these ops take.
+        assert len(taken) == takes, taken
+
+
+def test_registered_losses_refuse_other_words_and_ranges():
+    x, tau = torch.randn(3, 9, 8), torch.tensor(0.0)
+    for options in (
+        ("leave_two_out", "both", "highest", 0, 9),
+        ("pairwise", "neither", "highest", 0, 9),
+        ("pairwise", "both", "middle", 0, 9),
+        ("pairwise", "both", "highest", -1, 9),
+        ("pairwise", "both", "highest", 5, 4),
+        ("pairwise", "both", "highest", 0, 10),
+    ):
+        with pytest.raises(ValueError, match=r"choose|expected 0 <= begin <= end <= N"):
+            OPS.contrastive_loss_forward(x, tau, None, *options)
+
+
+def test_a_hook_that_changes_what_forward_kept_is_refused():
+    """Memory is read as forward left it: half of it in bfloat16 would be read beyond its end."""
+    x = torch.randn(2, 40, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.bfloat16(), lambda tensor: tensor):
+        y, _ = mbconv(x, *block(40, 48, 40))
+    with pytest.raises(ValueError, match=r"mbconv_backward: x is torch\.bfloat16"):
+        y.sum().backward()
+    embeddings = torch.randn(3, 300, 16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: tensor, lambda tensor: tensor[:8] if tensor.dtype == torch.uint8 else tensor
+    ):
+        loss, _ = contrastive_loss(embeddings, torch.tensor(0.0))
+    with pytest.raises(ValueError, match=r"kept is torch\.uint8 of shape"):
+        loss.backward()

@@ -83,6 +83,20 @@ def test_a_state_of_the_plain_optimiser_is_continued(name):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_pulls_kernels_and_matrices_and_nothing_else(name):
+    layers = torch.nn.Sequential(torch.nn.Conv1d(2, 3, 5), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    layers.log_temperature = torch.nn.Parameter(torch.tensor(1.5))
+    optimiser = build_optimiser(layers, settings(optimiser=name))
+    start = {key: value.detach().clone() for key, value in layers.named_parameters()}
+    for p in layers.parameters():
+        p.grad = torch.zeros_like(p)
+    optimiser.step()
+    for key, p in layers.named_parameters():
+        rest = 1 - 0.05 * 0.02 if key in ("0.weight", "2.weight") else 1.0
+        torch.testing.assert_close(p.detach(), rest * start[key], rtol=1e-6, atol=0)
+
+
 def test_parameters_of_half_precision_are_refused():
     with pytest.raises(TypeError, match=r"torch\.bfloat16; small updates would be lost"):
         build_optimiser(model().to(torch.bfloat16), dataclasses.replace(settings(), optimiser="adamw"))

@@ -169,6 +169,20 @@ def test_clips_lacking_a_modality_are_dropped_and_counted(tmp_path, capsys):
     assert result["modalities"] == ["ecg"]
 
 
+def test_a_clip_that_lacks_both_counts_as_unlabelled(tmp_path, capsys):
+    mask = np.random.default_rng(0).random((16 * 40, 3)) < 0.8
+    folder, _, columns = planted(
+        tmp_path, signal=3.0, mask=mask, change=lambda y, s: np.where(np.arange(len(y)) % 7 == 0, -1, y)
+    )
+    _, result, err = run(capsys, folder, "--task", "stage", "--bootstraps", "0")
+    test, labelled = columns["split"] == 2, columns["stage"] >= 0
+    lacking = (test & labelled & ~mask.all(1)).sum()
+    assert result["test"]["n_dropped_unlabelled"] == (test & ~labelled).sum()
+    assert result["test"]["n_dropped_lacking_modality"] == lacking < (test & ~mask.all(1)).sum()
+    assert result["test"]["n_clips"] == (test & labelled & mask.all(1)).sum()
+    assert f"notice: {lacking} of {(test & labelled).sum()} labelled test clips lack" in err
+
+
 def test_a_class_absent_from_training(tmp_path, capsys):
     folder, _, _ = planted(tmp_path, signal=30.0, change=lambda y, s: np.where((s != 2) & (y == 1), 2, y))
     _, result, err = run(capsys, folder, "--task", "stage", "--bootstraps", "20")

@@ -457,6 +457,18 @@ def test_retrieval_reads_the_direction_and_chance(tmp_path):
     assert all(c["value"] is None and c["note"] for c in cells if c["row"] == "respiratory -> ecg")
 
 
+def test_a_damaged_result_is_told_from_one_that_is_not_there(tmp_path):
+    layout = reproduce_plan.Layout(tmp_path)
+    folder = layout.result(Source(Run("contrastive"), Evaluation("retrieve")))
+    table = paper_tables.make_table(4)
+    write_result(folder, {"command": "retrieve", "directions": [], "mean": {}}, {})
+    (folder / "result.json").write_text("{")
+    cells = reproduce_tables.collect(table, layout)
+    assert {c["note"] for c in cells} == {"damaged: remove the result's folder and run again"}
+    (folder / "result.json").unlink()
+    assert {c["note"] for c in reproduce_tables.collect(table, layout)} == {"not computed"}
+
+
 def test_few_shot_curves_are_means_over_draws(tmp_path):
     layout = reproduce_plan.Layout(tmp_path)
     curve = [

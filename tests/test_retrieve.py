@@ -391,27 +391,25 @@ def test_the_best_of_equals_is_the_earlier_whatever_the_block(tmp_path, monkeypa
 # ---- candidates drawn over event types -------------------------------------------------------------------------------
 
 
+def assert_as_even_as_can_be(event, subject, drawn):
+    """No type, and of a type no subject, is more than one ahead of another that is not used up."""
+    for kinds, of_type in [(event, drawn), *((subject, drawn[event[drawn] == e]) for e in np.unique(event))]:
+        among = np.arange(len(event)) if kinds is event else np.flatnonzero(event == event[of_type[0]])
+        there = np.bincount(kinds[among], minlength=kinds.max() + 1)
+        taken = np.bincount(kinds[of_type], minlength=kinds.max() + 1)
+        left = taken < there
+        if left.any():
+            assert taken.max() - taken[left].min() <= 1
+
+
 def test_a_balanced_order_is_as_even_as_can_be_at_every_length():
     rng = np.random.default_rng(0)
     event = rng.choice(4, 500, p=[0.7, 0.2, 0.08, 0.02])
     subject = rng.choice(6, 500, p=[0.5, 0.2, 0.1, 0.1, 0.06, 0.04])
     order = balanced_order(event, subject, rng.permutation(500))
     assert sorted(order) == list(range(500))
-    there = np.bincount(event, minlength=4)
-    for n in (1, 4, 7, 40, 100, 250, 499):
-        taken = np.bincount(event[order[:n]], minlength=4)
-        # Of the types that are not used up, none is more than one ahead of another; the used up are not ahead.
-        left = taken < there
-        assert taken[left].max(initial=0) - taken[left].min(initial=500) <= 1
-        assert (taken[~left] <= taken[left].max(initial=500)).all()
-        for e in range(4):
-            of_type = order[:n][event[order[:n]] == e]
-            took = np.bincount(subject[of_type], minlength=6)
-            has = np.bincount(subject[event == e], minlength=6)
-            open_ = took < has
-            if open_.any():
-                assert took[open_].max() - took[open_].min() <= 1
-                assert (took[~open_] <= took[open_].max()).all()
+    for n in (4, 7, 40, 100, 250, 499):
+        assert_as_even_as_can_be(event, subject, order[:n])
 
 
 def test_balanced_sample_option(tmp_path, capsys):
@@ -437,6 +435,9 @@ def test_balanced_sample_option(tmp_path, capsys):
             assert count == ((stage[clips] == code[0]) & (sdb[clips] == code[1])).sum()
         # Nine types share 90 clips: types of fewer than 10 clips give all, N2 is not the majority that it is in all.
         assert d["event_types"]["N2/none"] < 25
+        eligible = np.flatnonzero(mask[:, [i, j]].all(1) & (stage >= 0))
+        drawn = np.searchsorted(eligible, clips)
+        assert_as_even_as_can_be((3 * stage + sdb + 1)[eligible], subject[eligible], drawn)
     again = run(capsys, *asked, "--overwrite")[1]
     assert again["directions"] == result["directions"]
     assert run(capsys, *asked, "--overwrite", "--seed", "1")[1]["directions"] != result["directions"]

@@ -11,7 +11,8 @@ import pytest
 
 from sleepfm_fast.annotations import Event, Scoring, ScoringError, clip_labels, find_scoring, read_scoring
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.scoring.stages import STAGES
+from sleepfm_fast.scoring.files import find_scorings
+from sleepfm_fast.scoring.stages import STAGES, fold, respiratory_event_of
 from sleepfm_fast.scoring.texts import asks_meaning, parse_meanings, stated, translated, unlike_a_night
 
 
@@ -259,6 +260,23 @@ def test_numbered_epochs_begin_where_their_number_says(tmp_path):
 def test_units_in_the_names_of_columns_count(tmp_path, header, per_second):
     rows = "".join(f"{at * per_second},{30 * per_second},{stage}\n" for at, stage in ((0, "W"), (30, "N2")))
     assert read_scoring(write(tmp_path, f"{header}\n{rows}")).events == (Event(0, 30, "W"), Event(30, 30, "N2"))
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "onset_s", "duration_s"),
+    [
+        ("Onset (min),Duration (s),Stage", "1,30,W", 60, 30),
+        ("Onset (s),Duration (min),Stage", "60,0.5,W", 60, 30),
+        ("Start (h),End (min),Stage", "0.5,31,W", 1800, 60),
+        ("Start (s),End (ms),Stage", "60,90000,W", 60, 30),
+        ("Start (min),End,Stage", "1,90,W", 60, 30),
+        ("Start (ms),End (ms),Stage", "1 min,90000,W", 60, 30),  # a cell's own unit goes first
+        ("Start,Duration (ms),Stage", '"0,5 h",30 s,W', 1800, 30),
+    ],
+)
+def test_each_column_has_its_own_unit(tmp_path, header, row, onset_s, duration_s):
+    (event,) = read_scoring(write(tmp_path, f"{header}\n{row}\n")).events
+    assert event == Event(onset_s, duration_s, "W")
 
 
 def test_times_in_samples_are_refused(tmp_path):
@@ -681,3 +699,78 @@ def test_the_numbers_of_ucddb_are_its_own(tmp_path, recording, name):
     assert any("UCDDB" in issue for issue in scoring.issues)
     in_words = read_scoring(write(tmp_path, "onset,duration,stage\n0,30,W\n30,30,2\n", "ucddb002.csv"))
     assert clip_labels(in_words, 60).stage.tolist() == [0, 2]
+
+
+# ---- the Human Sleep Project's sites: one table, or stages and events apart ------------------------------------------
+
+HSP_S0001 = """epoch,time,duration,event
+-3,22:10:00,,Montage:_HSP
+1,22:13:00,30,Sleep_stage_W
+1,22:13:10,,Lights_Off
+2,22:13:30,30,Sleep_stage_N1
+3,22:14:00,30,Sleep_stage_N2
+3,22:14:05,14.2,Respiratory Event - Dur: 14.2 sec. - Hypopnea - Desat 91.6 %
+4,22:14:30,30,Sleep_stage_R
+4,22:14:31,20,Obstructive_Apnea
+4,22:14:32,8,Oxygen_Desaturation
+"""
+HSP_I0002 = """Epoch,Stage,Type,Time,Record Time,Length,Description
+1,L,Note,22:13:00,00:00:00,,Lights Off
+3,N2,Hypopnea,22:14:05,00:01:05,14.2,Hypopnea with MA Desat to 91
+4,R,Apnea,22:14:31,00:01:31,20,Central Apnea
+4,R,MA,22:14:40,00:01:40,5,Microarousal [Apnea]
+4,R,RERA,22:14:45,00:01:45,11,RERA
+"""
+HSP_I0003 = """Text,Standardised Event,DataIndex,Duration,StampTimeUtc,StampTimeLocal
+Lights Off,x,100,0,2015-03-05T03:13:10,2015-03-04T22:13:10
+Obstr. hyp. desat,hypopneaobstructive,2000,14.2,2015-03-05T03:14:05,2015-03-04T22:14:05
+Central,centralapnea,3000,20,2015-03-05T03:14:31,2015-03-04T22:14:31
+"""
+HSP_STAGES = {
+    "sub-I1_ses-2_task-psg_sleep_annotations.csv": "Epoch,Stage\n1,W\n2,N1\n3,N2\n4,R\n",
+    "sub-I1_ses-2_sleepannotations.csv": "epoch,sleep_stage,sample_stamp_start,local_time_start\n"
+    "1,WAKE,0,2015-03-04T22:13:00\n2,N1,7680,2015-03-04T22:13:30\n"
+    "3,N2,15360,2015-03-04T22:14:00\n4,REM,23040,2015-03-04T22:14:30\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "n_events"),
+    [
+        ("sub-S1_ses-2_task-psg_annotations.csv", HSP_S0001, 9),
+        ("sub-I1_ses-2_task-psg_events_annotations.csv", HSP_I0002, 5),
+        ("sub-I1_ses-2_eventannotations.csv", HSP_I0003, 3),
+    ],
+)
+def test_tables_of_the_human_sleep_project(tmp_path, name, text, n_events):
+    path = write(tmp_path, text, name)
+    recording = write(tmp_path, b"0", f"{name.partition('_')[0]}_ses-2_task-PSG_eeg.edf")
+    write(tmp_path, "0,1\n", f"{name.partition('_')[0]}_ses-2_task-psg_caisr_annotations.csv")
+    assert find_scoring(recording) == path
+    scoring = read_scoring(path, start=datetime(2015, 3, 4, 22, 13), length_s=120)
+    assert len(scoring.events) == n_events
+    found = {(e.onset_s, e.duration_s): respiratory_event_of(e.text) for e in scoring.events}
+    assert found[65, 14.2] == "hypopnea"
+    assert found[91, 20] == ("obstructive_apnea" if name.startswith("sub-S1") else "central_apnea")
+    assert sum(event is not None for event in found.values()) == 2, (
+        "neither an arousal with an apnoea nor a RERA is one"
+    )
+    assert "lightsoff" in {fold(event.text) for event in scoring.events}
+    if name.startswith("sub-S1"):
+        assert clip_labels(scoring, 120).stage.tolist() == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("name", HSP_STAGES)
+def test_stages_of_the_human_sleep_project_stand_apart(tmp_path, name):
+    recording = write(tmp_path, b"0", "sub-I1_ses-2_task-PSG_eeg.edf")
+    path = write(tmp_path, HSP_STAGES[name], name)
+    events = write(tmp_path, HSP_I0003, name.replace("sleep_", "events_").replace("sleepa", "eventa"))
+    assert find_scorings(recording) == (path, events)
+    scoring = read_scoring(path, start=datetime(2015, 3, 4, 22, 13), length_s=120)
+    assert clip_labels(scoring, 120).stage.tolist() == [0, 1, 2, 4]
+
+
+def test_a_column_that_describes_an_event_gives_way_to_one_that_names_it(tmp_path):
+    rows = ("0,20,hypopnea after turning,Hypopnea", "30,10,arousal,Hypopnea", "60,9,,Apnea", "90,9,Mixed apnea,Apnea")
+    scoring = read_scoring(write(tmp_path, "\n".join(("onset,duration,description,type", *rows))))
+    assert [event.text for event in scoring.events] == ["Hypopnea", "arousal", "Apnea", "Mixed apnea"]

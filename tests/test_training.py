@@ -14,9 +14,14 @@ import torch
 from called import last_json
 from forked_commands import start
 
-from sleepfm_fast import train
+from sleepfm_fast import reference, train
+from sleepfm_fast.batches import ClipInput
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
+from sleepfm_fast.training import contrastive, loop
+from sleepfm_fast.training.contrastive import Trainer
+from sleepfm_fast.training.neighbours import clips_of
 from sleepfm_fast.training.pace import Pace
+from sleepfm_fast.training.schedule import learning_rate
 from sleepfm_fast.training.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +30,9 @@ SMALL = [
     "--preset", "tiny", "--batch-size", "16", "--epochs", "3", "--optimiser", "adamw", "--checkpoint-steps", "3",
     "--patience", "0", "--threads", "2",
 ]  # fmt: skip
+
+
+MIXED = {"preset": "tiny", "batch_size": 16, "shuffle_recordings": 2}
 
 
 def metrics(run, *, drop=("clips_per_s",)):
@@ -149,11 +157,25 @@ def test_nothing_to_resume_is_said(cohort_store, tmp_path, capsys):
         ([*SMALL, "--lr", "0.5"], "add --resume"),
         ([*SMALL, "--resume", "--lr", "0.5"], "--lr was 0.001, is 0.5"),
         ([*SMALL, "--resume", "--batch-size", "8"], "--batch-size was 16, is 8"),
+        ([*SMALL, "--resume", "--shuffle-recordings", "2"], "--shuffle-recordings was 0, is 2"),
     ],
 )
 def test_a_run_is_neither_overwritten_nor_resumed_otherwise(trained, cohort_store, capsys, arguments, sentence):
     assert train.cli([str(cohort_store), str(trained), *arguments]) == 1
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("modalities", [(), ("brain",)])
+def test_recordings_are_mixed_a_few_at_a_time(cohort_store, tmp_path, capsys, modalities):
+    arguments = [*SMALL, "--max-steps", "2", "--shuffle-recordings", "2"]
+    arguments += ["--modalities", *modalities] if modalities else []
+    assert train.cli([str(cohort_store), str(tmp_path / "run"), *arguments]) == 0
+    trainer = Trainer.prepare(resolve(train.Config(cohort_store, tmp_path / "new", **MIXED, modalities=modalities)))
+    store = trainer.store
+    first = clips_of(next(iter(trainer.sampler))[2])
+    assert len(np.unique(np.asarray(store.recording)[first])) <= 4
+    plain = Trainer.prepare(resolve(train.Config(cohort_store, tmp_path / "plain", preset="tiny", batch_size=16)))
+    assert len(np.unique(np.asarray(store.recording)[next(iter(plain.sampler))[2]])) > 4
 
 
 @pytest.mark.parametrize(
@@ -163,6 +185,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_otherwise(trained, cohort_stor
         (["--lr", "-1"], "--lr is -1"),
         (["--test-share", "0.9", "--validation-share", "0.1"], "leave no subjects"),
         (["--log-temperature", "9"], "--log-temperature is 9"),
+        (["--shuffle-recordings", "-1"], "--shuffle-recordings is -1"),
     ],
 )
 def test_impossible_options_are_refused_by_name(cohort_store, tmp_path, capsys, arguments, sentence):
@@ -199,6 +222,67 @@ def test_early_stopping(cohort_store, tmp_path, capsys):
     result = last_json(capsys.readouterr().out)
     assert result["stopped_early"]
     assert result["epochs"] < 30
+
+
+def with_validation_losses(monkeypatch, losses):
+    """Have the epochs' validations find these losses, whatever the model."""
+    left = iter(losses)
+    monkeypatch.setattr(
+        contrastive, "validate", lambda *a, **k: {"validation_loss": next(left), "validation_top1": 0.5}
+    )
+
+
+def test_patience_counts_epochs_since_the_best_and_a_tie_is_no_better(cohort_store, tmp_path, capsys, monkeypatch):
+    with_validation_losses(monkeypatch, [3.0, 2.0, 2.0, 1.5, 1.5, 1.6, 0.1])
+    run = tmp_path / "run"
+    assert train.cli([str(cohort_store), str(run), *SMALL, "--patience", "2", "--epochs", "9"]) == 0
+    assert last_json(capsys.readouterr().out)["stopped_early"]
+    rows = [row for row in metrics(run) if row["kind"] == "epoch"]
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    _, best = read_checkpoint(run / "best.safetensors")
+    assert (best["best_epoch"], best["best_loss"], best["step"]) == (3, 1.5, rows[3]["step"])
+
+
+def test_a_training_that_diverges_ends_and_keeps_what_it_had(cohort_store, tmp_path, capsys, monkeypatch):
+    with_validation_losses(monkeypatch, [3.0, float("nan")])
+    run = tmp_path / "run"
+    assert train.cli([str(cohort_store), str(run), *SMALL]) == 1
+    assert "the validation loss is nan after step" in capsys.readouterr().err
+    for name in ("best", "last"):
+        assert read_checkpoint(run / f"{name}.safetensors")[1]["best_loss"] == 3.0
+
+
+def test_rows_hold_the_rate_of_their_step_and_the_mean_of_the_steps_taken(cohort_store, tmp_path, monkeypatch):
+    filter_, calls = ClipInput.filter, []
+
+    def poison(self, windows):
+        batch = filter_(self, windows)
+        calls.append(0)
+        if len(calls) in (1, 3):
+            next(iter(batch.x.values()))[0, :, 100] = torch.nan
+        return batch
+
+    monkeypatch.setattr(loop, "LOG_STEPS", 1)
+    monkeypatch.setattr(ClipInput, "filter", poison)
+    monkeypatch.setattr(contrastive, "validate", lambda *a, **k: {"validation_loss": 1.0, "validation_top1": 0.5})
+    run = tmp_path / "run"
+    # Two steps in all are skipped, and never two in a row.
+    arguments = [*SMALL, "--epochs", "2", "--skip-limit", "1", "--schedule", "cosine"]
+    assert train.cli([str(cohort_store), str(run), *arguments]) == 0
+    rows = metrics(run)
+    assert [row["step"] for row in rows if row["kind"] == "skipped"] == [1, 3]
+    steps = [row for row in rows if row["kind"] == "step"]
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    per_epoch, total = epochs[0]["step"], epochs[1]["step"]
+    assert [row["step"] for row in steps] == list(range(1, total + 1))
+    assert [row["epoch"] for row in steps] == [k // per_epoch for k in range(total)]
+    config = resolve(train.Config(schedule="cosine", optimiser="adamw"))
+    assert [row["lr"] for row in steps] == [learning_rate(config, k, per_epoch, total) for k in range(total)]
+    for epoch in epochs:
+        taken = [row["loss"] for row in steps if row["epoch"] == epoch["epoch"] and row["step"] not in (1, 3)]
+        assert epoch["training_loss"] == pytest.approx(np.mean(taken))
+    skipped = [row for row in rows if row["kind"] == "skipped"]
+    assert all(len(row["clips"]) == 16 and row["recordings"] for row in skipped)
 
 
 def test_a_resumed_run_that_had_stopped_early_stays_stopped(cohort_store, tmp_path, capsys):
@@ -255,3 +339,31 @@ def test_order_of_clips_is_not_touched_by_the_device_or_threads(cohort_store, tm
         assert train.cli([str(cohort_store), str(tmp_path / threads), *arguments]) == 0
     one, two = metrics(tmp_path / "1")[0], metrics(tmp_path / "2")[0]
     np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("mode", "directions"), [("leave_one_out", "both"), ("pairwise", "row")])
+def test_the_validation_loss_is_the_mean_over_the_terms_of_all_blocks(planted, tmp_path, mode, directions):
+    options = {"mode": mode, "directions": directions, "validation_share": 0.4, "validation_block": 24}
+    config = train.Config(planted, tmp_path / "run", preset="tiny", batch_size=8, log_temperature=1.5, **options)
+    trainer = contrastive.Trainer.prepare(resolve(config))
+    assert len(trainer.blocks) > 1
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    found = trainer.validation()
+    assert trainer.model.training
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    trainer.model.eval()
+    total = correct = terms = 0.0
+    sizes = set()
+    for _, batch in trainer.input.batches(trainer.blocks, lambda block: block):
+        with torch.no_grad():
+            embeddings, mask = trainer.model(batch.x, batch.present)
+            loss, statistics = reference.contrastive_loss(
+                embeddings.double(), trainer.model.log_temperature.double(), mode, mask=mask, directions=directions
+            )
+        n = 2 * int(statistics.n_valid.sum())
+        sizes.add(n)
+        total, correct, terms = total + float(loss) * n, correct + int(statistics.correct.sum()), terms + n
+    assert found["validation_loss"] == pytest.approx(total / terms, rel=1e-5)
+    assert found["validation_top1"] == pytest.approx(correct / terms, abs=1.5 / terms)
+    assert 0 < correct < terms
+    assert len(sizes) > 1, "some nights have no ECG, or no flow"

@@ -137,6 +137,24 @@ CHAT = "nsrrid,vnum,nsrr_age,nsrr_sex\n300001,3,7.0,male\n300002,3,8.0,female\n3
 """As the National Sleep Research Resource makes it: 3 is baseline, 10 follow-up."""
 
 
+def test_the_human_sleep_project_s_table(tmp_path: Path) -> None:
+    rows = table(
+        tmp_path,
+        "SiteID,BDSPPatientID,SessionID,BidsFolder,AgeAtVisit,SexDSC,StudyType\n"
+        "S0001,111189075,1,sub-S0001111189075,61,Female,Diagnostic\n"
+        "S0001,111189075,2,sub-S0001111189075,63,Female,Split\nI0002,15,1,sub-I000215,45,Male,Diagnostic\n",
+    )
+    assert rows.issues == ()
+    for name, number, age, sex in (
+        ("S0001111189075", 1, 61, "F"),
+        ("S0001111189075", 2, 63, "F"),
+        ("I000215", 1, 45, "M"),
+    ):
+        path = Path(f"bids/sub-{name}/ses-{number}/eeg/sub-{name}_ses-{number}_task-psg_eeg.edf")
+        found = rows.rows[rows.find(path)]
+        assert (found.subject, found.age, found.sex, found.visit) == (f"sub-{name}", age, sex, str(number))
+
+
 @pytest.mark.parametrize("visits", ["3 10", "Baseline Follow-up", "baseline followup"])
 def test_chat_s_words_and_numbers(tmp_path: Path, visits: str) -> None:
     first, second = visits.split()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -118,6 +119,7 @@ def test_strata_over_nights_are_those_of_the_nights_alone(tmp_path, task, capsys
     said = capsys.readouterr().err
     assert "strata over nights:" in said
     assert "stratum       subjects   nights" in said
+    assert said.count(f"\n{'age 0-18':<13}") == 2  # over clips, then over nights
 
 
 def test_calibration_over_nights_is_that_of_the_mean_probabilities(tmp_path, capsys):
@@ -287,6 +289,23 @@ def test_compare_over_nights_takes_results_of_before_too(tmp_path, capsys):
     assert (nights["accuracy"]["low"], nights["accuracy"]["high"]) == pytest.approx(tuple(limits))
     assert "over nights, macro auroc" in said
     assert "over nights, 50+ auprc" in said
+
+
+def test_compare_over_nights_whatever_the_order_of_clips(tmp_path, capsys):
+    _, test, _ = concluded(tmp_path / "a", "age")
+    _, _, odds = concluded(tmp_path / "b", "age", seed=4, signal=0.4)
+    rows = np.random.default_rng(9).permutation(len(test.label))
+    of_clips = ("clip", "label", "subject", "recording", "onset_s")
+    moved = dataclasses.replace(test, **{name: getattr(test, name)[rows] for name in of_clips})
+    record = {"command": "probe", "task": "age"}
+    conclude(record, moved, odds[rows], np.arange(4, dtype=np.int8), bootstraps=0, seed=5, path=tmp_path / "moved")
+    found = []
+    for second in ("b", "moved"):
+        assert compare.cli([str(tmp_path / x) for x in ("a", second)] + ["--bootstraps", "10"]) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1])["nights"])
+    for name in ("auroc", "auprc", "f1"):
+        assert found[1]["macro"][name] == pytest.approx(found[0]["macro"][name])
+    assert found[1]["accuracy"] == pytest.approx(found[0]["accuracy"])
 
 
 def test_the_report_shows_figures_over_nights_and_reads_results_without(tmp_path):

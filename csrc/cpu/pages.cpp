@@ -123,8 +123,12 @@ Pages::~Pages() {
     std::lock_guard<std::mutex> const lock(all.mutex);
     allow_only(block_, 0, held_);
     all.used_bytes -= held_;
-    all.idle.push_back({block_, held_});
-    all.idle_bytes += held_;
+    try {
+        all.idle.push_back({block_, held_});
+        all.idle_bytes += held_;
+    } catch (std::bad_alloc const&) {  // no memory for the list itself, and a destructor must not throw
+        std::free(block_);
+    }
 }
 
 std::size_t release_pages() {

@@ -218,7 +218,9 @@ def night_scoring(
         if joined is not scoring:
             n = len(joined.events) - len(scoring.events)
             issues.append(
-                f"{counted(n, 'annotation')} of {more.name} {agreeing(n, 'was', 'were')} joined with {path.name}, "
+                f"{more.name} lists no respiratory event; the night counts as scored for them."
+                if not n
+                else f"{counted(n, 'annotation')} of {more.name} {agreeing(n, 'was', 'were')} joined with {path.name}, "
                 "which has none of their kind."
             )
             scoring = joined
@@ -245,8 +247,10 @@ def completed(scoring: Scoring, more: Scoring) -> Scoring:
         events = tuple(event for event in more.events if respiratory_event_of(event.text) is not None)
     else:
         events = ()
-    if not events:
+    if not events and (more.events_scored is None or scoring.events_scored is not None):
         return scoring
+    if not events:
+        return replace(scoring, events_scored=more.events_scored, issues=scoring.issues + more.issues)
     return replace(scoring, events=scoring.events + events, issues=scoring.issues + more.issues)
 
 

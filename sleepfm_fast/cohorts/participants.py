@@ -42,7 +42,7 @@ from sleepfm_fast.errors import SleepfmError
 __all__ = ["Participant", "Participants", "read_participants"]
 
 AGES = ("ageatpsg", "agepsg", "ageatvisit", "ageatstudy", "alter", "edad", "leeftijd", "eta", "idade", "alder")
-SEXES = ("geschlecht", "sexe", "sexo", "sesso", "geslacht", "biologicalsex", "sexatbirth", "pcorigendercd")
+SEXES = ("geschlecht", "sexe", "sexo", "sesso", "geslacht", "biologicalsex", "sexatbirth", "pcorigendercd", "sexdsc")
 COLUMNS = {
     "recording": (
         "recording",
@@ -71,11 +71,11 @@ COLUMNS = {
         "mesaid",
         "wscid",
         *("subjectcode", "participantcode", "patientcode", "subjectnumber", "participantnumber", "patientnumber"),
-        *("pid", "publicid", "sid", "studyid", "studypatid", "scode"),
+        *("pid", "publicid", "sid", "studyid", "studypatid", "scode", "bidsfolder"),
         *("proband", "probandid", "probandennummer", "patientennummer", "patientid", "sujet", "sujeto", "soggetto"),
         *("paciente", "paziente", "deelnemer", "participante", "pseudonym"),
     ),
-    "visit": ("visit", "visitnumber", "visitno", "vnum", "wscvst", "session", "timepoint"),
+    "visit": ("visit", "visitnumber", "visitno", "vnum", "wscvst", "session", "sessionid", "timepoint"),
     "age": ("age", "ageyears", "ageyr", "ageatrecording", "years", "ageinyears", "nsrrage", *AGES),
     "sex": ("sex", "gender", "nsrrsex", "sexmf", "gendermf", *SEXES),
 }

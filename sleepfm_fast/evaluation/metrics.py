@@ -30,7 +30,6 @@ __all__ = [
     "bootstrap_subjects",
     "confusion_by_subject",
     "confusion_curves",
-    "confusion_figures",
     "percentile_interval",
     "resampled_median",
     "resampled_ratio",
@@ -359,30 +358,3 @@ def confusion_curves(
     f1[:, ~present] = np.nan
     macro = f1[:, present].mean(1) if present.any() else np.full(len(f1), np.nan)
     return {"f1": f1, "macro_f1": macro, "accuracy": _accuracy(weighted), "cohen_kappa": _kappa(weighted)}
-
-
-def confusion_figures(
-    confusion: npt.NDArray[np.int64], draws: npt.NDArray[np.int32]
-) -> dict[str, Interval | list[Interval]]:
-    """Compute the figures of :func:`confusion_curves` on all clips, with intervals over subjects.
-
-    Parameters
-    ----------
-    confusion : int64 [S, K, K]
-        From :func:`confusion_by_subject`.
-    draws : int32 [B, S]
-        From :func:`bootstrap_subjects`.
-
-    Returns
-    -------
-    dict
-        ``f1`` (one :class:`Interval` a class), ``macro_f1``, ``accuracy``, ``cohen_kappa``.
-    """
-    n_subjects = len(confusion)
-    curves = confusion_curves(confusion, np.vstack([np.ones((1, n_subjects), np.int32), draws]))
-
-    def interval(values: npt.NDArray[np.float64]) -> Interval:
-        return percentile_interval(float(values[0]), values[1:], n_subjects)
-
-    result: dict[str, Interval | list[Interval]] = {"f1": [interval(values) for values in curves.pop("f1").T]}
-    return result | {name: interval(values) for name, values in curves.items()}

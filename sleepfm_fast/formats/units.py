@@ -62,7 +62,7 @@ def unit_of(signal: Signal, kind: str, *, trusted: bool = False) -> tuple[str, f
         fitting = [
             name
             for name, factor in (("uV", 1.0), ("mV", 1e3), ("V", 1e6))
-            if 50.0 <= largest * factor <= LARGEST_RANGE_UV and factor != scale
+            if 50.0 <= largest * factor <= LARGEST_RANGE_UV
         ]
         suggestion = f" Most likely it is {fitting[0]}." if fitting else ""
         return (

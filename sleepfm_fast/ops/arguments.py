@@ -1,4 +1,4 @@
-"""What every op checks of its arguments first: that they are dense tensors on one device."""
+"""What every op checks of its arguments first: dense tensors on one device, of the shapes and types that it reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["refuse_no_tensors", "refuse_other_devices"]
+__all__ = ["Expected", "refuse_no_tensors", "refuse_other_devices", "refuse_unlike"]
+
+Expected = tuple[str, Tensor, tuple[int, ...], torch.dtype]
+"""Name, tensor, and the shape and type that it must have."""
 
 
 def refuse_no_tensors(op: str, named: Iterable[tuple[str, Any]]) -> None:
@@ -45,3 +48,31 @@ def refuse_other_devices(named: Iterable[tuple[str, Tensor]]) -> None:
     for name, tensor in others:
         if tensor.device != reference.device:
             raise ValueError(f"{name} is on {tensor.device}, {first} on {reference.device}; move both to one device.")
+
+
+def refuse_unlike(op: str, device: torch.device, expected: Iterable[Expected]) -> None:
+    """Refuse arguments of a registered op that are not as it reads them at their addresses.
+
+    The functions in ``sleepfm_fast.ops`` check what they are given. But the registered ops can be called without them,
+    and hooks on saved tensors may hand a backward other tensors than forward kept.
+
+    Parameters
+    ----------
+    op : str
+        Name of the op in ``torch.ops.sleepfm_fast``, for the message.
+    device : torch.device
+        Where all of the tensors are expected.
+    expected : iterable of (str, Tensor, tuple of int, torch.dtype)
+        The arguments with their names, and the shapes and types that they must have.
+
+    Raises
+    ------
+    ValueError
+        For the first tensor of another shape, type or device.
+    """
+    for name, tensor, shape, dtype in expected:
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
+            raise ValueError(
+                f"torch.ops.sleepfm_fast.{op}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)} on "
+                f"{tensor.device}; expected {dtype} of shape {tuple(shape)} on {device}."
+            )

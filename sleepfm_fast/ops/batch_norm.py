@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices
+from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices, refuse_unlike
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
@@ -128,7 +128,15 @@ def _call_arguments(x: Tensor) -> tuple[tuple[tuple[int, int, int], int, int], T
     return ((B, C, T), n_threads, workspace.data_ptr()), workspace
 
 
+def _check(op: str, x: Tensor, *per_channel: tuple[str, Tensor]) -> None:
+    if x.ndim != 3 or x.shape[1] < 1:
+        raise ValueError(f"torch.ops.sleepfm_fast.{op}: x has shape {tuple(x.shape)}; expected [B, C, T].")
+    expected = [(name, tensor, (x.shape[1],), torch.float32) for name, tensor in per_channel]
+    refuse_unlike(op, x.device, [("x", x, x.shape, torch.float32), *expected])
+
+
 def _forward(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    _check("batch_norm_forward", x, ("gamma", gamma), ("beta", beta))
     x, gamma, beta = x.contiguous(), gamma.contiguous(), beta.contiguous()
     y, statistics = _results_of_forward(x, gamma, beta, eps)
     leading, _workspace = _call_arguments(x)
@@ -138,6 +146,9 @@ def _forward(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor
 
 
 def _backward(dy: Tensor, x: Tensor, gamma: Tensor, statistics: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    _check("batch_norm_backward", x, ("gamma", gamma))
+    kept = [("dy", dy, x.shape, torch.float32), ("statistics", statistics, (2, x.shape[1]), torch.float64)]
+    refuse_unlike("batch_norm_backward", x.device, kept)
     dy, x, gamma, statistics = (tensor.contiguous() for tensor in (dy, x, gamma, statistics))
     dx, dgamma, dbeta = _results_of_backward(dy, x, gamma, statistics, eps)
     leading, _workspace = _call_arguments(x)

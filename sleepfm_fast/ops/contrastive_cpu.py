@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sleepfm_fast import _C
 from sleepfm_fast.ops import contrastive_joint, pages
+from sleepfm_fast.ops.arguments import refuse_unlike
+from sleepfm_fast.ops.contrastive_arguments import check_kept, check_loss
 from sleepfm_fast.ops.contrastive_results import allocate_forward, n_problems
 from sleepfm_fast.ops.dispatch import is_plain
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
@@ -209,7 +211,12 @@ def backward_kept(
     directions: str,
 ) -> tuple[Tensor, Tensor]:
     """Backward of :func:`forward_keeping`."""
-    if contrastive_joint.is_joint(x.shape, mode):
+    # Hooks on saved tensors may have replaced what forward kept.
+    op, is_joint = "contrastive_loss_backward_kept", contrastive_joint.is_joint(x.shape, mode)
+    n_bytes = contrastive_joint.kept_bytes(x) if is_joint else kept_bytes(x, mode)
+    check_kept(op, gradient_loss, x, n_valid, state, mode)
+    refuse_unlike(op, x.device, [("kept", kept, (n_bytes,), torch.uint8)])
+    if is_joint:
         return contrastive_joint.backward_kept(gradient_loss, x, log_temperature, mask, kept, mode, directions)
     if kept.data_ptr() % 64 != 0:  # a hook on saved tensors has moved it, and the kernels need alignment
         kept = kept.clone()
@@ -254,5 +261,27 @@ def _fake_backward_kept(
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(log_temperature)
 
 
-LIBRARY.impl("contrastive_loss_forward_keeping", forward_keeping, "CPU")
-LIBRARY.impl("contrastive_loss_backward_kept", backward_kept, "CPU")
+def _checked_forward_keeping(
+    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_loss("contrastive_loss_forward_keeping", x, log_temperature, mask, mode, directions, "highest")
+    return forward_keeping(x, log_temperature, mask, mode, directions)
+
+
+def _checked_backward_kept(
+    gradient_loss: Tensor,
+    x: Tensor,
+    log_temperature: Tensor,
+    mask: Tensor | None,
+    n_valid: Tensor,
+    state: Tensor,
+    kept: Tensor,
+    mode: str,
+    directions: str,
+) -> tuple[Tensor, Tensor]:
+    check_loss("contrastive_loss_backward_kept", x, log_temperature, mask, mode, directions, "highest")
+    return backward_kept(gradient_loss, x, log_temperature, mask, n_valid, state, kept, mode, directions)
+
+
+LIBRARY.impl("contrastive_loss_forward_keeping", _checked_forward_keeping, "CPU")
+LIBRARY.impl("contrastive_loss_backward_kept", _checked_backward_kept, "CPU")

@@ -6,26 +6,20 @@ memory grows linearly with N. Derivation and figures: ``docs/kernels/contrastive
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sleepfm_fast.ops import contrastive_cpu, contrastive_cuda, contrastive_joint, contrastive_small
+from sleepfm_fast.ops.contrastive_arguments import Precision, checked_backward, checked_forward, validate
 from sleepfm_fast.ops.contrastive_results import allocate_forward
 from sleepfm_fast.ops.dispatch import is_batched, is_plain
-from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
+from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
 from sleepfm_fast.reference.contrastive_loss import ContrastiveStatistics, Directions, Mode, problems
 
 __all__ = ["ContrastiveStatistics", "Directions", "Mode", "contrastive_loss", "problems"]
-
-Precision = Literal["high", "highest"]
-
-MODES = get_args(Mode)
-DIRECTIONS = get_args(Directions)
-PRECISIONS = get_args(Precision)
-LEAST_MODALITIES, MOST_MODALITIES = 2, 8
 
 
 def contrastive_loss(
@@ -100,61 +94,6 @@ def contrastive_loss(
     results = _Loss.apply(x, log_temperature, mask, mode, directions, precision)  # type: ignore[no-untyped-call]
     loss, losses, correct, ranks, n_valid = results
     return loss, ContrastiveStatistics(losses, correct, ranks, n_valid)
-
-
-def validate(
-    x: Tensor, log_temperature: Tensor, mode: str, mask: Tensor | None, directions: str, precision: str = "highest"
-) -> None:
-    """Refuse what :func:`contrastive_loss` does not take, in a sentence."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is a {type(x).__name__}; contrastive_loss takes a tensor [M, N, D].")
-    if x.ndim != 3:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; contrastive_loss takes [M, N, D]: modalities, samples, dimensions."
-        )
-    if x.dtype not in DTYPE_CODES:
-        raise TypeError(f"x is {x.dtype}; contrastive_loss takes float32, bfloat16, float16 or float64.")
-    if x.device.type not in ("cpu", "cuda", "meta"):
-        raise ValueError(f"x is on {x.device}; contrastive_loss runs on cpu and cuda. Move it there with x.to(...).")
-    if x.layout != torch.strided:
-        raise TypeError(f"x has the layout {x.layout}; contrastive_loss takes dense tensors: x.to_dense().")
-    M, N, D = x.shape
-    if not LEAST_MODALITIES <= M <= MOST_MODALITIES:
-        raise ValueError(f"x has {M} modalities (shape {tuple(x.shape)}); contrastive_loss takes 2 to 8.")
-    if D < 1:
-        raise ValueError(f"x has shape {tuple(x.shape)}; contrastive_loss needs at least one dimension, D >= 1.")
-    if not isinstance(log_temperature, Tensor):
-        raise TypeError(
-            f"log_temperature is a {type(log_temperature).__name__}; contrastive_loss takes a tensor, "
-            "for example torch.tensor(0.0) or an nn.Parameter."
-        )
-    if log_temperature.ndim != 0 or not log_temperature.dtype.is_floating_point:
-        raise ValueError(
-            f"log_temperature has shape {tuple(log_temperature.shape)} and dtype {log_temperature.dtype}; "
-            "contrastive_loss takes a floating-point tensor without dimensions, shape ()."
-        )
-    if log_temperature.device != x.device:
-        raise ValueError(f"log_temperature is on {log_temperature.device}, x on {x.device}; move both to one device.")
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; choose 'leave_one_out' or 'pairwise'.")
-    if directions not in DIRECTIONS:
-        raise ValueError(f"directions is {directions!r}; choose 'both' or 'row'.")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; choose 'highest' or 'high'.")
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask is a {type(mask).__name__}; contrastive_loss takes a bool tensor [M, N] or None.")
-    if mask.dtype != torch.bool:
-        raise TypeError(
-            f"mask is {mask.dtype}; contrastive_loss takes bool, True where the modality is present: mask > 0."
-        )
-    if mask.shape != (M, N):
-        raise ValueError(
-            f"mask has shape {tuple(mask.shape)}; x with shape {tuple(x.shape)} needs [M, N] = ({M}, {N})."
-        )
-    if mask.device != x.device:
-        raise ValueError(f"mask is on {mask.device}, x on {x.device}; move both to one device.")
 
 
 def _keeps_gradients(x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, precision: str) -> bool:
@@ -351,10 +290,9 @@ def _fake_backward(
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(log_temperature)
 
 
-LIBRARY.impl("contrastive_loss_forward", contrastive_cpu.forward, "CPU")  # type: ignore[no-untyped-call]
-LIBRARY.impl("contrastive_loss_backward", contrastive_cpu.backward, "CPU")  # type: ignore[no-untyped-call]
-LIBRARY.impl("contrastive_loss_forward", contrastive_cuda.forward, "CUDA")  # type: ignore[no-untyped-call]
-LIBRARY.impl("contrastive_loss_backward", contrastive_cuda.backward, "CUDA")  # type: ignore[no-untyped-call]
+for _device, _module in (("CPU", contrastive_cpu), ("CUDA", contrastive_cuda)):
+    LIBRARY.impl("contrastive_loss_forward", checked_forward(_module.forward), _device)  # type: ignore[no-untyped-call]
+    LIBRARY.impl("contrastive_loss_backward", checked_backward(_module.backward), _device)  # type: ignore[no-untyped-call]
 refuse_gradients("contrastive_loss_forward", "sleepfm_fast.ops.contrastive_loss")
 refuse_gradients("contrastive_loss_backward", "sleepfm_fast.reference.contrastive_loss, whose gradient has one")
 refuse_gradients("contrastive_loss_forward_keeping", "sleepfm_fast.ops.contrastive_loss")

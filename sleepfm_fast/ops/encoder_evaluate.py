@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices
-from sleepfm_fast.ops.mbconv import Precision, is_bfloat16, validate
+from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices, refuse_unlike
+from sleepfm_fast.ops.dispatch import is_plain
+from sleepfm_fast.ops.mbconv import Precision, expected_weights, is_bfloat16, validate
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import refuse_gradients, refuse_transforms
@@ -151,6 +152,8 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block], *, precisio
     eps = [stem.norm.eps]
     for block in blocks:
         eps += [block.eps, block.after.eps if block.after else 0.0]
+    if x.device.type == "cpu" and is_plain(x, *tensors):  # all has been checked, and nothing watches the call
+        return _run(x, tensors, strides, kinds, eps, bf16)
     y: Tensor = torch.ops.sleepfm_fast.encoder_evaluate(x, tensors, strides, kinds, eps, bf16)
     return y
 
@@ -188,6 +191,36 @@ def _fake(
     return x.new_empty((x.shape[0], shapes[-1][1] if shapes else tensors[0].shape[0]))
 
 
+def _check(x: Tensor, tensors: list[Tensor], strides: list[int], kinds: list[int], eps: list[float]) -> None:
+    op = "encoder_evaluate"
+    n_tensors = STEM_TENSORS + sum(18 if kind & 2 else 14 for kind in kinds)
+    given = (len(tensors), len(strides), len(eps))
+    if given != (n_tensors, len(kinds), 1 + 2 * len(kinds)) or any(not 0 <= kind < 8 for kind in kinds):
+        raise ValueError(
+            f"torch.ops.sleepfm_fast.{op}: {given[0]} tensors, {given[1]} strides and {given[2]} eps for {len(kinds)} "
+            f"blocks of the kinds {kinds}; expected {n_tensors}, {len(kinds)} and {1 + 2 * len(kinds)}, and kinds from "
+            "0 to 7."
+        )
+    if x.ndim != 3 or x.shape[2] < 1:
+        raise ValueError(f"torch.ops.sleepfm_fast.{op}: x has shape {tuple(x.shape)}; expected [B, n_in, T], T >= 1.")
+    n = tensors[1].numel()
+    expected = [("x", x, x.shape, torch.float32), ("tensors[0]", tensors[0], (n, x.shape[1], 3), torch.float32)]
+    expected += [(f"tensors[{k}]", tensors[k], (n,), torch.float32) for k in range(1, STEM_TENSORS)]
+    place = STEM_TENSORS
+    for kind, stride in zip(kinds, strides, strict=True):
+        if kind & 4 and kind & 2:
+            raise ValueError(f"torch.ops.sleepfm_fast.{op}: a block adds its input and has a batch norm after it.")
+        weights = tensors[place : place + 10]
+        expected += expected_weights(op, weights, n, stride, bool(kind & 4))
+        width, n = weights[1].numel(), weights[9].numel()
+        expected += [(f"tensors[{k}]", tensors[k], (width,), torch.float32) for k in range(place + 10, place + 14)]
+        place += 14
+        if kind & 2:
+            expected += [(f"tensors[{k}]", tensors[k], (n,), torch.float32) for k in range(place, place + 4)]
+            place += 4
+    refuse_unlike(op, x.device, expected)
+
+
 def _run(
     x: Tensor, tensors: list[Tensor], strides: list[int], kinds: list[int], eps: list[float], bf16: bool
 ) -> Tensor:
@@ -211,5 +244,12 @@ def _run(
     return y
 
 
-LIBRARY.impl("encoder_evaluate", _run, "CPU")
+def _checked_run(
+    x: Tensor, tensors: list[Tensor], strides: list[int], kinds: list[int], eps: list[float], bf16: bool
+) -> Tensor:
+    _check(x, tensors, strides, kinds, eps)
+    return _run(x, tensors, strides, kinds, eps, bf16)
+
+
+LIBRARY.impl("encoder_evaluate", _checked_run, "CPU")
 refuse_gradients("encoder_evaluate", "sleepfm_fast.reference.encoder_evaluate")

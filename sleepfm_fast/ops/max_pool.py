@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops.arguments import refuse_no_tensors
+from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_unlike
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
 
@@ -79,7 +79,14 @@ def _fake_backward(dy: Tensor, x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def _check(op: str, x: Tensor, *others: tuple[str, Tensor]) -> None:
+    if x.ndim < 1 or x.shape[-1] < 1:
+        raise ValueError(f"torch.ops.sleepfm_fast.{op}: x has shape {tuple(x.shape)}; it needs at least one sample.")
+    refuse_unlike(op, x.device, [(name, tensor, x.shape, torch.float32) for name, tensor in (("x", x), *others)])
+
+
 def _forward(x: Tensor) -> Tensor:
+    _check("max_pool_forward", x)
     x = x.contiguous()
     y = torch.empty_like(x)
     n_samples = x.shape[-1]
@@ -88,6 +95,7 @@ def _forward(x: Tensor) -> Tensor:
 
 
 def _backward(dy: Tensor, x: Tensor) -> Tensor:
+    _check("max_pool_backward", x, ("dy", dy))
     x, dy = x.contiguous(), dy.contiguous()
     dx = torch.empty_like(x)
     n_samples = x.shape[-1]

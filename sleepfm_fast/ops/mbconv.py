@@ -7,13 +7,14 @@ Derivation and figures: ``docs/kernels/encoder-blocks.md``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices
+from sleepfm_fast.ops.arguments import Expected, refuse_no_tensors, refuse_other_devices, refuse_unlike
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
@@ -302,6 +303,51 @@ def _fake_backward(
     return (x.new_empty(x.shape), *[weight.new_empty(weight.shape) for weight in weights])
 
 
+def expected_weights(op: str, weights: Sequence[Tensor], n_in: int, stride: int, residual: bool) -> list[Expected]:
+    """List the weights of a block with the shapes and types that the compiled functions read.
+
+    Parameters
+    ----------
+    op : str
+        Name of the op in ``torch.ops.sleepfm_fast``, for the message.
+    weights : sequence of Tensor
+        In the order of ``WEIGHTS``; the biases state the numbers of channels.
+    n_in : int
+        Channels in.
+    stride, residual
+        As for :func:`mbconv`.
+
+    Raises
+    ------
+    ValueError
+        When there is no such block.
+    """
+    if len(weights) != len(WEIGHTS) or stride not in (1, 2):
+        raise ValueError(
+            f"torch.ops.sleepfm_fast.{op}: {len(weights)} weights and stride {stride}; expected {len(WEIGHTS)} weights "
+            "and stride 1 or 2."
+        )
+    width, n_out = weights[1].numel(), weights[9].numel()
+    refuse_no_channels(n_in, width, n_out)
+    if residual and (stride != 1 or n_in != n_out):
+        raise ValueError(
+            f"torch.ops.sleepfm_fast.{op}: a residual needs stride 1 and as many channels out as in; got stride "
+            f"{stride}, {n_in} channels in and {n_out} out."
+        )
+    shapes = [(width, n_in), *[(width,)] * 3, (width, 3), *[(width,)] * 3, (n_out, width), (n_out,)]
+    return [(*named, torch.float32) for named in zip(WEIGHTS, weights, shapes, strict=True)]
+
+
+def check_block(
+    op: str, x: Tensor, weights: Sequence[Tensor], stride: int, residual: bool, others: Iterable[Expected] = ()
+) -> None:
+    """Refuse clips, the weights of a block, and others that are not as the compiled functions read them."""
+    if x.ndim != 3 or x.shape[2] < 1:
+        raise ValueError(f"torch.ops.sleepfm_fast.{op}: x has shape {tuple(x.shape)}; expected [B, n_in, T], T >= 1.")
+    expected = expected_weights(op, weights, x.shape[1], stride, residual)
+    refuse_unlike(op, x.device, [("x", x, x.shape, torch.float32), *expected, *others])
+
+
 def call_arguments(
     x: Tensor, weights: list[Tensor], stride: int, bf16: bool, what: Literal["forward", "backward", "evaluation"]
 ) -> tuple[tuple[Dims, bool, int, int, tuple[int, ...]], list[Tensor]]:
@@ -330,6 +376,7 @@ def _forward(
     bf16: bool,
     for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_block("mbconv_forward", x, weights, stride, residual, [("seed", seed, (), torch.int64)])
     x = x.contiguous()
     results = results_of_forward(x, weights, stride, bf16, for_backward)
     y, c1, c2, statistics, moments = results
@@ -342,6 +389,12 @@ def _forward(
 def _evaluate(
     x: Tensor, weights: list[Tensor], running: list[Tensor], stride: int, eps: float, residual: bool, bf16: bool
 ) -> Tensor:
+    if len(running) != 4:
+        raise ValueError(f"torch.ops.sleepfm_fast.mbconv_evaluate: {len(running)} running statistics; expected 4.")
+    check_block("mbconv_evaluate", x, weights, stride, residual)
+    width = (len(weights[0]),)
+    given = [(f"running[{k}]", tensor, width, torch.float32) for k, tensor in enumerate(running)]
+    refuse_unlike("mbconv_evaluate", x.device, given)
     x = x.contiguous()
     S = (x.shape[2] - 1) // stride + 1
     y = x.new_empty((x.shape[0], weights[8].shape[0], S))
@@ -368,6 +421,18 @@ def _backward(
     dropout: float,
     bf16: bool,
 ) -> tuple[Tensor, ...]:
+    check_block("mbconv_backward", x, weights, stride, residual)
+    B, n_in, T = x.shape
+    S, width, wide = (T - 1) // stride + 1, len(weights[0]), torch.bfloat16 if bf16 else torch.float32
+    expected = [
+        ("dy", dy, (B, len(weights[8]), S), torch.float32),
+        ("seed", seed, (), torch.int64),
+        ("c1", c1, (B, width, T) if keeps_expansion(n_in) else (0,), wide),
+        ("c2", c2, (B, width, S), wide),
+        ("statistics", statistics, (4, width), torch.float64),
+        ("moments", moments, (1 + n_in, n_in), torch.float64),
+    ]
+    refuse_unlike("mbconv_backward", x.device, expected)
     # Hooks on saved tensors may have replaced what forward kept, by tensors with other strides for example.
     x, dy, c1, c2, statistics, moments = (t.contiguous() for t in (x, dy, c1, c2, statistics, moments))
     g1, dx = empty(c2, tuple(c2.shape)), empty(x, tuple(x.shape))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast.ops import mbconv_between as between
+from sleepfm_fast.ops.arguments import refuse_unlike
 from sleepfm_fast.ops.contrastive_gemm import multiply
 from sleepfm_fast.ops.dispatch import is_plain
 from sleepfm_fast.ops.mbconv import WEIGHTS
@@ -287,6 +288,38 @@ def _fake_backward(
     return (x.new_empty(x.shape), *(weight.new_empty(weight.shape) for weight in weights))
 
 
+def check_forward(x: Tensor, weights: list[Tensor], stride: int) -> None:
+    """Refuse what the registered forward does not take."""
+    if len(weights) != len(WEIGHTS):
+        raise ValueError(f"torch.ops.sleepfm_fast.mbconv_train: {len(weights)} weights; expected {len(WEIGHTS)}.")
+    validate(x, tuple(weights), stride)
+
+
+def check_backward(dy: Tensor, x: Tensor, kept: list[Tensor], weights: list[Tensor], stride: int) -> None:
+    """Refuse what the registered backward does not take: ``kept`` are forward's results from the third on."""
+    op = "mbconv_train_backward"
+    check_forward(x, weights, stride)
+    like_y, _, *like_kept = _fake_forward(x.to("meta"), [weight.to("meta") for weight in weights], stride, 0.0)
+    if len(kept) != len(like_kept):
+        raise ValueError(f"torch.ops.sleepfm_fast.{op}: {len(kept)} tensors in kept; expected {len(like_kept)}.")
+    named = [("dy", dy), *((f"kept[{k}]", tensor) for k, tensor in enumerate(kept))]
+    like = [like_y, *like_kept]
+    expected = [(name, tensor, made.shape, made.dtype) for (name, tensor), made in zip(named, like, strict=True)]
+    refuse_unlike(op, x.device, expected)
+
+
+def _checked_forward(x: Tensor, weights: list[Tensor], stride: int, eps: float) -> tuple[Tensor, ...]:
+    check_forward(x, weights, stride)
+    return forward(x, weights, stride, eps)
+
+
+def _checked_backward(
+    dy: Tensor, x: Tensor, kept: list[Tensor], weights: list[Tensor], stride: int, eps: float
+) -> tuple[Tensor, ...]:
+    check_backward(dy, x, kept, weights, stride)
+    return backward(dy, x, kept, weights, stride, eps)
+
+
 def _refuse(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
     raise ValueError(
         f"mbconv_train: x is on {x.device}; it runs on CUDA. Use sleepfm_fast.ops.mbconv or "
@@ -294,8 +327,8 @@ def _refuse(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
     )
 
 
-LIBRARY.impl("mbconv_train_forward", forward, "CUDA")
-LIBRARY.impl("mbconv_train_backward", backward, "CUDA")
+LIBRARY.impl("mbconv_train_forward", _checked_forward, "CUDA")
+LIBRARY.impl("mbconv_train_backward", _checked_backward, "CUDA")
 LIBRARY.impl("mbconv_train_forward", _refuse, "CPU")
 LIBRARY.impl("mbconv_train_backward", _refuse, "CPU")
 refuse_gradients("mbconv_train_forward", "sleepfm_fast.ops.mbconv_train")

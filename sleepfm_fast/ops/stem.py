@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices
+from sleepfm_fast.ops.arguments import Expected, refuse_no_tensors, refuse_other_devices, refuse_unlike
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
@@ -149,9 +149,23 @@ def call_arguments(x: Tensor, n_out: int) -> tuple[tuple[tuple[int, int, int, in
     return (dims, n_threads, workspace.data_ptr()), workspace
 
 
+def _check_clips(op: str, x: Tensor) -> None:
+    if x.ndim != 3 or x.shape[2] < 1 or x.dtype != torch.float32:
+        raise ValueError(
+            f"torch.ops.sleepfm_fast.{op}: x is {x.dtype} of shape {tuple(x.shape)}; expected torch.float32 "
+            "[B, n_in, T], T >= 1."
+        )
+
+
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_clips("stem_forward", x)
+    n_out = gamma.numel()
+    named = (("bias", bias), ("gamma", gamma), ("beta", beta))
+    expected = [(name, tensor, (n_out,), torch.float32) for name, tensor in named]
+    weights = ("weight", weight, (n_out, x.shape[1], 3), torch.float32)
+    refuse_unlike("stem_forward", x.device, [weights, *expected])
     x, weight, bias, gamma, beta = (tensor.contiguous() for tensor in (x, weight, bias, gamma, beta))
     y, c, statistics = results_of_forward(x, gamma)
     leading, _workspace = call_arguments(x, len(gamma))
@@ -163,8 +177,13 @@ def _forward(
 def _backward(
     dy: Tensor, x: Tensor, c: Tensor, gamma: Tensor, statistics: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_clips("stem_backward", x)
+    n_out = gamma.numel()
+    narrow = (x.shape[0], n_out, (x.shape[2] - 1) // 2 + 1)
+    expected: list[Expected] = [("dy", dy, narrow, torch.float32), ("c", c, narrow, torch.float32)]
+    expected += [("gamma", gamma, (n_out,), torch.float32), ("statistics", statistics, (2, n_out), torch.float64)]
+    refuse_unlike("stem_backward", x.device, expected)
     x, c, gamma, dy, statistics = (tensor.contiguous() for tensor in (x, c, gamma, dy, statistics))
-    n_out = len(gamma)
     dw, dgamma, dbeta = x.new_empty((n_out, x.shape[1], 3)), x.new_empty(n_out), x.new_empty(n_out)
     leading, _workspace = call_arguments(x, n_out)
     inputs = (x.data_ptr(), c.data_ptr(), gamma.data_ptr(), dy.data_ptr(), statistics.data_ptr())

@@ -159,7 +159,8 @@ def read_cell(cell: Cell, layout: Layout) -> Found:
                 classes.add(n)
             tested.add(tested_clips(record, cell.path))
         except SleepfmError:
-            return Found(None, note="not computed")
+            is_there = (layout.result(source) / "result.json").exists()
+            return Found(None, note="damaged: remove the result's folder and run again" if is_there else "not computed")
         except (KeyError, StopIteration, TypeError):
             return Found(None, note="not in the result")
     n_classes = min(classes, default=None)

@@ -13,8 +13,8 @@ from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.timed_texts import ScoringError
 
 __all__ = [
-    "DAY_S", "LONGEST_S", "Clock", "Frame", "clock_text", "frame_of", "length_s", "moment", "number", "of_day",
-    "refuse_half_days",
+    "DAY_S", "HALF_DAY_S", "LONGEST_S", "Clock", "Frame", "clock_text", "frame_of", "length_s", "moment", "number",
+    "of_day", "refuse_half_days",
 ]  # fmt: skip
 
 CLOCK = re.compile(

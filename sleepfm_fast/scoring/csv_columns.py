@@ -44,6 +44,7 @@ ONSET = (
     ),
     *("beginn", "anfang", "zeit", "inicio", "inizio", "horadeinicio", "starttijd", "eventstart", "datetime"),
     *("uhrzeit", "heure", "hora", "ora", "tijd", "epochstart", "epochstarttime", "onsettime", "clocktime"),
+    *("localtimestart", "stamptimelocal"),
 )
 END = (
     *("end", "ends", "endtime", "endsec", "stop", "stoptime", "heuredefin", "fin", "ende", "endzeit", "final", "fine"),
@@ -60,12 +61,14 @@ STAGE = (
     "hypno",
 )
 EVENT = (
-    *("description", "descriptions", "event", "events", "eventname", "eventtype", "annotation", "annotations"),
-    *("evenement", "ereignis", "evento", "gebeurtenis", "beschreibung", "bezeichnung", "descripcion", "descrizione"),
-    *("omschrijving", "libelle"),
+    *("standardisedevent", "standardizedevent", "description", "descriptions", "event", "events", "eventname"),
+    *("eventtype", "annotation", "annotations", "evenement", "ereignis", "evento", "gebeurtenis", "beschreibung"),
+    *("bezeichnung", "descripcion", "descrizione", "omschrijving", "libelle"),
 )
 TEXT = (*EVENT, *STAGE, "label", "labels", "trialtype", "name", "text", "type", "value", "concept", "class")
 """A table that has a column of events and one of the stage at that time is one of events."""
+ABOUT_EVENTS = (*EVENT, "type", "text")
+"""Columns of which one may name the event where another only describes it, or leaves it out."""
 EPOCH = ("epoch", "epochs", "epochnumber", "epochno", "epochindex", "epoche", "epoque", "epoca", "epochid")
 UNITS_S = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds", "sek", "sekunden"), 1.0),
@@ -84,7 +87,8 @@ PREAMBLE_LINES = 100
 class Columns:
     """Which column holds what, None where there is none; and how many seconds a number in it stands for.
 
-    ``stage`` is a column of stages beside one of events, which then is ``text``.
+    ``stage`` is a column of stages beside one of events, which then is ``text``; ``others`` are further columns of
+    texts about the event.
     """
 
     onset: int | None
@@ -97,6 +101,7 @@ class Columns:
     onset_unit_s: float = 1.0
     end_unit_s: float = 1.0
     duration_unit_s: float = 1.0
+    others: tuple[int, ...] = ()
 
 
 def cell_of(row: Sequence[str], column: int) -> str:
@@ -256,4 +261,6 @@ def named_columns(header: list[str], source: str, rows: list[tuple[int, list[str
         return None if stage is None else Columns(None, None, None, stage, column(EPOCH), stages_only=True)
     stages_only = names[text] in STAGE
     stage = None if stages_only else column(STAGE)
-    return Columns(onset, end, duration, text, None, stage, stages_only, unit_s(onset), unit_s(end), unit_s(duration))
+    of_times = unit_s(onset), unit_s(end), unit_s(duration)
+    about = [i for i, name in enumerate(names) if i != text and name in ABOUT_EVENTS and not stages_only]
+    return Columns(onset, end, duration, text, None, stage, stages_only, *of_times, others=tuple(about))

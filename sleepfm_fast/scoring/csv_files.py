@@ -24,13 +24,22 @@ from sleepfm_fast.scoring.clock_change import without_clock_change
 from sleepfm_fast.scoring.csv_columns import TEXT, UNITS_S, Columns, cell_of, counts_epochs, stage_column, table
 from sleepfm_fast.scoring.labels import SAME_TIME_S, listed_epoch_s
 from sleepfm_fast.scoring.profile import is_profile, profile_events
-from sleepfm_fast.scoring.stages import EPOCH_S, fold, has_words_of_other_scripts, stage_of
+from sleepfm_fast.scoring.stages import (
+    EPOCH_S,
+    fold,
+    has_words_of_other_scripts,
+    perhaps_respiratory,
+    respiratory_event_of,
+    stage_of,
+)
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
 __all__ = ["parse_csv"]
 
 MEASURED = re.compile(rf"(?P<number>[+-]?[\d.,]+)\s*(?P<unit>{'|'.join(UNITS_S)})\.?", re.IGNORECASE)
 """``25,3 s`` in a cell."""
+NO_TEXT = ("", "x", "-")
+"""What stands in a column of events where none of its words fits."""
 SHORTFALL_S = 60.0
 """A list of stages without times may be this much shorter than the recording, and a last epoch longer."""
 
@@ -95,7 +104,7 @@ def timed(
     last = max(c for c in used if c is not None)
     for line, row in rows:
         cells = [*row, *[""] * (last + 1 - len(row))]
-        onset, text = time_in(cells[columns.onset or 0], columns.onset_unit_s), cells[columns.text].strip()
+        onset, text = time_in(cells[columns.onset or 0], columns.onset_unit_s), text_of(cells, columns)
         end = time_in(cells[columns.end], columns.end_unit_s) if columns.end is not None else None
         duration = None if columns.duration is None else duration_in(cells[columns.duration], columns.duration_unit_s)
         stage = "" if columns.stage is None else cells[columns.stage].strip()
@@ -151,6 +160,20 @@ def timed(
     if frame.kind in ("of day", "dated") and start is not None:
         return list(without_clock_change(events, of_day(start), source, issues))
     return events
+
+
+def text_of(cells: Sequence[str], columns: Columns) -> str:
+    """Text of a row: that of another column about the event where the first has none, or only describes what it names.
+
+    ``Hypopnea with MA, desat to 88`` under ``Description`` is ``Hypopnea`` under ``Type``.
+    """
+    text = cells[columns.text].strip()
+    others = [cell_of(cells, column) for column in columns.others]
+    if text in NO_TEXT:
+        return next((other for other in others if other not in NO_TEXT), text)
+    if respiratory_event_of(text) is None and stage_of(text) is None and perhaps_respiratory(text):
+        return next((other for other in others if respiratory_event_of(other) is not None), text)
+    return text
 
 
 def follow_one_another(events: Sequence[Event]) -> bool:

@@ -33,10 +33,16 @@ BESIDE = (
     *("_annotations.csv", "-scoring.csv", "_scoring.csv", "-events.csv", "_events.csv", "_events.tsv"),
     *(".txt", "-stages.txt", "_stages.txt", "-hypnogram.txt", "_hypnogram.txt", "_hypnogram.tsv"),
     *("-annotations.txt", "_annotations.txt", "-scoring.txt", "_scoring.txt", "-events.txt", "_events.txt"),
-    *("_sleepscoring.txt", "_stage.txt", "_1.txt", ".annot", ".eannot"),
+    *("_sleepscoring.txt", "_stage.txt", "_1.txt", ".annot", ".eannot", "_respevt.txt", ".sco.txt"),
 )
 BESIDE_PSG = ("-hypnogram.edf", "_hypnogram.edf", " hypnogram.edf", " base.edf", "-base.edf", "_base.edf")
 """Of ``S-PSG.edf``, ``S PSG.edf`` and the like, behind ``S``."""
+BESIDE_BIDS = (
+    *("_hypnogram.tsv", "_events.tsv", "_hypnogram.csv", "_annotations.csv"),
+    *("_sleep_annotations.csv", "_events_annotations.csv", "_sleepannotations.csv", "_eventannotations.csv"),
+)
+"""Of ``sub-01_task-sleep_eeg.edf``, behind ``sub-01_task-sleep`` or ``sub-01``: those of BIDS, and of the Human Sleep
+Project's sites."""
 FIRST_SCORER = "_1.txt"
 """``1_1.txt`` is the first of two scorings of ``1.rec`` (ISRUC), unless there is a recording ``1_1``."""
 
@@ -125,7 +131,7 @@ def find_scorings(
     if labels is None:
         # A cohort may keep thousands of nights in one folder: only what is named like this one is looked at.
         match = sleep_edf or psg
-        start = match[1] if match is not None else stem
+        start = (match[1] if match is not None else stem).partition("_task-")[0]
         folder = recording_path.parent
         with os.scandir(folder) as entries:
             names = files_by_name(folder / e.name for e in entries if e.name.casefold().startswith(start))
@@ -143,7 +149,8 @@ def find_scorings(
         pattern = re.compile(re.escape(sleep_edf[1]) + r"\w-hypnogram\.edf")
         groups += [names[name] for name in sorted(names) if pattern.fullmatch(name)]
     if bids:
-        groups += [names.get(bids[1] + s, ()) for s in ("_hypnogram.tsv", "_events.tsv", "_hypnogram.csv")]
+        without_task = re.sub(r"_task-[^_]+", "", bids[1])
+        groups += [names.get(start + s, ()) for start in dict.fromkeys((bids[1], without_task)) for s in BESIDE_BIDS]
     if (first := names.get(stem + FIRST_SCORER)) and not is_recording(recording_path, FIRST_SCORER.partition(".")[0]):
         groups.append(first)
     same = recording_path.resolve()

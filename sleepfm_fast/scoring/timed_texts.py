@@ -29,12 +29,12 @@ class Event:
     text: str
 
     def with_stated_length(self) -> Event:
-        """Return the event with the duration that its text states, if the source gives none, cut out of the text."""
-        match = None if self.duration_s else STATED_LENGTH.search(self.text)
+        """Return the event without the duration that its text states, which counts if the source gives none."""
+        match = STATED_LENGTH.search(self.text)
         if match is None:
             return self
         text = self.text[: match.start()] + self.text[match.end() :]
-        return replace(self, duration_s=float(match["seconds"].replace(",", ".")), text=text)
+        return replace(self, duration_s=self.duration_s or float(match["seconds"].replace(",", ".")), text=text)
 
 
 @dataclass(frozen=True)

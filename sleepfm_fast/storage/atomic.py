@@ -84,18 +84,21 @@ def replace_folder(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()
     temporary = temporary_name(path)
+    old = temporary.with_name(f"old-{temporary.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         with named_errors(path):
             yield temporary
             synchronise(temporary)
-        old = temporary.with_name(f"old-{temporary.name}")
         if path.exists():
             path.rename(old)
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        # After a failure or Ctrl-C between the two renames: nobody would find the old one, and the next run deletes it.
+        if old.exists() and not path.exists():
+            old.rename(path)
         raise
     synchronise(path.parent)
     shutil.rmtree(old, ignore_errors=True)
