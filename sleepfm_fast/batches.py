@@ -22,7 +22,7 @@ from sleepfm_fast.ops import filter_resample
 from sleepfm_fast.ops.cuda_kernels import has_kernels
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.store.feed import Batch as Windows
-from sleepfm_fast.store.feed import Buffer, Feed
+from sleepfm_fast.store.feed import Buffer, Feed, WholeRecordings
 from sleepfm_fast.store.scales import Scales, measure_scales, nominal_scales
 from sleepfm_fast.store.side_stream import PinnedBuffer, SideStream, upload
 
@@ -248,8 +248,13 @@ class ClipInput:
             buffer = self._memory.buffer = Buffer()
         return self.filter(self.read(clips, buffer))
 
-    def batches(self, items: Iterable[Item], clips_of: Callable[[Item], npt.NDArray[np.int64]]) -> Iterator[Any]:
+    def batches(
+        self, items: Iterable[Item], clips_of: Callable[[Item], npt.NDArray[np.int64]], *, in_play: int = 0
+    ) -> Iterator[Any]:
         """Yield (item, Batch) in order, reading and filtering ahead in a thread.
+
+        ``in_play``: the clips come from so many recordings at a time, each of which is then read as a whole when its
+        first clip is announced; 0: they may come from any.
 
         On CUDA the thread works on a stream of its own, concurrently with the caller's work, and each batch is handed
         over to the stream that is current where the caller asks for it.
@@ -263,8 +268,11 @@ class ClipInput:
 
         def announced() -> Iterator[tuple[Item, npt.NDArray[np.int64]]]:
             waiting: deque[tuple[Item, npt.NDArray[np.int64]]] = deque()
+            whole = WholeRecordings(self.store, in_play) if in_play else None
             for item in items:
                 clips = clips_of(item)
+                if whole:
+                    whole.announce(clips)
                 self.feed.announce(clips)
                 waiting.append((item, clips))
                 if len(waiting) > AHEAD:

@@ -92,6 +92,22 @@ def read_no_more_than_asked(descriptor: int) -> None:
         control(descriptor, F_RDAHEAD)
 
 
+def read_whole_soon(path: Path) -> None:
+    """Ask the system to read a whole file into its cache, one piece after the other; does not wait for the last of it.
+
+    Where it cannot be opened or the system has no such call nothing happens: who needs the file will read it, or say
+    what is wrong with it.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
+
+
 def files_allowed() -> int | None:
     """Return how many files this process may have open, None for any number; raise the 256 of macOS to 4096 first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

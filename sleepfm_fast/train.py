@@ -70,6 +70,9 @@ class Config:
     negatives."""
     last_batch: Annotated[Literal["drop", "keep"] | None, decided("drop", "{drop,keep}")] = None
     """The shorter batch at the end of an epoch: leave it out, or train on it with fewer negatives."""
+    shuffle_recordings: int = 0
+    """Mix the clips of this many recordings at a time and read each recording as a whole, for a store that is larger
+    than the memory; 0 mixes all clips (see docs/clip-store.md)."""
     micro_batch: int = 0
     """Clips that a process embeds at a time, to save memory; 0 for all. The negatives are still those of the whole
     batch."""

@@ -13,6 +13,8 @@ from sleepfm_fast.batches import FS_HZ, N_OUT, ClipInput, InputConfig, places_of
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.montage.montages import MONTAGES, Modality, Montage
+from sleepfm_fast.system import read_whole_soon
+from sleepfm_fast.training.sampler import ClipSampler
 
 CPU = torch.device("cpu")
 
@@ -218,6 +220,37 @@ def test_batches_are_announced_ahead_and_come_in_order(real, monkeypatch):
     stream = clip_input.batches(range(8), lambda i: np.arange(5))
     next(stream)
     stream.close()
+
+
+def test_recordings_in_play_are_announced_whole_and_once(cohort_store, monkeypatch):
+    store = ClipStore(cohort_store)
+    clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
+    seen, at_once = [], store.read_soon
+    monkeypatch.setattr(store, "read_soon", lambda r: (seen.append(("whole", r)), at_once(r))[1])
+    gather = clip_input.feed.gather
+    monkeypatch.setattr(clip_input.feed, "gather", lambda c, out: (seen.append(("read", c)), gather(c, out))[1])
+    recording = np.asarray(store.recording)
+    sampler = ClipSampler(np.arange(len(store)), 8, 0, recordings=recording, in_play=3)
+    batches = [sampler.order(0)[i : i + 8] for i in range(0, len(store), 8)]
+    for clips, batch in clip_input.batches(batches, lambda c: c, in_play=3):
+        alone = clip_input(clips)
+        assert all(torch.equal(batch.x[name], alone.x[name]) for name in batch.x)
+    announced = [r for what, r in seen if what == "whole"]
+    # Those of the last turns come again at the end, when others have been in play meanwhile.
+    assert len(store.recordings) <= len(announced) <= len(store.recordings) + 3
+    assert set(announced) == set(range(len(store.recordings)))
+    for place, (what, clips) in enumerate(seen):
+        if what == "read":
+            assert set(recording[clips]) <= {r for before, r in seen[:place] if before == "whole"}
+    seen.clear()
+    list(clip_input.batches(batches[:3], lambda c: c))
+    assert "whole" not in {what for what, _ in seen}
+
+
+def test_a_recording_that_is_gone_is_not_the_announcement_s_business(cohort_store, tmp_path):
+    read_whole_soon(tmp_path / "nowhere.bin")
+    read_whole_soon(tmp_path)
+    read_whole_soon(ClipStore(cohort_store).path / "store.json")
 
 
 def test_prefetch_keeps_the_order_and_hands_errors_over():

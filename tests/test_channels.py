@@ -270,6 +270,34 @@ def test_one_reference_serves_several_slots():
     }
 
 
+PAPER_LABELS = ("C3-Cz", "C4-Cz", "O1-Cz", "M1-Cz", "M2-Cz", "E1-Cz", "EKG_L-Cz", "EKG_R-Cz")
+
+
+def test_a_reference_that_all_electrodes_have_in_common_is_taken_out():
+    """The paper's recordings, ECG and EEG against Cz: the differences hold no Cz any more."""
+    assert filled_by(PAPER_LABELS, "cinc2018") == {
+        "C3-M2": "C3-Cz - M2-Cz",
+        "C4-M1": "C4-Cz - M1-Cz",
+        "O1-M2": "O1-Cz - M2-Cz",
+        "E1-M2": "E1-Cz - M2-Cz",
+        "ECG": "EKG_L-Cz - EKG_R-Cz",
+    }
+    found = filled_by(PAPER_LABELS, "aasm")
+    assert (found["C4-M1"], found["ECG"]) == ("C4-Cz - M1-Cz", "EKG_L-Cz - EKG_R-Cz")
+    assert filled_by(("C3-Fpz", "Cz-Fpz", "M2-Fpz"), "paper") == {
+        "C3-Cz": "C3-Fpz - Cz-Fpz",
+        "M2-Cz": "M2-Fpz - Cz-Fpz",
+    }
+
+
+def test_two_references_have_nothing_in_common():
+    # Without a mastoid against the same electrode the channel stands in, as recorded.
+    assert filled_by(("C3-Cz", "M2-Fpz"), "aasm") == {"C3-M2": "C3-Cz"}
+    assert filled_by(("EKG_L-Cz", "EKG_R-M1"), "aasm") == {}
+    # A channel that has the right reference is taken as it is.
+    assert filled_by(("C3-M2", "C3-Cz", "M2-Cz"), "aasm") == {"C3-M2": "C3-M2"}
+
+
 def test_substitutes_are_reported():
     assignments = assign(signals("EEG C4-Cz", "EOG horizontal", "SaO2"), MONTAGES["aasm"])
     by_name = {a.slot.name: a for a in assignments}

@@ -84,6 +84,19 @@ def test_the_order_resumes_anywhere():
         np.testing.assert_array_equal(a, b)
 
 
+def test_pairs_of_a_few_recordings_at_a_time():
+    recordings = np.repeat(np.arange(12), 20)
+    found = Stretches(np.arange(240), recordings)
+    one = NeighbourSampler(found.clips, 4, 3, stretches=found, recordings=recordings, in_play=2)
+    order = one.order(1)
+    assert order.shape == (one.n_items, 2)
+    assert (order[:, 1] - order[:, 0] == 1).all()
+    assert len(np.unique(order)) == order.size
+    for begin in range(0, len(order) - 8, 8):
+        assert len(np.unique(recordings[order[begin : begin + 8, 0]])) <= 5
+    assert not np.array_equal(order, np.sort(order, axis=0))
+
+
 def test_pairs_are_laid_out_first_ones_first():
     assert clips_of(np.array([[1, 2], [7, 8], [4, 5]])).tolist() == [1, 7, 4, 2, 8, 5]
     assert clips_of(np.array([3, 1, 2])).tolist() == [3, 1, 2]

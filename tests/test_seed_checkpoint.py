@@ -112,6 +112,26 @@ def test_an_import_given_again_is_finished_and_another_is_refused(model, tmp_pat
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["a.txt"]
 
 
+def renamed(content: dict, old: str, new: str) -> dict:
+    return {new if name == old else name: value for name, value in content.items()}
+
+
+def test_the_other_names_of_two_encoders_are_understood(model, tmp_path):
+    content = renamed(content_of(model), "respiratory_state_dict", "resp_state_dict")
+    content = renamed(content, "sleep_stages_state_dict", "sleep_state_dict")
+    found = read_seed_checkpoint(write(tmp_path / "best.pt", content))
+    assert found.montage == "cinc2018"
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_an_encoder_under_two_names_is_refused(model, tmp_path):
+    content = content_of(model)
+    content["sleep_state_dict"] = content["sleep_stages_state_dict"]
+    with pytest.raises(SleepfmError, match=r"best\.pt has both sleep_stages_state_dict and sleep_state_dict, which"):
+        read_seed_checkpoint(write(tmp_path / "best.pt", content))
+
+
 class Harmful:
     def __reduce__(self):
         return (Path.touch, (Path("harm"),))
@@ -137,6 +157,11 @@ def without(content, state, name):
     [
         (lambda c: c.pop("temperature"), "lacks temperature"),
         (lambda c: c.pop("ekg_state_dict"), "lacks ekg_state_dict; it has epoch"),
+        (lambda c: c.pop("respiratory_state_dict"), "lacks respiratory_state_dict or resp_state_dict; it has epoch"),
+        (
+            lambda c: c.update(sleep_state_dict=[1]) or c.pop("sleep_stages_state_dict"),
+            "sleep_state_dict is not a mapping",
+        ),
         (lambda c: c.update(ekg_state_dict=[1]), "ekg_state_dict is not a mapping"),
         (lambda c: without(c, "ekg_state_dict", "module.fc.bias"), r"lacks fc\.bias"),
         (lambda c: without(c, "ekg_state_dict", "module.stage1.weight"), r"no tensor stage1\.weight"),

@@ -18,6 +18,8 @@ from sleepfm_fast import reference, train
 from sleepfm_fast.batches import ClipInput
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 from sleepfm_fast.training import contrastive, loop
+from sleepfm_fast.training.contrastive import Trainer
+from sleepfm_fast.training.neighbours import clips_of
 from sleepfm_fast.training.pace import Pace
 from sleepfm_fast.training.schedule import learning_rate
 from sleepfm_fast.training.settings import resolve
@@ -28,6 +30,9 @@ SMALL = [
     "--preset", "tiny", "--batch-size", "16", "--epochs", "3", "--optimiser", "adamw", "--checkpoint-steps", "3",
     "--patience", "0", "--threads", "2",
 ]  # fmt: skip
+
+
+MIXED = {"preset": "tiny", "batch_size": 16, "shuffle_recordings": 2}
 
 
 def metrics(run, *, drop=("clips_per_s",)):
@@ -152,11 +157,25 @@ def test_nothing_to_resume_is_said(cohort_store, tmp_path, capsys):
         ([*SMALL, "--lr", "0.5"], "add --resume"),
         ([*SMALL, "--resume", "--lr", "0.5"], "--lr was 0.001, is 0.5"),
         ([*SMALL, "--resume", "--batch-size", "8"], "--batch-size was 16, is 8"),
+        ([*SMALL, "--resume", "--shuffle-recordings", "2"], "--shuffle-recordings was 0, is 2"),
     ],
 )
 def test_a_run_is_neither_overwritten_nor_resumed_otherwise(trained, cohort_store, capsys, arguments, sentence):
     assert train.cli([str(cohort_store), str(trained), *arguments]) == 1
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("modalities", [(), ("brain",)])
+def test_recordings_are_mixed_a_few_at_a_time(cohort_store, tmp_path, capsys, modalities):
+    arguments = [*SMALL, "--max-steps", "2", "--shuffle-recordings", "2"]
+    arguments += ["--modalities", *modalities] if modalities else []
+    assert train.cli([str(cohort_store), str(tmp_path / "run"), *arguments]) == 0
+    trainer = Trainer.prepare(resolve(train.Config(cohort_store, tmp_path / "new", **MIXED, modalities=modalities)))
+    store = trainer.store
+    first = clips_of(next(iter(trainer.sampler))[2])
+    assert len(np.unique(np.asarray(store.recording)[first])) <= 4
+    plain = Trainer.prepare(resolve(train.Config(cohort_store, tmp_path / "plain", preset="tiny", batch_size=16)))
+    assert len(np.unique(np.asarray(store.recording)[next(iter(plain.sampler))[2]])) > 4
 
 
 @pytest.mark.parametrize(
@@ -166,6 +185,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_otherwise(trained, cohort_stor
         (["--lr", "-1"], "--lr is -1"),
         (["--test-share", "0.9", "--validation-share", "0.1"], "leave no subjects"),
         (["--log-temperature", "9"], "--log-temperature is 9"),
+        (["--shuffle-recordings", "-1"], "--shuffle-recordings is -1"),
     ],
 )
 def test_impossible_options_are_refused_by_name(cohort_store, tmp_path, capsys, arguments, sentence):

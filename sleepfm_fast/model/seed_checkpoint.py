@@ -29,11 +29,12 @@ from sleepfm_fast.runs.splits import Split
 
 __all__ = ["SeedCheckpoint", "read_seed_checkpoint", "write_run"]
 
-# The authors' names, in the order of this project's modalities.
-STATE_OF = {
-    "respiratory": "respiratory_state_dict",
-    "brain": "sleep_stages_state_dict",
-    "ecg": "ekg_state_dict",
+# The names that the authors' code writes, in the order of this project's modalities; then those by which the file that
+# they have released is said to call the same encoders.
+STATES_OF = {
+    "respiratory": ("respiratory_state_dict", "resp_state_dict"),
+    "brain": ("sleep_stages_state_dict", "sleep_state_dict"),
+    "ecg": ("ekg_state_dict",),
 }
 MOST_CHANNELS = 64
 """The most channels of an encoder, far above any montage's, so that a damaged file cannot demand absurd memory."""
@@ -123,21 +124,40 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return dense and not tensor.is_complex()
 
 
-def encoder_state(path: Path, modality: str, state: Any) -> dict[str, torch.Tensor]:
-    """Return one encoder's tensors under this project's names, after checking each."""
+def state_names(path: Path, content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the name of each modality's state dict in this file; refuse a file that lacks one, or has it twice."""
+    given = {modality: [name for name in names if name in content] for modality, names in STATES_OF.items()}
+    missing = [" or ".join(STATES_OF[modality]) for modality, names in given.items() if not names]
+    missing += [name for name in ("temperature",) if name not in content]
+    if missing:
+        raise SleepfmError(
+            f"{path} lacks {', '.join(missing)}; it has {', '.join(map(str, list(content)[:8])) or 'nothing'}. The "
+            "authors' pretraining writes one state dict a modality and the temperature."
+        )
+    twice = next((names for names in given.values() if len(names) > 1), None)
+    if twice:
+        raise SleepfmError(
+            f"{path} has both {' and '.join(twice)}, which are names of one encoder; which of them is meant is not "
+            "known. Keep one."
+        )
+    return {modality: names[0] for modality, names in given.items()}
+
+
+def encoder_state(path: Path, place: str, state: Any) -> dict[str, torch.Tensor]:
+    """Return one encoder's tensors under this project's names, after checking each; ``place`` is its name there."""
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise SleepfmError(f"{path}: {STATE_OF[modality]} is not a mapping of names to tensors.")
+        raise SleepfmError(f"{path}: {place} is not a mapping of names to tensors.")
     found = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
     strange = next((name for name, tensor in found.items() if not is_plain(tensor)), None)
     if strange is not None:
         raise SleepfmError(
-            f"{path}: {STATE_OF[modality]} has {strange} as a sparse, quantised, complex or empty tensor; the authors' "
+            f"{path}: {place} has {strange} as a sparse, quantised, complex or empty tensor; the authors' "
             "code writes dense real numbers."
         )
     stem = found.get("stage1.weight")
     if stem is None or stem.ndim != 3 or not 1 <= stem.shape[1] <= MOST_CHANNELS:
         raise SleepfmError(
-            f"{path}: {STATE_OF[modality]} has no tensor stage1.weight [32, channels, 3]; it was not written by the "
+            f"{path}: {place} has no tensor stage1.weight [32, channels, 3]; it was not written by the "
             "authors' training code."
         )
     expected = build_encoder(stem.shape[1], PRESETS["seed"]).state_dict()
@@ -145,7 +165,7 @@ def encoder_state(path: Path, modality: str, state: Any) -> dict[str, torch.Tens
     unknown = sorted(found.keys() - expected.keys())
     if missing or unknown:
         raise SleepfmError(
-            f"{path}: {STATE_OF[modality]} is not the published network: "
+            f"{path}: {place} is not the published network: "
             + "; ".join(
                 f"{what} {first_of(names, 3)}"
                 for what, names in (("it lacks", missing), ("it has unknown", unknown))
@@ -156,7 +176,7 @@ def encoder_state(path: Path, modality: str, state: Any) -> dict[str, torch.Tens
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
             raise SleepfmError(
-                f"{path}: {STATE_OF[modality]} has {name} of shape {list(found[name].shape)}; the published network "
+                f"{path}: {place} has {name} of shape {list(found[name].shape)}; the published network "
                 f"has {list(tensor.shape)}."
             )
     return {name: found[name].to(tensor.dtype) for name, tensor in expected.items()}
@@ -169,7 +189,8 @@ def read_seed_checkpoint(path: Path) -> SeedCheckpoint:
     ----------
     path : Path
         A file with ``respiratory_state_dict``, ``sleep_stages_state_dict``, ``ekg_state_dict`` (names with or without
-        DataParallel's ``module.``) and ``temperature``, the logarithm of the logits' scale.
+        DataParallel's ``module.``; the first two may be called ``resp_state_dict`` and ``sleep_state_dict``) and
+        ``temperature``, the logarithm of the logits' scale.
 
     Returns
     -------
@@ -182,13 +203,8 @@ def read_seed_checkpoint(path: Path) -> SeedCheckpoint:
         Where the file is missing, unsafe, damaged, or another network's; the first tensor that differs is named.
     """
     content = unpickle(path)
-    missing = [name for name in (*STATE_OF.values(), "temperature") if name not in content]
-    if missing:
-        raise SleepfmError(
-            f"{path} lacks {', '.join(missing)}; it has {', '.join(map(str, list(content)[:8])) or 'nothing'}. The "
-            "authors' pretraining writes one state dict a modality and the temperature."
-        )
-    states = {modality: encoder_state(path, modality, content[name]) for modality, name in STATE_OF.items()}
+    names = state_names(path, content)
+    states = {modality: encoder_state(path, name, content[name]) for modality, name in names.items()}
     channels = {modality: state["stage1.weight"].shape[1] for modality, state in states.items()}
     counts = tuple(channels.values())
     if counts not in MONTAGE_OF:

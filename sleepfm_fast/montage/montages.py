@@ -157,17 +157,26 @@ def pairs(listed: str) -> tuple[tuple[str, str], ...]:
     return tuple((plus, minus) for plus, minus in (pair.split(" - ") for pair in labels(listed)))
 
 
+REFERENCES = labels("M1, M2, Cz, Fpz, M1M2, Avg, AVE, AR, LM, G1, G2")
+"""What all electrodes of a recording may have been recorded against."""
+
+
+def against_others(electrode: str, reference: str, known: tuple[str, ...] = REFERENCES) -> tuple[tuple[str, str], ...]:
+    """Differences of two channels with a reference in common, which cancels: (C3 - Cz) - (M2 - Cz) is C3 - M2."""
+    return tuple((f"{electrode}-{r}", f"{reference}-{r}") for r in known if r not in (electrode, reference))
+
+
 def derived(electrode: str, reference: str, *unnamed: str) -> Slot:
     """Describe an EEG electrode against its recommended reference; with another reference it may stand in.
 
     ``unnamed`` are a cohort's labels for it that name no electrodes.
     """
-    others = [r for r in ("M1", "M2", "Cz", "Fpz", "M1M2", "Avg", "AVE", "AR", "LM", "G1", "G2") if r != reference]
+    others = [r for r in REFERENCES if r != reference]
     return Slot(
         f"{electrode}-{reference}",
         "eeg",
         (f"{electrode}-{reference}",),
-        ((electrode, reference),),
+        ((electrode, reference), *against_others(electrode, reference)),
         (electrode, *(f"{electrode}-{other}" for other in others), *unnamed),
     )
 
@@ -190,8 +199,13 @@ def eye(name: str, electrode: tuple[str, ...], reference: str, *differences: tup
     bipolar = labels("EOG horizontal, HEOG, EOG H, EOG") if electrode is LEFT_EYE else ()
     if name == electrode[0]:
         return Slot(name, "eog", (*electrode, *named, *elsewhere), (), bipolar)
-    return Slot(name, "eog", (name, *named), differences, (*electrode, *elsewhere, *bipolar))
+    rereferenced = tuple(pair for label, minus in differences for pair in against_others(label, minus))
+    return Slot(name, "eog", (name, *named), (*differences, *rereferenced), (*electrode, *elsewhere, *bipolar))
 
+
+ECG_LEADS = pairs("ECG1 - ECG2, EKG1 - EKG2, ECG L - ECG R, EKG L - EKG R, ECG LA - ECG RA")
+COMMON = labels("Cz, M1, M2, Fpz, M1M2, Avg")
+"""References of the scalp that an ECG's electrodes may have been recorded against."""
 
 CHANNELS: dict[str, Slot] = {
     slot.name: slot
@@ -281,7 +295,10 @@ CHANNELS: dict[str, Slot] = {
                 "ECG V5, EKG1-EKG2, EKG2-EKG1, EKG1-2, EKG L-EKG R, EKG R-EKG L, ECGx, LA-RA, RA-LA, Kardio, "
                 "Electrocardiogramme, EKG2-EKG, ECG2-ECG"
             ),
-            pairs("ECG1 - ECG2, EKG1 - EKG2, ECG L - ECG R, EKG L - EKG R, ECG LA - ECG RA"),
+            (
+                *ECG_LEADS,
+                *(pair for plus, minus in ECG_LEADS for pair in against_others(plus, minus, COMMON)),
+            ),
             labels("ECG1, EKG1, ECG L, EKG L, ECG LA, ECG2, EKG2, ECG R, EKG R, ECG RA, ECG III, EKG III"),
         ),
         Slot(
@@ -321,7 +338,7 @@ def paper_electrode(electrode: str) -> Slot:
         f"{electrode}-Cz",
         "eeg",
         (f"{electrode}-Cz",),
-        ((electrode, "Cz"),),
+        ((electrode, "Cz"), *against_others(electrode, "Cz")),
         (electrode, *(f"{electrode}-{other}" for other in others)),
     )
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.execution.threads import in_threads
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.storage.open_files import Opened
+from sleepfm_fast.storage.open_files import Opened, Recent
 from sleepfm_fast.store.window_kernels import (
     CHANNEL_COLUMNS,
     announce_windows,
@@ -25,7 +25,7 @@ from sleepfm_fast.store.window_kernels import (
     read_windows,
 )
 
-__all__ = ["Bank", "Batch", "Buffer", "Feed", "gather"]
+__all__ = ["Bank", "Batch", "Buffer", "Feed", "WholeRecordings", "gather"]
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
@@ -175,7 +175,7 @@ class Feed:
                 work(0, len(numbers))
             if failed:
                 recording = int(self.store.recording[numbers[min(failed)]])
-                raise self.store.damaged(recording, "it ends early or cannot be read")
+                raise self.store.unread(recording)
             if not self.store.fits:
                 self._announced[numbers] = False
         return Batch(raw, table, self.calibration[np.asarray(self.store.recording[numbers])])
@@ -237,6 +237,34 @@ class Feed:
         """Open the recordings of some clips; return each clip's index among them, and the recordings held open."""
         recordings, source = np.unique(np.asarray(self.store.recording)[numbers], return_inverse=True)
         return source.reshape(-1), self.store.open_recordings(recordings.tolist())
+
+
+class WholeRecordings:
+    """Has recordings read as a whole from their first clip on, where clips come from a bounded number at a time.
+
+    A disk that must seek for every window reads a recording from beginning to end many times as fast, and what windows
+    share (the samples around clips) is read once.
+
+    Parameters
+    ----------
+    store : ClipStore
+    in_play : int
+        Recordings that have clips in a batch at a time. Twice as many are remembered: a recording that comes again
+        after those has left the system's cache, perhaps, and is announced again.
+    """
+
+    def __init__(self, store: ClipStore, in_play: int) -> None:
+        self.store = store
+        self._announced: Recent[bool] = Recent(2 * in_play)
+
+    def announce(self, clips: npt.ArrayLike) -> None:
+        """Announce the recordings of some clips, those that were not announced lately."""
+        for recording in np.unique(np.asarray(self.store.recording)[np.asarray(clips)]).tolist():
+            self._announced.get(recording, self._read_soon)
+
+    def _read_soon(self, recording: int) -> bool:
+        self.store.read_soon(recording)
+        return True
 
 
 def gather(store: ClipStore, clip_indices: npt.ArrayLike, slots: Sequence[int], bank: Bank) -> Batch:

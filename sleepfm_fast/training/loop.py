@@ -321,7 +321,9 @@ class TrainingLoop(ABC):
         per_epoch = self.sampler.batches_per_epoch
         rank, n_ranks = self.world.rank, self.world.size
         batches = self.input.batches(
-            islice(iter(self.sampler), remaining), lambda place: clips_of(shard(place[2], rank, n_ranks))
+            islice(iter(self.sampler), remaining),
+            lambda place: clips_of(shard(place[2], rank, n_ranks)),
+            in_play=self.sampler.in_play,
         )
         clock = time.perf_counter()
         for (epoch, position, items), batch in batches:

@@ -88,7 +88,8 @@ class NeighbourSampler(ClipSampler):
         """Return the pairs of one epoch in their order."""
         random = np.random.default_rng([self.seed, epoch])
         pairs = self.stretches.pairs(random.integers(0, 2, len(self.stretches.lengths)))
-        return random.permutation(pairs)[: self.n_items]
+        drawn = random.permutation(pairs)[: self.n_items]
+        return self.shuffled(drawn, random) if self.in_play else drawn
 
 
 def clips_of(items: Int64) -> Int64:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,19 +48,19 @@ def make_plan(settings: Settings, store: ClipStore, selection: Selection, n_moda
     SleepfmError
         If a batch leaves a rank or a part fewer than two clips, which batch norm needs.
     """
-    keep_last = settings.last_batch == "keep"
+    order: dict[str, Any] = {"keep_last": settings.last_batch == "keep"}
+    if settings.shuffle_recordings:
+        order |= {"recordings": np.asarray(store.recording), "in_play": settings.shuffle_recordings}
     sampler: ClipSampler
     if n_modalities == 1:
         numbers = stretch_numbers(store)
         train, validation = (Stretches(clips, numbers[clips]) for clips in (selection.train, selection.validation))
         clips_an_item = 2
-        sampler = NeighbourSampler(
-            train.clips, settings.batch_size, settings.seed, keep_last=keep_last, stretches=train
-        )
+        sampler = NeighbourSampler(train.clips, settings.batch_size, settings.seed, stretches=train, **order)
         held_out = validation.pairs(np.zeros(len(validation.lengths), np.int64))
     else:
         clips_an_item = 1
-        sampler = ClipSampler(selection.train, settings.batch_size, settings.seed, keep_last=keep_last)
+        sampler = ClipSampler(selection.train, settings.batch_size, settings.seed, **order)
         held_out = selection.validation
     sizes = sampler.batch_sizes
     largest = clips_an_item * max(shard_sizes(sizes[0], n_ranks))

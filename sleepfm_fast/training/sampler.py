@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,12 @@ class ClipSampler:
     keep_last : bool
         Whether the last, shorter batch of an epoch is kept. By default it is dropped, because a contrastive loss over
         fewer clips is another loss. A single clip, which has no negatives, is always dropped.
+    recordings : int array [n_clips of the store], optional
+        The recording of every clip of the store. Needed with ``in_play``.
+    in_play : int
+        Recordings whose clips are mixed at a time: an epoch goes through the recordings in a random order, and uses the
+        clips of each at random times within those in which the ``in_play`` recordings from it on have their turn. 0
+        mixes all clips.
     """
 
     clips: npt.NDArray[np.int64]
@@ -39,6 +45,13 @@ class ClipSampler:
     epoch: int = 0
     position: int = 0
     keep_last: bool = False
+    recordings: npt.NDArray[np.integer[Any]] | None = None
+    in_play: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be mixed."""
+        if self.in_play < 0 or (self.in_play and self.recordings is None):
+            raise ValueError("in_play is a number of recordings, 0 for all, and needs the recording of every clip")
 
     @property
     def n_items(self) -> int:
@@ -61,7 +74,19 @@ class ClipSampler:
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the clips in the order of one epoch."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.clips)
+        return self.shuffled(self.clips, np.random.default_rng([self.seed, epoch]))
+
+    def shuffled(self, items: npt.NDArray[np.int64], random: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Shuffle clips, or pairs of clips of one recording, with ``in_play`` recordings at a time."""
+        if not self.in_play or self.recordings is None or not len(items):
+            return random.permutation(items)
+        firsts = items if items.ndim == 1 else items[:, 0]
+        _, recording = np.unique(self.recordings[firsts], return_inverse=True)
+        n = int(recording.max()) + 1
+        # A recording has its turn from its place in the random order on, for so many turns. Those of the last ones go
+        # on at the beginning, so that as many recordings are in play there as anywhere.
+        turn = random.permutation(n)[recording] + min(self.in_play, n) * random.random(len(items))
+        return items[np.argsort(turn % n, kind="stable")]
 
     def __iter__(self) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
         """Yield (epoch, position, clips) from the current place on; the place itself is advanced by the caller."""

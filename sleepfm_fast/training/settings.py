@@ -129,7 +129,7 @@ def check(settings: Settings) -> None:
     refuse_dropout(settings.dropout)
     refuse_not_positive(settings, ("epochs", "lr", "step_epochs", "checkpoint_steps"))
     natural = ("patience", "max_steps", "skip_limit", "weight_decay", "momentum", "threads", "seed")
-    refuse_negative(settings, (*natural, "train_subjects", "replicate"))
+    refuse_negative(settings, (*natural, "train_subjects", "replicate", "shuffle_recordings"))
     check_shares(settings)
     check_temperature(settings)
     check_modalities(settings)
