@@ -201,20 +201,27 @@ def test_equal_gains_subtract_exactly(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("bdf", [False, True])
+@pytest.mark.parametrize(("unit", "microvolts"), [("uV", 1.0), ("mV", 1e3)])
 @pytest.mark.parametrize("ratio", [3.7, 400.0])
-def test_other_gains_are_requantised_within_half_a_step(tmp_path: Path, capsys, ratio: float, bdf: bool) -> None:
-    leads = (Lead("C3", physical=50.0), Lead("M2", physical=50.0 * ratio), Lead("ECG"))
+def test_other_gains_are_requantised_within_half_a_step(
+    tmp_path: Path, capsys, ratio: float, bdf: bool, unit: str, microvolts: float
+) -> None:
+    top = 50.0 / microvolts
+    leads = (Lead("C3", unit=unit, physical=top), Lead("M2", unit=unit, physical=round(top * ratio, 3)), Lead("ECG"))
     store = make(tmp_path, capsys, "--montage", "aasm", night={"leads": leads, "bdf": bdf})
     slot = slot_of(store, "C3-M2")
     reader = pyedflib.EdfReader(store.recordings[0].source)
-    wanted = reader.readSignal(0) - reader.readSignal(1)
+    wanted = microvolts * (reader.readSignal(0) - reader.readSignal(1))
     reader.close()
+    assert store.units[store.channels.unit[0, slot]] == "uV"
     step = store.channels.gain[0, slot]
     error = step * store.run(0, slot, 0) + store.channels.offset[0, slot] - wanted
     # The offset of a difference is the difference of the offsets; half a step is what rounding may cost.
     assert np.max(np.abs(error)) <= 0.5001 * step
     finer_gain = 100 / (2**24 - 1 if bdf else 2**16 - 1)
     assert step <= finer_gain * (1 if ratio < 100 or not bdf else 4)
+    if not bdf:
+        assert step == pytest.approx(finer_gain / (256 if ratio < 100 else 128))
     assert "requantised" in store.record(0)["channels"][slot]["note"]
 
 
