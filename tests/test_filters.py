@@ -71,6 +71,27 @@ def test_stated_response(kind: str, fs_hz: int, frequency_hz: float, low_db: flo
     assert low_db <= gain_db(design("aasm", kind, fs_hz), frequency_hz) <= high_db
 
 
+@pytest.mark.parametrize(
+    ("preset", "kind", "fs_hz", "pass_hz", "stop_hz"),
+    [
+        ("seed", "eeg", 512, (None, 0.95 * 128), (None, 128)),
+        ("seed", "ecg", 100, (None, 0.95 * 50), (None, 50)),
+        ("none", "eeg", 200, (None, 90), (None, 100)),
+        ("none", "eeg", 256, (None, 128), (None, None)),
+        ("aasm", "snore", 500, (None, 0.9 * 128), (None, 128)),
+        ("aasm", "eeg", 200, (0.3, 35), (0, 1.25 * 35)),
+        ("aasm", "emg", 512, (10, 100), (5, 125)),
+        ("aasm", "respiration", 10, (0.1, 4.5), (0, 5)),
+        ("clinical", "eeg", 512, (None, 128), (None, None)),
+        ("clinical", "eeg", 100, (None, 50), (None, None)),
+        ("aasm", "step", 1, (None, None), (None, None)),
+    ],
+)
+def test_stated_edges(preset: str, kind: str, fs_hz: int, pass_hz: tuple, stop_hz: tuple) -> None:
+    filt = design(preset, kind, fs_hz)
+    assert (filt.pass_hz, filt.stop_hz) == (pass_hz, stop_hz)
+
+
 @pytest.mark.parametrize("mains_hz", [50, 60])
 @pytest.mark.parametrize(("kind", "fs_hz"), [("ecg", 200), ("ecg", 256), ("emg", 200), ("emg", 256), ("emg", 512)])
 def test_notch_removes_mains_and_little_else(kind: str, fs_hz: int, mains_hz: int) -> None:
