@@ -80,6 +80,7 @@ def test_stated_response(kind: str, fs_hz: int, frequency_hz: float, low_db: flo
         ("none", "eeg", 256, (None, 128), (None, None)),
         ("aasm", "snore", 500, (None, 0.9 * 128), (None, 128)),
         ("aasm", "eeg", 200, (0.3, 35), (0, 1.25 * 35)),
+        ("aasm", "eeg", 80, (0.3, 35), (0, 40)),  # 35 Hz is below 0.9 of the Nyquist frequency, its transition is not
         ("aasm", "emg", 512, (10, 100), (5, 125)),
         ("aasm", "respiration", 10, (0.1, 4.5), (0, 5)),
         ("clinical", "eeg", 512, (None, 128), (None, None)),
