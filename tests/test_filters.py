@@ -93,6 +93,28 @@ def test_stated_edges(preset: str, kind: str, fs_hz: int, pass_hz: tuple, stop_h
     assert (filt.pass_hz, filt.stop_hz) == (pass_hz, stop_hz)
 
 
+@pytest.mark.parametrize(("kind", "fs_hz"), [("eeg", 200), ("eog", 512), ("ecg", 1000), ("respiration", 32)])
+def test_what_would_alias_into_the_low_branch_or_be_its_image_is_80_db_down(kind: str, fs_hz: int) -> None:
+    filt = design("aasm", kind, fs_hz)
+    assert filt.decimation > 1
+    high_hz, rate_hz = filt.pass_hz[0], fs_hz / filt.decimation
+    multiples_hz = rate_hz * np.arange(1, filt.decimation // 2 + 1)
+    frequency_hz = (multiples_hz[:, None] + np.linspace(-high_hz, high_hz, 21)).ravel()
+    for taps in (filt.decimator, filt.interpolator):
+        times_s = (np.arange(len(taps)) - len(taps) // 2) / fs_hz
+        response = np.cos(2 * np.pi * np.multiply.outer(frequency_hz, times_s)) @ taps / taps.sum()
+        assert np.abs(response).max() < 1e-4
+
+
+@pytest.mark.parametrize(("fs_hz", "samples"), [(1, 1), (8, 1), (256, 1), (512, 2), (1024, 4)])
+def test_a_step_is_a_triangle_over_a_sample_of_the_lower_rate(fs_hz: int, samples: int) -> None:
+    filt = design("aasm", "step", fs_hz)
+    reach = samples * filt.phases
+    assert len(filt.main) == 2 * reach - 1
+    triangle = 1 - np.abs(np.arange(1 - reach, reach)) / reach
+    np.testing.assert_allclose(filt.main, triangle / samples, atol=1e-12)
+
+
 @pytest.mark.parametrize("mains_hz", [50, 60])
 @pytest.mark.parametrize(("kind", "fs_hz"), [("ecg", 200), ("ecg", 256), ("emg", 200), ("emg", 256), ("emg", 512)])
 def test_notch_removes_mains_and_little_else(kind: str, fs_hz: int, mains_hz: int) -> None:
