@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.channels import Montage
 from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.errors import is_refusal, unreadable
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.storage.columns import file_digest, read_columns
@@ -261,7 +262,7 @@ class ClipStore:
         try:
             mapped = map_file(self._file(recording, ".bin"))
         except (OSError, ValueError) as error:
-            raise self.damaged(recording, str(error)) from None
+            raise self.unread(recording, error) from None
         self._check_size(recording, len(mapped))
         return mapped
 
@@ -270,7 +271,7 @@ class ClipStore:
             file = Descriptor(self._file(recording, ".bin"))
             n_bytes = os.fstat(file.number).st_size
         except OSError as error:
-            raise self.damaged(recording, str(error)) from None
+            raise self.unread(recording, error) from None
         self._check_size(recording, n_bytes)
         return file
 
@@ -343,6 +344,24 @@ class ClipStore:
 
     def _file(self, recording: int, suffix: str) -> Path:
         return self.path / "recordings" / f"{self.recordings[recording].id}{suffix}"
+
+    def unread(self, recording: int, error: OSError | ValueError | None = None) -> ClipStoreError:
+        """Make the error of a file that could not be opened or read; only one that is missing is to be made again.
+
+        Compiled reads give no ``error``: then the file is read once more, to see what the system says.
+        """
+        if error is None:
+            try:
+                file_digest(self._file(recording, ".bin"))
+                self._check_size(recording, self._file(recording, ".bin").stat().st_size)
+            except OSError as refusal:
+                return self.unread(recording, refusal)
+            except ClipStoreError as shorter:
+                return shorter
+            return self.damaged(recording, "it ended early when it was read")
+        if is_refusal(error):
+            return ClipStoreError(unreadable(self._file(recording, ".bin"), error))
+        return self.damaged(recording, str(error))
 
     def damaged(self, recording: int, what: str) -> ClipStoreError:
         """Make the error that says what is wrong with the file of a recording, and what to do."""

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind, places_of
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.evaluation.embedding_record import wrong_entry
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.storage.array_file import map_array
@@ -371,6 +371,8 @@ class Embeddings:
         except FileNotFoundError as error:
             raise self._damage(name, "the file is missing") from error
         except (OSError, ValueError, EOFError) as error:
+            if is_refusal(error):
+                raise SleepfmError(unreadable(self.path / name, error)) from error
             raise self._damage(name, f"it cannot be mapped ({error})") from error
         if array.dtype != np.dtype(dtype) or array.shape != shape:
             raise self._damage(name, f"it holds {array.dtype} {array.shape}, expected {dtype} {shape}")
@@ -394,6 +396,8 @@ def _read_record(path: Path) -> dict[str, Any]:
             "`python -m sleepfm_fast.embed RUN STORE EMBEDDINGS` made, or run that command (again)."
         ) from error
     except (OSError, ValueError) as error:
+        if is_refusal(error):
+            raise SleepfmError(unreadable(path / "embeddings.json", error)) from error
         raise SleepfmError(
             f"{path / 'embeddings.json'} cannot be read ({error}). Remove the folder and run "
             "`python -m sleepfm_fast.embed RUN STORE EMBEDDINGS` again."

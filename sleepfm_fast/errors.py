@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
-__all__ = ["SleepfmError", "is_own_source", "refused_by_system"]
+__all__ = ["SleepfmError", "is_own_source", "is_refusal", "refused_by_system", "unreadable"]
+
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+READABLE_AFTER = {
+    errno.EMFILE: "Raise the limit of open files (`ulimit -n`)",
+    errno.ENFILE: "Wait until other programs have closed theirs",
+    errno.EACCES: "Ask its owner for the permission to read it",
+    errno.EPERM: "Ask its owner for the permission to read it",
+    errno.ENOMEM: "Free memory",
+}
+"""What to do about a file that the system does not let a process read."""
 
 
 class SleepfmError(Exception):
@@ -14,6 +25,18 @@ class SleepfmError(Exception):
 def is_own_source(file: str) -> bool:
     """Whether a traceback's file is of this package; a folder above others' files may have its name too."""
     return Path(file).is_relative_to(Path(__file__).parent)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the system refused to read a file that is there, which says nothing about what the file holds."""
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in NO_FILE
+
+
+def unreadable(path: Path, error: BaseException) -> str:
+    """Sentence about a file of which :func:`is_refusal` holds: it may be whole, and must not be deleted."""
+    assert isinstance(error, OSError)
+    remedy = READABLE_AFTER.get(error.errno or 0, "Check the disk or the network that it lies on")
+    return f"{path} cannot be read: {error.strerror or error}. {remedy}, then give the same command again."
 
 
 def refused_by_system(error: OSError) -> str:

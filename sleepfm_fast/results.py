@@ -25,7 +25,7 @@ from sleepfm_fast.cli.command import plain, to_json
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX, replace_folder
 from sleepfm_fast.storage.standing import FolderKind, claimed_folder, refuse_standing
@@ -126,6 +126,8 @@ class Result:
         try:
             values = map_array(file)
         except (OSError, ValueError, EOFError) as error:
+            if is_refusal(error):
+                raise SleepfmError(unreadable(file, error)) from error
             raise SleepfmError(f"{file} cannot be read ({error}). Run its command again.") from error
         if [str(values.dtype), *values.shape] != expected:
             raise SleepfmError(
@@ -234,6 +236,8 @@ def read_result(path: Path) -> Result:
             "evaluation wrote."
         ) from None
     except (OSError, ValueError) as error:
+        if is_refusal(error):
+            raise SleepfmError(unreadable(path / "result.json", error)) from error
         raise SleepfmError(f"{path / 'result.json'} cannot be read ({error}). Run its command again.") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
         found = f"{record.get('format')} {record.get('version')}" if isinstance(record, dict) else type(record).__name__

@@ -17,7 +17,7 @@ from sleepfm_fast.cli.command import is_encodable, to_json
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import UNKNOWN, Kind, kind_of
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.runs.run_config import damaged_entry
 from sleepfm_fast.storage.atomic import replace_file
 
@@ -138,6 +138,12 @@ def read_safetensors(path: Path, device: str) -> tuple[dict[str, torch.Tensor], 
 
 def damaged(path: Path, error: Exception) -> SleepfmError:
     """Make the error that says that a checkpoint cannot be read, and how the run's other one can help."""
+    try:
+        with path.open("rb"):  # safetensors says "I/O error" or "No such file" for whatever the system refused
+            pass
+    except OSError as refusal:
+        if is_refusal(refusal):
+            return SleepfmError(unreadable(path, refusal))
     other = path.with_name("last.safetensors" if path.name == "best.safetensors" else "best.safetensors")
     if path.name == "last.safetensors":
         remedy = "Restore it, or delete it: --resume then begins at the first step."

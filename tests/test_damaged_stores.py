@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from nights import contents, preprocess, write_cohort
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.rundir import read_checkpoint, write_checkpoint
 from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.store.clip_layout import read_store_file
 
@@ -248,3 +252,55 @@ def test_what_is_no_array_is_a_value_error(tmp_path, content):
     (tmp_path / "x.npy").write_bytes(content)
     with pytest.raises(ValueError, match="no whole array"):
         map_array(tmp_path / "x.npy")
+
+
+REFUSED: dict[str, int] = {}
+"""Names of files that the system does not let anybody open, and the error that it gives."""
+
+
+def refuse(event: str, given: tuple[Any, ...]) -> None:
+    if event == "open" and REFUSED and (number := REFUSED.get(Path(os.fsdecode(given[0])).name)) is not None:
+        raise OSError(number, os.strerror(number), given[0])
+
+
+@pytest.fixture(scope="module")
+def refusals() -> dict[str, int]:
+    sys.addaudithook(refuse)  # for the rest of the process: hooks cannot be removed
+    return REFUSED
+
+
+def open_whole(store: Path, read: Any) -> None:
+    opened = ClipStore(store, read=read)
+    opened.open_recordings(range(len(opened.recordings)))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES, errno.ESTALE])
+@pytest.mark.parametrize("read", ["mmap", "pread"])
+def test_a_file_that_the_system_does_not_open_is_not_called_damaged(
+    store: Path, refusals: dict[str, int], monkeypatch: pytest.MonkeyPatch, read: Any, number: int
+) -> None:
+    """It may be whole: nobody must be told to delete it."""
+    binary = next(iter(sorted((store / "recordings").glob("*.bin"))))
+    for name in (binary.name, "store.json", "columns.json", "clip.npy", "units.json"):
+        monkeypatch.setitem(refusals, name, number)
+        with pytest.raises(SleepfmError, match="cannot be read") as caught:
+            open_whole(store, read)
+        monkeypatch.delitem(refusals, name)
+        sentence = str(caught.value)
+        assert name in sentence
+        assert os.strerror(number) in sentence
+        assert "damaged" not in sentence
+        assert "elete" not in sentence
+        assert ("ulimit -n" in sentence) == (number == errno.EMFILE)
+
+
+def test_a_checkpoint_that_the_system_does_not_open_is_not_to_be_deleted(
+    tmp_path: Path, refusals: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "last.safetensors"
+    write_checkpoint(file, {"x": torch.zeros(3)}, {})
+    os.truncate(file, 7)  # safetensors opens files itself; it says little of why it could not
+    monkeypatch.setitem(refusals, file.name, errno.EACCES)
+    with pytest.raises(SleepfmError, match=r"cannot be read: Permission denied\. Ask its owner"):
+        read_checkpoint(file)

@@ -190,6 +190,25 @@ def test_a_shortage_is_no_bug(error, sentence, capsys):
     assert "bug in" not in err
 
 
+@dataclass(frozen=True)
+class Batches:
+    """Has an option that takes memory."""
+
+    batch_size: int = 1
+
+
+def test_a_shortage_names_the_options_that_the_command_has(capsys):
+    def main(config):
+        raise MemoryError
+
+    for config, sentence in (
+        (Config, "not enough memory. Stop other"),
+        (Batches, "not enough memory. Lower --batch-size, or"),
+    ):
+        assert command.run(config, main, []) == 1
+        assert sentence in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------------------ writing
 
 

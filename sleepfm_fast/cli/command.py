@@ -187,7 +187,7 @@ def attempt(
             say(f"interrupted; {interrupted}")
         return 130
     except Exception as error:
-        say(f"{who}error: {describe_shortage(error) or describe_bug(error, name)}")
+        say(f"{who}error: {describe_shortage(error, config) or describe_bug(error, name)}")
         return 1
     if rank == 0 and following is not None:
         with suppress(Exception):  # a hint fails no work that is done
@@ -223,8 +223,11 @@ def parsed(config_type: type[Config], name: str, given: list[str]) -> Config | i
         return 130
 
 
-def describe_shortage(error: Exception) -> str:
-    """Sentence about memory that the system or the GPU did not give; empty for any other error."""
+def describe_shortage(error: Exception, config: Any) -> str:
+    """Sentence about memory that the system or the GPU did not give; empty for any other error.
+
+    It names those options of the command that take memory.
+    """
     text = str(error).partition("\n")[0]
     # torch's errors, which cannot be imported here: of the GPU by type, of the processor by text.
     if type(error).__name__ == "OutOfMemoryError":
@@ -233,8 +236,12 @@ def describe_shortage(error: Exception) -> str:
             "negatives), or stop other programs that use the GPU."
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        options = [f"--{n.replace('_', '-')}" for n in ("batch_size", "workers") if hasattr(config, n)]
+        lower = f"Lower {' or '.join(options)}, or stop" if options else "Stop"
+        said = f" ({text})" if text else ""
         return (
-            f"there is not enough memory ({text}). Lower --batch-size or --workers, or stop other programs that use it."
+            f"there is not enough memory{said}. {lower} other programs that use it, or raise this process's limit "
+            "(`ulimit -v`, that of a batch job or container)."
         )
     return ""
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.json_text import from_json
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.storage.atomic import replace_folder, synchronise
@@ -92,13 +92,15 @@ def read_columns(
         When a file is missing, of another size or type than was written, or (``verify``) of another digest.
     """
 
-    def damaged(file: str, what: str) -> SleepfmError:
+    def damaged(file: str, what: str | Exception) -> SleepfmError:
+        if isinstance(what, Exception) and is_refusal(what):
+            return SleepfmError(unreadable(folder / file, what))
         return SleepfmError(f"{folder / file} is damaged: {what}. {remedy}")
 
     try:
         catalogue = from_json((folder / CATALOGUE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise damaged(CATALOGUE, str(error)) from None
+        raise damaged(CATALOGUE, error) from None
     if not isinstance(catalogue, dict) or not all(
         isinstance(entry, dict) and {"n_bytes", "sha256"} <= entry.keys() for entry in catalogue.values()
     ):
@@ -109,7 +111,7 @@ def read_columns(
         try:
             n_bytes = (folder / file).stat().st_size
         except OSError as error:
-            raise damaged(file, str(error)) from None
+            raise damaged(file, error) from None
         if n_bytes != catalogue[file]["n_bytes"]:
             raise damaged(file, f"it has {counted(n_bytes, 'byte')}, {catalogue[file]['n_bytes']} were written")
         if verify and file_digest(folder / file) != catalogue[file]["sha256"]:
@@ -119,12 +121,14 @@ def read_columns(
         try:
             column = map_array(folder / f"{name}.npy")
         except (OSError, ValueError) as error:
-            raise damaged(f"{name}.npy", str(error)) from None
+            raise damaged(f"{name}.npy", error) from None
         if column.dtype != np.dtype(dtype):
             raise damaged(f"{name}.npy", f"its type is {column.dtype}, {np.dtype(dtype)} was expected")
         columns[name] = column
-    try:
-        values = {name: from_json((folder / f"{name}.json").read_text(encoding="utf-8")) for name in texts}
-    except (OSError, ValueError) as error:
-        raise damaged("one of its .json files", str(error)) from None
+    values = {}
+    for name in texts:
+        try:
+            values[name] = from_json((folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise damaged(f"{name}.json", error) from None
     return columns, values

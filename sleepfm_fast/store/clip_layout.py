@@ -30,7 +30,7 @@ import numpy.typing as npt
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.montage.montages import Montage
 from sleepfm_fast.scoring.stages import STAGES
 
@@ -99,6 +99,8 @@ def read_store_file(path: Path) -> dict[str, Any]:
     try:
         value = from_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        if is_refusal(error):
+            raise ClipStoreError(unreadable(file, error)) from None
         raise damaged(file, str(error)) from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise ClipStoreError(f"{file} does not describe a '{FORMAT}'. Choose the folder that preprocess wrote.")

@@ -175,7 +175,7 @@ class Feed:
                 work(0, len(numbers))
             if failed:
                 recording = int(self.store.recording[numbers[min(failed)]])
-                raise self.store.damaged(recording, "it ends early or cannot be read")
+                raise self.store.unread(recording)
             if not self.store.fits:
                 self._announced[numbers] = False
         return Batch(raw, table, self.calibration[np.asarray(self.store.recording[numbers])])
