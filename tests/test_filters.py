@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -343,3 +344,51 @@ def test_plots_of_the_presets_can_be_drawn(tmp_path: Path) -> None:
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"filters-aasm.svg", "filters-resampling.svg", "filters-step.svg"}
     assert names == {path.name for path in script.parent.glob("*.svg")}
+
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "kernels" / "filter-resample.md"
+
+
+def stated_designs() -> list[list[str]]:
+    """Rows of the page's table of designs, as lists of cells."""
+    if not PAGE.exists():
+        return []
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("| preset, kind | fs, Hz | flat from"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[head + 2 :])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def as_stated(filt: FilterDesign, context: str) -> list[str]:
+    """What the page says of a design: rate, edges, taps, low branch, seconds of context."""
+
+    def number(value: float | None) -> str:
+        return f"{value:.4g}" if value else "-"
+
+    low_branch = 0.0
+    if filt.decimation:
+        sides = filt.decimator.size + filt.low.size
+        low_branch = sides / filt.decimation + -(-filt.interpolator.size // filt.decimation)
+    edges = [number(filt.pass_hz[0]), number(filt.pass_hz[1] and round(filt.pass_hz[1], 1)), number(filt.stop_hz[1])]
+    taps = filt.main_table[0].shape[1]
+    return [number(float(filt.fs_hz)), *edges, str(taps), f"{low_branch:.0f}" if low_branch else "-", context]
+
+
+@pytest.mark.parametrize("row", stated_designs(), ids=lambda row: f"{row[0]} {row[1]}")
+def test_the_page_states_the_designs_that_the_kernels_run(row: list[str]) -> None:
+    """Where this fails, state the design and draw its plots again: python docs/filter_responses.py."""
+    words = row[0].replace("`", "").replace(", notch", "").split()
+    preset, kind = ("none", "step") if words == ["step"] else words[:2]
+    notch_hz = int(words[2]) if len(words) > 2 else None
+    bank = FilterBank(preset, 256, notch_hz)
+    f = bank.index(kind, Fraction(row[1]))
+    seconds = bank.context(f) / float(row[1])
+    assert row[1:] == as_stated(bank.design(f), f"{seconds:.1f}")
+    if kind != "step" and preset != "clinical":
+        filt = bank.design(f)
+        low, high = filt.pass_hz
+        inside = np.linspace((low or 0.0) * 1.0001, high, 400)
+        if not filt.notches_hz:
+            assert np.abs([gain_db(filt, x) for x in inside]).max() < 0.1
+        beyond = np.linspace(filt.stop_hz[1], 0.49 * filt.up * float(filt.fs_hz), 400)
+        assert max(gain_db(filt, x) for x in beyond) < -80.0
