@@ -258,6 +258,14 @@ def test_a_gain_that_is_no_number_gives_none(kernels: Kernels, normalise: str) -
     assert bool(got[0, 1].isfinite().all())
 
 
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+def test_a_negative_gain_turns_the_signal_over(kernels: Kernels, normalise: str) -> None:
+    kernel = Kernel(kernels, FilterBank("aasm", 256))
+    raw = np.random.default_rng(8).integers(-3000, 3000, 6 * 200)
+    kernel.add(raw, kernel.bank.index("eeg", 200), first=200, gain=-0.25)
+    assert_close(kernel.run(500, normalise=normalise), kernel.truth(500, normalise))
+
+
 @pytest.mark.parametrize("normalise", ["zscore", "robust"])
 def test_same_bits_whatever_the_order_of_the_threads(kernels: Kernels, normalise: str) -> None:
     kernel = mixed(kernels)
