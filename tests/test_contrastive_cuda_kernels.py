@@ -189,6 +189,21 @@ def test_alone_or_absent_everywhere():
         assert float(slope) == 0.0
 
 
+def test_a_sample_alone():
+    """Nothing to compare with: a loss of 0 and a state of zeros but for the own cosine, or NaN where that is NaN."""
+    x, tau, mask = embeddings("random", 2, 9, 64), torch.tensor(1.0), torch.zeros(2, 9, dtype=torch.bool)
+    mask[:, 4] = True
+    loss, *_, state = forward(x, tau, mask, "pairwise")
+    truth = contrastive_chunked.forward(x.double(), tau.double(), mask, "pairwise", "both", 0, 9)[5]
+    assert float(loss) == 0.0
+    torch.testing.assert_close(state, truth, rtol=0, atol=1e-6)
+    x[1, 4, 7] = torch.nan
+    loss, *_, n_valid, state = forward(x, tau, mask, "pairwise")
+    assert loss.isnan()
+    gradient, _ = backward(torch.tensor(1.0), x, tau, n_valid, state, mask, "pairwise")
+    assert gradient[:, 4].isnan().all()
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("scale", [1.0, 50.0])
 def test_what_is_not_finite_is_not_hidden(scale, value):
