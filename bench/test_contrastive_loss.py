@@ -40,6 +40,19 @@ BY_HAND_AT_LEAST = {32: 1.5, 512: 0.9, 2048: 0.9, 4096: 0.9}
 MEMORY_N = 8192
 
 
+def agree(results):
+    """Float32 throughout. A gradient element sums N terms of both signs: 1e-5 of the largest element."""
+    value, d_x, d_tau = results["ours"]
+    for other_value, other_d_x, other_d_tau in results.values():
+        torch.testing.assert_close(other_value, value, rtol=1e-5, atol=0)
+        torch.testing.assert_close(other_d_x, d_x, rtol=0, atol=1e-5 * float(d_x.abs().max()))
+        torch.testing.assert_close(other_d_tau, d_tau, rtol=1e-4, atol=1e-5)
+
+
+def name_of(n):
+    return f"contrastive loss, forward + backward, N = {n}, D = {loss_rivals.D}, M = {loss_rivals.M}"
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch.compile's own
 @pytest.mark.parametrize("n", ROUNDS)
 def test_contrastive_loss(versus, quick, n):
@@ -60,14 +73,6 @@ def test_contrastive_loss(versus, quick, n):
         loss = loss() if name.endswith("()") else loss
         arms[arm] = partial(loss_rivals.step, loss, x, tau)
 
-    def agree(results):
-        # Float32 throughout. A gradient element sums N terms of both signs: 1e-5 of the largest element.
-        value, d_x, d_tau = results["ours"]
-        for other_value, other_d_x, other_d_tau in results.values():
-            torch.testing.assert_close(other_value, value, rtol=1e-5, atol=0)
-            torch.testing.assert_close(other_d_x, d_x, rtol=0, atol=1e-5 * float(d_x.abs().max()))
-            torch.testing.assert_close(other_d_tau, d_tau, rtol=1e-4, atol=1e-5)
-
     measured = {arm: name for arm, name in losses.items() if arm != "reference"}
     if quick:
         measured = {arm: measured[arm] for arm in ("ours", "PyTorch")} if n == 512 else {}
@@ -78,7 +83,7 @@ def test_contrastive_loss(versus, quick, n):
         if n > 32  # below, the memory is that of a few pages
     }
     result = versus(
-        f"contrastive loss, forward + backward, N = {n}, D = {loss_rivals.D}, M = {loss_rivals.M}",
+        name_of(n),
         arms,
         agree=agree,
         rounds=ROUNDS[n],
@@ -89,17 +94,20 @@ def test_contrastive_loss(versus, quick, n):
             result.require(rival, at_least=BY_HAND_AT_LEAST[n] if "by hand" in rival else AT_LEAST[n])
 
 
-def test_peak_memory(quick):
+def test_peak_memory(versus, quick):
     """Nothing is kept at this size: forward and backward take a tenth of PyTorch's memory."""
     if quick:
         pytest.skip("not in quick mode: it takes seconds a call, and PyTorch 3 GB")
     folder = str(Path(__file__).parent)
+    losses = {"ours": "fused", "PyTorch": "eager"}
     peaks = {
-        name: memory.peak_rss_mib(
+        arm: memory.peak_rss_mib(
             SETUP.format(folder=folder, n=64, loss=name) + f"x, tau = loss_rivals.inputs({MEMORY_N})",
             "loss_rivals.step(loss, x, tau)",
         )
-        for name in ("fused", "eager")
+        for arm, name in losses.items()
     }
-    print(f"peak memory at N = {MEMORY_N}: {peaks}")
-    assert peaks["fused"] < 0.1 * peaks["eager"], peaks
+    assert peaks["ours"] < 0.1 * peaks["PyTorch"], peaks
+    x, tau = loss_rivals.inputs(MEMORY_N)
+    arms = {arm: partial(loss_rivals.step, getattr(loss_rivals, name), x, tau) for arm, name in losses.items()}
+    versus(name_of(MEMORY_N), arms, agree=agree, rounds=2, more={"peak_rss_mib": peaks})

@@ -231,6 +231,7 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.evaluation.classification import log_odds, probability_of
     from sleepfm_fast.evaluation.tasks import TASKS
+    from sleepfm_fast.model.backends import encoder_backend, filter_backend, threads
     from sleepfm_fast.rundir import RunDirectory, write_atomically
     from sleepfm_fast.training.world import choose_device
 
@@ -255,6 +256,11 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     clips = np.flatnonzero(mine & living[recording])
     if not len(clips):
         raise SleepfmError(f"none of these recordings of {config.store} has a channel that the network reads.")
+    device = clip_input.device
+    say(
+        f"{counted(len(clips), 'clip')} on {device} ({filter_backend(device)}; "
+        f"{encoder_backend(classifier.network, device, classifier.precision)}; {threads()})"
+    )
     odds = log_odds(classifier.logits(clips))
     result: dict[str, Any] = {
         "command": "classify",

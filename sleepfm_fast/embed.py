@@ -18,6 +18,7 @@ from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_ranges import refuse_not_positive
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting.following import after_embeddings
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.embeddings import Description
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
     from sleepfm_fast.inference import embedder
+    from sleepfm_fast.model.backends import encoder_backend, filter_backend, threads
     from sleepfm_fast.pretrained import SEED_SUFFIXES, UNITS, load_model
     from sleepfm_fast.runs.origin import UNKNOWN_SUBJECTS, seen_by
     from sleepfm_fast.runs.splits import Split, assign_subjects
@@ -136,6 +138,12 @@ def main(config: Config) -> dict[str, Any]:
         overlap_note=" ".join(notices) if overlap else "",
     )
     if config.overwrite or not is_finished(config.embeddings, key, columns, description):
+        encoders = encoder_backend(
+            *(next(iter(model.encoders.values())), device, config.precision),
+            through_compile=config.compile,
+            fused_blocks=config.fused_blocks,
+        )
+        say(f"{counted(n, 'clip')} on {device} ({filter_backend(device)}; {encoders}; {threads()})")
         with EmbeddingWriter(
             config.embeddings, n, clip_input.modalities, dim, overwrite=config.overwrite, key=key
         ) as writer:

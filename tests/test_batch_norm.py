@@ -109,6 +109,14 @@ def test_a_constant_channel_has_no_variance_and_gives_the_shift():
     torch.testing.assert_close(y[:, 1], beta[1].expand(3, 77), rtol=0, atol=1e-5)
 
 
+def test_rounding_makes_no_variance_negative():
+    """Sums of this many equal numbers round so far that the square of their rest exceeds the rest's square sum."""
+    x = torch.randn(50, generator=torch.Generator().manual_seed(0))[:, None].expand(1, 50, 100_000)
+    variance = ops.batch_norm(x, torch.ones(50), torch.zeros(50))[1][1]
+    assert variance.min() >= 0.0
+    assert variance.max() < 1e-12
+
+
 def test_the_reference_is_what_torch_computes():
     x, gamma, beta = (value.double() for value in arguments((3, 6, 101)))
     for a, b in zip(reference.batch_norm(x, gamma, beta), by_torch(x, gamma, beta), strict=True):

@@ -216,7 +216,17 @@ def test_windows_keep_to_the_run():
     assert np.isnan(beyond[0, :5]).all()
     assert beyond[0, 5] == 0
     assert np.isnan(beyond[1, 10:]).all()
-    # 30 s at 204.85 Hz are 6145.5 samples: the last clip's window may round one beyond the end.
-    odd = run_of(np.arange(12291.0), 204.85)
-    assert np.isfinite(odd.windows(np.array([0.0, 30.0]))).all()
+    assert run.windows(np.array([5.6]))[0, 0] == 6  # the sample nearest to the onset
+    # 30 s at 204.85 Hz are 6145.5 samples: where the run lacks its last one, that of the last clip is one beyond.
+    for n in (12291, 12290):
+        odd = run_of(np.arange(float(n)), 204.85).windows(np.array([0.0, 30.0]))
+        assert odd[:, [0, -1]].tolist() == [[0, 6144], [n - 6145, n - 1]]
     assert run_of(np.zeros(0), 8).windows(np.zeros(2)).shape == (2, 240)
+    # 4.1 * 30 is a little less than 123 in floating point.
+    assert run_of(np.zeros(246), 4.1).windows(np.array([0.0, 30.0])).shape == (2, 123)
+
+
+def test_windows_are_in_physical_units():
+    run = NativeRun(np.arange(120, dtype=np.int16), 0.5, -3.0, 1.0, "%")
+    np.testing.assert_array_equal(run.physical(10, 20), 0.5 * np.arange(10, 20) - 3)
+    np.testing.assert_array_equal(run.windows(np.array([60.0])), [0.5 * np.arange(60, 90) - 3])

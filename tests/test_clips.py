@@ -17,9 +17,14 @@ from nights import Lead, preprocess, write_night
 
 from sleepfm_fast import system
 from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution import threads
+from sleepfm_fast.scoring.labels import ClipGrid
 from sleepfm_fast.storage import open_files
+from sleepfm_fast.store import clip_writer
+from sleepfm_fast.store.clip_writer import read_record
 from sleepfm_fast.store.feed import Buffer, Feed, gather
+from sleepfm_fast.store.native_runs import native_run
 
 
 class FakeBank:
@@ -80,6 +85,23 @@ def test_samples_are_those_that_pyedflib_reads(tmp_path: Path, capsys, bdf: bool
     assert store.onset_s.tolist() == [0, 30, 60, 90]
     assert [m.name for m in store.montage.modalities] == ["respiratory", "brain", "ecg"]
     assert store.modality_present().tolist() == [[True] * 3]
+
+
+def test_a_channel_of_each_night_is_in_its_own_unit_and_scale(tmp_path: Path, capsys) -> None:
+    first = (Lead("C3-M2"), Lead("SpO2", 1, "%", 100.0))
+    second = (Lead("C3-M2", 200, "mV", 2.0), Lead("SpO2", 1, "", 1.0), Lead("Chest", 25, "", 1.0))
+    leads = (first, second)
+    store = make(tmp_path, capsys, **{name: {"leads": of} for name, of in zip("ab", leads, strict=True)})
+    for recording in range(2):
+        reader = pyedflib.EdfReader(store.recordings[recording].source)
+        for name, signal, scale in (("C3-M2", 0, (1, 1e3)[recording]), ("SpO2", 1, 1)):
+            run = native_run(store, recording, slot_of(store, name), 0)
+            assert run is not None
+            assert run.fs_hz == reader.getSampleFrequency(signal)
+            assert run.unit == ("uV" if signal == 0 else ("%", "")[recording])
+            np.testing.assert_allclose(run.physical(), scale * reader.readSignal(signal), rtol=1e-9, atol=1e-9)
+        reader.close()
+        assert (native_run(store, recording, slot_of(store, "Chest"), 0) is None) is (recording == 0)
 
 
 def test_only_the_slots_of_the_montage_are_stored(tmp_path: Path, capsys) -> None:
@@ -179,20 +201,27 @@ def test_equal_gains_subtract_exactly(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("bdf", [False, True])
+@pytest.mark.parametrize(("unit", "microvolts"), [("uV", 1.0), ("mV", 1e3)])
 @pytest.mark.parametrize("ratio", [3.7, 400.0])
-def test_other_gains_are_requantised_within_half_a_step(tmp_path: Path, capsys, ratio: float, bdf: bool) -> None:
-    leads = (Lead("C3", physical=50.0), Lead("M2", physical=50.0 * ratio), Lead("ECG"))
+def test_other_gains_are_requantised_within_half_a_step(
+    tmp_path: Path, capsys, ratio: float, bdf: bool, unit: str, microvolts: float
+) -> None:
+    top = 50.0 / microvolts
+    leads = (Lead("C3", unit=unit, physical=top), Lead("M2", unit=unit, physical=round(top * ratio, 3)), Lead("ECG"))
     store = make(tmp_path, capsys, "--montage", "aasm", night={"leads": leads, "bdf": bdf})
     slot = slot_of(store, "C3-M2")
     reader = pyedflib.EdfReader(store.recordings[0].source)
-    wanted = reader.readSignal(0) - reader.readSignal(1)
+    wanted = microvolts * (reader.readSignal(0) - reader.readSignal(1))
     reader.close()
+    assert store.units[store.channels.unit[0, slot]] == "uV"
     step = store.channels.gain[0, slot]
     error = step * store.run(0, slot, 0) + store.channels.offset[0, slot] - wanted
     # The offset of a difference is the difference of the offsets; half a step is what rounding may cost.
     assert np.max(np.abs(error)) <= 0.5001 * step
     finer_gain = 100 / (2**24 - 1 if bdf else 2**16 - 1)
     assert step <= finer_gain * (1 if ratio < 100 or not bdf else 4)
+    if not bdf:
+        assert step == pytest.approx(finer_gain / (256 if ratio < 100 else 128))
     assert "requantised" in store.record(0)["channels"][slot]["note"]
 
 
@@ -512,3 +541,47 @@ def test_what_is_no_store_is_said(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text('{"format": "other"}')
     with pytest.raises(ClipStoreError, match="does not describe"):
         ClipStore(tmp_path)
+
+
+def written(folder: Path, value: int, **facts: object) -> Path:
+    """Write a night of one channel and two clips, all samples ``value``."""
+    source = {"path": "n.edf", "size": 1, "mtime_ns": 1, "sha256": "0"}
+    whole = {
+        "subject": "S", "configuration_digest": "0", "age": 40.0, "sex": "F", "start": None, "issues": [],
+        "source": source, "scoring": {"path": None}, **facts,
+    }  # fmt: skip
+    channel = {"slot": "C3-M2", "kind": "eeg", "present": True, "unit": "uV", "fs_hz": [10, 1], "gain": 1.0,
+               "offset": 0.0, "dtype": "<i2"}  # fmt: skip
+    grid = ClipGrid(np.array([0.0, 30.0]), np.array([2, 3], np.int8), np.array([-1, -1], np.int8), ())
+    minute = [(Fraction(0), Fraction(60))]
+    clip_writer.write_night(folder, "n", minute, [[[np.full(600, value, np.int16)]]], [channel], grid, [0, 0], whole)
+    return folder / "n.json"
+
+
+def test_a_description_never_stands_beside_the_samples_of_another(tmp_path: Path, monkeypatch) -> None:
+    file = written(tmp_path, 1)
+    assert read_record(file)["clips"]["stage"] == [2, 3]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(clip_writer, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            written(tmp_path, 2)
+    assert np.fromfile(tmp_path / "n.bin", np.int16)[0] == 2
+    assert read_record(file) is None
+    assert read_record(written(tmp_path, 2)) is not None
+
+
+def test_a_night_that_no_reader_would_take_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SleepfmError, match=r"n: a number read from its files cannot be kept"):
+        written(tmp_path, 1, age=float("nan"))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"format": "x"}, {"id": "m"}, {"n_bytes": 1199}, {"subject": 3}])
+def test_a_description_of_something_else_is_none(tmp_path: Path, change: dict) -> None:
+    file = written(tmp_path, 1)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    assert read_record(file) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import importlib.util
 import json
 import os
 import signal
@@ -560,12 +561,14 @@ def test_a_missing_cluster_package_is_a_sentence(
     assert f"pip install 'sleepfm_fast[{backend}]'" in capsys.readouterr().err
 
 
-def test_a_dask_cluster_on_this_machine(cohort: Path, tmp_path: Path, capsys) -> None:
-    pytest.importorskip("distributed", reason="dask is not installed: pip install 'sleepfm_fast[dask]'")
-    done = run_preprocess(cohort, tmp_path / "dask", "--backend", "dask", "--workers", "2")
-    assert last_json(done.stdout)["added"] == 4
+@pytest.mark.parametrize(("backend", "package"), [("dask", "distributed"), ("ray", "ray")])
+def test_a_cluster_on_this_machine(backend: str, package: str, cohort: Path, tmp_path: Path, capsys) -> None:
+    if importlib.util.find_spec(package) is None:  # ray takes seconds to import, and warns
+        pytest.skip(f"{backend} is not installed: pip install 'sleepfm_fast[{backend}]'")
+    done = run_preprocess(cohort, tmp_path / backend, "--backend", backend, "--workers", "2")
+    assert last_json(done.stdout)["added"] == 4, done.stderr
     preprocess(capsys, cohort, tmp_path / "here")
-    assert contents(tmp_path / "dask") == contents(tmp_path / "here")
+    assert contents(tmp_path / backend) == contents(tmp_path / "here")
 
 
 def test_a_dask_scheduler_that_does_not_answer_is_a_sentence() -> None:

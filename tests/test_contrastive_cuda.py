@@ -71,11 +71,26 @@ def case(N=300, D=128, M=3, dtype=torch.float32, masked=True, scale=14.0):
     ],
 )
 def test_agrees_with_float64(path_or_cpu, N, D, dtype, scale, mode, precision):
-    x, tau, mask = case(N, D, dtype=dtype, scale=scale)
+    check_agreement(path_or_cpu, case(N, D, dtype=dtype, scale=scale), mode, precision)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("mode", ["leave_one_out", "pairwise"])
+@pytest.mark.parametrize("name", ["cpu", *(pytest.param(p, marks=pytest.mark.cuda) for p in PATHS if p != "mma")])
+def test_more_dimensions_than_the_fused_tiles_hold(name, mode, precision, monkeypatch):
+    if name != "cpu":
+        monkeypatch.setenv(contrastive_cuda.VARIABLE, name)
+    check_agreement(name, case(300, 1000), mode, precision)
+
+
+def check_agreement(path, inputs, mode, precision):
+    """Loss, gradients and ranks of ``x, tau, mask`` on a path against the twin in float64."""
+    x, tau, mask = inputs
+    N, dtype, scale = x.shape[1], x.dtype, float(tau.exp())
     truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), mode=mode, mask=mask)
-    x, tau, mask = moved(path_or_cpu, torch.where(mask[..., None], x, torch.nan), tau, mask)
+    x, tau, mask = moved(path, torch.where(mask[..., None], x, torch.nan), tau, mask)
     ours = evaluate(ops.contrastive_loss, x, tau, mode=mode, mask=mask, precision=precision)
-    tolerance = TOLERANCE[precision] if path_or_cpu in ("mma", "gemm") else TOLERANCE["highest"]
+    tolerance = TOLERANCE[precision] if path in ("mma", "gemm") else TOLERANCE["highest"]
     tolerance *= 1 + scale / 14
     torch.testing.assert_close(ours.loss.cpu().double(), truth.loss, rtol=tolerance, atol=1e-9)
     largest = truth.d_x.abs().max()

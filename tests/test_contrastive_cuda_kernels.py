@@ -163,6 +163,7 @@ def test_zero_rows_and_large_rows():
     x[1, 3] = 0.0
     x[0, 4] = x[0, 4] * 1e25
     x[2, 5] = x[2, 5] * 1e-20
+    x[1, 7] = x[1, 7] * 1e-13  # a length just below the floor, by which it is divided
     tau = torch.tensor(2.0)
     loss, _, _, _, n_valid, state = forward(x, tau)
     truth = evaluate(reference.contrastive_loss, x.double(), tau.double())

@@ -130,6 +130,12 @@ CASES = [
     (5, 9, 8, "leave_one_out", "aligned", WARM, "row", 8192),
     (2, 30, 8, "leave_one_out", "random", WARM, "both", 16),
     (2, 300, 33, "pairwise", "random", WARM, "both", 304),
+    # On a device no other path takes more than 512 dimensions.
+    (2, 20, 513, "pairwise", "aligned", HOT, "both", 8192),
+    (3, 18, 768, "leave_one_out", "random", WARM, "both", 8192),
+    (8, 9, 1024, "leave_one_out", "aligned", WARM, "row", 8192),
+    (8, 7, 128, "pairwise", "random", HOT, "both", 8192),
+    (2, 5, 1500, "pairwise", "random", WARM, "both", 8192),
 ]
 
 

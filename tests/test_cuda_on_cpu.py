@@ -204,14 +204,15 @@ def test_the_decimator_reads_device_memory_where_its_samples_do_not_fit(
     assert_close(got, kernel.truth(n_out, "zscore"))
 
 
+@pytest.mark.parametrize("n_out", [300, 2000])
 @pytest.mark.parametrize(
     ("kind", "rate"), [("eeg", 200), ("eeg", 1000), ("ecg", 256), ("respiration", 25), ("eog", 50)]
 )
-def test_the_least_workspaces_are_enough(kernels: Kernels, kind: str, rate: int) -> None:
+def test_the_least_workspaces_are_enough(kernels: Kernels, kind: str, rate: int, n_out: int) -> None:
     """The least with which there are tiles at all, and the least that keeps the outputs of all tiles."""
-    n_out, kernel = 300, Kernel(kernels, FilterBank("aasm", 256))
+    kernel = Kernel(kernels, FilterBank("aasm", 256))
     f = kernel.bank.index(kind, rate)
-    kernel.add(np.random.default_rng(10).integers(-3000, 3000, 4 * rate), f, first=rate)
+    kernel.add(np.random.default_rng(10).integers(-3000, 3000, 11 * rate), f, first=rate)
     for field, normalise in (("tile", "none"), ("kept_floats", "zscore")):
         least = 1 + bisect_left(
             range(1, 12000), 1, key=lambda floats: kernel.plan(f, n_out, floats, statistics=normalise != "none")[field]
@@ -229,12 +230,6 @@ def test_slices_end_where_a_tile_does(kernels: Kernels) -> None:
     assert (plan["period"], plan["kept_floats"] > 0, plan["slice"] < 9000) == (25, True, True)
     kernel.add(np.random.default_rng(11).integers(-3000, 3000, 92 * 256), f, first=256)
     assert_close(kernel.run(9000, normalise="zscore"), kernel.truth(9000, "zscore"))
-
-
-def test_a_period_that_is_too_long_for_the_table_of_phases(kernels: Kernels) -> None:
-    kernel = Kernel(kernels, FilterBank("none", 129))
-    kernel.add(np.random.default_rng(12).integers(-3000, 3000, 1400), kernel.bank.index("eeg", 130), first=130)
-    assert_close(kernel.run(1000), kernel.truth(1000))
 
 
 @pytest.mark.parametrize("threads", [32, 64, 256])
@@ -261,6 +256,14 @@ def test_a_gain_that_is_no_number_gives_none(kernels: Kernels, normalise: str) -
     got = kernel.run(500, normalise=normalise)
     assert bool(got[0, 0].isnan().all())
     assert bool(got[0, 1].isfinite().all())
+
+
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+def test_a_negative_gain_turns_the_signal_over(kernels: Kernels, normalise: str) -> None:
+    kernel = Kernel(kernels, FilterBank("aasm", 256))
+    raw = np.random.default_rng(8).integers(-3000, 3000, 6 * 200)
+    kernel.add(raw, kernel.bank.index("eeg", 200), first=200, gain=-0.25)
+    assert_close(kernel.run(500, normalise=normalise), kernel.truth(500, normalise))
 
 
 @pytest.mark.parametrize("normalise", ["zscore", "robust"])

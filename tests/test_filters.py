@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -69,6 +70,50 @@ RESPONSES = [
 @pytest.mark.parametrize(("kind", "fs_hz", "frequency_hz", "low_db", "high_db"), RESPONSES)
 def test_stated_response(kind: str, fs_hz: int, frequency_hz: float, low_db: float, high_db: float) -> None:
     assert low_db <= gain_db(design("aasm", kind, fs_hz), frequency_hz) <= high_db
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind", "fs_hz", "pass_hz", "stop_hz"),
+    [
+        ("seed", "eeg", 512, (None, 0.95 * 128), (None, 128)),
+        ("seed", "ecg", 100, (None, 0.95 * 50), (None, 50)),
+        ("none", "eeg", 200, (None, 90), (None, 100)),
+        ("none", "eeg", 256, (None, 128), (None, None)),
+        ("aasm", "snore", 500, (None, 0.9 * 128), (None, 128)),
+        ("aasm", "eeg", 200, (0.3, 35), (0, 1.25 * 35)),
+        ("aasm", "eeg", 80, (0.3, 35), (0, 40)),  # 35 Hz is below 0.9 of the Nyquist frequency, its transition is not
+        ("aasm", "emg", 512, (10, 100), (5, 125)),
+        ("aasm", "respiration", 10, (0.1, 4.5), (0, 5)),
+        ("clinical", "eeg", 512, (None, 128), (None, None)),
+        ("clinical", "eeg", 100, (None, 50), (None, None)),
+        ("aasm", "step", 1, (None, None), (None, None)),
+    ],
+)
+def test_stated_edges(preset: str, kind: str, fs_hz: int, pass_hz: tuple, stop_hz: tuple) -> None:
+    filt = design(preset, kind, fs_hz)
+    assert (filt.pass_hz, filt.stop_hz) == (pass_hz, stop_hz)
+
+
+@pytest.mark.parametrize(("kind", "fs_hz"), [("eeg", 200), ("eog", 512), ("ecg", 1000), ("respiration", 32)])
+def test_what_would_alias_into_the_low_branch_or_be_its_image_is_80_db_down(kind: str, fs_hz: int) -> None:
+    filt = design("aasm", kind, fs_hz)
+    assert filt.decimation > 1
+    high_hz, rate_hz = filt.pass_hz[0], fs_hz / filt.decimation
+    multiples_hz = rate_hz * np.arange(1, filt.decimation // 2 + 1)
+    frequency_hz = (multiples_hz[:, None] + np.linspace(-high_hz, high_hz, 21)).ravel()
+    for taps in (filt.decimator, filt.interpolator):
+        times_s = (np.arange(len(taps)) - len(taps) // 2) / fs_hz
+        response = np.cos(2 * np.pi * np.multiply.outer(frequency_hz, times_s)) @ taps / taps.sum()
+        assert np.abs(response).max() < 1e-4
+
+
+@pytest.mark.parametrize(("fs_hz", "samples"), [(1, 1), (8, 1), (256, 1), (512, 2), (1024, 4)])
+def test_a_step_is_a_triangle_over_a_sample_of_the_lower_rate(fs_hz: int, samples: int) -> None:
+    filt = design("aasm", "step", fs_hz)
+    reach = samples * filt.phases
+    assert len(filt.main) == 2 * reach - 1
+    triangle = 1 - np.abs(np.arange(1 - reach, reach)) / reach
+    np.testing.assert_allclose(filt.main, triangle / samples, atol=1e-12)
 
 
 @pytest.mark.parametrize("mains_hz", [50, 60])
@@ -299,3 +344,51 @@ def test_plots_of_the_presets_can_be_drawn(tmp_path: Path) -> None:
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"filters-aasm.svg", "filters-resampling.svg", "filters-step.svg"}
     assert names == {path.name for path in script.parent.glob("*.svg")}
+
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "kernels" / "filter-resample.md"
+
+
+def stated_designs() -> list[list[str]]:
+    """Rows of the page's table of designs, as lists of cells."""
+    if not PAGE.exists():
+        return []
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("| preset, kind | fs, Hz | flat from"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[head + 2 :])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def as_stated(filt: FilterDesign, context: str) -> list[str]:
+    """What the page says of a design: rate, edges, taps, low branch, seconds of context."""
+
+    def number(value: float | None) -> str:
+        return f"{value:.4g}" if value else "-"
+
+    low_branch = 0.0
+    if filt.decimation:
+        sides = filt.decimator.size + filt.low.size
+        low_branch = sides / filt.decimation + -(-filt.interpolator.size // filt.decimation)
+    edges = [number(filt.pass_hz[0]), number(filt.pass_hz[1] and round(filt.pass_hz[1], 1)), number(filt.stop_hz[1])]
+    taps = filt.main_table[0].shape[1]
+    return [number(float(filt.fs_hz)), *edges, str(taps), f"{low_branch:.0f}" if low_branch else "-", context]
+
+
+@pytest.mark.parametrize("row", stated_designs(), ids=lambda row: f"{row[0]} {row[1]}")
+def test_the_page_states_the_designs_that_the_kernels_run(row: list[str]) -> None:
+    """Where this fails, state the design and draw its plots again: python docs/filter_responses.py."""
+    words = row[0].replace("`", "").replace(", notch", "").split()
+    preset, kind = ("none", "step") if words == ["step"] else words[:2]
+    notch_hz = int(words[2]) if len(words) > 2 else None
+    bank = FilterBank(preset, 256, notch_hz)
+    f = bank.index(kind, Fraction(row[1]))
+    seconds = bank.context(f) / float(row[1])
+    assert row[1:] == as_stated(bank.design(f), f"{seconds:.1f}")
+    if kind != "step" and preset != "clinical":
+        filt = bank.design(f)
+        low, high = filt.pass_hz
+        inside = np.linspace((low or 0.0) * 1.0001, high, 400)
+        if not filt.notches_hz:
+            assert np.abs([gain_db(filt, x) for x in inside]).max() < 0.1
+        beyond = np.linspace(filt.stop_hz[1], 0.49 * filt.up * float(filt.fs_hz), 400)
+        assert max(gain_db(filt, x) for x in beyond) < -80.0

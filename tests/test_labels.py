@@ -208,6 +208,18 @@ def test_what_lies_in_many_stretches_that_may_overlap(seed):
     assert segment_of(np.array(inside), segments, Fraction(1)).tolist() == first
 
 
+def test_a_clip_as_long_as_its_segment_is_in_it_whatever_the_rounding():
+    onsets = [Fraction(k, 7) for k in range(1, 200)]
+    inexact = [float(at) + 30.0 > float(at + 30) for at in onsets]
+    assert any(inexact)
+    for at in onsets:
+        for first in (Segment(0, 90, at), Segment(0, 90, at + 1)):
+            segments = [first, Segment(90, 90, at)]
+            assert segment_of(np.array([float(at)]), segments, Fraction(1, 3)).tolist() == [int(first.onset_s != at)]
+    with pytest.raises(ValueError, match="lies in no segment"):
+        segment_of(np.array([0.1]), [Segment(0, 90, Fraction(0))], Fraction(1, 3))
+
+
 def test_stretches_are_not_walked_for_every_stage(monkeypatch):
     """An EDF+D recording may have a stretch a record: of the 6.4 s that one of 64,000 took, the walks were 4.7 s."""
     walks = []

@@ -567,6 +567,9 @@ REPLACEMENTS = {
     "dilation": lambda block: (setattr(block.conv2, "dilation", (2,)), setattr(block.conv2, "padding", (2,))),
     "dropout": lambda block: setattr(block, "drop", torch.nn.AlphaDropout(0.5)),
     "no dropout": lambda block: setattr(block, "drop", torch.nn.Identity()),
+    "no bias of the expansion": lambda block: setattr(block.conv1, "bias", None),
+    "no bias of the convolution": lambda block: setattr(block.conv2, "bias", None),
+    "no bias of the projection": lambda block: setattr(block.conv3, "bias", None),
     "batch norm without weights": lambda block: setattr(block, "b0", torch.nn.BatchNorm1d(8, affine=False)),
 }
 

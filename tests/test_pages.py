@@ -51,6 +51,22 @@ def test_blocks_that_are_used_in_turns_stay_within_a_quarter_of_that():
     assert ops.release_pages() == 30 * MIB
 
 
+def test_a_release_forgets_what_was_once_in_use():
+    use_and_free(80 * MIB)
+    assert ops.release_pages() == 80 * MIB
+    use_and_free(10 * MIB, 20 * MIB, 40 * MIB)
+    assert ops.release_pages() == 40 * MIB
+
+
+def test_the_smallest_block_that_fits_is_taken():
+    large, small = _C.Pages(22 * MIB), _C.Pages(20 * MIB)
+    del large
+    del small
+    again = _C.Pages(20 * MIB)
+    assert ops.release_pages() == 22 * MIB
+    del again
+
+
 def test_what_is_in_use_is_not_released():
     values = empty(torch.empty(0), (MIB,)).fill_(3.0)
     assert ops.release_pages() == 0

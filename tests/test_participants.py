@@ -339,3 +339,24 @@ def test_of_a_cohort_s_hundreds_of_columns_those_that_may_be_meant_come_first(tm
     table.write_text(f"nsrrid,{','.join(names)},gender\n200001,{','.join('5' for _ in names)},2\n")
     (said,) = (issue for issue in read_participants(table).issues if "no column is recognised as age" in issue)
     assert "if one of these is meant, rename it age: age_s1, average, pct0" in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "ages", "people"),
+    [
+        # What one row leaves empty, another of the same subject says.
+        ("a1,A,,F\na2,A,61.5,\n", [61.5, 61.5], {"age": 61.5, "sex": "F"}),
+        # Each night at its own age; the subject at that of the first.
+        ("a1,A,61.5,F\na2,A,63,F\n", [61.5, 63.0], {"age": 61.5, "sex": "F"}),
+        ("a1,A,,\na2,A,,\n", [None, None], {"age": None, "sex": None}),
+    ],
+)
+def test_a_subject_is_what_all_of_its_rows_say(tmp_path, rows, ages, people):
+    (tmp_path / "nights").mkdir()
+    for seed, name in enumerate(("a1", "a2")):
+        write_night(tmp_path / "nights" / f"{name}.edf", seed=seed)
+    (tmp_path / "nights" / "participants.csv").write_text(f"recording,subject,age,sex\n{rows}")
+    assert preprocess.cli([str(tmp_path / "nights"), str(tmp_path / "store"), "--workers", "1"]) == 0
+    store = ClipStore(tmp_path / "store")
+    assert [r.age for r in store.recordings] == ages
+    assert store.participants == {"A": people}

@@ -69,6 +69,8 @@ def test_a_cohort(cohort: Path, tmp_path: Path, capsys) -> None:
     assert store.participants == {"A": {"age": 61.5, "sex": "F"}, "B": {"age": 47.0, "sex": "M"}}
     assert store.stage.reshape(4, 4).tolist() == [[0, 1, 2, 4], [-1, 2, 3, -1], [0, 1, 2, 4], [0, -1, 3, 3]]
     assert store.sdb.reshape(4, 4).tolist() == [[-1] * 4, [-1] * 4, [0, 1, 0, 0], [-1] * 4]
+    totals = json.loads((tmp_path / "store" / "store.json").read_text())["totals"]
+    assert totals["channels_missing"] == (~store.channels.present).sum() > 0
     # a2 has no respiration and no oximetry: mask bits, not a dropped night
     assert store.modality_present().tolist() == [[True] * 3, [False, True, True], [True] * 3, [True] * 3]
     assert {store.subject(i) for i in range(len(store))} == {"A", "B"}

@@ -276,3 +276,21 @@ def test_embedding_with_one_checkpoint_of_a_run(source, cohort_store, tmp_path, 
     capsys.readouterr()
     assert embed.cli([str(tmp_path / "alone.safetensors"), str(cohort_store), str(tmp_path / "x")]) == 1
     assert "has no config.json beside it" in capsys.readouterr().err
+
+
+def test_the_two_files_that_are_given_away_are_enough(source, cohort_store, tmp_path, capsys):
+    """docs/training.md: network and configuration in one folder, by whatever name it goes to somebody."""
+    given = tmp_path / "given"
+    given.mkdir()
+    for name in ("best.safetensors", "config.json"):
+        shutil.copy(source / name, given)
+    vectors = []
+    for run in (source, given):
+        assert embed.cli([str(run), str(cohort_store), str(tmp_path / f"of-{run.name}")]) == 0
+        vectors.append(np.load(tmp_path / f"of-{run.name}" / "embeddings.npy"))
+    np.testing.assert_array_equal(*vectors)
+    assert train.cli([str(cohort_store), str(tmp_path / "next"), *TINY, "--init-from", str(given)]) == 0
+    capsys.readouterr()
+    assert train.cli([str(cohort_store), str(given), *TINY, "--resume"]) == 1
+    assert "error" in capsys.readouterr().err
+    assert {path.name for path in given.iterdir()} == {"best.safetensors", "config.json"}

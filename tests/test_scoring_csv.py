@@ -774,3 +774,21 @@ def test_a_column_that_describes_an_event_gives_way_to_one_that_names_it(tmp_pat
     rows = ("0,20,hypopnea after turning,Hypopnea", "30,10,arousal,Hypopnea", "60,9,,Apnea", "90,9,Mixed apnea,Apnea")
     scoring = read_scoring(write(tmp_path, "\n".join(("onset,duration,description,type", *rows))))
     assert [event.text for event in scoring.events] == ["Hypopnea", "arousal", "Apnea", "Mixed apnea"]
+
+
+@pytest.mark.parametrize(
+    "dates", [("04/03/2015", "05/03/2015"), ("2015-03-04", "2015-03-05"), ("04.03.2015", "05.03.2015")]
+)
+def test_dates_beside_a_recording_whose_date_was_left_out(tmp_path, dates):
+    """EDF+ writes 01.01.85 for a date that is not told; the NSRR anonymises so."""
+    rows = ((f"{dates[0]} 23:59:30", "N1"), (f"{dates[1]} 00:00:00", "N2"), (f"{dates[1]} 00:00:30", "R"))
+    path = write(tmp_path, "onset,duration,stage\n" + "".join(f"{at},30,{stage}\n" for at, stage in rows))
+    scoring = read_scoring(path, start=datetime(1985, 1, 1, 23, 59), length_s=120)
+    assert [event.onset_s for event in scoring.events] == [30, 60, 90]
+    assert ["the recording has none (01.01.1985 stands for it)" in issue for issue in scoring.issues] == [True]
+    # Before midnight, of a recording that began after it, and the other way round.
+    assert [e.onset_s for e in read_scoring(path, start=datetime(1985, 1, 1, 0, 0)).events] == [-30, 0, 30]
+    # A recording with a date is another night's.
+    other = read_scoring(path, start=datetime(2015, 3, 2, 23, 59), length_s=120)
+    assert other.events[0].onset_s > 86_400
+    assert any("away from the recording's start" in issue for issue in other.issues)

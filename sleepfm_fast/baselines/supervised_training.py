@@ -23,6 +23,7 @@ from sleepfm_fast.encoder import PRESETS, Encoder, build_encoder
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.classification import conclude, log_odds
 from sleepfm_fast.evaluation.tasks import TASKS
+from sleepfm_fast.model.backends import encoder_backend, filter_backend, threads
 from sleepfm_fast.model.batch_norm import synchronise_batch_norm
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.results import FOLDER
@@ -186,8 +187,9 @@ class SupervisedTrainer(TrainingLoop):
         together = f", {self.world.size} processes of {counted(share, 'clip')}" if self.world.size > 1 else ""
         self.say(
             f"{n:,} parameters, {counted(self.input.n_columns, 'channel')} of {', '.join(self.input.modalities)}, "
-            f"{counted(self.total_steps, 'step')} of {size} clips on {self.device} "
-            f"({counted(torch.get_num_threads(), 'thread')}{together})"
+            f"{counted(self.total_steps, 'step')} of {size} clips on {self.device}{together} "
+            f"({filter_backend(self.device)}; {encoder_backend(self.model, self.device, self.config.precision)}; "
+            f"{threads()})"
         )
 
     # ---- a step and a validation ---------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def covers_stage(stage: nn.Module, x: Tensor) -> bool:
         isinstance(stage, MBConvStage)
         and not has_hooks(stage, stage.stack, *stage.stack)
         and is_affine(stage.bn)
-        and all(isinstance(block, MBConvBlock) and block.can_fuse(x) and block.has_biases() for block in stage.stack)
+        and all(isinstance(block, MBConvBlock) and block.can_fuse(x) for block in stage.stack)
         and not stage.stack[-1].residual
     )
 

@@ -253,6 +253,7 @@ class MBConvBlock(nn.Module):
             and x.device.type == "cpu"
             and x.dtype == self.conv1.weight.dtype == torch.float32
             and self.has_plain_layers()
+            and self.has_biases()
             and self.has_plain_norms()
             and (self.training or not self.drop.training)
             and not has_hooks(self.conv1, self.b0, self.conv2, self.b1, self.act, self.conv3, self.drop)
@@ -292,22 +293,21 @@ class MBConvBlock(nn.Module):
         return all(layer.bias is not None for layer in (self.conv1, self.conv2, self.conv3))
 
     def weights(self) -> tuple[Tensor, ...]:
-        """Arguments of the compiled ops: w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3."""
-        layers = (self.conv1, self.conv2, self.conv3)
-        expanded, depthwise, projected = (
-            layer.bias if layer.bias is not None else layer.weight.new_zeros(0) for layer in layers
-        )
+        """Arguments of the compiled ops: w1, b1, gamma0, beta0, wd, bd, gamma1, beta1, w3, b3; every bias is there."""
+        assert self.conv1.bias is not None
+        assert self.conv2.bias is not None
+        assert self.conv3.bias is not None
         return (
             self.conv1.weight.flatten(1),  # a view, as its gradient is; that of [:, :, 0] fills a matrix and copies
-            expanded,
+            self.conv1.bias,
             self.b0.weight,
             self.b0.bias,
             self.conv2.weight.flatten(1),
-            depthwise,
+            self.conv2.bias,
             self.b1.weight,
             self.b1.bias,
             self.conv3.weight.flatten(1),
-            projected,
+            self.conv3.bias,
         )
 
     def fused(self, x: Tensor, after: nn.BatchNorm1d | None = None) -> Tensor:

@@ -13,14 +13,20 @@ from sleepfm_fast.ops.contrastive_regime import REGIMES, Regime, regime
 from sleepfm_fast.ops.cuda_kernels import has_kernels
 from sleepfm_fast.ops.process_settings import float32_factors
 
-__all__ = ["VARIABLE", "backward", "chosen_regime", "forward"]
+__all__ = ["VARIABLE", "backward", "chosen_regime", "forward", "path_of"]
 
 # Environment variable that names a path to run instead, for benchmarks and tests.
 VARIABLE = "SLEEPFM_CONTRASTIVE_REGIME"
 
 
 def chosen_regime(x: Tensor, mode: str, precision: str) -> Regime:
-    """Path that the loss of x takes: the one that ``SLEEPFM_CONTRASTIVE_REGIME`` names, else that of :func:`regime`.
+    """Path that the loss of x takes, as :func:`path_of` has it."""
+    M, N, D = x.shape
+    return path_of((M, N, D), x.dtype, mode, precision, x.device)
+
+
+def path_of(shape: tuple[int, int, int], dtype: torch.dtype, mode: str, precision: str, device: torch.device) -> Regime:
+    """Path of a loss of ``[M, N, D]``: the one that ``SLEEPFM_CONTRASTIVE_REGIME`` names, else that of :func:`regime`.
 
     Raises
     ------
@@ -33,9 +39,9 @@ def chosen_regime(x: Tensor, mode: str, precision: str) -> Regime:
             if name == known:
                 return known
         raise ValueError(f"{VARIABLE} is {name!r}; choose one of {', '.join(REGIMES)}, or unset it.")
-    M, N, D = x.shape
-    capability = torch.cuda.get_device_capability(x.device)
-    return regime(N, D, M, x.dtype, precision, capability, mode, kernels=has_kernels(x.device))
+    M, N, D = shape
+    capability = torch.cuda.get_device_capability(device)
+    return regime(N, D, M, dtype, precision, capability, mode, kernels=has_kernels(device))
 
 
 def _factors(precision: str) -> AbstractContextManager[None]:

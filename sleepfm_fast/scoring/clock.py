@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.timed_texts import ScoringError
@@ -30,6 +30,8 @@ EARLIEST_S = -4 * 3600.0
 LONGEST_S = 18 * 3600.0
 """Times from 00:00:00 up to this may be time elapsed since the recording's start; later ones are clock times."""
 HALF_DAY_S = DAY_S / 2
+NO_DATE = date(1985, 1, 1)
+"""Stands for a date that was left out, as EDF+ has it and as the NSRR and others anonymise: EDF is younger."""
 THIRTEEN_S = 13 * 3600.0
 FAR_S = 3600.0
 """An annotation at most this far outside the recording may be a remark about it, and is no evidence about the clock."""
@@ -156,6 +158,13 @@ def frame_of(
         relative = [frame.seconds(clock) for clock in dated]
     except (ValueError, OverflowError) as error:
         raise ScoringError(f"{source}: one of its dates does not exist ({error}).") from error
+    if start.date() == NO_DATE and (nights := math.floor((min(relative) - EARLIEST_S) / DAY_S)):
+        issues.append(
+            f"{source} has dates and the recording has none ({NO_DATE:%d.%m.%Y} stands for it): its first time was "
+            "taken to be of the recording's night, by the clock."
+        )
+        frame = Frame("dated", start + timedelta(days=nights), frame.day_first)
+        relative = [frame.seconds(clock) for clock in dated]
     if min(relative) > DAY_S or max(relative) < -DAY_S:
         days = round(min(relative, key=abs) / DAY_S, 1)
         issues.append(
@@ -256,8 +265,10 @@ def is_day_first(dated: Sequence[Clock], source: str, start: datetime, issues: l
         return any(date[0] > 12 for date in dates)
     away = {}
     for day_first in (True, False):
-        first = min(midnight(clock, day_first) + timedelta(seconds=clock.of_day_s) for clock in dated)
-        away[day_first] = abs((first - start).total_seconds())
+        times = [midnight(clock, day_first) + timedelta(seconds=clock.of_day_s) for clock in dated]
+        # Where the recording has no date, a night's dates are those that lie closer together.
+        first = max(times) if start.date() == NO_DATE else start
+        away[day_first] = abs((min(times) - first).total_seconds())
     if away[True] != away[False]:
         return away[True] < away[False]
     if any(date[0] != date[1] for date in dates):

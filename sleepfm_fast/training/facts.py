@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from sleepfm_fast.cli.command import plain
-from sleepfm_fast.ops.cuda_kernels import has_kernels
+from sleepfm_fast.model.backends import encoder_backend, filter_backend, loss_backend, threads
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.training.sampler import shard_sizes
 
@@ -37,21 +35,31 @@ def description(trainer: Trainer) -> dict[str, Any]:
 
 
 def announcement(trainer: Trainer) -> str:
-    """Say in one sentence what is trained, on which clips, and where it runs."""
+    """Say in one sentence what is trained, on which clips, and what runs it."""
     n = sum(p.numel() for p in trainer.model.parameters())
-    backend = "C++ kernels" if trainer.device.type == "cpu" else "CUDA kernels"
-    if trainer.device.type == "cuda" and not has_kernels(trainer.device):
-        backend = "this build has no kernels for this GPU: filters on the CPU, loss of torch operations"
+    config, model = trainer.config, trainer.model
     sizes = shard_sizes(trainer.sampler.batch_sizes[0], trainer.world.size)
     item = "pairs of neighbouring clips" if len(trainer.input.modalities) == 1 else "clips"
     together = f", {trainer.world.size} processes of {sizes[0]} {item}" if trainer.world.size > 1 else ""
     parts = f", embedded in {trainer.n_parts} parts" if trainer.n_parts > 1 else ""
-    subjects, n_threads = len(trainer.clips.trained), torch.get_num_threads()
+    subjects = len(trainer.clips.trained)
+    # A clip that is contrasted with its neighbour is one of two modalities.
+    of_loss = (sum(sizes), model.config.dim, max(len(trainer.input.modalities), 2), config.mode)
+    backends = (
+        filter_backend(trainer.device),
+        encoder_backend(
+            *(next(iter(model.encoders.values())), trainer.device, config.precision),
+            through_compile=config.compile,
+            fused_blocks=config.fused_blocks,
+        ),
+        loss_backend(trainer.device, *of_loss),
+        threads(),
+    )
     return (
         f"{counted(len(trainer.clips.train), 'training clip')} of {counted(subjects, 'subject')} and "
         f"{counted(len(trainer.clips.validation), 'validation clip')}, {', '.join(trainer.input.modalities)}, {n:,} "
-        f"parameters, {counted(trainer.total_steps, 'step')} of {sum(sizes)} {item} on {trainer.device} ({backend}, "
-        f"{trainer.config.precision}, {counted(n_threads, 'thread')}{together}{parts})"
+        f"parameters, {counted(trainer.total_steps, 'step')} of {sum(sizes)} {item} on {trainer.device}"
+        f"{together}{parts} ({'; '.join(backends)})"
     )
 
 
