@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
+from sleepfm_fast.runs.origin import Seen, seen_by, split_before
 from sleepfm_fast.runs.splits import Split, assign_subjects, draw_subjects
 
 NAMES = [f"subject-{i}" for i in range(2000)]
@@ -131,3 +132,24 @@ def test_draws_are_nested_and_differ_between_replicates():
     assert set(draw_subjects(subjects, 99)) == set(subjects)
     with_more = draw_subjects([*subjects, "new"], 20)
     assert len(set(with_more) - set(larger)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("config", "subjects", "complete"),
+    [
+        (None, {}, False),  # weights alone
+        ({"subjects": {}}, {}, False),  # the authors' checkpoint, imported
+        ({"subjects": {"a": 0, "b": 2}}, {"a": 0, "b": 2}, True),
+        ({"subjects": {"a": 0}, "initialised_from": {"subjects": {"a": 0}, "subjects_known": True}}, {"a": 0}, True),
+        ({"subjects": {"a": 0}, "initialised_from": {"subjects": {}, "subjects_known": False}}, {"a": 0}, False),
+        ({"subjects": {"a": 0}, "initialised_from": {"subjects": {}}}, {"a": 0}, False),  # of before this was kept
+    ],
+)
+def test_whom_weights_have_seen_is_known_only_if_it_is_for_all_their_trainings(config, subjects, complete):
+    assert seen_by(config) == Seen(subjects, complete)
+
+
+def test_a_training_from_nothing_has_seen_nobody_and_a_resumed_one_those_of_its_start():
+    assert split_before(None) == Seen({}, complete=True)
+    assert split_before({"subjects": {"a": 2}, "subjects_known": True}) == Seen({"a": 2}, complete=True)
+    assert split_before({"subjects": {"a": 2}}) == Seen({"a": 2}, complete=False)
