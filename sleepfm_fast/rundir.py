@@ -8,6 +8,7 @@ file's metadata, so that one rename commits all of it together. Nothing is ever 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,20 @@ def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], state: Map
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         metadata={"format": "pt", "state": to_json(state)},
     )
-    write_atomically(path, data)
+    write_atomically(path, in_order(data))
+
+
+def in_order(data: bytes) -> bytes:
+    """Sort the metadata of a safetensors file, which safetensors writes in an order that differs from call to call.
+
+    Equal weights then are equal files. Embeddings and what is made of them name a checkpoint by its digest.
+    """
+    n = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + n])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[8 + n :]
 
 
 def read_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -206,6 +206,28 @@ def test_a_killed_run_leaves_no_folder_for_arrays_in_shared_memory(tmp_path: Pat
     assert not list(Path("/dev/shm").glob(f"joblib_memmapping_folder_{process.pid}_*"))
 
 
+def test_a_batch_system_that_stops_a_run_stops_its_workers_too(tmp_path: Path) -> None:
+    """They would hold its output open, and whoever waits for the end of that, for minutes."""
+    folder, store = tmp_path / "nights", tmp_path / "store"
+    folder.mkdir()
+    for i in range(12):
+        write_night(folder / f"n{i:02d}.edf", seconds=600, stages="W12R" * 5, seed=i)
+    process = start(folder, store, "--workers", "2")
+    while process.poll() is None and not list(store.glob("running/nights/*")):
+        time.sleep(0.005)
+    process.terminate()
+    try:
+        err = process.communicate(timeout=45)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail("workers outlive it")
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; what was finished is kept; the same command continues" in err
+    assert not list(store.parent.glob(".*.claim"))
+    status, result, err = finish(start(folder, store, "--workers", "2"))
+    assert (status, result["nights"]) == (0, 12), err
+
+
 @pytest.mark.parametrize("place", ["none", "zw\u00f6lf", "long"])
 def test_workers_need_no_folder_for_temporary_files(cohort: Path, tmp_path: Path, place: str) -> None:
     """There may be none that can be written, or one whose name joblib's tracker of folders cannot write down."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sleepfm_fast.cli.interruption import stops_raised
 from sleepfm_fast.execution import forked
 from sleepfm_fast.execution.forked import in_copy
 from sleepfm_fast.execution.parallel import Engine, WorkersLost, in_parallel
@@ -123,6 +124,12 @@ try:
 except BrokenExecutor:
     assert no_children()
 """)
+
+
+def test_what_stops_a_copy_is_not_raised_in_it():
+    with stops_raised():
+        assert list(in_copy(signal.getsignal, [(signal.SIGTERM,)])) == [signal.SIG_DFL]
+        assert callable(signal.getsignal(signal.SIGTERM))
 
 
 def test_without_memory_for_a_copy_it_is_done_here(monkeypatch):

@@ -408,6 +408,57 @@ def test_a_command_that_has_begun_is_interrupted_as_python_does(monkeypatch):
         signal.signal(signal.SIGINT, before)
 
 
+STOPPED = """
+import os, pathlib, signal, sys, time
+from dataclasses import dataclass
+from sleepfm_fast.cli import command
+from sleepfm_fast.storage.claims import claim_to_write
+@dataclass(frozen=True)
+class Config:
+    "Nothing."
+def main(config):
+    claim = claim_to_write(pathlib.Path(sys.argv[2]))
+    try:
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        time.sleep(3)
+    finally:
+        claim.release()
+    return {}
+status = command.run(Config, main, [])
+assert all(signal.getsignal(n) in (signal.SIG_DFL, signal.SIG_IGN) for n in (signal.SIGTERM, signal.SIGHUP))
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "status"),
+    [
+        ("SIGTERM", {}, 143),
+        ("SIGHUP", {}, 129),
+        ("SIGXCPU", {}, 152),
+        ("SIGTERM", {"TORCHELASTIC_RUN_ID": "none"}, -15),  # torchrun ends all processes when one has failed
+        ("SIGHUP", {"ignored": "1"}, 0),  # as by nohup
+    ],
+)
+def test_a_batch_system_stops_a_command_as_ctrl_c_does(tmp_path, name, settings, status):
+    def prepare():
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU):
+            signal.signal(number, signal.SIG_IGN if "ignored" in settings else signal.SIG_DFL)
+
+    kept = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, name, tmp_path / "out"],
+        cwd=ROOT, env={**kept, **settings}, capture_output=True, text=True, check=False, preexec_fn=prepare,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    if status > 0:
+        assert done.stderr.splitlines()[-1] == (
+            f"stopped by {name}; nothing was kept; the same command starts from the beginning"
+        )
+        assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == ([tmp_path / ".out.claim"] if status < 0 else [])
+
+
 def test_compiled_functions_work_where_no_folder_can_be_written():
     names = {}
     exec("def following(x):\n    return x + 1\n", names)  # has no file, beside which numba could write

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.rundir import (
@@ -175,3 +176,21 @@ def test_a_run_without_its_options_is_not_resumed(tmp_path, entry):
     run.create({name: value for name, value in CONFIG.items() if name != entry})
     with pytest.raises(SleepfmError, match=f"the entry '{entry}' is missing"):
         reconcile(run, {"config": {"lr": 0.1}, "store_digest": "x", "ranks": 1})
+
+
+def test_equal_checkpoints_are_equal_files(tmp_path):
+    """Digests of the file name the weights."""
+    tensors = {"z\u00fc": torch.arange(5), "a": torch.ones(3, 2, dtype=torch.bfloat16), "empty": torch.zeros(0)}
+    state = {"step": 3, "names": ["J\u00fcrgen", "caf\udce9", 'a "quote"']}
+    for i in range(12):
+        write_checkpoint(tmp_path / f"{i}.safetensors", tensors, state)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    read, found = read_checkpoint(tmp_path / "0.safetensors")
+    assert found == state
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(read[name], tensor)
+    with safe_open(tmp_path / "0.safetensors", framework="pt") as file:
+        assert file.metadata()["format"] == "pt"
+    n = int.from_bytes((tmp_path / "0.safetensors").read_bytes()[:8], "little")
+    assert n % 8 == 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from sleepfm_fast.cli.help_texts import join_lines
-from sleepfm_fast.cli.interruption import SENTENCE, leave_to_python
+from sleepfm_fast.cli.interruption import SENTENCE, Stopped, leave_to_python, stops_raised
 from sleepfm_fast.cli.misplaced import refuse_misplaced
 from sleepfm_fast.cli.option_effects import given_options, refuse_without_effect
 from sleepfm_fast.errors import SleepfmError, is_own_source, refused_by_system
@@ -140,7 +140,7 @@ def run(
     -------
     int
         0 done, 1 failed (a :class:`SleepfmError`, what the system refused, or an error of the program was reported),
-        2 wrong usage, 130 interrupted.
+        2 wrong usage, 130 interrupted, 128 and the number of another signal that stopped it.
     """
     return finish(attempt(config_type, main, argv, interrupted, rank, following))
 
@@ -175,13 +175,18 @@ def attempt(
     try:
         if (places := getattr(config, "places", None)) is not None:
             refuse_misplaced(name, places())
-        result = main(config)
+        with stops_raised():
+            result = main(config)
     except SleepfmError as error:
         say(f"{who}error: {error}")
         return 1
     except OSError as error:
         say(f"{who}error: {refused_by_system(error)}.")
         return 1
+    except Stopped as stop:
+        if rank == 0:
+            say(f"{stop}; {interrupted}")
+        return 128 + stop.number
     except KeyboardInterrupt:
         if rank == 0:
             say(f"interrupted; {interrupted}")

@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn, TypeVar
 
+from sleepfm_fast.cli.interruption import STOPS
+
 __all__ = ["CAN_FORK", "in_copy"]
 
 Result = TypeVar("Result")
@@ -87,6 +89,10 @@ def copy() -> int:
             # this program renew claims, and hold no lock that the work needs.
             warnings.simplefilter("ignore", DeprecationWarning)
             process = os.fork()
+            if process == 0 and alone:
+                for number in STOPS:  # they end the copy, and the original decides what to do
+                    if callable(signal.getsignal(number)):
+                        signal.signal(number, signal.SIG_DFL)
     finally:
         if alone and process != 0:
             signal.signal(signal.SIGINT, before)
