@@ -437,6 +437,7 @@ sys.exit(status)
         ("SIGHUP", {}, 129),
         ("SIGXCPU", {}, 152),
         ("SIGTERM", {"TORCHELASTIC_RUN_ID": "none"}, -15),  # torchrun ends all processes when one has failed
+        ("SIGTERM", {"WORLD_SIZE": "2"}, -15),  # as do other launchers
         ("SIGHUP", {"ignored": "1"}, 0),  # as by nohup
     ],
 )

@@ -64,11 +64,12 @@ def _raise_stop(number: int, _: Any) -> None:
 def stops_raised() -> Iterator[None]:
     """Let :data:`STOPS` raise :class:`Stopped` during the block, those that would end this process.
 
-    Processes that torchrun started are ended at once as before: it stops them all when one has failed, and one that
-    waits for another could not answer.
+    Ranks of a training, by torchrun or another launcher, are ended at once: it stops them all when one has failed, and
+    one that waits for another could not answer.
     """
     ours: list[signal.Signals] = []
-    if threading.current_thread() is threading.main_thread() and "TORCHELASTIC_RUN_ID" not in os.environ:
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1" and "TORCHELASTIC_RUN_ID" not in os.environ
+    if threading.current_thread() is threading.main_thread() and is_alone:
         ours = [number for number in STOPS if signal.getsignal(number) is signal.SIG_DFL]
     try:
         for number in ours:
