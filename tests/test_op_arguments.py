@@ -271,6 +271,14 @@ def test_registered_ops_refuse_tensors_that_they_would_misread(op):
         assert len(taken) == takes, taken
 
 
+def test_the_packed_block_is_refused_in_other_types():
+    x, packed, bias, *sizes = (a.to("meta") if isinstance(a, torch.Tensor) else a for a in calls()[ON_CUDA[0]])
+    OPS.mbconv_evaluate_packed(x, packed, bias, *sizes)
+    for wrong in ((packed.int(), bias), (packed, bias.half())):
+        with pytest.raises(TypeError, match="expected uint8 and float32"):
+            OPS.mbconv_evaluate_packed(x, *wrong, *sizes)
+
+
 def test_registered_losses_refuse_other_words_and_ranges():
     x, tau = torch.randn(3, 9, 8), torch.tensor(0.0)
     for options in (

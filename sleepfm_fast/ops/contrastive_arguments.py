@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -97,7 +97,13 @@ def validate(
 
 
 def check_loss(
-    op: str, x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str, precision: str
+    op: str,
+    x: Tensor,
+    log_temperature: Tensor,
+    mask: Tensor | None,
+    mode: str,
+    directions: str,
+    precision: str = "highest",
 ) -> None:
     """Refuse what :func:`validate` refuses, and a temperature that is not of the type that kernels read for this x."""
     validate(x, log_temperature, mode, mask, directions, precision)
@@ -132,19 +138,11 @@ def checked_forward(forward: Forward) -> Forward:
     """Return ``contrastive_loss_forward`` of a device with its arguments checked first."""
 
     @functools.wraps(forward)
-    def run(
-        x: Tensor,
-        log_temperature: Tensor,
-        mask: Tensor | None,
-        mode: str,
-        directions: str,
-        precision: str,
-        begin: int,
-        end: int,
-    ) -> tuple[Tensor, ...]:
-        check_loss("contrastive_loss_forward", x, log_temperature, mask, mode, directions, precision)
-        check_range("contrastive_loss_forward", x, begin, end)
-        return forward(x, log_temperature, mask, mode, directions, precision, begin, end)
+    def run(*arguments: Any) -> tuple[Tensor, ...]:
+        *loss, begin, end = arguments
+        check_loss("contrastive_loss_forward", *loss)
+        check_range("contrastive_loss_forward", loss[0], begin, end)
+        return forward(*arguments)
 
     return run
 
@@ -153,23 +151,11 @@ def checked_backward(backward: Backward) -> Backward:
     """Return ``contrastive_loss_backward`` of a device with its arguments checked first."""
 
     @functools.wraps(backward)
-    def run(
-        gradient_loss: Tensor,
-        x: Tensor,
-        log_temperature: Tensor,
-        mask: Tensor | None,
-        n_valid: Tensor,
-        state: Tensor,
-        mode: str,
-        directions: str,
-        precision: str,
-        begin: int,
-        end: int,
-    ) -> tuple[Tensor, Tensor]:
+    def run(*arguments: Any) -> tuple[Tensor, Tensor]:
+        gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions, precision, begin, end = arguments
         check_loss("contrastive_loss_backward", x, log_temperature, mask, mode, directions, precision)
         check_kept("contrastive_loss_backward", gradient_loss, x, n_valid, state, mode)
         check_range("contrastive_loss_backward", x, begin, end)
-        arguments = (gradient_loss, x, log_temperature, mask, n_valid, state)
-        return backward(*arguments, mode, directions, precision, begin, end)
+        return backward(*arguments)
 
     return run

@@ -7,6 +7,8 @@ instead of three.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -261,26 +263,15 @@ def _fake_backward_kept(
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(log_temperature)
 
 
-def _checked_forward_keeping(
-    x: Tensor, log_temperature: Tensor, mask: Tensor | None, mode: str, directions: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    check_loss("contrastive_loss_forward_keeping", x, log_temperature, mask, mode, directions, "highest")
-    return forward_keeping(x, log_temperature, mask, mode, directions)
+def _checked_forward_keeping(*arguments: Any) -> tuple[Tensor, ...]:
+    check_loss("contrastive_loss_forward_keeping", *arguments)
+    return forward_keeping(*arguments)
 
 
-def _checked_backward_kept(
-    gradient_loss: Tensor,
-    x: Tensor,
-    log_temperature: Tensor,
-    mask: Tensor | None,
-    n_valid: Tensor,
-    state: Tensor,
-    kept: Tensor,
-    mode: str,
-    directions: str,
-) -> tuple[Tensor, Tensor]:
-    check_loss("contrastive_loss_backward_kept", x, log_temperature, mask, mode, directions, "highest")
-    return backward_kept(gradient_loss, x, log_temperature, mask, n_valid, state, kept, mode, directions)
+def _checked_backward_kept(*arguments: Any) -> tuple[Tensor, Tensor]:
+    _, x, log_temperature, mask, _, _, _, mode, directions = arguments
+    check_loss("contrastive_loss_backward_kept", x, log_temperature, mask, mode, directions)
+    return backward_kept(*arguments)
 
 
 LIBRARY.impl("contrastive_loss_forward_keeping", _checked_forward_keeping, "CPU")

@@ -195,6 +195,10 @@ def _check(x: Tensor, packed: Tensor, bias: Tensor, width: int, n_out: int, stri
             f"mbconv_evaluate: weights {tuple(packed.shape)} and bias {tuple(bias.shape)} were not packed for x "
             f"{tuple(x.shape)}, {width} channels inside and {n_out} out."
         )
+    if packed.dtype != torch.uint8 or bias.dtype != torch.float32:
+        raise TypeError(
+            f"mbconv_evaluate: weights are {packed.dtype} and the bias {bias.dtype}; expected uint8 and float32."
+        )
     for name, tensor in (("packed", packed), ("bias", bias)):
         if tensor.device != x.device:
             raise ValueError(
