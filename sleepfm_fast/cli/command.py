@@ -51,6 +51,12 @@ def plain(value: Any) -> Any:
     return value
 
 
+def plain_defaults(config: Any) -> dict[str, Any]:
+    """Return what the options of a configuration are where nobody gave them; those without a default are left out."""
+    fields = dataclasses.fields(config)
+    return {f.name: plain(f.default) for f in fields if f.default is not dataclasses.MISSING}
+
+
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """Serialise configuration or results to strict JSON (no NaN), which UTF-8 can always hold."""
     text = json.dumps(value := plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
