@@ -28,8 +28,10 @@ Config = TypeVar("Config")
 
 def say(sentence: str) -> None:
     """Print one line of progress or notice on standard error; where that is closed or full, the work goes on."""
+    # A name that is no UTF-8 has surrogates, which the system's standard error escapes, but not every stand-in for it.
+    text = sentence.encode("utf-8", "backslashreplace").decode("utf-8")
     with suppress(OSError):
-        print(sentence, file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
 
 def plain(value: Any) -> Any:
