@@ -93,7 +93,10 @@ class SupervisedTrainer(TrainingLoop):
         )
         if len(self.clips.train) < 2:
             raise SleepfmError("one labelled training clip is left; batch norm needs two. Raise --train-subjects.")
-        self.sampler = ClipSampler(self.clips.train.clips, config.batch_size, config.seed)
+        order: dict[str, Any] = {}
+        if config.shuffle_recordings:
+            order = {"recordings": np.asarray(self.store.recording), "in_play": config.shuffle_recordings}
+        self.sampler = ClipSampler(self.clips.train.clips, config.batch_size, config.seed, **order)
         (size,) = self.sampler.batch_sizes
         if min(shard_sizes(size, self.world.size)) < 2:
             raise SleepfmError(
