@@ -35,7 +35,7 @@ def shown(cell: dict[str, Any], table: str) -> bool:
     """Whether a cell is in the summary: of tables by class the macro figures, of retrieval recall."""
     if table in ("Table 4", "Table 5"):
         return bool(cell["figure"] == "recall@10")
-    return bool(cell["row"] == "macro") if table.startswith("Table") else True
+    return bool(cell["row"] == "macro") if table.startswith("Table ") else True
 
 
 def summary(document: dict[str, Any]) -> str:
@@ -47,7 +47,7 @@ def summary(document: dict[str, Any]) -> str:
         head = PaperTable(
             table["name"],
             table["title"],
-            rows.get(table["name"], "class" if "Table" in table["name"] else "subjects"),
+            rows.get(table["name"], "class" if table["name"].startswith("Table ") else "subjects"),
             (),
         )
         encoder = document.get("encoder", "tiny")  # not kept at first, when all was tiny

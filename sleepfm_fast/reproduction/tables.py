@@ -97,6 +97,8 @@ def look_up(record: Mapping[str, Any], path: tuple[str, ...]) -> list[Any]:
 
 def averaged_classes(record: Mapping[str, Any], path: tuple[str, ...]) -> int | None:
     """How many classes a figure is the mean of, None where it is none of classes or the record does not say."""
+    if path[0] == "strata":
+        record, path = record["strata"][path[1]][path[2]], path[3:]
     if path[0] == "macro":
         averaged: int | None = record["macro"].get("n_classes")
         return averaged
@@ -110,9 +112,12 @@ def averaged_classes(record: Mapping[str, Any], path: tuple[str, ...]) -> int | 
 
 
 def tested_clips(record: Mapping[str, Any], path: tuple[str, ...]) -> int | None:
-    """How many clips a result was tested on, None where it does not say."""
+    """How many clips a result was tested on, None where it does not say.
+
+    Of strata neither: the table of all test subjects says it.
+    """
     test: Mapping[str, int] = record.get("test", {})
-    return None if path[0] == "directions" else test.get("n_clips")
+    return None if path[0] in ("directions", "strata") else test.get("n_clips")
 
 
 def too_few(source: Source, record: Mapping[str, Any], path: tuple[str, ...]) -> str:
@@ -162,7 +167,8 @@ def read_cell(cell: Cell, layout: Layout) -> Found:
             is_there = (layout.result(source) / "result.json").exists()
             return Found(None, note="damaged: remove the result's folder and run again" if is_there else "not computed")
         except (KeyError, StopIteration, TypeError):
-            return Found(None, note="not in the result")
+            is_stratum = cell.path[0] == "strata" and "strata" in record
+            return Found(None, note="no test subjects are known to be of it" if is_stratum else "not in the result")
     n_classes = min(classes, default=None)
     n_test = tested.pop() if len(tested) == 1 else None
     numbers = [x for v in values if (x := number(v)) is not None]
