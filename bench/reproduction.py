@@ -53,7 +53,9 @@ def summary(document: dict[str, Any]) -> str:
         encoder = document.get("encoder", "tiny")  # not kept at first, when all was tiny
         drawn = draw(head, cells, simulated=document["cohort"]["simulated"], encoder=encoder)
         lines += [f"#{drawn[0]}", *drawn[1:]]
-    m, steps = document["machine"], document["steps"].values()
+    names, m = {table["name"] for table in document["tables"]}, document["machine"]
+    # What OUT was used for besides is not in these tables.
+    steps = [step for step in document["steps"].values() if names & set(step.get("serves", names))]
     spent = sum(step["seconds"] for step in steps)
     lines.append(
         f"`bench/results/{document['name']}.json`: {len(steps)} steps, {spent / 60:.0f} min in all, commit "

@@ -449,6 +449,11 @@ def test_strata_are_read_from_the_results_of_all_subjects(tmp_path):
     drawn = "\n".join(reproduce_tables.draw(stages, cells.values(), simulated=False))
     assert "## Tables 19-28, sleep stages: by age group and sex" in drawn
     assert "| age 18-35 | 0.900 [0.880, 0.920] | 0.911 |" in drawn
+    assert "Not computed: pairwise, supervised CNN." in drawn
+    assert "Not in the result: hand-made features." in drawn
+    everywhere = [{**c, "note": "absent"} if c["row"] == "male" else {**c, "note": ""} for c in cells.values()]
+    everywhere[0] |= {"note": "absent"}
+    assert reproduce_tables.remarks(everywhere) == [("absent", "male, leave-one-out age 0-18 AUROC")]
     assert {c.sources[0].evaluation.task for c in breathing.cells} == {"sdb"}
     assert {c.path[:3] for c in breathing.cells} == {c.path[:3] for c in stages.cells}
 

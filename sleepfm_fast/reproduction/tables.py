@@ -235,17 +235,24 @@ def ours_text(cell: Mapping[str, Any]) -> str:
 
 
 def remarks(cells: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Notes and the cells they are about; a method all of whose cells have the note is named alone."""
+    """Notes and the cells they are about; a method, or a row, all of whose cells have the note is named alone."""
     found = []
     for note in dict.fromkeys(c["note"] for c in cells if c["note"]):
-        places: list[str] = []
-        for method in dict.fromkeys(c["method"] for c in cells):
-            of_method = [c for c in cells if c["method"] == method]
-            noted = [c for c in of_method if c["note"] == note]
-            if len(noted) == len(of_method):
-                places.append(method)
-            else:
-                places += [f"{method} {c['row']} {c['figure']}" for c in noted]
+
+        def noted(key: str, note: str = note) -> list[str]:
+            values = dict.fromkeys(c[key] for c in cells)
+            return [v for v in values if all(c["note"] == note for c in cells if c[key] == v)]
+
+        methods, rows = noted("method"), noted("row")
+        if len(methods) == len({c["method"] for c in cells}):
+            rows = []
+        places = [*methods, *rows]
+        places += [
+            f"{c['method']} {c['row']} {c['figure']}"
+            for method in dict.fromkeys(c["method"] for c in cells)
+            for c in cells
+            if (c["method"], c["note"]) == (method, note) and method not in methods and c["row"] not in rows
+        ]
         found.append((note, ", ".join(places)))
     return found
 
