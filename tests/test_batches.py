@@ -14,6 +14,7 @@ from sleepfm_fast.batches import FS_HZ, N_OUT, ClipInput, InputConfig, places_of
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.montage.montages import MONTAGES, Modality, Montage
+from sleepfm_fast.store.scales import NOMINAL
 from sleepfm_fast.system import read_whole_soon
 from sleepfm_fast.training.sampler import ClipSampler
 
@@ -144,6 +145,12 @@ def test_scales_are_those_of_each_nights_own_channels(tmp_path):
             torch.testing.assert_close(
                 scaled[:, column], expected, rtol=2e-5, atol=2e-5 * max(1.0, abs(centre / width))
             )
+
+
+def test_a_pulse_is_mapped_alike_in_every_spelling_of_its_unit():
+    assert {unit: place for unit, place in NOMINAL.items() if unit != "%"} == dict.fromkeys(
+        ("bpm", "/min", "1/min", "bt/min"), (60.0, 20.0)
+    )
 
 
 def test_a_sensor_that_fell_off_counts_for_the_hours_before_and_a_dead_one_not_at_all(cohort, tmp_path):

@@ -309,7 +309,12 @@ def test_blocks_change_nothing(tmp_path, capsys, monkeypatch):
         (
             {"mask": np.tile([True, False, True], (640, 1))},
             ("--task", "stage", "--modality", "brain"),
-            "Probe a single modality",
+            "labelled train clips has brain. Probe another modality with --modality.",
+        ),
+        (
+            {"mask": np.tile([True, False, True], (640, 1))},
+            ("--task", "stage"),
+            "labelled train clips has all of respiratory, brain, ecg. Probe a single modality with --modality.",
         ),
         ({}, ("--task", "stage", "--c", "0"), "--c is 0.0"),
         ({}, ("--task", "stage", "--max-iter", "0"), "--max-iter is 0"),
