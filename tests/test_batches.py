@@ -107,7 +107,7 @@ def test_scales_are_those_of_each_nights_own_channels(tmp_path):
 
     first = [channel(0, "C3-M2", 300, 1000), channel(0, "ECG", 900, 0), channel(0, "O1-M2", 5, 9000)]
     second = [channel(1, "C3-M2", 4000, -200), channel(1, "ECG", 90, 5), channel(1, "O2-M1", 0, -32768)]
-    first += [channel(0, "Pulse", 4, 72, "bpm", 1), channel(0, "SpO2", 2, 93, "%", 1)]
+    first += [channel(0, "Pulse", 4, 72, "bpm", 1), channel(0, "SpO2", 2, 93, "%", 1), channel(0, "Chest", 9, 0, "%")]
     second += [channel(1, "Pulse", 0.2, 500, "mV", 1), channel(1, "SpO2", 2, 90, "%", 1)]
     for name, channels in (("a", first), ("b", second)):
         write_edf(tmp_path / f"{name}.edf", channels)
@@ -126,13 +126,17 @@ def test_scales_are_those_of_each_nights_own_channels(tmp_path):
     notices = clip_input.measure(np.arange(2), identity)
     assert [notice[: notice.index(" (first")] for notice in notices] == ["O2-M1 is flat throughout 1 of 2 recordings"]
     nominal = {"SpO2": (95, 5), "Pulse Rate": (60, 20)}
-    for night, lacking in ((0, "O2-M1"), (1, "O1-M2")):
+    fixed = ClipInput(store, montage, InputConfig("none", 0, "clip"), CPU).scales.scale[0]
+    assert {name: 1 / scale for name, scale in zip(names, fixed, strict=True) if scale != 1} == {
+        name: pytest.approx(width) for name, (_, width) in nominal.items()
+    }
+    for night, lacking in ((0, {"O2-M1"}), (1, {"O1-M2", "Chest"})):
         clips = np.flatnonzero(np.asarray(store.recording) == night)
         x, scaled = (torch.cat(list(given(clips).x.values()), dim=1).double() for given in (plain, clip_input))
         present = torch.cat(list(clip_input(clips).present.values()), dim=1).all(0)
         spread = clips[np.linspace(0, n_clips - 1, 32).round().astype(int)] - clips[0]
         for column, name in enumerate(names):
-            dead = name == lacking or (night == 1 and name == "O2-M1")
+            dead = name in lacking or (night == 1 and name == "O2-M1")
             assert present[column] == (not dead), name
             if dead:
                 assert not scaled[:, column].any()
