@@ -126,7 +126,8 @@ class Participants:
     rows: tuple[Participant, ...] = ()
     issues: tuple[str, ...] = ()
     ends_names: bool = False
-    _by_name: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
+    _by_name: dict[tuple[str, ...], int] = field(init=False, repr=False, default_factory=dict)
+    _longest: int = field(init=False, repr=False, default=0)
     _by_subject: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
     _visits: frozenset[str] = field(init=False, repr=False, default=frozenset())
 
@@ -134,9 +135,10 @@ class Participants:
         """Prepare the look-up by name."""
         for i, row in enumerate(self.rows):
             if row.recording is not None:
-                name = parts_of(row.recording)[-1]
-                for key in {same_text(name), same_text(stem_of(name))}:
-                    self._by_name.setdefault(key, []).append(i)
+                # By all that the row names, folders too: the nights of a cohort may all be called night1.edf.
+                parts = tuple(same_text(part) for part in parts_of(row.recording))
+                self._by_name.setdefault(parts, i)
+                self._longest = max(self._longest, len(parts))
             elif row.subject is not None:
                 self._by_subject.setdefault(same_text(row.subject), []).append(i)
                 if self.ends_names and row.subject.isdigit():  # 1 is written 0001 in mesa-sleep-0001.edf
@@ -151,17 +153,12 @@ class Participants:
         SleepfmError
             Where its subject has a row for every visit and nothing tells which the recording is of.
         """
-        candidates = self._by_name.get(same_text(path.name), []) + self._by_name.get(same_text(path.stem), [])
-        whole = [same_text(p) for p in (*path.parent.parts, path.name)]
-        best: tuple[int, int] | None = None
-        for i in candidates:
-            parts = [same_text(p) for p in parts_of(self.rows[i].recording or "")]
-            ending = whole[-len(parts) :]
-            same_file = parts[-1] in (ending[-1], stem_of(ending[-1]))
-            if same_file and parts[:-1] == ending[:-1] and (best is None or len(parts) > best[0]):
-                best = len(parts), i
-        if best is not None:
-            return best[1]
+        whole = tuple(same_text(p) for p in (*path.parent.parts, path.name))
+        for length in range(min(self._longest, len(whole)), 0, -1):
+            folders = whole[len(whole) - length : -1]
+            for name in (whole[-1], stem_of(whole[-1])):
+                if (row := self._by_name.get((*folders, name))) is not None:
+                    return row
         stem = same_text(path.stem)
         separators = list(re.finditer(r"[^a-z0-9]", stem))
         names = [stem] + [stem[: m.start()] for m in reversed(separators)]

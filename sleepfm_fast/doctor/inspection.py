@@ -22,7 +22,7 @@ from sleepfm_fast.doctor.measures import ChannelMeasures, measure_night
 from sleepfm_fast.doctor.night_findings import night_findings, unreadable
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Engine, Progress, WorkersLost, in_parallel
-from sleepfm_fast.scoring.files import namesakes_of
+from sleepfm_fast.scoring.files import Namesakes, namesakes_of
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.storage.atomic import replace_file
 from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
@@ -97,7 +97,7 @@ def inspect_night(
     labels: Path | None,
     events_scored: bool,
     corrections: Corrections,
-    namesakes: Mapping[str, Sequence[Path]],
+    namesakes: Namesakes,
     meanings: Mapping[str, str],
     like: bool,
 ) -> NightReport:
@@ -295,16 +295,20 @@ def examine(files: Sequence[Path], montage: Montage, request: Request, engine: E
     progress = Progress("files", len(files))
 
     def run(paths: Sequence[Path], *, alone: bool) -> None:
-        shared = (
-            montage,
-            request.labels,
-            request.events_scored,
-            request.corrections,
-            namesakes_of(files),
-            request.meanings,
-            request.like is not None,
-        )
-        arguments = [(p, *shared) for p in paths]
+        namesakes = namesakes_of(files if request.labels is not None else ())
+        arguments = [
+            (
+                path,
+                montage,
+                request.labels,
+                request.events_scored,
+                request.corrections.of(path),
+                namesakes,
+                request.meanings,
+                request.like is not None,
+            )
+            for path in paths
+        ]
         for night in in_parallel(inspect_night, arguments, engine, own_process=alone):
             reports[night.path] = night
             progress.step(failed=night.failure is not None)

@@ -1,0 +1,150 @@
+"""Cohorts of thousands of nights: what is done for one night must not grow with their number (operations count)."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import json
+import os
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+
+from sleepfm_fast.cohorts import participants
+from sleepfm_fast.cohorts.corrections import Corrections, read_corrections
+from sleepfm_fast.cohorts.participants import Participant, Participants
+from sleepfm_fast.scoring.files import find_scoring, find_scorings, namesakes_of
+from sleepfm_fast.scoring.folder_owners import FolderOwners
+
+N = 200
+LONG_AGO = 1_600_000_000
+
+
+def counted_calls(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> list[object]:
+    """Arguments of every call of a function from now on."""
+    calls: list[object] = []
+    original = getattr(module, name)
+
+    def counting(*arguments: object, **named: object) -> object:
+        calls.append(arguments)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(module, name, counting)
+    return calls
+
+
+def write(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"0")
+    return path
+
+
+def test_a_folder_of_many_nights_is_listed_once(tmp_path, monkeypatch):
+    nights = [tmp_path / f"n{i:03}.edf" for i in range(N)]
+    scorings = [write(night.with_suffix(".csv")) for night in nights]
+    os.utime(tmp_path, (LONG_AGO, LONG_AGO))
+    calls = counted_calls(monkeypatch, os, "scandir")
+    assert [find_scorings(night) for night in nights] == [(scoring,) for scoring in scorings]
+    assert len(calls) == 1
+    # What was there when the folder was listed may be gone, and what comes is found.
+    scorings[0].unlink()
+    os.utime(tmp_path, (LONG_AGO, LONG_AGO))
+    assert find_scoring(nights[0]) is None
+    write(scorings[0])
+    assert find_scoring(nights[0]) == scorings[0]
+    # A folder that was just changed may change again within the same tick of its clock.
+    later = write(tmp_path / "n000.xml")
+    assert find_scoring(nights[0]) == later
+
+
+def test_the_owners_of_scorings_are_those_that_are_most_alike():
+    """All pairs compared, as the rule says it."""
+
+    def alike(one: Path, other: Path) -> tuple[int, int]:
+        a, b = one.parent.parts[::-1], other.parent.parts[::-1]
+        run = len(list(itertools.takewhile(lambda pair: pair[0].casefold() == pair[1].casefold(), zip(a, b))))  # noqa: B905
+        return run, len({x.casefold() for x in a} & {x.casefold() for x in b})
+
+    for seed in range(40):
+        draw = random.Random(seed)
+        words = ["a", "B", "b", "site1", "site2", "edf", *map(str, range(draw.choice([2, 80])))]
+
+        def places(root: str, name: str, n: int, draw: random.Random = draw, words: list[str] = words) -> list[Path]:
+            found = {Path(root, *draw.choices(words, k=draw.randint(0, 3)), name) for _ in range(n)}
+            return sorted(found)
+
+        recordings = places("/data/nights", "night1.edf", draw.choice([1, 5, 60, 120]))
+        scorings = places(draw.choice(["/data/labels", "/data/nights"]), "night1.csv", draw.choice([1, 5, 60]))
+        owners = FolderOwners(scorings, recordings)
+        best = {f: max(alike(r, f) for r in recordings) for f in scorings}
+        for recording in recordings:
+            own = [f for f in scorings if alike(recording, f) == best[f]]
+            most = max((best[f] for f in own), default=None)
+            expected = [f for f in own if best[f] == most]
+            found = owners.of(recording)
+            assert set(found) <= set(expected)
+            assert min(len(found), 2) == min(len(expected), 2)
+        for f in scorings:
+            assert owners.n_owners(f) == sum(alike(r, f) == best[f] for r in recordings)
+        assert Path("/data/elsewhere/night1.edf") not in owners
+
+
+@pytest.mark.parametrize("deeper", ["", "psg"])
+def test_nights_of_one_name_are_not_compared_in_pairs(tmp_path, monkeypatch, deeper):
+    nights = [tmp_path / "edf" / f"site{i % 7}" / f"s{i:03}" / deeper / "night1.edf" for i in range(N)]
+    scorings = [write(tmp_path / "labels" / f"site{i % 7}" / f"s{i:03}" / "night1.csv") for i in range(N)]
+    namesakes = namesakes_of(nights)
+    calls = counted_calls(monkeypatch, os.path, "realpath")
+    assert [find_scoring(night, tmp_path / "labels", namesakes) for night in nights] == scorings
+    assert len(calls) < 20 * N
+    assert find_scoring(tmp_path / "edf" / "site1" / "s1000" / "night1.edf", tmp_path / "labels", namesakes) is None
+    # They go to a worker with every night.
+    assert len(pickle.dumps(namesakes)) < 3 * sum(len(str(night)) for night in nights)
+    # Beside the recordings nothing has to be told apart.
+    own = [write(night.with_suffix(".csv")) for night in nights]
+    calls.clear()
+    assert [find_scoring(night, None, namesakes) for night in nights] == own
+    assert len(calls) < 20 * N
+
+
+def test_rows_of_one_file_name_are_looked_up_by_their_folders(monkeypatch):
+    rows = [Participant(f"site{i % 7}\\S{i:03}/night1.edf", f"p{i}", None, None) for i in range(N)]
+    table = Participants(rows=(*rows, Participant("night1", "anybody", None, None)))
+    calls = counted_calls(monkeypatch, participants, "same_text")
+    found = [table.of(Path(f"/data/site{i % 7}/s{i:03}/night1.edf")).subject for i in range(N)]
+    assert found == [f"p{i}" for i in range(N)]
+    assert len(calls) < 50 * N
+    assert table.of(Path("/data/site9/s000/night1.edf")).subject == "anybody"
+
+
+def test_corrections_of_every_night_are_looked_up(tmp_path, monkeypatch):
+    content: dict[str, object] = {f"s{i:03}/Night1.edf": {"ECG": {"invert": True}} for i in range(N)}
+    content |= {"*": {"EEG": {"alias": "C3-M2"}}, "s001/*.edf": {"ECG": {"unit": "mV"}}, "s[12]0?/*": "exclude"}
+    content |= {f"s{i:03}/night2.edf": "exclude" for i in range(N)}
+    (tmp_path / "overrides.json").write_text(json.dumps(content))
+    corrections = read_corrections(tmp_path / "overrides.json")
+    path = Path("/data/s001/night1.edf")
+    own = corrections.of(path)
+    assert [entry[:2] for entry in own.entries] == [("s001/Night1.edf", "ECG"), ("*", "EEG"), ("s001/*.edf", "ECG")]
+    assert own.digest(path) == corrections.digest(path) != ""
+    assert (
+        corrections.digest(Path("/data/night1.edf"))
+        == Corrections(entries=corrections.entries[N : N + 1]).digest(path)
+        != ""
+    )
+    assert [corrections.excludes(Path(f"/d/s{i:03}/night1.edf")) for i in (1, 100, 209, 210)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert corrections.excludes(Path("/d/s001/night2.edf"))
+    assert not corrections.excludes(Path("night2.edf"))
+    calls = counted_calls(monkeypatch, fnmatch, "fnmatchcase")
+    for i in range(N):
+        corrections.digest(Path(f"/data/s{i:03}/night1.edf"))
+        corrections.excludes(Path(f"/data/s{i:03}/night1.edf"))
+    assert corrections.unused([(Path(f"/data/s{i:03}/night1.edf"), ()) for i in range(N)])[0] == "'s000/night2.edf'"
+    assert len(calls) < 20 * N
