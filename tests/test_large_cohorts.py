@@ -14,7 +14,7 @@ import pytest
 
 from sleepfm_fast.cohorts import participants
 from sleepfm_fast.cohorts.corrections import Corrections, read_corrections
-from sleepfm_fast.cohorts.participants import Participant, Participants
+from sleepfm_fast.cohorts.participants import Participant, Participants, read_participants
 from sleepfm_fast.scoring.files import find_scoring, find_scorings, namesakes_of
 from sleepfm_fast.scoring.folder_owners import FolderOwners
 
@@ -148,3 +148,16 @@ def test_corrections_of_every_night_are_looked_up(tmp_path, monkeypatch):
         corrections.excludes(Path(f"/data/s{i:03}/night1.edf"))
     assert corrections.unused([(Path(f"/data/s{i:03}/night1.edf"), ()) for i in range(N)])[0] == "'s000/night2.edf'"
     assert len(calls) < 20 * N
+
+
+def test_what_is_said_of_rows_is_said_of_a_few(tmp_path):
+    lines = [f"n{i},S{i // 2},{365 * i}.5,{'MF'[i % 2] if i < 100 else f'x{i}'}" for i in range(N)]
+    (tmp_path / "p.csv").write_text("\n".join(["recording,subject,age,sex", *lines, *[",,50,M"] * N]))
+    issues = read_participants(tmp_path / "p.csv").issues
+    assert len(issues) == 24
+    assert [issue for issue in issues if " more " in issue] == [
+        "p.csv: 194 more ages are left out.",
+        "p.csv: 195 more rows are left out.",
+        "p.csv: 95 more texts are no sexes.",
+        "p.csv: 95 more subjects have two sexes.",
+    ]

@@ -38,6 +38,7 @@ from sleepfm_fast.cli.path_kinds import PREPARED, RECORDINGS
 from sleepfm_fast.cohorts.sexes import MISSING, codes_in, sexes_of
 from sleepfm_fast.cohorts.visits import EXAMPLES, told_visit, visit_of
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import first_lines
 
 __all__ = ["Participant", "Participants", "read_participants"]
 
@@ -297,7 +298,8 @@ def read_participants(path: Path) -> Participants:
         )
     if "subject" in columns and "recording" in columns and counts_nights(header, table[1:], columns["recording"]):
         del columns["recording"]
-    issues: list[str] = []
+    nameless: list[str] = []
+    ages: list[str] = []
     rows: list[Participant] = []
     seen: dict[str, int] = {}
     facts: dict[str, tuple[str, str]] = {}
@@ -306,7 +308,7 @@ def read_participants(path: Path) -> Participants:
         row = {name: cells[i].strip() if i < len(cells) else "" for name, i in columns.items()}
         recording, subject = row.get("recording") or None, row.get("subject") or None
         if recording is None and subject is None:
-            issues.append(f"{path.name}, row {number}: neither recording nor subject is given; the row is left out.")
+            nameless.append(f"{path.name}, row {number}: neither recording nor subject is given; the row is left out.")
             continue
         visit = None if row.get("visit", "").casefold() in MISSING else visit_of(row["visit"])
         key = (recording or subject or "").casefold()
@@ -336,11 +338,13 @@ def read_participants(path: Path) -> Participants:
             Participant(
                 recording,
                 subject,
-                parse_age(row.get("age", ""), f"{path.name}, row {number}", issues),
+                parse_age(row.get("age", ""), f"{path.name}, row {number}", ages),
                 row.get("sex", ""),
                 visit,
             )
         )
+    issues = first_lines(ages, f"{path.name}:", "more age is left out", "more ages are left out")
+    issues += first_lines(nameless, f"{path.name}:", "more row is left out", "more rows are left out")
     rows = with_sexes(rows, path.name, issues, header[columns["sex"]] if "sex" in columns else "")
     issues += [*unknown_columns(header, columns, path.name), *alike_subjects(rows, path.name)]
     ends_names = "subject" in columns and folded(header[columns["subject"]]) in NSRR_IDS
@@ -393,9 +397,12 @@ def with_sexes(rows: Sequence[Participant], name: str, issues: list[str], header
     for row in parsed:
         if row.subject is not None and row.sex is not None:
             of_subject.setdefault(row.subject, set()).add(row.sex)
-    for subject, found in of_subject.items():
-        if len(found) > 1:
-            issues.append(f"{name}: the subject {subject} has the sexes {' and '.join(sorted(found))} in several rows.")
+    several = [
+        f"{name}: the subject {subject} has the sexes {' and '.join(sorted(found))} in several rows."
+        for subject, found in of_subject.items()
+        if len(found) > 1
+    ]
+    issues += first_lines(several, f"{name}:", "more subject has two sexes", "more subjects have two sexes")
     return parsed
 
 
