@@ -11,10 +11,14 @@ import random
 from pathlib import Path
 
 import pytest
+from nights import write_night
 
+from sleepfm_fast import preprocess
+from sleepfm_fast.cli.command import to_json
 from sleepfm_fast.cohorts import participants
 from sleepfm_fast.cohorts.corrections import Corrections, read_corrections
 from sleepfm_fast.cohorts.participants import Participant, Participants, read_participants
+from sleepfm_fast.doctor import inspection
 from sleepfm_fast.scoring.files import find_scoring, find_scorings, namesakes_of
 from sleepfm_fast.scoring.folder_owners import FolderOwners
 
@@ -161,3 +165,24 @@ def test_what_is_said_of_rows_is_said_of_a_few(tmp_path):
         "p.csv: 95 more texts are no sexes.",
         "p.csv: 95 more subjects have two sexes.",
     ]
+
+
+def test_the_inspection_s_report_is_written_night_by_night(tmp_path, monkeypatch, capsys):
+    for i in range(12):
+        write_night(tmp_path / f"n{i:02}.edf", stages="W2")
+    write(tmp_path / "broken.edf")
+    lengths: list[int] = []
+
+    def counting(value: object, *, indent: int | None = None) -> str:
+        text = to_json(value, indent=indent)
+        lengths.append(len(text))
+        return text
+
+    monkeypatch.setattr(inspection, "to_json", counting)
+    status = preprocess.cli(["--inspect", str(tmp_path), "--workers", "1", "--json", str(tmp_path / "report.json")])
+    text = (tmp_path / "report.json").read_text()
+    report = json.loads(text)
+    assert (status, len(report["files"]), report["nights"]) == (1, 13, 12)
+    assert text == to_json(report, indent=1) + "\n"
+    assert 5 * max(lengths) < len(text)
+    assert "findings" not in report["files"][0]
