@@ -225,7 +225,7 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     train = labelled_clips(embeddings, fit_on, config.task, modalities)
     test = labelled_clips(embeddings, ("test",), config.task, modalities)
     names = embeddings.description.subjects
-    available = [names[s] for s in np.unique(train.subject)]
+    available = {names[s]: s for s in np.unique(train.subject).tolist()}
     numbers = _numbers(config, len(available))
     partial = partial_path(config.result)
     if config.overwrite:
@@ -247,8 +247,8 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     for n, replicate in tqdm(plan, desc="few-shot", unit="point", file=sys.stderr):
         point = finished(n, replicate)
         if point is None:
-            drawn = draw_subjects(available, n, replicate)
-            here = train.of(np.isin(train.subject, [names.index(s) for s in drawn]))
+            drawn = draw_subjects(tuple(available), n, replicate)
+            here = train.of(np.isin(train.subject, [available[name] for name in drawn]))
             found = _measure(embeddings, here, test, modalities, config)
             point = points.add({"subjects": n, "replicate": replicate, "drawn": sorted(drawn), **found})
         curve.append(point)

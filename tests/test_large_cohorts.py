@@ -8,8 +8,10 @@ import json
 import os
 import pickle
 import random
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from nights import write_night
 
@@ -19,6 +21,8 @@ from sleepfm_fast.cohorts import participants
 from sleepfm_fast.cohorts.corrections import Corrections, read_corrections
 from sleepfm_fast.cohorts.participants import Participant, Participants, read_participants
 from sleepfm_fast.doctor import inspection
+from sleepfm_fast.evaluation import predictions
+from sleepfm_fast.evaluation.predictions import Predicted, write_predictions
 from sleepfm_fast.scoring.files import find_scoring, find_scorings, namesakes_of
 from sleepfm_fast.scoring.folder_owners import FolderOwners
 
@@ -186,3 +190,41 @@ def test_the_inspection_s_report_is_written_night_by_night(tmp_path, monkeypatch
     assert text == to_json(report, indent=1) + "\n"
     assert 5 * max(lengths) < len(text)
     assert "findings" not in report["files"][0]
+
+
+def test_predictions_of_many_nights_are_sorted_once_and_written_in_pieces(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    recording = draw.permutation(np.repeat(np.arange(N), 3)).astype(np.int32)
+    onset_s = draw.permutation(3 * N) * 30.0
+    probability = draw.dirichlet(np.ones(5), 3 * N)
+    probability[::7] = np.nan
+    stages = ("W", "N1", "N2", "N3", "R")
+    names = [f"n{i:03}" for i in range(N)]
+    scored = draw.integers(-1, 5, 3 * N).astype(np.int8)
+    found = Predicted(
+        stages,
+        probability,
+        recording,
+        recording,
+        onset_s,
+        scored,
+        stages,
+        names,
+        names,
+    )
+    starts = {name: datetime(2024, 1, 1, 22) for name in names[:2]}
+    calls = counted_calls(monkeypatch, np, "flatnonzero")
+    write_predictions(tmp_path / "whole", {}, found, starts, task="stage", made_of={})
+    assert len(calls) < 5
+    monkeypatch.setattr(predictions, "ROWS", 7)
+    write_predictions(tmp_path / "pieces", {}, found, starts, task="stage", made_of={})
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
+    assert len(files) == N + 2 + 3
+    assert all((tmp_path / "whole" / f).read_bytes() == (tmp_path / "pieces" / f).read_bytes() for f in files)
+    text = (tmp_path / "whole" / "predictions.csv").read_text().splitlines()
+    assert len(text) == 1 + 3 * N
+    assert text[1] == f"n{recording[0]:03},n{recording[0]:03},{onset_s[0]:g},30,,,,,,,{stages[found.scored[0]]}"
+    for i, name in enumerate(names):
+        here = sorted((onset_s[j], found.words[j] or "?") for j in np.flatnonzero(recording == i))
+        rows = (tmp_path / "whole" / "hypnograms" / f"{name}-hypnogram.csv").read_text().splitlines()[1:]
+        assert rows == [f"{onset:.10g},30,{word}" for onset, word in here]
