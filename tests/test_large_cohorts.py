@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import io
 import itertools
 import json
 import os
 import pickle
 import random
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 from nights import write_night
 
 from sleepfm_fast import preprocess
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import to_json
 from sleepfm_fast.cohorts import participants
 from sleepfm_fast.cohorts.corrections import Corrections, read_corrections
@@ -228,3 +231,18 @@ def test_predictions_of_many_nights_are_sorted_once_and_written_in_pieces(tmp_pa
         here = sorted((onset_s[j], found.words[j] or "?") for j in np.flatnonzero(recording == i))
         rows = (tmp_path / "whole" / "hypnograms" / f"{name}-hypnogram.csv").read_text().splitlines()[1:]
         assert rows == [f"{onset:.10g},30,{word}" for onset, word in here]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_bars_do_not_fill_the_log_of_a_batch_job(monkeypatch, terminal):
+    class Log(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    monkeypatch.setattr(sys, "stderr", log := Log())
+    with progress_bar(range(5), desc="embed", unit="clip", mininterval=0.0) as bar:
+        assert list(bar) == list(range(5))
+        assert bar.maxinterval == (10 if terminal else 30)  # of the thread that watches over slow steps
+    # On a terminal every step moves it; in a log the beginning and the end are written, and what is slow.
+    assert log.getvalue().count("embed") >= 6 if terminal else log.getvalue().count("embed") == 2
+    assert "5/5" in log.getvalue()
