@@ -414,6 +414,14 @@ def test_an_index_that_leads_out_of_its_file_is_named(tmp_path: Path, capsys) ->
         Feed(store, [len(store.slots) - 1], Everything()).gather([3, 0])
 
 
+def test_a_segment_without_samples_of_a_channel_gives_none(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    store.run_n_samples = 0 * store.run_n_samples
+    batch = Feed(store, [0, 1], FakeBank()).gather([3, 0])
+    assert batch.raw.size == 0
+    assert not batch.table[:, :, :2].any()
+
+
 class Everything(FakeBank):
     """Asks for all samples around."""
 
@@ -442,13 +450,25 @@ def test_few_open_recordings_serve_several_threads(tmp_path: Path, capsys) -> No
                 np.testing.assert_array_equal(got.raw, wanted.raw)
 
 
+def test_what_is_prepared_for_slots_and_a_bank_serves_no_others(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    banks = FakeBank(), Everything()
+    for slots in ([0, 1], [1, 0], [2]):
+        for bank in banks:
+            wanted = Feed(store, slots, bank).gather([1, 2])
+            for got, expected in zip(gather(store, [1, 2], slots, bank), wanted, strict=True):
+                np.testing.assert_array_equal(got, expected)
+    assert len(store.feeds) == 6
+
+
 def test_empty_batch_and_wrong_slots(tmp_path: Path, capsys) -> None:
     store = make(tmp_path, capsys, night={})
     batch = gather(store, [], [0, 1], FakeBank())
     assert batch.raw.size == 0
     assert batch.table.shape == (0, 2, 6)
-    with pytest.raises(ValueError, match="slots must be numbers"):
-        Feed(store, [len(store.slots)], FakeBank())
+    for wrong in ([len(store.slots)], [0, -1], [[0, 1]]):
+        with pytest.raises(ValueError, match="slots must be numbers"):
+            Feed(store, wrong, FakeBank())
     with pytest.raises(ValueError, match="it has: respiratory, brain, ecg"):
         store.slots_of("emg")
 

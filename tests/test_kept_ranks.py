@@ -109,12 +109,16 @@ def test_ranks_of_other_embeddings_are_not_taken(folder, ranked, tmp_path):
     assert len(ranked) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "pickle"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "floats", "three rows", "one row"])
 def test_a_damaged_file_is_ranked_again(folder, whole, ranked, tmp_path, damage):
     interrupt(ranked, 2, folder, tmp_path / "retrieval")
     first, _ = sorted((tmp_path / ".retrieval.partial").iterdir())
+    ranks = np.load(first)
+    others = {"floats": ranks.astype(float), "three rows": ranks[:3], "one row": np.arange(4)}
     if damage == "pickle":
         np.save(first, np.array([{}] * 4, object), allow_pickle=True)
+    elif damage in others:
+        np.save(first, others[damage])
     else:
         first.write_bytes(first.read_bytes()[: 300 if damage == "cut" else 0])
     (tmp_path / ".retrieval.partial" / f"{first.name}.1-2.tmp").write_bytes(b"half")

@@ -10,6 +10,7 @@ from typing import Any
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cohorts.cohort import Plan
+from sleepfm_fast.cohorts.folders import path_text
 from sleepfm_fast.cohorts.manifest import Entry, Journal, now, read_manifest
 from sleepfm_fast.cohorts.night import STARTED, NightConfig, NightRow, attempt_night, row_of
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
@@ -174,7 +175,7 @@ def note_outcome(store: Path, row: NightRow, journal: Journal, shard: Shard | No
     journal.add(
         Entry(
             row.name,
-            str(row.path),
+            path_text(row.path),
             "ingested" if row.failure is None else "failed",
             row.failure or "",
             "" if row.seconds is None else f"{row.seconds:.3f}",

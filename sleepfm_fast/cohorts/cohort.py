@@ -14,7 +14,7 @@ from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import RECORDINGS, Kind
 from sleepfm_fast.cohorts.corrections import Corrections
-from sleepfm_fast.cohorts.folders import files_under
+from sleepfm_fast.cohorts.folders import files_under, name_fault
 from sleepfm_fast.cohorts.shards import Shard
 from sleepfm_fast.edf import Signal
 from sleepfm_fast.errors import SleepfmError
@@ -63,7 +63,7 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     Raises
     ------
     SleepfmError
-        When a path does not exist, nothing is found, or a name is not valid UTF-8.
+        When a path does not exist, or nothing is found.
     """
     found: set[Path] = set()
     named: set[Path] = set()
@@ -85,12 +85,6 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
             or f"no recordings were found in {', '.join(map(str, paths))}; files ending in "
             f"{', '.join(RECORDINGS)} (upper or lower case) are looked for, in all subfolders."
         )
-    for path in found | named:
-        if os.fsencode(path).decode(errors="ignore") != str(path):
-            raise SleepfmError(
-                f"the name of {os.fsencode(path)!r} is not valid UTF-8, so that no table or index can hold it. Rename "
-                "the file or folder."
-            )
     # One file under several names is one recording: under its own name where that is given, else under the first link.
     kept: dict[str, Path] = {}
     linked = {path for path in found | named if os.path.islink(path)}  # noqa: PTH114 - Path's raises in closed folders
@@ -134,6 +128,8 @@ def recordings_under(folder: Path) -> Iterable[Path]:
 
 def read_header(path: Path) -> Header:
     """Read a file's signals only; unlike ``read_recording`` this does not touch the records."""
+    if fault := name_fault(path):
+        return Header(path, (), False, fault)
     try:
         if path.suffix.lower() == WFDB_SUFFIX:
             signals = open_recording(path).signals

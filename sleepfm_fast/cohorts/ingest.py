@@ -35,7 +35,7 @@ from sleepfm_fast.execution.parallel import Engine, Progress, in_parallel
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring import labels
 from sleepfm_fast.scoring.files import namesakes_of
-from sleepfm_fast.storage.atomic import remove_leftovers, write_json
+from sleepfm_fast.storage.atomic import is_leftover, remove_leftovers, write_json
 from sleepfm_fast.storage.claims import Claim, Claimed, beats, holder_of, is_live, waited
 from sleepfm_fast.store.clip_layout import VERSION, read_store_file, sdb_counts, stage_counts
 from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
@@ -177,7 +177,7 @@ def prepare_folder(store: Path) -> None:
 
 def ours(path: Path) -> bool:
     names = (".lock", "recordings", "failures", "running", "manifest", "manifest.csv", "nights.csv")
-    return path.name in names or path.suffix == ".tmp"
+    return path.name in names or is_leftover(path)
 
 
 def store_lock(store: Path) -> Any:

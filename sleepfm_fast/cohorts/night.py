@@ -18,6 +18,7 @@ from typing import Any
 from sleepfm_fast.annotations import read_scoring, scoring_of
 from sleepfm_fast.channels import Montage, assign, likely_slot
 from sleepfm_fast.cohorts.corrections import Corrections
+from sleepfm_fast.cohorts.folders import name_fault, path_text
 from sleepfm_fast.cohorts.participants import Participant
 from sleepfm_fast.edf import Recording
 from sleepfm_fast.errors import SleepfmError, is_own_source, refused_by_system
@@ -136,8 +137,10 @@ def read_night(
     Raises
     ------
     SleepfmError
-        When the recording, or a scoring given by ``labels``, cannot be read.
+        When the recording, or a scoring given by ``labels``, cannot be read, or its name cannot be kept.
     """
+    if fault := name_fault(path):
+        raise SleepfmError(fault)
     recording, corrected = (corrections or Corrections()).apply_to(open_recording(path))
     refuse_endless(path, recording.n_records * recording.record_s)
     assignments = assign(recording.signals, montage, trusted=corrected.trusted)
@@ -293,7 +296,7 @@ def attempt_night(path: Path, name: str, participant: Participant, config: Night
     began_s = time.monotonic()
     mark = config.store / STARTED / name
     with suppress(OSError):  # without a mark a death costs more, nothing else
-        mark.write_text(f"{path}\n{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
+        mark.write_text(f"{path_text(path)}\n{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
     row = process_night(path, name, participant, config)
     mark.unlink(missing_ok=True)
     return replace(row, seconds=time.monotonic() - began_s, host=socket.gethostname())

@@ -13,6 +13,7 @@ from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_te
 from sleepfm_fast.cli.command import to_json
 from sleepfm_fast.cohorts.cohort import Header, read_header
 from sleepfm_fast.cohorts.corrections import Corrections
+from sleepfm_fast.cohorts.folders import path_text
 from sleepfm_fast.cohorts.ingest import Cohort, Request
 from sleepfm_fast.cohorts.night import Night, read_night, refuse_empty
 from sleepfm_fast.doctor.cohort_findings import cohort_findings
@@ -223,14 +224,14 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
 
     if len(reports) <= NIGHTS_SHOWN:
         for night in reports:
-            print("\n".join(night_lines(night, tables)) + "\n")
-    print("\n".join(cohort_lines(reports, montage, sorted(excluded), tables)))
+            print(path_text("\n".join(night_lines(night, tables)) + "\n"))
+    print(path_text("\n".join(cohort_lines(reports, montage, sorted(excluded), tables))))
     if unresolved is not None:
         print(f"  {unresolved}")
     if unused:
         print(f"  notice: --overrides names recordings or channels that no file has: {', '.join(unused[:10])}")
     print()
-    print("\n".join(finding_lines(findings)))
+    print(path_text("\n".join(finding_lines(findings))))
 
     stages, sdb = Counter[str](), Counter[str]()
     for night in good:
