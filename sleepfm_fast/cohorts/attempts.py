@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,11 @@ def process(
     def attempt(paths: Sequence[Path], *, own_process: bool) -> bool:
         """Work on nights; whether the workers lived. Paths are passed, never arrays: each worker reads its files."""
         alone = own_process or engine.spares_this_process
-        arguments = [(path, plan.names[path], tables.of(path), night) for path in paths]
+        # Of corrections with an entry for every night, all would go to the workers with every night.
+        arguments = [
+            (path, plan.names[path], tables.of(path), replace(night, corrections=night.corrections.of(path)))
+            for path in paths
+        ]
         try:
             for row in in_parallel(attempt_night, arguments, engine, own_process=alone):
                 note(row)

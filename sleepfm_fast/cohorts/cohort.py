@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.formats.edf_fields import BLOCK_BYTES, EdfError, Issues
 from sleepfm_fast.formats.edf_header import parse_header
 from sleepfm_fast.recordings import WFDB_SUFFIX, open_recording, wfdb_hint
-from sleepfm_fast.scoring.files import find_scorings, namesakes_of
+from sleepfm_fast.scoring.files import Namesakes, find_scorings, namesakes_of
 from sleepfm_fast.scoring.timed_texts import ScoringError
 from sleepfm_fast.storage.atomic import write_json
 from sleepfm_fast.storage.columns import file_digest
@@ -256,9 +256,9 @@ def make_plan(
     """
     plan = Plan()
     corrections = corrections or Corrections()
-    namesakes = namesakes_of(files)
+    namesakes = namesakes_of(files if labels is not None else ())
     plan.left_out = [path for path in files if corrections.excludes(path)]
-    files = [path for path in files if path not in set(plan.left_out)]
+    files = [path for path in files if not corrections.excludes(path)]
     plan.mine = set(files if shard is None else shard.of(files))
     damaged: dict[str, str] = {}
     for file in sorted((store / "recordings").glob("*.json")):
@@ -361,7 +361,7 @@ def changed_since(
     path: Path,
     labels: Path | None,
     corrections: Corrections | None = None,
-    namesakes: Mapping[str, Sequence[Path]] | None = None,
+    namesakes: Namesakes | None = None,
 ) -> str | None:
     """Why a recording, its scoring or its corrections are no longer what the record was made from; None where it is."""
     if is_other(record["source"], path):

@@ -136,7 +136,8 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
             settled = settle(store, cohort, request, engine)
         night = NightConfig(
             store, settled.montage, request.labels, request.events_scored,
-            str(settled.configuration["digest"]), request.corrections, namesakes_of(cohort.files),
+            str(settled.configuration["digest"]), request.corrections,
+            namesakes_of(cohort.files if request.labels is not None else ()),
             request.meanings, request.like is not None,
         )  # fmt: skip
         journal = Journal(store, request.run)
