@@ -35,7 +35,7 @@ def shown(cell: dict[str, Any], table: str) -> bool:
     """Whether a cell is in the summary: of tables by class the macro figures, of retrieval recall."""
     if table in ("Table 4", "Table 5"):
         return bool(cell["figure"] == "recall@10")
-    return bool(cell["row"] == "macro") if table.startswith("Table") else True
+    return bool(cell["row"] == "macro") if table.startswith("Table ") else True
 
 
 def summary(document: dict[str, Any]) -> str:
@@ -47,13 +47,15 @@ def summary(document: dict[str, Any]) -> str:
         head = PaperTable(
             table["name"],
             table["title"],
-            rows.get(table["name"], "class" if "Table" in table["name"] else "subjects"),
+            rows.get(table["name"], "class" if table["name"].startswith("Table ") else "subjects"),
             (),
         )
         encoder = document.get("encoder", "tiny")  # not kept at first, when all was tiny
         drawn = draw(head, cells, simulated=document["cohort"]["simulated"], encoder=encoder)
         lines += [f"#{drawn[0]}", *drawn[1:]]
-    m, steps = document["machine"], document["steps"].values()
+    names, m = {table["name"] for table in document["tables"]}, document["machine"]
+    # What OUT was used for besides is not in these tables.
+    steps = [step for step in document["steps"].values() if names & set(step.get("serves", names))]
     spent = sum(step["seconds"] for step in steps)
     lines.append(
         f"`bench/results/{document['name']}.json`: {len(steps)} steps, {spent / 60:.0f} min in all, commit "

@@ -176,6 +176,6 @@ def test_from_file_to_model_input(versus, quick, tmp_path, name, functions, limi
             setup = PIPELINE_SETUP.format(folder=str(Path(__file__).parent), function=function, warm=str(warm))
             peak[arm] = (setup, f"y = pipeline_rivals.{function}({str(path)!r})")
     arms = {arm: partial(getattr(pipeline_rivals, function), path) for arm, function in functions.items()}
-    result = versus(f"EDF file to model input {name}, {seconds / 3600:g} h", arms, agree=agree, rounds=4, peak=peak)
+    result = versus(f"EDF file to model input {name}, {seconds / 3600:g} h", arms, agree=agree, rounds=8, peak=peak)
     for rival in list(functions)[1:]:
         result.require(rival, at_least=at_least)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import tyro
 
 from sleepfm_fast.cli import command
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
@@ -93,6 +94,10 @@ def check(config: Config) -> None:
         raise SleepfmError(
             f"--table {config.table} is a folder; give a file to write, such as {config.table / 'stages.csv'}."
         )
+
+
+ROWS = 4096
+"""Rows of ``--table`` that are in memory at a time."""
 
 
 def table_text(
@@ -225,14 +230,14 @@ def earlier(predictions: Mapping[str, Any]) -> dict[str, Any]:
 def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Classify, write what is asked for, the table last."""
     import torch
-    from tqdm import tqdm
 
     from sleepfm_fast.baselines.supervised_network import load_classifier
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.evaluation.classification import log_odds, probability_of
     from sleepfm_fast.evaluation.tasks import TASKS
     from sleepfm_fast.model.backends import encoder_backend, filter_backend, threads
-    from sleepfm_fast.rundir import RunDirectory, write_atomically
+    from sleepfm_fast.rundir import RunDirectory
+    from sleepfm_fast.storage.atomic import replace_file
     from sleepfm_fast.training.world import choose_device
 
     if config.threads:
@@ -249,7 +254,7 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         say(f"notice: {overlap_note}")
     recording = np.asarray(store.recording, np.int64)
     for notice in clip_input.measure(
-        np.unique(recording[mine]), lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr)
+        np.unique(recording[mine]), lambda r: progress_bar(r, desc="measure amplitudes", unit="night")
     ):
         say(f"notice: {notice}")
     living = (clip_input.feed.present & (clip_input.scales.scale != 0)).any(axis=1)
@@ -279,7 +284,11 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     if config.table is not None:
         names = [TASKS[classifier.task].names[k] for k in classifier.classes]
         config.table.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(config.table, table_text(store, clips, names, probability_of(odds)).encode())
+        with replace_file(config.table) as file:
+            for begin in range(0, len(clips), ROWS):
+                part = slice(begin, begin + ROWS)
+                text = table_text(store, clips[part], names, probability_of(odds[part]))
+                file.write((text if not begin else text.partition("\n")[2]).encode())
         say(f"wrote {config.table}")
     return result
 

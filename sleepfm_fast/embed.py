@@ -13,6 +13,7 @@ import tyro
 
 from sleepfm_fast import __version__
 from sleepfm_fast.cli import command
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_ranges import refuse_not_positive
@@ -165,18 +166,15 @@ def write(store: ClipStore, clip_input: ClipInput, embed: Embed, writer: Embeddi
     """Embed the clips that are not written yet."""
     import numpy as np
     import torch
-    from tqdm import tqdm
 
     done, n = writer.n_written, len(store)
-    with (
-        tqdm(total=n, initial=done, unit="clip", desc="embed", file=sys.stderr) as bar,
-        torch.inference_mode(),
+    # One bar after the other: in a log, a bar below another one would begin a line whenever it moves.
+    for notice in clip_input.measure(
+        np.unique(np.asarray(store.recording)[done:]).astype(np.int64),
+        lambda r: progress_bar(r, desc="measure amplitudes", unit="night"),
     ):
-        for notice in clip_input.measure(
-            np.unique(np.asarray(store.recording)[done:]).astype(np.int64),
-            lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr),
-        ):
-            say(f"notice: {notice}")
+        say(f"notice: {notice}")
+    with progress_bar(total=n, initial=done, unit="clip", desc="embed") as bar, torch.inference_mode():
         batches = [np.arange(i, min(i + batch_size, n), dtype=np.int64) for i in range(done, n, batch_size)]
         for clips, batch in clip_input.batches(batches, lambda clips: clips):
             embeddings, mask = embed(batch)

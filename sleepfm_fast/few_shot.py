@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import run, say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
@@ -207,8 +208,6 @@ def main(config: Config) -> dict[str, Any]:
 
 def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Go on with the curve to its end and write the result."""
-    from tqdm import tqdm
-
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.evaluation.changed_store import say_notes
     from sleepfm_fast.evaluation.few_shot_points import Points, partial_path
@@ -225,7 +224,7 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     train = labelled_clips(embeddings, fit_on, config.task, modalities)
     test = labelled_clips(embeddings, ("test",), config.task, modalities)
     names = embeddings.description.subjects
-    available = [names[s] for s in np.unique(train.subject)]
+    available = {names[s]: s for s in np.unique(train.subject).tolist()}
     numbers = _numbers(config, len(available))
     partial = partial_path(config.result)
     if config.overwrite:
@@ -244,11 +243,11 @@ def _drawn(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     if kept:
         say(f"continuing: {kept} of {counted(len(plan), 'point')} {agreeing(kept, 'is', 'are')} finished.")
     curve = []
-    for n, replicate in tqdm(plan, desc="few-shot", unit="point", file=sys.stderr):
+    for n, replicate in progress_bar(plan, desc="few-shot", unit="point"):
         point = finished(n, replicate)
         if point is None:
-            drawn = draw_subjects(available, n, replicate)
-            here = train.of(np.isin(train.subject, [names.index(s) for s in drawn]))
+            drawn = draw_subjects(tuple(available), n, replicate)
+            here = train.of(np.isin(train.subject, [available[name] for name in drawn]))
             found = _measure(embeddings, here, test, modalities, config)
             point = points.add({"subjects": n, "replicate": replicate, "drawn": sorted(drawn), **found})
         curve.append(point)

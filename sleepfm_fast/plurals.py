@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["agreeing", "counted", "first_of"]
+__all__ = ["agreeing", "counted", "first_lines", "first_of"]
 
 
 def agreeing(n: float, one: str, many: str | None = None) -> str:
@@ -39,3 +39,15 @@ def first_of(names: Sequence[str], most: int) -> str:
     ('a, b and 2 more', 'a, b')
     """
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def first_lines(lines: Sequence[str], where: str, one: str, many: str, most: int = 5) -> list[str]:
+    """Return the first ``most`` lines, and one that counts the others: what is said of a row may be true of all.
+
+    Examples
+    --------
+    >>> first_lines(["a", "b", "c", "d"], "table.csv:", "more row is left out", "more rows are left out", 2)
+    ['a', 'b', 'table.csv: 2 more rows are left out.']
+    """
+    rest = len(lines) - most
+    return [*lines[:most], *([f"{where} {counted(rest, one, many)}."] if rest > 0 else [])]

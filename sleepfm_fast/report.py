@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import plain, run, say, to_json
 from sleepfm_fast.cli.misplaced import Place, reads
 from sleepfm_fast.cli.option_ranges import option
@@ -91,8 +92,6 @@ def check(config: Config) -> tuple[Path, Path]:
 
 def sections_of(runs: Sequence[Run], config: Config) -> list[Section]:
     """Make every section, in the order of the page."""
-    from tqdm import tqdm
-
     from sleepfm_fast.evaluation.tasks import TASKS
     from sleepfm_fast.reporting.classification import task_section
     from sleepfm_fast.reporting.cohort import cohort_section
@@ -122,7 +121,7 @@ def sections_of(runs: Sequence[Run], config: Config) -> list[Section]:
         ("configuration", lambda: configuration_section(runs, command)),
     ]
     sections = []
-    with tqdm(makers, desc="report", unit="section", file=sys.stderr) as bar:
+    with progress_bar(makers, desc="report", unit="section") as bar:
         for name, make in bar:
             bar.set_postfix_str(name)
             section = make()

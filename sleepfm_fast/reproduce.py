@@ -56,7 +56,8 @@ class Config:
     """Clip store written by preprocess (a cohort is simulated without one), and the folder to write."""
     tables: str = "2-8"
     """Tables of the paper, such as 2-8 or 6,7 or none. 2 age, 3 sex, 4 and 5 retrieval, 6 stages, 7 sleep-disordered
-    breathing, 8 external validation, 11-18 single modalities, 29 and 30 supervised single modalities."""
+    breathing, 8 external validation, 11-18 single modalities, 19-28 (together) 6 and 7 by age group and sex, 29 and 30
+    supervised single modalities."""
     figures: str = "2,3"
     """Figures of the paper: 2 few-shot curves, 3 modalities used in pretraining; or none."""
     preset: Literal["smoke", "study"] = "smoke"

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import plain, run, say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
@@ -102,8 +103,6 @@ def _check(config: Config) -> None:
 
 def _rank(embeddings: Embeddings, chosen: Chosen, config: Config, kept: KeptRanks) -> dict[tuple[str, str], Ranked]:
     """Rank every pair that has at least two clips and is not ranked already."""
-    from tqdm import tqdm
-
     from sleepfm_fast.evaluation.scopes import n_similarities, ranks_in_scope
 
     whole = {pair: clips for pair, clips in chosen.items() if len(clips) > 1}
@@ -115,7 +114,7 @@ def _rank(embeddings: Embeddings, chosen: Chosen, config: Config, kept: KeptRank
         )
     left = [pair for pair in whole if pair not in ranked]
     total = sum(n_similarities(embeddings, whole[pair], config.scope) for pair in left)
-    with tqdm(total=total, unit="similarity", unit_scale=True, desc="ranks", file=sys.stderr) as bar:
+    with progress_bar(total=total, unit="similarity", unit_scale=True, desc="ranks") as bar:
         for pair in left:
             ranked[pair] = ranks_in_scope(embeddings, whole[pair], pair, config.scope, bar.update)
             kept.keep(pair, ranked[pair])
@@ -126,8 +125,6 @@ def _summarise(
     embeddings: Embeddings, chosen: Chosen, ranked: dict[tuple[str, str], Ranked], config: Config
 ) -> tuple[list[dict[str, Any]], list[Direction]]:
     """Return the records of all directions, in the modalities' order, and the figures of those that have any."""
-    from tqdm import tqdm
-
     from sleepfm_fast.evaluation.candidates import event_types
     from sleepfm_fast.evaluation.found_clips import company
     from sleepfm_fast.evaluation.metrics import bootstrap_subjects
@@ -138,7 +135,7 @@ def _summarise(
     draws = bootstrap_subjects(len(subjects), config.bootstraps, config.seed)
     records, directions = [], []
     n_compared = sum(2 * len(clips) for pair, clips in chosen.items() if pair in ranked) * (config.scope == "cohort")
-    with tqdm(total=n_compared, unit="clip", unit_scale=True, desc="best candidates", file=sys.stderr) as bar:
+    with progress_bar(total=n_compared, unit="clip", unit_scale=True, desc="best candidates") as bar:
         for (first, second), clips in chosen.items():
             result = ranked.get((first, second))
             for query, candidates in ((first, second), (second, first)):

@@ -324,10 +324,11 @@ def has_ended_as_asked(run: RunDirectory, command: str, now: Mapping[str, Any]) 
         state = read_state(run.last_path) if run.last_path.is_file() else {}
     except SleepfmError:  # none, or a damaged one, which is refused in place of a new one
         return False
-    options, then = now["config"], saved.get("config")
+    options, kept = now["config"], saved.get("config")
     # What --init-from names may have become another file.
-    if saved.get("command", "train") != command or not isinstance(then, dict) or options.get("init_from") is not None:
+    if saved.get("command", "train") != command or not isinstance(kept, dict) or options.get("init_from") is not None:
         return False
+    then = {**now["defaults"], **kept}
     same = all(k in FREE or (k in then and then[k] == value) for k, value in options.items())
     if not same or (saved.get("store_digest"), saved.get("ranks", 1)) != (now["store_digest"], now["ranks"]):
         return False
@@ -351,7 +352,8 @@ def reconcile(run: RunDirectory, now: Mapping[str, Any]) -> list[dict[str, Any]]
     run : RunDirectory
         The run.
     now : mapping
-        ``config`` (the options as JSON), ``store_digest`` and ``ranks`` (number of processes) of the resumption.
+        ``config`` (the options as JSON), ``store_digest`` and ``ranks`` (number of processes) of the resumption, and
+        ``defaults`` of the options: a run that was begun before there was an option has its default.
 
     Returns
     -------
@@ -367,7 +369,7 @@ def reconcile(run: RunDirectory, now: Mapping[str, Any]) -> list[dict[str, Any]]
     for entry in ("config", "store_digest"):
         if not isinstance(saved.get(entry), type(now[entry])):
             raise damaged_entry(run.config_path, entry, saved.get(entry))
-    then, options = saved["config"], now["config"]
+    then, options = {**now["defaults"], **saved["config"]}, now["config"]
     differing = [k for k in options if k not in FREE and options[k] != then.get(k, options[k])]
     refused = [k for k in differing if k not in RECORDED]
     if refused:
@@ -394,7 +396,7 @@ def reconcile(run: RunDirectory, now: Mapping[str, Any]) -> list[dict[str, Any]]
     if ranks != now["ranks"]:
         changes.append({"step": step, "option": "the number of processes", "was": ranks, "is": now["ranks"]})
     if changes:
-        config = {**then, **{k: options[k] for k in differing}}
+        config = {**saved["config"], **{k: options[k] for k in differing}}
         recorded = [*saved.get("changes", []), *changes]
         run.write_config({**saved, "config": config, "ranks": now["ranks"], "changes": recorded})
     return changes

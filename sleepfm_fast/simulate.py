@@ -19,9 +19,9 @@ import numpy as np
 import pyedflib
 import tyro
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sleepfm_fast.cli import command
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.misplaced import Place, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.edf import read_recording
@@ -113,7 +113,7 @@ def _written(config: Config, n_epochs: int, started: float) -> dict[str, Any]:
     # take seconds to start.
     prefer = "threads" if workers <= 4 else "processes"
     done = dispatched(pool(workers, prefer=prefer, return_as="generator"), jobs)
-    for _ in tqdm(done, total=len(todo), desc="simulate", unit="recording", disable=not todo, file=sys.stderr):
+    for _ in progress_bar(done, total=len(todo), desc="simulate", unit="recording", disable=not todo):
         pass
     # A sleeper's traits, stages and events come from their own random streams: cheap to draw again for the table.
     bodies = [Physiology(Random(config.seed, i), n_epochs, config.couplings) for i in range(config.subjects)]

@@ -61,6 +61,9 @@ class Config:
     """Passes over the training clips."""
     batch_size: int = 32
     """Clips in a batch, over all processes."""
+    shuffle_recordings: int = 0
+    """Mix the clips of this many recordings at a time and read each recording as a whole, for a store that is larger
+    than the memory; 0 mixes all clips (see docs/clip-store.md)."""
     batch_norm: Literal["local", "synchronised"] = "local"
     """Take batch norm statistics over each process's own clips (local), or over those of all
     processes (synchronised)."""
@@ -133,7 +136,7 @@ def check(config: Config) -> None:
     refuse_dropout(config.dropout)
     refuse_not_positive(config, ("epochs", "lr", "step_epochs", "checkpoint_steps"))
     natural = ("patience", "max_steps", "skip_limit", "weight_decay", "momentum", "threads", "seed", "bootstraps")
-    refuse_negative(config, (*natural, "train_subjects", "replicate"))
+    refuse_negative(config, (*natural, "train_subjects", "replicate", "shuffle_recordings"))
     if config.validation_share < 0 or config.test_share <= 0 or config.validation_share + config.test_share >= 1:
         raise SleepfmError(
             f"--validation-share {config.validation_share:g} and --test-share {config.test_share:g} do not leave "

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import run, say
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
@@ -211,10 +212,8 @@ def _joined_description(config: Config, first: Embeddings, second: Embeddings, n
 
 def _copy(sides: tuple[Embeddings, Embeddings], rows: tuple[Clips, Clips], writer: EmbeddingWriter) -> None:
     """Copy the chosen clips' vectors, from the first on that a stopped run has not written."""
-    from tqdm import tqdm
-
     done = writer.n_written
-    with tqdm(total=sum(map(len, rows)), initial=done, desc="transfer", unit="clip", file=sys.stderr) as bar:
+    with progress_bar(total=sum(map(len, rows)), initial=done, desc="transfer", unit="clip") as bar:
         for side, clips in zip(sides, rows, strict=True):
             for start in range(min(done, len(clips)), len(clips), BLOCK):
                 chosen = clips[start : start + BLOCK]

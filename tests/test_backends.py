@@ -70,6 +70,7 @@ def test_commands_say_it(cohort_store, tmp_path, capsys):
     captured = capsys.readouterr()
     n = last_json(captured.out)["clips"]
     assert f"{n} clips on cpu ({filters}; {encoders}; " in captured.err
+    assert "\x1b" not in captured.err, "a bar below another one begins a line of a log whenever it moves"
     assert embed.cli(arguments) == 0  # finished: nothing runs
     assert "on cpu (" not in capsys.readouterr().err
     one = [str(cohort_store), str(tmp_path / "cnn"), "--task", "stage", *small, "--epochs", "1"]

@@ -6,6 +6,7 @@ import numpy as np
 import pyedflib
 import pytest
 import torch
+from edf_files import Channel, write_edf
 from scipy.signal import resample_poly
 
 from sleepfm_fast import preprocess
@@ -13,6 +14,7 @@ from sleepfm_fast.batches import FS_HZ, N_OUT, ClipInput, InputConfig, places_of
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.montage.montages import MONTAGES, Modality, Montage
+from sleepfm_fast.store.scales import NOMINAL
 from sleepfm_fast.system import read_whole_soon
 from sleepfm_fast.training.sampler import ClipSampler
 
@@ -90,6 +92,69 @@ def test_recording_scale_gives_unit_amplitudes_and_fixed_saturation(real):
     plain = ClipInput(real, real.montage, InputConfig("aasm", 0, "none"), CPU)(np.arange(40))
     saturation = torch.cat(list(plain.x.values()), dim=1)[:, number]
     torch.testing.assert_close(x[:, number], (saturation - 95) / 5, atol=1e-4, rtol=1e-5)
+
+
+def test_scales_are_those_of_each_nights_own_channels(tmp_path):
+    """Two amplifiers, levels that stay, leads that one night lacks, and channels in another order than the store's."""
+    rng = np.random.default_rng(0)
+    n_clips = 40
+    loudness = rng.lognormal(0.0, 0.5, (2, n_clips))  # of each clip: the median is neither the mean nor that of others
+
+    def channel(night, label, size, level, unit="uV", fs=32):
+        values = level + size * np.repeat(loudness[night], 30 * fs) * rng.standard_normal(30 * n_clips * fs)
+        values = np.clip(np.rint(values), -32768, 32767).astype(int).reshape(-1, fs)
+        return Channel(label, values, {"unit": unit, "physical_min": -32768, "physical_max": 32767})
+
+    first = [channel(0, "C3-M2", 300, 1000), channel(0, "ECG", 900, 0), channel(0, "O1-M2", 5, 9000)]
+    second = [channel(1, "C3-M2", 4000, -200), channel(1, "ECG", 90, 5), channel(1, "O2-M1", 0, -32768)]
+    first += [channel(0, "Pulse", 4, 72, "bpm", 1), channel(0, "SpO2", 2, 93, "%", 1), channel(0, "Chest", 9, 0, "%")]
+    second += [channel(1, "Pulse", 0.2, 500, "mV", 1), channel(1, "SpO2", 2, 90, "%", 1)]
+    for name, channels in (("a", first), ("b", second)):
+        write_edf(tmp_path / f"{name}.edf", channels)
+    nights = [str(tmp_path / "a.edf"), str(tmp_path / "b.edf")]
+    assert preprocess.cli([*nights, str(tmp_path / "store"), "--montage", "aasm", "--workers", "1"]) == 0
+    store = ClipStore(tmp_path / "store")
+    used = {channel.label for channel in first + second} - {"Pulse"} | {"Pulse Rate"}
+    montage = Montage(
+        "reversed",
+        tuple(Modality(m.name, tuple(s for s in m.slots[::-1] if s.name in used)) for m in store.montage.modalities),
+    )
+    names = [slot.name for m in montage.modalities for slot in m.slots]
+    assert set(names) == used
+    plain = ClipInput(store, montage, InputConfig("none", 0, "none"), CPU)
+    clip_input = ClipInput(store, montage, InputConfig("none", 0, "recording"), CPU)
+    notices = clip_input.measure(np.arange(2), identity)
+    assert [notice[: notice.index(" (first")] for notice in notices] == ["O2-M1 is flat throughout 1 of 2 recordings"]
+    nominal = {"SpO2": (95, 5), "Pulse Rate": (60, 20)}
+    fixed = ClipInput(store, montage, InputConfig("none", 0, "clip"), CPU).scales.scale[0]
+    assert {name: 1 / scale for name, scale in zip(names, fixed, strict=True) if scale != 1} == {
+        name: pytest.approx(width) for name, (_, width) in nominal.items()
+    }
+    for night, lacking in ((0, {"O2-M1"}), (1, {"O1-M2", "Chest"})):
+        clips = np.flatnonzero(np.asarray(store.recording) == night)
+        x, scaled = (torch.cat(list(given(clips).x.values()), dim=1).double() for given in (plain, clip_input))
+        present = torch.cat(list(clip_input(clips).present.values()), dim=1).all(0)
+        spread = clips[np.linspace(0, n_clips - 1, 32).round().astype(int)] - clips[0]
+        for column, name in enumerate(names):
+            dead = name in lacking or (night == 1 and name == "O2-M1")
+            assert present[column] == (not dead), name
+            if dead:
+                assert not scaled[:, column].any()
+                continue
+            deviation, mean = (np.median(part) for part in torch.std_mean(x[spread, column], dim=1, correction=0))
+            centre, width = nominal.get(name, (mean, deviation))
+            if name == "Pulse Rate" and night == 1:  # in no unit that is known, and all but constant
+                centre, width = mean, 1.0
+            expected = (x[:, column] - float(centre)) / float(width)
+            torch.testing.assert_close(
+                scaled[:, column], expected, rtol=2e-5, atol=2e-5 * max(1.0, abs(centre / width))
+            )
+
+
+def test_a_pulse_is_mapped_alike_in_every_spelling_of_its_unit():
+    assert {unit: place for unit, place in NOMINAL.items() if unit != "%"} == dict.fromkeys(
+        ("bpm", "/min", "1/min", "bt/min"), (60.0, 20.0)
+    )
 
 
 def test_a_sensor_that_fell_off_counts_for_the_hours_before_and_a_dead_one_not_at_all(cohort, tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,29 @@ def test_a_short_call_is_timed_the_second_time_and_one_that_compiled_first_from_
         "ours": [pytest.approx(0.1), pytest.approx(0.2)],
         "rival": [pytest.approx(0.9), pytest.approx(0.6)],
     }
+
+
+def test_what_an_arm_leaves_in_cycles_is_freed_before_the_next_arms_turn():
+    class Node:
+        pass
+
+    left, alive = [], []
+
+    def leaves():
+        node = Node()
+        node.self = node
+        left.append(weakref.ref(node))
+
+    def looks():
+        alive.append(sum(ref() is not None for ref in left))
+
+    gc.disable()  # as if the collector's turn had not come yet
+    try:
+        interleave.interleave("x", {"a": leaves, "b": looks}, rounds=2, agree=lambda results: None, quick=False)
+    finally:
+        gc.enable()
+    assert alive[0] == 1  # before the rounds nobody is timed
+    assert alive[1:] == [0] * 4
 
 
 def test_quick_calls_each_arm_once_and_still_checks():

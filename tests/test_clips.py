@@ -282,6 +282,23 @@ def test_gathered_windows_are_the_recordings_own(tmp_path: Path, capsys) -> None
             )
 
 
+def test_rates_that_share_a_numerator_have_their_own_filters(tmp_path: Path, capsys) -> None:
+    for name, record_s in (("a", 1), ("b", 3), ("c", 7)):
+        values = np.random.default_rng(record_s).integers(-99, 99, (-(-126 // record_s), 100))
+        write_edf(tmp_path / f"{name}.edf", [Channel("C3-M2", values)], record_s=record_s)
+    nights = [tmp_path / f"{name}.edf" for name in "abc"]
+    assert preprocess(capsys, *nights, tmp_path / "store")[0] == 0
+    store, bank = ClipStore(tmp_path / "store"), FakeBank()
+    slot = slot_of(store, "C3-M2")
+    assert [store.fs_hz(recording, slot) for recording in range(3)] == [100, Fraction(100, 3), Fraction(100, 7)]
+    clips = list(range(len(store)))
+    batch = gather(store, clips, [slot], bank)
+    expected = expected_batch(store, clips, [slot], bank)
+    for clip, row, window in zip(clips, batch.table[:, 0].tolist(), expected, strict=True):
+        np.testing.assert_array_equal(batch.raw[row[0] : row[0] + row[1]], window[0])
+        assert bank.designs[row[5]][1] == store.fs_hz(int(store.recording[clip]), slot)
+
+
 def test_a_clip_does_not_depend_on_its_batch(tmp_path: Path, capsys) -> None:
     store = mixed_store(tmp_path, capsys)
     feed = Feed(store, store.slots_of("brain"), FakeBank())
@@ -414,6 +431,14 @@ def test_an_index_that_leads_out_of_its_file_is_named(tmp_path: Path, capsys) ->
         Feed(store, [len(store.slots) - 1], Everything()).gather([3, 0])
 
 
+def test_a_segment_without_samples_of_a_channel_gives_none(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    store.run_n_samples = 0 * store.run_n_samples
+    batch = Feed(store, [0, 1], FakeBank()).gather([3, 0])
+    assert batch.raw.size == 0
+    assert not batch.table[:, :, :2].any()
+
+
 class Everything(FakeBank):
     """Asks for all samples around."""
 
@@ -442,13 +467,25 @@ def test_few_open_recordings_serve_several_threads(tmp_path: Path, capsys) -> No
                 np.testing.assert_array_equal(got.raw, wanted.raw)
 
 
+def test_what_is_prepared_for_slots_and_a_bank_serves_no_others(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    banks = FakeBank(), Everything()
+    for slots in ([0, 1], [1, 0], [2]):
+        for bank in banks:
+            wanted = Feed(store, slots, bank).gather([1, 2])
+            for got, expected in zip(gather(store, [1, 2], slots, bank), wanted, strict=True):
+                np.testing.assert_array_equal(got, expected)
+    assert len(store.feeds) == 6
+
+
 def test_empty_batch_and_wrong_slots(tmp_path: Path, capsys) -> None:
     store = make(tmp_path, capsys, night={})
     batch = gather(store, [], [0, 1], FakeBank())
     assert batch.raw.size == 0
     assert batch.table.shape == (0, 2, 6)
-    with pytest.raises(ValueError, match="slots must be numbers"):
-        Feed(store, [len(store.slots)], FakeBank())
+    for wrong in ([len(store.slots)], [0, -1], [[0, 1]]):
+        with pytest.raises(ValueError, match="slots must be numbers"):
+            Feed(store, wrong, FakeBank())
     with pytest.raises(ValueError, match="it has: respiratory, brain, ecg"):
         store.slots_of("emg")
 

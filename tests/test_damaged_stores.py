@@ -23,9 +23,11 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.results import read_result, write_result
 from sleepfm_fast.rundir import read_checkpoint, write_checkpoint
+from sleepfm_fast.scoring.respiratory_counts import KINDS
 from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.store.clip_layout import read_store_file
 from sleepfm_fast.store.feed import gather
+from sleepfm_fast.store.record_check import is_whole_record
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +259,80 @@ def test_a_night_whose_description_is_damaged_is_made_again(made, store, capsys,
     status, result = preprocess(capsys, made / "edf", store)
     assert (status, result["added"], result["kept"]) == (0, 1, 3)
     assert contents(store) == before
+
+
+FILE = {"path": "x.edf", "size": 1, "mtime_ns": 1}
+WRONG: dict[str, list[Any]] = {
+    "id": [None, KeyError],
+    "subject": [3],
+    "sha256": [None],
+    "configuration_digest": [1],
+    "n_bytes": [-1, 1 << 62, True, "1"],
+    "age": [float("nan"), float("inf"), 1e301, True, "61"],
+    "sex": [3],
+    "start": [3],
+    "issues": ["text", [3], {}],
+    "source.path": [None],
+    "source.size": [-1],
+    "source.mtime_ns": [1.5, None],
+    "source.sha256": [3],
+    "source.others": [3, [FILE], [{"sha256": "0"}], [{**FILE, "sha256": 3}]],
+    "scoring.path": [3],
+    "scoring.passed_over": [3],
+    "scoring.named": [[3], "x"],
+    "scoring.also": [[{}], 3],
+    "respiratory_events": [dict.fromkeys(KINDS, 1), {**dict.fromkeys(KINDS, 1), "outside_sleep": -1}, []],
+    "channels": [{}, [], ""],
+    "channels.0": [None],
+    "channels.0.present": [None, 1],
+    "channels.0.fs_hz": [[0, 1], [-1, 1], [1, 0], [1, -1], [1.0, 1], [1 << 62, 1], [1, 1 << 62], [1], 3, None],
+    "channels.0.gain": [None, float("nan"), "1"],
+    "channels.0.offset": [None, float("inf")],
+    "channels.0.unit": [None, 3],
+    "channels.0.dtype": ["<i8", None],
+    "clips.onset_s.0": [-1.0, float("nan"), "0"],
+    "clips.segment.0": [-1, 1, 0.0],
+    "clips.stage.0": [-2, 5, 1.0],
+    "clips.sdb.0": [-2, 2, None],
+    "clips.sdb": [[0, 0, 0], [0] * 5, None],
+    "segments.0.onset_s": [[0, 0], [0.5, 1], [1 << 62, 1], None],
+    "segments.0.duration_s": [[1, 0], [1]],
+    "segments.0.runs": [[], None],
+    "segments.0.runs.0": [[0], [0, -1], [0, 1, 2], None],
+}
+
+
+@pytest.mark.parametrize("path", WRONG)
+def test_a_description_with_a_wrong_entry_is_not_whole(made, path):
+    text = (made / "store" / "recordings" / "a1.json").read_text()
+    for value in WRONG[path]:
+        record = json.loads(text)
+        assert is_whole_record(record)
+        set_in(record, path, value)
+        assert not is_whole_record(record), value
+
+
+def test_what_a_description_may_lack_or_have(made):
+    text = (made / "store" / "recordings" / "a1.json").read_text()
+    for path, value in (
+        ("age", None),
+        ("sex", None),
+        ("start", None),
+        ("respiratory_events", {**dict.fromkeys(KINDS, 1), "outside_sleep": 0}),
+        ("source.others", [{**FILE, "sha256": "0"}]),
+        ("scoring.also", [FILE]),
+        ("scoring", {"path": None}),
+        ("channels.0", {"present": False}),
+        ("clips.stage.0", -1),
+        ("clips.stage.0", 4),
+        ("clips.sdb.0", -1),
+        ("n_bytes", (1 << 62) - 1),
+    ):
+        record = json.loads(text)
+        set_in(record, path, value)
+        assert is_whole_record(record), path
+    for other in (None, [], "x", {}):
+        assert not is_whole_record(other)
 
 
 def test_whole_records_are_whole(made, store, capsys):

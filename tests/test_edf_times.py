@@ -121,6 +121,7 @@ TALS = [
     (b"+1\x15\x14blank\x14\0", [(1.0, None, "blank")], None),
     (b"+1\x152\x14\x14\0", [], None),
     (b"+1.\x14dot\x14\0", [(1.0, None, "dot")], None),
+    (b"+1\x14 Sleep stage W  \x14\0", [(1.0, None, "Sleep stage W")], None),
     (b"\0\0+1\x14late\x14\0\0+2\x14later\x14\0", [(1.0, None, "late"), (2.0, None, "later")], None),
     ("+1\x14仰卧 µ\x14\0".encode(), [(1.0, None, "仰卧 µ")], None),
     (b"+1\x14R\xf6ntgen\x14\0", [(1.0, None, "Röntgen")], "not UTF-8 are read as Latin-1: 1, the first is 'Röntgen'"),
@@ -135,6 +136,7 @@ TALS = [
     (b"+1e5\x14a\x14\0", [], "without a readable onset"),
     (b"+" + b"9" * 40 + b"\x14a\x14\0", [], "without a readable onset"),
     (b"\xff" * 60, [], "without a readable onset"),
+    (b"12.5\0", [], "without a readable onset"),
 ]
 
 
@@ -150,6 +152,49 @@ def test_tals(tmp_path, tal, expected, sentence):
         assert sentence in recording.issues[0]
         with pytest.raises(EdfError):
             read_recording(path, strict=True)
+
+
+STARTS = [
+    (b"+5\x14\x14\0", 5, [], None),
+    (b"-3.5\x14\x14\0", -3.5, [], "before the one before has ended"),
+    (b"12.5\x14\x14\0", 12.5, [], "with an onset of another form"),
+    (b"+.25\x14\x14\0", 0.25, [], "with an onset of another form"),
+    (b"+5,5\x14\x14\0", 5.5, [], "with an onset of another form"),
+    (b"+5.2.1\x14\x14\0", None, [], "without a readable onset"),
+    (b"+5,2.1\x14\x14\0", None, [], "without a readable onset"),
+    (b"+\x14\x14\0", None, [], "without a readable onset"),
+    (b"+9\x14x\0", None, [(9.0, "x")], "without their closing mark"),
+    (b"+5\x14\x14x\0", 5, [(5.0, "x")], "without their closing mark"),
+    (b"+9\x14first\x14\0+7\x14\x14\0", None, [(9.0, "first")], "1 of 3 records do"),
+    (b"+1\x14\x14\0+9\x14\x14second\x14\0", 1, [(9.0, "second")], None),
+]
+
+
+@pytest.mark.parametrize(("tals", "start_s", "annotations", "sentence"), STARTS, ids=[repr(t[0]) for t in STARTS])
+def test_starts_are_the_first_list_of_their_record_alone(tmp_path, tals, start_s, annotations, sentence):
+    """The usual form is read by compiled code, everything else by Python: both must take the same for a start."""
+    lists = [b"+0\x14\x14\0", tals, b"+20\x14\x14\0"]
+    channels = [annotation_channel(lists, 20), Channel("C3", ramp(3, 10))]
+    recording = read_recording(write_edf(tmp_path / "a.edf", channels, reserved="EDF+D"))
+    begins_s = {0: 0, 2: 20} if start_s in (None, 1) else {0: 0, 1: start_s, 2: 20}
+    earliest_s = min(begins_s.values())
+    assert [(s.first_record, s.onset_s) for s in recording.segments] == [
+        (record, begin_s - earliest_s) for record, begin_s in begins_s.items()
+    ]
+    assert [(a.onset_s, a.text) for a in recording.annotations] == annotations
+    assert any(
+        "do not state their start" in issue or "does not state its start" in issue for issue in recording.issues
+    ) == (start_s is None)
+    assert any(sentence in issue for issue in recording.issues) if sentence else recording.issues == ()
+
+
+def test_a_start_in_another_annotation_channel_is_no_start(tmp_path):
+    first = annotation_channel([b"+0\x14\x14\0", b"", b"+2\x14\x14\0"], 6)
+    second = annotation_channel([b"", b"+9\x14\x14x\x14\0", b""], 6)
+    path = write_edf(tmp_path / "a.edf", [first, second, Channel("C3", ramp(3, 10))], reserved="EDF+D")
+    recording = read_recording(path)
+    assert len(recording.segments) == 1
+    assert [(a.onset_s, a.text) for a in recording.annotations] == [(9.0, "x")]
 
 
 def test_a_text_beside_the_start_of_a_record_is_an_annotation(tmp_path):

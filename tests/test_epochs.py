@@ -165,11 +165,14 @@ def test_fractional_rates_start_at_the_sample_before(tmp_path):
 
 
 def test_an_onset_within_rounding_of_a_sample_is_that_sample(tmp_path):
-    recording, _ = write_random(tmp_path / "a", (100,), 60, bdf=False)
+    recording, values = write_random(tmp_path / "a", (100,), 60, bdf=False)
     onsets = np.arange(100) / 100  # 0.29 * 100 is 28.999999999999996
     where = locate_epochs(recording, Fraction(100), onsets, 30.0)
     assert where.first.tolist() == list(range(100))
     assert where.phase.max() < 1e-9
+    flat = values[0].ravel()
+    expected = [flat[first : first + 3000] for first in range(100)]
+    np.testing.assert_array_equal(read_epochs(recording, recording.signals, onsets)[:, 0], expected)
     where = locate_epochs(recording, Fraction(100), [0.295], 30.0)
     assert (where.first[0], round(where.phase[0], 9)) == (29, 0.5)
     assert locate_epochs(recording, Fraction(100), [30.0]).first[0] == 3000  # the last epoch that fits
@@ -294,6 +297,10 @@ def test_physical_values(tmp_path, threads, bdf):
         np.testing.assert_array_equal(array, expected)
     with pytest.raises(ValueError, match="expected writable, contiguous float32"):
         read_physical(recording, recording.signals, segment, digital)
+    inner = Segment(11, 20, Fraction(11))
+    for array, expected in zip(read_physical(recording, recording.signals[::-1], inner), values[::-1], strict=True):
+        np.testing.assert_array_equal(array, expected.reshape(40, -1)[11:31].ravel())
+    assert read_physical(recording, [], segment) == []
 
 
 def test_recordings_are_read_from_many_threads_at_once(tmp_path):

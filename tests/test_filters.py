@@ -199,6 +199,22 @@ def test_butterworth_both_ways_as_fir(fs_hz: int) -> None:
     margin = len(taps)
     error = got[margin:-margin] - expected[margin:-margin]
     assert np.abs(error).max() < 1e-7
+    impulse = scipy.signal.sosfilt(scipy.signal.butter(4, 256.0 / fs_hz, output="sos"), np.eye(1, 1 << 13)[0])
+    both = np.correlate(impulse, impulse, mode="full") / np.correlate(impulse, impulse, mode="full").sum()
+    middle, reach = len(both) // 2, len(taps) // 2
+    np.testing.assert_allclose(taps, both[middle - reach : middle + reach + 1], rtol=0, atol=3e-9 * both.max())
+    assert taps.sum() == pytest.approx(1.0, abs=1e-13)
+    assert np.abs(both[: middle - reach]).max() < 1.001e-9 * both.max()
+    assert np.abs(taps[0]) > 0.999e-9 * both.max()
+
+
+@pytest.mark.parametrize("half_width", [1, 2, 2.5, 500 / 256, 7.01])
+def test_a_triangle_reaches_zero_where_it_should(half_width: float) -> None:
+    taps = fir.triangle(half_width)
+    place = np.arange(len(taps)) - len(taps) // 2
+    np.testing.assert_allclose(taps, 1.0 - np.abs(place) / half_width, atol=1e-15)
+    assert taps.min() > 0
+    assert abs(place[0]) < half_width <= abs(place[0]) + 1
 
 
 @pytest.mark.parametrize("fs_hz", [64, 100, 128, 200])

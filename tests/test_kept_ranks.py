@@ -101,6 +101,24 @@ def test_ranks_among_other_candidates_are_not_taken(folder, ranked, tmp_path, ca
     assert files_of(tmp_path / "retrieval") == files_of(plain)
 
 
+def test_the_current_folder_may_be_the_result(folder, whole, ranked, tmp_path, monkeypatch):
+    (tmp_path / "retrieval").mkdir()
+    monkeypatch.chdir(tmp_path / "retrieval")
+    interrupt(ranked, 1, folder, ".")
+    assert len(list((tmp_path / ".retrieval.partial").iterdir())) == 1
+    assert retrieve.cli([str(folder), "."]) == 0
+    assert len(ranked) == 2
+    assert files_of(tmp_path / "retrieval") == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["retrieval"]
+
+
+def test_ranks_of_other_options_do_not_pile_up(folder, ranked, tmp_path):
+    interrupt(ranked, 2, folder, tmp_path / "retrieval")
+    assert len(list((tmp_path / ".retrieval.partial").iterdir())) == 2
+    interrupt(ranked, 1, folder, tmp_path / "retrieval", "--scope", "night")
+    assert len(list((tmp_path / ".retrieval.partial").iterdir())) == 1
+
+
 def test_ranks_of_other_embeddings_are_not_taken(folder, ranked, tmp_path):
     interrupt(ranked, 2, folder, tmp_path / "retrieval")
     x = np.random.default_rng(1).standard_normal((300, 3, 16))
@@ -109,12 +127,16 @@ def test_ranks_of_other_embeddings_are_not_taken(folder, ranked, tmp_path):
     assert len(ranked) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "pickle"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "floats", "three rows", "one row"])
 def test_a_damaged_file_is_ranked_again(folder, whole, ranked, tmp_path, damage):
     interrupt(ranked, 2, folder, tmp_path / "retrieval")
     first, _ = sorted((tmp_path / ".retrieval.partial").iterdir())
+    ranks = np.load(first)
+    others = {"floats": ranks.astype(float), "three rows": ranks[:3], "one row": np.arange(4)}
     if damage == "pickle":
         np.save(first, np.array([{}] * 4, object), allow_pickle=True)
+    elif damage in others:
+        np.save(first, others[damage])
     else:
         first.write_bytes(first.read_bytes()[: 300 if damage == "cut" else 0])
     (tmp_path / ".retrieval.partial" / f"{first.name}.1-2.tmp").write_bytes(b"half")

@@ -91,11 +91,27 @@ def test_the_reach_is_the_least_that_holds_all_taps() -> None:
                 np.abs(n - r - (reach + 1) * repeats * down * up),
             )
             assert min(part.min() for part in beyond) > (n_taps - 1) // 2
+        # The least: a period less, and the taps of an output half a period away would not all be held.
+        farthest = (repeats * up // 2) * down + (repeats * down // 2) * up
+        for n_taps, reach in zip(lengths, reaches, strict=True):
+            assert not reach or reach * repeats * down * up - farthest <= (n_taps - 1) // 2
 
 
 @pytest.mark.parametrize(
     ("n_taps", "up", "down", "repeats"),
-    [(110, 32, 25, 1), (126, 32, 25, 1), (64, 64, 25, 1), (110, 8, 1, 8), (321, 1, 2, 32), (162, 5120, 4097, 0)],
+    [
+        (110, 32, 25, 1),
+        (126, 32, 25, 1),
+        (64, 64, 25, 1),
+        (110, 8, 1, 8),
+        (321, 1, 2, 32),
+        (162, 5120, 4097, 0),
+        (126, 4, 1, 8),
+        (400, 4, 1, 32),
+        (640, 4, 1, 40),
+        (800, 4, 1, 0),  # no period is short enough for the matrices and long enough for the taps
+        (400, 16, 1, 22),
+    ],
 )
 def test_the_cheapest_period_is_chosen(n_taps: int, up: int, down: int, repeats: int) -> None:
     assert period_blocks.choose_repeats(n_taps * up | 1, up, down) == repeats

@@ -15,6 +15,7 @@ from nights import DATA, Lead, contents, preprocess, run_preprocess, state, writ
 
 import sleepfm_fast.cohorts.night
 from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.cohorts.manifest import read_manifest
 from sleepfm_fast.edf import read_recording
 from sleepfm_fast.preprocess import cli
 
@@ -236,11 +237,32 @@ def test_awkward_file_names(tmp_path: Path, capsys) -> None:
     assert " " not in entry.id
 
 
-def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(cohort: Path, tmp_path: Path, capsys) -> None:
+def test_a_night_whose_name_is_not_utf8_has_failed_and_the_others_are_ingested(
+    cohort: Path, tmp_path: Path, capsys
+) -> None:
     os.rename(cohort / "a1.edf", os.fsencode(cohort) + b"/N\xe4chte.edf")  # noqa: PTH104 - bytes
-    assert cli([str(cohort), str(tmp_path / "store")]) == 1
-    assert "N\\xe4chte.edf' is not valid UTF-8" in capsys.readouterr().err
-    assert not (tmp_path / "store").exists()
+    escaped = f"{cohort}/N\\xe4chte.edf"
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert status == 1
+    assert [r.id for r in ClipStore(tmp_path / "store", verify=True).recordings] == ["a2", "b1", "b2"]
+    (reason,) = (night["reason"] for night in result["failed"])
+    assert reason.startswith(f"the name of {escaped} is not valid UTF-8")
+    rows = {e.path: e for e in read_manifest(tmp_path / "store")}
+    assert rows[escaped].status == "failed"
+    assert rows[escaped].reason == reason
+    # Again: the same; renamed: whole.
+    assert preprocess(capsys, cohort, tmp_path / "store")[0] == 1
+    os.rename(os.fsencode(cohort) + b"/N\xe4chte.edf", cohort / "Nächte.edf")  # noqa: PTH104 - bytes
+    status, result = preprocess(capsys, cohort, tmp_path / "store")
+    assert status == 0
+    assert result["nights"] == 4
+
+
+def test_a_name_that_is_not_utf8_is_a_finding(cohort: Path, tmp_path: Path, capsys) -> None:
+    os.rename(cohort / "a1.edf", os.fsencode(cohort) + b"/N\xe4chte.edf")  # noqa: PTH104 - bytes
+    assert cli([str(cohort), "--inspect", "--json", str(tmp_path / "report.json")]) == 1
+    assert "N\\xe4chte.edf is not valid UTF-8" in capsys.readouterr().out
+    assert "is not valid UTF-8" in (tmp_path / "report.json").read_text()
 
 
 def test_folders_are_searched_to_the_bottom(cohort: Path, tmp_path: Path, capsys) -> None:

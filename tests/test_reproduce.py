@@ -19,10 +19,11 @@ from sleepfm_fast.reproduction import paper_tables
 from sleepfm_fast.reproduction import plan as reproduce_plan
 from sleepfm_fast.reproduction import steps as reproduce_steps
 from sleepfm_fast.reproduction import tables as reproduce_tables
-from sleepfm_fast.reproduction.choice import parse_numbers
+from sleepfm_fast.reproduction.choice import chosen_preset, chosen_tables, parse_numbers
 from sleepfm_fast.reproduction.experiments import Evaluation, Run, Source
 from sleepfm_fast.reproduction.facts import simulated_facts
 from sleepfm_fast.reproduction.presets import PRESETS
+from sleepfm_fast.reproduction.stratified_tables import stratified_tables
 from sleepfm_fast.results import write_result
 from sleepfm_fast.rundir import RunDirectory, write_checkpoint
 
@@ -57,6 +58,7 @@ def planner(out=Path("/nowhere"), store=None, external_store=None, preset=SMOKE,
 def all_tables(preset=SMOKE, n_training=40):
     return [
         *(paper_tables.make_table(n) for n in paper_tables.TABLES),
+        *stratified_tables(),
         paper_tables.few_shot_figure(preset.few_shot_subjects, preset.few_shot_replicates, n_training),
         paper_tables.pretraining_figure(),
         paper_tables.size_table(preset.sizes, n_training),
@@ -415,6 +417,53 @@ def test_our_figures_stand_beside_the_papers(tmp_path):
     for block in simulated.split("\n\n"):
         counts = {line.count("|") for line in block.splitlines() if line.startswith("|")}
         assert len(counts) <= 1, block
+
+
+def test_strata_are_read_from_the_results_of_all_subjects(tmp_path):
+    layout = reproduce_plan.Layout(tmp_path)
+    stages, breathing = stratified_tables()
+    record = stage_record(0.8)
+    strata = {
+        "age": {"18-35": stage_record(0.9), "50+": stage_record(0.7, 4), "unknown": stage_record(0.1)},
+        "sex": {"F": stage_record(0.6)},
+    }
+    write_result(layout.result(Source(Run("contrastive"), Evaluation("probe"))), {**record, "strata": strata}, {})
+    write_result(layout.result(Source(Run("features"), Evaluation("probe"))), record, {})  # as earlier versions wrote
+    cells = {(c["row"], c["method"], c["figure"]): c for c in reproduce_tables.collect(stages, layout)}
+    young = cells["age 18-35", "leave-one-out", "AUROC"]
+    assert (young["value"], young["low"], young["paper"]) == (0.9, 0.88, 0.911)
+    assert young["from"] == ["runs/leave_one_out/results/stage"]
+    assert cells["age 18-35", "leave-one-out", "AUPRC"]["paper"] is None
+    assert (cells["female", "leave-one-out", "AUROC"]["value"], cells["female", "leave-one-out", "AUROC"]["paper"]) == (
+        0.6,
+        0.910,
+    )
+    # Of four classes, another quantity than the paper's.
+    old = cells["age 50+", "leave-one-out", "AUROC"]
+    assert (old["value"], old["paper"]) == (0.7, None)
+    assert "4 classes" in old["note"]
+    for row in ("age 0-18", "age 35-50", "male"):
+        assert cells[row, "leave-one-out", "AUROC"]["note"] == "no test subjects are known to be of it"
+    assert cells["female", "hand-made features", "AUROC"]["note"] == "not in the result"
+    assert cells["female", "supervised CNN", "AUROC"]["note"] == "not computed"
+    drawn = "\n".join(reproduce_tables.draw(stages, cells.values(), simulated=False))
+    assert "## Tables 19-28, sleep stages: by age group and sex" in drawn
+    assert "| age 18-35 | 0.900 [0.880, 0.920] | 0.911 |" in drawn
+    assert "Not computed: pairwise, supervised CNN." in drawn
+    assert "Not in the result: hand-made features." in drawn
+    everywhere = [{**c, "note": "absent"} if c["row"] == "male" else {**c, "note": ""} for c in cells.values()]
+    everywhere[0] |= {"note": "absent"}
+    assert reproduce_tables.remarks(everywhere) == [("absent", "male, leave-one-out age 0-18 AUROC")]
+    assert {c.sources[0].evaluation.task for c in breathing.cells} == {"sdb"}
+    assert {c.path[:3] for c in breathing.cells} == {c.path[:3] for c in stages.cells}
+
+
+@pytest.mark.parametrize("numbers", ["19", "22,28", "19-28"])
+def test_any_number_of_a_stratified_table_gives_both(numbers):
+    facts = simulated_facts(SMOKE.subjects, SMOKE.hours, SMOKE.split, "sim-")
+    config = reproduce.Config((Path("out"),), tables=numbers, figures="none", sizes=())
+    tables = chosen_tables(config, chosen_preset(config), facts, None)
+    assert [t.name.split(", ")[1] for t in tables] == ["sleep stages", "sleep-disordered breathing"]
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,24 @@ def test_ucddb_refuses_what_is_no_such_list(tmp_path):
         read_scoring(ucddb(tmp_path))
     with pytest.raises(ScoringError, match="the line '23:31:07 13'"):
         read_scoring(ucddb(tmp_path, "23:31:00  HYP-C  12\n23:31:07 13"), start=START)
+    with pytest.raises(ScoringError, match="the line '23:75:00  HYP-C  12'"):
+        read_scoring(ucddb(tmp_path, "23:31:00  HYP-C  12\n23:75:00  HYP-C  12"), start=START)
     # A table of events of another layout must not count as a night without events.
     other = tmp_path / "a_respevt.txt"
     other.write_text("Onset,Duration,Event\n12.5,20,Hypopnea\n")
     with pytest.raises(ScoringError, match="no line that begins with a clock time"):
         read_scoring(other, start=START)
+
+
+def test_ucddb_events_in_small_letters_and_without_a_duration(tmp_path):
+    scoring = read_scoring(ucddb(tmp_path, "23:31:00  hyp-c\n23:32:00  Apnea-O  -  15\n"), start=START)
+    assert scoring.events == (Event(60, None, "Central hypopnea"), Event(120, 15, "Obstructive apnea"))
+
+
+def test_ucddb_times_of_a_twelve_hour_clock_are_refused(tmp_path):
+    rows = "11:31:00  HYP-C  12\n12:59:40  HYP-C  12\n1:00:20  HYP-C  12\n"
+    with pytest.raises(ScoringError, match="12-hour clock without am and pm"):
+        read_scoring(ucddb(tmp_path, rows), start=datetime(2002, 9, 1, 23, 30), length_s=4 * 3600)
 
 
 def test_ucddb_stages_and_events_are_joined(tmp_path, capsys):
@@ -130,6 +143,48 @@ def test_gamma_half_days_missing_times_and_durations(tmp_path):
     assert "1 event has an epoch and no clock time" in said
 
 
+def test_gamma_durations_and_values(tmp_path):
+    path = gamma(
+        tmp_path,
+        (1, 0, 9, 9, "Hypopnea", 1, "23:30:01", 94, 90, 5),
+        (1, 0, 9, 9, "Hypopnea", 1, "23:30:02", 94, 90, 4.9),
+        (1, 0, 9, 9, "Hypopnea", 1, "23:30:03", 94, 15),
+        (1, 0, 9, 9, "Arousal", 1, "23:30:04", 3),
+        (1, 0, 9, 9, "Arousal", 1, "23:30:05", 3, 4),
+        (" ",),
+        head="EPOCH\tScan\n",
+    )
+    scoring = read_scoring(path, start=START)
+    assert [event.duration_s for event in scoring.events] == [5, 10, 15, None, 4]
+    assert len(scoring.issues) == 1
+    assert "of 1 respiratory event the duration is missing" in scoring.issues[0]
+
+
+def test_gamma_clock_by_and_large_in_its_epochs(tmp_path):
+    """One event far away and all others a minute behind: nothing to say; a clock half a day ahead: moved back."""
+    rows = [(k, 0, 9, 9, "Hypopnea", 1, f"23:{30 + k // 2}:{30 * (k % 2) + 22}", 9, 9, 20) for k in range(1, 20)]
+    scoring = read_scoring(gamma(tmp_path, *rows, (9, 0, 9, 9, "Hypopnea", 1, "1:30:00", 9, 9, 20)), start=START)
+    assert scoring.issues == ()
+    ahead = [(k, 0, 9, 9, "Hypopnea", 1, f"22:0{k // 2}:00", 9, 9, 20) for k in range(1, 9)]
+    scoring = read_scoring(gamma(tmp_path, *ahead), start=datetime(2002, 9, 1, 10, 0))
+    assert [event.onset_s for event in scoring.events] == [60.0 * (k // 2) for k in range(1, 9)]
+    assert "8 clock times were moved by twelve hours" in scoring.issues[0]
+
+
+def test_gamma_lines_that_are_no_events_are_counted(tmp_path):
+    good = [(k, 0, 9, 9, "Hypopnea", 1, f"23:30:{10 + k}", 9, 9, 20) for k in range(1, 9)]
+    bad = [
+        (1, 0, 9, 9, "Hypopnea", 1),
+        (1, 0, 9, 9, "", 1, "23:30:50", 9, 9, 20),
+        (1, 0, 9, 9, "12", 1, "23:30:50", 9, 9, 20),
+        (1, 0, 9, 9, "Hypopnea", 1, "soon", 9, 9, 20),
+        ("one", 0, 9, 9, "Hypopnea", 1, "23:30:50", 9, 9, 20),
+    ]
+    scoring = read_scoring(gamma(tmp_path, *good, *bad), start=START)
+    assert len(scoring.events) == 8
+    assert any("5 lines without an epoch" in issue for issue in scoring.issues)
+
+
 def test_gamma_clock_far_from_its_epochs(tmp_path):
     path = gamma(tmp_path, *((k, 0, 9, 9, "Hypopnea", 1, f"23:{40 + k // 2}:00", 9, 9, 20) for k in range(1, 20)))
     scoring = read_scoring(path, start=START)
@@ -144,6 +199,6 @@ def test_gamma_lists_nothing_or_something_else(tmp_path):
     left = read_scoring(gamma(tmp_path, row, ("", "", "", "", "?")), start=START)
     assert len(left.events) == 1
     assert any("1 line without an epoch" in issue for issue in left.issues)
-    for rows in ([("onset", "duration")], [row, (1, "Hypopnea"), (2, "Hypopnea")]):
+    for rows in ([(" ",)], [("onset", "duration")], [row, (1, "Hypopnea"), (2, "Hypopnea")]):
         with pytest.raises(ScoringError, match="named like WSC's lists"):
             read_scoring(gamma(tmp_path, *rows, head=""), start=START)

@@ -7,6 +7,7 @@ from safetensors import safe_open
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.rundir import (
     RunDirectory,
+    goes_on,
     pack_optimiser,
     read_checkpoint,
     reconcile,
@@ -175,7 +176,28 @@ def test_a_run_without_its_options_is_not_resumed(tmp_path, entry):
     run = RunDirectory(tmp_path / "run")
     run.create({name: value for name, value in CONFIG.items() if name != entry})
     with pytest.raises(SleepfmError, match=f"the entry '{entry}' is missing"):
-        reconcile(run, {"config": {"lr": 0.1}, "store_digest": "x", "ranks": 1})
+        reconcile(run, {"config": {"lr": 0.1}, "defaults": {}, "store_digest": "x", "ranks": 1})
+
+
+def test_a_run_from_before_there_was_an_option_has_its_default(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.create({**CONFIG, "config": {"lr": 0.1, "epochs": 3}, "store_digest": "x", "ranks": 1})
+    options = {"lr": 0.1, "epochs": 3, "shuffle_recordings": 0, "max_steps": 0}
+    now = {"config": options, "defaults": {"lr": 0.5, "shuffle_recordings": 0, "max_steps": 0}}
+    now |= {"store_digest": "x", "ranks": 1}
+    assert reconcile(run, now) == []
+    with pytest.raises(SleepfmError, match=r"other options: --shuffle-recordings was 0, is 8\."):
+        reconcile(run, {**now, "config": {**options, "shuffle_recordings": 8}})
+    assert reconcile(run, {**now, "config": {**options, "max_steps": 5}}) == [
+        {"step": 0, "option": "--max-steps", "was": 0, "is": 5}
+    ]
+    assert run.config()["config"] == {"lr": 0.1, "epochs": 3, "max_steps": 5}
+    # A finished run is finished for the same command of a later version too.
+    write_checkpoint(run.last_path, {}, {"step": 9, "epoch": 3})
+    again = {**now, "config": {**options, "max_steps": 5}}
+    assert goes_on(run, "train", again)
+    with pytest.raises(SleepfmError, match="exists already"):
+        goes_on(run, "train", {**again, "config": {**again["config"], "shuffle_recordings": 8}})
 
 
 def test_equal_checkpoints_are_equal_files(tmp_path):

@@ -194,6 +194,20 @@ def test_a_run_is_neither_overwritten_nor_resumed_otherwise(whole, cohort_store,
     assert sentence in refused(capsys, cohort_store, whole, *arguments)
 
 
+def test_recordings_are_mixed_a_few_at_a_time(whole, cohort_store, tmp_path, capsys):
+    mixed = ("--shuffle-recordings", "2")
+    assert "--shuffle-recordings was 0, is 2" in refused(capsys, cohort_store, whole, *SMALL, "--resume", *mixed)
+    assert call(capsys, cohort_store, tmp_path / "run", *SMALL, "--max-steps", "2", *mixed)[0]["fit"]["steps"] == 2
+    options = {"task": "stage", "preset": "tiny", "batch_size": 16}
+    recording = np.asarray(ClipStore(cohort_store).recording)
+    n_of = {}
+    for in_play in (0, 2):
+        config = supervise.Config(cohort_store, tmp_path / f"{in_play}", **options, shuffle_recordings=in_play)
+        first = next(iter(SupervisedTrainer.prepare(config).sampler))[2]
+        n_of[in_play] = len(np.unique(recording[first]))
+    assert n_of[2] <= 4 < n_of[0]
+
+
 def test_a_run_of_train_is_not_resumed(cohort_store, tmp_path, capsys):
     assert train.cli([str(cohort_store), str(tmp_path / "run"), "--preset", "tiny", "--max-steps", "1"]) == 0
     capsys.readouterr()
@@ -301,6 +315,7 @@ def test_unlabelled_and_one_class_stores_are_refused(tmp_path, capsys):
         (["--batch-size", "1"], "--batch-size is 1"),
         (["--lr", "nan"], "--lr is nan"),
         (["--train-subjects", "-1"], "--train-subjects is -1"),
+        (["--shuffle-recordings", "-1"], "--shuffle-recordings is -1"),
         (["--test-share", "0"], "expected a test share above 0"),
         (["--dropout", "1"], "--dropout is 1"),
     ],

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sleepfm_fast.batches import Batch, ClipInput, InputConfig
 from sleepfm_fast.channels import Montage
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.encoder import Encoder, EncoderConfig, build_encoder
 from sleepfm_fast.errors import SleepfmError
@@ -60,7 +60,7 @@ def scored(
     """Yield the logits [B, K] of each block, the network in evaluation mode; ``what`` names a bar of progress."""
     network.eval()
     total = sum(len(block) for block in blocks)
-    with torch.inference_mode(), tqdm(total=total, unit="clip", desc=what, disable=not what) as bar:
+    with torch.inference_mode(), progress_bar(total=total, unit="clip", desc=what, disable=not what) as bar:
         for block, batch in clip_input.batches(blocks, lambda block: block):
             yield logits_of(network, batch, precision)
             bar.update(len(block))

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from sleepfm_fast.baselines.supervised_clips import held_out_of, in_words, montage_of, select_labelled
 from sleepfm_fast.baselines.supervised_network import blocks_of, finite, logits_of, refuse_other_runs, scored
 from sleepfm_fast.batches import Batch, ClipInput, InputConfig
-from sleepfm_fast.cli.command import plain
+from sleepfm_fast.cli.command import plain, plain_defaults
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.distributed import gather_rows
 from sleepfm_fast.encoder import PRESETS, Encoder, build_encoder
@@ -93,7 +93,10 @@ class SupervisedTrainer(TrainingLoop):
         )
         if len(self.clips.train) < 2:
             raise SleepfmError("one labelled training clip is left; batch norm needs two. Raise --train-subjects.")
-        self.sampler = ClipSampler(self.clips.train.clips, config.batch_size, config.seed)
+        order: dict[str, Any] = {}
+        if config.shuffle_recordings:
+            order = {"recordings": np.asarray(self.store.recording), "in_play": config.shuffle_recordings}
+        self.sampler = ClipSampler(self.clips.train.clips, config.batch_size, config.seed, **order)
         (size,) = self.sampler.batch_sizes
         if min(shard_sizes(size, self.world.size)) < 2:
             raise SleepfmError(
@@ -127,13 +130,13 @@ class SupervisedTrainer(TrainingLoop):
         run = RunDirectory(config.run)
         store = ClipStore(config.store)
         if not config.resume:
-            asked = {"config": kept_options(config), "store_digest": store.digest, "ranks": world.size}
-            config = dataclasses.replace(config, resume=world.on_main(lambda: goes_on(run, "supervise", asked)))
+            now = asked(config, store, world)
+            config = dataclasses.replace(config, resume=world.on_main(lambda: goes_on(run, "supervise", now)))
         changes: list[dict[str, Any]] = []
         if resumed := world.on_main(lambda: config.resume and run.exists()):
             remedy = "Resume it with `python -m sleepfm_fast.{command}`, or name another folder."
             refuse_other_runs(run, world.on_main(run.config), remedy)
-            now = {"config": kept_options(config), "store_digest": store.digest, "ranks": world.size}
+            now = asked(config, store, world)
             changes = world.on_main(lambda: reconcile(run, now))
         trainer = cls(config, store, run, world)
         for change in changes:
@@ -322,3 +325,9 @@ def kept_options(config: Config) -> dict[str, Any]:
     options: dict[str, Any] = plain(config)
     del options["bootstraps"]
     return options
+
+
+def asked(config: Config, store: ClipStore, world: World) -> dict[str, Any]:
+    """What a run is compared with before it is resumed."""
+    options = {"config": kept_options(config), "defaults": plain_defaults(config)}
+    return {**options, "store_digest": store.digest, "ranks": world.size}

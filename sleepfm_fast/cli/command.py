@@ -28,8 +28,10 @@ Config = TypeVar("Config")
 
 def say(sentence: str) -> None:
     """Print one line of progress or notice on standard error; where that is closed or full, the work goes on."""
+    # A name that is no UTF-8 has surrogates, which the system's standard error escapes, but not every stand-in for it.
+    text = sentence.encode("utf-8", "backslashreplace").decode("utf-8")
     with suppress(OSError):
-        print(sentence, file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
 
 def plain(value: Any) -> Any:
@@ -49,6 +51,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def plain_defaults(config: Any) -> dict[str, Any]:
+    """Return what the options of a configuration are where nobody gave them; those without a default are left out."""
+    fields = dataclasses.fields(config)
+    return {f.name: plain(f.default) for f in fields if f.default is not dataclasses.MISSING}
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

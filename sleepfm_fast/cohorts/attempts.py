@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cohorts.cohort import Plan
+from sleepfm_fast.cohorts.folders import path_text
 from sleepfm_fast.cohorts.manifest import Entry, Journal, now, read_manifest
 from sleepfm_fast.cohorts.night import STARTED, NightConfig, NightRow, attempt_night, row_of
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
@@ -45,7 +47,11 @@ def process(
     def attempt(paths: Sequence[Path], *, own_process: bool) -> bool:
         """Work on nights; whether the workers lived. Paths are passed, never arrays: each worker reads its files."""
         alone = own_process or engine.spares_this_process
-        arguments = [(path, plan.names[path], tables.of(path), night) for path in paths]
+        # Of corrections with an entry for every night, all would go to the workers with every night.
+        arguments = [
+            (path, plan.names[path], tables.of(path), replace(night, corrections=night.corrections.of(path)))
+            for path in paths
+        ]
         try:
             for row in in_parallel(attempt_night, arguments, engine, own_process=alone):
                 note(row)
@@ -169,7 +175,7 @@ def note_outcome(store: Path, row: NightRow, journal: Journal, shard: Shard | No
     journal.add(
         Entry(
             row.name,
-            str(row.path),
+            path_text(row.path),
             "ingested" if row.failure is None else "failed",
             row.failure or "",
             "" if row.seconds is None else f"{row.seconds:.3f}",

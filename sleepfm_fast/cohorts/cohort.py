@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import RECORDINGS, Kind
 from sleepfm_fast.cohorts.corrections import Corrections
-from sleepfm_fast.cohorts.folders import files_under
+from sleepfm_fast.cohorts.folders import files_under, name_fault
 from sleepfm_fast.cohorts.shards import Shard
 from sleepfm_fast.edf import Signal
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.formats.edf_fields import BLOCK_BYTES, EdfError, Issues
 from sleepfm_fast.formats.edf_header import parse_header
 from sleepfm_fast.recordings import WFDB_SUFFIX, open_recording, wfdb_hint
-from sleepfm_fast.scoring.files import find_scorings, namesakes_of
+from sleepfm_fast.scoring.files import Namesakes, find_scorings, namesakes_of
 from sleepfm_fast.scoring.timed_texts import ScoringError
 from sleepfm_fast.storage.atomic import write_json
 from sleepfm_fast.storage.columns import file_digest
@@ -63,7 +63,7 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     Raises
     ------
     SleepfmError
-        When a path does not exist, nothing is found, or a name is not valid UTF-8.
+        When a path does not exist, or nothing is found.
     """
     found: set[Path] = set()
     named: set[Path] = set()
@@ -85,12 +85,6 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
             or f"no recordings were found in {', '.join(map(str, paths))}; files ending in "
             f"{', '.join(RECORDINGS)} (upper or lower case) are looked for, in all subfolders."
         )
-    for path in found | named:
-        if os.fsencode(path).decode(errors="ignore") != str(path):
-            raise SleepfmError(
-                f"the name of {os.fsencode(path)!r} is not valid UTF-8, so that no table or index can hold it. Rename "
-                "the file or folder."
-            )
     # One file under several names is one recording: under its own name where that is given, else under the first link.
     kept: dict[str, Path] = {}
     linked = {path for path in found | named if os.path.islink(path)}  # noqa: PTH114 - Path's raises in closed folders
@@ -134,6 +128,8 @@ def recordings_under(folder: Path) -> Iterable[Path]:
 
 def read_header(path: Path) -> Header:
     """Read a file's signals only; unlike ``read_recording`` this does not touch the records."""
+    if fault := name_fault(path):
+        return Header(path, (), False, fault)
     try:
         if path.suffix.lower() == WFDB_SUFFIX:
             signals = open_recording(path).signals
@@ -260,9 +256,9 @@ def make_plan(
     """
     plan = Plan()
     corrections = corrections or Corrections()
-    namesakes = namesakes_of(files)
+    namesakes = namesakes_of(files if labels is not None else ())
     plan.left_out = [path for path in files if corrections.excludes(path)]
-    files = [path for path in files if path not in set(plan.left_out)]
+    files = [path for path in files if not corrections.excludes(path)]
     plan.mine = set(files if shard is None else shard.of(files))
     damaged: dict[str, str] = {}
     for file in sorted((store / "recordings").glob("*.json")):
@@ -365,7 +361,7 @@ def changed_since(
     path: Path,
     labels: Path | None,
     corrections: Corrections | None = None,
-    namesakes: Mapping[str, Sequence[Path]] | None = None,
+    namesakes: Namesakes | None = None,
 ) -> str | None:
     """Why a recording, its scoring or its corrections are no longer what the record was made from; None where it is."""
     if is_other(record["source"], path):

@@ -22,8 +22,10 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -75,18 +77,30 @@ class Corrections:
     entries: tuple[tuple[str, str, dict[str, Any]], ...] = ()
     left_out: tuple[str, ...] = ()
 
+    @cached_property
+    def _named(self) -> Patterns:
+        return Patterns(pattern for pattern, _, _ in self.entries)
+
+    @cached_property
+    def _excluded(self) -> Patterns:
+        return Patterns(self.left_out)
+
     def excludes(self, path: Path) -> bool:
         """Whether the recording is not to be ingested."""
-        return any(names_file(pattern, path) for pattern in self.left_out)
+        return bool(self._excluded.naming(path))
+
+    def of(self, path: Path) -> Corrections:
+        """Return the entries that count for a recording: all that the worker that reads it needs."""
+        return Corrections(self.path, tuple(self.entries[i] for i in self._named.naming(path)))
 
     def digest(self, path: Path) -> str:
         """Digest of the entries that count for the recording; empty where there are none."""
-        mine = [(channel, keys) for pattern, channel, keys in self.entries if names_file(pattern, path)]
+        mine = [self.entries[i][1:] for i in self._named.naming(path)]
         return hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()[:16] if mine else ""
 
     def apply(self, path: Path, signals: Sequence[Signal]) -> Corrected:
         """Correct the signals of the recording ``path``."""
-        mine = [(channel, keys) for pattern, channel, keys in self.entries if names_file(pattern, path)]
+        mine = [self.entries[i][1:] for i in self._named.naming(path)]
         if not mine:
             return Corrected(tuple(signals), frozenset(), ())
         corrected, trusted, applied = [], [], []
@@ -120,27 +134,47 @@ class Corrections:
             Those that the entries exclude, whose headers need not be known.
         """
         open_entries = {(pattern, channel) for pattern, channel, _ in self.entries}
-        there = list(left_out)
-        open_files = {pattern for pattern in self.left_out if not any(names_file(pattern, path) for path in there)}
+        found = {i for path in left_out for i in self._excluded.naming(path)}
+        open_files = {pattern for i, pattern in enumerate(self.left_out) if i not in found}
         for path, signals in files:
-            open_entries = {
-                (pattern, channel)
-                for pattern, channel in open_entries
-                if not (names_file(pattern, path) and any(names_channel(channel, s) for s in signals))
-            }
             if not open_entries:
                 break
+            for i in self._named.naming(path):
+                pattern, channel, _ = self.entries[i]
+                if (pattern, channel) in open_entries and any(names_channel(channel, s) for s in signals):
+                    open_entries.discard((pattern, channel))
         return [f"'{pattern}'" for pattern in sorted(open_files)] + [
             f"'{channel}' of '{pattern}'" for pattern, channel in sorted(open_entries)
         ]
 
 
-def names_file(pattern: str, path: Path) -> bool:
-    wanted = PurePosixPath(pattern).parts
-    return len(wanted) <= len(path.parts) and all(
-        fnmatch.fnmatchcase(part.casefold(), want.casefold())
-        for part, want in zip(path.parts[len(path.parts) - len(wanted) :], wanted, strict=True)
-    )
+class Patterns:
+    """Patterns of recordings. Those without wildcards are looked up: a large cohort may have one for every night."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self.exact: dict[tuple[str, ...], list[int]] = {}
+        self.wild: list[tuple[int, list[re.Pattern[str]]]] = []
+        for i, pattern in enumerate(patterns):
+            parts = PurePosixPath(pattern.casefold()).parts
+            if any(c in pattern for c in "*?["):
+                self.wild.append((i, [re.compile(fnmatch.translate(part)) for part in parts]))
+            else:
+                self.exact.setdefault(parts, []).append(i)
+        self.lengths = sorted({len(parts) for parts in self.exact})
+
+    def naming(self, path: Path) -> list[int]:
+        """Return the numbers of the patterns that name a recording, in order."""
+        if not self.exact and not self.wild:
+            return []
+        whole = tuple(part.casefold() for part in path.parts)
+        found = [i for length in self.lengths for i in self.exact.get(whole[-length:], ())]
+        found += [
+            i
+            for i, parts in self.wild
+            if len(parts) <= len(whole)
+            and all(part.match(name) for part, name in zip(parts, whole[-len(parts) :], strict=True))
+        ]
+        return sorted(found)
 
 
 def names_channel(pattern: str, signal: Signal) -> bool:
@@ -205,8 +239,7 @@ def read_corrections(path: Path | None) -> Corrections:
 
 def unique_keys(path: Path) -> Any:
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
         if twice:
             raise SleepfmError(f"--overrides {path} names '{twice[0]}' twice in one place; join the two entries.")
         return dict(pairs)

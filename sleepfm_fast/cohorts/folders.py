@@ -6,9 +6,25 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.command import is_encodable, say
 
-__all__ = ["files_of", "files_under"]
+__all__ = ["files_of", "files_under", "name_fault", "path_text"]
+
+
+def path_text(path: Path | str) -> str:
+    r"""A path, or a text with paths, as a table can hold it: bytes that are not UTF-8 become ``\xe4``."""
+    text = str(path)
+    return text if is_encodable(text, "utf-8") else os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def name_fault(path: Path) -> str | None:
+    """Say what is wrong with a name that is not UTF-8; None where nothing is."""
+    if is_encodable(str(path), "utf-8"):
+        return None
+    return (
+        f"the name of {path_text(path)} is not valid UTF-8, so that no table or index can hold it. Rename the file or "
+        "folder (the program convmv does so for many at once), and repeat the command."
+    )
 
 
 def say_unlisted(error: OSError) -> None:

@@ -35,7 +35,7 @@ from sleepfm_fast.execution.parallel import Engine, Progress, in_parallel
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring import labels
 from sleepfm_fast.scoring.files import namesakes_of
-from sleepfm_fast.storage.atomic import remove_leftovers, write_json
+from sleepfm_fast.storage.atomic import is_leftover, remove_leftovers, write_json
 from sleepfm_fast.storage.claims import Claim, Claimed, beats, holder_of, is_live, waited
 from sleepfm_fast.store.clip_layout import VERSION, read_store_file, sdb_counts, stage_counts
 from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
@@ -136,7 +136,8 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
             settled = settle(store, cohort, request, engine)
         night = NightConfig(
             store, settled.montage, request.labels, request.events_scored,
-            str(settled.configuration["digest"]), request.corrections, namesakes_of(cohort.files),
+            str(settled.configuration["digest"]), request.corrections,
+            namesakes_of(cohort.files if request.labels is not None else ()),
             request.meanings, request.like is not None,
         )  # fmt: skip
         journal = Journal(store, request.run)
@@ -176,7 +177,7 @@ def prepare_folder(store: Path) -> None:
 
 def ours(path: Path) -> bool:
     names = (".lock", "recordings", "failures", "running", "manifest", "manifest.csv", "nights.csv")
-    return path.name in names or path.suffix == ".tmp"
+    return path.name in names or is_leftover(path)
 
 
 def store_lock(store: Path) -> Any:

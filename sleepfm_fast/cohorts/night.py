@@ -18,13 +18,22 @@ from typing import Any
 from sleepfm_fast.annotations import read_scoring, scoring_of
 from sleepfm_fast.channels import Montage, assign, likely_slot
 from sleepfm_fast.cohorts.corrections import Corrections
+from sleepfm_fast.cohorts.folders import name_fault, path_text
 from sleepfm_fast.cohorts.participants import Participant
 from sleepfm_fast.edf import Recording
 from sleepfm_fast.errors import SleepfmError, is_own_source, refused_by_system
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.recordings import open_recording
-from sleepfm_fast.scoring.files import NOT_USED, SEEMS_TO_LIE, ending, find_scorings, scoring_folder, similar_scorings
+from sleepfm_fast.scoring.files import (
+    NOT_USED,
+    SEEMS_TO_LIE,
+    Namesakes,
+    ending,
+    find_scorings,
+    scoring_folder,
+    similar_scorings,
+)
 from sleepfm_fast.scoring.labels import ClipGrid, clip_labels, refuse_endless
 from sleepfm_fast.scoring.respiratory_counts import respiratory_counts
 from sleepfm_fast.scoring.stages import EPOCH_S, respiratory_event_of, stage_of
@@ -71,7 +80,7 @@ class NightConfig:
     events_scored: bool
     configuration_digest: str
     corrections: Corrections = field(default_factory=Corrections)
-    namesakes: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    namesakes: Namesakes = field(default_factory=Namesakes)
     meanings: Mapping[str, str] = field(default_factory=dict)
     like: bool = False
 
@@ -102,7 +111,7 @@ def read_night(
     *,
     events_scored: bool = False,
     corrections: Corrections | None = None,
-    namesakes: Mapping[str, Sequence[Path]] | None = None,
+    namesakes: Namesakes | None = None,
     meanings: Mapping[str, str] | None = None,
 ) -> Night:
     """Read a recording's header and scoring, fill the slots and cut the clips.
@@ -120,7 +129,7 @@ def read_night(
         Respiratory events were scored, so that a clip without one has none.
     corrections : Corrections, optional
         What the user corrects in the header.
-    namesakes : mapping of str to sequence of Path, optional
+    namesakes : Namesakes, optional
         The cohort's recordings that share a name; see :func:`sleepfm_fast.scoring.files.find_scoring`.
     meanings : mapping of str to str, optional
         What texts of the scoring stand for, as :func:`sleepfm_fast.scoring.texts.parse_meanings` gives them.
@@ -128,8 +137,10 @@ def read_night(
     Raises
     ------
     SleepfmError
-        When the recording, or a scoring given by ``labels``, cannot be read.
+        When the recording, or a scoring given by ``labels``, cannot be read, or its name cannot be kept.
     """
+    if fault := name_fault(path):
+        raise SleepfmError(fault)
     recording, corrected = (corrections or Corrections()).apply_to(open_recording(path))
     refuse_endless(path, recording.n_records * recording.record_s)
     assignments = assign(recording.signals, montage, trusted=corrected.trusted)
@@ -167,7 +178,7 @@ def read_night(
 def night_scoring(
     recording: Recording,
     labels: Path | None,
-    namesakes: Mapping[str, Sequence[Path]] | None,
+    namesakes: Namesakes | None,
     meanings: Mapping[str, str],
     issues: list[str],
 ) -> tuple[Scoring | None, Path | None, Path | None, tuple[Path, ...], tuple[Path, ...]]:
@@ -285,7 +296,7 @@ def attempt_night(path: Path, name: str, participant: Participant, config: Night
     began_s = time.monotonic()
     mark = config.store / STARTED / name
     with suppress(OSError):  # without a mark a death costs more, nothing else
-        mark.write_text(f"{path}\n{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
+        mark.write_text(f"{path_text(path)}\n{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
     row = process_night(path, name, participant, config)
     mark.unlink(missing_ok=True)
     return replace(row, seconds=time.monotonic() - began_s, host=socket.gethostname())

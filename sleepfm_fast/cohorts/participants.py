@@ -38,6 +38,7 @@ from sleepfm_fast.cli.path_kinds import PREPARED, RECORDINGS
 from sleepfm_fast.cohorts.sexes import MISSING, codes_in, sexes_of
 from sleepfm_fast.cohorts.visits import EXAMPLES, told_visit, visit_of
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import first_lines
 
 __all__ = ["Participant", "Participants", "read_participants"]
 
@@ -126,7 +127,8 @@ class Participants:
     rows: tuple[Participant, ...] = ()
     issues: tuple[str, ...] = ()
     ends_names: bool = False
-    _by_name: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
+    _by_name: dict[tuple[str, ...], int] = field(init=False, repr=False, default_factory=dict)
+    _longest: int = field(init=False, repr=False, default=0)
     _by_subject: dict[str, list[int]] = field(init=False, repr=False, default_factory=dict)
     _visits: frozenset[str] = field(init=False, repr=False, default=frozenset())
 
@@ -134,9 +136,10 @@ class Participants:
         """Prepare the look-up by name."""
         for i, row in enumerate(self.rows):
             if row.recording is not None:
-                name = parts_of(row.recording)[-1]
-                for key in {same_text(name), same_text(stem_of(name))}:
-                    self._by_name.setdefault(key, []).append(i)
+                # By all that the row names, folders too: the nights of a cohort may all be called night1.edf.
+                parts = tuple(same_text(part) for part in parts_of(row.recording))
+                self._by_name.setdefault(parts, i)
+                self._longest = max(self._longest, len(parts))
             elif row.subject is not None:
                 self._by_subject.setdefault(same_text(row.subject), []).append(i)
                 if self.ends_names and row.subject.isdigit():  # 1 is written 0001 in mesa-sleep-0001.edf
@@ -151,17 +154,12 @@ class Participants:
         SleepfmError
             Where its subject has a row for every visit and nothing tells which the recording is of.
         """
-        candidates = self._by_name.get(same_text(path.name), []) + self._by_name.get(same_text(path.stem), [])
-        whole = [same_text(p) for p in (*path.parent.parts, path.name)]
-        best: tuple[int, int] | None = None
-        for i in candidates:
-            parts = [same_text(p) for p in parts_of(self.rows[i].recording or "")]
-            ending = whole[-len(parts) :]
-            same_file = parts[-1] in (ending[-1], stem_of(ending[-1]))
-            if same_file and parts[:-1] == ending[:-1] and (best is None or len(parts) > best[0]):
-                best = len(parts), i
-        if best is not None:
-            return best[1]
+        whole = tuple(same_text(p) for p in (*path.parent.parts, path.name))
+        for length in range(min(self._longest, len(whole)), 0, -1):
+            folders = whole[len(whole) - length : -1]
+            for name in (whole[-1], stem_of(whole[-1])):
+                if (row := self._by_name.get((*folders, name))) is not None:
+                    return row
         stem = same_text(path.stem)
         separators = list(re.finditer(r"[^a-z0-9]", stem))
         names = [stem] + [stem[: m.start()] for m in reversed(separators)]
@@ -300,7 +298,8 @@ def read_participants(path: Path) -> Participants:
         )
     if "subject" in columns and "recording" in columns and counts_nights(header, table[1:], columns["recording"]):
         del columns["recording"]
-    issues: list[str] = []
+    nameless: list[str] = []
+    ages: list[str] = []
     rows: list[Participant] = []
     seen: dict[str, int] = {}
     facts: dict[str, tuple[str, str]] = {}
@@ -309,7 +308,7 @@ def read_participants(path: Path) -> Participants:
         row = {name: cells[i].strip() if i < len(cells) else "" for name, i in columns.items()}
         recording, subject = row.get("recording") or None, row.get("subject") or None
         if recording is None and subject is None:
-            issues.append(f"{path.name}, row {number}: neither recording nor subject is given; the row is left out.")
+            nameless.append(f"{path.name}, row {number}: neither recording nor subject is given; the row is left out.")
             continue
         visit = None if row.get("visit", "").casefold() in MISSING else visit_of(row["visit"])
         key = (recording or subject or "").casefold()
@@ -339,11 +338,13 @@ def read_participants(path: Path) -> Participants:
             Participant(
                 recording,
                 subject,
-                parse_age(row.get("age", ""), f"{path.name}, row {number}", issues),
+                parse_age(row.get("age", ""), f"{path.name}, row {number}", ages),
                 row.get("sex", ""),
                 visit,
             )
         )
+    issues = first_lines(ages, f"{path.name}:", "more age is left out", "more ages are left out")
+    issues += first_lines(nameless, f"{path.name}:", "more row is left out", "more rows are left out")
     rows = with_sexes(rows, path.name, issues, header[columns["sex"]] if "sex" in columns else "")
     issues += [*unknown_columns(header, columns, path.name), *alike_subjects(rows, path.name)]
     ends_names = "subject" in columns and folded(header[columns["subject"]]) in NSRR_IDS
@@ -396,9 +397,12 @@ def with_sexes(rows: Sequence[Participant], name: str, issues: list[str], header
     for row in parsed:
         if row.subject is not None and row.sex is not None:
             of_subject.setdefault(row.subject, set()).add(row.sex)
-    for subject, found in of_subject.items():
-        if len(found) > 1:
-            issues.append(f"{name}: the subject {subject} has the sexes {' and '.join(sorted(found))} in several rows.")
+    several = [
+        f"{name}: the subject {subject} has the sexes {' and '.join(sorted(found))} in several rows."
+        for subject, found in of_subject.items()
+        if len(found) > 1
+    ]
+    issues += first_lines(several, f"{name}:", "more subject has two sexes", "more subjects have two sexes")
     return parsed
 
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import counted, first_lines
 
 __all__ = ["MISSING", "codes_in", "sexes_of"]
 
@@ -83,11 +83,12 @@ def sexes_of(given: Sequence[str], name: str, issues: list[str], header: str = "
         nothing = cell.casefold() in MISSING or (key == "0" and coded)
         found.append(None if nothing else words.get(key, cell))
     unknown = Counter(sex for sex in found if sex not in (None, "M", "F"))
-    for sex, n in unknown.items():
-        issues.append(
-            f"{name}: the sex '{sex}' of {counted(n, 'row')} is neither male nor female; it is kept, without a label "
-            "of sex."
-        )
+    neither = [
+        f"{name}: the sex '{sex}' of {counted(n, 'row')} is neither male nor female; it is kept, without a label of "
+        "sex."
+        for sex, n in unknown.items()
+    ]
+    issues += first_lines(neither, f"{name}:", "more text is no sex", "more texts are no sexes")
     return found
 
 

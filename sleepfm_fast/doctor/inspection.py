@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_te
 from sleepfm_fast.cli.command import to_json
 from sleepfm_fast.cohorts.cohort import Header, read_header
 from sleepfm_fast.cohorts.corrections import Corrections
+from sleepfm_fast.cohorts.folders import path_text
 from sleepfm_fast.cohorts.ingest import Cohort, Request
 from sleepfm_fast.cohorts.night import Night, read_night, refuse_empty
 from sleepfm_fast.doctor.cohort_findings import cohort_findings
@@ -22,7 +23,7 @@ from sleepfm_fast.doctor.measures import ChannelMeasures, measure_night
 from sleepfm_fast.doctor.night_findings import night_findings, unreadable
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Engine, Progress, WorkersLost, in_parallel
-from sleepfm_fast.scoring.files import namesakes_of
+from sleepfm_fast.scoring.files import Namesakes, namesakes_of
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.storage.atomic import replace_file
 from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
@@ -97,7 +98,7 @@ def inspect_night(
     labels: Path | None,
     events_scored: bool,
     corrections: Corrections,
-    namesakes: Mapping[str, Sequence[Path]],
+    namesakes: Namesakes,
     meanings: Mapping[str, str],
     like: bool,
 ) -> NightReport:
@@ -223,14 +224,14 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
 
     if len(reports) <= NIGHTS_SHOWN:
         for night in reports:
-            print("\n".join(night_lines(night, tables)) + "\n")
-    print("\n".join(cohort_lines(reports, montage, sorted(excluded), tables)))
+            print(path_text("\n".join(night_lines(night, tables)) + "\n"))
+    print(path_text("\n".join(cohort_lines(reports, montage, sorted(excluded), tables))))
     if unresolved is not None:
         print(f"  {unresolved}")
     if unused:
         print(f"  notice: --overrides names recordings or channels that no file has: {', '.join(unused[:10])}")
     print()
-    print("\n".join(finding_lines(findings)))
+    print(path_text("\n".join(finding_lines(findings))))
 
     stages, sdb = Counter[str](), Counter[str]()
     for night in good:
@@ -255,7 +256,7 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
         "montage_unresolved": unresolved,
     }
     if report is not None:
-        write_report(report, {**summary, "files": [facts_of(night) for night in reports], "findings": findings})
+        write_report(report, summary, {"files": map(facts_of, reports), "findings": findings})
     status = int(len(good) < len(reports) or not good or unresolved is not None)
     return {**summary, "report": None if report is None else str(report), "exit_status": status}
 
@@ -273,20 +274,27 @@ def chosen_montage(request: Request, headers: Sequence[Header]) -> tuple[Montage
         return montage, {}, f"{error} Shown here is the montage '{montage.name}'."
 
 
-def write_report(path: Path, content: dict[str, Any]) -> None:
-    """Write the whole report as JSON."""
+def write_report(path: Path, summary: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]) -> None:
+    """Write the whole report as JSON, one element of the lists at a time: those of 15,000 nights take gigabytes."""
     try:
         with replace_file(path) as file:
-            file.write((to_json(content, indent=1) + "\n").encode())
+            file.write(to_json(summary, indent=1).removesuffix("\n}").encode())
+            for name, values in lists.items():
+                file.write(f",\n {json.dumps(name)}: [".encode())
+                end = "]"
+                for i, value in enumerate(values):
+                    text = to_json(value, indent=1).replace("\n", "\n  ")
+                    file.write(f"{',' if i else ''}\n  {text}".encode())
+                    end = "\n ]"
+                file.write(end.encode())
+            file.write(b"\n}\n")
     except OSError as error:
         raise SleepfmError(f"--json {path} cannot be written: {error.strerror or error}.") from None
 
 
 def facts_of(night: NightReport) -> dict[str, Any]:
     """Fields of a night without its findings, which stand with all the others."""
-    facts: dict[str, Any] = json.loads(to_json(night))
-    del facts["findings"]
-    return facts
+    return {f.name: getattr(night, f.name) for f in fields(night) if f.name != "findings"}
 
 
 def examine(files: Sequence[Path], montage: Montage, request: Request, engine: Engine) -> list[NightReport]:
@@ -295,16 +303,20 @@ def examine(files: Sequence[Path], montage: Montage, request: Request, engine: E
     progress = Progress("files", len(files))
 
     def run(paths: Sequence[Path], *, alone: bool) -> None:
-        shared = (
-            montage,
-            request.labels,
-            request.events_scored,
-            request.corrections,
-            namesakes_of(files),
-            request.meanings,
-            request.like is not None,
-        )
-        arguments = [(p, *shared) for p in paths]
+        namesakes = namesakes_of(files if request.labels is not None else ())
+        arguments = [
+            (
+                path,
+                montage,
+                request.labels,
+                request.events_scored,
+                request.corrections.of(path),
+                namesakes,
+                request.meanings,
+                request.like is not None,
+            )
+            for path in paths
+        ]
         for night in in_parallel(inspect_night, arguments, engine, own_process=alone):
             reports[night.path] = night
             progress.step(failed=night.failure is not None)

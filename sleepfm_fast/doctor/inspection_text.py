@@ -12,7 +12,7 @@ from sleepfm_fast.channels import Montage
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.summary import percentages
 from sleepfm_fast.doctor.findings import Finding
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import counted, first_of
 from sleepfm_fast.scoring.stages import EPOCH_S
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def cohort_lines(
     clips = sum(report.n_clips for report in good)
     lines.append(f"  {counted(clips, 'clip')}, {clips * EPOCH_S / 3600:.2f} hours")
     if excluded:
-        lines.append(f"  passed over, annotations only: {', '.join(str(path) for path in excluded)}")
+        lines.append(f"  passed over, annotations only: {first_of([str(path) for path in excluded], 10)}")
     unknown = tables.unknown_recordings(report.path for report in reports)
     if unknown:
         lines.append(f"  the participants table names recordings that were not given: {', '.join(unknown[:10])}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import say
 
 if TYPE_CHECKING:
@@ -83,8 +83,6 @@ def resample(
     draws : int32 [B, S]
         From :func:`sleepfm_fast.evaluation.metrics.bootstrap_subjects`.
     """
-    from tqdm import tqdm
-
     from sleepfm_fast.evaluation import metrics
 
     n_subjects = draws.shape[1]
@@ -92,7 +90,7 @@ def resample(
     weights = np.vstack([np.ones((1, n_subjects), np.int32), draws])
     confusion = metrics.confusion_by_subject(labels, trained[scores.argmax(1)], group, len(task.names), n_subjects)
     auroc, auprc, notes = {}, {}, {}
-    for k in tqdm(task.scored, desc="bootstrap", unit="class", file=sys.stderr, disable=not progress):
+    for k in progress_bar(task.scored, desc="bootstrap", unit="class", disable=not progress):
         positive = labels == k
         if k not in trained:
             notes[k] = "absent from the training clips, so it is never predicted"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation import imputation
@@ -227,13 +227,11 @@ def _fit_in_memory(features: Features, labels: npt.NDArray[np.int8], c: float, m
 
 
 def _fit_blocks(features: Features, labels: npt.NDArray[np.int8], c: float, max_iter: int) -> tuple[Any, ...]:
-    from tqdm import tqdm
-
     from sleepfm_fast.evaluation.block_logistic import minimise
 
     classes, code = np.unique(labels, return_inverse=True)
     weight = len(labels) / (len(classes) * np.bincount(code))
-    with tqdm(desc="fit", unit="pass", file=sys.stderr) as bar:
+    with progress_bar(desc="fit", unit="pass") as bar:
 
         def progress(_: int, loss: float) -> None:
             bar.set_postfix_str(f"loss {loss:.5f}", refresh=False)

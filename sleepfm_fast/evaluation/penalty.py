@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.classification import log_odds
@@ -28,15 +28,13 @@ CRITERION = "macro AUROC on the validation subjects"
 
 def scores(features: Features, model: LogisticModel, *, progress: bool = True) -> npt.NDArray[np.float64]:
     """Return the log-odds [n, k] of every class for every clip; features are read block by block."""
-    from tqdm import tqdm
-
     from sleepfm_fast.evaluation import logistic
 
     starts = range(0, len(features), logistic.BLOCK)
     return np.concatenate(
         [
             log_odds(model.logits(features[start : start + logistic.BLOCK]))
-            for start in tqdm(starts, desc="scores", unit="block", file=sys.stderr, disable=not progress)
+            for start in progress_bar(starts, desc="scores", unit="block", disable=not progress)
         ]
     )
 

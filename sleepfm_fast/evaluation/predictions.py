@@ -13,13 +13,14 @@
 from __future__ import annotations
 
 import csv
-import io
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -29,16 +30,17 @@ from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.evaluation.predicted_nights import night_columns, night_row
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.stages import EPOCH_S
-from sleepfm_fast.storage.atomic import replace_folder
+from sleepfm_fast.storage.atomic import replace_folder, synchronise
 from sleepfm_fast.storage.csv_table import csv_table
 from sleepfm_fast.storage.standing import FolderKind, claimed_folder
-from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = ["Predicted", "claimed_predictions", "edf_annotations", "stage_spans", "starts_of", "write_predictions"]
 
 FILE = "predictions.json"
 KIND = FolderKind("a folder of predictions", FILE)
 HEAD = ("format", "version", "made_of")
+ROWS = 4096
+"""Rows of ``predictions.csv`` that are in memory at a time."""
 RECORD_BYTES = 60_000
 """Size up to which a data record is filled: EDF allows 61,440 bytes."""
 
@@ -140,14 +142,13 @@ def write_predictions(
     """
     words, nights = found.words, []
     with replace_folder(path) as folder:
-        _write(folder / "predictions.csv", _predictions_text(found, words).encode())
+        with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
+            _write_predictions(file, found, words)
         kind = ANNOTATED.get(task)
         if kind is not None:
             (folder / kind.folder).mkdir()
-        for index in np.unique(found.recording).tolist():
-            rows = np.flatnonzero(found.recording == index)
-            rows = rows[np.argsort(found.onset_s[rows], kind="stable")]
-            name, onsets = found.recordings[index], found.onset_s[rows].tolist()
+        for rows in _nights(found):
+            name, onsets = found.recordings[found.recording[rows[0]]], found.onset_s[rows].tolist()
             classes = [words[i] for i in rows.tolist()]
             nights.append(night_row(found, task, rows.tolist(), classes))
             if kind is None:
@@ -175,39 +176,49 @@ def write_predictions(
         }
         head = {"format": "sleepfm_fast predictions", "version": 1, "made_of": made_of}
         _write(folder / FILE, (to_json({**head, **plain(full)}, indent=1) + "\n").encode())
+        # At the end: waiting for the disk after each of 30,000 small files would take longer than the predictions.
+        for path_in, _, files in os.walk(folder):
+            for name in files:
+                synchronise(Path(path_in, name))
+            synchronise(Path(path_in))
     say(f"wrote {path}")
     result: dict[str, Any] = plain(full)
     return result
 
 
+def _nights(found: Predicted) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield every night's clips in the order of time: sorted once, not looked for among all clips night by night."""
+    order = np.lexsort((found.onset_s, found.recording))
+    yield from np.split(order, np.flatnonzero(np.diff(found.recording[order])) + 1)
+
+
 def _write(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
-        file.flush()
-        synchronise_descriptor(file.fileno())
 
 
-def _predictions_text(found: Predicted, words: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def _write_predictions(file: TextIO, found: Predicted, words: Sequence[str]) -> None:
+    """Write the rows of all clips, some thousands at a time: as lists, those of a large cohort take gigabytes."""
+    writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
         ["subject", "recording", "onset_s", "duration_s", "predicted", *(f"p_{name}" for name in found.names), "scored"]
     )
-    columns = (found.subject.tolist(), found.recording.tolist(), found.onset_s.tolist(), found.scored.tolist())
-    for i, (subject, recording, onset_s, scored) in enumerate(zip(*columns, strict=True)):
-        p = found.probability[i]
-        writer.writerow(
-            [
-                found.subjects[subject],
-                found.recordings[recording],
-                f"{onset_s:.10g}",
-                EPOCH_S,
-                words[i],
-                *(f"{value:.5f}" if np.isfinite(value) else "" for value in p),
-                found.all_names[scored] if scored >= 0 else "",
-            ]
-        )
-    return text.getvalue()
+    for begin in range(0, len(words), ROWS):
+        part = slice(begin, begin + ROWS)
+        columns = (found.subject, found.recording, found.onset_s, found.scored, found.probability)
+        of_part = zip(words[part], *(column[part].tolist() for column in columns), strict=True)
+        for word, subject, recording, onset_s, scored, p in of_part:
+            writer.writerow(
+                [
+                    found.subjects[subject],
+                    found.recordings[recording],
+                    f"{onset_s:.10g}",
+                    EPOCH_S,
+                    word,
+                    *(f"{value:.5f}" if math.isfinite(value) else "" for value in p),
+                    found.all_names[scored] if scored >= 0 else "",
+                ]
+            )
 
 
 Spans = list[tuple[float, float, str]]

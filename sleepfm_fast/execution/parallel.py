@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from sleepfm_fast.cli.bars import LOG_EVERY_S
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.forked import CAN_FORK, in_copy
 from sleepfm_fast.plurals import agreeing, counted
@@ -29,8 +30,6 @@ __all__ = ["Backend", "Engine", "Progress", "WorkersLost", "dispatched", "in_par
 Backend = Literal["loky", "threading", "dask", "ray"]
 Result = TypeVar("Result")
 
-LOG_EVERY_S = 30.0
-"""How often a line of progress is written where standard error is not a terminal, as in a batch job."""
 CONNECT_S = 10.0
 """How long a dask scheduler may take to answer."""
 RAY_CHUNK = 8

@@ -167,8 +167,7 @@ def read_tals(
         leads = silent[row] and record != last_record and column < first_length
         last_record = record
         if not ONSET.fullmatch(stamp):
-            if b"," in stamp and b"." not in stamp:
-                stamp = stamp.replace(b",", b".")
+            stamp = stamp.replace(b",", b".")
             if not mark or not LENIENT.fullmatch(stamp):
                 faults.setdefault("without a readable onset are left out", []).append(repr(chunk.group()[:24]))
                 continue

@@ -13,6 +13,7 @@ from sleepfm_fast.reproduction.facts import Facts
 from sleepfm_fast.reproduction.omissions import answerable
 from sleepfm_fast.reproduction.paper_tables import PaperTable
 from sleepfm_fast.reproduction.presets import PRESETS, Preset
+from sleepfm_fast.reproduction.stratified_tables import STRATIFIED, stratified_tables
 
 if TYPE_CHECKING:
     from sleepfm_fast.reproduce import Config
@@ -83,7 +84,8 @@ def chosen_preset(config: Config) -> Preset:
 
 def chosen_tables(config: Config, preset: Preset, facts: Facts, external: Facts | None) -> list[PaperTable]:
     """Tables and figures to make, in the order asked for, without what the stores cannot answer."""
-    numbers = parse_numbers(config.tables, paper_tables.TABLES, "--tables")
+    known = sorted((*paper_tables.TABLES, *STRATIFIED))
+    numbers = parse_numbers(config.tables, known, "--tables")
     figures = parse_numbers(config.figures, paper_tables.FIGURES, "--figures")
     if config.external is not None and 8 not in numbers:
         raise SleepfmError(f"--external {config.external} serves Table 8, which --tables {config.tables} leaves out.")
@@ -91,7 +93,9 @@ def chosen_tables(config: Config, preset: Preset, facts: Facts, external: Facts 
         say("notice: Table 8 needs a second store, --external STORE2; it is left out.")
         numbers = tuple(n for n in numbers if n != 8)
     n_training = facts.subjects["train"]
-    tables = [paper_tables.make_table(n) for n in numbers]
+    tables = [paper_tables.make_table(n) for n in numbers if n not in STRATIFIED]
+    if any(n in STRATIFIED for n in numbers):
+        tables += stratified_tables()
     if 2 in figures:
         tables.append(paper_tables.few_shot_figure(preset.few_shot_subjects, preset.few_shot_replicates, n_training))
     if 3 in figures:

@@ -14,14 +14,19 @@ from sleepfm_fast.plurals import counted
 from sleepfm_fast.reproduction.experiments import MODALITIES, Evaluation, Modality, Run, Source, Task
 
 __all__ = [
+    "AGES",
     "FIGURES",
+    "METHODS",
     "PAPER_CANDIDATES",
     "TABLES",
+    "TITLES",
     "WITH_CHANCE",
     "Cell",
     "PaperTable",
     "few_shot_figure",
     "make_table",
+    "pretraining_figure",
+    "run_of",
     "size_table",
 ]
 

@@ -97,6 +97,8 @@ def look_up(record: Mapping[str, Any], path: tuple[str, ...]) -> list[Any]:
 
 def averaged_classes(record: Mapping[str, Any], path: tuple[str, ...]) -> int | None:
     """How many classes a figure is the mean of, None where it is none of classes or the record does not say."""
+    if path[0] == "strata":
+        record, path = record["strata"][path[1]][path[2]], path[3:]
     if path[0] == "macro":
         averaged: int | None = record["macro"].get("n_classes")
         return averaged
@@ -110,9 +112,12 @@ def averaged_classes(record: Mapping[str, Any], path: tuple[str, ...]) -> int | 
 
 
 def tested_clips(record: Mapping[str, Any], path: tuple[str, ...]) -> int | None:
-    """How many clips a result was tested on, None where it does not say."""
+    """How many clips a result was tested on, None where it does not say.
+
+    Of strata neither: the table of all test subjects says it.
+    """
     test: Mapping[str, int] = record.get("test", {})
-    return None if path[0] == "directions" else test.get("n_clips")
+    return None if path[0] in ("directions", "strata") else test.get("n_clips")
 
 
 def too_few(source: Source, record: Mapping[str, Any], path: tuple[str, ...]) -> str:
@@ -162,7 +167,8 @@ def read_cell(cell: Cell, layout: Layout) -> Found:
             is_there = (layout.result(source) / "result.json").exists()
             return Found(None, note="damaged: remove the result's folder and run again" if is_there else "not computed")
         except (KeyError, StopIteration, TypeError):
-            return Found(None, note="not in the result")
+            is_stratum = cell.path[0] == "strata" and "strata" in record
+            return Found(None, note="no test subjects are known to be of it" if is_stratum else "not in the result")
     n_classes = min(classes, default=None)
     n_test = tested.pop() if len(tested) == 1 else None
     numbers = [x for v in values if (x := number(v)) is not None]
@@ -229,17 +235,24 @@ def ours_text(cell: Mapping[str, Any]) -> str:
 
 
 def remarks(cells: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Notes and the cells they are about; a method all of whose cells have the note is named alone."""
+    """Notes and the cells they are about; a method, or a row, all of whose cells have the note is named alone."""
     found = []
     for note in dict.fromkeys(c["note"] for c in cells if c["note"]):
-        places: list[str] = []
-        for method in dict.fromkeys(c["method"] for c in cells):
-            of_method = [c for c in cells if c["method"] == method]
-            noted = [c for c in of_method if c["note"] == note]
-            if len(noted) == len(of_method):
-                places.append(method)
-            else:
-                places += [f"{method} {c['row']} {c['figure']}" for c in noted]
+
+        def noted(key: str, note: str = note) -> list[str]:
+            values = dict.fromkeys(c[key] for c in cells)
+            return [v for v in values if all(c["note"] == note for c in cells if c[key] == v)]
+
+        methods, rows = noted("method"), noted("row")
+        if len(methods) == len({c["method"] for c in cells}):
+            rows = []
+        places = [*methods, *rows]
+        places += [
+            f"{c['method']} {c['row']} {c['figure']}"
+            for method in dict.fromkeys(c["method"] for c in cells)
+            for c in cells
+            if (c["method"], c["note"]) == (method, note) and method not in methods and c["row"] not in rows
+        ]
         found.append((note, ", ".join(places)))
     return found
 

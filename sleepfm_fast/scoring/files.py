@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from sleepfm_fast.cli.path_kinds import RECORDINGS
+from sleepfm_fast.scoring.folder_owners import FolderOwners
 from sleepfm_fast.scoring.timed_texts import ScoringError
 
 __all__ = [
-    "NOT_USED", "SEEMS_TO_LIE", "ending", "find_scoring", "find_scorings", "namesakes_of", "scoring_folder",
-    "similar_scorings",
+    "NOT_USED", "SEEMS_TO_LIE", "Namesakes", "ending", "find_scoring", "find_scorings", "namesakes_of",
+    "scoring_folder", "similar_scorings",
 ]  # fmt: skip
 
 # Beside a recording, in this order: S is the recording's name without its suffix.
@@ -52,6 +57,8 @@ SEEMS_TO_LIE = "seems to lie in"
 """Stands in the remark that names the folder of :func:`scoring_folder`."""
 SCORINGS = re.compile(r"annot|scor|hypno|label|staging|stages|events", re.IGNORECASE)
 MANY_FOLDERS = 8
+SETTLED_NS = 2_000_000_000
+"""A folder that was changed less than this ago may change once more without another time: some systems count in 2 s."""
 FOLDERS_UP = 4
 """``edfs/lab/full/homepap-lab-full-1600001.edf`` has its scoring beside ``edfs``."""
 
@@ -74,18 +81,42 @@ MANY = 2
 """Stages and events may lie in two files; numbers that more files share say nothing."""
 
 
-def namesakes_of(recordings: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
-    """Recordings that share a file name without suffix, by that name in lower case; names of one recording are left."""
+@dataclass(frozen=True)
+class Namesakes:
+    """Recordings that share a file name without suffix with another one, in a folder of their own.
+
+    They are kept as one text: a cohort may have a ``night1.edf`` in each of 15,000 folders, and all of them go to a
+    worker process with every night.
+    """
+
+    text: str = ""
+
+    def of(self, stem: str) -> tuple[Path, ...]:
+        """Return the recordings of a name in lower case; none where at most one recording has it."""
+        return by_stem(self.text).get(stem, ()) if self.text else ()
+
+
+@lru_cache(maxsize=4)
+def by_stem(text: str) -> dict[str, tuple[Path, ...]]:
+    found: dict[str, list[Path]] = {}
+    for path in map(Path, text.split("\0")):
+        found.setdefault(path.stem.casefold(), []).append(path)
+    return {stem: tuple(paths) for stem, paths in found.items()}
+
+
+def namesakes_of(recordings: Iterable[Path]) -> Namesakes:
+    """Recordings of a cohort that share a name, in different folders."""
     found: dict[str, list[Path]] = {}
     for path in recordings:
         found.setdefault(path.stem.casefold(), []).append(path)
-    return {stem: tuple(paths) for stem, paths in found.items() if len({path.parent for path in paths}) > 1}
+    shared = [paths for paths in found.values() if len({path.parent for path in paths}) > 1]
+    return Namesakes("\0".join(str(path) for paths in shared for path in paths))
 
 
 def find_scoring(
     recording_path: str | Path,
     labels: str | Path | None = None,
-    namesakes: Mapping[str, Sequence[Path]] | None = None,
+    namesakes: Namesakes | None = None,
 ) -> Path | None:
     """Return the first of :func:`find_scorings`, None where there is none."""
     return next(iter(find_scorings(recording_path, labels, namesakes)), None)
@@ -94,7 +125,7 @@ def find_scoring(
 def find_scorings(
     recording_path: str | Path,
     labels: str | Path | None = None,
-    namesakes: Mapping[str, Sequence[Path]] | None = None,
+    namesakes: Namesakes | None = None,
 ) -> tuple[Path, ...]:
     """Find the files of labels that belong to a recording, the one to be preferred first.
 
@@ -105,7 +136,7 @@ def find_scorings(
     labels : str or Path, optional
         A file, which is taken as it is, or a folder, searched with all its subfolders. By default the recording's own
         folder is searched, without subfolders.
-    namesakes : mapping of str to sequence of Path, optional
+    namesakes : Namesakes, optional
         The cohort's recordings that share a name, as :func:`namesakes_of` gives them.
 
     Returns
@@ -129,45 +160,42 @@ def find_scorings(
     bids = re.fullmatch(r"(.+)_(?:eeg|psg)", stem)
     psg = re.fullmatch(r"(.+)[-_ ](?:eeg|psg)", stem)
     if labels is None:
-        # A cohort may keep thousands of nights in one folder: only what is named like this one is looked at.
-        match = sleep_edf or psg
-        start = (match[1] if match is not None else stem).partition("_task-")[0]
-        folder = recording_path.parent
-        with os.scandir(folder) as entries:
-            names = files_by_name(folder / e.name for e in entries if e.name.casefold().startswith(start))
+        files = listed(recording_path.parent)
     else:
         labels = Path(labels)
         if labels.is_file():
             return (labels,)
         if not labels.is_dir():
             raise ScoringError(f"labels {labels}: there is no such file or folder.")
-        names = files_below(labels, labels.stat().st_mtime_ns)
-    groups = [names.get(stem + suffix, ()) for suffix in BESIDE if suffix != FIRST_SCORER]
+        files = files_below(labels, labels.stat().st_mtime_ns)
+    names = [stem + suffix for suffix in BESIDE if suffix != FIRST_SCORER]
     if psg:
-        groups += [names.get(psg[1] + suffix, ()) for suffix in BESIDE_PSG]
+        names += [psg[1] + suffix for suffix in BESIDE_PSG]
     if sleep_edf:
         pattern = re.compile(re.escape(sleep_edf[1]) + r"\w-hypnogram\.edf")
-        groups += [names[name] for name in sorted(names) if pattern.fullmatch(name)]
+        names += [name for name in files.starting(sleep_edf[1]) if pattern.fullmatch(name)]
     if bids:
         without_task = re.sub(r"_task-[^_]+", "", bids[1])
-        groups += [names.get(start + s, ()) for start in dict.fromkeys((bids[1], without_task)) for s in BESIDE_BIDS]
-    if (first := names.get(stem + FIRST_SCORER)) and not is_recording(recording_path, FIRST_SCORER.partition(".")[0]):
-        groups.append(first)
+        names += [start + s for start in dict.fromkeys((bids[1], without_task)) for s in BESIDE_BIDS]
+    first = stem + FIRST_SCORER
+    if files.get(first) and not is_recording(recording_path, FIRST_SCORER.partition(".")[0]):
+        names.append(first)
     same = recording_path.resolve()
-    others = [path for path in (namesakes or {}).get(stem, ()) if path.resolve() != same]
     found: dict[Path, None] = {}
-    for group in groups:
-        files = [path for path in group if path.resolve() != same]
+    for name in names:
+        group = files.get(name)
+        if not group:
+            continue
         if labels is None:
-            found |= dict.fromkeys(files)
-        elif files:
-            try:
-                own = owned(recording_path, files, others, labels)
-            except ScoringError:
-                if not found:  # what only completes a scoring need not be told apart
-                    raise
-            else:
-                found |= {} if own is None else {own: None}
+            found |= dict.fromkeys(path for path in group if path.resolve() != same)
+            continue
+        try:
+            own = owned(recording_path, labels, files, name, namesakes or Namesakes())
+        except ScoringError:
+            if not found:  # what only completes a scoring need not be told apart
+                raise
+        else:
+            found |= {} if own is None or own.resolve() == same else {own: None}
     return tuple(found)
 
 
@@ -199,7 +227,7 @@ def similar_scorings(recording_path: str | Path, labels: str | Path | None = Non
         return ()
     taken = {recording_path.stem.casefold() + suffix for suffix in BESIDE}  # if not used, then for their folders
     files = files_by_numbers(folder, labels is not None, folder.stat().st_mtime_ns).get(numbers, ())
-    similar = tuple(file for file in files if file.name.casefold() not in taken)
+    similar = tuple(itertools.islice((file for file in files if file.name.casefold() not in taken), MANY + 1))
     return similar if len(similar) <= MANY else ()
 
 
@@ -246,64 +274,99 @@ def numbers_in(name: str) -> tuple[int, ...]:
 @lru_cache(maxsize=8)
 def files_by_numbers(folder: Path, deep: bool, modified_ns: int) -> dict[tuple[int, ...], tuple[Path, ...]]:
     """List what may be scorings by the numbers in their names; again when ``modified_ns`` has changed."""
-    found: dict[tuple[int, ...], tuple[Path, ...]] = {}
+    found: dict[tuple[int, ...], list[Path]] = {}
     for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
         if path.name.casefold().endswith(ENDINGS) and os.path.isfile(path):  # noqa: PTH113
-            numbers = numbers_in(path.stem)
-            found[numbers] = (*found.get(numbers, ()), path)
-    return found
+            found.setdefault(numbers_in(path.stem), []).append(path)
+    return {numbers: tuple(paths) for numbers, paths in found.items()}
 
 
-def owned(recording: Path, files: Sequence[Path], others: Sequence[Path], labels: Path | None) -> Path | None:
-    """Return the one of several scorings of one name that is this recording's by its folders, None where none is."""
-    likeness = {file: alike(recording, file) for file in files}
-    rivals = {file: max((alike(other, file) for other in others), default=None) for file in files}
-    mine = [file for file in files if (rival := rivals[file]) is None or rival <= likeness[file]]
+def owned(recording: Path, labels: Path, below: Names, name: str, namesakes: Namesakes) -> Path | None:
+    """Return the one of the scorings of a name that is this recording's by its folders, None where none is."""
+    files = below.get(name)
+    recordings = namesakes.of(recording.stem.casefold())
+    if not recordings and len(files) == 1:
+        return files[0]
+    owners = below.owners(name, recordings, namesakes.text) if recordings else None
+    if owners is None or recording not in owners:  # it is not of the cohort that the namesakes were taken from
+        owners = FolderOwners(files, (*recordings, recording))
+    mine = owners.of(recording)
     if not mine:
         return None
-    best = max(likeness[file] for file in mine)
-    chosen = [file for file in mine if likeness[file] == best]
-    if len(chosen) > 1:
+    if len(mine) > 1:
         raise ScoringError(
-            f"{recording}: {labels} holds {len(files)} files named {files[0].name}, and the folders do not tell which "
+            f"{recording}: {labels} holds {len(files)} files named {mine[0].name}, and the folders do not tell which "
             "is its scoring. Put scorings in folders named like the recordings' (site/subject/...), or give them "
             "different names."
         )
-    if rivals[chosen[0]] == best:
-        n = 1 + sum(alike(other, chosen[0]) == best for other in others)
+    if (n := owners.n_owners(mine[0])) > 1:
         raise ScoringError(
-            f"{recording}: {chosen[0]} is named like {n} of the recordings given, and the folders do not tell whose "
+            f"{recording}: {mine[0]} is named like {n} of the recordings given, and the folders do not tell whose "
             "scoring it is. Put scorings in folders named like the recordings' (site/subject/...), or give the "
             "recordings different names."
         )
-    return chosen[0]
+    return mine[0]
 
 
-def alike(recording: Path, file: Path) -> tuple[int, int]:
-    """How many folders, from the file up, have the same names, and how many names of folders both have anywhere."""
-    mine = [part.casefold() for part in recording.parent.resolve().parts[::-1]]
-    theirs = [part.casefold() for part in file.parent.resolve().parts[::-1]]
-    n_equal = next(
-        (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(map(len, (mine, theirs)))
-    )
-    return n_equal, len(set(mine) & set(theirs))
+class Names:
+    """Files by their case-folded names; if not ``checked``, what a name stands for may be a folder, or gone by now."""
+
+    def __init__(self, paths: Iterable[Path], *, checked: bool) -> None:
+        found: dict[str, list[Path]] = {}
+        for path in sorted(paths):
+            found.setdefault(path.name.casefold(), []).append(path)
+        self.files = {name: tuple(group) for name, group in found.items()}
+        self.checked = checked
+        self.found: dict[tuple[str, Path, str], FolderOwners] = {}
+
+    @cached_property
+    def order(self) -> list[str]:
+        """The names in their order."""
+        return sorted(self.files)
+
+    def get(self, name: str) -> tuple[Path, ...]:
+        """Return the files of a name, in the order of their paths; none where there are none."""
+        files = self.files.get(name, ())
+        # isfile gives false, not an exception, where a folder is closed to us
+        return files if self.checked else tuple(path for path in files if os.path.isfile(path))  # noqa: PTH113
+
+    def starting(self, start: str) -> Iterator[str]:
+        """Yield the names that begin with ``start``, in their order."""
+        for i in range(bisect_left(self.order, start), len(self.order)):
+            if not self.order[i].startswith(start):
+                break
+            yield self.order[i]
+
+    def owners(self, name: str, recordings: Sequence[Path], namesakes: str) -> FolderOwners:
+        """Return whose the files of a name are, found out once for all ``recordings`` of one name of ``namesakes``."""
+        key = name, recordings[0], namesakes
+        if key not in self.found:
+            self.found[key] = FolderOwners(self.get(name), recordings)
+        return self.found[key]
+
+
+def listed(folder: Path) -> Names:
+    """Names in a folder, which is listed once for all of its recordings, or again when it has changed.
+
+    A cohort may keep thousands of nights in one folder: to list it for each of them takes longer than to read them.
+    """
+    modified_ns = folder.stat().st_mtime_ns
+    if time.time_ns() - modified_ns < SETTLED_NS:
+        return listing.__wrapped__(folder, modified_ns)
+    return listing(folder, modified_ns)
 
 
 @lru_cache(maxsize=8)
-def files_below(folder: Path, modified_ns: int) -> dict[str, tuple[Path, ...]]:
+def listing(folder: Path, modified_ns: int) -> Names:
+    with os.scandir(folder) as entries:
+        return Names((folder / entry.name for entry in entries), checked=False)
+
+
+@lru_cache(maxsize=8)
+def files_below(folder: Path, modified_ns: int) -> Names:
     """List a folder and its subfolders once for all recordings, or again when ``modified_ns`` has changed."""
     try:
         os.scandir(folder).close()  # rglob would find nothing, without a word
     except OSError as error:
         raise ScoringError(f"labels {folder}: the folder cannot be listed ({error.strerror}).") from None
-    return files_by_name(folder.rglob("*"))
-
-
-def files_by_name(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
-    """Files by case-folded name, those of one name in the order of their paths."""
-    found: dict[str, tuple[Path, ...]] = {}
-    for path in sorted(paths):
-        if os.path.isfile(path):  # noqa: PTH113 - false, not an exception, where a folder is closed to us
-            name = path.name.casefold()
-            found[name] = (*found.get(name, ()), path)
-    return found
+    return Names((path for path in folder.rglob("*") if os.path.isfile(path)), checked=True)  # noqa: PTH113

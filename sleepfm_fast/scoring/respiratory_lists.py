@@ -52,9 +52,9 @@ def ucddb_events(
         When a line with a time is no event, or ``start`` is not known.
     """
     lines = [line for line in text.splitlines() if re.match(r"\s*\d{1,2}:\d{2}", line)]
-    rows = [match for line in lines if (match := UCDDB_ROW.fullmatch(line)) is not None]
+    rows = [match for line in lines if (match := ucddb_row(line)) is not None]
     if len(rows) < len(lines) or not (rows or "PB/CS" in text):
-        wrong = next((line.strip() for line in lines if UCDDB_ROW.fullmatch(line) is None), None)
+        wrong = next((line.strip() for line in lines if ucddb_row(line) is None), None)
         found = "no line that begins with a clock time" if wrong is None else f"the line '{wrong[:60]}'"
         raise ScoringError(
             f"{source} is named like UCDDB's lists of respiratory events, and has {found}; expected a clock time, a "
@@ -70,6 +70,12 @@ def ucddb_events(
         duration_s = next((value for cell in match["rest"].split() if (value := number(cell)) is not None), None)
         events.append(Event(onset_s, duration_s, words))
     return events
+
+
+def ucddb_row(line: str) -> re.Match[str] | None:
+    """Clock time, type and the rest of a line that is an event; None for other lines and times such as 23:75:00."""
+    match = UCDDB_ROW.fullmatch(line)
+    return None if match is None or moment(match["clock"]) is None else match
 
 
 def gamma_events(text: str, source: str, start: datetime | None, issues: list[str]) -> list[Event]:
@@ -114,10 +120,11 @@ def gamma_rows(text: str, source: str, issues: list[str]) -> list[list[str]]:
     n_left = len(lines) - len(rows)
     if n_left > len(rows) or not (rows or headed):
         wrong = next((" ".join(cells).strip() for cells in lines if not is_gamma_row(cells)), "")
+        of_all = f"{n_left} of its {counted(len(lines), 'line')} {agreeing(n_left, 'is', 'are')} none"
+        found = f"{of_all} (the first: '{wrong[:60]}')" if lines else "all of its lines are empty"
         raise ScoringError(
-            f"{source} is named like WSC's lists of events, and {n_left} of its {counted(len(lines), 'line')} "
-            f"{agreeing(n_left, 'is', 'are')} none (the first: '{wrong[:60]}'); expected columns with tabs between "
-            "them: epoch, three numbers of samples, text, number, clock time, values, duration in seconds."
+            f"{source} is named like WSC's lists of events, and {found}; expected columns with tabs between them: "
+            "epoch, three numbers of samples, text, number, clock time, values, duration in seconds."
         )
     if n_left:
         issues.append(

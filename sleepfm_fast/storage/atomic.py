@@ -18,6 +18,7 @@ from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = [
     "TEMPORARY_SUFFIX",
+    "is_leftover",
     "named_errors",
     "remove_leftovers",
     "remove_leftovers_of",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 TEMPORARY_SUFFIX = ".tmp"
+LEFTOVER = re.compile(r".+\.\d+-\d+(\.new)?\.tmp|\..+\.(\d+|\w+\.clock)\.tmp")
+"""Temporary names of this module, of claims and of the simulator; other files that end in .tmp are the user's."""
 
 
 def temporary_name(path: Path) -> Path:
@@ -124,10 +127,16 @@ def remove_leftovers_of(path: Path) -> None:
                 remove(leftover)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder has a temporary name of this package's writers."""
+    return LEFTOVER.fullmatch(path.name) is not None
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what an interrupted writer left under temporary names directly in ``folder``."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        remove(path)
+        if is_leftover(path):
+            remove(path)
 
 
 def remove(path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from sleepfm_fast.batches import Batch, ClipInput, InputConfig
-from sleepfm_fast.cli.command import plain
+from sleepfm_fast.cli.command import plain, plain_defaults
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
@@ -109,7 +109,7 @@ class Trainer(TrainingLoop):
         run = RunDirectory(config.run)
         store = ClipStore(config.store)
         if not config.resume:
-            now = {"config": plain(config), "store_digest": store.digest, "ranks": world.size}
+            now = asked(config, store, world)
             config = dataclasses.replace(config, resume=world.on_main(lambda: goes_on(run, "train", now)))
         found = None
         if resumed := world.on_main(lambda: config.resume and run.exists()):
@@ -171,7 +171,7 @@ class Trainer(TrainingLoop):
 
     def restore(self) -> None:
         """Load the last checkpoint; a run whose configuration differs is refused, naming what differs."""
-        now = {"config": plain(self.config), "store_digest": self.store.digest, "ranks": self.world.size}
+        now = asked(self.config, self.store, self.world)
         changes = self.world.on_main(lambda: reconcile(self.run, now))
         for change in changes:
             self.say(
@@ -231,3 +231,9 @@ class Trainer(TrainingLoop):
         """End the training; return the results that the command prints last."""
         self.wind_up()
         return results(self)
+
+
+def asked(config: Settings, store: ClipStore, world: World) -> dict[str, Any]:
+    """What a run is compared with before it is resumed."""
+    options = {"config": plain(config), "defaults": plain_defaults(config)}
+    return {**options, "store_digest": store.digest, "ranks": world.size}

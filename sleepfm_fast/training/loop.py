@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sleepfm_fast.batches import Batch, ClipInput
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
@@ -131,7 +131,7 @@ class TrainingLoop(ABC):
         mine = recordings[self.world.rank :: self.world.size]
         notices = self.input.measure(
             mine,
-            lambda r: tqdm(r, desc="measure amplitudes", unit="night", file=sys.stderr, disable=not self.world.main),
+            lambda r: progress_bar(r, desc="measure amplitudes", unit="night", disable=not self.world.main),
         )
         if self.world.size == 1:
             return notices
@@ -354,12 +354,11 @@ class TrainingLoop(ABC):
 
     def follow(self, command: str) -> None:
         """Train to the end, with a progress bar and a line for each epoch."""
-        with tqdm(
+        with progress_bar(
             total=self.total_steps,
             initial=self.progress.step,
             unit="step",
             desc=command,
-            file=sys.stderr,
             mininterval=0.5,
             disable=not self.world.main,
         ) as bar:

@@ -161,7 +161,8 @@ def select_clips(
                 "train on all of them."
             )
         trained = draw_subjects(trained, n_subjects, replicate)
-        drawn = np.isin(np.arange(len(store.subjects)), [store.subjects.index(name) for name in trained])
+        of_draw = set(trained)
+        drawn = np.array([name in of_draw for name in store.subjects], np.bool_)
         training &= drawn[subject]
     train = everything[training]
     validation = everything[(of_clip == 1) | (of_clip < 0)]

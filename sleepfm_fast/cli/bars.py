@@ -1,0 +1,25 @@
+"""Progress bars on standard error, which a log of a batch job does not fill."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["LOG_EVERY_S", "progress_bar"]
+
+LOG_EVERY_S = 30.0
+"""How often progress is written where standard error is not a terminal, as in a batch job."""
+
+
+def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> Any:
+    """Make a bar of tqdm on standard error; its ``options`` are tqdm's.
+
+    In a log, where a bar is not redrawn but repeated, it is written every :data:`LOG_EVERY_S`: ten times a second, an
+    embedding that takes a day would fill it with 80 MB.
+    """
+    from tqdm import tqdm
+
+    if not sys.stderr.isatty():
+        options |= {"mininterval": LOG_EVERY_S, "maxinterval": LOG_EVERY_S}
+    return tqdm(items, file=sys.stderr, **options)
