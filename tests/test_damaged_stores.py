@@ -9,21 +9,26 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from nights import contents, preprocess, write_cohort
+from synthetic_embeddings import columns_of, write_folder
 
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.filters import FilterBank
+from sleepfm_fast.results import read_result, write_result
 from sleepfm_fast.rundir import read_checkpoint, write_checkpoint
 from sleepfm_fast.scoring.respiratory_counts import KINDS
 from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.storage.columns import file_digest, read_columns, write_columns
 from sleepfm_fast.store.clip_layout import read_store_file
+from sleepfm_fast.store.feed import gather
 from sleepfm_fast.store.record_check import is_whole_record
 
 
@@ -122,6 +127,29 @@ def test_an_index_of_other_lengths_is_named(store, column, reshape):
     catalogue[file.name]["n_bytes"] = file.stat().st_size
     (file.parent / "columns.json").write_text(json.dumps(catalogue))
     with pytest.raises(ClipStoreError, match=r"\.npy is damaged"):
+        ClipStore(store)
+
+
+def change_catalogue(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    catalogue = json.loads((file.parent / "columns.json").read_text())
+    change(catalogue)
+    (file.parent / "columns.json").write_text(json.dumps(catalogue))
+
+
+def test_a_column_of_an_index_that_is_not_the_written_one_is_named(store):
+    (file,) = store.glob("index-*/onset_s.npy")
+    whole, catalogue = file.read_bytes(), (file.parent / "columns.json").read_bytes()
+    np.save(file, np.load(file).astype(np.float32))
+    n_bytes = file.stat().st_size
+    with pytest.raises(SleepfmError, match=rf"onset_s\.npy is damaged: it has {n_bytes} bytes, {len(whole)} were"):
+        ClipStore(store)
+    change_catalogue(file, lambda c: c[file.name].update(n_bytes=n_bytes))
+    with pytest.raises(SleepfmError, match=r"onset_s\.npy is damaged: its type is float32, float64 was expected"):
+        ClipStore(store)
+    file.write_bytes(whole)
+    (file.parent / "columns.json").write_bytes(catalogue)
+    change_catalogue(file, lambda c: c.pop(file.name))
+    with pytest.raises(SleepfmError, match=r"onset_s\.npy is damaged: it is not listed in columns\.json"):
         ClipStore(store)
 
 
@@ -437,6 +465,54 @@ def test_a_file_that_the_system_does_not_open_is_not_called_damaged(
         assert "damaged" not in sentence
         assert "elete" not in sentence
         assert ("ulimit -n" in sentence) == (number == errno.EMFILE)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_embeddings_and_results_that_the_system_does_not_open_are_not_called_damaged(
+    tmp_path: Path, refusals: dict[str, int], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Whoever removes them, as is advised of damaged ones, computes for hours what was whole."""
+    embeddings = write_folder(tmp_path / "e", np.ones((4, 3, 2)), columns_of([0, 0, 1, 1], [0, 0, 2, 2]))
+    result = tmp_path / "r"
+    write_result(result, {"command": "probe"}, {"score": np.zeros((4, 2), np.float32)})
+    for folder, read, names in (
+        (embeddings, Embeddings, ("embeddings.json", "embeddings.npy", "mask.npy", "stage.npy")),
+        (result, lambda path: read_result(path).array("score"), ("result.json", "score.npy")),
+    ):
+        for name in names:
+            monkeypatch.setitem(refusals, name, number)
+            with pytest.raises(SleepfmError, match=rf"{name} cannot be read: {os.strerror(number)}") as caught:
+                read(folder)
+            monkeypatch.delitem(refusals, name)
+            for word in ("damaged", "emove", "again with", "Run its command"):
+                assert word not in str(caught.value)
+        read(folder)
+
+
+def test_a_store_without_its_recordings_is_named(store: Path) -> None:
+    shutil.rmtree(store / "recordings")
+    with pytest.raises(ClipStoreError, match=r"recordings/a1\.bin is damaged: it is missing"):
+        ClipStore(store)
+
+
+def test_a_file_that_ends_or_goes_while_it_is_read_is_named(store: Path) -> None:
+    """Compiled code only sees a short read; what the file is by then decides what the user is told."""
+    opened = ClipStore(store, read="pread")
+    opened.open_recordings(range(len(opened.recordings)))  # read below by descriptors that are open already
+    binary = store / "recordings" / f"{opened.recordings[0].id}.bin"
+    clips = np.arange(opened.recordings[0].n_clips)
+    slots, bank = range(len(opened.slots)), FilterBank("none", 256)
+    gather(opened, clips, slots, bank)
+    whole = binary.read_bytes()
+    os.truncate(binary, 64)
+    with pytest.raises(ClipStoreError, match=rf"{binary.name} is damaged: it has 64 bytes, {len(whole)} were written"):
+        gather(opened, clips, slots, bank)
+    binary.unlink()
+    with pytest.raises(ClipStoreError, match=rf"{binary.name} is damaged: .*No such file"):
+        gather(opened, clips, slots, bank)
+    binary.write_bytes(whole)  # another file of this name, as a copy that was put back gives
+    with pytest.raises(ClipStoreError, match=rf"{binary.name} is damaged: it ended early when it was read"):
+        gather(opened, clips, slots, bank)
 
 
 def test_a_checkpoint_that_the_system_does_not_open_is_not_to_be_deleted(
