@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shlex
@@ -25,6 +26,7 @@ from sleepfm_fast.results import read_result, write_result
 from sleepfm_fast.rundir import read_checkpoint, write_checkpoint
 from sleepfm_fast.scoring.respiratory_counts import KINDS
 from sleepfm_fast.storage.array_file import map_array
+from sleepfm_fast.storage.columns import file_digest, read_columns, write_columns
 from sleepfm_fast.store.clip_layout import read_store_file
 from sleepfm_fast.store.feed import gather
 from sleepfm_fast.store.record_check import is_whole_record
@@ -340,6 +342,73 @@ def test_whole_records_are_whole(made, store, capsys):
     assert (status, result["added"], result["kept"]) == (0, 0, 4)
     assert contents(store) == contents(made / "store")
     assert len(ClipStore(store, verify=True)) == 16
+
+
+def columns_in(folder: Path, *, verify: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    return read_columns(folder, {"a": "<i4"}, ("t",), remedy="Make it again.", verify=verify)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A column of two dimensions, which is not contiguous when it is written, and a text."""
+    write_columns(tmp_path / "table", {"a": np.arange(6, dtype="<i4").reshape(2, 3).T}, {"t": ["Jürgen", 7]})
+    return tmp_path / "table"
+
+
+def test_a_table_comes_back(table):
+    columns, texts = columns_in(table, verify=True)
+    np.testing.assert_array_equal(columns["a"], [[0, 3], [1, 4], [2, 5]])
+    assert columns["a"].flags.c_contiguous
+    assert texts == {"t": ["Jürgen", 7]}
+    assert sorted(path.name for path in table.iterdir()) == ["a.npy", "columns.json", "t.json"]
+
+
+CATALOGUES: list[Any] = ["{", [], {"a.npy": 3}, {"a.npy": {"n_bytes": 3}}, {"a.npy": {"sha256": "0"}}]
+
+
+@pytest.mark.parametrize("content", CATALOGUES, ids=str)
+def test_a_list_of_columns_of_another_form_is_named(table, content):
+    (table / "columns.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(SleepfmError, match=r"columns\.json is damaged: .* Make it again\."):
+        columns_in(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("a.npy", lambda c: c + b"x", "it has 153 bytes, 152 were written"),
+        ("a.npy", lambda c: c[:-1], "it has 151 bytes, 152 were written"),
+        ("a.npy", lambda c: c.replace(b"<i4", b"<u4"), "its type is uint32, int32 was expected"),
+        ("a.npy", lambda c: c.replace(b"<i4", b"<i2"), "its type is int16, int32 was expected"),
+        ("a.npy", lambda c: c.replace(b"NUMPY", b"NUMPX"), "it is no whole array"),
+        ("t.json", lambda c: c.replace(b"]", b","), "is damaged"),
+        ("t.json", lambda c: c.replace("ü".encode(), b"\xff\xff"), "is damaged"),
+        ("columns.json", lambda c: c.replace(b"t.json", b"s.json"), "t.json is damaged: it is not listed"),
+        ("columns.json", lambda c: c.replace(b"a.npy", b"b.npy"), "a.npy is damaged: it is not listed"),
+    ],
+)
+def test_a_column_or_text_that_differs_is_named(table, name, change, sentence):
+    changed = change((table / name).read_bytes())
+    (table / name).write_bytes(changed)
+    with pytest.raises(SleepfmError, match=sentence) as caught:
+        columns_in(table)
+    assert str(caught.value).endswith("Make it again.")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "t.json"])
+def test_a_changed_byte_of_a_column_is_found_when_asked(table, name):
+    content = (table / name).read_bytes()
+    (table / name).write_bytes(content[:-1] + b" " if name == "a.npy" else content.replace(b"7", b"8"))
+    columns_in(table)
+    with pytest.raises(SleepfmError, match=r"its SHA-256 is not the one that was written\. Make it again"):
+        columns_in(table, verify=True)
+    assert file_digest(table / name) == hashlib.sha256((table / name).read_bytes()).hexdigest()
+
+
+def test_a_digest_is_of_the_whole_file(tmp_path):
+    content = np.random.default_rng(0).bytes((1 << 22) + 1000)
+    (tmp_path / "x").write_bytes(content)
+    assert file_digest(tmp_path / "x") == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize(
