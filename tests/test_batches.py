@@ -1,5 +1,7 @@
 """From a file on disk to the encoders' input, checked against pyedflib and SciPy, which share no code with it."""
 
+import copy
+import pickle
 import time
 
 import numpy as np
@@ -77,6 +79,78 @@ def test_a_clip_does_not_depend_on_its_batch_mates(real):
     alone = clip_input(np.array([17]))
     for name in together.x:
         assert torch.equal(together.x[name][17:18], alone.x[name])
+
+
+def test_clips_are_chosen_by_numbers_or_by_a_truth_value_for_each(real):
+    clip_input = ClipInput(real, real.montage, InputConfig(), "cpu")
+    clip_input.measure(np.ones(len(real.recordings), bool), iter)
+    chosen = np.zeros(len(real), bool)
+    chosen[[3, 7, 30]] = True
+    expected = clip_input(np.array([3, 7, 30]))
+    for given in (chosen, list(chosen), [3, 7, 30], (3, 7, 30), torch.tensor([3, 7, 30]), [3, 7, 30 - len(real)]):
+        found = clip_input(given)
+        assert all(torch.equal(found.x[name], expected.x[name]) for name in expected.x)
+    assert clip_input([]).x["brain"].shape[0] == 0
+    for wrong in (3, [1.5], [[3, 7]], slice(3)):
+        with pytest.raises(TypeError, match=r"clips is .*; expected their numbers"):
+            clip_input(wrong)
+    with pytest.raises(IndexError, match=r"clips is bool \[5\]"):
+        clip_input(chosen[:5])
+
+
+def test_clips_of_recordings_that_were_not_measured_are_refused(cohort_store):
+    """They would be in physical units, and their embeddings mean nothing."""
+    store = ClipStore(cohort_store)
+    clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
+    measured, other = (entry.first_clip for entry in store.recordings[1:3])
+    clip_input.measure([1], iter)
+    clip_input([measured])
+    with pytest.raises(SleepfmError, match=f"1 recording .* have not been measured .*{store.recordings[2].id}"):
+        clip_input([measured, other])
+    for normalise in ("clip", "none"):
+        ClipInput(store, store.montage, InputConfig(normalise=normalise), CPU)([other])
+
+
+@pytest.mark.parametrize(("name", "value"), [("normalise", "zscore"), ("filters", "asam"), ("notch_hz", 55)])
+def test_an_input_of_no_known_kind_is_refused(name, value):
+    """A scaling that nobody knows left physical units."""
+    with pytest.raises(ValueError, match=f"{name} is {value!r}; choose one of: "):
+        InputConfig(**{name: value})
+
+
+class ByIndex(torch.utils.data.Dataset):
+    """Clips of a ClipInput that another process made."""
+
+    def __init__(self, clip_input):
+        self.clip_input = clip_input
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, clip):
+        return self.clip_input([clip]).x["brain"][0]
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
+def test_workers_of_a_data_loader_give_the_same_clips(cohort_store, how):
+    store = ClipStore(cohort_store)
+    clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
+    clip_input.measure([0], iter)
+    expected = clip_input(np.arange(8)).x["brain"]
+    loader = torch.utils.data.DataLoader(
+        ByIndex(clip_input), batch_size=4, num_workers=1, multiprocessing_context=how, timeout=300
+    )
+    assert torch.equal(torch.cat(list(loader)), expected)
+
+
+def test_a_copy_gives_the_same_clips(cohort_store):
+    store = ClipStore(cohort_store)
+    clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
+    clip_input.measure([0], iter)
+    expected = clip_input([0, 5])
+    for again in (copy.deepcopy(clip_input), pickle.loads(pickle.dumps(clip_input))):
+        found = again([0, 5])
+        assert all(torch.equal(found.x[name], expected.x[name]) for name in expected.x)
 
 
 def test_recording_scale_gives_unit_amplitudes_and_fixed_saturation(real):
@@ -253,11 +327,14 @@ def test_a_slot_the_store_lacks_is_absent_and_zero(cohort_store):
         ),
     )
     clip_input = ClipInput(store, wide, InputConfig(), CPU)
+    clip_input.measure(np.array([0]), identity)
     batch = clip_input(np.arange(3))
     assert clip_input.missing_slots == ("ecg Chest",)
     assert batch.present["ecg"].tolist() == [[True, False]] * 3
     assert not batch.x["ecg"][:, 1].any()
-    plain = ClipInput(store, store.montage, InputConfig(), CPU)(np.arange(3))
+    narrow = ClipInput(store, store.montage, InputConfig(), CPU)
+    narrow.measure(np.array([0]), identity)
+    plain = narrow(np.arange(3))
     assert torch.equal(batch.x["ecg"][:, :1], plain.x["ecg"])
     assert torch.equal(batch.x["brain"], plain.x["brain"])
 
@@ -273,6 +350,7 @@ def test_a_store_without_any_of_the_models_channels_is_refused(cohort_store):
 
 def test_batches_are_announced_ahead_and_come_in_order(real, monkeypatch):
     clip_input = ClipInput(real, real.montage, InputConfig(), CPU)
+    clip_input.measure(np.arange(len(real.recordings)), identity)
     seen = []
     announce, gather = clip_input.feed.announce, clip_input.feed.gather
     monkeypatch.setattr(clip_input.feed, "announce", lambda c: (seen.append(("announced", int(c[0]))), announce(c))[1])
@@ -294,6 +372,7 @@ def test_batches_are_announced_ahead_and_come_in_order(real, monkeypatch):
 def test_recordings_in_play_are_announced_whole_and_once(cohort_store, monkeypatch):
     store = ClipStore(cohort_store)
     clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
+    clip_input.measure(np.arange(len(store.recordings)), identity)
     seen, at_once = [], store.read_soon
     monkeypatch.setattr(store, "read_soon", lambda r: (seen.append(("whole", r)), at_once(r))[1])
     gather = clip_input.feed.gather
