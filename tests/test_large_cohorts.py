@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from called import last_json
 from nights import write_night
 
 from sleepfm_fast import preprocess
@@ -231,6 +232,22 @@ def test_predictions_of_many_nights_are_sorted_once_and_written_in_pieces(tmp_pa
         here = sorted((onset_s[j], found.words[j] or "?") for j in np.flatnonzero(recording == i))
         rows = (tmp_path / "whole" / "hypnograms" / f"{name}-hypnogram.csv").read_text().splitlines()[1:]
         assert rows == [f"{onset:.10g},30,{word}" for onset, word in here]
+
+
+def test_a_job_does_not_say_that_the_recordings_of_others_were_not_given(tmp_path, capsys):
+    (folder := tmp_path / "nights").mkdir()
+    for i in range(4):
+        write_night(folder / f"n{i}.edf", stages="W2")
+    write(folder / "n4.edf")  # broken
+    rows = "".join(f"n{i}.edf,S{i},50,F\n" for i in range(6))
+    (folder / "participants.csv").write_text(f"recording,subject,age,sex\n{rows}")
+    (tmp_path / "overrides.json").write_text('{"n0.edf": "exclude"}')
+    for shard in ("1/3", "2/3", "3/3"):
+        command = [str(folder), str(tmp_path / "store"), "--workers", "1", "--shard", shard]
+        preprocess.cli([*command, "--overrides", str(tmp_path / "overrides.json")])
+        captured = capsys.readouterr()
+        assert "the participants table names 1 recording that was not given: n5.edf" in captured.err
+        assert last_json(captured.out)["participants_unknown"] == ["n5.edf"]
 
 
 def test_a_store_that_is_read_slowly_says_how_far_it_is(tmp_path, monkeypatch, capsys):
