@@ -8,7 +8,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
 from sleepfm_fast.ops.cuda_kernels import has_kernels
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.storage.row_numbers import row_numbers
 from sleepfm_fast.store.feed import Batch as Windows
 from sleepfm_fast.store.feed import Buffer, Feed, WholeRecordings
 from sleepfm_fast.store.scales import Scales, measure_scales, nominal_scales
@@ -46,6 +47,13 @@ class InputConfig:
     """Mains frequency to remove, 0 for none."""
     normalise: Literal["recording", "clip", "none"] = "recording"
     """Scale each channel by its recording's typical amplitude, z-score every clip, or leave physical units."""
+
+    def __post_init__(self) -> None:
+        """Refuse a value that is none of the choices."""
+        for name, kind in get_type_hints(type(self)).items():
+            if (value := getattr(self, name)) not in get_args(kind):
+                choices = ", ".join(repr(choice) for choice in get_args(kind))
+                raise ValueError(f"{name} is {value!r}; choose one of: {choices}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +122,22 @@ class ClipInput:
         stands for; a slot that the store lacks becomes a channel that is not present.
     config : InputConfig
         Filter preset and normalisation.
-    device : torch.device
+    device : torch.device or str
         The device of the batches. Filtering runs there too if it is a CUDA device that this build has kernels for, else
         on the CPU.
+
+    Notes
+    -----
+    With ``normalise="recording"`` call :meth:`measure` first, for the recordings whose clips will be asked for: clips
+    of others are refused. It may be used from several threads, and pickled with what it has measured (the store opens
+    itself again in the other process).
     """
 
-    def __init__(self, store: ClipStore, montage: Montage, config: InputConfig, device: torch.device) -> None:
+    def __init__(self, store: ClipStore, montage: Montage, config: InputConfig, device: torch.device | str) -> None:
+        self._made_of = store, montage, config, device
         self.store = store
         self.config = config
-        self.device = device
+        self.device = device = torch.device(device)
         self.filter_device = device if has_kernels(device) else torch.device("cpu")
         self.side = SideStream(device) if device.type == "cuda" else None
         self.bank = FilterBank(config.filters, fs_out_hz=FS_HZ, notch_hz=config.notch_hz or None)
@@ -157,6 +172,10 @@ class ClipInput:
         if config.normalise != "none":
             nominal_scales(self.feed, self.scales)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send to another process what it was made of, and what it has measured."""
+        return _remade, (*self._made_of, self.scales)
+
     def lacking(self, trained_on: str | None, model: str = "model") -> list[str]:
         """Return sentences on which of the model's channels the store lacks, and which fewer than half its nights have.
 
@@ -189,11 +208,19 @@ class ClipInput:
     ) -> tuple[str, ...]:
         """Measure the scale of every channel of the given recordings (``normalise="recording"`` only).
 
+        Parameters
+        ----------
+        recordings : int array [n]
+            Their numbers in the store; or bool, one for each recording of the store.
+        progress : callable
+            Is given the numbers and yields them one by one, such as ``tqdm``; ``iter`` shows nothing.
+
         Returns
         -------
         tuple of str
             A sentence for each channel that is flat throughout some recordings and is treated as missing there.
         """
+        recordings = row_numbers(recordings, len(self.store.recordings), "recordings")
         if self.config.normalise != "recording":
             return ()
         measure_scales(self.feed, self.bank, recordings, self.scales, N_OUT, progress)
@@ -211,8 +238,17 @@ class ClipInput:
 
     def read(self, clips: npt.NDArray[np.int64], out: Buffer | None = None) -> Windows:
         """Read the recorded integers of clips into ``out`` or fresh memory; only this touches the disk."""
+        clips = row_numbers(clips, len(self.store), "clips")
         windows = self.feed.gather(clips, out)
-        self.scales.apply(windows.calibration, windows.table, np.asarray(self.store.recording[clips], np.int64))
+        recordings = np.asarray(self.store.recording[clips], np.int64)
+        if self.config.normalise == "recording" and not self.scales.measured[recordings].all():
+            unmeasured = np.unique(recordings[~self.scales.measured[recordings]])
+            raise SleepfmError(
+                f"normalise is 'recording', and the amplitudes of {counted(len(unmeasured), 'recording')} of these "
+                f"clips have not been measured (the first: {self.store.recordings[unmeasured[0]].id}). Call "
+                "measure(np.unique(store.recording[clips]), iter) of this ClipInput first."
+            )
+        self.scales.apply(windows.calibration, windows.table, recordings)
         return windows
 
     def filter(self, windows: Windows, raw: torch.Tensor | None = None) -> Batch:
@@ -295,6 +331,13 @@ class ClipInput:
                 yield item, batch
         finally:
             stream.close()
+
+
+def _remade(store: ClipStore, montage: Montage, config: InputConfig, device: torch.device, scales: Scales) -> ClipInput:
+    """Make a ClipInput again in another process."""
+    made = ClipInput(store, montage, config, device)
+    made.scales = scales
+    return made
 
 
 def prefetch(

@@ -29,7 +29,7 @@ from sleepfm_fast.cohorts.night import STARTED
 from sleepfm_fast.cohorts.nights_table import night_row, write_nights
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables, read_tables
 from sleepfm_fast.cohorts.store_inputs import inputs_of, with_inputs
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, refused_by_system
 from sleepfm_fast.execution.parallel import Engine, Progress, WorkersLost, in_parallel
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting.following import after_store
@@ -158,7 +158,7 @@ def converted(path: Path, name: str, config: Config, montage: Montage, digest: s
     except SleepfmError as error:
         return Outcome(path, name, (), str(error))
     except OSError as error:
-        return Outcome(path, name, (), f"{error.filename or path} cannot be read ({error.strerror or error}).")
+        return Outcome(path, name, (), f"{path} could not be converted ({refused_by_system(error)}).")
     except Exception as error:
         return Outcome(path, name, (), f"{path} could not be converted: {type(error).__name__}: {error}.")
     return Outcome(path, name, tuple(issues), None)

@@ -38,6 +38,7 @@ from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.evaluation.embedding_record import wrong_entry
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.storage.array_file import map_array
+from sleepfm_fast.storage.row_numbers import row_numbers
 from sleepfm_fast.store.record_check import is_number
 
 __all__ = ["COLUMNS", "SPLITS", "Description", "Embeddings", "ModalityRows", "range_problem"]
@@ -146,6 +147,8 @@ class ModalityRows:
 class Embeddings:
     """A finished embeddings folder; its arrays are memory-mapped and not read when it is opened.
 
+    It may be used from several threads, and pickled (it opens itself again in the other process).
+
     Attributes
     ----------
     vectors : float32 [n_clips, M, D]
@@ -218,6 +221,10 @@ class Embeddings:
         self.subject: npt.NDArray[np.int32] = columns["subject"]
         self.split: npt.NDArray[np.int8] = columns["split"]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send the path, not the vectors, to another process."""
+        return Embeddings, (self.path,)
+
     def __len__(self) -> int:
         """Return the number of clips."""
         return self.n_clips
@@ -258,6 +265,7 @@ class Embeddings:
         Parameters
         ----------
         clips : int array [n]
+            Numbers of the clips; or bool [n_clips], True for each that is wanted.
         modalities : sequence of str, optional
             Returned in the order given; by default all.
 
@@ -271,13 +279,14 @@ class Embeddings:
         SleepfmError
             When a clip lacks one of the modalities, or an embedding is not of unit length: the file is damaged.
         """
-        names = self.modalities if modalities is None else tuple(modalities)
+        names = self.modalities if modalities is None else modalities
+        clips = row_numbers(clips, self.n_clips, "clips")
         x = self.copy(clips, names)
         if self.kind == "feature":
             return x
         off = ~(np.abs(np.einsum("nmd,nmd->nm", x, x) - 1.0) <= UNIT_NORM_TOLERANCE)
         if off.any():
-            there = np.asarray(self.mask)[clips][:, [self.modalities.index(m) for m in names]]
+            there = np.asarray(self.mask)[clips][:, self.places(names)]
             if not there.all():
                 i, j = np.argwhere(~there)[0]
                 n = int((~there.all(axis=1)).sum())
@@ -297,7 +306,8 @@ class Embeddings:
         handed back every :data:`RELEASE_BYTES`, which bounds the memory of a pass over any number of clips; the
         system's page cache may keep them.
         """
-        columns = [self.modalities.index(m) for m in modalities]
+        columns = self.places(modalities)
+        clips = row_numbers(clips, self.n_clips, "clips")
         vectors = np.asarray(self.vectors)
         x = np.empty((len(clips), len(columns), self.dim), np.float32)
         if len(clips) and not (clips.min() >= 0 and clips.max() < self.n_clips):
@@ -322,7 +332,22 @@ class Embeddings:
 
     def width(self, modalities: Sequence[str]) -> int:
         """Return the number of columns of :meth:`matrix`."""
-        return sum(self.widths[m] for m in modalities)
+        return sum(self.widths[self.modalities[place]] for place in self.places(modalities))
+
+    def places(self, modalities: Sequence[str]) -> list[int]:
+        """Return where the named modalities stand in :attr:`modalities`.
+
+        Raises
+        ------
+        ValueError
+            When a name is none of them, or a single name is given in place of a sequence.
+        """
+        if isinstance(modalities, str):
+            raise ValueError(f"modalities is the text '{modalities}'; expected a sequence of names: ('{modalities}',).")
+        unknown = [m for m in modalities if m not in self.modalities]
+        if unknown:
+            raise ValueError(f"no modality '{unknown[0]}' in {self.path}; it has {', '.join(self.modalities)}.")
+        return [self.modalities.index(m) for m in modalities]
 
     def matrix(self, clips: npt.NDArray[np.int64], modalities: Sequence[str]) -> npt.NDArray[np.float32]:
         """Copy a classifier's input for chosen clips: the modalities' numbers side by side, in the order given.
@@ -330,6 +355,7 @@ class Embeddings:
         Parameters
         ----------
         clips : int array [n]
+            As :meth:`read` takes them.
         modalities : sequence of str
 
         Returns
@@ -339,7 +365,7 @@ class Embeddings:
         """
         x = self.read(clips, modalities)
         if self.kind == "embedding":
-            return x.reshape(len(clips), -1)
+            return x.reshape(len(x), len(modalities) * self.dim)
         return np.concatenate([x[:, j, : self.widths[m]] for j, m in enumerate(modalities)], axis=1)
 
     def verify(self) -> None:

@@ -122,6 +122,8 @@ class Encoder(nn.Module):
         Tensor
             Embeddings [B, dim], not normalised.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is a {type(x).__name__}; an encoder takes a tensor of clips: torch.as_tensor(x).")
         if x.dim() != 3 or x.shape[1] != self.n_channels:
             raise ValueError(
                 f"expected clips of shape [batch, {self.n_channels} channels, samples], got {list(x.shape)}."
@@ -334,6 +336,11 @@ class SleepModel(nn.Module):
         mask : Tensor
             bool [M, B].
         """
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"batch is a {type(batch).__name__}; a model takes each modality's clips by its name, and which "
+                "channels are present: model(batch.x, batch.present)."
+            )
         missing = [name for name in self.modalities if name not in batch]
         if missing:
             raise ValueError(

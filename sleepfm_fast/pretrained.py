@@ -118,21 +118,21 @@ def model_tensors(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def load_model(path: Path, device: torch.device) -> tuple[SleepModel, dict[str, Any], dict[str, str]]:
+def load_model(path: str | Path, device: str | torch.device) -> tuple[SleepModel, dict[str, Any], dict[str, str]]:
     """Load a trained model in evaluation mode, its run's configuration, and the file and SHA-256 of its weights.
 
     Parameters
     ----------
-    path : Path
+    path : path-like
         A path as for :func:`read_pretrained`.
-    device : torch.device
+    device : torch.device or str
 
     Raises
     ------
     SleepfmError
         As :func:`read_pretrained`; and for a checkpoint without the ``config.json`` of its run.
     """
-    found = read_pretrained(path)
+    found = read_pretrained(Path(path))
     if found.config is None:
         raise SleepfmError(
             f"{found.file} has no config.json beside it, which says what its channels and filters are. Give the run "

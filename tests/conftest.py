@@ -43,6 +43,24 @@ def _state():
     torch.set_num_threads(THREADS)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _measured_copies():
+    """Where coverage is measured, forked copies save what they ran with each result: after the last they are killed."""
+    if "COVERAGE_PROCESS_CONFIG" not in os.environ:
+        return
+    from coverage import Coverage
+
+    from sleepfm_fast.execution import forked
+
+    packed = forked.packed
+
+    def saved(*found: Any) -> memoryview:
+        Coverage.current().save()
+        return packed(*found)
+
+    forked.packed = saved
+
+
 @pytest.fixture
 def poisoned() -> Callable[[Callable[[], Any]], Any]:
     """A function that calls another one while what torch.empty gives holds NaN."""

@@ -1,16 +1,19 @@
-"""Files and folders that appear whole or not at all: what is on the disk, and when; what is swept, and what is not."""
+"""Files, folders and arrays: what is on the disk, and when; what is swept, and what is not."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from nights import preprocess, write_night
 
-from sleepfm_fast.storage import atomic
+from sleepfm_fast.storage import array_file, atomic
+from sleepfm_fast.storage.array_file import ArrayFile, map_array
 from sleepfm_fast.storage.atomic import (
     named_errors,
     remove_leftovers,
@@ -159,6 +162,49 @@ def test_json_is_strict_and_holds_names_that_are_no_utf_8(tmp_path):
     value = {"names": ["Jürgen", "caf\udce9"]}
     assert json.loads(write_json(tmp_path / "x.json", value)) == value
     assert "ü".encode() in write_json(tmp_path / "x.json", "ü")
+
+
+def test_an_array_goes_on_after_the_rows_that_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_file, "BLOCK_BYTES", 20)
+    path, rows = tmp_path / "x.npy", np.arange(20, dtype="<i4").reshape(10, 2)
+
+    def digest_of(rows):
+        return hashlib.blake2b(np.ascontiguousarray(rows).data, digest_size=16).hexdigest()
+
+    first = ArrayFile(path, "<i4", rows.shape)
+    first.write(rows[:7])
+    assert first.close() == digest_of(rows[:7])
+    assert first.file.closed
+    n_header = path.stat().st_size - 7 * 8
+    kept = ArrayFile(path, "<i4", rows.shape, n_kept=4)
+    assert path.stat().st_size == n_header + 4 * 8
+    assert kept.digest() == digest_of(rows[:4])
+    kept.write(rows[4:4])
+    kept.write(rows[4:8].astype(np.int64))
+    kept.synchronise()
+    assert path.stat().st_size == n_header + 8 * 8
+    kept.write(np.stack([rows[8:, 1], rows[8:, 0]])[::-1].T)
+    assert kept.close() == digest_of(rows)
+    found = map_array(path)
+    np.testing.assert_array_equal(found, rows)
+    assert not found.flags.writeable
+    n_open = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match=r"x\.npy is shorter than the 11 rows that were written"):
+        ArrayFile(path, "<i4", (12, 2), n_kept=11)
+    assert len(list(Path("/proc/self/fd").iterdir())) == n_open
+    ArrayFile(path, "<i4", (3, 2)).close()
+    assert path.stat().st_size == n_header
+
+
+def test_an_array_on_a_full_disk_is_given_up_without_another_error():
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    file = ArrayFile(Path("/dev/full"), "<i4", (3,))
+    file.write(np.arange(3))
+    with pytest.raises(OSError, match="No space left"):
+        file.synchronise()
+    file.abandon()
+    assert file.file.closed
 
 
 def test_leftovers_of_one_name_are_those_of_no_other(tmp_path):

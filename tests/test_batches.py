@@ -1,5 +1,7 @@
 """From a file on disk to the encoders' input, checked against pyedflib and SciPy, which share no code with it."""
 
+import copy
+import pickle
 import time
 
 import numpy as np
@@ -14,6 +16,7 @@ from sleepfm_fast.batches import FS_HZ, N_OUT, ClipInput, InputConfig, places_of
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.montage.montages import MONTAGES, Modality, Montage
+from sleepfm_fast.store.scales import NOMINAL
 from sleepfm_fast.system import read_whole_soon
 from sleepfm_fast.training.sampler import ClipSampler
 
@@ -78,6 +81,78 @@ def test_a_clip_does_not_depend_on_its_batch_mates(real):
         assert torch.equal(together.x[name][17:18], alone.x[name])
 
 
+def test_clips_are_chosen_by_numbers_or_by_a_truth_value_for_each(real):
+    clip_input = ClipInput(real, real.montage, InputConfig(), "cpu")
+    clip_input.measure(np.ones(len(real.recordings), bool), iter)
+    chosen = np.zeros(len(real), bool)
+    chosen[[3, 7, 30]] = True
+    expected = clip_input(np.array([3, 7, 30]))
+    for given in (chosen, list(chosen), [3, 7, 30], (3, 7, 30), torch.tensor([3, 7, 30]), [3, 7, 30 - len(real)]):
+        found = clip_input(given)
+        assert all(torch.equal(found.x[name], expected.x[name]) for name in expected.x)
+    assert clip_input([]).x["brain"].shape[0] == 0
+    for wrong in (3, [1.5], [[3, 7]], slice(3)):
+        with pytest.raises(TypeError, match=r"clips is .*; expected their numbers"):
+            clip_input(wrong)
+    with pytest.raises(IndexError, match=r"clips is bool \[5\]"):
+        clip_input(chosen[:5])
+
+
+def test_clips_of_recordings_that_were_not_measured_are_refused(cohort_store):
+    """They would be in physical units, and their embeddings mean nothing."""
+    store = ClipStore(cohort_store)
+    clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
+    measured, other = (entry.first_clip for entry in store.recordings[1:3])
+    clip_input.measure([1], iter)
+    clip_input([measured])
+    with pytest.raises(SleepfmError, match=f"1 recording .* have not been measured .*{store.recordings[2].id}"):
+        clip_input([measured, other])
+    for normalise in ("clip", "none"):
+        ClipInput(store, store.montage, InputConfig(normalise=normalise), CPU)([other])
+
+
+@pytest.mark.parametrize(("name", "value"), [("normalise", "zscore"), ("filters", "asam"), ("notch_hz", 55)])
+def test_an_input_of_no_known_kind_is_refused(name, value):
+    """A scaling that nobody knows left physical units."""
+    with pytest.raises(ValueError, match=f"{name} is {value!r}; choose one of: "):
+        InputConfig(**{name: value})
+
+
+class ByIndex(torch.utils.data.Dataset):
+    """Clips of a ClipInput that another process made."""
+
+    def __init__(self, clip_input):
+        self.clip_input = clip_input
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, clip):
+        return self.clip_input([clip]).x["brain"][0]
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
+def test_workers_of_a_data_loader_give_the_same_clips(cohort_store, how):
+    store = ClipStore(cohort_store)
+    clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
+    clip_input.measure([0], iter)
+    expected = clip_input(np.arange(8)).x["brain"]
+    loader = torch.utils.data.DataLoader(
+        ByIndex(clip_input), batch_size=4, num_workers=1, multiprocessing_context=how, timeout=300
+    )
+    assert torch.equal(torch.cat(list(loader)), expected)
+
+
+def test_a_copy_gives_the_same_clips(cohort_store):
+    store = ClipStore(cohort_store)
+    clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
+    clip_input.measure([0], iter)
+    expected = clip_input([0, 5])
+    for again in (copy.deepcopy(clip_input), pickle.loads(pickle.dumps(clip_input))):
+        found = again([0, 5])
+        assert all(torch.equal(found.x[name], expected.x[name]) for name in expected.x)
+
+
 def test_recording_scale_gives_unit_amplitudes_and_fixed_saturation(real):
     clip_input = ClipInput(real, real.montage, InputConfig(), CPU)
     clip_input.measure(np.array([0]), identity)
@@ -106,8 +181,10 @@ def test_scales_are_those_of_each_nights_own_channels(tmp_path):
 
     first = [channel(0, "C3-M2", 300, 1000), channel(0, "ECG", 900, 0), channel(0, "O1-M2", 5, 9000)]
     second = [channel(1, "C3-M2", 4000, -200), channel(1, "ECG", 90, 5), channel(1, "O2-M1", 0, -32768)]
-    first += [channel(0, "Pulse", 4, 72, "bpm", 1), channel(0, "SpO2", 2, 93, "%", 1)]
-    second += [channel(1, "Pulse", 0.2, 500, "mV", 1), channel(1, "SpO2", 2, 90, "%", 1)]
+    first += [channel(0, "Pulse", 4, 72, "bpm", 1), channel(0, "SpO2", 2, 93, "%", 1), channel(0, "Chest", 9, 0, "%")]
+    second += [channel(1, "Pulse", 0, 500, "mV", 1), channel(1, "SpO2", 2, 90, "%", 1)]
+    second += [channel(1, "F4-M1", 700, 50)]
+    second[-1].values[: 18 * 30] = 20000  # off the scale until the electrode was put on
     for name, channels in (("a", first), ("b", second)):
         write_edf(tmp_path / f"{name}.edf", channels)
     nights = [str(tmp_path / "a.edf"), str(tmp_path / "b.edf")]
@@ -125,25 +202,37 @@ def test_scales_are_those_of_each_nights_own_channels(tmp_path):
     notices = clip_input.measure(np.arange(2), identity)
     assert [notice[: notice.index(" (first")] for notice in notices] == ["O2-M1 is flat throughout 1 of 2 recordings"]
     nominal = {"SpO2": (95, 5), "Pulse Rate": (60, 20)}
-    for night, lacking in ((0, "O2-M1"), (1, "O1-M2")):
+    fixed = ClipInput(store, montage, InputConfig("none", 0, "clip"), CPU).scales.scale[0]
+    assert {name: 1 / scale for name, scale in zip(names, fixed, strict=True) if scale != 1} == {
+        name: pytest.approx(width) for name, (_, width) in nominal.items()
+    }
+    for night, lacking in ((0, {"O2-M1", "F4-M1"}), (1, {"O1-M2", "Chest"})):
         clips = np.flatnonzero(np.asarray(store.recording) == night)
         x, scaled = (torch.cat(list(given(clips).x.values()), dim=1).double() for given in (plain, clip_input))
         present = torch.cat(list(clip_input(clips).present.values()), dim=1).all(0)
         spread = clips[np.linspace(0, n_clips - 1, 32).round().astype(int)] - clips[0]
         for column, name in enumerate(names):
-            dead = name == lacking or (night == 1 and name == "O2-M1")
+            dead = name in lacking or (night == 1 and name == "O2-M1")
             assert present[column] == (not dead), name
             if dead:
                 assert not scaled[:, column].any()
                 continue
-            deviation, mean = (np.median(part) for part in torch.std_mean(x[spread, column], dim=1, correction=0))
+            deviation, mean = torch.std_mean(x[spread, column], dim=1, correction=0)
+            on = deviation > 1.0 if name == "F4-M1" else deviation >= 0.0
+            deviation, mean = (np.median(part[on]) for part in (deviation, mean))
             centre, width = nominal.get(name, (mean, deviation))
-            if name == "Pulse Rate" and night == 1:  # in no unit that is known, and all but constant
+            if name == "Pulse Rate" and night == 1:  # constant, in no unit that is known
                 centre, width = mean, 1.0
             expected = (x[:, column] - float(centre)) / float(width)
             torch.testing.assert_close(
                 scaled[:, column], expected, rtol=2e-5, atol=2e-5 * max(1.0, abs(centre / width))
             )
+
+
+def test_a_pulse_is_mapped_alike_in_every_spelling_of_its_unit():
+    assert {unit: place for unit, place in NOMINAL.items() if unit != "%"} == dict.fromkeys(
+        ("bpm", "/min", "1/min", "bt/min"), (60.0, 20.0)
+    )
 
 
 def test_a_sensor_that_fell_off_counts_for_the_hours_before_and_a_dead_one_not_at_all(cohort, tmp_path):
@@ -238,11 +327,14 @@ def test_a_slot_the_store_lacks_is_absent_and_zero(cohort_store):
         ),
     )
     clip_input = ClipInput(store, wide, InputConfig(), CPU)
+    clip_input.measure(np.array([0]), identity)
     batch = clip_input(np.arange(3))
     assert clip_input.missing_slots == ("ecg Chest",)
     assert batch.present["ecg"].tolist() == [[True, False]] * 3
     assert not batch.x["ecg"][:, 1].any()
-    plain = ClipInput(store, store.montage, InputConfig(), CPU)(np.arange(3))
+    narrow = ClipInput(store, store.montage, InputConfig(), CPU)
+    narrow.measure(np.array([0]), identity)
+    plain = narrow(np.arange(3))
     assert torch.equal(batch.x["ecg"][:, :1], plain.x["ecg"])
     assert torch.equal(batch.x["brain"], plain.x["brain"])
 
@@ -258,6 +350,7 @@ def test_a_store_without_any_of_the_models_channels_is_refused(cohort_store):
 
 def test_batches_are_announced_ahead_and_come_in_order(real, monkeypatch):
     clip_input = ClipInput(real, real.montage, InputConfig(), CPU)
+    clip_input.measure(np.arange(len(real.recordings)), identity)
     seen = []
     announce, gather = clip_input.feed.announce, clip_input.feed.gather
     monkeypatch.setattr(clip_input.feed, "announce", lambda c: (seen.append(("announced", int(c[0]))), announce(c))[1])
@@ -279,6 +372,7 @@ def test_batches_are_announced_ahead_and_come_in_order(real, monkeypatch):
 def test_recordings_in_play_are_announced_whole_and_once(cohort_store, monkeypatch):
     store = ClipStore(cohort_store)
     clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
+    clip_input.measure(np.arange(len(store.recordings)), identity)
     seen, at_once = [], store.read_soon
     monkeypatch.setattr(store, "read_soon", lambda r: (seen.append(("whole", r)), at_once(r))[1])
     gather = clip_input.feed.gather

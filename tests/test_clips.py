@@ -282,6 +282,23 @@ def test_gathered_windows_are_the_recordings_own(tmp_path: Path, capsys) -> None
             )
 
 
+def test_rates_that_share_a_numerator_have_their_own_filters(tmp_path: Path, capsys) -> None:
+    for name, record_s in (("a", 1), ("b", 3), ("c", 7)):
+        values = np.random.default_rng(record_s).integers(-99, 99, (-(-126 // record_s), 100))
+        write_edf(tmp_path / f"{name}.edf", [Channel("C3-M2", values)], record_s=record_s)
+    nights = [tmp_path / f"{name}.edf" for name in "abc"]
+    assert preprocess(capsys, *nights, tmp_path / "store")[0] == 0
+    store, bank = ClipStore(tmp_path / "store"), FakeBank()
+    slot = slot_of(store, "C3-M2")
+    assert [store.fs_hz(recording, slot) for recording in range(3)] == [100, Fraction(100, 3), Fraction(100, 7)]
+    clips = list(range(len(store)))
+    batch = gather(store, clips, [slot], bank)
+    expected = expected_batch(store, clips, [slot], bank)
+    for clip, row, window in zip(clips, batch.table[:, 0].tolist(), expected, strict=True):
+        np.testing.assert_array_equal(batch.raw[row[0] : row[0] + row[1]], window[0])
+        assert bank.designs[row[5]][1] == store.fs_hz(int(store.recording[clip]), slot)
+
+
 def test_a_clip_does_not_depend_on_its_batch(tmp_path: Path, capsys) -> None:
     store = mixed_store(tmp_path, capsys)
     feed = Feed(store, store.slots_of("brain"), FakeBank())

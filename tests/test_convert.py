@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -171,6 +174,7 @@ def test_what_cannot_be_converted_is_a_sentence(tmp_path: Path, capsys) -> None:
         (("seed", "other", "--from", "seed"), "with other things in it, not a clip store"),
         (("seed", "store", "--from", "clinical", "--fs-hz", "0.0"), "is not a sampling rate"),
         (("seed", "store", "--from", "seed", "--labels", "nowhere"), "--labels nowhere"),
+        (("other/file", "store", "--from", "seed"), "is a file; give the folder that holds X and Y"),
     ):
         source, store, *options = arguments
         status, _, err = run(capsys, tmp_path / source, tmp_path / store, *options)
@@ -183,6 +187,33 @@ def test_what_cannot_be_converted_is_a_sentence(tmp_path: Path, capsys) -> None:
     (tmp_path / "store" / "recordings" / "a.bin").unlink()
     with pytest.raises(ClipStoreError, match=r"sleepfm_fast\.convert .*X/a .*store --from seed"):
         ClipStore(tmp_path / "store")
+
+
+def test_a_night_that_fails_in_any_way_stops_no_others(tmp_path: Path, capsys, monkeypatch) -> None:
+    """The disk that is full or fails, and what nobody has thought of."""
+    seed_folder(tmp_path / "seed", {"a": (0, 1), "b": (0, 1), "c": (0,)})
+    look = convert.look
+    errors = {
+        "a": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "store" / "a.bin")),
+        "b": RuntimeError("of a kind of its own"),
+    }
+
+    def failing(path, config):
+        if path.name in errors:
+            raise errors[path.name]
+        return look(path, config)
+
+    monkeypatch.setattr(convert, "look", failing)
+    status, result, err = run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed", "--montage", "paper")
+    assert (status, result["nights"]) == (1, 1), err
+    assert [failed["reason"] for failed in result["failed"]] == [
+        f"{tmp_path / 'seed' / 'X' / 'a'} could not be converted "
+        f"({tmp_path / 'store' / 'a.bin'}: {os.strerror(errno.ENOSPC)}).",
+        f"{tmp_path / 'seed' / 'X' / 'b'} could not be converted: RuntimeError: of a kind of its own.",
+    ]
+    errors.clear()
+    status, result, _ = run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed")
+    assert (status, result["nights"], result["added"]) == (0, 3, 2)
 
 
 # ---- HDF5 of the clinical code -------------------------------------------------------------------------------------
@@ -231,6 +262,49 @@ def test_clinical_nights_come_back_within_half_a_step(tmp_path: Path, capsys, fs
         known = np.isfinite(wanted)
         assert np.abs(all_samples(store, 0, slot) - wanted)[known].max() <= 0.5 * step * (1 + 1e-6)
     assert found == {"C3-M2", "ECG", "SaO2", "Thor"}
+
+
+def test_labels_that_are_missing_or_cannot_be_read_are_named(tmp_path: Path, capsys) -> None:
+    (tmp_path / "h5").mkdir()
+    (tmp_path / "labels").mkdir()
+    clinical_file(tmp_path / "h5" / "words.hdf5")
+    for name in ("accent", "list", "none"):
+        shutil.copyfile(tmp_path / "h5" / "words.hdf5", tmp_path / "h5" / f"{name}.hdf5")
+    (tmp_path / "labels" / "words.csv").write_text("Start,Stop,StageName\n0,30,Wake\n30,a minute,Stage 2\n")
+    # What another program wrote in another encoding.
+    (tmp_path / "labels" / "accent.csv").write_bytes("Start,Stop,StageName\n0,30,Éveil\n30,60,N2\n".encode("latin-1"))
+    (tmp_path / "labels" / "list.csv").write_bytes("Durée [s];Stade\n30;Éveil\n30;N2\n30;R\n".encode("latin-1"))
+    options = ("--from", "clinical", "--montage", "aasm", "--labels", tmp_path / "labels")
+    status, result, err = run(capsys, tmp_path / "h5", tmp_path / "store", *options)
+    assert (status, result["nights"]) == (1, 3), err
+    (failed,) = result["failed"]
+    assert failed["reason"].startswith(f"{tmp_path / 'labels' / 'words.csv'}, line 3: Start '30' and Stop 'a minute'")
+    assert f"no labels: {tmp_path / 'labels' / 'none.csv'} does not exist" in err
+    for name in ("accent", "list"):
+        assert f"{tmp_path / 'labels' / name}.csv is not UTF-8; it was read as Latin-1" in err
+    store = ClipStore(tmp_path / "store")
+    stages = {entry.id: store.stage[entry.first_clip :][: entry.n_clips].tolist() for entry in store.recordings}
+    assert stages == {"accent": [0, 2, -1], "list": [0, 2, 4], "none": [-1, -1, -1]}
+
+
+def test_nights_without_a_clip_or_a_channel_fail_by_name(tmp_path: Path, capsys) -> None:
+    h5py = pytest.importorskip("h5py")
+    folder = tmp_path / "h5"
+    folder.mkdir()
+    clinical_file(folder / "good.hdf5")
+    clinical_file(folder / "short.hdf5", seconds=29.0)
+    with h5py.File(folder / "empty.hdf5", "w") as file:
+        file.create_group("more")
+    with h5py.File(folder / "strange.hdf5", "w") as file:
+        file["Kanal 7"] = np.ones(12800, np.float16)
+        file[b"\xff"] = np.ones(12800, np.float16)
+    status, result, err = run(capsys, folder, tmp_path / "store", "--from", "clinical", "--montage", "aasm")
+    assert (status, result["nights"]) == (1, 1), err
+    reasons = {Path(failed["path"]).stem: failed["reason"] for failed in result["failed"]}
+    assert reasons.keys() == {"empty", "short", "strange"}
+    assert "holds no channels" in reasons["empty"]
+    assert "no whole clip of 30 s fits" in reasons["short"]
+    assert "none of its channels (Kanal 7) fills a slot of the montage 'aasm'" in reasons["strange"]
 
 
 def test_nights_are_described_in_a_table(tmp_path: Path, capsys) -> None:

@@ -1,5 +1,6 @@
 """The contrastive loss over several processes against the op in one: loss, statistics, gradients, network under DDP."""
 
+import copy
 import json
 import math
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from closeness import assert_close
 from contrastive_cases import evaluate
 from contrastive_ranks import (
@@ -27,6 +29,7 @@ from safetensors.torch import load_file
 from two_ranks import environment
 
 from sleepfm_fast import distributed, ops, reference
+from sleepfm_fast.model.batch_norm import SynchronisedBatchNorm, synchronise_batch_norm
 from sleepfm_fast.training.objective import backward
 
 HERE = Path(__file__).resolve().parent
@@ -134,6 +137,79 @@ def test_synchronised_batch_norm_is_that_of_all_samples_together(computed):
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         torch.testing.assert_close(ranks[0][name], whole[name], rtol=1e-13, atol=0)
         assert all(torch.equal(r[name], ranks[0][name]) for r in ranks)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """A process group of this process only."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+LAYERS = {
+    "plain": (lambda: torch.nn.BatchNorm1d(5), (4, 5, 7)),
+    "no samples beside channels": (lambda: torch.nn.BatchNorm1d(5), (4, 5)),
+    "images": (lambda: torch.nn.BatchNorm2d(5), (2, 5, 3, 4)),
+    "eps": (lambda: torch.nn.BatchNorm1d(5, eps=0.5), (4, 5, 7)),
+    "momentum": (lambda: torch.nn.BatchNorm1d(5, momentum=0.7), (4, 5, 7)),
+    "cumulative": (lambda: torch.nn.BatchNorm1d(5, momentum=None), (4, 5, 7)),
+    "not affine": (lambda: torch.nn.BatchNorm1d(5, affine=False), (4, 5, 7)),
+    "not tracked": (lambda: torch.nn.BatchNorm1d(5, track_running_stats=False), (4, 5, 7)),
+    "two values": (lambda: torch.nn.BatchNorm1d(5), (2, 5)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_synchronised_batch_norm_is_torchs_whatever_the_layer(alone, kind, dtype):
+    build, shape = LAYERS[kind]
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(build(), torch.nn.Sequential(build())).to(
+        torch.float32 if dtype == torch.bfloat16 else dtype
+    )
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.normal_()
+    ours = copy.deepcopy(plain)
+    names = [name for name, _ in ours.named_modules()]
+    group = dist.new_group()
+    assert synchronise_batch_norm(ours, group) == 2
+    assert synchronise_batch_norm(ours, group) == 0
+    assert [name for name, _ in ours.named_modules()] == names
+    assert all(layer.group is group for layer in (ours[0], ours[1][0]))
+    tolerance = {"rtol": 1e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    for step in range(3):
+        results = []
+        for model in (plain, ours):
+            x = (3 + 2 * torch.randn(shape, generator=torch.Generator().manual_seed(step))).to(dtype).requires_grad_()
+            model.zero_grad()
+            y = model(x)
+            (y * torch.arange(y.numel()).reshape(shape).cos()).sum().backward()
+            results.append((y, x.grad, *(p.grad for p in model.parameters()), *model.buffers()))
+        for a, b in zip(*results, strict=True):
+            assert a.dtype == b.dtype
+            assert a.shape == b.shape
+            if kind != "two values" or a is results[0][0]:  # there the gradient is the small rest of large terms
+                torch.testing.assert_close(b, a, **tolerance)
+    frozen = [model.eval()(torch.ones(shape, dtype=dtype)) for model in (plain, ours)]
+    torch.testing.assert_close(frozen[1], frozen[0], **tolerance)
+
+
+def test_synchronised_batch_norm_of_one_value_keeps_finite_statistics_and_refuses_what_has_no_channels(alone):
+    norm = SynchronisedBatchNorm(3)
+    norm(torch.ones(1, 3))
+    assert norm.running_var.isfinite().all()
+    with pytest.raises(ValueError, match=r"expected an input \[batch, channels, ...\], got shape \(3,\)"):
+        norm(torch.ones(3))
+    x = torch.randn(4, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3)).eval()
+    synchronise_batch_norm(model)
+    assert not model[0].training
 
 
 @pytest.mark.parametrize("design", CONFIGS)

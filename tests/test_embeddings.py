@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -89,6 +91,62 @@ def test_read_gives_the_modalities_in_the_order_asked(folder, parts):
     e = Embeddings(folder)
     clips = np.flatnonzero(mask.all(1))[::-3]
     np.testing.assert_allclose(e.read(clips, ("ecg", "respiratory")), unit(x)[clips][:, [2, 0]], atol=1e-7)
+
+
+@pytest.mark.parametrize("how", [np.asarray, list, tuple, np.int32, np.uint8])
+def test_clips_are_chosen_by_numbers_of_any_kind(folder, parts, how):
+    x, _, mask = parts
+    clips = np.flatnonzero(mask.all(1))[:20]
+    given = clips.astype(how) if isinstance(how, type) and issubclass(how, np.generic) else how(clips)
+    np.testing.assert_allclose(Embeddings(folder).read(given), unit(x)[clips], atol=1e-7)
+
+
+def test_clips_are_chosen_by_a_truth_value_for_each(folder, parts):
+    """As NumPy's arrays are; taken for numbers they were the vectors of clips 0 and 1, again and again."""
+    x, columns, mask = parts
+    e = Embeddings(folder)
+    chosen = mask.all(1) & (columns["stage"] == 2)
+    assert 1 < chosen.sum() < N
+    expected = unit(x)[chosen]
+    np.testing.assert_allclose(e.read(chosen), expected, atol=1e-7)
+    np.testing.assert_allclose(e.copy(chosen, MODALITIES), expected, atol=1e-7)
+    np.testing.assert_allclose(e.matrix(list(chosen), MODALITIES), expected.reshape(len(expected), -1), atol=1e-7)
+    assert e.matrix(np.zeros(N, bool), MODALITIES).shape == e.matrix([], MODALITIES).shape == (0, 3 * DIM)
+
+
+@pytest.mark.parametrize(
+    ("clips", "error", "said"),
+    [
+        (np.ones(7, bool), IndexError, r"clips is bool \[7\]; expected one value for each of the 103"),
+        (np.array([1.0, 2.0]), TypeError, r"clips is float64 of shape \(2,\); expected their numbers"),
+        (5, TypeError, r"clips is int64 of shape \(\); .* such as \[0, 5\], or bool \[103\]"),
+        (np.array([[0, 1]]), TypeError, r"shape \(1, 2\)"),
+        (slice(0, 5), TypeError, "clips is a slice"),
+    ],
+)
+def test_what_chooses_no_clips_is_refused(folder, clips, error, said):
+    for method in ("read", "copy", "matrix"):
+        with pytest.raises(error, match=said):
+            getattr(Embeddings(folder), method)(clips, MODALITIES)
+
+
+def test_modalities_that_are_none_are_refused(folder):
+    e = Embeddings(folder)
+    for call in (lambda names: e.matrix([0], names), lambda names: e.copy([0], names), e.width):
+        with pytest.raises(ValueError, match=r"the text 'ecg'; expected a sequence of names: \('ecg',\)"):
+            call("ecg")
+        with pytest.raises(ValueError, match=f"no modality 'heart' in .*; it has {', '.join(MODALITIES)}"):
+            call(("ecg", "heart"))
+
+
+def test_open_embeddings_are_sent_as_their_path(folder):
+    """To the processes of a grid search, for example."""
+    e = Embeddings(folder)
+    sent = pickle.dumps(e)
+    assert len(sent) < 1000
+    for again in (pickle.loads(sent), copy.deepcopy(e)):
+        np.testing.assert_array_equal(again.vectors, e.vectors)
+        assert again.description == e.description
 
 
 def test_a_clip_that_lacks_a_modality_is_no_damage(folder, parts):

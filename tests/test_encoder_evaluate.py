@@ -15,8 +15,8 @@ import sleepfm_fast
 from sleepfm_fast import encoder as encoder_module
 from sleepfm_fast import ops, reference
 from sleepfm_fast.encoder import PRESETS, build_encoder
-from sleepfm_fast.model import encoder_evaluation
-from sleepfm_fast.model.encoder_evaluation import has_global_hooks
+from sleepfm_fast.model import mbconv_blocks
+from sleepfm_fast.model.mbconv_blocks import has_global_hooks
 from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem
 
 # clips, channels in, channels of the stem, samples; blocks: width, channels out, stride, batch norm after, maximum.
@@ -270,7 +270,7 @@ def test_a_torch_that_does_not_tell_of_global_hooks_goes_layer_by_layer(publishe
     with torch.no_grad():
         ours = published(x)
         assert calls == [1]
-        monkeypatch.setattr(encoder_evaluation, "GLOBAL_HOOKS", ("_hooks_under_another_name",))
+        monkeypatch.setattr(mbconv_blocks, "GLOBAL_HOOKS", ("_hooks_under_another_name",))
         layers = published(x)
     assert calls == [1]
     assert torch.allclose(ours, layers, atol=1e-4)

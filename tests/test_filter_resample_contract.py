@@ -37,6 +37,16 @@ def test_half_precision_is_rounded_to_nearest_even(dtype: torch.dtype, gain: flo
     assert torch.equal(batch.run(dtype=dtype), batch.run().to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("calibration", [(float("nan"), 0.0, 0.0, 1.0), (1.0, 0.0, 0.0, float("nan"))])
+def test_a_calibration_that_is_no_number_gives_nan_and_no_infinity(dtype: torch.dtype, calibration) -> None:
+    bank = FilterBank("aasm", 256)
+    batch = Batch(bank)
+    for rate in (200, 256):
+        batch.add(noise(np.random.default_rng(3), 4000, 3000), bank.index("eeg", rate), calibration=calibration)
+    assert batch.run(dtype=dtype).isnan().all()
+
+
 @pytest.mark.parametrize("n_out", [0, 1, 2, 7, 31, 33, 255, 257, 1001])
 def test_any_number_of_outputs(n_out: int) -> None:
     bank = FilterBank("aasm", 256)

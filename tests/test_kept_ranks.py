@@ -101,6 +101,24 @@ def test_ranks_among_other_candidates_are_not_taken(folder, ranked, tmp_path, ca
     assert files_of(tmp_path / "retrieval") == files_of(plain)
 
 
+def test_the_current_folder_may_be_the_result(folder, whole, ranked, tmp_path, monkeypatch):
+    (tmp_path / "retrieval").mkdir()
+    monkeypatch.chdir(tmp_path / "retrieval")
+    interrupt(ranked, 1, folder, ".")
+    assert len(list((tmp_path / ".retrieval.partial").iterdir())) == 1
+    assert retrieve.cli([str(folder), "."]) == 0
+    assert len(ranked) == 2
+    assert files_of(tmp_path / "retrieval") == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["retrieval"]
+
+
+def test_ranks_of_other_options_do_not_pile_up(folder, ranked, tmp_path):
+    interrupt(ranked, 2, folder, tmp_path / "retrieval")
+    assert len(list((tmp_path / ".retrieval.partial").iterdir())) == 2
+    interrupt(ranked, 1, folder, tmp_path / "retrieval", "--scope", "night")
+    assert len(list((tmp_path / ".retrieval.partial").iterdir())) == 1
+
+
 def test_ranks_of_other_embeddings_are_not_taken(folder, ranked, tmp_path):
     interrupt(ranked, 2, folder, tmp_path / "retrieval")
     x = np.random.default_rng(1).standard_normal((300, 3, 16))

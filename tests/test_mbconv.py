@@ -499,6 +499,8 @@ def test_refusals():
         ops.mbconv(x.double(), *weights)
     with pytest.raises(ValueError, match="more than one value"):
         ops.mbconv(x[:1, :, :1], *weights)
+    with pytest.raises(ValueError, match="the stride is 2; a batch norm needs more than one value"):
+        ops.mbconv(x[:1, :, :2], *weights, stride=2)
     with pytest.raises(ValueError, match="as many channels out as in"):
         ops.mbconv(x, *weights, residual=True)
     with pytest.raises(ValueError, match=r"dropout is 0\.5"):

@@ -126,6 +126,29 @@ def test_a_folders_table_counts_below_it_only(tmp_path: Path) -> None:
     assert tables.unknown_recordings([tmp_path / "x" / "n1.edf"]) == ["n1"]
 
 
+def test_tables_of_folders_are_found_and_said_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in (
+        ("x/participants.tsv", "recording\tsubject\tsex\nn1\tSX\tx\nn5\tSX\tF\n"),
+        ("y/participants.csv", "recording,subject\nn1,SY\n"),
+        ("y/participants.tsv", "recording\tsubject\nn1\tOTHER\nn2\tOTHER\n"),
+        ("z/participants.csv/content", ""),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    tables = read_tables(None, [Path("x"), Path("y"), Path("z")])
+    assert tables.rows == 3
+    paths = [tmp_path / name for name in ("x/n1.edf", "y/n1.edf", "y/n5.edf", "z/n1.edf")]
+    assert [tables.of(path).subject for path in paths] == ["SX", "SY", "n5", "n1"]
+    assert tables.unknown_recordings(iter(paths)) == ["n5"]
+    said = tables.notices(iter(paths))
+    assert any("the sex 'x' of 1 row" in sentence for sentence in said)
+    assert any("that are not in the participants table: 2 (such as n5.edf)" in sentence for sentence in said)
+    assert ParticipantTables().notices(iter([Path("/d/n5.edf")])) == []
+    named = read_tables(tmp_path / "y" / "participants.csv", [tmp_path / "x"])
+    assert [named.of(path).subject for path in paths] == ["SY", "SY", "n5", "SY"]
+
+
 def test_one_file_name_in_several_folders_is_one_subject_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +248,48 @@ def test_names_that_look_like_nights_of_one_person_are_said(tmp_path, names, gro
     rows = "".join(f"{name}.edf,S\n" for name in names)
     named = ParticipantTables(((None, table(tmp_path, "recording,subject\n" + rows)),))
     assert named.perhaps_one_person(paths) == []
+
+
+@pytest.mark.parametrize(
+    "word", ["night", "Nacht", "nuit", "noche", "notte", "visit", "session", "ses", "recording", "rec", "n", "v"]
+)
+@pytest.mark.parametrize("between", ["_", "-", " "])
+def test_nights_in_several_languages(word, between):
+    paths = [Path(f"/data/S1{between}{word}{k}.edf") for k in (1, 2)]
+    assert ParticipantTables().perhaps_one_person(paths) == [paths]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *([f"S1_{word}1", f"S1_{word}2"] for word in ["part", "Teil", "partie", "parte", "deel", "half"]),
+        *(
+            [f"S1_{word}", "S1"]
+            for word in [
+                "CPAP",
+                "APAP",
+                "BiPAP",
+                "bi-PAP",
+                "PAP",
+                "autoPAP",
+                "diag",
+                "diagnostic",
+                "titration",
+                "split",
+            ]
+        ),
+        *(
+            [f"S1-{word}-x", "S1-x"]
+            for word in ["baseline", "basal", "pre", "post", "treatment", "therapy", "follow-up", "followup"]
+        ),
+        ["ST7011J0-PSG", "ST7012JP-PSG"],
+        ["SHHS1-200001", "shhs2-200001"],
+    ],
+    ids=lambda names: names[0],
+)
+def test_parts_of_a_night_and_nights_under_treatment(names):
+    paths = [Path(f"/data/{name}.edf") for name in names]
+    assert ParticipantTables().perhaps_one_person(paths) == [paths]
 
 
 @pytest.mark.parametrize(

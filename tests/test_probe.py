@@ -15,8 +15,10 @@ from sklearn.metrics import average_precision_score, confusion_matrix, f1_score,
 from synthetic_embeddings import columns_of, unit, write_folder
 
 from sleepfm_fast import probe
+from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.evaluation import logistic
 from sleepfm_fast.evaluation.classification import log_odds, probability_of
+from sleepfm_fast.evaluation.labelled_clips import labelled_clips
 from sleepfm_fast.results import find_results, read_result
 
 DIM = 12
@@ -183,6 +185,40 @@ def test_a_clip_that_lacks_both_counts_as_unlabelled(tmp_path, capsys):
     assert f"notice: {lacking} of {(test & labelled).sum()} labelled test clips lack" in err
 
 
+def test_rows_labels_and_subjects_of_labelled_clips_stay_together(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    n = 400
+    mask = rng.random((n, 3)) < 0.8
+    columns = columns_of(np.arange(n) // 40, (np.arange(n) // 40) % 3, stage=rng.integers(-1, 4, n))
+    columns["recording"] = (np.arange(n) // 20).astype(np.int32)  # two nights a subject
+    people = {"recordings": tuple(f"r{i}" for i in range(20))}
+    folder = write_folder(tmp_path / "emb", rng.standard_normal((n, 3, DIM)), columns, mask=mask, **people)
+    embeddings = Embeddings(folder)
+    found = labelled_clips(embeddings, ("train", "test"), "stage", ("ecg", "respiratory"))
+    inside = columns["split"] != 1
+    rows = np.flatnonzero(inside & (columns["stage"] >= 0) & mask[:, 0] & mask[:, 2])
+    n_lacking = int((inside & (columns["stage"] >= 0)).sum()) - len(rows)
+    for part, which in (
+        (found, np.arange(len(rows))),
+        (found.of(np.arange(len(rows)) % 3 == 1), np.arange(len(rows))[1::3]),
+    ):
+        np.testing.assert_array_equal(part.clips, rows[which])
+        np.testing.assert_array_equal(part.labels, columns["stage"][rows[which]])
+        np.testing.assert_array_equal(part.subject, columns["subject"][rows[which]])
+        assert len(part) == len(which)
+        assert part.counts(("W", "N1", "N2", "N3", "R")) == {
+            "n_clips": len(which),
+            "n_subjects": len(np.unique(columns["subject"][rows[which]])),
+            "n_dropped_unlabelled": int((inside & (columns["stage"] < 0)).sum()),
+            "n_dropped_lacking_modality": n_lacking,
+            "class_counts": {
+                name: int((columns["stage"][rows[which]] == k).sum())
+                for k, name in enumerate(("W", "N1", "N2", "N3", "R"))
+            },
+        }
+    assert "labelled train or test clips lack one of ecg, respiratory and are left out" in capsys.readouterr().err
+
+
 def test_a_class_absent_from_training(tmp_path, capsys):
     folder, _, _ = planted(tmp_path, signal=30.0, change=lambda y, s: np.where((s != 2) & (y == 1), 2, y))
     _, result, err = run(capsys, folder, "--task", "stage", "--bootstraps", "20")
@@ -309,7 +345,12 @@ def test_blocks_change_nothing(tmp_path, capsys, monkeypatch):
         (
             {"mask": np.tile([True, False, True], (640, 1))},
             ("--task", "stage", "--modality", "brain"),
-            "Probe a single modality",
+            "labelled train clips has brain. Probe another modality with --modality.",
+        ),
+        (
+            {"mask": np.tile([True, False, True], (640, 1))},
+            ("--task", "stage"),
+            "labelled train clips has all of respiratory, brain, ecg. Probe a single modality with --modality.",
         ),
         ({}, ("--task", "stage", "--c", "0"), "--c is 0.0"),
         ({}, ("--task", "stage", "--max-iter", "0"), "--max-iter is 0"),

@@ -13,7 +13,8 @@ from called import called, last_json
 from sleepfm_fast import embed, import_checkpoint
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.model.seed_checkpoint import read_seed_checkpoint
+from sleepfm_fast.model.seed_checkpoint import read_seed_checkpoint, write_run
+from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 
 STATES = {"respiratory": "respiratory_state_dict", "brain": "sleep_stages_state_dict", "ecg": "ekg_state_dict"}
 
@@ -112,6 +113,52 @@ def test_an_import_given_again_is_finished_and_another_is_refused(model, tmp_pat
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["a.txt"]
 
 
+def test_the_run_has_the_authors_input_and_the_montage_of_the_channels(tmp_path):
+    torch.manual_seed(0)
+    paper = SleepModel({"respiratory": 7, "brain": 10, "ecg": 2}, PRESETS["seed"], log_temperature=0.5)
+    content = content_of(paper) | {"epoch": torch.tensor([3]), "best_loss": None}
+    content["ekg_state_dict"] = {name: value.double() for name, value in content["ekg_state_dict"].items()}
+    found = read_seed_checkpoint(write(tmp_path / "best.pt", content))
+    assert (found.montage, found.epoch) == ("paper", 3)
+    for name, tensor in paper.state_dict().items():
+        assert found.model.state_dict()[name].dtype == tensor.dtype
+    description = found.description()
+    assert description["input"] == {"filters": "seed", "notch_hz": 0, "normalise": "none"}
+    assert description["montage"]["name"] == "paper"
+    assert [len(modality["slots"]) for modality in description["montage"]["modalities"]] == [7, 10, 2]
+    assert description["config"] == {"imported_from": str(tmp_path / "best.pt"), "epoch": 3}
+    run = RunDirectory(tmp_path / "run")
+    assert write_run(found, run)
+    tensors, state = read_checkpoint(run.best_path)
+    assert state == {"epoch": 3, "best_loss": None}
+    assert torch.equal(tensors["model/encoders.brain.fc.bias"], paper.state_dict()["encoders.brain.fc.bias"])
+
+
+def test_weights_that_are_not_a_number_are_the_same_again_and_another_loss_is_another_run(model, tmp_path):
+    content = content_of(model)
+    content["ekg_state_dict"]["module.fc.bias"] = torch.full((512,), math.nan)
+    found = read_seed_checkpoint(write(tmp_path / "best.pt", content))
+    run = RunDirectory(tmp_path / "run")
+    assert [write_run(found, run), write_run(found, run)] == [True, False]
+    for other in (
+        read_seed_checkpoint(write(tmp_path / "best.pt", content | {"best_loss": 2.25})),
+        read_seed_checkpoint(write(tmp_path / "best.pt", content_of(model))),
+    ):
+        with pytest.raises(SleepfmError, match="holds a run of other weights than"):
+            write_run(other, run)
+
+
+def test_a_run_that_was_not_imported_is_another_run(model, tmp_path):
+    found = read_seed_checkpoint(write(tmp_path / "best.pt", content_of(model)))
+    description = found.description()
+    for number, config in enumerate(({"epoch": 7}, {"epoch": 7, "imported_from": ""}, [], {"imported_from": "x"})):
+        run = RunDirectory(tmp_path / str(number))
+        run.create({**description, "config": config})
+        with pytest.raises(SleepfmError, match="holds another run and is not overwritten"):
+            write_run(found, run)
+        assert not run.best_path.exists()
+
+
 def renamed(content: dict, old: str, new: str) -> dict:
     return {new if name == old else name: value for name, value in content.items()}
 
@@ -181,6 +228,19 @@ def without(content, state, name):
             lambda c: c["ekg_state_dict"].update({"module.fc.bias": torch.ones(512).to_sparse()}),
             r"ekg_state_dict has fc\.bias as a sparse",
         ),
+        (
+            lambda c: c["ekg_state_dict"].update({"module.fc.bias": torch.ones(512, dtype=torch.complex64)}),
+            r"ekg_state_dict has fc\.bias as a sparse, quantised, complex",
+        ),
+        (
+            lambda c: c["ekg_state_dict"].update({"module.fc.bias": torch.ones(512, device="meta")}),
+            r"ekg_state_dict has fc\.bias as a sparse, quantised, complex or empty",
+        ),
+        (
+            lambda c: c["ekg_state_dict"].update({"module.stage1.weight": torch.ones(32, 65, 3)}),
+            r"no tensor stage1\.weight",
+        ),
+        (lambda c: c["ekg_state_dict"].update({"module.stage1.weight": torch.ones(32)}), r"no tensor stage1\.weight"),
         (
             lambda c: c["ekg_state_dict"].update({"module.stage1.weight": torch.ones(1).expand(32, 10**9, 3)}),
             r"no tensor stage1\.weight",

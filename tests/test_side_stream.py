@@ -95,6 +95,7 @@ def test_what_is_received_waits_for_what_made_it_and_is_kept_for_who_uses_it(mon
 def test_every_batch_is_made_on_the_side_and_received_where_it_is_asked_for(cohort_store, monkeypatch):
     store = ClipStore(cohort_store)
     clip_input = ClipInput(store, store.montage, InputConfig(), CPU)
+    clip_input.measure(np.arange(len(store.recordings)), iter)
     recorder = Recorder()
     recorder.patch(monkeypatch)
     clip_input.side = SideStream(torch.device("cuda", 0))

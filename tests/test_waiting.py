@@ -60,24 +60,27 @@ def test_a_program_that_imports_the_package_keeps_its_own(tmp_path):
 
 
 QUOTA = """
+import os, sys
 import sleepfm_fast.system as system
-system.processor_quota = lambda: 0.5
 from sleepfm_fast.cli import thread_quota
+how = sys.argv[1]
+system.processor_quota = lambda: float(os.cpu_count() or 1) if how == "whole" else 0.5
 thread_quota.processor_quota = system.processor_quota
-import os
-thread_quota.is_a_command = lambda: True
+thread_quota.is_a_command = lambda: how != "program"
 os.environ.pop("OMP_NUM_THREADS", None)
-if len(__import__("sys").argv) > 1:
+if how == "set":
     os.environ["OMP_NUM_THREADS"] = "2"
 thread_quota.keep_to_quota()
 import torch
-print(os.environ["OMP_NUM_THREADS"], torch.get_num_threads())
+print(os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads() if how in ("quota", "set") else "")
 """
 
 
-def test_a_command_in_a_container_has_as_many_threads_as_its_quota():
-    for more, expected in (([], "1 1"), (["set"], "2 2")):
-        done = subprocess.run(
-            [sys.executable, "-c", QUOTA, *more], cwd=ROOT, capture_output=True, text=True, check=False, timeout=100
-        )
-        assert done.stdout.strip() == expected, done.stderr
+@pytest.mark.parametrize(
+    ("how", "expected"), [("quota", "1 1"), ("set", "2 2"), ("program", "None"), ("whole", "None")]
+)
+def test_a_command_in_a_container_has_as_many_threads_as_its_quota(how, expected):
+    done = subprocess.run(
+        [sys.executable, "-c", QUOTA, how], cwd=ROOT, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.stdout.strip() == expected, done.stderr

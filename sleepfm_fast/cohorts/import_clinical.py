@@ -7,6 +7,7 @@ night; the physical units are gone. Reading needs h5py, which ``pip install 'sle
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +18,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sleepfm_fast.annotations import read_scoring
+from sleepfm_fast.annotations import MAX_TEXT_BYTES, read_scoring
 from sleepfm_fast.cli.path_kinds import PREPARED
 from sleepfm_fast.cohorts.folders import files_under
 from sleepfm_fast.cohorts.foreign import ForeignNight
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
+from sleepfm_fast.scoring.csv_files import decoded
 from sleepfm_fast.scoring.labels import clip_labels, refuse_endless
 from sleepfm_fast.scoring.respiratory_counts import respiratory_counts
-from sleepfm_fast.scoring.timed_texts import Event, Scoring
+from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
 __all__ = ["find_nights", "h5", "label_file", "read_night"]
 
@@ -93,8 +95,10 @@ def read_night(path: Path, labels: Path | None, fs_hz: Fraction) -> ForeignNight
         with opened(path) as file:
             return np.asarray(file[names[channel]])
 
-    scoring = night_scoring(path, labels, issues)
-    grid = clip_labels(scoring, Fraction(n_samples) / fs_hz)
+    length_s = Fraction(n_samples) / fs_hz
+    scoring = night_scoring(path, labels, float(length_s), issues)
+    issues += scoring.issues if scoring is not None else ()
+    grid = clip_labels(scoring, length_s)
     return ForeignNight(
         path=path,
         labels=names,
@@ -163,33 +167,41 @@ def label_file(path: Path, labels: Path | None) -> Path | None:
     return labels if labels.is_file() else labels / f"{path.stem}.csv"
 
 
-def night_scoring(path: Path, labels: Path | None, issues: list[str]) -> Scoring | None:
-    """Scoring of a night, None where there is none."""
+def night_scoring(path: Path, labels: Path | None, length_s: float, issues: list[str]) -> Scoring | None:
+    """Scoring of a night of this length, None where there is none."""
     file = label_file(path, labels)
     if file is None:
         return None
     if not file.is_file():
         issues.append(f"no labels: {file} does not exist")
         return None
-    return stage_table(file) or read_scoring(file)
+    return stage_table(file) or read_scoring(file, length_s=length_s)
 
 
 def stage_table(file: Path) -> Scoring | None:
-    """Read a table with Start, Stop and StageName; None where it has other columns."""
-    events = []
+    """Read a table with Start, Stop and StageName; None where it has other columns, or is no table."""
+    events: list[Event] = []
+    issues: list[str] = []
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened_file:
-            rows = csv.DictReader(opened_file)
-            if not {"Start", "Stop", "StageName"} <= set(rows.fieldnames or ()):
-                return None
-            for row in rows:
-                start_s, stop_s = float(row["Start"]), float(row["Stop"])
-                events.append(Event(start_s, stop_s - start_s, str(row["StageName"])))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        if file.stat().st_size > MAX_TEXT_BYTES:
+            return None
+        text = decoded(file.read_bytes(), str(file), issues)
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        if not {"Start", "Stop", "StageName"} <= set(rows.fieldnames or ()):
+            return None
+    except OSError as error:
+        raise SleepfmError(f"{file} cannot be read: {error.strerror or error}.") from None
+    except (ScoringError, csv.Error):  # what else it may be, `read_scoring` knows
+        return None
+    try:
+        for row in rows:
+            start_s, stop_s = float(row["Start"]), float(row["Stop"])
+            events.append(Event(start_s, stop_s - start_s, str(row["StageName"])))
+    except csv.Error as error:
         raise SleepfmError(f"{file} cannot be read as CSV: {error}.") from None
     except (TypeError, ValueError):
         raise SleepfmError(
             f"{file}, line {rows.line_num}: Start '{row['Start']}' and Stop '{row['Stop']}' are not both numbers of "
             "seconds."
         ) from None
-    return Scoring(tuple(events), str(file))
+    return Scoring(tuple(events), str(file), tuple(issues))

@@ -113,10 +113,10 @@ def labelled_clips(
     whole = np.asarray(embeddings.mask)[clips][:, columns].all(1)
     use = labelled & whole
     if not use.any():
-        raise SleepfmError(
-            f"none of the {int(labelled.sum())} labelled {side} clips has all of {', '.join(modalities)}. "
-            "Probe a single modality with --modality."
-        )
+        which = f"all of {', '.join(modalities)}" if len(modalities) > 1 else modalities[0]
+        remedy = "Probe a single modality" if len(modalities) > 1 else "Probe another modality"
+        of_all = f"none of the {counted(int(labelled.sum()), f'labelled {side} clip')}"
+        raise SleepfmError(f"{of_all} has {which}. {remedy} with --modality.")
     lacking = int((labelled & ~whole).sum())
     if lacking:
         what = f"one of {', '.join(modalities)}" if len(modalities) > 1 else modalities[0]

@@ -18,12 +18,9 @@ from sleepfm_fast.model.mbconv_blocks import (
 )
 from sleepfm_fast.model.precision import cpu_precision
 from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem, encoder_evaluate
+from sleepfm_fast.ops.unsupported import is_transforming
 
 __all__ = ["average_over_time", "covers"]
-
-
-GLOBAL_HOOKS = tuple(f"_global_{when}_hooks" for when in ("forward", "forward_pre", "backward", "backward_pre"))
-"""Attributes of ``nn.modules.module`` in which torch (from 2.0 on) keeps hooks that are called with every module."""
 
 
 class Layers(Protocol):
@@ -46,17 +43,12 @@ def covers(encoder: Layers, x: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and cpu_precision() is not None
-        and not has_global_hooks()
+        and not is_transforming()
         and is_plain_stem(encoder.stage1)
         and is_affine(encoder.b0)
         and (not encoder.pooled_after or is_plain_pool(encoder.pool))
         and all(covers_stage(stage, x) for _, stage in encoder.stages())
     )
-
-
-def has_global_hooks() -> bool:
-    """Whether torch would call a global hook with every module; True too if torch has no such attribute any more."""
-    return any(getattr(nn.modules.module, name, True) for name in GLOBAL_HOOKS)
 
 
 def covers_stage(stage: nn.Module, x: Tensor) -> bool:

@@ -15,12 +15,14 @@ from sleepfm_fast.ops.batch_norm import batch_norm
 from sleepfm_fast.ops.max_pool import max_pool
 from sleepfm_fast.ops.mbconv import mbconv
 from sleepfm_fast.ops.stem import stem
+from sleepfm_fast.ops.unsupported import is_transforming
 
 __all__ = [
     "MBConvBlock",
     "MBConvStage",
     "OfBatch",
     "convolve_and_normalise",
+    "has_global_hooks",
     "has_hooks",
     "is_pointwise",
     "normalise",
@@ -30,9 +32,18 @@ __all__ = [
 ]
 
 
+GLOBAL_HOOKS = tuple(f"_global_{when}_hooks" for when in ("forward", "forward_pre", "backward", "backward_pre"))
+"""Attributes of ``nn.modules.module`` in which torch (from 2.0 on) keeps hooks that are called with every module."""
+
+
+def has_global_hooks() -> bool:
+    """Whether torch would call a global hook with every module; True too if torch has no such attribute any more."""
+    return any(getattr(nn.modules.module, name, True) for name in GLOBAL_HOOKS)
+
+
 def has_hooks(*layers: nn.Module) -> bool:
-    """Whether calling one of the layers also calls somebody's hook (Grad-CAM, pruning, feature extraction)."""
-    return any(
+    """Whether calling one of the layers also calls somebody's hook (Grad-CAM, pruning, counting of operations)."""
+    return has_global_hooks() or any(
         len(hooks) > 0
         for layer in layers
         for hooks in (
@@ -122,6 +133,7 @@ def convolve_and_normalise(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> 
         or type(conv) is not nn.Conv1d
         or conv.padding_mode != "zeros"
         or has_hooks(conv)
+        or is_transforming()
     ):
         y: Tensor = norm(conv(x))
         return y
@@ -190,6 +202,7 @@ def normalise(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     """``norm(x)``, the batch norm that ends a stage; with the compiled op where it covers the call."""
     covered = (
         is_in_training(norm)
+        and not is_transforming()
         and x.device.type == "cpu"
         and x.dtype == norm.weight.dtype == torch.float32
         and x.shape[0] * x.shape[2] > 1
@@ -208,8 +221,12 @@ def is_plain_pool(layer: nn.MaxPool1d) -> bool:
 
 
 def pool(layer: nn.MaxPool1d, x: Tensor) -> Tensor:
-    """``layer(x)``; with the compiled op where it covers the call."""
-    if is_plain_pool(layer) and x.device.type == "cpu" and x.dtype == torch.float32:
+    """``layer(x)``; with the compiled op where it covers the call.
+
+    In evaluation a gradient may be differentiated in turn (a penalty on a saliency map), which the op refuses.
+    """
+    fused = layer.training or not torch.is_grad_enabled()
+    if fused and is_plain_pool(layer) and x.device.type == "cpu" and x.dtype == torch.float32 and not is_transforming():
         return max_pool(x)
     return layer(x)  # type: ignore[no-any-return]
 
@@ -245,21 +262,22 @@ class MBConvBlock(nn.Module):
     def can_fuse(self, x: Tensor) -> bool:
         """Whether the compiled op covers this call.
 
-        SyncBatchNorm, tensors of half precision, other devices and layers with hooks go the long way; autocast to
-        bfloat16 is a precision of the op.
+        SyncBatchNorm, tensors of half precision, other devices, layers with hooks, and transforms of torch.func go the
+        long way; autocast to bfloat16 is a precision of the op.
         """
         return (
             self.fuse
             and x.device.type == "cpu"
-            and x.dtype == self.conv1.weight.dtype == torch.float32
             and self.has_plain_layers()
+            and x.dtype == self.conv1.weight.dtype == torch.float32
+            and not is_transforming()
             and self.has_biases()
             and self.has_plain_norms()
             and (self.training or not self.drop.training)
             and not has_hooks(self.conv1, self.b0, self.conv2, self.b1, self.act, self.conv3, self.drop)
             and cpu_precision() is not None
             and (self.training or not torch.is_grad_enabled())
-            and (not self.training or x.shape[0] * x.shape[2] > 1)
+            and (not self.training or x.shape[0] * ((x.shape[2] - 1) // self.conv2.stride[0] + 1) > 1)
         )
 
     def has_plain_layers(self) -> bool:
@@ -269,6 +287,7 @@ class MBConvBlock(nn.Module):
             is_pointwise(self.conv1)
             and type(conv) is nn.Conv1d
             and (conv.kernel_size, conv.padding, conv.dilation, conv.padding_mode) == ((3,), (1,), (1,), "zeros")
+            and conv.stride in ((1,), (2,))
             and conv.groups == conv.in_channels == conv.out_channels
             and is_pointwise(self.conv3)
             and type(self.act) is nn.ReLU6

@@ -128,8 +128,11 @@ def mbconv(
             )
         y = torch.ops.sleepfm_fast.mbconv_evaluate(x, list(weights), list(running), stride, eps, residual, bf16)
         return y, torch.stack([tensor.double() for tensor in running])
-    if x.shape[0] * x.shape[2] < 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; a batch norm needs more than one value a channel to train.")
+    if x.shape[0] * ((x.shape[2] - 1) // stride + 1) < 2:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, the stride is {stride}; a batch norm needs more than one value a channel "
+            "to train."
+        )
     if seed is None:
         seed = torch.zeros((), dtype=torch.int64, device=x.device)
         if dropout > 0.0:

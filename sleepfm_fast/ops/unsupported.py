@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from sleepfm_fast.ops.registry import LIBRARY
 
-__all__ = ["no_second_derivative", "refuse_gradients", "refuse_transforms"]
+__all__ = ["is_transforming", "no_second_derivative", "refuse_gradients", "refuse_transforms"]
 
 
 def refuse_gradients(op: str, instead: str) -> None:
@@ -74,6 +74,13 @@ def wants_gradient(arguments: Sequence[Any]) -> bool:
 def has_tangent(value: Tensor) -> bool:
     """Whether a tensor carries a derivative of torch.autograd.forward_ad."""
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
+
+
+def is_transforming() -> bool:
+    """Whether torch.func's transforms or forward-mode derivatives are under way, which the ops refuse."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def refuse_transforms(function: str, *tensors: Tensor, twin: str | None = None) -> None:

@@ -17,6 +17,7 @@ from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.execution.threads import in_threads
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.storage.open_files import Opened, Recent
+from sleepfm_fast.storage.row_numbers import row_numbers
 from sleepfm_fast.store.window_kernels import (
     CHANNEL_COLUMNS,
     announce_windows,
@@ -140,7 +141,7 @@ class Feed:
         Parameters
         ----------
         clips : array-like of int [B]
-            Numbers of the clips in the store; negative ones count from the end.
+            Numbers of the clips in the store; negative ones count from the end. Or bool, one for each of the store.
         out : Buffer, optional
             Memory for ``raw``; by default fresh memory.
 
@@ -211,8 +212,8 @@ class Feed:
 
     def _numbers(self, clips: npt.ArrayLike) -> Int64:
         """Check clip numbers and return them as int64 [B] from 0 on, negative ones counted from the end."""
-        numbers = np.ascontiguousarray(clips, np.int64).reshape(-1)
         n = len(self.store)
+        numbers = row_numbers(clips, n, "clips")
         if numbers.size and not -n <= numbers.min() <= numbers.max() < n:
             raise IndexError(
                 f"clip {numbers[(numbers < -n) | (numbers >= n)][0]} is out of the store's {counted(n, 'clip')}"

@@ -40,15 +40,19 @@ class Scales:
     centre, scale : float32 arrays [n_recordings, n_slots]
         A scale of 0 marks a channel that is flat throughout its recording: an electrode that was never connected. It is
         treated as not present.
+    measured : bool array [n_recordings]
+        The recordings whose amplitudes are known.
     """
 
     centre: npt.NDArray[np.float32]
     scale: npt.NDArray[np.float32]
+    measured: npt.NDArray[np.bool_]
 
     @classmethod
     def identity(cls, n_recordings: int, n_slots: int) -> Scales:
         """Centre 0 and scale 1 everywhere: the op's output stays in physical units."""
-        return cls(np.zeros((n_recordings, n_slots), np.float32), np.ones((n_recordings, n_slots), np.float32))
+        shape = (n_recordings, n_slots)
+        return cls(np.zeros(shape, np.float32), np.ones(shape, np.float32), np.zeros(n_recordings, np.bool_))
 
     def apply(
         self, calibration: npt.NDArray[np.float32], table: npt.NDArray[np.int64], recordings: npt.NDArray[np.int64]
@@ -90,6 +94,7 @@ def measure_scales(
     store = feed.store
     for recording in progress([int(r) for r in recordings]):
         entry = store.recordings[recording]
+        scales.measured[recording] = True
         if entry.n_clips == 0:
             continue
         n = min(N_CLIPS, entry.n_clips)

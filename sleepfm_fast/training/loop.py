@@ -139,6 +139,7 @@ class TrainingLoop(ABC):
             column = getattr(self.input.scales, name)
             for rank, rows in enumerate(self.world.gather_rows(torch.from_numpy(column[mine]))):
                 column[recordings[rank :: self.world.size]] = rows.numpy()
+        self.input.scales.measured[recordings] = True
         return self.input.flat_channels(recordings) if self.options.normalise == "recording" else ()
 
     def unite_buffers(self) -> None:
