@@ -113,7 +113,7 @@ def say_unmatched(outcome: Outcome, tables: ParticipantTables, unknown: Sequence
     if outcome.unused_corrections:
         say(
             "notice: --overrides names recordings or channels that no file has: "
-            f"{', '.join(outcome.unused_corrections[:10])}"
+            f"{first_of(outcome.unused_corrections, 10)}"
         )
 
 
