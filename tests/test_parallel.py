@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -68,29 +70,40 @@ def test_a_pool_shares_no_arrays_through_files(monkeypatch):
 
 
 def test_ctrl_c_is_answered_again_after_work_that_failed():
-    import signal
-
     def fail(_):
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         raise ValueError("broken")
 
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ValueError, match="broken"):
-        dispatched(fail, [])
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(ValueError, match="broken"):
+            dispatched(fail, [])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with ThreadPoolExecutor(1) as threads:  # which can set no handlers
+            assert threads.submit(dispatched, lambda _: signal.getsignal(signal.SIGINT), []).result() is (
+                signal.default_int_handler
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(not parallel.CAN_FORK, reason="this system makes no copies of processes")
+def test_a_single_worker_is_a_copy_of_this_process(monkeypatch):
+    monkeypatch.setattr(parallel, "in_copy", lambda work, arguments: iter(["copy"]))
+    assert list(in_parallel(process_of, [(1,), (2,)], Engine("loky", 1), own_process=True)) == ["copy"]
 
 
 def test_a_line_of_progress_now_and_then_and_at_the_end(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(parallel.time, "monotonic", lambda: now[0])
     progress = Progress("nights", 4)
-    for seconds, failed in ((29.0, False), (31.0, True), (59.0, False), (3700.6, False)):
+    for seconds, failed in ((29.0, False), (31.0, True), (59.0, False), (59.5, False)):
         now[0] = 100.0 + seconds
         progress.step(failed=failed)
     progress.close()
     assert capsys.readouterr().err.splitlines() == [
         "nights: 2 of 4, 1 failed, 0.0645 nights/s, 0:00:31 left",
-        "nights: 4 of 4, 1 failed, 0.00108 nights/s, in 1:01:41",
+        "nights: 4 of 4, 1 failed, 0.0672 nights/s, in 0:01:00",
     ]
     progress = Progress("files", 3)
     now[0] += 4000.0
