@@ -101,12 +101,23 @@ def claim(layout: Layout, settings: dict[str, Any]) -> None:
         raise SleepfmError(f"{layout.out} exists and is not a reproduction; name a new folder.")
     if not file.is_file():
         return
+
+    def damaged(what: object) -> SleepfmError:
+        return SleepfmError(
+            f"{file} is damaged ({what}). It alone says with which settings the results beside it were made: restore "
+            "it from a copy, or name another folder."
+        )
+
     try:
         saved = from_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SleepfmError(f"{file} is damaged ({error}). Delete it; what is finished beside it is kept.") from error
+        raise damaged(error) from error
+    if not isinstance(saved, dict):
+        raise damaged("it is not the record of a reproduction")
     if saved.get("format") != FORMAT or saved.get("version") != VERSION:
         raise SleepfmError(f"{file} says '{saved.get('format')} {saved.get('version')}'; name a new folder.")
+    if not isinstance(saved.get("settings"), dict):
+        raise damaged("it does not hold the settings")
     before = {"precision": "float32", **saved["settings"]}  # records before there was a choice have no precision
     differing = [f"{k} was {before.get(k)}, is {v}" for k, v in settings.items() if before.get(k) != v]
     if differing:

@@ -246,3 +246,22 @@ def test_preprocess_leaves_a_users_temporary_file(tmp_path, capsys):
     (tmp_path / "notes.tmp").rename(tmp_path / "store" / "notes.tmp")
     assert preprocess(capsys, tmp_path / "night.edf", tmp_path / "store")[0] == 0
     assert (tmp_path / "store" / "notes.tmp").read_text() == "mine"
+
+
+def test_all_below_a_folder_is_synchronised(tmp_path, monkeypatch):
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    files = [tmp_path / "a" / "deep" / f"{i}.csv" for i in range(30)] + [tmp_path / "a" / "x.json"]
+    for file in files:
+        file.write_bytes(b"0")
+    done: list[Path] = []
+    monkeypatch.setattr(atomic, "synchronise", done.append)
+    atomic.synchronise_below(tmp_path / "a")
+    assert sorted(done[:31]) == sorted(files)
+    assert sorted(done[31:]) == [tmp_path / "a", tmp_path / "a" / "deep"]
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic, "synchronise", full)
+    with pytest.raises(OSError, match="No space"):
+        atomic.synchronise_below(tmp_path / "a")

@@ -25,6 +25,7 @@ from sleepfm_fast.store import clip_writer
 from sleepfm_fast.store.clip_writer import read_record
 from sleepfm_fast.store.feed import Buffer, Feed, gather
 from sleepfm_fast.store.native_runs import native_run
+from sleepfm_fast.store.window_kernels import read_windows
 
 
 class FakeBank:
@@ -437,6 +438,32 @@ def test_a_segment_without_samples_of_a_channel_gives_none(tmp_path: Path, capsy
     batch = Feed(store, [0, 1], FakeBank()).gather([3, 0])
     assert batch.raw.size == 0
     assert not batch.table[:, :, :2].any()
+
+
+def test_an_index_that_leads_before_its_file_is_named(tmp_path: Path, capsys) -> None:
+    store = make(tmp_path, capsys, night={})
+    store.run_offset = store.run_offset - 10**7
+    with pytest.raises(ClipStoreError, match=r"index of .* is damaged: it places clip 3 outside"):
+        Feed(store, [0], FakeBank()).gather([3, 0])
+
+
+def test_a_file_that_ends_within_a_window_or_cannot_be_read_is_told(tmp_path: Path) -> None:
+    values = np.arange(10, dtype=np.int16)
+    values.tofile(tmp_path / "x.bin")
+    raw, source = np.zeros(24, np.int16), np.array([0, 0])
+    table, places = np.zeros((2, 1, 6), np.int64), np.zeros((2, 1, 2), np.int64)
+    table[:, 0, 0], places[:, 0, 1] = (0, 8), 2  # the second window goes behind the first
+    with (tmp_path / "x.bin").open("rb") as file:
+        for lengths, numbers, expected in (
+            ((8, 4), [file.fileno()], -1),
+            ((8, 11), [file.fileno()], 1),
+            ((8, 4), [-1], 0),
+        ):
+            table[:, 0, 1], places[:, 0, 0] = lengths, (4, 0)
+            files = np.array(numbers, np.int64)
+            assert read_windows(table, places, source, files, raw.ctypes.data, 2, 0, 2) == expected
+            if expected == -1:
+                np.testing.assert_array_equal(raw[:12], [*values[2:], *values[:4]])
 
 
 class Everything(FakeBank):

@@ -19,10 +19,12 @@ from foreign_claims import foreign_claim, renewed_elsewhere
 from nights import contents, preprocess, run_preprocess, write_cohort, write_night
 
 from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.cohorts import attempts
 from sleepfm_fast.cohorts.attempts import outlive
 from sleepfm_fast.cohorts.manifest import read_manifest
 from sleepfm_fast.cohorts.shards import Shard, parse_shard
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.execution.parallel import WorkersLost
 from sleepfm_fast.preprocess import cli
 from sleepfm_fast.storage import claims
 from sleepfm_fast.storage.claims import Claim, Claimed, beats, is_live
@@ -116,6 +118,37 @@ attempts.attempt_night = attempt
 sys.exit(preprocess.cli([{str(cohort)!r}, {str(store)!r}, "--workers", "2"]))
 """
     return subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+
+
+def test_nights_whose_results_died_with_a_worker_are_not_done_again(
+    cohort: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """They are in the store; what an earlier run has left there is no outcome of this one."""
+    store, tried = tmp_path / "store", []
+
+    def results(work, arguments, engine, *, own_process):
+        first = not tried
+        for path, *rest in arguments:
+            tried.append(path.name)
+            if first and path.name == "b1.edf":  # whose worker dies before it begins
+                continue
+            row = work(path, *rest)
+            if not first:
+                yield row
+        if first:
+            raise WorkersLost("one of them")
+
+    monkeypatch.setattr(attempts, "in_parallel", results)
+    status, result = preprocess(capsys, cohort, store)
+    assert (status, result["added"], tried) == (0, 4, ["a1.edf", "a2.edf", "b1.edf", "b2.bdf", "b1.edf"])
+    assert {row["status"] for row in rows_of(store).values()} == {"ingested"}
+    write_night(cohort / "b1.edf", seed=34)
+    tried.clear()
+    status, result = preprocess(capsys, cohort, store, "--overwrite")
+    assert (status, tried) == (0, ["b1.edf", "b1.edf"])
+    monkeypatch.undo()
+    preprocess(capsys, cohort, tmp_path / "fresh")
+    assert contents(store) == contents(tmp_path / "fresh")
 
 
 def test_a_night_that_kills_its_worker_twice_has_failed_and_the_others_have_not(

@@ -268,3 +268,13 @@ def test_unmarked_annotation_channel_is_read(tmp_path):
     assert recording.format == "EDF+C"
     assert recording.annotations[0].text == "x"
     assert recording.issues == ("the file has an annotation signal but is not marked EDF+; it is read as EDF+C",)
+
+
+def test_a_first_record_beyond_the_calendar_costs_the_start_alone(tmp_path):
+    onsets = ["99999999999999", "100000000000000", "100000000000001"]
+    recording = read_recording(plus(tmp_path, onsets, reserved="EDF+C"))
+    assert recording.start is None
+    assert "the first record starts 99999999999999 s after the header's start, which is beyond the calendar" in str(
+        recording.issues
+    )
+    np.testing.assert_array_equal(samples(recording), ramp(3, 10).ravel())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from functools import partial
 
@@ -14,7 +15,8 @@ from scipy import stats
 from synthetic_embeddings import columns_of, write_folder
 
 from sleepfm_fast import few_shot, probe
-from sleepfm_fast.evaluation.few_shot_points import partial_path
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.few_shot_points import FORMAT, Points, partial_path
 from sleepfm_fast.evaluation.few_shot_summary import mean_interval, summarise
 from sleepfm_fast.evaluation.figures import FIGURES
 from sleepfm_fast.results import claimed_result, read_result
@@ -217,6 +219,25 @@ def test_an_empty_or_headless_partial_file_is_as_none(tmp_path, capsys):
         assert len(result["curve"]) == 1
         (tmp_path / "out" / "result.json").unlink()
         (tmp_path / "out").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"key": {}}\n', "the entry 'format' is missing"),
+        ('{"format": "another", "key": {}}\n', "its format is 'another'"),
+        ('{"format": "FORMAT"}\n', "it does not say what its points were made of"),
+        ('{"format": "FORMAT", "key": [1]}\n', "it does not say what its points were made of"),
+        ('{"format": "FORMAT", "key": {}}\n{"subjects": 1}\n', "the entry 'replicate' is missing"),
+        ("[]\n", "it does not say what its points were made of"),
+    ],
+)
+def test_what_holds_no_points_is_refused_and_stays(tmp_path, content, why):
+    file = tmp_path / "points"
+    file.write_text(content.replace("FORMAT", FORMAT))
+    with pytest.raises(SleepfmError, match=re.escape(f"{file} does not hold the points of a few-shot curve ({why}")):
+        Points(file, {})
+    assert file.read_text() == content.replace("FORMAT", FORMAT)
 
 
 def test_classes_absent_from_a_draw_count_at_chance_beside(tmp_path, capsys):

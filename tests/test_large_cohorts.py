@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from called import last_json
 from nights import write_night
 
 from sleepfm_fast import preprocess
 from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import to_json
-from sleepfm_fast.cohorts import participants
+from sleepfm_fast.cohorts import cohort, ingest, participants
 from sleepfm_fast.cohorts.corrections import Corrections, read_corrections
 from sleepfm_fast.cohorts.participants import Participant, Participants, read_participants
 from sleepfm_fast.doctor import inspection
@@ -231,6 +232,38 @@ def test_predictions_of_many_nights_are_sorted_once_and_written_in_pieces(tmp_pa
         here = sorted((onset_s[j], found.words[j] or "?") for j in np.flatnonzero(recording == i))
         rows = (tmp_path / "whole" / "hypnograms" / f"{name}-hypnogram.csv").read_text().splitlines()[1:]
         assert rows == [f"{onset:.10g},30,{word}" for onset, word in here]
+
+
+def test_a_job_does_not_say_that_the_recordings_of_others_were_not_given(tmp_path, capsys):
+    (folder := tmp_path / "nights").mkdir()
+    for i in range(4):
+        write_night(folder / f"n{i}.edf", stages="W2")
+    write(folder / "n4.edf")  # broken
+    rows = "".join(f"n{i}.edf,S{i},50,F\n" for i in range(6))
+    (folder / "participants.csv").write_text(f"recording,subject,age,sex\n{rows}")
+    (tmp_path / "overrides.json").write_text('{"n0.edf": "exclude"}')
+    for shard in ("1/3", "2/3", "3/3"):
+        command = [str(folder), str(tmp_path / "store"), "--workers", "1", "--shard", shard]
+        preprocess.cli([*command, "--overrides", str(tmp_path / "overrides.json")])
+        captured = capsys.readouterr()
+        assert "the participants table names 1 recording that was not given: n5.edf" in captured.err
+        assert last_json(captured.out)["participants_unknown"] == ["n5.edf"]
+
+
+def test_a_store_that_is_read_slowly_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    (tmp_path / "nights").mkdir()
+    for i in range(3):
+        write_night(tmp_path / "nights" / f"n{i}.edf", stages="W2")
+    command = [str(tmp_path / "nights"), str(tmp_path / "store"), "--workers", "1"]
+    assert preprocess.cli(command) == preprocess.cli(command) == 0
+    assert "nights of the store" not in capsys.readouterr().err, "it takes no time"
+    for module in (cohort, ingest):
+        monkeypatch.setattr(module, "SLOW_S", 0.0)
+    assert preprocess.cli(command) == 0
+    said = capsys.readouterr().err
+    assert all(
+        f"{what}: 100%" in said for what in ("nights of the store", "compared with their files", "nights described")
+    )
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -9,6 +9,7 @@ from test_unsupported import OPS, calls
 from sleepfm_fast import _C
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import batch_norm, contrastive_loss, encoder_evaluate, filter_resample, max_pool, mbconv, stem
+from sleepfm_fast.ops.arguments import refuse_unlike
 from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem
 
 
@@ -277,6 +278,17 @@ def test_the_packed_block_is_refused_in_other_types():
     for wrong in ((packed.int(), bias), (packed, bias.half())):
         with pytest.raises(TypeError, match="expected uint8 and float32"):
             OPS.mbconv_evaluate_packed(x, *wrong, *sizes)
+
+
+@pytest.mark.parametrize(
+    "other", [torch.ones(3), torch.ones(1, 2), torch.ones(2).double(), torch.ones(2, device="meta")], ids=str
+)
+def test_tensors_unlike_what_an_op_reads_are_refused(other):
+    expected = ("gamma", torch.ones(2), (2,), torch.float32)
+    refuse_unlike("stem", torch.device("cpu"), [expected, expected])
+    said = rf"ops\.sleepfm_fast\.stem: beta is {other.dtype} of shape .* on {other.device}; expected torch\.float32"
+    with pytest.raises(ValueError, match=said + r" of shape \(2,\) on cpu\."):
+        refuse_unlike("stem", torch.device("cpu"), [expected, ("beta", other, (2,), torch.float32)])
 
 
 def test_registered_losses_refuse_other_words_and_ranges():

@@ -51,6 +51,47 @@ def test_versions_agree():
     assert f"version: {sleepfm_fast.__version__}" in (ROOT / "CITATION.cff").read_text()
 
 
+def test_a_compiled_module_of_another_version_is_refused(monkeypatch):
+    built = sleepfm_fast.__version__
+    monkeypatch.setattr(sleepfm_fast, "__version__", "9.9.9")
+    with pytest.raises(RuntimeError, match=rf"is of version {built}, the Python sources are of version 9\.9\.9\. Run"):
+        sleepfm_fast.build_info()
+
+
+def test_sources_find_the_compiled_module_of_what_is_installed_or_say_what_to_do(tmp_path):
+    """A clone's sources come before the installed package where Python is started in the clone."""
+    from sleepfm_fast import _C
+
+    ignored = shutil.ignore_patterns("_C.*", "__pycache__")
+    shutil.copytree(ROOT / "sleepfm_fast", tmp_path / "sleepfm_fast", ignore=ignored)
+    (tmp_path / "empty").mkdir()
+    code = """
+import sys
+from importlib import metadata
+from pathlib import Path
+class Installed:
+    def locate_file(self, name):
+        return Path(sys.argv[1])
+def distribution(name):
+    if not sys.argv[1:]:
+        raise metadata.PackageNotFoundError(name)
+    return Installed()
+metadata.distribution = distribution
+import sleepfm_fast
+print(sleepfm_fast.__file__, sleepfm_fast.build_info()["version"])
+"""
+    for installed in ([], [tmp_path / "empty"], [tmp_path / "removed"]):
+        command = [sys.executable, "-c", code, *map(str, installed)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        sentence = f"found neither in {tmp_path / 'sleepfm_fast'} nor in an installed sleepfm_fast. Run `pip install .`"
+        assert sentence in done.stderr
+    command = [sys.executable, "-c", code, str(Path(_C.__file__).parent)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = f"{tmp_path / 'sleepfm_fast' / '__init__.py'} {sleepfm_fast.__version__}"
+    assert done.stdout.strip() == found, done.stderr
+
+
 @pytest.mark.skipif(shutil.which("nm") is None or sys.platform != "linux", reason="needs nm, of Linux's binutils")
 def test_the_module_exports_no_function_of_ours():
     """Those of the CUDA sources neither; another library's of the same name would take their place."""

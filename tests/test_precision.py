@@ -9,6 +9,7 @@ import torch
 from sleepfm_fast import embed, train
 from sleepfm_fast.batches import Batch
 from sleepfm_fast.encoder import PRESETS, SleepModel
+from sleepfm_fast.model.precision import arithmetic, cpu_precision
 from sleepfm_fast.rundir import read_checkpoint
 from sleepfm_fast.training.contrastive import Trainer
 from sleepfm_fast.training.objective import Objective, backward
@@ -18,6 +19,19 @@ OPTIONS = {
     "preset": "tiny", "batch_size": 16, "optimiser": "adamw", "lr": 2e-3, "log_temperature": 2.0, "threads": 1,
     "patience": 0, "device": "cpu", "max_steps": 36, "validation_block": 64,
 }  # fmt: skip
+
+
+def test_what_autocast_asks_of_the_compiled_ops():
+    cpu = torch.device("cpu")
+    assert cpu_precision() == "float32"
+    with arithmetic("bfloat16", cpu):
+        assert cpu_precision() == "bfloat16"
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+        with arithmetic("float32", cpu):
+            assert cpu_precision() == "float32"
+    with torch.autocast("cpu", torch.float16):
+        assert cpu_precision() is None
+    assert arithmetic("float32", torch.device("cuda")).device == "cuda"
 
 
 def curve(store, run, precision, seed):

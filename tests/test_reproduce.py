@@ -348,9 +348,12 @@ def test_a_folder_holds_one_reproduction(tmp_path):
     reproduce.claim(layout, {"seed": 0, "precision": "float32"})  # what all were before there was a choice
     with pytest.raises(SleepfmError, match="precision was float32, is bfloat16"):
         reproduce.claim(layout, {"seed": 0, "precision": "bfloat16"})
-    record.write_text("{")
-    with pytest.raises(SleepfmError, match="is damaged"):
-        reproduce.claim(layout, {"seed": 0})
+    # Not to be deleted: what is finished could have any settings then, and is not taken up again.
+    whole = {"format": reproduce.FORMAT, "version": 1}
+    for content in ("{", "[]", "null", json.dumps(whole), json.dumps({**whole, "settings": []})):
+        record.write_text(content)
+        with pytest.raises(SleepfmError, match=r"reproduction\.json is damaged .* restore it from a copy, or name"):
+            reproduce.claim(layout, {"seed": 0})
     record.unlink()
     (layout.out / "thesis.tex").touch()
     with pytest.raises(SleepfmError, match="is not a reproduction"):

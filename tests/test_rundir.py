@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.rundir import (
@@ -216,3 +217,34 @@ def test_equal_checkpoints_are_equal_files(tmp_path):
         assert file.metadata()["format"] == "pt"
     n = int.from_bytes((tmp_path / "0.safetensors").read_bytes()[:8], "little")
     assert n % 8 == 0
+
+
+def test_a_run_is_not_resumed_on_another_store_or_without_its_metrics(tmp_path):
+    """What stands stays as it is: it may be resumed where the store, or the file, is put back."""
+    run = RunDirectory(tmp_path / "run")
+    now = {"config": {"seed": 0, "epochs": 5}, "store_digest": "a", "ranks": 1, "defaults": {}}
+    run.create({"config": {"seed": 0, "epochs": 3}, "store_digest": "a", "ranks": 1})
+    n_bytes = run.append_metrics({"step": 1})
+    run.append_metrics({"step": 2})
+    write_checkpoint(run.last_path, {}, {"step": 1, "metrics_bytes": n_bytes})
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    with pytest.raises(SleepfmError, match=r"the store has changed since the run in .*run began"):
+        reconcile(run, {**now, "store_digest": "b"})
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+    run.metrics_path.unlink()
+    with pytest.raises(SleepfmError, match=r"metrics\.jsonl is missing; restore it"):
+        reconcile(run, now)
+    assert run.config()["config"]["epochs"] == 3
+    run.metrics_path.write_bytes(before["metrics.jsonl"])
+    (change,) = reconcile(run, now)
+    assert (change["option"], change["step"]) == ("--epochs", 1)
+    assert run.metrics_path.stat().st_size == n_bytes
+
+
+def test_what_another_program_wrote_is_named(tmp_path):
+    save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(SleepfmError, match=r"other\.safetensors holds no sleepfm_fast state; it was not written by"):
+        read_checkpoint(tmp_path / "other.safetensors")
+    save_file({"x": torch.zeros(2)}, tmp_path / "list.safetensors", {"state": "[1]"})
+    with pytest.raises(SleepfmError, match=r"list\.safetensors is damaged \(its state is no object\)"):
+        read_checkpoint(tmp_path / "list.safetensors")

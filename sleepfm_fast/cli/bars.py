@@ -6,10 +6,13 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["LOG_EVERY_S", "progress_bar"]
+__all__ = ["LOG_EVERY_S", "SLOW_S", "progress_bar"]
 
 LOG_EVERY_S = 30.0
 """How often progress is written where standard error is not a terminal, as in a batch job."""
+
+SLOW_S = 5.0
+"""``delay`` of a bar for what takes no time in most cohorts: it is drawn only if the work takes longer."""
 
 
 def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sleepfm_fast.cli.bars import SLOW_S, progress_bar
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import RECORDINGS, Kind
@@ -261,7 +262,8 @@ def make_plan(
     files = [path for path in files if not corrections.excludes(path)]
     plan.mine = set(files if shard is None else shard.of(files))
     damaged: dict[str, str] = {}
-    for file in sorted((store / "recordings").glob("*.json")):
+    stored = sorted((store / "recordings").glob("*.json"))
+    for file in progress_bar(stored, desc="nights of the store", unit="night", delay=SLOW_S):
         record = read_record(file)
         if record is None:
             damaged[file.stem] = f"{file} or the .bin beside it is damaged or missing"
@@ -280,7 +282,7 @@ def make_plan(
     plan.todo = [path for path in recordings if path in plan.mine]
     known = {path: str(record["id"]) for path, record in plan.known.items()}
     plan.names = assign_names(recordings, plan.outdated | known)
-    for path in files:
+    for path in progress_bar(files, desc="compared with their files", unit="night", delay=SLOW_S):
         if path in plan.known and path in plan.mine:
             try:
                 reason = changed_since(plan.known[path], path, labels, corrections, namesakes)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_text, resolve_auto
+from sleepfm_fast.cli.bars import SLOW_S, progress_bar
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cohorts.attempts import note_unchanged, process
@@ -397,7 +398,8 @@ def finish(store: Path, settled: Settled, lock: Claim) -> Indexed:
     n_scored = n_silent = 0
     filled = [0] * len(settled.montage.slots)
     entries: dict[str, Entry] = {}
-    for file in sorted((store / "recordings").glob("*.json"), key=lambda path: path.stem):
+    stored = sorted((store / "recordings").glob("*.json"), key=lambda path: path.stem)
+    for file in progress_bar(stored, desc="nights described", unit="night", delay=SLOW_S):
         record = read_record(file)
         if record is not None and record["configuration_digest"] == settled.configuration["digest"]:
             files.append(file)

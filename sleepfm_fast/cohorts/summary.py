@@ -113,7 +113,7 @@ def say_unmatched(outcome: Outcome, tables: ParticipantTables, unknown: Sequence
     if outcome.unused_corrections:
         say(
             "notice: --overrides names recordings or channels that no file has: "
-            f"{', '.join(outcome.unused_corrections[:10])}"
+            f"{first_of(outcome.unused_corrections, 10)}"
         )
 
 
@@ -190,7 +190,8 @@ def summarise(
         for path, why in plan.changed.items()
     ]
     problems = {row.name: list(row.issues) for row in rows if row.issues}
-    unknown = tables.unknown_recordings([*given, *plan.known])
+    # Recordings of the array's other jobs were given too, and so were those that --overrides leaves out.
+    unknown = tables.unknown_recordings([*given, *plan.known, *plan.names, *plan.left_out])
     totals = outcome.totals or {
         "recordings": 0, "subjects": 0, "clips": 0, "hours": 0.0, "stages": stage_counts([]), "sdb": sdb_counts([])
     }  # fmt: skip

@@ -23,6 +23,7 @@ from sleepfm_fast.doctor.measures import ChannelMeasures, measure_night
 from sleepfm_fast.doctor.night_findings import night_findings, unreadable
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Engine, Progress, WorkersLost, in_parallel
+from sleepfm_fast.plurals import first_of
 from sleepfm_fast.scoring.files import Namesakes, namesakes_of
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.storage.atomic import replace_file
@@ -229,7 +230,7 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
     if unresolved is not None:
         print(f"  {unresolved}")
     if unused:
-        print(f"  notice: --overrides names recordings or channels that no file has: {', '.join(unused[:10])}")
+        print(f"  notice: --overrides names recordings or channels that no file has: {first_of(unused, 10)}")
     print()
     print(path_text("\n".join(finding_lines(findings))))
 

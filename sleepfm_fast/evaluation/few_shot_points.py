@@ -52,13 +52,14 @@ class Points:
         whole, _, torn = self.path.read_bytes().rpartition(b"\n")
         try:
             head, *points = [from_json(line) for line in whole.decode().splitlines()] or [None]
+            if head is not None and not (isinstance(head, dict) and isinstance(head.get("key"), dict)):
+                raise ValueError("it does not say what its points were made of")
             if head is not None and head["format"] != FORMAT:
                 raise ValueError(f"its format is '{head['format']}', expected '{FORMAT}'")
             self._points = {(p["subjects"], p["replicate"]): p for p in points}
         except (ValueError, KeyError, TypeError) as error:
-            raise SleepfmError(
-                f"{self.path} does not hold the points of a few-shot curve ({error}). {remedy}"
-            ) from None
+            what = f"the entry {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise SleepfmError(f"{self.path} does not hold the points of a few-shot curve ({what}). {remedy}") from None
         if head is not None and head["key"] != self.key:
             raise SleepfmError(
                 f"{self.path} holds points of another experiment; it differs in {difference(head['key'], self.key)}. "

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,12 +24,13 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import plain, say, to_json
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.evaluation.predicted_nights import night_columns, night_row
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.stages import EPOCH_S
-from sleepfm_fast.storage.atomic import replace_folder, synchronise
+from sleepfm_fast.storage.atomic import replace_folder, synchronise_below
 from sleepfm_fast.storage.csv_table import csv_table
 from sleepfm_fast.storage.standing import FolderKind, claimed_folder
 
@@ -147,7 +147,8 @@ def write_predictions(
         kind = ANNOTATED.get(task)
         if kind is not None:
             (folder / kind.folder).mkdir()
-        for rows in _nights(found):
+        n_nights = len(np.unique(found.recording))
+        for rows in progress_bar(_nights(found), total=n_nights, desc="write", unit="night"):
             name, onsets = found.recordings[found.recording[rows[0]]], found.onset_s[rows].tolist()
             classes = [words[i] for i in rows.tolist()]
             nights.append(night_row(found, task, rows.tolist(), classes))
@@ -171,16 +172,12 @@ def write_predictions(
             "classes": found.names,
             "clips": len(words),
             "clips_without_prediction": int((~found.known).sum()),
-            "recordings": len(np.unique(found.recording)),
+            "recordings": n_nights,
             "predicted": {name: words.count(name) for name in found.names},
         }
         head = {"format": "sleepfm_fast predictions", "version": 1, "made_of": made_of}
         _write(folder / FILE, (to_json({**head, **plain(full)}, indent=1) + "\n").encode())
-        # At the end: waiting for the disk after each of 30,000 small files would take longer than the predictions.
-        for path_in, _, files in os.walk(folder):
-            for name in files:
-                synchronise(Path(path_in, name))
-            synchronise(Path(path_in))
+        synchronise_below(folder)
     say(f"wrote {path}")
     result: dict[str, Any] = plain(full)
     return result
