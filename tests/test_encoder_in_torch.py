@@ -209,6 +209,7 @@ def test_shapes_on_the_meta_device(x, training):
         assert (y.device.type, y.shape) == ("meta", (5, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch's own tracing
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the same
 def test_a_compiled_step_gives_the_same_bits(x):
