@@ -13,6 +13,7 @@ import pytest
 import torch
 from contrastive_cases import DIRECTIONS, MODES, embeddings, evaluate, random_mask
 from instruction_sets import passed_with
+from torch._subclasses import FakeTensorMode
 
 from sleepfm_fast import _C, ops, reference
 from sleepfm_fast.ops import contrastive_chunked, contrastive_cpu
@@ -52,6 +53,16 @@ def test_refusals_are_sentences(error, message, arguments):
     x, tau, mode, mask, directions = (*arguments, *("pairwise", None, "both")[len(arguments) - 2 :])
     with pytest.raises(error, match=message):
         ops.contrastive_loss(x, tau, mode, mask=mask, directions=directions)
+
+
+def test_devices_that_there_is_no_kernel_for_are_refused_and_meta_is_shape_only():
+    with FakeTensorMode():
+        x, tau = torch.empty(3, 4, 8, device="mps"), torch.empty((), device="mps")
+    with pytest.raises(ValueError, match=r"x is on mps:0; contrastive_loss runs on cpu and cuda"):
+        ops.contrastive_loss(x, tau)
+    loss, statistics = ops.contrastive_loss(X.to("meta"), TAU.to("meta"))
+    assert (loss.shape, loss.device.type) == ((), "meta")
+    assert statistics.ranks.device.type == "meta"
 
 
 def test_second_derivative_is_refused():

@@ -179,6 +179,7 @@ def test_synchronised_batch_norm_is_torchs_whatever_the_layer(alone, kind, dtype
     assert synchronise_batch_norm(ours, group) == 0
     assert [name for name, _ in ours.named_modules()] == names
     assert all(layer.group is group for layer in (ours[0], ours[1][0]))
+    assert ours[0].extra_repr() == plain[0].extra_repr()
     tolerance = {"rtol": 1e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
     for step in range(3):
         results = []
@@ -207,6 +208,10 @@ def test_synchronised_batch_norm_of_one_value_keeps_finite_statistics_and_refuse
     (gradient,) = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+    norm.track_running_stats = False  # from now on, as in torch's: what was tracked stays
+    tracked = norm.running_mean.clone()
+    norm(torch.randn(5, 3))
+    assert torch.equal(norm.running_mean, tracked)
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(3)).eval()
     synchronise_batch_norm(model)
     assert not model[0].training
