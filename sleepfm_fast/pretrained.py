@@ -119,7 +119,7 @@ def model_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_model(path: str | Path, device: str | torch.device) -> tuple[SleepModel, dict[str, Any], dict[str, str]]:
-    """Load a trained model in evaluation mode, its run's configuration, and the file and SHA-256 of its weights.
+    """Load a trained float32 model in evaluation mode, its run's configuration, and file and SHA-256 of its weights.
 
     Parameters
     ----------
@@ -138,7 +138,8 @@ def load_model(path: str | Path, device: str | torch.device) -> tuple[SleepModel
             f"{found.file} has no config.json beside it, which says what its channels and filters are. Give the run "
             "folder that train wrote, or a checkpoint inside it."
         )
-    model = SleepModel.from_description(found.config["model"])
+    with torch.device("cpu"):  # whatever a program's default device and type are
+        model = SleepModel.from_description(found.config["model"]).float()
     refuse_differences(found, dict(model.state_dict()), found.tensors)
     model.load_state_dict(found.tensors)
     return model.to(device).eval(), found.config, {"file": str(found.file), "sha256": found.sha256()}

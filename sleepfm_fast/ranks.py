@@ -105,7 +105,8 @@ def pair_ranks(
     Parameters
     ----------
     a, b : float32 [N, D]
-        The same clips in two modalities, as arrays or :class:`Rows`; row r of both is clip r.
+        The same clips in two modalities, as arrays or :class:`Rows`; row r of both is clip r. Other numbers are rounded
+        to float32 first.
     query_block, candidate_block : int
         Rows of ``a`` and of ``b`` in a block.
     progress : callable, optional

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from sleepfm_fast.encoder import EncoderConfig, SleepModel, build_encoder
+from sleepfm_fast.ops import contrastive_loss
 
 CONFIG = EncoderConfig(channels=(8, 8, 12, 16, 24), depth=(1, 2, 2), dim=16, dropout=0.0)
 N_SAMPLES = 512
@@ -197,6 +198,40 @@ def test_one_value_per_channel_is_refused_as_torch_refuses_it(n_samples):
     for network, clip in ((encoder(), x), (encoder().double(), x.double())):
         with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
             network(clip)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_shapes_on_the_meta_device(x, training):
+    network = encoder().to("meta").train(training)
+    for gradients_recorded in (True, False):
+        with torch.set_grad_enabled(gradients_recorded):
+            y = network(x.to("meta"))
+        assert (y.device.type, y.shape) == ("meta", (5, 16))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch's own tracing
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the same
+def test_a_compiled_step_gives_the_same_bits(x):
+    """In one graph with every clip; which clips have a modality is data, at which torch breaks the graph."""
+    model = SleepModel({"brain": 2, "ecg": 2}, CONFIG)
+    present = {"ecg": torch.tensor([True, True, False, True, True])[:, None].expand(5, 2)}
+
+    def step(model, present):
+        z, mask = model({"brain": x, "ecg": x + 1}, present)
+        return contrastive_loss(z, model.log_temperature, mask=mask)[0]
+
+    for given, fullgraph in ((None, True), (present, False)):
+        ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
+        try:
+            torch.compile(step, backend="aot_eager", fullgraph=fullgraph)(ours, given).backward()
+        finally:
+            torch._dynamo.reset()
+        step(theirs, given).backward()
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(a.grad, b.grad)
+        for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_a_pickled_model_and_a_copy_give_the_same_bits(x):

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from called import last_json
+from foreign_claims import foreign_claim
 from nights import LEADS, Lead, contents, preprocess, run_preprocess, state, write_cohort, write_night
 from process_trees import marked, stop
 from report_runs import start
 
+import sleepfm_fast.cohorts.ingest
 import sleepfm_fast.cohorts.night
 import sleepfm_fast.storage.columns
 import sleepfm_fast.store.clip_writer
@@ -322,6 +324,54 @@ def test_a_night_that_fails_while_it_is_replaced_is_left_out(cohort: Path, tmp_p
     monkeypatch.undo()
     status, result = preprocess(capsys, cohort, store)
     assert (status, result["added"], result["nights"]) == (0, 1, 4)
+
+
+def test_a_store_whose_lock_was_taken_over_is_left_to_the_other(
+    cohort: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """As of a process that was suspended for minutes: two writers of one index would undo each other."""
+    store = tmp_path / "store"
+    preprocess(capsys, cohort / "a1.edf", store)
+    before = (store / "store.json").read_bytes()
+    lock, said = store / "running" / "lock", []
+
+    def taken(sentence: str) -> None:
+        said.append(sentence)
+        if sentence.startswith("writing the index"):
+            lock.unlink()
+            foreign_claim(lock)
+
+    monkeypatch.setattr(sleepfm_fast.cohorts.ingest, "say", taken)
+    assert cli([str(cohort), str(store), "--backend", "threading", "--workers", "1"]) == 1
+    assert "was taken over while this process was suspended or cut off. The nights are kept" in capsys.readouterr().err
+    assert "writing the index of 4 nights" in said
+    assert (store / "store.json").read_bytes() == before
+    assert lock.is_file(), "it is the other's"
+    monkeypatch.undo()
+    lock.unlink()
+    status, result = preprocess(capsys, cohort, store)
+    assert (status, result["kept"], result["added"]) == (0, 4, 0)
+    ClipStore(store, verify=True)
+
+
+def test_a_refused_run_leaves_the_store_as_it_is(cohort: Path, tmp_path: Path, capsys) -> None:
+    store = tmp_path / "store"
+    preprocess(capsys, cohort, store)
+    before = contents(store)
+    (tmp_path / "one.csv").write_text("onset,duration,description\n0,30,W\n")
+    for arguments, sentence in (
+        ((cohort, store, "--labels", tmp_path / "one.csv"), "is one file, but 4 recordings were given; it cannot be"),
+        (
+            (cohort / "a1.edf", store, "--events-scored", "--overwrite"),
+            r"3 recordings of .* were made with another configuration and cannot be processed again .*a2\.edf\)\. Give",
+        ),
+        ((cohort, store, "--workers", "-1"), "--workers -1 is negative"),
+    ):
+        assert cli([*map(str, arguments), "--backend", "threading"]) in (1, 2)
+        assert re.search(sentence, capsys.readouterr().err), sentence
+        # Headers that were read are remembered for the next run.
+        assert {name: found for name, found in contents(store).items() if not name.startswith("running")} == before
+    ClipStore(store, verify=True)
 
 
 def test_an_index_that_cannot_be_written_is_a_sentence(cohort: Path, tmp_path: Path, capsys, monkeypatch) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sleepfm_fast import embed, import_checkpoint, train
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.pretrained import initialise, read_pretrained
+from sleepfm_fast.pretrained import initialise, load_model, read_pretrained
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 from sleepfm_fast.runs.origin import seen_by
 from sleepfm_fast.training.selection import chosen_montage
@@ -28,6 +28,26 @@ def source(cohort_store, tmp_path_factory):
     run = tmp_path_factory.mktemp("source") / "run"
     assert train.cli([str(cohort_store), str(run), *TINY, "--lr", "0.1", "--log-temperature", "2"]) == 0
     return run
+
+
+@pytest.fixture
+def defaults():
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_programs_default_type_and_device_change_no_loaded_weight(source, dtype, defaults):
+    """In bfloat16 the weights would be rounded; in float64 the model would not take the store's clips."""
+    expected, config, _ = load_model(str(source), "cpu")
+    torch.set_default_dtype(dtype)
+    torch.set_default_device("meta")
+    found, again, _ = load_model(source, torch.device("cpu"))
+    assert again == config
+    for name, tensor in expected.state_dict().items():
+        assert found.state_dict()[name].dtype == tensor.dtype
+        assert torch.equal(found.state_dict()[name], tensor)
 
 
 @pytest.fixture(scope="module")

@@ -126,9 +126,13 @@ def affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 def convolve_and_normalise(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     """``norm(conv(x))``, the stem; in evaluation the batch norm is folded into the convolution, in training one op."""
     # Under autocast on a CPU the stem stays in float32: its few multiplications cost less than rounding would.
-    half = x.dtype != torch.float32 or (x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type))
+    # (Torch has no autocast for the meta device, where a network may be tried out without memory.)
+    half = x.dtype != torch.float32 or (
+        x.device.type not in ("cpu", "meta") and torch.is_autocast_enabled(x.device.type)
+    )
     if (
         half
+        or x.is_meta
         or cpu_precision() is None
         or type(conv) is not nn.Conv1d
         or conv.padding_mode != "zeros"
