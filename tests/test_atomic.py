@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -173,7 +174,13 @@ def test_an_array_goes_on_after_the_rows_that_are_kept(tmp_path, monkeypatch):
 
     first = ArrayFile(path, "<i4", rows.shape)
     first.write(rows[:7])
-    assert first.close() == digest_of(rows[:7])
+    with monkeypatch.context() as patched:
+        synchronised = []
+        patched.setattr(
+            array_file, "synchronise_descriptor", lambda number: synchronised.append(os.fstat(number).st_size)
+        )
+        assert first.close() == digest_of(rows[:7])
+    assert synchronised == [path.stat().st_size]
     assert first.file.closed
     n_header = path.stat().st_size - 7 * 8
     kept = ArrayFile(path, "<i4", rows.shape, n_kept=4)

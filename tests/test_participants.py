@@ -237,6 +237,7 @@ def test_a_recording_named_with_and_without_its_suffix_is_named_twice(tmp_path, 
         (["x-pre-cpap-07", "x-titration-07", "x-baseline-08"], [["x-pre-cpap-07", "x-titration-07"]]),
         (["CPAP", "diagnostic", "S1_papaya", "S1_diagonal", "S1_parting"], []),
         (["night1", "night2", "n1", "n2", "a1", "a2", "chat-baseline-300001", "chat-baseline-300002"], []),
+        (["depart1", "depart2", "a_n1x", "a_n2x"], []),  # words that only hold or begin like one
         (["sim-0000", "sim-0001", "mesa-sleep-0001", "mesa-sleep-0002", "tr03-0005", "tr03-0029"], []),
     ],
 )
