@@ -328,6 +328,24 @@ def test_rows_of_no_length_follow_normalize():
     torch.testing.assert_close(ours.d_x, y.grad, rtol=1e-8, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("N", [40, 300])
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_below_the_floor_of_lengths_are_divided_by_it(mode, N, dtype):
+    """Their gradient keeps its share along the row: the divisor does not depend on the row there."""
+    x = embeddings("random", 3, N, 16)
+    for m, r, length in ((0, 7, 4e-13), (2, 8, 9e-13), (1, 9, 1.1e-12)):
+        x[m, r] *= length / x[m, r].norm()
+    got, truth = (
+        evaluate(function, x.to(d), torch.tensor(1.0, dtype=d), mode=mode)
+        for function, d in ((ops.contrastive_loss, dtype), (reference.contrastive_loss, torch.float64))
+    )
+    limit = 3e-6 if dtype == torch.float32 else 1e-13
+    for m, r in ((0, 7), (2, 8), (1, 9), (1, 3)):
+        away = (got.d_x[m, r].double() - truth.d_x[m, r]).norm() / truth.d_x[m, r].norm()
+        assert away < limit, (m, r)
+
+
 def test_not_a_number_is_not_hidden():
     x = embeddings("random", 3, 40, 16)
     x[1, 7, 3] = float("nan")
