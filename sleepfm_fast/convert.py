@@ -158,6 +158,9 @@ def converted(path: Path, name: str, config: Config, montage: Montage, digest: s
     except SleepfmError as error:
         return Outcome(path, name, (), str(error))
     except OSError as error:
+        if error.filename is None or Path(str(error.filename)).is_relative_to(path):
+            return Outcome(path, name, (), f"{error.filename or path} cannot be read ({error.strerror or error}).")
+        # Of its labels or the store, such as a full disk.
         return Outcome(path, name, (), f"{path} could not be converted ({refused_by_system(error)}).")
     except Exception as error:
         return Outcome(path, name, (), f"{path} could not be converted: {type(error).__name__}: {error}.")
