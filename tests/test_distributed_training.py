@@ -74,6 +74,7 @@ def test_two_ranks_train_as_one_does(two, one):
                 assert a[name] == pytest.approx(b[name], rel=BOUND), name
     assert_close_but_for_a_kink(tensors(two / "whole", "model/"), tensors(one, "model/"))
     assert RunDirectory(two / "whole").config()["ranks"] == 2
+    assert (two / "whole" / "amplitudes.safetensors").read_bytes() == (one / "amplitudes.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(("name", "options"), [("neighbours", NEIGHBOURS), ("left-out", LEFT_OUT)])
@@ -128,7 +129,7 @@ def test_the_first_rank_alone_writes_and_speaks(two):
         assert (two / f"{number}-1.out").read_text() == ""
         assert (two / f"{number}-1.err").read_text() == ""
     files = {path.name for path in (two / "whole").iterdir()}
-    assert files == {"config.json", "metrics.jsonl", "last.safetensors", "best.safetensors"}
+    assert files == {"config.json", "metrics.jsonl", "last.safetensors", "best.safetensors", "amplitudes.safetensors"}
 
 
 def test_failures_are_said_by_every_rank_alike(two):
