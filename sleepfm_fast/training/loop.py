@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sleepfm_fast import __version__
 from sleepfm_fast.batches import Batch, ClipInput
 from sleepfm_fast.cli.bars import progress_bar
-from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.command import plain, say
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.ops.pages import release_pages
@@ -42,6 +43,8 @@ from sleepfm_fast.training.world import World
 __all__ = ["TrainingLoop", "recordings_of"]
 
 LOG_STEPS = 10  # steps between lines of metrics.jsonl; epochs count from 0 there, as they have in all earlier runs
+OWN = ("store", "run", "device", "threads")
+"""Options that may differ between the processes of a training, as between machines; all others must be the same."""
 
 Int64 = npt.NDArray[np.int64]
 
@@ -78,6 +81,9 @@ class TrainingLoop(ABC):
         self.store = store
         self.run = run
         self.world = world
+        alike = {"sleepfm_fast": __version__, "the index": store.digest}
+        alike |= {f"--{name.replace('_', '-')}": value for name, value in plain(options).items() if name not in OWN}
+        world.require_same(alike)
         self.device = world.device(options.device)
         self.progress = Progress()
         self.pace = Pace()
