@@ -520,10 +520,17 @@ def test_a_claim_is_renewed_and_its_loss_is_noticed(tmp_path: Path, monkeypatch)
     while claim.path.stat().st_mtime == 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert claim.path.stat().st_mtime > 1
+    assert not claim.is_lost()
     with pytest.raises(Claimed):
         Claim(claim.path)
     foreign_claim(claim.path)
     assert not claim.holds()
+    assert claim.is_lost()
+    claim.path.write_text("")  # as where it cannot be read for a moment
+    assert not claim.is_lost()
+    claim.path.unlink()
+    assert claim.is_lost()
+    foreign_claim(claim.path)
     claim.release()
     assert claim.path.exists(), "the claim of another process is not removed"
 

@@ -233,6 +233,18 @@ class Claim:
         """Whether this process still holds the claim; another may have taken it over if this one was suspended."""
         return holder_of(self.path) == self.holder
 
+    def is_lost(self) -> bool:
+        """Whether the claim is gone or another process's; not where it cannot be read, which may pass."""
+        if self.holds():
+            return False
+        try:
+            self.path.lstat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return holder_of(self.path) is not None
+
     def release(self) -> None:
         """Give the claim up."""
         self.ended.set()
