@@ -239,7 +239,13 @@ def test_a_killed_run_leaves_no_folder_for_arrays_in_shared_memory(tmp_path: Pat
     assert not list(Path("/dev/shm").glob(f"joblib_memmapping_folder_{process.pid}_*"))
 
 
-def test_a_batch_system_that_stops_a_run_stops_its_workers_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "to_all"),
+    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, True), (signal.SIGUSR1, True)],
+)
+def test_a_batch_system_that_stops_a_run_stops_its_workers_too(
+    tmp_path: Path, number: signal.Signals, to_all: bool
+) -> None:
     """They would hold its output open, and whoever waits for the end of that, for minutes."""
     folder, store = tmp_path / "nights", tmp_path / "store"
     folder.mkdir()
@@ -248,14 +254,18 @@ def test_a_batch_system_that_stops_a_run_stops_its_workers_too(tmp_path: Path) -
     process = start(folder, store, "--workers", "2")
     while process.poll() is None and not list(store.glob("running/nights/*")):
         time.sleep(0.005)
-    process.terminate()
+    if to_all:  # as a closing terminal does, or SLURM's --signal
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     try:
         err = process.communicate(timeout=45)[1]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail("workers outlive it")
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM; what was finished is kept; the same command continues" in err
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name}; what was finished is kept; the same command continues" in err.splitlines()[-1]
+    assert "Traceback" not in err
     assert not list(store.parent.glob(".*.claim"))
     status, result, err = finish(start(folder, store, "--workers", "2"))
     assert (status, result["nights"]) == (0, 12), err

@@ -9,6 +9,8 @@ import pytest
 from nights import DATA, LEADS, Lead, contents, preprocess, write_night
 
 from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.doctor import inspection
+from sleepfm_fast.execution.parallel import WorkersLost
 from sleepfm_fast.preprocess import cli
 
 
@@ -182,3 +184,36 @@ def test_a_cohort_of_many_electrodes_is_told_that_auto_takes_none(tmp_path: Path
     said = capsys.readouterr().err
     assert "EEG (3 of 3). Choose --montage aasm" in said
     assert "respiratory: Thermal Flow; ecg: ECG" in said
+
+
+def test_a_file_whose_worker_dies_is_looked_at_alone_and_reported_if_it_dies_again(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """Of four files c ends its worker whenever it is read; d's result is lost with the first of these workers."""
+    for name in "abcd":
+        write_night(tmp_path / f"{name}.edf", seed=ord(name))
+    asked, really = [], inspection.in_parallel
+
+    def results(work, arguments, engine, **how):
+        if work is not inspection.inspect_night:
+            yield from really(work, arguments, engine, **how)
+            return
+        names = [arguments_of[0].stem for arguments_of in arguments]
+        asked.append((names, how["own_process"]))
+        for name, arguments_of in zip(names, arguments, strict=True):
+            if name == "c":
+                raise WorkersLost("one of them")
+            yield work(*arguments_of)
+
+    monkeypatch.setattr(inspection, "in_parallel", results)
+    status, text = inspect(capsys, tmp_path, "--json", tmp_path / "report.json")
+    assert status == 1
+    # A process that has died once may die again: what is left is read outside this one.
+    assert asked[1:] == [(["c"], True), (["d"], True)]
+    assert asked[0][0] == ["a", "b", "c", "d"]
+    nights = {Path(night["path"]).stem: night for night in json.loads((tmp_path / "report.json").read_text())["files"]}
+    assert list(nights) == ["a", "b", "c", "d"]
+    assert [name for name, night in nights.items() if night["failure"]] == ["c"]
+    told = f"{tmp_path / 'c.edf'}: the process that read it died, perhaps because memory ran out."
+    assert nights["c"]["failure"] == told
+    assert text.count(told) >= 1

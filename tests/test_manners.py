@@ -449,6 +449,8 @@ sys.exit(status)
         ("SIGTERM", {}, 143),
         ("SIGHUP", {}, 129),
         ("SIGXCPU", {}, 152),
+        ("SIGUSR1", {}, 138),  # with which SLURM announces the end of a job (--signal=USR1@60)
+        ("SIGUSR2", {}, 140),
         ("SIGTERM", {"TORCHELASTIC_RUN_ID": "none"}, -15),  # torchrun ends all processes when one has failed
         ("SIGTERM", {"WORLD_SIZE": "2"}, -15),  # as do other launchers
         ("SIGHUP", {"ignored": "1"}, 0),  # as by nohup
@@ -456,7 +458,7 @@ sys.exit(status)
 )
 def test_a_batch_system_stops_a_command_as_ctrl_c_does(tmp_path, name, settings, status):
     def prepare():
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN if "ignored" in settings else signal.SIG_DFL)
 
     kept = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}

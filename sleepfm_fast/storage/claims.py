@@ -4,7 +4,7 @@ A claim is created as a hard link to a file that is already written, or, where t
 NFS (version 3 and later), Lustre and BeeGFS do both atomically, whether or not they were mounted with locks, whereas
 ``flock`` is refused by some of them, or holds on one machine only. A claim whose holder is gone is taken over. Whether
 it is gone is looked up in the process table for a holder of the same machine, and told from the claim's modification
-time, which the holder renews, for a holder of another one.
+time, which the holder renews, for a holder of another one, and for another user's that the process table hides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.system import process_start, system_identity
+from sleepfm_fast.system import is_hidden, process_start, system_identity
 
 __all__ = [
     "HEARTBEAT_S",
@@ -87,9 +87,9 @@ def holder_of(path: Path) -> Holder | None:
         return None
 
 
-def is_local(holder: Holder | None) -> bool:
-    """Whether the holder is, or was, a process of this machine."""
-    return holder is not None and bool(holder.system) and holder.system == system_identity()
+def is_visible(holder: Holder) -> bool:
+    """Whether the process table says if the holder lives: it is, or was, of this machine, and is not hidden."""
+    return bool(holder.system) and holder.system == system_identity() and not is_hidden(holder.pid)
 
 
 def renewed(path: Path) -> float:
@@ -121,7 +121,7 @@ def is_live(path: Path, claim: Path | None = None) -> bool:
     A claim that :func:`discard` has put aside is checked with its original name as ``claim``.
     """
     holder = holder_of(path)
-    if holder is not None and is_local(holder):
+    if holder is not None and is_visible(holder):
         return process_start(holder.pid) == holder.started
     now_s = file_system_time(claim or path) / 1e9
     try:
@@ -131,14 +131,14 @@ def is_live(path: Path, claim: Path | None = None) -> bool:
 
 
 def beats(path: Path) -> bool:
-    """Whether the holder of the claim ``path`` lives; a holder on another machine must be observed to renew it.
+    """Whether the holder of the claim ``path`` lives; one that cannot be looked up must be observed to renew it.
 
     This takes up to :data:`STALE_S`, but is right also just after a job on another machine was killed, when
     :func:`is_live` still takes its claim for fresh.
     """
     if not is_live(path):
         return False
-    if is_local(holder_of(path)):
+    if (holder := holder_of(path)) is not None and is_visible(holder):
         return True
     try:
         before_s, until_s = renewed(path), time.monotonic() + STALE_S
@@ -240,8 +240,9 @@ class Claim:
 def claim_to_write(path: Path) -> Claim:
     """Claim the file or folder ``path`` for this process, by a hidden file beside it; ``path`` need not exist.
 
-    Where a process of another machine holds it, this waits until that process is seen to renew its claim, or long
-    enough to know that it does not, so that a job that was killed can be started again on another node.
+    Where a process of another machine (or a hidden one of another user) holds it, this waits until that process is seen
+    to renew its claim, or long enough to know that it does not, so that a job that was killed can be started again on
+    another node.
 
     Raises
     ------
@@ -260,7 +261,7 @@ def claim_to_write(path: Path) -> Claim:
         try:
             return Claim(file)
         except Claimed as held:
-            if is_local(held.holder):
+            if held.holder is not None and is_visible(held.holder):
                 raise
             say(
                 f"checking whether {held.holder or 'another process'} is still writing {path}; this takes at most "
