@@ -20,6 +20,20 @@ def inspect(capsys, *arguments: object) -> tuple[int, str]:
     return status, capsys.readouterr().out
 
 
+def test_names_and_labels_command_no_terminal(tmp_path: Path, capsys) -> None:
+    """A recording from elsewhere is named, and its channels and scoring are labelled, by somebody else."""
+    write_night(tmp_path / "a\x1b]0;title\x07\nerror: forged.edf", leads=[*LEADS, Lead("C3\x1b[2J", 128)])
+    (tmp_path / "broken\x9b31m.edf").write_bytes(b"0       \x1b[31m")
+    _, out = inspect(capsys, tmp_path)
+    assert r"a\x1b]0;title\x07\nerror: forged.edf" in out
+    assert r"broken\x9b31m.edf" in out
+    assert {c for c in out if not c.isprintable()} == {"\n"}
+    assert cli([str(tmp_path), str(tmp_path / "store"), "--workers", "1"]) == 1
+    err = capsys.readouterr().err
+    assert r"broken\x9b31m.edf" in err
+    assert {c for c in err if not c.isprintable()} == {"\n"}
+
+
 def test_what_is_shown_is_what_is_ingested(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "nights"
     folder.mkdir()
