@@ -603,9 +603,14 @@ def test_what_is_no_store_is_said(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text("{")
     with pytest.raises(ClipStoreError, match="is damaged"):
         ClipStore(tmp_path)
-    (tmp_path / "store.json").write_text('{"format": "other"}')
-    with pytest.raises(ClipStoreError, match="does not describe"):
-        ClipStore(tmp_path)
+    for content in ('{"format": "other"}', "[1]"):
+        (tmp_path / "store.json").write_text(content)
+        with pytest.raises(ClipStoreError, match="does not describe"):
+            ClipStore(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"format": "sleepfm_fast run"}')
+    with pytest.raises(ClipStoreError, match="is a run folder; a clip store was expected"):
+        ClipStore(tmp_path / "run")
 
 
 def written(folder: Path, value: int, **facts: object) -> Path:
