@@ -56,12 +56,19 @@ inline Byte** pages = nullptr;
 // While the emulator itself touches memory for a kernel.
 inline bool quiet = false;
 
+// The compiler does not know that the functions which it has loads and stores call read `quiet`.
 struct Quiet {
     bool before = quiet;
-    Quiet() { quiet = true; }
+    Quiet() {
+        quiet = true;
+        asm volatile("" ::: "memory");
+    }
     Quiet(Quiet const&) = delete;
     Quiet& operator=(Quiet const&) = delete;
-    ~Quiet() { quiet = before; }
+    ~Quiet() {
+        asm volatile("" ::: "memory");
+        quiet = before;
+    }
 };
 
 SLEEPFM_NOT_WATCHED inline Byte& global_byte(std::size_t place) {
