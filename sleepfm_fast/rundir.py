@@ -227,6 +227,7 @@ class RunDirectory:
         self.metrics_path = path / "metrics.jsonl"
         self.last_path = path / "last.safetensors"
         self.best_path = path / "best.safetensors"
+        self.amplitudes_path = path / "amplitudes.safetensors"
 
     def refuse_if_present(self) -> None:
         """Refuse to start where anything stands already."""

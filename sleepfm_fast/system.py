@@ -20,6 +20,7 @@ from typing import Any
 
 __all__ = [
     "files_allowed",
+    "is_hidden",
     "process_start",
     "processors",
     "read_no_more_than_asked",
@@ -174,6 +175,17 @@ def process_start(pid: int) -> str | None:
     # and on; the start is field 22 of proc(5).
     fields = status.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]
+
+
+def is_hidden(pid: int) -> bool:
+    """Whether a process runs of which this one may not know more, as another user's where /proc has ``hidepid``."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not os.access(PROC / str(pid) / "stat", os.R_OK)
+    except (OSError, OverflowError, TypeError):  # gone, or no number: of a claim that something else wrote
+        return False
+    return False
 
 
 def darwin_process_start(pid: int) -> str | None:
