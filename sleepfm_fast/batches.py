@@ -8,12 +8,14 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from sleepfm_fast import __version__
 from sleepfm_fast.channels import Montage, channel_of
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
@@ -24,6 +26,7 @@ from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.storage.row_numbers import row_numbers
 from sleepfm_fast.store.feed import Batch as Windows
 from sleepfm_fast.store.feed import Buffer, Feed, WholeRecordings
+from sleepfm_fast.store.kept_scales import read_scales, write_scales
 from sleepfm_fast.store.scales import Scales, measure_scales, nominal_scales
 from sleepfm_fast.store.side_stream import PinnedBuffer, SideStream, upload
 
@@ -208,6 +211,8 @@ class ClipInput:
     ) -> tuple[str, ...]:
         """Measure the scale of every channel of the given recordings (``normalise="recording"`` only).
 
+        What has been measured, or read by :meth:`read_amplitudes`, is not measured again.
+
         Parameters
         ----------
         recordings : int array [n]
@@ -223,8 +228,34 @@ class ClipInput:
         recordings = row_numbers(recordings, len(self.store.recordings), "recordings")
         if self.config.normalise != "recording":
             return ()
-        measure_scales(self.feed, self.bank, recordings, self.scales, N_OUT, progress)
+        if len(unknown := recordings[~self.scales.measured[recordings]]):
+            measure_scales(self.feed, self.bank, unknown, self.scales, N_OUT, progress)
         return self.flat_channels(recordings)
+
+    def amplitudes_of(self) -> dict[str, Any]:
+        """Return what decides the amplitudes: the store's digest, its channels, the filters and the version."""
+        slots = [self.store.slots[slot].name for slot in self.slots]
+        filters = {"filters": self.config.filters, "notch_hz": self.config.notch_hz}
+        return {"version": __version__, "store": self.store.digest, "slots": slots, **filters}
+
+    def write_amplitudes(self, path: Path) -> None:
+        """Write what :meth:`measure` found to a file, which takes its name when it is complete."""
+        write_scales(path, self.scales, self.amplitudes_of())
+
+    def read_amplitudes(self, path: Path) -> tuple[str, ...]:
+        """Take over the amplitudes that :meth:`write_amplitudes` wrote for this store, montage and filters.
+
+        Of anything else, or from another version, nothing is taken.
+
+        Returns
+        -------
+        tuple of str
+            A sentence if there is a file that cannot be read.
+        """
+        if self.config.normalise != "recording":
+            return ()
+        wrong = read_scales(path, self.scales, self.amplitudes_of())
+        return () if wrong is None else (f"{wrong.rstrip('.')}. The amplitudes are measured again.",)
 
     def flat_channels(self, recordings: npt.NDArray[np.int64]) -> tuple[str, ...]:
         """Return a sentence for each channel that :meth:`measure` found flat in some of the recordings."""

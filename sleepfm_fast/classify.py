@@ -253,6 +253,8 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     if overlap_note:
         say(f"notice: {overlap_note}")
     recording = np.asarray(store.recording, np.int64)
+    for notice in clip_input.read_amplitudes(RunDirectory(config.run).amplitudes_path):
+        say(f"notice: {notice}")
     for notice in clip_input.measure(
         np.unique(recording[mine]), lambda r: progress_bar(r, desc="measure amplitudes", unit="night")
     ):

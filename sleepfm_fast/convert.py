@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -177,6 +178,8 @@ def source_facts(path: Path, *, content: bool) -> dict[str, Any]:
     files = [path] if path.is_file() else list(import_seed.clip_files(path).values())
     digest = hashlib.sha256()
     for file in files if content else ():
+        if not stat.S_ISREG(file.stat().st_mode):  # such as a pipe, which the look at the night leaves out
+            continue
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)

@@ -54,7 +54,8 @@ def demo(config: Config) -> dict[str, Any]:
     cohort = simulate.Config(recordings, subjects=SUBJECTS, hours=HOURS, seed=config.seed)
 
     def step(words: str) -> None:
-        say(f"\n[{time.monotonic() - started:.0f} s] python -m sleepfm_fast.{words}")
+        say("")
+        say(f"[{time.monotonic() - started:.0f} s] python -m sleepfm_fast.{words}")
 
     results: dict[str, Any] = {}
     step(f"simulate {recordings} --subjects {SUBJECTS} --hours {HOURS} --seed {config.seed}")

@@ -79,6 +79,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.inference import embedder
     from sleepfm_fast.model.backends import encoder_backend, filter_backend, threads
     from sleepfm_fast.pretrained import SEED_SUFFIXES, UNITS, load_model
+    from sleepfm_fast.rundir import RunDirectory
     from sleepfm_fast.runs.origin import UNKNOWN_SUBJECTS, seen_by
     from sleepfm_fast.runs.splits import Split, assign_subjects
     from sleepfm_fast.store.clip_facts import columns_of, people_of
@@ -107,6 +108,8 @@ def main(config: Config) -> dict[str, Any]:
     n, dim = len(store), model.config.dim
     if not n:
         raise SleepfmError(f"the store {config.store} has no clips; add recordings of 30 s or more with preprocess.")
+    for notice in clip_input.read_amplitudes(RunDirectory(Path(weights["file"]).parent).amplitudes_path):
+        say(f"notice: {notice}")
     embed = embedder(model, config.precision, compiled=config.compile, fused_blocks=config.fused_blocks)
     key = {
         "command": "embed",

@@ -30,7 +30,15 @@ from sleepfm_fast.storage.columns import file_digest
 if TYPE_CHECKING:
     from sleepfm_fast.training.settings import Settings
 
-__all__ = ["SEED_SUFFIXES", "UNITS", "Pretrained", "initialise", "load_model", "read_pretrained"]
+__all__ = [
+    "SEED_SUFFIXES",
+    "UNITS",
+    "Pretrained",
+    "initialise",
+    "load_model",
+    "read_pretrained",
+    "refuse_differences",
+]
 
 SEED_SUFFIXES = (".pt", ".pth")
 UNITS = (
@@ -138,9 +146,11 @@ def load_model(path: str | Path, device: str | torch.device) -> tuple[SleepModel
             f"{found.file} has no config.json beside it, which says what its channels and filters are. Give the run "
             "folder that train wrote, or a checkpoint inside it."
         )
+    with torch.device("meta"):  # a description can ask for any memory, but not for other tensors than the file has
+        shapes = SleepModel.from_description(found.config["model"]).float().state_dict()
+    refuse_differences(found, dict(shapes), found.tensors)
     with torch.device("cpu"):  # whatever a program's default device and type are
         model = SleepModel.from_description(found.config["model"]).float()
-    refuse_differences(found, dict(model.state_dict()), found.tensors)
     model.load_state_dict(found.tensors)
     return model.to(device).eval(), found.config, {"file": str(found.file), "sha256": found.sha256()}
 
@@ -239,7 +249,7 @@ def refuse_other_channels(found: Pretrained, montage: Montage) -> None:
 def refuse_differences(
     found: Pretrained, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], why: str = ""
 ) -> None:
-    """Refuse tensors that are missing, unknown, or of another shape, by name."""
+    """Refuse tensors that are missing, unknown, of another shape, or hold no numbers of the model's kind, by name."""
     for words, names in (
         ("lacks", [n for n in ours if n not in theirs]),
         ("has, and the model lacks,", [n for n in theirs if n not in ours]),
@@ -251,4 +261,10 @@ def refuse_differences(
             raise SleepfmError(
                 f"{found.file} holds another network{why}: {name} has the shape {list(theirs[name].shape)} there, "
                 f"{list(tensor.shape)} in the model."
+            )
+        if theirs[name].is_floating_point() != tensor.is_floating_point():
+            kind = "floating-point numbers" if tensor.is_floating_point() else "whole numbers"
+            raise SleepfmError(
+                f"{found.file} holds another network{why}: {name} has the type "
+                f"{str(theirs[name].dtype).removeprefix('torch.')} there, {kind} in the model."
             )

@@ -133,7 +133,8 @@ def print_plan(steps: Sequence[Step], states: dict[str, str], rates: dict[str, f
 
     width = max(len(step.name) for step in steps)
     everything = {table for step in steps for table in step.serves}
-    say(f"\n{'step':<{width}}  {'command':<11}{'state':<10}{'time':>7}{'disk':>9}  for")
+    say("")
+    say(f"{'step':<{width}}  {'command':<11}{'state':<10}{'time':>7}{'disk':>9}  for")
     for step in steps:
         state = states[step.name]
         cost = "-" if state == "finished" else clock_text(seconds(step.work, rates))
@@ -263,7 +264,8 @@ def main(config: Config) -> dict[str, Any]:
         reproduce_tables.size_line(config.preset, planner.preset, facts, config.precision),
         reproduce_tables.warning(simulated=facts.simulated, encoder=encoder),
     )
-    say("\n".join(about))
+    for sentence in about:
+        say(sentence)
     print_plan(steps, states, rates)
     todo = [step.name for step in steps if states[step.name] != "finished"]
     if config.plan:
@@ -332,7 +334,8 @@ def carried_out(
         lines += reproduce_tables.draw(table, cells[table.name], simulated=facts.simulated, encoder=encoder)
     with replace_file(layout.out / TABLES) as file:
         file.write("\n".join(lines).encode())
-    say("\n".join(["", *lines]))
+    for line in ["", *lines]:
+        say(line)
     broken = {name: outcome.error for name, outcome in outcomes.items() if outcome.state in ("failed", "blocked")}
     for name, error in broken.items():
         say(f"error: {name}: {error}")

@@ -8,8 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from known_nights import ECG, EEG, FLOW, staged_night
 from nights import Lead
+from safetensors import safe_open
+from safetensors.torch import save_file
 from test_supervise import LEARN, last_json
 
 from sleepfm_fast import classify, compare, preprocess, supervise, train
@@ -61,6 +64,28 @@ def test_on_its_own_store_it_repeats_the_runs_test(planted, learnt, tmp_path, ca
         np.testing.assert_array_equal(own.array(name), again.array(name))
     assert result["macro"] == own.record["macro"]
     assert again.record["test"] == own.record["test"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensor: tensor[:-1], "has the shape [1] there, [2] in the model"),
+        (
+            lambda tensor: tensor.to(torch.complex64),
+            "has the type complex64 there, floating-point numbers in the model",
+        ),
+    ],
+)
+def test_weights_of_another_network_are_named(planted, learnt, tmp_path, capsys, change, words):
+    run = shutil.copytree(learnt, tmp_path / "run")
+    with safe_open(str(run / "best.safetensors"), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        metadata = file.metadata()
+    name = next(name for name in sorted(tensors) if tensors[name].ndim == 1 and tensors[name].is_floating_point())
+    tensors[name] = change(tensors[name]).clone()
+    save_file(tensors, str(run / "best.safetensors"), metadata)
+    err = refused(capsys, run, planted, tmp_path / "result")
+    assert f"error: {run / 'best.safetensors'} holds another network: {name.removeprefix('model/')} {words}." in err
 
 
 def test_calibration_of_a_network_with_balanced_classes_is_corrected_as_the_runs_is(planted, tmp_path, capsys):

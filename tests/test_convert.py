@@ -496,12 +496,35 @@ def test_what_lies_in_another_file_is_not_read(tmp_path, capsys):
         layout = h5py.VirtualLayout((12800,), "f2")
         layout[:] = h5py.VirtualSource(str(tmp_path / "other.hdf5"), "Thor", shape=(12800,))
         file.create_virtual_dataset("Thor", layout)
+        # A link within the file to a link out of it, and to a data set of a file that is linked as a whole.
+        inner = file.create_group("inner")
+        inner["one"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "/ECG")
+        inner["all"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "/")
+        file["C4-M1"] = h5py.SoftLink("/inner/one")
+        file["Abdomen"] = h5py.SoftLink("/inner/all/Thor")
+        file["F3-M2"] = h5py.SoftLink("/C3-M2")
     options = ("--from", "clinical", "--montage", "aasm")
     status, _, err = run(capsys, tmp_path / "in", tmp_path / "store", *options)
     assert status == 0, err
-    for name in ("ECG", "SaO2", "Thor"):
+    for name in ("ECG", "SaO2", "Thor", "C4-M1", "Abdomen"):
         assert f"{name} is left out: its samples lie in another file" in err
-    assert ClipStore(tmp_path / "store").channels.present.sum() == 1
+    store = ClipStore(tmp_path / "store")
+    present = store.channels.present[0]
+    assert {slot.name for slot, there in zip(store.slots, present, strict=True) if there} == {"C3-M2", "F3-M2"}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, capsys):
+    seed_folder(tmp_path / "seed", {"a": (0, 1)})
+    os.mkfifo(tmp_path / "seed" / "X" / "a" / "a_2.npy")
+    status, result, err = run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed")
+    assert (status, result["clips"]) == (0, 2), err
+    assert "a_2.npy is left out: it is no regular file" in err
+    (tmp_path / "h5").mkdir()
+    clinical_file(tmp_path / "h5" / "n.hdf5")
+    os.mkfifo(tmp_path / "h5" / "pipe.hdf5")
+    status, result, err = run(capsys, tmp_path / "h5", tmp_path / "second", "--from", "clinical")
+    assert (status, result["nights"]) == (1, 1), err
+    assert f"{tmp_path / 'h5' / 'pipe.hdf5'}: this is no regular file, expected an HDF5 file." in err
 
 
 def test_damaged_hdf5_files_stop_no_others(tmp_path, capsys):

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.pretrained import trained_config
+from sleepfm_fast.pretrained import load_model, trained_config
 from sleepfm_fast.rundir import RunDirectory
 from sleepfm_fast.train import cli
 
@@ -94,6 +95,8 @@ def test_entries_of_a_configuration_of_another_kind_are_named(trained, cohort_st
     ("entry", "values"),
     [
         ("modalities", {"brain": -1}),
+        ("modalities", {"a.b": 3}),
+        ("modalities", {"keys": 3}),
         ("encoder", {"design": "deep"}),
         ("encoder", {"channels": [16, 32, 64]}),
         ("encoder", {"kernels": [24, 7, 5, -3]}),
@@ -109,6 +112,33 @@ def test_a_network_that_cannot_be_is_named(trained, tmp_path, entry, values):
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(SleepfmError, match=rf"config\.json is damaged: the entry .model\.{entry}"):
         trained_config(RunDirectory(run))
+
+
+@pytest.mark.parametrize(
+    ("entry", "values"),
+    [
+        ("modalities", {"brain": 10**9}),
+        ("encoder", {"channels": [10**6] * 4}),
+        ("encoder", {"dim": 10**9}),
+        ("encoder", {"segments": 10**9}),
+    ],
+)
+def test_a_configuration_takes_no_memory_that_its_weights_do_not(trained, tmp_path, entry, values):
+    run = shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["model"][entry] |= values
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SleepfmError, match=r"best\.safetensors holds another network: .* in the model"):
+        load_model(run, "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
+def test_weights_that_are_no_floating_point_numbers_are_named(trained, tmp_path, dtype):
+    run = shutil.copytree(trained, tmp_path / "run")
+    name = "model/encoders.brain.fc.bias"
+    change(run / "best.safetensors", lambda t, s: t.update({name: t[name].to(dtype)}))
+    with pytest.raises(SleepfmError, match=f"fc.bias has the type {str(dtype)[6:]} there, floating-point numbers"):
+        load_model(run, "cpu")
 
 
 def test_an_unchanged_copy_goes_on(trained, cohort_store, tmp_path):

@@ -97,7 +97,8 @@ def test_the_first_rank_alone_writes_and_speaks(two):
         assert (two / f"{number}-1.out").read_text() == ""
         assert (two / f"{number}-1.err").read_text() == ""
     files = {path.name for path in (two / "whole").iterdir()}
-    assert files == {"config.json", "metrics.jsonl", "last.safetensors", "best.safetensors", "results"}
+    weights = {"last.safetensors", "best.safetensors", "amplitudes.safetensors"}
+    assert files == {"config.json", "metrics.jsonl", *weights, "results"}
 
 
 def test_refusals_and_failures_are_said_by_every_rank_alike(two):

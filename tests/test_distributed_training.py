@@ -2,14 +2,17 @@
 
 import itertools
 import json
+import shutil
+import socket
 
 import numpy as np
 import pytest
 import torch
 from training_ranks import LEFT_OUT, NEIGHBOURS, RUNS, SYNCHRONISED
 from two_ranks import launch
+from unlike_ranks import RUNS as UNLIKE
 
-from sleepfm_fast import train
+from sleepfm_fast import preprocess, train
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 from sleepfm_fast.training.sampler import ClipSampler, shard, shard_sizes
@@ -71,6 +74,7 @@ def test_two_ranks_train_as_one_does(two, one):
                 assert a[name] == pytest.approx(b[name], rel=BOUND), name
     assert_close_but_for_a_kink(tensors(two / "whole", "model/"), tensors(one, "model/"))
     assert RunDirectory(two / "whole").config()["ranks"] == 2
+    assert (two / "whole" / "amplitudes.safetensors").read_bytes() == (one / "amplitudes.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(("name", "options"), [("neighbours", NEIGHBOURS), ("left-out", LEFT_OUT)])
@@ -125,7 +129,7 @@ def test_the_first_rank_alone_writes_and_speaks(two):
         assert (two / f"{number}-1.out").read_text() == ""
         assert (two / f"{number}-1.err").read_text() == ""
     files = {path.name for path in (two / "whole").iterdir()}
-    assert files == {"config.json", "metrics.jsonl", "last.safetensors", "best.safetensors"}
+    assert files == {"config.json", "metrics.jsonl", "last.safetensors", "best.safetensors", "amplitudes.safetensors"}
 
 
 def test_failures_are_said_by_every_rank_alike(two):
@@ -138,6 +142,27 @@ def test_failures_are_said_by_every_rank_alike(two):
     rows = [row for row in metrics(two / "diverged") if row["kind"] == "skipped"]
     assert [row["step"] for row in rows] == [rows[0]["step"] + k for k in range(3)]
     assert all(row["recordings"] and len(row["clips"]) == 16 for row in rows)
+
+
+def test_processes_that_differ_or_are_lost_are_told(cohort, cohort_store, tmp_path):
+    nights = tmp_path / "nights"
+    shutil.copytree(cohort, nights)
+    min(nights.glob("*.edf")).unlink()
+    assert preprocess.cli([str(nights), str(tmp_path / "other-nights-store"), "--workers", "1"]) == 0
+    shutil.copytree(cohort_store, tmp_path / "lost-store")
+    missing = min((tmp_path / "lost-store" / "recordings").glob("*.bin"))
+    missing.unlink()
+    launch("unlike_ranks.py", UNLIKE, cohort_store, tmp_path, timeout_s=200)
+    said = [[(tmp_path / f"{number}-{rank}.err").read_text() for rank in range(2)] for number in range(len(UNLIKE))]
+    indices = [ClipStore(store).digest for store in (tmp_path / "other-nights-store", cohort_store)]
+    for number, unlike in enumerate((f"the index {indices[0]} instead of {indices[1]}", "--seed 7 instead of 0")):
+        for rank, who in enumerate(("\nerror: ", "process 1: error: ")):
+            assert f"{who}process 1 (on {socket.gethostname()}) does not train what process 0" in said[number][rank]
+            assert f"does: it has {unlike}. Give all processes the same options" in said[number][rank]
+    assert f"process 1: error: {missing} is damaged: it is missing." in said[2][1]
+    assert "\nerror: the connection to another process of this training was lost: that process has failed" in said[2][0]
+    assert not [tmp_path / name for name, _ in UNLIKE if (tmp_path / name).exists()]
+    assert not list(tmp_path.glob(".*.claim"))
 
 
 # ---- the order of clips --------------------------------------------------------------------------------------------

@@ -132,6 +132,8 @@ TALS = [
     (b"+1\x15x\x14text\x14\0", [(1.0, None, "text")], "with a duration that cannot be read"),
     (b"+1\x15-2\x14text\x14\0", [(1.0, None, "text")], "with a duration that cannot be read"),
     (b"+1\x14open\0", [(1.0, None, "open")], "without their closing mark are kept: 1"),
+    (b"+12\0", [], "without a text are left out: 1, the first is b'+12'"),
+    (b"+12\x153\0", [], "without a text are left out: 1"),
     (b"noise\0+1\x14a\x14\0", [(1.0, None, "a")], "without a readable onset are left out: 1, the first is b'noise'"),
     (b"+1e5\x14a\x14\0", [], "without a readable onset"),
     (b"+" + b"9" * 40 + b"\x14a\x14\0", [], "without a readable onset"),

@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import functools
 import inspect
+import os
+import tempfile
 import warnings
 
 import numpy as np
@@ -20,6 +22,7 @@ from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.inference import embedder, fold_batch_norms
+from sleepfm_fast.model import compilation
 from sleepfm_fast.model.compilation import compile_encoders, explained
 from sleepfm_fast.model.mbconv_blocks import MBConvBlock
 
@@ -178,6 +181,29 @@ def test_every_encoder_stays_compiled(traced):
             model.train()(x)[0].sum().backward()
             with torch.no_grad():
                 model.eval()(x)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named by torch", "by default"])
+def test_code_that_others_can_have_put_into_a_folder_of_all_users_is_not_run(tmp_path, monkeypatch, named):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    folder = compilation.default_folder()
+    if named:  # by torch itself, once it has been imported
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    folder.mkdir(mode=0o755)
+    compilation.refuse_others_code()
+    folder.chmod(0o777)
+    with pytest.raises(SleepfmError, match=f"code that it finds in {folder}, where other users of this machine can"):
+        compile_encoders(trained("short"))
+    folder.chmod(0o755)
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    with pytest.raises(SleepfmError, match="Set TORCHINDUCTOR_CACHE_DIR to a folder of your own"):
+        compile_encoders(trained("short"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "shared"))
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    compilation.refuse_others_code()
 
 
 @pytest.mark.slow

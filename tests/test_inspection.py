@@ -9,6 +9,8 @@ import pytest
 from nights import DATA, LEADS, Lead, contents, preprocess, write_night
 
 from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.doctor import inspection
+from sleepfm_fast.execution.parallel import WorkersLost
 from sleepfm_fast.preprocess import cli
 
 
@@ -16,6 +18,20 @@ def inspect(capsys, *arguments: object) -> tuple[int, str]:
     capsys.readouterr()
     status = cli(["--inspect", *map(str, arguments), "--workers", "1", "--backend", "threading"])
     return status, capsys.readouterr().out
+
+
+def test_names_and_labels_command_no_terminal(tmp_path: Path, capsys) -> None:
+    """A recording from elsewhere is named, and its channels and scoring are labelled, by somebody else."""
+    write_night(tmp_path / "a\x1b]0;title\x07\nerror: forged.edf", leads=[*LEADS, Lead("C3\x1b[2J", 128)])
+    (tmp_path / "broken\x9b31m.edf").write_bytes(b"0       \x1b[31m")
+    _, out = inspect(capsys, tmp_path)
+    assert r"a\x1b]0;title\x07\nerror: forged.edf" in out
+    assert r"broken\x9b31m.edf" in out
+    assert {c for c in out if not c.isprintable()} == {"\n"}
+    assert cli([str(tmp_path), str(tmp_path / "store"), "--workers", "1"]) == 1
+    err = capsys.readouterr().err
+    assert r"broken\x9b31m.edf" in err
+    assert {c for c in err if not c.isprintable()} == {"\n"}
 
 
 def test_what_is_shown_is_what_is_ingested(tmp_path: Path, capsys) -> None:
@@ -168,3 +184,36 @@ def test_a_cohort_of_many_electrodes_is_told_that_auto_takes_none(tmp_path: Path
     said = capsys.readouterr().err
     assert "EEG (3 of 3). Choose --montage aasm" in said
     assert "respiratory: Thermal Flow; ecg: ECG" in said
+
+
+def test_a_file_whose_worker_dies_is_looked_at_alone_and_reported_if_it_dies_again(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """Of four files c ends its worker whenever it is read; d's result is lost with the first of these workers."""
+    for name in "abcd":
+        write_night(tmp_path / f"{name}.edf", seed=ord(name))
+    asked, really = [], inspection.in_parallel
+
+    def results(work, arguments, engine, **how):
+        if work is not inspection.inspect_night:
+            yield from really(work, arguments, engine, **how)
+            return
+        names = [arguments_of[0].stem for arguments_of in arguments]
+        asked.append((names, how["own_process"]))
+        for name, arguments_of in zip(names, arguments, strict=True):
+            if name == "c":
+                raise WorkersLost("one of them")
+            yield work(*arguments_of)
+
+    monkeypatch.setattr(inspection, "in_parallel", results)
+    status, text = inspect(capsys, tmp_path, "--json", tmp_path / "report.json")
+    assert status == 1
+    # A process that has died once may die again: what is left is read outside this one.
+    assert asked[1:] == [(["c"], True), (["d"], True)]
+    assert asked[0][0] == ["a", "b", "c", "d"]
+    nights = {Path(night["path"]).stem: night for night in json.loads((tmp_path / "report.json").read_text())["files"]}
+    assert list(nights) == ["a", "b", "c", "d"]
+    assert [name for name, night in nights.items() if night["failure"]] == ["c"]
+    told = f"{tmp_path / 'c.edf'}: the process that read it died, perhaps because memory ran out."
+    assert nights["c"]["failure"] == told
+    assert text.count(told) >= 1

@@ -123,6 +123,19 @@ def test_a_name_in_any_encoding_is_printed(encoding):
     assert len(out.splitlines()) == 1
 
 
+OBEYED = "a\x1b]0;title\x07\x1b[2J\x9b31m\x7f\u202eb\nerror: forged\u2028c\rd"
+
+
+def test_a_terminal_is_not_commanded_by_a_name(capsys):
+    command.say(f"notice: {OBEYED} caf\udce9 zw\u00f6lf\t1")
+    shown = r"a\x1b]0;title\x07\x1b[2J\x9b31m\x7f\u202eb\nerror: forged\u2028c\rd"
+    assert capsys.readouterr().err == f"notice: {shown} caf\\udce9 zw\u00f6lf\t1\n"
+    assert command.show({"name": OBEYED})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"name": OBEYED}
+    assert command.printable(out[:-1]) == out[:-1]
+
+
 def test_json_files_hold_names_that_are_not_utf8(tmp_path):
     write_json(tmp_path / "x.json", {"path": "caf\udce9", "name": "zw\u00f6lf"})
     assert json.loads((tmp_path / "x.json").read_bytes()) == {"path": "caf\udce9", "name": "zw\u00f6lf"}
@@ -436,6 +449,8 @@ sys.exit(status)
         ("SIGTERM", {}, 143),
         ("SIGHUP", {}, 129),
         ("SIGXCPU", {}, 152),
+        ("SIGUSR1", {}, 138),  # with which SLURM announces the end of a job (--signal=USR1@60)
+        ("SIGUSR2", {}, 140),
         ("SIGTERM", {"TORCHELASTIC_RUN_ID": "none"}, -15),  # torchrun ends all processes when one has failed
         ("SIGTERM", {"WORLD_SIZE": "2"}, -15),  # as do other launchers
         ("SIGHUP", {"ignored": "1"}, 0),  # as by nohup
@@ -443,7 +458,7 @@ sys.exit(status)
 )
 def test_a_batch_system_stops_a_command_as_ctrl_c_does(tmp_path, name, settings, status):
     def prepare():
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN if "ignored" in settings else signal.SIG_DFL)
 
     kept = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}

@@ -58,6 +58,18 @@ def test_stretches_of_a_store_end_at_recordings_segments_and_gaps():
     assert stretch_numbers(store).tolist() == [0, 0, 1, 1, 2, 3, 3]
 
 
+def test_the_first_clip_of_a_night_is_no_neighbour_of_the_last_one_of_the_night_before():
+    store = SimpleNamespace(recording=np.array([4, 5]), segment=np.array([0, 0]), onset_s=np.array([60.0, 90.0]))
+    assert stretch_numbers(store).tolist() == [0, 1]
+
+
+def test_rounded_onsets_are_30_s_apart_and_a_store_without_clips_has_no_stretch():
+    store = SimpleNamespace(recording=np.zeros(3), segment=np.zeros(3), onset_s=np.array([0.1, 30.1004, 60.09]))
+    assert stretch_numbers(store).tolist() == [0, 0, 1]
+    nothing = SimpleNamespace(recording=np.zeros(0), segment=np.zeros(0), onset_s=np.zeros(0))
+    assert stretch_numbers(nothing).shape == (0,)
+
+
 def sampler(**place):
     found = stretches(7, 1, 2, 30, 9)
     return NeighbourSampler(found.clips, 4, 3, stretches=found, **place)
@@ -73,6 +85,15 @@ def test_epochs_have_equally_many_pairs_and_bring_every_pair_of_neighbours():
         seen |= set(map(tuple, order.tolist()))
     assert len(seen) == 6 + 1 + 29 + 8
     assert not np.array_equal(one.order(0), one.order(1))
+
+
+def test_pairs_are_shuffled_before_some_are_left_out():
+    found = stretches(*[4] * 50)  # an epoch has one pair of each at least, where it cuts one or two from each
+    one = NeighbourSampler(found.clips, 4, 3, stretches=found)
+    order = one.order(0)[:, 0]
+    assert len(order) == 50
+    assert order.max() - order.min() > 180  # of 200 clips: not those of the first stretches only
+    assert (np.diff(order) < 0).sum() > 10
 
 
 def test_the_order_resumes_anywhere():

@@ -11,8 +11,15 @@ from nights import preprocess, write_night
 from sleepfm_fast.scoring.labels import clip_labels
 from sleepfm_fast.scoring.respiratory_counts import respiratory_counts
 from sleepfm_fast.scoring.timed_texts import Event, Scoring
+from sleepfm_fast.storage.csv_table import csv_table
 
 STAGES = [(0.0, "W"), (30.0, "N2"), (60.0, "N2"), (90.0, "W"), (120.0, "R"), (150.0, "N3")]
+
+
+def test_a_table_has_its_columns_in_order_and_numbers_as_a_reader_expects_them() -> None:
+    row = {"night": "a,b", "hours": 1 / 3, "epochs": 1_234_567_890, "age": None, "more": "not asked for"}
+    text = csv_table(("age", "night", "epochs", "hours"), [row])
+    assert text == 'age,night,epochs,hours\n,"a,b",1234567890,0.333333\n'
 
 
 def counted(*events: tuple[float, float | None, str], events_scored: bool | None = None) -> dict[str, int] | None:

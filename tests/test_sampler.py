@@ -84,7 +84,13 @@ def test_resuming_continues_with_the_recordings_in_play():
         np.testing.assert_array_equal(c1, c2)
 
 
-@pytest.mark.parametrize("options", [{"in_play": -1}, {"in_play": 2}])
+def test_more_recordings_in_play_than_there_are_mix_all_of_them():
+    recordings = np.arange(210) // 70
+    orders = [ClipSampler(CLIPS, 10, seed=3, recordings=recordings, in_play=n).order(0) for n in (2, 100)]
+    np.testing.assert_array_equal(*orders)  # CLIPS are of two
+
+
+@pytest.mark.parametrize("options", [{"in_play": -1, "recordings": np.arange(210)}, {"in_play": 2}])
 def test_recordings_in_play_need_recordings(options):
     with pytest.raises(ValueError, match="in_play"):
         ClipSampler(CLIPS, 10, seed=0, **options)
@@ -118,3 +124,10 @@ def test_blocks_cover_everything_once_and_evenly(n):
     sizes = [len(b) for b in blocks]
     assert not sizes or max(sizes) - min(sizes) <= 1
     assert not sizes or max(sizes) <= 32
+
+
+def test_blocks_are_the_same_every_time_and_mix_the_recordings():
+    first, again = fixed_blocks(np.arange(320), 32), fixed_blocks(np.arange(320), 32)
+    np.testing.assert_array_equal(first, again)
+    for block in first:
+        assert block.max() - block.min() > 160

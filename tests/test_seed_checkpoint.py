@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,21 @@ def test_a_pickle_that_runs_code_is_refused(model, tmp_path, monkeypatch):
     with pytest.raises(SleepfmError, match=r"plain\.pt"):
         read_seed_checkpoint(tmp_path / "plain.pt")
     assert not (tmp_path / "harm").exists()
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
+    torch.save({"x": torch.zeros(1 << 18)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "best.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["x"].shape == (1 << 18,), "torch unpacks it"
+    with pytest.raises(SleepfmError, match=r"best\.pt was not loaded: it has \d+ bytes and would unpack to 10\d{5},"):
+        read_seed_checkpoint(tmp_path / "best.pt")
+    with pytest.raises(SleepfmError, match=r"plain\.pt lacks"):
+        read_seed_checkpoint(tmp_path / "plain.pt")
 
 
 def without(content, state, name):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign_claims import renewed_elsewhere
 
 from sleepfm_fast import system
 from sleepfm_fast.errors import SleepfmError
@@ -266,6 +267,38 @@ def test_a_claim_without_proc_is_taken_kept_and_broken(without_proc, monkeypatch
     began = time.monotonic()
     claims.claim_to_write(tmp_path / "out").release()
     assert time.monotonic() - began < 60
+
+
+def test_a_claim_of_another_users_hidden_process_is_not_taken(monkeypatch, tmp_path):
+    # On many clusters /proc is mounted with hidepid, so that users do not see each other's processes.
+    system.system_identity()
+    file = tmp_path / ".out.claim"
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
+        try:
+            holder = {**claims.this_process().__dict__, "pid": other.pid}
+            holder["started"] = system.process_start(other.pid)
+            file.write_text(json.dumps(holder))
+            monkeypatch.setattr(system, "PROC", tmp_path)
+            assert not system.is_hidden(other.pid)  # it may be told to end: this user's own
+
+            def kill(pid, number):
+                assert (pid, number) == (other.pid, 0)
+                raise PermissionError
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "kill", kill)
+                assert claims.is_live(file)
+                with pytest.raises(claims.Claimed, match=f"process {other.pid} on "):
+                    claims.Claim(file)
+                patch.setattr(claims, "STALE_S", 3.0)
+                with renewed_elsewhere(file), pytest.raises(SleepfmError, match=r"another process .* is writing"):
+                    claims.claim_to_write(tmp_path / "out")
+                patch.setattr(claims, "STALE_S", 0.0)  # it is no longer renewed
+                assert not claims.is_live(file)
+        finally:
+            other.kill()
+    assert not system.is_hidden(other.pid)
+    assert not claims.is_live(file)
 
 
 @pytest.fixture(scope="module")

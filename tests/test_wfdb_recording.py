@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from fractions import Fraction
 from pathlib import Path
@@ -344,3 +345,13 @@ def test_the_headers_of_the_mit_bih_database(tmp_path: Path) -> None:
         assert recording.duration_s == 1000 / 250
         assert any("promises" in issue for issue in recording.issues)
         assert recording.start is not None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, capsys) -> None:
+    write_wfdb(tmp_path, "piped", 100, [("ECG", [0] * 6000, {})])
+    (tmp_path / "piped.dat").unlink()
+    os.mkfifo(tmp_path / "piped.dat")
+    write_night(tmp_path / "good.edf")
+    status, result = preprocess(capsys, tmp_path, tmp_path / "store")
+    assert (status, result["added"]) == (1, 1)
+    assert "its signal file piped.dat is no regular file" in result["failed"][0]["reason"]

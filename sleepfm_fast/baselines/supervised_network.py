@@ -19,6 +19,7 @@ from sleepfm_fast.encoder import Encoder, EncoderConfig, build_encoder
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.model.precision import Precision, arithmetic
+from sleepfm_fast.pretrained import Pretrained, refuse_differences
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 from sleepfm_fast.runs.run_config import damaged_entry, refuse_damaged
 
@@ -148,6 +149,8 @@ def load_classifier(run: RunDirectory, store: ClipStore, device: torch.device) -
     clip_input = ClipInput(store, montage, InputConfig(**config["input"]), device)
     network = build_encoder(clip_input.n_columns, EncoderConfig.from_dict(config["model"]["encoder"]))
     tensors, _ = read_checkpoint(run.best_path)
+    weights = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
+    refuse_differences(Pretrained(run.best_path, "a checkpoint", weights, config), network.state_dict(), weights)
     load_weights(network, tensors)
     names = TASKS[task].names
     return Classifier(

@@ -153,6 +153,7 @@ class SupervisedTrainer(TrainingLoop):
                     f"notice: there is no run in {run.path} to continue; the training starts from the beginning"
                 )
             world.on_main(lambda: run.create(trainer.description()))
+        trainer.keep_amplitudes()
         trainer.announce()
         return trainer
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -21,15 +22,26 @@ from sleepfm_fast.cli.misplaced import refuse_misplaced
 from sleepfm_fast.cli.option_effects import given_options, refuse_without_effect
 from sleepfm_fast.errors import SleepfmError, is_own_source, refused_by_system
 
-__all__ = ["finish", "run", "say", "to_json"]
+__all__ = ["finish", "printable", "run", "say", "to_json"]
 
 Config = TypeVar("Config")
+
+COMMANDING = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal obeys (it moves, colours, erases, retitles), that end a line, or that turn text round."""
+
+
+def printable(line: str) -> str:
+    r"""A line as a terminal may get it: names of files, labels and scorings can hold what one obeys, shown as ``\x1b``.
+
+    A line break within it is shown too: it would begin a line that the program seems to have said.
+    """
+    return COMMANDING.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 def say(sentence: str) -> None:
     """Print one line of progress or notice on standard error; where that is closed or full, the work goes on."""
     # A name that is no UTF-8 has surrogates, which the system's standard error escapes, but not every stand-in for it.
-    text = sentence.encode("utf-8", "backslashreplace").decode("utf-8")
+    text = printable(sentence).encode("utf-8", "backslashreplace").decode("utf-8")
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
@@ -74,9 +86,14 @@ def is_encodable(text: str, encoding: str) -> bool:
     return True
 
 
+def json_line(value: Any) -> str:
+    """Serialise to one line of JSON for a terminal, in which JSON itself escapes only some of what a terminal obeys."""
+    return COMMANDING.sub(lambda found: f"\\u{ord(found[0]):04x}", to_json(value))
+
+
 def show(result: dict[str, Any]) -> bool:
     """Print the result as one line of JSON on standard output; False where that cannot be written."""
-    line = to_json(result)
+    line = json_line(result)
     if not is_encodable(line, getattr(sys.stdout, "encoding", None) or "utf-8"):
         line = json.dumps(plain(result), allow_nan=False)
     try:
@@ -174,7 +191,7 @@ def attempt(
     warnings.filterwarnings("ignore", message=r"\d+ tasks which were still being processed")
     who = f"process {rank}: " if rank else ""
     if rank == 0:
-        say(f"{name}: {to_json(config)}")
+        say(f"{name}: {json_line(config)}")
     try:
         refuse_without_effect(config, given_options(given))
     except SleepfmError as error:
@@ -277,7 +294,8 @@ def describe_bug(error: Exception, command: str) -> str:
             report.write(f"{command} {sys.argv[1:]}\nin {os.getcwd()}\n{text}")  # noqa: PTH109 - as the user sees it
         where = f"the traceback is in {report.name}"
     except OSError:
-        say(text)
+        for line in text.splitlines():
+            say(line)
     return (
         f"{command} failed because of a bug in sleepfm_fast{f' while it worked on {file}' if file else ''}: "
         f"{type(error).__name__}: {error}{place}. Please report it; {where}."

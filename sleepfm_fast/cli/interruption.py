@@ -18,8 +18,9 @@ from sleepfm_fast.cli.program import is_a_command
 
 __all__ = ["SENTENCE", "STOPS", "Stopped", "leave_to_python", "say_while_importing", "stops_raised"]
 
-STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
-"""Of a batch system or a container that stops, a terminal that closes, a limit of processor time."""
+STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2)
+"""Of a batch system or a container that stops, a terminal that closes, a limit of processor time, and two with which
+batch systems announce the end of a job (``sbatch --signal=USR1@60``)."""
 
 SENTENCE = "interrupted before anything was done"
 

@@ -117,6 +117,8 @@ def read_night(path: Path, labels: Path | None, fs_hz: Fraction) -> ForeignNight
 def opened(path: Path) -> Iterator[Any]:
     """Open a file for reading; what a damaged one raises, then or later, becomes a sentence that names it."""
     h5py = h5()
+    if path.exists() and not path.is_file():  # opening a pipe waits for its writer, which may never come
+        raise SleepfmError(f"{path}: this is no regular file, expected an HDF5 file.")
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -154,10 +156,14 @@ def channel_lengths(path: Path, issues: list[str]) -> dict[str, int]:
 
 def lies_elsewhere(file: Any, name: str) -> bool:
     """Whether a name stands for what another file holds, whose changes nobody would see and which may be any file."""
-    if isinstance(file.get(name, getlink=True), h5().ExternalLink):
+    h5py = h5()
+    if isinstance(file.get(name, getlink=True), h5py.ExternalLink):
         return True
     item = file[name]
-    return isinstance(item, h5().Dataset) and bool(item.is_virtual or item.external)
+    # The name may also be a link within the file to a link out of it: HDF5 numbers the files that are open.
+    if h5py.h5o.get_info(item.id).fileno != h5py.h5o.get_info(file.id).fileno:
+        return True
+    return isinstance(item, h5py.Dataset) and bool(item.is_virtual or item.external)
 
 
 def label_file(path: Path, labels: Path | None) -> Path | None:

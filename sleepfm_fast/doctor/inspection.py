@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_text, resolve_auto, unassigned
-from sleepfm_fast.cli.command import to_json
+from sleepfm_fast.cli.command import printable, to_json
 from sleepfm_fast.cohorts.cohort import Header, read_header
 from sleepfm_fast.cohorts.corrections import Corrections
 from sleepfm_fast.cohorts.folders import path_text
@@ -225,14 +225,13 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
 
     if len(reports) <= NIGHTS_SHOWN:
         for night in reports:
-            print(path_text("\n".join(night_lines(night, tables)) + "\n"))
-    print(path_text("\n".join(cohort_lines(reports, montage, sorted(excluded), tables))))
+            show_lines([*night_lines(night, tables), ""])
+    show_lines(cohort_lines(reports, montage, sorted(excluded), tables))
     if unresolved is not None:
-        print(f"  {unresolved}")
+        show_lines([f"  {unresolved}"])
     if unused:
-        print(f"  notice: --overrides names recordings or channels that no file has: {first_of(unused, 10)}")
-    print()
-    print(path_text("\n".join(finding_lines(findings))))
+        show_lines([f"  notice: --overrides names recordings or channels that no file has: {first_of(unused, 10)}"])
+    show_lines(["", *finding_lines(findings)])
 
     stages, sdb = Counter[str](), Counter[str]()
     for night in good:
@@ -260,6 +259,11 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
         write_report(report, summary, {"files": map(facts_of, reports), "findings": findings})
     status = int(len(good) < len(reports) or not good or unresolved is not None)
     return {**summary, "report": None if report is None else str(report), "exit_status": status}
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print lines on standard output, whatever the names in them hold."""
+    print("\n".join(printable(path_text(line)) for line in lines))
 
 
 def chosen_montage(request: Request, headers: Sequence[Header]) -> tuple[Montage, dict[str, int], str | None]:

@@ -35,6 +35,9 @@ CONNECT_S = 10.0
 RAY_CHUNK = 8
 """Tasks per worker in one call: ray's joblib backend returns results only when the whole call is done."""
 
+FOR_ALL = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that a closing terminal and a batch system send to all processes of a job at once."""
+
 
 class WorkersLost(Exception):  # noqa: N818 - it is dealt with, never shown
     """A worker process died, and the results of the call that were not yielded yet may be lost."""
@@ -258,17 +261,20 @@ def pool(width: int, **options: Any) -> Any:
 
 
 def dispatched(parallel: Callable[..., Any], calls: Iterable[Any]) -> Any:
-    """Call a :class:`joblib.Parallel` so that its workers ignore Ctrl-C, which a terminal sends to all processes.
+    """Call a :class:`joblib.Parallel` so that signals that all processes are sent stop this one only, which ends them.
 
-    Workers inherit the signals that this process ignores when they are started; otherwise each of them would end with
-    a traceback. Only the main thread can set signal handlers.
+    Workers inherit the signals that this process ignores or blocks when they are started. Otherwise each of them would
+    end with a traceback on Ctrl-C, and on :data:`FOR_ALL` so would joblib's tracker of what they share. Only the main
+    thread can set signal handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         return parallel(calls)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_ALL)
     try:
         return parallel(calls)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGINT, before)
 
 

@@ -189,7 +189,8 @@ def read_tals(
                 length_text = length_text if readable else b""
             duration = Decimal(length_text.decode("ascii")) if length_text else None
         if texts[-1] or not mark:
-            faults.setdefault("without their closing mark are kept", []).append(repr(chunk.group()[:24]))
+            kind = "without their closing mark are kept" if any(texts) else "without a text are left out"
+            faults.setdefault(kind, []).append(repr(chunk.group()[:24]))
         for raw in texts:
             if not raw:
                 continue

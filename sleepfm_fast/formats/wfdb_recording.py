@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -175,11 +176,14 @@ def signal_files(
             if line.format != source.format:
                 raise WfdbError(f"{path}: {name} is said to hold both format {source.format} and {line.format}.")
         try:
-            n_bytes = source.path.stat().st_size - source.byte_offset
+            status = source.path.stat()
         except OSError as error:
             raise WfdbError(
                 f"{path}: its signal file {name} cannot be read ({error.strerror or error}). Put it beside the header."
             ) from error
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe waits for its writer, which may never come
+            raise WfdbError(f"{path}: its signal file {name} is no regular file. Put the file beside the header.")
+        n_bytes = status.st_size - source.byte_offset
         # format 212: two samples in three bytes, a last one alone in two
         n_samples = max(n_bytes, 0) * 8 // BITS[source.format]
         sources.append(source)

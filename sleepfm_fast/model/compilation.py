@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import getpass
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from sleepfm_fast.errors import SleepfmError
 
 __all__ = ["compile_encoders", "settle_compiler_cache"]
 
+PREFIX = "torchinductor_"
 UNWRITABLE = (Path("/proc"), Path("/"))
 """Folders of which at least one exists, on Linux one that nobody can write."""
 
@@ -31,17 +33,27 @@ def settle_compiler_cache() -> None:
     """
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         return
+    user = user_name()
     try:
-        user = getpass.getuser()
-    except (ImportError, KeyError, OSError):
-        user = ""
-    try:
-        folder = Path(tempfile.gettempdir(), f"torchinductor_{user or os.getuid()}")
+        folder = default_folder()
         folder.mkdir(exist_ok=True)
     except OSError:  # a folder that exists is all that torch asks for unless it compiles
         folder, user = next(path for path in UNWRITABLE if path.is_dir()), ""
     if not user:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
+def user_name() -> str:
+    """The user's name; empty where the user has none."""
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        return ""
+
+
+def default_folder() -> Path:
+    """Where torch's compiler keeps its code unless TORCHINDUCTOR_CACHE_DIR says otherwise."""
+    return Path(tempfile.gettempdir(), f"{PREFIX}{user_name() or os.getuid()}")
 
 
 def compile_encoders(model: SleepModel) -> None:
@@ -53,13 +65,34 @@ def compile_encoders(model: SleepModel) -> None:
     Raises
     ------
     SleepfmError
-        In the first batch, where the compiler fails.
+        Where others could have put code into the compiler's folder; in the first batch, where the compiler fails.
     """
     settle_compiler_cache()
+    refuse_others_code()
     for name, encoder in model.encoders.items():
         assert isinstance(encoder, Encoder)
         own = MethodType(own_code(type(encoder).embed, name), encoder)
         encoder.embed = explained(torch.compile(own))  # type: ignore[method-assign, assignment]
+
+
+def refuse_others_code() -> None:
+    """Refuse the compiler's default folder where another user owns it, or everybody may write in it.
+
+    Torch runs what it finds there. The folder lies among the temporary files of all users under a name that anybody can
+    foresee. A folder of another name was chosen by the user, perhaps to share it.
+    """
+    try:
+        folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_folder())
+        if folder.parent != Path(tempfile.gettempdir()) or not folder.name.startswith(PREFIX):
+            return
+        found = folder.lstat(), folder.stat()
+    except OSError:  # there is none: torch makes it, or says why it cannot
+        return
+    if any(state.st_uid != os.geteuid() for state in found) or found[1].st_mode & stat.S_IWOTH:
+        raise SleepfmError(
+            f"torch.compile would run code that it finds in {folder}, where other users of this machine can have put "
+            "it. Set TORCHINDUCTOR_CACHE_DIR to a folder of your own, or leave --compile out."
+        )
 
 
 def own_code(function: Callable[..., Tensor], name: str) -> FunctionType:

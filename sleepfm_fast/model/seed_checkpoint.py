@@ -12,6 +12,7 @@ import math
 import pickle
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class SeedCheckpoint:
 
 def unpickle(path: Path) -> dict[str, Any]:
     """Read the file's dictionary without executing anything in it."""
+    refuse_inflated(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are about pickle protocols; a file that cannot be read raises
@@ -107,6 +109,21 @@ def unpickle(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SleepfmError(f"{path} holds a {type(content).__name__}; the authors' checkpoint is a dictionary.")
     return content
+
+
+def refuse_inflated(path: Path) -> None:
+    """Refuse an archive that holds more than its own size: torch never compresses, and would unpack any amount."""
+    try:
+        n_bytes = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            n_held = sum(entry.file_size for entry in archive.infolist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # what is wrong is for torch's reader to say
+        return
+    if n_held > n_bytes:
+        raise SleepfmError(
+            f"{path} was not loaded: it has {n_bytes} bytes and would unpack to {n_held}, while torch.save writes "
+            "tensors as they are. Save the checkpoint again with torch.save."
+        )
 
 
 def number(value: Any) -> float | None:

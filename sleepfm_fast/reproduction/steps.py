@@ -153,7 +153,8 @@ def carry_out(steps: Iterable[Step], note: Callable[[Step, Outcome], None]) -> d
             if broken:
                 outcome = Outcome("blocked", error=f"it needs {broken[0]}, which is missing.")
             else:
-                say(f"\n[{number} of {len(steps)}] {step.command} -> {step.name}")
+                say("")
+                say(f"[{number} of {len(steps)}] {step.command} -> {step.name}")
                 outcome = attempt(step)
         if outcome.state == "failed":
             say(f"error: {step.name}: {outcome.error}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.montage.montages import MODALITIES
 from sleepfm_fast.runs.splits import Split
 
 __all__ = ["damaged_entry", "refuse_damaged"]
@@ -42,7 +43,7 @@ def refuse_damaged(file: Path, config: Mapping[str, Any], options: Mapping[str, 
     modalities = config["model"].get("modalities")
     if (
         not isinstance(modalities, dict)
-        or not modalities
+        or not 0 < len(modalities) == len(modalities.keys() & set(MODALITIES))
         or any(type(n) is not int or n < 1 for n in modalities.values())
     ):
         raise damaged_entry(file, "model.modalities", modalities)

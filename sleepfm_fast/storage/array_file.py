@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ def map_array(path: Path) -> npt.NDArray[Any]:
     OSError
         When the file cannot be opened.
     ValueError
-        When it does not hold one whole array, or holds an array of objects.
+        When it does not hold one whole array, or holds an array of objects, or is no file that ends, such as a pipe.
     """
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe waits for its writer, which may never come
+        raise ValueError("it is no regular file")
     try:
         array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except OSError:

@@ -4,7 +4,7 @@ A claim is created as a hard link to a file that is already written, or, where t
 NFS (version 3 and later), Lustre and BeeGFS do both atomically, whether or not they were mounted with locks, whereas
 ``flock`` is refused by some of them, or holds on one machine only. A claim whose holder is gone is taken over. Whether
 it is gone is looked up in the process table for a holder of the same machine, and told from the claim's modification
-time, which the holder renews, for a holder of another one.
+time, which the holder renews, for a holder of another one, and for another user's that the process table hides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.system import process_start, system_identity
+from sleepfm_fast.system import is_hidden, process_start, system_identity
 
 __all__ = [
     "HEARTBEAT_S",
@@ -39,6 +39,7 @@ __all__ = [
     "holder_of",
     "is_live",
     "waited",
+    "watch",
 ]
 
 HEARTBEAT_S = 10.0
@@ -87,9 +88,11 @@ def holder_of(path: Path) -> Holder | None:
         return None
 
 
-def is_local(holder: Holder | None) -> bool:
-    """Whether the holder is, or was, a process of this machine."""
-    return holder is not None and bool(holder.system) and holder.system == system_identity()
+def is_visible(holder: Holder | None) -> bool:
+    """Whether the process table says if the holder lives: it is, or was, of this machine, and is not hidden."""
+    if holder is None or not holder.system or holder.system != system_identity():
+        return False
+    return not is_hidden(holder.pid)
 
 
 def renewed(path: Path) -> float:
@@ -121,7 +124,7 @@ def is_live(path: Path, claim: Path | None = None) -> bool:
     A claim that :func:`discard` has put aside is checked with its original name as ``claim``.
     """
     holder = holder_of(path)
-    if holder is not None and is_local(holder):
+    if holder is not None and is_visible(holder):
         return process_start(holder.pid) == holder.started
     now_s = file_system_time(claim or path) / 1e9
     try:
@@ -131,14 +134,14 @@ def is_live(path: Path, claim: Path | None = None) -> bool:
 
 
 def beats(path: Path) -> bool:
-    """Whether the holder of the claim ``path`` lives; a holder on another machine must be observed to renew it.
+    """Whether the holder of the claim ``path`` lives; one that cannot be looked up must be observed to renew it.
 
     This takes up to :data:`STALE_S`, but is right also just after a job on another machine was killed, when
     :func:`is_live` still takes its claim for fresh.
     """
     if not is_live(path):
         return False
-    if is_local(holder_of(path)):
+    if is_visible(holder_of(path)):
         return True
     try:
         before_s, until_s = renewed(path), time.monotonic() + STALE_S
@@ -186,9 +189,10 @@ class Claim:
                 self.create()
                 break
             except FileExistsError:
+                holder = holder_of(path)
                 if is_live(path):
                     raise Claimed(holder_of(path)) from None
-                discard(path)
+                discard(path, holder)
         else:
             raise Claimed(holder_of(path))
         self.ended = threading.Event()
@@ -229,6 +233,18 @@ class Claim:
         """Whether this process still holds the claim; another may have taken it over if this one was suspended."""
         return holder_of(self.path) == self.holder
 
+    def is_lost(self) -> bool:
+        """Whether the claim is gone or another process's; not where it cannot be read, which may pass."""
+        if self.holds():
+            return False
+        try:
+            self.path.lstat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return holder_of(self.path) is not None
+
     def release(self) -> None:
         """Give the claim up."""
         self.ended.set()
@@ -240,8 +256,9 @@ class Claim:
 def claim_to_write(path: Path) -> Claim:
     """Claim the file or folder ``path`` for this process, by a hidden file beside it; ``path`` need not exist.
 
-    Where a process of another machine holds it, this waits until that process is seen to renew its claim, or long
-    enough to know that it does not, so that a job that was killed can be started again on another node.
+    Where a process of another machine (or a hidden one of another user) holds it, this waits until that process is seen
+    to renew its claim, or long enough to know that it does not, so that a job that was killed can be started again on
+    another node.
 
     Raises
     ------
@@ -259,15 +276,8 @@ def claim_to_write(path: Path) -> Claim:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             return Claim(file)
-        except Claimed as held:
-            if is_local(held.holder):
-                raise
-            say(
-                f"checking whether {held.holder or 'another process'} is still writing {path}; this takes at most "
-                f"{STALE_S:.0f} s"
-            )
-            if beats(file):
-                raise
+        except Claimed:
+            watch(file, path)
             return Claim(file)
     except Claimed as busy:
         raise SleepfmError(
@@ -280,9 +290,21 @@ def claim_to_write(path: Path) -> Claim:
         ) from None
 
 
-def discard(path: Path) -> None:
-    """Remove a void claim; of several processes that found it void, one succeeds and the others do nothing."""
-    void = holder_of(path)
+def watch(path: Path, what: Path) -> None:
+    """Remove the claim ``path`` on ``what`` if a process that cannot be looked up holds it and is not seen to renew it.
+
+    Its time alone may not tell for long: it lies in the future if a clock was set back.
+    """
+    holder = holder_of(path)
+    if is_visible(holder) or not is_live(path):
+        return
+    say(f"checking whether {holder or 'another process'} is still writing {what}; this takes at most {STALE_S:.0f} s")
+    if not beats(path):
+        discard(path, holder)
+
+
+def discard(path: Path, void: Holder | None) -> None:
+    """Remove the claim of ``void``; of several processes that found it void, one succeeds and the others do nothing."""
     aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.rename(aside)
@@ -299,11 +321,17 @@ def discard(path: Path) -> None:
 def waited(path: Path, say: Callable[[str], None], what: str) -> Iterator[Claim]:
     """Hold the claim ``path`` during the block, after waiting for any other holder; ``what`` names it in a message."""
     pause_s, told = 0.02, False
+    seen: tuple[Holder | None, float] | None = None
     while True:
         try:
             claim = Claim(path)
             break
         except Claimed as busy:
+            with suppress(FileNotFoundError):
+                if seen != (now := (busy.holder, renewed(path))):
+                    seen, since_s = now, time.monotonic()
+                elif time.monotonic() - since_s > STALE_S and not is_visible(busy.holder):
+                    discard(path, busy.holder)
             if pause_s >= 1.0 and not told:
                 say(f"waiting for {what}, which {busy.holder or 'another process'} holds")
                 told = True

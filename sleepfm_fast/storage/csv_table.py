@@ -17,5 +17,5 @@ def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     writer.writerow(columns)
     for row in rows:
         values = (row[name] for name in columns)
-        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in values])
+        writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
     return text.getvalue()

@@ -53,7 +53,7 @@ class Descriptor:
     """An open file that is closed when the last reference to it goes."""
 
     def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = os.open(path, os.O_RDONLY)
         # Otherwise two windows near each other look like a sequential reader, and the system reads far ahead.
         read_no_more_than_asked(self.number)
 

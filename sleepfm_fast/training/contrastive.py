@@ -142,6 +142,7 @@ class Trainer(TrainingLoop):
         used = np.unique(recordings_of(trainer.store, trainer.clips.clips))
         for notice in trainer.measure(used):
             trainer.say(f"notice: {notice}")
+        trainer.keep_amplitudes()
         # If every recording has every modality, no encoder is ever without clips, and DistributedDataParallel need not
         # look for unused parameters.
         present = trainer.input.feed.present & (trainer.input.scales.scale != 0)

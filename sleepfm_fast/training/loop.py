@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sleepfm_fast import __version__
 from sleepfm_fast.batches import Batch, ClipInput
 from sleepfm_fast.cli.bars import progress_bar
-from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.command import plain, say
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.ops.pages import release_pages
@@ -42,6 +43,8 @@ from sleepfm_fast.training.world import World
 __all__ = ["TrainingLoop", "recordings_of"]
 
 LOG_STEPS = 10  # steps between lines of metrics.jsonl; epochs count from 0 there, as they have in all earlier runs
+OWN = ("store", "run", "device", "threads")
+"""Options that may differ between the processes of a training, as between machines; all others must be the same."""
 
 Int64 = npt.NDArray[np.int64]
 
@@ -78,9 +81,13 @@ class TrainingLoop(ABC):
         self.store = store
         self.run = run
         self.world = world
+        alike = {"sleepfm_fast": __version__, "the index": store.digest}
+        alike |= {f"--{name.replace('_', '-')}": value for name, value in plain(options).items() if name not in OWN}
+        world.require_same(alike)
         self.device = world.device(options.device)
         self.progress = Progress()
         self.pace = Pace()
+        self.measured = False
 
     # ---- what a subclass says --------------------------------------------------------------------------------------
 
@@ -127,20 +134,33 @@ class TrainingLoop(ABC):
         return {}
 
     def measure(self, recordings: Int64) -> tuple[str, ...]:
-        """Measure the amplitudes of recordings, each rank its share; returns a sentence for each flat channel."""
-        mine = recordings[self.world.rank :: self.world.size]
-        notices = self.input.measure(
+        """Measure the amplitudes that the run has not kept, each rank its share; a sentence for each flat channel."""
+        if self.options.normalise != "recording":
+            return ()
+        scales = self.input.scales
+        notices = self.world.on_main(lambda: list(self.input.read_amplitudes(self.run.amplitudes_path)))
+        # What the first process has read, all of them know.
+        for name in ("centre", "scale", "measured") if self.world.size > 1 else ():
+            column = getattr(scales, name)
+            column[:] = self.world.gather_rows(torch.from_numpy(column.astype(np.float32)))[0].numpy()
+        unknown = recordings[~scales.measured[recordings]]
+        mine = unknown[self.world.rank :: self.world.size]
+        self.input.measure(
             mine,
             lambda r: progress_bar(r, desc="measure amplitudes", unit="night", disable=not self.world.main),
         )
-        if self.world.size == 1:
-            return notices
-        for name in ("centre", "scale"):
-            column = getattr(self.input.scales, name)
+        for name in ("centre", "scale") if self.world.size > 1 else ():
+            column = getattr(scales, name)
             for rank, rows in enumerate(self.world.gather_rows(torch.from_numpy(column[mine]))):
-                column[recordings[rank :: self.world.size]] = rows.numpy()
-        self.input.scales.measured[recordings] = True
-        return self.input.flat_channels(recordings) if self.options.normalise == "recording" else ()
+                column[unknown[rank :: self.world.size]] = rows.numpy()
+        scales.measured[recordings] = True
+        self.measured = self.measured or len(unknown) > 0
+        return (*notices, *self.input.flat_channels(recordings))
+
+    def keep_amplitudes(self) -> None:
+        """Write amplitudes that were measured into the run's folder, once it stands: no later command measures them."""
+        if self.measured:
+            self.world.on_main(lambda: self.input.write_amplitudes(self.run.amplitudes_path))
 
     def unite_buffers(self) -> None:
         """Average the ranks' running statistics of batch norm; synchronised ones are equal already."""
@@ -157,6 +177,7 @@ class TrainingLoop(ABC):
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Write a line of ``metrics.jsonl``, once."""
         if self.world.main:
+            self.world.refuse_taken_over()
             self.run.append_metrics(row)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
@@ -237,6 +258,7 @@ class TrainingLoop(ABC):
         }
         if not self.world.main:
             return
+        self.world.refuse_taken_over()
         model = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         state: dict[str, Any] = {
             **self.progress.to_state(),

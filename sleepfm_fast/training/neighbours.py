@@ -67,8 +67,7 @@ class Stretches:
     def pairs(self, begins: Int64) -> Int64:
         """Cut every stretch into pairs from clip ``begins`` (0 or 1, [n_stretches]) on: int64 [n, 2]."""
         begins = np.where(self.lengths == 2, 0, begins)[self._stretch]
-        leads = (self._place >= begins) & ((self._place - begins) % 2 == 0)
-        leads &= self._place + 1 < self.lengths[self._stretch]
+        leads = ((self._place - begins) % 2 == 0) & (self._place + 1 < self.lengths[self._stretch])
         left = np.flatnonzero(leads)
         return np.stack([self.clips[left], self.clips[left + 1]], axis=1)
 

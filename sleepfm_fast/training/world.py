@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -15,14 +16,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sleepfm_fast.cli.command import plain
 from sleepfm_fast.distributed import gather_equal, gather_rows
 from sleepfm_fast.errors import SleepfmError, refused_by_system
-from sleepfm_fast.storage.claims import Claim, claim_to_write
+from sleepfm_fast.storage.claims import Claim, claim_to_write, holder_of
 from sleepfm_fast.system import processors
 
 __all__ = ["World", "choose_device", "claimed_run", "joined"]
 
 TIMEOUT = timedelta(minutes=30)  # long enough for rank 0 to write a large checkpoint to a slow disk
+LOST = ("gloo/transport", "NCCL")
+"""Of messages of lost connections, which torch raises as plain errors: gloo's source file, or the library's name."""
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -59,6 +63,8 @@ class World:
     local_rank: int = 0
     local_size: int = 1
     """Number of processes on this machine."""
+    held: list[Claim] = dataclasses.field(default_factory=list, compare=False)
+    """Rank 0's claim on the run folder, while it has one."""
 
     @property
     def main(self) -> bool:
@@ -111,6 +117,35 @@ class World:
             raise SleepfmError(answer["error"])
         return answer["result"]
 
+    def require_same(self, facts: Mapping[str, Any]) -> None:
+        """Raise on every rank if the facts, by name, of one of them are not those of rank 0.
+
+        Without that, ranks with other clips or options might exchange as many numbers, and train on nonsense.
+        """
+        first, *others = self.gather({"machine": socket.gethostname(), "facts": plain(dict(facts))})
+        for rank, other in enumerate(others, 1):
+            a, b = first["facts"], other["facts"]
+            names = sorted(name for name in {**a, **b} if a.get(name) != b.get(name))
+            if names:
+                differences = ", ".join(f"{name} {b.get(name)} instead of {a.get(name)}" for name in names)
+                raise SleepfmError(
+                    f"process {rank} (on {other['machine']}) does not train what process 0 (on {first['machine']}) "
+                    f"does: it has {differences}. Give all processes the same options, the same version of "
+                    "sleepfm_fast, and one STORE that all share, or whole copies of it, to which no preprocess adds "
+                    "nights meanwhile."
+                )
+
+    def refuse_taken_over(self) -> None:
+        """Raise, on rank 0, if another process took the run folder over while this one was suspended or cut off."""
+        for claim in self.held:
+            if claim.is_lost():
+                raise SleepfmError(
+                    f"{claim.path}, the claim of this process on the run, was removed or taken over (by "
+                    f"{holder_of(claim.path) or 'nobody that still runs'}), as while this process was suspended or cut "
+                    "off. It writes nothing more. What was finished is kept; the same command with --resume continues "
+                    "from there."
+                )
+
     def total(self, count: int, group: dist.ProcessGroup | None = None) -> int:
         """Return the sum of all ranks' counts."""
         if self.size == 1:
@@ -145,13 +180,12 @@ def claimed_run(path: Path, world: World) -> Iterator[None]:
     SleepfmError
         On every rank, if other processes are writing to the folder or it cannot be written.
     """
-    claims: list[Claim] = []
-    world.on_main(lambda: claims.append(claim_to_write(path)))
+    world.on_main(lambda: world.held.append(claim_to_write(path)))
     try:
         yield
     finally:
-        for claim in claims:
-            claim.release()
+        while world.held:
+            world.held.pop().release()
 
 
 @contextmanager
@@ -160,10 +194,21 @@ def joined(device: str) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield World()
         return
-    numbers = [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
-    world = World(*numbers)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
+    world = World(rank, size, local_rank, local_size)
     backend = "gloo" if world.device(device).type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=TIMEOUT)
-    yield world
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        yield world
+    except RuntimeError as error:
+        text = str(error).partition("\n")[0].partition(". This is typically")[0]
+        if not isinstance(error, dist.DistError) and not any(mark in text for mark in LOST):
+            raise
+        raise SleepfmError(
+            f"the connection to another process of this training was lost: that process has failed or was killed, or "
+            f"its machine cannot be reached. Its own output says why ({type(error).__name__} here: {text}). What was "
+            "finished is kept; the same command with --resume continues from there."
+        ) from error
     # Not after an exception: the other ranks may never get here, and torchrun ends them.
     dist.destroy_process_group()

@@ -1,0 +1,80 @@
+"""Files that are held open: which are mapped, how many there may be, which is closed first."""
+
+import os
+
+import numpy as np
+import pytest
+
+from sleepfm_fast.storage.open_files import Descriptor, Recent, fits_in_memory, map_file, opened_files, opened_maps
+
+
+def test_files_are_mapped_where_they_take_at_most_half_of_the_memory(monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}.__getitem__)
+    assert fits_in_memory(4096 * 500)
+    assert not fits_in_memory(4096 * 500 + 1)
+
+
+@pytest.mark.parametrize("refusal", [OSError, ValueError])
+def test_files_are_not_mapped_where_the_memory_is_unknown(monkeypatch, refusal):
+    def sysconf(name):
+        raise refusal(name)
+
+    monkeypatch.setattr(os, "sysconf", sysconf)
+    assert not fits_in_memory(1)
+
+
+def test_an_empty_file_is_an_empty_array_and_another_its_bytes_read_only(tmp_path):
+    (tmp_path / "empty").touch()
+    (tmp_path / "full").write_bytes(b"\x01\xff")
+    empty, full = map_file(tmp_path / "empty"), map_file(tmp_path / "full")
+    assert (empty.dtype, empty.shape) == (np.uint8, (0,))
+    assert full.tolist() == [1, 255]
+    assert not full.flags.writeable
+
+
+def test_a_descriptor_is_closed_with_its_last_reference_and_no_child_inherits_it(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    descriptor = Descriptor(tmp_path / "file")
+    number = descriptor.number
+    assert not os.get_inheritable(number)
+    assert os.pread(number, 2, 0) == b"x"
+    held = opened_files([descriptor])
+    del descriptor
+    assert os.pread(number, 2, 0) == b"x"
+    del held
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
+def test_a_file_that_is_not_there_leaves_nothing_to_close(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Descriptor(tmp_path / "none")
+
+
+def test_what_is_mapped_has_an_address_and_no_descriptor_and_what_is_read_the_reverse(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    mapped = opened_maps([map_file(tmp_path / "file")] * 2)
+    assert mapped.addresses.tolist() == [mapped.maps[0].ctypes.data] * 2
+    assert mapped.descriptors.tolist() == [-1, -1]
+    read = opened_files([Descriptor(tmp_path / "file")])
+    assert read.addresses.tolist() == [0]
+    assert read.descriptors.tolist() == [read.files[0].number]
+
+
+def test_the_item_used_longest_ago_is_dropped_first():
+    made = []
+
+    def make(key):
+        made.append(key)
+        return str(key)
+
+    recent = Recent(2)
+    assert [recent.get(key, make) for key in (1, 2, 1, 3, 1, 2)] == ["1", "2", "1", "3", "1", "2"]
+    assert made == [1, 2, 3, 2]  # 3 takes the place of 2, not of 1, which was used after it
+    assert len(recent) == 2
+
+
+def test_at_least_one_item_is_kept():
+    recent = Recent(0)
+    assert recent.get(7, str) == "7"
+    assert len(recent) == 1
