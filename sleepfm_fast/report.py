@@ -132,6 +132,7 @@ def sections_of(runs: Sequence[Run], config: Config) -> list[Section]:
 
 def notices_of(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before the first figure."""
+    from sleepfm_fast.evaluation.changed_store import weights_note
     from sleepfm_fast.store.simulated_store import is_simulated
 
     notices = []
@@ -142,6 +143,8 @@ def notices_of(runs: Sequence[Run]) -> list[str]:
     notes = [str(result.record.get("overlap_note") or "") for r in runs for result in r.results]
     notes += [str(result.record.get("store_note") or "") for r in runs for result in r.results]
     notes += [r.embeddings.overlap_note for r in runs if r.embeddings is not None]
+    notes += [weights_note(r.embeddings) for r in runs if r.embeddings is not None]
+    notes += [note for r in runs for note in r.results_of_earlier_embeddings()]
     notices += [note[0].upper() + note[1:] for note in notes if note]
     stores = {str(r.store.path.resolve()) for r in runs if r.store is not None}
     if len(stores) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -531,6 +532,29 @@ def test_columns_are_memory_mapped(tmp_path: Path, capsys) -> None:
         assert isinstance(column, np.memmap)
 
 
+@pytest.mark.parametrize(
+    ("kind", "remote"), [("nfs4", True), ("lustre", True), ("fuse.sshfs", True), ("ext4", False), ("fuseblk", False)]
+)
+def test_a_network_file_system_is_not_mapped(tmp_path: Path, capsys, monkeypatch, kind: str, remote: bool) -> None:
+    """Where a file there cannot be read, a map would end the process by a signal."""
+    path = make(tmp_path, capsys, night={}).path
+    here, system_files = path.stat().st_dev, tmp_path / "proc"
+    (system_files / "self").mkdir(parents=True)
+    (system_files / "self" / "mountinfo").write_text(
+        f"25 1 {os.major(here)}:{os.minor(here) + 1} / / rw,relatime shared:1 - tmpfs /dev/vda rw\n"
+        f"26 1 {os.major(here)}:{os.minor(here)} /a\\040b /data rw,relatime shared:7 master:2 - {kind} server:/a rw\n"
+    )
+    monkeypatch.setattr(system, "PROC", system_files)
+    store = ClipStore(path)
+    assert store.read == ("pread" if remote else "mmap")
+    assert isinstance(store.stage, np.memmap) is not remote
+    assert system.is_remote(path) is remote
+    assert not system.is_remote(tmp_path / "elsewhere")
+    monkeypatch.setattr(system, "PROC", tmp_path)
+    assert not system.is_remote(path), "a system without /proc cannot tell"
+    np.testing.assert_array_equal(store.stage, ClipStore(path).stage)
+
+
 @pytest.mark.parametrize("what", ["missing", "truncated"])
 def test_a_damaged_recording_is_named(tmp_path: Path, capsys, what: str) -> None:
     store = make(tmp_path, capsys, night={})
@@ -603,9 +627,14 @@ def test_what_is_no_store_is_said(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text("{")
     with pytest.raises(ClipStoreError, match="is damaged"):
         ClipStore(tmp_path)
-    (tmp_path / "store.json").write_text('{"format": "other"}')
-    with pytest.raises(ClipStoreError, match="does not describe"):
-        ClipStore(tmp_path)
+    for content in ('{"format": "other"}', "[1]"):
+        (tmp_path / "store.json").write_text(content)
+        with pytest.raises(ClipStoreError, match="does not describe"):
+            ClipStore(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"format": "sleepfm_fast run"}')
+    with pytest.raises(ClipStoreError, match="is a run folder; a clip store was expected"):
+        ClipStore(tmp_path / "run")
 
 
 def written(folder: Path, value: int, **facts: object) -> Path:

@@ -21,6 +21,7 @@ from nights import contents, preprocess, run_preprocess, write_cohort, write_nig
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.cohorts import attempts
 from sleepfm_fast.cohorts.attempts import outlive
+from sleepfm_fast.cohorts.ingest import claimed_run
 from sleepfm_fast.cohorts.manifest import read_manifest
 from sleepfm_fast.cohorts.shards import Shard, parse_shard
 from sleepfm_fast.errors import SleepfmError
@@ -425,6 +426,45 @@ def test_claims_of_other_machines_are_void_when_they_are_not_renewed(tmp_path: P
     assert not beats(path)
 
 
+@pytest.mark.parametrize("ahead_s", [0, 86400], ids=["fresh", "in the future"])
+def test_claims_that_a_killed_job_of_another_machine_left_are_watched(
+    tmp_path: Path, monkeypatch, capsys, ahead_s: int
+) -> None:
+    """Their time lies in the future where a clock was set back."""
+    monkeypatch.setattr(claims, "STALE_S", 1.5)
+    running = tmp_path / "running"
+    running.mkdir()
+
+    def left(path: Path) -> None:
+        foreign_claim(path)
+        os.utime(path, (time.time() + ahead_s,) * 2)
+
+    left(tmp_path / ".out.claim")
+    claims.claim_to_write(tmp_path / "out").release()
+    left(running / "lock")
+    with claims.waited(running / "lock", print, "the lock"):
+        pass
+    # Of this run, and of one that it may not join; those of its own array do not keep it from starting.
+    for path in ("shard-1-of-2.claim", "all.claim"):
+        left(running / path)
+    left(running / "shard-2-of-2.claim")
+    with claimed_run(tmp_path, "shard-1-of-2", Shard(1, 2)) as claim:
+        assert claim.holds()
+    # While the first claim of the two is watched, the second goes stale, unless its time is in the future.
+    n_checked = capsys.readouterr().err.count("checking whether process 1 on elsewhere is still writing")
+    assert n_checked == (3 if ahead_s else 2)
+
+
+def test_a_living_run_of_another_machine_is_not_joined(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "running").mkdir()
+    path = foreign_claim(tmp_path / "running" / "all.claim")
+    for run, shard in (("all", None), ("shard-1-of-2", Shard(1, 2))):
+        refused = pytest.raises(SleepfmError, match=r"another run \(process 1 on elsewhere, all\) is writing to")
+        with renewed_elsewhere(path), refused, claimed_run(tmp_path, run, shard):
+            pass
+    assert path.exists()
+
+
 @pytest.mark.parametrize("call", ["open", "fsync", "link"])
 def test_a_process_killed_while_it_claims_leaves_no_claim(tmp_path: Path, monkeypatch, call: str) -> None:
     path = tmp_path / "x.claim"
@@ -480,10 +520,17 @@ def test_a_claim_is_renewed_and_its_loss_is_noticed(tmp_path: Path, monkeypatch)
     while claim.path.stat().st_mtime == 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert claim.path.stat().st_mtime > 1
+    assert not claim.is_lost()
     with pytest.raises(Claimed):
         Claim(claim.path)
     foreign_claim(claim.path)
     assert not claim.holds()
+    assert claim.is_lost()
+    claim.path.write_text("")  # as where it cannot be read for a moment
+    assert not claim.is_lost()
+    claim.path.unlink()
+    assert claim.is_lost()
+    foreign_claim(claim.path)
     claim.release()
     assert claim.path.exists(), "the claim of another process is not removed"
 

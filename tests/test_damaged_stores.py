@@ -185,11 +185,13 @@ def test_texts_of_an_index_of_another_kind_are_named(store, name, value):
         lambda s: s.update(configuration=[]),
         lambda s: s["configuration"].pop("digest"),
         lambda s: s["configuration"].update(montage=3),
+        lambda s: s["configuration"].update(events_scored="no"),
         lambda s: s["configuration"].update(inputs=1),
         lambda s: s["configuration"].update(meanings=[]),
         lambda s: s["configuration"].update({"from": 3}),
         lambda s: s.pop("index"),
         lambda s: s.update(index="../elsewhere"),
+        lambda s: s.update(index=s["index"] + "/../../elsewhere"),
         lambda s: s.update(index=3),
         lambda s: s.update(montage=None),
         lambda s: s["montage"].pop("modalities"),
@@ -510,9 +512,15 @@ def test_a_file_that_ends_or_goes_while_it_is_read_is_named(store: Path) -> None
     binary.unlink()
     with pytest.raises(ClipStoreError, match=rf"{binary.name} is damaged: .*No such file"):
         gather(opened, clips, slots, bank)
-    binary.write_bytes(whole)  # another file of this name, as a copy that was put back gives
-    with pytest.raises(ClipStoreError, match=rf"{binary.name} is damaged: it ended early when it was read"):
+    binary.write_bytes(bytes(len(whole)))
+    with pytest.raises(ClipStoreError, match=rf"{binary.name} is damaged: its SHA-256 is not the one that was written"):
         gather(opened, clips, slots, bank)
+    # Another file of this name, as a copy that was put back gives, or a network that was away.
+    binary.write_bytes(whole)
+    with pytest.raises(ClipStoreError, match=rf"{binary.name} could not be read for a moment, and is whole") as told:
+        gather(opened, clips, slots, bank)
+    assert "elete" not in str(told.value)
+    gather(ClipStore(store, read="pread"), clips, slots, bank)
 
 
 def test_a_checkpoint_that_the_system_does_not_open_is_not_to_be_deleted(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,13 +15,15 @@ from report_runs import classify, embed, few_shot, full_run, retrieve, start
 from synthetic_embeddings import columns_of, unit, write_folder
 from test_report import figures_of, make
 
-from sleepfm_fast import compare, probe, reproduce
+from sleepfm_fast import compare, probe, report, reproduce
 from sleepfm_fast import retrieve as other
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.evaluation.calibration import correct_for_prior
+from sleepfm_fast.evaluation.changed_store import weights_note
 from sleepfm_fast.reporting.retrieval import chance_curve
 from sleepfm_fast.reporting.retrieval_examples import place
 from sleepfm_fast.reporting.sources import open_runs
+from sleepfm_fast.results import read_result
 from sleepfm_fast.store.simulated_store import is_simulated
 
 AUROC = "Sleep staging: AUROC, mean of stages"
@@ -421,3 +425,38 @@ def test_a_simulated_cohort_is_told_without_its_files(tmp_path, card, name, simu
     recordings = [SimpleNamespace(source=str(tmp_path / "edf" / f"{name}.edf"), id=name)]
     assert is_simulated(SimpleNamespace(recordings=recordings)) is simulated
     assert is_simulated(SimpleNamespace(recordings=[])) is False
+
+
+def test_weights_and_results_of_then_are_said(tmp_path, capsys, monkeypatch):
+    """As of embeddings that were made while their run was still trained, and of results before they were made again."""
+    monkeypatch.chdir(tmp_path)
+    run, file = Path("run"), Path("run/best.safetensors")
+    start(run)
+    file.write_bytes(b"first")
+    weights = {"file": str(file), "sha256": hashlib.sha256(b"first").hexdigest()}
+    embed(run / "embeddings", presets={"weights": weights})
+    retrieve(run / "results" / "retrieval", Embeddings(run / "embeddings"))
+    assert report.cli(["run", "--out", "first.html"]) == 0
+    assert "notice: The " not in capsys.readouterr().err
+    file.write_bytes(b"second")
+    of_weights = (
+        "checkpoint run/best.safetensors is no longer the one that run/embeddings was made with: the training went on "
+        "after that, or was repeated. The figures here are those of the earlier weights; make the folder again with "
+        "--overwrite to use the present ones."
+    )
+    retrieve(run / "results" / "again", Embeddings(run / "embeddings"))
+    assert f"notice: the {of_weights}" in capsys.readouterr().err
+    assert read_result(run / "results" / "again").record["store_note"] == f"the {of_weights}"
+    assert report.cli(["run", "--out", "second.html"]) == 0
+    assert capsys.readouterr().err.count(f"notice: The {of_weights}") == 1
+    assert of_weights in Path("second.html").read_text()
+    shutil.rmtree(run / "embeddings")
+    weights["sha256"] = hashlib.sha256(b"second").hexdigest()
+    embed(run / "embeddings", presets={"weights": weights})
+    shutil.rmtree(run / "results" / "again")
+    assert report.cli(["run", "--out", "third.html"]) == 0
+    said = capsys.readouterr().err
+    assert "notice: The checkpoint" not in said
+    assert "notice: The result run/results/retrieval was made from what run/embeddings held before" in said
+    file.unlink()
+    assert weights_note(Embeddings(run / "embeddings")) == "", "nothing can be said of a checkpoint that is elsewhere"

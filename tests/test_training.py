@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from called import last_json
+from foreign_claims import foreign_claim
 from forked_commands import start
 
 from sleepfm_fast import reference, train
 from sleepfm_fast.batches import ClipInput
-from sleepfm_fast.rundir import RunDirectory, read_checkpoint
+from sleepfm_fast.rundir import RunDirectory, read_checkpoint, write_checkpoint
 from sleepfm_fast.training import contrastive, loop
 from sleepfm_fast.training.contrastive import Trainer
 from sleepfm_fast.training.neighbours import clips_of
@@ -97,6 +98,32 @@ def test_kill_and_resume_reproduce_the_uninterrupted_run_bit_for_bit(trained, co
     resumed = start("sleepfm_fast.train", [*arguments, "--resume"], tmp_path / "resumed.log")
     resumed.join()
     assert resumed.exitcode == 0, (tmp_path / "resumed.log").read_text()
+    assert_same_run(trained, run)
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["over", "away"])
+def test_a_run_that_was_taken_over_is_left_to_the_other(trained, cohort_store, tmp_path, monkeypatch, capsys, taken):
+    """As by a job on another machine, while this process was suspended for longer than its claim holds."""
+    run, claim, kept = tmp_path / "run", tmp_path / ".run.claim", {}
+
+    def write_and_lose(path, *content):
+        write_checkpoint(path, *content)
+        if not kept and path.name == "last.safetensors":
+            kept.update((file.name, file.read_bytes()) for file in run.iterdir())
+            claim.unlink()
+            if taken:
+                foreign_claim(claim)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_checkpoint", write_and_lose)
+        assert train.cli([str(cohort_store), str(run), *SMALL]) == 1
+    by = "process 1 on elsewhere" if taken else "nobody that still runs"
+    sentence = f"error: {claim}, the claim of this process on the run, was removed or taken over (by {by}), as while"
+    assert sentence in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == kept
+    assert claim.exists() is taken
+    claim.unlink(missing_ok=True)
+    assert train.cli([str(cohort_store), str(run), *SMALL, "--resume"]) == 0
     assert_same_run(trained, run)
 
 

@@ -37,7 +37,7 @@ from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring import labels
 from sleepfm_fast.scoring.files import namesakes_of
 from sleepfm_fast.storage.atomic import is_leftover, remove_leftovers, write_json
-from sleepfm_fast.storage.claims import Claim, Claimed, beats, holder_of, is_live, waited
+from sleepfm_fast.storage.claims import Claim, Claimed, beats, holder_of, is_live, waited, watch
 from sleepfm_fast.store.clip_layout import VERSION, read_store_file, sdb_counts, stage_counts
 from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
 
@@ -194,13 +194,15 @@ def other_claims(store: Path, own: Path | None = None) -> list[Path]:
 def claimed_run(store: Path, run: str, shard: Shard | None = None) -> Iterator[Claim]:
     """Tell that this run is at work; refuse where one is that it cannot join."""
     path = store / "running" / f"{run}.claim"
+    for other in other_claims(store):
+        if other == path or not may_join(other, shard):
+            watch(other, store)
     with store_lock(store):
         # The last of other runs may have removed the folder since it was made.
         (store / STARTED).mkdir(parents=True, exist_ok=True)
         at_work = [other for other in other_claims(store, path) if is_live(other)]
         for other in at_work:
-            count = "" if shard is None else f"-of-{shard.count}"
-            if shard is None or not other.stem.endswith(count):
+            if not may_join(other, shard):
                 raise SleepfmError(
                     f"another run ({holder_of(other) or 'which cannot be named'}, {other.stem}) is writing to {store}. "
                     "Wait for it, or choose another store; only the shards of one array (--shard i/n with the same n) "
@@ -221,6 +223,11 @@ def claimed_run(store: Path, run: str, shard: Shard | None = None) -> Iterator[C
         yield claim
     finally:
         claim.release()
+
+
+def may_join(other: Path, shard: Shard | None) -> bool:
+    """Whether a run of this share may be at work together with that of the claim ``other``."""
+    return shard is not None and other.stem.endswith(f"-of-{shard.count}")
 
 
 def sweep(store: Path) -> None:

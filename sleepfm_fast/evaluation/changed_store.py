@@ -1,4 +1,4 @@
-"""Whether the store that embeddings were made from still has the clips, labels and subjects that it had then."""
+"""Whether what embeddings were made from is still the same: the store's clips, labels and subjects, and the weights."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.path_kinds import places_of
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
+from sleepfm_fast.storage.standing import digest_of_file
 
-__all__ = ["say_changed_store", "say_notes", "store_note"]
+__all__ = ["say_changed_store", "say_notes", "store_note", "weights_note"]
 
 Whole = npt.NDArray[np.int64]
 
 
 def say_changed_store(embeddings: Embeddings) -> str:
-    """Print and return :func:`store_note`."""
-    note = store_note(embeddings)
-    if note:
+    """Print and return :func:`store_note` and :func:`weights_note`."""
+    notes = [note for note in (store_note(embeddings), weights_note(embeddings)) if note]
+    for note in notes:
         say(f"notice: {note}")
-    return note
+    return " ".join(note[0].upper() + note[1:] if i else note for i, note in enumerate(notes))
 
 
 def say_notes(embeddings: Embeddings) -> dict[str, Any]:
@@ -82,6 +84,25 @@ def store_note(embeddings: Embeddings) -> str:
         f"the store {about.store} is not what {embeddings.path} was made from: it has {', '.join(changes)}. The "
         "figures here use the clips and labels as they were; make the folder again with --overwrite to use the "
         "present ones."
+    )
+
+
+def weights_note(embeddings: Embeddings) -> str:
+    """Return that the run has other weights by now; empty if it has not, or if its checkpoint is not there.
+
+    A folder that is embedded while its run is still trained, or before the run is trained for longer, holds what an
+    earlier best checkpoint gave.
+    """
+    weights = embeddings.description.presets.get("weights")
+    if embeddings.weights is None or not isinstance(weights, dict) or not isinstance(weights.get("file"), str):
+        return ""
+    file = next((path for path in places_of(weights["file"], embeddings.path) if path.is_file()), None)
+    if file is None or digest_of_file(file) in ("", embeddings.weights):
+        return ""
+    return (
+        f"the checkpoint {weights['file']} is no longer the one that {embeddings.path} was made with: the training "
+        "went on after that, or was repeated. The figures here are those of the earlier weights; make the folder again "
+        "with --overwrite to use the present ones."
     )
 
 

@@ -15,6 +15,7 @@ from sleepfm_fast.evaluation.embedding_record import wrong_entry
 from sleepfm_fast.results import FOLDER, Result, read_result
 from sleepfm_fast.rundir import RunDirectory
 from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX
+from sleepfm_fast.storage.standing import digest_of_file
 
 if TYPE_CHECKING:
     from sleepfm_fast.clips import ClipStore
@@ -166,6 +167,23 @@ class Run:
                 except MISSHAPEN as error:
                     self.problems.append(f"the embeddings folder {folder} cannot be opened ({error!r}).")
         return None
+
+    def results_of_earlier_embeddings(self) -> list[str]:
+        """Sentences about results that were made from what the embeddings folder held before it was made again."""
+        if self.embeddings is None:
+            return []
+        now, sentences = digest_of_file(self.embeddings.path / "embeddings.json"), []
+        for result in self.results:
+            made_of, named = result.record.get("made_of"), result.record.get("embeddings")
+            then = made_of.get("embeddings") if isinstance(made_of, dict) else None
+            if not isinstance(then, str) or not isinstance(named, str) or then == now:
+                continue
+            if self.same_place(named, str(self.embeddings.path)):
+                sentences.append(
+                    f"the result {result.path} was made from what {named} held before that was made again; its figures "
+                    "are those of then. Give its command again with --overwrite to use the present ones."
+                )
+        return sentences
 
     @cached_property
     def store(self) -> ClipStore | None:

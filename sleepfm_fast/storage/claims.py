@@ -39,6 +39,7 @@ __all__ = [
     "holder_of",
     "is_live",
     "waited",
+    "watch",
 ]
 
 HEARTBEAT_S = 10.0
@@ -87,9 +88,11 @@ def holder_of(path: Path) -> Holder | None:
         return None
 
 
-def is_visible(holder: Holder) -> bool:
+def is_visible(holder: Holder | None) -> bool:
     """Whether the process table says if the holder lives: it is, or was, of this machine, and is not hidden."""
-    return bool(holder.system) and holder.system == system_identity() and not is_hidden(holder.pid)
+    if holder is None or not holder.system or holder.system != system_identity():
+        return False
+    return not is_hidden(holder.pid)
 
 
 def renewed(path: Path) -> float:
@@ -138,7 +141,7 @@ def beats(path: Path) -> bool:
     """
     if not is_live(path):
         return False
-    if (holder := holder_of(path)) is not None and is_visible(holder):
+    if is_visible(holder_of(path)):
         return True
     try:
         before_s, until_s = renewed(path), time.monotonic() + STALE_S
@@ -186,9 +189,10 @@ class Claim:
                 self.create()
                 break
             except FileExistsError:
+                holder = holder_of(path)
                 if is_live(path):
                     raise Claimed(holder_of(path)) from None
-                discard(path)
+                discard(path, holder)
         else:
             raise Claimed(holder_of(path))
         self.ended = threading.Event()
@@ -229,6 +233,18 @@ class Claim:
         """Whether this process still holds the claim; another may have taken it over if this one was suspended."""
         return holder_of(self.path) == self.holder
 
+    def is_lost(self) -> bool:
+        """Whether the claim is gone or another process's; not where it cannot be read, which may pass."""
+        if self.holds():
+            return False
+        try:
+            self.path.lstat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return holder_of(self.path) is not None
+
     def release(self) -> None:
         """Give the claim up."""
         self.ended.set()
@@ -260,15 +276,8 @@ def claim_to_write(path: Path) -> Claim:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             return Claim(file)
-        except Claimed as held:
-            if held.holder is not None and is_visible(held.holder):
-                raise
-            say(
-                f"checking whether {held.holder or 'another process'} is still writing {path}; this takes at most "
-                f"{STALE_S:.0f} s"
-            )
-            if beats(file):
-                raise
+        except Claimed:
+            watch(file, path)
             return Claim(file)
     except Claimed as busy:
         raise SleepfmError(
@@ -281,9 +290,21 @@ def claim_to_write(path: Path) -> Claim:
         ) from None
 
 
-def discard(path: Path) -> None:
-    """Remove a void claim; of several processes that found it void, one succeeds and the others do nothing."""
-    void = holder_of(path)
+def watch(path: Path, what: Path) -> None:
+    """Remove the claim ``path`` on ``what`` if a process that cannot be looked up holds it and is not seen to renew it.
+
+    Its time alone may not tell for long: it lies in the future if a clock was set back.
+    """
+    holder = holder_of(path)
+    if is_visible(holder) or not is_live(path):
+        return
+    say(f"checking whether {holder or 'another process'} is still writing {what}; this takes at most {STALE_S:.0f} s")
+    if not beats(path):
+        discard(path, holder)
+
+
+def discard(path: Path, void: Holder | None) -> None:
+    """Remove the claim of ``void``; of several processes that found it void, one succeeds and the others do nothing."""
     aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.rename(aside)
@@ -300,11 +321,17 @@ def discard(path: Path) -> None:
 def waited(path: Path, say: Callable[[str], None], what: str) -> Iterator[Claim]:
     """Hold the claim ``path`` during the block, after waiting for any other holder; ``what`` names it in a message."""
     pause_s, told = 0.02, False
+    seen: tuple[Holder | None, float] | None = None
     while True:
         try:
             claim = Claim(path)
             break
         except Claimed as busy:
+            with suppress(FileNotFoundError):
+                if seen != (now := (busy.holder, renewed(path))):
+                    seen, since_s = now, time.monotonic()
+                elif time.monotonic() - since_s > STALE_S and not is_visible(busy.holder):
+                    discard(path, busy.holder)
             if pause_s >= 1.0 and not told:
                 say(f"waiting for {what}, which {busy.holder or 'another process'} holds")
                 told = True

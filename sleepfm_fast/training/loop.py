@@ -177,6 +177,7 @@ class TrainingLoop(ABC):
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Write a line of ``metrics.jsonl``, once."""
         if self.world.main:
+            self.world.refuse_taken_over()
             self.run.append_metrics(row)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
@@ -257,6 +258,7 @@ class TrainingLoop(ABC):
         }
         if not self.world.main:
             return
+        self.world.refuse_taken_over()
         model = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         state: dict[str, Any] = {
             **self.progress.to_state(),

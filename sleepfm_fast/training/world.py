@@ -19,7 +19,7 @@ from torch import Tensor
 from sleepfm_fast.cli.command import plain
 from sleepfm_fast.distributed import gather_equal, gather_rows
 from sleepfm_fast.errors import SleepfmError, refused_by_system
-from sleepfm_fast.storage.claims import Claim, claim_to_write
+from sleepfm_fast.storage.claims import Claim, claim_to_write, holder_of
 from sleepfm_fast.system import processors
 
 __all__ = ["World", "choose_device", "claimed_run", "joined"]
@@ -63,6 +63,8 @@ class World:
     local_rank: int = 0
     local_size: int = 1
     """Number of processes on this machine."""
+    held: list[Claim] = dataclasses.field(default_factory=list, compare=False)
+    """Rank 0's claim on the run folder, while it has one."""
 
     @property
     def main(self) -> bool:
@@ -133,6 +135,17 @@ class World:
                     "nights meanwhile."
                 )
 
+    def refuse_taken_over(self) -> None:
+        """Raise, on rank 0, if another process took the run folder over while this one was suspended or cut off."""
+        for claim in self.held:
+            if claim.is_lost():
+                raise SleepfmError(
+                    f"{claim.path}, the claim of this process on the run, was removed or taken over (by "
+                    f"{holder_of(claim.path) or 'nobody that still runs'}), as while this process was suspended or cut "
+                    "off. It writes nothing more. What was finished is kept; the same command with --resume continues "
+                    "from there."
+                )
+
     def total(self, count: int, group: dist.ProcessGroup | None = None) -> int:
         """Return the sum of all ranks' counts."""
         if self.size == 1:
@@ -167,13 +180,12 @@ def claimed_run(path: Path, world: World) -> Iterator[None]:
     SleepfmError
         On every rank, if other processes are writing to the folder or it cannot be written.
     """
-    claims: list[Claim] = []
-    world.on_main(lambda: claims.append(claim_to_write(path)))
+    world.on_main(lambda: world.held.append(claim_to_write(path)))
     try:
         yield
     finally:
-        for claim in claims:
-            claim.release()
+        while world.held:
+            world.held.pop().release()
 
 
 @contextmanager
@@ -182,8 +194,9 @@ def joined(device: str) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield World()
         return
-    numbers = [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
-    world = World(*numbers)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
+    world = World(rank, size, local_rank, local_size)
     backend = "gloo" if world.device(device).type == "cpu" else "cpu:gloo,cuda:nccl"
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)
