@@ -32,7 +32,7 @@ from sleepfm_fast.storage.open_files import (
 from sleepfm_fast.store.clip_entries import ChannelColumns, RecordingEntry, Window
 from sleepfm_fast.store.clip_layout import INDEX_SCHEMA, INDEX_TEXTS, ClipStoreError, read_store_file
 from sleepfm_fast.store.index_check import index_problem
-from sleepfm_fast.system import read_whole_soon
+from sleepfm_fast.system import is_remote, read_whole_soon
 
 __all__ = ["ChannelColumns", "ClipStore", "ClipStoreError", "RecordingEntry", "Window"]
 
@@ -42,8 +42,9 @@ Array = npt.NDArray[Any]
 class ClipStore:
     """A clip store, open for reading.
 
-    Every column is memory-mapped; recordings are mapped on first use and at most ``max_mapped`` at a time. An open
-    store may be used from several threads, and pickled (it opens itself again in the other process).
+    Every column is memory-mapped, except on a network file system. Recordings are opened on first use and at most
+    ``max_mapped`` at a time. An open store may be used from several threads, and pickled (it opens itself again in the
+    other process).
 
     Parameters
     ----------
@@ -56,7 +57,9 @@ class ClipStore:
         By default half of what ``ulimit -n`` allows.
     read : {"auto", "mmap", "pread"}
         How batches are read: copied out of memory maps, or with pread(2). ``auto``: maps where the recordings fit in
-        half of the machine's memory and can all be open, so that each is mapped and read from the disk once.
+        half of the machine's memory and can all be open, so that each is mapped and read from the disk once. Not on a
+        network file system: where a file there cannot be read, or another machine has replaced it, a map is a signal
+        (SIGBUS) that ends the process without a word, and pread an error. The index is not mapped there either.
 
     Attributes
     ----------
@@ -119,6 +122,9 @@ class ClipStore:
             remedy=self.index_remedy,
             verify=verify,
         )
+        remote = is_remote(self.path)
+        if remote:
+            columns = {name: np.array(column) for name, column in columns.items()}
         self.montage = Montage.from_dict(self.store["montage"])
         self.slots = self.montage.slots
         if (problem := index_problem(columns, texts, len(self.slots))) is not None:
@@ -170,7 +176,7 @@ class ClipStore:
         self.fits = fits_in_memory(sum(entry.n_bytes for entry in self.recordings))
         """Whether the recordings fit in memory, so that what was read once stays in the system's cache."""
         # Reopening a file costs pread(2) a sixth of what it costs a map, all of whose pages must be faulted in again.
-        auto: Way = "mmap" if self.fits and len(self.recordings) <= limit else "pread"
+        auto: Way = "mmap" if self.fits and len(self.recordings) <= limit and not remote else "pread"
         self.read: Way = auto if read == "auto" else read
         self._mapped: Recent[Array] = Recent(limit)
         self._files: Recent[Descriptor] = Recent(limit)
@@ -351,14 +357,21 @@ class ClipStore:
         Compiled reads give no ``error``: then the file is read once more, to see what the system says.
         """
         if error is None:
+            file = self._file(recording, ".bin")
             try:
-                file_digest(self._file(recording, ".bin"))
-                self._check_size(recording, self._file(recording, ".bin").stat().st_size)
+                digest = file_digest(file)
+                self._check_size(recording, file.stat().st_size)
             except OSError as refusal:
                 return self.unread(recording, refusal)
             except ClipStoreError as shorter:
                 return shorter
-            return self.damaged(recording, "it ended early when it was read")
+            if digest != self.recordings[recording].sha256:
+                return self.damaged(recording, "its SHA-256 is not the one that was written")
+            # Over a network, such as when its server was away or another machine put an equal file in its place.
+            return ClipStoreError(
+                f"{file} could not be read for a moment, and is whole now. Give the same command again; train and "
+                "supervise continue with --resume."
+            )
         if is_refusal(error):
             return ClipStoreError(unreadable(self._file(recording, ".bin"), error))
         return self.damaged(recording, str(error))

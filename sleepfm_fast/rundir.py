@@ -20,7 +20,7 @@ from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import UNKNOWN, Kind, kind_of
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.runs.run_config import damaged_entry
-from sleepfm_fast.storage.atomic import replace_file
+from sleepfm_fast.storage.atomic import named_errors, replace_file
 
 if TYPE_CHECKING:
     import torch
@@ -280,7 +280,7 @@ class RunDirectory:
 
     def append_metrics(self, row: Mapping[str, Any]) -> int:
         """Append one line to ``metrics.jsonl``; returns the file's size in bytes, to be kept in the checkpoint."""
-        with self.metrics_path.open("ab") as file:
+        with named_errors(self.metrics_path), self.metrics_path.open("ab") as file:
             file.write(to_json(row).encode() + b"\n")
             file.flush()
             return file.tell()

@@ -21,6 +21,7 @@ from typing import Any
 __all__ = [
     "files_allowed",
     "is_hidden",
+    "is_remote",
     "process_start",
     "processors",
     "read_no_more_than_asked",
@@ -37,6 +38,11 @@ START_AT, STATE_AT = 0, 36
 ZOMBIE = 5
 PROC = Path("/proc")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
+NETWORK = (
+    "nfs", "nfs4", "lustre", "beegfs", "gpfs", "ceph", "cifs", "smb3", "afs", "9p", "virtiofs", "panfs", "pvfs2",
+    "wekafs",
+)  # fmt: skip
+"""File systems of other machines, by their names in /proc/self/mountinfo; so are those that begin with ``fuse.``."""
 DARWIN_FILES = 4096  # open files that are asked for, of the 10,240 that macOS allows a process
 
 
@@ -141,6 +147,19 @@ def control(descriptor: int, command: int) -> bool:
             raise
         return False
     return True
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a file or folder lies on a file system of other machines; False where the system cannot tell."""
+    try:
+        device = path.stat().st_dev
+        mounts = (PROC / "self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    # Field 3 is the device's number, and the first one behind the lone dash the file system's name (proc(5)).
+    number = f"{os.major(device)}:{os.minor(device)}"
+    names = [line.partition(" - ")[2].split(" ")[0] for line in mounts if line.split(" ")[2:3] == [number]]
+    return any(name in NETWORK or name.startswith("fuse.") for name in names)
 
 
 @lru_cache(maxsize=1)

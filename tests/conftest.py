@@ -99,6 +99,7 @@ def spoilt_heap() -> Callable[[], None]:
 # the most processor time, from 150 s down to 17.
 FIRST_FILES = (
     "test_emulated_avx512.py",
+    "test_emulated_races.py",
     "test_contrastive_cuda_kernels.py",
     "test_inference.py",
     "test_cuda_binary.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -529,6 +530,29 @@ def test_columns_are_memory_mapped(tmp_path: Path, capsys) -> None:
     store = make(tmp_path, capsys, night={})
     for column in (store.recording, store.clip, store.onset_s, store.stage, store.sdb):
         assert isinstance(column, np.memmap)
+
+
+@pytest.mark.parametrize(
+    ("kind", "remote"), [("nfs4", True), ("lustre", True), ("fuse.sshfs", True), ("ext4", False), ("fuseblk", False)]
+)
+def test_a_network_file_system_is_not_mapped(tmp_path: Path, capsys, monkeypatch, kind: str, remote: bool) -> None:
+    """Where a file there cannot be read, a map would end the process by a signal."""
+    path = make(tmp_path, capsys, night={}).path
+    here, system_files = path.stat().st_dev, tmp_path / "proc"
+    (system_files / "self").mkdir(parents=True)
+    (system_files / "self" / "mountinfo").write_text(
+        f"25 1 {os.major(here)}:{os.minor(here) + 1} / / rw,relatime shared:1 - tmpfs /dev/vda rw\n"
+        f"26 1 {os.major(here)}:{os.minor(here)} /a\\040b /data rw,relatime shared:7 master:2 - {kind} server:/a rw\n"
+    )
+    monkeypatch.setattr(system, "PROC", system_files)
+    store = ClipStore(path)
+    assert store.read == ("pread" if remote else "mmap")
+    assert isinstance(store.stage, np.memmap) is not remote
+    assert system.is_remote(path) is remote
+    assert not system.is_remote(tmp_path / "elsewhere")
+    monkeypatch.setattr(system, "PROC", tmp_path)
+    assert not system.is_remote(path), "a system without /proc cannot tell"
+    np.testing.assert_array_equal(store.stage, ClipStore(path).stage)
 
 
 @pytest.mark.parametrize("what", ["missing", "truncated"])

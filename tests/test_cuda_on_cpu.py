@@ -333,6 +333,24 @@ def test_impossible_rows_give_nan_and_read_nothing(kernels: Kernels, column: int
     assert torch.isfinite(got[0, 1]).all()
 
 
+@pytest.mark.parametrize("member", [3, 10, 12], ids=["main", "decimator", "low"])
+def test_taps_that_are_not_aligned_give_nan_and_are_not_read(
+    kernels: Kernels, member: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are loaded by 16 bytes: of filters that no FilterBank made, a device would end the process's use of it."""
+    kernel = Kernel(kernels, FilterBank("aasm", 256))
+    x = np.random.default_rng(4).integers(-100, 100, 4000)
+    for rate in (256, 200):  # the first filter's tables begin at 0
+        kernel.add(x, kernel.bank.index("eeg", rate), first=1000)
+    filters, taps = kernel.bank.tensors()
+    filters = filters.clone()
+    filters[kernel.bank.index("eeg", 200), member] -= 2
+    monkeypatch.setattr(kernel.bank, "tensors", lambda: (filters, taps))
+    got = kernel.run(600)
+    assert torch.isfinite(got[0, 0]).all()
+    assert torch.isnan(got[0, 1]).all()
+
+
 @pytest.mark.parametrize("normalise", ["zscore", "robust"])
 def test_flat_and_constant_channels_give_zeros(kernels: Kernels, normalise: str) -> None:
     kernel = Kernel(kernels, FilterBank("aasm", 256))

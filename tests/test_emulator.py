@@ -38,6 +38,8 @@ class Fault(IntEnum):
     no_grid_barrier = 18
     wrong_mask = 19
     endless = 20
+    wide_shared = 21
+    large_shared = 22
 
 
 # ---- instructions, against the tables of the PTX ISA ----------------------------------------------------------------
@@ -301,6 +303,10 @@ def test_a_planted_wrong_fragment_layout_gives_a_wrong_product() -> None:
         (Fault.unaligned_word, "load_4: the address in global memory is not a multiple of 4"),
         (Fault.word_from_output, "the read-only path reads buffer 'y', which this kernel may write"),
         (Fault.overrun_shared, "out of bounds: .*shared memory of 400 bytes"),
+        (
+            Fault.large_shared,
+            "49168 bytes of shared arrays beside 400 bytes of dynamic .* the launch leaves them 48752",
+        ),
     ],
 )
 def test_a_planted_fault_becomes_a_sentence(fault: Fault, sentence: str) -> None:
@@ -308,20 +314,29 @@ def test_a_planted_fault_becomes_a_sentence(fault: Fault, sentence: str) -> None
         block_sum(Run("run_ahead"), fault)
 
 
+def test_shared_arrays_are_aligned_as_their_type_asks_and_no_further() -> None:
+    with pytest.raises(KernelError, match="misaligned access"):
+        block_sum(Run(seed=1), Fault.wide_shared)
+
+
 @pytest.mark.parametrize(
-    ("n_blocks", "rows", "n_threads", "shared_bytes", "sentence"),
+    ("n_blocks", "rows", "n_threads", "shared_bytes", "more_shared", "sentence"),
     [
-        (0, 1, 32, 0, "a grid of 0 x 1 x 1 blocks"),
-        (1, 65536, 32, 0, "a grid of 1 x 65536 x 1 blocks"),
-        (1, 1, 1056, 0, "a block of 1056 threads"),
-        (1, 1, 32, 227 * 1024 + 16, "232464 bytes of dynamic shared memory"),
+        (0, 1, 32, 0, 1, "a grid of 0 x 1 x 1 blocks"),
+        (1, 65536, 32, 0, 1, "a grid of 1 x 65536 x 1 blocks"),
+        (1, 1, 1056, 0, 1, "a block of 1056 threads"),
+        (1, 1, 32, 227 * 1024 + 16, 1, "232464 bytes of dynamic shared memory"),
+        (1, 1, 32, 48 * 1024 + 16, 0, "more than 49152 must be asked for"),
     ],
 )
-def test_a_launch_that_a_device_refuses_is_refused(n_blocks, rows, n_threads, shared_bytes, sentence) -> None:  # type: ignore[no-untyped-def]
+def test_a_launch_that_a_device_refuses_is_refused(  # type: ignore[no-untyped-def]
+    n_blocks, rows, n_threads, shared_bytes, more_shared, sentence
+) -> None:
     with compile_kernels(SOURCE).call() as (_, call):
-        call("launch_of", 1, 1, 1024, 227 * 1024)
+        call("launch_of", 1, 1, 1024, 227 * 1024, 1)
+        call("launch_of", 1, 1, 1024, 48 * 1024, 0)
         with pytest.raises(KernelError, match=sentence):
-            call("launch_of", n_blocks, rows, n_threads, shared_bytes)
+            call("launch_of", n_blocks, rows, n_threads, shared_bytes, more_shared)
 
 
 def test_a_read_before_a_buffer_is_caught_on_its_other_side() -> None:

@@ -1,4 +1,8 @@
+import errno
 import json
+import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +90,14 @@ def test_damage_is_named(tmp_path):
     run.config_path.write_text(json.dumps({"format": "sleepfm_fast run", "version": 99}))
     with pytest.raises(SleepfmError, match="version 99"):
         run.config()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full disk to write to")
+def test_a_full_disk_is_named_with_the_metrics(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.metrics_path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=re.escape(f"{os.strerror(errno.ENOSPC)}: '{run.metrics_path}'")):
+        run.append_metrics({"step": 1})
 
 
 def test_metrics_go_back_to_the_checkpoint(tmp_path):

@@ -328,6 +328,13 @@ __device__ void with_outputs(FilterResample const& p, std::int64_t first, Write 
     }
 }
 
+// True if the tables that are loaded by 16 bytes begin at a multiple of that, as those of a FilterBank do. A misaligned
+// load is an error of the device, after which the process cannot use the device any more.
+__device__ inline bool taps_are_aligned(FilterRow const& f) {
+    std::int64_t const low_branch = f.decimation > 0 ? f.decimator_offset | f.low_offset : 0;
+    return ((f.main_offset | low_branch) & 3) == 0;
+}
+
 // Reads the row's description, makes the plan and finds the reference. False if there is nothing to filter: the channel
 // is missing (outputs 0), or its description is impossible or does not fit (outputs NaN), and the outputs are written.
 template <typename Raw>
@@ -338,7 +345,7 @@ __device__ bool prepare(FilterResample const& p, FilterResampleLaunch const& lau
     if (ptx::thread_index() == 0) {
         WindowRow const w = p.table[index];
         bool const good = w.length != 0 && check_row(w, p.n_raw, p.n_filters, p.filters) == RowFault::none &&
-                          check_filter(p.filters[w.filter], p.n_taps);
+                          check_filter(p.filters[w.filter], p.n_taps) && taps_are_aligned(p.filters[w.filter]);
         row.window = w;
         row.filter = good ? p.filters[w.filter] : FilterRow{};
         row.plan = FilterPlan{};

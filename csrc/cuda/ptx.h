@@ -18,11 +18,11 @@
 #include "half_precision.h"
 
 // An array in shared memory: SLEEPFM_SHARED(float, tile, [16][33]);
-#define SLEEPFM_SHARED(type, name, extents) \
-    using name##_type = type extents;       \
-    static char const name##_key = 0;       \
-    [[maybe_unused]] name##_type& name =    \
-        *reinterpret_cast<name##_type*>(cuda_on_cpu::static_shared(&name##_key, sizeof(name##_type)))
+#define SLEEPFM_SHARED(type, name, extents)                               \
+    using name##_type = type extents;                                     \
+    static char const name##_key = 0;                                     \
+    [[maybe_unused]] name##_type& name = *reinterpret_cast<name##_type*>( \
+        cuda_on_cpu::static_shared(&name##_key, sizeof(name##_type), alignof(name##_type)))
 // The launch's dynamic shared memory, aligned to 128 bytes: SLEEPFM_DYNAMIC_SHARED(float, workspace);
 #define SLEEPFM_DYNAMIC_SHARED(type, name) \
     [[maybe_unused]] type* const name = static_cast<type*>(cuda_on_cpu::dynamic_shared())
@@ -426,7 +426,7 @@ __device__ __forceinline__ unsigned atomic_add_release_u32(unsigned* global, uns
 // depend on the order.
 __device__ __forceinline__ void add_shared_u32(unsigned* shared, unsigned value) {
 #if defined(SLEEPFM_ON_HOST)
-    *shared += value;
+    cuda_on_cpu::atomic_add(shared, value);
 #else
     atomicAdd(shared, value);
 #endif

@@ -38,6 +38,9 @@ extern "C" int filter_resample(cuda_on_cpu::Options* options, void const* raw, s
     launch.grid = {static_cast<unsigned>(geometry.rows), static_cast<unsigned>(geometry.slices)};
     launch.block = {static_cast<unsigned>(geometry.threads)};
     launch.shared_bytes = static_cast<std::size_t>(geometry.shared_bytes);
+    launch.more_shared = true;  // filter_resample.cu asks for as much as the device has
+    launch.most_shared_bytes =
+        static_cast<std::size_t>(shared_limit_bytes + filter_resample_static_bytes + shared_system_bytes);
     return cuda_on_cpu::launch(*options, launch, [=] {
         raw_bytes == 2 ? cuda::filter_resample_kernel<std::int16_t>(p, geometry)
                        : cuda::filter_resample_kernel<std::int32_t>(p, geometry);

@@ -75,7 +75,9 @@ enum Fault {
     early_overwrite,
     no_grid_barrier,
     wrong_mask,
-    endless
+    endless,
+    wide_shared,
+    large_shared
 };
 
 // Two warps; each loads half of every 16-column slab by asynchronous copies, two slabs ahead, and computes every other
@@ -155,6 +157,13 @@ void sum_kernel(float* x, int n, float* y, Fault fault) {
     }
     if (fault == word_from_output) {
         sum += static_cast<float>(ptx::load_4_read_only(y));
+    }
+    if (fault == wide_shared) {
+        sum += static_cast<float>(reinterpret_cast<ptx::Words4 const*>(partial)->word[0]);
+    }
+    if (fault == large_shared) {
+        SLEEPFM_SHARED(float, large, [48 * 256]);
+        large[thread] = sum;
     }
     if (fault == overrun_shared) {
         spare[thread] = sum;
@@ -294,10 +303,11 @@ extern "C" int sum(Options* options, float* x, std::int64_t n, float* y, std::in
 
 // A kernel that does nothing, launched as asked for.
 extern "C" int launch_of(Options* options, std::int64_t n_blocks, std::int64_t rows, std::int64_t n_threads,
-                         std::int64_t shared_bytes) {
-    cuda_on_cpu::Launch const launch{{static_cast<unsigned>(n_blocks), static_cast<unsigned>(rows)},
-                                     {static_cast<unsigned>(n_threads)},
-                                     static_cast<std::size_t>(shared_bytes)};
+                         std::int64_t shared_bytes, std::int64_t more_shared) {
+    cuda_on_cpu::Launch launch{{static_cast<unsigned>(n_blocks), static_cast<unsigned>(rows)},
+                               {static_cast<unsigned>(n_threads)},
+                               static_cast<std::size_t>(shared_bytes)};
+    launch.more_shared = more_shared != 0;
     return cuda_on_cpu::launch(*options, launch, [] {});
 }
 

@@ -37,7 +37,10 @@ void collective(Collective kind, long parameter, Argument& argument, Act act) {
                   collective_names[static_cast<int>(kind)], parameter, f.lane, lane->parameter, lane->lane);
         }
     }
-    act(w);
+    {
+        races::Quiet const quiet;
+        act(w);
+    }
     w.at_collective = 0;
     w.ready = all;
     ++machine->progress;
@@ -94,7 +97,11 @@ inline void sync_warp() {
     Fiber& f = *machine->current;
     if (f.warp_syncs++ != machine->options->skipped_warp_sync) {
         int none = 0;
-        collective(Collective::sync_warp, 0, none, [](Warp const&) {});
+        collective(Collective::sync_warp, 0, none, [](Warp const& w) {
+            for (Fiber* lane : w.lanes) {
+                ++lane->passed.warp_syncs;
+            }
+        });
     }
 }
 
@@ -127,6 +134,7 @@ template <int n_matrices, bool transposed>
 void ldmatrix(std::uint32_t (&r)[n_matrices], void const* smem_row) {
     if (machine->current->lane < 8 * n_matrices) {
         check_shared("ldmatrix", smem_row, 16);
+        note_unless_quiet(smem_row, 16, races::Kind::read);
     }
     MatrixRow mine{static_cast<std::uint16_t const*>(smem_row), r};
     collective(Collective::ldmatrix, 2 * n_matrices + (transposed ? 1 : 0), mine, [](Warp const& w) {
@@ -320,6 +328,11 @@ inline void cp_async_16(void* smem, void const* global, bool valid) {
     }
     Fiber& f = *machine->current;
     Copy const copy{smem, global, valid};
+    note_unless_quiet(smem, 16, races::Kind::copy_begins);
+    races::Quiet const quiet;
+    if (valid) {
+        note_access(global, 16, races::Kind::read);
+    }
     if (static_cast<Copies>(machine->options->copies) == Copies::eager) {
         carry_out(copy);
     } else {
@@ -340,10 +353,15 @@ inline void cp_async_wait(int pending) {
     if (f.waits++ == machine->options->skipped_wait) {
         return;
     }
+    races::Quiet const quiet;
     while (f.groups.size() > static_cast<std::size_t>(pending)) {
-        if (static_cast<Copies>(machine->options->copies) == Copies::deferred) {
-            for (Copy const& copy : f.groups.front()) {
+        for (Copy const& copy : f.groups.front()) {
+            if (static_cast<Copies>(machine->options->copies) == Copies::deferred) {
                 carry_out(copy);
+            }
+            note_access(copy.to, 16, races::Kind::copy_ends);
+            if (copy.valid) {
+                note_access(copy.from, 16, races::Kind::read);
             }
         }
         f.groups.erase(f.groups.begin());
@@ -356,6 +374,8 @@ Words load_16(void const* global, bool streaming) {
     if (streaming) {
         check_not_written(global);
     }
+    note_unless_quiet(global, sizeof(Words), races::Kind::read);
+    races::Quiet const quiet;
     Words words;
     memcpy(&words, global, sizeof words);
     return words;
@@ -365,6 +385,8 @@ template <typename Word>
 Word load_word(void const* global) {
     check_global(sizeof(Word) == 4 ? "load_4" : "load_8", global, sizeof(Word));
     check_not_written(global);
+    note_unless_quiet(global, sizeof(Word), races::Kind::read);
+    races::Quiet const quiet;
     Word word;
     memcpy(&word, global, sizeof word);
     return word;
@@ -373,14 +395,18 @@ Word load_word(void const* global) {
 template <typename Words>
 void store_16(void* global, Words const& words) {
     check_global("store_16", global);
+    note_unless_quiet(global, sizeof words, races::Kind::write);
+    races::Quiet const quiet;
     memcpy(global, &words, sizeof words);
 }
 
 // ---- between blocks -------------------------------------------------------------------------------------------------
 
-inline unsigned atomic_add(unsigned* global, unsigned value) {
-    unsigned const before = *global;
-    *global = before + value;
+inline unsigned atomic_add(unsigned* word, unsigned value) {
+    note_unless_quiet(word, sizeof *word, races::Kind::atomic_write);
+    races::Quiet const quiet;
+    unsigned const before = *word;
+    *word = before + value;
     return before;
 }
 
@@ -390,6 +416,8 @@ inline unsigned load_acquire(unsigned const* global) {
     f.warp->ready &= ~(1u << f.lane);
     f.warp->spinning |= 1u << f.lane;
     leave(true);
+    note_unless_quiet(global, sizeof *global, races::Kind::atomic_read);
+    races::Quiet const quiet;
     return *global;
 }
 

@@ -17,6 +17,9 @@ struct Launch {
     Dim3 block;
     std::size_t shared_bytes = 0;  // dynamic
     bool cooperative = false;      // all blocks alive at once, as grid_barrier needs
+    // cudaFuncAttributeMaxDynamicSharedMemorySize was set; else static and dynamic together are 48 KiB at most.
+    bool more_shared = false;
+    std::size_t most_shared_bytes = 227 * 1024;  // that a block may have on the device; by default, of 9.0
 };
 
 inline void on_signal(int number, siginfo_t* info, void* context) {
@@ -72,12 +75,17 @@ inline void catch_signals(std::int32_t time_limit_s) {
     alarm(static_cast<unsigned>(time_limit_s));
 }
 
+constexpr std::size_t without_asking_bytes = 48 * 1024;
+
 inline void fill_block(Block& block, Dim3 index, Launch const& launch) {
     block.index = index;
     block.shared = map_fenced("dynamic shared memory", launch.shared_bytes, 128, true);
     if (block.shared.begin == nullptr) {
         fault("no memory for %zu bytes of shared memory", launch.shared_bytes);
     }
+    block.accesses = races::looked_for ? races::new_bytes(launch.shared_bytes) : nullptr;
+    block.most_static_bytes =
+        (launch.more_shared ? launch.most_shared_bytes : without_asking_bytes) - launch.shared_bytes;
 }
 
 inline void check_slack(Block const& block) {
@@ -109,6 +117,7 @@ inline void run_blocks(std::vector<Dim3> const& indices, Launch const& launch) {
     for (std::size_t b = 0; b < indices.size(); ++b) {
         Block& block = m.blocks[b];
         fill_block(block, indices[b], launch);
+        unsigned const number = indices[b].x + launch.grid.x * (indices[b].y + launch.grid.y * indices[b].z);
         block.warps.resize(n_warps);
         for (unsigned t = 0; t < n_threads; ++t) {
             Fiber& fiber = m.fibers[b * n_threads + t];
@@ -117,6 +126,7 @@ inline void run_blocks(std::vector<Dim3> const& indices, Launch const& launch) {
             fiber.lane = t % 32;
             fiber.thread = {t % launch.block.x, t / launch.block.x % launch.block.y,
                             t / launch.block.x / launch.block.y};
+            fiber.passed = {number, t / 32, fiber.lane, 0, 0, 0};
             warp.block = &block;
             warp.lanes.push_back(&fiber);
             warp.ready |= 1u << fiber.lane;
@@ -139,8 +149,10 @@ inline void run_blocks(std::vector<Dim3> const& indices, Launch const& launch) {
     for (Block const& block : m.blocks) {
         check_slack(block);
         munmap(block.shared.map, block.shared.map_bytes);
+        free(block.accesses);
         for (StaticShared const& s : block.statics) {
             munmap(s.map, s.map_bytes);
+            free(s.accesses);
         }
     }
     m.blocks.clear();
@@ -148,7 +160,6 @@ inline void run_blocks(std::vector<Dim3> const& indices, Launch const& launch) {
 
 // What a device refuses to launch: cudaErrorInvalidConfiguration, an empty grid among it, and cudaErrorInvalidValue.
 inline void check_launch(Launch const& launch) {
-    constexpr std::uint64_t most_shared_bytes = 227 * 1024;  // of compute capability 9.0
     Dim3 const grid = launch.grid, block = launch.block;
     std::uint64_t const n_threads = std::uint64_t{block.x} * block.y * block.z;
     if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
@@ -158,9 +169,13 @@ inline void check_launch(Launch const& launch) {
     if (n_threads < 1 || n_threads > 1024) {
         fault("a block of %llu threads; a device takes 1 to 1024", static_cast<unsigned long long>(n_threads));
     }
-    if (launch.shared_bytes > most_shared_bytes) {
-        fault("%zu bytes of dynamic shared memory; no device gives a block more than %llu", launch.shared_bytes,
-              static_cast<unsigned long long>(most_shared_bytes));
+    if (launch.shared_bytes > launch.most_shared_bytes) {
+        fault("%zu bytes of dynamic shared memory; the device gives a block at most %zu", launch.shared_bytes,
+              launch.most_shared_bytes);
+    }
+    if (launch.shared_bytes > without_asking_bytes && !launch.more_shared) {
+        fault("%zu bytes of dynamic shared memory; more than %zu must be asked for (allow_shared_bytes)",
+              launch.shared_bytes, without_asking_bytes);
     }
 }
 

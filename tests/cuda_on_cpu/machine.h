@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fenced_memory.h"
+#include "races.h"
 
 namespace cuda_on_cpu {
 
@@ -62,6 +63,7 @@ struct Fiber {
     long parameter = 0;
     void* argument = nullptr;
     std::int64_t barriers = 0, waits = 0, warp_syncs = 0, grid_barriers = 0;
+    races::Access passed{};  // where it is, and the barriers behind it
     std::vector<Copy> open_copies;
     std::vector<std::vector<Copy>> groups;  // oldest first
 };
@@ -85,6 +87,7 @@ struct StaticShared {
     char* memory;
     char* map;
     std::size_t map_bytes;
+    races::Byte* accesses;  // to each byte; null where races are not looked for
 };
 
 struct Block {
@@ -92,7 +95,9 @@ struct Block {
     std::vector<Warp> warps;
     Barrier barriers[16];
     Buffer shared;
+    races::Byte* accesses = nullptr;  // to each byte of `shared`
     std::vector<StaticShared> statics;
+    std::size_t static_bytes = 0, most_static_bytes = 0;  // of `statics`, and what the launch leaves them
 };
 
 struct Machine {
@@ -324,6 +329,7 @@ inline void run_fiber() {
 
 inline void release(Barrier& barrier) {
     for (Fiber* f : barrier.waiting) {
+        ++f->passed.barriers;
         f->warp->ready |= 1u << f->lane;
         f->barrier = -1;
     }
@@ -339,6 +345,9 @@ inline void arrive(int id, int n_threads, bool waits) {
     }
     if (n_threads <= 0 || (id != 0 && n_threads % 32 != 0)) {
         fault("barrier %d is for %d threads; expected whole warps", id, n_threads);
+    }
+    if (races::looked_for && (!waits || n_threads != static_cast<int>(blockDim.x * blockDim.y * blockDim.z))) {
+        fault("barrier %d is not for all threads to wait at: races.h does not know what it orders", id);
     }
     Barrier& barrier = block.barriers[id];
     if (barrier.arrived > 0 && barrier.expected != n_threads) {
@@ -379,7 +388,10 @@ inline void bar_arrive(int id, int n_threads) {
 }
 
 inline bool skips_grid_barrier() {
-    return machine->current->grid_barriers++ == machine->options->skipped_grid_barrier;
+    Fiber& f = *machine->current;
+    bool const skips = f.grid_barriers++ == machine->options->skipped_grid_barrier;
+    f.passed.grid_barriers += skips ? 0 : 1;
+    return skips;
 }
 
 // ---- shared memory --------------------------------------------------------------------------------------------------
@@ -388,16 +400,135 @@ inline void* dynamic_shared() {
     return machine->current->warp->block->shared.begin;
 }
 
-inline void* static_shared(void const* key, std::size_t bytes) {
+// As on a device, an array is aligned as its type asks and no further: with every second seed it lies at an odd
+// multiple of that, with the others against the page behind it.
+inline void* static_shared(void const* key, std::size_t bytes, std::size_t alignment) {
     Block& block = *machine->current->warp->block;
     for (StaticShared const& s : block.statics) {
         if (s.key == key) {
             return s.memory;
         }
     }
-    Buffer const memory = map_fenced("shared", bytes, 16, true);
-    block.statics.push_back({key, bytes, memory.begin, memory.map, memory.map_bytes});
-    return memory.begin;
+    races::Quiet const quiet;
+    block.static_bytes = (block.static_bytes + alignment - 1) / alignment * alignment + bytes;
+    if (block.static_bytes > block.most_static_bytes) {
+        fault("%zu bytes of shared arrays beside %zu bytes of dynamic shared memory; the launch leaves them %zu",
+              block.static_bytes, block.shared.bytes, block.most_static_bytes);
+    }
+    std::size_t const odd = machine->options->seed % 2 == 1 && alignment < 128 ? alignment : 0;
+    Buffer const memory = map_fenced("shared", bytes + odd, 2 * alignment, true);
+    if (memory.begin == nullptr) {
+        fault("no memory for %zu bytes of shared memory", bytes);
+    }
+    char* const begin =
+        odd > 0 ? memory.begin + odd
+                : memory.map + memory.map_bytes - page_bytes() - (bytes + alignment - 1) / alignment * alignment;
+    block.statics.push_back(
+        {key, bytes, begin, memory.map, memory.map_bytes, races::looked_for ? races::new_bytes(bytes) : nullptr});
+    return begin;
+}
+
+// ---- races ----------------------------------------------------------------------------------------------------------
+
+[[noreturn]] inline void race_found(races::Race const& race, races::Kind kind, std::string const& place) {
+    char const* const verb = races::verbs[static_cast<int>(kind)];
+    if (race.with == nullptr) {
+        fault("a race: %s %s while an asynchronous copy to it is under way", verb, place.c_str());
+    }
+    fault("a race: %s %s, which %s %s with no barrier between", verb, place.c_str(), races::who(*race.with).c_str(),
+          race.wrote ? "wrote" : "read");
+}
+
+SLEEPFM_NOT_WATCHED inline void note_bytes(races::Byte* bytes, std::size_t first, std::size_t n, races::Kind kind,
+                                           bool global, char const* address) {
+    races::Access const& now = machine->current->passed;
+    for (std::size_t i = 0; i < n; ++i) {
+        races::Race race{};
+        races::Byte& byte = global ? races::global_byte(first + i) : bytes[first + i];
+        if (races::note(byte, now, kind, race)) {
+            continue;
+        }
+        races::quiet = true;
+        char text[128];
+        if (Buffer const* const buffer = global ? buffer_of(address + i) : nullptr; buffer != nullptr) {
+            snprintf(text, sizeof text, "byte %lld of buffer '%s'", static_cast<long long>(address + i - buffer->begin),
+                     buffer->name.c_str());
+        } else {
+            snprintf(text, sizeof text, "byte %zu of %s", first + i,
+                     bytes == machine->current->warp->block->accesses ? "the block's dynamic shared memory"
+                                                                      : "a shared array");
+        }
+        race_found(race, kind, text);
+    }
+}
+
+// Takes an access of the current thread into account; memory that is neither global nor shared is its own.
+SLEEPFM_NOT_WATCHED inline void note_access(void const* address, std::size_t n, races::Kind kind) {
+    if (!races::looked_for || machine == nullptr || machine->current == nullptr) {
+        return;
+    }
+    char const* const p = static_cast<char const*>(address);
+    if (p >= arena && p < arena + arena_bytes) {
+        note_bytes(nullptr, static_cast<std::size_t>(p - arena), n, kind, true, p);
+        return;
+    }
+    Block const& block = *machine->current->warp->block;
+    if (p >= block.shared.begin && p < block.shared.begin + block.shared.bytes) {
+        note_bytes(block.accesses, static_cast<std::size_t>(p - block.shared.begin), n, kind, false, p);
+        return;
+    }
+    StaticShared const* s = block.statics.data();
+    for (StaticShared const* const end = s + block.statics.size(); s != end; ++s) {
+        if (p >= s->memory && p < s->memory + s->bytes) {
+            note_bytes(s->accesses, static_cast<std::size_t>(p - s->memory), n, kind, false, p);
+            return;
+        }
+    }
+}
+
+SLEEPFM_NOT_WATCHED inline void note_unless_quiet(void const* address, std::size_t n, races::Kind kind) {
+    if (!races::quiet) {
+        races::quiet = true;
+        note_access(address, n, kind);
+        races::quiet = false;
+    }
 }
 
 }  // namespace cuda_on_cpu
+
+#if defined(__SANITIZE_THREAD__)
+// What the compiler has every load and store call.
+#define SLEEPFM_WATCHED(name, n, kind)                                                              \
+    extern "C" __attribute__((used)) SLEEPFM_NOT_WATCHED inline void __tsan_##name(void* address) { \
+        cuda_on_cpu::note_unless_quiet(address, n, cuda_on_cpu::races::Kind::kind);                 \
+    }
+#define SLEEPFM_WATCHED_BOTH(size)                   \
+    SLEEPFM_WATCHED(read##size, size, read)          \
+    SLEEPFM_WATCHED(write##size, size, write)        \
+    SLEEPFM_WATCHED(volatile_read##size, size, read) \
+    SLEEPFM_WATCHED(volatile_write##size, size, write)
+SLEEPFM_WATCHED_BOTH(1)
+SLEEPFM_WATCHED_BOTH(2)
+SLEEPFM_WATCHED_BOTH(4)
+SLEEPFM_WATCHED_BOTH(8)
+SLEEPFM_WATCHED_BOTH(16)
+#undef SLEEPFM_WATCHED_BOTH
+#undef SLEEPFM_WATCHED
+extern "C" {
+__attribute__((used)) SLEEPFM_NOT_WATCHED inline void __tsan_read_range(void* address, unsigned long n) {
+    cuda_on_cpu::note_unless_quiet(address, n, cuda_on_cpu::races::Kind::read);
+}
+__attribute__((used)) SLEEPFM_NOT_WATCHED inline void __tsan_write_range(void* address, unsigned long n) {
+    cuda_on_cpu::note_unless_quiet(address, n, cuda_on_cpu::races::Kind::write);
+}
+__attribute__((used)) SLEEPFM_NOT_WATCHED inline void __tsan_func_entry(void*) {}
+__attribute__((used)) SLEEPFM_NOT_WATCHED inline void __tsan_func_exit(void*) {}
+__attribute__((used)) SLEEPFM_NOT_WATCHED inline void __tsan_vptr_update(void*, void*) {}
+__attribute__((used)) SLEEPFM_NOT_WATCHED inline void __tsan_vptr_read(void*) {}
+__attribute__((used)) SLEEPFM_NOT_WATCHED inline void __tsan_init() {}
+// Of the guards of static variables in the emulator itself.
+__attribute__((used)) SLEEPFM_NOT_WATCHED inline unsigned char __tsan_atomic8_load(unsigned char const* address, int) {
+    return __atomic_load_n(address, __ATOMIC_ACQUIRE);
+}
+}
+#endif

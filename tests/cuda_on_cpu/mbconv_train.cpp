@@ -20,6 +20,7 @@ struct EmulatedQueue {
         launch.grid = {grid.x, grid.y};
         launch.block = {static_cast<unsigned>(threads)};
         launch.shared_bytes = static_cast<std::size_t>(shared_bytes);
+        launch.more_shared = shared_bytes > 48 * 1024;  // as cuda_queue.cuh asks for it
         status = cuda_on_cpu::launch(options, launch, [=] { kernel(arguments...); });
     }
 };
