@@ -14,11 +14,11 @@ from sleepfm_fast.storage.claims import Claim, claim_to_write, discard, holder_o
 def test_two_names_of_one_folder_are_one_claim(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
+    (tmp_path / "run").symlink_to(tmp_path / "disk" / "out")
     held = claim_to_write(tmp_path / "disk" / "out")
-    with pytest.raises(SleepfmError, match="another process"):
-        claim_to_write(tmp_path / "link" / "out")
-    with pytest.raises(SleepfmError, match="another process"):
-        claim_to_write(tmp_path / "disk" / ".." / "disk" / "out")
+    for name in ("link/out", "run", "disk/../run"):
+        with pytest.raises(SleepfmError, match="another process"):
+            claim_to_write(tmp_path / name)
     held.release()
     claim_to_write(tmp_path / "link" / "out").release()
 
