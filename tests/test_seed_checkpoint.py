@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import pickle
+import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,14 @@ from sleepfm_fast.model.seed_checkpoint import read_seed_checkpoint, write_run
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 
 STATES = {"respiratory": "respiratory_state_dict", "brain": "sleep_stages_state_dict", "ecg": "ekg_state_dict"}
+
+
+@pytest.fixture(autouse=True)
+def _emptied(tmp_path: Path) -> Iterator[None]:
+    """Each test writes the published network, 41 MB, at least once: together 2 GB, which pytest would keep."""
+    yield
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
 
 
 @pytest.fixture(scope="module")
