@@ -11,6 +11,7 @@ summary names them, and how to run them alone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,22 @@ class Step:
     """Why the step cannot run here."""
     beside: bool = False
     """Runs at the same time as the steps next to it that do so too: nothing in it is timed."""
+
+
+@contextlib.contextmanager
+def steps_hear_interrupts() -> Iterator[None]:
+    """Let processes that are started in here be interrupted, where this one is a shell's background job.
+
+    A shell has such a job ignore the interrupt, and a process hands down what it ignores, but not what it handles.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_limited(command: list[str], limit_s: float, environment: dict[str, str], log: Path) -> tuple[int, bool]:
@@ -256,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.rehearse:  # nothing is timed, and a processor that had several steps would take them to their limits
         batches, n_at_once = [chosen], len(os.sched_getaffinity(0))
     for batch in batches:
-        with ThreadPoolExecutor(min(len(batch), n_at_once)) as pool:
+        with steps_hear_interrupts(), ThreadPoolExecutor(min(len(batch), n_at_once)) as pool:
             logs = [arguments.work / f"step-{len(document['steps']) + k}.log" for k in range(len(batch))]
             document["steps"] += pool.map(perform, batch, logs, itertools.repeat(deadline))
         with log.open("ab") as whole:

@@ -19,7 +19,14 @@ ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = (
     "sleepfm_fast.training.contrastive",
     "sleepfm_fast.baselines.supervised_training",
+    "sleepfm_fast.few_shot",
+    "sleepfm_fast.retrieve",
+    "sleepfm_fast.evaluation.logistic",
+    "sleepfm_fast.evaluation.few_shot_points",
+    "sleepfm_fast.evaluation.found_clips",
+    "sleepfm_fast.evaluation.kept_ranks",
     "scipy.signal",
+    "sklearn.linear_model",
     "torch._dynamo",
 )
 

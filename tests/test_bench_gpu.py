@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -183,6 +184,19 @@ def test_a_failing_step_stops_nothing_and_is_told(tmp_path, monkeypatch, capsys)
     assert "2 passed, 0 failed, 1 skipped" in printed
     assert "out of time" in printed
     assert "seen in the log" in (tmp_path / "gpu.log").read_text()
+
+
+def test_a_step_of_a_background_job_stores_what_it_has_when_its_time_is_up(tmp_path, monkeypatch):
+    """A shell has its background jobs ignore the interrupt, and so would every step."""
+    monkeypatch.setattr(gpu_steps, "INTERRUPT_S", 4)
+    code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('stored')"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run_steps(tmp_path, monkeypatch, step("endless", code, limit_s=1))
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "stored" in (tmp_path / "gpu.log").read_text().splitlines()
 
 
 MEETING = """

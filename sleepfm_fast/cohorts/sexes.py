@@ -21,7 +21,9 @@ WORDS = {
 """Without case and accents."""
 MISSING = ("", "na", "nan", "n/a", "none", "null", "unknown", "not reported", "?", ".", "-")
 ISO_5218 = {"1": "M", "2": "F"}
-STATED = re.compile(r"(?P<word>[a-z]+) ?[=: ]? ?(?P<code>\d)(?!\d)|(?<!\d)(?P<first>\d) ?[=: ]? ?(?P<behind>[a-z]+)")
+STATED = re.compile(
+    r"(?<![a-z])(?P<word>[a-z]+) ?[=: ]? ?(?P<code>\d)(?!\d)|(?<!\d)(?P<first>\d) ?[=: ]? ?(?P<behind>[a-z]+)"
+)
 """``F=1``, ``M1/F2``, ``1: male``."""
 
 

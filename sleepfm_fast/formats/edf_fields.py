@@ -39,7 +39,7 @@ SIGNAL_FIELDS = {
 }
 BLOCK_BYTES = 256  # of the file's own header, and of each signal's
 
-NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
+NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 
 

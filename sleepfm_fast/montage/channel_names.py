@@ -24,8 +24,9 @@ CONTACTS_OF_LETTER, MANY_CONTACTS = 4, 16
 """Of two letters or more: X1 to X22 alone are the spare inputs of a headbox, beside electrodes of the 10-20 system."""
 DEVICE = re.compile(r"^(?:psg|pol)[\s_.:/-]+(?=\S)")
 """What says nothing of the signal: ``PSG_F3`` beside a headband's channels (BOAS), ``POL SpO2`` (Nihon Kohden)."""
-REFERENCE = re.compile(r"[\s_.:/-]+(?:ref|reference|le)\d*$")
-UNIT_BEHIND = re.compile(r"\s*[\[(]\s*(?:[numµμ]?v|%|bpm|cmh2o)\s*[\])]\s*$")
+# Each begins where a run begins: a search from every character of a long run takes time by the square of its length.
+REFERENCE = re.compile(r"(?<![\s_.:/-])[\s_.:/-]+(?:ref|reference|le)\d*$")
+UNIT_BEHIND = re.compile(r"(?<!\s)\s*[\[(]\s*(?:[numµμ]?v|%|bpm|cmh2o)\s*[\])]\s*$")
 """``EEG F3-M2 [uV]``: some exports write the unit into the label."""
 BEHIND_EEG = ("eeg", "eog", "emg", "ecg")
 """Kinds that a label with the prefix ``EEG`` may be of: amplifiers' exports put it before all their potentials."""

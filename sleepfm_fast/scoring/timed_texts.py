@@ -11,7 +11,7 @@ from sleepfm_fast.errors import SleepfmError
 __all__ = ["Event", "Scoring", "ScoringError"]
 
 
-STATED_LENGTH = re.compile(r"\s*-\s*dur:\s*(?P<seconds>\d+(?:[.,]\d+)?)\s*sec\b\.?", re.IGNORECASE)
+STATED_LENGTH = re.compile(r"(?<!\s)\s*-\s*dur:\s*(?P<seconds>\d+(?:[.,]\d+)?)\s*sec\b\.?", re.IGNORECASE)
 """An event's length within its text, as Grass' Twin, and what other programs export from it, write it:
 ``Respiratory Event - Dur: 12.9 sec. - Hypopnea - Desat 91.6 %``."""
 
