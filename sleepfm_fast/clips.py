@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.channels import Montage
 from sleepfm_fast.cli.json_text import from_json
-from sleepfm_fast.errors import is_refusal, unreadable
+from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.storage.columns import file_digest, read_columns
@@ -103,25 +103,7 @@ class ClipStore:
         if read not in ("auto", "mmap", "pread"):
             raise ValueError(f"read is {read!r}; choose one of: auto, mmap, pread")
         self.path = Path(path)
-        self.store = read_store_file(self.path)
-        again = self.remake("FILES-OR-FOLDER")
-        if self.store["index"] is None:
-            raise ClipStoreError(
-                f"{self.path} is unfinished: its making was stopped before its first end, or could not ingest any "
-                f"recording. Run {again} again; it keeps what is finished."
-            )
-        self.digest: str = self.store["index"].removeprefix("index-")
-        self.index_remedy = (
-            f"Delete the folder {self.path / self.store['index']} and run {again} again: it is made anew from the "
-            "recordings of the store."
-        )
-        columns, texts = read_columns(
-            self.path / self.store["index"],
-            INDEX_SCHEMA,
-            INDEX_TEXTS,
-            remedy=self.index_remedy,
-            verify=verify,
-        )
+        columns, texts = self._open_index(verify=verify)
         remote = is_remote(self.path)
         if remote:
             columns = {name: np.array(column) for name, column in columns.items()}
@@ -331,6 +313,36 @@ class ClipStore:
         start = max(0, first - n_before)
         stop = min(len(run), first + last + n_after)
         return Window(run[start:stop], start, first, phase, len(run))
+
+    def _open_index(self, *, verify: bool) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Read ``store.json`` and open the index that it names.
+
+        A preprocess that ends meanwhile deletes that index; then the one that it put in its place is opened.
+        """
+        while True:
+            self.store = read_store_file(self.path)
+            again = self.remake("FILES-OR-FOLDER")
+            if self.store["index"] is None:
+                raise ClipStoreError(
+                    f"{self.path} is unfinished: its making was stopped before its first end, or could not ingest any "
+                    f"recording. Run {again} again; it keeps what is finished."
+                )
+            self.digest: str = self.store["index"].removeprefix("index-")
+            self.index_remedy = (
+                f"Delete the folder {self.path / self.store['index']} and run {again} again: it is made anew from the "
+                "recordings of the store."
+            )
+            try:
+                return read_columns(
+                    self.path / self.store["index"],
+                    INDEX_SCHEMA,
+                    INDEX_TEXTS,
+                    remedy=self.index_remedy,
+                    verify=verify,
+                )
+            except SleepfmError:
+                if read_store_file(self.path)["index"] == self.store["index"]:
+                    raise
 
     def check(self, *, digests: bool = False) -> None:
         """Compare the size (and, with ``digests``, the SHA-256) of every recording's file with what was written."""

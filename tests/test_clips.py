@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +24,7 @@ from sleepfm_fast.execution import threads
 from sleepfm_fast.scoring.labels import ClipGrid
 from sleepfm_fast.storage import open_files
 from sleepfm_fast.store import clip_writer
-from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
+from sleepfm_fast.store.clip_layout import read_store_file, sdb_counts, stage_counts
 from sleepfm_fast.store.clip_writer import read_record
 from sleepfm_fast.store.feed import Buffer, Feed, gather
 from sleepfm_fast.store.native_runs import native_run
@@ -603,6 +604,26 @@ def test_a_damaged_index_is_named_and_made_again(tmp_path: Path, capsys) -> None
     status, _ = preprocess(capsys, store.recordings[0].source, store.path)
     assert status == 0
     assert stage.read_bytes() == good
+
+
+def test_an_index_that_is_replaced_while_a_store_is_opened(tmp_path: Path, capsys, monkeypatch) -> None:
+    """A preprocess that ends between the look into store.json and the opening deletes the index that is named there."""
+    path, looks = make(tmp_path, capsys, night={}).path, []
+
+    def read_and_replace(folder: Path) -> dict:
+        found = read_store_file(folder)
+        looks.append(found["index"])
+        if len(looks) == 1:
+            write_night(tmp_path / "nights" / "second.edf", seed=1)
+            assert preprocess(capsys, tmp_path / "nights", path)[0] == 0
+        return found
+
+    monkeypatch.setattr("sleepfm_fast.clips.read_store_file", read_and_replace)
+    assert [recording.id for recording in ClipStore(path).recordings] == ["night", "second"]
+    assert not (path / looks[0]).exists()
+    shutil.rmtree(path / looks[-1])
+    with pytest.raises(SleepfmError, match=r"columns\.json is damaged: .*No such file"):
+        ClipStore(path)
 
 
 def test_objects_in_a_column_are_refused(tmp_path: Path, capsys) -> None:

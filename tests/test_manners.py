@@ -143,6 +143,20 @@ def test_json_files_hold_names_that_are_not_utf8(tmp_path):
     assert "zw\u00f6lf" in command.to_json({"name": "zw\u00f6lf"})
 
 
+def test_a_name_of_another_locale_is_not_called_wrong(tmp_path):
+    """As on a machine whose locale is not UTF-8, where Python does not turn to UTF-8 by itself."""
+    script = (
+        "import pathlib, sys; from sleepfm_fast.storage import claims; claims.claim_to_write(pathlib.Path(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "r\u00fcn"],
+        cwd=ROOT, env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "is read as ascii here, and not as UTF-8" in done.stderr
+    assert "Set PYTHONUTF8=1 or a UTF-8 locale" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_what_could_not_be_read_again_is_refused_before_any_work(tmp_path):
     with pytest.raises(SleepfmError, match=r"caf\\xe9.* is not valid UTF-8"):
         claim_to_write(tmp_path / "caf\udce9" / "result")

@@ -14,6 +14,7 @@ import glob
 import json
 import os
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -22,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.command import is_encodable, say
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.system import is_hidden, process_start, system_identity
@@ -266,10 +267,16 @@ def claim_to_write(path: Path) -> Claim:
         When another living process is writing it, the folder around it cannot be written, or a name is not UTF-8.
     """
     path = path.resolve()
-    if os.fsencode(path).decode(errors="ignore") != str(path):
+    if not is_encodable(os.fsencode(path).decode("utf-8", "surrogateescape"), "utf-8"):
         raise SleepfmError(
             f"the name {os.fsencode(path)!r} is not valid UTF-8, so that no record of it can be read again. Give "
             "another, or rename the folder it lies in."
+        )
+    if os.fsencode(path).decode() != str(path):
+        raise SleepfmError(
+            f"the name {os.fsencode(path)!r} is read as {sys.getfilesystemencoding()} here, and not as UTF-8, so that "
+            "no record of it can be read again elsewhere. Set PYTHONUTF8=1 or a UTF-8 locale (LC_ALL=C.UTF-8), or "
+            "give another name."
         )
     file = path.with_name(f".{path.name}.claim")
     try:
