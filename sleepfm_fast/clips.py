@@ -21,7 +21,7 @@ from sleepfm_fast.storage.columns import file_digest, read_columns
 from sleepfm_fast.storage.open_files import (
     Descriptor,
     Opened,
-    Recent,
+    RecentFiles,
     Way,
     fits_in_memory,
     map_file,
@@ -160,8 +160,10 @@ class ClipStore:
         # Reopening a file costs pread(2) a sixth of what it costs a map, all of whose pages must be faulted in again.
         auto: Way = "mmap" if self.fits and len(self.recordings) <= limit and not remote else "pread"
         self.read: Way = auto if read == "auto" else read
-        self._mapped: Recent[Array] = Recent(limit)
-        self._files: Recent[Descriptor] = Recent(limit)
+        self._mapped: RecentFiles[Array] = RecentFiles(limit)
+        self._files: RecentFiles[Descriptor] = RecentFiles(limit)
+        self.at_once = max(1, limit // 2)
+        """Recordings of a batch that are held open together; while the next ones are opened, the last ones still are."""
         self.feeds: dict[Any, Any] = {}
         """Prepared :class:`~sleepfm_fast.store.feed.Feed` objects; each keeps its bank alive, so ids stay unique."""
         self.check(digests=verify)
