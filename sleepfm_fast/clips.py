@@ -54,7 +54,7 @@ class ClipStore:
         Compare the SHA-256 of every recording and column with what was written (reads the whole store).
     max_mapped : int
         How many recordings stay open at a time, the least recently used closed first; each takes one file descriptor.
-        By default half of what ``ulimit -n`` allows.
+        By default half of what ``ulimit -n`` allows, which all stores of a process share.
     read : {"auto", "mmap", "pread"}
         How batches are read: copied out of memory maps, or with pread(2). ``auto``: maps where the recordings fit in
         half of the machine's memory and can all be open, so that each is mapped and read from the disk once. Not on a
@@ -163,7 +163,7 @@ class ClipStore:
         self._mapped: RecentFiles[Array] = RecentFiles(limit)
         self._files: RecentFiles[Descriptor] = RecentFiles(limit)
         self.at_once = max(1, limit // 2)
-        """Recordings of a batch that are held open together; while the next ones are opened, the last ones still are."""
+        """Recordings of a batch that are held open together; the last ones still are while the next ones are opened."""
         self.feeds: dict[Any, Any] = {}
         """Prepared :class:`~sleepfm_fast.store.feed.Feed` objects; each keeps its bank alive, so ids stay unique."""
         self.check(digests=verify)
