@@ -238,6 +238,7 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     from sleepfm_fast.model.backends import encoder_backend, filter_backend, threads
     from sleepfm_fast.rundir import RunDirectory
     from sleepfm_fast.storage.atomic import replace_file
+    from sleepfm_fast.store.label_rules import say_label_rules
     from sleepfm_fast.training.world import choose_device
 
     if config.threads:
@@ -249,6 +250,7 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         say(f"notice: the montages name some channels differently; taken: {', '.join(clip_input.renamed_slots)}")
     for notice in clip_input.lacking(classifier.config.get("store_digest"), "network"):
         say(f"notice: {notice}")
+    say_label_rules(store.path)
     mine, overlap_note = chosen(config, store, classifier.config)
     if overlap_note:
         say(f"notice: {overlap_note}")

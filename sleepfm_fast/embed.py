@@ -83,6 +83,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.runs.origin import UNKNOWN_SUBJECTS, seen_by
     from sleepfm_fast.runs.splits import Split, assign_subjects
     from sleepfm_fast.store.clip_facts import columns_of, people_of
+    from sleepfm_fast.store.label_rules import say_label_rules
     from sleepfm_fast.training.world import choose_device
 
     started = time.monotonic()
@@ -100,6 +101,7 @@ def main(config: Config) -> dict[str, Any]:
         say(f"notice: the montages name some channels differently; taken: {', '.join(clip_input.renamed_slots)}")
     for notice in clip_input.lacking(saved.get("store_digest")):
         say(f"notice: {notice}")
+    say_label_rules(store.path)
     split = Split(**saved["split"])
     codes, notices = assign_subjects(store.subjects, split, seen.subjects)
     overlap = bool((codes < 0).any())

@@ -38,6 +38,7 @@ from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.evaluation.embedding_record import wrong_entry
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.storage.array_file import map_array
+from sleepfm_fast.storage.definitions import recorded_definitions
 from sleepfm_fast.storage.row_numbers import row_numbers
 from sleepfm_fast.store.record_check import is_number
 
@@ -323,6 +324,11 @@ class Embeddings:
             if isinstance(self.vectors.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
                 self.vectors.base.madvise(mmap.MADV_DONTNEED)
         return x
+
+    @property
+    def definitions(self) -> int | None:
+        """Number of the definitions that features were measured by; None of embeddings."""
+        return recorded_definitions(self.made_of) if self.kind == "feature" else None
 
     @property
     def weights(self) -> str | None:

@@ -196,7 +196,7 @@ def say_absent(store: ClipStore) -> None:
 
 def main(config: Config) -> dict[str, Any]:
     """Measure all recordings; returns the results that end the command."""
-    from sleepfm_fast.baselines.recording_features import DEFINITIONS, feature_names
+    from sleepfm_fast.baselines.recording_features import feature_names
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.embeddings import Description, Embeddings
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
@@ -204,13 +204,16 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.rundir import RunDirectory
     from sleepfm_fast.runs.run_config import refuse_damaged
     from sleepfm_fast.runs.splits import Split, assign_subjects
+    from sleepfm_fast.storage.definitions import ENTRY, definitions_of
     from sleepfm_fast.store.clip_facts import columns_of, people_of
+    from sleepfm_fast.store.label_rules import say_label_rules
 
     check(config)
     started = time.monotonic()
     store = ClipStore(config.store)
     if not len(store):
         raise SleepfmError(f"the store {config.store} has no clips; add recordings of 30 s or more with preprocess.")
+    say_label_rules(store.path)
     split, known = Split(config.split_salt, config.validation_share, config.test_share), None
     if config.split_like is not None:
         run = RunDirectory(config.split_like)
@@ -226,7 +229,7 @@ def main(config: Config) -> dict[str, Any]:
     key = {
         "command": "features",
         "version": __version__,
-        "definitions": DEFINITIONS,
+        ENTRY: definitions_of("features"),
         "store": store.digest,
         "names": names,
     }

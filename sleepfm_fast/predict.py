@@ -21,6 +21,7 @@ from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.reporting.following import after_predictions
+from sleepfm_fast.storage.definitions import FIRST
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -83,6 +84,13 @@ def same_source(result: Result, embeddings: Embeddings) -> None:
         raise SleepfmError(
             f"{result.path} was fitted on {'features' if record.get('features') else 'embeddings'}, and "
             f"{embeddings.path} holds {'other features' if embeddings.features else 'embeddings'}.{remedy}"
+        )
+    fitted_by = record.get("feature_definitions", FIRST)
+    if columns and fitted_by != embeddings.definitions:
+        raise SleepfmError(
+            f"{result.path} was fitted on features by definitions {fitted_by}, and those of {embeddings.path} were "
+            f"measured by definitions {embeddings.definitions}: numbers of one name are not the same quantity. Measure "
+            "both stores with one version of `python -m sleepfm_fast.features` (--overwrite), and fit the probe again."
         )
     lacking = [name for name in record["modalities"] if name not in embeddings.modalities]
     if lacking:

@@ -219,6 +219,7 @@ def _probed(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         "weights": embeddings.weights,
         "store": embeddings.description.store,
         "features": embeddings.features or None,
+        "feature_definitions": embeddings.definitions,
         "task": config.task,
         "modalities": modalities,
         "fit_on": config.fit_on,

@@ -32,6 +32,7 @@ __all__ = ["Config", "cli", "main"]
 
 FORMAT = "sleepfm_fast report"
 VERSION = 1
+AGAIN = "Repeat their commands with --overwrite (supervise with --resume) to have all figures by the same definitions."
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def sections_of(runs: Sequence[Run], config: Config) -> list[Section]:
 def notices_of(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before the first figure."""
     from sleepfm_fast.evaluation.changed_store import weights_note
+    from sleepfm_fast.results import definitions_note
     from sleepfm_fast.store.simulated_store import is_simulated
 
     notices = []
@@ -145,6 +147,7 @@ def notices_of(runs: Sequence[Run]) -> list[str]:
     notes += [r.embeddings.overlap_note for r in runs if r.embeddings is not None]
     notes += [weights_note(r.embeddings) for r in runs if r.embeddings is not None]
     notes += [note for r in runs for note in r.results_of_earlier_embeddings()]
+    notes.append(definitions_note((result for r in runs for result in r.results), AGAIN))
     notices += [note[0].upper() + note[1:] for note in notes if note]
     stores = {str(r.store.path.resolve()) for r in runs if r.store is not None}
     if len(stores) > 1:

@@ -39,6 +39,7 @@ __all__ = ["Config", "cli", "main"]
 
 RECORD, TABLES = "reproduction.json", "tables.md"
 FORMAT, VERSION = "sleepfm_fast reproduction", 1
+AGAIN = "To have all figures by the same definitions, remove these folders and repeat the command."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,6 +292,7 @@ def carried_out(
     """Carry the plan out and lay the figures out; returns the results that end the command."""
     from sleepfm_fast.reproduction import steps as reproduce_steps
     from sleepfm_fast.reproduction import tables as reproduce_tables
+    from sleepfm_fast.results import definitions_note
     from sleepfm_fast.storage.atomic import replace_file, write_json
 
     layout, facts, encoder = planner.layout, planner.facts, planner.preset.encoder
@@ -325,10 +327,14 @@ def carried_out(
     write_json(layout.out / RECORD, command.plain(record))
     outcomes = reproduce_steps.carry_out(steps, note)
     cells = {table.name: reproduce_tables.collect(table, layout) for table in tables}
+    every_cell = [cell for of_table in cells.values() for cell in of_table]
+    other = definitions_note(reproduce_tables.results_in(every_cell, layout), AGAIN)
+    if other:
+        say(f"notice: {other}")
     record["tables"] = [{"name": t.name, "title": t.title, "note": t.note, "cells": cells[t.name]} for t in tables]
     record["seconds"] = round(time.monotonic() - started, 1)
     write_json(layout.out / RECORD, command.plain(record))
-    lines = ["# Reproduction", "", about[0], "", about[1], ""]
+    lines = ["# Reproduction", "", about[0], "", about[1], "", *([f"Notice: {other}", ""] if other else [])]
     lines += ["In brackets: 95 % intervals over test subjects, unless a note says otherwise.", ""]
     for table in tables:
         lines += reproduce_tables.draw(table, cells[table.name], simulated=facts.simulated, encoder=encoder)

@@ -3,8 +3,9 @@
 ::
 
     RESULT/
-      result.json   the command's last line of JSON with "format", "version", the shapes of the arrays, and "made_of":
-                    what it was computed from, by which the same command knows it again
+      result.json   the command's last line of JSON with "format", "version", "definitions" (their number, see
+                    :mod:`sleepfm_fast.storage.definitions`), the shapes of the arrays, and "made_of": what it was
+                    computed from, by which the same command knows it again
       NAME.npy      arrays with one row a test clip, such as clip, label, score (see each command)
 
 By convention a run keeps its results in ``RUN/results/``; :func:`find_results` looks there.
@@ -12,7 +13,7 @@ By convention a run keeps its results in ``RUN/results/``; :func:`find_results` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +27,19 @@ from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX, replace_folder
+from sleepfm_fast.storage.definitions import ENTRY, definitions_of, recorded_definitions
 from sleepfm_fast.storage.standing import FolderKind, claimed_folder, refuse_standing
 from sleepfm_fast.system import synchronise_descriptor
 
-__all__ = ["FOLDER", "Result", "claimed_result", "find_results", "read_result", "write_result"]
+__all__ = ["FOLDER", "Result", "claimed_result", "definitions_note", "find_results", "read_result", "write_result"]
 
 FORMAT = "sleepfm_fast result"
 VERSION = 1
 FOLDER = "results"
-HEAD = ("format", "version", "arrays", "made_of")
+HEAD = ("format", "version", ENTRY, "arrays", "made_of")
 UNPRINTED = ("subjects", "recordings", "examples")
 """What a result has besides the line that is printed."""
 KIND = FolderKind("a result folder", "result.json")
@@ -204,7 +207,8 @@ def write_result(
     """
     refuse_standing(path, KIND, overwrite=overwrite, made_of=made_of)
     shapes = {name: [str(values.dtype), *values.shape] for name, values in arrays.items()}
-    head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "arrays": shapes}
+    number = definitions_of(str(record.get("command")))
+    head: dict[str, Any] = {"format": FORMAT, "version": VERSION, ENTRY: number, "arrays": shapes}
     if made_of is not None:
         head["made_of"] = made_of
     with replace_folder(path) as folder:
@@ -257,3 +261,22 @@ def find_results(run: Path) -> tuple[Result, ...]:
     files = sorted((run / FOLDER).rglob("result.json"))
     # What a killed writer left under a temporary name is no result.
     return tuple(read_result(file.parent) for file in files if file.parent.suffix != TEMPORARY_SUFFIX)
+
+
+def definitions_note(results: Iterable[Result], remedy: str) -> str:
+    """Return which results were computed by other definitions than this version's; empty if none.
+
+    Parameters
+    ----------
+    results : iterable of Result
+    remedy : str
+        The sentence that says how to make them again.
+    """
+    others = [r for r in results if recorded_definitions(r.record) != definitions_of(r.command)]
+    if not others:
+        return ""
+    n, named = len(others), first_of([str(r.path) for r in others], 3)
+    return (
+        f"{counted(n, 'result')} ({named}) {agreeing(n, 'was', 'were')} computed by the definitions of another version "
+        f"of sleepfm_fast: figures or intervals are not what the same command computes now (CHANGELOG.md). {remedy}"
+    )

@@ -364,13 +364,19 @@ def reconcile(run: RunDirectory, now: Mapping[str, Any]) -> list[dict[str, Any]]
     Raises
     ------
     SleepfmError
-        When an option that defines the run differs, or the store does.
+        When an option that defines the run differs or is not known, or the store differs.
     """
     saved = run.config()
     for entry in ("config", "store_digest"):
         if not isinstance(saved.get(entry), type(now[entry])):
             raise damaged_entry(run.config_path, entry, saved.get(entry))
     then, options = {**now["defaults"], **saved["config"]}, now["config"]
+    if unknown := [k for k in saved["config"] if k not in now["defaults"] and k not in options]:
+        listed = ", ".join(f"--{k.replace('_', '-')} {saved['config'][k]}" for k in unknown)
+        raise SleepfmError(
+            f"the run in {run.path} was begun by another version of sleepfm_fast, with {listed}, which this version "
+            "does not have. Resume it with the version that began it."
+        )
     differing = [k for k in options if k not in FREE and options[k] != then.get(k, options[k])]
     refused = [k for k in differing if k not in RECORDED]
     if refused:

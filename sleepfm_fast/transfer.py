@@ -80,6 +80,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
+    from sleepfm_fast.storage.definitions import ENTRY, FIRST
     from sleepfm_fast.storage.standing import digest_of_file, key_of
 
     sides = first, second = Embeddings(config.training), Embeddings(config.testing)
@@ -107,7 +108,11 @@ def main(config: Config) -> dict[str, Any]:
     columns = _joined_columns(sides, rows)
     description = _joined_description(config, first, second, note)
     n_clips = sum(map(len, rows))
-    inputs = {name: digest_of_file(side.path / "embeddings.json") for name, side in zip(SIDES, sides, strict=True)}
+    inputs: dict[str, Any] = {
+        name: digest_of_file(side.path / "embeddings.json") for name, side in zip(SIDES, sides, strict=True)
+    }
+    if first.definitions not in (None, FIRST):
+        inputs[ENTRY] = first.definitions
     key = key_of("transfer", config, inputs)
     if config.overwrite or not is_finished(config.embeddings, key, columns, description):
         with EmbeddingWriter(
@@ -144,6 +149,12 @@ def _refuse_unlike(first: Embeddings, second: Embeddings) -> None:
                 if first.kind == second.kind == "feature"
                 else ""
             )
+        )
+    if first.definitions != second.definitions:
+        raise SleepfmError(
+            f"the features of {first.path} were measured by definitions {first.definitions}, those of {second.path} by "
+            f"definitions {second.definitions}: numbers of one name are not the same quantity. Measure both stores "
+            "with one version of `python -m sleepfm_fast.features` (--overwrite)."
         )
     if (first.modalities, first.dim) != (second.modalities, second.dim):
         raise SleepfmError(

@@ -20,6 +20,7 @@ from sleepfm_fast.channels import MONTAGES
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.runs.splits import Split, assign_subjects
+from sleepfm_fast.storage.definitions import DEFINITIONS
 from sleepfm_fast.store.native_runs import NativeRun
 
 SPO2 = Lead("SpO2", 1, "%", 127.0)
@@ -246,7 +247,7 @@ def test_finished_features_are_not_measured_again(known, tmp_path, capsys, monke
 
 def test_features_by_earlier_definitions_are_not_taken_for_these(known, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as earlier:
-        earlier.setattr("sleepfm_fast.baselines.recording_features.DEFINITIONS", 1)
+        earlier.setitem(DEFINITIONS, "features", 1)
         call(capsys, known, tmp_path / "f")
     assert features.cli([str(known), str(tmp_path / "f"), "--backend", "threading"]) == 1
     assert "definitions" in capsys.readouterr().err.splitlines()[-1]

@@ -671,5 +671,13 @@ def test_from_store_to_tables_and_again(cohort_store, tmp_path, capsys):
     assert again["steps"] == {"found": planned["steps"] - 1, "done": 1, "failed": 0, "blocked": 0}
     repeated = json.loads((out / "reproduction.json").read_text())
     assert [t["cells"] for t in repeated["tables"]] == [t["cells"] for t in record["tables"]]
+    # A result that another version computed by other definitions stays, and is said.
+    assert "definitions" not in text
+    file = out / "runs" / "leave_one_out" / "results" / "stage-ecg" / "result.json"
+    old = {name: value for name, value in json.loads(file.read_text()).items() if name != "definitions"}
+    file.write_text(json.dumps(old))
+    assert reproduce.cli(command) == 0
+    assert f"notice: 1 result ({file.parent}) was computed by the definitions of another" in capsys.readouterr().err
+    assert "remove these folders and repeat the command" in (out / "tables.md").read_text()
     assert reproduce.cli([*command, "--seed", "1"]) == 1
     assert "seed was 0, is 1" in capsys.readouterr().err

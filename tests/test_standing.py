@@ -40,8 +40,8 @@ def finished(folder, made_of):
 
 
 def test_a_key_has_the_options_that_influence_what_is_computed_and_digests_in_place_of_paths():
-    key = key_of("probe", Config(), {"labels": "d1", "weights": ("d2",)}, leave_out=("workers",))
-    assert key == {"command": "probe", "version": __version__, "labels": "d1", "c": 1.0, "weights": ["d2"]}
+    key = key_of("predict", Config(), {"labels": "d1", "weights": ("d2",)}, leave_out=("workers",))
+    assert key == {"command": "predict", "version": __version__, "labels": "d1", "c": 1.0, "weights": ["d2"]}
 
 
 def test_a_folder_of_files_is_known_by_their_names_and_contents(tmp_path):

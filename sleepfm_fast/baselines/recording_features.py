@@ -1,4 +1,7 @@
-"""Which features a montage has, and all of them for one recording of a store."""
+"""Which features a montage has, and all of them for one recording of a store.
+
+Where a recording gets other features than before, their number in :mod:`sleepfm_fast.storage.definitions` is raised.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,7 @@ from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.montage.montages import CHANNELS
 from sleepfm_fast.store.native_runs import NativeRun, native_run
 
-__all__ = ["DEFINITIONS", "channel_columns", "feature_names", "measure_recording", "measure_stored"]
-
-DEFINITIONS = 2
-"""To be raised where a recording gets other features than before: a folder of earlier ones then counts as another.
-2: LF and HF from a cubic spline through the intervals between beats, not from straight lines."""
+__all__ = ["channel_columns", "feature_names", "measure_recording", "measure_stored"]
 
 Array = npt.NDArray[np.float64]
 

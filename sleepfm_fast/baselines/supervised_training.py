@@ -29,6 +29,7 @@ from sleepfm_fast.plurals import counted
 from sleepfm_fast.results import FOLDER
 from sleepfm_fast.rundir import RunDirectory, goes_on, read_checkpoint, reconcile
 from sleepfm_fast.runs.splits import Split
+from sleepfm_fast.store.label_rules import label_rules_note
 from sleepfm_fast.store.side_stream import upload
 from sleepfm_fast.training.loop import TrainingLoop, recordings_of
 from sleepfm_fast.training.objective import wrap
@@ -143,8 +144,9 @@ class SupervisedTrainer(TrainingLoop):
             trainer.say(
                 f"notice: from step {change['step']} on, {change['option']} is {change['is']}, was {change['was']}"
             )
-        for notice in trainer.clips.notices:
-            trainer.say(f"notice: {notice}")
+        for notice in (label_rules_note(store.path), *trainer.clips.notices):
+            if notice:
+                trainer.say(f"notice: {notice}")
         if resumed:
             trainer.load_last()
         else:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
+import stat
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,9 @@ def read_night(path: Path, labels: Path | None, fs_hz: Fraction) -> ForeignNight
 def opened(path: Path) -> Iterator[Any]:
     """Open a file for reading; what a damaged one raises, then or later, becomes a sentence that names it."""
     h5py = h5()
-    if path.exists() and not path.is_file():  # opening a pipe waits for its writer, which may never come
-        raise SleepfmError(f"{path}: this is no regular file, expected an HDF5 file.")
+    with suppress(OSError):  # of which the attempt to open it says more
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe waits for its writer, which may never come
+            raise SleepfmError(f"{path}: this is no regular file, expected an HDF5 file.")
     try:
         with h5py.File(path, "r") as file:
             yield file

@@ -7,8 +7,6 @@ others that it is at work: of the jobs of an array, the last one at work writes 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,12 +32,12 @@ from sleepfm_fast.cohorts.twins import Twin, twins_notice
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Engine, Progress, in_parallel
 from sleepfm_fast.plurals import agreeing, counted
-from sleepfm_fast.scoring import labels
 from sleepfm_fast.scoring.files import namesakes_of
 from sleepfm_fast.storage.atomic import is_leftover, remove_leftovers, write_json
 from sleepfm_fast.storage.claims import Claim, Claimed, beats, holder_of, is_live, waited, watch
-from sleepfm_fast.store.clip_layout import VERSION, read_store_file, sdb_counts, stage_counts
+from sleepfm_fast.store.clip_layout import read_store_file, sdb_counts, stage_counts
 from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
+from sleepfm_fast.store.label_rules import configuration_digest, label_rules_note
 
 __all__ = ["Cohort", "Outcome", "Request", "claimed_run", "ingest", "prepare_folder"]
 
@@ -243,7 +241,7 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
     """Choose the montage, make the plan, and write ``store.json`` where it must say something new."""
     existing = read_store_file(store) if (store / "store.json").exists() else None
     montage = settle_montage(request, store, existing)
-    digest = None if montage is None else configuration_digest(montage, request)
+    digest = None if montage is None else configuration_digest(montage, request.events_scored, request.meanings)
     plan, headers = make_plan(
         store, cohort.files, cohort.named, request.labels, digest,
         lambda paths: read_headers(paths, engine), shard=request.shard, corrections=request.corrections,
@@ -256,9 +254,10 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         )
     forgotten = sorted(set(plan.outdated) - set(cohort.files))
     if forgotten:
+        how = "by the rules of another version" if label_rules_note(store) else "with another configuration"
         raise SleepfmError(
-            f"{counted(len(forgotten), 'recording')} of {store} {agreeing(len(forgotten), 'was', 'were')} made with "
-            "another configuration and cannot be processed again without the recorded file, which is not given (the "
+            f"{counted(len(forgotten), 'recording')} of {store} {agreeing(len(forgotten), 'was', 'were')} made {how} "
+            "and cannot be processed again without the recorded file, which is not given (the "
             f"first: {forgotten[0]}). Give all of them, or choose another store."
         )
     if montage is None:
@@ -273,7 +272,7 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         montage = resolve_auto(readable)
         if kinds := passed_over(readable, montage):
             say(f"notice: {passed_over_text(kinds, len(readable))}")
-        digest = configuration_digest(montage, request)
+        digest = configuration_digest(montage, request.events_scored, request.meanings)
     configuration = {"montage": request.montage, "events_scored": request.events_scored, "digest": digest}
     if request.meanings:
         configuration["meanings"] = dict(request.meanings)
@@ -337,15 +336,6 @@ def settle_montage(request: Request, store: Path, existing: dict[str, Any] | Non
     if request.like is None and (request.montage == made_with or (request.montage == "auto" and not request.overwrite)):
         return stored
     return wanted
-
-
-def configuration_digest(montage: Montage, request: Request) -> str:
-    """Digest of everything but a night's own files and corrections that decides what is stored of it."""
-    content = {"version": VERSION, "labels": labels.LABEL_RULES, "montage": montage.to_dict()}
-    content["events_scored"] = request.events_scored
-    if request.meanings:
-        content["meanings"] = dict(request.meanings)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def update_participants(store: Path, plan: Plan, cohort: Cohort, shard: Shard | None) -> None:

@@ -13,16 +13,24 @@ from sleepfm_fast.cli.path_kinds import places_of
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted
+from sleepfm_fast.storage.definitions import definitions_of
 from sleepfm_fast.storage.standing import digest_of_file
+from sleepfm_fast.store.label_rules import label_rules_note
 
-__all__ = ["say_changed_store", "say_notes", "store_note", "weights_note"]
+__all__ = ["definitions_note", "say_changed_store", "say_notes", "store_note", "weights_note"]
 
 Whole = npt.NDArray[np.int64]
 
 
 def say_changed_store(embeddings: Embeddings) -> str:
-    """Print and return :func:`store_note` and :func:`weights_note`."""
-    notes = [note for note in (store_note(embeddings), weights_note(embeddings)) if note]
+    """Print and return :func:`store_note`, the store's label rules, :func:`weights_note`, :func:`definitions_note`."""
+    found = (
+        store_note(embeddings),
+        label_rules_note(embeddings.store_path),
+        weights_note(embeddings),
+        definitions_note(embeddings),
+    )
+    notes = [note for note in found if note]
     for note in notes:
         say(f"notice: {note}")
     return " ".join(note[0].upper() + note[1:] if i else note for i, note in enumerate(notes))
@@ -103,6 +111,18 @@ def weights_note(embeddings: Embeddings) -> str:
         f"the checkpoint {weights['file']} is no longer the one that {embeddings.path} was made with: the training "
         "went on after that, or was repeated. The figures here are those of the earlier weights; make the folder again "
         "with --overwrite to use the present ones."
+    )
+
+
+def definitions_note(embeddings: Embeddings) -> str:
+    """Return that features were measured by other definitions than this version's; empty if not, or of embeddings."""
+    now = definitions_of("features")
+    if embeddings.definitions in (None, now):
+        return ""
+    return (
+        f"the features of {embeddings.path} were measured by definitions {embeddings.definitions}, and this version of "
+        f"sleepfm_fast measures by definitions {now} (CHANGELOG.md says what differs). The figures here are those of "
+        "the features as they are; make the folder again with --overwrite to use the present definitions."
     )
 
 

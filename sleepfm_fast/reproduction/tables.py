@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ from sleepfm_fast.reproduction.facts import Facts
 from sleepfm_fast.reproduction.paper_tables import WITH_CHANCE, Cell, PaperTable
 from sleepfm_fast.reproduction.plan import Layout
 from sleepfm_fast.reproduction.presets import Preset
-from sleepfm_fast.results import read_result
+from sleepfm_fast.results import Result, read_result
 
-__all__ = ["Found", "collect", "draw", "warning"]
+__all__ = ["Found", "collect", "draw", "results_in", "warning"]
 
 SIMULATED = (
     "The recordings are simulated. Our figures say what the pipeline does with the dependences that the simulator has "
@@ -216,6 +217,15 @@ def collect(table: PaperTable, layout: Layout) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def results_in(cells: Iterable[Mapping[str, Any]], layout: Layout) -> list[Result]:
+    """Return the results that the cells of :func:`collect` are read from, but for damaged ones, which a cell names."""
+    found = []
+    for name in dict.fromkeys(name for cell in cells for name in cell["from"]):
+        with suppress(SleepfmError):
+            found.append(read_result(layout.out / name))
+    return found
 
 
 def folder_of(source: Source, layout: Layout) -> str:

@@ -23,6 +23,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.atomic import remove_leftovers_of
 from sleepfm_fast.storage.claims import claim_to_write
 from sleepfm_fast.storage.columns import file_digest
+from sleepfm_fast.storage.definitions import ENTRY, FIRST, definitions_of
 
 __all__ = [
     "FolderKind", "claimed_folder", "difference", "digest_of_file", "digest_of_files", "digest_of_value",
@@ -33,6 +34,8 @@ UNNAMED = ("result", "predictions", "embeddings", "overwrite")
 """Options that say where to write and whether to replace, and so do not influence what is computed."""
 SHORT = 40
 """Characters up to which a refusal shows a value; longer ones it only names."""
+HINTS = {ENTRY: ": another version of sleepfm_fast computed it otherwise, see CHANGELOG.md"}
+"""What a reader needs to know of an entry that is no option."""
 DIGEST = re.compile("[0-9a-f]{32,}")
 
 
@@ -58,6 +61,8 @@ class FolderKind:
 def key_of(command: str, config: Any, inputs: Mapping[str, Any], *, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return what a folder depends on, as JSON: the command, this version, its options, and digests of ``inputs``.
 
+    Where a command has other definitions than its first (:mod:`sleepfm_fast.storage.definitions`), also their number.
+
     Parameters
     ----------
     command : str
@@ -69,7 +74,9 @@ def key_of(command: str, config: Any, inputs: Mapping[str, Any], *, leave_out: t
         Further options that do not influence what is written.
     """
     options = {name: value for name, value in plain(config).items() if name not in (*UNNAMED, *leave_out)}
-    key: dict[str, Any] = plain({"command": command, "version": __version__, **options, **inputs})
+    number = definitions_of(command)
+    definitions = {} if number == FIRST else {ENTRY: number}
+    key: dict[str, Any] = plain({"command": command, "version": __version__, **definitions, **options, **inputs})
     return key
 
 
@@ -94,11 +101,12 @@ def digest_of_value(value: Any) -> str:
 
 def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Name what two results of :func:`key_of` differ in, with both values where they are short; empty if nothing."""
+    there = {ENTRY: FIRST, **there}
     names = [name for name in now if there.get(name) != now[name]]
     if "command" in names:
         names = ["command"]  # the options of another command say nothing
     return ", ".join(
-        f"{name.replace('_', '-')} ({shown(there.get(name))} there, {shown(now[name])} now)"
+        f"{name.replace('_', '-')} ({shown(there.get(name))} there, {shown(now[name])} now{HINTS.get(name, '')})"
         if is_short(there.get(name)) and is_short(now[name])
         else f"the {name.replace('_', ' ')}"
         for name in names

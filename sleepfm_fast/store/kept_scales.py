@@ -16,6 +16,7 @@ from sleepfm_fast.store.scales import Scales
 __all__ = ["read_scales", "write_scales"]
 
 FORMAT, VERSION = "sleepfm_fast amplitudes", 1
+"""The version is also raised where a recording gets other amplitudes than before; earlier files then do not count."""
 TYPES = {"centre": np.float32, "scale": np.float32, "measured": np.bool_}
 
 

@@ -24,6 +24,7 @@ from sleepfm_fast.pretrained import Pretrained, initialise, read_pretrained
 from sleepfm_fast.rundir import RunDirectory, goes_on, reconcile
 from sleepfm_fast.runs.origin import UNKNOWN_SUBJECTS, Seen, seen_by, split_before
 from sleepfm_fast.runs.splits import Split
+from sleepfm_fast.store.label_rules import label_rules_note
 from sleepfm_fast.training.facts import announcement, description, results
 from sleepfm_fast.training.loop import TrainingLoop, recordings_of
 from sleepfm_fast.training.modality_dropout import draw, without
@@ -126,8 +127,9 @@ class Trainer(TrainingLoop):
             found = read_pretrained(config.init_from)
             seen = seen_by(found.config)
         trainer = cls(config, store, run, world, seen)
-        for notice in trainer.notices:
-            trainer.say(f"notice: {notice}")
+        for notice in (label_rules_note(store.path), *trainer.notices):
+            if notice:
+                trainer.say(f"notice: {notice}")
         if resumed:
             trainer.restore()
         else:
