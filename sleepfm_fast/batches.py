@@ -413,4 +413,6 @@ def prefetch(
             yield value
     finally:
         stop.set()
-        thread.join()
+        # An abandoned generator in a cycle ends wherever the garbage collector runs, which may be that very thread.
+        if thread is not threading.current_thread():
+            thread.join()

@@ -21,7 +21,7 @@ from sleepfm_fast.storage.columns import file_digest, read_columns
 from sleepfm_fast.storage.open_files import (
     Descriptor,
     Opened,
-    Recent,
+    RecentFiles,
     Way,
     fits_in_memory,
     map_file,
@@ -54,7 +54,7 @@ class ClipStore:
         Compare the SHA-256 of every recording and column with what was written (reads the whole store).
     max_mapped : int
         How many recordings stay open at a time, the least recently used closed first; each takes one file descriptor.
-        By default half of what ``ulimit -n`` allows.
+        By default half of what ``ulimit -n`` allows, which all stores of a process share.
     read : {"auto", "mmap", "pread"}
         How batches are read: copied out of memory maps, or with pread(2). ``auto``: maps where the recordings fit in
         half of the machine's memory and can all be open, so that each is mapped and read from the disk once. Not on a
@@ -160,8 +160,10 @@ class ClipStore:
         # Reopening a file costs pread(2) a sixth of what it costs a map, all of whose pages must be faulted in again.
         auto: Way = "mmap" if self.fits and len(self.recordings) <= limit and not remote else "pread"
         self.read: Way = auto if read == "auto" else read
-        self._mapped: Recent[Array] = Recent(limit)
-        self._files: Recent[Descriptor] = Recent(limit)
+        self._mapped: RecentFiles[Array] = RecentFiles(limit)
+        self._files: RecentFiles[Descriptor] = RecentFiles(limit)
+        self.at_once = max(1, limit // 2)
+        """Recordings of a batch that are held open together; the last ones still are while the next ones are opened."""
         self.feeds: dict[Any, Any] = {}
         """Prepared :class:`~sleepfm_fast.store.feed.Feed` objects; each keeps its bank alive, so ids stay unique."""
         self.check(digests=verify)

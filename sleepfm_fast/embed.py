@@ -180,7 +180,7 @@ def write(store: ClipStore, clip_input: ClipInput, embed: Embed, writer: Embeddi
     ):
         say(f"notice: {notice}")
     with progress_bar(total=n, initial=done, unit="clip", desc="embed") as bar, torch.inference_mode():
-        batches = [np.arange(i, min(i + batch_size, n), dtype=np.int64) for i in range(done, n, batch_size)]
+        batches = (np.arange(i, min(i + batch_size, n), dtype=np.int64) for i in range(done, n, batch_size))
         for clips, batch in clip_input.batches(batches, lambda clips: clips):
             embeddings, mask = embed(batch)
             writer.append(embeddings.transpose(0, 1), mask.T)

@@ -25,6 +25,7 @@ __all__ = [
     "process_start",
     "processors",
     "read_no_more_than_asked",
+    "return_freed_memory",
     "synchronise_descriptor",
     "system_identity",
 ]
@@ -124,6 +125,16 @@ def files_allowed() -> int | None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wish, hard))
             soft = wish
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+def return_freed_memory() -> None:
+    """Have malloc give the system the memory that was freed: glibc by itself gives only the end of its heap.
+
+    Once a program has freed a block of some size, up to 32 MiB, glibc takes blocks of that size from its heap, where a
+    single small one behind them keeps them all. Other systems' malloc has no such call and needs none.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def synchronise_descriptor(descriptor: int) -> None:

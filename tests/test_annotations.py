@@ -31,7 +31,6 @@ from sleepfm_fast.preprocess import cli
 from sleepfm_fast.scoring.files import (
     files_below,
     files_by_numbers,
-    folders_of_scorings,
     namesakes_of,
     scoring_folder,
     similar_scorings,
@@ -502,13 +501,23 @@ def test_a_folder_of_scorings_beside_the_recordings_is_suggested(tmp_path):
     write(root / "notes", b"0", "homepap-lab-full-1.csv")
     assert scoring_folder(path) is None, "any folder may hold anything"
     write(root / "annotations-events-nsrr" / "lab" / "full", b"0", "homepap-lab-full-1-nsrr.xml")
-    folders_of_scorings.cache_clear()
     files_below.cache_clear()
     assert scoring_folder(path) == root / "annotations-events-nsrr"
     for number in range(8):
         (root / f"scored_night{number}").mkdir()
-    folders_of_scorings.cache_clear()
     assert scoring_folder(path) is None, "folders of nights are not searched for every night"
+
+
+def test_a_scoring_that_comes_later_is_found_by_the_same_process(tmp_path, capsys):
+    """As a server that takes in nights for months: the folder of labels keeps its time when a subfolder changes."""
+    for folder in ("nights", "labels/ward"):
+        (tmp_path / folder).mkdir(parents=True)
+    command = ("--workers", 1, "--labels", tmp_path / "labels", tmp_path / "nights", tmp_path / "store")
+    for number in (1, 2):
+        write_night(tmp_path / "nights" / f"n{number}.edf", stages="----", seed=number)
+        write(tmp_path / "labels" / "ward", "onset,duration,stage\n0,30,N2\n", f"n{number}.csv")
+        status, line = preprocess(capsys, *command)
+        assert (status, line["nights_scored"]) == (0, number)
 
 
 def test_a_folder_of_scorings_is_what_to_give_as_labels(tmp_path, capsys):

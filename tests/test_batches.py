@@ -1,7 +1,10 @@
 """From a file on disk to the encoders' input, checked against pyedflib and SciPy, which share no code with it."""
 
 import copy
+import gc
 import pickle
+import sys
+import threading
 import time
 
 import numpy as np
@@ -427,6 +430,36 @@ def test_prefetch_stops_when_the_consumer_does():
     time.sleep(0.05)
     assert len(prepared) == n
     assert n <= 5
+
+
+def test_an_abandoned_prefetch_may_be_collected_in_its_own_thread(monkeypatch):
+    """In a cycle, as an exception that is kept makes one, it ends wherever the garbage collector happens to run."""
+    collected, ended, complaints = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+
+    def prepare(i):
+        if i:  # the second is prepared after the generator was abandoned
+            assert collected.wait(10)
+            gc.collect()
+            ended.set()
+        return i
+
+    gc.collect()
+    gc.disable()
+    try:
+        cycle = [prefetch(iter(range(10)), prepare)]
+        cycle.append(cycle)
+        next(cycle[0])
+        threads = [t for t in threading.enumerate() if "prefetch" in t.name]
+        assert len(threads) == 1
+        del cycle
+        collected.set()
+        assert ended.wait(10)
+        threads[0].join(10)
+        assert not threads[0].is_alive()
+        assert not complaints
+    finally:
+        gc.enable()
 
 
 def test_montages_that_name_a_channel_differently_meet():

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -495,6 +496,31 @@ def test_few_open_recordings_serve_several_threads(tmp_path: Path, capsys) -> No
         with ThreadPoolExecutor(4) as pool:
             for got in pool.map(lambda _, feed=feed: feed.gather(np.arange(13)), range(40)):
                 np.testing.assert_array_equal(got.raw, wanted.raw)
+
+
+@pytest.mark.parametrize("read", ["mmap", "pread"])
+def test_a_batch_of_more_recordings_than_may_be_open_is_read(tmp_path: Path, capsys, monkeypatch, read: str) -> None:
+    """As a batch of 1,024 clips of as many nights, where a process may have 1,024 files open."""
+    path, clips = mixed_store(tmp_path, capsys).path, np.random.default_rng(0).permutation(np.tile(np.arange(13), 2))
+    wanted = Feed(ClipStore(path), [0, 1, 2], FakeBank()).gather(clips)
+    store = ClipStore(path, read=read, max_mapped=1)
+    feed, held, made = Feed(store, [0, 1, 2], FakeBank()), [], []
+    for name in ("_map", "_descriptor"):
+        make_one = getattr(store, name)
+
+        def counted(recording: int, make_one=make_one):
+            one = make_one(recording)
+            made.append(weakref.ref(one))
+            held.append(sum(ref() is not None for ref in made))
+            return one
+
+        monkeypatch.setattr(store, name, counted)
+    feed.announce(clips)
+    for got, expected in zip(feed.gather(clips), wanted, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    assert len(np.unique(store.recording)) == 3
+    assert len(held) == 6  # each is opened once to be announced and once to be read
+    assert max(held) == 2  # one is opened before another is closed
 
 
 def test_what_is_prepared_for_slots_and_a_bank_serves_no_others(tmp_path: Path, capsys) -> None:

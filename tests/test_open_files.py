@@ -5,7 +5,16 @@ import os
 import numpy as np
 import pytest
 
-from sleepfm_fast.storage.open_files import Descriptor, Recent, fits_in_memory, map_file, opened_files, opened_maps
+from sleepfm_fast.storage import open_files
+from sleepfm_fast.storage.open_files import (
+    Descriptor,
+    Recent,
+    RecentFiles,
+    fits_in_memory,
+    map_file,
+    opened_files,
+    opened_maps,
+)
 
 
 def test_files_are_mapped_where_they_take_at_most_half_of_the_memory(monkeypatch):
@@ -78,3 +87,26 @@ def test_at_least_one_item_is_kept():
     recent = Recent(0)
     assert recent.get(7, str) == "7"
     assert len(recent) == 1
+
+
+def test_files_of_several_stores_stay_together_within_what_may_be_open(monkeypatch):
+    monkeypatch.setattr(RecentFiles, "everywhere", type(RecentFiles.everywhere)())
+    monkeypatch.setattr(open_files, "open_limit", lambda: 4)
+    stores = [RecentFiles(4) for _ in range(3)]
+    for key in range(4):
+        stores[0].get(key, str)
+    for key in range(3):
+        stores[1].get(key, str)
+        assert sum(map(len, stores)) == 4
+    assert [len(store) for store in stores] == [1, 3, 0]
+    assert stores[0].get(3, lambda _: "made again") == "3", "the one used last is kept"
+    stores[2].get(7, str)  # takes the place of the file that was used longest ago, of whichever store
+    assert [len(store) for store in stores] == [1, 2, 1]
+    assert stores[1].get(1, lambda _: "made again") == "1"
+    for key in range(10, 20):
+        stores[2].get(key, str)
+    assert [len(store) for store in stores] == [0, 0, 4]
+    del stores[2]
+    for key in range(4):
+        stores[1].get(key, str)
+    assert [len(store) for store in stores] == [0, 4], "a store that is gone leaves its place to others"

@@ -142,6 +142,31 @@ def test_idle_blocks_go_where_the_system_has_no_more_memory():
     assert run_alone(SCARCE).strip() == "0"
 
 
+RELEASED = """
+import resource
+import torch
+from sleepfm_fast import ops
+from sleepfm_fast.ops.pages import empty
+MIB = 1 << 20
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+torch.ones(6 * MIB)  # 24 MiB: from here on malloc takes blocks up to that size from its heap
+before = resident()
+blocks = [empty(torch.empty(0), (2 * MIB,)).fill_(1.0) for _ in range(20)]
+behind = torch.ones(25_000)  # keeps the end of the heap
+del blocks
+released, took = ops.release_pages(), resident() - before
+print(released // MIB, took // MIB)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory as Linux shows it")
+def test_what_is_released_goes_to_the_system_and_not_to_malloc():
+    released, left = map(int, run_alone(RELEASED).split())
+    assert released == 160
+    assert left < 20
+
+
 @pytest.mark.parametrize("command", [train, supervise])
 def test_a_training_gives_its_memory_back_when_it_ends(cohort_store, tmp_path, capsys, monkeypatch, command):
     released = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from sleepfm_fast.reporting.hypnogram import Night, choose_recordings, entropy
 from sleepfm_fast.reporting.markup import element, escape, number
 from sleepfm_fast.reporting.plot import INNER, Plot, polyline
 from sleepfm_fast.reporting.scale import Scale, covering
+from sleepfm_fast.reporting.sources import Run
+from sleepfm_fast.reporting.training_curves import MAX_POINTS, loss_figure, thinned
 from sleepfm_fast.reporting.wording import clock, count, share, value_of, with_interval
 
 
@@ -253,3 +256,28 @@ def test_principal_components_keep_their_proportions():
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     apart = np.linalg.norm((centred @ axes[:2].T)[1:] - (centred @ axes[:2].T)[0], axis=1)
     np.testing.assert_allclose(np.linalg.norm(y[1:] - y[0], axis=1) / apart, 0.96 / np.ptp(x[:, 0]), rtol=0.01)
+
+
+def test_a_long_training_is_drawn_with_as_many_points_as_a_shorter_one():
+    """A million epochs would be three million marks; and of many skipped steps no stretch is lost."""
+    n = 20_000
+    run = Run(Path("run"), "run")
+    for step in range(1, n + 1):
+        loss = None if step % 10 == 0 else 2.0
+        run.metrics.append({"kind": "step", "epoch": step - 1, "step": step, "loss": loss})
+        losses = {"training_loss": 2.0, "validation_loss": 1.0 if step == 4321 else 3.0}
+        run.metrics.append({"kind": "epoch", "epoch": step - 1, "step": step, **losses})
+    figure = loss_figure(run)
+    assert len(figure.body.marks) == 2 * MAX_POINTS
+    assert [len(v) for v in figure.data.values() if not isinstance(v, int)] == [MAX_POINTS] * 5
+    assert (figure.data["loss"] == 2.0).all()
+    assert "The best validation loss is 1, after step 4321." in figure.caption
+    assert "from 3 to 3" in figure.body.description
+
+
+def test_a_stretch_without_any_loss_is_a_gap():
+    x = np.arange(2.0 * MAX_POINTS)
+    places, values = thinned(x, np.where(x < 2, math.nan, 1.0))
+    assert len(places) == MAX_POINTS
+    assert math.isnan(values[0])
+    assert (values[1:] == 1.0).all()

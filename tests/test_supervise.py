@@ -15,9 +15,11 @@ from known_nights import EEG, FLOW, staged_night
 
 from sleepfm_fast import embed, preprocess, supervise, train
 from sleepfm_fast.baselines import supervised_training
+from sleepfm_fast.baselines.supervised_network import blocks_of, scored
 from sleepfm_fast.baselines.supervised_training import SupervisedTrainer
+from sleepfm_fast.batches import ClipInput, InputConfig
 from sleepfm_fast.clips import ClipStore
-from sleepfm_fast.encoder import EfficientNet1d
+from sleepfm_fast.encoder import PRESETS, EfficientNet1d, build_encoder
 from sleepfm_fast.results import find_results, read_result
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 from sleepfm_fast.runs.splits import Split, assign_subjects, draw_subjects
@@ -390,3 +392,14 @@ def test_every_option_has_a_help_text():
     for field in dataclasses.fields(supervise.Config):
         position = source.index(f"    {field.name}:")
         assert source[position:].split("\n")[1].strip().startswith('"""'), field.name
+
+
+def test_scores_leave_no_thread_in_inference_mode(cohort_store):
+    """Neither between blocks nor when they are abandoned, as by an error in a notebook, which keeps the generator."""
+    store = ClipStore(cohort_store)
+    clip_input = ClipInput(store, store.montage, InputConfig(normalise="clip"), "cpu")
+    network = build_encoder(clip_input.n_columns, PRESETS["tiny"])
+    scores = scored(network, clip_input, blocks_of(np.arange(4)), "float32")
+    logits = next(scores)
+    assert not torch.is_inference_mode_enabled()
+    assert not logits.requires_grad

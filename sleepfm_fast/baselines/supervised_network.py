@@ -61,9 +61,11 @@ def scored(
     """Yield the logits [B, K] of each block, the network in evaluation mode; ``what`` names a bar of progress."""
     network.eval()
     total = sum(len(block) for block in blocks)
-    with torch.inference_mode(), progress_bar(total=total, unit="clip", desc=what, disable=not what) as bar:
+    with progress_bar(total=total, unit="clip", desc=what, disable=not what) as bar:
         for block, batch in clip_input.batches(blocks, lambda block: block):
-            yield logits_of(network, batch, precision)
+            with torch.inference_mode():  # not around the yield: the caller's thread would be in it, and stay so
+                logits = logits_of(network, batch, precision)
+            yield logits
             bar.update(len(block))
 
 

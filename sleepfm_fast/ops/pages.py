@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sleepfm_fast import _C
+from sleepfm_fast.system import return_freed_memory
 
 __all__ = ["empty", "release_pages"]
 
@@ -46,4 +47,6 @@ def release_pages() -> int:
     int
         How many bytes were given back.
     """
-    return _C.release_pages()
+    n_bytes = _C.release_pages()
+    return_freed_memory()
+    return n_bytes

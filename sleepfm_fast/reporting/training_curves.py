@@ -19,7 +19,7 @@ from sleepfm_fast.reporting.wording import value_of
 
 __all__ = ["training_section"]
 
-MAX_POINTS = 800  # of a line of step rows; beyond, each of as many stretches shows its mean
+MAX_POINTS = 800  # of a line; of more steps or epochs, each of as many stretches shows its mean
 
 NAMES = {
     "training_loss": "training loss",
@@ -46,12 +46,18 @@ def column(rows: Rows, key: str) -> Floats:
 
 
 def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Means of ``MAX_POINTS`` stretches where there are more points."""
+    """Means of ``MAX_POINTS`` stretches where there are more points.
+
+    Of a stretch's finite values: a step that was skipped has no loss, and in a long run every stretch may hold one.
+    """
     if len(x) <= MAX_POINTS:
         return x, y
     bounds = np.linspace(0, len(x), MAX_POINTS + 1).astype(int)
     starts, sizes = bounds[:-1], np.diff(bounds)
-    return np.add.reduceat(x, starts) / sizes, np.add.reduceat(y, starts) / sizes
+    finite = np.isfinite(y)
+    n = np.add.reduceat(finite.astype(np.int64), starts)
+    sums = np.add.reduceat(np.where(finite, y, 0.0), starts)
+    return np.add.reduceat(x, starts) / sizes, np.where(n > 0, sums / np.maximum(n, 1), math.nan)
 
 
 def of_kind(run: Run, kind: str) -> Rows:
@@ -64,18 +70,20 @@ def loss_figure(run: Run) -> Figure | None:
     """Step, training and validation loss of one run."""
     steps, epochs = of_kind(run, "step"), of_kind(run, "epoch")
     x, loss = thinned(column(steps, "step"), column(steps, "loss"))
-    at = column(epochs, "step")
-    curves = {key: column(epochs, key) for key in ("training_loss", "validation_loss")}
+    ends = column(epochs, "step")
+    whole = {key: column(epochs, key) for key in ("training_loss", "validation_loss")}
+    at = thinned(ends, ends)[0]
+    curves = {key: thinned(ends, values)[1] for key, values in whole.items()}
     everything = np.concatenate([loss, *curves.values()])
     if not np.isfinite(everything).any():
         return None
-    last = float(np.nanmax(np.concatenate([x, at])))
+    last = float(np.nanmax(np.concatenate([x, ends])))
     plot = Plot(
         covering([0.0, last], margin=0.0),
         covering(everything),
         f"Loss of {run.name}",
         f"Line plot over {counted(last, 'step', spec='.0f')} of the loss on training batches, and its mean over each "
-        f"epoch for training and validation subjects. {trend(curves['validation_loss'], 'validation loss')}",
+        f"epoch for training and validation subjects. {trend(whole['validation_loss'], 'validation loss')}",
         x_label="step",
         y_label="loss",
     )
@@ -89,9 +97,9 @@ def loss_figure(run: Run) -> Figure | None:
             plot.points(at, values, series, [f"{NAMES[key]} {v:.4g}" for v in values])
             entries.append((f"s{series}", NAMES[key]))
     best = ""
-    if np.isfinite(curves["validation_loss"]).any():
-        k = int(np.nanargmin(curves["validation_loss"]))
-        best = f" The best validation loss is {curves['validation_loss'][k]:.4g}, after step {at[k]:.0f}."
+    if np.isfinite(whole["validation_loss"]).any():
+        k = int(np.nanargmin(whole["validation_loss"]))
+        best = f" The best validation loss is {whole['validation_loss'][k]:.4g}, after step {ends[k]:.0f}."
     skipped = sum(row.get("kind") == "skipped" for row in run.metrics)
     were = counted(skipped, "step was", "steps were")
     left_out = f" {were} skipped because loss or gradient was not finite." if skipped else ""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import secrets
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -87,9 +88,13 @@ class Namesakes:
 
     They are kept as one text: a cohort may have a ``night1.edf`` in each of 15,000 folders, and all of them go to a
     worker process with every night.
+
+    ``asked`` is another text for every cohort that is looked through: one process may do so again and again, and a
+    scoring that came into a subfolder meanwhile leaves the time of the folder of labels as it was.
     """
 
     text: str = ""
+    asked: str = field(default="", compare=False)
 
     def of(self, stem: str) -> tuple[Path, ...]:
         """Return the recordings of a name in lower case; none where at most one recording has it."""
@@ -110,7 +115,7 @@ def namesakes_of(recordings: Iterable[Path]) -> Namesakes:
     for path in recordings:
         found.setdefault(path.stem.casefold(), []).append(path)
     shared = [paths for paths in found.values() if len({path.parent for path in paths}) > 1]
-    return Namesakes("\0".join(str(path) for paths in shared for path in paths))
+    return Namesakes("\0".join(str(path) for paths in shared for path in paths), secrets.token_hex(8))
 
 
 def find_scoring(
@@ -167,7 +172,7 @@ def find_scorings(
             return (labels,)
         if not labels.is_dir():
             raise ScoringError(f"labels {labels}: there is no such file or folder.")
-        files = files_below(labels, labels.stat().st_mtime_ns)
+        files = files_below(labels, labels.stat().st_mtime_ns, "" if namesakes is None else namesakes.asked)
     names = [stem + suffix for suffix in BESIDE if suffix != FIRST_SCORER]
     if psg:
         names += [psg[1] + suffix for suffix in BESIDE_PSG]
@@ -238,7 +243,7 @@ def scoring_folder(recording_path: Path) -> Path | None:
     ``polysomnography/annotations-events-nsrr``. Only folders with such names are looked into.
     """
     for parent in recording_path.resolve().parents[:FOLDERS_UP]:
-        for folder in folders_of_scorings(parent):
+        for folder in folders_of_scorings(parent, changed_ns(parent)):
             try:
                 if find_scorings(recording_path, folder):
                     return folder
@@ -247,11 +252,19 @@ def scoring_folder(recording_path: Path) -> Path | None:
     return None
 
 
+def changed_ns(folder: Path) -> int:
+    """When something was put into a folder or taken out of it; 0 where the system does not say."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 @lru_cache(maxsize=64)
-def folders_of_scorings(parent: Path) -> tuple[Path, ...]:
+def folders_of_scorings(parent: Path, modified_ns: int) -> tuple[Path, ...]:
     """Subfolders whose names say that they hold scorings, in the order of their names; none where there are many.
 
-    A folder for every night is none to search for all of them.
+    A folder for every night is none to search for all of them. They are listed again when ``modified_ns`` has changed.
     """
     try:
         with os.scandir(parent) as entries:
@@ -363,8 +376,11 @@ def listing(folder: Path, modified_ns: int) -> Names:
 
 
 @lru_cache(maxsize=8)
-def files_below(folder: Path, modified_ns: int) -> Names:
-    """List a folder and its subfolders once for all recordings, or again when ``modified_ns`` has changed."""
+def files_below(folder: Path, modified_ns: int, asked: str = "") -> Names:
+    """List a folder and its subfolders once for all recordings of a cohort, which ``asked`` names (:class:`Namesakes`).
+
+    Without a cohort it is listed again when ``modified_ns`` has changed.
+    """
     try:
         os.scandir(folder).close()  # rglob would find nothing, without a word
     except OSError as error:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.system import files_allowed, read_no_more_than_asked
 
-__all__ = ["Descriptor", "Opened", "Recent", "fits_in_memory", "map_file", "open_limit"]
+__all__ = ["Descriptor", "Opened", "Recent", "RecentFiles", "fits_in_memory", "map_file", "open_limit"]
 
 Way = Literal["mmap", "pread"]
 Item = TypeVar("Item")
@@ -84,9 +86,12 @@ class Recent(Generic[Item]):
     Two threads that miss the same key at once may both make it; the later item stays, and both are valid.
     """
 
+    uses: ClassVar[itertools.count[int]] = itertools.count()
+
     def __init__(self, limit: int) -> None:
         self.limit = max(1, limit)
-        self._items: OrderedDict[int, Item] = OrderedDict()
+        # Each item with the number of its last use, which all caches count together.
+        self._items: OrderedDict[int, tuple[Item, int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -96,16 +101,54 @@ class Recent(Generic[Item]):
     def get(self, key: int, make: Callable[[int], Item]) -> Item:
         """Return the item of ``key``, made by ``make(key)`` where the cache does not hold it."""
         with self._lock:
-            item = self._items.get(key)
-            if item is not None:
+            found = self._items.get(key)
+            if found is not None:
+                self._items[key] = found[0], next(self.uses)
                 self._items.move_to_end(key)
-                return item
+                return found[0]
+        self.make_room()
         item = make(key)
         with self._lock:
-            self._items[key] = item
+            self._items[key] = item, next(self.uses)
             while len(self._items) > self.limit:
                 self._items.popitem(last=False)
         return item
+
+    def make_room(self) -> None:
+        """Is called before a further item is made."""
+
+    def longest_unused(self) -> int | None:
+        """Return the number of the last use of the item that was used longest ago; None where there is no item."""
+        with self._lock:
+            return next(iter(self._items.values()))[1] if self._items else None
+
+    def drop(self) -> None:
+        """Forget the item that was used longest ago, if there is one."""
+        with self._lock:
+            if self._items:
+                self._items.popitem(last=False)
+
+
+class RecentFiles(Recent[Item]):
+    """As :class:`Recent`, of open files, of which all these caches of a process together hold :func:`open_limit`.
+
+    A process may have several stores open, or one that it both maps and reads.
+    """
+
+    everywhere: ClassVar[weakref.WeakSet[RecentFiles[Any]]] = weakref.WeakSet()
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.everywhere.add(self)
+
+    def make_room(self) -> None:
+        """Close the files that were used longest ago, of whichever store, until there is room for another one."""
+        caches, limit = list(self.everywhere), open_limit()
+        while sum(map(len, caches)) >= limit:
+            last = [(use, cache) for cache in caches if (use := cache.longest_unused()) is not None]
+            if not last:  # another thread was faster
+                return
+            min(last, key=lambda pair: pair[0])[1].drop()
 
 
 def opened_maps(maps: Sequence[npt.NDArray[Any]]) -> Opened:

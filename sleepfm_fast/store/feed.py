@@ -6,7 +6,7 @@ lock, so that threads may gather in parallel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
@@ -156,30 +156,34 @@ class Feed:
         memory = np.empty(n_bytes, np.uint8) if out is None else out.take(n_bytes)
         raw: Array = memory.view(np.int16 if widest == 2 else np.int32)
         if len(numbers):
-            source, opened = self._open(numbers)
-            cold = self._announce(numbers, table, places, source, opened, n_bytes)
-            address, failed = raw.ctypes.data, []
-
-            def work(begin: int, end: int) -> None:
-                if opened.files is None:
-                    copy_windows(table, places, source, opened.addresses, address, widest, begin, end)
-                    return
-                row = read_windows(table, places, source, opened.descriptors, address, widest, begin, end)
-                if row >= 0:
-                    failed.append(row)
-
-            # Waits for the disk or for system calls overlap in threads; copies out of maps that are in memory are fast
-            # enough on one core.
-            if cold or opened.files is not None:
-                in_threads(work, len(numbers), n_bytes)
-            else:
-                work(0, len(numbers))
-            if failed:
-                recording = int(self.store.recording[numbers[min(failed)]])
-                raise self.store.unread(recording)
+            for rows, source, opened in self._open(numbers):
+                self._copy(numbers[rows], table[rows], places[rows], source, opened, raw)
             if not self.store.fits:
                 self._announced[numbers] = False
         return Batch(raw, table, self.calibration[np.asarray(self.store.recording[numbers])])
+
+    def _copy(self, numbers: Int64, table: Int64, places: Int64, source: Int64, opened: Opened, raw: Array) -> None:
+        """Copy the windows of some clips, whose recordings are open, to their places in ``raw``."""
+        n_bytes = int(table[:, :, 1].sum()) * raw.itemsize
+        cold = self._announce(numbers, table, places, source, opened, n_bytes)
+        address, failed = raw.ctypes.data, []
+
+        def work(begin: int, end: int) -> None:
+            if opened.files is None:
+                copy_windows(table, places, source, opened.addresses, address, raw.itemsize, begin, end)
+                return
+            row = read_windows(table, places, source, opened.descriptors, address, raw.itemsize, begin, end)
+            if row >= 0:
+                failed.append(row)
+
+        # Waits for the disk or for system calls overlap in threads; copies out of maps that are in memory are fast
+        # enough on one core.
+        if cold or opened.files is not None:
+            in_threads(work, len(numbers), n_bytes)
+        else:
+            work(0, len(numbers))
+        if failed:
+            raise self.store.unread(int(self.store.recording[numbers[min(failed)]]))
 
     def announce(self, clips: npt.ArrayLike) -> None:
         """Ask the system to read clips that will be gathered soon; returns without waiting for the disk.
@@ -191,8 +195,8 @@ class Feed:
         numbers = numbers[~self._announced[numbers]]
         if len(numbers):
             table, places, total, widest = self._locate(numbers)
-            source, opened = self._open(numbers)
-            self._announce(numbers, table, places, source, opened, total * widest)
+            for rows, source, opened in self._open(numbers):
+                self._announce(numbers[rows], table[rows], places[rows], source, opened, total * widest)
 
     def _announce(
         self, numbers: Int64, table: Int64, places: Int64, source: Int64, opened: Opened, n_bytes: int
@@ -234,10 +238,19 @@ class Feed:
             )
         return table, places, total, widest
 
-    def _open(self, numbers: Int64) -> tuple[Int64, Opened]:
-        """Open the recordings of some clips; return each clip's index among them, and the recordings held open."""
+    def _open(self, numbers: Int64) -> Iterator[tuple[Any, Int64, Opened]]:
+        """Open the recordings of some clips, as many at a time as the store may have in use at once.
+
+        Yields the rows of those clips in ``numbers``, each one's index among the recordings, and these, held open.
+        """
         recordings, source = np.unique(np.asarray(self.store.recording)[numbers], return_inverse=True)
-        return source.reshape(-1), self.store.open_recordings(recordings.tolist())
+        source, n = source.reshape(-1), self.store.at_once
+        if len(recordings) <= n:
+            yield slice(None), source, self.store.open_recordings(recordings.tolist())
+            return
+        for first in range(0, len(recordings), n):
+            rows = np.flatnonzero((source >= first) & (source < first + n))
+            yield rows, source[rows] - first, self.store.open_recordings(recordings[first : first + n].tolist())
 
 
 class WholeRecordings:
