@@ -39,7 +39,10 @@ __all__ = ["Config", "cli", "main"]
 
 RECORD, TABLES = "reproduction.json", "tables.md"
 FORMAT, VERSION = "sleepfm_fast reproduction", 1
-AGAIN = "To have all figures by the same definitions, remove these folders and repeat the command."
+AGAIN = (
+    "To have all figures by the same definitions, remove the folders {results} and repeat the command: the results are "
+    "made again, and no network is trained again."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,7 +331,8 @@ def carried_out(
     outcomes = reproduce_steps.carry_out(steps, note)
     cells = {table.name: reproduce_tables.collect(table, layout) for table in tables}
     every_cell = [cell for of_table in cells.values() for cell in of_table]
-    other = definitions_note(reproduce_tables.results_in(every_cell, layout), AGAIN)
+    again = AGAIN.format(results=layout.runs / "*" / "results")
+    other = definitions_note(reproduce_tables.results_in(every_cell, layout), again)
     if other:
         say(f"notice: {other}")
     record["tables"] = [{"name": t.name, "title": t.title, "note": t.note, "cells": cells[t.name]} for t in tables]

@@ -678,6 +678,6 @@ def test_from_store_to_tables_and_again(cohort_store, tmp_path, capsys):
     file.write_text(json.dumps(old))
     assert reproduce.cli(command) == 0
     assert f"notice: 1 result ({file.parent}) was computed by the definitions of another" in capsys.readouterr().err
-    assert "remove these folders and repeat the command" in (out / "tables.md").read_text()
+    assert f"remove the folders {out / 'runs' / '*' / 'results'} and repeat" in (out / "tables.md").read_text()
     assert reproduce.cli([*command, "--seed", "1"]) == 1
     assert "seed was 0, is 1" in capsys.readouterr().err
