@@ -42,11 +42,14 @@ from sleepfm_fast.storage.definitions import recorded_definitions
 from sleepfm_fast.storage.row_numbers import row_numbers
 from sleepfm_fast.store.record_check import is_number
 
-__all__ = ["COLUMNS", "SPLITS", "Description", "Embeddings", "ModalityRows", "range_problem"]
+__all__ = ["COLUMNS", "FEATURES_VERSION", "SPLITS", "Description", "Embeddings", "ModalityRows", "range_problem"]
 
 FORMAT = "sleepfm_fast embeddings"
 VERSION = 2
-READABLE = (1, 2)  # version 1 had no kind: all of its folders hold embeddings of one width
+FEATURES_VERSION = 3
+"""Of folders of features since their definitions have numbers: programs that do not know these would take features of
+two definitions for the same."""
+READABLE = (1, 2, 3)  # version 1 had no kind: all of its folders hold embeddings of one width
 KINDS = ("embedding", "feature")
 SPLITS = ("train", "validation", "test")
 COLUMNS: dict[str, str] = {
@@ -438,6 +441,6 @@ def _read_record(path: Path) -> dict[str, Any]:
         found = f"{record.get('format')} {record.get('version')}" if isinstance(record, dict) else type(record).__name__
         raise SleepfmError(
             f"{path / 'embeddings.json'} says format '{found}'; this version reads '{FORMAT}', version "
-            f"{' and '.join(map(str, READABLE))}. Embed again with this version of sleepfm_fast."
+            f"{', '.join(map(str, READABLE))}. Embed again with this version of sleepfm_fast."
         )
     return record

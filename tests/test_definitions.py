@@ -111,6 +111,17 @@ def test_a_probe_and_features_of_different_definitions_do_not_go_together(tmp_pa
     assert Embeddings(tmp_path / "joined-before").made_of.get("definitions") is None
 
 
+def test_programs_that_know_no_numbers_of_definitions_refuse_features_that_have_them(tmp_path):
+    """They read versions 1 and 2, and would take two definitions of a name for one."""
+    folder = measured(tmp_path / "features", definitions_of("features"))
+    assert json.loads((folder / "embeddings.json").read_text())["version"] == 3
+    embed(tmp_path / "embeddings")
+    assert json.loads((tmp_path / "embeddings" / "embeddings.json").read_text())["version"] == 2
+    file = folder / "embeddings.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "version": 2}))
+    assert Embeddings(folder).kind == "feature"
+
+
 def test_a_report_says_which_results_are_of_other_definitions(tmp_path, capsys):
     start(tmp_path / "run")
     embeddings = embed(tmp_path / "run" / "embeddings")

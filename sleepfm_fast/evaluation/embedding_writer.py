@@ -21,7 +21,16 @@ import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, say, to_json
 from sleepfm_fast.cli.json_text import from_json
-from sleepfm_fast.embeddings import COLUMNS, FORMAT, SPLITS, VERSION, Description, Embeddings, range_problem
+from sleepfm_fast.embeddings import (
+    COLUMNS,
+    FEATURES_VERSION,
+    FORMAT,
+    SPLITS,
+    VERSION,
+    Description,
+    Embeddings,
+    range_problem,
+)
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.storage.array_file import ArrayFile
@@ -325,7 +334,7 @@ class EmbeddingWriter:
                 digests[f"{name}.npy"] = file.close()
             record = {
                 "format": FORMAT,
-                "version": VERSION,
+                "version": VERSION if self.features is None else FEATURES_VERSION,
                 "n_clips": self.n_clips,
                 "modalities": self.modalities,
                 "dim": self.dim,
