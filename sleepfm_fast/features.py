@@ -98,7 +98,7 @@ def check(config: Config) -> None:
 
 def in_order(store: ClipStore, engine: Engine, n_done: int) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
     """Features of the recordings behind ``n_done`` clips, in the store's order whichever is finished first."""
-    from sleepfm_fast.baselines.recording_features import measure_stored
+    from sleepfm_fast.baselines.recording_features import measure_stored, opened
     from sleepfm_fast.execution.parallel import Progress, WorkersLost, in_parallel
 
     recordings = [i for i, entry in enumerate(store.recordings) if entry.n_clips and entry.first_clip >= n_done]
@@ -122,6 +122,7 @@ def in_order(store: ClipStore, engine: Engine, n_done: int) -> Iterator[dict[str
         ) from None
     finally:
         progress.close()
+        opened.cache_clear()  # the store that this process has opened, if the work was done here: its files stay open
 
 
 def holes(features: Embeddings, store: ClipStore) -> tuple[dict[str, float], list[tuple[str, str, float]]]:

@@ -1,5 +1,6 @@
 """The command from a night of known signals to a folder that probe reads, with channels missing, flat and cut short."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,15 @@ def test_a_missing_channel_is_empty_and_a_missing_modality_masked(folder):
     assert np.isnan(found["ECG heart_rate_per_min"]).all()
     whole, _ = of_night(folder, "whole0")
     assert np.isnan(whole["F4-M1 delta_log10_uv2"]).all(), "the montage has it, the night has not"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="lists open files as Linux does")
+def test_the_store_is_closed_when_the_command_has_ended(known, tmp_path, capsys):
+    """In a program that goes on, the files of all its nights would stay open."""
+    call(capsys, known, tmp_path / "out")
+    gc.collect()
+    held = [str(file.readlink()) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    assert not [name for name in held if name.startswith(str(known / "recordings"))]
 
 
 def test_channels_that_no_night_has_are_named(known, tmp_path, capsys):

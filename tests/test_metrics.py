@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa_score, f1_score, roc_auc_score
@@ -198,3 +203,24 @@ def test_resampled_median_equals_resampling_by_hand():
         for b, drawn in enumerate(draws):
             clips = np.concatenate([np.repeat(np.flatnonzero(subject == s), t) for s, t in enumerate(drawn)])
             assert found[b] == pytest.approx(np.median(values[clips]) if clips.size else np.nan, nan_ok=True)
+
+
+THREADS = """
+import numpy as np
+import torch
+from sleepfm_fast.evaluation.metrics import bootstrap_curves
+torch.set_num_threads(1)
+before = torch.get_num_threads()
+bootstrap_curves(np.arange(40) % 2 == 0, np.arange(40.0), np.arange(40) % 4, np.ones((64, 4)))
+print(before, torch.get_num_threads())
+"""
+
+
+def test_intervals_leave_torch_the_threads_that_it_was_given():
+    """Numba's pool may be OpenMP's: it set torch to all processors for the rest of a process."""
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "NUMBA_NUM_THREADS": "3", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], env=environment, cwd=root, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["1", "1"], done.stderr

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.execution.compiled import compiled
+from sleepfm_fast.execution.threads import start_numba_threads
 
 __all__ = [
     "NO_VALUE",
@@ -131,6 +132,7 @@ def bootstrap_curves(
     laned[:n] = w
     laned = np.ascontiguousarray(laned.reshape(blocks, lanes, w.shape[1]).transpose(0, 2, 1))
     area, precision = np.empty((blocks, lanes)), np.empty((blocks, lanes))
+    start_numba_threads()
     _sweep(g[order].astype(np.int32), y[order], last_of_tie, laned, area, precision)
     return area.ravel()[:n], precision.ravel()[:n]
 
