@@ -1,6 +1,9 @@
 """Files that are held open: which are mapped, how many there may be, which is closed first."""
 
 import os
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -110,3 +113,31 @@ def test_files_of_several_stores_stay_together_within_what_may_be_open(monkeypat
     for key in range(4):
         stores[1].get(key, str)
     assert [len(store) for store in stores] == [0, 4], "a store that is gone leaves its place to others"
+
+
+def test_a_store_may_be_opened_while_another_thread_reads_one():
+    here = [RecentFiles(4) for _ in range(50)]
+    end, errors = time.monotonic() + 0.5, []
+
+    def opened():
+        while time.monotonic() < end:
+            [RecentFiles(4) for _ in range(20)]
+
+    def read():
+        try:
+            while time.monotonic() < end:
+                here[0].make_room()
+        except RuntimeError as error:
+            errors.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=run) for run in (opened, read, read)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert errors == []

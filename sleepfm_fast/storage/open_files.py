@@ -136,14 +136,18 @@ class RecentFiles(Recent[Item]):
     """
 
     everywhere: ClassVar[weakref.WeakSet[RecentFiles[Any]]] = weakref.WeakSet()
+    everywhere_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
-        self.everywhere.add(self)
+        with self.everywhere_lock:
+            self.everywhere.add(self)
 
     def make_room(self) -> None:
         """Close the files that were used longest ago, of whichever store, until there is room for another one."""
-        caches, limit = list(self.everywhere), open_limit()
+        with self.everywhere_lock:  # a set must not grow while it is gone through
+            caches = list(self.everywhere)
+        limit = open_limit()
         while sum(map(len, caches)) >= limit:
             last = [(use, cache) for cache in caches if (use := cache.longest_unused()) is not None]
             if not last:  # another thread was faster
