@@ -234,7 +234,7 @@ class ClipInput:
 
     def amplitudes_of(self) -> dict[str, Any]:
         """Return what decides the amplitudes: the store's digest, its channels, the filters and the version."""
-        slots = [self.store.slots[slot].name for slot in self.slots]
+        slots = [f"{slot} {self.store.slots[slot].name}" for slot in self.slots]  # modalities may share a name
         filters = {"filters": self.config.filters, "notch_hz": self.config.notch_hz}
         return {"version": __version__, "store": self.store.digest, "slots": slots, **filters}
 

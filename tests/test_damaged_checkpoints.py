@@ -91,6 +91,15 @@ def test_entries_of_a_configuration_of_another_kind_are_named(trained, cohort_st
     assert error.startswith(f"error: {run / 'config.json'} is damaged: the entry '{entry}'")
 
 
+def with_model(trained, run, entry, values):
+    """A copy of the run whose configuration describes another network."""
+    shutil.copytree(trained, run)
+    config = json.loads((run / "config.json").read_text())
+    config["model"][entry] |= values
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
 @pytest.mark.parametrize(
     ("entry", "values"),
     [
@@ -106,10 +115,7 @@ def test_entries_of_a_configuration_of_another_kind_are_named(trained, cohort_st
     ],
 )
 def test_a_network_that_cannot_be_is_named(trained, tmp_path, entry, values):
-    run = shutil.copytree(trained, tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
-    config["model"][entry] |= values
-    (run / "config.json").write_text(json.dumps(config))
+    run = with_model(trained, tmp_path / "run", entry, values)
     with pytest.raises(SleepfmError, match=rf"config\.json is damaged: the entry .model\.{entry}"):
         trained_config(RunDirectory(run))
 
@@ -124,10 +130,7 @@ def test_a_network_that_cannot_be_is_named(trained, tmp_path, entry, values):
     ],
 )
 def test_a_configuration_takes_no_memory_that_its_weights_do_not(trained, tmp_path, entry, values):
-    run = shutil.copytree(trained, tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
-    config["model"][entry] |= values
-    (run / "config.json").write_text(json.dumps(config))
+    run = with_model(trained, tmp_path / "run", entry, values)
     with pytest.raises(SleepfmError, match=r"best\.safetensors holds another network: .* in the model"):
         load_model(run, "cpu")
 
