@@ -1,4 +1,5 @@
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,20 @@ def test_versions_agree():
     text = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{sleepfm_fast.__version__}"' in text
     assert f"version: {sleepfm_fast.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_a_source_distribution_holds_what_git_tracks_and_no_recordings():
+    """Anything else that lies in a clone, such as the README's `NIGHTS/` and `STORE`, stays out of it."""
+    (listed,) = re.findall(
+        r"^sdist\.exclude = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE
+    )
+    first, *kept = re.findall(r'"(.*?)"', listed)
+    assert first == "/*"
+    assert all(name.startswith("!/") and (ROOT / name[2:]).exists() for name in kept)
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("needs git and a clone")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {name[2:] for name in kept} == {name.partition("/")[0] for name in tracked.splitlines()} - {".ci"}
 
 
 def test_a_compiled_module_of_another_version_is_refused(monkeypatch):
