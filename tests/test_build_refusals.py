@@ -15,8 +15,9 @@ TOOLS = ("make", "ninja", "sh", "uname")
 pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake on the PATH")
 
 
-def refusal(folder: Path, *options: str, path: str | None = None) -> str:
+def refusal(folder: Path, *options: str, path: str | None = None, **variables: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "CXXFLAGS", "CMAKE_ARGS")}
+    environment.update(variables)
     if path is not None:
         environment["PATH"] = path
     command = [str(shutil.which("cmake")), "-S", str(ROOT), "-B", str(folder), "-DSLEEPFM_CUDA=OFF", *options]
@@ -89,3 +90,19 @@ def test_a_build_by_hand_without_pybind11_is_told_how_to_name_it(tmp_path):
     said = refusal(tmp_path, "-DCMAKE_DISABLE_FIND_PACKAGE_pybind11=ON")
     assert "pybind11 2.13 or newer was not found. `pip install .` brings it" in said
     assert "-Dpybind11_DIR=$(python -m pybind11 --cmakedir)" in said
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_a_wrapper_of_the_compiler_is_not_taken_for_the_compiler(tmp_path):
+    """As in `CXX="ccache g++"`; the wrapper alone is none."""
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text('#!/bin/sh\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    assert "has no OpenMP" in refusal(tmp_path / "build", *WITHOUT_OPENMP, CXX=f"{wrapper} c++")
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_flags_that_the_compiler_does_not_know_are_named(tmp_path):
+    said = refusal(tmp_path, CXXFLAGS="-fno-such-flag")
+    assert "no C++ compiler that works was found" in said
+    assert "The environment asks for CXXFLAGS='-fno-such-flag': try without." in said
