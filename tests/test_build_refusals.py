@@ -106,3 +106,12 @@ def test_flags_that_the_compiler_does_not_know_are_named(tmp_path):
     said = refusal(tmp_path, CXXFLAGS="-fno-such-flag")
     assert "no C++ compiler that works was found" in said
     assert "The environment asks for CXXFLAGS='-fno-such-flag': try without." in said
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_flags_with_which_nan_is_not_nan_are_refused(tmp_path):
+    said = refusal(tmp_path, CXXFLAGS="-O2 -ffast-math")
+    assert (
+        "-ffast-math is asked for (in CXXFLAGS, CMAKE_CXX_FLAGS or SLEEPFM_OPTIMIZATION): the kernels rely on NaN"
+        in said
+    )
