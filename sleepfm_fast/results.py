@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, to_json
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import are, from_json, is_count, is_text
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
@@ -46,11 +46,11 @@ KIND = FolderKind("a result folder", "result.json")
 
 
 def are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return are(value, is_text)
 
 
 def are_codes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(code) is int and 0 <= code < 128 for code in value)
+    return are(value, lambda code: is_count(code) and code < 128)
 
 
 def are_shapes(value: Any) -> bool:
@@ -63,8 +63,7 @@ def are_shapes(value: Any) -> bool:
 
 ENTRIES: Mapping[str, Callable[[Any], bool]] = {
     "arrays": are_shapes,
-    "command": lambda value: isinstance(value, str),
-    "task": lambda value: isinstance(value, str),
+    **dict.fromkeys(("command", "task"), is_text),
     **dict.fromkeys(("subjects", "recordings", "modalities", "class_names"), are_texts),
     "trained_classes": are_codes,
 }

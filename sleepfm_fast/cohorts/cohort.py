@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.cli.bars import SLOW_S, progress_bar
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import RECORDINGS, Kind
 from sleepfm_fast.cohorts.corrections import Corrections
@@ -307,12 +307,7 @@ def headers_of(
 ) -> tuple[list[Header], set[Path]]:
     """Headers of files, and those that hold annotations only; with ``share``, headers that a job has read are left."""
     file = store / HEADERS_READ
-    known: dict[str, list[int]] = {}
-    if share:
-        try:
-            known = from_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
+    known: dict[str, list[int]] = read_object(file) if share else {}
     facts = {path: facts_of(path) for path in paths}
     headers = list(read_headers([path for path in paths if known.get(str(path), [])[:2] != facts[path]]))
     known |= {str(header.path): [*facts[header.path], int(header.empty)] for header in headers}
