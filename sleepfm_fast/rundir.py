@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleepfm_fast.cli.command import is_encodable, to_json
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.command import to_json
+from sleepfm_fast.cli.json_text import from_json, is_encodable
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import UNKNOWN, Kind, kind_of
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable

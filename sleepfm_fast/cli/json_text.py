@@ -1,4 +1,4 @@
-"""JSON out of files that somebody may have changed."""
+"""JSON: written strictly, and read out of files that somebody may have changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["are", "from_json", "is_count", "is_list", "is_object", "is_text", "read_object"]
+__all__ = ["are", "from_json", "is_count", "is_encodable", "is_list", "is_object", "is_text", "read_object", "to_text"]
+
+
+def is_encodable(text: str, encoding: str) -> bool:
+    """Whether an encoding has all characters; UTF-8 lacks those of a file name in another encoding."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def to_text(value: Any, *, indent: int | None = None) -> str:
+    """Serialise a JSON value to strict JSON (no NaN), which UTF-8 can always hold.
+
+    A file name that is no UTF-8 has surrogates, which only escapes can hold.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    return text if is_encodable(text, "utf-8") else json.dumps(value, allow_nan=False, indent=indent)
 
 
 def from_json(text: str | bytes) -> Any:

@@ -23,12 +23,15 @@ from sleepfm_fast.formats.edf_fields import BLOCK_BYTES, EdfError, Issues
 from sleepfm_fast.formats.edf_header import parse_header
 from sleepfm_fast.recordings import WFDB_SUFFIX, open_recording, wfdb_hint
 from sleepfm_fast.scoring.files import Namesakes, find_scorings, namesakes_of
+from sleepfm_fast.scoring.folder_owners import in_place
 from sleepfm_fast.scoring.timed_texts import ScoringError
 from sleepfm_fast.storage.atomic import write_json
 from sleepfm_fast.storage.columns import file_digest
 from sleepfm_fast.store.clip_writer import read_record
 
-__all__ = ["Header", "Plan", "assign_names", "changed_since", "find_recordings", "make_plan", "read_header"]
+__all__ = [
+    "Header", "Plan", "assign_names", "changed_since", "find_recordings", "make_plan", "read_header", "with_digest",
+]  # fmt: skip
 
 HEADERS_READ = Path("running") / "headers.json"
 """What the jobs of an array know of the files' headers, so that each header is read once and not once a job."""
@@ -94,14 +97,6 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     return sorted(kept.values()), named & set(kept.values())
 
 
-def in_place(path: Path) -> Path:
-    """Absolute path with the links among its folders resolved; a link to a file keeps its own name and place.
-
-    Data sets under git-annex link ``sub-01.edf`` to an object named by a hash: the link is what has a meaning.
-    """
-    return Path(os.path.realpath(path.parent)) / path.name
-
-
 def may_be_file(path: Path) -> bool:
     """Whether a name found in a folder is a file, a link to nothing, or cannot be looked at, as its night will say."""
     try:
@@ -157,6 +152,11 @@ def safe_stem(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._+=-]+", "_", path.stem).strip(".")[:120] or "recording"
 
 
+def with_digest(name: str, path: Path) -> str:
+    """A name that others have too, with a digest of the path behind."""
+    return f"{name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:10]}"
+
+
 def assign_names(paths: Iterable[Path], known: dict[Path, str]) -> dict[Path, str]:
     """Give every recording an id: its stem, with a digest of its path behind where the stem alone is not unique.
 
@@ -176,7 +176,7 @@ def assign_names(paths: Iterable[Path], known: dict[Path, str]) -> dict[Path, st
         if path not in names:
             stem = safe_stem(path)
             unique = shared[stem.casefold()] == 1 and stem == path.stem
-            names[path] = stem if unique else f"{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:10]}"
+            names[path] = stem if unique else with_digest(stem, path)
     return {path: names[path] for path in together}
 
 

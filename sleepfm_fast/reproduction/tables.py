@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.figures import mean_with_chance
 from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reproduction.experiments import Source
@@ -134,13 +135,8 @@ def too_few(source: Source, record: Mapping[str, Any], path: tuple[str, ...]) ->
 
 def with_chance(record: Mapping[str, Any], figure: str) -> float | None:
     """Average over the classes that the test clips have; one without a figure, never trained, is at chance."""
-    values = []
-    for entry in record["classes"].values():
-        if 0 < entry["prevalence"] < 1:
-            chance = 0.5 if figure == "auroc" else float(entry["prevalence"])
-            value = number(entry[figure])
-            values.append(chance if value is None else value)
-    return float(np.mean(values)) if values else None
+    entries = record["classes"].values()
+    return mean_with_chance(figure, ((float(entry["prevalence"]), number(entry[figure])) for entry in entries))
 
 
 def number(value: Any) -> float | None:

@@ -23,8 +23,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sleepfm_fast.cli.command import is_encodable, say
-from sleepfm_fast.cli.json_text import read_object
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.json_text import is_encodable, read_object
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.system import is_hidden, process_start, system_identity
 
