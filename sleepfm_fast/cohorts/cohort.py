@@ -30,7 +30,7 @@ from sleepfm_fast.storage.columns import file_digest
 from sleepfm_fast.store.clip_writer import read_record
 
 __all__ = [
-    "Header", "Plan", "assign_names", "changed_since", "find_recordings", "make_plan", "read_header", "with_digest",
+    "Header", "Plan", "assign_names", "find_recordings", "make_plan", "read_header", "with_digest",
 ]  # fmt: skip
 
 HEADERS_READ = Path("running") / "headers.json"
@@ -261,6 +261,33 @@ def make_plan(
     plan.left_out = [path for path in files if corrections.excludes(path)]
     files = [path for path in files if not corrections.excludes(path)]
     plan.mine = set(files if shard is None else shard.of(files))
+    damaged = take_stock(store, configuration_digest, plan)
+    adopt_moved(plan, files)
+    new = [path for path in files if path not in plan.known]
+    headers, empty = headers_of(store, new, read_headers, share=shard is not None and configuration_digest is not None)
+    excluded = {path for path in new if path in empty and path not in named}
+    recordings = [path for path in new if path not in excluded]
+    plan.excluded = [path for path in new if path in excluded and path in plan.mine]
+    plan.todo = [path for path in recordings if path in plan.mine]
+    known = {path: str(record["id"]) for path, record in plan.known.items()}
+    plan.names = assign_names(recordings, plan.outdated | known)
+    for path in progress_bar(files, desc="compared with their files", unit="night", delay=SLOW_S):
+        if path in plan.known and path in plan.mine:
+            reason = changed_since(plan.known[path], path, labels, corrections, namesakes)
+            if reason is None:
+                plan.kept.append(path)
+            else:
+                plan.changed[path] = reason
+    for path in plan.left_out:
+        if path in plan.known:
+            plan.changed[path] = f"--overrides leaves {path} out, but it was ingested"
+    remade = {plan.names[path] for path in recordings}
+    plan.lost = {name: what for name, what in damaged.items() if name not in remade}
+    return plan, [header for header in headers if header.path not in excluded]
+
+
+def take_stock(store: Path, configuration_digest: str | None, plan: Plan) -> dict[str, str]:
+    """Note in the plan which nights the store has; returns the ids of those that are damaged, and what is wrong."""
     damaged: dict[str, str] = {}
     stored = sorted((store / "recordings").glob("*.json"))
     for file in progress_bar(stored, desc="nights of the store", unit="night", delay=SLOW_S):
@@ -273,33 +300,7 @@ def make_plan(
             plan.known[Path(record["source"]["path"])] = {**facts, "n_clips": len(record["clips"]["onset_s"])}
         else:
             plan.outdated[Path(record["source"]["path"])] = record["id"]
-    adopt_moved(plan, files)
-    new = [path for path in files if path not in plan.known]
-    headers, empty = headers_of(store, new, read_headers, share=shard is not None and configuration_digest is not None)
-    excluded = {path for path in new if path in empty and path not in named}
-    recordings = [path for path in new if path not in excluded]
-    plan.excluded = [path for path in new if path in excluded and path in plan.mine]
-    plan.todo = [path for path in recordings if path in plan.mine]
-    known = {path: str(record["id"]) for path, record in plan.known.items()}
-    plan.names = assign_names(recordings, plan.outdated | known)
-    for path in progress_bar(files, desc="compared with their files", unit="night", delay=SLOW_S):
-        if path in plan.known and path in plan.mine:
-            try:
-                reason = changed_since(plan.known[path], path, labels, corrections, namesakes)
-            except OSError as error:
-                reason = (
-                    f"{error.filename or path}, which it was ingested from, cannot be read ({error.strerror or error})"
-                )
-            if reason is None:
-                plan.kept.append(path)
-            else:
-                plan.changed[path] = reason
-    for path in plan.left_out:
-        if path in plan.known:
-            plan.changed[path] = f"--overrides leaves {path} out, but it was ingested"
-    remade = {plan.names[path] for path in recordings}
-    plan.lost = {name: what for name, what in damaged.items() if name not in remade}
-    return plan, [header for header in headers if header.path not in excluded]
+    return damaged
 
 
 def headers_of(
@@ -354,21 +355,30 @@ def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
 
 
 def changed_since(
-    record: dict[str, Any],
-    path: Path,
-    labels: Path | None,
-    corrections: Corrections | None = None,
-    namesakes: Namesakes | None = None,
+    record: dict[str, Any], path: Path, labels: Path | None, corrections: Corrections, namesakes: Namesakes | None
 ) -> str | None:
     """Why a recording, its scoring or its corrections are no longer what the record was made from; None where it is."""
+    try:
+        return changed_recording(record, path, corrections) or changed_scoring(record, path, labels, namesakes)
+    except OSError as error:
+        return f"{error.filename or path}, which it was ingested from, cannot be read ({error.strerror or error})"
+
+
+def changed_recording(record: dict[str, Any], path: Path, corrections: Corrections) -> str | None:
+    """As :func:`changed_since`, of the recording's own files and its corrections."""
     if is_other(record["source"], path):
         return f"{path} has changed since it was ingested"
     for facts in record["source"].get("others", ()):
         other = path.with_name(facts["path"])
         if not other.exists() or is_other(facts, other):
             return f"{other} has changed since it was ingested"
-    if (corrections or Corrections()).digest(path) != record.get("corrections_digest", ""):
+    if corrections.digest(path) != record.get("corrections_digest", ""):
         return f"the --overrides of {path} are not those it was ingested with"
+    return None
+
+
+def changed_scoring(record: dict[str, Any], path: Path, labels: Path | None, namesakes: Namesakes | None) -> str | None:
+    """As :func:`changed_since`, of the files of its scoring."""
     scoring = record["scoring"]
     old = Path(scoring["path"]) if scoring["path"] is not None else None
     try:
