@@ -30,6 +30,7 @@ from sleepfm_fast.cohorts.night import STARTED
 from sleepfm_fast.cohorts.nights_table import night_row, write_nights
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables, read_tables
 from sleepfm_fast.cohorts.store_inputs import inputs_of, with_inputs
+from sleepfm_fast.cohorts.summary import say_failed, say_issues, say_unknown
 from sleepfm_fast.errors import SleepfmError, refused_by_system
 from sleepfm_fast.execution.parallel import Engine, Progress, WorkersLost, in_parallel
 from sleepfm_fast.plurals import counted
@@ -40,9 +41,6 @@ from sleepfm_fast.store.clip_layout import VERSION, read_store_file
 from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
 
 __all__ = ["Config", "cli", "main"]
-
-ISSUES_SHOWN = 5
-NIGHTS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -337,15 +335,9 @@ def summarise(
     """Say what was done, and return the same as a dict with the exit status."""
     failed = [{"path": str(row.path), "reason": row.failure} for row in rows if row.failure is not None]
     problems = {row.name: list(row.issues) for row in rows if row.issues}
-    for name, issues in list(problems.items())[:NIGHTS_SHOWN]:
-        say(f"{name}:")
-        for issue in issues[:ISSUES_SHOWN]:
-            say(f"  {issue}")
-    for entry in failed[:NIGHTS_SHOWN]:
-        say(f"failed: {entry['reason']}")
-    if unknown:
-        recordings = counted(len(unknown), "recording that was", "recordings that were")
-        say(f"the participants table names {recordings} not given: {', '.join(unknown[:10])}")
+    say_issues(store, problems)
+    say_failed(store, failed)
+    say_unknown(unknown)
     if totals is None:
         say("error: nothing could be converted; the store holds no night yet")
     else:

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.changed_store import keys
 
 if TYPE_CHECKING:
-    from sleepfm_fast.evaluation.changed_store import keys
-from sleepfm_fast.results import Result
+    from sleepfm_fast.results import Result
 
 __all__ = ["SharedClips", "shared_clips"]
 
