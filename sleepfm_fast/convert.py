@@ -17,6 +17,7 @@ import tyro
 
 from sleepfm_fast.channels import MONTAGES, Montage, resolve_auto
 from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.cli.option_ranges import refuse_negative_workers
@@ -44,7 +45,7 @@ __all__ = ["Config", "cli", "main"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Turn what other SleepFM code has prepared into a clip store; samples are quantised, within half a step.
 
     The original recordings (EDF, BDF) give a better store: preprocess keeps their integers, rates and units. Repeating

@@ -19,6 +19,7 @@ import tyro
 from sleepfm_fast import __version__
 from sleepfm_fast.cli import command
 from sleepfm_fast.cli.command import plain, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_without, refuse_without_effect
 from sleepfm_fast.cli.option_ranges import refuse_negative_workers
@@ -40,7 +41,7 @@ SHOWN = 8  # channels that a notice names
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Measure what a sleep researcher would: band powers, heart rate and its variability, breathing, saturation.
 
     Every channel of the montage is measured according to its kind, at its native rate, in the units given in the

@@ -20,6 +20,7 @@ import tyro
 
 from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.cli.path_kinds import Kind
@@ -39,7 +40,7 @@ WHICH_POINTS = ("subjects", "all_subjects", "replicates")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Measure how well a linear classifier does with few labelled subjects, for growing numbers of them.
 
     For every number of training subjects and every replicate: AUROC, AUPRC and F1 per class and macro-averaged on the

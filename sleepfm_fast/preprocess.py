@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, only_without, refuse_without_effect
 from sleepfm_fast.cli.option_ranges import refuse_negative_workers
@@ -33,7 +34,7 @@ Choice = Literal["auto", "paper", "cinc2018", "aasm"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Turn recordings and their scoring into a clip store; with --inspect, only report what the recordings hold.
 
     Repeating the command adds what is missing and redoes nothing. If it is killed at any moment, the same command

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast.batches import InputConfig
+from sleepfm_fast.cli.given_paths import as_path
 from sleepfm_fast.cli.option_ranges import option
 from sleepfm_fast.encoder import EncoderConfig, SleepModel
 from sleepfm_fast.errors import SleepfmError
@@ -139,7 +140,7 @@ def load_model(path: str | Path, device: str | torch.device) -> tuple[SleepModel
     SleepfmError
         As :func:`read_pretrained`; and for a checkpoint without the ``config.json`` of its run.
     """
-    found = read_pretrained(Path(path))
+    found = read_pretrained(as_path(path))
     if found.config is None:
         raise SleepfmError(
             f"{found.file} has no config.json beside it, which says what its channels and filters are. Give the run "

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, to_json
+from sleepfm_fast.cli.given_paths import as_path
 from sleepfm_fast.cli.json_text import are, from_json, is_count, is_text
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
@@ -222,7 +223,7 @@ def write_result(
             synchronise_descriptor(out.fileno())
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: str | Path) -> Result:
     """Open a result folder.
 
     Raises
@@ -230,6 +231,7 @@ def read_result(path: Path) -> Result:
     SleepfmError
         When it is missing, unfinished, or of another format.
     """
+    path = as_path(path)
     try:
         record = from_json((path / "result.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -255,9 +257,9 @@ def read_result(path: Path) -> Result:
     return Result(path, record)
 
 
-def find_results(run: Path) -> tuple[Result, ...]:
+def find_results(run: str | Path) -> tuple[Result, ...]:
     """All finished results in ``RUN/results/``, at any depth, by name."""
-    files = sorted((run / FOLDER).rglob("result.json"))
+    files = sorted((as_path(run) / FOLDER).rglob("result.json"))
     # What a killed writer left under a temporary name is no result.
     return tuple(read_result(file.parent) for file in files if file.parent.suffix != TEMPORARY_SUFFIX)
 
