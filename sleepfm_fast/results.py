@@ -100,6 +100,15 @@ class Result:
         """The command that wrote it."""
         return str(self.record["command"])
 
+    @property
+    def record_file(self) -> Path:
+        """The file of the record."""
+        return self.path / KIND.record
+
+    def array_file(self, name: str) -> Path:
+        """The file of one of the arrays."""
+        return self.path / f"{name}.npy"
+
     def require(self, *names: str) -> None:
         """Refuse a result that lacks one of the entries.
 
@@ -110,7 +119,7 @@ class Result:
         """
         if lacking := [name for name in names if self.record.get(name) is None]:
             raise SleepfmError(
-                f"{self.path / 'result.json'} is damaged: the entry '{lacking[0]}' is missing. Run its command again."
+                f"{self.record_file} is damaged: the entry '{lacking[0]}' is missing. Run its command again."
             )
 
     def array(self, name: str) -> npt.NDArray[Any]:
@@ -125,7 +134,7 @@ class Result:
         if expected is None:
             has = ", ".join(self.record["arrays"]) or "none"
             raise SleepfmError(f"the result {self.path} has no array '{name}'; it has {has}.")
-        file = self.path / f"{name}.npy"
+        file = self.array_file(name)
         try:
             values = map_array(file)
         except (OSError, ValueError, EOFError) as error:

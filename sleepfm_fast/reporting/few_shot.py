@@ -69,7 +69,7 @@ def curves_of(runs: Sequence[Run], task: str, *, nights: bool = False) -> list[C
                 continue
             at_chance = {figure: with_chance(record, figure) for figure in ("auroc", "auprc")}
             curve.values[size].append({**(record.get("macro") or {}), **at_chance})
-            curve.files.append(result.path / "result.json")
+            curve.files.append(result.record_file)
     found = [curve for curve in (*curves, *scratch.values()) if curve.values]
     if strange := [n for curve in found for n in curve.values if not 0 < n < 2**31]:
         raise SleepfmError(f"a curve has {strange[0]} subjects")
@@ -86,7 +86,7 @@ def only_modality(result: Result) -> str:
 
 def probe_curve(run: Run, result: Result, *, nights: bool) -> Curve:
     """The curve of a ``few_shot`` result, over clips or over nights."""
-    curve = Curve(f"{run.name}: probe{only_modality(result)}", files=[result.path / "result.json"])
+    curve = Curve(f"{run.name}: probe{only_modality(result)}", files=[result.record_file])
     for point in result.record.get("curve") or ():
         entry = point.get("nights") if nights else point
         if entry is not None:

@@ -65,7 +65,7 @@ def example_figure(run: Run, result: Result, store: ClipStore, example: dict[str
         f"{query} → {candidates}: rank {count(rank)}",
         element("div", *panels, class_="panels"),
         f"{EXPLANATION} {nearer}",
-        [result.path / "result.json", *files],
+        [result.record_file, *files],
         example,
         wide=True,
     )
