@@ -180,16 +180,14 @@ def _values(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _with_chance(figures: dict[str, Any]) -> dict[str, float | None]:
     """Average over all classes that the test clips have, those never trained at chance: AUROC 0.5, AUPRC prevalence."""
-    found: dict[str, list[float]] = {"auroc": [], "auprc": []}
-    for entry in figures["classes"].values():
-        if 0 < entry["prevalence"] < 1:
-            for name, chance in (("auroc", 0.5), ("auprc", entry["prevalence"])):
-                value = entry[name].value
-                found[name].append(chance if value is None else value)
+    from sleepfm_fast.evaluation.figures import mean_with_chance
+
+    entries = figures["classes"].values()
     # F1 needs no chance: a class that is never predicted has F1 = 0 and is averaged as such.
-    return {name: float(np.mean(values)) if values else None for name, values in found.items()} | {
-        "f1": figures["macro"]["f1"].value
-    }
+    return {
+        name: mean_with_chance(name, ((entry["prevalence"], entry[name].value) for entry in entries))
+        for name in ("auroc", "auprc")
+    } | {"f1": figures["macro"]["f1"].value}
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, to_json
 from sleepfm_fast.cli.given_paths import as_path
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import are, from_json, is_count, is_text
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
@@ -47,11 +47,11 @@ KIND = FolderKind("a result folder", "result.json")
 
 
 def are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return are(value, is_text)
 
 
 def are_codes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(code) is int and 0 <= code < 128 for code in value)
+    return are(value, lambda code: is_count(code) and code < 128)
 
 
 def are_shapes(value: Any) -> bool:
@@ -64,8 +64,7 @@ def are_shapes(value: Any) -> bool:
 
 ENTRIES: Mapping[str, Callable[[Any], bool]] = {
     "arrays": are_shapes,
-    "command": lambda value: isinstance(value, str),
-    "task": lambda value: isinstance(value, str),
+    **dict.fromkeys(("command", "task"), is_text),
     **dict.fromkeys(("subjects", "recordings", "modalities", "class_names"), are_texts),
     "trained_classes": are_codes,
 }
@@ -101,6 +100,15 @@ class Result:
         """The command that wrote it."""
         return str(self.record["command"])
 
+    @property
+    def record_file(self) -> Path:
+        """The file of the record."""
+        return self.path / KIND.record
+
+    def array_file(self, name: str) -> Path:
+        """The file of one of the arrays."""
+        return self.path / f"{name}.npy"
+
     def require(self, *names: str) -> None:
         """Refuse a result that lacks one of the entries.
 
@@ -111,7 +119,7 @@ class Result:
         """
         if lacking := [name for name in names if self.record.get(name) is None]:
             raise SleepfmError(
-                f"{self.path / 'result.json'} is damaged: the entry '{lacking[0]}' is missing. Run its command again."
+                f"{self.record_file} is damaged: the entry '{lacking[0]}' is missing. Run its command again."
             )
 
     def array(self, name: str) -> npt.NDArray[Any]:
@@ -126,7 +134,7 @@ class Result:
         if expected is None:
             has = ", ".join(self.record["arrays"]) or "none"
             raise SleepfmError(f"the result {self.path} has no array '{name}'; it has {has}.")
-        file = self.path / f"{name}.npy"
+        file = self.array_file(name)
         try:
             values = map_array(file)
         except (OSError, ValueError, EOFError) as error:

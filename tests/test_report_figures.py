@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sleepfm_fast.plurals import clock
 from sleepfm_fast.reporting.curves import calibration, precision_recall, roc, thin
 from sleepfm_fast.reporting.hypnogram import Night, choose_recordings, entropy
 from sleepfm_fast.reporting.markup import element, escape, number
@@ -16,7 +17,7 @@ from sleepfm_fast.reporting.plot import INNER, Plot, polyline
 from sleepfm_fast.reporting.scale import Scale, covering
 from sleepfm_fast.reporting.sources import Run
 from sleepfm_fast.reporting.training_curves import MAX_POINTS, loss_figure, thinned
-from sleepfm_fast.reporting.wording import clock, count, share, value_of, with_interval
+from sleepfm_fast.reporting.wording import count, share, value_of, with_interval
 
 
 def problem(seed, n=800, ties=False):

@@ -14,7 +14,6 @@ from sleepfm_fast.evaluation.calibration import correct_for_prior, recorded_prio
 from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reporting import suggestions
-from sleepfm_fast.reporting.classification import array_file
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
 from sleepfm_fast.reporting.plot import Plot, legend
 from sleepfm_fast.reporting.scale import Scale
@@ -223,7 +222,7 @@ def night_figure(
     if isinstance(last, Plot):
         last.x_label = "hours since the start of the recording"
     sources = [
-        array_file(night.result, array)
+        night.result.array_file(array)
         for _, night in (*staged, *breathing)
         for array in ("label", "probability", "onset_s", "recording")
     ]

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import clock, counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.following import typed
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Missing
 from sleepfm_fast.reporting.signals import strip_markup, strips_of
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
-from sleepfm_fast.reporting.wording import clock, count, number_of
+from sleepfm_fast.reporting.wording import count, number_of
 from sleepfm_fast.results import Result
 from sleepfm_fast.scoring.stages import STAGES
 
@@ -65,7 +65,7 @@ def example_figure(run: Run, result: Result, store: ClipStore, example: dict[str
         f"{query} → {candidates}: rank {count(rank)}",
         element("div", *panels, class_="panels"),
         f"{EXPLANATION} {nearer}",
-        [result.path / "result.json", *files],
+        [result.record_file, *files],
         example,
         wide=True,
     )
