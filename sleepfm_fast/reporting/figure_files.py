@@ -47,7 +47,7 @@ class Column:
             if name in classes:
                 draw(node)
                 return
-        if node.tag == "h5":
+        if "panel" in classes:
             for line in broken(words_of(node), self.width, BOLD_CHARACTER_PX):
                 self.canvas.text(self.x, self.y + 13, line, ink="--ink", bold=True)
                 self.y += 16
