@@ -133,9 +133,9 @@ def confusion_figure(name: str, result: Result) -> Figure | None:
     counts = np.asarray(confusion["counts"], np.float64)
     head = element(
         "tr",
-        element("th", "true", scope="col"),
-        *(element("th", escape(n), scope="col") for n in names),
-    )
+        element("th", "true", scope="col", rowspan="2"),
+        element("th", "predicted", scope="colgroup", colspan=len(names)),
+    ) + element("tr", *(element("th", escape(n), scope="col") for n in names))
     lines = []
     for i, row in enumerate(counts):
         total = row.sum()

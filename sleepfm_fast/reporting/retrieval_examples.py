@@ -39,7 +39,7 @@ def place(store: ClipStore, clip: int) -> str:
 def panel(store: ClipStore, clip: int, modality: str, title: str) -> str:
     """One clip's channels under a heading."""
     strips = [strip_markup(s) for s in strips_of(store, clip, modality, CHANNELS)]
-    return element("div", element("h5", escape(title)), *strips)
+    return element("div", element("p", escape(title), class_="panel"), *strips)
 
 
 def example_figure(run: Run, result: Result, store: ClipStore, example: dict[str, Any]) -> Figure:
