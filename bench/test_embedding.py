@@ -19,7 +19,8 @@ from encoder_rivals import (
 
 from sleepfm_fast import inference
 from sleepfm_fast.encoder import PRESETS, SleepModel
-from sleepfm_fast.reference.seed_training import PublishedNetwork, seed_embeddings
+from sleepfm_fast.reference.encoder import PublishedEncoder
+from sleepfm_fast.reference.seed_training import seed_embeddings
 
 # What torch.compile itself calls.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -62,7 +63,7 @@ def test_embedding_of_three_modalities(versus, quick, source, some_clips, precis
     torch.manual_seed(0)
     model = SleepModel({name: span.stop - span.start for name, span in source.spans.items()}, PRESETS["seed"])
     set_running_statistics(model, lambda: model(batch.x, batch.present))
-    twins = {name: PublishedNetwork(n) for name, n in model.modalities.items()}
+    twins = {name: PublishedEncoder(n) for name, n in model.modalities.items()}
     for name, twin in twins.items():
         twin.load_state_dict(model.encoders[name].state_dict())
     stored = {name: x.double() for name, x in batch.x.items()}

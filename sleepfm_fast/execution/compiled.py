@@ -50,7 +50,8 @@ def may_cache(function: Callable[..., Any]) -> bool:
     Of a user without a home (`docker run --user 1234`), it takes ``~`` for a folder of the working directory: one that
     holds recordings, perhaps, and that others can write. It would load machine code from there.
     """
-    if numba.config.CACHE_DIR or os.path.isabs(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~")):  # noqa: PTH111, PTH117
+    chosen = getattr(numba.config, "CACHE_DIR", "")
+    if chosen or os.path.isabs(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~")):  # noqa: PTH111, PTH117
         return True
     source = Path(function.__code__.co_filename).parent
     beside = source / "__pycache__"
