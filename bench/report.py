@@ -55,6 +55,7 @@ def time_text(seconds: float) -> str:
 def versions(machine: dict[str, Any]) -> str:
     """Name the versions that the times depend on, as far as the run recorded them."""
     names = ("torch", "numpy", "scipy", "scikit-learn", "numba", "pyedflib", "edfio", "mne", "soxr")
+    names += ("onnxruntime", "openvino", "faiss-cpu")
     return ", ".join(f"{name} {machine[name]}" for name in names if name in machine)
 
 
