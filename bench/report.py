@@ -92,6 +92,7 @@ def table(document: dict[str, Any], *, whole: bool = True) -> list[str]:
         )
     load = f", load average {m['load_average']}" if "load_average" in m else ""
     load += ", a process for each benchmark" if document.get("processes") == "one a benchmark" else ""
+    load += f", malloc {m['malloc']}" if "malloc" in m else ""
     lines += [
         "",
         f"**{document['name']}**: {where}, {m['cpu_cores']} cores, {m['instruction_set']}, Python {m['python']}, "
