@@ -16,7 +16,7 @@ from sleepfm_fast.batches import N_OUT, Batch, ClipInput
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.model.precision import Precision
 from sleepfm_fast.reference.encoder import PublishedEncoder
-from sleepfm_fast.reference.seed_training import PublishedNetwork, SeedTraining
+from sleepfm_fast.reference.seed_training import SeedTraining
 from sleepfm_fast.train import Config
 from sleepfm_fast.training.kept_buffers import KeptBuffers
 from sleepfm_fast.training.objective import Objective, backward
@@ -136,7 +136,7 @@ def test_the_published_encoder_never_waits_for_clips(versus, quick, source, some
 
 def authors_step(model: SleepModel, batch: Batch, dropout: float) -> Callable[[], float]:
     """The authors' loop from the same weights, on the clips as the original's loader hands them over."""
-    twins = {name: PublishedNetwork(n, dropout=dropout) for name, n in model.modalities.items()}
+    twins = {name: PublishedEncoder(n, dropout=dropout) for name, n in model.modalities.items()}
     for name, twin in twins.items():
         twin.load_state_dict(model.encoders[name].state_dict())
     authors = SeedTraining(twins)

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sleepfm_fast.cli.given_paths import as_path
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.csv_files import decoded, parse_csv
 from sleepfm_fast.scoring.files import find_scoring
@@ -81,7 +82,7 @@ def read_scoring(path: str | Path, *, start: datetime | None = None, length_s: f
     SleepfmError
         When the file is missing, of no known kind, or damaged.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         with path.open("rb") as file:
             head = file.read(512)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -17,6 +18,7 @@ import torch
 
 from sleepfm_fast import __version__
 from sleepfm_fast.channels import Montage, channel_of
+from sleepfm_fast.cli.given_paths import as_path
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.filters import FilterBank
@@ -35,6 +37,13 @@ __all__ = ["Batch", "ClipInput", "InputConfig", "prefetch"]
 FS_HZ = 256
 N_OUT = 30 * FS_HZ
 AHEAD = 2  # batches that are announced to the system before they are read
+
+MADE_BY = {
+    "store": "a ClipStore: ClipStore(FOLDER)",
+    "montage": "a Montage: the store's own, store.montage, or a run's, Montage.from_dict(config['montage'])",
+    "config": "an InputConfig, such as InputConfig(filters='aasm') or a run's, InputConfig(**config['input'])",
+}
+"""Where the arguments of a ClipInput come from."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -137,6 +146,10 @@ class ClipInput:
     """
 
     def __init__(self, store: ClipStore, montage: Montage, config: InputConfig, device: torch.device | str) -> None:
+        for name, given in (("store", store), ("montage", montage), ("config", config)):
+            # Not by class: a notebook's %autoreload makes new ones of the same name.
+            if isinstance(given, str | os.PathLike | Mapping):
+                raise TypeError(f"{name} is {given!r}; expected {MADE_BY[name]}.")
         self._made_of = store, montage, config, device
         self.store = store
         self.config = config
@@ -238,11 +251,11 @@ class ClipInput:
         filters = {"filters": self.config.filters, "notch_hz": self.config.notch_hz}
         return {"version": __version__, "store": self.store.digest, "slots": slots, **filters}
 
-    def write_amplitudes(self, path: Path) -> None:
+    def write_amplitudes(self, path: str | Path) -> None:
         """Write what :meth:`measure` found to a file, which takes its name when it is complete."""
-        write_scales(path, self.scales, self.amplitudes_of())
+        write_scales(as_path(path), self.scales, self.amplitudes_of())
 
-    def read_amplitudes(self, path: Path) -> tuple[str, ...]:
+    def read_amplitudes(self, path: str | Path) -> tuple[str, ...]:
         """Take over the amplitudes that :meth:`write_amplitudes` wrote for this store, montage and filters.
 
         Of anything else, or from another version, nothing is taken.
@@ -254,7 +267,7 @@ class ClipInput:
         """
         if self.config.normalise != "recording":
             return ()
-        wrong = read_scales(path, self.scales, self.amplitudes_of())
+        wrong = read_scales(as_path(path), self.scales, self.amplitudes_of())
         return () if wrong is None else (f"{wrong.rstrip('.')}. The amplitudes are measured again.",)
 
     def flat_channels(self, recordings: npt.NDArray[np.int64]) -> tuple[str, ...]:

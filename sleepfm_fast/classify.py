@@ -18,6 +18,7 @@ import tyro
 from sleepfm_fast.cli import command
 from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.cli.option_ranges import refuse_negative
@@ -34,7 +35,7 @@ __all__ = ["Config", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Classify the clips of other recordings with the network that supervise trained.
 
     The store may have another montage: channels are matched by name and missing ones are masked. Scored recordings of
@@ -189,6 +190,7 @@ def main(config: Config) -> dict[str, Any]:
     """Classify; returns the results that end the command."""
     from sleepfm_fast.evaluation.predictions import claimed_predictions
     from sleepfm_fast.results import claimed_result
+    from sleepfm_fast.training.world import threads_restored
 
     started = time.monotonic()
     check(config)
@@ -211,7 +213,8 @@ def main(config: Config) -> dict[str, Any]:
         found = {} if predictions is None else earlier(predictions)
         found |= {} if result is None else result.printed
         if left.predictions is not None or left.result is not None or left.table is not None:
-            found |= classified(left, key)
+            with threads_restored():
+                found |= classified(left, key)
     return {
         **found,
         "predictions": None if config.predictions is None else str(config.predictions),

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.channels import Montage
+from sleepfm_fast.cli.given_paths import as_path
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.plurals import counted
@@ -102,7 +103,7 @@ class ClipStore:
     ) -> None:
         if read not in ("auto", "mmap", "pread"):
             raise ValueError(f"read is {read!r}; choose one of: auto, mmap, pread")
-        self.path = Path(path)
+        self.path = as_path(path)
         columns, texts = self._open_index(verify=verify)
         remote = is_remote(self.path)
         if remote:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import tyro
 
 from sleepfm_fast.cli.command import plain, run, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.cli.path_kinds import Kind
@@ -32,7 +33,7 @@ CLASSIFIERS = ("probe", "supervise", "classify")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Compute the difference of two results' figures, FIRST minus SECOND, with 95 % intervals over shared subjects.
 
     FIRST and SECOND are result folders of `probe`, `supervise` or `classify` for one task, or of `retrieve` for one

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 import stat
 import sys
@@ -19,33 +17,35 @@ import tyro
 
 from sleepfm_fast.channels import MONTAGES, Montage, resolve_auto
 from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
+from sleepfm_fast.cli.option_ranges import refuse_negative_workers
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.cohorts import import_clinical, import_seed
 from sleepfm_fast.cohorts.attempts import ended_its_worker, killed_sentence, outlive, write_failure
+from sleepfm_fast.cohorts.cohort import with_digest
 from sleepfm_fast.cohorts.foreign import ForeignNight, signals_of, write_foreign
 from sleepfm_fast.cohorts.ingest import claimed_run, prepare_folder
 from sleepfm_fast.cohorts.night import STARTED
 from sleepfm_fast.cohorts.nights_table import night_row, write_nights
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables, read_tables
 from sleepfm_fast.cohorts.store_inputs import inputs_of, with_inputs
+from sleepfm_fast.cohorts.summary import say_failed, say_issues, say_unknown
 from sleepfm_fast.errors import SleepfmError, refused_by_system
 from sleepfm_fast.execution.parallel import Engine, Progress, WorkersLost, in_parallel
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting.following import after_store
 from sleepfm_fast.scoring import labels
+from sleepfm_fast.storage.standing import digest_of_value
 from sleepfm_fast.store.clip_layout import VERSION, read_store_file
 from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
 
 __all__ = ["Config", "cli", "main"]
 
-ISSUES_SHOWN = 5
-NIGHTS_SHOWN = 10
-
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Turn what other SleepFM code has prepared into a clip store; samples are quantised, within half a step.
 
     The original recordings (EDF, BDF) give a better store: preprocess keeps their integers, rates and units. Repeating
@@ -107,8 +107,7 @@ def main(config: Config) -> dict[str, Any]:
         raise SleepfmError(f"{config.source} is a file; give the folder that holds X and Y.")
     if config.labels is not None and not config.labels.exists():
         raise SleepfmError(f"--labels {config.labels}: there is no such file or folder.")
-    if config.workers < 0:
-        raise SleepfmError(f"--workers {config.workers} is negative; 0 means one for every core.")
+    refuse_negative_workers(config.workers)
     if not 0 < config.fs_hz < 1e6:
         raise SleepfmError(f"--fs-hz {config.fs_hz} is not a sampling rate; the clinical code writes 128 or 256.")
     if config.origin == "clinical":
@@ -212,7 +211,7 @@ def ingest(config: Config, store: Path, paths: list[Path], tables: ParticipantTa
     else:
         montage = resolve_auto(cohort_signals(paths, config))
     content = [VERSION, config.origin, str(config.fs_hz), config.joined, montage.to_dict()]
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    digest = digest_of_value(content)
     if existing is not None and existing["configuration"]["digest"] != digest:
         raise SleepfmError(
             f"{store} was made from other recordings or with other options; one store holds numbers of one kind. "
@@ -263,12 +262,7 @@ def named(paths: Sequence[Path]) -> dict[Path, str]:
     counts: dict[str, int] = {}
     for path in paths:
         counts[path.stem] = counts.get(path.stem, 0) + 1
-    return {
-        path: path.stem
-        if counts[path.stem] == 1
-        else f"{path.stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:10]}"
-        for path in paths
-    }
+    return {path: path.stem if counts[path.stem] == 1 else with_digest(path.stem, path) for path in paths}
 
 
 def unchanged(store: Path, name: str, path: Path, config: Config, digest: str) -> bool:
@@ -342,15 +336,9 @@ def summarise(
     """Say what was done, and return the same as a dict with the exit status."""
     failed = [{"path": str(row.path), "reason": row.failure} for row in rows if row.failure is not None]
     problems = {row.name: list(row.issues) for row in rows if row.issues}
-    for name, issues in list(problems.items())[:NIGHTS_SHOWN]:
-        say(f"{name}:")
-        for issue in issues[:ISSUES_SHOWN]:
-            say(f"  {issue}")
-    for entry in failed[:NIGHTS_SHOWN]:
-        say(f"failed: {entry['reason']}")
-    if unknown:
-        recordings = counted(len(unknown), "recording that was", "recordings that were")
-        say(f"the participants table names {recordings} not given: {', '.join(unknown[:10])}")
+    say_issues(store, problems)
+    say_failed(store, failed)
+    say_unknown(unknown)
     if totals is None:
         say("error: nothing could be converted; the store holds no night yet")
     else:

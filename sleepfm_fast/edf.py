@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sleepfm_fast.cli.given_paths import as_path
 from sleepfm_fast.formats.edf_fields import BLOCK_BYTES, EdfError, Issues
 from sleepfm_fast.formats.edf_header import Header, Signal, parse_header
 from sleepfm_fast.formats.edf_tal import Annotation, RecordStarts, read_tals
@@ -192,7 +193,7 @@ def read_recording(path: str | Path, *, strict: bool = False) -> Recording:
     EdfError
         When the file is missing, is no EDF or BDF file, or its layout cannot be known; in strict mode at any issue.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

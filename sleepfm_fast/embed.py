@@ -15,6 +15,7 @@ from sleepfm_fast import __version__
 from sleepfm_fast.cli import command
 from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_ranges import refuse_not_positive
 from sleepfm_fast.cli.path_kinds import Kind
@@ -32,7 +33,7 @@ __all__ = ["Config", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Embed every clip of a store with the best model of a run: one unit vector for each modality.
 
     After a kill or an interruption, the same command continues where it stopped and writes the same bytes. If the same

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.cli.given_paths import as_path
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind, places_of
@@ -175,7 +176,7 @@ class Embeddings:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         record = _read_record(self.path)
         if (entry := wrong_entry(record)) is not None:
             raise self._damage("embeddings.json", f"the entry '{entry}' is missing or of the wrong kind")
@@ -232,6 +233,15 @@ class Embeddings:
     def __len__(self) -> int:
         """Return the number of clips."""
         return self.n_clips
+
+    def __repr__(self) -> str:
+        """Say what is in it."""
+        about = self.description
+        widths = ", ".join(f"{m} [{self.widths[m]}]" for m in self.modalities)
+        return (
+            f"Embeddings({str(self.path)!r}: {counted(self.n_clips, 'clip')}, "
+            f"{counted(len(about.recordings), 'recording')}, {counted(len(about.subjects), 'subject')}, {widths})"
+        )
 
     @property
     def overlap_note(self) -> str:

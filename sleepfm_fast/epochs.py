@@ -14,7 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 from sleepfm_fast.edf import EdfError, Recording, Signal
 from sleepfm_fast.execution.threads import in_threads
 from sleepfm_fast.formats.record_kernels import SNAP_SAMPLES, copy_epochs
-from sleepfm_fast.formats.segments import read_digital, read_physical, record_samples, sample_dtype, sample_starts
+from sleepfm_fast.formats.segments import (
+    output_of,
+    read_digital,
+    read_physical,
+    record_samples,
+    sample_dtype,
+    sample_starts,
+)
 from sleepfm_fast.plurals import agreeing, counted, first_of
 
 __all__ = ["EpochPositions", "EpochReader", "locate_epochs", "read_digital", "read_epochs", "read_physical"]
@@ -174,12 +181,7 @@ class EpochReader:
         EdfError
             When the epoch does not lie wholly inside one segment; ``out`` is not changed then.
         """
-        if out is None:
-            out = np.empty(self._shape[1], self.dtype)
-        elif out.dtype != self.dtype or out.shape != self._shape[1:] or not out.flags.forc or not out.flags.writeable:
-            raise ValueError(
-                f"out is {out.dtype}{out.shape}, expected writable, contiguous {self.dtype}{self._shape[1:]}"
-            )
+        out = output_of(out, self._shape[1:], self.dtype)
         onsets_s = np.array((onset_s,), np.float64)
         if copy_epochs(*self._places, onsets_s, *self._times_s, 0, 1, out.reshape(self._shape)) >= 0:
             raise outside_error(self.recording, onsets_s, np.ones(1, np.bool_), self.epoch_s)
@@ -200,12 +202,7 @@ class EpochReader:
             When an epoch does not lie wholly inside one segment.
         """
         onsets = np.ascontiguousarray(onsets_s, np.float64).reshape(-1)
-        shape = (onsets.size, self._shape[1])
-        if out is None:
-            out = np.empty(shape, self.dtype)
-        elif out.dtype != self.dtype or out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
-            raise ValueError(f"out is {out.dtype}{out.shape}, expected writable, contiguous {self.dtype}{shape}")
-        target, failed = out, []
+        target, failed = output_of(out, (onsets.size, self._shape[1]), self.dtype), []
 
         def work(begin: int, end: int) -> None:
             if copy_epochs(*self._places, onsets, *self._times_s, begin, end, target) >= 0:
@@ -220,7 +217,7 @@ class EpochReader:
                 inside = (onsets >= begin_s - slack_s) & (onsets + self.epoch_s <= begin_s + length_s + slack_s)
                 outside &= ~inside
             raise outside_error(self.recording, onsets, outside, self.epoch_s)
-        return out
+        return target
 
     def split(self, samples: NDArray[Any]) -> list[NDArray[Any]]:
         """Return a view ``[..., n_samples]`` of each signal in what :meth:`read` or :meth:`read_many` returned."""
@@ -271,9 +268,6 @@ def read_epochs(
     reader = EpochReader(recording, signals, epoch_s=epoch_s, context_s=context_s)
     onsets = np.asarray(onsets_s, np.float64).reshape(-1)
     shape = (onsets.size, len(signals), reader.n_samples[0])
-    if out is None:
-        out = np.empty(shape, reader.dtype)
-    elif out.dtype != reader.dtype or out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError(f"out is {out.dtype}{out.shape}, expected writable, contiguous {reader.dtype}{shape}")
+    out = output_of(out, shape, reader.dtype)
     reader.read_many(onsets, out.reshape(shape[0], shape[1] * shape[2]))
     return out

@@ -19,8 +19,10 @@ import tyro
 from sleepfm_fast import __version__
 from sleepfm_fast.cli import command
 from sleepfm_fast.cli.command import plain, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_without, refuse_without_effect
+from sleepfm_fast.cli.option_ranges import refuse_negative_workers
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted, first_of
@@ -39,7 +41,7 @@ SHOWN = 8  # channels that a notice names
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Measure what a sleep researcher would: band powers, heart rate and its variability, breathing, saturation.
 
     Every channel of the montage is measured according to its kind, at its native rate, in the units given in the
@@ -92,8 +94,7 @@ def check(config: Config) -> None:
             f"--validation-share {config.validation_share:g} and --test-share {config.test_share:g} leave no subjects "
             "for training; expected two shares of 0 or more that sum to less than 1."
         )
-    if config.workers < 0:
-        raise SleepfmError(f"--workers {config.workers} is negative; 0 means one for every core.")
+    refuse_negative_workers(config.workers)
 
 
 def in_order(store: ClipStore, engine: Engine, n_done: int) -> Iterator[dict[str, npt.NDArray[np.float32]]]:

@@ -20,6 +20,7 @@ import tyro
 
 from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.cli.path_kinds import Kind
@@ -39,7 +40,7 @@ WHICH_POINTS = ("subjects", "all_subjects", "replicates")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Measure how well a linear classifier does with few labelled subjects, for growing numbers of them.
 
     For every number of training subjects and every replicate: AUROC, AUPRC and F1 per class and macro-averaged on the
@@ -179,16 +180,14 @@ def _values(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _with_chance(figures: dict[str, Any]) -> dict[str, float | None]:
     """Average over all classes that the test clips have, those never trained at chance: AUROC 0.5, AUPRC prevalence."""
-    found: dict[str, list[float]] = {"auroc": [], "auprc": []}
-    for entry in figures["classes"].values():
-        if 0 < entry["prevalence"] < 1:
-            for name, chance in (("auroc", 0.5), ("auprc", entry["prevalence"])):
-                value = entry[name].value
-                found[name].append(chance if value is None else value)
+    from sleepfm_fast.evaluation.figures import mean_with_chance
+
+    entries = figures["classes"].values()
     # F1 needs no chance: a class that is never predicted has F1 = 0 and is averaged as such.
-    return {name: float(np.mean(values)) if values else None for name, values in found.items()} | {
-        "f1": figures["macro"]["f1"].value
-    }
+    return {
+        name: mean_with_chance(name, ((entry["prevalence"], entry[name].value) for entry in entries))
+        for name in ("auroc", "auprc")
+    } | {"f1": figures["macro"]["f1"].value}
 
 
 def main(config: Config) -> dict[str, Any]:

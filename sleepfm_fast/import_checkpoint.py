@@ -12,6 +12,7 @@ import tyro
 
 from sleepfm_fast.cli import command
 from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.reporting.following import after_checkpoint
@@ -20,7 +21,7 @@ __all__ = ["Config", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Turn the authors' best.pt into a run folder that embed, probe and retrieve work with.
 
     The file is read without running any code in it. The montage follows from the numbers of channels: 7, 10 and 2 are

@@ -1,10 +1,10 @@
-"""Nouns and verbs that agree with a number, and lists that end before they are long."""
+"""Nouns and verbs that agree with a number, lists that end before they are long, and durations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["agreeing", "counted", "first_lines", "first_of"]
+__all__ = ["agreeing", "clock", "counted", "first_lines", "first_of"]
 
 
 def agreeing(n: float, one: str, many: str | None = None) -> str:
@@ -28,6 +28,18 @@ def counted(n: float, one: str, many: str | None = None, spec: str = "") -> str:
     """
     written = f"{n:{spec}}"
     return f"{written} {agreeing(1 if written == '1' else n, one, many)}"
+
+
+def clock(seconds: float) -> str:
+    """Write a duration, or a time since a start, as hours, minutes and seconds.
+
+    Examples
+    --------
+    >>> clock(3661.4), clock(36 * 3600)
+    ('1:01:01', '36:00:00')
+    """
+    minutes, whole = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{whole:02d}"
 
 
 def first_of(names: Sequence[str], most: int) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import tyro
 
 from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
@@ -32,7 +33,7 @@ __all__ = ["Config", "cli", "main"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Apply the classifier that probe fitted to the nights of any embeddings folder, scored or not.
 
     The embeddings must come from the model whose embeddings the probe was fitted on (hand-made features must be the

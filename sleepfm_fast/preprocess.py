@@ -11,8 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, only_without, refuse_without_effect
+from sleepfm_fast.cli.option_ranges import refuse_negative_workers
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.cohorts.cohort import find_recordings
 from sleepfm_fast.cohorts.corrections import read_corrections
@@ -32,7 +34,7 @@ Choice = Literal["auto", "paper", "cinc2018", "aasm"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Turn recordings and their scoring into a clip store; with --inspect, only report what the recordings hold.
 
     Repeating the command adds what is missing and redoes nothing. If it is killed at any moment, the same command
@@ -162,9 +164,8 @@ def wrong_usage(config: Config) -> str | None:
             f"the last path names the store, a folder to write, but {config.paths[-1]} is a file. Put the store's name "
             "behind the recordings, or --inspect before them to look at them only."
         )
-    if config.workers < 0:
-        return f"--workers {config.workers} is negative; 0 means one for every core."
     try:
+        refuse_negative_workers(config.workers)
         refuse_without_effect(config)
     except SleepfmError as error:
         return str(error)

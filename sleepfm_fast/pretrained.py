@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast.batches import InputConfig
+from sleepfm_fast.cli.given_paths import as_path
 from sleepfm_fast.cli.option_ranges import option
 from sleepfm_fast.encoder import EncoderConfig, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.model.seed_checkpoint import read_seed_checkpoint
 from sleepfm_fast.montage.montages import MODALITIES, Montage
 from sleepfm_fast.plurals import first_of
-from sleepfm_fast.rundir import RunDirectory, read_tensors
+from sleepfm_fast.rundir import RunDirectory, model_part, read_tensors
 from sleepfm_fast.runs.run_config import refuse_damaged
 from sleepfm_fast.storage.columns import file_digest
 
@@ -116,8 +117,7 @@ def trained_config(run: RunDirectory) -> dict[str, Any]:
 def model_tensors(path: Path) -> dict[str, Tensor]:
     """Return a checkpoint's model tensors by their state dict's names, without those of optimiser and generators."""
     found = read_tensors(path)
-    if any(name.startswith("model/") for name in found):
-        found = {name.removeprefix("model/"): t for name, t in found.items() if name.startswith("model/")}
+    found = model_part(found) or found
     if not any(name.startswith("encoders.") for name in found):
         listed = ", ".join(list(found)[:3]) or "nothing"
         raise SleepfmError(
@@ -140,7 +140,7 @@ def load_model(path: str | Path, device: str | torch.device) -> tuple[SleepModel
     SleepfmError
         As :func:`read_pretrained`; and for a checkpoint without the ``config.json`` of its run.
     """
-    found = read_pretrained(Path(path))
+    found = read_pretrained(as_path(path))
     if found.config is None:
         raise SleepfmError(
             f"{found.file} has no config.json beside it, which says what its channels and filters are. Give the run "

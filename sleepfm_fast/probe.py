@@ -19,6 +19,7 @@ import numpy.typing as npt
 import tyro
 
 from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, only_without, refuse_without_effect
 from sleepfm_fast.cli.option_ranges import option
@@ -37,7 +38,7 @@ __all__ = ["Config", "cli", "main"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Predict sleep stage, sleep-disordered breathing, age group or sex from frozen embeddings by logistic regression.
 
     Class weights are balanced. Age and sex are predicted for every clip, as in the paper. All clips of a night share

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sleepfm_fast.cli.given_paths import as_path
 from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.formats.edf_fields import EdfError
 from sleepfm_fast.formats.wfdb_recording import read_wfdb_recording
@@ -32,7 +33,7 @@ def open_recording(path: str | Path) -> Recording:
         When it cannot be read; see :func:`sleepfm_fast.edf.read_recording` and
         :func:`sleepfm_fast.formats.wfdb_recording.read_wfdb_recording`.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix.lower() == WFDB_SUFFIX:
         return read_wfdb_recording(path)
     try:

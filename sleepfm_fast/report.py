@@ -18,6 +18,7 @@ import tyro
 
 from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import plain, run, say, to_json
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads
 from sleepfm_fast.cli.option_ranges import option
 from sleepfm_fast.cli.path_kinds import Kind
@@ -36,7 +37,7 @@ AGAIN = "Repeat their commands with --overwrite (supervise with --resume) to hav
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Write one HTML page that needs no network and no script: figures, curves, nights, embeddings, retrieval, sources.
 
     Several runs are shown side by side. A JSON file beside the page holds every number shown and the files it came

@@ -20,6 +20,7 @@ import tyro
 
 from sleepfm_fast.cli import command
 from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
@@ -46,7 +47,7 @@ AGAIN = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Train, evaluate and tabulate what the paper's tables and figures show, beside the paper's own figures.
 
     Without a STORE, a cohort is simulated. The plan and its cost are printed before anything starts. After a kill or a
@@ -241,6 +242,14 @@ def settings_of(config: Config, preset: Preset) -> dict[str, Any]:
 
 def main(config: Config) -> dict[str, Any]:
     """Plan, carry out, tabulate; returns the results that end the command."""
+    from sleepfm_fast.training.world import threads_restored
+
+    with threads_restored():
+        return reproduced(config)
+
+
+def reproduced(config: Config) -> dict[str, Any]:
+    """Do what :func:`main` says."""
     from sleepfm_fast.reproduction import cohorts as reproduce_cohorts
     from sleepfm_fast.reproduction import plan as reproduce_plan
     from sleepfm_fast.reproduction import steps as reproduce_steps

@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, to_json
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.given_paths import as_path
+from sleepfm_fast.cli.json_text import are, from_json, is_count, is_text
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
@@ -46,11 +47,11 @@ KIND = FolderKind("a result folder", "result.json")
 
 
 def are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return are(value, is_text)
 
 
 def are_codes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(code) is int and 0 <= code < 128 for code in value)
+    return are(value, lambda code: is_count(code) and code < 128)
 
 
 def are_shapes(value: Any) -> bool:
@@ -63,8 +64,7 @@ def are_shapes(value: Any) -> bool:
 
 ENTRIES: Mapping[str, Callable[[Any], bool]] = {
     "arrays": are_shapes,
-    "command": lambda value: isinstance(value, str),
-    "task": lambda value: isinstance(value, str),
+    **dict.fromkeys(("command", "task"), is_text),
     **dict.fromkeys(("subjects", "recordings", "modalities", "class_names"), are_texts),
     "trained_classes": are_codes,
 }
@@ -100,6 +100,15 @@ class Result:
         """The command that wrote it."""
         return str(self.record["command"])
 
+    @property
+    def record_file(self) -> Path:
+        """The file of the record."""
+        return self.path / KIND.record
+
+    def array_file(self, name: str) -> Path:
+        """The file of one of the arrays."""
+        return self.path / f"{name}.npy"
+
     def require(self, *names: str) -> None:
         """Refuse a result that lacks one of the entries.
 
@@ -110,7 +119,7 @@ class Result:
         """
         if lacking := [name for name in names if self.record.get(name) is None]:
             raise SleepfmError(
-                f"{self.path / 'result.json'} is damaged: the entry '{lacking[0]}' is missing. Run its command again."
+                f"{self.record_file} is damaged: the entry '{lacking[0]}' is missing. Run its command again."
             )
 
     def array(self, name: str) -> npt.NDArray[Any]:
@@ -125,7 +134,7 @@ class Result:
         if expected is None:
             has = ", ".join(self.record["arrays"]) or "none"
             raise SleepfmError(f"the result {self.path} has no array '{name}'; it has {has}.")
-        file = self.path / f"{name}.npy"
+        file = self.array_file(name)
         try:
             values = map_array(file)
         except (OSError, ValueError, EOFError) as error:
@@ -223,7 +232,7 @@ def write_result(
             synchronise_descriptor(out.fileno())
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: str | Path) -> Result:
     """Open a result folder.
 
     Raises
@@ -231,6 +240,7 @@ def read_result(path: Path) -> Result:
     SleepfmError
         When it is missing, unfinished, or of another format.
     """
+    path = as_path(path)
     try:
         record = from_json((path / "result.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -256,9 +266,9 @@ def read_result(path: Path) -> Result:
     return Result(path, record)
 
 
-def find_results(run: Path) -> tuple[Result, ...]:
+def find_results(run: str | Path) -> tuple[Result, ...]:
     """All finished results in ``RUN/results/``, at any depth, by name."""
-    files = sorted((run / FOLDER).rglob("result.json"))
+    files = sorted((as_path(run) / FOLDER).rglob("result.json"))
     # What a killed writer left under a temporary name is no result.
     return tuple(read_result(file.parent) for file in files if file.parent.suffix != TEMPORARY_SUFFIX)
 

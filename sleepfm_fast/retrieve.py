@@ -20,6 +20,7 @@ import tyro
 
 from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import plain, run, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.cli.path_kinds import Kind
@@ -39,7 +40,7 @@ Chosen = dict[tuple[str, str], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Measure recall@k and the median and mean rank between every two modalities of an embeddings folder, both ways.
 
     Ranks are exact (those of float64 similarities; among equal candidates the earlier clip comes first) and computed in

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleepfm_fast.cli.command import is_encodable, to_json
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.command import to_json
+from sleepfm_fast.cli.json_text import from_json, is_encodable
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import UNKNOWN, Kind, kind_of
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
@@ -29,6 +29,7 @@ __all__ = [
     "RunDirectory",
     "damaged",
     "goes_on",
+    "model_part",
     "pack_optimiser",
     "read_checkpoint",
     "read_state",
@@ -179,6 +180,11 @@ def read_state(path: Path) -> dict[str, Any]:
     except (SafetensorError, ValueError, OSError) as error:
         raise damaged(path, error) from error
     return state_in(path, metadata)
+
+
+def model_part(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the model's tensors of a checkpoint, by their names in its state dict."""
+    return {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
 
 
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from sleepfm_fast.cli import command
 from sleepfm_fast.cli.bars import progress_bar
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.edf import read_recording
@@ -43,7 +44,7 @@ DIGITAL = (-32768, 32767)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Write a simulated cohort of sleepers: EDF+ files with hypnogram and respiratory events, and participants.csv.
 
     The modalities share one hidden physiology (sleep stage, breathing, heart, arousals); docs/simulator.md describes

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from sleepfm_fast.cli import command
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import TRAINING_EFFECTS, Effect, refuse_without_effect
 from sleepfm_fast.cli.option_ranges import refuse_dropout, refuse_negative, refuse_not_finite, refuse_not_positive
@@ -27,7 +28,7 @@ __all__ = ["Config", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Train one network from signals to labels: the paper's supervised baseline.
 
     It is train's encoder applied to the channels of all modalities stacked (or of one modality), with an output for

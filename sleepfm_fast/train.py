@@ -14,6 +14,7 @@ import tyro
 
 from sleepfm_fast.cli import command
 from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import TRAINING_EFFECTS, Effect
 from sleepfm_fast.cli.path_kinds import Kind
@@ -33,7 +34,7 @@ def decided(default: object, metavar: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Train one encoder for each modality by contrasting the modalities of each 30-second clip.
 
     With several processes: torchrun --nproc-per-node 8 -m sleepfm_fast.train STORE RUN (see docs/distributed.md).

@@ -18,6 +18,7 @@ import tyro
 
 from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
@@ -37,7 +38,7 @@ SIDES = ("training", "testing")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TakesPaths):
     """Join one embeddings folder's training and validation clips with another's test clips, for probe and few_shot.
 
     Both must be embedded by one run, each from its own store. The other laboratory's training subjects are left out

@@ -25,7 +25,7 @@ from sleepfm_fast.channels import MONTAGES
 from sleepfm_fast.cohorts.corrections import read_corrections
 from sleepfm_fast.cohorts.manifest import Entry, Journal, read_manifest
 from sleepfm_fast.cohorts.night import read_night
-from sleepfm_fast.cohorts.participants import read_participants
+from sleepfm_fast.cohorts.participants_file import read_participants
 from sleepfm_fast.cohorts.sexes import codes_in
 from sleepfm_fast.edf import read_recording
 from sleepfm_fast.errors import SleepfmError

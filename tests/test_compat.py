@@ -13,7 +13,8 @@ from sleepfm_fast.batches import Batch
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.reference.contrastive_loss import contrastive_loss
-from sleepfm_fast.reference.seed_training import PublishedNetwork, SeedTraining
+from sleepfm_fast.reference.encoder import PublishedEncoder
+from sleepfm_fast.reference.seed_training import SeedTraining
 from sleepfm_fast.rundir import RunDirectory
 from sleepfm_fast.training.contrastive import Trainer
 from sleepfm_fast.training.neighbours import clips_of
@@ -80,7 +81,7 @@ def published(mode, **options):
     torch.manual_seed(0)
     # Without dropout, of which the fused blocks draw other numbers.
     model = SleepModel(CHANNELS, dataclasses.replace(PRESETS["seed"], dropout=0.0)).train()
-    twins = {name: PublishedNetwork(n, dropout=0.0) for name, n in CHANNELS.items()}
+    twins = {name: PublishedEncoder(n, dropout=0.0) for name, n in CHANNELS.items()}
     for name, twin in twins.items():
         twin.load_state_dict(model.encoders[name].state_dict())
     x = {name: torch.randn(N, n, 7680) for name, n in CHANNELS.items()}
@@ -115,7 +116,7 @@ def flat(encoders):
 
 def test_the_restated_network_has_the_published_tensors():
     ours = SleepModel({"ecg": 2}, PRESETS["seed"]).encoders["ecg"]
-    theirs = PublishedNetwork(2)
+    theirs = PublishedEncoder(2)
     shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
     assert {name: tensor.shape for name, tensor in theirs.state_dict().items()} == shapes
     assert len(shapes) == 318

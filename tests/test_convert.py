@@ -579,3 +579,14 @@ sys.exit(convert.cli(given))
     assert [entry.id for entry in ClipStore(tmp_path / "store", verify=True).recordings] == ["a", "c"]
     status, result, _ = run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed")
     assert (status, result["nights"], result["added"]) == (0, 3, 1)
+
+
+def test_nights_that_are_not_listed_are_counted(tmp_path, capsys):
+    nights = {f"n{k:02d}": (0,) for k in range(12)}
+    seed_folder(tmp_path / "seed", nights)
+    for name in nights:
+        (tmp_path / "seed" / "X" / name / f"{name}_0.npy").write_bytes(b"")
+    status, result, err = run(capsys, tmp_path / "seed", tmp_path / "store", "--from", "seed")
+    assert (status, len(result["failed"])) == (1, 12)
+    assert err.count("failed: ") == 10
+    assert f"and 2 more failed; the reasons are in {tmp_path / 'store' / 'failures'}" in err

@@ -219,3 +219,46 @@ def test_a_browser_draws_them(drawn, tmp_path):
         dom, console = browse(path, tmp_path / "profile", "--dump-dom")
         assert "parsererror" not in dom
         assert console == []
+
+
+def test_no_text_leaves_the_file(tmp_path):
+    """Keys of long names were cut at the edge, where those of a cohort often differ."""
+    names = [
+        f"University-Hospital-Sleep-Laboratory-insomnia-cohort-visit-baseline-participant-{k:04d}" for k in range(6)
+    ]
+    folder = full_run(tmp_path / "a-run-with-the-long-name-of-an-experiment-2024-11-30", names=names)
+    make(folder, figures=folder / "figures")
+    for path in (folder / "figures").iterdir():
+        root = ET.parse(path).getroot()
+        for node in root.iter(f"{SVG}text"):
+            x, size, text = float(node.get("x")), float(node.get("font-size")), node.text or ""
+            length = 0.5 * size * len(text)  # Arial's letters are half an em wide on average
+            left = {"start": x, "middle": x - length / 2, "end": x - length}[node.get("text-anchor", "start")]
+            assert left >= -1, (path.name, text)
+            assert left + length <= float(root.get("width")) + 1, (path.name, text)
+    (plane,) = (folder / "figures").glob("plane-clips-by-subject.svg")
+    written = "".join(node.text or "" for node in ET.parse(plane).getroot().iter(f"{SVG}text"))
+    assert all(f"participant-{k:04d}" in written for k in (4, 5)), "the two held-out subjects"
+
+
+def test_a_confusion_matrix_says_which_way_round_it_is(drawn):
+    folder, figures, *_ = drawn
+    (file,) = figures.glob("task-stage-*-confusion-matrix.svg")
+    written = [node.text for node in ET.parse(file).getroot().iter(f"{SVG}text")]
+    assert written.index("predicted") < written.index("true") < written.index("W")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="col" rowspan="2">true</th><th scope="colgroup" colspan="5">predicted</th>' in page
+
+
+def test_one_value_is_drawn(tmp_path):
+    """A training of fewer than twenty steps has one temperature, learning rate and speed: the plots were empty."""
+    folder = full_run(tmp_path / "run")
+    metrics = folder / "metrics.jsonl"
+    steps = [line for line in metrics.read_text().splitlines() if '"step"' in line]
+    metrics.write_text("\n".join([steps[0], next(line for line in steps if '"epoch", ' in line)]) + "\n")
+    make(folder, figures=folder / "figures")
+    for name in ("training-temperature", "training-learning-rate", "throughput-training-speed", "training-loss-of-run"):
+        root = ET.parse(folder / "figures" / f"{name}.svg").getroot()
+        series = "s7" if "loss" in name else "s0"
+        mark = attributes_of((("path", frozenset({"mark", series})),))["fill"]
+        assert [p for p in root.iter(f"{SVG}path") if p.get("fill") == mark and "translate" in p.get("transform", "")]

@@ -23,7 +23,8 @@ from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import to_json
 from sleepfm_fast.cohorts import cohort, ingest, participants
 from sleepfm_fast.cohorts.corrections import Corrections, read_corrections
-from sleepfm_fast.cohorts.participants import Participant, Participants, read_participants
+from sleepfm_fast.cohorts.participants import Participant, Participants
+from sleepfm_fast.cohorts.participants_file import read_participants
 from sleepfm_fast.doctor import inspection
 from sleepfm_fast.evaluation import predictions
 from sleepfm_fast.evaluation.predictions import Predicted, write_predictions

@@ -11,7 +11,8 @@ from nights import write_night
 from sleepfm_fast import preprocess
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables, read_tables
-from sleepfm_fast.cohorts.participants import Participant, Participants, read_participants
+from sleepfm_fast.cohorts.participants import Participant, Participants
+from sleepfm_fast.cohorts.participants_file import read_participants
 from sleepfm_fast.errors import SleepfmError
 
 

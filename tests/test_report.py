@@ -557,3 +557,13 @@ def test_a_second_store_does_not_speak_for_the_run(tmp_path):
     _, _, numbers, _ = make(folder)
     (card,) = [f for (_, _, t), f in figures_of(numbers).items() if t == "Sleep staging: AUROC, mean of stages"]
     assert card["files"] == [str(folder / "results" / "stage" / "result.json")]
+
+
+def test_headings_leave_no_level_out(tmp_path):
+    """Figures below a section without groups were two levels below it."""
+    folder = full_run(tmp_path / "run")
+    page, *_ = make(folder)
+    levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", page)]
+    assert levels[0] == 1
+    assert {2, 3, 4} <= set(levels)
+    assert all(below <= above + 1 for above, below in itertools.pairwise(levels))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from sleepfm_fast.reporting.comparison import difference_figures, overview, retrieval_differences, spread
+from sleepfm_fast.results import Result
 
 FIGURES = ("auroc", "auprc", "f1")
 
@@ -27,7 +28,7 @@ def of_classifier(shift, n, *, n_classes=5, **more):
 
 
 def result(record, command="probe", path="run/results/x"):
-    return SimpleNamespace(path=Path(path), command=command, record=record)
+    return Result(Path(path), {**record, "command": command})
 
 
 def rows_of(figure):

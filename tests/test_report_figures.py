@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sleepfm_fast.plurals import clock
 from sleepfm_fast.reporting.curves import calibration, precision_recall, roc, thin
 from sleepfm_fast.reporting.hypnogram import Night, choose_recordings, entropy
 from sleepfm_fast.reporting.markup import element, escape, number
@@ -16,7 +17,7 @@ from sleepfm_fast.reporting.plot import INNER, Plot, polyline
 from sleepfm_fast.reporting.scale import Scale, covering
 from sleepfm_fast.reporting.sources import Run
 from sleepfm_fast.reporting.training_curves import MAX_POINTS, loss_figure, thinned
-from sleepfm_fast.reporting.wording import clock, count, share, value_of, with_interval
+from sleepfm_fast.reporting.wording import count, share, value_of, with_interval
 
 
 def problem(seed, n=800, ties=False):
@@ -96,6 +97,30 @@ def test_ticks_are_few_round_and_within_the_axis(seed):
     assert all(scale.low * (1 - 1e-9) - 1e-12 <= v <= scale.high * (1 + 1e-9) + 1e-12 for v, _ in marks if log)
     assert len({text for _, text in marks}) == len(marks)
     assert (np.diff(scale.fraction([v for v, _ in marks])) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (0, 1e-3, ["0", "2.5e-4", "5e-4", "7.5e-4", "1e-3"]),  # as of a learning rate: 0.00025 had no room
+        (0, 1e-5, ["0", "2.5e-6", "5e-6", "7.5e-6", "1e-5"]),
+        (
+            1,
+            1.00002,
+            ["0.99975", "1.00000", "1.00025", "1.00050"],
+        ),  # all were 1e0, as of a temperature that hardly moves
+        (1e6, 1.05e6, ["1e6", "1.02e6", "1.04e6"]),  # all were 1e6
+        (0.0047, 0.0057, ["4.75e-3", "5e-3", "5.25e-3", "5.5e-3"]),  # of one kind
+        (0, 0.01, ["0.0000", "0.0025", "0.0050", "0.0075", "0.0100"]),
+        (-3, 4, ["-2", "0", "2", "4"]),
+    ],
+)
+def test_tick_texts_are_exact_different_and_have_room(low, high, texts):
+    marks = covering([low, high]).marks()
+    assert [text for _, text in marks] == texts
+    assert all(math.isclose(float(text), value, rel_tol=1e-9, abs_tol=1e-12) for value, text in marks)
+    # Arial's digits are 0.556 em wide, its point 0.278; the page leaves 46 px less the gap of 6 to the left edge's 8.
+    assert max(12 * sum(0.278 if c == "." else 0.556 for c in text) for text in texts) < 48
 
 
 def test_scales_of_nothing_and_of_one_value():

@@ -14,7 +14,8 @@ from synthetic_embeddings import columns_of, description_of, write_folder
 from sleepfm_fast.baselines.supervised_clips import StoreFacts
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.cohorts.participant_tables import read_tables
-from sleepfm_fast.cohorts.participants import Participants, read_participants
+from sleepfm_fast.cohorts.participants import Participants
+from sleepfm_fast.cohorts.participants_file import read_participants
 from sleepfm_fast.cohorts.visits import told_visit, visit_of
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError

@@ -20,7 +20,7 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.model.precision import Precision, arithmetic
 from sleepfm_fast.pretrained import Pretrained, refuse_differences
-from sleepfm_fast.rundir import RunDirectory, read_checkpoint
+from sleepfm_fast.rundir import RunDirectory, model_part, read_checkpoint
 from sleepfm_fast.runs.run_config import damaged_entry, refuse_damaged
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "Classifier",
     "blocks_of",
     "load_classifier",
-    "load_weights",
     "logits_of",
     "refuse_other_runs",
     "scored",
@@ -80,11 +79,6 @@ def finite(logits: npt.NDArray[np.float64], store: ClipStore, clips: npt.NDArray
             "impossible values there (preprocess --inspect)."
         )
     return logits
-
-
-def load_weights(network: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Take the network's weights out of a checkpoint's tensors."""
-    network.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
 
 
 def refuse_other_runs(run: RunDirectory, config: dict[str, Any], remedy: str) -> None:
@@ -151,9 +145,9 @@ def load_classifier(run: RunDirectory, store: ClipStore, device: torch.device) -
     clip_input = ClipInput(store, montage, InputConfig(**config["input"]), device)
     network = build_encoder(clip_input.n_columns, EncoderConfig.from_dict(config["model"]["encoder"]))
     tensors, _ = read_checkpoint(run.best_path)
-    weights = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
+    weights = model_part(tensors)
     refuse_differences(Pretrained(run.best_path, "a checkpoint", weights, config), network.state_dict(), weights)
-    load_weights(network, tensors)
+    network.load_state_dict(weights)
     names = TASKS[task].names
     return Classifier(
         network.to(device).eval(),

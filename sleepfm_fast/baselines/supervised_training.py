@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from sleepfm_fast.baselines.supervised_clips import held_out_of, in_words, montage_of, select_labelled
 from sleepfm_fast.baselines.supervised_network import blocks_of, finite, logits_of, refuse_other_runs, scored
 from sleepfm_fast.batches import Batch, ClipInput, InputConfig
-from sleepfm_fast.cli.command import plain, plain_defaults
+from sleepfm_fast.cli.command import plain
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.distributed import gather_rows
 from sleepfm_fast.encoder import PRESETS, Encoder, build_encoder
@@ -31,7 +31,7 @@ from sleepfm_fast.rundir import RunDirectory, goes_on, read_checkpoint, reconcil
 from sleepfm_fast.runs.splits import Split
 from sleepfm_fast.store.label_rules import label_rules_note
 from sleepfm_fast.store.side_stream import upload
-from sleepfm_fast.training.loop import TrainingLoop, recordings_of
+from sleepfm_fast.training.loop import TrainingLoop, asked, recordings_of
 from sleepfm_fast.training.objective import wrap
 from sleepfm_fast.training.optimiser import build_optimiser
 from sleepfm_fast.training.sampler import ClipSampler, shard, shard_sizes
@@ -61,8 +61,7 @@ class SupervisedTrainer(TrainingLoop):
         self.split = Split(config.split_salt, config.validation_share, config.test_share)
         self.select(self.recordings_with(self.input.feed.present))
         recordings = np.unique(np.concatenate([recordings_of(store, side.clips) for side in self.sides.values()]))
-        for notice in self.measure(recordings):
-            self.say(f"notice: {notice}")
+        self.say_notices(*self.measure(recordings))
         # A channel that is flat throughout a recording is none.
         self.select(self.recordings_with(self.input.feed.present & (self.input.scales.scale != 0)))
         self.classes = np.unique(self.clips.train.labels)
@@ -131,29 +130,21 @@ class SupervisedTrainer(TrainingLoop):
         run = RunDirectory(config.run)
         store = ClipStore(config.store)
         if not config.resume:
-            now = asked(config, store, world)
+            now = asked(kept_options(config), config, store, world)
             config = dataclasses.replace(config, resume=world.on_main(lambda: goes_on(run, "supervise", now)))
         changes: list[dict[str, Any]] = []
         if resumed := world.on_main(lambda: config.resume and run.exists()):
             remedy = "Resume it with `python -m sleepfm_fast.{command}`, or name another folder."
             refuse_other_runs(run, world.on_main(run.config), remedy)
-            now = asked(config, store, world)
+            now = asked(kept_options(config), config, store, world)
             changes = world.on_main(lambda: reconcile(run, now))
         trainer = cls(config, store, run, world)
-        for change in changes:
-            trainer.say(
-                f"notice: from step {change['step']} on, {change['option']} is {change['is']}, was {change['was']}"
-            )
-        for notice in (label_rules_note(store.path), *trainer.clips.notices):
-            if notice:
-                trainer.say(f"notice: {notice}")
+        trainer.say_changes(changes)
+        trainer.say_notices(label_rules_note(store.path), *trainer.clips.notices)
         if resumed:
             trainer.load_last()
         else:
-            if config.resume:
-                trainer.say(
-                    f"notice: there is no run in {run.path} to continue; the training starts from the beginning"
-                )
+            trainer.say_new()
             world.on_main(lambda: run.create(trainer.description()))
         trainer.keep_amplitudes()
         trainer.announce()
@@ -328,9 +319,3 @@ def kept_options(config: Config) -> dict[str, Any]:
     options: dict[str, Any] = plain(config)
     del options["bootstraps"]
     return options
-
-
-def asked(config: Config, store: ClipStore, world: World) -> dict[str, Any]:
-    """What a run is compared with before it is resumed."""
-    options = {"config": kept_options(config), "defaults": plain_defaults(config)}
-    return {**options, "store_digest": store.digest, "ranks": world.size}

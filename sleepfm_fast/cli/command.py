@@ -18,6 +18,7 @@ from typing import Any, TextIO, TypeVar
 
 from sleepfm_fast.cli.help_texts import join_lines
 from sleepfm_fast.cli.interruption import SENTENCE, Stopped, leave_to_python, stops_raised
+from sleepfm_fast.cli.json_text import is_encodable, to_text
 from sleepfm_fast.cli.misplaced import refuse_misplaced
 from sleepfm_fast.cli.option_effects import given_options, refuse_without_effect
 from sleepfm_fast.errors import SleepfmError, is_own_source, refused_by_system
@@ -73,17 +74,7 @@ def plain_defaults(config: Any) -> dict[str, Any]:
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """Serialise configuration or results to strict JSON (no NaN), which UTF-8 can always hold."""
-    text = json.dumps(value := plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
-    return text if is_encodable(text, "utf-8") else json.dumps(value, indent=indent, allow_nan=False)
-
-
-def is_encodable(text: str, encoding: str) -> bool:
-    """Whether an encoding has all characters; UTF-8 lacks those of a file name in another encoding."""
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
+    return to_text(plain(value), indent=indent)
 
 
 def json_line(value: Any) -> str:

@@ -9,7 +9,10 @@ from typing import Any
 
 from sleepfm_fast.errors import SleepfmError
 
-__all__ = ["option", "refuse_dropout", "refuse_negative", "refuse_not_finite", "refuse_not_positive"]
+__all__ = [
+    "option", "refuse_dropout", "refuse_negative", "refuse_negative_workers", "refuse_not_finite",
+    "refuse_not_positive",
+]  # fmt: skip
 
 
 def option(name: str) -> str:
@@ -37,6 +40,12 @@ def refuse_negative(config: Any, names: Iterable[str]) -> None:
     for name in names:
         if getattr(config, name) < 0:
             raise SleepfmError(f"{option(name)} is {getattr(config, name)}; expected 0 or more.")
+
+
+def refuse_negative_workers(workers: int) -> None:
+    """Refuse a number of workers below 0."""
+    if workers < 0:
+        raise SleepfmError(f"--workers {workers} is negative; 0 means one for every core.")
 
 
 def refuse_dropout(dropout: float | None) -> None:

@@ -7,9 +7,8 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import read_object
 
 __all__ = ["UNKNOWN", "Kind", "kind_of", "likely_paths", "places_of"]
 
@@ -81,7 +80,7 @@ def kind_of_file(path: Path) -> Kind:
 def kind_of_folder(path: Path) -> Kind:
     """By the record that its command writes, or by the recordings in it."""
     for file, kind in RECORDS.items():
-        record = record_of(path / file)
+        record = read_object(path / file)
         if str(record.get("format", "")).startswith("sleepfm_fast"):
             if kind is Kind.EMBEDDINGS and record.get("kind") == "feature":
                 return Kind.FEATURES
@@ -113,15 +112,6 @@ def holds(folder: Path, suffixes: tuple[str, ...]) -> bool:
     return any(entry.suffix.lower() in suffixes for entry in entries(folder))
 
 
-def record_of(file: Path) -> dict[str, Any]:
-    """A JSON object, empty where it cannot be read."""
-    try:
-        found = from_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def likely_paths(path: Path, kinds: Iterable[Kind]) -> list[Path]:
     """Paths of some kinds that belong to ``path``: of the first kind before others, the likeliest first.
 
@@ -139,7 +129,7 @@ def likely_paths(path: Path, kinds: Iterable[Kind]) -> list[Path]:
 def named_by(path: Path) -> Iterator[Path]:
     """What the record of a folder says that it was made from: as written, or beside it if both were moved."""
     for file in RECORDS:
-        record = record_of(path / file)
+        record = read_object(path / file)
         sources = [record, *(inner for key in ("config", "settings") if isinstance(inner := record.get(key), dict))]
         texts = [source.get(entry) for source in sources for entry in ("store", "run", "embeddings", "result")]
         for named in (Path(text) for text in texts if isinstance(text, str) and text):

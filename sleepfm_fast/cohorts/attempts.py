@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.cli.command import say
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.cohorts.cohort import Plan
 from sleepfm_fast.cohorts.folders import path_text
 from sleepfm_fast.cohorts.manifest import Entry, Journal, now, read_manifest
@@ -153,10 +153,7 @@ def killed_sentence(path: Path) -> str:
 
 def ended_its_worker(store: Path, name: str) -> bool:
     """Whether the night failed that way before."""
-    try:
-        return bool(from_json((store / "failures" / f"{name}.json").read_text(encoding="utf-8"))["ended_its_worker"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return bool(read_object(store / "failures" / f"{name}.json").get("ended_its_worker"))
 
 
 def write_failure(store: Path, name: str, path: Path, sentence: str) -> None:

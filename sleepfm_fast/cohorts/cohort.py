@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.cli.bars import SLOW_S, progress_bar
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import RECORDINGS, Kind
 from sleepfm_fast.cohorts.corrections import Corrections
@@ -23,12 +23,15 @@ from sleepfm_fast.formats.edf_fields import BLOCK_BYTES, EdfError, Issues
 from sleepfm_fast.formats.edf_header import parse_header
 from sleepfm_fast.recordings import WFDB_SUFFIX, open_recording, wfdb_hint
 from sleepfm_fast.scoring.files import Namesakes, find_scorings, namesakes_of
+from sleepfm_fast.scoring.folder_owners import in_place
 from sleepfm_fast.scoring.timed_texts import ScoringError
 from sleepfm_fast.storage.atomic import write_json
 from sleepfm_fast.storage.columns import file_digest
 from sleepfm_fast.store.clip_writer import read_record
 
-__all__ = ["Header", "Plan", "assign_names", "changed_since", "find_recordings", "make_plan", "read_header"]
+__all__ = [
+    "Header", "Plan", "assign_names", "find_recordings", "make_plan", "read_header", "with_digest",
+]  # fmt: skip
 
 HEADERS_READ = Path("running") / "headers.json"
 """What the jobs of an array know of the files' headers, so that each header is read once and not once a job."""
@@ -94,14 +97,6 @@ def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
     return sorted(kept.values()), named & set(kept.values())
 
 
-def in_place(path: Path) -> Path:
-    """Absolute path with the links among its folders resolved; a link to a file keeps its own name and place.
-
-    Data sets under git-annex link ``sub-01.edf`` to an object named by a hash: the link is what has a meaning.
-    """
-    return Path(os.path.realpath(path.parent)) / path.name
-
-
 def may_be_file(path: Path) -> bool:
     """Whether a name found in a folder is a file, a link to nothing, or cannot be looked at, as its night will say."""
     try:
@@ -157,6 +152,11 @@ def safe_stem(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._+=-]+", "_", path.stem).strip(".")[:120] or "recording"
 
 
+def with_digest(name: str, path: Path) -> str:
+    """A name that others have too, with a digest of the path behind."""
+    return f"{name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:10]}"
+
+
 def assign_names(paths: Iterable[Path], known: dict[Path, str]) -> dict[Path, str]:
     """Give every recording an id: its stem, with a digest of its path behind where the stem alone is not unique.
 
@@ -176,7 +176,7 @@ def assign_names(paths: Iterable[Path], known: dict[Path, str]) -> dict[Path, st
         if path not in names:
             stem = safe_stem(path)
             unique = shared[stem.casefold()] == 1 and stem == path.stem
-            names[path] = stem if unique else f"{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:10]}"
+            names[path] = stem if unique else with_digest(stem, path)
     return {path: names[path] for path in together}
 
 
@@ -261,18 +261,7 @@ def make_plan(
     plan.left_out = [path for path in files if corrections.excludes(path)]
     files = [path for path in files if not corrections.excludes(path)]
     plan.mine = set(files if shard is None else shard.of(files))
-    damaged: dict[str, str] = {}
-    stored = sorted((store / "recordings").glob("*.json"))
-    for file in progress_bar(stored, desc="nights of the store", unit="night", delay=SLOW_S):
-        record = read_record(file)
-        if record is None:
-            damaged[file.stem] = f"{file} or the .bin beside it is damaged or missing"
-        elif record["configuration_digest"] == configuration_digest:
-            # Of 12,500 nights the clips alone would take gigabytes as Python objects.
-            facts = {name: value for name, value in record.items() if name not in ("clips", "segments", "channels")}
-            plan.known[Path(record["source"]["path"])] = {**facts, "n_clips": len(record["clips"]["onset_s"])}
-        else:
-            plan.outdated[Path(record["source"]["path"])] = record["id"]
+    damaged = take_stock(store, configuration_digest, plan)
     adopt_moved(plan, files)
     new = [path for path in files if path not in plan.known]
     headers, empty = headers_of(store, new, read_headers, share=shard is not None and configuration_digest is not None)
@@ -284,12 +273,7 @@ def make_plan(
     plan.names = assign_names(recordings, plan.outdated | known)
     for path in progress_bar(files, desc="compared with their files", unit="night", delay=SLOW_S):
         if path in plan.known and path in plan.mine:
-            try:
-                reason = changed_since(plan.known[path], path, labels, corrections, namesakes)
-            except OSError as error:
-                reason = (
-                    f"{error.filename or path}, which it was ingested from, cannot be read ({error.strerror or error})"
-                )
+            reason = changed_since(plan.known[path], path, labels, corrections, namesakes)
             if reason is None:
                 plan.kept.append(path)
             else:
@@ -302,17 +286,29 @@ def make_plan(
     return plan, [header for header in headers if header.path not in excluded]
 
 
+def take_stock(store: Path, configuration_digest: str | None, plan: Plan) -> dict[str, str]:
+    """Note in the plan which nights the store has; returns the ids of those that are damaged, and what is wrong."""
+    damaged: dict[str, str] = {}
+    stored = sorted((store / "recordings").glob("*.json"))
+    for file in progress_bar(stored, desc="nights of the store", unit="night", delay=SLOW_S):
+        record = read_record(file)
+        if record is None:
+            damaged[file.stem] = f"{file} or the .bin beside it is damaged or missing"
+        elif record["configuration_digest"] == configuration_digest:
+            # Of 12,500 nights the clips alone would take gigabytes as Python objects.
+            facts = {name: value for name, value in record.items() if name not in ("clips", "segments", "channels")}
+            plan.known[Path(record["source"]["path"])] = {**facts, "n_clips": len(record["clips"]["onset_s"])}
+        else:
+            plan.outdated[Path(record["source"]["path"])] = record["id"]
+    return damaged
+
+
 def headers_of(
     store: Path, paths: Sequence[Path], read_headers: Callable[[Sequence[Path]], Iterable[Header]], *, share: bool
 ) -> tuple[list[Header], set[Path]]:
     """Headers of files, and those that hold annotations only; with ``share``, headers that a job has read are left."""
     file = store / HEADERS_READ
-    known: dict[str, list[int]] = {}
-    if share:
-        try:
-            known = from_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
+    known: dict[str, list[int]] = read_object(file) if share else {}
     facts = {path: facts_of(path) for path in paths}
     headers = list(read_headers([path for path in paths if known.get(str(path), [])[:2] != facts[path]]))
     known |= {str(header.path): [*facts[header.path], int(header.empty)] for header in headers}
@@ -359,21 +355,30 @@ def adopt_moved(plan: Plan, files: Sequence[Path]) -> None:
 
 
 def changed_since(
-    record: dict[str, Any],
-    path: Path,
-    labels: Path | None,
-    corrections: Corrections | None = None,
-    namesakes: Namesakes | None = None,
+    record: dict[str, Any], path: Path, labels: Path | None, corrections: Corrections, namesakes: Namesakes | None
 ) -> str | None:
     """Why a recording, its scoring or its corrections are no longer what the record was made from; None where it is."""
+    try:
+        return changed_recording(record, path, corrections) or changed_scoring(record, path, labels, namesakes)
+    except OSError as error:
+        return f"{error.filename or path}, which it was ingested from, cannot be read ({error.strerror or error})"
+
+
+def changed_recording(record: dict[str, Any], path: Path, corrections: Corrections) -> str | None:
+    """As :func:`changed_since`, of the recording's own files and its corrections."""
     if is_other(record["source"], path):
         return f"{path} has changed since it was ingested"
     for facts in record["source"].get("others", ()):
         other = path.with_name(facts["path"])
         if not other.exists() or is_other(facts, other):
             return f"{other} has changed since it was ingested"
-    if (corrections or Corrections()).digest(path) != record.get("corrections_digest", ""):
+    if corrections.digest(path) != record.get("corrections_digest", ""):
         return f"the --overrides of {path} are not those it was ingested with"
+    return None
+
+
+def changed_scoring(record: dict[str, Any], path: Path, labels: Path | None, namesakes: Namesakes | None) -> str | None:
+    """As :func:`changed_since`, of the files of its scoring."""
     scoring = record["scoring"]
     old = Path(scoring["path"]) if scoring["path"] is not None else None
     try:

@@ -18,7 +18,6 @@ ones, or replace them.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.storage.standing import digest_of_value
 
 if TYPE_CHECKING:
     from sleepfm_fast.edf import Recording, Signal
@@ -96,7 +96,7 @@ class Corrections:
     def digest(self, path: Path) -> str:
         """Digest of the entries that count for the recording; empty where there are none."""
         mine = [self.entries[i][1:] for i in self._named.naming(path)]
-        return hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()[:16] if mine else ""
+        return digest_of_value(mine)[:16] if mine else ""
 
     def apply(self, path: Path, signals: Sequence[Signal]) -> Corrected:
         """Correct the signals of the recording ``path``."""

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sleepfm_fast.cli.command import is_encodable, say
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.json_text import is_encodable
 
 __all__ = ["files_of", "files_under", "name_fault", "path_text"]
 

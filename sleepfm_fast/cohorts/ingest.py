@@ -247,31 +247,10 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         lambda paths: read_headers(paths, engine), shard=request.shard, corrections=request.corrections,
     )  # fmt: skip
     given = [*plan.todo, *plan.kept, *plan.changed]
-    if request.labels is not None and request.labels.is_file() and len(given) > 1:
-        raise SleepfmError(
-            f"--labels {request.labels} is one file, but {len(given)} recordings were given; it cannot be the scoring "
-            "of all. Give a folder of scorings, or one recording."
-        )
-    forgotten = sorted(set(plan.outdated) - set(cohort.files))
-    if forgotten:
-        how = "by the rules of another version" if label_rules_note(store) else "with another configuration"
-        raise SleepfmError(
-            f"{counted(len(forgotten), 'recording')} of {store} {agreeing(len(forgotten), 'was', 'were')} made {how} "
-            "and cannot be processed again without the recorded file, which is not given (the "
-            f"first: {forgotten[0]}). Give all of them, or choose another store."
-        )
+    refuse_one_scoring(request.labels, len(given))
+    refuse_forgotten(store, sorted(set(plan.outdated) - set(cohort.files)))
     if montage is None:
-        signals = [request.corrections.apply(h.path, h.signals).signals for h in headers]
-        readable = [s for s in signals if s]
-        failures = [h.failure for h in headers if h.failure]
-        if failures and not readable:
-            raise SleepfmError(
-                f"none of the {counted(len(headers), 'recording')} can be read, so no montage can be chosen. The "
-                f"first: {failures[0]}"
-            )
-        montage = resolve_auto(readable)
-        if kinds := passed_over(readable, montage):
-            say(f"notice: {passed_over_text(kinds, len(readable))}")
+        montage = auto_montage(request, headers)
         digest = configuration_digest(montage, request.events_scored, request.meanings)
     configuration = {"montage": request.montage, "events_scored": request.events_scored, "digest": digest}
     if request.meanings:
@@ -299,6 +278,41 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
     if len(headers) == len(given):
         unused = request.corrections.unused(((h.path, h.signals) for h in headers), plan.left_out)
     return Settled(plan, montage, configuration, given, unused)
+
+
+def refuse_one_scoring(labels: Path | None, n_recordings: int) -> None:
+    """Refuse one file of labels for several recordings."""
+    if labels is not None and labels.is_file() and n_recordings > 1:
+        raise SleepfmError(
+            f"--labels {labels} is one file, but {n_recordings} recordings were given; it cannot be the scoring "
+            "of all. Give a folder of scorings, or one recording."
+        )
+
+
+def refuse_forgotten(store: Path, forgotten: Sequence[Path]) -> None:
+    """Refuse to change a configuration that nights were made with whose files are not given."""
+    if forgotten:
+        how = "by the rules of another version" if label_rules_note(store) else "with another configuration"
+        raise SleepfmError(
+            f"{counted(len(forgotten), 'recording')} of {store} {agreeing(len(forgotten), 'was', 'were')} made {how} "
+            "and cannot be processed again without the recorded file, which is not given (the "
+            f"first: {forgotten[0]}). Give all of them, or choose another store."
+        )
+
+
+def auto_montage(request: Request, headers: Sequence[Header]) -> Montage:
+    """Make the montage of ``--montage auto``, and say which kinds of channel it has no slot for."""
+    readable = [s for h in headers if (s := request.corrections.apply(h.path, h.signals).signals)]
+    failures = [h.failure for h in headers if h.failure]
+    if failures and not readable:
+        raise SleepfmError(
+            f"none of the {counted(len(headers), 'recording')} can be read, so no montage can be chosen. The "
+            f"first: {failures[0]}"
+        )
+    montage = resolve_auto(readable)
+    if kinds := passed_over(readable, montage):
+        say(f"notice: {passed_over_text(kinds, len(readable))}")
+    return montage
 
 
 def read_headers(paths: Sequence[Path], engine: Engine) -> list[Header]:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sleepfm_fast.cohorts.participants import Participant, Participants, read_participants
+from sleepfm_fast.cohorts.participants import Participant, Participants
+from sleepfm_fast.cohorts.participants_file import read_participants
 from sleepfm_fast.plurals import counted
 
 __all__ = ["ParticipantTables", "read_tables"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from sleepfm_fast.montage.channel_names import unaccented
 from sleepfm_fast.plurals import counted, first_lines
 
 __all__ = ["MISSING", "codes_in", "sexes_of"]
@@ -96,6 +96,4 @@ def sexes_of(given: Sequence[str], name: str, issues: list[str], header: str = "
 
 def key_of(cell: str) -> str:
     """How a cell is compared: no case, accents or decimals, which a code gets where a column has holes."""
-    plain = unicodedata.normalize("NFKD", cell.strip()).casefold()
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    return re.sub(r"^(\d+)[.,]0+$", r"\1", plain)
+    return re.sub(r"^(\d+)[.,]0+$", r"\1", unaccented(cell))

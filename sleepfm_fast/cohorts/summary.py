@@ -20,7 +20,7 @@ from sleepfm_fast.scoring.labels import OVERLONG
 from sleepfm_fast.scoring.texts import asks_meaning
 from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
 
-__all__ = ["percentages", "summarise"]
+__all__ = ["percentages", "say_failed", "say_issues", "say_unknown", "summarise"]
 
 NIGHTS_SHOWN = 10
 ISSUES_SHOWN = 5
@@ -41,8 +41,8 @@ def channels_with_counts(montage: Montage, filled: Sequence[int], n_nights: int)
     ]
 
 
-def say_remarks(store: Path, problems: Mapping[str, Sequence[str]]) -> None:
-    """Say what is doubtful of the nights, the first of each; then what only a person can settle."""
+def say_issues(store: Path, problems: Mapping[str, Sequence[str]]) -> None:
+    """Say what is doubtful of the nights, the first of each."""
     for name, issues in list(problems.items())[:NIGHTS_SHOWN]:
         say(f"{name}:")
         for issue in issues[:ISSUES_SHOWN]:
@@ -54,6 +54,11 @@ def say_remarks(store: Path, problems: Mapping[str, Sequence[str]]) -> None:
             f"remarks on {counted(len(problems) - NIGHTS_SHOWN, 'more night is', 'more nights are')} in "
             f"{store / 'recordings'}/*.json, under issues"
         )
+
+
+def say_remarks(store: Path, problems: Mapping[str, Sequence[str]]) -> None:
+    """Say what is doubtful of the nights, then what only a person can settle."""
+    say_issues(store, problems)
     asking = [
         next(issue for issue in issues if asks_meaning(issue))
         for issues in problems.values()
@@ -95,6 +100,11 @@ def say_undone(store: Path, changed: Sequence[Mapping[str, str]], failed: Sequen
             f"and {counted(len(changed) - NIGHTS_SHOWN, 'more has', 'more have')} changed; --overwrite processes all "
             "of them again"
         )
+    say_failed(store, failed)
+
+
+def say_failed(store: Path, failed: Sequence[Mapping[str, str]]) -> None:
+    """Say which nights failed, and why."""
     for entry in failed[:NIGHTS_SHOWN]:
         say(f"failed: {entry['reason']}")
     if len(failed) > NIGHTS_SHOWN:
@@ -105,9 +115,7 @@ def say_unmatched(outcome: Outcome, tables: ParticipantTables, unknown: Sequence
     """Say where the participants table and the corrections do not fit the recordings."""
     for notice in tables.notices(outcome.given):
         say(notice)
-    if unknown:
-        recordings = counted(len(unknown), "recording that was", "recordings that were")
-        say(f"the participants table names {recordings} not given: {', '.join(unknown[:10])}")
+    say_unknown(unknown)
     if outcome.plan.left_out:
         say(f"{counted(len(outcome.plan.left_out), 'recording was', 'recordings were')} left out, as --overrides says")
     if outcome.unused_corrections:
@@ -115,6 +123,13 @@ def say_unmatched(outcome: Outcome, tables: ParticipantTables, unknown: Sequence
             "notice: --overrides names recordings or channels that no file has: "
             f"{first_of(outcome.unused_corrections, 10)}"
         )
+
+
+def say_unknown(unknown: Sequence[str]) -> None:
+    """Say which recordings the participants table names that were not given."""
+    if unknown:
+        recordings = counted(len(unknown), "recording that was", "recordings that were")
+        say(f"the participants table names {recordings} not given: {', '.join(unknown[:10])}")
 
 
 def say_totals(store: Path, outcome: Outcome, totals: Mapping[str, Any], shard: Shard | None, n_failed: int) -> None:

@@ -14,7 +14,7 @@ from sleepfm_fast.cli.command import printable, to_json
 from sleepfm_fast.cohorts.cohort import Header, read_header
 from sleepfm_fast.cohorts.corrections import Corrections
 from sleepfm_fast.cohorts.folders import path_text
-from sleepfm_fast.cohorts.ingest import Cohort, Request
+from sleepfm_fast.cohorts.ingest import Cohort, Request, refuse_one_scoring
 from sleepfm_fast.cohorts.night import Night, read_night, refuse_empty
 from sleepfm_fast.doctor.cohort_findings import cohort_findings
 from sleepfm_fast.doctor.findings import SEVERITIES, Channel, Finding, belts_of, channel_findings, channels_of
@@ -199,7 +199,7 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
     SleepfmError
         When one scoring was named for several recordings, or the report cannot be written.
     """
-    corrections, labels, tables = request.corrections, request.labels, cohort.tables
+    corrections, tables = request.corrections, cohort.tables
     files = [path for path in cohort.files if not corrections.excludes(path)]
     headers = sorted(
         in_parallel(read_header, [(path,) for path in files], Engine("threading", engine.workers)),
@@ -207,10 +207,7 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
     )
     excluded = {header.path for header in headers if header.empty} - cohort.named
     files = [path for path in files if path not in excluded]
-    if labels is not None and labels.is_file() and len(files) > 1:
-        raise SleepfmError(
-            f"--labels {labels} is one file, but {len(files)} recordings were given. Give a folder, or one recording."
-        )
+    refuse_one_scoring(request.labels, len(files))
     montage, kinds, unresolved = chosen_montage(request, headers)
     reports = examine(files, montage, request, engine)
     good = [night for night in reports if night.failure is None]

@@ -12,7 +12,7 @@ from sleepfm_fast.channels import Montage
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.summary import percentages
 from sleepfm_fast.doctor.findings import Finding
-from sleepfm_fast.plurals import counted, first_of
+from sleepfm_fast.plurals import clock, counted, first_of
 from sleepfm_fast.scoring.stages import EPOCH_S
 
 if TYPE_CHECKING:
@@ -32,12 +32,10 @@ def night_lines(report: NightReport, tables: ParticipantTables) -> list[str]:
     facts += [person.sex] if person.sex is not None else []
     if report.format == "":
         return [str(report.path), f"  cannot be ingested: {report.failure}"]
-    minutes, seconds = divmod(round(report.duration_s), 60)
     gaps = f", {report.n_segments} segments" if report.n_segments > 1 else ""
     lines = [
         str(report.path),
-        f"  {report.format}, {minutes // 60}:{minutes % 60:02d}:{seconds:02d} h{gaps}, "
-        f"start {report.start or 'unknown'}; {', '.join(facts)}",
+        f"  {report.format}, {clock(report.duration_s)} h{gaps}, start {report.start or 'unknown'}; {', '.join(facts)}",
     ]
     width = max((len(slot.slot) for slot in report.slots), default=0)
     modality = ""

@@ -42,6 +42,7 @@ BREATHING_HZ = (0.1, 0.7)
 SLOWEST_BELT_HZ = 4.0
 """Below, the fastest breathing has fewer than six samples a breath."""
 MAINS_HZ = (50.0, 60.0)
+NO_BEAT = Heartbeat(*[math.nan] * 4)
 
 Floats = NDArray[np.float64]
 
@@ -183,10 +184,13 @@ def measure(signal: Signal, windows: Sequence[NDArray[Any]], kind: str | None) -
     on = plugged_in(np.array(amplitudes)) if kind == "respiration" else np.ones(len(amplitudes), np.bool_)
     lines = [share for x in live if (share := mains(x, fs_hz)) is not None] if kind in POTENTIALS else []
     by_line = np.median(lines, axis=0) if lines else np.empty(0)
-    line = int(np.argmax(by_line)) if by_line.size and np.any(np.isfinite(by_line)) else None
+    mains_hz, mains_share = math.nan, math.nan
+    if by_line.size and np.any(np.isfinite(by_line)):
+        strongest = int(np.argmax(by_line))
+        mains_hz, mains_share = MAINS_HZ[strongest], float(by_line[strongest])
     beats = [b for x in live if (b := heartbeat(x, fs_hz)) is not None] if kind in POTENTIALS else []
     # A window without enough candidates shows no heartbeat: where that is the rule, there is none.
-    beat = None
+    beat = NO_BEAT
     if len(beats) * 2 > len(live):
         beat = Heartbeat(*np.median(np.array(beats), axis=0).tolist())
         # A lead that was exchanged during the night points down in a part of it.
@@ -202,12 +206,12 @@ def measure(signal: Signal, windows: Sequence[NDArray[Any]], kind: str | None) -
         levels=tuple(float(np.median(w)) * signal.gain + signal.offset for w in windows),
         low=float(min(low, high)),
         high=float(max(low, high)),
-        mains_hz=math.nan if line is None else MAINS_HZ[line],
-        mains=math.nan if line is None else float(by_line[line]),
-        rate=math.nan if beat is None else beat.rate,
-        match=math.nan if beat is None else beat.match,
-        contrast=math.nan if beat is None else beat.contrast,
-        upward=math.nan if beat is None else beat.upward,
+        mains_hz=mains_hz,
+        mains=mains_share,
+        rate=beat.rate,
+        match=beat.match,
+        contrast=beat.contrast,
+        upward=beat.upward,
         digest=hashlib.sha256(everything.tobytes()).hexdigest()[:16],
     )
 

@@ -17,7 +17,7 @@ from sleepfm_fast.storage.definitions import definitions_of
 from sleepfm_fast.storage.standing import digest_of_file
 from sleepfm_fast.store.label_rules import label_rules_note
 
-__all__ = ["definitions_note", "say_changed_store", "say_notes", "store_note", "weights_note"]
+__all__ = ["definitions_note", "keys", "say_changed_store", "say_notes", "store_note", "weights_note"]
 
 Whole = npt.NDArray[np.int64]
 
@@ -133,7 +133,7 @@ def positions(names: Sequence[str], among: Sequence[str]) -> Whole:
 
 
 def keys(recording: npt.NDArray[Any], onset_s: npt.NDArray[np.float64]) -> Whole:
-    """Return a number for each clip: its recording and, in the lower 32 bits, the millisecond at which it begins."""
+    """Return a number for each clip: its recording and, in 32 bits (50 days) below it, the millisecond of its onset."""
     whole: Whole = (recording.astype(np.int64) << 32) + np.rint(1000 * onset_s).astype(np.int64)
     return whole
 

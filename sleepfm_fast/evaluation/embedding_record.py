@@ -5,25 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sleepfm_fast.cli.json_text import are, is_count, is_list, is_object, is_text
+
 __all__ = ["wrong_entry"]
 
 Check = Callable[[Any], bool]
 
 
-def is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
-
-
-def is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
 def are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_text, value))
+    return are(value, is_text)
 
 
 def are_recordings(value: Any) -> bool:
@@ -34,10 +24,6 @@ def are_recordings(value: Any) -> bool:
 def are_names(value: Any) -> bool:
     """Whether a value is a list of at least one text, all different."""
     return are_texts(value) and 0 < len(value) == len(set(value))
-
-
-def is_list(value: Any) -> bool:
-    return isinstance(value, list)
 
 
 def are_lists_of_texts(value: Any) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, say, to_json
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.embeddings import (
     COLUMNS,
     FEATURES_VERSION,
@@ -209,7 +209,7 @@ class EmbeddingWriter:
         self.partial.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.partial)  # of a checkpoint that a kill cut off
         try:
-            found: dict[str, Any] = from_json((self.partial / PROGRESS).read_text(encoding="utf-8"))
+            found = read_object(self.partial / PROGRESS)
             if self.key is not None and found["key"] == self.key:
                 return found
             n, differ = found["clips"], difference(found["key"], self.key or {}) or "what is not said"
@@ -218,7 +218,7 @@ class EmbeddingWriter:
                 f"{agreeing(n, 'was', 'were')} made with other inputs and {agreeing(n, 'differs', 'differ')} in "
                 f"{differ}; starting from the beginning."
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError):
             pass  # no writer got as far as a checkpoint
         for leftover in self.partial.iterdir():
             leftover.unlink()

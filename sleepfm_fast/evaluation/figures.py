@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from sleepfm_fast.evaluation.metrics import Interval
     from sleepfm_fast.evaluation.tasks import Task
 
-__all__ = ["FIGURES", "HEAD", "Resampled", "cell", "cells", "evaluate", "macro_of", "resample", "say_table"]
+__all__ = [
+    "FIGURES", "HEAD", "Resampled", "cell", "cells", "evaluate", "macro_of", "mean_with_chance", "resample",
+    "say_table",
+]  # fmt: skip
 
 FIGURES = ("auroc", "auprc", "f1")
 HEAD = f"{'AUROC [95 %]':<21}{'AUPRC [95 %]':<21}{'F1 [95 %]':<21}"
@@ -125,6 +128,24 @@ def macro_of(
     rows = [of_class[k] for k in (of_class if classes is None else classes)]
     mean: npt.NDArray[np.float64] = np.mean(rows, axis=0) if rows else np.full(1 + n_resamples, np.nan)
     return mean
+
+
+def mean_with_chance(figure: str, classes: Iterable[tuple[float, float | None]]) -> float | None:
+    """Average over the classes that the test clips have; one without a figure, never trained, is at chance.
+
+    Parameters
+    ----------
+    figure : {"auroc", "auprc"}
+        Chance is 0.5 or the prevalence.
+    classes : iterable of (float, float or None)
+        Prevalence and figure of each class.
+    """
+    values = [
+        (0.5 if figure == "auroc" else prevalence) if value is None else value
+        for prevalence, value in classes
+        if 0 < prevalence < 1
+    ]
+    return float(np.mean(values)) if values else None
 
 
 def evaluate(

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import plain, say, to_json
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.evaluation.predicted_nights import night_columns, night_row
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.stages import EPOCH_S
@@ -97,9 +97,9 @@ def starts_of(store: Path, recordings: Iterable[str]) -> dict[str, datetime]:
     """Return when recordings of a store started; those whose records are unreadable or do not tell are left out."""
     found: dict[str, datetime] = {}
     for name in recordings:
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            record = from_json((store / "recordings" / f"{name}.json").read_text(encoding="utf-8"))
-            found[name] = datetime.fromisoformat(record["start"])
+        record = read_object(store / "recordings" / f"{name}.json")
+        with suppress(ValueError, TypeError):
+            found[name] = datetime.fromisoformat(record.get("start", ""))
     return found
 
 

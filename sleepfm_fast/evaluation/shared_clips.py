@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.changed_store import keys
 
 if TYPE_CHECKING:
     from sleepfm_fast.results import Result
@@ -38,12 +39,9 @@ class SharedClips:
 
 
 def _keys(result: Result, recordings: dict[str, int]) -> npt.NDArray[np.int64]:
-    """Return a number for each clip: its recording, numbered alike for both results, and its onset in milliseconds."""
+    """Return :func:`~sleepfm_fast.evaluation.changed_store.keys`, recordings being numbered alike for all results."""
     of_recording = np.array([recordings.setdefault(name, len(recordings)) for name in result.record["recordings"]])
-    onset_ms = np.round(np.asarray(result.array("onset_s")) * 1000).astype(np.int64)
-    # The onset has the lower 40 bits: 2^40 ms are 35 years.
-    keys: npt.NDArray[np.int64] = of_recording[result.array("recording")].astype(np.int64) * 2**40 + onset_ms
-    return keys
+    return keys(of_recording[result.array("recording")], np.asarray(result.array("onset_s")))
 
 
 def shared_clips(first: Result, second: Result) -> SharedClips:
@@ -60,11 +58,11 @@ def shared_clips(first: Result, second: Result) -> SharedClips:
         When no clip is shared, when a result has a clip twice, or when shared clips have different subjects.
     """
     recordings: dict[str, int] = {}
-    keys = [_keys(result, recordings) for result in (first, second)]
-    for result, values in zip((first, second), keys, strict=True):
+    clips = [_keys(result, recordings) for result in (first, second)]
+    for result, values in zip((first, second), clips, strict=True):
         if len(np.unique(values)) < len(values):
             raise SleepfmError(f"the result {result.path} has two clips of one recording and onset; make it again.")
-    _, *rows = np.intersect1d(keys[0], keys[1], assume_unique=True, return_indices=True)
+    _, *rows = np.intersect1d(clips[0], clips[1], assume_unique=True, return_indices=True)
     if not rows[0].size:
         raise SleepfmError(
             f"{first.path} and {second.path} share no test clip (matched by recording and onset). Compare results of "
@@ -75,5 +73,5 @@ def shared_clips(first: Result, second: Result) -> SharedClips:
     if (names[0] != names[1]).any():
         raise SleepfmError(f"{first.path} and {second.path} name the subjects of the shared recordings differently.")
     known, group = np.unique(subjects[0], return_inverse=True)
-    n_only = (len(keys[0]) - len(group), len(keys[1]) - len(group))
+    n_only = (len(clips[0]) - len(group), len(clips[1]) - len(group))
     return SharedClips((rows[0], rows[1]), group, len(known), n_only)

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sleepfm_fast.cli.bars import LOG_EVERY_S
+from sleepfm_fast.cli.bars import LOG_EVERY_S, progress_bar
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.forked import CAN_FORK, in_copy
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing, clock, counted
 from sleepfm_fast.system import processors
 
 __all__ = ["Backend", "Engine", "Progress", "WorkersLost", "dispatched", "in_parallel", "open_engine", "pool"]
@@ -158,14 +158,12 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int) -> None:
-        from tqdm import tqdm
-
         self.what, self.total = what, total
         self.done = self.failed = 0
         self.began_s = self.said_s = time.monotonic()
         self.bar = None
         if total and sys.stderr.isatty():
-            self.bar = tqdm(total=total, desc=what, unit=what[:-1], file=sys.stderr, smoothing=0.1)
+            self.bar = progress_bar(total=total, desc=what, unit=what[:-1], smoothing=0.1)
 
     def step(self, *, failed: bool = False) -> None:
         """Count one item."""
@@ -192,11 +190,6 @@ class Progress:
         """Close the bar, if there is one."""
         if self.bar is not None:
             self.bar.close()
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def in_parallel(

@@ -221,27 +221,8 @@ def _band_design(preset: str, kind: str, fs_hz: Fraction, fs_out_hz: Fraction, n
     high_hz, low_hz = _AASM_BANDS_HZ[kind] if preset == "aasm" else (None, None)
     issues: list[str] = []
 
-    flat = _ANTI_ALIAS_PASS[preset] * nyquist
-    if low_hz is None or low_hz * (1.0 + _LOW_PASS_TRANSITION) > nyquist:
-        if low_hz is not None:
-            issues.append(
-                f"the {low_hz:g} Hz low-pass does not fit below {nyquist:g} Hz: flat to {min(flat, low_hz):g} Hz"
-            )
-        pass_hz, stop_hz = min(flat, low_hz or flat), nyquist
-    else:
-        pass_hz, stop_hz = low_hz, low_hz * (1.0 + _LOW_PASS_TRANSITION)
-
-    notches: list[int] = []
-    for multiple_hz in range(notch_hz, math.ceil(stop_hz), notch_hz) if notch_hz is not None else ():
-        if multiple_hz + _NOTCH_FLAT_HZ <= pass_hz:
-            notches.append(multiple_hz)
-        elif multiple_hz - _NOTCH_REJECT_HZ < stop_hz:
-            # A notch needs a flat band on either side, which it does not have here: end the pass band below the mains.
-            stop_hz = multiple_hz - _NOTCH_REJECT_HZ
-            pass_hz = min(pass_hz, 0.95 * stop_hz)
-            issues.append(f"the low-pass ends below {multiple_hz} Hz mains: flat to {pass_hz:g} Hz")
-            break
-
+    pass_hz, stop_hz = _low_pass_edges(_ANTI_ALIAS_PASS[preset] * nyquist, low_hz, nyquist, issues)
+    pass_hz, stop_hz, notches = _notched(pass_hz, stop_hz, notch_hz, issues)
     if high_hz is not None and high_hz > 0.5 * pass_hz:
         issues.append(f"no {high_hz:g} Hz high-pass: at {fs:g} Hz it would leave nothing of the channel")
         high_hz = None
@@ -281,6 +262,32 @@ def _band_design(preset: str, kind: str, fs_hz: Fraction, fs_out_hz: Fraction, n
         tuple(notches),
         tuple(issues),
     )
+
+
+def _low_pass_edges(flat_hz: float, low_hz: float | None, nyquist: float, issues: list[str]) -> tuple[float, float]:
+    """Edges of the pass and the stop band: the preset's low-pass where it fits, else what the rates leave."""
+    if low_hz is not None and low_hz * (1.0 + _LOW_PASS_TRANSITION) <= nyquist:
+        return low_hz, low_hz * (1.0 + _LOW_PASS_TRANSITION)
+    if low_hz is None:
+        return flat_hz, nyquist
+    pass_hz = min(flat_hz, low_hz)
+    issues.append(f"the {low_hz:g} Hz low-pass does not fit below {nyquist:g} Hz: flat to {pass_hz:g} Hz")
+    return pass_hz, nyquist
+
+
+def _notched(pass_hz: float, stop_hz: float, notch_hz: int | None, issues: list[str]) -> tuple[float, float, list[int]]:
+    """Edges of the bands, and the multiples of the mains that are notched."""
+    notches: list[int] = []
+    for multiple_hz in range(notch_hz, math.ceil(stop_hz), notch_hz) if notch_hz is not None else ():
+        if multiple_hz + _NOTCH_FLAT_HZ <= pass_hz:
+            notches.append(multiple_hz)
+        elif multiple_hz - _NOTCH_REJECT_HZ < stop_hz:
+            # A notch needs a flat band on either side, which it does not have here: end the pass band below the mains.
+            stop_hz = multiple_hz - _NOTCH_REJECT_HZ
+            pass_hz = min(pass_hz, 0.95 * stop_hz)
+            issues.append(f"the low-pass ends below {multiple_hz} Hz mains: flat to {pass_hz:g} Hz")
+            break
+    return pass_hz, stop_hz, notches
 
 
 def _main(

@@ -114,6 +114,18 @@ def take_starts(
             busy[record] |= any_byte(records[record, offsets[span] : offsets[span] + lengths[span]])
 
 
+def duration_in(text: bytes, faults: dict[str, list[str]]) -> Decimal | None:
+    """Read a duration as far as it can be read; other forms than the standard's are noted in ``faults``."""
+    if not DURATION.fullmatch(text):
+        text = text.replace(b",", b".")
+        readable = LENIENT.fullmatch(text) and not text.startswith(b"-")
+        kind = "of another form than 12.5 are kept" if readable else "that cannot be read are kept without it"
+        faults.setdefault(f"with a duration {kind}", []).append(repr(text[:24]))
+        if not readable:
+            return None
+    return Decimal(text.decode("ascii"))
+
+
 def read_tals(
     records: NDArray[np.uint8], spans: tuple[tuple[int, int], ...], issues: Issues
 ) -> tuple[RecordStarts, list[Tal]]:
@@ -179,15 +191,7 @@ def read_tals(
             starts.seconds[record] = float(onset)
             if len(texts) <= 2 and not any(texts):
                 continue
-        duration = None
-        if length_text:
-            if not DURATION.fullmatch(length_text):
-                length_text = length_text.replace(b",", b".")
-                readable = LENIENT.fullmatch(length_text) and not length_text.startswith(b"-")
-                kind = "of another form than 12.5 are kept" if readable else "that cannot be read are kept without it"
-                faults.setdefault(f"with a duration {kind}", []).append(repr(length_text[:24]))
-                length_text = length_text if readable else b""
-            duration = Decimal(length_text.decode("ascii")) if length_text else None
+        duration = duration_in(length_text, faults) if length_text else None
         if texts[-1] or not mark:
             kind = "without their closing mark are kept" if any(texts) else "without a text are left out"
             faults.setdefault(kind, []).append(repr(chunk.group()[:24]))

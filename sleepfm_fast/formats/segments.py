@@ -19,7 +19,7 @@ from sleepfm_fast.execution.threads import in_threads
 from sleepfm_fast.formats.record_kernels import copy_records, scale_records
 from sleepfm_fast.plurals import counted
 
-__all__ = ["read_digital", "read_physical", "record_samples", "sample_dtype", "sample_starts"]
+__all__ = ["output_of", "read_digital", "read_physical", "record_samples", "sample_dtype", "sample_starts"]
 
 
 def sample_dtype(recording: Recording) -> np.dtype[Any]:
@@ -41,6 +41,17 @@ def sample_starts(recording: Recording, signals: Sequence[Signal]) -> NDArray[np
         if known is not signal and known != signal:
             raise ValueError(f"the signal {signal.label!r} does not belong to {recording.path}; take it from .signals")
     return np.array([s.offset_bytes // recording.sample_bytes for s in signals], np.int64)
+
+
+def output_of(
+    out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any], what: str = "out"
+) -> NDArray[Any]:
+    """Return ``out``, refused where compiled code could not fill it, or a fresh array; ``what`` names it."""
+    if out is None:
+        return np.empty(shape, dtype)
+    if out.dtype != dtype or out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"{what} is {out.dtype}{out.shape}, expected writable, contiguous {dtype}{shape}")
+    return out
 
 
 def read_digital(
@@ -145,10 +156,5 @@ def segment_arrays(
             f"{counted(len(out), 'output array was', 'output arrays were')} given for {counted(len(signals), 'signal')}"
         )
     for array, signal in zip(out, signals, strict=True):
-        shape = (n_records * signal.samples_per_record,)
-        if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous or not array.flags.writeable:
-            raise ValueError(
-                f"the output for {signal.label!r} is {array.dtype}{array.shape}, expected writable, contiguous "
-                f"{dtype}{shape}"
-            )
+        output_of(array, (n_records * signal.samples_per_record,), dtype, f"the output for {signal.label!r}")
     return starts, lengths, out

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from sleepfm_fast.montage.montages import CHANNELS
 
-__all__ = ["Name", "canonical", "fits", "kind_of", "matched_as", "numbered_contacts"]
+__all__ = ["Name", "canonical", "fits", "kind_of", "matched_as", "numbered_contacts", "unaccented"]
 
 # 10-20 names that changed (T3 -> T7 and so on) and the two names of the mastoid reference.
 RENAMED = {"a1": "m1", "a2": "m2", "t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8"}
@@ -78,6 +78,12 @@ class Name:
     kinds: tuple[str, ...] = ()
 
 
+def unaccented(text: str) -> str:
+    """A text without case, accents and the blanks around it."""
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(c for c in plain if not unicodedata.combining(c)).strip()
+
+
 @lru_cache(maxsize=65536)
 def canonical(label: str) -> tuple[Name, ...]:
     """Reduce a label to names that do not depend on spelling, the fullest first.
@@ -85,8 +91,7 @@ def canonical(label: str) -> tuple[Name, ...]:
     Case, accents, spaces and separators go; A1, A2, T3-T6 become M1, M2, T7, T8, P7, P8; a trailing ``-Ref`` or
     ``-LE`` goes; and a prefix such as ``EEG`` goes in the second name, which then only fits slots of that kind.
     """
-    plain = unicodedata.normalize("NFKD", label.replace("μ", "u").replace("µ", "u")).casefold()
-    plain = "".join(c for c in plain if not unicodedata.combining(c)).strip()
+    plain = unaccented(label.replace("μ", "u").replace("µ", "u"))
     plain = REFERENCE.sub("", UNIT_BEHIND.sub("", DEVICE.sub("", plain)))
     names = [Name(key(plain))]
     if match := PREFIX.match(plain):
@@ -123,9 +128,7 @@ def matched_as(label: str, alias: str, kind: str) -> int | None:
 
 def kind_of(label: str) -> str | None:
     """Tell a signal's kind by its label; None where the label does not say, or names no signal to learn from."""
-    plain = unicodedata.normalize("NFKD", label).casefold()
-    plain = UNIT_BEHIND.sub("", "".join(c for c in plain if not unicodedata.combining(c)).strip())
-    plain = REFERENCE.sub("", DEVICE.sub("", plain))
+    plain = REFERENCE.sub("", DEVICE.sub("", UNIT_BEHIND.sub("", unaccented(label))))
     words = re.findall(r"[a-z0-9]+", plain)
     text = " ".join(words)
     if TECHNICAL.search(text):

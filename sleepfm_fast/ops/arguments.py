@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Expected", "refuse_no_tensors", "refuse_other_devices", "refuse_unlike"]
+__all__ = ["Expected", "refuse_no_tensors", "refuse_other_devices", "refuse_other_types", "refuse_unlike"]
 
 Expected = tuple[str, Tensor, tuple[int, ...], torch.dtype]
 """Name, tensor, and the shape and type that it must have."""
@@ -34,6 +34,21 @@ def refuse_no_tensors(op: str, named: Iterable[tuple[str, Any]]) -> None:
             raise TypeError(f"{name} is a {type(value).__name__}; {op} takes a tensor there.")
         if value.layout != torch.strided:
             raise TypeError(f"{name} has the layout {value.layout}; {op} takes dense tensors: {name}.to_dense().")
+
+
+def refuse_other_types(op: str, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse tensors that are not float32, or not on the CPU: of such an op only its reference takes others.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For the first tensor of another type, or on another device.
+    """
+    for name, tensor in named:
+        if tensor.dtype != torch.float32:
+            raise TypeError(f"{name} is {tensor.dtype}; {op} takes float32. sleepfm_fast.reference.{op} takes any.")
+        if tensor.device.type not in ("cpu", "meta"):
+            raise ValueError(f"{name} is on {tensor.device}; {op} runs on cpu. Use sleepfm_fast.reference.{op}.")
 
 
 def refuse_other_devices(named: Iterable[tuple[str, Tensor]]) -> None:

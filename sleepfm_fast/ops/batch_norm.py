@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices, refuse_unlike
+from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices, refuse_other_types, refuse_unlike
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
@@ -59,15 +59,7 @@ def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, *, eps: float = 1e-5) -> 
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; with x {tuple(x.shape)} it has shape ({x.shape[1]},)."
             )
-    for name, tensor in named:
-        if tensor.dtype != torch.float32:
-            raise TypeError(
-                f"{name} is {tensor.dtype}; batch_norm takes float32. sleepfm_fast.reference.batch_norm takes any."
-            )
-        if tensor.device.type not in ("cpu", "meta"):
-            raise ValueError(
-                f"{name} is on {tensor.device}; batch_norm runs on cpu. Use sleepfm_fast.reference.batch_norm."
-            )
+    refuse_other_types("batch_norm", named)
     refuse_other_devices(named)
     refuse_transforms("batch_norm", x, gamma, beta)
     if x.shape[0] * x.shape[2] < 2:

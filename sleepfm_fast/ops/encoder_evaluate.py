@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices, refuse_unlike
+from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_devices, refuse_other_types, refuse_unlike
 from sleepfm_fast.ops.dispatch import is_plain
 from sleepfm_fast.ops.mbconv import Precision, expected_weights, is_bfloat16, validate
 from sleepfm_fast.ops.pages import empty
@@ -125,17 +125,7 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block], *, precisio
     for name, tensor, shape in named:
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with x {tuple(x.shape)} it has shape {shape}.")
-    for name, tensor in [("x", x), *[(name, tensor) for name, tensor, _ in named]]:
-        if tensor.dtype != torch.float32:
-            raise TypeError(
-                f"{name} is {tensor.dtype}; encoder_evaluate takes float32. sleepfm_fast.reference.encoder_evaluate "
-                "takes any."
-            )
-        if tensor.device.type not in ("cpu", "meta"):
-            raise ValueError(
-                f"{name} is on {tensor.device}; encoder_evaluate runs on cpu. Use "
-                "sleepfm_fast.reference.encoder_evaluate."
-            )
+    refuse_other_types("encoder_evaluate", [("x", x), *[(name, tensor) for name, tensor, _ in named]])
     refuse_other_devices(own)
     tensors = [stem.weight, stem.bias, *stem.norm.tensors()]
     for block in blocks:

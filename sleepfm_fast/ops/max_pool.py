@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_unlike
+from sleepfm_fast.ops.arguments import refuse_no_tensors, refuse_other_types, refuse_unlike
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
 
@@ -40,10 +40,7 @@ def max_pool(x: Tensor) -> Tensor:
     refuse_no_tensors("max_pool", [("x", x)])
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}; max_pool needs at least one sample.")
-    if x.dtype != torch.float32:
-        raise TypeError(f"x is {x.dtype}; max_pool takes float32. sleepfm_fast.reference.max_pool takes any.")
-    if x.device.type not in ("cpu", "meta"):
-        raise ValueError(f"x is on {x.device}; max_pool runs on cpu. Use sleepfm_fast.reference.max_pool.")
+    refuse_other_types("max_pool", [("x", x)])
     refuse_transforms("max_pool", x)
     if torch.is_grad_enabled() and x.requires_grad:
         return _MaxPool.apply(x)  # type: ignore[no-any-return, no-untyped-call]

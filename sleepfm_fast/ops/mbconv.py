@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops.arguments import Expected, refuse_no_tensors, refuse_other_devices, refuse_unlike
+from sleepfm_fast.ops.arguments import (
+    Expected,
+    refuse_no_tensors,
+    refuse_other_devices,
+    refuse_other_types,
+    refuse_unlike,
+)
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
@@ -172,7 +178,7 @@ def validate(
         )
     width, n_in, n_out = len(weights[0]), x.shape[1], len(weights[8])
     refuse_no_channels(n_in, width, n_out)
-    shapes = [(width, n_in), *[(width,)] * 3, (width, 3), *[(width,)] * 3, (n_out, width), (n_out,)]
+    shapes = weight_shapes(n_in, width, n_out)
     shapes += [(width,)] * (len(given) - 1 - len(shapes))
     for (name, tensor), shape in zip(given[1:], shapes, strict=True):
         if tuple(tensor.shape) != shape:
@@ -180,12 +186,13 @@ def validate(
                 f"{name} has shape {tuple(tensor.shape)}; with x {tuple(x.shape)}, width {width} and {n_out} channels "
                 f"out it has shape {shape}."
             )
-    for name, tensor in given:
-        if tensor.dtype != torch.float32:
-            raise TypeError(f"{name} is {tensor.dtype}; mbconv takes float32. sleepfm_fast.reference.mbconv takes any.")
-        if tensor.device.type not in ("cpu", "meta"):
-            raise ValueError(f"{name} is on {tensor.device}; mbconv runs on cpu. Use sleepfm_fast.reference.mbconv.")
+    refuse_other_types("mbconv", given)
     return given
+
+
+def weight_shapes(n_in: int, width: int, n_out: int) -> list[tuple[int, ...]]:
+    """Shapes of a block's weights, in the order of ``WEIGHTS``."""
+    return [(width, n_in), *[(width,)] * 3, (width, 3), *[(width,)] * 3, (n_out, width), (n_out,)]
 
 
 def refuse_no_channels(n_in: int, width: int, n_out: int) -> None:
@@ -337,7 +344,7 @@ def expected_weights(op: str, weights: Sequence[Tensor], n_in: int, stride: int,
             f"torch.ops.sleepfm_fast.{op}: a residual needs stride 1 and as many channels out as in; got stride "
             f"{stride}, {n_in} channels in and {n_out} out."
         )
-    shapes = [(width, n_in), *[(width,)] * 3, (width, 3), *[(width,)] * 3, (n_out, width), (n_out,)]
+    shapes = weight_shapes(n_in, width, n_out)
     return [(*named, torch.float32) for named in zip(WEIGHTS, weights, shapes, strict=True)]
 
 

@@ -17,7 +17,7 @@ from sleepfm_fast.ops import mbconv_between as between
 from sleepfm_fast.ops.arguments import refuse_unlike
 from sleepfm_fast.ops.contrastive_gemm import multiply
 from sleepfm_fast.ops.dispatch import is_plain
-from sleepfm_fast.ops.mbconv import WEIGHTS
+from sleepfm_fast.ops.mbconv import WEIGHTS, weight_shapes
 from sleepfm_fast.ops.process_settings import float32_factors
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
@@ -100,8 +100,7 @@ def validate(x: Tensor, weights: tuple[Tensor, ...], stride: int) -> None:
             "matrices, [width, n_in] and [n_out, width]."
         )
     width, n_in, n_out = len(weights[0]), x.shape[2], len(weights[8])
-    shapes = [(width, n_in), *[(width,)] * 3, (width, 3), *[(width,)] * 3, (n_out, width), (n_out,)]
-    for name, tensor, shape in zip(WEIGHTS, weights, shapes, strict=True):
+    for name, tensor, shape in zip(WEIGHTS, weights, weight_shapes(n_in, width, n_out), strict=True):
         if tuple(tensor.shape) != shape:
             raise ValueError(
                 f"mbconv_train: {name} has shape {tuple(tensor.shape)}; with x {tuple(x.shape)}, width {width} and "

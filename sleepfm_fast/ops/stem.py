@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from sleepfm_fast import _C
-from sleepfm_fast.ops.arguments import Expected, refuse_no_tensors, refuse_other_devices, refuse_unlike
+from sleepfm_fast.ops.arguments import (
+    Expected,
+    refuse_no_tensors,
+    refuse_other_devices,
+    refuse_other_types,
+    refuse_unlike,
+)
 from sleepfm_fast.ops.pages import empty
 from sleepfm_fast.ops.registry import LIBRARY
 from sleepfm_fast.ops.unsupported import no_second_derivative, refuse_gradients, refuse_transforms
@@ -68,11 +74,7 @@ def stem(
                 f"{name} has shape {tuple(tensor.shape)}; with x {tuple(x.shape)} and {n_out} channels out it has "
                 f"shape {shape}."
             )
-    for name, tensor in named:
-        if tensor.dtype != torch.float32:
-            raise TypeError(f"{name} is {tensor.dtype}; stem takes float32. sleepfm_fast.reference.stem takes any.")
-        if tensor.device.type not in ("cpu", "meta"):
-            raise ValueError(f"{name} is on {tensor.device}; stem runs on cpu. Use sleepfm_fast.reference.stem.")
+    refuse_other_types("stem", named)
     refuse_other_devices(named)
     refuse_transforms("stem", x, *weights)
     if x.shape[0] * ((x.shape[2] - 1) // 2 + 1) < 2:

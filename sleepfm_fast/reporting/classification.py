@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.interval_notice import class_caution, interval_caution
 from sleepfm_fast.evaluation.tasks import TASKS, labels_of
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing
 from sleepfm_fast.reporting import suggestions
+from sleepfm_fast.reporting.class_curves import calibration_figure, curve_figures, night_calibration
 from sleepfm_fast.reporting.comparison import difference_figures, overview
-from sleepfm_fast.reporting.curves import calibration, precision_recall, roc, thin
-from sleepfm_fast.reporting.markup import element, escape, number
+from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
-from sleepfm_fast.reporting.plot import Plot, legend, series_class
-from sleepfm_fast.reporting.scale import Scale
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run, over_nights
 from sleepfm_fast.reporting.strata import strata_figure
 from sleepfm_fast.reporting.wording import count, number_of, share, value_of, with_interval
@@ -32,7 +28,6 @@ TASK_TITLES = {
     "age": "Age group",
     "sex": "Sex",
 }
-UNIT = Scale(0.0, 1.0, ticks=tuple((t, number(t)) for t in (0.0, 0.25, 0.5, 0.75, 1.0)))
 OF_PERSON = tuple(name for name, task in TASKS.items() if task.of_person)
 CLASSIFIERS = ("probe", "supervise", "classify")  # commands whose results are a classifier's test
 SHOWN = 4  # results of a task that stand open; further ones are folded
@@ -56,16 +51,6 @@ def describe_result(run: Run, result: Result, runs: Sequence[Run]) -> str:
     if len(same) > 1:
         name += f" ({result.path.relative_to(run.path)})"
     return f"{run.name}: {name}" if len(runs) > 1 else name[0].upper() + name[1:]
-
-
-def record_file(result: Result) -> Path:
-    """The JSON of a result."""
-    return result.path / "result.json"
-
-
-def array_file(result: Result, name: str) -> Path:
-    """The file of one of its arrays."""
-    return result.path / f"{name}.npy"
 
 
 def figures_table(name: str, result: Result, *, nights: bool = False) -> Figure:
@@ -111,11 +96,11 @@ def figures_table(name: str, result: Result, *, nights: bool = False) -> Figure:
         about = f"A night counts once, by the mean probability of its clips ({counted_nights}). {about}"
         return Figure(
             "Figures of each class, over nights", table(head, rows, f"Figures of {name}, over nights"), about,
-            [record_file(result)], record, wide=True,
+            [result.record_file], record, wide=True,
         )  # fmt: skip
     keys = ("task", "classes", "macro", "accuracy", "cohen_kappa", "train", "test", "overlap_note")
     return Figure(
-        "Figures of each class", table(head, rows, f"Figures of {name}"), about, [record_file(result)],
+        "Figures of each class", table(head, rows, f"Figures of {name}"), about, [result.record_file],
         {k: record[k] for k in keys if k in record}, wide=True,
     )  # fmt: skip
 
@@ -148,9 +133,9 @@ def confusion_figure(name: str, result: Result) -> Figure | None:
     counts = np.asarray(confusion["counts"], np.float64)
     head = element(
         "tr",
-        element("th", "true", scope="col"),
-        *(element("th", escape(n), scope="col") for n in names),
-    )
+        element("th", "true", scope="col", rowspan="2"),
+        element("th", "predicted", scope="colgroup", colspan=len(names)),
+    ) + element("tr", *(element("th", escape(n), scope="col") for n in names))
     lines = []
     for i, row in enumerate(counts):
         total = row.sum()
@@ -179,200 +164,9 @@ def confusion_figure(name: str, result: Result) -> Figure | None:
         region,
         f"Rows are the {whose} classes, columns the predicted ones: share of the row, and clips below. Framed cells "
         "are right.",
-        [record_file(result)],
+        [result.record_file],
         {"classes": names, "counts": counts.astype(int).tolist(), "row_share": shares.tolist()},
     )
-
-
-def scored_classes(result: Result) -> list[tuple[int, str]]:
-    """Code and name of the classes that the record gives figures for."""
-    names = [
-        str(n) for n in result.record.get("class_names", result.record["confusion"]["rows_true_columns_predicted"])
-    ]
-    return [(names.index(n), n) for n in result.record.get("classes", {}) if n in names]
-
-
-def curve_figures(name: str, result: Result) -> list[Figure | Missing]:
-    """ROC and precision-recall of every class."""
-    if not {"label", "score"} <= set(result.record.get("arrays", {})):
-        return [
-            Missing(
-                f"{result.path} has no scores of its clips, so there are no curves. Write the result again:",
-                f"python -m sleepfm_fast.{result.command} --help",
-            )
-        ]
-    try:
-        label = np.asarray(result.array("label"))
-        score = np.asarray(result.array("score"), np.float64)
-    except SleepfmError as error:
-        return [Missing(str(error))]
-    trained = [int(k) for k in result.record.get("trained_classes", range(score.shape[1]))]
-    kinds: list[tuple[str, str, str, str]] = [
-        ("ROC", "false positive rate", "true positive rate", "auroc"),
-        ("Precision-recall", "recall", "precision", "auprc"),
-    ]
-    figures: list[Figure | Missing] = []
-    sources = [array_file(result, "label"), array_file(result, "score")]
-    for kind, x_label, y_label, figure_key in kinds:
-        curves: dict[str, Any] = {}
-        absent = []
-        entries = []
-        plot = Plot(
-            UNIT, UNIT, f"{kind} curves of {name}", "", x_label=x_label, y_label=y_label, square=True
-        )  # fmt: skip
-        if kind == "ROC":
-            plot.line([0, 1], [0, 1], "chance")
-        for series, (code, class_name) in enumerate(scored_classes(result)):
-            positive = label == code
-            if code not in trained or positive.all() or not positive.any():
-                absent.append(class_name)
-                continue
-            s = score[:, trained.index(code)]
-            x, y = thin(*(roc(positive, s) if kind == "ROC" else precision_recall(positive, s)))
-            plot.line(x, y, series_class(series))
-            value = value_of(result.record["classes"][class_name].get(figure_key))
-            area = "" if value is None else f" {value:.3f}"
-            entries.append((series_class(series), f"{class_name}{area}"))
-            curves[class_name] = {x_label: x.round(4).tolist(), y_label: y.round(4).tolist(), "area": value}
-        if not curves:
-            figures.append(Missing(f"{kind} of {name}: no class has both positive and negative test clips."))
-            continue
-        plot.description = f"{kind} curves of {counted(len(curves), 'class', 'classes')}. " + " ".join(
-            f"Area of {c}: {v['area']:.3f}." for c, v in curves.items() if v["area"] is not None
-        )
-        note = f" No curve for {', '.join(absent)}: absent from the training or the test clips." if absent else ""
-        what = (
-            "Each class against the rest; the dashed diagonal is guessing."
-            if kind == "ROC"
-            else "Each class against the rest; guessing is a horizontal line at the class's prevalence."
-        )
-        figures.append(
-            Figure(
-                f"{kind} curves", plot, f"{what} The key gives the area below the curve.{note}",
-                [*sources, record_file(result)], curves, key=legend(entries),
-            )
-        )  # fmt: skip
-    return figures
-
-
-def calibration_of(result: Result) -> tuple[dict[str, Any], str, list[Path]]:
-    """Bins of every class, what was done to the probabilities, and the files: the record's own, else from the arrays.
-
-    Returns
-    -------
-    bins : dict
-        Class name -> ``predicted``, ``observed``, ``clips`` of the occupied bins, ``error`` (with interval or not).
-    words : str
-        What the reader must know of the probabilities.
-    sources : list of Path
-        Where the bins come from.
-    """
-    recorded = result.record.get("calibration")
-    bins: dict[str, Any] = {}
-    if isinstance(recorded, dict) and recorded:
-        which = "prior_corrected" if "prior_corrected" in recorded else "as_fitted"
-        for name, entry in recorded[which]["classes"].items():
-            used = [b for b in entry["bins"] if b["n"]]
-            bins[name] = {
-                "predicted": [b["mean_probability"] for b in used],
-                "observed": [b["observed"] for b in used],
-                "clips": [b["n"] for b in used],
-                "error": entry["expected_calibration_error"],
-            }
-        words = ""
-        if which == "prior_corrected":
-            raw = with_interval(recorded["as_fitted"]["predicted_class"]["expected_calibration_error"])
-            mended = with_interval(recorded[which]["predicted_class"]["expected_calibration_error"])
-            words = (
-                " The classifier was fitted as if all classes were equally frequent; the curves are after correction "
-                f"to the training clips' frequencies. Error of the predicted class: {mended}, without correction {raw}."
-            )
-        return bins, words, [record_file(result)]
-    if "probability" not in result.record["arrays"]:
-        return {}, "", []
-    label, probability = np.asarray(result.array("label")), np.asarray(result.array("probability"), np.float64)
-    trained = [int(k) for k in result.record.get("trained_classes", range(probability.shape[1]))]
-    for code, name in scored_classes(result):
-        if code in trained:
-            mean, seen, size = calibration(label == code, probability[:, trained.index(code)])
-            error = float((size * np.abs(mean - seen)).sum() / size.sum())
-            bins[name] = {
-                "predicted": mean.tolist(), "observed": seen.tolist(), "clips": size.tolist(), "error": error
-            }  # fmt: skip
-    return bins, "", [array_file(result, "label"), array_file(result, "probability")]
-
-
-def reliability_plot(
-    title: str, description: str, lines: Iterable[tuple[Sequence[float], Sequence[float], Sequence[str]]]
-) -> Plot:
-    """Draw observed shares over predicted probabilities, a line a class, with a text for every point."""
-    plot = Plot(
-        UNIT, UNIT, title, description, x_label="predicted probability", y_label="observed share", square=True
-    )  # fmt: skip
-    plot.line([0, 1], [0, 1], "chance")
-    for series, (predicted, observed, texts) in enumerate(lines):
-        plot.line(predicted, observed, series_class(series))
-        plot.points(predicted, observed, series, texts)
-    return plot
-
-
-def calibration_figure(name: str, result: Result) -> Figure | None:
-    """Predicted probability against observed share, in ten bins a class."""
-    bins, words, sources = calibration_of(result)
-    if not bins:
-        return None
-    errors = {n: value_of(b["error"]) for n, b in bins.items()}
-    described = " ".join(f"{n} is off by {e:.3f} on average." for n, e in errors.items() if e is not None)
-    lines = [
-        (b["predicted"], b["observed"], [f"{class_name}: {counted(n, 'clip')}" for n in b["clips"]])
-        for class_name, b in bins.items()
-    ]
-    entries = [
-        (series_class(i), n if (e := errors[n]) is None else f"{n} {e:.3f}") for i, n in enumerate(bins)
-    ]  # fmt: skip
-    return Figure(
-        "Calibration",
-        reliability_plot(f"Calibration of {name}", described, lines),
-        "Clips in ten bins of predicted probability; on the diagonal the probabilities can be taken at their word. The "
-        f"key gives the mean distance from it (expected calibration error).{words}",
-        sources,
-        bins,
-        key=legend(entries, "both"),
-    )
-
-
-def night_calibration(name: str, result: Result) -> list[Figure]:
-    """Predicted probability of nights against observed share; of tasks whose class is a person's."""
-    recorded = result.record.get("calibration")
-    nights = recorded.get("nights") if isinstance(recorded, dict) else None
-    if not nights:
-        return []
-    which = "prior_corrected" if "prior_corrected" in nights else "as_fitted"
-    classes = nights[which]["classes"]
-    described = " ".join(f"Brier score of {n}: {value_of(c['brier']):.3f}." for n, c in classes.items())
-    lines = []
-    for class_name, entry in classes.items():
-        used = [b for b in entry["bins"] if b["n"]]
-        at, seen = ([b[key] for b in used] for key in ("mean_probability", "observed"))
-        lines.append((at, seen, [f"{class_name}: {number_of(b['n'], 'night')}" for b in used]))
-    scores = {kind: with_interval(nights[kind]["predicted_class"]["brier"]) for kind in ("as_fitted", which)}
-    words = f"{scores[which]}, without correction {scores['as_fitted']}" if len(scores) > 1 else scores[which]
-    return [
-        Figure(
-            "Calibration, over nights",
-            reliability_plot(f"Calibration of {name}, over nights", described, lines),
-            f"{number_of(nights['n_nights'], 'night')} of {number_of(nights['n_subjects'], 'subject')} in ten bins of "
-            "predicted probability, the mean over a night's clips. The key gives the Brier score (mean squared "
-            "difference of probability and outcome, 0 is best), and no mean distance from the diagonal: with few "
-            f"nights a bin, most of that is noise. Of the predicted class: {words}.",
-            [record_file(result)],
-            nights,
-            key=legend(
-                [(series_class(i), f"{n} {value_of(c['brier']):.3f}") for i, (n, c) in enumerate(classes.items())],
-                "both",
-            ),
-        )
-    ]
 
 
 def clips_of(side: dict[str, Any]) -> str:
@@ -435,7 +229,7 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
                 *strata_figure(group.title, result),
             ]
         except MISSHAPEN as error:
-            items = [Missing(f"{record_file(result)} is not as {result.command} writes it ({error!r}). Run it again.")]
+            items = [Missing(f"{result.record_file} is not as {result.command} writes it ({error!r}). Run it again.")]
         group.items = [item for item in items if item is not None]
         group.folded = i >= SHOWN
         section.groups.append(group)

@@ -82,7 +82,7 @@ def overview(named: Sequence[tuple[str, Result]], *, nights: bool = False) -> Fi
         f"{whole}Means of classes, with 95 % intervals over test subjects. Intervals that overlap do not show that "
         "classifiers are alike: the same subjects are hard for all of them. `compare` measures the difference itself."
         f"{external}{caution([result for _, result in named])}",
-        [result.path / "result.json" for _, result in named], data, wide=True,
+        [result.record_file for _, result in named], data, wide=True,
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def difference_figures(runs: Sequence[Run], task: str) -> list[Figure]:
             "Both classifiers on the same clips of the same subjects, with 95 % intervals over them. An interval "
             "that excludes 0 is a difference that other test subjects of this kind would show too; other trainings are "
             f"not accounted for.{whole}{caution(found)}",
-            [r.path / "result.json" for r in found], [{k: r.record.get(k) for k in keys} for r in found], wide=True,
+            [r.record_file for r in found], [{k: r.record.get(k) for k in keys} for r in found], wide=True,
         )
     ]  # fmt: skip
 
@@ -138,7 +138,7 @@ def retrieval_differences(runs: Sequence[Run]) -> list[Figure]:
             "Differences", table(head, rows, "Paired differences of retrievals"),
             "Both retrievals with the same queries and candidates, mean over directions, with 95 % intervals over the "
             f"queries' subjects. Of ranks, smaller is better.{interval_caution(fewest_tested(found))}",
-            [r.path / "result.json" for r in found], [{k: r.record.get(k) for k in keys} for r in found], wide=True,
+            [r.record_file for r in found], [{k: r.record.get(k) for k in keys} for r in found], wide=True,
         )
     ]  # fmt: skip
 

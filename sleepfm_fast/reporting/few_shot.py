@@ -20,6 +20,7 @@ from sleepfm_fast.reporting.scale import Scale, covering
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run, over_nights, replicates_beside
 from sleepfm_fast.reporting.wording import value_of
 from sleepfm_fast.reproduction.tables import with_chance
+from sleepfm_fast.results import Result
 
 __all__ = ["few_shot_section"]
 
@@ -55,37 +56,43 @@ def curves_of(runs: Sequence[Run], task: str, *, nights: bool = False) -> list[C
     curves: list[Curve] = []
     scratch: dict[str, Curve] = {}
     for run in runs:
-        for result in run.results_of("few_shot", task=task):
-            modalities = list(result.record.get("modalities") or [])
-            saw = f", {modalities[0]}" if len(modalities) == 1 else ""
-            curve = Curve(f"{run.name}: probe{saw}", files=[result.path / "result.json"])
-            for point in result.record.get("curve") or ():
-                entry = point.get("nights") if nights else point
-                if entry is None:
-                    continue
-                macro = entry.get("macro_absent_at_chance") or entry.get("macro") or {}
-                curve.values[int(point["subjects"])].append(macro)
-            if curve.values:
-                curves.append(curve)
+        curves += [probe_curve(run, result, nights=nights) for result in run.results_of("few_shot", task=task)]
         subjects = run.options.get("train_subjects")
         for result in run.results_of("supervise", task=task):
             size = subjects or result.record.get("train_subjects") or result.record.get("train", {}).get("n_subjects")
             if not isinstance(size, int):
                 continue
-            modalities = list(result.record.get("modalities") or [])
-            saw = f", {modalities[0]}" if len(modalities) == 1 else ""
+            saw = only_modality(result)
             curve = scratch.setdefault(saw, Curve(f"end-to-end network{saw}"))
             record = over_nights(result) if nights else result.record
             if nights and not record:
                 continue
             at_chance = {figure: with_chance(record, figure) for figure in ("auroc", "auprc")}
             curve.values[size].append({**(record.get("macro") or {}), **at_chance})
-            curve.files.append(result.path / "result.json")
-    if strange := [n for curve in (*curves, *scratch.values()) for n in curve.values if not 0 < n < 2**31]:
+            curve.files.append(result.record_file)
+    found = [curve for curve in (*curves, *scratch.values()) if curve.values]
+    if strange := [n for curve in found for n in curve.values if not 0 < n < 2**31]:
         raise SleepfmError(f"a curve has {strange[0]} subjects")
-    if not curves and sum(len(c.values) for c in scratch.values()) < 2:
-        return []
-    return [c for c in (*curves, *scratch.values()) if c.values]
+    # A single network is no curve.
+    is_curve = any(curve.values for curve in curves) or sum(len(c.values) for c in scratch.values()) > 1
+    return found if is_curve else []
+
+
+def only_modality(result: Result) -> str:
+    """The modality that a classifier saw, as a name's end; empty where there were several."""
+    modalities = list(result.record.get("modalities") or [])
+    return f", {modalities[0]}" if len(modalities) == 1 else ""
+
+
+def probe_curve(run: Run, result: Result, *, nights: bool) -> Curve:
+    """The curve of a ``few_shot`` result, over clips or over nights."""
+    curve = Curve(f"{run.name}: probe{only_modality(result)}", files=[result.record_file])
+    for point in result.record.get("curve") or ():
+        entry = point.get("nights") if nights else point
+        if entry is not None:
+            macro = entry.get("macro_absent_at_chance") or entry.get("macro") or {}
+            curve.values[int(point["subjects"])].append(macro)
+    return curve
 
 
 def curve_figure(curves: Sequence[Curve], task: str, figure: str, *, nights: bool = False) -> Figure | None:

@@ -24,6 +24,7 @@ STRIP_PX = 44.0
 FONTS = "Arial, Helvetica, 'Liberation Sans', sans-serif"
 MARK = "<!-- A figure of sleepfm_fast.report. -->"
 CHARACTER_PX = 6.6  # an average character of 12 px: what legends and headings are broken by
+BOLD_CHARACTER_PX = 7.1
 TITLE_PX, TITLE_CHARACTER_PX = 14.0, 8.2  # bold
 HEAT = "rgb(0,114,178)"
 
@@ -46,8 +47,8 @@ class Column:
             if name in classes:
                 draw(node)
                 return
-        if node.tag == "h5":
-            for line in broken(words_of(node), self.width):
+        if "panel" in classes:
+            for line in broken(words_of(node), self.width, BOLD_CHARACTER_PX):
                 self.canvas.text(self.x, self.y + 13, line, ink="--ink", bold=True)
                 self.y += 16
             self.y += 2
@@ -126,15 +127,18 @@ class Column:
         for item in node:
             svg = item.find("svg")
             assert svg is not None
-            name = " ".join(words_of(item).split())
             width, height = float(svg.get("width", 28)), float(svg.get("height", 14))
-            needed = width + 6 + CHARACTER_PX * len(name)
+            first, *further = broken(words_of(item), self.width - width - 6)
+            needed = self.width if further else width + 6 + CHARACTER_PX * len(first)
             if x > self.x and x + needed > self.x + self.width:
                 x = self.x
                 self.y += 18
             scale = width / units_of(svg)[0] if svg.get("viewBox") else 1.0
             self.canvas.scaled(svg, x, self.y + 9 - height / 2, scale)
-            self.canvas.text(x + width + 6, self.y + 13, name, ink="--ink")
+            self.canvas.text(x + width + 6, self.y + 13, first, ink="--ink")
+            for line in further:
+                self.y += 15
+                self.canvas.text(x + width + 6, self.y + 13, line, ink="--ink")
             x += needed + 14
         self.y += 22
 
@@ -152,14 +156,18 @@ class Column:
 
     def confusion(self, node: ET.Element) -> None:
         """Draw a confusion matrix, its shares and counts in cells."""
-        head, *rows = node.iter("tr")
+        above, head, *rows = node.iter("tr")
         left, cell_height = 58.0, 36.0
-        width = (self.width - left) / max(len(head) - 1, 1)
+        width = (self.width - left) / max(len(head), 1)
         frames = []
+        truth, predicted = above
+        middle = self.x + left + len(head) * width / 2
+        self.canvas.text(middle, self.y + 14, words_of(predicted), anchor="middle", bold=True)
+        self.canvas.text(self.x + left - 8, self.y + 30, words_of(truth), anchor="end", bold=True)
         for i, name in enumerate(head):
-            at = self.x + left - 8 if i == 0 else self.x + left + (i - 0.5) * width
-            self.canvas.text(at, self.y + 14, words_of(name), anchor="end" if i == 0 else "middle", bold=True)
-        self.y += 22
+            at = self.x + left + (i + 0.5) * width
+            self.canvas.text(at, self.y + 30, words_of(name), anchor="middle", bold=True)
+        self.y += 38
         for row in rows:
             for j, cell in enumerate(row):
                 small = cell.find("small")

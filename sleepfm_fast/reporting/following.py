@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.cli.option_ranges import option
-from sleepfm_fast.cli.path_kinds import Kind, entries, kind_of, record_of
+from sleepfm_fast.cli.path_kinds import Kind, entries, kind_of
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -158,7 +159,7 @@ def predicted(run: Path, embeddings: Embeddings) -> str | None:
 
     path = embeddings.path
     for task in TASKS:
-        record = record_of(run / "results" / task / "result.json")
+        record = read_object(run / "results" / task / "result.json")
         if record.get("command") == "probe" and has_clip_of(embeddings, record["modalities"]):
             return typed("predict", run / "results" / task, path, beside(path, "predictions"))
     return None
@@ -172,7 +173,7 @@ def after_predictions(config: Any, result: dict[str, Any]) -> str | None:
     from sleepfm_fast.evaluation.tasks import labels_of
 
     path = config.embeddings
-    embeddings, fitted_on = Embeddings(path), Path(str(record_of(config.result / "result.json").get("embeddings")))
+    embeddings, fitted_on = Embeddings(path), Path(str(read_object(config.result / "result.json").get("embeddings")))
     if kind_of(fitted_on) not in (Kind.EMBEDDINGS, Kind.FEATURES):
         return None
     stores = [e.store_path for e in (Embeddings(fitted_on), embeddings)]
@@ -232,7 +233,7 @@ def run_of(path: Path) -> Path | None:
 
 def results_of(run: Path) -> Iterator[dict[str, Any]]:
     """What the results of a run say of themselves."""
-    return (record_of(folder / "result.json") for folder in entries(run / "results"))
+    return (read_object(folder / "result.json") for folder in entries(run / "results"))
 
 
 def is_retrieval(record: dict[str, Any]) -> bool:

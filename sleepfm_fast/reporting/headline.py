@@ -51,7 +51,7 @@ def night_reading(run: Run, task: str) -> Reading | None:
     note = f"{classifier_of(result)}, {number_of(nights.get('n_nights'), 'night')} of "
     note += number_of(nights.get("n_subjects"), "test subject")
     note += averaged(nights.get("classes") or {}, "auroc")
-    return Reading(run, figure, 0.5, note, result.path / "result.json")
+    return Reading(run, figure, 0.5, note, result.record_file)
 
 
 def classifier_of(result: Result) -> str:
@@ -81,7 +81,7 @@ def classifier_reading(run: Run, task: str, key: str, chance: Callable[[Result],
     subjects = number_of(test.get("n_subjects", 0), "test subject")
     note = f"{classifier_of(result)}, {subjects}, {number_of(test.get('n_clips', 0), 'clip')}"
     note += averaged(result.record.get("classes") or {}, key)
-    return Reading(run, figure, chance(result), note, result.path / "result.json")
+    return Reading(run, figure, chance(result), note, result.record_file)
 
 
 def with_figure(classes: dict[str, Any], figure: str) -> list[dict[str, Any]]:
@@ -140,7 +140,7 @@ def retrieval_reading(run: Run) -> Reading | None:
         note += f", {number_of(min(subjects), 'test subject')}"
     sizes = [int(n) for low_high in queried(result, "n_candidates") for n in low_high]
     candidates = (min(sizes), max(sizes)) if sizes else None
-    return Reading(run, entry, value_of(entry.get("chance")), note, result.path / "result.json", k, candidates)
+    return Reading(run, entry, value_of(entry.get("chance")), note, result.record_file, k, candidates)
 
 
 def on_test_clips(run: Run, result: Result) -> bool:

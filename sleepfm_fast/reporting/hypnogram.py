@@ -14,7 +14,6 @@ from sleepfm_fast.evaluation.calibration import correct_for_prior, recorded_prio
 from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reporting import suggestions
-from sleepfm_fast.reporting.classification import array_file
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section
 from sleepfm_fast.reporting.plot import Plot, legend
 from sleepfm_fast.reporting.scale import Scale
@@ -33,7 +32,7 @@ MOST_RUNS = 4  # whose predictions stand under the scorer's
 ORDER = ("W", "R", "N1", "N2", "N3")
 HEIGHT_OF = {STAGES.index(name): len(ORDER) - 1 - i for i, name in enumerate(ORDER)}
 LEVELS = Scale(-0.5, 4.5, ticks=tuple((float(HEIGHT_OF[STAGES.index(n)]), n) for n in ORDER))
-UNIT = Scale(0.0, 1.0, ticks=((0.0, "0"), (0.5, ".5"), (1.0, "1")))
+UNIT = Scale(0.0, 1.0, ticks=((0.0, "0"), (0.5, "0.5"), (1.0, "1")))
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def choose_recordings(nights: dict[str, Night], n: int) -> list[str]:
 
 
 def entropy(probability: Floats) -> Floats:
-    """Shannon entropy in units of the largest possible: 0 sure, 1 no idea."""
+    """Shannon entropy in units of the largest possible: 0 sure, 1 all equal."""
     p = np.clip(probability, 1e-12, 1.0)
     return np.asarray(-(p * np.log(p)).sum(1) / np.log(max(p.shape[1], 2)), np.float64)
 
@@ -153,13 +152,13 @@ def predicted_plots(night: Night, x: Scale, who: str) -> list[str | Plot]:
     sure = Plot(
         x, UNIT, f"Probabilities of {night.name}",
         f"Stacked probabilities of the stages over the night. The entropy is {uncertainty.mean():.2f} on average, "
-        "where 0 is certainty and 1 ignorance.",
+        "where 0 is certainty, and 1 that all stages are equally likely.",
         y_label=f"probability of each stage{who}", height_px=84,
     )  # fmt: skip
     ribbon(sure, night)
     doubt = Plot(
         x, UNIT, f"Uncertainty of {night.name}", "Entropy of the predicted probabilities over the night.",
-        y_label="uncertainty (entropy; 1 = no idea)", height_px=42,
+        y_label="uncertainty (normalised entropy, 0 to 1)", height_px=42,
     )  # fmt: skip
     doubt.y = Scale(0.0, 1.0, ticks=((0.0, "0"), (1.0, "1")))
     edges = np.repeat(np.r_[night.start, night.stop[-1]], 2)[1:-1]
@@ -172,7 +171,7 @@ def breathing_plot(night: Night, x: Scale, who: str) -> Plot:
     event = TASKS["sdb"].names.index("event")
     truth = night.label == event
     plot = Plot(
-        x, Scale(-0.32, 1.0, ticks=((0.0, "0"), (0.5, ".5"), (1.0, "1"))), f"Respiratory events of {night.name}",
+        x, Scale(-0.32, 1.0, ticks=((0.0, "0"), (0.5, "0.5"), (1.0, "1"))), f"Respiratory events of {night.name}",
         f"{int(truth.sum())} of {counted(len(truth), 'clip')} {agreeing(int(truth.sum()), 'holds', 'hold')} a scored "
         "respiratory event (blocks below the axis); the line is the predicted probability of one.",
         y_label=f"respiratory event{who}: probability, and scored events (blocks)", height_px=84,
@@ -223,7 +222,7 @@ def night_figure(
     if isinstance(last, Plot):
         last.x_label = "hours since the start of the recording"
     sources = [
-        array_file(night.result, array)
+        night.result.array_file(array)
         for _, night in (*staged, *breathing)
         for array in ("label", "probability", "onset_s", "recording")
     ]
@@ -243,7 +242,8 @@ def night_figure(
         name,
         parts,
         f"{number_of(len(truth.label), 'scored clip')} of 30 s. Marks below the prediction are clips where it differs "
-        f"from the scorer. In the probability band, from the bottom up: N3, N2, N1, R, W.{corrected}",
+        f"from the scorer. In the probability band, from the bottom up: N3, N2, N1, R, W. An entropy "
+        f"of 1: all stages are equally likely.{corrected}",
         sources,
         data,
         wide=True,

@@ -147,7 +147,7 @@ class Writer:
     def __init__(self, base: Path) -> None:
         self.count, self.base = 0, base
 
-    def figure(self, figure: Figure) -> str:
+    def figure(self, figure: Figure, level: int) -> str:
         self.count += 1
         identity = f"f{self.count}"
         parts = [figure.body] if isinstance(figure.body, str | Plot) else list(figure.body)
@@ -156,7 +156,7 @@ class Writer:
             element("span", f"From {named(figure.sources, self.base)}.", class_="source") if figure.sources else ""
         )
         caption = element("figcaption", escape(figure.caption), " " if figure.caption else "", drawn_from)
-        heading = element("h4", escape(figure.title), id=identity)
+        heading = element(f"h{level}", escape(figure.title), id=identity, class_="of-figure")
         classes = "wide" if figure.wide else None
         if figure.folded:
             inner = element("figure", *drawn, figure.key, caption, aria_label=figure.title)
@@ -170,7 +170,8 @@ class Writer:
     def group(self, group: Group) -> str:
         title = element("h3", escape(group.title)) if group.title else ""
         note = element("p", escape(group.note), class_="lead") if group.note else ""
-        items = [self.figure(item) if isinstance(item, Figure) else self.missing(item) for item in group.items]
+        level = 4 if group.title else 3  # no level is left out, by which screen readers go through the page
+        items = [self.figure(item, level) if isinstance(item, Figure) else self.missing(item) for item in group.items]
         grid = element("div", *items, class_="grid")
         if group.folded:
             return element("details", element("summary", escape(group.title)), note, grid, class_="group")

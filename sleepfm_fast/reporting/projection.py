@@ -110,8 +110,8 @@ def scatter(y: Floats, series: Sequence[tuple[str, npt.NDArray[np.bool_]]], titl
         look = f"{class_} s{i % 8}" if name != "others" else f"{class_} others"
         if d:
             paths.append(element("path", d=d, class_=look))
-        sample = element("path", d=shape.format(x=14, y=12, l=6, t=4), class_=look)
-        key = element("svg", sample, viewBox="0 0 28 24", width="20", height="17", class_="key", aria_hidden="true")
+        sample = element("path", d=shape.format(x=28, y=24, l=20, t=16), class_=look)  # about as large as in the plot
+        key = element("svg", sample, viewBox="0 0 56 48", width="20", height="17", class_="key", aria_hidden="true")
         items.append(element("li", key, element("span", _escaped(f"{name} ({int(chosen.sum())})"))))
     words = ", ".join(f"{name} {int(chosen.sum())}" for name, chosen in series)
     svg = element(

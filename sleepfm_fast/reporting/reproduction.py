@@ -70,7 +70,7 @@ def throughput_section(runs: Sequence[Run]) -> Section:
             )
             group.items.append(speed_figure)
         files = [run.metrics_path for run in runs if run.metrics] + [
-            r.path / "result.json" for run in runs for r in run.results if value_of(r.record.get("seconds")) is not None
+            r.record_file for run in runs for r in run.results if value_of(r.record.get("seconds")) is not None
         ]
         group.items.append(
             Figure(
@@ -265,7 +265,7 @@ def configuration_section(runs: Sequence[Run], command: str) -> Section:
         commands = commands_of(run)
         items: list[Figure | Missing] = []
         if commands:
-            files = [run.config_path, *(r.path / "result.json" for r in run.results)]
+            files = [run.config_path, *(r.record_file for r in run.results)]
             items.append(
                 Figure(
                     "Commands", element("pre", element("code", escape("\n".join(commands)))),

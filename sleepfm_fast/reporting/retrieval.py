@@ -80,7 +80,7 @@ def figures_table(name: str, result: Result) -> Figure:
         table(head, rows, f"Retrieval figures of {name}"),
         f"recall@k: share of queries whose own clip is among the k nearest. {brackets} Chance is what a random order "
         "would give.",
-        [result.path / "result.json"],
+        [result.record_file],
         {k: record[k] for k in ("scope", "split", "n_clips", "directions", "mean") if k in record},
         wide=True,
     )

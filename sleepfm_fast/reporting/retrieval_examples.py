@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import clock, counted
 from sleepfm_fast.reporting import suggestions
 from sleepfm_fast.reporting.following import typed
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Missing
 from sleepfm_fast.reporting.signals import strip_markup, strips_of
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run
-from sleepfm_fast.reporting.wording import clock, count, number_of
+from sleepfm_fast.reporting.wording import count, number_of
 from sleepfm_fast.results import Result
 from sleepfm_fast.scoring.stages import STAGES
 
@@ -39,7 +39,7 @@ def place(store: ClipStore, clip: int) -> str:
 def panel(store: ClipStore, clip: int, modality: str, title: str) -> str:
     """One clip's channels under a heading."""
     strips = [strip_markup(s) for s in strips_of(store, clip, modality, CHANNELS)]
-    return element("div", element("h5", escape(title)), *strips)
+    return element("div", element("p", escape(title), class_="panel"), *strips)
 
 
 def example_figure(run: Run, result: Result, store: ClipStore, example: dict[str, Any]) -> Figure:
@@ -65,7 +65,7 @@ def example_figure(run: Run, result: Result, store: ClipStore, example: dict[str
         f"{query} → {candidates}: rank {count(rank)}",
         element("div", *panels, class_="panels"),
         f"{EXPLANATION} {nearer}",
-        [result.path / "result.json", *files],
+        [result.record_file, *files],
         example,
         wide=True,
     )

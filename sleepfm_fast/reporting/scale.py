@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Scale", "covering", "tick_text"]
+__all__ = ["Scale", "covering", "tick_texts"]
 
 N_MARKS = 5
+N_DECIMALS = 5  # of a tick's text beside which there is no room
+LEAST_SPAN = 1e-3  # of an axis, relative to its values: less is told apart by no text beside it, and by no reader
 LARGEST = 1e100  # beyond, differences and margins overflow
 
 
@@ -62,11 +64,12 @@ class Scale:
                 values = [s * 10.0**d for d in decades for s in steps if self.low <= s * 10.0**d <= self.high]
                 if len(values) <= N_MARKS:
                     break
-            return tuple((v, tick_text(v, v)) for v in (values or [self.low, self.high]))
+            return tuple((v, tick_texts([v], v)[0]) for v in (values or [self.low, self.high]))
         step = round_step((self.high - self.low) / N_MARKS)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
-        return tuple((i * step, tick_text(i * step, step)) for i in range(first, last + 1))
+        values = [i * step for i in range(first, last + 1)]
+        return tuple(zip(values, tick_texts(values, step), strict=True))
 
 
 def round_step(rough: float) -> float:
@@ -75,18 +78,34 @@ def round_step(rough: float) -> float:
     return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * (1 - 1e-9))
 
 
-def tick_text(value: float, step: float) -> str:
-    """A tick's text with as many decimals as the step needs."""
-    if value != 0 and (abs(value) >= 1e6 or abs(step) < 1e-4):
-        return f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-").replace(".0e", "e")
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
-    if decimals < 6 and abs(round(step, decimals) - step) > 1e-9 * step:
-        decimals += 1
-    return f"{value + 0.0:,.{decimals}f}".replace(",", "\u202f")
+def tick_texts(values: Sequence[float], step: float) -> list[str]:
+    """Texts of ticks with as many digits as their step needs; all in powers of ten where that is shorter."""
+    exact = math.floor(math.log10(step) + 1e-9) if step > 0 else 0  # the decimal place of the step's last digit
+    if abs(round(step / 10.0**exact) * 10.0**exact - step) > 1e-9 * step:
+        exact -= 1
+    decimals = max(0, -exact)
+    texts = [f"{value + 0.0:,.{decimals}f}".replace(",", "\u202f") for value in values]
+    largest = max((abs(value) for value in values), default=0.0)
+    if largest < 1e6 and (decimals < N_DECIMALS or largest >= 0.01):
+        return texts
+    powers = [power_text(value, exact) for value in values]
+    return powers if sum(map(len, powers)) < sum(map(len, texts)) else texts
+
+
+def power_text(value: float, exact: int) -> str:
+    """A value in powers of ten, right to the decimal place ``exact``."""
+    if not value:
+        return "0"
+    digits = max(0, math.floor(math.log10(abs(value)) + 1e-9) - exact)
+    mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
 
 
 def covering(values: Sequence[float] | npt.NDArray[np.float64], *, log: bool = False, margin: float = 0.04) -> Scale:
-    """Return the axis that holds all finite values with a margin; a single value gets room on both sides."""
+    """Return the axis that holds all finite values with a margin; a single value gets room on both sides.
+
+    Values that differ by less than a thousandth lie in the middle of an axis that is as long as that.
+    """
     v = np.asarray(values, np.float64)
     v = np.clip(v[np.isfinite(v) & (v > 0)] if log else v[np.isfinite(v)], -LARGEST, LARGEST)
     if not v.size:
@@ -96,4 +115,5 @@ def covering(values: Sequence[float] | npt.NDArray[np.float64], *, log: bool = F
         pad = max((high / low) ** margin, 1.1)
         return Scale(low / pad, high * pad, log=True)
     pad = (high - low) * margin or abs(high) * 0.1 or 1.0
+    pad = max(pad, (LEAST_SPAN * max(abs(low), abs(high)) - (high - low)) / 2)
     return Scale(low - pad, high + pad)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import from_json, read_object
 from sleepfm_fast.cli.path_kinds import places_of
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.embedding_record import wrong_entry
@@ -281,11 +281,8 @@ def over_nights(result: Result) -> dict[str, Any]:
 
 def describe(folder: Path) -> dict[str, Any] | None:
     """Read ``embeddings.json`` of a folder without its arrays; None where there is none that can be read."""
-    try:
-        found = from_json((folder / "embeddings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and wrong_entry(found) is None else None
+    found = read_object(folder / "embeddings.json")
+    return found if wrong_entry(found) is None else None
 
 
 def read_rows(run: Run) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.standing import difference
 
@@ -38,11 +38,8 @@ def earlier_report(page: Path, numbers: Path, made_of: Mapping[str, Any]) -> dic
     standing = [file for file in (page, numbers) if file.exists()]
     if not standing:
         return None
-    try:
-        record = from_json(numbers.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
-    there = record.get("made_of") if isinstance(record, dict) else None
+    record = read_object(numbers)
+    there = record.get("made_of")
     if not isinstance(there, dict):
         raise SleepfmError(f"{standing[0]} exists and is not overwritten. {REMEDY}")
     if differ := difference(there, made_of):

@@ -57,7 +57,7 @@ def strata_table(
         table([*HEAD[:2], unit, *HEAD[2:]], rows, f"Strata of {name}{over}"),
         f"{whole}The same classifier, tested on one group of subjects at a time (means of classes). A group of one "
         f"subject has no interval.{interval_caution(fewest)}",
-        [result.path / "result.json"],
+        [result.record_file],
         data,
         wide=True,
     )

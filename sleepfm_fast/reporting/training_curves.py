@@ -90,6 +90,8 @@ def loss_figure(run: Run) -> Figure | None:
     entries = []
     if np.isfinite(loss).any():
         plot.line(x, loss, "s7 thin")
+        if np.isfinite(loss).sum() == 1:  # one value is no line
+            plot.points(x, loss, 7, [f"batch {v:.4g}" for v in loss])
         entries.append(("s7 thin", "batches"))
     for series, (key, values) in enumerate(curves.items()):
         if np.isfinite(values).any():
@@ -144,7 +146,7 @@ def compared(runs: Sequence[Run], kind: str, key: str) -> Figure | None:
     )
     for i, _, x, y in found:
         plot.line(x, y, series_class(i))
-        if kind == "epoch":
+        if kind == "epoch" or np.isfinite(y).sum() == 1:  # one value is no line
             plot.points(x, y, i, [f"{v:.4g}" for v in y])
     kinds = "both" if kind == "epoch" else "line"
     return Figure(

@@ -8,7 +8,7 @@ from typing import Any
 
 from sleepfm_fast.plurals import agreeing
 
-__all__ = ["clock", "count", "hours", "interval", "number_of", "share", "value_of", "with_interval"]
+__all__ = ["count", "hours", "interval", "number_of", "share", "value_of", "with_interval"]
 
 NARROW = "\u202f"  # narrow space that does not break
 
@@ -28,12 +28,6 @@ def number_of(n: Any, one: str, many: str | None = None) -> str:
 def hours(value: float) -> str:
     """Hours, with a decimal below a hundred."""
     return f"{value:.1f} h" if value < 100 else f"{count(value)} h"
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds since the start of a recording."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def share(part: float, whole: float) -> str:

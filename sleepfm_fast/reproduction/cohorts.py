@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sleepfm_fast.cli.path_kinds import record_of
+from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reproduction.plan import Layout, Planner, Step, cohort_seed
@@ -112,7 +112,7 @@ def kept_sides(layout: Layout, record: Mapping[str, Any]) -> dict[str, Sides]:
         return {name: Sides(entry["subjects"], entry["clips"]) for name, entry in kept.items()}
     found: dict[str, Sides] = {}
     for run in sorted(layout.runs.iterdir()) if layout.runs.is_dir() else ():
-        subjects = record_of(run / "config.json").get("subjects")
+        subjects = read_object(run / "config.json").get("subjects")
         if isinstance(subjects, dict) and subjects:
             found.setdefault("store", Sides(subjects))
         external = run / "external_embeddings"

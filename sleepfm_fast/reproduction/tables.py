@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.figures import mean_with_chance
 from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reproduction.experiments import Source
@@ -134,13 +135,8 @@ def too_few(source: Source, record: Mapping[str, Any], path: tuple[str, ...]) ->
 
 def with_chance(record: Mapping[str, Any], figure: str) -> float | None:
     """Average over the classes that the test clips have; one without a figure, never trained, is at chance."""
-    values = []
-    for entry in record["classes"].values():
-        if 0 < entry["prevalence"] < 1:
-            chance = 0.5 if figure == "auroc" else float(entry["prevalence"])
-            value = number(entry[figure])
-            values.append(chance if value is None else value)
-    return float(np.mean(values)) if values else None
+    entries = record["classes"].values()
+    return mean_with_chance(figure, ((float(entry["prevalence"]), number(entry[figure])) for entry in entries))
 
 
 def number(value: Any) -> float | None:
@@ -289,6 +285,12 @@ def unlike_tests(cells: list[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
+def paper_cell(table: PaperTable, cell: Mapping[str, Any] | None, *, orientation: bool) -> str:
+    """The paper's figure beside ours, smaller where it is for orientation only."""
+    text = "" if cell is None or cell["paper"] is None else table.paper_text(cell["figure"], cell["paper"])
+    return f"<sub>{text}</sub>" if text and orientation else text
+
+
 def draw(
     table: PaperTable, cells: Iterable[Mapping[str, Any]], *, simulated: bool, encoder: str = PAPER_ENCODER
 ) -> list[str]:
@@ -313,21 +315,20 @@ def draw(
     lines = [f"## {table.name}: {table.title}", ""]
     for figure in dict.fromkeys(c["figure"] for c in cells):
         of_figure = [c for c in cells if c["figure"] == figure]
-        methods = list(dict.fromkeys(c["method"] for c in of_figure))
-        with_paper = {m for m in methods if any(c["paper"] is not None for c in of_figure if c["method"] == m)}
+        at = {(c["row"], c["method"]): c for c in reversed(of_figure)}
+        rows, methods = (list(dict.fromkeys(c[key] for c in of_figure)) for key in ("row", "method"))
+        with_paper = {c["method"] for c in of_figure if c["paper"] is not None}
         heads = [table.rows]
         for method in methods:
             heads += [method, head] if method in with_paper else [method]
         lines += [f"**{figure}**", "", f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-        for row in dict.fromkeys(c["row"] for c in of_figure):
+        for row in rows:
             texts = [row]
             for method in methods:
-                cell = next((c for c in of_figure if c["row"] == row and c["method"] == method), None)
+                cell = at.get((row, method))
                 texts.append("" if cell is None else ours_text(cell))
                 if method in with_paper:
-                    value = None if cell is None else cell["paper"]
-                    text = "" if value is None else table.paper_text(figure, value)
-                    texts.append(f"<sub>{text}</sub>" if text and orientation else text)
+                    texts.append(paper_cell(table, cell, orientation=orientation))
             lines.append(f"| {' | '.join(texts)} |")
         lines.append("")
     notes = [table.note] if table.note else []

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sleepfm_fast.plurals import agreeing, counted
@@ -86,20 +87,25 @@ def parse_csv(data: bytes, source: str, start: datetime | None, length_of_record
     return Scoring(tuple(events), source, tuple(issues), events_scored=None)
 
 
-def timed(
-    rows: list[tuple[int, list[str]]],
-    columns: Columns,
-    source: str,
-    start: datetime | None,
-    length_of_recording_s: float | None,
-    issues: list[str],
-) -> list[Event]:
-    """Events of a table whose rows have a time."""
-    onsets: list[float | Clock] = []
-    rest: list[tuple[float | Clock | None, float | None, str]] = []
-    stages: list[str] = []
+@dataclass
+class TimedRows:
+    """Rows with a time and a text: when each begins, and when it ends or how long it lasts, as far as it says."""
+
+    onsets: list[float | Clock] = field(default_factory=list)
+    ends: list[float | Clock | None] = field(default_factory=list)
+    durations_s: list[float | None] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    stages: list[str] = field(default_factory=list)
+    """Of the column of stages beside that of events; empty where a row has none."""
+    n_staged: int = 0
+    """Rows whose text names a stage, those without a time too."""
+
+
+def timed_rows(rows: list[tuple[int, list[str]]], columns: Columns, source: str, issues: list[str]) -> TimedRows:
+    """Rows of a table that has a column of times; a table most of whose rows have no time or text is refused."""
+    found = TimedRows()
     bad: list[int] = []
-    n_blank = n_staged = 0
+    n_blank = 0
     used = (columns.onset, columns.end, columns.duration, columns.text, columns.stage)
     last = max(c for c in used if c is not None)
     for line, row in rows:
@@ -109,7 +115,7 @@ def timed(
         duration = None if columns.duration is None else duration_in(cells[columns.duration], columns.duration_unit_s)
         stage = "" if columns.stage is None else cells[columns.stage].strip()
         stage = stage if stage_of(stage) is not None else ""
-        n_staged += stage_of(text) is not None
+        found.n_staged += stage_of(text) is not None
         text = text or stage
         if onset is not None and not text and columns.stages_only:
             # An epoch that nobody scored: without a word of its own, the stage before it would last through it.
@@ -119,15 +125,17 @@ def timed(
             if any(cell.strip() and not re.fullmatch(r"\[.*\]", cell.strip()) for cell in row):
                 bad.append(line)
             continue
-        onsets.append(onset)
-        rest.append((end, duration, text))
-        stages.append(stage)
-    if not onsets:
+        found.onsets.append(onset)
+        found.ends.append(end)
+        found.durations_s.append(duration)
+        found.texts.append(text)
+        found.stages.append(stage)
+    if not found.onsets:
         raise ScoringError(
             f"{source}: none of its {counted(len(rows), 'row')} has a readable time and a text; expected a time in "
             "seconds or a clock time, for instance '30,30,Sleep stage W' under 'onset,duration,description'."
         )
-    if len(bad) > len(onsets):
+    if len(bad) > len(found.onsets):
         raise ScoringError(
             f"{source}: {len(bad)} of {counted(len(rows), 'row')} {agreeing(len(bad), 'has', 'have')} no readable time "
             f"or no text (the first in line {bad[0]}); expected the columns onset, duration, description."
@@ -142,11 +150,24 @@ def timed(
             f"{source}: {counted(n_blank, 'row has', 'rows have')} a time and no stage; "
             f"{agreeing(n_blank, 'it counts', 'they count')} as not scored."
         )
-    refuse_minutes(onsets, [text for _, _, text in rest], source)
-    frame, onsets_s = frame_of(onsets, source, start, issues)
-    refuse_half_days(onsets, onsets_s, source, length_of_recording_s)
+    return found
+
+
+def timed(
+    rows: list[tuple[int, list[str]]],
+    columns: Columns,
+    source: str,
+    start: datetime | None,
+    length_of_recording_s: float | None,
+    issues: list[str],
+) -> list[Event]:
+    """Events of a table whose rows have a time."""
+    found = timed_rows(rows, columns, source, issues)
+    refuse_minutes(found.onsets, found.texts, source)
+    frame, onsets_s = frame_of(found.onsets, source, start, issues)
+    refuse_half_days(found.onsets, onsets_s, source, length_of_recording_s)
     events = []
-    for onset_s, (end, duration_s, text) in zip(onsets_s, rest, strict=True):
+    for onset_s, end, duration_s, text in zip(onsets_s, found.ends, found.durations_s, found.texts, strict=True):
         if duration_s is None and end is not None:
             duration_s = end_of(end, frame, source) - onset_s
             # an end without a date may lie beyond midnight; one just before the onset is a mistake, not a day
@@ -154,9 +175,9 @@ def timed(
                 duration_s %= DAY_S
         events.append(Event(onset_s, duration_s, text))
     # Where the column of events has the stages too (RemLogic), the one of stages says only which was scored meanwhile.
-    rows_are_stages = all(stages) and 2 * n_staged < len(onsets)
+    rows_are_stages = all(found.stages) and 2 * found.n_staged < len(found.onsets)
     if rows_are_stages and (listed_epoch_s(sorted({*onsets_s})) is not None or follow_one_another(events)):
-        events = staged_epochs(events, stages, source, issues)
+        events = staged_epochs(events, found.stages, source, issues)
     if frame.kind in ("of day", "dated") and start is not None:
         return list(without_clock_change(events, of_day(start), source, issues))
     return events

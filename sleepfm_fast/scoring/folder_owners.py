@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["FolderOwners"]
+__all__ = ["FolderOwners", "in_place"]
 
 FEW = 32
 """Up to so many recordings are compared with a file one by one."""
@@ -108,7 +108,10 @@ class FolderOwners:
 
 
 def in_place(path: Path) -> Path:
-    """The path with the links among its folders resolved."""
+    """Absolute path with the links among its folders resolved; a link to a file keeps its own name and place.
+
+    Data sets under git-annex link ``sub-01.edf`` to an object named by a hash: the link is what has a meaning.
+    """
     return Path(os.path.realpath(path.parent), path.name)
 
 

@@ -5,12 +5,12 @@ Source: the NSRR's description of its annotation files and samples of its EDF ed
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.scoring.clock import number
 from sleepfm_fast.scoring.stages import EPOCH_S, respiratory_event_of, stage_of
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 
@@ -99,27 +99,18 @@ def child_text(element: Element, *names: str) -> str | None:
     return None
 
 
-def seconds(text: str | None) -> float | None:
-    """Finite number of seconds; None where the text is not one."""
-    try:
-        value = float((text or "").replace(",", "."))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def scored_events(root: Element, names: tuple[str, ...], issues: list[str]) -> Iterator[Event]:
     """Every ``ScoredEvent`` with a start; its text is the first of ``names`` that it has."""
     n_timeless = 0
     for element in root.iter():
         if name_of(element) != "ScoredEvent":
             continue
-        onset_s = seconds(child_text(element, "Start"))
+        onset_s = number(child_text(element, "Start") or "")
         text = child_text(element, *names)
         if onset_s is None or text is None:
             n_timeless += 1
             continue
-        yield Event(onset_s, seconds(child_text(element, "Duration")), text)
+        yield Event(onset_s, number(child_text(element, "Duration") or ""), text)
     say_timeless(n_timeless, issues)
 
 
@@ -133,7 +124,7 @@ def say_timeless(n_timeless: int, issues: list[str]) -> None:
 
 def profusion_stages(root: Element, source: str, issues: list[str]) -> Iterator[Event]:
     """``SleepStages``: one code an epoch, from the recording's start."""
-    epoch_s = seconds(child_text(root, "EpochLength"))
+    epoch_s = number(child_text(root, "EpochLength") or "")
     if epoch_s is None or epoch_s <= 0:
         epoch_s = float(EPOCH_S)
         issues.append(f"{source} states no epoch length; {EPOCH_S} s was taken.")
@@ -164,7 +155,7 @@ def sleepware_stages(root: Element, source: str, issues: list[str]) -> Iterator[
     if by_software and not by_scorer:
         issues.append(f"{source} has no stages of a scorer; those of the software were taken.")
     for element in by_scorer or by_software:
-        if (onset_s := seconds(element.get("Start"))) is not None:
+        if (onset_s := number(element.get("Start", ""))) is not None:
             yield Event(onset_s, None, f"Sleep stage {element.get('Type', '?')}")
 
 
@@ -175,8 +166,8 @@ def sleepware_events(root: Element, issues: list[str]) -> Iterator[Event]:
         text = element.get("Type") if name_of(element) == "Event" else None
         if text is None:
             continue
-        onset_s = seconds(element.get("Start"))
+        onset_s = number(element.get("Start", ""))
         n_timeless += onset_s is None
         if onset_s is not None:
-            yield Event(onset_s, seconds(element.get("Duration")), text)
+            yield Event(onset_s, number(element.get("Duration", "")), text)
     say_timeless(n_timeless, issues)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import read_object
 
 __all__ = ["CARD", "PREFIX", "name_prefix", "prefix_of", "read_card"]
 
@@ -27,8 +27,4 @@ def prefix_of(seed: int) -> str:
 
 def read_card(out: Path) -> dict[str, Any] | None:
     """Options of the cohort in a folder; None where there is none, or its record is damaged."""
-    try:
-        found = from_json((out / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    return read_object(out / CARD) or None

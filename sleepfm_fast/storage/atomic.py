@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sleepfm_fast.cli.command import is_encodable
+from sleepfm_fast.cli.json_text import to_text
 from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = [
@@ -129,10 +128,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> bytes:
     """Write ``value`` as strict JSON (no NaN) to ``path``, all or nothing, and return the bytes written."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
-    if not is_encodable(text, "utf-8"):  # a file name that was no UTF-8 has surrogates, which only escapes can hold
-        text = json.dumps(value, allow_nan=False, indent=indent)
-    content = (text + "\n").encode()
+    content = (to_text(value, indent=indent) + "\n").encode()
     with replace_file(path) as file:
         file.write(content)
     return content

@@ -23,8 +23,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sleepfm_fast.cli.command import is_encodable, say
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.command import say
+from sleepfm_fast.cli.json_text import is_encodable, read_object
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.system import is_hidden, process_start, system_identity
 
@@ -84,8 +84,8 @@ def this_process() -> Holder:
 def holder_of(path: Path) -> Holder | None:
     """Return who holds the claim ``path``; None where the file is gone, or not yet completely written."""
     try:
-        return Holder(**from_json(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return Holder(**read_object(path))
+    except TypeError:
         return None
 
 

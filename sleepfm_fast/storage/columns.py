@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import from_json, to_text
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.storage.array_file import map_array
@@ -52,9 +52,7 @@ def write_columns(folder: Path, columns: Mapping[str, Array], texts: Mapping[str
             np.save(temporary / f"{name}.npy", np.ascontiguousarray(column), allow_pickle=False)
             files.append(f"{name}.npy")
         for name, value in texts.items():
-            (temporary / f"{name}.json").write_text(
-                json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8"
-            )
+            (temporary / f"{name}.json").write_text(to_text(value), encoding="utf-8")
             files.append(f"{name}.json")
         catalogue = {}
         for file in files:

@@ -18,7 +18,7 @@ from typing import Any
 
 from sleepfm_fast import __version__
 from sleepfm_fast.cli.command import plain, say
-from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.storage.atomic import remove_leftovers_of
 from sleepfm_fast.storage.claims import claim_to_write
@@ -121,18 +121,9 @@ def is_short(value: Any) -> bool:
     return not isinstance(value, dict) and len(shown(value)) <= SHORT and not DIGEST.fullmatch(shown(value))
 
 
-def record_in(path: Path, kind: FolderKind) -> dict[str, Any]:
-    """Return the record of a folder; empty where it has none that can be read."""
-    try:
-        record = from_json((path / kind.record).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def finished_record(path: Path, kind: FolderKind, made_of: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return the record of the folder at ``path`` if it was made of ``made_of``; else None."""
-    record = {} if made_of is None else record_in(path, kind)
+    record = {} if made_of is None else read_object(path / kind.record)
     return record if made_of is not None and record.get("made_of") == plain(dict(made_of)) else None
 
 
@@ -157,7 +148,7 @@ def refuse_standing(
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    record = record_in(path, kind)
+    record = read_object(path / kind.record)
     if overwrite:
         if not (path / kind.record).is_file():
             raise SleepfmError(f"{path} is not {kind.words} and is not overwritten. Give another folder.")

@@ -306,56 +306,32 @@ def gather_columns(records: Sequence[Path], n_slots: int) -> tuple[dict[str, Arr
     n_clips = n_segments = 0
     of_one_visit: list[bool] = []
 
-    def add(name: str, values: Any) -> None:
-        parts[name].append(np.atleast_1d(np.asarray(values, dtype=INDEX_SCHEMA[name])))
-
     for i, file in enumerate(records):
         content = file.read_bytes()
         digest.update(hashlib.sha256(content).digest())
         record = from_json(content)
-        channels, segments, clips = record["channels"], record["segments"], record["clips"]
-        if len(channels) != n_slots:
+        if (n := len(record["channels"])) != n_slots:
             raise SleepfmError(
-                f"{file} has {counted(len(channels), 'slot')}, the store's montage has {n_slots}. Delete {file} and "
+                f"{file} has {counted(n, 'slot')}, the store's montage has {n_slots}. Delete {file} and "
                 "its .bin, and run preprocess again."
             )
-        n = len(clips["onset_s"])
-        add("recording", np.full(n, i))
-        add("clip", np.arange(n))
-        for name in ("segment", "onset_s", "stage", "sdb"):
-            add(name, clips[name])
-        add("recording_first_clip", n_clips)
-        add("recording_first_segment", n_segments)
-        add("recording_subject", participant(participants, record))
-        present = np.array([c["present"] for c in channels])
-        runs = np.array([s["runs"] for s in segments], dtype=np.int64).reshape(len(segments), n_slots, 2)
-        add("channel_present", present)
-        add("channel_fs_num", [c["fs_hz"][0] if c["present"] else 0 for c in channels])
-        add("channel_fs_den", [c["fs_hz"][1] if c["present"] else 1 for c in channels])
-        add("channel_gain", [c["gain"] if c["present"] else 0.0 for c in channels])
-        add("channel_offset", [c["offset"] if c["present"] else 0.0 for c in channels])
-        add("channel_itemsize", [np.dtype(c["dtype"]).itemsize if c["present"] else 0 for c in channels])
-        add("channel_unit", [units.setdefault(c["unit"] if c["present"] else "", len(units)) for c in channels])
-        add("channel_n_samples", runs[:, :, 1].sum(axis=0))
-        add("segment_onset_num", [s["onset_s"][0] for s in segments])
-        add("segment_onset_den", [s["onset_s"][1] for s in segments])
-        add("run_offset", runs[:, :, 0].ravel())
-        add("run_n_samples", runs[:, :, 1].ravel())
-        recordings.append(
-            {
-                "id": record["id"],
-                "source": record["source"]["path"],
-                "start": record["start"],
-                "age": record["age"],
-                "n_bytes": record["n_bytes"],
-                "sha256": record["sha256"],
-            }
-        )
+        found = {
+            **clip_columns(record["clips"], i),
+            **channel_columns(record["channels"], units),
+            **run_columns(record["segments"], n_slots),
+            "recording_first_clip": n_clips,
+            "recording_first_segment": n_segments,
+            "recording_subject": participant(participants, record),
+        }
+        for name, values in found.items():
+            parts[name].append(np.atleast_1d(np.asarray(values, dtype=INDEX_SCHEMA[name])))
+        own = {name: record[name] for name in ("start", "age", "n_bytes", "sha256")}
+        recordings.append({"id": record["id"], "source": record["source"]["path"], **own})
         of_one_visit.append(record.get("visit") is not None)
-        n_clips += n
-        n_segments += len(segments)
-    add("recording_first_clip", n_clips)
-    add("recording_first_segment", n_segments)
+        n_clips += len(record["clips"]["onset_s"])
+        n_segments += len(record["segments"])
+    for name, n in (("recording_first_clip", n_clips), ("recording_first_segment", n_segments)):
+        parts[name].append(np.array([n], INDEX_SCHEMA[name]))
     columns = {name: np.concatenate(chunks) for name, chunks in parts.items()}
     facts = list(participants.values())
     for recording, subject, visit in zip(recordings, columns["recording_subject"].tolist(), of_one_visit, strict=True):
@@ -367,6 +343,40 @@ def gather_columns(records: Sequence[Path], n_slots: int) -> tuple[dict[str, Arr
         "units": list(units),
     }
     return columns, texts, digest.hexdigest()[:16]
+
+
+def clip_columns(clips: dict[str, Any], recording: int) -> dict[str, Any]:
+    """Columns of a recording's clips."""
+    n = len(clips["onset_s"])
+    own = {name: clips[name] for name in ("segment", "onset_s", "stage", "sdb")}
+    return {"recording": np.full(n, recording), "clip": np.arange(n), **own}
+
+
+def channel_columns(channels: Sequence[dict[str, Any]], units: dict[str, int]) -> dict[str, Any]:
+    """Columns of a recording's channels, absent ones included; ``units`` numbers the units of all recordings."""
+    absent: dict[str, Any] = {"present": False, "fs_hz": (0, 1), "gain": 0.0, "offset": 0.0, "unit": ""}
+    filled = [c if c["present"] else absent for c in channels]
+    return {
+        "channel_present": [c["present"] for c in filled],
+        "channel_fs_num": [c["fs_hz"][0] for c in filled],
+        "channel_fs_den": [c["fs_hz"][1] for c in filled],
+        "channel_gain": [c["gain"] for c in filled],
+        "channel_offset": [c["offset"] for c in filled],
+        "channel_itemsize": [np.dtype(c["dtype"]).itemsize if c["present"] else 0 for c in filled],
+        "channel_unit": [units.setdefault(c["unit"], len(units)) for c in filled],
+    }
+
+
+def run_columns(segments: Sequence[dict[str, Any]], n_slots: int) -> dict[str, Any]:
+    """Columns of a recording's segments, and of the runs of samples of every channel in them."""
+    runs = np.array([s["runs"] for s in segments], dtype=np.int64).reshape(len(segments), n_slots, 2)
+    return {
+        "channel_n_samples": runs[:, :, 1].sum(axis=0),
+        "segment_onset_num": [s["onset_s"][0] for s in segments],
+        "segment_onset_den": [s["onset_s"][1] for s in segments],
+        "run_offset": runs[:, :, 0].ravel(),
+        "run_n_samples": runs[:, :, 1].ravel(),
+    }
 
 
 def participant(participants: dict[str, dict[str, Any]], record: dict[str, Any]) -> int:

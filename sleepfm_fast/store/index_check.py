@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sleepfm_fast.cli.json_text import are, is_text
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.store.record_check import is_number
 
@@ -80,7 +81,7 @@ def wrong_texts(texts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
         if not whole:
             yield f"{name}.json", "its entries are not those that were written"
-    if not isinstance(texts["units"], list) or not all(isinstance(unit, str) for unit in texts["units"]):
+    if not are(texts["units"], is_text):
         yield "units.json", "it is no list of units"
     if any("age" not in row for row in texts["subjects"]):
         yield "subjects.json", "an entry has no age"

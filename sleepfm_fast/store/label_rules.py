@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.montage.montages import Montage
 from sleepfm_fast.scoring import labels
+from sleepfm_fast.storage.standing import digest_of_value
 from sleepfm_fast.store.clip_layout import VERSION, read_store_file
 
 __all__ = ["configuration_digest", "label_rules_note", "say_label_rules"]
@@ -24,7 +23,7 @@ def configuration_digest(montage: Montage, events_scored: bool, meanings: Mappin
     content["events_scored"] = events_scored
     if meanings:
         content["meanings"] = dict(meanings)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest_of_value(content)
 
 
 def label_rules_note(path: Path) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sleepfm_fast.cli.json_text import are, is_count, is_text
 from sleepfm_fast.scoring.respiratory_counts import KINDS
 from sleepfm_fast.scoring.stages import STAGES
 
@@ -14,17 +15,9 @@ __all__ = ["is_number", "is_whole_record"]
 STORED = ("<i2", "<i4")
 
 
-def is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
-
-
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a finite number."""
     return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
-
-
-def is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def is_stage(value: Any) -> bool:
@@ -48,10 +41,6 @@ def is_ratio(value: Any) -> bool:
 
 def optional(value: Any, is_kind: Callable[[Any], bool]) -> bool:
     return value is None or is_kind(value)
-
-
-def are(values: Any, is_kind: Callable[[Any], bool]) -> bool:
-    return isinstance(values, list) and all(map(is_kind, values))
 
 
 def is_file(facts: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from sleepfm_fast.batches import Batch, ClipInput, InputConfig
-from sleepfm_fast.cli.command import plain, plain_defaults
+from sleepfm_fast.cli.command import plain
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.encoder import PRESETS, SleepModel
 from sleepfm_fast.errors import SleepfmError
@@ -26,7 +26,7 @@ from sleepfm_fast.runs.origin import UNKNOWN_SUBJECTS, Seen, seen_by, split_befo
 from sleepfm_fast.runs.splits import Split
 from sleepfm_fast.store.label_rules import label_rules_note
 from sleepfm_fast.training.facts import announcement, description, results
-from sleepfm_fast.training.loop import TrainingLoop, recordings_of
+from sleepfm_fast.training.loop import TrainingLoop, asked, recordings_of
 from sleepfm_fast.training.modality_dropout import draw, without
 from sleepfm_fast.training.objective import Objective, backward, not_finite, wrap
 from sleepfm_fast.training.optimiser import build_optimiser
@@ -110,7 +110,7 @@ class Trainer(TrainingLoop):
         run = RunDirectory(config.run)
         store = ClipStore(config.store)
         if not config.resume:
-            now = asked(config, store, world)
+            now = asked(plain(config), config, store, world)
             config = dataclasses.replace(config, resume=world.on_main(lambda: goes_on(run, "train", now)))
         found = None
         if resumed := world.on_main(lambda: config.resume and run.exists()):
@@ -127,23 +127,17 @@ class Trainer(TrainingLoop):
             found = read_pretrained(config.init_from)
             seen = seen_by(found.config)
         trainer = cls(config, store, run, world, seen)
-        for notice in (label_rules_note(store.path), *trainer.notices):
-            if notice:
-                trainer.say(f"notice: {notice}")
+        trainer.say_notices(label_rules_note(store.path), *trainer.notices)
         if resumed:
             trainer.restore()
         else:
-            if config.resume:
-                trainer.say(
-                    f"notice: there is no run in {run.path} to continue; the training starts from the beginning"
-                )
+            trainer.say_new()
             if found is not None:
                 trainer.initialise(found)
             world.on_main(lambda: run.create(description(trainer)))
         trainer.say(announcement(trainer))
         used = np.unique(recordings_of(trainer.store, trainer.clips.clips))
-        for notice in trainer.measure(used):
-            trainer.say(f"notice: {notice}")
+        trainer.say_notices(*trainer.measure(used))
         trainer.keep_amplitudes()
         # If every recording has every modality, no encoder is ever without clips, and DistributedDataParallel need not
         # look for unused parameters.
@@ -174,12 +168,8 @@ class Trainer(TrainingLoop):
 
     def restore(self) -> None:
         """Load the last checkpoint; a run whose configuration differs is refused, naming what differs."""
-        now = asked(self.config, self.store, self.world)
-        changes = self.world.on_main(lambda: reconcile(self.run, now))
-        for change in changes:
-            self.say(
-                f"notice: from step {change['step']} on, {change['option']} is {change['is']}, was {change['was']}"
-            )
+        now = asked(plain(self.config), self.config, self.store, self.world)
+        self.say_changes(self.world.on_main(lambda: reconcile(self.run, now)))
         if self.load_last() or self.config.init_from is None:
             return
         self.initialise(read_pretrained(self.config.init_from))
@@ -234,9 +224,3 @@ class Trainer(TrainingLoop):
         """End the training; return the results that the command prints last."""
         self.wind_up()
         return results(self)
-
-
-def asked(config: Settings, store: ClipStore, world: World) -> dict[str, Any]:
-    """What a run is compared with before it is resumed."""
-    options = {"config": plain(config), "defaults": plain_defaults(config)}
-    return {**options, "store_digest": store.digest, "ranks": world.size}

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from sleepfm_fast import __version__
 from sleepfm_fast.batches import Batch, ClipInput
 from sleepfm_fast.cli.bars import progress_bar
-from sleepfm_fast.cli.command import plain, say
+from sleepfm_fast.cli.command import plain, plain_defaults, say
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.ops.pages import release_pages
@@ -27,6 +27,7 @@ from sleepfm_fast.plurals import counted, first_of
 from sleepfm_fast.rundir import (
     RunDirectory,
     damaged,
+    model_part,
     pack_optimiser,
     read_checkpoint,
     unpack_optimiser,
@@ -40,7 +41,7 @@ from sleepfm_fast.training.sampler import ClipSampler, shard
 from sleepfm_fast.training.schedule import learning_rate
 from sleepfm_fast.training.world import World
 
-__all__ = ["TrainingLoop", "recordings_of"]
+__all__ = ["TrainingLoop", "asked", "recordings_of"]
 
 LOG_STEPS = 10  # steps between lines of metrics.jsonl; epochs count from 0 there, as they have in all earlier runs
 OWN = ("store", "run", "device", "threads")
@@ -174,6 +175,23 @@ class TrainingLoop(ABC):
         if self.world.main:
             say(sentence)
 
+    def say_notices(self, *notices: str) -> None:
+        """Say what the user should know; empty texts are left out."""
+        for notice in filter(None, notices):
+            self.say(f"notice: {notice}")
+
+    def say_changes(self, changes: Iterable[Mapping[str, Any]]) -> None:
+        """Say which options are other ones from here on; ``changes`` as of :func:`sleepfm_fast.rundir.reconcile`."""
+        for change in changes:
+            self.say(
+                f"notice: from step {change['step']} on, {change['option']} is {change['is']}, was {change['was']}"
+            )
+
+    def say_new(self) -> None:
+        """Say that there was nothing to resume, where ``--resume`` asks for that."""
+        if self.options.resume:
+            self.say(f"notice: there is no run in {self.run.path} to continue; the training starts from the beginning")
+
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Write a line of ``metrics.jsonl``, once."""
         if self.world.main:
@@ -184,7 +202,7 @@ class TrainingLoop(ABC):
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Load the model from a checkpoint's tensors."""
-        self.model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
+        self.model.load_state_dict(model_part(tensors))
 
     def load_last(self) -> bool:
         """Restore the last checkpoint; False if there is none yet."""
@@ -430,6 +448,12 @@ class TrainingLoop(ABC):
         release_pages()
         if self.progress.stopped_early:
             self.say(f"stopped early: no better validation loss in {counted(self.options.patience, 'epoch')}")
+
+
+def asked(kept: Mapping[str, Any], config: Any, store: ClipStore, world: World) -> dict[str, Any]:
+    """What a run is compared with before it is resumed; ``kept`` are the options that define it."""
+    options = {"config": dict(kept), "defaults": plain_defaults(config)}
+    return {**options, "store_digest": store.digest, "ranks": world.size}
 
 
 def recordings_of(store: ClipStore, clips: Int64) -> Int64:

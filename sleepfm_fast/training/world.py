@@ -22,7 +22,7 @@ from sleepfm_fast.errors import SleepfmError, refused_by_system
 from sleepfm_fast.storage.claims import Claim, claim_to_write, holder_of
 from sleepfm_fast.system import processors
 
-__all__ = ["World", "choose_device", "claimed_run", "joined"]
+__all__ = ["World", "choose_device", "claimed_run", "joined", "threads_restored"]
 
 TIMEOUT = timedelta(minutes=30)  # long enough for rank 0 to write a large checkpoint to a slow disk
 LOST = ("gloo/transport", "NCCL")
@@ -189,10 +189,22 @@ def claimed_run(path: Path, world: World) -> Iterator[None]:
 
 
 @contextmanager
+def threads_restored() -> Iterator[None]:
+    """Give a program that calls a command its own number of threads back, whatever ``--threads`` was."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+@contextmanager
 def joined(device: str) -> Iterator[World]:
     """Join the processes that ``torchrun`` started (gloo on the CPU, NCCL between GPUs); without it, stay alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield World()
+        with threads_restored():
+            yield World()
         return
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)

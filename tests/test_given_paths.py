@@ -1,0 +1,117 @@
+"""Paths from a notebook: text as well as pathlib's, ``~`` for the home folder, and sentences for what is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sleepfm_fast import embed, probe, report, train
+from sleepfm_fast.__main__ import COMMANDS
+from sleepfm_fast.batches import ClipInput, InputConfig
+from sleepfm_fast.cli.given_paths import TakesPaths, as_path
+from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.embeddings import Embeddings
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.pretrained import load_model
+from sleepfm_fast.recordings import read_recording
+from sleepfm_fast.results import find_results, read_result
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+def test_only_a_home_folder_of_ones_own_is_meant(home, monkeypatch):
+    assert as_path("~") == home
+    assert as_path("~/RUN") == as_path(Path("~/RUN")) == home / "RUN"
+    for other in ("RUN", "a/~/RUN", "./~/RUN", "~RUN", "~$night.edf", "/~/RUN", ""):
+        assert str(as_path(other)) == str(Path(other)) or other == "./~/RUN"
+    monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert as_path("~/RUN") == Path("~/RUN")
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_makes_paths_of_texts(name, home):
+    """A field that is a path in its annotation is one in the configuration, whatever was given."""
+    config = importlib.import_module(f"sleepfm_fast.{name}").Config
+    assert issubclass(config, TakesPaths)
+    fields = [f for f in dataclasses.fields(config) if "Path" in str(f.type)]
+    assert fields
+    given = {f.name: "~/A" for f in fields}
+    needed = {f.name: "stage" for f in dataclasses.fields(config) if f.default is dataclasses.MISSING}
+    made = config(**{**needed, **given})
+    for f in fields:
+        expected = (home / "A",) if "tuple[Path" in str(f.type) else home / "A"
+        assert getattr(made, f.name) == expected
+    again = dataclasses.replace(made)
+    assert again == made
+    with pytest.raises(TypeError, match=rf"{fields[0].name} is 7; expected a path, as text or pathlib.Path"):
+        config(**{**needed, **given, fields[0].name: 7})
+
+
+def test_commands_called_with_texts(cohort_store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train.main(train.Config(str(cohort_store), "RUN", preset="tiny", max_steps=2, threads=1))
+    embed.main(embed.Config("RUN", str(cohort_store), "RUN/embeddings"))
+    printed = probe.main(probe.Config("RUN/embeddings", "stage", "RUN/results/stage", bootstraps=20))
+    assert printed["task"] == "stage"
+    report.main(report.Config("RUN", projection="pca", recordings=1))
+    assert Path("RUN/report.html").is_file()
+
+    assert read_result("RUN/results/stage").array("label").size
+    assert [result.path.name for result in find_results("RUN")] == ["stage"]
+    with pytest.raises(SleepfmError, match="holds no result"):
+        read_result("RUN/nothing")
+    model, config, _ = load_model("RUN", "cpu")
+    store = ClipStore(str(cohort_store))
+    clip_input = ClipInput(store, store.montage, InputConfig(**config["input"]), "cpu")
+    assert clip_input.read_amplitudes("RUN/amplitudes.safetensors") == ()
+    batch = clip_input(np.arange(2))  # refused of recordings that were not measured
+    with torch.inference_mode():
+        assert model(batch.x, batch.present)[0].isfinite().all()
+
+    embeddings = Embeddings("RUN/embeddings")
+    said = repr(embeddings)
+    assert said.startswith("Embeddings('RUN/embeddings': ")
+    assert f"{len(embeddings)} clips, 8 recordings, 8 subjects, respiratory [128], brain [128], ecg [128])" in said
+
+
+def test_readers_of_the_library_know_the_home_folder(home, cohort, cohort_store):
+    (home / "STORE").symlink_to(cohort_store)
+    (home / "NIGHTS").symlink_to(cohort)
+    assert len(ClipStore("~/STORE")) == len(ClipStore(cohort_store))
+    night = next(cohort.glob("*.edf"))
+    assert read_recording(f"~/NIGHTS/{night.name}").path == home / "NIGHTS" / night.name
+    with pytest.raises(SleepfmError, match=rf"no embeddings folder at {home}/nothing"):
+        Embeddings("~/nothing")
+
+
+def test_a_page_beside_an_equals_sign_goes_home(home, tmp_path, monkeypatch, capsys):
+    """Bash leaves ``--out=~/report.html`` as it is: the page was written into a folder named ~."""
+    monkeypatch.chdir(tmp_path)
+    assert report.cli(["nothing", "--out=~/report.html"]) == 1
+    assert f'"out": "{home}/report.html"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"store": "STORE"}, r"store is 'STORE'; expected a ClipStore: ClipStore\(FOLDER\)\."),
+        ({"montage": "auto"}, r"montage is 'auto'; expected a Montage: the store's own, store.montage, or "),
+        ({"config": {"filters": "aasm"}}, r"config is \{'filters': 'aasm'\}; expected an InputConfig, such as "),
+    ],
+)
+def test_a_clip_input_says_what_it_is_made_of(change, sentence, cohort_store):
+    store = ClipStore(cohort_store)
+    given = {"store": store, "montage": store.montage, "config": InputConfig(), "device": "cpu"}
+    with pytest.raises(TypeError, match=sentence):
+        ClipInput(**(given | change))
