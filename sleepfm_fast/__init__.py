@@ -14,11 +14,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sleepfm_fast.cli.interruption import say_while_importing
 from sleepfm_fast.cli.thread_quota import keep_to_quota
 from sleepfm_fast.cli.waiting import wait_briefly
+from sleepfm_fast.errors import CompiledModuleError
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,35 @@ keep_to_quota()
 _find_compiled_module()
 
 
+def _load_compiled_module() -> Any:
+    try:
+        compiled = importlib.import_module(f"{__name__}._C")
+    except ImportError as error:
+        raise CompiledModuleError(
+            f"the compiled module {error.path or '_C'} does not load here: {error}. It was built with system libraries "
+            "that this machine lacks or has in an older version. Build it on this machine (`pip install "
+            "--force-reinstall --no-deps .` in the project's folder), or install the library: libgomp.so.1 and "
+            "libstdc++.so.6 are in the packages libgomp1 and libstdc++6 of Debian and Ubuntu, libgomp and libstdc++ "
+            "of Fedora and its kin."
+        ) from error
+    built = compiled.build_info()["version"]
+    if built != __version__:
+        raise CompiledModuleError(
+            f"the compiled module is of version {built}, the Python sources are of version {__version__}. Run "
+            "`pip install .` again in the project's folder."
+        )
+    return compiled
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        # `from sleepfm_fast import _C` asks here before it looks for the file.
+        if name == "_C":
+            return _load_compiled_module()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def build_info() -> dict[str, Any]:
     """What this build contains and what this processor offers.
 
@@ -66,15 +96,10 @@ def build_info() -> dict[str, Any]:
 
     Raises
     ------
-    RuntimeError
-        When the compiled module belongs to another version than these sources.
+    ImportError
+        When the compiled module does not load here, or belongs to another version than these sources.
     """
-    compiled = importlib.import_module(f"{__name__}._C").build_info()
-    if compiled["version"] != __version__:
-        raise RuntimeError(
-            f"the compiled module is of version {compiled['version']}, the Python sources are of version "
-            f"{__version__}. Run `pip install .` again in the project's folder."
-        )
+    compiled = _load_compiled_module().build_info()
     architectures = compiled["cuda_architectures"]
     compiled["cuda_architectures"] = architectures.split(",") if architectures else []
     return dict(compiled)

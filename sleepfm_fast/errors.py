@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-__all__ = ["SleepfmError", "is_own_source", "is_refusal", "refused_by_system", "unreadable"]
+__all__ = ["CompiledModuleError", "SleepfmError", "is_own_source", "is_refusal", "refused_by_system", "unreadable"]
 
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 READABLE_AFTER = {
@@ -20,6 +20,10 @@ READABLE_AFTER = {
 
 class SleepfmError(Exception):
     """A sentence for the user: what was given, what was expected, the choices, what to do."""
+
+
+class CompiledModuleError(SleepfmError, ImportError):
+    """The compiled module does not load, or is not that of these sources."""
 
 
 def is_own_source(file: str) -> bool:

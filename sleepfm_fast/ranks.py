@@ -51,7 +51,7 @@ class Rows(Protocol):
         """Rows and columns."""
 
     def __getitem__(self, rows: slice, /) -> Any:
-        """Return the rows of a slice as float32 [n, D]."""
+        """Return the rows of a slice as floats [n, D]."""
 
 
 def _block(rows: Rows, which: slice) -> npt.NDArray[np.float32]:

@@ -25,7 +25,17 @@ from sleepfm_fast.ranks import pair_ranks
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Options of other programs, and what stands for an option.
-FOREIGN = {"--help", "--nproc-per-node", "--array", "--install", "--cpus-per-task", "--requeue", "--signal"}
+FOREIGN = {
+    "--help",
+    "--nproc-per-node",
+    "--array",
+    "--install",
+    "--no-build-isolation",
+    "--sdist",
+    "--cpus-per-task",
+    "--requeue",
+    "--signal",
+}
 
 
 def blocks(text, *languages):

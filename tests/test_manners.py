@@ -21,7 +21,7 @@ from numba.core.caching import IndexDataCacheFile
 from sleepfm_fast import probe, simulate
 from sleepfm_fast.cli import command, interruption
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.execution.compiled import compiled
+from sleepfm_fast.execution.compiled import compiled, may_cache
 from sleepfm_fast.execution.parallel import Engine, in_parallel
 from sleepfm_fast.results import claimed_result, find_results, write_result
 from sleepfm_fast.rundir import RunDirectory, read_state, read_tensors, write_checkpoint
@@ -493,6 +493,25 @@ def test_compiled_functions_work_where_no_folder_can_be_written():
     names = {}
     exec("def following(x):\n    return x + 1\n", names)  # has no file, beside which numba could write
     assert compiled()(names["following"])(3) == 4
+
+
+def test_compiled_functions_take_no_folder_of_the_working_directory_for_a_home(monkeypatch):
+    """Numba keeps its code in `./~/.cache`, and loads it from there, for a user whom the system does not know."""
+
+    def following(x):
+        return x + 1
+
+    assert may_cache(following)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", str)
+    assert may_cache(following)  # beside the source
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert not may_cache(following)
+    function = compiled()(following)
+    assert function(3) == 4
+    assert not function._cache.cache_path
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    assert may_cache(following)
 
 
 def test_compiled_functions_work_where_the_quota_is_used_up(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import sleepfm_fast
+from sleepfm_fast.cli.command import describe_installation
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,11 +53,65 @@ def test_versions_agree():
     assert f"version: {sleepfm_fast.__version__}" in (ROOT / "CITATION.cff").read_text()
 
 
+def test_a_source_distribution_holds_what_git_tracks_and_no_recordings():
+    """Anything else that lies in a clone, such as the README's `NIGHTS/` and `STORE`, stays out of it."""
+    (listed,) = re.findall(
+        r"^sdist\.exclude = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE
+    )
+    first, *kept = re.findall(r'"(.*?)"', listed)
+    assert first == "/*"
+    assert all(name.startswith("!/") and (ROOT / name[2:]).exists() for name in kept)
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("needs git and a clone")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {name[2:] for name in kept} == {name.partition("/")[0] for name in tracked.splitlines()} - {".ci"}
+
+
 def test_a_compiled_module_of_another_version_is_refused(monkeypatch):
     built = sleepfm_fast.__version__
     monkeypatch.setattr(sleepfm_fast, "__version__", "9.9.9")
-    with pytest.raises(RuntimeError, match=rf"is of version {built}, the Python sources are of version 9\.9\.9\. Run"):
+    with pytest.raises(ImportError, match=rf"is of version {built}, the Python sources are of version 9\.9\.9\. Run"):
         sleepfm_fast.build_info()
+
+
+def test_a_compiled_module_that_does_not_load_here_is_no_bug(tmp_path):
+    """A wheel that was built elsewhere: its system libraries are missing or older here. Commands print the sentence."""
+    from sleepfm_fast import _C
+
+    ignored = shutil.ignore_patterns("_C.*", "__pycache__")
+    shutil.copytree(ROOT / "sleepfm_fast", tmp_path / "sleepfm_fast", ignore=ignored)
+    module = tmp_path / "sleepfm_fast" / Path(str(_C.__file__)).name
+    module.write_bytes(b"no library")
+    for use in ("from sleepfm_fast import _C", "sleepfm_fast.build_info()"):
+        code = f"""
+import sleepfm_fast
+from sleepfm_fast.errors import SleepfmError
+try:
+    {use}
+except SleepfmError as error:
+    print(isinstance(error, ImportError), error)
+"""
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert f"True the compiled module {module} does not load here: " in done.stdout, done.stderr
+        assert "Build it on this machine (`pip install --force-reinstall --no-deps .`" in done.stdout
+
+
+def test_a_package_that_is_missing_or_does_not_load_is_no_bug_of_ours():
+    def described(code):
+        try:
+            exec(compile(code, "torch/__init__.py", "exec"), {})
+        except Exception as error:
+            return describe_installation(error)
+
+    said = (
+        "a package that sleepfm_fast needs cannot be imported: No module named 'no_such_package'. `python -m pip check`"
+    )
+    assert said in described("import no_such_package.part")
+    assert "imported: libcudart.so.12: no such file" in described("raise ImportError('libcudart.so.12: no such file')")
+    assert described("from math import no_such_function").startswith("a package that")
+    assert described("from sleepfm_fast.ops import no_such_function") == ""
+    assert described("import sleepfm_fast.no_such_module") == ""
+    assert described("1 / 0") == ""
 
 
 def test_sources_find_the_compiled_module_of_what_is_installed_or_say_what_to_do(tmp_path):

@@ -208,7 +208,8 @@ def attempt(
             say(f"interrupted; {interrupted}")
         return 130
     except Exception as error:
-        say(f"{who}error: {describe_shortage(error, config) or describe_bug(error, name)}")
+        described = describe_shortage(error, config) or describe_installation(error) or describe_bug(error, name)
+        say(f"{who}error: {described}")
         return 1
     if rank == 0 and following is not None:
         with suppress(Exception):  # a hint fails no work that is done
@@ -265,6 +266,20 @@ def describe_shortage(error: Exception, config: Any) -> str:
             "(`ulimit -v`, that of a batch job or container)."
         )
     return ""
+
+
+def describe_installation(error: Exception) -> str:
+    """Sentence about another package that is not there or does not load; empty for any other error."""
+    if not isinstance(error, ImportError):
+        return ""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if error.name.partition(".")[0] == "sleepfm_fast" if error.name else is_own_source(files[-1]):
+        return ""
+    text = str(error).partition("\n")[0].rstrip(".")
+    return (
+        f"a package that sleepfm_fast needs cannot be imported: {text}. `python -m pip check` says whether one is "
+        "missing or of a version that does not fit; `pip install .` in the folder of the sources installs them."
+    )
 
 
 def describe_bug(error: Exception, command: str) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.silent_nights import REMEDY, is_scored, is_silent, sentence
@@ -15,6 +14,9 @@ from sleepfm_fast.doctor.measures import POTENTIALS, identical_samples
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import counted, first_of
 from sleepfm_fast.recordings import open_recording
+
+if TYPE_CHECKING:
+    from sleepfm_fast.doctor.inspection import NightReport
 
 __all__ = ["cohort_findings"]
 
@@ -25,35 +27,7 @@ MIN_NIGHTS = 5
 GROUPS_SHOWN = 4
 
 
-class Examined(Protocol):
-    """What is asked of a night's report."""
-
-    @property
-    def path(self) -> Path:
-        """The recording."""
-
-    @property
-    def digest(self) -> str:
-        """Of the samples read."""
-
-    @property
-    def montage_key(self) -> tuple[tuple[str, float], ...]:
-        """Slots that are filled, and their rates."""
-
-    @property
-    def amplitudes(self) -> dict[str, tuple[str, str, float]]:
-        """By slot: label, kind, amplitude as stored."""
-
-    @property
-    def stages(self) -> dict[str, int]:
-        """Clips by stage."""
-
-    @property
-    def sdb(self) -> dict[str, int]:
-        """Clips with a respiratory event, without one, and where it is unknown."""
-
-
-def cohort_findings(nights: Sequence[Examined], tables: ParticipantTables) -> list[Finding]:
+def cohort_findings(nights: Sequence[NightReport], tables: ParticipantTables) -> list[Finding]:
     """Compare the nights that can be ingested."""
     return [
         *mixed_montages(nights), *silent(nights), *identical(nights, tables), *shared(nights, tables),
@@ -65,9 +39,9 @@ def named(nights: Sequence[Any]) -> str:
     return first_of([night.path.name for night in nights], 3)
 
 
-def mixed_montages(nights: Sequence[Examined]) -> Iterator[Finding]:
+def mixed_montages(nights: Sequence[NightReport]) -> Iterator[Finding]:
     """Groups of nights that fill the same slots at the same rates."""
-    groups: dict[tuple[tuple[str, float], ...], list[Examined]] = {}
+    groups: dict[tuple[tuple[str, float], ...], list[NightReport]] = {}
     for night in nights:
         groups.setdefault(night.montage_key, []).append(night)
     if len(groups) < 2:
@@ -95,7 +69,7 @@ def mixed_montages(nights: Sequence[Examined]) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def silent(nights: Sequence[Examined]) -> Iterator[Finding]:
+def silent(nights: Sequence[NightReport]) -> Iterator[Finding]:
     """Scored nights without a respiratory event: a bias where others have some, else perhaps nobody scored events."""
     scored = [night for night in nights if is_scored(night.stages)]
     found = [night for night in scored if is_silent(night.stages, night.sdb)]
@@ -107,9 +81,9 @@ def silent(nights: Sequence[Examined]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def identical(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator[Finding]:
+def identical(nights: Sequence[NightReport], tables: ParticipantTables) -> Iterator[Finding]:
     """Recordings under several names; what agrees in the samples read is compared from beginning to end."""
-    groups: dict[str, list[Examined]] = {}
+    groups: dict[str, list[NightReport]] = {}
     for night in nights:
         if night.digest:
             groups.setdefault(night.digest, []).append(night)
@@ -139,7 +113,7 @@ def identical(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator
         )  # fmt: skip
 
 
-def shared(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator[Finding]:
+def shared(nights: Sequence[NightReport], tables: ParticipantTables) -> Iterator[Finding]:
     """File names in several folders, whose nights count as one subject's."""
     for stem, paths in tables.shared_names(night.path for night in nights).items():
         yield Finding(
@@ -152,7 +126,7 @@ def shared(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator[Fi
         )  # fmt: skip
 
 
-def one_person(nights: Sequence[Examined], tables: ParticipantTables) -> Iterator[Finding]:
+def one_person(nights: Sequence[NightReport], tables: ParticipantTables) -> Iterator[Finding]:
     """Names that look like several nights of one person, who counts as several subjects."""
     for paths in tables.perhaps_one_person(night.path for night in nights):
         yield Finding(
@@ -164,9 +138,9 @@ def one_person(nights: Sequence[Examined], tables: ParticipantTables) -> Iterato
         )  # fmt: skip
 
 
-def outlying(nights: Sequence[Examined]) -> Iterator[Finding]:
+def outlying(nights: Sequence[NightReport]) -> Iterator[Finding]:
     """Potentials whose stored amplitude is far from that of the other nights' in the same slot."""
-    by_slot: dict[str, list[tuple[Examined, str, float]]] = {}
+    by_slot: dict[str, list[tuple[NightReport, str, float]]] = {}
     for night in nights:
         for slot, (label, kind, amplitude) in night.amplitudes.items():
             if kind in POTENTIALS and math.isfinite(amplitude) and amplitude > 0:

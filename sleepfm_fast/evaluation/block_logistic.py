@@ -13,12 +13,15 @@ sums over blocks are float64, where scikit-learn sums in the rows' type.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCK", "FloatRows", "minimise"]
+if TYPE_CHECKING:
+    from sleepfm_fast.ranks import Rows
+
+__all__ = ["BLOCK", "minimise"]
 
 # Rows of a block: 1,024 x 1,536 float32 are 6 MiB, which the second product of a pass finds in a processor's cache.
 BLOCK = 1024
@@ -26,17 +29,6 @@ BLOCK = 1024
 GRADIENT_TOLERANCE, DECREASE_TOLERANCE = 1e-4, 64 * np.finfo(np.float64).eps
 
 Gradient = npt.NDArray[np.float64]
-
-
-class FloatRows(Protocol):
-    """A matrix [n, F] that can be read by blocks of rows: an array, or rows that stay on disk."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows and columns."""
-
-    def __getitem__(self, rows: slice, /) -> Any:
-        """Return the rows of a slice as float [n, F]."""
 
 
 def _softmax_terms(
@@ -65,7 +57,7 @@ def _logistic_terms(
 
 
 def minimise(
-    rows: FloatRows,
+    rows: Rows,
     code: npt.NDArray[np.int64],
     class_weight: npt.NDArray[np.float64],
     *,
@@ -79,7 +71,7 @@ def minimise(
     Parameters
     ----------
     rows : float [n, F]
-        An array or :class:`FloatRows`. It is read once in each pass, an evaluation of f and its gradient.
+        An array or :class:`sleepfm_fast.ranks.Rows`. It is read once in each pass, an evaluation of f and its gradient.
     code : int64 [n]
         Class of each row, 0 to K - 1.
     class_weight : float64 [K]

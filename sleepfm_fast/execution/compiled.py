@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,7 +29,7 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
         options: dict[str, Any] = {"nogil": True, "parallel": parallel}
         found: Any
         try:
-            found = numba.njit(cache=True, **options)(function)
+            found = numba.njit(cache=may_cache(function), **options)(function)
         except RuntimeError:  # Numba found no folder that it can write
             found = numba.njit(**options)(function)
         else:
@@ -41,6 +42,20 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
         return compiled_function
 
     return decorate
+
+
+def may_cache(function: Callable[..., Any]) -> bool:
+    """Whether Numba would cache a function where only this user, or whoever installed the package, puts code.
+
+    Of a user without a home (`docker run --user 1234`), it takes ``~`` for a folder of the working directory: one that
+    holds recordings, perhaps, and that others can write. It would load machine code from there.
+    """
+    chosen = getattr(numba.config, "CACHE_DIR", "")
+    if chosen or os.path.isabs(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~")):  # noqa: PTH111, PTH117
+        return True
+    source = Path(function.__code__.co_filename).parent
+    beside = source / "__pycache__"
+    return os.access(beside if beside.is_dir() else source, os.W_OK)
 
 
 def forgiving(save: Callable[..., None]) -> Callable[..., None]:

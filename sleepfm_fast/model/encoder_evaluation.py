@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +20,13 @@ from sleepfm_fast.model.precision import cpu_precision
 from sleepfm_fast.ops.encoder_evaluate import Block, Norm, Stem, encoder_evaluate
 from sleepfm_fast.ops.unsupported import is_transforming
 
+if TYPE_CHECKING:
+    from sleepfm_fast.encoder import EfficientNet1d
+
 __all__ = ["average_over_time", "covers"]
 
 
-class Layers(Protocol):
-    """An encoder's layers before its average over time."""
-
-    stage1: nn.Conv1d
-    b0: nn.BatchNorm1d
-    pool: nn.MaxPool1d
-    pooled_after: tuple[str, ...]
-
-    def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return the stages' names and modules in order."""
-        ...
-
-
-def covers(encoder: Layers, x: Tensor) -> bool:
+def covers(encoder: EfficientNet1d, x: Tensor) -> bool:
     """Whether the op computes what the layers would: on the CPU, in evaluation, without hooks or gradients."""
     return (
         not torch.is_grad_enabled()
@@ -62,7 +52,7 @@ def covers_stage(stage: nn.Module, x: Tensor) -> bool:
     )
 
 
-def average_over_time(encoder: Layers, x: Tensor) -> Tensor:
+def average_over_time(encoder: EfficientNet1d, x: Tensor) -> Tensor:
     """[B, C, n] -> [B, channels of the last stage], for encoders and inputs that :func:`covers` accepts."""
     blocks: list[Block] = []
     for name, stage in encoder.stages():

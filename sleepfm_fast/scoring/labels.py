@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE, STAGES, is_marker, respiratory_event_of, stage_of
 from sleepfm_fast.scoring.texts import told_apart, unknown_texts
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
+
+if TYPE_CHECKING:
+    from sleepfm_fast.edf import Segment
 
 __all__ = ["LABEL_RULES", "OVERLONG", "ClipGrid", "clip_labels", "refuse_endless"]
 
@@ -57,16 +60,6 @@ Codes = npt.NDArray[np.int8]
 Intervals = list[tuple[float, float]]
 
 
-class Stretch(Protocol):
-    """A contiguous stretch of records, as :class:`sleepfm_fast.edf.Segment`."""
-
-    @property
-    def n_records(self) -> int: ...
-
-    @property
-    def onset_s(self) -> Fraction: ...
-
-
 @dataclass(frozen=True)
 class ClipGrid:
     """Labels of a recording's clips.
@@ -101,7 +94,7 @@ class StageSpan:
 def clip_labels(
     scoring: Scoring | None,
     n_s: float | Fraction,
-    segments: Sequence[Stretch] = (),
+    segments: Sequence[Segment] = (),
     *,
     events_scored: bool | None = None,
 ) -> ClipGrid:
@@ -213,7 +206,7 @@ def refuse_endless(path: Path, recorded_s: Fraction) -> None:
         )
 
 
-def stretches_of(n_s: float | Fraction, segments: Sequence[Stretch]) -> Intervals:
+def stretches_of(n_s: float | Fraction, segments: Sequence[Segment]) -> Intervals:
     """Return the start and end of each contiguous stretch, in seconds."""
     if not segments:
         return [(0.0, float(n_s))] if n_s > 0 else []

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.execution.threads import in_threads
+from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.storage.open_files import Opened, Recent
 from sleepfm_fast.storage.row_numbers import row_numbers
@@ -26,26 +27,10 @@ from sleepfm_fast.store.window_kernels import (
     read_windows,
 )
 
-__all__ = ["Bank", "Batch", "Buffer", "Feed", "WholeRecordings", "gather"]
+__all__ = ["Batch", "Buffer", "Feed", "WholeRecordings", "gather"]
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
-
-
-class Bank(Protocol):
-    """The methods of :class:`sleepfm_fast.filters.FilterBank` that a :class:`Feed` needs."""
-
-    def index(self, kind: str, fs_hz: Fraction) -> int:
-        """Return the number of the filter for a kind of channel at a native rate."""
-        ...
-
-    def up(self, f: int) -> int:
-        """Return L of the resampling ratio L/M of filter ``f``."""
-        ...
-
-    def context(self, f: int) -> int:
-        """Return how many native samples filter ``f`` needs on each side of a clip."""
-        ...
 
 
 class Batch(NamedTuple):
@@ -97,7 +82,7 @@ class Feed:
         The constructor has it design a filter for each kind and native rate that occurs.
     """
 
-    def __init__(self, store: ClipStore, slots: Sequence[int], bank: Bank) -> None:
+    def __init__(self, store: ClipStore, slots: Sequence[int], bank: FilterBank) -> None:
         self.store = store
         self.bank = bank
         self.slots = np.asarray(slots, dtype=np.int64)
@@ -281,7 +266,7 @@ class WholeRecordings:
         return True
 
 
-def gather(store: ClipStore, clip_indices: npt.ArrayLike, slots: Sequence[int], bank: Bank) -> Batch:
+def gather(store: ClipStore, clip_indices: npt.ArrayLike, slots: Sequence[int], bank: FilterBank) -> Batch:
     """Gather one batch by a :class:`Feed` that is prepared once for each store, slots and bank, and kept in the store.
 
     Parameters
