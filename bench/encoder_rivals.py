@@ -1,11 +1,15 @@
 """The published encoder as a user of PyTorch could run it: as it is, compiled, or in 2-D, channels last.
 
-For evaluation also with its batch norms folded into the convolutions, as ours does it.
+For evaluation also with its batch norms folded into the convolutions, as ours does it, and so in two engines made for
+it, ONNX Runtime and OpenVINO, where they are installed.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.util
+import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +27,8 @@ CHANNELS_LAST = "PyTorch, 2-D channels last"
 CHANNELS_LAST_COMPILED = "torch.compile, 2-D channels last"
 FOLDED = "PyTorch, 2-D channels last, batch norms folded"
 FOLDED_COMPILED = "torch.compile, 2-D channels last, batch norms folded"
+ONNX_RUNTIME = "ONNX Runtime, 2-D, batch norms folded"
+OPENVINO = "OpenVINO, 2-D, batch norms folded"
 IN_FLOAT32 = "ours, float32"
 
 # Each arm's memory above what the network, the clips and (training) one step's gradients and momenta take.
@@ -106,6 +112,11 @@ def folded(network: nn.Module) -> nn.Module:
     return network
 
 
+def frozen(network: nn.Module) -> nn.Module:
+    """Compile a copy of a network for evaluation, its folded weights arranged once, as constants."""
+    return torch.compile(two_dimensional(folded(network)), options={"freezing": True})  # type: ignore[return-value]
+
+
 def has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself; elsewhere torch emulates it, slower than float32."""
     try:
@@ -154,11 +165,45 @@ def networks(
         arms[COMPILED] = torch.compile(copy.deepcopy(plain))  # type: ignore[assignment]
         if training:
             arms[CHANNELS_LAST_COMPILED] = torch.compile(two_dimensional(plain))  # type: ignore[assignment]
-        else:  # weights arranged once, as constants
-            frozen = torch.compile(two_dimensional(folded(plain)), options={"freezing": True})
-            arms[FOLDED_COMPILED] = frozen  # type: ignore[assignment]
+        else:
+            arms[FOLDED_COMPILED] = frozen(plain)
     found = {arm: (network, bfloat16) for arm, network in arms.items()}
     return found | ({IN_FLOAT32: (copy.deepcopy(ours), False)} if bfloat16 else {})
+
+
+def engines(plain: nn.Module, x: Tensor, *, bfloat16: bool = False) -> dict[str, Callable[[], Tensor]]:
+    """Embed x in the engines that are installed, with as many threads as torch has.
+
+    They take the folded network in 2-D, as ONNX; in 1-D they are slower. ONNX Runtime has no bfloat16 on a CPU.
+    """
+    found: dict[str, Callable[[], Tensor]] = {}
+    wanted = ["openvino"] if bfloat16 else ["onnxruntime", "openvino"]
+    installed = [name for name in wanted if importlib.util.find_spec(name)]
+    if not installed or not importlib.util.find_spec("onnx"):  # with which torch writes the file
+        return found
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's exporter about itself
+        torch.onnx.export(two_dimensional(folded(plain)), (x,), file, dynamo=False, input_names=["x"])
+    given = x.numpy()
+    if "onnxruntime" in installed:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Or the threads of one modality's session go on turning while the next one works.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+        found[ONNX_RUNTIME] = lambda: torch.from_numpy(session.run(None, {"x": given})[0])
+    if "openvino" in installed:
+        import openvino
+
+        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        hints["INFERENCE_PRECISION_HINT"] = "bf16" if bfloat16 else "f32"
+        core = openvino.Core()
+        request = core.compile_model(core.read_model(file.getvalue()), "CPU", hints).create_infer_request()
+        found[OPENVINO] = lambda: torch.from_numpy(request.infer({0: given}, share_inputs=True)[0].copy())
+    return found
 
 
 def embedder(network: nn.Module, bfloat16: bool, x: Tensor) -> Callable[[], Tensor]:

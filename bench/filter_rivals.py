@@ -12,6 +12,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import scipy.fft
 import scipy.signal
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
@@ -199,12 +200,50 @@ def torch_fft(x: np.ndarray) -> torch.Tensor:
     return out.view(len(x), -1)
 
 
+def scipy_fft(x: np.ndarray, *, banded: bool = True) -> np.ndarray:
+    """The same response as a spectrum again, as it is quickest with SciPy: four blocks at a time, which are the lanes
+    of its vectors, of 2^12 x 25 samples there and 2^17 back, channels in threads; only the pass band is multiplied.
+    """  # noqa: D205
+    lanes, clips, before = 4, 16, 3200
+    step = clips * CLIP_S * FS_HZ
+    block, begin = step + 2 * before, before * UP // DOWN
+    response = spectrum(block, banded=banded).numpy()
+    n_kept = int(np.flatnonzero(np.abs(response) > 1e-9 * np.abs(response).max())[-1]) + 1
+    out = kept(f"scipy fft, {banded}", len(x), n_out(x) // N_OUT, N_OUT)
+
+    def run(c: int) -> None:
+        padded = np.pad(x[c], (before, before + -x.shape[1] % step), mode="edge")
+        blocks = np.lib.stride_tricks.sliding_window_view(padded, block)[::step]
+        spectra = np.zeros((lanes, block * UP // DOWN // 2 + 1), np.complex64)
+        for some in range(0, len(blocks), lanes):
+            values = scipy.fft.rfft(blocks[some : some + lanes].astype(np.float32))
+            np.multiply(values[:, :n_kept], response[:n_kept], out=spectra[: len(values), :n_kept])
+            y = scipy.fft.irfft(spectra[: len(values)], n=block * UP // DOWN)
+            y = y[:, begin : begin + clips * N_OUT].reshape(-1, N_OUT)
+            place = out[c, some * clips : some * clips + len(y)]
+            y = y[: len(place)]
+            if banded:
+                np.subtract(y, y.mean(axis=1, keepdims=True), out=place)
+                place *= (N_OUT / np.einsum("ij,ij->i", place, place))[:, None] ** 0.5
+            else:
+                place[:] = y
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        list(threads.map(run, range(len(x))))
+    return out.reshape(len(x), -1)
+
+
+def scipy_fft_resampled(x: np.ndarray) -> np.ndarray:
+    return scipy_fft(x, banded=False)
+
+
 @functools.cache
-def spectrum(block: int) -> torch.Tensor:
+def spectrum(block: int, *, banded: bool = True) -> torch.Tensor:
     """What the filter does to the frequencies of a block, from its answer to one sample; its phase is zero."""
     impulse = np.zeros(block)
     impulse[block // 2] = GAIN
-    answer = filter_window(impulse, BANK.design(FILTER), 0, 0, 0, block * UP // DOWN)
+    design = BANK.design(FILTER) if banded else RESAMPLER.design(RESAMPLER.index("eeg", FS_HZ))
+    answer = filter_window(impulse, design, 0, 0, 0, block * UP // DOWN)
     return torch.from_numpy(np.fft.rfft(np.fft.ifftshift(answer)).real[: block // 2 + 1]).float()
 
 

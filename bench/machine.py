@@ -16,7 +16,7 @@ from sleepfm_fast.system import processors
 ROOT = Path(__file__).resolve().parent.parent
 # Not needed by the package; compared with where they are installed.
 RIVALS = ("edfio", "mne", "soxr", "triton", "memeff", "inf-cl", "cut-cross-entropy", "liger-kernel")
-RIVALS += ("torchaudio", "julius")
+RIVALS += ("torchaudio", "julius", "onnxruntime", "openvino", "faiss-cpu")
 
 
 def cpu_model() -> str:

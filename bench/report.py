@@ -55,6 +55,7 @@ def time_text(seconds: float) -> str:
 def versions(machine: dict[str, Any]) -> str:
     """Name the versions that the times depend on, as far as the run recorded them."""
     names = ("torch", "numpy", "scipy", "scikit-learn", "numba", "pyedflib", "edfio", "mne", "soxr")
+    names += ("onnxruntime", "openvino", "faiss-cpu")
     return ", ".join(f"{name} {machine[name]}" for name in names if name in machine)
 
 
@@ -91,6 +92,7 @@ def table(document: dict[str, Any], *, whole: bool = True) -> list[str]:
         )
     load = f", load average {m['load_average']}" if "load_average" in m else ""
     load += ", a process for each benchmark" if document.get("processes") == "one a benchmark" else ""
+    load += f", malloc {m['malloc']}" if "malloc" in m else ""
     lines += [
         "",
         f"**{document['name']}**: {where}, {m['cpu_cores']} cores, {m['instruction_set']}, Python {m['python']}, "

@@ -3,7 +3,8 @@
 ``python bench/store.py NAME [benchmarks ...]`` writes bench/results/NAME.json. What a process did before decides what a
 benchmark of it shows: glibc's malloc keeps the pages of a freed array or gives them back to the system according to the
 largest array that was freed so far, and a rival that allocates its intermediates takes up to twice as long where every
-page is fresh (docs/kernels/encoder-blocks.md). ``pytest bench/ --store NAME`` is one process for all, which is quicker.
+page is fresh (docs/kernels/encoder-blocks.md). So conftest.py has malloc keep them, for all arms. ``pytest bench/
+--store NAME`` is one process for all, which is quicker.
 """
 
 from __future__ import annotations

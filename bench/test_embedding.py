@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
 from encoder_rivals import (
+    FOLDED_COMPILED,
     N_CHANNELS,
     PLAIN,
     embedder,
+    engines,
+    frozen,
     has_bfloat16,
     networks,
     peaks,
@@ -44,13 +50,17 @@ def test_embedding(versus, quick, precision):
             else:
                 torch.testing.assert_close(y, results["ours"], rtol=1e-3, atol=1e-4)
 
-    versus(
+    compiled = engines(arms[PLAIN][0], x, bfloat16=half)
+    result = versus(
         f"embedding, published encoder, {len(x)} clips of {N_CHANNELS} channels" + ", bfloat16" * half,
-        {arm: embedder(network, bfloat16, x) for arm, (network, bfloat16) in arms.items()},
+        {arm: embedder(network, bfloat16, x) for arm, (network, bfloat16) in arms.items()} | compiled,
         agree=agree,
         rounds=6,
         peak=None if quick else peaks("embedder", half),
-    ).require(PLAIN, at_least=1.5)
+    )
+    result.require(PLAIN, at_least=1.5)
+    for rival in compiled:
+        result.require(rival, at_least=0.8)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -68,6 +78,16 @@ def test_embedding_of_three_modalities(versus, quick, source, some_clips, precis
         twin.load_state_dict(model.encoders[name].state_dict())
     stored = {name: x.double() for name, x in batch.x.items()}
     embed = inference.embedder(model, precision)
+    by_modality: dict[str, dict[str, Callable[[], torch.Tensor]]] = {}
+    for name, encoder in twins.items():
+        runs = engines(encoder, batch.x[name].contiguous(), bfloat16=half)
+        if not quick:
+            runs[FOLDED_COMPILED] = embedder(frozen(encoder), half, batch.x[name])
+        for arm, run in runs.items():
+            by_modality.setdefault(arm, {})[name] = run
+
+    def unit(runs: dict[str, Callable[[], torch.Tensor]]) -> dict[str, np.ndarray]:
+        return {name: F.normalize(run(), dim=-1).numpy() for name, run in runs.items()}
 
     def ours() -> dict[str, np.ndarray]:
         with torch.inference_mode():
@@ -78,11 +98,17 @@ def test_embedding_of_three_modalities(versus, quick, source, some_clips, precis
         for name, found in results[AUTHORS].items():
             assert np.ptp(found, axis=0).max() > 0.02, f"{name}: all clips have almost the same embedding"
             # Unit embeddings; in bfloat16 8 bits through 40 convolutions.
-            np.testing.assert_allclose(results["ours"][name], found, atol=0.05 if half else 2e-5, err_msg=name)
+            for arm, embeddings in results.items():
+                message = f"{arm}, {name}"
+                np.testing.assert_allclose(embeddings[name], found, atol=0.05 if half else 2e-5, err_msg=message)
 
-    versus(
+    result = versus(
         f"embedding, preset seed, three modalities, {len(next(iter(stored.values())))} clips" + ", bfloat16" * half,
-        {"ours": ours, AUTHORS: lambda: seed_embeddings(twins, stored)},
+        {"ours": ours, AUTHORS: lambda: seed_embeddings(twins, stored)}
+        | {arm: partial(unit, runs) for arm, runs in by_modality.items()},
         agree=agree,
         rounds=6,
-    ).require(AUTHORS, at_least=1.5)
+    )
+    result.require(AUTHORS, at_least=1.5)
+    for rival in by_modality:
+        result.require(rival, at_least=0.8)

@@ -27,7 +27,7 @@ pipeline_rivals.{function}({warm!r})
 """
 EDGE_S = 60
 LIMITS_DB = {"ours": (100, 0), "PyTorch conv1d, same taps": (80, 0)}  # with all samples of the recording
-LIMITS_DB["PyTorch FFT, same response"] = (80, 0)
+LIMITS_DB["PyTorch FFT, same response"] = LIMITS_DB["SciPy FFT, same response"] = (80, 0)
 
 
 def rows(result) -> np.ndarray:
@@ -102,6 +102,7 @@ def test_filter_resample(versus, quick, n_threads):
     functions = {"ours": "ours", "SciPy sosfiltfilt + resample_poly": "scipy_sosfiltfilt"}
     functions["PyTorch conv1d, same taps"] = "torch_conv1d"
     functions["PyTorch FFT, same response"] = "torch_fft"
+    functions["SciPy FFT, same response"] = "scipy_fft"
     if importlib.util.find_spec("soxr"):
         functions["SciPy sosfiltfilt + soxr HQ"] = "soxr_hq"
     if importlib.util.find_spec("mne"):
@@ -112,7 +113,7 @@ def test_filter_resample(versus, quick, n_threads):
         "filter 0.3-35 Hz, resample 200 to 256 Hz, z-score clips",
         functions,
         filter_rivals.scipy_upfirdn,
-        {"SciPy sosfiltfilt + resample_poly": 6.0, "PyTorch conv1d, same taps": 3.0, "PyTorch FFT, same response": 2.0},
+        {"SciPy sosfiltfilt + resample_poly": 6.0, "PyTorch conv1d, same taps": 2.0, "SciPy FFT, same response": 2.0},
         600 if quick else 8 * 3600,
         n_threads,
     )
@@ -121,6 +122,7 @@ def test_filter_resample(versus, quick, n_threads):
 def test_resample_only(versus, quick, n_threads):
     functions = {"ours": "ours_resampled", "SciPy resample_poly": "scipy_resampled"}
     functions["PyTorch conv1d, same taps"] = "torch_conv1d_resampled"
+    functions["SciPy FFT, same response"] = "scipy_fft_resampled"
     if importlib.util.find_spec("soxr"):
         functions["soxr HQ, float32"] = "soxr_hq_resampled"
     compare(
@@ -129,29 +131,33 @@ def test_resample_only(versus, quick, n_threads):
         "resample 200 to 256 Hz",
         functions,
         filter_rivals.scipy_upfirdn_resampled,
-        {"SciPy resample_poly": 2.0, "soxr HQ, float32": 2.0},
+        {"SciPy resample_poly": 2.0, "soxr HQ, float32": 2.0, "SciPy FFT, same response": 1.5},
         600 if quick else 8 * 3600,
         n_threads,
     )
 
 
+# Each rival's function, and how many times as fast ours has to be.
+SEED_RIVALS = {"MNE, defaults": ("mne_seed", 20.0), "MNE, polyphase": ("mne_polyphase_seed", 4.0)}
+SEED_RIVALS["NumPy by hand + soxr HQ"] = ("soxr_seed", 1.5)
+CLINICAL_RIVALS = {"pyEDFlib + SciPy": ("pyedflib_clinical", 4.0), "MNE + SciPy": ("mne_clinical", 4.0)}
+CLINICAL_RIVALS["NumPy by hand + SciPy, in threads"] = ("numpy_clinical", 3.0)
+
+
 @pytest.mark.parametrize(
-    ("name", "functions", "limit_db", "at_least"),
+    ("name", "rivals", "limit_db"),
     [
         # MNE's default resampling stretches time a little (it rounds padded lengths), the more the longer the signal.
-        ("as the original: 9 channels at 256 Hz", {"ours": "ours_seed", "MNE, defaults": "mne_seed"}, 15, 20.0),
-        (
-            "as the clinical code: 15 channels at 128 Hz",
-            {"ours": "ours_clinical", "pyEDFlib + SciPy": "pyedflib_clinical", "MNE + SciPy": "mne_clinical"},
-            40,
-            4.0,
-        ),
+        ("as the original: 9 channels at 256 Hz", SEED_RIVALS, 15),
+        ("as the clinical code: 15 channels at 128 Hz", CLINICAL_RIVALS, 40),
     ],
     ids=["seed", "clinical"],
 )
-def test_from_file_to_model_input(versus, quick, tmp_path, name, functions, limit_db, at_least):
-    if not importlib.util.find_spec("mne"):
-        functions = {arm: function for arm, function in functions.items() if "MNE" not in arm}
+def test_from_file_to_model_input(versus, quick, tmp_path, name, rivals, limit_db):
+    missing = [package for package in ("mne", "soxr") if not importlib.util.find_spec(package)]
+    rivals = {arm: rival for arm, rival in rivals.items() if not any(package in arm.lower() for package in missing)}
+    functions = {"ours": "ours_clinical" if "clinical" in name else "ours_seed"}
+    functions |= {arm: function for arm, (function, _) in rivals.items()}
     seconds = 600 if quick else 2 * 3600
     path, warm = tmp_path / "night.edf", tmp_path / "warm.edf"
     pipeline_rivals.write_night(path, seconds)
@@ -177,5 +183,5 @@ def test_from_file_to_model_input(versus, quick, tmp_path, name, functions, limi
             peak[arm] = (setup, f"y = pipeline_rivals.{function}({str(path)!r})")
     arms = {arm: partial(getattr(pipeline_rivals, function), path) for arm, function in functions.items()}
     result = versus(f"EDF file to model input {name}, {seconds / 3600:g} h", arms, agree=agree, rounds=8, peak=peak)
-    for rival in list(functions)[1:]:
+    for rival, (_, at_least) in rivals.items():
         result.require(rival, at_least=at_least)

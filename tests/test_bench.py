@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -160,6 +161,7 @@ def test_memory_that_our_ops_keep_counts_for_the_body_that_uses_it():
 
 BENCHMARK = """
 import os
+import resource
 
 def told(call):
     call()
@@ -173,9 +175,16 @@ def test_sum(versus, quick):
 def check(results):
     assert results["ours"] == results["rival"] == EXPECTED
 
+def fresh_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        bytearray(b"x") * (64 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
 def test_constant(versus):
     versus("a constant", {"ours": lambda: 45, "rival": lambda: 45}, agree=check, rounds=2,
-           measure=told if "SECONDS" in os.environ else None, more={"process": os.getpid()})
+           measure=told if "SECONDS" in os.environ else None,
+           more={"process": os.getpid(), "fresh_pages": fresh_pages()})
 """
 
 
@@ -220,6 +229,10 @@ def test_bench_measures_and_stores(bench_run):
     assert set(result["peak_rss_mib"]) == {"ours"}
     assert "| a sum | " in "\n".join(report.table(document))
     assert (document["processes"], result["process"]) == ("one", constant["process"])
+    if document["machine"]["malloc"] == "keeps freed pages":  # four times the same 64 MiB
+        assert constant["fresh_pages"] < 2 * (64 << 20) / os.sysconf("SC_PAGE_SIZE")
+    else:
+        assert platform.libc_ver()[0] != "glibc"
     by_name = {
         b["name"]: b
         for b in json.loads((bench_run.results.parent.parent / "benchmarks.json").read_text())["benchmarks"]

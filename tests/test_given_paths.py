@@ -13,7 +13,7 @@ import torch
 from sleepfm_fast import embed, probe, report, train
 from sleepfm_fast.__main__ import COMMANDS
 from sleepfm_fast.batches import ClipInput, InputConfig
-from sleepfm_fast.cli.given_paths import TakesPaths, as_path
+from sleepfm_fast.cli.given_paths import TakesPaths, as_path, choices_of
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
@@ -47,7 +47,7 @@ def test_every_command_makes_paths_of_texts(name, home):
     fields = [f for f in dataclasses.fields(config) if "Path" in str(f.type)]
     assert fields
     given = {f.name: "~/A" for f in fields}
-    needed = {f.name: "stage" for f in dataclasses.fields(config) if f.default is dataclasses.MISSING}
+    needed = {name: choices[0] for name, (choices, several) in choices_of(config).items() if not several}
     made = config(**{**needed, **given})
     for f in fields:
         expected = (home / "A",) if "tuple[Path" in str(f.type) else home / "A"
@@ -115,3 +115,36 @@ def test_a_clip_input_says_what_it_is_made_of(change, sentence, cohort_store):
     given = {"store": store, "montage": store.montage, "config": InputConfig(), "device": "cpu"}
     with pytest.raises(TypeError, match=sentence):
         ClipInput(**(given | change))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (
+            lambda: probe.Config("E", "stage", "R", fit_on="test"),
+            r"fit_on is 'test'; expected one of: 'train', 'train\+",
+        ),
+        (lambda: probe.Config("E", "stge", "R"), "task is 'stge'; expected one of: 'stage', 'sdb', 'age', 'sex'"),
+        (
+            lambda: embed.Config("R", "S", "E", precision="float16"),
+            "precision is 'float16'; expected one of: 'float32', ",
+        ),
+        (lambda: train.Config("S", "R", device="mps"), "device is 'mps'; expected one of: 'auto', 'cpu', 'cuda'"),
+        (lambda: train.Config("S", "R", notch_hz=49), "notch_hz is 49; expected one of: 0, 50, 60, None"),
+        (lambda: report.Config("R", projection="umap"), "projection is 'umap'; expected one of: 'tsne', 'pca'"),
+        (
+            lambda: train.Config("S", "R", modalities="brain"),
+            "modalities is 'brain'; expected some of, in a tuple: 'resp",
+        ),
+        (lambda: train.Config("S", "R", modalities=["eeg"]), r"modalities is \('eeg',\); expected some of"),
+    ],
+)
+def test_a_choice_that_is_none_is_refused(make, sentence):
+    """A probe was fitted on the test clips, embeddings said to be of float16, and PCA drawn in place of UMAP."""
+    with pytest.raises(SleepfmError, match=sentence):
+        make()
+
+
+def test_several_choices_may_be_a_list():
+    assert train.Config("S", "R", modalities=["brain", "ecg"]).modalities == ("brain", "ecg")
+    assert train.Config("S", "R").modalities == ()

@@ -1,14 +1,19 @@
-"""Paths as people give them: text or a path, with ``~`` for the home folder."""
+"""Options as a program gives them, at which no parser has looked: paths as text, ``~`` for the home folder, choices."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import types
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["TakesPaths", "as_path"]
+from sleepfm_fast.errors import SleepfmError
+
+__all__ = ["TakesPaths", "as_path", "choices_of"]
 
 
 def as_path(given: str | os.PathLike[str]) -> Path:
@@ -24,8 +29,33 @@ def as_path(given: str | os.PathLike[str]) -> Path:
     return path
 
 
+@cache
+def choices_of(config: type) -> dict[str, tuple[tuple[Any, ...], bool]]:
+    """For every option of a command that has choices: these, and whether it takes several of them."""
+    found = {}
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        kinds = list(kinds_of(hint))
+        several = [get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple]
+        choices = [kind for kind in (several or kinds) if get_origin(kind) is Literal]
+        if choices:
+            given = tuple(value for kind in choices for value in get_args(kind))
+            found[name] = ((*given, None) if type(None) in kinds else given, bool(several))
+    return found
+
+
+def kinds_of(hint: Any) -> Iterator[Any]:
+    """What a hint allows, without what is said beside it."""
+    if get_origin(hint) is Annotated:
+        yield from kinds_of(get_args(hint)[0])
+    elif get_origin(hint) in (Union, types.UnionType):
+        for part in get_args(hint):
+            yield from kinds_of(part)
+    else:
+        yield hint
+
+
 class TakesPaths:
-    """A command's ``Config``, whose paths may be given as text, from a notebook as from a shell."""
+    """A command's ``Config``, from a notebook as from a shell: its paths may be texts, its choices are looked at."""
 
     def __post_init__(self) -> None:
         """Make paths of what was given for fields that are paths; one path stands for a tuple of one.
@@ -34,7 +64,18 @@ class TakesPaths:
         ------
         TypeError
             When it is neither text nor a path.
+        SleepfmError
+            When a value is none of an option's choices.
         """
+        for name, (choices, several) in choices_of(type(self)).items():  # type: ignore[arg-type]  # classes are hashable
+            value = getattr(self, name)
+            if several and isinstance(value, list):
+                object.__setattr__(self, name, value := tuple(value))
+            for one in value if several and isinstance(value, tuple) else (value,):
+                if (several and not isinstance(value, tuple)) or one not in choices:
+                    of = "some of, in a tuple" if several else "one of"
+                    said = ", ".join(repr(choice) for choice in choices)
+                    raise SleepfmError(f"{name} is {value!r}; expected {of}: {said}.")
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every Config is a dataclass
             kind, value = str(field.type), getattr(self, field.name)
             if "Path" not in kind or value is None:
