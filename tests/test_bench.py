@@ -375,6 +375,19 @@ def test_the_readme_shows_runs_with_every_headline(tmp_path, capsys, monkeypatch
     assert "run.json lacks a product" in capsys.readouterr().err
 
 
+def test_the_readme_leaves_out_runs_of_before_malloc_kept_pages_once_there_is_one(tmp_path, monkeypatch):
+    readme, page = pages(tmp_path, f"{report.BEGIN}\n{report.END}\n")
+    stored(tmp_path / "results")
+    document = json.loads((tmp_path / "results" / "run.json").read_text())
+    document["machine"]["malloc"] = "keeps freed pages"
+    (tmp_path / "results" / "now.json").write_text(json.dumps(document | {"name": "now"}))
+    monkeypatch.setattr(report, "HEADLINES", ("alone",))
+    assert report_run(tmp_path) == 0
+    assert "**now**" in readme.read_text()
+    assert "**run**" not in readme.read_text()
+    assert "**run**" in page.read_text()
+
+
 def test_a_page_of_a_kernel_has_the_rivals_of_the_comparisons_it_names(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, "HEADLINES", ("alone",))
     stored(tmp_path / "results")
