@@ -111,8 +111,8 @@ by_cmake() {
     "${cmake[@]}" --install "$work/build" --prefix "$tree"
 }
 by_pip() {
-  local options=(-C "cmake.define.SLEEPFM_CUDA=$cuda")
-  [ -n "$architectures" ] && options+=(-C "cmake.define.SLEEPFM_CUDA_ARCHITECTURES=$architectures")
+  local options=("--config-settings=cmake.define.SLEEPFM_CUDA=$cuda")
+  [ -n "$architectures" ] && options+=("--config-settings=cmake.define.SLEEPFM_CUDA_ARCHITECTURES=$architectures")
   "$python" -m pip wheel --no-index --no-deps --no-build-isolation -w "$work/wheel" "${options[@]}" "$tree" &&
     "$python" -m zipfile -e "$work"/wheel/*.whl "$work/unpacked" &&
     cp "$work"/unpacked/sleepfm_fast/_C.*.so "$tree/sleepfm_fast/"

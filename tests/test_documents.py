@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Options of other programs, and what stands for an option.
 FOREIGN = {
+    "--config-settings",
     "--help",
     "--nproc-per-node",
     "--array",
