@@ -74,8 +74,7 @@ NOUNS = re.compile(
 SEVERAL = {
     "cohort_findings.py": {"len(subjects)", "len(paths)"},
     "embedding_writer.py": {"n_clips"},
-    "ingest.py": {"len(given)"},
-    "inspection.py": {"len(files)"},
+    "ingest.py": {"n_recordings"},
     "inspection_text.py": {"len(finding.paths)"},
     "interval_notice.py": {"n_subjects"},
     "participants.py": {"len(rows)"},
