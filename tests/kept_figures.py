@@ -223,11 +223,15 @@ def alike(one: Any, two: Any, tolerance: float) -> bool:
 
 
 def changes(kept: Figures, now: Figures, tolerance: float) -> list[str]:
-    """Where figures differ, and by what."""
-    then, here = dict(leaves(kept)), dict(leaves(now))
-    absent = "nothing"
-    pairs = {place: (then.get(place, absent), here.get(place, absent)) for place in {**then, **here}}
+    """Where figures differ, and by what; what is new differs from nothing."""
+    here = dict(leaves(now))
+    pairs = {place: (before, here.get(place, "nothing")) for place, before in leaves(kept)}
     return [f"{place}: {a} before, {b} now" for place, (a, b) in pairs.items() if not alike(a, b, tolerance)]
+
+
+def additions(kept: Figures, now: Figures) -> list[str]:
+    """Where there was no figure before, as of another preset of filters."""
+    return sorted(dict(leaves(now)).keys() - dict(leaves(kept)).keys())
 
 
 def rounded(value: Any) -> Any:
@@ -296,7 +300,12 @@ def main() -> int:
         return 1
     # What did not change keeps its digits, so that the file shows what did.
     before = kept()
-    same = {name for name, part in now.items() if before.get(name, {}).get("number") == part["number"]}
+    same = {
+        name
+        for name, part in now.items()
+        if before.get(name, {}).get("number") == part["number"]
+        and not additions(before[name]["figures"], part["figures"])
+    }
     lines = [f"{json.dumps(name)}: {json.dumps(before[name] if name in same else part)}" for name, part in now.items()]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     return 0
