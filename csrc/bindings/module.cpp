@@ -17,7 +17,7 @@ py::dict build_info() {
     info["architecture"] = SLEEPFM_ARCHITECTURE;
     info["cpu_instruction_sets"] = sleepfm::available_isas();
     info["cpu_instruction_set_in_use"] = sleepfm::isa_name(sleepfm::best_isa());
-    info["cpu_multiplies_bfloat16"] = sleepfm::multiplies_bf16();
+    info["cpu_multiplies_bfloat16"] = sleepfm::best_isa() >= sleepfm::Isa::avx512_bf16;
 #if defined(_OPENMP)
     info["openmp"] = true;
 #else

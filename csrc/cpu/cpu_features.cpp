@@ -2,12 +2,31 @@
 
 #include <cstdlib>
 #include <cstring>
+#if defined(SLEEPFM_WITH_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "check.h"
 
 namespace sleepfm {
 
 namespace {
+
+#if defined(SLEEPFM_WITH_AMX)
+// Whether the processor multiplies tiles of bfloat16, and Linux lets this process use them, which it has to be asked
+// for (Linux 5.16 and later): a thread's tiles are 8 KB of state that would else be saved for everyone.
+bool may_use_tiles() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned AMX_BF16 = 1U << 22, AMX_TILE = 1U << 24;  // of edx
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & AMX_BF16) == 0 || (d & AMX_TILE) == 0) {
+        return false;
+    }
+    constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+#endif
 
 Isa detect() {
 #if defined(__x86_64__)
@@ -18,6 +37,17 @@ Isa detect() {
     }
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl")) {
+#if defined(SLEEPFM_WITH_AVX512_BF16)
+        if (__builtin_cpu_supports("avx512bf16")) {
+#if defined(SLEEPFM_WITH_AMX)
+            static bool const has_tiles = may_use_tiles();
+            if (has_tiles) {
+                return Isa::amx;
+            }
+#endif
+            return Isa::avx512_bf16;
+        }
+#endif
         return Isa::avx512;
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
@@ -29,18 +59,10 @@ Isa detect() {
 
 }  // namespace
 
-bool multiplies_bf16() {
-#if defined(SLEEPFM_WITH_AVX512_BF16)
-    char const* wanted = std::getenv("SLEEPFM_CPU");
-    return (wanted == nullptr || *wanted == '\0') && std::getenv("SLEEPFM_EMULATED_CPU") == nullptr &&
-           detect() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
-#else
-    return false;
-#endif
-}
-
 char const* isa_name(Isa isa) {
     switch (isa) {
+        case Isa::amx: return "amx";
+        case Isa::avx512_bf16: return "avx512_bf16";
         case Isa::avx512: return "avx512";
         case Isa::avx2: return "avx2";
         case Isa::portable: break;

@@ -6,16 +6,13 @@
 
 namespace sleepfm {
 
-enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2 };
+// The last two are AVX-512 with instructions for products of bfloat16: of vectors, and of tiles (AMX) too. Kernels that
+// do not use them have the variant avx512.
+enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx = 4 };
 
-// The best instruction set that both processor and build offer. The environment variable SLEEPFM_CPU = portable, avx2
-// or avx512 chooses a lower one, by which the tests run every variant; one that is not offered is refused
-// (std::invalid_argument).
+// The best instruction set that processor, system and build offer. The environment variable SLEEPFM_CPU chooses a lower
+// one by its name, by which the tests run every variant; one that is not offered is refused (std::invalid_argument).
 Isa best_isa();
-
-// Whether the processor has AVX-512's products of bfloat16 and SLEEPFM_CPU is not set. These instructions are no
-// variant of their own: only the encoder's blocks use them, if asked for bfloat16.
-bool multiplies_bf16();
 
 char const* isa_name(Isa isa);
 

@@ -20,9 +20,13 @@ using RowFunction = void (*)(cpu::FilterJob const&);
 RowFunction row_function() {
     switch (best_isa()) {
 #if defined(__x86_64__)
+        case Isa::amx:
+        case Isa::avx512_bf16:
         case Isa::avx512: return &cpu::avx512::filter_row;
         case Isa::avx2: return &cpu::avx2::filter_row;
 #else
+        case Isa::amx:
+        case Isa::avx512_bf16:
         case Isa::avx512:
         case Isa::avx2:
 #endif

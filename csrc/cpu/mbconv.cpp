@@ -8,13 +8,21 @@ namespace sleepfm {
 namespace {
 
 MBConvKernels kernels(bool bf16) {
+#if defined(__x86_64__)
+    Isa const isa = best_isa();
+#if defined(SLEEPFM_WITH_AMX)
+    if (bf16 && isa == Isa::amx) {
+        return amx::mbconv_bf16_kernels();
+    }
+#endif
 #if defined(SLEEPFM_WITH_AVX512_BF16)
-    if (bf16 && multiplies_bf16()) {
+    if (bf16 && isa >= Isa::avx512_bf16) {
         return avx512_bf16::mbconv_bf16_kernels();
     }
 #endif
-#if defined(__x86_64__)
-    switch (best_isa()) {
+    switch (isa) {
+        case Isa::amx:
+        case Isa::avx512_bf16:
         case Isa::avx512: return bf16 ? avx512::mbconv_bf16_kernels() : avx512::mbconv_kernels();
         case Isa::avx2: return bf16 ? avx2::mbconv_bf16_kernels() : avx2::mbconv_kernels();
         case Isa::portable: break;

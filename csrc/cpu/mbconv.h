@@ -49,6 +49,9 @@ MBConvKernels mbconv_bf16_kernels();
 namespace avx512_bf16 {  // AVX-512 with instructions for products of bfloat16
 MBConvKernels mbconv_bf16_kernels();
 }
+namespace amx {  // the same, with products of tiles
+MBConvKernels mbconv_bf16_kernels();
+}
 #endif
 
 }  // namespace sleepfm

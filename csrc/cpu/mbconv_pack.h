@@ -8,11 +8,36 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
+// Where word k of row r lies in a packed block of n_words words: products of tiles want [ROWS][n_words].
+template <typename Factor>
+inline Index packed_place(Index n_words, Index k, Index r) {
+    return tile_words<Factor>(n_words) == 0 ? k * ROWS + r : r * n_words + k;
+}
+
 // Packs one block. vector(row, k) has rows row, row + 1, ... of column k in its lanes, zero beyond the matrix.
 template <typename Factor, typename Columns>
 inline void pack_vectors(Index n_k, Factor* packed, Columns vector) {
     constexpr Index DEPTH = FactorOf<Factor>::DEPTH;
     constexpr Index N = ROWS < LANES ? ROWS : LANES;  // ROWS, or half of them where a vector has fewer lanes
+#if defined(SLEEPFM_TILES)
+    if (Index const n_words = words_of<Factor>(n_k); tile_words<Factor>(n_words) != 0) {
+        constexpr Index SPAN = 64;  // words at a time, turned as floats, for which there are shuffles
+        alignas(64) float words[SPAN * ROWS];
+        for (Index from = 0; from < n_words; from += SPAN) {
+            Index const span = least(n_words - from, SPAN);
+            for (Index k = 0; k < span; ++k) {
+                put_first<N>(reinterpret_cast<Factor*>(words) + k * ROWS,
+                             [&](Index i) { return vector(0, (from + k) * DEPTH + i); });
+            }
+            for (Index r = 0; r < ROWS; ++r) {
+                for (Index k = 0; k < span; ++k) {
+                    memcpy(packed + r * n_words + from + k, words + k * ROWS + r, sizeof(Factor));
+                }
+            }
+        }
+        return;
+    }
+#endif
     for (Index k = 0; k < n_k; k += DEPTH) {
         for (Index row = 0; row < ROWS; row += N) {
             put_first<N>(packed + k / DEPTH * ROWS + row, [&](Index i) { return vector(row, k + i); });
@@ -58,6 +83,17 @@ inline void pack_block(float const* w, Index n_rows, Index n_k, Index block, Pai
     Index const first = block * ROWS, n = least(n_rows - first, ROWS);
     alignas(64) float words[ROWS * SPAN / 2];
     Pair* const to = packed + first * words_of<Pair>(n_k);
+#if defined(SLEEPFM_TILES)
+    if (Index const n_words = words_of<Pair>(n_k); tile_words<Pair>(n_words) != 0) {
+        for (Index r = 0; r < ROWS; ++r) {
+            auto* const row = reinterpret_cast<BFloat16*>(to + r * n_words);
+            for (Index k = 0; k < 2 * n_words; k += LANES) {
+                store_first(row + k, r < n ? load_first(w + (first + r) * n_k + k, n_k - k) : Vector{}, 2 * n_words - k);
+            }
+        }
+        return;
+    }
+#endif
     for (Index from = 0; from < n_k; from += SPAN) {
         Index const span = least(n_k - from, SPAN);
         for (Index r = 0; r < n; ++r) {

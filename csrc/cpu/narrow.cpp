@@ -10,6 +10,8 @@ namespace {
 NarrowKernels kernels() {
 #if defined(__x86_64__)
     switch (best_isa()) {
+        case Isa::amx:
+        case Isa::avx512_bf16:
         case Isa::avx512: return avx512::narrow_kernels();
         case Isa::avx2: return avx2::narrow_kernels();
         case Isa::portable: break;
