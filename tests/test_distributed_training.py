@@ -19,9 +19,9 @@ from sleepfm_fast.training.sampler import ClipSampler, shard, shard_sizes
 
 # Of figures and weights, relative and absolute. 2e-7 was seen in weights after 10 steps.
 BOUND = 1e-5
-# The same after 10 steps, in which rounding may have moved activations across kinks of ReLUs: 1.4e-5 was seen in weights
-# and in a loss, in one encoder or two, as the processor has it. Gradients 1 % too large are nine times beyond it, batch
-# norms of each rank's clips alone a thousand times.
+# The same after 10 steps, in which rounding may have moved activations across kinks of ReLUs: 1.4e-5 was seen in
+# weights and in a loss, in one encoder or two, as the processor has it. Gradients 1 % too large are nine times beyond
+# it, batch norms of each rank's clips alone a thousand times.
 KINK_BOUND = 1e-4
 
 
