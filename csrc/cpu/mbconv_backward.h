@@ -96,6 +96,7 @@ struct Backward : ClipBackward<Factor> {
         Index const size_in = width_padded * ld_in, size_out = width_padded * ld_out;
 
         SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
+            Tiles const tiles;
             Scratch const t = this->scratch();
             pack_weights();
 

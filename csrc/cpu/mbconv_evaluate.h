@@ -42,13 +42,13 @@ struct FoldedBlock {
     Index n_scratch_floats;         // scratch for one clip at a time
 
     FoldedBlock(MBConvShape const& shape, MBConvResidual const& add, Carver& carver) : s(shape), residual(add) {
-        expand = carver.take<Factor>(round_up(s.width, ROWS) * words_of<Factor>(s.n_in));
-        project = carver.take<Factor>(round_up(s.n_out, ROWS) * words_of<Factor>(s.width));
+        expand = carver.take<Factor>(round_up(s.width, TALL) * words_of<Factor>(s.n_in));
+        project = carver.take<Factor>(round_up(s.n_out, TALL) * words_of<Factor>(s.width));
         taps = carver.take<float>(3 * s.width);
         shift0 = carver.take<float>(s.width);
         shift1 = carver.take<float>(s.width);
         bias = carver.take<float>(s.n_out);
-        n_scratch_floats = round_up(2 * s.width, 16) + (words_of<Factor>(s.n_in) + ROWS) * ldx() + 4 * ROWS * LANES +
+        n_scratch_floats = round_up(2 * s.width, 16) + (words_of<Factor>(s.n_in) + TALL) * ldx() + 4 * TALL * LANES +
                            words_of<Factor>(s.width) * round_up(evaluation_tile(s) + 1, LANES);
     }
 
@@ -98,9 +98,9 @@ struct FoldedBlock {
         Dropout const dropout(residual);
         auto* const carry = reinterpret_cast<Carry*>(scratch);
         float* const narrow = scratch + round_up(2 * width, 16);
-        float* const rows = narrow + words_of<Factor>(s.n_in) * ldx();                     // [ROWS, ...]
+        float* const rows = narrow + words_of<Factor>(s.n_in) * ldx();                     // [TALL, ...]
         auto* const x_panel = reinterpret_cast<Factor*>(narrow);                           // n_in factors, ldx
-        auto* const panel = reinterpret_cast<Factor*>(rows + ROWS * (ldx() + 4 * LANES));  // width factors
+        auto* const panel = reinterpret_cast<Factor*>(rows + TALL * (ldx() + 4 * LANES));  // width factors
         Index done = 0;
         for (Index from = 0; from < S; from += tile) {
             Columns const at(s, from, tile);
@@ -164,6 +164,7 @@ inline void evaluate(MBConvEvaluate const& call) {
     MBConvShape const& s = call.shape;
     EvaluateWorkspace<Factor> const work(s, call.residual);
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
+        Tiles const tiles;
         SLEEPFM_OMP(omp for schedule(static))
         for (Index part = 0; part < work.block.n_parts(); ++part) {
             work.block.fold(call, {}, part);

@@ -20,6 +20,12 @@ constexpr Index ROWS = 8;
 #else
 constexpr Index ROWS = 4;
 #endif
+// Rows that a product of tiles computes at once; packed weights have room for a multiple of them.
+#if defined(SLEEPFM_TILES)
+constexpr Index TALL = 16;
+#else
+constexpr Index TALL = ROWS;
+#endif
 constexpr Index COLUMNS = 3;
 constexpr Index TILE = COLUMNS * LANES;
 
@@ -99,19 +105,41 @@ template <int C, typename Factor, typename Body>
     }
 }
 
+// Lives in the parallel region of an op, in every thread, and gives the tiles back at its end: other code of the thread
+// has shapes of its own.
+struct Tiles {
+    Tiles() = default;
+    Tiles(Tiles const&) = delete;
+    Tiles& operator=(Tiles const&) = delete;
+    ~Tiles();
+};
+
 #if defined(SLEEPFM_TILES)
 
-constexpr Index TALL = 16;  // rows of a tile
+thread_local std::uint32_t shapes_in_use = 0;  // height and words of the thread's tiles; 0: none
 
-// Tiles 0 to 2 are sums of n_rows x 16, tile 3 is n_rows of the first factor, 4 to 6 are n_words of the second one.
-inline void use_tiles(Index n_rows, Index n_words) {
+// Tiles 0 to 2 are sums of height x 16, tile 3 is height x n_words of the first factor, 4 to 6 are n_words x 16 of the
+// second one. Shapes are loaded only if they change, which takes as long as twenty products.
+inline void use_tiles(Index height, Index n_words) {
+    auto const wanted = static_cast<std::uint32_t>(height << 16 | n_words);
+    if (wanted == shapes_in_use) {
+        return;
+    }
     TileShapes shapes;
     for (int tile = 0; tile < 3; ++tile) {
-        shapes.set(tile, n_rows, 64);
+        shapes.set(tile, height, 64);
         shapes.set(4 + tile, n_words, 64);
     }
-    shapes.set(3, n_rows, 4 * n_words);
+    shapes.set(3, height, 4 * n_words);
     use_tiles(shapes);
+    shapes_in_use = wanted;
+}
+
+inline Tiles::~Tiles() {
+    if (shapes_in_use != 0) {
+        release_tiles();
+        shapes_in_use = 0;
+    }
 }
 
 template <int C>
@@ -166,7 +194,7 @@ inline void load_sums(float const* from, Index ld) {
     }
 }
 
-// multiply for as many rows as the tiles have (at most TALL) of w [rows][n_words], of which n_rows count.
+// multiply for `height` rows of w [rows][n_words], of which n_rows count.
 template <int C, typename Body>
 inline void multiply_tiles(Index n_words, Index in_tile, Pair const* w, Pair const* strip, Index row, Index n_rows,
                            Index t, Index n, Body& body) {
@@ -186,6 +214,10 @@ inline void multiply_tiles(Index n_words, Index in_tile, Pair const* w, Pair con
     }
 }
 
+#endif
+
+#if !defined(SLEEPFM_TILES)
+inline Tiles::~Tiles() {}
 #endif
 
 // out [R][ldo] = a x b, summed over all columns of the panels, or added to it unless `fresh`: rows row to row + R - 1
@@ -233,54 +265,48 @@ template <int R, int C, typename Factor>
 
 #if defined(SLEEPFM_TILES)
 
-// accumulate for C vectors of b: first over the wide strips, then over those that are narrower.
+// accumulate for C vectors of b and the strips from `begin` to `end`, which are equally wide.
 template <int C>
-inline void accumulate_tiles(Strips const& strips, Index n_rows, BFloat16 const* a, Pair const* b, Index ldo,
-                             bool fresh, float* out) {
-    Index const n_wide = strips.tail / 3;
-    for (Index strip = 0; strip < strips.n_strips;) {
-        Index const end = strip < n_wide ? n_wide : strips.n_strips, width = strips.width(strip);
-        Index const in_tile = width == 3 * LANES ? 12 : width / 2;
-        for (Index row = 0, tall = 0; row < n_rows; row += tall) {
-            Index const height = least(n_rows - row, TALL);
-            if (height != tall) {
-                use_tiles(height, in_tile);
-                tall = height;
-            }
-            float* const sums = out + row * ldo;
-            if (fresh) {
-                clear_sums<C>();
-            } else {
-                load_sums<C>(sums, ldo);
-            }
-            for (Index i = strip; i < end; ++i) {
-                Index const first = strips.first(i);
-                BFloat16 const* const rows = a + first * n_rows + row * width;
-                for (Index t = 0; t < width; t += 2 * in_tile) {
-                    add_to_sums<C>(rows + t, width * static_cast<Index>(sizeof(BFloat16)), b + (first + t) / 2 * ldo,
-                                   ldo * static_cast<Index>(sizeof(Pair)));
-                }
-            }
-            store_sums<C>(sums, ldo);
+inline void accumulate_tiles(Strips const& strips, Index begin, Index end, Index n_rows, BFloat16 const* a,
+                             Pair const* b, Index ldo, bool fresh, float* out) {
+    Index const width = strips.width(begin), in_tile = width == 3 * LANES ? 12 : width / 2;
+    Index const height = n_rows % TALL == 0 ? TALL : ROWS;
+    use_tiles(height, in_tile);
+    for (Index row = 0; row < n_rows; row += height) {
+        float* const sums = out + row * ldo;
+        if (fresh) {
+            clear_sums<C>();
+        } else {
+            load_sums<C>(sums, ldo);
         }
-        strip = end;
-        fresh = false;
+        for (Index strip = begin; strip < end; ++strip) {
+            Index const first = strips.first(strip);
+            BFloat16 const* const rows = a + first * n_rows + row * width;
+            for (Index t = 0; t < width; t += 2 * in_tile) {
+                add_to_sums<C>(rows + t, width * static_cast<Index>(sizeof(BFloat16)), b + (first + t) / 2 * ldo,
+                               ldo * static_cast<Index>(sizeof(Pair)));
+            }
+        }
+        store_sums<C>(sums, ldo);
     }
 }
 
-// accumulate, of pairs.
+// accumulate, of pairs: over the wide strips, then over those that are narrower.
 inline void accumulate(Strips const& strips, Index n_rows, BFloat16 const* a, Pair const* b, Index n, Index ldo,
                        bool fresh, float* out) {
     Strips const columns(n);
-    for (Index i = 0; i < columns.n_strips; ++i) {
-        Index const column = columns.first(i);
-        switch (columns.width(i) / LANES) {
-            case 3: accumulate_tiles<3>(strips, n_rows, a, b + column, ldo, fresh, out + column); break;
-            case 2: accumulate_tiles<2>(strips, n_rows, a, b + column, ldo, fresh, out + column); break;
-            default: accumulate_tiles<1>(strips, n_rows, a, b + column, ldo, fresh, out + column);
+    Index const n_wide = strips.tail / 3;
+    for (Index begin = 0; begin < strips.n_strips;) {
+        Index const end = begin < n_wide ? n_wide : strips.n_strips;
+        for (Index i = 0; i < columns.n_strips; ++i) {
+            Index const column = columns.first(i);
+            Index const width = columns.width(i) / LANES;
+            auto const block = width == 3 ? accumulate_tiles<3> : width == 2 ? accumulate_tiles<2> : accumulate_tiles<1>;
+            block(strips, begin, end, n_rows, a, b + column, ldo, fresh, out + column);
         }
+        begin = end;
+        fresh = false;
     }
-    release_tiles();
 }
 
 #endif
@@ -375,14 +401,11 @@ inline void product_strip(Index n_rows, Index n_words, Index t, Index n, Factor 
 #if defined(SLEEPFM_TILES)
     if constexpr (FactorOf<Factor>::DEPTH == 2) {
         if (Index const in_tile = tile_words<Factor>(n_words); in_tile != 0) {
-            for (Index row = 0, tall = 0; row < n_rows; row += tall) {
-                Index const height = least(round_up(n_rows, ROWS) - row, TALL);
-                if (height != tall) {
-                    use_tiles(height, in_tile);
-                    tall = height;
-                }
-                multiply_tiles<C>(n_words, in_tile, packed + row * n_words, strip, row, least(n_rows - row, tall), t, n,
-                                  body);
+            Index const height = n_rows > ROWS ? TALL : ROWS;
+            use_tiles(height, in_tile);
+            for (Index row = 0; row < n_rows; row += height) {
+                multiply_tiles<C>(n_words, in_tile, packed + row * n_words, strip, row, least(n_rows - row, height), t,
+                                  n, body);
             }
             return;
         }
