@@ -1,6 +1,6 @@
 // The instructions of csrc/cpu/tiles.h, or what stands for them (SLEEPFM_TILES_IN_SOFTWARE), for test_tiles.py.
-// Arguments: `products SEED` writes products of tiles to standard output, float32, each with its tiles before it; `NAME`
-// makes a mistake. Status 2: this processor or system has no tiles.
+// Arguments: `products SEED` writes products of tiles to standard output, each with its tiles before it, and `digits
+// SEED` products of bytes; `NAME` makes a mistake. Status 2: this processor or system has no tiles.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -44,10 +44,6 @@ std::uint32_t any_number(std::uint32_t many) {
 // Words [16][16] each: tile 0 is c, 1 is a and 2 is b.
 std::uint32_t words[3][16][16];
 
-void write(std::uint32_t const (&tile)[16][16]) {
-    std::fwrite(tile, 1, sizeof tile, stdout);
-}
-
 TileShapes shapes_of(int n_rows, int n_words, int n_columns) {
     TileShapes shapes;
     shapes.set(0, n_rows, 4 * n_columns);
@@ -56,14 +52,19 @@ TileShapes shapes_of(int n_rows, int n_words, int n_columns) {
     return shapes;
 }
 
-void product(int n_rows, int n_words, int n_columns) {
+void product(int n_rows, int n_words, int n_columns, bool of_digits) {
     using namespace sleepfm::amx;
     use_tiles(shapes_of(n_rows, n_words, n_columns));
     load_tile<0>(words[0], 64);
     load_tile<1>(words[1], 64);
     load_tile<2>(words[2], 64);
-    add_tile_product<0, 1, 2>();
-    add_tile_product<0, 1, 2>();
+    for (int i = 0; i < 2; ++i) {
+        if (of_digits) {
+            add_digit_product<0, 1, 2>();
+        } else {
+            add_tile_product<0, 1, 2>();
+        }
+    }
     store_tile<0>(words[0], 64);
     release_tiles();
 }
@@ -76,40 +77,48 @@ std::uint32_t tiny_factor(int tile, int k) {
         return number(exponent, k == 0 && below(4) != 0);
     }
     std::uint32_t const other = 128 - exponent;  // of products from 2^-126 on
-    return k == 0            ? number(other, below(4) != 0)
-           : k == 1          ? number(other - 26 + below(4))
-           : below(4) == 0   ? number(other - 1 + below(2))
-                             : 0;
+    return k == 0          ? number(other, below(4) != 0)
+           : k == 1        ? number(other - 26 + below(4))
+           : below(4) == 0 ? number(other - 1 + below(2))
+                           : 0;
 }
 
-// Sums that neither overflow nor vanish, sums around the least normal number, and sums of everything.
-void products(std::uint64_t seed) {
+enum Kind { MIDDLING, TINY, ANY, DIGITS };
+
+// A word of tile 0, 1 or 2. Sums of MIDDLING numbers neither overflow nor vanish, TINY ones are around the least normal
+// number; of digits every third is the most negative.
+std::uint32_t word(Kind kind, std::uint32_t many, int tile, int row, int column) {
+    if (kind == DIGITS) {
+        std::uint32_t const upper = below(1U << 16) << 16, lower = below(1U << 16);
+        return below(3) == 0 ? 0x80808080U : upper | lower;
+    }
+    auto const factor = [&] {
+        return kind == MIDDLING ? number(123 + below(9))
+               : kind == ANY    ? any_number(many)
+               : tile > 0       ? tiny_factor(tile, tile == 1 ? column : row)
+               : below(2) == 0  ? 0
+                                : number(below(4));
+    };
+    std::uint32_t const first = factor();
+    return tile == 0 ? first : first >> 16 | (factor() & 0xffff0000U);
+}
+
+void products(std::uint64_t seed, bool of_digits) {
     state = seed;
-    for (int i = 0; i < 12288; ++i) {
-        int const kind = i % 3;
+    for (int i = 0; i < (of_digits ? 4096 : 3 * 4096); ++i) {
+        Kind const kind = of_digits ? DIGITS : static_cast<Kind>(i % 3);
         int const shape[3] = {i % 16 + 1, i / 16 % 16 + 1, i / 256 % 16 + 1};  // rows, words, columns
+        std::fwrite(shape, 1, sizeof shape, stdout);
         for (int tile = 0; tile < 3; ++tile) {
             for (int row = 0; row < 16; ++row) {
                 for (int column = 0; column < 16; ++column) {
-                    auto const factor = [&] {
-                        return kind == 0   ? number(123 + below(9))
-                               : kind == 1 ? tiny_factor(tile, tile == 1 ? column : row)
-                                           : any_number(i % 2 == 0 ? 60 : 250);
-                    };
-                    std::uint32_t const first = factor(), second = factor();
-                    words[tile][row][column] = tile > 0 ? first >> 16 | (second & 0xffff0000U)
-                                               : kind != 1 ? first
-                                               : below(2) == 0 ? 0
-                                                               : number(below(4));
+                    words[tile][row][column] = word(kind, i % 2 == 0 ? 60 : 250, tile, row, column);
                 }
             }
+            std::fwrite(words[tile], 1, sizeof words[tile], stdout);
         }
-        std::fwrite(shape, 1, sizeof shape, stdout);
-        write(words[0]);
-        write(words[1]);
-        write(words[2]);
-        product(shape[0], shape[1], shape[2]);
-        write(words[0]);
+        product(shape[0], shape[1], shape[2], of_digits);
+        std::fwrite(words[0], 1, sizeof words[0], stdout);
     }
 }
 
@@ -174,7 +183,8 @@ int mistake(std::string const& name) {
         release_tiles();
     } else if (name == "kept_tiles") {  // a processor keeps them
         use_tiles(shapes);
-    } else if (name == "read_beyond_rows") {  // the last of these and the next two: only the address sanitizer sees them
+    } else if (name ==
+               "read_beyond_rows") {  // the last of these and the next two: only the address sanitizer sees them
         use_tiles(shapes);
         load_tile<0>(memory + 9 * 16, 64);
         release_tiles();
@@ -203,7 +213,11 @@ int main(int argc, char** argv) {
     }
 #endif
     if (argc == 3 && std::string(argv[1]) == "products") {
-        products(static_cast<std::uint64_t>(std::atoll(argv[2])));
+        products(static_cast<std::uint64_t>(std::atoll(argv[2])), false);
+        return 0;
+    }
+    if (argc == 3 && std::string(argv[1]) == "digits") {
+        products(static_cast<std::uint64_t>(std::atoll(argv[2])), true);
         return 0;
     }
     return argc == 2 ? mistake(argv[1]) : 1;

@@ -15,7 +15,8 @@ namespace {
 
 // out [ROWS][ldm] += sum over t < n_t of rows[t][i] columns[t][j], i < ROWS, a register block 3 vectors wide; rows and
 // columns are places in the same [n_t][ldm].
-[[gnu::noinline]] void add_moments_block(Index n_t, double const* rows, double const* columns, Index ldm, double* out) {
+[[gnu::noinline, maybe_unused]] void add_moments_block(Index n_t, double const* rows, double const* columns, Index ldm,
+                                                       double* out) {
     Doubles sum[ROWS][3];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {

@@ -82,8 +82,8 @@ struct SoftwareTiles {
         }
     }
 
-    // Not inlined: the copies for all triples of tiles would take minutes to compile.
-    [[gnu::noinline]] void add_product(int c, int a, int b) {
+    // Words of the summed index of a product whose shapes fit each other.
+    int check_product(int c, int a, int b) const {
         for (int tile : {c, a, b}) {
             check(tile);
             if (shapes.bytes[tile] % 4 != 0) {
@@ -102,6 +102,12 @@ struct SoftwareTiles {
         if (shapes.bytes[c] != shapes.bytes[b]) {
             refuse_tiles("tile %d gets a product with rows of %d bytes in its %d", c, shapes.bytes[b], shapes.bytes[c]);
         }
+        return n_words;
+    }
+
+    // Not inlined, for the copies of all triples of tiles would take minutes to compile.
+    [[gnu::noinline]] void add_product(int c, int a, int b) {
+        int const n_words = check_product(c, a, b);
         for (int m = 0; m < shapes.rows[c]; ++m) {
             float first[16] = {}, second[16] = {}, sums[16];  // of the pairs' first and second members
             for (int k = 0; k < n_words; ++k) {
@@ -114,6 +120,27 @@ struct SoftwareTiles {
             std::memcpy(sums, rows[c][m], sizeof sums);
             for (int n = 0; n < 16; ++n) {
                 sums[n] = flushed(flushed(sums[n]) + flushed(first[n] + second[n]));
+            }
+            std::memcpy(rows[c][m], sums, shapes.bytes[c]);
+        }
+    }
+
+    [[gnu::noinline]] void add_digit_product(int c, int a, int b) {
+        int const n_words = check_product(c, a, b);
+        for (int m = 0; m < shapes.rows[c]; ++m) {
+            std::uint32_t sums[16];
+            std::memcpy(sums, rows[c][m], sizeof sums);
+            for (int k = 0; k < n_words; ++k) {
+                std::int8_t four[4], fours[16][4];
+                std::memcpy(four, rows[a][m] + 4 * k, sizeof four);
+                std::memcpy(fours, rows[b][k], sizeof fours);
+                for (int n = 0; n < 16; ++n) {
+                    int sum = 0;
+                    for (int i = 0; i < 4; ++i) {
+                        sum += four[i] * fours[n][i];
+                    }
+                    sums[n] += static_cast<std::uint32_t>(sum);
+                }
             }
             std::memcpy(rows[c][m], sums, shapes.bytes[c]);
         }
@@ -183,6 +210,12 @@ template <int c, int a, int b>
 inline void add_tile_product() {
     static_assert(c != a && c != b && a != b);
     software_tiles.add_product(c, a, b);
+}
+
+template <int c, int a, int b>
+inline void add_digit_product() {
+    static_assert(c != a && c != b && a != b);
+    software_tiles.add_digit_product(c, a, b);
 }
 
 }  // namespace
