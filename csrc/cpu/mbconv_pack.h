@@ -88,7 +88,8 @@ inline void pack_block(float const* w, Index n_rows, Index n_k, Index block, Pai
         for (Index r = 0; r < ROWS; ++r) {
             auto* const row = reinterpret_cast<BFloat16*>(to + r * n_words);
             for (Index k = 0; k < 2 * n_words; k += LANES) {
-                store_first(row + k, r < n ? load_first(w + (first + r) * n_k + k, n_k - k) : Vector{}, 2 * n_words - k);
+                store_first(row + k, r < n ? load_first(w + (first + r) * n_k + k, n_k - k) : Vector{},
+                            2 * n_words - k);
             }
         }
         return;

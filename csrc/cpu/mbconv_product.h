@@ -54,8 +54,8 @@ struct Strips {
     }
 };
 
-// Whether products with n_words words of this factor use tiles, and how many words a tile then has: the most that divide
-// n_words, at most 16, and at least 8 of many, or 0.
+// Whether products with n_words words of this factor use tiles, and how many words a tile then has: the most that
+// divide n_words, at most 16, and at least 8 of many, or 0.
 template <typename Factor>
 inline Index tile_words(Index n_words) {
 #if defined(SLEEPFM_TILES)
@@ -301,7 +301,9 @@ inline void accumulate(Strips const& strips, Index n_rows, BFloat16 const* a, Pa
         for (Index i = 0; i < columns.n_strips; ++i) {
             Index const column = columns.first(i);
             Index const width = columns.width(i) / LANES;
-            auto const block = width == 3 ? accumulate_tiles<3> : width == 2 ? accumulate_tiles<2> : accumulate_tiles<1>;
+            auto const block = width == 3   ? accumulate_tiles<3>
+                               : width == 2 ? accumulate_tiles<2>
+                                            : accumulate_tiles<1>;
             block(strips, begin, end, n_rows, a, b + column, ldo, fresh, out + column);
         }
         begin = end;
