@@ -24,6 +24,15 @@ inline double factor_of(float gamma, float variance, double eps) {
 template <typename Factor>
 inline void pack_scaled(float const* w, double const* scale, Index n_rows, Index n_k, Index block, Factor* packed) {
     float const* const rows = w + block * ROWS * n_k;
+#if defined(SLEEPFM_TILES)
+    if constexpr (FactorOf<Factor>::DEPTH == 2) {
+        if (tile_words<Factor>(words_of<Factor>(n_k)) != 0) {
+            pack_rows(n_rows - block * ROWS, n_k, packed + block * words_of<Factor>(n_k) * ROWS,
+                      [=](Index r, Index k) { return scaled(load_first(rows + r * n_k + k, n_k - k), scale[r]); });
+            return;
+        }
+    }
+#endif
     pack_elements(n_rows - block * ROWS, n_k, packed + block * words_of<Factor>(n_k) * ROWS, [=](Index r, Index k) {
         return static_cast<float>(static_cast<double>(rows[r * n_k + k]) * scale[r]);
     });
@@ -118,7 +127,7 @@ struct FoldedBlock {
                         vectors[k] = relu6(vectors[k] + shift);
                     }
                 },
-                [&](Index c, Index, Taps const(&around)[DEPTH]) {
+                [&](Index c, Index, Taps const* around) {
                     Vector shift[DEPTH], tap0[DEPTH], tap1[DEPTH], tap2[DEPTH];
                     for (Index i = 0; i < DEPTH; ++i) {
                         Index const channel = least(c + i, width - 1);

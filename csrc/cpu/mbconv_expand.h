@@ -68,32 +68,34 @@ inline void expand_tile(MBConvShape const& s, Columns const& at, Strips const& s
                              store(to + c * LANES + (t + c * LANES >= offset ? gap : 0), vectors[c]);
                          }
                      });
-        for (Index r = 0; r < n_rows; r += TOGETHER) {
-            Taps taps[TOGETHER];
-            for (Index i = 0; i < TOGETHER; ++i) {
-                if (i > 0 && r + i >= n_rows) {
-                    taps[i] = taps[i - 1];
-                    continue;
-                }
-                Index const c = block + r + i;
-                float* const h = rows + (r + i) * ld_row + gap;
-                if (at.stride == 1) {
-                    h[-2] = first ? 0.0f : carry[c].before;
-                    h[-1] = first ? 0.0f : carry[c].last;
-                    h[at.n] = 0.0f;
-                    carry[c] = {h[at.n - 1], h[at.n - 2]};
-                    taps[i] = {h - 2 + first, h - 1 + first, h + first};
-                } else {
-                    float* const odd = h + at.offset + gap;
-                    odd[-1] = first ? 0.0f : carry[c].last;
-                    if (at.n_odd < at.n) {
-                        odd[at.n_odd] = 0.0f;
-                    }
-                    carry[c].last = odd[at.n - 1];
-                    taps[i] = {odd - 1, h, odd};
-                }
+        // What lies around the rows of all channels first: the convolution's loads overlap these stores, and wait until
+        // they have reached the cache.
+        Taps taps[TALL];
+        for (Index r = 0; r < round_up(n_rows, TOGETHER); ++r) {
+            if (r >= n_rows) {
+                taps[r] = taps[r - 1];
+                continue;
             }
-            convolve(block + r, at.stride == 1 ? at.n - first + last : at.n, taps);
+            Index const c = block + r;
+            float* const h = rows + r * ld_row + gap;
+            if (at.stride == 1) {
+                h[-2] = first ? 0.0f : carry[c].before;
+                h[-1] = first ? 0.0f : carry[c].last;
+                h[at.n] = 0.0f;
+                carry[c] = {h[at.n - 1], h[at.n - 2]};
+                taps[r] = {h - 2 + first, h - 1 + first, h + first};
+            } else {
+                float* const odd = h + at.offset + gap;
+                odd[-1] = first ? 0.0f : carry[c].last;
+                if (at.n_odd < at.n) {
+                    odd[at.n_odd] = 0.0f;
+                }
+                carry[c].last = odd[at.n - 1];
+                taps[r] = {odd - 1, h, odd};
+            }
+        }
+        for (Index r = 0; r < n_rows; r += TOGETHER) {
+            convolve(block + r, at.stride == 1 ? at.n - first + last : at.n, taps + r);
         }
     }
 }

@@ -211,7 +211,7 @@ inline void forward(MBConvForward const& call) {
                             vectors[k] = relu6(vectors[k] * scale + shift);
                         }
                     },
-                    [&](Index c, Index n, Taps const(&taps)[1]) {
+                    [&](Index c, Index n, Taps const* taps) {
                         if (c + TALL < width) {
                             prefetch_to_write(c2 + (c + TALL) * S + done, n);
                         }
