@@ -49,14 +49,14 @@ PLANTED = {
     "rows of sums": (
         "shapes.set(tile, height, 64)",
         "shapes.set(tile, ROWS, 64)",
-        "gets a product of 16 rows in its 8",
+        "a product of 16 rows in its 8",
     ),
     "samples": ("t < width; t += 2 * in_tile", "t <= width; t += 2 * in_tile", "buffer-overflow|accumulation of"),
     "sums of before": ("    clear_sums<FIRST, C>();\n", "", "product of"),
     "stride of sums": (
         "store_sums<0, C>(to, stride)",
         "store_sums<0, C>(to, stride / 2)",
-        "tile 0 is stored in rows of",
+        "tile 0 is stored in",
     ),
     "tiles kept": ("            release_tiles();\n", "", "a thread ends with tiles in use"),
 }
