@@ -55,6 +55,12 @@ inline void add_tile_product() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
 }
 
+// The same of signed bytes, four to a word, in 32-bit integers.
+template <int c, int a, int b>
+inline void add_digit_product() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+}
+
 }  // namespace
 
 }  // namespace sleepfm::SLEEPFM_ISA
