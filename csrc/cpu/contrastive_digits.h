@@ -1,5 +1,5 @@
-// The contrastive loss's products on tiles of 8-bit integers (tiles.h). A number x of a row whose largest is below 2^k
-// becomes the integer q = round(x 2^(23 - k)), and q three digits of radix 256 from -128 to 127,
+// The contrastive loss's products on tiles of 8-bit integers (tiles.h). A number x of a row with the unit u becomes the
+// integer q = round(x / u), and q three digits of radix 256 from -128 to 127,
 //   q = 65536 q0 + 256 q1 + q2.
 // Of the nine products of digits the six of the upper three levels are summed, each level exactly, in 32-bit integers:
 //   level 0: q0 r0,   level 1: q0 r1 + q1 r0,   level 2: q0 r2 + q1 r1 + q2 r0,
@@ -38,20 +38,28 @@ inline Lanes larger(Lanes a, Lanes b) {
     return a > b ? a : b;
 }
 
-// What numbers are multiplied with to become integers, 2^(23 - k), and a factor of every product's scale, 2^(k - 15):
-// <x, y> = x.step y.step (65536 level 0 + 256 level 1 + level 2). k is the smallest for which no digit overflows, and at
-// least -104. Where something is not finite, step is NaN.
+// What numbers are multiplied with to become integers, 1 / u, and a factor of every product's scale, 256 u:
+// <x, y> = x.step y.step (65536 level 0 + 256 level 1 + level 2).
 struct Scale {
     Vec<float> inverse, step;
+    Vec<float> rest;  // 1 / u = inverse + rest: inverse alone would lengthen a whole row, by up to 2^-24
 };
 
+// u is the smallest of four fractional bits for which no integer exceeds 0x7F7F7F, the largest of three digits. Where
+// the largest magnitude is a power of two it is 2^-22 of that, so that signs, 0 and halves become integers exactly.
+// Magnitudes below 2^-100 count as that. Where something is not finite, step is NaN.
 inline Scale scale_of(Lanes largest) {
-    constexpr float ROOM = 1.00394F;  // 2^23 / ROOM < 0x7F7F7F, the largest integer of three digits
-    Lanes const bits = reinterpret_cast<Lanes>(reinterpret_cast<Vec<float>>(largest) * ROOM);
-    Lanes const exponent = larger(bits >> 23, Lanes{} + 22);  // k + 126
-    Vec<float> const step = reinterpret_cast<Vec<float>>((exponent - 14) << 23);
-    return {reinterpret_cast<Vec<float>>((276 - exponent) << 23),
-            exponent >= 255 ? Vec<float>{} + __builtin_nanf("") : step};
+    constexpr float SHARE = 1.000001F / 0x7F7F7F;
+    constexpr std::int32_t FRACTION = 0x7FFFFF, ROUNDED = 0x7FFFF, LEAST = (127 - 100) << 23, INFINITE = 0x7F800000;
+    auto const magnitudes = reinterpret_cast<Vec<float>>(larger(largest, Lanes{} + LEAST));
+    Lanes const rounded = (reinterpret_cast<Lanes>(magnitudes * SHARE) + ROUNDED) & ~ROUNDED;
+    Vec<float> const unit =
+        (largest & FRACTION) == 0 ? magnitudes * 0x1p-22F : reinterpret_cast<Vec<float>>(rounded);
+    Vec<float> const inverse = 1.0F / unit;
+    Vec<float> const step = largest >= INFINITE ? Vec<float>{} + __builtin_nanf("") : unit * 256.0F;
+    auto const exact_product = _mm512_fnmadd_ps(reinterpret_cast<__m512>(unit), reinterpret_cast<__m512>(inverse),
+                                                _mm512_set1_ps(1.0F));
+    return {inverse, step, reinterpret_cast<Vec<float>>(exact_product) * inverse};
 }
 
 // An integer of three digits, with 128 added to each.
@@ -297,18 +305,18 @@ struct PanelDigits {
 
 inline void make_digits(float const* panel, Index n_dim, PanelDigits const& to) {
     Index const n_chunks = (n_dim + CHUNK - 1) / CHUNK;
-    Vec<float> inverse[PANEL / GROUP];
+    Scale scale[PANEL / GROUP];
     for (Index g = 0; g < PANEL / GROUP; ++g) {
         Lanes largest{};
         for (Index k = 0; k < n_dim; ++k) {
             largest = larger(largest, magnitude(load(panel + k * PANEL + g * GROUP)));
         }
-        Scale const scale = scale_of(largest);
-        inverse[g] = scale.inverse;
-        store<float>(to.step + g * GROUP, scale.step);
+        scale[g] = scale_of(largest);
+        store<float>(to.step + g * GROUP, scale[g].step);
     }
     auto const integer = [&](Index k, Index g) {
-        return shifted_integer(k < n_dim ? load(panel + k * PANEL + g * GROUP) * inverse[g] : Vec<float>{});
+        Vec<float> const x = k < n_dim ? load(panel + k * PANEL + g * GROUP) : Vec<float>{};
+        return shifted_integer(x * scale[g].inverse + x * scale[g].rest);
     };
     alignas(64) std::int8_t stack[STACK];
     for (Index g = 0; (to.rows != nullptr || to.columns != nullptr) && g < PANEL / GROUP; ++g) {
