@@ -181,16 +181,14 @@ inline void backward_tile(ContrastiveInput const& in, Shape const& shape, Backwa
         make_row_digits(at.n_rows, at.n_columns, tile, operands.column_step(shape, p) + at.c0, largest, digits, step);
         multiply_gradients(at.n_rows, shape.d_padded, (at.n_columns + CHUNK - 1) / CHUNK,
                            operands.turned_columns + shape.column_of[p] * whole + shape.gradient_digits(at.c0), digits,
-                           step, work.d_row + shape.row_of[p] * shape.matrix + shape.place(at.r0), shape.panel_stride,
-                           !first_of_rows);
+                           step, work.d_row + shape.row_of[p] * shape.matrix + shape.place_of_sums(at.r0), !first_of_rows);
     }
     if (at.columns_count) {
         make_column_digits(at.n_rows, at.n_columns, tile, operands.row_step(shape, p) + at.r0, largest + shape.block,
                            digits, step);
         multiply_gradients(at.n_columns, shape.d_padded, (at.n_rows + CHUNK - 1) / CHUNK,
                            operands.turned_rows + shape.row_of[p] * whole + shape.gradient_digits(at.r0), digits, step,
-                           d_column + shape.column_of[p] * shape.matrix + shape.place(at.c0), shape.panel_stride,
-                           !first_of_columns);
+                           d_column + shape.column_of[p] * shape.matrix + shape.place_of_sums(at.c0), !first_of_columns);
     }
 #else
     if (at.rows_count) {
@@ -241,7 +239,7 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
                              Index r) {
     constexpr Index width = WIDTH<T>;
     ContrastiveInput const& in = call.input;
-    Index const at = shape.place(r);
+    Index const at = shape.place_of_sums(r);
     alignas(64) T share_of[width];
     for (Index l = 0; l < width; ++l) {
         Index const n_others = work.operands.n_others[r + l];
@@ -270,7 +268,7 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
         Vec<T> along_of_piece{};  // <e, de> over 16 dimensions in T; these are summed in double
         double along[width] = {};
         for (Index k = 0; k < shape.D; ++k) {
-            Vec<T> sum = load<T>(de + k * PANEL);
+            Vec<T> sum = load<T>(de + k * SUMS_PANEL);
 #if defined(SLEEPFM_TILES)
             sum += pull_of_rows(shape, work, m, r, k);
 #endif
@@ -279,7 +277,7 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
                 for (Index other = 0; other < shape.M; ++other) {
                     // Where `other` is absent its gradient is zero: its rows and columns do not count.
                     if (other != m) {
-                        means += load<T>(work.d_column + other * shape.matrix + at + k * PANEL);
+                        means += load<T>(work.d_column + other * shape.matrix + at + k * SUMS_PANEL);
 #if defined(SLEEPFM_TILES)
                         means += pull_of_columns(shape, work, other, r, k);
 #endif
@@ -287,7 +285,7 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
                 }
                 sum += share * means;
             }
-            store<T>(de + k * PANEL, sum);
+            store<T>(de + k * SUMS_PANEL, sum);
             along_of_piece += load<T>(e + k * PANEL) * sum;
             if (k % 16 == 15 || k + 1 == shape.D) {
                 alignas(64) T lane[width];
@@ -312,8 +310,7 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
         for (Index k = 0; k < shape.D; k += width) {
             Index const n = shape.D - k < width ? shape.D - k : width;
             for (Index i = 0; i < n; ++i) {
-                Index const from = (k + i) * PANEL;
-                Vec<T> dx = (load<T>(de + from) - load<T>(e + from) * projection) * inverse;
+                Vec<T> dx = (load<T>(de + (k + i) * SUMS_PANEL) - load<T>(e + (k + i) * PANEL) * projection) * inverse;
 #if defined(SLEEPFM_TILES)
                 dx *= work.unscale;
 #endif

@@ -23,6 +23,7 @@ constexpr Index CHUNK = 64;  // elements of the summed index in a tile
 constexpr int DIGITS = 3;
 constexpr Index TILE_BYTES = GROUP * CHUNK;
 constexpr Index STACK = DIGITS * TILE_BYTES;
+constexpr Index LINES = STACK / 64;  // of the caches
 // Chunks whose products' sums fit 32 bits: three products of 128 x 128 an element.
 constexpr Index MOST_CHUNKS = (Index{1} << 31) / (3 * 128 * 128 * CHUNK) - 1;
 
@@ -104,7 +105,8 @@ struct Levels {
 // Makes numbers of Levels: to[row][column] = step of the row * step of the column * the sum, or added to it.
 struct Result {
     Levels const* from = nullptr;
-    float* to = nullptr;                // rows lie PANEL elements apart
+    float* to = nullptr;
+    Index row_stride = 0;               // elements
     float const* row_step = nullptr;    // none: 1
     float const* column_step = nullptr;
     int n_groups = 0;  // of 16 columns
@@ -119,7 +121,7 @@ struct Result {
                 };
                 Vec<float> const sum = level(0) * 65536.0F + (level(1) * 256.0F + level(2));
                 Vec<float> const scale = load(column_step + g * GROUP) * row;
-                float* const out = to + r * PANEL + g * GROUP;
+                float* const out = to + r * row_stride + g * GROUP;
                 store<float>(out, add ? load(out) + sum * scale : sum * scale);
             }
         }
@@ -231,29 +233,40 @@ class DigitProducts {
 
 // out = a b^T, or added to it, for n_rows of a and n_columns of b, multiples of 16, summed over n_chunks. Row groups of
 // a lie a_group bytes apart and their stacks along the summed index a_stride; column groups of b lie b_group bytes apart
-// and their stacks follow each other. out is [column / PANEL] matrices, out_panel elements apart, of rows of PANEL
-// elements.
+// and their stacks follow each other. out is [column / out_columns] matrices, out_panel elements apart, of rows of
+// out_columns elements, 32 or 64.
 inline void multiply_piece(DigitProducts& products, Index n_rows, Index n_columns, Index n_chunks, std::int8_t const* a,
                            Index a_group, Index a_stride, float const* a_step, std::int8_t const* b, Index b_group,
-                           float const* b_step, float* out, Index out_panel, bool add) {
+                           float const* b_step, float* out, Index out_columns, Index out_panel, bool add) {
     for (Index c = 0; c < n_columns; c += 2 * GROUP) {
         std::int8_t const* const right = b + c / GROUP * b_group;
-        float* const to = out + c / PANEL * out_panel + c % PANEL;
+        float* const to = out + c / out_columns * out_panel + c % out_columns;
         for (Index r = 0; r < n_rows; r += GROUP) {
             Result result;
-            result.to = to + r * PANEL;
+            result.to = to + r * out_columns;
+            result.row_stride = out_columns;
             result.row_step = a_step == nullptr ? nullptr : a_step + r;
             result.column_step = b_step + c;
             result.add = add;
             std::int8_t const* const left = a + r / GROUP * a_group;
-            // What the next rows need and nobody has read yet.
+            // What comes next and nobody has read yet: a's next rows, a share of b's next columns, and the results' rows.
+            bool const more_rows = r + GROUP < n_rows, more_columns = c + 2 * GROUP < n_columns;
+            Index const n_next = c + 3 * GROUP < n_columns ? 2 * n_chunks : n_chunks;  // stacks
             auto const between = [&](Index k) {
-                if (c == 0 && r + GROUP < n_rows) {
+                if (c == 0 && more_rows) {
                     fetch(left + a_group + k * a_stride, STACK);
                 }
-                if (add && r + GROUP < n_rows) {
+                if (more_columns) {
+                    Index const n_shares = n_rows / GROUP * n_chunks, share = r / GROUP * n_chunks + k;
+                    Index const last = (share + 1) * n_next * LINES / n_shares;
+                    for (Index i = share * n_next * LINES / n_shares; i < last; ++i) {
+                        Index const stack = i / LINES;
+                        fetch(right + (2 + stack / n_chunks) * b_group + stack % n_chunks * STACK + i % LINES * 64, 64);
+                    }
+                }
+                if (more_rows) {
                     for (Index i = k * GROUP / n_chunks; i < (k + 1) * GROUP / n_chunks; ++i) {
-                        fetch(to + (r + GROUP + i) * PANEL, 2 * GROUP);
+                        fetch(to + (r + GROUP + i) * out_columns, 2 * GROUP);
                     }
                 }
             };
@@ -277,18 +290,22 @@ inline void multiply_cosines(Index n_rows, Index n_columns, Index n_chunks, std:
     for (Index k = 0; k < n_chunks; k += PIECE_CHUNKS) {
         Index const n_here = n_chunks - k < PIECE_CHUNKS ? n_chunks - k : PIECE_CHUNKS;
         multiply_piece(products, n_rows, n_columns, n_here, a + k * STACK, n_chunks * STACK, STACK, a_step,
-                       b + k * STACK, n_chunks * STACK, b_step, tile, n_rows * PANEL, k > 0);
+                       b + k * STACK, n_chunks * STACK, b_step, tile, PANEL, n_rows * PANEL, k > 0);
     }
     products.finish();
 }
 
-// out(c, d) = sum over samples of g(c) a(d), or added to it: n_chunks panels of a's samples, [group of dimensions]
-// stacks each, and the digits of a tile's gradients; see make_column_digits.
+// Samples of a panel of sums of gradients, [panel][dimension][sample of the panel], so that they are written in the
+// order in which they lie.
+constexpr Index SUMS_PANEL = 2 * GROUP;
+
+// out(c, d) = sum over samples of g(c) a(d), or added to it: a block of samples as [group of dimensions][n_chunks]
+// stacks, and the digits of a tile's gradients; see make_column_digits.
 inline void multiply_gradients(Index n_columns, Index n_dim, Index n_chunks, std::int8_t const* a,
-                               std::int8_t const* digits, float const* step, float* out, Index out_panel, bool add) {
+                               std::int8_t const* digits, float const* step, float* out, bool add) {
     DigitProducts products;
-    multiply_piece(products, n_dim, n_columns, n_chunks, a, STACK, n_dim / GROUP * STACK, nullptr, digits,
-                   n_chunks * STACK, step, out, out_panel, add);
+    multiply_piece(products, n_dim, n_columns, n_chunks, a, n_chunks * STACK, STACK, nullptr, digits, n_chunks * STACK,
+                   step, out, SUMS_PANEL, n_dim * SUMS_PANEL, add);
     products.finish();
 }
 
@@ -299,7 +316,8 @@ inline void multiply_gradients(Index n_columns, Index n_dim, Index n_chunks, std
 struct PanelDigits {
     std::int8_t* rows;     // [4 groups of samples][chunk of dimensions] stacks, as the first factor of cosines
     std::int8_t* columns;  // the same as the second factor
-    std::int8_t* turned;   // [group of dimensions] stacks, as the first factor of gradients
+    std::int8_t* turned;   // [group of dimensions] stacks, turned_stride apart, as the first factor of gradients
+    Index turned_stride;
     float* step;           // [64]
 };
 
@@ -335,7 +353,7 @@ inline void make_digits(float const* panel, Index n_dim, PanelDigits const& to) 
     if (to.turned != nullptr) {
         for (Index k = 0; k < n_dim; ++k) {
             store_digits(integer(k, 0), integer(k, 1), integer(k, 2), integer(k, 3),
-                         to.turned + k / GROUP * STACK + k % GROUP * 64);
+                         to.turned + k / GROUP * to.turned_stride + k % GROUP * 64);
         }
     }
 }

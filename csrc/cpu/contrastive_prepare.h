@@ -61,9 +61,10 @@ struct Shape {
         // its transpose stay in the second cache. 48 samples are whole panels of every instruction set. Where all
         // samples fit into one panel, blocks may be parts of it.
 #if defined(SLEEPFM_TILES)
+        // Larger tiles, since these products are faster than memory is for small ones.
         block = round_up((N + 3) / 4, PANEL);
-        block = block > 256 ? 256 : block;
-        block = block < PANEL ? PANEL : block;
+        block = block > 512 ? 512 : block < 128 ? 128 : block;
+        block = block > round_up(N, PANEL) && N > 0 ? round_up(N, PANEL) : block;
         n_chunks = (D + CHUNK - 1) / CHUNK;
         unit_stride = panel_stride;
 #else
@@ -87,12 +88,19 @@ struct Shape {
     }
     // Where sample r's first dimension lies in a matrix.
     Index place(Index r) const { return r / PANEL * panel_stride + r % PANEL; }
+    // The same in sums of gradients.
+    Index place_of_sums(Index r) const { return r / SUMS_PANEL * SUMS_PANEL * d_padded + r % SUMS_PANEL; }
     Index place_of_unit(Index r) const { return unit_stride == matrix ? place(r) : r % PANEL; }
 #if defined(SLEEPFM_TILES)
     Index whole_panels() const { return round_up(n_padded, PANEL); }  // samples
-    // Bytes of the digits of one modality, and where those of the panel of sample r begin.
+    // Bytes of the digits of one modality for the samples before r: for cosines; and for gradients, where a block lies
+    // as [group of dimensions][panel].
     Index cosine_digits(Index r) const { return r / GROUP * n_chunks * STACK; }
     Index gradient_digits(Index r) const { return r / PANEL * (d_padded / GROUP) * STACK; }
+    Index panels_of_block(Index r) const {
+        Index const left = whole_panels() - r / block * block;
+        return (left < block ? left : block) / PANEL;
+    }
     Index right_step(Index modality) const { return (pairwise ? modality : M + modality) * whole_panels(); }
 #endif
 };
@@ -150,7 +158,11 @@ struct Operands {
     }
     // Elements of the tiles of one row of blocks, for each of their rows; an incomplete panel takes the room of a whole
     // one.
+#if defined(SLEEPFM_TILES)  // blocks are whole panels
+    static Index row_of_tiles(Shape const& shape) { return shape.whole_panels(); }
+#else
     static Index row_of_tiles(Shape const& shape) { return shape.n_blocks * round_up(shape.block, PANEL); }
+#endif
     static Index tiles_of_problem(Shape const& shape) { return shape.n_padded * row_of_tiles(shape); }
 #if defined(SLEEPFM_TILES)
     T const* row_step(Shape const& shape, Index p) const { return step + shape.row_of[p] * shape.whole_panels(); }
@@ -361,7 +373,8 @@ inline void digitise_panel(Shape const& shape, Operands<T> const& operands, Inde
         }
         bool const is_mean = i >= shape.M;
         Index const m = i % shape.M, cosines_at = m * shape.cosine_digits(shape.whole_panels()) + shape.cosine_digits(r);
-        Index const turned_at = m * shape.gradient_digits(shape.whole_panels()) + shape.gradient_digits(r);
+        Index const turned_at = m * shape.gradient_digits(shape.whole_panels()) +
+                                shape.gradient_digits(r / shape.block * shape.block) + r % shape.block / PANEL * STACK;
         std::int8_t* const turned = is_mean ? operands.turned_columns : operands.turned_rows;
         PanelDigits to{};
         if (operands.rows_digits != nullptr) {
@@ -369,6 +382,7 @@ inline void digitise_panel(Shape const& shape, Operands<T> const& operands, Inde
             to.columns = is_mean || shape.pairwise ? operands.columns_digits + cosines_at : nullptr;
         }
         to.turned = operands.turned_rows == nullptr ? nullptr : turned + turned_at;
+        to.turned_stride = shape.panels_of_block(r) * STACK;
         to.step = operands.step + i * shape.whole_panels() + r;
         make_digits(panel, shape.d_padded, to);
     }

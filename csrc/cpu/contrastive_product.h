@@ -28,6 +28,10 @@ constexpr Index PANEL = 64;  // what a tile of bytes sums over: contrastive_digi
 constexpr Index PANEL = SLEEPFM_VECTOR_BYTES == 64 ? 48 : 24;
 #endif
 
+#if !defined(SLEEPFM_TILES)
+constexpr Index SUMS_PANEL = PANEL;  // the same of the gradients
+#endif
+
 // Where element (row m, step k) of the broadcast factor lies.
 enum class Left {
     by_step,  // a[k * PANEL + m]
