@@ -23,7 +23,6 @@ constexpr Index CHUNK = 64;  // elements of the summed index in a tile
 constexpr int DIGITS = 3;
 constexpr Index TILE_BYTES = GROUP * CHUNK;
 constexpr Index STACK = DIGITS * TILE_BYTES;
-constexpr Index LINES = STACK / 64;  // of the caches
 // Chunks whose products' sums fit 32 bits: three products of 128 x 128 an element.
 constexpr Index MOST_CHUNKS = (Index{1} << 31) / (3 * 128 * 128 * CHUNK) - 1;
 
@@ -145,9 +144,9 @@ class DigitProducts {
 
     // Stacks of a lie a_stride bytes apart along the summed index, those of b follow each other, and the second group of
     // b's columns is b_group bytes after the first one.
-    template <int GROUPS, typename Body>
+    template <int GROUPS>
     void multiply(Index n_chunks, std::int8_t const* a, Index a_stride, std::int8_t const* b, Index b_group,
-                  Result result, Body const& between) {
+                  Result result) {
         clear_tile<0>();
         clear_tile<1>();
         clear_tile<2>();
@@ -159,7 +158,6 @@ class DigitProducts {
         for (Index k = 0; k < n_chunks; ++k) {
             add_chunk<GROUPS>(a + k * a_stride, b + k * STACK, b + b_group + k * STACK);
             pending_.rows(k * GROUP / n_chunks, (k + 1) * GROUP / n_chunks);
-            between(k);
         }
         Levels& levels = levels_[current_];
         store_tile<0>(levels.sum[0][0], 64);
@@ -249,31 +247,10 @@ inline void multiply_piece(DigitProducts& products, Index n_rows, Index n_column
             result.column_step = b_step + c;
             result.add = add;
             std::int8_t const* const left = a + r / GROUP * a_group;
-            // What comes next and nobody has read yet: a's next rows, a share of b's next columns, and the results' rows.
-            bool const more_rows = r + GROUP < n_rows, more_columns = c + 2 * GROUP < n_columns;
-            Index const n_next = c + 3 * GROUP < n_columns ? 2 * n_chunks : n_chunks;  // stacks
-            auto const between = [&](Index k) {
-                if (c == 0 && more_rows) {
-                    fetch(left + a_group + k * a_stride, STACK);
-                }
-                if (more_columns) {
-                    Index const n_shares = n_rows / GROUP * n_chunks, share = r / GROUP * n_chunks + k;
-                    Index const last = (share + 1) * n_next * LINES / n_shares;
-                    for (Index i = share * n_next * LINES / n_shares; i < last; ++i) {
-                        Index const stack = i / LINES;
-                        fetch(right + (2 + stack / n_chunks) * b_group + stack % n_chunks * STACK + i % LINES * 64, 64);
-                    }
-                }
-                if (more_rows) {
-                    for (Index i = k * GROUP / n_chunks; i < (k + 1) * GROUP / n_chunks; ++i) {
-                        fetch(to + (r + GROUP + i) * out_columns, 2 * GROUP);
-                    }
-                }
-            };
             if (c + GROUP < n_columns) {
-                products.multiply<2>(n_chunks, left, a_stride, right, b_group, result, between);
+                products.multiply<2>(n_chunks, left, a_stride, right, b_group, result);
             } else {
-                products.multiply<1>(n_chunks, left, a_stride, right, b_group, result, between);
+                products.multiply<1>(n_chunks, left, a_stride, right, b_group, result);
             }
         }
     }
