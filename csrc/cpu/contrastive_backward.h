@@ -181,14 +181,16 @@ inline void backward_tile(ContrastiveInput const& in, Shape const& shape, Backwa
         make_row_digits(at.n_rows, at.n_columns, tile, operands.column_step(shape, p) + at.c0, largest, digits, step);
         multiply_gradients(at.n_rows, shape.d_padded, (at.n_columns + CHUNK - 1) / CHUNK,
                            operands.turned_columns + shape.column_of[p] * whole + shape.gradient_digits(at.c0), digits,
-                           step, work.d_row + shape.row_of[p] * shape.matrix + shape.place_of_sums(at.r0), !first_of_rows);
+                           step, work.d_row + shape.row_of[p] * shape.matrix + shape.place_of_sums(at.r0),
+                           !first_of_rows);
     }
     if (at.columns_count) {
         make_column_digits(at.n_rows, at.n_columns, tile, operands.row_step(shape, p) + at.r0, largest + shape.block,
                            digits, step);
         multiply_gradients(at.n_columns, shape.d_padded, (at.n_rows + CHUNK - 1) / CHUNK,
                            operands.turned_rows + shape.row_of[p] * whole + shape.gradient_digits(at.r0), digits, step,
-                           d_column + shape.column_of[p] * shape.matrix + shape.place_of_sums(at.c0), !first_of_columns);
+                           d_column + shape.column_of[p] * shape.matrix + shape.place_of_sums(at.c0),
+                           !first_of_columns);
     }
 #else
     if (at.rows_count) {

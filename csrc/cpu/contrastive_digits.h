@@ -53,12 +53,11 @@ inline Scale scale_of(Lanes largest) {
     constexpr std::int32_t FRACTION = 0x7FFFFF, ROUNDED = 0x7FFFF, LEAST = (127 - 100) << 23, INFINITE = 0x7F800000;
     auto const magnitudes = reinterpret_cast<Vec<float>>(larger(largest, Lanes{} + LEAST));
     Lanes const rounded = (reinterpret_cast<Lanes>(magnitudes * SHARE) + ROUNDED) & ~ROUNDED;
-    Vec<float> const unit =
-        (largest & FRACTION) == 0 ? magnitudes * 0x1p-22F : reinterpret_cast<Vec<float>>(rounded);
+    Vec<float> const unit = (largest & FRACTION) == 0 ? magnitudes * 0x1p-22F : reinterpret_cast<Vec<float>>(rounded);
     Vec<float> const inverse = 1.0F / unit;
     Vec<float> const step = largest >= INFINITE ? Vec<float>{} + __builtin_nanf("") : unit * 256.0F;
-    auto const exact_product = _mm512_fnmadd_ps(reinterpret_cast<__m512>(unit), reinterpret_cast<__m512>(inverse),
-                                                _mm512_set1_ps(1.0F));
+    auto const exact_product =
+        _mm512_fnmadd_ps(reinterpret_cast<__m512>(unit), reinterpret_cast<__m512>(inverse), _mm512_set1_ps(1.0F));
     return {inverse, step, reinterpret_cast<Vec<float>>(exact_product) * inverse};
 }
 
@@ -94,7 +93,8 @@ inline void turn_stack(std::int8_t const* from, std::int8_t* to) {
     }
 }
 
-// ---- products --------------------------------------------------------------------------------------------------------
+// ---- products
+// --------------------------------------------------------------------------------------------------------
 
 // The sums of one product of digits, for 16 rows and up to 32 columns.
 struct Levels {
@@ -105,8 +105,8 @@ struct Levels {
 struct Result {
     Levels const* from = nullptr;
     float* to = nullptr;
-    Index row_stride = 0;               // elements
-    float const* row_step = nullptr;    // none: 1
+    Index row_stride = 0;             // elements
+    float const* row_step = nullptr;  // none: 1
     float const* column_step = nullptr;
     int n_groups = 0;  // of 16 columns
     bool add = false;
@@ -142,8 +142,8 @@ class DigitProducts {
     DigitProducts(DigitProducts const&) = delete;
     DigitProducts& operator=(DigitProducts const&) = delete;
 
-    // Stacks of a lie a_stride bytes apart along the summed index, those of b follow each other, and the second group of
-    // b's columns is b_group bytes after the first one.
+    // Stacks of a lie a_stride bytes apart along the summed index, those of b follow each other, and the second group
+    // of b's columns is b_group bytes after the first one.
     template <int GROUPS>
     void multiply(Index n_chunks, std::int8_t const* a, Index a_stride, std::int8_t const* b, Index b_group,
                   Result result) {
@@ -230,9 +230,9 @@ class DigitProducts {
 };
 
 // out = a b^T, or added to it, for n_rows of a and n_columns of b, multiples of 16, summed over n_chunks. Row groups of
-// a lie a_group bytes apart and their stacks along the summed index a_stride; column groups of b lie b_group bytes apart
-// and their stacks follow each other. out is [column / out_columns] matrices, out_panel elements apart, of rows of
-// out_columns elements, 32 or 64.
+// a lie a_group bytes apart and their stacks along the summed index a_stride; column groups of b lie b_group bytes
+// apart and their stacks follow each other. out is [column / out_columns] matrices, out_panel elements apart, of rows
+// of out_columns elements, 32 or 64.
 inline void multiply_piece(DigitProducts& products, Index n_rows, Index n_columns, Index n_chunks, std::int8_t const* a,
                            Index a_group, Index a_stride, float const* a_step, std::int8_t const* b, Index b_group,
                            float const* b_step, float* out, Index out_columns, Index out_panel, bool add) {
@@ -286,7 +286,8 @@ inline void multiply_gradients(Index n_columns, Index n_dim, Index n_chunks, std
     products.finish();
 }
 
-// ---- operands --------------------------------------------------------------------------------------------------------
+// ---- operands
+// --------------------------------------------------------------------------------------------------------
 
 // A panel of one modality's rows, [dimension][64 samples], as digits; `operand` and so on are null where not wanted.
 // n_dim: rows of the panel, a multiple of 16.
@@ -295,7 +296,7 @@ struct PanelDigits {
     std::int8_t* columns;  // the same as the second factor
     std::int8_t* turned;   // [group of dimensions] stacks, turned_stride apart, as the first factor of gradients
     Index turned_stride;
-    float* step;           // [64]
+    float* step;  // [64]
 };
 
 inline void make_digits(float const* panel, Index n_dim, PanelDigits const& to) {

@@ -124,8 +124,8 @@ struct Operands {
     T* cosines;       // [P, tiles_of_problem] the tiles of cosines one after the other, in `kept` only
 #if defined(SLEEPFM_TILES)
     // unit and mean are a panel of each modality for each thread instead, and everything reads their digits: those of e
-    // as rows of cosines; of the columns (o, or e where pairwise); both for the gradients, pairwise of e only; and their
-    // steps, likewise. Which of them are there depends on the pass. See contrastive_digits.h.
+    // as rows of cosines; of the columns (o, or e where pairwise); both for the gradients, pairwise of e only; and
+    // their steps, likewise. Which of them are there depends on the pass. See contrastive_digits.h.
     std::int8_t *rows_digits, *columns_digits, *turned_rows, *turned_columns;
     T* step;
 #endif
@@ -372,7 +372,8 @@ inline void digitise_panel(Shape const& shape, Operands<T> const& operands, Inde
             }
         }
         bool const is_mean = i >= shape.M;
-        Index const m = i % shape.M, cosines_at = m * shape.cosine_digits(shape.whole_panels()) + shape.cosine_digits(r);
+        Index const m = i % shape.M,
+                    cosines_at = m * shape.cosine_digits(shape.whole_panels()) + shape.cosine_digits(r);
         Index const turned_at = m * shape.gradient_digits(shape.whole_panels()) +
                                 shape.gradient_digits(r / shape.block * shape.block) + r % shape.block / PANEL * STACK;
         std::int8_t* const turned = is_mean ? operands.turned_columns : operands.turned_rows;
