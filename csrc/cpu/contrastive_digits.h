@@ -257,7 +257,7 @@ inline void multiply_piece(DigitProducts& products, Index n_rows, Index n_column
 }
 
 // tile[c / PANEL][r][c % PANEL] = sum over n_chunks of dimensions of a(r, k) b(c, k), in pieces of PIECE_CHUNKS: the
-// second factor's part for 32 columns then stays in the first cache, and sums of integers do not overflow.
+// second factor's part for 32 columns then is as large as the first cache, and sums of integers do not overflow.
 constexpr Index PIECE_CHUNKS = 8;
 static_assert(PIECE_CHUNKS <= MOST_CHUNKS, "sums of integers overflow");
 
@@ -286,10 +286,9 @@ inline void multiply_gradients(Index n_columns, Index n_dim, Index n_chunks, std
     products.finish();
 }
 
-// ---- operands
-// --------------------------------------------------------------------------------------------------------
+// ---- operands -------------------------------------------------------------------------------------------------------
 
-// A panel of one modality's rows, [dimension][64 samples], as digits; `operand` and so on are null where not wanted.
+// A panel of one modality's rows, [dimension][64 samples], as digits; what is null is not made.
 // n_dim: rows of the panel, a multiple of 16.
 struct PanelDigits {
     std::int8_t* rows;     // [4 groups of samples][chunk of dimensions] stacks, as the first factor of cosines
@@ -332,6 +331,49 @@ inline void make_digits(float const* panel, Index n_dim, PanelDigits const& to) 
         for (Index k = 0; k < n_dim; ++k) {
             store_digits(integer(k, 0), integer(k, 1), integer(k, 2), integer(k, 3),
                          to.turned + k / GROUP * to.turned_stride + k % GROUP * 64);
+        }
+    }
+}
+
+// A block of samples, from digits made for cosines, [group of samples][n_chunks] stacks, to those for gradients,
+// [group of dimensions][n_panels] stacks. first_factor: the form that the digits have.
+inline void turn_block(Index n_panels, Index n_dim, std::int8_t const* from, bool first_factor, std::int8_t* to) {
+    constexpr __mmask64 ODD_BYTES = 0xAAAAAAAAAAAAAAAAU;
+    constexpr __mmask32 ODD_HALVES = 0xAAAAAAAAU;
+    constexpr Index GROUPS = PANEL / GROUP;
+    Index const n_chunks = (n_dim + CHUNK - 1) / CHUNK;
+    alignas(64) std::int8_t turned[GROUPS][STACK];
+    for (Index panel = 0; panel < n_panels; ++panel) {
+        for (Index chunk = 0; chunk < n_chunks; ++chunk) {
+            std::int8_t const* stack[GROUPS];
+            for (Index g = 0; g < GROUPS; ++g) {
+                stack[g] = from + ((panel * GROUPS + g) * n_chunks + chunk) * STACK;
+                if (first_factor) {
+                    turn_stack(stack[g], turned[g]);
+                    stack[g] = turned[g];
+                }
+            }
+            Index const left = (n_dim - chunk * CHUNK) / 4, n_quads = left < GROUP ? left : GROUP;
+            for (Index i = 0; i < DIGITS * n_quads; ++i) {
+                // The bytes of a word are a quad of dimensions, and become four samples of a dimension.
+                Index const digit = i / n_quads, quad = i % n_quads, at = digit * TILE_BYTES + quad * 64;
+                __m512i const a = _mm512_load_si512(stack[0] + at), b = _mm512_load_si512(stack[1] + at);
+                __m512i const c = _mm512_load_si512(stack[2] + at), d = _mm512_load_si512(stack[3] + at);
+                __m512i const even_ab = _mm512_mask_blend_epi8(ODD_BYTES, a, _mm512_slli_epi32(b, 8));
+                __m512i const even_cd = _mm512_mask_blend_epi8(ODD_BYTES, c, _mm512_slli_epi32(d, 8));
+                __m512i const odd_ab = _mm512_mask_blend_epi8(ODD_BYTES, _mm512_srli_epi32(a, 8), b);
+                __m512i const odd_cd = _mm512_mask_blend_epi8(ODD_BYTES, _mm512_srli_epi32(c, 8), d);
+                Index const k = chunk * CHUNK + 4 * quad;
+                std::int8_t* const out =
+                    to + (k / GROUP * n_panels + panel) * STACK + digit * TILE_BYTES + k % GROUP * 64;
+                _mm512_store_si512(out, _mm512_mask_blend_epi16(ODD_HALVES, even_ab, _mm512_slli_epi32(even_cd, 16)));
+                _mm512_store_si512(out + 64,
+                                   _mm512_mask_blend_epi16(ODD_HALVES, odd_ab, _mm512_slli_epi32(odd_cd, 16)));
+                _mm512_store_si512(out + 128,
+                                   _mm512_mask_blend_epi16(ODD_HALVES, _mm512_srli_epi32(even_ab, 16), even_cd));
+                _mm512_store_si512(out + 192,
+                                   _mm512_mask_blend_epi16(ODD_HALVES, _mm512_srli_epi32(odd_ab, 16), odd_cd));
+            }
         }
     }
 }
