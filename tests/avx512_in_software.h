@@ -1,5 +1,5 @@
-// The AVX-512 intrinsics that csrc/cpu/contrastive_digits.h uses, for processors that lack them: the build with tiles in
-// software includes this before everything else.
+// The AVX-512 intrinsics that csrc/cpu/contrastive_digits.h uses, for processors that lack them. The build with tiles
+// in software includes this before everything else.
 #pragma once
 
 #include <immintrin.h>

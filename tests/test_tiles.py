@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -37,6 +39,26 @@ REFUSED = {
 REFUSED_IN_SOFTWARE = {
     "overlapping_rows": "tile 0 is stored in rows of 64 bytes, 60 bytes apart",
     "kept_tiles": "a thread ends with tiles in use",
+}
+# Faults in csrc/cpu/mbconv_tiles.h: what stands there, what is put in its place, and what is then said.
+PLANTED = {
+    "stride of weights": ("load_tile<6>(w + k, n_words *", "load_tile<6>(w + k, (n_words + 1) *", "buffer-overflow"),
+    "rows of weights": ("height = n_rows > ROWS ? TALL : ROWS", "height = TALL", "buffer-overflow"),
+    "stride of a panel": ("load_tile<7>(b, stride)", "load_tile<7>(b, stride + 64)", "buffer-overflow|product of"),
+    "words of a factor": ("shapes.set(7, n_words, 64)", "shapes.set(7, 16, 64)", "buffer-overflow"),
+    "rows of sums": (
+        "shapes.set(tile, height, 64)",
+        "shapes.set(tile, ROWS, 64)",
+        "a product of 16 rows in its 8",
+    ),
+    "samples": ("t < width; t += 2 * in_tile", "t <= width; t += 2 * in_tile", "buffer-overflow|accumulation of"),
+    "sums of before": ("    clear_sums<FIRST, C>();\n", "", "product of"),
+    "stride of sums": (
+        "store_sums<0, C>(to, stride)",
+        "store_sums<0, C>(to, stride / 2)",
+        "tile 0 is stored in",
+    ),
+    "tiles kept": ("            release_tiles();\n", "", "a thread ends with tiles in use"),
 }
 SEEN_BY_THE_SANITIZER = {"read_beyond_rows": "READ", "stride_of_load": "READ", "write_beyond_rows": "WRITE"}
 
@@ -165,3 +187,20 @@ def test_the_address_sanitizer_sees_what_tiles_read_and_write(sanitized, mistake
         return
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
     assert f"{SEEN_BY_THE_SANITIZER[mistake]} of size" in done.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the kernels on tiles are written for x86-64")
+@pytest.mark.parametrize("fault", [None, *PLANTED])
+def test_a_fault_in_the_products_of_tiles_is_seen(tmp_path, sanitized, fault):
+    assert sanitized.exists()  # the compiler has the sanitizer
+    kernels = (ROOT / "csrc" / "cpu" / "mbconv_tiles.h").read_text()
+    there, instead, said = PLANTED[fault] if fault else ("", "", "")
+    assert fault is None or kernels.count(there) == 1, f"mbconv_tiles.h has no longer what this fault replaces: {there}"
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "mbconv_tiles.h").write_text(kernels.replace(there, instead) if fault else kernels)
+    options = ["-std=c++17", "-O0", "-w", "-march=x86-64-v3", f"-I{tmp_path}", f"-I{ROOT / 'csrc'}"]
+    sources = [ROOT / "tests" / "tile_products.cpp", "-o", tmp_path / "products"]
+    subprocess.run([*COMPILER, *options, *IN_SOFTWARE, *SANITIZER, *sources], check=True)
+    done = subprocess.run([tmp_path / "products"], capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (fault is None), done.stderr
+    assert re.search(said, done.stderr), done.stderr
