@@ -244,7 +244,7 @@ def test_exponential_at_its_ends(dtype):
     np.testing.assert_array_equal(y, [0.0, 0.0, 0.0, np.nan, 1.0])
 
 
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "amx")
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)

@@ -13,6 +13,11 @@ namespace sleepfm {
 namespace {
 
 ContrastiveKernels kernels() {
+#if defined(SLEEPFM_WITH_AMX)
+    if (best_isa() == Isa::amx) {
+        return amx::contrastive_kernels();
+    }
+#endif
 #if defined(SLEEPFM_WITH_AVX)
     switch (best_isa()) {
         case Isa::amx:

@@ -64,6 +64,9 @@ ContrastiveKernels contrastive_kernels();
 namespace avx512 {
 ContrastiveKernels contrastive_kernels();
 }
+namespace amx {
+ContrastiveKernels contrastive_kernels();
+}
 #endif
 
 }  // namespace sleepfm

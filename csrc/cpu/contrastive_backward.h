@@ -21,10 +21,19 @@ struct BackwardWork {
     T* d_row;       // [M, matrix] gradient of e (pairwise: all of it)
     T* d_column;    // [M, matrix] gradient of o; leave-one-out only
     T* tiles;       // [n_threads, 2, tile_size] a tile and its transpose for each thread
+#if defined(SLEEPFM_TILES)
+    // In place of the transpose. Gradients are a power of two, and the sign of the loss's gradient, away from what they
+    // are: the largest own pair's is about 1, and all others are positive.
+    std::int32_t* largest;  // [n_threads, 2, block] bits of the largest element of each row and each column of a tile
+    T* step;                // [n_threads, block] of the digits' rows or columns
+    std::int8_t* digits;    // [n_threads, tile_size * DIGITS]
+    std::int8_t* turned;    // [n_threads, block * d_padded * DIGITS] an operand for the gradients, where none is kept
+    T unscale = 1;          // what gradients are to be multiplied with in the end
+#endif
     Index workspace_bytes, kept_bytes;
 
     BackwardWork() = default;  // the joint pass cuts its own memory
-    BackwardWork(Memory memory, Shape const& shape) : operands(memory.operands<T>(shape)) {
+    BackwardWork(Memory memory, Shape const& shape) : operands(memory.operands<T>(shape, true)) {
         Carver& carver = memory.workspace;
         Index const samples = shape.P * shape.n_padded;
         diagonal = carver.take<T>(samples);
@@ -35,7 +44,15 @@ struct BackwardWork {
         slope = carver.take<double>(samples);
         d_row = carver.take<T>(shape.M * shape.matrix);
         d_column = carver.take<T>(shape.pairwise ? 0 : shape.M * shape.matrix);
+#if defined(SLEEPFM_TILES)
+        tiles = carver.take<T>(memory.n_threads * tile_size(shape));
+        largest = carver.take<std::int32_t>(memory.n_threads * 2 * shape.block);
+        step = carver.take<T>(memory.n_threads * shape.block);
+        digits = carver.take<std::int8_t>(memory.n_threads * tile_size(shape) * DIGITS);
+        turned = carver.take<std::int8_t>(memory.has_kept ? 0 : memory.n_threads * shape.gradient_digits(shape.block));
+#else
         tiles = carver.take<T>(memory.n_threads * 2 * tile_size(shape));
+#endif
         workspace_bytes = carver.used();
         kept_bytes = memory.kept.used();
     }
@@ -54,6 +71,13 @@ inline void differentiate_tile(Shape const& shape, BackwardWork<T> const& work, 
     T const* const reference_of_columns = reference_of_rows + shape.n_padded + at.c0;
     T const* const weight_of_rows = work.weight + 2 * first;
     T const* const weight_of_columns = weight_of_rows + shape.n_padded + at.c0;
+#if defined(SLEEPFM_TILES)
+    T const* const step_of_rows = work.operands.row_step(shape, p) + at.r0;
+    T const* const step_of_columns = work.operands.column_step(shape, p) + at.c0;
+    std::int32_t* const largest_of_rows = work.largest + thread_number() * 2 * shape.block;
+    std::int32_t* const largest_of_columns = largest_of_rows + shape.block;
+    std::memset(largest_of_rows, 0, 2 * static_cast<std::size_t>(shape.block) * sizeof(std::int32_t));
+#endif
     for (Index r = 0; r < at.n_rows; ++r) {
         Index const row = at.r0 + r;
         auto const in_tile = [&](Index c) { return (c / PANEL * at.n_rows + r) * PANEL + c % PANEL; };
@@ -69,6 +93,9 @@ inline void differentiate_tile(Shape const& shape, BackwardWork<T> const& work, 
         T const counted = work.counted[row];
         Index const excluded = at.i == at.j ? r / width * width : -1;
         Vec<T> slope{};
+#if defined(SLEEPFM_TILES)
+        Lanes largest{};
+#endif
         for (Index c = 0; c < at.n_columns; c += width) {
             Vec<T> x = load<T>(from + in_tile(c)) + load<T>(bias + at.c0 + c);
             if (c == excluded) {
@@ -88,11 +115,25 @@ inline void differentiate_tile(Shape const& shape, BackwardWork<T> const& work, 
             // less.
             slope += counted * by_row * (x - own) +
                      load<T>(work.counted + at.c0 + c) * by_column * (x - load<T>(diagonal + at.c0 + c));
-            store<T>(gradient + in_tile(c), by_row + by_column);
+            Vec<T> const g = by_row + by_column;
+            store<T>(gradient + in_tile(c), g);
+#if defined(SLEEPFM_TILES)
+            largest = larger(largest, magnitude(g * load<T>(step_of_columns + c)));
+            auto* const theirs = reinterpret_cast<Lanes*>(largest_of_columns + c);
+            *theirs = larger(*theirs, magnitude(g * step_of_rows[r]));
+#endif
         }
+#if defined(SLEEPFM_TILES)  // the own pair's part comes in finish_gradients
+        std::int32_t most = 0;
+        for (int l = 0; l < width; ++l) {
+            most = most > largest[l] ? most : largest[l];
+        }
+        largest_of_rows[r] = most;
+#else
         if (at.i == at.j) {
             gradient[in_tile(r)] = work.pull[first + row];
         }
+#endif
         work.slope[first + row] += static_cast<double>(sum_of_lanes<T>(slope));
     }
 }
@@ -131,6 +172,40 @@ inline void backward_tile(ContrastiveInput const& in, Shape const& shape, Backwa
         from = at.kept(shape, work.operands.cosines, p);
     }
     differentiate_any_tile<T>(shape, work, p, at, s, from, tile);
+    T* const d_column = shape.pairwise ? work.d_row : work.d_column;
+#if defined(SLEEPFM_TILES)
+    Operands<T> const& operands = work.operands;
+    auto const operand = [&](std::int8_t const* kept, std::int8_t const* digits_of_cosines, Index modality, Index first,
+                             bool of_rows) {
+        if (kept != nullptr) {
+            return kept + modality * shape.gradient_digits(shape.whole_panels()) + shape.gradient_digits(first);
+        }
+        std::int8_t* const turned = work.turned + thread_number() * shape.gradient_digits(shape.block);
+        turn_block(
+            shape.panels_of_block(first), shape.d_padded,
+            digits_of_cosines + modality * shape.cosine_digits(shape.whole_panels()) + shape.cosine_digits(first),
+            of_rows, turned);
+        return static_cast<std::int8_t const*>(turned);
+    };
+    std::int32_t const* const largest = work.largest + thread_number() * 2 * shape.block;
+    T* const step = work.step + thread_number() * shape.block;
+    std::int8_t* const digits = work.digits + thread_number() * BackwardWork<T>::tile_size(shape) * DIGITS;
+    if (at.rows_count) {
+        make_row_digits(at.n_rows, at.n_columns, tile, operands.column_step(shape, p) + at.c0, largest, digits, step);
+        multiply_gradients(at.n_rows, shape.d_padded, (at.n_columns + CHUNK - 1) / CHUNK,
+                           operand(operands.turned_columns, operands.columns_digits, shape.column_of[p], at.c0, false),
+                           digits, step, work.d_row + shape.row_of[p] * shape.matrix + shape.place_of_sums(at.r0),
+                           !first_of_rows);
+    }
+    if (at.columns_count) {
+        make_column_digits(at.n_rows, at.n_columns, tile, operands.row_step(shape, p) + at.r0, largest + shape.block,
+                           digits, step);
+        multiply_gradients(at.n_columns, shape.d_padded, (at.n_rows + CHUNK - 1) / CHUNK,
+                           operand(operands.turned_rows, operands.rows_digits, shape.row_of[p], at.r0, true), digits,
+                           step, d_column + shape.column_of[p] * shape.matrix + shape.place_of_sums(at.c0),
+                           !first_of_columns);
+    }
+#else
     if (at.rows_count) {
         T* const turned = tile + BackwardWork<T>::tile_size(shape);
         transpose_tile<T>(at.n_rows, at.n_columns, tile, turned);
@@ -139,12 +214,37 @@ inline void backward_tile(ContrastiveInput const& in, Shape const& shape, Backwa
                   work.d_row + shape.row_of[p] * shape.matrix + shape.place(at.r0), !first_of_rows);
     }
     if (at.columns_count) {
-        T* const d_column = shape.pairwise ? work.d_row : work.d_column;
         gather<T>(at.n_rows, at.n_columns, shape.d_padded, shape.panel_stride,
                   work.operands.rows(shape, p) + shape.place(at.r0), tile,
                   d_column + shape.column_of[p] * shape.matrix + shape.place(at.c0), !first_of_columns);
     }
+#endif
 }
+
+#if defined(SLEEPFM_TILES)
+// What the own pairs of 16 samples from r on add to the gradient of e of modality m, dimension k; and to that of o.
+inline Vec<float> pull_of_rows(Shape const& shape, BackwardWork<float> const& work, Index m, Index r, Index k) {
+    Operands<float> const& own = work.operands;
+    Index const at = shape.place_of_unit(r) + k * PANEL;
+    if (!shape.pairwise) {
+        return load(work.pull + m * shape.n_padded + r) * load(own.mean + m * shape.unit_stride + at);
+    }
+    Vec<float> sum{};
+    for (Index p = 0; p < shape.P; ++p) {
+        Index const row = shape.row_of[p], column = shape.column_of[p];
+        if (row == m || column == m) {
+            sum += load(work.pull + p * shape.n_padded + r) *
+                   load(own.unit + (row == m ? column : row) * shape.unit_stride + at);
+        }
+    }
+    return sum;
+}
+
+inline Vec<float> pull_of_columns(Shape const& shape, BackwardWork<float> const& work, Index m, Index r, Index k) {
+    return load(work.pull + m * shape.n_padded + r) *
+           load(work.operands.unit + m * shape.unit_stride + shape.place_of_unit(r) + k * PANEL);
+}
+#endif
 
 // From the gradients of e and o to that of x, for WIDTH samples from r on: each modality's part of the other
 // modalities' means is added to de; then dx = (de - e <e, de>) / |x|. What is absent or outside [begin, end) gets
@@ -154,7 +254,7 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
                              Index r) {
     constexpr Index width = WIDTH<T>;
     ContrastiveInput const& in = call.input;
-    Index const at = shape.place(r);
+    Index const at = shape.place_of_sums(r);
     alignas(64) T share_of[width];
     for (Index l = 0; l < width; ++l) {
         Index const n_others = work.operands.n_others[r + l];
@@ -178,23 +278,29 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
         if (!any) {
             continue;
         }
-        T const* const e = work.operands.unit + m * shape.matrix + at;
+        T const* const e = work.operands.unit + m * shape.unit_stride + shape.place_of_unit(r);
         T* const de = work.d_row + m * shape.matrix + at;
         Vec<T> along_of_piece{};  // <e, de> over 16 dimensions in T; these are summed in double
         double along[width] = {};
         for (Index k = 0; k < shape.D; ++k) {
-            Vec<T> sum = load<T>(de + k * PANEL);
+            Vec<T> sum = load<T>(de + k * SUMS_PANEL);
+#if defined(SLEEPFM_TILES)
+            sum += pull_of_rows(shape, work, m, r, k);
+#endif
             if (!shape.pairwise) {
                 Vec<T> means{};
                 for (Index other = 0; other < shape.M; ++other) {
                     // Where `other` is absent its gradient is zero: its rows and columns do not count.
                     if (other != m) {
-                        means += load<T>(work.d_column + other * shape.matrix + at + k * PANEL);
+                        means += load<T>(work.d_column + other * shape.matrix + at + k * SUMS_PANEL);
+#if defined(SLEEPFM_TILES)
+                        means += pull_of_columns(shape, work, other, r, k);
+#endif
                     }
                 }
                 sum += share * means;
-                store<T>(de + k * PANEL, sum);
             }
+            store<T>(de + k * SUMS_PANEL, sum);
             along_of_piece += load<T>(e + k * PANEL) * sum;
             if (k % 16 == 15 || k + 1 == shape.D) {
                 alignas(64) T lane[width];
@@ -219,8 +325,11 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
         for (Index k = 0; k < shape.D; k += width) {
             Index const n = shape.D - k < width ? shape.D - k : width;
             for (Index i = 0; i < n; ++i) {
-                Index const from = (k + i) * PANEL;
-                store<T>(square + i * width, (load<T>(de + from) - load<T>(e + from) * projection) * inverse);
+                Vec<T> dx = (load<T>(de + (k + i) * SUMS_PANEL) - load<T>(e + (k + i) * PANEL) * projection) * inverse;
+#if defined(SLEEPFM_TILES)
+                dx *= work.unscale;
+#endif
+                store<T>(square + i * width, dx);
             }
             transpose<T>(square, width, turned, width);
             for (Index l = 0; l < width; ++l) {
@@ -276,11 +385,47 @@ inline void load_state(ContrastiveInput const& in, double const* all_states, Sha
 }
 
 template <typename T>
+inline void finish_group(ContrastiveBackward const& call, Shape const& shape, BackwardWork<T> const& work, Index r) {
+    ContrastiveInput const& in = call.input;
+    if constexpr (sizeof(T) == 8) {
+        finish_gradients<T, double>(call, shape, work, r);
+    } else if (in.dtype == DType::bf16) {
+        finish_gradients<T, BFloat16>(call, shape, work, r);
+    } else if (in.dtype == DType::f16) {
+        finish_gradients<T, Float16>(call, shape, work, r);
+    } else {
+        finish_gradients<T, float>(call, shape, work, r);
+    }
+}
+
+#if defined(SLEEPFM_TILES)
+// The power of two, with the factor's sign, by which the own pairs' gradients, factor * probability missed, are about 1
+// or less: products of integers flush what is below 2^-104. 1 where there is none.
+inline double scale_of_gradients(ContrastiveBackward const& call, Shape const& shape, double factor) {
+    double largest = 0.0;
+    for (Index p = 0; p < shape.P; ++p) {
+        double const* const state = call.state + p * CONTRASTIVE_STATE_ROWS * shape.N;
+        for (Index r = 0; r < shape.N; ++r) {
+            double const missed = state[3 * shape.N + r], missed_of_column = state[6 * shape.N + r];
+            largest = missed > largest ? missed : largest;
+            largest = missed_of_column > largest ? missed_of_column : largest;
+        }
+    }
+    double const bound = std::fabs(factor) * largest;
+    if (!(bound > 1e-300 && bound < 1e300)) {
+        return 1.0;
+    }
+    int const exponent = std::ilogb(bound);
+    return std::ldexp(factor < 0.0 ? -1.0 : 1.0, exponent < -120 ? -120 : exponent > 120 ? 120 : exponent);
+}
+#endif
+
+template <typename T>
 void backward(ContrastiveBackward const& call) {
     constexpr Index width = WIDTH<T>;
     ContrastiveInput const& in = call.input;
     Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
-    BackwardWork<T> const work(Memory(in), shape);
+    BackwardWork<T> work(Memory(in), shape);
     T const s = exponent_scale<T>(scale_of<T>(in));
     [[maybe_unused]] int const n_threads = useful_threads(shape.P * shape.N * shape.N * shape.D, in.n_threads);
     Index total_valid = 0;
@@ -289,7 +434,12 @@ void backward(ContrastiveBackward const& call) {
     }
     double const n_terms = static_cast<double>(total_valid) * (in.both_directions ? 2.0 : 1.0);
     double const upstream = static_cast<double>(*static_cast<T const*>(call.gradient_loss));
-    double const factor = total_valid > 0 ? scale_of<T>(in) * upstream / n_terms : 0.0;
+    double factor = total_valid > 0 ? scale_of<T>(in) * upstream / n_terms : 0.0;
+#if defined(SLEEPFM_TILES)
+    double const unscale = scale_of_gradients(call, shape, factor);
+    factor /= unscale;
+    work.unscale = static_cast<T>(unscale);
+#endif
     auto const load_sample = [&](Index r) {
         work.counted[r] = r >= in.begin && r < in.end ? T{1} : T{0};
         for (Index p = 0; p < shape.P; ++p) {
@@ -306,7 +456,11 @@ void backward(ContrastiveBackward const& call) {
                 load_sample(r);
             }
         }
+#if defined(SLEEPFM_TILES)
+        T* const tile = work.tiles + thread_number() * BackwardWork<T>::tile_size(shape);
+#else
         T* const tile = work.tiles + thread_number() * 2 * BackwardWork<T>::tile_size(shape);
+#endif
         // Leave-one-out, each problem writes a d_row and a d_column of its own, and all run together. Pairwise,
         // problems add to gradients that they share, and take turns.
         Index const n_turns = shape.pairwise ? shape.P : 1;
@@ -331,17 +485,18 @@ void backward(ContrastiveBackward const& call) {
                 }
             }
         }
+#if defined(SLEEPFM_TILES)
+        BackwardWork<T> own = work;
+        own.operands = work.operands.of_thread(shape);
+#else
+        BackwardWork<T> const& own = work;
+#endif
         SLEEPFM_OMP(omp for schedule(static))
         for (Index group = 0; group < n_groups; ++group) {
-            if constexpr (sizeof(T) == 8) {
-                finish_gradients<T, double>(call, shape, work, group * width);
-            } else if (in.dtype == DType::bf16) {
-                finish_gradients<T, BFloat16>(call, shape, work, group * width);
-            } else if (in.dtype == DType::f16) {
-                finish_gradients<T, Float16>(call, shape, work, group * width);
-            } else {
-                finish_gradients<T, float>(call, shape, work, group * width);
-            }
+#if defined(SLEEPFM_TILES)
+            prepare_group<T>(in, shape, own.operands, group * width);
+#endif
+            finish_group<T>(call, shape, own, group * width);
         }
     }
     double slope = 0.0;
@@ -350,6 +505,9 @@ void backward(ContrastiveBackward const& call) {
             slope += work.slope[p * shape.n_padded + r];
         }
     }
+#if defined(SLEEPFM_TILES)
+    slope *= unscale;
+#endif
     *static_cast<T*>(call.gradient_log_temperature) = static_cast<T>(slope);
 }
 

@@ -12,6 +12,9 @@
 
 #include "cpu/carver.h"
 #include "cpu/contrastive_product.h"
+#if defined(SLEEPFM_TILES)
+#include "cpu/contrastive_digits.h"
+#endif
 #include "cpu/element.h"
 #include "cpu/threads.h"
 #include "params.h"
@@ -36,6 +39,9 @@ struct Shape {
     Index d_padded;      // D, rounded up to a multiple of ROWS
     Index panel_stride;  // elements of a panel
     Index matrix;        // elements of one modality's matrix, whole panels
+    Index unit_stride;   // elements from one modality's unit rows to the next one's: a panel of them where they are
+                         // kept as digits, else a matrix
+    Index n_chunks = 0;  // of 64 dimensions, digits only
     Index block;         // samples on a side of a tile
     Index n_blocks;      // blocks on a side of a problem
     int row_of[28];      // modality of a problem's rows
@@ -44,14 +50,28 @@ struct Shape {
     Shape(Index n_modalities, Index n_samples, Index n_dim, bool pairs)
         : M(n_modalities), N(n_samples), D(n_dim), pairwise(pairs) {
         n_padded = round_up(N, SAMPLES);
+#if defined(SLEEPFM_TILES)
+        d_padded = round_up(D, GROUP);
+#else
         d_padded = round_up(D, ROWS);
+#endif
         panel_stride = d_padded * PANEL;
         matrix = round_up(n_padded, PANEL) * d_padded;
         // About eight blocks on a side, so that threads find work, but at most 192 samples in each, so that a tile and
         // its transpose stay in the second cache. 48 samples are whole panels of every instruction set. Where all
         // samples fit into one panel, blocks may be parts of it.
+#if defined(SLEEPFM_TILES)
+        // Larger tiles, since these products are faster than memory is for small ones.
+        block = round_up((N + 3) / 4, PANEL);
+        block = block > 512 ? 512 : block < 128 ? 128 : block;
+        block = block > round_up(N, PANEL) && N > 0 ? round_up(N, PANEL) : block;
+        n_chunks = (D + CHUNK - 1) / CHUNK;
+        unit_stride = panel_stride;
+#else
         block = n_padded <= PANEL ? SAMPLES : round_up((N + 7) / 8, 48);
         block = block > 192 ? 192 : block;
+        unit_stride = matrix;
+#endif
         n_blocks = (N + block - 1) / block;
         P = 0;
         for (int i = 0; i < M; ++i) {
@@ -68,6 +88,21 @@ struct Shape {
     }
     // Where sample r's first dimension lies in a matrix.
     Index place(Index r) const { return r / PANEL * panel_stride + r % PANEL; }
+    // The same in sums of gradients.
+    Index place_of_sums(Index r) const { return r / SUMS_PANEL * SUMS_PANEL * d_padded + r % SUMS_PANEL; }
+    Index place_of_unit(Index r) const { return unit_stride == matrix ? place(r) : r % PANEL; }
+#if defined(SLEEPFM_TILES)
+    Index whole_panels() const { return round_up(n_padded, PANEL); }  // samples
+    // Bytes of the digits of one modality for the samples before r: for cosines; and for gradients, where a block lies
+    // as [group of dimensions][panel].
+    Index cosine_digits(Index r) const { return r / GROUP * n_chunks * STACK; }
+    Index gradient_digits(Index r) const { return r / PANEL * (d_padded / GROUP) * STACK; }
+    Index panels_of_block(Index r) const {
+        Index const left = whole_panels() - r / block * block;
+        return (left < block ? left : block) / PANEL;
+    }
+    Index right_step(Index modality) const { return (pairwise ? modality : M + modality) * whole_panels(); }
+#endif
 };
 
 // As many threads as there is work for: with less than about 2^20 multiply-adds (10 to 20 us of a core), starting
@@ -87,11 +122,36 @@ struct Operands {
     Index* n_others;  // [n_padded] number of modalities that the sample has, less 1
     T* bias;          // [P, n_padded] added to cosines: 0 where the sample takes part in the problem, else EXCLUDED
     T* cosines;       // [P, tiles_of_problem] the tiles of cosines one after the other, in `kept` only
+#if defined(SLEEPFM_TILES)
+    // unit and mean are a panel of each modality for each thread instead, and everything reads their digits
+    // (contrastive_digits.h): those of e as rows of cosines and those of the columns (o, or e where pairwise), where
+    // this pass multiplies cosines; both for the gradients, in `kept` only; and the steps of e and o.
+    std::int8_t *rows_digits, *columns_digits, *turned_rows, *turned_columns;
+    T* step;
+#endif
 
     Operands() = default;
+#if defined(SLEEPFM_TILES)
+    Operands(Carver& workspace, Carver& carver, Shape const& shape, bool with_cosines, bool backward, int n_threads) {
+        Index const n_sides = shape.pairwise ? 1 : 2, samples = shape.whole_panels();
+        bool const multiplies = !backward || !with_cosines;
+        unit = workspace.take<T>(n_threads * n_sides * shape.M * shape.panel_stride);
+        mean = nullptr;
+        Index const of_cosines = multiplies ? shape.M * shape.cosine_digits(samples) : 0;
+        Index const of_gradients = with_cosines ? shape.M * shape.gradient_digits(samples) : 0;
+        rows_digits = workspace.take<std::int8_t>(of_cosines);
+        columns_digits = workspace.take<std::int8_t>(of_cosines);
+        turned_rows = carver.take<std::int8_t>(of_gradients);
+        turned_columns = shape.pairwise ? turned_rows : carver.take<std::int8_t>(of_gradients);
+        rows_digits = multiplies ? rows_digits : nullptr;
+        turned_rows = with_cosines ? turned_rows : nullptr;
+        turned_columns = with_cosines ? turned_columns : nullptr;
+        step = carver.take<T>(n_sides * shape.M * samples);
+#else
     Operands(Carver& carver, Shape const& shape, bool with_cosines) {
         unit = carver.take<T>(shape.M * shape.matrix);
         mean = carver.take<T>(shape.pairwise ? 0 : shape.M * shape.matrix);
+#endif
         norm = carver.take<double>(shape.M * shape.n_padded);
         n_others = carver.take<Index>(shape.n_padded);
         bias = carver.take<T>(shape.P * shape.n_padded);
@@ -99,12 +159,29 @@ struct Operands {
     }
     // Elements of the tiles of one row of blocks, for each of their rows; an incomplete panel takes the room of a whole
     // one.
+#if defined(SLEEPFM_TILES)  // blocks are whole panels
+    static Index row_of_tiles(Shape const& shape) { return shape.whole_panels(); }
+#else
     static Index row_of_tiles(Shape const& shape) { return shape.n_blocks * round_up(shape.block, PANEL); }
+#endif
     static Index tiles_of_problem(Shape const& shape) { return shape.n_padded * row_of_tiles(shape); }
+#if defined(SLEEPFM_TILES)
+    T const* row_step(Shape const& shape, Index p) const { return step + shape.row_of[p] * shape.whole_panels(); }
+    T const* column_step(Shape const& shape, Index p) const { return step + shape.right_step(shape.column_of[p]); }
+    // The same operands with unit and mean in the calling thread's memory.
+    Operands of_thread(Shape const& shape) const {
+        Index const n_sides = shape.pairwise ? 1 : 2, n_elements = shape.M * shape.unit_stride;
+        Operands own = *this;
+        own.unit = unit + thread_number() * n_sides * n_elements;
+        own.mean = own.unit + n_elements;
+        return own;
+    }
+#else
     T const* rows(Shape const& shape, Index p) const { return unit + shape.row_of[p] * shape.matrix; }
     T const* columns(Shape const& shape, Index p) const {
         return (shape.pairwise ? unit : mean) + shape.column_of[p] * shape.matrix;
     }
+#endif
 };
 
 // The two buffers of a call. From null addresses they only count bytes. has_kept: operands and cosines lie in `kept`.
@@ -116,8 +193,12 @@ struct Memory {
         : workspace(in.workspace), kept(in.kept), has_kept(in.kept != nullptr), n_threads(in.n_threads) {}
     Memory(bool with_kept, int threads) : workspace(nullptr), kept(nullptr), has_kept(with_kept), n_threads(threads) {}
     template <typename T>
-    Operands<T> operands(Shape const& shape) {
+    Operands<T> operands(Shape const& shape, [[maybe_unused]] bool backward) {
+#if defined(SLEEPFM_TILES)
+        return Operands<T>(workspace, has_kept ? kept : workspace, shape, has_kept, backward, n_threads);
+#else
         return Operands<T>(has_kept ? kept : workspace, shape, has_kept);
+#endif
     }
 };
 
@@ -219,7 +300,7 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
         operands.n_others[r + l] = n_present - 1;
         n_others[l] = n_present > 1 ? static_cast<T>(n_present - 1) : T{1};
     }
-    Index const at = shape.place(r);
+    Index const at = shape.place_of_unit(r);
     for (Index m = 0; m < shape.M; ++m) {
         Element const* x[width];
         for (Index l = 0; l < width; ++l) {
@@ -227,7 +308,8 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
                        ? static_cast<Element const*>(in.x) + m * in.stride_modality + (r + l) * in.stride_sample
                        : nullptr;
         }
-        pack_units<T, Element>(x, operands.norm + m * shape.n_padded + r, shape, operands.unit + m * shape.matrix + at);
+        pack_units<T, Element>(x, operands.norm + m * shape.n_padded + r, shape,
+                               operands.unit + m * shape.unit_stride + at);
     }
     for (Index p = 0; p < shape.P; ++p) {
         for (Index l = 0; l < width; ++l) {
@@ -245,7 +327,7 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
     }
     Vec<T> const inverse = T{1} / share;
     for (Index m = 0; m < shape.M; ++m) {
-        T* const o = operands.mean + m * shape.matrix + at;
+        T* const o = operands.mean + m * shape.unit_stride + at;
         alignas(64) T here[width];
         for (Index l = 0; l < width; ++l) {
             here[l] = present[m][l] ? T{1} : T{0};
@@ -255,7 +337,7 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
             Vec<T> sum{};
             for (Index other = 0; other < shape.M; ++other) {
                 if (other != m) {
-                    sum += load<T>(operands.unit + other * shape.matrix + at + k * PANEL);
+                    sum += load<T>(operands.unit + other * shape.unit_stride + at + k * PANEL);
                 }
             }
             Vec<T> const mean = exact ? sum * inverse : sum / share;
@@ -264,27 +346,78 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
     }
 }
 
+// prepare_samples for the type of x.
+template <typename T>
+inline void prepare_group(ContrastiveInput const& in, Shape const& shape, Operands<T> const& operands, Index r) {
+    if constexpr (sizeof(T) == 8) {
+        prepare_samples<T, double>(in, shape, operands, r);
+    } else if (in.dtype == DType::bf16) {
+        prepare_samples<T, BFloat16>(in, shape, operands, r);
+    } else if (in.dtype == DType::f16) {
+        prepare_samples<T, Float16>(in, shape, operands, r);
+    } else {
+        prepare_samples<T, float>(in, shape, operands, r);
+    }
+}
+
+#if defined(SLEEPFM_TILES)
+// The digits of the panel of samples that begins at r, whose unit rows and means are in the thread's memory.
+template <typename T>
+inline void digitise_panel(Shape const& shape, Operands<T> const& operands, Index r) {
+    Index const n_sides = shape.pairwise ? 1 : 2;
+    for (Index i = 0; i < n_sides * shape.M; ++i) {
+        T* const panel = operands.unit + i * shape.unit_stride;
+        for (Index c = shape.n_padded - r; c < PANEL; c += GROUP) {
+            for (Index k = 0; k < shape.d_padded; ++k) {
+                store<T>(panel + k * PANEL + c, Vec<T>{});
+            }
+        }
+        bool const is_mean = i >= shape.M;
+        Index const m = i % shape.M,
+                    cosines_at = m * shape.cosine_digits(shape.whole_panels()) + shape.cosine_digits(r);
+        Index const turned_at = m * shape.gradient_digits(shape.whole_panels()) +
+                                shape.gradient_digits(r / shape.block * shape.block) + r % shape.block / PANEL * STACK;
+        std::int8_t* const turned = is_mean ? operands.turned_columns : operands.turned_rows;
+        PanelDigits to{};
+        if (operands.rows_digits != nullptr) {
+            to.rows = is_mean ? nullptr : operands.rows_digits + cosines_at;
+            to.columns = is_mean || shape.pairwise ? operands.columns_digits + cosines_at : nullptr;
+        }
+        to.turned = operands.turned_rows == nullptr ? nullptr : turned + turned_at;
+        to.turned_stride = shape.panels_of_block(r) * STACK;
+        to.step = operands.step + i * shape.whole_panels() + r;
+        make_digits(panel, shape.d_padded, to);
+    }
+}
+#endif
+
 // Makes the operands of all samples; called by all threads of a parallel region, and ends with a barrier. Calls then(r)
 // for every sample, padding included, when its operands are there.
 template <typename T, typename Then>
 inline void prepare(ContrastiveInput const& in, Shape const& shape, Operands<T> const& operands, Then const& then) {
     constexpr Index width = WIDTH<T>;
+#if defined(SLEEPFM_TILES)
+    Operands<T> const own = operands.of_thread(shape);
+    SLEEPFM_OMP(omp for schedule(static))
+    for (Index first = 0; first < shape.n_padded; first += PANEL) {
+        for (Index r = first; r < first + PANEL && r < shape.n_padded; r += width) {
+            prepare_group<T>(in, shape, own, r);
+        }
+        digitise_panel<T>(shape, own, first);
+        for (Index r = first; r < first + PANEL && r < shape.n_padded; ++r) {
+            then(r);
+        }
+    }
+#else
     Index const n_groups = shape.n_padded / width;
     SLEEPFM_OMP(omp for schedule(static))
     for (Index group = 0; group < n_groups; ++group) {
-        if constexpr (sizeof(T) == 8) {
-            prepare_samples<T, double>(in, shape, operands, group * width);
-        } else if (in.dtype == DType::bf16) {
-            prepare_samples<T, BFloat16>(in, shape, operands, group * width);
-        } else if (in.dtype == DType::f16) {
-            prepare_samples<T, Float16>(in, shape, operands, group * width);
-        } else {
-            prepare_samples<T, float>(in, shape, operands, group * width);
-        }
+        prepare_group<T>(in, shape, operands, group * width);
         for (Index r = group * width; r < (group + 1) * width; ++r) {
             then(r);
         }
     }
+#endif
 }
 
 // s = exp(log_temperature).
@@ -330,8 +463,17 @@ struct Tile {
     }
     template <typename T>
     void multiply(Shape const& shape, Operands<T> const& operands, Index p, T* tile) const {
+#if defined(SLEEPFM_TILES)
+        Index const whole = shape.cosine_digits(shape.whole_panels());
+        multiply_cosines(n_rows, n_columns, shape.n_chunks,
+                         operands.rows_digits + shape.row_of[p] * whole + shape.cosine_digits(r0),
+                         operands.row_step(shape, p) + r0,
+                         operands.columns_digits + shape.column_of[p] * whole + shape.cosine_digits(c0),
+                         operands.column_step(shape, p) + c0, tile);
+#else
         cosines<T>(n_rows, n_columns, shape.D, shape.panel_stride, operands.rows(shape, p) + shape.place(r0),
                    operands.columns(shape, p) + shape.place(c0), tile);
+#endif
     }
 };
 

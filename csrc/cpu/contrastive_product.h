@@ -22,7 +22,15 @@ constexpr int COLUMN_VECTORS = 3;
 // Samples of a panel: COLUMN_VECTORS vectors of float32 (a multiple for float64 and for narrow vectors), and a multiple
 // of ROWS. What the micro-kernel reads as vectors is then one run of memory; 128 dimensions of it, or the 192 rows of a
 // tile, stay in the first cache.
+#if defined(SLEEPFM_TILES)
+constexpr Index PANEL = 64;  // what a tile of bytes sums over: contrastive_digits.h
+#else
 constexpr Index PANEL = SLEEPFM_VECTOR_BYTES == 64 ? 48 : 24;
+#endif
+
+#if !defined(SLEEPFM_TILES)
+constexpr Index SUMS_PANEL = PANEL;  // the same of the gradients
+#endif
 
 // Where element (row m, step k) of the broadcast factor lies.
 enum class Left {

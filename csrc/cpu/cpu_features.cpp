@@ -15,12 +15,13 @@ namespace sleepfm {
 namespace {
 
 #if defined(SLEEPFM_WITH_AMX) && defined(SLEEPFM_WITH_AVX)
-// Whether the processor multiplies tiles of bfloat16, and Linux lets this process use them, which it has to be asked
-// for (Linux 5.16 and later): a thread's tiles are 8 KB of state that would else be saved for everyone.
+// Whether the processor multiplies tiles of bfloat16 and of bytes, and Linux lets this process use them, which it has
+// to be asked for (Linux 5.16 and later): a thread's tiles are 8 KB of state that would else be saved for everyone.
 bool may_use_tiles() {
     unsigned a = 0, b = 0, c = 0, d = 0;
-    constexpr unsigned AMX_BF16 = 1U << 22, AMX_TILE = 1U << 24;  // of edx
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & AMX_BF16) == 0 || (d & AMX_TILE) == 0) {
+    constexpr unsigned AMX_BF16 = 1U << 22, AMX_TILE = 1U << 24, AMX_INT8 = 1U << 25;  // of edx
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & AMX_BF16) == 0 || (d & AMX_TILE) == 0 ||
+        (d & AMX_INT8) == 0) {
         return false;
     }
     constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA

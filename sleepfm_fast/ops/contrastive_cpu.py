@@ -45,7 +45,7 @@ def kept_bytes(x: Tensor, mode: str) -> int:
     item = 8 if x.dtype == torch.float64 else 4
     # An upper bound of contrastive_bytes(...).kept for every instruction set, by operations that symbolic sizes
     # support.
-    samples, in_panels, dimensions = (N + 15) // 16 * 16, (N + 47) // 48 * 48, (D + 7) // 8 * 8
+    samples, in_panels, dimensions = (N + 15) // 16 * 16, N + 63, (D + 15) // 16 * 16
     P = n_problems(M, mode)
     operands = (M if mode == "pairwise" else 2 * M) * in_panels * dimensions
     tiles = P * samples * (in_panels + 192)
