@@ -92,7 +92,8 @@ def build_info() -> dict[str, Any]:
         first), ``cpu_instruction_set_in_use``, ``cpu_multiplies_bfloat16`` (whether the encoder's blocks use the
         processor's instructions for it where they are asked for bfloat16), ``openmp``, ``cuda_architectures`` (empty
         for a CPU build) and ``cuda_compiler``. The instruction set ``portable`` is what every processor of the
-        architecture has: SSE2 on x86-64, NEON on 64-bit ARM.
+        architecture has: SSE2 on x86-64, NEON on 64-bit ARM. On x86-64 there are ``avx2``, ``avx512``, ``avx512_bf16``
+        and, where Linux lets the process use them, Intel's tiles, ``amx``.
 
     Raises
     ------

@@ -102,6 +102,7 @@ def spoilt_heap() -> Callable[[], None]:
 # the longest, from 150 s down to 14.
 FIRST_FILES = (
     "test_emulated_avx512.py",
+    "test_software_tiles.py",
     "test_emulated_races.py",
     "test_kills.py",
     "test_contrastive_cuda_kernels.py",

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shutil.which("aarch64-linux-gnu-g++")
 EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 WARNINGS = "-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror"
+OTHERS = ("_avx2", "_avx512", "_avx512_bf16", "_amx")  # sources for other processors
 OPTIONS = ["-std=c++17", f"-I{ROOT / 'csrc'}", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"]
 
 pytestmark = [
@@ -25,7 +26,7 @@ pytestmark = [
 
 def sources():
     """All but those for instruction sets of other processors."""
-    paths = [path for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if not path.stem.endswith(("_avx2", "_avx512"))]
+    paths = [path for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if not path.stem.endswith(OTHERS)]
     assert len(paths) >= 10
     return [str(path) for path in sorted(paths)]
 

@@ -17,9 +17,11 @@ from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.rundir import RunDirectory, read_checkpoint
 from sleepfm_fast.training.sampler import ClipSampler, shard, shard_sizes
 
-# Of figures and weights after 10 steps, relative and absolute: 2e-7 was seen in the weights.
+# Of figures and weights, relative and absolute. 2e-7 was seen in weights after 10 steps.
 BOUND = 1e-5
-# Of the weights of one encoder in which rounding moved an activation across the kink of a ReLU: 1.4e-5 was seen.
+# The same after 10 steps, in which rounding may have moved activations across kinks of ReLUs: 1.4e-5 was seen in
+# weights and in a loss, in one encoder or two, as the processor has it. Gradients 1 % too large are nine times beyond
+# it, batch norms of each rank's clips alone a thousand times.
 KINK_BOUND = 1e-4
 
 
@@ -31,15 +33,10 @@ def tensors(run, prefix=""):
     return {k: v for k, v in read_checkpoint(run / "last.safetensors")[0].items() if k.startswith(prefix)}
 
 
-def assert_close_but_for_a_kink(ours, single):
-    """All weights within BOUND, those of at most one encoder within KINK_BOUND."""
-    beyond = set()
+def assert_close_but_for_kinks(ours, single):
+    assert ours.keys() == single.keys()
     for name, value in single.items():
         torch.testing.assert_close(ours[name], value, rtol=KINK_BOUND, atol=KINK_BOUND, msg=name)
-        if not torch.allclose(ours[name], value, rtol=BOUND, atol=BOUND):
-            beyond.add(name.rsplit("encoders.")[-1].split(".")[0] if "encoders." in name else name)
-    assert len(beyond) <= 1, beyond
-    assert all(any(f"encoders.{name}." in known for known in single) for name in beyond), beyond
 
 
 def assert_same_bits(one, other):
@@ -71,8 +68,8 @@ def test_two_ranks_train_as_one_does(two, one):
     for a, b in zip(ours, theirs, strict=True):
         for name in ("loss", "temperature", "training_loss", "validation_loss"):
             if name in b:
-                assert a[name] == pytest.approx(b[name], rel=BOUND), name
-    assert_close_but_for_a_kink(tensors(two / "whole", "model/"), tensors(one, "model/"))
+                assert a[name] == pytest.approx(b[name], rel=KINK_BOUND), name
+    assert_close_but_for_kinks(tensors(two / "whole", "model/"), tensors(one, "model/"))
     assert RunDirectory(two / "whole").config()["ranks"] == 2
     assert (two / "whole" / "amplitudes.safetensors").read_bytes() == (one / "amplitudes.safetensors").read_bytes()
 
@@ -109,8 +106,8 @@ def test_one_process_goes_on_where_two_stopped(two, one, cohort_store, capsys):
         ("--max-steps", 4, 10), ("the number of processes", 2, 1)
     ]  # fmt: skip
     ours, theirs = metrics(run)[-1], metrics(one)[-1]
-    assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=BOUND)
-    assert_close_but_for_a_kink(tensors(run, "model/"), tensors(one, "model/"))
+    assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=KINK_BOUND)
+    assert_close_but_for_kinks(tensors(run, "model/"), tensors(one, "model/"))
 
 
 def test_moments_are_kept_in_single_precision(two):

@@ -22,6 +22,7 @@ OPTIONS = [
     "-ffp-contract=fast",
     "-fno-math-errno",
 ]
+OTHERS = ("_avx2", "_avx512", "_avx512_bf16", "_amx")  # sources for other processors
 WITH_THREADS = ["-Xclang", "-fopenmp"]
 
 pytestmark = [
@@ -43,7 +44,7 @@ def clang():
 
 
 def sources():
-    paths = [path for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if not path.stem.endswith(("_avx2", "_avx512"))]
+    paths = [path for path in (ROOT / "csrc" / "cpu").glob("*.cpp") if not path.stem.endswith(OTHERS)]
     assert len(paths) >= 10
     return [str(path) for path in sorted(paths)]
 

@@ -13,12 +13,14 @@ namespace sleepfm {
 namespace {
 
 ContrastiveKernels kernels() {
-#if defined(__x86_64__)
+#if defined(SLEEPFM_WITH_AMX)
+    if (best_isa() == Isa::amx) {
+        return amx::contrastive_kernels();
+    }
+#endif
+#if defined(SLEEPFM_WITH_AVX)
     switch (best_isa()) {
         case Isa::amx:
-#if defined(SLEEPFM_WITH_AMX)
-            return amx::contrastive_kernels();
-#endif
         case Isa::avx512_bf16:
         case Isa::avx512: return avx512::contrastive_kernels();
         case Isa::avx2: return avx2::contrastive_kernels();

@@ -27,6 +27,7 @@ struct BackwardWork {
     std::int32_t* largest;  // [n_threads, 2, block] bits of the largest element of each row and each column of a tile
     T* step;                // [n_threads, block] of the digits' rows or columns
     std::int8_t* digits;    // [n_threads, tile_size * DIGITS]
+    std::int8_t* turned;    // [n_threads, block * d_padded * DIGITS] an operand for the gradients, where none is kept
     T unscale = 1;          // what gradients are to be multiplied with in the end
 #endif
     Index workspace_bytes, kept_bytes;
@@ -48,6 +49,7 @@ struct BackwardWork {
         largest = carver.take<std::int32_t>(memory.n_threads * 2 * shape.block);
         step = carver.take<T>(memory.n_threads * shape.block);
         digits = carver.take<std::int8_t>(memory.n_threads * tile_size(shape) * DIGITS);
+        turned = carver.take<std::int8_t>(memory.has_kept ? 0 : memory.n_threads * shape.gradient_digits(shape.block));
 #else
         tiles = carver.take<T>(memory.n_threads * 2 * tile_size(shape));
 #endif
@@ -173,22 +175,35 @@ inline void backward_tile(ContrastiveInput const& in, Shape const& shape, Backwa
     T* const d_column = shape.pairwise ? work.d_row : work.d_column;
 #if defined(SLEEPFM_TILES)
     Operands<T> const& operands = work.operands;
-    Index const whole = shape.gradient_digits(shape.whole_panels());
+    auto const operand = [&](std::int8_t const* kept, std::int8_t const* digits_of_cosines, Index modality, Index first,
+                             bool of_rows) {
+        if (kept != nullptr) {
+            return kept + modality * shape.gradient_digits(shape.whole_panels()) + shape.gradient_digits(first);
+        }
+        std::int8_t* const turned = work.turned + thread_number() * shape.gradient_digits(shape.block);
+        turn_block(
+            shape.panels_of_block(first), shape.d_padded,
+            digits_of_cosines + modality * shape.cosine_digits(shape.whole_panels()) + shape.cosine_digits(first),
+            of_rows, turned);
+        return static_cast<std::int8_t const*>(turned);
+    };
     std::int32_t const* const largest = work.largest + thread_number() * 2 * shape.block;
     T* const step = work.step + thread_number() * shape.block;
     std::int8_t* const digits = work.digits + thread_number() * BackwardWork<T>::tile_size(shape) * DIGITS;
     if (at.rows_count) {
         make_row_digits(at.n_rows, at.n_columns, tile, operands.column_step(shape, p) + at.c0, largest, digits, step);
         multiply_gradients(at.n_rows, shape.d_padded, (at.n_columns + CHUNK - 1) / CHUNK,
-                           operands.turned_columns + shape.column_of[p] * whole + shape.gradient_digits(at.c0), digits,
-                           step, work.d_row + shape.row_of[p] * shape.matrix + shape.place_of_sums(at.r0), !first_of_rows);
+                           operand(operands.turned_columns, operands.columns_digits, shape.column_of[p], at.c0, false),
+                           digits, step, work.d_row + shape.row_of[p] * shape.matrix + shape.place_of_sums(at.r0),
+                           !first_of_rows);
     }
     if (at.columns_count) {
         make_column_digits(at.n_rows, at.n_columns, tile, operands.row_step(shape, p) + at.r0, largest + shape.block,
                            digits, step);
         multiply_gradients(at.n_columns, shape.d_padded, (at.n_rows + CHUNK - 1) / CHUNK,
-                           operands.turned_rows + shape.row_of[p] * whole + shape.gradient_digits(at.r0), digits, step,
-                           d_column + shape.column_of[p] * shape.matrix + shape.place_of_sums(at.c0), !first_of_columns);
+                           operand(operands.turned_rows, operands.rows_digits, shape.row_of[p], at.r0, true), digits,
+                           step, d_column + shape.column_of[p] * shape.matrix + shape.place_of_sums(at.c0),
+                           !first_of_columns);
     }
 #else
     if (at.rows_count) {

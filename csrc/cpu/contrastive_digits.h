@@ -23,7 +23,6 @@ constexpr Index CHUNK = 64;  // elements of the summed index in a tile
 constexpr int DIGITS = 3;
 constexpr Index TILE_BYTES = GROUP * CHUNK;
 constexpr Index STACK = DIGITS * TILE_BYTES;
-constexpr Index LINES = STACK / 64;  // of the caches
 // Chunks whose products' sums fit 32 bits: three products of 128 x 128 an element.
 constexpr Index MOST_CHUNKS = (Index{1} << 31) / (3 * 128 * 128 * CHUNK) - 1;
 
@@ -54,12 +53,11 @@ inline Scale scale_of(Lanes largest) {
     constexpr std::int32_t FRACTION = 0x7FFFFF, ROUNDED = 0x7FFFF, LEAST = (127 - 100) << 23, INFINITE = 0x7F800000;
     auto const magnitudes = reinterpret_cast<Vec<float>>(larger(largest, Lanes{} + LEAST));
     Lanes const rounded = (reinterpret_cast<Lanes>(magnitudes * SHARE) + ROUNDED) & ~ROUNDED;
-    Vec<float> const unit =
-        (largest & FRACTION) == 0 ? magnitudes * 0x1p-22F : reinterpret_cast<Vec<float>>(rounded);
+    Vec<float> const unit = (largest & FRACTION) == 0 ? magnitudes * 0x1p-22F : reinterpret_cast<Vec<float>>(rounded);
     Vec<float> const inverse = 1.0F / unit;
     Vec<float> const step = largest >= INFINITE ? Vec<float>{} + __builtin_nanf("") : unit * 256.0F;
-    auto const exact_product = _mm512_fnmadd_ps(reinterpret_cast<__m512>(unit), reinterpret_cast<__m512>(inverse),
-                                                _mm512_set1_ps(1.0F));
+    auto const exact_product =
+        _mm512_fnmadd_ps(reinterpret_cast<__m512>(unit), reinterpret_cast<__m512>(inverse), _mm512_set1_ps(1.0F));
     return {inverse, step, reinterpret_cast<Vec<float>>(exact_product) * inverse};
 }
 
@@ -95,7 +93,8 @@ inline void turn_stack(std::int8_t const* from, std::int8_t* to) {
     }
 }
 
-// ---- products --------------------------------------------------------------------------------------------------------
+// ---- products
+// --------------------------------------------------------------------------------------------------------
 
 // The sums of one product of digits, for 16 rows and up to 32 columns.
 struct Levels {
@@ -106,8 +105,8 @@ struct Levels {
 struct Result {
     Levels const* from = nullptr;
     float* to = nullptr;
-    Index row_stride = 0;               // elements
-    float const* row_step = nullptr;    // none: 1
+    Index row_stride = 0;             // elements
+    float const* row_step = nullptr;  // none: 1
     float const* column_step = nullptr;
     int n_groups = 0;  // of 16 columns
     bool add = false;
@@ -143,11 +142,11 @@ class DigitProducts {
     DigitProducts(DigitProducts const&) = delete;
     DigitProducts& operator=(DigitProducts const&) = delete;
 
-    // Stacks of a lie a_stride bytes apart along the summed index, those of b follow each other, and the second group of
-    // b's columns is b_group bytes after the first one.
-    template <int GROUPS, typename Body>
+    // Stacks of a lie a_stride bytes apart along the summed index, those of b follow each other, and the second group
+    // of b's columns is b_group bytes after the first one.
+    template <int GROUPS>
     void multiply(Index n_chunks, std::int8_t const* a, Index a_stride, std::int8_t const* b, Index b_group,
-                  Result result, Body const& between) {
+                  Result result) {
         clear_tile<0>();
         clear_tile<1>();
         clear_tile<2>();
@@ -159,7 +158,6 @@ class DigitProducts {
         for (Index k = 0; k < n_chunks; ++k) {
             add_chunk<GROUPS>(a + k * a_stride, b + k * STACK, b + b_group + k * STACK);
             pending_.rows(k * GROUP / n_chunks, (k + 1) * GROUP / n_chunks);
-            between(k);
         }
         Levels& levels = levels_[current_];
         store_tile<0>(levels.sum[0][0], 64);
@@ -232,9 +230,9 @@ class DigitProducts {
 };
 
 // out = a b^T, or added to it, for n_rows of a and n_columns of b, multiples of 16, summed over n_chunks. Row groups of
-// a lie a_group bytes apart and their stacks along the summed index a_stride; column groups of b lie b_group bytes apart
-// and their stacks follow each other. out is [column / out_columns] matrices, out_panel elements apart, of rows of
-// out_columns elements, 32 or 64.
+// a lie a_group bytes apart and their stacks along the summed index a_stride; column groups of b lie b_group bytes
+// apart and their stacks follow each other. out is [column / out_columns] matrices, out_panel elements apart, of rows
+// of out_columns elements, 32 or 64.
 inline void multiply_piece(DigitProducts& products, Index n_rows, Index n_columns, Index n_chunks, std::int8_t const* a,
                            Index a_group, Index a_stride, float const* a_step, std::int8_t const* b, Index b_group,
                            float const* b_step, float* out, Index out_columns, Index out_panel, bool add) {
@@ -249,38 +247,17 @@ inline void multiply_piece(DigitProducts& products, Index n_rows, Index n_column
             result.column_step = b_step + c;
             result.add = add;
             std::int8_t const* const left = a + r / GROUP * a_group;
-            // What comes next and nobody has read yet: a's next rows, a share of b's next columns, and the results' rows.
-            bool const more_rows = r + GROUP < n_rows, more_columns = c + 2 * GROUP < n_columns;
-            Index const n_next = c + 3 * GROUP < n_columns ? 2 * n_chunks : n_chunks;  // stacks
-            auto const between = [&](Index k) {
-                if (c == 0 && more_rows) {
-                    fetch(left + a_group + k * a_stride, STACK);
-                }
-                if (more_columns) {
-                    Index const n_shares = n_rows / GROUP * n_chunks, share = r / GROUP * n_chunks + k;
-                    Index const last = (share + 1) * n_next * LINES / n_shares;
-                    for (Index i = share * n_next * LINES / n_shares; i < last; ++i) {
-                        Index const stack = i / LINES;
-                        fetch(right + (2 + stack / n_chunks) * b_group + stack % n_chunks * STACK + i % LINES * 64, 64);
-                    }
-                }
-                if (more_rows) {
-                    for (Index i = k * GROUP / n_chunks; i < (k + 1) * GROUP / n_chunks; ++i) {
-                        fetch(to + (r + GROUP + i) * out_columns, 2 * GROUP);
-                    }
-                }
-            };
             if (c + GROUP < n_columns) {
-                products.multiply<2>(n_chunks, left, a_stride, right, b_group, result, between);
+                products.multiply<2>(n_chunks, left, a_stride, right, b_group, result);
             } else {
-                products.multiply<1>(n_chunks, left, a_stride, right, b_group, result, between);
+                products.multiply<1>(n_chunks, left, a_stride, right, b_group, result);
             }
         }
     }
 }
 
 // tile[c / PANEL][r][c % PANEL] = sum over n_chunks of dimensions of a(r, k) b(c, k), in pieces of PIECE_CHUNKS: the
-// second factor's part for 32 columns then stays in the first cache, and sums of integers do not overflow.
+// second factor's part for 32 columns then is as large as the first cache, and sums of integers do not overflow.
 constexpr Index PIECE_CHUNKS = 8;
 static_assert(PIECE_CHUNKS <= MOST_CHUNKS, "sums of integers overflow");
 
@@ -309,16 +286,16 @@ inline void multiply_gradients(Index n_columns, Index n_dim, Index n_chunks, std
     products.finish();
 }
 
-// ---- operands --------------------------------------------------------------------------------------------------------
+// ---- operands -------------------------------------------------------------------------------------------------------
 
-// A panel of one modality's rows, [dimension][64 samples], as digits; `operand` and so on are null where not wanted.
+// A panel of one modality's rows, [dimension][64 samples], as digits; what is null is not made.
 // n_dim: rows of the panel, a multiple of 16.
 struct PanelDigits {
     std::int8_t* rows;     // [4 groups of samples][chunk of dimensions] stacks, as the first factor of cosines
     std::int8_t* columns;  // the same as the second factor
     std::int8_t* turned;   // [group of dimensions] stacks, turned_stride apart, as the first factor of gradients
     Index turned_stride;
-    float* step;           // [64]
+    float* step;  // [64]
 };
 
 inline void make_digits(float const* panel, Index n_dim, PanelDigits const& to) {
@@ -354,6 +331,49 @@ inline void make_digits(float const* panel, Index n_dim, PanelDigits const& to) 
         for (Index k = 0; k < n_dim; ++k) {
             store_digits(integer(k, 0), integer(k, 1), integer(k, 2), integer(k, 3),
                          to.turned + k / GROUP * to.turned_stride + k % GROUP * 64);
+        }
+    }
+}
+
+// A block of samples, from digits made for cosines, [group of samples][n_chunks] stacks, to those for gradients,
+// [group of dimensions][n_panels] stacks. first_factor: the form that the digits have.
+inline void turn_block(Index n_panels, Index n_dim, std::int8_t const* from, bool first_factor, std::int8_t* to) {
+    constexpr __mmask64 ODD_BYTES = 0xAAAAAAAAAAAAAAAAU;
+    constexpr __mmask32 ODD_HALVES = 0xAAAAAAAAU;
+    constexpr Index GROUPS = PANEL / GROUP;
+    Index const n_chunks = (n_dim + CHUNK - 1) / CHUNK;
+    alignas(64) std::int8_t turned[GROUPS][STACK];
+    for (Index panel = 0; panel < n_panels; ++panel) {
+        for (Index chunk = 0; chunk < n_chunks; ++chunk) {
+            std::int8_t const* stack[GROUPS];
+            for (Index g = 0; g < GROUPS; ++g) {
+                stack[g] = from + ((panel * GROUPS + g) * n_chunks + chunk) * STACK;
+                if (first_factor) {
+                    turn_stack(stack[g], turned[g]);
+                    stack[g] = turned[g];
+                }
+            }
+            Index const left = (n_dim - chunk * CHUNK) / 4, n_quads = left < GROUP ? left : GROUP;
+            for (Index i = 0; i < DIGITS * n_quads; ++i) {
+                // The bytes of a word are a quad of dimensions, and become four samples of a dimension.
+                Index const digit = i / n_quads, quad = i % n_quads, at = digit * TILE_BYTES + quad * 64;
+                __m512i const a = _mm512_load_si512(stack[0] + at), b = _mm512_load_si512(stack[1] + at);
+                __m512i const c = _mm512_load_si512(stack[2] + at), d = _mm512_load_si512(stack[3] + at);
+                __m512i const even_ab = _mm512_mask_blend_epi8(ODD_BYTES, a, _mm512_slli_epi32(b, 8));
+                __m512i const even_cd = _mm512_mask_blend_epi8(ODD_BYTES, c, _mm512_slli_epi32(d, 8));
+                __m512i const odd_ab = _mm512_mask_blend_epi8(ODD_BYTES, _mm512_srli_epi32(a, 8), b);
+                __m512i const odd_cd = _mm512_mask_blend_epi8(ODD_BYTES, _mm512_srli_epi32(c, 8), d);
+                Index const k = chunk * CHUNK + 4 * quad;
+                std::int8_t* const out =
+                    to + (k / GROUP * n_panels + panel) * STACK + digit * TILE_BYTES + k % GROUP * 64;
+                _mm512_store_si512(out, _mm512_mask_blend_epi16(ODD_HALVES, even_ab, _mm512_slli_epi32(even_cd, 16)));
+                _mm512_store_si512(out + 64,
+                                   _mm512_mask_blend_epi16(ODD_HALVES, odd_ab, _mm512_slli_epi32(odd_cd, 16)));
+                _mm512_store_si512(out + 128,
+                                   _mm512_mask_blend_epi16(ODD_HALVES, _mm512_srli_epi32(even_ab, 16), even_cd));
+                _mm512_store_si512(out + 192,
+                                   _mm512_mask_blend_epi16(ODD_HALVES, _mm512_srli_epi32(odd_ab, 16), odd_cd));
+            }
         }
     }
 }

@@ -123,9 +123,9 @@ struct Operands {
     T* bias;          // [P, n_padded] added to cosines: 0 where the sample takes part in the problem, else EXCLUDED
     T* cosines;       // [P, tiles_of_problem] the tiles of cosines one after the other, in `kept` only
 #if defined(SLEEPFM_TILES)
-    // unit and mean are a panel of each modality for each thread instead, and everything reads their digits: those of e
-    // as rows of cosines; of the columns (o, or e where pairwise); both for the gradients, pairwise of e only; and their
-    // steps, likewise. Which of them are there depends on the pass. See contrastive_digits.h.
+    // unit and mean are a panel of each modality for each thread instead, and everything reads their digits
+    // (contrastive_digits.h): those of e as rows of cosines and those of the columns (o, or e where pairwise), where
+    // this pass multiplies cosines; both for the gradients, in `kept` only; and the steps of e and o.
     std::int8_t *rows_digits, *columns_digits, *turned_rows, *turned_columns;
     T* step;
 #endif
@@ -134,17 +134,18 @@ struct Operands {
 #if defined(SLEEPFM_TILES)
     Operands(Carver& workspace, Carver& carver, Shape const& shape, bool with_cosines, bool backward, int n_threads) {
         Index const n_sides = shape.pairwise ? 1 : 2, samples = shape.whole_panels();
-        bool const multiplies = !backward || !with_cosines, gathers = backward || with_cosines;
+        bool const multiplies = !backward || !with_cosines;
         unit = workspace.take<T>(n_threads * n_sides * shape.M * shape.panel_stride);
         mean = nullptr;
         Index const of_cosines = multiplies ? shape.M * shape.cosine_digits(samples) : 0;
-        Index const of_gradients = gathers ? shape.M * shape.gradient_digits(samples) : 0;
+        Index const of_gradients = with_cosines ? shape.M * shape.gradient_digits(samples) : 0;
         rows_digits = workspace.take<std::int8_t>(of_cosines);
         columns_digits = workspace.take<std::int8_t>(of_cosines);
         turned_rows = carver.take<std::int8_t>(of_gradients);
         turned_columns = shape.pairwise ? turned_rows : carver.take<std::int8_t>(of_gradients);
         rows_digits = multiplies ? rows_digits : nullptr;
-        turned_rows = gathers ? turned_rows : nullptr;
+        turned_rows = with_cosines ? turned_rows : nullptr;
+        turned_columns = with_cosines ? turned_columns : nullptr;
         step = carver.take<T>(n_sides * shape.M * samples);
 #else
     Operands(Carver& carver, Shape const& shape, bool with_cosines) {
@@ -372,7 +373,8 @@ inline void digitise_panel(Shape const& shape, Operands<T> const& operands, Inde
             }
         }
         bool const is_mean = i >= shape.M;
-        Index const m = i % shape.M, cosines_at = m * shape.cosine_digits(shape.whole_panels()) + shape.cosine_digits(r);
+        Index const m = i % shape.M,
+                    cosines_at = m * shape.cosine_digits(shape.whole_panels()) + shape.cosine_digits(r);
         Index const turned_at = m * shape.gradient_digits(shape.whole_panels()) +
                                 shape.gradient_digits(r / shape.block * shape.block) + r % shape.block / PANEL * STACK;
         std::int8_t* const turned = is_mean ? operands.turned_columns : operands.turned_rows;

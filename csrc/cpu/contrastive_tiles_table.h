@@ -9,10 +9,18 @@
 
 namespace sleepfm::SLEEPFM_ISA {
 
+inline ContrastiveKernels kernels_without_tiles() {
+#if defined(SLEEPFM_TILES_IN_SOFTWARE)
+    return portable::contrastive_kernels();
+#else
+    return avx512::contrastive_kernels();
+#endif
+}
+
 inline ContrastiveBytes bytes(std::int64_t M, std::int64_t N, std::int64_t D, bool pairwise, bool is_double,
                               bool backward, bool kept, int n_threads) {
     if (is_double) {
-        return avx512::contrastive_kernels().bytes(M, N, D, pairwise, is_double, backward, kept, n_threads);
+        return kernels_without_tiles().bytes(M, N, D, pairwise, is_double, backward, kept, n_threads);
     }
     Shape const shape(M, N, D, pairwise);
     if (backward) {
@@ -24,7 +32,7 @@ inline ContrastiveBytes bytes(std::int64_t M, std::int64_t N, std::int64_t D, bo
 }
 
 ContrastiveKernels contrastive_kernels() {
-    ContrastiveKernels table = avx512::contrastive_kernels();
+    ContrastiveKernels table = kernels_without_tiles();
     table.forward_f32 = &forward<float>;
     table.backward_f32 = &backward<float>;
     table.bytes = &bytes;

@@ -2,7 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
-#if defined(SLEEPFM_WITH_AMX)
+#if defined(SLEEPFM_WITH_AMX) && defined(SLEEPFM_WITH_AVX)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -14,9 +14,9 @@ namespace sleepfm {
 
 namespace {
 
-#if defined(SLEEPFM_WITH_AMX)
-// Whether the processor multiplies tiles of bfloat16 and of bytes, and Linux lets this process use them, which it has to be asked
-// for (Linux 5.16 and later): a thread's tiles are 8 KB of state that would else be saved for everyone.
+#if defined(SLEEPFM_WITH_AMX) && defined(SLEEPFM_WITH_AVX)
+// Whether the processor multiplies tiles of bfloat16 and of bytes, and Linux lets this process use them, which it has
+// to be asked for (Linux 5.16 and later): a thread's tiles are 8 KB of state that would else be saved for everyone.
 bool may_use_tiles() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     constexpr unsigned AMX_BF16 = 1U << 22, AMX_TILE = 1U << 24, AMX_INT8 = 1U << 25;  // of edx
@@ -30,7 +30,9 @@ bool may_use_tiles() {
 #endif
 
 Isa detect() {
-#if defined(__x86_64__)
+#if defined(SLEEPFM_TILES_IN_SOFTWARE)
+    return Isa::amx;
+#elif defined(SLEEPFM_WITH_AVX)
     // Set by tests/emulated_avx512, whose emulator carries out what this processor lacks.
     char const* emulated = std::getenv("SLEEPFM_EMULATED_CPU");
     if (emulated != nullptr && std::strcmp(emulated, "avx512") == 0) {
@@ -54,8 +56,23 @@ Isa detect() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         return Isa::avx2;
     }
-#endif
     return Isa::portable;
+#else
+    return Isa::portable;
+#endif
+}
+
+// Calls body(isa) for every variant that can run here, slowest first.
+template <typename Body>
+void for_available(Isa best, Body body) {
+    for (int i = 0; i <= static_cast<int>(best); ++i) {
+#if defined(SLEEPFM_TILES_IN_SOFTWARE)
+        if (i > 0 && i < static_cast<int>(best)) {
+            continue;
+        }
+#endif
+        body(static_cast<Isa>(i));
+    }
 }
 
 }  // namespace
@@ -73,9 +90,7 @@ char const* isa_name(Isa isa) {
 
 std::vector<std::string> available_isas() {
     std::vector<std::string> names;
-    for (int i = 0; i <= static_cast<int>(detect()); ++i) {
-        names.emplace_back(isa_name(static_cast<Isa>(i)));
-    }
+    for_available(detect(), [&](Isa isa) { names.emplace_back(isa_name(isa)); });
     return names;
 }
 
@@ -85,18 +100,19 @@ Isa best_isa() {
     if (wanted == nullptr || *wanted == '\0') {
         return detected;
     }
-    for (int i = 0; i <= static_cast<int>(detected); ++i) {
-        if (std::strcmp(wanted, isa_name(static_cast<Isa>(i))) == 0) {
-            return static_cast<Isa>(i);
-        }
-    }
+    Isa chosen = Isa::portable;
+    bool is_available = false;
     std::string choices;
-    for (auto const& name : available_isas()) {
-        choices += " " + name;
-    }
-    SLEEPFM_CHECK(false, "SLEEPFM_CPU is '", wanted,
+    for_available(detected, [&](Isa isa) {
+        choices += std::string(" ") + isa_name(isa);
+        if (std::strcmp(wanted, isa_name(isa)) == 0) {
+            chosen = isa;
+            is_available = true;
+        }
+    });
+    SLEEPFM_CHECK(is_available, "SLEEPFM_CPU is '", wanted,
                   "', which this processor or build does not offer; choose one of:", choices, ".");
-    return detected;
+    return chosen;
 }
 
 }  // namespace sleepfm

@@ -4,6 +4,12 @@
 #include <string>
 #include <vector>
 
+// Whether the build has the variants avx2 and avx512. Tests build with tiles in software (tiles_in_software.h): then
+// there are portable and amx, on every processor.
+#if defined(__x86_64__) && !defined(SLEEPFM_TILES_IN_SOFTWARE)
+#define SLEEPFM_WITH_AVX
+#endif
+
 namespace sleepfm {
 
 // The last two are AVX-512 with instructions for products of bfloat16: of vectors, and of tiles (AMX) too. Kernels that

@@ -79,6 +79,7 @@ template <typename Factor>
 inline void encode(EncoderEvaluate const& call) {
     EncoderWorkspace<Factor> const work(call);
     SLEEPFM_OMP(omp parallel num_threads(call.n_threads)) {
+        Tiles const tiles;
         SLEEPFM_OMP(omp single nowait)
         fold_stem(call, work);
         for (Index i = 0; i < call.n_blocks; ++i) {

@@ -19,7 +19,7 @@ using RowFunction = void (*)(cpu::FilterJob const&);
 
 RowFunction row_function() {
     switch (best_isa()) {
-#if defined(__x86_64__)
+#if defined(SLEEPFM_WITH_AVX)
         case Isa::amx:
         case Isa::avx512_bf16:
         case Isa::avx512: return &cpu::avx512::filter_row;

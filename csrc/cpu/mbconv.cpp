@@ -8,13 +8,13 @@ namespace sleepfm {
 namespace {
 
 MBConvKernels kernels(bool bf16) {
-#if defined(__x86_64__)
-    Isa const isa = best_isa();
+    [[maybe_unused]] Isa const isa = best_isa();
 #if defined(SLEEPFM_WITH_AMX)
     if (bf16 && isa == Isa::amx) {
         return amx::mbconv_bf16_kernels();
     }
 #endif
+#if defined(SLEEPFM_WITH_AVX)
 #if defined(SLEEPFM_WITH_AVX512_BF16)
     if (bf16 && isa >= Isa::avx512_bf16) {
         return avx512_bf16::mbconv_bf16_kernels();

@@ -96,6 +96,7 @@ struct Backward : ClipBackward<Factor> {
         Index const size_in = width_padded * ld_in, size_out = width_padded * ld_out;
 
         SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
+            Tiles const tiles;
             Scratch const t = this->scratch();
             pack_weights();
 
@@ -180,7 +181,8 @@ struct Backward : ClipBackward<Factor> {
                 Factor* const to = work.square + block * words_of<Factor>(n_in);
                 product(inputs, n_rows, width, packed, work.bent, [&](Index r, Index j, Vector v, Index n) {
                     for (Index i = 0; i < least(n, LANES); i += DEPTH) {
-                        put_word(to + packed_place<Factor>(words_of<Factor>(n_in), (j + i) / DEPTH, r), [&](Index k) { return i + k < n ? v[i + k] : 0.0f; });
+                        put_word(to + packed_place<Factor>(words_of<Factor>(n_in), (j + i) / DEPTH, r),
+                                 [&](Index k) { return i + k < n ? v[i + k] : 0.0f; });
                     }
                 });
                 for (Index r = 0; r < ROWS; r += WIDE_LANES) {

@@ -58,7 +58,7 @@ struct ClipBackward {
         Factor* narrow;      // panel of n_in or n_out factors
         float* result;       // [n_in, ld]
         Factor* transposed;  // [ld, n_in or n_out] the narrow panel transposed
-        float *rows, *d;     // [ROWS, ld]; a row of dc2, with one sample before it and some after
+        float *rows, *d;     // [TALL, ld]; a row of dc2, with one sample before it and some after
     };
 
     Scratch scratch() const {
@@ -74,15 +74,15 @@ struct ClipBackward {
         float* const transposed = t.result + widest * ld;
         t.transposed = reinterpret_cast<Factor*>(transposed);
         t.rows = transposed + ld * most(ld_in, ld_out);
-        t.d = t.rows + ROWS * ld + LANES;
+        t.d = t.rows + TALL * ld + LANES;
         return t;
     }
 
     double inverse(double variance) const { return 1.0 / sqrt(variance + call.eps); }
 
-    // Zeros to the wide panel's rows beyond the last channel, in the block of ROWS channels from `block` on.
-    void clear_padding(Scratch const& t, Strips const& strips, Index block) const {
-        for (Index c = width; c < block + ROWS; ++c) {
+    // Zeros to the wide panel's rows beyond the last channel.
+    void clear_padding(Scratch const& t, Strips const& strips) const {
+        for (Index c = width; c < width_padded; ++c) {
             for (Index v = 0; v < strips.n_vectors; ++v) {
                 store(t.panel + strips.place(width_padded, c, v * LANES), Vector{});
             }
@@ -135,11 +135,11 @@ struct ClipBackward {
                 std::uint64_t const key = dropout.active ? dropout.key(b * n_out + o) : 0;
                 return dropout(load_first(dy + o * S + t0 + at, n), key, t0 + at);
             });
-            for (Index block = 0; block < width; block += ROWS) {
-                for (Index c = block + ROWS; c < least(block + 2 * ROWS, width); ++c) {
+            for (Index block = 0; block < width; block += TALL) {
+                for (Index c = block + TALL; c < least(block + 2 * TALL, width); ++c) {
                     prefetch(clip_c2 + c * S, strips.n);
                 }
-                product_rows(strips, least(width - block, ROWS), n_out,
+                product_rows(strips, least(width - block, TALL), n_out,
                              work.project_t + block * words_of<Factor>(n_out), t.narrow,
                              [&](Index r, Index at, auto const& vectors, Index n) {
                                  constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
@@ -150,7 +150,7 @@ struct ClipBackward {
                                  }
                              });
             }
-            clear_padding(t, strips, width_padded - ROWS);
+            clear_padding(t, strips);
             transpose_panel(strips, t.narrow, n_out, ld_out, t.transposed);
             accumulate(strips, width_padded, t.panel, t.transposed, n_out, ld_out, first && t0 == 0, dw);
         }
@@ -271,8 +271,9 @@ struct ClipBackward {
             Strips const strips(at.count);
             Places const places(strips, width_padded);
             fill_columns(at, strips, call.x + b * n_in * T, T, n_in, work.centre, t.rows, t.narrow);
-            for (Index block = 0; block < width; block += ROWS) {
-                Index const n_rows = least(width - block, ROWS);
+            clear_padding(t, strips);
+            for (Index block = 0; block < width; block += TALL) {
+                Index const n_rows = least(width - block, TALL);
                 if (c1 == nullptr) {
                     product(strips, n_rows, n_in, work.expand + block * words_of<Factor>(n_in), t.narrow,
                             [&](Index r, Index k, Vector v, Index) { store(t.rows + r * ld + k, as_kept<Wide>(v)); });
@@ -288,8 +289,7 @@ struct ClipBackward {
                         channel(t, at, places, c, v, v + S);
                     }
                 }
-                clear_padding(t, strips, block);
-                for (Index c = block; c < block + ROWS; c += 2) {
+                for (Index c = block; c < least(block + TALL, width_padded); c += 2) {
                     pair_rows(t, strips, c);
                 }
             }

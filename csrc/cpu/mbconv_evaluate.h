@@ -24,6 +24,15 @@ inline double factor_of(float gamma, float variance, double eps) {
 template <typename Factor>
 inline void pack_scaled(float const* w, double const* scale, Index n_rows, Index n_k, Index block, Factor* packed) {
     float const* const rows = w + block * ROWS * n_k;
+#if defined(SLEEPFM_TILES)
+    if constexpr (FactorOf<Factor>::DEPTH == 2) {
+        if (tile_words<Factor>(words_of<Factor>(n_k)) != 0) {
+            pack_rows(n_rows - block * ROWS, n_k, packed + block * words_of<Factor>(n_k) * ROWS,
+                      [=](Index r, Index k) { return scaled(load_first(rows + r * n_k + k, n_k - k), scale[r]); });
+            return;
+        }
+    }
+#endif
     pack_elements(n_rows - block * ROWS, n_k, packed + block * words_of<Factor>(n_k) * ROWS, [=](Index r, Index k) {
         return static_cast<float>(static_cast<double>(rows[r * n_k + k]) * scale[r]);
     });
@@ -42,13 +51,13 @@ struct FoldedBlock {
     Index n_scratch_floats;         // scratch for one clip at a time
 
     FoldedBlock(MBConvShape const& shape, MBConvResidual const& add, Carver& carver) : s(shape), residual(add) {
-        expand = carver.take<Factor>(round_up(s.width, ROWS) * words_of<Factor>(s.n_in));
-        project = carver.take<Factor>(round_up(s.n_out, ROWS) * words_of<Factor>(s.width));
+        expand = carver.take<Factor>(round_up(s.width, TALL) * words_of<Factor>(s.n_in));
+        project = carver.take<Factor>(round_up(s.n_out, TALL) * words_of<Factor>(s.width));
         taps = carver.take<float>(3 * s.width);
         shift0 = carver.take<float>(s.width);
         shift1 = carver.take<float>(s.width);
         bias = carver.take<float>(s.n_out);
-        n_scratch_floats = round_up(2 * s.width, 16) + (words_of<Factor>(s.n_in) + ROWS) * ldx() + 4 * ROWS * LANES +
+        n_scratch_floats = round_up(2 * s.width, 16) + (words_of<Factor>(s.n_in) + TALL) * ldx() + 4 * TALL * LANES +
                            words_of<Factor>(s.width) * round_up(evaluation_tile(s) + 1, LANES);
     }
 
@@ -98,9 +107,9 @@ struct FoldedBlock {
         Dropout const dropout(residual);
         auto* const carry = reinterpret_cast<Carry*>(scratch);
         float* const narrow = scratch + round_up(2 * width, 16);
-        float* const rows = narrow + words_of<Factor>(s.n_in) * ldx();                     // [ROWS, ...]
+        float* const rows = narrow + words_of<Factor>(s.n_in) * ldx();                     // [TALL, ...]
         auto* const x_panel = reinterpret_cast<Factor*>(narrow);                           // n_in factors, ldx
-        auto* const panel = reinterpret_cast<Factor*>(rows + ROWS * (ldx() + 4 * LANES));  // width factors
+        auto* const panel = reinterpret_cast<Factor*>(rows + TALL * (ldx() + 4 * LANES));  // width factors
         Index done = 0;
         for (Index from = 0; from < S; from += tile) {
             Columns const at(s, from, tile);
@@ -118,7 +127,7 @@ struct FoldedBlock {
                         vectors[k] = relu6(vectors[k] + shift);
                     }
                 },
-                [&](Index c, Index, Taps const(&around)[DEPTH]) {
+                [&](Index c, Index, Taps const* around) {
                     Vector shift[DEPTH], tap0[DEPTH], tap1[DEPTH], tap2[DEPTH];
                     for (Index i = 0; i < DEPTH; ++i) {
                         Index const channel = least(c + i, width - 1);
@@ -164,6 +173,7 @@ inline void evaluate(MBConvEvaluate const& call) {
     MBConvShape const& s = call.shape;
     EvaluateWorkspace<Factor> const work(s, call.residual);
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
+        Tiles const tiles;
         SLEEPFM_OMP(omp for schedule(static))
         for (Index part = 0; part < work.block.n_parts(); ++part) {
             work.block.fold(call, {}, part);

@@ -93,13 +93,14 @@ inline void forward(MBConvForward const& call) {
     double* const half = work.moments + groups * n_moments;  // [n_in, ld_in]: see quadratic_forms
     double* const padded_mean = half + n_in * ld_in;         // [ld_in] the input's mean, zero beyond n_in
     SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
+        Tiles const tiles;
         float* const scratch = work.thread + thread_number() * work.per_thread;
         auto* const lanes = reinterpret_cast<PivotSums*>(scratch);                  // [width]
         float* const pivots = scratch + (2 * LANES + 2) * width;                    // [width]
         auto* const carry = reinterpret_cast<Carry*>(scratch + 2 * LANES * width);  // [width]
         float* const narrow = scratch + round_up((2 * LANES + 3) * width, 16);
-        float* const rows = narrow + n_in * ldx;  // [ROWS, ...]
-        float* const products_of_input = rows + ROWS * (ldx + 4 * LANES);
+        float* const rows = narrow + n_in * ldx;  // [TALL, ...]
+        float* const products_of_input = rows + TALL * (ldx + 4 * LANES);
         auto* const x_panel = reinterpret_cast<Factor*>(narrow);           // n_in factors, ldx
         auto* const panel = reinterpret_cast<Factor*>(products_of_input);  // width factors
 
@@ -210,9 +211,9 @@ inline void forward(MBConvForward const& call) {
                             vectors[k] = relu6(vectors[k] * scale + shift);
                         }
                     },
-                    [&](Index c, Index n, Taps const(&taps)[1]) {
-                        if (c + ROWS < width) {
-                            prefetch_to_write(c2 + (c + ROWS) * S + done, n);
+                    [&](Index c, Index n, Taps const* taps) {
+                        if (c + TALL < width) {
+                            prefetch_to_write(c2 + (c + TALL) * S + done, n);
                         }
                         depthwise(taps[0], n, w.wd + 3 * c, w.bd[c], c2 + c * S + done, from == 0, pivots[c], lanes[c]);
                     });

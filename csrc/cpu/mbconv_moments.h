@@ -15,7 +15,8 @@ namespace {
 
 // out [ROWS][ldm] += sum over t < n_t of rows[t][i] columns[t][j], i < ROWS, a register block 3 vectors wide; rows and
 // columns are places in the same [n_t][ldm].
-[[gnu::noinline]] void add_moments_block(Index n_t, double const* rows, double const* columns, Index ldm, double* out) {
+[[gnu::noinline, maybe_unused]] void add_moments_block(Index n_t, double const* rows, double const* columns, Index ldm,
+                                                       double* out) {
     Doubles sum[ROWS][3];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
@@ -80,10 +81,75 @@ template <int C>
     }
 }
 
+#if defined(SLEEPFM_TILES)
+
+// The same on tiles, for C vectors of columns from `column` on: rows [n][MOMENT_SPAN], columns [MOMENT_SPAN / 2][ldm].
+// The rows before `end` get sums.
+template <int C>
+inline void add_moments_tiles(Index end, Index column, BFloat16 const* rows, Pair const* columns, Index ldm,
+                              double* out) {
+    constexpr Index STRIDE = MOMENT_SPAN * static_cast<Index>(sizeof(BFloat16));
+    alignas(64) float sums[TALL * C * LANES];
+    for (Index row = 0; row < end; row += TALL) {
+        clear_sums<0, C>();
+        for (Index t = 0; t < MOMENT_SPAN; t += 32) {
+            load_tile<6>(rows + row * MOMENT_SPAN + t, STRIDE);
+            add_products<0, C>(columns + t / 2 * ldm + column, ldm * static_cast<Index>(sizeof(Pair)));
+        }
+        store_sums<0, C>(sums, C * LANES * static_cast<Index>(sizeof(float)));
+        for (Index r = 0; r < least(end - row, TALL); ++r) {
+            double* const to = out + (row + r) * ldm + column;
+            for (Index k = 0; k < C * LANES; k += WIDE_LANES) {
+                store_wide(to + k, load_wide(to + k) + load_widened(sums + r * C * LANES + k));
+            }
+        }
+    }
+}
+
+// add_moments, of pairs. Two neighbouring samples of a row are a pair as they are: the columns are a transpose of
+// words.
+inline void add_moments_tiles(MBConvShape const& s, float const* x, float const* centre, float* scratch,
+                              double* products) {
+    static_assert(MOMENT_SPAN % 32 == 0, "whole tiles of samples");
+    Index const n_in = s.n_in, ldm = moments_width(n_in);
+    auto* const rows = reinterpret_cast<BFloat16*>(scratch);  // [n_in to whole tiles, MOMENT_SPAN]
+    auto* const columns = reinterpret_cast<Pair*>(scratch + round_up(n_in, TALL) * MOMENT_SPAN / 2);
+    Strips const inputs(n_in);
+    use_tiles(TALL, 16);
+    for (Index t0 = 0; t0 < s.n_samples; t0 += MOMENT_SPAN) {
+        Index const n = s.n_samples - t0;
+        for (Index k = 0; k < n_in; ++k) {
+            for (Index t = 0; t < MOMENT_SPAN; t += LANES) {
+                Vector const v = load_first(x + k * s.n_samples + t0 + t, n - t) - centre[k];
+                store(rows + k * MOMENT_SPAN + t, first_lanes(v, n - t));
+            }
+        }
+        // As floats, for which there are shuffles; the bits only move.
+        transpose_rows(reinterpret_cast<float const*>(rows), MOMENT_SPAN / 2, n_in, MOMENT_SPAN / 2, ldm,
+                       reinterpret_cast<float*>(columns));
+        for (Index i = 0; i < inputs.n_strips; ++i) {
+            Index const column = inputs.first(i), width = inputs.width(i) / LANES;
+            Index const end = least(round_up(n_in, ROWS), column + width * LANES);
+            auto const block = width == 3   ? &add_moments_tiles<3>
+                               : width == 2 ? &add_moments_tiles<2>
+                                            : &add_moments_tiles<1>;
+            block(end, column, rows, columns, ldm, products);
+        }
+    }
+}
+
+#endif
+
 // products[i][k] += sum over t of x[i][t] x[k][t] for k >= i (and for some k < i), over one clip, x less centre. Rows
 // of products are moments_width(n_in) long.
 template <typename Factor>
 inline void add_moments(MBConvShape const& s, float const* x, float const* centre, float* scratch, double* products) {
+#if defined(SLEEPFM_TILES)
+    if constexpr (FactorOf<Factor>::DEPTH == 2) {
+        add_moments_tiles(s, x, centre, scratch, products);
+        return;
+    }
+#endif
     Index const n_in = s.n_in, ldm = moments_width(n_in);
     auto* const samples = reinterpret_cast<double*>(scratch);                        // [MOMENT_SPAN, ldm]
     auto* const panel = reinterpret_cast<Factor*>(scratch + 2 * MOMENT_SPAN * ldm);  // n_in factors

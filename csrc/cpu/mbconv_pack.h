@@ -14,6 +14,22 @@ inline Index packed_place(Index n_words, Index k, Index r) {
     return tile_words<Factor>(n_words) == 0 ? k * ROWS + r : r * n_words + k;
 }
 
+#if defined(SLEEPFM_TILES)
+
+// Packs one block for tiles. vector(r, k) has columns k, k + 1, ... of row r < n_rows in its lanes, zero beyond n_k.
+template <typename Columns>
+inline void pack_rows(Index n_rows, Index n_k, Pair* packed, Columns vector) {
+    Index const n_words = words_of<Pair>(n_k);
+    for (Index r = 0; r < ROWS; ++r) {
+        auto* const row = reinterpret_cast<BFloat16*>(packed + r * n_words);
+        for (Index k = 0; k < 2 * n_words; k += LANES) {
+            store_first(row + k, r < n_rows ? vector(r, k) : Vector{}, 2 * n_words - k);
+        }
+    }
+}
+
+#endif
+
 // Packs one block. vector(row, k) has rows row, row + 1, ... of column k in its lanes, zero beyond the matrix.
 template <typename Factor, typename Columns>
 inline void pack_vectors(Index n_k, Factor* packed, Columns vector) {
@@ -84,13 +100,8 @@ inline void pack_block(float const* w, Index n_rows, Index n_k, Index block, Pai
     alignas(64) float words[ROWS * SPAN / 2];
     Pair* const to = packed + first * words_of<Pair>(n_k);
 #if defined(SLEEPFM_TILES)
-    if (Index const n_words = words_of<Pair>(n_k); tile_words<Pair>(n_words) != 0) {
-        for (Index r = 0; r < ROWS; ++r) {
-            auto* const row = reinterpret_cast<BFloat16*>(to + r * n_words);
-            for (Index k = 0; k < 2 * n_words; k += LANES) {
-                store_first(row + k, r < n ? load_first(w + (first + r) * n_k + k, n_k - k) : Vector{}, 2 * n_words - k);
-            }
-        }
+    if (tile_words<Pair>(words_of<Pair>(n_k)) != 0) {
+        pack_rows(n, n_k, to, [=](Index r, Index k) { return load_first(w + (first + r) * n_k + k, n_k - k); });
         return;
     }
 #endif

@@ -4,65 +4,11 @@
 // Compiled once for each instruction set.
 #pragma once
 
-#include "cpu/mbconv_factors.h"
-#if defined(SLEEPFM_TILES)
-#include "cpu/tiles.h"
-#endif
+#include "cpu/mbconv_tiles.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
-
-// The micro-kernels hold ROWS x COLUMNS vector sums in registers: 8 x 3 of 32 with AVX-512 and on ARM, 4 x 3 of 16
-// otherwise. The other registers hold operands.
-#if SLEEPFM_LANES == 16 || defined(__aarch64__)
-constexpr Index ROWS = 8;
-#else
-constexpr Index ROWS = 4;
-#endif
-constexpr Index COLUMNS = 3;
-constexpr Index TILE = COLUMNS * LANES;
-
-// How a panel's columns lie in memory: in strips as wide as a register block (3 vectors), each [k][columns of the
-// strip], so that a product reads memory in order. The last strips are narrower: 2 + 2 vectors rather than 3 + 1.
-struct Strips {
-    Index n, n_vectors, tail, n_strips;  // n: columns that count; tail: number of the first vector in narrower strips
-
-    explicit Strips(Index n_columns) : n(n_columns), n_vectors((n_columns + LANES - 1) / LANES) {
-        static_assert(COLUMNS == 3, "2 + 2 = 3 + 1");
-        Index const over = n_vectors % 3;
-        tail = n_vectors - (over == 1 && n_vectors > 1 ? 4 : over);
-        n_strips = tail / 3 + (n_vectors - tail + 1) / 2;
-    }
-
-    // First column and number of columns of a strip.
-    Index first(Index strip) const { return LANES * (strip < tail / 3 ? 3 * strip : tail + 2 * (strip - tail / 3)); }
-    Index width(Index strip) const { return LANES * (strip < tail / 3 ? 3 : n_vectors == 1 ? 1 : 2); }
-
-    // Where the vector at column t of row k is, in a panel of n_k rows.
-    Index place(Index n_k, Index k, Index t) const {
-        Index const v = t / LANES;
-        bool const narrow = v >= tail;
-        Index const start = LANES * (narrow ? v - (v - tail) % 2 : v - v % 3);
-        return start * n_k + k * LANES * (narrow ? (n_vectors == 1 ? 1 : 2) : 3) + t - start;
-    }
-};
-
-// Whether products with n_words words of this factor use tiles, and how many words a tile then has: the most that divide
-// n_words, at most 16, and at least 8 of many, or 0.
-template <typename Factor>
-inline Index tile_words(Index n_words) {
-#if defined(SLEEPFM_TILES)
-    if (FactorOf<Factor>::DEPTH == 2) {
-        for (Index n_tiles = (n_words + 15) / 16; n_tiles == 1 || n_tiles * 8 <= n_words; ++n_tiles) {
-            if (n_words % n_tiles == 0) {
-                return n_words / n_tiles;
-            }
-        }
-    }
-#endif
-    return 0 * n_words;
-}
 
 // Multiplies one block of packed weights, w [n_words][ROWS], with a strip [n_words][C vectors], and calls body as
 // product_rows does for rows `row` and following, of which n_rows exist. Not inlined: within larger functions the
@@ -98,95 +44,6 @@ template <int C, typename Factor, typename Body>
         }
     }
 }
-
-#if defined(SLEEPFM_TILES)
-
-constexpr Index TALL = 16;  // rows of a tile
-
-// Tiles 0 to 2 are sums of n_rows x 16, tile 3 is n_rows of the first factor, 4 to 6 are n_words of the second one.
-inline void use_tiles(Index n_rows, Index n_words) {
-    TileShapes shapes;
-    for (int tile = 0; tile < 3; ++tile) {
-        shapes.set(tile, n_rows, 64);
-        shapes.set(4 + tile, n_words, 64);
-    }
-    shapes.set(3, n_rows, 4 * n_words);
-    use_tiles(shapes);
-}
-
-template <int C>
-inline void clear_sums() {
-    clear_tile<0>();
-    if constexpr (C > 1) {
-        clear_tile<1>();
-    }
-    if constexpr (C > 2) {
-        clear_tile<2>();
-    }
-}
-
-// Adds the product of a, whose rows lie lda bytes apart, and b, C vectors whose rows lie ldb bytes apart.
-template <int C>
-inline void add_to_sums(void const* a, Index lda, void const* b, Index ldb) {
-    auto const* const columns = static_cast<char const*>(b);
-    load_tile<3>(a, lda);
-    load_tile<4>(columns, ldb);
-    add_tile_product<0, 3, 4>();
-    if constexpr (C > 1) {
-        load_tile<5>(columns + 64, ldb);
-        add_tile_product<1, 3, 5>();
-    }
-    if constexpr (C > 2) {
-        load_tile<6>(columns + 128, ldb);
-        add_tile_product<2, 3, 6>();
-    }
-}
-
-template <int C>
-inline void store_sums(float* to, Index ld) {
-    Index const bytes = ld * static_cast<Index>(sizeof(float));
-    store_tile<0>(to, bytes);
-    if constexpr (C > 1) {
-        store_tile<1>(to + 16, bytes);
-    }
-    if constexpr (C > 2) {
-        store_tile<2>(to + 32, bytes);
-    }
-}
-
-template <int C>
-inline void load_sums(float const* from, Index ld) {
-    Index const bytes = ld * static_cast<Index>(sizeof(float));
-    load_tile<0>(from, bytes);
-    if constexpr (C > 1) {
-        load_tile<1>(from + 16, bytes);
-    }
-    if constexpr (C > 2) {
-        load_tile<2>(from + 32, bytes);
-    }
-}
-
-// multiply for as many rows as the tiles have (at most TALL) of w [rows][n_words], of which n_rows count.
-template <int C, typename Body>
-inline void multiply_tiles(Index n_words, Index in_tile, Pair const* w, Pair const* strip, Index row, Index n_rows,
-                           Index t, Index n, Body& body) {
-    alignas(64) float sums[TALL * C * LANES];
-    clear_sums<C>();
-    for (Index k = 0; k < n_words; k += in_tile) {
-        add_to_sums<C>(w + k, n_words * static_cast<Index>(sizeof(Pair)), strip + k * C * LANES, C * 64);
-    }
-    store_sums<C>(sums, C * LANES);
-    for (Index r = 0; r < n_rows; ++r) {
-        Vector vectors[C];
-#pragma GCC unroll 3
-        for (int c = 0; c < C; ++c) {
-            vectors[c] = load(sums + (r * C + c) * LANES);
-        }
-        body(row + r, t, vectors, n);
-    }
-}
-
-#endif
 
 // out [R][ldo] = a x b, summed over all columns of the panels, or added to it unless `fresh`: rows row to row + R - 1
 // of the panel a of n_rows rows, and C vectors of b [words of columns][ldo].
@@ -230,60 +87,6 @@ template <int R, int C, typename Factor>
         }
     }
 }
-
-#if defined(SLEEPFM_TILES)
-
-// accumulate for C vectors of b: first over the wide strips, then over those that are narrower.
-template <int C>
-inline void accumulate_tiles(Strips const& strips, Index n_rows, BFloat16 const* a, Pair const* b, Index ldo,
-                             bool fresh, float* out) {
-    Index const n_wide = strips.tail / 3;
-    for (Index strip = 0; strip < strips.n_strips;) {
-        Index const end = strip < n_wide ? n_wide : strips.n_strips, width = strips.width(strip);
-        Index const in_tile = width == 3 * LANES ? 12 : width / 2;
-        for (Index row = 0, tall = 0; row < n_rows; row += tall) {
-            Index const height = least(n_rows - row, TALL);
-            if (height != tall) {
-                use_tiles(height, in_tile);
-                tall = height;
-            }
-            float* const sums = out + row * ldo;
-            if (fresh) {
-                clear_sums<C>();
-            } else {
-                load_sums<C>(sums, ldo);
-            }
-            for (Index i = strip; i < end; ++i) {
-                Index const first = strips.first(i);
-                BFloat16 const* const rows = a + first * n_rows + row * width;
-                for (Index t = 0; t < width; t += 2 * in_tile) {
-                    add_to_sums<C>(rows + t, width * static_cast<Index>(sizeof(BFloat16)), b + (first + t) / 2 * ldo,
-                                   ldo * static_cast<Index>(sizeof(Pair)));
-                }
-            }
-            store_sums<C>(sums, ldo);
-        }
-        strip = end;
-        fresh = false;
-    }
-}
-
-// accumulate, of pairs.
-inline void accumulate(Strips const& strips, Index n_rows, BFloat16 const* a, Pair const* b, Index n, Index ldo,
-                       bool fresh, float* out) {
-    Strips const columns(n);
-    for (Index i = 0; i < columns.n_strips; ++i) {
-        Index const column = columns.first(i);
-        switch (columns.width(i) / LANES) {
-            case 3: accumulate_tiles<3>(strips, n_rows, a, b + column, ldo, fresh, out + column); break;
-            case 2: accumulate_tiles<2>(strips, n_rows, a, b + column, ldo, fresh, out + column); break;
-            default: accumulate_tiles<1>(strips, n_rows, a, b + column, ldo, fresh, out + column);
-        }
-    }
-    release_tiles();
-}
-
-#endif
 
 template <int R, int C, typename Factor>
 inline void accumulate_rows(Strips const& strips, Index n_rows, WideOf<Factor> const* a, Factor const* b, Index ldo,
@@ -372,22 +175,6 @@ inline void place_row(Strips const& strips, Index n_k, Index k, float const* row
 template <int C, typename Factor, typename Body>
 inline void product_strip(Index n_rows, Index n_words, Index t, Index n, Factor const* packed, Factor const* strip,
                           Body& body) {
-#if defined(SLEEPFM_TILES)
-    if constexpr (FactorOf<Factor>::DEPTH == 2) {
-        if (Index const in_tile = tile_words<Factor>(n_words); in_tile != 0) {
-            for (Index row = 0, tall = 0; row < n_rows; row += tall) {
-                Index const height = least(round_up(n_rows, ROWS) - row, TALL);
-                if (height != tall) {
-                    use_tiles(height, in_tile);
-                    tall = height;
-                }
-                multiply_tiles<C>(n_words, in_tile, packed + row * n_words, strip, row, least(n_rows - row, tall), t, n,
-                                  body);
-            }
-            return;
-        }
-    }
-#endif
     for (Index row = 0; row < n_rows; row += ROWS) {
         multiply<C>(n_words, packed + row * n_words, strip, row, n_rows - row, t, n, body);
     }
@@ -400,6 +187,14 @@ template <typename Factor, typename Body>
 inline void product_rows(Strips const& strips, Index n_rows, Index n_k, Factor const* packed, Factor const* panel,
                          Body body) {
     Index const n_words = words_of<Factor>(n_k);
+#if defined(SLEEPFM_TILES)
+    if constexpr (FactorOf<Factor>::DEPTH == 2) {
+        if (tile_words<Factor>(n_words) != 0) {
+            product_tiles(strips, n_rows, n_words, packed, panel, body);
+            return;
+        }
+    }
+#endif
     for (Index i = 0; i < strips.n_strips; ++i) {
         Index const t = strips.first(i);
         Factor const* const strip = panel + t * n_words;

@@ -176,6 +176,17 @@ inline Doubles load_widened(float const* from) {
     return __builtin_convertvector(v, Doubles);
 }
 
+// v times `by`, rounded once.
+inline Vector scaled(Vector v, double by) {
+    HalfVector halves[2];
+    memcpy(halves, &v, sizeof halves);
+    for (HalfVector& half : halves) {
+        half = __builtin_convertvector(__builtin_convertvector(half, Doubles) * by, HalfVector);
+    }
+    memcpy(&v, halves, sizeof v);
+    return v;
+}
+
 inline void store_narrowed(float* to, Doubles v) {
     HalfVector const half = __builtin_convertvector(v, HalfVector);
     memcpy(to, &half, sizeof half);

@@ -28,7 +28,7 @@ inline Index units(MBConvShape const& s, Index columns) {
     return least(vectors * LANES, round_up(samples_out(s), LANES));
 }
 
-// Forward: the tile's input, which each block of ROWS channels of the expansion reads again, stays in the first cache.
+// Forward: the tile's input, which each block of TALL channels of the expansion reads again, stays in the first cache.
 inline Index forward_tile(MBConvShape const& s) {
     return units(s, least(most(6144 / s.n_in, 16 * LANES), 24 * LANES));
 }
@@ -85,7 +85,9 @@ struct MBConvWorkspace {
         Index const width = round_up(s.width, ROWS), n_in = round_up(s.n_in, ROWS), n_out = round_up(s.n_out, ROWS);
         Index const ld_in = odd_vectors(s.n_in), ld_out = odd_vectors(s.n_out);
         Index const widest = most(n_in, n_out), ld_widest = most(ld_in, ld_out);
-        auto const factors = [&](Index n_rows, Index n) { return carver.take<Factor>(n_rows * words_of<Factor>(n)); };
+        auto const factors = [&](Index n_rows, Index n) {
+            return carver.take<Factor>(round_up(n_rows, TALL) * words_of<Factor>(n));
+        };
         expand = factors(width, s.n_in);
         project = factors(n_out, s.width);
         expand_t = factors(backward ? n_in : 0, width);
@@ -116,13 +118,13 @@ struct MBConvWorkspace {
         Index const panel = odd_vectors(panel_width(s));
         if (backward) {
             Index const columns = odd_vectors(most(backward_tile(s) * s.stride, panel_width(s)));
-            Index const rows = (ROWS + 1) * columns + 4 * LANES;
+            Index const rows = (TALL + 1) * columns + 4 * LANES;
             per_thread = 5 * LANES * width + columns * (width + 2 * widest + ld_widest) + rows;
             per_thread =
                 most(per_thread, 5 * LANES * width + columns * (width + widest) + most(LANES, ROWS) * ld_widest);
         } else {
             Index const columns = odd_vectors(forward_tile(s) * s.stride);
-            Index const rows = ROWS * (columns + 4 * LANES) + 2 * columns;
+            Index const rows = TALL * (columns + 4 * LANES) + 2 * columns;
             Index const tile = (width + 2) * panel;
             Index const products = MOMENT_SPAN * (3 * moments_width(s.n_in) + n_in);
             per_thread = 4 * LANES * width + n_in * columns + rows + most(tile, products);

@@ -8,7 +8,7 @@ namespace sleepfm {
 namespace {
 
 NarrowKernels kernels() {
-#if defined(__x86_64__)
+#if defined(SLEEPFM_WITH_AVX)
     switch (best_isa()) {
         case Isa::amx:
         case Isa::avx512_bf16:

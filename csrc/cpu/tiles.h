@@ -3,7 +3,8 @@
 //   c[m][n] += sum over pairs k of a[m][k].first b[k][n].first + a[m][k].second b[k][n].second,
 // in float32, subnormal factors and sums as zeros, whatever MXCSR says. A row of b is a pair of the summed index for 16
 // columns. Every function is one instruction. In assembly, since the intrinsics of GCC 12 do not say which memory they
-// read. Included by translation units with SLEEPFM_ISA (the namespace) defined.
+// read. With SLEEPFM_TILES_IN_SOFTWARE, tiles_in_software.h computes the same bits. Included by translation units with
+// SLEEPFM_ISA (the namespace) defined.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +25,20 @@ struct alignas(64) TileShapes {
         bytes[tile] = static_cast<std::uint16_t>(n_bytes);
     }
 };
+
+}  // namespace
+
+}  // namespace sleepfm::SLEEPFM_ISA
+
+#if defined(SLEEPFM_TILES_IN_SOFTWARE)
+
+#include "cpu/tiles_in_software.h"
+
+#else
+
+namespace sleepfm::SLEEPFM_ISA {
+
+namespace {
 
 inline void use_tiles(TileShapes const& shapes) {
     asm volatile("ldtilecfg %0" : : "m"(shapes) : "memory");
@@ -52,6 +67,7 @@ inline void store_tile(void* to, std::int64_t stride) {
 
 template <int c, int a, int b>
 inline void add_tile_product() {
+    static_assert(c != a && c != b && a != b);
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
 }
 
@@ -64,3 +80,5 @@ inline void add_digit_product() {
 }  // namespace
 
 }  // namespace sleepfm::SLEEPFM_ISA
+
+#endif
