@@ -51,21 +51,6 @@ inline Pairs multiply_pairs(Pairs a, Pairs b) {
 #endif
 }
 
-// True if any lane is not 0; lanes are 0 or -1.
-inline bool any_lane(Pairs lanes) {
-#if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512DQ__)
-    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(lanes)) != 0;
-#elif SLEEPFM_VECTOR_BYTES == 32 && defined(__AVX2__)
-    return _mm256_movemask_epi8(reinterpret_cast<__m256i>(lanes)) != 0;
-#elif SLEEPFM_VECTOR_BYTES == 16 && defined(__SSE2__)
-    return _mm_movemask_epi8(reinterpret_cast<__m128i>(lanes)) != 0;
-#elif defined(__aarch64__)
-    return vmaxvq_u32(reinterpret_cast<uint32x4_t>(lanes)) != 0;
-#else
-    return count_of_lanes<float>(lanes) != 0;
-#endif
-}
-
 // How sums over pairs are kept: `add` adds the products of one more pair of dimensions, `total` gives the lanes' sums.
 // Here a product and an addition.
 struct TwoSteps {

@@ -7,8 +7,6 @@
 // as a product's first factor, [row][64], of columns as its second one, [quad of dimensions][column][4].
 #pragma once
 
-#include <immintrin.h>
-
 #include <cstring>
 #include <initializer_list>
 
@@ -18,7 +16,6 @@
 namespace sleepfm::SLEEPFM_ISA {
 
 using Index = std::int64_t;
-using Pairs = IntVec<float>;
 
 constexpr Index RANK_ROWS = 16;
 constexpr Index RANK_PANEL = 48;  // whole groups
@@ -30,18 +27,12 @@ inline Index rank_pairs(Index n_dim) {
     return (n_dim + 2 * RANK_CHUNK_PAIRS - 1) / (2 * RANK_CHUNK_PAIRS) * RANK_CHUNK_PAIRS;
 }
 
-inline bool any_lane(Pairs lanes) {
-    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(lanes)) != 0;
-}
-
 // The digits of 64 integers of row `row` of a group, as first factors. chunk: [digit][16 rows][64].
 inline void place_digits(std::int16_t const* q, Index row, std::int32_t* chunk) {
     auto* const high = reinterpret_cast<std::int8_t*>(chunk) + 64 * row;
-    for (Index k = 0; k < 64; k += 32) {
-        __m512i const whole = _mm512_loadu_si512(q + k);
-        __m512i const rounded = _mm512_srai_epi16(_mm512_add_epi16(whole, _mm512_set1_epi16(128)), 8);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(high + k), _mm512_cvtepi16_epi8(rounded));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(high + 1024 + k), _mm512_cvtepi16_epi8(whole));
+    for (Index k = 0; k < 64; ++k) {
+        high[k] = static_cast<std::int8_t>((q[k] + 128) >> 8);
+        high[1024 + k] = static_cast<std::int8_t>(q[k]);
     }
 }
 
