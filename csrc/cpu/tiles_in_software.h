@@ -129,25 +129,26 @@ struct SoftwareTiles {
     [[gnu::noinline]] void add_digit_product(int c, int a, int b) {
         int const n_words = check_product(c, a, b);
         for (int m = 0; m < shapes.rows[c]; ++m) {
-            std::uint32_t sums[16];
-            std::memcpy(sums, rows[c][m], sizeof sums);
+            UnsignedWords sums;
+            std::memcpy(&sums, rows[c][m], sizeof sums);
             for (int k = 0; k < n_words; ++k) {
-                std::int8_t four[4], fours[16][4];
-                std::memcpy(four, rows[a][m] + 4 * k, sizeof four);
-                std::memcpy(fours, rows[b][k], sizeof fours);
-                for (int n = 0; n < 16; ++n) {
-                    int sum = 0;
-                    for (int i = 0; i < 4; ++i) {
-                        sum += four[i] * fours[n][i];
-                    }
-                    sums[n] += static_cast<std::uint32_t>(sum);
+                std::int8_t digits[4];
+                UnsignedWords words;
+                std::memcpy(digits, rows[a][m] + 4 * k, sizeof digits);
+                std::memcpy(&words, rows[b][k], sizeof words);
+                for (int i = 0; i < 4; ++i) {
+                    auto const theirs = reinterpret_cast<SignedWords>(words << (24 - 8 * i)) >> 24;
+                    sums += reinterpret_cast<UnsignedWords>(theirs * digits[i]);
                 }
             }
-            std::memcpy(rows[c][m], sums, shapes.bytes[c]);
+            std::memcpy(rows[c][m], &sums, shapes.bytes[c]);
         }
     }
 
   private:
+    using UnsignedWords = std::uint32_t __attribute__((vector_size(64)));
+    using SignedWords = std::int32_t __attribute__((vector_size(64)));
+
     static constexpr float LEAST_NORMAL = 0x1p-126F;
 
     static float flushed(float x) { return std::fabs(x) < LEAST_NORMAL ? std::copysign(0.0F, x) : x; }
