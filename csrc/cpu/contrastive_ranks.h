@@ -10,6 +10,21 @@ namespace sleepfm::SLEEPFM_ISA {
 
 constexpr Index RANK_BLOCK = 192;  // edge of a tile; with its operands at D = 512 it fills the second cache
 
+// True if any lane is not 0; lanes are 0 or -1.
+inline bool any_lane(IntVec<float> lanes) {
+#if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512DQ__)
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(lanes)) != 0;
+#elif SLEEPFM_VECTOR_BYTES == 32 && defined(__AVX2__)
+    return _mm256_movemask_epi8(reinterpret_cast<__m256i>(lanes)) != 0;
+#elif SLEEPFM_VECTOR_BYTES == 16 && defined(__SSE2__)
+    return _mm_movemask_epi8(reinterpret_cast<__m128i>(lanes)) != 0;
+#elif defined(__aarch64__)
+    return vmaxvq_u32(reinterpret_cast<uint32x4_t>(lanes)) != 0;
+#else
+    return count_of_lanes<float>(lanes) != 0;
+#endif
+}
+
 inline Vec<double> load_widened(float const* from) {
 #if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512F__)
     return _mm512_cvtps_pd(_mm256_loadu_ps(from));
@@ -66,7 +81,7 @@ struct RankWork {
     Index bytes;
 
     RankWork(void* base, Index n_rows, Index n_columns, Index n_dim, int n_threads) {
-        n_pairs = (n_dim + 1) / 2;
+        n_pairs = rank_pairs(n_dim);
         rows_padded = round_up(n_rows, RANK_ROWS);
         columns_padded = round_up(n_columns, RANK_PANEL);
         Carver carver(base);
@@ -85,7 +100,7 @@ struct RankWork {
 // A panel of columns, from column `first` on, and its members of RankOperand.
 inline void pack_columns(PairRanks const& call, RankWork const& work, Index first) {
     RankOperand const& columns = call.columns;
-    pack_integers(columns, call.n_dim, first, RANK_PANEL, work.columns + first * work.n_pairs);
+    pack_integers(columns, call.n_dim, first, RANK_PANEL, true, work.columns + first * work.n_pairs);
     for (Index j = first; j < first + RANK_PANEL; ++j) {
         bool const real = j < columns.n;
         work.step[j] = real ? columns.step[j] : 0.0F;
@@ -188,7 +203,7 @@ inline void pair_ranks(PairRanks const& call) {
     SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
         SLEEPFM_OMP(omp for schedule(static) nowait)
         for (Index first = 0; first < (call.new_rows ? work.rows_padded : 0); first += RANK_ROWS) {
-            pack_integers(call.rows, call.n_dim, first, RANK_ROWS, work.rows + first * work.n_pairs);
+            pack_integers(call.rows, call.n_dim, first, RANK_ROWS, false, work.rows + first * work.n_pairs);
         }
         SLEEPFM_OMP(omp for schedule(static) nowait)
         for (Index first = 0; first < work.columns_padded; first += RANK_PANEL) {
@@ -202,6 +217,7 @@ inline void pair_ranks(PairRanks const& call) {
         Index const thread = thread_number();
         std::int32_t* const tile = work.tiles + thread * RANK_BLOCK * RANK_BLOCK;
         std::int32_t* const ahead_rows = work.of_block + thread * n_counts;
+        RankProducts integer_products;
         SLEEPFM_OMP(omp for schedule(dynamic, 1))
         for (Index task = 0; task < n_row_blocks * n_column_blocks; ++task) {
             Index const r0 = task / n_column_blocks * RANK_BLOCK, c0 = task % n_column_blocks * RANK_BLOCK;
@@ -223,6 +239,10 @@ inline void pair_ranks(PairRanks const& call) {
             call.columns.ahead[j] += counts[work.rows_padded + j];
         }
     }
+}
+
+inline std::int64_t pair_ranks_bytes(std::int64_t n_rows, std::int64_t n_columns, std::int64_t n_dim, int n_threads) {
+    return RankWork(nullptr, n_rows, n_columns, n_dim, n_threads).bytes;
 }
 
 // own[r] = <a_r, b_r>.

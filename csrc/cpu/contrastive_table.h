@@ -46,10 +46,6 @@ inline void exponential_any(void const* x, void* y, std::int64_t n, bool is_doub
     }
 }
 
-inline std::int64_t pair_ranks_bytes(std::int64_t n_rows, std::int64_t n_columns, std::int64_t n_dim, int n_threads) {
-    return RankWork(nullptr, n_rows, n_columns, n_dim, n_threads).bytes;
-}
-
 ContrastiveKernels contrastive_kernels() {
     return {&forward<float>, &forward<double>, &backward<float>, &backward<double>, &bytes,        &joint,
             &joint_bytes,    &exponential_any, &pair_ranks,      &pair_ranks_bytes, &measure_rows, &own_inner_products};

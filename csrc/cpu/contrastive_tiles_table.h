@@ -5,6 +5,7 @@
 #include "cpu/contrastive.h"
 #include "cpu/contrastive_backward.h"
 #include "cpu/contrastive_forward.h"
+#include "cpu/contrastive_ranks.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
@@ -35,6 +36,9 @@ ContrastiveKernels contrastive_kernels() {
     table.forward_f32 = &forward<float>;
     table.backward_f32 = &backward<float>;
     table.bytes = &bytes;
+    table.pair_ranks = &pair_ranks;
+    table.pair_ranks_bytes = &pair_ranks_bytes;
+    table.measure_rank_rows = &measure_rows;
     return table;
 }
 

@@ -6,8 +6,12 @@
 #include <cstring>
 
 #include "cpu/contrastive_prepare.h"
-#include "cpu/rank_product.h"
 #include "params.h"
+#if defined(SLEEPFM_TILES)
+#include "cpu/rank_tiles.h"
+#else
+#include "cpu/rank_product.h"
+#endif
 
 namespace sleepfm::SLEEPFM_ISA {
 
@@ -28,14 +32,14 @@ __attribute__((noinline)) inline void quantise(float const* x, float const* mean
 }
 
 // The factor for a centred vector of this length and largest element: twice the number of steps in a unit. It keeps the
-// elements of q within 32767, and the length of q, which rounding makes at most sqrt(D) / 2 longer, within 46340, the
-// root of 2^31.
+// elements of q within 0x7F7F, the largest number of two digits of radix 256 from -128 to 127 (rank_tiles.h), and the
+// length of q, which rounding makes at most sqrt(D) / 2 longer, within 46340, the root of 2^31.
 inline float factor_of(double length, double largest, Index n_dim) {
     if (!(largest > 0.0)) {
         return 0.0F;
     }
     double const by_length = (46340.0 - 0.5 * std::sqrt(static_cast<double>(n_dim))) / length;
-    double const by_element = 32767.0 / largest;
+    double const by_element = 32639.0 / largest;
     double const factor = 2.0 * (by_length < by_element ? by_length : by_element);
     return static_cast<float>(factor < 0x1p120 ? factor : 0x1p120);  // for tiny vectors, so that 1 / factor is normal
 }
@@ -107,9 +111,42 @@ inline void measure_rows(RankRows const& call) {
     }
 }
 
+#if defined(SLEEPFM_TILES)
+
+// Writes `width` samples from `first` on, whole groups, quantised: columns are the second factors of products. Zero
+// beyond the last sample and the last dimension.
+inline void pack_integers(RankOperand const& operand, Index n_dim, Index first, Index width, bool columns,
+                          std::int32_t* panel) {
+    std::int16_t q[RANK_CHUNK];
+    Index const n_pairs = rank_pairs(n_dim);
+    for (Index group = 0; group < width; group += RANK_ROWS) {
+        std::int32_t* const to = panel + group * n_pairs;
+        for (Index s = 0; s < RANK_ROWS; ++s) {
+            Index const sample = first + group + s;
+            std::memset(q, 0, sizeof q);
+            for (Index k = 0; k < 2 * n_pairs; k += RANK_CHUNK) {
+                Index const n = n_dim - k < RANK_CHUNK ? n_dim - k : RANK_CHUNK;
+                if (sample < operand.n) {
+                    quantise(operand.x + sample * n_dim + k, operand.mean + k, operand.factor[sample], n, q);
+                    std::memset(q + n, 0, static_cast<std::size_t>(RANK_CHUNK - n) * sizeof q[0]);
+                }
+                for (Index i = 0; i < RANK_CHUNK && k + i < 2 * n_pairs; i += 64) {
+                    place_digits(q + i, s, to + (k + i) / 64 * RANK_CHUNK_WORDS);
+                }
+            }
+        }
+        for (Index k = 0; columns && k < n_pairs; k += RANK_CHUNK_PAIRS) {
+            turn_digits(to + k / RANK_CHUNK_PAIRS * RANK_CHUNK_WORDS);
+        }
+    }
+}
+
+#else
+
 // Writes the panel of `width` samples from `first` on, quantised, [pair of dimensions][sample]; zero beyond the last
 // sample and the last dimension.
-inline void pack_integers(RankOperand const& operand, Index n_dim, Index first, Index width, std::int32_t* panel) {
+inline void pack_integers(RankOperand const& operand, Index n_dim, Index first, Index width, bool /*columns*/,
+                          std::int32_t* panel) {
     std::int16_t q[RANK_CHUNK];
     for (Index s = 0; s < width; ++s) {
         bool const real = first + s < operand.n;
@@ -128,5 +165,7 @@ inline void pack_integers(RankOperand const& operand, Index n_dim, Index first, 
         }
     }
 }
+
+#endif
 
 }  // namespace sleepfm::SLEEPFM_ISA

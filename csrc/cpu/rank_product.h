@@ -29,6 +29,11 @@ constexpr Index RANK_ROWS = 6;
 constexpr int RANK_VECTORS = 2;
 #endif
 constexpr Index RANK_PANEL = RANK_VECTORS * WIDTH<float>;
+// Pairs of dimensions that a sample has room for.
+inline Index rank_pairs(Index n_dim) {
+    return (n_dim + 1) / 2;
+}
+
 // Pairs of dimensions that are multiplied at a time: 24 KiB of a panel of columns, which stay in the first cache.
 constexpr Index RANK_PIECE = 24 * 1024 / (RANK_PANEL * 4);
 
@@ -43,21 +48,6 @@ inline Pairs multiply_pairs(Pairs a, Pairs b) {
     return reinterpret_cast<Pairs>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
 #else
     return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
-#endif
-}
-
-// True if any lane is not 0; lanes are 0 or -1.
-inline bool any_lane(Pairs lanes) {
-#if SLEEPFM_VECTOR_BYTES == 64 && defined(__AVX512DQ__)
-    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(lanes)) != 0;
-#elif SLEEPFM_VECTOR_BYTES == 32 && defined(__AVX2__)
-    return _mm256_movemask_epi8(reinterpret_cast<__m256i>(lanes)) != 0;
-#elif SLEEPFM_VECTOR_BYTES == 16 && defined(__SSE2__)
-    return _mm_movemask_epi8(reinterpret_cast<__m128i>(lanes)) != 0;
-#elif defined(__aarch64__)
-    return vmaxvq_u32(reinterpret_cast<uint32x4_t>(lanes)) != 0;
-#else
-    return count_of_lanes<float>(lanes) != 0;
 #endif
 }
 
@@ -153,16 +143,19 @@ inline PanelProducts panel_products() {
 // tile[c / RANK_PANEL][r][c % RANK_PANEL] = <q_r, q_c>, for n_rows rows (a multiple of RANK_ROWS) and n_columns columns
 // (a multiple of RANK_PANEL). No partial sum overflows 32 bits: the squares of a sample sum to less than 2^31
 // (factor_of), which by the Cauchy-Schwarz inequality bounds the sum of any subset of the products of two samples.
-inline void integer_products(Index n_rows, Index n_columns, Index n_pairs, std::int32_t const* a, std::int32_t const* b,
-                             std::int32_t* tile) {
+struct RankProducts {
     PanelProducts const products = panel_products();
-    for (Index k = 0; k < n_pairs; k += RANK_PIECE) {
-        Index const n_k = n_pairs - k < RANK_PIECE ? n_pairs - k : RANK_PIECE;
-        for (Index c = 0; c < n_columns; c += RANK_PANEL) {
-            products(n_rows, n_k, n_pairs * RANK_ROWS, a + k * RANK_ROWS, b + c * n_pairs + k * RANK_PANEL,
-                     tile + c * n_rows, k > 0);
+
+    void operator()(Index n_rows, Index n_columns, Index n_pairs, std::int32_t const* a, std::int32_t const* b,
+                    std::int32_t* tile) const {
+        for (Index k = 0; k < n_pairs; k += RANK_PIECE) {
+            Index const n_k = n_pairs - k < RANK_PIECE ? n_pairs - k : RANK_PIECE;
+            for (Index c = 0; c < n_columns; c += RANK_PANEL) {
+                products(n_rows, n_k, n_pairs * RANK_ROWS, a + k * RANK_ROWS, b + c * n_pairs + k * RANK_PANEL,
+                         tile + c * n_rows, k > 0);
+            }
         }
     }
-}
+};
 
 }  // namespace sleepfm::SLEEPFM_ISA
