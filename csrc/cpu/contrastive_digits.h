@@ -159,19 +159,17 @@ class DigitProducts {
             add_chunk<GROUPS>(a + k * a_stride, b + k * STACK, b + b_group + k * STACK);
             pending_.rows(k * GROUP / n_chunks, (k + 1) * GROUP / n_chunks);
         }
-        Levels& levels = levels_[current_];
-        store_tile<0>(levels.sum[0][0], 64);
-        store_tile<1>(levels.sum[0][1], 64);
-        store_tile<2>(levels.sum[0][2], 64);
+        store_tile<0>(levels_.sum[0][0], 64);
+        store_tile<1>(levels_.sum[0][1], 64);
+        store_tile<2>(levels_.sum[0][2], 64);
         if constexpr (GROUPS > 1) {
-            store_tile<3>(levels.sum[1][0], 64);
-            store_tile<4>(levels.sum[1][1], 64);
-            store_tile<5>(levels.sum[1][2], 64);
+            store_tile<3>(levels_.sum[1][0], 64);
+            store_tile<4>(levels_.sum[1][1], 64);
+            store_tile<5>(levels_.sum[1][2], 64);
         }
         pending_ = result;
-        pending_.from = &levels;
+        pending_.from = &levels_;
         pending_.n_groups = GROUPS;
-        current_ = 1 - current_;
     }
     void finish() {
         pending_.rows(0, GROUP);
@@ -224,9 +222,8 @@ class DigitProducts {
         }
     }
 
-    Levels levels_[2];
-    int current_ = 0;
-    Result pending_;  // of the block before
+    Levels levels_;   // those of the block before, which are numbers by the time the next one's are stored
+    Result pending_;  // of that block
 };
 
 // out = a b^T, or added to it, for n_rows of a and n_columns of b, multiples of 16, summed over n_chunks. Row groups of
